@@ -1,0 +1,193 @@
+"""From agents that come one by one to batches: `Batcher` collects, `Batched` is a batcher with its inferer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, final
+
+import numpy as np
+
+from .errors import DuplicateIdError, IncompatibleModelError, InputShapeError, MissingInputError, UnknownInputError
+from .inferer.base import Inferer, Response, as_dtype
+from .model.signature import ModelApi
+from .scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
+
+States = Mapping[int, Mapping[str, Any]] | Iterable[tuple[int, Mapping[str, Any]]]
+
+
+@final
+class Batcher:
+    """Collects the states of agents until `execute` runs them all.
+
+    Reuse it over frames: its memory stays. A push that fails changes nothing; an `execute` that fails loses nothing, and the next one
+    goes on where it stopped.
+    """
+
+    def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
+        """Room for `capacity` agents of `inferer`; it grows."""
+        self._raw = inferer.raw_api
+        self._scratch = ScratchPad(self._raw.inputs, self._raw.outputs, capacity)
+        self._finished: list[ScratchPadView] = []
+        self._ids: set[int] = set()
+        self._bind(inferer.api)
+
+    def _bind(self, api: ModelApi) -> None:
+        self._api = api
+        names = [spec.name for spec in self._raw.inputs]
+        self._slots = [(names.index(spec.name), spec) for spec in api.inputs]
+        self._names = {spec.name for spec in api.inputs}
+
+    def __len__(self) -> int:
+        """Agents that wait."""
+        return self._scratch.batch_size
+
+    def push(self, agent: int, state: Mapping[str, Any]) -> None:
+        """Copy the state of one agent into the batch.
+
+        Raises:
+            DuplicateIdError: the agent waits already.
+            InputError: an unknown, missing, misshapen or mistyped input.
+        """
+        if agent in self._ids:
+            raise DuplicateIdError(f"agent {agent} is in this batch already: execute it first, or push one state per agent")
+        self._check_names(agent, state)
+        rows = []
+        for slot, spec in self._slots:
+            row = as_dtype(spec, state[spec.name])
+            if row.shape != spec.shape:
+                raise InputShapeError(f"input {spec.name!r} of agent {agent} has shape {list(row.shape)}, expected {list(spec.shape)}")
+            rows.append((slot, row))
+        self._scratch.next(agent)
+        self._ids.add(agent)
+        for slot, row in rows:
+            self._scratch.push(slot, row)
+
+    def extend(self, states: States) -> None:
+        """Copy the states of many agents, with one gather per input; either all are taken or none.
+
+        Raises:
+            DuplicateIdError, InputError: as for `push`.
+        """
+        pairs = list(states.items() if isinstance(states, Mapping) else states)
+        agents = [agent for agent, _ in pairs]
+        fresh = set(agents)
+        if len(fresh) < len(agents) or not fresh.isdisjoint(self._ids):
+            twice = next(agent for index, agent in enumerate(agents) if agent in self._ids or agent in agents[:index])
+            raise DuplicateIdError(f"agent {twice} is in this batch already: execute it first, or push one state per agent")
+        for agent, state in pairs:
+            if state.keys() != self._names:
+                self._check_names(agent, state)
+        count = self._scratch.batch_size
+        self._scratch.reserve(count + len(pairs))
+        for slot, spec in self._slots:
+            column = [state[spec.name] for _, state in pairs]
+            if not all(type(row) is np.ndarray and row.dtype == spec.dtype for row in column):
+                column = [as_dtype(spec, row) for row in column]
+            for agent, row in zip(agents, column, strict=True):
+                if row.shape != spec.shape:
+                    raise InputShapeError(f"input {spec.name!r} of agent {agent} has shape {list(row.shape)}, expected {list(spec.shape)}")
+            if column:
+                _gather(column, self._scratch.rows(slot, count, count + len(pairs)))
+        self._scratch.ids.extend(agents)
+        self._ids |= fresh
+
+    def execute(self, inferer: Inferer) -> dict[int, Response]:
+        """Run everything that waits, in the order it was pushed, and answer by agent.
+
+        Raises:
+            IncompatibleModelError: `inferer` takes other inputs than the one this batcher was made for.
+        """
+        if inferer.raw_api is not self._raw:
+            self._rebind(inferer)
+        total = self._scratch.batch_size
+        done = sum(map(len, self._finished))
+        while done < total:
+            view = self._scratch.chunk(done, inferer.select_batch_size(total - done))
+            inferer.infer_raw(view)
+            self._finished.append(view)
+            done += len(view)
+        responses = self._responses(inferer)
+        self.clear()
+        return responses
+
+    def clear(self) -> None:
+        """Forget everything that waits."""
+        self._scratch.clear()
+        self._finished.clear()
+        self._ids.clear()
+
+    def _check_names(self, agent: int, state: Mapping[str, Any]) -> None:
+        if unknown := [name for name in state if name not in self._names]:
+            raise UnknownInputError(unknown, [spec.name for spec in self._api.inputs], f"agent {agent}'s model")
+        if missing := [spec.name for spec in self._api.inputs if spec.name not in state]:
+            raise MissingInputError(missing, state, f"agent {agent}")
+
+    def _rebind(self, inferer: Inferer) -> None:
+        if inferer.raw_api != self._raw:
+            raise IncompatibleModelError(
+                f"this batcher was made for inputs {self._raw.input_shapes()} and outputs {self._raw.output_shapes()}, the inferer has "
+                f"{inferer.raw_input_shapes()} and {inferer.raw_output_shapes()}: make a new Batcher"
+            )
+        self._raw = inferer.raw_api
+        self._bind(inferer.api)
+
+    def _responses(self, inferer: Inferer) -> dict[int, Response]:
+        shown = [spec.name for spec in inferer.api.outputs]
+        slots = {spec.name: slot for slot, spec in enumerate(self._raw.outputs)}
+        responses: dict[int, Response] = {}
+        for view in self._finished:
+            columns = [view.output_slot(slots[name]) for name in shown]
+            agents = view.ids or ()
+            for agent, *rows in zip(agents, *columns, strict=True):
+                responses[agent] = Response(zip(shown, map(np.asarray, rows), strict=True))
+        return responses
+
+
+@final
+class Batched:
+    """An inferer with a batcher: `push` as agents come, `execute` once per frame."""
+
+    def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
+        """Collect agents for `inferer`."""
+        self.inferer = inferer
+        self._batcher = Batcher(inferer, capacity)
+
+    @classmethod
+    def wrap(cls, inferer: Inferer) -> Batched:
+        """cervo's name for the constructor."""
+        return cls(inferer)
+
+    def __len__(self) -> int:
+        """Agents that wait."""
+        return len(self._batcher)
+
+    def push(self, agent: int, state: Mapping[str, Any]) -> None:
+        """Copy the state of one agent into the batch; see `Batcher.push`."""
+        self._batcher.push(agent, state)
+
+    def extend(self, states: States) -> None:
+        """Copy the states of many agents; see `Batcher.extend`."""
+        self._batcher.extend(states)
+
+    def execute(self) -> dict[int, Response]:
+        """Run everything that waits; see `Batcher.execute`."""
+        return self._batcher.execute(self.inferer)
+
+    def clear(self) -> None:
+        """Forget everything that waits."""
+        self._batcher.clear()
+
+    def begin_agent(self, agent: int) -> None:
+        """See `Inferer.begin_agent`."""
+        self.inferer.begin_agent(agent)
+
+    def end_agent(self, agent: int) -> None:
+        """See `Inferer.end_agent`."""
+        self.inferer.end_agent(agent)
+
+
+def _gather(column: list[np.ndarray], out: np.ndarray) -> None:
+    if column[0].ndim == 0:
+        out[:] = column
+    else:
+        np.concatenate(column, out=out.reshape(len(column) * out.shape[1], *out.shape[2:]))

@@ -1,0 +1,111 @@
+"""Every exception of memojax. Each says what it is about, what was given, what was expected, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class MemojaxError(Exception):
+    """Base of all errors that memojax raises on purpose."""
+
+
+class ModelLoadError(MemojaxError):
+    """A file, byte string or `ModelProto` is not a model that can be loaded."""
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """One operator that no part of memojax can lower, with the nodes that use it."""
+
+    domain: str
+    op_type: str
+    version: int
+    nodes: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.nodes[:3]) + (f" and {len(self.nodes) - 3} more" if len(self.nodes) > 3 else "")
+        return f"{self.domain or 'ai.onnx'}.{self.op_type} (opset {self.version}; nodes {shown}): {self.reason}"
+
+
+class UnsupportedOpError(MemojaxError):
+    """A model uses operators that cannot be lowered; all of them are listed at once in `missing`."""
+
+    def __init__(self, missing: Sequence[Unsupported]):
+        self.missing = tuple(missing)
+        listing = "\n  ".join(str(item) for item in self.missing)
+        super().__init__(
+            f"{len(self.missing)} operator(s) of this model cannot be lowered:\n  {listing}\n"
+            "Add them with memojax.ops.register, or see `memojax ops` for what is supported."
+        )
+
+
+class LoweringError(MemojaxError):
+    """A node could not be turned into JAX; the message names the node, its operator and its inputs."""
+
+
+class StaticInputError(LoweringError):
+    """A value that decides a shape is not known while tracing."""
+
+
+class DimensionError(MemojaxError):
+    """The batch axis or a symbolic dimension of a model is not determined."""
+
+
+class InputError(MemojaxError, ValueError):
+    """Base of errors about the data given to an inferer."""
+
+
+class UnknownInputError(InputError):
+    """An input name that the model does not have."""
+
+    def __init__(self, names: Iterable[str], expected: Iterable[str], where: str = "the model"):
+        self.names, self.expected = tuple(names), tuple(expected)
+        super().__init__(
+            f"unknown input {', '.join(map(repr, self.names))}: {where} takes {', '.join(map(repr, self.expected))}."
+        )
+
+
+class MissingInputError(InputError):
+    """An input that the model needs was not given."""
+
+    def __init__(self, names: Iterable[str], given: Iterable[str], where: str = "the model"):
+        self.names, self.given = tuple(names), tuple(given)
+        super().__init__(
+            f"missing input {', '.join(map(repr, self.names))} for {where}: only {', '.join(map(repr, self.given)) or 'nothing'} was given."
+        )
+
+
+class InputShapeError(InputError):
+    """An input has another shape than the model takes."""
+
+
+class InputDtypeError(InputError):
+    """An input has a dtype that cannot be cast to the model's without loss of kind."""
+
+
+class DuplicateIdError(InputError):
+    """An agent id was pushed twice into one batch."""
+
+
+class UnknownAgentError(InputError, KeyError):
+    """An agent id that was never begun, or has ended."""
+
+    __str__ = Exception.__str__
+
+
+class BatchSizeError(InputError):
+    """A batch size that is not possible: negative, zero where a plan is asked for, or more than fits."""
+
+
+class RowsMixError(MemojaxError):
+    """Padding or splitting was asked of a model in which one row of the batch changes the result of another."""
+
+
+class CompileError(MemojaxError):
+    """XLA could not compile a plan; other batch sizes are not touched, and nothing is cached."""
+
+
+class IncompatibleModelError(MemojaxError):
+    """A model or wrapper that does not fit the one it should replace, or the inferer it should wrap."""

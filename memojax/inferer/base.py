@@ -1,0 +1,256 @@
+"""What every inferer offers: cervo's methods, on top of `infer_raw` over a scratch pad view."""
+
+from __future__ import annotations
+
+import abc
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._types import Arrays
+from ..errors import InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
+from ..model.signature import ModelApi, TensorSpec
+from ..scratch import ScratchPadView, aligned_empty
+
+if TYPE_CHECKING:
+    from ..batcher import Batched
+    from ..wrapper.base import InfererWrapper, StatefulInferer
+    from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
+
+Shapes = list[tuple[str, list[int]]]
+
+
+class State(dict[str, Any]):
+    """The data of one agent: input name -> array of the element shape. Any mapping will do in its place."""
+
+    @classmethod
+    def empty(cls) -> State:
+        """A state to be filled."""
+        return cls()
+
+    @property
+    def data(self) -> State:
+        """The state itself, by cervo's name for it."""
+        return self
+
+
+class Response(dict[str, np.ndarray]):
+    """The answer for one agent: output name -> array of the element shape; the arrays are its own."""
+
+    @classmethod
+    def empty(cls) -> Response:
+        """A response to be filled."""
+        return cls()
+
+    @property
+    def data(self) -> Response:
+        """The response itself, by cervo's name for it."""
+        return self
+
+
+class Inferer(abc.ABC):
+    """Evaluates a policy for a batch of agents.
+
+    `raw_*` is what the model itself takes and gives; `input_shapes` and `output_shapes` leave out what wrappers around it fill in or
+    keep. Shapes are lists of (name, element shape): the batch axis is not part of them.
+    """
+
+    @property
+    @abc.abstractmethod
+    def raw_api(self) -> ModelApi:
+        """The model's own inputs and outputs."""
+
+    @property
+    @abc.abstractmethod
+    def api(self) -> ModelApi:
+        """The inputs that callers give and the outputs that they get."""
+
+    @abc.abstractmethod
+    def select_batch_size(self, max_count: int) -> int:
+        """How many of `max_count` waiting rows to take in one `infer_raw`."""
+
+    @abc.abstractmethod
+    def infer_raw(self, view: ScratchPadView) -> None:
+        """Run the model on the rows of `view`, whose slots are those of `raw_api`, and fill its outputs.
+
+        Raises:
+            BatchSizeError: as many rows cannot be run at once.
+        """
+
+    @abc.abstractmethod
+    def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
+        """Run a whole batch, `{name: [n, *element_shape]}` to `{name: [n, *element_shape]}`.
+
+        NumPy in gives NumPy out, when the call returns the numbers are there; the arrays are read-only views of XLA's own results. A
+        `jax.Array` (or DLPack) in gives `jax.Array` out, without a trip to the host. No rows give no rows and compile nothing.
+
+        Args:
+            inputs: every input by name.
+            ids: the agents of the rows, for inferers that keep state by agent; rows are agents 0, 1, ... without it.
+            dones: bool[n], rows whose state is to be zeroed before they run, for inferers that keep state.
+
+        Raises:
+            InputError: an unknown, missing, misshapen or mistyped input.
+        """
+
+    @abc.abstractmethod
+    def begin_agent(self, agent: int) -> None:
+        """Note that `agent` appears; inferers that keep state make room for it."""
+
+    @abc.abstractmethod
+    def end_agent(self, agent: int) -> None:
+        """Note that `agent` is gone; inferers that keep state forget it."""
+
+    def raw_input_shapes(self) -> Shapes:
+        """(name, element shape) of each input of the model itself."""
+        return self.raw_api.input_shapes()
+
+    def raw_output_shapes(self) -> Shapes:
+        """(name, element shape) of each output of the model itself."""
+        return self.raw_api.output_shapes()
+
+    def input_shapes(self) -> Shapes:
+        """(name, element shape) of each input that callers give."""
+        return self.api.input_shapes()
+
+    def output_shapes(self) -> Shapes:
+        """(name, element shape) of each output that callers get."""
+        return self.api.output_shapes()
+
+    def infer_batch(self, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, Response]:
+        """Run a batch of agents, `{id: state}` to `{id: response}`.
+
+        Raises:
+            InputError: a state that does not fit; nothing has run then.
+        """
+        from ..batcher import Batcher
+
+        batcher = Batcher(self, capacity=len(batch))
+        batcher.extend(batch)
+        return batcher.execute(self)
+
+    def infer_single(self, state: Mapping[str, Any]) -> Response:
+        """Run one agent, which has id 0."""
+        return self.infer_batch({0: state})[0]
+
+    def infer(self, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, Response]:
+        """Deprecated name of `infer_batch`."""
+        warnings.warn("Inferer.infer is deprecated: call infer_batch", DeprecationWarning, stacklevel=2)
+        return self.infer_batch(batch)
+
+    def with_default_epsilon(self, key: str) -> EpsilonInjector:
+        """Feed the input `key` with standard normal noise."""
+        from ..wrapper.epsilon import EpsilonInjector
+
+        return EpsilonInjector(self, key)
+
+    def with_epsilon(self, generator: NoiseGenerator, key: str) -> EpsilonInjector:
+        """Feed the input `key` from `generator`."""
+        from ..wrapper.epsilon import EpsilonInjector
+
+        return EpsilonInjector(self, key, generator)
+
+    def into_batched(self) -> Batched:
+        """Collect agents one by one and run them together."""
+        from ..batcher import Batched
+
+        return Batched(self)
+
+    def into_stateful(self, wrapper_stack: InfererWrapper) -> StatefulInferer:
+        """Put a stack of wrappers around this inferer, which can be swapped later."""
+        from ..wrapper.base import StatefulInferer
+
+        return StatefulInferer(wrapper_stack, self)
+
+
+def run_view(inferer: Inferer, view: ScratchPadView) -> None:
+    """Run `view` in the batch sizes that `inferer` selects, in order."""
+    total = len(view)
+    size = inferer.select_batch_size(total) if total else 0
+    if size == total:
+        if total:
+            inferer.infer_raw(view)
+        return
+    parts: list[ScratchPadView] = []
+    done = 0
+    while done < total:
+        size = inferer.select_batch_size(total - done)
+        part = view.part(done, done + size)
+        inferer.infer_raw(part)
+        parts.append(part)
+        done += size
+    for slot in range(len(view.output_specs)):
+        view.set_output(slot, np.concatenate([part.output_slot(slot) for part in parts]))
+
+
+def infer_through_view(
+    inferer: Inferer, inputs: Mapping[str, Any], ids: Sequence[int] | None = None, dones: Any = None
+) -> dict[str, np.ndarray]:
+    """`infer_arrays` for any inferer, by way of `infer_raw`: hidden inputs get a slot for the wrappers to fill."""
+    given, n = checked_rows(inferer.api.inputs, inputs)
+    by_name = dict(zip((spec.name for spec in inferer.api.inputs), given, strict=True))
+    raw = inferer.raw_api
+    slots = [by_name[spec.name] if spec.name in by_name else aligned_empty((n, *spec.shape), spec.dtype) for spec in raw.inputs]
+    view = ScratchPadView(raw.inputs, raw.outputs, slots, n, ids, None if dones is None else np.asarray(dones, np.bool_))
+    run_view(inferer, view)
+    names = {spec.name: slot for slot, spec in enumerate(raw.outputs)}
+    return {spec.name: view.output_slot(names[spec.name]) for spec in inferer.api.outputs}
+
+
+def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple[list[np.ndarray], int]:
+    """Inputs as contiguous NumPy arrays in the order of `specs`, and the number of rows.
+
+    Raises:
+        InputError: an unknown, missing, misshapen or mistyped input.
+    """
+    names = [spec.name for spec in specs]
+    if unknown := [name for name in inputs if name not in names]:
+        raise UnknownInputError(unknown, names)
+    if missing := [name for name in names if name not in inputs]:
+        raise MissingInputError(missing, inputs)
+    rows = [as_dtype(spec, inputs[spec.name]) for spec in specs]
+    n = len(rows[0]) if rows and rows[0].ndim else -1
+    for spec, row in zip(specs, rows, strict=True):
+        if row.shape != (n, *spec.shape):
+            raise InputShapeError(_shape_message(spec, row.shape, n, names[0]))
+    return rows, n
+
+
+def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
+    """`given` as a C-contiguous array of the spec's dtype; widths may change, kinds (float to integer, ...) may not.
+
+    Raises:
+        InputDtypeError: another kind of number.
+        InputShapeError: no rectangular array.
+    """
+    try:
+        array = np.asarray(given)
+    except ValueError as cause:
+        raise InputShapeError(f"input {spec.name!r} is not a rectangular array: {cause}") from cause
+    if array.dtype == spec.dtype:
+        return np.ascontiguousarray(array) if array.ndim else array
+    if not can_cast(array.dtype, spec.dtype):
+        raise InputDtypeError(f"input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}: cast it first if that is meant")
+    return np.asarray(array.astype(spec.dtype), order="C")
+
+
+def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
+    """Whether a width may change silently: within a kind, or from integers and booleans to floats."""
+    if given == np.bool_ or wanted == np.bool_ or given.kind in "OSUMm":
+        return given == wanted or (given == np.bool_ and wanted.kind in "iuf")
+    if wanted.kind == "V" or given.kind == "V":
+        return given.kind != "c"
+    if given.kind in "iu" and wanted.kind in "iu":
+        return True
+    return np.can_cast(given, wanted, "same_kind")
+
+
+def _shape_message(spec: TensorSpec, given: Sequence[int], n: int, first: str) -> str:
+    wanted = f"[n, {', '.join(map(str, spec.shape))}]" if spec.shape else "[n]"
+    if tuple(given[1:]) == spec.shape and len(given) == len(spec.shape) + 1:
+        return f"input {spec.name!r} has {given[0]} rows, but {first!r} has {n}: all inputs need one row per agent"
+    if tuple(given) == spec.shape:
+        return f"input {spec.name!r} has shape {list(given)}, one agent without a batch axis; expected {wanted}: add one with x[None]"
+    return f"input {spec.name!r} has shape {list(given)}, expected {wanted}, a row per agent"

@@ -1,0 +1,260 @@
+"""The part that the four inferers share: plans by size, rows in and out, on the host and on devices."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import itertools
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._client import cpu_device
+from .._types import Arrays, Source
+from ..errors import BatchSizeError, InputDtypeError, InputShapeError, MissingInputError, RowsMixError, UnknownInputError
+from ..model.signature import ModelApi
+from ..plan import Plan, Planner, PlanInfo
+from ..plan_cache import CacheInfo, PlanCache
+from ..scratch import ScratchPadView, aligned_empty
+from ..typed import TypedModel
+from .base import Inferer, can_cast, checked_rows, run_view
+
+
+class ModelInferer(Inferer):
+    """An inferer that runs a `TypedModel` itself (abstract: how rows are dealt out to plans is what the four kinds differ in)."""
+
+    def __init__(
+        self,
+        typed: TypedModel,
+        preloaded_sizes: Iterable[int] = (),
+        *,
+        maxsize: int | None = None,
+        device: jax.Device | None = None,
+        seed: int = 0,
+        precision: str | None = "highest",
+    ):
+        self.typed = typed
+        self._device = device or cpu_device()
+        self._precision = precision
+        self._cache = PlanCache(self._planner(self._device).lower, maxsize)
+        self._elsewhere: dict[jax.Device, PlanCache] = {}
+        self._elsewhere_lock = threading.Lock()
+        self._seed = seed & 0xFFFFFFFF
+        self._draws = itertools.count()
+        self._buffers = threading.local()
+        self._names = [spec.name for spec in typed.api.inputs]
+        position = {name: index for index, name in enumerate(typed.computed)}
+        self._computed_names = list(typed.computed)
+        self._computed_slots = [(slot, position[spec.name]) for slot, spec in enumerate(typed.api.outputs) if spec.name in position]
+        self._cache.preload(preloaded_sizes)
+
+    @abc.abstractmethod
+    def _plan_size(self, n: int) -> int:
+        """Size of the plan that runs `n` rows at once; more than `n` means padding.
+
+        Raises:
+            BatchSizeError: no plan takes `n` rows at once.
+        """
+
+    @property
+    def raw_api(self) -> ModelApi:
+        return self.typed.api
+
+    @property
+    def api(self) -> ModelApi:
+        return self.typed.api
+
+    @property
+    def device(self) -> jax.Device:
+        """Where NumPy batches run."""
+        return self._device
+
+    @property
+    def params(self) -> Any:
+        """The weights, as a pytree."""
+        return self.typed.params
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the model file says about itself (`metadata_props`)."""
+        return dict(self.typed.model.metadata) if self.typed.model else {}
+
+    @functools.cached_property
+    def mixing_outputs(self) -> tuple[str, ...]:
+        """Outputs in which one row influences another; found by a probe when first asked for."""
+        return self.typed.mixing_outputs()
+
+    def begin_agent(self, agent: int) -> None:
+        """Nothing is kept by agent here."""
+
+    def end_agent(self, agent: int) -> None:
+        """Nothing is kept by agent here."""
+
+    def infer_raw(self, view: ScratchPadView) -> None:
+        n = len(view)
+        if n == 0:
+            return
+        results = self._run_rows(view.inputs, n)
+        for slot, index in self._computed_slots:
+            view.set_output(slot, results[index])
+        for slot, spec in enumerate(self.typed.api.outputs):
+            if spec.name in self.typed.constant:
+                view.set_output(slot, self._constant_rows(spec.name, n))
+
+    def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
+        rows = [inputs.get(name) for name in self._names]
+        if len(inputs) == len(rows) and rows:
+            n = len(rows[0]) if type(rows[0]) is np.ndarray and rows[0].ndim else 0
+            plan = self._cache.hit(n)
+            if plan is not None and all(
+                type(row) is np.ndarray and row.shape == shape and row.dtype == dtype
+                for row, shape, dtype in zip(rows, plan.shapes, plan.dtypes, strict=True)
+            ):
+                results = plan(rows, self._key() if plan.random else None)
+                named: Arrays = dict(zip(self._computed_names, map(np.asarray, results), strict=True))
+                return named if not self.typed.constant else self._in_order(named, n)
+        if any(_lives_on_device(row) for row in rows):
+            return self._infer_on_device(inputs)
+        return self._infer_checked(inputs)
+
+    def preload(self, sizes: Iterable[int], workers: int = 1) -> None:
+        """Compile plans for `sizes` now; `maxsize` never drops them.
+
+        Raises:
+            BatchSizeError: a size that is no positive whole number; nothing is compiled then.
+        """
+        self._cache.preload(sizes, workers)
+
+    def cache_info(self) -> CacheInfo:
+        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows."""
+        return self._cache.info()
+
+    def cache_clear(self, size: int | None = None) -> None:
+        """Drop the plan for `size`, or all plans and counts."""
+        self._cache.clear(size)
+
+    def plans(self) -> list[PlanInfo]:
+        """What is compiled, by size: cost to compile, calls, median time, bytes."""
+        return [plan.info() for plan in self._cache.plans()]
+
+    def _infer_checked(self, inputs: Mapping[str, Any]) -> Arrays:
+        rows, n = checked_rows(self.api.inputs, inputs)
+        view = ScratchPadView(self.api.inputs, self.api.outputs, rows, n)
+        run_view(self, view)
+        return {spec.name: view.output_slot(slot) for slot, spec in enumerate(self.api.outputs)}
+
+    def _run_rows(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+        size = self._plan_size(n)
+        plan = self._cache.get(size)
+        key = self._key() if plan.random else None
+        if size == n:
+            return list(map(np.asarray, plan(rows, key)))
+        self._cache.count_padding(size - n)
+        return [np.asarray(result)[:n] for result in plan(self._padded(rows, n, size), key)]
+
+    def _padded(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
+        buffers = self._buffers.__dict__.setdefault(size, None)
+        if buffers is None:
+            buffers = [aligned_empty((size, *spec.shape), spec.dtype) for spec in self.api.inputs]
+            self._buffers.__dict__[size] = buffers
+        for buffer, row in zip(buffers, rows, strict=True):
+            buffer[:n] = row
+            buffer[n:] = 0
+        return buffers
+
+    def _key(self) -> np.ndarray:
+        return np.array([self._seed, next(self._draws)], np.uint32)
+
+    def _constant_rows(self, name: str, n: int) -> np.ndarray:
+        value = self.typed.constant[name]
+        return np.broadcast_to(value, (n, *value.shape))
+
+    def _in_order(self, named: Arrays, n: int) -> Arrays:
+        return {
+            spec.name: named[spec.name] if spec.name in named else self._constant_rows(spec.name, n) for spec in self.typed.api.outputs
+        }
+
+    def _planner(self, device: jax.Device) -> Planner:
+        weights = "constant" if device.platform == "cpu" else "argument"
+        return Planner(self.typed, device, weights, self._precision)
+
+    def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
+        rows, n, device = self._device_rows(inputs)
+        if n == 0:
+            return {spec.name: jnp.zeros((0, *spec.shape), spec.dtype) for spec in self.api.outputs}
+        with self._elsewhere_lock:
+            cache = self._elsewhere.get(device)
+            if cache is None:
+                cache = self._elsewhere[device] = PlanCache(self._planner(device).lower, self._cache.maxsize)
+        parts: list[Sequence[jax.Array]] = []
+        done = 0
+        while done < n:
+            take = self.select_batch_size(n - done)
+            size = self._plan_size(take)
+            plan = cache.get(size)
+            part = rows if take == n else [row[done : done + take] for row in rows]
+            if size > take:
+                part = [jnp.concatenate([row, jnp.zeros((size - take, *row.shape[1:]), row.dtype)]) for row in part]
+            results = plan(part, self._key() if plan.random else None)
+            parts.append(results if size == take else [result[:take] for result in results])
+            done += take
+        results = parts[0] if len(parts) == 1 else [jnp.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+        named: Arrays = dict(zip(self._computed_names, results, strict=True))
+        constants = {name: jax.device_put(self._constant_rows(name, n), device) for name in self.typed.constant}
+        return {spec.name: named.get(spec.name, constants.get(spec.name)) for spec in self.api.outputs}  # pyright: ignore[reportReturnType]
+
+    def _device_rows(self, inputs: Mapping[str, Any]) -> tuple[list[jax.Array], int, jax.Device]:
+        if unknown := [name for name in inputs if name not in self._names]:
+            raise UnknownInputError(unknown, self._names)
+        if missing := [name for name in self._names if name not in inputs]:
+            raise MissingInputError(missing, inputs)
+        given = [_as_jax(inputs[name]) for name in self._names]
+        device = next(iter(next(value for value in given if isinstance(value, jax.Array)).devices()))
+        n = given[0].shape[0] if given[0].ndim else -1
+        rows: list[jax.Array] = []
+        for spec, value in zip(self.api.inputs, given, strict=True):
+            if value.shape != (n, *spec.shape):
+                raise InputShapeError(f"input {spec.name!r} has shape {list(value.shape)}, expected {[n, *spec.shape]}")
+            if value.dtype != spec.dtype:
+                if not can_cast(np.dtype(value.dtype), spec.dtype):
+                    raise InputDtypeError(f"input {spec.name!r} is {value.dtype}, the model takes {spec.dtype}: cast it first")
+                with jax.enable_x64(True):
+                    value = value.astype(spec.dtype)
+            rows.append(value if isinstance(value, jax.Array) else jax.device_put(value, device))
+        return rows, n, device
+
+
+def refuse_mixing(inferer: ModelInferer, what: str) -> None:
+    """Make sure that rows do not influence each other.
+
+    Raises:
+        RowsMixError: they do; the outputs are named.
+    """
+    if mixing := inferer.mixing_outputs:
+        raise RowsMixError(
+            f"{what} needs rows that do not influence each other, but in this model they do (output {', '.join(map(repr, mixing))}): "
+            "use MemoizingDynamicInferer, which runs every batch at its exact size"
+        )
+
+
+def typed_model(source: Source | TypedModel, **options: Any) -> TypedModel:
+    """`source` as a `TypedModel`; options are those of `TypedModel.from_model`."""
+    if isinstance(source, TypedModel):
+        if options:
+            raise BatchSizeError(f"options {sorted(options)} belong to loading, but a TypedModel is loaded already")
+        return source
+    return TypedModel.from_model(source, **options)
+
+
+def _lives_on_device(row: Any) -> bool:
+    return isinstance(row, jax.Array) or (hasattr(row, "__dlpack__") and not isinstance(row, np.ndarray))
+
+
+def _as_jax(value: Any) -> Any:
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return value
+    return jnp.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(value)

@@ -1,0 +1,217 @@
+"""The frozen graph that everything after loading works on; no protobuf message leaves this package but through `proto.py`.
+
+`graph_of` also mends what real files get wrong and ONNX Runtime forgives: initializers that are listed as inputs, nodes out of
+order, an output named twice, an output that nothing produces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from .._types import Dim
+from ..errors import ModelLoadError
+from .attribute import value_of
+from .tensor import dtype_of, to_numpy
+
+
+@dataclass(frozen=True)
+class Value:
+    """A graph input or output as declared: `kind` is "tensor", "sequence", "optional" or "unknown"."""
+
+    name: str
+    dtype: np.dtype | None = None
+    shape: tuple[Dim, ...] | None = None
+    kind: str = "tensor"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator call; `opset` is the version of its domain, "" in `inputs`/`outputs` is an absent one."""
+
+    op_type: str
+    domain: str
+    opset: int
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bodies(self) -> Iterator[Graph]:
+        """The subgraphs among the attributes."""
+        return (value for value in self.attributes.values() if isinstance(value, Graph))
+
+    def reads(self) -> set[str]:
+        """Names this node needs: its inputs, and what its subgraphs take from the scopes around them."""
+        names = {name for name in self.inputs if name}
+        for body in self.bodies:
+            names |= body.free_names()
+        return names
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order between named inputs and outputs; `notes` tell what was mended."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    initializers: Mapping[str, np.ndarray]
+    nodes: tuple[Node, ...]
+    notes: tuple[str, ...] = ()
+
+    def free_names(self) -> set[str]:
+        """Names read here that neither this graph nor a subgraph of it defines."""
+        known = {value.name for value in self.inputs} | set(self.initializers)
+        free: set[str] = set()
+        for node in self.nodes:
+            free |= node.reads() - known
+            known |= set(node.outputs)
+        return free | ({value.name for value in self.outputs} - known)
+
+    def all_nodes(self) -> Iterator[Node]:
+        """Every node, those of subgraphs after the node that holds them."""
+        for node in self.nodes:
+            yield node
+            for body in node.bodies:
+                yield from body.all_nodes()
+
+
+def domain_of(name: str) -> str:
+    """The domain with ONNX's two spellings of its own made one."""
+    return "" if name == "ai.onnx" else name
+
+
+def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], base_dir: Path | None = None, outer: bool = True) -> Graph:
+    """Convert a GraphProto; `outer` is False for a subgraph, whose names may come from around it.
+
+    Raises:
+        ModelLoadError: a cycle, an undefined name, a name defined twice, an unreadable tensor.
+    """
+    initializers = {tensor.name: to_numpy(tensor, base_dir) for tensor in proto.initializer}
+    for sparse in proto.sparse_initializer:
+        holder = onnx.AttributeProto(name=sparse.values.name, type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse)
+        initializers[sparse.values.name] = value_of(holder, lambda _: None)
+    inputs = tuple(_value(info) for info in proto.input if info.name not in initializers)
+    nodes = nodes_of(proto.node, opsets, base_dir)
+    notes: list[str] = []
+    known = {value.name for value in inputs} | set(initializers)
+    _check_unique(nodes, known)
+    produced = known | {name for node in nodes for name in node.outputs}
+    outputs: dict[str, Value] = {}
+    for info in proto.output:
+        if info.name in outputs:
+            notes.append(f"output {info.name!r} is listed twice; it is kept once")
+        elif outer and info.name not in produced:
+            notes.append(f"output {info.name!r} is produced by no node; it is dropped")
+        else:
+            outputs[info.name] = _value(info)
+    if listed := sorted(info.name for info in proto.input if info.name in initializers):
+        notes.append(f"{len(listed)} initializer(s) are also listed as inputs; they are taken as weights: {', '.join(listed[:4])}")
+    nodes = sort_nodes(nodes, produced, outer)
+    return Graph(proto.name, inputs, tuple(outputs.values()), initializers, nodes, tuple(notes))
+
+
+def nodes_of(protos: Iterable[onnx.NodeProto], opsets: Mapping[str, int], base_dir: Path | None = None) -> tuple[Node, ...]:
+    """Convert nodes in the order given."""
+
+    def convert(index: int, proto: onnx.NodeProto) -> Node:
+        domain = domain_of(proto.domain)
+        name = proto.name or f"{proto.op_type}_{index}"
+        try:
+            attributes = {a.name: value_of(a, lambda g: graph_of(g, opsets, base_dir, outer=False)) for a in proto.attribute}
+        except ValueError as cause:
+            raise ModelLoadError(f"node {name!r} ({proto.op_type}): {cause}") from cause
+        if proto.overload:
+            attributes["__overload__"] = proto.overload
+        return Node(proto.op_type, domain, opsets.get(domain, 1), name, tuple(proto.input), tuple(proto.output), attributes)
+
+    return tuple(convert(index, proto) for index, proto in enumerate(protos))
+
+
+def sort_nodes(nodes: tuple[Node, ...], produced: set[str], outer: bool) -> tuple[Node, ...]:
+    """Nodes in an order in which each comes after what it reads; the file's own order where that is one.
+
+    Raises:
+        ModelLoadError: a cycle, or a name that nothing defines.
+    """
+    maker = {name: index for index, node in enumerate(nodes) for name in node.outputs if name}
+    needs: list[set[int]] = []
+    for node in nodes:
+        reads = node.reads()
+        if outer and (undefined := reads - produced):
+            raise ModelLoadError(f"node {node.name!r} ({node.op_type}) reads {min(undefined)!r}, which nothing in the model defines")
+        needs.append({maker[name] for name in reads if name in maker})
+    if all(all(need < index for need in indices) for index, indices in enumerate(needs)):
+        return nodes
+    users: list[list[int]] = [[] for _ in nodes]
+    waiting = [len(indices) for indices in needs]
+    for index, indices in enumerate(needs):
+        for need in indices:
+            users[need].append(index)
+    ready = [index for index, count in enumerate(waiting) if count == 0]
+    order: list[int] = []
+    while ready:
+        order.append(index := ready.pop(0))
+        for user in users[index]:
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                ready.append(user)
+    if len(order) < len(nodes):
+        stuck = next(node for node, count in zip(nodes, waiting, strict=True) if count)
+        raise ModelLoadError(f"the graph has a cycle through node {stuck.name!r} ({stuck.op_type})")
+    return tuple(nodes[index] for index in order)
+
+
+def prune(graph: Graph, outputs: Iterable[str] | None = None) -> Graph:
+    """The graph with only `outputs` (all by default) and the nodes and initializers that they need.
+
+    Raises:
+        ModelLoadError: an output that the graph does not have.
+    """
+    kept = graph.outputs
+    if outputs is not None:
+        known = {value.name: value for value in graph.outputs}
+        wanted = tuple(dict.fromkeys(outputs))
+        if unknown := [name for name in wanted if name not in known]:
+            raise ModelLoadError(f"no output {unknown[0]!r}: the model has {', '.join(map(repr, known))}")
+        kept = tuple(known[name] for name in wanted)
+    needed = {value.name for value in kept}
+    nodes: list[Node] = []
+    for node in reversed(graph.nodes):
+        if needed.intersection(node.outputs):
+            nodes.append(node)
+            needed |= node.reads()
+    initializers = {name: array for name, array in graph.initializers.items() if name in needed}
+    return replace(graph, outputs=kept, nodes=tuple(reversed(nodes)), initializers=initializers)
+
+
+def _check_unique(nodes: tuple[Node, ...], known: set[str]) -> None:
+    seen = set(known)
+    for node in nodes:
+        for name in filter(None, node.outputs):
+            if name in seen:
+                raise ModelLoadError(f"{name!r} is defined twice; the second time by node {node.name!r} ({node.op_type})")
+            seen.add(name)
+
+
+def _value(info: onnx.ValueInfoProto) -> Value:
+    which = info.type.WhichOneof("value")
+    if which != "tensor_type":
+        return Value(info.name, kind={"sequence_type": "sequence", "optional_type": "optional"}.get(which or "", "unknown"))
+    tensor = info.type.tensor_type
+    dtype = dtype_of(tensor.elem_type) if tensor.elem_type else None
+    return Value(info.name, dtype, tuple(map(_dim, tensor.shape.dim)) if tensor.HasField("shape") else None)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    which = dim.WhichOneof("value")
+    if which == "dim_value":
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return (dim.dim_param or None) if which == "dim_param" else None

@@ -1,0 +1,77 @@
+"""TensorProto <-> NumPy, and the one table of ONNX, NumPy and JAX dtypes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from ..errors import ModelLoadError
+
+DTYPES: dict[int, np.dtype] = {
+    TensorProto.FLOAT: np.dtype(np.float32),
+    TensorProto.DOUBLE: np.dtype(np.float64),
+    TensorProto.FLOAT16: np.dtype(np.float16),
+    TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+    TensorProto.INT8: np.dtype(np.int8),
+    TensorProto.INT16: np.dtype(np.int16),
+    TensorProto.INT32: np.dtype(np.int32),
+    TensorProto.INT64: np.dtype(np.int64),
+    TensorProto.UINT8: np.dtype(np.uint8),
+    TensorProto.UINT16: np.dtype(np.uint16),
+    TensorProto.UINT32: np.dtype(np.uint32),
+    TensorProto.UINT64: np.dtype(np.uint64),
+    TensorProto.BOOL: np.dtype(np.bool_),
+    TensorProto.COMPLEX64: np.dtype(np.complex64),
+    TensorProto.COMPLEX128: np.dtype(np.complex128),
+    TensorProto.STRING: np.dtype(object),
+    TensorProto.FLOAT8E4M3FN: np.dtype(ml_dtypes.float8_e4m3fn),
+    TensorProto.FLOAT8E4M3FNUZ: np.dtype(ml_dtypes.float8_e4m3fnuz),
+    TensorProto.FLOAT8E5M2: np.dtype(ml_dtypes.float8_e5m2),
+    TensorProto.FLOAT8E5M2FNUZ: np.dtype(ml_dtypes.float8_e5m2fnuz),
+    TensorProto.FLOAT8E8M0: np.dtype(ml_dtypes.float8_e8m0fnu),
+    TensorProto.INT4: np.dtype(ml_dtypes.int4),
+    TensorProto.UINT4: np.dtype(ml_dtypes.uint4),
+    TensorProto.FLOAT4E2M1: np.dtype(ml_dtypes.float4_e2m1fn),
+    TensorProto.INT2: np.dtype(ml_dtypes.int2),
+    TensorProto.UINT2: np.dtype(ml_dtypes.uint2),
+}
+"""ONNX element type -> NumPy dtype (which is also the JAX dtype, strings apart)."""
+
+ELEMENT_TYPES: dict[np.dtype, int] = {dtype: element_type for element_type, dtype in DTYPES.items()}
+
+
+def dtype_of(element_type: int) -> np.dtype:
+    """NumPy dtype of an ONNX element type.
+
+    Raises:
+        ModelLoadError: the element type is unknown.
+    """
+    try:
+        return DTYPES[element_type]
+    except KeyError:
+        name = TensorProto.DataType.Name(element_type) if element_type in TensorProto.DataType.values() else element_type
+        raise ModelLoadError(f"tensor element type {name} is not supported") from None
+
+
+def to_numpy(tensor: onnx.TensorProto, base_dir: Path | None = None) -> np.ndarray:
+    """Value of a TensorProto; external data is read from `base_dir`.
+
+    Raises:
+        ModelLoadError: data that is missing, truncated or does not fit the declared shape.
+    """
+    dtype = dtype_of(tensor.data_type)
+    try:
+        array = numpy_helper.to_array(tensor, base_dir="" if base_dir is None else str(base_dir))
+    except Exception as cause:
+        raise ModelLoadError(f"tensor {tensor.name!r} ({dtype}, shape {list(tensor.dims)}) cannot be read: {cause}") from cause
+    if dtype == object:
+        return np.array([_text(item) for item in array.ravel()], dtype=object).reshape(array.shape)
+    return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(array.shape)
+
+
+def _text(item: str | bytes) -> str:
+    return item.decode("utf-8", "surrogateescape") if isinstance(item, bytes) else str(item)

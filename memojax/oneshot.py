@@ -1,0 +1,123 @@
+"""Run any graph in the file's own layout: one executable for each set of input shapes and static values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from ._client import cpu_device
+from ._types import Source, Value
+from .errors import InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
+from .function import GraphFunction
+from .model import load_model
+from .model.graph import Value as Declared
+
+
+class OneShot:
+    """A graph, compiled under jit for each set of input shapes that it is called with.
+
+    Use it to run a model once or to compare it with another runtime; for a policy that is called in a loop, an inferer is faster.
+    """
+
+    def __init__(self, source: Source, *, outputs: tuple[str, ...] | None = None, device: jax.Device | None = None):
+        """Load `source` (see `load_model`)."""
+        self.model = load_model(source, outputs=outputs)
+        self.function = GraphFunction(self.model.graph)
+        self._device = device or cpu_device()
+        self._plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
+
+    def __call__(self, inputs: Mapping[str, Any], *, seed: int = 0) -> dict[str, Value]:
+        """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's own layout and dtypes.
+
+        Args:
+            inputs: every graph input by name; arrays, or lists of arrays for sequences.
+            seed: of the key that random operators draw from.
+
+        Raises:
+            InputError: a missing, unknown, misshapen or mistyped input.
+        """
+        checked = {value.name: _checked(value, inputs) for value in self.model.graph.inputs}
+        if unknown := inputs.keys() - checked.keys():
+            raise UnknownInputError(sorted(unknown), checked)
+        fixed = {name: v for name, v in checked.items() if name in self.function.static_inputs or not _is_traceable(v)}
+        moving = {name: value for name, value in checked.items() if name not in fixed}
+        key = tuple((name, _signature(value, name in fixed)) for name, value in checked.items())
+        with jax.enable_x64(True):
+            if key not in self._plans:
+                self._plans[key] = self._compile(fixed, moving)
+            compiled, static = self._plans[key]
+            results = compiled(moving, np.array([0, seed & 0xFFFFFFFF], np.uint32))
+        leaves, structure = static
+        results = iter(results)
+        values = jax.tree.unflatten(structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves])
+        return dict(zip((value.name for value in self.model.graph.outputs), values, strict=True))
+
+    def _compile(self, fixed: dict[str, Any], moving: dict[str, Any]) -> tuple[Any, list[Any]]:
+        static: list[Any] = []
+
+        def traced(inputs: dict[str, Any], key_data: Any) -> list[Any]:
+            key = jax.random.wrap_key_data(key_data, impl="threefry2x32") if self.function.random else None
+            outputs = self.function(self.function.params, {**fixed, **inputs}, key)
+            leaves, structure = jax.tree.flatten(list(outputs.values()))  # as a dict it would be sorted by name
+            static[:] = [[_COMPUTED if isinstance(leaf, jax.Array) else leaf for leaf in leaves], structure]
+            return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+
+        place = SingleDeviceSharding(self._device)
+        compiled = jax.jit(traced, in_shardings=place, out_shardings=place).lower(moving, np.zeros(2, np.uint32)).compile()
+        return lambda *args: [np.asarray(value) for value in compiled(*args)], static
+
+
+def run(source: Source, inputs: Mapping[str, Any], *, outputs: tuple[str, ...] | None = None, seed: int = 0) -> dict[str, Value]:
+    """Load a model and run it once, in the file's own layout; any model, batched or not.
+
+    Raises:
+        ModelLoadError: `source` cannot be loaded.
+        InputError: a missing, unknown, misshapen or mistyped input.
+    """
+    return OneShot(source, outputs=outputs)(inputs, seed=seed)
+
+
+_COMPUTED = object()
+
+
+def _checked(value: Declared, inputs: Mapping[str, Any]) -> Any:
+    if value.name not in inputs:
+        if value.kind == "optional":
+            return None
+        raise MissingInputError([value.name], inputs)
+    given = inputs[value.name]
+    if given is None or isinstance(given, (list, tuple)) and value.kind != "tensor":
+        return given if given is None else tuple(map(np.asarray, given))
+    array = np.asarray(given)
+    if value.dtype is not None and array.dtype != value.dtype:
+        if not _fits(array.dtype, value.dtype):
+            raise InputDtypeError(f"input {value.name!r} is {array.dtype}, the model takes {value.dtype}: cast it first")
+        array = array.astype(value.dtype)
+    if value.shape is not None:
+        wrong = len(array.shape) != len(value.shape) or any(
+            isinstance(want, int) and want != got for want, got in zip(value.shape, array.shape, strict=False)
+        )
+        if wrong:
+            raise InputShapeError(f"input {value.name!r} has shape {list(array.shape)}, the model takes {list(value.shape)}")
+    return array
+
+
+def _fits(given: np.dtype, wanted: np.dtype) -> bool:
+    return wanted != object and given != object and np.can_cast(given, wanted, "same_kind")
+
+
+def _is_traceable(value: Any) -> bool:
+    return all(array.dtype != object for array in jax.tree.leaves(value)) and value is not None
+
+
+def _signature(value: Any, by_value: bool) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        return tuple(_signature(item, by_value) for item in value)
+    content = (tuple(value.ravel()) if value.dtype == object else value.tobytes()) if by_value else None
+    return value.shape, value.dtype, content

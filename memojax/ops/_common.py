@@ -1,0 +1,107 @@
+"""What two or more operator families need: `nx`, dtype-exact casts, axes and sizes.
+
+A value is *static* (NumPy, known while tracing) or *traced* (JAX). Operators written with `nx` keep static values static, in exact
+NumPy arithmetic, so that shape computations never reach XLA; anything that needs `jax.lax` gives a traced result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._types import Shape
+
+MAX_STATIC_ELEMENTS = 1 << 28
+"""A larger tensor made from a constant shape is taken for a broken or hostile file."""
+
+
+def is_static(*values: Any) -> bool:
+    """Whether none of `values` (lists and tuples are looked into) is a JAX array or tracer."""
+    return not any(holds_traced(value) for value in values)
+
+
+def holds_traced(value: Any) -> bool:
+    """Whether `value` is, or holds, a JAX array or tracer."""
+    if isinstance(value, (list, tuple)):
+        return any(map(holds_traced, value))
+    return isinstance(value, jax.Array)
+
+
+class _Namespace:
+    """`numpy` for static arguments, `jax.numpy` otherwise: `nx.where(...)` picks by what it is given."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        static, traced = getattr(np, name, None), getattr(jnp, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            use_numpy = static is not None and is_static(args, tuple(kwargs.values()))
+            return (static if use_numpy else traced)(*args, **kwargs)  # pyright: ignore[reportOptionalCall]
+
+        call.__name__ = name
+        setattr(self, name, call)
+        return call
+
+
+nx: Any = _Namespace()
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """`x` as `dtype`, wrapping or truncating as C does; under the caller's own trace without x64, silently its 32-bit kin."""
+    if is_static(x):
+        with np.errstate(all="ignore"):
+            return np.asarray(x).astype(dtype)
+    return jnp.asarray(x).astype(jax.dtypes.canonicalize_dtype(dtype))
+
+
+def traced(x: Any) -> jax.Array:
+    """`x` as a JAX array, for code that needs `jax.lax` or `.at[]`."""
+    return jnp.asarray(x)
+
+
+def normalize_axis(axis: int, rank: int) -> int:
+    """A non-negative axis.
+
+    Raises:
+        ValueError: the axis is out of range.
+    """
+    if not -rank <= axis < max(rank, 1):
+        raise ValueError(f"axis {axis} is out of range for rank {rank}")
+    return axis % rank if rank else 0
+
+
+def normalize_axes(axes: Iterable[int], rank: int) -> Shape:
+    """Non-negative axes, in the order given."""
+    return tuple(normalize_axis(int(axis), rank) for axis in axes)
+
+
+def ints(values: Any) -> Shape:
+    """A static tensor or sequence as a flat tuple of Python ints."""
+    return tuple(int(value) for value in np.asarray(values).ravel())
+
+
+def scalar(value: Any) -> Any:
+    """The one element of a static tensor, as a Python number."""
+    return np.asarray(value).reshape(-1)[0].item()
+
+
+def checked_shape(shape: Sequence[int]) -> Shape:
+    """`shape` as a tuple.
+
+    Raises:
+        ValueError: a negative dimension, or more elements than any real model has.
+    """
+    dims = tuple(int(dim) for dim in shape)
+    if any(dim < 0 for dim in dims) or math.prod(dims) > MAX_STATIC_ELEMENTS:
+        raise ValueError(f"shape {list(dims)} is negative or has more than {MAX_STATIC_ELEMENTS:,} elements")
+    return dims
+
+
+def flatten_to_2d(x: Any, axis: int) -> Any:
+    """`x` as a matrix: the axes before `axis` as rows, the others as columns."""
+    axis = axis + x.ndim if axis < 0 else axis
+    return nx.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))

@@ -1,0 +1,96 @@
+"""Activations."""
+
+from __future__ import annotations
+
+import jax
+
+from .._common import nx, traced
+from ..registry import elementwise, op
+
+
+def softplus(x):
+    """log(1 + exp(x)) without overflow. https://onnx.ai/onnx/operators/onnx__Softplus.html"""
+    return nx.maximum(x, 0) + nx.log1p(nx.exp(-nx.abs(x)))
+
+
+def hard_swish(x):
+    """x * hard_sigmoid(x), with alpha 1/6 and beta 1/2. https://onnx.ai/onnx/operators/onnx__HardSwish.html"""
+    return x * nx.clip(x / 6 + 0.5, 0, 1)
+
+
+elementwise({
+    "HardSwish": hard_swish, "Mish": lambda x: x * nx.tanh(softplus(x)), "Relu": jax.nn.relu, "Sigmoid": jax.nn.sigmoid,
+    "Softplus": softplus, "Softsign": lambda x: x / (1 + nx.abs(x)), "Tanh": nx.tanh,
+})  # fmt: skip
+
+
+@op("Celu", since=12)
+def celu(X, *, alpha=1.0):
+    """max(0, x) + min(0, alpha * (exp(x / alpha) - 1)). https://onnx.ai/onnx/operators/onnx__Celu.html"""
+    return jax.nn.celu(traced(X), alpha)
+
+
+@op("Elu")
+def elu(X, *, alpha=1.0, consumed_inputs=None):
+    """x, or alpha * (exp(x) - 1) where negative. https://onnx.ai/onnx/operators/onnx__Elu.html"""
+    return jax.nn.elu(traced(X), alpha)
+
+
+@op("Gelu", since=20)
+def gelu(X, *, approximate="none"):
+    """x times the normal distribution function of x, exact or by tanh. https://onnx.ai/onnx/operators/onnx__Gelu.html"""
+    return jax.nn.gelu(traced(X), approximate == "tanh")
+
+
+@op("HardSigmoid")
+def hard_sigmoid(X, *, alpha=0.20000000298023224, beta=0.5, consumed_inputs=None):
+    """alpha * x + beta, limited to 0..1. https://onnx.ai/onnx/operators/onnx__HardSigmoid.html"""
+    return nx.clip(alpha * X + beta, 0, 1)
+
+
+@op("LeakyRelu")
+def leaky_relu(X, *, alpha=0.009999999776482582, consumed_inputs=None):
+    """x, or alpha * x where negative. https://onnx.ai/onnx/operators/onnx__LeakyRelu.html"""
+    return nx.where(X < 0, alpha * X, X)
+
+
+@op("PRelu", until=7)
+def prelu_by_channel(X, slope, *, consumed_inputs=None):
+    """PRelu with one slope, or one for each channel (axis 1). https://onnx.ai/onnx/operators/onnx__PRelu.html"""
+    return prelu(X, nx.reshape(slope, slope.shape + (1,) * (X.ndim - 2)) if slope.size > 1 else slope)
+
+
+@op("PRelu", since=7)
+def prelu(X, slope):
+    """x, or slope * x where negative. https://onnx.ai/onnx/operators/onnx__PRelu.html"""
+    return nx.where(X < 0, slope * X, X)
+
+
+@op("Selu", until=6)
+def selu_1(X, *, alpha=1.673200011253357, gamma=1.0506999492645264, consumed_inputs=None):
+    """Selu with the rounded constants of opset 1. https://onnx.ai/onnx/operators/onnx__Selu.html"""
+    return selu(X, alpha=alpha, gamma=gamma)
+
+
+@op("Selu", since=6)
+def selu(X, *, alpha=1.6732631921768188, gamma=1.0507010221481323):
+    """gamma * elu(x). https://onnx.ai/onnx/operators/onnx__Selu.html"""
+    return gamma * elu(X, alpha=alpha)
+
+
+@op("SwiGLU", since=28)
+def swiglu(A, B, *, alpha=1.0):
+    """swish(A) * B. https://onnx.ai/onnx/operators/onnx__SwiGLU.html"""
+    return swish(A, alpha=alpha) * B
+
+
+@op("Swish", since=24)
+def swish(X, *, alpha=1.0):
+    """x * sigmoid(alpha * x). https://onnx.ai/onnx/operators/onnx__Swish.html"""
+    return X * jax.nn.sigmoid(traced(X) if alpha == 1 else alpha * X)
+
+
+@op("ThresholdedRelu", since=10)
+def thresholded_relu(X, *, alpha=1.0):
+    """x where above alpha, else 0. https://onnx.ai/onnx/operators/onnx__ThresholdedRelu.html"""
+    return nx.where(X > alpha, X, nx.zeros_like(X))

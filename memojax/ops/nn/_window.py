@@ -1,0 +1,121 @@
+"""Where the windows of a convolution or a pooling lie: pads resolved from `auto_pad` and `ceil_mode`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..._types import Shape
+
+Pads = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The spatial geometry of one node, every field with one entry per spatial axis.
+
+    Attributes:
+        declared: pads (before, after) that the node asks for.
+        pads: pads that give exactly the output; `ceil_mode` lets the last window reach beyond the declared ones.
+    """
+
+    spatial: Shape
+    kernel: Shape
+    strides: Shape
+    dilations: Shape
+    declared: Pads
+    pads: Pads
+
+    @property
+    def output(self) -> Shape:
+        sizes = zip(self.spatial, self.pads, _extents(self.kernel, self.dilations), self.strides, strict=True)
+        return tuple((size + sum(pads) - extent) // stride + 1 for size, pads, extent, stride in sizes)
+
+    def counts(self, include_pads: bool) -> np.ndarray:
+        """How many elements each window covers, shape `output`; declared pads count only with `include_pads`."""
+        total = np.ones((), np.int64)
+        for axis, size in enumerate(self.spatial):
+            before, after = self.declared[axis]
+            starts = np.arange(self.output[axis])[:, None] * self.strides[axis] - before
+            taps = starts + np.arange(self.kernel[axis]) * self.dilations[axis]
+            low, high = (-before, size + after) if include_pads else (0, size)
+            total = total[..., None] * ((taps >= low) & (taps < high)).sum(1)
+        return total
+
+
+def window(
+    spatial: Sequence[int], kernel: Sequence[int], *, strides: Sequence[int] | None, dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None, auto_pad: str, ceil_mode: int = 0,
+) -> Window:  # fmt: skip
+    """Resolve the attributes that Conv and the pools share.
+
+    Raises:
+        ValueError: an attribute of the wrong length, an unknown `auto_pad`, or a kernel larger than the padded input.
+    """
+    rank = len(spatial)
+    strides, dilations = per_axis("strides", strides, rank), per_axis("dilations", dilations, rank)
+    if len(kernel) != rank:
+        raise ValueError(f"kernel_shape {list(kernel)} does not have one entry for each of {rank} spatial axes")
+    extents = _extents(kernel, dilations)
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        sizes = zip(spatial, extents, strides, strict=True)
+        totals = (max(0, (math.ceil(size / stride) - 1) * stride + extent - size) for size, extent, stride in sizes)
+        declared = tuple(split(total, auto_pad) for total in totals)
+    else:
+        declared = explicit_pads(pads, auto_pad, rank)
+    final = declared
+    if ceil_mode:
+        sizes = zip(spatial, declared, extents, strides, strict=True)
+        final = tuple((before, _after(size, before, after, extent, stride)) for size, (before, after), extent, stride in sizes)
+    result = Window(tuple(spatial), tuple(kernel), strides, dilations, declared, final)
+    if min(result.output, default=1) < 1:
+        raise ValueError(f"a window of {list(extents)} does not fit into spatial shape {list(spatial)} with pads {list(declared)}")
+    return result
+
+
+def split(total: int, auto_pad: str) -> tuple[int, int]:
+    """Divide a padding over both ends; an odd one goes to the end for SAME_UPPER, else to the beginning."""
+    smaller = total // 2
+    return (smaller, total - smaller) if auto_pad == "SAME_UPPER" else (total - smaller, smaller)
+
+
+def explicit_pads(pads: Sequence[int] | None, auto_pad: str, rank: int) -> Pads:
+    """ONNX's `pads` (all beginnings, then all ends) as pairs; none for VALID.
+
+    Raises:
+        ValueError: a wrong length, or an unknown `auto_pad`.
+    """
+    if auto_pad not in ("NOTSET", "VALID", ""):
+        raise ValueError(f"auto_pad {auto_pad!r} is none of NOTSET, SAME_UPPER, SAME_LOWER, VALID")
+    if not pads or auto_pad == "VALID":
+        return ((0, 0),) * rank
+    if len(pads) != 2 * rank:
+        raise ValueError(f"pads {list(pads)} does not have two entries for each of {rank} spatial axes")
+    return tuple(zip(pads[:rank], pads[rank:], strict=True))
+
+
+def per_axis(name: str, values: Sequence[int] | None, rank: int, default: int = 1) -> Shape:
+    """An attribute with one entry per spatial axis.
+
+    Raises:
+        ValueError: a wrong length.
+    """
+    if not values:
+        return (default,) * rank
+    if len(values) != rank:
+        raise ValueError(f"{name} {list(values)} does not have one entry for each of {rank} spatial axes")
+    return tuple(values)
+
+
+def _extents(kernel: Sequence[int], dilations: Sequence[int]) -> Shape:
+    return tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True))
+
+
+def _after(size: int, before: int, after: int, extent: int, stride: int) -> int:
+    count = -(-(size + before + after - extent) // stride) + 1
+    if (count - 1) * stride >= size + before:  # the last window would hold nothing but padding
+        count -= 1
+    return (count - 1) * stride + extent - size - before

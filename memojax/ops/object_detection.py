@@ -1,0 +1,1 @@
+"""NonMaxSuppression and RoiAlign."""

@@ -1,0 +1,1 @@
+"""Optionals, resolved while tracing."""

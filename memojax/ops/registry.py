@@ -1,0 +1,159 @@
+"""Which function lowers which operator: half-open version ranges, one decorator above each function.
+
+An operator is a plain function. Its positional parameters are the ONNX inputs (absent optional ones are None), its keyword-only
+parameters the ONNX attributes with the spec's defaults; a subgraph attribute arrives as a callable `Body`. Four keyword-only names
+are filled in by the caller instead: `n_outputs` (how many outputs the node lists), `key` (a JAX PRNG key of its own), `opset`, and
+`output_names`. It returns an array, or a tuple with one value per output.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from ..errors import LoweringError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Origin = Literal["ours", "delegated", "host", "no"]
+
+INJECTED = frozenset({"n_outputs", "key", "opset", "output_names"})
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """One operator over a range of opset versions: `since <= opset < until` (no `until`: still current)."""
+
+    domain: str
+    op_type: str
+    since: int
+    until: int | None
+    fn: Callable[..., Any] | None
+    static: frozenset[str] = frozenset()
+    shape_only: bool = False
+    origin: Origin = "ours"
+    reason: str = ""
+    positional: tuple[str, ...] = ()
+    variadic: bool = False
+    attributes: frozenset[str] = frozenset()
+    injected: frozenset[str] = frozenset()
+    random_if: Callable[[Any], bool] | None = None
+
+    def draws(self, node: Any) -> bool:
+        """Whether a node of this operator draws random numbers, so that it gets a `key` (otherwise `key` is None)."""
+        return "key" in self.injected and (self.random_if is None or self.random_if(node))
+
+    def covers(self, opset: int) -> bool:
+        return self.since <= opset and (self.until is None or opset < self.until)
+
+    def static_positions(self, n_inputs: int) -> tuple[int, ...]:
+        """Which of `n_inputs` inputs must be known while tracing."""
+        return tuple(i for i in range(n_inputs) if self.input_name(i) in self.static)
+
+    def input_name(self, position: int) -> str:
+        """Parameter name of an input."""
+        return self.positional[min(position, len(self.positional) - 1)] if self.positional else "*"
+
+    def call(self, inputs: Sequence[Any], attributes: Mapping[str, Any], context: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Lower one node.
+
+        Raises:
+            LoweringError: an attribute or a number of inputs that this version of the operator does not have.
+        """
+        if self.fn is None:
+            raise LoweringError(self.reason)
+        given = {name: value for name, value in attributes.items() if not name.startswith("__")}
+        if unknown := given.keys() - self.attributes:
+            raise LoweringError(f"attribute {min(unknown)!r} is not one of {self.op_type}'s: {', '.join(sorted(self.attributes))}")
+        if len(inputs) > len(self.positional) and not self.variadic:
+            raise LoweringError(f"{len(inputs)} inputs given, {self.op_type} takes at most {len(self.positional)}")
+        result = self.fn(*inputs, **given, **{name: context[name] for name in self.injected})
+        return result if isinstance(result, tuple) else (result,)
+
+
+_ops: dict[tuple[str, str], list[OpDef]] = {}
+
+
+def op(
+    op_type: str,
+    since: int = 1,
+    until: int | None = None,
+    *,
+    domain: str = "",
+    static: Iterable[str] = (),
+    shape_only: bool = False,
+    random_if: Callable[[Any], bool] | None = None,
+) -> Callable[[Function], Function]:
+    """Register the function below as `op_type` for `since <= opset < until`; several may be stacked.
+
+    `static` names the inputs that must be known while tracing; `shape_only` says that the inputs' values do not matter;
+    `random_if` tells from a node whether it draws random numbers, for an operator that takes a `key` and does so only at times.
+
+    Raises:
+        ValueError: the range overlaps one that is registered, or `static` names no input.
+    """
+
+    def register(fn: Function) -> Function:
+        parameters = inspect.signature(fn).parameters.values()
+        positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL))
+        keywords = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+        if unknown := set(static) - set(positional):
+            raise ValueError(f"{op_type}: static={unknown} names no input of {fn.__name__}")
+        add(
+            OpDef(
+                domain, op_type, since, until, fn, frozenset(static), shape_only, positional=positional,
+                variadic=any(p.kind is p.VAR_POSITIONAL for p in parameters),
+                attributes=keywords - INJECTED, injected=keywords & INJECTED, random_if=random_if,
+            )
+        )  # fmt: skip
+        return fn
+
+    return register
+
+
+def elementwise(functions: Mapping[str, Callable[..., Any]], since: int = 1, until: int | None = None, *, domain: str = "") -> None:
+    """Register operators without attributes, a row each: ONNX name -> function of arrays."""
+    for op_type, fn in functions.items():
+        variadic = OpDef(domain, op_type, since, until, fn, positional=("inputs",), variadic=True)
+        add(variadic)
+
+
+def unsupported(op_type: str, reason: str, since: int = 1, until: int | None = None, *, domain: str = "") -> None:
+    """Record why an operator is refused; the reason is shown when a model uses it."""
+    add(OpDef(domain, op_type, since, until, None, origin="no", reason=reason))
+
+
+def add(definition: OpDef) -> None:
+    """Put a definition into the registry.
+
+    Raises:
+        ValueError: its version range is empty or overlaps a registered one.
+    """
+    known = _ops.setdefault((definition.domain, definition.op_type), [])
+    end = definition.until or 1 << 30
+    if definition.since >= end:
+        raise ValueError(f"{definition.op_type}: empty range {definition.since}..{definition.until}")
+    for other in known:
+        if definition.since < (other.until or 1 << 30) and other.since < end:
+            raise ValueError(
+                f"{definition.domain or 'ai.onnx'}.{definition.op_type}: versions {definition.since}..{definition.until} overlap "
+                f"the registered {other.since}..{other.until}"
+            )
+    known.append(definition)
+
+
+def lookup(domain: str, op_type: str, opset: int) -> OpDef | None:
+    """The definition in force at `opset`, or None."""
+    return next((definition for definition in _ops.get((domain, op_type), ()) if definition.covers(opset)), None)
+
+
+def definitions() -> Iterator[OpDef]:
+    """Everything registered, in order of registration."""
+    for known in _ops.values():
+        yield from known
+
+
+def remove(domain: str, op_type: str) -> None:
+    """Forget all versions of an operator (for tests, and to replace one of ours by your own)."""
+    _ops.pop((domain, op_type), None)

@@ -1,0 +1,184 @@
+"""RNN, GRU and LSTM: the inputs of all steps in one product, then a scan over time; no scan for a single step.
+
+A step takes a direction (0, or 1 for the second of a bidirectional node), the projected input of one time and the states,
+`(batch, hidden)` each, and returns the new states, the hidden one first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ._common import is_static, traced
+from .registry import op
+
+Step = Callable[..., tuple[jax.Array, ...]]
+
+_ACTIVATIONS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
+    "affine": (lambda x, alpha, beta: alpha * x + beta, (1.0, 0.0)),
+    "elu": (lambda x, alpha: jnp.where(x < 0, alpha * jnp.expm1(x), x), (1.0,)),
+    "hardsigmoid": (lambda x, alpha, beta: jnp.clip(alpha * x + beta, 0, 1), (0.2, 0.5)),
+    "leakyrelu": (lambda x, alpha: jnp.where(x < 0, alpha * x, x), (0.01,)),
+    "relu": (jax.nn.relu, ()),
+    "scaledtanh": (lambda x, alpha, beta: alpha * jnp.tanh(beta * x), (1.0, 1.0)),
+    "sigmoid": (jax.nn.sigmoid, ()),
+    "softplus": (jax.nn.softplus, ()),
+    "softsign": (jax.nn.soft_sign, ()),
+    "tanh": (jnp.tanh, ()),
+    "thresholdedrelu": (lambda x, alpha: jnp.where(x > alpha, x, jnp.zeros_like(x)), (1.0,)),
+}
+"""Lower-case name -> function of x, alpha, beta, and the defaults of those of the two that it takes."""
+
+
+@op("RNN")
+def rnn(
+    x, w, r, b=None, sequence_lens=None, initial_h=None, *, activation_alpha=(), activation_beta=(), activations=None, clip=None,
+    direction="forward", hidden_size=None, layout=0, output_sequence=0,
+):  # fmt: skip
+    """`h = f(x W + h R + b)`, over time. https://onnx.ai/onnx/operators/onnx__RNN.html"""
+    functions = _functions(activations, ("Tanh",), activation_alpha, activation_beta, len(w))
+
+    def step(d: int, projected: Any, h: Any) -> tuple[jax.Array, ...]:
+        (f,) = functions[d]
+        return (f(_clipped(projected + _product(h, _at(r, d)), clip)),)
+
+    return _run(step, x, w, r, _joint_bias(b), sequence_lens, (initial_h,), direction, layout, hidden_size)
+
+
+@op("GRU")
+def gru(
+    x, w, r, b=None, sequence_lens=None, initial_h=None, *, activation_alpha=(), activation_beta=(), activations=None, clip=None,
+    direction="forward", hidden_size=None, layout=0, linear_before_reset=0, output_sequence=0,
+):  # fmt: skip
+    """Gated recurrent unit; `linear_before_reset` resets after the product with R, as Keras and PyTorch do, so that there is one.
+
+    https://onnx.ai/onnx/operators/onnx__GRU.html
+    """
+    functions = _functions(activations, ("Sigmoid", "Tanh"), activation_alpha, activation_beta, len(w))
+    hidden = r.shape[-1]
+    bias, inner = (_joint_bias(b), None) if not linear_before_reset or b is None else jnp.split(traced(b), 2, axis=1)
+
+    def step(d: int, projected: Any, h: Any) -> tuple[jax.Array, ...]:
+        f, g = functions[d]
+        weights, split = _at(r, d), 2 * hidden
+        gates = _product(h, weights if linear_before_reset else weights[:split])
+        if inner is not None:
+            gates += _at(inner, d)[None]
+        update, reset = jnp.split(f(_clipped(projected[:, :split] + gates[:, :split], clip)), 2, axis=1)
+        candidate = reset * gates[:, split:] if linear_before_reset else _product(reset * h, weights[split:])
+        new = g(_clipped(projected[:, split:] + candidate, clip))
+        return ((1 - update) * new + update * h,)
+
+    return _run(step, x, w, r, bias, sequence_lens, (initial_h,), direction, layout, hidden_size)
+
+
+@op("LSTM")
+def lstm(
+    x, w, r, b=None, sequence_lens=None, initial_h=None, initial_c=None, p=None, *, activation_alpha=(), activation_beta=(),
+    activations=None, clip=None, direction="forward", hidden_size=None, input_forget=0, layout=0, output_sequence=0,
+):  # fmt: skip
+    """Long short-term memory, with peepholes `p`; `input_forget` couples the forget gate to the input gate.
+
+    https://onnx.ai/onnx/operators/onnx__LSTM.html
+    """
+    functions = _functions(activations, ("Sigmoid", "Tanh", "Tanh"), activation_alpha, activation_beta, len(w))
+
+    def step(d: int, projected: Any, h: Any, c: Any) -> tuple[jax.Array, ...]:
+        f, g, last = functions[d]
+        i, o, forget, cell = jnp.split(projected + _product(h, _at(r, d)), 4, axis=1)
+        peep_i, peep_o, peep_f = (0, 0, 0) if p is None else jnp.split(_at(p, d)[None], 3, axis=1)
+        i = f(_clipped(i + peep_i * c, clip))
+        forget = 1 - i if input_forget else f(_clipped(forget + peep_f * c, clip))
+        c = forget * c + i * g(_clipped(cell, clip))
+        return f(_clipped(o + peep_o * c, clip)) * last(c), c
+
+    return _run(step, x, w, r, _joint_bias(b), sequence_lens, (initial_h, initial_c), direction, layout, hidden_size)
+
+
+def _run(
+    step: Step, x: Any, w: Any, r: Any, bias: Any, lens: Any, initial: Sequence[Any], direction: str, layout: int, hidden_size: int | None
+) -> tuple[jax.Array, ...]:
+    """Y and the final states, from `step` in one or both directions."""
+    reversed_by_direction = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}.get(direction)
+    if reversed_by_direction is None or len(reversed_by_direction) != w.shape[0]:
+        raise ValueError(f"direction {direction!r} does not fit W, which has weights for {w.shape[0]} direction(s)")
+    if hidden_size not in (None, r.shape[-1]):
+        raise ValueError(f"hidden_size is {hidden_size}, but R is for {r.shape[-1]}")
+    x = jnp.swapaxes(x, 0, 1) if layout else traced(x)
+    if lens is not None and is_static(lens) and (lens == x.shape[0]).all():
+        lens = None
+    sequences, finals = [], []
+    for d, backwards in enumerate(reversed_by_direction):
+        projected = _product(x, _at(w, d))
+        if bias is not None:
+            projected += _at(bias, d)[None, None]
+        zeros = jnp.zeros((x.shape[1], r.shape[-1]), x.dtype)
+        states = tuple(zeros if s is None else lax.index_in_dim(s, d, axis=layout, keepdims=False) for s in initial)
+        ys, states = _over_time(lambda p, *s, d=d: step(d, p, *s), projected, states, lens, backwards)
+        sequences.append(jnp.swapaxes(ys, 0, 1) if layout else ys)
+        finals.append(states)
+    return jnp.stack(sequences, axis=2 if layout else 1), *(jnp.stack(state, axis=layout) for state in zip(*finals, strict=True))
+
+
+def _over_time(step: Step, projected: jax.Array, states: tuple[Any, ...], lens: Any, backwards: bool) -> tuple[Any, tuple[Any, ...]]:
+    """Hidden states of all steps, and the last states; sequences shorter than the longest keep theirs, and give zeros."""
+
+    def advance(states: tuple[Any, ...], now: tuple[Any, Any]) -> tuple[tuple[Any, ...], Any]:
+        time, given = now
+        new = step(given, *states)
+        if lens is None:
+            return new, new[0]
+        alive = (time < traced(lens))[:, None]
+        new = tuple(jnp.where(alive, n, s) for n, s in zip(new, states, strict=True))
+        return new, jnp.where(alive, new[0], jnp.zeros_like(new[0]))
+
+    steps = projected.shape[0]
+    if steps == 1:
+        states, y = advance(states, (0, lax.squeeze(projected, (0,))))
+        return y[None], states
+    states, ys = lax.scan(advance, states, (np.arange(steps, dtype=np.int32), projected), reverse=backwards)
+    return ys, states
+
+
+def _functions(
+    names: Sequence[str] | None, default: tuple[str, ...], alphas: Sequence[float], betas: Sequence[float], directions: int
+) -> list[list[Callable[[Any], Any]]]:
+    """Activations by direction; alphas and betas go in order to those that take them, as in ONNX Runtime.
+
+    Raises:
+        ValueError: an unknown activation, or a wrong number of them.
+    """
+    names = names or default * directions
+    if len(names) < len(default) * directions:
+        raise ValueError(f"activations {list(names)} are not {len(default)} for each of {directions} direction(s)")
+    alphas, betas, found = iter(alphas), iter(betas), []
+    for name in names[: len(default) * directions]:
+        if name.lower() not in _ACTIVATIONS:
+            raise ValueError(f"activation {name!r} is not one of {', '.join(_ACTIVATIONS)}")
+        function, defaults = _ACTIVATIONS[name.lower()]
+        arguments = [next(values, standard) for values, standard in zip((alphas, betas), defaults, strict=False)]
+        found.append(lambda x, function=function, arguments=arguments: function(x, *arguments))
+    return [found[start : start + len(default)] for start in range(0, len(found), len(default))]
+
+
+def _product(x: Any, weights: Any) -> jax.Array:
+    """`x @ weights.T`, without a transpose."""
+    return lax.dot_general(x, weights, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+def _at(values: Any, direction: int) -> jax.Array:
+    return lax.index_in_dim(values, direction, keepdims=False)
+
+
+def _clipped(x: jax.Array, limit: float | None) -> jax.Array:
+    return x if limit is None else jnp.clip(x, -limit, limit)
+
+
+def _joint_bias(b: Any) -> Any:
+    """Input and recurrent bias, added up."""
+    return None if b is None else sum(jnp.split(traced(b), 2, axis=1))

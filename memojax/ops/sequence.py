@@ -1,0 +1,1 @@
+"""Sequences, resolved while tracing."""

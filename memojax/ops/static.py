@@ -1,0 +1,50 @@
+"""Which values a graph needs while tracing, found by walking back from the inputs that operators declare `static`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..model.expand import schema_of
+from ..model.graph import Graph, Node
+from .registry import lookup
+
+
+def needed_statically(graph: Graph) -> set[str]:
+    """Names (of any value, outer scopes' included) whose values decide a shape somewhere in `graph` or its subgraphs."""
+    needed: set[str] = set()
+    _collect(graph, needed)
+    return needed
+
+
+def _collect(graph: Graph, needed: set[str]) -> None:
+    for node in reversed(graph.nodes):
+        for body in node.bodies:
+            _collect(body, needed)
+        definition = lookup(node.domain, node.op_type, node.opset)
+        if definition is not None:
+            needed.update(node.inputs[i] for i in definition.static_positions(len(node.inputs)) if node.inputs[i])
+        if needed.intersection(node.outputs) and not (definition is not None and definition.shape_only):
+            needed.update(filter(None, node.inputs))
+            for body in node.bodies:
+                _mark(body, (value.name for value in body.outputs), needed)
+
+
+def _mark(graph: Graph, names: Iterable[str], needed: set[str]) -> None:
+    needed.update(names)
+    _collect(graph, needed)
+
+
+def origin_of(graph: Graph, name: str) -> str:
+    """Where a value comes from, for an error message."""
+    if any(value.name == name for value in graph.inputs):
+        return f"the graph input {name!r}"
+    for node in graph.all_nodes():
+        if name in node.outputs:
+            return f"{name!r}, computed by node {node.name!r} ({node.op_type}) from {', '.join(map(repr, filter(None, node.inputs)))}"
+    return f"{name!r}"
+
+
+def has_function_body(node: Node) -> bool:
+    """Whether the spec defines the node's operator by other operators."""
+    schema = schema_of(node)
+    return schema is not None and (schema.has_function or schema.has_context_dependent_function)

@@ -1,0 +1,224 @@
+"""Gather, scatter, slices and other indexing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..._types import Shape, Value
+from .._common import cast, checked_shape, ints, is_static, normalize_axes, normalize_axis, nx, scalar, traced
+from ..registry import op
+
+
+@op("Slice", until=10)
+def slice_attribute(data: Value, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Value:
+    """Before opset 10 the bounds are attributes. https://onnx.ai/onnx/operators/onnx__Slice.html"""
+    return _slice(data, starts, ends, axes, None)
+
+
+@op("Slice", since=10, static=("starts", "ends", "axes", "steps"))
+def slice_input(data: Value, starts: Value, ends: Value, axes: Value = None, steps: Value = None) -> Value:
+    """Ranges along some axes, with NumPy's meaning of negative and too large bounds. https://onnx.ai/onnx/operators/onnx__Slice.html"""
+    return _slice(data, ints(starts), ints(ends), None if axes is None else ints(axes), None if steps is None else ints(steps))
+
+
+def _slice(data: Value, starts: Shape, ends: Shape, axes: Shape | None, steps: Shape | None) -> Value:
+    axes = tuple(range(len(starts))) if axes is None else normalize_axes(axes, data.ndim)
+    slices = [slice(None)] * data.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps or (1,) * len(axes), strict=True):
+        slices[axis] = slice(start, end, step)
+    if is_static(data):
+        return data[tuple(slices)]
+    return take_ranges(data, [range(dim)[part] for dim, part in zip(data.shape, slices, strict=True)])
+
+
+def take_ranges(x: jax.Array, ranges: list[range]) -> jax.Array:
+    """A part of `x`, a range along each axis: a plain slice, and a reversal where a step is negative."""
+    forward = [part if part.step > 0 else part[::-1] for part in ranges]
+    starts, stops = [part.start if part else 0 for part in forward], [part[-1] + 1 if part else 0 for part in forward]
+    part = x if all(p == range(dim) for p, dim in zip(forward, x.shape, strict=True)) else lax.slice(x, starts, stops, [p.step for p in forward])
+    backward = tuple(axis for axis, p in enumerate(ranges) if p.step < 0 and len(p) > 1)
+    return lax.rev(part, backward) if backward else part
+
+
+@op("Gather")
+def gather(data: Value, indices: Value, *, axis: int = 0) -> Value:
+    """Entries along `axis`, a slice where the indices are a known range. https://onnx.ai/onnx/operators/onnx__Gather.html"""
+    axis = normalize_axis(axis, data.ndim)
+    if is_static(data, indices):
+        return np.take(data, indices, axis=axis)
+    if is_static(indices):
+        return take_static(data, indices, axis)
+    return jnp.take(traced(data), _non_negative(indices, data.shape[axis]), axis=axis, mode="clip")
+
+
+def take_static(data: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
+    """`jnp.take` with known indices: a slice where they are a range."""
+    length = data.shape[axis]
+    flat = np.asarray(indices, np.int64).ravel()
+    if np.any((flat < -length) | (flat >= length)):
+        raise ValueError(f"index {flat[(flat < -length) | (flat >= length)][0]} is out of range for the {length} entries of axis {axis}")
+    flat = np.where(flat < 0, flat + length, flat)
+    step = int(flat[1] - flat[0]) if flat.size > 1 else 1
+    if flat.size and step and np.all(np.diff(flat) == step):
+        ranges = [range(dim) for dim in data.shape]
+        ranges[axis] = range(int(flat[0]), int(flat[-1]) + (1 if step > 0 else -1), step)
+        return jnp.reshape(take_ranges(data, ranges), data.shape[:axis] + indices.shape + data.shape[axis + 1 :])
+    return jnp.take(data, flat.astype(np.int32).reshape(indices.shape), axis=axis, mode="clip")
+
+
+def _non_negative(indices: Value, length: int) -> Value:
+    return nx.where(indices < 0, indices + np.array(length, indices.dtype), indices)
+
+
+@op("GatherElements", since=11)
+def gather_elements(data: Value, indices: Value, *, axis: int = 0) -> Value:
+    """An element of `data` for each index, along `axis`. https://onnx.ai/onnx/operators/onnx__GatherElements.html"""
+    axis = normalize_axis(axis, data.ndim)
+    data = data[tuple(slice(None) if i == axis else slice(dim) for i, dim in enumerate(indices.shape))]
+    if is_static(data, indices):
+        return np.take_along_axis(data, indices, axis=axis)
+    return jnp.take_along_axis(traced(data), _non_negative(traced(indices), data.shape[axis]), axis=axis, mode="clip")
+
+
+@op("GatherND", since=11)
+def gather_nd(data: Value, indices: Value, *, batch_dims: int = 0) -> Value:
+    """Slices of `data` at index tuples, the first `batch_dims` axes in step. https://onnx.ai/onnx/operators/onnx__GatherND.html"""
+    rank = indices.ndim - 1
+    batch = [np.arange(data.shape[i]).reshape([-1 if j == i else 1 for j in range(rank)]) for i in range(batch_dims)]
+    where = (*batch, *(indices[..., i] for i in range(indices.shape[-1])))
+    return data[where] if is_static(data, indices) else traced(data).at[where].get(mode="clip")
+
+
+@op("Where", since=9)
+def where(condition: Value, x: Value, y: Value) -> Value:
+    """`x` where the condition holds, else `y`. https://onnx.ai/onnx/operators/onnx__Where.html"""
+    return nx.where(condition, x, y)
+
+
+@op("ScatterND", since=11)
+def scatter_nd(data: Value, indices: Value, updates: Value, *, reduction: str = "none") -> Value:
+    """`data` with slices at index tuples set, added to, ...; repeated indices reduce. https://onnx.ai/onnx/operators/onnx__ScatterND.html"""
+    return _scatter(data, tuple(indices[..., i] for i in range(indices.shape[-1])), updates, reduction)
+
+
+@op("Scatter", since=9, until=11)
+@op("ScatterElements", since=11)
+def scatter_elements(data: Value, indices: Value, updates: Value, *, axis: int = 0, reduction: str = "none") -> Value:
+    """`data` with elements along `axis` set, added to, ... https://onnx.ai/onnx/operators/onnx__ScatterElements.html"""
+    where: list[Any] = list(np.indices(indices.shape, sparse=True))
+    where[normalize_axis(axis, data.ndim)] = indices
+    return _scatter(data, tuple(where), updates, reduction)
+
+
+def _scatter(data: Value, where: tuple[Value, ...], updates: Value, reduction: str) -> jax.Array:
+    data, updates = traced(data), traced(updates)
+    if reduction == "none" and is_static(where):
+        return _put(data, where, updates)
+    at = data.at[where]
+    match reduction:
+        case "none":
+            return at.set(updates)
+        case "add":
+            return at.add(updates)
+        case "mul":
+            return at.multiply(updates)
+        case "min":
+            return at.min(updates)
+        case "max":
+            return at.max(updates)
+        case _:
+            raise ValueError(f"reduction {reduction!r} is not one of none, add, mul, min, max")
+
+
+def _put(data: jax.Array, where: tuple[np.ndarray, ...], updates: jax.Array) -> jax.Array:
+    # XLA:CPU runs a scatter as a loop over the indices; known indices turn it into a select, the last of repeated ones winning
+    if not updates.size:
+        return data
+    source = np.full(data.shape[: len(where)], -1, np.int32)
+    source[where] = np.arange(math.prod(updates.shape[: updates.ndim - data.ndim + len(where)])).reshape(np.broadcast_shapes(*(w.shape for w in where)))
+    rows = jnp.reshape(updates, (-1, *data.shape[len(where) :]))
+    mask = (source >= 0).reshape(source.shape + (1,) * (data.ndim - len(where)))
+    return jnp.where(mask, take_static(rows, np.maximum(source, 0), 0), data)
+
+
+@op("TensorScatter", since=24)
+def tensor_scatter(past_cache: Value, update: Value, write_indices: Value = None, *, axis: int = -2, mode: str = "linear") -> Value:
+    """A cache with new entries of each row written at its index. https://onnx.ai/onnx/operators/onnx__TensorScatter.html"""
+    axis = normalize_axis(axis, past_cache.ndim)
+    length, written = past_cache.shape[axis], update.shape[axis]
+    column = [-1 if i == axis else 1 for i in range(past_cache.ndim)]
+    offset = np.arange(length).reshape(column)
+    if write_indices is not None:
+        offset = offset - nx.reshape(cast(write_indices, np.int64), [-1] + [1] * (past_cache.ndim - 1))
+    if mode == "circular":
+        offset = offset % length
+    new = jnp.take_along_axis(traced(update), nx.clip(offset, 0, written - 1), axis=axis, mode="clip")
+    return jnp.where((offset >= 0) & (offset < written), new, past_cache)
+
+
+@op("OneHot", since=9, static=("depth",))
+def one_hot(indices: Value, depth: Value, values: Value, *, axis: int = -1) -> Value:
+    """`values[1]` at each index along a new axis, `values[0]` elsewhere. https://onnx.ai/onnx/operators/onnx__OneHot.html"""
+    rank, count = indices.ndim + 1, int(scalar(depth))
+    axis = normalize_axis(axis, rank)
+    checked_shape((*indices.shape, count))
+    classes = np.arange(count).reshape([-1 if i == axis else 1 for i in range(rank)])
+    position = nx.expand_dims(cast(indices, np.int64), axis)
+    return nx.where((position == classes) | (position + count == classes), values[1], values[0])
+
+
+@op("Trilu", since=14)
+def trilu(input: Value, k: Value = None, *, upper: int = 1) -> Value:
+    """The upper or lower triangle of matrices, from diagonal `k` on. https://onnx.ai/onnx/operators/onnx__Trilu.html"""
+    diagonal = 0 if k is None else nx.reshape(k, ())
+    rows, columns = np.indices(input.shape[-2:], sparse=True)
+    keep = columns - rows >= diagonal if upper else columns - rows <= diagonal
+    return nx.where(keep, input, np.zeros((), input.dtype))
+
+
+@op("ReverseSequence", since=10)
+def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1, time_axis: int = 0) -> Value:
+    """Each row's first `sequence_lens` steps reversed. https://onnx.ai/onnx/operators/onnx__ReverseSequence.html"""
+    batch_axis, time_axis = normalize_axes((batch_axis, time_axis), input.ndim)
+    step = np.arange(input.shape[time_axis]).reshape([-1 if i == time_axis else 1 for i in range(input.ndim)])
+    length = nx.reshape(cast(sequence_lens, np.int64), [-1 if i == batch_axis else 1 for i in range(input.ndim)])
+    return nx.take_along_axis(input, nx.where(step < length, length - 1 - step, step), axis=time_axis)
+
+
+# NonZero, Unique and Compress have outputs whose shapes depend on data: they are computed while tracing, from static values only.
+
+
+@op("NonZero", since=9)
+def nonzero(x: Value) -> Value:
+    """Indices of the elements that are not zero, static values only. https://onnx.ai/onnx/operators/onnx__NonZero.html"""
+    _require_static("NonZero", x)
+    return np.array(np.nonzero(x), np.int64).reshape(max(x.ndim, 0), -1)
+
+
+@op("Compress", since=9)
+def compress(input: Value, condition: Value, *, axis: int | None = None) -> Value:
+    """Slices where a static condition holds. https://onnx.ai/onnx/operators/onnx__Compress.html"""
+    _require_static("Compress", condition)
+    return gather(nx.reshape(input, (-1,)) if axis is None else input, np.flatnonzero(condition), axis=axis or 0)
+
+
+@op("Unique", since=11)
+def unique(x: Value, *, axis: int | None = None, sorted: int = 1) -> Value:
+    """Distinct elements or slices, static values only. https://onnx.ai/onnx/operators/onnx__Unique.html"""
+    _require_static("Unique", x)
+    values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True, axis=axis)
+    order = np.arange(len(first)) if sorted else np.argsort(first)
+    rank_of = np.argsort(order)
+    values = np.take(values, order, axis=axis or 0)
+    return values, first[order].astype(np.int64), rank_of[inverse.ravel()].astype(np.int64), counts[order].astype(np.int64)
+
+
+def _require_static(op_type: str, value: Value) -> None:
+    if not is_static(value):
+        raise ValueError(f"the output shape of {op_type} depends on data, which an XLA executable cannot have: the input must be constant")

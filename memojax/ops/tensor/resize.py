@@ -1,0 +1,280 @@
+"""Resize, Upsample, grids and sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..._types import Shape, Value
+from .._common import cast, checked_shape, ints, is_static, normalize_axes, nx, traced
+from ..registry import op
+from .index import take_ranges, take_static
+
+
+@op("Pad", since=2, until=11)
+def pad_attribute(data: Value, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0) -> Value:
+    """Before opset 11 pads and value are attributes. https://onnx.ai/onnx/operators/onnx__Pad.html"""
+    return _pad(data, pads, np.array(value, data.dtype), tuple(range(data.ndim)), mode)
+
+
+@op("Pad", since=11, static=("pads", "axes"))
+def pad(data: Value, pads: Value, constant_value: Value = None, axes: Value = None, *, mode: str = "constant") -> Value:
+    """Wider, or narrower where a pad is negative. https://onnx.ai/onnx/operators/onnx__Pad.html"""
+    fill = np.zeros((), data.dtype) if constant_value is None else constant_value.reshape(())
+    return _pad(data, ints(pads), fill, range(data.ndim) if axes is None else ints(axes), mode)
+
+
+def _pad(data: Value, pads: Shape, fill: Value, axes: Any, mode: str) -> Value:
+    axes = normalize_axes(axes, data.ndim)
+    if len(pads) != 2 * len(axes):
+        raise ValueError(f"{len(pads)} pads given for {len(axes)} axes")
+    widths = [(0, 0)] * data.ndim
+    for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+        widths[axis] = (before, after)
+    checked_shape([dim + max(low, 0) + max(high, 0) for dim, (low, high) in zip(data.shape, widths, strict=True)])
+    if mode == "constant" and not is_static(data, fill):
+        return lax.pad(traced(data), traced(fill), [(low, high, 0) for low, high in widths])
+    kept = [range(max(-low, 0), dim - max(-high, 0)) for dim, (low, high) in zip(data.shape, widths, strict=True)]
+    data = data[tuple(slice(part.start, part.stop) for part in kept)] if is_static(data) else take_ranges(data, kept)
+    widths = [(max(low, 0), max(high, 0)) for low, high in widths]
+    if mode == "constant":
+        return np.pad(data, widths, constant_values=fill)
+    return (np if is_static(data) else jnp).pad(data, widths, mode=mode)
+
+
+@op("CenterCropPad", since=18, static=("shape",))
+def center_crop_pad(input_data: Value, shape: Value, *, axes: tuple[int, ...] | None = None) -> Value:
+    """The middle of the input, or the input in the middle of zeros. https://onnx.ai/onnx/operators/onnx__CenterCropPad.html"""
+    axes = normalize_axes(range(input_data.ndim) if axes is None else axes, input_data.ndim)
+    extra = [size - input_data.shape[axis] for size, axis in zip(ints(shape), axes, strict=True)]
+    # floor division of the cropped length: an odd crop starts at the lower pixel, an odd pad too
+    before = [width // 2 if width > 0 else -(-width // 2) for width in extra]
+    after = [width - low for width, low in zip(extra, before, strict=True)]
+    return _pad(input_data, (*before, *after), np.zeros((), input_data.dtype), axes, "constant")
+
+
+@op("Upsample", until=7)
+def upsample_first_version(x: Value, *, height_scale: float, width_scale: float, mode: str = "nearest") -> Value:
+    """Before opset 7 the scales are two attributes. https://onnx.ai/onnx/operators/onnx__Upsample.html"""
+    return upsample_attribute(x, scales=(1.0, 1.0, height_scale, width_scale), mode=mode)
+
+
+@op("Upsample", since=7, until=9)
+def upsample_attribute(x: Value, *, scales: tuple[float, ...], mode: str = "nearest") -> Value:
+    """Before opset 9 the scales are an attribute. https://onnx.ai/onnx/operators/onnx__Upsample.html"""
+    return resize_first_version(x, np.array(scales, np.float32), mode=mode)
+
+
+@op("Upsample", since=9, until=10, static=("scales",))
+@op("Resize", since=10, until=11, static=("scales",))
+def resize_first_version(x: Value, scales: Value, *, mode: str = "nearest") -> Value:
+    """Before opset 11 coordinates are `x / scale`; nearest means floor, ceil when shrinking. https://onnx.ai/onnx/operators/onnx__Resize.html"""
+    for axis, scale in enumerate(scales.tolist()):
+        rounding = "floor" if scale >= 1 else "ceil"
+        kernel = _Kernel(mode, -0.75, rounding, "asymmetric", False, False)
+        x = _resize_axis(x, axis, _scaled(x.shape[axis], scale), scale, kernel, (0.0, 1.0), 0.0)
+    return x
+
+
+@op("Resize", since=11, static=("roi", "scales", "sizes"))
+def resize(
+    x: Value, roi: Value = None, scales: Value = None, sizes: Value = None, *, mode: str = "nearest", antialias: int = 0,
+    axes: tuple[int, ...] | None = None, coordinate_transformation_mode: str = "half_pixel", cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0, extrapolation_value: float = 0.0, keep_aspect_ratio_policy: str = "stretch",
+    nearest_mode: str = "round_prefer_floor",
+) -> Value:  # fmt: skip
+    """Interpolation, one axis after the other. https://onnx.ai/onnx/operators/onnx__Resize.html"""
+    axes = normalize_axes(range(x.ndim) if axes is None else axes, x.ndim)
+    lengths = [x.shape[axis] for axis in axes]
+    if scales is not None and scales.size:
+        factors = scales.tolist()
+        targets = [_scaled(length, factor) for length, factor in zip(lengths, factors, strict=True)]
+    else:
+        targets = list(ints(sizes))
+        factors = [target / length for target, length in zip(targets, lengths, strict=True)]
+        if keep_aspect_ratio_policy != "stretch":
+            factors = [min(factors) if keep_aspect_ratio_policy == "not_larger" else max(factors)] * len(axes)
+            targets = [math.floor(factor * length + 0.5) for length, factor in zip(lengths, factors, strict=True)]
+    kernel = _Kernel(mode, cubic_coeff_a, nearest_mode, coordinate_transformation_mode, bool(antialias), bool(exclude_outside))
+    is_crop = coordinate_transformation_mode == "tf_crop_and_resize"
+    regions = np.reshape(roi, (2, -1)).T.tolist() if is_crop else [(0.0, 1.0)] * len(axes)
+    checked_shape([dict(zip(axes, targets, strict=True)).get(axis, length) for axis, length in enumerate(x.shape)])
+    for axis, target, factor, region in zip(axes, targets, factors, regions, strict=True):
+        x = _resize_axis(x, axis, target, factor, kernel, region, extrapolation_value)
+    return x
+
+
+def _scaled(length: int, scale: float) -> int:
+    return int(np.float32(length) * np.float32(scale))
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    mode: str
+    cubic_a: float
+    rounding: str
+    transform: str
+    antialias: bool
+    exclude_outside: bool
+
+
+def _resize_axis(x: Value, axis: int, target: int, scale: float, kernel: _Kernel, region: Sequence[float], outside: float) -> Value:
+    length = x.shape[axis]
+    if target == length and scale == 1 and tuple(region) == (0.0, 1.0):
+        return x
+    position = _source_positions(kernel.transform, length, target, scale, region)
+    if kernel.mode == "nearest":
+        result = _take_repeated(traced(x), np.clip(_ROUNDINGS[kernel.rounding](position), 0, length - 1).astype(np.int64), axis)
+    else:
+        result = _interpolate(traced(x), axis, *_taps(kernel, position, scale, length))
+    if kernel.transform == "tf_crop_and_resize":
+        beyond = ((position < 0) | (position > length - 1)).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        result = jnp.where(beyond, np.array(outside, x.dtype), result) if beyond.any() else result
+    return result
+
+
+_ROUNDINGS = {
+    "round_prefer_floor": lambda position: np.ceil(position - 0.5),
+    "round_prefer_ceil": lambda position: np.floor(position + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+
+def _source_positions(transform: str, length: int, target: int, scale: float, region: Sequence[float]) -> np.ndarray:
+    """Where in the input each output element lies."""
+    i, full = np.arange(target, dtype=np.float64), scale * length  # `full` is the output length before rounding
+    match transform:
+        case "half_pixel":
+            return (i + 0.5) / scale - 0.5
+        case "half_pixel_symmetric":
+            return length / 2 * (1 - target / full) + (i + 0.5) / scale - 0.5
+        case "pytorch_half_pixel":
+            return (i + 0.5) / scale - 0.5 if target > 1 else np.zeros(target)
+        case "tf_half_pixel_for_nn":
+            return (i + 0.5) / scale
+        case "asymmetric":
+            return i / scale
+        case "align_corners":
+            return i * (length - 1) / (full - 1) if target > 1 else np.zeros(target)
+        case "tf_crop_and_resize":
+            start, end = region
+            return (start + i * (end - start) / (full - 1) if target > 1 else np.full(target, (start + end) / 2)) * (length - 1)
+    raise ValueError(f"coordinate_transformation_mode {transform!r} is not one of the spec's")
+
+
+def _taps(kernel: _Kernel, position: np.ndarray, scale: float, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the input elements that make each output element, and their weights: both (target, taps)."""
+    stretch = min(scale, 1.0) if kernel.antialias else 1.0
+    support = (1 if kernel.mode == "linear" else 2) / stretch
+    first = np.floor(position - support) + 1
+    index = first[:, None] + np.arange(math.ceil(2 * support))
+    distance = np.abs(index - position[:, None]) * stretch
+    weight = np.maximum(1 - distance, 0) if kernel.mode == "linear" else cubic(distance, kernel.cubic_a, np)
+    if kernel.exclude_outside:
+        weight = np.where((index < 0) | (index >= length), 0, weight)
+    if kernel.exclude_outside or kernel.antialias:
+        weight = weight / weight.sum(axis=1, keepdims=True)
+    return np.clip(index, 0, length - 1).astype(np.int64), weight
+
+
+def cubic(distance: Any, a: float, xp: Any) -> Any:
+    """Keys' cubic convolution kernel."""
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return xp.where(distance <= 1, near, xp.where(distance < 2, far, 0))
+
+
+def _interpolate(x: jax.Array, axis: int, index: np.ndarray, weight: np.ndarray) -> jax.Array:
+    kind = x.dtype if x.dtype in (np.float32, np.float64) else np.dtype(np.float32)
+    values, weight = x.astype(kind), weight.astype(kind)
+    length, taps = x.shape[axis], index.shape[1]
+    if length <= 16 * taps:  # measured on XLA:CPU: a product with a dense matrix is faster than gathers up to here
+        matrix = np.zeros((len(index), length), kind)
+        np.add.at(matrix, (np.arange(len(index))[:, None], index), weight)
+        result = jnp.moveaxis(lax.dot_general(values, matrix, (((axis,), (1,)), ((), ())), precision="highest"), -1, axis)
+    else:
+        column = [-1 if i == axis else 1 for i in range(x.ndim)]
+        result = sum(take_static(values, index[:, k], axis) * weight[:, k].reshape(column) for k in range(taps))
+    return cast(result, x.dtype)
+
+
+def _take_repeated(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
+    times, left = divmod(len(index), x.shape[axis])
+    if times > 1 and not left and np.array_equal(index, np.repeat(np.arange(x.shape[axis]), times)):
+        return jnp.repeat(x, times, axis=axis)
+    return take_static(x, index, axis)
+
+
+@op("AffineGrid", since=20, static=("size",))
+def affine_grid(theta: Value, size: Value, *, align_corners: int = 0) -> Value:
+    """Sampling positions of affine maps, for GridSample. https://onnx.ai/onnx/operators/onnx__AffineGrid.html"""
+    lengths = checked_shape(ints(size)[2:])
+    centers = [_centers(length, bool(align_corners)) for length in lengths]
+    grid = [*reversed(np.meshgrid(*centers, indexing="ij")), np.ones(lengths)]  # x comes first, and the constant last
+    points = np.stack(grid, axis=-1).reshape(-1, len(grid)).astype(theta.dtype)
+    mapped = jnp.einsum("mk,nik->nmi", points, traced(theta), precision="highest")
+    return jnp.reshape(mapped, (theta.shape[0], *lengths, len(lengths)))
+
+
+def _centers(length: int, align_corners: bool) -> np.ndarray:
+    if align_corners:
+        return np.linspace(-1, 1, length) if length > 1 else np.zeros(length)
+    return (2 * np.arange(length) + 1) / length - 1
+
+
+@op("GridSample", since=16)
+def grid_sample(x: Value, grid: Value, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros") -> Value:
+    """The input at any positions, interpolated; before opset 20 linear is bilinear. https://onnx.ai/onnx/operators/onnx__GridSample.html"""
+    x, grid = traced(x), traced(grid)
+    kind = jnp.promote_types(jnp.promote_types(grid.dtype, np.float32), x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else np.float32)
+    n, c, *lengths = x.shape
+    places = grid.shape[1:-1]
+    index, weight = jnp.zeros((n, *places, 1), np.int32), jnp.ones((n, *places, 1), kind)
+    for axis, length in enumerate(lengths):
+        i, w = _grid_taps(grid[..., len(lengths) - 1 - axis].astype(kind), length, bool(align_corners), mode, padding_mode)
+        index = jnp.reshape(index[..., None] * length + i[..., None, :], (n, *places, -1))
+        weight = jnp.reshape(weight[..., None] * w[..., None, :], (n, *places, -1))
+    flat = jnp.reshape(x, (n, c, -1))
+    found = jnp.take_along_axis(flat, jnp.reshape(index, (n, 1, -1)), axis=2, mode="clip").reshape(n, c, *places, -1)
+    if mode == "nearest":
+        return jnp.where(weight[:, None] > 0, found, np.zeros((), x.dtype))[..., 0]
+    return cast(jnp.sum(found.astype(kind) * weight[:, None], axis=-1), x.dtype)
+
+
+def _grid_taps(at: jax.Array, length: int, align_corners: bool, mode: str, padding: str) -> tuple[jax.Array, jax.Array]:
+    """Indices of the elements around each position along one axis, and their weights: both (..., taps)."""
+    low, high = (0.0, length - 1.0) if align_corners else (-0.5, length - 0.5)
+    at = (at + 1) / 2 * (high - low) + low
+    at = jnp.rint(at) if mode == "nearest" else at
+    if padding == "border":
+        at = jnp.clip(at, 0, length - 1)
+    elif padding == "reflection":
+        at = _reflect(at, low, high)
+    taps = {"nearest": (0, 1), "linear": (0, 2), "bilinear": (0, 2), "cubic": (-1, 3), "bicubic": (-1, 3)}[mode]
+    index = jnp.floor(at)[..., None] + np.arange(*taps, dtype=at.dtype)
+    distance = jnp.abs(index - at[..., None])
+    if mode == "nearest":
+        weight = jnp.ones_like(distance)
+    else:
+        weight = 1 - distance if "linear" in mode else cubic(distance, -0.75, jnp)
+    if padding == "zeros":
+        weight = jnp.where((index >= 0) & (index < length), weight, 0)
+    elif padding == "reflection":
+        index = jnp.trunc(_reflect(index, low, high))
+    return jnp.clip(index, 0, length - 1).astype(np.int32), weight
+
+
+def _reflect(at: jax.Array, low: float, high: float) -> jax.Array:
+    span = high - low
+    if not span:
+        return jnp.full_like(at, low)
+    distance = jnp.mod(at - low, 2 * span)
+    return jnp.minimum(distance, 2 * span - distance) + low

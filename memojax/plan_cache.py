@@ -1,0 +1,195 @@
+"""Batch size -> plan. A hit is one dictionary look-up and takes no lock; a miss compiles once however many threads ask."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from .errors import BatchSizeError
+from .plan import Lowered, Plan
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """Counts of a plan cache, as `functools.lru_cache` gives them and more.
+
+    Attributes:
+        hits, misses: calls that found their plan, and that had to have it made.
+        evictions: plans dropped because of `maxsize`.
+        maxsize, currsize: most plans to keep (None: no limit; preloaded ones do not count), plans held now.
+        compile_seconds: seconds spent tracing, lowering and compiling, in all.
+        padded_rows: rows computed only to fill a larger plan.
+    """
+
+    hits: int
+    misses: int
+    evictions: int
+    maxsize: int | None
+    currsize: int
+    compile_seconds: float
+    padded_rows: int
+
+
+class PlanCache:
+    """Plans by batch size.
+
+    Each missing size has one future: its first asker lowers and compiles, the others wait for that size alone. A compile that fails
+    is not kept, so that the next call tries again.
+    """
+
+    def __init__(self, lower: Callable[[int], Lowered], maxsize: int | None = None):
+        """Plans come from `lower(size).compile()`; at most `maxsize` that were not preloaded are kept, the least recently used go.
+
+        Raises:
+            BatchSizeError: `maxsize` is less than 1.
+        """
+        if maxsize is not None and maxsize < 1:
+            raise BatchSizeError(f"maxsize must be at least 1 (or None for no limit), got {maxsize}")
+        self.maxsize = maxsize
+        self._lower = lower
+        self._plans: dict[int, Plan] = {}
+        self._pending: dict[int, Future[Plan]] = {}
+        self._pinned: set[int] = set()
+        self._used: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._misses = self._evictions = self._evicted_calls = 0
+        self._compile_seconds = 0.0
+        self._padded_rows = 0
+
+    def __contains__(self, size: int) -> bool:
+        return size in self._plans
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def get(self, size: int) -> Plan:
+        """The plan for `size`, made now if there is none.
+
+        Raises:
+            BatchSizeError: `size` is less than 1.
+            LoweringError, CompileError: the model cannot be planned at this size.
+        """
+        return self.hit(size) or self._miss(size)
+
+    def hit(self, size: int) -> Plan | None:
+        """The plan for `size` if it is there, noted as used."""
+        plan = self._plans.get(size)
+        if plan is not None and self.maxsize is not None:
+            self._used[size] = time.monotonic_ns()
+        return plan
+
+    def peek(self, size: int) -> Plan | None:
+        """The plan for `size` if it is there."""
+        return self._plans.get(size)
+
+    def sizes(self) -> list[int]:
+        """Sizes that have a plan, ascending."""
+        return sorted(self._plans)
+
+    def preload(self, sizes: Iterable[int], workers: int = 1) -> None:
+        """Make plans for `sizes` now, and keep them whatever `maxsize` says.
+
+        Raises:
+            BatchSizeError: a size that is no positive integer; nothing is made then.
+        """
+        wanted = [checked_size(size) for size in dict.fromkeys(sizes)]
+        with self._lock:
+            self._pinned.update(wanted)
+        if workers <= 1 or len(wanted) <= 1:
+            for size in wanted:
+                self.get(size)
+            return
+        with ThreadPoolExecutor(workers, thread_name_prefix="memojax-preload") as pool:
+            list(pool.map(self.get, wanted))
+
+    def clear(self, size: int | None = None) -> None:
+        """Drop the plan for `size`, or all plans and counts."""
+        with self._lock:
+            if size is not None:
+                self._drop(size)
+                return
+            self._plans.clear()
+            self._pinned.clear()
+            self._used.clear()
+            self._misses = self._evictions = self._evicted_calls = self._padded_rows = 0
+            self._compile_seconds = 0.0
+
+    def plans(self) -> list[Plan]:
+        """All plans, by size."""
+        return [plan for _, plan in sorted(self._plans.items())]
+
+    def info(self) -> CacheInfo:
+        """Counts so far."""
+        with self._lock:
+            calls = sum(plan.calls for plan in self._plans.values()) + self._evicted_calls
+            return CacheInfo(
+                max(0, calls - self._misses), self._misses, self._evictions, self.maxsize, len(self._plans), self._compile_seconds,
+                self._padded_rows,
+            )  # fmt: skip
+
+    def count_padding(self, rows: int) -> None:
+        """Note rows that were computed only to fill a plan."""
+        with self._lock:
+            self._padded_rows += rows
+
+    def _miss(self, size: int) -> Plan:
+        checked_size(size)
+        with self._lock:
+            plan = self._plans.get(size)
+            if plan is not None:
+                return plan
+            future = self._pending.get(size)
+            mine = future is None
+            if future is None:
+                future = self._pending[size] = Future()
+        if not mine:
+            return future.result()
+        started = time.perf_counter()
+        try:
+            plan = self._lower(size).compile()
+        except BaseException as failure:
+            with self._lock:
+                del self._pending[size]
+            future.set_exception(failure)
+            raise
+        with self._lock:
+            self._plans[size] = plan
+            self._used[size] = time.monotonic_ns()
+            del self._pending[size]
+            self._misses += 1
+            self._compile_seconds += time.perf_counter() - started
+            self._evict(keep=size)
+        future.set_result(plan)
+        return plan
+
+    def _evict(self, keep: int) -> None:
+        if self.maxsize is None:
+            return
+        loose = [size for size in self._plans if size not in self._pinned]
+        while len(loose) > self.maxsize:
+            oldest = min((size for size in loose if size != keep), key=lambda size: self._used.get(size, 0), default=None)
+            if oldest is None:
+                return
+            loose.remove(oldest)
+            self._drop(oldest)
+            self._evictions += 1
+
+    def _drop(self, size: int) -> None:
+        plan = self._plans.pop(size, None)
+        self._used.pop(size, None)
+        if plan is not None:
+            self._evicted_calls += plan.calls
+
+
+def checked_size(size: int) -> int:
+    """`size` as an int.
+
+    Raises:
+        BatchSizeError: it is not a positive whole number.
+    """
+    if isinstance(size, bool) or not hasattr(size, "__index__") or (number := size.__index__()) < 1:
+        raise BatchSizeError(f"a batch size is a positive whole number, got {size!r}")
+    return number

@@ -1,0 +1,213 @@
+"""`TypedModel`: a function of rows, its weights and its `ModelApi`; what every inferer is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._client import cpu_device
+from ._types import Source
+from .batch import BatchAxis, batched
+from .errors import DimensionError, IncompatibleModelError, InputError
+from .function import GraphFunction
+from .model import Model, load_model
+from .model.signature import ModelApi, TensorSpec
+
+RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class TypedModel:
+    """A batched policy, ready to be planned for any size.
+
+    Attributes:
+        fn: `fn(params, rows, key)`: a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` to one array for each of
+            `computed`, in that order; `key` is None unless `random`.
+        params: the weights, any pytree of arrays.
+        api: named inputs and outputs, without the batch axis.
+        computed: names of the outputs that `fn` gives.
+        constant: outputs that depend on no input, name -> value for each agent.
+        random: whether `fn` draws random numbers.
+        rule: how the batch was found, for a reader.
+        independent: whether rows are known not to influence each other; None where nobody has looked yet.
+        model: the file behind it, if there is one.
+    """
+
+    fn: RowFunction
+    params: Any
+    api: ModelApi
+    computed: tuple[str, ...]
+    constant: Mapping[str, np.ndarray] = field(default_factory=dict)
+    random: bool = False
+    rule: str = "the function's own batch axis"
+    independent: bool | None = None
+    model: Model | None = None
+
+    @classmethod
+    def from_model(
+        cls,
+        source: Source,
+        *,
+        dims: Mapping[str, int] | None = None,
+        batch_axis: BatchAxis = None,
+        constants: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> TypedModel:
+        """Load an ONNX model.
+
+        Args:
+            source: path, bytes, file object, `ModelProto` or loaded `Model`.
+            dims: sizes of symbolic dimensions other than the batch.
+            batch_axis: the batch axis, where the file does not say it right: for all inputs, or input -> axis.
+            constants: inputs that are the same for all agents and calls, name -> value in the file's layout.
+            outputs: keep only these outputs and what they need.
+
+        Raises:
+            ModelLoadError: the file cannot be loaded.
+            UnsupportedOpError: operators that cannot be lowered, all at once.
+            DimensionError: the batch or a dimension is not determined.
+        """
+        wanted = tuple(outputs) if outputs is not None else None
+        model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
+        rows = batched(GraphFunction(model.graph), dims=dims, batch_axis=batch_axis, constants=constants)
+        return cls(
+            fn=rows,
+            params=rows.function.params,
+            api=rows.api,
+            computed=rows.computed,
+            constant=rows.constant,
+            random=rows.function.random,
+            rule=str(rows.rule),
+            independent=True if rows.rule.kind == "vmap" else None,
+            model=model,
+        )
+
+    @classmethod
+    def from_function(
+        cls, fn: Callable[..., Any], params: Any, inputs: Mapping[str, Any], *, random: bool = False, name: str = "output"
+    ) -> TypedModel:
+        """A JAX policy of your own behind the same inferers.
+
+        Args:
+            fn: `fn(params, {name: [n, ...]})` (`fn(params, inputs, key)` if `random`) to a dict of `[n, ...]` arrays, or one array,
+                which is then called `name`.
+            params: any pytree of arrays.
+            inputs: name -> `TensorSpec`, `jax.ShapeDtypeStruct`, array, or (element shape, dtype); without the batch axis.
+
+        Raises:
+            DimensionError: an output does not have the batch on axis 0.
+        """
+        specs = tuple(_spec_of(key, given) for key, given in inputs.items())
+
+        def by_name(params: Any, rows: Sequence[Any], key: Any) -> dict[str, Any]:
+            given = {spec.name: row for spec, row in zip(specs, rows, strict=True)}
+            result = fn(params, given, key) if random else fn(params, given)
+            return dict(result) if isinstance(result, Mapping) else {name: result}
+
+        def shapes(n: int) -> dict[str, Any]:
+            rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in specs]
+            with jax.enable_x64(True):
+                return jax.eval_shape(lambda p, r, k: by_name(p, r, jax.random.wrap_key_data(k) if random else None), params, rows, _KEY)
+
+        outputs = []
+        for (key, five), seven in zip(shapes(5).items(), shapes(7).values(), strict=True):
+            if five.shape[:1] != (5,) or seven.shape != (7, *five.shape[1:]):
+                raise DimensionError(f"output {key!r} has shape {list(five.shape)} for 5 rows and {list(seven.shape)} for 7: put the batch first")
+            outputs.append(TensorSpec(key, five.shape[1:], five.dtype))
+        names = tuple(spec.name for spec in outputs)
+        return cls(
+            fn=lambda p, rows, key: tuple(by_name(p, rows, key)[k] for k in names),
+            params=params,
+            api=ModelApi(specs, tuple(outputs)),
+            computed=names,
+            random=random,
+        )
+
+    def with_params(self, params: Any) -> TypedModel:
+        """The same with other weights.
+
+        Raises:
+            IncompatibleModelError: names, shapes or dtypes differ.
+        """
+        check_same_params(self.params, params)
+        return replace(self, params=params)
+
+    def mixing_outputs(self) -> tuple[str, ...]:
+        """Names of outputs in which one row influences another, found by running two rows together and alone.
+
+        Outputs that are drawn at random are taken to be independent: their numbers cannot be compared.
+        """
+        if self.independent:
+            return ()
+        rng = np.random.default_rng(0)
+        rows = [_random_rows(rng, 2, spec) for spec in self.api.inputs]
+        together = self._eager(rows)
+        alone = [self._eager([row[i : i + 1] for row in rows]) for i in range(2)]
+        again = self._eager(rows, seed=1) if self.random else together
+        mixing = []
+        for index, name in enumerate(self.computed):
+            if self.random and not np.array_equal(together[index], again[index], equal_nan=together[index].dtype.kind == "f"):
+                continue
+            separate = np.concatenate([alone[0][index], alone[1][index]])
+            if not np.allclose(together[index], separate, rtol=1e-3, atol=1e-4, equal_nan=True):
+                mixing.append(name)
+        return tuple(mixing)
+
+    def _eager(self, rows: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+        device = cpu_device()
+
+        def run(params: Any, rows: Any, key: Any) -> Any:
+            return self.fn(params, rows, jax.random.wrap_key_data(key, impl="threefry2x32") if self.random else None)
+
+        place = jax.sharding.SingleDeviceSharding(device)
+        with jax.enable_x64(True):
+            compiled = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY).compile(_FAST_COMPILE)
+            return [np.asarray(value) for value in compiled(self.params, rows, np.array([0, seed], np.uint32))]
+
+
+_KEY = np.zeros(2, np.uint32)
+_FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+def check_same_params(old: Any, new: Any) -> None:
+    """Whether `new` can stand in for `old`.
+
+    Raises:
+        IncompatibleModelError: the first name, shape or dtype that differs.
+    """
+    before, after = (dict(jax.tree_util.tree_flatten_with_path(tree)[0]) for tree in (old, new))
+    if missing := before.keys() - after.keys():
+        raise IncompatibleModelError(f"parameter {jax.tree_util.keystr(min(missing, key=str))} is missing from the new weights")
+    if extra := after.keys() - before.keys():
+        raise IncompatibleModelError(f"parameter {jax.tree_util.keystr(min(extra, key=str))} is not one of the model's")
+    for path, array in before.items():
+        other = after[path]
+        if np.shape(array) != np.shape(other) or np.dtype(array.dtype) != np.dtype(other.dtype):
+            name = jax.tree_util.keystr(path)
+            raise IncompatibleModelError(
+                f"parameter {name} is {other.dtype}{list(np.shape(other))} in the new weights, the model has {array.dtype}{list(array.shape)}"
+            )
+
+
+def _spec_of(name: str, given: Any) -> TensorSpec:
+    if isinstance(given, TensorSpec):
+        return replace(given, name=name)
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        return TensorSpec(name, given.shape, given.dtype)
+    try:
+        shape, dtype = given
+        return TensorSpec(name, tuple(shape), np.dtype(dtype))
+    except (TypeError, ValueError) as cause:
+        raise InputError(f"input {name!r}: give (element shape, dtype), a TensorSpec or a jax.ShapeDtypeStruct, not {given!r}") from cause
+
+
+def _random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
+    shape = (n, *spec.shape)
+    if jnp.issubdtype(spec.dtype, jnp.floating):
+        return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
+    return rng.integers(0, 2, shape).astype(spec.dtype)
