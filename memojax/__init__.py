@@ -2,6 +2,8 @@
 
 from . import errors as errors
 from . import ops as ops
+from .api import load as load
+from .api import to_jax as to_jax
 from .batcher import Batched as Batched
 from .batcher import Batcher as Batcher
 from .inferer import BasicInferer as BasicInferer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +103,14 @@ class Inferer(abc.ABC):
     @abc.abstractmethod
     def end_agent(self, agent: int) -> None:
         """Note that `agent` is gone; inferers that keep state forget it."""
+
+    @abc.abstractmethod
+    def is_ready(self, count: int) -> bool:
+        """Whether `count` rows would run now without a compile."""
+
+    @abc.abstractmethod
+    def prepare(self, count: int) -> Future[None]:
+        """Compile, on the background worker, what `count` rows need."""
 
     def raw_input_shapes(self) -> Shapes:
         """(name, element shape) of each input of the model itself."""

@@ -7,6 +7,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from ..plan import Plan, Planner, PlanInfo
 from ..plan_cache import CacheInfo, PlanCache
 from ..scratch import ScratchPadView, aligned_empty
 from ..typed import TypedModel
+from ..worker import submit
 from .base import Inferer, can_cast, checked_rows, run_view
 
 
@@ -121,6 +123,13 @@ class ModelInferer(Inferer):
             return self._infer_on_device(inputs)
         return self._infer_checked(inputs)
 
+    def is_ready(self, count: int) -> bool:
+        return all(size in self._cache for size in self._sizes_for(count))
+
+    def prepare(self, count: int) -> Future[None]:
+        sizes = self._sizes_for(count)
+        return submit(lambda: self._compile_all(sizes))
+
     def preload(self, sizes: Iterable[int], workers: int = 1) -> None:
         """Compile plans for `sizes` now; `maxsize` never drops them.
 
@@ -140,6 +149,19 @@ class ModelInferer(Inferer):
     def plans(self) -> list[PlanInfo]:
         """What is compiled, by size: cost to compile, calls, median time, bytes."""
         return [plan.info() for plan in self._cache.plans()]
+
+    def _sizes_for(self, count: int) -> list[int]:
+        """Sizes of the plans that `count` rows run on."""
+        sizes = []
+        while count > 0:
+            take = self.select_batch_size(count)
+            sizes.append(self._plan_size(take))
+            count -= take
+        return sizes
+
+    def _compile_all(self, sizes: Iterable[int]) -> None:
+        for size in sizes:
+            self._cache.get(size)
 
     def _infer_checked(self, inputs: Mapping[str, Any]) -> Arrays:
         rows, n = checked_rows(self.api.inputs, inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, final
 
 from .._types import Arrays
@@ -93,6 +94,12 @@ class StatefulInferer(Inferer):
 
     def end_agent(self, agent: int) -> None:
         self.wrapper_stack.end_agent(self.inferer, agent)
+
+    def is_ready(self, count: int) -> bool:
+        return self.inferer.is_ready(count)
+
+    def prepare(self, count: int) -> Future[None]:
+        return self.inferer.prepare(count)
 
     def with_new_inferer(self, inferer: Inferer) -> StatefulInferer:
         """A new `StatefulInferer` with the same wrappers, and their state, around `inferer`.

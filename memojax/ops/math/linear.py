@@ -19,7 +19,7 @@ def det(X):
 @op("Einsum", since=12)
 def einsum(*Inputs, equation):
     """Sum of products by Einstein's convention. https://onnx.ai/onnx/operators/onnx__Einsum.html"""
-    return nx.einsum(equation.replace(" ", ""), *Inputs)
+    return jnp.einsum(equation.replace(" ", ""), *Inputs)
 
 
 @op("Gemm", until=7)

@@ -31,7 +31,7 @@ class Window:
 
     @property
     def output(self) -> Shape:
-        sizes = zip(self.spatial, self.pads, _extents(self.kernel, self.dilations), self.strides, strict=True)
+        sizes = zip(self.spatial, self.pads, extents(self.kernel, self.dilations), self.strides, strict=True)
         return tuple((size + sum(pads) - extent) // stride + 1 for size, pads, extent, stride in sizes)
 
     def counts(self, include_pads: bool) -> np.ndarray:
@@ -59,21 +59,26 @@ def window(
     strides, dilations = per_axis("strides", strides, rank), per_axis("dilations", dilations, rank)
     if len(kernel) != rank:
         raise ValueError(f"kernel_shape {list(kernel)} does not have one entry for each of {rank} spatial axes")
-    extents = _extents(kernel, dilations)
+    reach = extents(kernel, dilations)
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        sizes = zip(spatial, extents, strides, strict=True)
+        sizes = zip(spatial, reach, strides, strict=True)
         totals = (max(0, (math.ceil(size / stride) - 1) * stride + extent - size) for size, extent, stride in sizes)
         declared = tuple(split(total, auto_pad) for total in totals)
     else:
         declared = explicit_pads(pads, auto_pad, rank)
     final = declared
     if ceil_mode:
-        sizes = zip(spatial, declared, extents, strides, strict=True)
+        sizes = zip(spatial, declared, reach, strides, strict=True)
         final = tuple((before, _after(size, before, after, extent, stride)) for size, (before, after), extent, stride in sizes)
     result = Window(tuple(spatial), tuple(kernel), strides, dilations, declared, final)
     if min(result.output, default=1) < 1:
-        raise ValueError(f"a window of {list(extents)} does not fit into spatial shape {list(spatial)} with pads {list(declared)}")
+        raise ValueError(f"a window of {list(reach)} does not fit into spatial shape {list(spatial)} with pads {list(declared)}")
     return result
+
+
+def extents(kernel: Sequence[int], dilations: Sequence[int]) -> Shape:
+    """Sizes of dilated kernels."""
+    return tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True))
 
 
 def split(total: int, auto_pad: str) -> tuple[int, int]:
@@ -108,10 +113,6 @@ def per_axis(name: str, values: Sequence[int] | None, rank: int, default: int = 
     if len(values) != rank:
         raise ValueError(f"{name} {list(values)} does not have one entry for each of {rank} spatial axes")
     return tuple(values)
-
-
-def _extents(kernel: Sequence[int], dilations: Sequence[int]) -> Shape:
-    return tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True))
 
 
 def _after(size: int, before: int, after: int, extent: int, stride: int) -> int:

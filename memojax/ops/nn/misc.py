@@ -1,6 +1,8 @@
-"""Dropout, Flatten and TfIdfVectorizer."""
+"""Dropout, Flatten and TfIdfVectorizer; Shrink is left to the spec's function body."""
 
 from __future__ import annotations
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,8 @@ def flatten(x, *, axis=1):
     return flatten_to_2d(x, axis)
 
 
-@op("Dropout", until=7)
-@op("Dropout", since=7, until=10)
-def dropout_7(x, *, ratio=0.5, is_test=0, consumed_inputs=None):
+@op("Dropout", until=10)
+def dropout_1(x, *, ratio=0.5, is_test=0, consumed_inputs=None):
     """The input, as in inference, and a mask of its type. https://onnx.ai/onnx/operators/onnx__Dropout.html"""
     return x, nx.ones_like(x)
 
@@ -31,14 +32,53 @@ def dropout_10(x, *, ratio=0.5):
 
 @op("Dropout", since=12, static=("training_mode",))
 def dropout(x, ratio=None, training_mode=None, *, seed=None, key):
-    """Zeros at random with `training_mode`, else the input; `seed` picks the stream, the model's key the draw.
+    """Zeros at random with `training_mode`, else the input; `seed` picks a stream, the model's key the draw from it.
 
     https://onnx.ai/onnx/operators/onnx__Dropout.html
     """
     if training_mode is None or not scalar(training_mode):
         return x, np.ones(x.shape, np.bool_)
-    ratio = 0.5 if ratio is None else cast(nx.reshape(ratio, ()), np.float32)
-    if seed is not None:
-        key = jax.random.fold_in(key, int(seed) & 0x7FFFFFFF)
-    mask = jax.random.uniform(key, x.shape, np.float32) >= ratio
-    return jnp.where(mask, traced(x) * cast(jnp.asarray(1 / (1 - ratio)), x.dtype), cast(0, x.dtype)), mask
+    kept = 1 - (np.float32(0.5) if ratio is None else cast(nx.reshape(ratio, ()), np.float32))
+    mask = jax.random.bernoulli(key if seed is None else jax.random.fold_in(key, seed & 0x7FFFFFFF), kept, x.shape)
+    x = traced(x)
+    return jnp.where(mask, x / cast(traced(kept), x.dtype), jnp.zeros_like(x)), mask
+
+
+@op("TfIdfVectorizer", since=9)
+def tf_idf_vectorizer(
+    x, *, max_gram_length, max_skip_count, min_gram_length, mode, ngram_counts, ngram_indexes, pool_int64s=None, pool_strings=None,
+    weights=None,
+):  # fmt: skip
+    """How often the n-grams of a pool occur in each row of integers. https://onnx.ai/onnx/operators/onnx__TfIdfVectorizer.html"""
+    if pool_int64s is None:
+        raise ValueError("TfIdfVectorizer on strings cannot run on XLA: map the tokens to integers, and use pool_int64s")
+    rows = nx.reshape(x, (-1, x.shape[-1]))
+    pool = np.asarray(pool_int64s)
+    starts = (*ngram_counts, len(pool))
+    counts, first = [], 0
+    for length, (start, end) in enumerate(itertools.pairwise(starts), 1):
+        grams = pool[start:end].reshape(-1, length)
+        wanted = ngram_indexes[first : first + len(grams)]
+        first += len(grams)
+        if len(grams) and min_gram_length <= length <= max_gram_length:
+            counts.append((wanted, _occurrences(rows, cast(grams, x.dtype), max_skip_count)))
+    y = jnp.zeros((len(rows), max(ngram_indexes) + 1), np.float32)
+    for wanted, count in counts:
+        y = y.at[:, np.array(wanted)].add(count)
+    if mode != "TF":
+        y = y if mode == "TFIDF" else cast(y > 0, np.float32)
+        y = y if not weights else y * np.array(weights, np.float32)[None]
+    return jnp.reshape(y, (*x.shape[:-1], -1))
+
+
+def _occurrences(rows, grams, max_skip_count):
+    """Number of matches of each of `grams` (count, length) in each of `rows`, at all distances allowed; shape (rows, count)."""
+    length = grams.shape[1]
+    total = 0
+    for distance in range(1, 2 if length == 1 else max_skip_count + 2):
+        places = rows.shape[1] - distance * (length - 1)
+        if places > 0:
+            windows = nx.stack([rows[:, i * distance : i * distance + places] for i in range(length)], axis=2)
+            same = nx.all(windows[:, :, None] == grams[None, None], axis=3)
+            total = total + nx.sum(same, axis=1, dtype=np.float32)
+    return total

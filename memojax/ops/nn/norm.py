@@ -1,46 +1,35 @@
-"""Normalisation."""
+"""Normalisation. Statistics of half-precision inputs are taken in float32."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._common import cast, normalize_axis, nx
+from .._common import cast, normalize_axis, nx, traced
 from ..registry import op
-from .conv import per_channel
 
 
-def _wide(*values: Any) -> Any:
-    """Half-precision values as float32, for statistics."""
-    wide = tuple(v if v is None or jnp.finfo(v.dtype).bits >= 32 else cast(v, np.float32) for v in values)
-    return wide if len(wide) > 1 else wide[0]
+def wide(x: Any) -> Any:
+    """Half precision as float32, anything else as it is."""
+    return x if x is None or jnp.finfo(x.dtype).bits >= 32 else cast(x, np.float32)
+
+
+def per_channel(values: Any, rank: int) -> Any:
+    """A vector over channels, to be broadcast against N x C x ..."""
+    return nx.reshape(values, (1, -1) + (1,) * (rank - 2))
+
+
+def _trailing(values: Any, rank: int) -> Any:
+    return nx.reshape(values, (1,) * (rank - values.ndim) + values.shape)
 
 
 def _moments(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
     mean = nx.mean(x, axis=axes, keepdims=True)
     return mean, nx.mean(nx.square(x - mean), axis=axes, keepdims=True)
-
-
-@op("LayerNormalization", since=17)
-def layer_normalization(x, scale, b=None, *, axis=-1, epsilon=1e-5, stash_type=1, n_outputs):
-    """Zero mean and unit variance over the axes from `axis`, then scale and shift; statistics in float32 or wider.
-
-    https://onnx.ai/onnx/operators/onnx__LayerNormalization.html
-    """
-    wide, scale, b = _wide(x, scale, b)
-    mean, variance = _moments(wide, tuple(range(normalize_axis(axis, x.ndim), x.ndim)))
-    inverse = nx.reciprocal(nx.sqrt(variance + epsilon))
-    y = _scaled(wide - mean, inverse, scale, b)
-    return (cast(y, x.dtype), cast(mean, np.float32), cast(inverse, np.float32))[:n_outputs]
-
-
-def _scaled(centered: Any, inverse: Any, scale: Any, b: Any) -> Any:
-    rank = centered.ndim
-    y = centered * inverse * nx.reshape(scale, (1,) * (rank - scale.ndim) + scale.shape)
-    return y if b is None else y + nx.reshape(b, (1,) * (rank - b.ndim) + b.shape)
 
 
 @op("BatchNormalization", since=14)
@@ -50,39 +39,117 @@ def batch_normalization(x, scale, b, mean, var, *, epsilon=1e-5, momentum=0.9, t
     https://onnx.ai/onnx/operators/onnx__BatchNormalization.html
     """
     if not training_mode:
-        return _normalized(x, scale, b, mean, var, epsilon)
+        return _batch_normalized(x, scale, b, mean, var, epsilon)
     own_mean, own_var = _batch_moments(x)
-    y = _normalized(x, scale, b, own_mean, own_var, epsilon)
-    return y, cast(_mixed(mean, own_mean, momentum), mean.dtype), cast(_mixed(var, own_var, momentum), var.dtype)
+    y = _batch_normalized(x, scale, b, own_mean, own_var, epsilon)
+    return y, _moved(mean, own_mean, momentum), _moved(var, own_var, momentum)
 
 
 @op("BatchNormalization", until=14)
 def batch_normalization_1(
     x, scale, b, mean, var, *, epsilon=1e-5, momentum=0.9, spatial=1, is_test=0, consumed_inputs=None, n_outputs
 ):  # fmt: skip
-    """As from version 14, but trains where it has more than one output; with `spatial` 0, statistics per element.
+    """As from version 14 on, but it trains if it has more than one output; with `spatial` 0, statistics are per element.
 
     https://onnx.ai/onnx/operators/onnx__BatchNormalization.html
     """
     if n_outputs == 1 or is_test:
-        return _normalized(x, scale, b, mean, var, epsilon, bool(spatial))
+        return _batch_normalized(x, scale, b, mean, var, epsilon, bool(spatial))
     own_mean, own_var = _batch_moments(x, bool(spatial))
-    y = _normalized(x, scale, b, own_mean, own_var, epsilon, bool(spatial))
-    running = cast(_mixed(mean, own_mean, momentum), x.dtype), cast(_mixed(var, own_var, momentum), x.dtype)
-    return y, *running, cast(own_mean, x.dtype), cast(own_var, x.dtype)
+    y = _batch_normalized(x, scale, b, own_mean, own_var, epsilon, bool(spatial))
+    saved = cast(own_mean, x.dtype), cast(own_var, x.dtype)
+    return y, _moved(mean, own_mean, momentum), _moved(var, own_var, momentum), *saved
 
 
 def _batch_moments(x: Any, spatial: bool = True) -> tuple[Any, Any]:
     axes = (0, *range(2, x.ndim)) if spatial else (0,)
-    mean, variance = _moments(_wide(x), axes)
+    mean, variance = _moments(wide(x), axes)
     return nx.squeeze(mean, axes), nx.squeeze(variance, axes)
 
 
-def _mixed(running: Any, own: Any, momentum: float) -> Any:
-    return _wide(running) * momentum + _wide(own) * (1 - momentum)
+def _moved(running: Any, own: Any, momentum: float) -> Any:
+    return cast(wide(running) * momentum + cast(own, wide(running).dtype) * (1 - momentum), running.dtype)
 
 
-def _normalized(x: Any, scale: Any, b: Any, mean: Any, var: Any, epsilon: float, spatial: bool = True) -> Any:
-    wide, *rest = _wide(x, scale, b, mean, var)
-    scale, b, mean, var = (cast(per_channel(v, x.ndim) if spatial else v[None], wide.dtype) for v in rest)
-    return cast((wide - mean) * (scale / nx.sqrt(var + epsilon)) + b, x.dtype)
+def _batch_normalized(x: Any, scale: Any, b: Any, mean: Any, var: Any, epsilon: float, spatial: bool = True) -> Any:
+    given = wide(x)
+    statistics = (cast(per_channel(v, x.ndim) if spatial else v[None], given.dtype) for v in (scale, b, mean, var))
+    scale, b, mean, var = statistics
+    return cast((given - mean) * (scale / nx.sqrt(var + epsilon)) + b, x.dtype)
+
+
+@op("InstanceNormalization")
+def instance_normalization(x, scale, b, *, epsilon=1e-5, consumed_inputs=None):
+    """Normalise each channel of each sample. https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html"""
+    return _group_normalized(x, x.shape[1], scale, b, epsilon)
+
+
+@op("GroupNormalization", since=18, until=21)
+def group_normalization_18(x, scale, b, *, num_groups, epsilon=1e-5):
+    """As from version 21 on, but scale and bias are per group. https://onnx.ai/onnx/operators/onnx__GroupNormalization.html"""
+    repeats = x.shape[1] // num_groups
+    return _group_normalized(x, num_groups, nx.repeat(scale, repeats), nx.repeat(b, repeats), epsilon)
+
+
+@op("GroupNormalization", since=21)
+def group_normalization(x, scale, b, *, num_groups, epsilon=1e-5, stash_type=1):
+    """Normalise groups of channels of each sample, then scale and shift each channel.
+
+    https://onnx.ai/onnx/operators/onnx__GroupNormalization.html
+    """
+    return _group_normalized(x, num_groups, scale, b, epsilon)
+
+
+def _group_normalized(x: Any, groups: int, scale: Any, b: Any, epsilon: float) -> Any:
+    if x.shape[1] % groups:
+        raise ValueError(f"{groups} groups do not divide {x.shape[1]} channels")
+    grouped = nx.reshape(wide(x), (x.shape[0], groups, math.prod(x.shape[1:]) // groups))
+    mean, variance = _moments(grouped, (2,))
+    y = nx.reshape((grouped - mean) / nx.sqrt(variance + epsilon), x.shape)
+    return cast(y * per_channel(wide(scale), x.ndim) + per_channel(wide(b), x.ndim), x.dtype)
+
+
+@op("LayerNormalization", since=17)
+def layer_normalization(x, scale, b=None, *, axis=-1, epsilon=1e-5, stash_type=1):
+    """Zero mean and unit variance over the axes from `axis`, then scale and shift.
+
+    Float64 is not narrowed for the statistics, only the second and third output are. https://onnx.ai/onnx/operators/onnx__LayerNormalization.html
+    """
+    given = wide(x)
+    mean, variance = _moments(given, tuple(range(normalize_axis(axis, x.ndim), x.ndim)))
+    inverse = 1 / nx.sqrt(variance + epsilon)
+    y = (given - mean) * inverse * _trailing(wide(scale), x.ndim)
+    y = y if b is None else y + _trailing(wide(b), x.ndim)
+    return cast(y, x.dtype), cast(mean, np.float32), cast(inverse, np.float32)
+
+
+@op("RMSNormalization", since=23)
+def rms_normalization(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):
+    """Unit root mean square over the axes from `axis`, then scale; `scale` decides the dtype.
+
+    https://onnx.ai/onnx/operators/onnx__RMSNormalization.html
+    """
+    given = wide(x)
+    square = nx.mean(nx.square(given), axis=tuple(range(normalize_axis(axis, x.ndim), x.ndim)), keepdims=True)
+    return cast(given / nx.sqrt(square + epsilon) * cast(_trailing(scale, x.ndim), given.dtype), scale.dtype)
+
+
+@op("LpNormalization")
+def lp_normalization(x, *, axis=-1, p=2):
+    """Divide by the p-norm along `axis`; zeros stay zeros. https://onnx.ai/onnx/operators/onnx__LpNormalization.html"""
+    given = wide(x)
+    if p == 1:
+        norm = nx.sum(nx.abs(given), axis=axis, keepdims=True)
+    else:
+        norm = nx.sqrt(nx.sum(nx.square(given), axis=axis, keepdims=True))
+    return cast(given / nx.where(norm == 0, nx.ones_like(norm), norm), x.dtype)
+
+
+@op("LRN")
+def lrn(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
+    """Divide by a power of the mean square over `size` neighbouring channels. https://onnx.ai/onnx/operators/onnx__LRN.html"""
+    square = jnp.square(traced(wide(x)))
+    rest = (1,) * (x.ndim - 2)
+    pads = ((0, 0), ((size - 1) // 2, size // 2), *((0, 0) for _ in rest))
+    total = lax.reduce_window(square, np.zeros((), square.dtype), lax.add, (1, size, *rest), (1,) * x.ndim, pads)
+    return cast(wide(x) / (bias + alpha / size * total) ** beta, x.dtype)
