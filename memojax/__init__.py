@@ -6,6 +6,7 @@ from .api import load as load
 from .api import to_jax as to_jax
 from .batcher import Batched as Batched
 from .batcher import Batcher as Batcher
+from .forbid import forbid_compile as forbid_compile
 from .inferer import BasicInferer as BasicInferer
 from .inferer import DynamicInferer as DynamicInferer
 from .inferer import FixedBatchInferer as FixedBatchInferer

@@ -107,5 +107,19 @@ class CompileError(MemojaxError):
     """XLA could not compile a plan; other batch sizes are not touched, and nothing is cached."""
 
 
+class CompileForbiddenError(MemojaxError):
+    """A batch size has no plan, and compiling one is not allowed here."""
+
+    def __init__(self, size: int, ready: Sequence[int], why: str):
+        self.size, self.ready = size, tuple(ready)
+        have = f"there are plans for {', '.join(map(str, nearest(ready, size)))}" if ready else "there are no plans yet"
+        super().__init__(f"batch size {size} has no plan, and none may be compiled {why}; {have}. Add it with preload([{size}]).")
+
+
+def nearest(sizes: Sequence[int], size: int, count: int = 4) -> list[int]:
+    """The sizes closest to `size`, ascending."""
+    return sorted(sorted(sizes, key=lambda other: abs(other - size))[:count])
+
+
 class IncompatibleModelError(MemojaxError):
     """A model or wrapper that does not fit the one it should replace, or the inferer it should wrap."""

@@ -111,6 +111,15 @@ class Body:
     def n_outputs(self) -> int:
         return len(self.graph.outputs)
 
+    @property
+    def captured(self) -> list[Value]:
+        """Values that it takes from around it."""
+        return [self._scope[name] for name in self.graph.free_names()]
+
+    def new_key(self) -> jax.Array | None:
+        """A key to derive one for each call from; None where nothing inside is random."""
+        return self._run.next_key() if any(map(_draws, self.graph.nodes)) else None
+
     def __call__(self, *inputs: Value, key: jax.Array | None = None) -> tuple[Value, ...]:
         env: MutableMapping[str, Value] = ChainMap({}, self._scope)
         env.update(self.graph.initializers)
@@ -140,12 +149,13 @@ class _Run:
         try:
             if definition is None:
                 return self._expanded(node, inputs, env)
-            for position in definition.static_positions(len(inputs)):
+            for position in definition.static_positions(node):
                 if not is_static(inputs[position]):
                     raise StaticInputError(self._not_static(node, definition, position))
             with np.errstate(all="ignore"):
                 outputs = tuple(map(_tidy, self._call(definition, node, inputs, env)))
-                if is_static(inputs) and not is_static(outputs) and self.needed.intersection(node.outputs):
+                known = is_static(inputs) and not is_static(outputs)
+                if known and self.needed.intersection(node.outputs) and is_static([env[name] for name in node.reads()]):
                     outputs = self._at_once(definition, node, inputs, env)
             return outputs
         except MemojaxError as cause:

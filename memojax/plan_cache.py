@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import bisect
+import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
-from .errors import BatchSizeError
+from .errors import BatchSizeError, nearest
+from .forbid import check_allowed
 from .plan import Lowered, Plan
+
+log = logging.getLogger("memojax")
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,12 @@ class PlanCache:
         self.maxsize = maxsize
         self._lower = lower
         self._plans: dict[int, Plan] = {}
-        self._pending: dict[int, Future[Plan]] = {}
+        self._pending: dict[int, Future[Plan | None]] = {}
         self._pinned: set[int] = set()
         self._used: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._misses = self._evictions = self._evicted_calls = 0
+        self._dropped_calls: Counter[int] = Counter()
+        self._misses = self._evictions = 0
         self._compile_seconds = 0.0
         self._padded_rows = 0
 
@@ -89,21 +96,28 @@ class PlanCache:
         """Sizes that have a plan, ascending."""
         return sorted(self._plans)
 
-    def preload(self, sizes: Iterable[int], workers: int = 1) -> None:
-        """Make plans for `sizes` now, and keep them whatever `maxsize` says.
+    def next_larger(self, size: int) -> int | None:
+        """The smallest size with a plan that is at least `size`."""
+        sizes = self.sizes()
+        index = bisect.bisect_left(sizes, size)
+        return sizes[index] if index < len(sizes) else None
+
+    def next_smaller(self, size: int) -> int | None:
+        """The largest size with a plan that is at most `size`."""
+        sizes = self.sizes()
+        index = bisect.bisect_right(sizes, size)
+        return sizes[index - 1] if index else None
+
+    def pin(self, sizes: Iterable[int]) -> list[int]:
+        """Mark sizes as preloaded, which `maxsize` never drops; each once, in the order given.
 
         Raises:
-            BatchSizeError: a size that is no positive integer; nothing is made then.
+            BatchSizeError: a size that is no positive whole number; none is marked then.
         """
         wanted = [checked_size(size) for size in dict.fromkeys(sizes)]
         with self._lock:
             self._pinned.update(wanted)
-        if workers <= 1 or len(wanted) <= 1:
-            for size in wanted:
-                self.get(size)
-            return
-        with ThreadPoolExecutor(workers, thread_name_prefix="memojax-preload") as pool:
-            list(pool.map(self.get, wanted))
+        return wanted
 
     def clear(self, size: int | None = None) -> None:
         """Drop the plan for `size`, or all plans and counts."""
@@ -114,21 +128,28 @@ class PlanCache:
             self._plans.clear()
             self._pinned.clear()
             self._used.clear()
-            self._misses = self._evictions = self._evicted_calls = self._padded_rows = 0
+            self._dropped_calls.clear()
+            self._misses = self._evictions = self._padded_rows = 0
             self._compile_seconds = 0.0
 
     def plans(self) -> list[Plan]:
         """All plans, by size."""
-        return [plan for _, plan in sorted(self._plans.items())]
+        with self._lock:
+            return [self._plans[size] for size in sorted(self._plans)]
 
     def info(self) -> CacheInfo:
         """Counts so far."""
         with self._lock:
-            calls = sum(plan.calls for plan in self._plans.values()) + self._evicted_calls
+            calls = sum(plan.calls for plan in self._plans.values()) + self._dropped_calls.total()
             return CacheInfo(
                 max(0, calls - self._misses), self._misses, self._evictions, self.maxsize, len(self._plans), self._compile_seconds,
                 self._padded_rows,
             )  # fmt: skip
+
+    def calls(self) -> Counter[int]:
+        """How often each size ran, plans that were dropped since included."""
+        with self._lock:
+            return self._dropped_calls + Counter({size: plan.calls for size, plan in self._plans.items()})
 
     def count_padding(self, rows: int) -> None:
         """Note rows that were computed only to fill a plan."""
@@ -137,6 +158,7 @@ class PlanCache:
 
     def _miss(self, size: int) -> Plan:
         checked_size(size)
+        check_allowed(size, self.sizes())
         with self._lock:
             plan = self._plans.get(size)
             if plan is not None:
@@ -146,14 +168,18 @@ class PlanCache:
             if future is None:
                 future = self._pending[size] = Future()
         if not mine:
-            return future.result()
+            return future.result() or self.get(size)
         started = time.perf_counter()
         try:
             plan = self._lower(size).compile()
         except BaseException as failure:
             with self._lock:
                 del self._pending[size]
-            future.set_exception(failure)
+            # An interrupt is this thread's own affair: those who wait try again themselves.
+            if isinstance(failure, Exception):
+                future.set_exception(failure)
+            else:
+                future.set_result(None)
             raise
         with self._lock:
             self._plans[size] = plan
@@ -163,6 +189,9 @@ class PlanCache:
             self._compile_seconds += time.perf_counter() - started
             self._evict(keep=size)
         future.set_result(plan)
+        others = nearest([other for other in self.sizes() if other != size], size)
+        why = "preloaded" if size in self._pinned else "first seen"
+        log.info("compiled batch size %d in %.0f ms (%s; nearest plans: %s)", size, plan.compile_ms, why, others or "none")
         return plan
 
     def _evict(self, keep: int) -> None:
@@ -181,7 +210,7 @@ class PlanCache:
         plan = self._plans.pop(size, None)
         self._used.pop(size, None)
         if plan is not None:
-            self._evicted_calls += plan.calls
+            self._dropped_calls[size] += plan.calls
 
 
 def checked_size(size: int) -> int:

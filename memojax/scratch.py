@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from ._types import Array
 from .errors import InputShapeError
 from .model.signature import TensorSpec
 
@@ -50,16 +52,17 @@ class ScratchPad:
         self.ids.append(agent)
 
     def push(self, slot: int, data: Any) -> None:
-        """Copy the current agent's data for the input at `slot`.
+        """Copy the data of the agent begun last for the input at `slot`.
 
         Raises:
-            InputShapeError: `data` does not fit the slot's element shape.
+            InputShapeError: `data` has not the slot's element shape, or no agent was begun.
         """
-        try:
-            self._inputs[slot][self.batch_size - 1] = data
-        except ValueError as cause:
-            spec = self.input_specs[slot]
-            raise InputShapeError(f"input {spec.name!r} takes {list(spec.shape)} per agent, got {list(np.shape(data))}") from cause
+        spec = self.input_specs[slot]
+        if not self.ids:
+            raise InputShapeError(f"there is no row for input {spec.name!r} yet: begin one with next(agent)")
+        if np.shape(data) != spec.shape:
+            raise InputShapeError(f"input {spec.name!r} takes {list(spec.shape)} per agent, got {list(np.shape(data))}")
+        self._inputs[slot][self.batch_size - 1] = data
 
     def rows(self, slot: int, start: int, stop: int) -> np.ndarray:
         """The rows `[start, stop)` of an input slot, `[stop - start, *element_shape]`, to read or write."""
@@ -100,36 +103,49 @@ class ScratchPad:
 class ScratchPadView:
     """One batch on its way through an inferer: input rows to read, output rows to fill.
 
-    An output slot is given as a whole with `set_output` (no copy), or filled through `output_slot_mut`, which allocates it.
-    `ids` are the agents of the rows, or None where rows are anonymous.
+    A slot is given as a whole with `set_input` and `set_output` (no copy), or written in place through `input_slot_mut` and
+    `output_slot_mut`, which copy it first where it is somebody else's. Rows live on the host, or, with a `device`, as `jax.Array`s
+    there; the `*_slot` forms are NumPy in any case, `inputs` and `output` give what is there.
+
+    Attributes:
+        ids: the agents of the rows.
+        anonymous: whether nobody named the agents, so that they are 0, 1, ..., and those not seen before are begun.
+        dones: bool[n] or None, rows whose state is zeroed before they run.
+        device: where the rows live; None is the host.
     """
 
-    __slots__ = ("_inputs", "_outputs", "_size", "dones", "ids", "input_specs", "output_specs")
+    __slots__ = ("_inputs", "_outputs", "_size", "anonymous", "device", "dones", "ids", "input_specs", "output_specs")
 
     def __init__(
         self,
         input_specs: Sequence[TensorSpec],
         output_specs: Sequence[TensorSpec],
-        inputs: list[np.ndarray],
+        inputs: Sequence[Array | None],
         size: int,
         ids: Sequence[int] | None = None,
-        dones: np.ndarray | None = None,
+        dones: Array | None = None,
+        *,
+        device: jax.Device | None = None,
+        anonymous: bool | None = None,
     ):
+        """`size` rows; an input that is None is for a wrapper to fill."""
         self.input_specs = input_specs
         self.output_specs = output_specs
-        self._inputs = inputs
-        self._outputs: list[np.ndarray | None] = [None] * len(output_specs)
+        self._inputs = list(inputs)
+        self._outputs: list[Array | None] = [None] * len(output_specs)
         self._size = size
-        self.ids = ids
+        self.anonymous = ids is None if anonymous is None else anonymous
+        self.ids: Sequence[int] = range(size) if ids is None else ids
         self.dones = dones
+        self.device = device
 
     def __len__(self) -> int:
         return self._size
 
     @property
-    def inputs(self) -> list[np.ndarray]:
-        """Rows of every input slot."""
-        return self._inputs
+    def inputs(self) -> list[Array]:
+        """Rows of every input slot, where they are."""
+        return [self._input(slot) if rows is None else rows for slot, rows in enumerate(self._inputs)]
 
     def input_name(self, slot: int) -> str:
         return self.input_specs[slot].name
@@ -139,66 +155,93 @@ class ScratchPadView:
 
     def input_slot(self, slot: int) -> np.ndarray:
         """Rows `[n, *element_shape]` of an input, read-only."""
-        rows = self._inputs[slot].view()
-        rows.flags.writeable = False
-        return rows
+        return _read_only(self._input(slot))
 
     def input_slot_mut(self, slot: int) -> np.ndarray:
         """Rows `[n, *element_shape]` of an input, to write."""
-        return self._inputs[slot]
+        rows = self._inputs[slot] = _writable(self._input(slot))
+        return rows
 
     def input_slot_with_id(self, slot: int) -> tuple[Sequence[int], np.ndarray]:
         """Agents, and the rows of an input, read-only."""
-        return self._agents(), self.input_slot(slot)
+        return self.ids, self.input_slot(slot)
 
     def input_slot_mut_with_id(self, slot: int) -> tuple[Sequence[int], np.ndarray]:
         """Agents, and the rows of an input, to write."""
-        return self._agents(), self._inputs[slot]
+        return self.ids, self.input_slot_mut(slot)
 
     def output_slot(self, slot: int) -> np.ndarray:
         """Rows `[n, *element_shape]` of an output, as the model left them; read-only."""
-        rows = self._output(slot).view()
-        rows.flags.writeable = False
-        return rows
+        return _read_only(self.output(slot))
 
     def output_slot_mut(self, slot: int) -> np.ndarray:
         """Rows `[n, *element_shape]` of an output, to write."""
-        rows = self._output(slot)
-        if not rows.flags.writeable:
-            rows = self._outputs[slot] = rows.copy()
+        rows = self._outputs[slot] = _writable(self.output(slot))
         return rows
 
     def output_slot_with_id(self, slot: int) -> tuple[Sequence[int], np.ndarray]:
         """Agents, and the rows of an output, read-only."""
-        return self._agents(), self.output_slot(slot)
+        return self.ids, self.output_slot(slot)
 
     def output_slot_mut_with_id(self, slot: int) -> tuple[Sequence[int], np.ndarray]:
         """Agents, and the rows of an output, to write."""
-        return self._agents(), self.output_slot_mut(slot)
+        return self.ids, self.output_slot_mut(slot)
 
-    def set_output(self, slot: int, rows: np.ndarray) -> None:
-        """Give the rows of an output without copying them.
-
-        Raises:
-            InputShapeError: `rows` is not `[n, *element_shape]`.
-        """
-        spec = self.output_specs[slot]
-        if rows.shape != (self._size, *spec.shape):
-            raise InputShapeError(f"output {spec.name!r} must be {[self._size, *spec.shape]}, got {list(rows.shape)}")
-        self._outputs[slot] = rows
-
-    def part(self, start: int, stop: int) -> ScratchPadView:
-        """The rows `[start, stop)` as a view of its own, with fresh outputs."""
-        ids = None if self.ids is None else self.ids[start:stop]
-        dones = None if self.dones is None else self.dones[start:stop]
-        return ScratchPadView(self.input_specs, self.output_specs, [a[start:stop] for a in self._inputs], stop - start, ids, dones)
-
-    def _output(self, slot: int) -> np.ndarray:
+    def output(self, slot: int) -> Array:
+        """Rows `[n, *element_shape]` of an output, where they are; zeros if nobody filled it."""
         rows = self._outputs[slot]
         if rows is None:
             spec = self.output_specs[slot]
             rows = self._outputs[slot] = np.zeros((self._size, *spec.shape), spec.dtype)
         return rows
 
-    def _agents(self) -> Sequence[int]:
-        return range(self._size) if self.ids is None else self.ids
+    def set_input(self, slot: int, rows: Array) -> None:
+        """Give the rows of an input without copying them.
+
+        Raises:
+            InputShapeError: `rows` is not `[n, *element_shape]`.
+        """
+        self._inputs[slot] = self._checked("input", self.input_specs[slot], rows)
+
+    def set_output(self, slot: int, rows: Array) -> None:
+        """Give the rows of an output without copying them.
+
+        Raises:
+            InputShapeError: `rows` is not `[n, *element_shape]`.
+        """
+        self._outputs[slot] = self._checked("output", self.output_specs[slot], rows)
+
+    def part(self, start: int, stop: int) -> ScratchPadView:
+        """The rows `[start, stop)` as a view of its own, with fresh outputs."""
+        return ScratchPadView(
+            self.input_specs,
+            self.output_specs,
+            [rows[start:stop] for rows in self.inputs],
+            stop - start,
+            self.ids[start:stop],
+            None if self.dones is None else self.dones[start:stop],
+            device=self.device,
+            anonymous=self.anonymous,
+        )
+
+    def _input(self, slot: int) -> Array:
+        rows = self._inputs[slot]
+        if rows is None:
+            spec = self.input_specs[slot]
+            rows = self._inputs[slot] = aligned_empty((self._size, *spec.shape), spec.dtype)
+        return rows
+
+    def _checked(self, kind: str, spec: TensorSpec, rows: Array) -> Array:
+        if rows.shape != (self._size, *spec.shape):
+            raise InputShapeError(f"{kind} {spec.name!r} must be {[self._size, *spec.shape]}, got {list(rows.shape)}")
+        return rows
+
+
+def _read_only(rows: Array) -> np.ndarray:
+    view = np.asarray(rows).view()
+    view.flags.writeable = False
+    return view
+
+
+def _writable(rows: Array) -> np.ndarray:
+    return rows if isinstance(rows, np.ndarray) and rows.flags.writeable else np.array(rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, final
 
-from ..errors import BatchSizeError
 from ..typed import TypedModel
 from .model import ModelInferer
 
@@ -26,13 +25,11 @@ class BasicInferer(ModelInferer):
         """Compile the plan for one agent; options are `device`, `seed` and `precision`."""
         super().__init__(typed, _ONE, **options)
 
-    def select_batch_size(self, max_count: int) -> int:
-        return min(max_count, 1)
+    def _arrived(self, count: int) -> None:
+        """Every plan is there from the start."""
 
-    def _plan_size(self, n: int) -> int:
-        if n != 1:
-            raise BatchSizeError(f"BasicInferer runs one row at a time, got {n} at once: call infer_arrays or infer_batch, which split")
-        return 1
+    def _route(self, count: int) -> tuple[int, int]:
+        return 1, 1
 
 
 _ONE: Iterable[int] = (1,)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from ..errors import BatchSizeError
 from ..plan_cache import checked_size
 from ..typed import TypedModel
 from .model import ModelInferer, refuse_mixing
@@ -36,10 +35,8 @@ class DynamicInferer(ModelInferer):
         refuse_mixing(self, "DynamicInferer")
         self.preload([self.capacity])
 
-    def select_batch_size(self, max_count: int) -> int:
-        return min(max_count, self.capacity)
+    def _arrived(self, count: int) -> None:
+        """Every plan is there from the start."""
 
-    def _plan_size(self, n: int) -> int:
-        if n > self.capacity:
-            raise BatchSizeError(f"{n} rows at once is more than the capacity ({self.capacity}): split them")
-        return self.capacity
+    def _route(self, count: int) -> tuple[int, int]:
+        return min(count, self.capacity), self.capacity

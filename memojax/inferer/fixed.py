@@ -8,7 +8,7 @@ from typing import Any, final
 from ..errors import BatchSizeError
 from ..plan_cache import checked_size
 from ..typed import TypedModel
-from .model import ModelInferer, refuse_mixing
+from .model import ModelInferer
 
 
 @final
@@ -35,14 +35,11 @@ class FixedBatchInferer(ModelInferer):
             raise BatchSizeError("FixedBatchInferer needs at least one batch size, for example [1, 8, 32]")
         super().__init__(typed, self.sizes, **options)
 
-    def select_batch_size(self, max_count: int) -> int:
-        return next((size for size in self.sizes if size <= max_count), max_count)
+    def _arrived(self, count: int) -> None:
+        """Every plan is there from the start."""
 
-    def _plan_size(self, n: int) -> int:
-        if n in self.sizes:
-            return n
-        size = next((size for size in reversed(self.sizes) if size >= n), None)
-        if size is None:
-            raise BatchSizeError(f"{n} rows at once is more than the largest configured size ({self.sizes[0]}): split them")
-        refuse_mixing(self, f"padding {n} rows to the configured size {size}")
-        return size
+    def _route(self, count: int) -> tuple[int, int]:
+        for size in self.sizes:
+            if size <= count:
+                return size, size
+        return count, self.sizes[-1]

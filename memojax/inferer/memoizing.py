@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterable
-from typing import Any, final
+from typing import Any, Literal, final
 
+from .. import worker
 from .._types import Source
+from ..bucketing import Bucketing, bucket_of
+from ..errors import BatchSizeError, CompileForbiddenError, nearest
 from ..typed import TypedModel
-from .model import ModelInferer, typed_model
+from .model import ModelInferer, refuse_mixing, typed_model
+
+OnMiss = Literal["compile", "pad", "warn", "error"]
+
+log = logging.getLogger("memojax")
 
 
 @final
@@ -23,13 +32,41 @@ class MemoizingDynamicInferer(ModelInferer):
         (`maxsize=` caps it).
     """
 
-    def __init__(self, typed: TypedModel, preloaded_sizes: Iterable[int] = (), **options: Any):
-        """Compile `preloaded_sizes` now; options are `maxsize`, `device`, `seed` and `precision`.
+    def __init__(
+        self,
+        typed: TypedModel,
+        preloaded_sizes: Iterable[int] = (),
+        *,
+        bucketing: Bucketing = "exact",
+        max_batch_size: int | None = None,
+        on_miss: OnMiss = "compile",
+        **options: Any,
+    ):
+        """Compile `preloaded_sizes` now.
+
+        Args:
+            typed: the model.
+            preloaded_sizes: batch sizes to compile now and never to drop.
+            bucketing: which sizes get a plan: "exact" (each), "pow2", a list, or a function; the others are padded.
+            max_batch_size: the most rows in one plan; larger batches are split.
+            on_miss: what a call does whose size has no plan yet. "compile": it waits for one. "pad": it runs at once, padded into the
+                next larger plan or split over smaller ones, while the right plan is compiled in the background (the very first call
+                compiles). "warn": as "compile", with a warning in the log. "error": it raises.
+            options: `maxsize`, `device`, `seed` and `precision`, see `ModelInferer`.
 
         Raises:
-            BatchSizeError: a size that is no positive whole number.
+            BatchSizeError: a size that is no positive whole number, or an unknown policy.
+            RowsMixError: "pad" for a model in which rows influence each other.
         """
+        if on_miss not in ("compile", "pad", "warn", "error"):
+            raise BatchSizeError(f"unknown on_miss {on_miss!r}: give 'compile', 'pad', 'warn' or 'error'")
+        self._bucket = bucket_of(bucketing, max_batch_size)
+        self._on_miss: OnMiss = on_miss
+        self._wanted: set[int] = set()
+        self._wanted_lock = threading.Lock()
         super().__init__(typed, preloaded_sizes, **options)
+        if on_miss == "pad":
+            refuse_mixing(self, "on_miss='pad'")
 
     @classmethod
     def from_model(cls, model: Source, preloaded_sizes: Iterable[int] = (), **options: Any) -> MemoizingDynamicInferer:
@@ -46,11 +83,44 @@ class MemoizingDynamicInferer(ModelInferer):
         """Use a `TypedModel` that is loaded already."""
         return cls(model, preloaded_sizes, **options)
 
-    def select_batch_size(self, max_count: int) -> int:
-        return max_count
+    def _route(self, count: int) -> tuple[int, int]:
+        size = self._bucket(count)
+        rows = min(size, count)
+        if self._on_miss != "pad" or size in self._cache:
+            return rows, size
+        larger = self._cache.next_larger(rows)
+        if larger is not None:
+            return rows, larger
+        smaller = self._cache.next_smaller(rows)
+        return (smaller, smaller) if smaller is not None else (rows, size)
 
-    def _plan_size(self, n: int) -> int:
-        return n
+    def _arrived(self, count: int) -> None:
+        size = self._bucket(count)
+        if size in self._cache:
+            return
+        if self._on_miss == "pad":
+            if len(self._cache):
+                self._compile_later(size)
+        elif self._on_miss == "error":
+            raise CompileForbiddenError(size, self._cache.sizes(), "with on_miss='error'")
+        elif self._on_miss == "warn":
+            near = nearest(self._cache.sizes(), size) or "none"
+            log.warning("batch size %d has no plan and is compiled now; nearest plans: %s. preload([%d]) avoids the wait", size, near, size)
+
+    def _compile_later(self, size: int) -> None:
+        with self._wanted_lock:
+            if size in self._wanted:
+                return
+            self._wanted.add(size)
+
+        def compile_now() -> None:
+            try:
+                self._cache.get(size)
+            finally:
+                with self._wanted_lock:
+                    self._wanted.discard(size)
+
+        worker.submit(compile_now)
 
 
 _LOADING = ("dims", "batch_axis", "constants", "outputs")

@@ -6,6 +6,7 @@ import abc
 import functools
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -20,6 +21,8 @@ from ..errors import BatchSizeError, InputDtypeError, InputShapeError, MissingIn
 from ..model.signature import ModelApi
 from ..plan import Plan, Planner, PlanInfo
 from ..plan_cache import CacheInfo, PlanCache
+from ..preload import Preload
+from ..recommend import Recommendation, recommend
 from ..scratch import ScratchPadView, aligned_empty
 from ..typed import TypedModel
 from ..worker import submit
@@ -47,20 +50,25 @@ class ModelInferer(Inferer):
         self._elsewhere_lock = threading.Lock()
         self._seed = seed & 0xFFFFFFFF
         self._draws = itertools.count()
-        self._buffers = threading.local()
+        self._local = threading.local()
         self._names = [spec.name for spec in typed.api.inputs]
         position = {name: index for index, name in enumerate(typed.computed)}
         self._computed_names = list(typed.computed)
         self._computed_slots = [(slot, position[spec.name]) for slot, spec in enumerate(typed.api.outputs) if spec.name in position]
-        self._cache.preload(preloaded_sizes)
+        self._sizes_seen: Counter[int] = Counter()
+        self._uncounted: Counter[int] = Counter()
+        self.preload(preloaded_sizes)
 
     @abc.abstractmethod
-    def _plan_size(self, n: int) -> int:
-        """Size of the plan that runs `n` rows at once; more than `n` means padding.
+    def _route(self, count: int) -> tuple[int, int]:
+        """How `count` waiting rows would go now: (rows to take at once, size of the plan that runs them); changes nothing.
 
-        Raises:
-            BatchSizeError: no plan takes `n` rows at once.
+        A plan larger than the rows means padding.
         """
+
+    @abc.abstractmethod
+    def _arrived(self, count: int) -> None:
+        """`count` rows came as one batch and are about to be dealt out; called once per batch."""
 
     @property
     def raw_api(self) -> ModelApi:
@@ -96,6 +104,16 @@ class ModelInferer(Inferer):
     def end_agent(self, agent: int) -> None:
         """Nothing is kept by agent here."""
 
+    def select_batch_size(self, max_count: int) -> int:
+        if max_count < 1:
+            return 0
+        if max_count != getattr(self._local, "rest", 0):
+            self._sizes_seen[max_count] += 1
+            self._arrived(max_count)
+        rows = self._route(max_count)[0]
+        self._local.rest = max_count - rows
+        return rows
+
     def infer_raw(self, view: ScratchPadView) -> None:
         n = len(view)
         if n == 0:
@@ -130,13 +148,42 @@ class ModelInferer(Inferer):
         sizes = self._sizes_for(count)
         return submit(lambda: self._compile_all(sizes))
 
-    def preload(self, sizes: Iterable[int], workers: int = 1) -> None:
-        """Compile plans for `sizes` now; `maxsize` never drops them.
+    def preload(self, sizes: Iterable[int], *, workers: int = 1, background: bool = False, progress: bool = False) -> Preload:
+        """Compile plans for `sizes`; `maxsize` never drops them.
+
+        Args:
+            sizes: batch sizes.
+            workers: threads that compile; more than one pays on machines with many cores only, XLA uses several by itself.
+            background: return at once and compile on the background worker, at low priority.
+            progress: show a bar (where it is waited for).
 
         Raises:
             BatchSizeError: a size that is no positive whole number; nothing is compiled then.
         """
-        self._cache.preload(sizes, workers)
+        wanted = self._cache.pin(sizes)
+        if not background and workers <= 1 and not progress:
+            self._compile_all(wanted)
+            wanted = []
+        handle = Preload(wanted, self._cache.get, workers, background)
+        if not background:
+            handle.wait(progress=progress)
+        return handle
+
+    def batch_sizes(self) -> dict[int, int]:
+        """How many batches of each size were asked for so far."""
+        exact = self._cache.calls()
+        exact.subtract(self._uncounted)
+        return {size: count for size, count in sorted((exact + self._sizes_seen).items()) if count > 0}
+
+    def recommend_sizes(self, max_plans: int) -> Recommendation:
+        """The at most `max_plans` fixed sizes that would have served the batches seen so far in the least time, compiles included.
+
+        Raises:
+            BatchSizeError: nothing has run yet.
+        """
+        plans = self.plans()
+        latency = {plan.size: plan.median_us / 1e6 for plan in plans if plan.median_us is not None}
+        return recommend(self.batch_sizes(), latency, {plan.size: plan.compile_ms / 1e3 for plan in plans}, max_plans)
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, evictions, sizes, seconds spent compiling, padded rows."""
@@ -154,10 +201,18 @@ class ModelInferer(Inferer):
         """Sizes of the plans that `count` rows run on."""
         sizes = []
         while count > 0:
-            take = self.select_batch_size(count)
-            sizes.append(self._plan_size(take))
-            count -= take
+            rows, size = self._route(count)
+            sizes.append(size)
+            count -= rows
         return sizes
+
+    def _plan_size(self, n: int) -> int:
+        rows, size = self._route(n)
+        if rows < n:
+            raise BatchSizeError(f"{n} rows cannot run at once here, {rows} can: take what select_batch_size gives, or call infer_arrays")
+        if size > n:
+            refuse_mixing(self, f"padding {n} rows to a plan for {size}")
+        return size
 
     def _compile_all(self, sizes: Iterable[int]) -> None:
         for size in sizes:
@@ -172,6 +227,7 @@ class ModelInferer(Inferer):
     def _run_rows(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
         size = self._plan_size(n)
         plan = self._cache.get(size)
+        self._uncounted[size] += 1
         key = self._key() if plan.random else None
         if size == n:
             return list(map(np.asarray, plan(rows, key)))
@@ -179,10 +235,9 @@ class ModelInferer(Inferer):
         return [np.asarray(result)[:n] for result in plan(self._padded(rows, n, size), key)]
 
     def _padded(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
-        buffers = self._buffers.__dict__.setdefault(size, None)
-        if buffers is None:
-            buffers = [aligned_empty((size, *spec.shape), spec.dtype) for spec in self.api.inputs]
-            self._buffers.__dict__[size] = buffers
+        kept: dict[int, list[np.ndarray]] = self._local.__dict__.setdefault("buffers", {})
+        if (buffers := kept.get(size)) is None:
+            buffers = kept[size] = [aligned_empty((size, *spec.shape), spec.dtype) for spec in self.api.inputs]
         for buffer, row in zip(buffers, rows, strict=True):
             buffer[:n] = row
             buffer[n:] = 0

@@ -1,1 +1,323 @@
-"""If, Loop and Scan."""
+"""If, Loop and Scan: decided while tracing where that is possible, otherwise `lax.cond`, `lax.scan` and `lax.while_loop`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .._types import Value
+from ..errors import LoweringError
+from ._common import cast, is_static, normalize_axis, nx, scalar, traced
+from .registry import op
+
+UNROLLED = 8
+"""A loop of at most this many steps is written out: XLA fuses across steps, and the step number stays static."""
+
+MAX_UNROLLED = 1024
+"""A longer loop is not written out even where nothing else can lower it."""
+
+MAX_FOLDED = 1 << 20
+"""Longest loop over static values that runs while tracing."""
+
+
+class _Varies(Exception):
+    """What one step gives cannot be carried by an XLA loop; `carry` tells which static state must be traced instead."""
+
+    def __init__(self, reason: str, carry: int | None = None):
+        super().__init__(reason)
+        self.carry = carry
+
+
+class _DataDependent(Exception):
+    """A loop's condition depends on data."""
+
+
+def _outputs_may_differ(node: Any) -> bool:
+    """Whether the branches of an If declare outputs that one XLA value cannot hold."""
+
+    def differ(one: Any, other: Any) -> bool:
+        if "optional" in (one.kind, other.kind) or (one.shape is not None and other.shape is not None and len(one.shape) != len(other.shape)):
+            return True
+        dims = zip(one.shape or (), other.shape or (), strict=False)
+        return any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in dims)
+
+    then, other = (node.attributes[name].outputs for name in ("then_branch", "else_branch"))
+    return any(differ(*pair) for pair in zip(then, other, strict=False))
+
+
+@op("If", static=("cond",), static_if=_outputs_may_differ)
+def if_(cond: Value, *, then_branch: Any, else_branch: Any) -> tuple[Value, ...]:
+    """One of two subgraphs; a condition known while tracing picks it at once. https://onnx.ai/onnx/operators/onnx__If.html"""
+    if is_static(cond):
+        return then_branch() if scalar(cond) else else_branch()
+    seen: list[Any] = []
+
+    def branch(body: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            outputs = jax.tree.map(_strong, body())
+            seen.append(jax.tree.map(lambda x: (x.shape, x.dtype), outputs))
+            if seen[0] != seen[-1]:
+                raise ValueError(f"the branches give {seen[0]} and {seen[-1]}, so the output's shape depends on data")
+            return outputs
+
+        return run
+
+    return lax.cond(jnp.reshape(cond, ()).astype(bool), branch(then_branch), branch(else_branch))
+
+
+def _grows(node: Any) -> bool:
+    """Whether a Loop stacks outputs or carries sequences, so that its number of steps decides a shape."""
+    body = node.attributes["body"]
+    return len(body.outputs) > len(body.inputs) - 1 or any(value.kind in ("sequence", "optional") for value in body.inputs)
+
+
+@op("Loop", static=("M", "cond"), static_if=_grows)
+def loop(M: Value = None, cond: Value = None, *v_initial: Value, body: Any) -> tuple[Value, ...]:
+    """At most `M` steps while a condition holds. https://onnx.ai/onnx/operators/onnx__Loop.html
+
+    A condition that depends on data is allowed where the loop has no scan outputs and its state keeps its shapes.
+    """
+    n_scans = body.n_outputs - 1 - len(v_initial)
+    key = body.new_key()
+
+    def step(i: Value, state: Sequence[Value], _: Any) -> tuple[Value, list[Value], list[Value]]:
+        going, *rest = body(i, np.True_, *state, key=_fold(key, i))
+        return going, rest[: len(state)], rest[len(state) :]
+
+    known = is_static(M, cond)
+    trips = _trip_count(M, cond) if known else None
+    if known and trips is not None:
+        try:
+            return _counted(step, list(v_initial), trips, n_scans, is_static(v_initial, body.captured))
+        except _DataDependent:
+            pass
+    if n_scans:
+        raise ValueError("the number of steps depends on data, and so does the shape of the scan outputs")
+    return tuple(_while(step, list(v_initial), M, cond))
+
+
+def _trip_count(M: Value, cond: Value) -> int | None:
+    """Most steps that a loop takes; None without a limit."""
+    if cond is not None and not scalar(cond):
+        return 0
+    return None if M is None else max(0, int(scalar(M)))
+
+
+Step = Callable[[Value, Sequence[Value], Any], tuple[Value, list[Value], list[Value]]]
+"""(step number, state, slices) -> (whether to go on, next state, outputs to stack)."""
+
+
+def _counted(step: Step, state: list[Value], trips: int, n_scans: int, foldable: bool, slices: Sequence[Value] = ()) -> tuple[Value, ...]:
+    """Final state and stacked outputs of a loop whose number of steps is known while tracing.
+
+    Raises:
+        _DataDependent: the condition to go on depends on data.
+    """
+    if trips == 0:
+        return (*state, *_no_rows(step, state, n_scans, slices))
+    if trips <= UNROLLED or (foldable and trips <= MAX_FOLDED):
+        result = _unrolled(step, state, trips, n_scans, slices, fold=trips > UNROLLED)
+        if result is not None:
+            return result
+    try:
+        return _scanned(step, state, trips, slices)
+    except (_Varies, _DataDependent, LoweringError) as cause:
+        # Written out, the step number is static, and so may be the shapes or the condition that depend on it.
+        if trips > MAX_UNROLLED:
+            if isinstance(cause, _Varies):
+                raise ValueError(f"{cause}, and the loop takes {trips:,} steps, too many to write out") from cause
+            raise
+        if isinstance(cause, _DataDependent) and n_scans == 0:
+            raise
+    result = _unrolled(step, state, trips, n_scans, slices)
+    return result if result is not None else ()
+
+
+def _unrolled(
+    step: Step, state: Sequence[Value], trips: int, n_scans: int, slices: Sequence[Value], fold: bool = False
+) -> tuple[Value, ...] | None:
+    """The steps written out; with `fold`, None as soon as a step gives something that is not static."""
+    rows: list[list[Value]] = []
+    for i in range(trips):
+        going, state, outputs = step(np.asarray(i, np.int64), state, [x[i] for x in slices])
+        if fold and not is_static(going, state, outputs):
+            return None
+        if not is_static(going):
+            raise _DataDependent
+        rows.append(outputs)
+        if not scalar(going):
+            break
+    return (*state, *(nx.stack(column) for column in zip(*rows, strict=True))) if n_scans else tuple(state)
+
+
+def _scanned(step: Step, state: list[Value], trips: int, slices: Sequence[Value]) -> tuple[Value, ...]:
+    """The steps as one `lax.scan`; static state that no step changes stays static."""
+    fixed = {k: value for k, value in enumerate(state) if is_static(value)}
+    while True:
+        carried = [_strong_tree(value) for k, value in enumerate(state) if k not in fixed]
+
+        def one(carry: list[Value], x: tuple[Value, list[Value]]) -> tuple[list[Value], list[Value]]:
+            moving = iter(carry)
+            before = [fixed[k] if k in fixed else next(moving) for k in range(len(state))]
+            going, after, outputs = step(x[0], before, x[1])
+            if not is_static(going) or not scalar(going):
+                raise _DataDependent
+            return _same_types(fixed, before, after), [_strong(value) for value in outputs]
+
+        try:
+            final, stacked = lax.scan(one, carried, (jnp.asarray(np.arange(trips)), list(map(traced, slices))))
+        except _Varies as cause:
+            if cause.carry is None or state[cause.carry] is None:
+                raise
+            del fixed[cause.carry]
+        else:
+            moving = iter(final)
+            return (*(fixed[k] if k in fixed else next(moving) for k in range(len(state))), *stacked)
+
+
+def _while(step: Step, state: list[Value], M: Value, cond: Value) -> list[Value]:
+    """The steps as one `lax.while_loop`."""
+    fixed = {k: value for k, value in enumerate(state) if is_static(value)}
+    first = traced(cast(np.asarray(0), np.int64))
+    limit = np.iinfo(first.dtype).max
+    last = min(int(scalar(M)), limit) if M is not None and is_static(M) else limit if M is None else jnp.reshape(M, ())
+    start = jnp.asarray(True) if cond is None else jnp.reshape(traced(cond), ()).astype(bool)
+    while True:
+        carried = [_strong_tree(value) for k, value in enumerate(state) if k not in fixed]
+
+        def one(carry: tuple[Value, Value, list[Value]]) -> tuple[Value, Value, list[Value]]:
+            i, _, values = carry
+            moving = iter(values)
+            before = [fixed[k] if k in fixed else next(moving) for k in range(len(state))]
+            going, after, _ = step(i, before, ())
+            if is_static(going) and scalar(going) and M is None:
+                raise ValueError("the loop never ends: it has no trip count, and its condition is always true")
+            return i + 1, jnp.reshape(traced(going), ()).astype(bool), _same_types(fixed, before, after)
+
+        try:
+            _, _, final = lax.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))
+        except _Varies as cause:
+            if cause.carry is None or state[cause.carry] is None:
+                raise ValueError(f"{cause}, in a loop whose number of steps depends on data") from cause
+            del fixed[cause.carry]
+        else:
+            moving = iter(final)
+            return [fixed[k] if k in fixed else next(moving) for k in range(len(state))]
+
+
+def _same_types(fixed: dict[int, Value], before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
+    """The traced part of a step's new state.
+
+    Raises:
+        _Varies: a static value changes, or a traced one changes its shape, dtype or structure.
+    """
+    moving = []
+    for k, (old, new) in enumerate(zip(before, after, strict=True)):
+        if k in fixed:
+            if not _equal(old, new):
+                raise _Varies(f"state {k} changes its shape or structure from step to step", carry=k)
+            continue
+        new = _strong_tree(new)
+        if jax.tree.map(lambda x: (x.shape, x.dtype), old) != jax.tree.map(lambda x: (x.shape, x.dtype), new):
+            raise _Varies(f"state {k} changes its shape or structure from step to step")
+        moving.append(new)
+    return moving
+
+
+def _equal(one: Value, other: Value) -> bool:
+    if not is_static(one, other) or type(one) is not type(other):
+        return False
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one is other or (one is not None and one.dtype == other.dtype and np.array_equal(one, other))
+
+
+def _no_rows(step: Step, state: list[Value], n_scans: int, slices: Sequence[Value]) -> list[Value]:
+    """Stacked outputs of a loop that takes no step."""
+    if not n_scans:
+        return []
+    row = [np.zeros(x.shape[1:], x.dtype) for x in slices]
+    shapes = jax.eval_shape(lambda: [traced(x) for x in step(np.asarray(0), state, row)[2]])
+    return [jnp.zeros((0, *shape.shape), shape.dtype) for shape in shapes]
+
+
+def _fold(key: jax.Array | None, i: Value) -> jax.Array | None:
+    return None if key is None else jax.random.fold_in(key, i)
+
+
+def _strong(x: Value) -> Value:
+    if not is_static(x) or x.dtype != object:
+        x = traced(x)
+        return lax.convert_element_type(x, x.dtype)
+    raise _Varies("strings cannot be traced")
+
+
+def _strong_tree(x: Value) -> Value:
+    return jax.tree.map(_strong, x)
+
+
+@op("Scan", since=9)
+def scan(
+    *initial_state_and_scan_inputs: Value, num_scan_inputs: int, body: Any,
+    scan_input_axes: tuple[int, ...] = (), scan_input_directions: tuple[int, ...] = (),
+    scan_output_axes: tuple[int, ...] = (), scan_output_directions: tuple[int, ...] = (),
+) -> tuple[Value, ...]:  # fmt: skip
+    """A subgraph along an axis of its scan inputs, with state. https://onnx.ai/onnx/operators/onnx__Scan.html"""
+    n_states = len(initial_state_and_scan_inputs) - num_scan_inputs
+    state, xs = initial_state_and_scan_inputs[:n_states], initial_state_and_scan_inputs[n_states:]
+    axes = [normalize_axis(axis, x.ndim) for x, axis in zip(xs, scan_input_axes or [0] * len(xs), strict=True)]
+    if len(lengths := {x.shape[axis] for x, axis in zip(xs, axes, strict=True)}) != 1:
+        raise ValueError(f"the scan inputs have {sorted(lengths)} steps; all must have as many")
+    xs = [nx.moveaxis(x, axis, 0) if axis else x for x, axis in zip(xs, axes, strict=True)]
+    xs = [nx.flip(x, 0) if back else x for x, back in zip(xs, scan_input_directions or [0] * len(xs), strict=True)]
+    n_scans = body.n_outputs - n_states
+    key = body.new_key()
+
+    def step(i: Value, state: Sequence[Value], slices: Sequence[Value]) -> tuple[Value, list[Value], list[Value]]:
+        outputs = list(body(*state, *slices, key=_fold(key, i)))
+        return np.True_, outputs[:n_states], outputs[n_states:]
+
+    static = is_static(list(state), xs, body.captured)
+    results = _counted(step, list(state), lengths.pop(), n_scans, static, xs)
+    scans = results[n_states:]
+    scans = [nx.flip(y, 0) if back else y for y, back in zip(scans, scan_output_directions or [0] * n_scans, strict=True)]
+    places = [normalize_axis(axis, y.ndim) for y, axis in zip(scans, scan_output_axes or [0] * n_scans, strict=True)]
+    return (*results[:n_states], *(nx.moveaxis(y, 0, axis) if axis else y for y, axis in zip(scans, places, strict=True)))
+
+
+@op("Scan", since=8, until=9)
+def scan_batched(
+    sequence_lens: Value, *initial_state_and_scan_inputs: Value, num_scan_inputs: int, body: Any, directions: tuple[int, ...] = ()
+) -> tuple[Value, ...]:
+    """Version 8: along axis 1, for each row of a batch up to its own length; later outputs are 0, later state stays.
+
+    https://onnx.ai/onnx/operators/onnx__Scan.html
+    """
+    n_states = len(initial_state_and_scan_inputs) - num_scan_inputs
+    batch, steps = initial_state_and_scan_inputs[-1].shape[:2]
+    back = directions or (0,) * num_scan_inputs
+    lengths = jnp.full(batch, steps) if sequence_lens is None else traced(sequence_lens)
+
+    def row(length: Value, *values: Value) -> tuple[Value, ...]:
+        xs = [_reverse(x, length) if flip else x for x, flip in zip(values[n_states:], back, strict=True)]
+
+        def step(i: Value, state: Sequence[Value], slices: Sequence[Value]) -> tuple[Value, list[Value], list[Value]]:
+            outputs = body(*state, *slices)
+            inside = i < length
+            kept = [jnp.where(inside, new, old) for new, old in zip(outputs[:n_states], state, strict=True)]
+            return np.True_, kept, [jnp.where(inside, y, jnp.zeros_like(y)) for y in outputs[n_states:]]
+
+        return _counted(step, list(values[:n_states]), steps, body.n_outputs - n_states, False, xs)
+
+    return jax.vmap(row)(lengths, *map(traced, initial_state_and_scan_inputs))
+
+
+def _reverse(x: Value, length: Value) -> Value:
+    """The first `length` rows of `x` in reverse order, the others after them."""
+    i = jnp.arange(x.shape[0])
+    return x[jnp.where(i < length, length - 1 - i, i)]

@@ -39,6 +39,7 @@ class OpDef:
     attributes: frozenset[str] = frozenset()
     injected: frozenset[str] = frozenset()
     random_if: Callable[[Any], bool] | None = None
+    static_if: Callable[[Any], bool] | None = None
 
     def draws(self, node: Any) -> bool:
         """Whether a node of this operator draws random numbers, so that it gets a `key` (otherwise `key` is None)."""
@@ -47,9 +48,11 @@ class OpDef:
     def covers(self, opset: int) -> bool:
         return self.since <= opset and (self.until is None or opset < self.until)
 
-    def static_positions(self, n_inputs: int) -> tuple[int, ...]:
-        """Which of `n_inputs` inputs must be known while tracing."""
-        return tuple(i for i in range(n_inputs) if self.input_name(i) in self.static)
+    def static_positions(self, node: Any) -> tuple[int, ...]:
+        """Which of a node's inputs must be known while tracing."""
+        if not self.static or (self.static_if is not None and not self.static_if(node)):
+            return ()
+        return tuple(i for i in range(len(node.inputs)) if self.input_name(i) in self.static)
 
     def input_name(self, position: int) -> str:
         """Parameter name of an input."""
@@ -84,11 +87,13 @@ def op(
     static: Iterable[str] = (),
     shape_only: bool = False,
     random_if: Callable[[Any], bool] | None = None,
+    static_if: Callable[[Any], bool] | None = None,
 ) -> Callable[[Function], Function]:
     """Register the function below as `op_type` for `since <= opset < until`; several may be stacked.
 
     `static` names the inputs that must be known while tracing; `shape_only` says that the inputs' values do not matter;
-    `random_if` tells from a node whether it draws random numbers, for an operator that takes a `key` and does so only at times.
+    `random_if` tells from a node whether it draws random numbers, for an operator that takes a `key` and does so only at times; `static_if`
+    tells from a node whether `static` holds for it.
 
     Raises:
         ValueError: the range overlaps one that is registered, or `static` names no input.
@@ -104,7 +109,7 @@ def op(
             OpDef(
                 domain, op_type, since, until, fn, frozenset(static), shape_only, positional=positional,
                 variadic=any(p.kind is p.VAR_POSITIONAL for p in parameters),
-                attributes=keywords - INJECTED, injected=keywords & INJECTED, random_if=random_if,
+                attributes=keywords - INJECTED, injected=keywords & INJECTED, random_if=random_if, static_if=static_if,
             )
         )  # fmt: skip
         return fn

@@ -20,9 +20,11 @@ def _collect(graph: Graph, needed: set[str]) -> None:
     for node in reversed(graph.nodes):
         for body in node.bodies:
             _collect(body, needed)
+            formals = zip(reversed(body.inputs), reversed(node.inputs), strict=False)
+            needed.update(actual for formal, actual in formals if actual and formal.name in needed)
         definition = lookup(node.domain, node.op_type, node.opset)
         if definition is not None:
-            needed.update(node.inputs[i] for i in definition.static_positions(len(node.inputs)) if node.inputs[i])
+            needed.update(node.inputs[i] for i in definition.static_positions(node) if node.inputs[i])
         if needed.intersection(node.outputs) and not (definition is not None and definition.shape_only):
             needed.update(filter(None, node.inputs))
             for body in node.bodies:

@@ -15,13 +15,14 @@ def softplus(x):
 
 def hard_swish(x):
     """x * hard_sigmoid(x), with alpha 1/6 and beta 1/2. https://onnx.ai/onnx/operators/onnx__HardSwish.html"""
-    return x * nx.clip(x / 6 + 0.5, 0, 1)
+    return x * hard_sigmoid(x, alpha=1 / 6)
 
 
 elementwise({
-    "HardSwish": hard_swish, "Mish": lambda x: x * nx.tanh(softplus(x)), "Relu": jax.nn.relu, "Sigmoid": jax.nn.sigmoid,
-    "Softplus": softplus, "Softsign": lambda x: x / (1 + nx.abs(x)), "Tanh": nx.tanh,
+    "Relu": jax.nn.relu, "Sigmoid": jax.nn.sigmoid, "Softplus": softplus, "Softsign": lambda x: x / (1 + nx.abs(x)), "Tanh": nx.tanh,
 })  # fmt: skip
+elementwise({"HardSwish": hard_swish}, since=14)
+elementwise({"Mish": lambda x: x * nx.tanh(softplus(x))}, since=18)
 
 
 @op("Celu", since=12)
@@ -31,7 +32,7 @@ def celu(X, *, alpha=1.0):
 
 
 @op("Elu")
-def elu(X, *, alpha=1.0, consumed_inputs=None):
+def elu(X, *, alpha=1.0):
     """x, or alpha * (exp(x) - 1) where negative. https://onnx.ai/onnx/operators/onnx__Elu.html"""
     return jax.nn.elu(traced(X), alpha)
 
@@ -43,19 +44,19 @@ def gelu(X, *, approximate="none"):
 
 
 @op("HardSigmoid")
-def hard_sigmoid(X, *, alpha=0.20000000298023224, beta=0.5, consumed_inputs=None):
+def hard_sigmoid(X, *, alpha=0.20000000298023224, beta=0.5):
     """alpha * x + beta, limited to 0..1. https://onnx.ai/onnx/operators/onnx__HardSigmoid.html"""
-    return nx.clip(alpha * X + beta, 0, 1)
+    return nx.minimum(nx.maximum(alpha * X + beta, 0), 1)
 
 
 @op("LeakyRelu")
-def leaky_relu(X, *, alpha=0.009999999776482582, consumed_inputs=None):
+def leaky_relu(X, *, alpha=0.009999999776482582):
     """x, or alpha * x where negative. https://onnx.ai/onnx/operators/onnx__LeakyRelu.html"""
     return nx.where(X < 0, alpha * X, X)
 
 
 @op("PRelu", until=7)
-def prelu_by_channel(X, slope, *, consumed_inputs=None):
+def prelu_by_channel(X, slope):
     """PRelu with one slope, or one for each channel (axis 1). https://onnx.ai/onnx/operators/onnx__PRelu.html"""
     return prelu(X, nx.reshape(slope, slope.shape + (1,) * (X.ndim - 2)) if slope.size > 1 else slope)
 
@@ -64,12 +65,6 @@ def prelu_by_channel(X, slope, *, consumed_inputs=None):
 def prelu(X, slope):
     """x, or slope * x where negative. https://onnx.ai/onnx/operators/onnx__PRelu.html"""
     return nx.where(X < 0, slope * X, X)
-
-
-@op("Selu", until=6)
-def selu_1(X, *, alpha=1.673200011253357, gamma=1.0506999492645264, consumed_inputs=None):
-    """Selu with the rounded constants of opset 1. https://onnx.ai/onnx/operators/onnx__Selu.html"""
-    return selu(X, alpha=alpha, gamma=gamma)
 
 
 @op("Selu", since=6)
@@ -93,4 +88,4 @@ def swish(X, *, alpha=1.0):
 @op("ThresholdedRelu", since=10)
 def thresholded_relu(X, *, alpha=1.0):
     """x where above alpha, else 0. https://onnx.ai/onnx/operators/onnx__ThresholdedRelu.html"""
-    return nx.where(X > alpha, X, nx.zeros_like(X))
+    return nx.where(alpha < X, X, nx.zeros_like(X))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._common import cast, checked_shape, ints, is_static, nx, scalar
+from .._common import cast, checked_shape, ints, is_static, nx, scalar, traced
 from ..registry import elementwise, op
 
 _MAX_UNROLLED_POWER = 16
@@ -43,7 +43,7 @@ def power(x: Any, y: Any) -> Any:
 def before_7(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     """A binary operator as it was before opset 7: `B` is broadcast only if `broadcast`, from `axis` of `A` on (default: its last axes)."""
 
-    def legacy(A: Any, B: Any, *, axis: int | None = None, broadcast: int = 0, consumed_inputs: Any = None) -> Any:
+    def legacy(A: Any, B: Any, *, axis: int | None = None, broadcast: int = 0) -> Any:
         if broadcast and axis is not None:
             B = nx.reshape(B, B.shape + (1,) * (A.ndim - axis % A.ndim - B.ndim))
         return function(A, B)
@@ -56,16 +56,21 @@ def _mean(*inputs: Any) -> Any:
 
 
 def _erf(x: Any) -> Any:
-    return jax.lax.erf(jnp.asarray(x)) if jnp.issubdtype(x.dtype, jnp.floating) else cast(jax.lax.erf(cast(x, np.float32) + 0), x.dtype)
+    return cast(jax.lax.erf(traced(x if jnp.issubdtype(x.dtype, jnp.floating) else cast(x, np.float32))), x.dtype)
 
 
 elementwise({
-    "Abs": nx.abs, "Acos": nx.arccos, "Acosh": nx.arccosh, "Asin": nx.arcsin, "Asinh": nx.arcsinh, "Atan": nx.arctan, "Atanh": nx.arctanh,
-    "Ceil": nx.ceil, "Cos": nx.cos, "Cosh": nx.cosh, "Erf": _erf, "Exp": nx.exp, "Floor": nx.floor, "Log": nx.log, "Neg": nx.negative,
-    "Reciprocal": lambda x: 1 / x, "Round": nx.rint, "Sign": nx.sign, "Sin": nx.sin, "Sinh": nx.sinh, "Sqrt": nx.sqrt, "Tan": nx.tan,
-    "Max": lambda *inputs: functools.reduce(nx.maximum, inputs), "Mean": _mean,
+    "Abs": nx.abs, "Ceil": nx.ceil, "Exp": nx.exp, "Floor": nx.floor, "Log": nx.log, "Neg": nx.negative, "Reciprocal": lambda x: 1 / x,
+    "Sqrt": nx.sqrt, "Max": lambda *inputs: functools.reduce(nx.maximum, inputs), "Mean": _mean,
     "Min": lambda *inputs: functools.reduce(nx.minimum, inputs), "Sum": lambda *inputs: functools.reduce(nx.add, inputs),
 })  # fmt: skip
+elementwise({
+    "Acos": nx.arccos, "Asin": nx.arcsin, "Atan": nx.arctan, "Cos": nx.cos, "Sin": nx.sin, "Tan": nx.tan,
+}, since=7)  # fmt: skip
+elementwise({
+    "Acosh": nx.arccosh, "Asinh": nx.arcsinh, "Atanh": nx.arctanh, "Cosh": nx.cosh, "Erf": _erf, "Sign": nx.sign, "Sinh": nx.sinh,
+}, since=9)  # fmt: skip
+elementwise({"Round": nx.rint}, since=11)
 
 _ARITHMETIC = {"Add": nx.add, "Div": divide, "Mul": nx.multiply, "Pow": power, "Sub": nx.subtract}
 elementwise(_ARITHMETIC, since=7)
@@ -74,14 +79,17 @@ for _op_type, _function in _ARITHMETIC.items():
 
 
 @op("Clip", until=11)
-def clip_to_attributes(input, *, min=-3.4028234663852886e38, max=3.4028234663852886e38, consumed_inputs=None):
+def clip_to_attributes(input, *, min=-3.4028234663852886e38, max=3.4028234663852886e38):
     """Values limited to the range of float32, or less. https://onnx.ai/onnx/operators/onnx__Clip.html"""
     return nx.minimum(nx.maximum(input, min), max)
 
 
 @op("Clip", since=11)
 def clip(input, min=None, max=None):
-    """Values limited to `min` and `max`, scalars; `max` wins. https://onnx.ai/onnx/operators/onnx__Clip.html"""
+    """Values limited to `min` and `max`, scalars; `max` wins. https://onnx.ai/onnx/operators/onnx__Clip.html
+
+    An absent bound lets infinities through, as the spec's function body does; its text (and onnxruntime) limit to finite values.
+    """
     if min is not None:
         input = nx.maximum(input, nx.reshape(min, ()))
     return input if max is None else nx.minimum(input, nx.reshape(max, ()))

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._common import cast, ints, nx, traced
+from .._common import cast, checked_shape, ints, nx, traced
 from ..registry import op
-from ._window import Window, window
+from ._window import Window, explicit_pads, per_axis, window
+from .norm import wide
 
 
 @op("AveragePool")
@@ -38,15 +39,15 @@ def max_pool(
     frame = window(
         x.shape[2:], kernel_shape, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad, ceil_mode=ceil_mode
     )  # fmt: skip
-    lowest = np.array(jnp.finfo(x.dtype).min if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min, x.dtype)
-    init = np.array(-np.inf, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else lowest
-    largest = _reduce(x, init, lax.max, frame)
-    if n_outputs == 1:
-        return largest
-    return largest, _positions(lax.stop_gradient(traced(x)), init, frame, storage_order)
+    largest = _reduce(x, _lowest(x.dtype), lax.max, frame)
+    return largest if n_outputs == 1 else (largest, _positions(lax.stop_gradient(traced(x)), frame, storage_order))
 
 
-def _positions(x: jax.Array, init: np.ndarray, frame: Window, storage_order: int) -> jax.Array:
+def _lowest(dtype: Any) -> np.ndarray:
+    return np.array(-np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min, dtype)
+
+
+def _positions(x: jax.Array, frame: Window, storage_order: int) -> jax.Array:
     """Index of each window's first largest element in the flattened input (in Fortran order with `storage_order`)."""
     inside = np.arange(math.prod(frame.spatial)).reshape(frame.spatial, order="F" if storage_order else "C")
     images = np.arange(math.prod(x.shape[:2])).reshape(x.shape[0], x.shape[1], *(1,) * len(frame.spatial))
@@ -58,7 +59,7 @@ def _positions(x: jax.Array, init: np.ndarray, frame: Window, storage_order: int
         return jnp.where(wins, b[0], a[0]), jnp.where(wins, b[1], a[1])
 
     last = np.array(np.iinfo(index_type).max, index_type)
-    return cast(_reduce((x, index), (init, last), later, frame)[1], np.int64)
+    return cast(_reduce((x, index), (_lowest(x.dtype), last), later, frame)[1], np.int64)
 
 
 def _reduce(x: Any, init: Any, function: Any, frame: Window) -> Any:
@@ -67,8 +68,8 @@ def _reduce(x: Any, init: Any, function: Any, frame: Window) -> Any:
 
 
 def _sums(x: Any, frame: Window) -> jax.Array:
-    wide = cast(x, np.float32) if jnp.finfo(x.dtype).bits < 32 else x
-    return _reduce(wide, np.zeros((), wide.dtype), lax.add, frame)
+    x = wide(x)
+    return _reduce(x, np.zeros((), x.dtype), lax.add, frame)
 
 
 @op("LpPool")
@@ -105,3 +106,46 @@ def global_lp_pool(x, *, p=2):
     if p == 2:
         return nx.sqrt(nx.sum(nx.square(x), axis=axes, keepdims=True))
     return nx.sum(nx.abs(x) ** p, axis=axes, keepdims=True) ** (1 / p)
+
+
+@op("MaxUnpool", since=9, static=("output_shape",))
+def max_unpool(x, indices, output_shape=None, *, kernel_shape, pads=None, strides=None):
+    """Put elements back to where MaxPool found them, zeros elsewhere.
+
+    Indices count in the shape that the attributes imply, even where `output_shape` is larger.
+    https://onnx.ai/onnx/operators/onnx__MaxUnpool.html
+    """
+    rank = x.ndim - 2
+    strides, cropped = per_axis("strides", strides, rank), explicit_pads(pads, "NOTSET", rank)
+    sizes = zip(x.shape[2:], strides, kernel_shape, cropped, strict=True)
+    shape = *x.shape[:2], *((size - 1) * stride + kernel - sum(crop) for size, stride, kernel, crop in sizes)
+    flat = jnp.zeros(math.prod(shape), x.dtype)
+    y = jnp.reshape(flat.at[jnp.ravel(indices)].set(jnp.ravel(x), mode="drop"), shape)
+    if output_shape is None:
+        return y
+    wanted = checked_shape(ints(output_shape))
+    return lax.pad(y, np.zeros((), x.dtype), [(0, want - size, 0) for want, size in zip(wanted, shape, strict=True)])
+
+
+@op("MaxRoiPool")
+def max_roi_pool(x, rois, *, pooled_shape, spatial_scale=1.0):
+    """Maximum of each bin of each region `(batch, x1, y1, x2, y2)`; empty bins give 0.
+
+    https://onnx.ai/onnx/operators/onnx__MaxRoiPool.html
+    """
+    corners = cast(jnp.floor(wide(rois)[:, 1:] * spatial_scale + 0.5), np.int32)
+    rows = _in_bins(corners[:, 1], corners[:, 3], pooled_shape[0], x.shape[2])
+    columns = _in_bins(corners[:, 0], corners[:, 2], pooled_shape[1], x.shape[3])
+    y = jnp.take(x, cast(rois[:, 0], np.int32), axis=0, mode="clip")
+    y = jnp.max(jnp.where(columns[:, None, None], y[:, :, :, None], -jnp.inf), axis=-1)
+    y = jnp.max(jnp.where(rows[:, None, :, None], jnp.swapaxes(y, 2, 3)[:, :, None], -jnp.inf), axis=-1)
+    return cast(jnp.where(jnp.isinf(y), 0, y), x.dtype)
+
+
+def _in_bins(start: Any, end: Any, bins: int, size: int) -> jax.Array:
+    """Which of `size` pixels belong to which bin, shape (regions, bins, size)."""
+    step = cast(jnp.maximum(end - start + 1, 1), np.float32)[:, None] / bins
+    index, pixel = np.arange(bins, dtype=np.float32)[None], np.arange(size, dtype=np.int32)[None, None]
+    first = cast(jnp.floor(index * step), np.int32) + start[:, None]
+    last = cast(jnp.ceil((index + 1) * step), np.int32) + start[:, None]
+    return (pixel >= first[:, :, None]) & (pixel < last[:, :, None])

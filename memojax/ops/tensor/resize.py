@@ -149,25 +149,29 @@ _ROUNDINGS = {
 
 
 def _source_positions(transform: str, length: int, target: int, scale: float, region: Sequence[float]) -> np.ndarray:
-    """Where in the input each output element lies."""
-    i, full = np.arange(target, dtype=np.float64), scale * length  # `full` is the output length before rounding
+    """Where in the input each output element lies, rounded to float32 at each step as onnxruntime does, so that ties fall the same way."""
+    one, half = np.float32(1), np.float32(0.5)
+    i, n, m, scale = np.arange(target, dtype=np.float32), np.float32(length), np.float32(target), np.float32(scale)
     match transform:
         case "half_pixel":
-            return (i + 0.5) / scale - 0.5
+            position = (i + half) / scale - half
         case "half_pixel_symmetric":
-            return length / 2 * (1 - target / full) + (i + 0.5) / scale - 0.5
+            offset = n * half * (one - m / (scale * n))
+            position = (np.float64(offset) + (i + half) / np.float64(scale) - half).astype(np.float32)
         case "pytorch_half_pixel":
-            return (i + 0.5) / scale - 0.5 if target > 1 else np.zeros(target)
+            position = (i + half) / scale - half if target > 1 else i
         case "tf_half_pixel_for_nn":
-            return (i + 0.5) / scale
+            position = (i + half) / scale
         case "asymmetric":
-            return i / scale
-        case "align_corners":
-            return i * (length - 1) / (full - 1) if target > 1 else np.zeros(target)
+            position = i / scale
+        case "align_corners":  # by ONNX's cases the output length before rounding counts; onnxruntime takes it rounded
+            position = i * (n - one) / (scale * n - one) if target > 1 else i
         case "tf_crop_and_resize":
-            start, end = region
-            return (start + i * (end - start) / (full - 1) if target > 1 else np.full(target, (start + end) / 2)) * (length - 1)
-    raise ValueError(f"coordinate_transformation_mode {transform!r} is not one of the spec's")
+            start, end = np.float32(region[0]), np.float32(region[1])
+            position = start * (n - one) + i * (end - start) * (n - one) / (m - one) if target > 1 else half * (start + end) * (n - one) + i
+        case _:
+            raise ValueError(f"coordinate_transformation_mode {transform!r} is not one of the spec's")
+    return position.astype(np.float64)
 
 
 def _taps(kernel: _Kernel, position: np.ndarray, scale: float, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,76 @@
+"""A preload under way: wait for it, watch it, cancel it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from typing import Any, final
+
+from . import worker
+
+
+@final
+class Preload:
+    """Batch sizes on their way to a plan; given by `preload(...)`.
+
+    Attributes:
+        sizes: what was asked for, in the order it is compiled.
+    """
+
+    def __init__(self, sizes: Sequence[int], compile_size: Callable[[int], Any], workers: int = 1, background: bool = False):
+        """Compile `sizes`, on the background worker or on `workers` threads."""
+        self.sizes = list(sizes)
+        if background:
+            self._pool = None
+            self._futures: list[Future[Any]] = [worker.submit(_task(compile_size, size)) for size in self.sizes]
+        else:
+            self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="memojax-preload")
+            self._futures = [self._pool.submit(compile_size, size) for size in self.sizes]
+            self._pool.shutdown(wait=False)
+
+    def wait(self, timeout: float | None = None, progress: bool = False) -> None:
+        """Return when every size has its plan (or was cancelled), after at most `timeout` seconds.
+
+        Raises:
+            TimeoutError: some sizes are not done yet; they go on.
+            LoweringError, CompileError: a size that cannot be compiled; the others are done.
+        """
+        failure: BaseException | None = None
+        with _bar(len(self.sizes)) if progress else contextlib.nullcontext(_ignore) as advance:
+            for future in as_completed(self._futures, timeout):
+                with contextlib.suppress(CancelledError):
+                    failure = future.exception() or failure
+                advance()
+        if failure is not None:
+            raise failure
+
+    def done(self) -> bool:
+        """Whether nothing is left to compile."""
+        return all(future.done() for future in self._futures)
+
+    def cancel(self) -> int:
+        """Drop the sizes that have not been started; gives their number."""
+        return sum(future.cancel() for future in self._futures)
+
+    def __repr__(self) -> str:
+        finished = sum(future.done() for future in self._futures)
+        return f"Preload({finished} of {len(self.sizes)} sizes done)"
+
+
+def _task(compile_size: Callable[[int], Any], size: int) -> Callable[[], Any]:
+    return lambda: compile_size(size)
+
+
+def _ignore() -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Any:
+    """A progress bar in a terminal or notebook, by rich."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(TextColumn("compiling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
+        task = bar.add_task("preload", total=total)
+        yield lambda: bar.advance(task)
