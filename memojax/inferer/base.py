@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from .._types import Arrays
-from ..errors import InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
+from ..errors import BatchSizeError, InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
 from ..model.signature import ModelApi, TensorSpec
-from ..scratch import ScratchPadView, aligned_empty
+from ..scratch import ScratchPadView
 
 if TYPE_CHECKING:
     from ..batcher import Batched
@@ -177,35 +178,32 @@ class Inferer(abc.ABC):
 def run_view(inferer: Inferer, view: ScratchPadView) -> None:
     """Run `view` in the batch sizes that `inferer` selects, in order."""
     total = len(view)
-    size = inferer.select_batch_size(total) if total else 0
-    if size == total:
+    done = next_size(inferer, total) if total else 0
+    if done == total:
         if total:
             inferer.infer_raw(view)
         return
-    parts: list[ScratchPadView] = []
-    done = 0
+    parts = [view.part(0, done)]
+    inferer.infer_raw(parts[0])
     while done < total:
-        size = inferer.select_batch_size(total - done)
-        part = view.part(done, done + size)
-        inferer.infer_raw(part)
-        parts.append(part)
+        size = next_size(inferer, total - done)
+        parts.append(view.part(done, done + size))
+        inferer.infer_raw(parts[-1])
         done += size
     for slot in range(len(view.output_specs)):
         view.set_output(slot, np.concatenate([part.output_slot(slot) for part in parts]))
 
 
-def infer_through_view(
-    inferer: Inferer, inputs: Mapping[str, Any], ids: Sequence[int] | None = None, dones: Any = None
-) -> dict[str, np.ndarray]:
-    """`infer_arrays` for any inferer, by way of `infer_raw`: hidden inputs get a slot for the wrappers to fill."""
-    given, n = checked_rows(inferer.api.inputs, inputs)
-    by_name = dict(zip((spec.name for spec in inferer.api.inputs), given, strict=True))
-    raw = inferer.raw_api
-    slots = [by_name[spec.name] if spec.name in by_name else aligned_empty((n, *spec.shape), spec.dtype) for spec in raw.inputs]
-    view = ScratchPadView(raw.inputs, raw.outputs, slots, n, ids, None if dones is None else np.asarray(dones, np.bool_))
-    run_view(inferer, view)
-    names = {spec.name: slot for slot, spec in enumerate(raw.outputs)}
-    return {spec.name: view.output_slot(names[spec.name]) for spec in inferer.api.outputs}
+def next_size(inferer: Inferer, waiting: int) -> int:
+    """What `inferer` takes of `waiting` rows.
+
+    Raises:
+        BatchSizeError: it takes none, or more than there are.
+    """
+    size = inferer.select_batch_size(waiting)
+    if not 1 <= size <= waiting:
+        raise BatchSizeError(f"{type(inferer).__name__}.select_batch_size({waiting}) gave {size}: it must be from 1 to {waiting}")
+    return size
 
 
 def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple[list[np.ndarray], int]:
@@ -214,17 +212,57 @@ def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tupl
     Raises:
         InputError: an unknown, missing, misshapen or mistyped input.
     """
+    _check_names(specs, inputs)
+    rows = [as_dtype(spec, inputs[spec.name]) for spec in specs]
+    return rows, _check_shapes(specs, rows)
+
+
+def device_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple[list[jax.Array], int, jax.Device]:
+    """Inputs as arrays on the device where the first `jax.Array` among them is, the number of rows, and that device.
+
+    Raises:
+        InputError: an unknown, missing, misshapen or mistyped input.
+    """
+    _check_names(specs, inputs)
+    given = [as_jax(inputs[spec.name]) for spec in specs]
+    n = _check_shapes(specs, given)
+    device = next(iter(next(value for value in given if isinstance(value, jax.Array)).devices()))
+    with jax.enable_x64(True):
+        for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
+            if value.dtype != spec.dtype:
+                if not can_cast(np.dtype(value.dtype), spec.dtype):
+                    raise InputDtypeError(_dtype_message(spec, value.dtype))
+                value = value.astype(spec.dtype)
+            given[index] = value if isinstance(value, jax.Array) else jax.device_put(value, device)
+    return given, n, device
+
+
+def lives_on_device(given: Any) -> bool:
+    """Whether `given` is a `jax.Array`, or another library's array that JAX can take over."""
+    return isinstance(given, jax.Array) or (hasattr(given, "__dlpack__") and not isinstance(given, np.ndarray))
+
+
+def as_jax(given: Any) -> Any:
+    """`given` as a `jax.Array` if it lives on a device, else as a NumPy array."""
+    if isinstance(given, (jax.Array, np.ndarray)):
+        return given
+    return jax.numpy.from_dlpack(given) if hasattr(given, "__dlpack__") else np.asarray(given)
+
+
+def _check_names(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> None:
     names = [spec.name for spec in specs]
     if unknown := [name for name in inputs if name not in names]:
         raise UnknownInputError(unknown, names)
     if missing := [name for name in names if name not in inputs]:
         raise MissingInputError(missing, inputs)
-    rows = [as_dtype(spec, inputs[spec.name]) for spec in specs]
-    n = len(rows[0]) if rows and rows[0].ndim else -1
+
+
+def _check_shapes(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> int:
+    n = rows[0].shape[0] if rows and rows[0].ndim else -1
     for spec, row in zip(specs, rows, strict=True):
         if row.shape != (n, *spec.shape):
-            raise InputShapeError(_shape_message(spec, row.shape, n, names[0]))
-    return rows, n
+            raise InputShapeError(_shape_message(spec, row.shape, n, specs[0].name))
+    return n
 
 
 def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
@@ -241,7 +279,7 @@ def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
     if array.dtype == spec.dtype:
         return np.ascontiguousarray(array) if array.ndim else array
     if not can_cast(array.dtype, spec.dtype):
-        raise InputDtypeError(f"input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}: cast it first if that is meant")
+        raise InputDtypeError(_dtype_message(spec, array.dtype))
     return np.asarray(array.astype(spec.dtype), order="C")
 
 
@@ -249,8 +287,8 @@ def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
     """Whether a width may change silently: within a kind, or from integers and booleans to floats."""
     if given == np.bool_ or wanted == np.bool_ or given.kind in "OSUMm":
         return given == wanted or (given == np.bool_ and wanted.kind in "iuf")
-    if wanted.kind == "V" or given.kind == "V":
-        return given.kind != "c"
+    if "V" in (given.kind, wanted.kind):
+        return given.kind in "iufV" and wanted.kind in "fV"
     if given.kind in "iu" and wanted.kind in "iu":
         return True
     return np.can_cast(given, wanted, "same_kind")
@@ -263,3 +301,7 @@ def _shape_message(spec: TensorSpec, given: Sequence[int], n: int, first: str) -
     if tuple(given) == spec.shape:
         return f"input {spec.name!r} has shape {list(given)}, one agent without a batch axis; expected {wanted}: add one with x[None]"
     return f"input {spec.name!r} has shape {list(given)}, expected {wanted}, a row per agent"
+
+
+def _dtype_message(spec: TensorSpec, given: Any) -> str:
+    return f"input {spec.name!r} is {given}, the model takes {spec.dtype}: cast it first if that is meant"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._common import cast, nx, scalar, traced
+from ._common import cast, scalar
 from .registry import op
 
 
@@ -42,24 +42,45 @@ def roi_align(
         return cast(jnp.einsum("rph,rqw,rchw->rcpq", rows.mean_weights(), columns.mean_weights(), images), x.dtype)
 
     def larger(step: Any, y: Any) -> Any:
-        (low_y, high_y, down, up), row_given = rows.neighbours(step // columns.most)
-        (low_x, high_x, left, right), column_given = columns.neighbours(step % columns.most)
+        row, column = rows.sample(step // columns.most), columns.sample(step % columns.most)
         best = jnp.full_like(y, -jnp.inf)
-        for index_y, weight_y in ((low_y, down), (high_y, up)):
+        for index_y, weight_y in row.neighbours:
             lines = jnp.take_along_axis(images, index_y[:, None, :, None], axis=2, mode="clip")
-            for index_x, weight_x in ((low_x, left), (high_x, right)):
+            for index_x, weight_x in column.neighbours:
                 pixels = jnp.take_along_axis(lines, index_x[:, None, None, :], axis=3, mode="clip")
                 best = jnp.maximum(best, pixels * (weight_y[:, :, None] * weight_x[:, None, :])[:, None])
-        given = row_given[:, :, None] & column_given[:, None, :]
-        return jnp.where(given[:, None], jnp.maximum(y, best), y)
+        exists = row.exists[:, None, None, None] & column.exists[:, None, None, None]
+        return jnp.where(exists, jnp.maximum(y, best), y)
 
     start = jnp.full((*images.shape[:2], output_height, output_width), -jnp.inf, corners.dtype)
     y = lax.fori_loop(0, rows.most * columns.most, larger, start)
-    return cast(jnp.where(jnp.isinf(y), 0, y), x.dtype)
+    return cast(jnp.where(y == -jnp.inf, 0, y), x.dtype)
+
+
+class _Sample(NamedTuple):
+    """One sample of each bin along one axis: its place in the image, if any, and whether it is inside, (regions, bins)."""
+
+    place: jax.Array
+    inside: jax.Array
+    exists: jax.Array
+    size: int
+
+    @property
+    def neighbours(self) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+        """Both pixels beside the sample, with their weights."""
+        low = jnp.floor(self.place)
+        high = jnp.minimum(low + 1, self.size - 1)
+        share = self.place - low
+        return (cast(low, np.int32), (1 - share) * self.inside), (cast(high, np.int32), share * self.inside)
+
+    def weights(self) -> jax.Array:
+        """Weights of all pixels, (regions, bins, size)."""
+        distance = jnp.abs(self.place[:, :, None] - cast(np.arange(self.size), self.place.dtype)[None, None])
+        return jnp.where((self.inside & self.exists[:, None])[:, :, None], jnp.maximum(1 - distance, 0), 0)
 
 
 class _Axis:
-    """Where the samples of each bin (regions x bins) lie along one axis of the image."""
+    """The bins of each region along one axis of the image."""
 
     def __init__(self, start: Any, end: Any, bins: int, size: int, sampling_ratio: int, half_pixel: bool):
         extent = end - start if half_pixel else jnp.maximum(end - start, 1)
@@ -68,31 +89,18 @@ class _Axis:
         self.counts = jnp.full_like(ceiling, sampling_ratio) if sampling_ratio > 0 else ceiling
         self.most = sampling_ratio if sampling_ratio > 0 else jnp.max(ceiling, initial=0)
 
-    def position(self, sample: Any) -> tuple[jax.Array, jax.Array]:
-        """Place of a bin's `sample`-th sample, within the image, and whether there is one at all (and not too far outside)."""
-        step = (sample + 0.5) / cast(jnp.maximum(self.counts, 1), self.bin.dtype)
+    def sample(self, index: Any) -> _Sample:
+        step = (index + 0.5) / cast(jnp.maximum(self.counts, 1), self.bin.dtype)
         bins = np.arange(self.bins, dtype=np.int32)[None]
         place = self.start[:, None] + (bins + step[:, None]) * self.bin[:, None]
-        given = (place >= -1) & (place <= self.size) & (sample < self.counts)[:, None]
-        return jnp.clip(place, 0, self.size - 1), given
-
-    def neighbours(self, sample: Any) -> tuple[tuple[jax.Array, ...], jax.Array]:
-        """Both pixels beside a sample and their weights, and whether there is a sample."""
-        place, given = self.position(sample)
-        low = jnp.floor(place)
-        high = jnp.minimum(low + 1, self.size - 1)
-        return (cast(low, np.int32), cast(high, np.int32), 1 - (place - low), place - low), given
+        inside = (place >= -1) & (place <= self.size)
+        return _Sample(jnp.clip(place, 0, self.size - 1), inside, index < self.counts, self.size)
 
     def mean_weights(self) -> jax.Array:
-        """What each pixel of the axis adds to each bin's mean, shape (regions, bins, size)."""
-
-        def add(sample: Any, weights: Any) -> Any:
-            place, given = self.position(sample)
-            distance = jnp.abs(place[:, :, None] - np.arange(self.size, dtype=np.float32)[None, None].astype(place.dtype))
-            return weights + jnp.where(given[:, :, None], jnp.maximum(1 - distance, 0), 0)
-
+        """What each pixel of the axis adds to each bin's mean, (regions, bins, size)."""
         start = jnp.zeros((len(self.start), self.bins, self.size), self.bin.dtype)
-        return lax.fori_loop(0, self.most, add, start) / cast(jnp.maximum(self.counts, 1), start.dtype)[:, None, None]
+        total = lax.fori_loop(0, self.most, lambda index, weights: weights + self.sample(index).weights(), start)
+        return total / cast(jnp.maximum(self.counts, 1), total.dtype)[:, None, None]
 
 
 @op("NonMaxSuppression", since=10, static=("boxes", "scores", "max_output_boxes_per_class", "iou_threshold", "score_threshold"))

@@ -139,7 +139,7 @@ def max_roi_pool(x, rois, *, pooled_shape, spatial_scale=1.0):
     y = jnp.take(x, cast(rois[:, 0], np.int32), axis=0, mode="clip")
     y = jnp.max(jnp.where(columns[:, None, None], y[:, :, :, None], -jnp.inf), axis=-1)
     y = jnp.max(jnp.where(rows[:, None, :, None], jnp.swapaxes(y, 2, 3)[:, :, None], -jnp.inf), axis=-1)
-    return cast(jnp.where(jnp.isinf(y), 0, y), x.dtype)
+    return cast(jnp.where(y == -jnp.inf, 0, y), x.dtype)
 
 
 def _in_bins(start: Any, end: Any, bins: int, size: int) -> jax.Array:
