@@ -304,7 +304,8 @@ def _anonymous(symbol: str) -> bool:
 
 
 def _symbolic(value: Value, axis: int) -> bool:
-    return not isinstance((value.shape or ())[axis], int)
+    dim = (value.shape or ())[axis]
+    return not isinstance(dim, int) or dim == 0
 
 
 def _unit_axis(shape: Sequence[int | str]) -> int | None:

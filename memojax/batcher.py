@@ -8,8 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from .errors import DuplicateIdError, IncompatibleModelError, InputShapeError, MissingInputError, UnknownInputError
-from .inferer.base import Inferer, Response, as_dtype
-from .model.signature import ModelApi
+from .inferer.base import Inferer, Response, as_dtype, next_size
 from .scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
 
 States = Mapping[int, Mapping[str, Any]] | Iterable[tuple[int, Mapping[str, Any]]]
@@ -29,13 +28,10 @@ class Batcher:
         self._scratch = ScratchPad(self._raw.inputs, self._raw.outputs, capacity)
         self._finished: list[ScratchPadView] = []
         self._ids: set[int] = set()
-        self._bind(inferer.api)
-
-    def _bind(self, api: ModelApi) -> None:
-        self._api = api
+        self._api = inferer.api
         names = [spec.name for spec in self._raw.inputs]
-        self._slots = [(names.index(spec.name), spec) for spec in api.inputs]
-        self._names = {spec.name for spec in api.inputs}
+        self._slots = [(names.index(spec.name), spec) for spec in self._api.inputs]
+        self._names = {spec.name for spec in self._api.inputs}
 
     def __len__(self) -> int:
         """Agents that wait."""
@@ -95,14 +91,15 @@ class Batcher:
         """Run everything that waits, in the order it was pushed, and answer by agent.
 
         Raises:
-            IncompatibleModelError: `inferer` takes other inputs than the one this batcher was made for.
+            IncompatibleModelError: `inferer` is of another model than the one that this batcher was made for.
+            MissingInputError: a wrapper filled an input of that one, which `inferer` wants from callers.
         """
-        if inferer.raw_api is not self._raw:
-            self._rebind(inferer)
+        if inferer.raw_api is not self._raw or inferer.api is not self._api:
+            self._check_fits(inferer)
         total = self._scratch.batch_size
         done = sum(map(len, self._finished))
         while done < total:
-            view = self._scratch.chunk(done, inferer.select_batch_size(total - done))
+            view = self._scratch.chunk(done, next_size(inferer, total - done))
             inferer.infer_raw(view)
             self._finished.append(view)
             done += len(view)
@@ -122,23 +119,22 @@ class Batcher:
         if missing := [spec.name for spec in self._api.inputs if spec.name not in state]:
             raise MissingInputError(missing, state, f"agent {agent}")
 
-    def _rebind(self, inferer: Inferer) -> None:
+    def _check_fits(self, inferer: Inferer) -> None:
         if inferer.raw_api != self._raw:
             raise IncompatibleModelError(
                 f"this batcher was made for inputs {self._raw.input_shapes()} and outputs {self._raw.output_shapes()}, the inferer has "
                 f"{inferer.raw_input_shapes()} and {inferer.raw_output_shapes()}: make a new Batcher"
             )
-        self._raw = inferer.raw_api
-        self._bind(inferer.api)
+        if missing := [spec.name for spec in inferer.api.inputs if spec.name not in self._names]:
+            raise MissingInputError(missing, self._names, f"{type(inferer).__name__}, for which this batcher was not made")
 
     def _responses(self, inferer: Inferer) -> dict[int, Response]:
         shown = [spec.name for spec in inferer.api.outputs]
         slots = {spec.name: slot for slot, spec in enumerate(self._raw.outputs)}
         responses: dict[int, Response] = {}
         for view in self._finished:
-            columns = [view.output_slot(slots[name]) for name in shown]
-            agents = view.ids or ()
-            for agent, *rows in zip(agents, *columns, strict=True):
+            columns = [np.array(view.output(slots[name])) for name in shown]
+            for agent, *rows in zip(view.ids, *columns, strict=True):
                 responses[agent] = Response(zip(shown, map(np.asarray, rows), strict=True))
         return responses
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class MemojaxError(Exception):
@@ -123,3 +124,41 @@ def nearest(sizes: Sequence[int], size: int, count: int = 4) -> list[int]:
 
 class IncompatibleModelError(MemojaxError):
     """A model or wrapper that does not fit the one it should replace, or the inferer it should wrap."""
+
+
+class MissingPackageError(MemojaxError, ImportError):
+    """A package that only a part of memojax needs is not installed; the message says how to install it."""
+
+    def __init__(self, package: str, what: str, extra: str):
+        self.package = package
+        super().__init__(f"{what} needs the package {package!r}, which is not installed: pip install 'memojax[{extra}]'")
+
+
+class DeviceError(MemojaxError):
+    """A device that is not there, or a name that is none."""
+
+
+class EvaluationError(MemojaxError):
+    """An evaluation could not begin, or could not go on; `partial` is the `Evaluation` of what was done before, if anything was."""
+
+    partial: Any = None
+
+
+class UnknownEnvironmentError(EvaluationError):
+    """An environment id that Gymnasium does not know, or one whose own packages are missing."""
+
+
+class SpaceMismatchError(EvaluationError):
+    """The spaces of an environment and the inputs and outputs of a model do not fit; the message names both sides."""
+
+
+class EnvironmentFailedError(EvaluationError):
+    """An environment raised in `reset` or `step`; the cause is chained, or quoted where it happened in a worker process."""
+
+
+class WorkerDiedError(EvaluationError):
+    """A worker process of an asynchronous evaluation ended without an answer."""
+
+
+class ActionError(EvaluationError):
+    """The policy gave an action that cannot be taken: NaN, or outside of a discrete space."""

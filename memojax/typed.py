@@ -38,15 +38,15 @@ class TypedModel:
         model: the file behind it, if there is one.
     """
 
-    fn: RowFunction
-    params: Any
+    fn: RowFunction = field(repr=False)
+    params: Any = field(repr=False)
     api: ModelApi
     computed: tuple[str, ...]
     constant: Mapping[str, np.ndarray] = field(default_factory=dict)
     random: bool = False
     rule: str = "the function's own batch axis"
     independent: bool | None = None
-    model: Model | None = None
+    model: Model | None = field(default=None, repr=False)
 
     @classmethod
     def from_model(

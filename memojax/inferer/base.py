@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._types import Arrays
@@ -246,7 +247,7 @@ def as_jax(given: Any) -> Any:
     """`given` as a `jax.Array` if it lives on a device, else as a NumPy array."""
     if isinstance(given, (jax.Array, np.ndarray)):
         return given
-    return jax.numpy.from_dlpack(given) if hasattr(given, "__dlpack__") else np.asarray(given)
+    return jnp.from_dlpack(given) if hasattr(given, "__dlpack__") else np.asarray(given)
 
 
 def _check_names(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> None:
@@ -288,7 +289,7 @@ def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
     if given == np.bool_ or wanted == np.bool_ or given.kind in "OSUMm":
         return given == wanted or (given == np.bool_ and wanted.kind in "iuf")
     if "V" in (given.kind, wanted.kind):
-        return given.kind in "iufV" and wanted.kind in "fV"
+        return given.kind != "c" and (jnp.issubdtype(wanted, jnp.floating) or not jnp.issubdtype(given, jnp.floating))
     if given.kind in "iu" and wanted.kind in "iu":
         return True
     return np.can_cast(given, wanted, "same_kind")

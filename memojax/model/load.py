@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
@@ -39,13 +39,13 @@ _NOT_ONNX = {
 class Model:
     """A loaded model: its graph (functions inlined, unused parts dropped), and what the file says about itself."""
 
-    graph: Graph
+    graph: Graph = field(repr=False)
     opsets: Mapping[str, int]
     metadata: Mapping[str, str]
     producer: str
     ir_version: int
     name: str
-    content: bytes
+    content: bytes = field(repr=False)
 
     @cached_property
     def digest(self) -> str:
@@ -60,7 +60,7 @@ def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Mod
         ModelLoadError: the file is missing, empty, truncated, no ONNX, cyclic, newer than what is known here, or its external
             data lies outside its folder.
     """
-    proto, name, base_dir = _read(source)
+    proto, raw, name, base_dir = _read(source)
     opsets = _opsets(proto, name)
     try:
         _check_external_data(proto, base_dir)
@@ -74,29 +74,31 @@ def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Mod
         raise ModelLoadError(f"{name}: the model has no output that can be computed")
     producer = f"{proto.producer_name} {proto.producer_version}".strip() or "unknown"
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    return Model(graph, opsets, metadata, producer, proto.ir_version, name, _content(source, proto, base_dir))
+    return Model(graph, opsets, metadata, producer, proto.ir_version, name, _content(raw, proto, base_dir))
 
 
-def _read(source: Source) -> tuple[onnx.ModelProto, str, Path | None]:
+def _read(source: Source) -> tuple[onnx.ModelProto, bytes | None, str, Path | None]:
+    """The message, the bytes it came in, a name for error messages, and the folder of external data."""
     if isinstance(source, onnx.ModelProto):
-        return source, source.graph.name or "ModelProto", None
+        return source, None, source.graph.name or "ModelProto", None
     if isinstance(source, (str, PathLike)):
         path = Path(fspath(source))
         try:
             size = path.stat().st_size
             if size > MAX_BYTES:
                 raise ModelLoadError(f"{path}: {size:,} bytes, more than protobuf allows ({MAX_BYTES:,}); save with external data")
-            return _parse(path.read_bytes(), str(path)), str(path), path.resolve().parent
+            raw = path.read_bytes()
         except OSError as cause:
             raise ModelLoadError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+        return _parse(raw, str(path)), raw, str(path), path.resolve().parent
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _parse(bytes(source), "<bytes>"), "<bytes>", None
+        return _parse(bytes(source), "<bytes>"), bytes(source), "<bytes>", None
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "<file>"))
         raw = source.read()
         if not isinstance(raw, bytes):
             raise ModelLoadError(f"{name}: opened as text; open it in mode 'rb'")
-        return _parse(raw, name), name, None
+        return _parse(raw, name), raw, name, None
     raise ModelLoadError(f"cannot load a model from {type(source).__name__}: give a path, bytes, a file object or a ModelProto")
 
 
@@ -147,9 +149,9 @@ def _check_external_data(proto: onnx.ModelProto, base_dir: Path | None) -> None:
             raise ModelLoadError(f"tensor {tensor.name!r}: {location!r} is shorter than its offset {offset} and length {length}")
 
 
-def _content(source: Source, proto: onnx.ModelProto, base_dir: Path | None) -> bytes:
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return bytes(source)
+def _content(raw: bytes | None, proto: onnx.ModelProto, base_dir: Path | None) -> bytes:
+    """The model as bytes that stand alone: as read, or with its external data put in."""
     if base_dir is not None and any(map(uses_external_data, proto.graph.initializer)):
         onnx.load_external_data_for_model(proto, str(base_dir))
-    return proto.SerializeToString()
+        raw = None
+    return proto.SerializeToString() if raw is None else raw

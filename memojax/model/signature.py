@@ -33,6 +33,10 @@ class ModelApi:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def __str__(self) -> str:
+        inputs, outputs = (", ".join(map(str, specs)) or "none" for specs in (self.inputs, self.outputs))
+        return f"inputs {inputs} and outputs {outputs}"
+
     def input_shapes(self) -> list[tuple[str, list[int]]]:
         """(name, element shape) of each input."""
         return [(spec.name, list(spec.shape)) for spec in self.inputs]

@@ -12,7 +12,7 @@ from jax import lax
 
 from .._types import Value
 from ..errors import LoweringError
-from ._common import cast, is_static, normalize_axis, nx, scalar, traced
+from ._common import MAX_STATIC_ELEMENTS, cast, is_static, normalize_axis, nx, scalar, traced
 from .registry import op
 
 UNROLLED = 8
@@ -24,9 +24,11 @@ MAX_UNROLLED = 1024
 MAX_FOLDED = 1 << 20
 """Longest loop over static values that runs while tracing."""
 
+_ENDLESS = 1 << 63
 
-class _Varies(Exception):
-    """What one step gives cannot be carried by an XLA loop; `carry` tells which static state must be traced instead."""
+
+class _Varies(ValueError):
+    """What a step gives cannot be carried by an XLA loop; `carry` tells which static state must be traced instead."""
 
     def __init__(self, reason: str, carry: int | None = None):
         super().__init__(reason)
@@ -41,7 +43,9 @@ def _outputs_may_differ(node: Any) -> bool:
     """Whether the branches of an If declare outputs that one XLA value cannot hold."""
 
     def differ(one: Any, other: Any) -> bool:
-        if "optional" in (one.kind, other.kind) or (one.shape is not None and other.shape is not None and len(one.shape) != len(other.shape)):
+        if "optional" in (one.kind, other.kind) or (
+            one.shape is not None and other.shape is not None and len(one.shape) != len(other.shape)
+        ):
             return True
         dims = zip(one.shape or (), other.shape or (), strict=False)
         return any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in dims)
@@ -89,11 +93,10 @@ def loop(M: Value = None, cond: Value = None, *v_initial: Value, body: Any) -> t
         going, *rest = body(i, np.True_, *state, key=_fold(key, i))
         return going, rest[: len(state)], rest[len(state) :]
 
-    known = is_static(M, cond)
-    trips = _trip_count(M, cond) if known else None
-    if known and trips is not None:
+    if is_static(M, cond):
+        trips = 0 if cond is not None and not scalar(cond) else _ENDLESS if M is None else max(0, scalar(M))
         try:
-            return _counted(step, list(v_initial), trips, n_scans, is_static(v_initial, body.captured))
+            return _counted(step, list(v_initial), trips, n_scans, foldable=is_static(v_initial, body.captured))
         except _DataDependent:
             pass
     if n_scans:
@@ -101,62 +104,64 @@ def loop(M: Value = None, cond: Value = None, *v_initial: Value, body: Any) -> t
     return tuple(_while(step, list(v_initial), M, cond))
 
 
-def _trip_count(M: Value, cond: Value) -> int | None:
-    """Most steps that a loop takes; None without a limit."""
-    if cond is not None and not scalar(cond):
-        return 0
-    return None if M is None else max(0, int(scalar(M)))
-
-
 Step = Callable[[Value, Sequence[Value], Any], tuple[Value, list[Value], list[Value]]]
 """(step number, state, slices) -> (whether to go on, next state, outputs to stack)."""
 
 
 def _counted(step: Step, state: list[Value], trips: int, n_scans: int, foldable: bool, slices: Sequence[Value] = ()) -> tuple[Value, ...]:
-    """Final state and stacked outputs of a loop whose number of steps is known while tracing.
+    """Final state and stacked outputs of a loop with a static limit; `foldable`: everything that it reads is static.
 
     Raises:
-        _DataDependent: the condition to go on depends on data.
+        _DataDependent: whether to go on depends on data.
     """
     if trips == 0:
         return (*state, *_no_rows(step, state, n_scans, slices))
-    if trips <= UNROLLED or (foldable and trips <= MAX_FOLDED):
-        result = _unrolled(step, state, trips, n_scans, slices, fold=trips > UNROLLED)
-        if result is not None:
-            return result
+    if foldable and (result := _folded(step, state, trips, n_scans, slices)) is not None:
+        return result
+    if trips <= UNROLLED:
+        return _unrolled(step, state, trips, n_scans, slices)
     try:
         return _scanned(step, state, trips, slices)
     except (_Varies, _DataDependent, LoweringError) as cause:
-        # Written out, the step number is static, and so may be the shapes or the condition that depend on it.
-        if trips > MAX_UNROLLED:
-            if isinstance(cause, _Varies):
-                raise ValueError(f"{cause}, and the loop takes {trips:,} steps, too many to write out") from cause
+        # Written out, the step number is static, and with it perhaps the shapes or the condition.
+        if not n_scans if isinstance(cause, _DataDependent) else trips > MAX_UNROLLED:
             raise
-        if isinstance(cause, _DataDependent) and n_scans == 0:
-            raise
-    result = _unrolled(step, state, trips, n_scans, slices)
-    return result if result is not None else ()
+    return _unrolled(step, state, trips, n_scans, slices)
+
+
+def _folded(step: Step, state: Sequence[Value], trips: int, n_scans: int, slices: Sequence[Value]) -> tuple[Value, ...] | None:
+    """The result while it is static, else None."""
+    try:
+        return _unrolled(step, state, trips, n_scans, slices, limit=MAX_FOLDED, fold=True)
+    except _DataDependent:
+        return None
 
 
 def _unrolled(
-    step: Step, state: Sequence[Value], trips: int, n_scans: int, slices: Sequence[Value], fold: bool = False
-) -> tuple[Value, ...] | None:
-    """The steps written out; with `fold`, None as soon as a step gives something that is not static."""
+    step: Step, state: Sequence[Value], trips: int, n_scans: int, slices: Sequence[Value], limit: int = MAX_UNROLLED, fold: bool = False
+) -> tuple[Value, ...]:
+    """The steps written out; with `fold`, all that they give must be static.
+
+    Raises:
+        _DataDependent: whether to go on depends on data.
+    """
     rows: list[list[Value]] = []
     for i in range(trips):
         going, state, outputs = step(np.asarray(i, np.int64), state, [x[i] for x in slices])
-        if fold and not is_static(going, state, outputs):
-            return None
-        if not is_static(going):
+        if not is_static(going) or (fold and not is_static(state, outputs)):
             raise _DataDependent
         rows.append(outputs)
         if not scalar(going):
             break
+        if i >= limit:
+            raise ValueError(f"the loop takes more than {limit:,} steps, too many to write out")
     return (*state, *(nx.stack(column) for column in zip(*rows, strict=True))) if n_scans else tuple(state)
 
 
 def _scanned(step: Step, state: list[Value], trips: int, slices: Sequence[Value]) -> tuple[Value, ...]:
     """The steps as one `lax.scan`; static state that no step changes stays static."""
+    if trips > MAX_STATIC_ELEMENTS:
+        raise _DataDependent
     fixed = {k: value for k, value in enumerate(state) if is_static(value)}
     while True:
         carried = [_strong_tree(value) for k, value in enumerate(state) if k not in fixed]

@@ -1,1 +1,61 @@
-"""Strings."""
+"""Strings: NumPy object arrays that are known while tracing; XLA has no strings."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from .._types import Value
+from .registry import op
+
+
+def _strings(items: list[str], shape: tuple[int, ...]) -> np.ndarray:
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array.reshape(shape)
+
+
+@op("StringConcat", since=20, static=("X", "Y"))
+def string_concat(X: Value, Y: Value) -> Value:
+    """Strings joined pairwise, with broadcasting. https://onnx.ai/onnx/operators/onnx__StringConcat.html"""
+    return np.asarray(np.add(X, Y), object)
+
+
+@op("StringSplit", since=20, static=("X",))
+def string_split(X: Value, *, delimiter: str | None = None, maxsplit: int | None = None) -> tuple[Value, Value]:
+    """Pieces of each string along a new last axis, padded with "", and how many there are.
+
+    https://onnx.ai/onnx/operators/onnx__StringSplit.html
+    """
+    pieces = [text.split(delimiter or None, -1 if maxsplit is None else maxsplit) if text else [] for text in X.ravel()]
+    longest = max(map(len, pieces), default=0)
+    padded = [piece for row in pieces for piece in (*row, *[""] * (longest - len(row)))]
+    return _strings(padded, (*X.shape, longest)), np.array([len(row) for row in pieces], np.int64).reshape(X.shape)
+
+
+@op("RegexFullMatch", since=20, static=("X",))
+def regex_full_match(X: Value, *, pattern: str) -> Value:
+    """Whether the whole string matches. https://onnx.ai/onnx/operators/onnx__RegexFullMatch.html
+
+    Python's `re` stands in for RE2; patterns mean the same to both but for rare escapes.
+    """
+    matcher = re.compile(pattern)
+    return np.array([matcher.fullmatch(text) is not None for text in X.ravel()], bool).reshape(X.shape)
+
+
+@op("StringNormalizer", since=10, static=("X",))
+def string_normalizer(
+    X: Value, *, case_change_action: str = "NONE", is_case_sensitive: int = 0, stopwords: tuple[str, ...] = (), locale: str | None = None
+) -> Value:
+    """Strings without the stop words, in lower or upper case. https://onnx.ai/onnx/operators/onnx__StringNormalizer.html
+
+    Case follows Unicode, whatever `locale` is.
+    """
+    if X.ndim > 2 or (X.ndim == 2 and X.shape[0] != 1):
+        raise ValueError(f"shape {list(X.shape)} is neither [C] nor [1, C]")
+    change = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}[case_change_action]
+    fold = str if is_case_sensitive else str.lower
+    stop = set(map(fold, stopwords))
+    kept = [change(text) for text in X.ravel() if fold(text) not in stop] or [""]
+    return _strings(kept, (*X.shape[:-1], len(kept)))

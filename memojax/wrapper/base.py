@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, final
 
-from .._types import Arrays
-from ..errors import IncompatibleModelError
-from ..inferer.base import Inferer, infer_through_view
+import jax
+import numpy as np
+
+from .._types import Array, Arrays
+from ..errors import IncompatibleModelError, InputShapeError
+from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, run_view
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
 
@@ -54,7 +57,12 @@ class BaseWrapper(InfererWrapper):
         return inferer.api
 
     def invoke(self, inferer: Inferer, view: ScratchPadView) -> None:
-        inferer.infer_raw(view)
+        if isinstance(inferer, LayeredInferer):
+            inferer.infer_raw(view)
+        elif view.device is None:
+            run_view(inferer, view)
+        else:
+            _run_on_device(inferer, view)
 
     def begin_agent(self, inferer: Inferer, agent: int) -> None:
         inferer.begin_agent(agent)
@@ -63,14 +71,21 @@ class BaseWrapper(InfererWrapper):
         inferer.end_agent(agent)
 
 
-@final
-class StatefulInferer(Inferer):
-    """A stack of wrappers around an inferer that can be replaced while the wrappers keep their state."""
+class LayeredInferer(Inferer):
+    """An inferer with wrappers around it: what `StatefulInferer` and the forms that own their inferer share.
+
+    `infer_raw` takes any number of rows: they are split below the wrappers, whose state changes only when all have run.
+    """
 
     def __init__(self, wrapper_stack: InfererWrapper, inferer: Inferer):
-        """Put `wrapper_stack` around `inferer`."""
+        """Put `wrapper_stack` around `inferer`.
+
+        Raises:
+            IncompatibleModelError: the wrappers were made for another model.
+        """
         self.wrapper_stack = wrapper_stack
         self.inferer = inferer
+        wrapper_stack.api(inferer)
 
     @property
     def raw_api(self) -> ModelApi:
@@ -87,7 +102,12 @@ class StatefulInferer(Inferer):
         self.wrapper_stack.invoke(self.inferer, view)
 
     def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
-        return {**infer_through_view(self, inputs, ids, dones)}
+        api = self.api
+        view = _view_of(self.raw_api, api, inputs, ids, dones)
+        if len(view):
+            self.infer_raw(view)
+        slots = {spec.name: slot for slot, spec in enumerate(view.output_specs)}
+        return {spec.name: _result(view, slots[spec.name]) for spec in api.outputs}
 
     def begin_agent(self, agent: int) -> None:
         self.wrapper_stack.begin_agent(self.inferer, agent)
@@ -100,6 +120,11 @@ class StatefulInferer(Inferer):
 
     def prepare(self, count: int) -> Future[None]:
         return self.inferer.prepare(count)
+
+
+@final
+class StatefulInferer(LayeredInferer):
+    """A stack of wrappers around an inferer that can be replaced while the wrappers keep their state."""
 
     def with_new_inferer(self, inferer: Inferer) -> StatefulInferer:
         """A new `StatefulInferer` with the same wrappers, and their state, around `inferer`.
@@ -119,6 +144,56 @@ class StatefulInferer(Inferer):
         check_compatible(self.inferer, inferer)
         old, self.inferer = self.inferer, inferer
         return old
+
+
+def _view_of(raw: ModelApi, api: ModelApi, inputs: Mapping[str, Any], ids: Sequence[int] | None, dones: Any) -> ScratchPadView:
+    """A batch as a view of all slots of `raw`; those that `api` hides are for the wrappers to fill."""
+    rows: Sequence[Array]
+    if isinstance(ids, (np.ndarray, jax.Array)):
+        ids = ids.tolist()
+    if any(map(lives_on_device, inputs.values())):
+        rows, n, device = device_rows(api.inputs, inputs)
+    else:
+        (rows, n), device = checked_rows(api.inputs, inputs), None
+    if n < 0:
+        n = 0 if ids is None else len(ids)
+    if ids is not None and len(ids) != n:
+        raise InputShapeError(f"ids names {len(ids)} agents for {n} rows: give one id per row")
+    if dones is not None:
+        on_device = isinstance(dones, jax.Array) and device is not None
+        dones = jax.device_put(dones, device) if on_device else np.asarray(dones, np.bool_)
+        if dones.shape != (n,):
+            raise InputShapeError(f"dones has shape {list(dones.shape)} for {n} rows, expected [{n}]")
+    given = {spec.name: _borrowed(row) for spec, row in zip(api.inputs, rows, strict=True)}
+    return ScratchPadView(raw.inputs, raw.outputs, [given.get(spec.name) for spec in raw.inputs], n, ids, dones, device=device)
+
+
+def _borrowed(rows: Array) -> Array:
+    """The caller's rows, protected from wrappers that write in place."""
+    if not isinstance(rows, np.ndarray):
+        return rows
+    rows = rows.view()
+    rows.flags.writeable = False
+    return rows
+
+
+def _run_on_device(inferer: Inferer, view: ScratchPadView) -> None:
+    visible = {spec.name for spec in inferer.api.inputs}
+    given = {spec.name: rows for spec, rows in zip(view.input_specs, view.inputs, strict=True) if spec.name in visible}
+    results = inferer.infer_arrays(given, ids=None if view.anonymous else view.ids, dones=view.dones)
+    for slot, spec in enumerate(view.output_specs):
+        if spec.name in results:
+            view.set_output(slot, results[spec.name])
+
+
+def _result(view: ScratchPadView, slot: int) -> Array:
+    if view.device is None:
+        return view.output_slot(slot)
+    rows = view.output(slot)
+    if isinstance(rows, jax.Array):
+        return rows
+    with jax.enable_x64(True):
+        return jax.device_put(rows, view.device)
 
 
 def check_compatible(old: Inferer, new: Inferer) -> None:

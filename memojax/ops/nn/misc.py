@@ -20,14 +20,14 @@ def flatten(x, *, axis=1):
 
 @op("Dropout", until=10)
 def dropout_1(x, *, ratio=0.5, is_test=0, consumed_inputs=None):
-    """The input, as in inference, and a mask of its type. https://onnx.ai/onnx/operators/onnx__Dropout.html"""
-    return x, nx.ones_like(x)
+    """The input, as in inference; the mask is not filled. https://onnx.ai/onnx/operators/onnx__Dropout.html"""
+    return x, nx.zeros_like(x)
 
 
 @op("Dropout", since=10, until=12)
 def dropout_10(x, *, ratio=0.5):
-    """The input, as in inference, and a mask. https://onnx.ai/onnx/operators/onnx__Dropout.html"""
-    return x, np.ones(x.shape, np.bool_)
+    """As before version 10, with a mask of booleans. https://onnx.ai/onnx/operators/onnx__Dropout.html"""
+    return x, np.zeros(x.shape, np.bool_)
 
 
 @op("Dropout", since=12, static=("training_mode",))
@@ -65,9 +65,12 @@ def tf_idf_vectorizer(
     y = jnp.zeros((len(rows), max(ngram_indexes) + 1), np.float32)
     for wanted, count in counts:
         y = y.at[:, np.array(wanted)].add(count)
-    if mode != "TF":
-        y = y if mode == "TFIDF" else cast(y > 0, np.float32)
-        y = y if not weights else y * np.array(weights, np.float32)[None]
+    if mode == "IDF":
+        y = cast(y > 0, np.float32)
+    if mode != "TF" and weights:
+        by_column = np.ones(y.shape[1], np.float32)
+        by_column[list(ngram_indexes)] = weights
+        y = y * by_column[None]
     return jnp.reshape(y, (*x.shape[:-1], -1))
 
 

@@ -76,11 +76,11 @@ def upsample_attribute(x: Value, *, scales: tuple[float, ...], mode: str = "near
 @op("Resize", since=10, until=11, static=("scales",))
 def resize_first_version(x: Value, scales: Value, *, mode: str = "nearest") -> Value:
     """Before opset 11 coordinates are `x / scale`; nearest means floor, ceil when shrinking. https://onnx.ai/onnx/operators/onnx__Resize.html"""
+    y = _promoted(x, mode)
     for axis, scale in enumerate(scales.tolist()):
-        rounding = "floor" if scale >= 1 else "ceil"
-        kernel = _Kernel(mode, -0.75, rounding, "asymmetric", False, False)
-        x = _resize_axis(x, axis, _scaled(x.shape[axis], scale), scale, kernel, (0.0, 1.0), 0.0)
-    return x
+        kernel = _Kernel(mode, -0.75, "floor" if scale >= 1 else "ceil", "asymmetric", False, False)
+        y = _resize_axis(y, axis, _scaled(x.shape[axis], scale), scale, kernel, (0.0, 1.0), 0.0)
+    return _rounded(y, x.dtype)
 
 
 @op("Resize", since=11, static=("roi", "scales", "sizes"))
@@ -106,9 +106,20 @@ def resize(
     is_crop = coordinate_transformation_mode == "tf_crop_and_resize"
     regions = np.reshape(roi, (2, -1)).T.tolist() if is_crop else [(0.0, 1.0)] * len(axes)
     checked_shape([dict(zip(axes, targets, strict=True)).get(axis, length) for axis, length in enumerate(x.shape)])
+    y = _promoted(x, mode)
     for axis, target, factor, region in zip(axes, targets, factors, regions, strict=True):
-        x = _resize_axis(x, axis, target, factor, kernel, region, extrapolation_value)
-    return x
+        y = _resize_axis(y, axis, target, factor, kernel, region, extrapolation_value)
+    return _rounded(y, x.dtype)
+
+
+def _promoted(x: Value, mode: str) -> jax.Array:
+    return traced(x) if mode == "nearest" or x.dtype in (np.float32, np.float64) else cast(traced(x), np.float32)
+
+
+def _rounded(y: jax.Array, dtype: np.dtype) -> jax.Array:
+    if y.dtype == dtype or jnp.issubdtype(dtype, jnp.floating):
+        return cast(y, dtype)
+    return cast(jnp.clip(y, float(jnp.iinfo(dtype).min), float(jnp.iinfo(dtype).max)), dtype)  # truncated, as onnxruntime does
 
 
 def _scaled(length: int, scale: float) -> int:
@@ -125,15 +136,15 @@ class _Kernel:
     exclude_outside: bool
 
 
-def _resize_axis(x: Value, axis: int, target: int, scale: float, kernel: _Kernel, region: Sequence[float], outside: float) -> Value:
+def _resize_axis(x: jax.Array, axis: int, target: int, scale: float, kernel: _Kernel, region: Sequence[float], outside: float) -> jax.Array:
     length = x.shape[axis]
     if target == length and scale == 1 and tuple(region) == (0.0, 1.0):
         return x
     position = _source_positions(kernel.transform, length, target, scale, region)
     if kernel.mode == "nearest":
-        result = _take_repeated(traced(x), np.clip(_ROUNDINGS[kernel.rounding](position), 0, length - 1).astype(np.int64), axis)
+        result = _take_repeated(x, np.clip(_ROUNDINGS[kernel.rounding](position), 0, length - 1).astype(np.int64), axis)
     else:
-        result = _interpolate(traced(x), axis, *_taps(kernel, position, scale, length))
+        result = _interpolate(x, axis, *_taps(kernel, position, scale, length))
     if kernel.transform == "tf_crop_and_resize":
         beyond = ((position < 0) | (position > length - 1)).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
         result = jnp.where(beyond, np.array(outside, x.dtype), result) if beyond.any() else result
@@ -197,17 +208,13 @@ def cubic(distance: Any, a: float, xp: Any) -> Any:
 
 
 def _interpolate(x: jax.Array, axis: int, index: np.ndarray, weight: np.ndarray) -> jax.Array:
-    kind = x.dtype if x.dtype in (np.float32, np.float64) else np.dtype(np.float32)
-    values, weight = x.astype(kind), weight.astype(kind)
-    length, taps = x.shape[axis], index.shape[1]
+    weight, length, taps = weight.astype(x.dtype), x.shape[axis], index.shape[1]
     if length <= 16 * taps:  # measured on XLA:CPU: a product with a dense matrix is faster than gathers up to here
-        matrix = np.zeros((len(index), length), kind)
+        matrix = np.zeros((len(index), length), x.dtype)
         np.add.at(matrix, (np.arange(len(index))[:, None], index), weight)
-        result = jnp.moveaxis(lax.dot_general(values, matrix, (((axis,), (1,)), ((), ())), precision="highest"), -1, axis)
-    else:
-        column = [-1 if i == axis else 1 for i in range(x.ndim)]
-        result = sum(take_static(values, index[:, k], axis) * weight[:, k].reshape(column) for k in range(taps))
-    return cast(result, x.dtype)
+        return jnp.moveaxis(lax.dot_general(x, matrix, (((axis,), (1,)), ((), ())), precision="highest"), -1, axis)
+    column = [-1 if i == axis else 1 for i in range(x.ndim)]
+    return sum((take_static(x, index[:, k], axis) * weight[:, k].reshape(column) for k in range(taps)), start=jnp.zeros((), x.dtype))
 
 
 def _take_repeated(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:

@@ -1,0 +1,70 @@
+"""A worker process of an asynchronous evaluation: run as a script, it imports nothing of memojax (and so no JAX).
+
+Messages are pickles over standard input and output: ("make", sys.path, factory, count), ("reset", [(index, seed)]),
+("step", [(index, action)]). An answer is (True, result) or (False, (position, traceback)).
+"""
+
+import os
+import pickle
+import signal
+import sys
+import traceback
+
+
+def main() -> None:
+    """Answer until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides.
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # What an environment prints must not end up among the answers.
+    envs: list = []
+    while True:
+        try:
+            verb, *arguments = pickle.load(requests)
+        except EOFError:
+            break
+        try:
+            answer = True, _make(envs, *arguments) if verb == "make" else _run(envs, verb, *arguments)
+        except _Failed as failure:
+            answer = False, failure.args
+        except Exception:
+            answer = False, (0, traceback.format_exc(limit=-4))
+        answers.write(pickle.dumps(answer, protocol=5))
+        answers.flush()
+    for env in envs:
+        env.close()
+
+
+class _Failed(Exception):
+    """Position in the request, and the traceback."""
+
+
+def _make(envs: list, path: list, factory: bytes, count: int) -> bytes:
+    sys.path[:] = path
+    make = pickle.loads(factory)
+    envs.extend(make() for _ in range(count))
+    return pickle.dumps((envs[0].observation_space, envs[0].action_space), protocol=5)
+
+
+def _run(envs: list, verb: str, requests: list) -> list:
+    outcomes = []
+    for position, (index, value) in enumerate(requests):
+        try:
+            outcomes.append(_ask(envs[index], verb, value))
+        except Exception:
+            raise _Failed(position, traceback.format_exc(limit=-4)) from None
+    return outcomes
+
+
+def _ask(env: object, verb: str, value: object) -> tuple:
+    if verb == "reset":
+        observation, info = env.reset(seed=value)
+        return observation, 0.0, False, False, info.get("action_mask")
+    answer = env.step(value)
+    if len(answer) != 5:
+        raise ValueError(f"step gave {len(answer)} values, expected observation, reward, terminated, truncated, info (Gymnasium's API)")
+    observation, reward, terminated, truncated, info = answer
+    return observation, float(reward), bool(terminated), bool(truncated), info.get("action_mask")
+
+
+if __name__ == "__main__":
+    main()

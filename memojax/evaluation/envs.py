@@ -1,0 +1,294 @@
+"""Environments to step: in this process, or spread over worker processes."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import difflib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, final
+
+import numpy as np
+
+from ..errors import EnvironmentFailedError, EvaluationError, MissingPackageError, UnknownEnvironmentError, WorkerDiedError
+
+Vectorization = Literal["sync", "async"]
+
+
+class Outcome(NamedTuple):
+    """What an environment says after a reset (reward 0, not over) or a step; `mask` is its `info["action_mask"]`."""
+
+    observation: Any
+    reward: float
+    terminated: bool
+    truncated: bool
+    mask: Any
+
+
+class EnvPool(abc.ABC):
+    """A number of like environments, each in a slot of its own, that are reset and stepped as they are asked."""
+
+    name: str
+    observation_space: Any
+    action_space: Any
+
+    @abc.abstractmethod
+    def reset(self, seeds: Mapping[int, int]) -> list[Outcome]:
+        """Begin an episode in each slot, slot -> seed.
+
+        Raises:
+            EnvironmentFailedError: an environment raised; `error.slot` tells which.
+            WorkerDiedError: its process is gone.
+        """
+
+    @abc.abstractmethod
+    def step(self, actions: Mapping[int, Any]) -> list[Outcome]:
+        """Step each slot, slot -> action; raises as `reset` does."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close what was opened here."""
+
+
+@final
+class LocalPool(EnvPool):
+    """Environments in this process."""
+
+    def __init__(self, env: Any, size: int):
+        """Make `size` of `env` (see `maker_of`), or take the one that is given."""
+        make, self.name = maker_of(env)
+        self._owned = not _is_env(env)
+        self._envs = [make() for _ in range(size)]
+        self.observation_space, self.action_space = self._envs[0].observation_space, self._envs[0].action_space
+
+    def reset(self, seeds: Mapping[int, int]) -> list[Outcome]:
+        return [self._ask(slot, "reset", seed) for slot, seed in seeds.items()]
+
+    def step(self, actions: Mapping[int, Any]) -> list[Outcome]:
+        return [self._ask(slot, "step", action) for slot, action in actions.items()]
+
+    def close(self) -> None:
+        for env in self._envs if self._owned else ():
+            with contextlib.suppress(Exception):
+                env.close()
+
+    def _ask(self, slot: int, verb: str, value: Any) -> Outcome:
+        try:
+            return ask(self._envs[slot], verb, value)
+        except Exception as cause:
+            raise _failed(self.name, slot, verb, f"{type(cause).__name__}: {cause}") from cause
+
+
+@final
+class WorkerPool(EnvPool):
+    """Environments spread over worker processes, which run beside each other.
+
+    The workers are fresh interpreters that import neither JAX nor the caller's main script, so that nothing is forked.
+    """
+
+    def __init__(self, env: Any, size: int, workers: int | None = None):
+        """Start `workers` processes (one per core by default) with `size` environments in all."""
+        if _is_env(env):
+            raise EvaluationError("an environment object cannot be sent to worker processes: give its id, or a function that makes one")
+        make, self.name = maker_of(env)
+        import cloudpickle
+
+        count = max(1, min(size, workers or os.cpu_count() or 1))
+        self._workers = [_Worker(index) for index in range(count)]
+        try:
+            factory = cloudpickle.dumps(make)
+            for index, worker in enumerate(self._workers):
+                worker.send(("make", sys.path, factory, len(range(index, size, count))))
+            answers = [worker.receive() for worker in self._workers]
+        except BaseException:
+            self.close()
+            raise
+        if failed := [what for ok, what in answers if not ok]:
+            self.close()
+            raise EnvironmentFailedError(f"{self.name} could not be made in a worker process:\n{failed[0][1]}")
+        self.observation_space, self.action_space = pickle.loads(answers[0][1])
+
+    def reset(self, seeds: Mapping[int, int]) -> list[Outcome]:
+        return self._ask("reset", seeds)
+
+    def step(self, actions: Mapping[int, Any]) -> list[Outcome]:
+        return self._ask("step", actions)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    def _ask(self, verb: str, values: Mapping[int, Any]) -> list[Outcome]:
+        count = len(self._workers)
+        asked: dict[int, list[int]] = {}
+        for slot in values:
+            asked.setdefault(slot % count, []).append(slot)
+        for index, slots in asked.items():
+            self._workers[index].send((verb, [(slot // count, values[slot]) for slot in slots]))
+        outcomes: dict[int, Outcome] = {}
+        failures: list[EnvironmentFailedError] = []
+        for index, slots in asked.items():
+            ok, answer = self._workers[index].receive()
+            if ok:
+                outcomes.update(zip(slots, (Outcome(*one) for one in answer), strict=True))
+            else:
+                failures.append(_failed(self.name, slots[answer[0]], verb, f"(in worker {index})\n{answer[1]}"))
+        if failures:
+            raise failures[0]
+        return [outcomes[slot] for slot in values]
+
+
+class _Worker:
+    """A process that runs `_worker.py`; messages are pickles over its standard input and output."""
+
+    def __init__(self, index: int):
+        self.index = index
+        script = Path(__file__).with_name("_worker.py")
+        self._process = subprocess.Popen([sys.executable, "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: Any) -> None:
+        assert self._process.stdin is not None
+        try:
+            pickle.dump(message, self._process.stdin, protocol=5)
+            self._process.stdin.flush()
+        except (BrokenPipeError, OSError) as cause:
+            raise self._dead() from cause
+
+    def receive(self) -> Any:
+        assert self._process.stdout is not None
+        try:
+            return pickle.load(self._process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError) as cause:
+            raise self._dead() from cause
+
+    def close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+        try:
+            self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _dead(self) -> WorkerDiedError:
+        try:
+            code: int | None = self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            code = None
+        how = "closed its pipe" if code is None else f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        return WorkerDiedError(
+            f"worker {self.index} (process {self._process.pid}) {how} without an answer, and its environments with it: look at what it "
+            "wrote to stderr, at the memory of the machine, or run with vectorization='sync' to see the failure itself"
+        )
+
+
+def maker_of(env: Any) -> tuple[Callable[[], Any], str]:
+    """A function that makes an environment, and a name for it.
+
+    Args:
+        env: a Gymnasium id ("CartPole-v1", "module:Id-v0"), an `EnvSpec`, a function without arguments, or one environment.
+
+    Raises:
+        MissingPackageError: Gymnasium is not installed.
+        UnknownEnvironmentError: an id that is not registered, or whose packages are missing.
+        EvaluationError: something else; or a vector environment, whose episodes cannot be dealt out one by one.
+    """
+    gymnasium = import_gymnasium()
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        raise EvaluationError(
+            "a vector environment restarts its episodes by itself, so that they cannot be dealt out and seeded one by one: give its id, or "
+            "a function that makes one environment; num_envs= and vectorization= say how many run, and where"
+        )
+    if isinstance(env, gymnasium.Env):
+        return lambda: env, env.spec.id if env.spec else type(env.unwrapped).__name__
+    if isinstance(env, str):
+        env = _spec_of(env, gymnasium)
+    if isinstance(env, gymnasium.envs.registration.EnvSpec):
+        spec = env
+
+        def make() -> Any:
+            import gymnasium
+
+            try:
+                return gymnasium.make(spec, disable_env_checker=True)
+            except gymnasium.error.DependencyNotInstalled as cause:
+                raise UnknownEnvironmentError(f"environment {spec.id!r} needs a package that is missing: {cause}") from cause
+
+        return make, spec.id
+    if callable(env):
+        return env, getattr(env, "__name__", type(env).__name__)
+    raise EvaluationError(f"an environment is a Gymnasium id, an EnvSpec, an environment, or a function that makes one, not {env!r}")
+
+
+def import_gymnasium() -> Any:
+    """Gymnasium, which is imported only where an evaluation runs.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        import gymnasium
+    except ImportError as cause:
+        raise MissingPackageError("gymnasium", "an evaluation", "rl") from cause
+    return gymnasium
+
+
+def ask(env: Any, verb: str, value: Any) -> Outcome:
+    """Reset `env` with a seed, or step it with an action."""
+    if verb == "reset":
+        observation, info = env.reset(seed=value)
+        return Outcome(observation, 0.0, False, False, info.get("action_mask"))
+    answer = env.step(value)
+    if len(answer) != 5:
+        raise ValueError(f"step gave {len(answer)} values, expected observation, reward, terminated, truncated, info (Gymnasium's API)")
+    observation, reward, terminated, truncated, info = answer
+    return Outcome(observation, float(reward), bool(terminated), bool(truncated), info.get("action_mask"))
+
+
+def _spec_of(env_id: str, gymnasium: Any) -> Any:
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            __import__(module)
+        return gymnasium.spec(name)
+    except ImportError as cause:
+        raise UnknownEnvironmentError(f"environment {env_id!r}: the module {module!r} that should register it is missing: {cause}") from cause
+    except gymnasium.error.Error as cause:
+        known = sorted(gymnasium.registry)
+        close = _closest(name, known)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "is the package that registers it installed and imported?"
+        raise UnknownEnvironmentError(f"no environment is called {env_id!r}: {hint} (module:id imports a module first)") from cause
+
+
+def _closest(name: str, known: Sequence[str]) -> list[str]:
+    """Newer versions of the same name first, then similar ones."""
+    base = name.partition("-v")[0].casefold()
+    same = [other for other in known if other.partition("-v")[0].casefold() == base]
+    lower = {other.casefold(): other for other in known}
+    return same[-1:] or [lower[match] for match in difflib.get_close_matches(name.casefold(), lower, 2)]
+
+
+def _is_env(env: Any) -> bool:
+    return isinstance(env, import_gymnasium().Env)
+
+
+def _failed(name: str, slot: int, verb: str, what: str) -> EnvironmentFailedError:
+    error = EnvironmentFailedError(f"{name} raised in {verb}: {what}")
+    error.slot = slot  # pyright: ignore[reportAttributeAccessIssue]
+    return error
+
+
+def as_action(action: Any) -> Any:
+    """One row of actions as an environment takes it: a NumPy array, or an int."""
+    return int(action) if np.ndim(action) == 0 and np.asarray(action).dtype.kind in "iu" else np.asarray(action)

@@ -1,0 +1,231 @@
+"""What happens to observations before the policy sees them, and to its actions before the environment does.
+
+Each transform is a plain callable on a batch; those that need to know the environment's space learn it by `bind(space)`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from ..errors import EvaluationError, SpaceMismatchError
+
+Observations = Any
+"""Rows `[n, ...]` of one observation, or part name -> rows."""
+
+
+@final
+class NormalizeObs:
+    """`(obs - mean) / sqrt(var + epsilon)`, clipped to `[-clip, clip]`, in float32: what Stable-Baselines3's `VecNormalize` does.
+
+    >>> import numpy as np
+    >>> NormalizeObs(mean=[1.0, 2.0], var=[4.0, 4.0], epsilon=0.0)(np.array([[3.0, 2.0]]))
+    array([[1., 0.]], dtype=float32)
+    """
+
+    def __init__(self, mean: Any, var: Any, epsilon: float = 1e-8, clip: float | None = 10.0):
+        """Normalize with these statistics.
+
+        Args:
+            mean, var: of the shape of one observation; or part name -> array for an observation in parts (Dict, Tuple).
+            clip: largest magnitude after normalizing; None for no limit.
+
+        Raises:
+            EvaluationError: `mean` and `var` do not go together, or a variance is negative.
+        """
+        self.epsilon, self.clip = float(epsilon), clip
+        means, variances = _parts(mean), _parts(var)
+        if means.keys() != variances.keys() or any(means[k].shape != variances[k].shape for k in means):
+            raise EvaluationError(
+                f"mean and var of an observation must be alike: {_shapes(means)} and {_shapes(variances)} were given"
+            )
+        if any((array < 0).any() for array in variances.values()):
+            raise EvaluationError("a variance is negative: were mean and var swapped?")
+        self._moments = {name: (means[name], np.sqrt(variances[name] + self.epsilon)) for name in means}
+
+    @classmethod
+    def from_vecnormalize(cls, source: str | PathLike[str] | Mapping[str, Any] | Any) -> NormalizeObs:
+        """Statistics saved by `VecNormalize.save`, or collected otherwise; Stable-Baselines3 need not be installed.
+
+        Args:
+            source: the pickle that `VecNormalize.save` wrote (nothing in it is executed); an `.npz` or `.json` file, or a mapping, with
+                `mean` and `var`, and if they differ from the defaults `epsilon` and `clip_obs`; or a `VecNormalize` object.
+
+        Raises:
+            EvaluationError: no such statistics are in it.
+        """
+        given = _read(Path(source)) if isinstance(source, (str, PathLike)) else source
+        values = dict(given) if isinstance(given, Mapping) else dict(vars(given))
+        statistics = values.get("obs_rms", values)
+        try:
+            if isinstance(statistics, Mapping) and not {"mean", "var"} <= statistics.keys():
+                keys = values.get("norm_obs_keys") or list(statistics)
+                mean = {key: _get(statistics[key], "mean") for key in keys}
+                var = {key: _get(statistics[key], "var") for key in keys}
+            else:
+                mean, var = _get(statistics, "mean"), _get(statistics, "var")
+        except (KeyError, AttributeError, TypeError) as cause:
+            raise EvaluationError(f"{_name(source)}: no observation statistics in it: expected `obs_rms` with `mean` and `var`") from cause
+        return cls(mean, var, float(values.get("epsilon", 1e-8)), float(values.get("clip_obs", 10.0)))
+
+    def __call__(self, observations: Observations) -> Observations:
+        if not isinstance(observations, Mapping):
+            if "" not in self._moments:
+                raise SpaceMismatchError(f"the statistics are of the parts {', '.join(self._moments)}, the observation is one array")
+            return self._normalize("", observations)
+        if "" in self._moments:
+            raise SpaceMismatchError(f"the statistics are of one array, the observation has the parts {', '.join(observations)}")
+        if missing := [name for name in self._moments if name not in observations]:
+            raise SpaceMismatchError(f"statistics of {missing[0]!r}, but the observation has the parts {', '.join(observations)}")
+        return {name: self._normalize(name, rows) if name in self._moments else rows for name, rows in observations.items()}
+
+    def _normalize(self, name: str, rows: np.ndarray) -> np.ndarray:
+        mean, std = self._moments[name]
+        if rows.shape[1:] != mean.shape:
+            raise SpaceMismatchError(f"the statistics are of shape {list(mean.shape)}, the observation is {list(rows.shape[1:])}")
+        scaled = (rows - mean) / std
+        return (scaled if self.clip is None else np.clip(scaled, -self.clip, self.clip)).astype(np.float32)
+
+    def __repr__(self) -> str:
+        return f"NormalizeObs({_shapes({name: mean for name, (mean, _) in self._moments.items()})}, epsilon={self.epsilon}, clip={self.clip})"
+
+
+@final
+class SelectObs:
+    """Only some elements of a flat observation, for a policy that was trained on those.
+
+    >>> import numpy as np
+    >>> SelectObs([0, 2])(np.array([[1.0, 2.0, 3.0, 4.0]]))
+    array([[1., 3.]])
+    """
+
+    def __init__(self, indices: Sequence[int]):
+        """Keep the elements at `indices` of the last axis, in that order."""
+        self.indices = [int(index) for index in indices]
+
+    def __call__(self, observations: Observations) -> Observations:
+        if isinstance(observations, Mapping):
+            raise SpaceMismatchError(f"elements {self.indices} are to be selected, but the observation has the parts {', '.join(observations)}")
+        if observations.ndim < 2 or not all(-observations.shape[-1] <= index < observations.shape[-1] for index in self.indices):
+            raise SpaceMismatchError(f"elements {self.indices} are to be selected from an observation of shape {list(observations.shape[1:])}")
+        return observations[..., self.indices]
+
+    def __repr__(self) -> str:
+        return f"SelectObs({self.indices})"
+
+
+class _Bounded:
+    """An action transform with bounds, given or taken from the environment's action space."""
+
+    def __init__(self, low: Any = None, high: Any = None):
+        """Bounds, scalars or of the shape of one action; those of the action space where none are given."""
+        self.low = None if low is None else np.asarray(low, np.float64)
+        self.high = None if high is None else np.asarray(high, np.float64)
+
+    def bind(self, space: Any) -> Any:
+        """The same with open bounds taken from a Box space."""
+        return type(self)(space.low if self.low is None else self.low, space.high if self.high is None else self.high)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.low}, {self.high})"
+
+
+@final
+class ClipAction(_Bounded):
+    """Actions limited to the bounds of the action space, or to those given.
+
+    >>> import numpy as np
+    >>> ClipAction(-1.0, 1.0)(np.array([[-3.0, 0.5]]))
+    array([[-1. ,  0.5]])
+    """
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        return np.clip(actions, self.low, self.high).astype(actions.dtype, copy=False)
+
+
+@final
+class ScaleAction(_Bounded):
+    """Actions in [-1, 1] stretched to the bounds of the action space, or to those given; for SAC, TD3 and other squashed policies.
+
+    >>> import numpy as np
+    >>> ScaleAction(0.0, 10.0)(np.array([[-1.0, 0.0, 1.0]]))
+    array([[ 0.,  5., 10.]])
+    """
+
+    def bind(self, space: Any) -> ScaleAction:
+        bound = super().bind(space)
+        if not (np.isfinite(bound.low).all() and np.isfinite(bound.high).all()):
+            raise SpaceMismatchError(f"{space} has no finite bounds that actions could be scaled to: give ScaleAction(low, high)")
+        return bound
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        if self.low is None or self.high is None:
+            raise EvaluationError("ScaleAction without bounds belongs into evaluate(), which knows the action space: give low and high")
+        return (self.low + (actions + 1.0) * 0.5 * (self.high - self.low)).astype(actions.dtype, copy=False)
+
+
+class _Plain:
+    """Stands for any object in a pickle: keeps its state, runs nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Plain:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.__dict__.update(part)
+
+
+class _StatisticsUnpickler(pickle.Unpickler):
+    """Reads NumPy arrays and plain attributes; every other class becomes `_Plain`, so that no code of the file runs."""
+
+    _ARRAYS = frozenset({"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "numpy" and name in self._ARRAYS:
+            return super().find_class(module, name)
+        return _reconstruct if (module, name) == ("copyreg", "_reconstructor") else _Plain
+
+
+def _reconstruct(cls: Any, base: Any, state: Any) -> _Plain:
+    return _Plain()
+
+
+def _read(path: Path) -> Any:
+    try:
+        raw = path.read_bytes()
+    except OSError as cause:
+        raise EvaluationError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+    try:
+        if raw[:2] == b"PK":
+            with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
+                return dict(archive)
+        return json.loads(raw) if raw.lstrip()[:1] == b"{" else _StatisticsUnpickler(io.BytesIO(raw)).load()
+    except Exception as cause:
+        raise EvaluationError(f"{path}: not statistics of VecNormalize (a pickle, .npz or .json): {cause}") from cause
+
+
+def _get(statistics: Any, name: str) -> Any:
+    return statistics[name] if isinstance(statistics, Mapping) else getattr(statistics, name)
+
+
+def _parts(given: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value, np.float64) for name, value in (given if isinstance(given, Mapping) else {"": given}).items()}
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(f"{name}{': ' if name else ''}{list(array.shape)}" for name, array in arrays.items())
+
+
+def _name(source: Any) -> str:
+    return str(source) if isinstance(source, (str, PathLike)) else type(source).__name__
