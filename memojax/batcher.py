@@ -27,7 +27,8 @@ class Batcher:
         self._raw = inferer.raw_api
         self._scratch = ScratchPad(self._raw.inputs, self._raw.outputs, capacity)
         self._finished: list[ScratchPadView] = []
-        self._ids: set[int] = set()
+        self._rows: dict[int, int] = {}
+        self._gone: set[int] = set()
         self._api = inferer.api
         names = [spec.name for spec in self._raw.inputs]
         self._slots = [(names.index(spec.name), spec) for spec in self._api.inputs]
@@ -37,14 +38,23 @@ class Batcher:
         """Agents that wait."""
         return self._scratch.batch_size
 
-    def push(self, agent: int, state: Mapping[str, Any]) -> None:
-        """Copy the state of one agent into the batch.
+    def __contains__(self, agent: int) -> bool:
+        """Whether the agent waits, and no `execute` that failed has come past it."""
+        return self._rows.get(agent, -1) >= self._done
+
+    @property
+    def _done(self) -> int:
+        """Rows that an `execute` ran before it failed."""
+        return sum(map(len, self._finished))
+
+    def push(self, agent: int, state: Mapping[str, Any], *, replace: bool = False) -> None:
+        """Copy the state of one agent into the batch; with `replace`, in the place of the state that waits.
 
         Raises:
             DuplicateIdError: the agent waits already.
             InputError: an unknown, missing, misshapen or mistyped input.
         """
-        if agent in self._ids:
+        if agent in self._rows and not (replace and agent in self):
             raise DuplicateIdError(f"agent {agent} is in this batch already: execute it first, or push one state per agent")
         self._check_names(agent, state)
         rows = []
@@ -53,10 +63,32 @@ class Batcher:
             if row.shape != spec.shape:
                 raise InputShapeError(f"input {spec.name!r} of agent {agent} has shape {list(row.shape)}, expected {list(spec.shape)}")
             rows.append((slot, row))
+        at = self._rows.get(agent)
+        if at is not None:
+            for slot, row in rows:
+                self._scratch.rows(slot, at, at + 1)[0] = row
+            return
+        self._rows[agent] = self._scratch.batch_size
         self._scratch.next(agent)
-        self._ids.add(agent)
         for slot, row in rows:
             self._scratch.push(slot, row)
+
+    def discard(self, agent: int) -> bool:
+        """Forget an agent that waits; whether there was one."""
+        at = self._rows.pop(agent, None)
+        if at is None:
+            return False
+        if at < self._done:
+            self._gone.add(agent)
+            return True
+        last = self._scratch.batch_size - 1
+        if at != last:
+            for slot in range(len(self._raw.inputs)):
+                self._scratch.rows(slot, at, at + 1)[:] = self._scratch.rows(slot, last, last + 1)
+            moved = self._scratch.ids[at] = self._scratch.ids[last]
+            self._rows[moved] = at
+        self._scratch.truncate(last)
+        return True
 
     def extend(self, states: States) -> None:
         """Copy the states of many agents, with one gather per input; either all are taken or none.
@@ -67,8 +99,8 @@ class Batcher:
         pairs = list(states.items() if isinstance(states, Mapping) else states)
         agents = [agent for agent, _ in pairs]
         fresh = set(agents)
-        if len(fresh) < len(agents) or not fresh.isdisjoint(self._ids):
-            twice = next(agent for index, agent in enumerate(agents) if agent in self._ids or agent in agents[:index])
+        if len(fresh) < len(agents) or not self._rows.keys().isdisjoint(fresh):
+            twice = next(agent for index, agent in enumerate(agents) if agent in self._rows or agent in agents[:index])
             raise DuplicateIdError(f"agent {twice} is in this batch already: execute it first, or push one state per agent")
         for agent, state in pairs:
             if state.keys() != self._names:
@@ -85,7 +117,7 @@ class Batcher:
             if column:
                 _gather(column, self._scratch.rows(slot, count, count + len(pairs)))
         self._scratch.ids.extend(agents)
-        self._ids |= fresh
+        self._rows.update(zip(agents, range(count, count + len(agents)), strict=True))
 
     def execute(self, inferer: Inferer) -> dict[int, Response]:
         """Run everything that waits, in the order it was pushed, and answer by agent.
@@ -97,7 +129,7 @@ class Batcher:
         if inferer.raw_api is not self._raw or inferer.api is not self._api:
             self._check_fits(inferer)
         total = self._scratch.batch_size
-        done = sum(map(len, self._finished))
+        done = self._done
         while done < total:
             view = self._scratch.chunk(done, next_size(inferer, total - done))
             inferer.infer_raw(view)
@@ -111,7 +143,8 @@ class Batcher:
         """Forget everything that waits."""
         self._scratch.clear()
         self._finished.clear()
-        self._ids.clear()
+        self._rows.clear()
+        self._gone.clear()
 
     def _check_names(self, agent: int, state: Mapping[str, Any]) -> None:
         if unknown := [name for name in state if name not in self._names]:
@@ -136,6 +169,8 @@ class Batcher:
             columns = [np.array(view.output(slots[name])) for name in shown]
             for agent, *rows in zip(view.ids, *columns, strict=True):
                 responses[agent] = Response(zip(shown, map(np.asarray, rows), strict=True))
+        for agent in self._gone - self._rows.keys():
+            del responses[agent]
         return responses
 
 

@@ -47,7 +47,8 @@ class Step:
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
         """Evaluate or trace it."""
-        functions, params = self.primitive.get_bind_params(self.params)
+        given = self.primitive.get_bind_params(self.params)
+        functions, params = given if isinstance(given, tuple) else ((), given)  # a pair before JAX 0.9
         outputs = self.primitive.bind(*functions, *inputs, **params)
         return list(outputs) if self.primitive.multiple_results else [outputs]
 

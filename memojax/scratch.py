@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +22,10 @@ DEFAULT_CAPACITY = 6
 def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """An uninitialised C-contiguous array whose data starts on a 64-byte boundary."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
+    # Not raw.ctypes.data: it makes a reference cycle, so that the memory waits for the garbage collector.
+    start = -raw.__array_interface__["data"][0] % _ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(tuple(shape))
 
 
@@ -228,7 +230,7 @@ class ScratchPadView:
         rows = self._inputs[slot]
         if rows is None:
             spec = self.input_specs[slot]
-            rows = self._inputs[slot] = aligned_empty((self._size, *spec.shape), spec.dtype)
+            rows = self._inputs[slot] = np.empty((self._size, *spec.shape), spec.dtype)
         return rows
 
     def _checked(self, kind: str, spec: TensorSpec, rows: Array) -> Array:

@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import traceback
+from typing import Any
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides.
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # What an environment prints must not end up among the answers.
-    envs: list = []
+    envs: list[Any] = []
     while True:
         try:
             verb, *arguments = pickle.load(requests)
@@ -38,24 +39,29 @@ class _Failed(Exception):
     """Position in the request, and the traceback."""
 
 
-def _make(envs: list, path: list, factory: bytes, count: int) -> bytes:
+def _make(envs: list[Any], path: list[str], factory: bytes, count: int) -> bytes:
     sys.path[:] = path
     make = pickle.loads(factory)
     envs.extend(make() for _ in range(count))
     return pickle.dumps((envs[0].observation_space, envs[0].action_space), protocol=5)
 
 
-def _run(envs: list, verb: str, requests: list) -> list:
+def _run(envs: list[Any], verb: str, requests: list[tuple[int, Any]]) -> list[Any]:
     outcomes = []
     for position, (index, value) in enumerate(requests):
         try:
-            outcomes.append(_ask(envs[index], verb, value))
+            outcomes.append(ask(envs[index], verb, value))
         except Exception:
             raise _Failed(position, traceback.format_exc(limit=-4)) from None
     return outcomes
 
 
-def _ask(env: object, verb: str, value: object) -> tuple:
+def ask(env: Any, verb: str, value: Any) -> tuple[Any, float, bool, bool, Any]:
+    """Reset `env` with a seed, or step it with an action: observation, reward, terminated, truncated, action mask.
+
+    Raises:
+        ValueError: the environment does not speak Gymnasium's API; whatever it raises itself.
+    """
     if verb == "reset":
         observation, info = env.reset(seed=value)
         return observation, 0.0, False, False, info.get("action_mask")

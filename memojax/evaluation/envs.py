@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, final
 import numpy as np
 
 from ..errors import EnvironmentFailedError, EvaluationError, MissingPackageError, UnknownEnvironmentError, WorkerDiedError
+from ._worker import ask
 
 Vectorization = Literal["sync", "async"]
 
@@ -63,7 +64,10 @@ class LocalPool(EnvPool):
         """Make `size` of `env` (see `maker_of`), or take the one that is given."""
         make, self.name = maker_of(env)
         self._owned = not _is_env(env)
-        self._envs = [make() for _ in range(size)]
+        try:
+            self._envs = [make() for _ in range(size)]
+        except Exception as cause:
+            raise _not_made(self.name, f"{type(cause).__name__}: {cause}") from cause
         self.observation_space, self.action_space = self._envs[0].observation_space, self._envs[0].action_space
 
     def reset(self, seeds: Mapping[int, int]) -> list[Outcome]:
@@ -79,7 +83,7 @@ class LocalPool(EnvPool):
 
     def _ask(self, slot: int, verb: str, value: Any) -> Outcome:
         try:
-            return ask(self._envs[slot], verb, value)
+            return Outcome(*ask(self._envs[slot], verb, value))
         except Exception as cause:
             raise _failed(self.name, slot, verb, f"{type(cause).__name__}: {cause}") from cause
 
@@ -110,7 +114,7 @@ class WorkerPool(EnvPool):
             raise
         if failed := [what for ok, what in answers if not ok]:
             self.close()
-            raise EnvironmentFailedError(f"{self.name} could not be made in a worker process:\n{failed[0][1]}")
+            raise _not_made(self.name, _quoted("in a worker process", failed[0][1]))
         self.observation_space, self.action_space = pickle.loads(answers[0][1])
 
     def reset(self, seeds: Mapping[int, int]) -> list[Outcome]:
@@ -121,7 +125,9 @@ class WorkerPool(EnvPool):
 
     def close(self) -> None:
         for worker in self._workers:
-            worker.close()
+            worker.hang_up()
+        for worker in self._workers:
+            worker.wait()
 
     def _ask(self, verb: str, values: Mapping[int, Any]) -> list[Outcome]:
         count = len(self._workers)
@@ -137,7 +143,7 @@ class WorkerPool(EnvPool):
             if ok:
                 outcomes.update(zip(slots, (Outcome(*one) for one in answer), strict=True))
             else:
-                failures.append(_failed(self.name, slots[answer[0]], verb, f"(in worker {index})\n{answer[1]}"))
+                failures.append(_failed(self.name, slots[answer[0]], verb, _quoted(f"in worker {index}", answer[1])))
         if failures:
             raise failures[0]
         return [outcomes[slot] for slot in values]
@@ -170,11 +176,13 @@ class _Worker:
         except (EOFError, OSError, pickle.UnpicklingError) as cause:
             raise self._dead() from cause
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 if pipe is not None:
                     pipe.close()
+
+    def wait(self) -> None:
         try:
             self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
@@ -217,13 +225,10 @@ def maker_of(env: Any) -> tuple[Callable[[], Any], str]:
     if isinstance(env, gymnasium.envs.registration.EnvSpec):
         spec = env
 
-        def make() -> Any:
+        def make() -> Any:  # sent to workers by value: it must not refer to memojax, which would import JAX there
             import gymnasium
 
-            try:
-                return gymnasium.make(spec, disable_env_checker=True)
-            except gymnasium.error.DependencyNotInstalled as cause:
-                raise UnknownEnvironmentError(f"environment {spec.id!r} needs a package that is missing: {cause}") from cause
+            return gymnasium.make(spec, disable_env_checker=True)
 
         return make, spec.id
     if callable(env):
@@ -242,18 +247,6 @@ def import_gymnasium() -> Any:
     except ImportError as cause:
         raise MissingPackageError("gymnasium", "an evaluation", "rl") from cause
     return gymnasium
-
-
-def ask(env: Any, verb: str, value: Any) -> Outcome:
-    """Reset `env` with a seed, or step it with an action."""
-    if verb == "reset":
-        observation, info = env.reset(seed=value)
-        return Outcome(observation, 0.0, False, False, info.get("action_mask"))
-    answer = env.step(value)
-    if len(answer) != 5:
-        raise ValueError(f"step gave {len(answer)} values, expected observation, reward, terminated, truncated, info (Gymnasium's API)")
-    observation, reward, terminated, truncated, info = answer
-    return Outcome(observation, float(reward), bool(terminated), bool(truncated), info.get("action_mask"))
 
 
 def _spec_of(env_id: str, gymnasium: Any) -> Any:
@@ -281,6 +274,17 @@ def _closest(name: str, known: Sequence[str]) -> list[str]:
 
 def _is_env(env: Any) -> bool:
     return isinstance(env, import_gymnasium().Env)
+
+
+def _not_made(name: str, what: str) -> EvaluationError:
+    if "DependencyNotInstalled" in what.partition("\n")[0]:
+        return UnknownEnvironmentError(f"environment {name!r} needs a package that is missing: {what.partition(': ')[2]}")
+    return EnvironmentFailedError(f"{name} could not be made: {what}")
+
+
+def _quoted(where: str, trace: str) -> str:
+    """A traceback of another process, its last line first."""
+    return f"{trace.rstrip().rpartition(chr(10))[2]}\n({where})\n{trace.rstrip()}"
 
 
 def _failed(name: str, slot: int, verb: str, what: str) -> EnvironmentFailedError:

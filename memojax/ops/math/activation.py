@@ -46,13 +46,13 @@ def gelu(X, *, approximate="none"):
 @op("HardSigmoid")
 def hard_sigmoid(X, *, alpha=0.20000000298023224, beta=0.5):
     """alpha * x + beta, limited to 0..1. https://onnx.ai/onnx/operators/onnx__HardSigmoid.html"""
-    return nx.minimum(nx.maximum(alpha * X + beta, 0), 1)
+    return nx.minimum(nx.maximum(alpha * traced(X) + beta, 0), 1)
 
 
 @op("LeakyRelu")
 def leaky_relu(X, *, alpha=0.009999999776482582):
     """x, or alpha * x where negative. https://onnx.ai/onnx/operators/onnx__LeakyRelu.html"""
-    return nx.where(X < 0, alpha * X, X)
+    return nx.where(X < 0, alpha * traced(X), X)
 
 
 @op("PRelu", until=7)
@@ -82,7 +82,8 @@ def swiglu(A, B, *, alpha=1.0):
 @op("Swish", since=24)
 def swish(X, *, alpha=1.0):
     """x * sigmoid(alpha * x). https://onnx.ai/onnx/operators/onnx__Swish.html"""
-    return X * jax.nn.sigmoid(traced(X) if alpha == 1 else alpha * X)
+    X = traced(X)
+    return X * jax.nn.sigmoid(X if alpha == 1 else alpha * X)
 
 
 @op("ThresholdedRelu", since=10)

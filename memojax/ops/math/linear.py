@@ -31,7 +31,7 @@ def gemm_with_broadcast(A, B, C, *, alpha=1.0, beta=1.0, transA=0, transB=0, bro
 @op("Gemm", since=7)
 def gemm(A, B, C=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):
     """alpha * A @ B + beta * C; a factor of 0 drops its term, NaN or not. https://onnx.ai/onnx/operators/onnx__Gemm.html"""
-    product = _scaled(nx.matmul(A.T if transA else A, B.T if transB else B), alpha)
+    product = _scaled(matmul(A.T if transA else A, B.T if transB else B), alpha)
     return product if C is None or beta == 0 else product + _scaled(C, beta)
 
 
@@ -44,7 +44,7 @@ def _scaled(x, factor):
 @op("MatMul")
 def matmul(A, B):
     """Product of matrices, stacked as NumPy does. https://onnx.ai/onnx/operators/onnx__MatMul.html"""
-    return nx.matmul(A, B)
+    return cast(nx.matmul(A, B), A.dtype)  # NumPy's product of bfloat16 is float32
 
 
 @op("MatMulInteger", since=10)

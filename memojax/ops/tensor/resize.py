@@ -265,10 +265,6 @@ def _grid_taps(at: jax.Array, length: int, align_corners: bool, mode: str, paddi
     low, high = (0.0, length - 1.0) if align_corners else (-0.5, length - 0.5)
     at = (at + 1) / 2 * (high - low) + low
     at = jnp.rint(at) if mode == "nearest" else at
-    if padding == "border":
-        at = jnp.clip(at, 0, length - 1)
-    elif padding == "reflection":
-        at = _reflect(at, low, high)
     taps = {"nearest": (0, 1), "linear": (0, 2), "bilinear": (0, 2), "cubic": (-1, 3), "bicubic": (-1, 3)}[mode]
     index = jnp.floor(at)[..., None] + np.arange(*taps, dtype=at.dtype)
     distance = jnp.abs(index - at[..., None])
