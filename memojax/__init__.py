@@ -2,10 +2,17 @@
 
 from . import errors as errors
 from . import ops as ops
+from . import policies as policies
 from .api import load as load
 from .api import to_jax as to_jax
 from .batcher import Batched as Batched
 from .batcher import Batcher as Batcher
+from .evaluation import ClipAction as ClipAction
+from .evaluation import Evaluation as Evaluation
+from .evaluation import NormalizeObs as NormalizeObs
+from .evaluation import ScaleAction as ScaleAction
+from .evaluation import SelectObs as SelectObs
+from .evaluation import evaluate as evaluate
 from .forbid import forbid_compile as forbid_compile
 from .inferer import BasicInferer as BasicInferer
 from .inferer import DynamicInferer as DynamicInferer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,41 @@ def nearest(sizes: Sequence[int], size: int, count: int = 4) -> list[int]:
 
 class IncompatibleModelError(MemojaxError):
     """A model or wrapper that does not fit the one it should replace, or the inferer it should wrap."""
+
+
+class UnknownBrainError(MemojaxError, KeyError):
+    """A brain that is not in the runtime: of another one, or removed."""
+
+    __str__ = Exception.__str__
+
+
+class OrphanedDataError(MemojaxError):
+    """Brains were removed while agents waited for an answer; `agents` says whose states are gone, by brain."""
+
+    def __init__(self, agents: Mapping[Any, Sequence[int]]):
+        self.agents = {brain: tuple(waiting) for brain, waiting in agents.items()}
+        listing = ", ".join(f"{brain} ({len(waiting)} agents)" for brain, waiting in self.agents.items())
+        super().__init__(f"removed, with states that were never run: {listing}. Run them first, or catch this if they are not needed.")
+
+
+class RuntimeErrors(MemojaxError):
+    """Models of a runtime raised; the others have answered.
+
+    What the failed ones were given still waits, and is tried again with the next run.
+
+    Attributes:
+        failures: brain -> what it raised.
+        responses: what the others answered, as the call would have returned it.
+    """
+
+    def __init__(self, failures: Mapping[Any, Exception], responses: Mapping[Any, Any]):
+        self.failures, self.responses = dict(failures), dict(responses)
+        listing = "\n  ".join(f"{brain}: {type(failure).__name__}: {failure}" for brain, failure in self.failures.items())
+        super().__init__(f"{len(self.failures)} brain(s) failed, {len(self.responses)} answered (see `responses`):\n  {listing}")
+
+
+class AssetError(ModelLoadError):
+    """A CRVO asset is truncated, damaged, of an unknown kind, or of a version that cannot be read here."""
 
 
 class MissingPackageError(MemojaxError, ImportError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -176,6 +177,7 @@ class _Rollout:
         self._described = described
         self._alive: list[_Playing] = []
         self._finished: list[Episode] = []
+        self._mean = self._squares = 0.0
         self._steps = 0
         self._calls: dict[int, list[float]] = {}
         self._before = {plan.size: plan for plan in _plans(base)}
@@ -189,15 +191,19 @@ class _Rollout:
             while self._alive:
                 size = len(self._alive)
                 self._step()
-                report(len(self._finished), *_mean_and_error(self._finished), size)
+                report(len(self._finished), *self._running(), size)
         except KeyboardInterrupt:
             interrupted = True
         except EvaluationError as failure:
             failure.partial = self._result(interrupted=True)
             raise
+        except Exception as failure:
+            failure.add_note(f"memojax.evaluate was stopped by this; so far: {self._result(interrupted=True)}")
+            raise
         finally:
             for playing in self._alive:
-                self._inferer.end_agent(playing.agent)
+                with contextlib.suppress(MemojaxError):
+                    self._inferer.end_agent(playing.agent)
         return self._result(interrupted)
 
     def _begin(self, slots: Iterable[int]) -> None:
@@ -239,6 +245,9 @@ class _Rollout:
             self._inferer.end_agent(playing.agent)
             episode = Episode(playing.index, playing.seed, playing.total, playing.length, not playing.outcome.terminated)
             self._finished.append(episode)
+            offset = episode.total - self._mean
+            self._mean += offset / len(self._finished)
+            self._squares += offset * (episode.total - self._mean)
             if self._on_episode is not None:
                 self._on_episode(episode)
         if ended:
@@ -265,8 +274,12 @@ class _Rollout:
             raise ActionError(f"{self._described['model']}: {failure} [{_where(self._alive[row])}]; {cause}") from None
         for transform in join.action_transforms:
             actions = transform(actions)
-        space = join.actor.space
-        return actions.astype(space.dtype, copy=False) if actions.ndim > 1 or type(space).__name__ != "Discrete" else actions
+        return actions.astype(join.actor.space.dtype, copy=False)
+
+    def _running(self) -> tuple[float, float]:
+        """Mean return and its standard error so far."""
+        count = len(self._finished)
+        return self._mean if count else math.nan, math.sqrt(self._squares / (count - 1) / count) if count > 1 else math.nan
 
     def _noise(self, spec: TensorSpec) -> np.ndarray:
         if self._described["deterministic"]:
@@ -393,12 +406,6 @@ def _name_of(source: Any, base: Any) -> str:
         return Path(source).stem
     model = getattr(getattr(base, "typed", None), "model", None)
     return Path(model.name).stem if model is not None and not model.name.startswith("<") else "policy"
-
-
-def _mean_and_error(episodes: Sequence[Episode]) -> tuple[float, float]:
-    totals = [episode.total for episode in episodes]
-    mean = statistics.fmean(totals) if totals else float("nan")
-    return mean, statistics.stdev(totals, mean) / len(totals) ** 0.5 if len(totals) > 1 else float("nan")
 
 
 def _where(playing: _Playing) -> str:

@@ -133,6 +133,9 @@ class Feed:
     def __call__(self, rows: Mapping[str, Rows]) -> Rows:
         return self.encode(rows[self.field.name])
 
+    def __str__(self) -> str:
+        return f"{self.field.name} -> {self.input.name}{'' if self.how == 'as it is' else f' ({self.how})'}"
+
 
 def match_observation(
     fields: Sequence[Field], inputs: Sequence[TensorSpec], chosen: Mapping[str, str] | str | None = None
@@ -182,14 +185,10 @@ def match_by_shape(fields: Sequence[Field], feeds: list[Feed], inputs: Sequence[
         SpaceMismatchError: no field fits an input, or more than one does.
     """
     free = [field for field in fields if not any(feed.field is field for feed in feeds)]
-    fits = {spec.name: [(field, fit) for field in free if (fit := _fit(field, spec))] for spec in inputs}
-    for spec in inputs:
-        wanted_by = [other.name for other in inputs if len(fits[spec.name]) == 1 and fits[spec.name][0][0] in [f for f, _ in fits[other.name]]]
-        if len(fits[spec.name]) != 1 or len(wanted_by) > 1:
-            raise SpaceMismatchError(_unmatched(fields, feeds, inputs, where))
-        field, fit = fits[spec.name][0]
-        feeds = [*feeds, Feed(spec, field, *fit)]
-    return feeds
+    fits = [[Feed(spec, field, *fit) for field in free if (fit := _fit(field, spec))] for spec in inputs]
+    if any(len(options) != 1 for options in fits) or len({options[0].field.name for options in fits}) < len(inputs):
+        raise SpaceMismatchError(_unmatched(fields, feeds, inputs, where))
+    return [*feeds, *(options[0] for options in fits)]
 
 
 def _unmatched(fields: Sequence[Field], feeds: Sequence[Feed], inputs: Sequence[TensorSpec], where: str) -> str:
@@ -213,9 +212,9 @@ def _fit(field: Field, spec: TensorSpec) -> tuple[Encoder, str] | None:
     shape, dtype = spec.shape, spec.dtype
     kind = type(field.space).__name__
     if kind == "Discrete" and shape == (int(field.space.n),) and shape != (1,):
-        return _one_hot([int(field.space.n)], int(field.space.start), dtype), "one-hot"
+        return _one_hot([int(field.space.n)], field.space.start, dtype), "one-hot"
     if kind == "MultiDiscrete" and shape == (int(field.space.nvec.sum()),) and shape != field.shape:
-        return _one_hot(field.space.nvec.ravel().tolist(), 0, dtype), "one-hot"
+        return _one_hot(field.space.nvec.ravel().tolist(), field.space.start, dtype), "one-hot"
     if not can_cast(field.dtype, dtype):
         return None
     if field.shape == shape:
@@ -227,8 +226,8 @@ def _fit(field: Field, spec: TensorSpec) -> tuple[Encoder, str] | None:
     return None
 
 
-def _one_hot(sizes: Sequence[int], start: int, dtype: np.dtype) -> Encoder:
-    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]) - start
+def _one_hot(sizes: Sequence[int], start: Any, dtype: np.dtype) -> Encoder:
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) - np.ravel(start)
     total = sum(sizes)
 
     def encode(rows: Rows) -> Rows:
@@ -273,6 +272,9 @@ class Actor:
     how: str
     decode: Callable[[Rows, Sequence[np.random.Generator]], Rows]
     space: Any
+
+    def __str__(self) -> str:
+        return self.output if self.how == "value" else f"{self.how} of {self.output}"
 
     def __call__(self, outputs: Mapping[str, Any], generators: Sequence[np.random.Generator]) -> Rows:
         """One action for each row.
@@ -410,15 +412,15 @@ def _actor(space: Any, spec: TensorSpec, how: str, deterministic: bool) -> Actor
 
         return Actor(spec.name, "sample" if sampled else how, discrete, space)
     if kind == "MultiDiscrete":
-        nvec = space.nvec.ravel()
+        nvec, start = space.nvec.ravel(), space.start
         cuts = np.cumsum(nvec)[:-1]
 
         def multi(rows: Rows, generators: Sequence[np.random.Generator]) -> Rows:
             if how == "index":
-                return _checked(rows.reshape(len(rows), *space.shape).astype(space.dtype), 0, space.nvec, spec.name)
+                return _checked(rows.reshape(len(rows), *space.shape).astype(space.dtype), start, start + space.nvec, spec.name)
             columns = np.split(rows.reshape(len(rows), -1), cuts, axis=1)
             picks = [_sample(c, probabilities, generators) if sampled else c.argmax(axis=1) for c in columns]
-            return np.stack(picks, axis=1).reshape(len(rows), *space.shape).astype(space.dtype)
+            return np.stack(picks, axis=1).reshape(len(rows), *space.shape).astype(space.dtype) + start
 
         return Actor(spec.name, "sample" if sampled else how, multi, space)
 
@@ -443,11 +445,12 @@ def _sample(scores: Rows, probabilities: bool, generators: Sequence[np.random.Ge
     return (logits + noise).argmax(axis=1)
 
 
-def _checked(actions: Rows, low: int, high: Any, output: str) -> Rows:
+def _checked(actions: Rows, low: Any, high: Any, output: str) -> Rows:
     outside = ((actions < low) | (actions >= high)).reshape(len(actions), -1).any(axis=1)
     if outside.any():
         row = int(np.nonzero(outside)[0][0])
-        raise _bad(row, f"output {output!r} gives the action {actions[row].tolist()}, outside of the space ([{low}, {np.asarray(high).tolist()}))")
+        limits = f"{np.asarray(low).tolist()} to {(np.asarray(high) - 1).tolist()}"
+        raise _bad(row, f"output {output!r} gives the action {actions[row].tolist()}, the environment takes {limits}")
     return actions
 
 

@@ -198,17 +198,19 @@ class Ticket:
 
 
 class AgentStates:
-    """One array `[capacity, *shape]` for each piece of state, and the row of each agent.
+    """One array `[capacity, *shape]` for each piece of state, and the row of each agent; threads may share it.
 
     A row's epoch changes when its agent begins, ends or is set, so that a call that started before does not write over it. A fresh row
-    counts as zeros, whatever is in it.
+    counts as zeros, whatever is in it. The rows of the last batch are kept: the next one often has the same agents.
     """
 
     def __init__(self, specs: Sequence[TensorSpec]):
+        """No agents; one array for each of `specs`, on the host until rows on a device ask for it."""
         self._specs = specs
         self._device: jax.Device | None = None
         self._stores: list[Any] = [np.zeros((0, *spec.shape), spec.dtype) for spec in specs]
         self._row: dict[int, int] = {}
+        self._last: tuple[Sequence[int], np.ndarray] | None = None
         self._free: list[int] = []
         self._fresh = np.zeros(0, np.bool_)
         self._epochs = np.zeros(0, np.int64)
@@ -217,12 +219,14 @@ class AgentStates:
 
     @property
     def agents(self) -> list[int]:
+        """Agents that have begun and not ended."""
         with self._lock:
             return list(self._row)
 
-    def unknown(self, agents: Iterable[int]) -> list[int]:
+    def unknown(self, agents: Sequence[int]) -> list[int]:
         with self._lock:
-            return [agent for agent in agents if agent not in self._row]
+            known = self._last is not None and self._last[0] == agents
+            return [] if known else [agent for agent in agents if agent not in self._row]
 
     def begin(self, agent: int) -> None:
         with self._lock:
@@ -231,6 +235,7 @@ class AgentStates:
                 if not self._free:
                     self._grow()
                 row = self._row[agent] = self._free.pop()
+                self._last = None
             self._fresh[row] = True
             self._epochs[row] += 1
 
@@ -238,6 +243,7 @@ class AgentStates:
         with self._lock:
             row = self._row_of(agent)
             del self._row[agent]
+            self._last = None
             self._epochs[row] += 1
             self._free.append(row)
 
@@ -275,14 +281,8 @@ class AgentStates:
         Raises:
             UnknownAgentError, DuplicateIdError: agents that are not known, or twice in the batch.
         """
-        ids = view.ids.tolist() if isinstance(view.ids, np.ndarray) else view.ids
         with self._lock:
-            rows = np.fromiter((self._row.get(agent, -1) for agent in ids), np.int32, len(ids))
-            if len(rows) and rows.min() < 0:
-                raise UnknownAgentError(_UNKNOWN.format(", ".join(str(agent) for agent in ids if agent not in self._row)))
-            if len(set(ids)) < len(ids):
-                twice = [agent for agent, count in Counter(ids).items() if count > 1]
-                raise DuplicateIdError(f"agent {twice[0]} is in this batch twice: its state can only be continued once")
+            rows = self._rows_of(view.ids)
             self._move(view.device)
             zeroed = self._fresh[rows]
             if view.device is None:
@@ -313,6 +313,18 @@ class AgentStates:
                 with self._scope():
                     self._stores = _put(self._stores, rows, [jax.device_put(state, device) for state in states])
             self._fresh[rows] = False
+
+    def _rows_of(self, agents: Sequence[int]) -> np.ndarray:
+        if self._last is not None and self._last[0] == agents:
+            return self._last[1]
+        rows = np.array([self._row.get(agent, -1) for agent in agents], np.int32)
+        if unknown := [agent for agent, row in zip(agents, rows, strict=True) if row < 0]:
+            raise UnknownAgentError(_UNKNOWN.format(", ".join(map(str, unknown))))
+        if len(set(agents)) < len(agents):
+            twice = next(agent for agent, count in Counter(agents).items() if count > 1)
+            raise DuplicateIdError(f"agent {twice} is in this batch twice: its state can only be continued once")
+        self._last = agents if isinstance(agents, range) else list(agents), rows
+        return rows
 
     def _row_of(self, agent: int) -> int:
         row = self._row.get(agent)

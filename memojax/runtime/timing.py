@@ -1,0 +1,101 @@
+"""What a model costs, by batch size: running mean and variance, interpolated between the sizes seen."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+WINDOW = 64
+"""Samples after which old ones begin to fade, so that a machine that slows down is noticed."""
+
+_MARGIN = 1.0
+"""Standard deviations added to the mean where time must not run out."""
+
+
+@dataclass
+class Timing:
+    """Mean and variance of a stream of seconds, by Welford's method; the weight of a sample is never less than 1 / `WINDOW`."""
+
+    count: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Take in one sample."""
+        self.count += 1
+        weight = 1 / min(self.count, WINDOW)
+        delta = seconds - self.mean
+        self.mean += weight * delta
+        self.variance = (1 - weight) * (self.variance + weight * delta * delta)
+
+    def age(self) -> None:
+        """Count what was seen as one sample, so that new ones soon outweigh it."""
+        self.count = min(self.count, 1)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation, in seconds."""
+        return self.variance**0.5
+
+    @property
+    def upper(self) -> float:
+        """Seconds that are rarely exceeded."""
+        return self.mean + _MARGIN * self.std
+
+
+class Timings:
+    """`Timing` by batch size."""
+
+    def __init__(self) -> None:
+        self._by_size: dict[int, Timing] = {}
+        self._sizes: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def add(self, size: int, seconds: float) -> None:
+        """Note that a batch of `size` took `seconds`."""
+        timing = self._by_size.get(size)
+        if timing is None:
+            timing = self._by_size[size] = Timing()
+            bisect.insort(self._sizes, size)
+        timing.add(seconds)
+
+    def get(self, size: int) -> Timing | None:
+        """What was seen of `size` itself."""
+        return self._by_size.get(size)
+
+    def items(self) -> list[tuple[int, Timing]]:
+        """(size, timing), by size."""
+        return [(size, self._by_size[size]) for size in self._sizes]
+
+    def age(self) -> None:
+        """Make all that was seen weak; see `Timing.age`."""
+        for timing in self._by_size.values():
+            timing.age()
+
+    def estimate(self, size: int) -> float | None:
+        """Seconds that a batch of `size` rarely exceeds; None before the first sample.
+
+        On the line between the next smaller and larger sizes seen; beyond the largest on the line through the last two, or in
+        proportion to the size where only one is known; below the smallest as that one.
+        """
+        exact = self._by_size.get(size)
+        if exact is not None:
+            return exact.upper
+        if not self._sizes:
+            return None
+        above = bisect.bisect(self._sizes, size)
+        if above == 0:
+            return self._by_size[self._sizes[0]].upper
+        if above < len(self._sizes):
+            return self._line(self._sizes[above - 1], self._sizes[above], size)
+        last = self._sizes[-1]
+        cost = self._by_size[last].upper
+        if len(self._sizes) == 1:
+            return cost * size / last
+        return max(cost, self._line(self._sizes[-2], last, size))
+
+    def _line(self, small: int, large: int, size: int) -> float:
+        low, high = self._by_size[small].upper, self._by_size[large].upper
+        return low + (high - low) * (size - small) / (large - small)
