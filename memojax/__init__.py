@@ -31,5 +31,14 @@ from .typed import TypedModel as TypedModel
 from .wrapper.base import BaseWrapper as BaseWrapper
 from .wrapper.base import InfererWrapper as InfererWrapper
 from .wrapper.base import StatefulInferer as StatefulInferer
+from .wrapper.epsilon import ConstantGenerator as ConstantGenerator
+from .wrapper.epsilon import EpsilonInjector as EpsilonInjector
+from .wrapper.epsilon import EpsilonInjectorWrapper as EpsilonInjectorWrapper
+from .wrapper.epsilon import HighQualityNoiseGenerator as HighQualityNoiseGenerator
+from .wrapper.epsilon import LowQualityNoiseGenerator as LowQualityNoiseGenerator
+from .wrapper.epsilon import NoiseGenerator as NoiseGenerator
+from .wrapper.recurrent import RecurrentInfo as RecurrentInfo
+from .wrapper.recurrent import RecurrentTracker as RecurrentTracker
+from .wrapper.recurrent import RecurrentTrackerWrapper as RecurrentTrackerWrapper
 
 __version__ = "0.1.0"

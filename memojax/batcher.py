@@ -43,8 +43,17 @@ class Batcher:
         return self._rows.get(agent, -1) >= self._done
 
     @property
+    def agents(self) -> list[int]:
+        """Agents that wait."""
+        return list(self._rows)
+
+    @property
+    def begun(self) -> bool:
+        """Whether an `execute` failed after some rows had run."""
+        return bool(self._finished)
+
+    @property
     def _done(self) -> int:
-        """Rows that an `execute` ran before it failed."""
         return sum(map(len, self._finished))
 
     def push(self, agent: int, state: Mapping[str, Any], *, replace: bool = False) -> None:
@@ -90,23 +99,22 @@ class Batcher:
         self._scratch.truncate(last)
         return True
 
-    def extend(self, states: States) -> None:
-        """Copy the states of many agents, with one gather per input; either all are taken or none.
+    def extend(self, states: States, *, replace: bool = False) -> None:
+        """Copy the states of many agents, with one gather per input; either all are taken or none. `replace` is as for `push`.
 
         Raises:
             DuplicateIdError, InputError: as for `push`.
         """
         pairs = list(states.items() if isinstance(states, Mapping) else states)
         agents = [agent for agent, _ in pairs]
-        fresh = set(agents)
-        if len(fresh) < len(agents) or not self._rows.keys().isdisjoint(fresh):
+        known = not self._rows.keys().isdisjoint(agents)
+        if len(set(agents)) < len(agents) or (known and not replace) or (known and not self._replaceable(agents)):
             twice = next(agent for index, agent in enumerate(agents) if agent in self._rows or agent in agents[:index])
             raise DuplicateIdError(f"agent {twice} is in this batch already: execute it first, or push one state per agent")
         for agent, state in pairs:
             if state.keys() != self._names:
                 self._check_names(agent, state)
-        count = self._scratch.batch_size
-        self._scratch.reserve(count + len(pairs))
+        columns = []
         for slot, spec in self._slots:
             column = [state[spec.name] for _, state in pairs]
             if not all(type(row) is np.ndarray and row.dtype == spec.dtype for row in column):
@@ -114,10 +122,19 @@ class Batcher:
             for agent, row in zip(agents, column, strict=True):
                 if row.shape != spec.shape:
                     raise InputShapeError(f"input {spec.name!r} of agent {agent} has shape {list(row.shape)}, expected {list(spec.shape)}")
-            if column:
-                _gather(column, self._scratch.rows(slot, count, count + len(pairs)))
-        self._scratch.ids.extend(agents)
-        self._rows.update(zip(agents, range(count, count + len(agents)), strict=True))
+            columns.append((slot, column))
+        count = self._scratch.batch_size
+        fresh = [agent for agent in agents if agent not in self._rows] if known else agents
+        self._scratch.reserve(count + len(fresh))
+        self._scratch.ids.extend(fresh)
+        self._rows.update(zip(fresh, range(count, count + len(fresh)), strict=True))
+        where = [self._rows[agent] for agent in agents] if known else slice(count, None)
+        for slot, column in columns:
+            rows = self._scratch.rows(slot, 0, count + len(fresh))
+            if known:
+                rows[where] = column
+            elif column:
+                _gather(column, rows[where])
 
     def execute(self, inferer: Inferer) -> dict[int, Response]:
         """Run everything that waits, in the order it was pushed, and answer by agent.
@@ -145,6 +162,10 @@ class Batcher:
         self._finished.clear()
         self._rows.clear()
         self._gone.clear()
+
+    def _replaceable(self, agents: Iterable[int]) -> bool:
+        done = self._done
+        return all(self._rows.get(agent, done) >= done for agent in agents)
 
     def _check_names(self, agent: int, state: Mapping[str, Any]) -> None:
         if unknown := [name for name in state if name not in self._names]:

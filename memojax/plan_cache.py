@@ -185,7 +185,7 @@ class PlanCache:
             self._plans[size] = plan
             self._used[size] = time.monotonic_ns()
             del self._pending[size]
-            self._misses += 1
+            self._misses += size not in self._pinned
             self._compile_seconds += time.perf_counter() - started
             self._evict(keep=size)
         future.set_result(plan)

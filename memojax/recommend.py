@@ -25,8 +25,8 @@ class Recommendation:
 
     def __str__(self) -> str:
         saved = self.seconds_exact - self.seconds
-        what = f"saves {saved:.3g} s of {self.seconds_exact:.3g} s" if saved > 0 else f"costs {-saved:.3g} s over {self.seconds_exact:.3g} s"
-        return f"{len(self.sizes)} plan(s), sizes {self.sizes}: {what} (calls and compiles together)"
+        what = f"saves {saved:.3f} s of" if saved > -5e-4 else f"costs {-saved:.3f} s over"
+        return f"{len(self.sizes)} plan(s), sizes {self.sizes}: {what} {self.seconds_exact:.3f} s (calls and compiles together)"
 
 
 def recommend(

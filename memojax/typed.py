@@ -93,6 +93,8 @@ class TypedModel:
     ) -> TypedModel:
         """A JAX policy of your own behind the same inferers.
 
+        It is traced under the x64 setting of now, as your own `jit` would, and with x64 on if an input is 64 bits wide.
+
         Args:
             fn: `fn(params, {name: [n, ...]})` (`fn(params, inputs, key)` if `random`) to a dict of `[n, ...]` arrays, or one array,
                 which is then called `name`.
@@ -103,16 +105,18 @@ class TypedModel:
             DimensionError: an output does not have the batch on axis 0.
         """
         specs = tuple(_spec_of(key, given) for key, given in inputs.items())
+        x64 = bool(jax.config.jax_enable_x64) or any(spec.dtype in _WIDE for spec in specs)
 
         def by_name(params: Any, rows: Sequence[Any], key: Any) -> dict[str, Any]:
             given = {spec.name: row for spec, row in zip(specs, rows, strict=True)}
-            result = fn(params, given, key) if random else fn(params, given)
+            with jax.enable_x64(x64):
+                result = fn(params, given, key) if random else fn(params, given)
             return dict(result) if isinstance(result, Mapping) else {name: result}
 
         def shapes(n: int) -> dict[str, Any]:
             rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in specs]
             with jax.enable_x64(True):
-                return jax.eval_shape(lambda p, r, k: by_name(p, r, jax.random.wrap_key_data(k) if random else None), params, rows, _KEY)
+                return jax.eval_shape(lambda p, r, k: by_name(p, r, _as_key(k) if random else None), params, rows, _KEY)
 
         outputs = []
         for (key, five), seven in zip(shapes(5).items(), shapes(7).values(), strict=True):
@@ -145,7 +149,7 @@ class TypedModel:
         if self.independent:
             return ()
         rng = np.random.default_rng(0)
-        rows = [_random_rows(rng, 2, spec) for spec in self.api.inputs]
+        rows = [random_rows(rng, 2, spec) for spec in self.api.inputs]
         together = self._eager(rows)
         alone = [self._eager([row[i : i + 1] for row in rows]) for i in range(2)]
         again = self._eager(rows, seed=1) if self.random else together
@@ -162,7 +166,7 @@ class TypedModel:
         device = cpu_device()
 
         def run(params: Any, rows: Any, key: Any) -> Any:
-            return self.fn(params, rows, jax.random.wrap_key_data(key, impl="threefry2x32") if self.random else None)
+            return self.fn(params, rows, _as_key(key) if self.random else None)
 
         place = jax.sharding.SingleDeviceSharding(device)
         with jax.enable_x64(True):
@@ -171,6 +175,7 @@ class TypedModel:
 
 
 _KEY = np.zeros(2, np.uint32)
+_WIDE = tuple(map(np.dtype, ("int64", "uint64", "float64", "complex128")))
 _FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
@@ -194,6 +199,10 @@ def check_same_params(old: Any, new: Any) -> None:
             )
 
 
+def _as_key(data: Any) -> Any:
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+
 def _spec_of(name: str, given: Any) -> TensorSpec:
     if isinstance(given, TensorSpec):
         return replace(given, name=name)
@@ -206,8 +215,11 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
         raise InputError(f"input {name!r}: give (element shape, dtype), a TensorSpec or a jax.ShapeDtypeStruct, not {given!r}") from cause
 
 
-def _random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
+def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
+    """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask."""
     shape = (n, *spec.shape)
+    if "mask" in spec.name.casefold():
+        return np.ones(shape, spec.dtype)
     if jnp.issubdtype(spec.dtype, jnp.floating):
         return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
     return rng.integers(0, 2, shape).astype(spec.dtype)

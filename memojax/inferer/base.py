@@ -238,6 +238,12 @@ def device_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple
     return given, n, device
 
 
+def on_device(rows: np.ndarray, device: jax.Device) -> jax.Array:
+    """`rows` on `device`, in their own dtype whatever the x64 setting."""
+    with jax.enable_x64(True):
+        return jax.device_put(rows, device)
+
+
 def lives_on_device(given: Any) -> bool:
     """Whether `given` is a `jax.Array`, or another library's array that JAX can take over."""
     return isinstance(given, jax.Array) or (hasattr(given, "__dlpack__") and not isinstance(given, np.ndarray))

@@ -17,7 +17,7 @@ import numpy as np
 
 from .._client import cpu_device
 from .._types import Arrays, Source
-from ..errors import BatchSizeError, InputDtypeError, InputShapeError, MissingInputError, RowsMixError, UnknownInputError
+from ..errors import BatchSizeError, RowsMixError
 from ..model.signature import ModelApi
 from ..plan import Plan, Planner, PlanInfo
 from ..plan_cache import CacheInfo, PlanCache
@@ -26,7 +26,7 @@ from ..recommend import Recommendation, recommend
 from ..scratch import ScratchPadView, aligned_empty
 from ..typed import TypedModel
 from ..worker import submit
-from .base import Inferer, can_cast, checked_rows, run_view
+from .base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
 
 
 class ModelInferer(Inferer):
@@ -111,6 +111,8 @@ class ModelInferer(Inferer):
             self._sizes_seen[max_count] += 1
             self._arrived(max_count)
         rows = self._route(max_count)[0]
+        if rows < max_count:
+            refuse_mixing(self, f"running {max_count} rows in parts")
         self._local.rest = max_count - rows
         return rows
 
@@ -137,7 +139,7 @@ class ModelInferer(Inferer):
                 results = plan(rows, self._key() if plan.random else None)
                 named: Arrays = dict(zip(self._computed_names, map(np.asarray, results), strict=True))
                 return named if not self.typed.constant else self._in_order(named, n)
-        if any(_lives_on_device(row) for row in rows):
+        if any(lives_on_device(row) for row in rows):
             return self._infer_on_device(inputs)
         return self._infer_checked(inputs)
 
@@ -260,9 +262,9 @@ class ModelInferer(Inferer):
         return Planner(self.typed, device, weights, self._precision)
 
     def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
-        rows, n, device = self._device_rows(inputs)
+        rows, n, device = device_rows(self.api.inputs, inputs)
         if n == 0:
-            return {spec.name: jnp.zeros((0, *spec.shape), spec.dtype) for spec in self.api.outputs}
+            return {spec.name: on_device(np.zeros((0, *spec.shape), spec.dtype), device) for spec in self.api.outputs}
         with self._elsewhere_lock:
             cache = self._elsewhere.get(device)
             if cache is None:
@@ -275,34 +277,16 @@ class ModelInferer(Inferer):
             plan = cache.get(size)
             part = rows if take == n else [row[done : done + take] for row in rows]
             if size > take:
-                part = [jnp.concatenate([row, jnp.zeros((size - take, *row.shape[1:]), row.dtype)]) for row in part]
+                cache.count_padding(size - take)
+                with jax.enable_x64(True):
+                    part = [jnp.concatenate([row, jnp.zeros((size - take, *row.shape[1:]), row.dtype)]) for row in part]
             results = plan(part, self._key() if plan.random else None)
             parts.append(results if size == take else [result[:take] for result in results])
             done += take
         results = parts[0] if len(parts) == 1 else [jnp.concatenate(pieces) for pieces in zip(*parts, strict=True)]
         named: Arrays = dict(zip(self._computed_names, results, strict=True))
-        constants = {name: jax.device_put(self._constant_rows(name, n), device) for name in self.typed.constant}
+        constants = {name: on_device(self._constant_rows(name, n), device) for name in self.typed.constant}
         return {spec.name: named.get(spec.name, constants.get(spec.name)) for spec in self.api.outputs}  # pyright: ignore[reportReturnType]
-
-    def _device_rows(self, inputs: Mapping[str, Any]) -> tuple[list[jax.Array], int, jax.Device]:
-        if unknown := [name for name in inputs if name not in self._names]:
-            raise UnknownInputError(unknown, self._names)
-        if missing := [name for name in self._names if name not in inputs]:
-            raise MissingInputError(missing, inputs)
-        given = [_as_jax(inputs[name]) for name in self._names]
-        device = next(iter(next(value for value in given if isinstance(value, jax.Array)).devices()))
-        n = given[0].shape[0] if given[0].ndim else -1
-        rows: list[jax.Array] = []
-        for spec, value in zip(self.api.inputs, given, strict=True):
-            if value.shape != (n, *spec.shape):
-                raise InputShapeError(f"input {spec.name!r} has shape {list(value.shape)}, expected {[n, *spec.shape]}")
-            if value.dtype != spec.dtype:
-                if not can_cast(np.dtype(value.dtype), spec.dtype):
-                    raise InputDtypeError(f"input {spec.name!r} is {value.dtype}, the model takes {spec.dtype}: cast it first")
-                with jax.enable_x64(True):
-                    value = value.astype(spec.dtype)
-            rows.append(value if isinstance(value, jax.Array) else jax.device_put(value, device))
-        return rows, n, device
 
 
 def refuse_mixing(inferer: ModelInferer, what: str) -> None:
@@ -325,13 +309,3 @@ def typed_model(source: Source | TypedModel, **options: Any) -> TypedModel:
             raise BatchSizeError(f"options {sorted(options)} belong to loading, but a TypedModel is loaded already")
         return source
     return TypedModel.from_model(source, **options)
-
-
-def _lives_on_device(row: Any) -> bool:
-    return isinstance(row, jax.Array) or (hasattr(row, "__dlpack__") and not isinstance(row, np.ndarray))
-
-
-def _as_jax(value: Any) -> Any:
-    if isinstance(value, (jax.Array, np.ndarray)):
-        return value
-    return jnp.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(value)

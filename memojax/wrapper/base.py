@@ -12,7 +12,7 @@ import numpy as np
 
 from .._types import Array, Arrays
 from ..errors import IncompatibleModelError, InputShapeError
-from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, run_view
+from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
 
@@ -190,10 +190,7 @@ def _result(view: ScratchPadView, slot: int) -> Array:
     if view.device is None:
         return view.output_slot(slot)
     rows = view.output(slot)
-    if isinstance(rows, jax.Array):
-        return rows
-    with jax.enable_x64(True):
-        return jax.device_put(rows, view.device)
+    return rows if isinstance(rows, jax.Array) else on_device(rows, view.device)
 
 
 def check_compatible(old: Inferer, new: Inferer) -> None:
