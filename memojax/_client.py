@@ -18,6 +18,11 @@ def cpu_device() -> jax.Device:
         return _cpu_device()
 
 
+def client_exists() -> bool:
+    """Whether the client was made already, in this process or in the one that it was forked from."""
+    return _cpu_device.cache_info().currsize > 0
+
+
 @functools.cache
 def _cpu_device() -> jax.Device:
     try:

@@ -122,6 +122,16 @@ def nearest(sizes: Sequence[int], size: int, count: int = 4) -> list[int]:
     return sorted(sorted(sizes, key=lambda other: abs(other - size))[:count])
 
 
+class ForkError(MemojaxError):
+    """An inferer that was used before a fork is called in the forked child, where XLA would hang."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process was forked from one that had used memojax, and XLA's threads do not survive a fork: start workers with "
+            "multiprocessing.get_context('spawn') (inferers pickle), or load the model in the child only"
+        )
+
+
 class IncompatibleModelError(MemojaxError):
     """A model or wrapper that does not fit the one it should replace, or the inferer it should wrap."""
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import bisect
 import logging
+import os
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from .errors import BatchSizeError, nearest
+from ._client import client_exists
+from .errors import BatchSizeError, ForkError, nearest
 from .forbid import check_allowed
 from .plan import Lowered, Plan
 
 log = logging.getLogger("memojax")
+_caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()
+_forked = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class PlanCache:
         self._misses = self._evictions = 0
         self._compile_seconds = 0.0
         self._padded_rows = 0
+        _caches.add(self)
 
     def __contains__(self, size: int) -> bool:
         return size in self._plans
@@ -158,6 +164,8 @@ class PlanCache:
 
     def _miss(self, size: int) -> Plan:
         checked_size(size)
+        if _forked:
+            raise ForkError()
         check_allowed(size, self.sizes())
         with self._lock:
             plan = self._plans.get(size)
@@ -211,6 +219,21 @@ class PlanCache:
         self._used.pop(size, None)
         if plan is not None:
             self._dropped_calls[size] += plan.calls
+
+
+def _after_fork() -> None:
+    """XLA's threads are not in a forked child, where a plan would hang: drop the plans, so that the next call says so."""
+    global _forked
+    if client_exists():
+        _forked = True
+        for cache in _caches:
+            cache._lock = threading.Lock()
+            cache._plans = {}
+            cache._pending = {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def checked_size(size: int) -> int:

@@ -106,20 +106,26 @@ class TypedModel:
         """
         specs = tuple(_spec_of(key, given) for key, given in inputs.items())
         x64 = bool(jax.config.jax_enable_x64) or any(spec.dtype in _WIDE for spec in specs)
+        params = params if x64 else jax.tree.map(_narrow, params)
+        order: list[str] = []
 
         def by_name(params: Any, rows: Sequence[Any], key: Any) -> dict[str, Any]:
             given = {spec.name: row for spec, row in zip(specs, rows, strict=True)}
             with jax.enable_x64(x64):
                 result = fn(params, given, key) if random else fn(params, given)
-            return dict(result) if isinstance(result, Mapping) else {name: result}
+            named = dict(result) if isinstance(result, Mapping) else {name: result}
+            order[:] = named
+            return named
 
         def shapes(n: int) -> dict[str, Any]:
             rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in specs]
             with jax.enable_x64(True):
                 return jax.eval_shape(lambda p, r, k: by_name(p, r, _as_key(k) if random else None), params, rows, _KEY)
 
+        at_five, at_seven = shapes(5), shapes(7)
         outputs = []
-        for (key, five), seven in zip(shapes(5).items(), shapes(7).values(), strict=True):
+        for key in order:
+            five, seven = at_five[key], at_seven[key]
             if five.shape[:1] != (5,) or seven.shape != (7, *five.shape[1:]):
                 raise DimensionError(f"output {key!r} has shape {list(five.shape)} for 5 rows and {list(seven.shape)} for 7: put the batch first")
             outputs.append(TensorSpec(key, five.shape[1:], five.dtype))
@@ -197,6 +203,12 @@ def check_same_params(old: Any, new: Any) -> None:
             raise IncompatibleModelError(
                 f"parameter {name} is {other.dtype}{list(np.shape(other))} in the new weights, the model has {array.dtype}{list(array.shape)}"
             )
+
+
+def _narrow(leaf: Any) -> Any:
+    """A weight as JAX would take it without x64."""
+    narrow = {np.dtype("int64"): np.int32, np.dtype("uint64"): np.uint32, np.dtype("float64"): np.float32, np.dtype("complex128"): np.complex64}
+    return leaf.astype(narrow[leaf.dtype]) if getattr(leaf, "dtype", None) in narrow else leaf
 
 
 def _as_key(data: Any) -> Any:
