@@ -28,6 +28,7 @@ from .oneshot import run as run
 from .scratch import ScratchPad as ScratchPad
 from .scratch import ScratchPadView as ScratchPadView
 from .typed import TypedModel as TypedModel
+from .verification import verify as verify
 from .wrapper.base import BaseWrapper as BaseWrapper
 from .wrapper.base import InfererWrapper as InfererWrapper
 from .wrapper.base import StatefulInferer as StatefulInferer

@@ -8,6 +8,8 @@ import threading
 
 import jax
 
+from .errors import DeviceError
+
 log = logging.getLogger("memojax")
 _lock = threading.Lock()
 
@@ -16,6 +18,29 @@ def cpu_device() -> jax.Device:
     """The device of memojax's own synchronous CPU client; the default CPU device (said once) where jaxlib has no such client."""
     with _lock:
         return _cpu_device()
+
+
+def resolve_device(device: str | jax.Device | None) -> jax.Device:
+    """The device that a user means: None or "cpu" is memojax's own CPU client, "gpu", "gpu:1", "tpu" are JAX's; a `jax.Device` is itself.
+
+    Raises:
+        DeviceError: there is no such device; those that there are, are listed.
+    """
+    if device is None or device == "cpu":
+        return cpu_device()
+    if not isinstance(device, str):
+        return device
+    kind, _, index = device.partition(":")
+    try:
+        return jax.devices(kind)[int(index or 0)]
+    except (RuntimeError, ValueError, IndexError) as cause:
+        have = ", ".join(f"{d.platform}:{d.id}" for d in jax.devices())
+        raise DeviceError(f"no device {device!r}: JAX has {have} here. For an NVIDIA GPU install memojax[cuda13]") from cause
+
+
+def device_name(device: jax.Device) -> str:
+    """A name that `resolve_device` understands, also in another process."""
+    return "cpu" if device == cpu_device() else f"{device.platform}:{device.id}"
 
 
 def client_exists() -> bool:

@@ -132,7 +132,7 @@ class Batcher:
         for slot, column in columns:
             rows = self._scratch.rows(slot, 0, count + len(fresh))
             if known:
-                rows[where] = column
+                rows[where] = np.stack(column)
             elif column:
                 _gather(column, rows[where])
 

@@ -122,6 +122,10 @@ def nearest(sizes: Sequence[int], size: int, count: int = 4) -> list[int]:
     return sorted(sorted(sizes, key=lambda other: abs(other - size))[:count])
 
 
+class DeviceError(MemojaxError):
+    """A device that JAX does not have here."""
+
+
 class ForkError(MemojaxError):
     """An inferer that was used before a fork is called in the forked child, where XLA would hang."""
 

@@ -28,6 +28,9 @@ class BasicInferer(ModelInferer):
     def _arrived(self, count: int) -> None:
         """Every plan is there from the start."""
 
+    def _arguments(self) -> dict[str, Any]:
+        return {}
+
     def _route(self, count: int) -> tuple[int, int]:
         return 1, 1
 

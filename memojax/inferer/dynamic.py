@@ -38,5 +38,8 @@ class DynamicInferer(ModelInferer):
     def _arrived(self, count: int) -> None:
         """Every plan is there from the start."""
 
+    def _arguments(self) -> dict[str, Any]:
+        return {"capacity": self.capacity}
+
     def _route(self, count: int) -> tuple[int, int]:
         return min(count, self.capacity), self.capacity

@@ -38,6 +38,9 @@ class FixedBatchInferer(ModelInferer):
     def _arrived(self, count: int) -> None:
         """Every plan is there from the start."""
 
+    def _arguments(self) -> dict[str, Any]:
+        return {"sizes": self.sizes}
+
     def _route(self, count: int) -> tuple[int, int]:
         for size in self.sizes:
             if size <= count:

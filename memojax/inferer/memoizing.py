@@ -60,6 +60,7 @@ class MemoizingDynamicInferer(ModelInferer):
         """
         if on_miss not in ("compile", "pad", "warn", "error"):
             raise BatchSizeError(f"unknown on_miss {on_miss!r}: give 'compile', 'pad', 'warn' or 'error'")
+        self._policy = {"bucketing": bucketing, "max_batch_size": max_batch_size, "on_miss": on_miss}
         self._bucket = bucket_of(bucketing, max_batch_size)
         self._on_miss: OnMiss = on_miss
         self._wanted: set[int] = set()
@@ -82,6 +83,9 @@ class MemoizingDynamicInferer(ModelInferer):
     def from_typed(cls, model: TypedModel, preloaded_sizes: Iterable[int] = (), **options: Any) -> MemoizingDynamicInferer:
         """Use a `TypedModel` that is loaded already."""
         return cls(model, preloaded_sizes, **options)
+
+    def _arguments(self) -> dict[str, Any]:
+        return {**self._policy, "maxsize": self._cache.maxsize}
 
     def _route(self, count: int) -> tuple[int, int]:
         size = self._bucket(count)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._client import cpu_device
+from .._client import device_name, resolve_device
 from .._types import Arrays, Source
 from ..errors import BatchSizeError, RowsMixError
 from ..model.signature import ModelApi
@@ -38,12 +38,12 @@ class ModelInferer(Inferer):
         preloaded_sizes: Iterable[int] = (),
         *,
         maxsize: int | None = None,
-        device: jax.Device | None = None,
+        device: str | jax.Device | None = None,
         seed: int = 0,
         precision: str | None = "highest",
     ):
         self.typed = typed
-        self._device = device or cpu_device()
+        self._device = resolve_device(device)
         self._precision = precision
         self._cache = PlanCache(self._planner(self._device).lower, maxsize)
         self._elsewhere: dict[jax.Device, PlanCache] = {}
@@ -69,6 +69,17 @@ class ModelInferer(Inferer):
     @abc.abstractmethod
     def _arrived(self, count: int) -> None:
         """`count` rows came as one batch and are about to be dealt out; called once per batch."""
+
+    @abc.abstractmethod
+    def _arguments(self) -> dict[str, Any]:
+        """What this kind's constructor takes beside the options that all kinds share."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as model, configuration and sizes: plans are made anew (or found on disk) where it is loaded."""
+        return _rebuild, (type(self), self.typed, {**self._options(), **self._arguments()}, self._cache.sizes())
+
+    def _options(self) -> dict[str, Any]:
+        return {"device": device_name(self._device), "seed": self._seed, "precision": self._precision}
 
     @property
     def raw_api(self) -> ModelApi:
@@ -287,6 +298,12 @@ class ModelInferer(Inferer):
         named: Arrays = dict(zip(self._computed_names, results, strict=True))
         constants = {name: on_device(self._constant_rows(name, n), device) for name in self.typed.constant}
         return {spec.name: named.get(spec.name, constants.get(spec.name)) for spec in self.api.outputs}  # pyright: ignore[reportReturnType]
+
+
+def _rebuild(kind: type[ModelInferer], typed: TypedModel, arguments: dict[str, Any], sizes: list[int]) -> ModelInferer:
+    inferer = kind(typed, **arguments)
+    inferer.preload(sizes)
+    return inferer
 
 
 def refuse_mixing(inferer: ModelInferer, what: str) -> None:

@@ -61,7 +61,9 @@ def who_lowers(domain: str, op_type: str, opset: int) -> tuple[Lowering, str]:
         schema = onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:
         return "no", UNKNOWN_OP
-    return ("function body", "") if schema.has_function or schema.has_context_dependent_function else ("no", "not written yet")
+    if schema.has_function or schema.has_context_dependent_function:
+        return "function body", ""
+    return "no", "part of training, not of inference" if domain == "ai.onnx.preview.training" else "not written yet"
 
 
 def coverage() -> list[OpCoverage]:

@@ -53,7 +53,7 @@ def roi_align(
         return jnp.where(exists, jnp.maximum(y, best), y)
 
     start = jnp.full((*images.shape[:2], output_height, output_width), -jnp.inf, corners.dtype)
-    y = lax.fori_loop(0, rows.most * columns.most, larger, start)
+    y = lax.fori_loop(np.int32(0), rows.most * columns.most, larger, start)
     return cast(jnp.where(y == -jnp.inf, 0, y), x.dtype)
 
 
@@ -87,11 +87,11 @@ class _Axis:
         self.start, self.bin, self.bins, self.size = start, extent / bins, bins, size
         ceiling = cast(jnp.ceil(self.bin), np.int32)
         self.counts = jnp.full_like(ceiling, sampling_ratio) if sampling_ratio > 0 else ceiling
-        self.most = sampling_ratio if sampling_ratio > 0 else jnp.max(ceiling, initial=0)
+        self.most = np.int32(sampling_ratio) if sampling_ratio > 0 else jnp.max(ceiling, initial=0)
 
     def sample(self, index: Any) -> _Sample:
-        step = (index + 0.5) / cast(jnp.maximum(self.counts, 1), self.bin.dtype)
-        bins = np.arange(self.bins, dtype=np.int32)[None]
+        step = (cast(index, self.bin.dtype) + 0.5) / cast(jnp.maximum(self.counts, 1), self.bin.dtype)
+        bins = cast(np.arange(self.bins), self.bin.dtype)[None]
         place = self.start[:, None] + (bins + step[:, None]) * self.bin[:, None]
         inside = (place >= -1) & (place <= self.size)
         return _Sample(jnp.clip(place, 0, self.size - 1), inside, index < self.counts, self.size)
@@ -99,7 +99,7 @@ class _Axis:
     def mean_weights(self) -> jax.Array:
         """What each pixel of the axis adds to each bin's mean, (regions, bins, size)."""
         start = jnp.zeros((len(self.start), self.bins, self.size), self.bin.dtype)
-        total = lax.fori_loop(0, self.most, lambda index, weights: weights + self.sample(index).weights(), start)
+        total = lax.fori_loop(np.int32(0), self.most, lambda index, weights: weights + self.sample(index).weights(), start)
         return total / cast(jnp.maximum(self.counts, 1), total.dtype)[:, None, None]
 
 

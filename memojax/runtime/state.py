@@ -14,7 +14,7 @@ from ..batcher import Batcher, States
 from ..errors import IncompatibleModelError, UnknownBrainError
 from ..inferer.base import Inferer, Response
 from ..wrapper.base import LayeredInferer, check_compatible
-from .timing import Timing, Timings
+from .timing import CompileTimings, Timings
 
 _numbers = itertools.count()
 _RECENT = 32
@@ -23,7 +23,7 @@ _RECENT = 32
 
 @dataclass(frozen=True, order=True)
 class BrainId:
-    """A model in a runtime; no two runtimes of a process ever give out the same one."""
+    """A model in a runtime; a process never gives out the same one twice."""
 
     _number: int
 
@@ -48,71 +48,79 @@ class Verdict(Enum):
     """Its batch size has no plan yet; one is being compiled in the background."""
 
 
+@dataclass(frozen=True)
+class _Compile:
+    """A compile in the background: of which inferer, for how many rows."""
+
+    inferer: Inferer
+    count: int
+    future: Future[None]
+
+
 class BrainState:
     """One brain of a runtime.
 
-    States that wait are in `_open`, which takes new ones; or in `_sealed`, a batch whose size is settled because it is being compiled
-    for, runs now, or has failed. A new state of an agent takes the place of the one that waits, unless that one has run already.
+    States wait in the open batch, which takes new ones, and before it in the sealed batch, whose agents are settled: it runs, has
+    failed, or waits for a compile of its size. A new state of an agent takes the place of the one that waits, unless that has run.
     `_lock` guards the queue and is held for moments; `_running` is held while the inferer is at work.
     """
 
-    def __init__(self, brain: BrainId, inferer: Inferer, ticket: Callable[[], int], clock: Callable[[], float], compiles: Timing):
-        """`ticket` numbers events in time; `compiles` is shared by all brains of the runtime."""
+    def __init__(
+        self, brain: BrainId, inferer: Inferer, ticket: Callable[[], int], clock: Callable[[], float], compiles: CompileTimings
+    ):
+        """`ticket` numbers moments; `compiles` is shared by all brains of the runtime."""
         self.brain = brain
         self.inferer = inferer
         self.timings = Timings()
+        self.since = 0
         self._ticket, self._clock, self._compiles = ticket, clock, compiles
         self._open, self._spare = Batcher(inferer), Batcher(inferer)
+        self._open_since = 0
         self._sealed: Batcher | None = None
-        self._since = self._open_since = 0
         self._busy = self._removed = False
         self._agents: set[int] = set()
         self._recent: dict[int, None] = {}
-        self._preparing: tuple[Inferer, int, Future[None]] | None = None
+        self._compile: _Compile | None = None
         self._swap: Future[Inferer] | None = None
         self._lock = threading.Lock()
-        self._running = threading.RLock()
-
-    @property
-    def since(self) -> int:
-        """Ticket of the moment from which the next batch waits."""
-        return self._since
+        self._running = threading.Lock()
 
     @property
     def on_accelerator(self) -> bool:
         """Whether the model runs on another device than the CPU."""
-        inferer = _innermost(self.inferer)
-        return getattr(getattr(inferer, "device", None), "platform", "cpu") != "cpu"
+        layer = _innermost_layer(self.inferer)
+        device = getattr(layer.inferer if layer else self.inferer, "device", None)
+        return getattr(device, "platform", "cpu") != "cpu"
 
     @property
-    def preparing(self) -> Future[None] | None:
-        """The compile in the background, if there was one."""
-        return self._preparing and self._preparing[2]
+    def compile(self) -> Future[None] | None:
+        """The compile in the background that was asked for last."""
+        return self._compile and self._compile.future
 
-    def __len__(self) -> int:
+    def waiting(self) -> list[int]:
         """Agents that wait."""
         with self._lock:
-            return len(self._waiting())
+            return self._waiting()
 
     def push(self, agent: int, state: Mapping[str, Any]) -> None:
         """Queue the state of one agent."""
         with self._lock:
             self._check_alive()
-            self._batch_for(agent).push(agent, state, replace=True)
-            self._opened()
+            self._batch_of(agent).push(agent, state, replace=True)
+            self._note_open()
 
     def extend(self, states: States) -> None:
-        """Queue the states of many agents; all or none."""
+        """Queue the states of many agents, all or none."""
         pairs = list(states.items() if isinstance(states, Mapping) else states)
         with self._lock:
             self._check_alive()
-            if not self._sealed and not len(self._open):
-                self._open.extend(pairs)
-            else:
+            fixed = [(agent, state) for agent, state in pairs if self._sealed and self._batch_of(agent) is self._sealed]
+            if fixed and self._sealed is not None:
                 Batcher(self.inferer, len(pairs)).extend(pairs)
-                for agent, state in pairs:
-                    self._batch_for(agent).push(agent, state, replace=True)
-            self._opened()
+                self._sealed.extend(fixed, replace=True)
+                pairs = [(agent, state) for agent, state in pairs if self._batch_of(agent) is self._open]
+            self._open.extend(pairs, replace=True)
+            self._note_open()
 
     def begin_agent(self, agent: int) -> None:
         """An agent appears."""
@@ -122,15 +130,15 @@ class BrainState:
             self._agents.add(agent)
 
     def end_agent(self, agent: int) -> None:
-        """An agent is gone, and what waits of it."""
+        """An agent is gone, and with it the state that waits."""
         with self._running:
             self._check_alive()
             with self._lock:
                 self._open.discard(agent)
-                if self._sealed is not None:
-                    self._sealed.discard(agent)
-                    if not len(self._sealed):
-                        self._unseal()
+                if not len(self._open):
+                    self._open_since = 0
+                if self._sealed is not None and self._sealed.discard(agent) and not len(self._sealed):
+                    self._unseal()
             self._agents.discard(agent)
             self.inferer.end_agent(agent)
 
@@ -141,28 +149,26 @@ class BrainState:
             ready = self._is_ready(1)
             started = self._clock()
             response = self.inferer.infer_batch({agent: state})[agent]
-            self._note(1, self._clock() - started, ready)
+            self._note_cost(1, self._clock() - started, ready)
             return response
 
     def offer(self, remaining: float | None, must: bool) -> Verdict:
-        """What to do with `remaining` seconds (None: any time it takes); `must`: run whether it fits or not.
+        """What to do with `remaining` seconds (None: as long as it takes); `must`: run whether it fits or not.
 
-        A size without a plan is sealed, and its compile begins in the background.
+        RUN and COLD seal the batch. COLD asks for a compile in the background; once that is done, or has failed, it is not COLD again.
         """
         with self._lock:
-            batch = self._open if self._sealed is None else self._sealed
-            count = len(batch)
-            if not count or self._removed:
+            count = len(self._sealed or self._open)
+            if not count or self._removed or (self._busy and remaining is not None):
                 return Verdict.IDLE
-            if remaining is None:
-                return Verdict.RUN
-            if self._busy:
-                return Verdict.IDLE
-            if not self._is_ready(count) and not self._tried(count):
+            if remaining is not None and not self._is_ready(count) and not self._asked_for(count):
                 self._seal()
                 return Verdict.COLD
-            cost = self.timings.estimate(count)
-            return Verdict.RUN if must or (remaining > 0 and (cost is None or cost <= remaining)) else Verdict.LATE
+            cost = self.timings.estimate(count) or 0.0
+            if remaining is None or must or 0 < cost <= remaining or cost < remaining:
+                self._seal()
+                return Verdict.RUN
+            return Verdict.LATE
 
     def run(self) -> dict[int, Response]:
         """Run the batch that has waited longest.
@@ -176,34 +182,35 @@ class BrainState:
                 batch = self._sealed
                 if batch is None or self._removed:
                     return {}
-                count, whole, self._busy = len(batch), not batch.begun, True
-            ready = self._is_ready(count)
+                self._busy = True
+            count, whole, ready = len(batch), not batch.begun, self._is_ready(len(batch))
             started = self._clock()
             try:
                 responses = batch.execute(self.inferer)
             except BaseException:
                 with self._lock:
                     self._busy = False
-                    self._since = self._ticket()
+                    self.since = self._ticket()
                 raise
-            if whole:
-                self._note(count, self._clock() - started, ready)
+            spent = self._clock() - started
             with self._lock:
                 self._busy = False
                 self._unseal()
+                if whole:
+                    self._note_cost(count, spent, ready)
             return responses
 
-    def remove(self) -> tuple[int, ...]:
-        """Take the brain out of service, when it has finished what it is doing; the agents that still waited."""
+    def remove(self) -> list[int]:
+        """Take the brain out of service when it has finished what it is doing; the agents that still waited."""
         with self._running, self._lock:
             self._removed = True
-            for future in (self._swap, self.preparing):
+            for future in (self._swap, self.compile):
                 if future is not None:
                     future.cancel()
-            return tuple(self._waiting())
+            return self._waiting()
 
     def replace_inferer(self, new: Inferer) -> Future[Inferer]:
-        """Compile `new` in the background for the sizes in use, then put it in the place of the present one, which the future gives.
+        """Compile `new` in the background for the sizes in use, then put it in the place of the one there is, which the future gives.
 
         Raises:
             IncompatibleModelError: `new` has other inputs or outputs; nothing is changed.
@@ -214,67 +221,121 @@ class BrainState:
             sizes = {*self._recent, len(self._open), len(self._sealed or ())} - {0}
             if self._swap is not None:
                 self._swap.cancel()
-            handle = self._swap = Future[Inferer]()
+            handle = self._swap = Future()
         compiles = [new.prepare(size) for size in sorted(sizes)]
-        left = itertools.count(len(compiles) - 1, -1)
+        left = set(compiles)
 
-        def compiled(_: Future[None] | None) -> None:
-            if next(left) <= 0 and handle.set_running_or_notify_cancel():
-                try:
-                    for compile in compiles:
-                        compile.result()
-                    handle.set_result(self._swap_in(new))
-                except BaseException as failure:
-                    handle.set_exception(failure)
+        def finish(compile: Future[None] | None) -> None:
+            with self._lock:
+                left.discard(compile)  # pyright: ignore[reportArgumentType]
+                if left or not handle.set_running_or_notify_cancel():
+                    return
+            try:
+                for compile in compiles:
+                    compile.result()
+                handle.set_result(self._swap_in(new))
+            except BaseException as failure:
+                handle.set_exception(failure)
 
         for compile in compiles:
-            compile.add_done_callback(compiled)
+            compile.add_done_callback(finish)
         if not compiles:
-            compiled(None)
+            finish(None)
         return handle
 
     def _swap_in(self, new: Inferer) -> Inferer:
         with self._running, self._lock:
             self._check_alive()
+            for agent in self._agents:
+                new.begin_agent(agent)
             layer = _innermost_layer(self.inferer)
             if layer is not None:
                 old, layer.inferer = layer.inferer, new
             else:
                 old, self.inferer = self.inferer, new
-                for agent in self._agents:
-                    new.begin_agent(agent)
             self.timings.age()
-            self._preparing = None
             return old
 
     def _check_alive(self) -> None:
         if self._removed:
             raise UnknownBrainError(f"{self.brain} was removed from this runtime")
 
-    def _waiting(self) -> dict[int, None]:
-        return dict.fromkeys(agent for batch in (self._sealed, self._open) if batch is not None for agent in batch.agents)
+    def _waiting(self) -> list[int]:
+        return list(dict.fromkeys((*(self._sealed.agents if self._sealed else ()), *self._open.agents)))
 
-    def _batch_for(self, agent: int) -> Batcher:
-        settled = self._sealed is None or self._busy or agent in self._open or agent not in self._sealed
-        return self._open if settled else self._sealed  # pyright: ignore[reportReturnType]
+    def _batch_of(self, agent: int) -> Batcher:
+        """The batch that takes a new state of `agent`."""
+        if self._sealed is None or self._busy or agent in self._open or agent not in self._sealed:
+            return self._open
+        return self._sealed
 
-    def _opened(self) -> None:
-        """Note since when `_open` waits."""
+    def _note_open(self) -> None:
         if len(self._open) and not self._open_since:
             self._open_since = self._ticket()
             if self._sealed is None:
-                self._since = self._open_since
+                self.since = self._open_since
 
     def _seal(self) -> None:
-        """Settle the size of the next batch, if one waits; what is pushed from now on comes after it."""
         if self._sealed is None and len(self._open):
             self._sealed, self._open, self._open_since = self._open, self._spare, 0
-        if self._sealed is None or self._busy:
-            return
 
     def _unseal(self) -> None:
-        """The sealed batch is done; the open one is next."""
         if self._sealed is not None:
             self._sealed.clear()
             self._spare, self._sealed = self._sealed, None
-        self._since = self._open_since
+        self.since = self._open_since
+
+    def _is_ready(self, count: int) -> bool:
+        try:
+            return self.inferer.is_ready(count)
+        except Exception:
+            return True  # whatever is wrong is raised by the run, to whoever asked for it
+
+    def _asked_for(self, count: int) -> bool:
+        """Whether a compile for `count` is over; if none was asked for, this one is."""
+        layer = _innermost_layer(self.inferer)
+        inferer = layer.inferer if layer else self.inferer
+        last = self._compile
+        if last is None or last.inferer is not inferer or last.count != count:
+            if last is not None:
+                last.future.cancel()
+            try:
+                future = inferer.prepare(count)
+            except Exception as failure:
+                future = Future[None]()
+                future.set_exception(failure)
+            self._compile = last = _Compile(inferer, count, future)
+            self._compiles.watch(self.brain, future)
+        return last.future.done()
+
+    def _note_cost(self, count: int, seconds: float, ready: bool) -> None:
+        self._recent.pop(count, None)
+        self._recent[count] = None
+        if len(self._recent) > _RECENT:
+            del self._recent[next(iter(self._recent))]
+        if ready:
+            self.timings.add(count, seconds)
+        else:
+            self._compiles.add(self.brain, max(0.0, seconds - (self.timings.estimate(count) or 0.0)))
+
+
+def _innermost_layer(inferer: Inferer) -> LayeredInferer | None:
+    """The layer of wrappers next to the model, if there are any."""
+    layer = None
+    while isinstance(inferer, LayeredInferer):
+        layer, inferer = inferer, inferer.inferer
+    return layer
+
+
+def _check_swap(old: Inferer, new: Inferer) -> None:
+    layer = _innermost_layer(old)
+    if layer is None:
+        check_compatible(old, new)
+        if old.api != new.api:
+            raise IncompatibleModelError(f"the brain takes and gives {old.api}, the new inferer {new.api}: wrap it as the old one is")
+        return
+    if isinstance(new, LayeredInferer):
+        raise IncompatibleModelError(
+            f"the brain keeps its own {type(old).__name__} and what that knows of its agents: give the inferer without wrappers"
+        )
+    check_compatible(layer.inferer, new)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 WINDOW = 64
@@ -99,3 +102,46 @@ class Timings:
     def _line(self, small: int, large: int, size: int) -> float:
         low, high = self._by_size[small].upper, self._by_size[large].upper
         return low + (high - low) * (size - small) / (large - small)
+
+
+class CompileTimings:
+    """Seconds that compiles take, by brain; safe to share between threads.
+
+    Compiles in the background queue up behind each other, so that one took the time since it was asked for or since the one before
+    it was done, whichever is less.
+    """
+
+    def __init__(self, clock: Callable[[], float]):
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._by_brain: dict[Hashable, Timing] = {}
+        self._all = Timing()
+        self._last_done = float("-inf")
+
+    def add(self, brain: Hashable, seconds: float) -> None:
+        """Note a compile of `brain`."""
+        with self._lock:
+            self._add(brain, seconds)
+
+    def watch(self, brain: Hashable, compile: Future[None]) -> None:
+        """Note a compile that goes on in the background, when it is done."""
+        asked = self._clock()
+
+        def done(future: Future[None]) -> None:
+            now = self._clock()
+            with self._lock:
+                if not future.cancelled() and future.exception() is None:
+                    self._add(brain, now - max(asked, self._last_done))
+                self._last_done = now
+
+        compile.add_done_callback(done)
+
+    def expected(self, brain: Hashable) -> float | None:
+        """Seconds that a compile of `brain` rarely exceeds, or one of the others if it had none; None if there were none at all."""
+        with self._lock:
+            timing = self._by_brain.get(brain, self._all)
+            return timing.upper if timing.count else None
+
+    def _add(self, brain: Hashable, seconds: float) -> None:
+        self._by_brain.setdefault(brain, Timing()).add(seconds)
+        self._all.add(seconds)

@@ -1,0 +1,51 @@
+"""Inferers in other processes: they pickle, and spawned workers give the same numbers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import memojax
+from memojax.errors import DeviceError
+
+POLICIES = Path(memojax.__file__).parent / "policies"
+BUILDER = memojax.InfererBuilder(POLICIES / "acrobot_ppo.onnx")
+OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "inferer",
+    [
+        BUILDER.build_basic(),
+        BUILDER.build_fixed([2, 4]),
+        BUILDER.build_dynamic(8),
+        BUILDER.build_memoizing([3], on_miss="pad", bucketing=[3, 9], max_batch_size=12, maxsize=5, seed=9),
+    ],
+    ids=lambda inferer: type(inferer).__name__,
+)
+def test_pickled_inferers_are_the_same(inferer: memojax.Inferer) -> None:
+    copy = pickle.loads(pickle.dumps(inferer))
+    assert type(copy) is type(inferer)
+    assert copy.__reduce__()[1][2:] == inferer.__reduce__()[1][2:]
+    assert [plan.size for plan in copy.plans()] == [plan.size for plan in inferer.plans()]
+    np.testing.assert_array_equal(copy.infer_arrays({"obs": OBS})["logits"], inferer.infer_arrays({"obs": OBS})["logits"])
+
+
+def _work(inferer: memojax.Inferer) -> np.ndarray:
+    return np.array(inferer.infer_arrays({"obs": OBS})["logits"])
+
+
+@pytest.mark.slow
+def test_spawned_worker() -> None:
+    inferer = BUILDER.build_memoizing([5])
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(_work, (inferer,)), _work(inferer))
+
+
+def test_unknown_device_is_named() -> None:
+    with pytest.raises(DeviceError, match="no device 'tpu:7'"):
+        BUILDER.build_memoizing(device="tpu:7")
