@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import abc
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import onnx
 
 from .batch import BatchedFunction
 from .errors import MemojaxError, MissingPackageError
@@ -145,22 +148,30 @@ class Tract(Contender):
         self._onnx = tract.onnx()
         assert typed.model is not None
         self._model = typed.model
+        proto = onnx.ModelProto.FromString(typed.model.content)
+        del proto.graph.value_info[:]  # what files declare about shapes in between is often wrong, and tract believes it
+        self._content = proto.SerializeToString()
+        self._outputs = [output.name for output in proto.graph.output]
         self._specs = {name: (spec.shape, spec.dtype) for spec, name in zip(typed.api.inputs, self._rows.file_names[0], strict=True)}
-        self._plans: dict[int, tuple[Any, list[str], list[str]]] = {}
+        self._plans: dict[int, tuple[Any, list[str]]] = {}
 
     def prepare(self, n: int) -> None:
         size = 1 if self.row_by_row else n
         if size in self._plans:
             return
         try:
-            model = self._onnx.load_buffer(self._model.content)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "model.onnx")
+                path.write_bytes(self._content)
+                model = self._onnx.load(path)
             inputs = [model.input_name(i) for i in range(model.input_count())]
-            outputs = [value.name for value in self._model.graph.outputs]
+            for i in range(len(self._outputs)):
+                model.set_output_fact(i, None)
             for i, name in enumerate(inputs):
                 axis, shape = self._rows.rule.inputs[name]
                 dims = [size if position == axis and not self.row_by_row else dim for position, dim in enumerate(shape)]
                 model.set_input_fact(i, ",".join(map(str, (*dims, _tract_dtype(self._specs[name][1])))))
-            self._plans[size] = (model.into_model().into_runnable(), inputs, outputs)
+            self._plans[size] = (model.into_model().into_runnable(), inputs)
         except Exception as cause:
             raise ContenderError(f"tract cannot load {self._model.name} at batch {n}: {' '.join(str(cause).split())[:300]}") from cause
 
@@ -169,9 +180,9 @@ class Tract(Contender):
         axis = self._rows.rule.inputs[first][0]
         size = 1 if self.row_by_row or axis is None else feeds[first].shape[axis]
         self.prepare(size)
-        runnable, inputs, outputs = self._plans[size]
+        runnable, inputs = self._plans[size]
         values = runnable.run([feeds[name] for name in inputs])
-        return dict(zip(outputs, (value.to_numpy() for value in values), strict=False))
+        return dict(zip(self._outputs, (value.to_numpy() for value in values), strict=True))
 
 
 CONTENDERS: dict[str, type[Contender]] = {"onnxruntime": OnnxRuntime, "tract": Tract}

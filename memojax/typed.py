@@ -105,7 +105,7 @@ class TypedModel:
             DimensionError: an output does not have the batch on axis 0.
         """
         specs = tuple(_spec_of(key, given) for key, given in inputs.items())
-        x64 = bool(jax.config.jax_enable_x64) or any(spec.dtype in _WIDE for spec in specs)
+        x64 = bool(jax.config.jax_enable_x64) or any(spec.dtype in _NARROWED for spec in specs)
         params = params if x64 else jax.tree.map(_narrow, params)
         order: list[str] = []
 
@@ -181,7 +181,8 @@ class TypedModel:
 
 
 _KEY = np.zeros(2, np.uint32)
-_WIDE = tuple(map(np.dtype, ("int64", "uint64", "float64", "complex128")))
+_NARROWED = {np.dtype(f"{kind}{2 * bits}"): np.dtype(f"{kind}{bits}") for kind, bits in (("int", 32), ("uint", 32), ("float", 32), ("complex", 64))}
+"""What JAX makes of 64-bit dtypes without x64."""
 _FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
@@ -207,8 +208,7 @@ def check_same_params(old: Any, new: Any) -> None:
 
 def _narrow(leaf: Any) -> Any:
     """A weight as JAX would take it without x64."""
-    narrow = {np.dtype("int64"): np.int32, np.dtype("uint64"): np.uint32, np.dtype("float64"): np.float32, np.dtype("complex128"): np.complex64}
-    return leaf.astype(narrow[leaf.dtype]) if getattr(leaf, "dtype", None) in narrow else leaf
+    return leaf.astype(_NARROWED[leaf.dtype]) if getattr(leaf, "dtype", None) in _NARROWED else leaf
 
 
 def _as_key(data: Any) -> Any:

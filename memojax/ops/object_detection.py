@@ -69,9 +69,9 @@ class _Sample(NamedTuple):
     def neighbours(self) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
         """Both pixels beside the sample, with their weights."""
         low = jnp.floor(self.place)
-        high = jnp.minimum(low + 1, self.size - 1)
-        share = self.place - low
-        return (cast(low, np.int32), (1 - share) * self.inside), (cast(high, np.int32), share * self.inside)
+        index, share = cast(low, np.int32), self.place - low
+        near, far = jnp.where(self.inside, 1 - share, 0), jnp.where(self.inside, share, 0)
+        return (index, near), (jnp.minimum(index + 1, self.size - 1), far)
 
     def weights(self) -> jax.Array:
         """Weights of all pixels, (regions, bins, size)."""

@@ -91,11 +91,15 @@ def lstm(
     def step(d: int, projected: Any, h: Any, c: Any) -> tuple[jax.Array, ...]:
         f, g, last = functions[d]
         i, o, forget, cell = jnp.split(projected + _product(h, _at(r, d)), 4, axis=1)
-        peep_i, peep_o, peep_f = (0, 0, 0) if p is None else jnp.split(_at(p, d)[None], 3, axis=1)
-        i = f(_clipped(i + peep_i * c, clip))
-        forget = 1 - i if input_forget else f(_clipped(forget + peep_f * c, clip))
+        peep_i, peep_o, peep_f = (None,) * 3 if p is None else jnp.split(_at(p, d)[None], 3, axis=1)
+
+        def gate(values: Any, peephole: Any, cell: Any) -> jax.Array:
+            return f(_clipped(values if peephole is None else values + peephole * cell, clip))
+
+        i = gate(i, peep_i, c)
+        forget = 1 - i if input_forget else gate(forget, peep_f, c)
         c = forget * c + i * g(_clipped(cell, clip))
-        return f(_clipped(o + peep_o * c, clip)) * last(c), c
+        return gate(o, peep_o, c) * last(c), c
 
     return _run(step, x, w, r, _joint_bias(b), sequence_lens, (initial_h, initial_c), direction, layout, hidden_size)
 

@@ -149,7 +149,8 @@ class BrainState:
             ready = self._is_ready(1)
             started = self._clock()
             response = self.inferer.infer_batch({agent: state})[agent]
-            self._note_cost(1, self._clock() - started, ready)
+            with self._lock:
+                self._note_cost(1, self._clock() - started, ready)
             return response
 
     def offer(self, remaining: float | None, must: bool) -> Verdict:
@@ -164,8 +165,7 @@ class BrainState:
             if remaining is not None and not self._is_ready(count) and not self._asked_for(count):
                 self._seal()
                 return Verdict.COLD
-            cost = self.timings.estimate(count) or 0.0
-            if remaining is None or must or 0 < cost <= remaining or cost < remaining:
+            if remaining is None or must or (remaining > 0 and (self.timings.estimate(count) or 0.0) <= remaining):
                 self._seal()
                 return Verdict.RUN
             return Verdict.LATE
@@ -204,10 +204,11 @@ class BrainState:
         """Take the brain out of service when it has finished what it is doing; the agents that still waited."""
         with self._running, self._lock:
             self._removed = True
-            for future in (self._swap, self.compile):
-                if future is not None:
-                    future.cancel()
-            return self._waiting()
+            orphans = self._waiting()
+        for future in (self._swap, self.compile):
+            if future is not None:
+                future.cancel()
+        return orphans
 
     def replace_inferer(self, new: Inferer) -> Future[Inferer]:
         """Compile `new` in the background for the sizes in use, then put it in the place of the one there is, which the future gives.
@@ -219,9 +220,10 @@ class BrainState:
             self._check_alive()
             _check_swap(self.inferer, new)
             sizes = {*self._recent, len(self._open), len(self._sealed or ())} - {0}
-            if self._swap is not None:
-                self._swap.cancel()
-            handle = self._swap = Future()
+            before, handle = self._swap, Future[Inferer]()
+            self._swap = handle
+        if before is not None:
+            before.cancel()
         compiles = [new.prepare(size) for size in sorted(sizes)]
         left = set(compiles)
 
@@ -300,7 +302,7 @@ class BrainState:
             if last is not None:
                 last.future.cancel()
             try:
-                future = inferer.prepare(count)
+                future = self.inferer.prepare(count)
             except Exception as failure:
                 future = Future[None]()
                 future.set_exception(failure)

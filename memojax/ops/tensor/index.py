@@ -80,10 +80,15 @@ def _non_negative(indices: Value, length: int) -> Value:
 def gather_elements(data: Value, indices: Value, *, axis: int = 0) -> Value:
     """An element of `data` for each index, along `axis`. https://onnx.ai/onnx/operators/onnx__GatherElements.html"""
     axis = normalize_axis(axis, data.ndim)
-    data = data[tuple(slice(None) if i == axis else slice(dim) for i, dim in enumerate(indices.shape))]
+    if data.shape != indices.shape:
+        data = data[tuple(slice(None) if i == axis else slice(dim) for i, dim in enumerate(indices.shape))]
+    return _take_along(data, indices, axis)
+
+
+def _take_along(data: Value, indices: Value, axis: int) -> Value:
     if is_static(data, indices):
         return np.take_along_axis(data, indices, axis=axis)
-    return jnp.take_along_axis(traced(data), _non_negative(traced(indices), data.shape[axis]), axis=axis, mode="clip")
+    return jnp.take_along_axis(traced(data), traced(indices), axis=axis, mode="clip")
 
 
 @op("GatherND", since=11)
@@ -140,11 +145,11 @@ def _put(data: jax.Array, where: tuple[np.ndarray, ...], updates: jax.Array) -> 
     # XLA:CPU runs a scatter as a loop over the indices; known indices turn it into a select, the last of repeated ones winning
     if not updates.size:
         return data
-    source = np.full(data.shape[: len(where)], -1, np.int32)
-    source[where] = np.arange(math.prod(updates.shape[: updates.ndim - data.ndim + len(where)])).reshape(np.broadcast_shapes(*(w.shape for w in where)))
-    rows = jnp.reshape(updates, (-1, *data.shape[len(where) :]))
-    mask = (source >= 0).reshape(source.shape + (1,) * (data.ndim - len(where)))
-    return jnp.where(mask, take_static(rows, np.maximum(source, 0), 0), data)
+    source, row = np.full(data.shape[: len(where)], -1), data.shape[len(where) :]
+    places = np.broadcast_shapes(*(part.shape for part in where))
+    source[where] = np.arange(math.prod(places)).reshape(places)
+    new = take_static(jnp.reshape(updates, (-1, *row)), np.maximum(source, 0), 0)
+    return jnp.where((source >= 0).reshape(source.shape + (1,) * len(row)), new, data) if source.min() < 0 else new
 
 
 @op("TensorScatter", since=24)
@@ -158,8 +163,8 @@ def tensor_scatter(past_cache: Value, update: Value, write_indices: Value = None
         offset = offset - nx.reshape(cast(write_indices, np.int64), [-1] + [1] * (past_cache.ndim - 1))
     if mode == "circular":
         offset = offset % length
-    new = jnp.take_along_axis(traced(update), nx.clip(offset, 0, written - 1), axis=axis, mode="clip")
-    return jnp.where((offset >= 0) & (offset < written), new, past_cache)
+    new = _take_along(update, nx.clip(offset, 0, written - 1), axis)
+    return nx.where((offset >= 0) & (offset < written), new, past_cache)
 
 
 @op("OneHot", since=9, static=("depth",))
@@ -170,7 +175,8 @@ def one_hot(indices: Value, depth: Value, values: Value, *, axis: int = -1) -> V
     checked_shape((*indices.shape, count))
     classes = np.arange(count).reshape([-1 if i == axis else 1 for i in range(rank)])
     position = nx.expand_dims(cast(indices, np.int64), axis)
-    return nx.where((position == classes) | (position + count == classes), values[1], values[0])
+    off, on = nx.split(values, 2)
+    return nx.where(nx.where(position < 0, position + count, position) == classes, on, off)
 
 
 @op("Trilu", since=14)
@@ -188,7 +194,7 @@ def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1,
     batch_axis, time_axis = normalize_axes((batch_axis, time_axis), input.ndim)
     step = np.arange(input.shape[time_axis]).reshape([-1 if i == time_axis else 1 for i in range(input.ndim)])
     length = nx.reshape(cast(sequence_lens, np.int64), [-1 if i == batch_axis else 1 for i in range(input.ndim)])
-    return nx.take_along_axis(input, nx.where(step < length, length - 1 - step, step), axis=time_axis)
+    return _take_along(input, nx.where(step < length, length - 1 - step, step), time_axis)
 
 
 # NonZero, Unique and Compress have outputs whose shapes depend on data: they are computed while tracing, from static values only.
@@ -198,7 +204,7 @@ def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1,
 def nonzero(x: Value) -> Value:
     """Indices of the elements that are not zero, static values only. https://onnx.ai/onnx/operators/onnx__NonZero.html"""
     _require_static("NonZero", x)
-    return np.array(np.nonzero(x), np.int64).reshape(max(x.ndim, 0), -1)
+    return np.array(np.nonzero(np.atleast_1d(x)), np.int64)[: x.ndim]
 
 
 @op("Compress", since=9)

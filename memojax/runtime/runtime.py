@@ -1,0 +1,306 @@
+"""Many models in one frame: a fair queue, a time budget, and models that can be swapped while it runs."""
+
+from __future__ import annotations
+
+import contextvars
+import heapq
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, final
+
+from ..batcher import States
+from ..errors import OrphanedDataError, RuntimeErrors, UnknownBrainError
+from ..inferer.base import Inferer, Response, Shapes
+from .state import BrainId, BrainState, Verdict
+from .timing import CompileTimings, Timing
+
+Responses = dict[BrainId, dict[int, Response]]
+
+
+@final
+class Runtime:
+    """Runs many models, each for its own agents, and keeps to a time budget.
+
+    Push states as they come, then call `run` (everything) or `run_for` (what fits into so many seconds) once per frame. An agent has
+    one state at a time: pushed again before it ran, the newer state takes the place of the older. What does not run in a frame waits
+    for the next, and goes first there.
+
+    - **Fair.** The model that has waited longest goes first, and the first runs even if it does not fit, so that each comes to its turn.
+    - **In time.** A model starts if what it usually takes (by batch size: mean and deviation of what was measured, interpolated between
+      sizes) fits into what is left.
+    - **No compile in a frame.** A batch whose size has no plan is set aside as it is while the plan is compiled in the background, keeps
+      its place in the queue, and runs when the plan is there. Only where nothing else could be answered does the first one compile in
+      `run_for`; `run` compiles whatever it needs.
+    - **Nothing is lost.** A model that raises does not keep the others from answering: see `RuntimeErrors`.
+
+    All methods may be called from any thread; one model runs one batch at a time.
+    """
+
+    def __init__(self, *, threads: int | None = None, clock: Callable[[], float] = time.perf_counter):
+        """A runtime without models.
+
+        Args:
+            threads: how many threads `run_threaded` uses, the caller's included; by default one per core.
+            clock: seconds, for tests.
+        """
+        self._threads = threads or os.cpu_count() or 1
+        self._clock = clock
+        self._compiles = CompileTimings(clock)
+        self._brains: dict[BrainId, BrainState] = {}
+        self._tickets = itertools.count(1)
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __len__(self) -> int:
+        """Models in it."""
+        return len(self._brains)
+
+    @property
+    def brains(self) -> list[BrainId]:
+        """The models, in the order they were added."""
+        with self._lock:
+            return list(self._brains)
+
+    def add_inferer(self, inferer: Inferer) -> BrainId:
+        """Add a model."""
+        brain = BrainId.fresh()
+        state = BrainState(brain, inferer, self._tickets.__next__, self._clock, self._compiles)
+        with self._lock:
+            self._brains[brain] = state
+        return brain
+
+    def remove_inferer(self, brain: BrainId) -> Inferer:
+        """Remove a model, when it has finished the batch it is at, and give it back.
+
+        Raises:
+            UnknownBrainError: there is no such brain.
+            OrphanedDataError: agents waited for it; it is removed all the same.
+        """
+        state = self._state(brain)
+        with self._lock:
+            self._brains.pop(brain, None)
+        if orphans := state.remove():
+            raise OrphanedDataError({brain: orphans})
+        return state.inferer
+
+    def replace_inferer(self, brain: BrainId, inferer: Inferer) -> Future[Inferer]:
+        """Swap the model of a brain for another with the same inputs and outputs, without a stall.
+
+        `inferer` is compiled in the background for the batch sizes in use, then put in place between two batches. Agents, their hidden
+        state and what waits stay: where the brain has wrappers, `inferer` comes without them and takes the place of the model inside.
+        The future gives the old model once it is out of use; cancel it to call the swap off, as a second swap does with the first.
+
+        Raises:
+            UnknownBrainError: there is no such brain.
+            IncompatibleModelError: `inferer` has other inputs or outputs; nothing is changed.
+        """
+        return self._state(brain).replace_inferer(inferer)
+
+    def inferer(self, brain: BrainId) -> Inferer:
+        """The model of a brain."""
+        return self._state(brain).inferer
+
+    def push(self, brain: BrainId, agent: int, state: Mapping[str, Any]) -> None:
+        """Queue a copy of the state of an agent; one that waits already is replaced.
+
+        Raises:
+            UnknownBrainError: there is no such brain.
+            InputError: an unknown, missing, misshapen or mistyped input; nothing is queued then.
+        """
+        self._state(brain).push(agent, state)
+
+    def extend(self, brain: BrainId, states: States) -> None:
+        """Queue the states of many agents at once; either all are taken or none.
+
+        Raises:
+            UnknownBrainError, InputError: as for `push`.
+            DuplicateIdError: an agent is in `states` twice.
+        """
+        self._state(brain).extend(states)
+
+    def waiting(self, brain: BrainId) -> list[int]:
+        """Agents of a brain that wait for an answer."""
+        return self._state(brain).waiting()
+
+    def begin_agent(self, brain: BrainId, agent: int) -> None:
+        """Note that an agent appears; see `Inferer.begin_agent`."""
+        self._state(brain).begin_agent(agent)
+
+    def end_agent(self, brain: BrainId, agent: int) -> None:
+        """Note that an agent is gone: its state that waits is dropped; see `Inferer.end_agent`."""
+        self._state(brain).end_agent(agent)
+
+    def infer_single(self, brain: BrainId, state: Mapping[str, Any], agent: int = 0) -> Response:
+        """Run one agent now, beside what is queued.
+
+        Raises:
+            UnknownBrainError, InputError: as for `push`.
+        """
+        return self._state(brain).infer_single(agent, state)
+
+    def run(self) -> Responses:
+        """Run everything that waits: brain -> agent -> response, without the brains where nothing waited.
+
+        Raises:
+            RuntimeErrors: models raised; it carries the responses of the others.
+        """
+        return self._run(None, threaded=False)
+
+    def run_for(self, seconds: float) -> Responses:
+        """Run what fits into `seconds`, longest waiting first; at least one model, if any waits.
+
+        Raises:
+            RuntimeErrors: as for `run`.
+        """
+        return self._run(seconds, threaded=False)
+
+    def run_threaded(self) -> Responses:
+        """`run` with the models dealt out to several threads; pays where one batch takes some 100 us or more.
+
+        Raises:
+            RuntimeErrors: as for `run`.
+        """
+        return self._run(None, threaded=True)
+
+    def run_for_threaded(self, seconds: float) -> Responses:
+        """`run_for` with the models dealt out to several threads.
+
+        Raises:
+            RuntimeErrors: as for `run`.
+        """
+        return self._run(seconds, threaded=True)
+
+    def input_shapes(self, brain: BrainId) -> Shapes:
+        """(name, element shape) of each input that `push` takes."""
+        return self._state(brain).inferer.input_shapes()
+
+    def output_shapes(self, brain: BrainId) -> Shapes:
+        """(name, element shape) of each output in a response."""
+        return self._state(brain).inferer.output_shapes()
+
+    def timings(self, brain: BrainId) -> dict[int, Timing]:
+        """What was measured so far: batch size -> seconds per batch, compiles left out."""
+        return dict(self._state(brain).timings.items())
+
+    def clear(self) -> None:
+        """Remove all models.
+
+        Raises:
+            OrphanedDataError: agents waited; all is removed all the same.
+        """
+        with self._lock:
+            states = list(self._brains.values())
+            self._brains.clear()
+        orphans = {state.brain: waiting for state in states if (waiting := state.remove())}
+        if orphans:
+            raise OrphanedDataError(orphans)
+
+    def _state(self, brain: BrainId) -> BrainState:
+        state = self._brains.get(brain)
+        if state is None:
+            raise UnknownBrainError(f"{brain} is not in this runtime: it was removed, or belongs to another; there are {len(self._brains)} brains")
+        return state
+
+    def _run(self, seconds: float | None, threaded: bool) -> Responses:
+        deadline = None if seconds is None else self._clock() + seconds
+        with self._lock:
+            states = [state for state in self._brains.values() if state.since]
+        frame = _Frame(states, next(self._tickets), self._clock, deadline)
+        # A thread that waits for an accelerator holds nothing up: such models overlap in `run` too.
+        threaded = threaded or any(state.on_accelerator for state in states)
+        threads = min(self._threads, len(states)) if threaded else 1
+        self._work(frame, threads)
+        while frame.cold and (frame.run_first_cold() or frame.await_cold(self._compiles)):
+            self._work(frame, threads)
+        if frame.failures:
+            raise RuntimeErrors(frame.failures, frame.responses)
+        return frame.responses
+
+    def _work(self, frame: _Frame, threads: int) -> None:
+        if threads <= 1:
+            frame.work()
+            return
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="memojax-runtime")
+        helpers = [self._pool.submit(contextvars.copy_context().run, frame.work) for _ in range(threads - 1)]
+        frame.work()
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+
+
+class _Frame:
+    """One run over the models that wait: who is next, who answered, who failed, who must be compiled first."""
+
+    def __init__(self, states: list[BrainState], now: int, clock: Callable[[], float], deadline: float | None):
+        """What is queued after ticket `now` is left to the next frame."""
+        self.responses: Responses = {}
+        self.failures: dict[BrainId, Exception] = {}
+        self.cold: list[BrainState] = []
+        self._queue = [(state.since, state.brain, state) for state in states]
+        heapq.heapify(self._queue)
+        self._now, self._clock, self._deadline = now, clock, deadline
+        self._at_work = 0
+        self._lock = threading.Lock()
+
+    def work(self) -> None:
+        """Run models until none is left that fits; several threads may."""
+        while (state := self._next()) is not None:
+            self._run(state)
+
+    def run_first_cold(self) -> bool:
+        """Run the first model without a plan, if nothing was answered: each call answers something."""
+        if self.responses:
+            return False
+        self._at_work += 1
+        self._run(self.cold.pop(0))
+        return True
+
+    def await_cold(self, compiles: CompileTimings) -> bool:
+        """Wait for a compile that should be done in time, and queue the models whose compile is; False if there are none."""
+        remaining = self._remaining() or 0.0
+        if remaining <= 0:
+            return False
+        hopeful = [state.compile for state in self.cold if (compiles.expected(state.brain) or 0.0) <= remaining]
+        done = wait([future for future in hopeful if future is not None], remaining, FIRST_COMPLETED).done
+        ready = [state for state in self.cold if state.compile in done]
+        self.cold = [state for state in self.cold if state.compile not in done]
+        for state in ready:
+            heapq.heappush(self._queue, (state.since, state.brain, state))
+        return bool(ready)
+
+    def _next(self) -> BrainState | None:
+        with self._lock:
+            while self._queue:
+                state = heapq.heappop(self._queue)[2]
+                verdict = state.offer(self._remaining(), must=not self.responses and not self._at_work)
+                if verdict is Verdict.COLD:
+                    self.cold.append(state)
+                elif verdict is Verdict.RUN:
+                    self._at_work += 1
+                    return state
+        return None
+
+    def _run(self, state: BrainState) -> None:
+        try:
+            responses = state.run()
+        except Exception as failure:
+            with self._lock:
+                self.failures[state.brain] = failure
+        else:
+            with self._lock:
+                if responses:
+                    self.responses.setdefault(state.brain, {}).update(responses)
+                if 0 < state.since < self._now:
+                    heapq.heappush(self._queue, (state.since, state.brain, state))
+        finally:
+            with self._lock:
+                self._at_work -= 1
+
+    def _remaining(self) -> float | None:
+        return None if self._deadline is None else self._deadline - self._clock()
