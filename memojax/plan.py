@@ -1,4 +1,4 @@
-"""One batch size: trace and lower under one lock, compile outside it, run."""
+"""One batch size, compiled: rows in, rows out."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
-from .errors import BatchSizeError, CompileError, LoweringError
+from .packing import Packing
+from .staging import Staging
 from .typed import TypedModel
 
-Weights = Literal["constant", "argument"]
+Rows: TypeAlias = Sequence[Any]
+Run: TypeAlias = Callable[[Rows], list[Any]]
 
-_trace_lock = threading.RLock()
 _SAMPLE_EVERY = 8
 """One call in so many is timed; a clock read costs a percent of the smallest call."""
 
@@ -36,6 +35,8 @@ class PlanInfo:
         median_us: median microseconds per call, over the last sampled ones; None before the first sample.
         bytes: memory that XLA reports for code, constants and temporaries; None where it does not say.
         platform: "cpu", "gpu", ...
+        candidate: the recipe that it was compiled by; "default" until autotuning finds a better one.
+        gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was timed.
     """
 
     size: int
@@ -44,130 +45,158 @@ class PlanInfo:
     median_us: float | None
     bytes: int | None
     platform: str
+    candidate: str = "default"
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Executable:
+    """What XLA compiled for one size, and how to call it.
+
+    Attributes:
+        compiled: JAX's compiled function.
+        run: `run(rows)` with one array per input (and the key, for a random model): one array per computed output.
+        candidate: name of the recipe that it was compiled by.
+    """
+
+    compiled: Any
+    run: Run
+    candidate: str = "default"
+
+    def bytes(self) -> int | None:
+        """Memory for code, temporaries and outputs, where XLA says it."""
+        try:
+            memory = self.compiled.memory_analysis()
+            return int(memory.generated_code_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes)
+        except Exception:
+            return None
 
 
 class Plan:
-    """A compiled executable for one batch size; call it with one `[n, *element_shape]` array per input."""
+    """An executable for one batch size; call it with one `[n, *element_shape]` array per input.
 
-    __slots__ = ("_calls", "_compiled", "_leading", "_times", "_x64", "compile_ms", "dtypes", "platform", "random", "shapes", "size")
+    A host plan takes and gives NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while other threads call.
+    """
 
-    def __init__(self, size: int, compiled: Any, typed: TypedModel, leading: tuple[Any, ...], platform: str, compile_ms: float):
+    __slots__ = (
+        "__weakref__", "_calls", "_executable", "_lock", "_peeks", "_run", "_times",
+        "compile_ms", "dtypes", "gain", "platform", "random", "shapes", "size",
+    )  # fmt: skip
+
+    def __init__(self, size: int, executable: Executable, typed: TypedModel, platform: str, compile_ms: float):
         self.size = size
         self.shapes = tuple((size, *spec.shape) for spec in typed.api.inputs)
         self.dtypes = tuple(spec.dtype for spec in typed.api.inputs)
         self.random = typed.random
         self.platform = platform
         self.compile_ms = compile_ms
-        self._compiled = compiled
-        self._leading = leading
-        self._x64 = any(dtype.itemsize == 8 and dtype.kind in "iuf" or dtype.itemsize == 16 for dtype in self.dtypes)
+        self.gain: float | None = None
+        self.executable = executable
+        self._lock = threading.Lock()
         self._calls = itertools.count()
+        self._peeks = 0
         self._times: deque[float] = deque(maxlen=64)
 
-    def __call__(self, rows: Sequence[Any], key: np.ndarray | None = None) -> Sequence[jax.Array]:
-        """One array per computed output, on the plan's device; `key` is a uint32[2] for a random model."""
+    @property
+    def executable(self) -> Executable:
+        """What runs."""
+        return self._executable
+
+    @executable.setter
+    def executable(self, executable: Executable) -> None:
+        self._executable = executable
+        self._run = executable.run
+
+    def __call__(self, rows: Rows, key: np.ndarray | None = None) -> list[Any]:
+        """One array per computed output, in order; `key` is a uint32[2] for a random model. NumPy results are read-only."""
+        given = rows if key is None else [*rows, key]
         if next(self._calls) % _SAMPLE_EVERY:
-            return self._run(rows, key)
+            return self._run(given)
         started = time.perf_counter()
-        results = self._run(rows, key)
-        jax.block_until_ready(results)
+        results = jax.block_until_ready(self._run(given))
         self._times.append(time.perf_counter() - started)
         return results
 
-    def _run(self, rows: Sequence[Any], key: np.ndarray | None) -> Sequence[jax.Array]:
-        given = (*self._leading, *rows) if key is None else (*self._leading, *rows, key)
-        if self._x64:
-            with jax.enable_x64(True):
-                return self._compiled(*given)
-        return self._compiled(*given)
+    def takes(self, rows: Rows) -> bool:
+        """Whether `rows` are NumPy arrays of just this plan's shapes and dtypes."""
+        for row, shape, dtype in zip(rows, self.shapes, self.dtypes):
+            if type(row) is not np.ndarray or row.shape != shape or row.dtype != dtype:
+                return False
+        return True
 
     @property
     def calls(self) -> int:
         """How often it ran."""
-        return self._calls.__reduce__()[1][0]
+        with self._lock:
+            self._peeks += 1
+            return next(self._calls) - self._peeks + 1
 
     def info(self) -> PlanInfo:
         """Size, costs and use so far."""
         times = sorted(self._times)
         median = times[len(times) // 2] * 1e6 if times else None
-        return PlanInfo(self.size, self.compile_ms, self.calls, median, _bytes(self._compiled), self.platform)
+        executable = self._executable
+        return PlanInfo(
+            self.size, self.compile_ms, self.calls, median, executable.bytes(), self.platform, executable.candidate, self.gain
+        )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Lowered:
-    """A traced and lowered size that waits to be compiled."""
+def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leading: list[tuple[Any, ...]]) -> Run:
+    """Rows as NumPy arrays, in and out; `leading[0]` are the weights that `call` takes first.
 
-    size: int
-    compile: Callable[[], Plan]
+    A call takes a slot of input buffers and gives it back, so that threads never write to the same one.
+    """
+    free: list[Any] = []
+    take, give, unpack = free.pop, free.append, packing.unpack
+    single = len(packing.groups) == 1 and len(packing.shapes) == 1
 
+    def slot() -> Any:
+        try:
+            return take()
+        except IndexError:
+            return staging.slot()
 
-class Planner:
-    """Makes the plans of one model on one device; holds the weights that all sizes share."""
+    def staged(rows: Rows) -> list[np.ndarray]:
+        mine = slot()
+        buffers, arrays = mine
+        for buffer, row in zip(buffers, rows, strict=True):
+            buffer[...] = row
+        result = call(*leading[0], *arrays)
+        results = [np.asarray(result)] if single else unpack(result)
+        give(mine)
+        return results
 
-    def __init__(self, typed: TypedModel, device: jax.Device, weights: Weights = "constant", precision: str | None = "highest"):
-        """Plan `typed` for `device`; `precision` is that of matrix products on accelerators (JAX's names)."""
-        self.typed = typed
-        self.device = device
-        self.weights: Weights = weights
-        self.precision = precision if device.platform != "cpu" else None
-        self._leaves, self._structure = jax.tree.flatten(typed.params)
-        self._placed: tuple[Any, ...] = ()
-        if weights == "argument":
-            with jax.enable_x64(True):
-                self._placed = tuple(jax.device_put(leaf, device) for leaf in self._leaves)
+    def mixed(rows: Rows) -> list[np.ndarray]:
+        mine = slot()
+        given = []
+        for buffer, array, row in zip(*mine, rows, strict=True):
+            if buffer is None:
+                given.append(row)
+            else:
+                buffer[...] = row
+                given.append(array)
+        result = call(*leading[0], *given)
+        results = [np.asarray(result)] if single else unpack(result)
+        give(mine)
+        return results
 
-    def lower(self, size: int) -> Lowered:
-        """Trace and lower for `size` rows.
+    def mixed_x64(rows: Rows) -> list[np.ndarray]:
+        with jax.enable_x64(True):
+            return mixed(rows)
 
-        Raises:
-            LoweringError: the model cannot be traced at this size.
-        """
-        if size < 1:
-            raise BatchSizeError(f"a plan needs at least one row, got batch size {size}")
-        started = time.perf_counter()
-        with _trace_lock, ExitStack() as scope:
-            scope.enter_context(jax.enable_x64(True))
-            if self.precision:
-                scope.enter_context(jax.default_matmul_precision(self.precision))
-            place = SingleDeviceSharding(self.device)
-            lowered = jax.jit(self._function(), in_shardings=place, out_shardings=place).lower(*self._arguments(size))
-        spent = time.perf_counter() - started
-
-        def compile_now() -> Plan:
-            begun = time.perf_counter()
-            try:
-                compiled = lowered.compile()
-            except LoweringError:
-                raise
-            except Exception as cause:
-                raise CompileError(f"XLA could not compile batch size {size} for {self.device}: {cause}") from cause
-            ms = (spent + time.perf_counter() - begun) * 1e3
-            return Plan(size, compiled, self.typed, self._placed, self.device.platform, ms)
-
-        return Lowered(size, compile_now)
-
-    def _function(self) -> Callable[..., Any]:
-        """A fresh function for each size: an executable is freed only with the jit object that it came from."""
-        n_inputs, typed, leaves = len(self.typed.api.inputs), self.typed, self._leaves
-        n_leading = len(self._placed)
-
-        def run(*given: Any) -> Any:
-            params = jax.tree.unflatten(self._structure, given[:n_leading] if n_leading else leaves)
-            rows = given[n_leading : n_leading + n_inputs]
-            key = jax.random.wrap_key_data(given[-1], impl="threefry2x32") if typed.random else None
-            return typed.fn(params, rows, key)
-
-        return run
-
-    def _arguments(self, size: int) -> list[Any]:
-        rows = [jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype) for spec in self.typed.api.inputs]
-        key = [jax.ShapeDtypeStruct((2,), np.uint32)] if self.typed.random else []
-        return [*self._placed, *rows, *key]
+    if all(staging.staged):
+        return staged
+    return mixed_x64 if staging.needs_x64 else mixed
 
 
-def _bytes(compiled: Any) -> int | None:
+def on_device(call: Callable[..., Any], leading: list[tuple[Any, ...]]) -> Run:
+    """Rows as `jax.Array`s, in and out."""
+    return lambda rows: list(call(*leading[0], *rows))
+
+
+def lean_call(compiled: Any) -> Callable[..., Any]:
+    """The compiled function without the Python frame around it (1 us), where this JAX has a way."""
     try:
-        memory = compiled.memory_analysis()
-        return int(memory.generated_code_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes)
-    except Exception:
-        return None
+        return compiled._executable.create_cpp_call(compiled._params) or compiled
+    except (AttributeError, TypeError):
+        return compiled

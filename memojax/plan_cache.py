@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from ._client import client_exists
 from .errors import BatchSizeError, ForkError, nearest
 from .forbid import check_allowed
-from .plan import Lowered, Plan
+from .plan import Plan
+from .planner import Lowered
 
 log = logging.getLogger("memojax")
 _caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()

@@ -20,16 +20,21 @@ class Staging:
     Only for a synchronous client: when a call returns its inputs have been read, so that the buffers may be written again.
     """
 
-    __slots__ = ("_device", "_specs", "staged")
+    __slots__ = ("_device", "_specs", "needs_x64", "staged")
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any], device: jax.Device):
-        """Slots for inputs of these shapes and dtypes; `staged` says which of them have a buffer."""
+        """Slots for inputs of these shapes and dtypes.
+
+        `staged` says which of them have a buffer; `needs_x64`, whether a 64-bit input has none, so that JAX must be told not to cut it.
+        """
         self._device = device
         self._specs = [(shape, np.dtype(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)]
         small = [0 < int(np.prod(shape, dtype=np.int64)) * dtype.itemsize <= LARGEST for shape, dtype in self._specs]
         self.staged = [fits and device.platform == "cpu" for fits in small]
         if any(buffer is not None and not _aliases(buffer, array) for buffer, array in zip(*self.slot(), strict=True)):
             self.staged = [False] * len(small)
+        wide = [dtype.itemsize == 16 or (dtype.itemsize == 8 and dtype.kind in "iuf") for _, dtype in self._specs]
+        self.needs_x64 = any(is_wide and not staged for is_wide, staged in zip(wide, self.staged, strict=True))
 
     def slot(self) -> tuple[list[np.ndarray | None], list[jax.Array | None]]:
         """Fresh buffers and their aliases; None for an input that is passed as it comes."""
@@ -39,4 +44,4 @@ class Staging:
 
 
 def _aliases(buffer: np.ndarray, array: Any) -> bool:
-    return array.unsafe_buffer_pointer() == buffer.ctypes.data
+    return array.unsafe_buffer_pointer() == buffer.__array_interface__["data"][0]

@@ -69,7 +69,7 @@ def verify(source: Source | TypedModel, sizes: Iterable[int] = (1, 5, 32), *, ag
         mine, theirs = inferer.infer_arrays(rows), other(rows)
         if typed.random and not drawn:
             again = [inferer.infer_arrays(rows) for _ in range(_DRAWS)]
-            drawn = {name for name, value in mine.items() if any((other[name] != value).any() for other in again)}
+            drawn = {name for name, value in mine.items() if any((rerun[name] != value).any() for rerun in again)}
         checks += [_check(size, name, np.asarray(mine[name]), np.asarray(theirs[name]), name in drawn) for name in mine]
     return checks
 

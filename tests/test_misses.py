@@ -19,7 +19,7 @@ import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
 from memojax.bucketing import bucket_of
 from memojax.errors import BatchSizeError, CompileForbiddenError, RowsMixError
-from memojax.plan import Lowered
+from memojax.planner import Lowered
 from memojax.recommend import interpolator, recommend
 
 W = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)

@@ -19,8 +19,9 @@ from .._client import device_name, resolve_device
 from .._types import Arrays, Source
 from ..errors import BatchSizeError, RowsMixError
 from ..model.signature import ModelApi
-from ..plan import Plan, Planner, PlanInfo
+from ..plan import PlanInfo
 from ..plan_cache import CacheInfo, PlanCache
+from ..planner import Planner, Weights
 from ..preload import Preload
 from ..recommend import Recommendation, recommend
 from ..scratch import ScratchPadView, aligned_empty
@@ -41,10 +42,12 @@ class ModelInferer(Inferer):
         device: str | jax.Device | None = None,
         seed: int = 0,
         precision: str | None = "highest",
+        weights: Weights = "auto",
     ):
         self.typed = typed
         self._device = resolve_device(device)
         self._precision = precision
+        self._weights: Weights = weights
         self._cache = PlanCache(self._planner(self._device).lower, maxsize)
         self._elsewhere: dict[jax.Device, PlanCache] = {}
         self._elsewhere_lock = threading.Lock()
@@ -79,7 +82,7 @@ class ModelInferer(Inferer):
         return _rebuild, (type(self), self.typed, {**self._options(), **self._arguments()}, self._cache.sizes())
 
     def _options(self) -> dict[str, Any]:
-        return {"device": device_name(self._device), "seed": self._seed, "precision": self._precision}
+        return {"device": device_name(self._device), "seed": self._seed, "precision": self._precision, "weights": self._weights}
 
     @property
     def raw_api(self) -> ModelApi:
@@ -139,17 +142,16 @@ class ModelInferer(Inferer):
                 view.set_output(slot, self._constant_rows(spec.name, n))
 
     def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
+        try:
+            rows = [inputs[name] for name in self._names]
+            plan = self._cache.hit(rows[0].shape[0])
+        except (KeyError, IndexError, AttributeError):
+            plan = None
+        if plan is not None and len(inputs) == len(rows) and plan.takes(rows):
+            results = plan(rows, self._key() if plan.random else None)
+            named: Arrays = dict(zip(self._computed_names, results))
+            return named if not self.typed.constant else self._in_order(named, plan.size)
         rows = [inputs.get(name) for name in self._names]
-        if len(inputs) == len(rows) and rows:
-            n = len(rows[0]) if type(rows[0]) is np.ndarray and rows[0].ndim else 0
-            plan = self._cache.hit(n)
-            if plan is not None and all(
-                type(row) is np.ndarray and row.shape == shape and row.dtype == dtype
-                for row, shape, dtype in zip(rows, plan.shapes, plan.dtypes, strict=True)
-            ):
-                results = plan(rows, self._key() if plan.random else None)
-                named: Arrays = dict(zip(self._computed_names, map(np.asarray, results), strict=True))
-                return named if not self.typed.constant else self._in_order(named, n)
         if any(lives_on_device(row) for row in rows):
             return self._infer_on_device(inputs)
         return self._infer_checked(inputs)
@@ -243,9 +245,9 @@ class ModelInferer(Inferer):
         self._uncounted[size] += 1
         key = self._key() if plan.random else None
         if size == n:
-            return list(map(np.asarray, plan(rows, key)))
+            return plan(rows, key)
         self._cache.count_padding(size - n)
-        return [np.asarray(result)[:n] for result in plan(self._padded(rows, n, size), key)]
+        return [result[:n] for result in plan(self._padded(rows, n, size), key)]
 
     def _padded(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
         kept: dict[int, list[np.ndarray]] = self._local.__dict__.setdefault("buffers", {})
@@ -268,9 +270,8 @@ class ModelInferer(Inferer):
             spec.name: named[spec.name] if spec.name in named else self._constant_rows(spec.name, n) for spec in self.typed.api.outputs
         }
 
-    def _planner(self, device: jax.Device) -> Planner:
-        weights = "constant" if device.platform == "cpu" else "argument"
-        return Planner(self.typed, device, weights, self._precision)
+    def _planner(self, device: jax.Device, host: bool = True) -> Planner:
+        return Planner(self.typed, device, self._weights, self._precision, host=host)
 
     def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
         rows, n, device = device_rows(self.api.inputs, inputs)
@@ -279,7 +280,7 @@ class ModelInferer(Inferer):
         with self._elsewhere_lock:
             cache = self._elsewhere.get(device)
             if cache is None:
-                cache = self._elsewhere[device] = PlanCache(self._planner(device).lower, self._cache.maxsize)
+                cache = self._elsewhere[device] = PlanCache(self._planner(device, host=False).lower, self._cache.maxsize)
         parts: list[Sequence[jax.Array]] = []
         done = 0
         while done < n:

@@ -17,6 +17,9 @@ from jax import lax
 from ._common import is_static, traced
 from .registry import op
 
+_UNROLLED = 4
+"""Up to this many steps are written out: faster for small batches, at some cost in compile time."""
+
 Step = Callable[..., tuple[jax.Array, ...]]
 
 _ACTIVATIONS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
@@ -145,7 +148,9 @@ def _over_time(step: Step, projected: jax.Array, states: tuple[Any, ...], lens: 
     if steps == 1:
         states, y = advance(states, (0, lax.squeeze(projected, (0,))))
         return y[None], states
-    states, ys = lax.scan(advance, states, (np.arange(steps, dtype=np.int32), projected), reverse=backwards)
+    times = np.arange(steps, dtype=np.int32)
+    unroll = steps if steps <= _UNROLLED else 1
+    states, ys = lax.scan(advance, states, (times, projected), reverse=backwards, unroll=unroll)
     return ys, states
 
 

@@ -1,0 +1,99 @@
+"""`memojax describe`: what is in a model file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import click
+
+from .options import find_model, json_option, model_argument
+
+
+@click.command("describe")
+@model_argument
+@json_option
+def command(model: str, json_file: str | None) -> None:
+    """Print a model's structure: opsets, producer, declared inputs and outputs, operators, weights, metadata.
+
+    Works for every file that can be read, also one that memojax cannot run.
+
+    \b
+    Example:
+      memojax describe pendulum_ppo
+    """
+    from ..model import load_model
+    from .output import write_json
+
+    file = find_model(model)
+    data = _describe(load_model(file.path), file)
+    if json_file:
+        write_json(json_file, data)
+    if json_file != "-":
+        _show(data)
+
+
+def _describe(loaded: Any, file: Any) -> dict[str, Any]:
+    graph = loaded.graph
+    ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.all_nodes())
+    weights = {name: array for name, array in graph.initializers.items() if array.dtype.kind in "fV"}
+    constants = {
+        node.outputs[0]: node.attributes["value"]
+        for node in graph.all_nodes()
+        if node.op_type == "Constant" and getattr(node.attributes.get("value"), "ndim", 0) > 0 and node.attributes["value"].dtype.kind in "fV"
+    }
+    weights |= constants
+    return {
+        "model": file.name,
+        "file": str(file.path),
+        "bytes": len(loaded.content),
+        "sha256": loaded.digest,
+        "producer": loaded.producer,
+        "ir_version": loaded.ir_version,
+        "opsets": {domain or "ai.onnx": version for domain, version in loaded.opsets.items()},
+        "inputs": [_value(value) for value in graph.inputs],
+        "outputs": [_value(value) for value in graph.outputs],
+        "nodes": sum(ops.values()),
+        "ops": dict(ops.most_common()),
+        "parameters": int(sum(array.size for array in weights.values())),
+        "parameter_bytes": int(sum(array.nbytes for array in weights.values())),
+        "tensors": [
+            {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
+            for name, array in sorted(weights.items(), key=lambda item: -item[1].size)
+        ],
+        "metadata": dict(loaded.metadata),
+        "notes": list(graph.notes),
+    }
+
+
+def _value(value: Any) -> dict[str, Any]:
+    shape = None if value.shape is None else ["?" if dim is None else dim for dim in value.shape]
+    return {"name": value.name, "kind": value.kind, "dtype": None if value.dtype is None else str(value.dtype), "shape": shape}
+
+
+_LARGEST = 8
+
+
+def _show(data: dict[str, Any]) -> None:
+    from .output import console, facts, table
+
+    out = console()
+    rows = [
+        (side, value["name"], value["dtype"] or value["kind"], "?" if value["shape"] is None else f"[{', '.join(map(str, value['shape']))}]")
+        for side in ("input", "output")
+        for value in data[f"{side}s"]
+    ]
+    out.print(table(["", "name", "dtype", "shape as declared"], rows, title=data["model"], left=4))
+    about = [
+        ("file", f"{data['file']} ({data['bytes']:,} bytes)"),
+        ("producer", f"{data['producer']}, IR version {data['ir_version']}"),
+        ("opsets", ", ".join(f"{domain} {version}" for domain, version in data["opsets"].items())),
+        ("weights", f"{data['parameters']:,} in {len(data['tensors'])} tensors ({data['parameter_bytes']:,} bytes)"),
+        *((f"metadata {key}", value[:200]) for key, value in data["metadata"].items()),
+        *(("note", note) for note in data["notes"]),
+    ]
+    out.print(facts(about))
+    out.print(table(["operator", "nodes"], [*data["ops"].items(), ("all", data["nodes"])]))
+    if data["tensors"]:
+        largest = [(tensor["name"], tensor["dtype"], str(tensor["shape"])) for tensor in data["tensors"][:_LARGEST]]
+        out.print(table(["largest tensors", "dtype", "shape"], largest, left=3))

@@ -1,0 +1,92 @@
+"""`memojax`: the group of commands, and how their errors are shown."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+COMMANDS = ("evaluate", "api", "describe", "run", "verify", "benchmark", "ops")
+"""Each is `memojax.cli.NAME:command`, imported when it is asked for."""
+
+EPILOG = """
+\b
+Examples:
+  memojax evaluate                                   a bundled, trained policy on its environment
+  memojax evaluate policy.onnx --env CartPole-v1     your own
+  memojax api policy.onnx                            what it takes and gives
+
+MODEL is an ONNX file or the name of a bundled policy: acrobot_ppo, pendulum_ppo, recurrent_lstm.
+
+\b
+Exit codes: 0 done; 1 the model, the environment or the data is at fault (one line says how, --debug says where, and 'verify' uses it
+for a difference); 2 the command line is; 130 stopped by Ctrl-C.
+
+\b
+Shell completion, for bash (zsh and fish likewise), in ~/.bashrc:
+  eval "$(_MEMOJAX_COMPLETE=bash_source memojax)"
+"""
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is used, and shows memojax's errors as one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"memojax.cli.{cmd_name}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as failure:
+            import difflib
+
+            if close := difflib.get_close_matches(args[0], COMMANDS, 1):
+                failure.message += f" Did you mean {close[0]!r}?"
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from ..errors import MemojaxError
+
+        try:
+            return super().invoke(ctx)
+        except (MemojaxError, OSError) as failure:
+            if ctx.params.get("debug"):
+                raise
+            from .output import show_error
+
+            show_error(failure)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            ctx.exit(130)
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        import jax
+        import onnx
+
+        from .. import __version__
+
+        click.echo(f"memojax {__version__} (jax {jax.__version__}, onnx {onnx.__version__}, Python {sys.version.split()[0]})")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show versions and exit.")
+def cli(debug: bool) -> None:
+    """ONNX policies as memoized XLA executables: one per batch size, compiled once."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    cli.main(args=list(args) if args is not None else None, prog_name="memojax")

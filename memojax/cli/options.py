@@ -1,0 +1,150 @@
+"""What several commands share: the MODEL argument, how it is loaded, devices, `--json`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A MODEL argument: a file, its name, and the card beside it (`NAME.json` with an `env_id`), if there is one."""
+
+    name: str
+    path: Path
+    card: Mapping[str, Any]
+
+
+def find_model(text: str) -> ModelFile:
+    """The file that a MODEL argument means: a path, or the name of a bundled policy.
+
+    Raises:
+        ModelLoadError: neither.
+    """
+    from .. import policies
+    from ..errors import ModelLoadError
+
+    path = Path(text)
+    if not path.exists():
+        if text not in policies.names():
+            close = difflib.get_close_matches(text, policies.names(), 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ModelLoadError(f"{text}: no such file, and no bundled policy has that name{hint}; bundled are {', '.join(policies.names())}")
+        path = policies.bundled(text)
+    return ModelFile(path.stem, path, _card(path.with_suffix(".json")))
+
+
+def _card(path: Path) -> Mapping[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) and isinstance(card.get("env_id"), str) else {}
+
+
+def model_argument(command: Command) -> Command:
+    """One MODEL."""
+    return click.argument("model", metavar="MODEL")(command)
+
+
+def loading_options(command: Command) -> Command:
+    """`--dim`, `--constant`, `--batch-axis`, gathered into the keyword `loading` by `loading_of`."""
+    for option in reversed(
+        (
+            click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic dimension other than the batch."),
+            click.option("--constant", "constants", multiple=True, metavar="INPUT=VALUE", help="Value of an input that all agents share."),
+            click.option(
+                "--batch-axis", multiple=True, metavar="AXIS|INPUT=AXIS", help="Where the batch is, if the file does not say it right."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def loading_of(dims: tuple[str, ...], constants: tuple[str, ...], batch_axis: tuple[str, ...]) -> dict[str, Any]:
+    """Options of `TypedModel.from_model` from those of the command line."""
+    loading: dict[str, Any] = {}
+    if dims:
+        loading["dims"] = {name: _whole(value, f"--dim {name}") for name, value in pairs(dims, "--dim")}
+    if constants:
+        loading["constants"] = {name: _literal(value, name) for name, value in pairs(constants, "--constant")}
+    if batch_axis and len(batch_axis) == 1 and "=" not in batch_axis[0]:
+        loading["batch_axis"] = _whole(batch_axis[0], "--batch-axis")
+    elif batch_axis:
+        loading["batch_axis"] = {
+            name: None if value == "none" else _whole(value, f"--batch-axis {name}") for name, value in pairs(batch_axis, "--batch-axis")
+        }
+    return loading
+
+
+def json_option(command: Command) -> Command:
+    """`--json FILE`."""
+    return click.option("--json", "json_file", metavar="FILE|-", help="Write everything as JSON; with - to stdout, instead of the tables.")(
+        command
+    )
+
+
+def device_option(command: Command) -> Command:
+    """`--device D`."""
+    return click.option("--device", metavar="DEVICE", help="cpu (default), gpu, gpu:1, tpu, ...")(command)
+
+
+def find_device(name: str | None) -> Any:
+    """A JAX device by name; None, which is memojax's own CPU client, for "cpu" and None.
+
+    Raises:
+        DeviceError: there is none; those that are there are named.
+    """
+    if name in (None, "cpu"):
+        return None
+    import jax
+
+    from ..errors import DeviceError
+
+    platform, _, index = str(name).partition(":")
+    position = _whole(index, "--device") if index else 0
+    try:
+        return jax.devices(platform)[position]
+    except (RuntimeError, IndexError) as cause:
+        there = ", ".join(f"{device.platform}:{device.id}" for device in jax.devices())
+        hint = "; a GPU needs pip install 'memojax[cuda13]'" if platform in ("gpu", "cuda") else ""
+        raise DeviceError(f"no device {name!r}: JAX sees {there}{hint}") from cause
+
+
+def pairs(values: tuple[str, ...], option: str, mark: str = "=") -> list[tuple[str, str]]:
+    """`NAME=VALUE` options, split.
+
+    Raises:
+        click.UsageError: one without the mark.
+    """
+    result = []
+    for value in values:
+        name, found, rest = value.rpartition(mark)
+        if not found or not name or not rest:
+            raise click.UsageError(f"{option} {value!r}: write it as NAME{mark}VALUE")
+        result.append((name, rest))
+    return result
+
+
+def _whole(text: str, what: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise click.UsageError(f"{what}: {text!r} is not a whole number") from None
+
+
+def _literal(text: str, name: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise click.UsageError(f"--constant {name}: {text!r} is not a number or a list of numbers") from None

@@ -1,0 +1,82 @@
+"""What commands print: tables on stdout, errors on stderr, JSON where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+_PIPE_WIDTH = 160
+"""Columns where stdout is no terminal: a table in a file should not be squeezed."""
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on stdout (or stderr) as it is now."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else max(_PIPE_WIDTH, shutil.get_terminal_size().columns)
+    return Console(stderr=stderr, width=width, highlight=False)
+
+
+def show_error(failure: BaseException) -> None:
+    """An error in red on stderr; its first line says what is wrong."""
+    text = f"{failure.filename}: {failure.strerror}" if isinstance(failure, OSError) and failure.filename else str(failure)
+    console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", left: int = 1) -> Table:
+    """A table whose first `left` columns are text, the others numbers."""
+    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False, header_style="dim")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else escape(str(cell)) for cell in row))
+    return made
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> Table:
+    """Names and what they are, without a frame."""
+    made = Table.grid(padding=(0, 3))
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in pairs:
+        made.add_row(escape(name), escape(value))
+    return made
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """`1,234.5`, or a dash for nothing."""
+    return "-" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def write_json(target: str, data: Any) -> None:
+    """Data as JSON into a file, or to stdout for "-"; NaN becomes null."""
+    text = json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)

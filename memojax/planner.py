@@ -1,0 +1,162 @@
+"""Makes the plans of one model on one device: trace and lower under one lock, compile outside it."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from .errors import BatchSizeError, CompileError, LoweringError
+from .hoist import Hoister, Node, Residue
+from .packing import Packing
+from .plan import Executable, Plan, lean_call, on_device, on_host
+from .recipe import DEFAULT, Recipe
+from .staging import Staging
+from .typed import TypedModel
+
+Weights = Literal["auto", "constant", "argument"]
+
+trace_lock = threading.RLock()
+"""Held while JAX traces: Python work that only one thread can do at a time anyway."""
+
+_LARGE = 32 << 20
+"""Bytes of weights from which "auto" passes them as arguments, even on CPU: as constants they would dominate compile times."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A traced and lowered size that waits to be compiled."""
+
+    size: int
+    compile: Callable[[], Plan]
+
+
+class Planner:
+    """Plans of one model on one device; holds the weights that all sizes share."""
+
+    def __init__(
+        self, typed: TypedModel, device: jax.Device, weights: Weights = "auto", precision: str | None = "highest", *, host: bool = True
+    ):
+        """Plan `typed` for `device`.
+
+        Args:
+            weights: "constant" (part of the executables), "argument" (passed with each call), or "auto".
+            precision: of matrix products on accelerators (JAX's names).
+            host: whether the plans take and give NumPy arrays (else `jax.Array`s).
+        """
+        self.typed = typed
+        self.device = device
+        self.precision = precision if device.platform != "cpu" else None
+        self.host = host
+        leaves, self._structure = jax.tree.flatten(typed.params)
+        large = sum(leaf.nbytes for leaf in leaves) > _LARGE
+        self.weights: Weights = weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
+        self._hoister = Hoister(leaves)
+        self._placed: weakref.WeakKeyDictionary[Node, jax.Array] = weakref.WeakKeyDictionary()
+        shapes = {spec.name: spec for spec in typed.api.outputs}
+        self._outputs = [shapes[name] for name in typed.computed]
+
+    def lower(self, size: int) -> Lowered:
+        """Trace and lower for `size` rows.
+
+        Raises:
+            LoweringError: the model cannot be traced at this size.
+        """
+        if size < 1:
+            raise BatchSizeError(f"a plan needs at least one row, got batch size {size}")
+        started = time.perf_counter()
+        with trace_lock:
+            residue = self.trace(size)
+            finish = self.prepare(size, residue)
+        spent = time.perf_counter() - started
+
+        def compile_now() -> Plan:
+            begun = time.perf_counter()
+            executable = finish()
+            ms = (spent + time.perf_counter() - begun) * 1e3
+            return Plan(size, executable, self.typed, self.device.platform, ms)
+
+        return Lowered(size, compile_now)
+
+    def trace(self, size: int) -> Residue:
+        """The model at `size` rows, without what depends on weights alone."""
+        arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
+        with trace_lock, self._settings():
+            return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
+
+    def prepare(self, size: int, residue: Residue, recipe: Recipe = DEFAULT) -> Callable[[], Executable]:
+        """Lower a traced size by a recipe; gives what compiles it."""
+        packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
+        constants = self._hoister.values(residue.nodes) if self.weights == "constant" else None
+        placed = [] if constants is not None else self._place(residue.nodes)
+        count = len(placed)
+
+        def run(*given: Any) -> Any:
+            outputs = recipe.trace(residue, given[:count] if constants is None else constants, given[count:])
+            return packing.pack(outputs) if self.host else tuple(outputs)
+
+        place = SingleDeviceSharding(self.device)
+        with trace_lock, self._settings():
+            lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*placed, *self._rows(size))
+
+        def finish() -> Executable:
+            try:
+                compiled = lowered.compile(dict(recipe.options) or None)
+            except LoweringError:
+                raise
+            except Exception as cause:
+                raise CompileError(f"XLA could not compile batch size {size} for {self.device}: {cause}") from cause
+            return self._executable(size, compiled, packing, [tuple(placed)], recipe)
+
+        return finish
+
+    def _executable(self, size: int, compiled: Any, packing: Packing, leading: list[tuple[Any, ...]], recipe: Recipe) -> Executable:
+        call = lean_call(compiled)
+        if not self.host:
+            return Executable(compiled, on_device(call, leading), recipe.name)
+        rows = self._rows(size)
+        staging = Staging([row.shape for row in rows], [row.dtype for row in rows], self.device)
+        return Executable(compiled, on_host(call, staging, packing, leading), recipe.name)
+
+    def _place(self, nodes: Sequence[Node]) -> list[jax.Array]:
+        """Values of `nodes` on the device; one array for all sizes."""
+        missing = [node for node in nodes if node not in self._placed]
+        with jax.enable_x64(True):
+            fresh = {node: jax.device_put(v, self.device) for node, v in zip(missing, self._hoister.values(missing), strict=True)}
+        self._placed.update(fresh)
+        return [self._placed[node] for node in nodes]
+
+    def _function(self) -> Callable[..., Any]:
+        """A fresh function for each size: an executable is freed only with the jit object that it came from."""
+        n_weights, n_inputs, typed, structure = len(self._hoister.leaves), len(self.typed.api.inputs), self.typed, self._structure
+
+        def run(*given: Any) -> Any:
+            rows = given[n_weights : n_weights + n_inputs]
+            key = jax.random.wrap_key_data(given[-1], impl="threefry2x32") if typed.random else None
+            return typed.fn(jax.tree.unflatten(structure, given[:n_weights]), rows, key)
+
+        return run
+
+    def _rows(self, size: int) -> list[jax.ShapeDtypeStruct]:
+        """Inputs at `size` rows, and the key of a random model."""
+        rows = [jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype) for spec in self.typed.api.inputs]
+        return [*rows, jax.ShapeDtypeStruct((2,), np.uint32)] if self.typed.random else rows
+
+    def _settings(self) -> ExitStack:
+        scope = ExitStack()
+        scope.enter_context(jax.enable_x64(True))
+        if self.precision:
+            scope.enter_context(jax.default_matmul_precision(self.precision))
+        return scope
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype)
