@@ -25,6 +25,8 @@ from .inferer import State as State
 from .model.signature import ModelApi as ModelApi
 from .model.signature import TensorSpec as TensorSpec
 from .oneshot import run as run
+from .runtime import BrainId as BrainId
+from .runtime import Runtime as Runtime
 from .scratch import ScratchPad as ScratchPad
 from .scratch import ScratchPadView as ScratchPadView
 from .typed import TypedModel as TypedModel

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,22 +45,33 @@ class Packing:
         ]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def unpack(self, results: Any) -> list[np.ndarray]:
-        """What the executable gave, as one read-only, contiguous array per output, without a copy."""
-        arrays: list[Any] = [None] * len(self.shapes)
-        for group, result in zip(self.groups, [results] if len(self.groups) == 1 else results, strict=True):
-            flat = np.asarray(result)
-            if len(group) == 1:
-                arrays[group[0]] = flat
-                continue
-            start = 0
+    def unpacker(self) -> Callable[[Any], list[np.ndarray]] | None:
+        """What turns results into one read-only, contiguous array per output, without a copy; None where the result is the output."""
+        if len(self.shapes) == 1:
+            return None
+        places: list[Any] = [None] * len(self.shapes)
+        for number, group in enumerate(self.groups):
+            stop = 0
             for index in group:
-                shape = self.shapes[index]
-                stop = start + int(np.prod(shape, dtype=np.int64))
-                arrays[index] = flat[start:stop].reshape(shape)
-                start = stop
-        return arrays
+                start, stop = stop, stop + math.prod(self.shapes[index])
+                places[index] = (number, slice(start, stop), self.shapes[index])
+        asarray = np.asarray
+        if len(self.groups) == 1:
+            one = [(part, shape) for _, part, shape in places]
+
+            def unpack_one(result: Any) -> list[np.ndarray]:
+                flat = asarray(result)
+                return [flat[part].reshape(shape) for part, shape in one]
+
+            return unpack_one
+        whole = [len(group) == 1 for group in self.groups]
+
+        def unpack(results: Any) -> list[np.ndarray]:
+            flats = [asarray(result) for result in results]
+            return [flats[number] if whole[number] else flats[number][part].reshape(shape) for number, part, shape in places]
+
+        return unpack
 
 
 def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return math.prod(shape) * np.dtype(dtype).itemsize

@@ -20,7 +20,7 @@ from .typed import TypedModel
 Rows: TypeAlias = Sequence[Any]
 Run: TypeAlias = Callable[[Rows], list[Any]]
 
-_SAMPLE_EVERY = 8
+_SAMPLE_EVERY = 16
 """One call in so many is timed; a clock read costs a percent of the smallest call."""
 
 
@@ -79,7 +79,7 @@ class Plan:
     """
 
     __slots__ = (
-        "__weakref__", "_calls", "_executable", "_lock", "_peeks", "_run", "_times",
+        "__weakref__", "_executable", "_lock", "_peeks", "_run", "_tick", "_times",
         "compile_ms", "dtypes", "gain", "platform", "random", "shapes", "size",
     )  # fmt: skip
 
@@ -93,7 +93,7 @@ class Plan:
         self.gain: float | None = None
         self.executable = executable
         self._lock = threading.Lock()
-        self._calls = itertools.count()
+        self._tick = itertools.count().__next__
         self._peeks = 0
         self._times: deque[float] = deque(maxlen=64)
 
@@ -109,11 +109,14 @@ class Plan:
 
     def __call__(self, rows: Rows, key: np.ndarray | None = None) -> list[Any]:
         """One array per computed output, in order; `key` is a uint32[2] for a random model. NumPy results are read-only."""
-        given = rows if key is None else [*rows, key]
-        if next(self._calls) % _SAMPLE_EVERY:
-            return self._run(given)
+        if key is not None:
+            rows = [*rows, key]
+        if self._tick() % _SAMPLE_EVERY:
+            return self._run(rows)
         started = time.perf_counter()
-        results = jax.block_until_ready(self._run(given))
+        results = self._run(rows)
+        if isinstance(results[0], jax.Array):
+            jax.block_until_ready(results)
         self._times.append(time.perf_counter() - started)
         return results
 
@@ -129,7 +132,7 @@ class Plan:
         """How often it ran."""
         with self._lock:
             self._peeks += 1
-            return next(self._calls) - self._peeks + 1
+            return self._tick() - self._peeks + 1
 
     def info(self) -> PlanInfo:
         """Size, costs and use so far."""
@@ -147,37 +150,46 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
     A call takes a slot of input buffers and gives it back, so that threads never write to the same one.
     """
     free: list[Any] = []
-    take, give, unpack = free.pop, free.append, packing.unpack
-    single = len(packing.groups) == 1 and len(packing.shapes) == 1
+    take, give, fresh, unpack, asarray = free.pop, free.append, staging.slot, packing.unpacker(), np.asarray
 
-    def slot() -> Any:
+    def staged_one(rows: Rows) -> list[np.ndarray]:
         try:
-            return take()
+            slot = take()
         except IndexError:
-            return staging.slot()
+            slot = fresh()
+        (buffer,), (array,) = slot
+        buffer[...] = rows[0]
+        result = call(*leading[0], array)
+        results = [asarray(result)] if unpack is None else unpack(result)
+        give(slot)
+        return results
 
     def staged(rows: Rows) -> list[np.ndarray]:
-        mine = slot()
-        buffers, arrays = mine
-        for buffer, row in zip(buffers, rows, strict=True):
+        try:
+            slot = take()
+        except IndexError:
+            slot = fresh()
+        buffers, arrays = slot
+        for buffer, row in zip(buffers, rows):
             buffer[...] = row
         result = call(*leading[0], *arrays)
-        results = [np.asarray(result)] if single else unpack(result)
-        give(mine)
+        results = [asarray(result)] if unpack is None else unpack(result)
+        give(slot)
         return results
 
     def mixed(rows: Rows) -> list[np.ndarray]:
-        mine = slot()
+        try:
+            slot = take()
+        except IndexError:
+            slot = fresh()
         given = []
-        for buffer, array, row in zip(*mine, rows, strict=True):
-            if buffer is None:
-                given.append(row)
-            else:
+        for buffer, array, row in zip(*slot, rows):
+            if buffer is not None:
                 buffer[...] = row
-                given.append(array)
+            given.append(row if buffer is None else array)
         result = call(*leading[0], *given)
-        results = [np.asarray(result)] if single else unpack(result)
-        give(mine)
+        results = [asarray(result)] if unpack is None else unpack(result)
+        give(slot)
         return results
 
     def mixed_x64(rows: Rows) -> list[np.ndarray]:
@@ -185,7 +197,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
             return mixed(rows)
 
     if all(staging.staged):
-        return staged
+        return staged_one if len(staging.staged) == 1 else staged
     return mixed_x64 if staging.needs_x64 else mixed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class Staging:
         """
         self._device = device
         self._specs = [(shape, np.dtype(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)]
-        small = [0 < int(np.prod(shape, dtype=np.int64)) * dtype.itemsize <= LARGEST for shape, dtype in self._specs]
+        small = [0 < math.prod(shape) * dtype.itemsize <= LARGEST for shape, dtype in self._specs]
         self.staged = [fits and device.platform == "cpu" for fits in small]
         if any(buffer is not None and not _aliases(buffer, array) for buffer, array in zip(*self.slot(), strict=True)):
             self.staged = [False] * len(small)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,17 +31,6 @@ def test_aligned_arrays_start_on_a_cache_line(shape: tuple[int, ...], dtype: Any
     assert array.dtype == dtype
     assert array.flags.c_contiguous
     assert array.ctypes.data % 64 == 0
-
-
-def test_aligned_memory_is_freed_without_the_garbage_collector() -> None:
-    gc.disable()
-    try:
-        array = aligned_empty((4,), np.float32)
-        buffer = weakref.ref(array.base if array.base.base is None else array.base.base)
-        del array
-        assert buffer() is None
-    finally:
-        gc.enable()
 
 
 def test_a_pad_keeps_its_rows_while_it_doubles() -> None:

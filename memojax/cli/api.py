@@ -61,24 +61,27 @@ def _spec(spec: Any) -> dict[str, Any]:
 
 
 def _show(name: str, typed: Any, ops: list[Any], mixing: list[str] | None, notes: list[str]) -> None:
-    from .output import console, facts, table
+    from .output import facts, show, table
 
-    out = console()
     rows = [("input", spec.name, str(spec.dtype), _shape(spec)) for spec in typed.api.inputs]
     rows += [("output", spec.name, str(spec.dtype), _shape(spec)) for spec in typed.api.outputs]
-    out.print(table(["", "name", "dtype", "shape per batch"], rows, title=name, left=4))
     if mixing is None:
         independent = "not probed"
     elif mixing:
-        independent = f"rows influence each other in {', '.join(mixing)}: batches are never padded or split"
+        independent = f"influence each other in {', '.join(mixing)}: batches are never padded or split"
     else:
         independent = "independent: batches may be padded and split"
-    out.print(facts([("batch rule", typed.rule), ("rows", independent), *(("note", note) for note in notes)]))
-    ops_rows = [(f"{domain}.{op}" if domain else op, by, reason, opset, count) for domain, op, opset, count, by, reason in ops]
-    if any(row[2] for row in ops_rows):
-        out.print(table(["operator", "lowered by", "why", "opset", "nodes"], ops_rows, left=3))
+    lowered = [(f"{domain}.{op}" if domain else op, by, reason, opset, count) for domain, op, opset, count, by, reason in ops]
+    if any(row[2] for row in lowered):
+        ops_table = table(["operator", "lowered by", "why", "opset", "nodes"], lowered, left=3)
     else:
-        out.print(table(["operator", "lowered by", "opset", "nodes"], [(a, b, d, e) for a, b, _, d, e in ops_rows], left=2))
+        ops_table = table(["operator", "lowered by", "opset", "nodes"], [(a, b, d, e) for a, b, _, d, e in lowered], left=2)
+    show(
+        f"[bold]{name}[/]",
+        table(["", "name", "dtype", "shape per batch"], rows, left=4),
+        facts([("batch rule", typed.rule), ("rows", independent), *(("note", note) for note in notes)]),
+        ops_table,
+    )
 
 
 def _shape(spec: Any) -> str:

@@ -75,15 +75,13 @@ _LARGEST = 8
 
 
 def _show(data: dict[str, Any]) -> None:
-    from .output import console, facts, table
+    from .output import facts, show, table
 
-    out = console()
     rows = [
         (side, value["name"], value["dtype"] or value["kind"], "?" if value["shape"] is None else f"[{', '.join(map(str, value['shape']))}]")
         for side in ("input", "output")
         for value in data[f"{side}s"]
     ]
-    out.print(table(["", "name", "dtype", "shape as declared"], rows, title=data["model"], left=4))
     about = [
         ("file", f"{data['file']} ({data['bytes']:,} bytes)"),
         ("producer", f"{data['producer']}, IR version {data['ir_version']}"),
@@ -92,8 +90,11 @@ def _show(data: dict[str, Any]) -> None:
         *((f"metadata {key}", value[:200]) for key, value in data["metadata"].items()),
         *(("note", note) for note in data["notes"]),
     ]
-    out.print(facts(about))
-    out.print(table(["operator", "nodes"], [*data["ops"].items(), ("all", data["nodes"])]))
-    if data["tensors"]:
-        largest = [(tensor["name"], tensor["dtype"], str(tensor["shape"])) for tensor in data["tensors"][:_LARGEST]]
-        out.print(table(["largest tensors", "dtype", "shape"], largest, left=3))
+    largest = [(tensor["name"], tensor["dtype"], str(tensor["shape"])) for tensor in data["tensors"][:_LARGEST]]
+    show(
+        f"[bold]{data['model']}[/]",
+        table(["", "name", "dtype", "shape as declared"], rows, left=4),
+        facts(about),
+        table(["operator", "nodes"], [*data["ops"].items(), ("all", data["nodes"])]),
+        *([table(["largest tensors", "dtype", "shape"], largest, left=3)] if largest else []),
+    )

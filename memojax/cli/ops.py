@@ -48,19 +48,20 @@ def command(names: tuple[str, ...], domain: str | None, by: str | None, missing:
     if json_file != "-":
         from rich.text import Text
 
-        from .output import console, table
+        from .output import show, table
 
         styles = {"no": "red", "host": "yellow", "function body": "cyan", "delegated": "magenta"}
         lines = [
             (row.name, row.family, ", ".join(map(str, versions)), Text(who, styles.get(who, "green")), reason)
             for row, who, reason, versions in listed
         ]
-        out = console()
-        out.print(table(["operator", "family", "versions", "lowered by", "why"], lines, left=5))
         counts = totals(rows)
         total = sum(counts.values())
         said = ", ".join(f"{counts[who]} {'not supported' if who == 'no' else who}" for who in _WHO if who in counts)
-        out.print(f"{len(rows)} operators, {total} versions: {said} ({(total - counts.get('no', 0)) / max(total, 1):.1%} supported)")
+        show(
+            table(["operator", "family", "versions", "lowered by", "why"], lines, left=5),
+            f"{len(rows)} operators, {total} versions: {said} ({(total - counts.get('no', 0)) / max(total, 1):.1%} supported)",
+        )
 
 
 def _entry(row: Any, who: str, reason: str, versions: list[int]) -> dict[str, Any]:

@@ -28,15 +28,28 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False)
 
 
+def show(*items: Any) -> None:
+    """Print tables and lines to stdout, a blank line between them."""
+    out = console()
+    with out.capture() as captured:
+        for index, item in enumerate(items):
+            if index:
+                out.print()
+            out.print(item, soft_wrap=isinstance(item, str))
+    text = captured.get()
+    sys.stdout.write(text if sys.stdout.isatty() else "".join(line.rstrip() + "\n" for line in text.splitlines()))
+    sys.stdout.flush()
+
+
 def show_error(failure: BaseException) -> None:
     """An error in red on stderr; its first line says what is wrong."""
     text = f"{failure.filename}: {failure.strerror}" if isinstance(failure, OSError) and failure.filename else str(failure)
     console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", left: int = 1) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> Table:
     """A table whose first `left` columns are text, the others numbers."""
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False, header_style="dim")
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
     for row in rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import heapq
-import itertools
 import os
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import Any, final
 from ..batcher import States
 from ..errors import OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Response, Shapes
-from .state import BrainId, BrainState, Verdict
+from .state import BrainId, BrainState, Turns, Verdict
 from .timing import CompileTimings, Timing
 
 Responses = dict[BrainId, dict[int, Response]]
@@ -51,7 +50,7 @@ class Runtime:
         self._clock = clock
         self._compiles = CompileTimings(clock)
         self._brains: dict[BrainId, BrainState] = {}
-        self._tickets = itertools.count(1)
+        self._turns = Turns()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -68,7 +67,7 @@ class Runtime:
     def add_inferer(self, inferer: Inferer) -> BrainId:
         """Add a model."""
         brain = BrainId.fresh()
-        state = BrainState(brain, inferer, self._tickets.__next__, self._clock, self._compiles)
+        state = BrainState(brain, inferer, self._turns, self._clock, self._compiles)
         with self._lock:
             self._brains[brain] = state
         return brain
@@ -208,8 +207,9 @@ class Runtime:
     def _run(self, seconds: float | None, threaded: bool) -> Responses:
         deadline = None if seconds is None else self._clock() + seconds
         with self._lock:
+            frame_number = self._turns.begin_frame()
             states = [state for state in self._brains.values() if state.since]
-        frame = _Frame(states, next(self._tickets), self._clock, deadline)
+        frame = _Frame(states, frame_number, self._clock, deadline)
         # A thread that waits for an accelerator holds nothing up: such models overlap in `run` too.
         threaded = threaded or any(state.on_accelerator for state in states)
         threads = min(self._threads, len(states)) if threaded else 1
@@ -237,14 +237,14 @@ class Runtime:
 class _Frame:
     """One run over the models that wait: who is next, who answered, who failed, who must be compiled first."""
 
-    def __init__(self, states: list[BrainState], now: int, clock: Callable[[], float], deadline: float | None):
-        """What is queued after ticket `now` is left to the next frame."""
+    def __init__(self, states: list[BrainState], number: int, clock: Callable[[], float], deadline: float | None):
+        """What is queued after frame `number` has begun is left to the next."""
         self.responses: Responses = {}
         self.failures: dict[BrainId, Exception] = {}
         self.cold: list[BrainState] = []
-        self._queue = [(state.since, state.brain, state) for state in states]
+        self._queue = [(state.place, state) for state in states]
         heapq.heapify(self._queue)
-        self._now, self._clock, self._deadline = now, clock, deadline
+        self._number, self._clock, self._deadline = number, clock, deadline
         self._at_work = 0
         self._lock = threading.Lock()
 
@@ -271,13 +271,13 @@ class _Frame:
         ready = [state for state in self.cold if state.compile in done]
         self.cold = [state for state in self.cold if state.compile not in done]
         for state in ready:
-            heapq.heappush(self._queue, (state.since, state.brain, state))
+            heapq.heappush(self._queue, (state.place, state))
         return bool(ready)
 
     def _next(self) -> BrainState | None:
         with self._lock:
             while self._queue:
-                state = heapq.heappop(self._queue)[2]
+                state = heapq.heappop(self._queue)[1]
                 verdict = state.offer(self._remaining(), must=not self.responses and not self._at_work)
                 if verdict is Verdict.COLD:
                     self.cold.append(state)
@@ -296,8 +296,8 @@ class _Frame:
             with self._lock:
                 if responses:
                     self.responses.setdefault(state.brain, {}).update(responses)
-                if 0 < state.since < self._now:
-                    heapq.heappush(self._queue, (state.since, state.brain, state))
+                if 0 < state.since <= self._number:
+                    heapq.heappush(self._queue, (state.place, state))
         finally:
             with self._lock:
                 self._at_work -= 1

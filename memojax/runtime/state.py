@@ -48,6 +48,23 @@ class Verdict(Enum):
     """Its batch size has no plan yet; one is being compiled in the background."""
 
 
+class Turns:
+    """Time as the queue counts it: frames, and within them the order in which brains were served."""
+
+    def __init__(self) -> None:
+        self.frame = 1
+        self._served = itertools.count(1)
+
+    def begin_frame(self) -> int:
+        """A frame begins; what is queued from now on belongs to the next."""
+        self.frame += 1
+        return self.frame - 1
+
+    def served(self) -> int:
+        """A number higher than any before."""
+        return next(self._served)
+
+
 @dataclass(frozen=True)
 class _Compile:
     """A compile in the background: of which inferer, for how many rows."""
@@ -65,15 +82,13 @@ class BrainState:
     `_lock` guards the queue and is held for moments; `_running` is held while the inferer is at work.
     """
 
-    def __init__(
-        self, brain: BrainId, inferer: Inferer, ticket: Callable[[], int], clock: Callable[[], float], compiles: CompileTimings
-    ):
-        """`ticket` numbers moments; `compiles` is shared by all brains of the runtime."""
+    def __init__(self, brain: BrainId, inferer: Inferer, turns: Turns, clock: Callable[[], float], compiles: CompileTimings):
+        """`turns` and `compiles` are shared by all brains of the runtime."""
         self.brain = brain
         self.inferer = inferer
         self.timings = Timings()
-        self.since = 0
-        self._ticket, self._clock, self._compiles = ticket, clock, compiles
+        self._turns, self._clock, self._compiles = turns, clock, compiles
+        self._since = self._served = 0
         self._open, self._spare = Batcher(inferer), Batcher(inferer)
         self._open_since = 0
         self._sealed: Batcher | None = None
@@ -84,6 +99,16 @@ class BrainState:
         self._swap: Future[Inferer] | None = None
         self._lock = threading.Lock()
         self._running = threading.Lock()
+
+    @property
+    def since(self) -> int:
+        """Frame from which the next batch waits; 0 if nothing waits."""
+        return self._since
+
+    @property
+    def place(self) -> tuple[int, int, BrainId]:
+        """Place in the queue, lowest first: who waits since an earlier frame, then who was served longer ago."""
+        return self._since, self._served, self.brain
 
     @property
     def on_accelerator(self) -> bool:
@@ -190,12 +215,13 @@ class BrainState:
             except BaseException:
                 with self._lock:
                     self._busy = False
-                    self.since = self._ticket()
+                    self._since, self._served = self._turns.frame, self._turns.served()
                 raise
             spent = self._clock() - started
             with self._lock:
                 self._busy = False
                 self._unseal()
+                self._served = self._turns.served()
                 if whole:
                     self._note_cost(count, spent, ready)
             return responses
@@ -273,9 +299,9 @@ class BrainState:
 
     def _note_open(self) -> None:
         if len(self._open) and not self._open_since:
-            self._open_since = self._ticket()
+            self._open_since = self._turns.frame
             if self._sealed is None:
-                self.since = self._open_since
+                self._since = self._open_since
 
     def _seal(self) -> None:
         if self._sealed is None and len(self._open):
@@ -285,7 +311,7 @@ class BrainState:
         if self._sealed is not None:
             self._sealed.clear()
             self._spare, self._sealed = self._sealed, None
-        self.since = self._open_since
+        self._since = self._open_since
 
     def _is_ready(self, count: int) -> bool:
         try:

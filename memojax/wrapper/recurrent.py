@@ -217,6 +217,14 @@ class AgentStates:
         self._wide = any(spec.dtype.itemsize >= 8 for spec in specs)
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            self._move(None)
+            return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     @property
     def agents(self) -> list[int]:
         """Agents that have begun and not ended."""

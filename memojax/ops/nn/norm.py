@@ -15,7 +15,8 @@ from ..registry import op
 
 def wide(x: Any) -> Any:
     """Half precision as float32, anything else as it is."""
-    return x if x is None or jnp.finfo(x.dtype).bits >= 32 else cast(x, np.float32)
+    half = x is not None and jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
+    return cast(x, np.float32) if half else x
 
 
 def per_channel(values: Any, rank: int) -> Any:

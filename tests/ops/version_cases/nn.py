@@ -44,6 +44,8 @@ CONVOLUTIONS = [
     conv(7, (1, 2, 5, 6, 4), (3, 2, 2, 3, 2), dilations=[1, 2, 1], pads=[0, 1, 1, 1, 0, 0]),
     conv(7, (1, 4, 9, 8), (6, 2, 3, 3), group=2, dilations=[2, 2], bias=False),
     conv(11, (2, 4, 7, 7), (8, 1, 3, 3), group=4, pads=[1, 1, 1, 1], strides=[2, 2]),
+    conv(11, (2, 4, 7, 7), (4, 1, 3, 2), group=4, pads=[1, 1, 0, 1], strides=[2, 1], dilations=[1, 2]),
+    conv(11, (1, 4, 9), (4, 1, 4), group=4, auto_pad="SAME_LOWER", strides=[2], bias=False),
     *(conv(11, (1, 2, 7, 8), (3, 2, 4, 3), auto_pad=auto, strides=[2, 3]) for auto in ("SAME_UPPER", "SAME_LOWER", "VALID")),
     conv(22, (1, 2, 7, 8), (3, 2, 3, 3), auto_pad="NOTSET", pads=[1, 2, 0, 3]),
 ]
@@ -67,6 +69,7 @@ TRANSPOSED = [
 # ONNX Runtime's uint8 x int8 product saturates in int16 on machines without VNNI, so weights stay small here.
 QUANTIZED = [
     Case("ConvInteger", 10, (integers(0, 256, 1, 2, 5, 5, dtype=np.uint8), integers(0, 256, 3, 2, 3, 3, dtype=np.uint8), np.array(7, np.uint8), np.array(130, np.uint8)), {"pads": [1, 1, 1, 1]}),
+    Case("ConvInteger", 10, (integers(0, 256, 1, 40, 4, 4, dtype=np.uint8), integers(0, 256, 2, 40, 3, 3, dtype=np.uint8), np.array(9, np.uint8))),
     Case("ConvInteger", 10, (integers(0, 256, 1, 4, 5, 5, dtype=np.uint8), integers(0, 256, 4, 2, 3, 3, dtype=np.uint8)), {"group": 2, "auto_pad": "SAME_LOWER", "strides": [2, 2]}),
     *(
         Case(

@@ -1,0 +1,122 @@
+"""A whole rollout on the device against stepping ONNX Runtime from Python: 1,024 steps of N pendulums with the bundled policy.
+
+    python benchmarks/rollout.py [--steps 1024] [--envs 16 256 2048] [--rounds 5] [--json]
+
+Left: environments in JAX, the policy inside `lax.scan`, one call for all steps. Right: the same environments in NumPy, the same policy
+in ONNX Runtime, called at each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnxruntime
+from rich.console import Console
+from rich.table import Table
+
+import memojax
+
+POLICY = Path(memojax.__file__).parent / "policies" / "pendulum_ppo.onnx"
+
+
+def step(xp: ModuleType, state: Any, action: Any) -> tuple[Any, Any]:
+    """Gymnasium's Pendulum-v1 dynamics: state [N, 2] (angle, velocity) and torque [N] to the next state and the reward [N]."""
+    angle, velocity = state[:, 0], state[:, 1]
+    torque = xp.clip(action, -2.0, 2.0)
+    wrapped = (angle + xp.pi) % (2 * xp.pi) - xp.pi
+    reward = -(wrapped**2 + 0.1 * velocity**2 + 0.001 * torque**2)
+    velocity = xp.clip(velocity + (15.0 * xp.sin(angle) + 3.0 * torque) * 0.05, -8.0, 8.0)
+    return xp.stack([angle + velocity * 0.05, velocity], axis=1), reward
+
+
+def observe(xp: ModuleType, state: Any) -> Any:
+    """[N, 3]: cosine and sine of the angle, velocity."""
+    return xp.stack([xp.cos(state[:, 0]), xp.sin(state[:, 0]), state[:, 1]], axis=1)
+
+
+def in_scan(steps: int) -> Callable[[np.ndarray], float]:
+    """The rollout as one JAX function; gives the mean reward."""
+    fn, params = memojax.to_jax(POLICY)
+
+    @jax.jit
+    def rollout(state: jax.Array) -> jax.Array:
+        def one(state: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+            noise = jnp.zeros((state.shape[0], 1))
+            action = fn(params, {"obs": observe(jnp, state), "epsilon": noise})["action"][:, 0]
+            return step(jnp, state, action)
+
+        return jax.lax.scan(one, state, length=steps)[1].mean()
+
+    return lambda state: float(rollout(state))
+
+
+def in_python(steps: int) -> Callable[[np.ndarray], float]:
+    """The rollout step by step, with the policy in ONNX Runtime; gives the mean reward."""
+    session = onnxruntime.InferenceSession(str(POLICY), providers=["CPUExecutionProvider"])
+
+    def rollout(state: np.ndarray) -> float:
+        noise, total = np.zeros((len(state), 1), np.float32), 0.0
+        for _ in range(steps):
+            action = session.run(["action"], {"obs": observe(np, state), "epsilon": noise})[0][:, 0]
+            state, reward = step(np, state, action)
+            state = state.astype(np.float32)
+            total += float(reward.mean())
+        return total / steps
+
+    return rollout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1024)
+    parser.add_argument("--envs", type=int, nargs="+", default=[16, 256, 2048])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results = []
+    for count in options.envs:
+        start = np.random.default_rng(0).uniform([-np.pi, -1], [np.pi, 1], (count, 2)).astype(np.float32)
+        contenders = {"scan": in_scan(options.steps), "onnxruntime": in_python(options.steps)}
+        rewards = {name: run(start) for name, run in contenders.items()}
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(options.rounds):
+            for name, run in contenders.items():
+                begun = time.perf_counter()
+                run(start)
+                times[name].append(time.perf_counter() - begun)
+        ratios = sorted(slow / fast for fast, slow in zip(times["scan"], times["onnxruntime"], strict=True))
+        results.append(
+            {
+                "envs": count,
+                "scan_ms": statistics.median(times["scan"]) * 1e3,
+                "onnxruntime_ms": statistics.median(times["onnxruntime"]) * 1e3,
+                "ratio": statistics.median(times["onnxruntime"]) / statistics.median(times["scan"]),
+                "spread": [ratios[0], ratios[-1]],
+                "mean_reward": rewards,
+            }
+        )
+    if options.json:
+        print(json.dumps(results))
+        return
+    table = Table(title=f"{options.steps} steps, medians of {options.rounds} interleaved rounds")
+    for heading in ("environments", "lax.scan ms", "ONNX Runtime loop ms", "times faster", "spread", "mean reward (both)"):
+        table.add_column(heading, justify="right")
+    for row in results:
+        spread = f"{row['spread'][0]:.1f}-{row['spread'][1]:.1f}"
+        rewards = " ".join(f"{value:.3f}" for value in row["mean_reward"].values())
+        table.add_row(str(row["envs"]), f"{row['scan_ms']:.1f}", f"{row['onnxruntime_ms']:.1f}", f"{row['ratio']:.1f}", spread, rewards)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""`memojax evaluate`: play episodes with policies and say how good, how sure and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import (
+    ModelFile, device_option, find_device, find_model, json_option, loading_of, loading_options, pairs,
+)  # fmt: skip
+from .sizes import SIZES
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation
+
+
+@click.command("evaluate")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--env", metavar="ID", help="Gymnasium id, or module:id. Default: the one the model names.")
+@click.option("--episodes", type=click.IntRange(1), metavar="N", default=100, help="Episodes; number i is seeded with --seed + i.  [default: 100]")
+@click.option("--num-envs", type=click.IntRange(1), metavar="N", help="Environments side by side.  [default: 16]")
+@click.option("--preload", type=SIZES, metavar="SIZES", help="Batch sizes to compile before the start, as 1-8,16.")
+@click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Seed of the first episode.  [default: 0]")
+@click.option("--stochastic", is_flag=True, help="Draw actions and noise instead of taking the best action.")
+@click.option("--async", "asynchronous", is_flag=True, help="Step the environments in worker processes.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes for --async.  [default: one per core]")
+@click.option("--max-steps", type=click.IntRange(1), metavar="N", help="End an episode after so many steps.")
+@click.option("--observation", multiple=True, metavar="PART=INPUT", help="Which part of the observation feeds which input.")
+@click.option("--action", metavar="OUTPUT", help="The output that gives the action.")
+@click.option("--epsilon", metavar="INPUT", help="The input that takes noise.")
+@click.option("--recurrent", multiple=True, metavar="IN:OUT", help="Hidden state: the input that takes what the output gave.")
+@click.option("--vecnormalize", metavar="FILE", help="Normalize observations with statistics that SB3's VecNormalize saved.")
+@click.option("--select", metavar="INDICES", help="Elements of the observation that the policy sees, as 0,2.")
+@click.option("--scale-actions", is_flag=True, help="Stretch actions from [-1, 1] to the action space (SAC, TD3).")
+@click.option("--no-clip", is_flag=True, help="Do not clip actions to the action space.")
+@loading_options
+@device_option
+@click.option("--plot", metavar="FILE.png", help="Draw the returns, and the time per call over the batch size.")
+@json_option
+def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **given: Any) -> None:
+    """Play episodes with one policy, or compare several on the same seeds.
+
+    Environments run side by side and the policy is asked once per step for all of them, so the batch shrinks as episodes end; every batch
+    size runs on an executable of its own. Without MODEL, the bundled acrobot_ppo plays Acrobot-v1.
+
+    \b
+    Examples:
+      memojax evaluate
+      memojax evaluate policy.onnx --env CartPole-v1 --episodes 500 --num-envs 64 --preload 1-64
+      memojax evaluate old.onnx new.onnx --env Pendulum-v1 --plot returns.png --json results.json
+    """
+    from .. import policies
+    from ..errors import EvaluationError, MemojaxError
+
+    files = [find_model(name) for name in models or (policies.DEFAULT,)]
+    transforms = _transforms(given)
+    options = _options(given)
+    loading = loading_of(given["dims"], given["constants"], given["batch_axis"])
+    env_id = given["env"] or _common_env(files)
+    done: list[Evaluation] = []
+    failure: MemojaxError | None = None
+    for file, name in zip(files, _names(files), strict=True):
+        try:
+            done.append(_evaluate(file, name, env_id, given, loading, options, transforms))
+        except EvaluationError as error:
+            failure = error
+            if error.partial is not None and error.partial.episodes:
+                done.append(error.partial)
+            break
+        if done[-1].interrupted:
+            break
+    _report(done, files, len(models) > 1, json_file, plot)
+    if failure is not None:
+        raise failure
+    if done[-1].interrupted:
+        click.get_current_context().exit(130)
+
+
+def _evaluate(
+    file: ModelFile,
+    name: str,
+    env_id: str | None,
+    given: Mapping[str, Any],
+    loading: Mapping[str, Any],
+    options: Mapping[str, Any],
+    transforms: Mapping[str, Any],
+) -> Evaluation:
+    from ..api import load
+    from ..evaluation import SelectObs, evaluate
+
+    inferer = load(file.path, preload=given["preload"] or (), seed=given["seed"], device=find_device(given["device"]), **loading)
+    selected = [SelectObs(file.card["observation_indices"])] if file.card.get("observation_indices") and not given["select"] else []
+    return evaluate(
+        inferer,
+        env_id or file.card.get("env_id"),
+        name=name,
+        progress=True,
+        observation_transforms=[*selected, *transforms["observation"]],
+        action_transforms=transforms["action"],
+        **options,
+    )
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "episodes": given["episodes"],
+        "num_envs": given["num_envs"],
+        "seed": given["seed"],
+        "vectorization": "async" if given["asynchronous"] else "sync",
+        "workers": given["workers"],
+        "max_steps": given["max_steps"],
+        "deterministic": not given["stochastic"],
+        "observation": dict(pairs(given["observation"], "--observation")) or None,
+        "action": given["action"],
+        "epsilon": given["epsilon"],
+        "recurrent": pairs(given["recurrent"], "--recurrent", ":") or None,
+    }
+
+
+def _transforms(given: Mapping[str, Any]) -> dict[str, Any]:
+    from ..evaluation import ClipAction, NormalizeObs, ScaleAction, SelectObs
+
+    observation: list[Any] = []
+    if given["select"]:
+        try:
+            observation.append(SelectObs([int(index) for index in given["select"].split(",")]))
+        except ValueError:
+            raise click.UsageError(f"--select {given['select']!r}: write indices as 0,2") from None
+    if given["vecnormalize"]:
+        observation.append(NormalizeObs.from_vecnormalize(given["vecnormalize"]))
+    action: list[Any] | None = None
+    if given["scale_actions"] or given["no_clip"]:
+        action = [*([ScaleAction()] if given["scale_actions"] else []), *([] if given["no_clip"] else [ClipAction()])]
+    return {"observation": observation, "action": action}
+
+
+def _common_env(files: Sequence[ModelFile]) -> str | None:
+    """The environment that the cards name, where several models are to be compared."""
+    named = {str(file.card["env_id"]) for file in files if file.card}
+    if len(named) > 1:
+        raise click.UsageError(f"the models were trained for {' and '.join(sorted(named))}: say with --env on which to compare them")
+    return named.pop() if named else None
+
+
+def _names(files: Sequence[ModelFile]) -> list[str]:
+    """File names, with the folder where they are alike."""
+    names = [file.name for file in files]
+    return [str(file.path) if names.count(file.name) > 1 else file.name for file in files]
+
+
+def _report(done: Sequence[Evaluation], files: Sequence[ModelFile], comparing: bool, json_file: str | None, plot: str | None) -> None:
+    from ..evaluation import compare
+    from .output import show, write_json
+
+    if not done:
+        return
+    shared = [other for other in done[1:] if set(other.seeds) & set(done[0].seeds)]
+    comparisons = [compare(done[0], other) for other in shared]
+    if json_file:
+        write_json(json_file, {"evaluations": [one.to_dict() for one in done], "comparisons": [vars(one) for one in comparisons]})
+    if json_file != "-":
+        items = _comparison(done, comparisons) if comparing else _single(done[0], files[0].card)
+        show(*items)
+    if plot:
+        from ..evaluation.plot import plot as draw
+
+        draw(done, plot)
+        if json_file != "-":
+            click.echo(f"\ndrawn: {plot}")
+
+
+def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
+    from .output import facts, number, table
+
+    low, high = done.confidence_interval()
+    lengths = done.lengths
+    about = [
+        ("return", f"{_mean(done)}   (95 % interval {number(low)} to {number(high)})"),
+        ("episode length", f"{number(done.mean_length)}" + (f"   ({lengths.min()} to {lengths.max()})" if len(lengths) else "")),
+        ("steps per second", _speed(done)),
+    ]
+    if "mean_return" in card and card.get("env_id") == done.env_id:
+        from ..evaluation.result import plus_minus
+
+        recorded = plus_minus(card["mean_return"], card.get("standard_error", float("nan")))
+        about.append(("recorded return", f"{recorded}   ({card.get('episodes', '?')} episodes after training)"))
+    about.append(("policy", f"{', '.join(done.feeds)}; action: {done.action}"))
+    about += [(f"metadata {key}", value[:120]) for key, value in done.metadata.items()]
+    rows = [
+        (plan.size, number(plan.compile_ms), plan.calls, *_call(done, plan))
+        for plan in sorted(done.plans, key=lambda plan: -plan.size)
+        if plan.calls or plan.size in done.batch_sizes
+    ]
+    idle = [str(plan.size) for plan in done.plans if not plan.calls and plan.size not in done.batch_sizes]
+    items: list[Any] = [_title(done), facts(about)]
+    if rows:
+        items.append(table(["batch size", "compile ms", "calls", "median call us", "us per agent"], rows, left=0))
+        count = f"{len(done.plans)} plan{'s' if len(done.plans) != 1 else ''}"
+        items.append(
+            f"[dim]{count}, one executable per batch size" + (f"; preloaded and not used: {', '.join(idle)}" if idle else "") + "[/]"
+        )
+    return items
+
+
+def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[Any]:
+    from .output import number, table
+
+    by_name = {one.other: one for one in comparisons}
+    rows = []
+    for one in done:
+        low, high = one.confidence_interval()
+        other = by_name.get(one.model)
+        difference = "-" if other is None else _difference(other)
+        rows.append(
+            (one.model, _mean(one), f"{number(low)} to {number(high)}", difference, number(one.mean_length), number(one.steps_per_second, 0),
+             len(one.plans), number(one.compile_seconds))
+        )  # fmt: skip
+    baseline = done[0].model
+    columns = ["model", "return", "95 % interval", f"minus {baseline}", "length", "steps/s", "plans", "compile s"]
+    items: list[Any] = [_title(done[0], several=True), table(columns, rows)]
+    if comparisons:
+        items.append("[dim]differences are paired by seed; * where the 95 % interval leaves out 0[/]")
+    if done[-1].interrupted:
+        items.append(f"[yellow]interrupted: {done[-1].model} has {len(done[-1].episodes)} of {done[-1].asked} episodes[/]")
+    return items
+
+
+def _difference(one: Any) -> str:
+    from ..evaluation.result import plus_minus
+
+    return f"{plus_minus(one.difference, one.standard_error)}{' *' if one.significant else ''}"
+
+
+def _title(done: Evaluation, several: bool = False) -> str:
+    from rich.markup import escape
+
+    how = "deterministic" if done.deterministic else "stochastic"
+    first = int(done.seeds[0]) if len(done.seeds) else 0
+    count = f"{len(done.episodes)} episodes" if not done.interrupted or several else f"{len(done.episodes)} of {done.asked} episodes"
+    stopped = " [yellow](stopped: short episodes end first, so the mean may be off)[/]" if done.interrupted and not several else ""
+    name = "" if several else f"{escape(done.model)} on "
+    return f"[bold]{name}{escape(done.env_id)}[/]: {count}, {done.num_envs} side by side, {how}, seeds from {first}{stopped}"
+
+
+def _mean(done: Evaluation) -> str:
+    from ..evaluation.result import plus_minus
+
+    return plus_minus(done.mean_return, done.standard_error)
+
+
+def _speed(done: Evaluation) -> str:
+    parts = [f"{done.compile_seconds:.1f} s compiling"] if done.compile_seconds else []
+    parts += [
+        f"{max(0.0, done.policy_seconds - done.compile_seconds):.1f} s in the policy",
+        f"{done.environment_seconds:.1f} s in the environment",
+    ]
+    return f"{done.steps_per_second:,.0f}   ({done.steps:,} steps in {done.seconds:.1f} s: {', '.join(parts)})"
+
+
+def _call(done: Evaluation, plan: Any) -> tuple[str, str]:
+    from .output import number
+
+    median = done.call_us.get(plan.size, plan.median_us)
+    return number(median), number(None if median is None else median / plan.size)
