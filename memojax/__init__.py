@@ -24,6 +24,7 @@ from .inferer import Response as Response
 from .inferer import State as State
 from .model.signature import ModelApi as ModelApi
 from .model.signature import TensorSpec as TensorSpec
+from .oneshot import OneShot as OneShot
 from .oneshot import run as run
 from .runtime import BrainId as BrainId
 from .runtime import Runtime as Runtime

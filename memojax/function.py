@@ -21,6 +21,10 @@ from .ops._common import is_static
 from .ops.registry import OpDef
 from .ops.static import has_function_body, needed_statically, origin_of
 
+_ON_HOST = (
+    "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
+    "model cannot be one XLA executable: memojax.run and memojax.OneShot break the graph there"
+)
 _TABLE_ELEMENTS = 4096
 """An integer initializer larger than this is a weight (an embedding or look-up table), a smaller one is structure."""
 
@@ -149,6 +153,8 @@ class _Run:
         try:
             if definition is None:
                 return self._expanded(node, inputs, env)
+            if definition.origin == "host" and not is_static(inputs):
+                raise StaticInputError(_ON_HOST)
             for position in definition.static_positions(node):
                 if not is_static(inputs[position]):
                     raise StaticInputError(self._not_static(node, definition, position))

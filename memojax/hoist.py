@@ -168,7 +168,7 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
         return memo[node]
 
     try:
-        return [np.ascontiguousarray(walk(node, _by_numpy, leaves)) for node in nodes]
+        return [np.asarray(walk(node, _by_numpy, leaves), order="C") for node in nodes]
     except NotImplementedError:
         memo.clear()
     place = jax.sharding.SingleDeviceSharding(cpu_device())

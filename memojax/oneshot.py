@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,24 +12,44 @@ from jax.sharding import SingleDeviceSharding
 
 from ._client import cpu_device
 from ._types import Source, Value
-from .errors import InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
+from .breaks import HostCall, host_nodes, split
+from .errors import (
+    InputDtypeError, InputShapeError, MissingInputError, UnknownInputError, Unsupported, UnsupportedOpError,
+)  # fmt: skip
 from .function import GraphFunction
 from .model import load_model
+from .model.graph import Graph
 from .model.graph import Value as Declared
+
+log = logging.getLogger("memojax")
+_BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
 
 
 class OneShot:
-    """A graph, compiled under jit for each set of input shapes that it is called with.
+    """A model in the file's own layout, compiled under jit for each set of input shapes that it is called with.
 
-    Use it to run a model once or to compare it with another runtime; for a policy that is called in a loop, an inferer is faster.
+    Inputs that decide a shape are part of that set by their values. Operators that only the host can run (NonZero, strings, ...) break
+    the graph in parts; see `breaks`. Use it to run a model once or to compare it with another runtime; for a policy that is called in a
+    loop, an inferer is faster.
     """
 
-    def __init__(self, source: Source, *, outputs: tuple[str, ...] | None = None, device: jax.Device | None = None):
-        """Load `source` (see `load_model`)."""
+    def __init__(
+        self, source: Source, *, outputs: tuple[str, ...] | None = None, device: jax.Device | None = None, strict: bool = False
+    ):
+        """Load `source` (see `load_model`).
+
+        Raises:
+            UnsupportedOpError: operators that cannot be lowered; with `strict`, also those that need a graph break.
+        """
         self.model = load_model(source, outputs=outputs)
-        self.function = GraphFunction(self.model.graph)
-        self._device = device or cpu_device()
-        self._plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
+        self.breaks = host_nodes(self.model.graph)
+        if self.breaks:
+            if strict:
+                raise UnsupportedOpError([Unsupported(n.domain, n.op_type, n.opset, (n.name,), _BREAK) for n in self.breaks])
+            listing = ", ".join(f"{node.name} ({node.op_type})" for node in self.breaks)
+            log.warning("%s: %d graph break(s), run on the host between compiled parts: %s", self.model.name, len(self.breaks), listing)
+        place = device or cpu_device()
+        self._steps = [step if isinstance(step, HostCall) else _Compiled(step.graph, place) for step in split(self.model.graph)]
 
     def __call__(self, inputs: Mapping[str, Any], *, seed: int = 0) -> dict[str, Value]:
         """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's own layout and dtypes.
@@ -40,21 +61,44 @@ class OneShot:
         Raises:
             InputError: a missing, unknown, misshapen or mistyped input.
         """
-        checked = {value.name: _checked(value, inputs) for value in self.model.graph.inputs}
-        if unknown := inputs.keys() - checked.keys():
-            raise UnknownInputError(sorted(unknown), checked)
-        fixed = {name: v for name, v in checked.items() if name in self.function.static_inputs or not _is_traceable(v)}
-        moving = {name: value for name, value in checked.items() if name not in fixed}
-        key = tuple((name, _signature(value, name in fixed)) for name, value in checked.items())
+        env: dict[str, Any] = {value.name: _checked(value, inputs) for value in self.model.graph.inputs}
+        if unknown := inputs.keys() - env.keys():
+            raise UnknownInputError(sorted(unknown), env)
+        if len(self._steps) == 1 and isinstance(self._steps[0], _Compiled):
+            return self._steps[0](env, seed)
+        env.update(self.model.graph.initializers)
+        for step in self._steps:
+            env.update(step(env) if isinstance(step, HostCall) else step({name: env[name] for name in step.inputs}, seed))
+        return {value.name: env[value.name] for value in self.model.graph.outputs}
+
+    @property
+    def plans(self) -> int:
+        """How many executables there are."""
+        return sum(len(step.plans) for step in self._steps if isinstance(step, _Compiled))
+
+
+class _Compiled:
+    """A graph without breaks: one executable for each set of input shapes and static values."""
+
+    def __init__(self, graph: Graph, device: jax.Device):
+        self.function = GraphFunction(graph)
+        self.inputs = [value.name for value in graph.inputs]
+        self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
+        self._device = device
+
+    def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, Value]:
+        fixed = {name: v for name, v in inputs.items() if name in self.function.static_inputs or not _is_traceable(v)}
+        moving = {name: value for name, value in inputs.items() if name not in fixed}
+        key = tuple((name, _signature(value, name in fixed)) for name, value in inputs.items())
         with jax.enable_x64(True):
-            if key not in self._plans:
-                self._plans[key] = self._compile(fixed, moving)
-            compiled, static = self._plans[key]
+            if key not in self.plans:
+                self.plans[key] = self._compile(fixed, moving)
+            compiled, static = self.plans[key]
             results = compiled(moving, np.array([0, seed & 0xFFFFFFFF], np.uint32))
         leaves, structure = static
         results = iter(results)
         values = jax.tree.unflatten(structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves])
-        return dict(zip((value.name for value in self.model.graph.outputs), values, strict=True))
+        return dict(zip((value.name for value in self.function.graph.outputs), values, strict=True))
 
     def _compile(self, fixed: dict[str, Any], moving: dict[str, Any]) -> tuple[Any, list[Any]]:
         static: list[Any] = []

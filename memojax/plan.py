@@ -6,19 +6,15 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
 
-from .packing import Packing
-from .staging import Staging
+from .runner import Answer, Rows, Run
 from .typed import TypedModel
-
-Rows: TypeAlias = Sequence[Any]
-Run: TypeAlias = Callable[[Rows], list[Any]]
 
 _SAMPLE_EVERY = 16
 """One call in so many is timed; a clock read costs a percent of the smallest call."""
@@ -56,11 +52,13 @@ class Executable:
     Attributes:
         compiled: JAX's compiled function.
         run: `run(rows)` with one array per input (and the key, for a random model): one array per computed output.
+        answer: `answer({name: array}, draw)`: outputs by name, or None where an input is not just what the executable takes.
         candidate: name of the recipe that it was compiled by.
     """
 
     compiled: Any
     run: Run
+    answer: Answer
     candidate: str = "default"
 
     def bytes(self) -> int | None:
@@ -79,7 +77,7 @@ class Plan:
     """
 
     __slots__ = (
-        "__weakref__", "_executable", "_lock", "_peeks", "_run", "_tick", "_times",
+        "__weakref__", "_answer", "_due", "_executable", "_lock", "_peeks", "_run", "_tick", "_times",
         "compile_ms", "dtypes", "gain", "platform", "random", "shapes", "size",
     )  # fmt: skip
 
@@ -95,6 +93,7 @@ class Plan:
         self._lock = threading.Lock()
         self._tick = itertools.count().__next__
         self._peeks = 0
+        self._due = False
         self._times: deque[float] = deque(maxlen=64)
 
     @property
@@ -106,6 +105,7 @@ class Plan:
     def executable(self, executable: Executable) -> None:
         self._executable = executable
         self._run = executable.run
+        self._answer = executable.answer
 
     def __call__(self, rows: Rows, key: np.ndarray | None = None) -> list[Any]:
         """One array per computed output, in order; `key` is a uint32[2] for a random model. NumPy results are read-only."""
@@ -120,12 +120,19 @@ class Plan:
         self._times.append(time.perf_counter() - started)
         return results
 
-    def takes(self, rows: Rows) -> bool:
-        """Whether `rows` are NumPy arrays of just this plan's shapes and dtypes."""
-        for row, shape, dtype in zip(rows, self.shapes, self.dtypes):
-            if type(row) is not np.ndarray or row.shape != shape or row.dtype != dtype:
-                return False
-        return True
+    def answer(self, inputs: Mapping[str, Any], draw: Callable[[], np.ndarray] | None = None) -> dict[str, np.ndarray] | None:
+        """Outputs by name; None (and nothing has run) where an input is missing or not a NumPy array of just this plan's shape and dtype.
+
+        `draw` gives the key of a random model.
+        """
+        started = time.perf_counter() if self._due else 0.0
+        named = self._answer(inputs, draw)
+        if started and named is not None:
+            self._times.append(time.perf_counter() - started)
+            self._due = False
+        if named is not None and not self._tick() % _SAMPLE_EVERY:
+            self._due = True
+        return named
 
     @property
     def calls(self) -> int:
@@ -142,73 +149,3 @@ class Plan:
         return PlanInfo(
             self.size, self.compile_ms, self.calls, median, executable.bytes(), self.platform, executable.candidate, self.gain
         )  # fmt: skip
-
-
-def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leading: list[tuple[Any, ...]]) -> Run:
-    """Rows as NumPy arrays, in and out; `leading[0]` are the weights that `call` takes first.
-
-    A call takes a slot of input buffers and gives it back, so that threads never write to the same one.
-    """
-    free: list[Any] = []
-    take, give, fresh, unpack, asarray = free.pop, free.append, staging.slot, packing.unpacker(), np.asarray
-
-    def staged_one(rows: Rows) -> list[np.ndarray]:
-        try:
-            slot = take()
-        except IndexError:
-            slot = fresh()
-        (buffer,), (array,) = slot
-        buffer[...] = rows[0]
-        result = call(*leading[0], array)
-        results = [asarray(result)] if unpack is None else unpack(result)
-        give(slot)
-        return results
-
-    def staged(rows: Rows) -> list[np.ndarray]:
-        try:
-            slot = take()
-        except IndexError:
-            slot = fresh()
-        buffers, arrays = slot
-        for buffer, row in zip(buffers, rows):
-            buffer[...] = row
-        result = call(*leading[0], *arrays)
-        results = [asarray(result)] if unpack is None else unpack(result)
-        give(slot)
-        return results
-
-    def mixed(rows: Rows) -> list[np.ndarray]:
-        try:
-            slot = take()
-        except IndexError:
-            slot = fresh()
-        given = []
-        for buffer, array, row in zip(*slot, rows):
-            if buffer is not None:
-                buffer[...] = row
-            given.append(row if buffer is None else array)
-        result = call(*leading[0], *given)
-        results = [asarray(result)] if unpack is None else unpack(result)
-        give(slot)
-        return results
-
-    def mixed_x64(rows: Rows) -> list[np.ndarray]:
-        with jax.enable_x64(True):
-            return mixed(rows)
-
-    if all(staging.staged):
-        return staged_one if len(staging.staged) == 1 else staged
-    return mixed_x64 if staging.needs_x64 else mixed
-
-
-def on_device(call: Callable[..., Any], leading: list[tuple[Any, ...]]) -> Run:
-    """Rows as `jax.Array`s, in and out."""
-    return lambda rows: list(call(*leading[0], *rows))
-
-
-def lean_call(compiled: Any) -> Callable[..., Any]:
-    """The compiled function without the Python frame around it (1 us), where this JAX has a way."""
-    try:
-        return compiled._executable.create_cpp_call(compiled._params) or compiled
-    except (AttributeError, TypeError):
-        return compiled

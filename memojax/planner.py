@@ -17,8 +17,9 @@ from jax.sharding import SingleDeviceSharding
 from .errors import BatchSizeError, CompileError, LoweringError
 from .hoist import Hoister, Node, Residue
 from .packing import Packing
-from .plan import Executable, Plan, lean_call, on_device, on_host
+from .plan import Executable, Plan
 from .recipe import DEFAULT, Recipe
+from .runner import Leading, by_name, lean_call, never, on_device, on_host
 from .staging import Staging
 from .typed import TypedModel
 
@@ -118,13 +119,14 @@ class Planner:
 
         return finish
 
-    def _executable(self, size: int, compiled: Any, packing: Packing, leading: list[tuple[Any, ...]], recipe: Recipe) -> Executable:
+    def _executable(self, size: int, compiled: Any, packing: Packing, leading: Leading, recipe: Recipe) -> Executable:
         call = lean_call(compiled)
         if not self.host:
-            return Executable(compiled, on_device(call, leading), recipe.name)
+            return Executable(compiled, on_device(call, leading), never, recipe.name)
         rows = self._rows(size)
-        staging = Staging([row.shape for row in rows], [row.dtype for row in rows], self.device)
-        return Executable(compiled, on_host(call, staging, packing, leading), recipe.name)
+        run = on_host(call, Staging([row.shape for row in rows], [row.dtype for row in rows], self.device), packing, leading)
+        named = [(spec.name, (size, *spec.shape), spec.dtype) for spec in self.typed.api.inputs]
+        return Executable(compiled, run, by_name(run, named, self.typed.computed, self.typed.random), recipe.name)
 
     def _place(self, nodes: Sequence[Node]) -> list[jax.Array]:
         """Values of `nodes` on the device; one array for all sizes."""

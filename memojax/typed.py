@@ -13,7 +13,8 @@ import numpy as np
 from ._client import cpu_device
 from ._types import Source
 from .batch import BatchAxis, batched
-from .errors import DimensionError, IncompatibleModelError, InputError
+from .breaks import host_nodes
+from .errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
 from .function import GraphFunction
 from .model import Model, load_model
 from .model.signature import ModelApi, TensorSpec
@@ -74,6 +75,8 @@ class TypedModel:
         """
         wanted = tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
+        if found := host_nodes(model.graph):
+            raise UnsupportedOpError([Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found])
         rows = batched(GraphFunction(model.graph), dims=dims, batch_axis=batch_axis, constants=constants)
         return cls(
             fn=rows,
@@ -180,6 +183,10 @@ class TypedModel:
             return [np.asarray(value) for value in compiled(self.params, rows, np.array([0, seed], np.uint32))]
 
 
+_ON_HOST = (
+    "it runs on the host (its output shape depends on data, or it works on strings), so rows have no fixed shape; "
+    "memojax.run and memojax.OneShot break the graph there"
+)
 _KEY = np.zeros(2, np.uint32)
 _NARROWED = {np.dtype(f"{kind}{2 * bits}"): np.dtype(f"{kind}{bits}") for kind, bits in (("int", 32), ("uint", 32), ("float", 32), ("complex", 64))}
 """What JAX makes of 64-bit dtypes without x64."""

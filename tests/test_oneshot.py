@@ -26,7 +26,7 @@ def test_each_shape_and_static_value_has_one_executable() -> None:
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     for shape in ([6], [3, 2], [6], [3, 2], [-1]):
         np.testing.assert_array_equal(model({"x": x, "shape": np.array(shape)})["y"], x.reshape(shape))
-    assert len(model._plans) == 3
+    assert model.plans == 3
     assert model({"x": x, "shape": np.array([6])})["n"] == 6
 
 
@@ -52,3 +52,47 @@ def test_backend_interface() -> None:
     assert backend.supports_device("CPU")
     prepared = backend.prepare(reshape_model())
     np.testing.assert_array_equal(prepared.run([np.ones((2, 3), np.float32), np.array([6])])[0], np.ones(6))
+
+
+def nonzero_model() -> onnx.ModelProto:
+    """relu -> NonZero -> Gather from the relu's output -> sum: two parts around one break."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("NonZero", ["r"], ["where"], name="find"),
+        helper.make_node("GatherND", ["r", "index"], ["values"]),
+        helper.make_node("Transpose", ["where"], ["index"]),
+        helper.make_node("ReduceSum", ["values"], ["total"], keepdims=0),
+    ]
+    infos = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])]
+    graph = helper.make_graph(nodes, "breaks", infos, [onnx.ValueInfoProto(name=n) for n in ("where", "values", "total")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_graph_breaks(caplog: pytest.LogCaptureFixture) -> None:
+    model = oneshot.OneShot(nonzero_model())
+    assert "1 graph break(s)" in caplog.text
+    assert "find (NonZero)" in caplog.text
+    for x in (np.array([1, -1, 2], np.float32), np.array([-3, 4, -5], np.float32), np.array([1, 0, 7], np.float32)):
+        got = model({"x": x})
+        np.testing.assert_array_equal(got["where"], [np.flatnonzero(x > 0)])
+        np.testing.assert_array_equal(got["values"], x[x > 0])
+        assert got["total"] == x[x > 0].sum()
+    assert model.plans == 1 + 2  # the first part once, the second for 2 and for 1 rows found
+
+
+def test_strict_refuses_breaks_and_so_do_inferers() -> None:
+    with pytest.raises(errors.UnsupportedOpError, match=r"NonZero .*find"):
+        oneshot.OneShot(nonzero_model(), strict=True)
+    with pytest.raises(errors.UnsupportedOpError, match="find.*runs on the host"):
+        memojax.load(nonzero_model())
+
+
+def test_host_operators_on_constants_need_no_break() -> None:
+    nodes = [helper.make_node("NonZero", ["mask"], ["where"]), helper.make_node("Gather", ["x", "where"], ["y"], axis=1)]
+    mask = onnx.numpy_helper.from_array(np.array([0, 1, 1, 0], np.float32), "mask")
+    infos = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])]
+    graph = helper.make_graph(nodes, "constant", infos, [onnx.ValueInfoProto(name="y")], [mask])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert oneshot.OneShot(model, strict=True).breaks == []
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_array_equal(memojax.load(model).infer_arrays({"x": x})["y"], x[:, None, 1:3])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -145,9 +147,12 @@ def _common_env(files: Sequence[ModelFile]) -> str | None:
 
 
 def _names(files: Sequence[ModelFile]) -> list[str]:
-    """File names, with the folder where they are alike."""
+    """File names; with as much of the folder as tells them apart, and numbered where one file is given twice."""
     names = [file.name for file in files]
-    return [str(file.path) if names.count(file.name) > 1 else file.name for file in files]
+    if len(set(names)) < len(names):
+        folder = Path(os.path.commonpath([file.path.resolve().parent for file in files]))
+        names = [str(file.path.resolve().relative_to(folder).with_suffix("")) for file in files]
+    return [name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})" for index, name in enumerate(names)]
 
 
 def _report(done: Sequence[Evaluation], files: Sequence[ModelFile], comparing: bool, json_file: str | None, plot: str | None) -> None:
@@ -262,5 +267,5 @@ def _speed(done: Evaluation) -> str:
 def _call(done: Evaluation, plan: Any) -> tuple[str, str]:
     from .output import number
 
-    median = done.call_us.get(plan.size, plan.median_us)
+    median = done.call_us.get(plan.size)
     return number(median), number(None if median is None else median / plan.size)

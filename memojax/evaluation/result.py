@@ -48,7 +48,8 @@ class Evaluation:
         policy_seconds: the part of it that the inferer took, compiles included.
         compile_seconds: the part of that which went into plans that were not there before.
         batch_sizes: batch size -> number of calls.
-        call_us: batch size -> median microseconds of a call as seen from here; the first call of a size is left out.
+        call_us: batch size -> median microseconds of a call as seen from here; the first call of a size is left out, so that a
+            size called once is not there.
         plans: plans of the inferer; `calls` counts this evaluation's only.
         action: how the action was read from the outputs.
         feeds: how the inputs were fed.

@@ -120,7 +120,7 @@ def evaluate(
         )  # fmt: skip
         described = {
             "model": name or _name_of(inferer, base), "asked": count, "num_envs": width, "deterministic": deterministic,
-            "metadata": dict(metadata), "action": str(plan.actor), "feeds": tuple(map(str, plan.feeds)),
+            "metadata": dict(metadata), "action": str(plan.actor), "feeds": plan.told(deterministic),
         }  # fmt: skip
         rollout = _Rollout(player, base, pool, reader, plan, range(seed, seed + count), max_steps, on_episode, described)
         bar = progress_bar(f"{described['model']} on {pool.name}", count) if progress else contextlib.nullcontext(_silent)
@@ -137,8 +137,18 @@ class _Connection:
     feeds: Sequence[Feed]
     noise: Sequence[TensorSpec]
     masks: Sequence[TensorSpec]
+    memory: Sequence[RecurrentInfo]
     actor: Actor
     action_transforms: Sequence[Callable[[np.ndarray], np.ndarray]]
+
+    def told(self, deterministic: bool) -> tuple[str, ...]:
+        """How each input is fed, for a reader."""
+        return (
+            *map(str, self.feeds),
+            *(f"{'zeros' if deterministic else 'noise'} -> {spec.name}" for spec in self.noise),
+            *(f"action mask -> {spec.name}" for spec in self.masks),
+            *(f"{pair.outkey} -> {pair.inkey}" for pair in self.memory),
+        )
 
 
 @dataclass
@@ -302,7 +312,7 @@ class _Rollout:
             before = self._before.get(plan.size)
             compiled += plan.compile_ms / 1e3 if before is None or before.compile_ms != plan.compile_ms else 0.0
             plans.append(replace(plan, calls=plan.calls - (before.calls if before else 0)))
-        medians = {size: statistics.median(calls[1:] or calls) * 1e6 for size, calls in sorted(self._calls.items())}
+        medians = {size: statistics.median(calls[1:]) * 1e6 for size, calls in sorted(self._calls.items()) if len(calls) > 1}
         return Evaluation(
             env_id=self._pool.name,
             episodes=tuple(sorted(self._finished, key=lambda episode: episode.index)),
@@ -352,7 +362,7 @@ def _connect(
     elif not is_box and any(hasattr(transform, "bind") for transform in action_transforms):
         raise SpaceMismatchError(f"ClipAction and ScaleAction are for Box actions; those of {pool.name} are {pool.action_space}")
     bound = [transform.bind(pool.action_space) if hasattr(transform, "bind") else transform for transform in action_transforms]
-    return player, _Connection(feeds, noise, masks, actor, bound)
+    return player, _Connection(feeds, noise, masks, pairs, actor, bound)
 
 
 def _recurrent_pairs(

@@ -143,14 +143,13 @@ class ModelInferer(Inferer):
 
     def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
         try:
-            rows = [inputs[name] for name in self._names]
-            plan = self._cache.hit(rows[0].shape[0])
+            plan = self._cache.hit(inputs[self._names[0]].shape[0])
         except (KeyError, IndexError, AttributeError):
             plan = None
-        if plan is not None and len(inputs) == len(rows) and plan.takes(rows):
-            results = plan(rows, self._key() if plan.random else None)
-            named: Arrays = dict(zip(self._computed_names, results))
-            return named if not self.typed.constant else self._in_order(named, plan.size)
+        if plan is not None and len(inputs) == len(self._names):
+            named = plan.answer(inputs, self._key)
+            if named is not None:
+                return named if not self.typed.constant else self._in_order(named, plan.size)
         rows = [inputs.get(name) for name in self._names]
         if any(lives_on_device(row) for row in rows):
             return self._infer_on_device(inputs)

@@ -1,4 +1,4 @@
-"""Images: decoded while tracing, from bytes that are known by then."""
+"""Images: decoded on the host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .._types import Value
 from .registry import op
 
 
-@op("ImageDecoder", since=20, static=("encoded_stream",))
+@op("ImageDecoder", since=20, host=True)
 def image_decoder(encoded_stream: Value, *, pixel_format: str = "RGB") -> Value:
     """An encoded image as uint8[height, width, channel]; needs Pillow. https://onnx.ai/onnx/operators/onnx__ImageDecoder.html"""
     try:

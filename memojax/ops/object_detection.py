@@ -103,13 +103,13 @@ class _Axis:
         return total / cast(jnp.maximum(self.counts, 1), total.dtype)[:, None, None]
 
 
-@op("NonMaxSuppression", since=10, static=("boxes", "scores", "max_output_boxes_per_class", "iou_threshold", "score_threshold"))
+@op("NonMaxSuppression", since=10, host=True)
 def non_max_suppression(
     boxes, scores, max_output_boxes_per_class=None, iou_threshold=None, score_threshold=None, *, center_point_box=0
 ):  # fmt: skip
     """Best boxes of each class that do not overlap, as rows `(batch, class, box)`.
 
-    How many there are depends on the values, so all inputs must be known while tracing.
+    How many there are depends on the values.
     https://onnx.ai/onnx/operators/onnx__NonMaxSuppression.html
     """
     limit = 0 if max_output_boxes_per_class is None else scalar(max_output_boxes_per_class)

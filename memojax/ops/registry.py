@@ -50,6 +50,8 @@ class OpDef:
 
     def static_positions(self, node: Any) -> tuple[int, ...]:
         """Which of a node's inputs must be known while tracing."""
+        if self.origin == "host":
+            return tuple(range(len(node.inputs)))
         if not self.static or (self.static_if is not None and not self.static_if(node)):
             return ()
         return tuple(i for i in range(len(node.inputs)) if self.input_name(i) in self.static)
@@ -88,10 +90,12 @@ def op(
     shape_only: bool = False,
     random_if: Callable[[Any], bool] | None = None,
     static_if: Callable[[Any], bool] | None = None,
+    host: bool = False,
 ) -> Callable[[Function], Function]:
     """Register the function below as `op_type` for `since <= opset < until`; several may be stacked.
 
     `static` names the inputs that must be known while tracing; `shape_only` says that the inputs' values do not matter;
+    `host` marks a NumPy function that no XLA executable can stand for (its output shape depends on data, or it works on strings);
     `random_if` tells from a node whether it draws random numbers, for an operator that takes a `key` and does so only at times; `static_if`
     tells from a node whether `static` holds for it.
 
@@ -109,7 +113,8 @@ def op(
             OpDef(
                 domain, op_type, since, until, fn, frozenset(static), shape_only, positional=positional,
                 variadic=any(p.kind is p.VAR_POSITIONAL for p in parameters),
-                attributes=keywords - INJECTED, injected=keywords & INJECTED, random_if=random_if, static_if=static_if,
+                attributes=keywords - INJECTED, injected=keywords & INJECTED, random_if=random_if,
+                origin="host" if host else "ours", static_if=static_if,
             )
         )  # fmt: skip
         return fn

@@ -158,14 +158,14 @@ class BrainState:
         """An agent is gone, and with it the state that waits."""
         with self._running:
             self._check_alive()
+            self.inferer.end_agent(agent)
+            self._agents.discard(agent)
             with self._lock:
                 self._open.discard(agent)
                 if not len(self._open):
                     self._open_since = 0
                 if self._sealed is not None and self._sealed.discard(agent) and not len(self._sealed):
                     self._unseal()
-            self._agents.discard(agent)
-            self.inferer.end_agent(agent)
 
     def infer_single(self, agent: int, state: Mapping[str, Any]) -> Response:
         """Run one agent now, beside what waits."""
@@ -215,7 +215,7 @@ class BrainState:
             except BaseException:
                 with self._lock:
                     self._busy = False
-                    self._since, self._served = self._turns.frame, self._turns.served()
+                    self._since, self._served = self._turns.frame + 1, self._turns.served()
                 raise
             spent = self._clock() - started
             with self._lock:

@@ -7,30 +7,85 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import re
 import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx.backend.test.loader import load_model_tests
+from onnx.backend.test.case.test_case import TestCase
+from onnx.backend.test.loader import DATA_DIR, load_model_tests
 from onnx.backend.test.runner import Runner
 
-KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
+KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "light")
+"""`light` are the model zoo's architectures with made-up weights, which ONNX files under "real"."""
+
+XFAILS = Path(__file__).with_name("backend_xfails.txt")
 
 
 @functools.cache
-def cases(kind: str) -> dict[str, Any]:
+def cases(kind: str) -> dict[str, TestCase]:
     """Test cases of one kind, by name."""
-    return {case.name: case for case in load_model_tests(kind=kind)}
+    return {case.name: case for case in load_model_tests(kind="real" if kind == "light" else kind)}
 
 
-def run_case(case: Any) -> None:
+def known_failures(text: str | None = None) -> dict[str, str]:
+    """Case name -> cause, from `backend_xfails.txt`: a group is a `#` comment that says why, then names, one a line.
+
+    Raises:
+        ValueError: a name is listed twice, or without a cause above it.
+    """
+    found: dict[str, str] = {}
+    cause: list[str] = []
+    in_comment = False
+    for line in (XFAILS.read_text() if text is None else text).splitlines():
+        line = line.strip()
+        if line.startswith("#"):
+            cause = [*(cause if in_comment else []), line.lstrip("# ")]
+        elif line:
+            if not cause or line in found:
+                raise ValueError(f"{line}: listed twice, or without a cause")
+            found[line] = " ".join(cause)
+        in_comment = line.startswith("#")
+    return found
+
+
+def tally() -> dict[str, tuple[int, int]]:
+    """(cases that pass, all cases) of each kind, as the known failures have it; `test_backend.py` holds them to it."""
+    failing = known_failures()
+    total = {kind: len(cases(kind)) for kind in KINDS}
+    failed = Counter(kind for kind in KINDS for name in cases(kind) if name in failing)
+    return {kind: (total[kind] - failed[kind], total[kind]) for kind in KINDS}
+
+
+def model_of(case: TestCase) -> onnx.ModelProto:
+    """The case's model, read where it is a file."""
+    if case.model is not None:
+        return case.model
+    return onnx.load(_light_path(case) if case.model_dir is None else Path(case.model_dir) / "model.onnx")
+
+
+def data_of(case: TestCase, model: onnx.ModelProto) -> list[tuple[list[Any], list[Any]]]:
+    """(inputs, expected outputs) of each data set."""
+    if case.data_sets is not None:
+        return [([*map(_array, inputs)], [*map(_array, outputs)]) for inputs, outputs in case.data_sets]
+    if case.model_dir is None:
+        weights = {tensor.name for tensor in model.graph.initializer}
+        inputs = [Runner.generate_dummy_data(info) for info in model.graph.input if info.name not in weights]
+        path = _light_path(case)
+        return [(inputs, [numpy_helper.to_array(onnx.load_tensor(path.with_name(f"{path.stem}_output_0.pb")))])]
+    folders = sorted(Path(case.model_dir).glob("test_data_set*"))
+    return [(_stored(folder, "input", model.graph.input), _stored(folder, "output", model.graph.output)) for folder in folders]
+
+
+def run_case(case: TestCase) -> None:
     """Run all data sets of a case and compare, at the case's own tolerance but at least rtol 1e-3, atol 1e-5.
 
     Raises:
@@ -38,27 +93,23 @@ def run_case(case: Any) -> None:
     """
     from memojax import backend
 
-    model = case.model if case.model is not None else onnx.load(str(Path(case.model_dir) / "model.onnx"))
+    model = model_of(case)
     prepared = backend.prepare(model)
-    sets = case.data_sets if case.data_sets is not None else _stored_sets(Path(case.model_dir), model)
-    for inputs, expected in sets:
-        outputs = prepared.run([_array(value) for value in inputs])
-        Runner.assert_similar_outputs([_array(value) for value in expected], outputs, rtol=max(case.rtol, 1e-3), atol=max(case.atol, 1e-5))
+    for inputs, expected in data_of(case, model):
+        Runner.assert_similar_outputs(expected, prepared.run(inputs), rtol=max(case.rtol, 1e-3), atol=max(case.atol, 1e-5))
+
+
+def _light_path(case: TestCase) -> Path:
+    return Path(DATA_DIR) / "light" / str(case.url).rsplit("/", 1)[-1]
 
 
 def _array(value: Any) -> Any:
     return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
 
 
-def _stored_sets(folder: Path, model: onnx.ModelProto) -> list[Any]:
-    def read(paths: list[Path], infos: Any) -> list[Any]:
-        paths = sorted(paths, key=lambda p: int(re.findall(r"\d+", p.stem)[-1]))
-        return [_read_value(p.read_bytes(), info.type) for p, info in zip(paths, infos, strict=False)]
-
-    sets = []
-    for data in sorted(folder.glob("test_data_set*")):
-        sets.append((read(list(data.glob("input_*.pb")), model.graph.input), read(list(data.glob("output_*.pb")), model.graph.output)))
-    return sets
+def _stored(folder: Path, which: str, infos: Any) -> list[Any]:
+    paths = sorted(folder.glob(f"{which}_*.pb"), key=lambda path: int(re.findall(r"\d+", path.stem)[-1]))
+    return [_read_value(path.read_bytes(), info.type) for path, info in zip(paths, infos, strict=False)]
 
 
 def _read_value(raw: bytes, declared: onnx.TypeProto) -> Any:
@@ -73,27 +124,33 @@ def _read_value(raw: bytes, declared: onnx.TypeProto) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pattern", nargs="?", default="")
-    parser.add_argument("--kind", default="node")
+    parser.add_argument("--kind", default="node", choices=KINDS)
     parser.add_argument("--exact", help="only cases whose model contains this operator")
+    parser.add_argument("--json", type=Path, help="write {case: [CPU seconds, what failed or null]} here")
     parser.add_argument("-v", action="store_true")
     options = parser.parse_args()
-    passed, failed, started = 0, [], time.perf_counter()
+    results: dict[str, tuple[float, str | None]] = {}
+    known = known_failures()
     for name, case in sorted(cases(options.kind).items()):
         if not re.search(options.pattern, name):
             continue
-        if options.exact and options.exact not in {node.op_type for node in case.model.graph.node}:
+        if options.exact and options.exact not in {node.op_type for node in model_of(case).graph.node}:
             continue
+        problem, started = None, time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 run_case(case)
-            passed += 1
         except Exception as error:
-            failed.append(name)
-            print(f"FAIL {name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            print(f"{'known ' if name in known else ''}FAIL {name}: {problem}", flush=True)
             if options.v:
                 traceback.print_exc()
-    print(f"{passed} passed, {len(failed)} failed, {time.perf_counter() - started:.0f} s")
+        results[name] = time.process_time() - started, problem
+    failed = sum(problem is not None for _, problem in results.values())
+    print(f"{len(results) - failed} passed, {failed} failed, {sum(seconds for seconds, _ in results.values()):.0f} s of CPU")
+    if options.json:
+        options.json.write_text(json.dumps(results))
     return 1 if failed else 0
 
 

@@ -66,11 +66,13 @@ def _convert_text(x: Value, dtype: np.dtype) -> np.ndarray:
         raise ValueError("a number that is computed cannot become a string: an XLA executable has no strings")
     if x.dtype == dtype:
         return x
-    one = _text if dtype == object else bool if dtype == np.bool_ else float
-    if dtype != object and np.issubdtype(dtype, np.integer):
-        one = lambda item: int(item) if item.lstrip("+-").isdigit() else int(float(item))  # noqa: E731
-    values = [one(item) for item in x.ravel().tolist()] if dtype == object or dtype != np.bool_ else [float(item) != 0 for item in x.ravel()]
-    return np.array(values, dtype).reshape(x.shape)
+    read = _text if dtype == object else _integer if np.issubdtype(dtype, np.integer) else float
+    values = [read(item) for item in x.ravel().tolist()]
+    return (np.array(values, object) if dtype == object else np.array(values).astype(dtype)).reshape(x.shape)
+
+
+def _integer(item: str) -> int:
+    return int(item) if item.strip().lstrip("+-").isdigit() else int(float(item))
 
 
 def _text(item: Any) -> str:

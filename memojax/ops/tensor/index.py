@@ -200,31 +200,23 @@ def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1,
 # NonZero, Unique and Compress have outputs whose shapes depend on data: they are computed while tracing, from static values only.
 
 
-@op("NonZero", since=9)
+@op("NonZero", since=9, host=True)
 def nonzero(x: Value) -> Value:
-    """Indices of the elements that are not zero, static values only. https://onnx.ai/onnx/operators/onnx__NonZero.html"""
-    _require_static("NonZero", x)
+    """Indices of the elements that are not zero. https://onnx.ai/onnx/operators/onnx__NonZero.html"""
     return np.array(np.nonzero(np.atleast_1d(x)), np.int64)[: x.ndim]
 
 
-@op("Compress", since=9)
+@op("Compress", since=9, host=True)
 def compress(input: Value, condition: Value, *, axis: int | None = None) -> Value:
     """Slices where a static condition holds. https://onnx.ai/onnx/operators/onnx__Compress.html"""
-    _require_static("Compress", condition)
     return gather(nx.reshape(input, (-1,)) if axis is None else input, np.flatnonzero(condition), axis=axis or 0)
 
 
-@op("Unique", since=11)
+@op("Unique", since=11, host=True)
 def unique(x: Value, *, axis: int | None = None, sorted: int = 1) -> Value:
-    """Distinct elements or slices, static values only. https://onnx.ai/onnx/operators/onnx__Unique.html"""
-    _require_static("Unique", x)
+    """Distinct elements or slices. https://onnx.ai/onnx/operators/onnx__Unique.html"""
     values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True, axis=axis)
     order = np.arange(len(first)) if sorted else np.argsort(first)
     rank_of = np.argsort(order)
     values = np.take(values, order, axis=axis or 0)
     return values, first[order].astype(np.int64), rank_of[inverse.ravel()].astype(np.int64), counts[order].astype(np.int64)
-
-
-def _require_static(op_type: str, value: Value) -> None:
-    if not is_static(value):
-        raise ValueError(f"the output shape of {op_type} depends on data, which an XLA executable cannot have: the input must be constant")

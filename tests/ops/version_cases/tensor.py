@@ -47,6 +47,9 @@ _cast = [
         )
     ),  # fmt: skip
     *(Case("CastLike", opset, (_f(3, 4), np.zeros(1, dtype))) for opset in (15, 19, 21) for dtype in (np.float64, np.int32, np.float16)),
+    Case("Cast", 13, (np.array(["1.5", "-2", "NaN", "+INF"], object),), {"to": TensorProto.FLOAT}),
+    Case("Cast", 13, (np.array([1.5, 1 / 3, np.nan, -np.inf, 1e20], np.float32),), {"to": TensorProto.STRING},
+         expected=(np.array(["1.5", "0.33333334", "NaN", "-INF", "1e+20"], object),)),
     *(Case("IsInf", 10, (_special,), attributes) for attributes in ({}, {"detect_negative": 0}, {"detect_positive": 0})),
     Case("IsInf", 10, (_special,), {"detect_positive": 0, "detect_negative": 0}),
     *(Case("IsNaN", opset, (_special.astype(dtype),)) for opset in (9, 13) for dtype in (np.float32, np.float16)),
@@ -120,6 +123,15 @@ _index = [
     *(Case("Trilu", 14, (_f(2, 4, 5), np.array(k)), {"upper": upper}) for k in (-2, 1, 9) for upper in (0, 1)),
     Case("ReverseSequence", 10, (_f(4, 3, 2), _i(1, 4, 3))),
     Case("ReverseSequence", 10, (_f(3, 4, 2), _i(1, 4, 3)), {"batch_axis": 0, "time_axis": 1}),
+]
+
+_repeated = np.array([2.0, 1.0, 1.0, 3.0, 4.0, 3.0], np.float32)
+_by_data = [
+    *(Case("NonZero", opset, (x,)) for opset in (9, 13) for x in (_x > 0, np.array([[0, 3], [2, 0]]))),
+    *(Case("Compress", opset, (_x, np.array([False, True, True])), {"axis": 1}) for opset in (9, 11)),
+    Case("Compress", 11, (_x, np.array([False, True, True, False, True]))),
+    *(Case("Unique", 11, (_repeated,), {"sorted": order}, n_outputs=4) for order in (0, 1)),
+    Case("Unique", 11, (np.array([[1, 0, 0], [1, 0, 0], [2, 3, 4]], np.float32),), {"axis": 0}, n_outputs=4),
 ]
 
 _pads = _i(0, 1, 2, 0, -1, 1)
@@ -198,9 +210,10 @@ _resize = [
 
 _half = np.array([[1, 2], [3, 4]], ml_dtypes.bfloat16)
 _newest = [
+    Case("Size", 24, (_x,), expected=(np.array(24),)),
     Case("Where", 16, (np.array([True, False]), _half, -_half), expected=(np.array([[1, -2], [3, -4]], ml_dtypes.bfloat16),)),
     Case("TensorScatter", 24, (np.zeros((2, 4, 1), np.float32), np.ones((2, 2, 1), np.float32), _i(1, 3)), {"mode": "circular"},
          expected=(np.array([[0, 1, 1, 0], [1, 0, 0, 1]], np.float32)[..., None],)),
 ]  # fmt: skip
 
-CASES: list[Case] = [*_cast, *_shape, *_index, *_pad, *_resize, *_newest]
+CASES: list[Case] = [*_cast, *_shape, *_index, *_by_data, *_pad, *_resize, *_newest]

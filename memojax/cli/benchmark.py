@@ -1,0 +1,196 @@
+"""`memojax benchmark`: time per call over the batch size."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+import numpy as np
+
+from .options import device_option, find_device, find_model, json_option, loading_of, loading_options, model_argument
+from .sizes import SIZES
+
+_BLOCK = 8
+"""Calls of one contender in a row, so that a cache line or two may stay warm; then it is the next one's turn."""
+
+_WARM_UP = 3
+
+
+@click.command("benchmark")
+@model_argument
+@click.option("--batch-sizes", type=SIZES, default="1,2,4,8,16,32,64", metavar="SIZES", help="As 1-8,16.  [default: 1,2,4,8,16,32,64]")
+@click.option("--count", type=click.IntRange(2), metavar="N", default=200, help="Timed calls per size.  [default: 200]")
+@click.option("--recurrent", metavar="auto|IN:OUT,...", help="Keep hidden state by agent, around the model.")
+@click.option("--with-epsilon", metavar="KEY", help="Feed this input with normal noise, around the model.")
+@click.option("--call", type=click.Choice(("arrays", "batch")), default="arrays", help="infer_arrays or infer_batch.  [default: arrays]")
+@click.option("--against", type=click.Choice(("onnxruntime", "tract")), multiple=True, help="Time another runtime beside it; may be repeated.")
+@click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]")
+@loading_options
+@device_option
+@json_option
+def command(
+    model: str, batch_sizes: list[int], count: int, recurrent: str | None, with_epsilon: str | None, call: str,
+    against: tuple[str, ...], seed: int, device: str | None, json_file: str | None, **loading: Any,
+) -> None:  # fmt: skip
+    """Time calls at each batch size, interleaved with other runtimes.
+
+    Compiles are timed apart. With --recurrent and --with-epsilon the call goes through the wrappers, as in a game loop; other runtimes are
+    given the same rows, hidden state and noise included, laid out beforehand.
+
+    \b
+    Examples:
+      memojax benchmark acrobot_ppo --batch-sizes 1-8,16 --against onnxruntime
+      memojax benchmark recurrent_lstm --recurrent auto --call batch
+    """
+    from ..api import load
+    from ..contenders import CONTENDERS
+    from ..typed import random_rows
+
+    file = find_model(model)
+    inferer = load(file.path, seed=seed, device=find_device(device), **loading_of(**loading))
+    wrapped = _wrapped(inferer, recurrent, with_epsilon, seed)
+    others = {name: CONTENDERS[name](inferer.typed) for name in dict.fromkeys(against)}
+    rng = np.random.default_rng(seed)
+    for agent in range(max(batch_sizes)):
+        wrapped.begin_agent(agent)
+    results: list[dict[str, Any]] = []
+    with _bar(file.name, len(batch_sizes)) as advance:
+        for size in batch_sizes:
+            rows = {spec.name: random_rows(rng, size, spec) for spec in inferer.api.inputs}
+            calls, compiles = _contenders(wrapped, others, rows, size, call)
+            timings = _timed(calls, count)
+            results += [_statistics(name, size, times, compiles[name]) for name, times in timings.items()]
+            advance()
+    data = {"model": file.name, "call": f"infer_{call}", "count": count, "device": str(inferer.device), "results": results}
+    if json_file:
+        from .output import write_json
+
+        write_json(json_file, data)
+    if json_file != "-":
+        _show(data)
+
+
+def _wrapped(inferer: Any, recurrent: str | None, epsilon: str | None, seed: int) -> Any:
+    from ..wrapper.epsilon import EpsilonInjector, HighQualityNoiseGenerator
+    from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker
+    from .options import pairs
+
+    if epsilon:
+        inferer = EpsilonInjector(inferer, epsilon, HighQualityNoiseGenerator(seed))
+    if recurrent == "auto":
+        return RecurrentTracker.wrap(inferer)
+    if recurrent:
+        return RecurrentTracker(inferer, [RecurrentInfo(*pair) for pair in pairs(tuple(recurrent.split(",")), "--recurrent", ":")])
+    return inferer
+
+
+def _contenders(
+    inferer: Any, others: Mapping[str, Any], rows: Mapping[str, np.ndarray], size: int, call: str
+) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """What to time, and the milliseconds that each took to get ready for this size."""
+    given = {spec.name: rows[spec.name] for spec in inferer.api.inputs}
+    if call == "batch":
+        states = {agent: {name: value[agent] for name, value in given.items()} for agent in range(size)}
+        calls: dict[str, Callable[[], Any]] = {"memojax": lambda: inferer.infer_batch(states)}
+    else:
+        ids = range(size)
+        calls = {"memojax": lambda: inferer.infer_arrays(given, ids=ids)}
+    compiles = {}
+    started = time.perf_counter()
+    calls["memojax"]()
+    compiles["memojax"] = (time.perf_counter() - started) * 1e3
+    for name, other in others.items():
+        started = time.perf_counter()
+        other.prepare(size)
+        compiles[name] = (time.perf_counter() - started) * 1e3
+        calls[name] = other.bound(rows)
+    return calls, compiles
+
+
+def _timed(calls: Mapping[str, Callable[[], Any]], count: int) -> dict[str, list[float]]:
+    """Seconds of `count` calls each, in blocks that take turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(_WARM_UP):
+            call()
+    clock = time.perf_counter
+    for start in range(0, count, _BLOCK):
+        for name, call in calls.items():
+            for _ in range(min(_BLOCK, count - start)):
+                begun = clock()
+                call()
+                times[name].append(clock() - begun)
+    return times
+
+
+def _statistics(name: str, size: int, times: Sequence[float], compile_ms: float) -> dict[str, Any]:
+    us = np.array(times) * 1e6
+    p50, p90, p99 = np.percentile(us, (50, 90, 99)).tolist()
+    return {
+        "runtime": name,
+        "batch_size": size,
+        "compile_ms": compile_ms,
+        "mean_us": float(us.mean()),
+        "std_us": float(us.std(ddof=1)),
+        "p50_us": p50,
+        "p90_us": p90,
+        "p99_us": p99,
+        "mean_us_per_element": float(us.mean()) / size,
+        "std_us_per_element": float(us.std(ddof=1)) / size,
+    }
+
+
+def _show(data: Mapping[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.text import Text
+
+    from .output import number, show, table
+
+    results = data["results"]
+    mine = {one["batch_size"]: one["p50_us"] for one in results if one["runtime"] == "memojax"}
+    several = len({one["runtime"] for one in results}) > 1
+    rows = []
+    for one in results:
+        size, per = one["batch_size"], number(one["mean_us_per_element"], 2)
+        ratio = one["p50_us"] / mine[size]
+        against = Text("") if one["runtime"] == "memojax" else Text(f"{ratio:.2f}x", "green" if ratio >= 1 else "red")
+        rows.append(
+            (one["runtime"], size, f"{number(one['mean_us'])} ± {number(one['std_us'])}", f"{per} ± {number(one['std_us_per_element'], 2)}",
+             number(one["p50_us"]), number(one["p90_us"]), number(one["p99_us"]), number(one["compile_ms"]), *([against] if several else []))
+        )  # fmt: skip
+    columns = ["runtime", "batch size", "us per call", "us per element", "p50", "p90", "p99", "compile ms", *(["time"] if several else [])]
+    items: list[Any] = [
+        f"[bold]{escape(data['model'])}[/]: {data['call']}, {data['count']} calls per size on {escape(data['device'])}",
+        table(columns, rows),
+    ]
+    if several:
+        items.append(f"[dim]time: median against memojax's, above 1 is slower; geometric mean {_overall(results, mine)}[/]")
+    show(*items)
+
+
+def _overall(results: Sequence[Mapping[str, Any]], mine: Mapping[int, float]) -> str:
+    names = dict.fromkeys(one["runtime"] for one in results if one["runtime"] != "memojax")
+    logs = {name: [math.log(one["p50_us"] / mine[one["batch_size"]]) for one in results if one["runtime"] == name] for name in names}
+    return ", ".join(f"{name} {math.exp(sum(values) / len(values)):.2f}x" for name, values in logs.items())
+
+
+def _bar(name: str, total: int) -> Any:
+    import contextlib
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from .output import console
+
+    @contextlib.contextmanager
+    def bar() -> Any:
+        out = console(stderr=True)
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=out, transient=True, disable=not out.is_terminal
+        ) as progress:
+            task = progress.add_task(f"{name}, batch sizes", total=total)
+            yield lambda: progress.advance(task)
+
+    return bar()

@@ -1,0 +1,133 @@
+"""`memojax run`: one batch through a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from .options import device_option, find_device, find_model, json_option, loading_of, loading_options, model_argument
+
+
+@click.command("run")
+@model_argument
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rows.  [default: those of --inputs, or 1]")
+@click.option("--inputs", "inputs_file", metavar="FILE.npz", help="Inputs by name, a row per agent; random without it.")
+@click.option("--output", "output_file", metavar="FILE.npz", help="Write the outputs, by name.")
+@click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of random inputs, and of a model that draws.  [default: 0]")
+@loading_options
+@device_option
+@json_option
+def command(
+    model: str, batch_size: int | None, inputs_file: str | None, output_file: str | None, seed: int, device: str | None,
+    json_file: str | None, **loading: Any,
+) -> None:  # fmt: skip
+    """Run one batch on random or given inputs and print a summary of each output.
+
+    \b
+    Examples:
+      memojax run acrobot_ppo --batch-size 8
+      memojax run policy.onnx --inputs observations.npz --output actions.npz
+    """
+    from ..api import load
+    from ..typed import random_rows
+
+    file = find_model(model)
+    inferer = load(file.path, seed=seed, device=find_device(device), **loading_of(**loading))
+    if inputs_file:
+        inputs = _read(inputs_file)
+        if batch_size is not None and (short := [name for name, rows in inputs.items() if len(rows) < batch_size]):
+            raise click.UsageError(f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has {len(inputs[short[0]])} rows")
+        inputs = {name: rows[:batch_size] for name, rows in inputs.items()}
+    else:
+        rng = np.random.default_rng(seed)
+        inputs = {spec.name: random_rows(rng, batch_size or 1, spec) for spec in inferer.api.inputs}
+    started = time.perf_counter()
+    outputs = {name: np.asarray(rows) for name, rows in inferer.infer_arrays(inputs).items()}
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    inferer.infer_arrays(inputs)
+    again = time.perf_counter() - started
+    if output_file:
+        np.savez(output_file, **outputs)  # pyright: ignore[reportArgumentType]
+    size = len(next(iter(inputs.values()))) if inputs else 0
+    data = {
+        "model": file.name,
+        "batch_size": size,
+        "first_call_ms": first * 1e3,
+        "second_call_us": again * 1e6,
+        "outputs": {name: _summary(rows) for name, rows in outputs.items()},
+    }
+    if json_file:
+        from .output import write_json
+
+        write_json(json_file, data)
+    if json_file != "-":
+        _show(data, inputs_file, output_file)
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+    from ..errors import InputError
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive) if isinstance(archive, Mapping) else None
+    except OSError as cause:
+        raise InputError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+    except Exception as cause:
+        raise InputError(f"{path}: not an .npz file of plain arrays (numpy.savez writes them): {cause}") from cause
+    if arrays is None:
+        raise InputError(f"{path}: one array, not an .npz file of arrays by name: save it with numpy.savez(file, {{input}}=array)")
+    if scalars := [name for name, array in arrays.items() if array.ndim == 0]:
+        raise InputError(f"{path}: {scalars[0]!r} is a single number, expected one row per agent")
+    return arrays
+
+
+_SHOWN = 4
+
+
+def _summary(rows: np.ndarray) -> dict[str, Any]:
+    numeric = rows.dtype.kind in "fiub" and rows.size > 0
+    finite = rows.astype(np.float64) if numeric else np.zeros(0)
+    return {
+        "dtype": str(rows.dtype),
+        "shape": list(rows.shape),
+        "min": float(finite.min()) if numeric else None,
+        "mean": float(finite.mean()) if numeric else None,
+        "max": float(finite.max()) if numeric else None,
+        "nan": int(np.isnan(finite).sum()),
+        "first": rows[0].ravel()[:_SHOWN].tolist() if rows.size else [],
+    }
+
+
+def _show(data: Mapping[str, Any], inputs_file: str | None, output_file: str | None) -> None:
+    from rich.markup import escape
+
+    from .output import facts, show, table
+
+    def brief(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4g}"
+
+    rows = []
+    for name, one in data["outputs"].items():
+        first = ", ".join(brief(value) if isinstance(value, (int, float)) else str(value) for value in one["first"])
+        more = ", ..." if int(np.prod(one["shape"][1:])) > _SHOWN else ""
+        rows.append((name, one["dtype"], str(one["shape"]), f"{first}{more}", brief(one["min"]), brief(one["mean"]), brief(one["max"])))
+    source = f"from {inputs_file}" if inputs_file else "of random inputs"
+    about = [
+        ("first call", f"{data['first_call_ms']:,.0f} ms, with the compile for this batch size"),
+        ("next call", f"{data['second_call_us']:,.0f} us"),
+    ]
+    if nans := [name for name, one in data["outputs"].items() if one["nan"]]:
+        about.append(("warning", f"NaN in {', '.join(nans)}"))
+    if output_file:
+        about.append(("written", str(Path(output_file))))
+    show(
+        f"[bold]{escape(data['model'])}[/]: a batch of {data['batch_size']} {escape(source)}",
+        table(["output", "dtype", "shape", "first row", "min", "mean", "max"], rows, left=4),
+        facts(about),
+    )

@@ -1,0 +1,67 @@
+"""`memojax verify`: the same numbers as another runtime?"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from .options import find_model, json_option, loading_of, loading_options, model_argument
+from .sizes import SIZES
+
+
+@click.command("verify")
+@model_argument
+@click.option("--sizes", type=SIZES, default="1,5,32", metavar="SIZES", help="Batch sizes.  [default: 1,5,32]")
+@click.option("--against", type=click.Choice(("onnxruntime", "tract")), default="onnxruntime", help="The other runtime.  [default: onnxruntime]")
+@click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]")
+@loading_options
+@json_option
+def command(model: str, sizes: list[int], against: str, seed: int, json_file: str | None, **loading: Any) -> None:
+    """Compare every output with another runtime on random inputs, at several batch sizes.
+
+    Prints the largest error, and how often the largest element is the same (what a policy with discrete actions cares about). Exits with 1
+    where an output is further off than rtol 1e-3 and atol 1e-5.
+
+    \b
+    Example:
+      memojax verify policy.onnx --sizes 1-4,64
+    """
+    from ..typed import TypedModel
+    from ..verification import ATOL, RTOL, verify
+
+    file = find_model(model)
+    checks = verify(TypedModel.from_model(file.path, **loading_of(**loading)), sizes, against=against, seed=seed)
+    worst = [check for check in checks if check.same is False]
+    if json_file:
+        from .output import write_json
+
+        data = {"model": file.name, "against": against, "rtol": RTOL, "atol": ATOL, "same": not worst}
+        write_json(json_file, {**data, "checks": [dataclasses.asdict(check) for check in checks]})
+    if json_file != "-":
+        from rich.markup import escape
+        from rich.text import Text
+
+        from .output import show, table
+
+        marks = {True: Text("same", "green"), False: Text("differs", "red"), None: Text("not compared", "yellow")}
+        rows = [
+            (check.output, marks[check.same], check.note, check.size, _small(check.max_abs), _small(check.max_rel),
+             "-" if check.argmax_agreement is None else f"{check.argmax_agreement:.1%}")
+            for check in checks
+        ]  # fmt: skip
+        columns = ["output", "", "", "batch size", "max abs error", "max rel error", "same argmax"]
+        compared = sum(check.same is not None for check in checks)
+        verdict = f"[red]{len(worst)} of {compared} differ[/]" if worst else f"[green]all {compared} are the same[/]"
+        show(
+            f"[bold]{escape(file.name)}[/] against {against}",
+            table(columns, rows, left=3),
+            f"{verdict} within rtol {RTOL:g}, atol {ATOL:g}",
+        )
+    if worst:
+        click.get_current_context().exit(1)
+
+
+def _small(value: float) -> str:
+    return "-" if value != value else "0" if value == 0 else f"{value:.1e}"

@@ -1,0 +1,54 @@
+"""Draw evaluations: how good, and how fast at which batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+
+import numpy as np
+
+from ..errors import EvaluationError, MissingPackageError
+from .result import Evaluation, plus_minus
+
+
+def plot(evaluations: Sequence[Evaluation], path: str | PathLike[str]) -> None:
+    """Write a picture with the returns (each episode, mean, 95 % interval) and the median time per call over the batch size.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+        EvaluationError: nothing to draw, or matplotlib does not know the file's suffix.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as cause:
+        raise MissingPackageError("matplotlib", "a plot", "plot") from cause
+    if not evaluations:
+        raise EvaluationError("no evaluation to draw")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    returns, latency = figure.subplots(1, 2)
+    rng = np.random.default_rng(0)
+    for index, one in enumerate(evaluations):
+        color = f"C{index}"
+        spread = rng.uniform(-0.18, 0.18, len(one.episodes))
+        returns.scatter(index + spread, one.returns, s=10, alpha=0.45, color=color, linewidths=0)
+        low, high = one.confidence_interval()
+        error = None if np.isnan(low) else [[one.mean_return - low], [high - one.mean_return]]
+        returns.errorbar(index, one.mean_return, error, fmt="_", ms=28, mew=2, capsize=6, color="black", zorder=3)
+        note = plus_minus(one.mean_return, one.standard_error)
+        returns.annotate(note, (index, one.mean_return), (14, 6), textcoords="offset points", fontsize=9)
+        sizes = sorted(one.call_us)
+        latency.plot(sizes, [one.call_us[size] for size in sizes], "o-", ms=4, color=color, label=one.model)
+    returns.set_xticks(range(len(evaluations)), [one.model for one in evaluations])
+    returns.set_xlim(-0.6, len(evaluations) - 0.4)
+    returns.set(title=f"{evaluations[0].env_id}: return of {len(evaluations[0].episodes)} episodes", ylabel="return")
+    latency.set(title="time per call of the policy", xlabel="batch size", ylabel="median microseconds")
+    latency.set_ylim(bottom=0)
+    if any(one.call_us for one in evaluations):
+        latency.legend(frameon=False)
+    for axes in (returns, latency):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    try:
+        figure.savefig(path, dpi=130)
+    except ValueError as cause:
+        raise EvaluationError(f"{path}: {cause}") from cause

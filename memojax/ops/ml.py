@@ -1,1 +1,0 @@
-"""The ai.onnx.ml domain: classic machine learning."""

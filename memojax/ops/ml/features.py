@@ -1,0 +1,90 @@
+"""Preparing numeric features."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..._types import Value
+from .._common import cast, is_static, nx, traced
+from ..registry import op
+from ._scores import ML
+
+
+@op("Scaler", domain=ML)
+def scaler(X: Value, *, offset: tuple[float, ...] = (), scale: tuple[float, ...] = ()) -> Value:
+    """(X - offset) * scale, for each feature. https://onnx.ai/onnx/operators/onnx_aionnxml_Scaler.html"""
+    return (cast(X, np.float32) - np.asarray(offset, np.float32)) * np.asarray(scale, np.float32)
+
+
+@op("Normalizer", domain=ML)
+def normalizer(X: Value, *, norm: str = "MAX") -> Value:
+    """Rows divided by their maximum, L1 or L2 norm, where that is not 0. https://onnx.ai/onnx/operators/onnx_aionnxml_Normalizer.html"""
+    x = cast(X, np.float32)
+    if norm == "MAX":
+        size = nx.max(x, axis=-1, keepdims=True)
+    elif norm == "L1":
+        size = nx.sum(nx.abs(x), axis=-1, keepdims=True)
+    else:
+        size = nx.sqrt(nx.sum(nx.square(x), axis=-1, keepdims=True))
+    return x / nx.where(size == 0, np.float32(1), size)
+
+
+@op("Binarizer", domain=ML)
+def binarizer(X: Value, *, threshold: float = 0.0) -> Value:
+    """1 above the threshold, else 0. https://onnx.ai/onnx/operators/onnx_aionnxml_Binarizer.html"""
+    return cast(threshold < X, X.dtype)
+
+
+@op("Imputer", domain=ML)
+def imputer(
+    X: Value, *, imputed_value_floats: tuple[float, ...] = (), imputed_value_int64s: tuple[int, ...] = (),
+    replaced_value_float: float = 0.0, replaced_value_int64: int = 0,
+) -> Value:  # fmt: skip
+    """Another value, one for all or one for each feature, in place of `replaced_value`, which may be NaN.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_Imputer.html
+    """
+    real = np.issubdtype(X.dtype, np.floating)
+    replaced = replaced_value_float if real else replaced_value_int64
+    values = np.asarray(imputed_value_floats if real else imputed_value_int64s, X.dtype)
+    missing = nx.isnan(X) if np.isnan(replaced) else replaced == X
+    return cast(nx.where(missing, values if values.size == X.shape[-1] else values[0], X), X.dtype)
+
+
+@op("FeatureVectorizer", domain=ML)
+def feature_vectorizer(*X: Value, inputdimensions: tuple[int, ...] = ()) -> Value:
+    """Inputs side by side as float32, each cut or padded with 0 to its dimension; a vector is one row.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_FeatureVectorizer.html
+    """
+    parts = []
+    for x, size in zip(X, inputdimensions or (None,) * len(X), strict=True):
+        part = cast(nx.reshape(x, (1, -1) if x.ndim == 1 else (x.shape[0], -1)), np.float32)[:, :size]
+        parts.append(nx.pad(part, ((0, 0), (0, size - part.shape[1]))) if size is not None else part)
+    return nx.concatenate(parts, axis=1)
+
+
+@op("ArrayFeatureExtractor", domain=ML)
+def array_feature_extractor(X: Value, Y: Value) -> Value:
+    """Elements of the last axis; a vector is one row. https://onnx.ai/onnx/operators/onnx_aionnxml_ArrayFeatureExtractor.html
+
+    Of strings at positions that depend on data, the positions themselves.
+    """
+    X, Y = nx.atleast_2d(X), nx.ravel(Y)
+    if X.dtype == object and not is_static(Y):
+        return cast(jnp.broadcast_to(Y, (*X.shape[:-1], Y.size)), np.int64)
+    if is_static(X, Y):
+        return np.take(X, Y, axis=-1)
+    if is_static(Y) and Y.size and np.array_equal(Y, np.arange(Y[0], Y[0] + Y.size)):
+        return X[..., int(Y[0]) : int(Y[0]) + Y.size]
+    return jnp.take(traced(X), Y, axis=-1, mode="clip")
+
+
+@op("ZipMap", domain=ML)
+def zip_map(X: Value, *, classlabels_int64s: tuple[int, ...] = (), classlabels_strings: tuple[str, ...] = ()) -> Value:
+    """The probabilities as they are, a column for each label, in place of a dictionary for each row.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_ZipMap.html
+    """
+    return X

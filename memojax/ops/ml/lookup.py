@@ -1,0 +1,111 @@
+"""Looking keys up: numbers by comparison in the executable, strings while tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..._types import Value
+from .._common import cast, is_static, traced
+from ..registry import op
+from ._scores import ML
+
+_STRING_ATTRIBUTES = ("cats_strings", "keys_strings", "classes_strings")
+
+
+def _takes_strings(node: Any) -> bool:
+    """Whether a node looks strings up; which side of `classes_strings` and `cats_strings` is meant decides the input's dtype."""
+    return any(node.attributes.get(name) for name in _STRING_ATTRIBUTES)
+
+
+def _position(X: Value, keys: Sequence[Any] | np.ndarray) -> Value:
+    """Position of each element among `keys`, or their number where it is not there; the last of equal keys counts."""
+    if X.dtype == object:
+        known = {key: index for index, key in enumerate(keys)}
+        return np.array([known.get(key, len(keys)) for key in X.ravel()], np.int64).reshape(X.shape)
+    table = np.asarray(keys)
+    if is_static(X):
+        same = (X[..., None] == table) | ((X[..., None] != X[..., None]) & (table != table))
+        return np.where(same.any(-1), len(table) - 1 - same[..., ::-1].argmax(-1), len(table))
+    order = np.argsort(table, kind="stable")
+    ordered = jnp.asarray(table[order])
+    place = jnp.maximum(jnp.searchsorted(ordered, X, side="right") - 1, 0)
+    found = ordered[place]
+    same = (found == X) | ((found != found) & (X != X))
+    return jnp.where(same, jnp.asarray(order)[place], len(table))
+
+
+def _looked_up(X: Value, keys: Sequence[Any] | np.ndarray, values: Sequence[Any] | np.ndarray, default: Any, dtype: Any) -> Value:
+    """`values` where `keys` are, `default` elsewhere.
+
+    Raises:
+        ValueError: strings would have to come out of numbers that depend on data.
+    """
+    position = _position(X, keys)
+    table = np.empty(len(values) + 1, dtype)
+    table[:-1], table[-1] = values, default
+    if is_static(position):
+        return table[position]
+    if dtype is object:
+        raise ValueError("strings cannot be the result of data: take the output before this one, and look its labels up yourself")
+    return traced(table).at[position].get(mode="clip")
+
+
+@op("LabelEncoder", until=2, domain=ML, static=("X",))
+def label_encoder_1(X: Value, *, classes_strings: tuple[str, ...] = (), default_int64: int = -1, default_string: str = "_Unused") -> Value:
+    """Version 1: strings to their positions, or positions to strings. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
+    if X.dtype == object:
+        return _looked_up(X, classes_strings, range(len(classes_strings)), default_int64, np.int64)
+    return _looked_up(X, range(len(classes_strings)), classes_strings, default_string, object)
+
+
+@op("LabelEncoder", since=2, domain=ML, static=("X",), static_if=_takes_strings)
+def label_encoder(
+    X: Value, *, keys_floats: tuple[float, ...] = (), keys_int64s: tuple[int, ...] = (), keys_strings: tuple[str, ...] = (),
+    keys_tensor: Any = None, values_floats: tuple[float, ...] = (), values_int64s: tuple[int, ...] = (),
+    values_strings: tuple[str, ...] = (), values_tensor: Any = None, default_float: float = -0.0, default_int64: int = -1,
+    default_string: str = "_Unused", default_tensor: Any = None,
+) -> Value:  # fmt: skip
+    """Keys replaced by values. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
+    keys = next((keys for keys in (keys_tensor, keys_strings, keys_int64s, keys_floats) if keys is not None and len(keys)), ())
+    if X.dtype != object:
+        keys = np.asarray(keys, X.dtype)
+    if values_tensor is not None:
+        default = np.zeros((), values_tensor.dtype) if default_tensor is None else default_tensor
+        if default_tensor is None:
+            default = {"f": default_float, "i": default_int64, "O": default_string}[values_tensor.dtype.kind]
+        return _looked_up(X, keys, values_tensor, np.asarray(default).ravel()[0], values_tensor.dtype)
+    if values_strings:
+        return _looked_up(X, keys, values_strings, default_string, object)
+    if values_int64s:
+        return _looked_up(X, keys, values_int64s, default_int64, np.int64)
+    return _looked_up(X, keys, values_floats, default_float, np.float32)
+
+
+@op("CategoryMapper", domain=ML, static=("X",))
+def category_mapper(
+    X: Value, *, cats_int64s: tuple[int, ...] = (), cats_strings: tuple[str, ...] = (), default_int64: int = -1,
+    default_string: str = "_Unused",
+) -> Value:  # fmt: skip
+    """Strings to numbers, or numbers to strings. https://onnx.ai/onnx/operators/onnx_aionnxml_CategoryMapper.html"""
+    if X.dtype == object:
+        return _looked_up(X, cats_strings, cats_int64s, default_int64, np.int64)
+    return _looked_up(X, cats_int64s, cats_strings, default_string, object)
+
+
+@op("OneHotEncoder", domain=ML, static=("X",), static_if=_takes_strings)
+def one_hot_encoder(X: Value, *, cats_int64s: tuple[int, ...] = (), cats_strings: tuple[str, ...] = (), zeros: int = 1) -> Value:
+    """A 1 at the place of each category, along a new last axis. https://onnx.ai/onnx/operators/onnx_aionnxml_OneHotEncoder.html
+
+    An unknown category gives zeros also where `zeros` is 0, but for static input: data cannot raise an error.
+    """
+    if X.dtype == object or is_static(X):
+        hot = _position(X if X.dtype == object else cast(X, np.int64), cats_strings or cats_int64s)
+        count = len(cats_strings or cats_int64s)
+        if not zeros and (hot == count).any():
+            raise ValueError("a category is unknown, and zeros = 0")
+        return np.eye(count + 1, dtype=np.float32)[hot][..., :count]
+    return cast(cast(X, np.int64)[..., None] == np.asarray(cats_int64s, np.int64), np.float32)

@@ -1,0 +1,285 @@
+"""A runtime under random use, against a simple model of what should come back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+
+import memojax as mj
+from memojax.errors import OrphanedDataError, RuntimeErrors, UnknownAgentError, UnknownBrainError
+
+from .helpers import FakeInferer, summing
+from .runtime_fakes import Brain, Broken, Clock
+
+AGENTS = st.integers(0, 6)
+
+
+@dataclasses.dataclass
+class Echo:
+    """What is known of a brain that gives back what it gets: the serials pushed and not answered yet, oldest first."""
+
+    number: int
+    fake: Brain
+    waiting: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+
+    def state(self, agent, serial):
+        return {"obs": np.array([self.number, agent, serial], np.float32)}
+
+    def note_push(self, agent, serial):
+        self.waiting.setdefault(agent, []).append(serial)
+
+    def fails(self):
+        return self.fake.failing
+
+    def check(self, agent, response, everything):
+        number, who, serial = response["out"].astype(int)
+        assert (number, who) == (self.number, agent), "an answer for somebody else"
+        pushed = self.waiting[agent]
+        assert serial in pushed
+        if everything:
+            assert serial == pushed[-1]
+        left = [other for other in pushed if other > serial]
+        self.waiting[agent] = left
+        if not left:
+            del self.waiting[agent]
+
+
+@dataclasses.dataclass
+class Counter:
+    """What is known of a brain with hidden state, h = 2 h + obs in float32, which it also answers."""
+
+    number: int
+    fake: FakeInferer
+    broken: list[bool]
+    hidden: dict[int, np.float32] = dataclasses.field(default_factory=dict)
+    waiting: dict[int, np.float32] = dataclasses.field(default_factory=dict)
+
+    def state(self, agent, serial):
+        return {"obs": np.array([1000 * self.number + 10 * agent + serial % 7], np.float32)}
+
+    def note_push(self, agent, serial):
+        self.waiting[agent] = self.state(agent, serial)["obs"][0]
+
+    def fails(self):
+        return self.broken[0] or not self.waiting.keys() <= self.hidden.keys()
+
+    def check(self, agent, response, everything):
+        self.hidden[agent] = np.float32(2) * self.hidden[agent] + self.waiting.pop(agent)
+        assert response["act"][0] == self.hidden[agent] or not np.isfinite(self.hidden[agent])
+
+
+def counter(number):
+    broken = [False]
+    fake = summing()
+    inner = fake.run
+
+    def run(view):
+        if broken[0]:
+            raise Broken("told to fail")
+        inner(view)
+
+    fake.run = run
+    return Counter(number, fake, broken)
+
+
+class Soak(RuleBasedStateMachine):
+    """Random use of one runtime."""
+
+    brains = Bundle("brains")
+
+    def __init__(self):
+        super().__init__()
+        self.clock = Clock()
+        self.runtime = mj.Runtime(threads=2, clock=self.clock)
+        self.known: dict[mj.BrainId, Echo | Counter] = {}
+        self.gone: list[mj.BrainId] = []
+        self.serial = 0
+
+    def next_serial(self):
+        self.serial += 1
+        return self.serial
+
+    # Brains come and go
+
+    @rule(target=brains, cost=st.sampled_from([0.001, 0.01, 0.1]), cold=st.booleans(), split=st.sampled_from([1, 2, 99]))
+    def add_echo(self, cost, cold, split):
+        fake = Brain(self.clock, cost, ready=set() if cold else None, take=lambda count: min(count, split))
+        return self.add(fake, Echo(len(self.known) + len(self.gone), fake))
+
+    @rule(target=brains)
+    def add_counter(self):
+        known = counter(len(self.known) + len(self.gone))
+        return self.add(mj.RecurrentTracker.wrap(known.fake), known)
+
+    def add(self, inferer, known):
+        brain = self.runtime.add_inferer(inferer)
+        assert brain not in self.known
+        assert brain not in self.gone
+        self.known[brain] = known
+        return brain
+
+    @rule(brain=consumes(brains))
+    def remove(self, brain):
+        known = self.known.pop(brain)
+        self.gone.append(brain)
+        try:
+            self.runtime.remove_inferer(brain)
+        except OrphanedDataError as orphans:
+            assert {brain: sorted(agents) for brain, agents in orphans.agents.items()} == {brain: sorted(known.waiting)}
+        else:
+            assert not known.waiting
+
+    @precondition(lambda self: self.gone)
+    @rule(data=st.data())
+    def use_a_removed_brain(self, data):
+        with pytest.raises(UnknownBrainError):
+            self.runtime.push(data.draw(st.sampled_from(self.gone)), 0, {})
+
+    @rule(brain=brains)
+    def swap(self, brain):
+        known = self.known[brain]
+        if isinstance(known, Echo):
+            fake = Brain(self.clock, 0.002, ready=set(), take=known.fake.take)
+            fake.failing = known.fake.failing
+            handle = self.runtime.replace_inferer(brain, fake)
+            for size in list(fake.asked):
+                fake.finish(size)
+            old = known.fake
+        else:
+            replacement = counter(known.number)
+            fake, old, known.broken = replacement.fake, known.fake, replacement.broken
+            handle = self.runtime.replace_inferer(brain, fake)
+        assert handle.result(10) is old
+        known.fake = fake  # pyright: ignore[reportAttributeAccessIssue]
+
+    @rule(brain=brains)
+    def break_or_mend(self, brain):
+        known = self.known[brain]
+        if isinstance(known, Echo):
+            known.fake.failing = not known.fake.failing
+            known.fake.fail_at_call = known.fake._calls + self.serial % 3
+        else:
+            known.broken[0] = not known.broken[0]
+
+    @rule(brain=brains)
+    def compile_in_the_background(self, brain):
+        known = self.known[brain]
+        if isinstance(known, Echo):
+            for size, future in known.fake.asked.items():
+                if not future.done():
+                    known.fake.finish(size)
+
+    # Agents come and go
+
+    @rule(brain=brains, agent=AGENTS)
+    def begin(self, brain, agent):
+        known = self.known[brain]
+        self.runtime.begin_agent(brain, agent)
+        if isinstance(known, Counter):
+            known.hidden[agent] = np.float32(0)
+
+    @rule(brain=brains, agent=AGENTS)
+    def end(self, brain, agent):
+        known = self.known[brain]
+        begun = agent in (known.hidden if isinstance(known, Counter) else known.fake.agents)
+        if not begun:
+            with pytest.raises((UnknownAgentError, ValueError)):
+                self.runtime.end_agent(brain, agent)
+            return
+        self.runtime.end_agent(brain, agent)
+        known.waiting.pop(agent, None)
+        if isinstance(known, Counter):
+            del known.hidden[agent]
+
+    # Frames
+
+    @rule(brain=brains, agent=AGENTS)
+    def push(self, brain, agent):
+        serial = self.next_serial()
+        self.runtime.push(brain, agent, self.known[brain].state(agent, serial))
+        self.known[brain].note_push(agent, serial)
+
+    @rule(brain=brains, agents=st.lists(AGENTS, unique=True))
+    def extend(self, brain, agents):
+        serial, known = self.next_serial(), self.known[brain]
+        self.runtime.extend(brain, [(agent, known.state(agent, serial)) for agent in agents])
+        for agent in agents:
+            known.note_push(agent, serial)
+
+    @rule(brain=brains, agent=AGENTS)
+    def push_nonsense(self, brain, agent):
+        with pytest.raises(mj.errors.InputError):
+            self.runtime.extend(brain, {agent: self.known[brain].state(agent, 1), 99: {"obs": np.zeros(7, np.float32)}})
+
+    @rule(brain=brains)
+    def infer_single(self, brain):
+        known = self.known[brain]
+        if isinstance(known, Echo) and not known.fails():
+            response = self.runtime.infer_single(brain, known.state(3, 1))
+            assert tuple(response["out"]) == (known.number, 3, 1)
+
+    @rule(threaded=st.booleans())
+    def run_all(self, threaded):
+        due = {brain: set(known.waiting) for brain, known in self.known.items() if known.waiting}
+        failing = {brain for brain in due if self.known[brain].fails()}
+        responses, failures = self.frame(self.runtime.run_threaded if threaded else self.runtime.run)
+        assert failures <= failing
+        assert {brain: set(out) for brain, out in responses.items() if brain not in failures} == {
+            brain: agents for brain, agents in due.items() if brain not in failures
+        }
+        self.check(responses, everything=True)
+
+    @rule(budget=st.sampled_from([0.0, 0.005, 0.05, 1.0]), threaded=st.booleans())
+    def run_some(self, budget, threaded):
+        due = [brain for brain, known in self.known.items() if known.waiting]
+        run = self.runtime.run_for_threaded if threaded else self.runtime.run_for
+        responses, failures = self.frame(lambda: run(budget if budget < 1 else 0.0))
+        assert failures <= set(due)
+        assert bool(responses) or bool(failures) == bool(due)
+        self.check(responses, everything=False)
+
+    def frame(self, run):
+        try:
+            return run(), set()
+        except RuntimeErrors as some:
+            assert some.failures
+            assert all(isinstance(failure, (Broken, UnknownAgentError)) for failure in some.failures.values())
+            return some.responses, set(some.failures)
+
+    def check(self, responses, everything):
+        for brain, out in responses.items():
+            assert out
+            for agent, response in out.items():
+                self.known[brain].check(agent, response, everything)
+
+    @invariant()
+    def nothing_is_lost(self):
+        assert self.runtime.brains == list(self.known)
+        for brain, known in self.known.items():
+            assert sorted(self.runtime.waiting(brain)) == sorted(known.waiting)
+
+    def teardown(self):
+        """Once all is mended, everything that waits is answered."""
+        for known in self.known.values():
+            if isinstance(known, Echo):
+                known.fake.failing = False
+            else:
+                known.broken[0] = False
+                for agent in known.waiting.keys() - known.hidden.keys():
+                    known.waiting.pop(agent)
+                    brain = next(brain for brain, other in self.known.items() if other is known)
+                    self.runtime.begin_agent(brain, agent)
+                    self.runtime.end_agent(brain, agent)
+        self.run_all(threaded=False)
+        assert not any(known.waiting for known in self.known.values())
+        assert self.runtime.run() == {}
+
+
+Soak.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestSoak = Soak.TestCase
