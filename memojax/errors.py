@@ -63,9 +63,7 @@ class UnknownInputError(InputError):
 
     def __init__(self, names: Iterable[str], expected: Iterable[str], where: str = "the model"):
         self.names, self.expected = tuple(names), tuple(expected)
-        super().__init__(
-            f"unknown input {', '.join(map(repr, self.names))}: {where} takes {', '.join(map(repr, self.expected))}."
-        )
+        super().__init__(f"unknown input {', '.join(map(repr, self.names))}: {where} takes {', '.join(map(repr, self.expected))}.")
 
 
 class MissingInputError(InputError):
@@ -181,10 +179,6 @@ class MissingPackageError(MemojaxError, ImportError):
     def __init__(self, package: str, what: str, extra: str):
         self.package = package
         super().__init__(f"{what} needs the package {package!r}, which is not installed: pip install 'memojax[{extra}]'")
-
-
-class DeviceError(MemojaxError):
-    """A device that is not there, or a name that is none."""
 
 
 class EvaluationError(MemojaxError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -178,7 +179,7 @@ class _Run:
 
     def _call(self, definition: OpDef, node: Node, inputs: Sequence[Value], env: MutableMapping[str, Value]) -> tuple[Value, ...]:
         attributes = {name: Body(value, self, env) if isinstance(value, Graph) else value for name, value in node.attributes.items()}
-        context = _Context(self, node, definition) if definition.injected else {}
+        context = _Context(self, node, definition, env) if definition.injected else {}
         return definition.call(inputs, attributes, context)
 
     def _at_once(self, definition: OpDef, node: Node, inputs: Sequence[Value], env: MutableMapping[str, Value]) -> tuple[Value, ...]:
@@ -200,6 +201,18 @@ class _Run:
             f"{origin_of(self.graph, node.inputs[position])}, which depends on data"
         )
 
+    def recompute(self, env: MutableMapping[str, Value], given: Mapping[str, Value], wanted: str) -> Value:
+        """The value of `wanted` if the names in `given` had other values; what they do not reach is taken from `env`."""
+        reached = set(given)
+        inner: MutableMapping[str, Value] = ChainMap(dict(given), env)
+        for node in self.graph.nodes:
+            if wanted in inner.maps[0]:  # pyright: ignore[reportAttributeAccessIssue]
+                break
+            if node.reads() & reached:
+                reached.update(filter(None, node.outputs))
+                self.nodes([node], inner)
+        return inner[wanted]
+
     def next_key(self) -> jax.Array:
         if self.key is None:
             raise LoweringError("a random operator needs a JAX PRNG key")
@@ -210,12 +223,13 @@ class _Run:
 class _Context(Mapping[str, Any]):
     """What an operator may ask for beside its inputs and attributes; a key is made only when asked for."""
 
-    def __init__(self, run: _Run, node: Node, definition: OpDef):
+    def __init__(self, run: _Run, node: Node, definition: OpDef, env: MutableMapping[str, Value]):
         self._makers: dict[str, Callable[[], Any]] = {
             "n_outputs": lambda: len(node.outputs),
             "output_names": lambda: node.outputs,
             "opset": lambda: node.opset,
             "key": lambda: run.next_key() if definition.draws(node) else None,
+            "recompute": lambda: functools.partial(run.recompute, env),
         }
 
     def __getitem__(self, name: str) -> Any:

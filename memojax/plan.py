@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
-from .runner import Answer, Rows, Run
-from .typed import TypedModel
-
-_SAMPLE_EVERY = 16
-"""One call in so many is timed; a clock read costs a percent of the smallest call."""
-
+from .runner import SAMPLE_EVERY, Answer, Meter, Rows, Run
 
 @dataclass(frozen=True)
 class PlanInfo:
@@ -74,27 +64,28 @@ class Plan:
     """An executable for one batch size; call it with one `[n, *element_shape]` array per input.
 
     A host plan takes and gives NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while other threads call.
+
+    Attributes:
+        answer: outputs by name for inputs by name; None (and nothing has run) where an input is missing or not a NumPy array of just
+            this plan's shape and dtype.
     """
 
     __slots__ = (
-        "__weakref__", "_answer", "_due", "_executable", "_lock", "_peeks", "_run", "_tick", "_times",
-        "compile_ms", "dtypes", "gain", "platform", "random", "shapes", "size",
+        "__weakref__", "_executable", "_lock", "_meter", "_peeks", "_run", "_tick",
+        "answer", "compile_ms", "gain", "platform", "random", "size",
     )  # fmt: skip
 
-    def __init__(self, size: int, executable: Executable, typed: TypedModel, platform: str, compile_ms: float):
+    def __init__(self, size: int, executable: Executable, meter: Meter, platform: str, compile_ms: float, random: bool = False):
         self.size = size
-        self.shapes = tuple((size, *spec.shape) for spec in typed.api.inputs)
-        self.dtypes = tuple(spec.dtype for spec in typed.api.inputs)
-        self.random = typed.random
+        self.random = random
         self.platform = platform
         self.compile_ms = compile_ms
         self.gain: float | None = None
         self.executable = executable
+        self._meter = meter
+        self._tick = meter.tick
         self._lock = threading.Lock()
-        self._tick = itertools.count().__next__
         self._peeks = 0
-        self._due = False
-        self._times: deque[float] = deque(maxlen=64)
 
     @property
     def executable(self) -> Executable:
@@ -105,34 +96,13 @@ class Plan:
     def executable(self, executable: Executable) -> None:
         self._executable = executable
         self._run = executable.run
-        self._answer = executable.answer
+        self.answer: Answer = executable.answer
 
     def __call__(self, rows: Rows, key: np.ndarray | None = None) -> list[Any]:
         """One array per computed output, in order; `key` is a uint32[2] for a random model. NumPy results are read-only."""
         if key is not None:
             rows = [*rows, key]
-        if self._tick() % _SAMPLE_EVERY:
-            return self._run(rows)
-        started = time.perf_counter()
-        results = self._run(rows)
-        if isinstance(results[0], jax.Array):
-            jax.block_until_ready(results)
-        self._times.append(time.perf_counter() - started)
-        return results
-
-    def answer(self, inputs: Mapping[str, Any], draw: Callable[[], np.ndarray] | None = None) -> dict[str, np.ndarray] | None:
-        """Outputs by name; None (and nothing has run) where an input is missing or not a NumPy array of just this plan's shape and dtype.
-
-        `draw` gives the key of a random model.
-        """
-        started = time.perf_counter() if self._due else 0.0
-        named = self._answer(inputs, draw)
-        if started and named is not None:
-            self._times.append(time.perf_counter() - started)
-            self._due = False
-        if named is not None and not self._tick() % _SAMPLE_EVERY:
-            self._due = True
-        return named
+        return self._run(rows) if self._tick() % SAMPLE_EVERY else self._meter.timed(self._run, rows)
 
     @property
     def calls(self) -> int:
@@ -143,7 +113,7 @@ class Plan:
 
     def info(self) -> PlanInfo:
         """Size, costs and use so far."""
-        times = sorted(self._times)
+        times = sorted(self._meter.seconds)
         median = times[len(times) // 2] * 1e6 if times else None
         executable = self._executable
         return PlanInfo(

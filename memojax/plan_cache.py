@@ -63,6 +63,8 @@ class PlanCache:
         self.maxsize = maxsize
         self._lower = lower
         self._plans: dict[int, Plan] = {}
+        self.hit: Callable[[int], Plan | None] = self._plans.get if maxsize is None else self._noted
+        """The plan for `size` if it is there, noted as used."""
         self._pending: dict[int, Future[Plan | None]] = {}
         self._pinned: set[int] = set()
         self._used: dict[int, int] = {}
@@ -88,10 +90,9 @@ class PlanCache:
         """
         return self.hit(size) or self._miss(size)
 
-    def hit(self, size: int) -> Plan | None:
-        """The plan for `size` if it is there, noted as used."""
+    def _noted(self, size: int) -> Plan | None:
         plan = self._plans.get(size)
-        if plan is not None and self.maxsize is not None:
+        if plan is not None:
             self._used[size] = time.monotonic_ns()
         return plan
 
@@ -121,7 +122,7 @@ class PlanCache:
         Raises:
             BatchSizeError: a size that is no positive whole number; none is marked then.
         """
-        wanted = [checked_size(size) for size in dict.fromkeys(sizes)]
+        wanted = list(dict.fromkeys(map(checked_size, sizes)))
         with self._lock:
             self._pinned.update(wanted)
         return wanted

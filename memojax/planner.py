@@ -19,7 +19,7 @@ from .hoist import Hoister, Node, Residue
 from .packing import Packing
 from .plan import Executable, Plan
 from .recipe import DEFAULT, Recipe
-from .runner import Leading, by_name, lean_call, never, on_device, on_host
+from .runner import Leading, Meter, by_name, lean_call, never, on_device, on_host
 from .staging import Staging
 from .typed import TypedModel
 
@@ -73,17 +73,17 @@ class Planner:
         """
         if size < 1:
             raise BatchSizeError(f"a plan needs at least one row, got batch size {size}")
+        meter = Meter()
         started = time.perf_counter()
         with trace_lock:
-            residue = self.trace(size)
-            finish = self.prepare(size, residue)
+            finish = self.prepare(size, self.trace(size), meter)
         spent = time.perf_counter() - started
 
         def compile_now() -> Plan:
             begun = time.perf_counter()
             executable = finish()
             ms = (spent + time.perf_counter() - begun) * 1e3
-            return Plan(size, executable, self.typed, self.device.platform, ms)
+            return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
         return Lowered(size, compile_now)
 
@@ -93,8 +93,8 @@ class Planner:
         with trace_lock, self._settings():
             return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
 
-    def prepare(self, size: int, residue: Residue, recipe: Recipe = DEFAULT) -> Callable[[], Executable]:
-        """Lower a traced size by a recipe; gives what compiles it."""
+    def prepare(self, size: int, residue: Residue, meter: Meter, recipe: Recipe = DEFAULT) -> Callable[[], Executable]:
+        """Lower a traced size by a recipe; gives what compiles it. The executable counts its calls in `meter`."""
         packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
         constants = self._hoister.values(residue.nodes) if self.weights == "constant" else None
         placed = [] if constants is not None else self._place(residue.nodes)
@@ -115,18 +115,22 @@ class Planner:
                 raise
             except Exception as cause:
                 raise CompileError(f"XLA could not compile batch size {size} for {self.device}: {cause}") from cause
-            return self._executable(size, compiled, packing, [tuple(placed)], recipe)
+            return self._executable(size, compiled, packing, [tuple(placed)], recipe, meter)
 
         return finish
 
-    def _executable(self, size: int, compiled: Any, packing: Packing, leading: Leading, recipe: Recipe) -> Executable:
+    def _executable(
+        self, size: int, compiled: Any, packing: Packing, leading: Leading, recipe: Recipe, meter: Meter
+    ) -> Executable:  # fmt: skip
         call = lean_call(compiled)
         if not self.host:
             return Executable(compiled, on_device(call, leading), never, recipe.name)
         rows = self._rows(size)
-        run = on_host(call, Staging([row.shape for row in rows], [row.dtype for row in rows], self.device), packing, leading)
-        named = [(spec.name, (size, *spec.shape), spec.dtype) for spec in self.typed.api.inputs]
-        return Executable(compiled, run, by_name(run, named, self.typed.computed, self.typed.random), recipe.name)
+        staging = Staging([row.shape for row in rows], [row.dtype for row in rows], self.device)
+        run = on_host(call, staging, packing, leading)
+        typed = self.typed
+        answer = by_name(run, call, staging, packing, leading, typed.api, typed.computed, typed.random, meter)
+        return Executable(compiled, run, answer, recipe.name)
 
     def _place(self, nodes: Sequence[Node]) -> list[jax.Array]:
         """Values of `nodes` on the device; one array for all sizes."""

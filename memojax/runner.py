@@ -1,23 +1,50 @@
-"""The few lines between rows and an executable: what they cost is paid with every call, so each is there for a reason."""
+"""The few lines between rows and an executable. What they cost is paid with every call, so they are closures without frames in between."""
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
+from .model.signature import ModelApi
 from .packing import Packing
 from .staging import Staging
 
 Rows: TypeAlias = Sequence[Any]
 Run: TypeAlias = Callable[[Rows], list[Any]]
+"""One array per input (and the key of a random model) to one array per output."""
+
 Answer: TypeAlias = Callable[[Mapping[str, Any], Any], "dict[str, np.ndarray] | None"]
-"""Inputs by name, and what draws the key of a random model, to outputs by name; None where an input does not fit."""
+"""Inputs by name, and what draws the key of a random model, to outputs by name; None (nothing has run) where an input does not fit."""
 
 Leading: TypeAlias = list[tuple[Any, ...]]
 """One cell: the weights that an executable takes first; replacing its content swaps them between two calls."""
+
+SAMPLE_EVERY = 16
+"""One call in so many is timed; reading the clock costs a percent of the smallest call."""
+
+
+@dataclass
+class Meter:
+    """Calls of a plan, whichever executable served them, and seconds of the last ones that were timed."""
+
+    tick: Callable[[], int] = field(default_factory=lambda: itertools.count().__next__)
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+
+    def timed(self, run: Run, rows: Rows) -> list[Any]:
+        """Run and note the time."""
+        started = time.perf_counter()
+        results = run(rows)
+        if isinstance(results[0], jax.Array):
+            jax.block_until_ready(results)
+        self.seconds.append(time.perf_counter() - started)
+        return results
 
 
 def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leading: Leading) -> Run:
@@ -25,20 +52,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
 
     A call takes a slot of input buffers and gives it back, so that threads never write to the same one.
     """
-    free: list[Any] = []
-    take, give, fresh, unpack, asarray = free.pop, free.append, staging.slot, packing.unpacker(), np.asarray
-
-    def staged_one(rows: Rows) -> list[np.ndarray]:
-        try:
-            slot = take()
-        except IndexError:
-            slot = fresh()
-        (buffer,), (array,) = slot
-        buffer[...] = rows[0]
-        result = call(*leading[0], array)
-        results = [asarray(result)] if unpack is None else unpack(result)
-        give(slot)
-        return results
+    take, give, fresh, unpack, asarray = staging.free.pop, staging.free.append, staging.slot, packing.unpacker(), np.asarray
 
     def staged(rows: Rows) -> list[np.ndarray]:
         try:
@@ -72,24 +86,33 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         with jax.enable_x64(True):
             return mixed(rows)
 
-    if all(staging.staged):
-        return staged_one if len(staging.staged) == 1 else staged
-    return mixed_x64 if staging.needs_x64 else mixed
+    return staged if all(staging.staged) else mixed_x64 if staging.needs_x64 else mixed
 
 
-def by_name(run: Run, inputs: Sequence[tuple[str, tuple[int, ...], np.dtype]], outputs: Sequence[str], random: bool) -> Answer:
-    """`run` for inputs and outputs by name; `inputs` are names, shapes and dtypes in order."""
-    ndarray = np.ndarray
-    if len(inputs) == len(outputs) == 1 and not random:
-        ((name, shape, dtype),), (output,) = inputs, outputs
+def by_name(
+    run: Run, call: Callable[..., Any], staging: Staging, packing: Packing, leading: Leading, api: ModelApi, outputs: Sequence[str],
+    random: bool, meter: Meter,
+) -> Answer:  # fmt: skip
+    """The same for inputs and outputs by name, with the checks; where all inputs have buffers, `run` is written out (a frame costs 1 us)."""
+    tick, timed, ndarray = meter.tick, meter.timed, np.ndarray
+    take, give, fresh, unpack, asarray = staging.free.pop, staging.free.append, staging.slot, packing.unpacker(), np.asarray
+    inputs = [(spec.name, shape, spec.dtype) for spec, (shape, _) in zip(api.inputs, staging.specs)]
 
-        def answer_one(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
-            row = given.get(name)
-            if type(row) is not ndarray or row.shape != shape or row.dtype != dtype:
-                return None
-            return {output: run((row,))[0]}
-
-        return answer_one
+    def answer_one(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
+        row = given.get(name)
+        if type(row) is not ndarray or row.shape != shape or row.dtype != dtype:
+            return None
+        if not tick() % SAMPLE_EVERY:
+            return {output: timed(run, (row,))[0]}
+        try:
+            slot = take()
+        except IndexError:
+            slot = fresh()
+        (buffer,), (array,) = slot
+        buffer[...] = row
+        result = asarray(call(*leading[0], array))
+        give(slot)
+        return {output: result}
 
     def answer(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
         rows = []
@@ -100,8 +123,11 @@ def by_name(run: Run, inputs: Sequence[tuple[str, tuple[int, ...], np.dtype]], o
             rows.append(row)
         if random:
             rows.append(draw())
-        return dict(zip(outputs, run(rows)))
+        return dict(zip(outputs, run(rows) if tick() % SAMPLE_EVERY else timed(run, rows)))
 
+    if len(inputs) == len(outputs) == 1 and all(staging.staged) and unpack is None and not random:
+        ((name, shape, dtype),), (output,) = inputs, outputs
+        return answer_one
     return answer
 
 

@@ -101,7 +101,7 @@ class TypedModel:
         Args:
             fn: `fn(params, {name: [n, ...]})` (`fn(params, inputs, key)` if `random`) to a dict of `[n, ...]` arrays, or one array,
                 which is then called `name`.
-            params: any pytree of arrays.
+            params: any pytree of arrays (numbers become arrays).
             inputs: name -> `TensorSpec`, `jax.ShapeDtypeStruct`, array, or (element shape, dtype); without the batch axis.
 
         Raises:
@@ -109,7 +109,7 @@ class TypedModel:
         """
         specs = tuple(_spec_of(key, given) for key, given in inputs.items())
         x64 = bool(jax.config.jax_enable_x64) or any(spec.dtype in _NARROWED for spec in specs)
-        params = params if x64 else jax.tree.map(_narrow, params)
+        params = jax.tree.map(lambda leaf: _weight(leaf, x64), params)
         order: list[str] = []
 
         def by_name(params: Any, rows: Sequence[Any], key: Any) -> dict[str, Any]:
@@ -213,9 +213,10 @@ def check_same_params(old: Any, new: Any) -> None:
             )
 
 
-def _narrow(leaf: Any) -> Any:
-    """A weight as JAX would take it without x64."""
-    return leaf.astype(_NARROWED[leaf.dtype]) if getattr(leaf, "dtype", None) in _NARROWED else leaf
+def _weight(leaf: Any, x64: bool) -> Any:
+    """A weight as the array that JAX would make of it."""
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return leaf.astype(_NARROWED[leaf.dtype]) if not x64 and leaf.dtype in _NARROWED else leaf
 
 
 def _as_key(data: Any) -> Any:

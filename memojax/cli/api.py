@@ -10,7 +10,7 @@ import click
 from .options import find_model, json_option, loading_of, loading_options, model_argument
 
 
-@click.command("api")
+@click.command("api", short_help="What a model takes and gives, and who lowers its operators.")
 @model_argument
 @loading_options
 @click.option("--probe/--no-probe", default=True, help="Compile two small batches to see whether rows influence each other.")
@@ -37,6 +37,8 @@ def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> N
         notes.append("draws random numbers itself: its inferer's seed= makes runs repeat")
     if wide := [spec.name for spec in (*typed.api.inputs, *typed.api.outputs) if spec.dtype.itemsize == 8]:
         notes.append(f"64-bit numbers in {', '.join(wide)}: kept as they are, whatever JAX's x64 setting")
+    if host := [op for _, op, _, _, by, _ in ops if by == "host"]:
+        notes.append(f"graph breaks: {', '.join(host)} run on the host, between compiled parts")
     if typed.constant:
         notes.append(f"depend on no input, and are not computed per call: {', '.join(typed.constant)}")
     data = {

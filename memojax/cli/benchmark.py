@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from .options import device_option, find_device, find_model, json_option, loading_of, loading_options, model_argument
+from .options import device_option, find_model, json_option, loading_of, loading_options, model_argument
 from .sizes import SIZES
 
 _BLOCK = 8
@@ -19,14 +19,14 @@ _BLOCK = 8
 _WARM_UP = 3
 
 
-@click.command("benchmark")
+@click.command("benchmark", short_help="Time calls over the batch size.")
 @model_argument
 @click.option("--batch-sizes", type=SIZES, default="1,2,4,8,16,32,64", metavar="SIZES", help="As 1-8,16.  [default: 1,2,4,8,16,32,64]")
 @click.option("--count", type=click.IntRange(2), metavar="N", default=200, help="Timed calls per size.  [default: 200]")
 @click.option("--recurrent", metavar="auto|IN:OUT,...", help="Keep hidden state by agent, around the model.")
 @click.option("--with-epsilon", metavar="KEY", help="Feed this input with normal noise, around the model.")
 @click.option("--call", type=click.Choice(("arrays", "batch")), default="arrays", help="infer_arrays or infer_batch.  [default: arrays]")
-@click.option("--against", type=click.Choice(("onnxruntime", "tract")), multiple=True, help="Time another runtime beside it; may be repeated.")
+@click.option("--against", type=click.Choice(("onnxruntime", "tract")), multiple=True, help="Time another runtime beside it.")
 @click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]")
 @loading_options
 @device_option
@@ -50,7 +50,7 @@ def command(
     from ..typed import random_rows
 
     file = find_model(model)
-    inferer = load(file.path, seed=seed, device=find_device(device), **loading_of(**loading))
+    inferer = load(file.path, seed=seed, device=device, **loading_of(**loading))
     wrapped = _wrapped(inferer, recurrent, with_epsilon, seed)
     others = {name: CONTENDERS[name](inferer.typed) for name in dict.fromkeys(against)}
     rng = np.random.default_rng(seed)
@@ -154,13 +154,13 @@ def _show(data: Mapping[str, Any]) -> None:
     several = len({one["runtime"] for one in results}) > 1
     rows = []
     for one in results:
-        size, per = one["batch_size"], number(one["mean_us_per_element"], 2)
+        size = one["batch_size"]
         ratio = one["p50_us"] / mine[size]
         against = Text("") if one["runtime"] == "memojax" else Text(f"{ratio:.2f}x", "green" if ratio >= 1 else "red")
-        rows.append(
-            (one["runtime"], size, f"{number(one['mean_us'])} ± {number(one['std_us'])}", f"{per} ± {number(one['std_us_per_element'], 2)}",
-             number(one["p50_us"]), number(one["p90_us"]), number(one["p99_us"]), number(one["compile_ms"]), *([against] if several else []))
-        )  # fmt: skip
+        per_call = f"{number(one['mean_us'])} ± {number(one['std_us'])}"
+        per_element = f"{number(one['mean_us_per_element'], 2)} ± {number(one['std_us_per_element'], 2)}"
+        tail = [number(one[key]) for key in ("p50_us", "p90_us", "p99_us", "compile_ms")]
+        rows.append((one["runtime"], size, per_call, per_element, *tail, *([against] if several else [])))
     columns = ["runtime", "batch size", "us per call", "us per element", "p50", "p90", "p99", "compile ms", *(["time"] if several else [])]
     items: list[Any] = [
         f"[bold]{escape(data['model'])}[/]: {data['call']}, {data['count']} calls per size on {escape(data['device'])}",

@@ -10,7 +10,7 @@ import click
 from .options import find_model, json_option, model_argument
 
 
-@click.command("describe")
+@click.command("describe", short_help="What is in a model file.")
 @model_argument
 @json_option
 def command(model: str, json_file: str | None) -> None:
@@ -40,7 +40,9 @@ def _describe(loaded: Any, file: Any) -> dict[str, Any]:
     constants = {
         node.outputs[0]: node.attributes["value"]
         for node in graph.all_nodes()
-        if node.op_type == "Constant" and getattr(node.attributes.get("value"), "ndim", 0) > 0 and node.attributes["value"].dtype.kind in "fV"
+        if node.op_type == "Constant"
+        and getattr(node.attributes.get("value"), "ndim", 0) > 0
+        and node.attributes["value"].dtype.kind in "fV"
     }
     weights |= constants
     return {
@@ -71,6 +73,10 @@ def _value(value: Any) -> dict[str, Any]:
     return {"name": value.name, "kind": value.kind, "dtype": None if value.dtype is None else str(value.dtype), "shape": shape}
 
 
+def _shape(shape: list[Any] | None) -> str:
+    return "?" if shape is None else f"[{', '.join(map(str, shape))}]"
+
+
 _LARGEST = 8
 
 
@@ -78,7 +84,12 @@ def _show(data: dict[str, Any]) -> None:
     from .output import facts, show, table
 
     rows = [
-        (side, value["name"], value["dtype"] or value["kind"], "?" if value["shape"] is None else f"[{', '.join(map(str, value['shape']))}]")
+        (
+            side,
+            value["name"],
+            value["dtype"] or value["kind"],
+            "?" if value["shape"] is None else f"[{', '.join(map(str, value['shape']))}]",
+        )
         for side in ("input", "output")
         for value in data[f"{side}s"]
     ]

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import (
-    ModelFile, device_option, find_device, find_model, json_option, loading_of, loading_options, pairs,
-)  # fmt: skip
+from .options import ModelFile, device_option, find_model, json_option, loading_of, loading_options, pairs
 from .sizes import SIZES
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation
 
 
-@click.command("evaluate")
+@click.command("evaluate", short_help="Play episodes with one policy, or compare several.")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--env", metavar="ID", help="Gymnasium id, or module:id. Default: the one the model names.")
-@click.option("--episodes", type=click.IntRange(1), metavar="N", default=100, help="Episodes; number i is seeded with --seed + i.  [default: 100]")
+@click.option("--episodes", type=click.IntRange(1), metavar="N", default=100, help="Number i is seeded with --seed + i.  [default: 100]")
 @click.option("--num-envs", type=click.IntRange(1), metavar="N", help="Environments side by side.  [default: 16]")
 @click.option("--preload", type=SIZES, metavar="SIZES", help="Batch sizes to compile before the start, as 1-8,16.")
 @click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Seed of the first episode.  [default: 0]")
@@ -92,7 +90,7 @@ def _evaluate(
     from ..api import load
     from ..evaluation import SelectObs, evaluate
 
-    inferer = load(file.path, preload=given["preload"] or (), seed=given["seed"], device=find_device(given["device"]), **loading)
+    inferer = load(file.path, preload=given["preload"] or (), seed=given["seed"], device=given["device"], **loading)
     selected = [SelectObs(file.card["observation_indices"])] if file.card.get("observation_indices") and not given["select"] else []
     return evaluate(
         inferer,
@@ -216,12 +214,9 @@ def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[
     rows = []
     for one in done:
         low, high = one.confidence_interval()
-        other = by_name.get(one.model)
-        difference = "-" if other is None else _difference(other)
-        rows.append(
-            (one.model, _mean(one), f"{number(low)} to {number(high)}", difference, number(one.mean_length), number(one.steps_per_second, 0),
-             len(one.plans), number(one.compile_seconds))
-        )  # fmt: skip
+        difference = _difference(by_name[one.model]) if one.model in by_name else "-"
+        quality = one.model, _mean(one), f"{number(low)} to {number(high)}", difference, number(one.mean_length)
+        rows.append((*quality, number(one.steps_per_second, 0), len(one.plans), number(one.compile_seconds)))
     baseline = done[0].model
     columns = ["model", "return", "95 % interval", f"minus {baseline}", "length", "steps/s", "plans", "compile s"]
     items: list[Any] = [_title(done[0], several=True), table(columns, rows)]

@@ -48,9 +48,8 @@ class LazyGroup(click.Group):
         except click.UsageError as failure:
             import difflib
 
-            if close := difflib.get_close_matches(args[0], COMMANDS, 1):
-                failure.message += f" Did you mean {close[0]!r}?"
-            raise
+            close = difflib.get_close_matches(args[0], COMMANDS, 1)
+            raise click.UsageError(failure.message + (f" Did you mean {close[0]!r}?" if close else ""), ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         from ..errors import MemojaxError

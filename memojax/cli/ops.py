@@ -11,7 +11,7 @@ from .options import json_option
 _WHO = ("ours", "delegated", "function body", "host", "no")
 
 
-@click.command("ops")
+@click.command("ops", short_help="Which operators are supported.")
 @click.argument("names", nargs=-1, metavar="[OP]...")
 @click.option("--domain", metavar="DOMAIN", help="Only this domain: ai.onnx, ai.onnx.ml, com.microsoft.")
 @click.option("--by", type=click.Choice(_WHO), help="Only what is lowered so.")

@@ -38,7 +38,9 @@ def find_model(text: str) -> ModelFile:
         if text not in policies.names():
             close = difflib.get_close_matches(text, policies.names(), 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ModelLoadError(f"{text}: no such file, and no bundled policy has that name{hint}; bundled are {', '.join(policies.names())}")
+            raise ModelLoadError(
+                f"{text}: no such file, and no bundled policy has that name{hint}; bundled are {', '.join(policies.names())}"
+            )
         path = policies.bundled(text)
     return ModelFile(path.stem, path, _card(path.with_suffix(".json")))
 
@@ -97,28 +99,6 @@ def json_option(command: Command) -> Command:
 def device_option(command: Command) -> Command:
     """`--device D`."""
     return click.option("--device", metavar="DEVICE", help="cpu (default), gpu, gpu:1, tpu, ...")(command)
-
-
-def find_device(name: str | None) -> Any:
-    """A JAX device by name; None, which is memojax's own CPU client, for "cpu" and None.
-
-    Raises:
-        DeviceError: there is none; those that are there are named.
-    """
-    if name in (None, "cpu"):
-        return None
-    import jax
-
-    from ..errors import DeviceError
-
-    platform, _, index = str(name).partition(":")
-    position = _whole(index, "--device") if index else 0
-    try:
-        return jax.devices(platform)[position]
-    except (RuntimeError, IndexError) as cause:
-        there = ", ".join(f"{device.platform}:{device.id}" for device in jax.devices())
-        hint = "; a GPU needs pip install 'memojax[cuda13]'" if platform in ("gpu", "cuda") else ""
-        raise DeviceError(f"no device {name!r}: JAX sees {there}{hint}") from cause
 
 
 def pairs(values: tuple[str, ...], option: str, mark: str = "=") -> list[tuple[str, str]]:

@@ -10,10 +10,10 @@ from typing import Any
 import click
 import numpy as np
 
-from .options import device_option, find_device, find_model, json_option, loading_of, loading_options, model_argument
+from .options import device_option, find_model, json_option, loading_of, loading_options, model_argument
 
 
-@click.command("run")
+@click.command("run", short_help="Run one batch.")
 @model_argument
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rows.  [default: those of --inputs, or 1]")
 @click.option("--inputs", "inputs_file", metavar="FILE.npz", help="Inputs by name, a row per agent; random without it.")
@@ -37,7 +37,7 @@ def command(
     from ..typed import random_rows
 
     file = find_model(model)
-    inferer = load(file.path, seed=seed, device=find_device(device), **loading_of(**loading))
+    inferer = load(file.path, seed=seed, device=device, **loading_of(**loading))
     if inputs_file:
         inputs = _read(inputs_file)
         if batch_size is not None and (short := [name for name, rows in inputs.items() if len(rows) < batch_size]):

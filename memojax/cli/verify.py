@@ -11,10 +11,10 @@ from .options import find_model, json_option, loading_of, loading_options, model
 from .sizes import SIZES
 
 
-@click.command("verify")
+@click.command("verify", short_help="Compare with another runtime.")
 @model_argument
 @click.option("--sizes", type=SIZES, default="1,5,32", metavar="SIZES", help="Batch sizes.  [default: 1,5,32]")
-@click.option("--against", type=click.Choice(("onnxruntime", "tract")), default="onnxruntime", help="The other runtime.  [default: onnxruntime]")
+@click.option("--against", type=click.Choice(("onnxruntime", "tract")), default="onnxruntime", help="[default: onnxruntime]")
 @click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]")
 @loading_options
 @json_option

@@ -256,7 +256,7 @@ def _spec_of(env_id: str, gymnasium: Any) -> Any:
             __import__(module)
         return gymnasium.spec(name)
     except ImportError as cause:
-        raise UnknownEnvironmentError(f"environment {env_id!r}: the module {module!r} that should register it is missing: {cause}") from cause
+        raise UnknownEnvironmentError(f"environment {env_id!r}: no module {module!r} to register it: {cause}") from cause
     except gymnasium.error.Error as cause:
         known = sorted(gymnasium.registry)
         close = _closest(name, known)

@@ -10,6 +10,9 @@ import numpy as np
 from ..errors import EvaluationError, MissingPackageError
 from .result import Evaluation, plus_minus
 
+_FEW_CALLS = 5
+"""A median of fewer calls says nothing."""
+
 
 def plot(evaluations: Sequence[Evaluation], path: str | PathLike[str]) -> None:
     """Write a picture with the returns (each episode, mean, 95 % interval) and the median time per call over the batch size.
@@ -35,15 +38,15 @@ def plot(evaluations: Sequence[Evaluation], path: str | PathLike[str]) -> None:
         error = None if np.isnan(low) else [[one.mean_return - low], [high - one.mean_return]]
         returns.errorbar(index, one.mean_return, error, fmt="_", ms=28, mew=2, capsize=6, color="black", zorder=3)
         note = plus_minus(one.mean_return, one.standard_error)
-        returns.annotate(note, (index, one.mean_return), (14, 6), textcoords="offset points", fontsize=9)
-        sizes = sorted(one.call_us)
+        returns.annotate(note, (index + 0.24, one.mean_return), va="center", fontsize=9)
+        sizes = sorted(size for size in one.call_us if one.batch_sizes[size] >= _FEW_CALLS)
         latency.plot(sizes, [one.call_us[size] for size in sizes], "o-", ms=4, color=color, label=one.model)
     returns.set_xticks(range(len(evaluations)), [one.model for one in evaluations])
     returns.set_xlim(-0.6, len(evaluations) - 0.4)
     returns.set(title=f"{evaluations[0].env_id}: return of {len(evaluations[0].episodes)} episodes", ylabel="return")
     latency.set(title="time per call of the policy", xlabel="batch size", ylabel="median microseconds")
     latency.set_ylim(bottom=0)
-    if any(one.call_us for one in evaluations):
+    if len(evaluations) > 1:
         latency.legend(frameon=False)
     for axes in (returns, latency):
         axes.spines[["top", "right"]].set_visible(False)

@@ -198,7 +198,9 @@ def compare(baseline: Evaluation, other: Evaluation) -> Comparison:
         EvaluationError: other environments, or no seed in common.
     """
     if baseline.env_id != other.env_id:
-        raise EvaluationError(f"{baseline.model} ran on {baseline.env_id} and {other.model} on {other.env_id}: compare them on one environment")
+        raise EvaluationError(
+            f"{baseline.model} ran on {baseline.env_id} and {other.model} on {other.env_id}: compare them on one environment"
+        )
     mine = {episode.seed: episode.total for episode in baseline.episodes}
     pairs = np.array([episode.total - mine[episode.seed] for episode in other.episodes if episode.seed in mine], np.float64)
     if not len(pairs):

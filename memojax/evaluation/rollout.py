@@ -346,15 +346,15 @@ def _connect(
     player = RecurrentTracker(inferer, pairs) if pairs else inferer
     feeds, rest = match_observation(reader.fields, player.api.inputs, observation)
     if epsilon is not None and epsilon not in {spec.name for spec in rest}:
-        raise SpaceMismatchError(f"epsilon= names the input {epsilon!r}; there are {', '.join(repr(spec.name) for spec in player.api.inputs)}")
+        raise SpaceMismatchError(
+            f"epsilon= names the input {epsilon!r}; there are {', '.join(repr(spec.name) for spec in player.api.inputs)}"
+        )
     noise = [spec for spec in rest if (spec.name == epsilon if epsilon is not None else _is_noise(spec))]
     masks = [spec for spec in rest if spec not in noise and canonical(spec.name) in ("actionmask", "mask")]
     rest = [spec for spec in rest if spec not in noise and spec not in masks]
     feeds = match_by_shape(reader.fields, feeds, rest, pool.name)
     random = bool(getattr(getattr(_innermost(inferer), "typed", None), "random", False))
-    actor = match_action(
-        pool.action_space, player.api.outputs, where=pool.name, chosen=action, deterministic=deterministic, random=random
-    )
+    actor = match_action(pool.action_space, player.api.outputs, where=pool.name, chosen=action, deterministic=deterministic, random=random)
     is_box = type(pool.action_space).__name__ == "Box"
     if action_transforms is None:
         wanted = metadata.get("clip_actions", "true").strip().casefold() not in ("false", "0", "no", "none")
@@ -382,7 +382,7 @@ def _recurrent_pairs(
 
 def _is_noise(spec: TensorSpec) -> bool:
     name = canonical(spec.name)
-    return spec.dtype.kind in "fV" and any(word in name for word in ("epsilon", "noise")) or name == "ep"
+    return spec.dtype.kind in "fV" and (name == "ep" or "epsilon" in name or "noise" in name)
 
 
 def _width(env: Any, episodes: int, num_envs: int | None) -> int:

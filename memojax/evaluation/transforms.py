@@ -43,9 +43,7 @@ class NormalizeObs:
         self.epsilon, self.clip = float(epsilon), clip
         means, variances = _parts(mean), _parts(var)
         if means.keys() != variances.keys() or any(means[k].shape != variances[k].shape for k in means):
-            raise EvaluationError(
-                f"mean and var of an observation must be alike: {_shapes(means)} and {_shapes(variances)} were given"
-            )
+            raise EvaluationError(f"mean and var of an observation must be alike: {_shapes(means)} and {_shapes(variances)} were given")
         if any((array < 0).any() for array in variances.values()):
             raise EvaluationError("a variance is negative: were mean and var swapped?")
         self._moments = {name: (means[name], np.sqrt(variances[name] + self.epsilon)) for name in means}
@@ -94,7 +92,9 @@ class NormalizeObs:
         return (scaled if self.clip is None else np.clip(scaled, -self.clip, self.clip)).astype(np.float32)
 
     def __repr__(self) -> str:
-        return f"NormalizeObs({_shapes({name: mean for name, (mean, _) in self._moments.items()})}, epsilon={self.epsilon}, clip={self.clip})"
+        return (
+            f"NormalizeObs({_shapes({name: mean for name, (mean, _) in self._moments.items()})}, epsilon={self.epsilon}, clip={self.clip})"
+        )
 
 
 @final
@@ -112,9 +112,13 @@ class SelectObs:
 
     def __call__(self, observations: Observations) -> Observations:
         if isinstance(observations, Mapping):
-            raise SpaceMismatchError(f"elements {self.indices} are to be selected, but the observation has the parts {', '.join(observations)}")
+            raise SpaceMismatchError(
+                f"elements {self.indices} are to be selected, but the observation has the parts {', '.join(observations)}"
+            )
         if observations.ndim < 2 or not all(-observations.shape[-1] <= index < observations.shape[-1] for index in self.indices):
-            raise SpaceMismatchError(f"elements {self.indices} are to be selected from an observation of shape {list(observations.shape[1:])}")
+            raise SpaceMismatchError(
+                f"elements {self.indices} are to be selected from an observation of shape {list(observations.shape[1:])}"
+            )
         return observations[..., self.indices]
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
 """ONNX operators as JAX functions; one file per ONNX family, in the spec's order."""
 
 from . import controlflow, delegated, generator, image, logical, math, microsoft, ml, nn, object_detection, optional, quantization
-from . import reduction, rnn, sequence, tensor, text
+from . import reduction, rnn, sequence, tensor, text, training
 from .registry import OpDef as OpDef
 from .registry import definitions as definitions
 from .registry import lookup as lookup
@@ -9,5 +9,5 @@ from .registry import op as register
 
 __all__ = [
     "OpDef", "controlflow", "definitions", "delegated", "generator", "image", "logical", "lookup", "math", "microsoft", "ml", "nn",
-    "object_detection", "optional", "quantization", "reduction", "register", "rnn", "sequence", "tensor", "text",
+    "object_detection", "optional", "quantization", "reduction", "register", "rnn", "sequence", "tensor", "text", "training",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import onnx.defs
 
@@ -58,7 +58,7 @@ def who_lowers(domain: str, op_type: str, opset: int) -> tuple[Lowering, str]:
     if definition is not None:
         return (definition.origin, definition.reason) if definition.fn is not None else ("no", definition.reason)
     try:
-        schema = onnx.defs.get_schema(op_type, opset, domain)
+        schema: Any = onnx.defs.get_schema(op_type, opset, domain)  # onnx's stubs miss some of its attributes
     except onnx.defs.SchemaError:
         return "no", UNKNOWN_OP
     if schema.has_function or schema.has_context_dependent_function:

@@ -124,8 +124,8 @@ def _run(
         projected = _product(x, _at(w, d))
         if bias is not None:
             projected += _at(bias, d)[None, None]
-        zeros = jnp.zeros((x.shape[1], r.shape[-1]), x.dtype)
-        states = tuple(zeros if s is None else lax.index_in_dim(s, d, axis=layout, keepdims=False) for s in initial)
+        shape = (x.shape[1], r.shape[-1])
+        states = tuple(jnp.zeros(shape, x.dtype) if s is None else jnp.broadcast_to(_at(s, d, layout), shape) for s in initial)
         ys, states = _over_time(lambda p, *s, d=d: step(d, p, *s), projected, states, lens, backwards)
         sequences.append(jnp.swapaxes(ys, 0, 1) if layout else ys)
         finals.append(states)
@@ -180,8 +180,8 @@ def _product(x: Any, weights: Any) -> jax.Array:
     return lax.dot_general(x, weights, (((x.ndim - 1,), (1,)), ((), ())))
 
 
-def _at(values: Any, direction: int) -> jax.Array:
-    return lax.index_in_dim(values, direction, keepdims=False)
+def _at(values: Any, direction: int, axis: int = 0) -> jax.Array:
+    return lax.index_in_dim(values, direction, axis, keepdims=False)
 
 
 def _clipped(x: jax.Array, limit: float | None) -> jax.Array:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..._types import Value
 from ..registry import op
-from ._scores import ML, complemented, floats, labels, largest, matrix, transformed
+from ._scores import ML, complemented, floats, labels, largest, matrix, opposed, transformed
 
 
 def _scores(X: Value, coefficients: tuple[float, ...], intercepts: tuple[float, ...], n: int) -> Value:
@@ -29,7 +29,7 @@ def linear_classifier(
 ) -> tuple[Value, Value]:  # fmt: skip
     """Labels, and scores from an affine function. https://onnx.ai/onnx/operators/onnx_aionnxml_LinearClassifier.html
 
-    A single score with two labels becomes two, 1 - score and score, without a logistic: as in ONNX Runtime.
+    A single score with two labels becomes two, 1 - score and score unless `post_transform` is LOGISTIC: as in ONNX Runtime.
     """
     n_labels = max(len(classlabels_ints), len(classlabels_strings))
     scores = _scores(X, coefficients, intercepts, len(intercepts) or n_labels)
@@ -38,4 +38,5 @@ def linear_classifier(
     index = (scores[:, 0] > 0).astype(np.int32)
     if n_labels != 2:
         return labels(index, (), ()), transformed(scores, post_transform)
-    return labels(index, classlabels_ints, classlabels_strings), complemented(scores, post_transform)
+    two_scores = opposed if post_transform == "LOGISTIC" else complemented
+    return labels(index, classlabels_ints, classlabels_strings), two_scores(scores, post_transform)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._types import Value
-from .._common import cast, is_static, traced
+from .._common import cast, is_static, nx, traced
 from ..registry import op
 from ._scores import ML
 
@@ -22,20 +22,17 @@ def _takes_strings(node: Any) -> bool:
 
 
 def _position(X: Value, keys: Sequence[Any] | np.ndarray) -> Value:
-    """Position of each element among `keys`, or their number where it is not there; the last of equal keys counts."""
+    """Position of each element among `keys`, or their number where it is not there; the first of equal keys counts."""
     if X.dtype == object:
-        known = {key: index for index, key in enumerate(keys)}
+        known = {key: index for index, key in reversed(list(enumerate(keys)))}
         return np.array([known.get(key, len(keys)) for key in X.ravel()], np.int64).reshape(X.shape)
     table = np.asarray(keys)
-    if is_static(X):
-        same = (X[..., None] == table) | ((X[..., None] != X[..., None]) & (table != table))
-        return np.where(same.any(-1), len(table) - 1 - same[..., ::-1].argmax(-1), len(table))
     order = np.argsort(table, kind="stable")
-    ordered = jnp.asarray(table[order])
-    place = jnp.maximum(jnp.searchsorted(ordered, X, side="right") - 1, 0)
-    found = ordered[place]
+    ordered = table[order] if is_static(X) else jnp.asarray(table[order])
+    place = nx.minimum(nx.searchsorted(ordered, X), len(table) - 1)
+    found = nx.take(ordered, place)
     same = (found == X) | ((found != found) & (X != X))
-    return jnp.where(same, jnp.asarray(order)[place], len(table))
+    return nx.where(same, nx.take(order, place), len(table))
 
 
 def _looked_up(X: Value, keys: Sequence[Any] | np.ndarray, values: Sequence[Any] | np.ndarray, default: Any, dtype: Any) -> Value:
@@ -67,12 +64,13 @@ def label_encoder(
     X: Value, *, keys_floats: tuple[float, ...] = (), keys_int64s: tuple[int, ...] = (), keys_strings: tuple[str, ...] = (),
     keys_tensor: Any = None, values_floats: tuple[float, ...] = (), values_int64s: tuple[int, ...] = (),
     values_strings: tuple[str, ...] = (), values_tensor: Any = None, default_float: float = -0.0, default_int64: int = -1,
-    default_string: str = "_Unused", default_tensor: Any = None,
+    default_string: str = "_Unused", default_tensor: Any = None, opset: int,
 ) -> Value:  # fmt: skip
-    """Keys replaced by values. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
+    """Keys replaced by values; since version 4 NaN is a key like any other. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
     keys = next((keys for keys in (keys_tensor, keys_strings, keys_int64s, keys_floats) if keys is not None and len(keys)), ())
     if X.dtype != object:
         keys = np.asarray(keys, X.dtype)
+        keys = keys if opset >= 4 or keys.dtype.kind != "f" else np.where(np.isnan(keys), np.inf, keys)
     if values_tensor is not None:
         default = np.zeros((), values_tensor.dtype) if default_tensor is None else default_tensor
         if default_tensor is None:

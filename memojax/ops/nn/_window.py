@@ -10,6 +10,9 @@ import numpy as np
 
 from ..._types import Shape
 
+Ints = Sequence[int] | None
+"""An attribute with integers that may be absent."""
+
 Pads = tuple[tuple[int, int], ...]
 
 
@@ -47,9 +50,8 @@ class Window:
 
 
 def window(
-    spatial: Sequence[int], kernel: Sequence[int], *, strides: Sequence[int] | None, dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None, auto_pad: str, ceil_mode: int = 0,
-) -> Window:  # fmt: skip
+    spatial: Sequence[int], kernel: Sequence[int], strides: Ints, dilations: Ints, pads: Ints, auto_pad: str, ceil_mode: int = 0
+) -> Window:
     """Resolve the attributes that Conv and the pools share.
 
     Raises:
@@ -87,7 +89,7 @@ def split(total: int, auto_pad: str) -> tuple[int, int]:
     return (smaller, total - smaller) if auto_pad == "SAME_UPPER" else (total - smaller, smaller)
 
 
-def explicit_pads(pads: Sequence[int] | None, auto_pad: str, rank: int) -> Pads:
+def explicit_pads(pads: Ints, auto_pad: str, rank: int) -> Pads:
     """ONNX's `pads` (all beginnings, then all ends) as pairs; none for VALID.
 
     Raises:
@@ -102,7 +104,7 @@ def explicit_pads(pads: Sequence[int] | None, auto_pad: str, rank: int) -> Pads:
     return tuple(zip(pads[:rank], pads[rank:], strict=True))
 
 
-def per_axis(name: str, values: Sequence[int] | None, rank: int, default: int = 1) -> Shape:
+def per_axis(name: str, values: Ints, rank: int, default: int = 1) -> Shape:
     """An attribute with one entry per spatial axis.
 
     Raises:

@@ -29,7 +29,7 @@ def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_sha
 def _convolved(x: Any, w: Any, auto_pad: str, dilations: Any, group: int, pads: Any, strides: Any, precision: Any = None) -> jax.Array:
     if x.shape[1] != w.shape[1] * group:
         raise ValueError(f"X has {x.shape[1]} channels, W takes {w.shape[1]} for each of {group} group(s)")
-    frame = window(x.shape[2:], w.shape[2:], strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad)
+    frame = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
     if 1 < group == w.shape[0] and w.shape[1] == 1 and math.prod(frame.kernel) <= _DEPTHWISE_TAPS:
         return _depthwise(x, w, frame)
     return lax.conv_general_dilated(
@@ -131,7 +131,7 @@ def deform_conv(
 
     https://onnx.ai/onnx/operators/onnx__DeformConv.html
     """
-    frame = window(x.shape[2:], w.shape[2:], strides=strides, dilations=dilations, pads=pads, auto_pad="NOTSET")
+    frame = window(x.shape[2:], w.shape[2:], strides, dilations, pads, "NOTSET")
     batch, rank, taps, output = x.shape[0], x.ndim - 2, math.prod(frame.kernel), frame.output
     moved = nx.reshape(wide(offset), (batch, offset_group, taps, rank, *output))
     points = []
@@ -167,7 +167,7 @@ def _interpolated(images: Any, spatial: tuple[int, ...], points: list[Any]) -> A
 def col2im(x, image_shape, block_shape, *, dilations=None, pads=None, strides=None):
     """Add up columns of blocks where they overlap in an image. https://onnx.ai/onnx/operators/onnx__Col2Im.html"""
     image, block = checked_shape(ints(image_shape)), checked_shape(ints(block_shape))
-    frame = window(image, block, strides=strides, dilations=dilations, pads=pads, auto_pad="NOTSET")
+    frame = window(image, block, strides, dilations, pads, "NOTSET")
     blocks = jnp.reshape(x, (x.shape[0], -1, math.prod(block), *frame.output))
     total = jnp.zeros((*blocks.shape[:2], *image), x.dtype)
     for tap, place in enumerate(np.ndindex(*block)):

@@ -106,7 +106,7 @@ def _group_normalized(x: Any, groups: int, scale: Any, b: Any, epsilon: float) -
         raise ValueError(f"{groups} groups do not divide {x.shape[1]} channels")
     grouped = nx.reshape(wide(x), (x.shape[0], groups, math.prod(x.shape[1:]) // groups))
     mean, variance = _moments(grouped, (2,))
-    y = nx.reshape((grouped - mean) / nx.sqrt(variance + epsilon), x.shape)
+    y = nx.reshape((grouped - mean) * (1 / nx.sqrt(variance + epsilon)), x.shape)
     return cast(y * per_channel(wide(scale), x.ndim) + per_channel(wide(b), x.ndim), x.dtype)
 
 
@@ -132,17 +132,15 @@ def rms_normalization(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):
     """
     given = wide(x)
     square = nx.mean(nx.square(given), axis=tuple(range(normalize_axis(axis, x.ndim), x.ndim)), keepdims=True)
-    return cast(given / nx.sqrt(square + epsilon) * cast(_trailing(scale, x.ndim), given.dtype), scale.dtype)
+    return cast(given * (1 / nx.sqrt(square + epsilon)) * cast(_trailing(scale, x.ndim), given.dtype), scale.dtype)
 
 
 @op("LpNormalization")
 def lp_normalization(x, *, axis=-1, p=2):
     """Divide by the p-norm along `axis`; zeros stay zeros. https://onnx.ai/onnx/operators/onnx__LpNormalization.html"""
     given = wide(x)
-    if p == 1:
-        norm = nx.sum(nx.abs(given), axis=axis, keepdims=True)
-    else:
-        norm = nx.sqrt(nx.sum(nx.square(given), axis=axis, keepdims=True))
+    total = nx.sum(nx.abs(given) if p == 1 else nx.square(given), axis=axis, keepdims=True)
+    norm = total if p == 1 else nx.sqrt(total)
     return cast(given / nx.where(norm == 0, nx.ones_like(norm), norm), x.dtype)
 
 

@@ -17,13 +17,9 @@ from .norm import wide
 
 
 @op("AveragePool")
-def average_pool(
-    x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, count_include_pad=0, dilations=None, pads=None, strides=None
-):  # fmt: skip
+def average_pool(x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, count_include_pad=0, dilations=None, pads=None, strides=None):
     """Mean of each window; pads count only with `count_include_pad`. https://onnx.ai/onnx/operators/onnx__AveragePool.html"""
-    frame = window(
-        x.shape[2:], kernel_shape, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad, ceil_mode=ceil_mode
-    )  # fmt: skip
+    frame = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     total = _sums(x, frame)
     counts = frame.counts(bool(count_include_pad))
     same = counts.size and np.ptp(counts) == 0
@@ -32,13 +28,9 @@ def average_pool(
 
 
 @op("MaxPool")
-def max_pool(
-    x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=None, pads=None, storage_order=0, strides=None, n_outputs
-):  # fmt: skip
+def max_pool(x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=None, pads=None, storage_order=0, strides=None, n_outputs):
     """Largest element of each window, and where it was. https://onnx.ai/onnx/operators/onnx__MaxPool.html"""
-    frame = window(
-        x.shape[2:], kernel_shape, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad, ceil_mode=ceil_mode
-    )  # fmt: skip
+    frame = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     largest = _reduce(x, _lowest(x.dtype), lax.max, frame)
     return largest if n_outputs == 1 else (largest, _positions(lax.stop_gradient(traced(x)), frame, storage_order))
 
@@ -73,18 +65,11 @@ def _sums(x: Any, frame: Window) -> jax.Array:
 
 
 @op("LpPool")
-def lp_pool(
-    x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=None, p=2, pads=None, strides=None
-):  # fmt: skip
+def lp_pool(x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=None, p=2, pads=None, strides=None):
     """p-norm of each window. https://onnx.ai/onnx/operators/onnx__LpPool.html"""
-    frame = window(
-        x.shape[2:], kernel_shape, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad, ceil_mode=ceil_mode
-    )  # fmt: skip
-    if p == 1:
-        return cast(_sums(nx.abs(x), frame), x.dtype)
-    if p == 2:
-        return cast(jnp.sqrt(_sums(nx.square(x), frame)), x.dtype)
-    return cast(_sums(nx.abs(x) ** p, frame) ** (1 / p), x.dtype)
+    frame = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    total = _sums(_powers(wide(x), p), frame)
+    return cast(jnp.sqrt(total) if p == 2 else total ** (1 / p), x.dtype)
 
 
 @op("GlobalAveragePool")
@@ -102,10 +87,12 @@ def global_max_pool(x):
 @op("GlobalLpPool")
 def global_lp_pool(x, *, p=2):
     """p-norm over all spatial axes. https://onnx.ai/onnx/operators/onnx__GlobalLpPool.html"""
-    axes = tuple(range(2, x.ndim))
-    if p == 2:
-        return nx.sqrt(nx.sum(nx.square(x), axis=axes, keepdims=True))
-    return nx.sum(nx.abs(x) ** p, axis=axes, keepdims=True) ** (1 / p)
+    total = nx.sum(_powers(wide(x), p), axis=tuple(range(2, x.ndim)), keepdims=True)
+    return cast(nx.sqrt(total) if p == 2 else total ** (1 / p), x.dtype)
+
+
+def _powers(x: Any, p: float) -> Any:
+    return nx.square(x) if p == 2 else nx.abs(x) ** p
 
 
 @op("MaxUnpool", since=9, static=("output_shape",))

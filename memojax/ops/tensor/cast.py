@@ -18,7 +18,9 @@ from ..registry import op
 
 _FLOAT8 = frozenset(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2, ml_dtypes.float8_e5m2fnuz)))
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
-_SMALL_INTEGERS = frozenset(map(np.dtype, (np.int8, np.int16, np.uint8, np.uint16, ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4)))
+_SMALL_INTEGERS = frozenset(
+    map(np.dtype, (np.int8, np.int16, np.uint8, np.uint16, ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4))
+)
 
 
 @op("Cast")

@@ -41,7 +41,11 @@ def take_ranges(x: jax.Array, ranges: list[range]) -> jax.Array:
     """A part of `x`, a range along each axis: a plain slice, and a reversal where a step is negative."""
     forward = [part if part.step > 0 else part[::-1] for part in ranges]
     starts, stops = [part.start if part else 0 for part in forward], [part[-1] + 1 if part else 0 for part in forward]
-    part = x if all(p == range(dim) for p, dim in zip(forward, x.shape, strict=True)) else lax.slice(x, starts, stops, [p.step for p in forward])
+    part = (
+        x
+        if all(p == range(dim) for p, dim in zip(forward, x.shape, strict=True))
+        else lax.slice(x, starts, stops, [p.step for p in forward])
+    )
     backward = tuple(axis for axis, p in enumerate(ranges) if p.step < 0 and len(p) > 1)
     return lax.rev(part, backward) if backward else part
 

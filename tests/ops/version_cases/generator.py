@@ -55,7 +55,13 @@ _random = [
         for attributes, kind in (({}, np.float64), ({"dtype": TensorProto.BOOL}, np.bool_), ({"dtype": TensorProto.INT32}, np.int32))
     ),
     *(
-        Case("Multinomial", opset, (_certain.astype(dtype),), {"sample_size": 4, "dtype": TensorProto.INT64}, expected=(_i(*[1] * 4, *[0] * 4).reshape(2, 4),))
+        Case(
+            "Multinomial",
+            opset,
+            (_certain.astype(dtype),),
+            {"sample_size": 4, "dtype": TensorProto.INT64},
+            expected=(_i(*[1] * 4, *[0] * 4).reshape(2, 4),),
+        )
         for opset in (7, 22)
         for dtype in (np.float32, np.float64)
     ),

@@ -66,24 +66,29 @@ TRANSPOSED = [
     conv(11, (1, 2, 4, 5), (2, 3, 3, 3), op_type="ConvTranspose", strides=[3, 3], output_shape=[13, 17]),
 ]
 
-# ONNX Runtime's uint8 x int8 product saturates in int16 on machines without VNNI, so weights stay small here.
+def bytes_(*shape: int) -> np.ndarray:
+    return integers(0, 256, *shape, dtype=np.uint8)
+
+
+def byte(value: int) -> np.ndarray:
+    return np.array(value, np.uint8)
+
+
+def qlinear_conv(w_scale: np.ndarray, bias: np.ndarray | None) -> Case:
+    # Small weights: ONNX Runtime's sum of products of uint8 and int8 saturates in int16 on machines without VNNI.
+    x, w = bytes_(1, 2, 5, 5), integers(-60, 60, 3, 2, 3, 3, dtype=np.int8)
+    weights = (w, w_scale, np.zeros(w_scale.shape, np.int8))
+    inputs = (x, np.array(0.02, f32), byte(120), *weights, np.array(0.05, f32), byte(100), bias)
+    return Case("QLinearConv", 10, inputs, {"pads": [1, 1, 1, 1]})
+
+
 QUANTIZED = [
-    Case("ConvInteger", 10, (integers(0, 256, 1, 2, 5, 5, dtype=np.uint8), integers(0, 256, 3, 2, 3, 3, dtype=np.uint8), np.array(7, np.uint8), np.array(130, np.uint8)), {"pads": [1, 1, 1, 1]}),
-    Case("ConvInteger", 10, (integers(0, 256, 1, 40, 4, 4, dtype=np.uint8), integers(0, 256, 2, 40, 3, 3, dtype=np.uint8), np.array(9, np.uint8))),
-    Case("ConvInteger", 10, (integers(0, 256, 1, 4, 5, 5, dtype=np.uint8), integers(0, 256, 4, 2, 3, 3, dtype=np.uint8)), {"group": 2, "auto_pad": "SAME_LOWER", "strides": [2, 2]}),
-    *(
-        Case(
-            "QLinearConv", 10,
-            (
-                integers(0, 256, 1, 2, 5, 5, dtype=np.uint8), np.array(0.02, f32), np.array(120, np.uint8),
-                integers(-60, 60, 3, 2, 3, 3, dtype=np.int8), scale, np.zeros(scale.shape, np.int8),
-                np.array(0.05, f32), np.array(100, np.uint8), bias,
-            ),
-            {"pads": [1, 1, 1, 1]},
-        )
-        for scale, bias in ((np.array(0.01, f32), None), (np.array([0.01, 0.02, 0.005], f32), integers(-500, 500, 3, dtype=np.int32)))
-    ),
-]  # fmt: skip
+    Case("ConvInteger", 10, (bytes_(1, 2, 5, 5), bytes_(3, 2, 3, 3), byte(7), byte(130)), {"pads": [1, 1, 1, 1]}),
+    Case("ConvInteger", 10, (bytes_(1, 40, 4, 4), bytes_(2, 40, 3, 3), byte(9))),
+    Case("ConvInteger", 10, (bytes_(1, 4, 5, 5), bytes_(4, 2, 3, 3)), {"group": 2, "auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    qlinear_conv(np.array(0.01, f32), None),
+    qlinear_conv(np.array([0.01, 0.02, 0.005], f32), integers(-500, 500, 3, dtype=np.int32)),
+]
 
 POOLS = [
     *(pool("AveragePool", opset, 7, 8, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1]) for opset in (7, 10, 11, 19, 22)),
@@ -114,7 +119,11 @@ POOLS = [
     pool("MaxPool", 11, 7, 8, kernel_shape=[2, 2], dtype=f64, n_outputs=2),
     Case("MaxPool", 12, (integers(-128, 128, 1, 2, 6, 6, dtype=np.int8),), {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
     Case("MaxPool", 12, (integers(0, 256, 1, 2, 6, 6, dtype=np.uint8),), {"kernel_shape": [2, 2], "strides": [2, 2]}),
-    *(pool("LpPool", opset, 7, 8, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1], p=p) for opset in (7, 11, 18, 22) for p in (1, 2, 3)),
+    *(
+        pool("LpPool", opset, 7, 8, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1], p=p)
+        for opset in (7, 11, 18, 22)
+        for p in (1, 2, 3)
+    ),
     pool("LpPool", 11, 7, 8, kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
     pool("LpPool", 18, 7, 8, kernel_shape=[3, 2], dilations=[2, 2]),
     pool("LpPool", 18, 9, kernel_shape=[4], strides=[3], ceil_mode=1),
@@ -172,7 +181,10 @@ NORMALISATIONS = [
     batch_norm(7, 4, 3, epsilon=1e-2),
     batch_norm(9, 4, 3, dtype=f64),
     *(batch_norm(opset, 2, 3, 4, 5, n_outputs=3, training_mode=1, momentum=0.7) for opset in (14, 15)),
-    *(Case("InstanceNormalization", opset, (normal(2, 3, 4, 5), normal(3, seed=1), normal(3, seed=2)), {"epsilon": 1e-2}) for opset in (7, 22)),
+    *(
+        Case("InstanceNormalization", opset, (normal(2, 3, 4, 5), normal(3, seed=1), normal(3, seed=2)), {"epsilon": 1e-2})
+        for opset in (7, 22)
+    ),
     Case("InstanceNormalization", 7, (normal(2, 3, 4), normal(3, seed=1), normal(3, seed=2))),
     Case("GroupNormalization", 18, (normal(2, 6, 4, 5), normal(3, seed=1), normal(3, seed=2)), {"num_groups": 3}),
     Case("GroupNormalization", 21, (normal(2, 6, 4, 5), normal(6, seed=1), normal(6, seed=2)), {"num_groups": 3, "epsilon": 1e-2}),
@@ -185,7 +197,11 @@ NORMALISATIONS = [
     Case("LayerNormalization", 17, (normal(2, 3, 4, dtype=f16), normal(4, dtype=f16, seed=1))),
     Case("RMSNormalization", 23, (normal(2, 3, 4), normal(3, 4)), {"axis": 1}),
     *(Case("LRN", opset, (normal(2, 7, 3, 4),), {"size": size, "alpha": 0.01, "bias": 2.0}) for opset in (7, 13) for size in (1, 3, 5)),
-    *(Case("LpNormalization", opset, (normal(2, 3, 4),), {"axis": axis, "p": p}) for opset in (7, 22) for axis, p in ((-1, 2), (0, 1), (1, 2))),
+    *(
+        Case("LpNormalization", opset, (normal(2, 3, 4),), {"axis": axis, "p": p})
+        for opset in (7, 22)
+        for axis, p in ((-1, 2), (0, 1), (1, 2))
+    ),
     Case("LpNormalization", 7, (np.zeros((2, 3), f32),)),
     Case("MeanVarianceNormalization", 9, (normal(2, 3, 4, 5),)),
     Case("MeanVarianceNormalization", 13, (normal(2, 3, 4, 5),), {"axes": [0, 2]}),
@@ -225,10 +241,22 @@ DEFORMED = [
     for mask in (None, normal(2, 12, 3, 4, seed=4))
 ]  # fmt: skip
 
-COLUMNS = [Case("Col2Im", 18, (normal(2, 12, 9), np.array([6, 5]), np.array([3, 2])), {"pads": [1, 0, 0, 1], "strides": [2, 1], "dilations": [1, 3]})]
+COLUMNS = [
+    Case(
+        "Col2Im", 18, (normal(2, 12, 9), np.array([6, 5]), np.array([3, 2])), {"pads": [1, 0, 0, 1], "strides": [2, 1], "dilations": [1, 3]}
+    )
+]
 
 
-def attention(opset: int, heads: tuple[int, int], lengths: tuple[int, int], past: int = 0, mask: np.ndarray | None = None, flat: bool = False, **attributes: Any) -> Case:
+def attention(
+    opset: int,
+    heads: tuple[int, int],
+    lengths: tuple[int, int],
+    past: int = 0,
+    mask: np.ndarray | None = None,
+    flat: bool = False,
+    **attributes: Any,
+) -> Case:
     (h, g), (queries, keys), batch, size = heads, lengths, 2, 4
     shapes = [(batch, h, queries, size), (batch, g, keys, size), (batch, g, keys, size)]
     inputs = [normal(*shape, seed=seed) for seed, shape in enumerate(shapes)]

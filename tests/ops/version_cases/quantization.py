@@ -43,11 +43,25 @@ _dequantize = [
     ),
     *(Case("DequantizeLinear", opset, (_integers(np.uint8, 2, 3, 4), _scale)) for opset in (10, 13, 19)),
     *(Case("DequantizeLinear", opset, (_integers(np.int32, 2, 3), _scale)) for opset in (10, 19)),
-    *(Case("DequantizeLinear", opset, (_integers(np.int8, 2, 3, 4), _scales, np.array([3, 0, 9], np.int8)), {"axis": -2}) for opset in (13, 19, 21, 23)),
+    *(
+        Case("DequantizeLinear", opset, (_integers(np.int8, 2, 3, 4), _scales, np.array([3, 0, 9], np.int8)), {"axis": -2})
+        for opset in (13, 19, 21, 23)
+    ),
     *(Case("DequantizeLinear", 21, (_integers(dtype, 2, 3), _scale, np.array(3, dtype))) for dtype in (np.int16, np.uint16)),
     Case("DequantizeLinear", 19, (_integers(np.uint8, 2, 3), np.array(0.03, np.float16), np.array(3, np.uint8))),
-    Case("DequantizeLinear", 21, (_integers(np.uint8, 2, 3, 4), np.abs(_x[:, :2]), np.ones((2, 2, 4), np.uint8)), {"axis": 1, "block_size": 2}),
-    Case("DequantizeLinear", 23, (np.array([4, 200], np.uint8), _scale), {"output_dtype": TensorProto.FLOAT16}, expected=(np.array([10, 500], np.float16),)),
+    Case(
+        "DequantizeLinear",
+        21,
+        (_integers(np.uint8, 2, 3, 4), np.abs(_x[:, :2]), np.ones((2, 2, 4), np.uint8)),
+        {"axis": 1, "block_size": 2},
+    ),
+    Case(
+        "DequantizeLinear",
+        23,
+        (np.array([4, 200], np.uint8), _scale),
+        {"output_dtype": TensorProto.FLOAT16},
+        expected=(np.array([10, 500], np.float16),),
+    ),
 ]
 
 _dynamic = [Case("DynamicQuantizeLinear", 11, (x,), n_outputs=3) for x in (_x, np.abs(_x), -np.abs(_x), np.zeros((2, 2), np.float32))]

@@ -47,7 +47,10 @@ CASES: list[Case] = [
     *(case(op_type, 7, clip=0.3) for op_type in GATES),
     *(case("RNN", 7, activations=[name]) for name in ("Relu", "Softsign", "Softplus", "Sigmoid")),
     *(case("RNN", 7, activations=[name], activation_alpha=[0.7]) for name in ("LeakyRelu", "Elu", "ThresholdedRelu")),
-    *(case("RNN", 7, activations=[name], activation_alpha=[0.3], activation_beta=[0.4]) for name in ("Affine", "ScaledTanh", "HardSigmoid")),
+    *(
+        case("RNN", 7, activations=[name], activation_alpha=[0.3], activation_beta=[0.4])
+        for name in ("Affine", "ScaledTanh", "HardSigmoid")
+    ),
     *(case("RNN", 7, activations=[name]) for name in ("LeakyRelu", "Elu", "HardSigmoid")),
     case("RNN", 7, direction="bidirectional", activations=["LeakyRelu", "Tanh"], activation_alpha=[0.2]),
     case("GRU", 7, linear_before_reset=1),

@@ -1,0 +1,100 @@
+"""Imports point one way: a file imports only what stands above it in `LAYERS`, and no two files import each other."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+
+import memojax
+
+ROOT = Path(memojax.__file__).parent
+LAYERS = """
+    errors _types _client forbid worker disk_cache policies
+    model ops breaks function batch oneshot backend typed
+    fold hoist recipe packing scratch staging runner plan planner plan_cache bucketing recommend preload
+    inferer wrapper batcher api
+    contenders verification evaluation runtime cli
+""".split()
+EXEMPT = ("__init__", "__main__")
+# The methods that cervo's users expect on every inferer; the one place where a late import may point down.
+SANCTIONED = "memojax.inferer.base"
+
+
+def _name(path: Path) -> str:
+    parts = ("memojax", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+MODULES = {_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def _layer(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def _for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+@functools.cache
+def imports(module: str) -> list[tuple[str, bool]]:
+    """(module of ours, whether the import stands in a function) for each import in `module`, those for types alone left out."""
+    path = MODULES[module]
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found: list[tuple[str, bool]] = []
+
+    def visit(node: ast.AST, late: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if _for_types_only(child):
+                continue
+            if isinstance(child, ast.Import):
+                found.extend((alias.name, late) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = ".".join([*package[: len(package) - child.level + 1], *([child.module] if child.module else [])]) if child.level else child.module
+                for alias in child.names:
+                    full = f"{base}.{alias.name}"
+                    found.append((full if full in MODULES else str(base), late))
+            visit(child, late or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+
+    visit(ast.parse(path.read_text()), False)
+    return [(name, late) for name, late in found if name.split(".")[0] == "memojax"]
+
+
+def test_every_file_has_its_place() -> None:
+    assert {_layer(module) for module in MODULES} - set(EXEMPT) == set(LAYERS), "add new files to LAYERS, and drop those that are gone"
+    assert len(LAYERS) == len(set(LAYERS))
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if _layer(module) not in EXEMPT])
+def test_imports_point_up(module: str) -> None:
+    place = {layer: index for index, layer in enumerate(LAYERS)}
+    for name, late in imports(module):
+        layer = _layer(name)
+        if layer == "__init__":
+            assert _layer(module) == "cli", f"{module} imports the package itself"
+        elif not (late and module == SANCTIONED):
+            assert place[layer] <= place[_layer(module)], f"{module} imports {name}, which stands below it"
+
+
+def test_no_two_files_import_each_other() -> None:
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for name, late in imports(module):
+                if not late and name in MODULES:
+                    walk(name, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        walk(module, ())
+
+
+@pytest.mark.parametrize("library", ["jaxonnxruntime"])
+def test_one_file_imports_it(library: str) -> None:
+    importing = [module for module, path in MODULES.items() if f"import {library}" in path.read_text() or f"from {library}" in path.read_text()]
+    assert importing in (["memojax.ops.delegated"], [])
