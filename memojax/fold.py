@@ -69,6 +69,7 @@ _MOVES: dict[str, Callable[..., np.ndarray]] = {
     "stack": lambda params, _, *arrays: np.stack(arrays, params["axis"]),
     "rev": lambda params, _, array: np.flip(array, params["dimensions"]),
     "convert_element_type": _convert,
+    "select_n": lambda _, __, which, *cases: np.choose(which.astype(np.intp), cases),
     "copy": lambda _, __, array: array,
     "stop_gradient": lambda _, __, array: array,
 }
@@ -86,4 +87,10 @@ _ARITHMETIC: dict[str, Callable[..., np.ndarray]] = {
     "rsqrt": lambda array: 1 / np.sqrt(array),
     "exp": np.exp,
     "square": np.square,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
 }

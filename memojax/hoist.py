@@ -116,14 +116,9 @@ class Hoister:
         leading = tuple(number for number in known if number in needed)
         return Residue(tuple(known[n] for n in leading), steps, tuple(arguments[len(self.leaves) :]), tuple(outputs), leading)
 
-    def values(self, nodes: Iterable[Node], leaves: Sequence[Any] | None = None) -> list[np.ndarray]:
-        """Values of `nodes` on the host, for the weights given at construction or for others like them.
-
-        Those of the first weights are remembered for as long as somebody holds them.
-        """
+    def values(self, nodes: Iterable[Node]) -> list[np.ndarray]:
+        """Values of `nodes` on the host; they are remembered for as long as somebody holds them."""
         nodes = list(nodes)
-        if leaves is not None:
-            return evaluate(nodes, leaves)
         held = {node: ref() for node in nodes if (ref := self._values.get(node)) is not None}
         missing = [node for node in nodes if held.get(node) is None]
         for node, value in zip(missing, evaluate(missing, self.leaves), strict=True):
@@ -131,6 +126,11 @@ class Hoister:
             if node.step is not None:
                 self._values[node] = weakref.ref(value)
         return [held[node] for node in nodes]  # pyright: ignore[reportReturnType]
+
+    def replace(self, leaves: Sequence[Any]) -> None:
+        """Go on with other weights of the same shapes and dtypes."""
+        self.leaves = tuple(leaves)
+        self._values.clear()
 
     def _hoisted(self, step: Step, known: dict[int, Node], sizes: dict[int, int]) -> tuple[Node, ...] | None:
         """The nodes of a step that depends on weights alone and does not make much of little."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-LARGEST = 64 * 1024
+LARGEST = 256 * 1024
 """Bytes of all outputs packed together; beyond, the copy costs more than the outputs."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from .errors import BatchSizeError, CompileError, LoweringError
-from .hoist import Hoister, Node, Residue
+from .hoist import Hoister, Node, Residue, evaluate
 from .packing import Packing
 from .plan import Executable, Plan
 from .recipe import DEFAULT, Recipe
@@ -61,7 +61,9 @@ class Planner:
         large = sum(leaf.nbytes for leaf in leaves) > _LARGE
         self.weights: Weights = weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
         self._hoister = Hoister(leaves)
-        self._placed: weakref.WeakKeyDictionary[Node, jax.Array] = weakref.WeakKeyDictionary()
+        self._placed: dict[Node, jax.Array] = {}
+        self._leading: weakref.WeakSet[Leading] = weakref.WeakSet()
+        self._placing = threading.Lock()
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
 
@@ -87,6 +89,20 @@ class Planner:
 
         return Lowered(size, compile_now)
 
+    def update(self, params: Any) -> None:
+        """Give all plans, and those still to be made, other weights of the same names, shapes and dtypes; only where they are arguments.
+
+        A call that runs meanwhile sees all the old weights or all the new ones.
+        """
+        leaves = jax.tree.leaves(params)
+        with self._placing:
+            nodes = list(self._placed)
+            fresh = dict(zip(nodes, self._on_device(evaluate(nodes, leaves)), strict=True))
+            self._hoister.replace(leaves)
+            self._placed = fresh
+            for leading in list(self._leading):
+                leading.values = tuple(fresh[node] for node in leading.nodes)
+
     def trace(self, size: int) -> Residue:
         """The model at `size` rows, without what depends on weights alone."""
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
@@ -97,8 +113,8 @@ class Planner:
         """Lower a traced size by a recipe; gives what compiles it. The executable counts its calls in `meter`."""
         packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
         constants = self._hoister.values(residue.nodes) if self.weights == "constant" else None
-        placed = [] if constants is not None else self._place(residue.nodes)
-        count = len(placed)
+        leading = Leading() if constants is not None else self._place(residue.nodes)
+        count = len(leading.values)
 
         def run(*given: Any) -> Any:
             outputs = recipe.trace(residue, given[:count] if constants is None else constants, given[count:])
@@ -106,7 +122,7 @@ class Planner:
 
         place = SingleDeviceSharding(self.device)
         with trace_lock, self._settings():
-            lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*placed, *self._rows(size))
+            lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *self._rows(size))
 
         def finish() -> Executable:
             try:
@@ -115,7 +131,7 @@ class Planner:
                 raise
             except Exception as cause:
                 raise CompileError(f"XLA could not compile batch size {size} for {self.device}: {cause}") from cause
-            return self._executable(size, compiled, packing, [tuple(placed)], recipe, meter)
+            return self._executable(size, compiled, packing, leading, recipe, meter)
 
         return finish
 
@@ -132,13 +148,19 @@ class Planner:
         answer = by_name(run, call, staging, packing, leading, typed.api, typed.computed, typed.random, meter)
         return Executable(compiled, run, answer, recipe.name)
 
-    def _place(self, nodes: Sequence[Node]) -> list[jax.Array]:
+    def _place(self, nodes: Sequence[Node]) -> Leading:
         """Values of `nodes` on the device; one array for all sizes."""
-        missing = [node for node in nodes if node not in self._placed]
+        with self._placing:
+            missing = [node for node in nodes if node not in self._placed]
+            self._placed.update(zip(missing, self._on_device(self._hoister.values(missing)), strict=True))
+            leading = Leading(nodes, [self._placed[node] for node in nodes])
+            self._leading.add(leading)
+            return leading
+
+    def _on_device(self, values: Sequence[Any]) -> list[jax.Array]:
+        """Copies on the device: JAX may go on reading the memory of a NumPy array that it is given, and whoever owns it may write there."""
         with jax.enable_x64(True):
-            fresh = {node: jax.device_put(v, self.device) for node, v in zip(missing, self._hoister.values(missing), strict=True)}
-        self._placed.update(fresh)
-        return [self._placed[node] for node in nodes]
+            return [jax.device_put(np.array(value), self.device) for value in values]
 
     def _function(self) -> Callable[..., Any]:
         """A fresh function for each size: an executable is freed only with the jit object that it came from."""

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from .hoist import Node
 from .model.signature import ModelApi
 from .packing import Packing
 from .staging import Staging
@@ -23,11 +24,19 @@ Run: TypeAlias = Callable[[Rows], list[Any]]
 Answer: TypeAlias = Callable[[Mapping[str, Any], Any], "dict[str, np.ndarray] | None"]
 """Inputs by name, and what draws the key of a random model, to outputs by name; None (nothing has run) where an input does not fit."""
 
-Leading: TypeAlias = list[tuple[Any, ...]]
-"""One cell: the weights that an executable takes first; replacing its content swaps them between two calls."""
 
 SAMPLE_EVERY = 16
 """One call in so many is timed; reading the clock costs a percent of the smallest call."""
+
+
+class Leading:
+    """The weights that an executable takes first, `values` of `nodes`; replacing `values` swaps them between two calls."""
+
+    __slots__ = ("__weakref__", "nodes", "values")
+
+    def __init__(self, nodes: Sequence[Node] = (), values: Sequence[Any] = ()):
+        self.nodes = tuple(nodes)
+        self.values = tuple(values)
 
 
 @dataclass
@@ -48,7 +57,7 @@ class Meter:
 
 
 def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leading: Leading) -> Run:
-    """Rows as NumPy arrays, in and out; `leading[0]` are the weights that `call` takes first.
+    """Rows as NumPy arrays, in and out; `leading` are the weights that `call` takes first.
 
     A call takes a slot of input buffers and gives it back, so that threads never write to the same one.
     """
@@ -62,7 +71,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         buffers, arrays = slot
         for buffer, row in zip(buffers, rows):
             buffer[...] = row
-        result = call(*leading[0], *arrays)
+        result = call(*leading.values, *arrays)
         results = [asarray(result)] if unpack is None else unpack(result)
         give(slot)
         return results
@@ -77,7 +86,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
             if buffer is not None:
                 buffer[...] = row
             given.append(row if buffer is None else array)
-        result = call(*leading[0], *given)
+        result = call(*leading.values, *given)
         results = [asarray(result)] if unpack is None else unpack(result)
         give(slot)
         return results
@@ -110,7 +119,7 @@ def by_name(
             slot = fresh()
         (buffer,), (array,) = slot
         buffer[...] = row
-        result = asarray(call(*leading[0], array))
+        result = asarray(call(*leading.values, array))
         give(slot)
         return {output: result}
 
@@ -137,7 +146,7 @@ def never(given: Mapping[str, Any], draw: Any = None) -> None:
 
 def on_device(call: Callable[..., Any], leading: Leading) -> Run:
     """Rows as `jax.Array`s, in and out."""
-    return lambda rows: list(call(*leading[0], *rows))
+    return lambda rows: list(call(*leading.values, *rows))
 
 
 def lean_call(compiled: Any) -> Callable[..., Any]:

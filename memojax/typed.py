@@ -108,7 +108,7 @@ class TypedModel:
             DimensionError: an output does not have the batch on axis 0.
         """
         specs = tuple(_spec_of(key, given) for key, given in inputs.items())
-        x64 = bool(jax.config.jax_enable_x64) or any(spec.dtype in _NARROWED for spec in specs)
+        x64 = jax.dtypes.canonicalize_dtype("int64") == np.int64 or any(spec.dtype in _NARROWED for spec in specs)
         params = jax.tree.map(lambda leaf: _weight(leaf, x64), params)
         order: list[str] = []
 
@@ -130,7 +130,8 @@ class TypedModel:
         for key in order:
             five, seven = at_five[key], at_seven[key]
             if five.shape[:1] != (5,) or seven.shape != (7, *five.shape[1:]):
-                raise DimensionError(f"output {key!r} has shape {list(five.shape)} for 5 rows and {list(seven.shape)} for 7: put the batch first")
+                shapes_found = f"{list(five.shape)} for 5 rows and {list(seven.shape)} for 7"
+                raise DimensionError(f"output {key!r} has shape {shapes_found}: put the batch first")
             outputs.append(TensorSpec(key, five.shape[1:], five.dtype))
         names = tuple(spec.name for spec in outputs)
         return cls(
@@ -188,7 +189,10 @@ _ON_HOST = (
     "memojax.run and memojax.OneShot break the graph there"
 )
 _KEY = np.zeros(2, np.uint32)
-_NARROWED = {np.dtype(f"{kind}{2 * bits}"): np.dtype(f"{kind}{bits}") for kind, bits in (("int", 32), ("uint", 32), ("float", 32), ("complex", 64))}
+_NARROWED = {
+    np.dtype(wide): np.dtype(narrow)
+    for wide, narrow in (("int64", "int32"), ("uint64", "uint32"), ("float64", "float32"), ("complex128", "complex64"))
+}
 """What JAX makes of 64-bit dtypes without x64."""
 _FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
@@ -209,7 +213,8 @@ def check_same_params(old: Any, new: Any) -> None:
         if np.shape(array) != np.shape(other) or np.dtype(array.dtype) != np.dtype(other.dtype):
             name = jax.tree_util.keystr(path)
             raise IncompatibleModelError(
-                f"parameter {name} is {other.dtype}{list(np.shape(other))} in the new weights, the model has {array.dtype}{list(array.shape)}"
+                f"parameter {name} is {other.dtype}{list(np.shape(other))} in the new weights, "
+                f"the model has {array.dtype}{list(array.shape)}"
             )
 
 

@@ -16,7 +16,9 @@ STATE = (3,)
 
 
 def model_api(inputs: Shapes, outputs: Shapes, dtype: Any = np.float32) -> mj.ModelApi:
-    return mj.ModelApi(*(tuple(mj.TensorSpec(name, shape, np.dtype(dtype)) for name, shape in given.items()) for given in (inputs, outputs)))
+    return mj.ModelApi(
+        *(tuple(mj.TensorSpec(name, shape, np.dtype(dtype)) for name, shape in given.items()) for given in (inputs, outputs))
+    )
 
 
 @final
@@ -89,6 +91,16 @@ def counting_lstm(**options: Any) -> FakeInferer:
     return FakeInferer(run, inputs=state, outputs={**state, "hidden_output": (2,), "cell_output": (6,)}, **options)
 
 
+def counts(tracker: mj.Inferer, agents: Sequence[int]) -> list[tuple[float, float]]:
+    """One step of `counting_lstm` for `agents`: the means of what is given out."""
+    batcher = mj.Batcher(tracker)
+    for agent in agents:
+        batcher.push(agent, {})
+    responses = batcher.execute(tracker)
+    assert all(response.keys() == {"hidden_output", "cell_output"} for response in responses.values())
+    return [(float(responses[a]["hidden_output"].mean()), float(responses[a]["cell_output"].mean())) for a in agents]
+
+
 def summing(**options: Any) -> FakeInferer:
     """h_out = 2 h_in + obs, which is also given out: exact in float32, and no two histories give the same state."""
 
@@ -99,6 +111,17 @@ def summing(**options: Any) -> FakeInferer:
 
     options = {"inputs": {"obs": (1,), "h_in": (1,)}, "outputs": {"act": (1,), "h_out": (1,)}, **options}
     return FakeInferer(run, **options)
+
+
+def noisy_echo() -> FakeInferer:
+    """What comes in as `epsilon` is seen."""
+    return FakeInferer(
+        lambda view: view.set_output(0, np.array(view.input_slot(1))), inputs={"obs": (1,), "epsilon": (2,)}, outputs={"seen": (2,)}
+    )
+
+
+def track_stacked(inferer: mj.Inferer) -> mj.StatefulInferer:
+    return mj.RecurrentTrackerWrapper(mj.BaseWrapper(), inferer).wrap(inferer)
 
 
 WEIGHTS = np.random.default_rng(1).standard_normal((4, 2)).astype(np.float32)
@@ -122,7 +145,9 @@ def policy_oracle(obs: np.ndarray, epsilon: Any, state: np.ndarray) -> dict[str,
 
 def mixing() -> mj.TypedModel:
     """Every row is compared with the mean of the batch."""
-    return mj.TypedModel.from_function(lambda _, x: {"plain": x["obs"] * 2, "centred": x["obs"] - x["obs"].mean(0)}, (), {"obs": ((3,), np.float32)})
+    return mj.TypedModel.from_function(
+        lambda _, x: {"plain": x["obs"] * 2, "centred": x["obs"] - x["obs"].mean(0)}, (), {"obs": ((3,), np.float32)}
+    )
 
 
 def scaling(factor: float = 2.0) -> mj.TypedModel:

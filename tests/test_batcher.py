@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memojax import BaseWrapper, Batched, Batcher, ConstantGenerator, EpsilonInjector, RecurrentTracker, ScratchPadView, State, StatefulInferer
+from memojax import (
+    BaseWrapper,
+    Batched,
+    Batcher,
+    ConstantGenerator,
+    EpsilonInjector,
+    RecurrentTracker,
+    ScratchPadView,
+    State,
+    StatefulInferer,
+)
 from memojax.errors import (
     BatchSizeError,
     DuplicateIdError,
@@ -206,7 +216,9 @@ def test_an_agent_is_pushed_once(fill: Callable[..., None]) -> None:
     assert batcher.execute(fake)[3]["out"][0] == 1
 
 
-@pytest.mark.parametrize("given", [[1] * 11, np.ones(11), np.ones(11, np.float16), np.ones(11, np.int64), np.ones(11, bool), np.ones(22)[::2]])
+@pytest.mark.parametrize(
+    "given", [[1] * 11, np.ones(11), np.ones(11, np.float16), np.ones(11, np.int64), np.ones(11, bool), np.ones(22)[::2]]
+)
 def test_widths_and_layouts_are_converted(given: Any) -> None:
     fake = FakeInferer(echo)
     for response in (fake.infer_single({"first": given}), fake.infer_batch({0: {"first": given}, 1: state(1)})[0]):
@@ -230,6 +242,31 @@ def test_an_inferer_that_selects_nonsense_is_named(size: int) -> None:
     fake = FakeInferer(echo, take=lambda count: size)
     with pytest.raises(BatchSizeError, match="FakeInferer"):
         fake.infer_batch({0: state(0), 1: state(1)})
+
+
+@FILLS
+def test_a_waiting_state_is_replaced_or_discarded(fill: Callable[..., None]) -> None:
+    batcher = Batcher(fake := FakeInferer(echo))
+    fill(batcher, {agent: state(agent) for agent in range(4)})
+    batcher.push(1, state(10), replace=True)
+    batcher.extend({3: state(30), 4: state(40)}, replace=True)
+    assert batcher.discard(0)
+    assert not batcher.discard(0)
+    assert {agent: response["out"][0] for agent, response in batcher.execute(fake).items()} == {1: 10, 2: 2, 3: 30, 4: 40}
+
+
+def test_what_has_run_is_not_replaced_but_may_be_discarded() -> None:
+    fake = FakeInferer(Flaky(2), take=lambda count: 1)
+    batcher = Batcher(fake)
+    batcher.extend({agent: state(agent) for agent in range(3)})
+    with pytest.raises(RuntimeError):
+        batcher.execute(fake)
+    for replace in (lambda: batcher.push(0, state(9), replace=True), lambda: batcher.extend({0: state(9), 1: state(9)}, replace=True)):
+        with pytest.raises(DuplicateIdError, match="agent 0"):
+            replace()
+    batcher.push(2, state(20), replace=True)
+    assert batcher.discard(0)
+    assert {agent: response["out"][0] for agent, response in batcher.execute(fake).items()} == {1: 1, 2: 20}
 
 
 def test_a_batcher_serves_inferers_of_the_same_model_only() -> None:

@@ -21,7 +21,7 @@ print(json.dumps({
     "warnings": filters != list(warnings.filters),
     "logging": level != logging.getLogger().level,
     "numpy": errors != numpy.geterr(),
-    "heavy": [name for name in ("torch", "onnxruntime", "gymnasium", "matplotlib", "rich", "click", "tensorflow", "flax") if name in sys.modules],
+    "heavy": [name for name in "torch onnxruntime gymnasium matplotlib rich click tensorflow flax".split() if name in sys.modules],
 }))
 """
 

@@ -54,7 +54,7 @@ class Compiler:
 
 
 def call(cache: PlanCache, size: int) -> Any:
-    plan = cache.get(size)
+    plan: Any = cache.get(size)
     plan.calls += 1
     return plan
 
@@ -205,7 +205,8 @@ def test_only_positive_whole_numbers_are_sizes(size: Any) -> None:
         with pytest.raises(BatchSizeError, match="positive whole number"):
             ask(size)
     assert compiler.made == []
-    assert checked_size(np.int64(3)) == 3
+    three: Any = np.int64(3)
+    assert checked_size(three) == 3
 
 
 @given(st.lists(st.integers(1, 6), max_size=40), st.sets(st.integers(1, 6), max_size=2), st.none() | st.integers(1, 3))

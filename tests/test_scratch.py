@@ -30,7 +30,7 @@ def test_aligned_arrays_start_on_a_cache_line(shape: tuple[int, ...], dtype: Any
     assert array.shape == shape
     assert array.dtype == dtype
     assert array.flags.c_contiguous
-    assert array.ctypes.data % 64 == 0
+    assert not array.size or array.ctypes.data % 64 == 0
 
 
 def test_a_pad_keeps_its_rows_while_it_doubles() -> None:
@@ -75,7 +75,12 @@ def test_names_length_and_ids() -> None:
     assert [view.input_name(slot) for slot in range(2)] == ["a", "b"]
     assert view.output_name(0) == "out"
     assert len(view) == 3
-    for ids, data in (view.input_slot_with_id(0), view.input_slot_mut_with_id(1), view.output_slot_with_id(0), view.output_slot_mut_with_id(0)):
+    for ids, data in (
+        view.input_slot_with_id(0),
+        view.input_slot_mut_with_id(1),
+        view.output_slot_with_id(0),
+        view.output_slot_mut_with_id(0),
+    ):
         assert ids == [5, 6, 9]
         assert len(data) == 3
 

@@ -24,7 +24,13 @@ def run(typed: TypedModel, **inputs: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "given",
-    [((3,), np.float32), ([3], "float32"), TensorSpec("other", (3,), np.dtype("f4")), jax.ShapeDtypeStruct((3,), np.float32), np.zeros(3, "f4")],
+    [
+        ((3,), np.float32),
+        ([3], "float32"),
+        TensorSpec("other", (3,), np.dtype("f4")),
+        jax.ShapeDtypeStruct((3,), np.float32),
+        np.zeros(3, "f4"),
+    ],
     ids=lambda given: type(given).__name__,
 )
 def test_inputs_are_declared_in_any_of_these_ways(given: Any) -> None:
@@ -42,13 +48,22 @@ def test_other_declarations_are_refused(given: Any) -> None:
 
 def test_outputs_keep_the_functions_order() -> None:
     typed = TypedModel.from_function(lambda _, x: {"z": x["obs"], "a": x["obs"].sum(1), "m": x["obs"] > 0}, (), SPEC)
-    assert [(spec.name, spec.shape, str(spec.dtype)) for spec in typed.api.outputs] == [("z", (3,), "float32"), ("a", (), "float32"), ("m", (3,), "bool")]
+    assert [(spec.name, spec.shape, str(spec.dtype)) for spec in typed.api.outputs] == [
+        ("z", (3,), "float32"),
+        ("a", (), "float32"),
+        ("m", (3,), "bool"),
+    ]
     assert list(run(typed, obs=np.ones((1, 3), np.float32))) == ["z", "a", "m"]
 
 
 @pytest.mark.parametrize(
     "fn",
-    [lambda _, x: x["obs"].sum(), lambda _, x: x["obs"].mean(0), lambda _, x: x["obs"].T, lambda _, x: {"fine": x["obs"], "off": jnp.zeros(4)}],
+    [
+        lambda _, x: x["obs"].sum(),
+        lambda _, x: x["obs"].mean(0),
+        lambda _, x: x["obs"].T,
+        lambda _, x: {"fine": x["obs"], "off": jnp.zeros(4)},
+    ],
 )
 def test_the_batch_comes_first_in_every_output(fn: Any) -> None:
     with pytest.raises(DimensionError, match=r"put the batch first"):
@@ -60,7 +75,9 @@ def test_a_function_is_traced_as_its_own_jit_would_be() -> None:
     typed = TypedModel.from_function(lambda w, x: {"y": x["obs"] @ w + jnp.ones(2), "best": jnp.argmax(x["obs"], 1)}, weights, SPEC)
     outputs = run(typed, obs=np.ones((2, 3), np.float32))
     assert {name: str(array.dtype) for name, array in outputs.items()} == {"y": "float32", "best": "int32"}
-    wide = TypedModel.from_function(lambda w, x: {"y": x["obs"] @ w, "n": x["n"] + 1}, weights, {"obs": ((3,), np.float64), "n": ((), np.int64)})
+    wide = TypedModel.from_function(
+        lambda w, x: {"y": x["obs"] @ w, "n": x["n"] + 1}, weights, {"obs": ((3,), np.float64), "n": ((), np.int64)}
+    )
     outputs = run(wide, obs=np.full((1, 3), 1 / 3), n=np.array([2**40]))
     assert outputs["y"].dtype == np.float64
     assert outputs["n"].tolist() == [2**40 + 1]

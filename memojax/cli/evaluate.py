@@ -145,11 +145,15 @@ def _common_env(files: Sequence[ModelFile]) -> str | None:
 
 
 def _names(files: Sequence[ModelFile]) -> list[str]:
-    """File names; with as much of the folder as tells them apart, and numbered where one file is given twice."""
-    names = [file.name for file in files]
-    if len(set(names)) < len(names):
-        folder = Path(os.path.commonpath([file.path.resolve().parent for file in files]))
-        names = [str(file.path.resolve().relative_to(folder).with_suffix("")) for file in files]
+    """File names; those that are alike with as much of the folder as tells them apart, or numbered where it is one file."""
+    names: list[str] = []
+    for file in files:
+        alike = [other.path.resolve() for other in files if other.name == file.name]
+        if len(set(alike)) > 1:
+            folder = Path(os.path.commonpath([path.parent for path in alike]))
+            names.append(str(file.path.resolve().relative_to(folder).with_suffix("")))
+        else:
+            names.append(file.name)
     return [name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})" for index, name in enumerate(names)]
 
 

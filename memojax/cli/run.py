@@ -74,8 +74,8 @@ def _read(path: str) -> dict[str, np.ndarray]:
     from ..errors import InputError
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive) if isinstance(archive, Mapping) else None
+        archive = np.load(path, allow_pickle=False)
+        arrays = None if isinstance(archive, np.ndarray) else dict(archive)
     except OSError as cause:
         raise InputError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
     except Exception as cause:

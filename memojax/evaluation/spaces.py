@@ -6,6 +6,7 @@ Both sides are matched by name first, then by the only shape that fits; where th
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -257,10 +258,7 @@ def _missing(part: Part, observation: Any) -> str | None:
 
 def canonical(name: str) -> str:
     """A name without case, punctuation, an `obs` prefix and a plural s, so that `obs/Position` and `position` are one."""
-    short = "".join(c for c in name.casefold() if c.isalnum())
-    for prefix in ("observations", "observation", "obs", "input"):
-        if short.startswith(prefix) and len(short) > len(prefix):
-            short = short[len(prefix) :]
+    short = "".join(filter(str.isalnum, re.sub(r"^(observations?|obs|inputs?)[^a-z0-9]+(?=[a-z0-9])", "", name.casefold())))
     return "obs" if short in ("observations", "observation", "obs") else short.removesuffix("s") or short
 
 

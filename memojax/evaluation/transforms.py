@@ -65,7 +65,7 @@ class NormalizeObs:
         try:
             if isinstance(statistics, Mapping) and not {"mean", "var"} <= statistics.keys():
                 keys = values.get("norm_obs_keys") or list(statistics)
-                mean = {key: _get(statistics[key], "mean") for key in keys}
+                mean = {key: _get(statistics[key], "mean") for key in keys or ["obs_rms"]}
                 var = {key: _get(statistics[key], "var") for key in keys}
             else:
                 mean, var = _get(statistics, "mean"), _get(statistics, "var")

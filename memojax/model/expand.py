@@ -33,8 +33,8 @@ Functions = Mapping[tuple[str, str, str], Function]
 
 
 def function_of(proto: onnx.FunctionProto) -> Function:
-    """Convert a FunctionProto, with the opsets that it imports itself."""
-    opsets = {domain_of(entry.domain): entry.version for entry in proto.opset_import}
+    """Convert a FunctionProto, with the opsets that it imports itself; the newest of ai.onnx where it does not say."""
+    opsets = {"": onnx.defs.onnx_opset_version()} | {domain_of(entry.domain): entry.version for entry in proto.opset_import}
     defaults = {a.name: value_of(a, lambda _: None) for a in proto.attribute_proto}
     return Function(proto.name, tuple(proto.input), tuple(proto.output), nodes_of(proto.node, opsets), defaults)
 

@@ -8,17 +8,30 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from .graph import Graph, Node
+from .graph import Graph, Node, Value
 from .tensor import ELEMENT_TYPES
 
 
 def node_proto(node: Node) -> onnx.NodeProto:
-    """A NodeProto equal to `node`; subgraphs are left out."""
+    """A NodeProto equal to `node`, its subgraphs included."""
     proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name, input=node.inputs, output=node.outputs)
     for name, value in node.attributes.items():
-        if not isinstance(value, Graph) and not name.startswith("__"):
+        if not name.startswith("__"):
             proto.attribute.append(helper.make_attribute(name, _plain(value)))
     return proto
+
+
+def graph_proto(graph: Graph) -> onnx.GraphProto:
+    """A GraphProto equal to `graph`."""
+    initializers = [numpy_helper.from_array(array, name) for name, array in graph.initializers.items()]
+    nodes = [node_proto(node) for node in graph.nodes]
+    return helper.make_graph(nodes, graph.name, [_info(v) for v in graph.inputs], [_info(v) for v in graph.outputs], initializers)
+
+
+def _info(value: Value) -> onnx.ValueInfoProto:
+    if value.dtype is None:
+        return onnx.ValueInfoProto(name=value.name)
+    return helper.make_tensor_value_info(value.name, ELEMENT_TYPES[value.dtype], value.shape)
 
 
 def type_proto(value: Any) -> onnx.TypeProto:
@@ -27,4 +40,6 @@ def type_proto(value: Any) -> onnx.TypeProto:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Graph):
+        return graph_proto(value)
     return numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value

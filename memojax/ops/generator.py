@@ -48,7 +48,8 @@ def range_(start: Value, limit: Value, delta: Value, *, stash_type: int = 1) -> 
     """Numbers from `start` to before `limit` in steps of `delta`. https://onnx.ai/onnx/operators/onnx__Range.html"""
     first, last, step = map(scalar, (start, limit, delta))
     (count,) = checked_shape([max(math.ceil((last - first) / step), 0)])
-    dtype = start.dtype if start.dtype.kind in "iuf" and start.dtype.itemsize > 2 else dtype_of(stash_type)
+    is_half = start.dtype.itemsize == 2 and not np.issubdtype(start.dtype, np.integer)
+    dtype = dtype_of(stash_type) if is_half else start.dtype
     return (cast(np.arange(count), dtype) * cast(delta, dtype).reshape(()) + cast(start, dtype).reshape(())).astype(start.dtype)
 
 

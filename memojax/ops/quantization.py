@@ -28,7 +28,7 @@ def quantize_linear(
     y = cast(nx.rint(y), np.float32)
     if y_zero_point is not None:
         y = y + cast(_spread(y_zero_point, x.shape, axis, block_size), np.float32)
-    return convert(nx.clip(y, float(jnp.iinfo(dtype).min), float(jnp.iinfo(dtype).max)), dtype)
+    return cast(nx.clip(y, float(jnp.iinfo(dtype).min), float(jnp.iinfo(dtype).max)), dtype)
 
 
 _DIVISIBLE = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))

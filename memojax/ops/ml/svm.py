@@ -65,9 +65,7 @@ def svm_classifier(
         pairs = jax.nn.sigmoid(-(scores * np.asarray(prob_a, np.float32) + np.asarray(prob_b, np.float32)))
         scores = transformed(_coupled(jnp.clip(pairs, 1e-7, 1 - 1e-7), n), post_transform)
     elif n == 2:
-        scores = opposed(scores, post_transform) if post_transform == "NONE" else complemented(scores, post_transform)
-        if all(c >= 0 for c in coefficients):
-            pass
+        scores = (opposed if post_transform in ("NONE", "LOGISTIC") else complemented)(scores, post_transform)
     else:
         scores = transformed(scores, post_transform)
     return labels(index, classlabels_ints, classlabels_strings), scores

@@ -30,7 +30,7 @@ def dropout_10(x, *, ratio=0.5):
     return x, np.zeros(x.shape, np.bool_)
 
 
-@op("Dropout", since=12, static=("training_mode",))
+@op("Dropout", since=12, static=("training_mode",), random_if=lambda node: len(node.inputs) > 2 and bool(node.inputs[2]))
 def dropout(x, ratio=None, training_mode=None, *, seed=None, key):
     """Zeros at random with `training_mode`, else the input; `seed` picks a stream, the model's key the draw from it.
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax import lax
+from onnx import TensorProto
 
 from ..._types import Value
 from ...model.tensor import dtype_of
-from .._common import cast, is_static, nx, traced
+from .._common import cast, is_static, nx
 from ..registry import op
 
 _FLOAT8 = frozenset(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2, ml_dtypes.float8_e5m2fnuz)))
@@ -23,8 +24,14 @@ _SMALL_INTEGERS = frozenset(
 )
 
 
-@op("Cast")
-def cast_to(input: Value, *, to: int | str, saturate: int = 1, round_mode: str = "up") -> Value:
+@op("Cast", until=6)
+def cast_to_name(input: Value, *, to: str) -> Value:
+    """Before opset 6 the type is given by name. https://onnx.ai/onnx/operators/onnx__Cast.html"""
+    return convert(input, dtype_of(TensorProto.DataType.Value(to)))
+
+
+@op("Cast", since=6)
+def cast_to(input: Value, *, to: int, saturate: int = 1, round_mode: str = "up") -> Value:
     """Another element type; strings only while tracing. https://onnx.ai/onnx/operators/onnx__Cast.html"""
     return convert(input, dtype_of(to), bool(saturate), round_mode)
 
@@ -41,7 +48,7 @@ def convert(x: Value, dtype: np.dtype, saturate: bool = True, round_mode: str = 
     Raises:
         ValueError: a traced string, or a string that is no number.
     """
-    if dtype == object or x.dtype == object:
+    if "O" in (dtype.kind, x.dtype.kind):
         return _convert_text(x, dtype)
     is_float = jnp.issubdtype(x.dtype, jnp.floating)
     if dtype in _FLOAT8 and saturate and x.dtype != dtype:
@@ -68,9 +75,9 @@ def _convert_text(x: Value, dtype: np.dtype) -> np.ndarray:
         raise ValueError("a number that is computed cannot become a string: an XLA executable has no strings")
     if x.dtype == dtype:
         return x
-    read = _text if dtype == object else _integer if np.issubdtype(dtype, np.integer) else float
+    read = _text if dtype.kind == "O" else _integer if np.issubdtype(dtype, np.integer) else float
     values = [read(item) for item in x.ravel().tolist()]
-    return (np.array(values, object) if dtype == object else np.array(values).astype(dtype)).reshape(x.shape)
+    return np.array(values, object if dtype.kind == "O" else None).astype(dtype).reshape(x.shape)
 
 
 def _integer(item: str) -> int:
@@ -111,4 +118,4 @@ def is_inf(x: Value, *, detect_negative: int = 1, detect_positive: int = 1) -> V
 @op("IsNaN", since=9)
 def is_nan(x: Value) -> Value:
     """Which elements are not a number. https://onnx.ai/onnx/operators/onnx__IsNaN.html"""
-    return nx.isnan(traced(x) if is_static(x) and x.dtype == _E8M0 else x)
+    return nx.isnan(x)

@@ -40,14 +40,11 @@ def _slice(data: Value, starts: Shape, ends: Shape, axes: Shape | None, steps: S
 def take_ranges(x: jax.Array, ranges: list[range]) -> jax.Array:
     """A part of `x`, a range along each axis: a plain slice, and a reversal where a step is negative."""
     forward = [part if part.step > 0 else part[::-1] for part in ranges]
-    starts, stops = [part.start if part else 0 for part in forward], [part[-1] + 1 if part else 0 for part in forward]
-    part = (
-        x
-        if all(p == range(dim) for p, dim in zip(forward, x.shape, strict=True))
-        else lax.slice(x, starts, stops, [p.step for p in forward])
-    )
-    backward = tuple(axis for axis, p in enumerate(ranges) if p.step < 0 and len(p) > 1)
-    return lax.rev(part, backward) if backward else part
+    backward = tuple(axis for axis, part in enumerate(ranges) if part.step < 0 and len(part) > 1)
+    if forward != [range(dim) for dim in x.shape]:
+        bounds = [(part.start, part[-1] + 1) if part else (0, 0) for part in forward]
+        x = lax.slice(x, [start for start, _ in bounds], [stop for _, stop in bounds], [part.step for part in forward])
+    return lax.rev(x, backward) if backward else x
 
 
 @op("Gather")
@@ -201,7 +198,7 @@ def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1,
     return _take_along(input, nx.where(step < length, length - 1 - step, step), time_axis)
 
 
-# NonZero, Unique and Compress have outputs whose shapes depend on data: they are computed while tracing, from static values only.
+# NonZero, Unique and Compress have outputs whose shapes depend on data: NumPy computes them, while tracing or between compiled parts.
 
 
 @op("NonZero", since=9, host=True)
@@ -212,8 +209,8 @@ def nonzero(x: Value) -> Value:
 
 @op("Compress", since=9, host=True)
 def compress(input: Value, condition: Value, *, axis: int | None = None) -> Value:
-    """Slices where a static condition holds. https://onnx.ai/onnx/operators/onnx__Compress.html"""
-    return gather(nx.reshape(input, (-1,)) if axis is None else input, np.flatnonzero(condition), axis=axis or 0)
+    """Slices, or elements without `axis`, where the condition holds. https://onnx.ai/onnx/operators/onnx__Compress.html"""
+    return np.compress(condition, input, axis=axis)
 
 
 @op("Unique", since=11, host=True)

@@ -44,9 +44,7 @@ def _pad(data: Value, pads: Shape, fill: Value, axes: Any, mode: str) -> Value:
     kept = [range(max(-low, 0), dim - max(-high, 0)) for dim, (low, high) in zip(data.shape, widths, strict=True)]
     data = data[tuple(slice(part.start, part.stop) for part in kept)] if is_static(data) else take_ranges(data, kept)
     widths = [(max(low, 0), max(high, 0)) for low, high in widths]
-    if mode == "constant":
-        return np.pad(data, widths, constant_values=fill)
-    return (np if is_static(data) else jnp).pad(data, widths, mode=mode)
+    return nx.pad(data, widths, constant_values=fill) if mode == "constant" else nx.pad(data, widths, mode=mode)
 
 
 @op("CenterCropPad", since=18, static=("shape",))
@@ -54,8 +52,7 @@ def center_crop_pad(input_data: Value, shape: Value, *, axes: tuple[int, ...] | 
     """The middle of the input, or the input in the middle of zeros. https://onnx.ai/onnx/operators/onnx__CenterCropPad.html"""
     axes = normalize_axes(range(input_data.ndim) if axes is None else axes, input_data.ndim)
     extra = [size - input_data.shape[axis] for size, axis in zip(ints(shape), axes, strict=True)]
-    # floor division of the cropped length: an odd crop starts at the lower pixel, an odd pad too
-    before = [width // 2 if width > 0 else -(-width // 2) for width in extra]
+    before = [int(width / 2) for width in extra]  # towards zero: of an odd crop or pad, the larger part is at the end
     after = [width - low for width, low in zip(extra, before, strict=True)]
     return _pad(input_data, (*before, *after), np.zeros((), input_data.dtype), axes, "constant")
 
@@ -90,7 +87,11 @@ def resize(
     exclude_outside: int = 0, extrapolation_value: float = 0.0, keep_aspect_ratio_policy: str = "stretch",
     nearest_mode: str = "round_prefer_floor",
 ) -> Value:  # fmt: skip
-    """Interpolation, one axis after the other. https://onnx.ai/onnx/operators/onnx__Resize.html"""
+    """Interpolation, one axis after the other. https://onnx.ai/onnx/operators/onnx__Resize.html
+
+    Where onnxruntime departs from ONNX's cases, the cases are followed: `align_corners` with a fractional output length, `roi` on an
+    axis that keeps its length.
+    """
     axes = normalize_axes(range(x.ndim) if axes is None else axes, x.ndim)
     lengths = [x.shape[axis] for axis in axes]
     if scales is not None and scales.size:
@@ -105,7 +106,7 @@ def resize(
     kernel = _Kernel(mode, cubic_coeff_a, nearest_mode, coordinate_transformation_mode, bool(antialias), bool(exclude_outside))
     is_crop = coordinate_transformation_mode == "tf_crop_and_resize"
     regions = np.reshape(roi, (2, -1)).T.tolist() if is_crop else [(0.0, 1.0)] * len(axes)
-    checked_shape([dict(zip(axes, targets, strict=True)).get(axis, length) for axis, length in enumerate(x.shape)])
+    checked_shape([*(length for axis, length in enumerate(x.shape) if axis not in axes), *targets])
     y = _promoted(x, mode)
     for axis, target, factor, region in zip(axes, targets, factors, regions, strict=True):
         y = _resize_axis(y, axis, target, factor, kernel, region, extrapolation_value)
@@ -162,21 +163,21 @@ _ROUNDINGS = {
 def _source_positions(transform: str, length: int, target: int, scale: float, region: Sequence[float]) -> np.ndarray:
     """Where in the input each output element lies, rounded to float32 at each step as onnxruntime does, so that ties fall the same way."""
     one, half = np.float32(1), np.float32(0.5)
-    i, n, m, scale = np.arange(target, dtype=np.float32), np.float32(length), np.float32(target), np.float32(scale)
+    i, n, m, s = np.arange(target, dtype=np.float32), np.float32(length), np.float32(target), np.float32(scale)
     match transform:
         case "half_pixel":
-            position = (i + half) / scale - half
+            position = (i + half) / s - half
         case "half_pixel_symmetric":
-            offset = n * half * (one - m / (scale * n))
-            position = (np.float64(offset) + (i + half) / np.float64(scale) - half).astype(np.float32)
+            offset = n * half * (one - m / (s * n))
+            position = (np.float64(offset) + (i + half) / np.float64(s) - half).astype(np.float32)
         case "pytorch_half_pixel":
-            position = (i + half) / scale - half if target > 1 else i
+            position = (i + half) / s - half if target > 1 else i
         case "tf_half_pixel_for_nn":
-            position = (i + half) / scale
+            position = (i + half) / s
         case "asymmetric":
-            position = i / scale
+            position = i / s
         case "align_corners":  # by ONNX's cases the output length before rounding counts; onnxruntime takes it rounded
-            position = i * (n - one) / (scale * n - one) if target > 1 else i
+            position = i * (n - one) / (s * n - one) if target > 1 else i
         case "tf_crop_and_resize":
             start, end = np.float32(region[0]), np.float32(region[1])
             position = start * (n - one) + i * (end - start) * (n - one) / (m - one) if target > 1 else half * (start + end) * (n - one) + i
@@ -192,7 +193,7 @@ def _taps(kernel: _Kernel, position: np.ndarray, scale: float, length: int) -> t
     first = np.floor(position - support) + 1
     index = first[:, None] + np.arange(math.ceil(2 * support))
     distance = np.abs(index - position[:, None]) * stretch
-    weight = np.maximum(1 - distance, 0) if kernel.mode == "linear" else cubic(distance, kernel.cubic_a, np)
+    weight = np.maximum(1 - distance, 0) if kernel.mode == "linear" else _cubic(distance, kernel.cubic_a, np)
     if kernel.exclude_outside:
         weight = np.where((index < 0) | (index >= length), 0, weight)
     if kernel.exclude_outside or kernel.antialias:
@@ -200,7 +201,7 @@ def _taps(kernel: _Kernel, position: np.ndarray, scale: float, length: int) -> t
     return np.clip(index, 0, length - 1).astype(np.int64), weight
 
 
-def cubic(distance: Any, a: float, xp: Any) -> Any:
+def _cubic(distance: Any, a: float, xp: Any) -> Any:
     """Keys' cubic convolution kernel."""
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
@@ -271,11 +272,11 @@ def _grid_taps(at: jax.Array, length: int, align_corners: bool, mode: str, paddi
     if mode == "nearest":
         weight = jnp.ones_like(distance)
     else:
-        weight = 1 - distance if "linear" in mode else cubic(distance, -0.75, jnp)
+        weight = 1 - distance if "linear" in mode else _cubic(distance, -0.75, jnp)
     if padding == "zeros":
         weight = jnp.where((index >= 0) & (index < length), weight, 0)
     elif padding == "reflection":
-        index = jnp.trunc(_reflect(index, low, high))
+        index = jnp.rint(_reflect(index, low, high))
     return jnp.clip(index, 0, length - 1).astype(np.int32), weight
 
 

@@ -66,6 +66,7 @@ TRANSPOSED = [
     conv(11, (1, 2, 4, 5), (2, 3, 3, 3), op_type="ConvTranspose", strides=[3, 3], output_shape=[13, 17]),
 ]
 
+
 def bytes_(*shape: int) -> np.ndarray:
     return integers(0, 256, *shape, dtype=np.uint8)
 
@@ -135,10 +136,8 @@ POOLS = [
     pool("GlobalMaxPool", 7, 2, 3, 4),
 ]
 
-UNPOOLED = [
-    Case("MaxUnpool", opset, (normal(1, 2, 2, 2), np.array([[[[0, 3], [9, 11]], [[21, 18], [24, 31]]]], np.int64)), {"kernel_shape": [2, 2], "strides": [2, 2]})
-    for opset in (9, 11, 22)
-]  # fmt: skip
+FOUND = np.array([[[[0, 3], [9, 11]], [[21, 18], [24, 31]]]], np.int64)
+UNPOOLED = [Case("MaxUnpool", opset, (normal(1, 2, 2, 2), FOUND), {"kernel_shape": [2, 2], "strides": [2, 2]}) for opset in (9, 11, 22)]
 
 REGIONS = np.array([[0, 0, 0, 8, 7], [1, 3, 2, 12, 13], [0, 4, 4, 4, 4], [1, 7, 6, 2, 1], [1, 20, 20, 24, 24]], f32)
 

@@ -19,13 +19,16 @@ def _integers(dtype: type, *shape: int) -> np.ndarray:
     return _rng.integers(np.iinfo(dtype).min // 2, np.iinfo(dtype).max // 2, shape, dtype)
 
 
+_low = np.array([-9, 1, 30], np.int32)
+_bytes = (np.int8, np.uint8)
+_channels = np.array([3, 0, 9], np.uint8)
 _quantize = [
     *(Case("QuantizeLinear", opset, (_x, _scale)) for opset in (10, 13, 19, 21, 23, 24, 25)),
-    *(Case("QuantizeLinear", opset, (_x, _scale, np.array(3, dtype))) for opset in (10, 13, 19, 21, 23) for dtype in (np.int8, np.uint8)),
-    *(Case("QuantizeLinear", opset, (_ties, np.array(1, np.float32), np.array(1, dtype))) for opset in (10, 21) for dtype in (np.int8, np.uint8)),
+    *(Case("QuantizeLinear", opset, (_x, _scale, np.array(3, dtype))) for opset in (10, 13, 19, 21, 23) for dtype in _bytes),
+    *(Case("QuantizeLinear", opset, (_ties, np.array(1, np.float32), np.array(1, dtype))) for opset in (10, 21) for dtype in _bytes),
     *(Case("QuantizeLinear", 21, (_x * 200, _scale, np.array(-7 if dtype is np.int16 else 7, dtype))) for dtype in (np.int16, np.uint16)),
-    *(Case("QuantizeLinear", opset, (_x, _scales, np.array([3, 0, 9], np.uint8)), {"axis": axis}) for opset in (13, 19, 21, 23) for axis in (1, -2)),
-    Case("QuantizeLinear", 13, (np.array([-9, 1, 30], np.int32), _scale, np.array(3, np.uint8)), expected=(np.array([0, 3, 15], np.uint8),)),
+    *(Case("QuantizeLinear", opset, (_x, _scales, _channels), {"axis": axis}) for opset in (13, 19, 21, 23) for axis in (1, -2)),
+    Case("QuantizeLinear", 13, (_low, _scale, np.array(3, np.uint8)), expected=(np.array([0, 3, 15], np.uint8),)),
     Case("QuantizeLinear", 19, (_x.astype(np.float16), np.array(2.5, np.float16), np.array(3, np.uint8))),
     Case("QuantizeLinear", 21, (_x, _scale), {"output_dtype": TensorProto.INT16}),
     Case("QuantizeLinear", 21, (_x, np.abs(_x[:, :2]) / 50 + 1, np.ones((2, 2, 4), np.int8)), {"axis": 1, "block_size": 2}),
@@ -39,7 +42,7 @@ _dequantize = [
     *(
         Case("DequantizeLinear", opset, (_integers(dtype, 2, 3, 4), _scale, np.array(3, dtype)))
         for opset in (10, 13, 19, 21, 23, 24, 25)
-        for dtype in (np.int8, np.uint8)
+        for dtype in _bytes
     ),
     *(Case("DequantizeLinear", opset, (_integers(np.uint8, 2, 3, 4), _scale)) for opset in (10, 13, 19)),
     *(Case("DequantizeLinear", opset, (_integers(np.int32, 2, 3), _scale)) for opset in (10, 19)),

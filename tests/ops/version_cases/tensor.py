@@ -54,7 +54,7 @@ _cast = [
             (ml_dtypes.float8_e5m2fnuz, 1, [0.3125, 448, 57344, -57344, np.nan]),
             (ml_dtypes.float8_e5m2fnuz, 0, [0.3125, 448, np.nan, np.nan, np.nan]),
         )
-    ),  # fmt: skip
+    ),
     *(Case("CastLike", opset, (_f(3, 4), np.zeros(1, dtype))) for opset in (15, 19, 21) for dtype in (np.float64, np.int32, np.float16)),
     Case("Cast", 13, (np.array(["1.5", "-2", "NaN", "+INF"], object),), {"to": TensorProto.FLOAT}),
     *(Case("IsInf", 10, (_special,), attributes) for attributes in ({}, {"detect_negative": 0}, {"detect_positive": 0})),

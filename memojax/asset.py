@@ -1,0 +1,123 @@
+"""cervo's CRVO container: a header of eight bytes that says what kind of policy the rest is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from os import PathLike, fspath
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from .errors import AssetError
+
+if TYPE_CHECKING:
+    from .inferer.basic import BasicInferer
+    from .inferer.fixed import FixedBatchInferer
+    from .inferer.memoizing import MemoizingDynamicInferer
+
+MAGIC = b"CRVO"
+HEADER_BYTES = 8
+MAX_BYTES = 1 << 31
+
+
+class AssetKind(IntEnum):
+    """What an asset holds: cervo's own numbers, and one far from them for the kind that cervo does not have."""
+
+    ONNX = 1
+    """The bytes of an ONNX `ModelProto`."""
+    NNEF = 2
+    """A tar archive of a network in NNEF; recognised, but not run here."""
+    STABLEHLO = 74
+    """An exported JAX function with its weights; see `memojax.to_stablehlo`."""
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class AssetData:
+    """A policy's bytes, and what kind they are.
+
+    >>> asset = AssetData(AssetKind.ONNX, b"...")
+    >>> AssetData.deserialize(asset.serialize()) == asset
+    True
+    """
+
+    kind: AssetKind
+    data: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", AssetKind(self.kind))
+        object.__setattr__(self, "data", bytes(self.data))
+
+    @classmethod
+    def deserialize(cls, source: bytes | bytearray | memoryview | IO[bytes], name: str = "<bytes>") -> AssetData:
+        """Read an asset; the policy in it is not looked at. `name` is for messages.
+
+        Raises:
+            AssetError: no CRVO asset, a truncated one, or one of an unknown kind or version.
+        """
+        raw = source.read(MAX_BYTES + 1) if hasattr(source, "read") else bytes(source)
+        if not isinstance(raw, bytes):
+            raise AssetError(f"{name}: opened as text; open it in mode 'rb'")
+        if len(raw) > MAX_BYTES:
+            raise AssetError(f"{name}: more than {MAX_BYTES:,} bytes")
+        if raw[:4] != MAGIC:
+            raise AssetError(f"{name}: not a CRVO asset, which begins with {MAGIC!r}; this begins with {raw[:4]!r}")
+        if len(raw) < HEADER_BYTES:
+            raise AssetError(f"{name}: truncated: a CRVO asset has a header of {HEADER_BYTES} bytes, here are {len(raw)}")
+        version, compressed, reserved, number = raw[4:HEADER_BYTES]
+        if compressed or reserved or version > 1:
+            what = "compressed" if compressed else f"of version {version}"
+            raise AssetError(f"{name}: this CRVO asset is {what} (header {raw[4:8].hex(' ')}); write it with a released cervo, or from the ONNX file")
+        try:
+            kind = AssetKind(number)
+        except ValueError:
+            known = ", ".join(f"{kind.value} ({kind})" for kind in AssetKind)
+            raise AssetError(f"{name}: asset kind {number} is unknown; known are {known}") from None
+        if len(raw) == HEADER_BYTES:
+            raise AssetError(f"{name}: the asset is empty: nothing follows its header")
+        return cls(kind, raw[HEADER_BYTES:])
+
+    def serialize(self) -> bytes:
+        """The asset as bytes; cervo reads those of its own kinds."""
+        return MAGIC + bytes((0, 0, 0, self.kind)) + self.data
+
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> AssetData:
+        """Read an asset from a file.
+
+        Raises:
+            AssetError: the file cannot be read, or see `deserialize`.
+        """
+        try:
+            with open(path, "rb") as file:
+                return cls.deserialize(file, fspath(path))
+        except OSError as cause:
+            raise AssetError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+
+    def write(self, path: str | PathLike[str]) -> None:
+        """Write the asset to a file."""
+        Path(path).write_bytes(self.serialize())
+
+    def load_basic(self, **options: Any) -> BasicInferer:
+        """An inferer for one agent at a time."""
+        return self._builder().build_basic(**options)
+
+    def load_fixed(self, sizes: Any, **options: Any) -> FixedBatchInferer:
+        """An inferer for known batch sizes."""
+        return self._builder().build_fixed(sizes, **options)
+
+    def load_memoizing(self, preload_sizes: Any = (), **options: Any) -> MemoizingDynamicInferer:
+        """An inferer that compiles each size when it is first seen."""
+        return self._builder().build_memoizing(preload_sizes, **options)
+
+    def _builder(self) -> Any:
+        from .inferer.builder import InfererBuilder
+
+        return InfererBuilder(self)
+
+
+def is_asset(raw: bytes) -> bool:
+    """Whether bytes are those of a CRVO asset, by their beginning."""
+    return raw[:4] == MAGIC

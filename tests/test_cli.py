@@ -1,0 +1,400 @@
+"""The command line: what it prints, its JSON, its exit codes, its errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper
+
+import memojax
+from memojax import policies
+from memojax.cli.main import COMMANDS, cli
+from memojax.cli.sizes import parse_sizes
+from memojax.evaluation import Episode
+from memojax.ops.coverage import coverage, totals, who_lowers
+
+needs_onnxruntime = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
+
+
+def run(*arguments: str | Path, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, list(map(str, arguments)))
+    assert result.exit_code == code, result.output + "".join(map(str, result.exc_info or ()))
+    return result
+
+
+def json_of(*arguments: str | Path, code: int = 0) -> Any:
+    return json.loads(run(*arguments, "--json", "-", code=code).stdout)
+
+
+@pytest.fixture
+def mixing(tmp_path: Path) -> Path:
+    """A model whose rows influence each other: softmax over the batch."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Softmax", ["x"], ["y"], axis=0)]
+    graph = helper.make_graph(nodes, "mixing", [value("x", TensorProto.FLOAT, ["N", 3])], [value("y", TensorProto.FLOAT, ["N", 3])])
+    path = tmp_path / "mixing.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return path
+
+
+# The group
+
+
+def test_it_runs_as_a_module() -> None:
+    result = subprocess.run([sys.executable, "-m", "memojax", "--version"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"memojax {memojax.__version__} (jax ")
+
+
+def test_help_lists_the_commands_and_how_to_complete_them() -> None:
+    text = run("--help").output
+    assert all(f"\n  {command} " in text for command in COMMANDS)
+    assert "_MEMOJAX_COMPLETE=bash_source" in text
+    assert "Exit codes" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example(command: str) -> None:
+    text = run(command, "--help").output
+    assert "Example" in text
+    assert f"memojax {command}" in text
+    assert "--json FILE|-" in text
+
+
+def test_a_mistyped_command_is_answered_with_the_closest() -> None:
+    assert "Did you mean 'evaluate'?" in run("evalute", code=2).stderr
+
+
+def test_errors_are_one_line_on_stderr_and_debug_shows_more() -> None:
+    result = run("describe", "nix.onnx", code=1)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: nix.onnx: no such file, and no bundled policy")
+    assert len(result.stderr.splitlines()) == 1
+    assert isinstance(CliRunner().invoke(cli, ["--debug", "describe", "nix.onnx"]).exception, memojax.errors.ModelLoadError)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "the file is empty"), (b"<html>", "an HTML page"), (b"\x00\x01garbage", "not an ONNX model")]
+)
+def test_files_that_are_no_models(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    for command in ("api", "describe", "run", "verify", "benchmark", "evaluate"):
+        stderr = run(command, path, code=1).stderr
+        assert message in stderr.replace("\n", " ")
+        assert "Traceback" not in stderr
+
+
+def test_a_bundled_name_is_suggested() -> None:
+    assert "did you mean pendulum_ppo?" in run("api", "pendulum", code=1).stderr
+
+
+def test_json_that_cannot_be_written_is_an_error() -> None:
+    assert "No such file or directory" in run("describe", "acrobot_ppo", "--json", "/no/such/folder/x.json", code=1).stderr
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [("1-4,16", [1, 2, 3, 4, 16]), ("8", [8]), ("8-64:8", list(range(8, 65, 8))), ("3,1-3", [3, 1, 2]), (" 1 , 2 ", [1, 2])],
+)
+def test_size_lists(text: str, sizes: list[int]) -> None:
+    assert parse_sizes(text) == sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty part"),
+        ("1,,2", "empty part"),
+        ("a", "'a' is neither a size"),
+        ("-4", "neither a size"),
+        ("1.5", "neither a size"),
+        ("0", "start at 1"),
+        ("4-1", "write 1-4"),
+        ("1-8:0", "start at 1"),
+        ("8:2", "neither a size"),
+        ("1-100000000", "more than 4096 sizes"),
+        ("²", "neither a size"),
+    ],
+)
+def test_size_lists_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_sizes(text)
+    assert message in run("benchmark", "acrobot_ppo", "--batch-sizes", text, code=2).stderr
+
+
+# evaluate
+
+
+def test_evaluate_prints_what_matters() -> None:
+    text = run("evaluate", "--episodes", "3", "--max-steps", "20", "--preload", "2,3").stdout
+    assert text.startswith("acrobot_ppo on Acrobot-v1: 3 episodes, 3 side by side, deterministic, seeds from 0\n")
+    for part in (
+        "return                 -20.0 ± 0.0",
+        "episode length",
+        "steps per second",
+        "recorded return",
+        "metadata algorithm     PPO",
+    ):
+        assert part in text
+    assert "observation -> obs; action: argmax of logits" in text
+    header, _, row, *_ = text[text.index("batch size") :].splitlines()
+    assert header.split() == ["batch", "size", "compile", "ms", "calls", "median", "call", "us", "us", "per", "agent"]
+    assert row.split()[0] == "3"
+    assert row.split()[2] == "20"
+    assert "preloaded and not used: 2" in text
+
+
+def test_evaluate_as_json(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    text = run("evaluate", "pendulum_ppo", "--episodes", "2", "--max-steps", "5", "--stochastic", "--seed", "7", "--json", target).stdout
+    assert "stochastic" in text
+    one = json.loads(target.read_text())["evaluations"][0]
+    assert one["seeds"] == [7, 8]
+    assert one["lengths"] == [5, 5]
+    assert one["feeds"] == ["observation -> obs", "noise -> epsilon"]
+    assert one["plans"][0]["size"] == 2
+    assert one["metadata"]["env_id"] == "Pendulum-v1"
+
+
+def test_evaluate_compares_models_on_paired_seeds(tmp_path: Path) -> None:
+    """The same policy, and one that always goes left."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("MatMul", ["obs", "w"], ["logits"])]
+    weights = [onnx.numpy_helper.from_array(np.zeros((6, 3), np.float32), "w")]
+    shapes = [value("obs", TensorProto.FLOAT, ["N", 6])], [value("logits", TensorProto.FLOAT, ["N", 3])]
+    left = tmp_path / "left.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "left", *shapes, weights), opset_imports=[helper.make_opsetid("", 17)]), left)
+    options = ("--env", "Acrobot-v1", "--episodes", "4", "--num-envs", "4", "--max-steps", "150", "--preload", "4")
+    data = json_of("evaluate", "acrobot_ppo", left, "acrobot_ppo", *options)
+    assert [one["model"] for one in data["evaluations"]] == ["acrobot_ppo (1)", "left", "acrobot_ppo (2)"]
+    worse, same = data["comparisons"]
+    assert worse["difference"] < -20
+    assert worse["interval"][1] < 0
+    assert same["difference"] == 0
+    text = run("evaluate", "acrobot_ppo", left, *options).stdout
+    assert "minus acrobot_ppo" in text
+    assert " *" in text
+    assert "paired by seed" in text
+
+
+def test_models_of_one_name_are_told_apart_by_their_folder(tmp_path: Path) -> None:
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "policy.onnx").write_bytes(policies.bundled("acrobot_ppo").read_bytes())
+    files = tmp_path / "old" / "policy.onnx", tmp_path / "new" / "policy.onnx"
+    data = json_of("evaluate", *files, "--env", "Acrobot-v1", "--episodes", "1", "--max-steps", "2")
+    assert [one["model"] for one in data["evaluations"]] == ["old/policy", "new/policy"]
+
+
+def test_evaluate_draws_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    target = tmp_path / "returns.png"
+    assert f"drawn: {target}" in run("evaluate", "--episodes", "2", "--max-steps", "8", "--plot", target).stdout
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_takes_the_recurrent_policys_mask_from_its_card() -> None:
+    one = json_of("evaluate", "recurrent_lstm", "--episodes", "1", "--max-steps", "60")["evaluations"][0]
+    assert one["lengths"] == [60]
+    assert one["feeds"] == ["observation -> obs", "h_out -> h_in", "c_out -> c_in"]
+
+
+def test_evaluate_normalizes_scales_and_selects(tmp_path: Path) -> None:
+    statistics = tmp_path / "stats.json"
+    statistics.write_text(json.dumps({"mean": [0, 0, 0], "var": [1, 1, 1]}))
+    options = ("--episodes", "1", "--max-steps", "3", "--vecnormalize", statistics, "--scale-actions")
+    assert json_of("evaluate", "pendulum_ppo", *options)["evaluations"][0]["lengths"] == [3]
+    assert "are to be selected from" in run("evaluate", "pendulum_ppo", "--select", "0,9", code=1).stderr
+    assert "write indices as 0,2" in run("evaluate", "pendulum_ppo", "--select", "x", code=2).stderr
+
+
+def test_evaluate_stopped_by_ctrl_c_prints_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    import memojax.evaluation.rollout as rollout
+
+    def episode(index: int, *rest: Any) -> Episode:
+        if index == 1:
+            raise KeyboardInterrupt
+        return Episode(index, *rest)
+
+    monkeypatch.setattr(rollout, "Episode", episode)
+    text = run("evaluate", "--episodes", "5", "--num-envs", "1", "--max-steps", "4", code=130).stdout
+    assert "1 of 5 episodes" in text
+    assert "stopped" in text
+    assert "-4.0" in text
+
+
+def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--env", "tests.tiny_envs:Late-v0", "--num-envs", "1", "--episodes", "9", "--observation", "observation=obs")
+    result = run("evaluate", "pendulum_ppo", *options, code=1)
+    assert "3 of 9 episodes" in result.stdout
+    assert "raised in step: RuntimeError: the simulator lost its mind" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--env", "Acrobt-v1"), 1, "did you mean 'Acrobot-v1'"),
+        (("--env", "Pendulum-v1"), 1, "obs: float32[n, 6]"),
+        (("pendulum_ppo", "--env", "MountainCar-v0", "--select", "0,1,1"), 1, "Discrete(3): float[n, 3]"),
+        (("pendulum_ppo", "recurrent_lstm"), 2, "say with --env"),
+        (("--episodes", "0"), 2, "--episodes"),
+        (("--num-envs", "-1"), 2, "--num-envs"),
+        (("--preload", "0"), 2, "start at 1"),
+        (("--observation", "obs"), 2, "write it as NAME=VALUE"),
+        (("--device", "tpu:7"), 1, "no device 'tpu:7'"),
+        (("--plot", "x.nonsense", "--episodes", "1", "--max-steps", "1"), 1, "nonsense"),
+    ],
+)
+def test_evaluate_refuses(arguments: tuple[str, ...], code: int, message: str) -> None:
+    assert message in run("evaluate", *arguments, code=code).stderr
+
+
+# The others
+
+
+def test_api_tells_inputs_outputs_rule_and_ops(mixing: Path) -> None:
+    text = run("api", "recurrent_lstm").stdout
+    for part in ("float32   [n, 32]", "batch rule   axis", "independent", "LSTM", "lowered by"):
+        assert part in text
+    data = json_of("api", mixing)
+    assert data["rows_mix"] == ["y"]
+    assert data["ops"] == [{"domain": "", "op": "Softmax", "opset": 17, "count": 1, "by": "ours", "reason": ""}]
+    assert "rows         influence each other in y" in run("api", mixing).stdout
+    assert "not probed" in run("api", mixing, "--no-probe").stdout
+    assert "names 'nope', which no input declares" in run("api", mixing, "--dim", "nope=3", code=1).stderr
+    assert "is not a whole number" in run("api", mixing, "--dim", "nope=x", code=2).stderr
+
+
+def test_describe_tells_what_is_in_the_file() -> None:
+    data = json_of("describe", "pendulum_ppo")
+    assert data["opsets"] == {"ai.onnx": 18}
+    assert data["parameters"] == 4485
+    assert data["ops"]["Gemm"] == 3
+    assert data["inputs"][0] == {"name": "obs", "kind": "tensor", "dtype": "float32", "shape": ["batch", 3]}
+    assert len(data["sha256"]) == 64
+    text = run("describe", "pendulum_ppo").stdout
+    assert "pytorch 2.13.0" in text
+    assert "metadata env_id" in text
+
+
+def test_run_takes_and_writes_arrays(tmp_path: Path) -> None:
+    data = json_of("run", "acrobot_ppo", "--batch-size", "3")
+    assert data["outputs"]["logits"]["shape"] == [3, 3]
+    rows = np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 6)
+    np.savez(tmp_path / "in.npz", obs=rows)
+    text = run("run", "acrobot_ppo", "--inputs", tmp_path / "in.npz", "--output", tmp_path / "out.npz").stdout
+    assert "a batch of 4 from" in text
+    assert "[4, 3]" in text
+    wanted = memojax.load(policies.bundled("acrobot_ppo")).infer_arrays({"obs": rows})["logits"]
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["logits"], wanted)
+    np.savez(tmp_path / "nan.npz", obs=np.full((1, 6), np.nan, np.float32))
+    assert "NaN in logits" in run("run", "acrobot_ppo", "--inputs", tmp_path / "nan.npz").stdout
+
+
+def test_run_refuses(tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("hello")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    np.savez(tmp_path / "scalar.npz", obs=np.float32(1))
+    np.savez(tmp_path / "shape.npz", obs=np.zeros((2, 5), np.float32))
+    np.savez(tmp_path / "name.npz", observation=np.zeros((2, 6), np.float32))
+    np.savez(tmp_path / "good.npz", obs=np.zeros((2, 6), np.float32))
+    for name, message in (
+        ("none.npz", "cannot be read"), ("text.npz", "not an .npz file"), ("one.npy", "one array, not an .npz"),
+        ("scalar.npz", "is a single number"), ("shape.npz", "expected [n, 6]"), ("name.npz", "unknown input 'observation'"),
+    ):  # fmt: skip
+        assert message in run("run", "acrobot_ppo", "--inputs", tmp_path / name, code=1).stderr
+    assert "has 2 rows" in run("run", "acrobot_ppo", "--inputs", tmp_path / "good.npz", "--batch-size", "3", code=2).stderr
+
+
+@needs_onnxruntime
+def test_verify_agrees_with_onnx_runtime(mixing: Path) -> None:
+    data = json_of("verify", "pendulum_ppo", "--sizes", "1,3")
+    assert data["same"]
+    assert [check["size"] for check in data["checks"]] == [1, 3]
+    assert all(check["max_abs"] < 1e-5 for check in data["checks"])
+    text = run("verify", mixing, "--sizes", "4").stdout
+    assert "all 1 are the same" in text
+    assert "100.0%" in text
+
+
+@needs_onnxruntime
+def test_verify_tells_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    from memojax.contenders import OnnxRuntime
+
+    honest = OnnxRuntime._run
+    monkeypatch.setattr(OnnxRuntime, "_run", lambda self, feeds: {name: value + 0.5 for name, value in honest(self, feeds).items()})
+    text = run("verify", "acrobot_ppo", "--sizes", "2", code=1).stdout
+    assert "differs" in text
+    assert "1 of 1 differ" in text
+
+
+@needs_onnxruntime
+def test_benchmark_times_contenders() -> None:
+    options = ("--batch-sizes", "1,2", "--count", "20", "--against", "onnxruntime")
+    data = json_of("benchmark", "acrobot_ppo", *options)
+    assert [(one["runtime"], one["batch_size"]) for one in data["results"]] == [
+        ("memojax", 1), ("onnxruntime", 1), ("memojax", 2), ("onnxruntime", 2),
+    ]  # fmt: skip
+    for one in data["results"]:
+        assert one["p50_us"] <= one["p90_us"] <= one["p99_us"]
+        assert one["mean_us_per_element"] == pytest.approx(one["mean_us"] / one["batch_size"])
+    assert "geometric mean onnxruntime" in run("benchmark", "acrobot_ppo", *options).stdout
+
+
+@pytest.mark.parametrize(
+    "options", [("recurrent_lstm", "--recurrent", "auto"), ("recurrent_lstm", "--recurrent", "h_in:h_out,c_in:c_out", "--call", "batch"),
+                ("pendulum_ppo", "--with-epsilon", "epsilon")]
+)  # fmt: skip
+def test_benchmark_goes_through_wrappers(options: tuple[str, ...]) -> None:
+    assert json_of("benchmark", *options, "--batch-sizes", "2", "--count", "3")["results"][0]["mean_us"] > 0
+
+
+def test_benchmark_refuses_wrappers_that_do_not_fit() -> None:
+    assert "no output continues an input" in run("benchmark", "acrobot_ppo", "--recurrent", "auto", code=1).stderr
+    assert "unknown input 'nope'" in run("benchmark", "acrobot_ppo", "--with-epsilon", "nope", code=1).stderr
+    assert "write it as NAME:VALUE" in run("benchmark", "acrobot_ppo", "--recurrent", "h_in", code=2).stderr
+
+
+def test_ops_lists_all_of_onnx() -> None:
+    data = json_of("ops")
+    assert sum(data["totals"].values()) == sum(len(row.versions) for row in coverage())
+    listed = {(entry["domain"], entry["op"], version) for entry in data["operators"] for version in entry["versions"]}
+    schemas = {(s.domain or "ai.onnx", s.name, s.since_version) for s in onnx.defs.get_all_schemas_with_history() if not s.deprecated}
+    assert schemas <= listed
+    assert json_of("ops", "softmax", "Gemm")["operators"][0]["op"] == "Gemm"
+    assert all(entry["by"] == "no" and entry["reason"] for entry in json_of("ops", "--missing")["operators"])
+    assert "did you mean 'Softmax'?" in run("ops", "softmx", code=1).stderr
+    assert "% supported)" in run("ops", "--domain", "ai.onnx").stdout
+
+
+def test_coverage_knows_functions_and_strangers() -> None:
+    assert who_lowers("", "Relu", 14) == ("ours", "")
+    assert who_lowers("my.domain", "Snake", 1) == ("no", "no such operator is known here")
+    memojax.ops.register("Snake", domain="my.domain")(lambda x: x)
+    try:
+        row = next(row for row in coverage() if row.op_type == "Snake")
+        assert row.name == "my.domain.Snake"
+        assert totals([row]) == {"ours": 1}
+    finally:
+        memojax.ops.registry.remove("my.domain", "Snake")
+
+
+def test_every_option_is_explained() -> None:
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert all(option.help for option in command.params if isinstance(option, click.Option))

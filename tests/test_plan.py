@@ -1,0 +1,241 @@
+"""Plans: one trace per size, inputs and outputs of every kind through the fast path, weights either way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memojax import MemoizingDynamicInferer, TypedModel
+from memojax._client import cpu_device
+from memojax.packing import LARGEST, Packing
+from memojax.planner import Planner, Weights
+from memojax.staging import LARGEST as STAGED
+from memojax.staging import Staging
+from tests.helpers import in_threads
+
+RNG = np.random.default_rng(0)
+WAYS: list[Weights] = ["constant", "argument"]
+
+
+def deep(layers: int) -> tuple[TypedModel, list[np.ndarray]]:
+    """A chain of many small layers, and its weights."""
+    weights = [RNG.standard_normal((6, 6)).astype(np.float32) / 3 for _ in range(layers)]
+
+    def fn(params: Any, x: Mapping[str, Any]) -> dict[str, Any]:
+        y = x["x"]
+        for w in params:
+            y = jnp.tanh(y @ w.T)
+        return {"y": y}
+
+    return TypedModel.from_function(fn, weights, {"x": ((6,), np.float32)}), weights
+
+
+def chain(weights: list[np.ndarray], x: np.ndarray) -> np.ndarray:
+    for w in weights:
+        x = np.tanh(x @ w.T)
+    return x
+
+
+@pytest.mark.parametrize("weights", WAYS)
+def test_one_trace_per_size(weights: Weights) -> None:
+    traced = []
+
+    def fn(params: Any, x: Mapping[str, Any]) -> dict[str, Any]:
+        traced.append(x["x"].shape[0])
+        return {"y": x["x"] * params}
+
+    typed = TypedModel.from_function(fn, np.float32(2), {"x": ((3,), np.float32)})
+    traced.clear()
+    inferer = MemoizingDynamicInferer(typed, weights=weights)
+    for n in (4, 1, 4, 2, 1, 4):
+        inferer.infer_arrays({"x": np.ones((n, 3), np.float32)})
+    assert sorted(traced) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("weights", WAYS)
+def test_many_parameters(weights: Weights) -> None:
+    typed, params = deep(80)
+    inferer = MemoizingDynamicInferer(typed, [3], weights=weights)
+    x = RNG.standard_normal((3, 6)).astype(np.float32)
+    np.testing.assert_allclose(inferer.infer_arrays({"x": x})["y"], chain(params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_auto_is_constant_on_cpu_unless_large() -> None:
+    small, _ = deep(1)
+    assert Planner(small, cpu_device()).weights == "constant"
+    large = TypedModel.from_function(lambda w, x: {"y": x["x"] @ w}, np.zeros((1024, 9000), np.float32), {"x": ((1024,), np.float32)})
+    assert Planner(large, cpu_device()).weights == "argument"
+
+
+def test_update_swaps_weights_without_a_compile() -> None:
+    typed, params = deep(3)
+    planner = Planner(typed, cpu_device(), "argument")
+    plans = [planner.lower(n).compile() for n in (1, 3)]
+    x = RNG.standard_normal((3, 6)).astype(np.float32)
+    new = [w * 0.5 for w in params]
+    planner.update(new)
+    later = planner.lower(2).compile()
+    np.testing.assert_allclose(plans[1]([x])[0], chain(new, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(plans[0]([x[:1]])[0], chain(new, x[:1]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(later([x[:2]])[0], chain(new, x[:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_update_copies_what_it_is_given() -> None:
+    typed = TypedModel.from_function(lambda w, x: {"y": x["x"] + w}, np.zeros(64, np.float32), {"x": ((64,), np.float32)})
+    planner = Planner(typed, cpu_device(), "argument")
+    plan = planner.lower(1).compile()
+    reused = np.ones(64, np.float32)
+    planner.update(reused)
+    reused[:] = 7
+    assert plan([np.zeros((1, 64), np.float32)])[0].max() == 1
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "float64", "uint8", "bool", "int8", "float16", "int32", "uint32"])
+@pytest.mark.parametrize("width", [3, STAGED])
+def test_dtypes_come_back_exactly(dtype: str, width: int) -> None:
+    typed = TypedModel.from_function(lambda _, x: {"y": x["x"][:, ::-1]}, (), {"x": ((width,), dtype)})
+    inferer = MemoizingDynamicInferer(typed)
+    values = RNG.integers(0, 2, (2, width)).astype(dtype)
+    if dtype in ("int64", "uint64"):
+        values += np.asarray((1 << 62) + 1, dtype)
+    if dtype == "float64":
+        values += 1e-12
+    for _ in range(2):
+        result = inferer.infer_arrays({"x": values})["y"]
+        assert result.dtype == dtype
+        np.testing.assert_array_equal(result, values[:, ::-1])
+
+
+def test_outputs_of_many_shapes_and_dtypes_keep_their_order() -> None:
+    def fn(_: Any, x: Mapping[str, Any]) -> dict[str, Any]:
+        x = x["x"]
+        return {
+            "matrix": jnp.stack([x, -x], axis=1), "scalar": x.sum(1), "first": x, "integer": x.astype(jnp.int32), "flag": x > 2,
+            "other": x[:, :1] * 3, "count": x[:, 0].astype(jnp.int32),
+        }  # fmt: skip
+
+    inferer = MemoizingDynamicInferer(TypedModel.from_function(fn, (), {"x": ((3,), np.float32)}))
+    for n in (1, 4):
+        x = np.arange(3 * n, dtype=np.float32).reshape(n, 3)
+        results = inferer.infer_arrays({"x": x})
+        assert list(results) == ["matrix", "scalar", "first", "integer", "flag", "other", "count"]
+        expected = [np.stack([x, -x], 1), x.sum(1), x, x.astype(np.int32), x > 2, x[:, :1] * 3, x[:, 0].astype(np.int32)]
+        for result, want in zip(results.values(), expected, strict=True):
+            assert (result.shape, result.dtype) == (want.shape, want.dtype)
+            assert result.flags.c_contiguous
+            assert not result.flags.writeable
+            np.testing.assert_array_equal(result, want)
+
+
+def test_large_outputs_are_left_alone() -> None:
+    big = (1, LARGEST)
+    packing = Packing.of([(1, 2), big, (1, 3), (1, 4)], [np.float32, np.float32, np.float32, np.int32])
+    assert sorted(packing.groups) == [(0, 2), (1,), (3,)]
+
+
+def test_an_output_that_is_the_input_survives_the_next_call() -> None:
+    inferer = MemoizingDynamicInferer(TypedModel.from_function(lambda _, x: {"same": x["x"]}, (), {"x": ((3,), np.float32)}))
+    first = inferer.infer_arrays({"x": np.ones((2, 3), np.float32)})["same"]
+    inferer.infer_arrays({"x": np.full((2, 3), 5, np.float32)})
+    assert (first == 1).all()
+
+
+def test_results_do_not_change_when_inputs_do() -> None:
+    typed, params = deep(2)
+    inferer = MemoizingDynamicInferer(typed)
+    x = RNG.standard_normal((2, 6)).astype(np.float32)
+    expected = chain(params, x)
+    result = inferer.infer_arrays({"x": x})["y"]
+    x[:] = 0
+    inferer.infer_arrays({"x": x})
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [3, STAGED])
+def test_odd_memory_layouts(width: int) -> None:
+    inferer = MemoizingDynamicInferer(TypedModel.from_function(lambda _, x: {"y": x["x"] + 1}, (), {"x": ((width,), np.float32)}))
+    base = np.arange(4 * width * 2, dtype=np.float32)
+    raw = np.empty(4 * 2 * width + 1, np.uint8)
+    unaligned = raw[1:].view(np.float32).reshape(2, width)
+    unaligned[:] = 7
+    layouts = [base.reshape(4, -1)[::2, :width], np.asfortranarray(base[: 2 * width].reshape(2, width)), unaligned, base[1 : 2 * width + 1].reshape(2, width)]
+    for x in layouts:
+        np.testing.assert_array_equal(inferer.infer_arrays({"x": x})["y"], x + 1)
+
+
+@pytest.mark.parametrize("given", [np.ones((2, 3)), np.ones((2, 3), np.float16), [[1, 1, 1], [1, 1, 1]], np.ones((2, 3), ">f4")])
+def test_what_the_fast_path_does_not_take_goes_the_checked_way(given: Any) -> None:
+    inferer = MemoizingDynamicInferer(TypedModel.from_function(lambda _, x: {"y": x["x"] + 1}, (), {"x": ((3,), np.float32)}), [2])
+    result = inferer.infer_arrays({"x": given})["y"]
+    assert result.dtype == np.float32
+    assert (result == 2).all()
+
+
+def test_random_models_draw_anew_and_repeat_by_seed() -> None:
+    def fn(_: Any, x: Mapping[str, Any], key: Any) -> dict[str, Any]:
+        return {"y": x["x"] + jax.random.normal(key, x["x"].shape, jnp.float32)}
+
+    typed = TypedModel.from_function(fn, (), {"x": ((3,), np.float32)}, random=True)
+    x = np.zeros((2, 3), np.float32)
+    one, two = (MemoizingDynamicInferer(typed, seed=5) for _ in range(2))
+    draws = [one.infer_arrays({"x": x})["y"] for _ in range(20)]
+    assert len({draw.tobytes() for draw in draws}) == 20
+    for draw in draws:
+        np.testing.assert_array_equal(two.infer_arrays({"x": x})["y"], draw)
+
+
+def test_threads_do_not_share_buffers() -> None:
+    typed, params = deep(20)
+    inferer = MemoizingDynamicInferer(typed, [2])
+    start = threading.Barrier(8)
+
+    def work(seed: int) -> None:
+        x = np.random.default_rng(seed).standard_normal((2, 6)).astype(np.float32)
+        expected = chain(params, x)
+        start.wait()
+        for _ in range(200):
+            np.testing.assert_allclose(inferer.infer_arrays({"x": x})["y"], expected, rtol=1e-4, atol=1e-5)
+
+    in_threads(8, work)
+    assert inferer.plans()[0].calls == 1600
+
+
+def test_users_own_settings_do_not_matter() -> None:
+    typed = TypedModel.from_function(lambda _, x: {"y": x["x"] * 2}, (), {"x": ((3,), np.int64)})
+    inferer = MemoizingDynamicInferer(typed, [2])
+    x = np.full((2, 3), 1 << 40, np.int64)
+    for setting in (jax.enable_x64(True), jax.enable_x64(False), jax.default_matmul_precision("bfloat16")):
+        with setting:
+            np.testing.assert_array_equal(inferer.infer_arrays({"x": x})["y"], x * 2)
+    assert inferer.cache_info().currsize == 1
+
+
+def test_aliases_are_seen_by_xla() -> None:
+    staging = Staging([(2, 3)], [np.float32], cpu_device())
+    if not all(staging.staged):
+        pytest.skip("this JAX copies NumPy arrays")
+    (buffer,), (array,) = staging.slot()
+    assert buffer is not None
+    buffer[...] = 3
+    first = np.asarray(jax.jit(lambda a: a + 1)(array))
+    buffer[...] = 4
+    assert (first == 4).all()
+    assert (np.asarray(jax.jit(lambda a: a + 1)(array)) == 5).all()
+
+
+def test_infos_count_and_time() -> None:
+    typed, _ = deep(1)
+    inferer = MemoizingDynamicInferer(typed, [2])
+    for _ in range(40):
+        inferer.infer_arrays({"x": np.zeros((2, 6), np.float32)})
+    (info,) = inferer.plans()
+    assert (info.size, info.calls, info.candidate, info.gain) == (2, 40, "default", None)
+    assert info.median_us is not None
+    assert info.median_us > 0
+    assert inferer.cache_info().hits == 40
