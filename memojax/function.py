@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -35,7 +36,8 @@ class GraphFunction:
 
     Attributes:
         params: the weights, name -> array, as the file has them; what decides a shape, scalars and small integers are not among
-            them but constants of the function.
+            them but in `constants`.
+        constants: the other initializers, which are part of the function.
         static_inputs: graph inputs whose values decide a shape; they must be concrete when the function is traced.
         random: whether the graph has random operators, so that a key is needed.
     """
@@ -53,7 +55,7 @@ class GraphFunction:
         self.static_inputs = tuple(value.name for value in graph.inputs if value.name in needed)
         weights = {name for name, array in self.graph.initializers.items() if name not in needed and _is_weight(array)}
         self.params: dict[str, np.ndarray] = {n: a for n, a in self.graph.initializers.items() if n in weights}
-        self._constants = {n: a for n, a in self.graph.initializers.items() if n not in weights}
+        self.constants = {n: a for n, a in self.graph.initializers.items() if n not in weights}
         self.random = any(map(_draws, self.graph.all_nodes()))
 
     def __call__(self, params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
@@ -67,7 +69,7 @@ class GraphFunction:
         Raises:
             LoweringError: a node that cannot be lowered for these shapes, by name.
         """
-        env: dict[str, Value] = dict(self._constants)
+        env: dict[str, Value] = dict(self.constants)
         env.update((name, jnp.asarray(value)) for name, value in params.items())
         for value in self.graph.inputs:
             given = inputs[value.name]
@@ -77,6 +79,13 @@ class GraphFunction:
         run = _Run(self.graph, self._needed, key)
         run.nodes(self.graph.nodes, env)
         return {value.name: env[value.name] for value in self.graph.outputs}
+
+    def with_params(self, params: Mapping[str, Any]) -> GraphFunction:
+        """The same function with other weights, which are not checked."""
+        other = copy.copy(self)
+        other.params = dict(params)
+        other.graph = replace(self.graph, initializers={**self.graph.initializers, **params})
+        return other
 
     def depends_on(self, names: Iterable[str]) -> set[str]:
         """Values (by name) that depend on one of `names`, or on randomness."""

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -34,6 +34,7 @@ class CacheInfo:
         maxsize, currsize: most plans to keep (None: no limit; preloaded ones do not count), plans held now.
         compile_seconds: seconds spent tracing, lowering and compiling, in all.
         padded_rows: rows computed only to fill a larger plan.
+        disk_hits: plans that came from `cache_dir` rather than from the compiler.
     """
 
     hits: int
@@ -43,6 +44,7 @@ class CacheInfo:
     currsize: int
     compile_seconds: float
     padded_rows: int
+    disk_hits: int = 0
 
 
 class PlanCache:
@@ -73,6 +75,7 @@ class PlanCache:
         self._misses = self._evictions = 0
         self._compile_seconds = 0.0
         self._padded_rows = 0
+        self._generation = 0
         _caches.add(self)
 
     def __contains__(self, size: int) -> bool:
@@ -173,6 +176,7 @@ class PlanCache:
             plan = self._plans.get(size)
             if plan is not None:
                 return plan
+            generation = self._generation
             future = self._pending.get(size)
             mine = future is None
             if future is None:
@@ -192,17 +196,37 @@ class PlanCache:
                 future.set_result(None)
             raise
         with self._lock:
-            self._plans[size] = plan
-            self._used[size] = time.monotonic_ns()
-            del self._pending[size]
-            self._misses += size not in self._pinned
-            self._compile_seconds += time.perf_counter() - started
-            self._evict(keep=size)
+            if outdated := generation != self._generation:
+                self._pending.pop(size, None)
+            else:
+                self._keep(size, plan, time.perf_counter() - started)
+        if outdated:
+            future.set_result(None)
+            return self.get(size)
         future.set_result(plan)
         others = nearest([other for other in self.sizes() if other != size], size)
         why = "preloaded" if size in self._pinned else "first seen"
         log.info("compiled batch size %d in %.0f ms (%s; nearest plans: %s)", size, plan.compile_ms, why, others or "none")
         return plan
+
+    def replace(self, plans: Mapping[int, Plan]) -> None:
+        """Put other plans in place of all, at once; what is being compiled meanwhile is thrown away and made anew."""
+        with self._lock:
+            self._generation += 1
+            for size in list(self._plans):
+                if size not in plans:
+                    self._drop(size)
+                else:
+                    self._dropped_calls[size] += self._plans[size].calls
+            self._plans.update(plans)
+
+    def _keep(self, size: int, plan: Plan, seconds: float) -> None:
+        self._plans[size] = plan
+        self._used[size] = time.monotonic_ns()
+        self._pending.pop(size, None)
+        self._misses += size not in self._pinned
+        self._compile_seconds += seconds
+        self._evict(keep=size)
 
     def _evict(self, keep: int) -> None:
         if self.maxsize is None:
@@ -230,7 +254,7 @@ def _after_fork() -> None:
         _forked = True
         for cache in _caches:
             cache._lock = threading.Lock()
-            cache._plans = {}
+            cache._plans.clear()  # in place: `hit` is bound to this dictionary
             cache._pending = {}
 
 

@@ -89,6 +89,12 @@ class Planner:
 
         return Lowered(size, compile_now)
 
+    def adopt(self, size: int, compiled: Any, ms: float) -> Plan:
+        """A plan from an executable that was compiled by the default recipe before, with the weights as constants."""
+        meter = Meter()
+        packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
+        return Plan(size, self._executable(size, compiled, packing, Leading(), DEFAULT, meter), meter, self.device.platform, ms, self.typed.random)
+
     def update(self, params: Any) -> None:
         """Give all plans, and those still to be made, other weights of the same names, shapes and dtypes; only where they are arguments.
 

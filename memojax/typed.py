@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,6 +38,7 @@ class TypedModel:
         rule: how the batch was found, for a reader.
         independent: whether rows are known not to influence each other; None where nobody has looked yet.
         model: the file behind it, if there is one.
+        fingerprint: what the model and its options are told apart by on disk; None where that is not known (functions, new weights).
     """
 
     fn: RowFunction = field(repr=False)
@@ -48,6 +50,7 @@ class TypedModel:
     rule: str = "the function's own batch axis"
     independent: bool | None = None
     model: Model | None = field(default=None, repr=False)
+    fingerprint: str | None = None
 
     @classmethod
     def from_model(
@@ -88,6 +91,7 @@ class TypedModel:
             rule=str(rows.rule),
             independent=True if rows.rule.kind == "vmap" else None,
             model=model,
+            fingerprint=_fingerprint(model, dims, batch_axis, constants, wanted),
         )
 
     @classmethod
@@ -226,6 +230,11 @@ def _weight(leaf: Any, x64: bool) -> Any:
 
 def _as_key(data: Any) -> Any:
     return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+
+def _fingerprint(model: Model, *options: Any) -> str:
+    plain = jax.tree.map(lambda leaf: leaf if isinstance(leaf, (str, int)) else np.asarray(leaf).tolist(), options)
+    return hashlib.sha256(f"{model.digest} {plain!r}".encode()).hexdigest()
 
 
 def _spec_of(name: str, given: Any) -> TensorSpec:

@@ -33,7 +33,13 @@ Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]
 class Policy(mj.Inferer):
     """A policy of NumPy closures: nothing compiles; it notes the batches and the agents that it saw."""
 
-    def __init__(self, run: Run, inputs: Mapping[str, Any] = {"obs": (2,)}, outputs: Mapping[str, Any] = {"logits": (2,)}, **metadata: str):
+    def __init__(
+        self,
+        run: Run,
+        inputs: Mapping[str, Any] = {"obs": (2,)},
+        outputs: Mapping[str, Any] = {"logits": (2,)},
+        metadata: Mapping[str, str] = {},
+    ):
         self.run, self.metadata = run, metadata
         self._api = mj.ModelApi(_specs(inputs), _specs(outputs))
         self.batches: list[Mapping[str, np.ndarray]] = []
@@ -86,11 +92,9 @@ class Policy(mj.Inferer):
 
 
 def _specs(given: Mapping[str, Any]) -> tuple[mj.TensorSpec, ...]:
-    pairs = {
-        name: spec if isinstance(spec[-1:], tuple) and spec and isinstance(spec[-1], type) else (spec, np.float32)
-        for name, spec in given.items()
-    }
-    return tuple(mj.TensorSpec(name, shape, np.dtype(dtype)) for name, (shape, dtype) in pairs.items())
+    """From name -> element shape (float32), or name -> (element shape, dtype)."""
+    typed = {name: spec if spec and isinstance(spec[-1], type) else (spec, np.float32) for name, spec in given.items()}
+    return tuple(mj.TensorSpec(name, shape, np.dtype(dtype)) for name, (shape, dtype) in typed.items())
 
 
 def first(inputs: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
@@ -335,7 +339,7 @@ def _acted(
         envs.append(Tiny(UNIT, space))
         return envs[-1]
 
-    mj.evaluate(Policy(lambda _: answers, outputs=outputs, **metadata), make, episodes=2, num_envs=1, **options)
+    mj.evaluate(Policy(lambda _: answers, outputs=outputs, metadata=metadata), make, episodes=2, num_envs=1, **options)
     return envs[0].actions
 
 
@@ -368,7 +372,8 @@ def test_multi_binary_actions() -> None:
 def test_box_actions_are_clipped_unless_the_model_or_the_caller_says_otherwise() -> None:
     space, far = spaces.Box(-2, 2, (2,), np.float32), {"action": [-9.0, 1.0]}
     assert _acted(space, {"action": (2,)}, far)[0].tolist() == [-2, 1]
-    for options in ({"action_transforms": []}, {"metadata": {"clip_actions": "false"}}):
+    variants: list[dict[str, Any]] = [{"action_transforms": []}, {"metadata": {"clip_actions": "false"}}]
+    for options in variants:
         with pytest.raises(errors.EnvironmentFailedError, match="is not in Box"):
             _acted(space, {"action": (2,)}, far, **options)
     squashed = {"action": [-1.0, 0.5]}
@@ -433,11 +438,11 @@ def test_nan_and_impossible_actions_are_named_with_what_was_done() -> None:
         return {"action": np.nan if len(policy.sizes) == 6 else 0.5}
 
     policy = Policy(late, outputs={"action": (1,)})
-    with pytest.raises(errors.ActionError, match="output 'action' is NaN.*seed.*step 6.*its inputs were numbers") as caught:
+    with pytest.raises(errors.ActionError, match=r"output 'action' is NaN.*seed.*step 6.*its inputs were numbers") as caught:
         mj.evaluate(policy, lambda: Tiny(UNIT, spaces.Box(-1, 1, (1,))), episodes=9, num_envs=9)
     assert len(caught.value.partial.episodes) == 9 - policy.sizes[-1]
     assert policy.alive == set()
-    with pytest.raises(errors.ActionError, match="gives the action 7.*takes 0 to 2"):
+    with pytest.raises(errors.ActionError, match=r"gives the action 7.*takes 0 to 2"):
         _acted(spaces.Discrete(3), {"action": ((), np.int64)}, {"action": 7})
     with pytest.raises(errors.ActionError, match="input 'obs' was NaN already"):
         mj.evaluate(Policy(linear), lambda: Wrong(wrong=np.full(2, np.nan, np.float32)), episodes=1, max_steps=3)

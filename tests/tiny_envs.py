@@ -63,6 +63,7 @@ class Masked(Tiny):
     """Allows the last action only."""
 
     def info(self) -> dict[str, Any]:
+        assert isinstance(self.action_space, spaces.Discrete)
         mask = np.zeros(int(self.action_space.n), np.int8)
         mask[-1] = 1
         return {"action_mask": mask}
@@ -102,7 +103,7 @@ def unmakeable() -> gym.Env:
     raise FileNotFoundError("no licence for the simulator")
 
 
-def late() -> gym.Env:
+def late(**_: Any) -> gym.Env:
     """Three good episodes, then it raises: a Pendulum-like environment that is registered as Late-v0."""
 
     class Late(Tiny):

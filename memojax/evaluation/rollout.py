@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -312,7 +311,7 @@ class _Rollout:
             before = self._before.get(plan.size)
             compiled += plan.compile_ms / 1e3 if before is None or before.compile_ms != plan.compile_ms else 0.0
             plans.append(replace(plan, calls=plan.calls - (before.calls if before else 0)))
-        medians = {size: statistics.median(calls[1:]) * 1e6 for size, calls in sorted(self._calls.items()) if len(calls) > 1}
+        medians = {size: float(np.median(calls[1:])) * 1e6 for size, calls in sorted(self._calls.items()) if len(calls) > 1}
         return Evaluation(
             env_id=self._pool.name,
             episodes=tuple(sorted(self._finished, key=lambda episode: episode.index)),

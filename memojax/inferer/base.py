@@ -234,7 +234,8 @@ def device_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple
                 if not can_cast(np.dtype(value.dtype), spec.dtype):
                     raise InputDtypeError(_dtype_message(spec, value.dtype))
                 value = value.astype(spec.dtype)
-            given[index] = value if isinstance(value, jax.Array) else jax.device_put(value, device)
+            # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
+            given[index] = value if isinstance(value, jax.Array) else jax.device_put(np.array(value), device)
     return given, n, device
 
 

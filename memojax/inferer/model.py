@@ -9,6 +9,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import jax
@@ -17,15 +19,18 @@ import numpy as np
 
 from .._client import device_name, resolve_device
 from .._types import Arrays, Source
+from ..disk_cache import disk_cache
 from ..errors import BatchSizeError, RowsMixError
 from ..model.signature import ModelApi
 from ..plan import PlanInfo
-from ..plan_cache import CacheInfo, PlanCache
-from ..planner import Planner, Weights
+from ..plan_cache import CacheInfo
+from ..plan_store import PlanStore
+from ..planner import Weights
 from ..preload import Preload
 from ..recommend import Recommendation, recommend
 from ..scratch import ScratchPadView, aligned_empty
 from ..typed import TypedModel
+from ..weights import with_new_weights
 from ..worker import submit
 from .base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
 
@@ -43,17 +48,20 @@ class ModelInferer(Inferer):
         seed: int = 0,
         precision: str | None = "highest",
         weights: Weights = "auto",
+        cache_dir: str | PathLike[str] | None = None,
     ):
-        self.typed = typed
         self._device = resolve_device(device)
         self._precision = precision
         self._weights: Weights = weights
-        self._cache = PlanCache(self._planner(self._device).lower, maxsize)
-        self._elsewhere: dict[jax.Device, PlanCache] = {}
-        self._elsewhere_lock = threading.Lock()
+        self._cache_dir = cache_dir
+        self._store = PlanStore(
+            typed, self._device, weights=weights, precision=precision, maxsize=maxsize, disk=disk_cache(cache_dir)
+        )  # fmt: skip
+        self._cache = self._store.cache
         self._seed = seed & 0xFFFFFFFF
         self._draws = itertools.count()
         self._local = threading.local()
+        self._updating = threading.Lock()
         self._names = [spec.name for spec in typed.api.inputs]
         position = {name: index for index, name in enumerate(typed.computed)}
         self._computed_names = list(typed.computed)
@@ -82,7 +90,15 @@ class ModelInferer(Inferer):
         return _rebuild, (type(self), self.typed, {**self._options(), **self._arguments()}, self._cache.sizes())
 
     def _options(self) -> dict[str, Any]:
-        return {"device": device_name(self._device), "seed": self._seed, "precision": self._precision, "weights": self._weights}
+        device = device_name(self._device)
+        return {
+            "device": device, "seed": self._seed, "precision": self._precision, "weights": self._weights, "cache_dir": self._cache_dir,
+        }  # fmt: skip
+
+    @property
+    def typed(self) -> TypedModel:
+        """The model with its present weights."""
+        return self._store.typed
 
     @property
     def raw_api(self) -> ModelApi:
@@ -183,6 +199,23 @@ class ModelInferer(Inferer):
             handle.wait(progress=progress)
         return handle
 
+    def update_params(self, source: Any) -> None:
+        """Go on with other weights, without a recompile: what a training loop needs.
+
+        A call that runs meanwhile sees all the old weights or all the new ones; calls that start after this returns see the new ones.
+        On a CPU, where weights are constants of the executables, the first update makes the plans in use anew, in this thread, while
+        other threads go on; load with `weights="argument"` to begin that way.
+
+        Args:
+            source: new weights by name (all or some), a pytree like `params`, or another export of the same network (path, bytes,
+                `ModelProto`).
+
+        Raises:
+            IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing is changed then.
+        """
+        with self._updating:
+            self._store.update(with_new_weights(self._store.typed, source))
+
     def batch_sizes(self) -> dict[int, int]:
         """How many batches of each size were asked for so far."""
         exact = self._cache.calls()
@@ -201,7 +234,7 @@ class ModelInferer(Inferer):
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, evictions, sizes, seconds spent compiling, padded rows."""
-        return self._cache.info()
+        return replace(self._cache.info(), disk_hits=self._store.disk_hits)
 
     def cache_clear(self, size: int | None = None) -> None:
         """Drop the plan for `size`, or all plans and counts."""
@@ -269,17 +302,11 @@ class ModelInferer(Inferer):
             spec.name: named[spec.name] if spec.name in named else self._constant_rows(spec.name, n) for spec in self.typed.api.outputs
         }
 
-    def _planner(self, device: jax.Device, host: bool = True) -> Planner:
-        return Planner(self.typed, device, self._weights, self._precision, host=host)
-
     def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
         rows, n, device = device_rows(self.api.inputs, inputs)
         if n == 0:
             return {spec.name: on_device(np.zeros((0, *spec.shape), spec.dtype), device) for spec in self.api.outputs}
-        with self._elsewhere_lock:
-            cache = self._elsewhere.get(device)
-            if cache is None:
-                cache = self._elsewhere[device] = PlanCache(self._planner(device, host=False).lower, self._cache.maxsize)
+        cache = self._store.on(device)
         parts: list[Sequence[jax.Array]] = []
         done = 0
         while done < n:

@@ -165,12 +165,12 @@ def _functions(
     names = names or default * directions
     if len(names) < len(default) * directions:
         raise ValueError(f"activations {list(names)} are not {len(default)} for each of {directions} direction(s)")
-    alphas, betas, found = iter(alphas), iter(betas), []
+    given, found = (iter(alphas), iter(betas)), []
     for name in names[: len(default) * directions]:
         if name.lower() not in _ACTIVATIONS:
             raise ValueError(f"activation {name!r} is not one of {', '.join(_ACTIVATIONS)}")
         function, defaults = _ACTIVATIONS[name.lower()]
-        arguments = [next(values, standard) for values, standard in zip((alphas, betas), defaults, strict=False)]
+        arguments = [next(values, standard) for values, standard in zip(given, defaults, strict=False)]
         found.append(lambda x, function=function, arguments=arguments: function(x, *arguments))
     return [found[start : start + len(default)] for start in range(0, len(found), len(default))]
 

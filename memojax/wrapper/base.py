@@ -161,7 +161,7 @@ def _view_of(raw: ModelApi, api: ModelApi, inputs: Mapping[str, Any], ids: Seque
         raise InputShapeError(f"ids names {len(ids)} agents for {n} rows: give one id per row")
     if dones is not None:
         on_device = isinstance(dones, jax.Array) and device is not None
-        dones = jax.device_put(dones, device) if on_device else np.asarray(dones, np.bool_)
+        dones = jax.device_put(dones, device) if on_device else np.array(dones, np.bool_)
         if dones.shape != (n,):
             raise InputShapeError(f"dones has shape {list(dones.shape)} for {n} rows, expected [{n}]")
     given = {spec.name: _borrowed(row) for spec, row in zip(api.inputs, rows, strict=True)}

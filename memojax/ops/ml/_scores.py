@@ -60,18 +60,12 @@ def transformed(scores: Value, post_transform: str) -> Value:
     return scores if scores.shape[-1] == 1 and post_transform != "PROBIT" else _TRANSFORMS[post_transform](scores)
 
 
-def complemented(score: Value, post_transform: str) -> Value:
-    """Two probabilities from that of the second class (`score` has one column)."""
+def two_scores(score: Value, post_transform: str, margin: bool = False) -> Value:
+    """Scores of both classes from the second's, a single column: its opposite beside a `margin`, else its complement to 1."""
+    if post_transform == "LOGISTIC":
+        return jax.nn.sigmoid(jnp.concatenate([-score, score], -1))
     score = transformed(score, post_transform)
-    return jnp.concatenate([1 - score, score], -1)
-
-
-def opposed(score: Value, post_transform: str) -> Value:
-    """Two scores from a margin in favour of the second class (`score` has one column)."""
-    if post_transform == "PROBIT":
-        return complemented(score, post_transform)
-    both = jnp.concatenate([-score, score], -1)
-    return jax.nn.sigmoid(both) if post_transform == "LOGISTIC" else both
+    return jnp.concatenate([-score if margin and post_transform != "PROBIT" else 1 - score, score], -1)
 
 
 def labels(index: Value, ints: Sequence[int], strings: Sequence[str]) -> Value:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..._types import Value
 from ..registry import op
-from ._scores import ML, complemented, floats, labels, largest, matrix, opposed, transformed
+from ._scores import ML, floats, labels, largest, matrix, transformed, two_scores
 
 
 def _scores(X: Value, coefficients: tuple[float, ...], intercepts: tuple[float, ...], n: int) -> Value:
@@ -38,5 +38,4 @@ def linear_classifier(
     index = (scores[:, 0] > 0).astype(np.int32)
     if n_labels != 2:
         return labels(index, (), ()), transformed(scores, post_transform)
-    two_scores = opposed if post_transform == "LOGISTIC" else complemented
     return labels(index, classlabels_ints, classlabels_strings), two_scores(scores, post_transform)

@@ -11,7 +11,7 @@ from jax import lax
 
 from ..._types import Value
 from ..registry import op
-from ._scores import ML, complemented, floats, labels, largest, matrix, opposed, transformed
+from ._scores import ML, floats, labels, largest, matrix, transformed, two_scores
 
 
 def _kernel(X: Value, vectors: np.ndarray, kind: str, params: tuple[float, ...]) -> Value:
@@ -49,7 +49,10 @@ def svm_classifier(
     prob_b: tuple[float, ...] = (), rho: tuple[float, ...] = (), support_vectors: tuple[float, ...] = (),
     vectors_per_class: tuple[int, ...] = (),
 ) -> tuple[Value, Value]:  # fmt: skip
-    """Labels and scores, or probabilities with `prob_a`. https://onnx.ai/onnx/operators/onnx_aionnxml_SVMClassifier.html"""
+    """Labels and scores, or probabilities with `prob_a`. https://onnx.ai/onnx/operators/onnx_aionnxml_SVMClassifier.html
+
+    Without support vectors the label is that of the largest score; ONNX Runtime takes the second of two wherever a score is positive.
+    """
     x, n = floats(X), max(len(classlabels_ints), len(classlabels_strings))
     if not sum(vectors_per_class):
         scores = x @ matrix(coefficients, n).T + np.float32(rho[0])
@@ -65,7 +68,7 @@ def svm_classifier(
         pairs = jax.nn.sigmoid(-(scores * np.asarray(prob_a, np.float32) + np.asarray(prob_b, np.float32)))
         scores = transformed(_coupled(jnp.clip(pairs, 1e-7, 1 - 1e-7), n), post_transform)
     elif n == 2:
-        scores = (opposed if post_transform in ("NONE", "LOGISTIC") else complemented)(scores, post_transform)
+        scores = two_scores(scores, post_transform, margin=post_transform == "NONE")
     else:
         scores = transformed(scores, post_transform)
     return labels(index, classlabels_ints, classlabels_strings), scores

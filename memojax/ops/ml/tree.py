@@ -13,7 +13,7 @@ from jax import lax
 from ..._types import Value
 from .._common import cast
 from ..registry import op
-from ._scores import ML, complemented, labels, largest, opposed, rows, transformed
+from ._scores import ML, labels, largest, rows, transformed, two_scores
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "BRANCH_LEQ": lambda x, value: x <= value,
@@ -168,8 +168,8 @@ def tree_ensemble_classifier(
 ) -> tuple[Value, Value]:  # fmt: skip
     """Labels and scores by trees. https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsembleClassifier.html
 
-    Two labels whose weights are all for one class: those weights are a probability of the second label where none is negative,
-    otherwise a margin in its favour; as in ONNX Runtime.
+    Of two labels, weights that are all for class 0 speak for the second label: a probability where none is negative, else a margin;
+    as in ONNX Runtime. Where both have weights the label is that of the larger score; ONNX Runtime takes the second if its is positive.
     """
     n = max(len(classlabels_int64s), len(classlabels_strings))
     values, weights = _array(nodes_values, nodes_values_as_tensor), _array(class_weights, class_weights_as_tensor)
@@ -178,15 +178,16 @@ def tree_ensemble_classifier(
         nodes_treeids, nodes_nodeids, nodes_modes, nodes_featureids, values, nodes_truenodeids, nodes_falsenodeids,
         nodes_missing_value_tracks_true, leaves, n, weights.dtype,
     )  # fmt: skip
-    scores, base = forest.scores(_comparable(X, values)), _array(base_values, base_values_as_tensor)
+    base = _array(base_values, base_values_as_tensor)
+    scores = forest.scores(_comparable(X, values)) + np.pad(base, (0, n - base.size))
     if n == 2 and len(set(class_ids)) == 1:
-        score = scores[:, class_ids[0], None] + (base[-1] if base.size else 0)
-        positive = bool((weights >= 0).all())
-        index = (score[:, 0] > (0.5 if positive else 0)).astype(np.int32)
-        scores = (complemented if positive else opposed)(score, post_transform)
+        probability = bool((weights >= 0).all())
+        score = scores[:, class_ids[0], None]
+        index = (score[:, 0] > (0.5 if probability else 0)).astype(np.int32)
+        alone = class_ids[0] == 0 and base.size < 2
+        scores = two_scores(score, post_transform, margin=not probability) if alone else transformed(scores, post_transform)
     else:
-        scores = transformed(scores + base if base.size == n else scores, post_transform)
-        index = largest(scores)
+        scores, index = transformed(scores, post_transform), largest(scores)
     return labels(index, classlabels_int64s, classlabels_strings), cast(scores, np.float32)
 
 

@@ -57,7 +57,7 @@ def attention(
     return cast(_flat(y) if flat else y, dtype), k, v, cast(shown, dtype)
 
 
-def _heads(x: Any, count: int) -> Any:
+def _heads(x: Any, count: int | None) -> Any:
     """(batch, sequence, heads * size) -> (batch, heads, sequence, size)."""
     batch, length, hidden = x.shape
     if not count or hidden % count:

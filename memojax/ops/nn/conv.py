@@ -154,7 +154,7 @@ def _interpolated(images: Any, spatial: tuple[int, ...], points: list[Any]) -> A
     total = 0
     floors = [jnp.floor(point) for point in points]
     for corner in itertools.product((0, 1), repeat=len(spatial)):
-        index, weight = 0, 1
+        index, weight = 0, jnp.ones((), points[0].dtype)
         for step, size, point, floor in zip(corner, spatial, points, floors, strict=True):
             place = floor + step
             weight = weight * jnp.where((place >= 0) & (place < size), 1 - jnp.abs(point - place), 0)

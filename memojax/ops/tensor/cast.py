@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax import lax
-from onnx import TensorProto
 
 from ..._types import Value
 from ...model.tensor import dtype_of
@@ -22,12 +21,6 @@ _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 _SMALL_INTEGERS = frozenset(
     map(np.dtype, (np.int8, np.int16, np.uint8, np.uint16, ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4))
 )
-
-
-@op("Cast", until=6)
-def cast_to_name(input: Value, *, to: str) -> Value:
-    """Before opset 6 the type is given by name. https://onnx.ai/onnx/operators/onnx__Cast.html"""
-    return convert(input, dtype_of(TensorProto.DataType.Value(to)))
 
 
 @op("Cast", since=6)

@@ -217,10 +217,10 @@ _resize = [
     Case("CenterCropPad", 18, (_f(6, 5, 3), _i(3, 8, 3))),
 ]
 
-_half = np.array([[1, 2], [3, 4]], ml_dtypes.bfloat16)
+_half, _other = (np.array(values, ml_dtypes.bfloat16) for values in ([[1, 2], [3, 4]], [[-1, -2], [-3, -4]]))
 _newest = [
     Case("Size", 24, (_x,), expected=(np.array(24),)),
-    Case("Where", 16, (np.array([True, False]), _half, -_half), expected=(np.array([[1, -2], [3, -4]], ml_dtypes.bfloat16),)),
+    Case("Where", 16, (np.array([True, False]), _half, _other), expected=(np.array([[1, -2], [3, -4]], ml_dtypes.bfloat16),)),
     Case("TensorScatter", 24, (np.zeros((2, 4, 1), np.float32), np.ones((2, 2, 1), np.float32), _i(1, 3)), {"mode": "circular"},
          expected=(np.array([[0, 1, 1, 0], [1, 0, 0, 1]], np.float32)[..., None],)),
 ]  # fmt: skip

@@ -1,0 +1,125 @@
+"""All plans of one model: those for NumPy batches, those for each device of the user's; their weights, and their copies on disk."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import threading
+import time
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from .disk_cache import DiskCache, environment_key
+from .plan import Plan
+from .plan_cache import PlanCache
+from .planner import Lowered, Planner, Weights
+from .typed import TypedModel
+
+log = logging.getLogger("memojax")
+
+
+class PlanStore:
+    """Plan caches by device, over one set of weights.
+
+    `cache` holds the plans for NumPy batches and stays the same object for good; `typed` is the model with its present weights.
+    """
+
+    def __init__(
+        self, typed: TypedModel, device: jax.Device, *, weights: Weights, precision: str | None, maxsize: int | None, disk: DiskCache | None
+    ):
+        self.typed = typed
+        self.disk_hits = 0
+        self._device = device
+        self._precision = precision
+        self._disk = disk if typed.fingerprint else None
+        self._planner = Planner(typed, device, weights, precision)
+        self._elsewhere: dict[jax.Device, tuple[Planner, PlanCache]] = {}
+        self._lock = threading.Lock()
+        self.cache = PlanCache(self._lower, maxsize)
+
+    def on(self, device: jax.Device) -> PlanCache:
+        """The plans for `jax.Array`s on a device."""
+        with self._lock:
+            if device not in self._elsewhere:
+                planner = Planner(self.typed, device, self._planner.weights if device.platform == "cpu" else "auto", self._precision, host=False)
+                self._elsewhere[device] = planner, PlanCache(planner.lower, self.cache.maxsize)
+            return self._elsewhere[device][1]
+
+    def update(self, typed: TypedModel) -> None:
+        """Go on with the weights of `typed`: calls that run see all old or all new ones, calls that follow the new ones.
+
+        Where weights are constants of the executables, argument plans for the sizes in use are made first, in this thread, while others
+        go on with the old ones; later updates compile nothing.
+        """
+        with self._lock:
+            if self._planner.weights == "constant":
+                self._become_argument(typed)
+            else:
+                self._planner.typed = typed
+                self._planner.update(typed.params)
+            self.typed = typed
+            for device, (planner, cache) in list(self._elsewhere.items()):
+                if planner.weights == "argument":
+                    planner.typed = typed
+                    planner.update(typed.params)
+                else:
+                    cache.clear()
+                    del self._elsewhere[device]
+
+    def _become_argument(self, typed: TypedModel) -> None:
+        started = time.perf_counter()
+        planner = Planner(typed, self._device, "argument", self._precision)
+        plans = {size: self._lower_with(planner, size).compile() for size in self.cache.sizes()}
+        self._planner = planner
+        self.cache.replace(plans)
+        log.info(
+            "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
+            "(load with weights='argument' to begin that way)", len(plans), (time.perf_counter() - started) * 1e3,
+        )  # fmt: skip
+
+    def _lower(self, size: int) -> Lowered:
+        return self._lower_with(self._planner, size)
+
+    def _lower_with(self, planner: Planner, size: int) -> Lowered:
+        """A size from disk, if it is there, else traced and lowered, and stored once it is compiled."""
+        if self._disk is None or planner.weights != "constant":
+            return planner.lower(size)
+        disk, key = self._disk, self._key(planner, size)
+        started = time.perf_counter()
+        payload = disk.get(key)
+        if payload is not None:
+            try:
+                client = self._device.client
+                compiled = serialize_executable.deserialize_and_load(*pickle.loads(payload), client, [self._device])
+                plan = planner.adopt(size, compiled, (time.perf_counter() - started) * 1e3)
+            except Exception as cause:
+                log.warning("a stored plan for batch size %d could not be loaded (%s): it is compiled anew", size, cause)
+                disk.forget(key)
+            else:
+                self.disk_hits += 1
+                return Lowered(size, lambda: plan)
+        lowered = planner.lower(size)
+
+        def compile_and_store() -> Plan:
+            plan = lowered.compile()
+            try:
+                disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+            except Exception as cause:
+                log.debug("batch size %d cannot be stored: %s", size, cause)
+            return plan
+
+        return Lowered(size, compile_and_store)
+
+    def _key(self, planner: Planner, size: int) -> dict[str, Any]:
+        name = self.typed.model.name if self.typed.model else "function"
+        return {
+            **environment_key(),
+            "model": self.typed.fingerprint,
+            "name": name.rsplit("/", 1)[-1],
+            "size": size,
+            "platform": self._device.platform,
+            "precision": planner.precision,
+            "layout": 1,
+        }

@@ -1,0 +1,71 @@
+"""Plans on disk: found by a second store, in a second process, and never trusted when they do not fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import memojax
+from memojax.disk_cache import DiskCache
+
+POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
+OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("policy", ["acrobot_ppo", "pendulum_ppo", "recurrent_lstm"])
+def test_stored_plans_give_the_same_numbers(tmp_path: Path, policy: str) -> None:
+    path = POLICY.with_name(f"{policy}.onnx")
+    first = memojax.load(path, preload=[3], cache_dir=tmp_path)
+    second = memojax.load(path, preload=[3], cache_dir=tmp_path)
+    assert (first.cache_info().disk_hits, second.cache_info().disk_hits) == (0, 1)
+    rows = {spec.name: np.random.default_rng(1).standard_normal((3, *spec.shape)).astype(spec.dtype) for spec in first.api.inputs}
+    want, got = first.infer_arrays(rows), second.infer_arrays(rows)
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name])
+
+
+def test_damaged_entries_are_compiled_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memojax.load(POLICY, preload=[5], cache_dir=tmp_path)
+    (entry,) = DiskCache(tmp_path).entries()
+    raw = entry.path.read_bytes()
+    entry.path.write_bytes(raw[: len(raw) // 2])
+    inferer = memojax.load(POLICY, preload=[5], cache_dir=tmp_path)
+    assert "damaged" in caplog.text
+    assert inferer.cache_info().disk_hits == 0
+    np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], memojax.run(POLICY, {"obs": OBS})["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_payload_that_is_no_executable_is_compiled_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inferer = memojax.load(POLICY, cache_dir=tmp_path)
+    store = inferer._store
+    DiskCache(tmp_path).put(store._key(store._planner, 5), b"no pickle")
+    assert inferer.infer_arrays({"obs": OBS})["logits"].shape == (5, 3)
+    assert "could not be loaded" in caplog.text
+
+
+def test_other_options_and_weights_do_not_meet(tmp_path: Path) -> None:
+    model = POLICY.read_bytes()
+    memojax.load(model, preload=[2], cache_dir=tmp_path)
+    assert memojax.load(model, preload=[2], cache_dir=tmp_path, batch_axis=0).cache_info().disk_hits == 0
+    inferer = memojax.load(model, cache_dir=tmp_path)
+    inferer.update_params({name: value * 2 for name, value in inferer.params.items()})
+    inferer.preload([2])
+    assert inferer.cache_info().disk_hits == 0
+
+
+@pytest.mark.slow
+def test_second_process_finds_what_the_first_left(tmp_path: Path) -> None:
+    script = f"import memojax; print(memojax.load({str(POLICY)!r}, preload=[1, 2, 3]).cache_info().disk_hits)"
+    import os
+
+    environment = {**os.environ, "MEMOJAX_CACHE_DIR": str(tmp_path)}
+    root = Path(__file__).resolve().parents[1]
+    runs = [
+        subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=root).stdout.strip()
+        for _ in range(2)
+    ]
+    assert runs == ["0", "3"]

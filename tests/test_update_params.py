@@ -1,0 +1,133 @@
+"""New weights without a recompile: from mappings, files and pytrees; checked, atomic, concurrent."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import memojax
+from memojax.errors import IncompatibleModelError
+
+POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
+OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+
+
+def scaled(factor: float, prefix: str = "") -> onnx.ModelProto:
+    """Another export of the policy: all weights times `factor`, names with a prefix."""
+    model = onnx.load(str(POLICY))
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32 and array.ndim:
+            tensor.CopyFrom(numpy_helper.from_array(array * np.float32(factor), prefix + tensor.name))
+            for node in model.graph.node:
+                node.input[:] = [tensor.name if name == tensor.name[len(prefix) :] and prefix else name for name in node.input]
+    return model
+
+
+def logits(source: Any) -> np.ndarray:
+    return memojax.run(source, {"obs": OBS})["logits"]
+
+
+@pytest.mark.parametrize("weights", ["constant", "argument"])
+def test_from_a_file_a_mapping_and_names_that_changed(weights: str) -> None:
+    inferer = memojax.load(POLICY, preload=[5, 2], weights=weights)
+    misses = inferer.cache_info().misses
+    for source in (scaled(1.5), scaled(0.5, prefix="new/"), scaled(2.0).SerializeToString()):
+        inferer.update_params(source)
+        np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], logits(source), rtol=1e-4, atol=1e-5)
+    inferer.update_params(dict(memojax.load(POLICY).params))
+    np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], logits(POLICY), rtol=1e-4, atol=1e-5)
+    assert inferer.cache_info().misses == misses
+    np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS[:3]})["logits"], logits(POLICY)[:3], rtol=1e-4, atol=1e-5)
+
+
+def test_some_weights_only_and_device_arrays() -> None:
+    inferer = memojax.load(POLICY)
+    on_device = inferer.infer_arrays({"obs": jnp.asarray(OBS)})["logits"]
+    name = next(name for name, array in inferer.params.items() if array.shape == (3,))
+    inferer.update_params({name: inferer.params[name] + 1})
+    np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], logits(POLICY) + 1, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(inferer.infer_arrays({"obs": jnp.asarray(OBS)})["logits"], on_device + 1, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {next(iter(p)): np.zeros((1, 2, 3), np.float32)}, r"float32\[1, 2, 3\]"),
+        (lambda p: {next(iter(p)): next(iter(p.values())).astype(np.float64)}, "float64"),
+        (lambda p: {"unheard of": np.zeros(3)}, "'unheard of' is not one"),
+        (lambda p: POLICY.with_name("pendulum_ppo.onnx"), "another network"),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(change: Any, message: str) -> None:
+    inferer = memojax.load(POLICY)
+    before = inferer.infer_arrays({"obs": OBS})["logits"]
+    with pytest.raises(IncompatibleModelError, match=message):
+        inferer.update_params(change(inferer.params))
+    np.testing.assert_array_equal(inferer.infer_arrays({"obs": OBS})["logits"], before)
+
+
+def test_functions_take_any_pytree() -> None:
+    typed = memojax.TypedModel.from_function(lambda p, x: x["x"] @ p["w"] + p["b"][0], {"w": np.eye(3, dtype=np.float32), "b": [np.zeros(3, np.float32)]}, {"x": ((3,), np.float32)})  # fmt: skip
+    inferer = memojax.MemoizingDynamicInferer(typed)
+    x = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(inferer.infer_arrays({"x": x})["output"], x)
+    inferer.update_params({"w": 2 * np.eye(3, dtype=np.float32), "b": [np.ones(3, np.float32)]})
+    np.testing.assert_array_equal(inferer.infer_arrays({"x": x})["output"], 2 * x + 1)
+    with pytest.raises(IncompatibleModelError, match="missing"):
+        inferer.update_params({"w": np.eye(3, dtype=np.float32)})
+
+
+@pytest.mark.parametrize("weights", ["constant", "argument"])
+def test_a_call_sees_all_old_or_all_new_weights(weights: str) -> None:
+    def fn(p, x):
+        return x["x"] + p["a"] - p["b"]  # zero unless old and new weights meet
+
+    typed = memojax.TypedModel.from_function(fn, {"a": np.zeros(4, np.float32), "b": np.zeros(4, np.float32)}, {"x": ((4,), np.float32)})
+    inferer = memojax.MemoizingDynamicInferer(typed, [1, 2, 3], weights=weights)
+    stop, wrong = threading.Event(), []
+
+    def call(n: int) -> None:
+        x = np.zeros((n, 4), np.float32)
+        while not stop.is_set():
+            if np.any(inferer.infer_arrays({"x": x})["output"] != 0):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in (1, 2, 3, 7)]
+    for thread in threads:
+        thread.start()
+    for step in range(60):
+        value = np.full(4, step, np.float32)
+        inferer.update_params({"a": value, "b": value})
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_gradients_step_through_the_same_names() -> None:
+    """What a training loop does: gradients of `to_jax` on the same weights, then an update of the inferer that serves the rollouts."""
+    inferer = memojax.load(POLICY, weights="argument")
+    fn, params = memojax.to_jax(POLICY)
+    compiled = [plan.size for plan in inferer.plans()]
+    loss = jax.jit(jax.value_and_grad(lambda p: jnp.mean(fn(p, {"obs": OBS})["logits"] ** 2)))
+    values = []
+    inferer.infer_arrays({"obs": OBS})
+    misses = inferer.cache_info().misses
+    for _ in range(5):
+        value, gradient = loss(params)
+        values.append(float(value))
+        params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient)
+        inferer.update_params(params)
+        np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], fn(params, {"obs": OBS})["logits"], rtol=1e-3, atol=1e-4)
+    assert values[-1] < values[0]
+    assert inferer.cache_info().misses == misses
+    assert compiled == []
