@@ -121,3 +121,23 @@ class AssetData:
 def is_asset(raw: bytes) -> bool:
     """Whether bytes are those of a CRVO asset, by their beginning."""
     return raw[:4] == MAGIC
+
+
+def onnx_bytes(raw: bytes, name: str) -> bytes:
+    """The ONNX file in a CRVO asset; bytes that are no asset come back as they are.
+
+    Raises:
+        AssetError: an asset that cannot be read, or holds something else.
+    """
+    if not is_asset(raw):
+        return raw
+    asset = AssetData.deserialize(raw, name)
+    if asset.kind is not AssetKind.ONNX:
+        raise AssetError(f"{name}: this CRVO asset holds {asset.kind}: {_INSTEAD[asset.kind]}")
+    return asset.data
+
+
+_INSTEAD = {
+    AssetKind.NNEF: "memojax reads ONNX; package the ONNX file that the NNEF was converted from (`memojax package model.onnx`)",
+    AssetKind.STABLEHLO: "its graph is gone; memojax.load and the inferers take it (from a path, bytes or a seekable file)",
+}

@@ -343,7 +343,7 @@ def _connect(
     """Join spaces and model; the inferer comes back with a tracker around it where there is hidden state."""
     pairs = _recurrent_pairs(inferer, reader.fields, recurrent)
     player = RecurrentTracker(inferer, pairs) if pairs else inferer
-    feeds, rest = match_observation(reader.fields, player.api.inputs, observation)
+    feeds, rest = match_observation(reader.fields, player.api.inputs, pool.name, observation)
     if epsilon is not None and epsilon not in {spec.name for spec in rest}:
         raise SpaceMismatchError(
             f"epsilon= names the input {epsilon!r}; there are {', '.join(repr(spec.name) for spec in player.api.inputs)}"

@@ -139,11 +139,12 @@ class Feed:
 
 
 def match_observation(
-    fields: Sequence[Field], inputs: Sequence[TensorSpec], chosen: Mapping[str, str] | str | None = None
+    fields: Sequence[Field], inputs: Sequence[TensorSpec], where: str, chosen: Mapping[str, str] | str | None = None
 ) -> tuple[list[Feed], list[TensorSpec]]:
-    """Which field feeds which input; and the inputs that none feeds.
+    """Which field feeds which input, as the caller or their names say; and the inputs that are left.
 
     Args:
+        where: the environment's name, for the error.
         chosen: field name -> input name, where the caller says it; an input name alone for an observation in one piece.
 
     Raises:
@@ -151,32 +152,32 @@ def match_observation(
     """
     by_field = {field.name: field for field in fields}
     by_input = {spec.name: spec for spec in inputs}
-    feeds: dict[str, Feed] = {}
-
-    def link(field: Field, spec: TensorSpec) -> None:
-        fit = _fit(field, spec)
-        if fit is None:
-            raise SpaceMismatchError(
-                f"observation {field} does not fit the model's input {spec}; wrap the environment, or give the input another part "
-                "with observation={part: input}"
-            )
-        feeds[spec.name] = Feed(spec, field, *fit)
-
     if isinstance(chosen, str):
         if len(fields) > 1:
             raise SpaceMismatchError(f"observation={chosen!r} names one input, but the observation has the parts {', '.join(by_field)}")
         chosen = {fields[0].name: chosen}
+    sources: dict[str, Field] = {}
     for part, name in (chosen or {}).items():
         if part not in by_field or name not in by_input:
             side, given, known = ("part", part, by_field) if part not in by_field else ("model input", name, by_input)
             raise SpaceMismatchError(f"observation= names the {side} {given!r}; there are {', '.join(map(repr, known))}")
-        link(by_field[part], by_input[name])
-    plain = {canonical(field.name): field for field in fields}
+        sources[name] = by_field[part]
+    free = [field for field in fields if not any(field is taken for taken in sources.values())]
     for spec in inputs:
-        field = by_field.get(spec.name) or plain.get(canonical(spec.name))
-        if spec.name not in feeds and field is not None and not chosen:
-            link(field, spec)
-    return list(feeds.values()), [spec for spec in inputs if spec.name not in feeds]
+        alike = [field for field in free if canonical(field.name) == canonical(spec.name)]
+        same = [field for field in alike if field.name == spec.name] or alike
+        if spec.name not in sources and len(same) == 1:
+            sources[spec.name] = same[0]
+    feeds, wrong = [], []
+    for name, field in sources.items():
+        fit = _fit(field, by_input[name])
+        if fit is None:
+            wrong.append(by_input[name])
+        else:
+            feeds.append(Feed(by_input[name], field, *fit))
+    if wrong:
+        raise SpaceMismatchError(_unmatched(fields, feeds, wrong, where))
+    return feeds, [spec for spec in inputs if spec.name not in sources]
 
 
 def match_by_shape(fields: Sequence[Field], feeds: list[Feed], inputs: Sequence[TensorSpec], where: str) -> list[Feed]:
@@ -194,12 +195,12 @@ def match_by_shape(fields: Sequence[Field], feeds: list[Feed], inputs: Sequence[
 
 def _unmatched(fields: Sequence[Field], feeds: Sequence[Feed], inputs: Sequence[TensorSpec], where: str) -> str:
     size = sum(_flat_size(field) for field in fields)
-    flat = len(fields) > 1 and len(inputs) == 1 and inputs[0].shape == (size,)
-    hint = (
-        "gymnasium.wrappers.FlattenObservation joins the parts to one array of that size"
-        if flat
-        else "name the pairs with observation={part: input}, or wrap the environment"
-    )
+    if len(fields) == 1:
+        hint = "is it the environment that the policy was trained for? If so, wrap it or transform its observations"
+    elif len(inputs) == 1 and inputs[0].shape == (size,):
+        hint = "gymnasium.wrappers.FlattenObservation joins the parts to one array of that size"
+    else:
+        hint = "name the pairs with observation={part: input}, or wrap the environment"
     done = "".join(f"\n  {feed.field.name} -> {feed.input.name} fits" for feed in feeds)
     return (
         f"the observation of {where} does not fit the model's inputs:\n"

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from .._types import Source
+from ..asset import AssetData, onnx_bytes
 from ..errors import ModelLoadError
 from .expand import functions_of, inline
 from .graph import Graph, domain_of, graph_of, prune
@@ -87,17 +88,21 @@ def _read(source: Source) -> tuple[onnx.ModelProto, bytes | None, str, Path | No
             size = path.stat().st_size
             if size > MAX_BYTES:
                 raise ModelLoadError(f"{path}: {size:,} bytes, more than protobuf allows ({MAX_BYTES:,}); save with external data")
-            raw = path.read_bytes()
+            raw = onnx_bytes(path.read_bytes(), str(path))
         except OSError as cause:
             raise ModelLoadError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
         return _parse(raw, str(path)), raw, str(path), path.resolve().parent
+    if isinstance(source, AssetData):
+        source = source.serialize()
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _parse(bytes(source), "<bytes>"), bytes(source), "<bytes>", None
+        raw = onnx_bytes(bytes(source), "<bytes>")
+        return _parse(raw, "<bytes>"), raw, "<bytes>", None
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "<file>"))
         raw = source.read()
         if not isinstance(raw, bytes):
             raise ModelLoadError(f"{name}: opened as text; open it in mode 'rb'")
+        raw = onnx_bytes(raw, name)
         return _parse(raw, name), raw, name, None
     raise ModelLoadError(f"cannot load a model from {type(source).__name__}: give a path, bytes, a file object or a ModelProto")
 

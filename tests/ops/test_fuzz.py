@@ -455,7 +455,7 @@ STEPS = (
 def graphs(draw: Callable[[st.SearchStrategy], Any]) -> Builder:
     """A graph of up to a dozen nodes."""
     builder = Builder(draw, draw(st.sampled_from(OPSETS)), np.random.default_rng(draw(st.integers(0, 2**32 - 1))))
-    for step in draw(st.lists(st.sampled_from(STEPS), min_size=3, max_size=10)):
+    for step in draw(st.lists(st.sampled_from(STEPS), min_size=4, max_size=14)):
         step(builder)
     if not builder.nodes:
         matmul(builder)

@@ -1,0 +1,435 @@
+"""A policy without its ONNX file: a function exported by `jax.export`, its weights and its `ModelApi` in one CRVO asset.
+
+The asset's payload is the magic `MJXA`, the length of a JSON header as a little-endian uint32, the header, and then, end to end, the
+exported program, the weights and the constant outputs; the header says how long each is, and holds a SHA-256 of all that follows it.
+
+jax.export promises that a program can be read for at least six months by newer versions of JAX, and three weeks by older ones; the
+header names the versions that wrote it, for the message when that has passed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax import export
+
+from ._types import Source
+from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset
+from .errors import AssetError, DimensionError, InputError
+from .model.signature import ModelApi, TensorSpec
+from .typed import TypedModel
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+FORMAT = 1
+
+_MAGIC = b"MJXA"
+_PREFIX = struct.Struct("<4sI")
+_MOST_HEADER_BYTES = 1 << 24
+_MOST_ELEMENTS = 1 << 28
+"""Of one agent's input or output; more than any policy takes."""
+
+_DTYPES = {
+    np.dtype(kind).name: np.dtype(kind)
+    for kind in (
+        "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64",
+        "complex128", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2,
+        ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e8m0fnu, ml_dtypes.float4_e2m1fn, ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4,
+        ml_dtypes.uint4,
+    )
+}  # fmt: skip
+
+_CUSTOM_CALLS = re.compile(r"(?:mhlo|chlo|stablehlo)\..*|Sharding|shape_assertion|cu_threefry2x32_ffi|hip_threefry2x32_ffi")
+"""What a program may call by name; anything else (a Python callback by its address, say) is refused."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an asset says about the program in it.
+
+    Attributes:
+        api: inputs and outputs, without the batch axis.
+        computed: names of the outputs that the program gives.
+        params: the weights, by name.
+        constants: the outputs that depend on no input.
+        batch_size: the only number of rows that it runs; None: any.
+        random: whether it takes a key.
+        independent: whether rows are known not to influence each other.
+        platforms: where it runs.
+        rule: how the batch was found in the model's file.
+        name: of the model.
+        metadata: what the model's file said about itself.
+        written_by: package -> version.
+        calling_convention: of jax.export.
+        program_bytes: length of the program.
+        sha256: of what follows the header.
+    """
+
+    api: ModelApi
+    computed: tuple[str, ...]
+    params: tuple[TensorSpec, ...]
+    constants: tuple[TensorSpec, ...]
+    batch_size: int | None
+    random: bool
+    independent: bool
+    platforms: tuple[str, ...]
+    rule: str
+    name: str
+    metadata: Mapping[str, str]
+    written_by: Mapping[str, str]
+    calling_convention: int
+    program_bytes: int
+    sha256: str
+
+
+def to_stablehlo(
+    source: Source | TypedModel,
+    *,
+    batch_size: int | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+    precision: str | None = "highest",
+    **options: Any,
+) -> AssetData:
+    """Export a policy, weights included, so that it can be loaded without its ONNX file (and without any of its operators known).
+
+    `memojax.load` and every inferer take the result, and give what they give for the file itself. Only where a model draws random
+    numbers and its operators need a number for the batch size, are those numbers others (of the same distribution).
+
+    Args:
+        source: as for `memojax.load`, or a `TypedModel`.
+        batch_size: the only number of rows to run; None: any, compiled for each size as it is needed.
+        platforms: where it is to run, as JAX calls them.
+        precision: of matrix products on accelerators (JAX's names); it cannot be chosen again when the asset is loaded.
+        options: of loading, see `TypedModel.from_model`.
+
+    Raises:
+        DimensionError: no symbolic batch is possible; the message says why and what is.
+        ModelLoadError, UnsupportedOpError: as for `memojax.load`.
+    """
+    from .inferer.model import typed_model
+
+    typed = typed_model(source, **options)
+    if batch_size is not None and batch_size < 1:
+        raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
+    names, leaves = _named_leaves(typed.params)
+    exported, fn = _exported(typed, batch_size, tuple(platforms), precision)
+    constants = [TensorSpec(name, value.shape, value.dtype) for name, value in typed.constant.items()]
+    sections = [bytes(exported.serialize()), *map(_bytes_of, leaves), *(_bytes_of(typed.constant[spec.name]) for spec in constants)]
+    digest = hashlib.sha256()
+    for section in sections:
+        digest.update(section)
+    model = typed.model
+    header = {
+        "format": FORMAT,
+        "written_by": {"memojax": _version(), "jax": jax.__version__, "jaxlib": jax.lib.__version__},
+        "calling_convention": exported.calling_convention_version,
+        "platforms": list(exported.platforms),
+        "batch_size": batch_size,
+        "inputs": _described(typed.api.inputs),
+        "outputs": _described(typed.api.outputs),
+        "computed": list(typed.computed),
+        "params": _described(TensorSpec(name, np.shape(leaf), leaf.dtype) for name, leaf in zip(names, leaves, strict=True)),
+        "constants": _described(constants),
+        "random": typed.random,
+        "independent": fn == "rows" or not typed.mixing_outputs(),
+        "rule": typed.rule,
+        "name": model.name if model else "",
+        "metadata": dict(model.metadata) if model else {},
+        "program_bytes": len(sections[0]),
+        "sha256": digest.hexdigest(),
+    }
+    text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return AssetData(AssetKind.STABLEHLO, b"".join([_PREFIX.pack(_MAGIC, len(text)), text, *sections]))
+
+
+def find_stablehlo(source: Any) -> AssetData | None:
+    """The asset, if `source` (path, bytes, seekable file or `AssetData`) is one of this kind by its content.
+
+    Raises:
+        AssetError: it is, but cannot be read.
+    """
+    if isinstance(source, AssetData):
+        return source if source.kind is AssetKind.STABLEHLO else None
+    start = _start_of(source)
+    if len(start) < HEADER_BYTES or not is_asset(start) or start[HEADER_BYTES - 1] != AssetKind.STABLEHLO:
+        return None
+    return AssetData.read(source) if isinstance(source, (str, PathLike)) else AssetData.deserialize(source)
+
+
+def read_header(asset: AssetData) -> Header:
+    """What a StableHLO asset says about itself; the program is not looked at.
+
+    Raises:
+        AssetError: another kind of asset, or one that is damaged.
+    """
+    return _header_and_body(asset)[0]
+
+
+def load_stablehlo(asset: AssetData) -> TypedModel:
+    """The model in a StableHLO asset.
+
+    Raises:
+        AssetError: another kind of asset, a damaged one, one from a JAX too old or too new for this, or a program that wants more than
+            to compute.
+    """
+    header, body = _header_and_body(asset)
+    _check_versions(header)
+    digest = hashlib.sha256(body).hexdigest()
+    if digest != header.sha256:
+        raise AssetError(f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}")
+    exported = _program(header, bytes(body[: header.program_bytes]))
+    arrays = _arrays(body[header.program_bytes :], (*header.params, *header.constants))
+    params = {spec.name: array for spec, array in zip(header.params, arrays, strict=False)}
+    constants = {spec.name: array for spec, array in zip(header.constants, arrays[len(header.params) :], strict=True)}
+
+    def fn(params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        count = rows[0].shape[0] if rows else 1
+        if header.batch_size not in (None, count):
+            raise DimensionError(
+                f"this asset was exported for {header.batch_size} rows only, not for {count}: use FixedBatchInferer or DynamicInferer "
+                "with that size, or export with batch_size=None"
+            )
+        leaves = [params[spec.name] for spec in header.params]
+        return tuple(exported.call(leaves, list(rows), *([jax.random.key_data(key)] if header.random else [])))
+
+    return TypedModel(
+        fn=fn,
+        params=params,
+        api=header.api,
+        computed=header.computed,
+        constant=constants,
+        random=header.random,
+        rule=f"{header.rule}; exported for {header.batch_size or 'any number of'} rows",
+        independent=True if header.independent else None,
+    )
+
+
+def _exported(typed: TypedModel, batch_size: int | None, platforms: tuple[str, ...], precision: str | None) -> tuple[export.Exported, str]:
+    """The exported function, and whether it is traced with the whole batch or as one row that is mapped over them."""
+    structure = jax.tree.structure(typed.params)
+    leaves = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(typed.params)]
+    key = [jax.ShapeDtypeStruct((2,), np.uint32)] if typed.random else []
+
+    def whole(leaves: Any, rows: Any, *key: Any) -> tuple[Any, ...]:
+        return tuple(typed.fn(jax.tree.unflatten(structure, leaves), rows, _key(key)))
+
+    def by_row(leaves: Any, rows: Any, *key: Any) -> tuple[Any, ...]:
+        params = jax.tree.unflatten(structure, leaves)
+
+        def one(index: Any, *row: Any) -> tuple[Any, ...]:
+            drawn = jax.random.fold_in(_key(key), index) if key else None
+            return tuple(output[0] for output in typed.fn(params, [value[None] for value in row], drawn))
+
+        return jax.vmap(one)(jax.numpy.arange(rows[0].shape[0]), *rows)
+
+    def run(fn: Any, n: Any) -> export.Exported:
+        rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in typed.api.inputs]
+        with jax.enable_x64(True), jax.default_matmul_precision(precision or "default"):
+            return export.export(jax.jit(fn), platforms=platforms)(leaves, rows, *key)
+
+    if batch_size is not None:
+        return run(whole, batch_size), "batch"
+    (n,) = export.symbolic_shape("n")
+    try:
+        return run(whole, n), "batch"
+    except Exception as cause:
+        # An operator wants the batch size as a number; the function of one row does not have it.
+        if mixing := typed.mixing_outputs():
+            raise DimensionError(
+                f"this model cannot be exported for any number of rows: an operator needs the batch size as a number, and rows influence "
+                f"each other (output {', '.join(map(repr, mixing))}); export it for one size, batch_size=8 ({str(cause).splitlines()[0][:200]})"
+            ) from cause
+        return run(by_row, n), "rows"
+
+
+def _key(key: Sequence[Any]) -> Any:
+    return jax.random.wrap_key_data(key[0], impl="threefry2x32") if key else None
+
+
+def _named_leaves(params: Any) -> tuple[list[str], list[Any]]:
+    found = jax.tree_util.tree_flatten_with_path(params)[0]
+    flat = isinstance(params, Mapping) and all(len(path) == 1 for path, _ in found)
+    return [str(path[0].key) if flat else jax.tree_util.keystr(path) for path, _ in found], [leaf for _, leaf in found]
+
+
+def _bytes_of(array: Any) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def _described(specs: Any) -> list[dict[str, Any]]:
+    return [{"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype.name} for spec in specs]
+
+
+def _version() -> str:
+    from . import __version__
+
+    return __version__
+
+
+def _start_of(source: Any) -> bytes:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source[:HEADER_BYTES])
+    if isinstance(source, (str, PathLike)):
+        try:
+            with open(source, "rb") as file:
+                return file.read(HEADER_BYTES)
+        except OSError:
+            return b""  # whoever loads it says so
+    if hasattr(source, "read") and hasattr(source, "seek") and source.seekable():
+        place = source.tell()
+        start = source.read(HEADER_BYTES)
+        source.seek(place)
+        return start if isinstance(start, bytes) else b""
+    return b""
+
+
+def _header_and_body(asset: AssetData) -> tuple[Header, memoryview]:
+    if asset.kind is not AssetKind.STABLEHLO:
+        raise AssetError(f"this asset holds {asset.kind}, not a StableHLO program")
+    data = memoryview(asset.data)
+    if len(data) < _PREFIX.size or bytes(data[:4]) != _MAGIC:
+        raise AssetError(f"not a StableHLO asset: the payload begins with {bytes(data[:4])!r}, expected {_MAGIC!r}")
+    length = _PREFIX.unpack_from(data)[1]
+    if length > min(len(data) - _PREFIX.size, _MOST_HEADER_BYTES):
+        raise AssetError(f"this asset is truncated: its header should have {length:,} bytes, {len(data) - _PREFIX.size:,} follow")
+    body = data[_PREFIX.size + length :]
+    try:
+        fields = json.loads(bytes(data[_PREFIX.size : _PREFIX.size + length]).decode("utf-8", "surrogatepass"))
+        header = _parsed(fields)
+    except AssetError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as cause:
+        raise AssetError(f"this asset is damaged: its header cannot be read ({type(cause).__name__}: {str(cause)[:200]})") from cause
+    expected = header.program_bytes + sum(map(_size, (*header.params, *header.constants)))
+    if expected != len(body):
+        raise AssetError(f"this asset is truncated or damaged: {expected:,} bytes should follow its header, there are {len(body):,}")
+    return header, body
+
+
+def _parsed(fields: Any) -> Header:
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
+        raise AssetError(f"this asset has format {found!r}, this memojax reads {FORMAT}: update memojax, or export the policy again")
+    api = ModelApi(_specs(fields["inputs"], _MOST_ELEMENTS), _specs(fields["outputs"], _MOST_ELEMENTS))
+    header = Header(
+        api=api,
+        computed=tuple(_text(name) for name in fields["computed"]),
+        params=_specs(fields["params"]),
+        constants=_specs(fields["constants"]),
+        batch_size=None if fields["batch_size"] is None else _number(fields["batch_size"], 1, 1 << 31),
+        random=_flag(fields["random"]),
+        independent=_flag(fields["independent"]),
+        platforms=tuple(_text(name) for name in fields["platforms"]),
+        rule=_text(fields["rule"]),
+        name=_text(fields["name"]),
+        metadata={_text(key): _text(value) for key, value in fields["metadata"].items()},
+        written_by={_text(key): _text(value) for key, value in fields["written_by"].items()},
+        calling_convention=_number(fields["calling_convention"], 0, 1 << 31),
+        program_bytes=_number(fields["program_bytes"], 1, 1 << 62),
+        sha256=_text(fields["sha256"]),
+    )
+    outputs = {spec.name: spec for spec in api.outputs}
+    given = [*header.computed, *(spec.name for spec in header.constants)]
+    if len(set(given)) != len(given) or set(given) != set(outputs) or any(outputs[spec.name] != spec for spec in header.constants):
+        raise ValueError("the computed and the constant outputs are not the outputs")
+    return header
+
+
+def _specs(described: Any, most: int | None = None) -> tuple[TensorSpec, ...]:
+    specs = []
+    for one in described:
+        dtype = _DTYPES.get(one["dtype"])
+        if dtype is None:
+            raise ValueError(f"unknown dtype {one['dtype']!r}")
+        shape = tuple(_number(dim, 0, 1 << 62) for dim in one["shape"])
+        if len(shape) > 64 or (most is not None and math.prod(shape) > most):
+            raise ValueError(f"tensor {one['name']!r} of shape {list(shape)[:8]} is larger than any policy's")
+        specs.append(TensorSpec(_text(one["name"]), shape, dtype))
+    if len({spec.name for spec in specs}) != len(specs):
+        raise ValueError("two tensors have one name")
+    return tuple(specs)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a string, found {type(value).__name__}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, found {value!r}")
+    return value
+
+
+def _number(value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value < high:
+        raise ValueError(f"expected a whole number from {low}, found {value!r:.40}")
+    return value
+
+
+def _size(spec: TensorSpec) -> int:
+    return math.prod(spec.shape) * spec.dtype.itemsize
+
+
+def _arrays(body: memoryview, specs: Sequence[TensorSpec]) -> list[np.ndarray]:
+    def read() -> Iterator[np.ndarray]:
+        start = 0
+        for spec in specs:
+            stop = start + _size(spec)
+            yield np.frombuffer(body[start:stop], spec.dtype).reshape(spec.shape).copy() if stop > start else np.zeros(spec.shape, spec.dtype)
+            start = stop
+
+    return list(read())
+
+
+def _check_versions(header: Header) -> None:
+    low, high = export.minimum_supported_calling_convention_version, export.maximum_supported_calling_convention_version
+    if low <= header.calling_convention <= high:
+        return
+    wrote = header.written_by.get("jax", "an unknown version")
+    way_out = "export the policy again from its ONNX file" if header.calling_convention < low else "update jax"
+    raise AssetError(
+        f"this asset was written with JAX {wrote} (calling convention {header.calling_convention}); JAX {jax.__version__} reads {low} to "
+        f"{high}: {way_out}"
+    )
+
+
+def _program(header: Header, program: bytes) -> export.Exported:
+    wrote = ", ".join(f"{name} {version}" for name, version in header.written_by.items())
+    try:
+        exported = export.deserialize(bytearray(program))
+        text = exported.mlir_module()
+    except Exception as cause:
+        raise AssetError(
+            f"the program in this asset cannot be read by JAX {jax.__version__} ({type(cause).__name__}: {str(cause)[:200]}); it was written "
+            f"by {wrote}: use such a version, or export the policy again"
+        ) from cause
+    called = set(re.findall(r"custom_call\s+@\"?([\w.$-]+)", text)) | set(re.findall(r"call_target_name\s*=\s*\"([^\"]*)\"", text))
+    if strange := sorted(name for name in called if not _CUSTOM_CALLS.fullmatch(name)):
+        raise AssetError(f"the program in this asset wants to call {', '.join(map(repr, strange))}, which is not computation: refused")
+    _check_signature(header, exported)
+    return exported
+
+
+def _check_signature(header: Header, exported: export.Exported) -> None:
+    """Make sure that the program takes and gives what the header says."""
+    named = {spec.name: spec for spec in header.api.outputs}
+    key = [((2,), np.dtype(np.uint32))] if header.random else []
+    takes = [(spec.shape, spec.dtype) for spec in header.params]
+    takes += [((header.batch_size, *spec.shape), spec.dtype) for spec in header.api.inputs] + key
+    gives = [((header.batch_size, *named[name].shape), named[name].dtype) for name in header.computed]
+    for what, said, found in (("takes", takes, exported.in_avals), ("gives", gives, exported.out_avals)):
+        real = [(tuple(None if export.is_symbolic_dim(dim) else dim for dim in aval.shape), np.dtype(aval.dtype)) for aval in found]
+        if real != said:
+            raise AssetError(f"the program in this asset does not fit its header: it {what} {real}, the header says {said}"[:600])
