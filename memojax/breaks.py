@@ -50,7 +50,7 @@ def host_nodes(graph: Graph) -> list[Node]:
         definition = lookup(node.domain, node.op_type, node.opset)
         if not node.reads() & moving:
             continue
-        if definition is not None and definition.origin == "host":
+        if definition is not None and any(node.inputs[i] in moving for i in definition.host_positions(node)):
             found.append(node)
         if definition is None or not definition.shape_only or any(name in _made_by(found) for name in node.inputs):
             moving.update(node.outputs)

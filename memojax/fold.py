@@ -41,6 +41,10 @@ def _broadcast(params: dict[str, Any], aval: Any, array: np.ndarray) -> np.ndarr
     return np.broadcast_to(array.reshape(shape), aval.shape)
 
 
+def _along(array: np.ndarray, params: dict[str, Any], aval: Any) -> np.ndarray:
+    return array.reshape([-1 if axis == params["dimension"] else 1 for axis in range(len(aval.shape))])
+
+
 def _slice(params: dict[str, Any], _: Any, array: np.ndarray) -> np.ndarray:
     strides = params["strides"] or (1,) * array.ndim
     return array[tuple(map(slice, params["start_indices"], params["limit_indices"], strides))]
@@ -64,6 +68,7 @@ _MOVES: dict[str, Callable[..., np.ndarray]] = {
     "squeeze": lambda _, aval, array: array.reshape(aval.shape),
     "expand_dims": lambda _, aval, array: array.reshape(aval.shape),
     "broadcast_in_dim": _broadcast,
+    "iota": lambda params, aval: np.broadcast_to(_along(np.arange(aval.shape[params["dimension"]]), params, aval), aval.shape),
     "slice": _slice,
     "concatenate": lambda params, _, *arrays: np.concatenate(arrays, params["dimension"]),
     "stack": lambda params, _, *arrays: np.stack(arrays, params["axis"]),

@@ -163,7 +163,7 @@ class _Run:
         try:
             if definition is None:
                 return self._expanded(node, inputs, env)
-            if definition.origin == "host" and not is_static(inputs):
+            if definition.host and not is_static([inputs[i] for i in definition.host_positions(node)]):
                 raise StaticInputError(_ON_HOST)
             for position in definition.static_positions(node):
                 if not is_static(inputs[position]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -57,7 +57,8 @@ class Step:
 class Node:
     """A value made from weights alone: a weight (`step` is None, `index` its position), or an output of a step over such values.
 
-    Equal computations are one node, so that all batch sizes share what they make of the weights.
+    Literals make nodes too where weights are combined with them. Equal computations are one node, so that all batch sizes share what they
+    make of the weights.
     """
 
     index: int
@@ -76,7 +77,10 @@ class Residue:
     leading: tuple[int, ...]
 
     def __call__(self, leading: Sequence[Any], inputs: Sequence[Any], after: After | None = None) -> list[Any]:
-        """Outputs; `after(primitive, outputs)` may replace what a step gives. No output is an input itself, so that buffers may be reused."""
+        """Outputs; `after(primitive, outputs)` may replace what a step gives.
+
+        No output is an input itself, so that buffers may be reused.
+        """
         env = dict(zip((*self.leading, *self.inputs), (*leading, *inputs), strict=True))
         passed = set(env)
         for step in self.steps:
@@ -105,9 +109,18 @@ class Hoister:
         arguments = [flat.number(var.aval) for var in jaxpr.invars]
         outputs = flat.inline(jaxpr, closed.consts, arguments)
         known: dict[int, Node] = dict(zip(arguments, self._weights, strict=False))
+        free: dict[int, Step] = {}
         kept = []
         for step in flat.steps:
-            made = self._hoisted(step, known, flat.sizes)
+            numbers = [atom for atom in step.inputs if isinstance(atom, int)]
+            taken = sum(flat.sizes[number] for number in numbers if number in known)
+            given = sum(flat.sizes[number] for number in step.outputs)
+            made = None
+            if all(number in known or number in free for number in numbers) and not any(map(_opaque, step.avals)):
+                if 0 < given <= taken:
+                    made = self._made(step, known, free)
+                elif not taken:
+                    free.update(dict.fromkeys(step.outputs, step))
             if made is None:
                 kept.append(step)
             else:
@@ -132,20 +145,17 @@ class Hoister:
         self.leaves = tuple(leaves)
         self._values.clear()
 
-    def _hoisted(self, step: Step, known: dict[int, Node], sizes: dict[int, int]) -> tuple[Node, ...] | None:
-        """The nodes of a step that depends on weights alone and does not make much of little."""
+    def _made(self, step: Step, known: Mapping[int, Node], free: Mapping[int, Step]) -> tuple[Node, ...] | None:
+        """The nodes of a step over weights and literals; None for one that cannot be recognised again."""
         inputs: list[Node | _Literal] = []
-        taken = 0
         for atom in step.inputs:
-            if isinstance(atom, int):
-                if atom not in known:
+            if isinstance(atom, int) and atom not in known:
+                made = self._made(free[atom], known, free)
+                if made is None:
                     return None
-                inputs.append(known[atom])
-                taken += sizes[atom]
+                inputs.append(made[free[atom].outputs.index(atom)])
             else:
-                inputs.append(atom)
-        if not taken or sum(sizes[number] for number in step.outputs) > taken or step.primitive.name in _INLINED:
-            return None
+                inputs.append(known[atom] if isinstance(atom, int) else atom)
         try:
             key = (step.primitive, _frozen(step.params), tuple(n if isinstance(n, Node) else _frozen(n.value) for n in inputs))
         except TypeError:
@@ -218,6 +228,11 @@ def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, 
     return tuple(reversed(alive)), needed
 
 
+def _opaque(aval: Any) -> bool:
+    """Whether a value is none that NumPy can hold (a random key, a token)."""
+    return not hasattr(aval, "dtype") or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+
+
 def _read(env: dict[int, Any], atom: Atom) -> Any:
     return env[atom] if isinstance(atom, int) else atom.value
 
@@ -236,10 +251,10 @@ def _frozen(value: Any) -> Any:
         return tuple((name, _frozen(value[name])) for name in sorted(value))
     if isinstance(value, (tuple, list)):
         return type(value).__name__, tuple(map(_frozen, value))
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)) and np.size(value) <= 64:
+    if hasattr(value, "__array__") and hasattr(value, "shape") and np.size(value) <= 64:
         array = np.asarray(value)
         return array.dtype.str, array.shape, array.tobytes()
-    if hasattr(value, "eqns") or hasattr(value, "jaxpr") or callable(value) and not isinstance(value, type):
+    if hasattr(value, "eqns") or hasattr(value, "jaxpr") or (callable(value) and not isinstance(value, type)):
         raise TypeError(f"no key for {type(value).__name__}")
     hash(value)
     return type(value).__name__, value

@@ -10,6 +10,7 @@ import numpy as np
 
 from .runner import SAMPLE_EVERY, Answer, Meter, Rows, Run
 
+
 @dataclass(frozen=True)
 class PlanInfo:
     """What a plan is and has done.

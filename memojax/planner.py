@@ -93,7 +93,8 @@ class Planner:
         """A plan from an executable that was compiled by the default recipe before, with the weights as constants."""
         meter = Meter()
         packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
-        return Plan(size, self._executable(size, compiled, packing, Leading(), DEFAULT, meter), meter, self.device.platform, ms, self.typed.random)
+        executable = self._executable(size, compiled, packing, Leading(), DEFAULT, meter)
+        return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
     def update(self, params: Any) -> None:
         """Give all plans, and those still to be made, other weights of the same names, shapes and dtypes; only where they are arguments.

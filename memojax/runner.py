@@ -102,7 +102,7 @@ def by_name(
     run: Run, call: Callable[..., Any], staging: Staging, packing: Packing, leading: Leading, api: ModelApi, outputs: Sequence[str],
     random: bool, meter: Meter,
 ) -> Answer:  # fmt: skip
-    """The same for inputs and outputs by name, with the checks; where all inputs have buffers, `run` is written out (a frame costs 1 us)."""
+    """The same for inputs and outputs by name, with the checks; for one of each, `run` is written out (a frame costs 1 us)."""
     tick, timed, ndarray = meter.tick, meter.timed, np.ndarray
     take, give, fresh, unpack, asarray = staging.free.pop, staging.free.append, staging.slot, packing.unpacker(), np.asarray
     inputs = [(spec.name, shape, spec.dtype) for spec, (shape, _) in zip(api.inputs, staging.specs)]

@@ -29,7 +29,8 @@ class Staging:
     def __init__(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any], device: jax.Device):
         """Slots for inputs of these shapes and dtypes.
 
-        `free` are slots that no call holds; `staged` says which inputs have a buffer; `needs_x64`, whether a 64-bit input has none, so that JAX must be told not to cut it.
+        `free` are slots that no call holds; `staged` says which inputs have a buffer; `needs_x64`, whether a 64-bit input has none, so
+        that JAX must be told not to cut it.
         """
         self._device = device
         self.free: list[Slot] = []

@@ -103,6 +103,17 @@ def test_json_that_cannot_be_written_is_an_error() -> None:
     assert "No such file or directory" in run("describe", "acrobot_ppo", "--json", "/no/such/folder/x.json", code=1).stderr
 
 
+def test_the_shell_completes_models_and_options() -> None:
+    def complete(*words: str) -> list[str]:
+        environment = {"COMP_WORDS": " ".join(("memojax", *words)), "COMP_CWORD": str(len(words)), "_MEMOJAX_COMPLETE": "bash_complete"}
+        result = CliRunner().invoke(cli, [], prog_name="memojax", env=environment)
+        return result.stdout.split()
+
+    assert "plain,evaluate" in complete("ev")
+    assert "plain,pendulum_ppo" in complete("api", "pen")
+    assert "plain,--num-envs" in complete("evaluate", "--num")
+
+
 # Sizes
 
 

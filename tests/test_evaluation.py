@@ -18,7 +18,7 @@ from gymnasium import spaces
 
 import memojax as mj
 from memojax import errors, policies
-from memojax.evaluation import Episode, compare
+from memojax.evaluation import Episode, compare, plot
 from memojax.evaluation.result import plus_minus
 from memojax.evaluation.spaces import canonical
 
@@ -724,6 +724,16 @@ def test_numbers_have_as_many_digits_as_their_error_justifies(mean: float, error
 )
 def test_names_are_compared_by_what_matters(name: str, plain: str) -> None:
     assert canonical(name) == plain
+
+
+def test_results_can_be_drawn_in_a_notebook() -> None:
+    pytest.importorskip("matplotlib")
+    result = mj.evaluate(Policy(linear), Tiny, episodes=8)
+    returns, latency = plot(result).axes
+    assert "Tiny: return of 8 episodes" in returns.get_title()
+    assert latency.get_xlabel() == "batch size"
+    with pytest.raises(errors.EvaluationError, match="no evaluation"):
+        plot([])
 
 
 def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:

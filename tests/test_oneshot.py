@@ -96,3 +96,8 @@ def test_host_operators_on_constants_need_no_break() -> None:
     assert oneshot.OneShot(model, strict=True).breaks == []
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     np.testing.assert_array_equal(memojax.load(model).infer_arrays({"x": x})["y"], x[:, None, 1:3])
+
+    nodes = [helper.make_node("Cast", ["mask"], ["keep"], to=TensorProto.BOOL), helper.make_node("Compress", ["x", "keep"], ["y"], axis=1)]
+    graph = helper.make_graph(nodes, "compress", infos, [onnx.ValueInfoProto(name="y")], [mask])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    np.testing.assert_array_equal(memojax.load(model).infer_arrays({"x": x})["y"], x[:, 1:3])

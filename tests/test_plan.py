@@ -164,7 +164,12 @@ def test_odd_memory_layouts(width: int) -> None:
     raw = np.empty(4 * 2 * width + 1, np.uint8)
     unaligned = raw[1:].view(np.float32).reshape(2, width)
     unaligned[:] = 7
-    layouts = [base.reshape(4, -1)[::2, :width], np.asfortranarray(base[: 2 * width].reshape(2, width)), unaligned, base[1 : 2 * width + 1].reshape(2, width)]
+    layouts = [
+        base.reshape(4, -1)[::2, :width],
+        np.asfortranarray(base[: 2 * width].reshape(2, width)),
+        unaligned,
+        base[1 : 2 * width + 1].reshape(2, width),
+    ]
     for x in layouts:
         np.testing.assert_array_equal(inferer.infer_arrays({"x": x})["y"], x + 1)
 

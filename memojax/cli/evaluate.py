@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import ModelFile, device_option, find_model, json_option, loading_of, loading_options, pairs
+from .options import ModelFile, ModelName, device_option, find_model, json_option, loading_of, loading_options, pairs
 from .sizes import SIZES
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate", short_help="Play episodes with one policy, or compare several.")
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", type=ModelName())
 @click.option("--env", metavar="ID", help="Gymnasium id, or module:id. Default: the one the model names.")
 @click.option("--episodes", type=click.IntRange(1), metavar="N", default=100, help="Number i is seeded with --seed + i.  [default: 100]")
 @click.option("--num-envs", type=click.IntRange(1), metavar="N", help="Environments side by side.  [default: 16]")
@@ -91,10 +91,12 @@ def _evaluate(
     from ..evaluation import SelectObs, evaluate
 
     inferer = load(file.path, preload=given["preload"] or (), seed=given["seed"], device=given["device"], **loading)
-    selected = [SelectObs(file.card["observation_indices"])] if file.card.get("observation_indices") and not given["select"] else []
+    own_env = file.card.get("env_id")
+    seen = file.card.get("observation_indices") if own_env == (env_id or own_env) and not given["select"] else None
+    selected = [SelectObs(seen)] if seen else []
     return evaluate(
         inferer,
-        env_id or file.card.get("env_id"),
+        env_id or own_env,
         name=name,
         progress=True,
         observation_transforms=[*selected, *transforms["observation"]],
@@ -171,9 +173,9 @@ def _report(done: Sequence[Evaluation], files: Sequence[ModelFile], comparing: b
         items = _comparison(done, comparisons) if comparing else _single(done[0], files[0].card)
         show(*items)
     if plot:
-        from ..evaluation.plot import plot as draw
+        from .. import evaluation
 
-        draw(done, plot)
+        evaluation.plot(done, plot)
         if json_file != "-":
             click.echo(f"\ndrawn: {plot}")
 

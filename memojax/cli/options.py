@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,9 +54,21 @@ def _card(path: Path) -> Mapping[str, Any]:
     return card if isinstance(card, dict) and isinstance(card.get("env_id"), str) else {}
 
 
+class ModelName(click.ParamType):
+    """A MODEL argument; the shell completes files and the names of bundled policies."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from .. import policies
+
+        bundled = [CompletionItem(name, help="bundled") for name in policies.names() if name.startswith(incomplete)]
+        return [*bundled, CompletionItem(incomplete, type="file")]
+
+
 def model_argument(command: Command) -> Command:
     """One MODEL."""
-    return click.argument("model", metavar="MODEL")(command)
+    return click.argument("model", metavar="MODEL", type=ModelName())(command)
 
 
 def loading_options(command: Command) -> Command:

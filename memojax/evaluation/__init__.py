@@ -1,5 +1,6 @@
 """Evaluate policies in Gymnasium environments; Gymnasium itself is imported only when an evaluation runs."""
 
+from .drawing import plot as plot
 from .result import Comparison as Comparison
 from .result import Episode as Episode
 from .result import Evaluation as Evaluation

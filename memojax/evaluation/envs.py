@@ -293,6 +293,8 @@ def _failed(name: str, slot: int, verb: str, what: str) -> EnvironmentFailedErro
     return error
 
 
-def as_action(action: Any) -> Any:
-    """One row of actions as an environment takes it: a NumPy array, or an int."""
-    return int(action) if np.ndim(action) == 0 and np.asarray(action).dtype.kind in "iu" else np.asarray(action)
+def as_actions(rows: np.ndarray) -> list[Any]:
+    """Rows of actions as environments take them: ints, or NumPy arrays."""
+    if rows.ndim > 1:
+        return list(rows)
+    return rows.tolist() if rows.dtype.kind in "iu" else list(map(np.asarray, rows))

@@ -21,7 +21,7 @@ from ..model.signature import TensorSpec
 from ..plan import PlanInfo
 from ..typed import TypedModel
 from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker, find_pairs
-from .envs import EnvPool, LocalPool, Outcome, Vectorization, WorkerPool, as_action, import_gymnasium
+from .envs import EnvPool, LocalPool, Outcome, Vectorization, WorkerPool, as_actions, import_gymnasium
 from .progress import Report, progress_bar
 from .result import Episode, Evaluation
 from .spaces import Actor, Feed, Field, ObservationReader, canonical, match_action, match_by_shape, match_observation
@@ -150,7 +150,7 @@ class _Connection:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Playing:
     """An episode under way."""
 
@@ -233,9 +233,9 @@ class _Rollout:
 
     def _step(self) -> None:
         """One call of the policy, one step of each environment that is alive."""
-        actions = self._act()
+        actions = as_actions(self._act())
         try:
-            outcomes = self._pool.step({p.slot: as_action(action) for p, action in zip(self._alive, actions, strict=True)})
+            outcomes = self._pool.step({playing.slot: action for playing, action in zip(self._alive, actions, strict=True)})
         except EnvironmentFailedError as failure:
             where = next((p for p in self._alive if p.slot == getattr(failure, "slot", None)), self._alive[0])
             taken = np.asarray(actions[self._alive.index(where)]).tolist()

@@ -104,8 +104,9 @@ class ObservationReader:
         except (KeyError, IndexError, TypeError) as cause:
             given = next(filter(None, (_missing(part, observation) for observation in observations)), "something else")
             raise SpaceMismatchError(f"the environment declares the observation part {part.name!r}, but gave {given}") from cause
+        shape, dtype = part.space.shape, part.space.dtype
         for value in column:
-            if value.shape != part.space.shape or not can_cast(value.dtype, part.space.dtype):
+            if value.shape != shape or not (value.dtype == dtype or can_cast(value.dtype, dtype)):
                 raise SpaceMismatchError(
                     f"the environment declares {part.name!r} as {part.space.dtype}{list(part.space.shape)}, "
                     f"but gave {value.dtype}{list(value.shape)}"

@@ -11,7 +11,7 @@ from .._types import Value
 from .registry import op
 
 
-@op("ImageDecoder", since=20, host=True)
+@op("ImageDecoder", since=20, host=("encoded_stream",))
 def image_decoder(encoded_stream: Value, *, pixel_format: str = "RGB") -> Value:
     """An encoded image as uint8[height, width, channel]; needs Pillow. https://onnx.ai/onnx/operators/onnx__ImageDecoder.html"""
     try:

@@ -103,7 +103,7 @@ class _Axis:
         return total / cast(jnp.maximum(self.counts, 1), total.dtype)[:, None, None]
 
 
-@op("NonMaxSuppression", since=10, host=True)
+@op("NonMaxSuppression", since=10, host=("boxes", "scores", "max_output_boxes_per_class", "iou_threshold", "score_threshold"))
 def non_max_suppression(
     boxes, scores, max_output_boxes_per_class=None, iou_threshold=None, score_threshold=None, *, center_point_box=0
 ):  # fmt: skip

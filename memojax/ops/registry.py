@@ -40,6 +40,7 @@ class OpDef:
     attributes: frozenset[str] = frozenset()
     injected: frozenset[str] = frozenset()
     random_if: Callable[[Any], bool] | None = None
+    host: frozenset[str] = frozenset()
     static_if: Callable[[Any], bool] | None = None
 
     def draws(self, node: Any) -> bool:
@@ -51,11 +52,15 @@ class OpDef:
 
     def static_positions(self, node: Any) -> tuple[int, ...]:
         """Which of a node's inputs must be known while tracing."""
-        if self.origin == "host":
-            return tuple(range(len(node.inputs)))
+        if self.host:
+            return self.host_positions(node)
         if not self.static or (self.static_if is not None and not self.static_if(node)):
             return ()
         return tuple(i for i in range(len(node.inputs)) if self.input_name(i) in self.static)
+
+    def host_positions(self, node: Any) -> tuple[int, ...]:
+        """Which of a node's inputs, if they depend on data, make it run on the host."""
+        return tuple(i for i, name in enumerate(node.inputs) if name and self.input_name(i) in self.host)
 
     def input_name(self, position: int) -> str:
         """Parameter name of an input."""
@@ -91,12 +96,13 @@ def op(
     shape_only: bool = False,
     random_if: Callable[[Any], bool] | None = None,
     static_if: Callable[[Any], bool] | None = None,
-    host: bool = False,
+    host: Iterable[str] = (),
 ) -> Callable[[Function], Function]:
     """Register the function below as `op_type` for `since <= opset < until`; several may be stacked.
 
     `static` names the inputs that must be known while tracing; `shape_only` says that the inputs' values do not matter;
-    `host` marks a NumPy function that no XLA executable can stand for (its output shape depends on data, or it works on strings);
+    `host` names the inputs whose values no XLA executable can take (they decide the output's shape, or are strings), so that the
+    function runs on the host, on NumPy arrays, where they depend on data;
     `random_if` tells from a node whether it draws random numbers, for an operator that takes a `key` and does so only at times; `static_if`
     tells from a node whether `static` holds for it.
 
@@ -108,14 +114,14 @@ def op(
         parameters = inspect.signature(fn).parameters.values()
         positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL))
         keywords = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-        if unknown := set(static) - set(positional):
-            raise ValueError(f"{op_type}: static={unknown} names no input of {fn.__name__}")
+        if unknown := {*static, *host} - set(positional):
+            raise ValueError(f"{op_type}: static= or host={unknown} names no input of {fn.__name__}")
         add(
             OpDef(
                 domain, op_type, since, until, fn, frozenset(static), shape_only, positional=positional,
                 variadic=any(p.kind is p.VAR_POSITIONAL for p in parameters),
                 attributes=keywords - INJECTED, injected=keywords & INJECTED, random_if=random_if,
-                origin="host" if host else "ours", static_if=static_if,
+                origin="host" if host else "ours", host=frozenset(host), static_if=static_if,
             )
         )  # fmt: skip
         return fn

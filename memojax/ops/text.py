@@ -16,13 +16,13 @@ def _strings(items: list[str], shape: tuple[int, ...]) -> np.ndarray:
     return array.reshape(shape)
 
 
-@op("StringConcat", since=20, host=True)
+@op("StringConcat", since=20, host=("X", "Y"))
 def string_concat(X: Value, Y: Value) -> Value:
     """Strings joined pairwise, with broadcasting. https://onnx.ai/onnx/operators/onnx__StringConcat.html"""
     return np.asarray(np.add(X, Y), object)
 
 
-@op("StringSplit", since=20, host=True)
+@op("StringSplit", since=20, host=("X",))
 def string_split(X: Value, *, delimiter: str | None = None, maxsplit: int | None = None) -> tuple[Value, Value]:
     """Pieces of each string along a new last axis, padded with "", and how many there are.
 
@@ -34,7 +34,7 @@ def string_split(X: Value, *, delimiter: str | None = None, maxsplit: int | None
     return _strings(padded, (*X.shape, longest)), np.array([len(row) for row in pieces], np.int64).reshape(X.shape)
 
 
-@op("RegexFullMatch", since=20, host=True)
+@op("RegexFullMatch", since=20, host=("X",))
 def regex_full_match(X: Value, *, pattern: str) -> Value:
     """Whether the whole string matches. https://onnx.ai/onnx/operators/onnx__RegexFullMatch.html
 
@@ -44,7 +44,7 @@ def regex_full_match(X: Value, *, pattern: str) -> Value:
     return np.array([matcher.fullmatch(text) is not None for text in X.ravel()], bool).reshape(X.shape)
 
 
-@op("StringNormalizer", since=10, host=True)
+@op("StringNormalizer", since=10, host=("X",))
 def string_normalizer(
     X: Value, *, case_change_action: str = "NONE", is_case_sensitive: int = 0, stopwords: tuple[str, ...] = (), locale: str | None = None
 ) -> Value:

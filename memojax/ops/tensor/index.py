@@ -201,19 +201,20 @@ def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1,
 # NonZero, Unique and Compress have outputs whose shapes depend on data: NumPy computes them, while tracing or between compiled parts.
 
 
-@op("NonZero", since=9, host=True)
+@op("NonZero", since=9, host=("x",))
 def nonzero(x: Value) -> Value:
     """Indices of the elements that are not zero. https://onnx.ai/onnx/operators/onnx__NonZero.html"""
     return np.array(np.nonzero(np.atleast_1d(x)), np.int64)[: x.ndim]
 
 
-@op("Compress", since=9, host=True)
+@op("Compress", since=9, host=("condition",))
 def compress(input: Value, condition: Value, *, axis: int | None = None) -> Value:
     """Slices, or elements without `axis`, where the condition holds. https://onnx.ai/onnx/operators/onnx__Compress.html"""
-    return np.compress(condition, input, axis=axis)
+    source = nx.reshape(input, (-1,)) if axis is None else input
+    return nx.take(source, np.flatnonzero(condition), axis=axis or 0)
 
 
-@op("Unique", since=11, host=True)
+@op("Unique", since=11, host=("x",))
 def unique(x: Value, *, axis: int | None = None, sorted: int = 1) -> Value:
     """Distinct elements or slices. https://onnx.ai/onnx/operators/onnx__Unique.html"""
     values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True, axis=axis)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import EvaluationError, MissingPackageError
 from .result import Evaluation, plus_minus
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _FEW_CALLS = 5
 """A median of fewer calls says nothing."""
 
 
-def plot(evaluations: Sequence[Evaluation], path: str | PathLike[str]) -> None:
-    """Write a picture with the returns (each episode, mean, 95 % interval) and the median time per call over the batch size.
+def plot(evaluations: Evaluation | Sequence[Evaluation], path: str | PathLike[str] | None = None) -> Figure:
+    """A matplotlib figure of the returns (each episode, mean, 95 % interval) and of the median time per call over the batch size.
+
+    Args:
+        path: where to write it too; the suffix says as what.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -25,6 +32,7 @@ def plot(evaluations: Sequence[Evaluation], path: str | PathLike[str]) -> None:
         from matplotlib.figure import Figure
     except ImportError as cause:
         raise MissingPackageError("matplotlib", "a plot", "plot") from cause
+    evaluations = [evaluations] if isinstance(evaluations, Evaluation) else evaluations
     if not evaluations:
         raise EvaluationError("no evaluation to draw")
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -51,7 +59,9 @@ def plot(evaluations: Sequence[Evaluation], path: str | PathLike[str]) -> None:
     for axes in (returns, latency):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
-    try:
-        figure.savefig(path, dpi=130)
-    except ValueError as cause:
-        raise EvaluationError(f"{path}: {cause}") from cause
+    if path is not None:
+        try:
+            figure.savefig(path, dpi=130)
+        except ValueError as cause:
+            raise EvaluationError(f"{path}: {cause}") from cause
+    return figure
