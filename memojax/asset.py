@@ -68,8 +68,8 @@ class AssetData:
             raise AssetError(f"{name}: truncated: a CRVO asset has a header of {HEADER_BYTES} bytes, here are {len(raw)}")
         version, compressed, reserved, number = raw[4:HEADER_BYTES]
         if compressed or reserved or version > 1:
-            what = "compressed" if compressed else f"of version {version}"
-            raise AssetError(f"{name}: this CRVO asset is {what} (header {raw[4:8].hex(' ')}); write it with a released cervo, or from the ONNX file")
+            what = "is compressed, which no released cervo does" if compressed else "has a header that is not known here"
+            raise AssetError(f"{name}: this CRVO asset {what} ({raw[4:8].hex(' ')}): make it again from the ONNX file (`memojax package`)")
         try:
             kind = AssetKind(number)
         except ValueError:

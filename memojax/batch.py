@@ -74,7 +74,7 @@ class BatchedFunction:
 
     def _native(self, params: Params, rows: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
         n = rows[0].shape[0]
-        inputs = dict(self.constants)
+        inputs: dict[str, Array] = dict(self.constants)
         for name, row in zip(self.file_names[0], rows, strict=True):
             axis = self.rule.inputs[name][0]
             inputs[name] = jnp.moveaxis(row, 0, axis) if axis else row
@@ -86,7 +86,7 @@ class BatchedFunction:
         return tuple(result)
 
     def _single(self, params: Params, row: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
-        inputs = dict(self.constants)
+        inputs: dict[str, Array] = dict(self.constants)
         inputs.update({name: value.reshape(self.rule.inputs[name][1]) for name, value in zip(self.file_names[0], row, strict=True)})
         outputs = self.function(params, inputs, key)
         shapes = {spec.name: spec.shape for spec in self.api.outputs}
@@ -134,7 +134,7 @@ def batched(
 
     def specs(n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {
-            name: jax.ShapeDtypeStruct(shape if axes[name] is None else (*shape[: axes[name]], n, *shape[axes[name] + 1 :]), dtypes[name])
+            name: jax.ShapeDtypeStruct(tuple(n if axis == axes[name] else dim for axis, dim in enumerate(shape)), dtypes[name])
             for name, shape in shapes.items()
         }
 
@@ -142,6 +142,8 @@ def batched(
         return _abstract(function, specs(n), bound, moving)
 
     outputs: dict[str, int | None] = {}
+    elements: dict[str, Shape] = {}
+    results: dict[str, jax.ShapeDtypeStruct] = {}
     native = bool(values) and all(axis is not None and _symbolic(value, axis) for value, axis in ((v, axes[v.name]) for v in values))
     native = native or (batch_axis is not None and bool(values) and all(axis is not None for axis in axes.values()))
     reason = "the file's own batch axis" if native else "the batch is fixed in the file"
@@ -278,7 +280,7 @@ def _found_axes(declared: Mapping[str, Sequence[int | str]]) -> dict[str, int | 
     symbol = _batch_symbol(declared)
     axes: dict[str, int | None] = {}
     for name, shape in declared.items():
-        if symbol in shape:
+        if symbol is not None and symbol in shape:
             axes[name] = list(shape).index(symbol)
         elif symbol is None and shape and isinstance(shape[0], str):
             axes[name] = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 
@@ -12,6 +12,11 @@ from .inferer.base import Inferer, Response, as_dtype, next_size
 from .scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
 
 States = Mapping[int, Mapping[str, Any]] | Iterable[tuple[int, Mapping[str, Any]]]
+
+
+def pairs_of(states: States) -> list[tuple[int, Mapping[str, Any]]]:
+    """Agents with their states, in the order given."""
+    return cast("list[tuple[int, Mapping[str, Any]]]", list(states.items() if isinstance(states, Mapping) else states))
 
 
 @final
@@ -105,7 +110,7 @@ class Batcher:
         Raises:
             DuplicateIdError, InputError: as for `push`.
         """
-        pairs = list(states.items() if isinstance(states, Mapping) else states)
+        pairs = pairs_of(states)
         agents = [agent for agent, _ in pairs]
         known = not self._rows.keys().isdisjoint(agents)
         if len(set(agents)) < len(agents) or (known and not replace) or (known and not self._replaceable(agents)):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
+import jaxlib.version
 
 log = logging.getLogger("memojax")
 
@@ -157,7 +157,7 @@ def environment_key() -> dict[str, str]:
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return {
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib.version.__version__,
         "machine": f"{platform.system()} {platform.machine()} {platform.processor()}",
         "cpu": hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:16],
         "cores": str(os.cpu_count()),

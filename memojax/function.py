@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ._client import cpu_device
 from ._types import Arrays, Params, Value
@@ -104,7 +105,7 @@ class GraphFunction:
         return {name: np.asarray(env[name]) for name in names}
 
     def _static_input(self, name: str, given: Any) -> Any:
-        if isinstance(given, jax.core.Tracer):
+        if isinstance(given, Tracer):
             raise StaticInputError(f"input {name!r} decides a shape, so its value must be known while tracing: close over it instead")
         return np.asarray(given)
 
@@ -170,9 +171,9 @@ class _Run:
                     raise StaticInputError(self._not_static(node, definition, position))
             with np.errstate(all="ignore"):
                 outputs = tuple(map(_tidy, self._call(definition, node, inputs, env)))
-                known = is_static(inputs) and not is_static(outputs)
-                if known and self.needed.intersection(node.outputs) and is_static([env[name] for name in node.reads()]):
-                    outputs = self._at_once(definition, node, inputs, env)
+                if is_static(inputs) and not is_static(outputs) and self.needed.intersection(node.outputs) and not _draws(node):
+                    if is_static([env[name] for name in node.reads()]):
+                        outputs = self._at_once(definition, node, inputs, env)
             return outputs
         except MemojaxError as cause:
             if isinstance(cause, LoweringError) and not getattr(cause, "located", False):

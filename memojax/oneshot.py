@@ -14,7 +14,12 @@ from ._client import cpu_device
 from ._types import Source, Value
 from .breaks import HostCall, host_nodes, split
 from .errors import (
-    InputDtypeError, InputShapeError, MissingInputError, UnknownInputError, Unsupported, UnsupportedOpError,
+    InputDtypeError,
+    InputShapeError,
+    MissingInputError,
+    UnknownInputError,
+    Unsupported,
+    UnsupportedOpError,
 )  # fmt: skip
 from .function import GraphFunction
 from .model import load_model
@@ -134,7 +139,7 @@ def _checked(value: Declared, inputs: Mapping[str, Any]) -> Any:
             return None
         raise MissingInputError([value.name], inputs)
     given = inputs[value.name]
-    if given is None or isinstance(given, (list, tuple)) and value.kind != "tensor":
+    if given is None or (isinstance(given, (list, tuple)) and value.kind != "tensor"):
         return given if given is None else tuple(map(np.asarray, given))
     array = np.asarray(given)
     if value.dtype is not None and array.dtype != value.dtype:

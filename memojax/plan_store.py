@@ -92,7 +92,7 @@ class PlanStore:
         if payload is not None:
             try:
                 client = self._device.client
-                compiled = serialize_executable.deserialize_and_load(*pickle.loads(payload), client, [self._device])
+                compiled = serialize_executable.deserialize_and_load(*pickle.loads(payload), backend=client, execution_devices=[self._device])
                 plan = planner.adopt(size, compiled, (time.perf_counter() - started) * 1e3)
             except Exception as cause:
                 log.warning("a stored plan for batch size %d could not be loaded (%s): it is compiled anew", size, cause)

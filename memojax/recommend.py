@@ -86,7 +86,7 @@ def interpolator(points: Mapping[int, float]) -> Callable[[int], float]:
 
     def at(size: int) -> float:
         index = bisect.bisect_left(sizes, size)
-        if index < len(sizes) and sizes[index] == size or index == 0:
+        if (index < len(sizes) and sizes[index] == size) or index == 0:
             return values[index]
         if index == len(sizes):
             return values[-1] * size / sizes[-1]

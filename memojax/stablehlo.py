@@ -14,7 +14,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -28,6 +28,7 @@ from ._types import Source
 from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset
 from .errors import AssetError, DimensionError, InputError
 from .model.signature import ModelApi, TensorSpec
+from .stablehlo_check import parse_failure
 from .typed import TypedModel
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -35,7 +36,7 @@ FORMAT = 1
 
 _MAGIC = b"MJXA"
 _PREFIX = struct.Struct("<4sI")
-_MOST_HEADER_BYTES = 1 << 24
+_MOST_HEADER_BYTES = 1 << 23
 _MOST_ELEMENTS = 1 << 28
 """Of one agent's input or output; more than any policy takes."""
 
@@ -116,8 +117,6 @@ def to_stablehlo(
         DimensionError: no symbolic batch is possible; the message says why and what is.
         ModelLoadError, UnsupportedOpError: as for `memojax.load`.
     """
-    from .inferer.model import typed_model
-
     typed = typed_model(source, **options)
     if batch_size is not None and batch_size < 1:
         raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
@@ -152,6 +151,23 @@ def to_stablehlo(
     return AssetData(AssetKind.STABLEHLO, b"".join([_PREFIX.pack(_MAGIC, len(text)), text, *sections]))
 
 
+def typed_model(source: Source | TypedModel, **options: Any) -> TypedModel:
+    """`source`, whatever it is by its content, as a `TypedModel`; options are those of `TypedModel.from_model`.
+
+    Raises:
+        InputError: options of loading for what is loaded already, or was when it was exported.
+        ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
+    """
+    loaded = source if isinstance(source, TypedModel) else None
+    if loaded is None and (asset := find_stablehlo(source)) is not None:
+        loaded = load_stablehlo(asset)
+    if loaded is None:
+        return TypedModel.from_model(source, **options)
+    if options:
+        raise InputError(f"options {sorted(options)} belong to loading an ONNX model, but this one is loaded already: give them there")
+    return loaded
+
+
 def find_stablehlo(source: Any) -> AssetData | None:
     """The asset, if `source` (path, bytes, seekable file or `AssetData`) is one of this kind by its content.
 
@@ -175,8 +191,11 @@ def read_header(asset: AssetData) -> Header:
     return _header_and_body(asset)[0]
 
 
-def load_stablehlo(asset: AssetData) -> TypedModel:
+def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
     """The model in a StableHLO asset.
+
+    A program that is loaded for the first time is parsed in a child process before (about 0.3 s), because XLA's parser may crash on bytes
+    made to hurt it; `trusted` leaves that out. It can only compute, but like any model it may take long or need much memory to run.
 
     Raises:
         AssetError: another kind of asset, a damaged one, one from a JAX too old or too new for this, or a program that wants more than
@@ -187,7 +206,7 @@ def load_stablehlo(asset: AssetData) -> TypedModel:
     digest = hashlib.sha256(body).hexdigest()
     if digest != header.sha256:
         raise AssetError(f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}")
-    exported = _program(header, bytes(body[: header.program_bytes]))
+    exported = _program(header, bytes(body[: header.program_bytes]), trusted)
     arrays = _arrays(body[header.program_bytes :], (*header.params, *header.constants))
     params = {spec.name: array for spec, array in zip(header.params, arrays, strict=False)}
     constants = {spec.name: array for spec, array in zip(header.constants, arrays[len(header.params) :], strict=True)}
@@ -247,7 +266,8 @@ def _exported(typed: TypedModel, batch_size: int | None, platforms: tuple[str, .
         if mixing := typed.mixing_outputs():
             raise DimensionError(
                 f"this model cannot be exported for any number of rows: an operator needs the batch size as a number, and rows influence "
-                f"each other (output {', '.join(map(repr, mixing))}); export it for one size, batch_size=8 ({str(cause).splitlines()[0][:200]})"
+                f"each other (output {', '.join(map(repr, mixing))}); export it for one size, batch_size=8 (the operator says: "
+                f"{str(cause).splitlines()[0][:200]})"
             ) from cause
         return run(by_row, n), "rows"
 
@@ -351,7 +371,7 @@ def _specs(described: Any, most: int | None = None) -> tuple[TensorSpec, ...]:
         dtype = _DTYPES.get(one["dtype"])
         if dtype is None:
             raise ValueError(f"unknown dtype {one['dtype']!r}")
-        shape = tuple(_number(dim, 0, 1 << 62) for dim in one["shape"])
+        shape = tuple(_number(dim, 0, 1 << 31) for dim in one["shape"])
         if len(shape) > 64 or (most is not None and math.prod(shape) > most):
             raise ValueError(f"tensor {one['name']!r} of shape {list(shape)[:8]} is larger than any policy's")
         specs.append(TensorSpec(_text(one["name"]), shape, dtype))
@@ -383,14 +403,12 @@ def _size(spec: TensorSpec) -> int:
 
 
 def _arrays(body: memoryview, specs: Sequence[TensorSpec]) -> list[np.ndarray]:
-    def read() -> Iterator[np.ndarray]:
-        start = 0
-        for spec in specs:
-            stop = start + _size(spec)
-            yield np.frombuffer(body[start:stop], spec.dtype).reshape(spec.shape).copy() if stop > start else np.zeros(spec.shape, spec.dtype)
-            start = stop
-
-    return list(read())
+    arrays, start = [], 0
+    for spec in specs:
+        stop = start + _size(spec)
+        arrays.append(np.frombuffer(body[start:stop], np.uint8).copy().view(spec.dtype).reshape(spec.shape))
+        start = stop
+    return arrays
 
 
 def _check_versions(header: Header) -> None:
@@ -405,16 +423,19 @@ def _check_versions(header: Header) -> None:
     )
 
 
-def _program(header: Header, program: bytes) -> export.Exported:
-    wrote = ", ".join(f"{name} {version}" for name, version in header.written_by.items())
+def _program(header: Header, program: bytes, trusted: bool) -> export.Exported:
     try:
         exported = export.deserialize(bytearray(program))
-        text = exported.mlir_module()
+        failure = None if trusted else parse_failure(exported.mlir_module_serialized)
+        text = "" if failure else exported.mlir_module()
     except Exception as cause:
+        failure, text = f"{type(cause).__name__}: {str(cause)[:200]}", ""
+    if failure:
+        wrote = ", ".join(f"{name} {version}" for name, version in header.written_by.items())
         raise AssetError(
-            f"the program in this asset cannot be read by JAX {jax.__version__} ({type(cause).__name__}: {str(cause)[:200]}); it was written "
-            f"by {wrote}: use such a version, or export the policy again"
-        ) from cause
+            f"the program in this asset cannot be read by JAX {jax.__version__} ({failure}). It is damaged, or too old or new: it was "
+            f"written by {wrote}. Export the policy again, or use such versions"
+        )
     called = set(re.findall(r"custom_call\s+@\"?([\w.$-]+)", text)) | set(re.findall(r"call_target_name\s*=\s*\"([^\"]*)\"", text))
     if strange := sorted(name for name in called if not _CUSTOM_CALLS.fullmatch(name)):
         raise AssetError(f"the program in this asset wants to call {', '.join(map(repr, strange))}, which is not computation: refused")

@@ -198,7 +198,7 @@ _NARROWED = {
     for wide, narrow in (("int64", "int32"), ("uint64", "uint32"), ("float64", "float32"), ("complex128", "complex64"))
 }
 """What JAX makes of 64-bit dtypes without x64."""
-_FAST_COMPILE = {"xla_backend_optimization_level": 0}
+_FAST_COMPILE: Any = {"xla_backend_optimization_level": 0}
 
 
 def check_same_params(old: Any, new: Any) -> None:

@@ -163,7 +163,7 @@ def test_ids_are_never_reused():
         lambda r, b: r.replace_inferer(b, Brain()),
         lambda r, b: r.remove_inferer(b),
     ],
-    ids="push extend infer_single begin end input_shapes output_shapes waiting timings inferer replace remove".split(),
+    ids=["push", "extend", "infer_single", "begin", "end", "input_shapes", "output_shapes", "waiting", "timings", "inferer", "replace", "remove"],
 )
 def test_unknown_brains_are_named(use):
     runtime = mj.Runtime()

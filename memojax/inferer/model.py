@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._client import device_name, resolve_device
-from .._types import Arrays, Source
+from .._types import Arrays
 from ..disk_cache import disk_cache
 from ..errors import BatchSizeError, RowsMixError
 from ..model.signature import ModelApi
@@ -29,6 +29,7 @@ from ..planner import Weights
 from ..preload import Preload
 from ..recommend import Recommendation, recommend
 from ..scratch import ScratchPadView, aligned_empty
+from ..stablehlo import typed_model as typed_model
 from ..typed import TypedModel
 from ..weights import with_new_weights
 from ..worker import submit
@@ -163,7 +164,7 @@ class ModelInferer(Inferer):
         except (KeyError, IndexError, AttributeError):
             plan = None
         if plan is not None and len(inputs) == len(self._names):
-            named = plan.answer(inputs, self._key)
+            named: Any = plan.answer(inputs, self._key)
             if named is not None:
                 return named if not self.typed.constant else self._in_order(named, plan.size)
         rows = [inputs.get(name) for name in self._names]
@@ -271,7 +272,7 @@ class ModelInferer(Inferer):
         run_view(self, view)
         return {spec.name: view.output_slot(slot) for slot, spec in enumerate(self.api.outputs)}
 
-    def _run_rows(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+    def _run_rows(self, rows: Sequence[Any], n: int) -> list[np.ndarray]:
         size = self._plan_size(n)
         plan = self._cache.get(size)
         self._uncounted[size] += 1
@@ -281,7 +282,7 @@ class ModelInferer(Inferer):
         self._cache.count_padding(size - n)
         return [result[:n] for result in plan(self._padded(rows, n, size), key)]
 
-    def _padded(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
+    def _padded(self, rows: Sequence[Any], n: int, size: int) -> list[np.ndarray]:
         kept: dict[int, list[np.ndarray]] = self._local.__dict__.setdefault("buffers", {})
         if (buffers := kept.get(size)) is None:
             buffers = kept[size] = [aligned_empty((size, *spec.shape), spec.dtype) for spec in self.api.inputs]
@@ -344,12 +345,3 @@ def refuse_mixing(inferer: ModelInferer, what: str) -> None:
             f"{what} needs rows that do not influence each other, but in this model they do (output {', '.join(map(repr, mixing))}): "
             "use MemoizingDynamicInferer, which runs every batch at its exact size"
         )
-
-
-def typed_model(source: Source | TypedModel, **options: Any) -> TypedModel:
-    """`source` as a `TypedModel`; options are those of `TypedModel.from_model`."""
-    if isinstance(source, TypedModel):
-        if options:
-            raise BatchSizeError(f"options {sorted(options)} belong to loading, but a TypedModel is loaded already")
-        return source
-    return TypedModel.from_model(source, **options)

@@ -108,7 +108,7 @@ def schema_body(node: Node, inputs: list[Any]) -> Function | None:
     return replace(body, defaults={**defaults, **body.defaults})
 
 
-def schema_of(node: Node) -> onnx.defs.OpSchema | None:
+def schema_of(node: Node) -> Any:
     """The spec's schema in force at the node's opset, or None."""
     try:
         return onnx.defs.get_schema(node.op_type, node.opset, node.domain)

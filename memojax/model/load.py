@@ -10,6 +10,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 import onnx
+import onnx.external_data_helper
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 

@@ -1,7 +1,25 @@
 """ONNX operators as JAX functions; one file per ONNX family, in the spec's order."""
 
-from . import controlflow, delegated, generator, image, logical, math, microsoft, ml, nn, object_detection, optional, quantization
-from . import reduction, rnn, sequence, tensor, text, training
+from . import (
+    controlflow,
+    delegated,
+    generator,
+    image,
+    logical,
+    math,
+    microsoft,
+    ml,
+    nn,
+    object_detection,
+    optional,
+    quantization,
+    reduction,
+    rnn,
+    sequence,
+    tensor,
+    text,
+    training,
+)
 from .registry import OpDef as OpDef
 from .registry import definitions as definitions
 from .registry import lookup as lookup

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from ..batcher import Batcher, States
+from ..batcher import Batcher, States, pairs_of
 from ..errors import IncompatibleModelError, UnknownBrainError
 from ..inferer.base import Inferer, Response
 from ..wrapper.base import LayeredInferer, check_compatible
@@ -136,7 +136,7 @@ class BrainState:
 
     def extend(self, states: States) -> None:
         """Queue the states of many agents, all or none."""
-        pairs = list(states.items() if isinstance(states, Mapping) else states)
+        pairs = pairs_of(states)
         with self._lock:
             self._check_alive()
             fixed = [(agent, state) for agent, state in pairs if self._sealed and self._batch_of(agent) is self._sealed]

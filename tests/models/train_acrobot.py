@@ -9,12 +9,11 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from _export import Normalize, Roles, evaluate, export, write
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
-
-from _export import Normalize, Roles, evaluate, export, write
 
 ENV_ID = "Acrobot-v1"
 SEED = 0

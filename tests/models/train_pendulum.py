@@ -10,12 +10,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from _export import Roles, evaluate, export, write
 from gymnasium.wrappers import RescaleAction
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from torch import Tensor, nn
-
-from _export import Roles, evaluate, export, write
 
 ENV_ID = "Pendulum-v1"
 SEED = 0

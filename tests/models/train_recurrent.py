@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from _export import Normalize, Roles, evaluate, export, write
 from gymnasium.spaces import Box
 from gymnasium.wrappers import TransformObservation
 from sb3_contrib import RecurrentPPO
@@ -17,8 +18,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
-
-from _export import Normalize, Roles, evaluate, export, write
 
 ENV_ID = "CartPole-v1"
 KEPT = [0, 2]  # cart position and pole angle; the two velocities can only be had by remembering

@@ -8,7 +8,6 @@ import onnx.backend.test
 import pytest
 
 import memojax.backend
-from memojax.errors import MemojaxError
 from tests.ops import corpus
 
 KNOWN_FAILURES = corpus.known_failures()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
+from jax import lax
 
 from ..._types import Shape
 
@@ -76,6 +79,17 @@ def window(
     if min(result.output, default=1) < 1:
         raise ValueError(f"a window of {list(reach)} does not fit into spatial shape {list(spatial)} with pads {list(declared)}")
     return result
+
+
+def taps(x: Any, frame: Window, fill: Any) -> Iterator[jax.Array]:
+    """For each place in the kernel the elements of `x` (N x C x ...) that it meets; `fill` is what pads hold."""
+    padding = [(0, 0, 0), (0, 0, 0), *((*pads, 0) for pads in frame.pads)]
+    padded = lax.pad(x, np.asarray(fill, x.dtype), padding)
+    for place in np.ndindex(*frame.kernel):
+        starts = [index * dilation for index, dilation in zip(place, frame.dilations, strict=True)]
+        sizes = zip(starts, frame.output, frame.strides, strict=True)
+        limits = [start + (size - 1) * stride + 1 for start, size, stride in sizes]
+        yield lax.slice(padded, (0, 0, *starts), (*x.shape[:2], *limits), (1, 1, *frame.strides))
 
 
 def extents(kernel: Sequence[int], dilations: Sequence[int]) -> Shape:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ from jax import lax
 
 from .._common import cast, checked_shape, ints, nx, traced
 from ..registry import op
-from ._window import Window, explicit_pads, extents, per_axis, split, window
+from ._window import Window, explicit_pads, extents, per_axis, split, taps, window
 from .norm import per_channel, wide
 
 _DEPTHWISE_TAPS = 64
@@ -40,16 +42,9 @@ def _convolved(x: Any, w: Any, auto_pad: str, dilations: Any, group: int, pads: 
 def _depthwise(x: Any, w: Any, frame: Window) -> jax.Array:
     """One kernel for each channel, as a sum over its taps; XLA's own grouped convolution is some forty times slower on a CPU."""
     given = wide(x)
-    padded = lax.pad(given, np.zeros((), given.dtype), [(0, 0, 0), (0, 0, 0), *((*pads, 0) for pads in frame.pads)])
-    taps, total = cast(nx.reshape(w, (w.shape[0], -1)), given.dtype), None
-    for tap, place in enumerate(np.ndindex(*frame.kernel)):
-        starts = [index * dilation for index, dilation in zip(place, frame.dilations, strict=True)]
-        sizes = zip(starts, frame.output, frame.strides, strict=True)
-        limits = [start + (size - 1) * stride + 1 for start, size, stride in sizes]
-        moved = lax.slice(padded, (0, 0, *starts), (*x.shape[:2], *limits), (1, 1, *frame.strides))
-        part = moved * per_channel(taps[:, tap : tap + 1], x.ndim)
-        total = part if total is None else total + part
-    return cast(total, x.dtype)
+    kernel = cast(nx.reshape(w, (w.shape[0], -1)), given.dtype)
+    parts = (part * per_channel(kernel[:, tap : tap + 1], x.ndim) for tap, part in enumerate(taps(given, frame, 0)))
+    return cast(functools.reduce(operator.add, parts), x.dtype)
 
 
 @op("ConvInteger", since=10)
@@ -132,19 +127,19 @@ def deform_conv(
     https://onnx.ai/onnx/operators/onnx__DeformConv.html
     """
     frame = window(x.shape[2:], w.shape[2:], strides, dilations, pads, "NOTSET")
-    batch, rank, taps, output = x.shape[0], x.ndim - 2, math.prod(frame.kernel), frame.output
-    moved = nx.reshape(wide(offset), (batch, offset_group, taps, rank, *output))
+    batch, rank, count, output = x.shape[0], x.ndim - 2, math.prod(frame.kernel), frame.output
+    moved = nx.reshape(wide(offset), (batch, offset_group, count, rank, *output))
     points = []
-    for axis, kernel_index in enumerate(np.indices(frame.kernel).reshape(rank, taps)):
+    for axis, kernel_index in enumerate(np.indices(frame.kernel).reshape(rank, count)):
         start = np.indices(output)[axis] * frame.strides[axis] - frame.declared[axis][0]
         grid = kernel_index.reshape(-1, *(1,) * rank) * frame.dilations[axis] + start
         points.append(nx.reshape(moved[:, :, :, axis] + cast(grid, moved.dtype)[None, None], (batch, offset_group, 1, -1)))
     sampled = _interpolated(nx.reshape(x, (batch, offset_group, x.shape[1] // offset_group, -1)), frame.spatial, points)
-    sampled = jnp.reshape(sampled, (batch, offset_group, -1, taps, math.prod(output)))
+    sampled = jnp.reshape(sampled, (batch, offset_group, -1, count, math.prod(output)))
     if mask is not None:
-        sampled *= nx.reshape(wide(mask), (batch, offset_group, 1, taps, -1))
-    columns = jnp.reshape(sampled, (batch, group, x.shape[1] // group, taps, -1))
-    kernel = cast(nx.reshape(w, (group, w.shape[0] // group, w.shape[1], taps)), columns.dtype)
+        sampled *= nx.reshape(wide(mask), (batch, offset_group, 1, count, -1))
+    columns = jnp.reshape(sampled, (batch, group, x.shape[1] // group, count, -1))
+    kernel = cast(nx.reshape(w, (group, w.shape[0] // group, w.shape[1], count)), columns.dtype)
     y = jnp.reshape(jnp.einsum("ngckl,gock->ngol", columns, kernel), (batch, w.shape[0], *output))
     return cast(y if b is None else y + per_channel(cast(b, y.dtype), y.ndim), x.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax import lax
 
 from .._common import cast, checked_shape, ints, nx, traced
 from ..registry import op
-from ._window import Window, explicit_pads, per_axis, window
+from ._window import Window, explicit_pads, per_axis, taps, window
 from .norm import wide
 
 
@@ -31,7 +32,10 @@ def average_pool(x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, count_inclu
 def max_pool(x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=None, pads=None, storage_order=0, strides=None, n_outputs):
     """Largest element of each window, and where it was. https://onnx.ai/onnx/operators/onnx__MaxPool.html"""
     frame = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
-    largest = _reduce(x, _lowest(x.dtype), lax.max, frame)
+    if max(frame.dilations, default=1) > 1:  # JAX has no gradient of reduce_window with dilation
+        largest = functools.reduce(lax.max, taps(x, frame, _lowest(x.dtype)))
+    else:
+        largest = _reduce(x, _lowest(x.dtype), lax.max, frame)
     return largest if n_outputs == 1 else (largest, _positions(lax.stop_gradient(traced(x)), frame, storage_order))
 
 
