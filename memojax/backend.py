@@ -54,7 +54,10 @@ class MemojaxBackend(Backend):
         graph = helper.make_graph(
             [node],
             "node",
-            [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in zip(named, given, strict=True)],
+            [
+                helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+                for n, a in zip(named, given, strict=True)
+            ],
             [onnx.ValueInfoProto(name=name) for name in node.output if name],
         )
         opset = kwargs.get("opset_version", min(onnx.defs.onnx_opset_version(), 24))

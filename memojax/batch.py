@@ -208,9 +208,7 @@ def _bind_constants(function: GraphFunction, constants: Mapping[str, Any]) -> di
     return bound
 
 
-def _layout(
-    values: Sequence[Value], dims: dict[str, int], batch_axis: BatchAxis
-) -> tuple[dict[str, int | None], dict[str, Shape]]:
+def _layout(values: Sequence[Value], dims: dict[str, int], batch_axis: BatchAxis) -> tuple[dict[str, int | None], dict[str, Shape]]:
     """Batch axis and single-run shape of each input."""
     for value in values:
         if value.kind != "tensor" or value.shape is None:

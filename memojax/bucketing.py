@@ -46,5 +46,7 @@ def _limited(size: int, limit: int | None) -> int:
 def _answer(policy: Callable[[int], int], n: int) -> int:
     size = checked_size(policy(n))
     if size < n:
-        raise BatchSizeError(f"the bucketing function gave {size} for {n} rows: it must give at least as many (use max_batch_size= to split)")
+        raise BatchSizeError(
+            f"the bucketing function gave {size} for {n} rows: it must give at least as many (use max_batch_size= to split)"
+        )
     return size

@@ -171,9 +171,9 @@ class _Run:
                     raise StaticInputError(self._not_static(node, definition, position))
             with np.errstate(all="ignore"):
                 outputs = tuple(map(_tidy, self._call(definition, node, inputs, env)))
-                if is_static(inputs) and not is_static(outputs) and self.needed.intersection(node.outputs) and not _draws(node):
-                    if is_static([env[name] for name in node.reads()]):
-                        outputs = self._at_once(definition, node, inputs, env)
+                folds = is_static(inputs) and not is_static(outputs) and self.needed.intersection(node.outputs) and not _draws(node)
+                if folds and is_static([env[name] for name in node.reads()]):
+                    outputs = self._at_once(definition, node, inputs, env)
             return outputs
         except MemojaxError as cause:
             if isinstance(cause, LoweringError) and not getattr(cause, "located", False):
@@ -181,7 +181,16 @@ class _Run:
                 located.located = True  # pyright: ignore[reportAttributeAccessIssue]
                 raise located from cause
             raise
-        except (TypeError, ValueError, IndexError, KeyError, ZeroDivisionError, NotImplementedError, OverflowError, AssertionError) as cause:
+        except (
+            TypeError,
+            ValueError,
+            IndexError,
+            KeyError,
+            ZeroDivisionError,
+            NotImplementedError,
+            OverflowError,
+            AssertionError,
+        ) as cause:
             given = ", ".join(f"{name or '-'}: {_describe(value)}" for name, value in zip(node.inputs, inputs, strict=True))
             located = LoweringError(f"node {node.name!r} ({node.op_type}, opset {node.opset}; inputs {given}): {cause}")
             located.located = True  # pyright: ignore[reportAttributeAccessIssue]

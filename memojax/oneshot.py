@@ -38,9 +38,7 @@ class OneShot:
     loop, an inferer is faster.
     """
 
-    def __init__(
-        self, source: Source, *, outputs: tuple[str, ...] | None = None, device: jax.Device | None = None, strict: bool = False
-    ):
+    def __init__(self, source: Source, *, outputs: tuple[str, ...] | None = None, device: jax.Device | None = None, strict: bool = False):
         """Load `source` (see `load_model`).
 
         Raises:
@@ -156,7 +154,7 @@ def _checked(value: Declared, inputs: Mapping[str, Any]) -> Any:
 
 
 def _fits(given: np.dtype, wanted: np.dtype) -> bool:
-    return wanted != object and given != object and np.can_cast(given, wanted, "same_kind")
+    return wanted.kind != "O" and given.kind != "O" and np.can_cast(given, wanted, "same_kind")
 
 
 def _is_traceable(value: Any) -> bool:

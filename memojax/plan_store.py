@@ -43,7 +43,9 @@ class PlanStore:
         """The plans for `jax.Array`s on a device."""
         with self._lock:
             if device not in self._elsewhere:
-                planner = Planner(self.typed, device, self._planner.weights if device.platform == "cpu" else "auto", self._precision, host=False)
+                planner = Planner(
+                    self.typed, device, self._planner.weights if device.platform == "cpu" else "auto", self._precision, host=False
+                )
                 self._elsewhere[device] = planner, PlanCache(planner.lower, self.cache.maxsize)
             return self._elsewhere[device][1]
 
@@ -92,7 +94,9 @@ class PlanStore:
         if payload is not None:
             try:
                 client = self._device.client
-                compiled = serialize_executable.deserialize_and_load(*pickle.loads(payload), backend=client, execution_devices=[self._device])
+                compiled = serialize_executable.deserialize_and_load(
+                    *pickle.loads(payload), backend=client, execution_devices=[self._device]
+                )
                 plan = planner.adopt(size, compiled, (time.perf_counter() - started) * 1e3)
             except Exception as cause:
                 log.warning("a stored plan for batch size %d could not be loaded (%s): it is compiled anew", size, cause)

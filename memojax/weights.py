@@ -31,7 +31,9 @@ def with_new_weights(typed: TypedModel, source: Any) -> TypedModel:
         return typed.with_params(source)
     if isinstance(source, Mapping):
         if unknown := [name for name in source if name not in typed.params]:
-            raise IncompatibleModelError(f"parameter {unknown[0]!r} is not one of the model's: {', '.join(map(repr, list(typed.params)[:8]))}")
+            raise IncompatibleModelError(
+                f"parameter {unknown[0]!r} is not one of the model's: {', '.join(map(repr, list(typed.params)[:8]))}"
+            )
         params = {**typed.params, **{name: _array(value) for name, value in source.items()}}
     else:
         params = _params_of(typed.fn.function, load_model(source) if not isinstance(source, Model) else source)

@@ -19,7 +19,11 @@ W = RNG.standard_normal((4, 3)).astype(np.float32)
 def model_of(nodes: list[onnx.NodeProto], inputs: dict[str, list], outputs: tuple[str, ...] = ("y",), **initializers: np.ndarray) -> Any:
     infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
     graph = helper.make_graph(
-        nodes, "test", infos, [onnx.ValueInfoProto(name=n) for n in outputs], [numpy_helper.from_array(a, n) for n, a in initializers.items()]
+        nodes,
+        "test",
+        infos,
+        [onnx.ValueInfoProto(name=n) for n in outputs],
+        [numpy_helper.from_array(a, n) for n, a in initializers.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 

@@ -24,7 +24,9 @@ def node(op_type: str, inputs: Sequence[str], outputs: Sequence[str], **attribut
     return helper.make_node(op_type, inputs, outputs, name=f"the_{op_type}", **attributes)
 
 
-def body(nodes: Sequence[onnx.NodeProto], inputs: Sequence[str], outputs: Sequence[str], weights: Mapping[str, Any] = {}) -> onnx.GraphProto:
+def body(
+    nodes: Sequence[onnx.NodeProto], inputs: Sequence[str], outputs: Sequence[str], weights: Mapping[str, Any] = {}
+) -> onnx.GraphProto:
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
     infos = [[onnx.ValueInfoProto(name=name) for name in names] for names in (inputs, outputs)]
     return helper.make_graph(nodes, "body", *infos, initializers)
@@ -166,9 +168,7 @@ def test_errors_in_bodies_name_the_innermost_node_once() -> None:
 
 
 def test_a_shape_that_depends_on_data_is_traced_back_to_where_it_comes_from() -> None:
-    fn = function(
-        [node("Abs", ["s"], ["size"]), node("Reshape", ["x", "size"], ["y"])], {"x": (FLOAT, [3, 4]), "s": (INT64, [1])}, ["y"]
-    )
+    fn = function([node("Abs", ["s"], ["size"]), node("Reshape", ["x", "size"], ["y"])], {"x": (FLOAT, [3, 4]), "s": (INT64, [1])}, ["y"])
     assert fn.static_inputs == ("s",)
     with pytest.raises(StaticInputError, match="'s' decides a shape"):
         jax.jit(fn)(fn.params, {"x": X, "s": np.array([12])})

@@ -36,7 +36,9 @@ def test_damaged_entries_are_compiled_anew(tmp_path: Path, caplog: pytest.LogCap
     inferer = memojax.load(POLICY, preload=[5], cache_dir=tmp_path)
     assert "damaged" in caplog.text
     assert inferer.cache_info().disk_hits == 0
-    np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], memojax.run(POLICY, {"obs": OBS})["logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        inferer.infer_arrays({"obs": OBS})["logits"], memojax.run(POLICY, {"obs": OBS})["logits"], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_payload_that_is_no_executable_is_compiled_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

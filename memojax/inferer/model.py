@@ -299,9 +299,7 @@ class ModelInferer(Inferer):
         return np.broadcast_to(value, (n, *value.shape))
 
     def _in_order(self, named: Arrays, n: int) -> Arrays:
-        return {
-            spec.name: named[spec.name] if spec.name in named else self._constant_rows(spec.name, n) for spec in self.typed.api.outputs
-        }
+        return {spec.name: named[spec.name] if spec.name in named else self._constant_rows(spec.name, n) for spec in self.typed.api.outputs}
 
     def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
         rows, n, device = device_rows(self.api.inputs, inputs)

@@ -68,7 +68,7 @@ def inline(graph: Graph, functions: Functions, depth: int = 0) -> Graph:
 
 def bind(body: Function, call: Node) -> tuple[Node, ...]:
     """The nodes of `body` for one call: names made unique by the call's name, formal names and attributes replaced."""
-    renamed = {formal: actual for formal, actual in zip(body.inputs, call.inputs, strict=False)}
+    renamed = dict(zip(body.inputs, call.inputs, strict=False))
     renamed |= dict.fromkeys(body.inputs[len(call.inputs) :], "")
     aliases: list[tuple[str, str]] = []
     for formal, actual in zip(body.outputs, call.outputs, strict=False):

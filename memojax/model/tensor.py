@@ -68,7 +68,7 @@ def to_numpy(tensor: onnx.TensorProto, base_dir: Path | None = None) -> np.ndarr
         array = numpy_helper.to_array(tensor, base_dir="" if base_dir is None else str(base_dir))
     except Exception as cause:
         raise ModelLoadError(f"tensor {tensor.name!r} ({dtype}, shape {list(tensor.dims)}) cannot be read: {cause}") from cause
-    if dtype == object:
+    if dtype.kind == "O":
         return np.array([_text(item) for item in array.ravel()], dtype=object).reshape(array.shape)
     return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(array.shape)
 

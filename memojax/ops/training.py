@@ -54,9 +54,7 @@ def adam(
 
 
 @op("Momentum", domain=_DOMAIN)
-def momentum(
-    R: Value, T: Value, *inputs: Value, alpha: float, beta: float, mode: str, norm_coefficient: float
-) -> tuple[Value, ...]:
+def momentum(R: Value, T: Value, *inputs: Value, alpha: float, beta: float, mode: str, norm_coefficient: float) -> tuple[Value, ...]:
     """One step of gradient descent with momentum, standard or Nesterov's: tensors, gradients, momenta in; tensors, momenta out.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Momentum.html
@@ -72,9 +70,7 @@ def momentum(
 
 
 @op("Gradient", domain=_DOMAIN)
-def gradient(
-    *inputs: Value, xs: Sequence[str], y: str, zs: Sequence[str] = (), recompute: Callable[..., Value]
-) -> tuple[Value, ...]:
+def gradient(*inputs: Value, xs: Sequence[str], y: str, zs: Sequence[str] = (), recompute: Callable[..., Value]) -> tuple[Value, ...]:
     """Derivatives of the value named `y` with respect to those named `xs`, at `inputs`; `zs` are held constant.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Gradient.html

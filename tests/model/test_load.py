@@ -115,7 +115,9 @@ def test_huge_dimensions_are_refused_before_anything_is_allocated() -> None:
     with pytest.raises(memojax.errors.DimensionError, match="elements per agent"):
         memojax.load(model_of([relu()], inputs={"x": ["batch", 1 << 40]}))
     shape = np.array([1 << 40, 1 << 20], np.int64)
-    grown = model_of([helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])], initializers={"s": shape})
+    grown = model_of(
+        [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])], initializers={"s": shape}
+    )
     with pytest.raises(memojax.errors.LoweringError, match="ConstantOfShape"):
         memojax.load(grown)
 
@@ -172,7 +174,9 @@ def test_odd_but_runnable_files_load() -> None:
     unsorted = model_of([relu("a"), helper.make_node("Neg", ["x"], ["a"])])
     np.testing.assert_array_equal(memojax.run(unsorted, {"x": X})["y"], np.maximum(-X, 0))
 
-    listed = model_of([helper.make_node("Add", ["x", "w"], ["y"])], inputs={"x": ["n", 3], "w": [3]}, initializers={"w": np.ones(3, np.float32)})
+    listed = model_of(
+        [helper.make_node("Add", ["x", "w"], ["y"])], inputs={"x": ["n", 3], "w": [3]}, initializers={"w": np.ones(3, np.float32)}
+    )
     loaded = load_model(listed)
     assert [value.name for value in loaded.graph.inputs] == ["x"]
     assert "also listed as inputs" in loaded.graph.notes[0]

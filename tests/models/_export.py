@@ -41,9 +41,7 @@ class Normalize(nn.Module):
         return ((obs - self.mean) / self.std).clamp(-self.clip, self.clip)
 
 
-def export(
-    module: nn.Module, widths: Mapping[str, int], outputs: Sequence[str], *, opset: int, dynamo: bool
-) -> onnx.ModelProto:
+def export(module: nn.Module, widths: Mapping[str, int], outputs: Sequence[str], *, opset: int, dynamo: bool) -> onnx.ModelProto:
     """Export `module` with inputs [batch, width], named as its forward names them, and check it.
 
     Raises:
@@ -138,9 +136,7 @@ def evaluate(
     return returns
 
 
-def write(
-    stem: str, model: onnx.ModelProto, returns: np.ndarray, *, env_id: str, algorithm: str, roles: Roles, **card: Any
-) -> None:
+def write(stem: str, model: onnx.ModelProto, returns: np.ndarray, *, env_id: str, algorithm: str, roles: Roles, **card: Any) -> None:
     """Write `memojax/policies/<stem>.onnx` and the `.json` beside it, and print the result."""
     packages = ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "onnx", "onnxscript", "onnxruntime", "numpy")
     measured = {
@@ -156,9 +152,7 @@ def write(
         "training_date": date.today().isoformat(),
         "versions": {name: version(name) for name in packages if name in sys.modules},
     }
-    onnx.helper.set_model_props(
-        model, {"env_id": env_id, "algorithm": algorithm, "mean_return": str(info["mean_return"])}
-    )
+    onnx.helper.set_model_props(model, {"env_id": env_id, "algorithm": algorithm, "mean_return": str(info["mean_return"])})
     POLICIES.mkdir(parents=True, exist_ok=True)
     onnx.save(model, POLICIES / f"{stem}.onnx")
     (POLICIES / f"{stem}.json").write_text(json.dumps(info, indent=2) + "\n")

@@ -35,9 +35,7 @@ def save(stem: str, model: onnx.ModelProto) -> None:
     rng = np.random.default_rng(0)
     record: dict[str, Any] = {}
     for batch in BATCHES:
-        feeds = {
-            value.name: rng.normal(size=(batch, *value.shape[1:])).astype(np.float32) for value in session.get_inputs()
-        }
+        feeds = {value.name: rng.normal(size=(batch, *value.shape[1:])).astype(np.float32) for value in session.get_inputs()}
         record |= {f"b{batch}/in/{name}": value for name, value in feeds.items()}
         names = [value.name for value in session.get_outputs()]
         for index, (name, value) in enumerate(zip(names, session.run(None, feeds), strict=True)):

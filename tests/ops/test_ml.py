@@ -197,7 +197,8 @@ def test_svm_classifier(kernel: str, n: int, transform: str, probability: bool) 
     vectors_per_class = [2, 3, 1, 2][:n]
     vectors, pairs = sum(vectors_per_class), n * (n - 1) // 2
     check(
-        "SVMClassifier", rng.normal(size=(6, 4)).astype(F32), 2, kernel_type=kernel, kernel_params=KERNELS[kernel], post_transform=transform,
+        "SVMClassifier", rng.normal(size=(6, 4)).astype(F32), 2, kernel_type=kernel, kernel_params=KERNELS[kernel],
+        post_transform=transform,
         coefficients=rng.normal(size=(n - 1) * vectors).astype(F32).tolist(), vectors_per_class=vectors_per_class,
         support_vectors=rng.normal(size=vectors * 4).astype(F32).tolist(), rho=rng.normal(size=pairs).astype(F32).tolist(),
         classlabels_ints=[3, 1, 4, 5][:n], prob_a=(-rng.random(pairs)).astype(F32).tolist() if probability else None,
