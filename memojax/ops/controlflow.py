@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -28,11 +28,12 @@ _ENDLESS = 1 << 63
 
 
 class _Varies(ValueError):
-    """What a step gives cannot be carried by an XLA loop; `carry` tells which static state must be traced instead."""
+    """What a step gives cannot be carried by an XLA loop, unless the static state at `places` is traced instead."""
 
-    def __init__(self, reason: str, carry: int | None = None):
-        super().__init__(reason)
-        self.carry = carry
+    def __init__(self, places: Iterable[int], curable: bool = True):
+        self.places = tuple(places)
+        self.curable = curable
+        super().__init__(f"state {', '.join(map(str, self.places))} changes its shape, dtype or structure from step to step")
 
 
 class _DataDependent(Exception):
@@ -63,8 +64,8 @@ def if_(cond: Value, *, then_branch: Any, else_branch: Any) -> tuple[Value, ...]
 
     def branch(body: Any) -> Callable[[], Any]:
         def run() -> Any:
-            outputs = jax.tree.map(_strong, body())
-            seen.append(jax.tree.map(lambda x: (x.shape, x.dtype), outputs))
+            outputs = _strong_tree(body())
+            seen.append(_types(outputs))
             if seen[0] != seen[-1]:
                 raise ValueError(f"the branches give {seen[0]} and {seen[-1]}, so the output's shape depends on data")
             return outputs
@@ -172,14 +173,14 @@ def _scanned(step: Step, state: list[Value], trips: int, slices: Sequence[Value]
             going, after, outputs = step(x[0], before, x[1])
             if not is_static(going) or not scalar(going):
                 raise _DataDependent
-            return _same_types(fixed, before, after), [_strong(value) for value in outputs]
+            return _same_types(fixed, before, after), _strong_tree(outputs)
 
         try:
             final, stacked = lax.scan(one, carried, (jnp.asarray(np.arange(trips)), list(map(traced, slices))))
         except _Varies as cause:
-            if cause.carry is None or state[cause.carry] is None:
+            if not cause.curable:
                 raise
-            del fixed[cause.carry]
+            fixed = {k: value for k, value in fixed.items() if k not in cause.places}
         else:
             moving = iter(final)
             return (*(fixed[k] if k in fixed else next(moving) for k in range(len(state))), *stacked)
@@ -207,9 +208,9 @@ def _while(step: Step, state: list[Value], M: Value, cond: Value) -> list[Value]
         try:
             _, _, final = lax.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))
         except _Varies as cause:
-            if cause.carry is None or state[cause.carry] is None:
+            if not cause.curable:
                 raise ValueError(f"{cause}, in a loop whose number of steps depends on data") from cause
-            del fixed[cause.carry]
+            fixed = {k: value for k, value in fixed.items() if k not in cause.places}
         else:
             moving = iter(final)
             return [fixed[k] if k in fixed else next(moving) for k in range(len(state))]
@@ -221,17 +222,21 @@ def _same_types(fixed: dict[int, Value], before: Sequence[Value], after: Sequenc
     Raises:
         _Varies: a static value changes, or a traced one changes its shape, dtype or structure.
     """
-    moving = []
-    for k, (old, new) in enumerate(zip(before, after, strict=True)):
-        if k in fixed:
-            if not _equal(old, new):
-                raise _Varies(f"state {k} changes its shape or structure from step to step", carry=k)
-            continue
-        new = _strong_tree(new)
-        if jax.tree.map(lambda x: (x.shape, x.dtype), old) != jax.tree.map(lambda x: (x.shape, x.dtype), new):
-            raise _Varies(f"state {k} changes its shape or structure from step to step")
-        moving.append(new)
-    return moving
+    changed = [k for k in fixed if not _equal(before[k], after[k])]
+    if changed:
+        raise _Varies(changed, curable=all(_traceable(fixed[k]) for k in changed))
+    moving = {k: _strong_tree(value) for k, value in enumerate(after) if k not in fixed}
+    if unlike := [k for k, value in moving.items() if _types(before[k]) != _types(value)]:
+        raise _Varies(unlike, curable=False)
+    return list(moving.values())
+
+
+def _types(x: Value) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x)
+
+
+def _traceable(x: Value) -> bool:
+    return all(leaf.dtype != object for leaf in jax.tree.leaves(x)) and x is not None
 
 
 def _equal(one: Value, other: Value) -> bool:
@@ -255,15 +260,9 @@ def _fold(key: jax.Array | None, i: Value) -> jax.Array | None:
     return None if key is None else jax.random.fold_in(key, i)
 
 
-def _strong(x: Value) -> Value:
-    if not is_static(x) or x.dtype != object:
-        x = traced(x)
-        return lax.convert_element_type(x, x.dtype)
-    raise _Varies("strings cannot be traced")
-
-
 def _strong_tree(x: Value) -> Value:
-    return jax.tree.map(_strong, x)
+    """`x` traced, and without weak types."""
+    return jax.tree.map(lambda leaf: lax.convert_element_type(traced(leaf), traced(leaf).dtype), x)
 
 
 @op("Scan", since=9)
