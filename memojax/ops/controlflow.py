@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ MAX_FOLDED = 1 << 20
 """Longest loop over static values that runs while tracing."""
 
 _ENDLESS = 1 << 63
+
+Result = TypeVar("Result")
 
 
 class _Varies(ValueError):
@@ -64,7 +67,7 @@ def if_(cond: Value, *, then_branch: Any, else_branch: Any) -> tuple[Value, ...]
 
     def branch(body: Any) -> Callable[[], Any]:
         def run() -> Any:
-            outputs = _strong_tree(body())
+            outputs = _strong(body())
             seen.append(_types(outputs))
             if seen[0] != seen[-1]:
                 raise ValueError(f"the branches give {seen[0]} and {seen[-1]}, so the output's shape depends on data")
@@ -97,19 +100,21 @@ def loop(M: Value = None, cond: Value = None, *v_initial: Value, body: Any) -> t
     if is_static(M, cond):
         trips = 0 if cond is not None and not scalar(cond) else _ENDLESS if M is None else max(0, scalar(M))
         try:
-            return _counted(step, list(v_initial), trips, n_scans, foldable=is_static(v_initial, body.captured))
+            return _counted(step, v_initial, trips, n_scans, foldable=is_static(v_initial, body.captured))
         except _DataDependent:
             pass
     if n_scans:
         raise ValueError("the number of steps depends on data, and so does the shape of the scan outputs")
-    return tuple(_while(step, list(v_initial), M, cond))
+    return _while(step, v_initial, M, cond)
 
 
 Step = Callable[[Value, Sequence[Value], Any], tuple[Value, list[Value], list[Value]]]
 """(step number, state, slices) -> (whether to go on, next state, outputs to stack)."""
 
 
-def _counted(step: Step, state: list[Value], trips: int, n_scans: int, foldable: bool, slices: Sequence[Value] = ()) -> tuple[Value, ...]:
+def _counted(
+    step: Step, state: Sequence[Value], trips: int, n_scans: int, foldable: bool, slices: Sequence[Value] = ()
+) -> tuple[Value, ...]:
     """Final state and stacked outputs of a loop with a static limit; `foldable`: everything that it reads is static.
 
     Raises:
@@ -159,76 +164,88 @@ def _unrolled(
     return (*state, *(nx.stack(column) for column in zip(*rows, strict=True))) if n_scans else tuple(state)
 
 
-def _scanned(step: Step, state: list[Value], trips: int, slices: Sequence[Value]) -> tuple[Value, ...]:
-    """The steps as one `lax.scan`; static state that no step changes stays static."""
-    if trips > MAX_STATIC_ELEMENTS:
-        raise _DataDependent
+@dataclass(frozen=True)
+class _Kept:
+    """Which part of a loop's state (by place) is static and stays as it is; an XLA loop carries the rest."""
+
+    fixed: dict[int, Value]
+    size: int
+
+    def join(self, carried: Sequence[Value]) -> list[Value]:
+        """The whole state."""
+        moving = iter(carried)
+        return [self.fixed[k] if k in self.fixed else next(moving) for k in range(self.size)]
+
+    def moving(self, before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
+        """The part of a new state to carry on.
+
+        Raises:
+            _Varies: a static value changes, or a traced one changes its shape, dtype or structure.
+        """
+        if changed := [k for k in self.fixed if not _equal(before[k], after[k])]:
+            raise _Varies(changed, curable=all(_traceable(self.fixed[k]) for k in changed))
+        moving = {k: _strong(value) for k, value in enumerate(after) if k not in self.fixed}
+        if unlike := [k for k, value in moving.items() if _types(before[k]) != _types(value)]:
+            raise _Varies(unlike, curable=False)
+        return list(moving.values())
+
+
+def _settled(state: Sequence[Value], run: Callable[[_Kept, list[Value]], Result]) -> Result:
+    """What `run` gives with as much of the state kept static as the steps leave alone; it gets the rest to carry.
+
+    Raises:
+        _Varies: the state cannot be carried.
+    """
     fixed = {k: value for k, value in enumerate(state) if is_static(value)}
     while True:
-        carried = [_strong_tree(value) for k, value in enumerate(state) if k not in fixed]
-
-        def one(carry: list[Value], x: tuple[Value, list[Value]]) -> tuple[list[Value], list[Value]]:
-            moving = iter(carry)
-            before = [fixed[k] if k in fixed else next(moving) for k in range(len(state))]
-            going, after, outputs = step(x[0], before, x[1])
-            if not is_static(going) or not scalar(going):
-                raise _DataDependent
-            return _same_types(fixed, before, after), _strong_tree(outputs)
-
         try:
-            final, stacked = lax.scan(one, carried, (jnp.asarray(np.arange(trips)), list(map(traced, slices))))
+            return run(_Kept(fixed, len(state)), [_strong(value) for k, value in enumerate(state) if k not in fixed])
         except _Varies as cause:
             if not cause.curable:
                 raise
             fixed = {k: value for k, value in fixed.items() if k not in cause.places}
-        else:
-            moving = iter(final)
-            return (*(fixed[k] if k in fixed else next(moving) for k in range(len(state))), *stacked)
 
 
-def _while(step: Step, state: list[Value], M: Value, cond: Value) -> list[Value]:
+def _scanned(step: Step, state: Sequence[Value], trips: int, slices: Sequence[Value]) -> tuple[Value, ...]:
+    """The steps as one `lax.scan`."""
+    if trips > MAX_STATIC_ELEMENTS:
+        raise _DataDependent
+
+    def run(kept: _Kept, carried: list[Value]) -> tuple[Value, ...]:
+        def one(carry: list[Value], x: tuple[Value, list[Value]]) -> tuple[list[Value], list[Value]]:
+            before = kept.join(carry)
+            going, after, outputs = step(x[0], before, x[1])
+            if not is_static(going) or not scalar(going):
+                raise _DataDependent
+            return kept.moving(before, after), _strong(outputs)
+
+        final, stacked = lax.scan(one, carried, (jnp.asarray(np.arange(trips)), list(map(traced, slices))))
+        return (*kept.join(final), *stacked)
+
+    return _settled(state, run)
+
+
+def _while(step: Step, state: Sequence[Value], M: Value, cond: Value) -> tuple[Value, ...]:
     """The steps as one `lax.while_loop`."""
-    fixed = {k: value for k, value in enumerate(state) if is_static(value)}
     first = traced(cast(np.asarray(0), np.int64))
     limit = np.iinfo(first.dtype).max
-    last = min(int(scalar(M)), limit) if M is not None and is_static(M) else limit if M is None else jnp.reshape(M, ())
+    last = limit if M is None else min(scalar(M), limit) if is_static(M) else jnp.reshape(M, ())
     start = jnp.asarray(True) if cond is None else jnp.reshape(traced(cond), ()).astype(bool)
-    while True:
-        carried = [_strong_tree(value) for k, value in enumerate(state) if k not in fixed]
 
+    def run(kept: _Kept, carried: list[Value]) -> tuple[Value, ...]:
         def one(carry: tuple[Value, Value, list[Value]]) -> tuple[Value, Value, list[Value]]:
-            i, _, values = carry
-            moving = iter(values)
-            before = [fixed[k] if k in fixed else next(moving) for k in range(len(state))]
-            going, after, _ = step(i, before, ())
-            if is_static(going) and scalar(going) and M is None:
+            before = kept.join(carry[2])
+            going, after, _ = step(carry[0], before, ())
+            if M is None and is_static(going) and scalar(going):
                 raise ValueError("the loop never ends: it has no trip count, and its condition is always true")
-            return i + 1, jnp.reshape(traced(going), ()).astype(bool), _same_types(fixed, before, after)
+            return carry[0] + 1, jnp.reshape(traced(going), ()).astype(bool), kept.moving(before, after)
 
-        try:
-            _, _, final = lax.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))
-        except _Varies as cause:
-            if not cause.curable:
-                raise ValueError(f"{cause}, in a loop whose number of steps depends on data") from cause
-            fixed = {k: value for k, value in fixed.items() if k not in cause.places}
-        else:
-            moving = iter(final)
-            return [fixed[k] if k in fixed else next(moving) for k in range(len(state))]
+        return tuple(kept.join(lax.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))[2]))
 
-
-def _same_types(fixed: dict[int, Value], before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
-    """The traced part of a step's new state.
-
-    Raises:
-        _Varies: a static value changes, or a traced one changes its shape, dtype or structure.
-    """
-    changed = [k for k in fixed if not _equal(before[k], after[k])]
-    if changed:
-        raise _Varies(changed, curable=all(_traceable(fixed[k]) for k in changed))
-    moving = {k: _strong_tree(value) for k, value in enumerate(after) if k not in fixed}
-    if unlike := [k for k, value in moving.items() if _types(before[k]) != _types(value)]:
-        raise _Varies(unlike, curable=False)
-    return list(moving.values())
+    try:
+        return _settled(state, run)
+    except _Varies as cause:
+        raise ValueError(f"{cause}, and the number of steps depends on data") from cause
 
 
 def _types(x: Value) -> Any:
@@ -247,7 +264,7 @@ def _equal(one: Value, other: Value) -> bool:
     return one is other or (one is not None and one.dtype == other.dtype and np.array_equal(one, other))
 
 
-def _no_rows(step: Step, state: list[Value], n_scans: int, slices: Sequence[Value]) -> list[Value]:
+def _no_rows(step: Step, state: Sequence[Value], n_scans: int, slices: Sequence[Value]) -> list[Value]:
     """Stacked outputs of a loop that takes no step."""
     if not n_scans:
         return []
@@ -260,7 +277,7 @@ def _fold(key: jax.Array | None, i: Value) -> jax.Array | None:
     return None if key is None else jax.random.fold_in(key, i)
 
 
-def _strong_tree(x: Value) -> Value:
+def _strong(x: Value) -> Value:
     """`x` traced, and without weak types."""
     return jax.tree.map(lambda leaf: lax.convert_element_type(traced(leaf), traced(leaf).dtype), x)
 
@@ -286,8 +303,8 @@ def scan(
         outputs = list(body(*state, *slices, key=_fold(key, i)))
         return np.True_, outputs[:n_states], outputs[n_states:]
 
-    static = is_static(list(state), xs, body.captured)
-    results = _counted(step, list(state), lengths.pop(), n_scans, static, xs)
+    static = is_static(state, xs, body.captured)
+    results = _counted(step, state, lengths.pop(), n_scans, static, xs)
     scans = results[n_states:]
     scans = [nx.flip(y, 0) if back else y for y, back in zip(scans, scan_output_directions or [0] * n_scans, strict=True)]
     places = [normalize_axis(axis, y.ndim) for y, axis in zip(scans, scan_output_axes or [0] * n_scans, strict=True)]
@@ -316,7 +333,7 @@ def scan_batched(
             kept = [jnp.where(inside, new, old) for new, old in zip(outputs[:n_states], state, strict=True)]
             return np.True_, kept, [jnp.where(inside, y, jnp.zeros_like(y)) for y in outputs[n_states:]]
 
-        return _counted(step, list(values[:n_states]), steps, body.n_outputs - n_states, False, xs)
+        return _counted(step, values[:n_states], steps, body.n_outputs - n_states, False, xs)
 
     return jax.vmap(row)(lengths, *map(traced, initial_state_and_scan_inputs))
 

@@ -201,7 +201,7 @@ class Runtime:
     def _state(self, brain: BrainId) -> BrainState:
         state = self._brains.get(brain)
         if state is None:
-            raise UnknownBrainError(f"{brain} is not in this runtime: it was removed, or is of another; there are {len(self._brains)} brains")
+            raise UnknownBrainError(f"{brain} is not in this runtime: it was removed, or is of another")
         return state
 
     def _run(self, seconds: float | None, threaded: bool) -> Responses:

@@ -140,8 +140,8 @@ def lp_normalization(x, *, axis=-1, p=2):
     """Divide by the p-norm along `axis`; zeros stay zeros. https://onnx.ai/onnx/operators/onnx__LpNormalization.html"""
     given = wide(x)
     total = nx.sum(nx.abs(given) if p == 1 else nx.square(given), axis=axis, keepdims=True)
-    norm = total if p == 1 else nx.sqrt(total)
-    return cast(given / nx.where(norm == 0, nx.ones_like(norm), norm), x.dtype)
+    total = nx.where(total == 0, nx.ones_like(total), total)
+    return cast(given / (total if p == 1 else nx.sqrt(total)), x.dtype)
 
 
 @op("LRN")
