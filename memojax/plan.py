@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .hoist import Residue
 from .runner import SAMPLE_EVERY, Answer, Meter, Rows, Run
 
 
@@ -69,11 +70,12 @@ class Plan:
     Attributes:
         answer: outputs by name for inputs by name; None (and nothing has run) where an input is missing or not a NumPy array of just
             this plan's shape and dtype.
+        traced: what was traced, for those who compile it in another way; None where nobody asked for it to be kept.
     """
 
     __slots__ = (
-        "__weakref__", "_executable", "_lock", "_meter", "_peeks", "_run", "_tick",
-        "answer", "compile_ms", "gain", "platform", "random", "size",
+        "__weakref__", "_executable", "_lock", "_peeks", "_run", "_tick",
+        "answer", "compile_ms", "gain", "meter", "platform", "random", "size", "traced",
     )  # fmt: skip
 
     def __init__(self, size: int, executable: Executable, meter: Meter, platform: str, compile_ms: float, random: bool = False):
@@ -82,8 +84,9 @@ class Plan:
         self.platform = platform
         self.compile_ms = compile_ms
         self.gain: float | None = None
+        self.traced: Residue | None = None
         self.executable = executable
-        self._meter = meter
+        self.meter = meter
         self._tick = meter.tick
         self._lock = threading.Lock()
         self._peeks = 0
@@ -103,7 +106,7 @@ class Plan:
         """One array per computed output, in order; `key` is a uint32[2] for a random model. NumPy results are read-only."""
         if key is not None:
             rows = [*rows, key]
-        return self._run(rows) if self._tick() % SAMPLE_EVERY else self._meter.timed(self._run, rows)
+        return self._run(rows) if self._tick() % SAMPLE_EVERY else self.meter.timed(self._run, rows)
 
     @property
     def calls(self) -> int:
@@ -114,7 +117,7 @@ class Plan:
 
     def info(self) -> PlanInfo:
         """Size, costs and use so far."""
-        times = sorted(self._meter.seconds)
+        times = sorted(self.meter.seconds)
         median = times[len(times) // 2] * 1e6 if times else None
         executable = self._executable
         return PlanInfo(

@@ -130,6 +130,10 @@ class PlanCache:
             self._pinned.update(wanted)
         return wanted
 
+    def is_pinned(self, size: int) -> bool:
+        """Whether `size` is a preloaded one."""
+        return size in self._pinned
+
     def clear(self, size: int | None = None) -> None:
         """Drop the plan for `size`, or all plans and counts."""
         with self._lock:

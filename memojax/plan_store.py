@@ -6,15 +6,20 @@ import logging
 import pickle
 import threading
 import time
+import weakref
 from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
 
+from .autotune import Tuner
+from .choices import Choices
 from .disk_cache import DiskCache, environment_key
+from .errors import CompileError
 from .plan import Plan
 from .plan_cache import PlanCache
 from .planner import Lowered, Planner, Weights
+from .recipe import DEFAULT, RECIPES, Recipe
 from .typed import TypedModel
 
 log = logging.getLogger("memojax")
@@ -27,7 +32,15 @@ class PlanStore:
     """
 
     def __init__(
-        self, typed: TypedModel, device: jax.Device, *, weights: Weights, precision: str | None, maxsize: int | None, disk: DiskCache | None
+        self,
+        typed: TypedModel,
+        device: jax.Device,
+        *,
+        weights: Weights,
+        precision: str | None,
+        maxsize: int | None,
+        disk: DiskCache | None,
+        tuner: Tuner | None = None,
     ):
         self.typed = typed
         self.disk_hits = 0
@@ -35,6 +48,9 @@ class PlanStore:
         self._precision = precision
         self._disk = disk if typed.fingerprint else None
         self._planner = Planner(typed, device, weights, precision)
+        self._tuner = tuner or Tuner()
+        self._planner.keep_traces = self._tuner.handles(self._planner)
+        self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
         self._elsewhere: dict[jax.Device, tuple[Planner, PlanCache]] = {}
         self._lock = threading.Lock()
         self.cache = PlanCache(self._lower, maxsize)
@@ -85,10 +101,48 @@ class PlanStore:
         return self._lower_with(self._planner, size)
 
     def _lower_with(self, planner: Planner, size: int) -> Lowered:
+        """A size by the recipe that was best before, or by the default one, which is then tuned."""
+        recipe, gain = self._remembered(planner, size)
+        if recipe is not DEFAULT:
+            try:
+                plan = self._load_or_lower(planner, size, recipe).compile()
+            except CompileError as cause:
+                log.debug("batch size %d: the remembered candidate %r is not possible: %s", size, recipe.name, cause)
+                recipe = DEFAULT
+            else:
+                plan.gain = gain
+                return Lowered(size, lambda: plan)
+        lowered = self._load_or_lower(planner, size, recipe)
+        return lowered if gain is not None or not self._tuner.handles(planner) else Lowered(size, lambda: self._tuned(planner, lowered))
+
+    def _tuned(self, planner: Planner, lowered: Lowered) -> Plan:
+        plan = lowered.compile()
+        if self.cache.is_pinned(plan.size):
+            self._tuner.now(planner, plan, lambda plan: self._chosen(planner, plan))
+        elif self._tuner.mode == "background":
+            alive = weakref.WeakMethod(self.cache.peek)
+            self._tuner.when_hot(
+                planner, plan, lambda: (peek := alive()) is not None and peek(plan.size) is plan, lambda plan: self._chosen(planner, plan)
+            )
+        return plan
+
+    def _remembered(self, planner: Planner, size: int) -> tuple[Recipe, float | None]:
+        """The recipe that was chosen for a size in another process, and its gain; None where nobody has chosen."""
+        if self._choices is None or not self._tuner.handles(planner):
+            return DEFAULT, None
+        name, gain = self._choices.get(self._key(planner, size, None)) or ("", None)
+        return (RECIPES[name], gain) if name in RECIPES else (DEFAULT, None)
+
+    def _chosen(self, planner: Planner, plan: Plan) -> None:
+        if self._choices is not None and plan.gain is not None:
+            self._choices.put(self._key(planner, plan.size, None), plan.executable.candidate, plan.gain)
+            self._store(plan, self._key(planner, plan.size, RECIPES.get(plan.executable.candidate, DEFAULT)))
+
+    def _load_or_lower(self, planner: Planner, size: int, recipe: Recipe) -> Lowered:
         """A size from disk, if it is there, else traced and lowered, and stored once it is compiled."""
         if self._disk is None or planner.weights != "constant":
-            return planner.lower(size)
-        disk, key = self._disk, self._key(planner, size)
+            return planner.lower(size, recipe)
+        disk, key = self._disk, self._key(planner, size, recipe)
         started = time.perf_counter()
         payload = disk.get(key)
         if payload is not None:
@@ -97,26 +151,32 @@ class PlanStore:
                 compiled = serialize_executable.deserialize_and_load(
                     *pickle.loads(payload), backend=client, execution_devices=[self._device]
                 )
-                plan = planner.adopt(size, compiled, (time.perf_counter() - started) * 1e3)
+                plan = planner.adopt(size, compiled, (time.perf_counter() - started) * 1e3, recipe)
             except Exception as cause:
                 log.warning("a stored plan for batch size %d could not be loaded (%s): it is compiled anew", size, cause)
                 disk.forget(key)
             else:
                 self.disk_hits += 1
                 return Lowered(size, lambda: plan)
-        lowered = planner.lower(size)
+        lowered = planner.lower(size, recipe)
 
         def compile_and_store() -> Plan:
             plan = lowered.compile()
-            try:
-                disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
-            except Exception as cause:
-                log.debug("batch size %d cannot be stored: %s", size, cause)
+            self._store(plan, key)
             return plan
 
         return Lowered(size, compile_and_store)
 
-    def _key(self, planner: Planner, size: int) -> dict[str, Any]:
+    def _store(self, plan: Plan, key: dict[str, Any]) -> None:
+        if self._disk is None:
+            return
+        try:
+            self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+        except Exception as cause:
+            log.debug("batch size %d cannot be stored: %s", plan.size, cause)
+
+    def _key(self, planner: Planner, size: int, recipe: Recipe | None = DEFAULT) -> dict[str, Any]:
+        """What a plan on disk depends on; without a recipe, what the choice of one depends on."""
         name = self.typed.model.name if self.typed.model else "function"
         return {
             **environment_key(),
@@ -125,5 +185,6 @@ class PlanStore:
             "size": size,
             "platform": self._device.platform,
             "precision": planner.precision,
+            "recipe": recipe.name if recipe else None,
             "layout": 1,
         }

@@ -52,13 +52,18 @@ class Planner:
             weights: "constant" (part of the executables), "argument" (passed with each call), or "auto".
             precision: of matrix products on accelerators (JAX's names).
             host: whether the plans take and give NumPy arrays (else `jax.Array`s).
+
+        Set `keep_traces` to have plans keep what was traced, for autotuning.
         """
         self.typed = typed
         self.device = device
         self.precision = precision if device.platform != "cpu" else None
         self.host = host
+        self.keep_traces = False
         leaves, self._structure = jax.tree.flatten(typed.params)
-        large = sum(leaf.nbytes for leaf in leaves) > _LARGE
+        self.weight_bytes = sum(leaf.nbytes for leaf in leaves)
+        self.largest_weight = max((leaf.nbytes for leaf in leaves), default=0)
+        large = self.weight_bytes > _LARGE
         self.weights: Weights = weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
         self._hoister = Hoister(leaves)
         self._placed: dict[Node, jax.Array] = {}
@@ -67,8 +72,8 @@ class Planner:
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
 
-    def lower(self, size: int) -> Lowered:
-        """Trace and lower for `size` rows.
+    def lower(self, size: int, recipe: Recipe = DEFAULT) -> Lowered:
+        """Trace and lower for `size` rows, by the default recipe or another.
 
         Raises:
             LoweringError: the model cannot be traced at this size.
@@ -78,22 +83,25 @@ class Planner:
         meter = Meter()
         started = time.perf_counter()
         with trace_lock:
-            finish = self.prepare(size, self.trace(size), meter)
+            residue = self.trace(size * recipe.rows)
+            finish = self.prepare(size, residue, meter, recipe)
         spent = time.perf_counter() - started
 
         def compile_now() -> Plan:
             begun = time.perf_counter()
             executable = finish()
             ms = (spent + time.perf_counter() - begun) * 1e3
-            return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
+            plan = Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
+            plan.traced = residue if self.keep_traces and recipe.rows == 1 else None
+            return plan
 
         return Lowered(size, compile_now)
 
-    def adopt(self, size: int, compiled: Any, ms: float) -> Plan:
-        """A plan from an executable that was compiled by the default recipe before, with the weights as constants."""
+    def adopt(self, size: int, compiled: Any, ms: float, recipe: Recipe = DEFAULT) -> Plan:
+        """A plan from an executable that was compiled before, with the weights as constants."""
         meter = Meter()
         packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
-        executable = self._executable(size, compiled, packing, Leading(), DEFAULT, meter)
+        executable = self._executable(size, compiled, packing, Leading(), recipe, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
     def update(self, params: Any) -> None:
@@ -117,7 +125,10 @@ class Planner:
             return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
 
     def prepare(self, size: int, residue: Residue, meter: Meter, recipe: Recipe = DEFAULT) -> Callable[[], Executable]:
-        """Lower a traced size by a recipe; gives what compiles it. The executable counts its calls in `meter`."""
+        """Lower a traced size by a recipe; gives what compiles it. The executable counts its calls in `meter`.
+
+        `residue` was traced for `recipe.rows` times as many rows.
+        """
         packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
         constants = self._hoister.values(residue.nodes) if self.weights == "constant" else None
         leading = Leading() if constants is not None else self._place(residue.nodes)

@@ -21,12 +21,14 @@ class Recipe:
         name: shown in `plans()`.
         options: XLA's options for this executable.
         layers: whether each matrix product is kept apart from the next, so that XLA packs its weights but does not chain it.
+        packs: whether the executable holds its weights once more, packed for its kernels.
         rows: run a batch of one as so many equal rows, which a matrix-matrix kernel takes; rows must be independent.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     layers: bool = False
+    packs: bool = False
     rows: int = 1
 
     def trace(self, residue: Residue, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
@@ -49,8 +51,10 @@ def _fused(*kinds: str) -> dict[str, str]:
 
 
 DEFAULT = Recipe("default")
-FUSED = Recipe("ynn", _fused("DOT", "ELTWISE"))
-LAYERS = Recipe("ynn-layers", _fused("DOT", "ELTWISE"), layers=True)
-CONVOLUTIONS = Recipe("ynn-conv", _fused("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"))
+FUSED = Recipe("ynn", _fused("DOT", "ELTWISE"), packs=True)
+LAYERS = Recipe("ynn-layers", _fused("DOT", "ELTWISE"), layers=True, packs=True)
+CONVOLUTIONS = Recipe("ynn-conv", _fused("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
 WIDE = Recipe("v512", {"xla_cpu_prefer_vector_width": "512"})
-TWO_ROWS = Recipe("two-rows", _fused("DOT", "ELTWISE"), layers=True, rows=2)
+TWO_ROWS = Recipe("two-rows", _fused("DOT", "ELTWISE"), layers=True, packs=True, rows=2)
+
+RECIPES = {recipe.name: recipe for recipe in (DEFAULT, FUSED, LAYERS, CONVOLUTIONS, WIDE, TWO_ROWS)}

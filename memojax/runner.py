@@ -28,6 +28,8 @@ Answer: TypeAlias = Callable[[Mapping[str, Any], Any], "dict[str, np.ndarray] | 
 SAMPLE_EVERY = 16
 """One call in so many is timed; reading the clock costs a percent of the smallest call."""
 
+_HOT = 4
+
 
 class Leading:
     """The weights that an executable takes first, `values` of `nodes`; replacing `values` swaps them between two calls."""
@@ -41,10 +43,15 @@ class Leading:
 
 @dataclass
 class Meter:
-    """Calls of a plan, whichever executable served them, and seconds of the last ones that were timed."""
+    """Calls of a plan, whichever executable served them, and seconds of the last ones that were timed.
+
+    Attributes:
+        when_hot: called once, when a few calls have been timed.
+    """
 
     tick: Callable[[], int] = field(default_factory=lambda: itertools.count().__next__)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    when_hot: Callable[[], None] | None = None
 
     def timed(self, run: Run, rows: Rows) -> list[Any]:
         """Run and note the time."""
@@ -53,6 +60,9 @@ class Meter:
         if isinstance(results[0], jax.Array):
             jax.block_until_ready(results)
         self.seconds.append(time.perf_counter() - started)
+        if self.when_hot is not None and len(self.seconds) >= _HOT:
+            notify, self.when_hot = self.when_hot, None
+            notify()
         return results
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from .._client import device_name, resolve_device
 from .._types import Arrays
+from ..autotune import DEFAULT_BUDGET_MB, Autotune, Tuner
 from ..disk_cache import disk_cache
 from ..errors import BatchSizeError, RowsMixError
 from ..model.signature import ModelApi
@@ -50,13 +51,16 @@ class ModelInferer(Inferer):
         precision: str | None = "highest",
         weights: Weights = "auto",
         cache_dir: str | PathLike[str] | None = None,
+        autotune: Autotune = "off",
+        autotune_budget_mb: float = DEFAULT_BUDGET_MB,
     ):
         self._device = resolve_device(device)
         self._precision = precision
         self._weights: Weights = weights
         self._cache_dir = cache_dir
+        self._tuner = Tuner(autotune, autotune_budget_mb)
         self._store = PlanStore(
-            typed, self._device, weights=weights, precision=precision, maxsize=maxsize, disk=disk_cache(cache_dir)
+            typed, self._device, weights=weights, precision=precision, maxsize=maxsize, disk=disk_cache(cache_dir), tuner=self._tuner
         )  # fmt: skip
         self._cache = self._store.cache
         self._seed = seed & 0xFFFFFFFF
@@ -94,6 +98,7 @@ class ModelInferer(Inferer):
         device = device_name(self._device)
         return {
             "device": device, "seed": self._seed, "precision": self._precision, "weights": self._weights, "cache_dir": self._cache_dir,
+            "autotune": self._tuner.mode, "autotune_budget_mb": self._tuner.budget / (1 << 20),
         }  # fmt: skip
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 
 from .._types import Shape
 
@@ -90,13 +91,14 @@ def scalar(value: Any) -> Any:
 
 
 def checked_shape(shape: Sequence[int]) -> Shape:
-    """`shape` as a tuple.
+    """`shape` as a tuple; the symbolic batch size of an export stays what it is.
 
     Raises:
         ValueError: a negative dimension, or more elements than any real model has.
     """
-    dims = tuple(int(dim) for dim in shape)
-    if any(dim < 0 for dim in dims) or math.prod(dims) > MAX_STATIC_ELEMENTS:
+    dims = tuple(dim if is_symbolic_dim(dim) else int(dim) for dim in shape)
+    known = [dim for dim in dims if isinstance(dim, int)]
+    if any(dim < 0 for dim in known) or math.prod(known) > MAX_STATIC_ELEMENTS:
         raise ValueError(f"shape {list(dims)} is negative or has more than {MAX_STATIC_ELEMENTS:,} elements")
     return dims
 

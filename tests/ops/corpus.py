@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import logging
 import re
 import sys
 import time
@@ -131,6 +132,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write {case: [CPU seconds, what failed or null]} here")
     parser.add_argument("-v", action="store_true")
     options = parser.parse_args()
+    logging.getLogger("memojax").setLevel(logging.ERROR)
     results: dict[str, tuple[float, str | None]] = {}
     known = known_failures()
     for name, case in sorted(cases(options.kind).items()):

@@ -12,7 +12,12 @@ README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- coverage -->\n", "<!-- /coverage -->"
 LOWERINGS = ("ours", "delegated", "function body", "host", "no")
 TITLES = ("written here", "by jaxonnxruntime", "by the spec's function body", "on the host", "not")
-DOMAINS = {"": "`ai.onnx`", "ai.onnx.ml": "`ai.onnx.ml`", "ai.onnx.preview.training": "`ai.onnx.preview.training`", "com.microsoft": "`com.microsoft`"}
+DOMAINS = {
+    "": "`ai.onnx`",
+    "ai.onnx.ml": "`ai.onnx.ml`",
+    "ai.onnx.preview.training": "`ai.onnx.preview.training`",
+    "com.microsoft": "`com.microsoft`",
+}
 OLDEST = 7
 """Op-versions that opset 7 has replaced are not counted."""
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, given, note, reject, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 
 from memojax import oneshot
 from tests.ops.test_versions import assert_same, onnxruntime_session
@@ -152,8 +153,17 @@ def unary(b: Builder) -> None:
     x = b.term(FLOATS)
     jumps = {"Floor": x.bound + 1, "Ceil": x.bound + 1, "Round": x.bound + 1, "Sign": 1}
     exact = {"Neg": x.bound, "Abs": x.bound, "Relu": x.bound, "Identity": x.bound}
-    smooth = {"Tanh": 1, "Sigmoid": 1, "Sin": 1, "Cos": 1, "Atan": 2}
-    narrow = {"Erf": 1, "Softplus": x.bound + 1, "Softsign": 1, "Elu": x.bound, "LeakyRelu": x.bound, "HardSigmoid": 1, "Selu": 2 * x.bound}
+    smooth = {"Tanh": 1, "Sigmoid": 1, "Sin": 1, "Cos": 1}
+    narrow = {
+        "Atan": 2,
+        "Erf": 1,
+        "Softplus": x.bound + 1,
+        "Softsign": 1,
+        "Elu": x.bound,
+        "LeakyRelu": x.bound,
+        "HardSigmoid": 1,
+        "Selu": 2 * x.bound,
+    }
     smooth |= {"Exp": math.exp(x.bound)} if x.bound <= 4 else {}
     name = b.pick([*exact, *smooth, *(jumps if x.exact else ()), *(narrow if x.dtype == F32 else ())])
     bound = (jumps | exact | smooth | narrow)[name]
@@ -196,7 +206,7 @@ def power(b: Builder) -> None:
 
 
 def clip(b: Builder) -> None:
-    x = b.term(FLOATS)
+    x = b.term(FLOATS if b.opset > 11 else [F32])
     low, high = b.number(-8, 0) / 4, b.number(1, 8) / 4
     limits = [b.constant(low, x.dtype), b.constant(high, x.dtype)]
     limits = b.pick([limits, limits[:1], ["", limits[1]], []])
@@ -394,7 +404,7 @@ def position(b: Builder) -> None:
         shape[axis] = 1
         shape = shape if keepdims else [dim for index, dim in enumerate(shape) if index != axis % len(shape)]
         name = b.pick(["ArgMax", "ArgMin"])
-        b.add(name, x, shapes=[shape], bound=4, step=1.0, dtype=I64, axis=axis, keepdims=keepdims, **attributes)
+        b.add(name, x, shapes=[shape], bound=x.shape[axis], step=1.0, dtype=I64, axis=axis, keepdims=keepdims, **attributes)
 
 
 def top_k(b: Builder) -> None:
@@ -403,8 +413,8 @@ def top_k(b: Builder) -> None:
         axis = b.axis(len(x.shape))
         shape = list(x.shape)
         shape[axis] = b.number(1, x.shape[axis])
-        count, largest = b.constant([shape[axis]]), b.number(0, 1)
-        b.add("TopK", x, count, shapes=[shape] * 2, bound=x.bound, step=x.step, dtype=[x.dtype, I64], axis=axis, largest=largest)
+        count, largest, bound = b.constant([shape[axis]]), b.number(0, 1), max(x.bound, x.shape[axis])
+        b.add("TopK", x, count, shapes=[shape] * 2, bound=bound, step=min(x.step, 1.0), dtype=[x.dtype, I64], axis=axis, largest=largest)
 
 
 def along_axis(b: Builder) -> None:
@@ -466,8 +476,10 @@ def graphs(draw: Callable[[st.SearchStrategy], Any]) -> Builder:
 def check(builder: Builder) -> None:
     model = builder.model()
     note("\n".join(f"{n.op_type}({', '.join(n.input)}) -> {', '.join(n.output)}" for n in model.graph.node))
-    session = onnxruntime_session(model)
-    expected = session.run(None, builder.inputs)
+    try:
+        expected = onnxruntime_session(model).run(None, builder.inputs)
+    except NotImplemented:  # a type that some version of onnxruntime has no kernel for
+        reject()
     scale = max(1.0, *(term.bound for term in builder.terms if term.dtype in FLOATS), 1.0)
     assert_same(oneshot.run(model, builder.inputs).values(), expected, atol=1e-5 * scale)
 

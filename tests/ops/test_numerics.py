@@ -158,7 +158,9 @@ def test_bfloat16_models_are_close_to_float32(policy: Any) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("platform", "asked", "found"), [("gpu", "highest", "HIGHEST"), ("gpu", "default", "DEFAULT"), ("cpu", "highest", None)])
+@pytest.mark.parametrize(
+    ("platform", "asked", "found"), [("gpu", "highest", "HIGHEST"), ("gpu", "default", "DEFAULT"), ("cpu", "highest", None)]
+)
 def test_precision_of_matrix_products(policy: Any, platform: str, asked: str, found: str | None) -> None:
     """Full float32 by default on accelerators, less where the user asks for it; a CPU has nothing else."""
     model, x = policy(np.float32)

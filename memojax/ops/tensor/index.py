@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,16 +35,19 @@ def _slice(data: Value, starts: Shape, ends: Shape, axes: Shape | None, steps: S
         slices[axis] = slice(start, end, step)
     if is_static(data):
         return data[tuple(slices)]
-    return take_ranges(data, [range(dim)[part] for dim, part in zip(data.shape, slices, strict=True)])
+    return take_ranges(data, [None if part == slice(None) else range(dim)[part] for dim, part in zip(data.shape, slices, strict=True)])
 
 
-def take_ranges(x: jax.Array, ranges: list[range]) -> jax.Array:
-    """A part of `x`, a range along each axis: a plain slice, and a reversal where a step is negative."""
-    forward = [part if part.step > 0 else part[::-1] for part in ranges]
-    backward = tuple(axis for axis, part in enumerate(ranges) if part.step < 0 and len(part) > 1)
-    if forward != [range(dim) for dim in x.shape]:
-        bounds = [(part.start, part[-1] + 1) if part else (0, 0) for part in forward]
-        x = lax.slice(x, [start for start, _ in bounds], [stop for _, stop in bounds], [part.step for part in forward])
+def take_ranges(x: jax.Array, ranges: Sequence[range | None]) -> jax.Array:
+    """A part of `x`, a range along each axis (None: all of it): a plain slice, and a reversal where a step is negative."""
+    backward = tuple(axis for axis, part in enumerate(ranges) if part is not None and part.step < 0 and len(part) > 1)
+    forward = [part[::-1] if part is not None and part.step < 0 else part for part in ranges]
+    if any(part is not None and part != range(dim) for part, dim in zip(forward, x.shape, strict=True)):
+        bounds = [
+            (0, dim, 1) if part is None else (part.start, part[-1] + 1, part.step) if part else (0, 0, 1)
+            for part, dim in zip(forward, x.shape, strict=True)
+        ]
+        x = lax.slice(x, *zip(*bounds, strict=True))
     return lax.rev(x, backward) if backward else x
 
 
@@ -67,7 +71,7 @@ def take_static(data: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
     flat = np.where(flat < 0, flat + length, flat)
     step = int(flat[1] - flat[0]) if flat.size > 1 else 1
     if flat.size and step and np.all(np.diff(flat) == step):
-        ranges = [range(dim) for dim in data.shape]
+        ranges: list[range | None] = [None] * data.ndim
         ranges[axis] = range(int(flat[0]), int(flat[-1]) + (1 if step > 0 else -1), step)
         return jnp.reshape(take_ranges(data, ranges), data.shape[:axis] + indices.shape + data.shape[axis + 1 :])
     return jnp.take(data, flat.astype(np.int32).reshape(indices.shape), axis=axis, mode="clip")

@@ -1,0 +1,198 @@
+"""Autotuning: a size's candidates are compiled and timed beside its plan, and the fastest takes its place between two calls."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from . import worker
+from .errors import CompileError, LoweringError
+from .hoist import Residue
+from .plan import Executable, Plan
+from .planner import Planner
+from .recipe import CONVOLUTIONS, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe
+from .typed import random_rows
+
+Autotune = Literal["off", "preload", "background"]
+
+log = logging.getLogger("memojax")
+
+DEFAULT_BUDGET_MB = 256
+_MARGIN = 1.04
+"""A candidate must be this much faster, in the median and in three rounds of four: less is noise, and every plan costs memory."""
+
+_SECONDS = 0.08
+"""Time for one comparison; at least `_ROUNDS` rounds are made."""
+_ROUNDS = 9
+_BLOCK_SECONDS = 0.001
+_WIDE_MATRIX = 2 << 20
+"""Bytes of a weight matrix from which a batch of one is faster as two rows: it no longer fits a core's cache."""
+
+_PRODUCTS = ("dot_general", "scan", "while", "cond")
+
+
+class Tuner:
+    """Tunes the plans of one inferer.
+
+    It works where weights are constants of CPU executables. What it needs: time on the background worker (or in `preload`), and memory
+    for executables that hold their weights packed, of which `budget` bytes are spent at most.
+    """
+
+    def __init__(self, mode: Autotune = "off", budget_mb: float = DEFAULT_BUDGET_MB):
+        """Tune sizes as they are preloaded ("preload"), or also those that turn out to be in use, on the worker ("background")."""
+        if mode not in ("off", "preload", "background"):
+            raise ValueError(f"autotune must be 'off', 'preload' or 'background', got {mode!r}")
+        self.mode: Autotune = mode
+        self.budget = int(budget_mb * (1 << 20))
+        self._spent: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
+
+    def handles(self, planner: Planner) -> bool:
+        """Whether there is anything to choose for this planner's plans."""
+        return self.mode != "off" and planner.host and planner.device.platform == "cpu" and planner.weights == "constant"
+
+    def now(self, planner: Planner, plan: Plan, done: Callable[[Plan], None] = lambda plan: None) -> None:
+        """Tune `plan` in this thread; `done(plan)` if another executable has taken over."""
+        for _ in self._steps(planner, plan, lambda: True, done, pause=False):
+            pass
+
+    def when_hot(self, planner: Planner, plan: Plan, alive: Callable[[], bool], done: Callable[[Plan], None]) -> None:
+        """Tune `plan` on the worker, step by step, once it has been called some fifty times; `alive` says whether it is still of use."""
+        plan.meter.when_hot = lambda: _in_background(self._steps(planner, plan, alive, done, pause=True))
+
+    def _steps(
+        self, planner: Planner, plan: Plan, alive: Callable[[], bool], done: Callable[[Plan], None], pause: bool
+    ) -> Iterator[None]:  # fmt: skip
+        residue, plan.traced = plan.traced or planner.trace(plan.size), None
+        rows = _rows(planner, plan.size)
+        default = best = plan.executable
+        expected = default.run(rows)
+        for recipe in candidates(residue, plan.size, planner):
+            yield
+            if not alive():
+                return
+            if recipe.packs and self._used() + 2 * planner.weight_bytes > self.budget:
+                log.debug("batch size %d: no room in autotune_budget_mb for %r", plan.size, recipe.name)
+                continue
+            executable = _compiled(planner, plan, residue, recipe)
+            yield
+            if executable is None:
+                continue
+            if not _equal(expected, executable.run(rows)):
+                log.warning("batch size %d: candidate %r gives other numbers than the default: dropped", plan.size, recipe.name)
+            elif compare(best.run, executable.run, rows, pause) > _MARGIN:
+                best = executable
+        yield
+        gain = compare(default.run, best.run, rows, pause) if best is not default else 0.0
+        if gain <= _MARGIN or not alive():
+            plan.gain = 1.0
+            return
+        plan.executable = best
+        plan.gain = gain
+        self._spent[plan] = 2 * planner.weight_bytes
+        log.info("batch size %d: %r is %.2f times as fast as the default", plan.size, best.candidate, gain)
+        done(plan)
+
+    def _used(self) -> int:
+        return sum(self._spent.values())
+
+
+def candidates(residue: Residue, size: int, planner: Planner) -> list[Recipe]:
+    """Recipes worth trying for what a model computes."""
+    names = [step.primitive.name for step in residue.steps]
+    products = sum(names.count(name) for name in _PRODUCTS)
+    convolutions = "conv_general_dilated" in names
+    found = []
+    if products or convolutions:
+        found.append(FUSED)
+    if products > 1:
+        found.append(LAYERS)
+    if convolutions:
+        found.append(CONVOLUTIONS)
+    if _has_avx512():
+        found.append(WIDE)
+    typed = planner.typed
+    if size == 1 and planner.largest_weight >= _WIDE_MATRIX and not typed.random and not typed.mixing_outputs():
+        found.append(TWO_ROWS)
+    return found
+
+
+def compare(old: Callable[[Any], Any], new: Callable[[Any], Any], rows: Sequence[Any], pause: bool = False) -> float:
+    """How many times as fast `new` is, with doubt: the lower of the median of the rounds' ratios and what three rounds of four exceed."""
+    for run in (old, new):
+        for _ in range(3):
+            run(rows)
+    count = max(1, int(_BLOCK_SECONDS / max(_block(old, rows, 1), 1e-6)))
+    ratios = []
+    stop = time.perf_counter() + _SECONDS
+    while len(ratios) < _ROUNDS or (time.perf_counter() < stop and len(ratios) < 60):
+        turns = (old, new) if len(ratios) % 2 else (new, old)
+        times = {run: _block(run, rows, count) for run in turns}
+        ratios.append(times[old] / times[new])
+        if pause:
+            time.sleep(min(sum(times.values()) * count, 0.05))
+    lower, median, _ = statistics.quantiles(ratios, n=4)
+    return min(median, lower * _MARGIN)
+
+
+def _block(run: Callable[[Any], Any], rows: Sequence[Any], count: int) -> float:
+    run(rows)
+    started = time.perf_counter()
+    for _ in range(count):
+        run(rows)
+    return (time.perf_counter() - started) / count
+
+
+def _compiled(planner: Planner, plan: Plan, residue: Residue, recipe: Recipe) -> Executable | None:
+    """`plan` by another recipe; None where this jaxlib cannot."""
+    try:
+        traced = residue if recipe.rows == 1 else planner.trace(plan.size * recipe.rows)
+        return planner.prepare(plan.size, traced, plan.meter, recipe)()
+    except (CompileError, LoweringError) as cause:
+        log.debug("batch size %d: candidate %r is not possible here: %s", plan.size, recipe.name, cause)
+        return None
+
+
+def _equal(expected: Sequence[np.ndarray], given: Sequence[np.ndarray]) -> bool:
+    for one, other in zip(expected, given, strict=True):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        if one.dtype.kind in "biu":
+            if not np.array_equal(one, other):
+                return False
+        elif not np.allclose(one.astype(np.float64), other.astype(np.float64), rtol=1e-3, atol=1e-5, equal_nan=True):
+            return False
+    return True
+
+
+def _rows(planner: Planner, size: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    rows = [random_rows(rng, size, spec) for spec in planner.typed.api.inputs]
+    return [*rows, np.zeros(2, np.uint32)] if planner.typed.random else rows
+
+
+def _in_background(steps: Iterator[None]) -> None:
+    """Each step is a task of its own, so that a plan that somebody waits for comes in between, and so that the program can end."""
+
+    def step() -> None:
+        with contextlib.suppress(StopIteration):
+            next(steps)
+            worker.submit(step)
+
+    worker.submit(step)
+
+
+@functools.cache
+def _has_avx512() -> bool:
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False

@@ -1,0 +1,64 @@
+"""What autotuning chose, remembered in a JSON file that several processes may share; opt-in, beside the compiled plans."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("memojax")
+
+NAME = "autotune.json"
+
+
+class Choices:
+    """Names of recipes, and their gains, by key. The file holds names only: one that is damaged or foreign is ignored."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        """Use `autotune.json` in `folder`."""
+        self.path = Path(folder).expanduser() / NAME
+        self._lock = threading.Lock()
+        self._writable = True
+
+    def get(self, key: Mapping[str, Any]) -> tuple[str, float] | None:
+        """The recipe and gain stored for `key`, or None."""
+        entry = self._read().get(_digest(key))
+        with contextlib.suppress(TypeError, KeyError, ValueError):
+            return str(entry["candidate"]), float(entry["gain"])
+        return None
+
+    def put(self, key: Mapping[str, Any], candidate: str, gain: float) -> None:
+        """Store a choice; readers see the whole file, old or new."""
+        if not self._writable:
+            return
+        with self._lock:
+            entries = self._read()
+            label = f"{key.get('name', 'model')} x {key.get('size', '?')}"
+            entries[_digest(key)] = {"candidate": candidate, "gain": round(gain, 3), "for": label}
+            try:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
+                with os.fdopen(handle, "w") as file:
+                    json.dump(entries, file, indent=1)
+                os.replace(name, self.path)
+            except OSError as cause:
+                self._writable = False
+                log.warning("autotuning's choices cannot be written to %s (%s): they are found anew", self.path, cause.strerror or cause)
+
+    def _read(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            entries = json.loads(self.path.read_text())
+            if isinstance(entries, dict):
+                return entries
+        return {}
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]

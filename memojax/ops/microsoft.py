@@ -1,1 +1,0 @@
-"""The com.microsoft domain: what ONNX Runtime fuses."""

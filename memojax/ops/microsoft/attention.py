@@ -1,0 +1,141 @@
+"""Attention in ONNX Runtime's forms, and what stands around it in a transformer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..._types import Value
+from .._common import cast, ints, nx, traced
+from ..nn.attention import rotary_embedding
+from ..nn.norm import layer_normalization, wide
+from ..registry import op
+from ._common import MICROSOFT
+
+FILTER = -10000.0
+"""Added to the scores of masked keys unless `mask_filter_value` says otherwise."""
+
+
+@op("Attention", domain=MICROSOFT)
+def attention(
+    input: Value, weights: Value, bias: Value = None, mask_index: Value = None, past: Value = None, attention_bias: Value = None,
+    past_sequence_length: Value = None, *, num_heads: int, do_rotary: int = 0, mask_filter_value: float = FILTER,
+    past_present_share_buffer: int = 0, qkv_hidden_sizes: tuple[int, ...] = (), rotary_embedding_dim: int = 0, scale: float = 0.0,
+    unidirectional: int = 0,
+) -> tuple[Value, Value]:  # fmt: skip
+    """Self-attention with the projection to queries, keys and values fused in.
+
+    Raises:
+        ValueError: rotary embedding or a shared cache buffer, which only ONNX Runtime's GPU kernels have.
+    """
+    if do_rotary or past_present_share_buffer:
+        raise ValueError("do_rotary and past_present_share_buffer are not supported")
+    hidden = weights.shape[1]
+    sizes = ints(qkv_hidden_sizes) or (hidden // 3,) * 3
+    projected = nx.matmul(input, weights) if bias is None else nx.matmul(input, weights) + bias
+    q, k, v = (_heads(part, num_heads) for part in nx.split(projected, np.cumsum(sizes)[:2], axis=-1))
+    if past is not None:
+        k, v = nx.concatenate((past[0], k), axis=2), nx.concatenate((past[1], v), axis=2)
+    y = _attend(q, k, v, mask_index, attention_bias, scale, mask_filter_value, unidirectional)[0]
+    return _flat(y), nx.stack((k, v))
+
+
+@op("MultiHeadAttention", domain=MICROSOFT)
+def multi_head_attention(
+    query: Value, key: Value = None, value: Value = None, bias: Value = None, key_padding_mask: Value = None, attention_bias: Value = None,
+    past_key: Value = None, past_value: Value = None, past_sequence_length: Value = None, cache_indirection: Value = None, *,
+    num_heads: int, mask_filter_value: float = FILTER, scale: float = 0.0, unidirectional: int = 0,
+) -> tuple[Value, ...]:  # fmt: skip
+    """Attention of projected queries, keys and values, which may be packed into one input, with a cache.
+
+    Raises:
+        ValueError: a shared cache buffer, which is for beam search inside ONNX Runtime.
+    """
+    if past_sequence_length is not None or cache_indirection is not None:
+        raise ValueError("past_sequence_length and cache_indirection are not supported")
+    if query.ndim == 5:  # (batch, sequence, heads, 3, size)
+        query, key, value = (nx.reshape(query[:, :, :, i], (*query.shape[:2], -1)) for i in range(3))
+    elif key is not None and key.ndim == 5:  # (batch, sequence, heads, 2, size)
+        key, value = (nx.reshape(key[:, :, :, i], (*key.shape[:2], -1)) for i in range(2))
+    if bias is not None:
+        size = query.shape[-1]
+        query = query + bias[:size]
+        key, value = (x + b if x.ndim == 3 else x for x, b in ((key, bias[size : 2 * size]), (value, bias[2 * size :])))
+    q, k, v = (_heads(x, num_heads) if x.ndim == 3 else x for x in (query, key, value))
+    if past_key is not None:
+        k, v = nx.concatenate((past_key, k), axis=2), nx.concatenate((past_value, v), axis=2)
+    y, scores = _attend(q, k, v, key_padding_mask, attention_bias, scale, mask_filter_value, unidirectional)
+    return _flat(y), k, v, scores
+
+
+def _attend(
+    q: Value, k: Value, v: Value, mask: Value, attention_bias: Value, scale: float, mask_filter_value: float, unidirectional: int
+) -> tuple[Value, Value]:
+    """(batch, heads, queries, size) of the result, and the scores before softmax."""
+    queries, keys = q.shape[2], k.shape[2]
+    scores = jnp.einsum("bhqd,bhkd->bhqk", wide(traced(q)), wide(traced(k))) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if mask is not None:
+        scores = scores + nx.where(_kept(mask, queries, keys), np.float32(0), np.float32(mask_filter_value))
+    if unidirectional:
+        ahead = np.arange(keys)[None] > np.arange(queries)[:, None] + keys - queries
+        scores = jnp.where(ahead, np.float32(np.finfo(np.float32).min), scores)
+    if attention_bias is not None:
+        scores = scores + wide(attention_bias)
+    y = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), wide(traced(v)))
+    return cast(y, v.dtype), cast(scores, q.dtype)
+
+
+def _kept(mask: Value, queries: int, keys: int) -> Value:
+    """Which keys a mask keeps, to be broadcast against (batch, heads, queries, keys).
+
+    A mask is (batch, keys) or (batch, queries, keys) of 0 and 1; or the lengths of the rows, perhaps followed by their starts.
+    """
+    if mask.ndim > 1:
+        return nx.reshape(mask, (mask.shape[0], 1, -1, mask.shape[-1])) != 0
+    raise ValueError(mask.shape)
+
+
+def _heads(x: Value, num_heads: int) -> Value:
+    """(batch, sequence, heads * size) -> (batch, heads, sequence, size)."""
+    return nx.swapaxes(nx.reshape(x, (*x.shape[:2], num_heads, -1)), 1, 2)
+
+
+def _flat(x: Value) -> Value:
+    return nx.reshape(nx.swapaxes(x, 1, 2), (x.shape[0], x.shape[2], -1))
+
+
+@op("RotaryEmbedding", domain=MICROSOFT)
+def rotary_embedding_with_offset(
+    input: Value, position_ids: Value, cos_cache: Value, sin_cache: Value, *, interleaved: int = 0, is_packed_batching: int = 0,
+    num_heads: int = 0, rotary_embedding_dim: int = 0, scale: float = 1.0,
+) -> Value:  # fmt: skip
+    """Rotary embedding; a single position is that of the first token."""
+    length = input.shape[2] if input.ndim == 4 else input.shape[1]
+    if position_ids.ndim == 1:
+        position_ids = nx.broadcast_to(position_ids + np.arange(length), (input.shape[0], length))
+    heads = num_heads or (input.shape[-1] // (2 * cos_cache.shape[-1]) if input.ndim == 3 else 0)
+    return rotary_embedding(
+        input, cos_cache, sin_cache, position_ids, interleaved=interleaved, num_heads=heads, rotary_embedding_dim=rotary_embedding_dim
+    )
+
+
+@op("EmbedLayerNormalization", domain=MICROSOFT)
+def embed_layer_normalization(
+    input_ids: Value, segment_ids: Value, word_embedding: Value, position_embedding: Value, segment_embedding: Value, gamma: Value,
+    beta: Value, mask: Value = None, position_ids: Value = None, *, epsilon: float = 9.999999960041972e-13, mask_index_type: int = 0,
+) -> tuple[Value, Value, Value]:  # fmt: skip
+    """Word, position and segment embeddings added up and normalised; the length of each row by its mask; the sum."""
+
+    def embedded(table: Value, ids: Value) -> Value:
+        return jnp.take(traced(table), ids, axis=0, mode="clip")
+
+    positions: Any = position_embedding[: input_ids.shape[1]] if position_ids is None else embedded(position_embedding, position_ids)
+    total = embedded(word_embedding, input_ids) + positions
+    if segment_ids is not None:
+        total = total + embedded(segment_embedding, segment_ids)
+    lengths = np.zeros(input_ids.shape[0], np.int32) if mask is None else cast(nx.sum(mask, axis=1), np.int32)
+    return layer_normalization(total, gamma, beta, epsilon=epsilon)[0], lengths, total

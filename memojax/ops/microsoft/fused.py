@@ -1,0 +1,178 @@
+"""Products, convolutions, activations and normalisations with something fused in."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..._types import Value
+from .._common import cast, nx, traced
+from ..math.activation import gelu
+from ..math.linear import gemm, matmul
+from ..nn.conv import conv
+from ..nn.norm import layer_normalization, wide
+from ..registry import op
+from ._common import MICROSOFT, activated
+
+
+def _operand(x: Value, transposed: int, batch_transposed: int) -> Value:
+    """A stack of matrices as FusedMatMul multiplies it."""
+    x = nx.moveaxis(x, 0, -2) if batch_transposed else x
+    return nx.swapaxes(x, -1, -2) if transposed and x.ndim > 1 else x
+
+
+@op("TransposeMatMul", domain=MICROSOFT)
+@op("FusedMatMul", domain=MICROSOFT)
+def fused_matmul(
+    A: Value, B: Value, *, alpha: float = 1.0, transA: int = 0, transB: int = 0, transBatchA: int = 0, transBatchB: int = 0
+) -> Value:
+    """alpha * A @ B, of transposed matrices; `transBatch` brings the first axis beside the last one first."""
+    product = matmul(_operand(A, transA, transBatchA), _operand(B, transB, transBatchB))
+    return product if alpha == 1 else cast(alpha * product, product.dtype)
+
+
+@op("FusedMatMulActivation", domain=MICROSOFT)
+def fused_matmul_activation(
+    A: Value, B: Value, *, activation: str, activation_alpha: float | None = None, activation_axis: int | None = None,
+    activation_beta: float | None = None, activation_gamma: float | None = None, alpha: float = 1.0, transA: int = 0, transB: int = 0,
+    transBatchA: int = 0, transBatchB: int = 0,
+) -> Value:  # fmt: skip
+    """FusedMatMul, then an activation."""
+    product = fused_matmul(A, B, alpha=alpha, transA=transA, transB=transB, transBatchA=transBatchA, transBatchB=transBatchB)
+    return activated(product, activation, (activation_alpha, activation_beta, activation_gamma))
+
+
+@op("FusedGemm", domain=MICROSOFT)
+def fused_gemm(
+    A: Value, B: Value, C: Value = None, *, activation: str = "", activation_alpha: float | None = None,
+    activation_beta: float | None = None, activation_gamma: float | None = None, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
+    transB: int = 0,
+) -> Value:  # fmt: skip
+    """Gemm, then an activation."""
+    product = gemm(A, B, C, alpha=alpha, beta=beta, transA=transA, transB=transB)
+    return activated(product, activation, (activation_alpha, activation_beta, activation_gamma))
+
+
+@op("FusedConv", domain=MICROSOFT)
+def fused_conv(
+    X: Value, W: Value, B: Value = None, Z: Value = None, *, activation: str = "", activation_params: tuple[float, ...] = (),
+    auto_pad: str = "NOTSET", dilations: tuple[int, ...] | None = None, group: int = 1, kernel_shape: tuple[int, ...] | None = None,
+    pads: tuple[int, ...] | None = None, strides: tuple[int, ...] | None = None,
+) -> Value:  # fmt: skip
+    """Conv plus Z, then an activation."""
+    y = conv(X, W, B, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides)
+    return activated(y if Z is None else y + Z, activation, activation_params)
+
+
+@op("MatMulNBits", domain=MICROSOFT)
+def matmul_n_bits(
+    A: Value, B: Value, scales: Value, zero_points: Value = None, g_idx: Value = None, bias: Value = None, *, K: int, N: int,
+    block_size: int, bits: int = 4, accuracy_level: int = 0, weight_prepacked: int = 0,
+) -> Value:  # fmt: skip
+    """A @ B.T, where B [N, K] is packed into `bits` bits in blocks along K with a scale and a zero point each.
+
+    Raises:
+        ValueError: a form that only ONNX Runtime itself can read (`weight_prepacked`), or the deprecated `g_idx`.
+    """
+    if weight_prepacked or g_idx is not None:
+        raise ValueError("weight_prepacked and g_idx are not supported: export the model without them")
+    blocks = -(-K // block_size)
+    scales = nx.reshape(scales, (N, blocks, 1))
+    if zero_points is None:
+        shift: Value = 1 << (bits - 1)
+    elif zero_points.dtype == np.uint8:
+        shift = _unpacked(nx.reshape(zero_points, (N, -1)), bits)[:, :blocks, None]
+    else:
+        shift = nx.reshape(zero_points, (N, blocks, 1))
+    values = _unpacked(nx.reshape(B, (N, blocks, -1)), bits)[..., :block_size]
+    weights = nx.reshape((cast(values, scales.dtype) - cast(shift, scales.dtype)) * scales, (N, -1))[:, :K]
+    y = matmul(A, cast(weights, A.dtype).T)
+    return y if bias is None else y + bias
+
+
+def _unpacked(packed: Value, bits: int) -> Value:
+    """Numbers of `bits` bits from the bytes that hold them, low bits first, along the last axis."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return nx.reshape((packed[..., None] >> shifts) & np.uint8((1 << bits) - 1), (*packed.shape[:-1], -1))
+
+
+@op("Inverse", domain=MICROSOFT)
+def inverse(X: Value) -> Value:
+    """Inverses of the matrices in the last two axes."""
+    return cast(jnp.linalg.inv(wide(traced(X))), X.dtype)
+
+
+@op("CDist", domain=MICROSOFT)
+def cdist(A: Value, B: Value, *, metric: str = "sqeuclidean") -> Value:
+    """Distances between the rows of two matrices."""
+    squares = nx.sum(nx.square(A[:, None, :] - B[None]), axis=-1)  # |a|^2 - 2 a.b + |b|^2 would cancel where rows are close
+    return nx.sqrt(squares) if metric == "euclidean" else squares
+
+
+@op("Gelu", domain=MICROSOFT)
+def exact_gelu(X: Value) -> Value:
+    """x times the normal distribution function of x."""
+    return gelu(X)
+
+
+@op("BiasGelu", domain=MICROSOFT)
+def bias_gelu(A: Value, B: Value) -> Value:
+    """Gelu of A + B."""
+    return gelu(A + B)
+
+
+@op("FastGelu", domain=MICROSOFT)
+def fast_gelu(X: Value, bias: Value = None) -> Value:
+    """Gelu by tanh."""
+    return gelu(X if bias is None else X + bias, approximate="tanh")
+
+
+@op("QuickGelu", domain=MICROSOFT)
+def quick_gelu(X: Value, *, alpha: float = 1.7020000219345093) -> Value:
+    """x * sigmoid(alpha * x)."""
+    return X * jax.nn.sigmoid(alpha * traced(X))
+
+
+op("LayerNormalization", since=1, until=17)(layer_normalization)  # ONNX Runtime had it in ai.onnx before ONNX did
+op("LayerNormalization", domain=MICROSOFT)(layer_normalization)
+
+
+def _rms(x: Value, scale: Value, epsilon: float, axis: int = -1) -> tuple[Value, Value]:
+    """Unit root mean square over the axes from `axis`, then scaled; and the factor."""
+    given = wide(x)
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    factor = 1 / nx.sqrt(nx.mean(nx.square(given), axis=axes, keepdims=True) + epsilon)
+    return cast(given * factor * wide(scale), x.dtype), cast(factor, np.float32)
+
+
+@op("SimplifiedLayerNormalization")
+@op("SimplifiedLayerNormalization", domain=MICROSOFT)
+def simplified_layer_normalization(
+    X: Value, scale: Value, *, axis: int = -1, epsilon: float = 9.999999747378752e-06, stash_type: int = 1
+) -> tuple[Value, Value]:
+    """Layer normalization without mean and bias; ONNX Runtime writes it into ai.onnx."""
+    return _rms(X, scale, epsilon, axis)
+
+
+@op("SkipLayerNormalization", domain=MICROSOFT)
+def skip_layer_normalization(
+    input: Value, skip: Value, gamma: Value, beta: Value = None, bias: Value = None, *, epsilon: float = 9.999999960041972e-13
+) -> tuple[Value, Value, Value, Value]:
+    """Layer normalization of input + skip + bias, and that sum as fourth output."""
+    total = _total(input, skip, bias)
+    return *layer_normalization(total, gamma, beta, epsilon=epsilon), total
+
+
+@op("SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+def skip_simplified_layer_normalization(
+    input: Value, skip: Value, gamma: Value, bias: Value = None, *, epsilon: float = 9.999999960041972e-13
+) -> tuple[Value, None, Value, Value]:
+    """The same without mean and shift."""
+    total = _total(input, skip, bias)
+    y, factor = _rms(total, gamma, epsilon)
+    return y, None, factor, total
+
+
+def _total(input: Value, skip: Value, bias: Value) -> Value:
+    return input + skip if bias is None else input + skip + bias

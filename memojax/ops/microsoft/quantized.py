@@ -1,0 +1,160 @@
+"""Operators on 8-bit integers with a scale and a zero point for each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..._types import Value
+from .._common import cast, nx, traced
+from ..math.activation import leaky_relu
+from ..math.linear import matmul_integer
+from ..nn.conv import qlinear_conv
+from ..nn.pool import average_pool
+from ..quantization import dequantize_linear, dynamic_quantize_linear, quantize_linear
+from ..registry import op
+from ._common import MICROSOFT
+
+op("QuantizeLinear", domain=MICROSOFT)(quantize_linear)
+op("DequantizeLinear", domain=MICROSOFT)(dequantize_linear)
+
+
+def _real(x: Value, scale: Value, zero_point: Value) -> Value:
+    """Dequantized, in float32."""
+    return cast(dequantize_linear(x, scale, zero_point), np.float32)
+
+
+def _elementwise(op_type: str, function: Callable[[Any, Any], Any]) -> None:
+    def lower(
+        A: Value, A_scale: Value, A_zero_point: Value, B: Value, B_scale: Value, B_zero_point: Value, C_scale: Value,
+        C_zero_point: Value = None,
+    ) -> Value:  # fmt: skip
+        result = function(_real(A, A_scale, A_zero_point), _real(B, B_scale, B_zero_point))
+        return quantize_linear(result, C_scale, np.zeros((), A.dtype) if C_zero_point is None else C_zero_point)
+
+    op(op_type, domain=MICROSOFT)(lower)
+
+
+_elementwise("QLinearAdd", lambda a, b: a + b)
+_elementwise("QLinearMul", lambda a, b: a * b)
+
+
+@op("QLinearSigmoid", domain=MICROSOFT)
+def qlinear_sigmoid(X: Value, X_scale: Value, X_zero_point: Value, Y_scale: Value, Y_zero_point: Value = None) -> Value:
+    """Sigmoid of a quantized tensor, quantized again."""
+    return _again(jax.nn.sigmoid(traced(_real(X, X_scale, X_zero_point))), Y_scale, Y_zero_point, X.dtype)
+
+
+@op("QLinearLeakyRelu", domain=MICROSOFT)
+def qlinear_leaky_relu(
+    X: Value, X_scale: Value, X_zero_point: Value, Y_scale: Value, Y_zero_point: Value = None, *, alpha: float = 0.009999999776482582
+) -> Value:
+    """LeakyRelu of a quantized tensor, quantized again."""
+    return _again(leaky_relu(_real(X, X_scale, X_zero_point), alpha=alpha), Y_scale, Y_zero_point, X.dtype)
+
+
+def _again(y: Value, scale: Value, zero_point: Value, dtype: Any) -> Value:
+    return quantize_linear(y, scale, np.zeros((), dtype) if zero_point is None else zero_point)
+
+
+@op("QLinearSoftmax", domain=MICROSOFT)
+def qlinear_softmax(
+    X: Value, X_scale: Value, x_zero_point: Value, y_scale: Value, y_zero_point: Value, *, opset: int, axis: int = -1
+) -> Value:
+    """Softmax of a quantized tensor, quantized again; before opset 13 over all axes from `axis` on."""
+    x = traced(_real(X, X_scale, x_zero_point))
+    axes: Any = axis if opset >= 13 else tuple(range(axis % x.ndim, x.ndim))
+    return quantize_linear(jax.nn.softmax(x, axis=axes), y_scale, y_zero_point)
+
+
+@op("QLinearConcat", domain=MICROSOFT)
+def qlinear_concat(Y_scale: Value, Y_zero_point: Value, *inputs: Value, axis: int) -> Value:
+    """Quantized tensors, each with its scale and zero point, joined along an axis and quantized again."""
+    triples = zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
+    return quantize_linear(nx.concatenate([_real(*triple) for triple in triples], axis=axis), Y_scale, Y_zero_point)
+
+
+@op("QLinearWhere", domain=MICROSOFT)
+def qlinear_where(
+    condition: Value, X: Value, x_scale: Value, x_zero_point: Value, Y: Value, y_scale: Value, y_zero_point: Value, z_scale: Value,
+    z_zero_point: Value,
+) -> Value:  # fmt: skip
+    """Elements of one of two quantized tensors, quantized again."""
+    return quantize_linear(nx.where(condition, _real(X, x_scale, x_zero_point), _real(Y, y_scale, y_zero_point)), z_scale, z_zero_point)
+
+
+@op("QLinearAveragePool", domain=MICROSOFT)
+def qlinear_average_pool(
+    X: Value, x_scale: Value, x_zero_point: Value, y_scale: Value, y_zero_point: Value = None, *, kernel_shape: tuple[int, ...],
+    auto_pad: str = "NOTSET", ceil_mode: int = 0, channels_last: int = 0, count_include_pad: int = 0,
+    pads: tuple[int, ...] | None = None, strides: tuple[int, ...] | None = None,
+) -> Value:  # fmt: skip
+    """AveragePool of a quantized tensor, quantized again."""
+    pooled = average_pool(
+        _channels_first(_real(X, x_scale, x_zero_point), channels_last), kernel_shape=kernel_shape, auto_pad=auto_pad,
+        ceil_mode=ceil_mode, count_include_pad=count_include_pad, pads=pads, strides=strides,
+    )  # fmt: skip
+    return _again(_channels_back(pooled, channels_last), y_scale, y_zero_point, X.dtype)
+
+
+@op("QLinearGlobalAveragePool", domain=MICROSOFT)
+def qlinear_global_average_pool(
+    X: Value, x_scale: Value, x_zero_point: Value, y_scale: Value, y_zero_point: Value, *, channels_last: int = 0
+) -> Value:
+    """GlobalAveragePool of a quantized tensor, quantized again."""
+    axes = tuple(range(1, X.ndim - 1) if channels_last else range(2, X.ndim))
+    return quantize_linear(nx.mean(_real(X, x_scale, x_zero_point), axis=axes, keepdims=True), y_scale, y_zero_point)
+
+
+@op("QLinearConv", domain=MICROSOFT)
+def qlinear_conv_any_layout(
+    x: Value, x_scale: Value, x_zero_point: Value, w: Value, w_scale: Value, w_zero_point: Value, y_scale: Value, y_zero_point: Value,
+    B: Value = None, *, auto_pad: str = "NOTSET", channels_last: int = 0, dilations: tuple[int, ...] | None = None, group: int = 1,
+    kernel_shape: tuple[int, ...] | None = None, pads: tuple[int, ...] | None = None, strides: tuple[int, ...] | None = None,
+) -> Value:  # fmt: skip
+    """Convolution of quantized tensors, with channels last if asked for."""
+    y = qlinear_conv(
+        _channels_first(x, channels_last), x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, B, auto_pad=auto_pad,
+        dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides,
+    )  # fmt: skip
+    return _channels_back(y, channels_last)
+
+
+def _channels_first(x: Value, channels_last: int) -> Value:
+    return nx.moveaxis(x, -1, 1) if channels_last else x
+
+
+def _channels_back(x: Value, channels_last: int) -> Value:
+    return nx.moveaxis(x, 1, -1) if channels_last else x
+
+
+@op("QGemm", domain=MICROSOFT)
+def qgemm(
+    A: Value, a_scale: Value, a_zero_point: Value, B: Value, b_scale: Value, b_zero_point: Value, C: Value = None, y_scale: Value = None,
+    y_zero_point: Value = None, *, alpha: float = 1.0, transA: int = 0, transB: int = 0,
+) -> Value:  # fmt: skip
+    """Gemm of quantized matrices, with an int32 bias; float32 without `y_scale`."""
+    total = matmul_integer(A.T if transA else A, B.T if transB else B, a_zero_point, b_zero_point)
+    total = total if C is None else total + C
+    y = cast(total, np.float32) * (alpha * a_scale * b_scale)
+    return y if y_scale is None else _again(y, y_scale, y_zero_point, A.dtype)
+
+
+@op("MatMulIntegerToFloat", domain=MICROSOFT)
+def matmul_integer_to_float(
+    A: Value, B: Value, a_scale: Value, b_scale: Value, a_zero_point: Value = None, b_zero_point: Value = None, bias: Value = None
+) -> Value:
+    """Product of quantized matrices, plus a bias, dequantized."""
+    y = cast(matmul_integer(A, B, a_zero_point, b_zero_point), a_scale.dtype) * (a_scale * b_scale)
+    return y if bias is None else y + bias
+
+
+@op("DynamicQuantizeMatMul", domain=MICROSOFT)
+def dynamic_quantize_matmul(A: Value, B: Value, b_scale: Value, b_zero_point: Value = None, bias: Value = None) -> Value:
+    """A quantized by its own range, times a quantized matrix, dequantized."""
+    a, a_scale, a_zero_point = dynamic_quantize_linear(A)
+    return matmul_integer_to_float(a, B, a_scale, b_scale, a_zero_point, b_zero_point, bias)

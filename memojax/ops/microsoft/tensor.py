@@ -1,0 +1,40 @@
+"""Operators that ONNX has taken over since, in their older form."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..._types import Value
+from .._common import nx, scalar
+from ..generator import range_
+from ..registry import op
+from ..tensor.index import gather_nd, trilu
+from ..tensor.resize import grid_sample, pad
+from ._common import MICROSOFT
+
+op("GatherND", domain=MICROSOFT)(gather_nd)
+op("Trilu", domain=MICROSOFT)(trilu)
+
+
+@op("GridSample", domain=MICROSOFT)
+def grid_sample_bilinear(X: Value, Grid: Value, *, align_corners: int = 0, mode: str = "bilinear", padding_mode: str = "zeros") -> Value:
+    """The input at any positions, interpolated."""
+    return grid_sample(X, Grid, align_corners=align_corners, mode=mode, padding_mode=padding_mode)
+
+
+@op("Pad", domain=MICROSOFT, static=("pads",))
+def pad_all_axes(data: Value, pads: Value, value: Value = None, *, mode: str = "constant") -> Value:
+    """Wider, or narrower where a pad is negative."""
+    return pad(data, np.ravel(pads), value, mode=mode)
+
+
+@op("ExpandDims", domain=MICROSOFT, static=("axis",))
+def expand_dims(X: Value, axis: Value) -> Value:
+    """With a dimension of size 1 at `axis` of the result."""
+    return nx.expand_dims(X, int(scalar(axis)))
+
+
+@op("Range", domain=MICROSOFT, static=("start", "limit", "delta"))
+def range_by_one(start: Value, limit: Value, delta: Value = None) -> Value:
+    """Numbers from `start` to before `limit`, by default in steps of 1."""
+    return range_(start, limit, np.ones((), start.dtype) if delta is None else delta)
