@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from .recipe import CONVOLUTIONS, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe
 from .typed import random_rows
 
 Autotune = Literal["off", "preload", "background"]
+
+Done: TypeAlias = Callable[[Plan], None]
 
 log = logging.getLogger("memojax")
 
@@ -59,25 +61,29 @@ class Tuner:
         """Whether there is anything to choose for this planner's plans."""
         return self.mode != "off" and planner.host and planner.device.platform == "cpu" and planner.weights == "constant"
 
-    def now(self, planner: Planner, plan: Plan, done: Callable[[Plan], None] = lambda plan: None) -> None:
-        """Tune `plan` in this thread; `done(plan)` if another executable has taken over."""
-        for _ in self._steps(planner, plan, lambda: True, done, pause=False):
+    def now(self, planner: Planner, plan: Plan, done: Done = lambda plan: None) -> None:
+        """Tune `plan` in this thread; then `done(plan)`."""
+        for _ in self._steps(planner, plan, lambda plan: True, done, pause=worker.is_worker()):
             pass
 
-    def when_hot(self, planner: Planner, plan: Plan, alive: Callable[[], bool], done: Callable[[Plan], None]) -> None:
+    def when_hot(self, planner: Planner, plan: Plan, alive: Callable[[Plan], bool], done: Done) -> None:
         """Tune `plan` on the worker, step by step, once it has been called some fifty times; `alive` says whether it is still of use."""
-        plan.meter.when_hot = lambda: _in_background(self._steps(planner, plan, alive, done, pause=True))
+        reference = weakref.ref(plan)  # else a plan would be kept by its own meter
 
-    def _steps(
-        self, planner: Planner, plan: Plan, alive: Callable[[], bool], done: Callable[[Plan], None], pause: bool
-    ) -> Iterator[None]:  # fmt: skip
+        def start() -> None:
+            if (plan := reference()) is not None:
+                _in_background(self._steps(planner, plan, alive, done, pause=True))
+
+        plan.meter.when_hot = start
+
+    def _steps(self, planner: Planner, plan: Plan, alive: Callable[[Plan], bool], done: Done, pause: bool) -> Iterator[None]:
         residue, plan.traced = plan.traced or planner.trace(plan.size), None
         rows = _rows(planner, plan.size)
         default = best = plan.executable
         expected = default.run(rows)
         for recipe in candidates(residue, plan.size, planner):
             yield
-            if not alive():
+            if not alive(plan):
                 return
             if recipe.packs and self._used() + 2 * planner.weight_bytes > self.budget:
                 log.debug("batch size %d: no room in autotune_budget_mb for %r", plan.size, recipe.name)
@@ -88,17 +94,18 @@ class Tuner:
                 continue
             if not _equal(expected, executable.run(rows)):
                 log.warning("batch size %d: candidate %r gives other numbers than the default: dropped", plan.size, recipe.name)
-            elif compare(best.run, executable.run, rows, pause) > _MARGIN:
+                continue
+            gain = compare(best.run, executable.run, rows, pause)
+            log.debug("batch size %d: candidate %r takes 1/%.2f of the time of %r", plan.size, recipe.name, gain, best.candidate)
+            if gain > _MARGIN:
                 best = executable
         yield
         gain = compare(default.run, best.run, rows, pause) if best is not default else 0.0
-        if gain <= _MARGIN or not alive():
-            plan.gain = 1.0
-            return
-        plan.executable = best
-        plan.gain = gain
-        self._spent[plan] = 2 * planner.weight_bytes
-        log.info("batch size %d: %r is %.2f times as fast as the default", plan.size, best.candidate, gain)
+        if gain > _MARGIN:
+            plan.executable = best
+            self._spent[plan] = 2 * planner.weight_bytes
+            log.info("batch size %d: %r is %.2f times as fast as the default", plan.size, best.candidate, gain)
+        plan.gain = gain if gain > _MARGIN else 1.0
         done(plan)
 
     def _used(self) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
-import jax.extend.core as jex
 import numpy as np
 from jax import lax
 
@@ -205,7 +204,7 @@ class _Flat:
         env: dict[Any, Atom] = dict(zip(jaxpr.constvars, map(_Literal, consts), strict=True))
         env.update(zip(jaxpr.invars, arguments, strict=True))
         for eqn in jaxpr.eqns:
-            inputs = tuple(_Literal(var.val) if isinstance(var, jex.Literal) else env[var] for var in eqn.invars)
+            inputs = tuple(_Literal(var.val) if hasattr(var, "val") else env[var] for var in eqn.invars)
             inner = eqn.params.get(_INLINED.get(eqn.primitive.name, ""))
             if inner is not None and hasattr(inner, "jaxpr"):
                 outputs = self.inline(inner.jaxpr, inner.consts, inputs)
@@ -214,7 +213,7 @@ class _Flat:
                 avals = tuple(var.aval for var in eqn.outvars)
                 self.steps.append(Step(eqn.primitive, eqn.params, inputs, outputs, avals))
             env.update(zip(eqn.outvars, outputs, strict=True))
-        return [_Literal(var.val) if isinstance(var, jex.Literal) else env[var] for var in jaxpr.outvars]
+        return [_Literal(var.val) if hasattr(var, "val") else env[var] for var in jaxpr.outvars]
 
 
 def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, ...], set[int]]:

@@ -10,7 +10,6 @@ import weakref
 from typing import Any
 
 import jax
-from jax.experimental import serialize_executable
 
 from .autotune import Tuner
 from .choices import Choices
@@ -103,28 +102,28 @@ class PlanStore:
     def _lower_with(self, planner: Planner, size: int) -> Lowered:
         """A size by the recipe that was best before, or by the default one, which is then tuned."""
         recipe, gain = self._remembered(planner, size)
-        if recipe is not DEFAULT:
-            try:
-                plan = self._load_or_lower(planner, size, recipe).compile()
-            except CompileError as cause:
-                log.debug("batch size %d: the remembered candidate %r is not possible: %s", size, recipe.name, cause)
-                recipe = DEFAULT
-            else:
-                plan.gain = gain
-                return Lowered(size, lambda: plan)
-        lowered = self._load_or_lower(planner, size, recipe)
-        return lowered if gain is not None or not self._tuner.handles(planner) else Lowered(size, lambda: self._tuned(planner, lowered))
+        try:
+            lowered = self._load_or_lower(planner, size, recipe)
+        except CompileError as cause:
+            log.debug("batch size %d: the remembered candidate %r is not possible: %s", size, recipe.name, cause)
+            lowered, gain = self._load_or_lower(planner, size, DEFAULT), None
+        if gain is not None:
+            return lowered.then(lambda plan: setattr(plan, "gain", gain))
+        return lowered.then(lambda plan: self._tune(planner, plan)) if self._tuner.handles(planner) else lowered
 
-    def _tuned(self, planner: Planner, lowered: Lowered) -> Plan:
-        plan = lowered.compile()
+    def _tune(self, planner: Planner, plan: Plan) -> None:
+        """Now, if `plan` is preloaded; else when it turns out to be in use, if that is wished."""
+        chosen = weakref.WeakMethod(self._chosen)
+
+        def done(plan: Plan) -> None:
+            if (method := chosen()) is not None:
+                method(planner, plan)
+
         if self.cache.is_pinned(plan.size):
-            self._tuner.now(planner, plan, lambda plan: self._chosen(planner, plan))
+            self._tuner.now(planner, plan, done)
         elif self._tuner.mode == "background":
-            alive = weakref.WeakMethod(self.cache.peek)
-            self._tuner.when_hot(
-                planner, plan, lambda: (peek := alive()) is not None and peek(plan.size) is plan, lambda plan: self._chosen(planner, plan)
-            )
-        return plan
+            cache = weakref.ref(self.cache)
+            self._tuner.when_hot(planner, plan, lambda plan: (held := cache()) is not None and held.peek(plan.size) is plan, done)
 
     def _remembered(self, planner: Planner, size: int) -> tuple[Recipe, float | None]:
         """The recipe that was chosen for a size in another process, and its gain; None where nobody has chosen."""
@@ -134,7 +133,7 @@ class PlanStore:
         return (RECIPES[name], gain) if name in RECIPES else (DEFAULT, None)
 
     def _chosen(self, planner: Planner, plan: Plan) -> None:
-        if self._choices is not None and plan.gain is not None:
+        if self._choices is not None and plan.gain is not None and planner is self._planner:
             self._choices.put(self._key(planner, plan.size, None), plan.executable.candidate, plan.gain)
             self._store(plan, self._key(planner, plan.size, RECIPES.get(plan.executable.candidate, DEFAULT)))
 
@@ -147,6 +146,8 @@ class PlanStore:
         payload = disk.get(key)
         if payload is not None:
             try:
+                from jax.experimental import serialize_executable
+
                 client = self._device.client
                 compiled = serialize_executable.deserialize_and_load(
                     *pickle.loads(payload), backend=client, execution_devices=[self._device]

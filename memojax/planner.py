@@ -39,6 +39,16 @@ class Lowered:
     size: int
     compile: Callable[[], Plan]
 
+    def then(self, finish: Callable[[Plan], None]) -> Lowered:
+        """The same, with `finish(plan)` called once it is compiled."""
+
+        def compile_and_finish() -> Plan:
+            plan = self.compile()
+            finish(plan)
+            return plan
+
+        return Lowered(self.size, compile_and_finish)
+
 
 class Planner:
     """Plans of one model on one device; holds the weights that all sizes share."""

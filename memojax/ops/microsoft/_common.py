@@ -9,7 +9,7 @@ import jax
 
 from ..._types import Value
 from .._common import nx, traced
-from ..math.activation import elu, hard_sigmoid, leaky_relu, softplus, thresholded_relu
+from ..math.activation import elu, hard_sigmoid, hard_swish, leaky_relu, softplus, thresholded_relu
 
 MICROSOFT = "com.microsoft"
 
@@ -17,6 +17,7 @@ _ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "Relu": jax.nn.relu,
     "Tanh": nx.tanh,
     "Sigmoid": lambda x: jax.nn.sigmoid(traced(x)),
+    "HardSwish": hard_swish,
     "Softplus": softplus,
     "Softsign": lambda x: x / (1 + nx.abs(x)),
     "LeakyRelu": lambda x, alpha=0.01: leaky_relu(x, alpha=alpha),

@@ -79,7 +79,7 @@ def _attend(
     queries, keys = q.shape[2], k.shape[2]
     scores = jnp.einsum("bhqd,bhkd->bhqk", wide(traced(q)), wide(traced(k))) * (scale or 1 / math.sqrt(q.shape[-1]))
     if mask is not None:
-        scores = scores + nx.where(_kept(mask, queries, keys), np.float32(0), np.float32(mask_filter_value))
+        scores = scores + nx.where(_kept(mask, q.shape[0], keys), np.float32(0), np.float32(mask_filter_value))
     if unidirectional:
         ahead = np.arange(keys)[None] > np.arange(queries)[:, None] + keys - queries
         scores = jnp.where(ahead, np.float32(np.finfo(np.float32).min), scores)
@@ -89,14 +89,21 @@ def _attend(
     return cast(y, v.dtype), cast(scores, q.dtype)
 
 
-def _kept(mask: Value, queries: int, keys: int) -> Value:
+def _kept(mask: Value, batch: int, keys: int) -> Value:
     """Which keys a mask keeps, to be broadcast against (batch, heads, queries, keys).
 
-    A mask is (batch, keys) or (batch, queries, keys) of 0 and 1; or the lengths of the rows, perhaps followed by their starts.
+    A mask is (batch, keys) or (batch, queries, keys) of 0 and 1; or the length of each row, perhaps followed by their starts.
+
+    Raises:
+        ValueError: a mask of another form.
     """
-    if mask.ndim > 1:
+    if mask.ndim in (2, 3):
         return nx.reshape(mask, (mask.shape[0], 1, -1, mask.shape[-1])) != 0
-    raise ValueError(mask.shape)
+    if mask.ndim != 1 or mask.size not in (batch, 2 * batch):
+        raise ValueError(f"a mask of shape {list(mask.shape)} is not supported for a batch of {batch}")
+    position, bounds = np.arange(keys)[None, None, None], nx.reshape(mask, (-1, batch, 1, 1, 1))
+    inside = position < bounds[0]
+    return inside if mask.size == batch else inside & (position >= bounds[1])
 
 
 def _heads(x: Value, num_heads: int) -> Value:

@@ -32,17 +32,6 @@ def fused_matmul(
     return product if alpha == 1 else cast(alpha * product, product.dtype)
 
 
-@op("FusedMatMulActivation", domain=MICROSOFT)
-def fused_matmul_activation(
-    A: Value, B: Value, *, activation: str, activation_alpha: float | None = None, activation_axis: int | None = None,
-    activation_beta: float | None = None, activation_gamma: float | None = None, alpha: float = 1.0, transA: int = 0, transB: int = 0,
-    transBatchA: int = 0, transBatchB: int = 0,
-) -> Value:  # fmt: skip
-    """FusedMatMul, then an activation."""
-    product = fused_matmul(A, B, alpha=alpha, transA=transA, transB=transB, transBatchA=transBatchA, transBatchB=transBatchB)
-    return activated(product, activation, (activation_alpha, activation_beta, activation_gamma))
-
-
 @op("FusedGemm", domain=MICROSOFT)
 def fused_gemm(
     A: Value, B: Value, C: Value = None, *, activation: str = "", activation_alpha: float | None = None,
@@ -135,7 +124,6 @@ def quick_gelu(X: Value, *, alpha: float = 1.7020000219345093) -> Value:
 
 
 op("LayerNormalization", since=1, until=17)(layer_normalization)  # ONNX Runtime had it in ai.onnx before ONNX did
-op("LayerNormalization", domain=MICROSOFT)(layer_normalization)
 
 
 def _rms(x: Value, scale: Value, epsilon: float, axis: int = -1) -> tuple[Value, Value]:
@@ -147,7 +135,6 @@ def _rms(x: Value, scale: Value, epsilon: float, axis: int = -1) -> tuple[Value,
 
 
 @op("SimplifiedLayerNormalization")
-@op("SimplifiedLayerNormalization", domain=MICROSOFT)
 def simplified_layer_normalization(
     X: Value, scale: Value, *, axis: int = -1, epsilon: float = 9.999999747378752e-06, stash_type: int = 1
 ) -> tuple[Value, Value]:

@@ -1,0 +1,301 @@
+"""Autotuning: what is faster takes over between two calls, what is wrong never does, and nothing happens unasked."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import memojax
+from memojax import MemoizingDynamicInferer, TypedModel, autotune, worker
+from memojax._client import cpu_device
+from memojax.choices import NAME, Choices
+from memojax.planner import Planner
+from memojax.recipe import CONVOLUTIONS, DEFAULT, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe
+
+RNG = np.random.default_rng(0)
+WEIGHTS = [(RNG.standard_normal((16, 16)) / 4).astype(np.float32) for _ in range(3)]
+X = RNG.standard_normal((8, 16)).astype(np.float32)
+POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
+
+
+def network(params: Any, x: Mapping[str, Any]) -> dict[str, Any]:
+    y = x["x"]
+    for w in params:
+        y = jnp.tanh(y @ w)
+    return {"y": y, "best": jnp.argmax(y, 1)}
+
+
+def typed() -> TypedModel:
+    return TypedModel.from_function(network, WEIGHTS, {"x": ((16,), np.float32)})
+
+
+def expected(x: np.ndarray) -> np.ndarray:
+    for w in WEIGHTS:
+        x = np.tanh(x @ w)
+    return x
+
+
+def check(inferer: MemoizingDynamicInferer, n: int) -> None:
+    np.testing.assert_allclose(inferer.infer_arrays({"x": X[:n]})["y"], expected(X[:n]), rtol=1e-4, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A candidate that is off by a little."""
+
+    name: str = "wrong"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    packs: bool = False
+    rows: int = 1
+
+    def trace(self, residue: Any, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        first, *others = residue(leading, inputs)
+        return [first + 0.01, *others]
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Candidates to try, all of which look `gain` times as fast."""
+
+    def use(*recipes: Any, gain: float = 2.0) -> None:
+        monkeypatch.setattr(autotune, "candidates", lambda *_: list(recipes))
+        monkeypatch.setattr(autotune, "compare", lambda *_: gain)
+
+    return use
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("never happened")
+
+
+def executables() -> int:
+    gc.collect()
+    return len(cpu_device().client.live_executables())
+
+
+def test_off_compiles_nothing_more(tried: Callable[..., None]) -> None:
+    tried(FUSED)
+    before = executables()
+    inferer = MemoizingDynamicInferer(typed(), [2])
+    for _ in range(200):
+        check(inferer, 2)
+    worker.submit(lambda: None).result(30)
+    assert executables() == before + 1
+    assert [(plan.candidate, plan.gain) for plan in inferer.plans()] == [("default", None)]
+
+
+@pytest.mark.parametrize("recipe", [FUSED, LAYERS, CONVOLUTIONS, Recipe("options", {"xla_cpu_prefer_vector_width": "512"}), TWO_ROWS])
+def test_winners_give_the_defaults_numbers(tried: Callable[..., None], recipe: Recipe) -> None:
+    tried(recipe)
+    inferer = MemoizingDynamicInferer(typed(), [1], autotune="preload")
+    (plan,) = inferer.plans()
+    assert (plan.candidate, plan.gain) == (recipe.name, 2.0) or plan.candidate == "default"  # an option that this jaxlib lacks
+    plain = MemoizingDynamicInferer(typed(), [1])
+    for _ in range(3):
+        given, want = inferer.infer_arrays({"x": X[:1]}), plain.infer_arrays({"x": X[:1]})
+        np.testing.assert_allclose(given["y"], want["y"], rtol=1e-3, atol=1e-5)
+        np.testing.assert_array_equal(given["best"], want["best"])
+        check(inferer, 1)
+
+
+def test_wrong_numbers_are_dropped_and_said(tried: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+    tried(Wrong())
+    inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
+    check(inferer, 2)
+    assert inferer.plans()[0].candidate == "default"
+    assert "'wrong' gives other numbers" in caplog.text
+
+
+def test_no_gain_no_change(tried: Callable[..., None]) -> None:
+    tried(FUSED, LAYERS, gain=1.01)
+    inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
+    assert [(plan.candidate, plan.gain) for plan in inferer.plans()] == [("default", 1.0)]
+
+
+def test_unknown_options_are_dropped_silently(tried: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+    tried(Recipe("unheard-of", {"xla_cpu_no_such_option": "1"}))
+    with caplog.at_level(logging.INFO, "memojax"):
+        inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
+    check(inferer, 2)
+    assert "unheard-of" not in caplog.text
+    assert inferer.plans()[0].candidate == "default"
+
+
+def test_losers_and_dropped_plans_are_freed(tried: Callable[..., None]) -> None:
+    tried(FUSED, LAYERS, gain=1.0)
+    before = executables()
+    inferer = MemoizingDynamicInferer(typed(), [2, 3], autotune="preload")
+    assert executables() == before + 2
+    tried(FUSED)
+    other = MemoizingDynamicInferer(typed(), [2], autotune="preload")
+    assert executables() == before + 3
+    other.cache_clear()
+    inferer.cache_clear()
+    assert executables() == before
+
+
+def test_calls_are_right_while_a_size_is_tuned(tried: Callable[..., None]) -> None:
+    tried(FUSED, Wrong(), LAYERS)
+    inferer = MemoizingDynamicInferer(typed(), autotune="background")
+    threads = [threading.Thread(target=lambda: [check(inferer, 3) for _ in range(400)]) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: inferer.plans() != [] and inferer.plans()[0].gain is not None)
+    for thread in threads:
+        thread.join()
+    (plan,) = inferer.plans()
+    assert plan.candidate in ("ynn", "ynn-layers", "default")
+    assert plan.calls == 1200
+    check(inferer, 3)
+
+
+def test_sizes_that_are_rarely_used_are_left_alone(tried: Callable[..., None]) -> None:
+    tried(FUSED)
+    inferer = MemoizingDynamicInferer(typed(), autotune="background")
+    check(inferer, 2)
+    check(inferer, 3)
+    worker.submit(lambda: None).result(30)
+    assert [plan.gain for plan in inferer.plans()] == [None, None]
+
+
+def test_a_plan_that_was_dropped_is_not_tuned_on(tried: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    tried(FUSED)
+    gate = threading.Event()
+    worker.submit(lambda: gate.wait(30))
+    inferer = MemoizingDynamicInferer(typed(), autotune="background")
+    for _ in range(100):
+        check(inferer, 2)
+    inferer.cache_clear()
+    before = executables()
+    gate.set()
+    for _ in range(5):
+        worker.submit(lambda: None).result(30)
+    assert executables() <= before
+
+
+def test_update_params_ends_it(tried: Callable[..., None]) -> None:
+    tried(FUSED)
+    inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
+    inferer.update_params([w * 0 for w in WEIGHTS])
+    assert (inferer.infer_arrays({"x": X[:2]})["y"] == 0).all()
+    assert (inferer.infer_arrays({"x": X[:3]})["y"] == 0).all()
+    assert {plan.candidate for plan in inferer.plans()} == {"default"}
+
+
+def test_budget(tried: Callable[..., None]) -> None:
+    tried(FUSED)
+    weights = sum(w.nbytes for w in WEIGHTS)
+    inferer = MemoizingDynamicInferer(typed(), [1, 2, 3], autotune="preload", autotune_budget_mb=4.5 * weights / (1 << 20))
+    assert [plan.candidate for plan in inferer.plans()] == ["ynn", "ynn", "default"]
+    inferer.cache_clear(1)
+    inferer.preload([4])
+    assert inferer.plans()[-1].candidate == "ynn"
+
+
+def test_choices_are_remembered_on_disk(tried: Callable[..., None], tmp_path: Path) -> None:
+    tried(FUSED)
+    first = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
+    tried(Wrong())
+    again = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
+    (plan,) = again.plans()
+    assert (plan.candidate, plan.gain) == ("ynn", 2.0)
+    assert again.cache_info().disk_hits == 1
+    obs = {"obs": np.ones((2, 6), np.float32)}
+    np.testing.assert_array_equal(first.infer_arrays(obs)["logits"], again.infer_arrays(obs)["logits"])
+    off = memojax.load(POLICY, preload=[2], cache_dir=tmp_path)
+    assert off.plans()[0].candidate == "default"
+
+
+def test_nothing_is_written_unasked(tried: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEMOJAX_CACHE_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tried(FUSED)
+    memojax.load(POLICY, preload=[2], autotune="preload")
+    assert list(tmp_path.rglob(NAME)) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 3}', '{"x": {"candidate": "ynn"}}'])
+def test_odd_choice_files_are_ignored(tmp_path: Path, content: str) -> None:
+    choices = Choices(tmp_path)
+    key = {"model": "m", "size": 1}
+    choices.put(key, "ynn", 1.5)
+    name = next(iter(json.loads(choices.path.read_text())))
+    choices.path.write_text(content.replace("x", name))
+    assert choices.get(key) is None
+    choices.put(key, "v512", 1.2)
+    assert choices.get(key) == ("v512", 1.2)
+
+
+def test_a_name_from_elsewhere_is_the_default(tried: Callable[..., None], tmp_path: Path) -> None:
+    tried(FUSED)
+    memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
+    text = (tmp_path / NAME).read_text()
+    (tmp_path / NAME).write_text(text.replace('"ynn"', '"of-the-future"'))
+    tried()
+    inferer = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
+    assert inferer.plans()[0].candidate == "default"
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    choices = Choices(tmp_path / "file" / "folder")
+    choices.put({"size": 1}, "ynn", 2.0)
+    choices.put({"size": 2}, "ynn", 2.0)
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "_has_avx512", lambda: False)
+
+    def names(fn: Any, weights: Any, shape: tuple[int, ...], size: int) -> list[str]:
+        planner = Planner(TypedModel.from_function(fn, weights, {"x": (shape, np.float32)}), cpu_device())
+        return [recipe.name for recipe in autotune.candidates(planner.trace(size), size, planner)]
+
+    assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == []
+    assert names(lambda w, x: x["x"] @ w, WEIGHTS[0], (16,), 4) == ["ynn"]
+    assert names(network, WEIGHTS, (16,), 4) == ["ynn", "ynn-layers"]
+    big = RNG.standard_normal((1024, 1024)).astype(np.float32)
+    assert names(lambda w, x: x["x"] @ w, big, (1024,), 1) == ["ynn", "two-rows"]
+    assert names(lambda w, x: x["x"] @ w, big, (1024,), 2) == ["ynn"]
+    assert names(lambda w, x: x["x"] @ w - (x["x"] @ w).mean(0), big, (1024,), 1) == ["ynn", "ynn-layers"]
+    kernel = np.zeros((4, 2, 3, 3), np.float32)
+    assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8), 1) == ["ynn", "ynn-conv"]
+    monkeypatch.setattr(autotune, "_has_avx512", lambda: True)
+    assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == [WIDE.name]
+
+
+def test_comparison_sees_what_is_faster_and_doubts_noise() -> None:
+    def work(n: int) -> Callable[[Any], Any]:
+        a = np.ones((n, n), np.float32)
+        return lambda rows: a @ a
+
+    assert autotune.compare(work(300), work(60), ()) > 1.5
+    assert autotune.compare(work(60), work(300), ()) < 0.9
+    same = work(100)
+    assert autotune.compare(same, same, ()) < 1.2
+
+
+def test_unknown_mode() -> None:
+    with pytest.raises(ValueError, match="'off', 'preload' or 'background'"):
+        MemoizingDynamicInferer(typed(), autotune="always")  # pyright: ignore[reportArgumentType]
+
+
+def test_default_recipe_is_plain() -> None:
+    assert DEFAULT.options == {}
+    assert not DEFAULT.packs
