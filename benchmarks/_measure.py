@@ -106,9 +106,7 @@ def machine() -> dict[str, Any]:
 
 def as_dict(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
     """For JSON: absent ratios left out, three decimals."""
-    return {
-        name: {key: round(value, 3) for key, value in asdict(timing).items() if value is not None} for name, timing in timings.items()
-    }
+    return {name: {key: round(value, 3) for key, value in asdict(timing).items() if value is not None} for name, timing in timings.items()}
 
 
 def _turn(call: Call, count: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def mlp(sizes: Sequence[int], activation: str = "Relu") -> Case:
     """Gemm layers as PyTorch exports them (weights [out, in], transB=1) with an activation between them."""
     rng = np.random.default_rng(0)
     weights, nodes, flow = {}, [], "x"
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:])):
+    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
         weights[f"w{i}"] = (rng.standard_normal((b, a)) / np.sqrt(a)).astype(np.float32)
         weights[f"b{i}"] = (rng.standard_normal(b) / 8).astype(np.float32)
         last = i == len(sizes) - 2

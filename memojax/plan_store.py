@@ -102,14 +102,20 @@ class PlanStore:
     def _lower_with(self, planner: Planner, size: int) -> Lowered:
         """A size by the recipe that was best before, or by the default one, which is then tuned."""
         recipe, gain = self._remembered(planner, size)
-        try:
-            lowered = self._load_or_lower(planner, size, recipe)
-        except CompileError as cause:
-            log.debug("batch size %d: the remembered candidate %r is not possible: %s", size, recipe.name, cause)
-            lowered, gain = self._load_or_lower(planner, size, DEFAULT), None
-        if gain is not None:
-            return lowered.then(lambda plan: setattr(plan, "gain", gain))
-        return lowered.then(lambda plan: self._tune(planner, plan)) if self._tuner.handles(planner) else lowered
+        lowered = self._load_or_lower(planner, size, recipe)
+        if gain is None:
+            return lowered.then(lambda plan: self._tune(planner, plan)) if self._tuner.handles(planner) else lowered
+
+        def compile_remembered() -> Plan:
+            try:
+                plan = lowered.compile()
+                plan.gain = gain
+            except CompileError as cause:
+                log.debug("batch size %d: the remembered candidate %r is not possible: %s", size, recipe.name, cause)
+                plan = self._load_or_lower(planner, size, DEFAULT).compile()
+            return plan
+
+        return Lowered(size, compile_remembered)
 
     def _tune(self, planner: Planner, plan: Plan) -> None:
         """Now, if `plan` is preloaded; else when it turns out to be in use, if that is wished."""
@@ -172,6 +178,8 @@ class PlanStore:
         if self._disk is None:
             return
         try:
+            from jax.experimental import serialize_executable
+
             self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)

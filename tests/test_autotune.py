@@ -22,7 +22,7 @@ from memojax import MemoizingDynamicInferer, TypedModel, autotune, worker
 from memojax._client import cpu_device
 from memojax.choices import NAME, Choices
 from memojax.planner import Planner
-from memojax.recipe import CONVOLUTIONS, DEFAULT, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe
+from memojax.recipe import CONVOLUTIONS, DEFAULT, FUSED, LAYERS, RECIPES, TWO_ROWS, WIDE, Recipe
 
 RNG = np.random.default_rng(0)
 WEIGHTS = [(RNG.standard_normal((16, 16)) / 4).astype(np.float32) for _ in range(3)]
@@ -199,22 +199,22 @@ def test_update_params_ends_it(tried: Callable[..., None]) -> None:
 
 
 def test_budget(tried: Callable[..., None]) -> None:
-    tried(FUSED)
+    tried(Recipe("packed", packs=True))
     weights = sum(w.nbytes for w in WEIGHTS)
     inferer = MemoizingDynamicInferer(typed(), [1, 2, 3], autotune="preload", autotune_budget_mb=4.5 * weights / (1 << 20))
-    assert [plan.candidate for plan in inferer.plans()] == ["ynn", "ynn", "default"]
+    assert [plan.candidate for plan in inferer.plans()] == ["packed", "packed", "default"]
     inferer.cache_clear(1)
     inferer.preload([4])
-    assert inferer.plans()[-1].candidate == "ynn"
+    assert inferer.plans()[-1].candidate == "packed"
 
 
 def test_choices_are_remembered_on_disk(tried: Callable[..., None], tmp_path: Path) -> None:
-    tried(FUSED)
+    tried(WIDE)
     first = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     tried(Wrong())
     again = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     (plan,) = again.plans()
-    assert (plan.candidate, plan.gain) == ("ynn", 2.0)
+    assert (plan.candidate, plan.gain) == ("v512", 2.0)
     assert again.cache_info().disk_hits == 1
     obs = {"obs": np.ones((2, 6), np.float32)}
     np.testing.assert_array_equal(first.infer_arrays(obs)["logits"], again.infer_arrays(obs)["logits"])
@@ -243,11 +243,23 @@ def test_odd_choice_files_are_ignored(tmp_path: Path, content: str) -> None:
 
 
 def test_a_name_from_elsewhere_is_the_default(tried: Callable[..., None], tmp_path: Path) -> None:
-    tried(FUSED)
+    tried(WIDE)
     memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     text = (tmp_path / NAME).read_text()
-    (tmp_path / NAME).write_text(text.replace('"ynn"', '"of-the-future"'))
+    (tmp_path / NAME).write_text(text.replace('"v512"', '"of-the-future"'))
     tried()
+    inferer = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
+    assert inferer.plans()[0].candidate == "default"
+
+
+def test_a_remembered_candidate_that_is_no_longer_possible(
+    tried: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried(WIDE)
+    memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
+    for entry in tmp_path.glob("*.plan"):
+        entry.unlink()
+    monkeypatch.setitem(RECIPES, "v512", Recipe("v512", {"xla_cpu_no_such_option": "1"}))
     inferer = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     assert inferer.plans()[0].candidate == "default"
 

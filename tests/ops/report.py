@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import onnx
+
 from memojax.ops.coverage import coverage
 from tests.ops import corpus
 
@@ -12,12 +14,7 @@ README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- coverage -->\n", "<!-- /coverage -->"
 LOWERINGS = ("ours", "delegated", "function body", "host", "no")
 TITLES = ("written here", "by jaxonnxruntime", "by the spec's function body", "on the host", "not")
-DOMAINS = {
-    "": "`ai.onnx`",
-    "ai.onnx.ml": "`ai.onnx.ml`",
-    "ai.onnx.preview.training": "`ai.onnx.preview.training`",
-    "com.microsoft": "`com.microsoft`",
-}
+DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft")
 OLDEST = 7
 """Op-versions that opset 7 has replaced are not counted."""
 
@@ -25,20 +22,19 @@ OLDEST = 7
 def cases_table() -> str:
     """ONNX's own cases by kind: how many pass."""
     rows = [f"| `{kind}` | {passed:,} | {total:,} |" for kind, (passed, total) in corpus.tally().items()]
-    return "\n".join(["| ONNX's own cases | passed | of |", "|---|---:|---:|", *rows])
+    return "\n".join([f"| ONNX {onnx.__version__}'s own cases | passed | of |", "|---|---:|---:|", *rows])
 
 
 def operators_table() -> str:
     """Op-versions in force at opset 7 or later, by who lowers them."""
-    counts: dict[str, Counter[str]] = {title: Counter() for title in DOMAINS.values()}
+    counts = {domain: Counter[str]() for domain in DOMAINS}
     for row in coverage():
-        if row.domain not in DOMAINS:
-            continue
-        newer = [version.since for version in row.versions][1:]
-        for version, next_since in zip(row.versions, [*newer, 1 << 30], strict=True):
-            if row.domain or next_since > OLDEST:
-                counts[DOMAINS[row.domain]][version.by] += 1
-    rows = [f"| {title} | {sum(found.values())} | {' | '.join(str(found[by]) for by in LOWERINGS)} |" for title, found in counts.items()]
+        for version, until in zip(row.versions, [*(newer.since for newer in row.versions[1:]), 1 << 30], strict=True):
+            if row.domain in DOMAINS and (row.domain or until > OLDEST):
+                counts[row.domain][version.by] += 1
+    rows = [
+        f"| `{name or 'ai.onnx'}` | {found.total()} | {' | '.join(str(found[by]) for by in LOWERINGS)} |" for name, found in counts.items()
+    ]
     return "\n".join([f"| op-versions | all | {' | '.join(TITLES)} |", "|---|---:" + "|---:" * len(LOWERINGS) + "|", *rows])
 
 
@@ -47,9 +43,13 @@ def block() -> str:
     return f"{cases_table()}\n\n{operators_table()}\n"
 
 
+def written() -> str:
+    """What the README has."""
+    return README.read_text().split(BEGIN)[1].split(END)[0]
+
+
 def main() -> None:
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(before + BEGIN + block() + END + rest.split(END)[1])
+    README.write_text(README.read_text().replace(BEGIN + written() + END, BEGIN + block() + END))
     print(block())
 
 

@@ -25,8 +25,8 @@ def attention(
     input: Value, weights: Value, bias: Value = None, mask_index: Value = None, past: Value = None, attention_bias: Value = None,
     past_sequence_length: Value = None, *, num_heads: int, do_rotary: int = 0, mask_filter_value: float = FILTER,
     past_present_share_buffer: int = 0, qkv_hidden_sizes: tuple[int, ...] = (), rotary_embedding_dim: int = 0, scale: float = 0.0,
-    unidirectional: int = 0,
-) -> tuple[Value, Value]:  # fmt: skip
+    unidirectional: int = 0, n_outputs: int,
+) -> Value:  # fmt: skip
     """Self-attention with the projection to queries, keys and values fused in.
 
     Raises:
@@ -40,8 +40,8 @@ def attention(
     q, k, v = (_heads(part, num_heads) for part in nx.split(projected, np.cumsum(sizes)[:2], axis=-1))
     if past is not None:
         k, v = nx.concatenate((past[0], k), axis=2), nx.concatenate((past[1], v), axis=2)
-    y = _attend(q, k, v, mask_index, attention_bias, scale, mask_filter_value, unidirectional)[0]
-    return _flat(y), nx.stack((k, v))
+    y = _flat(_attend(q, k, v, mask_index, attention_bias, scale, mask_filter_value, unidirectional)[0])
+    return (y, nx.stack((k, v))) if n_outputs > 1 else y
 
 
 @op("MultiHeadAttention", domain=MICROSOFT)
@@ -78,13 +78,13 @@ def _attend(
     """(batch, heads, queries, size) of the result, and the scores before softmax."""
     queries, keys = q.shape[2], k.shape[2]
     scores = jnp.einsum("bhqd,bhkd->bhqk", wide(traced(q)), wide(traced(k))) * (scale or 1 / math.sqrt(q.shape[-1]))
+    added = [] if attention_bias is None else [wide(attention_bias)]
     if mask is not None:
-        scores = scores + nx.where(_kept(mask, q.shape[0], keys), np.float32(0), np.float32(mask_filter_value))
+        added.append(nx.where(_kept(mask, q.shape[0], keys), np.float32(0), np.float32(mask_filter_value)))
+    scores = sum(added[1:], added[0]) + scores if added else scores
     if unidirectional:
         ahead = np.arange(keys)[None] > np.arange(queries)[:, None] + keys - queries
         scores = jnp.where(ahead, np.float32(np.finfo(np.float32).min), scores)
-    if attention_bias is not None:
-        scores = scores + wide(attention_bias)
     y = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), wide(traced(v)))
     return cast(y, v.dtype), cast(scores, q.dtype)
 
