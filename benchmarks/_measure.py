@@ -30,6 +30,7 @@ class Timing:
         median, low, high: median and quartiles over the rounds.
         ratio: median over the median of the contender that is compared with; None for itself.
         ratio_low, ratio_high: quartiles of the ratio within a round, in which machine load is the same for both.
+        best, ratio_best: the third-fastest round and the ratio of those, for a machine that others keep busy.
     """
 
     median: float
@@ -38,6 +39,8 @@ class Timing:
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
+    best: float = math.nan
+    ratio_best: float | None = None
 
 
 def interleaved(calls: Mapping[str, Call], base: str | None = None, seconds: float = 1.0, min_rounds: int = 12) -> dict[str, Timing]:
@@ -130,7 +133,8 @@ def _block_size(call: Call) -> int:
 
 def _timing(values: list[float], base: list[float] | None) -> Timing:
     low, median, high = statistics.quantiles(values, n=4)
+    best = sorted(values)[2]
     if base is None:
-        return Timing(median, low, high)
+        return Timing(median, low, high, best=best)
     within = statistics.quantiles([value / other for value, other in zip(values, base, strict=True)], n=4)
-    return Timing(median, low, high, median / statistics.median(base), within[0], within[2])
+    return Timing(median, low, high, median / statistics.median(base), within[0], within[2], best, best / sorted(base)[2])

@@ -75,11 +75,11 @@ class OpDef:
         if self.fn is None:
             raise LoweringError(self.reason)
         given = {name: value for name, value in attributes.items() if not name.startswith("__")}
-        if unknown := given.keys() - self.attributes:
+        if unknown := given.keys() - self.attributes - self.injected:
             raise LoweringError(f"attribute {min(unknown)!r} is not one of {self.op_type}'s: {', '.join(sorted(self.attributes))}")
         if len(inputs) > len(self.positional) and not self.variadic:
             raise LoweringError(f"{len(inputs)} inputs given, {self.op_type} takes at most {len(self.positional)}")
-        result = self.fn(*inputs, **given, **{name: context[name] for name in self.injected})
+        result = self.fn(*inputs, **{name: context[name] for name in self.injected - given.keys()}, **given)
         return result if isinstance(result, tuple) else (result,)
 
 
