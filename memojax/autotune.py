@@ -30,9 +30,9 @@ log = logging.getLogger("memojax")
 
 DEFAULT_BUDGET_MB = 256
 _MARGIN = 1.04
-"""A candidate must be this much faster, in the median and in three rounds of four: less is noise, and every plan costs memory."""
+"""A candidate must be this much faster: less is noise."""
 
-_SECONDS = 0.08
+_SECONDS = 0.15
 """Time for one comparison; at least `_ROUNDS` rounds are made."""
 _ROUNDS = 9
 _BLOCK_SECONDS = 0.001
@@ -133,21 +133,21 @@ def candidates(residue: Residue, size: int, planner: Planner) -> list[Recipe]:
 
 
 def compare(old: Callable[[Any], Any], new: Callable[[Any], Any], rows: Sequence[Any], pause: bool = False) -> float:
-    """How many times as fast `new` is, with doubt: the lower of the median of the rounds' ratios and what three rounds of four exceed."""
+    """How many times as fast `new` is, with doubt: the lower of two ratios, that of the medians and that of the fastest rounds."""
     for run in (old, new):
         for _ in range(3):
             run(rows)
     count = max(1, int(_BLOCK_SECONDS / max(_block(old, rows, 1), 1e-6)))
-    ratios = []
+    times: list[tuple[float, float]] = []
     stop = time.perf_counter() + _SECONDS
-    while len(ratios) < _ROUNDS or (time.perf_counter() < stop and len(ratios) < 60):
-        turns = (old, new) if len(ratios) % 2 else (new, old)
-        times = {run: _block(run, rows, count) for run in turns}
-        ratios.append(times[old] / times[new])
+    while len(times) < _ROUNDS or (time.perf_counter() < stop and len(times) < 60):
+        first, second = (old, new) if len(times) % 2 else (new, old)
+        one, other = _block(first, rows, count), _block(second, rows, count)
+        times.append((one, other) if first is old else (other, one))
         if pause:
-            time.sleep(min(sum(times.values()) * count, 0.05))
-    lower, median, _ = statistics.quantiles(ratios, n=4)
-    return min(median, lower * _MARGIN)
+            time.sleep(min(sum(times[-1]) * count, 0.05))
+    before, after = zip(*times, strict=True)
+    return min(statistics.median(before) / statistics.median(after), sorted(before)[1] / sorted(after)[1])
 
 
 def _block(run: Callable[[Any], Any], rows: Sequence[Any], count: int) -> float:

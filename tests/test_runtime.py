@@ -163,7 +163,20 @@ def test_ids_are_never_reused():
         lambda r, b: r.replace_inferer(b, Brain()),
         lambda r, b: r.remove_inferer(b),
     ],
-    ids=["push", "extend", "infer_single", "begin", "end", "input_shapes", "output_shapes", "waiting", "timings", "inferer", "replace", "remove"],
+    ids=[
+        "push",
+        "extend",
+        "infer_single",
+        "begin",
+        "end",
+        "input_shapes",
+        "output_shapes",
+        "waiting",
+        "timings",
+        "inferer",
+        "replace",
+        "remove",
+    ],
 )
 def test_unknown_brains_are_named(use):
     runtime = mj.Runtime()
@@ -528,7 +541,14 @@ def test_a_batch_goes_on_where_it_stopped():
     stage.runtime.push(brain, 9, obs(9, 7))
     fake.failing = False
     out = stage.runtime.run()[brain]
-    assert {agent: tuple(response["out"][:2]) for agent, response in out.items()} == {0: (0, 7), 1: (1, 0), 2: (2, 0), 3: (3, 0), 4: (4, 7), 9: (9, 7)}
+    assert {agent: tuple(response["out"][:2]) for agent, response in out.items()} == {
+        0: (0, 7),
+        1: (1, 0),
+        2: (2, 0),
+        3: (3, 0),
+        4: (4, 7),
+        9: (9, 7),
+    }
     assert sum(fake.ran) == 7
     assert stage.runtime.run() == {}
 
@@ -670,7 +690,9 @@ def test_what_waits_is_answered_by_the_new_model():
         np.testing.assert_array_equal(runtime.run()[brain][1]["out"], [5, 5, 5])
 
 
-@pytest.mark.parametrize("wrap", [mj.RecurrentTracker.wrap, lambda fake: fake.into_stateful(mj.RecurrentTrackerWrapper(mj.BaseWrapper(), fake))])
+@pytest.mark.parametrize(
+    "wrap", [mj.RecurrentTracker.wrap, lambda fake: fake.into_stateful(mj.RecurrentTrackerWrapper(mj.BaseWrapper(), fake))]
+)
 def test_hidden_state_outlives_a_swap(wrap):
     runtime = mj.Runtime()
     brain = runtime.add_inferer(wrap(summing()))
@@ -827,7 +849,9 @@ def test_pushes_and_runs_from_many_threads():
 
     def run(index):
         while not stop.is_set():
-            collect([runtime.run, runtime.run_threaded, lambda: runtime.run_for(0.0005), lambda: runtime.run_for_threaded(0.0005)][index % 4]())
+            collect(
+                [runtime.run, runtime.run_threaded, lambda: runtime.run_for(0.0005), lambda: runtime.run_for_threaded(0.0005)][index % 4]()
+            )
 
     runners = [threading.Thread(target=run, args=(index,)) for index in range(4)]
     for runner in runners:
@@ -844,7 +868,9 @@ def test_pushes_and_runs_from_many_threads():
     for runner in runners:
         runner.join(60)
     collect(runtime.run())
-    expected = {(brain, w * 1000 + t, float((w * 1000 + t) * (i + 1))) for i, brain in enumerate(brains) for w in range(4) for t in range(50)}
+    expected = {
+        (brain, w * 1000 + t, float((w * 1000 + t) * (i + 1))) for i, brain in enumerate(brains) for w in range(4) for t in range(50)
+    }
     assert len(answers) == len(expected)
     assert set(answers) == expected
 

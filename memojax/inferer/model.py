@@ -68,6 +68,8 @@ class ModelInferer(Inferer):
         self._local = threading.local()
         self._updating = threading.Lock()
         self._names = [spec.name for spec in typed.api.inputs]
+        self._first_name, self._n_names = next(iter(self._names), ""), len(self._names)
+        self._constant_slots = [(slot, spec.name) for slot, spec in enumerate(typed.api.outputs) if spec.name in typed.constant]
         position = {name: index for index, name in enumerate(typed.computed)}
         self._computed_names = list(typed.computed)
         self._computed_slots = [(slot, position[spec.name]) for slot, spec in enumerate(typed.api.outputs) if spec.name in position]
@@ -159,19 +161,18 @@ class ModelInferer(Inferer):
         results = self._run_rows(view.inputs, n)
         for slot, index in self._computed_slots:
             view.set_output(slot, results[index])
-        for slot, spec in enumerate(self.typed.api.outputs):
-            if spec.name in self.typed.constant:
-                view.set_output(slot, self._constant_rows(spec.name, n))
+        for slot, name in self._constant_slots:
+            view.set_output(slot, self._constant_rows(name, n))
 
     def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
         try:
-            plan = self._cache.hit(inputs[self._names[0]].shape[0])
+            plan = self._cache.hit(inputs[self._first_name].shape[0])
         except (KeyError, IndexError, AttributeError):
             plan = None
-        if plan is not None and len(inputs) == len(self._names):
+        if plan is not None and len(inputs) == self._n_names:
             named: Any = plan.answer(inputs, self._key)
             if named is not None:
-                return named if not self.typed.constant else self._in_order(named, plan.size)
+                return self._in_order(named, plan.size) if self._constant_slots else named
         rows = [inputs.get(name) for name in self._names]
         if any(lives_on_device(row) for row in rows):
             return self._infer_on_device(inputs)

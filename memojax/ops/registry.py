@@ -3,8 +3,8 @@
 An operator is a plain function. Its positional parameters are the ONNX inputs (absent optional ones are None), its keyword-only
 parameters the ONNX attributes with the spec's defaults; a subgraph attribute arrives as a callable `Body`. Five keyword-only names
 are filled in by the caller instead: `n_outputs` (how many outputs the node lists), `key` (a JAX PRNG key of its own), `opset`,
-`output_names`, and `recompute` (the value of another name in the graph if some had other values). It returns an array, or a tuple with
-one value per output.
+`output_names`, and `recompute` (the value of another name in the graph if some had other values); an attribute of
+such a name comes first. It returns an array, or a tuple with one value per output.
 """
 
 from __future__ import annotations

@@ -139,8 +139,10 @@ def qgemm(
     """Gemm of quantized matrices, with an int32 bias; float32 without `y_scale`."""
     total = matmul_integer(A.T if transA else A, B.T if transB else B, a_zero_point, b_zero_point)
     total = total if C is None else total + C
-    y = cast(total, np.float32) * (alpha * a_scale * b_scale)
-    return y if y_scale is None else _again(y, y_scale, y_zero_point, A.dtype)
+    scale = alpha * a_scale * b_scale
+    if y_scale is None:
+        return cast(total, np.float32) * scale
+    return _again(cast(total, np.float32) * (scale / y_scale), np.float32(1), y_zero_point, A.dtype)
 
 
 @op("MatMulIntegerToFloat", domain=MICROSOFT)

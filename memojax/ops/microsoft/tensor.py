@@ -7,7 +7,7 @@ import numpy as np
 from ..._types import Value
 from .._common import nx, scalar
 from ..generator import range_
-from ..registry import op
+from ..registry import op, unsupported
 from ..tensor.index import gather_nd, trilu
 from ..tensor.resize import grid_sample, pad
 from ._common import MICROSOFT
@@ -38,3 +38,10 @@ def expand_dims(X: Value, axis: Value) -> Value:
 def range_by_one(start: Value, limit: Value, delta: Value = None) -> Value:
     """Numbers from `start` to before `limit`, by default in steps of 1."""
     return range_(start, limit, np.ones((), start.dtype) if delta is None else delta)
+
+
+for _op_type in ("AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReorderInput", "ReorderOutput", "Upsample"):
+    unsupported(
+        _op_type, "the file was optimized for the blocked layout of one machine: save it with ORT_ENABLE_EXTENDED, not ORT_ENABLE_ALL",
+        domain="com.microsoft.nchwc",
+    )  # fmt: skip

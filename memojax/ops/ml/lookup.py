@@ -10,7 +10,7 @@ import numpy as np
 
 from ..._types import Value
 from .._common import cast, is_static, nx, traced
-from ..registry import op
+from ..registry import op, unsupported
 from ._scores import ML
 
 _STRING_ATTRIBUTES = ("cats_strings", "keys_strings", "classes_strings")
@@ -107,3 +107,9 @@ def one_hot_encoder(X: Value, *, cats_int64s: tuple[int, ...] = (), cats_strings
             raise ValueError("a category is unknown, and zeros = 0")
         return np.eye(count + 1, dtype=np.float32)[hot][..., :count]
     return cast(cast(X, np.int64)[..., None] == np.asarray(cats_int64s, np.int64), np.float32)
+
+
+for _op_type in ("CastMap", "DictVectorizer"):
+    unsupported(
+        _op_type, "its input is a dictionary, which a graph of arrays cannot hold: make a dense array of it before the model", domain=ML
+    )
