@@ -5,6 +5,8 @@ from . import ops as ops
 from . import policies as policies
 from .api import load as load
 from .api import to_jax as to_jax
+from .asset import AssetData as AssetData
+from .asset import AssetKind as AssetKind
 from .batcher import Batched as Batched
 from .batcher import Batcher as Batcher
 from .evaluation import ClipAction as ClipAction
@@ -30,6 +32,8 @@ from .runtime import BrainId as BrainId
 from .runtime import Runtime as Runtime
 from .scratch import ScratchPad as ScratchPad
 from .scratch import ScratchPadView as ScratchPadView
+from .stablehlo import load_stablehlo as load_stablehlo
+from .stablehlo import to_stablehlo as to_stablehlo
 from .typed import TypedModel as TypedModel
 from .verification import verify as verify
 from .wrapper.base import BaseWrapper as BaseWrapper

@@ -57,7 +57,8 @@ class AssetData:
         Raises:
             AssetError: no CRVO asset, a truncated one, or one of an unknown kind or version.
         """
-        raw = source.read(MAX_BYTES + 1) if hasattr(source, "read") else bytes(source)
+        readable: Any = source
+        raw = readable.read(MAX_BYTES + 1) if hasattr(source, "read") else bytes(readable)
         if not isinstance(raw, bytes):
             raise AssetError(f"{name}: opened as text; open it in mode 'rb'")
         if len(raw) > MAX_BYTES:

@@ -19,7 +19,7 @@ from .errors import CompileError, LoweringError
 from .hoist import Residue
 from .plan import Executable, Plan
 from .planner import Planner
-from .recipe import CONVOLUTIONS, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe
+from .recipe import CONVOLUTIONS, FLIPPED, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe
 from .typed import random_rows
 
 Autotune = Literal["off", "preload", "background"]
@@ -37,7 +37,7 @@ _SECONDS = 0.15
 _ROUNDS = 9
 _BLOCK_SECONDS = 0.001
 _WIDE_MATRIX = 2 << 20
-"""Bytes of a weight matrix from which a batch of one is faster as two rows: it no longer fits a core's cache."""
+"""Bytes of a weight matrix from which a batch of one is worth other layouts: it no longer fits a core's cache."""
 
 _PRODUCTS = ("dot_general", "scan", "while", "cond")
 
@@ -127,8 +127,10 @@ def candidates(residue: Residue, size: int, planner: Planner) -> list[Recipe]:
     if _has_avx512():
         found.append(WIDE)
     typed = planner.typed
-    if size == 1 and planner.largest_weight >= _WIDE_MATRIX and not typed.random and not typed.mixing_outputs():
-        found.append(TWO_ROWS)
+    if size == 1 and products and planner.largest_weight >= _WIDE_MATRIX:
+        found.append(FLIPPED)
+        if not typed.random and not typed.mixing_outputs():
+            found.append(TWO_ROWS)
     return found
 
 

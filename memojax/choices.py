@@ -29,7 +29,7 @@ class Choices:
 
     def get(self, key: Mapping[str, Any]) -> tuple[str, float] | None:
         """The recipe and gain stored for `key`, or None."""
-        entry = self._read().get(_digest(key))
+        entry: Any = self._read().get(_digest(key))
         with contextlib.suppress(TypeError, KeyError, ValueError):
             return str(entry["candidate"]), float(entry["gain"])
         return None

@@ -142,7 +142,7 @@ class Tract(Contender):
     def __init__(self, typed: TypedModel):
         super().__init__(typed)
         try:
-            import tract
+            import tract  # pyright: ignore[reportMissingImports]
         except ImportError as cause:
             raise MissingPackageError("tract", "the comparison", "bench") from cause
         self._onnx = tract.onnx()

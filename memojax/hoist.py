@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -15,7 +16,7 @@ from ._client import cpu_device
 from .fold import fold
 
 Atom: TypeAlias = "int | _Literal"
-After: TypeAlias = Callable[[Any, list[Any]], list[Any]]
+Rewrite: TypeAlias = "Callable[[Step, list[Any]], list[Any]]"
 
 _INLINED = {
     "jit": "jaxpr",
@@ -75,17 +76,17 @@ class Residue:
     outputs: tuple[Atom, ...]
     leading: tuple[int, ...]
 
-    def __call__(self, leading: Sequence[Any], inputs: Sequence[Any], after: After | None = None) -> list[Any]:
-        """Outputs; `after(primitive, outputs)` may replace what a step gives.
+    def __call__(self, leading: Sequence[Any], inputs: Sequence[Any], rewrite: Rewrite | None = None) -> list[Any]:
+        """Outputs; `rewrite(step, inputs)` stands in for `step.bind(inputs)`.
 
         No output is an input itself, so that buffers may be reused.
         """
         env = dict(zip((*self.leading, *self.inputs), (*leading, *inputs), strict=True))
         passed = set(env)
         for step in self.steps:
-            values = step.bind([_read(env, atom) for atom in step.inputs])
-            env.update(zip(step.outputs, after(step.primitive, values) if after else values, strict=True))
-        return [lax.copy_p.bind(env[atom]) if atom in passed else _read(env, atom) for atom in self.outputs]
+            given = [_read(env, atom) for atom in step.inputs]
+            env.update(zip(step.outputs, rewrite(step, given) if rewrite else step.bind(given), strict=True))
+        return [lax.copy_p.bind(env[atom]) if isinstance(atom, int) and atom in passed else _read(env, atom) for atom in self.outputs]
 
 
 class Hoister:
@@ -138,6 +139,11 @@ class Hoister:
             if node.step is not None:
                 self._values[node] = weakref.ref(value)
         return [held[node] for node in nodes]  # pyright: ignore[reportReturnType]
+
+    def spec(self, node: Node) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype of a node's value."""
+        array = self.leaves[node.index] if node.step is None else node.step.avals[node.index]
+        return tuple(array.shape), np.dtype(array.dtype)
 
     def replace(self, leaves: Sequence[Any]) -> None:
         """Go on with other weights of the same shapes and dtypes."""
@@ -229,7 +235,7 @@ def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, 
 
 def _opaque(aval: Any) -> bool:
     """Whether a value is none that NumPy can hold (a random key, a token)."""
-    return not hasattr(aval, "dtype") or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+    return not hasattr(aval, "dtype") or jnp.issubdtype(aval.dtype, jax.dtypes.extended)
 
 
 def _read(env: dict[int, Any], atom: Atom) -> Any:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,11 +14,12 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from .errors import BatchSizeError, CompileError, LoweringError
-from .hoist import Hoister, Node, Residue, evaluate
+from .hoist import Hoister, Residue
 from .packing import Packing
+from .placing import Leading, Placing
 from .plan import Executable, Plan
 from .recipe import DEFAULT, Recipe
-from .runner import Leading, Meter, by_name, lean_call, never, on_device, on_host
+from .runner import Meter, by_name, lean_call, never, on_device, on_host
 from .staging import Staging
 from .typed import TypedModel
 
@@ -76,9 +76,7 @@ class Planner:
         large = self.weight_bytes > _LARGE
         self.weights: Weights = weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
         self._hoister = Hoister(leaves)
-        self._placed: dict[Node, jax.Array] = {}
-        self._leading: weakref.WeakSet[Leading] = weakref.WeakSet()
-        self._placing = threading.Lock()
+        self._placing = Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
 
@@ -119,14 +117,7 @@ class Planner:
 
         A call that runs meanwhile sees all the old weights or all the new ones.
         """
-        leaves = jax.tree.leaves(params)
-        with self._placing:
-            nodes = list(self._placed)
-            fresh = dict(zip(nodes, self._on_device(evaluate(nodes, leaves)), strict=True))
-            self._hoister.replace(leaves)
-            self._placed = fresh
-            for leading in list(self._leading):
-                leading.values = tuple(fresh[node] for node in leading.nodes)
+        self._placing.replace(jax.tree.leaves(params))
 
     def trace(self, size: int) -> Residue:
         """The model at `size` rows, without what depends on weights alone."""
@@ -141,11 +132,11 @@ class Planner:
         """
         packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
         constants = self._hoister.values(residue.nodes) if self.weights == "constant" else None
-        leading = Leading() if constants is not None else self._place(residue.nodes)
+        leading = Leading() if constants is not None else self._placing.place(residue.nodes)
         count = len(leading.values)
 
         def run(*given: Any) -> Any:
-            outputs = recipe.trace(residue, given[:count] if constants is None else constants, given[count:])
+            outputs = recipe.trace(residue, leading.unpack(given[:count]) if constants is None else constants, given[count:])
             return packing.pack(outputs) if self.host else tuple(outputs)
 
         place = SingleDeviceSharding(self.device)
@@ -175,20 +166,6 @@ class Planner:
         typed = self.typed
         answer = by_name(run, call, staging, packing, leading, typed.api, typed.computed, typed.random, meter)
         return Executable(compiled, run, answer, recipe.name)
-
-    def _place(self, nodes: Sequence[Node]) -> Leading:
-        """Values of `nodes` on the device; one array for all sizes."""
-        with self._placing:
-            missing = [node for node in nodes if node not in self._placed]
-            self._placed.update(zip(missing, self._on_device(self._hoister.values(missing)), strict=True))
-            leading = Leading(nodes, [self._placed[node] for node in nodes])
-            self._leading.add(leading)
-            return leading
-
-    def _on_device(self, values: Sequence[Any]) -> list[jax.Array]:
-        """Copies on the device: JAX may go on reading the memory of a NumPy array that it is given, and whoever owns it may write there."""
-        with jax.enable_x64(True):
-            return [jax.device_put(np.array(value), self.device) for value in values]
 
     def _function(self) -> Callable[..., Any]:
         """A fresh function for each size: an executable is freed only with the jit object that it came from."""

@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from jax import lax
 
-from .hoist import Residue
+from .hoist import Residue, Rewrite, Step
 
 
 @final
@@ -20,14 +20,14 @@ class Recipe:
     Attributes:
         name: shown in `plans()`.
         options: XLA's options for this executable.
-        layers: whether each matrix product is kept apart from the next, so that XLA packs its weights but does not chain it.
+        rewrite: what to do with single steps, if not what they say.
         packs: whether the executable holds its weights once more, packed for its kernels.
         rows: run a batch of one as so many equal rows, which a matrix-matrix kernel takes; rows must be independent.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    layers: bool = False
+    rewrite: Rewrite | None = None
     packs: bool = False
     rows: int = 1
 
@@ -35,15 +35,31 @@ class Recipe:
         """The outputs of `residue`, in a traced function; `residue` was traced for `rows` times as many rows."""
         if self.rows > 1:
             inputs = [lax.broadcast_in_dim(x, (self.rows, *x.shape[1:]), range(x.ndim)) for x in inputs]
-        outputs = residue(leading, inputs, _kept_apart if self.layers else None)
+        outputs = residue(leading, inputs, self.rewrite)
         return [lax.slice_in_dim(output, 0, 1) for output in outputs] if self.rows > 1 else outputs
 
 
-def _kept_apart(primitive: Any, outputs: list[Any]) -> list[Any]:
-    """A barrier behind each product: a rounding that changes no bit of a float32, which XLA does not remove."""
-    if primitive.name != "dot_general":
+def _kept_apart(step: Step, inputs: list[Any]) -> list[Any]:
+    """A product with a barrier behind it, a rounding that changes no bit of a float32 and that XLA does not remove.
+
+    XLA then packs the weights of each product, but does not chain products in one kernel.
+    """
+    outputs = step.bind(inputs)
+    if step.primitive.name != "dot_general":
         return outputs
     return [lax.reduce_precision(output, 8, 23) if output.dtype == np.float32 else output for output in outputs]
+
+
+def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
+    """A row times a matrix as the matrix turned times a column: each output reads its weights in one run."""
+    if step.primitive.name != "dot_general" or step.params["dimension_numbers"] != _ROWS_BY_MATRIX:
+        return step.bind(inputs)
+    row, matrix = inputs
+    column = lax.dot_general_p.bind(matrix, row, **{**step.params, "dimension_numbers": (((0,), (1,)), ((), ()))})
+    return [lax.transpose(column, (1, 0))]
+
+
+_ROWS_BY_MATRIX = (((1,), (0,)), ((), ()))
 
 
 def _fused(*kinds: str) -> dict[str, str]:
@@ -52,9 +68,10 @@ def _fused(*kinds: str) -> dict[str, str]:
 
 DEFAULT = Recipe("default")
 FUSED = Recipe("ynn", _fused("DOT", "ELTWISE"), packs=True)
-LAYERS = Recipe("ynn-layers", _fused("DOT", "ELTWISE"), layers=True, packs=True)
+LAYERS = Recipe("ynn-layers", _fused("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
 CONVOLUTIONS = Recipe("ynn-conv", _fused("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
 WIDE = Recipe("v512", {"xla_cpu_prefer_vector_width": "512"})
-TWO_ROWS = Recipe("two-rows", _fused("DOT", "ELTWISE"), layers=True, packs=True, rows=2)
+FLIPPED = Recipe("flipped", rewrite=_flipped)
+TWO_ROWS = Recipe("two-rows", _fused("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True, rows=2)
 
-RECIPES = {recipe.name: recipe for recipe in (DEFAULT, FUSED, LAYERS, CONVOLUTIONS, WIDE, TWO_ROWS)}
+RECIPES = {recipe.name: recipe for recipe in (DEFAULT, FUSED, LAYERS, CONVOLUTIONS, WIDE, FLIPPED, TWO_ROWS)}

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from .hoist import Node
 from .model.signature import ModelApi
 from .packing import Packing
+from .placing import Leading
 from .staging import Staging
 
 Rows: TypeAlias = Sequence[Any]
@@ -29,16 +29,6 @@ SAMPLE_EVERY = 16
 """One call in so many is timed; reading the clock costs a percent of the smallest call."""
 
 _HOT = 4
-
-
-class Leading:
-    """The weights that an executable takes first, `values` of `nodes`; replacing `values` swaps them between two calls."""
-
-    __slots__ = ("__weakref__", "nodes", "values")
-
-    def __init__(self, nodes: Sequence[Node] = (), values: Sequence[Any] = ()):
-        self.nodes = tuple(nodes)
-        self.values = tuple(values)
 
 
 @dataclass
@@ -80,7 +70,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
             slot = fresh()
         buffers, arrays = slot
         for buffer, row in zip(buffers, rows):
-            buffer[...] = row
+            buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
         result = call(*leading.values, *arrays)
         results = [asarray(result)] if unpack is None else unpack(result)
         give(slot)
@@ -94,7 +84,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         given = []
         for buffer, array, row in zip(*slot, rows):
             if buffer is not None:
-                buffer[...] = row
+                buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
             given.append(row if buffer is None else array)
         result = call(*leading.values, *given)
         results = [asarray(result)] if unpack is None else unpack(result)
@@ -128,7 +118,7 @@ def by_name(
         except IndexError:
             slot = fresh()
         (buffer,), (array,) = slot
-        buffer[...] = row
+        buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
         result = asarray(call(*leading.values, array))
         give(slot)
         return {output: result}

@@ -20,6 +20,7 @@ from os import PathLike
 from typing import Any
 
 import jax
+import jaxlib.version
 import ml_dtypes
 import numpy as np
 from jax import export
@@ -130,7 +131,7 @@ def to_stablehlo(
     model = typed.model
     header = {
         "format": FORMAT,
-        "written_by": {"memojax": _version(), "jax": jax.__version__, "jaxlib": jax.lib.__version__},
+        "written_by": {"memojax": _version(), "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
         "calling_convention": exported.calling_convention_version,
         "platforms": list(exported.platforms),
         "batch_size": batch_size,
@@ -424,6 +425,7 @@ def _check_versions(header: Header) -> None:
 
 
 def _program(header: Header, program: bytes, trusted: bool) -> export.Exported:
+    exported: Any = None
     try:
         exported = export.deserialize(bytearray(program))
         failure = None if trusted else parse_failure(exported.mlir_module_serialized)

@@ -22,7 +22,7 @@ from memojax import MemoizingDynamicInferer, TypedModel, autotune, worker
 from memojax._client import cpu_device
 from memojax.choices import NAME, Choices
 from memojax.planner import Planner
-from memojax.recipe import CONVOLUTIONS, DEFAULT, FUSED, LAYERS, RECIPES, TWO_ROWS, WIDE, Recipe
+from memojax.recipe import CONVOLUTIONS, DEFAULT, FLIPPED, FUSED, LAYERS, RECIPES, TWO_ROWS, WIDE, Recipe
 
 RNG = np.random.default_rng(0)
 WEIGHTS = [(RNG.standard_normal((16, 16)) / 4).astype(np.float32) for _ in range(3)]
@@ -100,7 +100,9 @@ def test_off_compiles_nothing_more(tried: Callable[..., None]) -> None:
     assert [(plan.candidate, plan.gain) for plan in inferer.plans()] == [("default", None)]
 
 
-@pytest.mark.parametrize("recipe", [FUSED, LAYERS, CONVOLUTIONS, Recipe("options", {"xla_cpu_prefer_vector_width": "512"}), TWO_ROWS])
+@pytest.mark.parametrize(
+    "recipe", [FUSED, LAYERS, CONVOLUTIONS, Recipe("options", {"xla_cpu_prefer_vector_width": "512"}), FLIPPED, TWO_ROWS]
+)
 def test_winners_give_the_defaults_numbers(tried: Callable[..., None], recipe: Recipe) -> None:
     tried(recipe)
     inferer = MemoizingDynamicInferer(typed(), [1], autotune="preload")
@@ -283,9 +285,9 @@ def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPat
     assert names(lambda w, x: x["x"] @ w, WEIGHTS[0], (16,), 4) == ["ynn"]
     assert names(network, WEIGHTS, (16,), 4) == ["ynn", "ynn-layers"]
     big = RNG.standard_normal((1024, 1024)).astype(np.float32)
-    assert names(lambda w, x: x["x"] @ w, big, (1024,), 1) == ["ynn", "two-rows"]
+    assert names(lambda w, x: x["x"] @ w, big, (1024,), 1) == ["ynn", "flipped", "two-rows"]
     assert names(lambda w, x: x["x"] @ w, big, (1024,), 2) == ["ynn"]
-    assert names(lambda w, x: x["x"] @ w - (x["x"] @ w).mean(0), big, (1024,), 1) == ["ynn", "ynn-layers"]
+    assert names(lambda w, x: x["x"] @ w - (x["x"] @ w).mean(0), big, (1024,), 1) == ["ynn", "ynn-layers", "flipped"]
     kernel = np.zeros((4, 2, 3, 3), np.float32)
     assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8), 1) == ["ynn", "ynn-conv"]
     monkeypatch.setattr(autotune, "_has_avx512", lambda: True)

@@ -100,7 +100,7 @@ def checked_shape(shape: Sequence[int]) -> Shape:
     known = [dim for dim in dims if isinstance(dim, int)]
     if any(dim < 0 for dim in known) or math.prod(known) > MAX_STATIC_ELEMENTS:
         raise ValueError(f"shape {list(dims)} is negative or has more than {MAX_STATIC_ELEMENTS:,} elements")
-    return dims
+    return dims  # pyright: ignore[reportReturnType]
 
 
 def flatten_to_2d(x: Any, axis: int) -> Any:

@@ -64,8 +64,8 @@ def multi_head_attention(
     if bias is not None:
         size = query.shape[-1]
         query = query + bias[:size]
-        key, value = (x + b if x.ndim == 3 else x for x, b in ((key, bias[size : 2 * size]), (value, bias[2 * size :])))
-    q, k, v = (_heads(x, num_heads) if x.ndim == 3 else x for x in (query, key, value))
+        key, value = (x + b if x is not None and x.ndim == 3 else x for x, b in ((key, bias[size : 2 * size]), (value, bias[2 * size :])))
+    q, k, v = (_heads(x, num_heads) if x is not None and x.ndim == 3 else x for x in (query, key, value))
     if past_key is not None:
         k, v = nx.concatenate((past_key, k), axis=2), nx.concatenate((past_value, v), axis=2)
     y, scores = _attend(q, k, v, key_padding_mask, attention_bias, scale, mask_filter_value, unidirectional)

@@ -95,7 +95,9 @@ def _bitcast(x: Value, dtype: np.dtype) -> Value:
     if dtype == np.bool_:
         return _bitcast(x, np.dtype(np.uint8)) != 0
     x = x.astype(np.uint8) if x.dtype == np.bool_ else x
-    return lax.bitcast_convert_type(x, jax.dtypes.canonicalize_dtype(dtype))
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"the bits of {dtype} are asked for, and this trace has 32-bit numbers only: set jax_enable_x64")
+    return lax.bitcast_convert_type(x, dtype)
 
 
 @op("IsInf", since=10)

@@ -31,7 +31,7 @@ def weights(dtype: Any, *shape: int) -> np.ndarray:
 
 
 def scale(*values: float) -> np.ndarray:
-    return np.array(values if len(values) > 1 else values[0], F32)
+    return np.array(values if len(values) != 1 else values[0], F32)
 
 
 def _products() -> list[Case]:

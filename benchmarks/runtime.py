@@ -1,0 +1,287 @@
+"""A `Runtime` of 30 models: threads against one thread, and how well `run_for` keeps to its budget, against a loop over ONNX Runtime.
+
+    python benchmarks/runtime.py [--quick] [--sizes 1 4 18] [--frames 1000] [--hz 60] [--markdown] [--json FILE]
+
+Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table runs everything that waits at one batch size. The
+second plays frames: each gives every model 1 to 18 agents, new numbers in each frame, and then has a budget of a quarter, a half or all of
+the time that running everything takes. *Warm*: all plans are there. *Cold*: none is at the start, and they come as sizes are first seen.
+The loop over ONNX Runtime sessions takes the models in turn and stops when the time is up. A frame is *late* if it is over its budget by
+more than the slowest model takes at 18 agents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _contenders import session
+from _measure import ForeignLoad, interleaved, machine
+from _models import Case, lstm, mlp
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import memojax
+from memojax.typed import random_rows
+
+EACH, LARGEST = 10, 18
+STATES_EACH = 64
+"""Agents whose states are made beforehand, per kind."""
+
+States = Sequence[Mapping[str, np.ndarray]]
+Run = Callable[[float], int]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How frames kept to a budget; times in milliseconds.
+
+    Attributes:
+        over: share of frames over budget.
+        late: share over it by more than the slowest model takes.
+        p99, worst: overshoot that one frame in a hundred exceeds, and the largest.
+        answered: agents answered, of those that got a new state.
+    """
+
+    contender: str
+    budget: float
+    over: float
+    late: float
+    p99: float
+    worst: float
+    answered: float
+
+
+def kinds() -> list[Case]:
+    """A small MLP, a larger one, and a recurrent policy."""
+    return [mlp([8, 64, 64, 4], "Tanh"), mlp([376, 256, 256, 17]), lstm(64)]
+
+
+def states_of(typed: memojax.TypedModel) -> States:
+    """Made-up states."""
+    columns = {spec.name: random_rows(np.random.default_rng(0), STATES_EACH, spec) for spec in typed.api.inputs}
+    return [{name: rows[index].copy() for name, rows in columns.items()} for index in range(STATES_EACH)]
+
+
+class Ours:
+    """The models in a `Runtime`."""
+
+    def __init__(self, cases: Sequence[Case], sizes: Sequence[int], threads: int | None = None):
+        typed = [memojax.TypedModel.from_model(case.content) for case in cases]
+        self.states = [states_of(model) for model in typed for _ in range(EACH)]
+        self.runtime = memojax.Runtime(threads=threads)
+        self.inferers = [memojax.MemoizingDynamicInferer(model, sizes) for model in typed for _ in range(EACH)]
+        self.brains = [self.runtime.add_inferer(inferer) for inferer in self.inferers]
+
+    def push(self, sizes: Sequence[int]) -> None:
+        """Give model i a new state for each of `sizes[i]` agents."""
+        for brain, states, size in zip(self.brains, self.states, sizes, strict=True):
+            self.runtime.extend(brain, [(agent, states[agent]) for agent in range(size)])
+
+    def run_for(self, seconds: float) -> int:
+        """Agents answered."""
+        return sum(map(len, self.runtime.run_for(seconds).values()))
+
+    def run(self, threaded: bool) -> int:
+        """Agents answered."""
+        return sum(map(len, (self.runtime.run_threaded() if threaded else self.runtime.run()).values()))
+
+    def slowest(self) -> float:
+        """Seconds that the slowest model takes for the most agents."""
+        timings = [timing.mean for brain in self.brains for size, timing in self.runtime.timings(brain).items() if size == LARGEST]
+        return max(timings)
+
+
+class Loop:
+    """The models as ONNX Runtime sessions, one thread each, and a loop over them that looks at the clock."""
+
+    def __init__(self, cases: Sequence[Case]):
+        typed = [memojax.TypedModel.from_model(case.content) for case in cases]
+        self.states = [states_of(model) for model in typed for _ in range(EACH)]
+        self.sessions = [session(case.content, 1) for case in cases for _ in range(EACH)]
+        self.outputs = [[info.name for info in one.get_outputs()] for one in self.sessions]
+        self.waiting: list[dict[int, Mapping[str, np.ndarray]]] = [{} for _ in self.sessions]
+        self.next = 0
+
+    def push(self, sizes: Sequence[int]) -> None:
+        """As `Ours.push`."""
+        for waiting, states, size in zip(self.waiting, self.states, sizes, strict=True):
+            waiting.update((agent, states[agent]) for agent in range(size))
+
+    def run_for(self, seconds: float) -> int:
+        """As `Ours.run_for`."""
+        stop = time.perf_counter() + seconds
+        answered = 0
+        for _ in self.sessions:
+            if time.perf_counter() >= stop:
+                break
+            answered += self._run(self.next)
+            self.next = (self.next + 1) % len(self.sessions)
+        return answered
+
+    def run(self) -> int:
+        """As `Ours.run`."""
+        return sum(map(self._run, range(len(self.sessions))))
+
+    def _run(self, index: int) -> int:
+        waiting, names = self.waiting[index], self.outputs[index]
+        if not waiting:
+            return 0
+        states = list(waiting.values())
+        results = self.sessions[index].run(None, {name: np.stack([state[name] for state in states]) for name in states[0]})
+        responses = {agent: dict(zip(names, row, strict=True)) for agent, *row in zip(waiting, *results, strict=True)}
+        waiting.clear()
+        return len(responses)
+
+
+def threads_table(cases: Sequence[Case], sizes: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+    """Microseconds for one run over all models, at each batch size; pushes are part of it."""
+    ours, loop = Ours(cases, sizes), Loop(cases)
+    found = []
+    for size in sizes:
+        counts = [size] * len(ours.brains)
+
+        def single(counts: Sequence[int] = counts) -> None:
+            ours.push(counts)
+            ours.run(False)
+
+        def threaded(counts: Sequence[int] = counts) -> None:
+            ours.push(counts)
+            ours.run(True)
+
+        def ort(counts: Sequence[int] = counts) -> None:
+            loop.push(counts)
+            loop.run()
+
+        load = ForeignLoad()
+        timings = interleaved({"one": single, "threads": threaded, "ort": ort}, "one", seconds)
+        found.append(
+            {
+                "size": size,
+                "us": {name: timing.median for name, timing in timings.items()},
+                "threaded_ratio": timings["threads"].ratio,
+                "ort_ratio": timings["ort"].ratio and 1 / timings["ort"].ratio,
+                "foreign_cores": load.cores(),
+            }
+        )
+    return found
+
+
+def frames(contender: Any, name: str, budget: float, slowest: float, count: int, period: float, seed: int = 0) -> Kept:
+    """Play `count` frames with new numbers of agents in each, `period` seconds apart."""
+    rng = np.random.default_rng(seed)
+    over, pushed, answered = [], 0, 0
+    for _ in range(count):
+        began = time.perf_counter()
+        sizes = rng.integers(1, LARGEST + 1, 3 * EACH).tolist()
+        contender.push(sizes)
+        pushed += sum(sizes)
+        started = time.perf_counter()
+        answered += contender.run_for(budget)
+        over.append(time.perf_counter() - started - budget)
+        time.sleep(max(0.0, began + period - time.perf_counter()))
+    overshoot = np.maximum(np.array(over), 0)
+    return Kept(
+        name,
+        budget * 1e3,
+        over=float(np.mean(overshoot > 0)),
+        late=float(np.mean(overshoot > slowest)),
+        p99=float(np.percentile(overshoot, 99)) * 1e3,
+        worst=float(overshoot.max()) * 1e3,
+        answered=answered / pushed,
+    )
+
+
+def budgets_table(cases: Sequence[Case], fractions: Sequence[float], count: int, hz: float) -> tuple[list[Kept], float]:
+    """Every contender at every budget, and the seconds that the slowest model takes."""
+    every = list(range(1, LARGEST + 1))
+    warm, loop = Ours(cases, every), Loop(cases)
+    for _ in range(20):
+        for size in (1, 6, 12, LARGEST):
+            warm.push([size] * len(warm.brains))
+            warm.run(False)
+    slowest = warm.slowest()
+    mean = [LARGEST // 2] * len(warm.brains)
+    all_of_it = []
+    for _ in range(30):
+        warm.push(mean)
+        started = time.perf_counter()
+        warm.run(False)
+        all_of_it.append(time.perf_counter() - started)
+    full = statistics.median(all_of_it)
+    kept = []
+    for fraction in fractions:
+        budget = fraction * full
+        period = max(1 / hz, 2 * budget)
+        kept.append(frames(warm, "memojax, warm", budget, slowest, count, period))
+        kept.append(frames(Ours(cases, ()), "memojax, cold", budget, slowest, count, period))
+        kept.append(frames(loop, "loop over onnxruntime", budget, slowest, count, period))
+    return kept, slowest
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> Any:
+    """A table for a terminal, or as text for a page."""
+    if markdown:
+        lines = [columns, ["---"] * len(columns), *rows]
+        return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    made = Table(title=title, box=box.SIMPLE_HEAD)
+    for column in columns:
+        made.add_column(column, justify="right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few sizes, few frames: a smoke test")
+    parser.add_argument("--sizes", nargs="+", type=int, default=None)
+    parser.add_argument("--frames", type=int, default=None)
+    parser.add_argument("--hz", type=float, default=60.0, help="frames per second that are played")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    sizes = given.sizes or ([1, 8] if given.quick else [1, 2, 3, 4, 6, 8, 12, 16, 18])
+    count = given.frames or (60 if given.quick else 1000)
+    console = Console(width=160, soft_wrap=given.markdown, highlight=not given.markdown)
+    cases = kinds()
+    runs = threads_table(cases, sizes, 0.3 if given.quick else 2.0)
+    rows = [
+        [str(run["size"]), f"{run['us']['one'] / 1e3:.2f}", f"{run['us']['threads'] / 1e3:.2f}", f"{run['threaded_ratio']:.2f}",
+         f"{run['us']['ort'] / 1e3:.2f}", f"{run['ort_ratio']:.2f}"]
+        for run in runs
+    ]  # fmt: skip
+    columns = ["agents per model", "run, ms", "run_threaded, ms", "threaded / single", "loop over onnxruntime, ms", "run / loop"]
+    console.print(table(f"{3 * EACH} models, push and run everything", columns, rows, given.markdown))
+    load = ForeignLoad()
+    kept, slowest = budgets_table(cases, (0.5,) if given.quick else (0.25, 0.5, 1.0), count, given.hz)
+    rows = [
+        [f"{k.budget:.2f}", k.contender, f"{k.over:.1%}", f"{k.late:.1%}", f"{k.p99:.3f}", f"{k.worst:.2f}", f"{k.answered:.0%}"]
+        for k in kept
+    ]  # fmt: skip
+    columns = [
+        "budget, ms",
+        "contender",
+        "frames over",
+        f"late (by > {slowest * 1e3:.2f} ms)",
+        "p99 over, ms",
+        "worst, ms",
+        "agents answered",
+    ]
+    console.print(table(f"run_for, {count} frames, 1 to {LARGEST} agents per model and frame", columns, rows, given.markdown))
+    busy = load.cores()
+    console.print(f"{machine()}; other processes kept {busy:.2f} cores busy" if busy is not None else str(machine()))
+    if given.json:
+        data = {"machine": machine(), "foreign_cores": busy, "runs": runs, "frames": [asdict(one) for one in kept]}
+        given.json.write_text(json.dumps(data, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
