@@ -29,7 +29,12 @@ ARRAYS, BATCH, BY_HAND = "infer_arrays", "infer_batch", "stack + onnxruntime + u
 
 def cases() -> list[Case]:
     """A small and a larger MLP, and the bundled recurrent policy."""
-    return [mlp((64, 64, 64, 8)), mlp((256, 256, 256, 16)), Case("recurrent_lstm", (POLICIES / "recurrent_lstm.onnx").read_bytes()), lstm(64)]
+    return [
+        mlp((64, 64, 64, 8)),
+        mlp((256, 256, 256, 16)),
+        Case("recurrent_lstm", (POLICIES / "recurrent_lstm.onnx").read_bytes()),
+        lstm(64),
+    ]
 
 
 def timed(case: Case, size: int, seconds: float) -> dict[str, Any]:

@@ -140,11 +140,6 @@ class Hoister:
                 self._values[node] = weakref.ref(value)
         return [held[node] for node in nodes]  # pyright: ignore[reportReturnType]
 
-    def spec(self, node: Node) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype of a node's value."""
-        array = self.leaves[node.index] if node.step is None else node.step.avals[node.index]
-        return tuple(array.shape), np.dtype(array.dtype)
-
     def replace(self, leaves: Sequence[Any]) -> None:
         """Go on with other weights of the same shapes and dtypes."""
         self.leaves = tuple(leaves)

@@ -136,7 +136,7 @@ class Planner:
         count = len(leading.values)
 
         def run(*given: Any) -> Any:
-            outputs = recipe.trace(residue, leading.unpack(given[:count]) if constants is None else constants, given[count:])
+            outputs = recipe.trace(residue, given[:count] if constants is None else constants, given[count:])
             return packing.pack(outputs) if self.host else tuple(outputs)
 
         place = SingleDeviceSharding(self.device)

@@ -66,13 +66,6 @@ def test_many_parameters(weights: Weights) -> None:
     np.testing.assert_allclose(inferer.infer_arrays({"x": x})["y"], chain(params, x), rtol=1e-4, atol=1e-5)
 
 
-def test_small_arguments_travel_together() -> None:
-    typed, _ = deep(80)
-    plan = Planner(typed, cpu_device(), "argument").lower(3).compile()
-    (arguments, _) = plan.executable.compiled.in_avals
-    assert len(arguments) == 2
-
-
 def test_auto_is_constant_on_cpu_unless_large() -> None:
     small, _ = deep(1)
     assert Planner(small, cpu_device()).weights == "constant"
