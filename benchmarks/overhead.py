@@ -1,6 +1,6 @@
 """Time per call of `infer_arrays` and `infer_batch` on three small policies, against ONNX Runtime, tract and a `jax.jit` written by hand.
 
-    python benchmarks/overhead.py [--quick] [--sizes 1 8 32 128 512] [--json FILE]
+    python benchmarks/overhead.py [--quick] [--sizes 1 8 32 128 512] [--json FILE] [--markdown FILE]
 
 `infer_batch` takes a dictionary of agents; beside it stand the same dictionary stacked by hand for ONNX Runtime and unstacked again. All
 contenders run turn by turn in one process; ratios are memojax over the other, below 1 means that memojax is faster.
@@ -64,11 +64,31 @@ def timed(case: Case, size: int, seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The table for the README: medians and ratios."""
+    head = ["policy", "batch", f"{ARRAYS}, us", *(f"/ {name}" for name in OTHERS), f"{BATCH}, us", f"/ {BY_HAND}"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for result in results:
+        ratios = {name: f"{result['ratio'][name]:.2f}" if name in result["ratio"] else "-" for name in (*OTHERS, BY_HAND)}
+        us = result["us"]
+        cells = [
+            result["case"],
+            result["size"],
+            f"{us[ARRAYS]:.1f}",
+            *(ratios[name] for name in OTHERS),
+            f"{us[BATCH]:.1f}",
+            ratios[BY_HAND],
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short rounds, two sizes: a smoke test")
     parser.add_argument("--sizes", nargs="+", type=int, default=None)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
     given = parser.parse_args()
     sizes = given.sizes or ((1, 8) if given.quick else (1, 8, 32, 128, 512))
     results = [timed(case, size, 0.1 if given.quick else 1.0) for case in cases() for size in sizes]
@@ -94,6 +114,8 @@ def main() -> None:
         console.print(f"other processes kept {sum(busy) / len(busy):.2f} cores busy on average")
     if given.json:
         given.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+    if given.markdown:
+        given.markdown.write_text(markdown(results))
 
 
 if __name__ == "__main__":

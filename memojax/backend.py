@@ -9,6 +9,8 @@ import onnx
 from onnx import helper
 from onnx.backend.base import Backend, BackendRep
 
+from ._client import resolve_device
+from .errors import DeviceError
 from .oneshot import OneShot
 
 
@@ -38,8 +40,9 @@ class MemojaxBackend(Backend):
         Raises:
             ModelLoadError: the model cannot be loaded.
             UnsupportedOpError: it has operators that cannot be lowered.
+            DeviceError: there is no such device.
         """
-        return MemojaxBackendRep(OneShot(model))
+        return MemojaxBackendRep(OneShot(model, device=resolve_device(device.lower())))
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:
@@ -66,8 +69,12 @@ class MemojaxBackend(Backend):
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Whether `device` ("CPU", "CUDA", "CUDA:1") can be used; other devices than the CPU are asked of JAX only then."""
-        return device.split(":")[0].upper() == "CPU"
+        """Whether `device` ("CPU", "CUDA", "CUDA:1") can be used."""
+        try:
+            resolve_device(device.lower())
+        except DeviceError:
+            return False
+        return True
 
 
 prepare = MemojaxBackend.prepare

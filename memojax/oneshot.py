@@ -114,7 +114,8 @@ class _Compiled:
             return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
         place = SingleDeviceSharding(self._device)
-        compiled = jax.jit(traced, in_shardings=place, out_shardings=place).lower(moving, np.zeros(2, np.uint32)).compile()
+        with jax.default_matmul_precision(None if self._device.platform == "cpu" else "highest"):
+            compiled = jax.jit(traced, in_shardings=place, out_shardings=place).lower(moving, np.zeros(2, np.uint32)).compile()
         return lambda *args: [np.asarray(value) for value in compiled(*args)], static
 
 

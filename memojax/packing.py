@@ -1,4 +1,4 @@
-"""Small outputs of one dtype leave an executable as one flat array: each further output would cost a call microseconds."""
+"""Small arrays of one dtype cross the border of an executable as one flat array: each further one would cost a call microseconds."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 LARGEST = 256 * 1024
-"""Bytes of all outputs packed together; beyond, the copy costs more than the outputs."""
+"""Bytes of all arrays packed together; beyond, the copy costs more than the arrays."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How outputs are laid out.
+    """How outputs (or inputs) are laid out.
 
     Attributes:
         shapes: shape of each output.
@@ -44,6 +45,24 @@ class Packing:
             outputs[group[0]] if len(group) == 1 else jnp.concatenate([outputs[i].reshape(-1) for i in group]) for group in self.groups
         ]
         return results[0] if len(results) == 1 else tuple(results)
+
+    def parts(self, results: Sequence[Any]) -> list[Any]:
+        """In the traced function: the other way round, results to outputs."""
+        found: list[Any] = [None] * len(self.shapes)
+        for group, result in zip(self.groups, results, strict=True):
+            stop = 0
+            for index in group:
+                start, stop = stop, stop + math.prod(self.shapes[index])
+                found[index] = result if len(group) == 1 else result[start:stop].reshape(self.shapes[index])
+        return found
+
+    def results(self, dtypes: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+        """Shape and dtype of each result, for outputs of these dtypes."""
+        sizes = [math.prod(shape) for shape in self.shapes]
+        return [
+            jax.ShapeDtypeStruct(self.shapes[group[0]] if len(group) == 1 else (sum(sizes[i] for i in group),), dtypes[group[0]])
+            for group in self.groups
+        ]
 
     def unpacker(self) -> Callable[[Any], list[np.ndarray]] | None:
         """What turns results into one read-only, contiguous array per output, without a copy; None where the result is the output."""

@@ -46,8 +46,10 @@ class PlanStore:
         self._device = device
         self._precision = precision
         self._disk = disk if typed.fingerprint else None
-        self._planner = Planner(typed, device, weights, precision)
         self._tuner = tuner or Tuner()
+        if weights == "auto" and device.platform == "cpu" and (self._disk is not None or self._tuner.mode != "off"):
+            weights = "constant"  # only then there is something to store, and to tune
+        self._planner = Planner(typed, device, weights, precision)
         self._planner.keep_traces = self._tuner.handles(self._planner)
         self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
         self._elsewhere: dict[jax.Device, tuple[Planner, PlanCache]] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from jax.sharding import SingleDeviceSharding
 
 from .errors import BatchSizeError, CompileError, LoweringError
 from .hoist import Hoister, Residue
-from .packing import Packing
+from .packing import LARGEST, Packing
 from .placing import Leading, Placing
 from .plan import Executable, Plan
 from .recipe import DEFAULT, Recipe
@@ -28,8 +29,8 @@ Weights = Literal["auto", "constant", "argument"]
 trace_lock = threading.RLock()
 """Held while JAX traces: Python work that only one thread can do at a time anyway."""
 
-_LARGE = 32 << 20
-"""Bytes of weights from which "auto" passes them as arguments, even on CPU: as constants they would dominate compile times."""
+_LARGE = 8 << 20
+"""Bytes of weights from which "auto" passes them as arguments, even on CPU: as constants they would double compile times."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Planner:
         """Plan `typed` for `device`.
 
         Args:
-            weights: "constant" (part of the executables), "argument" (passed with each call), or "auto".
+            weights: "constant" (part of the executables), "argument" (passed with each call), or "auto": constant for small weights on CPU.
             precision: of matrix products on accelerators (JAX's names).
             host: whether the plans take and give NumPy arrays (else `jax.Array`s).
 
@@ -70,6 +71,7 @@ class Planner:
         self.precision = precision if device.platform != "cpu" else None
         self.host = host
         self.keep_traces = False
+        self._packs_inputs = device.platform != "cpu"
         leaves, self._structure = jax.tree.flatten(typed.params)
         self.weight_bytes = sum(leaf.nbytes for leaf in leaves)
         self.largest_weight = max((leaf.nbytes for leaf in leaves), default=0)
@@ -135,13 +137,18 @@ class Planner:
         leading = Leading() if constants is not None else self._placing.place(residue.nodes)
         count = len(leading.values)
 
+        rows = self._rows(size)
+        inputs = self._input_packing(rows)
+
         def run(*given: Any) -> Any:
-            outputs = recipe.trace(residue, given[:count] if constants is None else constants, given[count:])
+            rows = given[count:] if inputs is None else inputs.parts(given[count:])
+            outputs = recipe.trace(residue, given[:count] if constants is None else constants, rows)
             return packing.pack(outputs) if self.host else tuple(outputs)
 
         place = SingleDeviceSharding(self.device)
+        given = rows if inputs is None else inputs.results([row.dtype for row in rows])
         with trace_lock, self._settings():
-            lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *self._rows(size))
+            lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
 
         def finish() -> Executable:
             try:
@@ -161,10 +168,11 @@ class Planner:
         if not self.host:
             return Executable(compiled, on_device(call, leading), never, recipe.name)
         rows = self._rows(size)
-        staging = Staging([row.shape for row in rows], [row.dtype for row in rows], self.device)
+        staging = Staging([row.shape for row in rows], [row.dtype for row in rows], self.device, self._input_packing(rows))
         run = on_host(call, staging, packing, leading)
         typed = self.typed
         answer = by_name(run, call, staging, packing, leading, typed.api, typed.computed, typed.random, meter)
+        run([np.zeros(row.shape, row.dtype) for row in rows])  # the first call links the code, 1.5 ms that no caller should wait for
         return Executable(compiled, run, answer, recipe.name)
 
     def _function(self) -> Callable[..., Any]:
@@ -182,6 +190,13 @@ class Planner:
         """Inputs at `size` rows, and the key of a random model."""
         rows = [jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype) for spec in self.typed.api.inputs]
         return [*rows, jax.ShapeDtypeStruct((2,), np.uint32)] if self.typed.random else rows
+
+    def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
+        """How inputs travel to an accelerator: few transfers of a microsecond each are what a small batch waits for."""
+        small = sum(math.prod(row.shape) * row.dtype.itemsize for row in rows) <= LARGEST
+        if not (self.host and self._packs_inputs and small and len(rows) > 1):
+            return None
+        return Packing.of([row.shape for row in rows], [row.dtype for row in rows])
 
     def _settings(self) -> ExitStack:
         scope = ExitStack()

@@ -95,7 +95,13 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         with jax.enable_x64(True):
             return mixed(rows)
 
-    return staged if all(staging.staged) else mixed_x64 if staging.needs_x64 else mixed
+    def staged_x64(rows: Rows) -> list[np.ndarray]:
+        with jax.enable_x64(True):
+            return staged(rows)
+
+    if all(staging.staged):
+        return staged_x64 if staging.needs_x64 else staged
+    return mixed_x64 if staging.needs_x64 else mixed
 
 
 def by_name(
@@ -134,7 +140,7 @@ def by_name(
             rows.append(draw())
         return dict(zip(outputs, run(rows) if tick() % SAMPLE_EVERY else timed(run, rows)))
 
-    if len(inputs) == len(outputs) == 1 and all(staging.staged) and unpack is None and not random:
+    if len(inputs) == len(outputs) == 1 and all(staging.staged) and not staging.needs_x64 and unpack is None and not random:
         ((name, shape, dtype),), (output,) = inputs, outputs
         return answer_one
     return answer

@@ -209,29 +209,48 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
         raise AssetError(f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}")
     exported = _program(header, bytes(body[: header.program_bytes]), trusted)
     arrays = _arrays(body[header.program_bytes :], (*header.params, *header.constants))
-    params = {spec.name: array for spec, array in zip(header.params, arrays, strict=False)}
-    constants = {spec.name: array for spec, array in zip(header.constants, arrays[len(header.params) :], strict=True)}
-
-    def fn(params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
-        count = rows[0].shape[0] if rows else 1
-        if header.batch_size not in (None, count):
-            raise DimensionError(
-                f"this asset was exported for {header.batch_size} rows only, not for {count}: use FixedBatchInferer or DynamicInferer "
-                "with that size, or export with batch_size=None"
-            )
-        leaves = [params[spec.name] for spec in header.params]
-        return tuple(exported.call(leaves, list(rows), *([jax.random.key_data(key)] if header.random else [])))
-
     return TypedModel(
-        fn=fn,
-        params=params,
+        fn=ExportedFunction(asset, header, exported),
+        params={spec.name: array for spec, array in zip(header.params, arrays, strict=False)},
         api=header.api,
         computed=header.computed,
-        constant=constants,
+        constant={spec.name: array for spec, array in zip(header.constants, arrays[len(header.params) :], strict=True)},
         random=header.random,
         rule=f"{header.rule}; exported for {header.batch_size or 'any number of'} rows",
         independent=True if header.independent else None,
+        fingerprint=hashlib.sha256(asset.data).hexdigest(),
     )
+
+
+@dataclass(frozen=True)
+class ExportedFunction:
+    """The program of an asset as the function of a `TypedModel`."""
+
+    asset: AssetData
+    header: Header
+    exported: export.Exported
+
+    def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        """One array for each of `header.computed`.
+
+        Raises:
+            DimensionError: the program was exported for another number of rows.
+        """
+        count = rows[0].shape[0] if rows else 1
+        if self.header.batch_size not in (None, count):
+            raise DimensionError(
+                f"this asset was exported for {self.header.batch_size} rows only, not for {count}: use FixedBatchInferer or "
+                "DynamicInferer with that size, or export with batch_size=None"
+            )
+        leaves = [params[spec.name] for spec in self.header.params]
+        return tuple(self.exported.call(leaves, list(rows), *([jax.random.key_data(key)] if self.header.random else [])))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revived, (self.asset,)
+
+
+def _revived(asset: AssetData) -> Any:
+    return load_stablehlo(asset, trusted=True).fn
 
 
 def _exported(typed: TypedModel, batch_size: int | None, platforms: tuple[str, ...], precision: str | None) -> tuple[export.Exported, str]:

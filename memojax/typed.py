@@ -153,7 +153,7 @@ class TypedModel:
             IncompatibleModelError: names, shapes or dtypes differ.
         """
         check_same_params(self.params, params)
-        return replace(self, params=params)
+        return replace(self, params=params, fingerprint=None)
 
     def mixing_outputs(self) -> tuple[str, ...]:
         """Names of outputs in which one row influences another, found by running two rows together and alone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import tracemalloc
 from pathlib import Path
 
@@ -225,6 +226,26 @@ def test_weights_keep_their_names_and_can_be_swapped():
         np.testing.assert_array_equal(loaded.params[name], value)
     doubled = {name: np.asarray(value) * 2 for name, value in reference.params.items()}
     assert_same(mj.load(reference.with_params(doubled)), mj.load(loaded.with_params(doubled)), 3)
+
+
+def test_an_inferer_takes_new_weights(exported):
+    reference, loaded = (mj.load(source, preload=[3]) for source in (mj.policies.bundled("acrobot_ppo"), exported))
+    doubled = {name: np.asarray(value) * 2 for name, value in loaded.params.items()}
+    for inferer in (reference, loaded):
+        inferer.update_params(doubled)
+    assert_same(reference, loaded, 3)
+
+
+def test_plans_of_an_exported_policy_survive_the_process(exported, tmp_path):
+    assert load_stablehlo(exported).fingerprint
+    assert load_stablehlo(exported).with_params(load_stablehlo(exported).params).fingerprint is None
+    first, second = (mj.load(exported, cache_dir=tmp_path) for _ in range(2))
+    assert_same(first, second, 3, rtol=0)
+
+
+def test_it_pickles(exported):
+    reference = mj.load(exported)
+    assert_same(reference, pickle.loads(pickle.dumps(reference)), 2, rtol=0)
 
 
 def test_every_inferer_takes_it(exported):

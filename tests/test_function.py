@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -253,3 +254,33 @@ def test_runs_under_to_jax_as_such() -> None:
     fn, params = memojax.to_jax(proto)
     assert params == {}
     np.testing.assert_array_equal(fn(params, {"x": -X})["y"], 0 * X)
+
+
+def test_tracing_is_fast_and_its_cost_per_node_flat() -> None:
+    """In CPU time, so that a busy machine does not matter; `benchmarks/tracing.py` measures up to 5,000 nodes."""
+
+    def layers(count: int) -> GraphFunction:
+        nodes = []
+        for index in range(0, count, 5):
+            x, a, b, s, t, y = (f"{name}{index + (5 if name == 'x' and part else 0)}" for part, name in enumerate("xabstx"))
+            nodes += [
+                helper.make_node("Gemm", [x, "w", "b"], [a]),
+                helper.make_node("Relu", [a], [b]),
+                helper.make_node("Shape", [b], [s]),
+                helper.make_node("Reshape", [b, s], [t]),
+                helper.make_node("Add", [t, a], [y]),
+            ]
+        return function(nodes, {"x0": (FLOAT, ["n", 4])}, [f"x{count}"], {"w": np.eye(4, dtype=np.float32), "b": np.ones(4, np.float32)})
+
+    def seconds(count: int) -> float:
+        fn, times = layers(count), []
+        for _ in range(3):
+            started = time.process_time()
+            jax.make_jaxpr(lambda x: fn(fn.params, {"x0": x}))(X)
+            times.append(time.process_time() - started)
+        return min(times)
+
+    seconds(50)
+    few, many = seconds(500), seconds(3000)
+    assert few < 1
+    assert many / 3000 < 2 * few / 500

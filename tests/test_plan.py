@@ -211,6 +211,25 @@ def test_threads_do_not_share_buffers() -> None:
     assert inferer.plans()[0].calls == 1600
 
 
+def test_inputs_end_to_end_as_on_accelerators() -> None:
+    def fn(_: Any, x: Mapping[str, Any]) -> dict[str, Any]:
+        return {"sum": x["a"] + x["c"].sum(2), "count": x["b"] + 1, "half": x["d"]}
+
+    inputs = {"a": ((3,), np.float32), "b": ((), np.int64), "c": ((3, 2), np.float32), "d": ((2,), np.float16)}
+    planner = Planner(TypedModel.from_function(fn, (), inputs), cpu_device())
+    planner._packs_inputs = True
+    plan = planner.lower(2).compile()
+    assert len(plan.executable.compiled.in_avals[0]) == 3
+    for _ in range(3):
+        given = {name: RNG.integers(0, 9, (2, *shape)).astype(dtype) for name, (shape, dtype) in inputs.items()}
+        given["b"] += 1 << 40
+        for results in (plan(list(given.values())), list((plan.answer(given, None) or {}).values())):
+            np.testing.assert_array_equal(results[0], given["a"] + given["c"].sum(2))
+            np.testing.assert_array_equal(results[1], given["b"] + 1)
+            np.testing.assert_array_equal(results[2], given["d"])
+            assert [result.dtype for result in results] == [np.float32, np.int64, np.float16]
+
+
 def test_users_own_settings_do_not_matter() -> None:
     typed = TypedModel.from_function(lambda _, x: {"y": x["x"] * 2}, (), {"x": ((3,), np.int64)})
     inferer = MemoizingDynamicInferer(typed, [2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import CancelledError, Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -466,15 +467,15 @@ def test_the_size_shrinks_when_an_agent_ends_meanwhile():
         stage.runtime.begin_agent(new, agent)
         stage.runtime.push(new, agent, obs(agent))
     stage.push_all(agent=1, value=1)
-    stage.run_for(0.0)
+    stage.run_for(0.016)
     assert list(fake.asked) == [3]
     stage.runtime.end_agent(new, 2)
     stage.runtime.push(stage.ids[0], 0, obs())
-    stage.run_for(0.0)
+    stage.run_for(0.016)
     assert list(fake.asked) == [3, 2]
     assert fake.asked[3].cancelled()
     fake.finish(2)
-    assert sorted(stage.runtime.run_for(0.0)[new]) == [1, 3]
+    assert sorted(stage.runtime.run_for(0.016)[new]) == [1, 3]
 
 
 def test_real_models_are_compiled_between_frames():
@@ -812,6 +813,17 @@ def test_threads_overlap():
         fake.during = meeting.wait
         runtime.push(runtime.add_inferer(fake), 0, obs())
     assert len(runtime.run_threaded()) == 4
+
+
+def test_models_on_accelerators_overlap_without_being_asked():
+    runtime = mj.Runtime(threads=3)
+    meeting = threading.Barrier(3, timeout=30)
+    for _ in range(3):
+        fake = Brain()
+        fake.device = SimpleNamespace(platform="cuda")  # pyright: ignore[reportAttributeAccessIssue]
+        fake.during = meeting.wait
+        runtime.push(runtime.add_inferer(fake), 0, obs())
+    assert len(runtime.run()) == 3
 
 
 def test_a_budget_holds_for_all_threads():

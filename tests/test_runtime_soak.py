@@ -282,3 +282,128 @@ class Soak(RuleBasedStateMachine):
 
 Soak.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 TestSoak = Soak.TestCase
+
+
+class Scaled:
+    """A brain that multiplies what it gets, for the large soak: the serials that wait, by agent."""
+
+    def __init__(self, number, inferer):
+        self.number, self.inferer = number, inferer
+        self.begun: set[int] = set()
+        self.waiting: dict[int, list[int]] = {}
+
+    def state(self, agent, serial):
+        return {"obs": np.array([self.number, agent, serial], np.float32)}
+
+    def push(self, agent, serial):
+        self.waiting.setdefault(agent, []).append(serial)
+
+    def end(self, agent):
+        self.begun.discard(agent)
+        self.waiting.pop(agent, None)
+
+    def check(self, agent, response, factor=2):
+        number, who, serial = (response["out"] / factor).astype(int)
+        assert (number, who) == (self.number, agent), "an answer for somebody else"
+        assert serial in self.waiting[agent]
+        self.waiting[agent] = [other for other in self.waiting[agent] if other > serial]
+        if not self.waiting[agent]:
+            del self.waiting[agent]
+
+
+class Remembering(Scaled):
+    """A brain that adds up what it gets, h = h / 2 + obs; only the newest state waits."""
+
+    def __init__(self, number, inferer):
+        super().__init__(number, inferer)
+        self.hidden: dict[int, np.ndarray] = {}
+
+    def begin(self, agent):
+        self.begun.add(agent)
+        self.hidden[agent] = np.zeros(3, np.float32)
+
+    def check(self, agent, response, factor=1):
+        serial = self.waiting.pop(agent)[-1]
+        self.hidden[agent] = self.hidden[agent] / np.float32(2) + self.state(agent, serial)["obs"]
+        np.testing.assert_array_equal(response["act"], self.hidden[agent])
+
+
+def halving():
+    def fn(_, x):
+        new = x["h_in"] * np.float32(0.5) + x["obs"]
+        return {"act": new, "h_out": new}
+
+    return mj.TypedModel.from_function(fn, (), {"obs": ((3,), np.float32), "h_in": ((3,), np.float32)})
+
+
+@pytest.mark.slow
+def test_ten_thousand_agents_over_thirty_brains():
+    """Real models, some that remember and some that fail, agents that come and go, swaps, and budgets that fit a part."""
+    rng = np.random.default_rng(11)
+    runtime = mj.Runtime(threads=3)
+    doubling = mj.TypedModel.from_function(lambda _, x: {"out": x["obs"] * 2}, (), {"obs": ((3,), np.float32)})
+    known: dict[mj.BrainId, Scaled] = {}
+    for number in range(30):
+        kind = number % 3
+        if kind == 0:
+            # Every tenth of these meets its sizes cold.
+            inferer = mj.MemoizingDynamicInferer(doubling, bucketing="exact" if number % 10 == 0 else [512])
+            entry = Scaled(number, inferer)
+        elif kind == 1:
+            inferer = mj.RecurrentTracker.wrap(mj.MemoizingDynamicInferer(halving(), [512], bucketing=[512]))
+            entry = Remembering(number, inferer)
+        else:
+            inferer = Brain(take=lambda count: min(count, 100))
+            entry = Scaled(number, inferer)
+        known[runtime.add_inferer(inferer)] = entry
+    population = {brain: list(range(number % 7, number % 7 + 334)) for number, brain in enumerate(known)}
+    assert sum(map(len, population.values())) > 10_000
+    answered = 0
+    for frame in range(120):
+        for brain, entry in known.items():
+            for agent in rng.choice(population[brain], 5).tolist():
+                if isinstance(entry, Remembering):
+                    if agent in entry.begun:
+                        runtime.end_agent(brain, agent)
+                        entry.end(agent)
+                    runtime.begin_agent(brain, agent)
+                    entry.begin(agent)
+            chosen = rng.choice(population[brain], rng.integers(0, 200), replace=False).tolist()
+            if isinstance(entry, Remembering):
+                for agent in chosen:
+                    if agent not in entry.begun:
+                        runtime.begin_agent(brain, agent)
+                        entry.begin(agent)
+            runtime.extend(brain, {agent: entry.state(agent, frame) for agent in chosen})
+            for agent in chosen:
+                entry.push(agent, frame)
+            if isinstance(entry.inferer, Brain):
+                entry.inferer.failing = rng.random() < 0.1
+                entry.inferer.fail_at_call = entry.inferer._calls + int(rng.integers(0, 3))
+        if frame % 20 == 7:
+            for number, (brain, entry) in enumerate(known.items()):
+                if number % 3 == 1 and number % 5 == frame // 20:
+                    runtime.replace_inferer(brain, mj.MemoizingDynamicInferer(halving(), [512], bucketing=[512])).result(60)
+        run = [runtime.run, runtime.run_threaded, lambda: runtime.run_for(0.01), lambda: runtime.run_for_threaded(0.01)][frame % 4]
+        try:
+            responses, failed = run(), {}
+        except RuntimeErrors as some:
+            responses, failed = some.responses, some.failures
+        for brain, out in responses.items():
+            entry = known[brain]
+            for agent, response in out.items():
+                entry.check(agent, response, factor=1 if isinstance(entry.inferer, Brain) else 2)
+            answered += len(out)
+        assert all(isinstance(known[brain].inferer, Brain) for brain in failed)
+        for brain, entry in known.items():
+            assert sorted(runtime.waiting(brain)) == sorted(entry.waiting)
+            if frame % 4 < 2 and brain not in failed:
+                assert not entry.waiting
+    assert answered > 100_000
+    for entry in known.values():
+        if isinstance(entry.inferer, Brain):
+            entry.inferer.failing = False
+    for brain, out in runtime.run().items():
+        for agent, response in out.items():
+            known[brain].check(agent, response, factor=1 if isinstance(known[brain].inferer, Brain) else 2)
+    assert not any(entry.waiting for entry in known.values())

@@ -24,15 +24,15 @@ def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> N
       memojax api silero_vad.onnx --constant sr=16000 --no-probe
     """
     from ..ops.coverage import who_lowers
-    from ..typed import TypedModel
+    from ..stablehlo import typed_model
 
     file = find_model(model)
-    typed = TypedModel.from_model(file.path, **loading_of(**loading))
-    assert typed.model is not None
-    counts = Counter((node.domain, node.op_type, node.opset) for node in typed.model.graph.all_nodes())
+    typed = typed_model(file.path, **loading_of(**loading))
+    graph = typed.model.graph if typed.model else None
+    counts = Counter((node.domain, node.op_type, node.opset) for node in (graph.all_nodes() if graph else ()))
     ops = [(name, op, opset, count, *who_lowers(name, op, opset)) for (name, op, opset), count in sorted(counts.items())]
     mixing = list(typed.mixing_outputs()) if probe else None
-    notes = list(typed.model.graph.notes)
+    notes = list(graph.notes) if graph else ["an exported program (StableHLO): its operators are compiled in, its ONNX file is not needed"]
     if typed.random:
         notes.append("draws random numbers itself: its inferer's seed= makes runs repeat")
     if wide := [spec.name for spec in (*typed.api.inputs, *typed.api.outputs) if spec.dtype.itemsize == 8]:
@@ -82,7 +82,7 @@ def _show(name: str, typed: Any, ops: list[Any], mixing: list[str] | None, notes
         f"[bold]{name}[/]",
         table(["", "name", "dtype", "shape per batch"], rows, left=4),
         facts([("batch rule", typed.rule), ("rows", independent), *(("note", note) for note in notes)]),
-        ops_table,
+        *([ops_table] if ops else []),
     )
 
 

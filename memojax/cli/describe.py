@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -23,14 +24,16 @@ def command(model: str, json_file: str | None) -> None:
       memojax describe pendulum_ppo
     """
     from ..model import load_model
+    from ..stablehlo import find_stablehlo
     from .output import write_json
 
     file = find_model(model)
-    data = _describe(load_model(file.path), file)
+    asset = find_stablehlo(file.path)
+    data = _describe(load_model(file.path), file) if asset is None else _describe_exported(asset, file)
     if json_file:
         write_json(json_file, data)
     if json_file != "-":
-        _show(data)
+        (_show if asset is None else _show_exported)(data)
 
 
 def _describe(loaded: Any, file: Any) -> dict[str, Any]:
@@ -66,6 +69,38 @@ def _describe(loaded: Any, file: Any) -> dict[str, Any]:
         "metadata": dict(loaded.metadata),
         "notes": list(graph.notes),
     }
+
+
+def _describe_exported(asset: Any, file: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ..stablehlo import read_header
+
+    header = asdict(read_header(asset))
+    api = header.pop("api")
+    tensors = sorted(header.pop("params"), key=lambda spec: -math.prod(spec["shape"]))
+    about = {"model": file.name, "file": str(file.path), "kind": str(asset.kind), "bytes": len(asset.data), **api}
+    return {**about, **header, "parameters": sum(math.prod(spec["shape"]) for spec in tensors), "tensors": tensors}
+
+
+def _show_exported(data: dict[str, Any]) -> None:
+    from .output import facts, show, table
+
+    rows = [
+        (side, spec["name"], str(spec["dtype"]), f"[{', '.join(map(str, ('n', *spec['shape'])))}]")
+        for side in ("input", "output")
+        for spec in data[f"{side}s"]
+    ]
+    about = [
+        ("file", f"{data['file']} ({data['bytes']:,} bytes), StableHLO"),
+        ("written by", ", ".join(f"{name} {version}" for name, version in data["written_by"].items())),
+        ("runs on", ", ".join(data["platforms"])),
+        ("batch", "any number of rows" if data["batch_size"] is None else f"{data['batch_size']} rows only"),
+        ("program", f"{data['program_bytes']:,} bytes, calling convention {data['calling_convention']}"),
+        ("weights", f"{data['parameters']:,} in {len(data['tensors'])} tensors"),
+        *((f"metadata {key}", value[:200]) for key, value in data["metadata"].items()),
+    ]
+    show(f"[bold]{data['model']}[/]", table(["", "name", "dtype", "shape per batch"], rows, left=4), facts(about))
 
 
 def _value(value: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-COMMANDS = ("evaluate", "api", "describe", "run", "verify", "benchmark", "ops")
-"""Each is `memojax.cli.NAME:command`, imported when it is asked for."""
+COMMANDS = ("evaluate", "api", "describe", "run", "verify", "benchmark", "package", "to-stablehlo", "ops")
+"""Each is `memojax.cli.NAME:command` (`_` for `-`), imported when it is asked for."""
 
 EPILOG = """
 \b
@@ -40,7 +40,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"memojax.cli.{cmd_name}").command
+        return importlib.import_module(f"memojax.cli.{cmd_name.replace('-', '_')}").command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:

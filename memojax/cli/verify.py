@@ -28,11 +28,11 @@ def command(model: str, sizes: list[int], against: str, seed: int, json_file: st
     Example:
       memojax verify policy.onnx --sizes 1-4,64
     """
-    from ..typed import TypedModel
+    from ..stablehlo import typed_model
     from ..verification import ATOL, RTOL, verify
 
     file = find_model(model)
-    checks = verify(TypedModel.from_model(file.path, **loading_of(**loading)), sizes, against=against, seed=seed)
+    checks = verify(typed_model(file.path, **loading_of(**loading)), sizes, against=against, seed=seed)
     worst = [check for check in checks if check.same is False]
     if json_file:
         from .output import write_json

@@ -36,6 +36,8 @@ from ..weights import with_new_weights
 from ..worker import submit
 from .base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
 
+_MOST_TEMPLATES = 256
+
 
 class ModelInferer(Inferer):
     """An inferer that runs a `TypedModel` itself (abstract: how rows are dealt out to plans is what the four kinds differ in)."""
@@ -73,6 +75,7 @@ class ModelInferer(Inferer):
         position = {name: index for index, name in enumerate(typed.computed)}
         self._computed_names = list(typed.computed)
         self._computed_slots = [(slot, position[spec.name]) for slot, spec in enumerate(typed.api.outputs) if spec.name in position]
+        self._templates: tuple[TypedModel, dict[int, dict[str, Any]]] = typed, {}
         self._sizes_seen: Counter[int] = Counter()
         self._uncounted: Counter[int] = Counter()
         self.preload(preloaded_sizes)
@@ -301,11 +304,23 @@ class ModelInferer(Inferer):
         return np.array([self._seed, next(self._draws)], np.uint32)
 
     def _constant_rows(self, name: str, n: int) -> np.ndarray:
-        value = self.typed.constant[name]
-        return np.broadcast_to(value, (n, *value.shape))
+        return self._template(n)[name]
 
     def _in_order(self, named: Arrays, n: int) -> Arrays:
-        return {spec.name: named[spec.name] if spec.name in named else self._constant_rows(spec.name, n) for spec in self.typed.api.outputs}
+        """What was computed and what is constant, in the model's order."""
+        results = self._template(n).copy()
+        results.update(named)
+        return results
+
+    def _template(self, n: int) -> dict[str, Any]:
+        """All outputs for `n` rows in order, those filled in that are constant; made once, as each broadcast costs some 10 us."""
+        typed, kept = self._templates
+        if typed is not self._store.typed or len(kept) > _MOST_TEMPLATES:
+            typed, kept = self._templates = self._store.typed, {}
+        if (template := kept.get(n)) is None:
+            constant = {name: np.broadcast_to(value, (n, *value.shape)) for name, value in typed.constant.items()}
+            template = kept[n] = {spec.name: constant.get(spec.name) for spec in typed.api.outputs}
+        return template
 
     def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
         rows, n, device = device_rows(self.api.inputs, inputs)

@@ -18,9 +18,3 @@ elementwise({"GreaterOrEqual": nx.greater_equal, "LessOrEqual": nx.less_equal}, 
 elementwise({
     "BitwiseAnd": nx.bitwise_and, "BitwiseNot": nx.bitwise_not, "BitwiseOr": nx.bitwise_or, "BitwiseXor": nx.bitwise_xor,
 }, since=18)  # fmt: skip
-
-
-@op("BitShift", since=11)
-def bit_shift(X, Y, *, direction):
-    """`X` shifted by `Y` bits; arithmetically to the right. https://onnx.ai/onnx/operators/onnx__BitShift.html"""
-    return nx.left_shift(X, Y) if direction == "LEFT" else nx.right_shift(X, Y)

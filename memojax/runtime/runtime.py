@@ -277,8 +277,11 @@ class _Frame:
     def _next(self) -> BrainState | None:
         with self._lock:
             while self._queue:
+                remaining, must = self._remaining(), not self.responses and not self._at_work
+                if remaining is not None and remaining <= 0 and not must:
+                    return None
                 state = heapq.heappop(self._queue)[1]
-                verdict = state.offer(self._remaining(), must=not self.responses and not self._at_work)
+                verdict = state.offer(remaining, must)
                 if verdict is Verdict.COLD:
                     self.cold.append(state)
                 elif verdict is Verdict.RUN:

@@ -86,6 +86,7 @@ class BrainState:
         """`turns` and `compiles` are shared by all brains of the runtime."""
         self.brain = brain
         self.inferer = inferer
+        self.on_accelerator = _on_accelerator(inferer)
         self.timings = Timings()
         self._turns, self._clock, self._compiles = turns, clock, compiles
         self._since = self._served = 0
@@ -109,13 +110,6 @@ class BrainState:
     def place(self) -> tuple[int, int, BrainId]:
         """Place in the queue, lowest first: who waits since an earlier frame, then who was served longer ago."""
         return self._since, self._served, self.brain
-
-    @property
-    def on_accelerator(self) -> bool:
-        """Whether the model runs on another device than the CPU."""
-        layer = _innermost_layer(self.inferer)
-        device = getattr(layer.inferer if layer else self.inferer, "device", None)
-        return getattr(device, "platform", "cpu") != "cpu"
 
     @property
     def compile(self) -> Future[None] | None:
@@ -202,6 +196,7 @@ class BrainState:
             Exception: what the model raises; the batch then waits at the end of the queue, and goes on where it stopped.
         """
         with self._running:
+            started = self._clock()
             with self._lock:
                 self._seal()
                 batch = self._sealed
@@ -209,7 +204,6 @@ class BrainState:
                     return {}
                 self._busy = True
             count, whole, ready = len(batch), not batch.begun, self._is_ready(len(batch))
-            started = self._clock()
             try:
                 responses = batch.execute(self.inferer)
             except BaseException:
@@ -217,13 +211,12 @@ class BrainState:
                     self._busy = False
                     self._since, self._served = self._turns.frame + 1, self._turns.served()
                 raise
-            spent = self._clock() - started
             with self._lock:
                 self._busy = False
                 self._unseal()
                 self._served = self._turns.served()
                 if whole:
-                    self._note_cost(count, spent, ready)
+                    self._note_cost(count, self._clock() - started, ready)
             return responses
 
     def remove(self) -> list[int]:
@@ -281,6 +274,7 @@ class BrainState:
                 old, layer.inferer = layer.inferer, new
             else:
                 old, self.inferer = self.inferer, new
+            self.on_accelerator = _on_accelerator(self.inferer)
             self.timings.age()
             return old
 
@@ -321,9 +315,7 @@ class BrainState:
 
     def _asked_for(self, count: int) -> bool:
         """Whether a compile for `count` is over; if none was asked for, this one is."""
-        layer = _innermost_layer(self.inferer)
-        inferer = layer.inferer if layer else self.inferer
-        last = self._compile
+        inferer, last = _model(self.inferer), self._compile
         if last is None or last.inferer is not inferer or last.count != count:
             if last is not None:
                 last.future.cancel()
@@ -353,6 +345,16 @@ def _innermost_layer(inferer: Inferer) -> LayeredInferer | None:
     while isinstance(inferer, LayeredInferer):
         layer, inferer = inferer, inferer.inferer
     return layer
+
+
+def _model(inferer: Inferer) -> Inferer:
+    """The inferer inside of all wrappers."""
+    layer = _innermost_layer(inferer)
+    return inferer if layer is None else layer.inferer
+
+
+def _on_accelerator(inferer: Inferer) -> bool:
+    return getattr(getattr(_model(inferer), "device", None), "platform", "cpu") != "cpu"
 
 
 def _check_swap(old: Inferer, new: Inferer) -> None:

@@ -22,14 +22,7 @@ def _parameter(kind: str, name: str) -> object:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("kind", "name"), [_parameter(kind, name) for kind in corpus.KINDS for name in sorted(corpus.cases(kind))])
 def test_case(kind: str, name: str) -> None:
-    case = corpus.cases(kind)[name]
-    if kind != "light":
-        corpus.run_case(case)
-        return
-    try:
-        corpus.run_case(case)
-    except AssertionError:  # squeezenet differed once on a loaded machine and never alone; the cause is open
-        corpus.run_case(case)
+    corpus.run_case(corpus.cases(kind)[name])
 
 
 def test_known_failures_exist() -> None:

@@ -48,3 +48,10 @@ def test_multinomial_takes_unnormalized_log_probabilities() -> None:
     case = Case("Multinomial", 22, (np.log(np.array([[0.1, 0.2, 0.7]] * 5000)) + 3,))
     drawn = next(iter(oneshot.OneShot(case.model())(case.feeds()).values()))
     np.testing.assert_allclose(np.bincount(drawn.ravel()) / 5000, [0.1, 0.2, 0.7], atol=0.03)
+
+
+def test_training_dropout_drops_at_its_ratio_and_scales_the_rest() -> None:
+    case = Case("Dropout", 22, (np.full((4000, 6), 2, np.float32), np.float32(0.25), np.array(True)), n_outputs=2)
+    kept, mask = oneshot.OneShot(case.model())(case.feeds()).values()
+    assert mask.mean() == pytest.approx(0.75, abs=0.02)
+    np.testing.assert_allclose(kept, mask * np.float32(2 / 0.75), rtol=1e-6)

@@ -58,12 +58,7 @@ def leaky_relu(X, *, alpha=0.009999999776482582):
 @op("PRelu", until=7)
 def prelu_by_channel(X, slope):
     """PRelu with one slope, or one for each channel (axis 1). https://onnx.ai/onnx/operators/onnx__PRelu.html"""
-    return prelu(X, nx.reshape(slope, slope.shape + (1,) * (X.ndim - 2)) if slope.size > 1 else slope)
-
-
-@op("PRelu", since=7)
-def prelu(X, slope):
-    """x, or slope * x where negative. https://onnx.ai/onnx/operators/onnx__PRelu.html"""
+    slope = nx.reshape(slope, slope.shape + (1,) * (X.ndim - 2)) if slope.size > 1 else slope
     return nx.where(X < 0, slope * X, X)
 
 

@@ -16,12 +16,6 @@ def det(X):
     return cast(jnp.linalg.det(traced(cast(X, wide))), X.dtype)
 
 
-@op("Einsum", since=12)
-def einsum(*Inputs, equation):
-    """Sum of products by Einstein's convention. https://onnx.ai/onnx/operators/onnx__Einsum.html"""
-    return jnp.einsum(equation.replace(" ", ""), *Inputs)
-
-
 @op("Gemm", until=7)
 def gemm_with_broadcast(A, B, C, *, alpha=1.0, beta=1.0, transA=0, transB=0, broadcast=0):
     """Gemm that names what every later one does: broadcast `C`. https://onnx.ai/onnx/operators/onnx__Gemm.html"""

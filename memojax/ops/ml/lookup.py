@@ -46,7 +46,7 @@ def _looked_up(X: Value, keys: Sequence[Any] | np.ndarray, values: Sequence[Any]
     table[:-1], table[-1] = values, default
     if is_static(position):
         return table[position]
-    if dtype is object:
+    if table.dtype == object:
         raise ValueError("strings cannot be the result of data: take the output before this one, and look its labels up yourself")
     return traced(table).at[position].get(mode="clip")
 
@@ -68,19 +68,20 @@ def label_encoder(
 ) -> Value:  # fmt: skip
     """Keys replaced by values; since version 4 NaN is a key like any other. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
     keys = next((keys for keys in (keys_tensor, keys_strings, keys_int64s, keys_floats) if keys is not None and len(keys)), ())
+    if values_tensor is not None:
+        own = {"f": default_float, "i": default_int64, "O": default_string}.get(values_tensor.dtype.kind, 0)
+        values, default = values_tensor, own if default_tensor is None else np.ravel(default_tensor)[0]
+    elif values_strings:
+        values, default = np.array(values_strings, object), default_string
+    elif values_int64s:
+        values, default = np.array(values_int64s, np.int64), default_int64
+    else:
+        values, default = np.array(values_floats, np.float32), default_float
     if X.dtype != object:
         keys = np.asarray(keys, X.dtype)
-        keys = keys if opset >= 4 or keys.dtype.kind != "f" else np.where(np.isnan(keys), np.inf, keys)
-    if values_tensor is not None:
-        default = np.zeros((), values_tensor.dtype) if default_tensor is None else default_tensor
-        if default_tensor is None:
-            default = {"f": default_float, "i": default_int64, "O": default_string}[values_tensor.dtype.kind]
-        return _looked_up(X, keys, values_tensor, np.asarray(default).ravel()[0], values_tensor.dtype)
-    if values_strings:
-        return _looked_up(X, keys, values_strings, default_string, object)
-    if values_int64s:
-        return _looked_up(X, keys, values_int64s, default_int64, np.int64)
-    return _looked_up(X, keys, values_floats, default_float, np.float32)
+        if opset < 4:
+            keys, values = keys[keys == keys], values[keys == keys]
+    return _looked_up(X, keys, values, default, values.dtype)
 
 
 @op("CategoryMapper", domain=ML, static=("X",))

@@ -1,0 +1,84 @@
+"""`memojax to-stablehlo`: policies that load without their ONNX files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import ModelFile, ModelName, find_model, json_option, loading_of, loading_options
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+@click.command("to-stablehlo", short_help="Export policies so that they load without their ONNX files.")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=ModelName())
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE|FOLDER", help="Where to.  [default: NAME.crvo here]")
+@click.option("-b", "--batch-size", type=click.IntRange(1), metavar="N", help="The only number of rows to run.  [default: any]")
+@click.option("--platform", "platforms", multiple=True, type=click.Choice(PLATFORMS), help="Where it is to run.  [default: all of them]")
+@loading_options
+@json_option
+def command(
+    models: tuple[str, ...], output: Path | None, batch_size: int | None, platforms: tuple[str, ...], json_file: str | None, **loading: Any
+) -> None:
+    """Export one or more policies with jax.export: the program in StableHLO, the weights and the names, in one CRVO asset each.
+
+    Every command and `memojax.load` take the result, and give what they give for the ONNX file. By default it runs batches of any size.
+    With several MODELs, each gets a file of its name in the folder --output.
+
+    \b
+    Examples:
+      memojax to-stablehlo policy.onnx
+      memojax to-stablehlo policies/*.onnx --output assets --platform cpu
+    """
+    from ..stablehlo import to_stablehlo
+
+    files = [find_model(model) for model in models]
+    folder = output is not None and (output.is_dir() or len(files) > 1)
+    if folder and output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    targets = [(output or Path()) / f"{file.name}.crvo" if folder or output is None else output for file in files]
+    if twice := [target for target in targets if targets.count(target) > 1]:
+        raise click.UsageError(f"two models would be written to {twice[0]}: convert them one by one, with --output")
+    results = []
+    for file, target in zip(files, targets, strict=True):
+        started = time.perf_counter()
+        asset = to_stablehlo(file.path, batch_size=batch_size, platforms=platforms or PLATFORMS, **loading_of(**loading))
+        results.append(written(file, asset, target, seconds=time.perf_counter() - started))
+    report(results, json_file)
+
+
+def written(file: ModelFile, asset: Any, target: Path, **more: Any) -> dict[str, Any]:
+    """Write an asset; what there is to say about it.
+
+    Raises:
+        click.UsageError: it would be written over the file that it was made from.
+    """
+    from ..asset import AssetKind
+    from ..stablehlo import read_header
+
+    if target.exists() and target.samefile(file.path):
+        raise click.UsageError(f"{target} would be written over itself: name another file")
+    asset.write(target)
+    about = {"model": file.name, "file": str(target), "kind": str(asset.kind), "bytes": target.stat().st_size, **more}
+    if asset.kind is AssetKind.STABLEHLO:
+        header = read_header(asset)
+        about |= {"batch_size": header.batch_size, "platforms": list(header.platforms), "program_bytes": header.program_bytes}
+    return about
+
+
+def report(results: list[dict[str, Any]], json_file: str | None) -> None:
+    """Print what was written."""
+    from .output import show, table, write_json
+
+    if json_file:
+        write_json(json_file, {"assets": results})
+    if json_file != "-":
+        rows = [(one["model"], one["file"], one["kind"], _batch(one), f"{one['bytes']:,}") for one in results]
+        show(table(["model", "written to", "kind", "batch", "bytes"], rows, left=4))
+
+
+def _batch(about: dict[str, Any]) -> str:
+    return "as in the file" if "batch_size" not in about else "any" if about["batch_size"] is None else str(about["batch_size"])
