@@ -49,6 +49,26 @@ def session(content: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
+def row_by_row(ort: onnxruntime.InferenceSession, inferer: Any, rows: Rows) -> Call:
+    """What can be done with a file whose batch is fixed to 1: a call for each row."""
+    function, takes = inferer.typed.fn, {value.name for value in ort.get_inputs()}
+    size = len(next(iter(rows.values())))
+    calls = []
+    for index in range(size):
+        given = dict(function.constants)
+        for name, spec in zip(function.file_names[0], inferer.typed.api.inputs, strict=True):
+            axis = function.rule.inputs[name][0]
+            row = rows[spec.name][index]
+            given[name] = row if axis is None else np.ascontiguousarray(np.expand_dims(row, axis))
+        calls.append({name: value for name, value in given.items() if name in takes})
+
+    def run() -> None:
+        for given in calls:
+            ort.run(None, given)
+
+    return run
+
+
 def feeds(ort: onnxruntime.InferenceSession, inferer: Any, rows: Rows) -> dict[str, np.ndarray]:
     """`rows` under the file's names and in its layout.
 
@@ -68,6 +88,8 @@ def feeds(ort: onnxruntime.InferenceSession, inferer: Any, rows: Rows) -> dict[s
 
 def _ort(case: Case, inferer: Any, rows: Rows, threads: int = 0) -> Call:
     ort = session(case.content, threads)
+    if inferer.typed.fn.rule.kind == "vmap":
+        return row_by_row(ort, inferer, rows)
     given = feeds(ort, inferer, rows)
     return lambda: ort.run(None, given)
 

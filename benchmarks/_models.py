@@ -126,6 +126,25 @@ def lstm(hidden: int) -> Case:
     return Case(f"LSTM {hidden}", content, written)
 
 
+def dictionary_policy() -> tuple[Case, dict[str, list[int]]]:
+    """A small policy of three inputs, and their shapes: what callers with dictionaries of agents have."""
+    shapes = {"obs": [8], "goal": [3], "image": [4, 4]}
+    rng = np.random.default_rng(0)
+    weights = {
+        "w0": (rng.standard_normal((27, 64)) / 5).astype(np.float32),
+        "w1": (rng.standard_normal((64, 4)) / 8).astype(np.float32),
+        "flat": np.array([-1, 16]),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["image", "flat"], ["pixels"]),
+        helper.make_node("Concat", ["obs", "goal", "pixels"], ["x"], axis=1),
+        helper.make_node("MatMul", ["x", "w0"], ["g0"]),
+        helper.make_node("Tanh", ["g0"], ["h0"]),
+        helper.make_node("MatMul", ["h0", "w1"], ["y"]),
+    ]
+    return Case("three inputs", _file(nodes, weights, shapes, {"y": [4]})), shapes
+
+
 def built(quick: bool = False) -> list[Case]:
     """The synthetic cases of issue 4."""
     small = [mlp([8, 64, 64, 4], "Tanh"), mlp([376, 256, 256, 17])]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -19,7 +17,7 @@ from .errors import CompileError, LoweringError
 from .hoist import Residue
 from .plan import Executable, Plan
 from .planner import Planner
-from .recipe import CONVOLUTIONS, FLIPPED, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe
+from .recipe import CONVOLUTIONS, EIGEN, FLIPPED, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe, has_avx512
 from .typed import random_rows
 
 Autotune = Literal["off", "preload", "background"]
@@ -123,8 +121,8 @@ def candidates(residue: Residue, size: int, planner: Planner) -> list[Recipe]:
     if products > 1:
         found.append(LAYERS)
     if convolutions:
-        found.append(CONVOLUTIONS)
-    if _has_avx512():
+        found += [CONVOLUTIONS, EIGEN]
+    if has_avx512():
         found.append(WIDE)
     typed = planner.typed
     if size == 1 and products and planner.largest_weight >= _WIDE_MATRIX:
@@ -197,11 +195,3 @@ def _in_background(steps: Iterator[None]) -> None:
             worker.submit(step)
 
     worker.submit(step)
-
-
-@functools.cache
-def _has_avx512() -> bool:
-    try:
-        return "avx512f" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast, final
 
 import numpy as np
 
-from .errors import DuplicateIdError, IncompatibleModelError, InputShapeError, MissingInputError, UnknownInputError
-from .inferer.base import Inferer, Response, as_dtype, next_size
+from .errors import DuplicateIdError, IncompatibleModelError, MissingInputError
+from .inferer.base import Inferer, next_size
+from .inputs import Response, check_names, columns_of, responses_of, row_of, rows_into
+from .model.signature import TensorSpec
 from .scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
 
 States = Mapping[int, Mapping[str, Any]] | Iterable[tuple[int, Mapping[str, Any]]]
@@ -70,13 +72,9 @@ class Batcher:
         """
         if agent in self._rows and not (replace and agent in self):
             raise DuplicateIdError(f"agent {agent} is in this batch already: execute it first, or push one state per agent")
-        self._check_names(agent, state)
-        rows = []
-        for slot, spec in self._slots:
-            row = as_dtype(spec, state[spec.name])
-            if row.shape != spec.shape:
-                raise InputShapeError(f"input {spec.name!r} of agent {agent} has shape {list(row.shape)}, expected {list(spec.shape)}")
-            rows.append((slot, row))
+        if state.keys() != self._names:
+            check_names(self._api.inputs, agent, state)
+        rows = [(slot, row_of(spec, agent, state[spec.name])) for slot, spec in self._slots]
         at = self._rows.get(agent)
         if at is not None:
             for slot, row in rows:
@@ -116,30 +114,16 @@ class Batcher:
         if len(set(agents)) < len(agents) or (known and not replace) or (known and not self._replaceable(agents)):
             twice = next(agent for index, agent in enumerate(agents) if agent in self._rows or agent in agents[:index])
             raise DuplicateIdError(f"agent {twice} is in this batch already: execute it first, or push one state per agent")
-        for agent, state in pairs:
-            if state.keys() != self._names:
-                self._check_names(agent, state)
-        columns = []
-        for slot, spec in self._slots:
-            column = [state[spec.name] for _, state in pairs]
-            if not all(type(row) is np.ndarray and row.dtype == spec.dtype for row in column):
-                column = [as_dtype(spec, row) for row in column]
-            for agent, row in zip(agents, column, strict=True):
-                if row.shape != spec.shape:
-                    raise InputShapeError(f"input {spec.name!r} of agent {agent} has shape {list(row.shape)}, expected {list(spec.shape)}")
-            columns.append((slot, column))
+        columns = columns_of(self._api.inputs, agents, [state for _, state in pairs])
+        if known:
+            self._replace(agents, columns)
+            return
         count = self._scratch.batch_size
-        fresh = [agent for agent in agents if agent not in self._rows] if known else agents
-        self._scratch.reserve(count + len(fresh))
-        self._scratch.ids.extend(fresh)
-        self._rows.update(zip(fresh, range(count, count + len(fresh)), strict=True))
-        where = [self._rows[agent] for agent in agents] if known else slice(count, None)
-        for slot, column in columns:
-            rows = self._scratch.rows(slot, 0, count + len(fresh))
-            if known:
-                rows[where] = np.stack(column)
-            elif column:
-                _gather(column, rows[where])
+        self._scratch.reserve(count + len(agents))
+        for (slot, spec), (_, column) in zip(self._slots, columns, strict=True):
+            rows_into(spec, agents, column, self._scratch.rows(slot, count, count + len(agents)))
+        self._scratch.ids.extend(agents)
+        self._rows.update(zip(agents, range(count, count + len(agents)), strict=True))
 
     def execute(self, inferer: Inferer) -> dict[int, Response]:
         """Run everything that waits, in the order it was pushed, and answer by agent.
@@ -172,11 +156,16 @@ class Batcher:
         done = self._done
         return all(self._rows.get(agent, done) >= done for agent in agents)
 
-    def _check_names(self, agent: int, state: Mapping[str, Any]) -> None:
-        if unknown := [name for name in state if name not in self._names]:
-            raise UnknownInputError(unknown, [spec.name for spec in self._api.inputs], f"agent {agent}'s model")
-        if missing := [spec.name for spec in self._api.inputs if spec.name not in state]:
-            raise MissingInputError(missing, state, f"agent {agent}")
+    def _replace(self, agents: Sequence[int], columns: Sequence[tuple[TensorSpec, list[Any]]]) -> None:
+        """Write the states of agents some of which wait already."""
+        gathered = [rows_into(spec, agents, column, np.empty((len(agents), *spec.shape), spec.dtype)) for spec, column in columns]
+        for agent in agents:
+            if agent not in self._rows:
+                self._rows[agent] = self._scratch.batch_size
+                self._scratch.next(agent)
+        where = [self._rows[agent] for agent in agents]
+        for (slot, _), rows in zip(self._slots, gathered, strict=True):
+            self._scratch.rows(slot, 0, self._scratch.batch_size)[where] = rows
 
     def _check_fits(self, inferer: Inferer) -> None:
         if inferer.raw_api != self._raw:
@@ -192,9 +181,7 @@ class Batcher:
         slots = {spec.name: slot for slot, spec in enumerate(self._raw.outputs)}
         responses: dict[int, Response] = {}
         for view in self._finished:
-            columns = [np.array(view.output(slots[name])) for name in shown]
-            for agent, *rows in zip(view.ids, *columns, strict=True):
-                responses[agent] = Response(zip(shown, map(np.asarray, rows), strict=True))
+            responses |= responses_of(shown, view.ids, [np.array(view.output(slots[name])) for name in shown])
         for agent in self._gone - self._rows.keys():
             del responses[agent]
         return responses
@@ -241,10 +228,3 @@ class Batched:
     def end_agent(self, agent: int) -> None:
         """See `Inferer.end_agent`."""
         self.inferer.end_agent(agent)
-
-
-def _gather(column: list[np.ndarray], out: np.ndarray) -> None:
-    if column[0].ndim == 0:
-        out[:] = column
-    else:
-        np.concatenate(column, out=out.reshape(len(column) * out.shape[1], *out.shape[2:]))

@@ -19,7 +19,7 @@ from .hoist import Hoister, Residue
 from .packing import LARGEST, Packing
 from .placing import Leading, Placing
 from .plan import Executable, Plan
-from .recipe import DEFAULT, Recipe
+from .recipe import DEFAULT, Recipe, options_for
 from .runner import Meter, by_name, lean_call, never, on_device, on_host
 from .staging import Staging
 from .typed import TypedModel
@@ -150,9 +150,11 @@ class Planner:
         with trace_lock, self._settings():
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
 
+        options = dict(options_for(recipe, residue)) if self.device.platform == "cpu" else {}
+
         def finish() -> Executable:
             try:
-                compiled = lowered.compile(dict(recipe.options) or None)
+                compiled = _compiled(lowered, options, optional=recipe is DEFAULT)
             except LoweringError:
                 raise
             except Exception as cause:
@@ -204,6 +206,16 @@ class Planner:
         if self.precision:
             scope.enter_context(jax.default_matmul_precision(self.precision))
         return scope
+
+
+def _compiled(lowered: Any, options: dict[str, Any], optional: bool) -> Any:
+    """`lowered`, compiled; without the options if they are `optional` and this jaxlib has not got them."""
+    try:
+        return lowered.compile(options or None)
+    except Exception as cause:
+        if not (options and optional and "No such compile option" in str(cause)):
+            raise
+        return lowered.compile()
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,8 @@
-"""One low-priority thread for work that nobody waits for: compiles in the background, autotuning."""
+"""One low-priority thread for work that nobody waits for: compiles in the background, autotuning.
+
+While it works, and only then, Python's switch interval is short: JAX traces and lowers in Python, and by default a thread that wants to go on
+waits 5 ms for another one that is busy there, a hundred calls' time.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ import contextlib
 import logging
 import os
 import queue
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -16,6 +21,7 @@ log = logging.getLogger("memojax")
 T = TypeVar("T")
 
 _NICENESS = 10
+_SWITCH_INTERVAL = 1e-4
 _lock = threading.Lock()
 _tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
 _thread: threading.Thread | None = None
@@ -52,10 +58,26 @@ def _work() -> None:
         if not future.set_running_or_notify_cancel():
             continue
         try:
-            future.set_result(task())
+            with _short_turns():
+                result = task()
+            future.set_result(result)
         except BaseException as failure:
             log.debug("background task failed: %s", failure)
             future.set_exception(failure)
+
+
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    if before <= _SWITCH_INTERVAL:
+        yield
+        return
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    try:
+        yield
+    finally:
+        if abs(sys.getswitchinterval() - _SWITCH_INTERVAL) < 1e-6:  # nobody else has set it meanwhile
+            sys.setswitchinterval(before)
 
 
 @atexit.register

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ActionError, SpaceMismatchError
-from ..inferer.base import can_cast
+from ..inputs import can_cast
 from ..model.signature import TensorSpec
 from .transforms import Observations
 

@@ -1,8 +1,8 @@
 """The four inferers, and what they share."""
 
+from ..inputs import Response as Response
+from ..inputs import State as State
 from .base import Inferer as Inferer
-from .base import Response as Response
-from .base import State as State
 from .basic import BasicInferer as BasicInferer
 from .builder import InfererBuilder as InfererBuilder
 from .dynamic import DynamicInferer as DynamicInferer

@@ -14,6 +14,7 @@ import numpy as np
 
 from .._types import Arrays
 from ..errors import BatchSizeError, InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
+from ..inputs import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
 
@@ -23,34 +24,6 @@ if TYPE_CHECKING:
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
 
 Shapes = list[tuple[str, list[int]]]
-
-
-class State(dict[str, Any]):
-    """The data of one agent: input name -> array of the element shape. Any mapping will do in its place."""
-
-    @classmethod
-    def empty(cls) -> State:
-        """A state to be filled."""
-        return cls()
-
-    @property
-    def data(self) -> State:
-        """The state itself, by cervo's name for it."""
-        return self
-
-
-class Response(dict[str, np.ndarray]):
-    """The answer for one agent: output name -> array of the element shape; the arrays are its own."""
-
-    @classmethod
-    def empty(cls) -> Response:
-        """A response to be filled."""
-        return cls()
-
-    @property
-    def data(self) -> Response:
-        """The response itself, by cervo's name for it."""
-        return self
 
 
 class Inferer(abc.ABC):
@@ -136,11 +109,9 @@ class Inferer(abc.ABC):
         Raises:
             InputError: a state that does not fit; nothing has run then.
         """
-        from ..batcher import Batcher
-
-        batcher = Batcher(self, capacity=len(batch))
-        batcher.extend(batch)
-        return batcher.execute(self)
+        api, agents = self.api, list(batch)
+        outputs = self.infer_arrays(gather(api.inputs, agents, list(batch.values())), ids=agents)
+        return responses_of(list(outputs), agents, [np.array(rows) for rows in outputs.values()])
 
     def infer_single(self, state: Mapping[str, Any]) -> Response:
         """Run one agent, which has id 0."""
@@ -232,7 +203,7 @@ def device_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple
         for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
             if value.dtype != spec.dtype:
                 if not can_cast(np.dtype(value.dtype), spec.dtype):
-                    raise InputDtypeError(_dtype_message(spec, value.dtype))
+                    raise InputDtypeError(dtype_message(spec, value.dtype))
                 value = value.astype(spec.dtype)
             # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
             given[index] = value if isinstance(value, jax.Array) else jax.device_put(np.array(value), device)
@@ -273,35 +244,6 @@ def _check_shapes(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> int:
     return n
 
 
-def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
-    """`given` as a C-contiguous array of the spec's dtype; widths may change, kinds (float to integer, ...) may not.
-
-    Raises:
-        InputDtypeError: another kind of number.
-        InputShapeError: no rectangular array.
-    """
-    try:
-        array = np.asarray(given)
-    except ValueError as cause:
-        raise InputShapeError(f"input {spec.name!r} is not a rectangular array: {cause}") from cause
-    if array.dtype == spec.dtype:
-        return np.ascontiguousarray(array) if array.ndim else array
-    if not can_cast(array.dtype, spec.dtype):
-        raise InputDtypeError(_dtype_message(spec, array.dtype))
-    return np.asarray(array.astype(spec.dtype), order="C")
-
-
-def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
-    """Whether a width may change silently: within a kind, or from integers and booleans to floats."""
-    if given == np.bool_ or wanted == np.bool_ or given.kind in "OSUMm":
-        return given == wanted or (given == np.bool_ and wanted.kind in "iuf")
-    if "V" in (given.kind, wanted.kind):
-        return given.kind != "c" and (jnp.issubdtype(wanted, jnp.floating) or not jnp.issubdtype(given, jnp.floating))
-    if given.kind in "iu" and wanted.kind in "iu":
-        return True
-    return np.can_cast(given, wanted, "same_kind")
-
-
 def _shape_message(spec: TensorSpec, given: Sequence[int], n: int, first: str) -> str:
     wanted = f"[n, {', '.join(map(str, spec.shape))}]" if spec.shape else "[n]"
     if tuple(given[1:]) == spec.shape and len(given) == len(spec.shape) + 1:
@@ -309,7 +251,3 @@ def _shape_message(spec: TensorSpec, given: Sequence[int], n: int, first: str) -
     if tuple(given) == spec.shape:
         return f"input {spec.name!r} has shape {list(given)}, one agent without a batch axis; expected {wanted}: add one with x[None]"
     return f"input {spec.name!r} has shape {list(given)}, expected {wanted}, a row per agent"
-
-
-def _dtype_message(spec: TensorSpec, given: Any) -> str:
-    return f"input {spec.name!r} is {given}, the model takes {spec.dtype}: cast it first if that is meant"

@@ -13,7 +13,8 @@ from typing import Any, final
 
 from ..batcher import States
 from ..errors import OrphanedDataError, RuntimeErrors, UnknownBrainError
-from ..inferer.base import Inferer, Response, Shapes
+from ..inferer.base import Inferer, Shapes
+from ..inputs import Response
 from .state import BrainId, BrainState, Turns, Verdict
 from .timing import CompileTimings, Timing
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..batcher import Batcher, States, pairs_of
 from ..errors import IncompatibleModelError, UnknownBrainError
-from ..inferer.base import Inferer, Response
+from ..inferer.base import Inferer
+from ..inputs import Response
 from ..wrapper.base import LayeredInferer, check_compatible
 from .timing import CompileTimings, Timings
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from .._types import Array
 from ..errors import DuplicateIdError, IncompatibleModelError, InputShapeError, UnknownAgentError, UnknownInputError
-from ..inferer.base import Inferer, as_dtype, can_cast
+from ..inferer.base import Inferer
+from ..inputs import as_dtype, can_cast
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
