@@ -1,9 +1,9 @@
 """What the plan engine promises beside speed per call, each against its target: no spike, cheap to make, cheap to keep, weights that move.
 
-    python benchmarks/engine.py [spike warm memory update foreground dictionary] [--json FILE] [--markdown FILE]
+    python benchmarks/engine.py [spike warm memory churn update foreground dictionary] [--json FILE] [--markdown FILE]
 
 All of it is relative to something measured in the same process (a median, a cold start, a loop written by hand), so that a busy machine
-changes the numbers less than their ratios. `warm` and `memory` start processes of their own.
+changes the numbers less than their ratios. `warm`, `memory` and `churn` start processes of their own.
 """
 
 from __future__ import annotations
@@ -128,6 +128,32 @@ def memory() -> list[Row]:
     return [_row("memory of each further size, 512-1024x3-64", each, 0.7, "MB")]
 
 
+_CHURN = """
+import ctypes, gc, sys
+import numpy as np, memojax
+def rss():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / (1 << 20)
+policy = memojax.load(sys.argv[1], maxsize=4)
+for size in range(1, 2001):
+    policy.infer_arrays({"x": np.zeros((size, 8), np.float32)})
+    if size == 200:
+        before = rss()
+print(rss() - before, policy.cache_info().currsize)
+"""
+
+
+def churn() -> list[Row]:
+    """Growth of the process while 2,000 sizes come and go, of which four are kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "policy.onnx"
+        file.write_bytes(mlp((8, 64, 64, 4)).content)
+        grown, kept = _child(_CHURN, str(file))
+    assert kept == 4
+    return [_row("growth over 1,800 more sizes, 4 of them kept", grown, 50, "MB")]
+
+
 def update() -> list[Row]:
     """`update_params` over a call with one row."""
     content = mlp(NETWORK).content
@@ -200,7 +226,7 @@ def dictionary() -> list[Row]:
 
 
 PARTS: Mapping[str, Callable[[], list[Row]]] = {
-    part.__name__: part for part in (spike, warm, memory, update, foreground, dictionary)
+    part.__name__: part for part in (spike, warm, memory, churn, update, foreground, dictionary)
 }  # fmt: skip
 
 

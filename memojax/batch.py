@@ -21,6 +21,7 @@ from .errors import DimensionError, LoweringError, StaticInputError
 from .function import GraphFunction
 from .model.graph import Value
 from .model.signature import ModelApi, TensorSpec, plain_names
+from .ops.rolled import inlined
 
 BatchAxis = int | None | Mapping[str, int | None]
 
@@ -186,7 +187,8 @@ def _abstract(
     function: GraphFunction, specs: Mapping[str, jax.ShapeDtypeStruct], bound: Mapping[str, np.ndarray], outputs: Sequence[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     def run(params: Any, inputs: Any, key: Any) -> dict[str, jax.Array]:
-        results = function(params, {**bound, **inputs}, jax.random.wrap_key_data(key, impl="threefry2x32") if function.random else None)
+        with inlined():
+            results = function(params, {**bound, **inputs}, jax.random.wrap_key_data(key, impl="threefry2x32") if function.random else None)
         for name in outputs:
             if isinstance(results[name], (tuple, type(None))):
                 raise LoweringError(f"output {name!r} is a sequence or optional; an inferer needs tensors (memojax.run gives them)")

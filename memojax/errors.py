@@ -98,6 +98,10 @@ class BatchSizeError(InputError):
     """A batch size that is not possible: negative, zero where a plan is asked for, or more than fits."""
 
 
+class BatchMemoryError(BatchSizeError):
+    """A batch size needs more memory than there is, by what the model needs at a smaller size."""
+
+
 class RowsMixError(MemojaxError):
     """Padding or splitting was asked of a model in which one row of the batch changes the result of another."""
 

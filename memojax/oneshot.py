@@ -25,6 +25,7 @@ from .function import GraphFunction
 from .model import load_model
 from .model.graph import Graph
 from .model.graph import Value as Declared
+from .ops.rolled import inlined
 
 log = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
@@ -108,7 +109,8 @@ class _Compiled:
 
         def traced(inputs: dict[str, Any], key_data: Any) -> list[Any]:
             key = jax.random.wrap_key_data(key_data, impl="threefry2x32") if self.function.random else None
-            outputs = self.function(self.function.params, {**fixed, **inputs}, key)
+            with inlined():
+                outputs = self.function(self.function.params, {**fixed, **inputs}, key)
             leaves, structure = jax.tree.flatten(list(outputs.values()))  # as a dict it would be sorted by name
             static[:] = [[_COMPUTED if isinstance(leaf, jax.Array) else leaf for leaf in leaves], structure]
             return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import pickle
 import threading
@@ -14,7 +15,8 @@ import jax
 from .autotune import Tuner
 from .choices import Choices
 from .disk_cache import DiskCache, environment_key
-from .errors import CompileError
+from .errors import BatchMemoryError, CompileError
+from .memory import available_bytes, bytes_per_row, readable
 from .plan import Plan
 from .plan_cache import PlanCache
 from .planner import Lowered, Planner, Weights
@@ -22,6 +24,11 @@ from .recipe import DEFAULT, RECIPES, Recipe
 from .typed import TypedModel
 
 log = logging.getLogger("memojax")
+
+_SURELY_FITS = 64
+"""So many times inputs and outputs are taken to be enough for temporaries."""
+
+_PROBE = 8
 
 
 class PlanStore:
@@ -63,8 +70,12 @@ class PlanStore:
                 planner = Planner(
                     self.typed, device, self._planner.weights if device.platform == "cpu" else "auto", self._precision, host=False
                 )
-                self._elsewhere[device] = planner, PlanCache(planner.lower, self.cache.maxsize)
+                self._elsewhere[device] = planner, PlanCache(functools.partial(self._lower_on, planner), self.cache.maxsize)
             return self._elsewhere[device][1]
+
+    def _lower_on(self, planner: Planner, size: int) -> Lowered:
+        self._check_fits(planner, size)
+        return planner.lower(size)
 
     def update(self, typed: TypedModel) -> None:
         """Go on with the weights of `typed`: calls that run see all old or all new ones, calls that follow the new ones.
@@ -99,7 +110,31 @@ class PlanStore:
         )  # fmt: skip
 
     def _lower(self, size: int) -> Lowered:
+        self._check_fits(self._planner, size)
         return self._lower_with(self._planner, size)
+
+    def _check_fits(self, planner: Planner, size: int) -> None:
+        """See that `size` rows fit the memory, by what the largest smaller plan needs; far beyond what it tells, a small one is made to tell.
+
+        Raises:
+            BatchMemoryError: they do not.
+        """
+        room = available_bytes(planner.device)
+        needed = size * planner.row_bytes
+        if room is None or needed * _SURELY_FITS < room:
+            return
+        known = self.cache.next_smaller(size)
+        plan = self.cache.peek(known) if known else None
+        if plan is None and needed <= room:
+            plan = planner.lower(_PROBE).compile() if size > _PROBE else None
+        if plan is not None:
+            needed = max(needed, size * (planner.input_bytes + bytes_per_row(plan.executable.compiled, plan.size)))
+        if needed > room:
+            by = f"by what it needs for {plan.size}" if plan else "for inputs and outputs alone"
+            raise BatchMemoryError(
+                f"batch size {size} would need some {readable(needed)} ({by}), and {planner.device} has {readable(room)} left: "
+                "use max_batch_size=, which splits larger batches, or fewer rows"
+            )
 
     def _lower_with(self, planner: Planner, size: int) -> Lowered:
         """A size by the recipe that was best before, or by the default one, which is then tuned."""

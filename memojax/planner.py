@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from .errors import BatchSizeError, CompileError, LoweringError
 from .hoist import Hoister, Residue
+from .ops.rolled import inlined
 from .packing import LARGEST, Packing
 from .placing import Leading, Placing
 from .plan import Executable, Plan
@@ -31,6 +33,10 @@ trace_lock = threading.RLock()
 
 _LARGE = 8 << 20
 """Bytes of weights from which "auto" passes them as arguments, even on CPU: as constants they would double compile times."""
+
+
+_LINKED_NOW = 1 << 20
+"""Bytes of input up to which a plan is called once before it is used: the first call links the code, 1.5 ms that a small one would feel."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Planner:
         self.precision = precision if device.platform != "cpu" else None
         self.host = host
         self.keep_traces = False
+        self._name = plain_name(typed.model.name if typed.model else "function")
         self._packs_inputs = device.platform != "cpu"
         leaves, self._structure = jax.tree.flatten(typed.params)
         self.weight_bytes = sum(leaf.nbytes for leaf in leaves)
@@ -81,6 +88,8 @@ class Planner:
         self._placing = Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
+        self.input_bytes = sum(map(_bytes, typed.api.inputs))
+        self.row_bytes = self.input_bytes + sum(map(_bytes, self._outputs))
 
     def lower(self, size: int, recipe: Recipe = DEFAULT) -> Lowered:
         """Trace and lower for `size` rows, by the default recipe or another.
@@ -145,6 +154,8 @@ class Planner:
             outputs = recipe.trace(residue, given[:count] if constants is None else constants, rows)
             return packing.pack(outputs) if self.host else tuple(outputs)
 
+        # What profiles and dumps call the executable.
+        run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
         with trace_lock, self._settings():
@@ -154,7 +165,8 @@ class Planner:
 
         def finish() -> Executable:
             try:
-                compiled = _compiled(lowered, options, optional=recipe is DEFAULT)
+                with jax.profiler.TraceAnnotation("memojax compile", batch_size=size, recipe=recipe.name):
+                    compiled = _compiled(lowered, options, optional=recipe is DEFAULT)
             except LoweringError:
                 raise
             except Exception as cause:
@@ -174,7 +186,8 @@ class Planner:
         run = on_host(call, staging, packing, leading)
         typed = self.typed
         answer = by_name(run, call, staging, packing, leading, typed.api, typed.computed, typed.random, meter)
-        run([np.zeros(row.shape, row.dtype) for row in rows])  # the first call links the code, 1.5 ms that no caller should wait for
+        if size * self.input_bytes <= _LINKED_NOW:
+            run([np.zeros(row.shape, row.dtype) for row in rows])
         return Executable(compiled, run, answer, recipe.name)
 
     def _function(self) -> Callable[..., Any]:
@@ -184,7 +197,8 @@ class Planner:
         def run(*given: Any) -> Any:
             rows = given[n_weights : n_weights + n_inputs]
             key = jax.random.wrap_key_data(given[-1], impl="threefry2x32") if typed.random else None
-            return typed.fn(jax.tree.unflatten(structure, given[:n_weights]), rows, key)
+            with inlined() if typed.model else nullcontext():
+                return typed.fn(jax.tree.unflatten(structure, given[:n_weights]), rows, key)
 
         return run
 
@@ -216,6 +230,15 @@ def _compiled(lowered: Any, options: dict[str, Any], optional: bool) -> Any:
         if not (options and optional and "No such compile option" in str(cause)):
             raise
         return lowered.compile()
+
+
+def plain_name(name: str) -> str:
+    """A model's name, made fit for XLA: the last part of a path, letters, digits and underscores."""
+    return re.sub(r"\W+", "_", name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".onnx"), flags=re.ASCII)[:60] or "model"
+
+
+def _bytes(spec: Any) -> int:
+    return math.prod(spec.shape) * spec.dtype.itemsize
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -54,16 +54,21 @@ def _work() -> None:
     with contextlib.suppress(AttributeError, OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
     while (entry := _tasks.get()) is not None:
-        future, task = entry
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            with _short_turns():
-                result = task()
-            future.set_result(result)
-        except BaseException as failure:
-            log.debug("background task failed: %s", failure)
-            future.set_exception(failure)
+        _run(*entry)
+        del entry  # while it waits, the worker must not keep alive what the last task was about
+
+
+def _run(future: Future[Any], task: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        with _short_turns():
+            result = task()
+    except BaseException as failure:
+        log.debug("background task failed: %s", failure)
+        future.set_exception(failure)
+    else:
+        future.set_result(result)
 
 
 @contextlib.contextmanager

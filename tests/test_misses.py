@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memojax
-from memojax import MemoizingDynamicInferer, TypedModel
+from memojax import MemoizingDynamicInferer, TypedModel, worker
 from memojax.bucketing import bucket_of
 from memojax.errors import BatchSizeError, CompileForbiddenError, RowsMixError
 from memojax.planner import Lowered
@@ -205,3 +208,30 @@ def test_recommend_needs_something_to_go_by() -> None:
     assert str(inferer.recommend_sizes(1)).startswith("1 plan(s), sizes [9]")
     with pytest.raises(BatchSizeError, match="at least 1"):
         inferer.recommend_sizes(0)
+
+
+def test_the_worker_takes_short_turns_only_while_it_works() -> None:
+    before = sys.getswitchinterval()
+    seen = worker.submit(sys.getswitchinterval).result(30)
+    assert seen == pytest.approx(1e-4) or before < 1e-4
+    worker.submit(lambda: None).result(30)
+    for _ in range(100):  # the result comes a moment before the task is over
+        if sys.getswitchinterval() == pytest.approx(before):
+            break
+        time.sleep(0.01)
+    assert sys.getswitchinterval() == pytest.approx(before)
+
+
+def test_the_worker_keeps_nothing_alive() -> None:
+    class Held:
+        pass
+
+    held = Held()
+    gone = weakref.ref(held)
+    worker.submit(functools.partial(id, held)).result(30)
+    del held
+    for _ in range(100):
+        if gone() is None:
+            break
+        time.sleep(0.01)
+    assert gone() is None

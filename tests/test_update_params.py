@@ -131,3 +131,18 @@ def test_gradients_step_through_the_same_names() -> None:
     assert values[-1] < values[0]
     assert inferer.cache_info().misses == misses
     assert compiled == []
+
+
+def test_in_the_background_later_updates_build_on_earlier_ones_and_win() -> None:
+    inferer = memojax.load(POLICY, preload=[5])
+    before = inferer.infer_arrays({"obs": OBS})["logits"].copy()
+    names = list(inferer.params)
+    zeroed = {name: np.zeros_like(inferer.params[name]) for name in names}
+    futures = [inferer.update_params({name: zeroed[name]}, background=True) for name in names]
+    for future in futures:
+        future.result(60)
+    assert np.ptp(before) > 0
+    np.testing.assert_array_equal(inferer.infer_arrays({"obs": OBS})["logits"], np.zeros((5, 3), np.float32))
+    with pytest.raises(IncompatibleModelError):
+        inferer.update_params({names[0]: np.zeros(1, np.float32)}, background=True)
+    np.testing.assert_array_equal(inferer.infer_arrays({"obs": OBS})["logits"], np.zeros((5, 3), np.float32))

@@ -63,8 +63,8 @@ class MemoizingDynamicInferer(ModelInferer):
         self._policy = {"bucketing": bucketing, "max_batch_size": max_batch_size, "on_miss": on_miss}
         self._bucket = bucket_of(bucketing, max_batch_size)
         self._on_miss: OnMiss = on_miss
-        self._wanted: set[int] = set()
-        self._wanted_lock = threading.Lock()
+        self._compiling: set[int] = set()
+        self._compiling_lock = threading.Lock()
         super().__init__(typed, preloaded_sizes, **options)
         if on_miss == "pad":
             refuse_mixing(self, "on_miss='pad'")
@@ -112,17 +112,17 @@ class MemoizingDynamicInferer(ModelInferer):
             log.warning("batch size %d has no plan and is compiled now; nearest plans: %s. preload([%d]) avoids the wait", size, near, size)
 
     def _compile_later(self, size: int) -> None:
-        with self._wanted_lock:
-            if size in self._wanted:
+        with self._compiling_lock:
+            if size in self._compiling:
                 return
-            self._wanted.add(size)
+            self._compiling.add(size)
 
         def compile_now() -> None:
             try:
                 self._cache.get(size)
             finally:
-                with self._wanted_lock:
-                    self._wanted.discard(size)
+                with self._compiling_lock:
+                    self._compiling.discard(size)
 
         worker.submit(compile_now)
 

@@ -69,6 +69,7 @@ class ModelInferer(Inferer):
         self._draws = itertools.count()
         self._local = threading.local()
         self._updating = threading.Lock()
+        self._wanted = typed
         self._names = [spec.name for spec in typed.api.inputs]
         self._first_name, self._n_names = next(iter(self._names), ""), len(self._names)
         self._constant_slots = [(slot, spec.name) for slot, spec in enumerate(typed.api.outputs) if spec.name in typed.constant]
@@ -209,22 +210,34 @@ class ModelInferer(Inferer):
             handle.wait(progress=progress)
         return handle
 
-    def update_params(self, source: Any) -> None:
+    def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
         """Go on with other weights, without a recompile: what a training loop needs.
 
-        A call that runs meanwhile sees all the old weights or all the new ones; calls that start after this returns see the new ones.
-        On a CPU, where weights are constants of the executables, the first update makes the plans in use anew, in this thread, while
-        other threads go on; load with `weights="argument"` to begin that way.
+        A call that runs meanwhile sees all the old weights or all the new ones; calls that start after this returns (in the background:
+        after the future is done) see the new ones. On a CPU, where small weights are constants of the executables, the first update makes
+        the plans in use anew while calls go on with the old ones; load with `weights="argument"` to begin that way.
 
         Args:
             source: new weights by name (all or some), a pytree like `params`, or another export of the same network (path, bytes,
                 `ModelProto`).
+            background: return once `source` is checked, and make the plans anew on the background worker.
 
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing is changed then.
         """
         with self._updating:
-            self._store.update(with_new_weights(self._store.typed, source))
+            self._wanted = with_new_weights(self._wanted, source)
+        if background:
+            return submit(self._apply_wanted)
+        self._apply_wanted()
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _apply_wanted(self) -> None:
+        with self._updating:
+            if self._store.typed is not self._wanted:
+                self._store.update(self._wanted)
 
     def batch_sizes(self) -> dict[int, int]:
         """How many batches of each size were asked for so far."""

@@ -13,6 +13,7 @@ from jax import lax
 
 from .._types import Value
 from ..errors import LoweringError
+from . import rolled
 from ._common import MAX_STATIC_ELEMENTS, cast, is_static, normalize_axis, nx, scalar, traced
 from .registry import op
 
@@ -75,7 +76,7 @@ def if_(cond: Value, *, then_branch: Any, else_branch: Any) -> tuple[Value, ...]
 
         return run
 
-    return lax.cond(jnp.reshape(cond, ()).astype(bool), branch(then_branch), branch(else_branch))
+    return rolled.cond(jnp.reshape(cond, ()).astype(bool), branch(then_branch), branch(else_branch))
 
 
 def _grows(node: Any) -> bool:
@@ -219,7 +220,7 @@ def _scanned(step: Step, state: Sequence[Value], trips: int, slices: Sequence[Va
                 raise _DataDependent
             return kept.moving(before, after), _strong(outputs)
 
-        final, stacked = lax.scan(one, carried, (jnp.asarray(np.arange(trips)), list(map(traced, slices))))
+        final, stacked = rolled.scan(one, carried, (jnp.asarray(np.arange(trips)), list(map(traced, slices))))
         return (*kept.join(final), *stacked)
 
     return _settled(state, run)
@@ -240,7 +241,7 @@ def _while(step: Step, state: Sequence[Value], M: Value, cond: Value) -> tuple[V
                 raise ValueError("the loop never ends: it has no trip count, and its condition is always true")
             return carry[0] + 1, jnp.reshape(traced(going), ()).astype(bool), kept.moving(before, after)
 
-        return tuple(kept.join(lax.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))[2]))
+        return tuple(kept.join(rolled.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))[2]))
 
     try:
         return _settled(state, run)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from . import rolled
 from ._common import cast, scalar
 from .registry import op
 
@@ -53,7 +53,7 @@ def roi_align(
         return jnp.where(exists, jnp.maximum(y, best), y)
 
     start = jnp.full((*images.shape[:2], output_height, output_width), -jnp.inf, corners.dtype)
-    y = lax.fori_loop(np.int32(0), rows.most * columns.most, larger, start)
+    y = rolled.fori_loop(np.int32(0), rows.most * columns.most, larger, start)
     return cast(jnp.where(y == -jnp.inf, 0, y), x.dtype)
 
 
@@ -99,7 +99,7 @@ class _Axis:
     def mean_weights(self) -> jax.Array:
         """What each pixel of the axis adds to each bin's mean, (regions, bins, size)."""
         start = jnp.zeros((len(self.start), self.bins, self.size), self.bin.dtype)
-        total = lax.fori_loop(np.int32(0), self.most, lambda index, weights: weights + self.sample(index).weights(), start)
+        total = rolled.fori_loop(np.int32(0), self.most, lambda index, weights: weights + self.sample(index).weights(), start)
         return total / cast(jnp.maximum(self.counts, 1), total.dtype)[:, None, None]
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from . import rolled
 from ._common import is_static, traced
 from .registry import op
 
@@ -150,7 +151,7 @@ def _over_time(step: Step, projected: jax.Array, states: tuple[Any, ...], lens: 
         return y[None], states
     times = np.arange(steps, dtype=np.int32)
     unroll = steps if steps <= _UNROLLED else 1
-    states, ys = lax.scan(advance, states, (times, projected), reverse=backwards, unroll=unroll)
+    states, ys = rolled.scan(advance, states, (times, projected), reverse=backwards, unroll=unroll)
     return ys, states
 
 

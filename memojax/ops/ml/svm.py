@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from ..._types import Value
+from .. import rolled
 from ..registry import op
 from ._scores import ML, floats, labels, largest, matrix, transformed, two_scores
 
@@ -113,6 +114,6 @@ def _coupled(pairs: Value, n: int) -> Value:
             return p, step + 1
 
         start = jnp.full(n, 1 / n, pair.dtype), jnp.zeros((), np.int32)
-        return lax.while_loop(lambda state: (error(state[0]) >= 0.005 / n) & (state[1] < 100), sweep, start)[0]
+        return rolled.while_loop(lambda state: (error(state[0]) >= 0.005 / n) & (state[1] < 100), sweep, start)[0]
 
     return jax.vmap(one)(pairs)

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from ..._types import Value
+from .. import rolled
 from .._common import cast
 from ..registry import op
 from ._scores import ML, labels, largest, rows, transformed, two_scores
@@ -77,7 +77,7 @@ class Forest:
 
         start = jnp.broadcast_to(jnp.asarray(self.roots), (X.shape[0], len(self.roots)))
         # Written out, XLA would fuse the levels into one expression that is exponential in the depth.
-        return lax.fori_loop(0, self.depth(), descend, start)
+        return rolled.fori_loop(0, self.depth(), descend, start)
 
     def scores(self, X: Value, aggregate: str = "SUM") -> Value:
         """Weights of the leaves over all trees: [batch, targets]."""

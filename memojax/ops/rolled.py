@@ -1,0 +1,60 @@
+"""Tracing without JAX's inner jits, and control flow that stays rolled up there.
+
+`jax.numpy` jits nearly every function. Each batch size would leave their traces in JAX's global caches for good, half a megabyte for a
+small policy, and take half as long again to trace. `jax.disable_jit` drops the inner jits, but also turns loops into Python loops; so
+operators take `scan`, `cond`, `while_loop` and `fori_loop` from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import jax
+from jax import lax
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_inlining: ContextVar[bool] = ContextVar("memojax_inlining", default=False)
+
+
+@contextlib.contextmanager
+def inlined() -> Iterator[None]:
+    """Trace what JAX would jit inside as if it were written out."""
+    token = _inlining.set(True)
+    try:
+        with jax.disable_jit():
+            yield
+    finally:
+        _inlining.reset(token)
+
+
+def _rolled(control_flow: Function) -> Function:
+    @functools.wraps(control_flow)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not _inlining.get():
+            return control_flow(*args, **kwargs)
+        with jax.disable_jit(False):
+            return control_flow(*map(_inlined_body, args), **kwargs)
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+def _inlined_body(given: Any) -> Any:
+    if not callable(given):
+        return given
+
+    def body(*args: Any) -> Any:
+        with jax.disable_jit():
+            return given(*args)
+
+    return body
+
+
+scan = _rolled(lax.scan)
+cond = _rolled(lax.cond)
+while_loop = _rolled(lax.while_loop)
+fori_loop = _rolled(lax.fori_loop)

@@ -1,0 +1,78 @@
+"""Tracing without JAX's inner jits: loops stay loops, functions of the user's stay jitted, and no size leaves traces behind."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import memojax
+from memojax._client import cpu_device
+from memojax.hoist import Residue
+from memojax.ops import rolled
+from memojax.planner import Planner
+from memojax.typed import TypedModel
+
+
+def residue(typed: TypedModel, size: int = 3) -> Residue:
+    return Planner(typed, cpu_device()).trace(size)
+
+
+def names(found: Any) -> list[str]:
+    return [step.primitive.name for step in found.steps]
+
+
+def test_control_flow_stays_rolled_up_and_gives_the_same_numbers() -> None:
+    def fn(x: jax.Array) -> list[jax.Array]:
+        total, _ = rolled.scan(lambda carry, row: (jnp.tanh(carry + row), row), jnp.zeros(3), x)
+        picked = rolled.cond(total.sum() > 0, jnp.sin, jnp.cos, total)
+        grown = rolled.while_loop(lambda v: jnp.sum(v) < 9, lambda v: jnp.abs(v) * 2 + 1, total)
+        added = rolled.fori_loop(0, 50, lambda index, v: v + index, total)
+        return [total, picked, grown, added]
+
+    def traced(x: jax.Array) -> list[jax.Array]:
+        with rolled.inlined():
+            return fn(x)
+
+    x = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    primitives = [eqn.primitive.name for eqn in jax.make_jaxpr(traced)(x).eqns]
+    assert primitives.count("scan") == 2  # a fori_loop with a known count is one too
+    assert "cond" in primitives
+    assert "while" in primitives
+    assert "tanh" not in primitives
+    assert not {"jit", "pjit"} & set(primitives)
+    for got, want in zip(jax.jit(traced)(x), fn(jnp.asarray(x)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_a_function_of_the_users_own_is_traced_as_it_is() -> None:
+    def fn(params: Any, inputs: Any) -> Any:
+        return jax.lax.scan(lambda carry, _: (jnp.tanh(carry * params), None), inputs["x"], None, length=30)[0]
+
+    typed = TypedModel.from_function(fn, np.float32(2), {"x": ((4,), np.float32)})
+    assert "scan" in names(residue(typed))
+
+
+def test_the_settings_are_back_afterwards_also_after_an_error() -> None:
+    before = jax.config.jax_disable_jit
+    with pytest.raises(ValueError, match="stop"), rolled.inlined():
+        raise ValueError("stop")
+    assert jax.config.jax_disable_jit == before
+
+
+def test_sizes_leave_no_traces_in_jaxs_caches() -> None:
+    """Jitted jax.numpy functions would keep 400 objects a size."""
+    policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), maxsize=1)
+
+    def objects(sizes: range) -> int:
+        for size in sizes:
+            policy.infer_arrays({"obs": np.zeros((size, 6), np.float32)})
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = objects(range(100, 110))
+    assert objects(range(110, 130)) - before < 20 * 150
