@@ -3,7 +3,7 @@
     python benchmarks/plans.py [--quick] [--autotune off|preload] [--cases MLP LSTM] [--sizes 1 8 32] [--json FILE] [--markdown FILE]
 
 All contenders run turn by turn in one process, with their inputs laid out beforehand; ratios are memojax over the other, below 1 means that
-memojax is faster. ONNX Runtime has its default threads unless a column says otherwise.
+memojax is faster. ONNX Runtime has its default threads unless a column says otherwise; a file whose batch is fixed to 1 it runs row by row.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def timed(case: Case, size: int, options: dict[str, Any], seconds: float, others
     timings = interleaved({MEMOJAX: lambda: inferer.infer_arrays(rows), **calls}, MEMOJAX, seconds)
     (plan,) = (info for info in inferer.plans() if info.size == size)
     return {
-        "case": case.name, "size": size, "candidate": plan.candidate, "gain": plan.gain, "compile_ms": round(plan.compile_ms, 1),
+        "case": case.name, "size": size, "row_by_row": inferer.typed.fn.rule.kind == "vmap", "candidate": plan.candidate, "gain": plan.gain, "compile_ms": round(plan.compile_ms, 1),
         "foreign_cores": load.cores(), "absent": absent, "us": as_dict({name: _turned(timing) for name, timing in timings.items()}),
     }  # fmt: skip
 

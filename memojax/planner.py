@@ -234,7 +234,7 @@ def _compiled(lowered: Any, options: dict[str, Any], optional: bool) -> Any:
 
 def plain_name(name: str) -> str:
     """A model's name, made fit for XLA: the last part of a path, letters, digits and underscores."""
-    return re.sub(r"\W+", "_", name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".onnx"), flags=re.ASCII)[:60] or "model"
+    return re.sub(r"\W+", "_", name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".onnx"), flags=re.ASCII).strip("_")[:60] or "model"
 
 
 def _bytes(spec: Any) -> int:

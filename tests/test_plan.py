@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
 from memojax._client import cpu_device
 from memojax.packing import LARGEST, Packing
-from memojax.planner import Planner, Weights
+from memojax.planner import Planner, Weights, plain_name
 from memojax.staging import LARGEST as STAGED
 from memojax.staging import Staging
 from tests.helpers import in_threads
@@ -263,3 +264,12 @@ def test_infos_count_and_time() -> None:
     assert info.median_us is not None
     assert info.median_us > 0
     assert inferer.cache_info().hits == 40
+
+
+def test_profiles_name_the_model_and_the_size() -> None:
+    inferer = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[3])
+    (plan,) = inferer._store.cache.plans()
+    assert plan.executable.compiled.as_text().startswith("HloModule jit_acrobot_ppo_batch_3,")
+    assert plain_name("C:\\a\\my policy (v2).onnx") == "my_policy_v2"
+    assert plain_name("<bytes>") == "bytes"
+    assert plain_name("//") == "model"

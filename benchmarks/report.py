@@ -1,0 +1,96 @@
+"""Write what was measured (`benchmarks/results/*.json`) into the README, between its `<!-- benchmarks -->` marks.
+
+    python benchmarks/plans.py --json benchmarks/results/plans.json
+    python benchmarks/engine.py --json benchmarks/results/engine.json
+    python benchmarks/report.py
+
+A test compares the README with these files, so that neither is changed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+_BLOCK = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
+
+ORT = "ORT"
+CONTENDERS = {
+    ORT: "ONNX Runtime, its default threads",
+    "ORT io-binding": "the same with io-binding",
+    "ORT 1 thread": "ONNX Runtime, one thread",
+    "tract": "tract, one plan per size (what cervo runs on)",
+    "jax.jit": "`jax.jit` written by hand",
+    "jaxonnxruntime": "jaxonnxruntime under `jax.jit`, where it runs",
+}
+
+
+def report() -> str:
+    """The block for the README."""
+    plans, engine = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("plans", "engine"))
+    return "\n".join(
+        [_machine(plans["machine"]), "", *_calls(plans["results"]), "", *_means(plans["results"]), "", *_promises(engine["results"])]
+    )
+
+
+def _machine(about: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {about[name]}" for name in ("jax", "onnxruntime", "numpy"))
+    return f"{about['cores']} cores of an {about['cpu']}, Python {about['python']}, {versions}."
+
+
+def _calls(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Time of `infer_arrays` over ONNX Runtime's, by network and size."""
+    sizes = sorted({result["size"] for result in results})
+    lines = [
+        "Time of `infer_arrays` over that of ONNX Runtime with its default threads; below 1, memojax is faster (in brackets: microseconds).",
+        "",
+        f"| network \\ batch | {' | '.join(map(str, sizes))} |",
+        "|---|" + "---:|" * len(sizes),
+    ]
+    for name in dict.fromkeys(result["case"] for result in results):
+        cells = []
+        for size in sizes:
+            found = next((result["us"] for result in results if (result["case"], result["size"]) == (name, size)), None)
+            ratio = found and found.get(ORT, {}).get("ratio")
+            cells.append(f"{ratio:.2f} ({found['memojax']['median']:,.0f})" if found and ratio else "")
+        fixed = any(result["row_by_row"] for result in results if result["case"] == name)
+        lines.append(f"| {name}{' (batch fixed to 1)' if fixed else ''} | {' | '.join(cells)} |")
+    return [*lines, "", "A file whose batch is fixed to 1 can be run by ONNX Runtime row by row only; memojax maps it over the rows."]
+
+
+def _means(results: Sequence[dict[str, Any]]) -> list[str]:
+    lines = ["| memojax over | geometric mean | worst | cases |", "|---|---:|---:|---:|"]
+    for key, name in CONTENDERS.items():
+        for selection, suffix in ((results, ""), ([one for one in results if not one["row_by_row"]], ", without files of batch 1")):
+            ratios = [result["us"][key]["ratio"] for result in selection if key in result["us"]]
+            if ratios and (not suffix or key == ORT):
+                mean = math.exp(statistics.fmean(map(math.log, ratios)))
+                lines.append(f"| {name}{suffix} | {mean:.2f} | {max(ratios):.2f} | {len(ratios)} |")
+    return lines
+
+
+def _promises(rows: Sequence[Sequence[Any]]) -> list[str]:
+    return [
+        "| promise | measured | target |",
+        "|---|---:|---:|",
+        *(f"| {what} | {value} {unit} | {target} |" for what, value, target, unit, _ in rows),
+    ]
+
+
+def main() -> None:
+    text, count = _BLOCK.subn(lambda found: f"{found[1]}{report()}\n{found[2]}", README.read_text())
+    if count != 1:
+        raise SystemExit(f"{README} needs one pair of <!-- benchmarks --> and <!-- /benchmarks --> lines")
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
