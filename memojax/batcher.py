@@ -7,6 +7,7 @@ from typing import Any, cast, final
 
 import numpy as np
 
+from .display import Card, card_of, html_of, text_of
 from .errors import DuplicateIdError, IncompatibleModelError, MissingInputError
 from .inferer.base import Inferer, next_size
 from .inputs import Response, check_names, columns_of, responses_of, row_of, rows_into
@@ -40,6 +41,9 @@ class Batcher:
         names = [spec.name for spec in self._raw.inputs]
         self._slots = [(names.index(spec.name), spec) for spec in self._api.inputs]
         self._names = {spec.name for spec in self._api.inputs}
+
+    def __repr__(self) -> str:
+        return f"Batcher({len(self)} agents wait, inputs {', '.join(sorted(self._names))})"
 
     def __len__(self) -> int:
         """Agents that wait."""
@@ -195,6 +199,16 @@ class Batched:
         """Collect agents for `inferer`."""
         self.inferer = inferer
         self._batcher = Batcher(inferer, capacity)
+
+    def __repr__(self) -> str:
+        """How many agents wait, and for which inferer."""
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def _card(self) -> Card:
+        return Card("Batched", [("agents that wait", str(len(self)))], inner=[card_of(self.inferer)])
 
     @classmethod
     def wrap(cls, inferer: Inferer) -> Batched:

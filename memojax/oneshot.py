@@ -55,6 +55,14 @@ class OneShot:
         place = device or cpu_device()
         self._steps = [step if isinstance(step, HostCall) else _Compiled(step.graph, place) for step in split(self.model.graph)]
 
+    def __repr__(self) -> str:
+        """What it takes and gives, what is compiled, and where the graph breaks."""
+        graph = self.model.graph
+        inputs, outputs = (", ".join(value.name for value in values) for values in (graph.inputs, graph.outputs))
+        plans = sum(len(step.plans) for step in self._steps if isinstance(step, _Compiled))
+        breaks = f", graph breaks at {', '.join(node.op_type for node in self.breaks)}" if self.breaks else ""
+        return f"OneShot({ascii(inputs)[1:-1]} -> {ascii(outputs)[1:-1]}; {plans} plans{breaks})"
+
     def __call__(self, inputs: Mapping[str, Any], *, seed: int = 0) -> dict[str, Value]:
         """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's own layout and dtypes.
 

@@ -73,6 +73,11 @@ class PlanStore:
                 self._elsewhere[device] = planner, PlanCache(functools.partial(self._lower_on, planner), self.cache.maxsize)
             return self._elsewhere[device][1]
 
+    def elsewhere(self) -> dict[jax.Device, PlanCache]:
+        """The plans for `jax.Array`s, by the device on which these lie."""
+        with self._lock:
+            return {device: cache for device, (_, cache) in self._elsewhere.items()}
+
     def _lower_on(self, planner: Planner, size: int) -> Lowered:
         self._check_fits(planner, size)
         return planner.lower(size)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,11 @@ from .._client import device_name, resolve_device
 from .._types import Arrays
 from ..autotune import DEFAULT_BUDGET_MB, Autotune, Tuner
 from ..disk_cache import disk_cache
+from ..display import Card, html_of, text_of
+from ..display.model import model_card
 from ..errors import BatchSizeError, RowsMixError
 from ..model.signature import ModelApi
-from ..plan import PlanInfo
+from ..plan import Plan, PlanInfo
 from ..plan_cache import CacheInfo
 from ..plan_store import PlanStore
 from ..planner import Weights
@@ -35,6 +37,10 @@ from ..typed import TypedModel
 from ..weights import with_new_weights
 from ..worker import submit
 from .base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MOST_TEMPLATES = 256
 
@@ -106,6 +112,19 @@ class ModelInferer(Inferer):
             "device": device, "seed": self._seed, "precision": self._precision, "weights": self._weights, "cache_dir": self._cache_dir,
             "autotune": self._tuner.mode, "autotune_budget_mb": self._tuner.budget / (1 << 20),
         }  # fmt: skip
+
+    def __repr__(self) -> str:
+        """What it takes and gives, how it runs, and its plans; nothing is computed for it."""
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def _card(self) -> Card:
+        return model_card(
+            type(self).__name__, self.typed, device=device_name(self._device), options=self._arguments(), cache=self.cache_info(),
+            plans=self._all_plans(), mixing=self.__dict__.get("mixing_outputs", ()),
+        )  # fmt: skip
 
     @property
     def typed(self) -> TypedModel:
@@ -266,6 +285,30 @@ class ModelInferer(Inferer):
     def plans(self) -> list[PlanInfo]:
         """What is compiled, by size: cost to compile, calls, median time, bytes."""
         return [plan.info() for plan in self._cache.plans()]
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the median time of a call over the batch size, with the histogram of the sizes seen.
+
+        Plans that were not called yet are hollow, at the time that their neighbours suggest. The figure is free of pyplot: a notebook
+        shows it, `savefig` writes it.
+
+        Args:
+            ax: matplotlib axes to draw into; a new figure without it.
+
+        Raises:
+            MissingPackageError: matplotlib is not installed.
+        """
+        from ..display.latency import draw_latency
+
+        groups: dict[str, list[PlanInfo]] = {}
+        for plan, batches in self._all_plans():
+            groups.setdefault(batches, []).append(plan.info())
+        return draw_latency(groups, self.batch_sizes(), ax)
+
+    def _all_plans(self) -> list[tuple[Plan, str]]:
+        """Every plan, and whose batches it runs."""
+        elsewhere = [(plan, device) for device, cache in self._store.elsewhere().items() for plan in cache.plans()]
+        return [(plan, "NumPy") for plan in self._cache.plans()] + [(plan, f"{on.platform}:{on.id}") for plan, on in elsewhere]
 
     def _sizes_for(self, count: int) -> list[int]:
         """Sizes of the plans that `count` rows run on."""

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, final
 
 from ..batcher import States
+from ..display import Card, html_of, text_of
 from ..errors import OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Shapes
 from ..inputs import Response
@@ -58,6 +59,20 @@ class Runtime:
     def __len__(self) -> int:
         """Models in it."""
         return len(self._brains)
+
+    def __repr__(self) -> str:
+        """Its models, and how many agents wait for each."""
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def _card(self) -> Card:
+        with self._lock:
+            states = list(self._brains.items())
+        models = [(str(brain), state) for brain, state in states]
+        facts = [(brain, f"{type(state.inferer).__name__}, {len(state.waiting())} agents wait") for brain, state in models]
+        return Card(f"Runtime of {len(models)} models", facts)
 
     @property
     def brains(self) -> list[BrainId]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from .._types import Array, Arrays
+from ..display import Card, card_of, html_of, text_of
 from ..errors import IncompatibleModelError, InputShapeError
 from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
 from ..model.signature import ModelApi, TensorSpec
@@ -53,6 +54,9 @@ class InfererWrapper(abc.ABC):
 class BaseWrapper(InfererWrapper):
     """The innermost wrapper: calls the inferer and nothing else."""
 
+    def __repr__(self) -> str:
+        return "BaseWrapper()"
+
     def api(self, inferer: Inferer) -> ModelApi:
         return inferer.api
 
@@ -86,6 +90,20 @@ class LayeredInferer(Inferer):
         self.wrapper_stack = wrapper_stack
         self.inferer = inferer
         wrapper_stack.api(inferer)
+
+    def __repr__(self) -> str:
+        """What callers give and get, the wrappers, and the inferer inside."""
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def _card(self) -> Card:
+        facts = [("wrappers", repr(self.wrapper_stack))]
+        shown, raw = self.api, self.raw_api
+        if hidden := [spec.name for spec in raw.inputs if spec not in shown.inputs]:
+            facts.append(("filled in", ", ".join(hidden)))
+        return Card(type(self).__name__, facts, shown, inner=[card_of(self.inferer)])
 
     @property
     def raw_api(self) -> ModelApi:

@@ -89,6 +89,9 @@ class EpsilonInjectorWrapper(InfererWrapper):
         self._spec = inferer.raw_api.inputs[self._slot]
         self._seen: tuple[ModelApi, ModelApi] | None = None
 
+    def __repr__(self) -> str:
+        return f"EpsilonInjectorWrapper({self._inner!r}, {self.key!r}, {type(self.generator).__name__})"
+
     def api(self, inferer: Inferer) -> ModelApi:
         around = self._inner.api(inferer)
         if self._seen is None or self._seen[0] is not around:

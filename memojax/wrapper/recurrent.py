@@ -52,6 +52,10 @@ class RecurrentTrackerWrapper(InfererWrapper):
         self._states = AgentStates([into for into, _ in self._pairs])
         self._seen: tuple[ModelApi, ModelApi] | None = None
 
+    def __repr__(self) -> str:
+        pairs = ", ".join(f"{info.inkey!r} <- {info.outkey!r}" for info in self.infos)
+        return f"RecurrentTrackerWrapper({self._inner!r}, {pairs}; {len(self.agents)} agents)"
+
     @property
     def agents(self) -> list[int]:
         """Agents that have begun and not ended."""

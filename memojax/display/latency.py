@@ -1,0 +1,66 @@
+"""Draw what an inferer has measured: time per call over the batch size, and which sizes came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..plan import PlanInfo
+from ..recommend import interpolator
+from .figure import NotebookFigure, tidy
+
+_WIDE = 32
+"""The largest size over the smallest, from which on the axis is logarithmic."""
+
+
+def draw_latency(plans: Mapping[str, Sequence[PlanInfo]], seen: Mapping[int, int], ax: Any = None) -> Any:
+    """Medians as a line, plans without one as hollow points on it, and the histogram of the sizes seen behind them.
+
+    Args:
+        plans: whose batches -> plans by size.
+        seen: batch size -> how often it came.
+        ax: axes to draw into, in place of a new figure.
+
+    Returns:
+        The matplotlib figure.
+    """
+    axes = NotebookFigure(figsize=(7, 4), layout="constrained").add_subplot() if ax is None else ax
+    for index, (batches, infos) in enumerate(plans.items()):
+        _line(axes, infos, f"C{index}", f"{batches} batches")
+    axes.set(xlabel="batch size", ylabel="median microseconds per call")
+    axes.set_ylim(bottom=0)
+    sizes = [info.size for infos in plans.values() for info in infos] + list(seen)
+    if sizes and max(sizes) >= _WIDE * min(sizes):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+    if seen:
+        _histogram(axes, seen)
+    tidy(axes)
+    if len(plans) > 1 or any(info.median_us is None for infos in plans.values() for info in infos):
+        axes.legend(frameon=False, loc="upper left")
+    if not sizes:
+        axes.text(0.5, 0.5, "no plans yet: call the inferer, or preload sizes", ha="center", va="center", transform=axes.transAxes)
+    return axes.figure
+
+
+def _line(axes: Any, infos: Sequence[PlanInfo], color: str, label: str) -> None:
+    timed = {info.size: info.median_us for info in infos if info.median_us is not None}
+    idle = [info.size for info in infos if info.median_us is None]
+    if timed:
+        axes.plot(list(timed), list(timed.values()), "o-", ms=5, color=color, label=label, zorder=3)
+    if idle:
+        guess = interpolator(timed) if timed else lambda size: 0.0
+        hollow = {"marker": "o", "ms": 5, "mfc": "none", "mec": color, "linestyle": "none", "zorder": 3}
+        axes.plot(idle, [guess(size) for size in idle], **hollow, label=f"{label}, not measured yet")
+
+
+def _histogram(axes: Any, seen: Mapping[int, int]) -> None:
+    """Lines of one width on any scale, on an axis of their own behind the times."""
+    behind = axes.twinx()
+    behind.vlines(list(seen), 0, list(seen.values()), color="gray", alpha=0.35, linewidth=5)
+    behind.set_ylim(bottom=0)
+    behind.set_ylabel("batches seen", color="gray")
+    behind.tick_params(axis="y", colors="gray")
+    behind.spines["top"].set_visible(False)
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)
