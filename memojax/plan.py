@@ -112,7 +112,9 @@ class Plan:
 
     def info(self) -> PlanInfo:
         """Size, costs and use so far."""
-        times = sorted(self.meter.seconds)
+        # The first call finds caches cold; of few samples it would be the median.
+        seconds = list(self.meter.seconds)
+        times = sorted(seconds[1:] or seconds)
         median = times[len(times) // 2] * 1e6 if times else None
         executable = self._executable
         return PlanInfo(

@@ -11,6 +11,7 @@ from .figure import NotebookFigure, tidy
 
 _WIDE = 32
 """The largest size over the smallest, from which on the axis is logarithmic."""
+_FEW = 16
 
 
 def draw_latency(plans: Mapping[str, Sequence[PlanInfo]], seen: Mapping[int, int], ax: Any = None) -> Any:
@@ -57,7 +58,7 @@ def _line(axes: Any, infos: Sequence[PlanInfo], color: str, label: str) -> None:
 def _histogram(axes: Any, seen: Mapping[int, int]) -> None:
     """Lines of one width on any scale, on an axis of their own behind the times."""
     behind = axes.twinx()
-    behind.vlines(list(seen), 0, list(seen.values()), color="gray", alpha=0.35, linewidth=5)
+    behind.vlines(list(seen), 0, list(seen.values()), color="gray", alpha=0.35, linewidth=5 if len(seen) <= _FEW else 2)
     behind.set_ylim(bottom=0)
     behind.set_ylabel("batches seen", color="gray")
     behind.tick_params(axis="y", colors="gray")

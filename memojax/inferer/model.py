@@ -215,7 +215,7 @@ class ModelInferer(Inferer):
             sizes: batch sizes.
             workers: threads that compile; more than one pays on machines with many cores only, XLA uses several by itself.
             background: return at once and compile on the background worker, at low priority.
-            progress: show a bar (where it is waited for).
+            progress: show a bar, in a terminal or a notebook; in the background, while the handle's `wait` is waited for.
 
         Raises:
             BatchSizeError: a size that is no positive whole number; nothing is compiled then.
@@ -224,9 +224,9 @@ class ModelInferer(Inferer):
         if not background and workers <= 1 and not progress:
             self._compile_all(wanted)
             wanted = []
-        handle = Preload(wanted, self._cache.get, workers, background)
+        handle = Preload(wanted, self._cache.get, workers, background, progress)
         if not background:
-            handle.wait(progress=progress)
+            handle.wait()
         return handle
 
     def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
