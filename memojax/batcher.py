@@ -28,6 +28,12 @@ class Batcher:
 
     Reuse it over frames: its memory stays. A push that fails changes nothing; an `execute` that fails loses nothing, and the next one
     goes on where it stopped.
+
+    >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    >>> batcher = memojax.Batcher(policy)
+    >>> batcher.push(3, {"obs": np.zeros(6)})
+    >>> batcher.execute(policy)[3]["logits"].shape
+    (3,)
     """
 
     def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
@@ -109,6 +115,12 @@ class Batcher:
     def extend(self, states: States, *, replace: bool = False) -> None:
         """Copy the states of many agents, with one gather per input; either all are taken or none. `replace` is as for `push`.
 
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> batcher = memojax.Batcher(policy)
+        >>> batcher.extend({3: {"obs": np.zeros(6)}, 7: {"obs": np.ones(6)}})
+        >>> len(batcher), 7 in batcher
+        (2, True)
+
         Raises:
             DuplicateIdError, InputError: as for `push`.
         """
@@ -131,6 +143,13 @@ class Batcher:
 
     def execute(self, inferer: Inferer) -> dict[int, Response]:
         """Run everything that waits, in the order it was pushed, and answer by agent.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> batcher = memojax.Batcher(policy)
+        >>> batcher.push(7, {"obs": np.ones(6)})
+        >>> answers = batcher.execute(policy)
+        >>> list(answers), len(batcher)
+        ([7], 0)
 
         Raises:
             IncompatibleModelError: `inferer` is of another model than the one that this batcher was made for.
@@ -193,7 +212,14 @@ class Batcher:
 
 @final
 class Batched:
-    """An inferer with a batcher: `push` as agents come, `execute` once per frame."""
+    """An inferer with a batcher: `push` as agents come, `execute` once per frame.
+
+    >>> batched = memojax.load(memojax.policies.bundled("acrobot_ppo")).into_batched()
+    >>> for agent in (3, 7):
+    ...     batched.push(agent, {"obs": np.zeros(6)})
+    >>> sorted(batched.execute())
+    [3, 7]
+    """
 
     def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
         """Collect agents for `inferer`."""

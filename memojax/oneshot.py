@@ -37,6 +37,12 @@ class OneShot:
     Inputs that decide a shape are part of that set by their values. Operators that only the host can run (NonZero, strings, ...) break
     the graph in parts; see `breaks`. Use it to run a model once or to compare it with another runtime; for a policy that is called in a
     loop, an inferer is faster.
+
+    >>> model = memojax.OneShot(memojax.policies.bundled("acrobot_ppo"))
+    >>> model({"obs": np.zeros((2, 6), np.float32)})["logits"].shape
+    (2, 3)
+    >>> model
+    OneShot(obs -> logits; 1 plans)
     """
 
     def __init__(self, source: Source, *, outputs: tuple[str, ...] | None = None, device: jax.Device | None = None, strict: bool = False):
@@ -131,6 +137,9 @@ class _Compiled:
 
 def run(source: Source, inputs: Mapping[str, Any], *, outputs: tuple[str, ...] | None = None, seed: int = 0) -> dict[str, Value]:
     """Load a model and run it once, in the file's own layout; any model, batched or not.
+
+    >>> memojax.run(memojax.policies.bundled("acrobot_ppo"), {"obs": np.zeros((2, 6), np.float32)})["logits"].shape
+    (2, 3)
 
     Raises:
         ModelLoadError: `source` cannot be loaded.

@@ -33,6 +33,16 @@ class Preload:
             self._futures = [self._pool.submit(compile_size, size) for size in self.sizes]
             self._pool.shutdown(wait=False)
 
+    @classmethod
+    def finished(cls, sizes: Sequence[int]) -> Preload:
+        """A preload that has nothing left to do."""
+        made = cls((), lambda size: None, background=True)
+        made.sizes = list(sizes)
+        made._futures = [Future() for _ in made.sizes]
+        for future in made._futures:
+            future.set_result(None)
+        return made
+
     def wait(self, timeout: float | None = None, progress: bool | None = None) -> None:
         """Return when every size has its plan (or was cancelled), after at most `timeout` seconds.
 

@@ -27,6 +27,10 @@ RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
 class TypedModel:
     """A batched policy, ready to be planned for any size.
 
+    >>> typed = memojax.TypedModel.from_model(memojax.policies.bundled("acrobot_ppo"))
+    >>> typed.api.input_shapes(), typed.rule
+    ([('obs', [6])], "axis (the file's own batch axis)")
+
     Attributes:
         fn: `fn(params, rows, key)`: a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` to one array for each of
             `computed`, in that order; `key` is None unless `random`.
@@ -63,6 +67,10 @@ class TypedModel:
         outputs: Sequence[str] | None = None,
     ) -> TypedModel:
         """Load an ONNX model.
+
+        >>> typed = memojax.TypedModel.from_model(memojax.policies.bundled("acrobot_ppo"))
+        >>> memojax.BasicInferer(typed).infer_single({"obs": np.zeros(6)})["logits"].shape
+        (3,)
 
         Args:
             source: path, bytes, file object, `ModelProto` or loaded `Model`.
@@ -101,6 +109,11 @@ class TypedModel:
         """A JAX policy of your own behind the same inferers.
 
         It is traced under the x64 setting of now, as your own `jit` would, and with x64 on if an input is 64 bits wide.
+
+        >>> weights = np.full((3, 2), 0.5, np.float32)
+        >>> typed = memojax.TypedModel.from_function(lambda w, x: {"act": x["obs"] @ w}, weights, {"obs": ((3,), np.float32)})
+        >>> memojax.load(typed).infer_single({"obs": np.ones(3)})["act"]
+        array([1.5, 1.5], dtype=float32)
 
         Args:
             fn: `fn(params, {name: [n, ...]})` (`fn(params, inputs, key)` if `random`) to a dict of `[n, ...]` arrays, or one array,
@@ -148,6 +161,10 @@ class TypedModel:
 
     def with_params(self, params: Any) -> TypedModel:
         """The same with other weights.
+
+        >>> typed = memojax.TypedModel.from_function(lambda w, x: {"act": w * x["obs"]}, 2.0, {"obs": ((3,), np.float32)})
+        >>> memojax.load(typed.with_params(np.float32(3.0))).infer_single({"obs": np.ones(3)})["act"]
+        array([3., 3., 3.], dtype=float32)
 
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ.

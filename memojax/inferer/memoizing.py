@@ -25,6 +25,12 @@ class MemoizingDynamicInferer(ModelInferer):
 
     Pick it when the number of agents is unknown or changes; preload the sizes you expect.
 
+    >>> policy = memojax.MemoizingDynamicInferer.from_model(memojax.policies.bundled("acrobot_ppo"), [8])
+    >>> for n in (8, 3, 8):
+    ...     answers = policy.infer_arrays({"obs": np.zeros((n, 6), np.float32)})
+    >>> [(plan.size, plan.calls) for plan in policy.plans()]
+    [(3, 1), (8, 2)]
+
     Pros:
         Best speed at every size, without tuning; rows are never padded, so models that mix rows are right too.
     Cons:

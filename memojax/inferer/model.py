@@ -211,6 +211,12 @@ class ModelInferer(Inferer):
     def preload(self, sizes: Iterable[int], *, workers: int = 1, background: bool = False, progress: bool = False) -> Preload:
         """Compile plans for `sizes`; `maxsize` never drops them.
 
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> policy.preload([1, 8])
+        Preload(2 of 2 sizes done)
+        >>> policy.is_ready(8)
+        True
+
         Args:
             sizes: batch sizes.
             workers: threads that compile; more than one pays on machines with many cores only, XLA uses several by itself.
@@ -223,7 +229,7 @@ class ModelInferer(Inferer):
         wanted = self._cache.pin(sizes)
         if not background and workers <= 1 and not progress:
             self._compile_all(wanted)
-            wanted = []
+            return Preload.finished(wanted)
         handle = Preload(wanted, self._cache.get, workers, background, progress)
         if not background:
             handle.wait()
@@ -235,6 +241,11 @@ class ModelInferer(Inferer):
         A call that runs meanwhile sees all the old weights or all the new ones; calls that start after this returns (in the background:
         after the future is done) see the new ones. On a CPU, where small weights are constants of the executables, the first update makes
         the plans in use anew while calls go on with the old ones; load with `weights="argument"` to begin that way.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1], weights="argument")
+        >>> policy.update_params({name: 0.5 * weight for name, weight in policy.params.items()})
+        >>> with memojax.forbid_compile():
+        ...     answer = policy.infer_single({"obs": np.ones(6)})
 
         Args:
             source: new weights by name (all or some), a pytree like `params`, or another export of the same network (path, bytes,
@@ -259,13 +270,26 @@ class ModelInferer(Inferer):
                 self._store.update(self._wanted)
 
     def batch_sizes(self) -> dict[int, int]:
-        """How many batches of each size were asked for so far."""
+        """How many batches of each size were asked for so far.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> for n in (2, 3, 2):
+        ...     answers = policy.infer_arrays({"obs": np.zeros((n, 6), np.float32)})
+        >>> policy.batch_sizes()
+        {2: 2, 3: 1}
+        """
         exact = self._cache.calls()
         exact.subtract(self._uncounted)
         return {size: count for size, count in sorted((exact + self._sizes_seen).items()) if count > 0}
 
     def recommend_sizes(self, max_plans: int) -> Recommendation:
         """The at most `max_plans` fixed sizes that would have served the batches seen so far in the least time, compiles included.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> for n in (5, 6, 7):
+        ...     answers = policy.infer_arrays({"obs": np.zeros((n, 6), np.float32)})
+        >>> policy.recommend_sizes(max_plans=1).sizes
+        [7]
 
         Raises:
             BatchSizeError: nothing has run yet.
@@ -275,7 +299,14 @@ class ModelInferer(Inferer):
         return recommend(self.batch_sizes(), latency, {plan.size: plan.compile_ms / 1e3 for plan in plans}, max_plans)
 
     def cache_info(self) -> CacheInfo:
-        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows."""
+        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1])
+        >>> answers = policy.infer_arrays({"obs": np.zeros((1, 6), np.float32)})
+        >>> info = policy.cache_info()
+        >>> info.hits, info.misses
+        (1, 0)
+        """
         return replace(self._cache.info(), disk_hits=self._store.disk_hits)
 
     def cache_clear(self, size: int | None = None) -> None:
@@ -283,7 +314,12 @@ class ModelInferer(Inferer):
         self._cache.clear(size)
 
     def plans(self) -> list[PlanInfo]:
-        """What is compiled, by size: cost to compile, calls, median time, bytes."""
+        """What is compiled, by size: cost to compile, calls, median time, bytes.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1, 8])
+        >>> [(plan.size, plan.calls, plan.platform) for plan in policy.plans()]
+        [(1, 0, 'cpu'), (8, 0, 'cpu')]
+        """
         return [plan.info() for plan in self._cache.plans()]
 
     def plot(self, ax: Axes | None = None) -> Figure:
@@ -291,6 +327,11 @@ class ModelInferer(Inferer):
 
         Plans that were not called yet are hollow, at the time that their neighbours suggest. The figure is free of pyplot: a notebook
         shows it, `savefig` writes it.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1, 8])
+        >>> answers = policy.infer_arrays({"obs": np.zeros((8, 6), np.float32)})
+        >>> policy.plot().axes[0].get_xlabel()
+        'batch size'
 
         Args:
             ax: matplotlib axes to draw into; a new figure without it.

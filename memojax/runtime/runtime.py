@@ -39,6 +39,12 @@ class Runtime:
     - **Nothing is lost.** A model that raises does not keep the others from answering: see `RuntimeErrors`.
 
     All methods may be called from any thread; one model runs one batch at a time.
+
+    >>> runtime = memojax.Runtime()
+    >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
+    >>> runtime.push(brain, 7, {"obs": np.zeros(6)})
+    >>> runtime.run()[brain][7]["logits"].shape
+    (3,)
     """
 
     def __init__(self, *, threads: int | None = None, clock: Callable[[], float] = time.perf_counter):
@@ -109,6 +115,13 @@ class Runtime:
         state and what waits stay: where the brain has wrappers, `inferer` comes without them and takes the place of the model inside.
         The future gives the old model once it is out of use; cancel it to call the swap off, as a second swap does with the first.
 
+        >>> runtime = memojax.Runtime()
+        >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
+        >>> newer = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1])
+        >>> old = runtime.replace_inferer(brain, newer).result()
+        >>> runtime.inferer(brain) is newer
+        True
+
         Raises:
             UnknownBrainError: there is no such brain.
             IncompatibleModelError: `inferer` has other inputs or outputs; nothing is changed.
@@ -167,6 +180,12 @@ class Runtime:
 
     def run_for(self, seconds: float) -> Responses:
         """Run what fits into `seconds`, longest waiting first; at least one model, if any waits.
+
+        >>> runtime = memojax.Runtime()
+        >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1]))
+        >>> runtime.push(brain, 7, {"obs": np.zeros(6)})
+        >>> list(runtime.run_for(0.005)[brain])
+        [7]
 
         Raises:
             RuntimeErrors: as for `run`.

@@ -19,7 +19,13 @@ from ..scratch import ScratchPadView
 
 
 class InfererWrapper(abc.ABC):
-    """One layer of logic; the inferer is handed to each method, never kept."""
+    """One layer of logic; the inferer is handed to each method, never kept.
+
+    >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    >>> wrapped = memojax.BaseWrapper().wrap(policy)
+    >>> wrapped.inferer is policy
+    True
+    """
 
     @abc.abstractmethod
     def api(self, inferer: Inferer) -> ModelApi:
@@ -52,7 +58,13 @@ class InfererWrapper(abc.ABC):
 
 @final
 class BaseWrapper(InfererWrapper):
-    """The innermost wrapper: calls the inferer and nothing else."""
+    """The innermost wrapper: calls the inferer and nothing else.
+
+    >>> policy = memojax.load(memojax.policies.bundled("pendulum_ppo"))
+    >>> stack = memojax.EpsilonInjectorWrapper(memojax.BaseWrapper(), policy, "epsilon")
+    >>> stack.wrap(policy).input_shapes()
+    [('obs', [3])]
+    """
 
     def __repr__(self) -> str:
         return "BaseWrapper()"
@@ -142,10 +154,23 @@ class LayeredInferer(Inferer):
 
 @final
 class StatefulInferer(LayeredInferer):
-    """A stack of wrappers around an inferer that can be replaced while the wrappers keep their state."""
+    """A stack of wrappers around an inferer that can be replaced while the wrappers keep their state.
+
+    >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    >>> stateful = policy.into_stateful(memojax.BaseWrapper())
+    >>> old = stateful.replace_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
+    >>> old is policy
+    True
+    """
 
     def with_new_inferer(self, inferer: Inferer) -> StatefulInferer:
         """A new `StatefulInferer` with the same wrappers, and their state, around `inferer`.
+
+        >>> policy, newer = (memojax.load(memojax.policies.bundled("recurrent_lstm")) for _ in range(2))
+        >>> stateful = memojax.RecurrentTrackerWrapper(memojax.BaseWrapper(), policy).wrap(policy)
+        >>> stateful.begin_agent(3)
+        >>> stateful.with_new_inferer(newer).wrapper_stack.agents
+        [3]
 
         Raises:
             IncompatibleModelError: `inferer` has other inputs or outputs; this one is not changed.
