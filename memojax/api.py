@@ -27,7 +27,7 @@ def load(source: Source | TypedModel, *, preload: Iterable[int] = (), **options:
     Args:
         source: path, bytes, file object, `onnx.ModelProto`, or `TypedModel`.
         preload: batch sizes to compile now.
-        options: `dims`, `batch_axis`, `constants`, `outputs` (see `TypedModel.from_model`); `maxsize`, `device`, `seed`, `precision`
+        options: `dims`, `batch_axis`, `constants`, `outputs` (see `TypedModel.from_model`); `maxsize`, `device`, `strict`, `seed`, ...
             (see `MemoizingDynamicInferer`).
 
     Raises:

@@ -17,6 +17,7 @@ from ..errors import BatchSizeError, InputDtypeError, InputShapeError, MissingIn
 from ..inputs import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
+from .placement import Placement
 
 if TYPE_CHECKING:
     from ..batcher import Batched
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
 
 Shapes = list[tuple[str, list[int]]]
+_WHERE_THEY_LIE = Placement()
 
 
 class Inferer(abc.ABC):
@@ -36,6 +38,11 @@ class Inferer(abc.ABC):
     >>> policy.input_shapes(), policy.output_shapes()
     ([('obs', [6])], [('logits', [3])])
     """
+
+    @property
+    def placement(self) -> Placement:
+        """Where calls with `jax.Array`s run."""
+        return _WHERE_THEY_LIE
 
     @property
     @abc.abstractmethod
@@ -64,7 +71,8 @@ class Inferer(abc.ABC):
         """Run a whole batch, `{name: [n, *element_shape]}` to `{name: [n, *element_shape]}`.
 
         NumPy in gives NumPy out, when the call returns the numbers are there; the arrays are read-only views of XLA's own results. A
-        `jax.Array` (or DLPack) in gives `jax.Array` out, without a trip to the host. No rows give no rows and compile nothing.
+        `jax.Array` (or DLPack) in gives `jax.Array` out, without a trip to the host, on the device where it lies; where inputs lie on
+        several, they are moved to that of the first, with one warning per inferer. No rows give no rows and compile nothing.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> answers = policy.infer_arrays({"obs": np.zeros((5, 6), np.float32)})
@@ -78,6 +86,7 @@ class Inferer(abc.ABC):
 
         Raises:
             InputError: an unknown, missing, misshapen or mistyped input.
+            DeviceError: `jax.Array`s on several devices, for an inferer with `strict=True`.
         """
 
     @abc.abstractmethod
@@ -230,24 +239,29 @@ def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tupl
     return rows, _check_shapes(specs, rows)
 
 
-def device_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple[list[jax.Array], int, jax.Device]:
-    """Inputs as arrays on the device where the first `jax.Array` among them is, the number of rows, and that device.
+def device_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any], placement: Placement) -> tuple[list[jax.Array], int, jax.Device]:
+    """Inputs as arrays on the device that `placement` chooses, the number of rows, and that device.
 
     Raises:
         InputError: an unknown, missing, misshapen or mistyped input.
+        DeviceError: `jax.Array`s on several devices, where that is refused.
     """
     _check_names(specs, inputs)
     given = [as_jax(inputs[spec.name]) for spec in specs]
     n = _check_shapes(specs, given)
-    device = next(iter(next(value for value in given if isinstance(value, jax.Array)).devices()))
+    device = placement.choose(specs, given)
     with jax.enable_x64(True):
         for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
             if value.dtype != spec.dtype:
                 if not can_cast(np.dtype(value.dtype), spec.dtype):
                     raise InputDtypeError(dtype_message(spec, value.dtype))
                 value = value.astype(spec.dtype)
-            # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
-            given[index] = value if isinstance(value, jax.Array) else jax.device_put(np.array(value), device)
+            if not isinstance(value, jax.Array):
+                # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
+                value = jax.device_put(np.array(value), device)
+            elif value.devices() != {device}:
+                value = jax.device_put(value, device)
+            given[index] = value
     return given, n, device
 
 

@@ -58,7 +58,7 @@ class MemoizingDynamicInferer(ModelInferer):
             on_miss: what a call does whose size has no plan yet. "compile": it waits for one. "pad": it runs at once, padded into the
                 next larger plan or split over smaller ones, while the right plan is compiled in the background (the very first call
                 compiles). "warn": as "compile", with a warning in the log. "error": it raises.
-            options: `maxsize`, `device`, `seed` and `precision`, see `ModelInferer`.
+            options: `maxsize`, `device`, `seed`, `precision`, `strict` and the others of `ModelInferer`.
 
         Raises:
             BatchSizeError: a size that is no positive whole number, or an unknown policy.

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._client import device_name, resolve_device
+from .._client import cpu_device, device_name, resolve_device
 from .._types import Arrays
 from ..autotune import DEFAULT_BUDGET_MB, Autotune, Tuner
 from ..disk_cache import disk_cache
@@ -37,6 +37,7 @@ from ..typed import TypedModel
 from ..weights import with_new_weights
 from ..worker import submit
 from .base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
+from .placement import Placement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,8 +62,28 @@ class ModelInferer(Inferer):
         cache_dir: str | PathLike[str] | None = None,
         autotune: Autotune = "off",
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
+        strict: bool = False,
     ):
+        """Compile `preloaded_sizes` now; the four kinds take the options below beside their own.
+
+        Args:
+            typed: the model.
+            preloaded_sizes: batch sizes to compile now and never to drop.
+            maxsize: the most plans to keep that were not preloaded; the least recently used go. None: no limit.
+            device: where NumPy batches run: None or "cpu", "gpu", "gpu:1", or a `jax.Device`.
+            seed: of the numbers that a random model draws.
+            precision: of matrix products on accelerators, by JAX's names.
+            weights: "constant" (part of each executable), "argument" (`update_params` then recompiles nothing), or "auto".
+            cache_dir: folder that keeps compiled plans for other processes; `MEMOJAX_CACHE_DIR` without it.
+            autotune: whether plans are tried in other recipes too: "off", "preload" (the preloaded ones, at once), "background" (those in use).
+            autotune_budget_mb: memory that tuning may use.
+            strict: refuse `jax.Array`s that lie on several devices, or elsewhere than on the accelerator that `device` names.
+
+        Raises:
+            DeviceError: there is no such device.
+        """
         self._device = resolve_device(device)
+        self._placement = Placement(strict, None if self._device == cpu_device() else self._device)
         self._precision = precision
         self._weights: Weights = weights
         self._cache_dir = cache_dir
@@ -111,6 +132,7 @@ class ModelInferer(Inferer):
         return {
             "device": device, "seed": self._seed, "precision": self._precision, "weights": self._weights, "cache_dir": self._cache_dir,
             "autotune": self._tuner.mode, "autotune_budget_mb": self._tuner.budget / (1 << 20),
+            "strict": self.placement.strict,
         }  # fmt: skip
 
     def __repr__(self) -> str:
@@ -143,6 +165,10 @@ class ModelInferer(Inferer):
     def device(self) -> jax.Device:
         """Where NumPy batches run."""
         return self._device
+
+    @property
+    def placement(self) -> Placement:
+        return self._placement
 
     @property
     def params(self) -> Any:
@@ -420,7 +446,7 @@ class ModelInferer(Inferer):
         return template
 
     def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
-        rows, n, device = device_rows(self.api.inputs, inputs)
+        rows, n, device = device_rows(self.api.inputs, inputs, self.placement)
         if n == 0:
             return {spec.name: on_device(np.zeros((0, *spec.shape), spec.dtype), device) for spec in self.api.outputs}
         cache = self._store.on(device)

@@ -14,6 +14,7 @@ from .._types import Array, Arrays
 from ..display import Card, card_of, html_of, text_of
 from ..errors import IncompatibleModelError, InputShapeError
 from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
+from ..inferer.placement import Placement
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
 
@@ -118,6 +119,10 @@ class LayeredInferer(Inferer):
         return Card(type(self).__name__, facts, shown, inner=[card_of(self.inferer)])
 
     @property
+    def placement(self) -> Placement:
+        return self.inferer.placement
+
+    @property
     def raw_api(self) -> ModelApi:
         return self.inferer.raw_api
 
@@ -133,7 +138,7 @@ class LayeredInferer(Inferer):
 
     def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
         api = self.api
-        view = _view_of(self.raw_api, api, inputs, ids, dones)
+        view = _view_of(self.raw_api, api, inputs, ids, dones, self.placement)
         if len(view):
             self.infer_raw(view)
         slots = {spec.name: slot for slot, spec in enumerate(view.output_specs)}
@@ -189,13 +194,15 @@ class StatefulInferer(LayeredInferer):
         return old
 
 
-def _view_of(raw: ModelApi, api: ModelApi, inputs: Mapping[str, Any], ids: Sequence[int] | None, dones: Any) -> ScratchPadView:
+def _view_of(
+    raw: ModelApi, api: ModelApi, inputs: Mapping[str, Any], ids: Sequence[int] | None, dones: Any, placement: Placement
+) -> ScratchPadView:
     """A batch as a view of all slots of `raw`; those that `api` hides are for the wrappers to fill."""
     rows: Sequence[Array]
     if isinstance(ids, (np.ndarray, jax.Array)):
         ids = ids.tolist()
     if any(map(lives_on_device, inputs.values())):
-        rows, n, device = device_rows(api.inputs, inputs)
+        rows, n, device = device_rows(api.inputs, inputs, placement)
     else:
         (rows, n), device = checked_rows(api.inputs, inputs), None
     if n < 0:
