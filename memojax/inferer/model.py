@@ -322,7 +322,8 @@ class ModelInferer(Inferer):
         """
         plans = self.plans()
         latency = {plan.size: plan.median_us / 1e6 for plan in plans if plan.median_us is not None}
-        return recommend(self.batch_sizes(), latency, {plan.size: plan.compile_ms / 1e3 for plan in plans}, max_plans)
+        compiling = {plan.size: plan.compile_ms / 1e3 for plan in plans}
+        return recommend(self.batch_sizes(), latency, compiling, max_plans, {plan.size: plan.calls for plan in plans})
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, evictions, sizes, seconds spent compiling, padded rows.
