@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from ..plan import PlanInfo
 from ..recommend import interpolator
 from .figure import NotebookFigure, tidy
 
@@ -14,11 +13,11 @@ _WIDE = 32
 _FEW = 16
 
 
-def draw_latency(plans: Mapping[str, Sequence[PlanInfo]], seen: Mapping[int, int], ax: Any = None) -> Any:
-    """Medians as a line, plans without one as hollow points on it, and the histogram of the sizes seen behind them.
+def draw_latency(times: Mapping[str, Mapping[int, float | None]], seen: Mapping[int, int], ax: Any = None) -> Any:
+    """Medians as a line, sizes without one as hollow points on it, and the histogram of the sizes seen behind them.
 
     Args:
-        plans: whose batches -> plans by size.
+        times: label -> batch size -> median microseconds, None for a size that was not timed.
         seen: batch size -> how often it came.
         ax: axes to draw into, in place of a new figure.
 
@@ -26,27 +25,27 @@ def draw_latency(plans: Mapping[str, Sequence[PlanInfo]], seen: Mapping[int, int
         The matplotlib figure.
     """
     axes = NotebookFigure(figsize=(7, 4), layout="constrained").add_subplot() if ax is None else ax
-    for index, (batches, infos) in enumerate(plans.items()):
-        _line(axes, infos, f"C{index}", f"{batches} batches")
+    for index, (label, line) in enumerate(times.items()):
+        _line(axes, line, f"C{index}", label)
     axes.set(xlabel="batch size", ylabel="median microseconds per call")
     axes.set_ylim(bottom=0)
-    sizes = [info.size for infos in plans.values() for info in infos] + list(seen)
+    sizes = [size for line in times.values() for size in line] + list(seen)
     if sizes and max(sizes) >= _WIDE * min(sizes):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
     if seen:
         _histogram(axes, seen)
     tidy(axes)
-    if len(plans) > 1 or any(info.median_us is None for infos in plans.values() for info in infos):
+    if len(times) > 1 or any(time is None for line in times.values() for time in line.values()):
         axes.legend(frameon=False, loc="upper left")
     if not sizes:
         axes.text(0.5, 0.5, "no plans yet: call the inferer, or preload sizes", ha="center", va="center", transform=axes.transAxes)
     return axes.figure
 
 
-def _line(axes: Any, infos: Sequence[PlanInfo], color: str, label: str) -> None:
-    timed = {info.size: info.median_us for info in infos if info.median_us is not None}
-    idle = [info.size for info in infos if info.median_us is None]
+def _line(axes: Any, times: Mapping[int, float | None], color: str, label: str) -> None:
+    timed = {size: time for size, time in times.items() if time is not None}
+    idle = [size for size in times if size not in timed]
     if timed:
         axes.plot(list(timed), list(timed.values()), "o-", ms=5, color=color, label=label, zorder=3)
     if idle:

@@ -368,10 +368,10 @@ class ModelInferer(Inferer):
         """
         from ..display.latency import draw_latency
 
-        groups: dict[str, list[PlanInfo]] = {}
+        times: dict[str, dict[int, float | None]] = {}
         for plan, batches in self._all_plans():
-            groups.setdefault(batches, []).append(plan.info())
-        return draw_latency(groups, self.batch_sizes(), ax)
+            times.setdefault(f"{batches} batches", {})[plan.size] = plan.info().median_us
+        return draw_latency(times, self.batch_sizes(), ax)
 
     def _all_plans(self) -> list[tuple[Plan, str]]:
         """Every plan, and whose batches it runs."""
