@@ -127,20 +127,18 @@ class TypedModel:
         specs = tuple(_spec_of(key, given) for key, given in inputs.items())
         x64 = jax.dtypes.canonicalize_dtype("int64") == np.int64 or any(spec.dtype in _NARROWED for spec in specs)
         params = jax.tree.map(lambda leaf: _weight(leaf, x64), params)
+        rows_of = _ByName(fn, specs, name, random, x64)
         order: list[str] = []
 
-        def by_name(params: Any, rows: Sequence[Any], key: Any) -> dict[str, Any]:
-            given = {spec.name: row for spec, row in zip(specs, rows, strict=True)}
-            with jax.enable_x64(x64):
-                result = fn(params, given, key) if random else fn(params, given)
-            named = dict(result) if isinstance(result, Mapping) else {name: result}
-            order[:] = named
-            return named
-
         def shapes(n: int) -> dict[str, Any]:
+            def traced(params: Any, rows: Any, key: Any) -> dict[str, Any]:
+                named = rows_of.named(params, rows, _as_key(key) if random else None)
+                order[:] = named  # eval_shape sorts a dict by name
+                return named
+
             rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in specs]
             with jax.enable_x64(True):
-                return jax.eval_shape(lambda p, r, k: by_name(p, r, _as_key(k) if random else None), params, rows, _KEY)
+                return jax.eval_shape(traced, params, rows, _KEY)
 
         at_five, at_seven = shapes(5), shapes(7)
         outputs = []
@@ -152,7 +150,7 @@ class TypedModel:
             outputs.append(TensorSpec(key, five.shape[1:], five.dtype))
         names = tuple(spec.name for spec in outputs)
         return cls(
-            fn=lambda p, rows, key: tuple(by_name(p, rows, key)[k] for k in names),
+            fn=replace(rows_of, outputs=names),
             params=params,
             api=ModelApi(specs, tuple(outputs)),
             computed=names,
@@ -203,6 +201,28 @@ class TypedModel:
         with jax.enable_x64(True):
             compiled = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY).compile(_FAST_COMPILE)
             return [np.asarray(value) for value in compiled(self.params, rows, np.array([0, seed], np.uint32))]
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """A function of inputs by name as one of rows in order; a class, so that it pickles where the function does."""
+
+    fn: Callable[..., Any]
+    specs: tuple[TensorSpec, ...]
+    output: str
+    random: bool
+    x64: bool
+    outputs: tuple[str, ...] = ()
+
+    def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        named = self.named(params, rows, key)
+        return tuple(named[name] for name in self.outputs)
+
+    def named(self, params: Any, rows: Sequence[Any], key: Any) -> dict[str, Any]:
+        given = {spec.name: row for spec, row in zip(self.specs, rows, strict=True)}
+        with jax.enable_x64(self.x64):
+            result = self.fn(params, given, key) if self.random else self.fn(params, given)
+        return dict(result) if isinstance(result, Mapping) else {self.output: result}
 
 
 _ON_HOST = (

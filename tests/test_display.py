@@ -51,7 +51,7 @@ def both(shown: Any) -> list[str]:
 def test_an_inferer_shows_its_api_and_that_there_are_no_plans() -> None:
     inferer = mj.load(mj.policies.bundled("acrobot_ppo"))
     for text in both(inferer):
-        for part in ("MemoizingDynamicInferer of acrobot_ppo.onnx", "obs  float32[n, 6]", "logits  float32[n, 3]", "axis (", "cpu"):
+        for part in ("MemoizingDynamicInferer of acrobot_ppo.onnx", "obs     float32[n, 6]", "logits  float32[n, 3]", "axis (", "cpu"):
             assert part in text
         assert "no plans yet" in text
     assert "\x1b" not in repr(inferer)

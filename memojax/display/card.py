@@ -165,11 +165,12 @@ _NO_PLANS = "no plans yet: the first call of a batch size compiles one"
 def _tensors(api: ModelApi | None) -> list[tuple[str, str]]:
     if api is None:
         return []
-    return [("input", _tensor(spec)) for spec in api.inputs] + [("output", _tensor(spec)) for spec in api.outputs]
+    width = max((len(_plain(spec.name)) for spec in (*api.inputs, *api.outputs)), default=0)
+    return [(side, _tensor(spec, width)) for side, specs in (("input", api.inputs), ("output", api.outputs)) for spec in specs]
 
 
-def _tensor(spec: TensorSpec) -> str:
-    return f"{_plain(spec.name)}  {spec.dtype}[{', '.join(map(str, ('n', *spec.shape)))}]"
+def _tensor(spec: TensorSpec, width: int) -> str:
+    return f"{_plain(spec.name):<{width}}  {spec.dtype}[{', '.join(map(str, ('n', *spec.shape)))}]"
 
 
 def _cell(text: str, style: str = "text-align: left") -> str:
