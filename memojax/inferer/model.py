@@ -269,7 +269,7 @@ class ModelInferer(Inferer):
         the plans in use anew while calls go on with the old ones; load with `weights="argument"` to begin that way.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1], weights="argument")
-        >>> policy.update_params({name: 0.5 * weight for name, weight in policy.params.items()})
+        >>> done = policy.update_params({name: 0.5 * weight for name, weight in policy.params.items()})
         >>> with memojax.forbid_compile():
         ...     answer = policy.infer_single({"obs": np.ones(6)})
 
