@@ -20,10 +20,14 @@ PureFunction = Callable[..., Arrays]
 def load(source: Source | TypedModel, *, preload: Iterable[int] = (), **options: Any) -> MemoizingDynamicInferer:
     """Load a policy for any number of agents.
 
+    >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[4])
+    >>> policy.infer_arrays({"obs": np.zeros((4, 6), np.float32)})["logits"].shape
+    (4, 3)
+
     Args:
         source: path, bytes, file object, `onnx.ModelProto`, or `TypedModel`.
         preload: batch sizes to compile now.
-        options: `dims`, `batch_axis`, `constants`, `outputs` (see `TypedModel.from_model`); `maxsize`, `device`, `seed`, `precision`
+        options: `dims`, `batch_axis`, `constants`, `outputs` (see `TypedModel.from_model`); `maxsize`, `device`, `strict`, `seed`, ...
             (see `MemoizingDynamicInferer`).
 
     Raises:
@@ -41,6 +45,11 @@ def to_jax(
 
     `fn(params, inputs)` (`fn(params, inputs, key)` for a model with random operators) takes and gives `{name: array}`. It may be used
     under `jit`, `vmap`, `grad`, `lax.scan` and `shard_map`; dtypes follow the caller's x64 setting.
+
+    >>> fn, params = memojax.to_jax(memojax.policies.bundled("acrobot_ppo"))
+    >>> loss = lambda params: (fn(params, {"obs": np.ones((4, 6), np.float32)})["logits"] ** 2).mean()
+    >>> jax.tree.structure(jax.grad(loss)(params)) == jax.tree.structure(params)
+    True
 
     Args:
         source: as for `load`.

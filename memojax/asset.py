@@ -21,7 +21,11 @@ MAX_BYTES = 1 << 31
 
 
 class AssetKind(IntEnum):
-    """What an asset holds: cervo's own numbers, and one far from them for the kind that cervo does not have."""
+    """What an asset holds: cervo's own numbers, and one far from them for the kind that cervo does not have.
+
+    >>> memojax.AssetKind.ONNX.value, str(memojax.AssetKind.ONNX)
+    (1, 'onnx')
+    """
 
     ONNX = 1
     """The bytes of an ONNX `ModelProto`."""
@@ -38,8 +42,8 @@ class AssetKind(IntEnum):
 class AssetData:
     """A policy's bytes, and what kind they are.
 
-    >>> asset = AssetData(AssetKind.ONNX, b"...")
-    >>> AssetData.deserialize(asset.serialize()) == asset
+    >>> asset = memojax.AssetData(memojax.AssetKind.ONNX, b"...")
+    >>> memojax.AssetData.deserialize(asset.serialize()) == asset
     True
     """
 
@@ -98,7 +102,14 @@ class AssetData:
             raise AssetError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
 
     def write(self, path: str | PathLike[str]) -> None:
-        """Write the asset to a file."""
+        """Write the asset to a file.
+
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "policy.crvo")
+        >>> memojax.AssetData(memojax.AssetKind.ONNX, memojax.policies.bundled("acrobot_ppo").read_bytes()).write(path)
+        >>> memojax.load(path).input_shapes()
+        [('obs', [6])]
+        """
         Path(path).write_bytes(self.serialize())
 
     def load_basic(self, **options: Any) -> BasicInferer:

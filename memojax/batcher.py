@@ -7,6 +7,7 @@ from typing import Any, cast, final
 
 import numpy as np
 
+from .display import Card, card_of, html_of, text_of
 from .errors import DuplicateIdError, IncompatibleModelError, MissingInputError
 from .inferer.base import Inferer, next_size
 from .inputs import Response, check_names, columns_of, responses_of, row_of, rows_into
@@ -27,6 +28,12 @@ class Batcher:
 
     Reuse it over frames: its memory stays. A push that fails changes nothing; an `execute` that fails loses nothing, and the next one
     goes on where it stopped.
+
+    >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    >>> batcher = memojax.Batcher(policy)
+    >>> batcher.push(3, {"obs": np.zeros(6)})
+    >>> batcher.execute(policy)[3]["logits"].shape
+    (3,)
     """
 
     def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
@@ -40,6 +47,9 @@ class Batcher:
         names = [spec.name for spec in self._raw.inputs]
         self._slots = [(names.index(spec.name), spec) for spec in self._api.inputs]
         self._names = {spec.name for spec in self._api.inputs}
+
+    def __repr__(self) -> str:
+        return f"Batcher({len(self)} agents wait, inputs {', '.join(sorted(self._names))})"
 
     def __len__(self) -> int:
         """Agents that wait."""
@@ -105,6 +115,12 @@ class Batcher:
     def extend(self, states: States, *, replace: bool = False) -> None:
         """Copy the states of many agents, with one gather per input; either all are taken or none. `replace` is as for `push`.
 
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> batcher = memojax.Batcher(policy)
+        >>> batcher.extend({3: {"obs": np.zeros(6)}, 7: {"obs": np.ones(6)}})
+        >>> len(batcher), 7 in batcher
+        (2, True)
+
         Raises:
             DuplicateIdError, InputError: as for `push`.
         """
@@ -127,6 +143,13 @@ class Batcher:
 
     def execute(self, inferer: Inferer) -> dict[int, Response]:
         """Run everything that waits, in the order it was pushed, and answer by agent.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> batcher = memojax.Batcher(policy)
+        >>> batcher.push(7, {"obs": np.ones(6)})
+        >>> answers = batcher.execute(policy)
+        >>> list(answers), len(batcher)
+        ([7], 0)
 
         Raises:
             IncompatibleModelError: `inferer` is of another model than the one that this batcher was made for.
@@ -189,12 +212,29 @@ class Batcher:
 
 @final
 class Batched:
-    """An inferer with a batcher: `push` as agents come, `execute` once per frame."""
+    """An inferer with a batcher: `push` as agents come, `execute` once per frame.
+
+    >>> batched = memojax.load(memojax.policies.bundled("acrobot_ppo")).into_batched()
+    >>> for agent in (3, 7):
+    ...     batched.push(agent, {"obs": np.zeros(6)})
+    >>> sorted(batched.execute())
+    [3, 7]
+    """
 
     def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
         """Collect agents for `inferer`."""
         self.inferer = inferer
         self._batcher = Batcher(inferer, capacity)
+
+    def __repr__(self) -> str:
+        """How many agents wait, and for which inferer."""
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def _card(self) -> Card:
+        return Card("Batched", [("agents that wait", str(len(self)))], inner=[card_of(self.inferer)])
 
     @classmethod
     def wrap(cls, inferer: Inferer) -> Batched:

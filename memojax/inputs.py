@@ -17,7 +17,12 @@ from .staging import LARGEST
 
 
 class State(dict[str, Any]):
-    """The data of one agent: input name -> array of the element shape. Any mapping will do in its place."""
+    """The data of one agent: input name -> array of the element shape. Any mapping will do in its place.
+
+    >>> state = memojax.State(obs=np.zeros(6))
+    >>> state["obs"].shape
+    (6,)
+    """
 
     @classmethod
     def empty(cls) -> State:
@@ -34,6 +39,11 @@ class Response(dict[str, np.ndarray]):
     """The answer for one agent: output name -> array of the element shape.
 
     The arrays are rows of one array per output that belongs to the responses of a batch, and to nobody else.
+
+    >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    >>> answer = policy.infer_single({"obs": np.zeros(6)})
+    >>> isinstance(answer, memojax.Response), answer["logits"].shape
+    (True, (3,))
     """
 
     __slots__ = ()

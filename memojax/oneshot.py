@@ -37,6 +37,12 @@ class OneShot:
     Inputs that decide a shape are part of that set by their values. Operators that only the host can run (NonZero, strings, ...) break
     the graph in parts; see `breaks`. Use it to run a model once or to compare it with another runtime; for a policy that is called in a
     loop, an inferer is faster.
+
+    >>> model = memojax.OneShot(memojax.policies.bundled("acrobot_ppo"))
+    >>> model({"obs": np.zeros((2, 6), np.float32)})["logits"].shape
+    (2, 3)
+    >>> model
+    OneShot(obs -> logits; 1 plans)
     """
 
     def __init__(self, source: Source, *, outputs: tuple[str, ...] | None = None, device: jax.Device | None = None, strict: bool = False):
@@ -54,6 +60,14 @@ class OneShot:
             log.warning("%s: %d graph break(s), run on the host between compiled parts: %s", self.model.name, len(self.breaks), listing)
         place = device or cpu_device()
         self._steps = [step if isinstance(step, HostCall) else _Compiled(step.graph, place) for step in split(self.model.graph)]
+
+    def __repr__(self) -> str:
+        """What it takes and gives, what is compiled, and where the graph breaks."""
+        graph = self.model.graph
+        inputs, outputs = (", ".join(value.name for value in values) for values in (graph.inputs, graph.outputs))
+        plans = sum(len(step.plans) for step in self._steps if isinstance(step, _Compiled))
+        breaks = f", graph breaks at {', '.join(node.op_type for node in self.breaks)}" if self.breaks else ""
+        return f"OneShot({ascii(inputs)[1:-1]} -> {ascii(outputs)[1:-1]}; {plans} plans{breaks})"
 
     def __call__(self, inputs: Mapping[str, Any], *, seed: int = 0) -> dict[str, Value]:
         """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's own layout and dtypes.
@@ -123,6 +137,9 @@ class _Compiled:
 
 def run(source: Source, inputs: Mapping[str, Any], *, outputs: tuple[str, ...] | None = None, seed: int = 0) -> dict[str, Value]:
     """Load a model and run it once, in the file's own layout; any model, batched or not.
+
+    >>> memojax.run(memojax.policies.bundled("acrobot_ppo"), {"obs": np.zeros((2, 6), np.float32)})["logits"].shape
+    (2, 3)
 
     Raises:
         ModelLoadError: `source` cannot be loaded.

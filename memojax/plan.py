@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +73,7 @@ class Plan:
     """
 
     __slots__ = (
-        "__weakref__", "_executable", "_lock", "_peeks", "_run", "_tick",
+        "__weakref__", "_executable", "_run", "_tick",
         "answer", "compile_ms", "gain", "meter", "platform", "random", "size", "traced",
     )  # fmt: skip
 
@@ -88,8 +87,6 @@ class Plan:
         self.executable = executable
         self.meter = meter
         self._tick = meter.tick
-        self._lock = threading.Lock()
-        self._peeks = 0
 
     @property
     def executable(self) -> Executable:
@@ -111,13 +108,13 @@ class Plan:
     @property
     def calls(self) -> int:
         """How often it ran."""
-        with self._lock:
-            self._peeks += 1
-            return self._tick() - self._peeks + 1
+        return self.meter.calls
 
     def info(self) -> PlanInfo:
         """Size, costs and use so far."""
-        times = sorted(self.meter.seconds)
+        # The first call finds caches cold; of few samples it would be the median.
+        seconds = list(self.meter.seconds)
+        times = sorted(seconds[1:] or seconds)
         median = times[len(times) // 2] * 1e6 if times else None
         executable = self._executable
         return PlanInfo(

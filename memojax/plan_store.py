@@ -73,6 +73,10 @@ class PlanStore:
                 self._elsewhere[device] = planner, PlanCache(functools.partial(self._lower_on, planner), self.cache.maxsize)
             return self._elsewhere[device][1]
 
+    def elsewhere(self) -> dict[jax.Device, PlanCache]:
+        """The plans for `jax.Array`s, by the device on which these lie; it takes no lock, as an update may hold that while it compiles."""
+        return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
+
     def _lower_on(self, planner: Planner, size: int) -> Lowered:
         self._check_fits(planner, size)
         return planner.lower(size)

@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_co
 from typing import Any, final
 
 from . import worker
+from .display.progress import progress_bar
 
 
 @final
@@ -18,9 +19,12 @@ class Preload:
         sizes: what was asked for, in the order it is compiled.
     """
 
-    def __init__(self, sizes: Sequence[int], compile_size: Callable[[int], Any], workers: int = 1, background: bool = False):
-        """Compile `sizes`, on the background worker or on `workers` threads."""
+    def __init__(
+        self, sizes: Sequence[int], compile_size: Callable[[int], Any], workers: int = 1, background: bool = False, progress: bool = False
+    ):
+        """Compile `sizes`, on the background worker or on `workers` threads; `progress`: `wait` shows a bar unless told otherwise."""
         self.sizes = list(sizes)
+        self._progress = progress
         if background:
             self._pool = None
             self._futures: list[Future[Any]] = [worker.submit(_task(compile_size, size)) for size in self.sizes]
@@ -29,19 +33,35 @@ class Preload:
             self._futures = [self._pool.submit(compile_size, size) for size in self.sizes]
             self._pool.shutdown(wait=False)
 
-    def wait(self, timeout: float | None = None, progress: bool = False) -> None:
+    @classmethod
+    def finished(cls, sizes: Sequence[int]) -> Preload:
+        """A preload that has nothing left to do."""
+        made = cls((), lambda size: None, background=True)
+        made.sizes = list(sizes)
+        made._futures = [Future() for _ in made.sizes]
+        for future in made._futures:
+            future.set_result(None)
+        return made
+
+    def wait(self, timeout: float | None = None, progress: bool | None = None) -> None:
         """Return when every size has its plan (or was cancelled), after at most `timeout` seconds.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+            progress: show a bar meanwhile, in a terminal or a notebook; None as `preload` was told.
 
         Raises:
             TimeoutError: some sizes are not done yet; they go on.
             LoweringError, CompileError: a size that cannot be compiled; the others are done.
         """
         failure: BaseException | None = None
-        with _bar(len(self.sizes)) if progress else contextlib.nullcontext(_ignore) as advance:
-            for future in as_completed(self._futures, timeout):
+        shown = self._progress if progress is None else progress
+        with progress_bar("compiling", len(self.sizes)) if shown else contextlib.nullcontext() as report:
+            for done, future in enumerate(as_completed(self._futures, timeout), 1):
                 with contextlib.suppress(CancelledError):
                     failure = future.exception() or failure
-                advance()
+                if report is not None:
+                    report(done, "")
         if failure is not None:
             raise failure
 
@@ -60,17 +80,3 @@ class Preload:
 
 def _task(compile_size: Callable[[int], Any], size: int) -> Callable[[], Any]:
     return lambda: compile_size(size)
-
-
-def _ignore() -> None:
-    pass
-
-
-@contextlib.contextmanager
-def _bar(total: int) -> Any:
-    """A progress bar in a terminal or notebook, by rich."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    with Progress(TextColumn("compiling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
-        task = bar.add_task("preload", total=total)
-        yield lambda: bar.advance(task)

@@ -14,7 +14,7 @@ class Recommendation:
     """The best fixed sizes for a histogram of batch sizes.
 
     Attributes:
-        sizes: what to give to `FixedBatchInferer`, or to `bucketing=`.
+        sizes: what to give to `bucketing=` (and `preload=`): each batch is padded to the next larger one.
         seconds: total time of all calls, padded to these sizes, and of compiling these plans.
         seconds_exact: the same with a plan for each size seen.
     """
@@ -30,7 +30,11 @@ class Recommendation:
 
 
 def recommend(
-    histogram: Mapping[int, int], latency: Mapping[int, float], compile_seconds: Mapping[int, float], max_plans: int
+    histogram: Mapping[int, int],
+    latency: Mapping[int, float],
+    compile_seconds: Mapping[int, float],
+    max_plans: int,
+    calls: Mapping[int, int] | None = None,
 ) -> Recommendation:
     """The at most `max_plans` sizes that minimise total time over `histogram`.
 
@@ -38,6 +42,7 @@ def recommend(
         histogram: batch size -> number of calls.
         latency: batch size -> seconds per call, where measured; between measurements it is interpolated, beyond them extrapolated.
         compile_seconds: batch size -> seconds to compile its plan, where known; the mean stands in elsewhere.
+        calls: batch size -> how many calls its latency was measured over; the more, the more it is trusted.
 
     Raises:
         BatchSizeError: nothing was seen or measured yet, or `max_plans` is less than 1.
@@ -47,7 +52,7 @@ def recommend(
     sizes = sorted(size for size, count in histogram.items() if size > 0 and count > 0)
     if not sizes or not latency:
         raise BatchSizeError("no batch has run yet, so there is nothing to recommend from: call the inferer first")
-    seconds = interpolator(latency)
+    seconds = interpolator(latency, calls)
     mean = sum(compile_seconds.values()) / len(compile_seconds) if compile_seconds else 0.0
 
     def cost(first: int, last: int) -> float:
@@ -77,12 +82,22 @@ def recommend(
     return Recommendation(sorted(chosen), best[k][last], exact)
 
 
-def interpolator(points: Mapping[int, float]) -> Callable[[int], float]:
-    """A function through `points` that never falls: linear between them, proportional beyond the last."""
+def interpolator(points: Mapping[int, float], weights: Mapping[int, int] | None = None) -> Callable[[int], float]:
+    """A function near `points` that never falls: linear between them, proportional beyond the last.
+
+    Where measurements fall although sizes grow, some of them are noise (a size that ran once was timed with cold caches): they are
+    replaced by their mean, by `weights`; that is the closest function that never falls.
+    """
     sizes: Sequence[int] = sorted(points)
-    values: list[float] = []
+    levels: list[tuple[float, float, int]] = []  # mean, weight, sizes
     for size in sizes:
-        values.append(max(points[size], values[-1] if values else 0.0))
+        mean, weight, count = points[size], float(max(1, (weights or {}).get(size, 1))), 1
+        while levels and levels[-1][0] > mean:
+            before, its_weight, its_count = levels.pop()
+            mean = (before * its_weight + mean * weight) / (its_weight + weight)
+            weight, count = weight + its_weight, count + its_count
+        levels.append((mean, weight, count))
+    values = [mean for mean, _, count in levels for _ in range(count)]
 
     def at(size: int) -> float:
         index = bisect.bisect_left(sizes, size)

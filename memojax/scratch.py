@@ -33,6 +33,12 @@ class ScratchPad:
     """Preallocated rows for a growing batch.
 
     Inputs are written by `next` and `push`; a model reads and writes a range of rows through a `ScratchPadView` from `chunk`.
+
+    >>> pad = memojax.ScratchPad([memojax.TensorSpec("obs", (2,), np.float32)], [])
+    >>> pad.next(7)
+    >>> pad.push(0, [1.0, 2.0])
+    >>> pad.chunk(0, 1).input_slot(0)
+    array([[1., 2.]], dtype=float32)
     """
 
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int = DEFAULT_CAPACITY):
@@ -108,6 +114,13 @@ class ScratchPadView:
     A slot is given as a whole with `set_input` and `set_output` (no copy), or written in place through `input_slot_mut` and
     `output_slot_mut`, which copy it first where it is somebody else's. Rows live on the host, or, with a `device`, as `jax.Array`s
     there; the `*_slot` forms are NumPy in any case, `inputs` and `output` give what is there.
+
+    >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    >>> rows = [np.zeros((4, 6), np.float32)]
+    >>> view = memojax.ScratchPadView(policy.raw_api.inputs, policy.raw_api.outputs, rows, 4)
+    >>> policy.infer_raw(view)
+    >>> view.output_name(0), view.output_slot(0).shape
+    ('logits', (4, 3))
 
     Attributes:
         ids: the agents of the rows.

@@ -107,6 +107,12 @@ def to_stablehlo(
     `memojax.load` and every inferer take the result, and give what they give for the file itself. Only where a model draws random
     numbers and its operators need a number for the batch size, are those numbers others (of the same distribution).
 
+    >>> asset = memojax.to_stablehlo(memojax.policies.bundled("acrobot_ppo"))
+    >>> asset.kind
+    <AssetKind.STABLEHLO: 74>
+    >>> memojax.load(asset.serialize()).infer_single({"obs": np.zeros(6)})["logits"].shape
+    (3,)
+
     Args:
         source: as for `memojax.load`, or a `TypedModel`.
         batch_size: the only number of rows to run; None: any, compiled for each size as it is needed.
@@ -197,6 +203,10 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
 
     A program that is loaded for the first time is parsed in a child process before (about 0.3 s), because XLA's parser may crash on bytes
     made to hurt it; `trusted` leaves that out. It can only compute, but like any model it may take long or need much memory to run.
+
+    >>> asset = memojax.to_stablehlo(memojax.policies.bundled("acrobot_ppo"))
+    >>> memojax.load_stablehlo(asset).api.output_shapes()
+    [('logits', [3])]
 
     Raises:
         AssetError: another kind of asset, a damaged one, one from a JAX too old or too new for this, or a program that wants more than

@@ -27,6 +27,10 @@ RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
 class TypedModel:
     """A batched policy, ready to be planned for any size.
 
+    >>> typed = memojax.TypedModel.from_model(memojax.policies.bundled("acrobot_ppo"))
+    >>> typed.api.input_shapes(), typed.rule
+    ([('obs', [6])], "axis (the file's own batch axis)")
+
     Attributes:
         fn: `fn(params, rows, key)`: a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` to one array for each of
             `computed`, in that order; `key` is None unless `random`.
@@ -63,6 +67,10 @@ class TypedModel:
         outputs: Sequence[str] | None = None,
     ) -> TypedModel:
         """Load an ONNX model.
+
+        >>> typed = memojax.TypedModel.from_model(memojax.policies.bundled("acrobot_ppo"))
+        >>> memojax.BasicInferer(typed).infer_single({"obs": np.zeros(6)})["logits"].shape
+        (3,)
 
         Args:
             source: path, bytes, file object, `ModelProto` or loaded `Model`.
@@ -102,6 +110,11 @@ class TypedModel:
 
         It is traced under the x64 setting of now, as your own `jit` would, and with x64 on if an input is 64 bits wide.
 
+        >>> weights = np.full((3, 2), 0.5, np.float32)
+        >>> typed = memojax.TypedModel.from_function(lambda w, x: {"act": x["obs"] @ w}, weights, {"obs": ((3,), np.float32)})
+        >>> memojax.load(typed).infer_single({"obs": np.ones(3)})["act"]
+        array([1.5, 1.5], dtype=float32)
+
         Args:
             fn: `fn(params, {name: [n, ...]})` (`fn(params, inputs, key)` if `random`) to a dict of `[n, ...]` arrays, or one array,
                 which is then called `name`.
@@ -114,20 +127,18 @@ class TypedModel:
         specs = tuple(_spec_of(key, given) for key, given in inputs.items())
         x64 = jax.dtypes.canonicalize_dtype("int64") == np.int64 or any(spec.dtype in _NARROWED for spec in specs)
         params = jax.tree.map(lambda leaf: _weight(leaf, x64), params)
+        rows_of = _ByName(fn, specs, name, random, x64)
         order: list[str] = []
 
-        def by_name(params: Any, rows: Sequence[Any], key: Any) -> dict[str, Any]:
-            given = {spec.name: row for spec, row in zip(specs, rows, strict=True)}
-            with jax.enable_x64(x64):
-                result = fn(params, given, key) if random else fn(params, given)
-            named = dict(result) if isinstance(result, Mapping) else {name: result}
-            order[:] = named
-            return named
-
         def shapes(n: int) -> dict[str, Any]:
+            def traced(params: Any, rows: Any, key: Any) -> dict[str, Any]:
+                named = rows_of.named(params, rows, _as_key(key) if random else None)
+                order[:] = named  # eval_shape sorts a dict by name
+                return named
+
             rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in specs]
             with jax.enable_x64(True):
-                return jax.eval_shape(lambda p, r, k: by_name(p, r, _as_key(k) if random else None), params, rows, _KEY)
+                return jax.eval_shape(traced, params, rows, _KEY)
 
         at_five, at_seven = shapes(5), shapes(7)
         outputs = []
@@ -139,7 +150,7 @@ class TypedModel:
             outputs.append(TensorSpec(key, five.shape[1:], five.dtype))
         names = tuple(spec.name for spec in outputs)
         return cls(
-            fn=lambda p, rows, key: tuple(by_name(p, rows, key)[k] for k in names),
+            fn=replace(rows_of, outputs=names),
             params=params,
             api=ModelApi(specs, tuple(outputs)),
             computed=names,
@@ -148,6 +159,10 @@ class TypedModel:
 
     def with_params(self, params: Any) -> TypedModel:
         """The same with other weights.
+
+        >>> typed = memojax.TypedModel.from_function(lambda w, x: {"act": w * x["obs"]}, 2.0, {"obs": ((3,), np.float32)})
+        >>> memojax.load(typed.with_params(np.float32(3.0))).infer_single({"obs": np.ones(3)})["act"]
+        array([3., 3., 3.], dtype=float32)
 
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ.
@@ -186,6 +201,28 @@ class TypedModel:
         with jax.enable_x64(True):
             compiled = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY).compile(_FAST_COMPILE)
             return [np.asarray(value) for value in compiled(self.params, rows, np.array([0, seed], np.uint32))]
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """A function of inputs by name as one of rows in order; a class, so that it pickles where the function does."""
+
+    fn: Callable[..., Any]
+    specs: tuple[TensorSpec, ...]
+    output: str
+    random: bool
+    x64: bool
+    outputs: tuple[str, ...] = ()
+
+    def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        named = self.named(params, rows, key)
+        return tuple(named[name] for name in self.outputs)
+
+    def named(self, params: Any, rows: Sequence[Any], key: Any) -> dict[str, Any]:
+        given = {spec.name: row for spec, row in zip(self.specs, rows, strict=True)}
+        with jax.enable_x64(self.x64):
+            result = self.fn(params, given, key) if self.random else self.fn(params, given)
+        return dict(result) if isinstance(result, Mapping) else {self.output: result}
 
 
 _ON_HOST = (

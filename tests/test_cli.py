@@ -219,6 +219,16 @@ def test_evaluate_draws_a_picture(tmp_path: Path) -> None:
     assert "nonsense" in run("evaluate", "--episodes", "1", "--max-steps", "1", "--plot", "x.nonsense", code=1).stderr
 
 
+def test_benchmark_draws_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    target = tmp_path / "latency.png"
+    options = ("benchmark", "acrobot_ppo", "--batch-sizes", "1,3", "--count", "3", "--plot")
+    assert f"drawn: {target}" in run(*options, target).stdout
+    assert target.read_bytes().startswith(b"\x89PNG")
+    assert "png, ps" in run(*options, "x.nonsense", code=1).stderr
+    assert "there is no folder" in run(*options, tmp_path / "nowhere" / "x.png", code=1).stderr
+
+
 def test_evaluate_takes_the_recurrent_policys_mask_from_its_card() -> None:
     one = json_of("evaluate", "recurrent_lstm", "--episodes", "1", "--max-steps", "60")["evaluations"][0]
     assert one["lengths"] == [60]

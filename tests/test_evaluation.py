@@ -298,6 +298,12 @@ def test_the_caller_may_say_which_part_feeds_which_input() -> None:
         (spaces.Dict({"a": UNIT, "b": UNIT}), {"x": (2,)}, {}, r"a: float32\[2\]; b: float32\[2\].*x: float32\[n, 2\]"),
         (spaces.Dict({"a": UNIT, "b": UNIT}), {"x": (4,)}, {}, "FlattenObservation"),
         (spaces.Dict({"pos": UNIT}), {"pos": (3,)}, {}, r"pos: float32\[2\].*pos: float32\[n, 3\]"),
+        (
+            spaces.Dict({"pos": UNIT}),
+            {"pos": (2,), "vel": (2,)},
+            {},
+            r"gives  pos: float32\[2\].*needs .*vel: float32\[n, 2\].*pos -> pos fits",
+        ),
         (spaces.Text(5), {"obs": (2,)}, {}, "Text"),
         (UNIT, {"obs": (2,)}, {"observation": {"nope": "obs"}}, "part 'nope'.*'observation'"),
         (UNIT, {"obs": (2,)}, {"observation": "nope"}, "input 'nope'.*'obs'"),
@@ -325,6 +331,13 @@ def test_an_environment_that_leaves_its_own_space_is_named_with_what_was_done(wr
     with pytest.raises(errors.SpaceMismatchError, match=message) as caught:
         mj.evaluate(Policy(first, {"a": (2,), "b": (1,)}), lambda: Wrong(space, wrong=wrong), episodes=2)
     assert caught.value.partial.steps == 4
+
+
+def test_an_environment_in_a_worker_that_leaves_its_own_space_is_named_with_what_was_done() -> None:
+    with pytest.raises(errors.SpaceMismatchError, match=r"declares 'observation' as float32\[2\], but gave float32\[5\]") as caught:
+        mj.evaluate(Policy(first), tiny_envs.shapeless, episodes=4, num_envs=4, vectorization="async", workers=2)
+    assert caught.value.partial.interrupted
+    assert caught.value.partial.steps == 8
 
 
 # Actions
@@ -610,6 +623,25 @@ def test_a_worker_that_dies_is_named_with_what_was_done() -> None:
     with pytest.raises(errors.WorkerDiedError, match=r"worker \d \(process \d+\) exited with code 3") as caught:
         mj.evaluate(Policy(first), tiny_envs.dying, episodes=20, num_envs=20, vectorization="async", workers=2)
     assert 0 < len(caught.value.partial.episodes) < 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals on Windows")
+def test_a_worker_that_is_killed_is_named_with_what_was_done() -> None:
+    with pytest.raises(errors.WorkerDiedError, match=r"worker \d \(process \d+\) .*9") as caught:
+        mj.evaluate(Policy(first), tiny_envs.killed, episodes=20, num_envs=20, vectorization="async", workers=2)
+    assert 0 < len(caught.value.partial.episodes) < 20
+
+
+def test_a_reward_that_is_nan_is_named_with_what_was_done() -> None:
+    class Lost(Tiny):
+        def step(self, action: Any) -> Any:
+            observation, reward, *rest = super().step(action)
+            return observation, float("nan") if self.steps == 7 else reward, *rest
+
+    with pytest.raises(errors.EnvironmentFailedError, match=r"reward NaN.*step 7, action 0") as caught:
+        mj.evaluate(Policy(first), Lost, episodes=20, num_envs=20)
+    assert 0 < len(caught.value.partial.episodes) < 20
+    assert not math.isnan(caught.value.partial.mean_return)
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])

@@ -15,7 +15,7 @@ LAYERS = [
     "errors", "_types", "_client", "xla_flags", "forbid", "memory", "worker", "disk_cache", "policies", "asset",
     "model", "ops", "breaks", "function", "batch", "oneshot", "backend", "typed", "stablehlo_check", "stablehlo", "weights",
     "fold", "hoist", "recipe", "packing", "placing", "scratch", "staging", "inputs", "runner", "plan", "planner", "plan_cache", "choices", "autotune", "plan_store",
-    "bucketing", "recommend", "preload",
+    "bucketing", "recommend", "display", "preload",
     "inferer", "wrapper", "batcher", "api",
     "contenders", "verification", "evaluation", "runtime", "cli",
 ]  # fmt: skip

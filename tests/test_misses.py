@@ -235,3 +235,11 @@ def test_the_worker_keeps_nothing_alive() -> None:
             break
         time.sleep(0.01)
     assert gone() is None
+
+
+def test_one_cold_measurement_does_not_lift_all_that_follow() -> None:
+    latency = {1: 500.0, 8: 20.0, 16: 30.0}
+    at = interpolator(latency, {1: 1, 8: 99, 16: 100})
+    assert [at(size) for size in (1, 8, 16, 32)] == [pytest.approx(24.8), pytest.approx(24.8), 30.0, 60.0]
+    alike = interpolator({1: 5.0, 2: 3.0, 4: 4.0, 8: 9.0})
+    assert [alike(size) for size in (1, 2, 4, 8)] == [4.0, 4.0, 4.0, 9.0]

@@ -35,6 +35,17 @@ def test_pickled_inferers_are_the_same(inferer: memojax.Inferer) -> None:
     np.testing.assert_array_equal(copy.infer_arrays({"obs": OBS})["logits"], inferer.infer_arrays({"obs": OBS})["logits"])
 
 
+def _double(weights: np.ndarray, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return weights * inputs["obs"]
+
+
+def test_functions_of_ones_own_pickle_too() -> None:
+    typed = memojax.TypedModel.from_function(_double, np.float32(2.0), {"obs": ((6,), np.float32)}, name="twice")
+    copy = pickle.loads(pickle.dumps(memojax.MemoizingDynamicInferer(typed, [5])))
+    assert [plan.size for plan in copy.plans()] == [5]
+    np.testing.assert_array_equal(copy.infer_arrays({"obs": OBS})["twice"], 2 * OBS)
+
+
 def _work(inferer: memojax.Inferer) -> np.ndarray:
     return np.array(inferer.infer_arrays({"obs": OBS})["logits"])
 

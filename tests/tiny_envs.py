@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 from typing import Any
 
 import gymnasium as gym
@@ -44,6 +45,8 @@ class Tiny(gym.Env):
             raise RuntimeError("the simulator lost its mind")
         if what == "die":
             os._exit(3)
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def observe(self) -> Any:
         return self.observation_space.sample()
@@ -96,6 +99,16 @@ def raising() -> gym.Env:
 def dying() -> gym.Env:
     """Takes its process with it in the seventh step."""
     return Tiny(at_7="die")
+
+
+def killed() -> gym.Env:
+    """Its process is killed from outside in the seventh step, as by the system when memory runs out."""
+    return Tiny(at_7="kill")
+
+
+def shapeless() -> gym.Env:
+    """Gives five numbers where it declares two, in its second step."""
+    return Wrong(wrong=np.zeros(5, np.float32))
 
 
 def unmakeable() -> gym.Env:

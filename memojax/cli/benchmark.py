@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from .options import device_option, find_model, json_option, loading_of, loading_options, model_argument
+from .options import check_plot, device_option, find_model, json_option, loading_of, loading_options, model_argument
 from .sizes import SIZES
 
 _BLOCK = 8
@@ -27,13 +27,14 @@ _WARM_UP = 3
 @click.option("--with-epsilon", metavar="KEY", help="Feed this input with normal noise, around the model.")
 @click.option("--call", type=click.Choice(("arrays", "batch")), default="arrays", help="infer_arrays or infer_batch.  [default: arrays]")
 @click.option("--against", type=click.Choice(("onnxruntime", "tract")), multiple=True, help="Time another runtime beside it.")
+@click.option("--plot", metavar="FILE.png", help="Draw the median time over the batch size.")
 @click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]")
 @loading_options
 @device_option
 @json_option
 def command(
     model: str, batch_sizes: list[int], count: int, recurrent: str | None, with_epsilon: str | None, call: str,
-    against: tuple[str, ...], seed: int, device: str | None, json_file: str | None, **loading: Any,
+    against: tuple[str, ...], plot: str | None, seed: int, device: str | None, json_file: str | None, **loading: Any,
 ) -> None:  # fmt: skip
     """Time calls at each batch size, interleaved with other runtimes.
 
@@ -44,11 +45,14 @@ def command(
     Examples:
       memojax benchmark acrobot_ppo --batch-sizes 1-8,16 --against onnxruntime
       memojax benchmark recurrent_lstm --recurrent auto --call batch
+      memojax benchmark my_policy.onnx --plot latency.png
     """
     from ..api import load
     from ..contenders import CONTENDERS
+    from ..display.progress import progress_bar
     from ..typed import random_rows
 
+    check_plot(plot)
     file = find_model(model)
     inferer = load(file.path, seed=seed, device=device, **loading_of(**loading))
     wrapped = _wrapped(inferer, recurrent, with_epsilon, seed)
@@ -57,13 +61,13 @@ def command(
     for agent in range(max(batch_sizes)):
         wrapped.begin_agent(agent)
     results: list[dict[str, Any]] = []
-    with _bar(file.name, len(batch_sizes)) as advance:
-        for size in batch_sizes:
+    with progress_bar(f"{file.name}, batch sizes", len(batch_sizes), transient=True) as report:
+        for done, size in enumerate(batch_sizes, 1):
             rows = {spec.name: random_rows(rng, size, spec) for spec in inferer.api.inputs}
             calls, compiles = _contenders(wrapped, others, rows, size, call)
             timings = _timed(calls, count)
             results += [_statistics(name, size, times, compiles[name]) for name, times in timings.items()]
-            advance()
+            report(done, "")
     data = {"model": file.name, "call": f"infer_{call}", "count": count, "device": str(inferer.device), "results": results}
     if json_file:
         from .output import write_json
@@ -71,6 +75,21 @@ def command(
         write_json(json_file, data)
     if json_file != "-":
         _show(data)
+    if plot:
+        _draw(data, plot)
+        if json_file != "-":
+            click.echo(f"\ndrawn: {plot}")
+
+
+def _draw(data: Mapping[str, Any], path: str) -> None:
+    from ..display.latency import draw_latency
+
+    times: dict[str, dict[int, float | None]] = {}
+    for one in data["results"]:
+        times.setdefault(one["runtime"], {})[one["batch_size"]] = one["p50_us"]
+    figure = draw_latency(times, {})
+    figure.axes[0].set_title(f"{data['model']} on {data['device']}")
+    figure.savefig(path)
 
 
 def _wrapped(inferer: Any, recurrent: str | None, epsilon: str | None, seed: int) -> Any:
@@ -175,22 +194,3 @@ def _overall(results: Sequence[Mapping[str, Any]], mine: Mapping[int, float]) ->
     names = dict.fromkeys(one["runtime"] for one in results if one["runtime"] != "memojax")
     logs = {name: [math.log(one["p50_us"] / mine[one["batch_size"]]) for one in results if one["runtime"] == name] for name in names}
     return ", ".join(f"{name} {math.exp(sum(values) / len(values)):.2f}x" for name, values in logs.items())
-
-
-def _bar(name: str, total: int) -> Any:
-    import contextlib
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from .output import console
-
-    @contextlib.contextmanager
-    def bar() -> Any:
-        out = console(stderr=True)
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=out, transient=True, disable=not out.is_terminal
-        ) as progress:
-            task = progress.add_task(f"{name}, batch sizes", total=total)
-            yield lambda: progress.advance(task)
-
-    return bar()

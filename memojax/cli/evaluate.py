@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import ModelFile, ModelName, device_option, find_model, json_option, loading_of, loading_options, pairs
+from .options import ModelFile, ModelName, check_plot, device_option, find_model, json_option, loading_of, loading_options, pairs
 from .sizes import SIZES
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **
     from .. import policies
     from ..errors import EvaluationError, MemojaxError
 
+    check_plot(plot)
     files = [find_model(name) for name in models or (policies.DEFAULT,)]
     transforms = _transforms(given)
     options = _options(given)

@@ -141,3 +141,25 @@ def _literal(text: str, name: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         raise click.UsageError(f"--constant {name}: {text!r} is not a number or a list of numbers") from None
+
+
+def check_plot(path: str | None) -> None:
+    """Find out before the work whether a picture can be written to `path` after it.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+        InputError: matplotlib does not know the file's suffix, or there is no such folder.
+    """
+    if path is None:
+        return
+    from ..display.figure import NotebookFigure
+    from ..errors import InputError
+
+    target = Path(path)
+    known = NotebookFigure().canvas.get_supported_filetypes()
+    if target.suffix.lstrip(".").lower() not in known:
+        raise InputError(
+            f"{path}: a picture cannot be written as {target.suffix or 'a file without a suffix'!r}: use {', '.join(sorted(known))}"
+        )
+    if not target.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {target.parent}: make it first")

@@ -69,7 +69,9 @@ def ask(env: Any, verb: str, value: Any) -> tuple[Any, float, bool, bool, Any]:
     if len(answer) != 5:
         raise ValueError(f"step gave {len(answer)} values, expected observation, reward, terminated, truncated, info (Gymnasium's API)")
     observation, reward, terminated, truncated, info = answer
-    return observation, float(reward), bool(terminated), bool(truncated), info.get("action_mask")
+    if (reward := float(reward)) != reward:
+        raise ValueError("step gave the reward NaN, which no return can be summed from")
+    return observation, reward, bool(terminated), bool(truncated), info.get("action_mask")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import EvaluationError, MissingPackageError
+from ..errors import EvaluationError
 from .result import Evaluation, plus_minus
 
 if TYPE_CHECKING:
@@ -28,14 +28,12 @@ def plot(evaluations: Evaluation | Sequence[Evaluation], path: str | PathLike[st
         MissingPackageError: matplotlib is not installed.
         EvaluationError: nothing to draw, or matplotlib does not know the file's suffix.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as cause:
-        raise MissingPackageError("matplotlib", "a plot", "plot") from cause
+    from ..display.figure import NotebookFigure, tidy
+
     evaluations = [evaluations] if isinstance(evaluations, Evaluation) else evaluations
     if not evaluations:
         raise EvaluationError("no evaluation to draw")
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = NotebookFigure(figsize=(11, 4.2), layout="constrained")
     returns, latency = figure.subplots(1, 2)
     rng = np.random.default_rng(0)
     for index, one in enumerate(evaluations):
@@ -57,8 +55,7 @@ def plot(evaluations: Evaluation | Sequence[Evaluation], path: str | PathLike[st
     if len(evaluations) > 1:
         latency.legend(frameon=False)
     for axes in (returns, latency):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.3)
+        tidy(axes)
     if path is not None:
         try:
             figure.savefig(path, dpi=130)

@@ -36,6 +36,11 @@ class Episode:
 class Evaluation:
     """The result of `memojax.evaluate`; arrays are in the order of the episodes' numbers.
 
+    >>> result = memojax.evaluate(memojax.policies.bundled("acrobot_ppo"), "Acrobot-v1", episodes=2, num_envs=2)
+    >>> low, high = result.confidence_interval()
+    >>> low <= result.mean_return <= high
+    True
+
     Attributes:
         model: name of the policy.
         env_id: name of the environment.

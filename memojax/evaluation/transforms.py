@@ -26,7 +26,7 @@ class NormalizeObs:
     """`(obs - mean) / sqrt(var + epsilon)`, clipped to `[-clip, clip]`, in float32: what Stable-Baselines3's `VecNormalize` does.
 
     >>> import numpy as np
-    >>> NormalizeObs(mean=[1.0, 2.0], var=[4.0, 4.0], epsilon=0.0)(np.array([[3.0, 2.0]]))
+    >>> memojax.NormalizeObs(mean=[1.0, 2.0], var=[4.0, 4.0], epsilon=0.0)(np.array([[3.0, 2.0]]))
     array([[1., 0.]], dtype=float32)
     """
 
@@ -51,6 +51,10 @@ class NormalizeObs:
     @classmethod
     def from_vecnormalize(cls, source: str | PathLike[str] | Mapping[str, Any] | Any) -> NormalizeObs:
         """Statistics saved by `VecNormalize.save`, or collected otherwise; Stable-Baselines3 need not be installed.
+
+        >>> normalize = memojax.NormalizeObs.from_vecnormalize({"mean": [1.0, 2.0], "var": [4.0, 4.0]})
+        >>> normalize(np.array([[3.0, 2.0]]))
+        array([[1., 0.]], dtype=float32)
 
         Args:
             source: the pickle that `VecNormalize.save` wrote (nothing in it is executed); an `.npz` or `.json` file, or a mapping, with
@@ -102,7 +106,7 @@ class SelectObs:
     """Only some elements of a flat observation, for a policy that was trained on those.
 
     >>> import numpy as np
-    >>> SelectObs([0, 2])(np.array([[1.0, 2.0, 3.0, 4.0]]))
+    >>> memojax.SelectObs([0, 2])(np.array([[1.0, 2.0, 3.0, 4.0]]))
     array([[1., 3.]])
     """
 
@@ -146,7 +150,7 @@ class ClipAction(_Bounded):
     """Actions limited to the bounds of the action space, or to those given.
 
     >>> import numpy as np
-    >>> ClipAction(-1.0, 1.0)(np.array([[-3.0, 0.5]]))
+    >>> memojax.ClipAction(-1.0, 1.0)(np.array([[-3.0, 0.5]]))
     array([[-1. ,  0.5]])
     """
 
@@ -159,7 +163,7 @@ class ScaleAction(_Bounded):
     """Actions in [-1, 1] stretched to the bounds of the action space, or to those given; for SAC, TD3 and other squashed policies.
 
     >>> import numpy as np
-    >>> ScaleAction(0.0, 10.0)(np.array([[-1.0, 0.0, 1.0]]))
+    >>> memojax.ScaleAction(0.0, 10.0)(np.array([[-1.0, 0.0, 1.0]]))
     array([[ 0.,  5., 10.]])
     """
 

@@ -17,6 +17,7 @@ from ..errors import BatchSizeError, InputDtypeError, InputShapeError, MissingIn
 from ..inputs import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
+from .placement import Placement
 
 if TYPE_CHECKING:
     from ..batcher import Batched
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
 
 Shapes = list[tuple[str, list[int]]]
+_WHERE_THEY_LIE = Placement()
 
 
 class Inferer(abc.ABC):
@@ -31,7 +33,16 @@ class Inferer(abc.ABC):
 
     `raw_*` is what the model itself takes and gives; `input_shapes` and `output_shapes` leave out what wrappers around it fill in or
     keep. Shapes are lists of (name, element shape): the batch axis is not part of them.
+
+    >>> policy: memojax.Inferer = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    >>> policy.input_shapes(), policy.output_shapes()
+    ([('obs', [6])], [('logits', [3])])
     """
+
+    @property
+    def placement(self) -> Placement:
+        """Where calls with `jax.Array`s run."""
+        return _WHERE_THEY_LIE
 
     @property
     @abc.abstractmethod
@@ -60,7 +71,13 @@ class Inferer(abc.ABC):
         """Run a whole batch, `{name: [n, *element_shape]}` to `{name: [n, *element_shape]}`.
 
         NumPy in gives NumPy out, when the call returns the numbers are there; the arrays are read-only views of XLA's own results. A
-        `jax.Array` (or DLPack) in gives `jax.Array` out, without a trip to the host. No rows give no rows and compile nothing.
+        `jax.Array` (or DLPack) in gives `jax.Array` out, without a trip to the host, on the device where it lies; where inputs lie on
+        several, they are moved to that of the first, with one warning per inferer. No rows give no rows and compile nothing.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> answers = policy.infer_arrays({"obs": np.zeros((5, 6), np.float32)})
+        >>> answers["logits"].shape
+        (5, 3)
 
         Args:
             inputs: every input by name.
@@ -69,6 +86,7 @@ class Inferer(abc.ABC):
 
         Raises:
             InputError: an unknown, missing, misshapen or mistyped input.
+            DeviceError: `jax.Array`s on several devices, for an inferer with `strict=True`.
         """
 
     @abc.abstractmethod
@@ -106,6 +124,11 @@ class Inferer(abc.ABC):
     def infer_batch(self, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, Response]:
         """Run a batch of agents, `{id: state}` to `{id: response}`.
 
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> answers = policy.infer_batch({3: {"obs": np.zeros(6)}, 7: {"obs": np.ones(6)}})
+        >>> sorted(answers), answers[7]["logits"].shape
+        ([3, 7], (3,))
+
         Raises:
             InputError: a state that does not fit; nothing has run then.
         """
@@ -114,7 +137,12 @@ class Inferer(abc.ABC):
         return responses_of(list(outputs), agents, [np.array(rows) for rows in outputs.values()])
 
     def infer_single(self, state: Mapping[str, Any]) -> Response:
-        """Run one agent, which has id 0."""
+        """Run one agent, which has id 0.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> policy.infer_single({"obs": [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]})["logits"].shape
+        (3,)
+        """
         return self.infer_batch({0: state})[0]
 
     def infer(self, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, Response]:
@@ -123,25 +151,47 @@ class Inferer(abc.ABC):
         return self.infer_batch(batch)
 
     def with_default_epsilon(self, key: str) -> EpsilonInjector:
-        """Feed the input `key` with standard normal noise."""
+        """Feed the input `key` with standard normal noise.
+
+        >>> noisy = memojax.load(memojax.policies.bundled("pendulum_ppo")).with_default_epsilon("epsilon")
+        >>> noisy.input_shapes()
+        [('obs', [3])]
+        """
         from ..wrapper.epsilon import EpsilonInjector
 
         return EpsilonInjector(self, key)
 
     def with_epsilon(self, generator: NoiseGenerator, key: str) -> EpsilonInjector:
-        """Feed the input `key` from `generator`."""
+        """Feed the input `key` from `generator`.
+
+        >>> policy = memojax.load(memojax.policies.bundled("pendulum_ppo"))
+        >>> steady = policy.with_epsilon(memojax.ConstantGenerator.zeros(), "epsilon")
+        >>> steady.infer_single({"obs": np.zeros(3)}) == steady.infer_single({"obs": np.zeros(3)})
+        True
+        """
         from ..wrapper.epsilon import EpsilonInjector
 
         return EpsilonInjector(self, key, generator)
 
     def into_batched(self) -> Batched:
-        """Collect agents one by one and run them together."""
+        """Collect agents one by one and run them together.
+
+        >>> batched = memojax.load(memojax.policies.bundled("acrobot_ppo")).into_batched()
+        >>> batched.push(7, {"obs": np.zeros(6)})
+        >>> list(batched.execute())
+        [7]
+        """
         from ..batcher import Batched
 
         return Batched(self)
 
     def into_stateful(self, wrapper_stack: InfererWrapper) -> StatefulInferer:
-        """Put a stack of wrappers around this inferer, which can be swapped later."""
+        """Put a stack of wrappers around this inferer, which can be swapped later.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> policy.into_stateful(memojax.BaseWrapper()).input_shapes()
+        [('obs', [6])]
+        """
         from ..wrapper.base import StatefulInferer
 
         return StatefulInferer(wrapper_stack, self)
@@ -189,24 +239,29 @@ def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tupl
     return rows, _check_shapes(specs, rows)
 
 
-def device_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple[list[jax.Array], int, jax.Device]:
-    """Inputs as arrays on the device where the first `jax.Array` among them is, the number of rows, and that device.
+def device_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any], placement: Placement) -> tuple[list[jax.Array], int, jax.Device]:
+    """Inputs as arrays on the device that `placement` chooses, the number of rows, and that device.
 
     Raises:
         InputError: an unknown, missing, misshapen or mistyped input.
+        DeviceError: `jax.Array`s on several devices, where that is refused.
     """
     _check_names(specs, inputs)
     given = [as_jax(inputs[spec.name]) for spec in specs]
     n = _check_shapes(specs, given)
-    device = next(iter(next(value for value in given if isinstance(value, jax.Array)).devices()))
+    device = placement.choose(specs, given)
     with jax.enable_x64(True):
         for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
             if value.dtype != spec.dtype:
                 if not can_cast(np.dtype(value.dtype), spec.dtype):
                     raise InputDtypeError(dtype_message(spec, value.dtype))
                 value = value.astype(spec.dtype)
-            # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
-            given[index] = value if isinstance(value, jax.Array) else jax.device_put(np.array(value), device)
+            if not isinstance(value, jax.Array):
+                # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
+                value = jax.device_put(np.array(value), device)
+            elif value.devices() != {device}:
+                value = jax.device_put(value, device)
+            given[index] = value
     return given, n, device
 
 

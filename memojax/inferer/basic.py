@@ -15,6 +15,10 @@ class BasicInferer(ModelInferer):
 
     Pick it when there is nearly always one agent.
 
+    >>> policy = memojax.InfererBuilder(memojax.policies.bundled("acrobot_ppo")).build_basic()
+    >>> policy.infer_single({"obs": np.zeros(6)})["logits"].shape
+    (3,)
+
     Pros:
         One plan: least memory, no compile after the first.
     Cons:

@@ -16,7 +16,13 @@ from .model import typed_model
 
 @final
 class InfererBuilder:
-    """Loads a model once and builds inferers from it; all of them share its weights."""
+    """Loads a model once and builds inferers from it; all of them share its weights.
+
+    >>> builder = memojax.InfererBuilder(memojax.policies.bundled("acrobot_ppo"))
+    >>> small, large = builder.build_basic(), builder.build_fixed([8, 32])
+    >>> [plan.size for plan in large.plans()]
+    [8, 32]
+    """
 
     def __init__(self, source: Source | TypedModel, **options: Any):
         """Load `source`; options are those of `TypedModel.from_model`.

@@ -17,6 +17,12 @@ class DynamicInferer(ModelInferer):
 
     Pick it when memory must stay fixed and no call may ever compile.
 
+    >>> policy = memojax.InfererBuilder(memojax.policies.bundled("acrobot_ppo")).build_dynamic(capacity=4)
+    >>> policy.infer_arrays({"obs": np.zeros((7, 6), np.float32)})["logits"].shape
+    (7, 3)
+    >>> [plan.size for plan in policy.plans()]
+    [4]
+
     Pros:
         One plan: fixed memory, no spikes, no tuning.
     Cons:

@@ -18,6 +18,12 @@ class FixedBatchInferer(ModelInferer):
     Pick it when the number of agents is known, or when compiles after the start are not acceptable. A rest that no size fits is padded
     into the smallest one.
 
+    >>> policy = memojax.InfererBuilder(memojax.policies.bundled("acrobot_ppo")).build_fixed([2, 4])
+    >>> policy.infer_arrays({"obs": np.zeros((7, 6), np.float32)})["logits"].shape
+    (7, 3)
+    >>> [(plan.size, plan.calls) for plan in policy.plans()]
+    [(2, 2), (4, 1)]
+
     Pros:
         Best speed where a size fits; fixed memory; never compiles after construction.
     Cons:

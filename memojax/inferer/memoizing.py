@@ -25,6 +25,12 @@ class MemoizingDynamicInferer(ModelInferer):
 
     Pick it when the number of agents is unknown or changes; preload the sizes you expect.
 
+    >>> policy = memojax.MemoizingDynamicInferer.from_model(memojax.policies.bundled("acrobot_ppo"), [8])
+    >>> for n in (8, 3, 8):
+    ...     answers = policy.infer_arrays({"obs": np.zeros((n, 6), np.float32)})
+    >>> [(plan.size, plan.calls) for plan in policy.plans()]
+    [(3, 1), (8, 2)]
+
     Pros:
         Best speed at every size, without tuning; rows are never padded, so models that mix rows are right too.
     Cons:
@@ -52,7 +58,7 @@ class MemoizingDynamicInferer(ModelInferer):
             on_miss: what a call does whose size has no plan yet. "compile": it waits for one. "pad": it runs at once, padded into the
                 next larger plan or split over smaller ones, while the right plan is compiled in the background (the very first call
                 compiles). "warn": as "compile", with a warning in the log. "error": it raises.
-            options: `maxsize`, `device`, `seed` and `precision`, see `ModelInferer`.
+            options: `maxsize`, `device`, `seed`, `precision`, `strict` and the others of `ModelInferer`.
 
         Raises:
             BatchSizeError: a size that is no positive whole number, or an unknown policy.

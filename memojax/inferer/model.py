@@ -11,19 +11,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._client import device_name, resolve_device
+from .._client import cpu_device, device_name, resolve_device
 from .._types import Arrays
 from ..autotune import DEFAULT_BUDGET_MB, Autotune, Tuner
 from ..disk_cache import disk_cache
+from ..display import Card, html_of, text_of
+from ..display.model import model_card
 from ..errors import BatchSizeError, RowsMixError
 from ..model.signature import ModelApi
-from ..plan import PlanInfo
+from ..plan import Plan, PlanInfo
 from ..plan_cache import CacheInfo
 from ..plan_store import PlanStore
 from ..planner import Weights
@@ -35,6 +37,11 @@ from ..typed import TypedModel
 from ..weights import with_new_weights
 from ..worker import submit
 from .base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
+from .placement import Placement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MOST_TEMPLATES = 256
 
@@ -55,8 +62,28 @@ class ModelInferer(Inferer):
         cache_dir: str | PathLike[str] | None = None,
         autotune: Autotune = "off",
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
+        strict: bool = False,
     ):
+        """Compile `preloaded_sizes` now; the four kinds take the options below beside their own.
+
+        Args:
+            typed: the model.
+            preloaded_sizes: batch sizes to compile now and never to drop.
+            maxsize: the most plans to keep that were not preloaded; the least recently used go. None: no limit.
+            device: where NumPy batches run: None or "cpu", "gpu", "gpu:1", or a `jax.Device`.
+            seed: of the numbers that a random model draws.
+            precision: of matrix products on accelerators, by JAX's names.
+            weights: "constant" (part of each executable), "argument" (`update_params` then recompiles nothing), or "auto".
+            cache_dir: folder that keeps compiled plans for other processes; `MEMOJAX_CACHE_DIR` without it.
+            autotune: whether plans are tried in other recipes too: "off", "preload" (the preloaded ones, at once), "background" (those in use).
+            autotune_budget_mb: memory that tuning may use.
+            strict: refuse `jax.Array`s that lie on several devices, or elsewhere than on the accelerator that `device` names.
+
+        Raises:
+            DeviceError: there is no such device.
+        """
         self._device = resolve_device(device)
+        self._placement = Placement(strict, None if self._device == cpu_device() else self._device)
         self._precision = precision
         self._weights: Weights = weights
         self._cache_dir = cache_dir
@@ -105,7 +132,21 @@ class ModelInferer(Inferer):
         return {
             "device": device, "seed": self._seed, "precision": self._precision, "weights": self._weights, "cache_dir": self._cache_dir,
             "autotune": self._tuner.mode, "autotune_budget_mb": self._tuner.budget / (1 << 20),
+            "strict": self.placement.strict,
         }  # fmt: skip
+
+    def __repr__(self) -> str:
+        """What it takes and gives, how it runs, and its plans; nothing is computed for it."""
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def _card(self) -> Card:
+        return model_card(
+            type(self).__name__, self.typed, device=device_name(self._device), options=self._arguments(), cache=self.cache_info(),
+            plans=self._all_plans(), mixing=self.__dict__.get("mixing_outputs", ()),
+        )  # fmt: skip
 
     @property
     def typed(self) -> TypedModel:
@@ -124,6 +165,10 @@ class ModelInferer(Inferer):
     def device(self) -> jax.Device:
         """Where NumPy batches run."""
         return self._device
+
+    @property
+    def placement(self) -> Placement:
+        return self._placement
 
     @property
     def params(self) -> Any:
@@ -192,11 +237,17 @@ class ModelInferer(Inferer):
     def preload(self, sizes: Iterable[int], *, workers: int = 1, background: bool = False, progress: bool = False) -> Preload:
         """Compile plans for `sizes`; `maxsize` never drops them.
 
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> policy.preload([1, 8])
+        Preload(2 of 2 sizes done)
+        >>> policy.is_ready(8)
+        True
+
         Args:
             sizes: batch sizes.
             workers: threads that compile; more than one pays on machines with many cores only, XLA uses several by itself.
             background: return at once and compile on the background worker, at low priority.
-            progress: show a bar (where it is waited for).
+            progress: show a bar, in a terminal or a notebook; in the background, while the handle's `wait` is waited for.
 
         Raises:
             BatchSizeError: a size that is no positive whole number; nothing is compiled then.
@@ -204,10 +255,10 @@ class ModelInferer(Inferer):
         wanted = self._cache.pin(sizes)
         if not background and workers <= 1 and not progress:
             self._compile_all(wanted)
-            wanted = []
-        handle = Preload(wanted, self._cache.get, workers, background)
+            return Preload.finished(wanted)
+        handle = Preload(wanted, self._cache.get, workers, background, progress)
         if not background:
-            handle.wait(progress=progress)
+            handle.wait()
         return handle
 
     def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
@@ -216,6 +267,11 @@ class ModelInferer(Inferer):
         A call that runs meanwhile sees all the old weights or all the new ones; calls that start after this returns (in the background:
         after the future is done) see the new ones. On a CPU, where small weights are constants of the executables, the first update makes
         the plans in use anew while calls go on with the old ones; load with `weights="argument"` to begin that way.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1], weights="argument")
+        >>> done = policy.update_params({name: 0.5 * weight for name, weight in policy.params.items()})
+        >>> with memojax.forbid_compile():
+        ...     answer = policy.infer_single({"obs": np.ones(6)})
 
         Args:
             source: new weights by name (all or some), a pytree like `params`, or another export of the same network (path, bytes,
@@ -240,7 +296,14 @@ class ModelInferer(Inferer):
                 self._store.update(self._wanted)
 
     def batch_sizes(self) -> dict[int, int]:
-        """How many batches of each size were asked for so far."""
+        """How many batches of each size were asked for so far.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> for n in (2, 3, 2):
+        ...     answers = policy.infer_arrays({"obs": np.zeros((n, 6), np.float32)})
+        >>> policy.batch_sizes()
+        {2: 2, 3: 1}
+        """
         exact = self._cache.calls()
         exact.subtract(self._uncounted)
         return {size: count for size, count in sorted((exact + self._sizes_seen).items()) if count > 0}
@@ -248,15 +311,29 @@ class ModelInferer(Inferer):
     def recommend_sizes(self, max_plans: int) -> Recommendation:
         """The at most `max_plans` fixed sizes that would have served the batches seen so far in the least time, compiles included.
 
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> for n in (5, 6, 7):
+        ...     answers = policy.infer_arrays({"obs": np.zeros((n, 6), np.float32)})
+        >>> policy.recommend_sizes(max_plans=1).sizes
+        [7]
+
         Raises:
             BatchSizeError: nothing has run yet.
         """
         plans = self.plans()
         latency = {plan.size: plan.median_us / 1e6 for plan in plans if plan.median_us is not None}
-        return recommend(self.batch_sizes(), latency, {plan.size: plan.compile_ms / 1e3 for plan in plans}, max_plans)
+        compiling = {plan.size: plan.compile_ms / 1e3 for plan in plans}
+        return recommend(self.batch_sizes(), latency, compiling, max_plans, {plan.size: plan.calls for plan in plans})
 
     def cache_info(self) -> CacheInfo:
-        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows."""
+        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1])
+        >>> answers = policy.infer_arrays({"obs": np.zeros((1, 6), np.float32)})
+        >>> info = policy.cache_info()
+        >>> info.hits, info.misses
+        (1, 0)
+        """
         return replace(self._cache.info(), disk_hits=self._store.disk_hits)
 
     def cache_clear(self, size: int | None = None) -> None:
@@ -264,8 +341,42 @@ class ModelInferer(Inferer):
         self._cache.clear(size)
 
     def plans(self) -> list[PlanInfo]:
-        """What is compiled, by size: cost to compile, calls, median time, bytes."""
+        """What is compiled, by size: cost to compile, calls, median time, bytes.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1, 8])
+        >>> [(plan.size, plan.calls, plan.platform) for plan in policy.plans()]
+        [(1, 0, 'cpu'), (8, 0, 'cpu')]
+        """
         return [plan.info() for plan in self._cache.plans()]
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the median time of a call over the batch size, with the histogram of the sizes seen.
+
+        Plans that were not called yet are hollow, at the time that their neighbours suggest. The figure is free of pyplot: a notebook
+        shows it, `savefig` writes it.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1, 8])
+        >>> answers = policy.infer_arrays({"obs": np.zeros((8, 6), np.float32)})
+        >>> policy.plot().axes[0].get_xlabel()
+        'batch size'
+
+        Args:
+            ax: matplotlib axes to draw into; a new figure without it.
+
+        Raises:
+            MissingPackageError: matplotlib is not installed.
+        """
+        from ..display.latency import draw_latency
+
+        times: dict[str, dict[int, float | None]] = {}
+        for plan, batches in self._all_plans():
+            times.setdefault(f"{batches} batches", {})[plan.size] = plan.info().median_us
+        return draw_latency(times, self.batch_sizes(), ax)
+
+    def _all_plans(self) -> list[tuple[Plan, str]]:
+        """Every plan, and whose batches it runs."""
+        elsewhere = [(plan, device) for device, cache in self._store.elsewhere().items() for plan in cache.plans()]
+        return [(plan, "NumPy") for plan in self._cache.plans()] + [(plan, f"{on.platform}:{on.id}") for plan, on in elsewhere]
 
     def _sizes_for(self, count: int) -> list[int]:
         """Sizes of the plans that `count` rows run on."""
@@ -336,7 +447,7 @@ class ModelInferer(Inferer):
         return template
 
     def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
-        rows, n, device = device_rows(self.api.inputs, inputs)
+        rows, n, device = device_rows(self.api.inputs, inputs, self.placement)
         if n == 0:
             return {spec.name: on_device(np.zeros((0, *spec.shape), spec.dtype), device) for spec in self.api.outputs}
         cache = self._store.on(device)

@@ -12,7 +12,11 @@ from .._types import Shape
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of one agent: `shape` is the element shape, without the batch axis."""
+    """One input or output of one agent: `shape` is the element shape, without the batch axis.
+
+    >>> print(memojax.TensorSpec("obs", (6,), np.float32))
+    obs: float32[n, 6]
+    """
 
     name: str
     shape: Shape
@@ -28,7 +32,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelApi:
-    """Inputs and outputs by name, in the model's order."""
+    """Inputs and outputs by name, in the model's order.
+
+    >>> print(memojax.load(memojax.policies.bundled("acrobot_ppo")).api)
+    inputs obs: float32[n, 6] and outputs logits: float32[n, 3]
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

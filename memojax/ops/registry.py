@@ -106,6 +106,13 @@ def op(
     `random_if` tells from a node whether it draws random numbers, for an operator that takes a `key` and does so only at times; `static_if`
     tells from a node whether `static` holds for it.
 
+    >>> @memojax.ops.register("Snake", domain="my.example", since=1)
+    ... def snake(x, *, alpha=1.0):
+    ...     return x + jax.numpy.sin(alpha * x) ** 2 / alpha
+    >>> memojax.ops.lookup("my.example", "Snake", 1) is not None
+    True
+    >>> memojax.ops.registry.remove("my.example", "Snake")
+
     Raises:
         ValueError: the range overlaps one that is registered, or `static` names no input.
     """

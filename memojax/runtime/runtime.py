@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, final
 
 from ..batcher import States
+from ..display import Card, html_of, text_of
 from ..errors import OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Shapes
 from ..inputs import Response
@@ -38,6 +39,12 @@ class Runtime:
     - **Nothing is lost.** A model that raises does not keep the others from answering: see `RuntimeErrors`.
 
     All methods may be called from any thread; one model runs one batch at a time.
+
+    >>> runtime = memojax.Runtime()
+    >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
+    >>> runtime.push(brain, 7, {"obs": np.zeros(6)})
+    >>> runtime.run()[brain][7]["logits"].shape
+    (3,)
     """
 
     def __init__(self, *, threads: int | None = None, clock: Callable[[], float] = time.perf_counter):
@@ -58,6 +65,20 @@ class Runtime:
     def __len__(self) -> int:
         """Models in it."""
         return len(self._brains)
+
+    def __repr__(self) -> str:
+        """Its models, and how many agents wait for each."""
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def _card(self) -> Card:
+        with self._lock:
+            states = list(self._brains.items())
+        models = [(str(brain), state) for brain, state in states]
+        facts = [(brain, f"{type(state.inferer).__name__}, {len(state.waiting())} agents wait") for brain, state in models]
+        return Card(f"Runtime of {len(models)} models", facts)
 
     @property
     def brains(self) -> list[BrainId]:
@@ -93,6 +114,13 @@ class Runtime:
         `inferer` is compiled in the background for the batch sizes in use, then put in place between two batches. Agents, their hidden
         state and what waits stay: where the brain has wrappers, `inferer` comes without them and takes the place of the model inside.
         The future gives the old model once it is out of use; cancel it to call the swap off, as a second swap does with the first.
+
+        >>> runtime = memojax.Runtime()
+        >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
+        >>> newer = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1])
+        >>> old = runtime.replace_inferer(brain, newer).result()
+        >>> runtime.inferer(brain) is newer
+        True
 
         Raises:
             UnknownBrainError: there is no such brain.
@@ -152,6 +180,12 @@ class Runtime:
 
     def run_for(self, seconds: float) -> Responses:
         """Run what fits into `seconds`, longest waiting first; at least one model, if any waits.
+
+        >>> runtime = memojax.Runtime()
+        >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1]))
+        >>> runtime.push(brain, 7, {"obs": np.zeros(6)})
+        >>> list(runtime.run_for(0.005)[brain])
+        [7]
 
         Raises:
             RuntimeErrors: as for `run`.

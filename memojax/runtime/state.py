@@ -24,7 +24,13 @@ _RECENT = 32
 
 @dataclass(frozen=True, order=True)
 class BrainId:
-    """A model in a runtime; a process never gives out the same one twice."""
+    """A model in a runtime; a process never gives out the same one twice.
+
+    >>> runtime = memojax.Runtime()
+    >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
+    >>> runtime.brains == [brain]
+    True
+    """
 
     _number: int
 

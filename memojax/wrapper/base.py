@@ -11,14 +11,22 @@ import jax
 import numpy as np
 
 from .._types import Array, Arrays
+from ..display import Card, card_of, html_of, text_of
 from ..errors import IncompatibleModelError, InputShapeError
 from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
+from ..inferer.placement import Placement
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
 
 
 class InfererWrapper(abc.ABC):
-    """One layer of logic; the inferer is handed to each method, never kept."""
+    """One layer of logic; the inferer is handed to each method, never kept.
+
+    >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    >>> wrapped = memojax.BaseWrapper().wrap(policy)
+    >>> wrapped.inferer is policy
+    True
+    """
 
     @abc.abstractmethod
     def api(self, inferer: Inferer) -> ModelApi:
@@ -51,7 +59,16 @@ class InfererWrapper(abc.ABC):
 
 @final
 class BaseWrapper(InfererWrapper):
-    """The innermost wrapper: calls the inferer and nothing else."""
+    """The innermost wrapper: calls the inferer and nothing else.
+
+    >>> policy = memojax.load(memojax.policies.bundled("pendulum_ppo"))
+    >>> stack = memojax.EpsilonInjectorWrapper(memojax.BaseWrapper(), policy, "epsilon")
+    >>> stack.wrap(policy).input_shapes()
+    [('obs', [3])]
+    """
+
+    def __repr__(self) -> str:
+        return "BaseWrapper()"
 
     def api(self, inferer: Inferer) -> ModelApi:
         return inferer.api
@@ -87,6 +104,24 @@ class LayeredInferer(Inferer):
         self.inferer = inferer
         wrapper_stack.api(inferer)
 
+    def __repr__(self) -> str:
+        """What callers give and get, the wrappers, and the inferer inside."""
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def _card(self) -> Card:
+        facts = [("wrappers", repr(self.wrapper_stack))]
+        shown, raw = self.api, self.raw_api
+        if hidden := [spec.name for spec in raw.inputs if spec not in shown.inputs]:
+            facts.append(("filled in", ", ".join(hidden)))
+        return Card(type(self).__name__, facts, shown, inner=[card_of(self.inferer)])
+
+    @property
+    def placement(self) -> Placement:
+        return self.inferer.placement
+
     @property
     def raw_api(self) -> ModelApi:
         return self.inferer.raw_api
@@ -103,7 +138,7 @@ class LayeredInferer(Inferer):
 
     def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
         api = self.api
-        view = _view_of(self.raw_api, api, inputs, ids, dones)
+        view = _view_of(self.raw_api, api, inputs, ids, dones, self.placement)
         if len(view):
             self.infer_raw(view)
         slots = {spec.name: slot for slot, spec in enumerate(view.output_specs)}
@@ -124,10 +159,23 @@ class LayeredInferer(Inferer):
 
 @final
 class StatefulInferer(LayeredInferer):
-    """A stack of wrappers around an inferer that can be replaced while the wrappers keep their state."""
+    """A stack of wrappers around an inferer that can be replaced while the wrappers keep their state.
+
+    >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    >>> stateful = policy.into_stateful(memojax.BaseWrapper())
+    >>> old = stateful.replace_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
+    >>> old is policy
+    True
+    """
 
     def with_new_inferer(self, inferer: Inferer) -> StatefulInferer:
         """A new `StatefulInferer` with the same wrappers, and their state, around `inferer`.
+
+        >>> policy, newer = (memojax.load(memojax.policies.bundled("recurrent_lstm")) for _ in range(2))
+        >>> stateful = memojax.RecurrentTrackerWrapper(memojax.BaseWrapper(), policy).wrap(policy)
+        >>> stateful.begin_agent(3)
+        >>> stateful.with_new_inferer(newer).wrapper_stack.agents
+        [3]
 
         Raises:
             IncompatibleModelError: `inferer` has other inputs or outputs; this one is not changed.
@@ -146,13 +194,15 @@ class StatefulInferer(LayeredInferer):
         return old
 
 
-def _view_of(raw: ModelApi, api: ModelApi, inputs: Mapping[str, Any], ids: Sequence[int] | None, dones: Any) -> ScratchPadView:
+def _view_of(
+    raw: ModelApi, api: ModelApi, inputs: Mapping[str, Any], ids: Sequence[int] | None, dones: Any, placement: Placement
+) -> ScratchPadView:
     """A batch as a view of all slots of `raw`; those that `api` hides are for the wrappers to fill."""
     rows: Sequence[Array]
     if isinstance(ids, (np.ndarray, jax.Array)):
         ids = ids.tolist()
     if any(map(lives_on_device, inputs.values())):
-        rows, n, device = device_rows(api.inputs, inputs)
+        rows, n, device = device_rows(api.inputs, inputs, placement)
     else:
         (rows, n), device = checked_rows(api.inputs, inputs), None
     if n < 0:

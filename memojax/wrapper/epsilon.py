@@ -16,7 +16,15 @@ from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 
 class NoiseGenerator(abc.ABC):
-    """A source of noise; threads may share it."""
+    """A source of noise; threads may share it.
+
+    >>> class Uniform(memojax.NoiseGenerator):
+    ...     def generate(self, out):
+    ...         out[...] = np.random.default_rng(0).uniform(-1, 1, out.shape)
+    >>> policy = memojax.load(memojax.policies.bundled("pendulum_ppo")).with_epsilon(Uniform(), "epsilon")
+    >>> policy.infer_single({"obs": np.zeros(3)})["action"].shape
+    (1,)
+    """
 
     @abc.abstractmethod
     def generate(self, out: np.ndarray) -> None:
@@ -25,7 +33,13 @@ class NoiseGenerator(abc.ABC):
 
 @final
 class HighQualityNoiseGenerator(NoiseGenerator):
-    """Standard normal noise from PCG64, NumPy's default."""
+    """Standard normal noise from PCG64, NumPy's default.
+
+    >>> noise = np.empty((1000, 2), np.float32)
+    >>> memojax.HighQualityNoiseGenerator(seed=0).generate(noise)
+    >>> bool(abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1)
+    True
+    """
 
     def __init__(self, seed: int | None = None):
         """Start from `seed`, or from the system's entropy."""
@@ -37,7 +51,13 @@ class HighQualityNoiseGenerator(NoiseGenerator):
 
 @final
 class LowQualityNoiseGenerator(NoiseGenerator):
-    """Standard normal noise from SFC64, which is faster and has no proven period."""
+    """Standard normal noise from SFC64, which is faster and has no proven period.
+
+    >>> noise = np.empty((1000, 2), np.float32)
+    >>> memojax.LowQualityNoiseGenerator(seed=0).generate(noise)
+    >>> bool(abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1)
+    True
+    """
 
     def __init__(self, seed: int | None = None):
         """Start from `seed`, or from the system's entropy."""
@@ -49,7 +69,13 @@ class LowQualityNoiseGenerator(NoiseGenerator):
 
 @final
 class ConstantGenerator(NoiseGenerator):
-    """No noise: the same value everywhere. Zeros make a stochastic policy deterministic."""
+    """No noise: the same value everywhere. Zeros make a stochastic policy deterministic.
+
+    >>> noise = np.empty(3, np.float32)
+    >>> memojax.ConstantGenerator.zeros().generate(noise)
+    >>> noise
+    array([0., 0., 0.], dtype=float32)
+    """
 
     def __init__(self, value: float):
         """Fill with `value`."""
@@ -71,7 +97,13 @@ class ConstantGenerator(NoiseGenerator):
 
 @final
 class EpsilonInjectorWrapper(InfererWrapper):
-    """Fills one input with noise; to be stacked around an inferer that can be swapped."""
+    """Fills one input with noise; to be stacked around an inferer that can be swapped.
+
+    >>> policy = memojax.load(memojax.policies.bundled("pendulum_ppo"))
+    >>> stack = memojax.EpsilonInjectorWrapper(memojax.BaseWrapper(), policy, "epsilon")
+    >>> policy.into_stateful(stack).infer_single({"obs": np.zeros(3)})["action"].shape
+    (1,)
+    """
 
     def __init__(self, inner: InfererWrapper, inferer: Inferer, key: str, generator: NoiseGenerator | None = None):
         """Fill the input `key` of `inferer` from `generator` (`HighQualityNoiseGenerator` by default), outside of `inner`.
@@ -88,6 +120,9 @@ class EpsilonInjectorWrapper(InfererWrapper):
         self._slot = next(slot for slot, spec in enumerate(inferer.raw_api.inputs) if spec.name == key)
         self._spec = inferer.raw_api.inputs[self._slot]
         self._seen: tuple[ModelApi, ModelApi] | None = None
+
+    def __repr__(self) -> str:
+        return f"EpsilonInjectorWrapper({self._inner!r}, {self.key!r}, {type(self.generator).__name__})"
 
     def api(self, inferer: Inferer) -> ModelApi:
         around = self._inner.api(inferer)
@@ -113,6 +148,11 @@ class EpsilonInjector(LayeredInferer):
     """Fills one input of the inferer that it owns with noise.
 
     Pick it for a policy exported with its noise as an input; `EpsilonInjectorWrapper` does the same where the inferer is to be swapped.
+
+    >>> policy = memojax.load(memojax.policies.bundled("pendulum_ppo"))
+    >>> noisy = memojax.EpsilonInjector(policy, "epsilon", memojax.HighQualityNoiseGenerator(seed=0))
+    >>> noisy.infer_single({"obs": np.zeros(3)})["action"].shape
+    (1,)
     """
 
     def __init__(self, inferer: Inferer, key: str, generator: NoiseGenerator | None = None):

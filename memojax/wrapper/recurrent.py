@@ -26,7 +26,13 @@ from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 @dataclass(frozen=True)
 class RecurrentInfo:
-    """One piece of hidden state: the input that takes it, and the output that gives it for the next call."""
+    """One piece of hidden state: the input that takes it, and the output that gives it for the next call.
+
+    >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
+    >>> pairs = [memojax.RecurrentInfo("h_in", "h_out"), memojax.RecurrentInfo("c_in", "c_out")]
+    >>> memojax.RecurrentTracker(policy, pairs).input_shapes()
+    [('obs', [2])]
+    """
 
     inkey: str
     outkey: str
@@ -34,7 +40,16 @@ class RecurrentInfo:
 
 @final
 class RecurrentTrackerWrapper(InfererWrapper):
-    """Keeps the hidden state of each agent; to be stacked around an inferer that can be swapped. See `RecurrentTracker`."""
+    """Keeps the hidden state of each agent; to be stacked around an inferer that can be swapped. See `RecurrentTracker`.
+
+    >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
+    >>> tracker = memojax.RecurrentTrackerWrapper(memojax.BaseWrapper(), policy)
+    >>> stateful = policy.into_stateful(tracker)
+    >>> stateful.begin_agent(3)
+    >>> answer = stateful.infer_batch({3: {"obs": np.zeros(2)}})
+    >>> bool(tracker.states(3)["h_in"].any())
+    True
+    """
 
     def __init__(self, inner: InfererWrapper, inferer: Inferer, infos: Iterable[RecurrentInfo] | None = None):
         """Track `infos` of `inferer`, or the pairs that `find_pairs` finds, outside of `inner`.
@@ -51,6 +66,10 @@ class RecurrentTrackerWrapper(InfererWrapper):
         self._slots = [(raw.inputs.index(into), raw.outputs.index(out)) for into, out in self._pairs]
         self._states = AgentStates([into for into, _ in self._pairs])
         self._seen: tuple[ModelApi, ModelApi] | None = None
+
+    def __repr__(self) -> str:
+        pairs = ", ".join(f"{info.inkey!r} <- {info.outkey!r}" for info in self.infos)
+        return f"RecurrentTrackerWrapper({self._inner!r}, {pairs}; {len(self.agents)} agents)"
 
     @property
     def agents(self) -> list[int]:
@@ -108,6 +127,13 @@ class RecurrentTracker(LayeredInferer):
     An agent is begun with `begin_agent` (again: its state is reset) and forgotten with `end_agent`. In `infer_arrays` without `ids`, as
     vectorised environments use it, rows are agents 0, 1, ..., begun when first seen; `dones` resets rows whose episode is new. The
     state changes only when the model has run; threads may run disjoint agents at once. For `jax.Array` rows it is kept on their device.
+
+    >>> policy = memojax.RecurrentTracker.wrap(memojax.load(memojax.policies.bundled("recurrent_lstm")))
+    >>> rows = {"obs": np.zeros((3, 2), np.float32)}
+    >>> first, second = policy.infer_arrays(rows)["logits"], policy.infer_arrays(rows)["logits"]
+    >>> fresh = policy.infer_arrays(rows, dones=[True, True, True])["logits"]
+    >>> bool((second == first).all()), bool((fresh == first).all())
+    (False, True)
     """
 
     def __init__(self, inferer: Inferer, infos: Iterable[RecurrentInfo]):

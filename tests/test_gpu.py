@@ -1,0 +1,110 @@
+"""On a GPU: the CPU's numbers, arrays that stay where they are, and memory taken over from other libraries.
+
+`JAX_PLATFORMS=cuda,cpu python -m pytest -m gpu` runs them; without the variable the tests keep to the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import memojax as mj
+from memojax.errors import DeviceError
+
+
+@functools.cache
+def _why_not() -> str:
+    """Why nothing here can run; nothing where it can."""
+    try:
+        return "" if jax.devices("gpu") else "JAX has no GPU here"
+    except RuntimeError as cause:
+        return f"no GPU that JAX can use (JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')!r}; {str(cause).splitlines()[0][:120]})"
+
+
+@pytest.fixture(autouse=True)
+def gpu() -> jax.Device:
+    """The first GPU. Asked for when a test runs: to collect tests must start no backend."""
+    if why := _why_not():
+        pytest.skip(why)
+    return jax.devices("gpu")[0]
+
+
+pytestmark = pytest.mark.gpu
+MODELS = [mj.policies.bundled(name) for name in mj.policies.names()]
+
+
+def batch(typed: mj.TypedModel, n: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(n)
+    return {spec.name: rng.standard_normal((n, *spec.shape)).astype(spec.dtype) for spec in typed.api.inputs}
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("n", [1, 7, 64])
+def test_the_numbers_are_the_cpus(model: Path, n: int) -> None:
+    typed = mj.TypedModel.from_model(model)
+    rows = batch(typed, n)
+    here, there = mj.MemoizingDynamicInferer(typed).infer_arrays(rows), mj.MemoizingDynamicInferer(typed, device="gpu").infer_arrays(rows)
+    assert here.keys() == there.keys()
+    for name, expected in here.items():
+        assert isinstance(there[name], np.ndarray)
+        np.testing.assert_allclose(there[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_arrays_stay_on_the_device(gpu: jax.Device) -> None:
+    policy = mj.load(mj.policies.bundled("acrobot_ppo"), device="gpu")
+    obs = jax.device_put(np.ones((8, 6), np.float32), gpu)
+    with jax.transfer_guard_device_to_host("disallow"):
+        logits = policy.infer_arrays({"obs": obs})["logits"]
+    assert isinstance(logits, jax.Array)
+    assert logits.devices() == {gpu}
+
+
+def test_hidden_state_stays_on_the_device(gpu: jax.Device) -> None:
+    tracker = mj.RecurrentTracker.wrap(mj.load(mj.policies.bundled("recurrent_lstm"), device="gpu"))
+    cpu = mj.RecurrentTracker.wrap(mj.load(mj.policies.bundled("recurrent_lstm")))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        obs = rng.standard_normal((4, 2)).astype(np.float32)
+        logits = tracker.infer_arrays({"obs": jax.device_put(obs, gpu)})["logits"]
+        assert logits.devices() == {gpu}
+        np.testing.assert_allclose(np.asarray(logits), cpu.infer_arrays({"obs": obs})["logits"], rtol=1e-4, atol=1e-5)
+
+
+class Lent:
+    """An array of another library: all that it has is DLPack."""
+
+    def __init__(self, array: jax.Array):
+        self._array = array
+
+    def __dlpack__(self, **options: object) -> object:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+
+def test_dlpack_is_taken_over_without_a_copy_to_the_host(gpu: jax.Device) -> None:
+    policy = mj.load(mj.policies.bundled("acrobot_ppo"))
+    obs = jax.device_put(jnp.ones((4, 6), jnp.float32), gpu)
+    expected = policy.infer_arrays({"obs": np.ones((4, 6), np.float32)})["logits"]
+    logits = policy.infer_arrays({"obs": Lent(obs)})["logits"]
+    assert logits.devices() == {gpu}
+    np.testing.assert_allclose(np.asarray(logits), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_strict_refuses_arrays_of_the_cpu(gpu: jax.Device) -> None:
+    policy = mj.load(mj.policies.bundled("acrobot_ppo"), device="gpu", strict=True)
+    with pytest.raises(DeviceError, match="this inferer was made for"):
+        policy.infer_arrays({"obs": jax.device_put(np.ones((4, 6), np.float32), jax.devices("cpu")[0])})
+
+
+def test_the_plan_says_where_it_runs() -> None:
+    policy = mj.load(mj.policies.bundled("acrobot_ppo"), device="gpu:0", preload=[4])
+    assert [plan.platform for plan in policy.plans()] == ["gpu"]
+    assert "gpu:0" in repr(policy)
