@@ -442,4 +442,5 @@ def test_every_option_is_explained() -> None:
     for name in COMMANDS:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
-        assert all(option.help for option in command.params if isinstance(option, click.Option))
+        commands = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+        assert all(option.help for one in commands for option in one.params if isinstance(option, click.Option))
