@@ -290,6 +290,37 @@ def test_a_model_that_was_never_timed_is_tried_while_time_is_left():
     assert stage.run_for(0.015) == [0, 1]
 
 
+def test_nobody_is_asked_once_nothing_can_fit():
+    """To go through thirty models that do not fit takes longer than what is left."""
+    stage = Stage(*[0.01] * 4)
+    stage.push_all()
+    stage.runtime.run()
+    asked = []
+    for index, fake in enumerate(stage.fakes):
+        fake.is_ready = lambda count, index=index: asked.append(index) or True
+    stage.push_all()
+    assert stage.run_for(0.018) == [0]
+    assert set(asked) == {0}
+    assert stage.run_for(0.028) == [1, 2]
+    assert set(asked) == {0, 1, 2}
+
+
+def test_the_search_for_a_model_is_part_of_its_cost():
+    stage = Stage(0.01)
+    stage.push_all()
+    stage.runtime.run()
+    (fake,) = stage.fakes
+
+    def slow(count):
+        stage.clock.now += 0.002
+        return True
+
+    fake.is_ready = slow
+    stage.push_all()
+    assert stage.run_for(1.0) == [0]
+    assert stage.runtime.timings(stage.ids[0])[1].mean > 0.011
+
+
 def test_pushes_during_a_frame_wait_for_the_next():
     stage = Stage(0.01, 0.01)
     first, second = stage.ids

@@ -104,7 +104,9 @@ def loading_of(dims: tuple[str, ...], constants: tuple[str, ...], batch_axis: tu
 
 def onnx_option(command: Command) -> Command:
     """`--onnx FILE`: what another runtime reads where MODEL has no graph."""
-    return click.option("--onnx", metavar="FILE", help="ONNX file for the other runtime, if MODEL was exported from it.")(command)
+    return click.option("--onnx", metavar="FILE", type=ModelName(), help="ONNX file for the other runtime, if MODEL was exported from it.")(
+        command
+    )
 
 
 def loaded_pair(file: ModelFile, onnx: str | None, loading: Mapping[str, Any]) -> tuple[Any, Any]:

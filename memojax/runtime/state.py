@@ -193,14 +193,16 @@ class BrainState:
                 return Verdict.RUN
             return Verdict.LATE
 
-    def run(self) -> dict[int, Response]:
-        """Run the batch that has waited longest.
+    def run(self, started: float) -> dict[int, Response]:
+        """Run the batch that has waited longest; its cost counts from `started` on.
 
         Raises:
             Exception: what the model raises; the batch then waits at the end of the queue, and goes on where it stopped.
         """
+        elsewhere = self._running.locked()
         with self._running:
-            started = self._clock()
+            if elsewhere:
+                started = self._clock()  # waiting for another thread is no cost of the model
             with self._lock:
                 self._seal()
                 batch = self._sealed
