@@ -38,7 +38,10 @@ class Contender(abc.ABC):
             ContenderError: it cannot load the model, or there is no file.
         """
         if typed.model is None or not isinstance(typed.fn, BatchedFunction):
-            raise ContenderError(f"{self.name} needs an ONNX model, not a function")
+            raise ContenderError(
+                f"{self.name} runs ONNX files, and this policy has none (it was exported, or is a function): name the file that it was "
+                "made from (on the command line --onnx FILE, in memojax.verify reference=FILE)"
+            )
         self._rows = typed.fn
         self._shown = {spec.name: (spec, self._rows.file_names[1][i]) for i, spec in enumerate(typed.api.outputs)}
         self._files = dict(zip((spec.name for spec in typed.api.inputs), self._rows.file_names[0], strict=True))

@@ -30,6 +30,8 @@ _MAGIC = b"MEMOJAX\x01"
 _HEADER = struct.Struct("<8s32s32sQ")
 """Magic, key, checksum of the payload, length of the payload."""
 
+_MOST_DESCRIPTION = 200
+
 DEFAULT_MAX_BYTES = 1 << 30
 ENVIRONMENT = "MEMOJAX_CACHE_DIR"
 
@@ -42,6 +44,17 @@ class Entry:
     bytes: int
     last_used: float
     description: str
+
+    @property
+    def model(self) -> str:
+        """Name of the model that it is a plan of."""
+        return self.description.rpartition(" x ")[0] or "?"
+
+    @property
+    def size(self) -> int | None:
+        """Batch size of the plan."""
+        number = self.description.rpartition(" x ")[2]
+        return int(number) if number.isascii() and number.isdigit() else None
 
 
 class DiskCache:
@@ -103,26 +116,27 @@ class DiskCache:
         with contextlib.suppress(OSError):
             self._path(_digest(key)).unlink()
 
-    def entries(self) -> list[Entry]:
-        """What is stored, most recently used first."""
+    def entries(self, model: str | None = None) -> list[Entry]:
+        """What is stored (of `model`, a file's name with or without its suffix), most recently used first; payloads are not read."""
         found = []
         for path in self._files():
             with contextlib.suppress(OSError):
                 status = path.stat()
                 found.append(Entry(path, status.st_size, status.st_mtime, _description(path)))
-        return sorted(found, key=lambda entry: -entry.last_used)
+        return sorted((entry for entry in found if is_of(entry.description, model)), key=lambda entry: -entry.last_used)
 
-    def clear(self) -> int:
-        """Remove everything; gives the number of entries removed."""
+    def clear(self, model: str | None = None) -> int:
+        """Remove all entries, or those of `model`; gives their number. Other files in the folder are left alone."""
         removed = 0
-        for path in self._files():
+        for entry in self.entries(model):
             with contextlib.suppress(OSError):
-                path.unlink()
+                entry.path.unlink()
                 removed += 1
         return removed
 
     def _files(self) -> list[Path]:
-        return list(self.folder.glob("*.plan")) if self.folder.is_dir() else []
+        """Files that are entries by their names and headers."""
+        return [path for path in self.folder.glob("*.plan") if _is_entry(path)] if self.folder.is_dir() else []
 
     def _path(self, digest: bytes) -> Path:
         return self.folder / f"{digest.hex()}.plan"
@@ -140,6 +154,12 @@ class DiskCache:
             with contextlib.suppress(OSError):
                 path.unlink()
             total -= size
+
+
+def is_of(description: str, model: str | None) -> bool:
+    """Whether an entry is of `model`, a file's name with or without its suffix; None: any."""
+    name = description.rpartition(" x ")[0]
+    return model is None or model in (name, name.rpartition(".")[0])
 
 
 def disk_cache(folder: str | os.PathLike[str] | None) -> DiskCache | None:
@@ -180,16 +200,30 @@ def _checked(raw: bytes, digest: bytes) -> bytes | None:
 
 
 def _describe(key: Mapping[str, Any]) -> bytes:
-    text = f"{key.get('name', 'model')} x {key.get('size', '?')}".encode()[:200]
+    text = f"{key.get('name', 'model')} x {key.get('size', '?')}".encode()[:_MOST_DESCRIPTION]
     return text + struct.pack("<B", len(text))
 
 
+def _is_entry(path: Path) -> bool:
+    try:
+        if path.is_symlink() or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            start = file.read(_HEADER.size)
+    except OSError:
+        return False
+    return len(start) == _HEADER.size and start.startswith(_MAGIC) and _HEADER.unpack(start)[1].hex() == path.stem
+
+
 def _description(path: Path) -> str:
+    """What `_describe` wrote behind the payload; "?" for a damaged entry."""
     try:
         with path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            length = file.read(1)[0]
-            file.seek(-1 - length, os.SEEK_END)
-            return file.read(length).decode("utf-8", "replace")
-    except (OSError, IndexError):
+            end = _HEADER.size + _HEADER.unpack(file.read(_HEADER.size))[3]
+            file.seek(min(end, path.stat().st_size))
+            text = file.read(_MOST_DESCRIPTION + 2)
+    except (OSError, struct.error):
         return "?"
+    if not text or text[-1] != len(text) - 1:
+        return "?"
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:-1].decode("utf-8", "replace"))

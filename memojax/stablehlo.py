@@ -98,7 +98,7 @@ def to_stablehlo(
     source: Source | TypedModel,
     *,
     batch_size: int | None = None,
-    platforms: Sequence[str] = PLATFORMS,
+    platforms: Sequence[str] | None = None,
     precision: str | None = "highest",
     **options: Any,
 ) -> AssetData:
@@ -116,19 +116,23 @@ def to_stablehlo(
     Args:
         source: as for `memojax.load`, or a `TypedModel`.
         batch_size: the only number of rows to run; None: any, compiled for each size as it is needed.
-        platforms: where it is to run, as JAX calls them.
+        platforms: where it is to run, as JAX calls them; None: all of `PLATFORMS`, or those that an asset runs on already.
         precision: of matrix products on accelerators (JAX's names); it cannot be chosen again when the asset is loaded.
         options: of loading, see `TypedModel.from_model`.
 
     Raises:
+        AssetError: `source` is an asset itself, for other platforms.
         DimensionError: no symbolic batch is possible; the message says why and what is.
         ModelLoadError, UnsupportedOpError: as for `memojax.load`.
     """
     typed = typed_model(source, **options)
     if batch_size is not None and batch_size < 1:
         raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
+    chosen = _platforms(typed, platforms)
+    if (only := only_size(typed)) not in (None, batch_size):
+        raise DimensionError(f"this asset was exported for {only} rows only: give batch_size={only}, or export the ONNX file again")
     names, leaves = _named_leaves(typed.params)
-    exported, fn = _exported(typed, batch_size, tuple(platforms), precision)
+    exported, fn = _exported(typed, batch_size, chosen, precision)
     constants = [TensorSpec(name, value.shape, value.dtype) for name, value in typed.constant.items()]
     sections = [bytes(exported.serialize()), *map(_bytes_of, leaves), *(_bytes_of(typed.constant[spec.name]) for spec in constants)]
     digest = hashlib.sha256()
@@ -173,6 +177,11 @@ def typed_model(source: Source | TypedModel, **options: Any) -> TypedModel:
     if options:
         raise InputError(f"options {sorted(options)} belong to loading an ONNX model, but this one is loaded already: give them there")
     return loaded
+
+
+def only_size(typed: TypedModel) -> int | None:
+    """The number of rows that a model was exported for, if it runs no other."""
+    return typed.fn.header.batch_size if isinstance(typed.fn, ExportedFunction) else None
 
 
 def find_stablehlo(source: Any) -> AssetData | None:
@@ -257,6 +266,15 @@ class ExportedFunction:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revived, (self.asset,)
+
+
+def _platforms(typed: TypedModel, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    if not isinstance(typed.fn, ExportedFunction):
+        return PLATFORMS if wanted is None else tuple(wanted)
+    there = typed.fn.header.platforms
+    if missing := [name for name in wanted or () if name not in there]:
+        raise AssetError(f"this asset was exported for {', '.join(there)}, not for {', '.join(missing)}: export its ONNX file again")
+    return there if wanted is None else tuple(wanted)
 
 
 def _revived(asset: AssetData) -> Any:

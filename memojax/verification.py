@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._types import Source
-from .contenders import CONTENDERS
-from .errors import InputError
+from .contenders import CONTENDERS, Contender
+from .errors import IncompatibleModelError, InputError
 from .inferer.base import Inferer
 from .inferer.memoizing import MemoizingDynamicInferer
 from .inferer.model import typed_model
@@ -40,7 +40,14 @@ class Check:
     note: str = ""
 
 
-def verify(source: Source | TypedModel, sizes: Iterable[int] = (1, 5, 32), *, against: str = "onnxruntime", seed: int = 0) -> list[Check]:
+def verify(
+    source: Source | TypedModel,
+    sizes: Iterable[int] = (1, 5, 32),
+    *,
+    against: str = "onnxruntime",
+    reference: Source | TypedModel | None = None,
+    seed: int = 0,
+) -> list[Check]:
     """Compare every output at every size with another runtime; outputs that are drawn at random are told from the others and left out.
 
     >>> import memojax
@@ -49,9 +56,11 @@ def verify(source: Source | TypedModel, sizes: Iterable[int] = (1, 5, 32), *, ag
 
     Args:
         against: "onnxruntime" or "tract".
+        reference: the ONNX model that the other runtime runs, for a policy that has none inside (an exported one, a function).
         seed: of the random inputs.
 
     Raises:
+        IncompatibleModelError: `reference` has other inputs or outputs.
         MissingPackageError: the other runtime is not installed.
         ContenderError: it cannot run the model.
     """
@@ -60,7 +69,7 @@ def verify(source: Source | TypedModel, sizes: Iterable[int] = (1, 5, 32), *, ag
     typed = typed_model(source)
     wanted = [checked_size(size) for size in sizes]
     inferer: Inferer = MemoizingDynamicInferer.from_typed(typed)
-    other = CONTENDERS[against](typed)
+    other = contender(against, typed, reference)
     rng = np.random.default_rng(seed)
     drawn: set[str] = set()
     checks: list[Check] = []
@@ -72,6 +81,23 @@ def verify(source: Source | TypedModel, sizes: Iterable[int] = (1, 5, 32), *, ag
             drawn = {name for name, value in mine.items() if any((rerun[name] != value).any() for rerun in again)}
         checks += [_check(size, name, np.asarray(mine[name]), np.asarray(theirs[name]), name in drawn) for name in mine]
     return checks
+
+
+def contender(name: str, typed: TypedModel, reference: Source | TypedModel | None = None) -> Contender:
+    """Another runtime with the ONNX file of `typed`, or with that of `reference`, which takes and gives the same.
+
+    Raises:
+        IncompatibleModelError: it does not.
+        MissingPackageError, ContenderError: see `verify`.
+    """
+    if reference is None:
+        return CONTENDERS[name](typed)
+    theirs = typed_model(reference)
+    for side, mine, other in (("input", typed.api.inputs, theirs.api.inputs), ("output", typed.api.outputs, theirs.api.outputs)):
+        if {spec.name: spec for spec in mine} != {spec.name: spec for spec in other}:
+            have, want = (", ".join(map(str, specs)) for specs in (other, mine))
+            raise IncompatibleModelError(f"the reference has the {side}s {have}, the policy {want}: give the file that it was made from")
+    return CONTENDERS[name](theirs)
 
 
 _DRAWS = 16

@@ -124,3 +124,27 @@ class Brain(mj.Inferer):
 def obs(*values: float) -> dict[str, np.ndarray]:
     """A state for a `Brain` of width 3, padded with zeros."""
     return {"obs": np.array((*values, 0, 0, 0)[:3], np.float32)}
+
+
+class Stage:
+    """A runtime over fakes that share one made-up clock."""
+
+    def __init__(self, *costs, **options):
+        self.clock = Clock()
+        self.runtime = mj.Runtime(clock=self.clock, **options)
+        self.fakes, self.ids = [], []
+        for cost in costs:
+            self.add(Brain(self.clock, cost))
+
+    def add(self, fake):
+        self.fakes.append(fake)
+        self.ids.append(self.runtime.add_inferer(fake))
+        return self.ids[-1]
+
+    def push_all(self, agent=0, value=0.0):
+        for brain in self.ids:
+            self.runtime.push(brain, agent, obs(value))
+
+    def run_for(self, seconds):
+        """Indices of the models that answered."""
+        return sorted(map(self.ids.index, self.runtime.run_for(seconds)))

@@ -341,6 +341,33 @@ def test_run_refuses(tmp_path: Path) -> None:
     assert "has 2 rows" in run("run", "acrobot_ppo", "--inputs", tmp_path / "good.npz", "--batch-size", "3", code=2).stderr
 
 
+def test_run_goes_through_wrappers() -> None:
+    data = json_of("run", "recurrent_lstm", "-b", "2", "--recurrent", "auto", "--print-input", "--print-output")
+    assert list(data["input_rows"]) == ["obs"]
+    assert list(data["outputs"]) == list(data["output_rows"]) == ["logits"]
+    obs = np.array(data["input_rows"]["obs"], np.float32)
+    agents = memojax.RecurrentTracker.wrap(memojax.load(policies.bundled("recurrent_lstm")))
+    for agent in range(2):
+        agents.begin_agent(agent)
+    wanted = agents.infer_batch({agent: {"obs": obs[agent]} for agent in range(2)})
+    np.testing.assert_allclose(data["output_rows"]["logits"], [wanted[agent]["logits"] for agent in range(2)], rtol=1e-6)
+    assert json_of("run", "recurrent_lstm", "-b", "2", "-r", "h_in:h_out,c_in:c_out")["outputs"] == data["outputs"]
+    first, second, other = (
+        json_of("run", "pendulum_ppo", "-b", "3", "-w", "epsilon", "--seed", seed, "--print-input")["input_rows"] for seed in (1, 1, 2)
+    )
+    assert first == second != other
+    assert list(first) == ["obs"]
+
+
+def test_run_prints_every_row() -> None:
+    text = run("run", "acrobot_ppo", "--batch-size", "1500", "--print-input", "--print-output").stdout
+    assert text.count("\n[[") == 2
+    assert "..." not in text
+    for part in ("\ninput obs:\n", "\noutput logits:\n"):
+        assert len(text.split(part)[1].split("]]")[0].split("\n [")) == 1500
+    assert "input obs:" not in run("run", "acrobot_ppo").stdout
+
+
 @needs_onnxruntime
 def test_verify_agrees_with_onnx_runtime(mixing: Path) -> None:
     data = json_of("verify", "pendulum_ppo", "--sizes", "1,3")
@@ -374,6 +401,13 @@ def test_benchmark_times_contenders() -> None:
         assert one["p50_us"] <= one["p90_us"] <= one["p99_us"]
         assert one["mean_us_per_element"] == pytest.approx(one["mean_us"] / one["batch_size"])
     assert "geometric mean onnxruntime" in run("benchmark", "acrobot_ppo", *options).stdout
+
+
+def test_benchmark_times_tract() -> None:
+    pytest.importorskip("tract")
+    data = json_of("benchmark", "recurrent_lstm", "-r", "auto", "-b", "1-2,4", "-c", "4", "--against", "tract")
+    assert [one["batch_size"] for one in data["results"] if one["runtime"] == "tract"] == [1, 2, 4]
+    assert all(one["compile_ms"] > 0 for one in data["results"])
 
 
 @pytest.mark.parametrize(
@@ -418,4 +452,5 @@ def test_every_option_is_explained() -> None:
     for name in COMMANDS:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
-        assert all(option.help for option in command.params if isinstance(option, click.Option))
+        commands = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+        assert all(option.help for one in commands for option in one.params if isinstance(option, click.Option))

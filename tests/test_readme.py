@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import memojax
+from memojax.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,3 +32,8 @@ def test_ci_runs_the_readmes_commands() -> None:
     for marker in ("main-command", "test-command"):
         assert f"<!-- {marker} -->\n```sh\n" in README
         assert f"readme_command {marker}" in script
+
+
+def test_every_command_is_listed() -> None:
+    section = README.split("\n## Command line\n")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `memojax ([a-z-]+)", section, re.MULTILINE)) == sorted(COMMANDS)

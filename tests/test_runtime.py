@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +13,6 @@ import pytest
 import memojax as mj
 from memojax.errors import (
     DuplicateIdError,
-    IncompatibleModelError,
     InputShapeError,
     MissingInputError,
     OrphanedDataError,
@@ -23,32 +22,7 @@ from memojax.errors import (
 )
 
 from .helpers import in_threads, policy, scaling, summing
-from .runtime_fakes import Brain, Broken, Clock, obs
-
-
-class Stage:
-    """A runtime over fakes that share one made-up clock."""
-
-    def __init__(self, *costs, **options):
-        self.clock = Clock()
-        self.runtime = mj.Runtime(clock=self.clock, **options)
-        self.fakes, self.ids = [], []
-        for cost in costs:
-            self.add(Brain(self.clock, cost))
-
-    def add(self, fake):
-        self.fakes.append(fake)
-        self.ids.append(self.runtime.add_inferer(fake))
-        return self.ids[-1]
-
-    def push_all(self, agent=0, value=0.0):
-        for brain in self.ids:
-            self.runtime.push(brain, agent, obs(value))
-
-    def run_for(self, seconds):
-        """Indices of the models that answered."""
-        return sorted(map(self.ids.index, self.runtime.run_for(seconds)))
-
+from .runtime_fakes import Brain, Broken, Stage, obs
 
 # What comes back
 
@@ -314,6 +288,37 @@ def test_a_model_that_was_never_timed_is_tried_while_time_is_left():
     stage = Stage(0.01, 0.01, 0.01)
     stage.push_all()
     assert stage.run_for(0.015) == [0, 1]
+
+
+def test_nobody_is_asked_once_nothing_can_fit():
+    """To go through thirty models that do not fit takes longer than what is left."""
+    stage = Stage(*[0.01] * 4)
+    stage.push_all()
+    stage.runtime.run()
+    asked = []
+    for index, fake in enumerate(stage.fakes):
+        fake.is_ready = lambda count, index=index: asked.append(index) or True
+    stage.push_all()
+    assert stage.run_for(0.018) == [0]
+    assert set(asked) == {0}
+    assert stage.run_for(0.028) == [1, 2]
+    assert set(asked) == {0, 1, 2}
+
+
+def test_the_search_for_a_model_is_part_of_its_cost():
+    stage = Stage(0.01)
+    stage.push_all()
+    stage.runtime.run()
+    (fake,) = stage.fakes
+
+    def slow(count):
+        stage.clock.now += 0.002
+        return True
+
+    fake.is_ready = slow
+    stage.push_all()
+    assert stage.run_for(1.0) == [0]
+    assert stage.runtime.timings(stage.ids[0])[1].mean > 0.011
 
 
 def test_pushes_during_a_frame_wait_for_the_next():
@@ -653,139 +658,6 @@ def test_an_agent_that_was_not_begun_can_be_begun_late():
     assert isinstance(caught.value.failures[brain], UnknownAgentError)
     runtime.begin_agent(brain, 1)
     np.testing.assert_array_equal(runtime.run()[brain][1]["act"], [1])
-
-
-# Hot swap
-
-
-def test_a_swap_compiles_first_and_then_takes_over():
-    stage = Stage(0.01)
-    (brain,) = stage.ids
-    for size in (2, 4):
-        stage.runtime.extend(brain, {agent: obs(agent) for agent in range(size)})
-        stage.runtime.run()
-    stage.runtime.extend(brain, {agent: obs(agent) for agent in range(3)})
-    new = Brain(stage.clock, 0.02, ready=set())
-    handle = stage.runtime.replace_inferer(brain, new)
-    assert sorted(new.asked) == [2, 3, 4]
-    new.finish(2)
-    new.finish(4)
-    assert not handle.done()
-    assert stage.runtime.inferer(brain) is stage.fakes[0]
-    assert sorted(stage.runtime.run_for(0)[brain]) == [0, 1, 2]
-    new.finish(3)
-    assert handle.result(0) is stage.fakes[0]
-    assert stage.runtime.inferer(brain) is new
-    stage.runtime.extend(brain, {agent: obs(agent) for agent in range(3)})
-    assert sorted(stage.runtime.run_for(0)[brain]) == [0, 1, 2]
-    assert new.ran == [3]
-    assert new.compiled_in_frame == []
-
-
-def test_what_waits_is_answered_by_the_new_model():
-    runtime = mj.Runtime()
-    brain = runtime.add_inferer(mj.MemoizingDynamicInferer(scaling(2)))
-    runtime.push(brain, 1, {"obs": np.ones(3, np.float32)})
-    runtime.replace_inferer(brain, mj.MemoizingDynamicInferer(scaling(5))).result(60)
-    with mj.forbid_compile():
-        np.testing.assert_array_equal(runtime.run()[brain][1]["out"], [5, 5, 5])
-
-
-@pytest.mark.parametrize(
-    "wrap", [mj.RecurrentTracker.wrap, lambda fake: fake.into_stateful(mj.RecurrentTrackerWrapper(mj.BaseWrapper(), fake))]
-)
-def test_hidden_state_outlives_a_swap(wrap):
-    runtime = mj.Runtime()
-    brain = runtime.add_inferer(wrap(summing()))
-    runtime.begin_agent(brain, 1)
-    runtime.push(brain, 1, {"obs": [1.0]})
-    runtime.run()
-    new = summing()
-    runtime.replace_inferer(brain, new).result(10)
-    runtime.push(brain, 1, {"obs": [1.0]})
-    np.testing.assert_array_equal(runtime.run()[brain][1]["act"], [3])
-    assert new.sizes == [1]
-
-
-def test_agents_are_known_to_a_new_model():
-    stage = Stage(0)
-    (brain,) = stage.ids
-    for agent in (3, 1):
-        stage.runtime.begin_agent(brain, agent)
-    new = Brain()
-    stage.runtime.replace_inferer(brain, new).result(10)
-    assert sorted(new.agents) == [1, 3]
-
-
-def test_a_swap_that_does_not_fit_changes_nothing():
-    stage = Stage(0)
-    (brain,) = stage.ids
-    with pytest.raises(IncompatibleModelError, match="obs"):
-        stage.runtime.replace_inferer(brain, Brain(width=4))
-    wrapped = stage.runtime.add_inferer(mj.RecurrentTracker.wrap(summing()))
-    with pytest.raises(IncompatibleModelError, match="without wrappers"):
-        stage.runtime.replace_inferer(wrapped, mj.RecurrentTracker.wrap(summing()))
-    bare = stage.runtime.add_inferer(summing())
-    with pytest.raises(IncompatibleModelError, match="wrap it as the old one"):
-        stage.runtime.replace_inferer(bare, mj.RecurrentTracker.wrap(summing()))
-    assert stage.runtime.inferer(brain) is stage.fakes[0]
-
-
-def test_a_swap_whose_compile_fails_leaves_the_old_model():
-    stage = Stage(0)
-    (brain,) = stage.ids
-    stage.push_all()
-    new = Brain(ready=set())
-    handle = stage.runtime.replace_inferer(brain, new)
-    new.finish(1, Broken("no plan"))
-    with pytest.raises(Broken):
-        handle.result(0)
-    assert stage.runtime.inferer(brain) is stage.fakes[0]
-
-
-def test_a_swap_can_be_called_off():
-    stage = Stage(0)
-    (brain,) = stage.ids
-    stage.push_all()
-    new, newer = Brain(ready=set()), Brain(ready=set())
-    first = stage.runtime.replace_inferer(brain, new)
-    second = stage.runtime.replace_inferer(brain, newer)
-    assert first.cancelled()
-    new.finish(1)
-    newer.finish(1)
-    assert second.result(0) is stage.fakes[0]
-    assert stage.runtime.inferer(brain) is newer
-    third = stage.runtime.replace_inferer(brain, Brain(ready=set()))
-    stage.runtime.run()
-    stage.runtime.remove_inferer(brain)
-    with pytest.raises(CancelledError):
-        third.result(0)
-
-
-def test_a_swap_does_not_happen_under_a_running_batch():
-    stage = Stage(0)
-    (brain,) = stage.ids
-    entered, leave = threading.Event(), threading.Event()
-
-    def during():
-        entered.set()
-        leave.wait(10)
-
-    stage.fakes[0].during = during
-    stage.push_all()
-    runner = threading.Thread(target=stage.runtime.run)
-    runner.start()
-    entered.wait(10)
-    handle: Future[mj.Inferer] = Future()
-    swapper = threading.Thread(target=lambda: handle.set_result(stage.runtime.replace_inferer(brain, Brain()).result(10)))
-    swapper.start()
-    time.sleep(0.05)
-    assert not handle.done()
-    assert stage.runtime.inferer(brain) is stage.fakes[0]
-    leave.set()
-    runner.join(10)
-    assert handle.result(10) is stage.fakes[0]
-    swapper.join(10)
 
 
 # Threads

@@ -280,7 +280,7 @@ class Soak(RuleBasedStateMachine):
         assert self.runtime.run() == {}
 
 
-Soak.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+Soak.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 TestSoak = Soak.TestCase
 
 
@@ -338,12 +338,15 @@ def halving():
 
 @pytest.mark.slow
 def test_ten_thousand_agents_over_thirty_brains():
-    """Real models, some that remember and some that fail, agents that come and go, swaps, and budgets that fit a part."""
+    """Real models, some that remember and some that fail, brains and agents that come and go, swaps, and budgets that fit a part."""
     rng = np.random.default_rng(11)
     runtime = mj.Runtime(threads=3)
     doubling = mj.TypedModel.from_function(lambda _, x: {"out": x["obs"] * 2}, (), {"obs": ((3,), np.float32)})
     known: dict[mj.BrainId, Scaled] = {}
-    for number in range(30):
+    population: dict[mj.BrainId, list[int]] = {}
+    removed: list[mj.BrainId] = []
+
+    def add(number):
         kind = number % 3
         if kind == 0:
             # Every tenth of these meets its sizes cold.
@@ -355,9 +358,14 @@ def test_ten_thousand_agents_over_thirty_brains():
         else:
             inferer = Brain(take=lambda count: min(count, 100))
             entry = Scaled(number, inferer)
-        known[runtime.add_inferer(inferer)] = entry
-    population = {brain: list(range(number % 7, number % 7 + 334)) for number, brain in enumerate(known)}
-    assert sum(map(len, population.values())) > 10_000
+        brain = runtime.add_inferer(inferer)
+        assert brain not in known
+        assert brain not in removed
+        known[brain] = entry
+        population[brain] = list(range(number % 7, number % 7 + 334))
+
+    for number in range(30):
+        add(number)
     answered = 0
     for frame in range(120):
         for brain, entry in known.items():
@@ -380,9 +388,20 @@ def test_ten_thousand_agents_over_thirty_brains():
             if isinstance(entry.inferer, Brain):
                 entry.inferer.failing = rng.random() < 0.1
                 entry.inferer.fail_at_call = entry.inferer._calls + int(rng.integers(0, 3))
+        if frame % 10 == 3:
+            brain = list(known)[int(rng.integers(len(known)))]
+            entry = known.pop(brain)
+            removed.append(brain)
+            try:
+                assert runtime.remove_inferer(brain) is entry.inferer
+                assert not entry.waiting
+            except OrphanedDataError as orphans:
+                assert {gone: sorted(agents) for gone, agents in orphans.agents.items()} == {brain: sorted(entry.waiting)}
+            add(entry.number + 30)
+        assert sum(map(len, (population[brain] for brain in known))) > 10_000
         if frame % 20 == 7:
-            for number, (brain, entry) in enumerate(known.items()):
-                if number % 3 == 1 and number % 5 == frame // 20:
+            for brain, entry in known.items():
+                if isinstance(entry, Remembering) and entry.number % 5 == frame // 20:
                     runtime.replace_inferer(brain, mj.MemoizingDynamicInferer(halving(), [512], bucketing=[512])).result(60)
         run = [runtime.run, runtime.run_threaded, lambda: runtime.run_for(0.01), lambda: runtime.run_for_threaded(0.01)][frame % 4]
         try:

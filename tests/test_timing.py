@@ -97,6 +97,32 @@ def test_estimates_stay_within_what_was_seen(costs, size):
         assert estimate <= high + 1e-9
 
 
+def test_a_size_seen_once_scatters_like_the_others():
+    timings = Timings()
+    for cost in (1.0, 1.5) * 20:
+        timings.add(4, cost)
+    timings.add(8, 10.0)
+    once = timings.estimate(8)
+    assert 11.0 < once < 13.0
+    for _ in range(20):
+        timings.add(8, 10.0)
+    assert timings.estimate(8) == pytest.approx(10.0)
+
+
+def test_one_interruption_does_not_count_for_all_sizes():
+    timings = Timings()
+    for _ in range(20):
+        timings.add(4, 1.0)
+    timings.add(4, 1000.0)
+    timings.add(8, 10.0)
+    assert timings.estimate(8) < 13.0
+
+
+def test_the_least_is_what_the_smallest_batch_takes():
+    assert Timings().least == 0.0
+    assert table(n8=20.0, n4=10.0).least == 10.0
+
+
 def compile_of(compiles, brain):
     future = Future()
     compiles.watch(brain, future)

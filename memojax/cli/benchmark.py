@@ -10,8 +10,21 @@ from typing import Any
 import click
 import numpy as np
 
-from .options import check_plot, device_option, find_model, json_option, loading_of, loading_options, model_argument
+from .options import (
+    check_plot,
+    device_option,
+    find_model,
+    json_option,
+    loaded_pair,
+    loading_of,
+    loading_options,
+    model_argument,
+    onnx_option,
+)
 from .sizes import SIZES
+from .wrapping import wrapped, wrapping_options
+
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 _BLOCK = 8
 """Calls of one contender in a row, so that a cache line or two may stay warm; then it is the next one's turn."""
@@ -21,25 +34,25 @@ _WARM_UP = 3
 
 @click.command("benchmark", short_help="Time calls over the batch size.")
 @model_argument
-@click.option("--batch-sizes", type=SIZES, default="1,2,4,8,16,32,64", metavar="SIZES", help="As 1-8,16.  [default: 1,2,4,8,16,32,64]")
-@click.option("--count", type=click.IntRange(2), metavar="N", default=200, help="Timed calls per size.  [default: 200]")
-@click.option("--recurrent", metavar="auto|IN:OUT,...", help="Keep hidden state by agent, around the model.")
-@click.option("--with-epsilon", metavar="KEY", help="Feed this input with normal noise, around the model.")
+@click.option("-b", "--batch-sizes", type=SIZES, metavar="SIZES", help="As 1-8,16.  [default: 1,2,4,8,16,32,64]")
+@click.option("-c", "--count", type=click.IntRange(2), metavar="N", default=200, help="Timed calls per size.  [default: 200]")
+@wrapping_options
 @click.option("--call", type=click.Choice(("arrays", "batch")), default="arrays", help="infer_arrays or infer_batch.  [default: arrays]")
 @click.option("--against", type=click.Choice(("onnxruntime", "tract")), multiple=True, help="Time another runtime beside it.")
 @click.option("--plot", metavar="FILE.png", help="Draw the median time over the batch size.")
+@onnx_option
 @click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]")
 @loading_options
 @device_option
 @json_option
 def command(
-    model: str, batch_sizes: list[int], count: int, recurrent: str | None, with_epsilon: str | None, call: str,
-    against: tuple[str, ...], plot: str | None, seed: int, device: str | None, json_file: str | None, **loading: Any,
+    model: str, batch_sizes: list[int] | None, count: int, recurrent: str | None, with_epsilon: str | None, call: str,
+    against: tuple[str, ...], plot: str | None, onnx: str | None, seed: int, device: str | None, json_file: str | None, **loading: Any,
 ) -> None:  # fmt: skip
     """Time calls at each batch size, interleaved with other runtimes.
 
     Compiles are timed apart. With --recurrent and --with-epsilon the call goes through the wrappers, as in a game loop; other runtimes are
-    given the same rows, hidden state and noise included, laid out beforehand.
+    given the same rows, hidden state and noise included, laid out beforehand; for an exported policy --onnx says what they run.
 
     \b
     Examples:
@@ -48,23 +61,27 @@ def command(
       memojax benchmark my_policy.onnx --plot latency.png
     """
     from ..api import load
-    from ..contenders import CONTENDERS
     from ..display.progress import progress_bar
+    from ..stablehlo import only_size
     from ..typed import random_rows
+    from ..verification import contender
 
     check_plot(plot)
     file = find_model(model)
-    inferer = load(file.path, seed=seed, device=device, **loading_of(**loading))
-    wrapped = _wrapped(inferer, recurrent, with_epsilon, seed)
-    others = {name: CONTENDERS[name](inferer.typed) for name in dict.fromkeys(against)}
+    typed, reference = loaded_pair(file, onnx, loading_of(**loading))
+    only = only_size(typed)
+    sizes = batch_sizes or ([only] if only else _SIZES)
+    inferer = load(typed, seed=seed, device=device)
+    agents = wrapped(inferer, recurrent, with_epsilon, seed)
+    others = {name: contender(name, typed, reference) for name in dict.fromkeys(against)}
     rng = np.random.default_rng(seed)
-    for agent in range(max(batch_sizes)):
-        wrapped.begin_agent(agent)
+    for agent in range(max(sizes)):
+        agents.begin_agent(agent)
     results: list[dict[str, Any]] = []
-    with progress_bar(f"{file.name}, batch sizes", len(batch_sizes), transient=True) as report:
-        for done, size in enumerate(batch_sizes, 1):
+    with progress_bar(f"{file.name}, batch sizes", len(sizes), transient=True) as report:
+        for done, size in enumerate(sizes, 1):
             rows = {spec.name: random_rows(rng, size, spec) for spec in inferer.api.inputs}
-            calls, compiles = _contenders(wrapped, others, rows, size, call)
+            calls, compiles = _contenders(agents, others, rows, size, call)
             timings = _timed(calls, count)
             results += [_statistics(name, size, times, compiles[name]) for name, times in timings.items()]
             report(done, "")
@@ -90,20 +107,6 @@ def _draw(data: Mapping[str, Any], path: str) -> None:
     figure = draw_latency(times, {})
     figure.axes[0].set_title(f"{data['model']} on {data['device']}")
     figure.savefig(path)
-
-
-def _wrapped(inferer: Any, recurrent: str | None, epsilon: str | None, seed: int) -> Any:
-    from ..wrapper.epsilon import EpsilonInjector, HighQualityNoiseGenerator
-    from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker
-    from .options import pairs
-
-    if epsilon:
-        inferer = EpsilonInjector(inferer, epsilon, HighQualityNoiseGenerator(seed))
-    if recurrent == "auto":
-        return RecurrentTracker.wrap(inferer)
-    if recurrent:
-        return RecurrentTracker(inferer, [RecurrentInfo(*pair) for pair in pairs(tuple(recurrent.split(",")), "--recurrent", ":")])
-    return inferer
 
 
 def _contenders(

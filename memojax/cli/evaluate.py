@@ -90,8 +90,12 @@ def _evaluate(
 ) -> Evaluation:
     from ..api import load
     from ..evaluation import SelectObs, evaluate
+    from ..stablehlo import only_size, typed_model
 
-    inferer = load(file.path, preload=given["preload"] or (), seed=given["seed"], device=given["device"], **loading)
+    typed = typed_model(file.path, **loading)
+    only = only_size(typed)
+    fixed = {"bucketing": [only], "max_batch_size": only} if only else {}
+    inferer = load(typed, preload=given["preload"] or (), seed=given["seed"], device=given["device"], **fixed)
     own_env = file.card.get("env_id")
     seen = file.card.get("observation_indices") if own_env == (env_id or own_env) and not given["select"] else None
     selected = [SelectObs(seen)] if seen else []

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-COMMANDS = ("evaluate", "api", "describe", "run", "verify", "benchmark", "package", "to-stablehlo", "ops")
+COMMANDS = ("evaluate", "api", "describe", "run", "verify", "benchmark", "package", "to-stablehlo", "cache", "ops")
 """Each is `memojax.cli.NAME:command` (`_` for `-`), imported when it is asked for."""
 
 EPILOG = """

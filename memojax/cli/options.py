@@ -102,6 +102,26 @@ def loading_of(dims: tuple[str, ...], constants: tuple[str, ...], batch_axis: tu
     return loading
 
 
+def onnx_option(command: Command) -> Command:
+    """`--onnx FILE`: what another runtime reads where MODEL has no graph."""
+    return click.option("--onnx", metavar="FILE", type=ModelName(), help="ONNX file for the other runtime, if MODEL was exported from it.")(
+        command
+    )
+
+
+def loaded_pair(file: ModelFile, onnx: str | None, loading: Mapping[str, Any]) -> tuple[Any, Any]:
+    """MODEL and the model of `--onnx` (None without it), loaded; options of loading go to whichever is an ONNX file.
+
+    Raises:
+        ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
+    """
+    from ..stablehlo import find_stablehlo, load_stablehlo, typed_model
+
+    asset = find_stablehlo(file.path)
+    typed = load_stablehlo(asset) if asset is not None and onnx else typed_model(file.path, **loading)
+    return typed, typed_model(find_model(onnx).path, **loading) if onnx else None
+
+
 def json_option(command: Command) -> Command:
     """`--json FILE`."""
     return click.option("--json", "json_file", metavar="FILE|-", help="Write everything as JSON; with - to stdout, instead of the tables.")(

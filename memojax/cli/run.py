@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,33 +12,42 @@ import click
 import numpy as np
 
 from .options import device_option, find_model, json_option, loading_of, loading_options, model_argument
+from .wrapping import wrapped, wrapping_options
 
 
 @click.command("run", short_help="Run one batch.")
 @model_argument
-@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rows.  [default: those of --inputs, or 1]")
+@click.option("-b", "--batch-size", type=click.IntRange(1), metavar="N", help="Rows.  [default: those of --inputs, or 1]")
+@wrapping_options
 @click.option("--inputs", "inputs_file", metavar="FILE.npz", help="Inputs by name, a row per agent; random without it.")
 @click.option("--output", "output_file", metavar="FILE.npz", help="Write the outputs, by name.")
+@click.option("--print-input", is_flag=True, help="Print every row that goes in; with --json, put them into it.")
+@click.option("--print-output", is_flag=True, help="Print every row that comes out; with --json, put them into it.")
 @click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of random inputs, and of a model that draws.  [default: 0]")
 @loading_options
 @device_option
 @json_option
 def command(
-    model: str, batch_size: int | None, inputs_file: str | None, output_file: str | None, seed: int, device: str | None,
-    json_file: str | None, **loading: Any,
+    model: str, batch_size: int | None, recurrent: str | None, with_epsilon: str | None, inputs_file: str | None, output_file: str | None,
+    print_input: bool, print_output: bool, seed: int, device: str | None, json_file: str | None, **loading: Any,
 ) -> None:  # fmt: skip
     """Run one batch on random or given inputs and print a summary of each output.
 
+    With --recurrent and --with-epsilon, hidden state (zero at the start) and noise need not be given.
+
     \b
     Examples:
-      memojax run acrobot_ppo --batch-size 8
+      memojax run acrobot_ppo --batch-size 8 --print-output
+      memojax run pendulum_ppo --with-epsilon epsilon
       memojax run policy.onnx --inputs observations.npz --output actions.npz
     """
     from ..api import load
+    from ..stablehlo import only_size
     from ..typed import random_rows
 
     file = find_model(model)
-    inferer = load(file.path, seed=seed, device=device, **loading_of(**loading))
+    bare = load(file.path, seed=seed, device=device, **loading_of(**loading))
+    inferer = wrapped(bare, recurrent, with_epsilon, seed)
     if inputs_file:
         inputs = _read(inputs_file)
         if batch_size is not None and (short := [name for name, rows in inputs.items() if len(rows) < batch_size]):
@@ -45,16 +55,20 @@ def command(
         inputs = {name: rows[:batch_size] for name, rows in inputs.items()}
     else:
         rng = np.random.default_rng(seed)
-        inputs = {spec.name: random_rows(rng, batch_size or 1, spec) for spec in inferer.api.inputs}
+        rows = batch_size or only_size(bare.typed) or 1
+        inputs = {spec.name: random_rows(rng, rows, spec) for spec in inferer.api.inputs}
+    size = len(next(iter(inputs.values()))) if inputs else 0
+    ids = range(size)
+    for agent in ids:
+        inferer.begin_agent(agent)
     started = time.perf_counter()
-    outputs = {name: np.asarray(rows) for name, rows in inferer.infer_arrays(inputs).items()}
+    outputs = {name: np.asarray(rows) for name, rows in inferer.infer_arrays(inputs, ids=ids).items()}
     first = time.perf_counter() - started
     started = time.perf_counter()
-    inferer.infer_arrays(inputs)
+    inferer.infer_arrays(inputs, ids=ids)
     again = time.perf_counter() - started
     if output_file:
         np.savez(output_file, **outputs)  # pyright: ignore[reportArgumentType]
-    size = len(next(iter(inputs.values()))) if inputs else 0
     data = {
         "model": file.name,
         "batch_size": size,
@@ -62,12 +76,21 @@ def command(
         "second_call_us": again * 1e6,
         "outputs": {name: _summary(rows) for name, rows in outputs.items()},
     }
+    printed = {"input": inputs if print_input else {}, "output": outputs if print_output else {}}
+    data |= {f"{side}_rows": arrays for side, arrays in printed.items() if arrays}
     if json_file:
         from .output import write_json
 
         write_json(json_file, data)
     if json_file != "-":
         _show(data, inputs_file, output_file)
+        for side, arrays in printed.items():
+            _print_rows(side, arrays)
+
+
+def _print_rows(side: str, arrays: Mapping[str, Any]) -> None:
+    for name, rows in arrays.items():
+        click.echo(f"\n{side} {name}:\n{np.array2string(np.asarray(rows), threshold=sys.maxsize, max_line_width=120)}")
 
 
 def _read(path: str) -> dict[str, np.ndarray]:

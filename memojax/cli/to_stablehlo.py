@@ -8,9 +8,14 @@ from typing import Any
 
 import click
 
-from .options import ModelFile, ModelName, find_model, json_option, loading_of, loading_options
+from .options import Command, ModelFile, ModelName, find_model, json_option, loading_of, loading_options
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def force_option(command: Command) -> Command:
+    """`--force`, for `check_target`."""
+    return click.option("-f", "--force", is_flag=True, help="Replace a file that is no asset, too.")(command)
 
 
 @click.command("to-stablehlo", short_help="Export policies so that they load without their ONNX files.")
@@ -18,15 +23,17 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE|FOLDER", help="Where to.  [default: NAME.crvo here]")
 @click.option("-b", "--batch-size", type=click.IntRange(1), metavar="N", help="The only number of rows to run.  [default: any]")
 @click.option("--platform", "platforms", multiple=True, type=click.Choice(PLATFORMS), help="Where it is to run.  [default: all of them]")
+@force_option
 @loading_options
 @json_option
 def command(
-    models: tuple[str, ...], output: Path | None, batch_size: int | None, platforms: tuple[str, ...], json_file: str | None, **loading: Any
-) -> None:
+    models: tuple[str, ...], output: Path | None, batch_size: int | None, platforms: tuple[str, ...], force: bool, json_file: str | None,
+    **loading: Any,
+) -> None:  # fmt: skip
     """Export one or more policies with jax.export: the program in StableHLO, the weights and the names, in one CRVO asset each.
 
     Every command and `memojax.load` take the result, and give what they give for the ONNX file. By default it runs batches of any size.
-    With several MODELs, each gets a file of its name in the folder --output.
+    With several MODELs, each gets a file of its name in the folder --output. An older asset there is replaced, no other file is.
 
     \b
     Examples:
@@ -42,25 +49,40 @@ def command(
     targets = [(output or Path()) / f"{file.name}.crvo" if folder or output is None else output for file in files]
     if twice := [target for target in targets if targets.count(target) > 1]:
         raise click.UsageError(f"two models would be written to {twice[0]}: convert them one by one, with --output")
+    for file, target in zip(files, targets, strict=True):
+        check_target(file, target, force)
     results = []
     for file, target in zip(files, targets, strict=True):
         started = time.perf_counter()
-        asset = to_stablehlo(file.path, batch_size=batch_size, platforms=platforms or PLATFORMS, **loading_of(**loading))
+        asset = to_stablehlo(file.path, batch_size=batch_size, platforms=platforms or None, **loading_of(**loading))
         results.append(written(file, asset, target, seconds=time.perf_counter() - started))
     report(results, json_file)
 
 
-def written(file: ModelFile, asset: Any, target: Path, **more: Any) -> dict[str, Any]:
-    """Write an asset; what there is to say about it.
+def check_target(file: ModelFile, target: Path, force: bool) -> None:
+    """Make sure that nothing but an older asset is overwritten.
 
     Raises:
-        click.UsageError: it would be written over the file that it was made from.
+        click.UsageError: `target` is the file that the asset is made from, a folder, or (without `force`) something else than an asset.
     """
+    from ..asset import HEADER_BYTES, is_asset
+
+    if not target.exists():
+        return
+    if target.is_dir():
+        raise click.UsageError(f"{target} is a folder: name a file in it")
+    if target.samefile(file.path):
+        raise click.UsageError(f"{target} would be written over itself: name another file")
+    with target.open("rb") as there:
+        if not force and not is_asset(there.read(HEADER_BYTES)):
+            raise click.UsageError(f"{target} is there already and is no CRVO asset: name another file, or replace it with --force")
+
+
+def written(file: ModelFile, asset: Any, target: Path, **more: Any) -> dict[str, Any]:
+    """Write an asset; what there is to say about it."""
     from ..asset import AssetKind
     from ..stablehlo import read_header
 
-    if target.exists() and target.samefile(file.path):
-        raise click.UsageError(f"{target} would be written over itself: name another file")
     asset.write(target)
     about = {"model": file.name, "file": str(target), "kind": str(asset.kind), "bytes": target.stat().st_size, **more}
     if asset.kind is AssetKind.STABLEHLO:

@@ -7,32 +7,40 @@ from typing import Any
 
 import click
 
-from .options import find_model, json_option, loading_of, loading_options, model_argument
+from .options import find_model, json_option, loaded_pair, loading_of, loading_options, model_argument, onnx_option
 from .sizes import SIZES
+
+_SIZES = (1, 5, 32)
 
 
 @click.command("verify", short_help="Compare with another runtime.")
 @model_argument
-@click.option("--sizes", type=SIZES, default="1,5,32", metavar="SIZES", help="Batch sizes.  [default: 1,5,32]")
+@click.option("--sizes", type=SIZES, metavar="SIZES", help="Batch sizes.  [default: 1,5,32, or the only one that MODEL runs]")
 @click.option("--against", type=click.Choice(("onnxruntime", "tract")), default="onnxruntime", help="[default: onnxruntime]")
+@onnx_option
 @click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]")
 @loading_options
 @json_option
-def command(model: str, sizes: list[int], against: str, seed: int, json_file: str | None, **loading: Any) -> None:
+def command(model: str, sizes: list[int] | None, against: str, onnx: str | None, seed: int, json_file: str | None, **loading: Any) -> None:
     """Compare every output with another runtime on random inputs, at several batch sizes.
 
     Prints the largest error, and how often the largest element is the same (what a policy with discrete actions cares about). Exits with 1
-    where an output is further off than rtol 1e-3 and atol 1e-5.
+    where an output is further off than rtol 1e-3 and atol 1e-5. An exported policy (StableHLO) has no graph that another runtime could
+    read: say with --onnx which file it was made from.
 
     \b
-    Example:
+    Examples:
       memojax verify policy.onnx --sizes 1-4,64
+      memojax verify policy.crvo --onnx policy.onnx
     """
-    from ..stablehlo import typed_model
+    from ..stablehlo import only_size
     from ..verification import ATOL, RTOL, verify
 
     file = find_model(model)
-    checks = verify(typed_model(file.path, **loading_of(**loading)), sizes, against=against, seed=seed)
+    typed, reference = loaded_pair(file, onnx, loading_of(**loading))
+    only = only_size(typed)
+    wanted = sizes or ([only] if only else _SIZES)
+    checks = verify(typed, wanted, against=against, reference=reference, seed=seed)
     worst = [check for check in checks if check.same is False]
     if json_file:
         from .output import write_json

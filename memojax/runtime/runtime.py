@@ -280,20 +280,21 @@ class _Frame:
         self._queue = [(state.place, state) for state in states]
         heapq.heapify(self._queue)
         self._number, self._clock, self._deadline = number, clock, deadline
+        self._least = 0.0 if deadline is None else min((state.timings.least for state in states), default=0.0)
         self._at_work = 0
         self._lock = threading.Lock()
 
     def work(self) -> None:
         """Run models until none is left that fits; several threads may."""
-        while (state := self._next()) is not None:
-            self._run(state)
+        while (chosen := self._next()) is not None:
+            self._run(*chosen)
 
     def run_first_cold(self) -> bool:
         """Run the first model without a plan, if nothing was answered: each call answers something."""
         if self.responses:
             return False
         self._at_work += 1
-        self._run(self.cold.pop(0))
+        self._run(self.cold.pop(0), self._clock())
         return True
 
     def await_cold(self, compiles: CompileTimings) -> bool:
@@ -309,24 +310,26 @@ class _Frame:
             heapq.heappush(self._queue, (state.place, state))
         return bool(ready)
 
-    def _next(self) -> BrainState | None:
+    def _next(self) -> tuple[BrainState, float] | None:
+        """Who runs now, and when the search began: that is part of what it costs."""
         with self._lock:
             while self._queue:
-                remaining, must = self._remaining(), not self.responses and not self._at_work
-                if remaining is not None and remaining <= 0 and not must:
-                    return None
+                started, must = self._clock(), not self.responses and not self._at_work
+                remaining = None if self._deadline is None else self._deadline - started
+                if remaining is not None and not must and (remaining <= 0 or remaining < self._least):
+                    return None  # to ask the others would only use up what is left
                 state = heapq.heappop(self._queue)[1]
                 verdict = state.offer(remaining, must)
                 if verdict is Verdict.COLD:
                     self.cold.append(state)
                 elif verdict is Verdict.RUN:
                     self._at_work += 1
-                    return state
+                    return state, started
         return None
 
-    def _run(self, state: BrainState) -> None:
+    def _run(self, state: BrainState, started: float) -> None:
         try:
-            responses = state.run()
+            responses = state.run(started)
         except Exception as failure:
             with self._lock:
                 self.failures[state.brain] = failure

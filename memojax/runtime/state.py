@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -20,6 +21,9 @@ from .timing import CompileTimings, Timings
 _numbers = itertools.count()
 _RECENT = 32
 """Batch sizes remembered as in use; a new policy is compiled for them before it is swapped in."""
+
+_ROUNDS = 8
+"""How often a swap goes back to compile for sizes that came into use while it compiled; then it is done as it is."""
 
 
 @dataclass(frozen=True, order=True)
@@ -196,14 +200,16 @@ class BrainState:
                 return Verdict.RUN
             return Verdict.LATE
 
-    def run(self) -> dict[int, Response]:
-        """Run the batch that has waited longest.
+    def run(self, started: float) -> dict[int, Response]:
+        """Run the batch that has waited longest; its cost counts from `started` on.
 
         Raises:
             Exception: what the model raises; the batch then waits at the end of the queue, and goes on where it stopped.
         """
+        elsewhere = self._running.locked()
         with self._running:
-            started = self._clock()
+            if elsewhere:
+                started = self._clock()  # waiting for another thread is no cost of the model
             with self._lock:
                 self._seal()
                 batch = self._sealed
@@ -245,31 +251,38 @@ class BrainState:
         with self._lock:
             self._check_alive()
             _check_swap(self.inferer, new)
-            sizes = {*self._recent, len(self._open), len(self._sealed or ())} - {0}
             before, handle = self._swap, Future[Inferer]()
             self._swap = handle
         if before is not None:
             before.cancel()
-        compiles = [new.prepare(size) for size in sorted(sizes)]
-        left = set(compiles)
+        self._prepare_swap(new, handle, _ROUNDS)
+        return handle
 
-        def finish(compile: Future[None] | None) -> None:
+    def _prepare_swap(self, new: Inferer, handle: Future[Inferer], rounds: int) -> None:
+        """Compile `new` for the sizes in use, again for those that came into use meanwhile, and swap it in."""
+        try:
             with self._lock:
-                left.discard(compile)  # pyright: ignore[reportArgumentType]
-                if left or not handle.set_running_or_notify_cancel():
-                    return
-            try:
-                for compile in compiles:
-                    compile.result()
+                sizes = {*self._recent, len(self._open), len(self._sealed or ())} - {0}
+            compiles = [new.prepare(size) for size in sorted(sizes) if not _is_ready(new, size)] if rounds else []
+            if not compiles and handle.set_running_or_notify_cancel():
                 handle.set_result(self._swap_in(new))
-            except BaseException as failure:
-                handle.set_exception(failure)
+        except BaseException as failure:
+            _fail(handle, failure)
+            return
+        left, lock = len(compiles), threading.Lock()
+
+        def done(compile: Future[None]) -> None:
+            nonlocal left
+            with lock:
+                left -= 1
+                last = left == 0
+            if compile.cancelled() or compile.exception() is not None:
+                _fail(handle, CancelledError() if compile.cancelled() else compile.exception())
+            elif last and not handle.done():
+                self._prepare_swap(new, handle, rounds - 1)
 
         for compile in compiles:
-            compile.add_done_callback(finish)
-        if not compiles:
-            finish(None)
-        return handle
+            compile.add_done_callback(done)
 
     def _swap_in(self, new: Inferer) -> Inferer:
         with self._running, self._lock:
@@ -315,10 +328,7 @@ class BrainState:
         self._since = self._open_since
 
     def _is_ready(self, count: int) -> bool:
-        try:
-            return self.inferer.is_ready(count)
-        except Exception:
-            return True  # whatever is wrong is raised by the run, to whoever asked for it
+        return _is_ready(self.inferer, count)
 
     def _asked_for(self, count: int) -> bool:
         """Whether a compile for `count` is over; if none was asked for, this one is."""
@@ -344,6 +354,20 @@ class BrainState:
             self.timings.add(count, seconds)
         else:
             self._compiles.add(self.brain, max(0.0, seconds - (self.timings.estimate(count) or 0.0)))
+
+
+def _is_ready(inferer: Inferer, count: int) -> bool:
+    try:
+        return inferer.is_ready(count)
+    except Exception:
+        return True  # whatever is wrong is raised by the run, to whoever asked for it
+
+
+def _fail(handle: Future[Inferer], failure: BaseException | None) -> None:
+    """Give up a swap, unless it was called off or has failed before."""
+    with contextlib.suppress(InvalidStateError):
+        if handle.running() or handle.set_running_or_notify_cancel():
+            handle.set_exception(failure)
 
 
 def _innermost_layer(inferer: Inferer) -> LayeredInferer | None:

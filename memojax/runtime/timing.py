@@ -14,6 +14,12 @@ WINDOW = 64
 _MARGIN = 1.0
 """Standard deviations added to the mean where time must not run out."""
 
+_FEW = 8
+"""Samples from which on their deviation is taken at its word."""
+
+_MOST_RATIO = 2.0
+"""Of a sample to the mean of its size: one that was interrupted should not count for all sizes."""
+
 
 @dataclass
 class Timing:
@@ -52,9 +58,15 @@ class Timings:
     def __init__(self) -> None:
         self._by_size: dict[int, Timing] = {}
         self._sizes: list[int] = []
+        self._ratios = Timing()
 
     def __len__(self) -> int:
         return len(self._sizes)
+
+    @property
+    def least(self) -> float:
+        """Seconds below which nothing is likely to fit: what the smallest batch seen takes; 0 before the first sample."""
+        return self._upper(self._sizes[0]) if self._sizes else 0.0
 
     def add(self, size: int, seconds: float) -> None:
         """Note that a batch of `size` took `seconds`."""
@@ -62,6 +74,8 @@ class Timings:
         if timing is None:
             timing = self._by_size[size] = Timing()
             bisect.insort(self._sizes, size)
+        elif timing.mean > 0:
+            self._ratios.add(min(seconds / timing.mean, _MOST_RATIO))
         timing.add(seconds)
 
     def get(self, size: int) -> Timing | None:
@@ -85,23 +99,30 @@ class Timings:
         """
         exact = self._by_size.get(size)
         if exact is not None:
-            return exact.upper
+            return self._upper(size)
         if not self._sizes:
             return None
         above = bisect.bisect(self._sizes, size)
         if above == 0:
-            return self._by_size[self._sizes[0]].upper
+            return self._upper(self._sizes[0])
         if above < len(self._sizes):
             return self._line(self._sizes[above - 1], self._sizes[above], size)
         last = self._sizes[-1]
-        cost = self._by_size[last].upper
+        cost = self._upper(last)
         if len(self._sizes) == 1:
             return cost * size / last
         return max(cost, self._line(self._sizes[-2], last, size))
 
     def _line(self, small: int, large: int, size: int) -> float:
-        low, high = self._by_size[small].upper, self._by_size[large].upper
+        low, high = self._upper(small), self._upper(large)
         return low + (high - low) * (size - small) / (large - small)
+
+    def _upper(self, size: int) -> float:
+        """`Timing.upper`; a size seen a few times only scatters at least as all sizes of the model do."""
+        timing = self._by_size[size]
+        if timing.count >= _FEW:
+            return timing.upper
+        return timing.mean + _MARGIN * max(timing.std, self._ratios.std * timing.mean)
 
 
 class CompileTimings:

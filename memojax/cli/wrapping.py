@@ -1,0 +1,38 @@
+"""`--recurrent` and `--with-epsilon`: a model with its hidden state and its noise taken care of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .options import Command, pairs
+
+
+def wrapping_options(command: Command) -> Command:
+    """`--recurrent` and `--with-epsilon`, for `wrapped`."""
+    for option in (
+        click.option("-w", "--with-epsilon", metavar="KEY", help="Feed this input with normal noise, around the model."),
+        click.option("-r", "--recurrent", metavar="auto|IN:OUT,...", help="Keep hidden state by agent, around the model."),
+    ):
+        command = option(command)
+    return command
+
+
+def wrapped(inferer: Any, recurrent: str | None, epsilon: str | None, seed: int) -> Any:
+    """`inferer` in the wrappers that were asked for.
+
+    Raises:
+        click.UsageError: `recurrent` is neither "auto" nor pairs.
+        UnknownInputError, IncompatibleModelError: a wrapper does not fit the model.
+    """
+    from ..wrapper.epsilon import EpsilonInjector, HighQualityNoiseGenerator
+    from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker
+
+    if epsilon:
+        inferer = EpsilonInjector(inferer, epsilon, HighQualityNoiseGenerator(seed))
+    if recurrent == "auto":
+        return RecurrentTracker.wrap(inferer)
+    if recurrent:
+        return RecurrentTracker(inferer, [RecurrentInfo(*pair) for pair in pairs(tuple(recurrent.split(",")), "--recurrent", ":")])
+    return inferer
