@@ -48,14 +48,18 @@ def _work() -> None:
     with contextlib.suppress(AttributeError, OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
     while (entry := _tasks.get()) is not None:
-        future, task = entry
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            future.set_result(task())
-        except BaseException as failure:
-            log.debug("background task failed: %s", failure)
-            future.set_exception(failure)
+        _do(*entry)
+        del entry  # a model should not live on because its task was the last
+
+
+def _do(future: Future[Any], task: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(task())
+    except BaseException as failure:
+        log.debug("background task failed: %s", failure)
+        future.set_exception(failure)
 
 
 @atexit.register

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memojax
-from memojax import MemoizingDynamicInferer, TypedModel
+from memojax import MemoizingDynamicInferer, TypedModel, worker
 from memojax.bucketing import bucket_of
 from memojax.errors import BatchSizeError, CompileForbiddenError, RowsMixError
 from memojax.planner import Lowered
@@ -205,3 +207,19 @@ def test_recommend_needs_something_to_go_by() -> None:
     assert str(inferer.recommend_sizes(1)).startswith("1 plan(s), sizes [9]")
     with pytest.raises(BatchSizeError, match="at least 1"):
         inferer.recommend_sizes(0)
+
+
+def test_the_worker_does_not_keep_what_its_last_task_held() -> None:
+    class Held:
+        pass
+
+    held = Held()
+    gone = weakref.ref(held)
+    worker.submit(lambda held=held: None).result(30)
+    del held
+    for _ in range(200):
+        if gone() is None:
+            break
+        gc.collect()
+        time.sleep(0.01)
+    assert gone() is None
