@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from typing import Any, final
@@ -30,7 +31,7 @@ class Preload:
             self._futures: list[Future[Any]] = [worker.submit(_task(compile_size, size)) for size in self.sizes]
         else:
             self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="memojax-preload")
-            self._futures = [self._pool.submit(compile_size, size) for size in self.sizes]
+            self._futures = [self._pool.submit(contextvars.copy_context().run, compile_size, size) for size in self.sizes]
             self._pool.shutdown(wait=False)
 
     @classmethod

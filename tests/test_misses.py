@@ -113,6 +113,13 @@ def test_forbid_compile_holds_for_this_thread_only() -> None:
     check(inferer, 5)
 
 
+def test_forbid_compile_holds_for_the_threads_of_a_preload_that_is_waited_for() -> None:
+    inferer = MemoizingDynamicInferer(TYPED)
+    with memojax.forbid_compile(), pytest.raises(CompileForbiddenError):
+        inferer.preload([1, 2], workers=2)
+    assert inferer.plans() == []
+
+
 def test_interrupted_compile_leaves_the_cache_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     inferer = MemoizingDynamicInferer(TYPED)
     lower = inferer._cache._lower
