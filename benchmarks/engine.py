@@ -38,7 +38,7 @@ Row = tuple[str, str, str, str, bool]
 
 
 def _row(what: str, value: float, target: float, unit: str) -> Row:
-    return what, f"{value:.3g}", f"at most {target:g}", unit, value <= target
+    return what, f"{value:.3g}", f"at most {target:g}", unit, bool(value <= target)
 
 
 def _rows(n: int, width: int = NETWORK[0]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -37,3 +38,13 @@ def test_ci_runs_the_readmes_commands() -> None:
 def test_every_command_is_listed() -> None:
     section = README.split("\n## Command line\n")[1].split("\n## ")[0]
     assert sorted(re.findall(r"^\| `memojax ([a-z-]+)", section, re.MULTILINE)) == sorted(COMMANDS)
+
+
+def test_the_benchmark_block_is_what_was_measured() -> None:
+    """`benchmarks/report.py` writes it from the files in benchmarks/results."""
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert f"<!-- benchmarks -->\n{module.report()}\n<!-- /benchmarks -->" in README
