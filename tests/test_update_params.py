@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 import memojax
-from memojax.errors import IncompatibleModelError
+from memojax.errors import CompileError, IncompatibleModelError
 
 POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
 OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
@@ -146,3 +146,20 @@ def test_in_the_background_later_updates_build_on_earlier_ones_and_win() -> None
     with pytest.raises(IncompatibleModelError):
         inferer.update_params({names[0]: np.zeros(1, np.float32)}, background=True)
     np.testing.assert_array_equal(inferer.infer_arrays({"obs": OBS})["logits"], np.zeros((5, 3), np.float32))
+
+
+def test_an_update_whose_plans_cannot_be_made_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    inferer = memojax.load(POLICY, preload=[5])
+    before = inferer.infer_arrays({"obs": OBS})["logits"].copy()
+    first, second = list(inferer.params)[:2]
+    with monkeypatch.context() as patch:
+        patch.setattr(inferer._store, "_become_argument", _broken)
+        with pytest.raises(CompileError, match="no plan"):
+            inferer.update_params({first: np.zeros_like(inferer.params[first])})
+    np.testing.assert_array_equal(inferer.infer_arrays({"obs": OBS})["logits"], before)
+    inferer.update_params({second: inferer.params[second]})
+    np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], before, rtol=1e-5)
+
+
+def _broken(typed: Any) -> None:
+    raise CompileError("no plan")

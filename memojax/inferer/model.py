@@ -95,7 +95,7 @@ class ModelInferer(Inferer):
         self._seed = seed & 0xFFFFFFFF
         self._draws = itertools.count()
         self._local = threading.local()
-        self._updating = threading.Lock()
+        self._updating, self._accepting = threading.Lock(), threading.Lock()
         self._wanted = typed
         self._names = [spec.name for spec in typed.api.inputs]
         self._first_name, self._n_names = next(iter(self._names), ""), len(self._names)
@@ -281,7 +281,7 @@ class ModelInferer(Inferer):
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing is changed then.
         """
-        with self._updating:
+        with self._accepting:
             self._wanted = with_new_weights(self._wanted, source)
         if background:
             return submit(self._apply_wanted)
@@ -292,8 +292,16 @@ class ModelInferer(Inferer):
 
     def _apply_wanted(self) -> None:
         with self._updating:
-            if self._store.typed is not self._wanted:
-                self._store.update(self._wanted)
+            wanted = self._wanted
+            if self._store.typed is wanted:
+                return
+            try:
+                self._store.update(wanted)
+            except BaseException:
+                with self._accepting:
+                    if self._wanted is wanted:
+                        self._wanted = self._store.typed
+                raise
 
     def batch_sizes(self) -> dict[int, int]:
         """How many batches of each size were asked for so far.
