@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -21,77 +19,20 @@ from typing import Any
 
 import jax
 import jaxlib.version
-import ml_dtypes
 import numpy as np
 from jax import export
 
 from ._types import Source
 from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset
 from .errors import AssetError, DimensionError, InputError
-from .model.signature import ModelApi, TensorSpec
+from .model.signature import TensorSpec
 from .stablehlo_check import parse_failure
+from .stablehlo_header import FORMAT, MAGIC, PREFIX, Header, arrays_of, header_and_body
 from .typed import TypedModel
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-FORMAT = 1
-
-_MAGIC = b"MJXA"
-_PREFIX = struct.Struct("<4sI")
-_MOST_HEADER_BYTES = 1 << 23
-_MOST_ELEMENTS = 1 << 28
-"""Of one agent's input or output; more than any policy takes."""
-
-_DTYPES = {
-    np.dtype(kind).name: np.dtype(kind)
-    for kind in (
-        "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64",
-        "complex128", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2,
-        ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e8m0fnu, ml_dtypes.float4_e2m1fn, ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4,
-        ml_dtypes.uint4,
-    )
-}  # fmt: skip
-
 _CUSTOM_CALLS = re.compile(r"(?:mhlo|chlo|stablehlo)\..*|Sharding|shape_assertion|cu_threefry2x32_ffi|hip_threefry2x32_ffi")
 """What a program may call by name; anything else (a Python callback by its address, say) is refused."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What an asset says about the program in it.
-
-    Attributes:
-        api: inputs and outputs, without the batch axis.
-        computed: names of the outputs that the program gives.
-        params: the weights, by name.
-        constants: the outputs that depend on no input.
-        batch_size: the only number of rows that it runs; None: any.
-        random: whether it takes a key.
-        independent: whether rows are known not to influence each other.
-        platforms: where it runs.
-        rule: how the batch was found in the model's file.
-        name: of the model.
-        metadata: what the model's file said about itself.
-        written_by: package -> version.
-        calling_convention: of jax.export.
-        program_bytes: length of the program.
-        sha256: of what follows the header.
-    """
-
-    api: ModelApi
-    computed: tuple[str, ...]
-    params: tuple[TensorSpec, ...]
-    constants: tuple[TensorSpec, ...]
-    batch_size: int | None
-    random: bool
-    independent: bool
-    platforms: tuple[str, ...]
-    rule: str
-    name: str
-    metadata: Mapping[str, str]
-    written_by: Mapping[str, str]
-    calling_convention: int
-    program_bytes: int
-    sha256: str
 
 
 def to_stablehlo(
@@ -159,7 +100,7 @@ def to_stablehlo(
         "sha256": digest.hexdigest(),
     }
     text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    return AssetData(AssetKind.STABLEHLO, b"".join([_PREFIX.pack(_MAGIC, len(text)), text, *sections]))
+    return AssetData(AssetKind.STABLEHLO, b"".join([PREFIX.pack(MAGIC, len(text)), text, *sections]))
 
 
 def typed_model(source: Source | TypedModel, **options: Any) -> TypedModel:
@@ -204,7 +145,7 @@ def read_header(asset: AssetData) -> Header:
     Raises:
         AssetError: another kind of asset, or one that is damaged.
     """
-    return _header_and_body(asset)[0]
+    return header_and_body(asset)[0]
 
 
 def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
@@ -221,13 +162,13 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
         AssetError: another kind of asset, a damaged one, one from a JAX too old or too new for this, or a program that wants more than
             to compute.
     """
-    header, body = _header_and_body(asset)
+    header, body = header_and_body(asset)
     _check_versions(header)
     digest = hashlib.sha256(body).hexdigest()
     if digest != header.sha256:
         raise AssetError(f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}")
     exported = _program(header, bytes(body[: header.program_bytes]), trusted)
-    arrays = _arrays(body[header.program_bytes :], (*header.params, *header.constants))
+    arrays = arrays_of(body[header.program_bytes :], (*header.params, *header.constants))
     return TypedModel(
         fn=ExportedFunction(asset, header, exported),
         params={spec.name: array for spec, array in zip(header.params, arrays, strict=False)},
@@ -359,104 +300,6 @@ def _start_of(source: Any) -> bytes:
         source.seek(place)
         return start if isinstance(start, bytes) else b""
     return b""
-
-
-def _header_and_body(asset: AssetData) -> tuple[Header, memoryview]:
-    if asset.kind is not AssetKind.STABLEHLO:
-        raise AssetError(f"this asset holds {asset.kind}, not a StableHLO program")
-    data = memoryview(asset.data)
-    if len(data) < _PREFIX.size or bytes(data[:4]) != _MAGIC:
-        raise AssetError(f"not a StableHLO asset: the payload begins with {bytes(data[:4])!r}, expected {_MAGIC!r}")
-    length = _PREFIX.unpack_from(data)[1]
-    if length > min(len(data) - _PREFIX.size, _MOST_HEADER_BYTES):
-        raise AssetError(f"this asset is truncated: its header should have {length:,} bytes, {len(data) - _PREFIX.size:,} follow")
-    body = data[_PREFIX.size + length :]
-    try:
-        fields = json.loads(bytes(data[_PREFIX.size : _PREFIX.size + length]).decode("utf-8", "surrogatepass"))
-        header = _parsed(fields)
-    except AssetError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as cause:
-        raise AssetError(f"this asset is damaged: its header cannot be read ({type(cause).__name__}: {str(cause)[:200]})") from cause
-    expected = header.program_bytes + sum(map(_size, (*header.params, *header.constants)))
-    if expected != len(body):
-        raise AssetError(f"this asset is truncated or damaged: {expected:,} bytes should follow its header, there are {len(body):,}")
-    return header, body
-
-
-def _parsed(fields: Any) -> Header:
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
-        raise AssetError(f"this asset has format {found!r}, this memojax reads {FORMAT}: update memojax, or export the policy again")
-    api = ModelApi(_specs(fields["inputs"], _MOST_ELEMENTS), _specs(fields["outputs"], _MOST_ELEMENTS))
-    header = Header(
-        api=api,
-        computed=tuple(_text(name) for name in fields["computed"]),
-        params=_specs(fields["params"]),
-        constants=_specs(fields["constants"]),
-        batch_size=None if fields["batch_size"] is None else _number(fields["batch_size"], 1, 1 << 31),
-        random=_flag(fields["random"]),
-        independent=_flag(fields["independent"]),
-        platforms=tuple(_text(name) for name in fields["platforms"]),
-        rule=_text(fields["rule"]),
-        name=_text(fields["name"]),
-        metadata={_text(key): _text(value) for key, value in fields["metadata"].items()},
-        written_by={_text(key): _text(value) for key, value in fields["written_by"].items()},
-        calling_convention=_number(fields["calling_convention"], 0, 1 << 31),
-        program_bytes=_number(fields["program_bytes"], 1, 1 << 62),
-        sha256=_text(fields["sha256"]),
-    )
-    outputs = {spec.name: spec for spec in api.outputs}
-    given = [*header.computed, *(spec.name for spec in header.constants)]
-    if len(set(given)) != len(given) or set(given) != set(outputs) or any(outputs[spec.name] != spec for spec in header.constants):
-        raise ValueError("the computed and the constant outputs are not the outputs")
-    return header
-
-
-def _specs(described: Any, most: int | None = None) -> tuple[TensorSpec, ...]:
-    specs = []
-    for one in described:
-        dtype = _DTYPES.get(one["dtype"])
-        if dtype is None:
-            raise ValueError(f"unknown dtype {one['dtype']!r}")
-        shape = tuple(_number(dim, 0, 1 << 31) for dim in one["shape"])
-        if len(shape) > 64 or (most is not None and math.prod(shape) > most):
-            raise ValueError(f"tensor {one['name']!r} of shape {list(shape)[:8]} is larger than any policy's")
-        specs.append(TensorSpec(_text(one["name"]), shape, dtype))
-    if len({spec.name for spec in specs}) != len(specs):
-        raise ValueError("two tensors have one name")
-    return tuple(specs)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected a string, found {type(value).__name__}")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"expected true or false, found {value!r}")
-    return value
-
-
-def _number(value: Any, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value < high:
-        raise ValueError(f"expected a whole number from {low}, found {value!r:.40}")
-    return value
-
-
-def _size(spec: TensorSpec) -> int:
-    return math.prod(spec.shape) * spec.dtype.itemsize
-
-
-def _arrays(body: memoryview, specs: Sequence[TensorSpec]) -> list[np.ndarray]:
-    arrays, start = [], 0
-    for spec in specs:
-        stop = start + _size(spec)
-        arrays.append(np.frombuffer(body[start:stop], np.uint8).copy().view(spec.dtype).reshape(spec.shape))
-        start = stop
-    return arrays
 
 
 def _check_versions(header: Header) -> None:

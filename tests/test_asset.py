@@ -22,6 +22,7 @@ from memojax import stablehlo
 from memojax.asset import AssetData, AssetKind
 from memojax.errors import AssetError, DimensionError, InputError, ModelLoadError, RowsMixError
 from memojax.stablehlo import find_stablehlo, load_stablehlo, read_header, to_stablehlo
+from memojax.stablehlo_header import PREFIX
 
 from .helpers import mixing, policy
 
@@ -347,18 +348,18 @@ def test_operators_that_want_the_batch_as_a_number():
 
 def rebuilt(asset, body=None, **changes):
     """An asset whose header is changed, its digest put right."""
-    length = stablehlo._PREFIX.unpack_from(asset.data)[1]
-    start = stablehlo._PREFIX.size
+    length = PREFIX.unpack_from(asset.data)[1]
+    start = PREFIX.size
     header = json.loads(asset.data[start : start + length]) | changes
     body = asset.data[start + length :] if body is None else body
     if "sha256" not in changes:
         header["sha256"] = stablehlo.hashlib.sha256(body).hexdigest()
     text = json.dumps(header).encode()
-    return AssetData(AssetKind.STABLEHLO, stablehlo._PREFIX.pack(b"MJXA", len(text)) + text + body)
+    return AssetData(AssetKind.STABLEHLO, PREFIX.pack(b"MJXA", len(text)) + text + body)
 
 
 def body_of(asset):
-    return asset.data[stablehlo._PREFIX.size + stablehlo._PREFIX.unpack_from(asset.data)[1] :]
+    return asset.data[PREFIX.size + PREFIX.unpack_from(asset.data)[1] :]
 
 
 @given(st.data())
@@ -443,10 +444,10 @@ def test_sizes_are_checked_before_anything_is_made(exported, changes):
 
 def test_a_header_longer_than_the_asset_is_not_read():
     with pytest.raises(AssetError, match="truncated"):
-        load_stablehlo(AssetData(AssetKind.STABLEHLO, stablehlo._PREFIX.pack(b"MJXA", 0xFFFFFFFF) + b"{}"))
+        load_stablehlo(AssetData(AssetKind.STABLEHLO, PREFIX.pack(b"MJXA", 0xFFFFFFFF) + b"{}"))
     deep = b"[" * 100_000
     with pytest.raises(AssetError, match="damaged"):
-        load_stablehlo(AssetData(AssetKind.STABLEHLO, stablehlo._PREFIX.pack(b"MJXA", len(deep)) + deep))
+        load_stablehlo(AssetData(AssetKind.STABLEHLO, PREFIX.pack(b"MJXA", len(deep)) + deep))
 
 
 def test_other_kinds_are_refused(onnx_file):
