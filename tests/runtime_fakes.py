@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, final
@@ -144,6 +145,17 @@ class Stage:
     def push_all(self, agent=0, value=0.0):
         for brain in self.ids:
             self.runtime.push(brain, agent, obs(value))
+
+    def hold(self, fake):
+        """Have the batches of a fake last until `leave`; `entered` says that one is under way."""
+        entered, leave = threading.Event(), threading.Event()
+
+        def during():
+            entered.set()
+            leave.wait(10)
+
+        fake.during = during
+        return entered, leave
 
     def run_for(self, seconds):
         """Indices of the models that answered."""

@@ -123,13 +123,7 @@ def test_a_swap_can_be_called_off():
 def test_a_swap_does_not_happen_under_a_running_batch():
     stage = Stage(0)
     (brain,) = stage.ids
-    entered, leave = threading.Event(), threading.Event()
-
-    def during():
-        entered.set()
-        leave.wait(10)
-
-    stage.fakes[0].during = during
+    entered, leave = stage.hold(stage.fakes[0])
     stage.push_all()
     runner = threading.Thread(target=stage.runtime.run)
     runner.start()

@@ -120,13 +120,7 @@ def test_pushes_and_runs_from_many_threads():
 def test_removing_waits_for_the_batch_under_way():
     stage = Stage(0)
     (brain,) = stage.ids
-    entered, leave = threading.Event(), threading.Event()
-
-    def during():
-        entered.set()
-        leave.wait(10)
-
-    stage.fakes[0].during = during
+    entered, leave = stage.hold(stage.fakes[0])
     stage.push_all()
     answers: Future[dict] = Future()
     runner = threading.Thread(target=lambda: answers.set_result(stage.runtime.run()))
