@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import gc
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import memojax
 from memojax._client import cpu_device
 from memojax.hoist import Residue
 from memojax.ops import rolled
@@ -64,15 +64,28 @@ def test_the_settings_are_back_afterwards_also_after_an_error() -> None:
     assert jax.config.jax_disable_jit == before
 
 
-def test_sizes_leave_no_traces_in_jaxs_caches() -> None:
-    """Jitted jax.numpy functions would keep 400 objects a size."""
-    policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), maxsize=1)
+_OBJECTS = """
+import contextlib, gc
+import numpy as np, memojax
+from memojax import planner
+policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), maxsize=1)
+def objects(sizes):
+    for size in sizes:
+        policy.infer_arrays({"obs": np.zeros((size, 6), np.float32)})
+    gc.collect()
+    return len(gc.get_objects())
+def left_behind(first):
+    before = objects(range(first, first + 5))
+    return objects(range(first + 5, first + 25)) - before
+inlined = left_behind(100)
+planner.inlined = contextlib.nullcontext
+print(inlined, left_behind(200))
+"""
 
-    def objects(sizes: range) -> int:
-        for size in sizes:
-            policy.infer_arrays({"obs": np.zeros((size, 6), np.float32)})
-        gc.collect()
-        return len(gc.get_objects())
 
-    before = objects(range(100, 110))
-    assert objects(range(110, 130)) - before < 20 * 150
+def test_sizes_leave_less_than_a_third_of_the_traces_in_jaxs_caches() -> None:
+    """In a process of its own, where those caches are not full yet. How much JAX keeps differs by its version, the share hardly."""
+    output = subprocess.run([sys.executable, "-c", _OBJECTS], capture_output=True, text=True, timeout=120)
+    assert output.returncode == 0, output.stderr
+    inlined, jitted = map(int, output.stdout.split())
+    assert 0 <= inlined < jitted / 3
