@@ -17,8 +17,9 @@ from .errors import CompileError, LoweringError
 from .hoist import Residue
 from .plan import Executable, Plan
 from .planner import Planner
-from .recipe import CONVOLUTIONS, EIGEN, FLIPPED, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe, has_avx512
+from .recipe import CONVOLUTIONS, EIGEN, FLIPPED, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe, fits
 from .typed import random_rows
+from .xla_options import has_avx512
 
 Autotune = Literal["off", "preload", "background"]
 
@@ -129,7 +130,8 @@ def candidates(residue: Residue, size: int, planner: Planner) -> list[Recipe]:
         found.append(FLIPPED)
         if not typed.random and not typed.mixing_outputs():
             found.append(TWO_ROWS)
-    return found
+    constants = planner.constants(residue)
+    return [recipe for recipe in found if fits(recipe, residue, constants)]
 
 
 def compare(old: Callable[[Any], Any], new: Callable[[Any], Any], rows: Sequence[Any], pause: bool = False) -> float:

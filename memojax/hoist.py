@@ -14,6 +14,7 @@ from jax import lax
 
 from ._client import cpu_device
 from .fold import fold
+from .xla_options import compiled
 
 Atom: TypeAlias = "int | _Literal"
 Rewrite: TypeAlias = "Callable[[Step, list[Any]], list[Any]]"
@@ -187,7 +188,8 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
         return [walk(node, lambda step, given: step.bind(given), weights) for node in nodes]
 
     with jax.enable_x64(True):
-        return [np.asarray(value) for value in jax.jit(traced, in_shardings=place, out_shardings=place)(list(leaves))]
+        lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(list(leaves))
+        return [np.asarray(value) for value in compiled(lowered, cpu_device())(list(leaves))]
 
 
 @dataclass

@@ -26,6 +26,7 @@ from .model import load_model
 from .model.graph import Graph
 from .model.graph import Value as Declared
 from .ops.rolled import inlined
+from .xla_options import compiled
 
 log = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
@@ -111,8 +112,8 @@ class _Compiled:
         with jax.enable_x64(True):
             if key not in self.plans:
                 self.plans[key] = self._compile(fixed, moving)
-            compiled, static = self.plans[key]
-            results = compiled(moving, np.array([0, seed & 0xFFFFFFFF], np.uint32))
+            executable, static = self.plans[key]
+            results = executable(moving, np.array([0, seed & 0xFFFFFFFF], np.uint32))
         leaves, structure = static
         results = iter(results)
         values = jax.tree.unflatten(structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves])
@@ -131,8 +132,9 @@ class _Compiled:
 
         place = SingleDeviceSharding(self._device)
         with jax.default_matmul_precision(None if self._device.platform == "cpu" else "highest"):
-            compiled = jax.jit(traced, in_shardings=place, out_shardings=place).lower(moving, np.zeros(2, np.uint32)).compile()
-        return lambda *args: [np.asarray(value) for value in compiled(*args)], static
+            lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(moving, np.zeros(2, np.uint32))
+            executable = compiled(lowered, self._device)
+        return lambda *args: [np.asarray(value) for value in executable(*args)], static
 
 
 def run(source: Source, inputs: Mapping[str, Any], *, outputs: tuple[str, ...] | None = None, seed: int = 0) -> dict[str, Value]:

@@ -21,10 +21,11 @@ from .ops.rolled import inlined
 from .packing import LARGEST, Packing
 from .placing import Leading, Placing
 from .plan import Executable, Plan
-from .recipe import DEFAULT, Recipe, options_for
+from .recipe import DEFAULT, Recipe
 from .runner import Meter, by_name, lean_call, never, on_device, on_host
 from .staging import Staging
 from .typed import TypedModel
+from .xla_options import compiled as compiled_for
 
 Weights = Literal["auto", "constant", "argument"]
 
@@ -136,13 +137,17 @@ class Planner:
         with trace_lock, self._settings():
             return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
 
+    def constants(self, residue: Residue) -> list[np.ndarray]:
+        """The values that `residue` begins with, made of the weights."""
+        return self._hoister.values(residue.nodes)
+
     def prepare(self, size: int, residue: Residue, meter: Meter, recipe: Recipe = DEFAULT) -> Callable[[], Executable]:
         """Lower a traced size by a recipe; gives what compiles it. The executable counts its calls in `meter`.
 
         `residue` was traced for `recipe.rows` times as many rows.
         """
         packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
-        constants = self._hoister.values(residue.nodes) if self.weights == "constant" else None
+        constants = self.constants(residue) if self.weights == "constant" else None
         leading = Leading() if constants is not None else self._placing.place(residue.nodes)
         count = len(leading.values)
 
@@ -161,12 +166,10 @@ class Planner:
         with trace_lock, self._settings():
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
 
-        options = dict(options_for(recipe, residue)) if self.device.platform == "cpu" else {}
-
         def finish() -> Executable:
             try:
                 with jax.profiler.TraceAnnotation("memojax compile", batch_size=size, recipe=recipe.name):
-                    compiled = _compiled(lowered, options, optional=recipe is DEFAULT)
+                    compiled = compiled_for(lowered, self.device, recipe.options)
             except LoweringError:
                 raise
             except Exception as cause:
@@ -220,16 +223,6 @@ class Planner:
         if self.precision:
             scope.enter_context(jax.default_matmul_precision(self.precision))
         return scope
-
-
-def _compiled(lowered: Any, options: dict[str, Any], optional: bool) -> Any:
-    """`lowered`, compiled; without the options if they are `optional` and this jaxlib has not got them."""
-    try:
-        return lowered.compile(options or None)
-    except Exception as cause:
-        if not (options and optional and "No such compile option" in str(cause)):
-            raise
-        return lowered.compile()
 
 
 def plain_name(name: str) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from jax import lax
 
 from .hoist import Residue, Rewrite, Step
+from .xla_options import ynn
 
 
 @final
@@ -61,41 +60,49 @@ def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
     return [lax.transpose(column, (1, 0))]
 
 
-YNN = "xla_cpu_experimental_ynn_fusion_type"
-"""XLA's option for what its CPU backend gives to the YNNPACK library; the rest it compiles itself, or gives to Eigen."""
-
 _ROWS_BY_MATRIX = (((1,), (0,)), ((), ()))
 
 
-def _fused(*kinds: str) -> dict[str, str]:
-    return {YNN: ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)}
-
-
 DEFAULT = Recipe("default")
-FUSED = Recipe("ynn", _fused("DOT", "ELTWISE"), packs=True)
-LAYERS = Recipe("ynn-layers", _fused("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
-CONVOLUTIONS = Recipe("ynn-conv", _fused("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
-EIGEN = Recipe("eigen-conv", _fused("INDIVIDUAL_DOT"))
+FUSED = Recipe("ynn", ynn("DOT", "ELTWISE"), packs=True)
+LAYERS = Recipe("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
+CONVOLUTIONS = Recipe("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
+EIGEN = Recipe("eigen-conv", ynn("INDIVIDUAL_DOT"))
 WIDE = Recipe("v512", {"xla_cpu_prefer_vector_width": "512"})
 FLIPPED = Recipe("flipped", rewrite=_flipped)
-TWO_ROWS = Recipe("two-rows", _fused("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True, rows=2)
+TWO_ROWS = Recipe("two-rows", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True, rows=2)
 
 RECIPES = {recipe.name: recipe for recipe in (DEFAULT, FUSED, LAYERS, CONVOLUTIONS, EIGEN, WIDE, FLIPPED, TWO_ROWS)}
 
 
-def options_for(recipe: Recipe, residue: Residue) -> Mapping[str, Any]:
-    """XLA's options for a recipe; the default one leaves convolutions to Eigen where YNNPACK has no AVX-512 kernels.
+def fits(recipe: Recipe, residue: Residue, constants: Sequence[Any]) -> bool:
+    """Whether `recipe` may be tried; `constants` are the weights that `residue` begins with.
 
-    A 84x84x4 Nature CNN then takes 0.85 of the time for one frame and 0.25 for 128 (EPYC Milan, jaxlib 0.10.2).
+    A fusion of more than a product may not have an operand that is one number throughout; see `xla_options`.
     """
-    convolutions = any(step.primitive.name == "conv_general_dilated" for step in residue.steps)
-    return EIGEN.options if recipe is DEFAULT and convolutions and not has_avx512() else recipe.options
+    return not recipe.packs or not _multiplies_one_number(residue, constants)
 
 
-@functools.cache
-def has_avx512() -> bool:
-    """Whether this CPU has 512-bit vectors; False where it does not say."""
-    try:
-        return "avx512f" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+_LOOPS = ("scan", "while", "cond")
+_MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy")
+
+
+def _multiplies_one_number(residue: Residue, constants: Sequence[Any]) -> bool:
+    uniform = {number for number, value in zip(residue.leading, constants, strict=True) if _is_uniform(value)}
+    matrices = {number for number, value in zip(residue.leading, constants, strict=True) if number in uniform and np.ndim(value) > 1}
+    for step in residue.steps:
+        name = step.primitive.name
+        if name in _LOOPS and matrices.intersection(atom for atom in step.inputs if isinstance(atom, int)):
+            return True
+        operands = [atom in uniform if isinstance(atom, int) else _is_uniform(atom.value) for atom in step.inputs]
+        if name in _PRODUCTS and any(operands):
+            return True
+        if name == "broadcast_in_dim" or (name in _MOVES and all(operands)):
+            uniform.update(step.outputs)
+    return False
+
+
+def _is_uniform(value: Any) -> bool:
+    array = np.asarray(value)
+    return array.size > 1 and bool((array == array.flat[0]).all())

@@ -19,6 +19,7 @@ from .errors import DimensionError, IncompatibleModelError, InputError, Unsuppor
 from .function import GraphFunction
 from .model import Model, load_model
 from .model.signature import ModelApi, TensorSpec
+from .xla_options import compiled
 
 RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
 
@@ -199,8 +200,9 @@ class TypedModel:
 
         place = jax.sharding.SingleDeviceSharding(device)
         with jax.enable_x64(True):
-            compiled = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY).compile(_FAST_COMPILE)
-            return [np.asarray(value) for value in compiled(self.params, rows, np.array([0, seed], np.uint32))]
+            lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY)
+            executable = compiled(lowered, device, _FAST_COMPILE)
+            return [np.asarray(value) for value in executable(self.params, rows, np.array([0, seed], np.uint32))]
 
 
 @dataclass(frozen=True)

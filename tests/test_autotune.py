@@ -288,10 +288,27 @@ def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPat
     assert names(lambda w, x: x["x"] @ w, big, (1024,), 1) == ["ynn", "flipped", "two-rows"]
     assert names(lambda w, x: x["x"] @ w, big, (1024,), 2) == ["ynn"]
     assert names(lambda w, x: x["x"] @ w - (x["x"] @ w).mean(0), big, (1024,), 1) == ["ynn", "ynn-layers", "flipped"]
-    kernel = np.zeros((4, 2, 3, 3), np.float32)
+    kernel = RNG.standard_normal((4, 2, 3, 3)).astype(np.float32)
     assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8), 1) == ["ynn", "ynn-conv", "eigen-conv"]
     monkeypatch.setattr(autotune, "has_avx512", lambda: True)
     assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == [WIDE.name]
+
+
+def test_no_fusion_of_weights_that_are_one_number() -> None:
+    """YNNPACK takes such a matrix for the number alone, and reads what lies behind it: with these zeros it gave 1e30 (jaxlib 0.10.2)."""
+
+    def names(fn: Any, weights: Any, shape: tuple[int, ...] = (16,)) -> set[str]:
+        planner = Planner(TypedModel.from_function(fn, weights, {"x": (shape, np.float32)}), cpu_device())
+        return {recipe.name for recipe in autotune.candidates(planner.trace(4), 4, planner)} - {WIDE.name}
+
+    zeros, ones = np.zeros((16, 16), np.float32), np.ones((16, 1), np.float32)
+    assert names(lambda w, x: x["x"] @ w, zeros) == set()
+    assert names(lambda w, x: x["x"] @ w.T, ones.T) == set()
+    assert names(lambda w, x: (x["x"] @ w) @ ones, WEIGHTS[0]) == set()
+    assert names(lambda w, x: (x["x"] @ w) @ jnp.full((16, 16), 0.5), WEIGHTS[0]) == set()
+    assert names(lambda w, x: x["x"] @ w[0] + w[1], (WEIGHTS[0], zeros[0])) == {"ynn"}
+    kernel = np.full((4, 2, 3, 3), 0.1, np.float32)
+    assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8)) == {"eigen-conv"}
 
 
 def test_comparison_sees_what_is_faster_and_doubts_noise() -> None:

@@ -273,3 +273,19 @@ def test_profiles_name_the_model_and_the_size() -> None:
     assert plain_name("C:\\a\\my policy (v2).onnx") == "my_policy_v2"
     assert plain_name("<bytes>") == "bytes"
     assert plain_name("//") == "model"
+
+
+def test_weights_that_are_one_number_throughout() -> None:
+    """By XLA's own defaults the pooled convolution reads past the one number (jaxlib 0.10.2 with AVX-512: 0, or some 1e30)."""
+    kernel = np.full((1000, 512, 1, 1), 0.02, np.float32)
+
+    def pooled(w: Any, x: Any) -> Any:
+        return jnp.mean(jax.nn.relu(jax.lax.conv(x["x"], w, (1, 1), "VALID")), (2, 3))
+
+    x = RNG.random((1, 512, 13, 13)).astype(np.float32)
+    for weights in WAYS:
+        inferer = MemoizingDynamicInferer(TypedModel.from_function(pooled, kernel, {"x": x[0]}), weights=weights)
+        for _ in range(3):
+            inferer.cache_clear()
+            (answer,) = inferer.infer_arrays({"x": x}).values()
+            np.testing.assert_allclose(answer, np.full((1, 1000), 0.02 * x.sum() / 169), rtol=1e-4)
