@@ -89,10 +89,7 @@ class Tuner:
                 continue
             executable = _compiled(planner, plan, residue, recipe)
             yield
-            if executable is None:
-                continue
-            if not _equal(expected, executable.run(rows)):
-                log.warning("batch size %d: candidate %r gives other numbers than the default: dropped", plan.size, recipe.name)
+            if executable is None or not _agrees(plan, executable, rows, expected):
                 continue
             gain = compare(best.run, executable.run, rows, pause)
             log.debug("batch size %d: candidate %r takes 1/%.2f of the time of %r", plan.size, recipe.name, gain, best.candidate)
@@ -168,6 +165,19 @@ def _compiled(planner: Planner, plan: Plan, residue: Residue, recipe: Recipe) ->
     except (CompileError, LoweringError) as cause:
         log.debug("batch size %d: candidate %r is not possible here: %s", plan.size, recipe.name, cause)
         return None
+
+
+def _agrees(plan: Plan, executable: Executable, rows: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> bool:
+    """Whether a candidate runs and gives the numbers of the default; what some jaxlibs compile they then cannot run."""
+    try:
+        given = executable.run(rows)
+    except Exception as cause:
+        log.debug("batch size %d: candidate %r does not run here: %s", plan.size, executable.candidate, cause)
+        return False
+    if _equal(expected, given):
+        return True
+    log.warning("batch size %d: candidate %r gives other numbers than the default: dropped", plan.size, executable.candidate)
+    return False
 
 
 def _equal(expected: Sequence[np.ndarray], given: Sequence[np.ndarray]) -> bool:

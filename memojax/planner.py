@@ -170,11 +170,11 @@ class Planner:
             try:
                 with jax.profiler.TraceAnnotation("memojax compile", batch_size=size, recipe=recipe.name):
                     compiled = compiled_for(lowered, self.device, recipe.options)
+                    return self._executable(size, compiled, packing, leading, recipe, meter)
             except LoweringError:
                 raise
             except Exception as cause:
                 raise CompileError(f"XLA could not compile batch size {size} for {self.device}: {cause}") from cause
-            return self._executable(size, compiled, packing, leading, recipe, meter)
 
         return finish
 

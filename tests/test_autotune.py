@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -122,6 +123,27 @@ def test_wrong_numbers_are_dropped_and_said(tried: Callable[..., None], caplog: 
     check(inferer, 2)
     assert inferer.plans()[0].candidate == "default"
     assert "'wrong' gives other numbers" in caplog.text
+
+
+@dataclass(frozen=True)
+class Breaking(Wrong):
+    """A candidate that compiles and cannot run."""
+
+    name: str = "breaking"
+
+    def trace(self, residue: Any, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        def refuse(x: Any) -> Any:
+            raise RuntimeError("unsupported instruction")
+
+        first, *others = residue(leading, inputs)
+        return [jax.pure_callback(refuse, jax.ShapeDtypeStruct(first.shape, first.dtype), first), *others]
+
+
+def test_what_compiles_but_cannot_run_is_dropped(tried: Callable[..., None]) -> None:
+    tried(Breaking(), FUSED)
+    inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
+    check(inferer, 2)
+    assert inferer.plans()[0].candidate == "ynn"
 
 
 def test_no_gain_no_change(tried: Callable[..., None]) -> None:
