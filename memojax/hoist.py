@@ -77,6 +77,10 @@ class Residue:
     outputs: tuple[Atom, ...]
     leading: tuple[int, ...]
 
+    def origin(self) -> str:
+        """How `nodes` are made of the weights, in words that are the same in every process."""
+        return ", ".join(map(_origin, self.nodes))
+
     def __call__(self, leading: Sequence[Any], inputs: Sequence[Any], rewrite: Rewrite | None = None) -> list[Any]:
         """Outputs; `rewrite(step, inputs)` stands in for `step.bind(inputs)`.
 
@@ -228,6 +232,13 @@ def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, 
             alive.append(step)
             needed.update(atom for atom in step.inputs if isinstance(atom, int))
     return tuple(reversed(alive)), needed
+
+
+def _origin(node: Node) -> str:
+    if node.step is None:
+        return str(node.index)
+    given = (_origin(source) if isinstance(source, Node) else f"{np.shape(source.value)}" for source in node.inputs)
+    return f"{node.step.primitive.name}.{node.index}({', '.join(given)})"
 
 
 def _opaque(aval: Any) -> bool:

@@ -16,12 +16,14 @@ from .autotune import Tuner
 from .choices import Choices
 from .disk_cache import DiskCache, environment_key
 from .errors import BatchMemoryError, CompileError
+from .hoist import Residue
 from .memory import available_bytes, bytes_per_row, readable
 from .plan import Plan
 from .plan_cache import PlanCache
 from .planner import Lowered, Planner, Weights
 from .recipe import DEFAULT, RECIPES, Recipe
 from .typed import TypedModel
+from .xla_options import over_defaults
 
 log = logging.getLogger("memojax")
 
@@ -52,6 +54,7 @@ class PlanStore:
         self.disk_hits = 0
         self._device = device
         self._precision = precision
+        self._fingerprint = typed.fingerprint
         self._disk = disk if typed.fingerprint else None
         self._tuner = tuner or Tuner()
         if weights == "auto" and device.platform == "cpu" and (self._disk is not None or self._tuner.mode != "off"):
@@ -186,10 +189,12 @@ class PlanStore:
 
     def _load_or_lower(self, planner: Planner, size: int, recipe: Recipe) -> Lowered:
         """A size from disk, if it is there, else traced and lowered, and stored once it is compiled."""
-        if self._disk is None or planner.weights != "constant":
+        as_arguments = planner.weights == "argument"
+        if self._disk is None or (as_arguments and self._device.platform != "cpu"):
             return planner.lower(size, recipe)
-        disk, key = self._disk, self._key(planner, size, recipe)
         started = time.perf_counter()
+        residue = planner.trace(size * recipe.rows) if as_arguments else None
+        disk, key = self._disk, self._key(planner, size, recipe, residue)
         payload = disk.get(key)
         if payload is not None:
             try:
@@ -199,14 +204,14 @@ class PlanStore:
                 compiled = serialize_executable.deserialize_and_load(
                     *pickle.loads(payload), backend=client, execution_devices=[self._device]
                 )
-                plan = planner.adopt(size, compiled, (time.perf_counter() - started) * 1e3, recipe)
+                plan = planner.adopt(size, compiled, (time.perf_counter() - started) * 1e3, recipe, residue)
             except Exception as cause:
                 log.warning("a stored plan for batch size %d could not be loaded (%s): it is compiled anew", size, cause)
                 disk.forget(key)
             else:
                 self.disk_hits += 1
                 return Lowered(size, lambda: plan)
-        lowered = planner.lower(size, recipe)
+        lowered = planner.lower(size, recipe, residue)
 
         def compile_and_store() -> Plan:
             plan = lowered.compile()
@@ -225,16 +230,21 @@ class PlanStore:
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
 
-    def _key(self, planner: Planner, size: int, recipe: Recipe | None = DEFAULT) -> dict[str, Any]:
-        """What a plan on disk depends on; without a recipe, what the choice of one depends on."""
+    def _key(self, planner: Planner, size: int, recipe: Recipe | None = DEFAULT, residue: Residue | None = None) -> dict[str, Any]:
+        """What a plan on disk depends on; without a recipe, what the choice of one depends on.
+
+        `residue` says in which order the executable takes its weights, where they are arguments; their values are then of no account.
+        """
         name = self.typed.model.name if self.typed.model else "function"
         return {
             **environment_key(),
-            "model": self.typed.fingerprint,
+            "model": self._fingerprint,
             "name": name.rsplit("/", 1)[-1],
             "size": size,
             "platform": self._device.platform,
             "precision": planner.precision,
             "recipe": recipe.name if recipe else None,
-            "layout": 1,
+            "options": over_defaults(self._device, recipe.options if recipe else {}),
+            "arguments": residue.origin() if residue else None,
+            "layout": 2,
         }

@@ -92,8 +92,8 @@ class Planner:
         self.input_bytes = sum(map(_bytes, typed.api.inputs))
         self.row_bytes = self.input_bytes + sum(map(_bytes, self._outputs))
 
-    def lower(self, size: int, recipe: Recipe = DEFAULT) -> Lowered:
-        """Trace and lower for `size` rows, by the default recipe or another.
+    def lower(self, size: int, recipe: Recipe = DEFAULT, residue: Residue | None = None) -> Lowered:
+        """Trace (unless that has been done: `residue`) and lower for `size` rows, by the default recipe or another.
 
         Raises:
             LoweringError: the model cannot be traced at this size.
@@ -103,7 +103,7 @@ class Planner:
         meter = Meter()
         started = time.perf_counter()
         with trace_lock:
-            residue = self.trace(size * recipe.rows)
+            residue = residue or self.trace(size * recipe.rows)
             finish = self.prepare(size, residue, meter, recipe)
         spent = time.perf_counter() - started
 
@@ -117,11 +117,12 @@ class Planner:
 
         return Lowered(size, compile_now)
 
-    def adopt(self, size: int, compiled: Any, ms: float, recipe: Recipe = DEFAULT) -> Plan:
-        """A plan from an executable that was compiled before, with the weights as constants."""
+    def adopt(self, size: int, compiled: Any, ms: float, recipe: Recipe = DEFAULT, residue: Residue | None = None) -> Plan:
+        """A plan from an executable that was compiled before; where weights are its arguments, for `residue`."""
         meter = Meter()
         packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
-        executable = self._executable(size, compiled, packing, Leading(), recipe, meter)
+        leading = self._placing.place(residue.nodes) if residue else Leading()
+        executable = self._executable(size, compiled, packing, leading, recipe, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
     def update(self, params: Any) -> None:

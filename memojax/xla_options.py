@@ -23,14 +23,17 @@ def compiled(lowered: Any, device: jax.Device, options: Mapping[str, Any] | None
     jaxlib does not have them.
     """
     options = dict(options or {})
-    if device.platform != "cpu":
-        return lowered.compile(options or None)
     try:
-        return lowered.compile({**_defaults(), **options})
+        return lowered.compile(over_defaults(device, options) or None)
     except Exception as cause:
         if YNN in options or "No such compile option" not in str(cause) or YNN not in str(cause):
             raise
         return lowered.compile(options or None)
+
+
+def over_defaults(device: jax.Device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` over memojax's own for `device`."""
+    return {**_defaults(), **options} if device.platform == "cpu" else dict(options)
 
 
 @functools.cache

@@ -28,6 +28,27 @@ def test_stored_plans_give_the_same_numbers(tmp_path: Path, policy: str) -> None
         np.testing.assert_array_equal(got[name], want[name])
 
 
+def test_plans_that_take_their_weights_as_arguments(tmp_path: Path) -> None:
+    """The second store finds the plan, and runs it with its own weights, new ones too."""
+    path = POLICY.with_name("recurrent_lstm.onnx")
+    first = memojax.load(path, preload=[3], cache_dir=tmp_path, weights="argument")
+    second = memojax.load(path, preload=[3], cache_dir=tmp_path, weights="argument")
+    assert (first.cache_info().disk_hits, second.cache_info().disk_hits) == (0, 1)
+    rows = {spec.name: np.random.default_rng(1).standard_normal((3, *spec.shape)).astype(spec.dtype) for spec in first.api.inputs}
+    halves = {name: value / 2 for name, value in first.params.items() if value.dtype == np.float32}
+    for halved in (False, True):
+        if halved:
+            first.update_params(halves)
+            second.update_params(halves)
+        want, got = first.infer_arrays(rows), second.infer_arrays(rows)
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name])
+    changed = memojax.load(path, cache_dir=tmp_path, preload=[3])
+    changed.update_params(halves)
+    assert changed.cache_info().disk_hits == 1, "the plans made anew for the first update were there as well"
+    np.testing.assert_allclose(changed.infer_arrays(rows)["logits"], first.infer_arrays(rows)["logits"], rtol=1e-5, atol=1e-6)
+
+
 def test_damaged_entries_are_compiled_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     memojax.load(POLICY, preload=[5], cache_dir=tmp_path)
     (entry,) = DiskCache(tmp_path).entries()
