@@ -37,7 +37,17 @@ def report() -> str:
     """The block for the README."""
     plans, engine = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("plans", "engine"))
     return "\n".join(
-        [_machine(plans["machine"]), "", *_calls(plans["results"]), "", *_means(plans["results"]), "", *_promises(engine["results"])]
+        [
+            _machine(plans["machine"]),
+            "",
+            *_calls(plans["results"]),
+            "",
+            *_causes(plans["results"]),
+            "",
+            *_means(plans["results"]),
+            "",
+            *_promises(engine["results"]),
+        ]
     )
 
 
@@ -64,6 +74,34 @@ def _calls(results: Sequence[dict[str, Any]]) -> list[str]:
         fixed = any(result["row_by_row"] for result in results if result["case"] == name)
         lines.append(f"| {name}{' (batch fixed to 1)' if fixed else ''} | {' | '.join(cells)} |")
     return [*lines, "", "A file whose batch is fixed to 1 can be run by ONNX Runtime row by row only; memojax maps it over the rows."]
+
+
+_SMALL_CALL = 60
+"""Microseconds up to which what a call costs by itself, some 5 to 10, is told from what it computes."""
+
+_ABOUT = 1.15
+CAUSES = {
+    "call": "a call's own cost, which a `jax.jit` by hand has too, over ONNX Runtime's smaller one",
+    "threads": "one core against two: ONNX Runtime with one thread takes as long",
+    "kernels": "XLA's kernels, also against one thread of ONNX Runtime; a `jax.jit` by hand is no faster",
+}
+
+
+def _causes(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Where ONNX Runtime is the faster one, and which of the measured ratios says why."""
+    found: dict[str, dict[str, list[int]]] = {cause: {} for cause in CAUSES}
+    for result in results:
+        us = result["us"]
+        if us.get(ORT, {}).get("ratio", 0) > 1.05:
+            single = us["ORT 1 thread"]["ratio"]
+            cause = "call" if us["memojax"]["median"] < _SMALL_CALL else "threads" if single <= _ABOUT else "kernels"
+            found[cause].setdefault(result["case"], []).append(result["size"])
+    lines = ["Where ONNX Runtime is more than 5 % faster, and why:", ""]
+    for cause, cases in found.items():
+        if cases:
+            listed = "; ".join(f"{name} at {', '.join(map(str, sizes))}" for name, sizes in cases.items())
+            lines.append(f"- {CAUSES[cause]}: {listed}.")
+    return lines
 
 
 def _means(results: Sequence[dict[str, Any]]) -> list[str]:
