@@ -2,6 +2,8 @@
 
     python benchmarks/plans.py --json benchmarks/results/plans.json
     python benchmarks/engine.py --json benchmarks/results/engine.json
+    python benchmarks/runtime.py --json benchmarks/results/runtime.json
+    python benchmarks/rollout.py --json benchmarks/results/rollout.json
     python benchmarks/report.py
 
 A test compares the README with these files, so that neither is changed by hand.
@@ -35,7 +37,8 @@ CONTENDERS = {
 
 def report() -> str:
     """The block for the README."""
-    plans, engine = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("plans", "engine"))
+    names = ("plans", "engine", "runtime", "rollout")
+    plans, engine, runtime, rollout = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
     return "\n".join(
         [
             _machine(plans["machine"]),
@@ -47,6 +50,10 @@ def report() -> str:
             *_means(plans["results"]),
             "",
             *_promises(engine["results"]),
+            "",
+            *_frames(runtime),
+            "",
+            *_rollouts(rollout["results"]),
         ]
     )
 
@@ -120,6 +127,38 @@ def _promises(rows: Sequence[Sequence[Any]]) -> list[str]:
         "| promise | measured | target |",
         "|---|---:|---:|",
         *(f"| {what} | {value} {unit} | {target} |" for what, value, target, unit, _ in rows),
+    ]
+
+
+def _frames(measured: dict[str, Any]) -> list[str]:
+    """A `Runtime` of 30 models: everything at once, and within a budget."""
+    runs = {run["size"]: run for run in measured["runs"]}
+    at = [size for size in (1, 8, 18) if size in runs]
+    whole = ", ".join(
+        f"{runs[size]['us']['one'] / 1e3:.2f} ms ({runs[size]['threaded_ratio']:.2f} of that with threads, {runs[size]['ort_ratio']:.2f} of "
+        f"a loop over ONNX Runtime)"
+        for size in at
+    )
+    lines = [
+        f"A `Runtime` of 30 models (two MLPs and an LSTM, ten of each) answers {', '.join(map(str, at))} agents per model in {whole}. "
+        f"{measured['count']:,} frames with 1 to 18 agents per model, other numbers in each; *late* is over budget by more than the "
+        "slowest model takes; *cold* begins without plans:",
+        "",
+        "| budget, ms | | frames late | p99 over budget, ms | agents answered |",
+        "|---:|---|---:|---:|---:|",
+    ]
+    for row in measured["frames"]:
+        lines.append(f"| {row['budget']:.2f} | {row['contender']} | {row['late']:.1%} | {row['p99']:.3f} | {row['answered']:.0%} |")
+    return lines
+
+
+def _rollouts(results: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        "1,024 steps of N pendulums, the policy inside `lax.scan`, against the same in NumPy with ONNX Runtime called at each step:",
+        "",
+        "| environments | `lax.scan`, ms | ONNX Runtime, ms | times faster |",
+        "|---:|---:|---:|---:|",
+        *(f"| {r['envs']:,} | {r['scan_ms']:.1f} | {r['onnxruntime_ms']:.1f} | {r['ratio']:.1f} |" for r in results),
     ]
 
 

@@ -1,6 +1,6 @@
 """A whole rollout on the device against stepping ONNX Runtime from Python: 1,024 steps of N pendulums with the bundled policy.
 
-    python benchmarks/rollout.py [--steps 1024] [--envs 16 256 2048] [--rounds 5] [--json]
+    python benchmarks/rollout.py [--steps 1024] [--envs 16 256 2048] [--rounds 5] [--json FILE]
 
 Left: environments in JAX, the policy inside `lax.scan`, one call for all steps. Right: the same environments in NumPy, the same policy
 in ONNX Runtime, called at each step.
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnxruntime
+from _measure import machine
 from rich.console import Console
 from rich.table import Table
 
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1024)
     parser.add_argument("--envs", type=int, nargs="+", default=[16, 256, 2048])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     results = []
     for count in options.envs:
@@ -106,8 +107,7 @@ def main() -> None:
             }
         )
     if options.json:
-        print(json.dumps(results))
-        return
+        options.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
     table = Table(title=f"{options.steps} steps, medians of {options.rounds} interleaved rounds")
     for heading in ("environments", "lax.scan ms", "ONNX Runtime loop ms", "times faster", "spread", "mean reward (both)"):
         table.add_column(heading, justify="right")

@@ -299,7 +299,7 @@ def main() -> None:
     busy = load.cores()
     console.print(f"{machine()}; other processes kept {busy:.2f} cores busy" if busy is not None else str(machine()))
     if given.json:
-        data = {"machine": machine(), "foreign_cores": busy, "runs": runs, "frames": [asdict(one) for one in kept]}
+        data = {"machine": machine(), "foreign_cores": busy, "count": count, "runs": runs, "frames": [asdict(one) for one in kept]}
         given.json.write_text(json.dumps(data, indent=1) + "\n")
 
 
