@@ -43,7 +43,7 @@ def report() -> str:
         [
             _machine(plans["machine"]),
             "",
-            *_calls(plans["results"]),
+            *_calls(plans["results"], plans["options"]),
             "",
             *_causes(plans["results"]),
             "",
@@ -63,11 +63,13 @@ def _machine(about: dict[str, Any]) -> str:
     return f"{about['cores']} cores of an {about['cpu']}, Python {about['python']}, {versions}."
 
 
-def _calls(results: Sequence[dict[str, Any]]) -> list[str]:
+def _calls(results: Sequence[dict[str, Any]], options: dict[str, Any]) -> list[str]:
     """Time of `infer_arrays` over ONNX Runtime's, by network and size."""
     sizes = sorted({result["size"] for result in results})
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
     lines = [
-        "Time of `infer_arrays` over that of ONNX Runtime with its default threads; below 1, memojax is faster (in brackets: microseconds).",
+        f"Time of `infer_arrays` (`memojax.load(file, preload=[size]{given})`) over that of ONNX Runtime with its default threads; below 1, "
+        "memojax is faster (in brackets: microseconds).",
         "",
         f"| network \\ batch | {' | '.join(map(str, sizes))} |",
         "|---|" + "---:|" * len(sizes),

@@ -17,7 +17,7 @@ from .errors import CompileError, LoweringError
 from .hoist import Residue
 from .plan import Executable, Plan
 from .planner import Planner
-from .recipe import CONVOLUTIONS, EIGEN, FLIPPED, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe, fits
+from .recipe import CONVOLUTIONS, EIGEN, EIGEN_CONVOLUTIONS, FLIPPED, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe, fits
 from .typed import random_rows
 from .xla_options import has_avx512
 
@@ -118,8 +118,10 @@ def candidates(residue: Residue, size: int, planner: Planner) -> list[Recipe]:
         found.append(FUSED)
     if products > 1:
         found.append(LAYERS)
+    if products and size > 1:  # a row times a matrix is XLA's own code either way
+        found.append(EIGEN)
     if convolutions:
-        found += [CONVOLUTIONS, EIGEN]
+        found += [CONVOLUTIONS, EIGEN_CONVOLUTIONS]
     if has_avx512():
         found.append(WIDE)
     typed = planner.typed

@@ -67,12 +67,13 @@ DEFAULT = Recipe("default")
 FUSED = Recipe("ynn", ynn("DOT", "ELTWISE"), packs=True)
 LAYERS = Recipe("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
 CONVOLUTIONS = Recipe("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
-EIGEN = Recipe("eigen-conv", ynn("INDIVIDUAL_DOT"))
+EIGEN = Recipe("eigen", ynn())
+EIGEN_CONVOLUTIONS = Recipe("eigen-conv", ynn("INDIVIDUAL_DOT"))
 WIDE = Recipe("v512", {"xla_cpu_prefer_vector_width": "512"})
 FLIPPED = Recipe("flipped", rewrite=_flipped)
 TWO_ROWS = Recipe("two-rows", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True, rows=2)
 
-RECIPES = {recipe.name: recipe for recipe in (DEFAULT, FUSED, LAYERS, CONVOLUTIONS, EIGEN, WIDE, FLIPPED, TWO_ROWS)}
+RECIPES = {recipe.name: recipe for recipe in (DEFAULT, FUSED, LAYERS, CONVOLUTIONS, EIGEN, EIGEN_CONVOLUTIONS, WIDE, FLIPPED, TWO_ROWS)}
 
 
 def fits(recipe: Recipe, residue: Residue, constants: Sequence[Any]) -> bool:

@@ -23,7 +23,7 @@ from memojax import MemoizingDynamicInferer, TypedModel, autotune, worker
 from memojax._client import cpu_device
 from memojax.choices import NAME, Choices
 from memojax.planner import Planner
-from memojax.recipe import CONVOLUTIONS, DEFAULT, FLIPPED, FUSED, LAYERS, RECIPES, TWO_ROWS, WIDE, Recipe
+from memojax.recipe import CONVOLUTIONS, DEFAULT, EIGEN, FLIPPED, FUSED, LAYERS, RECIPES, TWO_ROWS, WIDE, Recipe
 
 RNG = np.random.default_rng(0)
 WEIGHTS = [(RNG.standard_normal((16, 16)) / 4).astype(np.float32) for _ in range(3)]
@@ -102,7 +102,7 @@ def test_off_compiles_nothing_more(tried: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", [FUSED, LAYERS, CONVOLUTIONS, Recipe("options", {"xla_cpu_prefer_vector_width": "512"}), FLIPPED, TWO_ROWS]
+    "recipe", [FUSED, LAYERS, CONVOLUTIONS, EIGEN, Recipe("options", {"xla_cpu_prefer_vector_width": "512"}), FLIPPED, TWO_ROWS]
 )
 def test_winners_give_the_defaults_numbers(tried: Callable[..., None], recipe: Recipe) -> None:
     tried(recipe)
@@ -304,11 +304,11 @@ def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPat
         return [recipe.name for recipe in autotune.candidates(planner.trace(size), size, planner)]
 
     assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == []
-    assert names(lambda w, x: x["x"] @ w, WEIGHTS[0], (16,), 4) == ["ynn"]
-    assert names(network, WEIGHTS, (16,), 4) == ["ynn", "ynn-layers"]
+    assert names(lambda w, x: x["x"] @ w, WEIGHTS[0], (16,), 4) == ["ynn", "eigen"]
+    assert names(network, WEIGHTS, (16,), 4) == ["ynn", "ynn-layers", "eigen"]
     big = RNG.standard_normal((1024, 1024)).astype(np.float32)
     assert names(lambda w, x: x["x"] @ w, big, (1024,), 1) == ["ynn", "flipped", "two-rows"]
-    assert names(lambda w, x: x["x"] @ w, big, (1024,), 2) == ["ynn"]
+    assert names(lambda w, x: x["x"] @ w, big, (1024,), 2) == ["ynn", "eigen"]
     assert names(lambda w, x: x["x"] @ w - (x["x"] @ w).mean(0), big, (1024,), 1) == ["ynn", "ynn-layers", "flipped"]
     kernel = RNG.standard_normal((4, 2, 3, 3)).astype(np.float32)
     assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8), 1) == ["ynn", "ynn-conv", "eigen-conv"]
@@ -321,7 +321,7 @@ def test_no_fusion_of_weights_that_are_one_number() -> None:
 
     def names(fn: Any, weights: Any, shape: tuple[int, ...] = (16,)) -> set[str]:
         planner = Planner(TypedModel.from_function(fn, weights, {"x": (shape, np.float32)}), cpu_device())
-        return {recipe.name for recipe in autotune.candidates(planner.trace(4), 4, planner)} - {WIDE.name}
+        return {recipe.name for recipe in autotune.candidates(planner.trace(4), 4, planner)} - {WIDE.name, EIGEN.name}
 
     zeros, ones = np.zeros((16, 16), np.float32), np.ones((16, 1), np.float32)
     assert names(lambda w, x: x["x"] @ w, zeros) == set()
