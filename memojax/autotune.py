@@ -19,7 +19,7 @@ from .plan import Executable, Plan
 from .planner import Planner
 from .recipe import CONVOLUTIONS, EIGEN, EIGEN_CONVOLUTIONS, FLIPPED, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe, fits
 from .typed import random_rows
-from .xla_options import has_avx512
+from .xla_options import has_avx512, has_sound_convolutions
 
 Autotune = Literal["off", "preload", "background"]
 
@@ -121,7 +121,7 @@ def candidates(residue: Residue, size: int, planner: Planner) -> list[Recipe]:
     if products and size > 1:  # a row times a matrix is XLA's own code either way
         found.append(EIGEN)
     if convolutions:
-        found += [CONVOLUTIONS, EIGEN_CONVOLUTIONS]
+        found += [CONVOLUTIONS, EIGEN_CONVOLUTIONS] if has_sound_convolutions() else [EIGEN_CONVOLUTIONS]
     if has_avx512():
         found.append(WIDE)
     typed = planner.typed

@@ -298,6 +298,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: py
 
 def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "has_avx512", lambda: False)
+    monkeypatch.setattr(autotune, "has_sound_convolutions", lambda: True)
 
     def names(fn: Any, weights: Any, shape: tuple[int, ...], size: int) -> list[str]:
         planner = Planner(TypedModel.from_function(fn, weights, {"x": (shape, np.float32)}), cpu_device())
@@ -312,6 +313,8 @@ def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPat
     assert names(lambda w, x: x["x"] @ w - (x["x"] @ w).mean(0), big, (1024,), 1) == ["ynn", "ynn-layers", "flipped"]
     kernel = RNG.standard_normal((4, 2, 3, 3)).astype(np.float32)
     assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8), 1) == ["ynn", "ynn-conv", "eigen-conv"]
+    monkeypatch.setattr(autotune, "has_sound_convolutions", lambda: False)
+    assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8), 1) == ["ynn", "eigen-conv"]
     monkeypatch.setattr(autotune, "has_avx512", lambda: True)
     assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == [WIDE.name]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx.defs
 import pytest
@@ -189,6 +191,8 @@ def test_every_handler_that_was_found_wanting_is_shown_to_be() -> None:
 @pytest.mark.parametrize("key", FOUND_WANTING, ids=str)
 def test_a_handler_found_wanting_still_is(key: tuple[str, int]) -> None:
     """Ours agrees and the handler does not; once it does, it may earn its delegation."""
+    if key == ("Clip", 13) and "a_min" in inspect.signature(jnp.clip).parameters:
+        pytest.skip(f"jax {jax.__version__} still has the names that it calls jnp.clip by")
     case, check = DISAGREEMENTS[key]
     check(case)
     with handled(*key):
