@@ -25,6 +25,7 @@ from jax import export
 from ._types import Source
 from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset
 from .errors import AssetError, DimensionError, InputError
+from .forking import check_not_forked
 from .model.signature import TensorSpec
 from .stablehlo_check import parse_failure
 from .stablehlo_header import FORMAT, MAGIC, PREFIX, Header, arrays_of, header_and_body
@@ -66,6 +67,7 @@ def to_stablehlo(
         DimensionError: no symbolic batch is possible; the message says why and what is.
         ModelLoadError, UnsupportedOpError: as for `memojax.load`.
     """
+    check_not_forked()
     typed = typed_model(source, **options)
     if batch_size is not None and batch_size < 1:
         raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
@@ -162,6 +164,7 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
         AssetError: another kind of asset, a damaged one, one from a JAX too old or too new for this, or a program that wants more than
             to compute.
     """
+    check_not_forked()
     header, body = header_and_body(asset)
     _check_versions(header)
     digest = hashlib.sha256(body).hexdigest()

@@ -16,6 +16,7 @@ from ._types import Source
 from .batch import BatchAxis, batched
 from .breaks import host_nodes
 from .errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
+from .forking import check_not_forked
 from .function import GraphFunction
 from .model import Model, load_model
 from .model.signature import ModelApi, TensorSpec
@@ -193,6 +194,7 @@ class TypedModel:
         return tuple(mixing)
 
     def _eager(self, rows: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+        check_not_forked()
         device = cpu_device()
 
         def run(params: Any, rows: Any, key: Any) -> Any:

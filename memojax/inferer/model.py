@@ -24,6 +24,7 @@ from ..disk_cache import disk_cache
 from ..display import Card, html_of, text_of
 from ..display.model import model_card
 from ..errors import BatchSizeError, RowsMixError
+from ..forking import was_forked
 from ..model.signature import ModelApi
 from ..plan import Plan, PlanInfo
 from ..plan_cache import CacheInfo
@@ -481,7 +482,8 @@ class ModelInferer(Inferer):
 
 def _rebuild(kind: type[ModelInferer], typed: TypedModel, arguments: dict[str, Any], sizes: list[int]) -> ModelInferer:
     inferer = kind(typed, **arguments)
-    inferer.preload(sizes)
+    if not was_forked():  # there the first call says so: an error in here would be one of unpickling, which a pool of workers hangs on
+        inferer.preload(sizes)
     return inferer
 
 
