@@ -227,7 +227,7 @@ class PlanStore:
 
     def _key(self, planner: Planner, size: int, recipe: Recipe | None = DEFAULT) -> dict[str, Any]:
         """What a plan on disk depends on; without a recipe, what the choice of one depends on."""
-        name = self.typed.model.name if self.typed.model else "function"
+        name = self.typed.name or "function"
         return {
             **environment_key(),
             "model": self.typed.fingerprint,

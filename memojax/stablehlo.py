@@ -23,7 +23,7 @@ import numpy as np
 from jax import export
 
 from ._types import Source
-from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset
+from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
 from .errors import AssetError, DimensionError, InputError
 from .forking import check_not_forked
 from .model.signature import TensorSpec
@@ -81,7 +81,6 @@ def to_stablehlo(
     digest = hashlib.sha256()
     for section in sections:
         digest.update(section)
-    model = typed.model
     header = {
         "format": FORMAT,
         "written_by": {"memojax": _version(), "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
@@ -96,8 +95,8 @@ def to_stablehlo(
         "random": typed.random,
         "independent": fn == "rows" or not typed.mixing_outputs(),
         "rule": typed.rule,
-        "name": model.name if model else "",
-        "metadata": dict(model.metadata) if model else {},
+        "name": typed.name,
+        "metadata": dict(typed.metadata),
         "program_bytes": len(sections[0]),
         "sha256": digest.hexdigest(),
     }
@@ -147,7 +146,8 @@ def read_header(asset: AssetData) -> Header:
     Raises:
         AssetError: another kind of asset, or one that is damaged.
     """
-    return header_and_body(asset)[0]
+    with naming(asset):
+        return header_and_body(asset)[0]
 
 
 def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
@@ -165,12 +165,13 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
             to compute.
     """
     check_not_forked()
-    header, body = header_and_body(asset)
-    _check_versions(header)
-    digest = hashlib.sha256(body).hexdigest()
-    if digest != header.sha256:
-        raise AssetError(f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}")
-    exported = _program(header, bytes(body[: header.program_bytes]), trusted)
+    with naming(asset):
+        header, body = header_and_body(asset)
+        _check_versions(header)
+        digest = hashlib.sha256(body).hexdigest()
+        if digest != header.sha256:
+            raise AssetError(f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}")
+        exported = _program(header, bytes(body[: header.program_bytes]), trusted)
     arrays = arrays_of(body[header.program_bytes :], (*header.params, *header.constants))
     return TypedModel(
         fn=ExportedFunction(asset, header, exported),
@@ -181,6 +182,8 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
         random=header.random,
         rule=f"{header.rule}; exported for {header.batch_size or 'any number of'} rows",
         independent=True if header.independent else None,
+        name=header.name,
+        metadata=header.metadata,
         fingerprint=hashlib.sha256(asset.data).hexdigest(),
     )
 

@@ -107,7 +107,7 @@ def evaluate(
     base = _innermost(policy)
     metadata: Mapping[str, str] = getattr(base, "metadata", {})
     if env is None and "env_id" not in metadata:
-        raise EvaluationError("which environment? The model's metadata names none (`env_id`): give env=")
+        raise EvaluationError("which environment? The model's metadata names none (`env_id`): give env=, on the command line --env")
     env = metadata["env_id"] if env is None else env
     width = _width(env, count, num_envs)
     pool = LocalPool(env, width) if vectorization == "sync" else WorkerPool(env, width, workers)
@@ -413,8 +413,8 @@ def _plans(base: Any) -> list[PlanInfo]:
 def _name_of(source: Any, base: Any) -> str:
     if isinstance(source, (str, Path)):
         return Path(source).stem
-    model = getattr(getattr(base, "typed", None), "model", None)
-    return Path(model.name).stem if model is not None and not model.name.startswith("<") else "policy"
+    name = getattr(getattr(base, "typed", None), "name", "")
+    return Path(name).stem if name and not name.startswith("<") else "policy"
 
 
 def _where(playing: _Playing) -> str:

@@ -179,7 +179,7 @@ class ModelInferer(Inferer):
     @property
     def metadata(self) -> dict[str, str]:
         """What the model file says about itself (`metadata_props`)."""
-        return dict(self.typed.model.metadata) if self.typed.model else {}
+        return dict(self.typed.metadata)
 
     @functools.cached_property
     def mixing_outputs(self) -> tuple[str, ...]:
