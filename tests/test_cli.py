@@ -100,7 +100,28 @@ def test_a_bundled_name_is_suggested() -> None:
 
 
 def test_json_that_cannot_be_written_is_an_error() -> None:
-    assert "No such file or directory" in run("describe", "acrobot_ppo", "--json", "/no/such/folder/x.json", code=1).stderr
+    assert "there is no folder /no/such/folder: make it first" in run("describe", "acrobot_ppo", "--json", "/no/such/folder/x.json", code=1).stderr
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_what_cannot_be_written_is_found_out_before_the_work(option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("memojax.cli.evaluate._evaluate", lambda *arguments: pytest.fail("evaluated"))
+    (tmp_path / "folder.png").mkdir()
+    for path, message in ((tmp_path / "none" / "x.png", "there is no folder"), (tmp_path / "folder.png", "is a folder")):
+        assert message in run("evaluate", option, path, code=1).stderr
+
+
+def test_memory_that_is_not_there_is_an_error_of_one_line() -> None:
+    result = run("run", "acrobot_ppo", "--batch-size", "999999999999", code=1)
+    assert result.stderr.startswith("error: Unable to allocate")
+
+
+def test_a_model_that_does_not_load_leaves_what_others_did(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    arguments = ("evaluate", "acrobot_ppo", tmp_path / "broken.onnx", "--env", "Acrobot-v1", "--episodes", "2", "--max-steps", "2")
+    result = run(*arguments, "--json", "-", code=1)
+    assert [one["model"] for one in json.loads(result.stdout)["evaluations"]] == ["acrobot_ppo"]
+    assert "broken.onnx: not an ONNX model" in result.stderr
 
 
 def test_the_shell_completes_models_and_options() -> None:
@@ -370,7 +391,7 @@ def test_run_prints_every_row() -> None:
 
 @needs_onnxruntime
 def test_verify_agrees_with_onnx_runtime(mixing: Path) -> None:
-    data = json_of("verify", "pendulum_ppo", "--sizes", "1,3")
+    data = json_of("verify", "pendulum_ppo", "-b", "1,3")
     assert data["same"]
     assert [check["size"] for check in data["checks"]] == [1, 3]
     assert all(check["max_abs"] < 1e-5 for check in data["checks"])

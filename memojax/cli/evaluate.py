@@ -52,7 +52,7 @@ def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **
       memojax evaluate old.onnx new.onnx --env Pendulum-v1 --plot returns.png --json results.json
     """
     from .. import policies
-    from ..errors import EvaluationError, MemojaxError
+    from ..errors import MemojaxError
 
     check_plot(plot)
     files = [find_model(name) for name in models or (policies.DEFAULT,)]
@@ -61,14 +61,15 @@ def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **
     loading = loading_of(given["dims"], given["constants"], given["batch_axis"])
     env_id = given["env"] or _common_env(files)
     done: list[Evaluation] = []
-    failure: MemojaxError | None = None
+    failure: MemojaxError | KeyboardInterrupt | None = None
     for file, name in zip(files, _names(files), strict=True):
         try:
             done.append(_evaluate(file, name, env_id, given, loading, options, transforms))
-        except EvaluationError as error:
+        except (MemojaxError, KeyboardInterrupt) as error:
             failure = error
-            if error.partial is not None and error.partial.episodes:
-                done.append(error.partial)
+            partial = getattr(error, "partial", None)
+            if partial is not None and partial.episodes:
+                done.append(partial)
             break
         if done[-1].interrupted:
             break

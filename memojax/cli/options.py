@@ -124,9 +124,34 @@ def loaded_pair(file: ModelFile, onnx: str | None, loading: Mapping[str, Any]) -
 
 def json_option(command: Command) -> Command:
     """`--json FILE`."""
-    return click.option("--json", "json_file", metavar="FILE|-", help="Write everything as JSON; with - to stdout, instead of the tables.")(
-        command
-    )
+    help = "Write everything as JSON; with - to stdout, instead of the tables."
+    return click.option("--json", "json_file", metavar="FILE|-", callback=checked_target, help=help)(command)
+
+
+def checked_target(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A callback of an option that names a file to be written: whether it can be is found out before the work.
+
+    Raises:
+        InputError: it is a folder, or in a folder that does not exist.
+    """
+    if value is not None and value != "-" and not ctx.resilient_parsing:
+        check_target(value)
+    return value
+
+
+def check_target(path: str | Path) -> None:
+    """See that a file can be written to `path`; nothing is written yet.
+
+    Raises:
+        InputError: it is a folder, or in a folder that does not exist.
+    """
+    from ..errors import InputError
+
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {target.parent}: make it first")
+    if target.is_dir():
+        raise InputError(f"{path} is a folder: name a file in it")
 
 
 def device_option(command: Command) -> Command:
@@ -168,7 +193,7 @@ def check_plot(path: str | None) -> None:
 
     Raises:
         MissingPackageError: matplotlib is not installed.
-        InputError: matplotlib does not know the file's suffix, or there is no such folder.
+        InputError: matplotlib does not know the file's suffix, or see `check_target`.
     """
     if path is None:
         return
@@ -181,5 +206,4 @@ def check_plot(path: str | None) -> None:
         raise InputError(
             f"{path}: a picture cannot be written as {target.suffix or 'a file without a suffix'!r}: use {', '.join(sorted(known))}"
         )
-    if not target.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {target.parent}: make it first")
+    check_target(path)
