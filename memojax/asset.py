@@ -166,5 +166,5 @@ def onnx_bytes(raw: bytes, name: str) -> bytes:
 
 _INSTEAD = {
     AssetKind.NNEF: "memojax reads ONNX; package the ONNX file that the NNEF was converted from (`memojax package model.onnx`)",
-    AssetKind.STABLEHLO: "its graph is gone; memojax.load and the inferers take it (from a path, bytes or a seekable file)",
+    AssetKind.STABLEHLO: "its graph is gone; memojax.load and the inferers take it (from a path, bytes or a seekable file), and memojax.to_jax takes what they make of it",
 }

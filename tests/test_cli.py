@@ -100,7 +100,10 @@ def test_a_bundled_name_is_suggested() -> None:
 
 
 def test_json_that_cannot_be_written_is_an_error() -> None:
-    assert "there is no folder /no/such/folder: make it first" in run("describe", "acrobot_ppo", "--json", "/no/such/folder/x.json", code=1).stderr
+    assert (
+        "there is no folder /no/such/folder: make it first"
+        in run("describe", "acrobot_ppo", "--json", "/no/such/folder/x.json", code=1).stderr
+    )
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
