@@ -8,7 +8,7 @@ from typing import Any, cast, final
 import numpy as np
 
 from .display import Card, card_of, html_of, text_of
-from .errors import DuplicateIdError, IncompatibleModelError, MissingInputError
+from .errors import DuplicateIdError, IncompatibleModelError, InputError, MissingInputError
 from .inferer.base import Inferer, next_size
 from .inputs import Response, check_names, columns_of, responses_of, row_of, rows_into
 from .model.signature import TensorSpec
@@ -82,7 +82,11 @@ class Batcher:
         """
         if agent in self._rows and not (replace and agent in self):
             raise DuplicateIdError(f"agent {agent} is in this batch already: execute it first, or push one state per agent")
-        if state.keys() != self._names:
+        try:
+            known = state.keys() == self._names
+        except AttributeError:
+            raise InputError(f"the state of agent {agent} is {type(state).__name__}, expected input name -> array") from None
+        if not known:
             check_names(self._api.inputs, agent, state)
         rows = [(slot, row_of(spec, agent, state[spec.name])) for slot, spec in self._slots]
         at = self._rows.get(agent)

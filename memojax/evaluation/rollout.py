@@ -101,6 +101,10 @@ def evaluate(
     count = _checked("episodes", episodes)
     if max_steps is not None:
         _checked("max_steps", max_steps)
+    if workers is not None:
+        _checked("workers", workers)
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
+        raise EvaluationError(f"seed is a whole number from 0, got {seed!r}")
     if vectorization not in ("sync", "async"):
         raise EvaluationError(f"vectorization is 'sync' or 'async', not {vectorization!r}")
     policy = inferer if isinstance(inferer, Inferer) else load(inferer)

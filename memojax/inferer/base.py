@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Arrays
-from ..errors import BatchSizeError, InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
+from ..errors import BatchSizeError, IncompatibleModelError, InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
 from ..inputs import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
@@ -269,6 +269,16 @@ def on_device(rows: np.ndarray, device: jax.Device) -> jax.Array:
     """`rows` on `device`, in their own dtype whatever the x64 setting."""
     with jax.enable_x64(True):
         return jax.device_put(rows, device)
+
+
+def check_inferer(given: Any) -> None:
+    """See that `given` is an inferer.
+
+    Raises:
+        IncompatibleModelError: it is something else, a file perhaps.
+    """
+    if not hasattr(given, "raw_api"):
+        raise IncompatibleModelError(f"expected an inferer, as memojax.load(file) gives one, not {given!r}")
 
 
 def lives_on_device(given: Any) -> bool:
