@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -98,6 +99,37 @@ def test_old_gym_environments_are_told_what_is_expected() -> None:
 
     with pytest.raises(errors.EnvironmentFailedError, match="step gave 4 values, expected observation, reward"):
         mj.evaluate(Policy(first), Old, episodes=1)
+
+
+def test_what_is_no_environment_of_gymnasium_is_told_what_is_expected() -> None:
+    class Bare(Tiny):
+        def reset(self, **options: Any) -> Any:
+            return super().reset(**options)[0]
+
+    class Silent(Tiny):
+        def info(self) -> Any:
+            return None
+
+    for env, message in (
+        (Bare, "reset gave one ndarray, expected observation, info"),
+        (Silent, "the info of this step is a NoneType, expected a dictionary"),
+        (object, "object could not be made: AttributeError.*observation_space"),
+    ):
+        with pytest.raises(errors.EnvironmentFailedError, match=message):
+            mj.evaluate(Policy(first), env, episodes=1)
+
+
+def test_an_infinite_return_is_shown_without_a_warning() -> None:
+    class Endless(Tiny):
+        def step(self, action: Any) -> Any:
+            observation, _, *rest = super().step(action)
+            return observation, float("inf"), *rest
+
+    result = mj.evaluate(Policy(first), Endless, episodes=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "return inf" in str(result)
+        assert math.isnan(result.confidence_interval()[0])
 
 
 def test_a_policy_that_fails_is_named_with_the_batch() -> None:

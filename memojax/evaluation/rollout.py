@@ -268,7 +268,14 @@ class _Rollout:
 
     def _act(self) -> np.ndarray:
         join = self._connection
-        rows = self._reader([playing.outcome.observation for playing in self._alive])
+        try:
+            rows = self._reader([playing.outcome.observation for playing in self._alive])
+        except SpaceMismatchError as failure:
+            if (row := getattr(failure, "row", None)) is None:
+                raise
+            playing = self._alive[row]
+            where = f"{self._pool.name}, episode {playing.index}, seed {playing.seed}, {f'step {playing.length}' if playing.length else 'reset'}"
+            raise SpaceMismatchError(f"{failure} [{where}]: mend its observation_space, or wrap it") from failure.__cause__
         inputs = {feed.input.name: feed(rows) for feed in join.feeds}
         inputs.update((spec.name, self._noise(spec)) for spec in join.noise)
         inputs.update((spec.name, self._masks(spec)) for spec in join.masks)
