@@ -415,6 +415,21 @@ def test_verify_tells_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_onnxruntime
+def test_benchmark_goes_on_without_a_contender_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    from memojax.contenders import OnnxRuntime
+
+    def fail(self: Any, feeds: Any) -> Any:
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(OnnxRuntime, "_run", fail)
+    result = run("benchmark", "acrobot_ppo", "-b", "1,2", "-c", "4", "--against", "onnxruntime", "--json", "-", code=1)
+    data = json.loads(result.stdout)
+    assert [(one["runtime"], one["batch_size"]) for one in data["results"]] == [("memojax", 1), ("memojax", 2)]
+    assert data["unable"] == {"onnxruntime": "onnxruntime, batch of 1: no such kernel"}
+    assert "error: onnxruntime, batch of 1: no such kernel" in result.stderr
+
+
+@needs_onnxruntime
 def test_benchmark_times_contenders() -> None:
     options = ("--batch-sizes", "1,2", "--count", "20", "--against", "onnxruntime")
     data = json_of("benchmark", "acrobot_ppo", *options)
