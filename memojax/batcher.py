@@ -8,8 +8,8 @@ from typing import Any, cast, final
 import numpy as np
 
 from .display import Card, card_of, html_of, text_of
-from .errors import DuplicateIdError, IncompatibleModelError, InputError, MissingInputError
-from .inferer.base import Inferer, next_size
+from .errors import DuplicateIdError, IncompatibleModelError, MissingInputError
+from .inferer.base import Inferer, check_inferer, next_size
 from .inputs import Response, check_names, columns_of, responses_of, row_of, rows_into
 from .model.signature import TensorSpec
 from .scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
@@ -38,6 +38,7 @@ class Batcher:
 
     def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
         """Room for `capacity` agents of `inferer`; it grows."""
+        check_inferer(inferer)
         self._raw = inferer.raw_api
         self._scratch = ScratchPad(self._raw.inputs, self._raw.outputs, capacity)
         self._finished: list[ScratchPadView] = []
@@ -85,7 +86,7 @@ class Batcher:
         try:
             known = state.keys() == self._names
         except AttributeError:
-            raise InputError(f"the state of agent {agent} is {type(state).__name__}, expected input name -> array") from None
+            known = False
         if not known:
             check_names(self._api.inputs, agent, state)
         rows = [(slot, row_of(spec, agent, state[spec.name])) for slot, spec in self._slots]

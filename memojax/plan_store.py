@@ -8,14 +8,14 @@ import pickle
 import threading
 import time
 import weakref
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
 from .autotune import Tuner
 from .choices import Choices
 from .disk_cache import DiskCache, environment_key
-from .errors import BatchMemoryError, CompileError
+from .errors import BatchMemoryError, CompileError, InputError
 from .memory import available_bytes, bytes_per_row, readable
 from .plan import Plan
 from .plan_cache import PlanCache
@@ -48,6 +48,8 @@ class PlanStore:
         disk: DiskCache | None,
         tuner: Tuner | None = None,
     ):
+        if weights not in get_args(Weights):
+            raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
         self.disk_hits = 0
         self._device = device

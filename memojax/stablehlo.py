@@ -63,6 +63,7 @@ def to_stablehlo(
         options: of loading, see `TypedModel.from_model`.
 
     Raises:
+        InputError: `platforms` names none that there is.
         AssetError: `source` is an asset itself, for other platforms.
         DimensionError: no symbolic batch is possible; the message says why and what is.
         ModelLoadError, UnsupportedOpError: as for `memojax.load`.
@@ -216,6 +217,8 @@ class ExportedFunction:
 
 
 def _platforms(typed: TypedModel, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    if wanted is not None and (not wanted or isinstance(wanted, str) or not set(wanted) <= set(PLATFORMS)):
+        raise InputError(f"platforms= takes a list of {', '.join(map(repr, PLATFORMS))} (or None for all), got {wanted!r}")
     if not isinstance(typed.fn, ExportedFunction):
         return PLATFORMS if wanted is None else tuple(wanted)
     there = typed.fn.header.platforms
