@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from ..errors import DeviceError, InputError
 from ..model.signature import TensorSpec
@@ -35,7 +36,7 @@ class Placement:
             DeviceError: they do not lie on one device, or not on the one that was asked for, and this is strict.
         """
         arrays = [(spec, value) for spec, value in zip(specs, given, strict=True) if isinstance(value, jax.Array)]
-        if traced := [spec.name for spec, value in arrays if isinstance(value, jax.core.Tracer)]:
+        if traced := [spec.name for spec, value in arrays if isinstance(value, Tracer)]:
             raise InputError(
                 f"input {traced[0]!r} is being traced (jit, vmap, grad, scan), but an inferer runs executables: inside, call the function of "
                 "fn, params = memojax.to_jax(policy)"
