@@ -259,6 +259,12 @@ def test_evaluate_takes_the_recurrent_policys_mask_from_its_card() -> None:
     assert one["feeds"] == ["observation -> obs", "h_out -> h_in", "c_out -> c_in"]
 
 
+@pytest.mark.parametrize("option", ["auto", "h_in:h_out,c_in:c_out"])
+def test_evaluate_takes_hidden_state_as_benchmark_does(option: str) -> None:
+    (one,) = json_of("evaluate", "recurrent_lstm", "--episodes", "1", "--max-steps", "3", "--recurrent", option)["evaluations"]
+    assert {"h_out -> h_in", "c_out -> c_in"} <= set(one["feeds"])
+
+
 def test_evaluate_normalizes_scales_and_selects(tmp_path: Path) -> None:
     statistics = tmp_path / "stats.json"
     statistics.write_text(json.dumps({"mean": [0, 0, 0], "var": [1, 1, 1]}))
@@ -301,6 +307,7 @@ def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.Monke
         (("--num-envs", "-1"), 2, "--num-envs"),
         (("--preload", "0"), 2, "start at 1"),
         (("--observation", "obs"), 2, "write it as NAME=VALUE"),
+        (("--recurrent", "obs"), 2, "write it as auto, or IN:OUT"),
         (("--device", "tpu:7"), 1, "no device 'tpu:7'"),
     ],
 )
@@ -460,7 +467,7 @@ def test_benchmark_goes_through_wrappers(options: tuple[str, ...]) -> None:
 def test_benchmark_refuses_wrappers_that_do_not_fit() -> None:
     assert "no output continues an input" in run("benchmark", "acrobot_ppo", "--recurrent", "auto", code=1).stderr
     assert "unknown input 'nope'" in run("benchmark", "acrobot_ppo", "--with-epsilon", "nope", code=1).stderr
-    assert "write it as NAME:VALUE" in run("benchmark", "acrobot_ppo", "--recurrent", "h_in", code=2).stderr
+    assert "write it as auto, or IN:OUT" in run("benchmark", "acrobot_ppo", "--recurrent", "h_in", code=2).stderr
 
 
 def test_ops_lists_all_of_onnx() -> None:

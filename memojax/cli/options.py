@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,8 +159,18 @@ def device_option(command: Command) -> Command:
     return click.option("--device", metavar="DEVICE", help="cpu (default), gpu, gpu:1, tpu, ...")(command)
 
 
-def pairs(values: tuple[str, ...], option: str, mark: str = "=") -> list[tuple[str, str]]:
-    """`NAME=VALUE` options, split.
+def recurrent_pairs(given: Iterable[str]) -> list[tuple[str, str]] | None:
+    """What `--recurrent` names, IN:OUT with commas between; None where it says "auto".
+
+    Raises:
+        click.UsageError: neither.
+    """
+    parts = tuple(part for value in given for part in value.split(","))
+    return None if parts == ("auto",) else pairs(parts, "--recurrent", ":", "auto, or IN:OUT with commas between")
+
+
+def pairs(values: tuple[str, ...], option: str, mark: str = "=", form: str = "NAME=VALUE") -> list[tuple[str, str]]:
+    """`NAME=VALUE` options, split; `form` says how to write one.
 
     Raises:
         click.UsageError: one without the mark.
@@ -169,7 +179,7 @@ def pairs(values: tuple[str, ...], option: str, mark: str = "=") -> list[tuple[s
     for value in values:
         name, found, rest = value.rpartition(mark)
         if not found or not name or not rest:
-            raise click.UsageError(f"{option} {value!r}: write it as NAME{mark}VALUE")
+            raise click.UsageError(f"{option} {value!r}: write it as {form}")
         result.append((name, rest))
     return result
 
