@@ -28,11 +28,16 @@ def resolve_device(device: str | jax.Device | None) -> jax.Device:
     """
     if device is None or device == "cpu":
         return cpu_device()
-    if not isinstance(device, str):
+    if isinstance(device, jax.Device):
         return device
+    if not isinstance(device, str):
+        raise DeviceError(f"a device is 'cpu', 'gpu', 'gpu:1', 'tpu' or a jax.Device, not {device!r}")
     kind, _, index = device.partition(":")
     try:
-        return jax.devices(kind)[int(index or 0)]
+        place = int(index or 0)
+        if place < 0:
+            raise IndexError(place)
+        return jax.devices(kind)[place]
     except (RuntimeError, ValueError, IndexError) as cause:
         have = ", ".join(f"{d.platform}:{d.id}" for d in jax.devices())
         raise DeviceError(f"no device {device!r}: JAX has {have} here. For an NVIDIA GPU install memojax[cuda13]") from cause

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
-from ._types import Arrays, Params, Source
-from .function import GraphFunction
+from ._types import Params, Source
+from .errors import IncompatibleModelError, InputError
+from .inferer.base import Inferer
 from .inferer.memoizing import MemoizingDynamicInferer
+from .inferer.model import ModelInferer
 from .model import Model, load_model
+from .pure import PureFunction, of_graph, of_rows
 from .typed import TypedModel
-
-PureFunction = Callable[..., Arrays]
 
 
 def load(source: Source | TypedModel, *, preload: Iterable[int] = (), **options: Any) -> MemoizingDynamicInferer:
@@ -39,12 +37,17 @@ def load(source: Source | TypedModel, *, preload: Iterable[int] = (), **options:
 
 
 def to_jax(
-    source: Source | Model, *, outputs: tuple[str, ...] | None = None, constants: Mapping[str, Any] | None = None
+    source: Source | Model | TypedModel | ModelInferer,
+    *,
+    outputs: tuple[str, ...] | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> tuple[PureFunction, Params]:
-    """A policy as a pure function and its weights, in the file's own layout.
+    """A policy as a pure function and its weights.
 
-    `fn(params, inputs)` (`fn(params, inputs, key)` for a model with random operators) takes and gives `{name: array}`. It may be used
-    under `jit`, `vmap`, `grad`, `lax.scan` and `shard_map`; dtypes follow the caller's x64 setting.
+    `fn(params, inputs)` (`fn(params, inputs, key)` for a model with random operators) takes and gives `{name: array}`: of a file in the
+    file's own layout, of an inferer in its rows `[n, *element_shape]`, with its present weights. It may be used under `jit`, `vmap`, `grad`,
+    `lax.scan` and `shard_map` (of an exported program without `vmap` and `grad`); dtypes follow the caller's x64 setting. Names, shapes and
+    kinds of numbers are checked while it is traced.
 
     >>> fn, params = memojax.to_jax(memojax.policies.bundled("acrobot_ppo"))
     >>> loss = lambda params: (fn(params, {"obs": np.ones((4, 6), np.float32)})["logits"] ** 2).mean()
@@ -52,19 +55,23 @@ def to_jax(
     True
 
     Args:
-        source: as for `load`.
+        source: as for `load`; or an inferer or a `TypedModel`, which is loaded already.
         outputs: keep only these outputs and what they need.
         constants: inputs bound now; those that decide a shape must be.
 
     Raises:
         ModelLoadError, UnsupportedOpError: as for `load`.
+        UnknownInputError: `constants` names no input.
+        InputError: `outputs` or `constants` for what is loaded already; from `fn`, inputs that do not fit the model.
+        IncompatibleModelError: an inferer that keeps state of its own; from `fn`, weights that do not fit the model.
     """
-    model = source if isinstance(source, Model) else load_model(source, outputs=outputs)
-    function = GraphFunction(model.graph)
-    bound = {name: np.asarray(value) for name, value in (constants or {}).items()}
-
-    def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
-        return {name: jax.numpy.asarray(value) for name, value in function(params, {**bound, **inputs}, key).items()}
-
-    fn.__doc__ = f"{model.name}: {', '.join(v.name for v in model.graph.inputs)} -> {', '.join(v.name for v in model.graph.outputs)}"
-    return fn, dict(function.params)
+    if isinstance(source, Inferer) and not isinstance(source, ModelInferer):
+        raise IncompatibleModelError(
+            f"a pure function keeps nothing between calls, {type(source).__name__} does: give the inferer inside, whose function takes noise "
+            "and hidden state as inputs"
+        )
+    if isinstance(source, (ModelInferer, TypedModel)):
+        if outputs is not None or constants is not None:
+            raise InputError("outputs= and constants= belong to loading, but this policy is loaded already: give them there")
+        return of_rows(source if isinstance(source, TypedModel) else source.typed)
+    return of_graph(source if isinstance(source, Model) else load_model(source, outputs=outputs), constants or {})

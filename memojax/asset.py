@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from os import PathLike, fspath
@@ -49,6 +51,8 @@ class AssetData:
 
     kind: AssetKind
     data: bytes = field(repr=False)
+    name: str = field(default="", repr=False, compare=False)
+    """Where it was read from, for messages."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", AssetKind(self.kind))
@@ -82,7 +86,7 @@ class AssetData:
             raise AssetError(f"{name}: asset kind {number} is unknown; known are {known}") from None
         if len(raw) == HEADER_BYTES:
             raise AssetError(f"{name}: the asset is empty: nothing follows its header")
-        return cls(kind, raw[HEADER_BYTES:])
+        return cls(kind, raw[HEADER_BYTES:], name)
 
     def serialize(self) -> bytes:
         """The asset as bytes; cervo reads those of its own kinds."""
@@ -130,6 +134,17 @@ class AssetData:
         return InfererBuilder(self)
 
 
+@contextlib.contextmanager
+def naming(asset: AssetData) -> Iterator[None]:
+    """Whatever is found wrong with `asset` inside says where it was read from."""
+    try:
+        yield
+    except AssetError as cause:
+        if not asset.name:
+            raise
+        raise AssetError(f"{asset.name}: {cause}") from cause
+
+
 def is_asset(raw: bytes) -> bool:
     """Whether bytes are those of a CRVO asset, by their beginning."""
     return raw[:4] == MAGIC
@@ -151,5 +166,5 @@ def onnx_bytes(raw: bytes, name: str) -> bytes:
 
 _INSTEAD = {
     AssetKind.NNEF: "memojax reads ONNX; package the ONNX file that the NNEF was converted from (`memojax package model.onnx`)",
-    AssetKind.STABLEHLO: "its graph is gone; memojax.load and the inferers take it (from a path, bytes or a seekable file)",
+    AssetKind.STABLEHLO: "its graph is gone; memojax.load and the inferers take it (from a path, bytes or a seekable file), and memojax.to_jax takes what they make of it",
 }

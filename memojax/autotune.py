@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from . import worker
-from .errors import CompileError, LoweringError
+from .errors import CompileError, InputError, LoweringError
 from .hoist import Residue
 from .plan import Executable, Plan
 from .planner import Planner
@@ -51,7 +51,7 @@ class Tuner:
     def __init__(self, mode: Autotune = "off", budget_mb: float = DEFAULT_BUDGET_MB):
         """Tune sizes as they are preloaded ("preload"), or also those that turn out to be in use, on the worker ("background")."""
         if mode not in ("off", "preload", "background"):
-            raise ValueError(f"autotune must be 'off', 'preload' or 'background', got {mode!r}")
+            raise InputError(f"autotune must be 'off', 'preload' or 'background', got {mode!r}")
         self.mode: Autotune = mode
         self.budget = int(budget_mb * (1 << 20))
         self._spent: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()

@@ -9,7 +9,7 @@ import numpy as np
 
 from .display import Card, card_of, html_of, text_of
 from .errors import DuplicateIdError, IncompatibleModelError, MissingInputError
-from .inferer.base import Inferer, next_size
+from .inferer.base import Inferer, check_inferer, next_size
 from .inputs import Response, check_names, columns_of, responses_of, row_of, rows_into
 from .model.signature import TensorSpec
 from .scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
@@ -38,6 +38,7 @@ class Batcher:
 
     def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
         """Room for `capacity` agents of `inferer`; it grows."""
+        check_inferer(inferer)
         self._raw = inferer.raw_api
         self._scratch = ScratchPad(self._raw.inputs, self._raw.outputs, capacity)
         self._finished: list[ScratchPadView] = []
@@ -82,7 +83,11 @@ class Batcher:
         """
         if agent in self._rows and not (replace and agent in self):
             raise DuplicateIdError(f"agent {agent} is in this batch already: execute it first, or push one state per agent")
-        if state.keys() != self._names:
+        try:
+            known = state.keys() == self._names
+        except AttributeError:
+            known = False
+        if not known:
             check_names(self._api.inputs, agent, state)
         rows = [(slot, row_of(spec, agent, state[spec.name])) for slot, spec in self._slots]
         at = self._rows.get(agent)

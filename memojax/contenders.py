@@ -176,7 +176,8 @@ class Tract(Contender):
                 model.set_input_fact(i, ",".join(map(str, (*dims, _tract_dtype(self._specs[name][1])))))
             self._plans[size] = (model.into_model().into_runnable(), inputs)
         except Exception as cause:
-            raise ContenderError(f"tract cannot load {self._model.name} at batch {n}: {' '.join(str(cause).split())[:300]}") from cause
+            said = " ".join(str(cause).partition("Stack backtrace")[0].split())[:300]
+            raise ContenderError(f"tract cannot load {self._model.name} at batch {n}: {said}") from cause
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         first = self._rows.file_names[0][0]

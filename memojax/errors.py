@@ -8,7 +8,18 @@ from typing import Any
 
 
 class MemojaxError(Exception):
-    """Base of all errors that memojax raises on purpose."""
+    """Base of all errors that memojax raises on purpose. They pickle, so that a pool of workers can hand them to its owner."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revived, (type(self), self.args, self.__dict__)
+
+
+def _revived(kind: type[MemojaxError], args: tuple[Any, ...], state: dict[str, Any]) -> MemojaxError:
+    """An error as it was, without the `__init__` that made its message."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ModelLoadError(MemojaxError):
@@ -71,9 +82,8 @@ class MissingInputError(InputError):
 
     def __init__(self, names: Iterable[str], given: Iterable[str], where: str = "the model"):
         self.names, self.given = tuple(names), tuple(given)
-        super().__init__(
-            f"missing input {', '.join(map(repr, self.names))} for {where}: only {', '.join(map(repr, self.given)) or 'nothing'} was given."
-        )
+        had = f"only {', '.join(map(repr, self.given))}" if self.given else "nothing"
+        super().__init__(f"missing input {', '.join(map(repr, self.names))} for {where}: {had} was given.")
 
 
 class InputShapeError(InputError):

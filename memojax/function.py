@@ -17,6 +17,7 @@ from jax.core import Tracer
 from ._client import cpu_device
 from ._types import Arrays, Params, Value
 from .errors import LoweringError, MemojaxError, StaticInputError, Unsupported, UnsupportedOpError
+from .forking import check_not_forked
 from .model.expand import bind, schema_body
 from .model.graph import Graph, Node, prune
 from .ops import lookup
@@ -203,6 +204,7 @@ class _Run:
 
     def _at_once(self, definition: OpDef, node: Node, inputs: Sequence[Value], env: MutableMapping[str, Value]) -> tuple[Value, ...]:
         """Evaluate a node whose value decides a shape but whose operator is not written for NumPy."""
+        check_not_forked()
         with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.default_device(cpu_device()):
             return tuple(jax.tree.map(np.asarray, self._call(definition, node, inputs, env)))
 

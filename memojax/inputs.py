@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .errors import InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
+from .errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
 from .model.signature import TensorSpec
 from .scratch import aligned_empty
 from .staging import LARGEST
@@ -127,8 +127,10 @@ def check_names(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any
     """See that `state` has every input, and no other.
 
     Raises:
-        UnknownInputError, MissingInputError: it has not.
+        InputError: it has not, or is no mapping.
     """
+    if not isinstance(state, Mapping):
+        raise InputError(f"the state of agent {agent} is {type(state).__name__}, expected input name -> array")
     names = [spec.name for spec in specs]
     if unknown := [name for name in state if name not in names]:
         raise UnknownInputError(unknown, names, f"agent {agent}'s model")

@@ -21,6 +21,7 @@ from .errors import (
     Unsupported,
     UnsupportedOpError,
 )  # fmt: skip
+from .forking import check_not_forked
 from .function import GraphFunction
 from .model import load_model
 from .model.graph import Graph
@@ -106,6 +107,7 @@ class _Compiled:
         self._device = device
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, Value]:
+        check_not_forked()
         fixed = {name: v for name, v in inputs.items() if name in self.function.static_inputs or not _is_traceable(v)}
         moving = {name: value for name, value in inputs.items() if name not in fixed}
         key = tuple((name, _signature(value, name in fixed)) for name, value in inputs.items())

@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from ._client import client_exists
-from .errors import BatchSizeError, ForkError, nearest
+from .errors import BatchSizeError, nearest
 from .forbid import check_allowed
+from .forking import check_not_forked, was_forked
 from .plan import Plan
 from .planner import Lowered
 
 log = logging.getLogger("memojax")
 _caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()
-_forked = False
 
 
 @dataclass(frozen=True)
@@ -173,8 +172,7 @@ class PlanCache:
 
     def _miss(self, size: int) -> Plan:
         checked_size(size)
-        if _forked:
-            raise ForkError()
+        check_not_forked()
         check_allowed(size, self.sizes())
         with self._lock:
             plan = self._plans.get(size)
@@ -253,9 +251,7 @@ class PlanCache:
 
 def _after_fork() -> None:
     """XLA's threads are not in a forked child, where a plan would hang: drop the plans, so that the next call says so."""
-    global _forked
-    if client_exists():
-        _forked = True
+    if was_forked():
         for cache in _caches:
             cache._lock = threading.Lock()
             cache._plans.clear()  # in place: `hit` is bound to this dictionary

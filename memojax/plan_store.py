@@ -8,14 +8,14 @@ import pickle
 import threading
 import time
 import weakref
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
 from .autotune import Tuner
 from .choices import Choices
 from .disk_cache import DiskCache, environment_key
-from .errors import BatchMemoryError, CompileError
+from .errors import BatchMemoryError, CompileError, InputError
 from .hoist import Residue
 from .memory import available_bytes, bytes_per_row, readable
 from .plan import Plan
@@ -50,6 +50,8 @@ class PlanStore:
         disk: DiskCache | None,
         tuner: Tuner | None = None,
     ):
+        if weights not in get_args(Weights):
+            raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
         self.disk_hits = 0
         self._device = device
@@ -235,7 +237,7 @@ class PlanStore:
 
         `residue` says in which order the executable takes its weights, where they are arguments; their values are then of no account.
         """
-        name = self.typed.model.name if self.typed.model else "function"
+        name = self.typed.name or "function"
         return {
             **environment_key(),
             "model": self._fingerprint,

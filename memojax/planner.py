@@ -78,7 +78,7 @@ class Planner:
         self.precision = precision if device.platform != "cpu" else None
         self.host = host
         self.keep_traces = False
-        self._name = plain_name(typed.model.name if typed.model else "function")
+        self._name = plain_name(typed.name or "function")
         self._packs_inputs = device.platform != "cpu"
         leaves, self._structure = jax.tree.flatten(typed.params)
         self.weight_bytes = sum(leaf.nbytes for leaf in leaves)

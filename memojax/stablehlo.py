@@ -23,8 +23,9 @@ import numpy as np
 from jax import export
 
 from ._types import Source
-from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset
+from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
 from .errors import AssetError, DimensionError, InputError
+from .forking import check_not_forked
 from .model.signature import TensorSpec
 from .stablehlo_check import parse_failure
 from .stablehlo_header import FORMAT, MAGIC, PREFIX, Header, arrays_of, header_and_body
@@ -62,10 +63,12 @@ def to_stablehlo(
         options: of loading, see `TypedModel.from_model`.
 
     Raises:
+        InputError: `platforms` names none that there is.
         AssetError: `source` is an asset itself, for other platforms.
         DimensionError: no symbolic batch is possible; the message says why and what is.
         ModelLoadError, UnsupportedOpError: as for `memojax.load`.
     """
+    check_not_forked()
     typed = typed_model(source, **options)
     if batch_size is not None and batch_size < 1:
         raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
@@ -79,7 +82,6 @@ def to_stablehlo(
     digest = hashlib.sha256()
     for section in sections:
         digest.update(section)
-    model = typed.model
     header = {
         "format": FORMAT,
         "written_by": {"memojax": _version(), "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
@@ -94,8 +96,8 @@ def to_stablehlo(
         "random": typed.random,
         "independent": fn == "rows" or not typed.mixing_outputs(),
         "rule": typed.rule,
-        "name": model.name if model else "",
-        "metadata": dict(model.metadata) if model else {},
+        "name": typed.name,
+        "metadata": dict(typed.metadata),
         "program_bytes": len(sections[0]),
         "sha256": digest.hexdigest(),
     }
@@ -145,7 +147,8 @@ def read_header(asset: AssetData) -> Header:
     Raises:
         AssetError: another kind of asset, or one that is damaged.
     """
-    return header_and_body(asset)[0]
+    with naming(asset):
+        return header_and_body(asset)[0]
 
 
 def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
@@ -162,12 +165,14 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
         AssetError: another kind of asset, a damaged one, one from a JAX too old or too new for this, or a program that wants more than
             to compute.
     """
-    header, body = header_and_body(asset)
-    _check_versions(header)
-    digest = hashlib.sha256(body).hexdigest()
-    if digest != header.sha256:
-        raise AssetError(f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}")
-    exported = _program(header, bytes(body[: header.program_bytes]), trusted)
+    check_not_forked()
+    with naming(asset):
+        header, body = header_and_body(asset)
+        _check_versions(header)
+        digest = hashlib.sha256(body).hexdigest()
+        if digest != header.sha256:
+            raise AssetError(f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}")
+        exported = _program(header, bytes(body[: header.program_bytes]), trusted)
     arrays = arrays_of(body[header.program_bytes :], (*header.params, *header.constants))
     return TypedModel(
         fn=ExportedFunction(asset, header, exported),
@@ -178,6 +183,8 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
         random=header.random,
         rule=f"{header.rule}; exported for {header.batch_size or 'any number of'} rows",
         independent=True if header.independent else None,
+        name=header.name,
+        metadata=header.metadata,
         fingerprint=hashlib.sha256(asset.data).hexdigest(),
     )
 
@@ -210,6 +217,8 @@ class ExportedFunction:
 
 
 def _platforms(typed: TypedModel, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    if wanted is not None and (not wanted or isinstance(wanted, str) or not set(wanted) <= set(PLATFORMS)):
+        raise InputError(f"platforms= takes a list of {', '.join(map(repr, PLATFORMS))} (or None for all), got {wanted!r}")
     if not isinstance(typed.fn, ExportedFunction):
         return PLATFORMS if wanted is None else tuple(wanted)
     there = typed.fn.header.platforms

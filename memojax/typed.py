@@ -16,6 +16,7 @@ from ._types import Source
 from .batch import BatchAxis, batched
 from .breaks import host_nodes
 from .errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
+from .forking import check_not_forked
 from .function import GraphFunction
 from .model import Model, load_model
 from .model.signature import ModelApi, TensorSpec
@@ -43,6 +44,8 @@ class TypedModel:
         rule: how the batch was found, for a reader.
         independent: whether rows are known not to influence each other; None where nobody has looked yet.
         model: the file behind it, if there is one.
+        name: of that file, or of the one that it was exported from; empty for a function.
+        metadata: what that file says about itself.
         fingerprint: what the model and its options are told apart by on disk; None where that is not known (functions, new weights).
     """
 
@@ -55,6 +58,8 @@ class TypedModel:
     rule: str = "the function's own batch axis"
     independent: bool | None = None
     model: Model | None = field(default=None, repr=False)
+    name: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
 
     @classmethod
@@ -100,6 +105,8 @@ class TypedModel:
             rule=str(rows.rule),
             independent=True if rows.rule.kind == "vmap" else None,
             model=model,
+            name=model.name,
+            metadata=dict(model.metadata),
             fingerprint=_fingerprint(model, dims, batch_axis, constants, wanted),
         )
 
@@ -193,6 +200,7 @@ class TypedModel:
         return tuple(mixing)
 
     def _eager(self, rows: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+        check_not_forked()
         device = cpu_device()
 
         def run(params: Any, rows: Any, key: Any) -> Any:

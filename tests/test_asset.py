@@ -495,3 +495,9 @@ def test_programs_outside_the_window_are_refused(exported, offset, way_out):
 def test_a_newer_format_is_refused(exported):
     with pytest.raises(AssetError, match="format 2, this memojax reads 1: update memojax"):
         load_stablehlo(rebuilt(exported, format=2))
+
+
+@pytest.mark.parametrize("platforms", [["tpus"], [], "cpu"])
+def test_platforms_that_are_none_are_refused(platforms):
+    with pytest.raises(InputError, match="platforms= takes a list of 'cpu', 'cuda'"):
+        to_stablehlo(model_path("acrobot_ppo"), platforms=platforms)

@@ -100,7 +100,31 @@ def test_a_bundled_name_is_suggested() -> None:
 
 
 def test_json_that_cannot_be_written_is_an_error() -> None:
-    assert "No such file or directory" in run("describe", "acrobot_ppo", "--json", "/no/such/folder/x.json", code=1).stderr
+    assert (
+        "there is no folder /no/such/folder: make it first"
+        in run("describe", "acrobot_ppo", "--json", "/no/such/folder/x.json", code=1).stderr
+    )
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_what_cannot_be_written_is_found_out_before_the_work(option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("memojax.cli.evaluate._evaluate", lambda *arguments: pytest.fail("evaluated"))
+    (tmp_path / "folder.png").mkdir()
+    for path, message in ((tmp_path / "none" / "x.png", "there is no folder"), (tmp_path / "folder.png", "is a folder")):
+        assert message in run("evaluate", option, path, code=1).stderr
+
+
+def test_memory_that_is_not_there_is_an_error_of_one_line() -> None:
+    result = run("run", "acrobot_ppo", "--batch-size", "999999999999", code=1)
+    assert result.stderr.startswith("error: Unable to allocate")
+
+
+def test_a_model_that_does_not_load_leaves_what_others_did(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    arguments = ("evaluate", "acrobot_ppo", tmp_path / "broken.onnx", "--env", "Acrobot-v1", "--episodes", "2", "--max-steps", "2")
+    result = run(*arguments, "--json", "-", code=1)
+    assert [one["model"] for one in json.loads(result.stdout)["evaluations"]] == ["acrobot_ppo"]
+    assert "broken.onnx: not an ONNX model" in result.stderr
 
 
 def test_the_shell_completes_models_and_options() -> None:
@@ -235,6 +259,12 @@ def test_evaluate_takes_the_recurrent_policys_mask_from_its_card() -> None:
     assert one["feeds"] == ["observation -> obs", "h_out -> h_in", "c_out -> c_in"]
 
 
+@pytest.mark.parametrize("option", ["auto", "h_in:h_out,c_in:c_out"])
+def test_evaluate_takes_hidden_state_as_benchmark_does(option: str) -> None:
+    (one,) = json_of("evaluate", "recurrent_lstm", "--episodes", "1", "--max-steps", "3", "--recurrent", option)["evaluations"]
+    assert {"h_out -> h_in", "c_out -> c_in"} <= set(one["feeds"])
+
+
 def test_evaluate_normalizes_scales_and_selects(tmp_path: Path) -> None:
     statistics = tmp_path / "stats.json"
     statistics.write_text(json.dumps({"mean": [0, 0, 0], "var": [1, 1, 1]}))
@@ -277,6 +307,7 @@ def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.Monke
         (("--num-envs", "-1"), 2, "--num-envs"),
         (("--preload", "0"), 2, "start at 1"),
         (("--observation", "obs"), 2, "write it as NAME=VALUE"),
+        (("--recurrent", "obs"), 2, "write it as auto, or IN:OUT"),
         (("--device", "tpu:7"), 1, "no device 'tpu:7'"),
     ],
 )
@@ -370,7 +401,7 @@ def test_run_prints_every_row() -> None:
 
 @needs_onnxruntime
 def test_verify_agrees_with_onnx_runtime(mixing: Path) -> None:
-    data = json_of("verify", "pendulum_ppo", "--sizes", "1,3")
+    data = json_of("verify", "pendulum_ppo", "-b", "1,3")
     assert data["same"]
     assert [check["size"] for check in data["checks"]] == [1, 3]
     assert all(check["max_abs"] < 1e-5 for check in data["checks"])
@@ -388,6 +419,21 @@ def test_verify_tells_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     text = run("verify", "acrobot_ppo", "--sizes", "2", code=1).stdout
     assert "differs" in text
     assert "1 of 1 differ" in text
+
+
+@needs_onnxruntime
+def test_benchmark_goes_on_without_a_contender_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    from memojax.contenders import OnnxRuntime
+
+    def fail(self: Any, feeds: Any) -> Any:
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(OnnxRuntime, "_run", fail)
+    result = run("benchmark", "acrobot_ppo", "-b", "1,2", "-c", "4", "--against", "onnxruntime", "--json", "-", code=1)
+    data = json.loads(result.stdout)
+    assert [(one["runtime"], one["batch_size"]) for one in data["results"]] == [("memojax", 1), ("memojax", 2)]
+    assert data["unable"] == {"onnxruntime": "onnxruntime, batch of 1: no such kernel"}
+    assert "error: onnxruntime, batch of 1: no such kernel" in result.stderr
 
 
 @needs_onnxruntime
@@ -421,7 +467,7 @@ def test_benchmark_goes_through_wrappers(options: tuple[str, ...]) -> None:
 def test_benchmark_refuses_wrappers_that_do_not_fit() -> None:
     assert "no output continues an input" in run("benchmark", "acrobot_ppo", "--recurrent", "auto", code=1).stderr
     assert "unknown input 'nope'" in run("benchmark", "acrobot_ppo", "--with-epsilon", "nope", code=1).stderr
-    assert "write it as NAME:VALUE" in run("benchmark", "acrobot_ppo", "--recurrent", "h_in", code=2).stderr
+    assert "write it as auto, or IN:OUT" in run("benchmark", "acrobot_ppo", "--recurrent", "h_in", code=2).stderr
 
 
 def test_ops_lists_all_of_onnx() -> None:

@@ -133,7 +133,38 @@ def test_targets_are_checked_before_anything_is_exported(tmp_path: Path) -> None
     assert "no CRVO asset" in run("to-stablehlo", "acrobot_ppo", "pendulum_ppo", "-o", tmp_path, code=2).stderr
     assert sorted(os.listdir(tmp_path)) == ["pendulum_ppo.crvo"]
     assert "two models would be written" in run("to-stablehlo", "acrobot_ppo", "acrobot_ppo", "-o", tmp_path / "new", code=2).stderr
-    assert "No such file or directory" in run("package", "acrobot_ppo", "/no/such/folder/x.crvo", code=1).stderr
+    for command in (("package", "acrobot_ppo", "/no/such/folder/x.crvo"), ("to-stablehlo", "acrobot_ppo", "-o", "/no/such/folder/x.crvo")):
+        assert "there is no folder /no/such/folder: make it first" in run(*command, code=1).stderr
+
+
+def test_a_model_that_cannot_be_exported_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    result = run("to-stablehlo", broken, "acrobot_ppo", "-o", tmp_path / "new", "--platform", "cpu", "--json", "-", code=1)
+    assert [one["model"] for one in json.loads(result.stdout)["assets"]] == ["acrobot_ppo"]
+    assert os.listdir(tmp_path / "new") == ["acrobot_ppo.crvo"]
+    assert "1 of 2 models could not be exported" in result.stderr
+    assert "broken.onnx: not an ONNX model" in result.stderr
+
+
+def test_an_exported_policy_still_knows_what_it_is(files: dict[str, Path], tmp_path: Path) -> None:
+    run("to-stablehlo", files["stablehlo"], "-o", tmp_path / "again.crvo", "--platform", "cpu")
+    for path in (files["stablehlo"], tmp_path / "again.crvo"):
+        (one,) = json_of("evaluate", path, "--episodes", "1", "--max-steps", "2")["evaluations"]
+        assert one["env_id"] == "Acrobot-v1"
+        assert one["metadata"]["algorithm"] == "PPO"
+        policy = memojax.load(path)
+        assert policy.metadata == memojax.load(files["onnx"]).metadata
+        assert "of policy.crvo" in repr(policy)
+
+
+def test_a_damaged_program_is_named_by_its_file(files: dict[str, Path], tmp_path: Path) -> None:
+    raw = bytearray(files["stablehlo"].read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "bent.crvo").write_bytes(raw)
+    (tmp_path / "odd.crvo").write_bytes(b"CRVO\0\0\0\x4agarbage")
+    for name in ("bent.crvo", "odd.crvo"):
+        assert f"{tmp_path / name}: " in run("api", tmp_path / name, code=1).stderr
 
 
 # Every command, by content

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import memojax as mj
-from memojax.errors import DeviceError
+from memojax.errors import DeviceError, InputError
 from memojax.inferer.placement import Placement, is_committed
 
 from .helpers import scaling
@@ -148,3 +148,17 @@ def test_every_inferer_has_a_placement() -> None:
     assert Placement().choose(specs, [array]) == jax.devices()[0]
     with pytest.raises(DeviceError, match="this inferer was made for"):
         Placement(True, inferer.device).choose(specs, [array])
+
+
+@pytest.mark.parametrize("device", [3, "cpu:-1", "cpu:x", "gpu:7", "CPUs"])
+def test_a_device_that_is_none_is_refused(device: object) -> None:
+    with pytest.raises(DeviceError, match="device"):
+        mj.load(scaling(2.0), device=device)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad])
+def test_a_traced_call_is_refused_with_the_way_out(transform: object) -> None:
+    policy = mj.load(mj.policies.bundled("acrobot_ppo"))
+    call = transform(lambda x: policy.infer_arrays({"obs": x})["logits"].sum())  # pyright: ignore[reportCallIssue]
+    with pytest.raises(InputError, match=r"being traced.*to_jax\(policy\)"):
+        call(jnp.ones((2, 1, 6)) if transform is jax.vmap else jnp.ones((2, 6)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -100,6 +101,37 @@ def test_old_gym_environments_are_told_what_is_expected() -> None:
         mj.evaluate(Policy(first), Old, episodes=1)
 
 
+def test_what_is_no_environment_of_gymnasium_is_told_what_is_expected() -> None:
+    class Bare(Tiny):
+        def reset(self, **options: Any) -> Any:
+            return super().reset(**options)[0]
+
+    class Silent(Tiny):
+        def info(self) -> Any:
+            return None
+
+    for env, message in (
+        (Bare, "reset gave one ndarray, expected observation, info"),
+        (Silent, "the info of this step is a NoneType, expected a dictionary"),
+        (object, "object could not be made: AttributeError.*observation_space"),
+    ):
+        with pytest.raises(errors.EnvironmentFailedError, match=message):
+            mj.evaluate(Policy(first), env, episodes=1)
+
+
+def test_an_infinite_return_is_shown_without_a_warning() -> None:
+    class Endless(Tiny):
+        def step(self, action: Any) -> Any:
+            observation, _, *rest = super().step(action)
+            return observation, float("inf"), *rest
+
+    result = mj.evaluate(Policy(first), Endless, episodes=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "return inf" in str(result)
+        assert math.isnan(result.confidence_interval()[0])
+
+
 def test_a_policy_that_fails_is_named_with_the_batch() -> None:
     def fail(inputs: Any) -> Any:
         raise errors.CompileError("out of memory")
@@ -114,6 +146,9 @@ def test_a_policy_that_fails_is_named_with_the_batch() -> None:
     ("options", "message"),
     [
         ({"episodes": 0}, "episodes is a positive whole number, got 0"),
+        ({"workers": 0, "vectorization": "async"}, "workers is a positive whole number, got 0"),
+        ({"seed": -1}, "seed is a whole number from 0, got -1"),
+        ({"seed": 1.5}, "seed is a whole number from 0, got 1.5"),
         ({"num_envs": -1}, "num_envs is a positive"),
         ({"max_steps": 1.5}, "max_steps is a positive"),
         ({"vectorization": "threads"}, "'sync' or 'async'"),

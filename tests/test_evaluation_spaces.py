@@ -103,7 +103,7 @@ def test_observations_that_do_not_fit_name_both_sides(space: Any, inputs: Any, o
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"a": np.zeros(2, np.float32)}, "part 'b'.*only 'a'"),
+        ({"a": np.zeros(2, np.float32)}, r"part 'b'.*only 'a' \[<lambda>, episode 0, seed 0, step 2\]: mend its observation_space"),
         ({"a": np.zeros(3, np.float32), "b": np.zeros(1, np.float32)}, r"'a' as float32\[2\], but gave float32\[3\]"),
         ({"a": np.array(["x", "y"]), "b": np.zeros(1, np.float32)}, r"'a' as float32\[2\], but gave <U1"),
         (np.zeros(3), "part 'a'.*but gave"),

@@ -53,3 +53,39 @@ def test_a_child_may_load_what_the_parent_did_not() -> None:
         os.waitpid(child, 0)
     """)
     assert "child (2, 3)" in out
+
+
+def test_nothing_hangs_in_the_child() -> None:
+    out = run("""
+        import os, numpy as np, memojax
+        path, x = "memojax/policies/acrobot_ppo.onnx", {"obs": np.zeros((1, 6), np.float32)}
+        policy, once, asset = memojax.load(path), memojax.OneShot(path), memojax.to_stablehlo(path)
+        once(x)
+        calls = {
+            "run": lambda: memojax.run(path, x), "ready": lambda: once(x), "export": lambda: memojax.to_stablehlo(path),
+            "asset": lambda: memojax.load(asset), "probe": lambda: policy.mixing_outputs,
+        }
+        for name, call in calls.items():
+            child = os.fork()
+            if child == 0:
+                try:
+                    call()
+                except memojax.errors.ForkError:
+                    print(name, "refused", flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+    """)
+    assert out.split() == ["run", "refused", "ready", "refused", "export", "refused", "asset", "refused", "probe", "refused"]
+
+
+def test_a_pool_of_forked_workers_hands_the_error_to_its_owner() -> None:
+    out = run("""
+        import multiprocessing, numpy as np, memojax
+        policy = memojax.load("memojax/policies/acrobot_ppo.onnx", preload=[1])
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            try:
+                pool.apply_async(policy.infer_arrays, ({"obs": np.zeros((1, 6), np.float32)},)).get(60)
+            except memojax.errors.ForkError as error:
+                print("refused:", error)
+    """)
+    assert "refused" in out

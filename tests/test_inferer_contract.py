@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import memojax as mj
 from memojax import (
     BaseWrapper,
     BasicInferer,
@@ -379,3 +380,30 @@ def test_random_models_repeat_by_seed_and_rows_differ() -> None:
     assert all(np.array_equal(noise, same.infer_arrays(obs)["noise"]) for noise in stream)
     assert not np.array_equal(stream[0], other.infer_arrays(obs)["noise"])
     assert isinstance(first.infer_arrays({"obs": jnp.zeros((4, 3))})["noise"], jax.Array)
+
+
+def test_what_is_no_mapping_is_said_to_be_none() -> None:
+    policy = mj.load(mj.policies.bundled("acrobot_ppo"))
+    rows: Any = np.zeros((2, 6), np.float32)
+    for call, message in (
+        (lambda: policy.infer_arrays(rows), "inputs is ndarray, expected input name"),
+        (lambda: policy.infer_arrays(None), "inputs is NoneType"),  # pyright: ignore[reportArgumentType]
+        (lambda: policy.infer_batch([rows]), "the batch is list, expected agent -> state"),  # pyright: ignore[reportArgumentType]
+        (lambda: policy.infer_batch({3: rows}), "the state of agent 3 is ndarray"),
+        (lambda: policy.infer_single(None), "the state of agent 0 is NoneType"),  # pyright: ignore[reportArgumentType]
+    ):
+        with pytest.raises(mj.errors.InputError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("wrap", [mj.RecurrentTracker.wrap, lambda given: mj.EpsilonInjector(given, "epsilon"), mj.Batched, mj.Batcher])
+def test_a_file_is_no_inferer(wrap: Any) -> None:
+    with pytest.raises(mj.errors.IncompatibleModelError, match="expected an inferer, as memojax.load"):
+        wrap(mj.policies.bundled("pendulum_ppo"))
+
+
+@pytest.mark.parametrize("options", [{"weights": "constants"}, {"autotune": "always"}])
+def test_an_option_that_is_none_is_refused(options: Any) -> None:
+    (name,) = options
+    with pytest.raises(mj.errors.InputError, match=f"{name} must be 'auto|{name} must be 'off'"):
+        mj.load(mj.policies.bundled("acrobot_ppo"), **options)

@@ -12,11 +12,11 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "errors", "_types", "_client", "xla_flags", "xla_options", "forbid", "memory", "worker", "disk_cache", "policies", "asset",
+    "errors", "_types", "_client", "forking", "xla_flags", "xla_options", "forbid", "memory", "worker", "disk_cache", "policies", "asset",
     "model", "ops", "breaks", "function", "batch", "oneshot", "backend", "typed", "stablehlo_check", "stablehlo_header", "stablehlo", "weights",
     "fold", "hoist", "recipe", "packing", "placing", "scratch", "staging", "inputs", "runner", "plan", "planner", "plan_cache", "choices", "autotune", "plan_store",
     "bucketing", "recommend", "display", "preload",
-    "inferer", "wrapper", "batcher", "api",
+    "inferer", "wrapper", "batcher", "pure", "api",
     "contenders", "verification", "evaluation", "runtime", "cli",
 ]  # fmt: skip
 EXEMPT = ("__init__", "__main__")

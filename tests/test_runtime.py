@@ -337,3 +337,18 @@ def test_an_agent_that_was_not_begun_can_be_begun_late():
     assert isinstance(caught.value.failures[brain], UnknownAgentError)
     runtime.begin_agent(brain, 1)
     np.testing.assert_array_equal(runtime.run()[brain][1]["act"], [1])
+
+
+def test_what_is_no_inferer_and_no_state_is_said_to_be_none() -> None:
+    runtime = mj.Runtime()
+    for given in (mj.policies.bundled("acrobot_ppo"), None, 5):
+        with pytest.raises(mj.errors.IncompatibleModelError, match="expected an inferer, as memojax.load"):
+            runtime.add_inferer(given)  # pyright: ignore[reportArgumentType]
+    brain = runtime.add_inferer(mj.load(mj.policies.bundled("acrobot_ppo")))
+    with pytest.raises(mj.errors.IncompatibleModelError, match="expected an inferer"):
+        runtime.replace_inferer(brain, "newer.onnx")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(mj.errors.InputError, match="state of agent 3 is list"):
+        runtime.push(brain, 3, [0.0] * 6)  # pyright: ignore[reportArgumentType]
+    assert not runtime.waiting(brain)
+    with pytest.raises(mj.errors.InputError, match="threads is a positive"):
+        mj.Runtime(threads=0)

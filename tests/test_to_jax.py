@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from onnx import TensorProto, helper
 
 import memojax
+from memojax import errors
 
 POLICIES = Path(memojax.__file__).parent / "policies"
 OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
@@ -124,3 +125,89 @@ def test_a_shape_deciding_input_is_closed_over() -> None:
     assert jax.jit(lambda x: fn(params, {"x": x, "shape": np.array([6])}))(x)["y"].shape == (6,)
     with pytest.raises(memojax.errors.StaticInputError, match="'shape' decides a shape"):
         jax.jit(lambda x, s: fn(params, {"x": x, "shape": s}))(x, jnp.array([6]))
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_an_inferer_gives_the_function_of_its_rows(x64: bool) -> None:
+    """Also where the file is fixed to one row, with what was bound when it was loaded."""
+    typed = memojax.TypedModel.from_model(fixed_to_one_row())
+    fn, params = memojax.to_jax(memojax.BasicInferer(typed))
+    rows = np.random.default_rng(3).standard_normal((4, 3)).astype(np.float32)
+    expected = memojax.load(typed).infer_arrays({"x": rows})
+    with jax.enable_x64(x64):
+        out = jax.jit(fn)(params, {"x": rows})
+        assert out.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(out[name], value, rtol=1e-5)
+        slope = jax.grad(lambda p: fn(p, {"x": rows})["y"].sum())(params)
+        np.testing.assert_allclose(slope["w"], rows.sum(0), rtol=1e-4, atol=1e-5)
+        deep = jax.vmap(lambda x: fn(params, {"x": x})["y"])(jnp.asarray(rows).reshape(2, 2, 3))
+        np.testing.assert_allclose(deep.reshape(4, 3), expected["y"], rtol=1e-5)
+
+
+def fixed_to_one_row() -> onnx.ModelProto:
+    """y = w * x with the shape baked in, and an output that no input reaches."""
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["product"]),
+        helper.make_node("Reshape", ["product", "shape"], ["y"]),
+        helper.make_node("Identity", ["version"], ["v"]),
+    ]
+    constants = {"w": np.array([1, 2, 3], np.float32), "shape": np.array([1, 3]), "version": np.array([7, 8], np.float32)}
+    graph = helper.make_graph(
+        nodes, "fixed", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3]), helper.make_tensor_value_info("v", TensorProto.FLOAT, [2])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_an_inferer_gives_its_present_weights() -> None:
+    policy = memojax.load(POLICIES / "acrobot_ppo.onnx")
+    fn, params = memojax.to_jax(policy)
+    policy.update_params({name: value * 0.5 for name, value in params.items()})
+    fn, newer = memojax.to_jax(policy)
+    np.testing.assert_allclose(fn(newer, {"obs": OBS})["logits"], policy.infer_arrays({"obs": OBS})["logits"], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(fn(newer, {"obs": OBS})["logits"], fn(params, {"obs": OBS})["logits"])
+
+
+def test_an_exported_program_is_a_function_too(policy, expected) -> None:
+    fn, params = memojax.to_jax(memojax.load(memojax.to_stablehlo(POLICIES / "acrobot_ppo.onnx", platforms=["cpu"])))
+    scan = jax.jit(lambda p, x: jax.lax.scan(lambda carry, _: (carry, fn(p, {"obs": carry})["logits"]), x, length=2)[1])
+    np.testing.assert_allclose(scan(params, jnp.asarray(OBS))[1], expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_does_not_fit_is_named(policy, jit: bool, loaded: bool) -> None:
+    """A shape that would broadcast, an input that would be ignored: no wrong numbers, and no KeyError."""
+    fn, params = memojax.to_jax(memojax.load(POLICIES / "acrobot_ppo.onnx")) if loaded else policy
+    call = jax.jit(fn) if jit else fn
+    for inputs, error, message in (
+        ({}, errors.MissingInputError, "missing input 'obs'"),
+        ({"obs": OBS, "mask": OBS}, errors.UnknownInputError, "unknown input 'mask'"),
+        ({"obs": OBS[:, :1]}, errors.InputShapeError, r"\[5, 1\], the model takes \['(batch|n)', 6\]"),
+        ({"obs": OBS[0]}, errors.InputShapeError, r"\[6\], the model takes"),
+        ({"obs": OBS.astype(np.complex64)}, errors.InputDtypeError, "complex64, the model takes float32"),
+    ):
+        with pytest.raises(error, match=message):
+            call(params, inputs)
+    np.testing.assert_array_equal(fn(params, {"obs": OBS.tolist()})["logits"], fn(params, {"obs": OBS})["logits"])
+
+
+def test_weights_that_do_not_fit_are_named(policy) -> None:
+    fn, params = policy
+    name = next(iter(params))
+    with pytest.raises(errors.IncompatibleModelError, match=f"weight '{name}' is missing"):
+        fn({key: value for key, value in params.items() if key != name}, {"obs": OBS})
+    with pytest.raises(errors.IncompatibleModelError, match=rf"weight '{name}' has shape \[1\], the model has \[6\]"):
+        fn({**params, name: np.zeros(1, np.float32)}, {"obs": OBS})
+
+
+def test_options_and_wrappers_are_refused_where_they_mean_nothing() -> None:
+    policy = memojax.load(POLICIES / "pendulum_ppo.onnx")
+    with pytest.raises(errors.InputError, match="loaded already"):
+        memojax.to_jax(policy, constants={"epsilon": 0})
+    with pytest.raises(errors.IncompatibleModelError, match="give the inferer inside"):
+        memojax.to_jax(policy.with_default_epsilon("epsilon"))
+    with pytest.raises(errors.UnknownInputError, match="unknown input 'eps'"):
+        memojax.to_jax(POLICIES / "pendulum_ppo.onnx", constants={"eps": 0})

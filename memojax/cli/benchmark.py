@@ -52,7 +52,8 @@ def command(
     """Time calls at each batch size, interleaved with other runtimes.
 
     Compiles are timed apart. With --recurrent and --with-epsilon the call goes through the wrappers, as in a game loop; other runtimes are
-    given the same rows, hidden state and noise included, laid out beforehand; for an exported policy --onnx says what they run.
+    given the same rows, hidden state and noise included, laid out beforehand; for an exported policy --onnx says what they run. One that
+    cannot run MODEL is left out; the rest is printed, then why, and the exit code is 1.
 
     \b
     Examples:
@@ -78,14 +79,17 @@ def command(
     for agent in range(max(sizes)):
         agents.begin_agent(agent)
     results: list[dict[str, Any]] = []
+    unable: dict[str, Exception] = {}
     with progress_bar(f"{file.name}, batch sizes", len(sizes), transient=True) as report:
         for done, size in enumerate(sizes, 1):
             rows = {spec.name: random_rows(rng, size, spec) for spec in inferer.api.inputs}
-            calls, compiles = _contenders(agents, others, rows, size, call)
+            calls, compiles = _contenders(agents, others, rows, size, call, unable)
             timings = _timed(calls, count)
             results += [_statistics(name, size, times, compiles[name]) for name, times in timings.items()]
             report(done, "")
     data = {"model": file.name, "call": f"infer_{call}", "count": count, "device": str(inferer.device), "results": results}
+    if unable:
+        data["unable"] = {name: str(failure) for name, failure in unable.items()}
     if json_file:
         from .output import write_json
 
@@ -96,6 +100,12 @@ def command(
         _draw(data, plot)
         if json_file != "-":
             click.echo(f"\ndrawn: {plot}")
+    if unable:
+        from .output import show_error
+
+        for failure in unable.values():
+            show_error(failure)
+        click.get_current_context().exit(1)
 
 
 def _draw(data: Mapping[str, Any], path: str) -> None:
@@ -110,9 +120,11 @@ def _draw(data: Mapping[str, Any], path: str) -> None:
 
 
 def _contenders(
-    inferer: Any, others: Mapping[str, Any], rows: Mapping[str, np.ndarray], size: int, call: str
+    inferer: Any, others: Mapping[str, Any], rows: Mapping[str, np.ndarray], size: int, call: str, unable: dict[str, Exception]
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """What to time, and the milliseconds that each took to get ready for this size."""
+    """What to time, and the milliseconds that each took to get ready for this size; others that fail are put into `unable`."""
+    from ..contenders import ContenderError
+
     given = {spec.name: rows[spec.name] for spec in inferer.api.inputs}
     if call == "batch":
         states = {agent: {name: value[agent] for name, value in given.items()} for agent in range(size)}
@@ -125,10 +137,17 @@ def _contenders(
     calls["memojax"]()
     compiles["memojax"] = (time.perf_counter() - started) * 1e3
     for name, other in others.items():
+        if name in unable:
+            continue
         started = time.perf_counter()
-        other.prepare(size)
-        compiles[name] = (time.perf_counter() - started) * 1e3
-        calls[name] = other.bound(rows)
+        try:
+            other.prepare(size)
+            compiles[name] = (time.perf_counter() - started) * 1e3
+            other(rows)
+        except ContenderError as failure:
+            unable[name] = failure
+        else:
+            calls[name] = other.bound(rows)
     return calls, compiles
 
 

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import ModelFile, ModelName, check_plot, device_option, find_model, json_option, loading_of, loading_options, pairs
+from .options import (
+    ModelFile,
+    ModelName,
+    check_plot,
+    device_option,
+    find_model,
+    json_option,
+    loading_of,
+    loading_options,
+    pairs,
+    recurrent_pairs,
+)
 from .sizes import SIZES
 
 if TYPE_CHECKING:
@@ -30,7 +41,12 @@ if TYPE_CHECKING:
 @click.option("--observation", multiple=True, metavar="PART=INPUT", help="Which part of the observation feeds which input.")
 @click.option("--action", metavar="OUTPUT", help="The output that gives the action.")
 @click.option("--epsilon", metavar="INPUT", help="The input that takes noise.")
-@click.option("--recurrent", multiple=True, metavar="IN:OUT", help="Hidden state: the input that takes what the output gave.")
+@click.option(
+    "--recurrent",
+    multiple=True,
+    metavar="auto|IN:OUT,...",
+    help="Hidden state: the input that takes what the output gave.  [default: auto]",
+)
 @click.option("--vecnormalize", metavar="FILE", help="Normalize observations with statistics that SB3's VecNormalize saved.")
 @click.option("--select", metavar="INDICES", help="Elements of the observation that the policy sees, as 0,2.")
 @click.option("--scale-actions", is_flag=True, help="Stretch actions from [-1, 1] to the action space (SAC, TD3).")
@@ -52,7 +68,7 @@ def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **
       memojax evaluate old.onnx new.onnx --env Pendulum-v1 --plot returns.png --json results.json
     """
     from .. import policies
-    from ..errors import EvaluationError, MemojaxError
+    from ..errors import MemojaxError
 
     check_plot(plot)
     files = [find_model(name) for name in models or (policies.DEFAULT,)]
@@ -61,14 +77,15 @@ def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **
     loading = loading_of(given["dims"], given["constants"], given["batch_axis"])
     env_id = given["env"] or _common_env(files)
     done: list[Evaluation] = []
-    failure: MemojaxError | None = None
+    failure: MemojaxError | KeyboardInterrupt | None = None
     for file, name in zip(files, _names(files), strict=True):
         try:
             done.append(_evaluate(file, name, env_id, given, loading, options, transforms))
-        except EvaluationError as error:
+        except (MemojaxError, KeyboardInterrupt) as error:
             failure = error
-            if error.partial is not None and error.partial.episodes:
-                done.append(error.partial)
+            partial = getattr(error, "partial", None)
+            if partial is not None and partial.episodes:
+                done.append(partial)
             break
         if done[-1].interrupted:
             break
@@ -122,7 +139,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         "observation": dict(pairs(given["observation"], "--observation")) or None,
         "action": given["action"],
         "epsilon": given["epsilon"],
-        "recurrent": pairs(given["recurrent"], "--recurrent", ":") or None,
+        "recurrent": recurrent_pairs(given["recurrent"]) or None,
     }
 
 

@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
 
         try:
             return super().invoke(ctx)
-        except (MemojaxError, OSError) as failure:
+        except (MemojaxError, OSError, MemoryError) as failure:
             if ctx.params.get("debug"):
                 raise
             from .output import show_error

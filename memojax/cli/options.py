@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -124,9 +124,34 @@ def loaded_pair(file: ModelFile, onnx: str | None, loading: Mapping[str, Any]) -
 
 def json_option(command: Command) -> Command:
     """`--json FILE`."""
-    return click.option("--json", "json_file", metavar="FILE|-", help="Write everything as JSON; with - to stdout, instead of the tables.")(
-        command
-    )
+    help = "Write everything as JSON; with - to stdout, instead of the tables."
+    return click.option("--json", "json_file", metavar="FILE|-", callback=checked_target, help=help)(command)
+
+
+def checked_target(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A callback of an option that names a file to be written: whether it can be is found out before the work.
+
+    Raises:
+        InputError: it is a folder, or in a folder that does not exist.
+    """
+    if value is not None and value != "-" and not ctx.resilient_parsing:
+        check_target(value)
+    return value
+
+
+def check_target(path: str | Path) -> None:
+    """See that a file can be written to `path`; nothing is written yet.
+
+    Raises:
+        InputError: it is a folder, or in a folder that does not exist.
+    """
+    from ..errors import InputError
+
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {target.parent}: make it first")
+    if target.is_dir():
+        raise InputError(f"{path} is a folder: name a file in it")
 
 
 def device_option(command: Command) -> Command:
@@ -134,8 +159,18 @@ def device_option(command: Command) -> Command:
     return click.option("--device", metavar="DEVICE", help="cpu (default), gpu, gpu:1, tpu, ...")(command)
 
 
-def pairs(values: tuple[str, ...], option: str, mark: str = "=") -> list[tuple[str, str]]:
-    """`NAME=VALUE` options, split.
+def recurrent_pairs(given: Iterable[str]) -> list[tuple[str, str]] | None:
+    """What `--recurrent` names, IN:OUT with commas between; None where it says "auto".
+
+    Raises:
+        click.UsageError: neither.
+    """
+    parts = tuple(part for value in given for part in value.split(","))
+    return None if parts == ("auto",) else pairs(parts, "--recurrent", ":", "auto, or IN:OUT with commas between")
+
+
+def pairs(values: tuple[str, ...], option: str, mark: str = "=", form: str = "NAME=VALUE") -> list[tuple[str, str]]:
+    """`NAME=VALUE` options, split; `form` says how to write one.
 
     Raises:
         click.UsageError: one without the mark.
@@ -144,7 +179,7 @@ def pairs(values: tuple[str, ...], option: str, mark: str = "=") -> list[tuple[s
     for value in values:
         name, found, rest = value.rpartition(mark)
         if not found or not name or not rest:
-            raise click.UsageError(f"{option} {value!r}: write it as NAME{mark}VALUE")
+            raise click.UsageError(f"{option} {value!r}: write it as {form}")
         result.append((name, rest))
     return result
 
@@ -168,7 +203,7 @@ def check_plot(path: str | None) -> None:
 
     Raises:
         MissingPackageError: matplotlib is not installed.
-        InputError: matplotlib does not know the file's suffix, or there is no such folder.
+        InputError: matplotlib does not know the file's suffix, or see `check_target`.
     """
     if path is None:
         return
@@ -181,5 +216,4 @@ def check_plot(path: str | None) -> None:
         raise InputError(
             f"{path}: a picture cannot be written as {target.suffix or 'a file without a suffix'!r}: use {', '.join(sorted(known))}"
         )
-    if not target.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {target.parent}: make it first")
+    check_target(path)

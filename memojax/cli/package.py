@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import find_model, json_option, model_argument
-from .to_stablehlo import check_target, force_option, report, written
+from .to_stablehlo import check_replaced, force_option, report, written
 
 if TYPE_CHECKING:
     from ..asset import AssetData
@@ -38,7 +38,7 @@ def command(model: str, output: Path | None, optimize: bool, batch_size: int | N
         raise click.UsageError("--batch-size goes with --optimize: an ONNX file keeps the batch that it was exported with")
     file = find_model(model)
     target = output or Path(f"{file.name}.crvo")
-    check_target(file, target, force)
+    check_replaced(file, target, force)
     asset = to_stablehlo(file.path, batch_size=batch_size) if optimize else _as_it_is(file.path)
     report([written(file, asset, target)], json_file)
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from .options import device_option, find_model, json_option, loading_of, loading_options, model_argument
+from .options import checked_target, device_option, find_model, json_option, loading_of, loading_options, model_argument
 from .wrapping import wrapped, wrapping_options
 
 
@@ -20,7 +20,7 @@ from .wrapping import wrapped, wrapping_options
 @click.option("-b", "--batch-size", type=click.IntRange(1), metavar="N", help="Rows.  [default: those of --inputs, or 1]")
 @wrapping_options
 @click.option("--inputs", "inputs_file", metavar="FILE.npz", help="Inputs by name, a row per agent; random without it.")
-@click.option("--output", "output_file", metavar="FILE.npz", help="Write the outputs, by name.")
+@click.option("--output", "output_file", metavar="FILE.npz", callback=checked_target, help="Write the outputs, by name.")
 @click.option("--print-input", is_flag=True, help="Print every row that goes in; with --json, put them into it.")
 @click.option("--print-output", is_flag=True, help="Print every row that comes out; with --json, put them into it.")
 @click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of random inputs, and of a model that draws.  [default: 0]")
@@ -102,7 +102,7 @@ def _read(path: str) -> dict[str, np.ndarray]:
     except OSError as cause:
         raise InputError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
     except Exception as cause:
-        raise InputError(f"{path}: not an .npz file of plain arrays (numpy.savez writes them): {cause}") from cause
+        raise InputError(f"{path}: not an .npz file of plain arrays, as numpy.savez(file, {{input}}=array) writes it") from cause
     if arrays is None:
         raise InputError(f"{path}: one array, not an .npz file of arrays by name: save it with numpy.savez(file, {{input}}=array)")
     if scalars := [name for name, array in arrays.items() if array.ndim == 0]:

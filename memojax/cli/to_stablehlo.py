@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from .options import Command, ModelFile, ModelName, find_model, json_option, loading_of, loading_options
+from .options import Command, ModelFile, ModelName, check_target, find_model, json_option, loading_of, loading_options
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def force_option(command: Command) -> Command:
-    """`--force`, for `check_target`."""
+    """`--force`, for `check_replaced`."""
     return click.option("-f", "--force", is_flag=True, help="Replace a file that is no asset, too.")(command)
 
 
@@ -33,13 +33,15 @@ def command(
     """Export one or more policies with jax.export: the program in StableHLO, the weights and the names, in one CRVO asset each.
 
     Every command and `memojax.load` take the result, and give what they give for the ONNX file. By default it runs batches of any size.
-    With several MODELs, each gets a file of its name in the folder --output. An older asset there is replaced, no other file is.
+    With several MODELs, each gets a file of its name in the folder --output; one that cannot be exported does not keep the others from it.
+    An older asset there is replaced, no other file is.
 
     \b
     Examples:
       memojax to-stablehlo policy.onnx
       memojax to-stablehlo policies/*.onnx --output assets --platform cpu
     """
+    from ..errors import MemojaxError, ModelLoadError
     from ..stablehlo import to_stablehlo
 
     files = [find_model(model) for model in models]
@@ -50,24 +52,36 @@ def command(
     if twice := [target for target in targets if targets.count(target) > 1]:
         raise click.UsageError(f"two models would be written to {twice[0]}: convert them one by one, with --output")
     for file, target in zip(files, targets, strict=True):
-        check_target(file, target, force)
-    results = []
+        check_replaced(file, target, force)
+    results, failures = [], {}
     for file, target in zip(files, targets, strict=True):
         started = time.perf_counter()
-        asset = to_stablehlo(file.path, batch_size=batch_size, platforms=platforms or None, **loading_of(**loading))
-        results.append(written(file, asset, target, seconds=time.perf_counter() - started))
-    report(results, json_file)
+        try:
+            asset = to_stablehlo(file.path, batch_size=batch_size, platforms=platforms or None, **loading_of(**loading))
+        except MemojaxError as failure:
+            failures[file.name] = failure
+        else:
+            results.append(written(file, asset, target, seconds=time.perf_counter() - started))
+    if results:
+        report(results, json_file)
+    if len(files) == 1 and failures:
+        raise failures[files[0].name]
+    if failures:
+        listing = "\n  ".join(f"{name}: {failure}" for name, failure in failures.items())
+        raise ModelLoadError(f"{len(failures)} of {len(files)} models could not be exported:\n  {listing}")
 
 
-def check_target(file: ModelFile, target: Path, force: bool) -> None:
+def check_replaced(file: ModelFile, target: Path, force: bool) -> None:
     """Make sure that nothing but an older asset is overwritten.
 
     Raises:
+        InputError: there is no folder for `target`.
         click.UsageError: `target` is the file that the asset is made from, a folder, or (without `force`) something else than an asset.
     """
     from ..asset import HEADER_BYTES, is_asset
 
     if not target.exists():
+        check_target(target)
         return
     if target.is_dir():
         raise click.UsageError(f"{target} is a folder: name a file in it")

@@ -15,7 +15,15 @@ _SIZES = (1, 5, 32)
 
 @click.command("verify", short_help="Compare with another runtime.")
 @model_argument
-@click.option("--sizes", type=SIZES, metavar="SIZES", help="Batch sizes.  [default: 1,5,32, or the only one that MODEL runs]")
+@click.option(
+    "-b",
+    "--batch-sizes",
+    "--sizes",
+    "sizes",
+    type=SIZES,
+    metavar="SIZES",
+    help="As 1-8,16.  [default: 1,5,32, or the only one that MODEL runs]",
+)
 @click.option("--against", type=click.Choice(("onnxruntime", "tract")), default="onnxruntime", help="[default: onnxruntime]")
 @onnx_option
 @click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]")
@@ -30,7 +38,7 @@ def command(model: str, sizes: list[int] | None, against: str, onnx: str | None,
 
     \b
     Examples:
-      memojax verify policy.onnx --sizes 1-4,64
+      memojax verify policy.onnx --batch-sizes 1-4,64
       memojax verify policy.crvo --onnx policy.onnx
     """
     from ..stablehlo import only_size

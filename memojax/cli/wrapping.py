@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import Command, pairs
+from .options import Command, recurrent_pairs
 
 
 def wrapping_options(command: Command) -> Command:
@@ -31,8 +31,7 @@ def wrapped(inferer: Any, recurrent: str | None, epsilon: str | None, seed: int)
 
     if epsilon:
         inferer = EpsilonInjector(inferer, epsilon, HighQualityNoiseGenerator(seed))
-    if recurrent == "auto":
-        return RecurrentTracker.wrap(inferer)
-    if recurrent:
-        return RecurrentTracker(inferer, [RecurrentInfo(*pair) for pair in pairs(tuple(recurrent.split(",")), "--recurrent", ":")])
-    return inferer
+    if not recurrent:
+        return inferer
+    named = recurrent_pairs([recurrent])
+    return RecurrentTracker.wrap(inferer) if named is None else RecurrentTracker(inferer, [RecurrentInfo(*pair) for pair in named])

@@ -44,7 +44,7 @@ def model_card(
         ("calls", _calls(cache)),
     ]
     rows, hidden = busiest(plans)
-    name = f" of {PurePath(typed.model.name).name}" if typed.model else ""
+    name = f" of {PurePath(typed.name).name}" if typed.name else ""
     return Card(f"{kind}{name}", facts, typed.api, rows, hidden, _warnings(typed, cache, mixing))
 
 

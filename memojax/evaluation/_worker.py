@@ -63,15 +63,27 @@ def ask(env: Any, verb: str, value: Any) -> tuple[Any, float, bool, bool, Any]:
         ValueError: the environment does not speak Gymnasium's API; whatever it raises itself.
     """
     if verb == "reset":
-        observation, info = env.reset(seed=value)
-        return observation, 0.0, False, False, info.get("action_mask")
-    answer = env.step(value)
-    if len(answer) != 5:
-        raise ValueError(f"step gave {len(answer)} values, expected observation, reward, terminated, truncated, info (Gymnasium's API)")
+        observation, info = _values("reset", env.reset(seed=value), "observation, info")
+        return observation, 0.0, False, False, _mask(info)
+    answer = _values("step", env.step(value), "observation, reward, terminated, truncated, info")
     observation, reward, terminated, truncated, info = answer
     if (reward := float(reward)) != reward:
         raise ValueError("step gave the reward NaN, which no return can be summed from")
-    return observation, reward, bool(terminated), bool(truncated), info.get("action_mask")
+    return observation, reward, bool(terminated), bool(truncated), _mask(info)
+
+
+def _values(verb: str, answer: Any, expected: str) -> Any:
+    several = isinstance(answer, (tuple, list))
+    if not several or len(answer) != expected.count(",") + 1:
+        given = f"{len(answer)} values" if several else f"one {type(answer).__name__}"
+        raise ValueError(f"{verb} gave {given}, expected {expected} (Gymnasium's API)")
+    return answer
+
+
+def _mask(info: Any) -> Any:
+    if not hasattr(info, "get"):
+        raise ValueError(f"the info of this step is a {type(info).__name__}, expected a dictionary (Gymnasium's API)")
+    return info.get("action_mask")
 
 
 if __name__ == "__main__":

@@ -66,9 +66,9 @@ class LocalPool(EnvPool):
         self._owned = not _is_env(env)
         try:
             self._envs = [make() for _ in range(size)]
+            self.observation_space, self.action_space = self._envs[0].observation_space, self._envs[0].action_space
         except Exception as cause:
             raise _not_made(self.name, f"{type(cause).__name__}: {cause}") from cause
-        self.observation_space, self.action_space = self._envs[0].observation_space, self._envs[0].action_space
 
     def reset(self, seeds: Mapping[int, int]) -> list[Outcome]:
         return [self._ask(slot, "reset", seed) for slot, seed in seeds.items()]

@@ -103,7 +103,7 @@ class Evaluation:
     @property
     def std_return(self) -> float:
         """Sample standard deviation over episodes; NaN for fewer than two."""
-        return float(self.returns.std(ddof=1)) if len(self.episodes) > 1 else math.nan
+        return deviation(self.returns)
 
     @property
     def standard_error(self) -> float:
@@ -210,8 +210,14 @@ def compare(baseline: Evaluation, other: Evaluation) -> Comparison:
     pairs = np.array([episode.total - mine[episode.seed] for episode in other.episodes if episode.seed in mine], np.float64)
     if not len(pairs):
         raise EvaluationError(f"{baseline.model} and {other.model} have no seed in common: evaluate both with the same seed=")
-    error = float(pairs.std(ddof=1) / math.sqrt(len(pairs))) if len(pairs) > 1 else math.nan
+    error = deviation(pairs) / math.sqrt(len(pairs))
     return Comparison(baseline.model, other.model, len(pairs), float(pairs.mean()), error, student_interval(pairs))
+
+
+def deviation(values: np.ndarray) -> float:
+    """Sample standard deviation; NaN for fewer than two values, and where one is infinite."""
+    with np.errstate(invalid="ignore"):
+        return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
 def student_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -220,7 +226,7 @@ def student_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, fl
         return math.nan, math.nan
     from scipy.special import stdtrit
 
-    half = float(stdtrit(len(values) - 1, 0.5 + level / 2)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.5 + level / 2)) * deviation(values) / math.sqrt(len(values))
     mean = float(values.mean())
     return mean - half, mean + half
 

@@ -101,13 +101,17 @@ def evaluate(
     count = _checked("episodes", episodes)
     if max_steps is not None:
         _checked("max_steps", max_steps)
+    if workers is not None:
+        _checked("workers", workers)
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
+        raise EvaluationError(f"seed is a whole number from 0, got {seed!r}")
     if vectorization not in ("sync", "async"):
         raise EvaluationError(f"vectorization is 'sync' or 'async', not {vectorization!r}")
     policy = inferer if isinstance(inferer, Inferer) else load(inferer)
     base = _innermost(policy)
     metadata: Mapping[str, str] = getattr(base, "metadata", {})
     if env is None and "env_id" not in metadata:
-        raise EvaluationError("which environment? The model's metadata names none (`env_id`): give env=")
+        raise EvaluationError("which environment? The model's metadata names none (`env_id`): give env=, on the command line --env")
     env = metadata["env_id"] if env is None else env
     width = _width(env, count, num_envs)
     pool = LocalPool(env, width) if vectorization == "sync" else WorkerPool(env, width, workers)
@@ -264,7 +268,14 @@ class _Rollout:
 
     def _act(self) -> np.ndarray:
         join = self._connection
-        rows = self._reader([playing.outcome.observation for playing in self._alive])
+        try:
+            rows = self._reader([playing.outcome.observation for playing in self._alive])
+        except SpaceMismatchError as failure:
+            if (row := getattr(failure, "row", None)) is None:
+                raise
+            playing = self._alive[row]
+            where = f"{self._pool.name}, episode {playing.index}, seed {playing.seed}, {f'step {playing.length}' if playing.length else 'reset'}"
+            raise SpaceMismatchError(f"{failure} [{where}]: mend its observation_space, or wrap it") from failure.__cause__
         inputs = {feed.input.name: feed(rows) for feed in join.feeds}
         inputs.update((spec.name, self._noise(spec)) for spec in join.noise)
         inputs.update((spec.name, self._masks(spec)) for spec in join.masks)
@@ -413,8 +424,8 @@ def _plans(base: Any) -> list[PlanInfo]:
 def _name_of(source: Any, base: Any) -> str:
     if isinstance(source, (str, Path)):
         return Path(source).stem
-    model = getattr(getattr(base, "typed", None), "model", None)
-    return Path(model.name).stem if model is not None and not model.name.startswith("<") else "policy"
+    name = getattr(getattr(base, "typed", None), "name", "")
+    return Path(name).stem if name and not name.startswith("<") else "policy"
 
 
 def _where(playing: _Playing) -> str:

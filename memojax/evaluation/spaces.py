@@ -93,23 +93,27 @@ class ObservationReader:
         """Part name -> rows `[n, ...]`.
 
         Raises:
-            SpaceMismatchError: an observation that is not in the space which the environment declares.
+            SpaceMismatchError: an observation that is not in the space which the environment declares; `error.row` tells which.
         """
         rows = {part.name: self._column(part, observations) for part in self.parts}
         return self._transformed(rows) if self._transforms else rows
 
     def _column(self, part: Part, observations: Sequence[Any]) -> Rows:
-        try:
-            column = [np.asarray(part.take(observation)) for observation in observations]
-        except (KeyError, IndexError, TypeError) as cause:
-            given = next(filter(None, (_missing(part, observation) for observation in observations)), "something else")
-            raise SpaceMismatchError(f"the environment declares the observation part {part.name!r}, but gave {given}") from cause
+        column: list[Rows] = []
+        for row, observation in enumerate(observations):
+            try:
+                column.append(np.asarray(part.take(observation)))
+            except (KeyError, IndexError, TypeError) as cause:
+                names = isinstance(observation, Mapping)
+                given = f"only {', '.join(map(repr, observation))}" if names else f"a {type(observation).__name__}"
+                raise _undeclared(row, f"the environment declares the observation part {part.name!r}, but gave {given}") from cause
         shape, dtype = part.space.shape, part.space.dtype
-        for value in column:
+        for row, value in enumerate(column):
             if value.shape != shape or not (value.dtype == dtype or can_cast(value.dtype, dtype)):
-                raise SpaceMismatchError(
+                raise _undeclared(
+                    row,
                     f"the environment declares {part.name!r} as {part.space.dtype}{list(part.space.shape)}, "
-                    f"but gave {value.dtype}{list(value.shape)}"
+                    f"but gave {value.dtype}{list(value.shape)}",
                 )
         return np.stack(column)
 
@@ -121,6 +125,12 @@ class ObservationReader:
             given = transform(given)
         named = given if isinstance(given, Mapping) else {WHOLE: given}
         return {name: np.asarray(value) for name, value in named.items()}
+
+
+def _undeclared(row: int, message: str) -> SpaceMismatchError:
+    error = SpaceMismatchError(message)
+    error.row = row  # pyright: ignore[reportAttributeAccessIssue]
+    return error
 
 
 @dataclass(frozen=True)
@@ -248,14 +258,6 @@ def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
 def _flat_size(field: Field) -> int:
     kind = type(field.space).__name__
     return int(field.space.n) if kind == "Discrete" else int(field.space.nvec.sum()) if kind == "MultiDiscrete" else math.prod(field.shape)
-
-
-def _missing(part: Part, observation: Any) -> str | None:
-    try:
-        part.take(observation)
-    except (KeyError, IndexError, TypeError):
-        return f"only {', '.join(map(repr, observation))}" if isinstance(observation, Mapping) else f"a {type(observation).__name__}"
-    return None
 
 
 def canonical(name: str) -> str:

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Arrays
-from ..errors import BatchSizeError, InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
+from ..errors import (
+    BatchSizeError,
+    IncompatibleModelError,
+    InputDtypeError,
+    InputError,
+    InputShapeError,
+    MissingInputError,
+    UnknownInputError,
+)
 from ..inputs import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
@@ -132,6 +140,8 @@ class Inferer(abc.ABC):
         Raises:
             InputError: a state that does not fit; nothing has run then.
         """
+        if not hasattr(batch, "values"):
+            raise InputError(f"the batch is {type(batch).__name__}, expected agent -> state (input name -> array)")
         api, agents = self.api, list(batch)
         outputs = self.infer_arrays(gather(api.inputs, agents, list(batch.values())), ids=agents)
         return responses_of(list(outputs), agents, [np.array(rows) for rows in outputs.values()])
@@ -271,6 +281,16 @@ def on_device(rows: np.ndarray, device: jax.Device) -> jax.Array:
         return jax.device_put(rows, device)
 
 
+def check_inferer(given: Any) -> None:
+    """See that `given` is an inferer.
+
+    Raises:
+        IncompatibleModelError: it is something else, a file perhaps.
+    """
+    if not hasattr(given, "raw_api"):
+        raise IncompatibleModelError(f"expected an inferer, as memojax.load(file) gives one, not {given!r}")
+
+
 def lives_on_device(given: Any) -> bool:
     """Whether `given` is a `jax.Array`, or another library's array that JAX can take over."""
     return isinstance(given, jax.Array) or (hasattr(given, "__dlpack__") and not isinstance(given, np.ndarray))
@@ -283,7 +303,18 @@ def as_jax(given: Any) -> Any:
     return jnp.from_dlpack(given) if hasattr(given, "__dlpack__") else np.asarray(given)
 
 
+def check_mapping(inputs: Any) -> None:
+    """See that inputs come by name.
+
+    Raises:
+        InputError: they do not.
+    """
+    if not isinstance(inputs, Mapping):
+        raise InputError(f"inputs is {type(inputs).__name__}, expected input name -> array with one row per agent")
+
+
 def _check_names(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> None:
+    check_mapping(inputs)
     names = [spec.name for spec in specs]
     if unknown := [name for name in inputs if name not in names]:
         raise UnknownInputError(unknown, names)

@@ -24,6 +24,7 @@ from ..disk_cache import disk_cache
 from ..display import Card, html_of, text_of
 from ..display.model import model_card
 from ..errors import BatchSizeError, RowsMixError
+from ..forking import was_forked
 from ..model.signature import ModelApi
 from ..plan import Plan, PlanInfo
 from ..plan_cache import CacheInfo
@@ -36,7 +37,7 @@ from ..stablehlo import typed_model as typed_model
 from ..typed import TypedModel
 from ..weights import with_new_weights
 from ..worker import submit
-from .base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
+from .base import Inferer, check_mapping, checked_rows, device_rows, lives_on_device, on_device, run_view
 from .placement import Placement
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class ModelInferer(Inferer):
     @property
     def metadata(self) -> dict[str, str]:
         """What the model file says about itself (`metadata_props`)."""
-        return dict(self.typed.model.metadata) if self.typed.model else {}
+        return dict(self.typed.metadata)
 
     @functools.cached_property
     def mixing_outputs(self) -> tuple[str, ...]:
@@ -216,12 +217,13 @@ class ModelInferer(Inferer):
     def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
         try:
             plan = self._cache.hit(inputs[self._first_name].shape[0])
-        except (KeyError, IndexError, AttributeError):
+        except (KeyError, IndexError, AttributeError, TypeError):
             plan = None
         if plan is not None and len(inputs) == self._n_names:
             named: Any = plan.answer(inputs, self._key)
             if named is not None:
                 return self._in_order(named, plan.size) if self._constant_slots else named
+        check_mapping(inputs)
         rows = [inputs.get(name) for name in self._names]
         if any(lives_on_device(row) for row in rows):
             return self._infer_on_device(inputs)
@@ -481,7 +483,8 @@ class ModelInferer(Inferer):
 
 def _rebuild(kind: type[ModelInferer], typed: TypedModel, arguments: dict[str, Any], sizes: list[int]) -> ModelInferer:
     inferer = kind(typed, **arguments)
-    inferer.preload(sizes)
+    if not was_forked():  # there the first call says so: an error in here would be one of unpickling, which a pool of workers hangs on
+        inferer.preload(sizes)
     return inferer
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
-from ..errors import DeviceError
+from ..errors import DeviceError, InputError
 from ..model.signature import TensorSpec
 
 log = logging.getLogger("memojax")
@@ -31,9 +32,15 @@ class Placement:
         """The device for the arrays `given`, at least one of which is a `jax.Array`.
 
         Raises:
+            InputError: one is a tracer: an executable cannot be called while JAX traces.
             DeviceError: they do not lie on one device, or not on the one that was asked for, and this is strict.
         """
         arrays = [(spec, value) for spec, value in zip(specs, given, strict=True) if isinstance(value, jax.Array)]
+        if traced := [spec.name for spec, value in arrays if isinstance(value, Tracer)]:
+            raise InputError(
+                f"input {traced[0]!r} is being traced (jit, vmap, grad, scan), but an inferer runs executables: inside, call the function of "
+                "fn, params = memojax.to_jax(policy)"
+            )
         anchor = next((value for _, value in arrays if is_committed(value)), arrays[0][1])
         device = min(anchor.devices(), key=lambda one: one.id)
         moved = [

@@ -13,8 +13,8 @@ from typing import Any, final
 
 from ..batcher import States
 from ..display import Card, html_of, text_of
-from ..errors import OrphanedDataError, RuntimeErrors, UnknownBrainError
-from ..inferer.base import Inferer, Shapes
+from ..errors import InputError, OrphanedDataError, RuntimeErrors, UnknownBrainError
+from ..inferer.base import Inferer, Shapes, check_inferer
 from ..inputs import Response
 from .state import BrainId, BrainState, Turns, Verdict
 from .timing import CompileTimings, Timing
@@ -53,7 +53,12 @@ class Runtime:
         Args:
             threads: how many threads `run_threaded` uses, the caller's included; by default one per core.
             clock: seconds, for tests.
+
+        Raises:
+            InputError: `threads` is less than 1.
         """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is a positive whole number, got {threads!r}")
         self._threads = threads or os.cpu_count() or 1
         self._clock = clock
         self._compiles = CompileTimings(clock)
@@ -87,7 +92,12 @@ class Runtime:
             return list(self._brains)
 
     def add_inferer(self, inferer: Inferer) -> BrainId:
-        """Add a model."""
+        """Add a model.
+
+        Raises:
+            IncompatibleModelError: `inferer` is none, but a file, say.
+        """
+        check_inferer(inferer)
         brain = BrainId.fresh()
         state = BrainState(brain, inferer, self._turns, self._clock, self._compiles)
         with self._lock:

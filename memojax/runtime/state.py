@@ -13,7 +13,7 @@ from typing import Any
 
 from ..batcher import Batcher, States, pairs_of
 from ..errors import IncompatibleModelError, UnknownBrainError
-from ..inferer.base import Inferer
+from ..inferer.base import Inferer, check_inferer
 from ..inputs import Response
 from ..wrapper.base import LayeredInferer, check_compatible
 from .timing import CompileTimings, Timings
@@ -389,6 +389,7 @@ def _on_accelerator(inferer: Inferer) -> bool:
 
 
 def _check_swap(old: Inferer, new: Inferer) -> None:
+    check_inferer(new)
     layer = _innermost_layer(old)
     if layer is None:
         check_compatible(old, new)

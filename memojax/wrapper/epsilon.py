@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import IncompatibleModelError, InputDtypeError, UnknownInputError
-from ..inferer.base import Inferer
+from ..inferer.base import Inferer, check_inferer
 from ..model.signature import ModelApi
 from ..scratch import ScratchPadView
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
@@ -111,6 +111,7 @@ class EpsilonInjectorWrapper(InfererWrapper):
         Raises:
             UnknownInputError: there is no input `key`, or `inner` hides it.
         """
+        check_inferer(inferer)
         self.key = key
         self.generator = generator or HighQualityNoiseGenerator()
         self._inner = inner

@@ -17,7 +17,7 @@ import numpy as np
 
 from .._types import Array
 from ..errors import DuplicateIdError, IncompatibleModelError, InputShapeError, UnknownAgentError, UnknownInputError
-from ..inferer.base import Inferer
+from ..inferer.base import Inferer, check_inferer
 from ..inputs import as_dtype, can_cast
 from ..model.signature import ModelApi, TensorSpec
 from ..scratch import ScratchPadView
@@ -58,6 +58,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
             UnknownInputError: there is no such input, or `inner` hides it.
             IncompatibleModelError: there is no such output, a pair does not fit together, or no pairs are found.
         """
+        check_inferer(inferer)
         around = inner.api(inferer)
         self.infos = tuple(find_pairs(around) if infos is None else infos)
         self._inner = inner
@@ -153,6 +154,7 @@ class RecurrentTracker(LayeredInferer):
         Raises:
             IncompatibleModelError: there are none.
         """
+        check_inferer(inferer)
         return cls(inferer, find_pairs(inferer.api))
 
     @property
