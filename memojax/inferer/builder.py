@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any, final
 
 from .._types import Source
+from ..stablehlo import typed_model
 from ..typed import TypedModel
 from .basic import BasicInferer
 from .dynamic import DEFAULT_CAPACITY, DynamicInferer
 from .fixed import FixedBatchInferer
 from .memoizing import MemoizingDynamicInferer
-from .model import typed_model
 
 
 @final

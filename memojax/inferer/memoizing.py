@@ -11,8 +11,9 @@ from .. import worker
 from .._types import Source
 from ..bucketing import Bucketing, bucket_of
 from ..errors import BatchSizeError, CompileForbiddenError, nearest
+from ..stablehlo import typed_model
 from ..typed import TypedModel
-from .model import ModelInferer, refuse_mixing, typed_model
+from .model import ModelInferer, refuse_mixing
 
 OnMiss = Literal["compile", "pad", "warn", "error"]
 

@@ -33,7 +33,6 @@ from ..planner import Weights
 from ..preload import Preload
 from ..recommend import Recommendation, recommend
 from ..scratch import ScratchPadView, aligned_empty
-from ..stablehlo import typed_model as typed_model
 from ..typed import TypedModel
 from ..weights import with_new_weights
 from ..worker import submit
