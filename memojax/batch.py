@@ -81,19 +81,29 @@ class BatchedFunction:
             inputs[name] = jnp.moveaxis(row, 0, axis) if axis else row
         outputs = self.function(params, inputs, key)
         result = []
-        for name in self._computed_in_file():
+        shapes = self._element_shapes()
+        for name, shown in zip(self._computed_in_file(), self.computed, strict=True):
             axis, value = self.rule.outputs[name], jnp.asarray(outputs[name])
-            result.append(jnp.broadcast_to(value, (n, *value.shape)) if axis is None else jnp.moveaxis(value, axis, 0))
+            if axis is not None and n == 1:
+                value = value.reshape(1, *shapes[shown])  # a Squeeze without axes drops a batch of one as well
+            elif axis is not None:
+                value = jnp.moveaxis(value, axis, 0)
+            else:
+                value = jnp.broadcast_to(value, (n, *value.shape))
+            result.append(value)
         return tuple(result)
 
     def _single(self, params: Params, row: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
         inputs: dict[str, Array] = dict(self.constants)
         inputs.update({name: value.reshape(self.rule.inputs[name][1]) for name, value in zip(self.file_names[0], row, strict=True)})
         outputs = self.function(params, inputs, key)
-        shapes = {spec.name: spec.shape for spec in self.api.outputs}
+        shapes = self._element_shapes()
         return tuple(
             jnp.asarray(outputs[name]).reshape(shapes[shown]) for name, shown in zip(self._computed_in_file(), self.computed, strict=True)
         )
+
+    def _element_shapes(self) -> dict[str, Shape]:
+        return {spec.name: spec.shape for spec in self.api.outputs}
 
     def _computed_in_file(self) -> tuple[str, ...]:
         shown = [spec.name for spec in self.api.outputs]

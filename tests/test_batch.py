@@ -146,6 +146,20 @@ def test_constant_outputs_are_rows_too() -> None:
     assert inferer.infer_single({"x": np.zeros(4)})["version_number"] == [3.0]
 
 
+def test_outputs_may_all_be_constant() -> None:
+    inferer = memojax.load(model_of([helper.make_node("Identity", ["v"], ["y"])], {"x": ["batch", 4]}, v=np.array([3.0], np.float32)))
+    np.testing.assert_array_equal(inferer.infer_arrays({"x": np.zeros((5, 4), np.float32)})["y"], np.full((5, 1), 3.0))
+
+
+def test_a_squeeze_of_all_unit_axes_keeps_a_batch_of_one() -> None:
+    nodes = [helper.make_node("ReduceMax", ["x"], ["m"], axes=[1]), helper.make_node("Squeeze", ["m"], ["y"])]
+    inferer = memojax.load(model_of(nodes, {"x": ["batch", 4]}))
+    assert inferer.mixing_outputs == ()
+    x = RNG.standard_normal((3, 4)).astype(np.float32)
+    for n in (1, 3):
+        np.testing.assert_array_equal(inferer.infer_arrays({"x": x[:n]})["y"], x[:n].max(1))
+
+
 def test_rows_that_mix_are_found() -> None:
     nodes = [helper.make_node("ReduceMean", ["x"], ["m"], axes=[0]), helper.make_node("Sub", ["x", "m"], ["y"])]
     nodes.append(helper.make_node("Relu", ["x"], ["z"]))
