@@ -65,6 +65,26 @@ def test_batch_on_another_axis_is_given_as_rows() -> None:
     np.testing.assert_array_equal(got["state_out"], state)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_batch", "state_batch"),
+        ("batch_size", "batch"),
+        ("x_dynamic_axes_1", "state_dynamic_axes_1"),
+        ("x_dim_0", "state_dim_1"),
+        (None, None),
+        ("batch", "unk__7"),
+    ],
+)
+def test_each_input_may_have_its_own_name_for_the_batch(names: tuple[str | None, str | None]) -> None:
+    nodes = [helper.make_node("Add", ["x", "state"], ["y"])]
+    inferer = memojax.load(model_of(nodes, {"x": [names[0], 4], "state": [2, names[1], 4]}))
+    assert inferer.input_shapes() == [("x", [4]), ("state", [2, 4])]
+    assert inferer.typed.rule.startswith("axis")
+    x, state = RNG.standard_normal((3, 4)).astype(np.float32), RNG.standard_normal((3, 2, 4)).astype(np.float32)
+    np.testing.assert_allclose(inferer.infer_arrays({"x": x, "state": state})["y"], x[:, None] + state)
+
+
 def test_batch_baked_into_shape_constants_is_mapped() -> None:
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["r"]), helper.make_node("ReduceSum", ["r"], ["y"], keepdims=0)]
     model = model_of(nodes, {"x": [1, 4]}, shape=np.array([2, 2], np.int64))
