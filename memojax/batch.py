@@ -81,19 +81,29 @@ class BatchedFunction:
             inputs[name] = jnp.moveaxis(row, 0, axis) if axis else row
         outputs = self.function(params, inputs, key)
         result = []
-        for name in self._computed_in_file():
+        shapes = self._element_shapes()
+        for name, shown in zip(self._computed_in_file(), self.computed, strict=True):
             axis, value = self.rule.outputs[name], jnp.asarray(outputs[name])
-            result.append(jnp.broadcast_to(value, (n, *value.shape)) if axis is None else jnp.moveaxis(value, axis, 0))
+            if axis is not None and n == 1:
+                value = value.reshape(1, *shapes[shown])  # a Squeeze without axes drops a batch of one as well
+            elif axis is not None:
+                value = jnp.moveaxis(value, axis, 0)
+            else:
+                value = jnp.broadcast_to(value, (n, *value.shape))
+            result.append(value)
         return tuple(result)
 
     def _single(self, params: Params, row: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
         inputs: dict[str, Array] = dict(self.constants)
         inputs.update({name: value.reshape(self.rule.inputs[name][1]) for name, value in zip(self.file_names[0], row, strict=True)})
         outputs = self.function(params, inputs, key)
-        shapes = {spec.name: spec.shape for spec in self.api.outputs}
+        shapes = self._element_shapes()
         return tuple(
             jnp.asarray(outputs[name]).reshape(shapes[shown]) for name, shown in zip(self._computed_in_file(), self.computed, strict=True)
         )
+
+    def _element_shapes(self) -> dict[str, Shape]:
+        return {spec.name: spec.shape for spec in self.api.outputs}
 
     def _computed_in_file(self) -> tuple[str, ...]:
         shown = [spec.name for spec in self.api.outputs]
@@ -276,18 +286,16 @@ def _given_axes(declared: Mapping[str, Sequence[int | str]], batch_axis: BatchAx
 
 
 def _found_axes(declared: Mapping[str, Sequence[int | str]]) -> dict[str, int | None]:
-    """The batch axis of each input: that of the symbol most inputs share, else a symbolic or unit axis 0, else the first unit axis."""
+    """The batch axis of each input: that of the symbol most inputs share, else that of its own name for a batch, else the first unit axis."""
     symbol = _batch_symbol(declared)
     axes: dict[str, int | None] = {}
     for name, shape in declared.items():
         if symbol is not None and symbol in shape:
             axes[name] = list(shape).index(symbol)
-        elif symbol is None and shape and isinstance(shape[0], str):
-            axes[name] = 0
-        elif symbol is None:
-            axes[name] = _unit_axis(shape)
+        elif symbol is not None or any(isinstance(dim, str) for dim in shape):
+            axes[name] = _own_axis(shape)
         else:
-            axes[name] = 0 if shape and isinstance(shape[0], str) and _anonymous(shape[0]) else None
+            axes[name] = _unit_axis(shape)
     return axes
 
 
@@ -300,9 +308,18 @@ def _batch_symbol(declared: Mapping[str, Sequence[int | str]]) -> str | None:
     return max(counts, key=lambda s: (counts[s], "batch" in s.lower() or s in ("N", "B"), s in firsts, not _anonymous(s)))
 
 
+def _own_axis(shape: Sequence[int | str]) -> int | None:
+    """Axis 0, or the only symbolic one, if what it is called may be this input's name for the batch (`obs_batch`, `state_batch`)."""
+    symbolic = [axis for axis, dim in enumerate(shape) if isinstance(dim, str)]
+    if not symbolic or (symbolic[0] != 0 and len(symbolic) > 1):
+        return None
+    symbol = str(shape[symbolic[0]])
+    return symbolic[0] if _anonymous(symbol) or "batch" in symbol.lower() else None
+
+
 def _anonymous(symbol: str) -> bool:
-    """Whether an exporter made the name up: tf2onnx's `unk__12`, torch's `input_dim_0`, an unnamed dimension."""
-    return symbol.startswith(("unk__", "unknown")) or "_dim_" in symbol or "." in symbol
+    """Whether an exporter made the name up: tf2onnx's `unk__12`, torch's `x_dim_0` and `x_dynamic_axes_1`, an unnamed dimension."""
+    return symbol.startswith(("unk__", "unknown")) or "_dim_" in symbol or "_dynamic_axes_" in symbol or "." in symbol
 
 
 def _symbolic(value: Value, axis: int) -> bool:

@@ -58,7 +58,7 @@ class Meter:
         """Run and note the time."""
         started = time.perf_counter()
         results = run(rows)
-        if isinstance(results[0], jax.Array):
+        if results and isinstance(results[0], jax.Array):
             jax.block_until_ready(results)
         self.seconds.append(time.perf_counter() - started)
         if self.when_hot is not None and len(self.seconds) >= _HOT:

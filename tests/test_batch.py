@@ -65,6 +65,26 @@ def test_batch_on_another_axis_is_given_as_rows() -> None:
     np.testing.assert_array_equal(got["state_out"], state)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_batch", "state_batch"),
+        ("batch_size", "batch"),
+        ("x_dynamic_axes_1", "state_dynamic_axes_1"),
+        ("x_dim_0", "state_dim_1"),
+        (None, None),
+        ("batch", "unk__7"),
+    ],
+)
+def test_each_input_may_have_its_own_name_for_the_batch(names: tuple[str | None, str | None]) -> None:
+    nodes = [helper.make_node("Add", ["x", "state"], ["y"])]
+    inferer = memojax.load(model_of(nodes, {"x": [names[0], 4], "state": [2, names[1], 4]}))
+    assert inferer.input_shapes() == [("x", [4]), ("state", [2, 4])]
+    assert inferer.typed.rule.startswith("axis")
+    x, state = RNG.standard_normal((3, 4)).astype(np.float32), RNG.standard_normal((3, 2, 4)).astype(np.float32)
+    np.testing.assert_allclose(inferer.infer_arrays({"x": x, "state": state})["y"], x[:, None] + state)
+
+
 def test_batch_baked_into_shape_constants_is_mapped() -> None:
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["r"]), helper.make_node("ReduceSum", ["r"], ["y"], keepdims=0)]
     model = model_of(nodes, {"x": [1, 4]}, shape=np.array([2, 2], np.int64))
@@ -144,6 +164,20 @@ def test_constant_outputs_are_rows_too() -> None:
     assert list(got) == ["version_number", "y"]
     np.testing.assert_array_equal(got["version_number"], np.full((5, 1), 3.0))
     assert inferer.infer_single({"x": np.zeros(4)})["version_number"] == [3.0]
+
+
+def test_outputs_may_all_be_constant() -> None:
+    inferer = memojax.load(model_of([helper.make_node("Identity", ["v"], ["y"])], {"x": ["batch", 4]}, v=np.array([3.0], np.float32)))
+    np.testing.assert_array_equal(inferer.infer_arrays({"x": np.zeros((5, 4), np.float32)})["y"], np.full((5, 1), 3.0))
+
+
+def test_a_squeeze_of_all_unit_axes_keeps_a_batch_of_one() -> None:
+    nodes = [helper.make_node("ReduceMax", ["x"], ["m"], axes=[1]), helper.make_node("Squeeze", ["m"], ["y"])]
+    inferer = memojax.load(model_of(nodes, {"x": ["batch", 4]}))
+    assert inferer.mixing_outputs == ()
+    x = RNG.standard_normal((3, 4)).astype(np.float32)
+    for n in (1, 3):
+        np.testing.assert_array_equal(inferer.infer_arrays({"x": x[:n]})["y"], x[:n].max(1))
 
 
 def test_rows_that_mix_are_found() -> None:

@@ -23,6 +23,9 @@ _UNROLLED = 4
 
 Step = Callable[..., tuple[jax.Array, ...]]
 
+Product = Callable[[Any, int], jax.Array]
+"""Rows times the transposed weights of a direction."""
+
 _ACTIVATIONS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
     "affine": (lambda x, alpha, beta: alpha * x + beta, (1.0, 0.0)),
     "elu": (lambda x, alpha: jnp.where(x < 0, alpha * jnp.expm1(x), x), (1.0,)),
@@ -51,7 +54,7 @@ def rnn(
         (f,) = functions[d]
         return (f(_clipped(projected + _product(h, _at(r, d)), clip)),)
 
-    return _run(step, x, w, r, _joint_bias(b), sequence_lens, (initial_h,), direction, layout, hidden_size)
+    return _run(step, x, _times(w), r.shape[::2], _joint_bias(b), sequence_lens, (initial_h,), direction, layout, hidden_size)
 
 
 @op("GRU")
@@ -78,7 +81,7 @@ def gru(
         new = g(_clipped(projected[:, split:] + candidate, clip))
         return ((1 - update) * new + update * h,)
 
-    return _run(step, x, w, r, bias, sequence_lens, (initial_h,), direction, layout, hidden_size)
+    return _run(step, x, _times(w), r.shape[::2], bias, sequence_lens, (initial_h,), direction, layout, hidden_size)
 
 
 @op("LSTM")
@@ -90,11 +93,24 @@ def lstm(
 
     https://onnx.ai/onnx/operators/onnx__LSTM.html
     """
-    functions = _functions(activations, ("Sigmoid", "Tanh", "Tanh"), activation_alpha, activation_beta, len(w))
+    return lstm_of(
+        x, _times(w), _times(r), r.shape[::2], b, sequence_lens, initial_h, initial_c, p, activation_alpha=activation_alpha,
+        activation_beta=activation_beta, activations=activations, clip=clip, direction=direction, hidden_size=hidden_size,
+        input_forget=input_forget, layout=layout,
+    )  # fmt: skip
+
+
+def lstm_of(
+    x: Any, by_w: Product, by_r: Product, sizes: Sequence[int], b: Any, sequence_lens: Any, initial_h: Any, initial_c: Any, p: Any, *,
+    activation_alpha: Sequence[float], activation_beta: Sequence[float], activations: Sequence[str] | None, clip: float | None,
+    direction: str, hidden_size: int | None, input_forget: int, layout: int,
+) -> tuple[jax.Array, ...]:  # fmt: skip
+    """LSTM, its products with W and R given as functions; `sizes` are the number of directions and the hidden size."""
+    functions = _functions(activations, ("Sigmoid", "Tanh", "Tanh"), activation_alpha, activation_beta, sizes[0])
 
     def step(d: int, projected: Any, h: Any, c: Any) -> tuple[jax.Array, ...]:
         f, g, last = functions[d]
-        i, o, forget, cell = jnp.split(projected + _product(h, _at(r, d)), 4, axis=1)
+        i, o, forget, cell = jnp.split(projected + by_r(h, d), 4, axis=1)
         peep_i, peep_o, peep_f = (None,) * 3 if p is None else jnp.split(_at(p, d)[None], 3, axis=1)
 
         def gate(values: Any, peephole: Any, cell: Any) -> jax.Array:
@@ -105,27 +121,29 @@ def lstm(
         c = forget * c + i * g(_clipped(cell, clip))
         return gate(o, peep_o, c) * last(c), c
 
-    return _run(step, x, w, r, _joint_bias(b), sequence_lens, (initial_h, initial_c), direction, layout, hidden_size)
+    return _run(step, x, by_w, sizes, _joint_bias(b), sequence_lens, (initial_h, initial_c), direction, layout, hidden_size)
 
 
 def _run(
-    step: Step, x: Any, w: Any, r: Any, bias: Any, lens: Any, initial: Sequence[Any], direction: str, layout: int, hidden_size: int | None
-) -> tuple[jax.Array, ...]:
+    step: Step, x: Any, by_w: Product, sizes: Sequence[int], bias: Any, lens: Any, initial: Sequence[Any], direction: str, layout: int,
+    hidden_size: int | None,
+) -> tuple[jax.Array, ...]:  # fmt: skip
     """Y and the final states, from `step` in one or both directions."""
+    directions, hidden = sizes
     reversed_by_direction = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}.get(direction)
-    if reversed_by_direction is None or len(reversed_by_direction) != w.shape[0]:
-        raise ValueError(f"direction {direction!r} does not fit W, which has weights for {w.shape[0]} direction(s)")
-    if hidden_size not in (None, r.shape[-1]):
-        raise ValueError(f"hidden_size is {hidden_size}, but R is for {r.shape[-1]}")
+    if reversed_by_direction is None or len(reversed_by_direction) != directions:
+        raise ValueError(f"direction {direction!r} does not fit W, which has weights for {directions} direction(s)")
+    if hidden_size not in (None, hidden):
+        raise ValueError(f"hidden_size is {hidden_size}, but R is for {hidden}")
     x = jnp.swapaxes(x, 0, 1) if layout else traced(x)
     if lens is not None and is_static(lens) and (lens == x.shape[0]).all():
         lens = None
     sequences, finals = [], []
     for d, backwards in enumerate(reversed_by_direction):
-        projected = _product(x, _at(w, d))
+        projected = by_w(x, d)
         if bias is not None:
             projected += _at(bias, d)[None, None]
-        shape = (x.shape[1], r.shape[-1])
+        shape = (x.shape[1], hidden)
         states = tuple(jnp.zeros(shape, x.dtype) if s is None else jnp.broadcast_to(_at(s, d, layout), shape) for s in initial)
         ys, states = _over_time(lambda p, *s, d=d: step(d, p, *s), projected, states, lens, backwards)
         sequences.append(jnp.swapaxes(ys, 0, 1) if layout else ys)
@@ -174,6 +192,10 @@ def _functions(
         arguments = [next(values, standard) for values, standard in zip(given, defaults, strict=False)]
         found.append(lambda x, function=function, arguments=arguments: function(x, *arguments))
     return [found[start : start + len(default)] for start in range(0, len(found), len(default))]
+
+
+def _times(weights: Any) -> Product:
+    return lambda x, d: _product(x, _at(weights, d))
 
 
 def _product(x: Any, weights: Any) -> jax.Array:

@@ -16,6 +16,7 @@ from ..nn.conv import qlinear_conv
 from ..nn.pool import average_pool
 from ..quantization import dequantize_linear, dynamic_quantize_linear, quantize_linear
 from ..registry import op
+from ..rnn import Product, lstm_of
 from ._common import MICROSOFT
 
 op("QuantizeLinear", domain=MICROSOFT)(quantize_linear)
@@ -159,3 +160,22 @@ def dynamic_quantize_matmul(A: Value, B: Value, b_scale: Value, b_zero_point: Va
     """A quantized by its own range, times a quantized matrix, dequantized."""
     a, a_scale, a_zero_point = dynamic_quantize_linear(A)
     return matmul_integer_to_float(a, B, a_scale, b_scale, a_zero_point, b_zero_point, bias)
+
+
+@op("DynamicQuantizeLSTM", domain=MICROSOFT)
+def dynamic_quantize_lstm(
+    X: Value, W: Value, R: Value, B: Value = None, sequence_lens: Value = None, initial_h: Value = None, initial_c: Value = None,
+    P: Value = None, W_scale: Value = None, W_zero_point: Value = None, R_scale: Value = None, R_zero_point: Value = None, *,
+    activation_alpha: tuple[float, ...] = (), activation_beta: tuple[float, ...] = (), activations: tuple[str, ...] | None = None,
+    clip: float | None = None, direction: str = "forward", hidden_size: int | None = None, input_forget: int = 0,
+) -> Value:  # fmt: skip
+    """LSTM whose input and hidden state are quantized by their own range, for products with quantized W and R (input size first)."""
+
+    def times(weights: Value, scale: Value, zero_point: Value) -> Product:
+        return lambda x, d: dynamic_quantize_matmul(x, weights[d], scale[d], zero_point[d])
+
+    return lstm_of(
+        X, times(W, W_scale, W_zero_point), times(R, R_scale, R_zero_point), R.shape[:2], B, sequence_lens, initial_h, initial_c, P,
+        activation_alpha=activation_alpha, activation_beta=activation_beta, activations=activations, clip=clip, direction=direction,
+        hidden_size=hidden_size, input_forget=input_forget, layout=0,
+    )  # fmt: skip

@@ -147,6 +147,17 @@ def _quantized_products(dtype: Any, a_zero: np.ndarray, y_zero: np.ndarray) -> l
     return cases
 
 
+def _lstm(dtype: Any) -> list[Case]:
+    cases = []
+    for d, direction in ((1, "reverse"), (2, "bidirectional")):
+        w, r, state = weights(dtype, d, 3, 16), weights(dtype, d, 4, 16), reals(d, 2, 4)
+        scales = [value for _ in "WR" for value in (RNG.uniform(0.005, 0.01, d).astype(F32), integers(dtype, d) // 16)]
+        for optional in ((None,) * 5, (reals(d, 32), None, state, state, reals(d, 12))):
+            inputs = (reals(5, 2, 3), w, r, *optional, *scales)
+            cases.append(case("DynamicQuantizeLSTM", *inputs, n_outputs=3, direction=direction, hidden_size=4))
+    return cases
+
+
 def _attention() -> list[Case]:
     cases = []
     masks = {"none": None, "keys": np.array([[1, 1, 1, 0], [1, 0, 1, 1]]), "lengths": np.array([3, 4]), "ends": np.array([3, 4, 0, 0])}
@@ -203,4 +214,6 @@ def _tensor() -> list[Case]:
     ]
 
 
-CASES: list[Case] = _products() + _packed() + _activations_and_norms() + _quantized() + _attention() + _tensor()
+CASES: list[Case] = (
+    _products() + _packed() + _activations_and_norms() + _quantized() + _lstm(np.int8) + _lstm(np.uint8) + _attention() + _tensor()
+)
