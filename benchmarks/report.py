@@ -144,7 +144,8 @@ def _frames(measured: dict[str, Any]) -> list[str]:
     lines = [
         f"A `Runtime` of 30 models (two MLPs and an LSTM, ten of each) answers {', '.join(map(str, at))} agents per model in {whole}. "
         f"{measured['count']:,} frames with 1 to 18 agents per model, other numbers in each; *late* is over budget by more than the "
-        "slowest model takes; *cold* begins without plans:",
+        "slowest model takes; *warm* has all plans, *pad* begins with one per model and `on_miss='pad'`, *cold* with none (where nothing else "
+        "can be answered, one then compiles in the frame):",
         "",
         "| budget, ms | | frames late | p99 over budget, ms | agents answered |",
         "|---:|---|---:|---:|---:|",

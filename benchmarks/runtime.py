@@ -4,7 +4,8 @@
 
 Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table runs everything that waits at one batch size. The
 second plays frames: each gives every model 1 to 18 agents, new numbers in each frame, and then has a budget of a quarter, a half or all of
-the time that running everything takes. *Warm*: all plans are there. *Cold*: none is at the start, and they come as sizes are first seen.
+the time that running everything takes. *Warm*: all plans are there. *Pad*: one per model is at the start, the others come in the background
+while it serves (`on_miss="pad"`). *Cold*: none is at the start, and they come as sizes are first seen.
 The loop over ONNX Runtime sessions takes the models in turn and stops when the time is up. A frame is *late* if it is over its budget by
 more than the slowest model takes at 18 agents. `--clock cpu` counts the time that the calling thread runs instead of the time on the wall:
 for a machine that others keep busy (what other threads take from it, a compile in the background say, does not count then).
@@ -77,11 +78,11 @@ def states_of(typed: memojax.TypedModel) -> States:
 class Ours:
     """The models in a `Runtime`."""
 
-    def __init__(self, cases: Sequence[Case], sizes: Sequence[int], clock: Clock = time.perf_counter):
+    def __init__(self, cases: Sequence[Case], sizes: Sequence[int], clock: Clock = time.perf_counter, **options: Any):
         typed = [memojax.TypedModel.from_model(case.content) for case in cases]
         self.states = [states_of(model) for model in typed for _ in range(EACH)]
         self.runtime = memojax.Runtime(clock=clock)
-        self.inferers = [memojax.MemoizingDynamicInferer(model, sizes) for model in typed for _ in range(EACH)]
+        self.inferers = [memojax.MemoizingDynamicInferer(model, sizes, **options) for model in typed for _ in range(EACH)]
         self.brains = [self.runtime.add_inferer(inferer) for inferer in self.inferers]
 
     def push(self, sizes: Sequence[int]) -> None:
@@ -236,9 +237,10 @@ def budgets_table(cases: Sequence[Case], fractions: Sequence[float], count: int,
         budget = fraction * full
         period = max(1 / hz, 2 * budget)
         kept.append(frames(warm, "memojax, warm", budget, slowest, count, period, clock))
-        cold = Ours(cases, (), clock)
-        kept.append(frames(cold, "memojax, cold", budget, slowest, count, period, clock))
-        cold.close()
+        for name, sizes, on_miss in (("pad", [LARGEST], "pad"), ("cold", (), "compile")):
+            new = Ours(cases, sizes, clock, on_miss=on_miss)
+            kept.append(frames(new, f"memojax, {name}", budget, slowest, count, period, clock))
+            new.close()
         kept.append(frames(loop, "loop over onnxruntime", budget, slowest, count, period, clock))
     return kept, slowest
 
