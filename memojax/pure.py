@@ -79,14 +79,16 @@ def _check_weights(own: Params, given: Params) -> None:
 def _declared(value: Value, given: Any, static: bool) -> Any:
     """What is given for an input, if it has the declared rank, sizes and kind of number.
 
-    An axis 0 that is declared 1 is taken at any length: many files are exported for one row, and hold for more.
+    Where a file exported for one row may keep its batch (axis 0, and any axis of a recurrent state, `[1, 1, H]`), a declared 1 is taken at
+    any length: many such files hold for more.
     """
     if value.kind != "tensor" or value.shape is None:
         return given
     if isinstance(given, (list, tuple)):
         given = np.asarray(given) if static else jnp.asarray(given)
     shape = np.shape(given)
-    fixed = [(axis, dim) for axis, dim in enumerate(value.shape) if isinstance(dim, int) and dim > 0 and (axis, dim) != (0, 1)]
+    free = range(len(value.shape)) if len(value.shape) > 2 else (0,)
+    fixed = [(axis, dim) for axis, dim in enumerate(value.shape) if isinstance(dim, int) and dim > 0 and not (dim == 1 and axis in free)]
     if len(shape) != len(value.shape) or any(shape[axis] != dim for axis, dim in fixed):
         raise InputShapeError(
             f"input {value.name!r} has shape {list(shape)}, the model takes {list(value.shape)}: jax.vmap maps the function over further axes"

@@ -127,6 +127,23 @@ def test_a_shape_deciding_input_is_closed_over() -> None:
         jax.jit(lambda x, s: fn(params, {"x": x, "shape": s}))(x, jnp.array([6]))
 
 
+def test_a_state_declared_for_one_row_holds_for_more() -> None:
+    """Recurrent exports write `[layers, 1, hidden]`, batch second, beside `[1, features]`; a feature more is still refused."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Squeeze", ["h", "first"], ["flat"]),
+        helper.make_node("Add", ["x", "flat"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "state", [value("x", TensorProto.FLOAT, [1, 3]), value("h", TensorProto.FLOAT, [1, 1, 3])],
+        [value("y", TensorProto.FLOAT, [1, 3])], [onnx.numpy_helper.from_array(np.array([0]), "first")],
+    )  # fmt: skip
+    fn, params = memojax.to_jax(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert fn(params, {"x": jnp.ones((5, 3)), "h": jnp.ones((1, 5, 3))})["y"].shape == (5, 3)
+    with pytest.raises(memojax.errors.InputShapeError, match=r"'h' has shape \[1, 5, 4\], the model takes \[1, 1, 3\]"):
+        fn(params, {"x": jnp.ones((5, 3)), "h": jnp.ones((1, 5, 4))})
+
+
 @pytest.mark.parametrize("x64", [False, True])
 def test_an_inferer_gives_the_function_of_its_rows(x64: bool) -> None:
     """Also where the file is fixed to one row, with what was bound when it was loaded."""
