@@ -20,8 +20,9 @@ def ynn(*kinds: str) -> dict[str, str]:
 
 
 def compiled(lowered: Any, device: jax.Device, options: Mapping[str, Any] | None = None) -> Any:
-    """`lowered` for `device`, by XLA's `options` for this executable; on a CPU over memojax's defaults, which are left out where this
-    jaxlib does not have them.
+    """`lowered`, compiled for `device` by XLA's `options` for this executable.
+
+    On a CPU they go over memojax's own defaults, which are left out where this jaxlib does not have them.
     """
     options = dict(options or {})
     try:
