@@ -40,7 +40,9 @@ def resolve_device(device: str | jax.Device | None) -> jax.Device:
         return jax.devices(kind)[place]
     except (RuntimeError, ValueError, IndexError) as cause:
         have = ", ".join(f"{d.platform}:{d.id}" for d in jax.devices())
-        raise DeviceError(f"no device {device!r}: JAX has {have} here. For an NVIDIA GPU install memojax[cuda13]") from cause
+        raise DeviceError(
+            f"no device {device!r}: JAX has {have} here. For an NVIDIA GPU install memojax[cuda13]"
+        ) from cause
 
 
 def device_name(device: jax.Device) -> str:
@@ -60,5 +62,8 @@ def _cpu_device() -> jax.Device:
 
         return xla_client.make_cpu_client(asynchronous=False).devices()[0]
     except (ImportError, AttributeError, TypeError, RuntimeError) as cause:
-        log.warning("no private CPU client in this jaxlib (%s): using JAX's own CPU backend, where small calls cost more", cause)
+        log.warning(
+            "no private CPU client in this jaxlib (%s): using JAX's own CPU backend, where small calls cost more",
+            cause,
+        )
         return jax.devices("cpu")[0]

@@ -59,7 +59,9 @@ class AssetData:
         object.__setattr__(self, "data", bytes(self.data))
 
     @classmethod
-    def deserialize(cls, source: bytes | bytearray | memoryview | IO[bytes], name: str = "<bytes>") -> AssetData:
+    def deserialize(
+        cls, source: bytes | bytearray | memoryview | IO[bytes], name: str = "<bytes>"
+    ) -> AssetData:
         """Read an asset; the policy in it is not looked at. `name` is for messages.
 
         Raises:
@@ -72,13 +74,23 @@ class AssetData:
         if len(raw) > MAX_BYTES:
             raise AssetError(f"{name}: more than {MAX_BYTES:,} bytes")
         if raw[:4] != MAGIC:
-            raise AssetError(f"{name}: not a CRVO asset, which begins with {MAGIC!r}; this begins with {raw[:4]!r}")
+            raise AssetError(
+                f"{name}: not a CRVO asset, which begins with {MAGIC!r}; this begins with {raw[:4]!r}"
+            )
         if len(raw) < HEADER_BYTES:
-            raise AssetError(f"{name}: truncated: a CRVO asset has a header of {HEADER_BYTES} bytes, here are {len(raw)}")
+            raise AssetError(
+                f"{name}: truncated: a CRVO asset has a header of {HEADER_BYTES} bytes, here are {len(raw)}"
+            )
         version, compressed, reserved, number = raw[4:HEADER_BYTES]
         if compressed or reserved or version > 1:
-            what = "is compressed, which no released cervo does" if compressed else "has a header that is not known here"
-            raise AssetError(f"{name}: this CRVO asset {what} ({raw[4:8].hex(' ')}): make it again from the ONNX file (`memojax package`)")
+            what = (
+                "is compressed, which no released cervo does"
+                if compressed
+                else "has a header that is not known here"
+            )
+            raise AssetError(
+                f"{name}: this CRVO asset {what} ({raw[4:8].hex(' ')}): make it again from the ONNX file (`memojax package`)"
+            )
         try:
             kind = AssetKind(number)
         except ValueError:

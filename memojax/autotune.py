@@ -17,7 +17,18 @@ from .errors import CompileError, InputError, LoweringError
 from .hoist import Residue
 from .plan import Executable, Plan
 from .planner import Planner
-from .recipe import CONVOLUTIONS, EIGEN, EIGEN_CONVOLUTIONS, FLIPPED, FUSED, LAYERS, TWO_ROWS, WIDE, Recipe, fits
+from .recipe import (
+    CONVOLUTIONS,
+    EIGEN,
+    EIGEN_CONVOLUTIONS,
+    FLIPPED,
+    FUSED,
+    LAYERS,
+    TWO_ROWS,
+    WIDE,
+    Recipe,
+    fits,
+)
 from .typed import random_rows
 from .xla_options import has_avx512, has_sound_convolutions
 
@@ -58,7 +69,12 @@ class Tuner:
 
     def handles(self, planner: Planner) -> bool:
         """Whether there is anything to choose for this planner's plans."""
-        return self.mode != "off" and planner.host and planner.device.platform == "cpu" and planner.weights == "constant"
+        return (
+            self.mode != "off"
+            and planner.host
+            and planner.device.platform == "cpu"
+            and planner.weights == "constant"
+        )
 
     def now(self, planner: Planner, plan: Plan, done: Done = lambda plan: None) -> None:
         """Tune `plan` in this thread; then `done(plan)`."""
@@ -75,7 +91,9 @@ class Tuner:
 
         plan.meter.when_hot = start
 
-    def _steps(self, planner: Planner, plan: Plan, alive: Callable[[Plan], bool], done: Done, pause: bool) -> Iterator[None]:
+    def _steps(
+        self, planner: Planner, plan: Plan, alive: Callable[[Plan], bool], done: Done, pause: bool
+    ) -> Iterator[None]:
         residue, plan.traced = plan.traced or planner.trace(plan.size), None
         rows = _rows(planner, plan.size)
         default = best = plan.executable
@@ -92,7 +110,13 @@ class Tuner:
             if executable is None or not _agrees(plan, executable, rows, expected):
                 continue
             gain = compare(best.run, executable.run, rows, pause)
-            log.debug("batch size %d: candidate %r takes 1/%.2f of the time of %r", plan.size, recipe.name, gain, best.candidate)
+            log.debug(
+                "batch size %d: candidate %r takes 1/%.2f of the time of %r",
+                plan.size,
+                recipe.name,
+                gain,
+                best.candidate,
+            )
             if gain > _MARGIN:
                 best = executable
         yield
@@ -100,7 +124,9 @@ class Tuner:
         if gain > _MARGIN:
             plan.executable = best
             self._spent[plan] = 2 * planner.weight_bytes
-            log.info("batch size %d: %r is %.2f times as fast as the default", plan.size, best.candidate, gain)
+            log.info(
+                "batch size %d: %r is %.2f times as fast as the default", plan.size, best.candidate, gain
+            )
         plan.gain = gain if gain > _MARGIN else 1.0
         done(plan)
 
@@ -133,7 +159,9 @@ def candidates(residue: Residue, size: int, planner: Planner) -> list[Recipe]:
     return [recipe for recipe in found if fits(recipe, residue, constants)]
 
 
-def compare(old: Callable[[Any], Any], new: Callable[[Any], Any], rows: Sequence[Any], pause: bool = False) -> float:
+def compare(
+    old: Callable[[Any], Any], new: Callable[[Any], Any], rows: Sequence[Any], pause: bool = False
+) -> float:
     """How many times as fast `new` is, with doubt: the lower of two ratios, that of the medians and that of the fastest rounds."""
     for run in (old, new):
         for _ in range(3):
@@ -169,7 +197,9 @@ def _compiled(planner: Planner, plan: Plan, residue: Residue, recipe: Recipe) ->
         return None
 
 
-def _agrees(plan: Plan, executable: Executable, rows: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> bool:
+def _agrees(
+    plan: Plan, executable: Executable, rows: Sequence[np.ndarray], expected: Sequence[np.ndarray]
+) -> bool:
     """Whether a candidate runs and gives the numbers of the default; what some jaxlibs compile they then cannot run."""
     try:
         given = executable.run(rows)
@@ -178,7 +208,11 @@ def _agrees(plan: Plan, executable: Executable, rows: Sequence[np.ndarray], expe
         return False
     if _equal(expected, given):
         return True
-    log.warning("batch size %d: candidate %r gives other numbers than the default: dropped", plan.size, executable.candidate)
+    log.warning(
+        "batch size %d: candidate %r gives other numbers than the default: dropped",
+        plan.size,
+        executable.candidate,
+    )
     return False
 
 
@@ -189,7 +223,9 @@ def _equal(expected: Sequence[np.ndarray], given: Sequence[np.ndarray]) -> bool:
         if one.dtype.kind in "biu":
             if not np.array_equal(one, other):
                 return False
-        elif not np.allclose(one.astype(np.float64), other.astype(np.float64), rtol=1e-3, atol=1e-5, equal_nan=True):
+        elif not np.allclose(
+            one.astype(np.float64), other.astype(np.float64), rtol=1e-3, atol=1e-5, equal_nan=True
+        ):
             return False
     return True
 

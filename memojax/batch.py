@@ -65,7 +65,9 @@ class BatchedFunction:
     constant: Mapping[str, np.ndarray]
     file_names: tuple[tuple[str, ...], tuple[str, ...]]
 
-    def __call__(self, params: Params, rows: Sequence[Array], key: jax.Array | None = None) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, params: Params, rows: Sequence[Array], key: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
         if self.rule.kind == "axis":
             return self._native(params, rows, key)
         if key is None:
@@ -85,7 +87,9 @@ class BatchedFunction:
         for name, shown in zip(self._computed_in_file(), self.computed, strict=True):
             axis, value = self.rule.outputs[name], jnp.asarray(outputs[name])
             if axis is not None and n == 1:
-                value = value.reshape(1, *shapes[shown])  # a Squeeze without axes drops a batch of one as well
+                value = value.reshape(
+                    1, *shapes[shown]
+                )  # a Squeeze without axes drops a batch of one as well
             elif axis is not None:
                 value = jnp.moveaxis(value, axis, 0)
             else:
@@ -95,11 +99,17 @@ class BatchedFunction:
 
     def _single(self, params: Params, row: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
         inputs: dict[str, Array] = dict(self.constants)
-        inputs.update({name: value.reshape(self.rule.inputs[name][1]) for name, value in zip(self.file_names[0], row, strict=True)})
+        inputs.update(
+            {
+                name: value.reshape(self.rule.inputs[name][1])
+                for name, value in zip(self.file_names[0], row, strict=True)
+            }
+        )
         outputs = self.function(params, inputs, key)
         shapes = self._element_shapes()
         return tuple(
-            jnp.asarray(outputs[name]).reshape(shapes[shown]) for name, shown in zip(self._computed_in_file(), self.computed, strict=True)
+            jnp.asarray(outputs[name]).reshape(shapes[shown])
+            for name, shown in zip(self._computed_in_file(), self.computed, strict=True)
         )
 
     def _element_shapes(self) -> dict[str, Shape]:
@@ -145,7 +155,9 @@ def batched(
 
     def specs(n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {
-            name: jax.ShapeDtypeStruct(tuple(n if axis == axes[name] else dim for axis, dim in enumerate(shape)), dtypes[name])
+            name: jax.ShapeDtypeStruct(
+                tuple(n if axis == axes[name] else dim for axis, dim in enumerate(shape)), dtypes[name]
+            )
             for name, shape in shapes.items()
         }
 
@@ -155,8 +167,12 @@ def batched(
     outputs: dict[str, int | None] = {}
     elements: dict[str, Shape] = {}
     results: dict[str, jax.ShapeDtypeStruct] = {}
-    native = bool(values) and all(axis is not None and _symbolic(value, axis) for value, axis in ((v, axes[v.name]) for v in values))
-    native = native or (batch_axis is not None and bool(values) and all(axis is not None for axis in axes.values()))
+    native = bool(values) and all(
+        axis is not None and _symbolic(value, axis) for value, axis in ((v, axes[v.name]) for v in values)
+    )
+    native = native or (
+        batch_axis is not None and bool(values) and all(axis is not None for axis in axes.values())
+    )
     reason = "the file's own batch axis" if native else "the batch is fixed in the file"
     if native:
         try:
@@ -165,7 +181,10 @@ def batched(
             elements = {n: _without(first[n].shape, axis) for n, axis in outputs.items()}
             results = first
         except (LoweringError, _NoCleanAxis) as cause:
-            native, reason = False, f"the declared batch axis does not hold: {str(cause).splitlines()[0][:120]}"
+            native, reason = (
+                False,
+                f"the declared batch axis does not hold: {str(cause).splitlines()[0][:120]}",
+            )
     if not native:
         results = traced_at(1)
         elements = {name: _without(results[name].shape, _unit_axis(results[name].shape)) for name in moving}
@@ -175,13 +194,26 @@ def batched(
     api = ModelApi(
         tuple(TensorSpec(shown_in[n], _without(shape, axes[n]), dtypes[n]) for n, shape in shapes.items()),
         tuple(
-            TensorSpec(shown_out[v.name], *((elements[v.name], results[v.name].dtype) if v.name in elements else _spec(constant[v.name])))
+            TensorSpec(
+                shown_out[v.name],
+                *(
+                    (elements[v.name], results[v.name].dtype)
+                    if v.name in elements
+                    else _spec(constant[v.name])
+                ),
+            )
             for v in graph.outputs
         ),
     )
     names = (tuple(shapes), tuple(value.name for value in graph.outputs))
     return BatchedFunction(
-        function, rule, api, bound, tuple(shown_out[n] for n in moving), {shown_out[n]: constant[n] for n in still}, names
+        function,
+        rule,
+        api,
+        bound,
+        tuple(shown_out[n] for n in moving),
+        {shown_out[n]: constant[n] for n in still},
+        names,
     )
 
 
@@ -194,14 +226,23 @@ def _spec(array: np.ndarray) -> tuple[Shape, np.dtype]:
 
 
 def _abstract(
-    function: GraphFunction, specs: Mapping[str, jax.ShapeDtypeStruct], bound: Mapping[str, np.ndarray], outputs: Sequence[str]
+    function: GraphFunction,
+    specs: Mapping[str, jax.ShapeDtypeStruct],
+    bound: Mapping[str, np.ndarray],
+    outputs: Sequence[str],
 ) -> dict[str, jax.ShapeDtypeStruct]:
     def run(params: Any, inputs: Any, key: Any) -> dict[str, jax.Array]:
         with inlined():
-            results = function(params, {**bound, **inputs}, jax.random.wrap_key_data(key, impl="threefry2x32") if function.random else None)
+            results = function(
+                params,
+                {**bound, **inputs},
+                jax.random.wrap_key_data(key, impl="threefry2x32") if function.random else None,
+            )
         for name in outputs:
             if isinstance(results[name], (tuple, type(None))):
-                raise LoweringError(f"output {name!r} is a sequence or optional; an inferer needs tensors (memojax.run gives them)")
+                raise LoweringError(
+                    f"output {name!r} is a sequence or optional; an inferer needs tensors (memojax.run gives them)"
+                )
         return {name: jnp.asarray(results[name]) for name in outputs}
 
     with jax.enable_x64(True):
@@ -215,18 +256,27 @@ def _bind_constants(function: GraphFunction, constants: Mapping[str, Any]) -> di
     for name, given in constants.items():
         value = values.get(shown.get(name, name))
         if value is None:
-            raise DimensionError(f"constants= names {name!r}, which is no input; the inputs are {', '.join(map(repr, values))}")
+            raise DimensionError(
+                f"constants= names {name!r}, which is no input; the inputs are {', '.join(map(repr, values))}"
+            )
         bound[value.name] = np.asarray(given, value.dtype)
     return bound
 
 
-def _layout(values: Sequence[Value], dims: dict[str, int], batch_axis: BatchAxis) -> tuple[dict[str, int | None], dict[str, Shape]]:
+def _layout(
+    values: Sequence[Value], dims: dict[str, int], batch_axis: BatchAxis
+) -> tuple[dict[str, int | None], dict[str, Shape]]:
     """Batch axis and single-run shape of each input."""
     for value in values:
         if value.kind != "tensor" or value.shape is None:
             what = "has no declared shape" if value.kind == "tensor" else f"is a {value.kind}"
-            raise DimensionError(f"input {value.name!r} {what}, so its rows are not known: bind it with constants=, or use memojax.run")
-    declared = {value.name: tuple(_named(value, axis, dims) for axis in range(len(value.shape or ()))) for value in values}
+            raise DimensionError(
+                f"input {value.name!r} {what}, so its rows are not known: bind it with constants=, or use memojax.run"
+            )
+    declared = {
+        value.name: tuple(_named(value, axis, dims) for axis in range(len(value.shape or ())))
+        for value in values
+    }
     axes = _given_axes(declared, batch_axis) if batch_axis is not None else _found_axes(declared)
     unbound: list[str] = []
     shapes: dict[str, Shape] = {}
@@ -248,8 +298,14 @@ def _layout(values: Sequence[Value], dims: dict[str, int], batch_axis: BatchAxis
             f"Bind them with dims={{{example!r}: 16}}, or name the batch with batch_axis=."
         )
     if huge := [name for name, shape in shapes.items() if int(np.prod(shape, dtype=object)) > 1 << 28]:
-        raise DimensionError(f"input {huge[0]!r} has {list(shapes[huge[0]])} elements per agent, more than any policy takes")
-    unused = [name for name in dims if not any(name in (value.shape or ()) or _is_place(name, value) for value in values)]
+        raise DimensionError(
+            f"input {huge[0]!r} has {list(shapes[huge[0]])} elements per agent, more than any policy takes"
+        )
+    unused = [
+        name
+        for name in dims
+        if not any(name in (value.shape or ()) or _is_place(name, value) for value in values)
+    ]
     if unused:
         raise DimensionError(f"dims= names {unused[0]!r}, which no input declares")
     return axes, shapes
@@ -271,7 +327,9 @@ def _is_place(name: str, value: Value) -> bool:
 def _given_axes(declared: Mapping[str, Sequence[int | str]], batch_axis: BatchAxis) -> dict[str, int | None]:
     if isinstance(batch_axis, Mapping):
         if unknown := batch_axis.keys() - declared.keys():
-            raise DimensionError(f"batch_axis= names {min(unknown)!r}, which is no input; the inputs are {', '.join(map(repr, declared))}")
+            raise DimensionError(
+                f"batch_axis= names {min(unknown)!r}, which is no input; the inputs are {', '.join(map(repr, declared))}"
+            )
         given: dict[str, int | None] = {**_found_axes(declared), **batch_axis}
     else:
         given = dict.fromkeys(declared, batch_axis)
@@ -280,7 +338,9 @@ def _given_axes(declared: Mapping[str, Sequence[int | str]], batch_axis: BatchAx
             continue
         rank = len(declared[name])
         if not -rank <= axis < rank:
-            raise DimensionError(f"batch_axis {axis} is out of range for input {name!r} of shape {list(declared[name])}")
+            raise DimensionError(
+                f"batch_axis {axis} is out of range for input {name!r} of shape {list(declared[name])}"
+            )
         given[name] = axis % rank
     return given
 
@@ -305,7 +365,10 @@ def _batch_symbol(declared: Mapping[str, Sequence[int | str]]) -> str | None:
     firsts = {shape[0] for shape in declared.values() if shape and isinstance(shape[0], str)}
     if not counts or (len(firsts) > 1 and max(counts.values()) == 1 and all(map(_anonymous, firsts))):
         return None
-    return max(counts, key=lambda s: (counts[s], "batch" in s.lower() or s in ("N", "B"), s in firsts, not _anonymous(s)))
+    return max(
+        counts,
+        key=lambda s: (counts[s], "batch" in s.lower() or s in ("N", "B"), s in firsts, not _anonymous(s)),
+    )
 
 
 def _own_axis(shape: Sequence[int | str]) -> int | None:
@@ -319,7 +382,12 @@ def _own_axis(shape: Sequence[int | str]) -> int | None:
 
 def _anonymous(symbol: str) -> bool:
     """Whether an exporter made the name up: tf2onnx's `unk__12`, torch's `x_dim_0` and `x_dynamic_axes_1`, an unnamed dimension."""
-    return symbol.startswith(("unk__", "unknown")) or "_dim_" in symbol or "_dynamic_axes_" in symbol or "." in symbol
+    return (
+        symbol.startswith(("unk__", "unknown"))
+        or "_dim_" in symbol
+        or "_dynamic_axes_" in symbol
+        or "." in symbol
+    )
 
 
 def _symbolic(value: Value, axis: int) -> bool:
@@ -340,6 +408,12 @@ def _output_axis(first: Shape, second: Shape) -> int | None:
         return None
     small, large = _PROBE_SIZES
     different = [axis for axis, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
-    if len(first) != len(second) or len(different) != 1 or (first[different[0]], second[different[0]]) != (small, large):
-        raise _NoCleanAxis(f"an output has shape {list(first)} at batch {small} and {list(second)} at batch {large}")
+    if (
+        len(first) != len(second)
+        or len(different) != 1
+        or (first[different[0]], second[different[0]]) != (small, large)
+    ):
+        raise _NoCleanAxis(
+            f"an output has shape {list(first)} at batch {small} and {list(second)} at batch {large}"
+        )
     return different[0]

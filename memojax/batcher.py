@@ -19,7 +19,9 @@ States = Mapping[int, Mapping[str, Any]] | Iterable[tuple[int, Mapping[str, Any]
 
 def pairs_of(states: States) -> list[tuple[int, Mapping[str, Any]]]:
     """Agents with their states, in the order given."""
-    return cast("list[tuple[int, Mapping[str, Any]]]", list(states.items() if isinstance(states, Mapping) else states))
+    return cast(
+        "list[tuple[int, Mapping[str, Any]]]", list(states.items() if isinstance(states, Mapping) else states)
+    )
 
 
 @final
@@ -82,7 +84,9 @@ class Batcher:
             InputError: an unknown, missing, misshapen or mistyped input.
         """
         if agent in self._rows and not (replace and agent in self):
-            raise DuplicateIdError(f"agent {agent} is in this batch already: execute it first, or push one state per agent")
+            raise DuplicateIdError(
+                f"agent {agent} is in this batch already: execute it first, or push one state per agent"
+            )
         try:
             known = state.keys() == self._names
         except AttributeError:
@@ -132,9 +136,17 @@ class Batcher:
         pairs = pairs_of(states)
         agents = [agent for agent, _ in pairs]
         known = not self._rows.keys().isdisjoint(agents)
-        if len(set(agents)) < len(agents) or (known and not replace) or (known and not self._replaceable(agents)):
-            twice = next(agent for index, agent in enumerate(agents) if agent in self._rows or agent in agents[:index])
-            raise DuplicateIdError(f"agent {twice} is in this batch already: execute it first, or push one state per agent")
+        if (
+            len(set(agents)) < len(agents)
+            or (known and not replace)
+            or (known and not self._replaceable(agents))
+        ):
+            twice = next(
+                agent for index, agent in enumerate(agents) if agent in self._rows or agent in agents[:index]
+            )
+            raise DuplicateIdError(
+                f"agent {twice} is in this batch already: execute it first, or push one state per agent"
+            )
         columns = columns_of(self._api.inputs, agents, [state for _, state in pairs])
         if known:
             self._replace(agents, columns)
@@ -186,7 +198,10 @@ class Batcher:
 
     def _replace(self, agents: Sequence[int], columns: Sequence[tuple[TensorSpec, list[Any]]]) -> None:
         """Write the states of agents some of which wait already."""
-        gathered = [rows_into(spec, agents, column, np.empty((len(agents), *spec.shape), spec.dtype)) for spec, column in columns]
+        gathered = [
+            rows_into(spec, agents, column, np.empty((len(agents), *spec.shape), spec.dtype))
+            for spec, column in columns
+        ]
         for agent in agents:
             if agent not in self._rows:
                 self._rows[agent] = self._scratch.batch_size
@@ -202,7 +217,9 @@ class Batcher:
                 f"{inferer.raw_input_shapes()} and {inferer.raw_output_shapes()}: make a new Batcher"
             )
         if missing := [spec.name for spec in inferer.api.inputs if spec.name not in self._names]:
-            raise MissingInputError(missing, self._names, f"{type(inferer).__name__}, for which this batcher was not made")
+            raise MissingInputError(
+                missing, self._names, f"{type(inferer).__name__}, for which this batcher was not made"
+            )
 
     def _responses(self, inferer: Inferer) -> dict[int, Response]:
         shown = [spec.name for spec in inferer.api.outputs]

@@ -35,11 +35,16 @@ class HostCall:
         """Outputs by name, from the values in `env`."""
         inputs = [env[name] if name else None for name in self.node.inputs]
         context: dict[str, Callable[[], Any] | Any] = {
-            "n_outputs": len(self.node.outputs), "opset": self.node.opset, "output_names": self.node.outputs, "key": None,
-        }  # fmt: skip
+            "n_outputs": len(self.node.outputs),
+            "opset": self.node.opset,
+            "output_names": self.node.outputs,
+            "key": None,
+        }
         with np.errstate(all="ignore"):
             outputs = self.definition.call(inputs, self.node.attributes, context)
-        return {name: np.asarray(value) for name, value in zip(self.node.outputs, outputs, strict=False) if name}
+        return {
+            name: np.asarray(value) for name, value in zip(self.node.outputs, outputs, strict=False) if name
+        }
 
 
 def host_nodes(graph: Graph) -> list[Node]:
@@ -52,7 +57,11 @@ def host_nodes(graph: Graph) -> list[Node]:
             continue
         if definition is not None and any(node.inputs[i] in moving for i in definition.host_positions(node)):
             found.append(node)
-        if definition is None or not definition.shape_only or any(name in _made_by(found) for name in node.inputs):
+        if (
+            definition is None
+            or not definition.shape_only
+            or any(name in _made_by(found) for name in node.inputs)
+        ):
             moving.update(node.outputs)
     return found
 

@@ -32,7 +32,9 @@ def bucket_of(policy: Bucketing, max_batch_size: int | None = None) -> Bucket:
     if policy == "pow2":
         return lambda n: _limited(1 << (n - 1).bit_length(), limit)
     if isinstance(policy, str):
-        raise BatchSizeError(f"unknown bucketing {policy!r}: give 'exact', 'pow2', a list of sizes, or a function")
+        raise BatchSizeError(
+            f"unknown bucketing {policy!r}: give 'exact', 'pow2', a list of sizes, or a function"
+        )
     sizes = sorted({checked_size(size) for size in policy} | ({limit} if limit else set()))
     if not sizes:
         raise BatchSizeError("bucketing= needs at least one size")

@@ -48,11 +48,19 @@ class Choices:
                 self._write(entries)
             except OSError as cause:
                 self._writable = False
-                log.warning("autotuning's choices cannot be written to %s (%s): they are found anew", self.path, cause.strerror or cause)
+                log.warning(
+                    "autotuning's choices cannot be written to %s (%s): they are found anew",
+                    self.path,
+                    cause.strerror or cause,
+                )
 
     def labels(self, model: str | None = None) -> list[str]:
         """What there are choices for (of `model`, a file's name with or without its suffix), as "policy.onnx x 8"."""
-        return [entry["for"] for entry in self._read().values() if _is_choice(entry) and is_of(entry["for"], model)]
+        return [
+            entry["for"]
+            for entry in self._read().values()
+            if _is_choice(entry) and is_of(entry["for"], model)
+        ]
 
     def clear(self, model: str | None = None) -> int:
         """Forget all choices, or those of `model`; gives their number. A file that holds something else is left alone.
@@ -62,7 +70,11 @@ class Choices:
         """
         with self._lock:
             entries = self._read()
-            left = {key: entry for key, entry in entries.items() if not _is_choice(entry) or not is_of(entry["for"], model)}
+            left = {
+                key: entry
+                for key, entry in entries.items()
+                if not _is_choice(entry) or not is_of(entry["for"], model)
+            }
             if len(left) < len(entries):
                 self._write(left)
             return len(entries) - len(left)

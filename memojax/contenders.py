@@ -43,8 +43,12 @@ class Contender(abc.ABC):
                 "made from (on the command line --onnx FILE, in memojax.verify reference=FILE)"
             )
         self._rows = typed.fn
-        self._shown = {spec.name: (spec, self._rows.file_names[1][i]) for i, spec in enumerate(typed.api.outputs)}
-        self._files = dict(zip((spec.name for spec in typed.api.inputs), self._rows.file_names[0], strict=True))
+        self._shown = {
+            spec.name: (spec, self._rows.file_names[1][i]) for i, spec in enumerate(typed.api.outputs)
+        }
+        self._files = dict(
+            zip((spec.name for spec in typed.api.inputs), self._rows.file_names[0], strict=True)
+        )
         self.row_by_row = self._rows.rule.kind == "vmap"
 
     @abc.abstractmethod
@@ -83,7 +87,9 @@ class Contender(abc.ABC):
         for name, (_, in_file) in self._shown.items():
             axis = self._rows.rule.outputs.get(in_file)
             value = results[in_file]
-            shown[name] = np.broadcast_to(value, (n, *value.shape)) if axis is None else np.moveaxis(value, axis, 0)
+            shown[name] = (
+                np.broadcast_to(value, (n, *value.shape)) if axis is None else np.moveaxis(value, axis, 0)
+            )
         return shown
 
     def _each(self, inputs: Rows, n: int) -> dict[str, np.ndarray]:
@@ -102,7 +108,9 @@ class Contender(abc.ABC):
 
     def _single(self, inputs: Rows, i: int) -> dict[str, np.ndarray]:
         shapes = self._rows.rule.inputs
-        given = {self._files[name]: rows[i].reshape(shapes[self._files[name]][1]) for name, rows in inputs.items()}
+        given = {
+            self._files[name]: rows[i].reshape(shapes[self._files[name]][1]) for name, rows in inputs.items()
+        }
         return {**self._rows.constants, **given}
 
 
@@ -122,7 +130,9 @@ class OnnxRuntime(Contender):
         options.log_severity_level = 4
         assert typed.model is not None
         try:
-            self._session = onnxruntime.InferenceSession(typed.model.content, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                typed.model.content, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as cause:
             raise ContenderError(f"onnxruntime cannot load {typed.model.name}: {cause}") from cause
         self._names = list(dict.fromkeys(in_file for _, in_file in self._shown.values()))
@@ -132,7 +142,9 @@ class OnnxRuntime(Contender):
         """A session takes any batch size."""
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        values = self._session.run(self._names, {name: value for name, value in feeds.items() if name in self._takes})
+        values = self._session.run(
+            self._names, {name: value for name, value in feeds.items() if name in self._takes}
+        )
         return dict(zip(self._names, map(np.asarray, values), strict=True))
 
 
@@ -152,10 +164,15 @@ class Tract(Contender):
         assert typed.model is not None
         self._model = typed.model
         proto = onnx.ModelProto.FromString(typed.model.content)
-        del proto.graph.value_info[:]  # what files declare about shapes in between is often wrong, and tract believes it
+        del proto.graph.value_info[
+            :
+        ]  # what files declare about shapes in between is often wrong, and tract believes it
         self._content = proto.SerializeToString()
         self._outputs = [output.name for output in proto.graph.output]
-        self._specs = {name: (spec.shape, spec.dtype) for spec, name in zip(typed.api.inputs, self._rows.file_names[0], strict=True)}
+        self._specs = {
+            name: (spec.shape, spec.dtype)
+            for spec, name in zip(typed.api.inputs, self._rows.file_names[0], strict=True)
+        }
         self._plans: dict[int, tuple[Any, list[str]]] = {}
 
     def prepare(self, n: int) -> None:
@@ -172,7 +189,10 @@ class Tract(Contender):
                 model.set_output_fact(i, None)
             for i, name in enumerate(inputs):
                 axis, shape = self._rows.rule.inputs[name]
-                dims = [size if position == axis and not self.row_by_row else dim for position, dim in enumerate(shape)]
+                dims = [
+                    size if position == axis and not self.row_by_row else dim
+                    for position, dim in enumerate(shape)
+                ]
                 model.set_input_fact(i, ",".join(map(str, (*dims, _tract_dtype(self._specs[name][1])))))
             self._plans[size] = (model.into_model().into_runnable(), inputs)
         except Exception as cause:
@@ -193,4 +213,6 @@ CONTENDERS: dict[str, type[Contender]] = {"onnxruntime": OnnxRuntime, "tract": T
 
 
 def _tract_dtype(dtype: np.dtype) -> str:
-    return {"f": "f", "i": "i", "u": "u", "b": "bool"}[dtype.kind] + ("" if dtype.kind == "b" else str(dtype.itemsize * 8))
+    return {"f": "f", "i": "i", "u": "u", "b": "bool"}[dtype.kind] + (
+        "" if dtype.kind == "b" else str(dtype.itemsize * 8)
+    )

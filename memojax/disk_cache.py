@@ -109,7 +109,11 @@ class DiskCache:
                 raise
         except OSError as cause:
             self._writable = False
-            log.warning("the cache folder %s cannot be written (%s): plans are kept in memory only", self.folder, cause.strerror or cause)
+            log.warning(
+                "the cache folder %s cannot be written (%s): plans are kept in memory only",
+                self.folder,
+                cause.strerror or cause,
+            )
 
     def forget(self, key: Mapping[str, Any]) -> None:
         """Remove the entry for `key`, if there is one."""
@@ -123,7 +127,9 @@ class DiskCache:
             with contextlib.suppress(OSError):
                 status = path.stat()
                 found.append(Entry(path, status.st_size, status.st_mtime, _description(path)))
-        return sorted((entry for entry in found if is_of(entry.description, model)), key=lambda entry: -entry.last_used)
+        return sorted(
+            (entry for entry in found if is_of(entry.description, model)), key=lambda entry: -entry.last_used
+        )
 
     def clear(self, model: str | None = None) -> int:
         """Remove all entries, or those of `model`; gives their number. Other files in the folder are left alone."""
@@ -136,7 +142,9 @@ class DiskCache:
 
     def _files(self) -> list[Path]:
         """Files that are entries by their names and headers."""
-        return [path for path in self.folder.glob("*.plan") if _is_entry(path)] if self.folder.is_dir() else []
+        return (
+            [path for path in self.folder.glob("*.plan") if _is_entry(path)] if self.folder.is_dir() else []
+        )
 
     def _path(self, digest: bytes) -> Path:
         return self.folder / f"{digest.hex()}.plan"
@@ -194,7 +202,12 @@ def _checked(raw: bytes, digest: bytes) -> bytes | None:
         return None
     magic, key, checksum, length = _HEADER.unpack_from(raw)
     payload = raw[_HEADER.size : _HEADER.size + length]
-    if magic != _MAGIC or key != digest or len(payload) != length or hashlib.sha256(payload).digest() != checksum:
+    if (
+        magic != _MAGIC
+        or key != digest
+        or len(payload) != length
+        or hashlib.sha256(payload).digest() != checksum
+    ):
         return None
     return payload
 
@@ -212,7 +225,11 @@ def _is_entry(path: Path) -> bool:
             start = file.read(_HEADER.size)
     except OSError:
         return False
-    return len(start) == _HEADER.size and start.startswith(_MAGIC) and _HEADER.unpack(start)[1].hex() == path.stem
+    return (
+        len(start) == _HEADER.size
+        and start.startswith(_MAGIC)
+        and _HEADER.unpack(start)[1].hex() == path.stem
+    )
 
 
 def _description(path: Path) -> str:

@@ -68,7 +68,9 @@ _MOVES: dict[str, Callable[..., np.ndarray]] = {
     "squeeze": lambda _, aval, array: array.reshape(aval.shape),
     "expand_dims": lambda _, aval, array: array.reshape(aval.shape),
     "broadcast_in_dim": _broadcast,
-    "iota": lambda params, aval: np.broadcast_to(_along(np.arange(aval.shape[params["dimension"]]), params, aval), aval.shape),
+    "iota": lambda params, aval: np.broadcast_to(
+        _along(np.arange(aval.shape[params["dimension"]]), params, aval), aval.shape
+    ),
     "slice": _slice,
     "concatenate": lambda params, _, *arrays: np.concatenate(arrays, params["dimension"]),
     "stack": lambda params, _, *arrays: np.stack(arrays, params["axis"]),

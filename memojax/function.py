@@ -55,8 +55,14 @@ class GraphFunction:
         needed = needed_statically(self.graph)
         self._needed = frozenset(needed)
         self.static_inputs = tuple(value.name for value in graph.inputs if value.name in needed)
-        weights = {name for name, array in self.graph.initializers.items() if name not in needed and _is_weight(array)}
-        self.params: dict[str, np.ndarray] = {n: a for n, a in self.graph.initializers.items() if n in weights}
+        weights = {
+            name
+            for name, array in self.graph.initializers.items()
+            if name not in needed and _is_weight(array)
+        }
+        self.params: dict[str, np.ndarray] = {
+            n: a for n, a in self.graph.initializers.items() if n in weights
+        }
         self.constants = {n: a for n, a in self.graph.initializers.items() if n not in weights}
         self.random = any(map(_draws, self.graph.all_nodes()))
 
@@ -75,7 +81,9 @@ class GraphFunction:
         env.update((name, jnp.asarray(value)) for name, value in params.items())
         for value in self.graph.inputs:
             given = inputs[value.name]
-            env[value.name] = self._static_input(value.name, given) if value.name in self.static_inputs else _traced(given)
+            env[value.name] = (
+                self._static_input(value.name, given) if value.name in self.static_inputs else _traced(given)
+            )
         if self.random and key is None:
             raise LoweringError("this model has random operators: pass a JAX PRNG key")
         run = _Run(self.graph, self._needed, key)
@@ -97,7 +105,9 @@ class GraphFunction:
                 reached.update(filter(None, node.outputs))
         return reached
 
-    def constant_outputs(self, names: Sequence[str], bound: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def constant_outputs(
+        self, names: Sequence[str], bound: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         """Values of outputs that depend on no input."""
         graph = prune(self.graph, names)
         env: dict[str, Value] = {**bound, **graph.initializers}
@@ -107,7 +117,9 @@ class GraphFunction:
 
     def _static_input(self, name: str, given: Any) -> Any:
         if isinstance(given, Tracer):
-            raise StaticInputError(f"input {name!r} decides a shape, so its value must be known while tracing: close over it instead")
+            raise StaticInputError(
+                f"input {name!r} decides a shape, so its value must be known while tracing: close over it instead"
+            )
         return np.asarray(given)
 
 
@@ -172,7 +184,12 @@ class _Run:
                     raise StaticInputError(self._not_static(node, definition, position))
             with np.errstate(all="ignore"):
                 outputs = tuple(map(_tidy, self._call(definition, node, inputs, env)))
-                folds = is_static(inputs) and not is_static(outputs) and self.needed.intersection(node.outputs) and not _draws(node)
+                folds = (
+                    is_static(inputs)
+                    and not is_static(outputs)
+                    and self.needed.intersection(node.outputs)
+                    and not _draws(node)
+                )
                 if folds and is_static([env[name] for name in node.reads()]):
                     outputs = self._at_once(definition, node, inputs, env)
             return outputs
@@ -192,23 +209,36 @@ class _Run:
             OverflowError,
             AssertionError,
         ) as cause:
-            given = ", ".join(f"{name or '-'}: {_describe(value)}" for name, value in zip(node.inputs, inputs, strict=True))
-            located = LoweringError(f"node {node.name!r} ({node.op_type}, opset {node.opset}; inputs {given}): {cause}")
+            given = ", ".join(
+                f"{name or '-'}: {_describe(value)}" for name, value in zip(node.inputs, inputs, strict=True)
+            )
+            located = LoweringError(
+                f"node {node.name!r} ({node.op_type}, opset {node.opset}; inputs {given}): {cause}"
+            )
             located.located = True  # pyright: ignore[reportAttributeAccessIssue]
             raise located from cause
 
-    def _call(self, definition: OpDef, node: Node, inputs: Sequence[Value], env: MutableMapping[str, Value]) -> tuple[Value, ...]:
-        attributes = {name: Body(value, self, env) if isinstance(value, Graph) else value for name, value in node.attributes.items()}
+    def _call(
+        self, definition: OpDef, node: Node, inputs: Sequence[Value], env: MutableMapping[str, Value]
+    ) -> tuple[Value, ...]:
+        attributes = {
+            name: Body(value, self, env) if isinstance(value, Graph) else value
+            for name, value in node.attributes.items()
+        }
         context = _Context(self, node, definition, env) if definition.injected else {}
         return definition.call(inputs, attributes, context)
 
-    def _at_once(self, definition: OpDef, node: Node, inputs: Sequence[Value], env: MutableMapping[str, Value]) -> tuple[Value, ...]:
+    def _at_once(
+        self, definition: OpDef, node: Node, inputs: Sequence[Value], env: MutableMapping[str, Value]
+    ) -> tuple[Value, ...]:
         """Evaluate a node whose value decides a shape but whose operator is not written for NumPy."""
         check_not_forked()
         with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.default_device(cpu_device()):
             return tuple(jax.tree.map(np.asarray, self._call(definition, node, inputs, env)))
 
-    def _expanded(self, node: Node, inputs: list[Value], env: MutableMapping[str, Value]) -> tuple[Value, ...]:
+    def _expanded(
+        self, node: Node, inputs: list[Value], env: MutableMapping[str, Value]
+    ) -> tuple[Value, ...]:
         body = schema_body(node, inputs)
         if body is None:
             raise LoweringError("no definition, and the spec gives no function body for these types")
@@ -270,14 +300,18 @@ def _definition(node: Node) -> OpDef | None:
 def _draws(node: Node) -> bool:
     """Whether a node, or one in its subgraphs, draws random numbers."""
     definition = _definition(node)
-    return (definition is not None and definition.draws(node)) or any(_draws(inner) for body in node.bodies for inner in body.nodes)
+    return (definition is not None and definition.draws(node)) or any(
+        _draws(inner) for body in node.bodies for inner in body.nodes
+    )
 
 
 def _check_supported(graph: Graph) -> None:
     missing: dict[tuple[str, str, int], Unsupported] = {}
     for node in graph.all_nodes():
         definition = _definition(node)
-        if (definition is not None and definition.fn is not None) or (definition is None and has_function_body(node)):
+        if (definition is not None and definition.fn is not None) or (
+            definition is None and has_function_body(node)
+        ):
             continue
         reason = definition.reason if definition else "no such operator is known here"
         key = (node.domain, node.op_type, node.opset)
@@ -290,9 +324,13 @@ def _check_supported(graph: Graph) -> None:
 def _lift_constants(graph: Graph) -> Graph:
     """Tensors of Constant nodes as initializers, so that a weight is a weight whichever way a file spells it."""
     lifted = {
-        node.outputs[0]: node.attributes["value"] for node in graph.nodes if node.op_type == "Constant" and "value" in node.attributes
+        node.outputs[0]: node.attributes["value"]
+        for node in graph.nodes
+        if node.op_type == "Constant" and "value" in node.attributes
     }
-    nodes = tuple(node for node in graph.nodes if not (node.op_type == "Constant" and node.outputs[0] in lifted))
+    nodes = tuple(
+        node for node in graph.nodes if not (node.op_type == "Constant" and node.outputs[0] in lifted)
+    )
     return replace(graph, nodes=nodes, initializers={**graph.initializers, **lifted})
 
 

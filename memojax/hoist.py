@@ -81,7 +81,9 @@ class Residue:
         """How `nodes` are made of the weights, in words that are the same in every process."""
         return ", ".join(map(_origin, self.nodes))
 
-    def __call__(self, leading: Sequence[Any], inputs: Sequence[Any], rewrite: Rewrite | None = None) -> list[Any]:
+    def __call__(
+        self, leading: Sequence[Any], inputs: Sequence[Any], rewrite: Rewrite | None = None
+    ) -> list[Any]:
         """Outputs; `rewrite(step, inputs)` stands in for `step.bind(inputs)`.
 
         No output is an input itself, so that buffers may be reused.
@@ -91,7 +93,10 @@ class Residue:
         for step in self.steps:
             given = [_read(env, atom) for atom in step.inputs]
             env.update(zip(step.outputs, rewrite(step, given) if rewrite else step.bind(given), strict=True))
-        return [lax.copy_p.bind(env[atom]) if isinstance(atom, int) and atom in passed else _read(env, atom) for atom in self.outputs]
+        return [
+            lax.copy_p.bind(env[atom]) if isinstance(atom, int) and atom in passed else _read(env, atom)
+            for atom in self.outputs
+        ]
 
 
 class Hoister:
@@ -121,7 +126,9 @@ class Hoister:
             taken = sum(flat.sizes[number] for number in numbers if number in known)
             given = sum(flat.sizes[number] for number in step.outputs)
             made = None
-            if all(number in known or number in free for number in numbers) and not any(map(_opaque, step.avals)):
+            if all(number in known or number in free for number in numbers) and not any(
+                map(_opaque, step.avals)
+            ):
                 if 0 < given <= taken:
                     made = self._made(step, known, free)
                 elif not taken:
@@ -132,7 +139,13 @@ class Hoister:
                 known.update(zip(step.outputs, made, strict=True))
         steps, needed = _alive(kept, outputs)
         leading = tuple(number for number in known if number in needed)
-        return Residue(tuple(known[n] for n in leading), steps, tuple(arguments[len(self.leaves) :]), tuple(outputs), leading)
+        return Residue(
+            tuple(known[n] for n in leading),
+            steps,
+            tuple(arguments[len(self.leaves) :]),
+            tuple(outputs),
+            leading,
+        )
 
     def values(self, nodes: Iterable[Node]) -> list[np.ndarray]:
         """Values of `nodes` on the host; they are remembered for as long as somebody holds them."""
@@ -150,7 +163,9 @@ class Hoister:
         self.leaves = tuple(leaves)
         self._values.clear()
 
-    def _made(self, step: Step, known: Mapping[int, Node], free: Mapping[int, Step]) -> tuple[Node, ...] | None:
+    def _made(
+        self, step: Step, known: Mapping[int, Node], free: Mapping[int, Step]
+    ) -> tuple[Node, ...] | None:
         """The nodes of a step over weights and literals; None for one that cannot be recognised again."""
         inputs: list[Node | _Literal] = []
         for atom in step.inputs:
@@ -162,7 +177,11 @@ class Hoister:
             else:
                 inputs.append(known[atom] if isinstance(atom, int) else atom)
         try:
-            key = (step.primitive, _frozen(step.params), tuple(n if isinstance(n, Node) else _frozen(n.value) for n in inputs))
+            key = (
+                step.primitive,
+                _frozen(step.params),
+                tuple(n if isinstance(n, Node) else _frozen(n.value) for n in inputs),
+            )
         except TypeError:
             return None
         if key not in self._nodes:
@@ -178,7 +197,10 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
         if node.step is None:
             return weights[node.index]
         if node not in memo:
-            given = [walk(source, run, weights) if isinstance(source, Node) else source.value for source in node.inputs]
+            given = [
+                walk(source, run, weights) if isinstance(source, Node) else source.value
+                for source in node.inputs
+            ]
             memo[node] = run(node.step, given)[node.index]
         return memo[node]
 
@@ -237,7 +259,9 @@ def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, 
 def _origin(node: Node) -> str:
     if node.step is None:
         return str(node.index)
-    given = (_origin(source) if isinstance(source, Node) else f"{np.shape(source.value)}" for source in node.inputs)
+    given = (
+        _origin(source) if isinstance(source, Node) else f"{np.shape(source.value)}" for source in node.inputs
+    )
     return f"{node.step.primitive.name}.{node.index}({', '.join(given)})"
 
 

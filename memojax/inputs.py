@@ -59,7 +59,9 @@ class Response(dict[str, np.ndarray]):
         return self
 
 
-def gather(specs: Sequence[TensorSpec], agents: Sequence[int], states: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def gather(
+    specs: Sequence[TensorSpec], agents: Sequence[int], states: Sequence[Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
     """The states of `agents` as rows, `[n, *element_shape]` for each of `specs`.
 
     Raises:
@@ -96,7 +98,9 @@ def rows_into(spec: TensorSpec, agents: Iterable[int], column: list[Any], out: n
     if spec.shape and column:
         try:
             if set(map(len, column)) == {spec.shape[0]}:
-                np.concatenate(column, out=out.reshape(len(column) * spec.shape[0], *spec.shape[1:]), casting="no")
+                np.concatenate(
+                    column, out=out.reshape(len(column) * spec.shape[0], *spec.shape[1:]), casting="no"
+                )
                 return out
         except (TypeError, ValueError):
             pass
@@ -108,7 +112,11 @@ def rows_into(spec: TensorSpec, agents: Iterable[int], column: list[Any], out: n
 def _room(spec: TensorSpec, n: int) -> np.ndarray:
     """Rows to be written: aligned, which costs 3 us, only where XLA would read them in place."""
     shape = (n, *spec.shape)
-    return np.empty(shape, spec.dtype) if math.prod(shape) * spec.dtype.itemsize <= LARGEST else aligned_empty(shape, spec.dtype)
+    return (
+        np.empty(shape, spec.dtype)
+        if math.prod(shape) * spec.dtype.itemsize <= LARGEST
+        else aligned_empty(shape, spec.dtype)
+    )
 
 
 def row_of(spec: TensorSpec, agent: int, given: Any) -> np.ndarray:
@@ -119,7 +127,9 @@ def row_of(spec: TensorSpec, agent: int, given: Any) -> np.ndarray:
     """
     row = as_dtype(spec, given)
     if row.shape != spec.shape:
-        raise InputShapeError(f"input {spec.name!r} of agent {agent} has shape {list(row.shape)}, expected {list(spec.shape)}")
+        raise InputShapeError(
+            f"input {spec.name!r} of agent {agent} has shape {list(row.shape)}, expected {list(spec.shape)}"
+        )
     return row
 
 
@@ -130,7 +140,9 @@ def check_names(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any
         InputError: it has not, or is no mapping.
     """
     if not isinstance(state, Mapping):
-        raise InputError(f"the state of agent {agent} is {type(state).__name__}, expected input name -> array")
+        raise InputError(
+            f"the state of agent {agent} is {type(state).__name__}, expected input name -> array"
+        )
     names = [spec.name for spec in specs]
     if unknown := [name for name in state if name not in names]:
         raise UnknownInputError(unknown, names, f"agent {agent}'s model")
@@ -138,11 +150,15 @@ def check_names(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any
         raise MissingInputError(missing, state, f"agent {agent}")
 
 
-def responses_of(names: Sequence[str], agents: Iterable[int], outputs: Iterable[np.ndarray]) -> dict[int, Response]:
+def responses_of(
+    names: Sequence[str], agents: Iterable[int], outputs: Iterable[np.ndarray]
+) -> dict[int, Response]:
     """Rows by agent: `outputs` has an array `[n, *element_shape]` for each of `names`, which the responses own from then on."""
     answers = {agent: Response() for agent in agents}
     for name, rows in zip(names, outputs, strict=True):
-        for answer, row in zip(answers.values(), rows if rows.ndim > 1 else map(np.asarray, rows), strict=True):
+        for answer, row in zip(
+            answers.values(), rows if rows.ndim > 1 else map(np.asarray, rows), strict=True
+        ):
             answer[name] = row
     return answers
 
@@ -170,7 +186,9 @@ def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
     if given == np.bool_ or wanted == np.bool_ or given.kind in "OSUMm":
         return given == wanted or (given == np.bool_ and wanted.kind in "iuf")
     if "V" in (given.kind, wanted.kind):
-        return given.kind != "c" and (jnp.issubdtype(wanted, jnp.floating) or not jnp.issubdtype(given, jnp.floating))
+        return given.kind != "c" and (
+            jnp.issubdtype(wanted, jnp.floating) or not jnp.issubdtype(given, jnp.floating)
+        )
     if given.kind in "iu" and wanted.kind in "iu":
         return True
     return np.can_cast(given, wanted, "same_kind")

@@ -20,7 +20,7 @@ from .errors import (
     UnknownInputError,
     Unsupported,
     UnsupportedOpError,
-)  # fmt: skip
+)
 from .forking import check_not_forked
 from .function import GraphFunction
 from .model import load_model
@@ -47,7 +47,14 @@ class OneShot:
     OneShot(obs -> logits; 1 plans)
     """
 
-    def __init__(self, source: Source, *, outputs: tuple[str, ...] | None = None, device: jax.Device | None = None, strict: bool = False):
+    def __init__(
+        self,
+        source: Source,
+        *,
+        outputs: tuple[str, ...] | None = None,
+        device: jax.Device | None = None,
+        strict: bool = False,
+    ):
         """Load `source` (see `load_model`).
 
         Raises:
@@ -57,16 +64,28 @@ class OneShot:
         self.breaks = host_nodes(self.model.graph)
         if self.breaks:
             if strict:
-                raise UnsupportedOpError([Unsupported(n.domain, n.op_type, n.opset, (n.name,), _BREAK) for n in self.breaks])
+                raise UnsupportedOpError(
+                    [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _BREAK) for n in self.breaks]
+                )
             listing = ", ".join(f"{node.name} ({node.op_type})" for node in self.breaks)
-            log.warning("%s: %d graph break(s), run on the host between compiled parts: %s", self.model.name, len(self.breaks), listing)
+            log.warning(
+                "%s: %d graph break(s), run on the host between compiled parts: %s",
+                self.model.name,
+                len(self.breaks),
+                listing,
+            )
         place = device or cpu_device()
-        self._steps = [step if isinstance(step, HostCall) else _Compiled(step.graph, place) for step in split(self.model.graph)]
+        self._steps = [
+            step if isinstance(step, HostCall) else _Compiled(step.graph, place)
+            for step in split(self.model.graph)
+        ]
 
     def __repr__(self) -> str:
         """What it takes and gives, what is compiled, and where the graph breaks."""
         graph = self.model.graph
-        inputs, outputs = (", ".join(value.name for value in values) for values in (graph.inputs, graph.outputs))
+        inputs, outputs = (
+            ", ".join(value.name for value in values) for values in (graph.inputs, graph.outputs)
+        )
         plans = sum(len(step.plans) for step in self._steps if isinstance(step, _Compiled))
         breaks = f", graph breaks at {', '.join(node.op_type for node in self.breaks)}" if self.breaks else ""
         return f"OneShot({ascii(inputs)[1:-1]} -> {ascii(outputs)[1:-1]}; {plans} plans{breaks})"
@@ -88,7 +107,11 @@ class OneShot:
             return self._steps[0](env, seed)
         env.update(self.model.graph.initializers)
         for step in self._steps:
-            env.update(step(env) if isinstance(step, HostCall) else step({name: env[name] for name in step.inputs}, seed))
+            env.update(
+                step(env)
+                if isinstance(step, HostCall)
+                else step({name: env[name] for name in step.inputs}, seed)
+            )
         return {value.name: env[value.name] for value in self.model.graph.outputs}
 
     @property
@@ -108,7 +131,11 @@ class _Compiled:
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, Value]:
         check_not_forked()
-        fixed = {name: v for name, v in inputs.items() if name in self.function.static_inputs or not _is_traceable(v)}
+        fixed = {
+            name: v
+            for name, v in inputs.items()
+            if name in self.function.static_inputs or not _is_traceable(v)
+        }
         moving = {name: value for name, value in inputs.items() if name not in fixed}
         key = tuple((name, _signature(value, name in fixed)) for name, value in inputs.items())
         with jax.enable_x64(True):
@@ -118,7 +145,9 @@ class _Compiled:
             results = executable(moving, np.array([0, seed & 0xFFFFFFFF], np.uint32))
         leaves, structure = static
         results = iter(results)
-        values = jax.tree.unflatten(structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves])
+        values = jax.tree.unflatten(
+            structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves]
+        )
         return dict(zip((value.name for value in self.function.graph.outputs), values, strict=True))
 
     def _compile(self, fixed: dict[str, Any], moving: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -128,18 +157,24 @@ class _Compiled:
             key = jax.random.wrap_key_data(key_data, impl="threefry2x32") if self.function.random else None
             with inlined():
                 outputs = self.function(self.function.params, {**fixed, **inputs}, key)
-            leaves, structure = jax.tree.flatten(list(outputs.values()))  # as a dict it would be sorted by name
+            leaves, structure = jax.tree.flatten(
+                list(outputs.values())
+            )  # as a dict it would be sorted by name
             static[:] = [[_COMPUTED if isinstance(leaf, jax.Array) else leaf for leaf in leaves], structure]
             return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
         place = SingleDeviceSharding(self._device)
         with jax.default_matmul_precision(None if self._device.platform == "cpu" else "highest"):
-            lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(moving, np.zeros(2, np.uint32))
+            lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(
+                moving, np.zeros(2, np.uint32)
+            )
             executable = compiled(lowered, self._device)
         return lambda *args: [np.asarray(value) for value in executable(*args)], static
 
 
-def run(source: Source, inputs: Mapping[str, Any], *, outputs: tuple[str, ...] | None = None, seed: int = 0) -> dict[str, Value]:
+def run(
+    source: Source, inputs: Mapping[str, Any], *, outputs: tuple[str, ...] | None = None, seed: int = 0
+) -> dict[str, Value]:
     """Load a model and run it once, in the file's own layout; any model, batched or not.
 
     >>> memojax.run(memojax.policies.bundled("acrobot_ppo"), {"obs": np.zeros((2, 6), np.float32)})["logits"].shape
@@ -166,14 +201,18 @@ def _checked(value: Declared, inputs: Mapping[str, Any]) -> Any:
     array = np.asarray(given)
     if value.dtype is not None and array.dtype != value.dtype:
         if not _fits(array.dtype, value.dtype):
-            raise InputDtypeError(f"input {value.name!r} is {array.dtype}, the model takes {value.dtype}: cast it first")
+            raise InputDtypeError(
+                f"input {value.name!r} is {array.dtype}, the model takes {value.dtype}: cast it first"
+            )
         array = array.astype(value.dtype)
     if value.shape is not None:
         wrong = len(array.shape) != len(value.shape) or any(
             isinstance(want, int) and want != got for want, got in zip(value.shape, array.shape, strict=False)
         )
         if wrong:
-            raise InputShapeError(f"input {value.name!r} has shape {list(array.shape)}, the model takes {list(value.shape)}")
+            raise InputShapeError(
+                f"input {value.name!r} has shape {list(array.shape)}, the model takes {list(value.shape)}"
+            )
     return array
 
 

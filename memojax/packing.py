@@ -32,7 +32,9 @@ class Packing:
         """Pack the outputs of each dtype whose bytes are few."""
         groups: dict[Any, list[int]] = {}
         for index, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
-            groups.setdefault((np.dtype(dtype), index if _bytes(shape, dtype) > LARGEST else -1), []).append(index)
+            groups.setdefault((np.dtype(dtype), index if _bytes(shape, dtype) > LARGEST else -1), []).append(
+                index
+            )
         packed = []
         for (dtype, _), members in groups.items():
             fits = len(members) > 1 and sum(_bytes(shapes[i], dtype) for i in members) <= LARGEST
@@ -42,7 +44,8 @@ class Packing:
     def pack(self, outputs: Sequence[Any]) -> Any:
         """In the traced function: outputs to results; a lone result is not in a tuple."""
         results = [
-            outputs[group[0]] if len(group) == 1 else jnp.concatenate([outputs[i].reshape(-1) for i in group]) for group in self.groups
+            outputs[group[0]] if len(group) == 1 else jnp.concatenate([outputs[i].reshape(-1) for i in group])
+            for group in self.groups
         ]
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -60,7 +63,10 @@ class Packing:
         """Shape and dtype of each result, for outputs of these dtypes."""
         sizes = [math.prod(shape) for shape in self.shapes]
         return [
-            jax.ShapeDtypeStruct(self.shapes[group[0]] if len(group) == 1 else (sum(sizes[i] for i in group),), dtypes[group[0]])
+            jax.ShapeDtypeStruct(
+                self.shapes[group[0]] if len(group) == 1 else (sum(sizes[i] for i in group),),
+                dtypes[group[0]],
+            )
             for group in self.groups
         ]
 
@@ -87,7 +93,10 @@ class Packing:
 
         def unpack(results: Any) -> list[np.ndarray]:
             flats = [asarray(result) for result in results]
-            return [flats[number] if whole[number] else flats[number][part].reshape(shape) for number, part, shape in places]
+            return [
+                flats[number] if whole[number] else flats[number][part].reshape(shape)
+                for number, part, shape in places
+            ]
 
         return unpack
 

@@ -56,7 +56,9 @@ class Executable:
         """Memory for code, temporaries and outputs, where XLA says it."""
         try:
             memory = self.compiled.memory_analysis()
-            return int(memory.generated_code_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes)
+            return int(
+                memory.generated_code_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+            )
         except Exception:
             return None
 
@@ -73,11 +75,29 @@ class Plan:
     """
 
     __slots__ = (
-        "__weakref__", "_executable", "_run", "_tick",
-        "answer", "compile_ms", "gain", "meter", "platform", "random", "size", "traced",
-    )  # fmt: skip
+        "__weakref__",
+        "_executable",
+        "_run",
+        "_tick",
+        "answer",
+        "compile_ms",
+        "gain",
+        "meter",
+        "platform",
+        "random",
+        "size",
+        "traced",
+    )
 
-    def __init__(self, size: int, executable: Executable, meter: Meter, platform: str, compile_ms: float, random: bool = False):
+    def __init__(
+        self,
+        size: int,
+        executable: Executable,
+        meter: Meter,
+        platform: str,
+        compile_ms: float,
+        random: bool = False,
+    ):
         self.size = size
         self.random = random
         self.platform = platform
@@ -118,5 +138,12 @@ class Plan:
         median = times[len(times) // 2] * 1e6 if times else None
         executable = self._executable
         return PlanInfo(
-            self.size, self.compile_ms, self.calls, median, executable.bytes(), self.platform, executable.candidate, self.gain
-        )  # fmt: skip
+            self.size,
+            self.compile_ms,
+            self.calls,
+            median,
+            executable.bytes(),
+            self.platform,
+            executable.candidate,
+            self.gain,
+        )

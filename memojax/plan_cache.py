@@ -156,9 +156,14 @@ class PlanCache:
         with self._lock:
             calls = sum(plan.calls for plan in self._plans.values()) + self._dropped_calls.total()
             return CacheInfo(
-                max(0, calls - self._misses), self._misses, self._evictions, self.maxsize, len(self._plans), self._compile_seconds,
+                max(0, calls - self._misses),
+                self._misses,
+                self._evictions,
+                self.maxsize,
+                len(self._plans),
+                self._compile_seconds,
                 self._padded_rows,
-            )  # fmt: skip
+            )
 
     def calls(self) -> Counter[int]:
         """How often each size ran, plans that were dropped since included."""
@@ -208,7 +213,13 @@ class PlanCache:
         future.set_result(plan)
         others = nearest([other for other in self.sizes() if other != size], size)
         why = "preloaded" if size in self._pinned else "first seen"
-        log.info("compiled batch size %d in %.0f ms (%s; nearest plans: %s)", size, plan.compile_ms, why, others or "none")
+        log.info(
+            "compiled batch size %d in %.0f ms (%s; nearest plans: %s)",
+            size,
+            plan.compile_ms,
+            why,
+            others or "none",
+        )
         return plan
 
     def replace(self, plans: Mapping[int, Plan]) -> None:
@@ -235,7 +246,11 @@ class PlanCache:
             return
         loose = [size for size in self._plans if size not in self._pinned]
         while len(loose) > self.maxsize:
-            oldest = min((size for size in loose if size != keep), key=lambda size: self._used.get(size, 0), default=None)
+            oldest = min(
+                (size for size in loose if size != keep),
+                key=lambda size: self._used.get(size, 0),
+                default=None,
+            )
             if oldest is None:
                 return
             loose.remove(oldest)

@@ -59,7 +59,11 @@ class PlanStore:
         self._fingerprint = typed.fingerprint
         self._disk = disk if typed.fingerprint else None
         self._tuner = tuner or Tuner()
-        if weights == "auto" and device.platform == "cpu" and (self._disk is not None or self._tuner.mode != "off"):
+        if (
+            weights == "auto"
+            and device.platform == "cpu"
+            and (self._disk is not None or self._tuner.mode != "off")
+        ):
             weights = "constant"  # only then there is something to store, and to tune
         self._planner = Planner(typed, device, weights, precision)
         self._planner.keep_traces = self._tuner.handles(self._planner)
@@ -73,9 +77,16 @@ class PlanStore:
         with self._lock:
             if device not in self._elsewhere:
                 planner = Planner(
-                    self.typed, device, self._planner.weights if device.platform == "cpu" else "auto", self._precision, host=False
+                    self.typed,
+                    device,
+                    self._planner.weights if device.platform == "cpu" else "auto",
+                    self._precision,
+                    host=False,
                 )
-                self._elsewhere[device] = planner, PlanCache(functools.partial(self._lower_on, planner), self.cache.maxsize)
+                self._elsewhere[device] = (
+                    planner,
+                    PlanCache(functools.partial(self._lower_on, planner), self.cache.maxsize),
+                )
             return self._elsewhere[device][1]
 
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
@@ -115,8 +126,10 @@ class PlanStore:
         self.cache.replace(plans)
         log.info(
             "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
-            "(load with weights='argument' to begin that way)", len(plans), (time.perf_counter() - started) * 1e3,
-        )  # fmt: skip
+            "(load with weights='argument' to begin that way)",
+            len(plans),
+            (time.perf_counter() - started) * 1e3,
+        )
 
     def _lower(self, size: int) -> Lowered:
         self._check_fits(self._planner, size)
@@ -137,7 +150,9 @@ class PlanStore:
         if plan is None and needed <= room:
             plan = planner.lower(_PROBE).compile() if size > _PROBE else None
         if plan is not None:
-            needed = max(needed, size * (planner.input_bytes + bytes_per_row(plan.executable.compiled, plan.size)))
+            needed = max(
+                needed, size * (planner.input_bytes + bytes_per_row(plan.executable.compiled, plan.size))
+            )
         if needed > room:
             by = f"by what it needs for {plan.size}" if plan else "for inputs and outputs alone"
             raise BatchMemoryError(
@@ -150,14 +165,20 @@ class PlanStore:
         recipe, gain = self._remembered(planner, size)
         lowered = self._load_or_lower(planner, size, recipe)
         if gain is None:
-            return lowered.then(lambda plan: self._tune(planner, plan)) if self._tuner.handles(planner) else lowered
+            return (
+                lowered.then(lambda plan: self._tune(planner, plan))
+                if self._tuner.handles(planner)
+                else lowered
+            )
 
         def compile_remembered() -> Plan:
             try:
                 plan = lowered.compile()
                 plan.gain = gain
             except CompileError as cause:
-                log.debug("batch size %d: the remembered candidate %r is not possible: %s", size, recipe.name, cause)
+                log.debug(
+                    "batch size %d: the remembered candidate %r is not possible: %s", size, recipe.name, cause
+                )
                 plan = self._load_or_lower(planner, size, DEFAULT).compile()
             return plan
 
@@ -175,7 +196,12 @@ class PlanStore:
             self._tuner.now(planner, plan, done)
         elif self._tuner.mode == "background":
             cache = weakref.ref(self.cache)
-            self._tuner.when_hot(planner, plan, lambda plan: (held := cache()) is not None and held.peek(plan.size) is plan, done)
+            self._tuner.when_hot(
+                planner,
+                plan,
+                lambda plan: (held := cache()) is not None and held.peek(plan.size) is plan,
+                done,
+            )
 
     def _remembered(self, planner: Planner, size: int) -> tuple[Recipe, float | None]:
         """The recipe that was chosen for a size in another process, and its gain; None where nobody has chosen."""
@@ -208,7 +234,11 @@ class PlanStore:
                 )
                 plan = planner.adopt(size, compiled, (time.perf_counter() - started) * 1e3, recipe, residue)
             except Exception as cause:
-                log.warning("a stored plan for batch size %d could not be loaded (%s): it is compiled anew", size, cause)
+                log.warning(
+                    "a stored plan for batch size %d could not be loaded (%s): it is compiled anew",
+                    size,
+                    cause,
+                )
                 disk.forget(key)
             else:
                 self.disk_hits += 1
@@ -232,7 +262,9 @@ class PlanStore:
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
 
-    def _key(self, planner: Planner, size: int, recipe: Recipe | None = DEFAULT, residue: Residue | None = None) -> dict[str, Any]:
+    def _key(
+        self, planner: Planner, size: int, recipe: Recipe | None = DEFAULT, residue: Residue | None = None
+    ) -> dict[str, Any]:
         """What a plan on disk depends on; without a recipe, what the choice of one depends on.
 
         `residue` says in which order the executable takes its weights, where they are arguments; their values are then of no account.

@@ -62,7 +62,13 @@ class Planner:
     """Plans of one model on one device; holds the weights that all sizes share."""
 
     def __init__(
-        self, typed: TypedModel, device: jax.Device, weights: Weights = "auto", precision: str | None = "highest", *, host: bool = True
+        self,
+        typed: TypedModel,
+        device: jax.Device,
+        weights: Weights = "auto",
+        precision: str | None = "highest",
+        *,
+        host: bool = True,
     ):
         """Plan `typed` for `device`.
 
@@ -84,7 +90,9 @@ class Planner:
         self.weight_bytes = sum(leaf.nbytes for leaf in leaves)
         self.largest_weight = max((leaf.nbytes for leaf in leaves), default=0)
         large = self.weight_bytes > _LARGE
-        self.weights: Weights = weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
+        self.weights: Weights = (
+            weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
+        )
         self._hoister = Hoister(leaves)
         self._placing = Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
@@ -117,10 +125,14 @@ class Planner:
 
         return Lowered(size, compile_now)
 
-    def adopt(self, size: int, compiled: Any, ms: float, recipe: Recipe = DEFAULT, residue: Residue | None = None) -> Plan:
+    def adopt(
+        self, size: int, compiled: Any, ms: float, recipe: Recipe = DEFAULT, residue: Residue | None = None
+    ) -> Plan:
         """A plan from an executable that was compiled before; where weights are its arguments, for `residue`."""
         meter = Meter()
-        packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
+        packing = Packing.of(
+            [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
+        )
         leading = self._placing.place(residue.nodes) if residue else Leading()
         executable = self._executable(size, compiled, packing, leading, recipe, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
@@ -142,12 +154,16 @@ class Planner:
         """The values that `residue` begins with, made of the weights."""
         return self._hoister.values(residue.nodes)
 
-    def prepare(self, size: int, residue: Residue, meter: Meter, recipe: Recipe = DEFAULT) -> Callable[[], Executable]:
+    def prepare(
+        self, size: int, residue: Residue, meter: Meter, recipe: Recipe = DEFAULT
+    ) -> Callable[[], Executable]:
         """Lower a traced size by a recipe; gives what compiles it. The executable counts its calls in `meter`.
 
         `residue` was traced for `recipe.rows` times as many rows.
         """
-        packing = Packing.of([(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs])
+        packing = Packing.of(
+            [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
+        )
         constants = self.constants(residue) if self.weights == "constant" else None
         leading = Leading() if constants is not None else self._placing.place(residue.nodes)
         count = len(leading.values)
@@ -175,18 +191,22 @@ class Planner:
             except LoweringError:
                 raise
             except Exception as cause:
-                raise CompileError(f"XLA could not compile batch size {size} for {self.device}: {cause}") from cause
+                raise CompileError(
+                    f"XLA could not compile batch size {size} for {self.device}: {cause}"
+                ) from cause
 
         return finish
 
     def _executable(
         self, size: int, compiled: Any, packing: Packing, leading: Leading, recipe: Recipe, meter: Meter
-    ) -> Executable:  # fmt: skip
+    ) -> Executable:
         call = lean_call(compiled)
         if not self.host:
             return Executable(compiled, on_device(call, leading), never, recipe.name)
         rows = self._rows(size)
-        staging = Staging([row.shape for row in rows], [row.dtype for row in rows], self.device, self._input_packing(rows))
+        staging = Staging(
+            [row.shape for row in rows], [row.dtype for row in rows], self.device, self._input_packing(rows)
+        )
         run = on_host(call, staging, packing, leading)
         typed = self.typed
         answer = by_name(run, call, staging, packing, leading, typed.api, typed.computed, typed.random, meter)
@@ -196,7 +216,12 @@ class Planner:
 
     def _function(self) -> Callable[..., Any]:
         """A fresh function for each size: an executable is freed only with the jit object that it came from."""
-        n_weights, n_inputs, typed, structure = len(self._hoister.leaves), len(self.typed.api.inputs), self.typed, self._structure
+        n_weights, n_inputs, typed, structure = (
+            len(self._hoister.leaves),
+            len(self.typed.api.inputs),
+            self.typed,
+            self._structure,
+        )
 
         def run(*given: Any) -> Any:
             rows = given[n_weights : n_weights + n_inputs]
@@ -228,7 +253,12 @@ class Planner:
 
 def plain_name(name: str) -> str:
     """A model's name, made fit for XLA: the last part of a path, letters, digits and underscores."""
-    return re.sub(r"\W+", "_", name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".onnx"), flags=re.ASCII).strip("_")[:60] or "model"
+    return (
+        re.sub(
+            r"\W+", "_", name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".onnx"), flags=re.ASCII
+        ).strip("_")[:60]
+        or "model"
+    )
 
 
 def _bytes(spec: Any) -> int:

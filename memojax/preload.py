@@ -21,17 +21,26 @@ class Preload:
     """
 
     def __init__(
-        self, sizes: Sequence[int], compile_size: Callable[[int], Any], workers: int = 1, background: bool = False, progress: bool = False
+        self,
+        sizes: Sequence[int],
+        compile_size: Callable[[int], Any],
+        workers: int = 1,
+        background: bool = False,
+        progress: bool = False,
     ):
         """Compile `sizes`, on the background worker or on `workers` threads; `progress`: `wait` shows a bar unless told otherwise."""
         self.sizes = list(sizes)
         self._progress = progress
         if background:
             self._pool = None
-            self._futures: list[Future[Any]] = [worker.submit(_task(compile_size, size)) for size in self.sizes]
+            self._futures: list[Future[Any]] = [
+                worker.submit(_task(compile_size, size)) for size in self.sizes
+            ]
         else:
             self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="memojax-preload")
-            self._futures = [self._pool.submit(contextvars.copy_context().run, compile_size, size) for size in self.sizes]
+            self._futures = [
+                self._pool.submit(contextvars.copy_context().run, compile_size, size) for size in self.sizes
+            ]
             self._pool.shutdown(wait=False)
 
     @classmethod

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._types import Arrays, Params
-from .errors import IncompatibleModelError, InputDtypeError, InputShapeError, MissingInputError, UnknownInputError
+from .errors import (
+    IncompatibleModelError,
+    InputDtypeError,
+    InputShapeError,
+    MissingInputError,
+    UnknownInputError,
+)
 from .function import GraphFunction
 from .inputs import can_cast
 from .model import Model
@@ -38,7 +44,10 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
         _check_weights(function.params, params)
         given = {**optional, **bound, **inputs}
         _check_names(values, given)
-        given = {name: _declared(value, given[name], name in function.static_inputs) for name, value in values.items()}
+        given = {
+            name: _declared(value, given[name], name in function.static_inputs)
+            for name, value in values.items()
+        }
         return {name: jnp.asarray(value) for name, value in function(params, given, key).items()}
 
     fn.__doc__ = f"{model.name}: {', '.join(values)} -> {', '.join(v.name for v in model.graph.outputs)}"
@@ -51,10 +60,18 @@ def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
 
     def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
         _check_names(specs, inputs)
-        rows = [_declared(Value(name, spec.dtype, ("n", *spec.shape)), inputs[name], False) for name, spec in specs.items()]
-        computed = dict(zip(typed.computed, typed.fn(params, [jnp.asarray(row) for row in rows], key), strict=True))
+        rows = [
+            _declared(Value(name, spec.dtype, ("n", *spec.shape)), inputs[name], False)
+            for name, spec in specs.items()
+        ]
+        computed = dict(
+            zip(typed.computed, typed.fn(params, [jnp.asarray(row) for row in rows], key), strict=True)
+        )
         n = np.shape(rows[0])[0] if rows else 1
-        constant = {name: jnp.broadcast_to(jnp.asarray(value), (n, *value.shape)) for name, value in typed.constant.items()}
+        constant = {
+            name: jnp.broadcast_to(jnp.asarray(value), (n, *value.shape))
+            for name, value in typed.constant.items()
+        }
         return {spec.name: {**constant, **computed}[spec.name] for spec in typed.api.outputs}
 
     fn.__doc__ = str(typed.api)
@@ -70,10 +87,14 @@ def _check_names(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 def _check_weights(own: Params, given: Params) -> None:
     if missing := [name for name in own if name not in given]:
-        raise IncompatibleModelError(f"weight {missing[0]!r} is missing ({len(missing)} in all): give what to_jax gave, by name")
+        raise IncompatibleModelError(
+            f"weight {missing[0]!r} is missing ({len(missing)} in all): give what to_jax gave, by name"
+        )
     for name, weight in own.items():
         if np.shape(given[name]) != np.shape(weight):
-            raise IncompatibleModelError(f"weight {name!r} has shape {list(np.shape(given[name]))}, the model has {list(np.shape(weight))}")
+            raise IncompatibleModelError(
+                f"weight {name!r} has shape {list(np.shape(given[name]))}, the model has {list(np.shape(weight))}"
+            )
 
 
 def _declared(value: Value, given: Any, static: bool) -> Any:
@@ -88,12 +109,23 @@ def _declared(value: Value, given: Any, static: bool) -> Any:
         given = np.asarray(given) if static else jnp.asarray(given)
     shape = np.shape(given)
     free = range(len(value.shape)) if len(value.shape) > 2 else (0,)
-    fixed = [(axis, dim) for axis, dim in enumerate(value.shape) if isinstance(dim, int) and dim > 0 and not (dim == 1 and axis in free)]
+    fixed = [
+        (axis, dim)
+        for axis, dim in enumerate(value.shape)
+        if isinstance(dim, int) and dim > 0 and not (dim == 1 and axis in free)
+    ]
     if len(shape) != len(value.shape) or any(shape[axis] != dim for axis, dim in fixed):
         raise InputShapeError(
             f"input {value.name!r} has shape {list(shape)}, the model takes {list(value.shape)}: jax.vmap maps the function over further axes"
         )
     dtype = getattr(given, "dtype", None)
-    if value.dtype is not None and value.dtype != object and dtype is not None and not can_cast(dtype, value.dtype):
-        raise InputDtypeError(f"input {value.name!r} is {dtype}, the model takes {value.dtype}: cast it first if that is meant")
+    if (
+        value.dtype is not None
+        and value.dtype != object
+        and dtype is not None
+        and not can_cast(dtype, value.dtype)
+    ):
+        raise InputDtypeError(
+            f"input {value.name!r} is {dtype}, the model takes {value.dtype}: cast it first if that is meant"
+        )
     return given

@@ -48,7 +48,9 @@ def _kept_apart(step: Step, inputs: list[Any]) -> list[Any]:
     outputs = step.bind(inputs)
     if step.primitive.name != "dot_general":
         return outputs
-    return [lax.reduce_precision(output, 8, 23) if output.dtype == np.float32 else output for output in outputs]
+    return [
+        lax.reduce_precision(output, 8, 23) if output.dtype == np.float32 else output for output in outputs
+    ]
 
 
 def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
@@ -56,7 +58,9 @@ def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
     if step.primitive.name != "dot_general" or step.params["dimension_numbers"] != _ROWS_BY_MATRIX:
         return step.bind(inputs)
     row, matrix = inputs
-    column = lax.dot_general_p.bind(matrix, row, **{**step.params, "dimension_numbers": (((0,), (1,)), ((), ()))})
+    column = lax.dot_general_p.bind(
+        matrix, row, **{**step.params, "dimension_numbers": (((0,), (1,)), ((), ()))}
+    )
     return [lax.transpose(column, (1, 0))]
 
 
@@ -73,7 +77,10 @@ WIDE = Recipe("v512", {"xla_cpu_prefer_vector_width": "512"})
 FLIPPED = Recipe("flipped", rewrite=_flipped)
 TWO_ROWS = Recipe("two-rows", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True, rows=2)
 
-RECIPES = {recipe.name: recipe for recipe in (DEFAULT, FUSED, LAYERS, CONVOLUTIONS, EIGEN, EIGEN_CONVOLUTIONS, WIDE, FLIPPED, TWO_ROWS)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (DEFAULT, FUSED, LAYERS, CONVOLUTIONS, EIGEN, EIGEN_CONVOLUTIONS, WIDE, FLIPPED, TWO_ROWS)
+}
 
 
 def fits(recipe: Recipe, residue: Residue, constants: Sequence[Any]) -> bool:
@@ -91,12 +98,18 @@ _MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_typ
 
 def _multiplies_one_number(residue: Residue, constants: Sequence[Any]) -> bool:
     uniform = {number for number, value in zip(residue.leading, constants, strict=True) if _is_uniform(value)}
-    matrices = {number for number, value in zip(residue.leading, constants, strict=True) if number in uniform and np.ndim(value) > 1}
+    matrices = {
+        number
+        for number, value in zip(residue.leading, constants, strict=True)
+        if number in uniform and np.ndim(value) > 1
+    }
     for step in residue.steps:
         name = step.primitive.name
         if name in _LOOPS and matrices.intersection(atom for atom in step.inputs if isinstance(atom, int)):
             return True
-        operands = [atom in uniform if isinstance(atom, int) else _is_uniform(atom.value) for atom in step.inputs]
+        operands = [
+            atom in uniform if isinstance(atom, int) else _is_uniform(atom.value) for atom in step.inputs
+        ]
         if name in _PRODUCTS and any(operands):
             return True
         if name == "broadcast_in_dim" or (name in _MOVES and all(operands)):

@@ -51,7 +51,9 @@ def recommend(
         raise BatchSizeError(f"max_plans must be at least 1, got {max_plans}")
     sizes = sorted(size for size, count in histogram.items() if size > 0 and count > 0)
     if not sizes or not latency:
-        raise BatchSizeError("no batch has run yet, so there is nothing to recommend from: call the inferer first")
+        raise BatchSizeError(
+            "no batch has run yet, so there is nothing to recommend from: call the inferer first"
+        )
     seconds = interpolator(latency, calls)
     mean = sum(compile_seconds.values()) / len(compile_seconds) if compile_seconds else 0.0
 
@@ -82,7 +84,9 @@ def recommend(
     return Recommendation(sorted(chosen), best[k][last], exact)
 
 
-def interpolator(points: Mapping[int, float], weights: Mapping[int, int] | None = None) -> Callable[[int], float]:
+def interpolator(
+    points: Mapping[int, float], weights: Mapping[int, int] | None = None
+) -> Callable[[int], float]:
     """A function near `points` that never falls: linear between them, proportional beyond the last.
 
     Where measurements fall although sizes grow, some of them are noise (a size that ran once was timed with cold caches): they are

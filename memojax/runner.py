@@ -72,7 +72,13 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
 
     A call takes a slot of input buffers and gives it back, so that threads never write to the same one.
     """
-    take, give, fresh, unpack, asarray = staging.free.pop, staging.free.append, staging.slot, packing.unpacker(), np.asarray
+    take, give, fresh, unpack, asarray = (
+        staging.free.pop,
+        staging.free.append,
+        staging.slot,
+        packing.unpacker(),
+        np.asarray,
+    )
 
     def staged(rows: Rows) -> list[np.ndarray]:
         try:
@@ -116,12 +122,25 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
 
 
 def by_name(
-    run: Run, call: Callable[..., Any], staging: Staging, packing: Packing, leading: Leading, api: ModelApi, outputs: Sequence[str],
-    random: bool, meter: Meter,
-) -> Answer:  # fmt: skip
+    run: Run,
+    call: Callable[..., Any],
+    staging: Staging,
+    packing: Packing,
+    leading: Leading,
+    api: ModelApi,
+    outputs: Sequence[str],
+    random: bool,
+    meter: Meter,
+) -> Answer:
     """The same for inputs and outputs by name, with the checks; for one of each, `run` is written out (a frame costs 1 us)."""
     tick, timed, ndarray = meter.tick, meter.timed, np.ndarray
-    take, give, fresh, unpack, asarray = staging.free.pop, staging.free.append, staging.slot, packing.unpacker(), np.asarray
+    take, give, fresh, unpack, asarray = (
+        staging.free.pop,
+        staging.free.append,
+        staging.slot,
+        packing.unpacker(),
+        np.asarray,
+    )
     inputs = [(spec.name, shape, spec.dtype) for spec, (shape, _) in zip(api.inputs, staging.specs)]
 
     def answer_one(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
@@ -151,7 +170,13 @@ def by_name(
             rows.append(draw())
         return dict(zip(outputs, run(rows) if tick() % SAMPLE_EVERY else timed(run, rows)))
 
-    if len(inputs) == len(outputs) == 1 and all(staging.staged) and not staging.needs_x64 and unpack is None and not random:
+    if (
+        len(inputs) == len(outputs) == 1
+        and all(staging.staged)
+        and not staging.needs_x64
+        and unpack is None
+        and not random
+    ):
         ((name, shape, dtype),), (output,) = inputs, outputs
         return answer_one
     return answer

@@ -41,7 +41,9 @@ class ScratchPad:
     array([[1., 2.]], dtype=float32)
     """
 
-    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int = DEFAULT_CAPACITY):
+    def __init__(
+        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int = DEFAULT_CAPACITY
+    ):
         """Room for `capacity` agents; it doubles when it is exceeded."""
         self.input_specs = tuple(inputs)
         self.output_specs = tuple(outputs)
@@ -69,7 +71,9 @@ class ScratchPad:
         if not self.ids:
             raise InputShapeError(f"there is no row for input {spec.name!r} yet: begin one with next(agent)")
         if np.shape(data) != spec.shape:
-            raise InputShapeError(f"input {spec.name!r} takes {list(spec.shape)} per agent, got {list(np.shape(data))}")
+            raise InputShapeError(
+                f"input {spec.name!r} takes {list(spec.shape)} per agent, got {list(np.shape(data))}"
+            )
         self._inputs[slot][self.batch_size - 1] = data
 
     def rows(self, slot: int, start: int, stop: int) -> np.ndarray:
@@ -105,7 +109,9 @@ class ScratchPad:
         """A view of `size` agents from `offset` on."""
         stop = min(offset + size, self.batch_size)
         inputs = [array[offset:stop] for array in self._inputs]
-        return ScratchPadView(self.input_specs, self.output_specs, inputs, stop - offset, self.ids[offset:stop])
+        return ScratchPadView(
+            self.input_specs, self.output_specs, inputs, stop - offset, self.ids[offset:stop]
+        )
 
 
 class ScratchPadView:
@@ -129,7 +135,17 @@ class ScratchPadView:
         device: where the rows live; None is the host.
     """
 
-    __slots__ = ("_inputs", "_outputs", "_size", "anonymous", "device", "dones", "ids", "input_specs", "output_specs")
+    __slots__ = (
+        "_inputs",
+        "_outputs",
+        "_size",
+        "anonymous",
+        "device",
+        "dones",
+        "ids",
+        "input_specs",
+        "output_specs",
+    )
 
     def __init__(
         self,
@@ -248,7 +264,9 @@ class ScratchPadView:
 
     def _checked(self, kind: str, spec: TensorSpec, rows: Array) -> Array:
         if rows.shape != (self._size, *spec.shape):
-            raise InputShapeError(f"{kind} {spec.name!r} must be {[self._size, *spec.shape]}, got {list(rows.shape)}")
+            raise InputShapeError(
+                f"{kind} {spec.name!r} must be {[self._size, *spec.shape]}, got {list(rows.shape)}"
+            )
         return rows
 
 

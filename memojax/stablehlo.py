@@ -32,7 +32,9 @@ from .stablehlo_header import FORMAT, MAGIC, PREFIX, Header, arrays_of, header_a
 from .typed import TypedModel
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-_CUSTOM_CALLS = re.compile(r"(?:mhlo|chlo|stablehlo)\..*|Sharding|shape_assertion|cu_threefry2x32_ffi|hip_threefry2x32_ffi")
+_CUSTOM_CALLS = re.compile(
+    r"(?:mhlo|chlo|stablehlo)\..*|Sharding|shape_assertion|cu_threefry2x32_ffi|hip_threefry2x32_ffi"
+)
 """What a program may call by name; anything else (a Python callback by its address, say) is refused."""
 
 
@@ -74,11 +76,17 @@ def to_stablehlo(
         raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
     chosen = _platforms(typed, platforms)
     if (only := only_size(typed)) not in (None, batch_size):
-        raise DimensionError(f"this asset was exported for {only} rows only: give batch_size={only}, or export the ONNX file again")
+        raise DimensionError(
+            f"this asset was exported for {only} rows only: give batch_size={only}, or export the ONNX file again"
+        )
     names, leaves = _named_leaves(typed.params)
     exported, fn = _exported(typed, batch_size, chosen, precision)
     constants = [TensorSpec(name, value.shape, value.dtype) for name, value in typed.constant.items()]
-    sections = [bytes(exported.serialize()), *map(_bytes_of, leaves), *(_bytes_of(typed.constant[spec.name]) for spec in constants)]
+    sections = [
+        bytes(exported.serialize()),
+        *map(_bytes_of, leaves),
+        *(_bytes_of(typed.constant[spec.name]) for spec in constants),
+    ]
     digest = hashlib.sha256()
     for section in sections:
         digest.update(section)
@@ -91,7 +99,9 @@ def to_stablehlo(
         "inputs": _described(typed.api.inputs),
         "outputs": _described(typed.api.outputs),
         "computed": list(typed.computed),
-        "params": _described(TensorSpec(name, np.shape(leaf), leaf.dtype) for name, leaf in zip(names, leaves, strict=True)),
+        "params": _described(
+            TensorSpec(name, np.shape(leaf), leaf.dtype) for name, leaf in zip(names, leaves, strict=True)
+        ),
         "constants": _described(constants),
         "random": typed.random,
         "independent": fn == "rows" or not typed.mixing_outputs(),
@@ -118,7 +128,9 @@ def typed_model(source: Source | TypedModel, **options: Any) -> TypedModel:
     if loaded is None:
         return TypedModel.from_model(source, **options)
     if options:
-        raise InputError(f"options {sorted(options)} belong to loading an ONNX model, but this one is loaded already: give them there")
+        raise InputError(
+            f"options {sorted(options)} belong to loading an ONNX model, but this one is loaded already: give them there"
+        )
     return loaded
 
 
@@ -171,7 +183,9 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
         _check_versions(header)
         digest = hashlib.sha256(body).hexdigest()
         if digest != header.sha256:
-            raise AssetError(f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}")
+            raise AssetError(
+                f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}"
+            )
         exported = _program(header, bytes(body[: header.program_bytes]), trusted)
     arrays = arrays_of(body[header.program_bytes :], (*header.params, *header.constants))
     return TypedModel(
@@ -179,7 +193,10 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
         params={spec.name: array for spec, array in zip(header.params, arrays, strict=False)},
         api=header.api,
         computed=header.computed,
-        constant={spec.name: array for spec, array in zip(header.constants, arrays[len(header.params) :], strict=True)},
+        constant={
+            spec.name: array
+            for spec, array in zip(header.constants, arrays[len(header.params) :], strict=True)
+        },
         random=header.random,
         rule=f"{header.rule}; exported for {header.batch_size or 'any number of'} rows",
         independent=True if header.independent else None,
@@ -210,7 +227,11 @@ class ExportedFunction:
                 "DynamicInferer with that size, or export with batch_size=None"
             )
         leaves = [params[spec.name] for spec in self.header.params]
-        return tuple(self.exported.call(leaves, list(rows), *([jax.random.key_data(key)] if self.header.random else [])))
+        return tuple(
+            self.exported.call(
+                leaves, list(rows), *([jax.random.key_data(key)] if self.header.random else [])
+            )
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revived, (self.asset,)
@@ -218,12 +239,16 @@ class ExportedFunction:
 
 def _platforms(typed: TypedModel, wanted: Sequence[str] | None) -> tuple[str, ...]:
     if wanted is not None and (not wanted or isinstance(wanted, str) or not set(wanted) <= set(PLATFORMS)):
-        raise InputError(f"platforms= takes a list of {', '.join(map(repr, PLATFORMS))} (or None for all), got {wanted!r}")
+        raise InputError(
+            f"platforms= takes a list of {', '.join(map(repr, PLATFORMS))} (or None for all), got {wanted!r}"
+        )
     if not isinstance(typed.fn, ExportedFunction):
         return PLATFORMS if wanted is None else tuple(wanted)
     there = typed.fn.header.platforms
     if missing := [name for name in wanted or () if name not in there]:
-        raise AssetError(f"this asset was exported for {', '.join(there)}, not for {', '.join(missing)}: export its ONNX file again")
+        raise AssetError(
+            f"this asset was exported for {', '.join(there)}, not for {', '.join(missing)}: export its ONNX file again"
+        )
     return there if wanted is None else tuple(wanted)
 
 
@@ -231,7 +256,9 @@ def _revived(asset: AssetData) -> Any:
     return load_stablehlo(asset, trusted=True).fn
 
 
-def _exported(typed: TypedModel, batch_size: int | None, platforms: tuple[str, ...], precision: str | None) -> tuple[export.Exported, str]:
+def _exported(
+    typed: TypedModel, batch_size: int | None, platforms: tuple[str, ...], precision: str | None
+) -> tuple[export.Exported, str]:
     """The exported function, and whether it is traced with the whole batch or as one row that is mapped over them."""
     structure = jax.tree.structure(typed.params)
     leaves = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(typed.params)]
@@ -277,7 +304,9 @@ def _key(key: Sequence[Any]) -> Any:
 def _named_leaves(params: Any) -> tuple[list[str], list[Any]]:
     found = jax.tree_util.tree_flatten_with_path(params)[0]
     flat = isinstance(params, Mapping) and all(len(path) == 1 for path, _ in found)
-    return [str(path[0].key) if flat else jax.tree_util.keystr(path) for path, _ in found], [leaf for _, leaf in found]
+    return [str(path[0].key) if flat else jax.tree_util.keystr(path) for path, _ in found], [
+        leaf for _, leaf in found
+    ]
 
 
 def _bytes_of(array: Any) -> bytes:
@@ -312,11 +341,16 @@ def _start_of(source: Any) -> bytes:
 
 
 def _check_versions(header: Header) -> None:
-    low, high = export.minimum_supported_calling_convention_version, export.maximum_supported_calling_convention_version
+    low, high = (
+        export.minimum_supported_calling_convention_version,
+        export.maximum_supported_calling_convention_version,
+    )
     if low <= header.calling_convention <= high:
         return
     wrote = header.written_by.get("jax", "an unknown version")
-    way_out = "export the policy again from its ONNX file" if header.calling_convention < low else "update jax"
+    way_out = (
+        "export the policy again from its ONNX file" if header.calling_convention < low else "update jax"
+    )
     raise AssetError(
         f"this asset was written with JAX {wrote} (calling convention {header.calling_convention}); JAX {jax.__version__} reads {low} to "
         f"{high}: {way_out}"
@@ -337,9 +371,13 @@ def _program(header: Header, program: bytes, trusted: bool) -> export.Exported:
             f"the program in this asset cannot be read by JAX {jax.__version__} ({failure}). It is damaged, or too old or new: it was "
             f"written by {wrote}. Export the policy again, or use such versions"
         )
-    called = set(re.findall(r"custom_call\s+@\"?([\w.$-]+)", text)) | set(re.findall(r"call_target_name\s*=\s*\"([^\"]*)\"", text))
+    called = set(re.findall(r"custom_call\s+@\"?([\w.$-]+)", text)) | set(
+        re.findall(r"call_target_name\s*=\s*\"([^\"]*)\"", text)
+    )
     if strange := sorted(name for name in called if not _CUSTOM_CALLS.fullmatch(name)):
-        raise AssetError(f"the program in this asset wants to call {', '.join(map(repr, strange))}, which is not computation: refused")
+        raise AssetError(
+            f"the program in this asset wants to call {', '.join(map(repr, strange))}, which is not computation: refused"
+        )
     _check_signature(header, exported)
     return exported
 
@@ -352,6 +390,13 @@ def _check_signature(header: Header, exported: export.Exported) -> None:
     takes += [((header.batch_size, *spec.shape), spec.dtype) for spec in header.api.inputs] + key
     gives = [((header.batch_size, *named[name].shape), named[name].dtype) for name in header.computed]
     for what, said, found in (("takes", takes, exported.in_avals), ("gives", gives, exported.out_avals)):
-        real = [(tuple(None if export.is_symbolic_dim(dim) else dim for dim in aval.shape), np.dtype(aval.dtype)) for aval in found]
+        real = [
+            (tuple(None if export.is_symbolic_dim(dim) else dim for dim in aval.shape), np.dtype(aval.dtype))
+            for aval in found
+        ]
         if real != said:
-            raise AssetError(f"the program in this asset does not fit its header: it {what} {real}, the header says {said}"[:600])
+            raise AssetError(
+                f"the program in this asset does not fit its header: it {what} {real}, the header says {said}"[
+                    :600
+                ]
+            )

@@ -27,12 +27,33 @@ _MOST_ELEMENTS = 1 << 28
 _DTYPES = {
     np.dtype(kind).name: np.dtype(kind)
     for kind in (
-        "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64",
-        "complex128", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2,
-        ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e8m0fnu, ml_dtypes.float4_e2m1fn, ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4,
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+        "complex64",
+        "complex128",
+        ml_dtypes.bfloat16,
+        ml_dtypes.float8_e4m3fn,
+        ml_dtypes.float8_e4m3fnuz,
+        ml_dtypes.float8_e5m2,
+        ml_dtypes.float8_e5m2fnuz,
+        ml_dtypes.float8_e8m0fnu,
+        ml_dtypes.float4_e2m1fn,
+        ml_dtypes.int2,
+        ml_dtypes.uint2,
+        ml_dtypes.int4,
         ml_dtypes.uint4,
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -84,10 +105,14 @@ def header_and_body(asset: AssetData) -> tuple[Header, memoryview]:
         raise AssetError(f"this asset holds {asset.kind}, not a StableHLO program")
     data = memoryview(asset.data)
     if len(data) < PREFIX.size or bytes(data[:4]) != MAGIC:
-        raise AssetError(f"not a StableHLO asset: the payload begins with {bytes(data[:4])!r}, expected {MAGIC!r}")
+        raise AssetError(
+            f"not a StableHLO asset: the payload begins with {bytes(data[:4])!r}, expected {MAGIC!r}"
+        )
     length = PREFIX.unpack_from(data)[1]
     if length > min(len(data) - PREFIX.size, _MOST_HEADER_BYTES):
-        raise AssetError(f"this asset is truncated: its header should have {length:,} bytes, {len(data) - PREFIX.size:,} follow")
+        raise AssetError(
+            f"this asset is truncated: its header should have {length:,} bytes, {len(data) - PREFIX.size:,} follow"
+        )
     body = data[PREFIX.size + length :]
     try:
         fields = json.loads(bytes(data[PREFIX.size : PREFIX.size + length]).decode("utf-8", "surrogatepass"))
@@ -95,17 +120,23 @@ def header_and_body(asset: AssetData) -> tuple[Header, memoryview]:
     except AssetError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as cause:
-        raise AssetError(f"this asset is damaged: its header cannot be read ({type(cause).__name__}: {str(cause)[:200]})") from cause
+        raise AssetError(
+            f"this asset is damaged: its header cannot be read ({type(cause).__name__}: {str(cause)[:200]})"
+        ) from cause
     expected = header.program_bytes + sum(map(_size, (*header.params, *header.constants)))
     if expected != len(body):
-        raise AssetError(f"this asset is truncated or damaged: {expected:,} bytes should follow its header, there are {len(body):,}")
+        raise AssetError(
+            f"this asset is truncated or damaged: {expected:,} bytes should follow its header, there are {len(body):,}"
+        )
     return header, body
 
 
 def _parsed(fields: Any) -> Header:
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
-        raise AssetError(f"this asset has format {found!r}, this memojax reads {FORMAT}: update memojax, or export the policy again")
+        raise AssetError(
+            f"this asset has format {found!r}, this memojax reads {FORMAT}: update memojax, or export the policy again"
+        )
     api = ModelApi(_specs(fields["inputs"], _MOST_ELEMENTS), _specs(fields["outputs"], _MOST_ELEMENTS))
     header = Header(
         api=api,
@@ -126,7 +157,11 @@ def _parsed(fields: Any) -> Header:
     )
     outputs = {spec.name: spec for spec in api.outputs}
     given = [*header.computed, *(spec.name for spec in header.constants)]
-    if len(set(given)) != len(given) or set(given) != set(outputs) or any(outputs[spec.name] != spec for spec in header.constants):
+    if (
+        len(set(given)) != len(given)
+        or set(given) != set(outputs)
+        or any(outputs[spec.name] != spec for spec in header.constants)
+    ):
         raise ValueError("the computed and the constant outputs are not the outputs")
     return header
 

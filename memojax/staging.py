@@ -36,7 +36,13 @@ class Staging:
 
     __slots__ = ("_device", "free", "needs_x64", "packing", "specs", "staged")
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any], device: jax.Device, packing: Packing | None = None):
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[Any],
+        device: jax.Device,
+        packing: Packing | None = None,
+    ):
         """Slots for inputs of these shapes and dtypes."""
         self._device = device
         self.packing = packing
@@ -44,20 +50,31 @@ class Staging:
         small = [0 < math.prod(shape) * dtype.itemsize <= LARGEST for shape, dtype in self.specs]
         self.staged = [packing is not None or (fits and device.platform == "cpu") for fits in small]
         first = self.slot()
-        if packing is None and any(buffer is not None and not _aliases(buffer, array) for buffer, array in zip(*first, strict=True)):
+        if packing is None and any(
+            buffer is not None and not _aliases(buffer, array) for buffer, array in zip(*first, strict=True)
+        ):
             self.staged = [False] * len(small)
             first = self.slot()
         self.free: list[Slot] = [first]
-        wide = [dtype.itemsize == 16 or (dtype.itemsize == 8 and dtype.kind in "iuf") for _, dtype in self.specs]
-        self.needs_x64 = any(is_wide and (packing or not staged) for is_wide, staged in zip(wide, self.staged, strict=True))
+        wide = [
+            dtype.itemsize == 16 or (dtype.itemsize == 8 and dtype.kind in "iuf") for _, dtype in self.specs
+        ]
+        self.needs_x64 = any(
+            is_wide and (packing or not staged) for is_wide, staged in zip(wide, self.staged, strict=True)
+        )
 
     def slot(self) -> Slot:
         """A fresh slot."""
         if self.packing is not None:
             return self._packed(self.packing)
-        buffers = [aligned_empty(*spec) if staged else None for spec, staged in zip(self.specs, self.staged, strict=True)]
+        buffers = [
+            aligned_empty(*spec) if staged else None
+            for spec, staged in zip(self.specs, self.staged, strict=True)
+        ]
         with jax.enable_x64(True):
-            return buffers, [b if b is None else jax.device_put(b, self._device, may_alias=True) for b in buffers]
+            return buffers, [
+                b if b is None else jax.device_put(b, self._device, may_alias=True) for b in buffers
+            ]
 
     def _packed(self, packing: Packing) -> Slot:
         buffers: list[Any] = [None] * len(self.specs)

@@ -93,7 +93,9 @@ class TypedModel:
         wanted = tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
         if found := host_nodes(model.graph):
-            raise UnsupportedOpError([Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found])
+            raise UnsupportedOpError(
+                [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
+            )
         rows = batched(GraphFunction(model.graph), dims=dims, batch_axis=batch_axis, constants=constants)
         return cls(
             fn=rows,
@@ -112,7 +114,13 @@ class TypedModel:
 
     @classmethod
     def from_function(
-        cls, fn: Callable[..., Any], params: Any, inputs: Mapping[str, Any], *, random: bool = False, name: str = "output"
+        cls,
+        fn: Callable[..., Any],
+        params: Any,
+        inputs: Mapping[str, Any],
+        *,
+        random: bool = False,
+        name: str = "output",
     ) -> TypedModel:
         """A JAX policy of your own behind the same inferers.
 
@@ -133,7 +141,9 @@ class TypedModel:
             DimensionError: an output does not have the batch on axis 0.
         """
         specs = tuple(_spec_of(key, given) for key, given in inputs.items())
-        x64 = jax.dtypes.canonicalize_dtype("int64") == np.int64 or any(spec.dtype in _NARROWED for spec in specs)
+        x64 = jax.dtypes.canonicalize_dtype("int64") == np.int64 or any(
+            spec.dtype in _NARROWED for spec in specs
+        )
         params = jax.tree.map(lambda leaf: _weight(leaf, x64), params)
         rows_of = _ByName(fn, specs, name, random, x64)
         order: list[str] = []
@@ -192,7 +202,9 @@ class TypedModel:
         again = self._eager(rows, seed=1) if self.random else together
         mixing = []
         for index, name in enumerate(self.computed):
-            if self.random and not np.array_equal(together[index], again[index], equal_nan=together[index].dtype.kind == "f"):
+            if self.random and not np.array_equal(
+                together[index], again[index], equal_nan=together[index].dtype.kind == "f"
+            ):
                 continue
             separate = np.concatenate([alone[0][index], alone[1][index]])
             if not np.allclose(together[index], separate, rtol=1e-3, atol=1e-4, equal_nan=True):
@@ -210,7 +222,9 @@ class TypedModel:
         with jax.enable_x64(True):
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
-            return [np.asarray(value) for value in executable(self.params, rows, np.array([0, seed], np.uint32))]
+            return [
+                np.asarray(value) for value in executable(self.params, rows, np.array([0, seed], np.uint32))
+            ]
 
 
 @dataclass(frozen=True)
@@ -242,7 +256,12 @@ _ON_HOST = (
 _KEY = np.zeros(2, np.uint32)
 _NARROWED = {
     np.dtype(wide): np.dtype(narrow)
-    for wide, narrow in (("int64", "int32"), ("uint64", "uint32"), ("float64", "float32"), ("complex128", "complex64"))
+    for wide, narrow in (
+        ("int64", "int32"),
+        ("uint64", "uint32"),
+        ("float64", "float32"),
+        ("complex128", "complex64"),
+    )
 }
 """What JAX makes of 64-bit dtypes without x64."""
 _FAST_COMPILE: Any = {"xla_backend_optimization_level": 0}
@@ -256,9 +275,13 @@ def check_same_params(old: Any, new: Any) -> None:
     """
     before, after = (dict(jax.tree_util.tree_flatten_with_path(tree)[0]) for tree in (old, new))
     if missing := before.keys() - after.keys():
-        raise IncompatibleModelError(f"parameter {jax.tree_util.keystr(min(missing, key=str))} is missing from the new weights")
+        raise IncompatibleModelError(
+            f"parameter {jax.tree_util.keystr(min(missing, key=str))} is missing from the new weights"
+        )
     if extra := after.keys() - before.keys():
-        raise IncompatibleModelError(f"parameter {jax.tree_util.keystr(min(extra, key=str))} is not one of the model's")
+        raise IncompatibleModelError(
+            f"parameter {jax.tree_util.keystr(min(extra, key=str))} is not one of the model's"
+        )
     for path, array in before.items():
         other = after[path]
         if np.shape(array) != np.shape(other) or np.dtype(array.dtype) != np.dtype(other.dtype):
@@ -280,7 +303,9 @@ def _as_key(data: Any) -> Any:
 
 
 def _fingerprint(model: Model, *options: Any) -> str:
-    plain = jax.tree.map(lambda leaf: leaf if isinstance(leaf, (str, int)) else np.asarray(leaf).tolist(), options)
+    plain = jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, (str, int)) else np.asarray(leaf).tolist(), options
+    )
     return hashlib.sha256(f"{model.digest} {plain!r}".encode()).hexdigest()
 
 
@@ -293,7 +318,9 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
         shape, dtype = given
         return TensorSpec(name, tuple(shape), np.dtype(dtype))
     except (TypeError, ValueError) as cause:
-        raise InputError(f"input {name!r}: give (element shape, dtype), a TensorSpec or a jax.ShapeDtypeStruct, not {given!r}") from cause
+        raise InputError(
+            f"input {name!r}: give (element shape, dtype), a TensorSpec or a jax.ShapeDtypeStruct, not {given!r}"
+        ) from cause
 
 
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:

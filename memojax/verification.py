@@ -78,8 +78,13 @@ def verify(
         mine, theirs = inferer.infer_arrays(rows), other(rows)
         if typed.random and not drawn:
             again = [inferer.infer_arrays(rows) for _ in range(_DRAWS)]
-            drawn = {name for name, value in mine.items() if any((rerun[name] != value).any() for rerun in again)}
-        checks += [_check(size, name, np.asarray(mine[name]), np.asarray(theirs[name]), name in drawn) for name in mine]
+            drawn = {
+                name for name, value in mine.items() if any((rerun[name] != value).any() for rerun in again)
+            }
+        checks += [
+            _check(size, name, np.asarray(mine[name]), np.asarray(theirs[name]), name in drawn)
+            for name in mine
+        ]
     return checks
 
 
@@ -93,10 +98,15 @@ def contender(name: str, typed: TypedModel, reference: Source | TypedModel | Non
     if reference is None:
         return CONTENDERS[name](typed)
     theirs = typed_model(reference)
-    for side, mine, other in (("input", typed.api.inputs, theirs.api.inputs), ("output", typed.api.outputs, theirs.api.outputs)):
+    for side, mine, other in (
+        ("input", typed.api.inputs, theirs.api.inputs),
+        ("output", typed.api.outputs, theirs.api.outputs),
+    ):
         if {spec.name: spec for spec in mine} != {spec.name: spec for spec in other}:
             have, want = (", ".join(map(str, specs)) for specs in (other, mine))
-            raise IncompatibleModelError(f"the reference has the {side}s {have}, the policy {want}: give the file that it was made from")
+            raise IncompatibleModelError(
+                f"the reference has the {side}s {have}, the policy {want}: give the file that it was made from"
+            )
     return CONTENDERS[name](theirs)
 
 
@@ -108,10 +118,20 @@ def _check(size: int, name: str, mine: np.ndarray, theirs: np.ndarray, drawn: bo
     if drawn:
         return Check(size, name, float("nan"), float("nan"), None, None, "drawn at random")
     if mine.shape != theirs.shape:
-        return Check(size, name, float("nan"), float("nan"), None, False, f"shape {list(mine.shape)}, theirs {list(theirs.shape)}")
+        return Check(
+            size,
+            name,
+            float("nan"),
+            float("nan"),
+            None,
+            False,
+            f"shape {list(mine.shape)}, theirs {list(theirs.shape)}",
+        )
     note = "" if mine.dtype == theirs.dtype else f"{mine.dtype}, theirs {theirs.dtype}"
     if mine.dtype.kind not in "fiub":
-        return Check(size, name, float("nan"), float("nan"), None, bool((mine == theirs).all()) and not note, note)
+        return Check(
+            size, name, float("nan"), float("nan"), None, bool((mine == theirs).all()) and not note, note
+        )
     a, b = mine.astype(np.float64), theirs.astype(np.float64)
     with np.errstate(invalid="ignore"):
         gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))

@@ -36,17 +36,31 @@ def with_new_weights(typed: TypedModel, source: Any) -> TypedModel:
             )
         params = {**typed.params, **{name: _array(value) for name, value in source.items()}}
     else:
-        params = _params_of(typed.fn.function, load_model(source) if not isinstance(source, Model) else source)
+        params = _params_of(
+            typed.fn.function, load_model(source) if not isinstance(source, Model) else source
+        )
     check_same_params(typed.params, params)
     function = typed.fn.function.with_params(params)
-    constant = function.constant_outputs([n for n, shown in _shown(typed.fn).items() if shown in typed.constant], typed.fn.constants)
+    constant = function.constant_outputs(
+        [n for n, shown in _shown(typed.fn).items() if shown in typed.constant], typed.fn.constants
+    )
     named = {_shown(typed.fn)[name]: value for name, value in constant.items()}
-    return replace(typed, params=params, constant=named, fingerprint=None, fn=replace(typed.fn, function=function, constant=named))
+    return replace(
+        typed,
+        params=params,
+        constant=named,
+        fingerprint=None,
+        fn=replace(typed.fn, function=function, constant=named),
+    )
 
 
 def is_file(source: Any) -> bool:
     """Whether new weights come as a model file."""
-    return isinstance(source, (str, bytes, onnx.ModelProto, Model)) or hasattr(source, "__fspath__") or hasattr(source, "read")
+    return (
+        isinstance(source, (str, bytes, onnx.ModelProto, Model))
+        or hasattr(source, "__fspath__")
+        or hasattr(source, "read")
+    )
 
 
 def _params_of(old: GraphFunction, model: Model) -> dict[str, np.ndarray]:
@@ -56,16 +70,22 @@ def _params_of(old: GraphFunction, model: Model) -> dict[str, np.ndarray]:
     """
     graph = GraphFunction(model.graph)
     if list(map(_shape_of_node, old.graph.nodes)) != list(map(_shape_of_node, graph.graph.nodes)):
-        raise IncompatibleModelError(f"{model.name}: this is another network (its nodes differ): load it anew")
+        raise IncompatibleModelError(
+            f"{model.name}: this is another network (its nodes differ): load it anew"
+        )
     places = _weight_places(old.graph, old.params)
     found = _weight_places(graph.graph, graph.params)
     if len(places) != len(found):
-        raise IncompatibleModelError(f"{model.name}: it has {len(found)} weights, the loaded model {len(places)}")
+        raise IncompatibleModelError(
+            f"{model.name}: it has {len(found)} weights, the loaded model {len(places)}"
+        )
     names = dict(zip(places, found, strict=True))
     for name, value in old.constants.items():
         other = graph.constants.get(name)
         if other is not None and not np.array_equal(value, other, equal_nan=value.dtype.kind == "f"):
-            raise IncompatibleModelError(f"{model.name}: constant {name!r}, which is part of the compiled function, differs: load it anew")
+            raise IncompatibleModelError(
+                f"{model.name}: constant {name!r}, which is part of the compiled function, differs: load it anew"
+            )
     return {name: graph.params[names[name]] for name in old.params}
 
 
@@ -76,7 +96,9 @@ def _weight_places(graph: Graph, params: Mapping[str, Any]) -> list[str]:
 
 
 def _shape_of_node(node: Any) -> tuple[Any, ...]:
-    plain = {name: value for name, value in node.attributes.items() if isinstance(value, (int, float, str, tuple))}
+    plain = {
+        name: value for name, value in node.attributes.items() if isinstance(value, (int, float, str, tuple))
+    }
     return node.domain, node.op_type, len(node.inputs), len(node.outputs), tuple(sorted(plain.items()))
 
 

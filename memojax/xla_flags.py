@@ -31,5 +31,7 @@ def disable_loop_unrolling() -> None:
             f"or start with XLA_FLAGS={_UNROLLING}"
         )
     if "--xla_backend_extra_options" in flags:
-        raise DeviceError(f"XLA_FLAGS sets --xla_backend_extra_options already ({flags}): add xla_cpu_disable_loop_unrolling to it there")
+        raise DeviceError(
+            f"XLA_FLAGS sets --xla_backend_extra_options already ({flags}): add xla_cpu_disable_loop_unrolling to it there"
+        )
     os.environ["XLA_FLAGS"] = f"{flags} {_UNROLLING}".strip()

@@ -68,4 +68,6 @@ def _defaults() -> dict[str, str]:
     Without AVX-512, Eigen's convolutions are the faster ones: a 84x84x4 Nature CNN takes 0.85 of the time for one frame and 0.25 for
     128 (EPYC Milan).
     """
-    return ynn("INDIVIDUAL_DOT", *(["INDIVIDUAL_CONVOLUTION"] if has_avx512() and has_sound_convolutions() else []))
+    return ynn(
+        "INDIVIDUAL_DOT", *(["INDIVIDUAL_CONVOLUTION"] if has_avx512() and has_sound_convolutions() else [])
+    )

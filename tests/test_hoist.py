@@ -46,7 +46,11 @@ def test_transposes_leave_and_broadcasts_to_the_batch_stay() -> None:
     residue = check(gemm, [W, B], ROWS)
     assert "transpose" not in names(residue)
     assert names(residue)[0] == "dot_general"
-    assert {node.step.primitive.name if node.step else "weight" for node in residue.nodes} <= {"weight", "transpose", "broadcast_in_dim"}
+    assert {node.step.primitive.name if node.step else "weight" for node in residue.nodes} <= {
+        "weight",
+        "transpose",
+        "broadcast_in_dim",
+    }
     assert sum(value.size for value in Hoister([W, B]).values(residue.nodes)) == W.size + B.size
 
 
@@ -140,7 +144,9 @@ def test_what_numpy_does_not_know_goes_to_xla() -> None:
 
 def test_sixty_four_bits_stay() -> None:
     table = np.arange(5000, dtype=np.int64) << 40
-    typed = TypedModel.from_function(lambda p, x: p.reshape(50, 100).T[x["row"][:, 0], x["row"][:, 1]], table, {"row": ((2,), np.int64)})
+    typed = TypedModel.from_function(
+        lambda p, x: p.reshape(50, 100).T[x["row"][:, 0], x["row"][:, 1]], table, {"row": ((2,), np.int64)}
+    )
     from memojax import MemoizingDynamicInferer
 
     rows = np.array([[3, 4], [99, 49]], np.int64)

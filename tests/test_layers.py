@@ -12,13 +12,60 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "errors", "_types", "_client", "forking", "xla_flags", "xla_options", "forbid", "memory", "worker", "disk_cache", "policies", "asset",
-    "model", "ops", "breaks", "function", "batch", "oneshot", "backend", "typed", "stablehlo_check", "stablehlo_header", "stablehlo", "weights",
-    "fold", "hoist", "recipe", "packing", "placing", "scratch", "staging", "inputs", "runner", "plan", "planner", "plan_cache", "choices", "autotune", "plan_store",
-    "bucketing", "recommend", "display", "preload",
-    "inferer", "wrapper", "batcher", "pure", "api",
-    "contenders", "verification", "evaluation", "runtime", "cli",
-]  # fmt: skip
+    "errors",
+    "_types",
+    "_client",
+    "forking",
+    "xla_flags",
+    "xla_options",
+    "forbid",
+    "memory",
+    "worker",
+    "disk_cache",
+    "policies",
+    "asset",
+    "model",
+    "ops",
+    "breaks",
+    "function",
+    "batch",
+    "oneshot",
+    "backend",
+    "typed",
+    "stablehlo_check",
+    "stablehlo_header",
+    "stablehlo",
+    "weights",
+    "fold",
+    "hoist",
+    "recipe",
+    "packing",
+    "placing",
+    "scratch",
+    "staging",
+    "inputs",
+    "runner",
+    "plan",
+    "planner",
+    "plan_cache",
+    "choices",
+    "autotune",
+    "plan_store",
+    "bucketing",
+    "recommend",
+    "display",
+    "preload",
+    "inferer",
+    "wrapper",
+    "batcher",
+    "pure",
+    "api",
+    "contenders",
+    "verification",
+    "evaluation",
+    "runtime",
+    "cli",
+]
 EXEMPT = ("__init__", "__main__")
 # The methods that cervo's users expect on every inferer, and on assets; the two places where a late import may point down.
 SANCTIONED = ("memojax.inferer.base", "memojax.asset")
@@ -55,7 +102,12 @@ def imports(module: str) -> list[tuple[str, bool]]:
                 found.extend((alias.name, late) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 base = (
-                    ".".join([*package[: len(package) - child.level + 1], *([child.module] if child.module else [])])
+                    ".".join(
+                        [
+                            *package[: len(package) - child.level + 1],
+                            *([child.module] if child.module else []),
+                        ]
+                    )
                     if child.level
                     else child.module
                 )
@@ -69,7 +121,9 @@ def imports(module: str) -> list[tuple[str, bool]]:
 
 
 def test_every_file_has_its_place() -> None:
-    assert {_layer(module) for module in MODULES} - set(EXEMPT) == set(LAYERS), "add new files to LAYERS, and drop those that are gone"
+    assert {_layer(module) for module in MODULES} - set(EXEMPT) == set(LAYERS), (
+        "add new files to LAYERS, and drop those that are gone"
+    )
     assert len(LAYERS) == len(set(LAYERS))
 
 
@@ -102,6 +156,8 @@ def test_no_two_files_import_each_other() -> None:
 @pytest.mark.parametrize("library", ["jaxonnxruntime"])
 def test_one_file_imports_it(library: str) -> None:
     importing = [
-        module for module, path in MODULES.items() if f"import {library}" in path.read_text() or f"from {library}" in path.read_text()
+        module
+        for module, path in MODULES.items()
+        if f"import {library}" in path.read_text() or f"from {library}" in path.read_text()
     ]
     assert importing in (["memojax.ops.delegated"], [])

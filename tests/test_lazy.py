@@ -27,7 +27,9 @@ print(json.dumps({
 
 
 def test_import_starts_nothing_and_changes_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True
+    )
     assert json.loads(done.stdout) == {
         "config": [],
         "backend": False,

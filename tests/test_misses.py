@@ -35,7 +35,9 @@ def rows(n: int) -> np.ndarray:
 
 
 def check(inferer: MemoizingDynamicInferer, n: int) -> None:
-    np.testing.assert_allclose(inferer.infer_arrays({"x": rows(n)})["y"], np.tanh(rows(n) @ W), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        inferer.infer_arrays({"x": rows(n)})["y"], np.tanh(rows(n) @ W), rtol=1e-4, atol=1e-5
+    )
 
 
 def ready(inferer: MemoizingDynamicInferer) -> list[int]:

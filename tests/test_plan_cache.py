@@ -182,7 +182,12 @@ def test_counts() -> None:
     cache.count_padding(3)
     assert cache.info().padded_rows == 3
     cache.clear()
-    assert (cache.info().hits, cache.info().misses, cache.info().currsize, cache.info().padded_rows) == (0, 0, 0, 0)
+    assert (cache.info().hits, cache.info().misses, cache.info().currsize, cache.info().padded_rows) == (
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def test_clear_one_size() -> None:
@@ -209,8 +214,14 @@ def test_only_positive_whole_numbers_are_sizes(size: Any) -> None:
     assert checked_size(three) == 3
 
 
-@given(st.lists(st.integers(1, 6), max_size=40), st.sets(st.integers(1, 6), max_size=2), st.none() | st.integers(1, 3))
-def test_any_calls_leave_what_an_lru_of_the_rest_would(calls: list[int], pinned: set[int], maxsize: int | None) -> None:
+@given(
+    st.lists(st.integers(1, 6), max_size=40),
+    st.sets(st.integers(1, 6), max_size=2),
+    st.none() | st.integers(1, 3),
+)
+def test_any_calls_leave_what_an_lru_of_the_rest_would(
+    calls: list[int], pinned: set[int], maxsize: int | None
+) -> None:
     compiler = Compiler()
     cache = compiler.cache(maxsize=maxsize)
     preload(cache, sorted(pinned))

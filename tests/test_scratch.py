@@ -19,7 +19,9 @@ API = model_api({"a": (2,), "b": (3, 2)}, {"out": (2,)})
 
 
 def view_of(n: int, **options: Any) -> ScratchPadView:
-    inputs = [np.arange(n * np.prod(spec.shape), dtype=np.float32).reshape(n, *spec.shape) for spec in API.inputs]
+    inputs = [
+        np.arange(n * np.prod(spec.shape), dtype=np.float32).reshape(n, *spec.shape) for spec in API.inputs
+    ]
     return ScratchPadView(API.inputs, API.outputs, inputs, n, **options)
 
 

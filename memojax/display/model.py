@@ -62,14 +62,22 @@ def _calls(cache: CacheInfo) -> str:
 def _warnings(typed: TypedModel, cache: CacheInfo, mixing: Sequence[str]) -> list[str]:
     found = []
     if mixing:
-        found.append(f"rows influence each other (output {', '.join(mixing)}): batches run at their exact size only")
+        found.append(
+            f"rows influence each other (output {', '.join(mixing)}): batches run at their exact size only"
+        )
     wide = [spec.name for spec in (*typed.api.inputs, *typed.api.outputs) if spec.dtype in _WIDE]
     if wide:
-        found.append(f"64-bit numbers in {', '.join(wide)}: they stay 64 bits wide, also where jax_enable_x64 is off")
+        found.append(
+            f"64-bit numbers in {', '.join(wide)}: they stay 64 bits wide, also where jax_enable_x64 is off"
+        )
     if typed.random:
-        found.append("it draws random numbers: two calls differ, a new inferer with the same seed repeats them")
+        found.append(
+            "it draws random numbers: two calls differ, a new inferer with the same seed repeats them"
+        )
     if cache.evictions:
-        found.append(f"{cache.evictions:,} plans were dropped (maxsize={cache.maxsize}): a size that comes back compiles again")
+        found.append(
+            f"{cache.evictions:,} plans were dropped (maxsize={cache.maxsize}): a size that comes back compiles again"
+        )
     return found + list(typed.model.graph.notes if typed.model else ())
 
 

@@ -33,7 +33,14 @@ def progress_bar(name: str, total: int, *, transient: bool = False) -> Iterator[
 
 @contextlib.contextmanager
 def _terminal_bar(console: Any, name: str, total: int, transient: bool) -> Iterator[Report]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     times = (TimeRemainingColumn(),) if transient else (TimeElapsedColumn(),)
     texts = [
@@ -42,7 +49,9 @@ def _terminal_bar(console: Any, name: str, total: int, transient: bool) -> Itera
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     ]
-    with Progress(*texts, *times, console=console, transient=transient, disable=not console.is_terminal) as bar:
+    with Progress(
+        *texts, *times, console=console, transient=transient, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(name, total=total, note="")
         yield lambda done, note: bar.update(task, completed=done, note=note)
 
@@ -70,6 +79,8 @@ class _NotebookBar:
         self._handle.update(self._bundle(), raw=True)
 
     def _bundle(self) -> dict[str, str]:
-        text = f"{self._name} {self._done}/{self._total} {self._note} {time.monotonic() - self._started:.1f} s".replace("  ", " ")
+        text = f"{self._name} {self._done}/{self._total} {self._note} {time.monotonic() - self._started:.1f} s".replace(
+            "  ", " "
+        )
         bar = f'<progress value="{self._done}" max="{max(self._total, 1)}"></progress>'
         return {"text/plain": text, "text/html": f"<div>{bar} {escape(text)}</div>"}

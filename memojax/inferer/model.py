@@ -89,8 +89,14 @@ class ModelInferer(Inferer):
         self._cache_dir = cache_dir
         self._tuner = Tuner(autotune, autotune_budget_mb)
         self._store = PlanStore(
-            typed, self._device, weights=weights, precision=precision, maxsize=maxsize, disk=disk_cache(cache_dir), tuner=self._tuner
-        )  # fmt: skip
+            typed,
+            self._device,
+            weights=weights,
+            precision=precision,
+            maxsize=maxsize,
+            disk=disk_cache(cache_dir),
+            tuner=self._tuner,
+        )
         self._cache = self._store.cache
         self._seed = seed & 0xFFFFFFFF
         self._draws = itertools.count()
@@ -99,10 +105,16 @@ class ModelInferer(Inferer):
         self._wanted = typed
         self._names = [spec.name for spec in typed.api.inputs]
         self._first_name, self._n_names = next(iter(self._names), ""), len(self._names)
-        self._constant_slots = [(slot, spec.name) for slot, spec in enumerate(typed.api.outputs) if spec.name in typed.constant]
+        self._constant_slots = [
+            (slot, spec.name) for slot, spec in enumerate(typed.api.outputs) if spec.name in typed.constant
+        ]
         position = {name: index for index, name in enumerate(typed.computed)}
         self._computed_names = list(typed.computed)
-        self._computed_slots = [(slot, position[spec.name]) for slot, spec in enumerate(typed.api.outputs) if spec.name in position]
+        self._computed_slots = [
+            (slot, position[spec.name])
+            for slot, spec in enumerate(typed.api.outputs)
+            if spec.name in position
+        ]
         self._templates: tuple[TypedModel, dict[int, dict[str, Any]]] = typed, {}
         self._sizes_seen: Counter[int] = Counter()
         self._uncounted: Counter[int] = Counter()
@@ -125,15 +137,25 @@ class ModelInferer(Inferer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as model, configuration and sizes: plans are made anew (or found on disk) where it is loaded."""
-        return _rebuild, (type(self), self.typed, {**self._options(), **self._arguments()}, self._cache.sizes())
+        return _rebuild, (
+            type(self),
+            self.typed,
+            {**self._options(), **self._arguments()},
+            self._cache.sizes(),
+        )
 
     def _options(self) -> dict[str, Any]:
         device = device_name(self._device)
         return {
-            "device": device, "seed": self._seed, "precision": self._precision, "weights": self._weights, "cache_dir": self._cache_dir,
-            "autotune": self._tuner.mode, "autotune_budget_mb": self._tuner.budget / (1 << 20),
+            "device": device,
+            "seed": self._seed,
+            "precision": self._precision,
+            "weights": self._weights,
+            "cache_dir": self._cache_dir,
+            "autotune": self._tuner.mode,
+            "autotune_budget_mb": self._tuner.budget / (1 << 20),
             "strict": self.placement.strict,
-        }  # fmt: skip
+        }
 
     def __repr__(self) -> str:
         """What it takes and gives, how it runs, and its plans; nothing is computed for it."""
@@ -144,9 +166,14 @@ class ModelInferer(Inferer):
 
     def _card(self) -> Card:
         return model_card(
-            type(self).__name__, self.typed, device=device_name(self._device), options=self._arguments(), cache=self.cache_info(),
-            plans=self._all_plans(), mixing=self.__dict__.get("mixing_outputs", ()),
-        )  # fmt: skip
+            type(self).__name__,
+            self.typed,
+            device=device_name(self._device),
+            options=self._arguments(),
+            cache=self.cache_info(),
+            plans=self._all_plans(),
+            mixing=self.__dict__.get("mixing_outputs", ()),
+        )
 
     @property
     def typed(self) -> TypedModel:
@@ -213,7 +240,9 @@ class ModelInferer(Inferer):
         for slot, name in self._constant_slots:
             view.set_output(slot, self._constant_rows(name, n))
 
-    def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
+    def infer_arrays(
+        self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
+    ) -> Arrays:
         try:
             plan = self._cache.hit(inputs[self._first_name].shape[0])
         except (KeyError, IndexError, AttributeError, TypeError):
@@ -235,7 +264,9 @@ class ModelInferer(Inferer):
         sizes = self._sizes_for(count)
         return submit(lambda: self._compile_all(sizes))
 
-    def preload(self, sizes: Iterable[int], *, workers: int = 1, background: bool = False, progress: bool = False) -> Preload:
+    def preload(
+        self, sizes: Iterable[int], *, workers: int = 1, background: bool = False, progress: bool = False
+    ) -> Preload:
         """Compile plans for `sizes`; `maxsize` never drops them.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
@@ -332,7 +363,9 @@ class ModelInferer(Inferer):
         plans = self.plans()
         latency = {plan.size: plan.median_us / 1e6 for plan in plans if plan.median_us is not None}
         compiling = {plan.size: plan.compile_ms / 1e3 for plan in plans}
-        return recommend(self.batch_sizes(), latency, compiling, max_plans, {plan.size: plan.calls for plan in plans})
+        return recommend(
+            self.batch_sizes(), latency, compiling, max_plans, {plan.size: plan.calls for plan in plans}
+        )
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, evictions, sizes, seconds spent compiling, padded rows.
@@ -384,8 +417,12 @@ class ModelInferer(Inferer):
 
     def _all_plans(self) -> list[tuple[Plan, str]]:
         """Every plan, and whose batches it runs."""
-        elsewhere = [(plan, device) for device, cache in self._store.elsewhere().items() for plan in cache.plans()]
-        return [(plan, "NumPy") for plan in self._cache.plans()] + [(plan, f"{on.platform}:{on.id}") for plan, on in elsewhere]
+        elsewhere = [
+            (plan, device) for device, cache in self._store.elsewhere().items() for plan in cache.plans()
+        ]
+        return [(plan, "NumPy") for plan in self._cache.plans()] + [
+            (plan, f"{on.platform}:{on.id}") for plan, on in elsewhere
+        ]
 
     def _sizes_for(self, count: int) -> list[int]:
         """Sizes of the plans that `count` rows run on."""
@@ -399,7 +436,9 @@ class ModelInferer(Inferer):
     def _plan_size(self, n: int) -> int:
         rows, size = self._route(n)
         if rows < n:
-            raise BatchSizeError(f"{n} rows cannot run at once here, {rows} can: take what select_batch_size gives, or call infer_arrays")
+            raise BatchSizeError(
+                f"{n} rows cannot run at once here, {rows} can: take what select_batch_size gives, or call infer_arrays"
+            )
         if size > n:
             refuse_mixing(self, f"padding {n} rows to a plan for {size}")
         return size
@@ -427,7 +466,9 @@ class ModelInferer(Inferer):
     def _padded(self, rows: Sequence[Any], n: int, size: int) -> list[np.ndarray]:
         kept: dict[int, list[np.ndarray]] = self._local.__dict__.setdefault("buffers", {})
         if (buffers := kept.get(size)) is None:
-            buffers = kept[size] = [aligned_empty((size, *spec.shape), spec.dtype) for spec in self.api.inputs]
+            buffers = kept[size] = [
+                aligned_empty((size, *spec.shape), spec.dtype) for spec in self.api.inputs
+            ]
         for buffer, row in zip(buffers, rows, strict=True):
             buffer[:n] = row
             buffer[n:] = 0
@@ -451,14 +492,19 @@ class ModelInferer(Inferer):
         if typed is not self._store.typed or len(kept) > _MOST_TEMPLATES:
             typed, kept = self._templates = self._store.typed, {}
         if (template := kept.get(n)) is None:
-            constant = {name: np.broadcast_to(value, (n, *value.shape)) for name, value in typed.constant.items()}
+            constant = {
+                name: np.broadcast_to(value, (n, *value.shape)) for name, value in typed.constant.items()
+            }
             template = kept[n] = {spec.name: constant.get(spec.name) for spec in typed.api.outputs}
         return template
 
     def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
         rows, n, device = device_rows(self.api.inputs, inputs, self.placement)
         if n == 0:
-            return {spec.name: on_device(np.zeros((0, *spec.shape), spec.dtype), device) for spec in self.api.outputs}
+            return {
+                spec.name: on_device(np.zeros((0, *spec.shape), spec.dtype), device)
+                for spec in self.api.outputs
+            }
         cache = self._store.on(device)
         parts: list[Sequence[jax.Array]] = []
         done = 0
@@ -470,17 +516,24 @@ class ModelInferer(Inferer):
             if size > take:
                 cache.count_padding(size - take)
                 with jax.enable_x64(True):
-                    part = [jnp.concatenate([row, jnp.zeros((size - take, *row.shape[1:]), row.dtype)]) for row in part]
+                    part = [
+                        jnp.concatenate([row, jnp.zeros((size - take, *row.shape[1:]), row.dtype)])
+                        for row in part
+                    ]
             results = plan(part, self._key() if plan.random else None)
             parts.append(results if size == take else [result[:take] for result in results])
             done += take
-        results = parts[0] if len(parts) == 1 else [jnp.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+        results = (
+            parts[0] if len(parts) == 1 else [jnp.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+        )
         named: Arrays = dict(zip(self._computed_names, results, strict=True))
         constants = {name: on_device(self._constant_rows(name, n), device) for name in self.typed.constant}
         return {spec.name: named.get(spec.name, constants.get(spec.name)) for spec in self.api.outputs}  # pyright: ignore[reportReturnType]
 
 
-def _rebuild(kind: type[ModelInferer], typed: TypedModel, arguments: dict[str, Any], sizes: list[int]) -> ModelInferer:
+def _rebuild(
+    kind: type[ModelInferer], typed: TypedModel, arguments: dict[str, Any], sizes: list[int]
+) -> ModelInferer:
     inferer = kind(typed, **arguments)
     if not was_forked():  # there the first call says so: an error in here would be one of unpickling, which a pool of workers hangs on
         inferer.preload(sizes)

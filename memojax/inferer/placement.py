@@ -35,7 +35,9 @@ class Placement:
             InputError: one is a tracer: an executable cannot be called while JAX traces.
             DeviceError: they do not lie on one device, or not on the one that was asked for, and this is strict.
         """
-        arrays = [(spec, value) for spec, value in zip(specs, given, strict=True) if isinstance(value, jax.Array)]
+        arrays = [
+            (spec, value) for spec, value in zip(specs, given, strict=True) if isinstance(value, jax.Array)
+        ]
         if traced := [spec.name for spec, value in arrays if isinstance(value, Tracer)]:
             raise InputError(
                 f"input {traced[0]!r} is being traced (jit, vmap, grad, scan), but an inferer runs executables: inside, call the function of "
@@ -44,8 +46,10 @@ class Placement:
         anchor = next((value for _, value in arrays if is_committed(value)), arrays[0][1])
         device = min(anchor.devices(), key=lambda one: one.id)
         moved = [
-            (spec, value) for spec, value in arrays if (devices := value.devices()) != {device} and (is_committed(value) or len(devices) > 1)
-        ]  # fmt: skip
+            (spec, value)
+            for spec, value in arrays
+            if (devices := value.devices()) != {device} and (is_committed(value) or len(devices) > 1)
+        ]
         if moved:
             self._say(moved, device)
         if self.strict and self._device is not None and device != self._device:
@@ -56,7 +60,9 @@ class Placement:
         return device
 
     def _say(self, moved: Sequence[tuple[TensorSpec, jax.Array]], device: jax.Device) -> None:
-        listing = ", ".join(f"{spec.name!r} on {', '.join(sorted(map(_name, value.devices())))}" for spec, value in moved)
+        listing = ", ".join(
+            f"{spec.name!r} on {', '.join(sorted(map(_name, value.devices())))}" for spec, value in moved
+        )
         if self.strict:
             raise DeviceError(
                 f"the inputs of a call must lie on one device: this one runs on {_name(device)}, but {listing}, and strict=True moves nothing: "
@@ -66,8 +72,9 @@ class Placement:
             self._warned = True
             log.warning(
                 "inputs lie on several devices: %s; they are moved to %s, with every call (said once; strict=True refuses)",
-                listing, _name(device),
-            )  # fmt: skip
+                listing,
+                _name(device),
+            )
 
 
 def is_committed(value: jax.Array) -> bool:

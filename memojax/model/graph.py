@@ -88,7 +88,9 @@ def domain_of(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
-def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], base_dir: Path | None = None, outer: bool = True) -> Graph:
+def graph_of(
+    proto: onnx.GraphProto, opsets: Mapping[str, int], base_dir: Path | None = None, outer: bool = True
+) -> Graph:
     """Convert a GraphProto; `outer` is False for a subgraph, whose names may come from around it.
 
     Raises:
@@ -96,7 +98,9 @@ def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], base_dir: Path |
     """
     initializers = {tensor.name: to_numpy(tensor, base_dir) for tensor in proto.initializer}
     for sparse in proto.sparse_initializer:
-        holder = onnx.AttributeProto(name=sparse.values.name, type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse)
+        holder = onnx.AttributeProto(
+            name=sparse.values.name, type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse
+        )
         initializers[sparse.values.name] = value_of(holder, lambda _: None)
     inputs = tuple(_value(info) for info in proto.input if info.name not in initializers)
     nodes = nodes_of(proto.node, opsets, base_dir)
@@ -113,24 +117,39 @@ def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], base_dir: Path |
         else:
             outputs[info.name] = _value(info)
     if listed := sorted(info.name for info in proto.input if info.name in initializers):
-        notes.append(f"{len(listed)} initializer(s) are also listed as inputs; they are taken as weights: {', '.join(listed[:4])}")
+        notes.append(
+            f"{len(listed)} initializer(s) are also listed as inputs; they are taken as weights: {', '.join(listed[:4])}"
+        )
     nodes = sort_nodes(nodes, produced, outer)
     return Graph(proto.name, inputs, tuple(outputs.values()), initializers, nodes, tuple(notes))
 
 
-def nodes_of(protos: Iterable[onnx.NodeProto], opsets: Mapping[str, int], base_dir: Path | None = None) -> tuple[Node, ...]:
+def nodes_of(
+    protos: Iterable[onnx.NodeProto], opsets: Mapping[str, int], base_dir: Path | None = None
+) -> tuple[Node, ...]:
     """Convert nodes in the order given."""
 
     def convert(index: int, proto: onnx.NodeProto) -> Node:
         domain = domain_of(proto.domain)
         name = proto.name or f"{proto.op_type}_{index}"
         try:
-            attributes = {a.name: value_of(a, lambda g: graph_of(g, opsets, base_dir, outer=False)) for a in proto.attribute}
+            attributes = {
+                a.name: value_of(a, lambda g: graph_of(g, opsets, base_dir, outer=False))
+                for a in proto.attribute
+            }
         except ValueError as cause:
             raise ModelLoadError(f"node {name!r} ({proto.op_type}): {cause}") from cause
         if proto.overload:
             attributes["__overload__"] = proto.overload
-        return Node(proto.op_type, domain, opsets.get(domain, 1), name, tuple(proto.input), tuple(proto.output), attributes)
+        return Node(
+            proto.op_type,
+            domain,
+            opsets.get(domain, 1),
+            name,
+            tuple(proto.input),
+            tuple(proto.output),
+            attributes,
+        )
 
     return tuple(convert(index, proto) for index, proto in enumerate(protos))
 
@@ -146,7 +165,9 @@ def sort_nodes(nodes: tuple[Node, ...], produced: set[str], outer: bool) -> tupl
     for node in nodes:
         reads = node.reads()
         if outer and (undefined := reads - produced):
-            raise ModelLoadError(f"node {node.name!r} ({node.op_type}) reads {min(undefined)!r}, which nothing in the model defines")
+            raise ModelLoadError(
+                f"node {node.name!r} ({node.op_type}) reads {min(undefined)!r}, which nothing in the model defines"
+            )
         needs.append({maker[name] for name in reads if name in maker})
     if all(all(need < index for need in indices) for index, indices in enumerate(needs)):
         return nodes
@@ -197,14 +218,19 @@ def _check_unique(nodes: tuple[Node, ...], known: set[str]) -> None:
     for node in nodes:
         for name in filter(None, node.outputs):
             if name in seen:
-                raise ModelLoadError(f"{name!r} is defined twice; the second time by node {node.name!r} ({node.op_type})")
+                raise ModelLoadError(
+                    f"{name!r} is defined twice; the second time by node {node.name!r} ({node.op_type})"
+                )
             seen.add(name)
 
 
 def _value(info: onnx.ValueInfoProto) -> Value:
     which = info.type.WhichOneof("value")
     if which != "tensor_type":
-        return Value(info.name, kind={"sequence_type": "sequence", "optional_type": "optional"}.get(which or "", "unknown"))
+        return Value(
+            info.name,
+            kind={"sequence_type": "sequence", "optional_type": "optional"}.get(which or "", "unknown"),
+        )
     tensor = info.type.tensor_type
     dtype = dtype_of(tensor.elem_type) if tensor.elem_type else None
     return Value(info.name, dtype, tuple(map(_dim, tensor.shape.dim)) if tensor.HasField("shape") else None)

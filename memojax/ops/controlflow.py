@@ -37,7 +37,9 @@ class _Varies(ValueError):
     def __init__(self, places: Iterable[int], curable: bool = True):
         self.places = tuple(places)
         self.curable = curable
-        super().__init__(f"state {', '.join(map(str, self.places))} changes its shape, dtype or structure from step to step")
+        super().__init__(
+            f"state {', '.join(map(str, self.places))} changes its shape, dtype or structure from step to step"
+        )
 
 
 class _DataDependent(Exception):
@@ -71,7 +73,9 @@ def if_(cond: Value, *, then_branch: Any, else_branch: Any) -> tuple[Value, ...]
             outputs = _strong(body())
             seen.append(_types(outputs))
             if seen[0] != seen[-1]:
-                raise ValueError(f"the branches give {seen[0]} and {seen[-1]}, so the output's shape depends on data")
+                raise ValueError(
+                    f"the branches give {seen[0]} and {seen[-1]}, so the output's shape depends on data"
+                )
             return outputs
 
         return run
@@ -82,7 +86,9 @@ def if_(cond: Value, *, then_branch: Any, else_branch: Any) -> tuple[Value, ...]
 def _grows(node: Any) -> bool:
     """Whether a Loop stacks outputs or carries sequences, so that its number of steps decides a shape."""
     body = node.attributes["body"]
-    return len(body.outputs) > len(body.inputs) - 1 or any(value.kind in ("sequence", "optional") for value in body.inputs)
+    return len(body.outputs) > len(body.inputs) - 1 or any(
+        value.kind in ("sequence", "optional") for value in body.inputs
+    )
 
 
 @op("Loop", static=("M", "cond"), static_if=_grows)
@@ -136,7 +142,9 @@ def _counted(
     return _unrolled(step, state, trips, n_scans, slices)
 
 
-def _folded(step: Step, state: Sequence[Value], trips: int, n_scans: int, slices: Sequence[Value]) -> tuple[Value, ...] | None:
+def _folded(
+    step: Step, state: Sequence[Value], trips: int, n_scans: int, slices: Sequence[Value]
+) -> tuple[Value, ...] | None:
     """The result while it is static, else None."""
     try:
         return _unrolled(step, state, trips, n_scans, slices, limit=MAX_FOLDED, fold=True)
@@ -145,7 +153,13 @@ def _folded(step: Step, state: Sequence[Value], trips: int, n_scans: int, slices
 
 
 def _unrolled(
-    step: Step, state: Sequence[Value], trips: int, n_scans: int, slices: Sequence[Value], limit: int = MAX_UNROLLED, fold: bool = False
+    step: Step,
+    state: Sequence[Value],
+    trips: int,
+    n_scans: int,
+    slices: Sequence[Value],
+    limit: int = MAX_UNROLLED,
+    fold: bool = False,
 ) -> tuple[Value, ...]:
     """The steps written out; with `fold`, all that they give must be static.
 
@@ -200,7 +214,9 @@ def _settled(state: Sequence[Value], run: Callable[[_Kept, list[Value]], Result]
     fixed = {k: value for k, value in enumerate(state) if is_static(value)}
     while True:
         try:
-            return run(_Kept(fixed, len(state)), [_strong(value) for k, value in enumerate(state) if k not in fixed])
+            return run(
+                _Kept(fixed, len(state)), [_strong(value) for k, value in enumerate(state) if k not in fixed]
+            )
         except _Varies as cause:
             if not cause.curable:
                 raise
@@ -238,10 +254,16 @@ def _while(step: Step, state: Sequence[Value], M: Value, cond: Value) -> tuple[V
             before = kept.join(carry[2])
             going, after, _ = step(carry[0], before, ())
             if M is None and is_static(going) and scalar(going):
-                raise ValueError("the loop never ends: it has no trip count, and its condition is always true")
+                raise ValueError(
+                    "the loop never ends: it has no trip count, and its condition is always true"
+                )
             return carry[0] + 1, jnp.reshape(traced(going), ()).astype(bool), kept.moving(before, after)
 
-        return tuple(kept.join(rolled.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))[2]))
+        return tuple(
+            kept.join(
+                rolled.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))[2]
+            )
+        )
 
     try:
         return _settled(state, run)
@@ -285,36 +307,59 @@ def _strong(x: Value) -> Value:
 
 @op("Scan", since=9)
 def scan(
-    *initial_state_and_scan_inputs: Value, num_scan_inputs: int, body: Any,
-    scan_input_axes: tuple[int, ...] = (), scan_input_directions: tuple[int, ...] = (),
-    scan_output_axes: tuple[int, ...] = (), scan_output_directions: tuple[int, ...] = (),
-) -> tuple[Value, ...]:  # fmt: skip
+    *initial_state_and_scan_inputs: Value,
+    num_scan_inputs: int,
+    body: Any,
+    scan_input_axes: tuple[int, ...] = (),
+    scan_input_directions: tuple[int, ...] = (),
+    scan_output_axes: tuple[int, ...] = (),
+    scan_output_directions: tuple[int, ...] = (),
+) -> tuple[Value, ...]:
     """A subgraph along an axis of its scan inputs, with state. https://onnx.ai/onnx/operators/onnx__Scan.html"""
     n_states = len(initial_state_and_scan_inputs) - num_scan_inputs
     state, xs = initial_state_and_scan_inputs[:n_states], initial_state_and_scan_inputs[n_states:]
-    axes = [normalize_axis(axis, x.ndim) for x, axis in zip(xs, scan_input_axes or [0] * len(xs), strict=True)]
+    axes = [
+        normalize_axis(axis, x.ndim) for x, axis in zip(xs, scan_input_axes or [0] * len(xs), strict=True)
+    ]
     if len(lengths := {x.shape[axis] for x, axis in zip(xs, axes, strict=True)}) != 1:
         raise ValueError(f"the scan inputs have {sorted(lengths)} steps; all must have as many")
     xs = [nx.moveaxis(x, axis, 0) if axis else x for x, axis in zip(xs, axes, strict=True)]
-    xs = [nx.flip(x, 0) if back else x for x, back in zip(xs, scan_input_directions or [0] * len(xs), strict=True)]
+    xs = [
+        nx.flip(x, 0) if back else x
+        for x, back in zip(xs, scan_input_directions or [0] * len(xs), strict=True)
+    ]
     n_scans = body.n_outputs - n_states
     key = body.new_key()
 
-    def step(i: Value, state: Sequence[Value], slices: Sequence[Value]) -> tuple[Value, list[Value], list[Value]]:
+    def step(
+        i: Value, state: Sequence[Value], slices: Sequence[Value]
+    ) -> tuple[Value, list[Value], list[Value]]:
         outputs = list(body(*state, *slices, key=_fold(key, i)))
         return np.True_, outputs[:n_states], outputs[n_states:]
 
     static = is_static(state, xs, body.captured)
     results = _counted(step, state, lengths.pop(), n_scans, static, xs)
     scans = results[n_states:]
-    scans = [nx.flip(y, 0) if back else y for y, back in zip(scans, scan_output_directions or [0] * n_scans, strict=True)]
-    places = [normalize_axis(axis, y.ndim) for y, axis in zip(scans, scan_output_axes or [0] * n_scans, strict=True)]
-    return (*results[:n_states], *(nx.moveaxis(y, 0, axis) if axis else y for y, axis in zip(scans, places, strict=True)))
+    scans = [
+        nx.flip(y, 0) if back else y
+        for y, back in zip(scans, scan_output_directions or [0] * n_scans, strict=True)
+    ]
+    places = [
+        normalize_axis(axis, y.ndim) for y, axis in zip(scans, scan_output_axes or [0] * n_scans, strict=True)
+    ]
+    return (
+        *results[:n_states],
+        *(nx.moveaxis(y, 0, axis) if axis else y for y, axis in zip(scans, places, strict=True)),
+    )
 
 
 @op("Scan", since=8, until=9)
 def scan_batched(
-    sequence_lens: Value, *initial_state_and_scan_inputs: Value, num_scan_inputs: int, body: Any, directions: tuple[int, ...] = ()
+    sequence_lens: Value,
+    *initial_state_and_scan_inputs: Value,
+    num_scan_inputs: int,
+    body: Any,
+    directions: tuple[int, ...] = (),
 ) -> tuple[Value, ...]:
     """Version 8: along axis 1, for each row of a batch up to its own length; later outputs are 0, later state stays.
 
@@ -328,7 +373,9 @@ def scan_batched(
     def row(length: Value, *values: Value) -> tuple[Value, ...]:
         xs = [_reverse(x, length) if flip else x for x, flip in zip(values[n_states:], back, strict=True)]
 
-        def step(i: Value, state: Sequence[Value], slices: Sequence[Value]) -> tuple[Value, list[Value], list[Value]]:
+        def step(
+            i: Value, state: Sequence[Value], slices: Sequence[Value]
+        ) -> tuple[Value, list[Value], list[Value]]:
             outputs = body(*state, *slices)
             inside = i < length
             kept = [jnp.where(inside, new, old) for new, old in zip(outputs[:n_states], state, strict=True)]

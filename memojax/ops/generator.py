@@ -16,14 +16,25 @@ from .registry import op
 
 @op("Constant")
 def constant(
-    *, value: Value = None, sparse_value: Value = None, value_float: float | None = None, value_floats: tuple[float, ...] | None = None,
-    value_int: int | None = None, value_ints: tuple[int, ...] | None = None, value_string: str | None = None,
+    *,
+    value: Value = None,
+    sparse_value: Value = None,
+    value_float: float | None = None,
+    value_floats: tuple[float, ...] | None = None,
+    value_int: int | None = None,
+    value_ints: tuple[int, ...] | None = None,
+    value_string: str | None = None,
     value_strings: tuple[str, ...] | None = None,
-) -> Value:  # fmt: skip
+) -> Value:
     """The one attribute that is given; a sparse tensor becomes dense. https://onnx.ai/onnx/operators/onnx__Constant.html"""
     if value is not None or sparse_value is not None:
         return value if value is not None else sparse_value
-    for given, dtype in ((value_float, np.float32), (value_floats, np.float32), (value_int, np.int64), (value_ints, np.int64)):
+    for given, dtype in (
+        (value_float, np.float32),
+        (value_floats, np.float32),
+        (value_int, np.int64),
+        (value_ints, np.int64),
+    ):
         if given is not None:
             return np.array(given, dtype)
     return np.array(value_string if value_string is not None else value_strings, object)
@@ -50,39 +61,69 @@ def range_(start: Value, limit: Value, delta: Value, *, stash_type: int = 1) -> 
     (count,) = checked_shape([max(math.ceil((last - first) / step), 0)])
     is_half = start.dtype.itemsize == 2 and not np.issubdtype(start.dtype, np.integer)
     dtype = dtype_of(stash_type) if is_half else start.dtype
-    return (cast(np.arange(count), dtype) * cast(delta, dtype).reshape(()) + cast(start, dtype).reshape(())).astype(start.dtype)
+    return (
+        cast(np.arange(count), dtype) * cast(delta, dtype).reshape(()) + cast(start, dtype).reshape(())
+    ).astype(start.dtype)
 
 
 @op("RandomNormal")
 def random_normal(
-    *, shape: Shape, dtype: int = 1, mean: float = 0.0, scale: float = 1.0, seed: float | None = None, key: jax.Array
-) -> Value:  # fmt: skip
+    *,
+    shape: Shape,
+    dtype: int = 1,
+    mean: float = 0.0,
+    scale: float = 1.0,
+    seed: float | None = None,
+    key: jax.Array,
+) -> Value:
     """Normally distributed numbers. https://onnx.ai/onnx/operators/onnx__RandomNormal.html"""
     return _normal(_seeded(key, seed), shape, dtype_of(dtype), mean, scale)
 
 
 @op("RandomNormalLike", shape_only=True)
 def random_normal_like(
-    input: Value, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0, seed: float | None = None, key: jax.Array
-) -> Value:  # fmt: skip
+    input: Value,
+    *,
+    dtype: int | None = None,
+    mean: float = 0.0,
+    scale: float = 1.0,
+    seed: float | None = None,
+    key: jax.Array,
+) -> Value:
     """Normally distributed numbers in the shape of the input. https://onnx.ai/onnx/operators/onnx__RandomNormalLike.html"""
-    return _normal(_seeded(key, seed), input.shape, input.dtype if dtype is None else dtype_of(dtype), mean, scale)
+    return _normal(
+        _seeded(key, seed), input.shape, input.dtype if dtype is None else dtype_of(dtype), mean, scale
+    )
 
 
 @op("RandomUniform")
 def random_uniform(
-    *, shape: Shape, dtype: int = 1, low: float = 0.0, high: float = 1.0, seed: float | None = None, key: jax.Array
-) -> Value:  # fmt: skip
+    *,
+    shape: Shape,
+    dtype: int = 1,
+    low: float = 0.0,
+    high: float = 1.0,
+    seed: float | None = None,
+    key: jax.Array,
+) -> Value:
     """Uniformly distributed numbers. https://onnx.ai/onnx/operators/onnx__RandomUniform.html"""
     return _uniform(_seeded(key, seed), shape, dtype_of(dtype), low, high)
 
 
 @op("RandomUniformLike", shape_only=True)
 def random_uniform_like(
-    input: Value, *, dtype: int | None = None, low: float = 0.0, high: float = 1.0, seed: float | None = None, key: jax.Array
-) -> Value:  # fmt: skip
+    input: Value,
+    *,
+    dtype: int | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+    seed: float | None = None,
+    key: jax.Array,
+) -> Value:
     """Uniformly distributed numbers in the shape of the input. https://onnx.ai/onnx/operators/onnx__RandomUniformLike.html"""
-    return _uniform(_seeded(key, seed), input.shape, input.dtype if dtype is None else dtype_of(dtype), low, high)
+    return _uniform(
+        _seeded(key, seed), input.shape, input.dtype if dtype is None else dtype_of(dtype), low, high
+    )
 
 
 @op("Bernoulli", since=15)
@@ -93,7 +134,9 @@ def bernoulli(input: Value, *, dtype: int | None = None, seed: float | None = No
 
 
 @op("Multinomial", since=7)
-def multinomial(input: Value, *, dtype: int = 6, sample_size: int = 1, seed: float | None = None, key: jax.Array) -> Value:
+def multinomial(
+    input: Value, *, dtype: int = 6, sample_size: int = 1, seed: float | None = None, key: jax.Array
+) -> Value:
     """Classes drawn by unnormalized log-probabilities, `sample_size` a row. https://onnx.ai/onnx/operators/onnx__Multinomial.html"""
     rows, classes = input.shape
     logits = jnp.broadcast_to(traced(input)[:, None], checked_shape((rows, sample_size, classes)))
@@ -102,7 +145,9 @@ def multinomial(input: Value, *, dtype: int = 6, sample_size: int = 1, seed: flo
 
 def _normal(key: jax.Array, shape: Shape, dtype: np.dtype, mean: float, scale: float) -> jax.Array:
     dtype = jax.dtypes.canonicalize_dtype(dtype)
-    return jax.random.normal(key, checked_shape(shape), dtype) * np.array(scale, dtype) + np.array(mean, dtype)
+    return jax.random.normal(key, checked_shape(shape), dtype) * np.array(scale, dtype) + np.array(
+        mean, dtype
+    )
 
 
 def _uniform(key: jax.Array, shape: Shape, dtype: np.dtype, low: float, high: float) -> jax.Array:

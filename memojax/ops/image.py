@@ -17,7 +17,9 @@ def image_decoder(encoded_stream: Value, *, pixel_format: str = "RGB") -> Value:
     try:
         image = importlib.import_module("PIL.Image")
     except ImportError as cause:
-        raise ValueError("decoding an image needs Pillow, which is not installed: decode it before the model") from cause
+        raise ValueError(
+            "decoding an image needs Pillow, which is not installed: decode it before the model"
+        ) from cause
     with image.open(io.BytesIO(np.asarray(encoded_stream, np.uint8).tobytes())) as opened:
         pixels = np.asarray(opened.convert("L" if pixel_format == "Grayscale" else "RGB"))
     if pixel_format == "Grayscale":

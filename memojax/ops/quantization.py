@@ -15,11 +15,24 @@ from .tensor.cast import convert
 
 @op("QuantizeLinear", since=10)
 def quantize_linear(
-    x: Value, y_scale: Value, y_zero_point: Value = None, *, axis: int = 1, saturate: int = 1, block_size: int = 0,
-    output_dtype: int = 0, precision: int = 0,
-) -> Value:  # fmt: skip
+    x: Value,
+    y_scale: Value,
+    y_zero_point: Value = None,
+    *,
+    axis: int = 1,
+    saturate: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+    precision: int = 0,
+) -> Value:
     """`round(x / scale) + zero_point`, saturated, a scale per tensor, channel or block. https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"""
-    dtype = y_zero_point.dtype if y_zero_point is not None else dtype_of(output_dtype) if output_dtype else np.dtype(np.uint8)
+    dtype = (
+        y_zero_point.dtype
+        if y_zero_point is not None
+        else dtype_of(output_dtype)
+        if output_dtype
+        else np.dtype(np.uint8)
+    )
     divided = dtype_of(precision) if precision else y_scale.dtype
     divided = divided if divided in _DIVISIBLE else np.dtype(np.float32)
     y = cast(x, divided) / cast(_spread(y_scale, x.shape, axis, block_size), divided)
@@ -36,8 +49,14 @@ _DIVISIBLE = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32
 
 @op("DequantizeLinear", since=10)
 def dequantize_linear(
-    x: Value, x_scale: Value, x_zero_point: Value = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
-) -> Value:  # fmt: skip
+    x: Value,
+    x_scale: Value,
+    x_zero_point: Value = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+) -> Value:
     """`(x - zero_point) * scale`, a scale per tensor, channel or block. https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"""
     if x_zero_point is not None and jnp.issubdtype(x.dtype, jnp.integer):
         x = cast(x, np.int32) - cast(_spread(x_zero_point, x.shape, axis, block_size), np.int32)

@@ -61,7 +61,9 @@ def sequence_erase(input_sequence: tuple[Value, ...], position: Value = None) ->
 
 
 @op("SequenceMap", since=17)
-def sequence_map(input_sequence: tuple[Value, ...], *additional_inputs: Value, body: Any) -> tuple[Value, ...]:
+def sequence_map(
+    input_sequence: tuple[Value, ...], *additional_inputs: Value, body: Any
+) -> tuple[Value, ...]:
     """A subgraph on each tensor of the sequence. https://onnx.ai/onnx/operators/onnx__SequenceMap.html
 
     Additional sequences are walked in step, additional tensors are given to each call whole.
@@ -69,7 +71,9 @@ def sequence_map(input_sequence: tuple[Value, ...], *additional_inputs: Value, b
     lengths = {len(value) for value in (input_sequence, *additional_inputs) if isinstance(value, tuple)}
     if len(lengths) > 1:
         raise ValueError(f"the sequences have {sorted(lengths)} tensors; all must have as many")
-    rest = [value if isinstance(value, tuple) else (value,) * len(input_sequence) for value in additional_inputs]
+    rest = [
+        value if isinstance(value, tuple) else (value,) * len(input_sequence) for value in additional_inputs
+    ]
     rows = [body(*row) for row in zip(input_sequence, *rest, strict=True)]
     return tuple(zip(*rows, strict=True)) if rows else ((),) * body.n_outputs
 

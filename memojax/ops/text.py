@@ -23,15 +23,22 @@ def string_concat(X: Value, Y: Value) -> Value:
 
 
 @op("StringSplit", since=20, host=("X",))
-def string_split(X: Value, *, delimiter: str | None = None, maxsplit: int | None = None) -> tuple[Value, Value]:
+def string_split(
+    X: Value, *, delimiter: str | None = None, maxsplit: int | None = None
+) -> tuple[Value, Value]:
     """Pieces of each string along a new last axis, padded with "", and how many there are.
 
     https://onnx.ai/onnx/operators/onnx__StringSplit.html
     """
-    pieces = [text.split(delimiter or None, -1 if maxsplit is None else maxsplit) if text else [] for text in X.ravel()]
+    pieces = [
+        text.split(delimiter or None, -1 if maxsplit is None else maxsplit) if text else []
+        for text in X.ravel()
+    ]
     longest = max(map(len, pieces), default=0)
     padded = [piece for row in pieces for piece in (*row, *[""] * (longest - len(row)))]
-    return _strings(padded, (*X.shape, longest)), np.array([len(row) for row in pieces], np.int64).reshape(X.shape)
+    return _strings(padded, (*X.shape, longest)), np.array([len(row) for row in pieces], np.int64).reshape(
+        X.shape
+    )
 
 
 @op("RegexFullMatch", since=20, host=("X",))
@@ -46,7 +53,12 @@ def regex_full_match(X: Value, *, pattern: str) -> Value:
 
 @op("StringNormalizer", since=10, host=("X",))
 def string_normalizer(
-    X: Value, *, case_change_action: str = "NONE", is_case_sensitive: int = 0, stopwords: tuple[str, ...] = (), locale: str | None = None
+    X: Value,
+    *,
+    case_change_action: str = "NONE",
+    is_case_sensitive: int = 0,
+    stopwords: tuple[str, ...] = (),
+    locale: str | None = None,
 ) -> Value:
     """Strings without the stop words, in lower or upper case. https://onnx.ai/onnx/operators/onnx__StringNormalizer.html
 

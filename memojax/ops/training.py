@@ -16,7 +16,12 @@ _DOMAIN = "ai.onnx.preview.training"
 
 @op("Adagrad", domain=_DOMAIN)
 def adagrad(
-    R: Value, T: Value, *inputs: Value, decay_factor: float = 0.0, epsilon: float = 1e-6, norm_coefficient: float = 0.0
+    R: Value,
+    T: Value,
+    *inputs: Value,
+    decay_factor: float = 0.0,
+    epsilon: float = 1e-6,
+    norm_coefficient: float = 0.0,
 ) -> tuple[Value, ...]:
     """One Adagrad step: tensors, gradients, squared sums in; tensors, squared sums out.
 
@@ -34,9 +39,15 @@ def adagrad(
 
 @op("Adam", domain=_DOMAIN)
 def adam(
-    R: Value, T: Value, *inputs: Value, alpha: float = 0.9, beta: float = 0.999, epsilon: float = 1e-6, norm_coefficient: float = 0.0,
+    R: Value,
+    T: Value,
+    *inputs: Value,
+    alpha: float = 0.9,
+    beta: float = 0.999,
+    epsilon: float = 1e-6,
+    norm_coefficient: float = 0.0,
     norm_coefficient_post: float = 0.0,
-) -> tuple[Value, ...]:  # fmt: skip
+) -> tuple[Value, ...]:
     """One Adam step: tensors, gradients, first and second moments in; tensors and moments out.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Adam.html
@@ -54,7 +65,9 @@ def adam(
 
 
 @op("Momentum", domain=_DOMAIN)
-def momentum(R: Value, T: Value, *inputs: Value, alpha: float, beta: float, mode: str, norm_coefficient: float) -> tuple[Value, ...]:
+def momentum(
+    R: Value, T: Value, *inputs: Value, alpha: float, beta: float, mode: str, norm_coefficient: float
+) -> tuple[Value, ...]:
     """One step of gradient descent with momentum, standard or Nesterov's: tensors, gradients, momenta in; tensors, momenta out.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Momentum.html
@@ -70,7 +83,9 @@ def momentum(R: Value, T: Value, *inputs: Value, alpha: float, beta: float, mode
 
 
 @op("Gradient", domain=_DOMAIN)
-def gradient(*inputs: Value, xs: Sequence[str], y: str, zs: Sequence[str] = (), recompute: Callable[..., Value]) -> tuple[Value, ...]:
+def gradient(
+    *inputs: Value, xs: Sequence[str], y: str, zs: Sequence[str] = (), recompute: Callable[..., Value]
+) -> tuple[Value, ...]:
     """Derivatives of the value named `y` with respect to those named `xs`, at `inputs`; `zs` are held constant.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Gradient.html

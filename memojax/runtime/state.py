@@ -93,7 +93,14 @@ class BrainState:
     `_lock` guards the queue and is held for moments; `_running` is held while the inferer is at work.
     """
 
-    def __init__(self, brain: BrainId, inferer: Inferer, turns: Turns, clock: Callable[[], float], compiles: CompileTimings):
+    def __init__(
+        self,
+        brain: BrainId,
+        inferer: Inferer,
+        turns: Turns,
+        clock: Callable[[], float],
+        compiles: CompileTimings,
+    ):
         """`turns` and `compiles` are shared by all brains of the runtime."""
         self.brain = brain
         self.inferer = inferer
@@ -144,7 +151,11 @@ class BrainState:
         pairs = pairs_of(states)
         with self._lock:
             self._check_alive()
-            fixed = [(agent, state) for agent, state in pairs if self._sealed and self._batch_of(agent) is self._sealed]
+            fixed = [
+                (agent, state)
+                for agent, state in pairs
+                if self._sealed and self._batch_of(agent) is self._sealed
+            ]
             if fixed and self._sealed is not None:
                 Batcher(self.inferer, len(pairs)).extend(pairs)
                 self._sealed.extend(fixed, replace=True)
@@ -195,7 +206,11 @@ class BrainState:
             if remaining is not None and not self._is_ready(count) and not self._asked_for(count):
                 self._seal()
                 return Verdict.COLD
-            if remaining is None or must or (remaining > 0 and (self.timings.estimate(count) or 0.0) <= remaining):
+            if (
+                remaining is None
+                or must
+                or (remaining > 0 and (self.timings.estimate(count) or 0.0) <= remaining)
+            ):
                 self._seal()
                 return Verdict.RUN
             return Verdict.LATE
@@ -263,7 +278,9 @@ class BrainState:
         try:
             with self._lock:
                 sizes = {*self._recent, len(self._open), len(self._sealed or ())} - {0}
-            compiles = [new.prepare(size) for size in sorted(sizes) if not _is_ready(new, size)] if rounds else []
+            compiles = (
+                [new.prepare(size) for size in sorted(sizes) if not _is_ready(new, size)] if rounds else []
+            )
             if not compiles and handle.set_running_or_notify_cancel():
                 handle.set_result(self._swap_in(new))
         except BaseException as failure:
@@ -394,7 +411,9 @@ def _check_swap(old: Inferer, new: Inferer) -> None:
     if layer is None:
         check_compatible(old, new)
         if old.api != new.api:
-            raise IncompatibleModelError(f"the brain takes and gives {old.api}, the new inferer {new.api}: wrap it as the old one is")
+            raise IncompatibleModelError(
+                f"the brain takes and gives {old.api}, the new inferer {new.api}: wrap it as the old one is"
+            )
         return
     if isinstance(new, LayeredInferer):
         raise IncompatibleModelError(

@@ -51,7 +51,9 @@ def test_control_flow_stays_rolled_up_and_gives_the_same_numbers() -> None:
 
 def test_a_function_of_the_users_own_is_traced_as_it_is() -> None:
     def fn(params: Any, inputs: Any) -> Any:
-        return jax.lax.scan(lambda carry, _: (jnp.tanh(carry * params), None), inputs["x"], None, length=30)[0]
+        return jax.lax.scan(lambda carry, _: (jnp.tanh(carry * params), None), inputs["x"], None, length=30)[
+            0
+        ]
 
     typed = TypedModel.from_function(fn, np.float32(2), {"x": ((4,), np.float32)})
     assert "scan" in names(residue(typed))

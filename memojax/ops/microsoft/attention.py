@@ -22,11 +22,24 @@ FILTER = -10000.0
 
 @op("Attention", domain=MICROSOFT)
 def attention(
-    input: Value, weights: Value, bias: Value = None, mask_index: Value = None, past: Value = None, attention_bias: Value = None,
-    past_sequence_length: Value = None, *, num_heads: int, do_rotary: int = 0, mask_filter_value: float = FILTER,
-    past_present_share_buffer: int = 0, qkv_hidden_sizes: tuple[int, ...] = (), rotary_embedding_dim: int = 0, scale: float = 0.0,
-    unidirectional: int = 0, n_outputs: int,
-) -> Value:  # fmt: skip
+    input: Value,
+    weights: Value,
+    bias: Value = None,
+    mask_index: Value = None,
+    past: Value = None,
+    attention_bias: Value = None,
+    past_sequence_length: Value = None,
+    *,
+    num_heads: int,
+    do_rotary: int = 0,
+    mask_filter_value: float = FILTER,
+    past_present_share_buffer: int = 0,
+    qkv_hidden_sizes: tuple[int, ...] = (),
+    rotary_embedding_dim: int = 0,
+    scale: float = 0.0,
+    unidirectional: int = 0,
+    n_outputs: int,
+) -> Value:
     """Self-attention with the projection to queries, keys and values fused in.
 
     Raises:
@@ -46,10 +59,22 @@ def attention(
 
 @op("MultiHeadAttention", domain=MICROSOFT)
 def multi_head_attention(
-    query: Value, key: Value = None, value: Value = None, bias: Value = None, key_padding_mask: Value = None, attention_bias: Value = None,
-    past_key: Value = None, past_value: Value = None, past_sequence_length: Value = None, cache_indirection: Value = None, *,
-    num_heads: int, mask_filter_value: float = FILTER, scale: float = 0.0, unidirectional: int = 0,
-) -> tuple[Value, ...]:  # fmt: skip
+    query: Value,
+    key: Value = None,
+    value: Value = None,
+    bias: Value = None,
+    key_padding_mask: Value = None,
+    attention_bias: Value = None,
+    past_key: Value = None,
+    past_value: Value = None,
+    past_sequence_length: Value = None,
+    cache_indirection: Value = None,
+    *,
+    num_heads: int,
+    mask_filter_value: float = FILTER,
+    scale: float = 0.0,
+    unidirectional: int = 0,
+) -> tuple[Value, ...]:
     """Attention of projected queries, keys and values, which may be packed into one input, with a cache.
 
     Raises:
@@ -64,7 +89,10 @@ def multi_head_attention(
     if bias is not None:
         size = query.shape[-1]
         query = query + bias[:size]
-        key, value = (x + b if x is not None and x.ndim == 3 else x for x, b in ((key, bias[size : 2 * size]), (value, bias[2 * size :])))
+        key, value = (
+            x + b if x is not None and x.ndim == 3 else x
+            for x, b in ((key, bias[size : 2 * size]), (value, bias[2 * size :]))
+        )
     q, k, v = (_heads(x, num_heads) if x is not None and x.ndim == 3 else x for x in (query, key, value))
     if past_key is not None:
         k, v = nx.concatenate((past_key, k), axis=2), nx.concatenate((past_value, v), axis=2)
@@ -73,11 +101,20 @@ def multi_head_attention(
 
 
 def _attend(
-    q: Value, k: Value, v: Value, mask: Value, attention_bias: Value, scale: float, mask_filter_value: float, unidirectional: int
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Value,
+    attention_bias: Value,
+    scale: float,
+    mask_filter_value: float,
+    unidirectional: int,
 ) -> tuple[Value, Value]:
     """(batch, heads, queries, size) of the result, and the scores before softmax."""
     queries, keys = q.shape[2], k.shape[2]
-    scores = jnp.einsum("bhqd,bhkd->bhqk", wide(traced(q)), wide(traced(k))) * (scale or 1 / math.sqrt(q.shape[-1]))
+    scores = jnp.einsum("bhqd,bhkd->bhqk", wide(traced(q)), wide(traced(k))) * (
+        scale or 1 / math.sqrt(q.shape[-1])
+    )
     added = [] if attention_bias is None else [wide(attention_bias)]
     if mask is not None:
         added.append(nx.where(_kept(mask, q.shape[0], keys), np.float32(0), np.float32(mask_filter_value)))
@@ -117,30 +154,58 @@ def _flat(x: Value) -> Value:
 
 @op("RotaryEmbedding", domain=MICROSOFT)
 def rotary_embedding_with_offset(
-    input: Value, position_ids: Value, cos_cache: Value, sin_cache: Value, *, interleaved: int = 0, is_packed_batching: int = 0,
-    num_heads: int = 0, rotary_embedding_dim: int = 0, scale: float = 1.0,
-) -> Value:  # fmt: skip
+    input: Value,
+    position_ids: Value,
+    cos_cache: Value,
+    sin_cache: Value,
+    *,
+    interleaved: int = 0,
+    is_packed_batching: int = 0,
+    num_heads: int = 0,
+    rotary_embedding_dim: int = 0,
+    scale: float = 1.0,
+) -> Value:
     """Rotary embedding; a single position is that of the first token."""
     length = input.shape[2] if input.ndim == 4 else input.shape[1]
     if position_ids.ndim == 1:
         position_ids = nx.broadcast_to(position_ids + np.arange(length), (input.shape[0], length))
     heads = num_heads or (input.shape[-1] // (2 * cos_cache.shape[-1]) if input.ndim == 3 else 0)
     return rotary_embedding(
-        input, cos_cache, sin_cache, position_ids, interleaved=interleaved, num_heads=heads, rotary_embedding_dim=rotary_embedding_dim
+        input,
+        cos_cache,
+        sin_cache,
+        position_ids,
+        interleaved=interleaved,
+        num_heads=heads,
+        rotary_embedding_dim=rotary_embedding_dim,
     )
 
 
 @op("EmbedLayerNormalization", domain=MICROSOFT)
 def embed_layer_normalization(
-    input_ids: Value, segment_ids: Value, word_embedding: Value, position_embedding: Value, segment_embedding: Value, gamma: Value,
-    beta: Value, mask: Value = None, position_ids: Value = None, *, epsilon: float = 9.999999960041972e-13, mask_index_type: int = 0,
-) -> tuple[Value, Value, Value]:  # fmt: skip
+    input_ids: Value,
+    segment_ids: Value,
+    word_embedding: Value,
+    position_embedding: Value,
+    segment_embedding: Value,
+    gamma: Value,
+    beta: Value,
+    mask: Value = None,
+    position_ids: Value = None,
+    *,
+    epsilon: float = 9.999999960041972e-13,
+    mask_index_type: int = 0,
+) -> tuple[Value, Value, Value]:
     """Word, position and segment embeddings added up and normalised; the length of each row by its mask; the sum."""
 
     def embedded(table: Value, ids: Value) -> Value:
         return jnp.take(traced(table), ids, axis=0, mode="clip")
 
-    positions: Any = position_embedding[: input_ids.shape[1]] if position_ids is None else embedded(position_embedding, position_ids)
+    positions: Any = (
+        position_embedding[: input_ids.shape[1]]
+        if position_ids is None
+        else embedded(position_embedding, position_ids)
+    )
     total = embedded(word_embedding, input_ids) + positions
     if segment_ids is not None:
         total = total + embedded(segment_embedding, segment_ids)

@@ -25,7 +25,14 @@ def _operand(x: Value, transposed: int, batch_transposed: int) -> Value:
 @op("TransposeMatMul", domain=MICROSOFT)
 @op("FusedMatMul", domain=MICROSOFT)
 def fused_matmul(
-    A: Value, B: Value, *, alpha: float = 1.0, transA: int = 0, transB: int = 0, transBatchA: int = 0, transBatchB: int = 0
+    A: Value,
+    B: Value,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+    transBatchA: int = 0,
+    transBatchB: int = 0,
 ) -> Value:
     """alpha * A @ B, of transposed matrices; `transBatch` brings the first axis beside the last one first."""
     product = matmul(_operand(A, transA, transBatchA), _operand(B, transB, transBatchB))
@@ -34,10 +41,19 @@ def fused_matmul(
 
 @op("FusedGemm", domain=MICROSOFT)
 def fused_gemm(
-    A: Value, B: Value, C: Value = None, *, activation: str = "", activation_alpha: float | None = None,
-    activation_beta: float | None = None, activation_gamma: float | None = None, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
+    A: Value,
+    B: Value,
+    C: Value = None,
+    *,
+    activation: str = "",
+    activation_alpha: float | None = None,
+    activation_beta: float | None = None,
+    activation_gamma: float | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
     transB: int = 0,
-) -> Value:  # fmt: skip
+) -> Value:
     """Gemm, then an activation."""
     product = gemm(A, B, C, alpha=alpha, beta=beta, transA=transA, transB=transB)
     return activated(product, activation, (activation_alpha, activation_beta, activation_gamma))
@@ -45,20 +61,51 @@ def fused_gemm(
 
 @op("FusedConv", domain=MICROSOFT)
 def fused_conv(
-    X: Value, W: Value, B: Value = None, Z: Value = None, *, activation: str = "", activation_params: tuple[float, ...] = (),
-    auto_pad: str = "NOTSET", dilations: tuple[int, ...] | None = None, group: int = 1, kernel_shape: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None, strides: tuple[int, ...] | None = None,
-) -> Value:  # fmt: skip
+    X: Value,
+    W: Value,
+    B: Value = None,
+    Z: Value = None,
+    *,
+    activation: str = "",
+    activation_params: tuple[float, ...] = (),
+    auto_pad: str = "NOTSET",
+    dilations: tuple[int, ...] | None = None,
+    group: int = 1,
+    kernel_shape: tuple[int, ...] | None = None,
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> Value:
     """Conv plus Z, then an activation."""
-    y = conv(X, W, B, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides)
+    y = conv(
+        X,
+        W,
+        B,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        kernel_shape=kernel_shape,
+        pads=pads,
+        strides=strides,
+    )
     return activated(y if Z is None else y + Z, activation, activation_params)
 
 
 @op("MatMulNBits", domain=MICROSOFT)
 def matmul_n_bits(
-    A: Value, B: Value, scales: Value, zero_points: Value = None, g_idx: Value = None, bias: Value = None, *, K: int, N: int,
-    block_size: int, bits: int = 4, accuracy_level: int = 0, weight_prepacked: int = 0,
-) -> Value:  # fmt: skip
+    A: Value,
+    B: Value,
+    scales: Value,
+    zero_points: Value = None,
+    g_idx: Value = None,
+    bias: Value = None,
+    *,
+    K: int,
+    N: int,
+    block_size: int,
+    bits: int = 4,
+    accuracy_level: int = 0,
+    weight_prepacked: int = 0,
+) -> Value:
     """A @ B.T, where B [N, K] is packed into `bits` bits in blocks along K with a scale and a zero point each.
 
     Raises:
@@ -95,7 +142,9 @@ def inverse(X: Value) -> Value:
 @op("CDist", domain=MICROSOFT)
 def cdist(A: Value, B: Value, *, metric: str = "sqeuclidean") -> Value:
     """Distances between the rows of two matrices."""
-    squares = nx.sum(nx.square(A[:, None, :] - B[None]), axis=-1)  # |a|^2 - 2 a.b + |b|^2 would cancel where rows are close
+    squares = nx.sum(
+        nx.square(A[:, None, :] - B[None]), axis=-1
+    )  # |a|^2 - 2 a.b + |b|^2 would cancel where rows are close
     return nx.sqrt(squares) if metric == "euclidean" else squares
 
 
@@ -123,7 +172,9 @@ def quick_gelu(X: Value, *, alpha: float = 1.7020000219345093) -> Value:
     return X * jax.nn.sigmoid(alpha * traced(X))
 
 
-op("LayerNormalization", since=1, until=17)(layer_normalization)  # ONNX Runtime had it in ai.onnx before ONNX did
+op("LayerNormalization", since=1, until=17)(
+    layer_normalization
+)  # ONNX Runtime had it in ai.onnx before ONNX did
 
 
 def _rms(x: Value, scale: Value, epsilon: float, axis: int = -1) -> tuple[Value, Value]:
@@ -144,7 +195,13 @@ def simplified_layer_normalization(
 
 @op("SkipLayerNormalization", domain=MICROSOFT)
 def skip_layer_normalization(
-    input: Value, skip: Value, gamma: Value, beta: Value = None, bias: Value = None, *, epsilon: float = 9.999999960041972e-13
+    input: Value,
+    skip: Value,
+    gamma: Value,
+    beta: Value = None,
+    bias: Value = None,
+    *,
+    epsilon: float = 9.999999960041972e-13,
 ) -> tuple[Value, Value, Value, Value]:
     """Layer normalization of input + skip + bias, and that sum as fourth output."""
     total = _total(input, skip, bias)

@@ -30,11 +30,19 @@ def _real(x: Value, scale: Value, zero_point: Value) -> Value:
 
 def _elementwise(op_type: str, function: Callable[[Any, Any], Any]) -> None:
     def lower(
-        A: Value, A_scale: Value, A_zero_point: Value, B: Value, B_scale: Value, B_zero_point: Value, C_scale: Value,
+        A: Value,
+        A_scale: Value,
+        A_zero_point: Value,
+        B: Value,
+        B_scale: Value,
+        B_zero_point: Value,
+        C_scale: Value,
         C_zero_point: Value = None,
-    ) -> Value:  # fmt: skip
+    ) -> Value:
         result = function(_real(A, A_scale, A_zero_point), _real(B, B_scale, B_zero_point))
-        return quantize_linear(result, C_scale, np.zeros((), A.dtype) if C_zero_point is None else C_zero_point)
+        return quantize_linear(
+            result, C_scale, np.zeros((), A.dtype) if C_zero_point is None else C_zero_point
+        )
 
     op(op_type, domain=MICROSOFT)(lower)
 
@@ -44,14 +52,22 @@ _elementwise("QLinearMul", lambda a, b: a * b)
 
 
 @op("QLinearSigmoid", domain=MICROSOFT)
-def qlinear_sigmoid(X: Value, X_scale: Value, X_zero_point: Value, Y_scale: Value, Y_zero_point: Value = None) -> Value:
+def qlinear_sigmoid(
+    X: Value, X_scale: Value, X_zero_point: Value, Y_scale: Value, Y_zero_point: Value = None
+) -> Value:
     """Sigmoid of a quantized tensor, quantized again."""
     return _again(jax.nn.sigmoid(traced(_real(X, X_scale, X_zero_point))), Y_scale, Y_zero_point, X.dtype)
 
 
 @op("QLinearLeakyRelu", domain=MICROSOFT)
 def qlinear_leaky_relu(
-    X: Value, X_scale: Value, X_zero_point: Value, Y_scale: Value, Y_zero_point: Value = None, *, alpha: float = 0.009999999776482582
+    X: Value,
+    X_scale: Value,
+    X_zero_point: Value,
+    Y_scale: Value,
+    Y_zero_point: Value = None,
+    *,
+    alpha: float = 0.009999999776482582,
 ) -> Value:
     """LeakyRelu of a quantized tensor, quantized again."""
     return _again(leaky_relu(_real(X, X_scale, X_zero_point), alpha=alpha), Y_scale, Y_zero_point, X.dtype)
@@ -63,7 +79,14 @@ def _again(y: Value, scale: Value, zero_point: Value, dtype: Any) -> Value:
 
 @op("QLinearSoftmax", domain=MICROSOFT)
 def qlinear_softmax(
-    X: Value, X_scale: Value, x_zero_point: Value, y_scale: Value, y_zero_point: Value, *, opset: int, axis: int = -1
+    X: Value,
+    X_scale: Value,
+    x_zero_point: Value,
+    y_scale: Value,
+    y_zero_point: Value,
+    *,
+    opset: int,
+    axis: int = -1,
 ) -> Value:
     """Softmax of a quantized tensor, quantized again; before opset 13 over all axes from `axis` on."""
     x = traced(_real(X, X_scale, x_zero_point))
@@ -75,52 +98,115 @@ def qlinear_softmax(
 def qlinear_concat(Y_scale: Value, Y_zero_point: Value, *inputs: Value, axis: int) -> Value:
     """Quantized tensors, each with its scale and zero point, joined along an axis and quantized again."""
     triples = zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
-    return quantize_linear(nx.concatenate([_real(*triple) for triple in triples], axis=axis), Y_scale, Y_zero_point)
+    return quantize_linear(
+        nx.concatenate([_real(*triple) for triple in triples], axis=axis), Y_scale, Y_zero_point
+    )
 
 
 @op("QLinearWhere", domain=MICROSOFT)
 def qlinear_where(
-    condition: Value, X: Value, x_scale: Value, x_zero_point: Value, Y: Value, y_scale: Value, y_zero_point: Value, z_scale: Value,
+    condition: Value,
+    X: Value,
+    x_scale: Value,
+    x_zero_point: Value,
+    Y: Value,
+    y_scale: Value,
+    y_zero_point: Value,
+    z_scale: Value,
     z_zero_point: Value,
-) -> Value:  # fmt: skip
+) -> Value:
     """Elements of one of two quantized tensors, quantized again."""
-    return quantize_linear(nx.where(condition, _real(X, x_scale, x_zero_point), _real(Y, y_scale, y_zero_point)), z_scale, z_zero_point)
+    return quantize_linear(
+        nx.where(condition, _real(X, x_scale, x_zero_point), _real(Y, y_scale, y_zero_point)),
+        z_scale,
+        z_zero_point,
+    )
 
 
 @op("QLinearAveragePool", domain=MICROSOFT)
 def qlinear_average_pool(
-    X: Value, x_scale: Value, x_zero_point: Value, y_scale: Value, y_zero_point: Value = None, *, kernel_shape: tuple[int, ...],
-    auto_pad: str = "NOTSET", ceil_mode: int = 0, channels_last: int = 0, count_include_pad: int = 0,
-    pads: tuple[int, ...] | None = None, strides: tuple[int, ...] | None = None,
-) -> Value:  # fmt: skip
+    X: Value,
+    x_scale: Value,
+    x_zero_point: Value,
+    y_scale: Value,
+    y_zero_point: Value = None,
+    *,
+    kernel_shape: tuple[int, ...],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    channels_last: int = 0,
+    count_include_pad: int = 0,
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> Value:
     """AveragePool of a quantized tensor, quantized again."""
     pooled = average_pool(
-        _channels_first(_real(X, x_scale, x_zero_point), channels_last), kernel_shape=kernel_shape, auto_pad=auto_pad,
-        ceil_mode=ceil_mode, count_include_pad=count_include_pad, pads=pads, strides=strides,
-    )  # fmt: skip
+        _channels_first(_real(X, x_scale, x_zero_point), channels_last),
+        kernel_shape=kernel_shape,
+        auto_pad=auto_pad,
+        ceil_mode=ceil_mode,
+        count_include_pad=count_include_pad,
+        pads=pads,
+        strides=strides,
+    )
     return _again(_channels_back(pooled, channels_last), y_scale, y_zero_point, X.dtype)
 
 
 @op("QLinearGlobalAveragePool", domain=MICROSOFT)
 def qlinear_global_average_pool(
-    X: Value, x_scale: Value, x_zero_point: Value, y_scale: Value, y_zero_point: Value, *, channels_last: int = 0
+    X: Value,
+    x_scale: Value,
+    x_zero_point: Value,
+    y_scale: Value,
+    y_zero_point: Value,
+    *,
+    channels_last: int = 0,
 ) -> Value:
     """GlobalAveragePool of a quantized tensor, quantized again."""
     axes = tuple(range(1, X.ndim - 1) if channels_last else range(2, X.ndim))
-    return quantize_linear(nx.mean(_real(X, x_scale, x_zero_point), axis=axes, keepdims=True), y_scale, y_zero_point)
+    return quantize_linear(
+        nx.mean(_real(X, x_scale, x_zero_point), axis=axes, keepdims=True), y_scale, y_zero_point
+    )
 
 
 @op("QLinearConv", domain=MICROSOFT)
 def qlinear_conv_any_layout(
-    x: Value, x_scale: Value, x_zero_point: Value, w: Value, w_scale: Value, w_zero_point: Value, y_scale: Value, y_zero_point: Value,
-    B: Value = None, *, auto_pad: str = "NOTSET", channels_last: int = 0, dilations: tuple[int, ...] | None = None, group: int = 1,
-    kernel_shape: tuple[int, ...] | None = None, pads: tuple[int, ...] | None = None, strides: tuple[int, ...] | None = None,
-) -> Value:  # fmt: skip
+    x: Value,
+    x_scale: Value,
+    x_zero_point: Value,
+    w: Value,
+    w_scale: Value,
+    w_zero_point: Value,
+    y_scale: Value,
+    y_zero_point: Value,
+    B: Value = None,
+    *,
+    auto_pad: str = "NOTSET",
+    channels_last: int = 0,
+    dilations: tuple[int, ...] | None = None,
+    group: int = 1,
+    kernel_shape: tuple[int, ...] | None = None,
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> Value:
     """Convolution of quantized tensors, with channels last if asked for."""
     y = qlinear_conv(
-        _channels_first(x, channels_last), x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, B, auto_pad=auto_pad,
-        dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides,
-    )  # fmt: skip
+        _channels_first(x, channels_last),
+        x_scale,
+        x_zero_point,
+        w,
+        w_scale,
+        w_zero_point,
+        y_scale,
+        y_zero_point,
+        B,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        kernel_shape=kernel_shape,
+        pads=pads,
+        strides=strides,
+    )
     return _channels_back(y, channels_last)
 
 
@@ -134,9 +220,20 @@ def _channels_back(x: Value, channels_last: int) -> Value:
 
 @op("QGemm", domain=MICROSOFT)
 def qgemm(
-    A: Value, a_scale: Value, a_zero_point: Value, B: Value, b_scale: Value, b_zero_point: Value, C: Value = None, y_scale: Value = None,
-    y_zero_point: Value = None, *, alpha: float = 1.0, transA: int = 0, transB: int = 0,
-) -> Value:  # fmt: skip
+    A: Value,
+    a_scale: Value,
+    a_zero_point: Value,
+    B: Value,
+    b_scale: Value,
+    b_zero_point: Value,
+    C: Value = None,
+    y_scale: Value = None,
+    y_zero_point: Value = None,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Value:
     """Gemm of quantized matrices, with an int32 bias; float32 without `y_scale`."""
     total = matmul_integer(A.T if transA else A, B.T if transB else B, a_zero_point, b_zero_point)
     total = total if C is None else total + C
@@ -148,7 +245,13 @@ def qgemm(
 
 @op("MatMulIntegerToFloat", domain=MICROSOFT)
 def matmul_integer_to_float(
-    A: Value, B: Value, a_scale: Value, b_scale: Value, a_zero_point: Value = None, b_zero_point: Value = None, bias: Value = None
+    A: Value,
+    B: Value,
+    a_scale: Value,
+    b_scale: Value,
+    a_zero_point: Value = None,
+    b_zero_point: Value = None,
+    bias: Value = None,
 ) -> Value:
     """Product of quantized matrices, plus a bias, dequantized."""
     y = cast(matmul_integer(A, B, a_zero_point, b_zero_point), a_scale.dtype) * (a_scale * b_scale)
@@ -156,7 +259,9 @@ def matmul_integer_to_float(
 
 
 @op("DynamicQuantizeMatMul", domain=MICROSOFT)
-def dynamic_quantize_matmul(A: Value, B: Value, b_scale: Value, b_zero_point: Value = None, bias: Value = None) -> Value:
+def dynamic_quantize_matmul(
+    A: Value, B: Value, b_scale: Value, b_zero_point: Value = None, bias: Value = None
+) -> Value:
     """A quantized by its own range, times a quantized matrix, dequantized."""
     a, a_scale, a_zero_point = dynamic_quantize_linear(A)
     return matmul_integer_to_float(a, B, a_scale, b_scale, a_zero_point, b_zero_point, bias)
@@ -164,18 +269,48 @@ def dynamic_quantize_matmul(A: Value, B: Value, b_scale: Value, b_zero_point: Va
 
 @op("DynamicQuantizeLSTM", domain=MICROSOFT)
 def dynamic_quantize_lstm(
-    X: Value, W: Value, R: Value, B: Value = None, sequence_lens: Value = None, initial_h: Value = None, initial_c: Value = None,
-    P: Value = None, W_scale: Value = None, W_zero_point: Value = None, R_scale: Value = None, R_zero_point: Value = None, *,
-    activation_alpha: tuple[float, ...] = (), activation_beta: tuple[float, ...] = (), activations: tuple[str, ...] | None = None,
-    clip: float | None = None, direction: str = "forward", hidden_size: int | None = None, input_forget: int = 0,
-) -> Value:  # fmt: skip
+    X: Value,
+    W: Value,
+    R: Value,
+    B: Value = None,
+    sequence_lens: Value = None,
+    initial_h: Value = None,
+    initial_c: Value = None,
+    P: Value = None,
+    W_scale: Value = None,
+    W_zero_point: Value = None,
+    R_scale: Value = None,
+    R_zero_point: Value = None,
+    *,
+    activation_alpha: tuple[float, ...] = (),
+    activation_beta: tuple[float, ...] = (),
+    activations: tuple[str, ...] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    input_forget: int = 0,
+) -> Value:
     """LSTM whose input and hidden state are quantized by their own range, for products with quantized W and R (input size first)."""
 
     def times(weights: Value, scale: Value, zero_point: Value) -> Product:
         return lambda x, d: dynamic_quantize_matmul(x, weights[d], scale[d], zero_point[d])
 
     return lstm_of(
-        X, times(W, W_scale, W_zero_point), times(R, R_scale, R_zero_point), R.shape[:2], B, sequence_lens, initial_h, initial_c, P,
-        activation_alpha=activation_alpha, activation_beta=activation_beta, activations=activations, clip=clip, direction=direction,
-        hidden_size=hidden_size, input_forget=input_forget, layout=0,
-    )  # fmt: skip
+        X,
+        times(W, W_scale, W_zero_point),
+        times(R, R_scale, R_zero_point),
+        R.shape[:2],
+        B,
+        sequence_lens,
+        initial_h,
+        initial_c,
+        P,
+        activation_alpha=activation_alpha,
+        activation_beta=activation_beta,
+        activations=activations,
+        clip=clip,
+        direction=direction,
+        hidden_size=hidden_size,
+        input_forget=input_forget,
+        layout=0,
+    )

@@ -17,7 +17,9 @@ op("Trilu", domain=MICROSOFT)(trilu)
 
 
 @op("GridSample", domain=MICROSOFT)
-def grid_sample_bilinear(X: Value, Grid: Value, *, align_corners: int = 0, mode: str = "bilinear", padding_mode: str = "zeros") -> Value:
+def grid_sample_bilinear(
+    X: Value, Grid: Value, *, align_corners: int = 0, mode: str = "bilinear", padding_mode: str = "zeros"
+) -> Value:
     """The input at any positions, interpolated."""
     return grid_sample(X, Grid, align_corners=align_corners, mode=mode, padding_mode=padding_mode)
 
@@ -40,8 +42,18 @@ def range_by_one(start: Value, limit: Value, delta: Value = None) -> Value:
     return range_(start, limit, np.ones((), start.dtype) if delta is None else delta)
 
 
-for _op_type in ("AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReorderInput", "ReorderOutput", "Upsample"):
+for _op_type in (
+    "AveragePool",
+    "Conv",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "MaxPool",
+    "ReorderInput",
+    "ReorderOutput",
+    "Upsample",
+):
     unsupported(
-        _op_type, "the file was optimized for the blocked layout of one machine: save it with ORT_ENABLE_EXTENDED, not ORT_ENABLE_ALL",
+        _op_type,
+        "the file was optimized for the blocked layout of one machine: save it with ORT_ENABLE_EXTENDED, not ORT_ENABLE_ALL",
         domain="com.microsoft.nchwc",
-    )  # fmt: skip
+    )

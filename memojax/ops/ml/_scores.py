@@ -57,7 +57,11 @@ _TRANSFORMS: dict[str, Any] = {
 
 def transformed(scores: Value, post_transform: str) -> Value:
     """Scores after a post transform; of a single score ONNX Runtime transforms only PROBIT."""
-    return scores if scores.shape[-1] == 1 and post_transform != "PROBIT" else _TRANSFORMS[post_transform](scores)
+    return (
+        scores
+        if scores.shape[-1] == 1 and post_transform != "PROBIT"
+        else _TRANSFORMS[post_transform](scores)
+    )
 
 
 def two_scores(score: Value, post_transform: str, margin: bool = False) -> Value:

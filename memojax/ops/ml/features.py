@@ -38,9 +38,13 @@ def binarizer(X: Value, *, threshold: float = 0.0) -> Value:
 
 @op("Imputer", domain=ML)
 def imputer(
-    X: Value, *, imputed_value_floats: tuple[float, ...] = (), imputed_value_int64s: tuple[int, ...] = (),
-    replaced_value_float: float = 0.0, replaced_value_int64: int = 0,
-) -> Value:  # fmt: skip
+    X: Value,
+    *,
+    imputed_value_floats: tuple[float, ...] = (),
+    imputed_value_int64s: tuple[int, ...] = (),
+    replaced_value_float: float = 0.0,
+    replaced_value_int64: int = 0,
+) -> Value:
     """Another value, one for all or one for each feature, in place of `replaced_value`, which may be NaN.
 
     https://onnx.ai/onnx/operators/onnx_aionnxml_Imputer.html
@@ -82,7 +86,9 @@ def array_feature_extractor(X: Value, Y: Value) -> Value:
 
 
 @op("ZipMap", domain=ML)
-def zip_map(X: Value, *, classlabels_int64s: tuple[int, ...] = (), classlabels_strings: tuple[str, ...] = ()) -> Value:
+def zip_map(
+    X: Value, *, classlabels_int64s: tuple[int, ...] = (), classlabels_strings: tuple[str, ...] = ()
+) -> Value:
     """The probabilities as they are, a column for each label, in place of a dictionary for each row.
 
     https://onnx.ai/onnx/operators/onnx_aionnxml_ZipMap.html

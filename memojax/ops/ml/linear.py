@@ -16,7 +16,12 @@ def _scores(X: Value, coefficients: tuple[float, ...], intercepts: tuple[float, 
 
 @op("LinearRegressor", domain=ML)
 def linear_regressor(
-    X: Value, *, coefficients: tuple[float, ...], intercepts: tuple[float, ...] = (), post_transform: str = "NONE", targets: int = 1
+    X: Value,
+    *,
+    coefficients: tuple[float, ...],
+    intercepts: tuple[float, ...] = (),
+    post_transform: str = "NONE",
+    targets: int = 1,
 ) -> Value:
     """An affine function. https://onnx.ai/onnx/operators/onnx_aionnxml_LinearRegressor.html"""
     return transformed(_scores(X, coefficients, intercepts, targets), post_transform)
@@ -24,9 +29,15 @@ def linear_regressor(
 
 @op("LinearClassifier", domain=ML)
 def linear_classifier(
-    X: Value, *, coefficients: tuple[float, ...], intercepts: tuple[float, ...] = (), multi_class: int = 0, post_transform: str = "NONE",
-    classlabels_ints: tuple[int, ...] = (), classlabels_strings: tuple[str, ...] = (),
-) -> tuple[Value, Value]:  # fmt: skip
+    X: Value,
+    *,
+    coefficients: tuple[float, ...],
+    intercepts: tuple[float, ...] = (),
+    multi_class: int = 0,
+    post_transform: str = "NONE",
+    classlabels_ints: tuple[int, ...] = (),
+    classlabels_strings: tuple[str, ...] = (),
+) -> tuple[Value, Value]:
     """Labels, and scores from an affine function. https://onnx.ai/onnx/operators/onnx_aionnxml_LinearClassifier.html
 
     A single score with two labels becomes two, 1 - score and score unless `post_transform` is LOGISTIC: as in ONNX Runtime.
@@ -34,7 +45,9 @@ def linear_classifier(
     n_labels = max(len(classlabels_ints), len(classlabels_strings))
     scores = _scores(X, coefficients, intercepts, len(intercepts) or n_labels)
     if scores.shape[1] > 1:
-        return labels(largest(scores), classlabels_ints, classlabels_strings), transformed(scores, post_transform)
+        return labels(largest(scores), classlabels_ints, classlabels_strings), transformed(
+            scores, post_transform
+        )
     index = (scores[:, 0] > 0).astype(np.int32)
     if n_labels != 2:
         return labels(index, (), ()), transformed(scores, post_transform)

@@ -16,10 +16,32 @@ from ...model.tensor import dtype_of
 from .._common import cast, is_static, nx
 from ..registry import op
 
-_FLOAT8 = frozenset(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2, ml_dtypes.float8_e5m2fnuz)))
+_FLOAT8 = frozenset(
+    map(
+        np.dtype,
+        (
+            ml_dtypes.float8_e4m3fn,
+            ml_dtypes.float8_e4m3fnuz,
+            ml_dtypes.float8_e5m2,
+            ml_dtypes.float8_e5m2fnuz,
+        ),
+    )
+)
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 _SMALL_INTEGERS = frozenset(
-    map(np.dtype, (np.int8, np.int16, np.uint8, np.uint16, ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4))
+    map(
+        np.dtype,
+        (
+            np.int8,
+            np.int16,
+            np.uint8,
+            np.uint16,
+            ml_dtypes.int2,
+            ml_dtypes.uint2,
+            ml_dtypes.int4,
+            ml_dtypes.uint4,
+        ),
+    )
 )
 
 
@@ -79,7 +101,13 @@ def _integer(item: str) -> int:
 
 def _text(item: Any) -> str:
     if isinstance(item, float):
-        return "NaN" if math.isnan(item) else ("INF" if item > 0 else "-INF") if math.isinf(item) else f"{item:.8g}"
+        return (
+            "NaN"
+            if math.isnan(item)
+            else ("INF" if item > 0 else "-INF")
+            if math.isinf(item)
+            else f"{item:.8g}"
+        )
     return str(int(item))
 
 
@@ -96,7 +124,9 @@ def _bitcast(x: Value, dtype: np.dtype) -> Value:
         return _bitcast(x, np.dtype(np.uint8)) != 0
     x = x.astype(np.uint8) if x.dtype == np.bool_ else x
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(f"the bits of {dtype} are asked for, and this trace has 32-bit numbers only: set jax_enable_x64")
+        raise ValueError(
+            f"the bits of {dtype} are asked for, and this trace has 32-bit numbers only: set jax_enable_x64"
+        )
     return lax.bitcast_convert_type(x, dtype)
 
 

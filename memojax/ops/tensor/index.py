@@ -17,7 +17,9 @@ from ..registry import op
 
 
 @op("Slice", until=10)
-def slice_attribute(data: Value, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Value:
+def slice_attribute(
+    data: Value, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None
+) -> Value:
     """Before opset 10 the bounds are attributes. https://onnx.ai/onnx/operators/onnx__Slice.html"""
     return _slice(data, starts, ends, axes, None)
 
@@ -25,7 +27,13 @@ def slice_attribute(data: Value, *, starts: tuple[int, ...], ends: tuple[int, ..
 @op("Slice", since=10, static=("starts", "ends", "axes", "steps"))
 def slice_input(data: Value, starts: Value, ends: Value, axes: Value = None, steps: Value = None) -> Value:
     """Ranges along some axes, with NumPy's meaning of negative and too large bounds. https://onnx.ai/onnx/operators/onnx__Slice.html"""
-    return _slice(data, ints(starts), ints(ends), None if axes is None else ints(axes), None if steps is None else ints(steps))
+    return _slice(
+        data,
+        ints(starts),
+        ints(ends),
+        None if axes is None else ints(axes),
+        None if steps is None else ints(steps),
+    )
 
 
 def _slice(data: Value, starts: Shape, ends: Shape, axes: Shape | None, steps: Shape | None) -> Value:
@@ -35,12 +43,20 @@ def _slice(data: Value, starts: Shape, ends: Shape, axes: Shape | None, steps: S
         slices[axis] = slice(start, end, step)
     if is_static(data):
         return data[tuple(slices)]
-    return take_ranges(data, [None if part == slice(None) else range(dim)[part] for dim, part in zip(data.shape, slices, strict=True)])
+    return take_ranges(
+        data,
+        [
+            None if part == slice(None) else range(dim)[part]
+            for dim, part in zip(data.shape, slices, strict=True)
+        ],
+    )
 
 
 def take_ranges(x: jax.Array, ranges: Sequence[range | None]) -> jax.Array:
     """A part of `x`, a range along each axis (None: all of it): a plain slice, and a reversal where a step is negative."""
-    backward = tuple(axis for axis, part in enumerate(ranges) if part is not None and part.step < 0 and len(part) > 1)
+    backward = tuple(
+        axis for axis, part in enumerate(ranges) if part is not None and part.step < 0 and len(part) > 1
+    )
     forward = [part[::-1] if part is not None and part.step < 0 else part for part in ranges]
     if any(part is not None and part != range(dim) for part, dim in zip(forward, x.shape, strict=True)):
         bounds = [
@@ -67,13 +83,17 @@ def take_static(data: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
     length = data.shape[axis]
     flat = np.asarray(indices, np.int64).ravel()
     if np.any((flat < -length) | (flat >= length)):
-        raise ValueError(f"index {flat[(flat < -length) | (flat >= length)][0]} is out of range for the {length} entries of axis {axis}")
+        raise ValueError(
+            f"index {flat[(flat < -length) | (flat >= length)][0]} is out of range for the {length} entries of axis {axis}"
+        )
     flat = np.where(flat < 0, flat + length, flat)
     step = int(flat[1] - flat[0]) if flat.size > 1 else 1
     if flat.size and step and np.all(np.diff(flat) == step):
         ranges: list[range | None] = [None] * data.ndim
         ranges[axis] = range(int(flat[0]), int(flat[-1]) + (1 if step > 0 else -1), step)
-        return jnp.reshape(take_ranges(data, ranges), data.shape[:axis] + indices.shape + data.shape[axis + 1 :])
+        return jnp.reshape(
+            take_ranges(data, ranges), data.shape[:axis] + indices.shape + data.shape[axis + 1 :]
+        )
     return jnp.take(data, flat.astype(np.int32).reshape(indices.shape), axis=axis, mode="clip")
 
 
@@ -100,7 +120,10 @@ def _take_along(data: Value, indices: Value, axis: int) -> Value:
 def gather_nd(data: Value, indices: Value, *, batch_dims: int = 0) -> Value:
     """Slices of `data` at index tuples, the first `batch_dims` axes in step. https://onnx.ai/onnx/operators/onnx__GatherND.html"""
     rank = indices.ndim - 1
-    batch = [np.arange(data.shape[i]).reshape([-1 if j == i else 1 for j in range(rank)]) for i in range(batch_dims)]
+    batch = [
+        np.arange(data.shape[i]).reshape([-1 if j == i else 1 for j in range(rank)])
+        for i in range(batch_dims)
+    ]
     where = (*batch, *(indices[..., i] for i in range(indices.shape[-1])))
     return data[where] if is_static(data, indices) else traced(data).at[where].get(mode="clip")
 
@@ -119,7 +142,9 @@ def scatter_nd(data: Value, indices: Value, updates: Value, *, reduction: str = 
 
 @op("Scatter", since=9, until=11)
 @op("ScatterElements", since=11)
-def scatter_elements(data: Value, indices: Value, updates: Value, *, axis: int = 0, reduction: str = "none") -> Value:
+def scatter_elements(
+    data: Value, indices: Value, updates: Value, *, axis: int = 0, reduction: str = "none"
+) -> Value:
     """`data` with elements along `axis` set, added to, ... https://onnx.ai/onnx/operators/onnx__ScatterElements.html"""
     where: list[Any] = list(np.indices(indices.shape, sparse=True))
     where[normalize_axis(axis, data.ndim)] = indices
@@ -154,11 +179,17 @@ def _put(data: jax.Array, where: tuple[np.ndarray, ...], updates: jax.Array) -> 
     places = np.broadcast_shapes(*(part.shape for part in where))
     source[where] = np.arange(math.prod(places)).reshape(places)
     new = take_static(jnp.reshape(updates, (-1, *row)), np.maximum(source, 0), 0)
-    return jnp.where((source >= 0).reshape(source.shape + (1,) * len(row)), new, data) if source.min() < 0 else new
+    return (
+        jnp.where((source >= 0).reshape(source.shape + (1,) * len(row)), new, data)
+        if source.min() < 0
+        else new
+    )
 
 
 @op("TensorScatter", since=24)
-def tensor_scatter(past_cache: Value, update: Value, write_indices: Value = None, *, axis: int = -2, mode: str = "linear") -> Value:
+def tensor_scatter(
+    past_cache: Value, update: Value, write_indices: Value = None, *, axis: int = -2, mode: str = "linear"
+) -> Value:
     """A cache with new entries of each row written at its index. https://onnx.ai/onnx/operators/onnx__TensorScatter.html"""
     axis = normalize_axis(axis, past_cache.ndim)
     length, written = past_cache.shape[axis], update.shape[axis]
@@ -198,7 +229,9 @@ def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1,
     """Each row's first `sequence_lens` steps reversed. https://onnx.ai/onnx/operators/onnx__ReverseSequence.html"""
     batch_axis, time_axis = normalize_axes((batch_axis, time_axis), input.ndim)
     step = np.arange(input.shape[time_axis]).reshape([-1 if i == time_axis else 1 for i in range(input.ndim)])
-    length = nx.reshape(cast(sequence_lens, np.int64), [-1 if i == batch_axis else 1 for i in range(input.ndim)])
+    length = nx.reshape(
+        cast(sequence_lens, np.int64), [-1 if i == batch_axis else 1 for i in range(input.ndim)]
+    )
     return _take_along(input, nx.where(step < length, length - 1 - step, step), time_axis)
 
 
@@ -221,8 +254,15 @@ def compress(input: Value, condition: Value, *, axis: int | None = None) -> Valu
 @op("Unique", since=11, host=("x",))
 def unique(x: Value, *, axis: int | None = None, sorted: int = 1) -> Value:
     """Distinct elements or slices. https://onnx.ai/onnx/operators/onnx__Unique.html"""
-    values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True, axis=axis)
+    values, first, inverse, counts = np.unique(
+        x, return_index=True, return_inverse=True, return_counts=True, axis=axis
+    )
     order = np.arange(len(first)) if sorted else np.argsort(first)
     rank_of = np.argsort(order)
     values = np.take(values, order, axis=axis or 0)
-    return values, first[order].astype(np.int64), rank_of[inverse.ravel()].astype(np.int64), counts[order].astype(np.int64)
+    return (
+        values,
+        first[order].astype(np.int64),
+        rank_of[inverse.ravel()].astype(np.int64),
+        counts[order].astype(np.int64),
+    )

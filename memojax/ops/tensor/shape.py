@@ -30,7 +30,9 @@ def size(data: Value) -> Value:
 
 
 @op("Reshape", until=5)
-def reshape_attribute(data: Value, *, shape: tuple[int, ...] = (), consumed_inputs: tuple[int, ...] = ()) -> Value:
+def reshape_attribute(
+    data: Value, *, shape: tuple[int, ...] = (), consumed_inputs: tuple[int, ...] = ()
+) -> Value:
     """Before opset 5 the shape is an attribute. https://onnx.ai/onnx/operators/onnx__Reshape.html"""
     return _reshape(data, shape, copy_zeros=True)
 
@@ -42,7 +44,9 @@ def reshape(data: Value, shape: Value, *, allowzero: int = 0) -> Value:
 
 
 def _reshape(data: Value, shape: Shape, copy_zeros: bool) -> Value:
-    dims = [data.shape[i] if dim == 0 and copy_zeros and i < data.ndim else dim for i, dim in enumerate(shape)]
+    dims = [
+        data.shape[i] if dim == 0 and copy_zeros and i < data.ndim else dim for i, dim in enumerate(shape)
+    ]
     if -1 in dims:
         known = math.prod(dim for dim in dims if dim != -1)
         dims[dims.index(-1)] = data.size // known if known else 0
@@ -92,13 +96,17 @@ def concat(*inputs: Value, axis: int) -> Value:
 
 
 @op("Split", until=13, static=("sizes",))
-def split_attribute(input: Value, sizes: Value = None, *, axis: int = 0, split: tuple[int, ...] | None = None, n_outputs: int) -> Value:
+def split_attribute(
+    input: Value, sizes: Value = None, *, axis: int = 0, split: tuple[int, ...] | None = None, n_outputs: int
+) -> Value:
     """Before opset 13 the sizes are an attribute. https://onnx.ai/onnx/operators/onnx__Split.html"""
     return _split(input, ints(sizes) if split is None and sizes is not None else split, axis, n_outputs)
 
 
 @op("Split", since=13, static=("split",))
-def split(input: Value, split: Value = None, *, axis: int = 0, num_outputs: int | None = None, n_outputs: int) -> Value:
+def split(
+    input: Value, split: Value = None, *, axis: int = 0, num_outputs: int | None = None, n_outputs: int
+) -> Value:
     """Parts of the sizes `split`, or equal ones with a smaller last. https://onnx.ai/onnx/operators/onnx__Split.html"""
     return _split(input, None if split is None else ints(split), axis, num_outputs or n_outputs)
 
