@@ -25,6 +25,7 @@ from jax import export
 from ._types import Source
 from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
 from .errors import AssetError, DimensionError, InputError
+from .files import path_of, start_of
 from .forking import check_not_forked
 from .model.signature import TensorSpec
 from .stablehlo_check import parse_failure
@@ -327,11 +328,7 @@ def _start_of(source: Any) -> bytes:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source[:HEADER_BYTES])
     if isinstance(source, (str, PathLike)):
-        try:
-            with open(source, "rb") as file:
-                return file.read(HEADER_BYTES)
-        except OSError:
-            return b""  # whoever loads it says so
+        return start_of(path_of(source), HEADER_BYTES)
     if hasattr(source, "read") and hasattr(source, "seek") and source.seekable():
         place = source.tell()
         start = source.read(HEADER_BYTES)

@@ -14,6 +14,8 @@ ROOT = Path(memojax.__file__).parent
 LAYERS = [
     "errors",
     "_types",
+    "limits",
+    "files",
     "_client",
     "forking",
     "xla_flags",
