@@ -48,6 +48,6 @@ from .wrapper.epsilon import NoiseGenerator as NoiseGenerator
 from .wrapper.recurrent import RecurrentInfo as RecurrentInfo
 from .wrapper.recurrent import RecurrentTracker as RecurrentTracker
 from .wrapper.recurrent import RecurrentTrackerWrapper as RecurrentTrackerWrapper
-from .xla_flags import disable_loop_unrolling as disable_loop_unrolling
+from .xla.flags import disable_loop_unrolling as disable_loop_unrolling
 
 __version__ = "0.1.0"

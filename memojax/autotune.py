@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from . import worker
 from .errors import CompileError, InputError, LoweringError
 from .hoist import Residue
 from .plan import Executable, Plan
@@ -30,7 +29,8 @@ from .recipe import (
     fits,
 )
 from .typed import random_rows
-from .xla_options import has_avx512, has_sound_convolutions
+from .xla import background as worker
+from .xla.options import has_avx512, has_sound_convolutions
 
 Autotune = Literal["off", "preload", "background"]
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from ._client import cpu_device
 from ._types import Source, Value
 from .breaks import HostCall, host_nodes, split
 from .errors import (
@@ -21,13 +20,14 @@ from .errors import (
     Unsupported,
     UnsupportedOpError,
 )
-from .forking import check_not_forked
 from .function import GraphFunction
 from .model import load_model
 from .model.graph import Graph
 from .model.graph import Value as Declared
 from .ops.rolled import inlined
-from .xla_options import compiled
+from .xla.cpu_client import cpu_device
+from .xla.fork import check_not_forked
+from .xla.options import compiled
 
 log = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"

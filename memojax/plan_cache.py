@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from .errors import BatchSizeError, nearest
 from .forbid import check_allowed
-from .forking import check_not_forked, was_forked
 from .plan import Plan
 from .planner import Lowered
+from .xla.fork import check_not_forked, was_forked
 
 log = logging.getLogger("memojax")
 _caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()

@@ -25,7 +25,7 @@ from .recipe import DEFAULT, Recipe
 from .runner import Meter, by_name, lean_call, never, on_device, on_host
 from .staging import Staging
 from .typed import TypedModel
-from .xla_options import compiled as compiled_for
+from .xla.options import compiled as compiled_for
 
 Weights = Literal["auto", "constant", "argument"]
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from typing import Any, final
 
-from . import worker
 from .display.progress import progress_bar
+from .xla import background as worker
 
 
 @final

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from .hoist import Residue, Rewrite, Step
-from .xla_options import ynn
+from .xla.options import ynn
 
 
 @final

@@ -25,11 +25,11 @@ from jax import export
 from ._types import Source
 from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
 from .errors import AssetError, DimensionError, InputError
-from .forking import check_not_forked
 from .model.signature import TensorSpec
 from .stablehlo_check import parse_failure
 from .stablehlo_header import FORMAT, MAGIC, PREFIX, Header, arrays_of, header_and_body
 from .typed import TypedModel
+from .xla.fork import check_not_forked
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _CUSTOM_CALLS = re.compile(

@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._client import cpu_device
 from ._types import Source
 from .batch import BatchAxis, batched
 from .breaks import host_nodes
 from .errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
-from .forking import check_not_forked
 from .function import GraphFunction
 from .model import Model, load_model
 from .model.signature import ModelApi, TensorSpec
-from .xla_options import compiled
+from .xla.cpu_client import cpu_device
+from .xla.fork import check_not_forked
+from .xla.options import compiled
 
 RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
 

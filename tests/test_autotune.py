@@ -19,8 +19,7 @@ import pytest
 from jax import lax
 
 import memojax
-from memojax import MemoizingDynamicInferer, TypedModel, autotune, worker
-from memojax._client import cpu_device
+from memojax import MemoizingDynamicInferer, TypedModel, autotune
 from memojax.choices import NAME, Choices
 from memojax.planner import Planner
 from memojax.recipe import (
@@ -35,6 +34,8 @@ from memojax.recipe import (
     WIDE,
     Recipe,
 )
+from memojax.xla import background as worker
+from memojax.xla.cpu_client import cpu_device
 
 RNG = np.random.default_rng(0)
 WEIGHTS = [(RNG.standard_normal((16, 16)) / 4).astype(np.float32) for _ in range(3)]

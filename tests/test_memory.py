@@ -14,8 +14,8 @@ import pytest
 import memojax
 from memojax import plan_store
 from memojax.errors import BatchMemoryError
-from memojax.memory import available_bytes, readable
 from memojax.typed import TypedModel
+from memojax.xla.memory import available_bytes, readable
 
 
 def wide(width: int = 1 << 20) -> Any:
@@ -102,7 +102,7 @@ def test_memory_stays_flat_while_sizes_come_and_go() -> None:
 
 
 def test_dropped_plans_are_freed_on_every_way_out() -> None:
-    from memojax._client import cpu_device
+    from memojax.xla.cpu_client import cpu_device
 
     gc.collect()
     before = len(cpu_device().client.live_executables())

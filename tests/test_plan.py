@@ -13,11 +13,11 @@ import pytest
 
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
-from memojax._client import cpu_device
 from memojax.packing import LARGEST, Packing
 from memojax.planner import Planner, Weights, plain_name
 from memojax.staging import LARGEST as STAGED
 from memojax.staging import Staging
+from memojax.xla.cpu_client import cpu_device
 from tests.helpers import in_threads
 
 RNG = np.random.default_rng(0)

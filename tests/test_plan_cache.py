@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memojax import DynamicInferer, MemoizingDynamicInferer
-from memojax._client import cpu_device
 from memojax.errors import BatchSizeError, CompileError
 from memojax.plan_cache import PlanCache, checked_size
+from memojax.xla.cpu_client import cpu_device
 
 from .helpers import in_threads, scaling
 

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Literal, final
 
-from .. import worker
 from .._types import Source
 from ..bucketing import Bucketing, bucket_of
 from ..errors import BatchSizeError, CompileForbiddenError, nearest
 from ..stablehlo import typed_model
 from ..typed import TypedModel
+from ..xla import background as worker
 from .model import ModelInferer, refuse_mixing
 
 OnMiss = Literal["compile", "pad", "warn", "error"]

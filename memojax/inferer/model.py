@@ -17,14 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._client import cpu_device, device_name, resolve_device
 from .._types import Arrays
 from ..autotune import DEFAULT_BUDGET_MB, Autotune, Tuner
 from ..disk_cache import disk_cache
 from ..display import Card, html_of, text_of
 from ..display.model import model_card
 from ..errors import BatchSizeError, RowsMixError
-from ..forking import was_forked
 from ..model.signature import ModelApi
 from ..plan import Plan, PlanInfo
 from ..plan_cache import CacheInfo
@@ -35,7 +33,9 @@ from ..recommend import Recommendation, recommend
 from ..scratch import ScratchPadView, aligned_empty
 from ..typed import TypedModel
 from ..weights import with_new_weights
-from ..worker import submit
+from ..xla.background import submit
+from ..xla.cpu_client import cpu_device, device_name, resolve_device
+from ..xla.fork import was_forked
 from .base import Inferer, check_mapping, checked_rows, device_rows, lives_on_device, on_device, run_view
 from .placement import Placement
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memojax._client import cpu_device
 from memojax.hoist import Residue
 from memojax.ops import rolled
 from memojax.planner import Planner
 from memojax.typed import TypedModel
+from memojax.xla.cpu_client import cpu_device
 
 
 def residue(typed: TypedModel, size: int = 3) -> Residue:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from ._client import client_exists
-from .errors import DeviceError
+from ..errors import DeviceError
+from .cpu_client import client_exists
 
 _UNROLLING = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from ._client import client_exists
-from .errors import ForkError
+from ..errors import ForkError
+from .cpu_client import client_exists
 
 _forked = False
 

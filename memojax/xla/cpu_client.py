@@ -8,7 +8,7 @@ import threading
 
 import jax
 
-from .errors import DeviceError
+from ..errors import DeviceError
 
 log = logging.getLogger("memojax")
 _lock = threading.Lock()
