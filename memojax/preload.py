@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from typing import Any, final
 
-from .display.progress import progress_bar
+from .progress import progress_bar
 from .xla import background as worker
 
 

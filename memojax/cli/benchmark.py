@@ -94,7 +94,7 @@ def command(
       memojax benchmark my_policy.onnx --plot latency.png
     """
     from ..api import load
-    from ..display.progress import progress_bar
+    from ..progress import progress_bar
     from ..stablehlo import only_size
     from ..typed import random_rows
     from ..verification import contender
