@@ -5,8 +5,6 @@ from . import ops as ops
 from . import policies as policies
 from .api import load as load
 from .api import to_jax as to_jax
-from .asset import AssetData as AssetData
-from .asset import AssetKind as AssetKind
 from .batcher import Batched as Batched
 from .batcher import Batcher as Batcher
 from .evaluation import ClipAction as ClipAction
@@ -24,6 +22,8 @@ from .inferer import InfererBuilder as InfererBuilder
 from .inferer import MemoizingDynamicInferer as MemoizingDynamicInferer
 from .inferer import Response as Response
 from .inferer import State as State
+from .model.crvo import AssetData as AssetData
+from .model.crvo import AssetKind as AssetKind
 from .model.signature import ModelApi as ModelApi
 from .model.signature import TensorSpec as TensorSpec
 from .oneshot import OneShot as OneShot

@@ -23,8 +23,8 @@ import numpy as np
 from jax import export
 
 from ._types import Source
-from .asset import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
 from .errors import AssetError, DimensionError, InputError
+from .model.crvo import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
 from .model.signature import TensorSpec
 from .stablehlo_check import parse_failure
 from .stablehlo_header import FORMAT, MAGIC, PREFIX, Header, arrays_of, header_and_body

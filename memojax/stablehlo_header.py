@@ -12,8 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .asset import AssetData, AssetKind
 from .errors import AssetError
+from .model.crvo import AssetData, AssetKind
 from .model.signature import ModelApi, TensorSpec
 
 FORMAT = 1

@@ -68,7 +68,7 @@ LAYERS = [
 ]
 EXEMPT = ("__init__", "__main__")
 # The methods that cervo's users expect on every inferer, and on assets; the two places where a late import may point down.
-SANCTIONED = ("memojax.inferer.base", "memojax.asset")
+SANCTIONED = ("memojax.inferer.base", "memojax.model.crvo")
 
 
 def _name(path: Path) -> str:

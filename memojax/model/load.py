@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from .._types import Source
-from ..asset import AssetData, onnx_bytes
 from ..errors import ModelLoadError
+from .crvo import AssetData, onnx_bytes
 from .expand import functions_of, inline
 from .graph import Graph, domain_of, graph_of, prune
 

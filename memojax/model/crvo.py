@@ -10,12 +10,12 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import AssetError
+from ..errors import AssetError
 
 if TYPE_CHECKING:
-    from .inferer.basic import BasicInferer
-    from .inferer.fixed import FixedBatchInferer
-    from .inferer.memoizing import MemoizingDynamicInferer
+    from ..inferer.basic import BasicInferer
+    from ..inferer.fixed import FixedBatchInferer
+    from ..inferer.memoizing import MemoizingDynamicInferer
 
 MAGIC = b"CRVO"
 HEADER_BYTES = 8
@@ -141,7 +141,7 @@ class AssetData:
         return self._builder().build_memoizing(preload_sizes, **options)
 
     def _builder(self) -> Any:
-        from .inferer.builder import InfererBuilder
+        from ..inferer.builder import InfererBuilder
 
         return InfererBuilder(self)
 
