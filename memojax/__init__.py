@@ -28,10 +28,10 @@ from .model.signature import ModelApi as ModelApi
 from .model.signature import TensorSpec as TensorSpec
 from .oneshot import OneShot as OneShot
 from .oneshot import run as run
+from .rows.scratch import ScratchPad as ScratchPad
+from .rows.scratch import ScratchPadView as ScratchPadView
 from .runtime import BrainId as BrainId
 from .runtime import Runtime as Runtime
-from .scratch import ScratchPad as ScratchPad
-from .scratch import ScratchPadView as ScratchPadView
 from .stablehlo import load_stablehlo as load_stablehlo
 from .stablehlo import to_stablehlo as to_stablehlo
 from .typed import TypedModel as TypedModel

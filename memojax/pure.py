@@ -18,9 +18,9 @@ from .errors import (
     UnknownInputError,
 )
 from .function import GraphFunction
-from .inputs import can_cast
 from .model import Model
 from .model.graph import Value
+from .rows.states import can_cast
 from .typed import TypedModel
 
 PureFunction = Callable[..., Arrays]

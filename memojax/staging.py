@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from .packing import Packing
-from .scratch import aligned_empty
+from .rows.scratch import aligned_empty
 
 LARGEST = 32 * 1024
 """Bytes; up to here a copy into a buffer (about 0.5 us and 50 us/MB) costs less than JAX's look at a NumPy array (3 us)."""

@@ -15,7 +15,7 @@ import pytest
 
 import memojax as mj
 from memojax.errors import DeviceError, InputError
-from memojax.inferer.placement import Placement, is_committed
+from memojax.rows.device_choice import Placement, is_committed
 
 from .helpers import scaling
 

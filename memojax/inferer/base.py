@@ -22,10 +22,10 @@ from ..errors import (
     MissingInputError,
     UnknownInputError,
 )
-from ..inputs import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 from ..model.signature import ModelApi, TensorSpec
-from ..scratch import ScratchPadView
-from .placement import Placement
+from ..rows.device_choice import Placement
+from ..rows.scratch import ScratchPadView
+from ..rows.states import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 
 if TYPE_CHECKING:
     from ..batcher import Batched

@@ -30,14 +30,14 @@ from ..plan_store import PlanStore
 from ..planner import Weights
 from ..preload import Preload
 from ..recommend import Recommendation, recommend
-from ..scratch import ScratchPadView, aligned_empty
+from ..rows.device_choice import Placement
+from ..rows.scratch import ScratchPadView, aligned_empty
 from ..typed import TypedModel
 from ..weights import with_new_weights
 from ..xla.background import submit
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
 from .base import Inferer, check_mapping, checked_rows, device_rows, lives_on_device, on_device, run_view
-from .placement import Placement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from ..batcher import States
 from ..display import Card, html_of, text_of
 from ..errors import InputError, OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Shapes, check_inferer
-from ..inputs import Response
+from ..rows.states import Response
 from .state import BrainId, BrainState, Turns, Verdict
 from .timing import CompileTimings, Timing
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..batcher import Batcher, States, pairs_of
 from ..errors import IncompatibleModelError, UnknownBrainError
 from ..inferer.base import Inferer, check_inferer
-from ..inputs import Response
+from ..rows.states import Response
 from ..wrapper.base import LayeredInferer, check_compatible
 from .timing import CompileTimings, Timings
 

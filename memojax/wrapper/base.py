@@ -14,9 +14,9 @@ from .._types import Array, Arrays
 from ..display import Card, card_of, html_of, text_of
 from ..errors import IncompatibleModelError, InputShapeError
 from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
-from ..inferer.placement import Placement
 from ..model.signature import ModelApi, TensorSpec
-from ..scratch import ScratchPadView
+from ..rows.device_choice import Placement
+from ..rows.scratch import ScratchPadView
 
 
 class InfererWrapper(abc.ABC):

@@ -10,10 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
-from .model.signature import TensorSpec
+from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
+from ..model.signature import TensorSpec
+from ..staging import LARGEST
 from .scratch import aligned_empty
-from .staging import LARGEST
 
 
 class State(dict[str, Any]):

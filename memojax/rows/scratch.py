@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._types import Array
-from .errors import InputShapeError
-from .model.signature import TensorSpec
+from .._types import Array
+from ..errors import InputShapeError
+from ..model.signature import TensorSpec
 
 _ALIGNMENT = 64
 """Bytes; XLA:CPU takes an aligned NumPy array without a copy."""
