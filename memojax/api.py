@@ -10,9 +10,9 @@ from .errors import IncompatibleModelError, InputError
 from .inferer.base import Inferer
 from .inferer.memoizing import MemoizingDynamicInferer
 from .inferer.model import ModelInferer
+from .lowering.pure_function import PureFunction, of_graph, of_rows
+from .lowering.typed_model import TypedModel
 from .model import Model, load_model
-from .pure import PureFunction, of_graph, of_rows
-from .typed import TypedModel
 
 
 def load(

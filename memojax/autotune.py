@@ -14,6 +14,7 @@ import numpy as np
 
 from .errors import CompileError, InputError, LoweringError
 from .hoist import Residue
+from .lowering.typed_model import random_rows
 from .plan import Executable, Plan
 from .planner import Planner
 from .recipe import (
@@ -28,7 +29,6 @@ from .recipe import (
     Recipe,
     fits,
 )
-from .typed import random_rows
 from .xla import background as worker
 from .xla.options import has_avx512, has_sound_convolutions
 

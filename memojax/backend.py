@@ -10,7 +10,7 @@ from onnx import helper
 from onnx.backend.base import Backend, BackendRep
 
 from .errors import DeviceError
-from .oneshot import OneShot
+from .lowering.oneshot import OneShot
 from .xla.cpu_client import resolve_device
 
 

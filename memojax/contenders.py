@@ -11,9 +11,9 @@ from typing import Any, final
 import numpy as np
 import onnx
 
-from .batch import BatchedFunction
 from .errors import MemojaxError, MissingPackageError
-from .typed import TypedModel
+from .lowering.batch_axis import BatchedFunction
+from .lowering.typed_model import TypedModel
 
 Rows = Mapping[str, np.ndarray]
 

@@ -17,11 +17,11 @@ from .choices import Choices
 from .disk_cache import DiskCache, environment_key
 from .errors import BatchMemoryError, CompileError, InputError
 from .hoist import Residue
+from .lowering.typed_model import TypedModel
 from .plan import Plan
 from .plan_cache import PlanCache
 from .planner import Lowered, Planner, Weights
 from .recipe import DEFAULT, RECIPES, Recipe
-from .typed import TypedModel
 from .xla.memory import available_bytes, bytes_per_row, readable
 from .xla.options import over_defaults
 

@@ -17,6 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from .errors import BatchSizeError, CompileError, LoweringError
 from .hoist import Hoister, Residue
+from .lowering.typed_model import TypedModel
 from .ops.rolled import inlined
 from .packing import LARGEST, Packing
 from .placing import Leading, Placing
@@ -24,7 +25,6 @@ from .plan import Executable, Plan
 from .recipe import DEFAULT, Recipe
 from .runner import Meter, by_name, lean_call, never, on_device, on_host
 from .staging import Staging
-from .typed import TypedModel
 from .xla.options import compiled as compiled_for
 
 Weights = Literal["auto", "constant", "argument"]

@@ -24,11 +24,11 @@ from jax import export
 
 from ._types import Source
 from .errors import AssetError, DimensionError, InputError
+from .lowering.typed_model import TypedModel
 from .model.crvo import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
 from .model.signature import TensorSpec
 from .stablehlo_check import parse_failure
 from .stablehlo_header import FORMAT, MAGIC, PREFIX, Header, arrays_of, header_and_body
-from .typed import TypedModel
 from .xla.fork import check_not_forked
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

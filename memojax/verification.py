@@ -12,9 +12,9 @@ from .contenders import CONTENDERS, Contender
 from .errors import IncompatibleModelError, InputError
 from .inferer.base import Inferer
 from .inferer.memoizing import MemoizingDynamicInferer
+from .lowering.typed_model import TypedModel, random_rows
 from .plan_cache import checked_size
 from .stablehlo import typed_model
-from .typed import TypedModel, random_rows
 
 RTOL, ATOL = 1e-3, 1e-5
 

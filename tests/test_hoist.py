@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 from memojax.hoist import Hoister, Residue, evaluate
-from memojax.typed import TypedModel
+from memojax.lowering.typed_model import TypedModel
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((5, 3)).astype(np.float32)

@@ -14,7 +14,7 @@ import pytest
 import memojax
 from memojax import plan_store
 from memojax.errors import BatchMemoryError
-from memojax.typed import TypedModel
+from memojax.lowering.typed_model import TypedModel
 from memojax.xla.memory import available_bytes, readable
 
 

@@ -94,9 +94,9 @@ def command(
       memojax benchmark my_policy.onnx --plot latency.png
     """
     from ..api import load
+    from ..lowering.typed_model import random_rows
     from ..progress import progress_bar
     from ..stablehlo import only_size
-    from ..typed import random_rows
     from ..verification import contender
 
     check_plot(plot)

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..lowering.typed_model import TypedModel
 from ..plan import Plan
 from ..plan_cache import CacheInfo
-from ..typed import TypedModel
 from .card import Card, busiest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, final
 
-from ..typed import TypedModel
+from ..lowering.typed_model import TypedModel
 from .model import ModelInferer
 
 

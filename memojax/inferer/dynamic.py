@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, final
 
+from ..lowering.typed_model import TypedModel
 from ..plan_cache import checked_size
-from ..typed import TypedModel
 from .model import ModelInferer, refuse_mixing
 
 DEFAULT_CAPACITY = 32

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any, final
 
 from ..errors import BatchSizeError
+from ..lowering.typed_model import TypedModel
 from ..plan_cache import checked_size
-from ..typed import TypedModel
 from .model import ModelInferer
 
 

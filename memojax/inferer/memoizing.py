@@ -10,8 +10,8 @@ from typing import Any, Literal, final
 from .._types import Source
 from ..bucketing import Bucketing, bucket_of
 from ..errors import BatchSizeError, CompileForbiddenError, nearest
+from ..lowering.typed_model import TypedModel
 from ..stablehlo import typed_model
-from ..typed import TypedModel
 from ..xla import background as worker
 from .model import ModelInferer, refuse_mixing
 

@@ -23,6 +23,8 @@ from ..disk_cache import disk_cache
 from ..display import Card, html_of, text_of
 from ..display.model import model_card
 from ..errors import BatchSizeError, RowsMixError
+from ..lowering.new_weights import with_new_weights
+from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi
 from ..plan import Plan, PlanInfo
 from ..plan_cache import CacheInfo
@@ -32,8 +34,6 @@ from ..preload import Preload
 from ..recommend import Recommendation, recommend
 from ..rows.device_choice import Placement
 from ..rows.scratch import ScratchPadView, aligned_empty
-from ..typed import TypedModel
-from ..weights import with_new_weights
 from ..xla.background import submit
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked

@@ -16,11 +16,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import memojax
-from memojax import oneshot
-from memojax.function import GraphFunction
+from memojax.lowering import oneshot
+from memojax.lowering.graph_function import GraphFunction
+from memojax.lowering.typed_model import TypedModel
 from memojax.model import load_model
 from memojax.planner import Planner
-from memojax.typed import TypedModel
 from tests.ops import corpus
 from tests.ops.test_versions import assert_same, onnxruntime_session
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from memojax.hoist import Residue
+from memojax.lowering.typed_model import TypedModel
 from memojax.ops import rolled
 from memojax.planner import Planner
-from memojax.typed import TypedModel
 from memojax.xla.cpu_client import cpu_device
 
 

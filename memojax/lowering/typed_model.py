@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._types import Source
-from .batch import BatchAxis, batched
-from .breaks import host_nodes
-from .errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
-from .function import GraphFunction
-from .model import Model, load_model
-from .model.signature import ModelApi, TensorSpec
-from .xla.cpu_client import cpu_device
-from .xla.fork import check_not_forked
-from .xla.options import compiled
+from .._types import Source
+from ..errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
+from ..model import Model, load_model
+from ..model.signature import ModelApi, TensorSpec
+from ..xla.cpu_client import cpu_device
+from ..xla.fork import check_not_forked
+from ..xla.options import compiled
+from .batch_axis import BatchAxis, batched
+from .graph_breaks import host_nodes
+from .graph_function import GraphFunction
 
 RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
 

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._types import Array, Dim, Params, Shape
-from .errors import DimensionError, LoweringError, StaticInputError
-from .function import GraphFunction
-from .model.graph import Value
-from .model.signature import ModelApi, TensorSpec, plain_names
-from .ops.rolled import inlined
+from .._types import Array, Dim, Params, Shape
+from ..errors import DimensionError, LoweringError, StaticInputError
+from ..model.graph import Value
+from ..model.signature import ModelApi, TensorSpec, plain_names
+from ..ops.rolled import inlined
+from .graph_function import GraphFunction
 
 BatchAxis = int | None | Mapping[str, int | None]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .model.graph import Graph, Node, Value
-from .ops import lookup
-from .ops.registry import OpDef
+from ..model.graph import Graph, Node, Value
+from ..ops import lookup
+from ..ops.registry import OpDef
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .batch import BatchedFunction
-from .errors import IncompatibleModelError
-from .function import GraphFunction
-from .model import Model, load_model
-from .model.graph import Graph
-from .typed import TypedModel, check_same_params
+from ..errors import IncompatibleModelError
+from ..model import Model, load_model
+from ..model.graph import Graph
+from .batch_axis import BatchedFunction
+from .graph_function import GraphFunction
+from .typed_model import TypedModel, check_same_params
 
 
 def with_new_weights(typed: TypedModel, source: Any) -> TypedModel:

@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._types import Arrays, Params
-from .errors import (
+from .._types import Arrays, Params
+from ..errors import (
     IncompatibleModelError,
     InputDtypeError,
     InputShapeError,
     MissingInputError,
     UnknownInputError,
 )
-from .function import GraphFunction
-from .model import Model
-from .model.graph import Value
-from .rows.states import can_cast
-from .typed import TypedModel
+from ..model import Model
+from ..model.graph import Value
+from ..rows.states import can_cast
+from .graph_function import GraphFunction
+from .typed_model import TypedModel
 
 PureFunction = Callable[..., Arrays]
 

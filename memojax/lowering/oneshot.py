@@ -10,9 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from ._types import Source, Value
-from .breaks import HostCall, host_nodes, split
-from .errors import (
+from .._types import Source, Value
+from ..errors import (
     InputDtypeError,
     InputShapeError,
     MissingInputError,
@@ -20,14 +19,15 @@ from .errors import (
     Unsupported,
     UnsupportedOpError,
 )
-from .function import GraphFunction
-from .model import load_model
-from .model.graph import Graph
-from .model.graph import Value as Declared
-from .ops.rolled import inlined
-from .xla.cpu_client import cpu_device
-from .xla.fork import check_not_forked
-from .xla.options import compiled
+from ..model import load_model
+from ..model.graph import Graph
+from ..model.graph import Value as Declared
+from ..ops.rolled import inlined
+from ..xla.cpu_client import cpu_device
+from ..xla.fork import check_not_forked
+from ..xla.options import compiled
+from .graph_breaks import HostCall, host_nodes, split
+from .graph_function import GraphFunction
 
 log = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"

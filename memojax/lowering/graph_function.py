@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._types import Arrays, Params, Value
-from .errors import LoweringError, MemojaxError, StaticInputError, Unsupported, UnsupportedOpError
-from .model.expand import bind, schema_body
-from .model.graph import Graph, Node, prune
-from .ops import lookup
-from .ops._common import is_static
-from .ops.registry import OpDef
-from .ops.static import has_function_body, needed_statically, origin_of
-from .xla.cpu_client import cpu_device
-from .xla.fork import check_not_forked
+from .._types import Arrays, Params, Value
+from ..errors import LoweringError, MemojaxError, StaticInputError, Unsupported, UnsupportedOpError
+from ..model.expand import bind, schema_body
+from ..model.graph import Graph, Node, prune
+from ..ops import lookup
+from ..ops._common import is_static
+from ..ops.registry import OpDef
+from ..ops.static import has_function_body, needed_statically, origin_of
+from ..xla.cpu_client import cpu_device
+from ..xla.fork import check_not_forked
 
 _ON_HOST = (
     "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
