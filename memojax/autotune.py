@@ -29,7 +29,7 @@ from .recipe import (
     Recipe,
     fits,
 )
-from .xla import background as worker
+from .xla.background import is_worker, submit
 from .xla.options import has_avx512, has_sound_convolutions
 
 Autotune = Literal["off", "preload", "background"]
@@ -78,7 +78,7 @@ class Tuner:
 
     def now(self, planner: Planner, plan: Plan, done: Done = lambda plan: None) -> None:
         """Tune `plan` in this thread; then `done(plan)`."""
-        for _ in self._steps(planner, plan, lambda plan: True, done, pause=worker.is_worker()):
+        for _ in self._steps(planner, plan, lambda plan: True, done, pause=is_worker()):
             pass
 
     def when_hot(self, planner: Planner, plan: Plan, alive: Callable[[Plan], bool], done: Done) -> None:
@@ -242,6 +242,6 @@ def _in_background(steps: Iterator[None]) -> None:
     def step() -> None:
         with contextlib.suppress(StopIteration):
             next(steps)
-            worker.submit(step)
+            submit(step)
 
-    worker.submit(step)
+    submit(step)

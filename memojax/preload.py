@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_co
 from typing import Any, final
 
 from .progress import progress_bar
-from .xla import background as worker
+from .xla.background import submit
 
 
 @final
@@ -34,7 +34,7 @@ class Preload:
         if background:
             self._pool = None
             self._futures: list[Future[Any]] = [
-                worker.submit(_task(compile_size, size)) for size in self.sizes
+                submit(_task(compile_size, size)) for size in self.sizes
             ]
         else:
             self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="memojax-preload")

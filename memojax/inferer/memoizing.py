@@ -12,7 +12,7 @@ from ..bucketing import Bucketing, bucket_of
 from ..errors import BatchSizeError, CompileForbiddenError, nearest
 from ..lowering.typed_model import TypedModel
 from ..stablehlo import typed_model
-from ..xla import background as worker
+from ..xla.background import submit
 from .model import ModelInferer, refuse_mixing
 
 OnMiss = Literal["compile", "pad", "warn", "error"]
@@ -140,7 +140,7 @@ class MemoizingDynamicInferer(ModelInferer):
                 with self._compiling_lock:
                     self._compiling.discard(size)
 
-        worker.submit(compile_now)
+        submit(compile_now)
 
 
 _LOADING = ("dims", "batch_axis", "constants", "outputs")
