@@ -13,7 +13,6 @@ from .evaluation import NormalizeObs as NormalizeObs
 from .evaluation import ScaleAction as ScaleAction
 from .evaluation import SelectObs as SelectObs
 from .evaluation import evaluate as evaluate
-from .forbid import forbid_compile as forbid_compile
 from .inferer import BasicInferer as BasicInferer
 from .inferer import DynamicInferer as DynamicInferer
 from .inferer import FixedBatchInferer as FixedBatchInferer
@@ -29,6 +28,7 @@ from .model.crvo import AssetData as AssetData
 from .model.crvo import AssetKind as AssetKind
 from .model.signature import ModelApi as ModelApi
 from .model.signature import TensorSpec as TensorSpec
+from .plans.forbid import forbid_compile as forbid_compile
 from .rows.scratch import ScratchPad as ScratchPad
 from .rows.scratch import ScratchPadView as ScratchPadView
 from .runtime import BrainId as BrainId

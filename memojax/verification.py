@@ -13,7 +13,7 @@ from .errors import IncompatibleModelError, InputError
 from .inferer.base import Inferer
 from .inferer.memoizing import MemoizingDynamicInferer
 from .lowering.typed_model import TypedModel, random_rows
-from .plan_cache import checked_size
+from .plans.cache import checked_size
 from .stablehlo import typed_model
 
 RTOL, ATOL = 1e-3, 1e-5

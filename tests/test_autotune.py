@@ -19,10 +19,9 @@ import pytest
 from jax import lax
 
 import memojax
-from memojax import MemoizingDynamicInferer, TypedModel, autotune
-from memojax.choices import NAME, Choices
-from memojax.planner import Planner
-from memojax.recipe import (
+from memojax import MemoizingDynamicInferer, TypedModel
+from memojax.plans import autotune
+from memojax.plans.candidates import (
     CONVOLUTIONS,
     DEFAULT,
     EIGEN,
@@ -34,6 +33,8 @@ from memojax.recipe import (
     WIDE,
     Recipe,
 )
+from memojax.plans.compiler import Planner
+from memojax.plans.tuning_log import NAME, Choices
 from memojax.xla import background as worker
 from memojax.xla.cpu_client import cpu_device
 

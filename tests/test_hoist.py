@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from memojax.hoist import Hoister, Residue, evaluate
 from memojax.lowering.typed_model import TypedModel
+from memojax.plans.hoist import Hoister, Residue, evaluate
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((5, 3)).astype(np.float32)

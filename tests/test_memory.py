@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import memojax
-from memojax import plan_store
 from memojax.errors import BatchMemoryError
 from memojax.lowering.typed_model import TypedModel
+from memojax.plans import engine as plan_store
 from memojax.xla.memory import available_bytes, readable
 
 

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
-from memojax.bucketing import bucket_of
 from memojax.errors import BatchSizeError, CompileForbiddenError, RowsMixError
-from memojax.planner import Lowered
-from memojax.recommend import interpolator, recommend
+from memojax.plans.bucketing import bucket_of
+from memojax.plans.compiler import Lowered
+from memojax.plans.recommend import interpolator, recommend
 from memojax.xla import background as worker
 
 W = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)

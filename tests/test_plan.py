@@ -13,10 +13,10 @@ import pytest
 
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
-from memojax.packing import LARGEST, Packing
-from memojax.planner import Planner, Weights, plain_name
-from memojax.staging import LARGEST as STAGED
-from memojax.staging import Staging
+from memojax.plans.compiler import Planner, Weights, plain_name
+from memojax.plans.input_buffers import LARGEST as STAGED
+from memojax.plans.input_buffers import Staging
+from memojax.plans.packing import LARGEST, Packing
 from memojax.xla.cpu_client import cpu_device
 from tests.helpers import in_threads
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from memojax import DynamicInferer, MemoizingDynamicInferer
 from memojax.errors import BatchSizeError, CompileError
-from memojax.plan_cache import PlanCache, checked_size
+from memojax.plans.cache import PlanCache, checked_size
 from memojax.xla.cpu_client import cpu_device
 
 from .helpers import in_threads, scaling

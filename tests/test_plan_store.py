@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import memojax
-from memojax.disk_cache import DiskCache
+from memojax.plans.disk_cache import DiskCache
 
 POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
 OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from ..lowering.typed_model import TypedModel
-from ..plan import Plan
-from ..plan_cache import CacheInfo
+from ..plans.cache import CacheInfo
+from ..plans.plan import Plan
 from .card import Card, busiest
 
 

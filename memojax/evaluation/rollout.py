@@ -26,7 +26,7 @@ from ..errors import (
 from ..inferer.base import Inferer
 from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
-from ..plan import PlanInfo
+from ..plans.plan import PlanInfo
 from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker, find_pairs
 from .envs import EnvPool, LocalPool, Outcome, Vectorization, WorkerPool, as_actions, import_gymnasium
 from .progress import Report, progress_bar

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, final
 
 from ..lowering.typed_model import TypedModel
-from ..plan_cache import checked_size
+from ..plans.cache import checked_size
 from .model import ModelInferer, refuse_mixing
 
 DEFAULT_CAPACITY = 32

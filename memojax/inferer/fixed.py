@@ -7,7 +7,7 @@ from typing import Any, final
 
 from ..errors import BatchSizeError
 from ..lowering.typed_model import TypedModel
-from ..plan_cache import checked_size
+from ..plans.cache import checked_size
 from .model import ModelInferer
 
 

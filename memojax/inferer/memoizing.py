@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Any, Literal, final
 
 from .._types import Source
-from ..bucketing import Bucketing, bucket_of
 from ..errors import BatchSizeError, CompileForbiddenError, nearest
 from ..lowering.typed_model import TypedModel
+from ..plans.bucketing import Bucketing, bucket_of
 from ..stablehlo import typed_model
 from ..xla.background import submit
 from .model import ModelInferer, refuse_mixing

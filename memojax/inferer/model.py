@@ -18,20 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Arrays
-from ..autotune import DEFAULT_BUDGET_MB, Autotune, Tuner
-from ..disk_cache import disk_cache
 from ..display import Card, html_of, text_of
 from ..display.model import model_card
 from ..errors import BatchSizeError, RowsMixError
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi
-from ..plan import Plan, PlanInfo
-from ..plan_cache import CacheInfo
-from ..plan_store import PlanStore
-from ..planner import Weights
-from ..preload import Preload
-from ..recommend import Recommendation, recommend
+from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune, Tuner
+from ..plans.cache import CacheInfo
+from ..plans.compiler import Weights
+from ..plans.disk_cache import disk_cache
+from ..plans.engine import PlanStore
+from ..plans.plan import Plan, PlanInfo
+from ..plans.preload import Preload
+from ..plans.recommend import Recommendation, recommend
 from ..rows.device_choice import Placement
 from ..rows.scratch import ScratchPadView, aligned_empty
 from ..xla.background import submit

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
 from ..model.signature import TensorSpec
-from ..staging import LARGEST
+from ..plans.input_buffers import LARGEST
 from .scratch import aligned_empty
 
 

@@ -20,7 +20,7 @@ from memojax.lowering import oneshot
 from memojax.lowering.graph_function import GraphFunction
 from memojax.lowering.typed_model import TypedModel
 from memojax.model import load_model
-from memojax.planner import Planner
+from memojax.plans.compiler import Planner
 from tests.ops import corpus
 from tests.ops.test_versions import assert_same, onnxruntime_session
 

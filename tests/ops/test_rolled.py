@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memojax.hoist import Residue
 from memojax.lowering.typed_model import TypedModel
 from memojax.ops import rolled
-from memojax.planner import Planner
+from memojax.plans.compiler import Planner
+from memojax.plans.hoist import Residue
 from memojax.xla.cpu_client import cpu_device
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias
 
-from .errors import BatchSizeError
-from .plan_cache import checked_size
+from ..errors import BatchSizeError
+from .cache import checked_size
 
 Bucketing: TypeAlias = Literal["exact", "pow2"] | Iterable[int] | Callable[[int], int]
 Bucket: TypeAlias = Callable[[int], int]

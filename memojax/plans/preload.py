@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from typing import Any, final
 
-from .progress import progress_bar
-from .xla.background import submit
+from ..progress import progress_bar
+from ..xla.background import submit
 
 
 @final
@@ -33,9 +33,7 @@ class Preload:
         self._progress = progress
         if background:
             self._pool = None
-            self._futures: list[Future[Any]] = [
-                submit(_task(compile_size, size)) for size in self.sizes
-            ]
+            self._futures: list[Future[Any]] = [submit(_task(compile_size, size)) for size in self.sizes]
         else:
             self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="memojax-preload")
             self._futures = [

@@ -12,18 +12,18 @@ from typing import Any, get_args
 
 import jax
 
+from ..errors import BatchMemoryError, CompileError, InputError
+from ..lowering.typed_model import TypedModel
+from ..xla.memory import available_bytes, bytes_per_row, readable
+from ..xla.options import over_defaults
 from .autotune import Tuner
-from .choices import Choices
+from .cache import PlanCache
+from .candidates import DEFAULT, RECIPES, Recipe
+from .compiler import Lowered, Planner, Weights
 from .disk_cache import DiskCache, environment_key
-from .errors import BatchMemoryError, CompileError, InputError
 from .hoist import Residue
-from .lowering.typed_model import TypedModel
 from .plan import Plan
-from .plan_cache import PlanCache
-from .planner import Lowered, Planner, Weights
-from .recipe import DEFAULT, RECIPES, Recipe
-from .xla.memory import available_bytes, bytes_per_row, readable
-from .xla.options import over_defaults
+from .tuning_log import Choices
 
 log = logging.getLogger("memojax")
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .fold import fold
-from .xla.cpu_client import cpu_device
-from .xla.options import compiled
+from ..xla.cpu_client import cpu_device
+from ..xla.options import compiled
+from .numpy_eval import fold
 
 Atom: TypeAlias = "int | _Literal"
 Rewrite: TypeAlias = "Callable[[Step, list[Any]], list[Any]]"

@@ -12,12 +12,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from .errors import CompileError, InputError, LoweringError
-from .hoist import Residue
-from .lowering.typed_model import random_rows
-from .plan import Executable, Plan
-from .planner import Planner
-from .recipe import (
+from ..errors import CompileError, InputError, LoweringError
+from ..lowering.typed_model import random_rows
+from ..xla.background import is_worker, submit
+from ..xla.options import has_avx512, has_sound_convolutions
+from .candidates import (
     CONVOLUTIONS,
     EIGEN,
     EIGEN_CONVOLUTIONS,
@@ -29,8 +28,9 @@ from .recipe import (
     Recipe,
     fits,
 )
-from .xla.background import is_worker, submit
-from .xla.options import has_avx512, has_sound_convolutions
+from .compiler import Planner
+from .hoist import Residue
+from .plan import Executable, Plan
 
 Autotune = Literal["off", "preload", "background"]
 

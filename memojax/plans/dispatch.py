@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from .model.signature import ModelApi
+from ..model.signature import ModelApi
+from .input_buffers import Staging
 from .packing import Packing
-from .placing import Leading
-from .staging import Staging
+from .weight_arguments import Leading
 
 Rows: TypeAlias = Sequence[Any]
 Run: TypeAlias = Callable[[Rows], list[Any]]

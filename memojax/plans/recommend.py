@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import BatchSizeError
+from ..errors import BatchSizeError
 
 
 @dataclass(frozen=True)

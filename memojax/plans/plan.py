@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .dispatch import SAMPLE_EVERY, Answer, Meter, Rows, Run
 from .hoist import Residue
-from .runner import SAMPLE_EVERY, Answer, Meter, Rows, Run
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from .errors import BatchSizeError, nearest
+from ..errors import BatchSizeError, nearest
+from ..xla.fork import check_not_forked, was_forked
+from .compiler import Lowered
 from .forbid import check_allowed
 from .plan import Plan
-from .planner import Lowered
-from .xla.fork import check_not_forked, was_forked
 
 log = logging.getLogger("memojax")
 _caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from ..rows.scratch import aligned_empty
 from .packing import Packing
-from .rows.scratch import aligned_empty
 
 LARGEST = 32 * 1024
 """Bytes; up to here a copy into a buffer (about 0.5 us and 50 us/MB) costs less than JAX's look at a NumPy array (3 us)."""

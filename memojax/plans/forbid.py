@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from .errors import CompileForbiddenError
+from ..errors import CompileForbiddenError
 
 _forbidden: ContextVar[bool] = ContextVar("memojax_forbid_compile", default=False)
 

@@ -15,17 +15,17 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from .errors import BatchSizeError, CompileError, LoweringError
+from ..errors import BatchSizeError, CompileError, LoweringError
+from ..lowering.typed_model import TypedModel
+from ..ops.rolled import inlined
+from ..xla.options import compiled as compiled_for
+from .candidates import DEFAULT, Recipe
+from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .hoist import Hoister, Residue
-from .lowering.typed_model import TypedModel
-from .ops.rolled import inlined
+from .input_buffers import Staging
 from .packing import LARGEST, Packing
-from .placing import Leading, Placing
 from .plan import Executable, Plan
-from .recipe import DEFAULT, Recipe
-from .runner import Meter, by_name, lean_call, never, on_device, on_host
-from .staging import Staging
-from .xla.options import compiled as compiled_for
+from .weight_arguments import Leading, Placing
 
 Weights = Literal["auto", "constant", "argument"]
 

@@ -9,8 +9,8 @@ from typing import Any, final
 import numpy as np
 from jax import lax
 
+from ..xla.options import ynn
 from .hoist import Residue, Rewrite, Step
-from .xla.options import ynn
 
 
 @final
