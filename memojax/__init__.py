@@ -5,8 +5,6 @@ from . import ops as ops
 from . import policies as policies
 from .api import load as load
 from .api import to_jax as to_jax
-from .batcher import Batched as Batched
-from .batcher import Batcher as Batcher
 from .evaluation import ClipAction as ClipAction
 from .evaluation import Evaluation as Evaluation
 from .evaluation import NormalizeObs as NormalizeObs
@@ -21,6 +19,8 @@ from .inferer import InfererBuilder as InfererBuilder
 from .inferer import MemoizingDynamicInferer as MemoizingDynamicInferer
 from .inferer import Response as Response
 from .inferer import State as State
+from .inferer.batcher import Batched as Batched
+from .inferer.batcher import Batcher as Batcher
 from .lowering.oneshot import OneShot as OneShot
 from .lowering.oneshot import run as run
 from .lowering.typed_model import TypedModel as TypedModel

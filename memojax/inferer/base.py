@@ -28,9 +28,9 @@ from ..rows.scratch import ScratchPadView
 from ..rows.states import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 
 if TYPE_CHECKING:
-    from ..batcher import Batched
     from ..wrapper.base import InfererWrapper, StatefulInferer
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
+    from .batcher import Batched
 
 Shapes = list[tuple[str, list[int]]]
 _WHERE_THEY_LIE = Placement()
@@ -195,7 +195,7 @@ class Inferer(abc.ABC):
         >>> list(batched.execute())
         [7]
         """
-        from ..batcher import Batched
+        from .batcher import Batched
 
         return Batched(self)
 

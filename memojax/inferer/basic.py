@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, final
 
 from ..lowering.typed_model import TypedModel
-from .model import ModelInferer
+from .compiled import ModelInferer
 
 
 @final

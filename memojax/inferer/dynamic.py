@@ -6,7 +6,7 @@ from typing import Any, final
 
 from ..lowering.typed_model import TypedModel
 from ..plans.cache import checked_size
-from .model import ModelInferer, refuse_mixing
+from .compiled import ModelInferer, refuse_mixing
 
 DEFAULT_CAPACITY = 32
 

@@ -8,7 +8,7 @@ from typing import Any, final
 from ..errors import BatchSizeError
 from ..lowering.typed_model import TypedModel
 from ..plans.cache import checked_size
-from .model import ModelInferer
+from .compiled import ModelInferer
 
 
 @final

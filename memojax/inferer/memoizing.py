@@ -13,7 +13,7 @@ from ..lowering.typed_model import TypedModel
 from ..plans.bucketing import Bucketing, bucket_of
 from ..stablehlo import typed_model
 from ..xla.background import submit
-from .model import ModelInferer, refuse_mixing
+from .compiled import ModelInferer, refuse_mixing
 
 OnMiss = Literal["compile", "pad", "warn", "error"]
 

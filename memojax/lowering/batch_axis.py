@@ -20,7 +20,7 @@ from .._types import Array, Dim, Params, Shape
 from ..errors import DimensionError, LoweringError, StaticInputError
 from ..model.graph import Value
 from ..model.signature import ModelApi, TensorSpec, plain_names
-from ..ops.rolled import inlined
+from ..ops.inline import inlined
 from .graph_function import GraphFunction
 
 BatchAxis = int | None | Mapping[str, int | None]

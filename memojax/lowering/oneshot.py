@@ -22,7 +22,7 @@ from ..errors import (
 from ..model import load_model
 from ..model.graph import Graph
 from ..model.graph import Value as Declared
-from ..ops.rolled import inlined
+from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled

@@ -13,7 +13,7 @@ from jax import lax
 
 from .._types import Value
 from ..errors import LoweringError
-from . import rolled
+from . import inline as rolled
 from ._common import MAX_STATIC_ELEMENTS, cast, is_static, normalize_axis, nx, scalar, traced
 from .registry import op
 

@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from ..errors import BatchSizeError, CompileError, LoweringError
 from ..lowering.typed_model import TypedModel
-from ..ops.rolled import inlined
+from ..ops.inline import inlined
 from ..xla.options import compiled as compiled_for
 from .candidates import DEFAULT, Recipe
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host

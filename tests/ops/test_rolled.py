@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from memojax.lowering.typed_model import TypedModel
-from memojax.ops import rolled
+from memojax.ops import inline as rolled
 from memojax.plans.compiler import Planner
 from memojax.plans.hoist import Residue
 from memojax.xla.cpu_client import cpu_device

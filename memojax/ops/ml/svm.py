@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from ..._types import Value
-from .. import rolled
+from .. import inline as rolled
 from ..registry import op
 from ._scores import ML, floats, labels, largest, matrix, transformed, two_scores
 

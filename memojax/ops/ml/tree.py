@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._types import Value
-from .. import rolled
+from .. import inline as rolled
 from .._common import cast
 from ..registry import op
 from ._scores import ML, labels, largest, rows, transformed, two_scores

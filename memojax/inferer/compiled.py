@@ -19,7 +19,7 @@ import numpy as np
 
 from .._types import Arrays
 from ..display import Card, html_of, text_of
-from ..display.model import model_card
+from ..display.inferer_card import model_card
 from ..errors import BatchSizeError, RowsMixError
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from ..batcher import Batcher, States, pairs_of
 from ..errors import IncompatibleModelError, UnknownBrainError
 from ..inferer.base import Inferer, check_inferer
+from ..inferer.batcher import Batcher, States, pairs_of
 from ..rows.states import Response
 from ..wrapper.base import LayeredInferer, check_compatible
 from .timing import CompileTimings, Timings

@@ -7,12 +7,12 @@ from typing import Any, cast, final
 
 import numpy as np
 
-from .display import Card, card_of, html_of, text_of
-from .errors import DuplicateIdError, IncompatibleModelError, MissingInputError
-from .inferer.base import Inferer, check_inferer, next_size
-from .model.signature import TensorSpec
-from .rows.scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
-from .rows.states import Response, check_names, columns_of, responses_of, row_of, rows_into
+from ..display import Card, card_of, html_of, text_of
+from ..errors import DuplicateIdError, IncompatibleModelError, MissingInputError
+from ..model.signature import TensorSpec
+from ..rows.scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
+from ..rows.states import Response, check_names, columns_of, responses_of, row_of, rows_into
+from .base import Inferer, check_inferer, next_size
 
 States = Mapping[int, Mapping[str, Any]] | Iterable[tuple[int, Mapping[str, Any]]]
 
