@@ -16,7 +16,7 @@ from _models import Case
 from jax.sharding import SingleDeviceSharding
 
 import memojax
-from memojax.contenders import ContenderError, Tract
+from memojax.verification.runtimes import ContenderError, Tract
 from memojax.xla.cpu_client import cpu_device
 
 Rows = Mapping[str, np.ndarray]

@@ -166,7 +166,7 @@ def _contenders(
     unable: dict[str, Exception],
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """What to time, and the milliseconds that each took to get ready for this size; others that fail are put into `unable`."""
-    from ..contenders import ContenderError
+    from ..verification.runtimes import ContenderError
 
     given = {spec.name: rows[spec.name] for spec in inferer.api.inputs}
     if call == "batch":

@@ -11,9 +11,9 @@ from typing import Any, final
 import numpy as np
 import onnx
 
-from .errors import MemojaxError, MissingPackageError
-from .lowering.batch_axis import BatchedFunction
-from .lowering.typed_model import TypedModel
+from ..errors import MemojaxError, MissingPackageError
+from ..lowering.batch_axis import BatchedFunction
+from ..lowering.typed_model import TypedModel
 
 Rows = Mapping[str, np.ndarray]
 

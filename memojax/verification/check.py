@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._types import Source
-from .contenders import CONTENDERS, Contender
-from .errors import IncompatibleModelError, InputError
-from .inferer.base import Inferer
-from .inferer.memoizing import MemoizingDynamicInferer
-from .lowering.typed_model import TypedModel, random_rows
-from .plans.cache import checked_size
-from .stablehlo import typed_model
+from .._types import Source
+from ..errors import IncompatibleModelError, InputError
+from ..inferer.base import Inferer
+from ..inferer.memoizing import MemoizingDynamicInferer
+from ..lowering.typed_model import TypedModel, random_rows
+from ..plans.cache import checked_size
+from ..stablehlo import typed_model
+from .runtimes import CONTENDERS, Contender
 
 RTOL, ATOL = 1e-3, 1e-5
 
