@@ -9,9 +9,9 @@ from typing import Any, Literal, final
 
 from .._types import Source
 from ..errors import BatchSizeError, CompileForbiddenError, nearest
+from ..loading import typed_model
 from ..lowering.typed_model import TypedModel
 from ..plans.bucketing import Bucketing, bucket_of
-from ..stablehlo import typed_model
 from ..xla.background import submit
 from .compiled import ModelInferer, refuse_mixing
 

@@ -11,9 +11,9 @@ from .._types import Source
 from ..errors import IncompatibleModelError, InputError
 from ..inferer.base import Inferer
 from ..inferer.memoizing import MemoizingDynamicInferer
+from ..loading import typed_model
 from ..lowering.typed_model import TypedModel, random_rows
 from ..plans.cache import checked_size
-from ..stablehlo import typed_model
 from .runtimes import CONTENDERS, Contender
 
 RTOL, ATOL = 1e-3, 1e-5

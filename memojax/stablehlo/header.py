@@ -12,9 +12,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .errors import AssetError
-from .model.crvo import AssetData, AssetKind
-from .model.signature import ModelApi, TensorSpec
+from ..errors import AssetError
+from ..model.crvo import AssetData, AssetKind
+from ..model.signature import ModelApi, TensorSpec
 
 FORMAT = 1
 
