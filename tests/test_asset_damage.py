@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import memojax as mj
-from memojax.stablehlo import load as stablehlo
 from memojax.errors import AssetError, InputError
 from memojax.model.crvo import AssetData, AssetKind
+from memojax.stablehlo import load as stablehlo
 from memojax.stablehlo import load_stablehlo, read_header, to_stablehlo
 from memojax.stablehlo.header import PREFIX
 

@@ -14,7 +14,7 @@ import pytest
 import memojax
 from memojax.errors import BatchMemoryError
 from memojax.lowering.typed_model import TypedModel
-from memojax.plans import engine as plan_store
+from memojax.plans import engine as engine
 from memojax.xla.memory import available_bytes, readable
 
 
@@ -32,7 +32,7 @@ def wide(width: int = 1 << 20) -> Any:
 
 @pytest.fixture
 def one_gigabyte(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_store, "available_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(engine, "available_bytes", lambda device: 1 << 30)
 
 
 @pytest.mark.usefixtures("one_gigabyte")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
 from memojax.errors import BatchSizeError, CompileForbiddenError, RowsMixError
-from memojax.plans.bucketing import bucket_of
+from memojax.plans.batch_sizes import bucket_of
 from memojax.plans.compiler import Lowered
 from memojax.plans.recommend import interpolator, recommend
 from memojax.xla import background as worker

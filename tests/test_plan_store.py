@@ -77,8 +77,8 @@ def test_a_payload_that_is_no_executable_is_compiled_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     inferer = memojax.load(POLICY, cache_dir=tmp_path)
-    store = inferer._store
-    DiskCache(tmp_path).put(store._key(store._planner, 5), b"no pickle")
+    store = inferer._engine
+    DiskCache(tmp_path).put(store._key(store._compiler, 5), b"no pickle")
     assert inferer.infer_arrays({"obs": OBS})["logits"].shape == (5, 3)
     assert "could not be loaded" in caplog.text
 

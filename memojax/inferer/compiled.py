@@ -28,11 +28,11 @@ from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune, Tuner
 from ..plans.cache import CacheInfo
 from ..plans.compiler import Weights
 from ..plans.disk_cache import disk_cache
-from ..plans.engine import PlanStore
+from ..plans.engine import Engine
 from ..plans.plan import Plan, PlanInfo
 from ..plans.preload import Preload
 from ..plans.recommend import Recommendation, recommend
-from ..rows.device_choice import Placement
+from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import ScratchPadView, aligned_empty
 from ..xla.background import submit
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
@@ -75,7 +75,7 @@ class ModelInferer(Inferer):
             precision: of matrix products on accelerators, by JAX's names.
             weights: "constant" (part of each executable), "argument" (`update_params` then recompiles nothing), or "auto".
             cache_dir: folder that keeps compiled plans for other processes; `MEMOJAX_CACHE_DIR` without it.
-            autotune: whether plans are tried in other recipes too: "off", "preload" (the preloaded ones, at once), "background" (those in use).
+            autotune: whether plans are tried in other candidates too: "off", "preload" (the preloaded ones, at once), "background" (those in use).
             autotune_budget_mb: memory that tuning may use.
             strict: refuse `jax.Array`s that lie on several devices, or elsewhere than on the accelerator that `device` names.
 
@@ -83,12 +83,12 @@ class ModelInferer(Inferer):
             DeviceError: there is no such device.
         """
         self._device = resolve_device(device)
-        self._placement = Placement(strict, None if self._device == cpu_device() else self._device)
+        self._placement = DeviceChoice(strict, None if self._device == cpu_device() else self._device)
         self._precision = precision
         self._weights: Weights = weights
         self._cache_dir = cache_dir
         self._tuner = Tuner(autotune, autotune_budget_mb)
-        self._store = PlanStore(
+        self._engine = Engine(
             typed,
             self._device,
             weights=weights,
@@ -97,7 +97,7 @@ class ModelInferer(Inferer):
             disk=disk_cache(cache_dir),
             tuner=self._tuner,
         )
-        self._cache = self._store.cache
+        self._cache = self._engine.cache
         self._seed = seed & 0xFFFFFFFF
         self._draws = itertools.count()
         self._local = threading.local()
@@ -178,7 +178,7 @@ class ModelInferer(Inferer):
     @property
     def typed(self) -> TypedModel:
         """The model with its present weights."""
-        return self._store.typed
+        return self._engine.typed
 
     @property
     def raw_api(self) -> ModelApi:
@@ -194,7 +194,7 @@ class ModelInferer(Inferer):
         return self._device
 
     @property
-    def placement(self) -> Placement:
+    def placement(self) -> DeviceChoice:
         return self._placement
 
     @property
@@ -325,14 +325,14 @@ class ModelInferer(Inferer):
     def _apply_wanted(self) -> None:
         with self._updating:
             wanted = self._wanted
-            if self._store.typed is wanted:
+            if self._engine.typed is wanted:
                 return
             try:
-                self._store.update(wanted)
+                self._engine.update(wanted)
             except BaseException:
                 with self._accepting:
                     if self._wanted is wanted:
-                        self._wanted = self._store.typed
+                        self._wanted = self._engine.typed
                 raise
 
     def batch_sizes(self) -> dict[int, int]:
@@ -376,7 +376,7 @@ class ModelInferer(Inferer):
         >>> info.hits, info.misses
         (1, 0)
         """
-        return replace(self._cache.info(), disk_hits=self._store.disk_hits)
+        return replace(self._cache.info(), disk_hits=self._engine.disk_hits)
 
     def cache_clear(self, size: int | None = None) -> None:
         """Drop the plan for `size`, or all plans and counts."""
@@ -418,7 +418,7 @@ class ModelInferer(Inferer):
     def _all_plans(self) -> list[tuple[Plan, str]]:
         """Every plan, and whose batches it runs."""
         elsewhere = [
-            (plan, device) for device, cache in self._store.elsewhere().items() for plan in cache.plans()
+            (plan, device) for device, cache in self._engine.elsewhere().items() for plan in cache.plans()
         ]
         return [(plan, "NumPy") for plan in self._cache.plans()] + [
             (plan, f"{on.platform}:{on.id}") for plan, on in elsewhere
@@ -489,8 +489,8 @@ class ModelInferer(Inferer):
     def _template(self, n: int) -> dict[str, Any]:
         """All outputs for `n` rows in order, those filled in that are constant; made once, as each broadcast costs some 10 us."""
         typed, kept = self._templates
-        if typed is not self._store.typed or len(kept) > _MOST_TEMPLATES:
-            typed, kept = self._templates = self._store.typed, {}
+        if typed is not self._engine.typed or len(kept) > _MOST_TEMPLATES:
+            typed, kept = self._templates = self._engine.typed, {}
         if (template := kept.get(n)) is None:
             constant = {
                 name: np.broadcast_to(value, (n, *value.shape)) for name, value in typed.constant.items()
@@ -505,7 +505,7 @@ class ModelInferer(Inferer):
                 spec.name: on_device(np.zeros((0, *spec.shape), spec.dtype), device)
                 for spec in self.api.outputs
             }
-        cache = self._store.on(device)
+        cache = self._engine.on(device)
         parts: list[Sequence[jax.Array]] = []
         done = 0
         while done < n:

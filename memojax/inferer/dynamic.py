@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, final
 
 from ..lowering.typed_model import TypedModel
-from ..plans.cache import checked_size
+from ..plans.batch_sizes import checked_size
 from .compiled import ModelInferer, refuse_mixing
 
 DEFAULT_CAPACITY = 32

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from ..errors import BatchSizeError
 from ..lowering.typed_model import TypedModel
-from ..plans.cache import checked_size
+from ..plans.batch_sizes import checked_size
 from .compiled import ModelInferer
 
 

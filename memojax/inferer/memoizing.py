@@ -11,7 +11,7 @@ from .._types import Source
 from ..errors import BatchSizeError, CompileForbiddenError, nearest
 from ..loading import typed_model
 from ..lowering.typed_model import TypedModel
-from ..plans.bucketing import Bucketing, bucket_of
+from ..plans.batch_sizes import Bucketing, bucket_of
 from ..xla.background import submit
 from .compiled import ModelInferer, refuse_mixing
 

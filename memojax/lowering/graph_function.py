@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .._types import Arrays, Params, Value
+from .._types import Arrays, GraphValue, Params
 from ..errors import LoweringError, MemojaxError, StaticInputError, Unsupported, UnsupportedOpError
 from ..model.expand import bind, schema_body
 from ..model.graph import Graph, Node, prune
@@ -77,7 +77,7 @@ class GraphFunction:
         Raises:
             LoweringError: a node that cannot be lowered for these shapes, by name.
         """
-        env: dict[str, Value] = dict(self.constants)
+        env: dict[str, GraphValue] = dict(self.constants)
         env.update((name, jnp.asarray(value)) for name, value in params.items())
         for value in self.graph.inputs:
             given = inputs[value.name]
@@ -110,7 +110,7 @@ class GraphFunction:
     ) -> dict[str, np.ndarray]:
         """Values of outputs that depend on no input."""
         graph = prune(self.graph, names)
-        env: dict[str, Value] = {**bound, **graph.initializers}
+        env: dict[str, GraphValue] = {**bound, **graph.initializers}
         run = _Run(graph, frozenset(value for node in graph.nodes for value in node.outputs), None)
         run.nodes(graph.nodes, env)
         return {name: np.asarray(env[name]) for name in names}
@@ -129,7 +129,7 @@ class Body:
 
     graph: Graph
     _run: _Run
-    _scope: MutableMapping[str, Value]
+    _scope: MutableMapping[str, GraphValue]
 
     @property
     def n_inputs(self) -> int:
@@ -140,7 +140,7 @@ class Body:
         return len(self.graph.outputs)
 
     @property
-    def captured(self) -> list[Value]:
+    def captured(self) -> list[GraphValue]:
         """Values that it takes from around it."""
         return [self._scope[name] for name in self.graph.free_names()]
 
@@ -148,8 +148,8 @@ class Body:
         """A key to derive one for each call from; None where nothing inside is random."""
         return self._run.next_key() if any(map(_draws, self.graph.nodes)) else None
 
-    def __call__(self, *inputs: Value, key: jax.Array | None = None) -> tuple[Value, ...]:
-        env: MutableMapping[str, Value] = ChainMap({}, self._scope)
+    def __call__(self, *inputs: GraphValue, key: jax.Array | None = None) -> tuple[GraphValue, ...]:
+        env: MutableMapping[str, GraphValue] = ChainMap({}, self._scope)
         env.update(self.graph.initializers)
         env.update((value.name, given) for value, given in zip(self.graph.inputs, inputs, strict=True))
         run = self._run if key is None else replace(self._run, key=key, keys_used=[0])
@@ -166,13 +166,15 @@ class _Run:
     key: jax.Array | None
     keys_used: list[int] = field(default_factory=lambda: [0])
 
-    def nodes(self, nodes: Sequence[Node], env: MutableMapping[str, Value]) -> None:
+    def nodes(self, nodes: Sequence[Node], env: MutableMapping[str, GraphValue]) -> None:
         for node in nodes:
             inputs = [env[name] if name else None for name in node.inputs]
             outputs = self._node(node, inputs, env)
             env.update((name, value) for name, value in zip(node.outputs, outputs, strict=False) if name)
 
-    def _node(self, node: Node, inputs: list[Value], env: MutableMapping[str, Value]) -> tuple[Value, ...]:
+    def _node(
+        self, node: Node, inputs: list[GraphValue], env: MutableMapping[str, GraphValue]
+    ) -> tuple[GraphValue, ...]:
         definition = _definition(node)
         try:
             if definition is None:
@@ -219,8 +221,12 @@ class _Run:
             raise located from cause
 
     def _call(
-        self, definition: OpDef, node: Node, inputs: Sequence[Value], env: MutableMapping[str, Value]
-    ) -> tuple[Value, ...]:
+        self,
+        definition: OpDef,
+        node: Node,
+        inputs: Sequence[GraphValue],
+        env: MutableMapping[str, GraphValue],
+    ) -> tuple[GraphValue, ...]:
         attributes = {
             name: Body(value, self, env) if isinstance(value, Graph) else value
             for name, value in node.attributes.items()
@@ -229,20 +235,24 @@ class _Run:
         return definition.call(inputs, attributes, context)
 
     def _at_once(
-        self, definition: OpDef, node: Node, inputs: Sequence[Value], env: MutableMapping[str, Value]
-    ) -> tuple[Value, ...]:
+        self,
+        definition: OpDef,
+        node: Node,
+        inputs: Sequence[GraphValue],
+        env: MutableMapping[str, GraphValue],
+    ) -> tuple[GraphValue, ...]:
         """Evaluate a node whose value decides a shape but whose operator is not written for NumPy."""
         check_not_forked()
         with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.default_device(cpu_device()):
             return tuple(jax.tree.map(np.asarray, self._call(definition, node, inputs, env)))
 
     def _expanded(
-        self, node: Node, inputs: list[Value], env: MutableMapping[str, Value]
-    ) -> tuple[Value, ...]:
+        self, node: Node, inputs: list[GraphValue], env: MutableMapping[str, GraphValue]
+    ) -> tuple[GraphValue, ...]:
         body = schema_body(node, inputs)
         if body is None:
             raise LoweringError("no definition, and the spec gives no function body for these types")
-        inner: MutableMapping[str, Value] = ChainMap({}, env)
+        inner: MutableMapping[str, GraphValue] = ChainMap({}, env)
         self.nodes(bind(body, node), inner)
         return tuple(inner[name] if name else None for name in node.outputs)
 
@@ -252,10 +262,12 @@ class _Run:
             f"{origin_of(self.graph, node.inputs[position])}, which depends on data"
         )
 
-    def recompute(self, env: MutableMapping[str, Value], given: Mapping[str, Value], wanted: str) -> Value:
+    def recompute(
+        self, env: MutableMapping[str, GraphValue], given: Mapping[str, GraphValue], wanted: str
+    ) -> GraphValue:
         """The value of `wanted` if the names in `given` had other values; what they do not reach is taken from `env`."""
         reached = set(given)
-        inner: MutableMapping[str, Value] = ChainMap(dict(given), env)
+        inner: MutableMapping[str, GraphValue] = ChainMap(dict(given), env)
         for node in self.graph.nodes:
             if wanted in inner.maps[0]:  # pyright: ignore[reportAttributeAccessIssue]
                 break
@@ -274,7 +286,7 @@ class _Run:
 class _Context(Mapping[str, Any]):
     """What an operator may ask for beside its inputs and attributes; a key is made only when asked for."""
 
-    def __init__(self, run: _Run, node: Node, definition: OpDef, env: MutableMapping[str, Value]):
+    def __init__(self, run: _Run, node: Node, definition: OpDef, env: MutableMapping[str, GraphValue]):
         self._makers: dict[str, Callable[[], Any]] = {
             "n_outputs": lambda: len(node.outputs),
             "output_names": lambda: node.outputs,
@@ -342,7 +354,7 @@ def _is_weight(array: np.ndarray) -> bool:
     return array.ndim > 0
 
 
-def _traced(value: Any) -> Value:
+def _traced(value: Any) -> GraphValue:
     if isinstance(value, (tuple, list)):
         return tuple(map(_traced, value))
     if value is None or (isinstance(value, np.ndarray) and value.dtype == object):
@@ -350,11 +362,11 @@ def _traced(value: Any) -> Value:
     return jnp.asarray(value)
 
 
-def _tidy(value: Value) -> Value:
+def _tidy(value: GraphValue) -> GraphValue:
     return np.asarray(value) if isinstance(value, (np.generic, bool, int, float)) else value
 
 
-def _describe(value: Value) -> str:
+def _describe(value: GraphValue) -> str:
     if isinstance(value, (tuple, list)):
         return f"sequence of {len(value)}"
     return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else str(value)

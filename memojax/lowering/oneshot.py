@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from .._types import Source, Value
+from .._types import GraphValue, Source
 from ..errors import (
     InputDtypeError,
     InputShapeError,
@@ -20,8 +20,7 @@ from ..errors import (
     UnsupportedOpError,
 )
 from ..model import load_model
-from ..model.graph import Graph
-from ..model.graph import Value as Declared
+from ..model.graph import Graph, Value
 from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
@@ -90,7 +89,7 @@ class OneShot:
         breaks = f", graph breaks at {', '.join(node.op_type for node in self.breaks)}" if self.breaks else ""
         return f"OneShot({ascii(inputs)[1:-1]} -> {ascii(outputs)[1:-1]}; {plans} plans{breaks})"
 
-    def __call__(self, inputs: Mapping[str, Any], *, seed: int = 0) -> dict[str, Value]:
+    def __call__(self, inputs: Mapping[str, Any], *, seed: int = 0) -> dict[str, GraphValue]:
         """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's own layout and dtypes.
 
         Args:
@@ -129,7 +128,7 @@ class _Compiled:
         self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
         self._device = device
 
-    def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, Value]:
+    def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
         check_not_forked()
         fixed = {
             name: v
@@ -174,7 +173,7 @@ class _Compiled:
 
 def run(
     source: Source, inputs: Mapping[str, Any], *, outputs: tuple[str, ...] | None = None, seed: int = 0
-) -> dict[str, Value]:
+) -> dict[str, GraphValue]:
     """Load a model and run it once, in the file's own layout; any model, batched or not.
 
     >>> memojax.run(memojax.policies.bundled("acrobot_ppo"), {"obs": np.zeros((2, 6), np.float32)})["logits"].shape
@@ -190,7 +189,7 @@ def run(
 _COMPUTED = object()
 
 
-def _checked(value: Declared, inputs: Mapping[str, Any]) -> Any:
+def _checked(value: Value, inputs: Mapping[str, Any]) -> Any:
     if value.name not in inputs:
         if value.kind == "optional":
             return None

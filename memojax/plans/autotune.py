@@ -25,11 +25,11 @@ from .candidates import (
     LAYERS,
     TWO_ROWS,
     WIDE,
-    Recipe,
+    Candidate,
     fits,
 )
-from .compiler import Planner
-from .hoist import Residue
+from .compiler import PlanCompiler
+from .hoist import Residual
 from .plan import Executable, Plan
 
 Autotune = Literal["off", "preload", "background"]
@@ -67,45 +67,45 @@ class Tuner:
         self.budget = int(budget_mb * (1 << 20))
         self._spent: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
 
-    def handles(self, planner: Planner) -> bool:
+    def handles(self, compiler: PlanCompiler) -> bool:
         """Whether there is anything to choose for this planner's plans."""
         return (
             self.mode != "off"
-            and planner.host
-            and planner.device.platform == "cpu"
-            and planner.weights == "constant"
+            and compiler.host
+            and compiler.device.platform == "cpu"
+            and compiler.weights == "constant"
         )
 
-    def now(self, planner: Planner, plan: Plan, done: Done = lambda plan: None) -> None:
+    def now(self, compiler: PlanCompiler, plan: Plan, done: Done = lambda plan: None) -> None:
         """Tune `plan` in this thread; then `done(plan)`."""
-        for _ in self._steps(planner, plan, lambda plan: True, done, pause=is_worker()):
+        for _ in self._steps(compiler, plan, lambda plan: True, done, pause=is_worker()):
             pass
 
-    def when_hot(self, planner: Planner, plan: Plan, alive: Callable[[Plan], bool], done: Done) -> None:
+    def when_hot(self, compiler: PlanCompiler, plan: Plan, alive: Callable[[Plan], bool], done: Done) -> None:
         """Tune `plan` on the worker, step by step, once it has been called some fifty times; `alive` says whether it is still of use."""
         reference = weakref.ref(plan)  # else a plan would be kept by its own meter
 
         def start() -> None:
             if (plan := reference()) is not None:
-                _in_background(self._steps(planner, plan, alive, done, pause=True))
+                _in_background(self._steps(compiler, plan, alive, done, pause=True))
 
         plan.meter.when_hot = start
 
     def _steps(
-        self, planner: Planner, plan: Plan, alive: Callable[[Plan], bool], done: Done, pause: bool
+        self, compiler: PlanCompiler, plan: Plan, alive: Callable[[Plan], bool], done: Done, pause: bool
     ) -> Iterator[None]:
-        residue, plan.traced = plan.traced or planner.trace(plan.size), None
-        rows = _rows(planner, plan.size)
+        residual, plan.traced = plan.traced or compiler.trace(plan.size), None
+        rows = _rows(compiler, plan.size)
         default = best = plan.executable
         expected = default.run(rows)
-        for recipe in candidates(residue, plan.size, planner):
+        for candidate in candidates(residual, plan.size, compiler):
             yield
             if not alive(plan):
                 return
-            if recipe.packs and self._used() + 2 * planner.weight_bytes > self.budget:
-                log.debug("batch size %d: no room in autotune_budget_mb for %r", plan.size, recipe.name)
+            if candidate.packs and self._used() + 2 * compiler.weight_bytes > self.budget:
+                log.debug("batch size %d: no room in autotune_budget_mb for %r", plan.size, candidate.name)
                 continue
-            executable = _compiled(planner, plan, residue, recipe)
+            executable = _compiled(compiler, plan, residual, candidate)
             yield
             if executable is None or not _agrees(plan, executable, rows, expected):
                 continue
@@ -113,7 +113,7 @@ class Tuner:
             log.debug(
                 "batch size %d: candidate %r takes 1/%.2f of the time of %r",
                 plan.size,
-                recipe.name,
+                candidate.name,
                 gain,
                 best.candidate,
             )
@@ -123,7 +123,7 @@ class Tuner:
         gain = compare(default.run, best.run, rows, pause) if best is not default else 0.0
         if gain > _MARGIN:
             plan.executable = best
-            self._spent[plan] = 2 * planner.weight_bytes
+            self._spent[plan] = 2 * compiler.weight_bytes
             log.info(
                 "batch size %d: %r is %.2f times as fast as the default", plan.size, best.candidate, gain
             )
@@ -134,9 +134,9 @@ class Tuner:
         return sum(self._spent.values())
 
 
-def candidates(residue: Residue, size: int, planner: Planner) -> list[Recipe]:
+def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Candidate]:
     """Recipes worth trying for what a model computes."""
-    names = [step.primitive.name for step in residue.steps]
+    names = [step.primitive.name for step in residual.steps]
     products = sum(names.count(name) for name in _PRODUCTS)
     convolutions = "conv_general_dilated" in names
     found = []
@@ -150,13 +150,13 @@ def candidates(residue: Residue, size: int, planner: Planner) -> list[Recipe]:
         found += [CONVOLUTIONS, EIGEN_CONVOLUTIONS] if has_sound_convolutions() else [EIGEN_CONVOLUTIONS]
     if has_avx512():
         found.append(WIDE)
-    typed = planner.typed
-    if size == 1 and products and planner.largest_weight >= _WIDE_MATRIX:
+    typed = compiler.typed
+    if size == 1 and products and compiler.largest_weight >= _WIDE_MATRIX:
         found.append(FLIPPED)
         if not typed.random and not typed.mixing_outputs():
             found.append(TWO_ROWS)
-    constants = planner.constants(residue)
-    return [recipe for recipe in found if fits(recipe, residue, constants)]
+    constants = compiler.constants(residual)
+    return [candidate for candidate in found if fits(candidate, residual, constants)]
 
 
 def compare(
@@ -187,13 +187,15 @@ def _block(run: Callable[[Any], Any], rows: Sequence[Any], count: int) -> float:
     return (time.perf_counter() - started) / count
 
 
-def _compiled(planner: Planner, plan: Plan, residue: Residue, recipe: Recipe) -> Executable | None:
-    """`plan` by another recipe; None where this jaxlib cannot."""
+def _compiled(
+    compiler: PlanCompiler, plan: Plan, residual: Residual, candidate: Candidate
+) -> Executable | None:
+    """`plan` by another candidate; None where this jaxlib cannot."""
     try:
-        traced = residue if recipe.rows == 1 else planner.trace(plan.size * recipe.rows)
-        return planner.prepare(plan.size, traced, plan.meter, recipe)()
+        traced = residual if candidate.rows == 1 else compiler.trace(plan.size * candidate.rows)
+        return compiler.prepare(plan.size, traced, plan.meter, candidate)()
     except (CompileError, LoweringError) as cause:
-        log.debug("batch size %d: candidate %r is not possible here: %s", plan.size, recipe.name, cause)
+        log.debug("batch size %d: candidate %r is not possible here: %s", plan.size, candidate.name, cause)
         return None
 
 
@@ -230,10 +232,10 @@ def _equal(expected: Sequence[np.ndarray], given: Sequence[np.ndarray]) -> bool:
     return True
 
 
-def _rows(planner: Planner, size: int) -> list[np.ndarray]:
+def _rows(compiler: PlanCompiler, size: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    rows = [random_rows(rng, size, spec) for spec in planner.typed.api.inputs]
-    return [*rows, np.zeros(2, np.uint32)] if planner.typed.random else rows
+    rows = [random_rows(rng, size, spec) for spec in compiler.typed.api.inputs]
+    return [*rows, np.zeros(2, np.uint32)] if compiler.typed.random else rows
 
 
 def _in_background(steps: Iterator[None]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from ..errors import BatchSizeError, nearest
 from ..xla.fork import check_not_forked, was_forked
+from .batch_sizes import checked_size
 from .compiler import Lowered
 from .forbid import check_allowed
 from .plan import Plan
@@ -275,14 +276,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def checked_size(size: int) -> int:
-    """`size` as an int.
-
-    Raises:
-        BatchSizeError: it is not a positive whole number.
-    """
-    if isinstance(size, bool) or not hasattr(size, "__index__") or (number := size.__index__()) < 1:
-        raise BatchSizeError(f"a batch size is a positive whole number, got {size!r}")
-    return number

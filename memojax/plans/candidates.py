@@ -10,12 +10,12 @@ import numpy as np
 from jax import lax
 
 from ..xla.options import ynn
-from .hoist import Residue, Rewrite, Step
+from .hoist import Residual, Rewrite, Step
 
 
 @final
 @dataclass(frozen=True)
-class Recipe:
+class Candidate:
     """A way to compile one size.
 
     Attributes:
@@ -32,11 +32,11 @@ class Recipe:
     packs: bool = False
     rows: int = 1
 
-    def trace(self, residue: Residue, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        """The outputs of `residue`, in a traced function; `residue` was traced for `rows` times as many rows."""
+    def trace(self, residual: Residual, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times as many rows."""
         if self.rows > 1:
             inputs = [lax.broadcast_in_dim(x, (self.rows, *x.shape[1:]), range(x.ndim)) for x in inputs]
-        outputs = residue(leading, inputs, self.rewrite)
+        outputs = residual(leading, inputs, self.rewrite)
         return [lax.slice_in_dim(output, 0, 1) for output in outputs] if self.rows > 1 else outputs
 
 
@@ -67,28 +67,38 @@ def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
 _ROWS_BY_MATRIX = (((1,), (0,)), ((), ()))
 
 
-DEFAULT = Recipe("default")
-FUSED = Recipe("ynn", ynn("DOT", "ELTWISE"), packs=True)
-LAYERS = Recipe("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
-CONVOLUTIONS = Recipe("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
-EIGEN = Recipe("eigen", ynn())
-EIGEN_CONVOLUTIONS = Recipe("eigen-conv", ynn("INDIVIDUAL_DOT"))
-WIDE = Recipe("v512", {"xla_cpu_prefer_vector_width": "512"})
-FLIPPED = Recipe("flipped", rewrite=_flipped)
-TWO_ROWS = Recipe("two-rows", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True, rows=2)
+DEFAULT = Candidate("default")
+FUSED = Candidate("ynn", ynn("DOT", "ELTWISE"), packs=True)
+LAYERS = Candidate("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
+CONVOLUTIONS = Candidate("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
+EIGEN = Candidate("eigen", ynn())
+EIGEN_CONVOLUTIONS = Candidate("eigen-conv", ynn("INDIVIDUAL_DOT"))
+WIDE = Candidate("v512", {"xla_cpu_prefer_vector_width": "512"})
+FLIPPED = Candidate("flipped", rewrite=_flipped)
+TWO_ROWS = Candidate("two-rows", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True, rows=2)
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (DEFAULT, FUSED, LAYERS, CONVOLUTIONS, EIGEN, EIGEN_CONVOLUTIONS, WIDE, FLIPPED, TWO_ROWS)
+CANDIDATES = {
+    candidate.name: candidate
+    for candidate in (
+        DEFAULT,
+        FUSED,
+        LAYERS,
+        CONVOLUTIONS,
+        EIGEN,
+        EIGEN_CONVOLUTIONS,
+        WIDE,
+        FLIPPED,
+        TWO_ROWS,
+    )
 }
 
 
-def fits(recipe: Recipe, residue: Residue, constants: Sequence[Any]) -> bool:
-    """Whether `recipe` may be tried; `constants` are the weights that `residue` begins with.
+def fits(candidate: Candidate, residual: Residual, constants: Sequence[Any]) -> bool:
+    """Whether `candidate` may be tried; `constants` are the weights that `residual` begins with.
 
     A fusion of more than a product may not have an operand that is one number throughout; see `xla_options`.
     """
-    return not recipe.packs or not _multiplies_one_number(residue, constants)
+    return not candidate.packs or not _multiplies_one_number(residual, constants)
 
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -96,14 +106,16 @@ _LOOPS = ("scan", "while", "cond")
 _MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy")
 
 
-def _multiplies_one_number(residue: Residue, constants: Sequence[Any]) -> bool:
-    uniform = {number for number, value in zip(residue.leading, constants, strict=True) if _is_uniform(value)}
+def _multiplies_one_number(residual: Residual, constants: Sequence[Any]) -> bool:
+    uniform = {
+        number for number, value in zip(residual.leading, constants, strict=True) if _is_uniform(value)
+    }
     matrices = {
         number
-        for number, value in zip(residue.leading, constants, strict=True)
+        for number, value in zip(residual.leading, constants, strict=True)
         if number in uniform and np.ndim(value) > 1
     }
-    for step in residue.steps:
+    for step in residual.steps:
         name = step.primitive.name
         if name in _LOOPS and matrices.intersection(atom for atom in step.inputs if isinstance(atom, int)):
             return True

@@ -19,11 +19,11 @@ from ..errors import BatchSizeError, CompileError, LoweringError
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
 from ..xla.options import compiled as compiled_for
-from .candidates import DEFAULT, Recipe
+from .candidates import DEFAULT, Candidate
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
-from .hoist import Hoister, Residue
+from .hoist import Hoister, Residual
 from .input_buffers import Staging
-from .packing import LARGEST, Packing
+from .packing import PACKED_BYTES, Packing
 from .plan import Executable, Plan
 from .weight_arguments import Leading, Placing
 
@@ -58,7 +58,7 @@ class Lowered:
         return Lowered(self.size, compile_and_finish)
 
 
-class Planner:
+class PlanCompiler:
     """Plans of one model on one device; holds the weights that all sizes share."""
 
     def __init__(
@@ -100,8 +100,8 @@ class Planner:
         self.input_bytes = sum(map(_bytes, typed.api.inputs))
         self.row_bytes = self.input_bytes + sum(map(_bytes, self._outputs))
 
-    def lower(self, size: int, recipe: Recipe = DEFAULT, residue: Residue | None = None) -> Lowered:
-        """Trace (unless that has been done: `residue`) and lower for `size` rows, by the default recipe or another.
+    def lower(self, size: int, candidate: Candidate = DEFAULT, residual: Residual | None = None) -> Lowered:
+        """Trace (unless that has been done: `residual`) and lower for `size` rows, by the default candidate or another.
 
         Raises:
             LoweringError: the model cannot be traced at this size.
@@ -111,8 +111,8 @@ class Planner:
         meter = Meter()
         started = time.perf_counter()
         with trace_lock:
-            residue = residue or self.trace(size * recipe.rows)
-            finish = self.prepare(size, residue, meter, recipe)
+            residual = residual or self.trace(size * candidate.rows)
+            finish = self.prepare(size, residual, meter, candidate)
         spent = time.perf_counter() - started
 
         def compile_now() -> Plan:
@@ -120,21 +120,26 @@ class Planner:
             executable = finish()
             ms = (spent + time.perf_counter() - begun) * 1e3
             plan = Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
-            plan.traced = residue if self.keep_traces and recipe.rows == 1 else None
+            plan.traced = residual if self.keep_traces and candidate.rows == 1 else None
             return plan
 
         return Lowered(size, compile_now)
 
     def adopt(
-        self, size: int, compiled: Any, ms: float, recipe: Recipe = DEFAULT, residue: Residue | None = None
+        self,
+        size: int,
+        compiled: Any,
+        ms: float,
+        candidate: Candidate = DEFAULT,
+        residual: Residual | None = None,
     ) -> Plan:
-        """A plan from an executable that was compiled before; where weights are its arguments, for `residue`."""
+        """A plan from an executable that was compiled before; where weights are its arguments, for `residual`."""
         meter = Meter()
         packing = Packing.of(
             [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
         )
-        leading = self._placing.place(residue.nodes) if residue else Leading()
-        executable = self._executable(size, compiled, packing, leading, recipe, meter)
+        leading = self._placing.place(residual.nodes) if residual else Leading()
+        executable = self._executable(size, compiled, packing, leading, candidate, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
     def update(self, params: Any) -> None:
@@ -144,28 +149,28 @@ class Planner:
         """
         self._placing.replace(jax.tree.leaves(params))
 
-    def trace(self, size: int) -> Residue:
+    def trace(self, size: int) -> Residual:
         """The model at `size` rows, without what depends on weights alone."""
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
         with trace_lock, self._settings():
             return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
 
-    def constants(self, residue: Residue) -> list[np.ndarray]:
-        """The values that `residue` begins with, made of the weights."""
-        return self._hoister.values(residue.nodes)
+    def constants(self, residual: Residual) -> list[np.ndarray]:
+        """The values that `residual` begins with, made of the weights."""
+        return self._hoister.values(residual.nodes)
 
     def prepare(
-        self, size: int, residue: Residue, meter: Meter, recipe: Recipe = DEFAULT
+        self, size: int, residual: Residual, meter: Meter, candidate: Candidate = DEFAULT
     ) -> Callable[[], Executable]:
-        """Lower a traced size by a recipe; gives what compiles it. The executable counts its calls in `meter`.
+        """Lower a traced size by a candidate; gives what compiles it. The executable counts its calls in `meter`.
 
-        `residue` was traced for `recipe.rows` times as many rows.
+        `residual` was traced for `candidate.rows` times as many rows.
         """
         packing = Packing.of(
             [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
         )
-        constants = self.constants(residue) if self.weights == "constant" else None
-        leading = Leading() if constants is not None else self._placing.place(residue.nodes)
+        constants = self.constants(residual) if self.weights == "constant" else None
+        leading = Leading() if constants is not None else self._placing.place(residual.nodes)
         count = len(leading.values)
 
         rows = self._rows(size)
@@ -173,7 +178,7 @@ class Planner:
 
         def run(*given: Any) -> Any:
             rows = given[count:] if inputs is None else inputs.parts(given[count:])
-            outputs = recipe.trace(residue, given[:count] if constants is None else constants, rows)
+            outputs = candidate.trace(residual, given[:count] if constants is None else constants, rows)
             return packing.pack(outputs) if self.host else tuple(outputs)
 
         # What profiles and dumps call the executable.
@@ -185,9 +190,11 @@ class Planner:
 
         def finish() -> Executable:
             try:
-                with jax.profiler.TraceAnnotation("memojax compile", batch_size=size, recipe=recipe.name):
-                    compiled = compiled_for(lowered, self.device, recipe.options)
-                    return self._executable(size, compiled, packing, leading, recipe, meter)
+                with jax.profiler.TraceAnnotation(
+                    "memojax compile", batch_size=size, candidate=candidate.name
+                ):
+                    compiled = compiled_for(lowered, self.device, candidate.options)
+                    return self._executable(size, compiled, packing, leading, candidate, meter)
             except LoweringError:
                 raise
             except Exception as cause:
@@ -198,11 +205,11 @@ class Planner:
         return finish
 
     def _executable(
-        self, size: int, compiled: Any, packing: Packing, leading: Leading, recipe: Recipe, meter: Meter
+        self, size: int, compiled: Any, packing: Packing, leading: Leading, candidate: Candidate, meter: Meter
     ) -> Executable:
         call = lean_call(compiled)
         if not self.host:
-            return Executable(compiled, on_device(call, leading), never, recipe.name)
+            return Executable(compiled, on_device(call, leading), never, candidate.name)
         rows = self._rows(size)
         staging = Staging(
             [row.shape for row in rows], [row.dtype for row in rows], self.device, self._input_packing(rows)
@@ -212,7 +219,7 @@ class Planner:
         answer = by_name(run, call, staging, packing, leading, typed.api, typed.computed, typed.random, meter)
         if size * self.input_bytes <= _LINKED_NOW:
             run([np.zeros(row.shape, row.dtype) for row in rows])
-        return Executable(compiled, run, answer, recipe.name)
+        return Executable(compiled, run, answer, candidate.name)
 
     def _function(self) -> Callable[..., Any]:
         """A fresh function for each size: an executable is freed only with the jit object that it came from."""
@@ -238,7 +245,7 @@ class Planner:
 
     def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
         """How inputs travel to an accelerator: few transfers of a microsecond each are what a small batch waits for."""
-        small = sum(math.prod(row.shape) * row.dtype.itemsize for row in rows) <= LARGEST
+        small = sum(math.prod(row.shape) * row.dtype.itemsize for row in rows) <= PACKED_BYTES
         if not (self.host and self._packs_inputs and small and len(rows) > 1):
             return None
         return Packing.of([row.shape for row in rows], [row.dtype for row in rows])

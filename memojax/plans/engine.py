@@ -18,10 +18,10 @@ from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
 from .autotune import Tuner
 from .cache import PlanCache
-from .candidates import DEFAULT, RECIPES, Recipe
-from .compiler import Lowered, Planner, Weights
+from .candidates import CANDIDATES, DEFAULT, Candidate
+from .compiler import Lowered, PlanCompiler, Weights
 from .disk_cache import DiskCache, environment_key
-from .hoist import Residue
+from .hoist import Residual
 from .plan import Plan
 from .tuning_log import Choices
 
@@ -33,7 +33,7 @@ _SURELY_FITS = 64
 _PROBE = 8
 
 
-class PlanStore:
+class Engine:
     """Plan caches by device, over one set of weights.
 
     `cache` holds the plans for NumPy batches and stays the same object for good; `typed` is the model with its present weights.
@@ -65,10 +65,10 @@ class PlanStore:
             and (self._disk is not None or self._tuner.mode != "off")
         ):
             weights = "constant"  # only then there is something to store, and to tune
-        self._planner = Planner(typed, device, weights, precision)
-        self._planner.keep_traces = self._tuner.handles(self._planner)
+        self._compiler = PlanCompiler(typed, device, weights, precision)
+        self._compiler.keep_traces = self._tuner.handles(self._compiler)
         self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
-        self._elsewhere: dict[jax.Device, tuple[Planner, PlanCache]] = {}
+        self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
         self.cache = PlanCache(self._lower, maxsize)
 
@@ -76,16 +76,16 @@ class PlanStore:
         """The plans for `jax.Array`s on a device."""
         with self._lock:
             if device not in self._elsewhere:
-                planner = Planner(
+                compiler = PlanCompiler(
                     self.typed,
                     device,
-                    self._planner.weights if device.platform == "cpu" else "auto",
+                    self._compiler.weights if device.platform == "cpu" else "auto",
                     self._precision,
                     host=False,
                 )
                 self._elsewhere[device] = (
-                    planner,
-                    PlanCache(functools.partial(self._lower_on, planner), self.cache.maxsize),
+                    compiler,
+                    PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize),
                 )
             return self._elsewhere[device][1]
 
@@ -93,9 +93,9 @@ class PlanStore:
         """The plans for `jax.Array`s, by the device on which these lie; it takes no lock, as an update may hold that while it compiles."""
         return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
 
-    def _lower_on(self, planner: Planner, size: int) -> Lowered:
-        self._check_fits(planner, size)
-        return planner.lower(size)
+    def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
+        self._check_fits(compiler, size)
+        return compiler.lower(size)
 
     def update(self, typed: TypedModel) -> None:
         """Go on with the weights of `typed`: calls that run see all old or all new ones, calls that follow the new ones.
@@ -104,25 +104,25 @@ class PlanStore:
         go on with the old ones; later updates compile nothing.
         """
         with self._lock:
-            if self._planner.weights == "constant":
+            if self._compiler.weights == "constant":
                 self._become_argument(typed)
             else:
-                self._planner.typed = typed
-                self._planner.update(typed.params)
+                self._compiler.typed = typed
+                self._compiler.update(typed.params)
             self.typed = typed
-            for device, (planner, cache) in list(self._elsewhere.items()):
-                if planner.weights == "argument":
-                    planner.typed = typed
-                    planner.update(typed.params)
+            for device, (compiler, cache) in list(self._elsewhere.items()):
+                if compiler.weights == "argument":
+                    compiler.typed = typed
+                    compiler.update(typed.params)
                 else:
                     cache.clear()
                     del self._elsewhere[device]
 
     def _become_argument(self, typed: TypedModel) -> None:
         started = time.perf_counter()
-        planner = Planner(typed, self._device, "argument", self._precision)
-        plans = {size: self._lower_with(planner, size).compile() for size in self.cache.sizes()}
-        self._planner = planner
+        compiler = PlanCompiler(typed, self._device, "argument", self._precision)
+        plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
+        self._compiler = compiler
         self.cache.replace(plans)
         log.info(
             "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
@@ -132,42 +132,42 @@ class PlanStore:
         )
 
     def _lower(self, size: int) -> Lowered:
-        self._check_fits(self._planner, size)
-        return self._lower_with(self._planner, size)
+        self._check_fits(self._compiler, size)
+        return self._lower_with(self._compiler, size)
 
-    def _check_fits(self, planner: Planner, size: int) -> None:
+    def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
         """See that `size` rows fit the memory, by what the largest smaller plan needs; far beyond what it tells, a small one is made to tell.
 
         Raises:
             BatchMemoryError: they do not.
         """
-        room = available_bytes(planner.device)
-        needed = size * planner.row_bytes
+        room = available_bytes(compiler.device)
+        needed = size * compiler.row_bytes
         if room is None or needed * _SURELY_FITS < room:
             return
         known = self.cache.next_smaller(size)
         plan = self.cache.peek(known) if known else None
         if plan is None and needed <= room:
-            plan = planner.lower(_PROBE).compile() if size > _PROBE else None
+            plan = compiler.lower(_PROBE).compile() if size > _PROBE else None
         if plan is not None:
             needed = max(
-                needed, size * (planner.input_bytes + bytes_per_row(plan.executable.compiled, plan.size))
+                needed, size * (compiler.input_bytes + bytes_per_row(plan.executable.compiled, plan.size))
             )
         if needed > room:
             by = f"by what it needs for {plan.size}" if plan else "for inputs and outputs alone"
             raise BatchMemoryError(
-                f"batch size {size} would need some {readable(needed)} ({by}), and {planner.device} has {readable(room)} left: "
+                f"batch size {size} would need some {readable(needed)} ({by}), and {compiler.device} has {readable(room)} left: "
                 "use max_batch_size=, which splits larger batches, or fewer rows"
             )
 
-    def _lower_with(self, planner: Planner, size: int) -> Lowered:
-        """A size by the recipe that was best before, or by the default one, which is then tuned."""
-        recipe, gain = self._remembered(planner, size)
-        lowered = self._load_or_lower(planner, size, recipe)
+    def _lower_with(self, compiler: PlanCompiler, size: int) -> Lowered:
+        """A size by the candidate that was best before, or by the default one, which is then tuned."""
+        candidate, gain = self._remembered(compiler, size)
+        lowered = self._load_or_lower(compiler, size, candidate)
         if gain is None:
             return (
-                lowered.then(lambda plan: self._tune(planner, plan))
-                if self._tuner.handles(planner)
+                lowered.then(lambda plan: self._tune(compiler, plan))
+                if self._tuner.handles(compiler)
                 else lowered
             )
 
@@ -177,52 +177,57 @@ class PlanStore:
                 plan.gain = gain
             except CompileError as cause:
                 log.debug(
-                    "batch size %d: the remembered candidate %r is not possible: %s", size, recipe.name, cause
+                    "batch size %d: the remembered candidate %r is not possible: %s",
+                    size,
+                    candidate.name,
+                    cause,
                 )
-                plan = self._load_or_lower(planner, size, DEFAULT).compile()
+                plan = self._load_or_lower(compiler, size, DEFAULT).compile()
             return plan
 
         return Lowered(size, compile_remembered)
 
-    def _tune(self, planner: Planner, plan: Plan) -> None:
+    def _tune(self, compiler: PlanCompiler, plan: Plan) -> None:
         """Now, if `plan` is preloaded; else when it turns out to be in use, if that is wished."""
         chosen = weakref.WeakMethod(self._chosen)
 
         def done(plan: Plan) -> None:
             if (method := chosen()) is not None:
-                method(planner, plan)
+                method(compiler, plan)
 
         if self.cache.is_pinned(plan.size):
-            self._tuner.now(planner, plan, done)
+            self._tuner.now(compiler, plan, done)
         elif self._tuner.mode == "background":
             cache = weakref.ref(self.cache)
             self._tuner.when_hot(
-                planner,
+                compiler,
                 plan,
                 lambda plan: (held := cache()) is not None and held.peek(plan.size) is plan,
                 done,
             )
 
-    def _remembered(self, planner: Planner, size: int) -> tuple[Recipe, float | None]:
-        """The recipe that was chosen for a size in another process, and its gain; None where nobody has chosen."""
-        if self._choices is None or not self._tuner.handles(planner):
+    def _remembered(self, compiler: PlanCompiler, size: int) -> tuple[Candidate, float | None]:
+        """The candidate that was chosen for a size in another process, and its gain; None where nobody has chosen."""
+        if self._choices is None or not self._tuner.handles(compiler):
             return DEFAULT, None
-        name, gain = self._choices.get(self._key(planner, size, None)) or ("", None)
-        return (RECIPES[name], gain) if name in RECIPES else (DEFAULT, None)
+        name, gain = self._choices.get(self._key(compiler, size, None)) or ("", None)
+        return (CANDIDATES[name], gain) if name in CANDIDATES else (DEFAULT, None)
 
-    def _chosen(self, planner: Planner, plan: Plan) -> None:
-        if self._choices is not None and plan.gain is not None and planner is self._planner:
-            self._choices.put(self._key(planner, plan.size, None), plan.executable.candidate, plan.gain)
-            self._store(plan, self._key(planner, plan.size, RECIPES.get(plan.executable.candidate, DEFAULT)))
+    def _chosen(self, compiler: PlanCompiler, plan: Plan) -> None:
+        if self._choices is not None and plan.gain is not None and compiler is self._compiler:
+            self._choices.put(self._key(compiler, plan.size, None), plan.executable.candidate, plan.gain)
+            self._write(
+                plan, self._key(compiler, plan.size, CANDIDATES.get(plan.executable.candidate, DEFAULT))
+            )
 
-    def _load_or_lower(self, planner: Planner, size: int, recipe: Recipe) -> Lowered:
+    def _load_or_lower(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Lowered:
         """A size from disk, if it is there, else traced and lowered, and stored once it is compiled."""
-        as_arguments = planner.weights == "argument"
+        as_arguments = compiler.weights == "argument"
         if self._disk is None or (as_arguments and self._device.platform != "cpu"):
-            return planner.lower(size, recipe)
+            return compiler.lower(size, candidate)
         started = time.perf_counter()
-        residue = planner.trace(size * recipe.rows) if as_arguments else None
-        disk, key = self._disk, self._key(planner, size, recipe, residue)
+        residual = compiler.trace(size * candidate.rows) if as_arguments else None
+        disk, key = self._disk, self._key(compiler, size, candidate, residual)
         payload = disk.get(key)
         if payload is not None:
             try:
@@ -232,7 +237,9 @@ class PlanStore:
                 compiled = serialize_executable.deserialize_and_load(
                     *pickle.loads(payload), backend=client, execution_devices=[self._device]
                 )
-                plan = planner.adopt(size, compiled, (time.perf_counter() - started) * 1e3, recipe, residue)
+                plan = compiler.adopt(
+                    size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
+                )
             except Exception as cause:
                 log.warning(
                     "a stored plan for batch size %d could not be loaded (%s): it is compiled anew",
@@ -243,16 +250,16 @@ class PlanStore:
             else:
                 self.disk_hits += 1
                 return Lowered(size, lambda: plan)
-        lowered = planner.lower(size, recipe, residue)
+        lowered = compiler.lower(size, candidate, residual)
 
         def compile_and_store() -> Plan:
             plan = lowered.compile()
-            self._store(plan, key)
+            self._write(plan, key)
             return plan
 
         return Lowered(size, compile_and_store)
 
-    def _store(self, plan: Plan, key: dict[str, Any]) -> None:
+    def _write(self, plan: Plan, key: dict[str, Any]) -> None:
         if self._disk is None:
             return
         try:
@@ -263,11 +270,15 @@ class PlanStore:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
 
     def _key(
-        self, planner: Planner, size: int, recipe: Recipe | None = DEFAULT, residue: Residue | None = None
+        self,
+        compiler: PlanCompiler,
+        size: int,
+        candidate: Candidate | None = DEFAULT,
+        residual: Residual | None = None,
     ) -> dict[str, Any]:
-        """What a plan on disk depends on; without a recipe, what the choice of one depends on.
+        """What a plan on disk depends on; without a candidate, what the choice of one depends on.
 
-        `residue` says in which order the executable takes its weights, where they are arguments; their values are then of no account.
+        `residual` says in which order the executable takes its weights, where they are arguments; their values are then of no account.
         """
         name = self.typed.name or "function"
         return {
@@ -276,9 +287,9 @@ class PlanStore:
             "name": name.rsplit("/", 1)[-1],
             "size": size,
             "platform": self._device.platform,
-            "precision": planner.precision,
-            "recipe": recipe.name if recipe else None,
-            "options": over_defaults(self._device, recipe.options if recipe else {}),
-            "arguments": residue.origin() if residue else None,
+            "precision": compiler.precision,
+            "candidate": candidate.name if candidate else None,
+            "options": over_defaults(self._device, candidate.options if candidate else {}),
+            "arguments": residual.origin() if residual else None,
             "layout": 2,
         }

@@ -68,8 +68,8 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Residue:
-    """What is left to do per call: `residue(leading, inputs)`, where `leading` are the values of `nodes`."""
+class Residual:
+    """What is left to do per call: `residual(leading, inputs)`, where `leading` are the values of `nodes`."""
 
     nodes: tuple[Node, ...]
     steps: tuple[Step, ...]
@@ -109,7 +109,7 @@ class Hoister:
         self._nodes: dict[Any, tuple[Node, ...]] = {}
         self._values: weakref.WeakKeyDictionary[Node, weakref.ref[np.ndarray]] = weakref.WeakKeyDictionary()
 
-    def split(self, closed: Any) -> Residue:
+    def split(self, closed: Any) -> Residual:
         """Take what depends on weights alone out of a closed jaxpr whose first arguments are the weights.
 
         What makes more numbers than it takes (a bias broadcast to the batch) stays inside. Hold the tracing lock.
@@ -139,7 +139,7 @@ class Hoister:
                 known.update(zip(step.outputs, made, strict=True))
         steps, needed = _alive(kept, outputs)
         leading = tuple(number for number in known if number in needed)
-        return Residue(
+        return Residual(
             tuple(known[n] for n in leading),
             steps,
             tuple(arguments[len(self.leaves) :]),

@@ -9,11 +9,8 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from ..rows.scratch import aligned_empty
+from ..rows.scratch import COPIED_BYTES, aligned_empty
 from .packing import Packing
-
-LARGEST = 32 * 1024
-"""Bytes; up to here a copy into a buffer (about 0.5 us and 50 us/MB) costs less than JAX's look at a NumPy array (3 us)."""
 
 Slot: TypeAlias = "tuple[list[np.ndarray | None], list[Any]]"
 """A buffer for each input, or None for one that is passed as it comes; and what the executable is called with."""
@@ -47,7 +44,7 @@ class Staging:
         self._device = device
         self.packing = packing
         self.specs = [(shape, np.dtype(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)]
-        small = [0 < math.prod(shape) * dtype.itemsize <= LARGEST for shape, dtype in self.specs]
+        small = [0 < math.prod(shape) * dtype.itemsize <= COPIED_BYTES for shape, dtype in self.specs]
         self.staged = [packing is not None or (fits and device.platform == "cpu") for fits in small]
         first = self.slot()
         if packing is None and any(

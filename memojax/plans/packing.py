@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LARGEST = 256 * 1024
+PACKED_BYTES = 256 * 1024
 """Bytes of all arrays packed together; beyond, the copy costs more than the arrays."""
 
 
@@ -32,12 +32,12 @@ class Packing:
         """Pack the outputs of each dtype whose bytes are few."""
         groups: dict[Any, list[int]] = {}
         for index, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
-            groups.setdefault((np.dtype(dtype), index if _bytes(shape, dtype) > LARGEST else -1), []).append(
-                index
-            )
+            groups.setdefault(
+                (np.dtype(dtype), index if _bytes(shape, dtype) > PACKED_BYTES else -1), []
+            ).append(index)
         packed = []
         for (dtype, _), members in groups.items():
-            fits = len(members) > 1 and sum(_bytes(shapes[i], dtype) for i in members) <= LARGEST
+            fits = len(members) > 1 and sum(_bytes(shapes[i], dtype) for i in members) <= PACKED_BYTES
             packed += [tuple(members)] if fits else [(i,) for i in members]
         return cls(tuple(map(tuple, shapes)), tuple(packed))
 

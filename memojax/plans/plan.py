@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .dispatch import SAMPLE_EVERY, Answer, Meter, Rows, Run
-from .hoist import Residue
+from .hoist import Residual
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PlanInfo:
         median_us: median microseconds per call, over the last sampled ones; None before the first sample.
         bytes: memory that XLA reports for code, constants and temporaries; None where it does not say.
         platform: "cpu", "gpu", ...
-        candidate: the recipe that it was compiled by; "default" until autotuning finds a better one.
+        candidate: the candidate that it was compiled by; "default" until autotuning finds a better one.
         gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was timed.
     """
 
@@ -44,7 +44,7 @@ class Executable:
         compiled: JAX's compiled function.
         run: `run(rows)` with one array per input (and the key, for a random model): one array per computed output.
         answer: `answer({name: array}, draw)`: outputs by name, or None where an input is not just what the executable takes.
-        candidate: name of the recipe that it was compiled by.
+        candidate: name of the candidate that it was compiled by.
     """
 
     compiled: Any
@@ -103,7 +103,7 @@ class Plan:
         self.platform = platform
         self.compile_ms = compile_ms
         self.gain: float | None = None
-        self.traced: Residue | None = None
+        self.traced: Residual | None = None
         self.executable = executable
         self.meter = meter
         self._tick = meter.tick

@@ -21,7 +21,7 @@ NAME = "autotune.json"
 
 
 class Choices:
-    """Names of recipes, and their gains, by key. The file holds names only: one that is damaged or foreign is ignored."""
+    """Names of candidates, and their gains, by key. The file holds names only: one that is damaged or foreign is ignored."""
 
     def __init__(self, folder: str | os.PathLike[str]):
         """Use `autotune.json` in `folder`."""
@@ -30,7 +30,7 @@ class Choices:
         self._writable = True
 
     def get(self, key: Mapping[str, Any]) -> tuple[str, float] | None:
-        """The recipe and gain stored for `key`, or None."""
+        """The candidate and gain stored for `key`, or None."""
         entry: Any = self._read().get(_digest(key))
         with contextlib.suppress(TypeError, KeyError, ValueError):
             return str(entry["candidate"]), float(entry["gain"])

@@ -15,7 +15,7 @@ from ..model.signature import TensorSpec
 log = logging.getLogger("memojax")
 
 
-class Placement:
+class DeviceChoice:
     """Chooses the device, and says once what had to be moved; each inferer has its own.
 
     A call runs where its `jax.Array`s lie. Those that lie elsewhere than the first one that is committed to a device are moved there:

@@ -13,6 +13,9 @@ from .._types import Array
 from ..errors import InputShapeError
 from ..model.signature import TensorSpec
 
+COPIED_BYTES = 32 * 1024
+"""Up to here a copy into a buffer (0.5 us and 50 us/MB) costs less than JAX's look at a NumPy array (3 us)."""
+
 _ALIGNMENT = 64
 """Bytes; XLA:CPU takes an aligned NumPy array without a copy."""
 

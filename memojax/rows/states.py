@@ -12,8 +12,7 @@ import numpy as np
 
 from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
 from ..model.signature import TensorSpec
-from ..plans.input_buffers import LARGEST
-from .scratch import aligned_empty
+from .scratch import COPIED_BYTES, aligned_empty
 
 
 class State(dict[str, Any]):
@@ -114,7 +113,7 @@ def _room(spec: TensorSpec, n: int) -> np.ndarray:
     shape = (n, *spec.shape)
     return (
         np.empty(shape, spec.dtype)
-        if math.prod(shape) * spec.dtype.itemsize <= LARGEST
+        if math.prod(shape) * spec.dtype.itemsize <= COPIED_BYTES
         else aligned_empty(shape, spec.dtype)
     )
 

@@ -13,7 +13,7 @@ from ..inferer.base import Inferer
 from ..inferer.memoizing import MemoizingDynamicInferer
 from ..loading import typed_model
 from ..lowering.typed_model import TypedModel, random_rows
-from ..plans.cache import checked_size
+from ..plans.batch_sizes import checked_size
 from .runtimes import CONTENDERS, Contender
 
 RTOL, ATOL = 1e-3, 1e-5

@@ -1,4 +1,4 @@
-"""Compiling one executable for a CPU: what XLA may give to the library YNNPACK, by default and where a recipe says otherwise."""
+"""Compiling one executable for a CPU: what XLA may give to the library YNNPACK, by default and where a candidate says otherwise."""
 
 from __future__ import annotations
 

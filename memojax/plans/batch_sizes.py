@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias
 
 from ..errors import BatchSizeError
-from .cache import checked_size
 
 Bucketing: TypeAlias = Literal["exact", "pow2"] | Iterable[int] | Callable[[int], int]
 Bucket: TypeAlias = Callable[[int], int]
@@ -52,3 +51,14 @@ def _answer(policy: Callable[[int], int], n: int) -> int:
             f"the bucketing function gave {size} for {n} rows: it must give at least as many (use max_batch_size= to split)"
         )
     return size
+
+
+def checked_size(size: int) -> int:
+    """`size` as an int.
+
+    Raises:
+        BatchSizeError: it is not a positive whole number.
+    """
+    if isinstance(size, bool) or not hasattr(size, "__index__") or (number := size.__index__()) < 1:
+        raise BatchSizeError(f"a batch size is a positive whole number, got {size!r}")
+    return number
