@@ -71,7 +71,7 @@ def test_memory_there_is() -> None:
 _CHURN = """
 import ctypes, gc, sys
 import numpy as np, memojax
-from memojax._client import cpu_device
+from memojax.xla.cpu_client import cpu_device
 def rss():
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
