@@ -16,8 +16,8 @@ from _models import Case
 from jax.sharding import SingleDeviceSharding
 
 import memojax
-from memojax._client import cpu_device
-from memojax.contenders import ContenderError, Tract
+from memojax.verification.runtimes import ContenderError, Tract
+from memojax.xla.cpu_client import cpu_device
 
 Rows = Mapping[str, np.ndarray]
 Call = Callable[[], Any]

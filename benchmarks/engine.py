@@ -82,7 +82,7 @@ def spike() -> list[Row]:
 _WARM = """
 import sys, time
 import numpy as np, jax, onnx, memojax
-from memojax._client import cpu_device
+from memojax.xla.cpu_client import cpu_device
 cpu_device()
 started = time.perf_counter()
 policy = memojax.load(sys.argv[1], preload=range(1, 33), cache_dir=sys.argv[2])

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from memojax.function import GraphFunction
+from memojax.lowering.graph_function import GraphFunction
 from memojax.model import load_model
 
 SIZES = (50, 500, 5_000)

@@ -8,11 +8,11 @@ from typing import Any
 from ._types import Params, Source
 from .errors import IncompatibleModelError, InputError
 from .inferer.base import Inferer
+from .inferer.compiled import ModelInferer
 from .inferer.memoizing import MemoizingDynamicInferer
-from .inferer.model import ModelInferer
+from .lowering.pure_function import PureFunction, of_graph, of_rows
+from .lowering.typed_model import TypedModel
 from .model import Model, load_model
-from .pure import PureFunction, of_graph, of_rows
-from .typed import TypedModel
 
 
 def load(

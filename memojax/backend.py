@@ -9,9 +9,9 @@ import onnx
 from onnx import helper
 from onnx.backend.base import Backend, BackendRep
 
-from ._client import resolve_device
 from .errors import DeviceError
-from .oneshot import OneShot
+from .lowering.oneshot import OneShot
+from .xla.cpu_client import resolve_device
 
 
 class MemojaxBackendRep(BackendRep):

@@ -320,7 +320,7 @@ def test_verify_agrees_with_onnx_runtime(mixing: Path) -> None:
 
 @needs_onnxruntime
 def test_verify_tells_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memojax.contenders import OnnxRuntime
+    from memojax.verification.runtimes import OnnxRuntime
 
     honest = OnnxRuntime._run
     monkeypatch.setattr(
@@ -345,7 +345,7 @@ def test_benchmark_draws_a_picture(tmp_path: Path) -> None:
 
 @needs_onnxruntime
 def test_benchmark_goes_on_without_a_contender_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memojax.contenders import OnnxRuntime
+    from memojax.verification.runtimes import OnnxRuntime
 
     def fail(self: Any, feeds: Any) -> Any:
         raise ValueError("no such kernel")

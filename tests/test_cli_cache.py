@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 import memojax
 from memojax import policies
-from memojax.choices import Choices
 from memojax.cli.main import cli
-from memojax.disk_cache import DiskCache
+from memojax.plans.disk_cache import DiskCache
+from memojax.plans.tuning_log import Choices
 
 
 def run(*arguments: Any, code: int = 0, answer: str | None = None) -> Result:

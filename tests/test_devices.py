@@ -15,7 +15,7 @@ import pytest
 
 import memojax as mj
 from memojax.errors import DeviceError, InputError
-from memojax.inferer.placement import Placement, is_committed
+from memojax.rows.device_choice import DeviceChoice, is_committed
 
 from .helpers import scaling
 
@@ -149,9 +149,9 @@ def test_every_inferer_has_a_placement() -> None:
     array = jax.device_put(np.ones(3), jax.devices()[0])
     assert is_committed(array)
     specs = inferer.api.inputs
-    assert Placement().choose(specs, [array]) == jax.devices()[0]
+    assert DeviceChoice().choose(specs, [array]) == jax.devices()[0]
     with pytest.raises(DeviceError, match="this inferer was made for"):
-        Placement(True, inferer.device).choose(specs, [array])
+        DeviceChoice(True, inferer.device).choose(specs, [array])
 
 
 @pytest.mark.parametrize("device", [3, "cpu:-1", "cpu:x", "gpu:7", "CPUs"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from memojax.disk_cache import DiskCache, disk_cache, environment_key
+from memojax.plans.disk_cache import DiskCache, disk_cache, environment_key
 
 KEY = {"model": "abc", "size": 3, "name": "policy.onnx"}
 

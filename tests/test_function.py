@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import memojax
 from memojax.errors import LoweringError, StaticInputError, UnsupportedOpError
-from memojax.function import GraphFunction
+from memojax.lowering.graph_function import GraphFunction
 from memojax.model import load_model
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import memojax
-from memojax import plan_store
 from memojax.errors import BatchMemoryError
-from memojax.memory import available_bytes, readable
-from memojax.typed import TypedModel
+from memojax.lowering.typed_model import TypedModel
+from memojax.plans import engine as engine
+from memojax.xla.memory import available_bytes, readable
 
 
 def wide(width: int = 1 << 20) -> Any:
@@ -32,7 +32,7 @@ def wide(width: int = 1 << 20) -> Any:
 
 @pytest.fixture
 def one_gigabyte(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_store, "available_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(engine, "available_bytes", lambda device: 1 << 30)
 
 
 @pytest.mark.usefixtures("one_gigabyte")
@@ -71,7 +71,7 @@ def test_memory_there_is() -> None:
 _CHURN = """
 import ctypes, gc, sys
 import numpy as np, memojax
-from memojax._client import cpu_device
+from memojax.xla.cpu_client import cpu_device
 def rss():
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -102,7 +102,7 @@ def test_memory_stays_flat_while_sizes_come_and_go() -> None:
 
 
 def test_dropped_plans_are_freed_on_every_way_out() -> None:
-    from memojax._client import cpu_device
+    from memojax.xla.cpu_client import cpu_device
 
     gc.collect()
     before = len(cpu_device().client.live_executables())

@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import memojax
-from memojax import backend, errors, oneshot
+from memojax import backend, errors
+from memojax.lowering import oneshot
 
 
 def reshape_model() -> onnx.ModelProto:

@@ -13,11 +13,11 @@ import pytest
 
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
-from memojax._client import cpu_device
-from memojax.packing import LARGEST, Packing
-from memojax.planner import Planner, Weights, plain_name
-from memojax.staging import LARGEST as STAGED
-from memojax.staging import Staging
+from memojax.plans.compiler import PlanCompiler, Weights, plain_name
+from memojax.plans.input_buffers import Staging
+from memojax.plans.packing import PACKED_BYTES, Packing
+from memojax.rows.scratch import COPIED_BYTES as STAGED
+from memojax.xla.cpu_client import cpu_device
 from tests.helpers import in_threads
 
 RNG = np.random.default_rng(0)
@@ -69,21 +69,21 @@ def test_many_parameters(weights: Weights) -> None:
 
 def test_auto_is_constant_on_cpu_unless_large() -> None:
     small, _ = deep(1)
-    assert Planner(small, cpu_device()).weights == "constant"
+    assert PlanCompiler(small, cpu_device()).weights == "constant"
     large = TypedModel.from_function(
         lambda w, x: {"y": x["x"] @ w}, np.zeros((1024, 9000), np.float32), {"x": ((1024,), np.float32)}
     )
-    assert Planner(large, cpu_device()).weights == "argument"
+    assert PlanCompiler(large, cpu_device()).weights == "argument"
 
 
 def test_update_swaps_weights_without_a_compile() -> None:
     typed, params = deep(3)
-    planner = Planner(typed, cpu_device(), "argument")
-    plans = [planner.lower(n).compile() for n in (1, 3)]
+    compiler = PlanCompiler(typed, cpu_device(), "argument")
+    plans = [compiler.lower(n).compile() for n in (1, 3)]
     x = RNG.standard_normal((3, 6)).astype(np.float32)
     new = [w * 0.5 for w in params]
-    planner.update(new)
-    later = planner.lower(2).compile()
+    compiler.update(new)
+    later = compiler.lower(2).compile()
     np.testing.assert_allclose(plans[1]([x])[0], chain(new, x), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(plans[0]([x[:1]])[0], chain(new, x[:1]), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(later([x[:2]])[0], chain(new, x[:2]), rtol=1e-4, atol=1e-5)
@@ -93,10 +93,10 @@ def test_update_copies_what_it_is_given() -> None:
     typed = TypedModel.from_function(
         lambda w, x: {"y": x["x"] + w}, np.zeros(64, np.float32), {"x": ((64,), np.float32)}
     )
-    planner = Planner(typed, cpu_device(), "argument")
-    plan = planner.lower(1).compile()
+    compiler = PlanCompiler(typed, cpu_device(), "argument")
+    plan = compiler.lower(1).compile()
     reused = np.ones(64, np.float32)
-    planner.update(reused)
+    compiler.update(reused)
     reused[:] = 7
     assert plan([np.zeros((1, 64), np.float32)])[0].max() == 1
 
@@ -154,7 +154,7 @@ def test_outputs_of_many_shapes_and_dtypes_keep_their_order() -> None:
 
 
 def test_large_outputs_are_left_alone() -> None:
-    big = (1, LARGEST)
+    big = (1, PACKED_BYTES)
     packing = Packing.of([(1, 2), big, (1, 3), (1, 4)], [np.float32, np.float32, np.float32, np.int32])
     assert sorted(packing.groups) == [(0, 2), (1,), (3,)]
 
@@ -249,9 +249,9 @@ def test_inputs_end_to_end_as_on_accelerators() -> None:
         "c": ((3, 2), np.float32),
         "d": ((2,), np.float16),
     }
-    planner = Planner(TypedModel.from_function(fn, (), inputs), cpu_device())
-    planner._packs_inputs = True
-    plan = planner.lower(2).compile()
+    compiler = PlanCompiler(TypedModel.from_function(fn, (), inputs), cpu_device())
+    compiler._packs_inputs = True
+    plan = compiler.lower(2).compile()
     assert len(plan.executable.compiled.in_avals[0]) == 3
     for _ in range(3):
         given = {
@@ -302,7 +302,7 @@ def test_infos_count_and_time() -> None:
 
 def test_profiles_name_the_model_and_the_size() -> None:
     inferer = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[3])
-    (plan,) = inferer._store.cache.plans()
+    (plan,) = inferer._engine.cache.plans()
     assert plan.executable.compiled.as_text().startswith("HloModule jit_acrobot_ppo_batch_3,")
     assert plain_name("C:\\a\\my policy (v2).onnx") == "my_policy_v2"
     assert plain_name("<bytes>") == "bytes"

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memojax import DynamicInferer, MemoizingDynamicInferer
-from memojax._client import cpu_device
 from memojax.errors import BatchSizeError, CompileError
-from memojax.plan_cache import PlanCache, checked_size
+from memojax.plans.batch_sizes import checked_size
+from memojax.plans.cache import PlanCache
+from memojax.xla.cpu_client import cpu_device
 
 from .helpers import in_threads, scaling
 
@@ -24,7 +25,7 @@ WAIT = 30
 
 
 class Compiler:
-    """Stands in for the planner: makes plans that count their calls, and lets a test hold or break a compile."""
+    """Stands in for the compiler: makes plans that count their calls, and lets a test hold or break a compile."""
 
     def __init__(self) -> None:
         self.made: list[int] = []

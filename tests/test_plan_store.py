@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import memojax
-from memojax.disk_cache import DiskCache
+from memojax.plans.disk_cache import DiskCache
 
 POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
 OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
@@ -77,8 +77,8 @@ def test_a_payload_that_is_no_executable_is_compiled_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     inferer = memojax.load(POLICY, cache_dir=tmp_path)
-    store = inferer._store
-    DiskCache(tmp_path).put(store._key(store._planner, 5), b"no pickle")
+    store = inferer._engine
+    DiskCache(tmp_path).put(store._key(store._compiler, 5), b"no pickle")
     assert inferer.infer_arrays({"obs": OBS})["logits"].shape == (5, 3)
     assert "could not be loaded" in caplog.text
 

@@ -11,7 +11,7 @@ import pytest
 
 from memojax import ScratchPad, ScratchPadView
 from memojax.errors import InputShapeError
-from memojax.scratch import aligned_empty
+from memojax.rows.scratch import aligned_empty
 
 from .helpers import model_api, rows
 

@@ -11,7 +11,7 @@ import pytest
 
 from memojax import MemoizingDynamicInferer, TensorSpec, TypedModel
 from memojax.errors import DimensionError, IncompatibleModelError, InputError
-from memojax.typed import check_same_params
+from memojax.lowering.typed_model import check_same_params
 
 from .helpers import mixing, policy, scaling
 

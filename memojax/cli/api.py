@@ -27,8 +27,8 @@ def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> N
       memojax api acrobot_ppo
       memojax api silero_vad.onnx --constant sr=16000 --no-probe
     """
+    from ..loading import typed_model
     from ..ops.coverage import who_lowers
-    from ..stablehlo import typed_model
 
     file = find_model(model)
     typed = typed_model(file.path, **loading_of(**loading))

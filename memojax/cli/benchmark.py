@@ -94,9 +94,9 @@ def command(
       memojax benchmark my_policy.onnx --plot latency.png
     """
     from ..api import load
-    from ..display.progress import progress_bar
+    from ..lowering.typed_model import random_rows
+    from ..progress import progress_bar
     from ..stablehlo import only_size
-    from ..typed import random_rows
     from ..verification import contender
 
     check_plot(plot)
@@ -166,7 +166,7 @@ def _contenders(
     unable: dict[str, Exception],
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """What to time, and the milliseconds that each took to get ready for this size; others that fail are put into `unable`."""
-    from ..contenders import ContenderError
+    from ..verification.runtimes import ContenderError
 
     given = {spec.name: rows[spec.name] for spec in inferer.api.inputs}
     if call == "batch":

@@ -151,8 +151,8 @@ def clear(folder: Path | None, model: str | None, yes: bool, json_file: str | No
 
 
 def _open(folder: Path | None) -> tuple[Any, Any]:
-    from ..choices import Choices
-    from ..disk_cache import ENVIRONMENT, disk_cache
+    from ..plans.disk_cache import ENVIRONMENT, disk_cache
+    from ..plans.tuning_log import Choices
 
     cache = disk_cache(folder)
     if cache is None:

@@ -137,7 +137,8 @@ def _evaluate(
 ) -> Evaluation:
     from ..api import load
     from ..evaluation import SelectObs, evaluate
-    from ..stablehlo import only_size, typed_model
+    from ..loading import typed_model
+    from ..stablehlo import only_size
 
     typed = typed_model(file.path, **loading)
     only = only_size(typed)

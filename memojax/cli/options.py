@@ -33,7 +33,7 @@ def find_model(text: str) -> ModelFile:
     """
     from .. import policies
     from ..errors import ModelLoadError
-    from ..files import path_of
+    from ..model.files import path_of
 
     path = path_of(text)
     if not path.exists():
@@ -141,7 +141,8 @@ def loaded_pair(file: ModelFile, onnx: str | None, loading: Mapping[str, Any]) -
     Raises:
         ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
     """
-    from ..stablehlo import find_stablehlo, load_stablehlo, typed_model
+    from ..loading import typed_model
+    from ..stablehlo import find_stablehlo, load_stablehlo
 
     asset = find_stablehlo(file.path)
     typed = load_stablehlo(asset) if asset is not None and onnx else typed_model(file.path, **loading)

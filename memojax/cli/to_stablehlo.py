@@ -116,7 +116,7 @@ def check_replaced(file: ModelFile, target: Path, force: bool) -> None:
         InputError: there is no folder for `target`.
         click.UsageError: `target` is the file that the asset is made from, a folder, or (without `force`) something else than an asset.
     """
-    from ..asset import HEADER_BYTES, is_asset
+    from ..model.crvo import HEADER_BYTES, is_asset
 
     if not target.exists():
         check_target(target)
@@ -134,7 +134,7 @@ def check_replaced(file: ModelFile, target: Path, force: bool) -> None:
 
 def written(file: ModelFile, asset: Any, target: Path, **more: Any) -> dict[str, Any]:
     """Write an asset; what there is to say about it."""
-    from ..asset import AssetKind
+    from ..model.crvo import AssetKind
     from ..stablehlo import read_header
 
     asset.write(target)

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any, Protocol
 
 from ..model.signature import ModelApi, TensorSpec
-from ..plan import Plan, PlanInfo
+from ..plans.plan import Plan, PlanInfo
 
 MOST_PLANS = 24
 """Plans in a table; of more, those that are called most often are shown."""

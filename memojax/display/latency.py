@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..recommend import interpolator
+from ..plans.recommend import interpolator
 from .figure import NotebookFigure, tidy
 
 _WIDE = 32

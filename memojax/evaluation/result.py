@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EvaluationError
-from ..plan import PlanInfo
+from ..plans.plan import PlanInfo
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from ..errors import (
     SpaceMismatchError,
 )
 from ..inferer.base import Inferer
+from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
-from ..plan import PlanInfo
-from ..typed import TypedModel
+from ..plans.plan import PlanInfo
 from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker, find_pairs
 from .envs import EnvPool, LocalPool, Outcome, Vectorization, WorkerPool, as_actions, import_gymnasium
 from .progress import Report, progress_bar

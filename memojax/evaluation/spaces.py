@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ActionError, SpaceMismatchError
-from ..inputs import can_cast
 from ..model.signature import TensorSpec
+from ..rows.states import can_cast
 from .transforms import Observations
 
 Rows = np.ndarray

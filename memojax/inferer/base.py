@@ -22,18 +22,18 @@ from ..errors import (
     MissingInputError,
     UnknownInputError,
 )
-from ..inputs import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 from ..model.signature import ModelApi, TensorSpec
-from ..scratch import ScratchPadView
-from .placement import Placement
+from ..rows.device_choice import DeviceChoice
+from ..rows.scratch import ScratchPadView
+from ..rows.states import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 
 if TYPE_CHECKING:
-    from ..batcher import Batched
     from ..wrapper.base import InfererWrapper, StatefulInferer
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
+    from .batcher import Batched
 
 Shapes = list[tuple[str, list[int]]]
-_WHERE_THEY_LIE = Placement()
+_WHERE_THEY_LIE = DeviceChoice()
 
 
 class Inferer(abc.ABC):
@@ -48,7 +48,7 @@ class Inferer(abc.ABC):
     """
 
     @property
-    def placement(self) -> Placement:
+    def placement(self) -> DeviceChoice:
         """Where calls with `jax.Array`s run."""
         return _WHERE_THEY_LIE
 
@@ -195,7 +195,7 @@ class Inferer(abc.ABC):
         >>> list(batched.execute())
         [7]
         """
-        from ..batcher import Batched
+        from .batcher import Batched
 
         return Batched(self)
 
@@ -256,7 +256,7 @@ def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tupl
 
 
 def device_rows(
-    specs: Sequence[TensorSpec], inputs: Mapping[str, Any], placement: Placement
+    specs: Sequence[TensorSpec], inputs: Mapping[str, Any], placement: DeviceChoice
 ) -> tuple[list[jax.Array], int, jax.Device]:
     """Inputs as arrays on the device that `placement` chooses, the number of rows, and that device.
 

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Literal, final
 
-from .. import worker
 from .._types import Source
-from ..bucketing import Bucketing, bucket_of
 from ..errors import BatchSizeError, CompileForbiddenError, nearest
-from ..stablehlo import typed_model
-from ..typed import TypedModel
-from .model import ModelInferer, refuse_mixing
+from ..loading import typed_model
+from ..lowering.typed_model import TypedModel
+from ..plans.batch_sizes import Bucketing, bucket_of
+from ..xla.background import submit
+from .compiled import ModelInferer, refuse_mixing
 
 OnMiss = Literal["compile", "pad", "warn", "error"]
 
@@ -140,7 +140,7 @@ class MemoizingDynamicInferer(ModelInferer):
                 with self._compiling_lock:
                     self._compiling.discard(size)
 
-        worker.submit(compile_now)
+        submit(compile_now)
 
 
 _LOADING = ("dims", "batch_axis", "constants", "outputs")

@@ -19,7 +19,7 @@ import onnx
 from onnx import SparseTensorProto, TensorProto
 
 from ..errors import ModelLoadError
-from ..files import OpenFile
+from .files import OpenFile
 from ..limits import ELEMENTS
 from .formats import is_lfs_pointer
 from .tensor import dtype_of

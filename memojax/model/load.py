@@ -14,10 +14,9 @@ import onnx.defs
 from google.protobuf.message import DecodeError, EncodeError
 
 from .._types import Source
-from ..asset import AssetData, onnx_bytes
 from ..errors import ModelLoadError
-from ..files import path_of, read_file
 from . import external
+from .crvo import AssetData, onnx_bytes
 from .expand import functions_of, inline
 from .formats import other_format
 from .graph import Graph, domain_of, graph_of, prune

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import rolled
+from . import inline as rolled
 from ._common import cast, scalar
 from .registry import op
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import rolled
+from . import inline as rolled
 from ._common import is_static, traced
 from .registry import op
 

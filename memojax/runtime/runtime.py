@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, final
 
-from ..batcher import States
 from ..display import Card, html_of, text_of
 from ..errors import InputError, OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Shapes, check_inferer
-from ..inputs import Response
-from .state import BrainId, BrainState, Turns, Verdict
+from ..inferer.batcher import States
+from ..rows.states import Response
+from .brain import BrainId, BrainState, Turns, Verdict
 from .timing import CompileTimings, Timing
 
 Responses = dict[BrainId, dict[int, Response]]

@@ -14,9 +14,9 @@ from .._types import Array, Arrays
 from ..display import Card, card_of, html_of, text_of
 from ..errors import IncompatibleModelError, InputShapeError
 from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
-from ..inferer.placement import Placement
 from ..model.signature import ModelApi, TensorSpec
-from ..scratch import ScratchPadView
+from ..rows.device_choice import DeviceChoice
+from ..rows.scratch import ScratchPadView
 
 
 class InfererWrapper(abc.ABC):
@@ -119,7 +119,7 @@ class LayeredInferer(Inferer):
         return Card(type(self).__name__, facts, shown, inner=[card_of(self.inferer)])
 
     @property
-    def placement(self) -> Placement:
+    def placement(self) -> DeviceChoice:
         return self.inferer.placement
 
     @property
@@ -202,7 +202,7 @@ def _view_of(
     inputs: Mapping[str, Any],
     ids: Sequence[int] | None,
     dones: Any,
-    placement: Placement,
+    placement: DeviceChoice,
 ) -> ScratchPadView:
     """A batch as a view of all slots of `raw`; those that `api` hides are for the wrappers to fill."""
     rows: Sequence[Array]

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import IncompatibleModelError, InputDtypeError, UnknownInputError
 from ..inferer.base import Inferer, check_inferer
 from ..model.signature import ModelApi
-from ..scratch import ScratchPadView
+from ..rows.scratch import ScratchPadView
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 

@@ -24,9 +24,9 @@ from ..errors import (
     UnknownInputError,
 )
 from ..inferer.base import Inferer, check_inferer
-from ..inputs import as_dtype, can_cast
 from ..model.signature import ModelApi, TensorSpec
-from ..scratch import ScratchPadView
+from ..rows.scratch import ScratchPadView
+from ..rows.states import as_dtype, can_cast
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 

@@ -58,7 +58,7 @@ def save(stem: str, model: onnx.ModelProto) -> None:
 
 
 def export_torch() -> None:
-    """SB3 policies: PPO by the recipe of SB3's docs, SAC's actor with its noise as an input and drawn inside."""
+    """SB3 policies: PPO by the candidate of SB3's docs, SAC's actor with its noise as an input and drawn inside."""
     import gymnasium as gym
     import torch
     from stable_baselines3 import PPO, SAC

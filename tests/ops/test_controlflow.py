@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from onnx import parser
 
-from memojax import oneshot
 from memojax.errors import LoweringError, StaticInputError
-from memojax.function import GraphFunction
+from memojax.lowering import oneshot
+from memojax.lowering.graph_function import GraphFunction
 from memojax.model import load_model
 from tests.ops.version_cases import OPSET_IR
 

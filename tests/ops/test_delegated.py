@@ -14,7 +14,7 @@ import onnx.defs
 import pytest
 
 import memojax
-from memojax import oneshot
+from memojax.lowering import oneshot
 from memojax.ops import definitions, registry
 from memojax.ops.delegated import FOUND_WANTING, lowering
 from memojax.ops.registry import OpDef

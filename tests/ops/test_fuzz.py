@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 
-from memojax import oneshot
+from memojax.lowering import oneshot
 from tests.ops.test_versions import assert_same, onnxruntime_session
 
 OPSETS = (11, 13, 17, 21)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memojax import oneshot
+from memojax.lowering import oneshot
 from tests.ops.version_cases import Case
 
 LIKE: list[tuple[str, dict[str, Any], float, float]] = [

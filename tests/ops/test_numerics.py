@@ -16,11 +16,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import memojax
-from memojax import oneshot
-from memojax.function import GraphFunction
+from memojax.lowering import oneshot
+from memojax.lowering.graph_function import GraphFunction
+from memojax.lowering.typed_model import TypedModel
 from memojax.model import load_model
-from memojax.planner import Planner
-from memojax.typed import TypedModel
+from memojax.plans.compiler import PlanCompiler
 from tests.ops import corpus
 from tests.ops.test_versions import assert_same, onnxruntime_session
 
@@ -205,14 +205,14 @@ def test_precision_of_matrix_products(policy: Any, platform: str, asked: str, fo
     model, x = policy(np.float32)
     typed = TypedModel.from_model(model)
     device: Any = SimpleNamespace(platform=platform)
-    for planner in [Planner(typed, device, "argument", asked)] + (
-        [Planner(typed, device, "argument")] if asked == "highest" else []
+    for planner in [PlanCompiler(typed, device, "argument", asked)] + (
+        [PlanCompiler(typed, device, "argument")] if asked == "highest" else []
     ):
-        residue = planner.trace(x.shape[0])
+        residual = planner.trace(x.shape[0])
         products = [
-            step for step in residue.steps if step.primitive.name in ("dot_general", "conv_general_dilated")
+            step for step in residual.steps if step.primitive.name in ("dot_general", "conv_general_dilated")
         ]
-        bodies = [step.params["jaxpr"] for step in residue.steps if step.primitive.name == "scan"]
+        bodies = [step.params["jaxpr"] for step in residual.steps if step.primitive.name == "scan"]
         equations = [
             *products,
             *(eqn for body in bodies for eqn in body.eqns if eqn.primitive.name == "dot_general"),
@@ -226,8 +226,8 @@ def test_precision_of_matrix_products(policy: Any, platform: str, asked: str, fo
 def test_precision_reaches_the_compiler() -> None:
     model, x = mlp(np.float32)
     typed = TypedModel.from_model(model)
-    planner = Planner(typed, SimpleNamespace(platform="gpu"), "argument")  # pyright: ignore[reportArgumentType]
-    residue = planner.trace(x.shape[0])
-    leaves = [jnp.asarray(node_value) for node_value in planner._hoister.values(residue.nodes)]
-    text = jax.jit(lambda *given: residue(given[:-1], given[-1:])).lower(*leaves, x).as_text()
+    planner = PlanCompiler(typed, SimpleNamespace(platform="gpu"), "argument")  # pyright: ignore[reportArgumentType]
+    residual = planner.trace(x.shape[0])
+    leaves = [jnp.asarray(node_value) for node_value in planner._hoister.values(residual.nodes)]
+    text = jax.jit(lambda *given: residual(given[:-1], given[-1:])).lower(*leaves, x).as_text()
     assert text.count("precision = [HIGHEST, HIGHEST]") == 2

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memojax._client import cpu_device
-from memojax.hoist import Residue
-from memojax.ops import rolled
-from memojax.planner import Planner
-from memojax.typed import TypedModel
+from memojax.lowering.typed_model import TypedModel
+from memojax.ops import inline as rolled
+from memojax.plans.compiler import PlanCompiler
+from memojax.plans.hoist import Residual
+from memojax.xla.cpu_client import cpu_device
 
 
-def residue(typed: TypedModel, size: int = 3) -> Residue:
-    return Planner(typed, cpu_device()).trace(size)
+def residual(typed: TypedModel, size: int = 3) -> Residual:
+    return PlanCompiler(typed, cpu_device()).trace(size)
 
 
 def names(found: Any) -> list[str]:
@@ -56,7 +56,7 @@ def test_a_function_of_the_users_own_is_traced_as_it_is() -> None:
         ]
 
     typed = TypedModel.from_function(fn, np.float32(2), {"x": ((4,), np.float32)})
-    assert "scan" in names(residue(typed))
+    assert "scan" in names(residual(typed))
 
 
 def test_the_settings_are_back_afterwards_also_after_an_error() -> None:

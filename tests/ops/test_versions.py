@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from memojax import oneshot
+from memojax.lowering import oneshot
 from tests.ops import version_cases
 from tests.ops.version_cases import Case
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Value
+from ..._types import GraphValue
 from .._common import cast, ints, nx, traced
 from ..nn.attention import rotary_embedding
 from ..nn.norm import layer_normalization, wide
@@ -22,13 +22,13 @@ FILTER = -10000.0
 
 @op("Attention", domain=MICROSOFT)
 def attention(
-    input: Value,
-    weights: Value,
-    bias: Value = None,
-    mask_index: Value = None,
-    past: Value = None,
-    attention_bias: Value = None,
-    past_sequence_length: Value = None,
+    input: GraphValue,
+    weights: GraphValue,
+    bias: GraphValue = None,
+    mask_index: GraphValue = None,
+    past: GraphValue = None,
+    attention_bias: GraphValue = None,
+    past_sequence_length: GraphValue = None,
     *,
     num_heads: int,
     do_rotary: int = 0,
@@ -39,7 +39,7 @@ def attention(
     scale: float = 0.0,
     unidirectional: int = 0,
     n_outputs: int,
-) -> Value:
+) -> GraphValue:
     """Self-attention with the projection to queries, keys and values fused in.
 
     Raises:
@@ -59,22 +59,22 @@ def attention(
 
 @op("MultiHeadAttention", domain=MICROSOFT)
 def multi_head_attention(
-    query: Value,
-    key: Value = None,
-    value: Value = None,
-    bias: Value = None,
-    key_padding_mask: Value = None,
-    attention_bias: Value = None,
-    past_key: Value = None,
-    past_value: Value = None,
-    past_sequence_length: Value = None,
-    cache_indirection: Value = None,
+    query: GraphValue,
+    key: GraphValue = None,
+    value: GraphValue = None,
+    bias: GraphValue = None,
+    key_padding_mask: GraphValue = None,
+    attention_bias: GraphValue = None,
+    past_key: GraphValue = None,
+    past_value: GraphValue = None,
+    past_sequence_length: GraphValue = None,
+    cache_indirection: GraphValue = None,
     *,
     num_heads: int,
     mask_filter_value: float = FILTER,
     scale: float = 0.0,
     unidirectional: int = 0,
-) -> tuple[Value, ...]:
+) -> tuple[GraphValue, ...]:
     """Attention of projected queries, keys and values, which may be packed into one input, with a cache.
 
     Raises:
@@ -101,15 +101,15 @@ def multi_head_attention(
 
 
 def _attend(
-    q: Value,
-    k: Value,
-    v: Value,
-    mask: Value,
-    attention_bias: Value,
+    q: GraphValue,
+    k: GraphValue,
+    v: GraphValue,
+    mask: GraphValue,
+    attention_bias: GraphValue,
     scale: float,
     mask_filter_value: float,
     unidirectional: int,
-) -> tuple[Value, Value]:
+) -> tuple[GraphValue, GraphValue]:
     """(batch, heads, queries, size) of the result, and the scores before softmax."""
     queries, keys = q.shape[2], k.shape[2]
     scores = jnp.einsum("bhqd,bhkd->bhqk", wide(traced(q)), wide(traced(k))) * (
@@ -126,7 +126,7 @@ def _attend(
     return cast(y, v.dtype), cast(scores, q.dtype)
 
 
-def _kept(mask: Value, batch: int, keys: int) -> Value:
+def _kept(mask: GraphValue, batch: int, keys: int) -> GraphValue:
     """Which keys a mask keeps, to be broadcast against (batch, heads, queries, keys).
 
     A mask is (batch, keys) or (batch, queries, keys) of 0 and 1; or the length of each row, perhaps followed by their starts.
@@ -143,28 +143,28 @@ def _kept(mask: Value, batch: int, keys: int) -> Value:
     return inside if mask.size == batch else inside & (position >= bounds[1])
 
 
-def _heads(x: Value, num_heads: int) -> Value:
+def _heads(x: GraphValue, num_heads: int) -> GraphValue:
     """(batch, sequence, heads * size) -> (batch, heads, sequence, size)."""
     return nx.swapaxes(nx.reshape(x, (*x.shape[:2], num_heads, -1)), 1, 2)
 
 
-def _flat(x: Value) -> Value:
+def _flat(x: GraphValue) -> GraphValue:
     return nx.reshape(nx.swapaxes(x, 1, 2), (x.shape[0], x.shape[2], -1))
 
 
 @op("RotaryEmbedding", domain=MICROSOFT)
 def rotary_embedding_with_offset(
-    input: Value,
-    position_ids: Value,
-    cos_cache: Value,
-    sin_cache: Value,
+    input: GraphValue,
+    position_ids: GraphValue,
+    cos_cache: GraphValue,
+    sin_cache: GraphValue,
     *,
     interleaved: int = 0,
     is_packed_batching: int = 0,
     num_heads: int = 0,
     rotary_embedding_dim: int = 0,
     scale: float = 1.0,
-) -> Value:
+) -> GraphValue:
     """Rotary embedding; a single position is that of the first token."""
     length = input.shape[2] if input.ndim == 4 else input.shape[1]
     if position_ids.ndim == 1:
@@ -183,22 +183,22 @@ def rotary_embedding_with_offset(
 
 @op("EmbedLayerNormalization", domain=MICROSOFT)
 def embed_layer_normalization(
-    input_ids: Value,
-    segment_ids: Value,
-    word_embedding: Value,
-    position_embedding: Value,
-    segment_embedding: Value,
-    gamma: Value,
-    beta: Value,
-    mask: Value = None,
-    position_ids: Value = None,
+    input_ids: GraphValue,
+    segment_ids: GraphValue,
+    word_embedding: GraphValue,
+    position_embedding: GraphValue,
+    segment_embedding: GraphValue,
+    gamma: GraphValue,
+    beta: GraphValue,
+    mask: GraphValue = None,
+    position_ids: GraphValue = None,
     *,
     epsilon: float = 9.999999960041972e-13,
     mask_index_type: int = 0,
-) -> tuple[Value, Value, Value]:
+) -> tuple[GraphValue, GraphValue, GraphValue]:
     """Word, position and segment embeddings added up and normalised; the length of each row by its mask; the sum."""
 
-    def embedded(table: Value, ids: Value) -> Value:
+    def embedded(table: GraphValue, ids: GraphValue) -> GraphValue:
         return jnp.take(traced(table), ids, axis=0, mode="clip")
 
     positions: Any = (

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..._types import Value
+from ..._types import GraphValue
 from ..registry import op
 from ._scores import ML, floats, labels, largest, matrix, transformed, two_scores
 
 
-def _scores(X: Value, coefficients: tuple[float, ...], intercepts: tuple[float, ...], n: int) -> Value:
+def _scores(
+    X: GraphValue, coefficients: tuple[float, ...], intercepts: tuple[float, ...], n: int
+) -> GraphValue:
     scores = floats(X) @ matrix(coefficients, n).T
     return scores + np.asarray(intercepts, np.float32) if intercepts else scores
 
 
 @op("LinearRegressor", domain=ML)
 def linear_regressor(
-    X: Value,
+    X: GraphValue,
     *,
     coefficients: tuple[float, ...],
     intercepts: tuple[float, ...] = (),
     post_transform: str = "NONE",
     targets: int = 1,
-) -> Value:
+) -> GraphValue:
     """An affine function. https://onnx.ai/onnx/operators/onnx_aionnxml_LinearRegressor.html"""
     return transformed(_scores(X, coefficients, intercepts, targets), post_transform)
 
 
 @op("LinearClassifier", domain=ML)
 def linear_classifier(
-    X: Value,
+    X: GraphValue,
     *,
     coefficients: tuple[float, ...],
     intercepts: tuple[float, ...] = (),
@@ -37,7 +39,7 @@ def linear_classifier(
     post_transform: str = "NONE",
     classlabels_ints: tuple[int, ...] = (),
     classlabels_strings: tuple[str, ...] = (),
-) -> tuple[Value, Value]:
+) -> tuple[GraphValue, GraphValue]:
     """Labels, and scores from an affine function. https://onnx.ai/onnx/operators/onnx_aionnxml_LinearClassifier.html
 
     A single score with two labels becomes two, 1 - score and score unless `post_transform` is LOGISTIC: as in ONNX Runtime.

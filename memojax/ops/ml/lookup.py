@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Value
+from ..._types import GraphValue
 from .._common import cast, is_static, nx, traced
 from ..registry import op, unsupported
 from ._scores import ML
@@ -21,7 +21,7 @@ def _takes_strings(node: Any) -> bool:
     return any(node.attributes.get(name) for name in _STRING_ATTRIBUTES)
 
 
-def _position(X: Value, keys: Sequence[Any] | np.ndarray) -> Value:
+def _position(X: GraphValue, keys: Sequence[Any] | np.ndarray) -> GraphValue:
     """Position of each element among `keys`, or their number where it is not there; the first of equal keys counts."""
     if X.dtype == object:
         known = {key: index for index, key in reversed(list(enumerate(keys)))}
@@ -36,8 +36,12 @@ def _position(X: Value, keys: Sequence[Any] | np.ndarray) -> Value:
 
 
 def _looked_up(
-    X: Value, keys: Sequence[Any] | np.ndarray, values: Sequence[Any] | np.ndarray, default: Any, dtype: Any
-) -> Value:
+    X: GraphValue,
+    keys: Sequence[Any] | np.ndarray,
+    values: Sequence[Any] | np.ndarray,
+    default: Any,
+    dtype: Any,
+) -> GraphValue:
     """`values` where `keys` are, `default` elsewhere.
 
     Raises:
@@ -57,12 +61,12 @@ def _looked_up(
 
 @op("LabelEncoder", until=2, domain=ML, static=("X",))
 def label_encoder_1(
-    X: Value,
+    X: GraphValue,
     *,
     classes_strings: tuple[str, ...] = (),
     default_int64: int = -1,
     default_string: str = "_Unused",
-) -> Value:
+) -> GraphValue:
     """Version 1: strings to their positions, or positions to strings. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
     if X.dtype == object:
         return _looked_up(X, classes_strings, range(len(classes_strings)), default_int64, np.int64)
@@ -71,7 +75,7 @@ def label_encoder_1(
 
 @op("LabelEncoder", since=2, domain=ML, static=("X",), static_if=_takes_strings)
 def label_encoder(
-    X: Value,
+    X: GraphValue,
     *,
     keys_floats: tuple[float, ...] = (),
     keys_int64s: tuple[int, ...] = (),
@@ -86,7 +90,7 @@ def label_encoder(
     default_string: str = "_Unused",
     default_tensor: Any = None,
     opset: int,
-) -> Value:
+) -> GraphValue:
     """Keys replaced by values; since version 4 NaN is a key like any other. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
     keys = next(
         (
@@ -114,13 +118,13 @@ def label_encoder(
 
 @op("CategoryMapper", domain=ML, static=("X",))
 def category_mapper(
-    X: Value,
+    X: GraphValue,
     *,
     cats_int64s: tuple[int, ...] = (),
     cats_strings: tuple[str, ...] = (),
     default_int64: int = -1,
     default_string: str = "_Unused",
-) -> Value:
+) -> GraphValue:
     """Strings to numbers, or numbers to strings. https://onnx.ai/onnx/operators/onnx_aionnxml_CategoryMapper.html"""
     if X.dtype == object:
         return _looked_up(X, cats_strings, cats_int64s, default_int64, np.int64)
@@ -129,8 +133,8 @@ def category_mapper(
 
 @op("OneHotEncoder", domain=ML, static=("X",), static_if=_takes_strings)
 def one_hot_encoder(
-    X: Value, *, cats_int64s: tuple[int, ...] = (), cats_strings: tuple[str, ...] = (), zeros: int = 1
-) -> Value:
+    X: GraphValue, *, cats_int64s: tuple[int, ...] = (), cats_strings: tuple[str, ...] = (), zeros: int = 1
+) -> GraphValue:
     """A 1 at the place of each category, along a new last axis. https://onnx.ai/onnx/operators/onnx_aionnxml_OneHotEncoder.html
 
     An unknown category gives zeros also where `zeros` is 0, but for static input: data cannot raise an error.

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..._types import Value
-from .. import rolled
+from ..._types import GraphValue
+from .. import inline as rolled
 from ..registry import op
 from ._scores import ML, floats, labels, largest, matrix, transformed, two_scores
 
 
-def _kernel(X: Value, vectors: np.ndarray, kind: str, params: tuple[float, ...]) -> Value:
+def _kernel(X: GraphValue, vectors: np.ndarray, kind: str, params: tuple[float, ...]) -> GraphValue:
     """Kernel values between rows of X and vectors: [batch, vectors]."""
     gamma, offset, degree = params or (0.0, 0.0, 0.0)
     if kind == "RBF":
@@ -36,7 +36,7 @@ def _kernel(X: Value, vectors: np.ndarray, kind: str, params: tuple[float, ...])
 
 @op("SVMRegressor", domain=ML)
 def svm_regressor(
-    X: Value,
+    X: GraphValue,
     *,
     coefficients: tuple[float, ...],
     kernel_params: tuple[float, ...] = (),
@@ -46,7 +46,7 @@ def svm_regressor(
     post_transform: str = "NONE",
     rho: tuple[float, ...] = (),
     support_vectors: tuple[float, ...] = (),
-) -> Value:
+) -> GraphValue:
     """Support vector regression, or +1 and -1 for `one_class`. https://onnx.ai/onnx/operators/onnx_aionnxml_SVMRegressor.html
 
     `post_transform` is ignored, as in ONNX Runtime.
@@ -59,7 +59,7 @@ def svm_regressor(
 
 @op("SVMClassifier", domain=ML)
 def svm_classifier(
-    X: Value,
+    X: GraphValue,
     *,
     coefficients: tuple[float, ...],
     classlabels_ints: tuple[int, ...] = (),
@@ -72,7 +72,7 @@ def svm_classifier(
     rho: tuple[float, ...] = (),
     support_vectors: tuple[float, ...] = (),
     vectors_per_class: tuple[int, ...] = (),
-) -> tuple[Value, Value]:
+) -> tuple[GraphValue, GraphValue]:
     """Labels and scores, or probabilities with `prob_a`. https://onnx.ai/onnx/operators/onnx_aionnxml_SVMClassifier.html
 
     Without support vectors the label is that of the largest score; ONNX Runtime takes the second of two wherever a score is positive.
@@ -112,22 +112,22 @@ def _pairwise(coefficients: np.ndarray, vectors_per_class: tuple[int, ...]) -> n
     return np.stack(columns, 1)
 
 
-def _coupled(pairs: Value, n: int) -> Value:
+def _coupled(pairs: GraphValue, n: int) -> GraphValue:
     """Class probabilities from pairwise ones: Wu, Lin and Weng (2004), with libsvm's steps and stopping rule.
 
     https://www.csie.ntu.edu.tw/~cjlin/papers/svmprob/svmprob.pdf
     """
     first, second = np.array(list(combinations(range(n), 2))).T
 
-    def one(pair: Value) -> Value:
+    def one(pair: GraphValue) -> GraphValue:
         r = jnp.zeros((n, n), pair.dtype).at[first, second].set(pair).at[second, first].set(1 - pair)
         Q = jnp.where(np.eye(n, dtype=bool), jnp.square(r).sum(0), -r.T * r)
 
-        def error(p: Value) -> Value:
+        def error(p: GraphValue) -> GraphValue:
             Qp = Q @ p
             return jnp.abs(Qp - p @ Qp).max()
 
-        def sweep(state: tuple[Value, Value]) -> tuple[Value, Value]:
+        def sweep(state: tuple[GraphValue, GraphValue]) -> tuple[GraphValue, GraphValue]:
             p, step = state
             Qp = Q @ p
             pQp = p @ Qp

@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Value
-from .. import rolled
+from ..._types import GraphValue
+from .. import inline as rolled
 from .._common import cast
 from ..registry import op
 from ._scores import ML, labels, largest, rows, transformed, two_scores
@@ -57,7 +57,7 @@ class Forest:
                 raise ValueError("a tree has a cycle")
         return depth
 
-    def leaves(self, X: Value) -> Value:
+    def leaves(self, X: GraphValue) -> GraphValue:
         """The leaf that each row of X reaches in each tree: [batch, trees]."""
         modes = [
             mode
@@ -66,10 +66,10 @@ class Forest:
         ]
         offsets = np.arange(X.shape[0], dtype=np.int32)[:, None] * X.shape[1]
 
-        def at(table: np.ndarray, node: Value) -> Value:
+        def at(table: np.ndarray, node: GraphValue) -> GraphValue:
             return jnp.take(jnp.asarray(table), node, mode="clip")
 
-        def descend(_: int, node: Value) -> Value:
+        def descend(_: int, node: GraphValue) -> GraphValue:
             x = jnp.take(X.ravel(), offsets + at(self.feature, node), mode="clip")
             value, go = at(self.value, node), jnp.asarray(False)
             for mode in modes:
@@ -83,7 +83,7 @@ class Forest:
         # Written out, XLA would fuse the levels into one expression that is exponential in the depth.
         return rolled.fori_loop(0, self.depth(), descend, start)
 
-    def scores(self, X: Value, aggregate: str = "SUM") -> Value:
+    def scores(self, X: GraphValue, aggregate: str = "SUM") -> GraphValue:
         """Weights of the leaves over all trees: [batch, targets]."""
         leaf = self.leaves(X)
         if aggregate in ("SUM", "AVERAGE"):
@@ -95,7 +95,7 @@ class Forest:
         return jnp.where(best == worst, 0, best)
 
 
-def _comparable(X: Value, values: np.ndarray) -> Value:
+def _comparable(X: GraphValue, values: np.ndarray) -> GraphValue:
     """Features in a type that can be compared with thresholds."""
     X = rows(X)
     return X if X.dtype in (np.float32, np.float64) or X.dtype == values.dtype else cast(X, values.dtype)
@@ -146,7 +146,7 @@ def _forest(
 
 @op("TreeEnsembleRegressor", domain=ML)
 def tree_ensemble_regressor(
-    X: Value,
+    X: GraphValue,
     *,
     n_targets: int = 1,
     aggregate_function: str = "SUM",
@@ -169,7 +169,7 @@ def tree_ensemble_regressor(
     target_ids: tuple[int, ...],
     target_weights: tuple[float, ...] = (),
     target_weights_as_tensor: Any = None,
-) -> Value:
+) -> GraphValue:
     """Regression by trees. https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsembleRegressor.html"""
     values, weights = (
         _array(nodes_values, nodes_values_as_tensor),
@@ -198,7 +198,7 @@ def tree_ensemble_regressor(
 
 @op("TreeEnsembleClassifier", domain=ML)
 def tree_ensemble_classifier(
-    X: Value,
+    X: GraphValue,
     *,
     classlabels_int64s: tuple[int, ...] = (),
     classlabels_strings: tuple[str, ...] = (),
@@ -221,7 +221,7 @@ def tree_ensemble_classifier(
     class_ids: tuple[int, ...],
     class_weights: tuple[float, ...] = (),
     class_weights_as_tensor: Any = None,
-) -> tuple[Value, Value]:
+) -> tuple[GraphValue, GraphValue]:
     """Labels and scores by trees. https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsembleClassifier.html
 
     Of two labels, weights that are all for class 0 speak for the second label: a probability where none is negative, else a margin;
@@ -265,7 +265,7 @@ def tree_ensemble_classifier(
 
 @op("TreeEnsemble", since=5, domain=ML)
 def tree_ensemble(
-    X: Value,
+    X: GraphValue,
     *,
     aggregate_function: int = 1,
     leaf_targetids: tuple[int, ...],
@@ -283,7 +283,7 @@ def tree_ensemble(
     nodes_truenodeids: tuple[int, ...],
     post_transform: int = 0,
     tree_roots: tuple[int, ...],
-) -> Value:
+) -> GraphValue:
     """Scores by trees whose leaves stand apart from their nodes. https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsemble.html"""
     n, n_leaves = len(nodes_modes), len(leaf_targetids)
     itself = n + np.arange(n_leaves)

@@ -11,21 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..._types import Shape, Value
+from ..._types import GraphValue, Shape
 from .._common import cast, checked_shape, ints, is_static, normalize_axes, normalize_axis, nx, scalar, traced
 from ..registry import op
 
 
 @op("Slice", until=10)
 def slice_attribute(
-    data: Value, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None
-) -> Value:
+    data: GraphValue, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None
+) -> GraphValue:
     """Before opset 10 the bounds are attributes. https://onnx.ai/onnx/operators/onnx__Slice.html"""
     return _slice(data, starts, ends, axes, None)
 
 
 @op("Slice", since=10, static=("starts", "ends", "axes", "steps"))
-def slice_input(data: Value, starts: Value, ends: Value, axes: Value = None, steps: Value = None) -> Value:
+def slice_input(
+    data: GraphValue, starts: GraphValue, ends: GraphValue, axes: GraphValue = None, steps: GraphValue = None
+) -> GraphValue:
     """Ranges along some axes, with NumPy's meaning of negative and too large bounds. https://onnx.ai/onnx/operators/onnx__Slice.html"""
     return _slice(
         data,
@@ -36,7 +38,9 @@ def slice_input(data: Value, starts: Value, ends: Value, axes: Value = None, ste
     )
 
 
-def _slice(data: Value, starts: Shape, ends: Shape, axes: Shape | None, steps: Shape | None) -> Value:
+def _slice(
+    data: GraphValue, starts: Shape, ends: Shape, axes: Shape | None, steps: Shape | None
+) -> GraphValue:
     axes = tuple(range(len(starts))) if axes is None else normalize_axes(axes, data.ndim)
     slices = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps or (1,) * len(axes), strict=True):
@@ -68,7 +72,7 @@ def take_ranges(x: jax.Array, ranges: Sequence[range | None]) -> jax.Array:
 
 
 @op("Gather")
-def gather(data: Value, indices: Value, *, axis: int = 0) -> Value:
+def gather(data: GraphValue, indices: GraphValue, *, axis: int = 0) -> GraphValue:
     """Entries along `axis`, a slice where the indices are a known range. https://onnx.ai/onnx/operators/onnx__Gather.html"""
     axis = normalize_axis(axis, data.ndim)
     if is_static(data, indices):
@@ -97,12 +101,12 @@ def take_static(data: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
     return jnp.take(data, flat.astype(np.int32).reshape(indices.shape), axis=axis, mode="clip")
 
 
-def _non_negative(indices: Value, length: int) -> Value:
+def _non_negative(indices: GraphValue, length: int) -> GraphValue:
     return nx.where(indices < 0, indices + np.array(length, indices.dtype), indices)
 
 
 @op("GatherElements", since=11)
-def gather_elements(data: Value, indices: Value, *, axis: int = 0) -> Value:
+def gather_elements(data: GraphValue, indices: GraphValue, *, axis: int = 0) -> GraphValue:
     """An element of `data` for each index, along `axis`. https://onnx.ai/onnx/operators/onnx__GatherElements.html"""
     axis = normalize_axis(axis, data.ndim)
     if data.shape != indices.shape:
@@ -110,14 +114,14 @@ def gather_elements(data: Value, indices: Value, *, axis: int = 0) -> Value:
     return _take_along(data, indices, axis)
 
 
-def _take_along(data: Value, indices: Value, axis: int) -> Value:
+def _take_along(data: GraphValue, indices: GraphValue, axis: int) -> GraphValue:
     if is_static(data, indices):
         return np.take_along_axis(data, indices, axis=axis)
     return jnp.take_along_axis(traced(data), traced(indices), axis=axis, mode="clip")
 
 
 @op("GatherND", since=11)
-def gather_nd(data: Value, indices: Value, *, batch_dims: int = 0) -> Value:
+def gather_nd(data: GraphValue, indices: GraphValue, *, batch_dims: int = 0) -> GraphValue:
     """Slices of `data` at index tuples, the first `batch_dims` axes in step. https://onnx.ai/onnx/operators/onnx__GatherND.html"""
     rank = indices.ndim - 1
     batch = [
@@ -129,13 +133,15 @@ def gather_nd(data: Value, indices: Value, *, batch_dims: int = 0) -> Value:
 
 
 @op("Where", since=9)
-def where(condition: Value, x: Value, y: Value) -> Value:
+def where(condition: GraphValue, x: GraphValue, y: GraphValue) -> GraphValue:
     """`x` where the condition holds, else `y`. https://onnx.ai/onnx/operators/onnx__Where.html"""
     return nx.where(condition, x, y)
 
 
 @op("ScatterND", since=11)
-def scatter_nd(data: Value, indices: Value, updates: Value, *, reduction: str = "none") -> Value:
+def scatter_nd(
+    data: GraphValue, indices: GraphValue, updates: GraphValue, *, reduction: str = "none"
+) -> GraphValue:
     """`data` with slices at index tuples set, added to, ...; repeated indices reduce. https://onnx.ai/onnx/operators/onnx__ScatterND.html"""
     return _scatter(data, tuple(indices[..., i] for i in range(indices.shape[-1])), updates, reduction)
 
@@ -143,15 +149,17 @@ def scatter_nd(data: Value, indices: Value, updates: Value, *, reduction: str = 
 @op("Scatter", since=9, until=11)
 @op("ScatterElements", since=11)
 def scatter_elements(
-    data: Value, indices: Value, updates: Value, *, axis: int = 0, reduction: str = "none"
-) -> Value:
+    data: GraphValue, indices: GraphValue, updates: GraphValue, *, axis: int = 0, reduction: str = "none"
+) -> GraphValue:
     """`data` with elements along `axis` set, added to, ... https://onnx.ai/onnx/operators/onnx__ScatterElements.html"""
     where: list[Any] = list(np.indices(indices.shape, sparse=True))
     where[normalize_axis(axis, data.ndim)] = indices
     return _scatter(data, tuple(where), updates, reduction)
 
 
-def _scatter(data: Value, where: tuple[Value, ...], updates: Value, reduction: str) -> jax.Array:
+def _scatter(
+    data: GraphValue, where: tuple[GraphValue, ...], updates: GraphValue, reduction: str
+) -> jax.Array:
     data, updates = traced(data), traced(updates)
     if reduction == "none" and is_static(where):
         return _put(data, where, updates)
@@ -188,8 +196,13 @@ def _put(data: jax.Array, where: tuple[np.ndarray, ...], updates: jax.Array) -> 
 
 @op("TensorScatter", since=24)
 def tensor_scatter(
-    past_cache: Value, update: Value, write_indices: Value = None, *, axis: int = -2, mode: str = "linear"
-) -> Value:
+    past_cache: GraphValue,
+    update: GraphValue,
+    write_indices: GraphValue = None,
+    *,
+    axis: int = -2,
+    mode: str = "linear",
+) -> GraphValue:
     """A cache with new entries of each row written at its index. https://onnx.ai/onnx/operators/onnx__TensorScatter.html"""
     axis = normalize_axis(axis, past_cache.ndim)
     length, written = past_cache.shape[axis], update.shape[axis]
@@ -204,7 +217,7 @@ def tensor_scatter(
 
 
 @op("OneHot", since=9, static=("depth",))
-def one_hot(indices: Value, depth: Value, values: Value, *, axis: int = -1) -> Value:
+def one_hot(indices: GraphValue, depth: GraphValue, values: GraphValue, *, axis: int = -1) -> GraphValue:
     """`values[1]` at each index along a new axis, `values[0]` elsewhere. https://onnx.ai/onnx/operators/onnx__OneHot.html"""
     rank, count = indices.ndim + 1, int(scalar(depth))
     axis = normalize_axis(axis, rank)
@@ -216,7 +229,7 @@ def one_hot(indices: Value, depth: Value, values: Value, *, axis: int = -1) -> V
 
 
 @op("Trilu", since=14)
-def trilu(input: Value, k: Value = None, *, upper: int = 1) -> Value:
+def trilu(input: GraphValue, k: GraphValue = None, *, upper: int = 1) -> GraphValue:
     """The upper or lower triangle of matrices, from diagonal `k` on. https://onnx.ai/onnx/operators/onnx__Trilu.html"""
     diagonal = 0 if k is None else nx.reshape(k, ())
     rows, columns = np.indices(input.shape[-2:], sparse=True)
@@ -225,7 +238,9 @@ def trilu(input: Value, k: Value = None, *, upper: int = 1) -> Value:
 
 
 @op("ReverseSequence", since=10)
-def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1, time_axis: int = 0) -> Value:
+def reverse_sequence(
+    input: GraphValue, sequence_lens: GraphValue, *, batch_axis: int = 1, time_axis: int = 0
+) -> GraphValue:
     """Each row's first `sequence_lens` steps reversed. https://onnx.ai/onnx/operators/onnx__ReverseSequence.html"""
     batch_axis, time_axis = normalize_axes((batch_axis, time_axis), input.ndim)
     step = np.arange(input.shape[time_axis]).reshape([-1 if i == time_axis else 1 for i in range(input.ndim)])
@@ -239,20 +254,20 @@ def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1,
 
 
 @op("NonZero", since=9, host=("x",))
-def nonzero(x: Value) -> Value:
+def nonzero(x: GraphValue) -> GraphValue:
     """Indices of the elements that are not zero. https://onnx.ai/onnx/operators/onnx__NonZero.html"""
     return np.array(np.nonzero(np.atleast_1d(x)), np.int64)[: x.ndim]
 
 
 @op("Compress", since=9, host=("condition",))
-def compress(input: Value, condition: Value, *, axis: int | None = None) -> Value:
+def compress(input: GraphValue, condition: GraphValue, *, axis: int | None = None) -> GraphValue:
     """Slices, or elements without `axis`, where the condition holds. https://onnx.ai/onnx/operators/onnx__Compress.html"""
     source = nx.reshape(input, (-1,)) if axis is None else input
     return nx.take(source, np.flatnonzero(condition), axis=axis or 0)
 
 
 @op("Unique", since=11, host=("x",))
-def unique(x: Value, *, axis: int | None = None, sorted: int = 1) -> Value:
+def unique(x: GraphValue, *, axis: int | None = None, sorted: int = 1) -> GraphValue:
     """Distinct elements or slices. https://onnx.ai/onnx/operators/onnx__Unique.html"""
     values, first, inverse, counts = np.unique(
         x, return_index=True, return_inverse=True, return_counts=True, axis=axis

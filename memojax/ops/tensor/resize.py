@@ -12,28 +12,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..._types import Shape, Value
+from ..._types import GraphValue, Shape
 from .._common import cast, checked_shape, ints, is_static, normalize_axes, nx, traced
 from ..registry import op
 from .index import take_ranges, take_static
 
 
 @op("Pad", since=2, until=11)
-def pad_attribute(data: Value, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0) -> Value:
+def pad_attribute(
+    data: GraphValue, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0
+) -> GraphValue:
     """Before opset 11 pads and value are attributes. https://onnx.ai/onnx/operators/onnx__Pad.html"""
     return _pad(data, pads, np.array(value, data.dtype), tuple(range(data.ndim)), mode)
 
 
 @op("Pad", since=11, static=("pads", "axes"))
 def pad(
-    data: Value, pads: Value, constant_value: Value = None, axes: Value = None, *, mode: str = "constant"
-) -> Value:
+    data: GraphValue,
+    pads: GraphValue,
+    constant_value: GraphValue = None,
+    axes: GraphValue = None,
+    *,
+    mode: str = "constant",
+) -> GraphValue:
     """Wider, or narrower where a pad is negative. https://onnx.ai/onnx/operators/onnx__Pad.html"""
     fill = np.zeros((), data.dtype) if constant_value is None else constant_value.reshape(())
     return _pad(data, ints(pads), fill, range(data.ndim) if axes is None else ints(axes), mode)
 
 
-def _pad(data: Value, pads: Shape, fill: Value, axes: Any, mode: str) -> Value:
+def _pad(data: GraphValue, pads: Shape, fill: GraphValue, axes: Any, mode: str) -> GraphValue:
     axes = normalize_axes(axes, data.ndim)
     if len(pads) != 2 * len(axes):
         raise ValueError(f"{len(pads)} pads given for {len(axes)} axes")
@@ -60,7 +67,9 @@ def _pad(data: Value, pads: Shape, fill: Value, axes: Any, mode: str) -> Value:
 
 
 @op("CenterCropPad", since=18, static=("shape",))
-def center_crop_pad(input_data: Value, shape: Value, *, axes: tuple[int, ...] | None = None) -> Value:
+def center_crop_pad(
+    input_data: GraphValue, shape: GraphValue, *, axes: tuple[int, ...] | None = None
+) -> GraphValue:
     """The middle of the input, or the input in the middle of zeros. https://onnx.ai/onnx/operators/onnx__CenterCropPad.html"""
     axes = normalize_axes(range(input_data.ndim) if axes is None else axes, input_data.ndim)
     extra = [size - input_data.shape[axis] for size, axis in zip(ints(shape), axes, strict=True)]
@@ -73,21 +82,21 @@ def center_crop_pad(input_data: Value, shape: Value, *, axes: tuple[int, ...] | 
 
 @op("Upsample", until=7)
 def upsample_first_version(
-    x: Value, *, height_scale: float, width_scale: float, mode: str = "nearest"
-) -> Value:
+    x: GraphValue, *, height_scale: float, width_scale: float, mode: str = "nearest"
+) -> GraphValue:
     """Before opset 7 the scales are two attributes. https://onnx.ai/onnx/operators/onnx__Upsample.html"""
     return upsample_attribute(x, scales=(1.0, 1.0, height_scale, width_scale), mode=mode)
 
 
 @op("Upsample", since=7, until=9)
-def upsample_attribute(x: Value, *, scales: tuple[float, ...], mode: str = "nearest") -> Value:
+def upsample_attribute(x: GraphValue, *, scales: tuple[float, ...], mode: str = "nearest") -> GraphValue:
     """Before opset 9 the scales are an attribute. https://onnx.ai/onnx/operators/onnx__Upsample.html"""
     return resize_first_version(x, np.array(scales, np.float32), mode=mode)
 
 
 @op("Upsample", since=9, until=10, static=("scales",))
 @op("Resize", since=10, until=11, static=("scales",))
-def resize_first_version(x: Value, scales: Value, *, mode: str = "nearest") -> Value:
+def resize_first_version(x: GraphValue, scales: GraphValue, *, mode: str = "nearest") -> GraphValue:
     """Before opset 11 coordinates are `x / scale`; nearest means floor, ceil when shrinking. https://onnx.ai/onnx/operators/onnx__Resize.html"""
     y = _promoted(x, mode)
     for axis, scale in enumerate(scales.tolist()):
@@ -98,10 +107,10 @@ def resize_first_version(x: Value, scales: Value, *, mode: str = "nearest") -> V
 
 @op("Resize", since=11, static=("roi", "scales", "sizes"))
 def resize(
-    x: Value,
-    roi: Value = None,
-    scales: Value = None,
-    sizes: Value = None,
+    x: GraphValue,
+    roi: GraphValue = None,
+    scales: GraphValue = None,
+    sizes: GraphValue = None,
     *,
     mode: str = "nearest",
     antialias: int = 0,
@@ -112,7 +121,7 @@ def resize(
     extrapolation_value: float = 0.0,
     keep_aspect_ratio_policy: str = "stretch",
     nearest_mode: str = "round_prefer_floor",
-) -> Value:
+) -> GraphValue:
     """Interpolation, one axis after the other. https://onnx.ai/onnx/operators/onnx__Resize.html
 
     Where onnxruntime departs from ONNX's cases, the cases are followed: `align_corners` with a fractional output length, `roi` on an
@@ -148,7 +157,7 @@ def resize(
     return _rounded(y, x.dtype)
 
 
-def _promoted(x: Value, mode: str) -> jax.Array:
+def _promoted(x: GraphValue, mode: str) -> jax.Array:
     return (
         traced(x) if mode == "nearest" or x.dtype in (np.float32, np.float64) else cast(traced(x), np.float32)
     )
@@ -297,7 +306,7 @@ def _take_repeated(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
 
 
 @op("AffineGrid", since=20, static=("size",))
-def affine_grid(theta: Value, size: Value, *, align_corners: int = 0) -> Value:
+def affine_grid(theta: GraphValue, size: GraphValue, *, align_corners: int = 0) -> GraphValue:
     """Sampling positions of affine maps, for GridSample. https://onnx.ai/onnx/operators/onnx__AffineGrid.html"""
     lengths = checked_shape(ints(size)[2:])
     centers = [_centers(length, bool(align_corners)) for length in lengths]
@@ -318,8 +327,13 @@ def _centers(length: int, align_corners: bool) -> np.ndarray:
 
 @op("GridSample", since=16)
 def grid_sample(
-    x: Value, grid: Value, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
-) -> Value:
+    x: GraphValue,
+    grid: GraphValue,
+    *,
+    align_corners: int = 0,
+    mode: str = "linear",
+    padding_mode: str = "zeros",
+) -> GraphValue:
     """The input at any positions, interpolated; before opset 20 linear is bilinear. https://onnx.ai/onnx/operators/onnx__GridSample.html"""
     x, grid = traced(x), traced(grid)
     kind = jnp.promote_types(
