@@ -76,6 +76,9 @@ def _spec(spec: Any) -> dict[str, Any]:
 
 
 def _show(name: str, typed: Any, ops: list[Any], mixing: list[str] | None, notes: list[str]) -> None:
+    from rich.markup import escape
+
+    from ..errors import printable
     from .output import facts, show, table
 
     rows = [("input", spec.name, str(spec.dtype), _shape(spec)) for spec in typed.api.inputs]

@@ -253,7 +253,7 @@ class _Run:
         if body is None:
             raise LoweringError("no definition, and the spec gives no function body for these types")
         inner: MutableMapping[str, GraphValue] = ChainMap({}, env)
-        self.nodes(bind(body, node), inner)
+        self.nodes(bind(body, node, f"{node.name}/"), inner)
         return tuple(inner[name] if name else None for name in node.outputs)
 
     def _not_static(self, node: Node, definition: OpDef, position: int) -> str:

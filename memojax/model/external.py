@@ -19,8 +19,8 @@ import onnx
 from onnx import SparseTensorProto, TensorProto
 
 from ..errors import ModelLoadError
-from .files import OpenFile
 from ..limits import ELEMENTS
+from .files import OpenFile
 from .formats import is_lfs_pointer
 from .tensor import dtype_of
 
@@ -167,7 +167,7 @@ def _read(tensor: Any, folder: _Folder | None) -> bytes:
             f"tensor {name!r} lies in the external file {location!r}: load the model by its path"
         )
     dtype = dtype_of(tensor.data_type)
-    if dtype == object:
+    if dtype.kind == "O":
         raise ModelLoadError(f"tensor {name!r}: strings cannot lie in an external file")
     if any(dim < 0 for dim in tensor.dims):
         raise ModelLoadError(f"tensor {name!r} has the shape {list(tensor.dims)}")

@@ -18,6 +18,7 @@ from ..errors import ModelLoadError
 from . import external
 from .crvo import AssetData, onnx_bytes
 from .expand import functions_of, inline
+from .files import path_of, read_file
 from .formats import other_format
 from .graph import Graph, domain_of, graph_of, prune
 from .names import string

@@ -64,9 +64,8 @@ def check_call(node: Node) -> None:
             raise _bad(node, f"its attribute {name!r} is missing")
     inputs = node.inputs
     for place in range(call.needed):
-        if place >= len(inputs) or not inputs[place]:
-            if call.inputs[place]:
-                raise _bad(node, f"its input {call.inputs[place]!r} is missing")
+        if call.inputs[place] and (place >= len(inputs) or not inputs[place]):
+            raise _bad(node, f"its input {call.inputs[place]!r} is missing")
     if len(inputs) > call.most_inputs:
         raise _bad(node, f"it has {len(inputs)} inputs, and may have {call.most_inputs}")
     if len(node.outputs) > call.most_outputs:

@@ -41,7 +41,7 @@ def example_inputs(path: str, rows: int = _ROWS) -> dict[str, Any]:
 
 
 def _sample(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    if dtype == object:
+    if dtype.kind == "O":
         return np.full(shape, "a", object)
     if dtype.kind in "biu":
         return rng.integers(0, 2, shape).astype(dtype)
