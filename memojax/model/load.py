@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -26,6 +26,10 @@ from .scope import check_graph
 
 LATEST_REVIEWED_OPSET = 28
 """Newest ai.onnx opset whose changes were read; a newer model is refused by name."""
+
+_DEFAULTS_SINCE = 4
+"""Before this IR version every initializer is listed as an input, and no runtime lets a caller replace it."""
+
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ def _model(
     external.check_sparse(proto)
     graph = graph_of(proto.graph, opsets)
     graph = prune(inline(graph, functions_of(proto)), outputs)
+    if proto.ir_version < _DEFAULTS_SINCE:
+        graph = replace(graph, defaults={})
     if not graph.outputs:
         raise ModelLoadError("the model has no output that can be computed")
     check_graph(graph)
