@@ -6,9 +6,12 @@ makes out of little is.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import InputError, LimitError
 
@@ -67,14 +70,25 @@ FOLDED = Limit("bytes of values that are computed while tracing", 256 << 20, "ME
 EMBEDDED = Limit("bytes of computed constants in one function", 64 << 20, "MEMOJAX_MAX_EMBEDDED_BYTES")
 STEPS = Limit("steps while tracing, of loops that are written out", 1 << 18, "MEMOJAX_MAX_TRACED_STEPS")
 TRIPS = Limit("trips of a loop whose end depends on data", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
+BREAKS = Limit("graph breaks", 100, "MEMOJAX_MAX_GRAPH_BREAKS")
 HOISTED = Limit("bytes of values made of weights alone", 256 << 20, "MEMOJAX_MAX_HOISTED_BYTES")
 MEMORY = Limit("bytes for the working memory and the outputs of one run", 1 << 30, "MEMOJAX_MAX_RUN_BYTES")
 PATTERN = Limit("steps of a regular expression", 1 << 22, "MEMOJAX_MAX_REGEX_STEPS")
 
-ALL = (NODES, DEPTH, ELEMENTS, FOLDED, EMBEDDED, STEPS, TRIPS, HOISTED, MEMORY, PATTERN)
+ALL = (NODES, DEPTH, ELEMENTS, FOLDED, EMBEDDED, STEPS, TRIPS, BREAKS, HOISTED, MEMORY, PATTERN)
 
 rows: ContextVar[int] = ContextVar("memojax_rows", default=1)
 """How many rows the function is traced for: what grows with the batch is allowed to."""
+
+
+@contextlib.contextmanager
+def counting_rows(count: int) -> Iterator[None]:
+    """Trace for `count` rows inside."""
+    token = rows.set(count)
+    try:
+        yield
+    finally:
+        rows.reset(token)
 
 
 def for_rows(limit: Limit) -> int:
@@ -88,7 +102,7 @@ class Budget:
 
     nodes: int
     folded: int = 0
-    embedded: set[int] = field(default_factory=set)
+    embedded: dict[int, Any] = field(default_factory=dict)
     embedded_bytes: int = 0
     steps: int = 0
 
@@ -108,12 +122,17 @@ class Budget:
         if self.folded > self._folded:
             raise FOLDED.exceeded(self.folded, "folding constants", self._folded)
 
-    def embed(self, identity: int, size: int) -> None:
-        """A computed value of `size` bytes becomes a constant of the function."""
-        if identity in self.embedded:
+    def check_room(self, size: int) -> None:
+        """See that `size` more bytes could be computed."""
+        if self.folded + size > self._folded:
+            raise FOLDED.exceeded(self.folded + size, "folding constants", self._folded)
+
+    def embed(self, value: Any) -> None:
+        """An array becomes a constant of the function, if it is none already."""
+        if id(value) in self.embedded:
             return
-        self.embedded.add(identity)
-        self.embedded_bytes += size
+        self.embedded[id(value)] = value
+        self.embedded_bytes += value.nbytes
         if self.embedded_bytes > self._embedded:
             raise EMBEDDED.exceeded(self.embedded_bytes, "folding constants", self._embedded)
 

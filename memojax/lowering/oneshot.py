@@ -23,6 +23,7 @@ from ..model import load_model
 from ..model.graph import Graph, Value
 from ..model.tensor import overflow
 from ..ops.inline import inlined
+from ..ops.resolve import Operators
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled
@@ -65,7 +66,8 @@ class OneShot:
         """
         self.model = load_model(source, outputs=outputs)
         self.graph = bind_inputs(self.model.graph, constants or {})
-        self.breaks = host_nodes(self.graph)
+        self._operators = Operators()
+        self.breaks = host_nodes(self.graph, self._operators)
         if self.breaks:
             if strict:
                 raise UnsupportedOpError(
@@ -79,7 +81,9 @@ class OneShot:
                 listing,
             )
         self._device = device or cpu_device()
-        self._programs: dict[tuple[str, ...], _Program] = {(): _Program(self.graph, self._device)}
+        self._programs: dict[tuple[str, ...], _Program] = {
+            (): _Program(self.graph, self._device, self._operators)
+        }
 
     def __repr__(self) -> str:
         """What it takes and gives, what is compiled, and where the graph breaks."""
@@ -101,7 +105,7 @@ class OneShot:
         """
         given = tuple(name for name in self.graph.defaults if name in inputs)
         if given not in self._programs:
-            self._programs[given] = _Program(with_inputs(self.graph, given), self._device)
+            self._programs[given] = _Program(with_inputs(self.graph, given), self._device, self._operators)
         return self._programs[given](inputs, seed)
 
     @property
@@ -113,10 +117,11 @@ class OneShot:
 class _Program:
     """The steps of a graph, in order."""
 
-    def __init__(self, graph: Graph, device: jax.Device):
+    def __init__(self, graph: Graph, device: jax.Device, operators: Operators):
         self._graph = graph
         self._steps = [
-            step if isinstance(step, HostCall) else _Compiled(step.graph, device) for step in split(graph)
+            step if isinstance(step, HostCall) else _Compiled(step.graph, device, operators)
+            for step in split(graph, operators)
         ]
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
@@ -142,8 +147,8 @@ class _Program:
 class _Compiled:
     """A graph without breaks: one executable for each set of input shapes and static values."""
 
-    def __init__(self, graph: Graph, device: jax.Device):
-        self.function = GraphFunction(graph)
+    def __init__(self, graph: Graph, device: jax.Device, operators: Operators):
+        self.function = GraphFunction(graph, operators)
         self.inputs = [value.name for value in graph.inputs]
         self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
         self._device = device

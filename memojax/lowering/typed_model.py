@@ -15,6 +15,7 @@ from .._types import Source
 from ..errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
 from ..model import Model, load_model
 from ..model.signature import ModelApi, TensorSpec
+from ..ops.resolve import Operators
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled
@@ -94,11 +95,12 @@ class TypedModel:
         wanted = tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
         graph = bind_inputs(model.graph, constants or {})
-        if found := host_nodes(graph):
+        operators = Operators()
+        if found := host_nodes(graph, operators):
             raise UnsupportedOpError(
                 [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
             )
-        rows = batched(GraphFunction(graph), dims=dims, batch_axis=batch_axis)
+        rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
         return cls(
             fn=rows,
             params=rows.function.params,

@@ -31,7 +31,6 @@ _DEFAULTS_SINCE = 4
 """Before this IR version every initializer is listed as an input, and no runtime lets a caller replace it."""
 
 
-
 @dataclass(frozen=True)
 class Model:
     """A loaded model: its graph (functions inlined, unused parts dropped), and what the file says about itself."""
