@@ -18,6 +18,7 @@ from ..errors import LoweringError, StaticInputError, Unsupported, UnsupportedOp
 from ..limits import Budget, counting_rows
 from ..model.graph import Graph, Value, prune
 from ..ops.resolve import Operators
+from ..ops.trips import most
 from ..ops.static import has_function_body, needed_statically
 from .interpreter import Run, is_whole
 
@@ -70,6 +71,9 @@ class GraphFunction:
     def __call__(self, params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
         """Outputs by name.
 
+        Where a loop whose end depends on data goes on for longer than `memojax.limits.TRIPS`, the outputs are NaN, and the least of their
+        kind where they are whole numbers: a function cannot raise while it runs.
+
         Args:
             params: as `self.params`, arrays or tracers.
             inputs: every graph input by name, in the file's own layout; `static_inputs` as NumPy arrays.
@@ -78,6 +82,13 @@ class GraphFunction:
         Raises:
             LoweringError: a node that cannot be lowered for these shapes, by name.
         """
+        outputs, overrun = self.counted(params, inputs, key)
+        return outputs if overrun is None else {name: _spoilt(value, overrun) for name, value in outputs.items()}
+
+    def counted(
+        self, params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None
+    ) -> tuple[Arrays, Any]:
+        """Outputs by name, and whether a loop went on for too long, so that they are worth nothing; None where there is no such loop."""
         env: dict[str, GraphValue] = dict(self.constants)
         env.update((name, jnp.asarray(value)) for name, value in params.items())
         for value in self.graph.inputs:
@@ -93,7 +104,8 @@ class GraphFunction:
         with counting_rows(self._rows(inputs)):
             run = Run(self.graph, self._needed, self.operators, Budget(self._nodes), key)
             run.nodes(self.graph.nodes, env)
-        return {value.name: env[value.name] for value in self.graph.outputs}
+        used = run.trips.used
+        return {value.name: env[value.name] for value in self.graph.outputs}, None if used is None else used > most()
 
     def with_params(self, params: Mapping[str, Any]) -> GraphFunction:
         """The same function with other weights, which are not checked."""
@@ -177,6 +189,16 @@ def _is_weight(array: np.ndarray) -> bool:
     if np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_:
         return array.size > _TABLE_ELEMENTS
     return array.ndim > 0
+
+
+def _spoilt(value: GraphValue, overrun: Any) -> GraphValue:
+    """`value`, or what nobody takes for an answer."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_spoilt(item, overrun) for item in value)
+    if value is None or value.dtype.kind in "bO":
+        return value
+    inexact = jnp.issubdtype(value.dtype, jnp.inexact)
+    return jnp.where(overrun, jnp.asarray(jnp.nan if inexact else jnp.iinfo(value.dtype).min, value.dtype), value)
 
 
 def _is_whole_number(value: Value) -> bool:

@@ -14,12 +14,13 @@ import numpy as np
 
 from .._types import GraphValue
 from ..errors import LoweringError, MemojaxError, StaticInputError
-from ..limits import ELEMENTS, Budget, for_rows
+from ..limits import ELEMENTS, TRIPS, Budget, for_rows
 from ..model.expand import bind, schema_body
 from ..model.graph import Graph, Node, Value
 from ..ops._common import is_static
 from ..ops.resolve import Call, Operators
 from ..ops.static import inputs_behind, origin_of
+from ..ops.trips import Trips, most
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 
@@ -29,6 +30,11 @@ ON_HOST = (
 )
 _TRACED_COST = 8
 """Steps of the budget that a traced node takes; one that is computed takes one."""
+
+_COMPUTED_SHIFT = 12
+"""Computed values of two to this power of bytes take one step more, and so many products of a matrix product."""
+
+_PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
 
 _SMALL = 1 << 22
 """Where the sizes of its inputs multiply to no more, an operator's output is small whatever it does; else its shape is found first."""
@@ -54,6 +60,11 @@ class Body:
     @property
     def n_outputs(self) -> int:
         return len(self.graph.outputs)
+
+    @property
+    def loops(self) -> bool:
+        """Whether there is a `Loop` inside."""
+        return self._run.operators.loop(self.graph)
 
     @property
     def captured(self) -> list[GraphValue]:
@@ -82,6 +93,7 @@ class Run:
         needed: names of values that decide a shape.
         operators: what each node calls.
         budget: what the walk may use up.
+        trips: how often loops whose end depends on data went round.
         key: a JAX PRNG key, where there are random operators.
         keys_used: how many keys were derived from it.
     """
@@ -91,6 +103,7 @@ class Run:
     operators: Operators
     budget: Budget
     key: jax.Array | None
+    trips: Trips = field(default_factory=Trips)
     keys_used: list[int] = field(default_factory=lambda: [0])
 
     def nodes(self, nodes: Sequence[Node], env: Env) -> None:
@@ -117,8 +130,10 @@ class Run:
                 self._check_small(node, call, inputs, env)
             else:
                 self._check_static(node, call, inputs)
+            around = self.trips.used
             outputs = tuple(map(_tidy, self._call(node, call, inputs, env)))
             if is_static(outputs):
+                self.budget.step(sum(map(size_of, outputs)) >> _COMPUTED_SHIFT)
                 self.budget.fold(
                     sum(size_of(value) for value in outputs if not any(value is given for given in inputs))
                 )
@@ -126,6 +141,7 @@ class Run:
             _check_shapes(outputs)
             folds = static and not call.draws and not self.needed.isdisjoint(node.outputs)
             if folds and is_static([env[name] for name in node.reads()]):
+                self.trips.used = around
                 return self._at_once(node, call, inputs, env)
             for value in inputs:
                 if isinstance(value, np.ndarray) and value.nbytes > _EMBEDDED:
@@ -211,14 +227,23 @@ class Run:
         for value in jax.tree.leaves(made):
             ELEMENTS.check(math.prod(np.shape(value)), "folding constants", for_rows(ELEMENTS))
         self.budget.check_room(sum(size_of(value) for value in jax.tree.leaves(made)))
+        if node.op_type in _PRODUCTS:
+            self.budget.step((math.prod(np.shape(made[0])) * max(inputs[0].shape)) >> _COMPUTED_SHIFT)
 
     def _at_once(
         self, node: Node, call: Call, inputs: Sequence[GraphValue], env: Env
     ) -> tuple[GraphValue, ...]:
         """Evaluate a node whose value decides a shape but whose operator is not written for NumPy."""
         check_not_forked()
-        with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.default_device(cpu_device()):
+        with (
+            self.trips.apart(),
+            jax.ensure_compile_time_eval(),
+            jax.enable_x64(True),
+            jax.default_device(cpu_device()),
+        ):
             outputs = tuple(jax.tree.map(np.asarray, self._call(node, call, inputs, env)))
+            if self.trips.used is not None:
+                TRIPS.check(int(self.trips.used), "this loop", most())
         self.budget.fold(sum(map(size_of, outputs)))
         return outputs
 
@@ -284,6 +309,7 @@ class _Context(Mapping[str, Any]):
             "opset": lambda: node.opset,
             "key": lambda: run.next_key() if call.draws else None,
             "recompute": lambda: functools.partial(run.recompute, env),
+            "trips": lambda: run.trips,
         }
 
     def __getitem__(self, name: str) -> Any:

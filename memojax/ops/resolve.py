@@ -19,6 +19,7 @@ class Call:
         static: places of the inputs that must be known while tracing.
         host: places of the inputs that make it run on the host where they depend on data.
         draws: whether it, or a node in its subgraphs, draws random numbers.
+        loops: whether there is a `Loop` in its subgraphs.
         attributes: those that the operator takes.
     """
 
@@ -26,6 +27,7 @@ class Call:
     static: tuple[int, ...]
     host: tuple[int, ...]
     draws: bool
+    loops: bool
     attributes: dict[str, Any]
 
 
@@ -50,9 +52,10 @@ class Operators:
         """The same for a node that is made anew for each trace, and that is not worth remembering."""
         definition = lookup(node.domain, node.op_type, node.opset)
         draws = any(self.draw(body) for body in node.bodies)
+        loops = any(self.loop(body) for body in node.bodies)
         attributes = {name: value for name, value in node.attributes.items() if not name.startswith("__")}
         if definition is None:
-            return Call(None, (), (), draws, attributes)
+            return Call(None, (), (), draws, loops, attributes)
         try:
             static, host = definition.static_positions(node), definition.host_positions(node)
             draws = draws or definition.draws(node)
@@ -62,8 +65,12 @@ class Operators:
             raise LoweringError(
                 f"node {node.name!r} ({node.op_type}, opset {node.opset}): {type(cause).__name__}: {cause}"
             ) from cause
-        return Call(definition, static, host, draws, attributes)
+        return Call(definition, static, host, draws, loops, attributes)
 
     def draw(self, graph: Graph) -> bool:
         """Whether any node in `graph` draws random numbers."""
         return any(self.of(node).draws for node in graph.nodes)
+
+    def loop(self, graph: Graph) -> bool:
+        """Whether there is a `Loop` in `graph`."""
+        return any(self.of(node).loops or node.op_type == "Loop" for node in graph.nodes)

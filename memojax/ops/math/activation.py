@@ -20,7 +20,7 @@ def hard_swish(x):
 
 elementwise(
     {
-        "Relu": jax.nn.relu,
+        "Relu": relu,
         "Sigmoid": jax.nn.sigmoid,
         "Softplus": softplus,
         "Softsign": lambda x: x / (1 + nx.abs(x)),
