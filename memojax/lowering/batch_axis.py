@@ -22,6 +22,7 @@ from ..exporter_names import is_made_up_dimension
 from ..model.graph import Value
 from ..model.signature import ModelApi, TensorSpec, plain_names
 from ..ops.inline import inlined
+from .binding import bind_inputs
 from .graph_function import GraphFunction
 
 BatchAxis = int | None | Mapping[str, int | None]
@@ -139,11 +140,12 @@ def batched(
         DimensionError: dimensions that are neither the batch nor bound, all of them listed; options that name nothing.
         LoweringError: the graph cannot be traced.
     """
+    if constants:
+        function = GraphFunction(bind_inputs(function.graph, constants))
     graph = function.graph
-    bound = _bind_constants(function, constants or {})
-    values = [value for value in graph.inputs if value.name not in bound]
-    unbound = [name for name in function.static_inputs if name not in bound]
-    if unbound:
+    bound = dict(graph.bound)
+    values = list(graph.inputs)
+    if unbound := function.static_inputs:
         raise StaticInputError(
             f"input {unbound[0]!r} decides a shape: bind it at load with constants={{{unbound[0]!r}: ...}} (or use memojax.run)"
         )
@@ -248,20 +250,6 @@ def _abstract(
 
     with jax.enable_x64(True):
         return jax.eval_shape(run, function.params, dict(specs), jax.ShapeDtypeStruct((2,), np.uint32))
-
-
-def _bind_constants(function: GraphFunction, constants: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    shown = {short: name for name, short in plain_names([v.name for v in function.graph.inputs]).items()}
-    values = {value.name: value for value in function.graph.inputs}
-    bound = {}
-    for name, given in constants.items():
-        value = values.get(shown.get(name, name))
-        if value is None:
-            raise DimensionError(
-                f"constants= names {name!r}, which is no input; the inputs are {', '.join(map(repr, values))}"
-            )
-        bound[value.name] = np.asarray(given, value.dtype)
-    return bound
 
 
 def _layout(
