@@ -190,7 +190,7 @@ def test_every_keyword_has_a_type_and_a_group() -> None:
     grouped = [field.name for group in GROUPS for field in dataclasses.fields(group)]
     assert sorted(grouped) == sorted(EvaluateOptions.__annotations__)
     for name in grouped:
-        assert f"        {name}" in str(mj.evaluate.__doc__)
+        assert f"        {name}: " in str(mj.evaluate.__doc__)
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,11 @@ def evaluate(
     on_episode: Callable[[Episode], None] | None = None,
     **options: Unpack[EvaluateOptions],
 ) -> Evaluation:
-    """Play `episodes` episodes of a Gymnasium environment and report the return, with its uncertainty, and what it cost.
+    """Play episodes of a Gymnasium environment; report the return with its uncertainty, and what it cost.
 
-    Environments run side by side, and the inferer is asked once per step for all of them. An environment whose episode ends goes on with
-    the next one; when none is left, the batch shrinks, and each batch size runs on its own plan. Episode `i` is reset with `seed + i`, so
-    that a run repeats, does not depend on `num_envs`, and meets the same luck as another model's run.
+    Environments run side by side, and the inferer is asked once per step for all of them. An environment whose
+    episode ends goes on with the next one; when none is left, the batch shrinks. Episode `i` is reset with
+    `seed + i`: a run repeats, does not depend on `num_envs`, and meets the same luck as another model's run.
 
     >>> import memojax
     >>> result = memojax.evaluate(memojax.policies.bundled("acrobot_ppo"), "Acrobot-v1", episodes=4)
@@ -48,33 +48,40 @@ def evaluate(
 
     Args:
         inferer: any inferer; or what `memojax.load` takes.
-        env: a Gymnasium id, an `EnvSpec`, a function that makes one environment, or one environment; where None, the `env_id` in the
-            model's own metadata.
-        num_envs: environments side by side (`DEFAULT_ENVS`, or as many as there are episodes).
-        vectorization: "sync" steps the environments in this process, "async" in `workers` processes (one per core).
-        max_steps: ends an episode after so many steps, as truncated.
-        deterministic: take the best action and feed zeros as noise; otherwise draw actions and noise, for each episode from a stream of
-            its own. (A model that draws its own random numbers goes by the inferer's seed.)
-        observation: part of the observation -> input, where names and shapes do not tell; the input's name for one in a single piece.
-        action: the output that gives the action, where names and shapes do not tell.
-        epsilon: the noise input, where its name does not tell.
-        recurrent: pairs of (input, output) of hidden state, kept by episode; found by name where None, none where empty.
-        observation_transforms: run on each batch of observations before the model, in order: `NormalizeObs`, `SelectObs`, any callable.
-        action_transforms: run on each batch of actions before the environment: `ScaleAction`, `ClipAction`, any callable; where None,
-            Box actions are clipped to the space, unless the model's metadata says `clip_actions: false`.
+        env: a Gymnasium id, an `EnvSpec`, a function that makes one environment, or one environment. None: the
+            `env_id` in the model's own metadata.
+        episodes: how many to play.
+        num_envs: environments side by side; `DEFAULT_ENVS`, or as many as there are episodes.
+        seed: of the first episode.
+        deterministic: take the best action and feed zeros as noise. Otherwise draw actions and noise, for each episode
+            from a stream of its own. A model that draws its own random numbers goes by the inferer's seed.
         progress: whether to show a bar with the running mean.
         on_episode: called with each finished `Episode`.
+
+    Keyword Args:
+        vectorization: "sync" steps the environments in this process, "async" in worker processes.
+        workers: how many processes; one per core without it.
+        max_steps: ends an episode after so many steps, as truncated.
+        observation: part of the observation -> input, where names and shapes do not tell; the input's name for an
+            observation in one piece.
+        action: the output that gives the action, where names and shapes do not tell.
+        epsilon: the noise input, where its name does not tell.
+        recurrent: pairs of (input, output) of hidden state, kept by episode. None: found by name; empty: no state.
+        observation_transforms: run on each batch of observations before the model, in order: `NormalizeObs`,
+            `SelectObs`, any callable.
+        action_transforms: run on each batch of actions before the environment: `ScaleAction`, `ClipAction`, any
+            callable. None: Box actions are clipped to the space, unless the metadata says `clip_actions: false`.
         name: what to call the policy in the result.
 
     Returns:
-        What was found. After Ctrl-C, what was done until then, marked as `interrupted`.
+        The result. After Ctrl-C it has the episodes that were finished, and is marked as `interrupted`.
 
     Raises:
         UnknownEnvironmentError: no such environment; the closest are named.
-        SpaceMismatchError: its spaces do not fit the model; both sides are named.
+        SpaceMismatchError: the spaces do not fit the model; both sides are named.
         EnvironmentFailedError, WorkerDiedError: an environment raised, or its process died.
         ActionError: the policy gave NaN, or an action outside of a discrete space.
-        EvaluationError: the base of these; `error.partial` is the `Evaluation` of what was done before.
+        EvaluationError: the base of these; `error.partial` is the `Evaluation` of the episodes before.
     """
     count = check_count("episodes", episodes)
     if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
