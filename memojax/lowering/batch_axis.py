@@ -18,9 +18,11 @@ import numpy as np
 
 from .._types import Array, Dim, Params, Shape
 from ..errors import DimensionError, LoweringError, StaticInputError
+from ..exporter_names import is_made_up_dimension
 from ..model.graph import Value
 from ..model.signature import ModelApi, TensorSpec, plain_names
 from ..ops.inline import inlined
+from .binding import bind_inputs
 from .graph_function import GraphFunction
 
 BatchAxis = int | None | Mapping[str, int | None]
@@ -138,11 +140,12 @@ def batched(
         DimensionError: dimensions that are neither the batch nor bound, all of them listed; options that name nothing.
         LoweringError: the graph cannot be traced.
     """
+    if constants:
+        function = GraphFunction(bind_inputs(function.graph, constants))
     graph = function.graph
-    bound = _bind_constants(function, constants or {})
-    values = [value for value in graph.inputs if value.name not in bound]
-    unbound = [name for name in function.static_inputs if name not in bound]
-    if unbound:
+    bound = dict(graph.bound)
+    values = list(graph.inputs)
+    if unbound := function.static_inputs:
         raise StaticInputError(
             f"input {unbound[0]!r} decides a shape: bind it at load with constants={{{unbound[0]!r}: ...}} (or use memojax.run)"
         )
@@ -249,20 +252,6 @@ def _abstract(
         return jax.eval_shape(run, function.params, dict(specs), jax.ShapeDtypeStruct((2,), np.uint32))
 
 
-def _bind_constants(function: GraphFunction, constants: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    shown = {short: name for name, short in plain_names([v.name for v in function.graph.inputs]).items()}
-    values = {value.name: value for value in function.graph.inputs}
-    bound = {}
-    for name, given in constants.items():
-        value = values.get(shown.get(name, name))
-        if value is None:
-            raise DimensionError(
-                f"constants= names {name!r}, which is no input; the inputs are {', '.join(map(repr, values))}"
-            )
-        bound[value.name] = np.asarray(given, value.dtype)
-    return bound
-
-
 def _layout(
     values: Sequence[Value], dims: dict[str, int], batch_axis: BatchAxis
 ) -> tuple[dict[str, int | None], dict[str, Shape]]:
@@ -363,11 +352,18 @@ def _batch_symbol(declared: Mapping[str, Sequence[int | str]]) -> str | None:
     """The symbol that is the batch: shared by most inputs, then called so, then on axis 0; None where there is none or each has its own."""
     counts = Counter(dim for shape in declared.values() for dim in set(shape) if isinstance(dim, str))
     firsts = {shape[0] for shape in declared.values() if shape and isinstance(shape[0], str)}
-    if not counts or (len(firsts) > 1 and max(counts.values()) == 1 and all(map(_anonymous, firsts))):
+    if not counts or (
+        len(firsts) > 1 and max(counts.values()) == 1 and all(map(is_made_up_dimension, firsts))
+    ):
         return None
     return max(
         counts,
-        key=lambda s: (counts[s], "batch" in s.lower() or s in ("N", "B"), s in firsts, not _anonymous(s)),
+        key=lambda s: (
+            counts[s],
+            "batch" in s.lower() or s in ("N", "B"),
+            s in firsts,
+            not is_made_up_dimension(s),
+        ),
     )
 
 
@@ -377,17 +373,7 @@ def _own_axis(shape: Sequence[int | str]) -> int | None:
     if not symbolic or (symbolic[0] != 0 and len(symbolic) > 1):
         return None
     symbol = str(shape[symbolic[0]])
-    return symbolic[0] if _anonymous(symbol) or "batch" in symbol.lower() else None
-
-
-def _anonymous(symbol: str) -> bool:
-    """Whether an exporter made the name up: tf2onnx's `unk__12`, torch's `x_dim_0` and `x_dynamic_axes_1`, an unnamed dimension."""
-    return (
-        symbol.startswith(("unk__", "unknown"))
-        or "_dim_" in symbol
-        or "_dynamic_axes_" in symbol
-        or "." in symbol
-    )
+    return symbolic[0] if is_made_up_dimension(symbol) or "batch" in symbol.lower() else None
 
 
 def _symbolic(value: Value, axis: int) -> bool:

@@ -13,12 +13,14 @@ import numpy as np
 
 from .._types import Source
 from ..errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
+from ..exporter_names import is_mask
 from ..model import Model, load_model
 from ..model.signature import ModelApi, TensorSpec
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled
 from .batch_axis import BatchAxis, batched
+from .binding import bind_inputs
 from .graph_breaks import host_nodes
 from .graph_function import GraphFunction
 
@@ -92,11 +94,12 @@ class TypedModel:
         """
         wanted = tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
-        if found := host_nodes(model.graph):
+        graph = bind_inputs(model.graph, constants or {})
+        if found := host_nodes(graph):
             raise UnsupportedOpError(
                 [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
             )
-        rows = batched(GraphFunction(model.graph), dims=dims, batch_axis=batch_axis, constants=constants)
+        rows = batched(GraphFunction(graph), dims=dims, batch_axis=batch_axis)
         return cls(
             fn=rows,
             params=rows.function.params,
@@ -326,7 +329,7 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
     """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask."""
     shape = (n, *spec.shape)
-    if "mask" in spec.name.casefold():
+    if is_mask(spec.name):
         return np.ones(shape, spec.dtype)
     if jnp.issubdtype(spec.dtype, jnp.floating):
         return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
