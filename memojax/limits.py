@@ -72,7 +72,7 @@ STEPS = Limit("steps while tracing, of loops that are written out", 1 << 18, "ME
 TRIPS = Limit("trips of a loop whose end depends on data", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
 BREAKS = Limit("graph breaks", 100, "MEMOJAX_MAX_GRAPH_BREAKS")
 HOISTED = Limit("bytes of values made of weights alone", 256 << 20, "MEMOJAX_MAX_HOISTED_BYTES")
-MEMORY = Limit("bytes for the working memory and the outputs of one run", 1 << 30, "MEMOJAX_MAX_RUN_BYTES")
+MEMORY = Limit("bytes for the working memory and the outputs of one run", 768 << 20, "MEMOJAX_MAX_RUN_BYTES")
 PATTERN = Limit("steps of a regular expression", 1 << 22, "MEMOJAX_MAX_REGEX_STEPS")
 
 ALL = (NODES, DEPTH, ELEMENTS, FOLDED, EMBEDDED, STEPS, TRIPS, BREAKS, HOISTED, MEMORY, PATTERN)

@@ -12,7 +12,7 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "_types errors limits policies progress",
+    "_types errors limits exporter_names policies progress",
     "xla",
     "model",
     "ops",

@@ -18,8 +18,8 @@ from ..errors import LoweringError, StaticInputError, Unsupported, UnsupportedOp
 from ..limits import Budget, counting_rows
 from ..model.graph import Graph, Value, prune
 from ..ops.resolve import Operators
-from ..ops.trips import most
 from ..ops.static import has_function_body, needed_statically
+from ..ops.trips import most
 from .interpreter import Run, is_whole
 
 _TABLE_ELEMENTS = 4096
@@ -83,7 +83,9 @@ class GraphFunction:
             LoweringError: a node that cannot be lowered for these shapes, by name.
         """
         outputs, overrun = self.counted(params, inputs, key)
-        return outputs if overrun is None else {name: _spoilt(value, overrun) for name, value in outputs.items()}
+        return (
+            outputs if overrun is None else {name: _spoilt(value, overrun) for name, value in outputs.items()}
+        )
 
     def counted(
         self, params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None
@@ -101,11 +103,13 @@ class GraphFunction:
                 env[value.name] = _traced(given)
         if self.random and key is None:
             raise LoweringError("this model has random operators: pass a JAX PRNG key")
-        with counting_rows(self._rows(inputs)):
+        with counting_rows(self.rows(inputs)):
             run = Run(self.graph, self._needed, self.operators, Budget(self._nodes), key)
             run.nodes(self.graph.nodes, env)
         used = run.trips.used
-        return {value.name: env[value.name] for value in self.graph.outputs}, None if used is None else used > most()
+        return {
+            value.name: env[value.name] for value in self.graph.outputs
+        }, None if used is None else used > most()
 
     def with_params(self, params: Mapping[str, Any]) -> GraphFunction:
         """The same function with other weights, which are not checked."""
@@ -133,7 +137,7 @@ class GraphFunction:
         run.nodes(graph.nodes, env)
         return {name: np.asarray(env[name]) for name in names}
 
-    def _rows(self, inputs: Mapping[str, Any]) -> int:
+    def rows(self, inputs: Mapping[str, Any]) -> int:
         """How many rows the inputs have at most: the sizes of dimensions that are not fixed, multiplied."""
         most = 1
         for value in self.graph.inputs:
@@ -198,7 +202,9 @@ def _spoilt(value: GraphValue, overrun: Any) -> GraphValue:
     if value is None or value.dtype.kind in "bO":
         return value
     inexact = jnp.issubdtype(value.dtype, jnp.inexact)
-    return jnp.where(overrun, jnp.asarray(jnp.nan if inexact else jnp.iinfo(value.dtype).min, value.dtype), value)
+    return jnp.where(
+        overrun, jnp.asarray(jnp.nan if inexact else jnp.iinfo(value.dtype).min, value.dtype), value
+    )
 
 
 def _is_whole_number(value: Value) -> bool:

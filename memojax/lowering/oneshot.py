@@ -12,20 +12,26 @@ from jax.sharding import SingleDeviceSharding
 
 from .._types import GraphValue, Source
 from ..errors import (
+    CompileError,
     InputDtypeError,
     InputShapeError,
     MissingInputError,
+    TripCountError,
     UnknownInputError,
     Unsupported,
     UnsupportedOpError,
+    printable,
 )
+from ..limits import TRIPS
 from ..model import load_model
 from ..model.graph import Graph, Value
 from ..model.tensor import overflow
 from ..ops.inline import inlined
 from ..ops.resolve import Operators
+from ..ops.trips import at_most
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.memory import check_memory
 from ..xla.options import compiled
 from .binding import bind_inputs, with_inputs
 from .graph_breaks import HostCall, host_nodes, split
@@ -57,8 +63,12 @@ class OneShot:
         constants: Mapping[str, Any] | None = None,
         device: jax.Device | None = None,
         strict: bool = False,
+        max_trip_count: int | None = None,
     ):
         """Load `source` (see `load_model`), with the inputs in `constants` bound (see `bind_inputs`).
+
+        An executable cannot be interrupted, so loops whose end depends on data may go round `max_trip_count` times in all (262,144 by
+        default, or what `MEMOJAX_MAX_TRIP_COUNT` in the environment says); a call that would need more raises `TripCountError`.
 
         Raises:
             UnsupportedOpError: operators that cannot be lowered; with `strict`, also those that need a graph break.
@@ -67,6 +77,7 @@ class OneShot:
         self.model = load_model(source, outputs=outputs)
         self.graph = bind_inputs(self.model.graph, constants or {})
         self._operators = Operators()
+        self._max_trip_count = max_trip_count
         self.breaks = host_nodes(self.graph, self._operators)
         if self.breaks:
             if strict:
@@ -76,14 +87,12 @@ class OneShot:
             listing = ", ".join(f"{node.name} ({node.op_type})" for node in self.breaks)
             log.warning(
                 "%s: %d graph break(s), run on the host between compiled parts: %s",
-                self.model.name,
+                printable(self.model.name),
                 len(self.breaks),
-                listing,
+                printable(listing),
             )
         self._device = device or cpu_device()
-        self._programs: dict[tuple[str, ...], _Program] = {
-            (): _Program(self.graph, self._device, self._operators)
-        }
+        self._programs = {(): self._program(self.graph)}
 
     def __repr__(self) -> str:
         """What it takes and gives, what is compiled, and where the graph breaks."""
@@ -105,8 +114,11 @@ class OneShot:
         """
         given = tuple(name for name in self.graph.defaults if name in inputs)
         if given not in self._programs:
-            self._programs[given] = _Program(with_inputs(self.graph, given), self._device, self._operators)
+            self._programs[given] = self._program(with_inputs(self.graph, given))
         return self._programs[given](inputs, seed)
+
+    def _program(self, graph: Graph) -> _Program:
+        return _Program(graph, self._device, self._operators, self._max_trip_count)
 
     @property
     def plans(self) -> int:
@@ -117,10 +129,10 @@ class OneShot:
 class _Program:
     """The steps of a graph, in order."""
 
-    def __init__(self, graph: Graph, device: jax.Device, operators: Operators):
+    def __init__(self, graph: Graph, device: jax.Device, operators: Operators, max_trip_count: int | None):
         self._graph = graph
         self._steps = [
-            step if isinstance(step, HostCall) else _Compiled(step.graph, device, operators)
+            step if isinstance(step, HostCall) else _Compiled(step.graph, device, operators, max_trip_count)
             for step in split(graph, operators)
         ]
 
@@ -147,8 +159,9 @@ class _Program:
 class _Compiled:
     """A graph without breaks: one executable for each set of input shapes and static values."""
 
-    def __init__(self, graph: Graph, device: jax.Device, operators: Operators):
+    def __init__(self, graph: Graph, device: jax.Device, operators: Operators, max_trip_count: int | None):
         self.function = GraphFunction(graph, operators)
+        self._max_trip_count = max_trip_count
         self.inputs = [value.name for value in graph.inputs]
         self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
         self._device = device
@@ -169,6 +182,12 @@ class _Compiled:
         values = jax.tree.unflatten(
             structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves]
         )
+        *values, overrun = values
+        if overrun:
+            raise TripCountError(
+                f"a loop did not end within {self._max_trip_count or TRIPS.allowed:,} trips: if the file is to be trusted, give a larger "
+                f"max_trip_count=, or set {TRIPS.variable} in the environment"
+            )
         return dict(zip((value.name for value in self.function.graph.outputs), values, strict=True))
 
     def _compile(self, fixed: dict[str, Any], moving: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -176,11 +195,10 @@ class _Compiled:
 
         def traced(inputs: dict[str, Any], key_data: Any) -> list[Any]:
             key = jax.random.wrap_key_data(key_data, impl="threefry2x32") if self.function.random else None
-            with inlined():
-                outputs = self.function(self.function.params, {**fixed, **inputs}, key)
-            leaves, structure = jax.tree.flatten(
-                list(outputs.values())
-            )  # as a dict it would be sorted by name
+            with inlined(), at_most(self._max_trip_count):
+                outputs, overrun = self.function.counted(self.function.params, {**fixed, **inputs}, key)
+            # As a dict it would be sorted by name.
+            leaves, structure = jax.tree.flatten([*outputs.values(), False if overrun is None else overrun])
             static[:] = [[_COMPUTED if isinstance(leaf, jax.Array) else leaf for leaf in leaves], structure]
             return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
@@ -189,7 +207,8 @@ class _Compiled:
             lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(
                 moving, np.zeros(2, np.uint32)
             )
-            executable = compiled(lowered, self._device)
+            executable = _compile(lowered, self._device)
+            check_memory(executable, self.function.rows({**fixed, **moving}))
         return lambda *args: [np.asarray(value) for value in executable(*args)], static
 
 
@@ -200,6 +219,7 @@ def run(
     outputs: tuple[str, ...] | None = None,
     constants: Mapping[str, Any] | None = None,
     seed: int = 0,
+    max_trip_count: int | None = None,
 ) -> dict[str, GraphValue]:
     """Load a model and run it once, in the file's own layout; any model, batched or not.
 
@@ -209,8 +229,17 @@ def run(
     Raises:
         ModelLoadError: `source` cannot be loaded.
         InputError: a missing, unknown, misshapen or mistyped input.
+        TripCountError: loops whose end depends on data went round more than `max_trip_count` times; see `OneShot`.
     """
-    return OneShot(source, outputs=outputs, constants=constants)(inputs, seed=seed)
+    model = OneShot(source, outputs=outputs, constants=constants, max_trip_count=max_trip_count)
+    return model(inputs, seed=seed)
+
+
+def _compile(lowered: Any, device: jax.Device) -> Any:
+    try:
+        return compiled(lowered, device)
+    except Exception as cause:
+        raise CompileError(f"XLA could not compile this graph for {device}: {cause}") from cause
 
 
 _COMPUTED = object()

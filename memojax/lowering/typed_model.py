@@ -13,11 +13,13 @@ import numpy as np
 
 from .._types import Source
 from ..errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
+from ..exporter_names import is_mask
 from ..model import Model, load_model
 from ..model.signature import ModelApi, TensorSpec
 from ..ops.resolve import Operators
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.memory import check_memory
 from ..xla.options import compiled
 from .batch_axis import BatchAxis, batched
 from .binding import bind_inputs
@@ -226,6 +228,8 @@ class TypedModel:
         with jax.enable_x64(True):
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
+            if self.model is not None:
+                check_memory(executable, len(rows[0]) if rows else 1)
             return [
                 np.asarray(value) for value in executable(self.params, rows, np.array([0, seed], np.uint32))
             ]
@@ -330,7 +334,7 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
     """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask."""
     shape = (n, *spec.shape)
-    if "mask" in spec.name.casefold():
+    if is_mask(spec.name):
         return np.ones(shape, spec.dtype)
     if jnp.issubdtype(spec.dtype, jnp.floating):
         return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)

@@ -119,7 +119,9 @@ def loop(
         return going, rest[: len(state)], rest[len(state) :]
 
     if is_static(M, cond):
-        most_trips = 0 if cond is not None and not scalar(cond) else _ENDLESS if M is None else max(0, scalar(M))
+        most_trips = (
+            0 if cond is not None and not scalar(cond) else _ENDLESS if M is None else max(0, scalar(M))
+        )
         try:
             with trips.kept():
                 foldable = is_static(v_initial, body.captured)
@@ -303,7 +305,9 @@ def _while(
             before = kept.join(moving)
             going, after, _ = step(i, before, ())
             if M is None and is_static(going) and scalar(going):
-                raise ValueError("the loop never ends: it has no trip count, and its condition is always true")
+                raise ValueError(
+                    "the loop never ends: it has no trip count, and its condition is always true"
+                )
             on = jnp.reshape(traced(going), ()).astype(bool)
             return i + 1, on, counter.start() + 1, kept.moving(before, after)
 

@@ -18,6 +18,7 @@ from jax.sharding import SingleDeviceSharding
 from ..errors import BatchSizeError, CompileError, LoweringError
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
+from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from .candidates import DEFAULT, Candidate
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
@@ -194,6 +195,8 @@ class PlanCompiler:
                     "memojax compile", batch_size=size, candidate=candidate.name
                 ):
                     compiled = compiled_for(lowered, self.device, candidate.options)
+                    if self.typed.model is not None:
+                        check_memory(compiled, size)
                     return self._executable(size, compiled, packing, leading, candidate, meter)
             except LoweringError:
                 raise
