@@ -22,7 +22,7 @@ from ..xla.fork import check_not_forked
 from ..xla.memory import check_memory
 from ..xla.options import compiled
 from .batch_axis import BatchAxis, batched
-from .binding import bind_inputs
+from .binding import bind_inputs, check_no_text
 from .graph_breaks import host_nodes
 from .graph_function import GraphFunction
 
@@ -102,6 +102,7 @@ class TypedModel:
             raise UnsupportedOpError(
                 [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
             )
+        check_no_text(graph)
         rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
         return cls(
             fn=rows,

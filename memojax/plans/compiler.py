@@ -94,7 +94,7 @@ class PlanCompiler:
         self.weights: Weights = (
             weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
         )
-        self._hoister = Hoister(leaves)
+        self._hoister = Hoister(leaves, limited=typed.model is not None)
         self._placing = Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
