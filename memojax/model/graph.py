@@ -44,19 +44,18 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    bodies: tuple[Graph, ...] = field(init=False, repr=False, compare=False)
+    """The subgraphs among the attributes."""
 
-    @cached_property
-    def bodies(self) -> tuple[Graph, ...]:
-        """The subgraphs among the attributes."""
-        return tuple(value for value in self.attributes.values() if isinstance(value, Graph))
+    def __post_init__(self) -> None:
+        bodies = tuple(value for value in self.attributes.values() if isinstance(value, Graph))
+        object.__setattr__(self, "bodies", bodies)
 
     def reads(self) -> frozenset[str]:
         """Names this node needs: its inputs, and what its subgraphs take from the scopes around them."""
-        return self._reads
-
-    @cached_property
-    def _reads(self) -> frozenset[str]:
-        names = frozenset(self.inputs).union(*(body.free_names() for body in self.bodies))
+        names = frozenset(self.inputs)
+        if self.bodies:
+            names = names.union(*(body.free_names() for body in self.bodies))
         return names - _ABSENT if "" in names else names
 
 

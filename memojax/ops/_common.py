@@ -21,13 +21,16 @@ from ..limits import ELEMENTS, FOLDED, for_rows
 
 def is_static(*values: Any) -> bool:
     """Whether none of `values` (lists and tuples are looked into) is a JAX array or tracer."""
-    return not any(holds_traced(value) for value in values)
+    for value in values:  # not any(): this runs several times for each node
+        if type(value) is not np.ndarray and holds_traced(value):
+            return False
+    return True
 
 
 def holds_traced(value: Any) -> bool:
     """Whether `value` is, or holds, a JAX array or tracer."""
     if isinstance(value, (list, tuple)):
-        return any(map(holds_traced, value))
+        return not is_static(*value)
     return isinstance(value, jax.Array)
 
 

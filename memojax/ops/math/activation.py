@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from .._common import nx, traced
 from ..inline import is_inlining
@@ -12,8 +14,13 @@ from ..registry import elementwise, op
 
 def relu(x):
     """max(x, 0), whose derivative at 0 is 0. https://onnx.ai/onnx/operators/onnx__Relu.html"""
-    # jax.nn.relu is a custom_jvp, whose tracing takes four times as long; a plan has no use for derivatives.
-    return jnp.maximum(x, 0) if is_inlining() else jax.nn.relu(x)
+    if not is_inlining():
+        return jax.nn.relu(x)
+    # A plan has no use for the derivative, which takes ten times as long to trace as this, nor for jnp.maximum's promotion.
+    try:
+        return lax.max(x, np.zeros((), x.dtype))
+    except TypeError:  # a JAX whose lax does not broadcast scalars
+        return jnp.maximum(x, 0)
 
 
 def softplus(x):
