@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-BAD = ("foreign", "hang", "memory", "crash")
+BAD = ("wrong", "foreign", "hang", "memory", "crash")
 """Kinds of outcome that no file may have."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a file at a door: `kind` is "right", "typed", "foreign", "hang", "memory" or "crash"."""
+    """What came of a file at a door: `kind` is "right", "typed", "wrong", "foreign", "hang", "memory" or "crash"."""
 
     door: str
     kind: str
@@ -42,7 +42,7 @@ class Guard:
     """Runs doors in a child process, which is replaced when it went over its budget or has grown.
 
     Args:
-        seconds: for one door.
+        seconds: of processor time for one door; on the clock it may take six times as long, since other work may be going on.
         peak: bytes that the child may hold at any time, its own libraries included.
         keep: bytes at which a child is replaced between two files.
     """
@@ -67,15 +67,15 @@ class Guard:
         assert child.stdin is not None
         assert child.stdout is not None
         _forget_peak(child.pid)
-        begun = time.monotonic()
+        begun, worked = time.monotonic(), _processor_seconds(child.pid)
         child.stdin.write(json.dumps([door, os.fspath(path)]) + "\n")
         child.stdin.flush()
         highest = 0
         while not select.select([child.stdout], [], [], 0.02)[0]:
             highest = max(highest, _memory(child.pid, "VmHWM"))
-            kind = (
-                "memory" if highest > self.peak else "hang" if time.monotonic() - begun > self.seconds else ""
-            )
+            busy, waited = _processor_seconds(child.pid) - worked, time.monotonic() - begun
+            hangs = busy > self.seconds or waited > 6 * self.seconds
+            kind = "memory" if highest > self.peak else "hang" if hangs else ""
             if kind:
                 self._stop()
                 return Outcome(door, kind, "", time.monotonic() - begun, highest)
@@ -124,6 +124,15 @@ def _memory(pid: int, what: str) -> int:
         if line.startswith(what):
             return int(line.split()[1]) << 10
     return 0
+
+
+def _processor_seconds(pid: int) -> float:
+    """Seconds that a process has computed for; 0 where that is not known."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _forget_peak(pid: int) -> None:
