@@ -30,6 +30,7 @@ _PROGRAMS: tuple[_Setting, ...] = (
 )
 """What a program of ours is traced, compiled and called under, beside the precision of its products."""
 
+_PRECISION = "jax_default_matmul_precision"
 _AS_GUARDED = {"allow": (None, "allow")}
 """Values that mean the same as the wanted one."""
 
@@ -44,7 +45,7 @@ def own_settings(precision: str | None = None) -> Any:
 
 def operator_settings() -> Any:
     """A context for operators in the user's own trace: x64, jit, devices and the precision of products stay as the user has them."""
-    return _within(_OPERATORS, jax.config.jax_default_matmul_precision)
+    return _within(_OPERATORS, getattr(jax.config, _PRECISION))
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def _within(settings: tuple[_Setting, ...], precision: str | None) -> Iterator[N
             now = getattr(jax.config, name)
             if now != wanted and now not in _AS_GUARDED.get(wanted, ()):
                 scope.enter_context(context(wanted))
-        if jax.config.jax_default_matmul_precision != precision:
+        if getattr(jax.config, _PRECISION) != precision:
             scope.enter_context(jax.default_matmul_precision(precision))
         yield
 
