@@ -19,6 +19,7 @@ from ..model.signature import ModelApi, TensorSpec
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled
+from ..xla.settings import own_settings
 from .batch_axis import BatchAxis, batched
 from .binding import bind_inputs
 from .graph_breaks import host_nodes
@@ -158,7 +159,7 @@ class TypedModel:
                 return named
 
             rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in specs]
-            with jax.enable_x64(True):
+            with own_settings():
                 return jax.eval_shape(traced, params, rows, _KEY)
 
         at_five, at_seven = shapes(5), shapes(7)
@@ -225,12 +226,12 @@ class TypedModel:
 
         place = jax.sharding.SingleDeviceSharding(device)
         shapes = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in self.api.inputs]
-        with jax.enable_x64(True):
+        with own_settings():
             lowered = jax.jit(model, in_shardings=place, out_shardings=place).lower(self.params, shapes, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
 
         def run(rows: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
-            with jax.enable_x64(True):
+            with own_settings():
                 results = executable(self.params, rows, np.array([0, seed], np.uint32))
                 return [np.asarray(value) for value in results]
 
