@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from .._types import Source
-from ..api import load
 from ..errors import EvaluationError
 from ..inferer.base import Inferer
+from ..loading import typed_model
 from ..lowering.typed_model import TypedModel
 from .connection import Wiring, connect, innermost, metadata_of
 from .envs import LocalPool, WorkerPool, import_gymnasium
-from .options import EvaluateOptions, Naming, Stepping, check_count, check_names, group_of
+from .options import (
+    EvaluateOptions,
+    Naming,
+    Stepping,
+    check_count,
+    check_names,
+    group_of,
+    refuse_planning,
+)
+from .planning import Planning, Warmup, load_policy
 from .progress import progress_bar
 from .result import Episode, Evaluation
 from .rollout import Rollout, Setting
@@ -71,7 +80,17 @@ def evaluate(
             `SelectObs`, any callable.
         action_transforms: run on each batch of actions before the environment: `ScaleAction`, `ClipAction`, any
             callable. None: Box actions are clipped to the space, unless the metadata says `clip_actions: false`.
+        bucketing: which batch sizes get a plan, as for `memojax.load`; the others are padded. None: powers of two up to
+            `num_envs` where rows are independent, each size where they are not.
+        on_miss: as for `memojax.load`. With the default, "compile", the plans for the full batch and for the smaller
+            batches that come next are compiled ahead, beside the run.
+        preload: batch sizes to compile before the first step, while the environments are made and reset.
+        cache_dir: folder that keeps compiled plans for other processes.
+        maxsize: the most plans to keep, the one for the full batch not counted.
+        device: where the policy runs: "cpu", "gpu", "gpu:1", or a `jax.Device`.
         name: what to call the policy in the result.
+
+    The last six before `name` belong to loading: for an inferer, which is loaded already, give them to `memojax.load`.
 
     Returns:
         The result. After Ctrl-C it has the episodes that were finished, and is marked as `interrupted`.
@@ -88,20 +107,28 @@ def evaluate(
         raise EvaluationError(f"seed is a whole number from 0, got {seed!r}")
     check_names(options)
     stepping, wiring = group_of(Stepping, options), group_of(Wiring, options)
-    policy = inferer if isinstance(inferer, Inferer) else load(inferer)
-    metadata = metadata_of(policy)
+    planning = group_of(Planning, options)
+    if isinstance(inferer, Inferer):
+        refuse_planning(options)
+    loaded = inferer if isinstance(inferer, Inferer) else typed_model(inferer)
+    metadata = metadata_of(loaded)
     if env is None and "env_id" not in metadata:
         raise EvaluationError(
             "which environment? The model's metadata names none (`env_id`): give env=, on the command line --env"
         )
     env = metadata["env_id"] if env is None else env
     width = _width(env, count, num_envs)
-    pool = (
-        LocalPool(env, width)
-        if stepping.vectorization == "sync"
-        else WorkerPool(env, width, stepping.workers)
-    )
-    try:
+    with contextlib.ExitStack() as stack:
+        policy, warmup = (
+            (loaded, Warmup()) if isinstance(loaded, Inferer) else load_policy(loaded, planning, width, seed)
+        )
+        stack.callback(warmup.close)
+        pool = (
+            LocalPool(env, width)
+            if stepping.vectorization == "sync"
+            else WorkerPool(env, width, stepping.workers)
+        )
+        stack.callback(pool.close)
         connection = connect(policy, pool, wiring, deterministic)
         setting = Setting(
             model=group_of(Naming, options).name or _name_of(inferer, innermost(policy)),
@@ -113,13 +140,11 @@ def evaluate(
             feeds=connection.told(deterministic),
         )
         seeds = range(seed, seed + count)
-        rollout = Rollout(connection, pool, setting, seeds, stepping.max_steps, on_episode)
+        rollout = Rollout(connection, pool, setting, seeds, stepping.max_steps, on_episode, warmup)
         title = f"{setting.model} on {pool.name}"
         bar = progress_bar(title, count) if progress else contextlib.nullcontext(_silent)
         with bar as report:
             return rollout.run(report)
-    finally:
-        pool.close()
 
 
 def _width(env: Any, episodes: int, num_envs: int | None) -> int:

@@ -101,9 +101,9 @@ def innermost(inferer: Any) -> Any:
     return inferer
 
 
-def metadata_of(inferer: Inferer) -> Mapping[str, str]:
-    """What the model file says about itself; nothing for an inferer without a file."""
-    return getattr(innermost(inferer), "metadata", {})
+def metadata_of(policy: Any) -> Mapping[str, str]:
+    """What the model file of an inferer or a `TypedModel` says about itself; nothing where there is no file."""
+    return getattr(innermost(policy), "metadata", {})
 
 
 def _recurrent_pairs(
