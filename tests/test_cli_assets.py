@@ -140,7 +140,8 @@ def test_nothing_but_an_older_asset_is_overwritten(tmp_path: Path, files: dict[s
 def test_targets_are_checked_before_anything_is_exported(tmp_path: Path) -> None:
     (tmp_path / "pendulum_ppo.crvo").write_text("notes")
     assert (
-        "not a CRVO asset" in run("to-stablehlo", "acrobot_ppo", "pendulum_ppo", "-o", tmp_path, code=2).stderr
+        "not a CRVO asset"
+        in run("to-stablehlo", "acrobot_ppo", "pendulum_ppo", "-o", tmp_path, code=2).stderr
     )
     assert sorted(os.listdir(tmp_path)) == ["pendulum_ppo.crvo"]
     assert (
