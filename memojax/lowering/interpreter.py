@@ -23,6 +23,7 @@ from ..ops.static import inputs_behind, origin_of
 from ..ops.trips import Trips, most
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.settings import own_settings
 
 ON_HOST = (
     "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
@@ -220,7 +221,7 @@ class Run:
                 given[place] = value
             return self._call(node, call, given, env)
 
-        with jax.enable_x64(True):
+        with own_settings():
             made = jax.eval_shape(
                 shapes, *(jax.ShapeDtypeStruct(inputs[i].shape, inputs[i].dtype) for i in places)
             )
@@ -238,7 +239,7 @@ class Run:
         with (
             self.trips.apart(),
             jax.ensure_compile_time_eval(),
-            jax.enable_x64(True),
+            own_settings(),
             jax.default_device(cpu_device()),
         ):
             outputs = tuple(jax.tree.map(np.asarray, self._call(node, call, inputs, env)))

@@ -21,7 +21,7 @@ from ..limits import ELEMENTS, FOLDED, for_rows
 
 def is_static(*values: Any) -> bool:
     """Whether none of `values` (lists and tuples are looked into) is a JAX array or tracer."""
-    for value in values:  # not any(): this runs several times for each node
+    for value in values:  # noqa: SIM110 - not any(): this runs several times for each node
         if type(value) is not np.ndarray and holds_traced(value):
             return False
     return True
