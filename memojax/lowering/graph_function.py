@@ -20,7 +20,8 @@ from ..model.graph import Graph, Value, prune
 from ..ops.resolve import Operators
 from ..ops.static import has_function_body, needed_statically
 from ..ops.trips import most
-from .interpreter import Run, is_whole
+from .index_ranges import makers_of
+from .interpreter import IndexChecks, Run, is_whole
 
 _TABLE_ELEMENTS = 4096
 """An integer initializer larger than this is a weight (an embedding or look-up table), a smaller one is structure."""
@@ -67,8 +68,16 @@ class GraphFunction:
         self.constants = {n: a for n, a in self.graph.initializers.items() if n not in weights}
         self.random = self.operators.draw(self.graph)
         self._nodes = sum(1 for _ in self.graph.all_nodes())
+        self._makers = makers_of(self.graph)
 
-    def __call__(self, params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Mapping[str, Any],
+        key: jax.Array | None = None,
+        *,
+        checks: IndexChecks | None = None,
+    ) -> Arrays:
         """Outputs by name.
 
         Where a loop whose end depends on data goes on for longer than `memojax.limits.TRIPS`, the outputs are NaN, and the least of their
@@ -78,17 +87,24 @@ class GraphFunction:
             params: as `self.params`, arrays or tracers.
             inputs: every graph input by name, in the file's own layout; `static_inputs` as NumPy arrays.
             key: a JAX PRNG key; needed where `self.random`.
+            checks: filled with the indices that data gives to nodes of Gather and its kin; those that are known to be in range, and
+                those in bodies of Loop, Scan and If, are not among them.
 
         Raises:
             LoweringError: a node that cannot be lowered for these shapes, by name.
         """
-        outputs, overrun = self.counted(params, inputs, key)
+        outputs, overrun = self.counted(params, inputs, key, checks=checks)
         return (
             outputs if overrun is None else {name: _spoilt(value, overrun) for name, value in outputs.items()}
         )
 
     def counted(
-        self, params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None
+        self,
+        params: Params,
+        inputs: Mapping[str, Any],
+        key: jax.Array | None = None,
+        *,
+        checks: IndexChecks | None = None,
     ) -> tuple[Arrays, Any]:
         """Outputs by name, and whether a loop went on for too long, so that they are worth nothing; None where there is no such loop."""
         env: dict[str, GraphValue] = dict(self.constants)
@@ -104,12 +120,14 @@ class GraphFunction:
         if self.random and key is None:
             raise LoweringError("this model has random operators: pass a JAX PRNG key")
         with counting_rows(self.rows(inputs)):
-            run = Run(self.graph, self._needed, self.operators, Budget(self._nodes), key)
+            budget = Budget(self._nodes)
+            run = Run(
+                self.graph, self._needed, self.operators, budget, key, makers=self._makers, checks=checks
+            )
             run.nodes(self.graph.nodes, env)
         used = run.trips.used
-        return {
-            value.name: env[value.name] for value in self.graph.outputs
-        }, None if used is None else used > most()
+        outputs = {value.name: env[value.name] for value in self.graph.outputs}
+        return outputs, None if used is None else used > most()
 
     def with_params(self, params: Mapping[str, Any]) -> GraphFunction:
         """The same function with other weights, which are not checked."""

@@ -24,6 +24,7 @@ from ..ops.trips import Trips, most
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.settings import own_settings
+from .index_ranges import Ranges, outside
 
 ON_HOST = (
     "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
@@ -44,6 +45,9 @@ _EMBEDDED = 1 << 12
 """Bytes of a constant that is too small to count."""
 
 Env = MutableMapping[str, GraphValue]
+
+IndexChecks = dict[str, "tuple[GraphValue, GraphValue]"]
+"""First output of a node -> the indices that it is given, and which of them point at nothing."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,10 @@ class Body:
         env: Env = ChainMap({}, self._scope)
         env.update(self.graph.initializers)
         env.update((value.name, given) for value, given in zip(self.graph.inputs, inputs, strict=True))
-        run = self._run if key is None else replace(self._run, key=key, keys_used=[0])
+        # What is noted in here would leave a loop's or a branch's own trace.
+        run = replace(self._run, checks=None)
+        if key is not None:
+            run = replace(run, key=key, keys_used=[0])
         run.nodes(self.graph.nodes, env)
         return tuple(env[value.name] for value in self.graph.outputs)
 
@@ -97,6 +104,8 @@ class Run:
         trips: how often loops whose end depends on data went round.
         key: a JAX PRNG key, where there are random operators.
         keys_used: how many keys were derived from it.
+        makers: name -> node that computes it, for ranges of indices.
+        checks: filled, where it is not None, with the indices that data gives.
     """
 
     graph: Graph
@@ -106,6 +115,8 @@ class Run:
     key: jax.Array | None
     trips: Trips = field(default_factory=Trips)
     keys_used: list[int] = field(default_factory=lambda: [0])
+    makers: Mapping[str, Node] = field(default_factory=dict)
+    checks: IndexChecks | None = None
 
     def nodes(self, nodes: Sequence[Node], env: Env) -> None:
         """Lower `nodes` in order; their outputs are put into `env`."""
@@ -279,13 +290,30 @@ class Run:
             f"{', '.join(map(repr, behind))}: with constants={{{example}}} only one branch is taken)"
         )
 
+    def in_range(
+        self,
+        node: Node,
+        env: Env,
+        position: int,
+        low: Any,
+        high: Any,
+        *,
+        checked: bool = True,
+    ) -> bool:
+        """Whether the values of an input of `node` are known to lie between `low` and `high`; if not, they are noted in `checks`."""
+        name = node.inputs[position]
+        found = Ranges(self.makers, env).of(name)
+        known = found is not None and found[0] >= np.max(low) and found[1] <= np.min(high)
+        if checked and not known and self.checks is not None and not is_static(env[name]):
+            self.checks[node.outputs[0]] = env[name], outside(env[name], low, high)
+        return known
+
     def recompute(self, env: Env, given: Mapping[str, GraphValue], wanted: str) -> GraphValue:
         """The value of `wanted` if the names in `given` had other values; what they do not reach is taken from `env`."""
         reached = set(given)
-        own: dict[str, GraphValue] = dict(given)
-        inner: Env = ChainMap(own, env)
+        inner: Env = ChainMap(dict(given), env)
         for node in self.graph.nodes:
-            if wanted in own:
+            if wanted in inner.maps[0]:  # pyright: ignore[reportAttributeAccessIssue]
                 break
             if node.reads() & reached:
                 reached.update(filter(None, node.outputs))
@@ -311,6 +339,7 @@ class _Context(Mapping[str, Any]):
             "key": lambda: run.next_key() if call.draws else None,
             "recompute": lambda: functools.partial(run.recompute, env),
             "trips": lambda: run.trips,
+            "in_range": lambda: functools.partial(run.in_range, node, env),
         }
 
     def __getitem__(self, name: str) -> Any:

@@ -37,6 +37,8 @@ from ..xla.settings import own_settings
 from .binding import bind_inputs, with_inputs
 from .graph_breaks import HostCall, host_nodes, split
 from .graph_function import GraphFunction
+from .index_checks import check_indices
+from .interpreter import IndexChecks
 
 log = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
@@ -65,11 +67,13 @@ class OneShot:
         device: jax.Device | None = None,
         strict: bool = False,
         max_trip_count: int | None = None,
+        checked: bool = False,
     ):
         """Load `source` (see `load_model`), with the inputs in `constants` bound (see `bind_inputs`).
 
         An executable cannot be interrupted, so loops whose end depends on data may go round `max_trip_count` times in all (262,144 by
         default, or what `MEMOJAX_MAX_TRIP_COUNT` in the environment says); a call that would need more raises `TripCountError`.
+        With `checked`, a call raises an error where data gives an index that points at nothing; otherwise NaN comes of it.
 
         Raises:
             UnsupportedOpError: operators that cannot be lowered; with `strict`, also those that need a graph break.
@@ -92,7 +96,7 @@ class OneShot:
                 len(self.breaks),
                 printable(listing),
             )
-        self._device = device or cpu_device()
+        self._device, self._checked = device or cpu_device(), checked
         self._programs = {(): self._program(self.graph)}
 
     def __repr__(self) -> str:
@@ -119,7 +123,7 @@ class OneShot:
         return self._programs[given](inputs, seed)
 
     def _program(self, graph: Graph) -> _Program:
-        return _Program(graph, self._device, self._operators, self._max_trip_count)
+        return _Program(graph, self._device, self._operators, self._max_trip_count, self._checked)
 
     @property
     def plans(self) -> int:
@@ -130,10 +134,19 @@ class OneShot:
 class _Program:
     """The steps of a graph, in order."""
 
-    def __init__(self, graph: Graph, device: jax.Device, operators: Operators, max_trip_count: int | None):
+    def __init__(
+        self,
+        graph: Graph,
+        device: jax.Device,
+        operators: Operators,
+        max_trip_count: int | None,
+        checked: bool,
+    ):
         self._graph = graph
         self._steps = [
-            step if isinstance(step, HostCall) else _Compiled(step.graph, device, operators, max_trip_count)
+            step
+            if isinstance(step, HostCall)
+            else _Compiled(step.graph, device, operators, max_trip_count, checked)
             for step in split(graph, operators)
         ]
 
@@ -160,12 +173,19 @@ class _Program:
 class _Compiled:
     """A graph without breaks: one executable for each set of input shapes and static values."""
 
-    def __init__(self, graph: Graph, device: jax.Device, operators: Operators, max_trip_count: int | None):
+    def __init__(
+        self,
+        graph: Graph,
+        device: jax.Device,
+        operators: Operators,
+        max_trip_count: int | None,
+        checked: bool,
+    ):
         self.function = GraphFunction(graph, operators)
         self._max_trip_count = max_trip_count
         self.inputs = [value.name for value in graph.inputs]
         self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
-        self._device = device
+        self._device, self._checked = device, checked
         self._precision = None if device.platform == "cpu" else "highest"
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
@@ -181,9 +201,10 @@ class _Compiled:
             results = executable(moving, np.array([0, seed & 0xFFFFFFFF], np.uint32))
         leaves, structure = static
         results = iter(results)
-        values = jax.tree.unflatten(
+        values, checks = jax.tree.unflatten(
             structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves]
         )
+        check_indices(self.function.graph, checks)
         *values, overrun = values
         if overrun:
             raise TripCountError(
@@ -197,10 +218,14 @@ class _Compiled:
 
         def traced(inputs: dict[str, Any], key_data: Any) -> list[Any]:
             key = jax.random.wrap_key_data(key_data, impl="threefry2x32") if self.function.random else None
+            checks: IndexChecks = {}
             with inlined(), at_most(self._max_trip_count):
-                outputs, overrun = self.function.counted(self.function.params, {**fixed, **inputs}, key)
-            # As a dict it would be sorted by name.
-            leaves, structure = jax.tree.flatten([*outputs.values(), False if overrun is None else overrun])
+                outputs, overrun = self.function.counted(
+                    self.function.params, {**fixed, **inputs}, key, checks=checks if self._checked else None
+                )
+            # Outputs are a list, since a dict would be sorted by name.
+            results = [*outputs.values(), False if overrun is None else overrun]
+            leaves, structure = jax.tree.flatten((results, checks))
             static[:] = [[_COMPUTED if isinstance(leaf, jax.Array) else leaf for leaf in leaves], structure]
             return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
@@ -219,6 +244,7 @@ def run(
     *,
     outputs: tuple[str, ...] | None = None,
     constants: Mapping[str, Any] | None = None,
+    checked: bool = False,
     seed: int = 0,
     max_trip_count: int | None = None,
 ) -> dict[str, GraphValue]:
@@ -230,9 +256,12 @@ def run(
     Raises:
         ModelLoadError: `source` cannot be loaded.
         InputError: a missing, unknown, misshapen or mistyped input.
+        IndexRangeError: with `checked`, an index that data gives points at nothing.
         TripCountError: loops whose end depends on data went round more than `max_trip_count` times; see `OneShot`.
     """
-    model = OneShot(source, outputs=outputs, constants=constants, max_trip_count=max_trip_count)
+    model = OneShot(
+        source, outputs=outputs, constants=constants, max_trip_count=max_trip_count, checked=checked
+    )
     return model(inputs, seed=seed)
 
 
