@@ -97,7 +97,7 @@ class OneShot:
                 printable(listing),
             )
         self._device, self._checked = device or cpu_device(), checked
-        self._programs = {(): self._program(self.graph)}
+        self._programs: dict[tuple[str, ...], _Program] = {(): self._program(self.graph)}
 
     def __repr__(self) -> str:
         """What it takes and gives, what is compiled, and where the graph breaks."""

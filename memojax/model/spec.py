@@ -81,13 +81,17 @@ def _call(op_type: str, opset: int, domain: str) -> _Call | None:
     optional = onnx.defs.OpSchema.FormalParameterOption.Single
     names = tuple(formal.name if formal.option == optional else "" for formal in schema.inputs)
     return _Call(
-        types={name: int(attribute.type.value) for name, attribute in schema.attributes.items()},
+        types={name: _number(attribute.type) for name, attribute in schema.attributes.items()},
         required=tuple(name for name, attribute in schema.attributes.items() if attribute.required),
         inputs=names,
         needed=len(names),
         most_inputs=schema.max_input,
         most_outputs=schema.max_output,
     )
+
+
+def _number(attribute_type: Any) -> int:
+    return int(attribute_type.value)
 
 
 def _fits(value: Any, wanted: int) -> bool:
