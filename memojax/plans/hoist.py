@@ -1,4 +1,8 @@
-"""Computation that depends on weights alone, found on the jaxpr and taken out of the function: done once per weight load, not per call."""
+"""Take computation that depends on weights alone out of a traced function, so it runs once per load and not once per call.
+
+`Hoister.split` divides a jaxpr in two. `Node`s describe values made of weights, such as a transposed kernel; they are evaluated once and
+shared by all batch sizes. The `Residual` holds the steps that remain for each call, and takes the nodes' values as its first arguments.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ _INLINED = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-"""Primitives that only call a jaxpr, and the parameter that holds it; derivatives are of no use in a plan."""
+"""Primitives that only call a jaxpr, and the parameter that holds it; a plan needs no custom derivatives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +43,7 @@ class _Literal:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One equation: `outputs = primitive(*inputs, **params)`; values are numbered."""
+    """One equation: `outputs = primitive(*inputs, **params)`, with values named by numbers."""
 
     primitive: Any
     params: dict[str, Any]
@@ -57,10 +61,10 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A value made from weights alone: a weight (`step` is None, `index` its position), or an output of a step over such values.
+    """A value made of weights alone: a weight itself (`step` is None, `index` its position), or output `index` of a step over such values.
 
-    Literals make nodes too where weights are combined with them. Equal computations are one node, so that all batch sizes share what they
-    make of the weights.
+    Steps over literals become nodes if weights are combined with them. Equal computations are one node, so all batch sizes share its
+    value.
     """
 
     index: int
@@ -85,9 +89,9 @@ class Residual:
     def __call__(
         self, leading: Sequence[Any], inputs: Sequence[Any], rewrite: Rewrite | None = None
     ) -> list[Any]:
-        """Outputs; `rewrite(step, inputs)` stands in for `step.bind(inputs)`.
+        """Compute the outputs; `rewrite(step, inputs)` replaces `step.bind(inputs)`.
 
-        No output is an input itself, so that buffers may be reused.
+        An output that is an input is copied, so input buffers may be reused.
         """
         env = dict(zip((*self.leading, *self.inputs), (*leading, *inputs), strict=True))
         passed = set(env)
@@ -101,7 +105,7 @@ class Residual:
 
 
 class Hoister:
-    """Splits traced functions of one set of weights; holds what several batch sizes share."""
+    """Splits traced functions of one set of weights; holds the nodes that batch sizes share."""
 
     def __init__(self, leaves: Sequence[Any]):
         """`leaves` are the weights, in the order of the traced function's first arguments."""
@@ -111,14 +115,15 @@ class Hoister:
         self._values: weakref.WeakKeyDictionary[Node, weakref.ref[np.ndarray]] = weakref.WeakKeyDictionary()
 
     def split(self, closed: Any) -> Residual:
-        """Take what depends on weights alone out of a closed jaxpr whose first arguments are the weights.
+        """Split a closed jaxpr whose first arguments are the weights.
 
-        What makes more numbers than it takes (a bias broadcast to the batch) stays inside. Hold the tracing lock.
+        A step that gives more numbers than it takes (a bias broadcast to the batch) stays in the residual. Hold the tracing lock.
         """
         jaxpr = closed.jaxpr
         flat = _Flat()
         arguments = [flat.number(var.aval) for var in jaxpr.invars]
         outputs = flat.inline(jaxpr, closed.consts, arguments)
+        # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal): a node absorbs them if it needs them.
         known: dict[int, Node] = dict(zip(arguments, self._weights, strict=False))
         free: dict[int, Step] = {}
         kept = []
@@ -130,6 +135,7 @@ class Hoister:
             if all(number in known or number in free for number in numbers) and not any(
                 map(_opaque, step.avals)
             ):
+                # Hoisting pays if the result is not larger than its weights: a larger one costs more to read than to compute.
                 if 0 < given <= taken:
                     made = self._made(step, known, free)
                 elif not taken:
@@ -138,6 +144,7 @@ class Hoister:
                 kept.append(step)
             else:
                 known.update(zip(step.outputs, made, strict=True))
+        # A node that only other nodes read is no argument: its value is inside of theirs.
         steps, needed = _alive(kept, outputs)
         leading = tuple(number for number in known if number in needed)
         return Residual(
@@ -149,7 +156,7 @@ class Hoister:
         )
 
     def values(self, nodes: Iterable[Node]) -> list[np.ndarray]:
-        """Values of `nodes` on the host; they are remembered for as long as somebody holds them."""
+        """Values of `nodes` on the host, remembered for as long as a caller holds them."""
         nodes = list(nodes)
         held = {node: ref() for node in nodes if (ref := self._values.get(node)) is not None}
         missing = [node for node in nodes if held.get(node) is None]
@@ -160,7 +167,7 @@ class Hoister:
         return [held[node] for node in nodes]  # pyright: ignore[reportReturnType]
 
     def replace(self, leaves: Sequence[Any]) -> None:
-        """Go on with other weights of the same shapes and dtypes."""
+        """Switch to other weights of the same shapes and dtypes."""
         self.leaves = tuple(leaves)
         self._values.clear()
 
@@ -221,7 +228,7 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
 
 @dataclass
 class _Flat:
-    """A jaxpr as numbered steps, calls of other jaxprs inlined."""
+    """A jaxpr as numbered steps, with calls of other jaxprs inlined."""
 
     steps: list[Step] = field(default_factory=list)
     sizes: dict[int, int] = field(default_factory=dict)
@@ -247,7 +254,7 @@ class _Flat:
 
 
 def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, ...], set[int]]:
-    """The steps that the outputs need, and all numbers that are read."""
+    """The steps that the outputs need, and all numbers that they read."""
     needed = {atom for atom in outputs if isinstance(atom, int)}
     alive = []
     for step in reversed(steps):
@@ -267,7 +274,7 @@ def _origin(node: Node) -> str:
 
 
 def _opaque(aval: Any) -> bool:
-    """Whether a value is none that NumPy can hold (a random key, a token)."""
+    """Whether NumPy cannot hold a value (a random key, a token)."""
     return not hasattr(aval, "dtype") or jnp.issubdtype(aval.dtype, jax.dtypes.extended)
 
 
@@ -280,10 +287,10 @@ def _by_numpy(step: Step, inputs: list[Any]) -> list[Any]:
 
 
 def _frozen(value: Any) -> Any:
-    """`value` as a key by which equal computations are found.
+    """A hashable key of `value`, equal for equal computations.
 
     Raises:
-        TypeError: there is no such key (a jaxpr, a function, a large array).
+        TypeError: the value has no key (a jaxpr, a function, a large array).
     """
     if isinstance(value, dict):
         return tuple((name, _frozen(value[name])) for name in sorted(value))
