@@ -36,7 +36,7 @@ Autotune = Literal["off", "preload", "background"]
 
 Done: TypeAlias = Callable[[Plan], None]
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 DEFAULT_BUDGET_MB = 256
 _MARGIN = 1.04
@@ -64,7 +64,7 @@ class Tuner:
         if mode not in ("off", "preload", "background"):
             raise InputError(f"autotune must be 'off', 'preload' or 'background', got {mode!r}")
         self.mode: Autotune = mode
-        self.budget = int(budget_mb * (1 << 20))
+        self.budget: int = int(budget_mb * (1 << 20))
         self._spent: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
 
     def handles(self, compiler: PlanCompiler) -> bool:

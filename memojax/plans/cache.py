@@ -20,7 +20,7 @@ from .compiler import Lowered
 from .forbid import check_allowed
 from .plan import Plan
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 _caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()
 
 

@@ -30,7 +30,7 @@ from .weight_arguments import Leading, Placing
 
 Weights = Literal["auto", "constant", "argument"]
 
-trace_lock = threading.RLock()
+trace_lock: threading.RLock = threading.RLock()
 """Held while JAX traces, which is Python work that only one thread can do at a time anyway."""
 
 _LARGE = 8 << 20
@@ -82,14 +82,14 @@ class PlanCompiler:
         """
         self.typed = typed
         self.device = device
-        self.precision = precision if device.platform != "cpu" else None
+        self.precision: str | None = precision if device.platform != "cpu" else None
         self.host = host
         self.keep_traces = False
         self._name = plain_name(typed.name or "function")
         self._packs_inputs = device.platform != "cpu"
         leaves, self._structure = jax.tree.flatten(typed.params)
-        self.weight_bytes = sum(leaf.nbytes for leaf in leaves)
-        self.largest_weight = max((leaf.nbytes for leaf in leaves), default=0)
+        self.weight_bytes: int = sum(leaf.nbytes for leaf in leaves)
+        self.largest_weight: Any | int = max((leaf.nbytes for leaf in leaves), default=0)
         large = self.weight_bytes > _LARGE
         self.weights: Weights = (
             weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
@@ -98,8 +98,8 @@ class PlanCompiler:
         self._placing = Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
-        self.input_bytes = sum(map(_bytes, typed.api.inputs))
-        self.row_bytes = self.input_bytes + sum(map(_bytes, self._outputs))
+        self.input_bytes: int = sum(map(_bytes, typed.api.inputs))
+        self.row_bytes: int = self.input_bytes + sum(map(_bytes, self._outputs))
 
     def lower(self, size: int, candidate: Candidate = DEFAULT, residual: Residual | None = None) -> Lowered:
         """Trace (unless that has been done: `residual`) and lower for `size` rows, by the default candidate or another.

@@ -25,7 +25,7 @@ from .hoist import Residual
 from .plan import Plan
 from .tuning_log import Choices
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 _SURELY_FITS = 64
 """Assumed upper bound of temporaries, as a multiple of input and output bytes."""
@@ -38,6 +38,9 @@ class Engine:
 
     `cache` holds the plans for NumPy batches and is never replaced; `typed` is the model with its present weights.
     """
+
+    typed: TypedModel
+    cache: PlanCache
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class Engine:
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
-        self.disk_hits = 0
+        self.disk_hits: int = 0
         self._device = device
         self._precision = precision
         self._fingerprint = typed.fingerprint

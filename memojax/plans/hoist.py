@@ -107,6 +107,8 @@ class Residual:
 class Hoister:
     """Splits traced functions of one set of weights; holds the nodes that batch sizes share."""
 
+    leaves: tuple[Any, ...]
+
     def __init__(self, leaves: Sequence[Any]):
         """`leaves` are the weights, in the order of the traced function's first arguments."""
         self.leaves = tuple(leaves)

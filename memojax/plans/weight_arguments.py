@@ -24,8 +24,8 @@ class Leading:
     __slots__ = ("__weakref__", "nodes", "values")
 
     def __init__(self, nodes: Sequence[Node] = (), values: Sequence[Any] = ()):
-        self.nodes = tuple(nodes)
-        self.values = tuple(values)
+        self.nodes: tuple[Node, ...] = tuple(nodes)
+        self.values: tuple[Any, ...] = tuple(values)
 
 
 class Placing:

@@ -44,11 +44,15 @@ class ScratchPad:
     array([[1., 2.]], dtype=float32)
     """
 
+    input_specs: tuple[TensorSpec, ...]
+    output_specs: tuple[TensorSpec, ...]
+    capacity: int
+
     def __init__(
         self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int = DEFAULT_CAPACITY
     ):
         """Room for `capacity` agents; it doubles when it is exceeded."""
-        self.input_specs = tuple(inputs)
+        self.input_specs: tuple[TensorSpec, ...] = tuple(inputs)
         self.output_specs = tuple(outputs)
         self.capacity = max(int(capacity), 1)
         self.ids: list[int] = []
@@ -138,6 +142,8 @@ class ScratchPadView:
         device: the device of the rows; None is the host.
     """
 
+    device: jax.Device | None
+
     __slots__ = (
         "_inputs",
         "_outputs",
@@ -163,14 +169,14 @@ class ScratchPadView:
         anonymous: bool | None = None,
     ):
         """View `size` rows; a wrapper fills the inputs that are None."""
-        self.input_specs = input_specs
-        self.output_specs = output_specs
+        self.input_specs: Sequence[TensorSpec] = input_specs
+        self.output_specs: Sequence[TensorSpec] = output_specs
         self._inputs = list(inputs)
         self._outputs: list[Array | None] = [None] * len(output_specs)
         self._size = size
-        self.anonymous = ids is None if anonymous is None else anonymous
+        self.anonymous: bool = ids is None if anonymous is None else anonymous
         self.ids: Sequence[int] = range(size) if ids is None else ids
-        self.dones = dones
+        self.dones: Array | None = dones
         self.device = device
 
     def __len__(self) -> int:
