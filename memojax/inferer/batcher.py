@@ -127,6 +127,14 @@ class Batcher:
         """Whether an `execute` failed after some rows had run."""
         return self._batch().done > 0
 
+    def states(self) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """Agents that wait, with views of their rows."""
+        pad = self._batch().pad
+        return [
+            (agent, {spec.name: pad.rows(slot, at, at + 1)[0, ...] for slot, spec in self._slots})
+            for at, agent in enumerate(pad.ids)
+        ]
+
     def _batch(self) -> _Batch:
         """What waits, with nothing left undone by a call that was interrupted."""
         batch = self._waiting
@@ -224,6 +232,19 @@ class Batcher:
             IncompatibleModelError: `inferer` is of another model than the one that this batcher was made for.
             MissingInputError: a wrapper filled an input of that one, which `inferer` wants from callers.
         """
+        responses = self.run(inferer)
+        emptied = _Batch(self._waiting.pad.emptied())
+        try:
+            return responses
+        finally:
+            self._waiting = emptied  # the last line that runs: an interrupt before it loses no answer
+
+    def run(self, inferer: Inferer) -> dict[int, Response]:
+        """`execute` without its end: all answers are here and can be had again, until `clear` forgets the agents.
+
+        Raises:
+            IncompatibleModelError, MissingInputError: as for `execute`.
+        """
         if inferer.raw_api is not self._raw or inferer.api is not self._api:
             self._check_fits(inferer)
         batch = self._batch()
@@ -237,12 +258,7 @@ class Batcher:
             if not view.ran:
                 view.settle()
             done += len(view)
-        responses = self._responses(inferer, batch)
-        emptied = _Batch(batch.pad.emptied())
-        try:
-            return responses
-        finally:
-            self._waiting = emptied  # the last line that runs here: an interrupt before it loses no answer
+        return self._responses(inferer, batch)
 
     def clear(self) -> None:
         """Forget everything that waits."""

@@ -317,6 +317,7 @@ def _take(
 
 @jax.jit
 def _put(stores: list[jax.Array], rows: jax.Array, states: list[jax.Array]) -> list[jax.Array]:
+    # The old stores are not donated: an interrupt before the new ones are in place must not lose both.
     return [
         store.at[rows].set(state.astype(store.dtype)) for store, state in zip(stores, states, strict=True)
     ]
