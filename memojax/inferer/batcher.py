@@ -135,6 +135,9 @@ class Batcher:
             for at, agent in enumerate(pad.ids)
         ]
 
+    def _start(self, batch: _Batch) -> None:
+        self._waiting = batch
+
     def _batch(self) -> _Batch:
         """What waits, with nothing left undone by a call that was interrupted."""
         batch = self._waiting
@@ -234,10 +237,8 @@ class Batcher:
         """
         responses = self.run(inferer)
         emptied = _Batch(self._waiting.pad.emptied())
-        try:
-            return responses
-        finally:
-            self._waiting = emptied  # the last line that runs: an interrupt before it loses no answer
+        # On one line, as an interrupt between two would lose the answers.
+        return (self._start(emptied), responses)[1]
 
     def run(self, inferer: Inferer) -> dict[int, Response]:
         """`execute` without its end: all answers are here and can be had again, until `clear` forgets the agents.
@@ -262,7 +263,7 @@ class Batcher:
 
     def clear(self) -> None:
         """Forget everything that waits."""
-        self._waiting = _Batch(self._batch().pad.emptied())
+        self._start(_Batch(self._batch().pad.emptied()))
 
     def _replace(
         self,

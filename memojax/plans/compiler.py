@@ -142,12 +142,18 @@ class PlanCompiler:
         executable = self._executable(size, compiled, packing, leading, candidate, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
-    def update(self, params: Any) -> None:
-        """Give all plans, and those still to be made, other weights of the same names, shapes and dtypes; only where they are arguments.
+    def updating(self, typed: TypedModel) -> Callable[[], None]:
+        """What gives all plans, and those still to be made, the weights of `typed`; only where they are arguments.
 
-        A call that runs meanwhile sees all the old weights or all the new ones.
+        Names, shapes and dtypes are the same. A call that runs meanwhile sees all the old weights or all the new ones.
         """
-        self._placing.replace(jax.tree.leaves(params))
+        replace = self._placing.replacing(jax.tree.leaves(typed.params))
+
+        def update() -> None:
+            replace()
+            self.typed = typed
+
+        return update
 
     def trace(self, size: int) -> Residual:
         """The model at `size` rows, without what depends on weights alone."""

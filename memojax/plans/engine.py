@@ -8,12 +8,14 @@ import pickle
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, get_args
 
 import jax
 
 from ..errors import BatchMemoryError, CompileError, InputError
 from ..lowering.typed_model import TypedModel
+from ..rows.journal import Journal
 from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
 from .autotune import Tuner
@@ -70,6 +72,7 @@ class Engine:
         self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
+        self._journal = Journal()
         self.cache = PlanCache(self._lower, maxsize)
 
     def on(self, device: jax.Device) -> PlanCache:
@@ -105,31 +108,44 @@ class Engine:
         """
         with self._lock:
             if self._compiler.weights == "constant":
-                self._become_argument(typed)
+                steps = [self._becoming_argument(typed)]
             else:
-                self._compiler.typed = typed
-                self._compiler.update(typed.params)
-            self.typed = typed
+                steps = [self._compiler.updating(typed)]
             for device, (compiler, cache) in list(self._elsewhere.items()):
                 if compiler.weights == "argument":
-                    compiler.typed = typed
-                    compiler.update(typed.params)
+                    steps.append(compiler.updating(typed))
                 else:
-                    cache.clear()
-                    del self._elsewhere[device]
+                    steps.append(functools.partial(self._leave, device, cache))
 
-    def _become_argument(self, typed: TypedModel) -> None:
+            def switch() -> None:
+                for step in steps:
+                    step()
+                self.typed = typed
+
+            self._journal.commit(switch)
+
+    def _leave(self, device: jax.Device, cache: PlanCache) -> None:
+        self._elsewhere.pop(device, None)
+        cache.clear()
+
+    def _becoming_argument(self, typed: TypedModel) -> Callable[[], None]:
+        """Make plans whose weights are arguments for the sizes in use; gives what puts them in place."""
         started = time.perf_counter()
         compiler = PlanCompiler(typed, self._device, "argument", self._precision)
         plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
-        self._compiler = compiler
-        self.cache.replace(plans)
         log.info(
             "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
             "(load with weights='argument' to begin that way)",
             len(plans),
             (time.perf_counter() - started) * 1e3,
         )
+
+        def switch() -> None:
+            self._compiler = compiler
+            if self.cache.plans() != list(plans.values()):
+                self.cache.replace(plans)
+
+        return switch
 
     def _lower(self, size: int) -> Lowered:
         self._check_fits(self._compiler, size)

@@ -21,8 +21,12 @@ class Journal:
 
     def commit(self, step: Callable[[], None]) -> None:
         """Do `step`, which must give the same result when it is done again, from any place in its middle."""
-        self._owed = step
-        self.finish()
+        try:
+            self._owed = step
+            self.finish()
+        except BaseException:
+            self.finish()  # at once, for readers that take no notice of this journal
+            raise
 
     def finish(self) -> None:
         """Do what is owed, if anything is."""

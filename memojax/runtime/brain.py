@@ -171,8 +171,7 @@ class BrainState:
             self._journal.finish()
             self._note_arrival()
             self._batch_of(agent).push(agent, state, replace=True)
-            if self._ending == (agent,):  # it lives on, if it can
-                self._ending = None
+            self._lives_on(agent)
 
     def extend(self, states: States) -> None:
         """Queue the states of many agents, all or none."""
@@ -184,6 +183,7 @@ class BrainState:
             sealed = {agent for agent, _ in pairs if self._batch_of(agent) is self._queue.sealed}
             if not sealed:
                 self._queue.open.extend(pairs, replace=True)
+                self._lives_on(*(agent for agent, _ in pairs))
                 return
             # Two batches take them: copies, checked as a whole, that each can take again if it comes to that.
             copies = Batcher(self.inferer, len(pairs))
@@ -192,38 +192,44 @@ class BrainState:
             for agent, state in copies.states():
                 parts[agent in sealed].append((agent, state))
             self._journal.commit(partial(_extend_both, self._queue, *parts))
+            self._lives_on(*(agent for agent, _ in pairs))
 
     def begin_agent(self, agent: int) -> None:
         """An agent appears."""
         with self._running:
             self._check_alive()
             self._finish_ending()
-            known = agent in self._agents
-            # First, as an agent that is in here without reason is begun in vain by a swap, and one that is missing is not.
-            self._agents.add(agent)
-            try:
-                self.inferer.begin_agent(agent)
-            except Exception:
-                if not known:
-                    self._agents.discard(agent)
-                raise
+            self._begin(agent)
 
     def end_agent(self, agent: int) -> None:
         """An agent is gone, and with it the state that waits."""
         with self._running:
             self._check_alive()
-            if self._ending == (agent,):
-                self._finish_ending()
-                return
+            again = self._ending == (agent,)
             self._finish_ending()
-            self._ending = (agent,)
-            try:
-                self.inferer.end_agent(agent)
-            except Exception as failure:
-                if not isinstance(failure, MemoryError):  # a refusal: nothing has changed
-                    self._ending = None
-                raise
-            self._forget(agent)
+            if not again:
+                self._end(agent)
+
+    def _begin(self, agent: int) -> None:
+        known = agent in self._agents
+        # First, as an agent that is in here without reason is begun in vain by a swap, and one that is missing is not.
+        self._agents.add(agent)
+        try:
+            self.inferer.begin_agent(agent)
+        except Exception:
+            if not known:
+                self._agents.discard(agent)
+            raise
+
+    def _end(self, agent: int) -> None:
+        self._ending = (agent,)
+        try:
+            self.inferer.end_agent(agent)
+        except Exception as failure:
+            if not isinstance(failure, MemoryError):  # a refusal: nothing has changed
+                self._ending = None
+            raise
+        self._forget(agent)
 
     def _finish_ending(self) -> None:
         """End the agent whose end was interrupted: whether the inferer still knew it then cannot be told, but ended it shall be."""
@@ -232,6 +238,11 @@ class BrainState:
             with contextlib.suppress(UnknownAgentError):
                 self.inferer.end_agent(agent)
             self._forget(agent)
+
+    def _lives_on(self, *agents: int) -> None:
+        """New states of `agents` are no part of an end that was interrupted."""
+        if self._ending is not None and self._ending[0] in agents:
+            self._ending = None
 
     def _forget(self, agent: int) -> None:
         with self._lock:
@@ -295,22 +306,25 @@ class BrainState:
                 if not len(batch) or self._removed:
                     return
             count, whole, ready = len(batch), not batch.begun, self._is_ready(len(batch))
-            try:
-                # The batch is cleared only when its answers are where the next frame finds them.
-                responses = batch.run(self.inferer)
-                if responses:
-                    answers[self.brain] = {**answers.get(self.brain, {}), **responses}
-                batch.clear()
-            except BaseException:
-                with self._lock:
-                    self._queue = self._queue._replace(sealed_since=self._turns.frame + 1)
-                    self._served = self._turns.served()
-                raise
+            self._execute(batch, answers)
             with self._lock:
                 self._executing = False
                 self._served = self._turns.served()
                 if whole:
                     self._note_cost(count, self._clock() - started, ready)
+
+    def _execute(self, batch: Batcher, answers: dict[BrainId, dict[int, Response]]) -> None:
+        """Run `batch`, and clear it when its answers are where the next frame finds them."""
+        try:
+            responses = batch.run(self.inferer)
+            if responses:
+                answers[self.brain] = {**answers.get(self.brain, {}), **responses}
+            batch.clear()
+        except BaseException:
+            with self._lock:
+                self._queue = self._queue._replace(sealed_since=self._turns.frame + 1)
+                self._served = self._turns.served()
+            raise
 
     def remove(self) -> list[int]:
         """Take the brain out of service when it has finished what it is doing; the agents that still waited."""

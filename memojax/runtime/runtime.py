@@ -270,14 +270,11 @@ class Runtime:
             while frame.cold and (frame.run_first_cold() or frame.await_cold(self._compiles)):
                 self._work(frame, threads)
             responses = frame.all_responses()
-            try:
-                if frame.failures:
-                    raise RuntimeErrors(frame.failures, responses)
-                return responses
-            finally:
-                self._frames.pop(
-                    frame_number, None
-                )  # an interrupt before it leaves the answers to the next frame
+            failure = RuntimeErrors(frame.failures, responses) if frame.failures else None
+            # On one line each, as an interrupt between two would lose the answers.
+            if failure is not None:
+                raise (self._frames.pop(frame_number, None), failure)[1]
+            return (self._frames.pop(frame_number, None), responses)[1]
 
     def _register(self, frame: _Frame) -> None:
         """Put `frame` among those at work; it takes over the answers of frames that were interrupted."""
@@ -297,9 +294,9 @@ class Runtime:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="memojax-runtime")
         pool = self._pool
-        frame.helpers = [pool.submit(contextvars.copy_context().run, frame.work) for _ in range(threads - 1)]
+        helpers = [pool.submit(contextvars.copy_context().run, frame.help) for _ in range(threads - 1)]
         frame.work()
-        for helper in frame.helpers:
+        for helper in helpers:
             if not helper.cancel():
                 helper.result()
 
@@ -320,8 +317,8 @@ class _Frame:
         responses: of this frame; `earlier`: of frames that were interrupted before their callers got them.
         failures: what models raised.
         cold: models that must be compiled first.
-        helpers: what works on it in other threads.
-        active: locked while the caller waits for it, in which an interrupt ends.
+        helping: threads other than the caller's that work on it.
+        active: locked while the caller waits for the responses; an interrupt releases it.
     """
 
     def __init__(
@@ -331,7 +328,7 @@ class _Frame:
         self.number = number
         self.responses: Responses = {}
         self.earlier: Responses = {}
-        self.helpers: list[Future[None]] = []
+        self.helping: set[int] = set()
         self.active = threading.Lock()
         self.failures: dict[BrainId, Exception] = {}
         self.cold: list[BrainState] = []
@@ -345,7 +342,7 @@ class _Frame:
     @property
     def abandoned(self) -> bool:
         """Whether nobody waits for its responses any more, and none come to them."""
-        return not self.active.locked() and all(helper.done() for helper in self.helpers)
+        return not self.active.locked() and not self.helping
 
     def all_responses(self) -> Responses:
         """Its own and earlier ones."""
@@ -355,6 +352,15 @@ class _Frame:
         """Run models until none is left that fits; several threads may."""
         while (chosen := self._next()) is not None:
             self._run(*chosen)
+
+    def help(self) -> None:
+        """`work` in another thread, for as long as the caller waits."""
+        thread = threading.get_ident()
+        self.helping.add(thread)
+        try:
+            self.work()
+        finally:
+            self.helping.discard(thread)
 
     def run_first_cold(self) -> bool:
         """Run the first model without a plan, if nothing was answered: each call answers something."""
@@ -382,7 +388,7 @@ class _Frame:
     def _next(self) -> tuple[BrainState, float] | None:
         """Who runs now, and when the search began: that is part of what it costs."""
         with self._lock:
-            while self._queue:
+            while self._queue and self.active.locked():
                 started, must = self._clock(), not self.responses and not self._at_work
                 remaining = None if self._deadline is None else self._deadline - started
                 if remaining is not None and not must and (remaining <= 0 or remaining < self._least):
