@@ -22,6 +22,7 @@ from ..exporter_names import is_made_up_dimension
 from ..model.graph import Value
 from ..model.signature import ModelApi, TensorSpec, plain_names
 from ..ops.inline import inlined
+from ..xla.settings import own_settings
 from .binding import bind_inputs
 from .graph_function import GraphFunction
 
@@ -248,7 +249,7 @@ def _abstract(
                 )
         return {name: jnp.asarray(results[name]) for name in outputs}
 
-    with jax.enable_x64(True):
+    with own_settings():
         return jax.eval_shape(run, function.params, dict(specs), jax.ShapeDtypeStruct((2,), np.uint32))
 
 

@@ -25,7 +25,7 @@ from ..rows.states import as_dtype
 
 @dataclass(frozen=True)
 class Ticket:
-    """Rows that a call has taken: where their state goes back to, unless the agent was reset or ended meanwhile."""
+    """Rows of a call under way: their state goes back there, unless the agent is reset or ended meanwhile."""
 
     rows: np.ndarray
     epochs: np.ndarray
@@ -61,14 +61,14 @@ class _Table:
 class AgentStates:
     """One array `[capacity, *shape]` for each piece of state, and the row of each agent; threads may share it.
 
-    A row's epoch changes when its agent begins, ends or is set, so that a call that started before does not write over it.
-    The rows of the last batch are kept: the next one often has the same agents.
+    A row's epoch changes when its agent begins, ends or is set, so a call that started before does not overwrite it. The rows of the
+    last batch are remembered, because the next batch often has the same agents.
 
     Each change counts from a single assignment on, so that an interrupt between two lines leaves the state as before or as after it.
     """
 
     def __init__(self, specs: Sequence[TensorSpec]):
-        """No agents; one array for each of `specs`, on the host until rows on a device ask for it."""
+        """Begin without agents; the arrays of `specs` lie on the host until rows on a device need them."""
         self._specs = specs
         stores = [np.zeros((0, *spec.shape), spec.dtype) for spec in specs]
         self._table = _Table(None, stores, np.zeros(0, np.bool_), np.zeros(0, np.int64))
@@ -163,7 +163,7 @@ class AgentStates:
         """Put the state of the view's agents into its input `slots`.
 
         Raises:
-            UnknownAgentError, DuplicateIdError: agents that are not known, or twice in the batch.
+            UnknownAgentError, DuplicateIdError: an agent is unknown, or twice in the batch.
         """
         with self._lock:
             self._settle()

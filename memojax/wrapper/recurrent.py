@@ -1,4 +1,4 @@
-"""Hidden state, kept by agent: what a policy gives out of one call goes in with the next call of the same agent."""
+"""Hidden state by agent: state outputs of one call become state inputs of the same agent's next call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 @dataclass(frozen=True)
 class RecurrentInfo:
-    """One piece of hidden state: the input that takes it, and the output that gives it for the next call.
+    """One piece of hidden state: the input that takes it, and the output that holds it for the next call.
 
     >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
     >>> pairs = [memojax.RecurrentInfo("h_in", "h_out"), memojax.RecurrentInfo("c_in", "c_out")]
@@ -38,7 +38,7 @@ class RecurrentInfo:
 
 @final
 class RecurrentTrackerWrapper(InfererWrapper):
-    """Keeps the hidden state of each agent; to be stacked around an inferer that can be swapped. See `RecurrentTracker`.
+    """Keeps the hidden state of each agent; stack it around an inferer that you want to swap later. See `RecurrentTracker`.
 
     >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
     >>> tracker = memojax.RecurrentTrackerWrapper(memojax.BaseWrapper(), policy)
@@ -50,11 +50,11 @@ class RecurrentTrackerWrapper(InfererWrapper):
     """
 
     def __init__(self, inner: InfererWrapper, inferer: Inferer, infos: Iterable[RecurrentInfo] | None = None):
-        """Track `infos` of `inferer`, or the pairs that `find_pairs` finds, outside of `inner`.
+        """Track `infos` of `inferer` outside of `inner`; None takes the pairs that `find_pairs` finds.
 
         Raises:
-            UnknownInputError: there is no such input, or `inner` hides it.
-            IncompatibleModelError: there is no such output, a pair does not fit together, or no pairs are found.
+            UnknownInputError: the model has no such input, or `inner` hides it.
+            IncompatibleModelError: the model has no such output, a pair does not fit together, or no pair was found.
         """
         check_inferer(inferer)
         around = inner.api(inferer)
@@ -84,11 +84,11 @@ class RecurrentTrackerWrapper(InfererWrapper):
         return self._states.read(agent)
 
     def set_state(self, agent: int, state: Mapping[str, Any]) -> None:
-        """Replace the state of `agent`, or the part of it that is given.
+        """Replace the given parts of the state of `agent`.
 
         Raises:
             UnknownAgentError: `agent` was never begun, or has ended.
-            InputError: an unknown name, another shape or dtype; nothing is changed then.
+            InputError: an unknown name, another shape or dtype; the state stays as it was.
         """
         self._states.write(agent, state)
 
@@ -135,11 +135,11 @@ class RecurrentTrackerWrapper(InfererWrapper):
 
 @final
 class RecurrentTracker(LayeredInferer):
-    """Keeps the hidden state of each agent around the inferer that it owns; neither its inputs nor its outputs are seen outside.
+    """Owns an inferer and keeps the hidden state of each agent; callers see neither its inputs nor its outputs.
 
-    An agent is begun with `begin_agent` (again: its state is reset) and forgotten with `end_agent`. In `infer_arrays` without `ids`, as
-    vectorised environments use it, rows are agents 0, 1, ..., begun when first seen; `dones` resets rows whose episode is new. The
-    state changes only when the model has run; threads may run disjoint agents at once. For `jax.Array` rows it is kept on their device.
+    `begin_agent` begins an agent, or resets its state; `end_agent` forgets it. Vectorised environments call `infer_arrays` without `ids`:
+    rows are then agents 0, 1, ..., begun when first seen, and `dones` resets rows whose episode is new. The state changes only after the
+    model has run. Threads may run disjoint agents at once. For `jax.Array` rows the state lies on their device.
 
     >>> policy = memojax.RecurrentTracker.wrap(memojax.load(memojax.policies.bundled("recurrent_lstm")))
     >>> rows = {"obs": np.zeros((3, 2), np.float32)}
@@ -153,8 +153,8 @@ class RecurrentTracker(LayeredInferer):
         """Track `infos`; `wrap` finds them.
 
         Raises:
-            UnknownInputError: there is no such input.
-            IncompatibleModelError: there is no such output, or a pair does not fit together.
+            UnknownInputError: the model has no such input.
+            IncompatibleModelError: the model has no such output, or a pair does not fit together.
         """
         self._tracker = RecurrentTrackerWrapper(BaseWrapper(), inferer, tuple(infos))
         super().__init__(self._tracker, inferer)
@@ -164,14 +164,14 @@ class RecurrentTracker(LayeredInferer):
         """Track the pairs that `find_pairs` finds.
 
         Raises:
-            IncompatibleModelError: there are none.
+            IncompatibleModelError: no pair was found.
         """
         check_inferer(inferer)
         return cls(inferer, find_pairs(inferer.api))
 
     @property
     def infos(self) -> tuple[RecurrentInfo, ...]:
-        """What is tracked."""
+        """Pairs of inputs and outputs that are tracked."""
         return self._tracker.infos
 
     @property
@@ -189,14 +189,14 @@ class RecurrentTracker(LayeredInferer):
 
 
 def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
-    """Inputs that an output of the same shape continues, by name.
+    """Pairs of an input and the output of the same shape that continues it, by name.
 
-    Equal names count first. Where there are none, common pairs do: `h_in` and `h_out`, `state_ins` and `state_outs`, `cache` and
-    `cache_out`, `next_cache` or `new_cache`, `h0` and `hn`; and last TensorFlow's `input_2` and `output_2`, unless that would
-    leave no input to callers.
+    Equal names come first. Without any, common pairs count: `h_in` and `h_out`, `state_ins` and `state_outs`, `cache` and `cache_out`,
+    `next_cache` or `new_cache`, `h0` and `hn`. TensorFlow's `input_2` and `output_2` come last, unless callers would then have no
+    input left.
 
     Raises:
-        IncompatibleModelError: nothing is found.
+        IncompatibleModelError: no pair was found.
     """
     for rules in (EQUAL_STATE, COMMON_STATE, TENSORFLOW_STATE):
         outputs = {spec.name: spec for spec in api.outputs}
