@@ -121,7 +121,7 @@ def bad_points(
                     raise
                 interrupted, kept = True, failure  # kept: a traceback keeps frames alive, as in a debugger
             else:
-                interrupted, kept = bool(tracer.where), None
+                interrupted, kept = False, None  # nothing was injected, or nobody has seen it
             try:
                 check(interrupted)
             except Exception as wrong:
