@@ -16,16 +16,25 @@ from _models import Case
 from jax.sharding import SingleDeviceSharding
 
 import memojax
-from memojax._client import cpu_device
-from memojax.contenders import ContenderError, Tract
+from memojax.verification.runtimes import ContenderError, Tract
+from memojax.xla.cpu_client import cpu_device
 
 Rows = Mapping[str, np.ndarray]
 Call = Callable[[], Any]
 
-ORT, ORT1, BOUND, TRACT, JIT, JAXORT = "ORT", "ORT 1 thread", "ORT io-binding", "tract", "jax.jit", "jaxonnxruntime"
+ORT, ORT1, BOUND, TRACT, JIT, JAXORT = (
+    "ORT",
+    "ORT 1 thread",
+    "ORT io-binding",
+    "tract",
+    "jax.jit",
+    "jaxonnxruntime",
+)
 
 
-def contenders(case: Case, inferer: memojax.Inferer, rows: Rows, wanted: tuple[str, ...]) -> tuple[dict[str, Call], dict[str, str]]:
+def contenders(
+    case: Case, inferer: memojax.Inferer, rows: Rows, wanted: tuple[str, ...]
+) -> tuple[dict[str, Call], dict[str, str]]:
     """Calls by name, and why the others are not there."""
     calls: dict[str, Call] = {}
     absent: dict[str, str] = {}

@@ -43,7 +43,9 @@ class Timing:
     ratio_best: float | None = None
 
 
-def interleaved(calls: Mapping[str, Call], base: str | None = None, seconds: float = 1.0, min_rounds: int = 12) -> dict[str, Timing]:
+def interleaved(
+    calls: Mapping[str, Call], base: str | None = None, seconds: float = 1.0, min_rounds: int = 12
+) -> dict[str, Timing]:
     """Time `calls` turn by turn, `seconds` in all; ratios are over `base`."""
     block = {name: _block_size(call) for name, call in calls.items()}
     rounds: dict[str, list[float]] = {name: [] for name in calls}
@@ -58,7 +60,10 @@ def interleaved(calls: Mapping[str, Call], base: str | None = None, seconds: flo
             names = names[1:] + names[:1]
     finally:
         gc.enable()
-    return {name: _timing(values, rounds[base] if base in rounds and name != base else None) for name, values in rounds.items()}
+    return {
+        name: _timing(values, rounds[base] if base in rounds and name != base else None)
+        for name, values in rounds.items()
+    }
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
@@ -109,7 +114,10 @@ def machine() -> dict[str, Any]:
 
 def as_dict(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
     """For JSON: absent ratios left out, three decimals."""
-    return {name: {key: round(value, 3) for key, value in asdict(timing).items() if value is not None} for name, timing in timings.items()}
+    return {
+        name: {key: round(value, 3) for key, value in asdict(timing).items() if value is not None}
+        for name, timing in timings.items()
+    }
 
 
 def _turn(call: Call, count: int) -> float:
@@ -137,4 +145,13 @@ def _timing(values: list[float], base: list[float] | None) -> Timing:
     if base is None:
         return Timing(median, low, high, best=best)
     within = statistics.quantiles([value / other for value, other in zip(values, base, strict=True)], n=4)
-    return Timing(median, low, high, median / statistics.median(base), within[0], within[2], best, best / sorted(base)[2])
+    return Timing(
+        median,
+        low,
+        high,
+        median / statistics.median(base),
+        within[0],
+        within[2],
+        best,
+        best / sorted(base)[2],
+    )

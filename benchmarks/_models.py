@@ -78,7 +78,9 @@ def nature_cnn() -> Case:
         nodes.append(helper.make_node("Relu", [f"conv{i}"], [f"r{i}"]))
         flow = f"r{i}"
     nodes.append(helper.make_node("Flatten", [flow], ["flat"]))
-    nodes.append(helper.make_node("Gemm", ["flat", weight("w0", 512, 3136), weight("b0", 512)], ["g0"], transB=1))
+    nodes.append(
+        helper.make_node("Gemm", ["flat", weight("w0", 512, 3136), weight("b0", 512)], ["g0"], transB=1)
+    )
     nodes.append(helper.make_node("Relu", ["g0"], ["h0"]))
     nodes.append(helper.make_node("Gemm", ["h0", weight("w1", 6, 512), weight("b1", 6)], ["y"], transB=1))
     fully = [(weights[f"w{i}"].T.copy(), weights[f"b{i}"]) for i in range(2)]
@@ -90,7 +92,9 @@ def nature_cnn() -> Case:
         x = jax.nn.relu(x.reshape(x.shape[0], -1) @ fully[0][0] + fully[0][1])
         return (x @ fully[1][0] + fully[1][1],)
 
-    return Case("Nature CNN 84x84x4", _file(nodes, weights, {"x": [4, 84, 84]}, {"y": [6]}), written, largest=128)
+    return Case(
+        "Nature CNN 84x84x4", _file(nodes, weights, {"x": [4, 84, 84]}, {"y": [6]}), written, largest=128
+    )
 
 
 def lstm(hidden: int) -> Case:
@@ -107,7 +111,9 @@ def lstm(hidden: int) -> Case:
     }
     nodes = [helper.make_node("Unsqueeze", [name, "first"], [f"{name}_1"]) for name in ("x", "h_in", "c_in")]
     nodes += [
-        helper.make_node("LSTM", ["x_1", "w", "r", "b", "", "h_in_1", "c_in_1"], ["", "h_1", "c_1"], hidden_size=hidden),
+        helper.make_node(
+            "LSTM", ["x_1", "w", "r", "b", "", "h_in_1", "c_in_1"], ["", "h_1", "c_1"], hidden_size=hidden
+        ),
         helper.make_node("Squeeze", ["h_1", "first"], ["h_out"]),
         helper.make_node("Squeeze", ["c_1", "first"], ["c_out"]),
         helper.make_node("Gemm", ["h_out", "wo", "bo"], ["y"], transB=1),
@@ -148,7 +154,11 @@ def dictionary_policy() -> tuple[Case, dict[str, list[int]]]:
 def built(quick: bool = False) -> list[Case]:
     """The synthetic cases of issue 4."""
     small = [mlp([8, 64, 64, 4], "Tanh"), mlp([376, 256, 256, 17])]
-    return small if quick else [*small, mlp([512, 1024, 1024, 1024, 64]), nature_cnn(), *map(lstm, (16, 64, 256))]
+    return (
+        small
+        if quick
+        else [*small, mlp([512, 1024, 1024, 1024, 64]), nature_cnn(), *map(lstm, (16, 64, 256))]
+    )
 
 
 def bundled() -> list[Case]:
@@ -158,14 +168,28 @@ def bundled() -> list[Case]:
 
 def shared() -> list[Case]:
     """Real policies from ../shared/models; none where that folder is not there."""
-    return [Case(name, (SHARED / f"{name}.onnx").read_bytes()) for name in FROM_SHARED if (SHARED / f"{name}.onnx").exists()]
+    return [
+        Case(name, (SHARED / f"{name}.onnx").read_bytes())
+        for name in FROM_SHARED
+        if (SHARED / f"{name}.onnx").exists()
+    ]
 
 
-def _file(nodes: Sequence[Any], weights: dict[str, np.ndarray], inputs: dict[str, list[int]], outputs: dict[str, list[int]]) -> bytes:
+def _file(
+    nodes: Sequence[Any],
+    weights: dict[str, np.ndarray],
+    inputs: dict[str, list[int]],
+    outputs: dict[str, list[int]],
+) -> bytes:
     given, results = (
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in values.items()]
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape])
+            for name, shape in values.items()
+        ]
         for values in (inputs, outputs)
     )
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(list(nodes), "benchmark", given, results, tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    ).SerializeToString()

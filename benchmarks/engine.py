@@ -82,7 +82,7 @@ def spike() -> list[Row]:
 _WARM = """
 import sys, time
 import numpy as np, jax, onnx, memojax
-from memojax._client import cpu_device
+from memojax.xla.cpu_client import cpu_device
 cpu_device()
 started = time.perf_counter()
 policy = memojax.load(sys.argv[1], preload=range(1, 33), cache_dir=sys.argv[2])
@@ -101,7 +101,9 @@ def warm() -> list[Row]:
     assert hits == 0
     assert all(hits == 32 for _, hits in seconds)
     best = min(value for value, _ in seconds)
-    return [_row(f"32 sizes from disk ({best:.2f} s, cold {cold:.1f} s)", best / cold, 1 / 8, "of the cold start")]
+    return [
+        _row(f"32 sizes from disk ({best:.2f} s, cold {cold:.1f} s)", best / cold, 1 / 8, "of the cold start")
+    ]
 
 
 _MEMORY = """
@@ -164,7 +166,12 @@ def update() -> list[Row]:
     misses = policy.cache_info().misses
     turn = iter(range(10**9))
     times = interleaved(
-        {"update": lambda: policy.update_params(params[next(turn) % 2]), "call": lambda: policy.infer_arrays(rows)}, "call", seconds=2
+        {
+            "update": lambda: policy.update_params(params[next(turn) % 2]),
+            "call": lambda: policy.infer_arrays(rows),
+        },
+        "call",
+        seconds=2,
     )
     return [
         _row("update_params, 0.17 M weights", times["update"].ratio or 0.0, 200, "x a call with one row"),
@@ -199,7 +206,10 @@ def dictionary() -> list[Row]:
     """`infer_batch` of 1,000 agents with three inputs, over ONNX Runtime with NumPy by hand and with a loop over agents."""
     case, shapes = dictionary_policy()
     rng = np.random.default_rng(0)
-    agents = {agent: {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()} for agent in range(1000)}
+    agents = {
+        agent: {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        for agent in range(1000)
+    }
     policy, ort = memojax.load(case.content, preload=[1000]), session(case.content)
 
     def stacked() -> dict[int, dict[str, np.ndarray]]:
@@ -218,32 +228,47 @@ def dictionary() -> list[Row]:
             answers[agent] = {"y": y[index].copy()}
         return answers
 
-    times = interleaved({"ours": lambda: policy.infer_batch(agents), "stacked": stacked, "looped": looped}, "ours", seconds=3)
+    times = interleaved(
+        {"ours": lambda: policy.infer_batch(agents), "stacked": stacked, "looped": looped}, "ours", seconds=3
+    )
     return [
-        _row("infer_batch, 1,000 agents, 3 inputs", 1 / (times["stacked"].ratio or 1), 1.3, "x NumPy stack + ORT + unstack"),
+        _row(
+            "infer_batch, 1,000 agents, 3 inputs",
+            1 / (times["stacked"].ratio or 1),
+            1.3,
+            "x NumPy stack + ORT + unstack",
+        ),
         _row("the same", 1 / (times["looped"].ratio or 1), 0.6, "x a loop over agents"),
     ]
 
 
 PARTS: Mapping[str, Callable[[], list[Row]]] = {
     part.__name__: part for part in (spike, warm, memory, churn, update, foreground, dictionary)
-}  # fmt: skip
+}
 
 
 def _child(code: str, *arguments: str) -> list[float]:
-    output = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    ).stdout
     return [float(word) for word in output.split()]
 
 
 def markdown(rows: list[Row]) -> str:
     """The table for the README."""
     lines = ["| promise | measured | target | in |", "|---|---:|---:|---|"]
-    return "\n".join([*lines, *(f"| {what} | {value} | {target} | {unit} |" for what, value, target, unit, _ in rows), ""])
+    return "\n".join(
+        [*lines, *(f"| {what} | {value} | {target} | {unit} |" for what, value, target, unit, _ in rows), ""]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", default=[], help=f"of {', '.join(PARTS)}; all by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", default=[], help=f"of {', '.join(PARTS)}; all by default"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     given = parser.parse_args()
@@ -258,7 +283,9 @@ def main() -> None:
     console = Console(width=140)
     console.print(table)
     if (busy := load.cores()) is not None:
-        console.print(f"other processes (and children) kept {busy:.2f} cores busy; threads at the end: {threading.active_count()}")
+        console.print(
+            f"other processes (and children) kept {busy:.2f} cores busy; threads at the end: {threading.active_count()}"
+        )
     if given.json:
         given.json.write_text(json.dumps({"machine": machine(), "results": rows}, indent=1) + "\n")
     if given.markdown:

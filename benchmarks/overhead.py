@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import memojax
-from memojax.typed import random_rows
+from memojax.lowering.typed_model import random_rows
 
 OTHERS = (ORT, ORT1, TRACT, JIT)
 ARRAYS, BATCH, BY_HAND = "infer_arrays", "infer_batch", "stack + onnxruntime + unstack"
@@ -50,26 +50,48 @@ def timed(case: Case, size: int, seconds: float) -> dict[str, Any]:
     def by_hand() -> dict[int, dict[str, np.ndarray]]:
         stacked = {name: np.stack([state[names[name]] for state in agents.values()]) for name in inputs}
         results = runtime.run(None, stacked)
-        return {agent: {name: result[row] for name, result in zip(outputs, results, strict=True)} for row, agent in enumerate(agents)}
+        return {
+            agent: {name: result[row] for name, result in zip(outputs, results, strict=True)}
+            for row, agent in enumerate(agents)
+        }
 
     calls, absent = contenders(case, inferer, rows, OTHERS)
     load = ForeignLoad()
     arrays = interleaved({ARRAYS: lambda: inferer.infer_arrays(rows), **calls}, ARRAYS, seconds)
     batch = interleaved({BATCH: lambda: inferer.infer_batch(agents), BY_HAND: by_hand}, BATCH, seconds)
     ratios = {name: 1 / timing.ratio for name, timing in {**arrays, **batch}.items() if timing.ratio}
-    spread = {name: (1 / t.ratio_high, 1 / t.ratio_low) for name, t in {**arrays, **batch}.items() if t.ratio_high and t.ratio_low}
+    spread = {
+        name: (1 / t.ratio_high, 1 / t.ratio_low)
+        for name, t in {**arrays, **batch}.items()
+        if t.ratio_high and t.ratio_low
+    }
     return {
-        "case": case.name, "size": size, "us": {name: timing.median for name, timing in {**arrays, **batch}.items()},
-        "ratio": ratios, "spread": spread, "absent": absent, "foreign_cores": load.cores(),
-    }  # fmt: skip
+        "case": case.name,
+        "size": size,
+        "us": {name: timing.median for name, timing in {**arrays, **batch}.items()},
+        "ratio": ratios,
+        "spread": spread,
+        "absent": absent,
+        "foreign_cores": load.cores(),
+    }
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
     """The table for the README: medians and ratios."""
-    head = ["policy", "batch", f"{ARRAYS}, us", *(f"/ {name}" for name in OTHERS), f"{BATCH}, us", f"/ {BY_HAND}"]
+    head = [
+        "policy",
+        "batch",
+        f"{ARRAYS}, us",
+        *(f"/ {name}" for name in OTHERS),
+        f"{BATCH}, us",
+        f"/ {BY_HAND}",
+    ]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for result in results:
-        ratios = {name: f"{result['ratio'][name]:.2f}" if name in result["ratio"] else "-" for name in (*OTHERS, BY_HAND)}
+        ratios = {
+            name: f"{result['ratio'][name]:.2f}" if name in result["ratio"] else "-"
+            for name in (*OTHERS, BY_HAND)
+        }
         us = result["us"]
         cells = [
             result["case"],
@@ -84,7 +106,9 @@ def markdown(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="short rounds, two sizes: a smoke test")
     parser.add_argument("--sizes", nargs="+", type=int, default=None)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -105,8 +129,13 @@ def main() -> None:
 
         us = result["us"]
         table.add_row(
-            result["case"], str(result["size"]), f"{us[ARRAYS]:.1f}", *map(ratio, OTHERS), f"{us[BATCH]:.1f}", ratio(BY_HAND)
-        )  # fmt: skip
+            result["case"],
+            str(result["size"]),
+            f"{us[ARRAYS]:.1f}",
+            *map(ratio, OTHERS),
+            f"{us[BATCH]:.1f}",
+            ratio(BY_HAND),
+        )
     console = Console(width=180)
     console.print(table)
     busy = [result["foreign_cores"] for result in results if result["foreign_cores"] is not None]

@@ -24,14 +24,16 @@ from rich.progress import track
 from rich.table import Table
 
 import memojax
-from memojax.typed import random_rows
+from memojax.lowering.typed_model import random_rows
 
 SIZES = (1, 8, 32, 128, 512)
 OTHERS = (ORT, ORT1, BOUND, TRACT, JIT, JAXORT)
 MEMOJAX = "memojax"
 
 
-def timed(case: Case, size: int, options: dict[str, Any], seconds: float, others: tuple[str, ...]) -> dict[str, Any]:
+def timed(
+    case: Case, size: int, options: dict[str, Any], seconds: float, others: tuple[str, ...]
+) -> dict[str, Any]:
     """Timings of one case at one batch size, and who could not take part."""
     inferer = memojax.load(case.content, **options, preload=[size])
     rng = np.random.default_rng(0)
@@ -42,14 +44,26 @@ def timed(case: Case, size: int, options: dict[str, Any], seconds: float, others
     timings = interleaved({MEMOJAX: lambda: inferer.infer_arrays(rows), **calls}, MEMOJAX, seconds)
     (plan,) = (info for info in inferer.plans() if info.size == size)
     return {
-        "case": case.name, "size": size, "row_by_row": inferer.typed.fn.rule.kind == "vmap", "candidate": plan.candidate, "gain": plan.gain, "compile_ms": round(plan.compile_ms, 1),
-        "foreign_cores": load.cores(), "absent": absent, "us": as_dict({name: _turned(timing) for name, timing in timings.items()}),
-    }  # fmt: skip
+        "case": case.name,
+        "size": size,
+        "row_by_row": inferer.typed.fn.rule.kind == "vmap",
+        "candidate": plan.candidate,
+        "gain": plan.gain,
+        "compile_ms": round(plan.compile_ms, 1),
+        "foreign_cores": load.cores(),
+        "absent": absent,
+        "us": as_dict({name: _turned(timing) for name, timing in timings.items()}),
+    }
 
 
 def _turned(timing: Timing) -> Timing:
     """memojax over the other, where the other over memojax was measured."""
-    if timing.ratio is None or timing.ratio_low is None or timing.ratio_high is None or timing.ratio_best is None:
+    if (
+        timing.ratio is None
+        or timing.ratio_low is None
+        or timing.ratio_high is None
+        or timing.ratio_best is None
+    ):
         return timing
     return replace(
         timing,
@@ -74,13 +88,20 @@ def rows_of(results: list[dict[str, Any]], best: bool = False) -> list[list[str]
     rows = []
     for result in results:
         us = result["us"]
-        row = [result["case"], str(result["size"]), f"{us[MEMOJAX]['best' if best else 'median']:.1f}", result["candidate"]]
+        row = [
+            result["case"],
+            str(result["size"]),
+            f"{us[MEMOJAX]['best' if best else 'median']:.1f}",
+            result["candidate"],
+        ]
         for name in OTHERS:
             other = us.get(name)
             if other and best:
                 row.append(f"{other['ratio_best']:.2f}")
                 continue
-            row.append(f"{other['ratio']:.2f} ({other['ratio_low']:.2f}-{other['ratio_high']:.2f})" if other else "-")
+            row.append(
+                f"{other['ratio']:.2f} ({other['ratio_low']:.2f}-{other['ratio_high']:.2f})" if other else "-"
+            )
         rows.append(row)
     return rows
 
@@ -92,20 +113,39 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     for row in rows_of(results):
         lines.append(f"| {' | '.join([*row[:4], *(cell.split(' ')[0] for cell in row[4:])])} |")
     mean = means(results)
-    lines.append(f"| **geometric mean** | | | | {' | '.join(f'**{mean[name]:.2f}**' if name in mean else '-' for name in OTHERS)} |")
+    lines.append(
+        f"| **geometric mean** | | | | {' | '.join(f'**{mean[name]:.2f}**' if name in mean else '-' for name in OTHERS)} |"
+    )
     versions = ", ".join(f"{key} {value}" for key, value in about.items())
-    return "\n".join([*lines, "", f"memojax over the other: below 1, memojax is faster. Median of interleaved rounds on {versions}.", ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"memojax over the other: below 1, memojax is faster. Median of interleaved rounds on {versions}.",
+            "",
+        ]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two networks, three sizes, short rounds: a smoke test")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="two networks, three sizes, short rounds: a smoke test"
+    )
     parser.add_argument("--autotune", choices=("off", "preload"), default="off")
-    parser.add_argument("--cases", nargs="+", metavar="TEXT", help="only networks whose name contains one of these")
+    parser.add_argument(
+        "--cases", nargs="+", metavar="TEXT", help="only networks whose name contains one of these"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, metavar="N")
     parser.add_argument("--contenders", nargs="+", choices=OTHERS, default=OTHERS)
     parser.add_argument("--seconds", type=float, default=None, help="per network and size")
-    parser.add_argument("--best", action="store_true", help="show the best rounds, not medians: for a machine that others keep busy")
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="show the best rounds, not medians: for a machine that others keep busy",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     given = parser.parse_args()
@@ -123,15 +163,21 @@ def main() -> None:
     for case, size in track(pairs, "timing", console=Console(stderr=True), disable=not sys.stderr.isatty()):
         results.append(timed(case, size, options, seconds, tuple(given.contenders)))
     about = machine()
-    table = Table("network", "batch", "memojax, us", "plan", *OTHERS, title=f"memojax over the other; {about}")
+    table = Table(
+        "network", "batch", "memojax, us", "plan", *OTHERS, title=f"memojax over the other; {about}"
+    )
     for row in rows_of(results, given.best):
         table.add_row(*row)
     mean = means(results, "ratio_best" if given.best else "ratio")
-    table.add_row("[bold]geometric mean", "", "", "", *(f"[bold]{mean.get(name, float('nan')):.2f}" for name in OTHERS))
+    table.add_row(
+        "[bold]geometric mean", "", "", "", *(f"[bold]{mean.get(name, float('nan')):.2f}" for name in OTHERS)
+    )
     console.print(table)
     busy = [result["foreign_cores"] for result in results if result["foreign_cores"] is not None]
     if busy:
-        console.print(f"other processes kept {sum(busy) / len(busy):.2f} cores busy on average, {max(busy):.2f} at worst")
+        console.print(
+            f"other processes kept {sum(busy) / len(busy):.2f} cores busy on average, {max(busy):.2f} at worst"
+        )
     if given.json:
         data = {"machine": about, "options": options, "means": means(results), "results": results}
         given.json.write_text(json.dumps(data, indent=1) + "\n")

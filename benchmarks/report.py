@@ -77,12 +77,18 @@ def _calls(results: Sequence[dict[str, Any]], options: dict[str, Any]) -> list[s
     for name in dict.fromkeys(result["case"] for result in results):
         cells = []
         for size in sizes:
-            found = next((result["us"] for result in results if (result["case"], result["size"]) == (name, size)), None)
+            found = next(
+                (result["us"] for result in results if (result["case"], result["size"]) == (name, size)), None
+            )
             ratio = found and found.get(ORT, {}).get("ratio")
             cells.append(f"{ratio:.2f} ({found['memojax']['median']:,.0f})" if found and ratio else "")
         fixed = any(result["row_by_row"] for result in results if result["case"] == name)
         lines.append(f"| {name}{' (batch fixed to 1)' if fixed else ''} | {' | '.join(cells)} |")
-    return [*lines, "", "A file whose batch is fixed to 1 can be run by ONNX Runtime row by row only; memojax maps it over the rows."]
+    return [
+        *lines,
+        "",
+        "A file whose batch is fixed to 1 can be run by ONNX Runtime row by row only; memojax maps it over the rows.",
+    ]
 
 
 _SMALL_CALL = 60
@@ -103,7 +109,13 @@ def _causes(results: Sequence[dict[str, Any]]) -> list[str]:
         us = result["us"]
         if us.get(ORT, {}).get("ratio", 0) > 1.05:
             single = us["ORT 1 thread"]["ratio"]
-            cause = "call" if us["memojax"]["median"] < _SMALL_CALL else "threads" if single <= _ABOUT else "kernels"
+            cause = (
+                "call"
+                if us["memojax"]["median"] < _SMALL_CALL
+                else "threads"
+                if single <= _ABOUT
+                else "kernels"
+            )
             found[cause].setdefault(result["case"], []).append(result["size"])
     lines = ["Where ONNX Runtime is more than 5 % faster, and why:", ""]
     for cause, cases in found.items():
@@ -116,7 +128,10 @@ def _causes(results: Sequence[dict[str, Any]]) -> list[str]:
 def _means(results: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["| memojax over | geometric mean | worst | cases |", "|---|---:|---:|---:|"]
     for key, name in CONTENDERS.items():
-        for selection, suffix in ((results, ""), ([one for one in results if not one["row_by_row"]], ", without files of batch 1")):
+        for selection, suffix in (
+            (results, ""),
+            ([one for one in results if not one["row_by_row"]], ", without files of batch 1"),
+        ):
             ratios = [result["us"][key]["ratio"] for result in selection if key in result["us"]]
             if ratios and (not suffix or key == ORT):
                 mean = math.exp(statistics.fmean(map(math.log, ratios)))
@@ -151,7 +166,9 @@ def _frames(measured: dict[str, Any]) -> list[str]:
         "|---:|---|---:|---:|---:|",
     ]
     for row in measured["frames"]:
-        lines.append(f"| {row['budget']:.2f} | {row['contender']} | {row['late']:.1%} | {row['p99']:.3f} | {row['answered']:.0%} |")
+        lines.append(
+            f"| {row['budget']:.2f} | {row['contender']} | {row['late']:.1%} | {row['p99']:.3f} | {row['answered']:.0%} |"
+        )
     return lines
 
 
@@ -161,7 +178,10 @@ def _rollouts(results: Sequence[dict[str, Any]]) -> list[str]:
         "",
         "| environments | `lax.scan`, ms | ONNX Runtime, ms | times faster |",
         "|---:|---:|---:|---:|",
-        *(f"| {r['envs']:,} | {r['scan_ms']:.1f} | {r['onnxruntime_ms']:.1f} | {r['ratio']:.1f} |" for r in results),
+        *(
+            f"| {r['envs']:,} | {r['scan_ms']:.1f} | {r['onnxruntime_ms']:.1f} | {r['ratio']:.1f} |"
+            for r in results
+        ),
     ]
 
 

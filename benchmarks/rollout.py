@@ -78,7 +78,9 @@ def in_python(steps: int) -> Callable[[np.ndarray], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=1024)
     parser.add_argument("--envs", type=int, nargs="+", default=[16, 256, 2048])
     parser.add_argument("--rounds", type=int, default=5)
@@ -109,12 +111,26 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
     table = Table(title=f"{options.steps} steps, medians of {options.rounds} interleaved rounds")
-    for heading in ("environments", "lax.scan ms", "ONNX Runtime loop ms", "times faster", "spread", "mean reward (both)"):
+    for heading in (
+        "environments",
+        "lax.scan ms",
+        "ONNX Runtime loop ms",
+        "times faster",
+        "spread",
+        "mean reward (both)",
+    ):
         table.add_column(heading, justify="right")
     for row in results:
         spread = f"{row['spread'][0]:.1f}-{row['spread'][1]:.1f}"
         rewards = " ".join(f"{value:.3f}" for value in row["mean_reward"].values())
-        table.add_row(str(row["envs"]), f"{row['scan_ms']:.1f}", f"{row['onnxruntime_ms']:.1f}", f"{row['ratio']:.1f}", spread, rewards)
+        table.add_row(
+            str(row["envs"]),
+            f"{row['scan_ms']:.1f}",
+            f"{row['onnxruntime_ms']:.1f}",
+            f"{row['ratio']:.1f}",
+            spread,
+            rewards,
+        )
     Console().print(table)
 
 

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 import memojax
-from memojax.typed import random_rows
+from memojax.lowering.typed_model import random_rows
 
 EACH, LARGEST = 10, 18
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
@@ -71,18 +71,24 @@ def kinds() -> list[Case]:
 
 def states_of(typed: memojax.TypedModel) -> States:
     """Made-up states."""
-    columns = {spec.name: random_rows(np.random.default_rng(0), STATES_EACH, spec) for spec in typed.api.inputs}
+    columns = {
+        spec.name: random_rows(np.random.default_rng(0), STATES_EACH, spec) for spec in typed.api.inputs
+    }
     return [{name: rows[index].copy() for name, rows in columns.items()} for index in range(STATES_EACH)]
 
 
 class Ours:
     """The models in a `Runtime`."""
 
-    def __init__(self, cases: Sequence[Case], sizes: Sequence[int], clock: Clock = time.perf_counter, **options: Any):
+    def __init__(
+        self, cases: Sequence[Case], sizes: Sequence[int], clock: Clock = time.perf_counter, **options: Any
+    ):
         typed = [memojax.TypedModel.from_model(case.content) for case in cases]
         self.states = [states_of(model) for model in typed for _ in range(EACH)]
         self.runtime = memojax.Runtime(clock=clock)
-        self.inferers = [memojax.MemoizingDynamicInferer(model, sizes, **options) for model in typed for _ in range(EACH)]
+        self.inferers = [
+            memojax.MemoizingDynamicInferer(model, sizes, **options) for model in typed for _ in range(EACH)
+        ]
         self.brains = [self.runtime.add_inferer(inferer) for inferer in self.inferers]
 
     def push(self, sizes: Sequence[int]) -> None:
@@ -105,7 +111,12 @@ class Ours:
 
     def slowest(self) -> float:
         """Seconds that the slowest model takes for the most agents."""
-        timings = [timing.mean for brain in self.brains for size, timing in self.runtime.timings(brain).items() if size == LARGEST]
+        timings = [
+            timing.mean
+            for brain in self.brains
+            for size, timing in self.runtime.timings(brain).items()
+            if size == LARGEST
+        ]
         return max(timings)
 
 
@@ -149,8 +160,12 @@ class Loop:
         if not waiting:
             return {}
         states = list(waiting.values())
-        results = self.sessions[index].run(None, {name: np.stack([state[name] for state in states]) for name in states[0]})
-        responses = {agent: dict(zip(names, row, strict=True)) for agent, *row in zip(waiting, *results, strict=True)}
+        results = self.sessions[index].run(
+            None, {name: np.stack([state[name] for state in states]) for name in states[0]}
+        )
+        responses = {
+            agent: dict(zip(names, row, strict=True)) for agent, *row in zip(waiting, *results, strict=True)
+        }
         waiting.clear()
         return responses
 
@@ -188,7 +203,9 @@ def threads_table(cases: Sequence[Case], sizes: Sequence[int], seconds: float) -
     return found
 
 
-def frames(contender: Any, name: str, budget: float, slowest: float, count: int, period: float, clock: Clock) -> Kept:
+def frames(
+    contender: Any, name: str, budget: float, slowest: float, count: int, period: float, clock: Clock
+) -> Kept:
     """Play `count` frames with new numbers of agents in each, `period` seconds apart."""
     rng = np.random.default_rng(0)
     over, pushed, answered = [], 0, 0
@@ -215,7 +232,9 @@ def frames(contender: Any, name: str, budget: float, slowest: float, count: int,
     )
 
 
-def budgets_table(cases: Sequence[Case], fractions: Sequence[float], count: int, hz: float, clock: Clock) -> tuple[list[Kept], float]:
+def budgets_table(
+    cases: Sequence[Case], fractions: Sequence[float], count: int, hz: float, clock: Clock
+) -> tuple[list[Kept], float]:
     """Every contender at every budget, and the seconds that the slowest model takes."""
     every = list(range(1, LARGEST + 1))
     warm, loop = Ours(cases, every, clock), Loop(cases, clock)
@@ -259,7 +278,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], mar
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="few sizes, few frames: a smoke test")
     parser.add_argument("--sizes", nargs="+", type=int, default=None)
     parser.add_argument("--frames", type=int, default=None)
@@ -274,18 +295,41 @@ def main() -> None:
     cases = kinds()
     runs = threads_table(cases, sizes, 0.3 if given.quick else 2.0)
     rows = [
-        [str(run["size"]), f"{run['us']['one'] / 1e3:.2f}", f"{run['us']['threads'] / 1e3:.2f}", f"{run['threaded_ratio']:.2f}",
-         f"{run['us']['ort'] / 1e3:.2f}", f"{run['ort_ratio']:.2f}"]
+        [
+            str(run["size"]),
+            f"{run['us']['one'] / 1e3:.2f}",
+            f"{run['us']['threads'] / 1e3:.2f}",
+            f"{run['threaded_ratio']:.2f}",
+            f"{run['us']['ort'] / 1e3:.2f}",
+            f"{run['ort_ratio']:.2f}",
+        ]
         for run in runs
-    ]  # fmt: skip
-    columns = ["agents per model", "run, ms", "run_threaded, ms", "threaded / single", "loop over onnxruntime, ms", "run / loop"]
+    ]
+    columns = [
+        "agents per model",
+        "run, ms",
+        "run_threaded, ms",
+        "threaded / single",
+        "loop over onnxruntime, ms",
+        "run / loop",
+    ]
     console.print(table(f"{3 * EACH} models, push and run everything", columns, rows, given.markdown))
     load = ForeignLoad()
-    kept, slowest = budgets_table(cases, (0.5,) if given.quick else (0.25, 0.5, 1.0), count, given.hz, CLOCKS[given.clock])
+    kept, slowest = budgets_table(
+        cases, (0.5,) if given.quick else (0.25, 0.5, 1.0), count, given.hz, CLOCKS[given.clock]
+    )
     rows = [
-        [f"{k.budget:.2f}", k.contender, f"{k.over:.1%}", f"{k.late:.1%}", f"{k.p99:.3f}", f"{k.worst:.2f}", f"{k.answered:.0%}"]
+        [
+            f"{k.budget:.2f}",
+            k.contender,
+            f"{k.over:.1%}",
+            f"{k.late:.1%}",
+            f"{k.p99:.3f}",
+            f"{k.worst:.2f}",
+            f"{k.answered:.0%}",
+        ]
         for k in kept
-    ]  # fmt: skip
+    ]
     columns = [
         "budget, ms",
         "contender",
@@ -296,12 +340,25 @@ def main() -> None:
         "agents answered",
     ]
     console.print(
-        table(f"run_for, {count} frames, {given.clock} clock, 1 to {LARGEST} agents per model and frame", columns, rows, given.markdown)
+        table(
+            f"run_for, {count} frames, {given.clock} clock, 1 to {LARGEST} agents per model and frame",
+            columns,
+            rows,
+            given.markdown,
+        )
     )
     busy = load.cores()
-    console.print(f"{machine()}; other processes kept {busy:.2f} cores busy" if busy is not None else str(machine()))
+    console.print(
+        f"{machine()}; other processes kept {busy:.2f} cores busy" if busy is not None else str(machine())
+    )
     if given.json:
-        data = {"machine": machine(), "foreign_cores": busy, "count": count, "runs": runs, "frames": [asdict(one) for one in kept]}
+        data = {
+            "machine": machine(),
+            "foreign_cores": busy,
+            "count": count,
+            "runs": runs,
+            "frames": [asdict(one) for one in kept],
+        }
         given.json.write_text(json.dumps(data, indent=1) + "\n")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from memojax.function import GraphFunction
+from memojax.lowering.graph_function import GraphFunction
 from memojax.model import load_model
 
 SIZES = (50, 500, 5_000)
@@ -37,7 +37,9 @@ def layered(n_nodes: int) -> onnx.ModelProto:
     x = "x"
 
     def add(op_type: str, *inputs: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(op_type, inputs, [f"v{len(nodes)}"], name=f"node{len(nodes)}", **attributes))
+        nodes.append(
+            helper.make_node(op_type, inputs, [f"v{len(nodes)}"], name=f"node{len(nodes)}", **attributes)
+        )
         return nodes[-1].output[0]
 
     while len(nodes) < n_nodes:
@@ -78,7 +80,11 @@ def measure(n_nodes: int, repeats: int = 3) -> tuple[float, float, float]:
             return jax.make_jaxpr(lambda inputs: function(function.params, inputs))(rows)
 
     trace()
-    return best(lambda: load_model(raw), repeats), best(lambda: GraphFunction(model.graph), repeats), best(trace, repeats)
+    return (
+        best(lambda: load_model(raw), repeats),
+        best(lambda: GraphFunction(model.graph), repeats),
+        best(trace, repeats),
+    )
 
 
 def main() -> None:
@@ -90,7 +96,9 @@ def main() -> None:
     for size in SIZES:
         load, prepare, trace = measure(size, options.repeats)
         totals.append(load + prepare + trace)
-        print(f"| {size:,} | {load * 1e3:.1f} | {prepare * 1e3:.1f} | {trace * 1e3:.1f} | {trace / size * 1e6:.0f} |")
+        print(
+            f"| {size:,} | {load * 1e3:.1f} | {prepare * 1e3:.1f} | {trace * 1e3:.1f} | {trace / size * 1e6:.0f} |"
+        )
     slope = np.polyfit(np.log(SIZES), np.log(totals), 1)[0]
     print(f"\nTime grows as nodes^{slope:.2f} (1 is linear).")
 

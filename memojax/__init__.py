@@ -5,17 +5,12 @@ from . import ops as ops
 from . import policies as policies
 from .api import load as load
 from .api import to_jax as to_jax
-from .asset import AssetData as AssetData
-from .asset import AssetKind as AssetKind
-from .batcher import Batched as Batched
-from .batcher import Batcher as Batcher
 from .evaluation import ClipAction as ClipAction
 from .evaluation import Evaluation as Evaluation
 from .evaluation import NormalizeObs as NormalizeObs
 from .evaluation import ScaleAction as ScaleAction
 from .evaluation import SelectObs as SelectObs
 from .evaluation import evaluate as evaluate
-from .forbid import forbid_compile as forbid_compile
 from .inferer import BasicInferer as BasicInferer
 from .inferer import DynamicInferer as DynamicInferer
 from .inferer import FixedBatchInferer as FixedBatchInferer
@@ -24,17 +19,22 @@ from .inferer import InfererBuilder as InfererBuilder
 from .inferer import MemoizingDynamicInferer as MemoizingDynamicInferer
 from .inferer import Response as Response
 from .inferer import State as State
+from .inferer.batcher import Batched as Batched
+from .inferer.batcher import Batcher as Batcher
+from .lowering.oneshot import OneShot as OneShot
+from .lowering.oneshot import run as run
+from .lowering.typed_model import TypedModel as TypedModel
+from .model.crvo import AssetData as AssetData
+from .model.crvo import AssetKind as AssetKind
 from .model.signature import ModelApi as ModelApi
 from .model.signature import TensorSpec as TensorSpec
-from .oneshot import OneShot as OneShot
-from .oneshot import run as run
+from .plans.forbid import forbid_compile as forbid_compile
+from .rows.scratch import ScratchPad as ScratchPad
+from .rows.scratch import ScratchPadView as ScratchPadView
 from .runtime import BrainId as BrainId
 from .runtime import Runtime as Runtime
-from .scratch import ScratchPad as ScratchPad
-from .scratch import ScratchPadView as ScratchPadView
 from .stablehlo import load_stablehlo as load_stablehlo
 from .stablehlo import to_stablehlo as to_stablehlo
-from .typed import TypedModel as TypedModel
 from .verification import verify as verify
 from .wrapper.base import BaseWrapper as BaseWrapper
 from .wrapper.base import InfererWrapper as InfererWrapper
@@ -48,6 +48,6 @@ from .wrapper.epsilon import NoiseGenerator as NoiseGenerator
 from .wrapper.recurrent import RecurrentInfo as RecurrentInfo
 from .wrapper.recurrent import RecurrentTracker as RecurrentTracker
 from .wrapper.recurrent import RecurrentTrackerWrapper as RecurrentTrackerWrapper
-from .xla_flags import disable_loop_unrolling as disable_loop_unrolling
+from .xla.flags import disable_loop_unrolling as disable_loop_unrolling
 
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ Dim: TypeAlias = int | str | None
 """A declared dimension: a number, a symbol, or unknown."""
 
 Array: TypeAlias = np.ndarray | jax.Array
-Value: TypeAlias = Any
+GraphValue: TypeAlias = Any
 """What a graph edge holds while tracing: an `Array`, a tuple (sequence), or None (absent)."""
 
 Params: TypeAlias = Mapping[str, Array]

@@ -8,14 +8,16 @@ from typing import Any
 from ._types import Params, Source
 from .errors import IncompatibleModelError, InputError
 from .inferer.base import Inferer
+from .inferer.compiled import ModelInferer
 from .inferer.memoizing import MemoizingDynamicInferer
-from .inferer.model import ModelInferer
+from .lowering.pure_function import PureFunction, of_graph, of_rows
+from .lowering.typed_model import TypedModel
 from .model import Model, load_model
-from .pure import PureFunction, of_graph, of_rows
-from .typed import TypedModel
 
 
-def load(source: Source | TypedModel, *, preload: Iterable[int] = (), **options: Any) -> MemoizingDynamicInferer:
+def load(
+    source: Source | TypedModel, *, preload: Iterable[int] = (), **options: Any
+) -> MemoizingDynamicInferer:
     """Load a policy for any number of agents.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[4])
@@ -72,6 +74,10 @@ def to_jax(
         )
     if isinstance(source, (ModelInferer, TypedModel)):
         if outputs is not None or constants is not None:
-            raise InputError("outputs= and constants= belong to loading, but this policy is loaded already: give them there")
+            raise InputError(
+                "outputs= and constants= belong to loading, but this policy is loaded already: give them there"
+            )
         return of_rows(source if isinstance(source, TypedModel) else source.typed)
-    return of_graph(source if isinstance(source, Model) else load_model(source, outputs=outputs), constants or {})
+    return of_graph(
+        source if isinstance(source, Model) else load_model(source, outputs=outputs), constants or {}
+    )

@@ -9,9 +9,9 @@ import onnx
 from onnx import helper
 from onnx.backend.base import Backend, BackendRep
 
-from ._client import resolve_device
 from .errors import DeviceError
-from .oneshot import OneShot
+from .lowering.oneshot import OneShot
+from .xla.cpu_client import resolve_device
 
 
 class MemojaxBackendRep(BackendRep):
@@ -45,12 +45,16 @@ class MemojaxBackend(Backend):
         return MemojaxBackendRep(OneShot(model, device=resolve_device(device.lower())))
 
     @classmethod
-    def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:
+    def run_model(
+        cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any
+    ) -> tuple[Any, ...]:
         """Load and run once."""
         return cls.prepare(model, device).run(inputs)
 
     @classmethod
-    def run_node(cls, node: onnx.NodeProto, inputs: Any, device: str = "CPU", outputs_info: Any = None, **kwargs: Any) -> tuple[Any, ...]:
+    def run_node(
+        cls, node: onnx.NodeProto, inputs: Any, device: str = "CPU", outputs_info: Any = None, **kwargs: Any
+    ) -> tuple[Any, ...]:
         """Run a single node on arrays; kwargs may hold `opset_version`."""
         given = [np.asarray(value) for value in inputs]
         named = [name for name in node.input if name]
@@ -64,7 +68,9 @@ class MemojaxBackend(Backend):
             [onnx.ValueInfoProto(name=name) for name in node.output if name],
         )
         opset = kwargs.get("opset_version", min(onnx.defs.onnx_opset_version(), 24))
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)], ir_version=onnx.IR_VERSION)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid(node.domain, opset)], ir_version=onnx.IR_VERSION
+        )
         return cls.run_model(model, dict(zip(named, given, strict=True)), device)
 
     @classmethod

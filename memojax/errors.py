@@ -37,8 +37,12 @@ class Unsupported:
     reason: str
 
     def __str__(self) -> str:
-        shown = ", ".join(self.nodes[:3]) + (f" and {len(self.nodes) - 3} more" if len(self.nodes) > 3 else "")
-        return f"{self.domain or 'ai.onnx'}.{self.op_type} (opset {self.version}; nodes {shown}): {self.reason}"
+        shown = ", ".join(self.nodes[:3]) + (
+            f" and {len(self.nodes) - 3} more" if len(self.nodes) > 3 else ""
+        )
+        return (
+            f"{self.domain or 'ai.onnx'}.{self.op_type} (opset {self.version}; nodes {shown}): {self.reason}"
+        )
 
 
 class UnsupportedOpError(MemojaxError):
@@ -74,7 +78,9 @@ class UnknownInputError(InputError):
 
     def __init__(self, names: Iterable[str], expected: Iterable[str], where: str = "the model"):
         self.names, self.expected = tuple(names), tuple(expected)
-        super().__init__(f"unknown input {', '.join(map(repr, self.names))}: {where} takes {', '.join(map(repr, self.expected))}.")
+        super().__init__(
+            f"unknown input {', '.join(map(repr, self.names))}: {where} takes {', '.join(map(repr, self.expected))}."
+        )
 
 
 class MissingInputError(InputError):
@@ -125,8 +131,14 @@ class CompileForbiddenError(MemojaxError):
 
     def __init__(self, size: int, ready: Sequence[int], why: str):
         self.size, self.ready = size, tuple(ready)
-        have = f"there are plans for {', '.join(map(str, nearest(ready, size)))}" if ready else "there are no plans yet"
-        super().__init__(f"batch size {size} has no plan, and none may be compiled {why}; {have}. Add it with preload([{size}]).")
+        have = (
+            f"there are plans for {', '.join(map(str, nearest(ready, size)))}"
+            if ready
+            else "there are no plans yet"
+        )
+        super().__init__(
+            f"batch size {size} has no plan, and none may be compiled {why}; {have}. Add it with preload([{size}])."
+        )
 
 
 def nearest(sizes: Sequence[int], size: int, count: int = 4) -> list[int]:
@@ -164,7 +176,9 @@ class OrphanedDataError(MemojaxError):
     def __init__(self, agents: Mapping[Any, Sequence[int]]):
         self.agents = {brain: tuple(waiting) for brain, waiting in agents.items()}
         listing = ", ".join(f"{brain} ({len(waiting)} agents)" for brain, waiting in self.agents.items())
-        super().__init__(f"removed, with states that were never run: {listing}. Run them first, or catch this if they are not needed.")
+        super().__init__(
+            f"removed, with states that were never run: {listing}. Run them first, or catch this if they are not needed."
+        )
 
 
 class RuntimeErrors(MemojaxError):
@@ -179,8 +193,12 @@ class RuntimeErrors(MemojaxError):
 
     def __init__(self, failures: Mapping[Any, Exception], responses: Mapping[Any, Any]):
         self.failures, self.responses = dict(failures), dict(responses)
-        listing = "\n  ".join(f"{brain}: {type(failure).__name__}: {failure}" for brain, failure in self.failures.items())
-        super().__init__(f"{len(self.failures)} brain(s) failed, {len(self.responses)} answered (see `responses`):\n  {listing}")
+        listing = "\n  ".join(
+            f"{brain}: {type(failure).__name__}: {failure}" for brain, failure in self.failures.items()
+        )
+        super().__init__(
+            f"{len(self.failures)} brain(s) failed, {len(self.responses)} answered (see `responses`):\n  {listing}"
+        )
 
 
 class AssetError(ModelLoadError):
@@ -192,7 +210,9 @@ class MissingPackageError(MemojaxError, ImportError):
 
     def __init__(self, package: str, what: str, extra: str):
         self.package = package
-        super().__init__(f"{what} needs the package {package!r}, which is not installed: pip install 'memojax[{extra}]'")
+        super().__init__(
+            f"{what} needs the package {package!r}, which is not installed: pip install 'memojax[{extra}]'"
+        )
 
 
 class EvaluationError(MemojaxError):

@@ -47,7 +47,9 @@ class Policy(mj.Inferer):
         for slot, spec in enumerate(self._api.outputs):
             view.set_output(slot, results[spec.name])
 
-    def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Any:
+    def infer_arrays(
+        self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
+    ) -> Any:
         assert ids is not None
         assert set(ids) == self.alive
         for spec in self._api.inputs:
@@ -59,7 +61,10 @@ class Policy(mj.Inferer):
         self.batches.append(inputs)
         self.sizes.append(n)
         answers = self.run(inputs)
-        return {s.name: np.broadcast_to(np.asarray(answers[s.name], s.dtype), (n, *s.shape)) for s in self._api.outputs}
+        return {
+            s.name: np.broadcast_to(np.asarray(answers[s.name], s.dtype), (n, *s.shape))
+            for s in self._api.outputs
+        }
 
     def is_ready(self, count: int) -> bool:
         return True
@@ -77,7 +82,10 @@ class Policy(mj.Inferer):
 
 def specs_of(given: Mapping[str, Any]) -> tuple[mj.TensorSpec, ...]:
     """From name -> element shape (float32), or name -> (element shape, dtype)."""
-    typed = {name: spec if spec and isinstance(spec[-1], type) else (spec, np.float32) for name, spec in given.items()}
+    typed = {
+        name: spec if spec and isinstance(spec[-1], type) else (spec, np.float32)
+        for name, spec in given.items()
+    }
     return tuple(mj.TensorSpec(name, shape, np.dtype(dtype)) for name, (shape, dtype) in typed.items())
 
 

@@ -17,7 +17,10 @@ STATE = (3,)
 
 def model_api(inputs: Shapes, outputs: Shapes, dtype: Any = np.float32) -> mj.ModelApi:
     return mj.ModelApi(
-        *(tuple(mj.TensorSpec(name, shape, np.dtype(dtype)) for name, shape in given.items()) for given in (inputs, outputs))
+        *(
+            tuple(mj.TensorSpec(name, shape, np.dtype(dtype)) for name, shape in given.items())
+            for given in (inputs, outputs)
+        )
     )
 
 
@@ -55,8 +58,12 @@ class FakeInferer(mj.Inferer):
         self.run(view)
         self.sizes.append(len(view))
 
-    def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> dict[str, Any]:
-        return mj.StatefulInferer(mj.BaseWrapper(), self).infer_arrays({k: np.asarray(v) for k, v in inputs.items()}, ids=ids, dones=dones)
+    def infer_arrays(
+        self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
+    ) -> dict[str, Any]:
+        return mj.StatefulInferer(mj.BaseWrapper(), self).infer_arrays(
+            {k: np.asarray(v) for k, v in inputs.items()}, ids=ids, dones=dones
+        )
 
     def begin_agent(self, agent: int) -> None:
         self.begun.append(agent)
@@ -88,7 +95,9 @@ def counting_lstm(**options: Any) -> FakeInferer:
             view.set_output(slot + 2, new.reshape(len(new), -1))
 
     state = {"lstm_hidden_state": (2, 1), "lstm_cell_state": (2, 3)}
-    return FakeInferer(run, inputs=state, outputs={**state, "hidden_output": (2,), "cell_output": (6,)}, **options)
+    return FakeInferer(
+        run, inputs=state, outputs={**state, "hidden_output": (2,), "cell_output": (6,)}, **options
+    )
 
 
 def counts(tracker: mj.Inferer, agents: Sequence[int]) -> list[tuple[float, float]]:
@@ -98,7 +107,10 @@ def counts(tracker: mj.Inferer, agents: Sequence[int]) -> list[tuple[float, floa
         batcher.push(agent, {})
     responses = batcher.execute(tracker)
     assert all(response.keys() == {"hidden_output", "cell_output"} for response in responses.values())
-    return [(float(responses[a]["hidden_output"].mean()), float(responses[a]["cell_output"].mean())) for a in agents]
+    return [
+        (float(responses[a]["hidden_output"].mean()), float(responses[a]["cell_output"].mean()))
+        for a in agents
+    ]
 
 
 def summing(**options: Any) -> FakeInferer:
@@ -116,7 +128,9 @@ def summing(**options: Any) -> FakeInferer:
 def noisy_echo() -> FakeInferer:
     """What comes in as `epsilon` is seen."""
     return FakeInferer(
-        lambda view: view.set_output(0, np.array(view.input_slot(1))), inputs={"obs": (1,), "epsilon": (2,)}, outputs={"seen": (2,)}
+        lambda view: view.set_output(0, np.array(view.input_slot(1))),
+        inputs={"obs": (1,), "epsilon": (2,)},
+        outputs={"seen": (2,)},
     )
 
 
@@ -129,7 +143,11 @@ WEIGHTS = np.random.default_rng(1).standard_normal((4, 2)).astype(np.float32)
 
 def _policy(weights: Any, x: Mapping[str, Any]) -> dict[str, Any]:
     act = x["obs"] @ weights + x["epsilon"] + 2 * x["h_in"][:, :2]
-    return {"act": act, "choice": jnp.argmax(act, axis=1).astype(jnp.int32), "h_out": x["h_in"] + jnp.sum(x["obs"], axis=1, keepdims=True)}
+    return {
+        "act": act,
+        "choice": jnp.argmax(act, axis=1).astype(jnp.int32),
+        "h_out": x["h_in"] + jnp.sum(x["obs"], axis=1, keepdims=True),
+    }
 
 
 def policy() -> mj.TypedModel:
@@ -146,13 +164,17 @@ def policy_oracle(obs: np.ndarray, epsilon: Any, state: np.ndarray) -> dict[str,
 def mixing() -> mj.TypedModel:
     """Every row is compared with the mean of the batch."""
     return mj.TypedModel.from_function(
-        lambda _, x: {"plain": x["obs"] * 2, "centred": x["obs"] - x["obs"].mean(0)}, (), {"obs": ((3,), np.float32)}
+        lambda _, x: {"plain": x["obs"] * 2, "centred": x["obs"] - x["obs"].mean(0)},
+        (),
+        {"obs": ((3,), np.float32)},
     )
 
 
 def scaling(factor: float = 2.0) -> mj.TypedModel:
     """out = factor * obs."""
-    return mj.TypedModel.from_function(lambda w, x: {"out": w * x["obs"]}, np.float32(factor), {"obs": ((3,), np.float32)})
+    return mj.TypedModel.from_function(
+        lambda w, x: {"out": w * x["obs"]}, np.float32(factor), {"obs": ((3,), np.float32)}
+    )
 
 
 def in_threads(count: int, task: Callable[[int], Any]) -> list[Any]:

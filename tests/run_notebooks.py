@@ -21,7 +21,9 @@ def main() -> int:
     for path in options.files:
         notebook = nbformat.read(path, as_version=4)
         started = time.perf_counter()
-        client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+        client = NotebookClient(
+            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        )
         try:
             client.execute()
         except CellExecutionError as error:

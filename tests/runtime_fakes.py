@@ -91,7 +91,9 @@ class Brain(mj.Inferer):
         view.set_output(0, np.array(view.input_slot(0)))
         self.ran.append(size)
 
-    def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> dict[str, Any]:
+    def infer_arrays(
+        self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
+    ) -> dict[str, Any]:
         return {"out": np.array(inputs["obs"])}
 
     def begin_agent(self, agent: int) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import memojax as mj
-from memojax.asset import AssetData, AssetKind
 from memojax.errors import AssetError, DimensionError, InputError, ModelLoadError, RowsMixError
+from memojax.model.crvo import AssetData, AssetKind
 from memojax.stablehlo import find_stablehlo, load_stablehlo, read_header, to_stablehlo
 
 from .helpers import mixing, policy
@@ -27,7 +27,11 @@ MODELS = sorted(path.stem for path in (Path(__file__).parent / "models").glob("*
 
 
 def model_path(stem):
-    return Path(str(mj.policies.bundled(stem))) if stem in POLICIES else Path(__file__).parent / "models" / f"{stem}.onnx"
+    return (
+        Path(str(mj.policies.bundled(stem)))
+        if stem in POLICIES
+        else Path(__file__).parent / "models" / f"{stem}.onnx"
+    )
 
 
 def batch(api, n, seed=0):
@@ -46,7 +50,12 @@ def assert_same(left, right, n, **tolerance):
     assert list(got) == list(expected)
     for name, value in expected.items():
         assert (got[name].dtype, got[name].shape) == (value.dtype, value.shape)
-        np.testing.assert_allclose(np.float64(got[name]), np.float64(value), err_msg=name, **(tolerance or {"rtol": 1e-5, "atol": 1e-5}))
+        np.testing.assert_allclose(
+            np.float64(got[name]),
+            np.float64(value),
+            err_msg=name,
+            **(tolerance or {"rtol": 1e-5, "atol": 1e-5}),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +83,11 @@ def test_the_layout_is_cervos(onnx_file):
 @given(st.sampled_from(AssetKind), st.binary(min_size=1))
 def test_an_asset_comes_back_as_it_was(kind, data):
     asset = AssetData(kind, data)
-    assert AssetData.deserialize(asset.serialize()) == AssetData.deserialize(io.BytesIO(asset.serialize())) == asset
+    assert (
+        AssetData.deserialize(asset.serialize())
+        == AssetData.deserialize(io.BytesIO(asset.serialize()))
+        == asset
+    )
 
 
 def test_files(tmp_path, onnx_file):
@@ -133,8 +146,12 @@ def test_onnx_assets_load_by_content(tmp_path, onnx_file):
         assert_same(reference, mj.load(source), 2, rtol=0)
     fn, params = mj.to_jax(path)
     inputs = batch(reference.api, 2)
-    np.testing.assert_allclose(fn(params, inputs)["logits"], reference.infer_arrays(inputs)["logits"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(mj.run(asset, inputs)["logits"], reference.infer_arrays(inputs)["logits"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        fn(params, inputs)["logits"], reference.infer_arrays(inputs)["logits"], rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        mj.run(asset, inputs)["logits"], reference.infer_arrays(inputs)["logits"], rtol=1e-5, atol=1e-5
+    )
     assert isinstance(asset.load_basic(), mj.BasicInferer)
     assert asset.load_fixed([2, 4]).sizes == [4, 2]
     assert len(asset.load_memoizing([3]).plans()) == 1
@@ -226,7 +243,9 @@ def test_weights_keep_their_names_and_can_be_swapped():
 
 
 def test_an_inferer_takes_new_weights(exported):
-    reference, loaded = (mj.load(source, preload=[3]) for source in (mj.policies.bundled("acrobot_ppo"), exported))
+    reference, loaded = (
+        mj.load(source, preload=[3]) for source in (mj.policies.bundled("acrobot_ppo"), exported)
+    )
     doubled = {name: np.asarray(value) * 2 for name, value in loaded.params.items()}
     for inferer in (reference, loaded):
         inferer.update_params(doubled)
@@ -248,7 +267,12 @@ def test_it_pickles(exported):
 def test_every_inferer_takes_it(exported):
     reference = mj.load(mj.policies.bundled("acrobot_ppo"))
     builder = mj.InfererBuilder(exported)
-    for inferer in (builder.build_basic(), builder.build_fixed([2, 4]), builder.build_dynamic(4), builder.build_memoizing()):
+    for inferer in (
+        builder.build_basic(),
+        builder.build_fixed([2, 4]),
+        builder.build_dynamic(4),
+        builder.build_memoizing(),
+    ):
         assert_same(reference, inferer, 5)
     assert isinstance(exported.load_basic(), mj.BasicInferer)
 
@@ -292,7 +316,9 @@ def test_policies_with_wrappers():
     typed = policy()
 
     def wrapped(source):
-        return mj.RecurrentTracker.wrap(mj.EpsilonInjector(mj.load(source), "epsilon", mj.ConstantGenerator(0.5)))
+        return mj.RecurrentTracker.wrap(
+            mj.EpsilonInjector(mj.load(source), "epsilon", mj.ConstantGenerator(0.5))
+        )
 
     one, other = wrapped(typed), wrapped(to_stablehlo(typed))
     for seed in range(3):
@@ -336,4 +362,10 @@ def test_operators_that_want_the_batch_as_a_number():
     assert_same(mj.load(wants_a_number(False)), mj.load(to_stablehlo(wants_a_number(False))), 5, rtol=0)
     with pytest.raises(DimensionError, match=r"batch_size=8"):
         to_stablehlo(wants_a_number(True))
-    assert_same(mj.load(wants_a_number(True)), mj.load(to_stablehlo(wants_a_number(True), batch_size=5)), 5, rtol=1e-6, atol=1e-6)
+    assert_same(
+        mj.load(wants_a_number(True)),
+        mj.load(to_stablehlo(wants_a_number(True), batch_size=5)),
+        5,
+        rtol=1e-6,
+        atol=1e-6,
+    )

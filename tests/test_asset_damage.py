@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import memojax as mj
-from memojax import stablehlo
-from memojax.asset import AssetData, AssetKind
 from memojax.errors import AssetError, InputError
+from memojax.model.crvo import AssetData, AssetKind
+from memojax.stablehlo import load as stablehlo
 from memojax.stablehlo import load_stablehlo, read_header, to_stablehlo
-from memojax.stablehlo_header import PREFIX
+from memojax.stablehlo.header import PREFIX
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,25 @@ _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
-_FIELDS = ["format", "inputs", "outputs", "computed", "params", "constants", "batch_size", "random", "independent", "platforms", "rule", "name",
-           "metadata", "written_by", "calling_convention", "program_bytes", "sha256"]  # fmt: skip
+_FIELDS = [
+    "format",
+    "inputs",
+    "outputs",
+    "computed",
+    "params",
+    "constants",
+    "batch_size",
+    "random",
+    "independent",
+    "platforms",
+    "rule",
+    "name",
+    "metadata",
+    "written_by",
+    "calling_convention",
+    "program_bytes",
+    "sha256",
+]
 
 
 @given(st.sampled_from(_FIELDS), _json)
@@ -88,7 +105,16 @@ def test_nonsense_in_the_header_is_refused_or_harmless(exported, field, value):
         loaded = load_stablehlo(asset, trusted=True)
     except AssetError:
         return
-    assert field in ("rule", "name", "metadata", "written_by", "independent", "platforms", "calling_convention", "batch_size")
+    assert field in (
+        "rule",
+        "name",
+        "metadata",
+        "written_by",
+        "independent",
+        "platforms",
+        "calling_convention",
+        "batch_size",
+    )
     assert loaded.api == load_stablehlo(exported).api
 
 
@@ -153,7 +179,11 @@ def test_a_program_may_only_compute(exported):
     """A call into Python by the address of a function would run whatever is there."""
 
     def callback(params, x):
-        return {"out": jax.pure_callback(lambda obs: np.asarray(obs) * 2, jax.ShapeDtypeStruct(x["obs"].shape, np.float32), x["obs"])}
+        return {
+            "out": jax.pure_callback(
+                lambda obs: np.asarray(obs) * 2, jax.ShapeDtypeStruct(x["obs"].shape, np.float32), x["obs"]
+            )
+        }
 
     typed = mj.TypedModel.from_function(callback, (), {"obs": ((3,), np.float32)})
     with pytest.raises(Exception, match="custom call|callback"):
@@ -168,7 +198,9 @@ def test_a_program_may_only_compute(exported):
 @pytest.mark.parametrize(("offset", "way_out"), [(-1, "export the policy again"), (1, "update jax")])
 def test_programs_outside_the_window_are_refused(exported, offset, way_out):
     edge = (
-        jax.export.minimum_supported_calling_convention_version if offset < 0 else jax.export.maximum_supported_calling_convention_version
+        jax.export.minimum_supported_calling_convention_version
+        if offset < 0
+        else jax.export.maximum_supported_calling_convention_version
     )
     asset = rebuilt(exported, calling_convention=edge + offset, written_by={"jax": "0.4.30"})
     with pytest.raises(AssetError, match=rf"JAX 0\.4\.30 .*{way_out}"):

@@ -19,11 +19,24 @@ import pytest
 from jax import lax
 
 import memojax
-from memojax import MemoizingDynamicInferer, TypedModel, autotune, worker
-from memojax._client import cpu_device
-from memojax.choices import NAME, Choices
-from memojax.planner import Planner
-from memojax.recipe import CONVOLUTIONS, DEFAULT, EIGEN, FLIPPED, FUSED, LAYERS, RECIPES, TWO_ROWS, WIDE, Recipe
+from memojax import MemoizingDynamicInferer, TypedModel
+from memojax.plans import autotune
+from memojax.plans.candidates import (
+    CANDIDATES,
+    CONVOLUTIONS,
+    DEFAULT,
+    EIGEN,
+    FLIPPED,
+    FUSED,
+    LAYERS,
+    TWO_ROWS,
+    WIDE,
+    Candidate,
+)
+from memojax.plans.compiler import PlanCompiler
+from memojax.plans.tuning_log import NAME, Choices
+from memojax.xla import background as worker
+from memojax.xla.cpu_client import cpu_device
 
 RNG = np.random.default_rng(0)
 WEIGHTS = [(RNG.standard_normal((16, 16)) / 4).astype(np.float32) for _ in range(3)]
@@ -61,8 +74,8 @@ class Wrong:
     packs: bool = False
     rows: int = 1
 
-    def trace(self, residue: Any, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        first, *others = residue(leading, inputs)
+    def trace(self, residual: Any, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        first, *others = residual(leading, inputs)
         return [first + 0.01, *others]
 
 
@@ -70,8 +83,8 @@ class Wrong:
 def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Candidates to try, all of which look `gain` times as fast."""
 
-    def use(*recipes: Any, gain: float = 2.0) -> None:
-        monkeypatch.setattr(autotune, "candidates", lambda *_: list(recipes))
+    def use(*candidates: Any, gain: float = 2.0) -> None:
+        monkeypatch.setattr(autotune, "candidates", lambda *_: list(candidates))
         monkeypatch.setattr(autotune, "compare", lambda *_: gain)
 
     return use
@@ -102,13 +115,25 @@ def test_off_compiles_nothing_more(tried: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", [FUSED, LAYERS, CONVOLUTIONS, EIGEN, Recipe("options", {"xla_cpu_prefer_vector_width": "512"}), FLIPPED, TWO_ROWS]
+    "candidate",
+    [
+        FUSED,
+        LAYERS,
+        CONVOLUTIONS,
+        EIGEN,
+        Candidate("options", {"xla_cpu_prefer_vector_width": "512"}),
+        FLIPPED,
+        TWO_ROWS,
+    ],
 )
-def test_winners_give_the_defaults_numbers(tried: Callable[..., None], recipe: Recipe) -> None:
-    tried(recipe)
+def test_winners_give_the_defaults_numbers(tried: Callable[..., None], candidate: Candidate) -> None:
+    tried(candidate)
     inferer = MemoizingDynamicInferer(typed(), [1], autotune="preload")
     (plan,) = inferer.plans()
-    assert (plan.candidate, plan.gain) == (recipe.name, 2.0) or plan.candidate == "default"  # an option that this jaxlib lacks
+    assert (plan.candidate, plan.gain) == (
+        candidate.name,
+        2.0,
+    ) or plan.candidate == "default"  # an option that this jaxlib lacks
     plain = MemoizingDynamicInferer(typed(), [1])
     for _ in range(3):
         given, want = inferer.infer_arrays({"x": X[:1]}), plain.infer_arrays({"x": X[:1]})
@@ -117,7 +142,9 @@ def test_winners_give_the_defaults_numbers(tried: Callable[..., None], recipe: R
         check(inferer, 1)
 
 
-def test_wrong_numbers_are_dropped_and_said(tried: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_numbers_are_dropped_and_said(
+    tried: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
     tried(Wrong())
     inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
     check(inferer, 2)
@@ -131,11 +158,11 @@ class Breaking(Wrong):
 
     name: str = "breaking"
 
-    def trace(self, residue: Any, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    def trace(self, residual: Any, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         def refuse(x: Any) -> Any:
             raise RuntimeError("unsupported instruction")
 
-        first, *others = residue(leading, inputs)
+        first, *others = residual(leading, inputs)
         return [jax.pure_callback(refuse, jax.ShapeDtypeStruct(first.shape, first.dtype), first), *others]
 
 
@@ -152,8 +179,10 @@ def test_no_gain_no_change(tried: Callable[..., None]) -> None:
     assert [(plan.candidate, plan.gain) for plan in inferer.plans()] == [("default", 1.0)]
 
 
-def test_unknown_options_are_dropped_silently(tried: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
-    tried(Recipe("unheard-of", {"xla_cpu_no_such_option": "1"}))
+def test_unknown_options_are_dropped_silently(
+    tried: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    tried(Candidate("unheard-of", {"xla_cpu_no_such_option": "1"}))
     with caplog.at_level(logging.INFO, "memojax"):
         inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
     check(inferer, 2)
@@ -198,7 +227,9 @@ def test_sizes_that_are_rarely_used_are_left_alone(tried: Callable[..., None]) -
     assert [plan.gain for plan in inferer.plans()] == [None, None]
 
 
-def test_a_plan_that_was_dropped_is_not_tuned_on(tried: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_was_dropped_is_not_tuned_on(
+    tried: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried(FUSED)
     gate = threading.Event()
     worker.submit(lambda: gate.wait(30))
@@ -223,9 +254,11 @@ def test_update_params_ends_it(tried: Callable[..., None]) -> None:
 
 
 def test_budget(tried: Callable[..., None]) -> None:
-    tried(Recipe("packed", packs=True))
+    tried(Candidate("packed", packs=True))
     weights = sum(w.nbytes for w in WEIGHTS)
-    inferer = MemoizingDynamicInferer(typed(), [1, 2, 3], autotune="preload", autotune_budget_mb=4.5 * weights / (1 << 20))
+    inferer = MemoizingDynamicInferer(
+        typed(), [1, 2, 3], autotune="preload", autotune_budget_mb=4.5 * weights / (1 << 20)
+    )
     assert [plan.candidate for plan in inferer.plans()] == ["packed", "packed", "default"]
     inferer.cache_clear(1)
     inferer.preload([4])
@@ -246,7 +279,9 @@ def test_choices_are_remembered_on_disk(tried: Callable[..., None], tmp_path: Pa
     assert off.plans()[0].candidate == "default"
 
 
-def test_nothing_is_written_unasked(tried: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_unasked(
+    tried: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MEMOJAX_CACHE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     tried(FUSED)
@@ -283,12 +318,14 @@ def test_a_remembered_candidate_that_is_no_longer_possible(
     memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     for entry in tmp_path.glob("*.plan"):
         entry.unlink()
-    monkeypatch.setitem(RECIPES, "v512", Recipe("v512", {"xla_cpu_no_such_option": "1"}))
+    monkeypatch.setitem(CANDIDATES, "v512", Candidate("v512", {"xla_cpu_no_such_option": "1"}))
     inferer = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     assert inferer.plans()[0].candidate == "default"
 
 
-def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_written_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
     choices = Choices(tmp_path / "file" / "folder")
     choices.put({"size": 1}, "ynn", 2.0)
@@ -301,8 +338,10 @@ def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(autotune, "has_sound_convolutions", lambda: True)
 
     def names(fn: Any, weights: Any, shape: tuple[int, ...], size: int) -> list[str]:
-        planner = Planner(TypedModel.from_function(fn, weights, {"x": (shape, np.float32)}), cpu_device())
-        return [recipe.name for recipe in autotune.candidates(planner.trace(size), size, planner)]
+        compiler = PlanCompiler(
+            TypedModel.from_function(fn, weights, {"x": (shape, np.float32)}), cpu_device()
+        )
+        return [candidate.name for candidate in autotune.candidates(compiler.trace(size), size, compiler)]
 
     assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == []
     assert names(lambda w, x: x["x"] @ w, WEIGHTS[0], (16,), 4) == ["ynn", "eigen"]
@@ -310,11 +349,22 @@ def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPat
     big = RNG.standard_normal((1024, 1024)).astype(np.float32)
     assert names(lambda w, x: x["x"] @ w, big, (1024,), 1) == ["ynn", "flipped", "two-rows"]
     assert names(lambda w, x: x["x"] @ w, big, (1024,), 2) == ["ynn", "eigen"]
-    assert names(lambda w, x: x["x"] @ w - (x["x"] @ w).mean(0), big, (1024,), 1) == ["ynn", "ynn-layers", "flipped"]
+    assert names(lambda w, x: x["x"] @ w - (x["x"] @ w).mean(0), big, (1024,), 1) == [
+        "ynn",
+        "ynn-layers",
+        "flipped",
+    ]
     kernel = RNG.standard_normal((4, 2, 3, 3)).astype(np.float32)
-    assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8), 1) == ["ynn", "ynn-conv", "eigen-conv"]
+    assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8), 1) == [
+        "ynn",
+        "ynn-conv",
+        "eigen-conv",
+    ]
     monkeypatch.setattr(autotune, "has_sound_convolutions", lambda: False)
-    assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8), 1) == ["ynn", "eigen-conv"]
+    assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8), 1) == [
+        "ynn",
+        "eigen-conv",
+    ]
     monkeypatch.setattr(autotune, "has_avx512", lambda: True)
     assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == [WIDE.name]
 
@@ -323,8 +373,13 @@ def test_no_fusion_of_weights_that_are_one_number() -> None:
     """YNNPACK takes such a matrix for the number alone, and reads what lies behind it: with these zeros it gave 1e30 (jaxlib 0.10.2)."""
 
     def names(fn: Any, weights: Any, shape: tuple[int, ...] = (16,)) -> set[str]:
-        planner = Planner(TypedModel.from_function(fn, weights, {"x": (shape, np.float32)}), cpu_device())
-        return {recipe.name for recipe in autotune.candidates(planner.trace(4), 4, planner)} - {WIDE.name, EIGEN.name}
+        compiler = PlanCompiler(
+            TypedModel.from_function(fn, weights, {"x": (shape, np.float32)}), cpu_device()
+        )
+        return {candidate.name for candidate in autotune.candidates(compiler.trace(4), 4, compiler)} - {
+            WIDE.name,
+            EIGEN.name,
+        }
 
     zeros, ones = np.zeros((16, 16), np.float32), np.ones((16, 1), np.float32)
     assert names(lambda w, x: x["x"] @ w, zeros) == set()

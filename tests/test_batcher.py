@@ -63,8 +63,12 @@ def test_construct_wrapped_and_loose() -> None:
 
 
 @FILLS
-@pytest.mark.parametrize(("take", "agents", "sizes"), [(1, 2, [1, 1]), (2, 4, [2, 2]), (3, 8, [3, 3, 2]), (5, 5, [5])])
-def test_batches_are_split_as_the_inferer_selects(fill: Callable[..., None], take: int, agents: int, sizes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("take", "agents", "sizes"), [(1, 2, [1, 1]), (2, 4, [2, 2]), (3, 8, [3, 3, 2]), (5, 5, [5])]
+)
+def test_batches_are_split_as_the_inferer_selects(
+    fill: Callable[..., None], take: int, agents: int, sizes: list[int]
+) -> None:
     fake = FakeInferer(echo, take=lambda count: min(take, count))
     batcher = Batcher(fake)
     fill(batcher, {agent: state(agent) for agent in range(agents)})
@@ -77,7 +81,10 @@ def test_batches_are_split_as_the_inferer_selects(fill: Callable[..., None], tak
 @FILLS
 def test_agents_run_in_the_order_they_were_pushed(fill: Callable[..., None]) -> None:
     seen: list[tuple[list[int], list[float]]] = []
-    fake = FakeInferer(lambda view: seen.append((list(view.ids), view.input_slot(0)[:, 0].tolist())), take=lambda count: min(count, 2))
+    fake = FakeInferer(
+        lambda view: seen.append((list(view.ids), view.input_slot(0)[:, 0].tolist())),
+        take=lambda count: min(count, 2),
+    )
     batched = fake.into_batched()
     fill(batched, {9: state(90), 3: state(30), 7: state(70)})
     batched.execute()
@@ -98,7 +105,9 @@ def test_a_batcher_is_reused_over_frames() -> None:
         agents = range(frame, 2 * frame + 1)
         extend_all(batched, {agent: state(agent * 10 + frame) for agent in agents})
         responses = batched.execute()
-        assert {agent: response["out"][0] for agent, response in responses.items()} == {agent: agent * 10 + frame for agent in agents}
+        assert {agent: response["out"][0] for agent, response in responses.items()} == {
+            agent: agent * 10 + frame for agent in agents
+        }
         assert len(batched) == 0
 
 
@@ -153,7 +162,9 @@ def test_a_failed_execute_loses_nothing_and_goes_on_where_it_stopped() -> None:
         assert len(batched) == 5
     batched.push(99, state(99))
     responses = batched.execute()
-    assert {agent: response["out"][0] for agent, response in responses.items()} == {agent: agent for agent in (0, 1, 2, 3, 4, 99)}
+    assert {agent: response["out"][0] for agent, response in responses.items()} == {
+        agent: agent for agent in (0, 1, 2, 3, 4, 99)
+    }
     assert fake.sizes == [2, 2, 2], "the rows that had run did not run again"
 
 
@@ -217,11 +228,22 @@ def test_an_agent_is_pushed_once(fill: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [[1] * 11, np.ones(11), np.ones(11, np.float16), np.ones(11, np.int64), np.ones(11, bool), np.ones(22)[::2]]
+    "given",
+    [
+        [1] * 11,
+        np.ones(11),
+        np.ones(11, np.float16),
+        np.ones(11, np.int64),
+        np.ones(11, bool),
+        np.ones(22)[::2],
+    ],
 )
 def test_widths_and_layouts_are_converted(given: Any) -> None:
     fake = FakeInferer(echo)
-    for response in (fake.infer_single({"first": given}), fake.infer_batch({0: {"first": given}, 1: state(1)})[0]):
+    for response in (
+        fake.infer_single({"first": given}),
+        fake.infer_batch({0: {"first": given}, 1: state(1)})[0],
+    ):
         assert response["out"].dtype == np.float32
         assert (response["out"] == 1).all()
 
@@ -252,7 +274,12 @@ def test_a_waiting_state_is_replaced_or_discarded(fill: Callable[..., None]) -> 
     batcher.extend({3: state(30), 4: state(40)}, replace=True)
     assert batcher.discard(0)
     assert not batcher.discard(0)
-    assert {agent: response["out"][0] for agent, response in batcher.execute(fake).items()} == {1: 10, 2: 2, 3: 30, 4: 40}
+    assert {agent: response["out"][0] for agent, response in batcher.execute(fake).items()} == {
+        1: 10,
+        2: 2,
+        3: 30,
+        4: 40,
+    }
 
 
 def test_what_has_run_is_not_replaced_but_may_be_discarded() -> None:
@@ -261,7 +288,10 @@ def test_what_has_run_is_not_replaced_but_may_be_discarded() -> None:
     batcher.extend({agent: state(agent) for agent in range(3)})
     with pytest.raises(RuntimeError):
         batcher.execute(fake)
-    for replace in (lambda: batcher.push(0, state(9), replace=True), lambda: batcher.extend({0: state(9), 1: state(9)}, replace=True)):
+    for replace in (
+        lambda: batcher.push(0, state(9), replace=True),
+        lambda: batcher.extend({0: state(9), 1: state(9)}, replace=True),
+    ):
         with pytest.raises(DuplicateIdError, match="agent 0"):
             replace()
     batcher.push(2, state(20), replace=True)
@@ -312,7 +342,9 @@ def test_wrappers_may_write_into_rows() -> None:
     ),
     st.integers(1, 4),
 )
-def test_any_sequence_of_calls_answers_as_a_dictionary_would(actions: list[tuple[str, Any]], take: int) -> None:
+def test_any_sequence_of_calls_answers_as_a_dictionary_would(
+    actions: list[tuple[str, Any]], take: int
+) -> None:
     broken: set[int] = set()
 
     def run(view: ScratchPadView) -> None:

@@ -22,7 +22,9 @@ from memojax.cli.main import COMMANDS, cli
 from memojax.cli.sizes import parse_sizes
 from memojax.ops.coverage import coverage, totals, who_lowers
 
-needs_onnxruntime = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
+needs_onnxruntime = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed"
+)
 
 
 def run(*arguments: str | Path, code: int = 0) -> Result:
@@ -40,7 +42,9 @@ def mixing(tmp_path: Path) -> Path:
     """A model whose rows influence each other: softmax over the batch."""
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("Softmax", ["x"], ["y"], axis=0)]
-    graph = helper.make_graph(nodes, "mixing", [value("x", TensorProto.FLOAT, ["N", 3])], [value("y", TensorProto.FLOAT, ["N", 3])])
+    graph = helper.make_graph(
+        nodes, "mixing", [value("x", TensorProto.FLOAT, ["N", 3])], [value("y", TensorProto.FLOAT, ["N", 3])]
+    )
     path = tmp_path / "mixing.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
     return path
@@ -50,7 +54,9 @@ def mixing(tmp_path: Path) -> Path:
 
 
 def test_it_runs_as_a_module() -> None:
-    result = subprocess.run([sys.executable, "-m", "memojax", "--version"], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-m", "memojax", "--version"], capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"memojax {memojax.__version__} (jax ")
 
@@ -79,11 +85,14 @@ def test_errors_are_one_line_on_stderr_and_debug_shows_more() -> None:
     assert result.stdout == ""
     assert result.stderr.startswith("error: nix.onnx: no such file, and no bundled policy")
     assert len(result.stderr.splitlines()) == 1
-    assert isinstance(CliRunner().invoke(cli, ["--debug", "describe", "nix.onnx"]).exception, memojax.errors.ModelLoadError)
+    assert isinstance(
+        CliRunner().invoke(cli, ["--debug", "describe", "nix.onnx"]).exception, memojax.errors.ModelLoadError
+    )
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "the file is empty"), (b"<html>", "an HTML page"), (b"\x00\x01garbage", "not an ONNX model")]
+    ("content", "message"),
+    [(b"", "the file is empty"), (b"<html>", "an HTML page"), (b"\x00\x01garbage", "not an ONNX model")],
 )
 def test_files_that_are_no_models(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "bad.onnx"
@@ -106,10 +115,15 @@ def test_json_that_cannot_be_written_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
-def test_what_cannot_be_written_is_found_out_before_the_work(option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_found_out_before_the_work(
+    option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("memojax.cli.evaluate._evaluate", lambda *arguments: pytest.fail("evaluated"))
     (tmp_path / "folder.png").mkdir()
-    for path, message in ((tmp_path / "none" / "x.png", "there is no folder"), (tmp_path / "folder.png", "is a folder")):
+    for path, message in (
+        (tmp_path / "none" / "x.png", "there is no folder"),
+        (tmp_path / "folder.png", "is a folder"),
+    ):
         assert message in run("evaluate", option, path, code=1).stderr
 
 
@@ -120,7 +134,17 @@ def test_memory_that_is_not_there_is_an_error_of_one_line() -> None:
 
 def test_a_model_that_does_not_load_leaves_what_others_did(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    arguments = ("evaluate", "acrobot_ppo", tmp_path / "broken.onnx", "--env", "Acrobot-v1", "--episodes", "2", "--max-steps", "2")
+    arguments = (
+        "evaluate",
+        "acrobot_ppo",
+        tmp_path / "broken.onnx",
+        "--env",
+        "Acrobot-v1",
+        "--episodes",
+        "2",
+        "--max-steps",
+        "2",
+    )
     result = run(*arguments, "--json", "-", code=1)
     assert [one["model"] for one in json.loads(result.stdout)["evaluations"]] == ["acrobot_ppo"]
     assert "broken.onnx: not an ONNX model" in result.stderr
@@ -128,7 +152,11 @@ def test_a_model_that_does_not_load_leaves_what_others_did(tmp_path: Path) -> No
 
 def test_the_shell_completes_models_and_options() -> None:
     def complete(*words: str) -> list[str]:
-        environment = {"COMP_WORDS": " ".join(("memojax", *words)), "COMP_CWORD": str(len(words)), "_MEMOJAX_COMPLETE": "bash_complete"}
+        environment = {
+            "COMP_WORDS": " ".join(("memojax", *words)),
+            "COMP_CWORD": str(len(words)),
+            "_MEMOJAX_COMPLETE": "bash_complete",
+        }
         result = CliRunner().invoke(cli, [], prog_name="memojax", env=environment)
         return result.stdout.split()
 
@@ -142,7 +170,13 @@ def test_the_shell_completes_models_and_options() -> None:
 
 @pytest.mark.parametrize(
     ("text", "sizes"),
-    [("1-4,16", [1, 2, 3, 4, 16]), ("8", [8]), ("8-64:8", list(range(8, 65, 8))), ("3,1-3", [3, 1, 2]), (" 1 , 2 ", [1, 2])],
+    [
+        ("1-4,16", [1, 2, 3, 4, 16]),
+        ("8", [8]),
+        ("8-64:8", list(range(8, 65, 8))),
+        ("3,1-3", [3, 1, 2]),
+        (" 1 , 2 ", [1, 2]),
+    ],
 )
 def test_size_lists(text: str, sizes: list[int]) -> None:
     assert parse_sizes(text) == sizes
@@ -179,7 +213,9 @@ def test_api_tells_inputs_outputs_rule_and_ops(mixing: Path) -> None:
         assert part in text
     data = json_of("api", mixing)
     assert data["rows_mix"] == ["y"]
-    assert data["ops"] == [{"domain": "", "op": "Softmax", "opset": 17, "count": 1, "by": "ours", "reason": ""}]
+    assert data["ops"] == [
+        {"domain": "", "op": "Softmax", "opset": 17, "count": 1, "by": "ours", "reason": ""}
+    ]
     assert "rows         influence each other in y" in run("api", mixing).stdout
     assert "not probed" in run("api", mixing, "--no-probe").stdout
     assert "names 'nope', which no input declares" in run("api", mixing, "--dim", "nope=3", code=1).stderr
@@ -220,15 +256,24 @@ def test_run_refuses(tmp_path: Path) -> None:
     np.savez(tmp_path / "name.npz", observation=np.zeros((2, 6), np.float32))
     np.savez(tmp_path / "good.npz", obs=np.zeros((2, 6), np.float32))
     for name, message in (
-        ("none.npz", "cannot be read"), ("text.npz", "not an .npz file"), ("one.npy", "one array, not an .npz"),
-        ("scalar.npz", "is a single number"), ("shape.npz", "expected [n, 6]"), ("name.npz", "unknown input 'observation'"),
-    ):  # fmt: skip
+        ("none.npz", "cannot be read"),
+        ("text.npz", "not an .npz file"),
+        ("one.npy", "one array, not an .npz"),
+        ("scalar.npz", "is a single number"),
+        ("shape.npz", "expected [n, 6]"),
+        ("name.npz", "unknown input 'observation'"),
+    ):
         assert message in run("run", "acrobot_ppo", "--inputs", tmp_path / name, code=1).stderr
-    assert "has 2 rows" in run("run", "acrobot_ppo", "--inputs", tmp_path / "good.npz", "--batch-size", "3", code=2).stderr
+    assert (
+        "has 2 rows"
+        in run("run", "acrobot_ppo", "--inputs", tmp_path / "good.npz", "--batch-size", "3", code=2).stderr
+    )
 
 
 def test_run_goes_through_wrappers() -> None:
-    data = json_of("run", "recurrent_lstm", "-b", "2", "--recurrent", "auto", "--print-input", "--print-output")
+    data = json_of(
+        "run", "recurrent_lstm", "-b", "2", "--recurrent", "auto", "--print-input", "--print-output"
+    )
     assert list(data["input_rows"]) == ["obs"]
     assert list(data["outputs"]) == list(data["output_rows"]) == ["logits"]
     obs = np.array(data["input_rows"]["obs"], np.float32)
@@ -236,10 +281,18 @@ def test_run_goes_through_wrappers() -> None:
     for agent in range(2):
         agents.begin_agent(agent)
     wanted = agents.infer_batch({agent: {"obs": obs[agent]} for agent in range(2)})
-    np.testing.assert_allclose(data["output_rows"]["logits"], [wanted[agent]["logits"] for agent in range(2)], rtol=1e-6)
-    assert json_of("run", "recurrent_lstm", "-b", "2", "-r", "h_in:h_out,c_in:c_out")["outputs"] == data["outputs"]
+    np.testing.assert_allclose(
+        data["output_rows"]["logits"], [wanted[agent]["logits"] for agent in range(2)], rtol=1e-6
+    )
+    assert (
+        json_of("run", "recurrent_lstm", "-b", "2", "-r", "h_in:h_out,c_in:c_out")["outputs"]
+        == data["outputs"]
+    )
     first, second, other = (
-        json_of("run", "pendulum_ppo", "-b", "3", "-w", "epsilon", "--seed", seed, "--print-input")["input_rows"] for seed in (1, 1, 2)
+        json_of("run", "pendulum_ppo", "-b", "3", "-w", "epsilon", "--seed", seed, "--print-input")[
+            "input_rows"
+        ]
+        for seed in (1, 1, 2)
     )
     assert first == second != other
     assert list(first) == ["obs"]
@@ -267,10 +320,14 @@ def test_verify_agrees_with_onnx_runtime(mixing: Path) -> None:
 
 @needs_onnxruntime
 def test_verify_tells_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memojax.contenders import OnnxRuntime
+    from memojax.verification.runtimes import OnnxRuntime
 
     honest = OnnxRuntime._run
-    monkeypatch.setattr(OnnxRuntime, "_run", lambda self, feeds: {name: value + 0.5 for name, value in honest(self, feeds).items()})
+    monkeypatch.setattr(
+        OnnxRuntime,
+        "_run",
+        lambda self, feeds: {name: value + 0.5 for name, value in honest(self, feeds).items()},
+    )
     text = run("verify", "acrobot_ppo", "--sizes", "2", code=1).stdout
     assert "differs" in text
     assert "1 of 1 differ" in text
@@ -288,15 +345,20 @@ def test_benchmark_draws_a_picture(tmp_path: Path) -> None:
 
 @needs_onnxruntime
 def test_benchmark_goes_on_without_a_contender_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memojax.contenders import OnnxRuntime
+    from memojax.verification.runtimes import OnnxRuntime
 
     def fail(self: Any, feeds: Any) -> Any:
         raise ValueError("no such kernel")
 
     monkeypatch.setattr(OnnxRuntime, "_run", fail)
-    result = run("benchmark", "acrobot_ppo", "-b", "1,2", "-c", "4", "--against", "onnxruntime", "--json", "-", code=1)
+    result = run(
+        "benchmark", "acrobot_ppo", "-b", "1,2", "-c", "4", "--against", "onnxruntime", "--json", "-", code=1
+    )
     data = json.loads(result.stdout)
-    assert [(one["runtime"], one["batch_size"]) for one in data["results"]] == [("memojax", 1), ("memojax", 2)]
+    assert [(one["runtime"], one["batch_size"]) for one in data["results"]] == [
+        ("memojax", 1),
+        ("memojax", 2),
+    ]
     assert data["unable"] == {"onnxruntime": "onnxruntime, batch of 1: no such kernel"}
     assert "error: onnxruntime, batch of 1: no such kernel" in result.stderr
 
@@ -306,8 +368,11 @@ def test_benchmark_times_contenders() -> None:
     options = ("--batch-sizes", "1,2", "--count", "20", "--against", "onnxruntime")
     data = json_of("benchmark", "acrobot_ppo", *options)
     assert [(one["runtime"], one["batch_size"]) for one in data["results"]] == [
-        ("memojax", 1), ("onnxruntime", 1), ("memojax", 2), ("onnxruntime", 2),
-    ]  # fmt: skip
+        ("memojax", 1),
+        ("onnxruntime", 1),
+        ("memojax", 2),
+        ("onnxruntime", 2),
+    ]
     for one in data["results"]:
         assert one["p50_us"] <= one["p90_us"] <= one["p99_us"]
         assert one["mean_us_per_element"] == pytest.approx(one["mean_us"] / one["batch_size"])
@@ -316,30 +381,49 @@ def test_benchmark_times_contenders() -> None:
 
 def test_benchmark_times_tract() -> None:
     pytest.importorskip("tract")
-    data = json_of("benchmark", "recurrent_lstm", "-r", "auto", "-b", "1-2,4", "-c", "4", "--against", "tract")
+    data = json_of(
+        "benchmark", "recurrent_lstm", "-r", "auto", "-b", "1-2,4", "-c", "4", "--against", "tract"
+    )
     assert [one["batch_size"] for one in data["results"] if one["runtime"] == "tract"] == [1, 2, 4]
     assert all(one["compile_ms"] > 0 for one in data["results"])
 
 
 @pytest.mark.parametrize(
-    "options", [("recurrent_lstm", "--recurrent", "auto"), ("recurrent_lstm", "--recurrent", "h_in:h_out,c_in:c_out", "--call", "batch"),
-                ("pendulum_ppo", "--with-epsilon", "epsilon")]
-)  # fmt: skip
+    "options",
+    [
+        ("recurrent_lstm", "--recurrent", "auto"),
+        ("recurrent_lstm", "--recurrent", "h_in:h_out,c_in:c_out", "--call", "batch"),
+        ("pendulum_ppo", "--with-epsilon", "epsilon"),
+    ],
+)
 def test_benchmark_goes_through_wrappers(options: tuple[str, ...]) -> None:
     assert json_of("benchmark", *options, "--batch-sizes", "2", "--count", "3")["results"][0]["mean_us"] > 0
 
 
 def test_benchmark_refuses_wrappers_that_do_not_fit() -> None:
-    assert "no output continues an input" in run("benchmark", "acrobot_ppo", "--recurrent", "auto", code=1).stderr
+    assert (
+        "no output continues an input"
+        in run("benchmark", "acrobot_ppo", "--recurrent", "auto", code=1).stderr
+    )
     assert "unknown input 'nope'" in run("benchmark", "acrobot_ppo", "--with-epsilon", "nope", code=1).stderr
-    assert "write it as auto, or IN:OUT" in run("benchmark", "acrobot_ppo", "--recurrent", "h_in", code=2).stderr
+    assert (
+        "write it as auto, or IN:OUT" in run("benchmark", "acrobot_ppo", "--recurrent", "h_in", code=2).stderr
+    )
 
 
 def test_ops_lists_all_of_onnx() -> None:
     data = json_of("ops")
     assert sum(data["totals"].values()) == sum(len(row.versions) for row in coverage())
-    listed = {(entry["domain"], entry["op"], version) for entry in data["operators"] for version in entry["versions"]}
-    schemas = {(s.domain or "ai.onnx", s.name, s.since_version) for s in onnx.defs.get_all_schemas_with_history() if not s.deprecated}
+    listed = {
+        (entry["domain"], entry["op"], version)
+        for entry in data["operators"]
+        for version in entry["versions"]
+    }
+    schemas = {
+        (s.domain or "ai.onnx", s.name, s.since_version)
+        for s in onnx.defs.get_all_schemas_with_history()
+        if not s.deprecated
+    }
     assert schemas <= listed
     assert json_of("ops", "softmax", "Gemm")["operators"][0]["op"] == "Gemm"
     assert all(entry["by"] == "no" and entry["reason"] for entry in json_of("ops", "--missing")["operators"])
@@ -364,4 +448,6 @@ def test_every_option_is_explained() -> None:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
         commands = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
-        assert all(option.help for one in commands for option in one.params if isinstance(option, click.Option))
+        assert all(
+            option.help for one in commands for option in one.params if isinstance(option, click.Option)
+        )

@@ -16,11 +16,13 @@ import memojax
 from memojax import AssetData, AssetKind, policies
 from memojax.cli.main import cli
 from memojax.errors import IncompatibleModelError
-from memojax.typed import random_rows
+from memojax.lowering.typed_model import random_rows
 
 NAMES = policies.names()
 KINDS = ("onnx", "crvo", "stablehlo")
-needs_onnxruntime = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
+needs_onnxruntime = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed"
+)
 
 
 def run(*arguments: Any, code: int = 0) -> Result:
@@ -38,7 +40,11 @@ def json_of(*arguments: Any, code: int = 0) -> Any:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One policy in three kinds of file, with suffixes that lie."""
     folder = tmp_path_factory.mktemp("kinds")
-    made = {"onnx": folder / "policy.crvo", "crvo": folder / "policy.onnx", "stablehlo": folder / "policy.bin"}
+    made = {
+        "onnx": folder / "policy.crvo",
+        "crvo": folder / "policy.onnx",
+        "stablehlo": folder / "policy.bin",
+    }
     made["onnx"].write_bytes(policies.bundled("acrobot_ppo").read_bytes())
     run("package", made["onnx"], made["crvo"])
     run("to-stablehlo", made["onnx"], "-o", made["stablehlo"], "--platform", "cpu")
@@ -89,7 +95,10 @@ def test_package_exports_what_is_to_be_optimized(tmp_path: Path) -> None:
     assert str(target) in text
     assert AssetData.read(target).kind is AssetKind.STABLEHLO
     assert_same_answers(memojax.load(policies.bundled("pendulum_ppo")), memojax.load(target), 2)
-    assert "--batch-size goes with --optimize" in run("package", "pendulum_ppo", target, "-N", "2", code=2).stderr
+    assert (
+        "--batch-size goes with --optimize"
+        in run("package", "pendulum_ppo", target, "-N", "2", code=2).stderr
+    )
 
 
 def test_several_policies_go_into_a_folder(tmp_path: Path) -> None:
@@ -118,7 +127,10 @@ def test_nothing_but_an_older_asset_is_overwritten(tmp_path: Path, files: dict[s
     for command in (("package", "acrobot_ppo", precious), ("to-stablehlo", "acrobot_ppo", "-o", precious)):
         assert "is no CRVO asset" in run(*command, code=2).stderr
         assert precious.read_bytes() == b"a model of somebody's"
-    for command in (("package", files["crvo"], files["crvo"]), ("to-stablehlo", files["crvo"], "-o", files["crvo"], "--force")):
+    for command in (
+        ("package", files["crvo"], files["crvo"]),
+        ("to-stablehlo", files["crvo"], "-o", files["crvo"], "--force"),
+    ):
         before = files["crvo"].read_bytes()
         assert "written over itself" in run(*command, code=2).stderr
         assert files["crvo"].read_bytes() == before
@@ -130,17 +142,36 @@ def test_nothing_but_an_older_asset_is_overwritten(tmp_path: Path, files: dict[s
 
 def test_targets_are_checked_before_anything_is_exported(tmp_path: Path) -> None:
     (tmp_path / "pendulum_ppo.crvo").write_text("notes")
-    assert "no CRVO asset" in run("to-stablehlo", "acrobot_ppo", "pendulum_ppo", "-o", tmp_path, code=2).stderr
+    assert (
+        "no CRVO asset" in run("to-stablehlo", "acrobot_ppo", "pendulum_ppo", "-o", tmp_path, code=2).stderr
+    )
     assert sorted(os.listdir(tmp_path)) == ["pendulum_ppo.crvo"]
-    assert "two models would be written" in run("to-stablehlo", "acrobot_ppo", "acrobot_ppo", "-o", tmp_path / "new", code=2).stderr
-    for command in (("package", "acrobot_ppo", "/no/such/folder/x.crvo"), ("to-stablehlo", "acrobot_ppo", "-o", "/no/such/folder/x.crvo")):
+    assert (
+        "two models would be written"
+        in run("to-stablehlo", "acrobot_ppo", "acrobot_ppo", "-o", tmp_path / "new", code=2).stderr
+    )
+    for command in (
+        ("package", "acrobot_ppo", "/no/such/folder/x.crvo"),
+        ("to-stablehlo", "acrobot_ppo", "-o", "/no/such/folder/x.crvo"),
+    ):
         assert "there is no folder /no/such/folder: make it first" in run(*command, code=1).stderr
 
 
 def test_a_model_that_cannot_be_exported_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
-    result = run("to-stablehlo", broken, "acrobot_ppo", "-o", tmp_path / "new", "--platform", "cpu", "--json", "-", code=1)
+    result = run(
+        "to-stablehlo",
+        broken,
+        "acrobot_ppo",
+        "-o",
+        tmp_path / "new",
+        "--platform",
+        "cpu",
+        "--json",
+        "-",
+        code=1,
+    )
     assert [one["model"] for one in json.loads(result.stdout)["assets"]] == ["acrobot_ppo"]
     assert os.listdir(tmp_path / "new") == ["acrobot_ppo.crvo"]
     assert "1 of 2 models could not be exported" in result.stderr
@@ -210,13 +241,18 @@ def test_verify_and_benchmark_look_at_the_content(kind: str, files: dict[str, Pa
     assert [(check["size"], check["argmax_agreement"]) for check in data["checks"]] == [(1, 1), (3, 1)]
     timed = json_of("benchmark", files[kind], "-b", "1,2", "-c", "2", "--against", "onnxruntime", *onnx)
     assert [(one["runtime"], one["batch_size"]) for one in timed["results"]] == [
-        ("memojax", 1), ("onnxruntime", 1), ("memojax", 2), ("onnxruntime", 2),
-    ]  # fmt: skip
+        ("memojax", 1),
+        ("onnxruntime", 1),
+        ("memojax", 2),
+        ("onnxruntime", 2),
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluate_looks_at_the_content(kind: str, files: dict[str, Path]) -> None:
-    (one,) = json_of("evaluate", files[kind], "--env", "Acrobot-v1", "--episodes", "2", "--max-steps", "4")["evaluations"]
+    (one,) = json_of("evaluate", files[kind], "--env", "Acrobot-v1", "--episodes", "2", "--max-steps", "4")[
+        "evaluations"
+    ]
     assert one["lengths"] == [4, 4]
 
 
@@ -253,7 +289,9 @@ def test_verify_tells_another_policy_from_the_reference(tmp_path: Path, files: d
     other = typed.with_params({name: np.asarray(value) * 1.5 for name, value in typed.params.items()})
     memojax.to_stablehlo(other, platforms=["cpu"]).write(tmp_path / "other.crvo")
     assert not json_of("verify", tmp_path / "other.crvo", "--onnx", files["onnx"], code=1)["same"]
-    assert not all(check.same for check in memojax.verify(other, [2], reference=policies.bundled("acrobot_ppo")))
+    assert not all(
+        check.same for check in memojax.verify(other, [2], reference=policies.bundled("acrobot_ppo"))
+    )
 
 
 @needs_onnxruntime
@@ -262,16 +300,23 @@ def test_a_policy_for_one_size_is_run_at_that_size(fixed: Path) -> None:
     assert "for 4 rows only" in run("run", fixed, "-b", "3", code=1).stderr
     assert [check["size"] for check in json_of("verify", fixed, "--onnx", "acrobot_ppo")["checks"]] == [4]
     assert [one["batch_size"] for one in json_of("benchmark", fixed, "-c", "2")["results"]] == [4]
-    (one,) = json_of("evaluate", fixed, "--env", "Acrobot-v1", "--episodes", "6", "--num-envs", "6", "--max-steps", "3")["evaluations"]
+    (one,) = json_of(
+        "evaluate", fixed, "--env", "Acrobot-v1", "--episodes", "6", "--num-envs", "6", "--max-steps", "3"
+    )["evaluations"]
     assert one["lengths"] == [3] * 6
 
 
 def test_what_was_exported_cannot_be_widened(fixed: Path, files: dict[str, Path], tmp_path: Path) -> None:
     target = tmp_path / "out.crvo"
     assert "exported for 4 rows only" in run("to-stablehlo", fixed, "-o", target, code=1).stderr
-    assert "exported for cpu, not for cuda" in run("to-stablehlo", files["stablehlo"], "--platform", "cuda", "-o", target, code=1).stderr
+    assert (
+        "exported for cpu, not for cuda"
+        in run("to-stablehlo", files["stablehlo"], "--platform", "cuda", "-o", target, code=1).stderr
+    )
     assert not target.exists()
-    assert json_of("to-stablehlo", files["stablehlo"], "-b", "2", "-o", target)["assets"][0]["batch_size"] == 2
+    assert (
+        json_of("to-stablehlo", files["stablehlo"], "-b", "2", "-o", target)["assets"][0]["batch_size"] == 2
+    )
     assert_same_answers(memojax.load(policies.bundled("acrobot_ppo")), memojax.load(target), 2)
 
 
@@ -280,12 +325,21 @@ def test_what_was_exported_cannot_be_widened(fixed: Path, files: dict[str, Path]
 
 @pytest.mark.parametrize("kind", ["crvo", "stablehlo"])
 @pytest.mark.parametrize("length", [4, 7, 8, 11, 40, 0.5, -1])
-def test_truncated_assets_are_an_error_of_one_line(kind: str, length: float, files: dict[str, Path], tmp_path: Path) -> None:
+def test_truncated_assets_are_an_error_of_one_line(
+    kind: str, length: float, files: dict[str, Path], tmp_path: Path
+) -> None:
     raw = files[kind].read_bytes()
     short = tmp_path / "short.crvo"
     short.write_bytes(raw[: int(length * len(raw)) if length == 0.5 else int(length)])
     target = tmp_path / "out.crvo"
-    commands = (("api",), ("describe",), ("run",), ("verify",), ("benchmark",), ("evaluate", "--env", "Acrobot-v1"))
+    commands = (
+        ("api",),
+        ("describe",),
+        ("run",),
+        ("verify",),
+        ("benchmark",),
+        ("evaluate", "--env", "Acrobot-v1"),
+    )
     for command in (*commands, ("package", target), ("to-stablehlo", "-o", target)):
         result = run(command[0], short, *command[1:], code=1)
         assert result.stderr.startswith("error: ")
@@ -304,6 +358,11 @@ def test_foreign_assets_are_refused_with_the_way_out(tmp_path: Path) -> None:
     ):
         path = tmp_path / "foreign.crvo"
         path.write_bytes(content)
-        for command in (("api",), ("run",), ("package", tmp_path / "out.crvo"), ("to-stablehlo", "-o", tmp_path / "out.crvo")):
+        for command in (
+            ("api",),
+            ("run",),
+            ("package", tmp_path / "out.crvo"),
+            ("to-stablehlo", "-o", tmp_path / "out.crvo"),
+        ):
             assert message in run(command[0], path, *command[1:], code=1).stderr.replace("\n", " ")
     assert not (tmp_path / "out.crvo").exists()

@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 import memojax
 from memojax import policies
-from memojax.choices import Choices
 from memojax.cli.main import cli
-from memojax.disk_cache import DiskCache
+from memojax.plans.disk_cache import DiskCache
+from memojax.plans.tuning_log import Choices
 
 
 def run(*arguments: Any, code: int = 0, answer: str | None = None) -> Result:
@@ -63,7 +63,11 @@ def foreign_is_there(folder: Path) -> bool:
 
 def test_list_tells_every_plan(folder: Path) -> None:
     data = json_of("list", "--dir", folder)
-    assert [(one["model"], one["batch_size"]) for one in data["entries"]] == [("run.onnx", 8), ("walk.onnx", 16), ("walk.onnx", 8)]
+    assert [(one["model"], one["batch_size"]) for one in data["entries"]] == [
+        ("run.onnx", 8),
+        ("walk.onnx", 16),
+        ("walk.onnx", 8),
+    ]
     assert data["bytes"] == sum((folder / one["file"]).stat().st_size for one in data["entries"])
     assert data["autotuned"] == ["walk.onnx x 8"]
     text = run("list", "--dir", folder).stdout
@@ -131,7 +135,10 @@ def test_real_plans_are_listed_and_never_loaded(tmp_path: Path, monkeypatch: pyt
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     entries = json_of("list", "--dir", tmp_path)["entries"]
-    assert {(one["model"], one["batch_size"]) for one in entries} == {("acrobot_ppo.onnx", 2), ("acrobot_ppo.onnx", 3)}
+    assert {(one["model"], one["batch_size"]) for one in entries} == {
+        ("acrobot_ppo.onnx", 2),
+        ("acrobot_ppo.onnx", 3),
+    }
     run("size", "--dir", tmp_path)
     run("clear", "--dir", tmp_path, "--model", "acrobot_ppo", "--yes")
     monkeypatch.undo()
@@ -149,7 +156,9 @@ def test_damaged_entries_are_listed_without_a_name_and_cleared(folder: Path) -> 
     hostile.write_bytes(raw[:80] + raw[80:-13] + text + bytes([len(text)]))
     shown = run("list", "--dir", folder).stdout
     assert "\x1b" not in shown
-    assert {(one["model"], one["batch_size"]) for one in json_of("list", "--dir", folder)["entries"]} >= {("?", None)}
+    assert {(one["model"], one["batch_size"]) for one in json_of("list", "--dir", folder)["entries"]} >= {
+        ("?", None)
+    }
     assert json_of("clear", "--dir", folder, "--yes")["removed"] == 3
     assert foreign_is_there(folder)
 

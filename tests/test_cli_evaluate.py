@@ -19,7 +19,9 @@ from .test_cli import json_of, run
 
 def test_evaluate_prints_what_matters() -> None:
     text = run("evaluate", "--episodes", "3", "--max-steps", "20", "--preload", "2,3").stdout
-    assert text.startswith("acrobot_ppo on Acrobot-v1: 3 episodes, 3 side by side, deterministic, seeds from 0\n")
+    assert text.startswith(
+        "acrobot_ppo on Acrobot-v1: 3 episodes, 3 side by side, deterministic, seeds from 0\n"
+    )
     for part in (
         "return                 -20.0 ± 0.0",
         "episode length",
@@ -30,7 +32,19 @@ def test_evaluate_prints_what_matters() -> None:
         assert part in text
     assert "observation -> obs; action: argmax of logits" in text
     header, _, row, *_ = text[text.index("batch size") :].splitlines()
-    assert header.split() == ["batch", "size", "compile", "ms", "calls", "median", "call", "us", "us", "per", "agent"]
+    assert header.split() == [
+        "batch",
+        "size",
+        "compile",
+        "ms",
+        "calls",
+        "median",
+        "call",
+        "us",
+        "us",
+        "per",
+        "agent",
+    ]
     assert row.split()[0] == "3"
     assert row.split()[2] == "20"
     assert "preloaded and not used: 2" in text
@@ -38,7 +52,19 @@ def test_evaluate_prints_what_matters() -> None:
 
 def test_evaluate_as_json(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
-    text = run("evaluate", "pendulum_ppo", "--episodes", "2", "--max-steps", "5", "--stochastic", "--seed", "7", "--json", target).stdout
+    text = run(
+        "evaluate",
+        "pendulum_ppo",
+        "--episodes",
+        "2",
+        "--max-steps",
+        "5",
+        "--stochastic",
+        "--seed",
+        "7",
+        "--json",
+        target,
+    ).stdout
     assert "stochastic" in text
     one = json.loads(target.read_text())["evaluations"][0]
     assert one["seeds"] == [7, 8]
@@ -55,8 +81,24 @@ def test_evaluate_compares_models_on_paired_seeds(tmp_path: Path) -> None:
     weights = [onnx.numpy_helper.from_array(np.zeros((6, 3), np.float32), "w")]
     shapes = [value("obs", TensorProto.FLOAT, ["N", 6])], [value("logits", TensorProto.FLOAT, ["N", 3])]
     left = tmp_path / "left.onnx"
-    onnx.save(helper.make_model(helper.make_graph(nodes, "left", *shapes, weights), opset_imports=[helper.make_opsetid("", 17)]), left)
-    options = ("--env", "Acrobot-v1", "--episodes", "4", "--num-envs", "4", "--max-steps", "150", "--preload", "4")
+    onnx.save(
+        helper.make_model(
+            helper.make_graph(nodes, "left", *shapes, weights), opset_imports=[helper.make_opsetid("", 17)]
+        ),
+        left,
+    )
+    options = (
+        "--env",
+        "Acrobot-v1",
+        "--episodes",
+        "4",
+        "--num-envs",
+        "4",
+        "--max-steps",
+        "150",
+        "--preload",
+        "4",
+    )
     data = json_of("evaluate", "acrobot_ppo", left, "acrobot_ppo", *options)
     assert [one["model"] for one in data["evaluations"]] == ["acrobot_ppo (1)", "left", "acrobot_ppo (2)"]
     worse, same = data["comparisons"]
@@ -81,9 +123,14 @@ def test_models_of_one_name_are_told_apart_by_their_folder(tmp_path: Path) -> No
 def test_evaluate_draws_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     target = tmp_path / "returns.png"
-    assert f"drawn: {target}" in run("evaluate", "--episodes", "2", "--max-steps", "8", "--plot", target).stdout
+    assert (
+        f"drawn: {target}" in run("evaluate", "--episodes", "2", "--max-steps", "8", "--plot", target).stdout
+    )
     assert target.read_bytes().startswith(b"\x89PNG")
-    assert "nonsense" in run("evaluate", "--episodes", "1", "--max-steps", "1", "--plot", "x.nonsense", code=1).stderr
+    assert (
+        "nonsense"
+        in run("evaluate", "--episodes", "1", "--max-steps", "1", "--plot", "x.nonsense", code=1).stderr
+    )
 
 
 def test_evaluate_takes_the_recurrent_policys_mask_from_its_card() -> None:
@@ -94,7 +141,9 @@ def test_evaluate_takes_the_recurrent_policys_mask_from_its_card() -> None:
 
 @pytest.mark.parametrize("option", ["auto", "h_in:h_out,c_in:c_out"])
 def test_evaluate_takes_hidden_state_as_benchmark_does(option: str) -> None:
-    (one,) = json_of("evaluate", "recurrent_lstm", "--episodes", "1", "--max-steps", "3", "--recurrent", option)["evaluations"]
+    (one,) = json_of(
+        "evaluate", "recurrent_lstm", "--episodes", "1", "--max-steps", "3", "--recurrent", option
+    )["evaluations"]
     assert {"h_out -> h_in", "c_out -> c_in"} <= set(one["feeds"])
 
 
@@ -123,7 +172,16 @@ def test_evaluate_stopped_by_ctrl_c_prints_what_is_done(monkeypatch: pytest.Monk
 
 
 def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("--env", "tests.tiny_envs:Late-v0", "--num-envs", "1", "--episodes", "9", "--observation", "observation=obs")
+    options = (
+        "--env",
+        "tests.tiny_envs:Late-v0",
+        "--num-envs",
+        "1",
+        "--episodes",
+        "9",
+        "--observation",
+        "observation=obs",
+    )
     result = run("evaluate", "pendulum_ppo", *options, code=1)
     assert "3 of 9 episodes" in result.stdout
     assert "raised in step: RuntimeError: the simulator lost its mind" in result.stderr

@@ -15,7 +15,7 @@ import pytest
 
 import memojax as mj
 from memojax.errors import DeviceError, InputError
-from memojax.inferer.placement import Placement, is_committed
+from memojax.rows.device_choice import DeviceChoice, is_committed
 
 from .helpers import scaling
 
@@ -40,7 +40,9 @@ SETUP = """
 def two_devices(script: str) -> str:
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     code = textwrap.dedent(SETUP) + textwrap.dedent(script)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT, env=env
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -96,7 +98,9 @@ def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
     """)
     together, tracked, elsewhere = out.splitlines()
     assert together == tracked
-    assert together.startswith("the inputs of a call must lie on one device: this one runs on cpu:0, but 'b' on cpu:1")
+    assert together.startswith(
+        "the inputs of a call must lie on one device: this one runs on cpu:0, but 'b' on cpu:1"
+    )
     assert "jax.device_put" in together
     assert elsewhere.startswith("input 'a' lies on cpu:0, this inferer was made for cpu:1")
 
@@ -145,9 +149,9 @@ def test_every_inferer_has_a_placement() -> None:
     array = jax.device_put(np.ones(3), jax.devices()[0])
     assert is_committed(array)
     specs = inferer.api.inputs
-    assert Placement().choose(specs, [array]) == jax.devices()[0]
+    assert DeviceChoice().choose(specs, [array]) == jax.devices()[0]
     with pytest.raises(DeviceError, match="this inferer was made for"):
-        Placement(True, inferer.device).choose(specs, [array])
+        DeviceChoice(True, inferer.device).choose(specs, [array])
 
 
 @pytest.mark.parametrize("device", [3, "cpu:-1", "cpu:x", "gpu:7", "CPUs"])

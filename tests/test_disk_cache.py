@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from memojax.disk_cache import DiskCache, disk_cache, environment_key
+from memojax.plans.disk_cache import DiskCache, disk_cache, environment_key
 
 KEY = {"model": "abc", "size": 3, "name": "policy.onnx"}
 
@@ -33,7 +33,10 @@ def test_stores_and_finds_by_the_whole_key(tmp_path: Path) -> None:
     assert cache.get(KEY) is None
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b[:10], lambda b: b"", lambda b: b[:80] + bytes([b[80] ^ 1]) + b[81:]])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[:-20], lambda b: b[:10], lambda b: b"", lambda b: b[:80] + bytes([b[80] ^ 1]) + b[81:]],
+)
 def test_damage_is_found_said_and_removed(tmp_path: Path, damage, caplog: pytest.LogCaptureFixture) -> None:
     cache = DiskCache(tmp_path)
     cache.put(KEY, b"payload" * 10)
@@ -76,7 +79,9 @@ def test_least_recently_used_go_first(tmp_path: Path) -> None:
     assert cache.get({**KEY, "size": 1}) is None
 
 
-def test_many_writers_and_readers_never_see_half_an_entry(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_writers_and_readers_never_see_half_an_entry(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stop = time.monotonic() + 0.5
     seen: set[bytes | None] = set()
 

@@ -51,7 +51,13 @@ def both(shown: Any) -> list[str]:
 def test_an_inferer_shows_its_api_and_that_there_are_no_plans() -> None:
     inferer = mj.load(mj.policies.bundled("acrobot_ppo"))
     for text in both(inferer):
-        for part in ("MemoizingDynamicInferer of acrobot_ppo.onnx", "obs     float32[n, 6]", "logits  float32[n, 3]", "axis (", "cpu"):
+        for part in (
+            "MemoizingDynamicInferer of acrobot_ppo.onnx",
+            "obs     float32[n, 6]",
+            "logits  float32[n, 3]",
+            "axis (",
+            "cpu",
+        ):
             assert part in text
         assert "no plans yet" in text
     assert "\x1b" not in repr(inferer)
@@ -132,7 +138,10 @@ def test_the_warnings_that_matter() -> None:
     assert "64-bit numbers in n, y" in repr(mj.BasicInferer(wide))
 
     drawn = mj.TypedModel.from_function(
-        lambda _, x, key: x["obs"] + jax.random.normal(key, x["obs"].shape), (), {"obs": ((3,), np.float32)}, random=True
+        lambda _, x, key: x["obs"] + jax.random.normal(key, x["obs"].shape),
+        (),
+        {"obs": ((3,), np.float32)},
+        random=True,
     )
     assert "random numbers" in repr(mj.MemoizingDynamicInferer(drawn))
 
@@ -148,7 +157,10 @@ def test_the_warnings_that_matter() -> None:
         (lambda: mj.BasicInferer(scaling()), "BasicInferer"),
         (lambda: mj.FixedBatchInferer(scaling(), [2, 4]), "sizes=[4, 2]"),
         (lambda: mj.DynamicInferer(scaling(), 4), "capacity=4"),
-        (lambda: mj.MemoizingDynamicInferer(scaling(), on_miss="error", maxsize=3), "on_miss='error', maxsize=3"),
+        (
+            lambda: mj.MemoizingDynamicInferer(scaling(), on_miss="error", maxsize=3),
+            "on_miss='error', maxsize=3",
+        ),
     ],
 )
 def test_each_kind_shows_its_options(inferer: Any, part: str) -> None:
@@ -158,9 +170,16 @@ def test_each_kind_shows_its_options(inferer: Any, part: str) -> None:
 
 def test_wrappers_show_what_they_are_around() -> None:
     inferer = mj.MemoizingDynamicInferer(policy())
-    both_wrapped = mj.EpsilonInjector(mj.RecurrentTracker.wrap(inferer), "epsilon", mj.ConstantGenerator.zeros())
+    both_wrapped = mj.EpsilonInjector(
+        mj.RecurrentTracker.wrap(inferer), "epsilon", mj.ConstantGenerator.zeros()
+    )
     for text in both(both_wrapped):
-        for part in ("EpsilonInjector", "RecurrentTrackerWrapper(BaseWrapper(), 'h_in' <- 'h_out'", "MemoizingDynamicInferer", "filled in"):
+        for part in (
+            "EpsilonInjector",
+            "RecurrentTrackerWrapper(BaseWrapper(), 'h_in' <- 'h_out'",
+            "MemoizingDynamicInferer",
+            "filled in",
+        ):
             assert part in text
     lines = repr(both_wrapped).splitlines()
     assert lines[1].split()[:3] == ["input", "obs", "float32[n,"]

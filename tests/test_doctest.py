@@ -25,10 +25,22 @@ INSIDE = {
     "memojax.policies": ["names", "bundled", "card"],
     "memojax.ops": ["register"],
     "memojax.Inferer": [
-        "infer_arrays", "infer_batch", "infer_single", "into_batched", "into_stateful", "with_default_epsilon", "with_epsilon",
+        "infer_arrays",
+        "infer_batch",
+        "infer_single",
+        "into_batched",
+        "into_stateful",
+        "with_default_epsilon",
+        "with_epsilon",
     ],
     "memojax.MemoizingDynamicInferer": [
-        "batch_sizes", "cache_info", "plans", "plot", "preload", "recommend_sizes", "update_params",
+        "batch_sizes",
+        "cache_info",
+        "plans",
+        "plot",
+        "preload",
+        "recommend_sizes",
+        "update_params",
     ],
     "memojax.Batcher": ["execute", "extend"],
     "memojax.Runtime": ["replace_inferer", "run_for"],
@@ -36,7 +48,7 @@ INSIDE = {
     "memojax.TypedModel": ["from_function", "from_model", "with_params"],
     "memojax.NormalizeObs": ["from_vecnormalize"],
     "memojax.AssetData": ["write"],
-}  # fmt: skip
+}
 """Functions of modules, and the methods through which a class is entered."""
 
 
@@ -52,7 +64,9 @@ def _objects() -> dict[str, Any]:
 def test_example(name: str) -> None:
     text = inspect.getdoc(OBJECTS[name]) or ""
     # What examples may use without importing it.
-    test = doctest.DocTestParser().get_doctest(text, {"memojax": memojax, "np": np, "jax": jax}, name, None, None)
+    test = doctest.DocTestParser().get_doctest(
+        text, {"memojax": memojax, "np": np, "jax": jax}, name, None, None
+    )
     assert test.examples, f"{name} has no example in its docstring"
     report: list[str] = []
     doctest.DocTestRunner(verbose=False).run(test, out=report.append)

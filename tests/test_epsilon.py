@@ -51,7 +51,8 @@ def test_the_two_qualities_are_two_generators() -> None:
 
 
 @pytest.mark.parametrize(
-    ("generator", "value"), [(ConstantGenerator.zeros(), 0), (ConstantGenerator.ones(), 1), (ConstantGenerator(2.5), 2.5)]
+    ("generator", "value"),
+    [(ConstantGenerator.zeros(), 0), (ConstantGenerator.ones(), 1), (ConstantGenerator(2.5), 2.5)],
 )
 def test_constant_noise(generator: NoiseGenerator, value: float) -> None:
     out = np.full((2, 3), 9, np.float32)
@@ -86,7 +87,9 @@ def test_threads_share_a_generator() -> None:
         lambda inferer, generator: EpsilonInjector(inferer, "epsilon", generator),
         lambda inferer, generator: EpsilonInjector.with_generator(inferer, generator, "epsilon"),
         lambda inferer, generator: inferer.with_epsilon(generator, "epsilon"),
-        lambda inferer, generator: inferer.into_stateful(EpsilonInjectorWrapper(BaseWrapper(), inferer, "epsilon", generator)),
+        lambda inferer, generator: inferer.into_stateful(
+            EpsilonInjectorWrapper(BaseWrapper(), inferer, "epsilon", generator)
+        ),
     ],
 )
 def test_noise_is_injected_and_its_input_hidden(wrap: Callable[..., Inferer]) -> None:
@@ -103,7 +106,9 @@ def test_noise_is_injected_and_its_input_hidden(wrap: Callable[..., Inferer]) ->
             noisy.infer_arrays(bad)
 
 
-@pytest.mark.parametrize("wrap", [EpsilonInjector.wrap, lambda inferer, key: inferer.with_default_epsilon(key)])
+@pytest.mark.parametrize(
+    "wrap", [EpsilonInjector.wrap, lambda inferer, key: inferer.with_default_epsilon(key)]
+)
 def test_noise_is_normal_by_default(wrap: Callable[[Inferer, str], Inferer]) -> None:
     seen = wrap(noisy_echo(), "epsilon").infer_arrays({"obs": np.zeros((2000, 1), np.float32)})["seen"]
     assert abs(seen.mean()) < 0.1

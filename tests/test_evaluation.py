@@ -30,9 +30,13 @@ from .tiny_envs import Tiny
 def test_bundled_policies_reach_their_recorded_return(name: str, episodes: int) -> None:
     card = policies.card(name)
     select = [mj.SelectObs(card["observation_indices"])] if card["observation_indices"] else []
-    result = mj.evaluate(policies.bundled(name), episodes=episodes, num_envs=4, seed=20_000, observation_transforms=select)
+    result = mj.evaluate(
+        policies.bundled(name), episodes=episodes, num_envs=4, seed=20_000, observation_transforms=select
+    )
     assert result.env_id == card["env_id"]
-    spread = math.hypot(max(result.standard_error, card["std_return"] / math.sqrt(episodes)), card["standard_error"])
+    spread = math.hypot(
+        max(result.standard_error, card["std_return"] / math.sqrt(episodes)), card["standard_error"]
+    )
     assert abs(result.mean_return - card["mean_return"]) <= 3 * spread
     assert result.steps == result.lengths.sum()
 
@@ -45,14 +49,21 @@ def test_evaluating_the_trainings_own_seeds_gives_its_own_return_back() -> None:
 
 def test_the_recurrent_policy_needs_its_memory() -> None:
     inferer = mj.load(policies.bundled("recurrent_lstm"))
-    options: Any = {"episodes": 4, "num_envs": 4, "max_steps": 120, "observation_transforms": [mj.SelectObs([0, 2])]}
+    options: Any = {
+        "episodes": 4,
+        "num_envs": 4,
+        "max_steps": 120,
+        "observation_transforms": [mj.SelectObs([0, 2])],
+    }
     remembering = mj.evaluate(inferer, **options)
     assert remembering.mean_length == 120
     assert {"h_out -> h_in", "c_out -> c_in"} <= set(remembering.feeds)
     tracked = mj.RecurrentTracker.wrap(inferer)
     tracked.begin_agent(0)
     assert mj.evaluate(tracked, env="CartPole-v1", **options).mean_length == 120
-    assert tracked.agents == [0]  # those that it served before are still there, those of the evaluation are gone
+    assert tracked.agents == [
+        0
+    ]  # those that it served before are still there, those of the evaluation are gone
 
 
 def test_plans_tell_what_ran() -> None:
@@ -90,7 +101,10 @@ def test_free_environments_take_the_next_episode() -> None:
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_run_repeats_and_does_not_depend_on_num_envs(deterministic: bool) -> None:
-    runs = [mj.evaluate(Policy(linear), Tiny, episodes=9, num_envs=n, seed=5, deterministic=deterministic) for n in (1, 4, 9, 4)]
+    runs = [
+        mj.evaluate(Policy(linear), Tiny, episodes=9, num_envs=n, seed=5, deterministic=deterministic)
+        for n in (1, 4, 9, 4)
+    ]
     for run in runs[1:]:
         np.testing.assert_array_equal(run.returns, runs[0].returns)
         np.testing.assert_array_equal(run.lengths, runs[0].lengths)
@@ -100,7 +114,9 @@ def test_a_run_repeats_and_does_not_depend_on_num_envs(deterministic: bool) -> N
 
 def test_worker_processes_give_the_same() -> None:
     here = mj.evaluate(Policy(linear), tiny_envs.tiny, episodes=8, num_envs=3)
-    there = mj.evaluate(Policy(linear), tiny_envs.tiny, episodes=8, num_envs=3, vectorization="async", workers=2)
+    there = mj.evaluate(
+        Policy(linear), tiny_envs.tiny, episodes=8, num_envs=3, vectorization="async", workers=2
+    )
     np.testing.assert_array_equal(there.returns, here.returns)
     np.testing.assert_array_equal(there.lengths, here.lengths)
 
@@ -110,14 +126,18 @@ def test_environments_may_be_given_in_many_ways() -> None:
     by_id = mj.evaluate(policy, "CartPole-v1", episodes=2, max_steps=20)
     one = gym.make("CartPole-v1")
     for env in (gym.spec("CartPole-v1"), lambda: gym.make("CartPole-v1"), one, "gymnasium:CartPole-v1"):
-        np.testing.assert_array_equal(mj.evaluate(policy, env, episodes=2, max_steps=20).lengths, by_id.lengths)
+        np.testing.assert_array_equal(
+            mj.evaluate(policy, env, episodes=2, max_steps=20).lengths, by_id.lengths
+        )
     assert one.reset()[0].shape == (4,)  # not closed: it is not ours
 
 
 def test_max_steps_truncates() -> None:
     result = mj.evaluate(Policy(first), Tiny, episodes=6, max_steps=4)
     assert result.lengths.max() == 4
-    assert [episode.truncated for episode in result.episodes] == [length == 4 for length in result.lengths] or result.lengths.min() < 4
+    assert [episode.truncated for episode in result.episodes] == [
+        length == 4 for length in result.lengths
+    ] or result.lengths.min() < 4
     assert result.returns.tolist() == result.lengths.tolist()
 
 
@@ -162,7 +182,9 @@ def test_a_result_is_json_and_has_its_statistics_right() -> None:
     assert result.mean_return == pytest.approx(values.mean())
     assert result.standard_error == pytest.approx(values.std(ddof=1) / math.sqrt(8))
     low, high = result.confidence_interval()
-    assert high - low == pytest.approx(2 * 2.364624 * result.standard_error, rel=1e-5)  # Student's t, 7 degrees of freedom
+    assert high - low == pytest.approx(
+        2 * 2.364624 * result.standard_error, rel=1e-5
+    )  # Student's t, 7 degrees of freedom
     data = json.loads(json.dumps(result.to_dict()))
     assert data["returns"] == values.tolist()
     assert data["model"] == "mine"
@@ -207,7 +229,14 @@ def test_numbers_have_as_many_digits_as_their_error_justifies(mean: float, error
 
 
 @pytest.mark.parametrize(
-    ("name", "plain"), [("obs/Position", "position"), ("Observations", "obs"), ("obs_0", "0"), ("action_masks", "actionmask"), ("s", "s")]
+    ("name", "plain"),
+    [
+        ("obs/Position", "position"),
+        ("Observations", "obs"),
+        ("obs_0", "0"),
+        ("action_masks", "actionmask"),
+        ("s", "s"),
+    ],
 )
 def test_names_are_compared_by_what_matters(name: str, plain: str) -> None:
     assert canonical(name) == plain
@@ -236,7 +265,13 @@ def test_bundled_policies_are_small_and_complete() -> None:
     assert policies.names() == ["acrobot_ppo", "pendulum_ppo", "recurrent_lstm"]
     for name in policies.names():
         assert policies.bundled(name).stat().st_size < 100_000
-        assert {"env_id", "mean_return", "standard_error", "episodes", "observation_indices"} <= policies.card(name).keys()
+        assert {
+            "env_id",
+            "mean_return",
+            "standard_error",
+            "episodes",
+            "observation_indices",
+        } <= policies.card(name).keys()
 
 
 @pytest.mark.parametrize("name", ["acrobat_ppo", "../policies/acrobot_ppo", ""])

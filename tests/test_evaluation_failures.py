@@ -46,8 +46,12 @@ def _installed(module: str) -> bool:
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_an_environment_that_raises_is_named_with_what_was_done(vectorization: Any) -> None:
     policy = Policy(first)
-    with pytest.raises(errors.EnvironmentFailedError, match=r"(?s)raising raised in step: RuntimeError: the simulator lost") as caught:
-        mj.evaluate(policy, tiny_envs.raising, episodes=20, num_envs=20, vectorization=vectorization, workers=2)
+    with pytest.raises(
+        errors.EnvironmentFailedError, match=r"(?s)raising raised in step: RuntimeError: the simulator lost"
+    ) as caught:
+        mj.evaluate(
+            policy, tiny_envs.raising, episodes=20, num_envs=20, vectorization=vectorization, workers=2
+        )
     assert "step 7, action 0" in str(caught.value)
     partial = caught.value.partial
     assert partial.interrupted
@@ -62,15 +66,21 @@ def test_an_environment_that_raises_is_named_with_what_was_done(vectorization: A
 
 
 def test_a_worker_that_dies_is_named_with_what_was_done() -> None:
-    with pytest.raises(errors.WorkerDiedError, match=r"worker \d \(process \d+\) exited with code 3") as caught:
-        mj.evaluate(Policy(first), tiny_envs.dying, episodes=20, num_envs=20, vectorization="async", workers=2)
+    with pytest.raises(
+        errors.WorkerDiedError, match=r"worker \d \(process \d+\) exited with code 3"
+    ) as caught:
+        mj.evaluate(
+            Policy(first), tiny_envs.dying, episodes=20, num_envs=20, vectorization="async", workers=2
+        )
     assert 0 < len(caught.value.partial.episodes) < 20
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals on Windows")
 def test_a_worker_that_is_killed_is_named_with_what_was_done() -> None:
     with pytest.raises(errors.WorkerDiedError, match=r"worker \d \(process \d+\) .*9") as caught:
-        mj.evaluate(Policy(first), tiny_envs.killed, episodes=20, num_envs=20, vectorization="async", workers=2)
+        mj.evaluate(
+            Policy(first), tiny_envs.killed, episodes=20, num_envs=20, vectorization="async", workers=2
+        )
     assert 0 < len(caught.value.partial.episodes) < 20
 
 
@@ -88,7 +98,9 @@ def test_a_reward_that_is_nan_is_named_with_what_was_done() -> None:
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_an_environment_that_cannot_be_made(vectorization: Any) -> None:
-    with pytest.raises(errors.EnvironmentFailedError, match="could not be made: FileNotFoundError: no licence"):
+    with pytest.raises(
+        errors.EnvironmentFailedError, match="could not be made: FileNotFoundError: no licence"
+    ):
         mj.evaluate(Policy(first), tiny_envs.unmakeable, episodes=1, vectorization=vectorization)
 
 
@@ -97,7 +109,9 @@ def test_old_gym_environments_are_told_what_is_expected() -> None:
         def step(self, action: Any) -> Any:
             return super().step(action)[:4]
 
-    with pytest.raises(errors.EnvironmentFailedError, match="step gave 4 values, expected observation, reward"):
+    with pytest.raises(
+        errors.EnvironmentFailedError, match="step gave 4 values, expected observation, reward"
+    ):
         mj.evaluate(Policy(first), Old, episodes=1)
 
 

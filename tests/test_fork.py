@@ -75,7 +75,18 @@ def test_nothing_hangs_in_the_child() -> None:
                 os._exit(0)
             os.waitpid(child, 0)
     """)
-    assert out.split() == ["run", "refused", "ready", "refused", "export", "refused", "asset", "refused", "probe", "refused"]
+    assert out.split() == [
+        "run",
+        "refused",
+        "ready",
+        "refused",
+        "export",
+        "refused",
+        "asset",
+        "refused",
+        "probe",
+        "refused",
+    ]
 
 
 def test_a_pool_of_forked_workers_hands_the_error_to_its_owner() -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import memojax
 from memojax.errors import LoweringError, StaticInputError, UnsupportedOpError
-from memojax.function import GraphFunction
+from memojax.lowering.graph_function import GraphFunction
 from memojax.model import load_model
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -26,7 +26,10 @@ def node(op_type: str, inputs: Sequence[str], outputs: Sequence[str], **attribut
 
 
 def body(
-    nodes: Sequence[onnx.NodeProto], inputs: Sequence[str], outputs: Sequence[str], weights: Mapping[str, Any] = {}
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    weights: Mapping[str, Any] = {},
 ) -> onnx.GraphProto:
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
     infos = [[onnx.ValueInfoProto(name=name) for name in names] for names in (inputs, outputs)]
@@ -34,11 +37,21 @@ def body(
 
 
 def function(
-    nodes: Sequence[onnx.NodeProto], inputs: Mapping[str, tuple], outputs: Sequence[str], weights: Mapping[str, Any] = {}, opset: int = 17
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, tuple],
+    outputs: Sequence[str],
+    weights: Mapping[str, Any] = {},
+    opset: int = 17,
 ) -> GraphFunction:
     graph = body(nodes, [], outputs, weights)
-    graph.input.extend(helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in inputs.items())
-    return GraphFunction(load_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)).graph)
+    graph.input.extend(
+        helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in inputs.items()
+    )
+    return GraphFunction(
+        load_model(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        ).graph
+    )
 
 
 def jaxpr_of(fn: GraphFunction, **inputs: Any) -> str:
@@ -106,7 +119,12 @@ def test_an_operator_without_a_numpy_form_can_still_decide_a_shape() -> None:
 def if_model(cond: Mapping[str, Any], weights: Mapping[str, Any]) -> GraphFunction:
     then = body([node("Mul", ["x", "scale"], ["t"])], [], ["t"])
     other = body([node("Reshape", ["x", "impossible"], ["e"])], [], ["e"], {"impossible": [7, 7]})
-    return function([node("If", ["cond"], ["y"], then_branch=then, else_branch=other)], {"x": (FLOAT, [3, 4]), **cond}, ["y"], weights)
+    return function(
+        [node("If", ["cond"], ["y"], then_branch=then, else_branch=other)],
+        {"x": (FLOAT, [3, 4]), **cond},
+        ["y"],
+        weights,
+    )
 
 
 def test_a_static_if_takes_one_branch_and_does_not_trace_the_other() -> None:
@@ -125,7 +143,11 @@ def test_a_body_sees_names_around_it() -> None:
     """x and scale from outside, through two levels."""
     inner = body([node("Mul", ["x", "scale"], ["t"])], [], ["t"])
     same = body([node("Identity", ["x"], ["e"])], [], ["e"])
-    outer = body([node("If", ["cond"], ["u"], then_branch=inner, else_branch=same), node("Add", ["u", "x"], ["s"])], [], ["s"])
+    outer = body(
+        [node("If", ["cond"], ["u"], then_branch=inner, else_branch=same), node("Add", ["u", "x"], ["s"])],
+        [],
+        ["s"],
+    )
     fn = function(
         [node("If", ["cond"], ["y"], then_branch=outer, else_branch=same)],
         {"x": (FLOAT, [3, 4]), "cond": (BOOL, [])},
@@ -140,9 +162,11 @@ def test_a_body_sees_names_around_it() -> None:
 def test_names_of_a_body_hide_those_around_it_and_do_not_leak(static: bool) -> None:
     """The body's own `step` and `x` are not the graph's; after the loop the graph's are as they were."""
     loop = body(
-        [node("Add", ["x", "step"], ["next"]), node("Identity", ["going"], ["still"])], ["i", "going", "x"], ["still", "next"],
+        [node("Add", ["x", "step"], ["next"]), node("Identity", ["going"], ["still"])],
+        ["i", "going", "x"],
+        ["still", "next"],
         {"step": np.float32(10)},
-    )  # fmt: skip
+    )
     fn = function(
         [node("Loop", ["count", "", "x"], ["end"], body=loop), node("Add", ["x", "step"], ["after"])],
         {"x": (FLOAT, [3, 4]), **({} if static else {"count": (INT64, [])})},
@@ -155,8 +179,16 @@ def test_names_of_a_body_hide_those_around_it_and_do_not_leak(static: bool) -> N
 
 
 def test_errors_name_the_node_its_operator_and_what_it_was_given() -> None:
-    fn = function([node("MatMul", ["x", "w"], ["y"])], {"x": (FLOAT, ["n", "m"])}, ["y"], {"w": np.ones((5, 2), np.float32)})
-    with pytest.raises(LoweringError, match=r"node 'the_MatMul' \(MatMul, opset 17; inputs x: float32\[3, 4\], w: float32\[5, 2\]\)"):
+    fn = function(
+        [node("MatMul", ["x", "w"], ["y"])],
+        {"x": (FLOAT, ["n", "m"])},
+        ["y"],
+        {"w": np.ones((5, 2), np.float32)},
+    )
+    with pytest.raises(
+        LoweringError,
+        match=r"node 'the_MatMul' \(MatMul, opset 17; inputs x: float32\[3, 4\], w: float32\[5, 2\]\)",
+    ):
         fn(fn.params, {"x": X})
 
 
@@ -169,15 +201,26 @@ def test_errors_in_bodies_name_the_innermost_node_once() -> None:
 
 
 def test_a_shape_that_depends_on_data_is_traced_back_to_where_it_comes_from() -> None:
-    fn = function([node("Abs", ["s"], ["size"]), node("Reshape", ["x", "size"], ["y"])], {"x": (FLOAT, [3, 4]), "s": (INT64, [1])}, ["y"])
+    fn = function(
+        [node("Abs", ["s"], ["size"]), node("Reshape", ["x", "size"], ["y"])],
+        {"x": (FLOAT, [3, 4]), "s": (INT64, [1])},
+        ["y"],
+    )
     assert fn.static_inputs == ("s",)
     with pytest.raises(StaticInputError, match="'s' decides a shape"):
         jax.jit(fn)(fn.params, {"x": X, "s": np.array([12])})
     assert jax.jit(lambda x: fn(fn.params, {"x": x, "s": np.array([12])}))(X)["y"].shape == (12,)
 
-    nodes = [node("RandomUniform", [], ["r"], shape=[1]), node("Cast", ["r"], ["k"], to=INT64), node("TopK", ["x", "k"], ["y", "where"])]
+    nodes = [
+        node("RandomUniform", [], ["r"], shape=[1]),
+        node("Cast", ["r"], ["k"], to=INT64),
+        node("TopK", ["x", "k"], ["y", "where"]),
+    ]
     fn = function(nodes, {"x": (FLOAT, [3, 4])}, ["y"])
-    with pytest.raises(StaticInputError, match=r"'the_TopK'.*'K' decides a shape.*'k', computed by node 'the_Cast' \(Cast\) from 'r'"):
+    with pytest.raises(
+        StaticInputError,
+        match=r"'the_TopK'.*'K' decides a shape.*'k', computed by node 'the_Cast' \(Cast\) from 'r'",
+    ):
         fn(fn.params, {"x": X}, jax.random.key(0))
 
 
@@ -239,7 +282,11 @@ def test_keys_differ_by_node_and_repeat_by_seed() -> None:
 
 
 def test_each_step_of_a_loop_draws_anew() -> None:
-    step = body([node("RandomNormal", [], ["n"], shape=[4]), node("Identity", ["going"], ["still"])], ["i", "going"], ["still", "n"])
+    step = body(
+        [node("RandomNormal", [], ["n"], shape=[4]), node("Identity", ["going"], ["still"])],
+        ["i", "going"],
+        ["still", "n"],
+    )
     for trips in (3, 40):
         fn = function([node("Loop", ["count", ""], ["y"], body=step)], {}, ["y"], {"count": np.int64(trips)})
         rows = np.asarray(fn(fn.params, {}, jax.random.key(0))["y"])
@@ -249,7 +296,9 @@ def test_each_step_of_a_loop_draws_anew() -> None:
 
 def test_runs_under_to_jax_as_such() -> None:
     proto = onnx.helper.make_model(
-        body([node("Relu", ["x"], ["y"])], ["x"], ["y"]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        body([node("Relu", ["x"], ["y"])], ["x"], ["y"]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
     )
     fn, params = memojax.to_jax(proto)
     assert params == {}
@@ -262,7 +311,9 @@ def test_tracing_is_fast_and_its_cost_per_node_flat() -> None:
     def layers(count: int) -> GraphFunction:
         nodes = []
         for index in range(0, count, 5):
-            x, a, b, s, t, y = (f"{name}{index + (5 if name == 'x' and part else 0)}" for part, name in enumerate("xabstx"))
+            x, a, b, s, t, y = (
+                f"{name}{index + (5 if name == 'x' and part else 0)}" for part, name in enumerate("xabstx")
+            )
             nodes += [
                 helper.make_node("Gemm", [x, "w", "b"], [a]),
                 helper.make_node("Relu", [a], [b]),
@@ -270,7 +321,12 @@ def test_tracing_is_fast_and_its_cost_per_node_flat() -> None:
                 helper.make_node("Reshape", [b, s], [t]),
                 helper.make_node("Add", [t, a], [y]),
             ]
-        return function(nodes, {"x0": (FLOAT, ["n", 4])}, [f"x{count}"], {"w": np.eye(4, dtype=np.float32), "b": np.ones(4, np.float32)})
+        return function(
+            nodes,
+            {"x0": (FLOAT, ["n", 4])},
+            [f"x{count}"],
+            {"w": np.eye(4, dtype=np.float32), "b": np.ones(4, np.float32)},
+        )
 
     def seconds(count: int) -> float:
         fn, times = layers(count), []

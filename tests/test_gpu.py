@@ -49,7 +49,10 @@ def batch(typed: mj.TypedModel, n: int) -> dict[str, np.ndarray]:
 def test_the_numbers_are_the_cpus(model: Path, n: int) -> None:
     typed = mj.TypedModel.from_model(model)
     rows = batch(typed, n)
-    here, there = mj.MemoizingDynamicInferer(typed).infer_arrays(rows), mj.MemoizingDynamicInferer(typed, device="gpu").infer_arrays(rows)
+    here, there = (
+        mj.MemoizingDynamicInferer(typed).infer_arrays(rows),
+        mj.MemoizingDynamicInferer(typed, device="gpu").infer_arrays(rows),
+    )
     assert here.keys() == there.keys()
     for name, expected in here.items():
         assert isinstance(there[name], np.ndarray)
@@ -73,7 +76,9 @@ def test_hidden_state_stays_on_the_device(gpu: jax.Device) -> None:
         obs = rng.standard_normal((4, 2)).astype(np.float32)
         logits = tracker.infer_arrays({"obs": jax.device_put(obs, gpu)})["logits"]
         assert logits.devices() == {gpu}
-        np.testing.assert_allclose(np.asarray(logits), cpu.infer_arrays({"obs": obs})["logits"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            np.asarray(logits), cpu.infer_arrays({"obs": obs})["logits"], rtol=1e-4, atol=1e-5
+        )
 
 
 class Lent:

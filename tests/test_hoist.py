@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from memojax.hoist import Hoister, Residue, evaluate
-from memojax.typed import TypedModel
+from memojax.lowering.typed_model import TypedModel
+from memojax.plans.hoist import Hoister, Residual, evaluate
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((5, 3)).astype(np.float32)
@@ -20,22 +20,22 @@ B = RNG.standard_normal(5).astype(np.float32)
 ROWS = RNG.standard_normal((4, 3)).astype(np.float32)
 
 
-def split(hoister: Hoister, fn: Callable[..., Any], *rows: Any) -> Residue:
+def split(hoister: Hoister, fn: Callable[..., Any], *rows: Any) -> Residual:
     return hoister.split(jax.make_jaxpr(fn)(*hoister.leaves, *rows))
 
 
-def check(fn: Callable[..., Any], leaves: list[np.ndarray], *rows: np.ndarray) -> Residue:
-    """The split function gives what the whole one gives; gives the residue."""
+def check(fn: Callable[..., Any], leaves: list[np.ndarray], *rows: np.ndarray) -> Residual:
+    """The split function gives what the whole one gives; gives the residual."""
     hoister = Hoister(leaves)
-    residue = split(hoister, fn, *rows)
-    results = jax.jit(lambda leading, rows: residue(leading, rows))(hoister.values(residue.nodes), rows)
+    residual = split(hoister, fn, *rows)
+    results = jax.jit(lambda leading, rows: residual(leading, rows))(hoister.values(residual.nodes), rows)
     for result, expected in zip(results, jax.tree.leaves(jax.jit(fn)(*leaves, *rows)), strict=True):
         np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
-    return residue
+    return residual
 
 
-def names(residue: Residue) -> list[str]:
-    return [step.primitive.name for step in residue.steps]
+def names(residual: Residual) -> list[str]:
+    return [step.primitive.name for step in residual.steps]
 
 
 def gemm(w: Any, b: Any, x: Any) -> Any:
@@ -43,11 +43,15 @@ def gemm(w: Any, b: Any, x: Any) -> Any:
 
 
 def test_transposes_leave_and_broadcasts_to_the_batch_stay() -> None:
-    residue = check(gemm, [W, B], ROWS)
-    assert "transpose" not in names(residue)
-    assert names(residue)[0] == "dot_general"
-    assert {node.step.primitive.name if node.step else "weight" for node in residue.nodes} <= {"weight", "transpose", "broadcast_in_dim"}
-    assert sum(value.size for value in Hoister([W, B]).values(residue.nodes)) == W.size + B.size
+    residual = check(gemm, [W, B], ROWS)
+    assert "transpose" not in names(residual)
+    assert names(residual)[0] == "dot_general"
+    assert {node.step.primitive.name if node.step else "weight" for node in residual.nodes} <= {
+        "weight",
+        "transpose",
+        "broadcast_in_dim",
+    }
+    assert sum(value.size for value in Hoister([W, B]).values(residual.nodes)) == W.size + B.size
 
 
 def test_batch_norm_becomes_scale_and_shift() -> None:
@@ -56,9 +60,9 @@ def test_batch_norm_becomes_scale_and_shift() -> None:
         return (x * factor + (bias - mean * factor),)
 
     leaves = [RNG.random(3).astype(np.float32) + 0.5 for _ in range(4)]
-    residue = check(norm, leaves, ROWS)
-    assert set(names(residue)) <= {"broadcast_in_dim", "mul", "add"}
-    assert len(residue.nodes) == 2
+    residual = check(norm, leaves, ROWS)
+    assert set(names(residual)) <= {"broadcast_in_dim", "mul", "add"}
+    assert len(residual.nodes) == 2
 
 
 def test_all_sizes_share_what_is_hoisted() -> None:
@@ -71,24 +75,24 @@ def test_all_sizes_share_what_is_hoisted() -> None:
 
 def test_nested_jits_are_looked_into() -> None:
     inner = jax.jit(lambda w: jnp.square(w).T)
-    residue = check(lambda w, x: (jax.jit(lambda a, b: a @ inner(b))(x, w),), [W], ROWS)
-    assert names(residue) == ["dot_general"]
+    residual = check(lambda w, x: (jax.jit(lambda a, b: a @ inner(b))(x, w),), [W], ROWS)
+    assert names(residual) == ["dot_general"]
 
 
 def test_what_would_grow_is_not_hoisted() -> None:
-    residue = check(lambda b, x: (jnp.broadcast_to(b, (1000, 5)).sum() + x,), [B], ROWS)
-    assert [value.size for value in Hoister([B]).values(residue.nodes)] == [B.size]
-    assert "reduce_sum" in names(residue)
+    residual = check(lambda b, x: (jnp.broadcast_to(b, (1000, 5)).sum() + x,), [B], ROWS)
+    assert [value.size for value in Hoister([B]).values(residual.nodes)] == [B.size]
+    assert "reduce_sum" in names(residual)
 
 
 def test_unused_weights_are_dropped() -> None:
-    residue = check(lambda w, b, x: (x * 2,), [W, B], ROWS)
-    assert residue.nodes == ()
+    residual = check(lambda w, b, x: (x * 2,), [W, B], ROWS)
+    assert residual.nodes == ()
 
 
 def test_outputs_that_are_inputs_or_weights_are_copies() -> None:
-    residue = check(lambda b, x: (x, b, x + 1), [B], ROWS)
-    jaxpr = jax.make_jaxpr(lambda leading, rows: residue(leading, rows))([B], [ROWS])
+    residual = check(lambda b, x: (x, b, x + 1), [B], ROWS)
+    jaxpr = jax.make_jaxpr(lambda leading, rows: residual(leading, rows))([B], [ROWS])
     assert [eqn.primitive.name for eqn in jaxpr.eqns].count("copy") == 2
 
 
@@ -102,9 +106,9 @@ def test_loops_over_weights_stay_inside_and_are_right() -> None:
 
 def test_other_weights_give_other_values() -> None:
     hoister = Hoister([W, B])
-    residue = split(hoister, gemm, ROWS)
+    residual = split(hoister, gemm, ROWS)
     hoister.replace([W * 2, B])
-    results = residue(hoister.values(residue.nodes), [ROWS])
+    results = residual(hoister.values(residual.nodes), [ROWS])
     np.testing.assert_allclose(results[0], ROWS @ W.T * 2 + B, rtol=1e-5)
 
 
@@ -123,8 +127,8 @@ def test_other_weights_give_other_values() -> None:
 )
 def test_numpy_evaluates_what_xla_would(fn: Callable[[Any], Any]) -> None:
     hoister = Hoister([W])
-    residue = split(hoister, lambda w: (fn(w),))
-    (node,) = residue.nodes
+    residual = split(hoister, lambda w: (fn(w),))
+    (node,) = residual.nodes
     (value,) = evaluate([node], [W])
     expected = np.asarray(fn(jnp.asarray(W)))
     assert (value.dtype, value.shape) == (expected.dtype, expected.shape)
@@ -133,14 +137,16 @@ def test_numpy_evaluates_what_xla_would(fn: Callable[[Any], Any]) -> None:
 
 def test_what_numpy_does_not_know_goes_to_xla() -> None:
     hoister = Hoister([W])
-    residue = split(hoister, lambda w: (jnp.tanh(w).T @ w,))
-    (value,) = evaluate(residue.nodes, [W])
+    residual = split(hoister, lambda w: (jnp.tanh(w).T @ w,))
+    (value,) = evaluate(residual.nodes, [W])
     np.testing.assert_allclose(value, np.tanh(W).T @ W, rtol=1e-5)
 
 
 def test_sixty_four_bits_stay() -> None:
     table = np.arange(5000, dtype=np.int64) << 40
-    typed = TypedModel.from_function(lambda p, x: p.reshape(50, 100).T[x["row"][:, 0], x["row"][:, 1]], table, {"row": ((2,), np.int64)})
+    typed = TypedModel.from_function(
+        lambda p, x: p.reshape(50, 100).T[x["row"][:, 0], x["row"][:, 1]], table, {"row": ((2,), np.int64)}
+    )
     from memojax import MemoizingDynamicInferer
 
     rows = np.array([[3, 4], [99, 49]], np.int64)

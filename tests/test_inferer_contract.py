@@ -27,7 +27,15 @@ from memojax import (
     RecurrentTrackerWrapper,
     TypedModel,
 )
-from memojax.errors import BatchSizeError, InputDtypeError, InputError, InputShapeError, MissingInputError, RowsMixError, UnknownInputError
+from memojax.errors import (
+    BatchSizeError,
+    InputDtypeError,
+    InputError,
+    InputShapeError,
+    MissingInputError,
+    RowsMixError,
+    UnknownInputError,
+)
 
 from .helpers import STATE, in_threads, mixing, policy, policy_oracle, scaling
 
@@ -49,7 +57,9 @@ WRAP: dict[str, Callable[[Inferer], Inferer]] = {
     "bare": lambda inferer: inferer,
     "epsilon": lambda inferer: EpsilonInjector(inferer, "epsilon", ConstantGenerator(0.5)),
     "recurrent": RecurrentTracker.wrap,
-    "both": lambda inferer: EpsilonInjector(RecurrentTracker.wrap(inferer), "epsilon", ConstantGenerator(0.5)),
+    "both": lambda inferer: EpsilonInjector(
+        RecurrentTracker.wrap(inferer), "epsilon", ConstantGenerator(0.5)
+    ),
     "both-stacked": _both_stacked,
 }
 SIZES = (1, 3, 4, 6)
@@ -105,10 +115,15 @@ def assert_same(given: Any, wanted: Any) -> None:
 
 def test_shapes(wrapped: tuple[str, Inferer]) -> None:
     wrap, inferer = wrapped
-    inputs, outputs = [("obs", [4]), ("epsilon", [2]), ("h_in", [3])], [("act", [2]), ("choice", []), ("h_out", [3])]
+    inputs, outputs = (
+        [("obs", [4]), ("epsilon", [2]), ("h_in", [3])],
+        [("act", [2]), ("choice", []), ("h_out", [3])],
+    )
     assert inferer.raw_input_shapes() == inputs
     assert inferer.raw_output_shapes() == outputs
-    hidden = {"epsilon": {"epsilon"}, "recurrent": {"h_in", "h_out"}}.get(wrap, set() if wrap == "bare" else {"epsilon", "h_in", "h_out"})
+    hidden = {"epsilon": {"epsilon"}, "recurrent": {"h_in", "h_out"}}.get(
+        wrap, set() if wrap == "bare" else {"epsilon", "h_in", "h_out"}
+    )
     assert inferer.input_shapes() == [pair for pair in inputs if pair[0] not in hidden]
     assert inferer.output_shapes() == [pair for pair in outputs if pair[0] not in hidden]
 
@@ -124,7 +139,9 @@ def test_arrays_batches_and_single_agents_give_the_same(wrapped: tuple[str, Infe
     assert_same(arrays, wanted)
     assert arrays["choice"].dtype == np.int32
     reset(inferer, range(n))
-    responses = inferer.infer_batch({agent: visible(inferer, {k: v[agent] for k, v in given.items()}) for agent in range(n)})
+    responses = inferer.infer_batch(
+        {agent: visible(inferer, {k: v[agent] for k, v in given.items()}) for agent in range(n)}
+    )
     assert list(responses) == list(range(n))
     for agent, response in responses.items():
         assert_same(response, {name: array[agent] for name, array in wanted.items()})
@@ -137,7 +154,9 @@ def test_arrays_on_a_device_stay_there(wrapped: tuple[str, Inferer], n: int) -> 
     wrap, inferer = wrapped
     given = batch(n, n)
     reset(inferer, range(n))
-    arrays = inferer.infer_arrays(visible(inferer, {name: jnp.asarray(array) for name, array in given.items()}))
+    arrays = inferer.infer_arrays(
+        visible(inferer, {name: jnp.asarray(array) for name, array in given.items()})
+    )
     assert all(isinstance(array, jax.Array) for array in arrays.values())
     assert_same(arrays, expected(wrap, given))
 
@@ -157,8 +176,12 @@ def test_no_rows_give_no_rows_and_compile_nothing(kind: str) -> None:
         inferer = WRAP[wrap](inner)
         before = [plan.size for plan in inner.plans()]  # pyright: ignore[reportAttributeAccessIssue]
         for convert in (np.asarray, jnp.asarray):
-            empty = inferer.infer_arrays(visible(inferer, {name: convert(array[:0]) for name, array in batch(1).items()}))
-            assert {name: array.shape for name, array in empty.items()} == {name: (0, *shape) for name, shape in inferer.output_shapes()}
+            empty = inferer.infer_arrays(
+                visible(inferer, {name: convert(array[:0]) for name, array in batch(1).items()})
+            )
+            assert {name: array.shape for name, array in empty.items()} == {
+                name: (0, *shape) for name, shape in inferer.output_shapes()
+            }
             assert empty["choice"].dtype == np.int32
             assert isinstance(empty["act"], type(convert([])))
         assert inferer.infer_batch({}) == {}
@@ -195,7 +218,10 @@ def test_bad_input_is_refused_by_name(inferer: Inferer, case: str) -> None:
 @pytest.mark.parametrize("case", ["unknown", "missing", "element shape", "no batch axis", "complex"])
 def test_bad_input_on_a_device_is_refused_by_name(inferer: Inferer, case: str) -> None:
     spoil, error, message = BAD[case]
-    good = {name: jnp.asarray(array) for name, array in visible(inferer, {**batch(3), "h_in": np.zeros((3, 3), np.float32)}).items()}
+    good = {
+        name: jnp.asarray(array)
+        for name, array in visible(inferer, {**batch(3), "h_in": np.zeros((3, 3), np.float32)}).items()
+    }
     given = {**spoil(good)} if len(good) > 1 or case not in ("missing",) else {"speed": good["obs"]}
     with pytest.raises((error, UnknownInputError), match=f"{message}|speed"):
         inferer.infer_arrays(given)
@@ -207,12 +233,19 @@ def test_rows_must_be_as_many_for_all_inputs(kind: str) -> None:
         built(kind).infer_arrays({**given, "epsilon": given["epsilon"][:2]})
 
 
-@pytest.mark.parametrize("given", [np.float64, np.float16, np.int64, np.int8, np.uint8, np.bool_], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(
+    "given", [np.float64, np.float16, np.int64, np.int8, np.uint8, np.bool_], ids=lambda dtype: dtype.__name__
+)
 def test_widths_are_converted(inferer: Inferer, given: Any) -> None:
     obs = np.ones((3, 4), np.float32)
     reset(inferer, range(3))
     wanted = inferer.infer_arrays(visible(inferer, {**batch(3), "obs": obs}))
-    for other in (obs.astype(given), obs.astype(given).tolist(), np.asfortranarray(obs.astype(given)), jnp.asarray(obs.astype(given))):
+    for other in (
+        obs.astype(given),
+        obs.astype(given).tolist(),
+        np.asfortranarray(obs.astype(given)),
+        jnp.asarray(obs.astype(given)),
+    ):
         reset(inferer, range(3))
         assert_same(inferer.infer_arrays(visible(inferer, {**batch(3), "obs": other})), wanted)
 
@@ -225,7 +258,9 @@ def test_nan_passes_through_in_its_own_row(wrapped: tuple[str, Inferer]) -> None
     outputs = inferer.infer_arrays(visible(inferer, given))
     assert np.isnan(outputs["act"]).all(axis=1).tolist() == [False, False, True, False, False]
     others = [0, 1, 3, 4]
-    np.testing.assert_allclose(outputs["act"][others], expected(wrap, given)["act"][others], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        outputs["act"][others], expected(wrap, given)["act"][others], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_inputs_are_not_changed_and_outputs_are_not_reused(inferer: Inferer) -> None:
@@ -244,7 +279,9 @@ def test_agents_are_named_by_ids(wrapped: tuple[str, Inferer]) -> None:
     reset(inferer, [7, 3])
     given = batch(2)
     first = inferer.infer_arrays(visible(inferer, given), ids=[7, 3], dones=[False, False])
-    again = inferer.infer_arrays(visible(inferer, {name: array[::-1] for name, array in given.items()}), ids=[3, 7])
+    again = inferer.infer_arrays(
+        visible(inferer, {name: array[::-1] for name, array in given.items()}), ids=[3, 7]
+    )
     keeps_state = wrap not in ("bare", "epsilon")
     assert keeps_state != np.allclose(first["act"], again["act"][::-1])
 
@@ -288,7 +325,9 @@ def test_memoizing_compiles_each_size_once() -> None:
     inferer = MemoizingDynamicInferer(policy(), [2])
     for n in (3, 2, 3, 1, 3, 2):
         inferer.infer_arrays(batch(n))
-        inferer.infer_batch({agent: {name: array[agent] for name, array in batch(n).items()} for agent in range(n)})
+        inferer.infer_batch(
+            {agent: {name: array[agent] for name, array in batch(n).items()} for agent in range(n)}
+        )
     info = inferer.cache_info()
     assert [plan.size for plan in inferer.plans()] == [1, 2, 3]
     assert (info.misses, info.hits, info.currsize) == (2, 10, 3)
@@ -297,7 +336,13 @@ def test_memoizing_compiles_each_size_once() -> None:
 
 def test_fixed_runs_the_largest_sizes_first_and_pads_the_rest() -> None:
     inferer = FixedBatchInferer(policy(), [2, 5])
-    for n, sizes, padding in ((5, [5], 0), (12, [5, 5, 2], 0), (13, [5, 5, 2, 1], 1), (1, [1], 1), (4, [2, 2], 0)):
+    for n, sizes, padding in (
+        (5, [5], 0),
+        (12, [5, 5, 2], 0),
+        (13, [5, 5, 2, 1], 1),
+        (1, [1], 1),
+        (4, [2, 2], 0),
+    ):
         taken, left, before = [], n, inferer.cache_info().padded_rows
         while left:
             taken.append(inferer.select_batch_size(left))
@@ -351,7 +396,11 @@ def test_impossible_sizes_are_refused(size: Any) -> None:
 def test_raw_calls_of_a_size_without_a_plan_are_refused() -> None:
     from memojax import Batcher, ScratchPad
 
-    for inferer, n in ((BasicInferer(scaling()), 2), (DynamicInferer(scaling(), 2), 3), (FixedBatchInferer(scaling(), [2]), 3)):
+    for inferer, n in (
+        (BasicInferer(scaling()), 2),
+        (DynamicInferer(scaling(), 2), 3),
+        (FixedBatchInferer(scaling(), [2]), 3),
+    ):
         pad = ScratchPad(inferer.raw_api.inputs, inferer.raw_api.outputs)
         for agent in range(n):
             pad.next(agent)
@@ -363,7 +412,12 @@ def test_raw_calls_of_a_size_without_a_plan_are_refused() -> None:
 
 def test_the_builder_shares_one_model() -> None:
     builder = InfererBuilder(policy())
-    for inferer in (builder.build_basic(), builder.build_fixed([2]), builder.build_memoizing([1]), builder.build_dynamic(3)):
+    for inferer in (
+        builder.build_basic(),
+        builder.build_fixed([2]),
+        builder.build_memoizing([1]),
+        builder.build_dynamic(3),
+    ):
         assert inferer.params is builder.typed.params
         assert_same(inferer.infer_arrays(batch(3)), expected("bare", batch(3)))
 
@@ -396,7 +450,10 @@ def test_what_is_no_mapping_is_said_to_be_none() -> None:
             call()
 
 
-@pytest.mark.parametrize("wrap", [mj.RecurrentTracker.wrap, lambda given: mj.EpsilonInjector(given, "epsilon"), mj.Batched, mj.Batcher])
+@pytest.mark.parametrize(
+    "wrap",
+    [mj.RecurrentTracker.wrap, lambda given: mj.EpsilonInjector(given, "epsilon"), mj.Batched, mj.Batcher],
+)
 def test_a_file_is_no_inferer(wrap: Any) -> None:
     with pytest.raises(mj.errors.IncompatibleModelError, match="expected an inferer, as memojax.load"):
         wrap(mj.policies.bundled("pendulum_ppo"))

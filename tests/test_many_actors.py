@@ -16,7 +16,11 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="CP
 
 
 def program() -> str:
-    (found,) = re.findall(r"<!-- many-actors -->\n```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (found,) = re.findall(
+        r"<!-- many-actors -->\n```python\n(.*?)^```",
+        (ROOT / "README.md").read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
     return found
 
 
@@ -24,7 +28,9 @@ def run(folder: Path, source: str) -> str:
     (folder / "actors.py").write_text(source)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     env.pop("MEMOJAX_CACHE_DIR", None)
-    done = subprocess.run([sys.executable, "actors.py"], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "actors.py"], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -36,7 +42,9 @@ def test_two_processes_of_two_threads_share_what_was_compiled_once(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True, reason="needs two cores")
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True, reason="needs two cores"
+)
 def test_fewer_cores_are_fewer_threads(tmp_path: Path) -> None:
     """What the README says of affinity: XLA sizes its thread pool by it."""
     source = (
@@ -48,7 +56,15 @@ def test_fewer_cores_are_fewer_threads(tmp_path: Path) -> None:
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     counts = [
-        int(subprocess.run([sys.executable, "-c", source, str(cores)], cwd=tmp_path, env=env, capture_output=True, text=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", source, str(cores)],
+                cwd=tmp_path,
+                env=env,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
         for cores in (1, len(os.sched_getaffinity(0)))
     ]
     assert counts[0] < counts[1]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import memojax
-from memojax import plan_store
 from memojax.errors import BatchMemoryError
-from memojax.memory import available_bytes, readable
-from memojax.typed import TypedModel
+from memojax.lowering.typed_model import TypedModel
+from memojax.plans import engine as engine
+from memojax.xla.memory import available_bytes, readable
 
 
 def wide(width: int = 1 << 20) -> Any:
@@ -25,18 +25,22 @@ def wide(width: int = 1 << 20) -> Any:
         grown = jnp.sort(jnp.sin(inputs["x"] * params), axis=1)
         return {"y": jnp.cumsum(grown, axis=1)[:, :2]}
 
-    return memojax.MemoizingDynamicInferer(TypedModel.from_function(fn, np.arange(width, dtype=np.float32), {"x": ((1,), np.float32)}))
+    return memojax.MemoizingDynamicInferer(
+        TypedModel.from_function(fn, np.arange(width, dtype=np.float32), {"x": ((1,), np.float32)})
+    )
 
 
 @pytest.fixture
 def one_gigabyte(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_store, "available_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(engine, "available_bytes", lambda device: 1 << 30)
 
 
 @pytest.mark.usefixtures("one_gigabyte")
 def test_what_inputs_and_outputs_alone_exceed_is_refused_without_a_compile() -> None:
     policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
-    with pytest.raises(BatchMemoryError, match=r"batch size 1000000000 .*33.5 GiB.*1 GiB left.*max_batch_size"):
+    with pytest.raises(
+        BatchMemoryError, match=r"batch size 1000000000 .*33.5 GiB.*1 GiB left.*max_batch_size"
+    ):
         policy.preload([10**9])
     assert policy.cache_info().compile_seconds == 0
     assert policy.infer_arrays({"obs": np.zeros((2, 6), np.float32)})["logits"].shape == (2, 3)
@@ -67,7 +71,7 @@ def test_memory_there_is() -> None:
 _CHURN = """
 import ctypes, gc, sys
 import numpy as np, memojax
-from memojax._client import cpu_device
+from memojax.xla.cpu_client import cpu_device
 def rss():
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -88,7 +92,9 @@ print((seen[-1] - seen[0]) / (count * 3 // 4), policy.cache_info().evictions)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_stays_flat_while_sizes_come_and_go() -> None:
     """All 2,000 sizes of the issue are run by `benchmarks/engine.py churn`; a leak of an executable (half a megabyte) shows in 160."""
-    output = subprocess.run([sys.executable, "-c", _CHURN, "160"], capture_output=True, text=True, timeout=300)
+    output = subprocess.run(
+        [sys.executable, "-c", _CHURN, "160"], capture_output=True, text=True, timeout=300
+    )
     assert output.returncode == 0, output.stderr
     each, evictions = map(float, output.stdout.split())
     assert evictions == 156
@@ -96,7 +102,7 @@ def test_memory_stays_flat_while_sizes_come_and_go() -> None:
 
 
 def test_dropped_plans_are_freed_on_every_way_out() -> None:
-    from memojax._client import cpu_device
+    from memojax.xla.cpu_client import cpu_device
 
     gc.collect()
     before = len(cpu_device().client.live_executables())

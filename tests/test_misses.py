@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memojax
-from memojax import MemoizingDynamicInferer, TypedModel, worker
-from memojax.bucketing import bucket_of
+from memojax import MemoizingDynamicInferer, TypedModel
 from memojax.errors import BatchSizeError, CompileForbiddenError, RowsMixError
-from memojax.planner import Lowered
-from memojax.recommend import interpolator, recommend
+from memojax.plans.batch_sizes import bucket_of
+from memojax.plans.compiler import Lowered
+from memojax.plans.recommend import interpolator, recommend
+from memojax.xla import background as worker
 
 W = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
 TYPED = TypedModel.from_function(lambda p, x: {"y": jnp.tanh(x["x"] @ p)}, W, {"x": ((4,), np.float32)})
@@ -35,7 +36,9 @@ def rows(n: int) -> np.ndarray:
 
 
 def check(inferer: MemoizingDynamicInferer, n: int) -> None:
-    np.testing.assert_allclose(inferer.infer_arrays({"x": rows(n)})["y"], np.tanh(rows(n) @ W), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        inferer.infer_arrays({"x": rows(n)})["y"], np.tanh(rows(n) @ W), rtol=1e-4, atol=1e-5
+    )
 
 
 def ready(inferer: MemoizingDynamicInferer) -> list[int]:

@@ -8,14 +8,18 @@ import pytest
 from onnx import TensorProto, helper
 
 import memojax
-from memojax import backend, errors, oneshot
+from memojax import backend, errors
+from memojax.lowering import oneshot
 
 
 def reshape_model() -> onnx.ModelProto:
     graph = helper.make_graph(
         [helper.make_node("Reshape", ["x", "shape"], ["y"]), helper.make_node("Size", ["x"], ["n"])],
         "reshape",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", 3]), helper.make_tensor_value_info("shape", TensorProto.INT64, ["r"])],
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", 3]),
+            helper.make_tensor_value_info("shape", TensorProto.INT64, ["r"]),
+        ],
         [onnx.ValueInfoProto(name="y"), onnx.ValueInfoProto(name="n")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -64,7 +68,9 @@ def nonzero_model() -> onnx.ModelProto:
         helper.make_node("ReduceSum", ["values"], ["total"], keepdims=0),
     ]
     infos = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])]
-    graph = helper.make_graph(nodes, "breaks", infos, [onnx.ValueInfoProto(name=n) for n in ("where", "values", "total")])
+    graph = helper.make_graph(
+        nodes, "breaks", infos, [onnx.ValueInfoProto(name=n) for n in ("where", "values", "total")]
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -72,7 +78,11 @@ def test_graph_breaks(caplog: pytest.LogCaptureFixture) -> None:
     model = oneshot.OneShot(nonzero_model())
     assert "1 graph break(s)" in caplog.text
     assert "find (NonZero)" in caplog.text
-    for x in (np.array([1, -1, 2], np.float32), np.array([-3, 4, -5], np.float32), np.array([1, 0, 7], np.float32)):
+    for x in (
+        np.array([1, -1, 2], np.float32),
+        np.array([-3, 4, -5], np.float32),
+        np.array([1, 0, 7], np.float32),
+    ):
         got = model({"x": x})
         np.testing.assert_array_equal(got["where"], [np.flatnonzero(x > 0)])
         np.testing.assert_array_equal(got["values"], x[x > 0])
@@ -88,7 +98,10 @@ def test_strict_refuses_breaks_and_so_do_inferers() -> None:
 
 
 def test_host_operators_on_constants_need_no_break() -> None:
-    nodes = [helper.make_node("NonZero", ["mask"], ["where"]), helper.make_node("Gather", ["x", "where"], ["y"], axis=1)]
+    nodes = [
+        helper.make_node("NonZero", ["mask"], ["where"]),
+        helper.make_node("Gather", ["x", "where"], ["y"], axis=1),
+    ]
     mask = onnx.numpy_helper.from_array(np.array([0, 1, 1, 0], np.float32), "mask")
     infos = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])]
     graph = helper.make_graph(nodes, "constant", infos, [onnx.ValueInfoProto(name="y")], [mask])
@@ -97,7 +110,10 @@ def test_host_operators_on_constants_need_no_break() -> None:
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     np.testing.assert_array_equal(memojax.load(model).infer_arrays({"x": x})["y"], x[:, None, 1:3])
 
-    nodes = [helper.make_node("Cast", ["mask"], ["keep"], to=TensorProto.BOOL), helper.make_node("Compress", ["x", "keep"], ["y"], axis=1)]
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["keep"], to=TensorProto.BOOL),
+        helper.make_node("Compress", ["x", "keep"], ["y"], axis=1),
+    ]
     graph = helper.make_graph(nodes, "compress", infos, [onnx.ValueInfoProto(name="y")], [mask])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     np.testing.assert_array_equal(memojax.load(model).infer_arrays({"x": x})["y"], x[:, 1:3])

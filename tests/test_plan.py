@@ -13,11 +13,11 @@ import pytest
 
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
-from memojax._client import cpu_device
-from memojax.packing import LARGEST, Packing
-from memojax.planner import Planner, Weights, plain_name
-from memojax.staging import LARGEST as STAGED
-from memojax.staging import Staging
+from memojax.plans.compiler import PlanCompiler, Weights, plain_name
+from memojax.plans.input_buffers import Staging
+from memojax.plans.packing import PACKED_BYTES, Packing
+from memojax.rows.scratch import COPIED_BYTES as STAGED
+from memojax.xla.cpu_client import cpu_device
 from tests.helpers import in_threads
 
 RNG = np.random.default_rng(0)
@@ -69,35 +69,41 @@ def test_many_parameters(weights: Weights) -> None:
 
 def test_auto_is_constant_on_cpu_unless_large() -> None:
     small, _ = deep(1)
-    assert Planner(small, cpu_device()).weights == "constant"
-    large = TypedModel.from_function(lambda w, x: {"y": x["x"] @ w}, np.zeros((1024, 9000), np.float32), {"x": ((1024,), np.float32)})
-    assert Planner(large, cpu_device()).weights == "argument"
+    assert PlanCompiler(small, cpu_device()).weights == "constant"
+    large = TypedModel.from_function(
+        lambda w, x: {"y": x["x"] @ w}, np.zeros((1024, 9000), np.float32), {"x": ((1024,), np.float32)}
+    )
+    assert PlanCompiler(large, cpu_device()).weights == "argument"
 
 
 def test_update_swaps_weights_without_a_compile() -> None:
     typed, params = deep(3)
-    planner = Planner(typed, cpu_device(), "argument")
-    plans = [planner.lower(n).compile() for n in (1, 3)]
+    compiler = PlanCompiler(typed, cpu_device(), "argument")
+    plans = [compiler.lower(n).compile() for n in (1, 3)]
     x = RNG.standard_normal((3, 6)).astype(np.float32)
     new = [w * 0.5 for w in params]
-    planner.update(new)
-    later = planner.lower(2).compile()
+    compiler.update(new)
+    later = compiler.lower(2).compile()
     np.testing.assert_allclose(plans[1]([x])[0], chain(new, x), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(plans[0]([x[:1]])[0], chain(new, x[:1]), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(later([x[:2]])[0], chain(new, x[:2]), rtol=1e-4, atol=1e-5)
 
 
 def test_update_copies_what_it_is_given() -> None:
-    typed = TypedModel.from_function(lambda w, x: {"y": x["x"] + w}, np.zeros(64, np.float32), {"x": ((64,), np.float32)})
-    planner = Planner(typed, cpu_device(), "argument")
-    plan = planner.lower(1).compile()
+    typed = TypedModel.from_function(
+        lambda w, x: {"y": x["x"] + w}, np.zeros(64, np.float32), {"x": ((64,), np.float32)}
+    )
+    compiler = PlanCompiler(typed, cpu_device(), "argument")
+    plan = compiler.lower(1).compile()
     reused = np.ones(64, np.float32)
-    planner.update(reused)
+    compiler.update(reused)
     reused[:] = 7
     assert plan([np.zeros((1, 64), np.float32)])[0].max() == 1
 
 
-@pytest.mark.parametrize("dtype", ["int64", "uint64", "float64", "uint8", "bool", "int8", "float16", "int32", "uint32"])
+@pytest.mark.parametrize(
+    "dtype", ["int64", "uint64", "float64", "uint8", "bool", "int8", "float16", "int32", "uint32"]
+)
 @pytest.mark.parametrize("width", [3, STAGED])
 def test_dtypes_come_back_exactly(dtype: str, width: int) -> None:
     typed = TypedModel.from_function(lambda _, x: {"y": x["x"][:, ::-1]}, (), {"x": ((width,), dtype)})
@@ -117,16 +123,29 @@ def test_outputs_of_many_shapes_and_dtypes_keep_their_order() -> None:
     def fn(_: Any, x: Mapping[str, Any]) -> dict[str, Any]:
         x = x["x"]
         return {
-            "matrix": jnp.stack([x, -x], axis=1), "scalar": x.sum(1), "first": x, "integer": x.astype(jnp.int32), "flag": x > 2,
-            "other": x[:, :1] * 3, "count": x[:, 0].astype(jnp.int32),
-        }  # fmt: skip
+            "matrix": jnp.stack([x, -x], axis=1),
+            "scalar": x.sum(1),
+            "first": x,
+            "integer": x.astype(jnp.int32),
+            "flag": x > 2,
+            "other": x[:, :1] * 3,
+            "count": x[:, 0].astype(jnp.int32),
+        }
 
     inferer = MemoizingDynamicInferer(TypedModel.from_function(fn, (), {"x": ((3,), np.float32)}))
     for n in (1, 4):
         x = np.arange(3 * n, dtype=np.float32).reshape(n, 3)
         results = inferer.infer_arrays({"x": x})
         assert list(results) == ["matrix", "scalar", "first", "integer", "flag", "other", "count"]
-        expected = [np.stack([x, -x], 1), x.sum(1), x, x.astype(np.int32), x > 2, x[:, :1] * 3, x[:, 0].astype(np.int32)]
+        expected = [
+            np.stack([x, -x], 1),
+            x.sum(1),
+            x,
+            x.astype(np.int32),
+            x > 2,
+            x[:, :1] * 3,
+            x[:, 0].astype(np.int32),
+        ]
         for result, want in zip(results.values(), expected, strict=True):
             assert (result.shape, result.dtype) == (want.shape, want.dtype)
             assert result.flags.c_contiguous
@@ -135,13 +154,15 @@ def test_outputs_of_many_shapes_and_dtypes_keep_their_order() -> None:
 
 
 def test_large_outputs_are_left_alone() -> None:
-    big = (1, LARGEST)
+    big = (1, PACKED_BYTES)
     packing = Packing.of([(1, 2), big, (1, 3), (1, 4)], [np.float32, np.float32, np.float32, np.int32])
     assert sorted(packing.groups) == [(0, 2), (1,), (3,)]
 
 
 def test_an_output_that_is_the_input_survives_the_next_call() -> None:
-    inferer = MemoizingDynamicInferer(TypedModel.from_function(lambda _, x: {"same": x["x"]}, (), {"x": ((3,), np.float32)}))
+    inferer = MemoizingDynamicInferer(
+        TypedModel.from_function(lambda _, x: {"same": x["x"]}, (), {"x": ((3,), np.float32)})
+    )
     first = inferer.infer_arrays({"x": np.ones((2, 3), np.float32)})["same"]
     inferer.infer_arrays({"x": np.full((2, 3), 5, np.float32)})
     assert (first == 1).all()
@@ -160,7 +181,9 @@ def test_results_do_not_change_when_inputs_do() -> None:
 
 @pytest.mark.parametrize("width", [3, STAGED])
 def test_odd_memory_layouts(width: int) -> None:
-    inferer = MemoizingDynamicInferer(TypedModel.from_function(lambda _, x: {"y": x["x"] + 1}, (), {"x": ((width,), np.float32)}))
+    inferer = MemoizingDynamicInferer(
+        TypedModel.from_function(lambda _, x: {"y": x["x"] + 1}, (), {"x": ((width,), np.float32)})
+    )
     base = np.arange(4 * width * 2, dtype=np.float32)
     raw = np.empty(4 * 2 * width + 1, np.uint8)
     unaligned = raw[1:].view(np.float32).reshape(2, width)
@@ -175,9 +198,13 @@ def test_odd_memory_layouts(width: int) -> None:
         np.testing.assert_array_equal(inferer.infer_arrays({"x": x})["y"], x + 1)
 
 
-@pytest.mark.parametrize("given", [np.ones((2, 3)), np.ones((2, 3), np.float16), [[1, 1, 1], [1, 1, 1]], np.ones((2, 3), ">f4")])
+@pytest.mark.parametrize(
+    "given", [np.ones((2, 3)), np.ones((2, 3), np.float16), [[1, 1, 1], [1, 1, 1]], np.ones((2, 3), ">f4")]
+)
 def test_what_the_fast_path_does_not_take_goes_the_checked_way(given: Any) -> None:
-    inferer = MemoizingDynamicInferer(TypedModel.from_function(lambda _, x: {"y": x["x"] + 1}, (), {"x": ((3,), np.float32)}), [2])
+    inferer = MemoizingDynamicInferer(
+        TypedModel.from_function(lambda _, x: {"y": x["x"] + 1}, (), {"x": ((3,), np.float32)}), [2]
+    )
     result = inferer.infer_arrays({"x": given})["y"]
     assert result.dtype == np.float32
     assert (result == 2).all()
@@ -216,13 +243,20 @@ def test_inputs_end_to_end_as_on_accelerators() -> None:
     def fn(_: Any, x: Mapping[str, Any]) -> dict[str, Any]:
         return {"sum": x["a"] + x["c"].sum(2), "count": x["b"] + 1, "half": x["d"]}
 
-    inputs = {"a": ((3,), np.float32), "b": ((), np.int64), "c": ((3, 2), np.float32), "d": ((2,), np.float16)}
-    planner = Planner(TypedModel.from_function(fn, (), inputs), cpu_device())
-    planner._packs_inputs = True
-    plan = planner.lower(2).compile()
+    inputs = {
+        "a": ((3,), np.float32),
+        "b": ((), np.int64),
+        "c": ((3, 2), np.float32),
+        "d": ((2,), np.float16),
+    }
+    compiler = PlanCompiler(TypedModel.from_function(fn, (), inputs), cpu_device())
+    compiler._packs_inputs = True
+    plan = compiler.lower(2).compile()
     assert len(plan.executable.compiled.in_avals[0]) == 3
     for _ in range(3):
-        given = {name: RNG.integers(0, 9, (2, *shape)).astype(dtype) for name, (shape, dtype) in inputs.items()}
+        given = {
+            name: RNG.integers(0, 9, (2, *shape)).astype(dtype) for name, (shape, dtype) in inputs.items()
+        }
         given["b"] += 1 << 40
         for results in (plan(list(given.values())), list((plan.answer(given, None) or {}).values())):
             np.testing.assert_array_equal(results[0], given["a"] + given["c"].sum(2))
@@ -268,7 +302,7 @@ def test_infos_count_and_time() -> None:
 
 def test_profiles_name_the_model_and_the_size() -> None:
     inferer = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[3])
-    (plan,) = inferer._store.cache.plans()
+    (plan,) = inferer._engine.cache.plans()
     assert plan.executable.compiled.as_text().startswith("HloModule jit_acrobot_ppo_batch_3,")
     assert plain_name("C:\\a\\my policy (v2).onnx") == "my_policy_v2"
     assert plain_name("<bytes>") == "bytes"
@@ -284,7 +318,9 @@ def test_weights_that_are_one_number_throughout() -> None:
 
     x = RNG.random((1, 512, 13, 13)).astype(np.float32)
     for weights in WAYS:
-        inferer = MemoizingDynamicInferer(TypedModel.from_function(pooled, kernel, {"x": x[0]}), weights=weights)
+        inferer = MemoizingDynamicInferer(
+            TypedModel.from_function(pooled, kernel, {"x": x[0]}), weights=weights
+        )
         for _ in range(3):
             inferer.cache_clear()
             (answer,) = inferer.infer_arrays({"x": x}).values()

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memojax import DynamicInferer, MemoizingDynamicInferer
-from memojax._client import cpu_device
 from memojax.errors import BatchSizeError, CompileError
-from memojax.plan_cache import PlanCache, checked_size
+from memojax.plans.batch_sizes import checked_size
+from memojax.plans.cache import PlanCache
+from memojax.xla.cpu_client import cpu_device
 
 from .helpers import in_threads, scaling
 
@@ -24,7 +25,7 @@ WAIT = 30
 
 
 class Compiler:
-    """Stands in for the planner: makes plans that count their calls, and lets a test hold or break a compile."""
+    """Stands in for the compiler: makes plans that count their calls, and lets a test hold or break a compile."""
 
     def __init__(self) -> None:
         self.made: list[int] = []
@@ -182,7 +183,12 @@ def test_counts() -> None:
     cache.count_padding(3)
     assert cache.info().padded_rows == 3
     cache.clear()
-    assert (cache.info().hits, cache.info().misses, cache.info().currsize, cache.info().padded_rows) == (0, 0, 0, 0)
+    assert (cache.info().hits, cache.info().misses, cache.info().currsize, cache.info().padded_rows) == (
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def test_clear_one_size() -> None:
@@ -209,8 +215,14 @@ def test_only_positive_whole_numbers_are_sizes(size: Any) -> None:
     assert checked_size(three) == 3
 
 
-@given(st.lists(st.integers(1, 6), max_size=40), st.sets(st.integers(1, 6), max_size=2), st.none() | st.integers(1, 3))
-def test_any_calls_leave_what_an_lru_of_the_rest_would(calls: list[int], pinned: set[int], maxsize: int | None) -> None:
+@given(
+    st.lists(st.integers(1, 6), max_size=40),
+    st.sets(st.integers(1, 6), max_size=2),
+    st.none() | st.integers(1, 3),
+)
+def test_any_calls_leave_what_an_lru_of_the_rest_would(
+    calls: list[int], pinned: set[int], maxsize: int | None
+) -> None:
     compiler = Compiler()
     cache = compiler.cache(maxsize=maxsize)
     preload(cache, sorted(pinned))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import memojax
-from memojax.disk_cache import DiskCache
+from memojax.plans.disk_cache import DiskCache
 
 POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
 OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
@@ -22,7 +22,10 @@ def test_stored_plans_give_the_same_numbers(tmp_path: Path, policy: str) -> None
     first = memojax.load(path, preload=[3], cache_dir=tmp_path)
     second = memojax.load(path, preload=[3], cache_dir=tmp_path)
     assert (first.cache_info().disk_hits, second.cache_info().disk_hits) == (0, 1)
-    rows = {spec.name: np.random.default_rng(1).standard_normal((3, *spec.shape)).astype(spec.dtype) for spec in first.api.inputs}
+    rows = {
+        spec.name: np.random.default_rng(1).standard_normal((3, *spec.shape)).astype(spec.dtype)
+        for spec in first.api.inputs
+    }
     want, got = first.infer_arrays(rows), second.infer_arrays(rows)
     for name in want:
         np.testing.assert_array_equal(got[name], want[name])
@@ -34,7 +37,10 @@ def test_plans_that_take_their_weights_as_arguments(tmp_path: Path) -> None:
     first = memojax.load(path, preload=[3], cache_dir=tmp_path, weights="argument")
     second = memojax.load(path, preload=[3], cache_dir=tmp_path, weights="argument")
     assert (first.cache_info().disk_hits, second.cache_info().disk_hits) == (0, 1)
-    rows = {spec.name: np.random.default_rng(1).standard_normal((3, *spec.shape)).astype(spec.dtype) for spec in first.api.inputs}
+    rows = {
+        spec.name: np.random.default_rng(1).standard_normal((3, *spec.shape)).astype(spec.dtype)
+        for spec in first.api.inputs
+    }
     halves = {name: value / 2 for name, value in first.params.items() if value.dtype == np.float32}
     for halved in (False, True):
         if halved:
@@ -46,7 +52,9 @@ def test_plans_that_take_their_weights_as_arguments(tmp_path: Path) -> None:
     changed = memojax.load(path, cache_dir=tmp_path, preload=[3])
     changed.update_params(halves)
     assert changed.cache_info().disk_hits == 1, "the plans made anew for the first update were there as well"
-    np.testing.assert_allclose(changed.infer_arrays(rows)["logits"], first.infer_arrays(rows)["logits"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        changed.infer_arrays(rows)["logits"], first.infer_arrays(rows)["logits"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_damaged_entries_are_compiled_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -58,14 +66,19 @@ def test_damaged_entries_are_compiled_anew(tmp_path: Path, caplog: pytest.LogCap
     assert "damaged" in caplog.text
     assert inferer.cache_info().disk_hits == 0
     np.testing.assert_allclose(
-        inferer.infer_arrays({"obs": OBS})["logits"], memojax.run(POLICY, {"obs": OBS})["logits"], rtol=1e-4, atol=1e-5
+        inferer.infer_arrays({"obs": OBS})["logits"],
+        memojax.run(POLICY, {"obs": OBS})["logits"],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
-def test_a_payload_that_is_no_executable_is_compiled_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_payload_that_is_no_executable_is_compiled_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     inferer = memojax.load(POLICY, cache_dir=tmp_path)
-    store = inferer._store
-    DiskCache(tmp_path).put(store._key(store._planner, 5), b"no pickle")
+    store = inferer._engine
+    DiskCache(tmp_path).put(store._key(store._compiler, 5), b"no pickle")
     assert inferer.infer_arrays({"obs": OBS})["logits"].shape == (5, 3)
     assert "could not be loaded" in caplog.text
 
@@ -88,7 +101,14 @@ def test_second_process_finds_what_the_first_left(tmp_path: Path) -> None:
     environment = {**os.environ, "MEMOJAX_CACHE_DIR": str(tmp_path)}
     root = Path(__file__).resolve().parents[1]
     runs = [
-        subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=root).stdout.strip()
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=root,
+        ).stdout.strip()
         for _ in range(2)
     ]
     assert runs == ["0", "3"]

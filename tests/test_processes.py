@@ -33,7 +33,9 @@ def test_pickled_inferers_are_the_same(inferer: memojax.Inferer) -> None:
     assert type(copy) is type(inferer)
     assert copy.__reduce__()[1][2:] == inferer.__reduce__()[1][2:]
     assert [plan.size for plan in copy.plans()] == [plan.size for plan in inferer.plans()]
-    np.testing.assert_array_equal(copy.infer_arrays({"obs": OBS})["logits"], inferer.infer_arrays({"obs": OBS})["logits"])
+    np.testing.assert_array_equal(
+        copy.infer_arrays({"obs": OBS})["logits"], inferer.infer_arrays({"obs": OBS})["logits"]
+    )
 
 
 def _double(weights: np.ndarray, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -41,7 +43,9 @@ def _double(weights: np.ndarray, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_functions_of_ones_own_pickle_too() -> None:
-    typed = memojax.TypedModel.from_function(_double, np.float32(2.0), {"obs": ((6,), np.float32)}, name="twice")
+    typed = memojax.TypedModel.from_function(
+        _double, np.float32(2.0), {"obs": ((6,), np.float32)}, name="twice"
+    )
     copy = pickle.loads(pickle.dumps(memojax.MemoizingDynamicInferer(typed, [5])))
     assert [plan.size for plan in copy.plans()] == [5]
     np.testing.assert_array_equal(copy.infer_arrays({"obs": OBS})["twice"], 2 * OBS)

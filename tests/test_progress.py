@@ -10,7 +10,7 @@ import pytest
 import rich.console
 
 import memojax as mj
-from memojax.display.progress import progress_bar
+from memojax.progress import progress_bar
 
 from .helpers import scaling
 
@@ -43,7 +43,9 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> Display:
 
 
 @pytest.mark.parametrize("options", [{}, {"workers": 2}, {"background": True}])
-def test_preload_shows_a_bar_in_a_terminal(options: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preload_shows_a_bar_in_a_terminal(
+    options: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     mj.MemoizingDynamicInferer(scaling()).preload([1, 2], progress=True, **options).wait()
@@ -79,7 +81,9 @@ def test_a_notebooks_bar_is_escaped_and_stays_where_it_was_left(notebook: Displa
     assert "&lt;b&gt; 2/4 &amp; more" in notebook.shown[-1]["text/html"]
 
 
-def test_terminal_notes_are_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_notes_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with progress_bar("[/red]", 1) as report:
         report(1, "[/]")

@@ -44,26 +44,58 @@ TRACKERS = pytest.mark.parametrize("track", [RecurrentTracker.wrap, track_stacke
 PAIRS = [
     ({"h": (2,), "obs": (3,)}, {"h": (2,), "act": (3,)}, [("h", "h")]),
     ({"h": (2,), "h_in": (2,)}, {"h": (2,), "h_out": (2,)}, [("h", "h")]),
-    ({"obs": (3,), "h_in": (2,), "c_in": (2,)}, {"act": (1,), "h_out": (2,), "c_out": (2,)}, [("h_in", "h_out"), ("c_in", "c_out")]),
+    (
+        {"obs": (3,), "h_in": (2,), "c_in": (2,)},
+        {"act": (1,), "h_out": (2,), "c_out": (2,)},
+        [("h_in", "h_out"), ("c_in", "c_out")],
+    ),
     ({"obs": (3,), "state_ins": ()}, {"output": (2,), "state_outs": ()}, [("state_ins", "state_outs")]),
-    ({"obs": (3,), "recurrent_in": (1, 8)}, {"action": (3,), "recurrent_out": (1, 8)}, [("recurrent_in", "recurrent_out")]),
+    (
+        {"obs": (3,), "recurrent_in": (1, 8)},
+        {"action": (3,), "recurrent_out": (1, 8)},
+        [("recurrent_in", "recurrent_out")],
+    ),
     ({"in_h": (2,), "x": (1,)}, {"out_h": (2,)}, [("in_h", "out_h")]),
-    ({"h_in_0": (2,), "h_in_1": (2,), "x": (1,)}, {"h_out_1": (2,), "h_out_0": (2,)}, [("h_in_0", "h_out_0"), ("h_in_1", "h_out_1")]),
-    ({"mix": (4,), "conv_cache": (2, 3)}, {"enh": (4,), "conv_cache_out": (2, 3)}, [("conv_cache", "conv_cache_out")]),
+    (
+        {"h_in_0": (2,), "h_in_1": (2,), "x": (1,)},
+        {"h_out_1": (2,), "h_out_0": (2,)},
+        [("h_in_0", "h_out_0"), ("h_in_1", "h_out_1")],
+    ),
+    (
+        {"mix": (4,), "conv_cache": (2, 3)},
+        {"enh": (4,), "conv_cache_out": (2, 3)},
+        [("conv_cache", "conv_cache_out")],
+    ),
     ({"x": (4,), "core": (2,)}, {"y": (4,), "next_core": (2,)}, [("core", "next_core")]),
     ({"x": (4,), "core": (2,)}, {"y": (4,), "new_core": (2,)}, [("core", "new_core")]),
-    ({"x": (4,), "h0": (2,), "c_0": (2,)}, {"y": (4,), "hn": (2,), "c_n": (2,)}, [("h0", "hn"), ("c_0", "c_n")]),
+    (
+        {"x": (4,), "h0": (2,), "c_0": (2,)},
+        {"y": (4,), "hn": (2,), "c_n": (2,)},
+        [("h0", "hn"), ("c_0", "c_n")],
+    ),
     ({"input": (512,), "state": (2, 128)}, {"output": (1,), "stateN": (2, 128)}, [("state", "stateN")]),
-    ({"input_1": (3, 41), "input_2": (64,)}, {"output_1": (1,), "output_2": (64,)}, [("input_2", "output_2")]),
+    (
+        {"input_1": (3, 41), "input_2": (64,)},
+        {"output_1": (1,), "output_2": (64,)},
+        [("input_2", "output_2")],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "pairs"), PAIRS, ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "pairs"),
+    PAIRS,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
 def test_pairs_are_found(inputs: Any, outputs: Any, pairs: list[tuple[str, str]]) -> None:
     assert find_pairs(model_api(inputs, outputs)) == [RecurrentInfo(*pair) for pair in pairs]
     tracker = RecurrentTracker.wrap(FakeInferer(inputs=inputs, outputs=outputs))
-    assert [name for name, _ in tracker.input_shapes()] == [name for name in inputs if name not in dict(pairs)]
-    assert [name for name, _ in tracker.output_shapes()] == [name for name in outputs if name not in dict(pairs).values()]
+    assert [name for name, _ in tracker.input_shapes()] == [
+        name for name in inputs if name not in dict(pairs)
+    ]
+    assert [name for name, _ in tracker.output_shapes()] == [
+        name for name in outputs if name not in dict(pairs).values()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +127,9 @@ def test_where_no_pairs_are_found_all_names_are_listed(inputs: Any, outputs: Any
         ([("h_in", "h_out"), ("h_in", "other")], UnknownInputError, "h_in"),
     ],
 )
-def test_pairs_that_do_not_fit_are_named(infos: list[tuple[str, str]], error: type[Exception], message: str) -> None:
+def test_pairs_that_do_not_fit_are_named(
+    infos: list[tuple[str, str]], error: type[Exception], message: str
+) -> None:
     fake = FakeInferer(inputs={"obs": (3,), "h_in": (2,)}, outputs={"h_out": (2,), "other": (2,)})
     pairs = [RecurrentInfo(*info) for info in infos]
     with pytest.raises(error, match=message):
@@ -105,7 +139,11 @@ def test_pairs_that_do_not_fit_are_named(infos: list[tuple[str, str]], error: ty
 
 
 def test_explicit_pairs() -> None:
-    fake = FakeInferer(lambda view: view.set_output(0, view.input_slot(0) + 1), inputs={"memory": (2,)}, outputs={"thought": (2,)})
+    fake = FakeInferer(
+        lambda view: view.set_output(0, view.input_slot(0) + 1),
+        inputs={"memory": (2,)},
+        outputs={"thought": (2,)},
+    )
     tracker = RecurrentTracker(fake, [RecurrentInfo("memory", "thought")])
     assert (tracker.input_shapes(), tracker.output_shapes()) == ([], [])
     tracker.begin_agent(0)
@@ -204,11 +242,17 @@ def test_agents_may_swap_rows() -> None:
     assert tracker.infer_arrays({"obs": rows(0, 0, 0)}, ids=(6, 7, 5))["act"].ravel().tolist() == [4, 12, 4]
 
 
-@pytest.mark.parametrize("dones", [[0, 1, 0], np.array([False, True, False]), (np.arange(3) == 1).astype(np.float32)])
+@pytest.mark.parametrize(
+    "dones", [[0, 1, 0], np.array([False, True, False]), (np.arange(3) == 1).astype(np.float32)]
+)
 def test_dones_zero_the_state_before_the_row_runs(dones: Any) -> None:
     tracker = RecurrentTracker.wrap(summing(take=lambda count: min(count, 2)))
     tracker.infer_arrays({"obs": rows(1, 2, 3)})
-    assert tracker.infer_arrays({"obs": rows(10, 10, 10)}, dones=dones)["act"].ravel().tolist() == [12, 10, 16]
+    assert tracker.infer_arrays({"obs": rows(10, 10, 10)}, dones=dones)["act"].ravel().tolist() == [
+        12,
+        10,
+        16,
+    ]
     assert tracker.infer_arrays({"obs": rows(0, 0, 0)})["act"].ravel().tolist() == [24, 20, 32]
 
 
@@ -336,7 +380,10 @@ def test_threads_run_disjoint_agents() -> None:
         started.wait()
         for agent in mine:
             tracker.begin_agent(agent)
-        acts = [tracker.infer_arrays({"obs": np.full((20, 1), thread, np.float32)}, ids=mine)["act"] for _ in range(10)]
+        acts = [
+            tracker.infer_arrays({"obs": np.full((20, 1), thread, np.float32)}, ids=mine)["act"]
+            for _ in range(10)
+        ]
         tracker.end_agent(mine[0])
         return acts[-1].ravel().tolist()
 
@@ -348,14 +395,23 @@ def test_nan_passes_through_and_stays_in_its_row() -> None:
     tracker = RecurrentTracker.wrap(summing())
     act = tracker.infer_arrays({"obs": rows(1, np.nan, 3)})["act"].ravel()
     assert np.isnan(act).tolist() == [False, True, False]
-    assert np.isnan(tracker.infer_arrays({"obs": rows(0, 0, 0)})["act"].ravel()).tolist() == [False, True, False]
+    assert np.isnan(tracker.infer_arrays({"obs": rows(0, 0, 0)})["act"].ravel()).tolist() == [
+        False,
+        True,
+        False,
+    ]
     act = tracker.infer_arrays({"obs": rows(0, 0, 0)}, dones=[0, 1, 0])["act"].ravel()
     assert act.tolist() == [4, 0, 12], "a reset drops a NaN"
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64, np.int8, np.bool_, ml_dtypes.bfloat16])
 def test_state_has_the_inputs_dtype(dtype: Any) -> None:
-    fake = FakeInferer(lambda view: view.set_output(0, np.array(view.input_slot(0))), inputs={"h": (2,)}, outputs={"h": (2,)}, dtype=dtype)
+    fake = FakeInferer(
+        lambda view: view.set_output(0, np.array(view.input_slot(0))),
+        inputs={"h": (2,)},
+        outputs={"h": (2,)},
+        dtype=dtype,
+    )
     tracker = RecurrentTracker.wrap(fake)
     tracker.begin_agent(0)
     tracker.set_state(0, {"h": np.ones(2, dtype)})
@@ -366,7 +422,9 @@ def test_state_has_the_inputs_dtype(dtype: Any) -> None:
 
 def test_int64_state_stays_exact_on_a_device_too() -> None:
     big = 2**40
-    typed = TypedModel.from_function(lambda _, x: {"h_out": x["h_in"] + x["obs"]}, (), {"obs": ((), np.int64), "h_in": ((), np.int64)})
+    typed = TypedModel.from_function(
+        lambda _, x: {"h_out": x["h_in"] + x["obs"]}, (), {"obs": ((), np.int64), "h_in": ((), np.int64)}
+    )
     tracker = RecurrentTracker.wrap(MemoizingDynamicInferer(typed))
     for _ in range(2):
         tracker.infer_arrays({"obs": np.full(3, big)})
@@ -379,7 +437,8 @@ def test_int64_state_stays_exact_on_a_device_too() -> None:
         st.one_of(
             st.tuples(st.sampled_from(["begin", "end", "set"]), st.integers(0, 5)),
             st.tuples(
-                st.sampled_from(["step", "fail", "batch"]), st.lists(st.tuples(st.integers(0, 5), st.booleans()), unique_by=lambda x: x[0])
+                st.sampled_from(["step", "fail", "batch"]),
+                st.lists(st.tuples(st.integers(0, 5), st.booleans()), unique_by=lambda x: x[0]),
             ),
         ),
         max_size=40,
@@ -396,7 +455,11 @@ def test_any_life_of_agents_goes_as_a_dictionary_would(actions: list[tuple[str, 
             tracker.begin_agent(which)
             states[which] = 0
         elif action in ("end", "set"):
-            act = tracker.end_agent if action == "end" else lambda agent: tracker.set_state(agent, {"h_in": [-5]})
+            act = (
+                tracker.end_agent
+                if action == "end"
+                else lambda agent: tracker.set_state(agent, {"h_in": [-5]})
+            )
             if which not in states:
                 with pytest.raises(UnknownAgentError):
                     act(which)
@@ -408,12 +471,21 @@ def test_any_life_of_agents_goes_as_a_dictionary_would(actions: list[tuple[str, 
             obs = clock + np.arange(len(agents)) / 16
 
             def step(
-                agents: list[int] = agents, dones: list[bool] = dones, obs: np.ndarray = obs, batch: bool = action == "batch"
+                agents: list[int] = agents,
+                dones: list[bool] = dones,
+                obs: np.ndarray = obs,
+                batch: bool = action == "batch",
             ) -> list[float]:
                 if batch:
-                    responses = tracker.infer_batch({agent: {"obs": [value]} for agent, value in zip(agents, obs, strict=True)})
+                    responses = tracker.infer_batch(
+                        {agent: {"obs": [value]} for agent, value in zip(agents, obs, strict=True)}
+                    )
                     return [float(response["act"][0]) for response in responses.values()]
-                return tracker.infer_arrays({"obs": obs[:, None]}, ids=agents, dones=dones)["act"].ravel().tolist()
+                return (
+                    tracker.infer_arrays({"obs": obs[:, None]}, ids=agents, dones=dones)["act"]
+                    .ravel()
+                    .tolist()
+                )
 
             if any(agent not in states for agent in agents):
                 if action != "batch" or agents[0] not in states or take >= len(agents):
@@ -426,7 +498,10 @@ def test_any_life_of_agents_goes_as_a_dictionary_would(actions: list[tuple[str, 
                     step()
                 fake.run = run
                 continue
-            expected = {agent: 2 * (0 if done else states[agent]) + o for agent, done, o in zip(agents, dones, obs, strict=True)}
+            expected = {
+                agent: 2 * (0 if done else states[agent]) + o
+                for agent, done, o in zip(agents, dones, obs, strict=True)
+            }
             assert step() == list(expected.values())
             states.update(expected)
     assert {agent: float(tracker.states(agent)["h_in"][0]) for agent in tracker.agents} == states

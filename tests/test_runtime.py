@@ -41,7 +41,13 @@ def test_brains_without_data_are_not_in_the_answer():
     assert stage.runtime.run() == {}
     stage.runtime.push(stage.ids[1], 7, obs())
     assert list(stage.runtime.run()) == [stage.ids[1]]
-    assert stage.runtime.run() == stage.runtime.run_for(1) == stage.runtime.run_threaded() == stage.runtime.run_for_threaded(1) == {}
+    assert (
+        stage.runtime.run()
+        == stage.runtime.run_for(1)
+        == stage.runtime.run_threaded()
+        == stage.runtime.run_for_threaded(1)
+        == {}
+    )
     assert stage.fakes[0].ran == []
 
 
@@ -60,7 +66,13 @@ def test_extend_queues_many_and_refreshes_those_that_wait():
     stage.runtime.extend(brain, {agent: obs(agent) for agent in range(4)})
     stage.runtime.extend(brain, [(agent, obs(agent, 1)) for agent in (5, 2, 0)])
     out = stage.runtime.run()[brain]
-    assert {agent: tuple(response["out"][:2]) for agent, response in out.items()} == {0: (0, 1), 1: (1, 0), 2: (2, 1), 3: (3, 0), 5: (5, 1)}
+    assert {agent: tuple(response["out"][:2]) for agent, response in out.items()} == {
+        0: (0, 1),
+        1: (1, 0),
+        2: (2, 1),
+        3: (3, 0),
+        5: (5, 1),
+    }
 
 
 def test_a_state_that_does_not_fit_changes_nothing():
@@ -288,7 +300,10 @@ def test_what_waits_of_an_agent_ends_with_it():
         stage.runtime.push(brain, agent, obs(agent))
     for agent in (1, 3):
         stage.runtime.end_agent(brain, agent)
-    assert {agent: response["out"][0] for agent, response in stage.runtime.run()[brain].items()} == {0: 0, 2: 2}
+    assert {agent: response["out"][0] for agent, response in stage.runtime.run()[brain].items()} == {
+        0: 0,
+        2: 2,
+    }
     stage.runtime.push(brain, 0, obs())
     stage.runtime.end_agent(brain, 0)
     assert stage.runtime.run() == stage.runtime.run_for(1) == {}
@@ -308,7 +323,10 @@ def test_an_agent_that_ends_in_a_batch_that_failed_gets_no_answer():
         stage.runtime.end_agent(brain, agent)
     stage.runtime.begin_agent(brain, 0)
     fake.failing = False
-    assert {agent: response["out"][0] for agent, response in stage.runtime.run()[brain].items()} == {1: 1, 3: 3}
+    assert {agent: response["out"][0] for agent, response in stage.runtime.run()[brain].items()} == {
+        1: 1,
+        3: 3,
+    }
 
 
 def test_hidden_state_is_kept_by_brain_and_agent():

@@ -212,7 +212,11 @@ def test_the_batch_keeps_its_size_while_it_is_compiled_for():
     assert stage.runtime.waiting(new) == [1, 2, 3, 4, 5]
     fake.finish(3)
     first = stage.runtime.run_for(0.016)[new]
-    assert {agent: tuple(response["out"][:2]) for agent, response in first.items()} == {1: (1, 1), 2: (2, 0), 3: (3, 1)}
+    assert {agent: tuple(response["out"][:2]) for agent, response in first.items()} == {
+        1: (1, 1),
+        2: (2, 0),
+        3: (3, 1),
+    }
     assert list(fake.asked) == [3, 2]
     fake.finish(2)
     rest = stage.runtime.run_for(0.016)[new]

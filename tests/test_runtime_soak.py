@@ -106,7 +106,12 @@ class Soak(RuleBasedStateMachine):
 
     # Brains come and go
 
-    @rule(target=brains, cost=st.sampled_from([0.001, 0.01, 0.1]), cold=st.booleans(), split=st.sampled_from([1, 2, 99]))
+    @rule(
+        target=brains,
+        cost=st.sampled_from([0.001, 0.01, 0.1]),
+        cold=st.booleans(),
+        split=st.sampled_from([1, 2, 99]),
+    )
     def add_echo(self, cost, cold, split):
         fake = Brain(self.clock, cost, ready=set() if cold else None, take=lambda count: min(count, split))
         return self.add(fake, Echo(len(self.known) + len(self.gone), fake))
@@ -130,7 +135,9 @@ class Soak(RuleBasedStateMachine):
         try:
             self.runtime.remove_inferer(brain)
         except OrphanedDataError as orphans:
-            assert {brain: sorted(agents) for brain, agents in orphans.agents.items()} == {brain: sorted(known.waiting)}
+            assert {brain: sorted(agents) for brain, agents in orphans.agents.items()} == {
+                brain: sorted(known.waiting)
+            }
         else:
             assert not known.waiting
 
@@ -214,7 +221,9 @@ class Soak(RuleBasedStateMachine):
     @rule(brain=brains, agent=AGENTS)
     def push_nonsense(self, brain, agent):
         with pytest.raises(mj.errors.InputError):
-            self.runtime.extend(brain, {agent: self.known[brain].state(agent, 1), 99: {"obs": np.zeros(7, np.float32)}})
+            self.runtime.extend(
+                brain, {agent: self.known[brain].state(agent, 1), 99: {"obs": np.zeros(7, np.float32)}}
+            )
 
     @rule(brain=brains)
     def infer_single(self, brain):
@@ -341,7 +350,9 @@ def test_ten_thousand_agents_over_thirty_brains():
     """Real models, some that remember and some that fail, brains and agents that come and go, swaps, and budgets that fit a part."""
     rng = np.random.default_rng(11)
     runtime = mj.Runtime(threads=3)
-    doubling = mj.TypedModel.from_function(lambda _, x: {"out": x["obs"] * 2}, (), {"obs": ((3,), np.float32)})
+    doubling = mj.TypedModel.from_function(
+        lambda _, x: {"out": x["obs"] * 2}, (), {"obs": ((3,), np.float32)}
+    )
     known: dict[mj.BrainId, Scaled] = {}
     population: dict[mj.BrainId, list[int]] = {}
     removed: list[mj.BrainId] = []
@@ -396,14 +407,23 @@ def test_ten_thousand_agents_over_thirty_brains():
                 assert runtime.remove_inferer(brain) is entry.inferer
                 assert not entry.waiting
             except OrphanedDataError as orphans:
-                assert {gone: sorted(agents) for gone, agents in orphans.agents.items()} == {brain: sorted(entry.waiting)}
+                assert {gone: sorted(agents) for gone, agents in orphans.agents.items()} == {
+                    brain: sorted(entry.waiting)
+                }
             add(entry.number + 30)
         assert sum(map(len, (population[brain] for brain in known))) > 10_000
         if frame % 20 == 7:
             for brain, entry in known.items():
                 if isinstance(entry, Remembering) and entry.number % 5 == frame // 20:
-                    runtime.replace_inferer(brain, mj.MemoizingDynamicInferer(halving(), [512], bucketing=[512])).result(60)
-        run = [runtime.run, runtime.run_threaded, lambda: runtime.run_for(0.01), lambda: runtime.run_for_threaded(0.01)][frame % 4]
+                    runtime.replace_inferer(
+                        brain, mj.MemoizingDynamicInferer(halving(), [512], bucketing=[512])
+                    ).result(60)
+        run = [
+            runtime.run,
+            runtime.run_threaded,
+            lambda: runtime.run_for(0.01),
+            lambda: runtime.run_for_threaded(0.01),
+        ][frame % 4]
         try:
             responses, failed = run(), {}
         except RuntimeErrors as some:

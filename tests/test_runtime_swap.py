@@ -50,7 +50,11 @@ def test_what_waits_is_answered_by_the_new_model():
 
 
 @pytest.mark.parametrize(
-    "wrap", [mj.RecurrentTracker.wrap, lambda fake: fake.into_stateful(mj.RecurrentTrackerWrapper(mj.BaseWrapper(), fake))]
+    "wrap",
+    [
+        mj.RecurrentTracker.wrap,
+        lambda fake: fake.into_stateful(mj.RecurrentTrackerWrapper(mj.BaseWrapper(), fake)),
+    ],
 )
 def test_hidden_state_outlives_a_swap(wrap):
     runtime = mj.Runtime()
@@ -129,7 +133,9 @@ def test_a_swap_does_not_happen_under_a_running_batch():
     runner.start()
     entered.wait(10)
     handle: Future[mj.Inferer] = Future()
-    swapper = threading.Thread(target=lambda: handle.set_result(stage.runtime.replace_inferer(brain, Brain()).result(10)))
+    swapper = threading.Thread(
+        target=lambda: handle.set_result(stage.runtime.replace_inferer(brain, Brain()).result(10))
+    )
     swapper.start()
     time.sleep(0.05)
     assert not handle.done()
@@ -217,13 +223,17 @@ class Oracle:
 
 def scaled_by(factor):
     typed = mj.TypedModel.from_model(RECURRENT)
-    return typed.with_params({name: np.asarray(value) * np.float32(factor) for name, value in typed.params.items()})
+    return typed.with_params(
+        {name: np.asarray(value) * np.float32(factor) for name, value in typed.params.items()}
+    )
 
 
 def sizes_in_frames(rng, frames):
     """Which agents are asked in each frame; sizes 1 to `AGENTS` come up from the start."""
     first = [list(range(size)) for size in range(1, AGENTS + 1)]
-    return first + [sorted(rng.choice(AGENTS, rng.integers(1, AGENTS + 1), replace=False).tolist()) for _ in range(frames)]
+    return first + [
+        sorted(rng.choice(AGENTS, rng.integers(1, AGENTS + 1), replace=False).tolist()) for _ in range(frames)
+    ]
 
 
 class Game:
@@ -254,7 +264,12 @@ class Game:
     def fits(self, played, model):
         """Whether `model` would have given these answers; nothing is noted."""
         return all(
-            np.allclose(logits, model.infer_single({"obs": saw, **self.oracle.state[agent]})["logits"], rtol=1e-4, atol=1e-5)
+            np.allclose(
+                logits,
+                model.infer_single({"obs": saw, **self.oracle.state[agent]})["logits"],
+                rtol=1e-4,
+                atol=1e-5,
+            )
             for agent, (saw, logits) in played.items()
         )
 

@@ -21,12 +21,18 @@ from .runtime_fakes import Brain, Stage, obs
 # Threads
 
 
-@pytest.mark.parametrize("method", [lambda r: r.run_threaded(), lambda r: r.run_for_threaded(60)], ids=["run", "run_for"])
+@pytest.mark.parametrize(
+    "method", [lambda r: r.run_threaded(), lambda r: r.run_for_threaded(60)], ids=["run", "run_for"]
+)
 def test_threads_give_the_same_answers(method):
     runtime = mj.Runtime(threads=4)
-    brains = [runtime.add_inferer(mj.MemoizingDynamicInferer(scaling(factor), [1, 2, 3])) for factor in range(1, 9)]
+    brains = [
+        runtime.add_inferer(mj.MemoizingDynamicInferer(scaling(factor), [1, 2, 3])) for factor in range(1, 9)
+    ]
     for index, brain in enumerate(brains):
-        runtime.extend(brain, {agent: {"obs": np.full(3, agent, np.float32)} for agent in range(1 + index % 3)})
+        runtime.extend(
+            brain, {agent: {"obs": np.full(3, agent, np.float32)} for agent in range(1 + index % 3)}
+        )
     responses = method(runtime)
     assert sorted(responses) == brains
     for index, brain in enumerate(brains):
@@ -69,7 +75,9 @@ def test_a_budget_holds_for_all_threads():
 def test_compiles_are_forbidden_in_helper_threads_too():
     runtime = mj.Runtime(threads=3)
     for _ in range(3):
-        runtime.push(runtime.add_inferer(mj.MemoizingDynamicInferer(scaling())), 0, {"obs": np.ones(3, np.float32)})
+        runtime.push(
+            runtime.add_inferer(mj.MemoizingDynamicInferer(scaling())), 0, {"obs": np.ones(3, np.float32)}
+        )
     with mj.forbid_compile(), pytest.raises(RuntimeErrors) as caught:
         runtime.run_threaded()
     assert len(caught.value.failures) == 3
@@ -78,7 +86,10 @@ def test_compiles_are_forbidden_in_helper_threads_too():
 def test_pushes_and_runs_from_many_threads():
     """Every state that is pushed once is answered exactly once, to the right agent, whoever runs."""
     runtime = mj.Runtime(threads=2)
-    brains = [runtime.add_inferer(mj.MemoizingDynamicInferer(scaling(index + 1), bucketing=[64])) for index in range(4)]
+    brains = [
+        runtime.add_inferer(mj.MemoizingDynamicInferer(scaling(index + 1), bucketing=[64]))
+        for index in range(4)
+    ]
     for brain in brains:
         runtime.push(brain, 10**6, {"obs": np.zeros(3, np.float32)})
     runtime.run()
@@ -87,12 +98,21 @@ def test_pushes_and_runs_from_many_threads():
 
     def collect(responses):
         with lock:
-            answers.extend((brain, agent, response["out"][0]) for brain, out in responses.items() for agent, response in out.items())
+            answers.extend(
+                (brain, agent, response["out"][0])
+                for brain, out in responses.items()
+                for agent, response in out.items()
+            )
 
     def run(index):
         while not stop.is_set():
             collect(
-                [runtime.run, runtime.run_threaded, lambda: runtime.run_for(0.0005), lambda: runtime.run_for_threaded(0.0005)][index % 4]()
+                [
+                    runtime.run,
+                    runtime.run_threaded,
+                    lambda: runtime.run_for(0.0005),
+                    lambda: runtime.run_for_threaded(0.0005),
+                ][index % 4]()
             )
 
     runners = [threading.Thread(target=run, args=(index,)) for index in range(4)]
@@ -111,7 +131,10 @@ def test_pushes_and_runs_from_many_threads():
         runner.join(60)
     collect(runtime.run())
     expected = {
-        (brain, w * 1000 + t, float((w * 1000 + t) * (i + 1))) for i, brain in enumerate(brains) for w in range(4) for t in range(50)
+        (brain, w * 1000 + t, float((w * 1000 + t) * (i + 1)))
+        for i, brain in enumerate(brains)
+        for w in range(4)
+        for t in range(50)
     }
     assert len(answers) == len(expected)
     assert set(answers) == expected
@@ -141,7 +164,9 @@ def test_wrapped_policies_run_like_alone():
     """Noise and hidden state around one policy, against the same wrappers without a runtime."""
 
     def wrapped():
-        return mj.RecurrentTracker.wrap(mj.EpsilonInjector(mj.MemoizingDynamicInferer(policy()), "epsilon", mj.ConstantGenerator(0.5)))
+        return mj.RecurrentTracker.wrap(
+            mj.EpsilonInjector(mj.MemoizingDynamicInferer(policy()), "epsilon", mj.ConstantGenerator(0.5))
+        )
 
     runtime, alone = mj.Runtime(), wrapped()
     brain = runtime.add_inferer(wrapped())

@@ -11,7 +11,7 @@ import pytest
 
 from memojax import ScratchPad, ScratchPadView
 from memojax.errors import InputShapeError
-from memojax.scratch import aligned_empty
+from memojax.rows.scratch import aligned_empty
 
 from .helpers import model_api, rows
 
@@ -19,7 +19,9 @@ API = model_api({"a": (2,), "b": (3, 2)}, {"out": (2,)})
 
 
 def view_of(n: int, **options: Any) -> ScratchPadView:
-    inputs = [np.arange(n * np.prod(spec.shape), dtype=np.float32).reshape(n, *spec.shape) for spec in API.inputs]
+    inputs = [
+        np.arange(n * np.prod(spec.shape), dtype=np.float32).reshape(n, *spec.shape) for spec in API.inputs
+    ]
     return ScratchPadView(API.inputs, API.outputs, inputs, n, **options)
 
 

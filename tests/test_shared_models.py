@@ -18,7 +18,9 @@ MODELS: list[dict[str, Any]] = json.loads(MANIFEST.read_text()) if MANIFEST.exis
 
 pytestmark = [
     pytest.mark.shared,
-    pytest.mark.skipif(not MODELS, reason=f"{FOLDER} is not there: the development models are not part of the project"),
+    pytest.mark.skipif(
+        not MODELS, reason=f"{FOLDER} is not there: the development models are not part of the project"
+    ),
 ]
 
 
@@ -49,18 +51,31 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 def _rows(inferer: memojax.Inferer, n: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(n)
-    rows = {spec.name: rng.standard_normal((n, *spec.shape)).astype(spec.dtype) for spec in inferer.api.inputs}
+    rows = {
+        spec.name: rng.standard_normal((n, *spec.shape)).astype(spec.dtype) for spec in inferer.api.inputs
+    }
     return {name: np.ones_like(row) if "mask" in name else row for name, row in rows.items()}
 
 
 def _reference(
-    session: onnxruntime.InferenceSession, inferer: memojax.Inferer, rows: dict[str, np.ndarray], n: int, whole: bool
+    session: onnxruntime.InferenceSession,
+    inferer: memojax.Inferer,
+    rows: dict[str, np.ndarray],
+    n: int,
+    whole: bool,
 ) -> dict[str, np.ndarray]:
     """ONNX Runtime's outputs for all rows at once, or, where the file's batch is fixed at 1, row by row."""
     inputs, outputs = session.get_inputs(), [info.name for info in session.get_outputs()]
-    given = dict(zip((info.name for info in inputs), (rows[spec.name] for spec in inferer.api.inputs), strict=True))
+    given = dict(
+        zip((info.name for info in inputs), (rows[spec.name] for spec in inferer.api.inputs), strict=True)
+    )
     if whole and n > 1:
         return dict(zip(outputs, session.run(None, given), strict=True))
     single = {info.name: [dim if isinstance(dim, int) else 1 for dim in info.shape] for info in inputs}
-    runs = [session.run(None, {k: row[i : i + 1].reshape(single[k]) for k, row in given.items()}) for i in range(n)]
-    return {name: runs[0][k] if n == 1 else np.stack([run[k] for run in runs]) for k, name in enumerate(outputs)}
+    runs = [
+        session.run(None, {k: row[i : i + 1].reshape(single[k]) for k, row in given.items()})
+        for i in range(n)
+    ]
+    return {
+        name: runs[0][k] if n == 1 else np.stack([run[k] for run in runs]) for k, name in enumerate(outputs)
+    }

@@ -27,7 +27,9 @@ def timing_of(samples):
 def test_mean_and_variance_are_those_of_the_samples(samples):
     timing = timing_of(samples)
     assert timing.count == len(samples)
-    np.testing.assert_allclose([timing.mean, timing.variance], [np.mean(samples), np.var(samples)], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        [timing.mean, timing.variance], [np.mean(samples), np.var(samples)], rtol=1e-9, atol=1e-12
+    )
 
 
 def test_a_constant_has_no_deviation():

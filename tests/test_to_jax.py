@@ -87,13 +87,21 @@ def test_recurrent_policy_in_a_scan_equals_steps() -> None:
 def test_shard_map(policy, expected) -> None:
     fn, params = policy
     mesh = Mesh(np.array(jax.devices()[:1]), ("agents",))
-    sharded = jax.shard_map(lambda p, x: fn(p, {"obs": x})["logits"], mesh=mesh, in_specs=(P(), P("agents")), out_specs=P("agents"))
+    sharded = jax.shard_map(
+        lambda p, x: fn(p, {"obs": x})["logits"],
+        mesh=mesh,
+        in_specs=(P(), P("agents")),
+        out_specs=P("agents"),
+    )
     np.testing.assert_allclose(jax.jit(sharded)(params, jnp.asarray(OBS)), expected, rtol=1e-3, atol=1e-5)
 
 
 def argmax_model() -> onnx.ModelProto:
     graph = helper.make_graph(
-        [helper.make_node("ArgMax", ["x"], ["action"], axis=1, keepdims=0), helper.make_node("RandomNormalLike", ["x"], ["noise"])],
+        [
+            helper.make_node("ArgMax", ["x"], ["action"], axis=1, keepdims=0),
+            helper.make_node("RandomNormalLike", ["x"], ["noise"]),
+        ],
         "argmax",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
         [onnx.ValueInfoProto(name="action"), onnx.ValueInfoProto(name="noise")],
@@ -117,10 +125,15 @@ def test_a_shape_deciding_input_is_closed_over() -> None:
     graph = helper.make_graph(
         [helper.make_node("Reshape", ["x", "shape"], ["y"])],
         "reshape",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3]), helper.make_tensor_value_info("shape", TensorProto.INT64, [1])],
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3]),
+            helper.make_tensor_value_info("shape", TensorProto.INT64, [1]),
+        ],
         [onnx.ValueInfoProto(name="y")],
     )
-    fn, params = memojax.to_jax(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    fn, params = memojax.to_jax(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
     x = jnp.ones((2, 3))
     assert jax.jit(lambda x: fn(params, {"x": x, "shape": np.array([6])}))(x)["y"].shape == (6,)
     with pytest.raises(memojax.errors.StaticInputError, match="'shape' decides a shape"):
@@ -135,12 +148,19 @@ def test_a_state_declared_for_one_row_holds_for_more() -> None:
         helper.make_node("Add", ["x", "flat"], ["y"]),
     ]
     graph = helper.make_graph(
-        nodes, "state", [value("x", TensorProto.FLOAT, [1, 3]), value("h", TensorProto.FLOAT, [1, 1, 3])],
-        [value("y", TensorProto.FLOAT, [1, 3])], [onnx.numpy_helper.from_array(np.array([0]), "first")],
-    )  # fmt: skip
-    fn, params = memojax.to_jax(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+        nodes,
+        "state",
+        [value("x", TensorProto.FLOAT, [1, 3]), value("h", TensorProto.FLOAT, [1, 1, 3])],
+        [value("y", TensorProto.FLOAT, [1, 3])],
+        [onnx.numpy_helper.from_array(np.array([0]), "first")],
+    )
+    fn, params = memojax.to_jax(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
     assert fn(params, {"x": jnp.ones((5, 3)), "h": jnp.ones((1, 5, 3))})["y"].shape == (5, 3)
-    with pytest.raises(memojax.errors.InputShapeError, match=r"'h' has shape \[1, 5, 4\], the model takes \[1, 1, 3\]"):
+    with pytest.raises(
+        memojax.errors.InputShapeError, match=r"'h' has shape \[1, 5, 4\], the model takes \[1, 1, 3\]"
+    ):
         fn(params, {"x": jnp.ones((5, 3)), "h": jnp.ones((1, 5, 4))})
 
 
@@ -169,12 +189,21 @@ def fixed_to_one_row() -> onnx.ModelProto:
         helper.make_node("Reshape", ["product", "shape"], ["y"]),
         helper.make_node("Identity", ["version"], ["v"]),
     ]
-    constants = {"w": np.array([1, 2, 3], np.float32), "shape": np.array([1, 3]), "version": np.array([7, 8], np.float32)}
+    constants = {
+        "w": np.array([1, 2, 3], np.float32),
+        "shape": np.array([1, 3]),
+        "version": np.array([7, 8], np.float32),
+    }
     graph = helper.make_graph(
-        nodes, "fixed", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3]), helper.make_tensor_value_info("v", TensorProto.FLOAT, [2])],
+        nodes,
+        "fixed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3]),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, [2]),
+        ],
         [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -183,13 +212,19 @@ def test_an_inferer_gives_its_present_weights() -> None:
     fn, params = memojax.to_jax(policy)
     policy.update_params({name: value * 0.5 for name, value in params.items()})
     fn, newer = memojax.to_jax(policy)
-    np.testing.assert_allclose(fn(newer, {"obs": OBS})["logits"], policy.infer_arrays({"obs": OBS})["logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        fn(newer, {"obs": OBS})["logits"], policy.infer_arrays({"obs": OBS})["logits"], rtol=1e-4, atol=1e-5
+    )
     assert not np.allclose(fn(newer, {"obs": OBS})["logits"], fn(params, {"obs": OBS})["logits"])
 
 
 def test_an_exported_program_is_a_function_too(policy, expected) -> None:
-    fn, params = memojax.to_jax(memojax.load(memojax.to_stablehlo(POLICIES / "acrobot_ppo.onnx", platforms=["cpu"])))
-    scan = jax.jit(lambda p, x: jax.lax.scan(lambda carry, _: (carry, fn(p, {"obs": carry})["logits"]), x, length=2)[1])
+    fn, params = memojax.to_jax(
+        memojax.load(memojax.to_stablehlo(POLICIES / "acrobot_ppo.onnx", platforms=["cpu"]))
+    )
+    scan = jax.jit(
+        lambda p, x: jax.lax.scan(lambda carry, _: (carry, fn(p, {"obs": carry})["logits"]), x, length=2)[1]
+    )
     np.testing.assert_allclose(scan(params, jnp.asarray(OBS))[1], expected, rtol=1e-3, atol=1e-5)
 
 
@@ -208,7 +243,9 @@ def test_what_does_not_fit_is_named(policy, jit: bool, loaded: bool) -> None:
     ):
         with pytest.raises(error, match=message):
             call(params, inputs)
-    np.testing.assert_array_equal(fn(params, {"obs": OBS.tolist()})["logits"], fn(params, {"obs": OBS})["logits"])
+    np.testing.assert_array_equal(
+        fn(params, {"obs": OBS.tolist()})["logits"], fn(params, {"obs": OBS})["logits"]
+    )
 
 
 def test_weights_that_do_not_fit_are_named(policy) -> None:
@@ -216,7 +253,9 @@ def test_weights_that_do_not_fit_are_named(policy) -> None:
     name = next(iter(params))
     with pytest.raises(errors.IncompatibleModelError, match=f"weight '{name}' is missing"):
         fn({key: value for key, value in params.items() if key != name}, {"obs": OBS})
-    with pytest.raises(errors.IncompatibleModelError, match=rf"weight '{name}' has shape \[1\], the model has \[6\]"):
+    with pytest.raises(
+        errors.IncompatibleModelError, match=rf"weight '{name}' has shape \[1\], the model has \[6\]"
+    ):
         fn({**params, name: np.zeros(1, np.float32)}, {"obs": OBS})
 
 

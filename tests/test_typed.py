@@ -11,7 +11,7 @@ import pytest
 
 from memojax import MemoizingDynamicInferer, TensorSpec, TypedModel
 from memojax.errors import DimensionError, IncompatibleModelError, InputError
-from memojax.typed import check_same_params
+from memojax.lowering.typed_model import check_same_params
 
 from .helpers import mixing, policy, scaling
 
@@ -47,7 +47,9 @@ def test_other_declarations_are_refused(given: Any) -> None:
 
 
 def test_outputs_keep_the_functions_order() -> None:
-    typed = TypedModel.from_function(lambda _, x: {"z": x["obs"], "a": x["obs"].sum(1), "m": x["obs"] > 0}, (), SPEC)
+    typed = TypedModel.from_function(
+        lambda _, x: {"z": x["obs"], "a": x["obs"].sum(1), "m": x["obs"] > 0}, (), SPEC
+    )
     assert [(spec.name, spec.shape, str(spec.dtype)) for spec in typed.api.outputs] == [
         ("z", (3,), "float32"),
         ("a", (), "float32"),
@@ -72,11 +74,15 @@ def test_the_batch_comes_first_in_every_output(fn: Any) -> None:
 
 def test_a_function_is_traced_as_its_own_jit_would_be() -> None:
     weights = np.ones((3, 2))
-    typed = TypedModel.from_function(lambda w, x: {"y": x["obs"] @ w + jnp.ones(2), "best": jnp.argmax(x["obs"], 1)}, weights, SPEC)
+    typed = TypedModel.from_function(
+        lambda w, x: {"y": x["obs"] @ w + jnp.ones(2), "best": jnp.argmax(x["obs"], 1)}, weights, SPEC
+    )
     outputs = run(typed, obs=np.ones((2, 3), np.float32))
     assert {name: str(array.dtype) for name, array in outputs.items()} == {"y": "float32", "best": "int32"}
     wide = TypedModel.from_function(
-        lambda w, x: {"y": x["obs"] @ w, "n": x["n"] + 1}, weights, {"obs": ((3,), np.float64), "n": ((), np.int64)}
+        lambda w, x: {"y": x["obs"] @ w, "n": x["n"] + 1},
+        weights,
+        {"obs": ((3,), np.float64), "n": ((), np.int64)},
     )
     outputs = run(wide, obs=np.full((1, 3), 1 / 3), n=np.array([2**40]))
     assert outputs["y"].dtype == np.float64
@@ -93,26 +99,35 @@ def test_any_pytree_of_weights() -> None:
         (kernel, bias) = w["layers"][0]
         return w["scale"] * (x["obs"] @ kernel + bias)
 
-    assert run(TypedModel.from_function(fn, weights, SPEC), obs=np.ones((1, 3), np.float32))["output"].tolist() == [[6] * 4]
+    assert run(TypedModel.from_function(fn, weights, SPEC), obs=np.ones((1, 3), np.float32))[
+        "output"
+    ].tolist() == [[6] * 4]
 
 
 def test_the_probe_names_the_outputs_that_mix_rows() -> None:
     assert mixing().mixing_outputs() == ("centred",)
     assert policy().mixing_outputs() == ()
-    both = TypedModel.from_function(lambda _, x: {"a": x["obs"] / x["obs"].sum(), "b": jnp.sort(x["obs"], 0)}, (), SPEC)
+    both = TypedModel.from_function(
+        lambda _, x: {"a": x["obs"] / x["obs"].sum(), "b": jnp.sort(x["obs"], 0)}, (), SPEC
+    )
     assert both.mixing_outputs() == ("a", "b")
 
 
 def test_random_outputs_do_not_count_as_mixing() -> None:
     def fn(_: Any, x: Any, key: Any) -> Any:
-        return {"noisy": x["obs"] + jax.random.normal(key, x["obs"].shape), "centred": x["obs"] - x["obs"].mean(0)}
+        return {
+            "noisy": x["obs"] + jax.random.normal(key, x["obs"].shape),
+            "centred": x["obs"] - x["obs"].mean(0),
+        }
 
     assert TypedModel.from_function(fn, (), SPEC, random=True).mixing_outputs() == ("centred",)
 
 
 def test_integer_and_boolean_inputs_are_probed_too() -> None:
     inputs = {"mask": ((3,), np.bool_), "count": ((), np.int32)}
-    typed = TypedModel.from_function(lambda _, x: {"out": jnp.where(x["mask"], x["count"][:, None], 0)}, (), inputs)
+    typed = TypedModel.from_function(
+        lambda _, x: {"out": jnp.where(x["mask"], x["count"][:, None], 0)}, (), inputs
+    )
     assert typed.mixing_outputs() == ()
 
 

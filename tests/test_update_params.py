@@ -28,7 +28,10 @@ def scaled(factor: float, prefix: str = "") -> onnx.ModelProto:
         if array.dtype == np.float32 and array.ndim:
             tensor.CopyFrom(numpy_helper.from_array(array * np.float32(factor), prefix + tensor.name))
             for node in model.graph.node:
-                node.input[:] = [tensor.name if name == tensor.name[len(prefix) :] and prefix else name for name in node.input]
+                node.input[:] = [
+                    tensor.name if name == tensor.name[len(prefix) :] and prefix else name
+                    for name in node.input
+                ]
     return model
 
 
@@ -42,11 +45,17 @@ def test_from_a_file_a_mapping_and_names_that_changed(weights: str) -> None:
     misses = inferer.cache_info().misses
     for source in (scaled(1.5), scaled(0.5, prefix="new/"), scaled(2.0).SerializeToString()):
         inferer.update_params(source)
-        np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], logits(source), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            inferer.infer_arrays({"obs": OBS})["logits"], logits(source), rtol=1e-4, atol=1e-5
+        )
     inferer.update_params(dict(memojax.load(POLICY).params))
-    np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], logits(POLICY), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        inferer.infer_arrays({"obs": OBS})["logits"], logits(POLICY), rtol=1e-4, atol=1e-5
+    )
     assert inferer.cache_info().misses == misses
-    np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS[:3]})["logits"], logits(POLICY)[:3], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        inferer.infer_arrays({"obs": OBS[:3]})["logits"], logits(POLICY)[:3], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_some_weights_only_and_device_arrays() -> None:
@@ -54,8 +63,12 @@ def test_some_weights_only_and_device_arrays() -> None:
     on_device = inferer.infer_arrays({"obs": jnp.asarray(OBS)})["logits"]
     name = next(name for name, array in inferer.params.items() if array.shape == (3,))
     inferer.update_params({name: inferer.params[name] + 1})
-    np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], logits(POLICY) + 1, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(inferer.infer_arrays({"obs": jnp.asarray(OBS)})["logits"], on_device + 1, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        inferer.infer_arrays({"obs": OBS})["logits"], logits(POLICY) + 1, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        inferer.infer_arrays({"obs": jnp.asarray(OBS)})["logits"], on_device + 1, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +89,11 @@ def test_what_does_not_fit_changes_nothing(change: Any, message: str) -> None:
 
 
 def test_functions_take_any_pytree() -> None:
-    typed = memojax.TypedModel.from_function(lambda p, x: x["x"] @ p["w"] + p["b"][0], {"w": np.eye(3, dtype=np.float32), "b": [np.zeros(3, np.float32)]}, {"x": ((3,), np.float32)})  # fmt: skip
+    typed = memojax.TypedModel.from_function(
+        lambda p, x: x["x"] @ p["w"] + p["b"][0],
+        {"w": np.eye(3, dtype=np.float32), "b": [np.zeros(3, np.float32)]},
+        {"x": ((3,), np.float32)},
+    )
     inferer = memojax.MemoizingDynamicInferer(typed)
     x = np.ones((2, 3), np.float32)
     np.testing.assert_array_equal(inferer.infer_arrays({"x": x})["output"], x)
@@ -91,7 +108,9 @@ def test_a_call_sees_all_old_or_all_new_weights(weights: str) -> None:
     def fn(p, x):
         return x["x"] + p["a"] - p["b"]  # zero unless old and new weights meet
 
-    typed = memojax.TypedModel.from_function(fn, {"a": np.zeros(4, np.float32), "b": np.zeros(4, np.float32)}, {"x": ((4,), np.float32)})
+    typed = memojax.TypedModel.from_function(
+        fn, {"a": np.zeros(4, np.float32), "b": np.zeros(4, np.float32)}, {"x": ((4,), np.float32)}
+    )
     inferer = memojax.MemoizingDynamicInferer(typed, [1, 2, 3], weights=weights)
     stop, wrong = threading.Event(), []
 
@@ -127,7 +146,12 @@ def test_gradients_step_through_the_same_names() -> None:
         values.append(float(value))
         params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient)
         inferer.update_params(params)
-        np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], fn(params, {"obs": OBS})["logits"], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            inferer.infer_arrays({"obs": OBS})["logits"],
+            fn(params, {"obs": OBS})["logits"],
+            rtol=1e-3,
+            atol=1e-4,
+        )
     assert values[-1] < values[0]
     assert inferer.cache_info().misses == misses
     assert compiled == []
@@ -153,7 +177,7 @@ def test_an_update_whose_plans_cannot_be_made_leaves_nothing_behind(monkeypatch:
     before = inferer.infer_arrays({"obs": OBS})["logits"].copy()
     first, second = list(inferer.params)[:2]
     with monkeypatch.context() as patch:
-        patch.setattr(inferer._store, "_become_argument", _broken)
+        patch.setattr(inferer._engine, "_become_argument", _broken)
         with pytest.raises(CompileError, match="no plan"):
             inferer.update_params({first: np.zeros_like(inferer.params[first])})
     np.testing.assert_array_equal(inferer.infer_arrays({"obs": OBS})["logits"], before)

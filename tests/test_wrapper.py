@@ -35,7 +35,17 @@ from memojax.errors import (
     UnknownInputError,
 )
 
-from .helpers import FakeInferer, counting_lstm, counts, noisy_echo, policy, policy_oracle, rows, summing, track_stacked
+from .helpers import (
+    FakeInferer,
+    counting_lstm,
+    counts,
+    noisy_echo,
+    policy,
+    policy_oracle,
+    rows,
+    summing,
+    track_stacked,
+)
 
 Wrap = Callable[[Inferer], Any]
 
@@ -63,7 +73,13 @@ def mixed_epsilon_inside(inferer: Inferer) -> Inferer:
     return track_stacked(noisy)
 
 
-STACKS = [owned_epsilon_inside, owned_epsilon_outside, stacked_epsilon_inside, stacked_epsilon_outside, mixed_epsilon_inside]
+STACKS = [
+    owned_epsilon_inside,
+    owned_epsilon_outside,
+    stacked_epsilon_inside,
+    stacked_epsilon_outside,
+    mixed_epsilon_inside,
+]
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -88,11 +104,18 @@ def test_wrappers_compose_in_both_orders(stack: Wrap, rng: np.random.Generator) 
 
 
 def test_two_trackers_share_out_the_state() -> None:
-    outer_pair, inner_pair = (RecurrentInfo(f"lstm_{name}_state", f"lstm_{name}_state") for name in ("hidden", "cell"))
+    outer_pair, inner_pair = (
+        RecurrentInfo(f"lstm_{name}_state", f"lstm_{name}_state") for name in ("hidden", "cell")
+    )
     fake = counting_lstm(take=lambda count: 1)
     for tracker in (
         RecurrentTracker(RecurrentTracker(fake, [inner_pair]), [outer_pair]),
-        StatefulInferer(RecurrentTrackerWrapper(RecurrentTrackerWrapper(BaseWrapper(), fake, [inner_pair]), fake, [outer_pair]), fake),
+        StatefulInferer(
+            RecurrentTrackerWrapper(
+                RecurrentTrackerWrapper(BaseWrapper(), fake, [inner_pair]), fake, [outer_pair]
+            ),
+            fake,
+        ),
     ):
         for agent in (1, 2):
             tracker.begin_agent(agent)
@@ -172,7 +195,10 @@ def test_an_incompatible_inferer_is_refused_and_nothing_changes(other: Any, mess
     assert stateful.infer_single({"obs": [0]})["act"] == 4
 
 
-@pytest.mark.parametrize("other", [{"inputs": {"h_in": (1,), "obs": (1,)}}, {"outputs": {"act": (1,), "g": (1,)}}, {"dtype": np.float64}])
+@pytest.mark.parametrize(
+    "other",
+    [{"inputs": {"h_in": (1,), "obs": (1,)}}, {"outputs": {"act": (1,), "g": (1,)}}, {"dtype": np.float64}],
+)
 def test_wrappers_of_another_model_are_refused(other: Any) -> None:
     wrapper = RecurrentTrackerWrapper(BaseWrapper(), summing())
     with pytest.raises(IncompatibleModelError):
@@ -211,7 +237,9 @@ def test_the_bundled_recurrent_policy_is_tracked_as_by_hand(rng: np.random.Gener
         obs = rng.standard_normal(spec["obs"]).astype(np.float32)
         by_hand = inferer.infer_arrays({"obs": obs, **state})
         state = {name: by_hand[name.replace("in", "out")] for name in state}
-        np.testing.assert_allclose(tracker.infer_arrays({"obs": obs})["logits"], by_hand["logits"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            tracker.infer_arrays({"obs": obs})["logits"], by_hand["logits"], rtol=1e-5, atol=1e-6
+        )
         if step == 2:
             tracker = pickle.loads(pickle.dumps(tracker))
     for name, array in state.items():

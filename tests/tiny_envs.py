@@ -21,7 +21,9 @@ class Tiny(gym.Env):
     """
 
     def __init__(self, observation_space: Any = UNIT, action_space: Any = None, **at_step: Any):
-        self.observation_space = copy.deepcopy(observation_space)  # sampled from: each environment needs its own stream
+        self.observation_space = copy.deepcopy(
+            observation_space
+        )  # sampled from: each environment needs its own stream
         self.action_space = action_space or spaces.Discrete(2)
         self.at_step = at_step
         self.actions: list[Any] = []
@@ -37,7 +39,11 @@ class Tiny(gym.Env):
         self.actions.append(action)
         self.steps += 1
         self.happen(self.at_step.get(f"at_{self.steps}"))
-        reward = float(np.sum(action)) if isinstance(self.action_space, spaces.Box) else float(np.sum(np.asarray(action) == 0))
+        reward = (
+            float(np.sum(action))
+            if isinstance(self.action_space, spaces.Box)
+            else float(np.sum(np.asarray(action) == 0))
+        )
         return self.observe(), reward, self.steps >= self.length, False, self.info()
 
     def happen(self, what: str | None) -> None:
@@ -76,7 +82,9 @@ class Count(Tiny):
     """Shows the number of the step, from 1."""
 
     def __init__(self) -> None:
-        super().__init__(spaces.Box(0, np.inf, (1,), np.float32), spaces.Box(-np.inf, np.inf, (1,), np.float32))
+        super().__init__(
+            spaces.Box(0, np.inf, (1,), np.float32), spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        )
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)

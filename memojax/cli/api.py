@@ -13,7 +13,11 @@ from .options import find_model, json_option, loading_of, loading_options, model
 @click.command("api", short_help="What a model takes and gives, and who lowers its operators.")
 @model_argument
 @loading_options
-@click.option("--probe/--no-probe", default=True, help="Compile two small batches to see whether rows influence each other.")
+@click.option(
+    "--probe/--no-probe",
+    default=True,
+    help="Compile two small batches to see whether rows influence each other.",
+)
 @json_option
 def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> None:
     """Print a model's inputs, outputs, batch rule and operators.
@@ -23,16 +27,23 @@ def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> N
       memojax api acrobot_ppo
       memojax api silero_vad.onnx --constant sr=16000 --no-probe
     """
+    from ..loading import typed_model
     from ..ops.coverage import who_lowers
-    from ..stablehlo import typed_model
 
     file = find_model(model)
     typed = typed_model(file.path, **loading_of(**loading))
     graph = typed.model.graph if typed.model else None
     counts = Counter((node.domain, node.op_type, node.opset) for node in (graph.all_nodes() if graph else ()))
-    ops = [(name, op, opset, count, *who_lowers(name, op, opset)) for (name, op, opset), count in sorted(counts.items())]
+    ops = [
+        (name, op, opset, count, *who_lowers(name, op, opset))
+        for (name, op, opset), count in sorted(counts.items())
+    ]
     mixing = list(typed.mixing_outputs()) if probe else None
-    notes = list(graph.notes) if graph else ["an exported program (StableHLO): its operators are compiled in, its ONNX file is not needed"]
+    notes = (
+        list(graph.notes)
+        if graph
+        else ["an exported program (StableHLO): its operators are compiled in, its ONNX file is not needed"]
+    )
     if typed.random:
         notes.append("draws random numbers itself: its inferer's seed= makes runs repeat")
     if wide := [spec.name for spec in (*typed.api.inputs, *typed.api.outputs) if spec.dtype.itemsize == 8]:
@@ -47,7 +58,9 @@ def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> N
         "outputs": [{**_spec(spec), "constant": spec.name in typed.constant} for spec in typed.api.outputs],
         "batch_rule": typed.rule,
         "rows_mix": mixing,
-        "ops": [dict(zip(("domain", "op", "opset", "count", "by", "reason"), row, strict=True)) for row in ops],
+        "ops": [
+            dict(zip(("domain", "op", "opset", "count", "by", "reason"), row, strict=True)) for row in ops
+        ],
         "notes": notes,
     }
     if json_file:
@@ -73,11 +86,16 @@ def _show(name: str, typed: Any, ops: list[Any], mixing: list[str] | None, notes
         independent = f"influence each other in {', '.join(mixing)}: batches are never padded or split"
     else:
         independent = "independent: batches may be padded and split"
-    lowered = [(f"{domain}.{op}" if domain else op, by, reason, opset, count) for domain, op, opset, count, by, reason in ops]
+    lowered = [
+        (f"{domain}.{op}" if domain else op, by, reason, opset, count)
+        for domain, op, opset, count, by, reason in ops
+    ]
     if any(row[2] for row in lowered):
         ops_table = table(["operator", "lowered by", "why", "opset", "nodes"], lowered, left=3)
     else:
-        ops_table = table(["operator", "lowered by", "opset", "nodes"], [(a, b, d, e) for a, b, _, d, e in lowered], left=2)
+        ops_table = table(
+            ["operator", "lowered by", "opset", "nodes"], [(a, b, d, e) for a, b, _, d, e in lowered], left=2
+        )
     show(
         f"[bold]{name}[/]",
         table(["", "name", "dtype", "shape per batch"], rows, left=4),

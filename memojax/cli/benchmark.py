@@ -34,21 +34,53 @@ _WARM_UP = 3
 
 @click.command("benchmark", short_help="Time calls over the batch size.")
 @model_argument
-@click.option("-b", "--batch-sizes", type=SIZES, metavar="SIZES", help="As 1-8,16.  [default: 1,2,4,8,16,32,64]")
-@click.option("-c", "--count", type=click.IntRange(2), metavar="N", default=200, help="Timed calls per size.  [default: 200]")
+@click.option(
+    "-b", "--batch-sizes", type=SIZES, metavar="SIZES", help="As 1-8,16.  [default: 1,2,4,8,16,32,64]"
+)
+@click.option(
+    "-c",
+    "--count",
+    type=click.IntRange(2),
+    metavar="N",
+    default=200,
+    help="Timed calls per size.  [default: 200]",
+)
 @wrapping_options
-@click.option("--call", type=click.Choice(("arrays", "batch")), default="arrays", help="infer_arrays or infer_batch.  [default: arrays]")
-@click.option("--against", type=click.Choice(("onnxruntime", "tract")), multiple=True, help="Time another runtime beside it.")
+@click.option(
+    "--call",
+    type=click.Choice(("arrays", "batch")),
+    default="arrays",
+    help="infer_arrays or infer_batch.  [default: arrays]",
+)
+@click.option(
+    "--against",
+    type=click.Choice(("onnxruntime", "tract")),
+    multiple=True,
+    help="Time another runtime beside it.",
+)
 @click.option("--plot", metavar="FILE.png", help="Draw the median time over the batch size.")
 @onnx_option
-@click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]")
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]"
+)
 @loading_options
 @device_option
 @json_option
 def command(
-    model: str, batch_sizes: list[int] | None, count: int, recurrent: str | None, with_epsilon: str | None, call: str,
-    against: tuple[str, ...], plot: str | None, onnx: str | None, seed: int, device: str | None, json_file: str | None, **loading: Any,
-) -> None:  # fmt: skip
+    model: str,
+    batch_sizes: list[int] | None,
+    count: int,
+    recurrent: str | None,
+    with_epsilon: str | None,
+    call: str,
+    against: tuple[str, ...],
+    plot: str | None,
+    onnx: str | None,
+    seed: int,
+    device: str | None,
+    json_file: str | None,
+    **loading: Any,
+) -> None:
     """Time calls at each batch size, interleaved with other runtimes.
 
     Compiles are timed apart. With --recurrent and --with-epsilon the call goes through the wrappers, as in a game loop; other runtimes are
@@ -62,9 +94,9 @@ def command(
       memojax benchmark my_policy.onnx --plot latency.png
     """
     from ..api import load
-    from ..display.progress import progress_bar
+    from ..lowering.typed_model import random_rows
+    from ..progress import progress_bar
     from ..stablehlo import only_size
-    from ..typed import random_rows
     from ..verification import contender
 
     check_plot(plot)
@@ -87,7 +119,13 @@ def command(
             timings = _timed(calls, count)
             results += [_statistics(name, size, times, compiles[name]) for name, times in timings.items()]
             report(done, "")
-    data = {"model": file.name, "call": f"infer_{call}", "count": count, "device": str(inferer.device), "results": results}
+    data = {
+        "model": file.name,
+        "call": f"infer_{call}",
+        "count": count,
+        "device": str(inferer.device),
+        "results": results,
+    }
     if unable:
         data["unable"] = {name: str(failure) for name, failure in unable.items()}
     if json_file:
@@ -120,10 +158,15 @@ def _draw(data: Mapping[str, Any], path: str) -> None:
 
 
 def _contenders(
-    inferer: Any, others: Mapping[str, Any], rows: Mapping[str, np.ndarray], size: int, call: str, unable: dict[str, Exception]
+    inferer: Any,
+    others: Mapping[str, Any],
+    rows: Mapping[str, np.ndarray],
+    size: int,
+    call: str,
+    unable: dict[str, Exception],
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """What to time, and the milliseconds that each took to get ready for this size; others that fail are put into `unable`."""
-    from ..contenders import ContenderError
+    from ..verification.runtimes import ContenderError
 
     given = {spec.name: rows[spec.name] for spec in inferer.api.inputs}
     if call == "batch":
@@ -197,22 +240,41 @@ def _show(data: Mapping[str, Any]) -> None:
     for one in results:
         size = one["batch_size"]
         ratio = one["p50_us"] / mine[size]
-        against = Text("") if one["runtime"] == "memojax" else Text(f"{ratio:.2f}x", "green" if ratio >= 1 else "red")
+        against = (
+            Text("")
+            if one["runtime"] == "memojax"
+            else Text(f"{ratio:.2f}x", "green" if ratio >= 1 else "red")
+        )
         per_call = f"{number(one['mean_us'])} ± {number(one['std_us'])}"
         per_element = f"{number(one['mean_us_per_element'], 2)} ± {number(one['std_us_per_element'], 2)}"
         tail = [number(one[key]) for key in ("p50_us", "p90_us", "p99_us", "compile_ms")]
         rows.append((one["runtime"], size, per_call, per_element, *tail, *([against] if several else [])))
-    columns = ["runtime", "batch size", "us per call", "us per element", "p50", "p90", "p99", "compile ms", *(["time"] if several else [])]
+    columns = [
+        "runtime",
+        "batch size",
+        "us per call",
+        "us per element",
+        "p50",
+        "p90",
+        "p99",
+        "compile ms",
+        *(["time"] if several else []),
+    ]
     items: list[Any] = [
         f"[bold]{escape(data['model'])}[/]: {data['call']}, {data['count']} calls per size on {escape(data['device'])}",
         table(columns, rows),
     ]
     if several:
-        items.append(f"[dim]time: median against memojax's, above 1 is slower; geometric mean {_overall(results, mine)}[/]")
+        items.append(
+            f"[dim]time: median against memojax's, above 1 is slower; geometric mean {_overall(results, mine)}[/]"
+        )
     show(*items)
 
 
 def _overall(results: Sequence[Mapping[str, Any]], mine: Mapping[int, float]) -> str:
     names = dict.fromkeys(one["runtime"] for one in results if one["runtime"] != "memojax")
-    logs = {name: [math.log(one["p50_us"] / mine[one["batch_size"]]) for one in results if one["runtime"] == name] for name in names}
+    logs = {
+        name: [math.log(one["p50_us"] / mine[one["batch_size"]]) for one in results if one["runtime"] == name]
+        for name in names
+    }
     return ", ".join(f"{name} {math.exp(sum(values) / len(values)):.2f}x" for name, values in logs.items())

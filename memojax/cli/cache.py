@@ -29,9 +29,9 @@ def command() -> None:
 def _folder_options(command: Command) -> Command:
     """`--dir`, as an opened cache and its choices, and `--json`."""
     kind = click.Path(exists=True, file_okay=False, path_type=Path)
-    return click.option("--dir", "folder", type=kind, metavar="FOLDER", help="The folder.  [default: $MEMOJAX_CACHE_DIR]")(
-        json_option(command)
-    )
+    return click.option(
+        "--dir", "folder", type=kind, metavar="FOLDER", help="The folder.  [default: $MEMOJAX_CACHE_DIR]"
+    )(json_option(command))
 
 
 def _model_option(help: str) -> Callable[[Command], Command]:
@@ -54,7 +54,13 @@ def list_(folder: Path | None, model: str | None, json_file: str | None) -> None
         "folder": str(cache.folder),
         "bytes": sum(entry.bytes for entry in entries),
         "entries": [
-            {"model": one.model, "batch_size": one.size, "bytes": one.bytes, "last_used": _date(one.last_used), "file": one.path.name}
+            {
+                "model": one.model,
+                "batch_size": one.size,
+                "bytes": one.bytes,
+                "last_used": _date(one.last_used),
+                "file": one.path.name,
+            }
             for one in entries
         ],
         "autotuned": labels,
@@ -64,7 +70,13 @@ def list_(folder: Path | None, model: str | None, json_file: str | None) -> None
         from .output import table
 
         rows = [
-            (one.model, _date(one.last_used), one.path.stem[:12], "?" if one.size is None else one.size, f"{one.bytes:,}")
+            (
+                one.model,
+                _date(one.last_used),
+                one.path.stem[:12],
+                "?" if one.size is None else one.size,
+                f"{one.bytes:,}",
+            )
             for one in entries
         ]
         columns = ["model", "last used", "entry", "batch size", "bytes"]
@@ -85,13 +97,17 @@ def size(folder: Path | None, json_file: str | None) -> None:
     cache, choices = _open(folder)
     entries, labels = cache.entries(), choices.labels()
     models = {
-        name: [entry for entry in entries if entry.model == name] for name in sorted({entry.model for entry in entries})
-    }  # fmt: skip
+        name: [entry for entry in entries if entry.model == name]
+        for name in sorted({entry.model for entry in entries})
+    }
     data = {
         "folder": str(cache.folder),
         "plans": len(entries),
         "bytes": sum(entry.bytes for entry in entries),
-        "models": [{"model": name, "plans": len(own), "bytes": sum(one.bytes for one in own)} for name, own in models.items()],
+        "models": [
+            {"model": name, "plans": len(own), "bytes": sum(one.bytes for one in own)}
+            for name, own in models.items()
+        ],
         "autotuned": len(labels),
     }
 
@@ -135,8 +151,8 @@ def clear(folder: Path | None, model: str | None, yes: bool, json_file: str | No
 
 
 def _open(folder: Path | None) -> tuple[Any, Any]:
-    from ..choices import Choices
-    from ..disk_cache import ENVIRONMENT, disk_cache
+    from ..plans.disk_cache import ENVIRONMENT, disk_cache
+    from ..plans.tuning_log import Choices
 
     cache = disk_cache(folder)
     if cache is None:

@@ -38,7 +38,9 @@ def command(model: str, json_file: str | None) -> None:
 
 def _describe(loaded: Any, file: Any) -> dict[str, Any]:
     graph = loaded.graph
-    ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.all_nodes())
+    ops = Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.all_nodes()
+    )
     weights = {name: array for name, array in graph.initializers.items() if array.dtype.kind in "fV"}
     constants = {
         node.outputs[0]: node.attributes["value"]
@@ -79,8 +81,19 @@ def _describe_exported(asset: Any, file: Any) -> dict[str, Any]:
     header = asdict(read_header(asset))
     api = header.pop("api")
     tensors = sorted(header.pop("params"), key=lambda spec: -math.prod(spec["shape"]))
-    about = {"model": file.name, "file": str(file.path), "kind": str(asset.kind), "bytes": len(asset.data), **api}
-    return {**about, **header, "parameters": sum(math.prod(spec["shape"]) for spec in tensors), "tensors": tensors}
+    about = {
+        "model": file.name,
+        "file": str(file.path),
+        "kind": str(asset.kind),
+        "bytes": len(asset.data),
+        **api,
+    }
+    return {
+        **about,
+        **header,
+        "parameters": sum(math.prod(spec["shape"]) for spec in tensors),
+        "tensors": tensors,
+    }
 
 
 def _show_exported(data: dict[str, Any]) -> None:
@@ -100,12 +113,21 @@ def _show_exported(data: dict[str, Any]) -> None:
         ("weights", f"{data['parameters']:,} in {len(data['tensors'])} tensors"),
         *((f"metadata {key}", value[:200]) for key, value in data["metadata"].items()),
     ]
-    show(f"[bold]{data['model']}[/]", table(["", "name", "dtype", "shape per batch"], rows, left=4), facts(about))
+    show(
+        f"[bold]{data['model']}[/]",
+        table(["", "name", "dtype", "shape per batch"], rows, left=4),
+        facts(about),
+    )
 
 
 def _value(value: Any) -> dict[str, Any]:
     shape = None if value.shape is None else ["?" if dim is None else dim for dim in value.shape]
-    return {"name": value.name, "kind": value.kind, "dtype": None if value.dtype is None else str(value.dtype), "shape": shape}
+    return {
+        "name": value.name,
+        "kind": value.kind,
+        "dtype": None if value.dtype is None else str(value.dtype),
+        "shape": shape,
+    }
 
 
 def _shape(shape: list[Any] | None) -> str:
@@ -132,11 +154,16 @@ def _show(data: dict[str, Any]) -> None:
         ("file", f"{data['file']} ({data['bytes']:,} bytes)"),
         ("producer", f"{data['producer']}, IR version {data['ir_version']}"),
         ("opsets", ", ".join(f"{domain} {version}" for domain, version in data["opsets"].items())),
-        ("weights", f"{data['parameters']:,} in {len(data['tensors'])} tensors ({data['parameter_bytes']:,} bytes)"),
+        (
+            "weights",
+            f"{data['parameters']:,} in {len(data['tensors'])} tensors ({data['parameter_bytes']:,} bytes)",
+        ),
         *((f"metadata {key}", value[:200]) for key, value in data["metadata"].items()),
         *(("note", note) for note in data["notes"]),
     ]
-    largest = [(tensor["name"], tensor["dtype"], str(tensor["shape"])) for tensor in data["tensors"][:_LARGEST]]
+    largest = [
+        (tensor["name"], tensor["dtype"], str(tensor["shape"])) for tensor in data["tensors"][:_LARGEST]
+    ]
     show(
         f"[bold]{data['model']}[/]",
         table(["", "name", "dtype", "shape as declared"], rows, left=4),

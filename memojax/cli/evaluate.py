@@ -30,15 +30,37 @@ if TYPE_CHECKING:
 @click.command("evaluate", short_help="Play episodes with one policy, or compare several.")
 @click.argument("models", nargs=-1, metavar="[MODEL]...", type=ModelName())
 @click.option("--env", metavar="ID", help="Gymnasium id, or module:id. Default: the one the model names.")
-@click.option("--episodes", type=click.IntRange(1), metavar="N", default=100, help="Number i is seeded with --seed + i.  [default: 100]")
-@click.option("--num-envs", type=click.IntRange(1), metavar="N", help="Environments side by side.  [default: 16]")
-@click.option("--preload", type=SIZES, metavar="SIZES", help="Batch sizes to compile before the start, as 1-8,16.")
-@click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Seed of the first episode.  [default: 0]")
+@click.option(
+    "--episodes",
+    type=click.IntRange(1),
+    metavar="N",
+    default=100,
+    help="Number i is seeded with --seed + i.  [default: 100]",
+)
+@click.option(
+    "--num-envs", type=click.IntRange(1), metavar="N", help="Environments side by side.  [default: 16]"
+)
+@click.option(
+    "--preload", type=SIZES, metavar="SIZES", help="Batch sizes to compile before the start, as 1-8,16."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="S", default=0, help="Seed of the first episode.  [default: 0]"
+)
 @click.option("--stochastic", is_flag=True, help="Draw actions and noise instead of taking the best action.")
 @click.option("--async", "asynchronous", is_flag=True, help="Step the environments in worker processes.")
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes for --async.  [default: one per core]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Worker processes for --async.  [default: one per core]",
+)
 @click.option("--max-steps", type=click.IntRange(1), metavar="N", help="End an episode after so many steps.")
-@click.option("--observation", multiple=True, metavar="PART=INPUT", help="Which part of the observation feeds which input.")
+@click.option(
+    "--observation",
+    multiple=True,
+    metavar="PART=INPUT",
+    help="Which part of the observation feeds which input.",
+)
 @click.option("--action", metavar="OUTPUT", help="The output that gives the action.")
 @click.option("--epsilon", metavar="INPUT", help="The input that takes noise.")
 @click.option(
@@ -47,13 +69,21 @@ if TYPE_CHECKING:
     metavar="auto|IN:OUT,...",
     help="Hidden state: the input that takes what the output gave.  [default: auto]",
 )
-@click.option("--vecnormalize", metavar="FILE", help="Normalize observations with statistics that SB3's VecNormalize saved.")
+@click.option(
+    "--vecnormalize",
+    metavar="FILE",
+    help="Normalize observations with statistics that SB3's VecNormalize saved.",
+)
 @click.option("--select", metavar="INDICES", help="Elements of the observation that the policy sees, as 0,2.")
-@click.option("--scale-actions", is_flag=True, help="Stretch actions from [-1, 1] to the action space (SAC, TD3).")
+@click.option(
+    "--scale-actions", is_flag=True, help="Stretch actions from [-1, 1] to the action space (SAC, TD3)."
+)
 @click.option("--no-clip", is_flag=True, help="Do not clip actions to the action space.")
 @loading_options
 @device_option
-@click.option("--plot", metavar="FILE.png", help="Draw the returns, and the time per call over the batch size.")
+@click.option(
+    "--plot", metavar="FILE.png", help="Draw the returns, and the time per call over the batch size."
+)
 @json_option
 def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **given: Any) -> None:
     """Play episodes with one policy, or compare several on the same seeds.
@@ -107,14 +137,19 @@ def _evaluate(
 ) -> Evaluation:
     from ..api import load
     from ..evaluation import SelectObs, evaluate
-    from ..stablehlo import only_size, typed_model
+    from ..loading import typed_model
+    from ..stablehlo import only_size
 
     typed = typed_model(file.path, **loading)
     only = only_size(typed)
     fixed = {"bucketing": [only], "max_batch_size": only} if only else {}
     inferer = load(typed, preload=given["preload"] or (), seed=given["seed"], device=given["device"], **fixed)
     own_env = file.card.get("env_id")
-    seen = file.card.get("observation_indices") if own_env == (env_id or own_env) and not given["select"] else None
+    seen = (
+        file.card.get("observation_indices")
+        if own_env == (env_id or own_env) and not given["select"]
+        else None
+    )
     selected = [SelectObs(seen)] if seen else []
     return evaluate(
         inferer,
@@ -156,7 +191,10 @@ def _transforms(given: Mapping[str, Any]) -> dict[str, Any]:
         observation.append(NormalizeObs.from_vecnormalize(given["vecnormalize"]))
     action: list[Any] | None = None
     if given["scale_actions"] or given["no_clip"]:
-        action = [*([ScaleAction()] if given["scale_actions"] else []), *([] if given["no_clip"] else [ClipAction()])]
+        action = [
+            *([ScaleAction()] if given["scale_actions"] else []),
+            *([] if given["no_clip"] else [ClipAction()]),
+        ]
     return {"observation": observation, "action": action}
 
 
@@ -164,7 +202,9 @@ def _common_env(files: Sequence[ModelFile]) -> str | None:
     """The environment that the cards name, where several models are to be compared."""
     named = {str(file.card["env_id"]) for file in files if file.card}
     if len(named) > 1:
-        raise click.UsageError(f"the models were trained for {' and '.join(sorted(named))}: say with --env on which to compare them")
+        raise click.UsageError(
+            f"the models were trained for {' and '.join(sorted(named))}: say with --env on which to compare them"
+        )
     return named.pop() if named else None
 
 
@@ -178,10 +218,19 @@ def _names(files: Sequence[ModelFile]) -> list[str]:
             names.append(str(file.path.resolve().relative_to(folder).with_suffix("")))
         else:
             names.append(file.name)
-    return [name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})" for index, name in enumerate(names)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
+        for index, name in enumerate(names)
+    ]
 
 
-def _report(done: Sequence[Evaluation], files: Sequence[ModelFile], comparing: bool, json_file: str | None, plot: str | None) -> None:
+def _report(
+    done: Sequence[Evaluation],
+    files: Sequence[ModelFile],
+    comparing: bool,
+    json_file: str | None,
+    plot: str | None,
+) -> None:
     from ..evaluation import compare
     from .output import show, write_json
 
@@ -190,7 +239,13 @@ def _report(done: Sequence[Evaluation], files: Sequence[ModelFile], comparing: b
     shared = [other for other in done[1:] if set(other.seeds) & set(done[0].seeds)]
     comparisons = [compare(done[0], other) for other in shared]
     if json_file:
-        write_json(json_file, {"evaluations": [one.to_dict() for one in done], "comparisons": [vars(one) for one in comparisons]})
+        write_json(
+            json_file,
+            {
+                "evaluations": [one.to_dict() for one in done],
+                "comparisons": [vars(one) for one in comparisons],
+            },
+        )
     if json_file != "-":
         items = _comparison(done, comparisons) if comparing else _single(done[0], files[0].card)
         show(*items)
@@ -209,14 +264,20 @@ def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
     lengths = done.lengths
     about = [
         ("return", f"{_mean(done)}   (95 % interval {number(low)} to {number(high)})"),
-        ("episode length", f"{number(done.mean_length)}" + (f"   ({lengths.min()} to {lengths.max()})" if len(lengths) else "")),
+        (
+            "episode length",
+            f"{number(done.mean_length)}"
+            + (f"   ({lengths.min()} to {lengths.max()})" if len(lengths) else ""),
+        ),
         ("steps per second", _speed(done)),
     ]
     if "mean_return" in card and card.get("env_id") == done.env_id:
         from ..evaluation.result import plus_minus
 
         recorded = plus_minus(card["mean_return"], card.get("standard_error", float("nan")))
-        about.append(("recorded return", f"{recorded}   ({card.get('episodes', '?')} episodes after training)"))
+        about.append(
+            ("recorded return", f"{recorded}   ({card.get('episodes', '?')} episodes after training)")
+        )
     about.append(("policy", f"{', '.join(done.feeds)}; action: {done.action}"))
     about += [(f"metadata {key}", value[:120]) for key, value in done.metadata.items()]
     rows = [
@@ -227,10 +288,14 @@ def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
     idle = [str(plan.size) for plan in done.plans if not plan.calls and plan.size not in done.batch_sizes]
     items: list[Any] = [_title(done), facts(about)]
     if rows:
-        items.append(table(["batch size", "compile ms", "calls", "median call us", "us per agent"], rows, left=0))
+        items.append(
+            table(["batch size", "compile ms", "calls", "median call us", "us per agent"], rows, left=0)
+        )
         count = f"{len(done.plans)} plan{'s' if len(done.plans) != 1 else ''}"
         items.append(
-            f"[dim]{count}, one executable per batch size" + (f"; preloaded and not used: {', '.join(idle)}" if idle else "") + "[/]"
+            f"[dim]{count}, one executable per batch size"
+            + (f"; preloaded and not used: {', '.join(idle)}" if idle else "")
+            + "[/]"
         )
     return items
 
@@ -243,15 +308,32 @@ def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[
     for one in done:
         low, high = one.confidence_interval()
         difference = _difference(by_name[one.model]) if one.model in by_name else "-"
-        quality = one.model, _mean(one), f"{number(low)} to {number(high)}", difference, number(one.mean_length)
+        quality = (
+            one.model,
+            _mean(one),
+            f"{number(low)} to {number(high)}",
+            difference,
+            number(one.mean_length),
+        )
         rows.append((*quality, number(one.steps_per_second, 0), len(one.plans), number(one.compile_seconds)))
     baseline = done[0].model
-    columns = ["model", "return", "95 % interval", f"minus {baseline}", "length", "steps/s", "plans", "compile s"]
+    columns = [
+        "model",
+        "return",
+        "95 % interval",
+        f"minus {baseline}",
+        "length",
+        "steps/s",
+        "plans",
+        "compile s",
+    ]
     items: list[Any] = [_title(done[0], several=True), table(columns, rows)]
     if comparisons:
         items.append("[dim]differences are paired by seed; * where the 95 % interval leaves out 0[/]")
     if done[-1].interrupted:
-        items.append(f"[yellow]interrupted: {done[-1].model} has {len(done[-1].episodes)} of {done[-1].asked} episodes[/]")
+        items.append(
+            f"[yellow]interrupted: {done[-1].model} has {len(done[-1].episodes)} of {done[-1].asked} episodes[/]"
+        )
     return items
 
 
@@ -266,8 +348,16 @@ def _title(done: Evaluation, several: bool = False) -> str:
 
     how = "deterministic" if done.deterministic else "stochastic"
     first = int(done.seeds[0]) if len(done.seeds) else 0
-    count = f"{len(done.episodes)} episodes" if not done.interrupted or several else f"{len(done.episodes)} of {done.asked} episodes"
-    stopped = " [yellow](stopped: short episodes end first, so the mean may be off)[/]" if done.interrupted and not several else ""
+    count = (
+        f"{len(done.episodes)} episodes"
+        if not done.interrupted or several
+        else f"{len(done.episodes)} of {done.asked} episodes"
+    )
+    stopped = (
+        " [yellow](stopped: short episodes end first, so the mean may be off)[/]"
+        if done.interrupted and not several
+        else ""
+    )
     name = "" if several else f"{escape(done.model)} on "
     return f"[bold]{name}{escape(done.env_id)}[/]: {count}, {done.num_envs} side by side, {how}, seeds from {first}{stopped}"
 
@@ -284,7 +374,9 @@ def _speed(done: Evaluation) -> str:
         f"{max(0.0, done.policy_seconds - done.compile_seconds):.1f} s in the policy",
         f"{done.environment_seconds:.1f} s in the environment",
     ]
-    return f"{done.steps_per_second:,.0f}   ({done.steps:,} steps in {done.seconds:.1f} s: {', '.join(parts)})"
+    return (
+        f"{done.steps_per_second:,.0f}   ({done.steps:,} steps in {done.seconds:.1f} s: {', '.join(parts)})"
+    )
 
 
 def _call(done: Evaluation, plan: Any) -> tuple[str, str]:

@@ -9,7 +9,18 @@ from typing import Any
 
 import click
 
-COMMANDS = ("evaluate", "api", "describe", "run", "verify", "benchmark", "package", "to-stablehlo", "cache", "ops")
+COMMANDS = (
+    "evaluate",
+    "api",
+    "describe",
+    "run",
+    "verify",
+    "benchmark",
+    "package",
+    "to-stablehlo",
+    "cache",
+    "ops",
+)
 """Each is `memojax.cli.NAME:command` (`_` for `-`), imported when it is asked for."""
 
 EPILOG = """
@@ -49,7 +60,9 @@ class LazyGroup(click.Group):
             import difflib
 
             close = difflib.get_close_matches(args[0], COMMANDS, 1)
-            raise click.UsageError(failure.message + (f" Did you mean {close[0]!r}?" if close else ""), ctx) from None
+            raise click.UsageError(
+                failure.message + (f" Did you mean {close[0]!r}?" if close else ""), ctx
+            ) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         from ..errors import MemojaxError
@@ -75,13 +88,26 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
         from .. import __version__
 
-        click.echo(f"memojax {__version__} (jax {jax.__version__}, onnx {onnx.__version__}, Python {sys.version.split()[0]})")
+        click.echo(
+            f"memojax {__version__} (jax {jax.__version__}, onnx {onnx.__version__}, Python {sys.version.split()[0]})"
+        )
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=LazyGroup,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show versions and exit.")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_version,
+    help="Show versions and exit.",
+)
 def cli(debug: bool) -> None:
     """ONNX policies as memoized XLA executables: one per batch size, compiled once."""
 

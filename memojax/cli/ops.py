@@ -17,7 +17,9 @@ _WHO = ("ours", "delegated", "function body", "host", "no")
 @click.option("--by", type=click.Choice(_WHO), help="Only what is lowered so.")
 @click.option("--missing", is_flag=True, help="Only what is not supported, with the reason (--by no).")
 @json_option
-def command(names: tuple[str, ...], domain: str | None, by: str | None, missing: bool, json_file: str | None) -> None:
+def command(
+    names: tuple[str, ...], domain: str | None, by: str | None, missing: bool, json_file: str | None
+) -> None:
     """Print every ONNX operator, its versions, who lowers each, and why not.
 
     "ours" is a JAX function in memojax.ops, "delegated" a jaxonnxruntime handler, "function body" the definition by other operators that
@@ -37,7 +39,9 @@ def command(names: tuple[str, ...], domain: str | None, by: str | None, missing:
     if names:
         known = {row.op_type.casefold() for row in rows}
         if unknown := [name for name in names if name.casefold() not in known]:
-            raise InputError(f"no operator is called {unknown[0]!r}{_close(unknown[0], [row.op_type for row in rows])}")
+            raise InputError(
+                f"no operator is called {unknown[0]!r}{_close(unknown[0], [row.op_type for row in rows])}"
+            )
         rows = [row for row in rows if row.op_type.casefold() in {name.casefold() for name in names}]
     wanted = "no" if missing else by
     listed = [(row, *group) for row in rows for group in row.groups() if wanted in (None, group[0])]
@@ -57,7 +61,9 @@ def command(names: tuple[str, ...], domain: str | None, by: str | None, missing:
         ]
         counts = totals(rows)
         total = sum(counts.values())
-        said = ", ".join(f"{counts[who]} {'not supported' if who == 'no' else who}" for who in _WHO if who in counts)
+        said = ", ".join(
+            f"{counts[who]} {'not supported' if who == 'no' else who}" for who in _WHO if who in counts
+        )
         show(
             table(["operator", "family", "versions", "lowered by", "why"], lines, left=5),
             f"{len(rows)} operators, {total} versions: {said} ({(total - counts.get('no', 0)) / max(total, 1):.1%} supported)",
@@ -66,8 +72,13 @@ def command(names: tuple[str, ...], domain: str | None, by: str | None, missing:
 
 def _entry(row: Any, who: str, reason: str, versions: list[int]) -> dict[str, Any]:
     return {
-        "domain": row.domain or "ai.onnx", "op": row.op_type, "family": row.family, "versions": versions, "by": who, "reason": reason,
-    }  # fmt: skip
+        "domain": row.domain or "ai.onnx",
+        "op": row.op_type,
+        "family": row.family,
+        "versions": versions,
+        "by": who,
+        "reason": reason,
+    }
 
 
 def _close(name: str, known: list[str]) -> str:

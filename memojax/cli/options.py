@@ -59,10 +59,14 @@ class ModelName(click.ParamType):
 
     name = "model"
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
         from .. import policies
 
-        bundled = [CompletionItem(name, help="bundled") for name in policies.names() if name.startswith(incomplete)]
+        bundled = [
+            CompletionItem(name, help="bundled") for name in policies.names() if name.startswith(incomplete)
+        ]
         return [*bundled, CompletionItem(incomplete, type="file")]
 
 
@@ -75,10 +79,25 @@ def loading_options(command: Command) -> Command:
     """`--dim`, `--constant`, `--batch-axis`, gathered into the keyword `loading` by `loading_of`."""
     for option in reversed(
         (
-            click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic dimension other than the batch."),
-            click.option("--constant", "constants", multiple=True, metavar="INPUT=VALUE", help="Value of an input that all agents share."),
             click.option(
-                "--batch-axis", multiple=True, metavar="AXIS|INPUT=AXIS", help="Where the batch is, if the file does not say it right."
+                "--dim",
+                "dims",
+                multiple=True,
+                metavar="NAME=SIZE",
+                help="Size of a symbolic dimension other than the batch.",
+            ),
+            click.option(
+                "--constant",
+                "constants",
+                multiple=True,
+                metavar="INPUT=VALUE",
+                help="Value of an input that all agents share.",
+            ),
+            click.option(
+                "--batch-axis",
+                multiple=True,
+                metavar="AXIS|INPUT=AXIS",
+                help="Where the batch is, if the file does not say it right.",
             ),
         )
     ):
@@ -86,7 +105,9 @@ def loading_options(command: Command) -> Command:
     return command
 
 
-def loading_of(dims: tuple[str, ...], constants: tuple[str, ...], batch_axis: tuple[str, ...]) -> dict[str, Any]:
+def loading_of(
+    dims: tuple[str, ...], constants: tuple[str, ...], batch_axis: tuple[str, ...]
+) -> dict[str, Any]:
     """Options of `TypedModel.from_model` from those of the command line."""
     loading: dict[str, Any] = {}
     if dims:
@@ -97,16 +118,20 @@ def loading_of(dims: tuple[str, ...], constants: tuple[str, ...], batch_axis: tu
         loading["batch_axis"] = _whole(batch_axis[0], "--batch-axis")
     elif batch_axis:
         loading["batch_axis"] = {
-            name: None if value == "none" else _whole(value, f"--batch-axis {name}") for name, value in pairs(batch_axis, "--batch-axis")
+            name: None if value == "none" else _whole(value, f"--batch-axis {name}")
+            for name, value in pairs(batch_axis, "--batch-axis")
         }
     return loading
 
 
 def onnx_option(command: Command) -> Command:
     """`--onnx FILE`: what another runtime reads where MODEL has no graph."""
-    return click.option("--onnx", metavar="FILE", type=ModelName(), help="ONNX file for the other runtime, if MODEL was exported from it.")(
-        command
-    )
+    return click.option(
+        "--onnx",
+        metavar="FILE",
+        type=ModelName(),
+        help="ONNX file for the other runtime, if MODEL was exported from it.",
+    )(command)
 
 
 def loaded_pair(file: ModelFile, onnx: str | None, loading: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -115,7 +140,8 @@ def loaded_pair(file: ModelFile, onnx: str | None, loading: Mapping[str, Any]) -
     Raises:
         ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
     """
-    from ..stablehlo import find_stablehlo, load_stablehlo, typed_model
+    from ..loading import typed_model
+    from ..stablehlo import find_stablehlo, load_stablehlo
 
     asset = find_stablehlo(file.path)
     typed = load_stablehlo(asset) if asset is not None and onnx else typed_model(file.path, **loading)
@@ -166,10 +192,16 @@ def recurrent_pairs(given: Iterable[str]) -> list[tuple[str, str]] | None:
         click.UsageError: neither.
     """
     parts = tuple(part for value in given for part in value.split(","))
-    return None if parts == ("auto",) else pairs(parts, "--recurrent", ":", "auto, or IN:OUT with commas between")
+    return (
+        None
+        if parts == ("auto",)
+        else pairs(parts, "--recurrent", ":", "auto, or IN:OUT with commas between")
+    )
 
 
-def pairs(values: tuple[str, ...], option: str, mark: str = "=", form: str = "NAME=VALUE") -> list[tuple[str, str]]:
+def pairs(
+    values: tuple[str, ...], option: str, mark: str = "=", form: str = "NAME=VALUE"
+) -> list[tuple[str, str]]:
     """`NAME=VALUE` options, split; `form` says how to write one.
 
     Raises:

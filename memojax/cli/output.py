@@ -37,13 +37,19 @@ def show(*items: Any) -> None:
                 out.print()
             out.print(item, soft_wrap=isinstance(item, str))
     text = captured.get()
-    sys.stdout.write(text if sys.stdout.isatty() else "".join(line.rstrip() + "\n" for line in text.splitlines()))
+    sys.stdout.write(
+        text if sys.stdout.isatty() else "".join(line.rstrip() + "\n" for line in text.splitlines())
+    )
     sys.stdout.flush()
 
 
 def show_error(failure: BaseException) -> None:
     """An error in red on stderr; its first line says what is wrong."""
-    text = f"{failure.filename}: {failure.strerror}" if isinstance(failure, OSError) and failure.filename else str(failure)
+    text = (
+        f"{failure.filename}: {failure.strerror}"
+        if isinstance(failure, OSError) and failure.filename
+        else str(failure)
+    )
     console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
 
 
@@ -51,7 +57,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) 
     """A table whose first `left` columns are text, the others numbers."""
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
+        made.add_column(
+            column, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left
+        )
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else escape(str(cell)) for cell in row))
     return made

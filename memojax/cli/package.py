@@ -11,17 +11,35 @@ from .options import find_model, json_option, model_argument
 from .to_stablehlo import check_replaced, force_option, report, written
 
 if TYPE_CHECKING:
-    from ..asset import AssetData
+    from ..model.crvo import AssetData
 
 
 @click.command("package", short_help="Put a policy into a CRVO asset.")
 @model_argument
 @click.argument("output", metavar="[OUTPUT]", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("-O", "--optimize", is_flag=True, help="Export it first, so that it loads without its ONNX file (see to-stablehlo).")
-@click.option("-N", "--batch-size", type=click.IntRange(1), metavar="N", help="With -O: the only number of rows to run.  [default: any]")
+@click.option(
+    "-O",
+    "--optimize",
+    is_flag=True,
+    help="Export it first, so that it loads without its ONNX file (see to-stablehlo).",
+)
+@click.option(
+    "-N",
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With -O: the only number of rows to run.  [default: any]",
+)
 @force_option
 @json_option
-def command(model: str, output: Path | None, optimize: bool, batch_size: int | None, force: bool, json_file: str | None) -> None:
+def command(
+    model: str,
+    output: Path | None,
+    optimize: bool,
+    batch_size: int | None,
+    force: bool,
+    json_file: str | None,
+) -> None:
     """Put an ONNX file into a CRVO asset, cervo's container, which says what kind of policy it holds.
 
     OUTPUT is NAME.crvo in the current folder by default; an older asset there is replaced, no other file is. Every command and `memojax.load` take assets as they take ONNX files; cervo reads
@@ -35,7 +53,9 @@ def command(model: str, output: Path | None, optimize: bool, batch_size: int | N
     from ..stablehlo import to_stablehlo
 
     if batch_size and not optimize:
-        raise click.UsageError("--batch-size goes with --optimize: an ONNX file keeps the batch that it was exported with")
+        raise click.UsageError(
+            "--batch-size goes with --optimize: an ONNX file keeps the batch that it was exported with"
+        )
     file = find_model(model)
     target = output or Path(f"{file.name}.crvo")
     check_replaced(file, target, force)
@@ -44,8 +64,8 @@ def command(model: str, output: Path | None, optimize: bool, batch_size: int | N
 
 
 def _as_it_is(path: Path) -> AssetData:
-    from ..asset import AssetData, AssetKind
     from ..model import load_model
+    from ..model.crvo import AssetData, AssetKind
     from ..stablehlo import find_stablehlo, read_header
 
     exported = find_stablehlo(path)

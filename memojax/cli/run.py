@@ -11,26 +11,64 @@ from typing import Any
 import click
 import numpy as np
 
-from .options import checked_target, device_option, find_model, json_option, loading_of, loading_options, model_argument
+from .options import (
+    checked_target,
+    device_option,
+    find_model,
+    json_option,
+    loading_of,
+    loading_options,
+    model_argument,
+)
 from .wrapping import wrapped, wrapping_options
 
 
 @click.command("run", short_help="Run one batch.")
 @model_argument
-@click.option("-b", "--batch-size", type=click.IntRange(1), metavar="N", help="Rows.  [default: those of --inputs, or 1]")
+@click.option(
+    "-b",
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Rows.  [default: those of --inputs, or 1]",
+)
 @wrapping_options
-@click.option("--inputs", "inputs_file", metavar="FILE.npz", help="Inputs by name, a row per agent; random without it.")
-@click.option("--output", "output_file", metavar="FILE.npz", callback=checked_target, help="Write the outputs, by name.")
-@click.option("--print-input", is_flag=True, help="Print every row that goes in; with --json, put them into it.")
-@click.option("--print-output", is_flag=True, help="Print every row that comes out; with --json, put them into it.")
-@click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of random inputs, and of a model that draws.  [default: 0]")
+@click.option(
+    "--inputs", "inputs_file", metavar="FILE.npz", help="Inputs by name, a row per agent; random without it."
+)
+@click.option(
+    "--output", "output_file", metavar="FILE.npz", callback=checked_target, help="Write the outputs, by name."
+)
+@click.option(
+    "--print-input", is_flag=True, help="Print every row that goes in; with --json, put them into it."
+)
+@click.option(
+    "--print-output", is_flag=True, help="Print every row that comes out; with --json, put them into it."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    metavar="S",
+    default=0,
+    help="Of random inputs, and of a model that draws.  [default: 0]",
+)
 @loading_options
 @device_option
 @json_option
 def command(
-    model: str, batch_size: int | None, recurrent: str | None, with_epsilon: str | None, inputs_file: str | None, output_file: str | None,
-    print_input: bool, print_output: bool, seed: int, device: str | None, json_file: str | None, **loading: Any,
-) -> None:  # fmt: skip
+    model: str,
+    batch_size: int | None,
+    recurrent: str | None,
+    with_epsilon: str | None,
+    inputs_file: str | None,
+    output_file: str | None,
+    print_input: bool,
+    print_output: bool,
+    seed: int,
+    device: str | None,
+    json_file: str | None,
+    **loading: Any,
+) -> None:
     """Run one batch on random or given inputs and print a summary of each output.
 
     With --recurrent and --with-epsilon, hidden state (zero at the start) and noise need not be given.
@@ -42,16 +80,20 @@ def command(
       memojax run policy.onnx --inputs observations.npz --output actions.npz
     """
     from ..api import load
+    from ..lowering.typed_model import random_rows
     from ..stablehlo import only_size
-    from ..typed import random_rows
 
     file = find_model(model)
     bare = load(file.path, seed=seed, device=device, **loading_of(**loading))
     inferer = wrapped(bare, recurrent, with_epsilon, seed)
     if inputs_file:
         inputs = _read(inputs_file)
-        if batch_size is not None and (short := [name for name, rows in inputs.items() if len(rows) < batch_size]):
-            raise click.UsageError(f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has {len(inputs[short[0]])} rows")
+        if batch_size is not None and (
+            short := [name for name, rows in inputs.items() if len(rows) < batch_size]
+        ):
+            raise click.UsageError(
+                f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has {len(inputs[short[0]])} rows"
+            )
         inputs = {name: rows[:batch_size] for name, rows in inputs.items()}
     else:
         rng = np.random.default_rng(seed)
@@ -90,7 +132,9 @@ def command(
 
 def _print_rows(side: str, arrays: Mapping[str, Any]) -> None:
     for name, rows in arrays.items():
-        click.echo(f"\n{side} {name}:\n{np.array2string(np.asarray(rows), threshold=sys.maxsize, max_line_width=120)}")
+        click.echo(
+            f"\n{side} {name}:\n{np.array2string(np.asarray(rows), threshold=sys.maxsize, max_line_width=120)}"
+        )
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
@@ -102,9 +146,13 @@ def _read(path: str) -> dict[str, np.ndarray]:
     except OSError as cause:
         raise InputError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
     except Exception as cause:
-        raise InputError(f"{path}: not an .npz file of plain arrays, as numpy.savez(file, {{input}}=array) writes it") from cause
+        raise InputError(
+            f"{path}: not an .npz file of plain arrays, as numpy.savez(file, {{input}}=array) writes it"
+        ) from cause
     if arrays is None:
-        raise InputError(f"{path}: one array, not an .npz file of arrays by name: save it with numpy.savez(file, {{input}}=array)")
+        raise InputError(
+            f"{path}: one array, not an .npz file of arrays by name: save it with numpy.savez(file, {{input}}=array)"
+        )
     if scalars := [name for name, array in arrays.items() if array.ndim == 0]:
         raise InputError(f"{path}: {scalars[0]!r} is a single number, expected one row per agent")
     return arrays
@@ -137,9 +185,21 @@ def _show(data: Mapping[str, Any], inputs_file: str | None, output_file: str | N
 
     rows = []
     for name, one in data["outputs"].items():
-        first = ", ".join(brief(value) if isinstance(value, (int, float)) else str(value) for value in one["first"])
+        first = ", ".join(
+            brief(value) if isinstance(value, (int, float)) else str(value) for value in one["first"]
+        )
         more = ", ..." if int(np.prod(one["shape"][1:])) > _SHOWN else ""
-        rows.append((name, one["dtype"], str(one["shape"]), f"{first}{more}", brief(one["min"]), brief(one["mean"]), brief(one["max"])))
+        rows.append(
+            (
+                name,
+                one["dtype"],
+                str(one["shape"]),
+                f"{first}{more}",
+                brief(one["min"]),
+                brief(one["mean"]),
+                brief(one["max"]),
+            )
+        )
     source = f"from {inputs_file}" if inputs_file else "of random inputs"
     about = [
         ("first call", f"{data['first_call_ms']:,.0f} ms, with the compile for this batch size"),

@@ -37,7 +37,9 @@ def parse_sizes(text: str) -> list[int]:
         if high < low:
             raise ValueError(f"{part!r} runs backwards: write {high}-{low}")
         if len(sizes) + (high - low) // stride >= MAX_SIZES:
-            raise ValueError(f"{text!r} holds more than {MAX_SIZES} sizes: give a step, as in 1-{high}:{max(1, high // 64)}")
+            raise ValueError(
+                f"{text!r} holds more than {MAX_SIZES} sizes: give a step, as in 1-{high}:{max(1, high // 64)}"
+            )
         sizes.extend(range(low, high + 1, stride))
     return list(dict.fromkeys(sizes))
 
@@ -47,7 +49,9 @@ class SizeList(click.ParamType):
 
     name = "sizes"
 
-    def convert(self, value: str | Sequence[int], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(
+        self, value: str | Sequence[int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
         if not isinstance(value, str):
             return list(value)
         try:

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from .options import find_model, json_option, loaded_pair, loading_of, loading_options, model_argument, onnx_option
+from .options import (
+    find_model,
+    json_option,
+    loaded_pair,
+    loading_of,
+    loading_options,
+    model_argument,
+    onnx_option,
+)
 from .sizes import SIZES
 
 _SIZES = (1, 5, 32)
@@ -24,12 +32,27 @@ _SIZES = (1, 5, 32)
     metavar="SIZES",
     help="As 1-8,16.  [default: 1,5,32, or the only one that MODEL runs]",
 )
-@click.option("--against", type=click.Choice(("onnxruntime", "tract")), default="onnxruntime", help="[default: onnxruntime]")
+@click.option(
+    "--against",
+    type=click.Choice(("onnxruntime", "tract")),
+    default="onnxruntime",
+    help="[default: onnxruntime]",
+)
 @onnx_option
-@click.option("--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]")
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]"
+)
 @loading_options
 @json_option
-def command(model: str, sizes: list[int] | None, against: str, onnx: str | None, seed: int, json_file: str | None, **loading: Any) -> None:
+def command(
+    model: str,
+    sizes: list[int] | None,
+    against: str,
+    onnx: str | None,
+    seed: int,
+    json_file: str | None,
+    **loading: Any,
+) -> None:
     """Compare every output with another runtime on random inputs, at several batch sizes.
 
     Prints the largest error, and how often the largest element is the same (what a policy with discrete actions cares about). Exits with 1
@@ -61,15 +84,30 @@ def command(model: str, sizes: list[int] | None, against: str, onnx: str | None,
 
         from .output import show, table
 
-        marks = {True: Text("same", "green"), False: Text("differs", "red"), None: Text("not compared", "yellow")}
+        marks = {
+            True: Text("same", "green"),
+            False: Text("differs", "red"),
+            None: Text("not compared", "yellow"),
+        }
         rows = [
-            (check.output, marks[check.same], check.note, check.size, _small(check.max_abs), _small(check.max_rel),
-             "-" if check.argmax_agreement is None else f"{check.argmax_agreement:.1%}")
+            (
+                check.output,
+                marks[check.same],
+                check.note,
+                check.size,
+                _small(check.max_abs),
+                _small(check.max_rel),
+                "-" if check.argmax_agreement is None else f"{check.argmax_agreement:.1%}",
+            )
             for check in checks
-        ]  # fmt: skip
+        ]
         columns = ["output", "", "", "batch size", "max abs error", "max rel error", "same argmax"]
         compared = sum(check.same is not None for check in checks)
-        verdict = f"[red]{len(worst)} of {compared} differ[/]" if worst else f"[green]all {compared} are the same[/]"
+        verdict = (
+            f"[red]{len(worst)} of {compared} differ[/]"
+            if worst
+            else f"[green]all {compared} are the same[/]"
+        )
         show(
             f"[bold]{escape(file.name)}[/] against {against}",
             table(columns, rows, left=3),

@@ -12,8 +12,15 @@ from .options import Command, recurrent_pairs
 def wrapping_options(command: Command) -> Command:
     """`--recurrent` and `--with-epsilon`, for `wrapped`."""
     for option in (
-        click.option("-w", "--with-epsilon", metavar="KEY", help="Feed this input with normal noise, around the model."),
-        click.option("-r", "--recurrent", metavar="auto|IN:OUT,...", help="Keep hidden state by agent, around the model."),
+        click.option(
+            "-w", "--with-epsilon", metavar="KEY", help="Feed this input with normal noise, around the model."
+        ),
+        click.option(
+            "-r",
+            "--recurrent",
+            metavar="auto|IN:OUT,...",
+            help="Keep hidden state by agent, around the model.",
+        ),
     ):
         command = option(command)
     return command
@@ -34,4 +41,8 @@ def wrapped(inferer: Any, recurrent: str | None, epsilon: str | None, seed: int)
     if not recurrent:
         return inferer
     named = recurrent_pairs([recurrent])
-    return RecurrentTracker.wrap(inferer) if named is None else RecurrentTracker(inferer, [RecurrentInfo(*pair) for pair in named])
+    return (
+        RecurrentTracker.wrap(inferer)
+        if named is None
+        else RecurrentTracker(inferer, [RecurrentInfo(*pair) for pair in named])
+    )

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any, Protocol
 
 from ..model.signature import ModelApi, TensorSpec
-from ..plan import Plan, PlanInfo
+from ..plans.plan import Plan, PlanInfo
 
 MOST_PLANS = 24
 """Plans in a table; of more, those that are called most often are shown."""
@@ -69,8 +69,14 @@ class Card:
 
     def html(self) -> str:
         """A `<div>` for a notebook, in the colours of the page around it."""
-        facts = "".join(f"<tr>{_cell(name, _QUIET)}{_cell(value)}</tr>" for name, value in (*_tensors(self.api), *self.facts))
-        parts = [f"<strong>{escape(_plain(self.title))}</strong>", f'<table style="margin: 0.3em 0">{facts}</table>' if facts else ""]
+        facts = "".join(
+            f"<tr>{_cell(name, _QUIET)}{_cell(value)}</tr>"
+            for name, value in (*_tensors(self.api), *self.facts)
+        )
+        parts = [
+            f"<strong>{escape(_plain(self.title))}</strong>",
+            f'<table style="margin: 0.3em 0">{facts}</table>' if facts else "",
+        ]
         if self.plans:
             parts.append(self._plan_table())
         elif self.plans is not None:
@@ -106,10 +112,15 @@ class Card:
         if not self.plans:
             return [_NO_PLANS]
         columns = self._columns()
-        cells = [[name for name, _ in columns]] + [[_plain(show(row)) for _, show in columns] for row in self.plans]
+        cells = [[name for name, _ in columns]] + [
+            [_plain(show(row)) for _, show in columns] for row in self.plans
+        ]
         widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
         bars = ["", *("▇" * max(round(share * _BAR), share > 0) for share in self._shares())]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) + f"  {bar}" for row, bar in zip(cells, bars)]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths)) + f"  {bar}"
+            for row, bar in zip(cells, bars)
+        ]
         return lines + ([self._more()] if self.hidden else [])
 
     def _plan_table(self) -> str:
@@ -137,7 +148,9 @@ def text_of(shown: Shown) -> str:
     try:
         return shown._card().text()
     except Exception as cause:
-        return f"<{type(shown).__qualname__} at {id(shown):#x}, which cannot be shown: {type(cause).__name__}>"
+        return (
+            f"<{type(shown).__qualname__} at {id(shown):#x}, which cannot be shown: {type(cause).__name__}>"
+        )
 
 
 def html_of(shown: Shown) -> str:
@@ -166,7 +179,11 @@ def _tensors(api: ModelApi | None) -> list[tuple[str, str]]:
     if api is None:
         return []
     width = max((len(_plain(spec.name)) for spec in (*api.inputs, *api.outputs)), default=0)
-    return [(side, _tensor(spec, width)) for side, specs in (("input", api.inputs), ("output", api.outputs)) for spec in specs]
+    return [
+        (side, _tensor(spec, width))
+        for side, specs in (("input", api.inputs), ("output", api.outputs))
+        for spec in specs
+    ]
 
 
 def _tensor(spec: TensorSpec, width: int) -> str:

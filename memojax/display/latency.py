@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..recommend import interpolator
+from ..plans.recommend import interpolator
 from .figure import NotebookFigure, tidy
 
 _WIDE = 32
@@ -13,7 +13,9 @@ _WIDE = 32
 _FEW = 16
 
 
-def draw_latency(times: Mapping[str, Mapping[int, float | None]], seen: Mapping[int, int], ax: Any = None) -> Any:
+def draw_latency(
+    times: Mapping[str, Mapping[int, float | None]], seen: Mapping[int, int], ax: Any = None
+) -> Any:
     """Medians as a line, sizes without one as hollow points on it, and the histogram of the sizes seen behind them.
 
     Args:
@@ -39,7 +41,14 @@ def draw_latency(times: Mapping[str, Mapping[int, float | None]], seen: Mapping[
     if len(times) > 1 or any(time is None for line in times.values() for time in line.values()):
         axes.legend(frameon=False, loc="upper left")
     if not sizes:
-        axes.text(0.5, 0.5, "no plans yet: call the inferer, or preload sizes", ha="center", va="center", transform=axes.transAxes)
+        axes.text(
+            0.5,
+            0.5,
+            "no plans yet: call the inferer, or preload sizes",
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
+        )
     return axes.figure
 
 
@@ -57,7 +66,9 @@ def _line(axes: Any, times: Mapping[int, float | None], color: str, label: str) 
 def _histogram(axes: Any, seen: Mapping[int, int]) -> None:
     """Lines of one width on any scale, on an axis of their own behind the times."""
     behind = axes.twinx()
-    behind.vlines(list(seen), 0, list(seen.values()), color="gray", alpha=0.35, linewidth=5 if len(seen) <= _FEW else 2)
+    behind.vlines(
+        list(seen), 0, list(seen.values()), color="gray", alpha=0.35, linewidth=5 if len(seen) <= _FEW else 2
+    )
     behind.set_ylim(bottom=0)
     behind.set_ylabel("batches seen", color="gray")
     behind.tick_params(axis="y", colors="gray")

@@ -82,7 +82,9 @@ def _values(verb: str, answer: Any, expected: str) -> Any:
 
 def _mask(info: Any) -> Any:
     if not hasattr(info, "get"):
-        raise ValueError(f"the info of this step is a {type(info).__name__}, expected a dictionary (Gymnasium's API)")
+        raise ValueError(
+            f"the info of this step is a {type(info).__name__}, expected a dictionary (Gymnasium's API)"
+        )
     return info.get("action_mask")
 
 

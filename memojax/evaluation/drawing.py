@@ -42,14 +42,18 @@ def plot(evaluations: Evaluation | Sequence[Evaluation], path: str | PathLike[st
         returns.scatter(index + spread, one.returns, s=10, alpha=0.45, color=color, linewidths=0)
         low, high = one.confidence_interval()
         error = None if np.isnan(low) else [[one.mean_return - low], [high - one.mean_return]]
-        returns.errorbar(index, one.mean_return, error, fmt="_", ms=28, mew=2, capsize=6, color="black", zorder=3)
+        returns.errorbar(
+            index, one.mean_return, error, fmt="_", ms=28, mew=2, capsize=6, color="black", zorder=3
+        )
         note = plus_minus(one.mean_return, one.standard_error)
         returns.annotate(note, (index + 0.24, one.mean_return), va="center", fontsize=9)
         sizes = sorted(size for size in one.call_us if one.batch_sizes[size] >= _FEW_CALLS)
         latency.plot(sizes, [one.call_us[size] for size in sizes], "o-", ms=4, color=color, label=one.model)
     returns.set_xticks(range(len(evaluations)), [one.model for one in evaluations])
     returns.set_xlim(-0.6, len(evaluations) - 0.4)
-    returns.set(title=f"{evaluations[0].env_id}: return of {len(evaluations[0].episodes)} episodes", ylabel="return")
+    returns.set(
+        title=f"{evaluations[0].env_id}: return of {len(evaluations[0].episodes)} episodes", ylabel="return"
+    )
     latency.set(title="time per call of the policy", xlabel="batch size", ylabel="median microseconds")
     latency.set_ylim(bottom=0)
     if len(evaluations) > 1:

@@ -15,7 +15,13 @@ from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 
-from ..errors import EnvironmentFailedError, EvaluationError, MissingPackageError, UnknownEnvironmentError, WorkerDiedError
+from ..errors import (
+    EnvironmentFailedError,
+    EvaluationError,
+    MissingPackageError,
+    UnknownEnvironmentError,
+    WorkerDiedError,
+)
 from ._worker import ask
 
 Vectorization = Literal["sync", "async"]
@@ -66,7 +72,10 @@ class LocalPool(EnvPool):
         self._owned = not _is_env(env)
         try:
             self._envs = [make() for _ in range(size)]
-            self.observation_space, self.action_space = self._envs[0].observation_space, self._envs[0].action_space
+            self.observation_space, self.action_space = (
+                self._envs[0].observation_space,
+                self._envs[0].action_space,
+            )
         except Exception as cause:
             raise _not_made(self.name, f"{type(cause).__name__}: {cause}") from cause
 
@@ -98,7 +107,9 @@ class WorkerPool(EnvPool):
     def __init__(self, env: Any, size: int, workers: int | None = None):
         """Start `workers` processes (one per core by default) with `size` environments in all."""
         if _is_env(env):
-            raise EvaluationError("an environment object cannot be sent to worker processes: give its id, or a function that makes one")
+            raise EvaluationError(
+                "an environment object cannot be sent to worker processes: give its id, or a function that makes one"
+            )
         make, self.name = maker_of(env)
         import cloudpickle
 
@@ -143,7 +154,9 @@ class WorkerPool(EnvPool):
             if ok:
                 outcomes.update(zip(slots, (Outcome(*one) for one in answer), strict=True))
             else:
-                failures.append(_failed(self.name, slots[answer[0]], verb, _quoted(f"in worker {index}", answer[1])))
+                failures.append(
+                    _failed(self.name, slots[answer[0]], verb, _quoted(f"in worker {index}", answer[1]))
+                )
         if failures:
             raise failures[0]
         return [outcomes[slot] for slot in values]
@@ -155,7 +168,9 @@ class _Worker:
     def __init__(self, index: int):
         self.index = index
         script = Path(__file__).with_name("_worker.py")
-        self._process = subprocess.Popen([sys.executable, "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     @property
     def pid(self) -> int:
@@ -194,7 +209,13 @@ class _Worker:
             code: int | None = self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             code = None
-        how = "closed its pipe" if code is None else f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        how = (
+            "closed its pipe"
+            if code is None
+            else f"was killed by signal {-code}"
+            if code < 0
+            else f"exited with code {code}"
+        )
         return WorkerDiedError(
             f"worker {self.index} (process {self._process.pid}) {how} without an answer, and its environments with it: look at what it "
             "wrote to stderr, at the memory of the machine, or run with vectorization='sync' to see the failure itself"
@@ -225,7 +246,9 @@ def maker_of(env: Any) -> tuple[Callable[[], Any], str]:
     if isinstance(env, gymnasium.envs.registration.EnvSpec):
         spec = env
 
-        def make() -> Any:  # sent to workers by value: it must not refer to memojax, which would import JAX there
+        def make() -> (
+            Any
+        ):  # sent to workers by value: it must not refer to memojax, which would import JAX there
             import gymnasium
 
             return gymnasium.make(spec, disable_env_checker=True)
@@ -233,7 +256,9 @@ def maker_of(env: Any) -> tuple[Callable[[], Any], str]:
         return make, spec.id
     if callable(env):
         return env, getattr(env, "__name__", type(env).__name__)
-    raise EvaluationError(f"an environment is a Gymnasium id, an EnvSpec, an environment, or a function that makes one, not {env!r}")
+    raise EvaluationError(
+        f"an environment is a Gymnasium id, an EnvSpec, an environment, or a function that makes one, not {env!r}"
+    )
 
 
 def import_gymnasium() -> Any:
@@ -256,12 +281,20 @@ def _spec_of(env_id: str, gymnasium: Any) -> Any:
             __import__(module)
         return gymnasium.spec(name)
     except ImportError as cause:
-        raise UnknownEnvironmentError(f"environment {env_id!r}: no module {module!r} to register it: {cause}") from cause
+        raise UnknownEnvironmentError(
+            f"environment {env_id!r}: no module {module!r} to register it: {cause}"
+        ) from cause
     except gymnasium.error.Error as cause:
         known = sorted(gymnasium.registry)
         close = _closest(name, known)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "is the package that registers it installed and imported?"
-        raise UnknownEnvironmentError(f"no environment is called {env_id!r}: {hint} (module:id imports a module first)") from cause
+        hint = (
+            f"did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else "is the package that registers it installed and imported?"
+        )
+        raise UnknownEnvironmentError(
+            f"no environment is called {env_id!r}: {hint} (module:id imports a module first)"
+        ) from cause
 
 
 def _closest(name: str, known: Sequence[str]) -> list[str]:
@@ -278,7 +311,9 @@ def _is_env(env: Any) -> bool:
 
 def _not_made(name: str, what: str) -> EvaluationError:
     if "DependencyNotInstalled" in what.partition("\n")[0]:
-        return UnknownEnvironmentError(f"environment {name!r} needs a package that is missing: {what.partition(': ')[2]}")
+        return UnknownEnvironmentError(
+            f"environment {name!r} needs a package that is missing: {what.partition(': ')[2]}"
+        )
     return EnvironmentFailedError(f"{name} could not be made: {what}")
 
 

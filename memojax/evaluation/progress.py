@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 
-from ..display.progress import progress_bar as bar_of
+from ..progress import progress_bar as bar_of
 
 Report = Callable[[int, float, float, int], None]
 """Episodes done, mean return, its standard error, size of the last batch."""

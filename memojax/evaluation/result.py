@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EvaluationError
-from ..plan import PlanInfo
+from ..plans.plan import PlanInfo
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,11 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        done = f"{len(self.episodes)} episodes" if not self.interrupted else f"{len(self.episodes)} of {self.asked} episodes, interrupted"
+        done = (
+            f"{len(self.episodes)} episodes"
+            if not self.interrupted
+            else f"{len(self.episodes)} of {self.asked} episodes, interrupted"
+        )
         return (
             f"{self.model} on {self.env_id}: return {plus_minus(self.mean_return, self.standard_error)}, length {self.mean_length:.1f}, "
             f"{self.steps_per_second:,.0f} steps per second ({done})"
@@ -207,11 +211,17 @@ def compare(baseline: Evaluation, other: Evaluation) -> Comparison:
             f"{baseline.model} ran on {baseline.env_id} and {other.model} on {other.env_id}: compare them on one environment"
         )
     mine = {episode.seed: episode.total for episode in baseline.episodes}
-    pairs = np.array([episode.total - mine[episode.seed] for episode in other.episodes if episode.seed in mine], np.float64)
+    pairs = np.array(
+        [episode.total - mine[episode.seed] for episode in other.episodes if episode.seed in mine], np.float64
+    )
     if not len(pairs):
-        raise EvaluationError(f"{baseline.model} and {other.model} have no seed in common: evaluate both with the same seed=")
+        raise EvaluationError(
+            f"{baseline.model} and {other.model} have no seed in common: evaluate both with the same seed="
+        )
     error = deviation(pairs) / math.sqrt(len(pairs))
-    return Comparison(baseline.model, other.model, len(pairs), float(pairs.mean()), error, student_interval(pairs))
+    return Comparison(
+        baseline.model, other.model, len(pairs), float(pairs.mean()), error, student_interval(pairs)
+    )
 
 
 def deviation(values: np.ndarray) -> float:

@@ -15,16 +15,32 @@ import numpy as np
 
 from .._types import Source
 from ..api import load
-from ..errors import ActionError, EnvironmentFailedError, EvaluationError, IncompatibleModelError, MemojaxError, SpaceMismatchError
+from ..errors import (
+    ActionError,
+    EnvironmentFailedError,
+    EvaluationError,
+    IncompatibleModelError,
+    MemojaxError,
+    SpaceMismatchError,
+)
 from ..inferer.base import Inferer
+from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
-from ..plan import PlanInfo
-from ..typed import TypedModel
+from ..plans.plan import PlanInfo
 from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker, find_pairs
 from .envs import EnvPool, LocalPool, Outcome, Vectorization, WorkerPool, as_actions, import_gymnasium
 from .progress import Report, progress_bar
 from .result import Episode, Evaluation
-from .spaces import Actor, Feed, Field, ObservationReader, canonical, match_action, match_by_shape, match_observation
+from .spaces import (
+    Actor,
+    Feed,
+    Field,
+    ObservationReader,
+    canonical,
+    match_action,
+    match_by_shape,
+    match_observation,
+)
 from .transforms import ClipAction, Observations
 
 Transform = Callable[[Observations], Observations]
@@ -111,22 +127,43 @@ def evaluate(
     base = _innermost(policy)
     metadata: Mapping[str, str] = getattr(base, "metadata", {})
     if env is None and "env_id" not in metadata:
-        raise EvaluationError("which environment? The model's metadata names none (`env_id`): give env=, on the command line --env")
+        raise EvaluationError(
+            "which environment? The model's metadata names none (`env_id`): give env=, on the command line --env"
+        )
     env = metadata["env_id"] if env is None else env
     width = _width(env, count, num_envs)
     pool = LocalPool(env, width) if vectorization == "sync" else WorkerPool(env, width, workers)
     try:
         reader = ObservationReader(pool.observation_space, observation_transforms)
         player, plan = _connect(
-            policy, reader, pool, metadata, observation=observation, action=action, epsilon=epsilon, recurrent=recurrent,
-            action_transforms=action_transforms, deterministic=deterministic,
-        )  # fmt: skip
+            policy,
+            reader,
+            pool,
+            metadata,
+            observation=observation,
+            action=action,
+            epsilon=epsilon,
+            recurrent=recurrent,
+            action_transforms=action_transforms,
+            deterministic=deterministic,
+        )
         described = {
-            "model": name or _name_of(inferer, base), "asked": count, "num_envs": width, "deterministic": deterministic,
-            "metadata": dict(metadata), "action": str(plan.actor), "feeds": plan.told(deterministic),
-        }  # fmt: skip
-        rollout = _Rollout(player, base, pool, reader, plan, range(seed, seed + count), max_steps, on_episode, described)
-        bar = progress_bar(f"{described['model']} on {pool.name}", count) if progress else contextlib.nullcontext(_silent)
+            "model": name or _name_of(inferer, base),
+            "asked": count,
+            "num_envs": width,
+            "deterministic": deterministic,
+            "metadata": dict(metadata),
+            "action": str(plan.actor),
+            "feeds": plan.told(deterministic),
+        }
+        rollout = _Rollout(
+            player, base, pool, reader, plan, range(seed, seed + count), max_steps, on_episode, described
+        )
+        bar = (
+            progress_bar(f"{described['model']} on {pool.name}", count)
+            if progress
+            else contextlib.nullcontext(_silent)
+        )
         with bar as report:
             return rollout.run(report)
     finally:
@@ -183,7 +220,13 @@ class _Rollout:
         on_episode: Callable[[Episode], None] | None,
         described: Mapping[str, Any],
     ):
-        self._inferer, self._base, self._pool, self._reader, self._connection = inferer, base, pool, reader, connection
+        self._inferer, self._base, self._pool, self._reader, self._connection = (
+            inferer,
+            base,
+            pool,
+            reader,
+            connection,
+        )
         self._waiting = enumerate(seeds)
         self._limit = max_steps or 1 << 62
         self._on_episode = on_episode
@@ -211,7 +254,9 @@ class _Rollout:
             failure.partial = self._result(interrupted=True)
             raise
         except Exception as failure:
-            failure.add_note(f"memojax.evaluate was stopped by this; so far: {self._result(interrupted=True)}")
+            failure.add_note(
+                f"memojax.evaluate was stopped by this; so far: {self._result(interrupted=True)}"
+            )
             raise
         finally:
             for playing in self._alive:
@@ -227,23 +272,33 @@ class _Rollout:
         try:
             outcomes = self._pool.reset({slot: seed for slot, _, seed in dealt})
         except EnvironmentFailedError as failure:
-            index, seed = next((index, seed) for slot, index, seed in dealt if slot == getattr(failure, "slot", slot))
+            index, seed = next(
+                (index, seed) for slot, index, seed in dealt if slot == getattr(failure, "slot", slot)
+            )
             raise EnvironmentFailedError(f"{failure} [episode {index}, seed {seed}]") from failure.__cause__
         for (slot, index, seed), outcome in zip(dealt, outcomes, strict=True):
             agent = next(_agents)
             self._inferer.begin_agent(agent)
-            self._alive.append(_Playing(index, seed, slot, agent, np.random.Generator(np.random.SFC64([seed, 0x6D6A])), outcome))
+            self._alive.append(
+                _Playing(
+                    index, seed, slot, agent, np.random.Generator(np.random.SFC64([seed, 0x6D6A])), outcome
+                )
+            )
         self._alive.sort(key=lambda playing: playing.slot)
 
     def _step(self) -> None:
         """One call of the policy, one step of each environment that is alive."""
         actions = as_actions(self._act())
         try:
-            outcomes = self._pool.step({playing.slot: action for playing, action in zip(self._alive, actions, strict=True)})
+            outcomes = self._pool.step(
+                {playing.slot: action for playing, action in zip(self._alive, actions, strict=True)}
+            )
         except EnvironmentFailedError as failure:
             where = next((p for p in self._alive if p.slot == getattr(failure, "slot", None)), self._alive[0])
             taken = np.asarray(actions[self._alive.index(where)]).tolist()
-            raise EnvironmentFailedError(f"{failure} [{_where(where)}, action {taken}]") from failure.__cause__
+            raise EnvironmentFailedError(
+                f"{failure} [{_where(where)}, action {taken}]"
+            ) from failure.__cause__
         going: list[_Playing] = []
         ended: list[_Playing] = []
         for playing, outcome in zip(self._alive, outcomes, strict=True):
@@ -256,7 +311,9 @@ class _Rollout:
         self._alive = going
         for playing in ended:
             self._inferer.end_agent(playing.agent)
-            episode = Episode(playing.index, playing.seed, playing.total, playing.length, not playing.outcome.terminated)
+            episode = Episode(
+                playing.index, playing.seed, playing.total, playing.length, not playing.outcome.terminated
+            )
             self._finished.append(episode)
             offset = episode.total - self._mean
             self._mean += offset / len(self._finished)
@@ -275,7 +332,9 @@ class _Rollout:
                 raise
             playing = self._alive[row]
             where = f"{self._pool.name}, episode {playing.index}, seed {playing.seed}, {f'step {playing.length}' if playing.length else 'reset'}"
-            raise SpaceMismatchError(f"{failure} [{where}]: mend its observation_space, or wrap it") from failure.__cause__
+            raise SpaceMismatchError(
+                f"{failure} [{where}]: mend its observation_space, or wrap it"
+            ) from failure.__cause__
         inputs = {feed.input.name: feed(rows) for feed in join.feeds}
         inputs.update((spec.name, self._noise(spec)) for spec in join.noise)
         inputs.update((spec.name, self._masks(spec)) for spec in join.masks)
@@ -289,9 +348,15 @@ class _Rollout:
             actions = join.actor(outputs, [playing.generator for playing in self._alive])
         except ActionError as failure:
             row = getattr(failure, "row", 0)
-            fed = [name for name, value in inputs.items() if value.dtype.kind == "f" and np.isnan(value[row]).any()]
+            fed = [
+                name
+                for name, value in inputs.items()
+                if value.dtype.kind == "f" and np.isnan(value[row]).any()
+            ]
             cause = f"its input {fed[0]!r} was NaN already" if fed else "its inputs were numbers"
-            raise ActionError(f"{self._described['model']}: {failure} [{_where(self._alive[row])}]; {cause}") from None
+            raise ActionError(
+                f"{self._described['model']}: {failure} [{_where(self._alive[row])}]; {cause}"
+            ) from None
         for transform in join.action_transforms:
             actions = transform(actions)
         return actions.astype(join.actor.space.dtype, copy=False)
@@ -299,20 +364,28 @@ class _Rollout:
     def _running(self) -> tuple[float, float]:
         """Mean return and its standard error so far."""
         count = len(self._finished)
-        return self._mean if count else math.nan, math.sqrt(self._squares / (count - 1) / count) if count > 1 else math.nan
+        return self._mean if count else math.nan, math.sqrt(
+            self._squares / (count - 1) / count
+        ) if count > 1 else math.nan
 
     def _noise(self, spec: TensorSpec) -> np.ndarray:
         if self._described["deterministic"]:
             return np.zeros((len(self._alive), *spec.shape), spec.dtype)
-        return np.stack([playing.generator.standard_normal(spec.shape) for playing in self._alive]).astype(spec.dtype)
+        return np.stack([playing.generator.standard_normal(spec.shape) for playing in self._alive]).astype(
+            spec.dtype
+        )
 
     def _masks(self, spec: TensorSpec) -> np.ndarray:
         given = [playing.outcome.mask for playing in self._alive]
         ones = np.ones(spec.shape, spec.dtype)
         try:
-            return np.stack([ones if mask is None else np.asarray(mask, spec.dtype).reshape(spec.shape) for mask in given])
+            return np.stack(
+                [ones if mask is None else np.asarray(mask, spec.dtype).reshape(spec.shape) for mask in given]
+            )
         except ValueError as cause:
-            raise SpaceMismatchError(f"info['action_mask'] of {self._pool.name} does not fit the model's input {spec}: {cause}") from cause
+            raise SpaceMismatchError(
+                f"info['action_mask'] of {self._pool.name} does not fit the model's input {spec}: {cause}"
+            ) from cause
 
     def _result(self, interrupted: bool) -> Evaluation:
         seconds = time.perf_counter() - self._started
@@ -320,9 +393,15 @@ class _Rollout:
         compiled = 0.0
         for plan in _plans(self._base):
             before = self._before.get(plan.size)
-            compiled += plan.compile_ms / 1e3 if before is None or before.compile_ms != plan.compile_ms else 0.0
+            compiled += (
+                plan.compile_ms / 1e3 if before is None or before.compile_ms != plan.compile_ms else 0.0
+            )
             plans.append(replace(plan, calls=plan.calls - (before.calls if before else 0)))
-        medians = {size: float(np.median(calls[1:])) * 1e6 for size, calls in sorted(self._calls.items()) if len(calls) > 1}
+        medians = {
+            size: float(np.median(calls[1:])) * 1e6
+            for size, calls in sorted(self._calls.items())
+            if len(calls) > 1
+        }
         return Evaluation(
             env_id=self._pool.name,
             episodes=tuple(sorted(self._finished, key=lambda episode: episode.index)),
@@ -364,14 +443,26 @@ def _connect(
     rest = [spec for spec in rest if spec not in noise and spec not in masks]
     feeds = match_by_shape(reader.fields, feeds, rest, pool.name)
     random = bool(getattr(getattr(_innermost(inferer), "typed", None), "random", False))
-    actor = match_action(pool.action_space, player.api.outputs, where=pool.name, chosen=action, deterministic=deterministic, random=random)
+    actor = match_action(
+        pool.action_space,
+        player.api.outputs,
+        where=pool.name,
+        chosen=action,
+        deterministic=deterministic,
+        random=random,
+    )
     is_box = type(pool.action_space).__name__ == "Box"
     if action_transforms is None:
         wanted = metadata.get("clip_actions", "true").strip().casefold() not in ("false", "0", "no", "none")
         action_transforms = [ClipAction()] if is_box and wanted else []
     elif not is_box and any(hasattr(transform, "bind") for transform in action_transforms):
-        raise SpaceMismatchError(f"ClipAction and ScaleAction are for Box actions; those of {pool.name} are {pool.action_space}")
-    bound = [transform.bind(pool.action_space) if hasattr(transform, "bind") else transform for transform in action_transforms]
+        raise SpaceMismatchError(
+            f"ClipAction and ScaleAction are for Box actions; those of {pool.name} are {pool.action_space}"
+        )
+    bound = [
+        transform.bind(pool.action_space) if hasattr(transform, "bind") else transform
+        for transform in action_transforms
+    ]
     return player, _Connection(feeds, noise, masks, pairs, actor, bound)
 
 
@@ -399,7 +490,9 @@ def _width(env: Any, episodes: int, num_envs: int | None) -> int:
     gymnasium = import_gymnasium()
     if isinstance(env, gymnasium.Env):
         if num_envs not in (None, 1):
-            raise EvaluationError(f"num_envs={num_envs}, but one environment was given: give its id, or a function that makes one")
+            raise EvaluationError(
+                f"num_envs={num_envs}, but one environment was given: give its id, or a function that makes one"
+            )
         return 1
     return min(episodes, DEFAULT_ENVS if num_envs is None else _checked("num_envs", num_envs))
 

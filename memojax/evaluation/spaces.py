@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ActionError, SpaceMismatchError
-from ..inputs import can_cast
 from ..model.signature import TensorSpec
+from ..rows.states import can_cast
 from .transforms import Observations
 
 Rows = np.ndarray
@@ -71,7 +71,9 @@ def parts_of(space: Any) -> list[Part]:
         elif isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
             yield Part(".".join(map(str, path)) or WHOLE, space, path)
         else:
-            raise SpaceMismatchError(f"observations of {space} cannot be fed to a model: wrap the environment so that it gives arrays")
+            raise SpaceMismatchError(
+                f"observations of {space} cannot be fed to a model: wrap the environment so that it gives arrays"
+            )
 
     return list(walk(space, ()))
 
@@ -86,8 +88,12 @@ class ObservationReader:
         self._transforms = transforms
         self._whole = len(self.parts) == 1 and not self.parts[0].path
         spaces = {part.name: part.space for part in self.parts}
-        zeros = self._transformed({part.name: np.zeros((1, *part.space.shape), part.space.dtype) for part in self.parts})
-        self.fields = [Field(name, rows.shape[1:], rows.dtype, spaces.get(name)) for name, rows in zeros.items()]
+        zeros = self._transformed(
+            {part.name: np.zeros((1, *part.space.shape), part.space.dtype) for part in self.parts}
+        )
+        self.fields = [
+            Field(name, rows.shape[1:], rows.dtype, spaces.get(name)) for name, rows in zeros.items()
+        ]
 
     def __call__(self, observations: Sequence[Any]) -> dict[str, Rows]:
         """Part name -> rows `[n, ...]`.
@@ -105,8 +111,14 @@ class ObservationReader:
                 column.append(np.asarray(part.take(observation)))
             except (KeyError, IndexError, TypeError) as cause:
                 names = isinstance(observation, Mapping)
-                given = f"only {', '.join(map(repr, observation))}" if names else f"a {type(observation).__name__}"
-                raise _undeclared(row, f"the environment declares the observation part {part.name!r}, but gave {given}") from cause
+                given = (
+                    f"only {', '.join(map(repr, observation))}"
+                    if names
+                    else f"a {type(observation).__name__}"
+                )
+                raise _undeclared(
+                    row, f"the environment declares the observation part {part.name!r}, but gave {given}"
+                ) from cause
         shape, dtype = part.space.shape, part.space.dtype
         for row, value in enumerate(column):
             if value.shape != shape or not (value.dtype == dtype or can_cast(value.dtype, dtype)):
@@ -150,7 +162,10 @@ class Feed:
 
 
 def match_observation(
-    fields: Sequence[Field], inputs: Sequence[TensorSpec], where: str, chosen: Mapping[str, str] | str | None = None
+    fields: Sequence[Field],
+    inputs: Sequence[TensorSpec],
+    where: str,
+    chosen: Mapping[str, str] | str | None = None,
 ) -> tuple[list[Feed], list[TensorSpec]]:
     """Which field feeds which input, as the caller or their names say; and the inputs that are left.
 
@@ -165,13 +180,19 @@ def match_observation(
     by_input = {spec.name: spec for spec in inputs}
     if isinstance(chosen, str):
         if len(fields) > 1:
-            raise SpaceMismatchError(f"observation={chosen!r} names one input, but the observation has the parts {', '.join(by_field)}")
+            raise SpaceMismatchError(
+                f"observation={chosen!r} names one input, but the observation has the parts {', '.join(by_field)}"
+            )
         chosen = {fields[0].name: chosen}
     sources: dict[str, Field] = {}
     for part, name in (chosen or {}).items():
         if part not in by_field or name not in by_input:
-            side, given, known = ("part", part, by_field) if part not in by_field else ("model input", name, by_input)
-            raise SpaceMismatchError(f"observation= names the {side} {given!r}; there are {', '.join(map(repr, known))}")
+            side, given, known = (
+                ("part", part, by_field) if part not in by_field else ("model input", name, by_input)
+            )
+            raise SpaceMismatchError(
+                f"observation= names the {side} {given!r}; there are {', '.join(map(repr, known))}"
+            )
         sources[name] = by_field[part]
     free = [field for field in fields if not any(field is taken for taken in sources.values())]
     for spec in inputs:
@@ -191,7 +212,9 @@ def match_observation(
     return feeds, [spec for spec in inputs if spec.name not in sources]
 
 
-def match_by_shape(fields: Sequence[Field], feeds: list[Feed], inputs: Sequence[TensorSpec], where: str) -> list[Feed]:
+def match_by_shape(
+    fields: Sequence[Field], feeds: list[Feed], inputs: Sequence[TensorSpec], where: str
+) -> list[Feed]:
     """`feeds` and one for each of `inputs`, from the only field that fits it.
 
     Raises:
@@ -199,12 +222,16 @@ def match_by_shape(fields: Sequence[Field], feeds: list[Feed], inputs: Sequence[
     """
     free = [field for field in fields if not any(feed.field is field for feed in feeds)]
     fits = [[Feed(spec, field, *fit) for field in free if (fit := _fit(field, spec))] for spec in inputs]
-    if any(len(options) != 1 for options in fits) or len({options[0].field.name for options in fits}) < len(inputs):
+    if any(len(options) != 1 for options in fits) or len({options[0].field.name for options in fits}) < len(
+        inputs
+    ):
         raise SpaceMismatchError(_unmatched(fields, feeds, inputs, where))
     return [*feeds, *(options[0] for options in fits)]
 
 
-def _unmatched(fields: Sequence[Field], feeds: Sequence[Feed], inputs: Sequence[TensorSpec], where: str) -> str:
+def _unmatched(
+    fields: Sequence[Field], feeds: Sequence[Feed], inputs: Sequence[TensorSpec], where: str
+) -> str:
     size = sum(_flat_size(field) for field in fields)
     if len(fields) == 1:
         hint = "is it the environment that the policy was trained for? If so, wrap it or transform its observations"
@@ -257,12 +284,22 @@ def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _flat_size(field: Field) -> int:
     kind = type(field.space).__name__
-    return int(field.space.n) if kind == "Discrete" else int(field.space.nvec.sum()) if kind == "MultiDiscrete" else math.prod(field.shape)
+    return (
+        int(field.space.n)
+        if kind == "Discrete"
+        else int(field.space.nvec.sum())
+        if kind == "MultiDiscrete"
+        else math.prod(field.shape)
+    )
 
 
 def canonical(name: str) -> str:
     """A name without case, punctuation, an `obs` prefix and a plural s, so that `obs/Position` and `position` are one."""
-    short = "".join(filter(str.isalnum, re.sub(r"^(observations?|obs|inputs?)[^a-z0-9]+(?=[a-z0-9])", "", name.casefold())))
+    short = "".join(
+        filter(
+            str.isalnum, re.sub(r"^(observations?|obs|inputs?)[^a-z0-9]+(?=[a-z0-9])", "", name.casefold())
+        )
+    )
     return "obs" if short in ("observations", "observation", "obs") else short.removesuffix("s") or short
 
 
@@ -286,12 +323,21 @@ class Actor:
         """
         rows = np.asarray(outputs[self.output])
         if rows.dtype.kind not in "iub" and (bad := np.isnan(rows)).any():
-            raise _bad(int(np.nonzero(bad.reshape(len(rows), -1).any(axis=1))[0][0]), f"output {self.output!r} is NaN")
+            raise _bad(
+                int(np.nonzero(bad.reshape(len(rows), -1).any(axis=1))[0][0]),
+                f"output {self.output!r} is NaN",
+            )
         return self.decode(rows, generators)
 
 
 def match_action(
-    space: Any, outputs: Sequence[TensorSpec], *, where: str, chosen: str | None = None, deterministic: bool = True, random: bool = False
+    space: Any,
+    outputs: Sequence[TensorSpec],
+    *,
+    where: str,
+    chosen: str | None = None,
+    deterministic: bool = True,
+    random: bool = False,
 ) -> Actor:
     """The output that gives the action.
 
@@ -307,11 +353,15 @@ def match_action(
 
     known = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     if not isinstance(space, known):
-        raise SpaceMismatchError(f"the action space of {where} is {space}: Box, Discrete, MultiDiscrete and MultiBinary are supported")
+        raise SpaceMismatchError(
+            f"the action space of {where} is {space}: Box, Discrete, MultiDiscrete and MultiBinary are supported"
+        )
     if chosen is not None:
         spec = next((spec for spec in outputs if spec.name == chosen), None)
         if spec is None:
-            raise SpaceMismatchError(f"action= names the output {chosen!r}; there are {', '.join(repr(s.name) for s in outputs)}")
+            raise SpaceMismatchError(
+                f"action= names the output {chosen!r}; there are {', '.join(repr(s.name) for s in outputs)}"
+            )
         how = _reading(space, spec)
         if how is None:
             raise SpaceMismatchError(_no_action(space, [spec], where))
@@ -352,7 +402,21 @@ def _no_action(space: Any, outputs: Iterable[TensorSpec], where: str) -> str:
     )
 
 
-_SIDE_PRODUCTS = ("value", "logprob", "entropy", "logstd", "std", "stddev", "scale", "sigma", "version", "memory", "critic", "vf", "loss")
+_SIDE_PRODUCTS = (
+    "value",
+    "logprob",
+    "entropy",
+    "logstd",
+    "std",
+    "stddev",
+    "scale",
+    "sigma",
+    "version",
+    "memory",
+    "critic",
+    "vf",
+    "loss",
+)
 
 
 def _is_side_product(name: str) -> bool:
@@ -368,7 +432,13 @@ def _rank(name: str, how: str, deterministic: bool, random: bool) -> tuple[int, 
         order = 0 if is_mean else 2 if not is_action else 3 if random else 1
     else:
         order = 2 if is_mean else 0 if is_action else 1
-    likely = 0 if "action" in short else 1 if short.startswith(("logit", "polic", "pi", "prob", "q", "mean", "mu")) else 2
+    likely = (
+        0
+        if "action" in short
+        else 1
+        if short.startswith(("logit", "polic", "pi", "prob", "q", "mean", "mu"))
+        else 2
+    )
     return order, likely
 
 
@@ -383,7 +453,11 @@ def _reading(space: Any, spec: TensorSpec) -> str | None:
     if kind == "MultiDiscrete":
         if whole and shape == _squeezed(space.shape):
             return "index"
-        return "argmax" if floating and math.prod(spec.shape) == space.nvec.sum() and (_even(space) or len(shape) <= 1) else None
+        return (
+            "argmax"
+            if floating and math.prod(spec.shape) == space.nvec.sum() and (_even(space) or len(shape) <= 1)
+            else None
+        )
     if shape != _squeezed(space.shape):
         return None
     if kind == "MultiBinary":
@@ -401,7 +475,9 @@ def _actor(space: Any, spec: TensorSpec, how: str, deterministic: bool) -> Actor
     probabilities = "prob" in name
     if kind == "Box":
         if space.dtype.kind in "iu" and spec.dtype.kind not in "iu":
-            raise SpaceMismatchError(f"the action space is {space}, whole numbers, but output {spec} is not: wrap the environment")
+            raise SpaceMismatchError(
+                f"the action space is {space}, whole numbers, but output {spec} is not: wrap the environment"
+            )
         return Actor(spec.name, how, lambda rows, _: rows.reshape(len(rows), *space.shape), space)
     if kind == "Discrete":
         n, start = int(space.n), int(space.start)
@@ -419,7 +495,12 @@ def _actor(space: Any, spec: TensorSpec, how: str, deterministic: bool) -> Actor
 
         def multi(rows: Rows, generators: Sequence[np.random.Generator]) -> Rows:
             if how == "index":
-                return _checked(rows.reshape(len(rows), *space.shape).astype(space.dtype), start, start + space.nvec, spec.name)
+                return _checked(
+                    rows.reshape(len(rows), *space.shape).astype(space.dtype),
+                    start,
+                    start + space.nvec,
+                    spec.name,
+                )
             columns = np.split(rows.reshape(len(rows), -1), cuts, axis=1)
             picks = [_sample(c, probabilities, generators) if sampled else c.argmax(axis=1) for c in columns]
             return np.stack(picks, axis=1).reshape(len(rows), *space.shape).astype(space.dtype) + start
@@ -452,7 +533,9 @@ def _checked(actions: Rows, low: Any, high: Any, output: str) -> Rows:
     if outside.any():
         row = int(np.nonzero(outside)[0][0])
         limits = f"{np.asarray(low).tolist()} to {(np.asarray(high) - 1).tolist()}"
-        raise _bad(row, f"output {output!r} gives the action {actions[row].tolist()}, the environment takes {limits}")
+        raise _bad(
+            row, f"output {output!r} gives the action {actions[row].tolist()}, the environment takes {limits}"
+        )
     return actions
 
 

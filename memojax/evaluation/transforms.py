@@ -43,7 +43,9 @@ class NormalizeObs:
         self.epsilon, self.clip = float(epsilon), clip
         means, variances = _parts(mean), _parts(var)
         if means.keys() != variances.keys() or any(means[k].shape != variances[k].shape for k in means):
-            raise EvaluationError(f"mean and var of an observation must be alike: {_shapes(means)} and {_shapes(variances)} were given")
+            raise EvaluationError(
+                f"mean and var of an observation must be alike: {_shapes(means)} and {_shapes(variances)} were given"
+            )
         if any((array < 0).any() for array in variances.values()):
             raise EvaluationError("a variance is negative: were mean and var swapped?")
         self._moments = {name: (means[name], np.sqrt(variances[name] + self.epsilon)) for name in means}
@@ -74,31 +76,42 @@ class NormalizeObs:
             else:
                 mean, var = _get(statistics, "mean"), _get(statistics, "var")
         except (KeyError, AttributeError, TypeError) as cause:
-            raise EvaluationError(f"{_name(source)}: no observation statistics in it: expected `obs_rms` with `mean` and `var`") from cause
+            raise EvaluationError(
+                f"{_name(source)}: no observation statistics in it: expected `obs_rms` with `mean` and `var`"
+            ) from cause
         return cls(mean, var, float(values.get("epsilon", 1e-8)), float(values.get("clip_obs", 10.0)))
 
     def __call__(self, observations: Observations) -> Observations:
         if not isinstance(observations, Mapping):
             if "" not in self._moments:
-                raise SpaceMismatchError(f"the statistics are of the parts {', '.join(self._moments)}, the observation is one array")
+                raise SpaceMismatchError(
+                    f"the statistics are of the parts {', '.join(self._moments)}, the observation is one array"
+                )
             return self._normalize("", observations)
         if "" in self._moments:
-            raise SpaceMismatchError(f"the statistics are of one array, the observation has the parts {', '.join(observations)}")
+            raise SpaceMismatchError(
+                f"the statistics are of one array, the observation has the parts {', '.join(observations)}"
+            )
         if missing := [name for name in self._moments if name not in observations]:
-            raise SpaceMismatchError(f"statistics of {missing[0]!r}, but the observation has the parts {', '.join(observations)}")
-        return {name: self._normalize(name, rows) if name in self._moments else rows for name, rows in observations.items()}
+            raise SpaceMismatchError(
+                f"statistics of {missing[0]!r}, but the observation has the parts {', '.join(observations)}"
+            )
+        return {
+            name: self._normalize(name, rows) if name in self._moments else rows
+            for name, rows in observations.items()
+        }
 
     def _normalize(self, name: str, rows: np.ndarray) -> np.ndarray:
         mean, std = self._moments[name]
         if rows.shape[1:] != mean.shape:
-            raise SpaceMismatchError(f"the statistics are of shape {list(mean.shape)}, the observation is {list(rows.shape[1:])}")
+            raise SpaceMismatchError(
+                f"the statistics are of shape {list(mean.shape)}, the observation is {list(rows.shape[1:])}"
+            )
         scaled = (rows - mean) / std
         return (scaled if self.clip is None else np.clip(scaled, -self.clip, self.clip)).astype(np.float32)
 
     def __repr__(self) -> str:
-        return (
-            f"NormalizeObs({_shapes({name: mean for name, (mean, _) in self._moments.items()})}, epsilon={self.epsilon}, clip={self.clip})"
-        )
+        return f"NormalizeObs({_shapes({name: mean for name, (mean, _) in self._moments.items()})}, epsilon={self.epsilon}, clip={self.clip})"
 
 
 @final
@@ -119,7 +132,9 @@ class SelectObs:
             raise SpaceMismatchError(
                 f"elements {self.indices} are to be selected, but the observation has the parts {', '.join(observations)}"
             )
-        if observations.ndim < 2 or not all(-observations.shape[-1] <= index < observations.shape[-1] for index in self.indices):
+        if observations.ndim < 2 or not all(
+            -observations.shape[-1] <= index < observations.shape[-1] for index in self.indices
+        ):
             raise SpaceMismatchError(
                 f"elements {self.indices} are to be selected from an observation of shape {list(observations.shape[1:])}"
             )
@@ -139,7 +154,9 @@ class _Bounded:
 
     def bind(self, space: Any) -> Any:
         """The same with open bounds taken from a Box space."""
-        return type(self)(space.low if self.low is None else self.low, space.high if self.high is None else self.high)
+        return type(self)(
+            space.low if self.low is None else self.low, space.high if self.high is None else self.high
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.low}, {self.high})"
@@ -170,12 +187,16 @@ class ScaleAction(_Bounded):
     def bind(self, space: Any) -> ScaleAction:
         bound = super().bind(space)
         if not (np.isfinite(bound.low).all() and np.isfinite(bound.high).all()):
-            raise SpaceMismatchError(f"{space} has no finite bounds that actions could be scaled to: give ScaleAction(low, high)")
+            raise SpaceMismatchError(
+                f"{space} has no finite bounds that actions could be scaled to: give ScaleAction(low, high)"
+            )
         return bound
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         if self.low is None or self.high is None:
-            raise EvaluationError("ScaleAction without bounds belongs into evaluate(), which knows the action space: give low and high")
+            raise EvaluationError(
+                "ScaleAction without bounds belongs into evaluate(), which knows the action space: give low and high"
+            )
         return (self.low + (actions + 1.0) * 0.5 * (self.high - self.low)).astype(actions.dtype, copy=False)
 
 
@@ -220,7 +241,9 @@ def _read(path: Path) -> Any:
                 return dict(archive)
         return json.loads(raw) if raw.lstrip()[:1] == b"{" else _StatisticsUnpickler(io.BytesIO(raw)).load()
     except Exception as cause:
-        raise EvaluationError(f"{path}: not statistics of VecNormalize (a pickle, .npz or .json): {cause}") from cause
+        raise EvaluationError(
+            f"{path}: not statistics of VecNormalize (a pickle, .npz or .json): {cause}"
+        ) from cause
 
 
 def _get(statistics: Any, name: str) -> Any:
@@ -228,7 +251,10 @@ def _get(statistics: Any, name: str) -> Any:
 
 
 def _parts(given: Any) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value, np.float64) for name, value in (given if isinstance(given, Mapping) else {"": given}).items()}
+    return {
+        name: np.asarray(value, np.float64)
+        for name, value in (given if isinstance(given, Mapping) else {"": given}).items()
+    }
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> str:

@@ -1,7 +1,7 @@
 """The four inferers, and what they share."""
 
-from ..inputs import Response as Response
-from ..inputs import State as State
+from ..rows.states import Response as Response
+from ..rows.states import State as State
 from .base import Inferer as Inferer
 from .basic import BasicInferer as BasicInferer
 from .builder import InfererBuilder as InfererBuilder

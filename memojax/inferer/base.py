@@ -22,18 +22,18 @@ from ..errors import (
     MissingInputError,
     UnknownInputError,
 )
-from ..inputs import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 from ..model.signature import ModelApi, TensorSpec
-from ..scratch import ScratchPadView
-from .placement import Placement
+from ..rows.device_choice import DeviceChoice
+from ..rows.scratch import ScratchPadView
+from ..rows.states import Response, as_dtype, can_cast, dtype_message, gather, responses_of
 
 if TYPE_CHECKING:
-    from ..batcher import Batched
     from ..wrapper.base import InfererWrapper, StatefulInferer
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
+    from .batcher import Batched
 
 Shapes = list[tuple[str, list[int]]]
-_WHERE_THEY_LIE = Placement()
+_WHERE_THEY_LIE = DeviceChoice()
 
 
 class Inferer(abc.ABC):
@@ -48,7 +48,7 @@ class Inferer(abc.ABC):
     """
 
     @property
-    def placement(self) -> Placement:
+    def placement(self) -> DeviceChoice:
         """Where calls with `jax.Array`s run."""
         return _WHERE_THEY_LIE
 
@@ -75,7 +75,9 @@ class Inferer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
+    def infer_arrays(
+        self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
+    ) -> Arrays:
         """Run a whole batch, `{name: [n, *element_shape]}` to `{name: [n, *element_shape]}`.
 
         NumPy in gives NumPy out, when the call returns the numbers are there; the arrays are read-only views of XLA's own results. A
@@ -141,7 +143,9 @@ class Inferer(abc.ABC):
             InputError: a state that does not fit; nothing has run then.
         """
         if not hasattr(batch, "values"):
-            raise InputError(f"the batch is {type(batch).__name__}, expected agent -> state (input name -> array)")
+            raise InputError(
+                f"the batch is {type(batch).__name__}, expected agent -> state (input name -> array)"
+            )
         api, agents = self.api, list(batch)
         outputs = self.infer_arrays(gather(api.inputs, agents, list(batch.values())), ids=agents)
         return responses_of(list(outputs), agents, [np.array(rows) for rows in outputs.values()])
@@ -191,7 +195,7 @@ class Inferer(abc.ABC):
         >>> list(batched.execute())
         [7]
         """
-        from ..batcher import Batched
+        from .batcher import Batched
 
         return Batched(self)
 
@@ -234,7 +238,9 @@ def next_size(inferer: Inferer, waiting: int) -> int:
     """
     size = inferer.select_batch_size(waiting)
     if not 1 <= size <= waiting:
-        raise BatchSizeError(f"{type(inferer).__name__}.select_batch_size({waiting}) gave {size}: it must be from 1 to {waiting}")
+        raise BatchSizeError(
+            f"{type(inferer).__name__}.select_batch_size({waiting}) gave {size}: it must be from 1 to {waiting}"
+        )
     return size
 
 
@@ -249,7 +255,9 @@ def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tupl
     return rows, _check_shapes(specs, rows)
 
 
-def device_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any], placement: Placement) -> tuple[list[jax.Array], int, jax.Device]:
+def device_rows(
+    specs: Sequence[TensorSpec], inputs: Mapping[str, Any], placement: DeviceChoice
+) -> tuple[list[jax.Array], int, jax.Device]:
     """Inputs as arrays on the device that `placement` chooses, the number of rows, and that device.
 
     Raises:
@@ -293,7 +301,9 @@ def check_inferer(given: Any) -> None:
 
 def lives_on_device(given: Any) -> bool:
     """Whether `given` is a `jax.Array`, or another library's array that JAX can take over."""
-    return isinstance(given, jax.Array) or (hasattr(given, "__dlpack__") and not isinstance(given, np.ndarray))
+    return isinstance(given, jax.Array) or (
+        hasattr(given, "__dlpack__") and not isinstance(given, np.ndarray)
+    )
 
 
 def as_jax(given: Any) -> Any:
@@ -310,7 +320,9 @@ def check_mapping(inputs: Any) -> None:
         InputError: they do not.
     """
     if not isinstance(inputs, Mapping):
-        raise InputError(f"inputs is {type(inputs).__name__}, expected input name -> array with one row per agent")
+        raise InputError(
+            f"inputs is {type(inputs).__name__}, expected input name -> array with one row per agent"
+        )
 
 
 def _check_names(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, final
 
-from ..typed import TypedModel
-from .model import ModelInferer
+from ..lowering.typed_model import TypedModel
+from .compiled import ModelInferer
 
 
 @final

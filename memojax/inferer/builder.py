@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any, final
 
 from .._types import Source
-from ..stablehlo import typed_model
-from ..typed import TypedModel
+from ..loading import typed_model
+from ..lowering.typed_model import TypedModel
 from .basic import BasicInferer
 from .dynamic import DEFAULT_CAPACITY, DynamicInferer
 from .fixed import FixedBatchInferer

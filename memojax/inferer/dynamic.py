@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from ..plan_cache import checked_size
-from ..typed import TypedModel
-from .model import ModelInferer, refuse_mixing
+from ..lowering.typed_model import TypedModel
+from ..plans.batch_sizes import checked_size
+from .compiled import ModelInferer, refuse_mixing
 
 DEFAULT_CAPACITY = 32
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any, final
 
 from ..errors import BatchSizeError
-from ..plan_cache import checked_size
-from ..typed import TypedModel
-from .model import ModelInferer
+from ..lowering.typed_model import TypedModel
+from ..plans.batch_sizes import checked_size
+from .compiled import ModelInferer
 
 
 @final

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Literal, final
 
-from .. import worker
 from .._types import Source
-from ..bucketing import Bucketing, bucket_of
 from ..errors import BatchSizeError, CompileForbiddenError, nearest
-from ..stablehlo import typed_model
-from ..typed import TypedModel
-from .model import ModelInferer, refuse_mixing
+from ..loading import typed_model
+from ..lowering.typed_model import TypedModel
+from ..plans.batch_sizes import Bucketing, bucket_of
+from ..xla.background import submit
+from .compiled import ModelInferer, refuse_mixing
 
 OnMiss = Literal["compile", "pad", "warn", "error"]
 
@@ -77,7 +77,9 @@ class MemoizingDynamicInferer(ModelInferer):
             refuse_mixing(self, "on_miss='pad'")
 
     @classmethod
-    def from_model(cls, model: Source, preloaded_sizes: Iterable[int] = (), **options: Any) -> MemoizingDynamicInferer:
+    def from_model(
+        cls, model: Source, preloaded_sizes: Iterable[int] = (), **options: Any
+    ) -> MemoizingDynamicInferer:
         """Load an ONNX model; options are those of `TypedModel.from_model` and of the constructor.
 
         Raises:
@@ -87,7 +89,9 @@ class MemoizingDynamicInferer(ModelInferer):
         return cls(typed_model(model, **loading), preloaded_sizes, **options)
 
     @classmethod
-    def from_typed(cls, model: TypedModel, preloaded_sizes: Iterable[int] = (), **options: Any) -> MemoizingDynamicInferer:
+    def from_typed(
+        cls, model: TypedModel, preloaded_sizes: Iterable[int] = (), **options: Any
+    ) -> MemoizingDynamicInferer:
         """Use a `TypedModel` that is loaded already."""
         return cls(model, preloaded_sizes, **options)
 
@@ -116,7 +120,12 @@ class MemoizingDynamicInferer(ModelInferer):
             raise CompileForbiddenError(size, self._cache.sizes(), "with on_miss='error'")
         elif self._on_miss == "warn":
             near = nearest(self._cache.sizes(), size) or "none"
-            log.warning("batch size %d has no plan and is compiled now; nearest plans: %s. preload([%d]) avoids the wait", size, near, size)
+            log.warning(
+                "batch size %d has no plan and is compiled now; nearest plans: %s. preload([%d]) avoids the wait",
+                size,
+                near,
+                size,
+            )
 
     def _compile_later(self, size: int) -> None:
         with self._compiling_lock:
@@ -131,7 +140,7 @@ class MemoizingDynamicInferer(ModelInferer):
                 with self._compiling_lock:
                     self._compiling.discard(size)
 
-        worker.submit(compile_now)
+        submit(compile_now)
 
 
 _LOADING = ("dims", "batch_axis", "constants", "outputs")

@@ -51,7 +51,9 @@ def value_of(attribute: AttributeProto, graph_of: Callable[[onnx.GraphProto], An
         return _dense(attribute.sparse_tensor)
     reader = _READERS.get(attribute.type)
     if reader is None:
-        raise ValueError(f"attribute {attribute.name!r} has type {AttributeProto.AttributeType.Name(attribute.type)}")
+        raise ValueError(
+            f"attribute {attribute.name!r} has type {AttributeProto.AttributeType.Name(attribute.type)}"
+        )
     return reader(attribute)
 
 

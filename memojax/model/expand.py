@@ -34,9 +34,13 @@ Functions = Mapping[tuple[str, str, str], Function]
 
 def function_of(proto: onnx.FunctionProto) -> Function:
     """Convert a FunctionProto, with the opsets that it imports itself; the newest of ai.onnx where it does not say."""
-    opsets = {"": onnx.defs.onnx_opset_version()} | {domain_of(entry.domain): entry.version for entry in proto.opset_import}
+    opsets = {"": onnx.defs.onnx_opset_version()} | {
+        domain_of(entry.domain): entry.version for entry in proto.opset_import
+    }
     defaults = {a.name: value_of(a, lambda _: None) for a in proto.attribute_proto}
-    return Function(proto.name, tuple(proto.input), tuple(proto.output), nodes_of(proto.node, opsets), defaults)
+    return Function(
+        proto.name, tuple(proto.input), tuple(proto.output), nodes_of(proto.node, opsets), defaults
+    )
 
 
 def functions_of(model: onnx.ModelProto) -> Functions:
@@ -53,12 +57,16 @@ def inline(graph: Graph, functions: Functions, depth: int = 0) -> Graph:
     if not functions:
         return graph
     if depth > _MAX_DEPTH:
-        raise ModelLoadError(f"functions nest deeper than {_MAX_DEPTH} in {graph.name!r}: they probably call each other")
+        raise ModelLoadError(
+            f"functions nest deeper than {_MAX_DEPTH} in {graph.name!r}: they probably call each other"
+        )
     nodes: list[Node] = []
     for node in graph.nodes:
         body = functions.get((node.domain, node.op_type, node.attributes.get("__overload__", "")))
         if body is None:
-            subgraphs = {k: inline(v, functions, depth) for k, v in node.attributes.items() if isinstance(v, Graph)}
+            subgraphs = {
+                k: inline(v, functions, depth) for k, v in node.attributes.items() if isinstance(v, Graph)
+            }
             nodes.append(replace(node, attributes={**node.attributes, **subgraphs}) if subgraphs else node)
         else:
             called = replace(graph, nodes=bind(body, node))
@@ -83,7 +91,11 @@ def bind(body: Function, call: Node) -> tuple[Node, ...]:
         return renamed.get(name, prefix + name) if name else ""
 
     nodes = [_rewrite(node, rename, given, prefix) for node in body.nodes]
-    nodes += [Node("Identity", "", 1, f"{prefix}alias", (source,), (target,)) for source, target in aliases if target]
+    nodes += [
+        Node("Identity", "", 1, f"{prefix}alias", (source,), (target,))
+        for source, target in aliases
+        if target
+    ]
     return tuple(nodes)
 
 
@@ -104,7 +116,11 @@ def schema_body(node: Node, inputs: list[Any]) -> Function | None:
     if not raw:
         return None
     body = function_of(onnx.FunctionProto.FromString(raw))
-    defaults = {name: value_of(a.default_value, lambda _: None) for name, a in schema.attributes.items() if a.default_value.type}
+    defaults = {
+        name: value_of(a.default_value, lambda _: None)
+        for name, a in schema.attributes.items()
+        if a.default_value.type
+    }
     return replace(body, defaults={**defaults, **body.defaults})
 
 
@@ -134,7 +150,9 @@ def _rewrite(node: Node, rename: Callable[[str], str], given: Mapping[str, Any],
     return replace(node, name=prefix + node.name, inputs=inputs, outputs=outputs, attributes=attributes)
 
 
-def _rewrite_graph(graph: Graph, rename: Callable[[str], str], given: Mapping[str, Any], prefix: str) -> Graph:
+def _rewrite_graph(
+    graph: Graph, rename: Callable[[str], str], given: Mapping[str, Any], prefix: str
+) -> Graph:
     return replace(
         graph,
         inputs=tuple(replace(value, name=rename(value.name)) for value in graph.inputs),

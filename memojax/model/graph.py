@@ -57,7 +57,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order between named inputs and outputs; `notes` tell what was mended."""
+    """Nodes in topological order between named inputs and outputs.
+
+    Attributes:
+        notes: what was mended, for a reader.
+        defaults: inputs that a caller may leave, as declared; `initializers` has their values.
+        bound: inputs that were made constants after loading, name -> value; `initializers` has them too.
+    """
 
     name: str
     inputs: tuple[Value, ...]
@@ -65,6 +71,8 @@ class Graph:
     initializers: Mapping[str, np.ndarray]
     nodes: tuple[Node, ...]
     notes: tuple[str, ...] = ()
+    defaults: Mapping[str, Value] = field(default_factory=dict)
+    bound: Mapping[str, Any] = field(default_factory=dict)
 
     def free_names(self) -> set[str]:
         """Names read here that neither this graph nor a subgraph of it defines."""
@@ -88,7 +96,9 @@ def domain_of(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
-def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], base_dir: Path | None = None, outer: bool = True) -> Graph:
+def graph_of(
+    proto: onnx.GraphProto, opsets: Mapping[str, int], base_dir: Path | None = None, outer: bool = True
+) -> Graph:
     """Convert a GraphProto; `outer` is False for a subgraph, whose names may come from around it.
 
     Raises:
@@ -96,7 +106,9 @@ def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], base_dir: Path |
     """
     initializers = {tensor.name: to_numpy(tensor, base_dir) for tensor in proto.initializer}
     for sparse in proto.sparse_initializer:
-        holder = onnx.AttributeProto(name=sparse.values.name, type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse)
+        holder = onnx.AttributeProto(
+            name=sparse.values.name, type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse
+        )
         initializers[sparse.values.name] = value_of(holder, lambda _: None)
     inputs = tuple(_value(info) for info in proto.input if info.name not in initializers)
     nodes = nodes_of(proto.node, opsets, base_dir)
@@ -112,25 +124,42 @@ def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], base_dir: Path |
             notes.append(f"output {info.name!r} is produced by no node; it is dropped")
         else:
             outputs[info.name] = _value(info)
-    if listed := sorted(info.name for info in proto.input if info.name in initializers):
-        notes.append(f"{len(listed)} initializer(s) are also listed as inputs; they are taken as weights: {', '.join(listed[:4])}")
+    defaults = {info.name: _value(info) for info in proto.input if info.name in initializers}
+    if defaults:
+        notes.append(
+            f"{len(defaults)} initializer(s) are also listed as inputs; they keep the file's values unless they are given or bound: "
+            f"{', '.join(sorted(defaults)[:4])}"
+        )
     nodes = sort_nodes(nodes, produced, outer)
-    return Graph(proto.name, inputs, tuple(outputs.values()), initializers, nodes, tuple(notes))
+    return Graph(proto.name, inputs, tuple(outputs.values()), initializers, nodes, tuple(notes), defaults)
 
 
-def nodes_of(protos: Iterable[onnx.NodeProto], opsets: Mapping[str, int], base_dir: Path | None = None) -> tuple[Node, ...]:
+def nodes_of(
+    protos: Iterable[onnx.NodeProto], opsets: Mapping[str, int], base_dir: Path | None = None
+) -> tuple[Node, ...]:
     """Convert nodes in the order given."""
 
     def convert(index: int, proto: onnx.NodeProto) -> Node:
         domain = domain_of(proto.domain)
         name = proto.name or f"{proto.op_type}_{index}"
         try:
-            attributes = {a.name: value_of(a, lambda g: graph_of(g, opsets, base_dir, outer=False)) for a in proto.attribute}
+            attributes = {
+                a.name: value_of(a, lambda g: graph_of(g, opsets, base_dir, outer=False))
+                for a in proto.attribute
+            }
         except ValueError as cause:
             raise ModelLoadError(f"node {name!r} ({proto.op_type}): {cause}") from cause
         if proto.overload:
             attributes["__overload__"] = proto.overload
-        return Node(proto.op_type, domain, opsets.get(domain, 1), name, tuple(proto.input), tuple(proto.output), attributes)
+        return Node(
+            proto.op_type,
+            domain,
+            opsets.get(domain, 1),
+            name,
+            tuple(proto.input),
+            tuple(proto.output),
+            attributes,
+        )
 
     return tuple(convert(index, proto) for index, proto in enumerate(protos))
 
@@ -146,7 +175,9 @@ def sort_nodes(nodes: tuple[Node, ...], produced: set[str], outer: bool) -> tupl
     for node in nodes:
         reads = node.reads()
         if outer and (undefined := reads - produced):
-            raise ModelLoadError(f"node {node.name!r} ({node.op_type}) reads {min(undefined)!r}, which nothing in the model defines")
+            raise ModelLoadError(
+                f"node {node.name!r} ({node.op_type}) reads {min(undefined)!r}, which nothing in the model defines"
+            )
         needs.append({maker[name] for name in reads if name in maker})
     if all(all(need < index for need in indices) for index, indices in enumerate(needs)):
         return nodes
@@ -188,8 +219,13 @@ def prune(graph: Graph, outputs: Iterable[str] | None = None) -> Graph:
         if needed.intersection(node.outputs):
             nodes.append(node)
             needed |= node.reads()
-    initializers = {name: array for name, array in graph.initializers.items() if name in needed}
-    return replace(graph, outputs=kept, nodes=tuple(reversed(nodes)), initializers=initializers)
+    return replace(
+        graph,
+        outputs=kept,
+        nodes=tuple(reversed(nodes)),
+        initializers={name: array for name, array in graph.initializers.items() if name in needed},
+        defaults={name: value for name, value in graph.defaults.items() if name in needed},
+    )
 
 
 def _check_unique(nodes: tuple[Node, ...], known: set[str]) -> None:
@@ -197,14 +233,19 @@ def _check_unique(nodes: tuple[Node, ...], known: set[str]) -> None:
     for node in nodes:
         for name in filter(None, node.outputs):
             if name in seen:
-                raise ModelLoadError(f"{name!r} is defined twice; the second time by node {node.name!r} ({node.op_type})")
+                raise ModelLoadError(
+                    f"{name!r} is defined twice; the second time by node {node.name!r} ({node.op_type})"
+                )
             seen.add(name)
 
 
 def _value(info: onnx.ValueInfoProto) -> Value:
     which = info.type.WhichOneof("value")
     if which != "tensor_type":
-        return Value(info.name, kind={"sequence_type": "sequence", "optional_type": "optional"}.get(which or "", "unknown"))
+        return Value(
+            info.name,
+            kind={"sequence_type": "sequence", "optional_type": "optional"}.get(which or "", "unknown"),
+        )
     tensor = info.type.tensor_type
     dtype = dtype_of(tensor.elem_type) if tensor.elem_type else None
     return Value(info.name, dtype, tuple(map(_dim, tensor.shape.dim)) if tensor.HasField("shape") else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
@@ -15,13 +15,16 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from .._types import Source
-from ..asset import AssetData, onnx_bytes
 from ..errors import ModelLoadError
+from .crvo import AssetData, onnx_bytes
 from .expand import functions_of, inline
 from .graph import Graph, domain_of, graph_of, prune
 
 LATEST_REVIEWED_OPSET = 28
 """Newest ai.onnx opset whose changes were read; a newer model is refused by name."""
+
+_DEFAULTS_SINCE = 4
+"""Before this IR version every initializer is listed as an input, and no runtime lets a caller replace it."""
 
 MAX_BYTES = 1 << 31
 """protobuf's own limit for one message."""
@@ -72,6 +75,8 @@ def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Mod
         raise ModelLoadError(f"{name}: {cause}") from cause
     except RecursionError as cause:
         raise ModelLoadError(f"{name}: subgraphs nest too deeply") from cause
+    if proto.ir_version < _DEFAULTS_SINCE:
+        graph = replace(graph, defaults={})
     if not graph.outputs:
         raise ModelLoadError(f"{name}: the model has no output that can be computed")
     producer = f"{proto.producer_name} {proto.producer_version}".strip() or "unknown"
@@ -88,7 +93,9 @@ def _read(source: Source) -> tuple[onnx.ModelProto, bytes | None, str, Path | No
         try:
             size = path.stat().st_size
             if size > MAX_BYTES:
-                raise ModelLoadError(f"{path}: {size:,} bytes, more than protobuf allows ({MAX_BYTES:,}); save with external data")
+                raise ModelLoadError(
+                    f"{path}: {size:,} bytes, more than protobuf allows ({MAX_BYTES:,}); save with external data"
+                )
             raw = onnx_bytes(path.read_bytes(), str(path))
         except OSError as cause:
             raise ModelLoadError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
@@ -105,7 +112,9 @@ def _read(source: Source) -> tuple[onnx.ModelProto, bytes | None, str, Path | No
             raise ModelLoadError(f"{name}: opened as text; open it in mode 'rb'")
         raw = onnx_bytes(raw, name)
         return _parse(raw, name), raw, name, None
-    raise ModelLoadError(f"cannot load a model from {type(source).__name__}: give a path, bytes, a file object or a ModelProto")
+    raise ModelLoadError(
+        f"cannot load a model from {type(source).__name__}: give a path, bytes, a file object or a ModelProto"
+    )
 
 
 def _parse(raw: bytes, name: str) -> onnx.ModelProto:
@@ -117,16 +126,22 @@ def _parse(raw: bytes, name: str) -> onnx.ModelProto:
     try:
         proto = onnx.ModelProto.FromString(raw)
     except DecodeError as cause:
-        raise ModelLoadError(f"{name}: not an ONNX model, or a truncated one ({len(raw):,} bytes): {cause}") from cause
+        raise ModelLoadError(
+            f"{name}: not an ONNX model, or a truncated one ({len(raw):,} bytes): {cause}"
+        ) from cause
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
-        raise ModelLoadError(f"{name}: parsed, but there is no graph in it; not an ONNX model, or a truncated one")
+        raise ModelLoadError(
+            f"{name}: parsed, but there is no graph in it; not an ONNX model, or a truncated one"
+        )
     return proto
 
 
 def _opsets(proto: onnx.ModelProto, name: str) -> dict[str, int]:
     opsets = {domain_of(entry.domain): entry.version for entry in proto.opset_import}
     if proto.ir_version > onnx.IR_VERSION:
-        raise ModelLoadError(f"{name}: IR version {proto.ir_version}, newer than onnx {onnx.__version__} knows ({onnx.IR_VERSION})")
+        raise ModelLoadError(
+            f"{name}: IR version {proto.ir_version}, newer than onnx {onnx.__version__} knows ({onnx.IR_VERSION})"
+        )
     newest = min(LATEST_REVIEWED_OPSET, onnx.defs.onnx_opset_version())
     if opsets.get("", 0) > newest:
         raise ModelLoadError(
@@ -144,15 +159,23 @@ def _check_external_data(proto: onnx.ModelProto, base_dir: Path | None) -> None:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         if base_dir is None:
-            raise ModelLoadError(f"tensor {tensor.name!r} lies in the external file {location!r}: load the model by its path")
+            raise ModelLoadError(
+                f"tensor {tensor.name!r} lies in the external file {location!r}: load the model by its path"
+            )
         path = base_dir / location
         if not location or Path(location).is_absolute() or not path.resolve().is_relative_to(base_dir):
-            raise ModelLoadError(f"tensor {tensor.name!r} wants external data outside the model's folder: {location!r}")
+            raise ModelLoadError(
+                f"tensor {tensor.name!r} wants external data outside the model's folder: {location!r}"
+            )
         if not path.is_file():
-            raise ModelLoadError(f"tensor {tensor.name!r}: its external file {location!r} is missing beside the model")
+            raise ModelLoadError(
+                f"tensor {tensor.name!r}: its external file {location!r} is missing beside the model"
+            )
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
         if offset < 0 or length < 0 or offset + length > path.stat().st_size:
-            raise ModelLoadError(f"tensor {tensor.name!r}: {location!r} is shorter than its offset {offset} and length {length}")
+            raise ModelLoadError(
+                f"tensor {tensor.name!r}: {location!r} is shorter than its offset {offset} and length {length}"
+            )
 
 
 def _content(raw: bytes | None, proto: onnx.ModelProto, base_dir: Path | None) -> bytes:

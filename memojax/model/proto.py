@@ -14,7 +14,9 @@ from .tensor import ELEMENT_TYPES
 
 def node_proto(node: Node) -> onnx.NodeProto:
     """A NodeProto equal to `node`, its subgraphs included."""
-    proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name, input=node.inputs, output=node.outputs)
+    proto = onnx.NodeProto(
+        op_type=node.op_type, domain=node.domain, name=node.name, input=node.inputs, output=node.outputs
+    )
     for name, value in node.attributes.items():
         if not name.startswith("__"):
             proto.attribute.append(helper.make_attribute(name, _plain(value)))
@@ -25,7 +27,9 @@ def graph_proto(graph: Graph) -> onnx.GraphProto:
     """A GraphProto equal to `graph`."""
     initializers = [numpy_helper.from_array(array, name) for name, array in graph.initializers.items()]
     nodes = [node_proto(node) for node in graph.nodes]
-    return helper.make_graph(nodes, graph.name, [_info(v) for v in graph.inputs], [_info(v) for v in graph.outputs], initializers)
+    return helper.make_graph(
+        nodes, graph.name, [_info(v) for v in graph.inputs], [_info(v) for v in graph.outputs], initializers
+    )
 
 
 def _info(value: Value) -> onnx.ValueInfoProto:

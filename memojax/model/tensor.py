@@ -53,7 +53,11 @@ def dtype_of(element_type: int) -> np.dtype:
     try:
         return DTYPES[element_type]
     except KeyError:
-        name = TensorProto.DataType.Name(element_type) if element_type in TensorProto.DataType.values() else element_type
+        name = (
+            TensorProto.DataType.Name(element_type)
+            if element_type in TensorProto.DataType.values()
+            else element_type
+        )
         raise ModelLoadError(f"tensor element type {name} is not supported") from None
 
 
@@ -67,10 +71,23 @@ def to_numpy(tensor: onnx.TensorProto, base_dir: Path | None = None) -> np.ndarr
     try:
         array = numpy_helper.to_array(tensor, base_dir="" if base_dir is None else str(base_dir))
     except Exception as cause:
-        raise ModelLoadError(f"tensor {tensor.name!r} ({dtype}, shape {list(tensor.dims)}) cannot be read: {cause}") from cause
+        raise ModelLoadError(
+            f"tensor {tensor.name!r} ({dtype}, shape {list(tensor.dims)}) cannot be read: {cause}"
+        ) from cause
     if dtype.kind == "O":
         return np.array([_text(item) for item in array.ravel()], dtype=object).reshape(array.shape)
     return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(array.shape)
+
+
+def overflow(array: np.ndarray, dtype: np.dtype) -> int | None:
+    """A whole number in `array` that the integer `dtype` cannot hold; None where all fit, or `dtype` is no integer."""
+    if dtype.kind not in "iu" or array.dtype.kind not in "iu" or np.can_cast(array.dtype, dtype):
+        return None
+    limits = np.iinfo(dtype)
+    for value in (int(array.min()), int(array.max())) if array.size else ():
+        if not limits.min <= value <= limits.max:
+            return value
+    return None
 
 
 def _text(item: str | bytes) -> str:

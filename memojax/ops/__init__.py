@@ -26,6 +26,26 @@ from .registry import lookup as lookup
 from .registry import op as register
 
 __all__ = [
-    "OpDef", "controlflow", "definitions", "delegated", "generator", "image", "logical", "lookup", "math", "microsoft", "ml", "nn",
-    "object_detection", "optional", "quantization", "reduction", "register", "rnn", "sequence", "tensor", "text", "training",
-]  # fmt: skip
+    "OpDef",
+    "controlflow",
+    "definitions",
+    "delegated",
+    "generator",
+    "image",
+    "logical",
+    "lookup",
+    "math",
+    "microsoft",
+    "ml",
+    "nn",
+    "object_detection",
+    "optional",
+    "quantization",
+    "reduction",
+    "register",
+    "rnn",
+    "sequence",
+    "tensor",
+    "text",
+    "training",
+]

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._types import Value
+from .._types import GraphValue
 from ..errors import LoweringError
-from . import rolled
+from . import inline as rolled
 from ._common import MAX_STATIC_ELEMENTS, cast, is_static, normalize_axis, nx, scalar, traced
 from .registry import op
 
@@ -37,7 +37,9 @@ class _Varies(ValueError):
     def __init__(self, places: Iterable[int], curable: bool = True):
         self.places = tuple(places)
         self.curable = curable
-        super().__init__(f"state {', '.join(map(str, self.places))} changes its shape, dtype or structure from step to step")
+        super().__init__(
+            f"state {', '.join(map(str, self.places))} changes its shape, dtype or structure from step to step"
+        )
 
 
 class _DataDependent(Exception):
@@ -60,7 +62,7 @@ def _outputs_may_differ(node: Any) -> bool:
 
 
 @op("If", static=("cond",), static_if=_outputs_may_differ)
-def if_(cond: Value, *, then_branch: Any, else_branch: Any) -> tuple[Value, ...]:
+def if_(cond: GraphValue, *, then_branch: Any, else_branch: Any) -> tuple[GraphValue, ...]:
     """One of two subgraphs; a condition known while tracing picks it at once. https://onnx.ai/onnx/operators/onnx__If.html"""
     if is_static(cond):
         return then_branch() if scalar(cond) else else_branch()
@@ -71,7 +73,9 @@ def if_(cond: Value, *, then_branch: Any, else_branch: Any) -> tuple[Value, ...]
             outputs = _strong(body())
             seen.append(_types(outputs))
             if seen[0] != seen[-1]:
-                raise ValueError(f"the branches give {seen[0]} and {seen[-1]}, so the output's shape depends on data")
+                raise ValueError(
+                    f"the branches give {seen[0]} and {seen[-1]}, so the output's shape depends on data"
+                )
             return outputs
 
         return run
@@ -82,11 +86,15 @@ def if_(cond: Value, *, then_branch: Any, else_branch: Any) -> tuple[Value, ...]
 def _grows(node: Any) -> bool:
     """Whether a Loop stacks outputs or carries sequences, so that its number of steps decides a shape."""
     body = node.attributes["body"]
-    return len(body.outputs) > len(body.inputs) - 1 or any(value.kind in ("sequence", "optional") for value in body.inputs)
+    return len(body.outputs) > len(body.inputs) - 1 or any(
+        value.kind in ("sequence", "optional") for value in body.inputs
+    )
 
 
 @op("Loop", static=("M", "cond"), static_if=_grows)
-def loop(M: Value = None, cond: Value = None, *v_initial: Value, body: Any) -> tuple[Value, ...]:
+def loop(
+    M: GraphValue = None, cond: GraphValue = None, *v_initial: GraphValue, body: Any
+) -> tuple[GraphValue, ...]:
     """At most `M` steps while a condition holds. https://onnx.ai/onnx/operators/onnx__Loop.html
 
     A condition that depends on data is allowed where the loop has no scan outputs and its state keeps its shapes.
@@ -94,7 +102,9 @@ def loop(M: Value = None, cond: Value = None, *v_initial: Value, body: Any) -> t
     n_scans = body.n_outputs - 1 - len(v_initial)
     key = body.new_key()
 
-    def step(i: Value, state: Sequence[Value], _: Any) -> tuple[Value, list[Value], list[Value]]:
+    def step(
+        i: GraphValue, state: Sequence[GraphValue], _: Any
+    ) -> tuple[GraphValue, list[GraphValue], list[GraphValue]]:
         going, *rest = body(i, np.True_, *state, key=_fold(key, i))
         return going, rest[: len(state)], rest[len(state) :]
 
@@ -109,13 +119,20 @@ def loop(M: Value = None, cond: Value = None, *v_initial: Value, body: Any) -> t
     return _while(step, v_initial, M, cond)
 
 
-Step = Callable[[Value, Sequence[Value], Any], tuple[Value, list[Value], list[Value]]]
+Step = Callable[
+    [GraphValue, Sequence[GraphValue], Any], tuple[GraphValue, list[GraphValue], list[GraphValue]]
+]
 """(step number, state, slices) -> (whether to go on, next state, outputs to stack)."""
 
 
 def _counted(
-    step: Step, state: Sequence[Value], trips: int, n_scans: int, foldable: bool, slices: Sequence[Value] = ()
-) -> tuple[Value, ...]:
+    step: Step,
+    state: Sequence[GraphValue],
+    trips: int,
+    n_scans: int,
+    foldable: bool,
+    slices: Sequence[GraphValue] = (),
+) -> tuple[GraphValue, ...]:
     """Final state and stacked outputs of a loop with a static limit; `foldable`: everything that it reads is static.
 
     Raises:
@@ -136,7 +153,9 @@ def _counted(
     return _unrolled(step, state, trips, n_scans, slices)
 
 
-def _folded(step: Step, state: Sequence[Value], trips: int, n_scans: int, slices: Sequence[Value]) -> tuple[Value, ...] | None:
+def _folded(
+    step: Step, state: Sequence[GraphValue], trips: int, n_scans: int, slices: Sequence[GraphValue]
+) -> tuple[GraphValue, ...] | None:
     """The result while it is static, else None."""
     try:
         return _unrolled(step, state, trips, n_scans, slices, limit=MAX_FOLDED, fold=True)
@@ -145,14 +164,20 @@ def _folded(step: Step, state: Sequence[Value], trips: int, n_scans: int, slices
 
 
 def _unrolled(
-    step: Step, state: Sequence[Value], trips: int, n_scans: int, slices: Sequence[Value], limit: int = MAX_UNROLLED, fold: bool = False
-) -> tuple[Value, ...]:
+    step: Step,
+    state: Sequence[GraphValue],
+    trips: int,
+    n_scans: int,
+    slices: Sequence[GraphValue],
+    limit: int = MAX_UNROLLED,
+    fold: bool = False,
+) -> tuple[GraphValue, ...]:
     """The steps written out; with `fold`, all that they give must be static.
 
     Raises:
         _DataDependent: whether to go on depends on data.
     """
-    rows: list[list[Value]] = []
+    rows: list[list[GraphValue]] = []
     for i in range(trips):
         going, state, outputs = step(np.asarray(i, np.int64), state, [x[i] for x in slices])
         if not is_static(going) or (fold and not is_static(state, outputs)):
@@ -169,15 +194,15 @@ def _unrolled(
 class _Kept:
     """Which part of a loop's state (by place) is static and stays as it is; an XLA loop carries the rest."""
 
-    fixed: dict[int, Value]
+    fixed: dict[int, GraphValue]
     size: int
 
-    def join(self, carried: Sequence[Value]) -> list[Value]:
+    def join(self, carried: Sequence[GraphValue]) -> list[GraphValue]:
         """The whole state."""
         moving = iter(carried)
         return [self.fixed[k] if k in self.fixed else next(moving) for k in range(self.size)]
 
-    def moving(self, before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
+    def moving(self, before: Sequence[GraphValue], after: Sequence[GraphValue]) -> list[GraphValue]:
         """The part of a new state to carry on.
 
         Raises:
@@ -191,7 +216,7 @@ class _Kept:
         return list(moving.values())
 
 
-def _settled(state: Sequence[Value], run: Callable[[_Kept, list[Value]], Result]) -> Result:
+def _settled(state: Sequence[GraphValue], run: Callable[[_Kept, list[GraphValue]], Result]) -> Result:
     """What `run` gives with as much of the state kept static as the steps leave alone; it gets the rest to carry.
 
     Raises:
@@ -200,20 +225,26 @@ def _settled(state: Sequence[Value], run: Callable[[_Kept, list[Value]], Result]
     fixed = {k: value for k, value in enumerate(state) if is_static(value)}
     while True:
         try:
-            return run(_Kept(fixed, len(state)), [_strong(value) for k, value in enumerate(state) if k not in fixed])
+            return run(
+                _Kept(fixed, len(state)), [_strong(value) for k, value in enumerate(state) if k not in fixed]
+            )
         except _Varies as cause:
             if not cause.curable:
                 raise
             fixed = {k: value for k, value in fixed.items() if k not in cause.places}
 
 
-def _scanned(step: Step, state: Sequence[Value], trips: int, slices: Sequence[Value]) -> tuple[Value, ...]:
+def _scanned(
+    step: Step, state: Sequence[GraphValue], trips: int, slices: Sequence[GraphValue]
+) -> tuple[GraphValue, ...]:
     """The steps as one `lax.scan`."""
     if trips > MAX_STATIC_ELEMENTS:
         raise _DataDependent
 
-    def run(kept: _Kept, carried: list[Value]) -> tuple[Value, ...]:
-        def one(carry: list[Value], x: tuple[Value, list[Value]]) -> tuple[list[Value], list[Value]]:
+    def run(kept: _Kept, carried: list[GraphValue]) -> tuple[GraphValue, ...]:
+        def one(
+            carry: list[GraphValue], x: tuple[GraphValue, list[GraphValue]]
+        ) -> tuple[list[GraphValue], list[GraphValue]]:
             before = kept.join(carry)
             going, after, outputs = step(x[0], before, x[1])
             if not is_static(going) or not scalar(going):
@@ -226,22 +257,32 @@ def _scanned(step: Step, state: Sequence[Value], trips: int, slices: Sequence[Va
     return _settled(state, run)
 
 
-def _while(step: Step, state: Sequence[Value], M: Value, cond: Value) -> tuple[Value, ...]:
+def _while(
+    step: Step, state: Sequence[GraphValue], M: GraphValue, cond: GraphValue
+) -> tuple[GraphValue, ...]:
     """The steps as one `lax.while_loop`."""
     first = traced(cast(np.asarray(0), np.int64))
     limit = np.iinfo(first.dtype).max
     last = limit if M is None else min(scalar(M), limit) if is_static(M) else jnp.reshape(M, ())
     start = jnp.asarray(True) if cond is None else jnp.reshape(traced(cond), ()).astype(bool)
 
-    def run(kept: _Kept, carried: list[Value]) -> tuple[Value, ...]:
-        def one(carry: tuple[Value, Value, list[Value]]) -> tuple[Value, Value, list[Value]]:
+    def run(kept: _Kept, carried: list[GraphValue]) -> tuple[GraphValue, ...]:
+        def one(
+            carry: tuple[GraphValue, GraphValue, list[GraphValue]],
+        ) -> tuple[GraphValue, GraphValue, list[GraphValue]]:
             before = kept.join(carry[2])
             going, after, _ = step(carry[0], before, ())
             if M is None and is_static(going) and scalar(going):
-                raise ValueError("the loop never ends: it has no trip count, and its condition is always true")
+                raise ValueError(
+                    "the loop never ends: it has no trip count, and its condition is always true"
+                )
             return carry[0] + 1, jnp.reshape(traced(going), ()).astype(bool), kept.moving(before, after)
 
-        return tuple(kept.join(rolled.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))[2]))
+        return tuple(
+            kept.join(
+                rolled.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))[2]
+            )
+        )
 
     try:
         return _settled(state, run)
@@ -249,15 +290,15 @@ def _while(step: Step, state: Sequence[Value], M: Value, cond: Value) -> tuple[V
         raise ValueError(f"{cause}, and the number of steps depends on data") from cause
 
 
-def _types(x: Value) -> Any:
+def _types(x: GraphValue) -> Any:
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x)
 
 
-def _traceable(x: Value) -> bool:
+def _traceable(x: GraphValue) -> bool:
     return all(leaf.dtype != object for leaf in jax.tree.leaves(x)) and x is not None
 
 
-def _equal(one: Value, other: Value) -> bool:
+def _equal(one: GraphValue, other: GraphValue) -> bool:
     if not is_static(one, other) or type(one) is not type(other):
         return False
     if isinstance(one, tuple):
@@ -265,7 +306,9 @@ def _equal(one: Value, other: Value) -> bool:
     return one is other or (one is not None and one.dtype == other.dtype and np.array_equal(one, other))
 
 
-def _no_rows(step: Step, state: Sequence[Value], n_scans: int, slices: Sequence[Value]) -> list[Value]:
+def _no_rows(
+    step: Step, state: Sequence[GraphValue], n_scans: int, slices: Sequence[GraphValue]
+) -> list[GraphValue]:
     """Stacked outputs of a loop that takes no step."""
     if not n_scans:
         return []
@@ -274,48 +317,71 @@ def _no_rows(step: Step, state: Sequence[Value], n_scans: int, slices: Sequence[
     return [jnp.zeros((0, *shape.shape), shape.dtype) for shape in shapes]
 
 
-def _fold(key: jax.Array | None, i: Value) -> jax.Array | None:
+def _fold(key: jax.Array | None, i: GraphValue) -> jax.Array | None:
     return None if key is None else jax.random.fold_in(key, i)
 
 
-def _strong(x: Value) -> Value:
+def _strong(x: GraphValue) -> GraphValue:
     """`x` traced, and without weak types."""
     return jax.tree.map(lambda leaf: lax.convert_element_type(traced(leaf), traced(leaf).dtype), x)
 
 
 @op("Scan", since=9)
 def scan(
-    *initial_state_and_scan_inputs: Value, num_scan_inputs: int, body: Any,
-    scan_input_axes: tuple[int, ...] = (), scan_input_directions: tuple[int, ...] = (),
-    scan_output_axes: tuple[int, ...] = (), scan_output_directions: tuple[int, ...] = (),
-) -> tuple[Value, ...]:  # fmt: skip
+    *initial_state_and_scan_inputs: GraphValue,
+    num_scan_inputs: int,
+    body: Any,
+    scan_input_axes: tuple[int, ...] = (),
+    scan_input_directions: tuple[int, ...] = (),
+    scan_output_axes: tuple[int, ...] = (),
+    scan_output_directions: tuple[int, ...] = (),
+) -> tuple[GraphValue, ...]:
     """A subgraph along an axis of its scan inputs, with state. https://onnx.ai/onnx/operators/onnx__Scan.html"""
     n_states = len(initial_state_and_scan_inputs) - num_scan_inputs
     state, xs = initial_state_and_scan_inputs[:n_states], initial_state_and_scan_inputs[n_states:]
-    axes = [normalize_axis(axis, x.ndim) for x, axis in zip(xs, scan_input_axes or [0] * len(xs), strict=True)]
+    axes = [
+        normalize_axis(axis, x.ndim) for x, axis in zip(xs, scan_input_axes or [0] * len(xs), strict=True)
+    ]
     if len(lengths := {x.shape[axis] for x, axis in zip(xs, axes, strict=True)}) != 1:
         raise ValueError(f"the scan inputs have {sorted(lengths)} steps; all must have as many")
     xs = [nx.moveaxis(x, axis, 0) if axis else x for x, axis in zip(xs, axes, strict=True)]
-    xs = [nx.flip(x, 0) if back else x for x, back in zip(xs, scan_input_directions or [0] * len(xs), strict=True)]
+    xs = [
+        nx.flip(x, 0) if back else x
+        for x, back in zip(xs, scan_input_directions or [0] * len(xs), strict=True)
+    ]
     n_scans = body.n_outputs - n_states
     key = body.new_key()
 
-    def step(i: Value, state: Sequence[Value], slices: Sequence[Value]) -> tuple[Value, list[Value], list[Value]]:
+    def step(
+        i: GraphValue, state: Sequence[GraphValue], slices: Sequence[GraphValue]
+    ) -> tuple[GraphValue, list[GraphValue], list[GraphValue]]:
         outputs = list(body(*state, *slices, key=_fold(key, i)))
         return np.True_, outputs[:n_states], outputs[n_states:]
 
     static = is_static(state, xs, body.captured)
     results = _counted(step, state, lengths.pop(), n_scans, static, xs)
     scans = results[n_states:]
-    scans = [nx.flip(y, 0) if back else y for y, back in zip(scans, scan_output_directions or [0] * n_scans, strict=True)]
-    places = [normalize_axis(axis, y.ndim) for y, axis in zip(scans, scan_output_axes or [0] * n_scans, strict=True)]
-    return (*results[:n_states], *(nx.moveaxis(y, 0, axis) if axis else y for y, axis in zip(scans, places, strict=True)))
+    scans = [
+        nx.flip(y, 0) if back else y
+        for y, back in zip(scans, scan_output_directions or [0] * n_scans, strict=True)
+    ]
+    places = [
+        normalize_axis(axis, y.ndim) for y, axis in zip(scans, scan_output_axes or [0] * n_scans, strict=True)
+    ]
+    return (
+        *results[:n_states],
+        *(nx.moveaxis(y, 0, axis) if axis else y for y, axis in zip(scans, places, strict=True)),
+    )
 
 
 @op("Scan", since=8, until=9)
 def scan_batched(
-    sequence_lens: Value, *initial_state_and_scan_inputs: Value, num_scan_inputs: int, body: Any, directions: tuple[int, ...] = ()
-) -> tuple[Value, ...]:
+    sequence_lens: GraphValue,
+    *initial_state_and_scan_inputs: GraphValue,
+    num_scan_inputs: int,
+    body: Any,
+    directions: tuple[int, ...] = (),
+) -> tuple[GraphValue, ...]:
     """Version 8: along axis 1, for each row of a batch up to its own length; later outputs are 0, later state stays.
 
     https://onnx.ai/onnx/operators/onnx__Scan.html
@@ -325,10 +391,12 @@ def scan_batched(
     back = directions or (0,) * num_scan_inputs
     lengths = jnp.full(batch, steps) if sequence_lens is None else traced(sequence_lens)
 
-    def row(length: Value, *values: Value) -> tuple[Value, ...]:
+    def row(length: GraphValue, *values: GraphValue) -> tuple[GraphValue, ...]:
         xs = [_reverse(x, length) if flip else x for x, flip in zip(values[n_states:], back, strict=True)]
 
-        def step(i: Value, state: Sequence[Value], slices: Sequence[Value]) -> tuple[Value, list[Value], list[Value]]:
+        def step(
+            i: GraphValue, state: Sequence[GraphValue], slices: Sequence[GraphValue]
+        ) -> tuple[GraphValue, list[GraphValue], list[GraphValue]]:
             outputs = body(*state, *slices)
             inside = i < length
             kept = [jnp.where(inside, new, old) for new, old in zip(outputs[:n_states], state, strict=True)]
@@ -339,7 +407,7 @@ def scan_batched(
     return jax.vmap(row)(lengths, *map(traced, initial_state_and_scan_inputs))
 
 
-def _reverse(x: Value, length: Value) -> Value:
+def _reverse(x: GraphValue, length: GraphValue) -> GraphValue:
     """The first `length` rows of `x` in reverse order, the others after them."""
     i = jnp.arange(x.shape[0])
     return x[jnp.where(i < length, length - 1 - i, i)]

@@ -56,14 +56,19 @@ def who_lowers(domain: str, op_type: str, opset: int) -> tuple[Lowering, str]:
     """Who lowers an operator at `opset`, and the reason where nobody does."""
     definition = lookup(domain, op_type, opset)
     if definition is not None:
-        return (definition.origin, definition.reason) if definition.fn is not None else ("no", definition.reason)
+        return (
+            (definition.origin, definition.reason) if definition.fn is not None else ("no", definition.reason)
+        )
     try:
         schema: Any = onnx.defs.get_schema(op_type, opset, domain)  # onnx's stubs miss some of its attributes
     except onnx.defs.SchemaError:
         return "no", UNKNOWN_OP
     if schema.has_function or schema.has_context_dependent_function:
         return "function body", ""
-    return "no", "part of training, not of inference" if domain == "ai.onnx.preview.training" else "not written yet"
+    return (
+        "no",
+        "part of training, not of inference" if domain == "ai.onnx.preview.training" else "not written yet",
+    )
 
 
 def coverage() -> list[OpCoverage]:

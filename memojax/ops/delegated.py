@@ -44,16 +44,32 @@ FOUND_WANTING = {
 
 
 def delegate(
-    op_type: str, handler: str, handler_version: int, since: int, until: int | None = None, *,
-    inputs: tuple[str, ...] = ("inputs",), attributes: Iterable[str] = (), static: Iterable[str] = (),
-) -> None:  # fmt: skip
+    op_type: str,
+    handler: str,
+    handler_version: int,
+    since: int,
+    until: int | None = None,
+    *,
+    inputs: tuple[str, ...] = ("inputs",),
+    attributes: Iterable[str] = (),
+    static: Iterable[str] = (),
+) -> None:
     """Register jaxonnxruntime's `onnx_ops.<handler>` at `handler_version` for `since <= opset < until`."""
     add(
         OpDef(
-            "", op_type, since, until, lowering(op_type, handler, handler_version), frozenset(static), origin="delegated", positional=inputs,
-            variadic=inputs == ("inputs",), attributes=frozenset(attributes), injected=frozenset({"output_names"}),
+            "",
+            op_type,
+            since,
+            until,
+            lowering(op_type, handler, handler_version),
+            frozenset(static),
+            origin="delegated",
+            positional=inputs,
+            variadic=inputs == ("inputs",),
+            attributes=frozenset(attributes),
+            injected=frozenset({"output_names"}),
         )
-    )  # fmt: skip
+    )
 
 
 def lowering(op_type: str, handler: str, handler_version: int) -> Callable[..., Any]:
@@ -74,7 +90,11 @@ def lowering(op_type: str, handler: str, handler_version: int) -> Callable[..., 
 @functools.cache
 def _handler(module: str, op_type: str) -> Any:
     found = importlib.import_module(f"jaxonnxruntime.onnx_ops.{module}")
-    return next(value for value in vars(found).values() if isinstance(value, type) and getattr(value, "OP_TYPE", None) == op_type)
+    return next(
+        value
+        for value in vars(found).values()
+        if isinstance(value, type) and getattr(value, "OP_TYPE", None) == op_type
+    )
 
 
 def _node(proto: Any) -> Any:

@@ -8,25 +8,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import rolled
+from . import inline as rolled
 from ._common import cast, scalar
 from .registry import op
 
 
 @op("RoiAlign", since=10, until=16)
-def roi_align_10(x, rois, batch_indices, *, mode="avg", output_height=1, output_width=1, sampling_ratio=0, spatial_scale=1.0):
+def roi_align_10(
+    x,
+    rois,
+    batch_indices,
+    *,
+    mode="avg",
+    output_height=1,
+    output_width=1,
+    sampling_ratio=0,
+    spatial_scale=1.0,
+):
     """As from version 16 on, with regions not shifted by half a pixel. https://onnx.ai/onnx/operators/onnx__RoiAlign.html"""
     return roi_align(
-        x, rois, batch_indices, coordinate_transformation_mode="output_half_pixel", mode=mode, output_height=output_height,
-        output_width=output_width, sampling_ratio=sampling_ratio, spatial_scale=spatial_scale,
-    )  # fmt: skip
+        x,
+        rois,
+        batch_indices,
+        coordinate_transformation_mode="output_half_pixel",
+        mode=mode,
+        output_height=output_height,
+        output_width=output_width,
+        sampling_ratio=sampling_ratio,
+        spatial_scale=spatial_scale,
+    )
 
 
 @op("RoiAlign", since=16)
 def roi_align(
-    x, rois, batch_indices, *, coordinate_transformation_mode="half_pixel", mode="avg", output_height=1, output_width=1,
-    sampling_ratio=0, spatial_scale=1.0,
-):  # fmt: skip
+    x,
+    rois,
+    batch_indices,
+    *,
+    coordinate_transformation_mode="half_pixel",
+    mode="avg",
+    output_height=1,
+    output_width=1,
+    sampling_ratio=0,
+    spatial_scale=1.0,
+):
     """Mean or maximum of bilinear samples in each bin of each region `(x1, y1, x2, y2)`.
 
     As in ONNX Runtime, the maximum is over the four weighed neighbours of each sample, not over the samples. With `sampling_ratio` 0
@@ -34,12 +59,16 @@ def roi_align(
     https://onnx.ai/onnx/operators/onnx__RoiAlign.html
     """
     half_pixel = coordinate_transformation_mode == "half_pixel"
-    corners = cast(rois, jnp.promote_types(x.dtype, np.float32)) * spatial_scale - (0.5 if half_pixel else 0.0)
+    corners = cast(rois, jnp.promote_types(x.dtype, np.float32)) * spatial_scale - (
+        0.5 if half_pixel else 0.0
+    )
     columns = _Axis(corners[:, 0], corners[:, 2], output_width, x.shape[3], sampling_ratio, half_pixel)
     rows = _Axis(corners[:, 1], corners[:, 3], output_height, x.shape[2], sampling_ratio, half_pixel)
     images = cast(jnp.take(x, batch_indices, axis=0, mode="clip"), corners.dtype)
     if mode == "avg":
-        return cast(jnp.einsum("rph,rqw,rchw->rcpq", rows.mean_weights(), columns.mean_weights(), images), x.dtype)
+        return cast(
+            jnp.einsum("rph,rqw,rchw->rcpq", rows.mean_weights(), columns.mean_weights(), images), x.dtype
+        )
 
     def larger(step: Any, y: Any) -> Any:
         row, column = rows.sample(step // columns.most), columns.sample(step % columns.most)
@@ -99,14 +128,26 @@ class _Axis:
     def mean_weights(self) -> jax.Array:
         """What each pixel of the axis adds to each bin's mean, (regions, bins, size)."""
         start = jnp.zeros((len(self.start), self.bins, self.size), self.bin.dtype)
-        total = rolled.fori_loop(np.int32(0), self.most, lambda index, weights: weights + self.sample(index).weights(), start)
+        total = rolled.fori_loop(
+            np.int32(0), self.most, lambda index, weights: weights + self.sample(index).weights(), start
+        )
         return total / cast(jnp.maximum(self.counts, 1), total.dtype)[:, None, None]
 
 
-@op("NonMaxSuppression", since=10, host=("boxes", "scores", "max_output_boxes_per_class", "iou_threshold", "score_threshold"))
+@op(
+    "NonMaxSuppression",
+    since=10,
+    host=("boxes", "scores", "max_output_boxes_per_class", "iou_threshold", "score_threshold"),
+)
 def non_max_suppression(
-    boxes, scores, max_output_boxes_per_class=None, iou_threshold=None, score_threshold=None, *, center_point_box=0
-):  # fmt: skip
+    boxes,
+    scores,
+    max_output_boxes_per_class=None,
+    iou_threshold=None,
+    score_threshold=None,
+    *,
+    center_point_box=0,
+):
     """Best boxes of each class that do not overlap, as rows `(batch, class, box)`.
 
     How many there are depends on the values.
@@ -138,7 +179,9 @@ def _corners(boxes: np.ndarray, centered: bool) -> tuple[np.ndarray, np.ndarray]
 
 def _overlaps(low: np.ndarray, high: np.ndarray, box: int, others: list[int]) -> np.ndarray:
     """Intersection over union of a box with each of `others`; 0 for boxes without area."""
-    common = np.prod(np.maximum(np.minimum(high[box], high[others]) - np.maximum(low[box], low[others]), 0), axis=-1)
+    common = np.prod(
+        np.maximum(np.minimum(high[box], high[others]) - np.maximum(low[box], low[others]), 0), axis=-1
+    )
     areas = np.prod(high - low, axis=-1)
     union = areas[box] + areas[others] - common
     return np.where((areas[box] > 0) & (areas[others] > 0), common / np.where(union > 0, union, 1), 0)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from .._types import Shape, Value
+from .._types import GraphValue, Shape
 from ..model.tensor import dtype_of
 from ._common import cast, normalize_axis, nx
 from .registry import op
@@ -15,11 +15,24 @@ from .tensor.cast import convert
 
 @op("QuantizeLinear", since=10)
 def quantize_linear(
-    x: Value, y_scale: Value, y_zero_point: Value = None, *, axis: int = 1, saturate: int = 1, block_size: int = 0,
-    output_dtype: int = 0, precision: int = 0,
-) -> Value:  # fmt: skip
+    x: GraphValue,
+    y_scale: GraphValue,
+    y_zero_point: GraphValue = None,
+    *,
+    axis: int = 1,
+    saturate: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+    precision: int = 0,
+) -> GraphValue:
     """`round(x / scale) + zero_point`, saturated, a scale per tensor, channel or block. https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"""
-    dtype = y_zero_point.dtype if y_zero_point is not None else dtype_of(output_dtype) if output_dtype else np.dtype(np.uint8)
+    dtype = (
+        y_zero_point.dtype
+        if y_zero_point is not None
+        else dtype_of(output_dtype)
+        if output_dtype
+        else np.dtype(np.uint8)
+    )
     divided = dtype_of(precision) if precision else y_scale.dtype
     divided = divided if divided in _DIVISIBLE else np.dtype(np.float32)
     y = cast(x, divided) / cast(_spread(y_scale, x.shape, axis, block_size), divided)
@@ -36,8 +49,14 @@ _DIVISIBLE = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32
 
 @op("DequantizeLinear", since=10)
 def dequantize_linear(
-    x: Value, x_scale: Value, x_zero_point: Value = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
-) -> Value:  # fmt: skip
+    x: GraphValue,
+    x_scale: GraphValue,
+    x_zero_point: GraphValue = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+) -> GraphValue:
     """`(x - zero_point) * scale`, a scale per tensor, channel or block. https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"""
     if x_zero_point is not None and jnp.issubdtype(x.dtype, jnp.integer):
         x = cast(x, np.int32) - cast(_spread(x_zero_point, x.shape, axis, block_size), np.int32)
@@ -45,7 +64,7 @@ def dequantize_linear(
     return cast(y, dtype_of(output_dtype) if output_dtype else x_scale.dtype)
 
 
-def _spread(values: Value, shape: Shape, axis: int, block_size: int) -> Value:
+def _spread(values: GraphValue, shape: Shape, axis: int, block_size: int) -> GraphValue:
     """Scales or zero points in a shape that broadcasts against `shape`."""
     if values.size == 1 and values.ndim <= 1:
         return nx.reshape(values, ())
@@ -59,7 +78,7 @@ def _spread(values: Value, shape: Shape, axis: int, block_size: int) -> Value:
 
 
 @op("DynamicQuantizeLinear", since=11)
-def dynamic_quantize_linear(x: Value) -> tuple[Value, Value, Value]:
+def dynamic_quantize_linear(x: GraphValue) -> tuple[GraphValue, GraphValue, GraphValue]:
     """uint8 with the scale and zero point of the input's own range. https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html"""
     low, high = nx.minimum(nx.min(x), np.float32(0)), nx.maximum(nx.max(x), np.float32(0))
     scale = nx.where(high == low, np.float32(1), (high - low) / np.float32(255))

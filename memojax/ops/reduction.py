@@ -37,7 +37,11 @@ def _min(x: Any, axes: Shape, keepdims: bool) -> Any:
 def _limit(dtype: np.dtype, side: str) -> Any:
     if dtype == np.bool_:
         return side == "max"
-    return int(getattr(np.iinfo(dtype), side)) if np.issubdtype(dtype, np.integer) else {"min": -np.inf, "max": np.inf}[side]
+    return (
+        int(getattr(np.iinfo(dtype), side))
+        if np.issubdtype(dtype, np.integer)
+        else {"min": -np.inf, "max": np.inf}[side]
+    )
 
 
 def _in_float(function: Callable[[Any, Shape, bool], Any]) -> Callable[[Any, Shape, bool], Any]:
@@ -62,13 +66,19 @@ def _register(op_type: str, reduce: Callable[[Any, Shape, bool], Any], input_sin
     @op(op_type, since=input_since, static=("axes",))
     def by_input(data, axes=None, *, keepdims=1, noop_with_empty_axes=0):
         given = () if axes is None or data.ndim == 0 else normalize_axes(ints(axes), data.ndim)
-        return reduce(data, given or (() if noop_with_empty_axes else tuple(range(data.ndim))), bool(keepdims))
+        return reduce(
+            data, given or (() if noop_with_empty_axes else tuple(range(data.ndim))), bool(keepdims)
+        )
 
 
 _register("ReduceL1", lambda x, axes, keepdims: _sum(nx.abs(x), axes, keepdims), 18)
 _register("ReduceL2", _in_float(lambda x, axes, keepdims: nx.sqrt(_sum(x * x, axes, keepdims))), 18)
 _register("ReduceLogSum", _in_float(lambda x, axes, keepdims: nx.log(_sum(x, axes, keepdims))), 18)
-_register("ReduceLogSumExp", _in_float(lambda x, axes, keepdims: jax.nn.logsumexp(traced(x), axes, keepdims=keepdims)), 18)
+_register(
+    "ReduceLogSumExp",
+    _in_float(lambda x, axes, keepdims: jax.nn.logsumexp(traced(x), axes, keepdims=keepdims)),
+    18,
+)
 _register("ReduceMax", _max, 18)
 _register("ReduceMean", _mean, 18)
 _register("ReduceMin", _min, 18)

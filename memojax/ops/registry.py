@@ -66,7 +66,9 @@ class OpDef:
         """Parameter name of an input."""
         return self.positional[min(position, len(self.positional) - 1)] if self.positional else "*"
 
-    def call(self, inputs: Sequence[Any], attributes: Mapping[str, Any], context: Mapping[str, Any]) -> tuple[Any, ...]:
+    def call(
+        self, inputs: Sequence[Any], attributes: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
         """Lower one node.
 
         Raises:
@@ -76,9 +78,13 @@ class OpDef:
             raise LoweringError(self.reason)
         given = {name: value for name, value in attributes.items() if not name.startswith("__")}
         if unknown := given.keys() - self.attributes - self.injected:
-            raise LoweringError(f"attribute {min(unknown)!r} is not one of {self.op_type}'s: {', '.join(sorted(self.attributes))}")
+            raise LoweringError(
+                f"attribute {min(unknown)!r} is not one of {self.op_type}'s: {', '.join(sorted(self.attributes))}"
+            )
         if len(inputs) > len(self.positional) and not self.variadic:
-            raise LoweringError(f"{len(inputs)} inputs given, {self.op_type} takes at most {len(self.positional)}")
+            raise LoweringError(
+                f"{len(inputs)} inputs given, {self.op_type} takes at most {len(self.positional)}"
+            )
         result = self.fn(*inputs, **{name: context[name] for name in self.injected - given.keys()}, **given)
         return result if isinstance(result, tuple) else (result,)
 
@@ -119,31 +125,50 @@ def op(
 
     def register(fn: Function) -> Function:
         parameters = inspect.signature(fn).parameters.values()
-        positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL))
+        positional = tuple(
+            p.name
+            for p in parameters
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
+        )
         keywords = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         if unknown := {*static, *host} - set(positional):
             raise ValueError(f"{op_type}: static= or host={unknown} names no input of {fn.__name__}")
         add(
             OpDef(
-                domain, op_type, since, until, fn, frozenset(static), shape_only, positional=positional,
+                domain,
+                op_type,
+                since,
+                until,
+                fn,
+                frozenset(static),
+                shape_only,
+                positional=positional,
                 variadic=any(p.kind is p.VAR_POSITIONAL for p in parameters),
-                attributes=keywords - INJECTED, injected=keywords & INJECTED, random_if=random_if,
-                origin="host" if host else "ours", host=frozenset(host), static_if=static_if,
+                attributes=keywords - INJECTED,
+                injected=keywords & INJECTED,
+                random_if=random_if,
+                origin="host" if host else "ours",
+                host=frozenset(host),
+                static_if=static_if,
             )
-        )  # fmt: skip
+        )
         return fn
 
     return register
 
 
-def elementwise(functions: Mapping[str, Callable[..., Any]], since: int = 1, until: int | None = None, *, domain: str = "") -> None:
+def elementwise(
+    functions: Mapping[str, Callable[..., Any]], since: int = 1, until: int | None = None, *, domain: str = ""
+) -> None:
     """Register operators without attributes, a row each: ONNX name -> function of arrays."""
     for op_type, fn in functions.items():
         variadic = OpDef(domain, op_type, since, until, fn, positional=("inputs",), variadic=True)
         add(variadic)
 
 
-def unsupported(op_type: str, reason: str, since: int = 1, until: int | None = None, *, domain: str = "") -> None:
+def unsupported(
+    op_type: str, reason: str, since: int = 1, until: int | None = None, *, domain: str = ""
+) -> None:
     """Record why an operator is refused; the reason is shown when a model uses it."""
     add(OpDef(domain, op_type, since, until, None, origin="no", reason=reason))
 
@@ -169,7 +194,9 @@ def add(definition: OpDef) -> None:
 
 def lookup(domain: str, op_type: str, opset: int) -> OpDef | None:
     """The definition in force at `opset`, or None."""
-    return next((definition for definition in _ops.get((domain, op_type), ()) if definition.covers(opset)), None)
+    return next(
+        (definition for definition in _ops.get((domain, op_type), ()) if definition.covers(opset)), None
+    )
 
 
 def definitions() -> Iterator[OpDef]:

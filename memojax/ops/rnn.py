@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import rolled
+from . import inline as rolled
 from ._common import is_static, traced
 from .registry import op
 
@@ -44,9 +44,22 @@ _ACTIVATIONS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
 
 @op("RNN")
 def rnn(
-    x, w, r, b=None, sequence_lens=None, initial_h=None, *, activation_alpha=(), activation_beta=(), activations=None, clip=None,
-    direction="forward", hidden_size=None, layout=0, output_sequence=0,
-):  # fmt: skip
+    x,
+    w,
+    r,
+    b=None,
+    sequence_lens=None,
+    initial_h=None,
+    *,
+    activation_alpha=(),
+    activation_beta=(),
+    activations=None,
+    clip=None,
+    direction="forward",
+    hidden_size=None,
+    layout=0,
+    output_sequence=0,
+):
     """`h = f(x W + h R + b)`, over time. https://onnx.ai/onnx/operators/onnx__RNN.html"""
     functions = _functions(activations, ("Tanh",), activation_alpha, activation_beta, len(w))
 
@@ -54,21 +67,48 @@ def rnn(
         (f,) = functions[d]
         return (f(_clipped(projected + _product(h, _at(r, d)), clip)),)
 
-    return _run(step, x, _times(w), r.shape[::2], _joint_bias(b), sequence_lens, (initial_h,), direction, layout, hidden_size)
+    return _run(
+        step,
+        x,
+        _times(w),
+        r.shape[::2],
+        _joint_bias(b),
+        sequence_lens,
+        (initial_h,),
+        direction,
+        layout,
+        hidden_size,
+    )
 
 
 @op("GRU")
 def gru(
-    x, w, r, b=None, sequence_lens=None, initial_h=None, *, activation_alpha=(), activation_beta=(), activations=None, clip=None,
-    direction="forward", hidden_size=None, layout=0, linear_before_reset=0, output_sequence=0,
-):  # fmt: skip
+    x,
+    w,
+    r,
+    b=None,
+    sequence_lens=None,
+    initial_h=None,
+    *,
+    activation_alpha=(),
+    activation_beta=(),
+    activations=None,
+    clip=None,
+    direction="forward",
+    hidden_size=None,
+    layout=0,
+    linear_before_reset=0,
+    output_sequence=0,
+):
     """Gated recurrent unit; `linear_before_reset` resets after the product with R, as Keras and PyTorch do, so that there is one.
 
     https://onnx.ai/onnx/operators/onnx__GRU.html
     """
     functions = _functions(activations, ("Sigmoid", "Tanh"), activation_alpha, activation_beta, len(w))
     hidden = r.shape[-1]
-    bias, inner = (_joint_bias(b), None) if not linear_before_reset or b is None else jnp.split(traced(b), 2, axis=1)
+    bias, inner = (
+        (_joint_bias(b), None) if not linear_before_reset or b is None else jnp.split(traced(b), 2, axis=1)
+    )
 
     def step(d: int, projected: Any, h: Any) -> tuple[jax.Array, ...]:
         f, g = functions[d]
@@ -81,32 +121,81 @@ def gru(
         new = g(_clipped(projected[:, split:] + candidate, clip))
         return ((1 - update) * new + update * h,)
 
-    return _run(step, x, _times(w), r.shape[::2], bias, sequence_lens, (initial_h,), direction, layout, hidden_size)
+    return _run(
+        step, x, _times(w), r.shape[::2], bias, sequence_lens, (initial_h,), direction, layout, hidden_size
+    )
 
 
 @op("LSTM")
 def lstm(
-    x, w, r, b=None, sequence_lens=None, initial_h=None, initial_c=None, p=None, *, activation_alpha=(), activation_beta=(),
-    activations=None, clip=None, direction="forward", hidden_size=None, input_forget=0, layout=0, output_sequence=0,
-):  # fmt: skip
+    x,
+    w,
+    r,
+    b=None,
+    sequence_lens=None,
+    initial_h=None,
+    initial_c=None,
+    p=None,
+    *,
+    activation_alpha=(),
+    activation_beta=(),
+    activations=None,
+    clip=None,
+    direction="forward",
+    hidden_size=None,
+    input_forget=0,
+    layout=0,
+    output_sequence=0,
+):
     """Long short-term memory, with peepholes `p`; `input_forget` couples the forget gate to the input gate.
 
     https://onnx.ai/onnx/operators/onnx__LSTM.html
     """
     return lstm_of(
-        x, _times(w), _times(r), r.shape[::2], b, sequence_lens, initial_h, initial_c, p, activation_alpha=activation_alpha,
-        activation_beta=activation_beta, activations=activations, clip=clip, direction=direction, hidden_size=hidden_size,
-        input_forget=input_forget, layout=layout,
-    )  # fmt: skip
+        x,
+        _times(w),
+        _times(r),
+        r.shape[::2],
+        b,
+        sequence_lens,
+        initial_h,
+        initial_c,
+        p,
+        activation_alpha=activation_alpha,
+        activation_beta=activation_beta,
+        activations=activations,
+        clip=clip,
+        direction=direction,
+        hidden_size=hidden_size,
+        input_forget=input_forget,
+        layout=layout,
+    )
 
 
 def lstm_of(
-    x: Any, by_w: Product, by_r: Product, sizes: Sequence[int], b: Any, sequence_lens: Any, initial_h: Any, initial_c: Any, p: Any, *,
-    activation_alpha: Sequence[float], activation_beta: Sequence[float], activations: Sequence[str] | None, clip: float | None,
-    direction: str, hidden_size: int | None, input_forget: int, layout: int,
-) -> tuple[jax.Array, ...]:  # fmt: skip
+    x: Any,
+    by_w: Product,
+    by_r: Product,
+    sizes: Sequence[int],
+    b: Any,
+    sequence_lens: Any,
+    initial_h: Any,
+    initial_c: Any,
+    p: Any,
+    *,
+    activation_alpha: Sequence[float],
+    activation_beta: Sequence[float],
+    activations: Sequence[str] | None,
+    clip: float | None,
+    direction: str,
+    hidden_size: int | None,
+    input_forget: int,
+    layout: int,
+) -> tuple[jax.Array, ...]:
     """LSTM, its products with W and R given as functions; `sizes` are the number of directions and the hidden size."""
-    functions = _functions(activations, ("Sigmoid", "Tanh", "Tanh"), activation_alpha, activation_beta, sizes[0])
+    functions = _functions(
+        activations, ("Sigmoid", "Tanh", "Tanh"), activation_alpha, activation_beta, sizes[0]
+    )
 
     def step(d: int, projected: Any, h: Any, c: Any) -> tuple[jax.Array, ...]:
         f, g, last = functions[d]
@@ -121,18 +210,41 @@ def lstm_of(
         c = forget * c + i * g(_clipped(cell, clip))
         return gate(o, peep_o, c) * last(c), c
 
-    return _run(step, x, by_w, sizes, _joint_bias(b), sequence_lens, (initial_h, initial_c), direction, layout, hidden_size)
+    return _run(
+        step,
+        x,
+        by_w,
+        sizes,
+        _joint_bias(b),
+        sequence_lens,
+        (initial_h, initial_c),
+        direction,
+        layout,
+        hidden_size,
+    )
 
 
 def _run(
-    step: Step, x: Any, by_w: Product, sizes: Sequence[int], bias: Any, lens: Any, initial: Sequence[Any], direction: str, layout: int,
+    step: Step,
+    x: Any,
+    by_w: Product,
+    sizes: Sequence[int],
+    bias: Any,
+    lens: Any,
+    initial: Sequence[Any],
+    direction: str,
+    layout: int,
     hidden_size: int | None,
-) -> tuple[jax.Array, ...]:  # fmt: skip
+) -> tuple[jax.Array, ...]:
     """Y and the final states, from `step` in one or both directions."""
     directions, hidden = sizes
-    reversed_by_direction = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}.get(direction)
+    reversed_by_direction = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}.get(
+        direction
+    )
     if reversed_by_direction is None or len(reversed_by_direction) != directions:
-        raise ValueError(f"direction {direction!r} does not fit W, which has weights for {directions} direction(s)")
+        raise ValueError(
+            f"direction {direction!r} does not fit W, which has weights for {directions} direction(s)"
+        )
     if hidden_size not in (None, hidden):
         raise ValueError(f"hidden_size is {hidden_size}, but R is for {hidden}")
     x = jnp.swapaxes(x, 0, 1) if layout else traced(x)
@@ -144,14 +256,21 @@ def _run(
         if bias is not None:
             projected += _at(bias, d)[None, None]
         shape = (x.shape[1], hidden)
-        states = tuple(jnp.zeros(shape, x.dtype) if s is None else jnp.broadcast_to(_at(s, d, layout), shape) for s in initial)
+        states = tuple(
+            jnp.zeros(shape, x.dtype) if s is None else jnp.broadcast_to(_at(s, d, layout), shape)
+            for s in initial
+        )
         ys, states = _over_time(lambda p, *s, d=d: step(d, p, *s), projected, states, lens, backwards)
         sequences.append(jnp.swapaxes(ys, 0, 1) if layout else ys)
         finals.append(states)
-    return jnp.stack(sequences, axis=2 if layout else 1), *(jnp.stack(state, axis=layout) for state in zip(*finals, strict=True))
+    return jnp.stack(sequences, axis=2 if layout else 1), *(
+        jnp.stack(state, axis=layout) for state in zip(*finals, strict=True)
+    )
 
 
-def _over_time(step: Step, projected: jax.Array, states: tuple[Any, ...], lens: Any, backwards: bool) -> tuple[Any, tuple[Any, ...]]:
+def _over_time(
+    step: Step, projected: jax.Array, states: tuple[Any, ...], lens: Any, backwards: bool
+) -> tuple[Any, tuple[Any, ...]]:
     """Hidden states of all steps, and the last states; sequences shorter than the longest keep theirs, and give zeros."""
 
     def advance(states: tuple[Any, ...], now: tuple[Any, Any]) -> tuple[tuple[Any, ...], Any]:
@@ -174,7 +293,11 @@ def _over_time(step: Step, projected: jax.Array, states: tuple[Any, ...], lens: 
 
 
 def _functions(
-    names: Sequence[str] | None, default: tuple[str, ...], alphas: Sequence[float], betas: Sequence[float], directions: int
+    names: Sequence[str] | None,
+    default: tuple[str, ...],
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    directions: int,
 ) -> list[list[Callable[[Any], Any]]]:
     """Activations by direction; alphas and betas go in order to those that take them, as in ONNX Runtime.
 
@@ -183,7 +306,9 @@ def _functions(
     """
     names = names or default * directions
     if len(names) < len(default) * directions:
-        raise ValueError(f"activations {list(names)} are not {len(default)} for each of {directions} direction(s)")
+        raise ValueError(
+            f"activations {list(names)} are not {len(default)} for each of {directions} direction(s)"
+        )
     given, found = (iter(alphas), iter(betas)), []
     for name in names[: len(default) * directions]:
         if name.lower() not in _ACTIVATIONS:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .._types import Value
+from .._types import GraphValue
 from ._common import ints, normalize_axis, nx, scalar
 from .registry import op
 
 
-def _index(position: Value, end: int) -> int:
+def _index(position: GraphValue, end: int) -> int:
     """A position from 0 up to `end`, which may be given as negative from `end`."""
     index = int(scalar(position))
     if not -end <= index <= end:
@@ -21,38 +21,40 @@ def _index(position: Value, end: int) -> int:
 
 
 @op("SequenceConstruct", since=11)
-def sequence_construct(*inputs: Value) -> tuple[Value]:
+def sequence_construct(*inputs: GraphValue) -> tuple[GraphValue]:
     """A sequence of the inputs. https://onnx.ai/onnx/operators/onnx__SequenceConstruct.html"""
     return (inputs,)
 
 
 @op("SequenceEmpty", since=11)
-def sequence_empty(*, dtype: int = 1) -> tuple[Value]:
+def sequence_empty(*, dtype: int = 1) -> tuple[GraphValue]:
     """A sequence of nothing. https://onnx.ai/onnx/operators/onnx__SequenceEmpty.html"""
     return ((),)
 
 
 @op("SequenceLength", since=11, shape_only=True)
-def sequence_length(input_sequence: tuple[Value, ...]) -> Value:
+def sequence_length(input_sequence: tuple[GraphValue, ...]) -> GraphValue:
     """Number of tensors. https://onnx.ai/onnx/operators/onnx__SequenceLength.html"""
     return np.asarray(len(input_sequence), np.int64)
 
 
 @op("SequenceAt", since=11, static=("position",))
-def sequence_at(input_sequence: tuple[Value, ...], position: Value) -> tuple[Value]:
+def sequence_at(input_sequence: tuple[GraphValue, ...], position: GraphValue) -> tuple[GraphValue]:
     """The tensor at a position. https://onnx.ai/onnx/operators/onnx__SequenceAt.html"""
     return (input_sequence[int(scalar(position))],)
 
 
 @op("SequenceInsert", since=11, static=("position",))
-def sequence_insert(input_sequence: tuple[Value, ...], tensor: Value, position: Value = None) -> tuple[Value]:
+def sequence_insert(
+    input_sequence: tuple[GraphValue, ...], tensor: GraphValue, position: GraphValue = None
+) -> tuple[GraphValue]:
     """The sequence with a tensor put before a position, by default at its end. https://onnx.ai/onnx/operators/onnx__SequenceInsert.html"""
     at = len(input_sequence) if position is None else _index(position, len(input_sequence))
     return ((*input_sequence[:at], tensor, *input_sequence[at:]),)
 
 
 @op("SequenceErase", since=11, static=("position",))
-def sequence_erase(input_sequence: tuple[Value, ...], position: Value = None) -> tuple[Value]:
+def sequence_erase(input_sequence: tuple[GraphValue, ...], position: GraphValue = None) -> tuple[GraphValue]:
     """The sequence without the tensor at a position, by default the last. https://onnx.ai/onnx/operators/onnx__SequenceErase.html"""
     at = len(input_sequence) - 1 if position is None else _index(position, len(input_sequence))
     if at >= len(input_sequence) or at < 0:
@@ -61,7 +63,9 @@ def sequence_erase(input_sequence: tuple[Value, ...], position: Value = None) ->
 
 
 @op("SequenceMap", since=17)
-def sequence_map(input_sequence: tuple[Value, ...], *additional_inputs: Value, body: Any) -> tuple[Value, ...]:
+def sequence_map(
+    input_sequence: tuple[GraphValue, ...], *additional_inputs: GraphValue, body: Any
+) -> tuple[GraphValue, ...]:
     """A subgraph on each tensor of the sequence. https://onnx.ai/onnx/operators/onnx__SequenceMap.html
 
     Additional sequences are walked in step, additional tensors are given to each call whole.
@@ -69,13 +73,15 @@ def sequence_map(input_sequence: tuple[Value, ...], *additional_inputs: Value, b
     lengths = {len(value) for value in (input_sequence, *additional_inputs) if isinstance(value, tuple)}
     if len(lengths) > 1:
         raise ValueError(f"the sequences have {sorted(lengths)} tensors; all must have as many")
-    rest = [value if isinstance(value, tuple) else (value,) * len(input_sequence) for value in additional_inputs]
+    rest = [
+        value if isinstance(value, tuple) else (value,) * len(input_sequence) for value in additional_inputs
+    ]
     rows = [body(*row) for row in zip(input_sequence, *rest, strict=True)]
     return tuple(zip(*rows, strict=True)) if rows else ((),) * body.n_outputs
 
 
 @op("ConcatFromSequence", since=11)
-def concat_from_sequence(input_sequence: Sequence[Value], *, axis: int, new_axis: int = 0) -> Value:
+def concat_from_sequence(input_sequence: Sequence[GraphValue], *, axis: int, new_axis: int = 0) -> GraphValue:
     """The tensors joined along an axis, or along a new one. https://onnx.ai/onnx/operators/onnx__ConcatFromSequence.html"""
     if not input_sequence:
         raise ValueError("an empty sequence cannot be concatenated")
@@ -83,7 +89,9 @@ def concat_from_sequence(input_sequence: Sequence[Value], *, axis: int, new_axis
 
 
 @op("SplitToSequence", since=11, static=("split",))
-def split_to_sequence(input: Value, split: Value = None, *, axis: int = 0, keepdims: int = 1) -> tuple[Value]:
+def split_to_sequence(
+    input: GraphValue, split: GraphValue = None, *, axis: int = 0, keepdims: int = 1
+) -> tuple[GraphValue]:
     """Pieces along an axis: of the sizes `split`, of one size (the last may be smaller), or of size 1.
 
     https://onnx.ai/onnx/operators/onnx__SplitToSequence.html

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from .._types import Value
+from .._types import GraphValue
 from .registry import op
 
 
@@ -17,25 +17,32 @@ def _strings(items: list[str], shape: tuple[int, ...]) -> np.ndarray:
 
 
 @op("StringConcat", since=20, host=("X", "Y"))
-def string_concat(X: Value, Y: Value) -> Value:
+def string_concat(X: GraphValue, Y: GraphValue) -> GraphValue:
     """Strings joined pairwise, with broadcasting. https://onnx.ai/onnx/operators/onnx__StringConcat.html"""
     return np.asarray(np.add(X, Y), object)
 
 
 @op("StringSplit", since=20, host=("X",))
-def string_split(X: Value, *, delimiter: str | None = None, maxsplit: int | None = None) -> tuple[Value, Value]:
+def string_split(
+    X: GraphValue, *, delimiter: str | None = None, maxsplit: int | None = None
+) -> tuple[GraphValue, GraphValue]:
     """Pieces of each string along a new last axis, padded with "", and how many there are.
 
     https://onnx.ai/onnx/operators/onnx__StringSplit.html
     """
-    pieces = [text.split(delimiter or None, -1 if maxsplit is None else maxsplit) if text else [] for text in X.ravel()]
+    pieces = [
+        text.split(delimiter or None, -1 if maxsplit is None else maxsplit) if text else []
+        for text in X.ravel()
+    ]
     longest = max(map(len, pieces), default=0)
     padded = [piece for row in pieces for piece in (*row, *[""] * (longest - len(row)))]
-    return _strings(padded, (*X.shape, longest)), np.array([len(row) for row in pieces], np.int64).reshape(X.shape)
+    return _strings(padded, (*X.shape, longest)), np.array([len(row) for row in pieces], np.int64).reshape(
+        X.shape
+    )
 
 
 @op("RegexFullMatch", since=20, host=("X",))
-def regex_full_match(X: Value, *, pattern: str) -> Value:
+def regex_full_match(X: GraphValue, *, pattern: str) -> GraphValue:
     """Whether the whole string matches. https://onnx.ai/onnx/operators/onnx__RegexFullMatch.html
 
     Python's `re` stands in for RE2; patterns mean the same to both but for rare escapes.
@@ -46,8 +53,13 @@ def regex_full_match(X: Value, *, pattern: str) -> Value:
 
 @op("StringNormalizer", since=10, host=("X",))
 def string_normalizer(
-    X: Value, *, case_change_action: str = "NONE", is_case_sensitive: int = 0, stopwords: tuple[str, ...] = (), locale: str | None = None
-) -> Value:
+    X: GraphValue,
+    *,
+    case_change_action: str = "NONE",
+    is_case_sensitive: int = 0,
+    stopwords: tuple[str, ...] = (),
+    locale: str | None = None,
+) -> GraphValue:
     """Strings without the stop words, in lower or upper case. https://onnx.ai/onnx/operators/onnx__StringNormalizer.html
 
     Case follows Unicode, whatever `locale` is.

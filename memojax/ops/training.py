@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from .._types import Value
+from .._types import GraphValue
 from ._common import cast, nx, traced
 from .registry import op
 
@@ -16,15 +16,20 @@ _DOMAIN = "ai.onnx.preview.training"
 
 @op("Adagrad", domain=_DOMAIN)
 def adagrad(
-    R: Value, T: Value, *inputs: Value, decay_factor: float = 0.0, epsilon: float = 1e-6, norm_coefficient: float = 0.0
-) -> tuple[Value, ...]:
+    R: GraphValue,
+    T: GraphValue,
+    *inputs: GraphValue,
+    decay_factor: float = 0.0,
+    epsilon: float = 1e-6,
+    norm_coefficient: float = 0.0,
+) -> tuple[GraphValue, ...]:
     """One Adagrad step: tensors, gradients, squared sums in; tensors, squared sums out.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Adagrad.html
     """
     rate = R / (1 + cast(T, R.dtype) * decay_factor)
 
-    def step(x: Value, gradient: Value, total: Value) -> tuple[Value, Value]:
+    def step(x: GraphValue, gradient: GraphValue, total: GraphValue) -> tuple[GraphValue, GraphValue]:
         gradient = norm_coefficient * x + gradient
         total = total + gradient * gradient
         return x - rate * gradient / (nx.sqrt(total) + epsilon), total
@@ -34,9 +39,15 @@ def adagrad(
 
 @op("Adam", domain=_DOMAIN)
 def adam(
-    R: Value, T: Value, *inputs: Value, alpha: float = 0.9, beta: float = 0.999, epsilon: float = 1e-6, norm_coefficient: float = 0.0,
+    R: GraphValue,
+    T: GraphValue,
+    *inputs: GraphValue,
+    alpha: float = 0.9,
+    beta: float = 0.999,
+    epsilon: float = 1e-6,
+    norm_coefficient: float = 0.0,
     norm_coefficient_post: float = 0.0,
-) -> tuple[Value, ...]:  # fmt: skip
+) -> tuple[GraphValue, ...]:
     """One Adam step: tensors, gradients, first and second moments in; tensors and moments out.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Adam.html
@@ -44,7 +55,9 @@ def adam(
     steps = cast(T, R.dtype)
     rate = nx.where(steps > 0, R * nx.sqrt(1 - beta**steps) / nx.where(steps > 0, 1 - alpha**steps, 1), R)
 
-    def step(x: Value, gradient: Value, first: Value, second: Value) -> tuple[Value, Value, Value]:
+    def step(
+        x: GraphValue, gradient: GraphValue, first: GraphValue, second: GraphValue
+    ) -> tuple[GraphValue, GraphValue, GraphValue]:
         gradient = norm_coefficient * x + gradient
         first = alpha * first + (1 - alpha) * gradient
         second = beta * second + (1 - beta) * gradient * gradient
@@ -54,14 +67,22 @@ def adam(
 
 
 @op("Momentum", domain=_DOMAIN)
-def momentum(R: Value, T: Value, *inputs: Value, alpha: float, beta: float, mode: str, norm_coefficient: float) -> tuple[Value, ...]:
+def momentum(
+    R: GraphValue,
+    T: GraphValue,
+    *inputs: GraphValue,
+    alpha: float,
+    beta: float,
+    mode: str,
+    norm_coefficient: float,
+) -> tuple[GraphValue, ...]:
     """One step of gradient descent with momentum, standard or Nesterov's: tensors, gradients, momenta in; tensors, momenta out.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Momentum.html
     """
     fresh = nx.where(T > 0, cast(beta, R.dtype), cast(1, R.dtype))
 
-    def step(x: Value, gradient: Value, velocity: Value) -> tuple[Value, Value]:
+    def step(x: GraphValue, gradient: GraphValue, velocity: GraphValue) -> tuple[GraphValue, GraphValue]:
         gradient = norm_coefficient * x + gradient
         velocity = alpha * velocity + fresh * gradient
         return x - R * (gradient + alpha * velocity if mode == "nesterov" else velocity), velocity
@@ -70,21 +91,27 @@ def momentum(R: Value, T: Value, *inputs: Value, alpha: float, beta: float, mode
 
 
 @op("Gradient", domain=_DOMAIN)
-def gradient(*inputs: Value, xs: Sequence[str], y: str, zs: Sequence[str] = (), recompute: Callable[..., Value]) -> tuple[Value, ...]:
+def gradient(
+    *inputs: GraphValue,
+    xs: Sequence[str],
+    y: str,
+    zs: Sequence[str] = (),
+    recompute: Callable[..., GraphValue],
+) -> tuple[GraphValue, ...]:
     """Derivatives of the value named `y` with respect to those named `xs`, at `inputs`; `zs` are held constant.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Gradient.html
     """
     held = dict(zip(zs, inputs[len(xs) :], strict=True))
 
-    def of(*values: Value) -> jax.Array:
+    def of(*values: GraphValue) -> jax.Array:
         return traced(recompute({**held, **dict(zip(xs, values, strict=True))}, y)).sum()
 
     points = [traced(value) for value in inputs[: len(xs)]]
     return tuple(jax.grad(of, argnums=tuple(range(len(points))))(*points))
 
 
-def _each(step: Callable[..., tuple[Any, ...]], inputs: Sequence[Value], kinds: int) -> tuple[Any, ...]:
+def _each(step: Callable[..., tuple[Any, ...]], inputs: Sequence[GraphValue], kinds: int) -> tuple[Any, ...]:
     """`step` for each tensor; `inputs` come grouped by kind, and so do the outputs."""
     count = len(inputs) // kinds
     results = [step(*inputs[index::count]) for index in range(count)]

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, final
 
-from ..batcher import States
 from ..display import Card, html_of, text_of
 from ..errors import InputError, OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Shapes, check_inferer
-from ..inputs import Response
-from .state import BrainId, BrainState, Turns, Verdict
+from ..inferer.batcher import States
+from ..rows.states import Response
+from .brain import BrainId, BrainState, Turns, Verdict
 from .timing import CompileTimings, Timing
 
 Responses = dict[BrainId, dict[int, Response]]
@@ -82,7 +82,10 @@ class Runtime:
         with self._lock:
             states = list(self._brains.items())
         models = [(str(brain), state) for brain, state in states]
-        facts = [(brain, f"{type(state.inferer).__name__}, {len(state.waiting())} agents wait") for brain, state in models]
+        facts = [
+            (brain, f"{type(state.inferer).__name__}, {len(state.waiting())} agents wait")
+            for brain, state in models
+        ]
         return Card(f"Runtime of {len(models)} models", facts)
 
     @property
@@ -282,7 +285,9 @@ class Runtime:
 class _Frame:
     """One run over the models that wait: who is next, who answered, who failed, who must be compiled first."""
 
-    def __init__(self, states: list[BrainState], number: int, clock: Callable[[], float], deadline: float | None):
+    def __init__(
+        self, states: list[BrainState], number: int, clock: Callable[[], float], deadline: float | None
+    ):
         """What is queued after frame `number` has begun is left to the next."""
         self.responses: Responses = {}
         self.failures: dict[BrainId, Exception] = {}
@@ -312,7 +317,9 @@ class _Frame:
         remaining = self._remaining() or 0.0
         if remaining <= 0:
             return False
-        hopeful = [state.compile for state in self.cold if (compiles.expected(state.brain) or 0.0) <= remaining]
+        hopeful = [
+            state.compile for state in self.cold if (compiles.expected(state.brain) or 0.0) <= remaining
+        ]
         done = wait([future for future in hopeful if future is not None], remaining, FIRST_COMPLETED).done
         ready = [state for state in self.cold if state.compile in done]
         self.cold = [state for state in self.cold if state.compile not in done]

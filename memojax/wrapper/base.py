@@ -14,9 +14,9 @@ from .._types import Array, Arrays
 from ..display import Card, card_of, html_of, text_of
 from ..errors import IncompatibleModelError, InputShapeError
 from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
-from ..inferer.placement import Placement
 from ..model.signature import ModelApi, TensorSpec
-from ..scratch import ScratchPadView
+from ..rows.device_choice import DeviceChoice
+from ..rows.scratch import ScratchPadView
 
 
 class InfererWrapper(abc.ABC):
@@ -119,7 +119,7 @@ class LayeredInferer(Inferer):
         return Card(type(self).__name__, facts, shown, inner=[card_of(self.inferer)])
 
     @property
-    def placement(self) -> Placement:
+    def placement(self) -> DeviceChoice:
         return self.inferer.placement
 
     @property
@@ -136,7 +136,9 @@ class LayeredInferer(Inferer):
     def infer_raw(self, view: ScratchPadView) -> None:
         self.wrapper_stack.invoke(self.inferer, view)
 
-    def infer_arrays(self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None) -> Arrays:
+    def infer_arrays(
+        self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
+    ) -> Arrays:
         api = self.api
         view = _view_of(self.raw_api, api, inputs, ids, dones, self.placement)
         if len(view):
@@ -195,7 +197,12 @@ class StatefulInferer(LayeredInferer):
 
 
 def _view_of(
-    raw: ModelApi, api: ModelApi, inputs: Mapping[str, Any], ids: Sequence[int] | None, dones: Any, placement: Placement
+    raw: ModelApi,
+    api: ModelApi,
+    inputs: Mapping[str, Any],
+    ids: Sequence[int] | None,
+    dones: Any,
+    placement: DeviceChoice,
 ) -> ScratchPadView:
     """A batch as a view of all slots of `raw`; those that `api` hides are for the wrappers to fill."""
     rows: Sequence[Array]
@@ -215,7 +222,9 @@ def _view_of(
         if dones.shape != (n,):
             raise InputShapeError(f"dones has shape {list(dones.shape)} for {n} rows, expected [{n}]")
     given = {spec.name: _borrowed(row) for spec, row in zip(api.inputs, rows, strict=True)}
-    return ScratchPadView(raw.inputs, raw.outputs, [given.get(spec.name) for spec in raw.inputs], n, ids, dones, device=device)
+    return ScratchPadView(
+        raw.inputs, raw.outputs, [given.get(spec.name) for spec in raw.inputs], n, ids, dones, device=device
+    )
 
 
 def _borrowed(rows: Array) -> Array:
@@ -229,7 +238,11 @@ def _borrowed(rows: Array) -> Array:
 
 def _run_on_device(inferer: Inferer, view: ScratchPadView) -> None:
     visible = {spec.name for spec in inferer.api.inputs}
-    given = {spec.name: rows for spec, rows in zip(view.input_specs, view.inputs, strict=True) if spec.name in visible}
+    given = {
+        spec.name: rows
+        for spec, rows in zip(view.input_specs, view.inputs, strict=True)
+        if spec.name in visible
+    }
     results = inferer.infer_arrays(given, ids=None if view.anonymous else view.ids, dones=view.dones)
     for slot, spec in enumerate(view.output_specs):
         if spec.name in results:
@@ -256,7 +269,11 @@ def check_compatible(old: Inferer, new: Inferer) -> None:
 def _check_same(kind: str, old: Sequence[TensorSpec], new: Sequence[TensorSpec]) -> None:
     for before, after in zip(old, new, strict=False):
         if before != after:
-            raise IncompatibleModelError(f"{kind} {before} of the old inferer is {after} in the new one: export it with the same {kind}s")
+            raise IncompatibleModelError(
+                f"{kind} {before} of the old inferer is {after} in the new one: export it with the same {kind}s"
+            )
     if len(old) != len(new):
         longer = (old if len(old) > len(new) else new)[min(len(old), len(new))]
-        raise IncompatibleModelError(f"the old inferer has {len(old)} {kind}s, the new one {len(new)}: {longer} is on one side only")
+        raise IncompatibleModelError(
+            f"the old inferer has {len(old)} {kind}s, the new one {len(new)}: {longer} is on one side only"
+        )

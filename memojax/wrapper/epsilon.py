@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import IncompatibleModelError, InputDtypeError, UnknownInputError
 from ..inferer.base import Inferer, check_inferer
 from ..model.signature import ModelApi
-from ..scratch import ScratchPadView
+from ..rows.scratch import ScratchPadView
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 
@@ -105,7 +105,9 @@ class EpsilonInjectorWrapper(InfererWrapper):
     (1,)
     """
 
-    def __init__(self, inner: InfererWrapper, inferer: Inferer, key: str, generator: NoiseGenerator | None = None):
+    def __init__(
+        self, inner: InfererWrapper, inferer: Inferer, key: str, generator: NoiseGenerator | None = None
+    ):
         """Fill the input `key` of `inferer` from `generator` (`HighQualityNoiseGenerator` by default), outside of `inner`.
 
         Raises:
@@ -129,7 +131,9 @@ class EpsilonInjectorWrapper(InfererWrapper):
         around = self._inner.api(inferer)
         if self._seen is None or self._seen[0] is not around:
             if self._spec not in around.inputs or inferer.raw_api.inputs.index(self._spec) != self._slot:
-                raise IncompatibleModelError(f"this wrapper fills input {self._spec}, the inferer has {around}")
+                raise IncompatibleModelError(
+                    f"this wrapper fills input {self._spec}, the inferer has {around}"
+                )
             self._seen = around, around.without(inputs=[self.key])
         return self._seen[1]
 
@@ -182,4 +186,6 @@ def _fill_normal(rng: np.random.Generator, out: np.ndarray) -> None:
     elif jnp.issubdtype(out.dtype, jnp.floating):
         out[...] = rng.standard_normal(out.shape, np.float32)
     else:
-        raise InputDtypeError(f"normal noise cannot fill an input of {out.dtype}: use a ConstantGenerator, or a generator of your own")
+        raise InputDtypeError(
+            f"normal noise cannot fill an input of {out.dtype}: use a ConstantGenerator, or a generator of your own"
+        )

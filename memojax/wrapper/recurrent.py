@@ -16,11 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Array
-from ..errors import DuplicateIdError, IncompatibleModelError, InputShapeError, UnknownAgentError, UnknownInputError
+from ..errors import (
+    DuplicateIdError,
+    IncompatibleModelError,
+    InputShapeError,
+    UnknownAgentError,
+    UnknownInputError,
+)
 from ..inferer.base import Inferer, check_inferer
-from ..inputs import as_dtype, can_cast
 from ..model.signature import ModelApi, TensorSpec
-from ..scratch import ScratchPadView
+from ..rows.scratch import ScratchPadView
+from ..rows.states import as_dtype, can_cast
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 
@@ -100,8 +106,13 @@ class RecurrentTrackerWrapper(InfererWrapper):
             raw = inferer.raw_api
             for (into, out), (inslot, outslot) in zip(self._pairs, self._slots, strict=True):
                 if raw.inputs[inslot : inslot + 1] != (into,) or raw.outputs[outslot : outslot + 1] != (out,):
-                    raise IncompatibleModelError(f"this wrapper keeps {into} <- {out}, the inferer has {around}")
-            self._seen = around, around.without([info.inkey for info in self.infos], [info.outkey for info in self.infos])
+                    raise IncompatibleModelError(
+                        f"this wrapper keeps {into} <- {out}, the inferer has {around}"
+                    )
+            self._seen = (
+                around,
+                around.without([info.inkey for info in self.infos], [info.outkey for info in self.infos]),
+            )
         return self._seen[1]
 
     def invoke(self, inferer: Inferer, view: ScratchPadView) -> None:
@@ -300,7 +311,9 @@ class AgentStates:
         given = {spec.name: as_dtype(spec, state[spec.name]) for spec in self._specs if spec.name in state}
         for spec in self._specs:
             if spec.name in given and given[spec.name].shape != spec.shape:
-                raise InputShapeError(f"state {spec.name!r} has shape {list(given[spec.name].shape)}, expected {list(spec.shape)}")
+                raise InputShapeError(
+                    f"state {spec.name!r} has shape {list(given[spec.name].shape)}, expected {list(spec.shape)}"
+                )
         with self._lock:
             row = self._row_of(agent)
             self._move(None)
@@ -332,7 +345,9 @@ class AgentStates:
                         states[zeroed] = 0
             else:
                 with self._scope():
-                    for slot, states in zip(slots, _take(self._stores, rows, zeroed, view.dones), strict=True):
+                    for slot, states in zip(
+                        slots, _take(self._stores, rows, zeroed, view.dones), strict=True
+                    ):
                         view.set_input(slot, states)
             return Ticket(rows, self._epochs[rows])
 
@@ -348,7 +363,9 @@ class AgentStates:
                     store[rows] = state
             else:
                 with self._scope():
-                    self._stores = _put(self._stores, rows, [jax.device_put(state, device) for state in states])
+                    self._stores = _put(
+                        self._stores, rows, [jax.device_put(state, device) for state in states]
+                    )
             self._fresh[rows] = False
 
     def _rows_of(self, agents: Sequence[int]) -> np.ndarray:
@@ -359,7 +376,9 @@ class AgentStates:
             raise UnknownAgentError(_UNKNOWN.format(", ".join(map(str, unknown))))
         if len(set(agents)) < len(agents):
             twice = next(agent for agent, count in Counter(agents).items() if count > 1)
-            raise DuplicateIdError(f"agent {twice} is in this batch twice: its state can only be continued once")
+            raise DuplicateIdError(
+                f"agent {twice} is in this batch twice: its state can only be continued once"
+            )
         self._last = agents if isinstance(agents, range) else list(agents), rows
         return rows
 
@@ -375,7 +394,9 @@ class AgentStates:
         device = self._device
         self._move(None)
         for index, store in enumerate(self._stores):
-            self._stores[index] = np.concatenate([store, np.zeros((new - old, *store.shape[1:]), store.dtype)])
+            self._stores[index] = np.concatenate(
+                [store, np.zeros((new - old, *store.shape[1:]), store.dtype)]
+            )
         self._fresh = np.concatenate([self._fresh, np.zeros(new - old, np.bool_)])
         self._epochs = np.concatenate([self._epochs, np.zeros(new - old, np.int64)])
         self._free.extend(range(new - 1, old - 1, -1))
@@ -385,7 +406,9 @@ class AgentStates:
         if device is self._device:
             return
         with self._scope():
-            self._stores = [np.array(store) if device is None else jax.device_put(store, device) for store in self._stores]
+            self._stores = [
+                np.array(store) if device is None else jax.device_put(store, device) for store in self._stores
+            ]
         self._device = device
 
     def _scope(self) -> AbstractContextManager[Any]:
@@ -398,14 +421,21 @@ _UNKNOWN = "no hidden state for agent {}: it was never begun, or has ended; call
 
 
 @jax.jit
-def _take(stores: list[jax.Array], rows: jax.Array, fresh: jax.Array, dones: jax.Array | None) -> list[jax.Array]:
+def _take(
+    stores: list[jax.Array], rows: jax.Array, fresh: jax.Array, dones: jax.Array | None
+) -> list[jax.Array]:
     zeroed = fresh if dones is None else fresh | dones.astype(bool)
-    return [jnp.where(zeroed.reshape(-1, *[1] * (store.ndim - 1)), jnp.zeros((), store.dtype), store[rows]) for store in stores]
+    return [
+        jnp.where(zeroed.reshape(-1, *[1] * (store.ndim - 1)), jnp.zeros((), store.dtype), store[rows])
+        for store in stores
+    ]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(stores: list[jax.Array], rows: jax.Array, states: list[jax.Array]) -> list[jax.Array]:
-    return [store.at[rows].set(state.astype(store.dtype)) for store, state in zip(stores, states, strict=True)]
+    return [
+        store.at[rows].set(state.astype(store.dtype)) for store, state in zip(stores, states, strict=True)
+    ]
 
 
 def _checked_pairs(api: ModelApi, infos: Sequence[RecurrentInfo]) -> list[tuple[TensorSpec, TensorSpec]]:
@@ -415,10 +445,14 @@ def _checked_pairs(api: ModelApi, infos: Sequence[RecurrentInfo]) -> list[tuple[
         if info.inkey not in inputs:
             raise UnknownInputError([info.inkey], [spec.name for spec in api.inputs])
         if info.outkey not in outputs:
-            raise IncompatibleModelError(f"no output {info.outkey!r} to continue input {info.inkey!r}; the model has {api}")
+            raise IncompatibleModelError(
+                f"no output {info.outkey!r} to continue input {info.inkey!r}; the model has {api}"
+            )
         into, out = inputs.pop(info.inkey), outputs.pop(info.outkey)
         if not _fits(into, out):
-            raise IncompatibleModelError(f"output {out} cannot continue input {into}: shape and kind of number must be the same")
+            raise IncompatibleModelError(
+                f"output {out} cannot continue input {into}: shape and kind of number must be the same"
+            )
         pairs.append((into, out))
     return pairs
 

@@ -30,7 +30,10 @@ def model_of(
     graph = helper.make_graph(
         nodes,
         "test",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (inputs or {"x": ["batch", 3]}).items()],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in (inputs or {"x": ["batch", 3]}).items()
+        ],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in (initializers or {}).items()],
     )
@@ -85,7 +88,10 @@ def test_every_kind_of_source_gives_the_same_model() -> None:
 
 
 def test_cycle_is_refused() -> None:
-    nodes = [helper.make_node("Add", ["x", "b"], ["a"], name="first"), helper.make_node("Relu", ["a"], ["b"], name="second")]
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="second"),
+    ]
     with pytest.raises(ModelLoadError, match="cycle through node 'first'"):
         load_model(model_of(nodes, outputs=("b",)))
 
@@ -107,7 +113,9 @@ def test_newer_opset_and_ir_are_refused_by_number() -> None:
 
 
 def test_huge_dimensions_are_refused_before_anything_is_allocated() -> None:
-    huge = onnx.TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1 << 40, 1 << 20], raw_data=b"\0" * 16)
+    huge = onnx.TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[1 << 40, 1 << 20], raw_data=b"\0" * 16
+    )
     model = model_of([helper.make_node("Add", ["x", "w"], ["y"])])
     model.graph.initializer.append(huge)
     with pytest.raises(ModelLoadError, match="'w'"):
@@ -116,7 +124,8 @@ def test_huge_dimensions_are_refused_before_anything_is_allocated() -> None:
         memojax.load(model_of([relu()], inputs={"x": ["batch", 1 << 40]}))
     shape = np.array([1 << 40, 1 << 20], np.int64)
     grown = model_of(
-        [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])], initializers={"s": shape}
+        [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])],
+        initializers={"s": shape},
     )
     with pytest.raises(memojax.errors.LoweringError, match="ConstantOfShape"):
         memojax.load(grown)
@@ -167,7 +176,10 @@ def test_all_unsupported_operators_are_listed_at_once() -> None:
     ]
     with pytest.raises(UnsupportedOpError) as failure:
         memojax.load(model_of(nodes, domains=("my.domain",)))
-    assert [(item.op_type, item.nodes) for item in failure.value.missing] == [("Frobnicate", ("one", "two")), ("Twiddle", ("three",))]
+    assert [(item.op_type, item.nodes) for item in failure.value.missing] == [
+        ("Frobnicate", ("one", "two")),
+        ("Twiddle", ("three",)),
+    ]
 
 
 def test_odd_but_runnable_files_load() -> None:
@@ -175,7 +187,9 @@ def test_odd_but_runnable_files_load() -> None:
     np.testing.assert_array_equal(memojax.run(unsorted, {"x": X})["y"], np.maximum(-X, 0))
 
     listed = model_of(
-        [helper.make_node("Add", ["x", "w"], ["y"])], inputs={"x": ["n", 3], "w": [3]}, initializers={"w": np.ones(3, np.float32)}
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        inputs={"x": ["n", 3], "w": [3]},
+        initializers={"w": np.ones(3, np.float32)},
     )
     loaded = load_model(listed)
     assert [value.name for value in loaded.graph.inputs] == ["x"]
@@ -198,27 +212,50 @@ def test_declared_output_shapes_do_not_matter() -> None:
 
 def test_model_local_functions_are_inlined() -> None:
     body = [helper.make_node("Mul", ["a", "b"], ["t"]), helper.make_node("LeakyRelu", ["t"], ["r"])]
-    body[1].attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
-    function = helper.make_function("local", "Scaled", ["a", "b"], ["r"], body, [helper.make_opsetid("", 17)], ["slope"])
+    body[1].attribute.append(
+        onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    )
+    function = helper.make_function(
+        "local", "Scaled", ["a", "b"], ["r"], body, [helper.make_opsetid("", 17)], ["slope"]
+    )
     outer = helper.make_function(
-        "local", "Twice", ["p"], ["q"],
-        [helper.make_node("Scaled", ["p", "p"], ["m"], domain="local", slope=0.5), helper.make_node("Neg", ["m"], ["q"])],
+        "local",
+        "Twice",
+        ["p"],
+        ["q"],
+        [
+            helper.make_node("Scaled", ["p", "p"], ["m"], domain="local", slope=0.5),
+            helper.make_node("Neg", ["m"], ["q"]),
+        ],
         [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)],
-    )  # fmt: skip
+    )
     model = model_of(
-        [helper.make_node("Twice", ["x"], ["h"], domain="local"), helper.make_node("Scaled", ["h", "x"], ["y"], domain="local", slope=0.1)],
+        [
+            helper.make_node("Twice", ["x"], ["h"], domain="local"),
+            helper.make_node("Scaled", ["h", "x"], ["y"], domain="local", slope=0.1),
+        ],
         functions=[function, outer],
         domains=("local",),
     )
     h = -(X * X)
-    np.testing.assert_allclose(memojax.run(model, {"x": X})["y"], np.where(h * X > 0, h * X, 0.1 * h * X), rtol=1e-6)
+    np.testing.assert_allclose(
+        memojax.run(model, {"x": X})["y"], np.where(h * X > 0, h * X, 0.1 * h * X), rtol=1e-6
+    )
 
 
 def test_functions_that_call_each_other_without_end_are_refused() -> None:
     opsets = [helper.make_opsetid("local", 1)]
-    endless = helper.make_function("local", "Loop", ["a"], ["b"], [helper.make_node("Loop", ["a"], ["b"], domain="local")], opsets)
+    endless = helper.make_function(
+        "local", "Loop", ["a"], ["b"], [helper.make_node("Loop", ["a"], ["b"], domain="local")], opsets
+    )
     with pytest.raises(ModelLoadError, match="call each other"):
-        load_model(model_of([helper.make_node("Loop", ["x"], ["y"], domain="local")], functions=[endless], domains=("local",)))
+        load_model(
+            model_of(
+                [helper.make_node("Loop", ["x"], ["y"], domain="local")],
+                functions=[endless],
+                domains=("local",),
+            )
+        )
 
 
 def test_outputs_can_be_chosen() -> None:

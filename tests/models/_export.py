@@ -41,7 +41,9 @@ class Normalize(nn.Module):
         return ((obs - self.mean) / self.std).clamp(-self.clip, self.clip)
 
 
-def export(module: nn.Module, widths: Mapping[str, int], outputs: Sequence[str], *, opset: int, dynamo: bool) -> onnx.ModelProto:
+def export(
+    module: nn.Module, widths: Mapping[str, int], outputs: Sequence[str], *, opset: int, dynamo: bool
+) -> onnx.ModelProto:
     """Export `module` with inputs [batch, width], named as its forward names them, and check it.
 
     Raises:
@@ -52,20 +54,31 @@ def export(module: nn.Module, widths: Mapping[str, int], outputs: Sequence[str],
     args = tuple(torch.zeros(4, width) for width in widths.values())
     if dynamo:
         program = torch.onnx.export(
-            module, args, dynamo=True, opset_version=opset, external_data=False, verbose=False,
-            input_names=list(widths), output_names=list(outputs),
+            module,
+            args,
+            dynamo=True,
+            opset_version=opset,
+            external_data=False,
+            verbose=False,
+            input_names=list(widths),
+            output_names=list(outputs),
             dynamic_shapes={name: {0: torch.export.Dim("batch")} for name in widths},
-        )  # fmt: skip
+        )
         assert program is not None
         model = program.model_proto
         _strip_paths(model)
     else:
         buffer = io.BytesIO()
         torch.onnx.export(
-            module, args, buffer, dynamo=False, opset_version=opset,
-            input_names=list(widths), output_names=list(outputs),
+            module,
+            args,
+            buffer,
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(widths),
+            output_names=list(outputs),
             dynamic_axes={name: {0: "batch"} for name in (*widths, *outputs)},
-        )  # fmt: skip
+        )
         model = onnx.load_from_string(buffer.getvalue())
     check(model, module, widths)
     return model
@@ -73,7 +86,13 @@ def export(module: nn.Module, widths: Mapping[str, int], outputs: Sequence[str],
 
 def _strip_paths(model: onnx.ModelProto) -> None:
     # The dynamo exporter stores stack traces with this machine's paths: they differ from run to run.
-    for holder in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+    for holder in (
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+    ):
         del holder.metadata_props[:]
 
 
@@ -122,7 +141,9 @@ def evaluate(
         feeds = {roles["observation"]: obs.astype(np.float32)} | state
         if epsilon := roles["epsilon"]:
             shape = (alive.size, widths[epsilon])
-            feeds[epsilon] = (np.zeros(shape) if noise is None else noise.normal(size=shape)).astype(np.float32)
+            feeds[epsilon] = (np.zeros(shape) if noise is None else noise.normal(size=shape)).astype(
+                np.float32
+            )
         out = dict(zip(names, session.run(None, feeds), strict=True))
         actions = out[roles["action"]]
         if roles["action_kind"] == "argmax":
@@ -136,9 +157,27 @@ def evaluate(
     return returns
 
 
-def write(stem: str, model: onnx.ModelProto, returns: np.ndarray, *, env_id: str, algorithm: str, roles: Roles, **card: Any) -> None:
+def write(
+    stem: str,
+    model: onnx.ModelProto,
+    returns: np.ndarray,
+    *,
+    env_id: str,
+    algorithm: str,
+    roles: Roles,
+    **card: Any,
+) -> None:
     """Write `memojax/policies/<stem>.onnx` and the `.json` beside it, and print the result."""
-    packages = ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "onnx", "onnxscript", "onnxruntime", "numpy")
+    packages = (
+        "torch",
+        "stable_baselines3",
+        "sb3_contrib",
+        "gymnasium",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "numpy",
+    )
     measured = {
         "mean_return": round(float(returns.mean()), 3),
         "std_return": round(float(returns.std(ddof=1)), 3),
@@ -152,7 +191,9 @@ def write(stem: str, model: onnx.ModelProto, returns: np.ndarray, *, env_id: str
         "training_date": date.today().isoformat(),
         "versions": {name: version(name) for name in packages if name in sys.modules},
     }
-    onnx.helper.set_model_props(model, {"env_id": env_id, "algorithm": algorithm, "mean_return": str(info["mean_return"])})
+    onnx.helper.set_model_props(
+        model, {"env_id": env_id, "algorithm": algorithm, "mean_return": str(info["mean_return"])}
+    )
     POLICIES.mkdir(parents=True, exist_ok=True)
     onnx.save(model, POLICIES / f"{stem}.onnx")
     (POLICIES / f"{stem}.json").write_text(json.dumps(info, indent=2) + "\n")

@@ -26,7 +26,13 @@ OBS, ACTIONS, HIDDEN, STEPS = 8, 4, 16, 6
 
 def save(stem: str, model: onnx.ModelProto) -> None:
     """Write the model, and inputs with onnxruntime's outputs at each batch size."""
-    for holder in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+    for holder in (
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+    ):
         del holder.metadata_props[:]  # stack traces with this machine's paths
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString()
@@ -35,7 +41,10 @@ def save(stem: str, model: onnx.ModelProto) -> None:
     rng = np.random.default_rng(0)
     record: dict[str, Any] = {}
     for batch in BATCHES:
-        feeds = {value.name: rng.normal(size=(batch, *value.shape[1:])).astype(np.float32) for value in session.get_inputs()}
+        feeds = {
+            value.name: rng.normal(size=(batch, *value.shape[1:])).astype(np.float32)
+            for value in session.get_inputs()
+        }
         record |= {f"b{batch}/in/{name}": value for name, value in feeds.items()}
         names = [value.name for value in session.get_outputs()]
         for index, (name, value) in enumerate(zip(names, session.run(None, feeds), strict=True)):
@@ -49,7 +58,7 @@ def save(stem: str, model: onnx.ModelProto) -> None:
 
 
 def export_torch() -> None:
-    """SB3 policies: PPO by the recipe of SB3's docs, SAC's actor with its noise as an input and drawn inside."""
+    """SB3 policies: PPO by the candidate of SB3's docs, SAC's actor with its noise as an input and drawn inside."""
     import gymnasium as gym
     import torch
     from stable_baselines3 import PPO, SAC
@@ -96,10 +105,15 @@ def export_torch() -> None:
     def legacy(stem: str, module: nn.Module, inputs: dict[str, int], outputs: list[str], opset: int) -> None:
         buffer = io.BytesIO()
         torch.onnx.export(
-            module, tuple(torch.zeros(2, width) for width in inputs.values()), buffer, dynamo=False,
-            opset_version=opset, input_names=list(inputs), output_names=outputs,
+            module,
+            tuple(torch.zeros(2, width) for width in inputs.values()),
+            buffer,
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=outputs,
             dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
-        )  # fmt: skip
+        )
         save(stem, onnx.load_from_string(buffer.getvalue()))
 
     torch.set_num_threads(1)
@@ -114,10 +128,16 @@ def export_torch() -> None:
     # Checking a distribution's arguments branches on data, which torch.export refuses.
     torch.distributions.Distribution.set_default_validate_args(False)
     program = torch.onnx.export(
-        discrete, (torch.zeros(2, OBS),), dynamo=True, opset_version=18, external_data=False, verbose=False,
-        input_names=["observation"], output_names=outputs,
+        discrete,
+        (torch.zeros(2, OBS),),
+        dynamo=True,
+        opset_version=18,
+        external_data=False,
+        verbose=False,
+        input_names=["observation"],
+        output_names=outputs,
         dynamic_shapes={"observation": {0: torch.export.Dim("batch")}},
-    )  # fmt: skip
+    )
     assert program is not None
     save("sb3_ppo_dynamo_opset18", program.model_proto)
 
@@ -148,9 +168,11 @@ def export_sklearn() -> None:
     for stem, model in models.items():
         # Without zipmap=False the probabilities are a sequence of maps.
         onnx_model = to_onnx(
-            model.fit(obs, actions), initial_types=[("obs", FloatTensorType([None, OBS]))], target_opset=17,
+            model.fit(obs, actions),
+            initial_types=[("obs", FloatTensorType([None, OBS]))],
+            target_opset=17,
             options={"zipmap": False},
-        )  # fmt: skip
+        )
         save(stem, onnx_model)
 
 
@@ -189,10 +211,14 @@ def export_jax() -> None:
         def __call__(self, obs: jax.Array) -> jax.Array:
             return nnx.log_softmax(self.second(nnx.gelu(self.norm(self.first(obs)))))
 
-    model = to_onnx(Policy(nnx.Rngs(0)), [("batch", OBS)], opset=21, input_names=["obs"], output_names=["logits"])
+    model = to_onnx(
+        Policy(nnx.Rngs(0)), [("batch", OBS)], opset=21, input_names=["obs"], output_names=["logits"]
+    )
     assert isinstance(model, onnx.ModelProto)
     save("flax_mlp", model)
 
 
 if __name__ == "__main__":
-    {"torch": export_torch, "sklearn": export_sklearn, "keras": export_keras, "jax": export_jax}[sys.argv[1]]()
+    {"torch": export_torch, "sklearn": export_sklearn, "keras": export_keras, "jax": export_jax}[
+        sys.argv[1]
+    ]()

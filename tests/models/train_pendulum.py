@@ -22,9 +22,20 @@ TIMESTEPS = 200_000
 ENVS = 4
 MAX_TORQUE = 2.0
 HYPERPARAMETERS: dict[str, Any] = {
-    "n_steps": 1024, "batch_size": 64, "gae_lambda": 0.95, "gamma": 0.9, "n_epochs": 10, "learning_rate": 1e-3,
-}  # fmt: skip
-ROLES: Roles = {"observation": "obs", "action": "action", "action_kind": "value", "epsilon": "epsilon", "recurrent": []}
+    "n_steps": 1024,
+    "batch_size": 64,
+    "gae_lambda": 0.95,
+    "gamma": 0.9,
+    "n_epochs": 10,
+    "learning_rate": 1e-3,
+}
+ROLES: Roles = {
+    "observation": "obs",
+    "action": "action",
+    "action_kind": "value",
+    "epsilon": "epsilon",
+    "recurrent": [],
+}
 
 
 class Actor(nn.Module):
@@ -49,19 +60,29 @@ def main() -> None:
     torch.set_num_threads(1)
     start = time.perf_counter()
     env = make_vec_env(make_training_env, n_envs=ENVS, seed=SEED)
-    ppo = PPO("MlpPolicy", env, seed=SEED, device="cpu", policy_kwargs={"net_arch": [64, 64]}, **HYPERPARAMETERS)
+    ppo = PPO(
+        "MlpPolicy", env, seed=SEED, device="cpu", policy_kwargs={"net_arch": [64, 64]}, **HYPERPARAMETERS
+    )
     ppo.learn(TIMESTEPS)
     seconds = time.perf_counter() - start
     model = export(Actor(ppo), {"obs": 3, "epsilon": 1}, ["action"], opset=18, dynamo=True)
     returns = evaluate(model, lambda: gym.make(ENV_ID), ROLES)
     noisy = evaluate(model, lambda: gym.make(ENV_ID), ROLES, noise=np.random.default_rng(SEED))
     write(
-        "pendulum_ppo", model, returns, env_id=ENV_ID, algorithm="PPO", roles=ROLES,
-        observation_indices=None, observation_transform="none",
+        "pendulum_ppo",
+        model,
+        returns,
+        env_id=ENV_ID,
+        algorithm="PPO",
+        roles=ROLES,
+        observation_indices=None,
+        observation_transform="none",
         mean_return_with_noise=round(float(noisy.mean()), 3),
-        seed=SEED, total_timesteps=ppo.num_timesteps, training_seconds=round(seconds),
+        seed=SEED,
+        total_timesteps=ppo.num_timesteps,
+        training_seconds=round(seconds),
         hyperparameters={"n_envs": ENVS, "net_arch": [64, 64], **HYPERPARAMETERS},
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

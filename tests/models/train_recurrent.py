@@ -29,9 +29,12 @@ BATCHING: dict[str, Any] = {"n_steps": 32, "batch_size": 256}
 HYPERPARAMETERS: dict[str, Any] = {"gae_lambda": 0.8, "gamma": 0.98}
 LEARNING_RATE, CLIP_RANGE, EPOCHS = 1e-3, 0.2, 20
 ROLES: Roles = {
-    "observation": "obs", "action": "logits", "action_kind": "argmax", "epsilon": None,
+    "observation": "obs",
+    "action": "logits",
+    "action_kind": "argmax",
+    "epsilon": None,
     "recurrent": [["h_in", "h_out"], ["c_in", "c_out"]],
-}  # fmt: skip
+}
 
 
 class Actor(nn.Module):
@@ -84,12 +87,22 @@ def main() -> None:
     start = time.perf_counter()
     env = VecNormalize(make_vec_env(make_env, n_envs=ENVS, seed=SEED))
     ppo = RecurrentPPO(
-        "MlpLstmPolicy", env, seed=SEED, device="cpu", n_epochs=EPOCHS, **BATCHING, **HYPERPARAMETERS,
-        learning_rate=lambda left: LEARNING_RATE * left, clip_range=lambda left: CLIP_RANGE * left,
+        "MlpLstmPolicy",
+        env,
+        seed=SEED,
+        device="cpu",
+        n_epochs=EPOCHS,
+        **BATCHING,
+        **HYPERPARAMETERS,
+        learning_rate=lambda left: LEARNING_RATE * left,
+        clip_range=lambda left: CLIP_RANGE * left,
         policy_kwargs={
-            "ortho_init": False, "activation_fn": nn.ReLU, "lstm_hidden_size": HIDDEN, "net_arch": [32],
+            "ortho_init": False,
+            "activation_fn": nn.ReLU,
+            "lstm_hidden_size": HIDDEN,
+            "net_arch": [32],
         },
-    )  # fmt: skip
+    )
     ppo.learn(TIMESTEPS)
     seconds = time.perf_counter() - start
     widths = {"obs": len(KEPT), "h_in": HIDDEN, "c_in": HIDDEN}
@@ -98,18 +111,32 @@ def main() -> None:
     returns = evaluate(model, make_env, ROLES)
     forgetful = evaluate(model, make_env, ROLES, forget=True)
     write(
-        "recurrent_lstm", model, returns, env_id=ENV_ID, algorithm="RecurrentPPO", roles=ROLES,
+        "recurrent_lstm",
+        model,
+        returns,
+        env_id=ENV_ID,
+        algorithm="RecurrentPPO",
+        roles=ROLES,
         observation_indices=KEPT,
         observation_transform="cart position and pole angle only: elements 0 and 2 of the environment's observation",
         mean_return_state_zeroed=round(float(np.mean(forgetful)), 3),
         mean_return_memoryless_ppo=round(memoryless_return(), 3),
-        seed=SEED, total_timesteps=ppo.num_timesteps, training_seconds=round(seconds),
+        seed=SEED,
+        total_timesteps=ppo.num_timesteps,
+        training_seconds=round(seconds),
         hyperparameters={
-            "n_envs": ENVS, "lstm_hidden_size": HIDDEN, "net_arch": [32], "activation": "ReLU", "normalize": True,
-            "n_epochs": EPOCHS, "learning_rate": f"linear {LEARNING_RATE}", "clip_range": f"linear {CLIP_RANGE}",
-            **BATCHING, **HYPERPARAMETERS,
+            "n_envs": ENVS,
+            "lstm_hidden_size": HIDDEN,
+            "net_arch": [32],
+            "activation": "ReLU",
+            "normalize": True,
+            "n_epochs": EPOCHS,
+            "learning_rate": f"linear {LEARNING_RATE}",
+            "clip_range": f"linear {CLIP_RANGE}",
+            **BATCHING,
+            **HYPERPARAMETERS,
         },
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

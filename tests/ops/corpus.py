@@ -84,9 +84,14 @@ def data_of(case: TestCase, model: onnx.ModelProto) -> list[tuple[list[Any], lis
         weights = {tensor.name for tensor in model.graph.initializer}
         inputs = [Runner.generate_dummy_data(info) for info in model.graph.input if info.name not in weights]
         path = _light_path(case)
-        return [(inputs, [numpy_helper.to_array(onnx.load_tensor(path.with_name(f"{path.stem}_output_0.pb")))])]
+        return [
+            (inputs, [numpy_helper.to_array(onnx.load_tensor(path.with_name(f"{path.stem}_output_0.pb")))])
+        ]
     folders = sorted(Path(case.model_dir).glob("test_data_set*"))
-    return [(_stored(folder, "input", model.graph.input), _stored(folder, "output", model.graph.output)) for folder in folders]
+    return [
+        (_stored(folder, "input", model.graph.input), _stored(folder, "output", model.graph.output))
+        for folder in folders
+    ]
 
 
 def run_case(case: TestCase) -> None:
@@ -164,7 +169,9 @@ def main() -> int:
                 traceback.print_exc()
         results[name] = time.process_time() - started, problem
     failed = sum(problem is not None for _, problem in results.values())
-    print(f"{len(results) - failed} passed, {failed} failed, {sum(seconds for seconds, _ in results.values()):.0f} s of CPU")
+    print(
+        f"{len(results) - failed} passed, {failed} failed, {sum(seconds for seconds, _ in results.values()):.0f} s of CPU"
+    )
     if options.json:
         options.json.write_text(json.dumps(results))
     return 1 if failed else 0

@@ -29,13 +29,18 @@ def operators_table() -> str:
     """Op-versions in force at opset 7 or later, by who lowers them."""
     counts = {domain: Counter[str]() for domain in DOMAINS}
     for row in coverage():
-        for version, until in zip(row.versions, [*(newer.since for newer in row.versions[1:]), 1 << 30], strict=True):
+        for version, until in zip(
+            row.versions, [*(newer.since for newer in row.versions[1:]), 1 << 30], strict=True
+        ):
             if row.domain in DOMAINS and (row.domain or until > OLDEST):
                 counts[row.domain][version.by] += 1
     rows = [
-        f"| `{name or 'ai.onnx'}` | {found.total()} | {' | '.join(str(found[by]) for by in LOWERINGS)} |" for name, found in counts.items()
+        f"| `{name or 'ai.onnx'}` | {found.total()} | {' | '.join(str(found[by]) for by in LOWERINGS)} |"
+        for name, found in counts.items()
     ]
-    return "\n".join([f"| op-versions | all | {' | '.join(TITLES)} |", "|---|---:" + "|---:" * len(LOWERINGS) + "|", *rows])
+    return "\n".join(
+        [f"| op-versions | all | {' | '.join(TITLES)} |", "|---|---:" + "|---:" * len(LOWERINGS) + "|", *rows]
+    )
 
 
 def block() -> str:

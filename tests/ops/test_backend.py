@@ -23,7 +23,9 @@ def _parameter(kind: str, name: str) -> object:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("kind", "name"), [_parameter(kind, name) for kind in corpus.KINDS for name in sorted(corpus.cases(kind))])
+@pytest.mark.parametrize(
+    ("kind", "name"), [_parameter(kind, name) for kind in corpus.KINDS for name in sorted(corpus.cases(kind))]
+)
 def test_case(kind: str, name: str) -> None:
     corpus.run_case(corpus.cases(kind)[name])
 
@@ -38,7 +40,9 @@ def test_what_goes_into_the_last_softmax(name: str) -> None:
     del model.graph.output[:]
     model.graph.output.append(onnx.ValueInfoProto(name=logits))
     session = onnxruntime_session(model)
-    (expected,) = session.run(None, dict(zip((info.name for info in session.get_inputs()), inputs, strict=True)))
+    (expected,) = session.run(
+        None, dict(zip((info.name for info in session.get_inputs()), inputs, strict=True))
+    )
     for _ in range(2):
         (given,) = memojax.backend.prepare(model).run(inputs)
         np.testing.assert_allclose(given, expected, rtol=1e-4)
@@ -59,7 +63,11 @@ def test_the_readmes_numbers_are_those_of_this_run() -> None:
 
 def test_known_failures_have_causes() -> None:
     text = "# one cause\n# in two lines\na\nb\n\n# another\nc\n"
-    assert corpus.known_failures(text) == {"a": "one cause in two lines", "b": "one cause in two lines", "c": "another"}
+    assert corpus.known_failures(text) == {
+        "a": "one cause in two lines",
+        "b": "one cause in two lines",
+        "c": "another",
+    }
     for wrong in ("a", "# cause\na\na"):
         with pytest.raises(ValueError, match="a: listed twice, or without a cause"):
             corpus.known_failures(wrong)
@@ -69,7 +77,9 @@ def test_known_failures_have_causes() -> None:
 def test_onnx_own_runner() -> None:
     """The runner that ONNX gives to authors of backends; here a handful of its cases, on CPU and CUDA names."""
     runner = onnx.backend.test.BackendTest(memojax.backend.MemojaxBackend, __name__)
-    runner.include(r"^test_(relu|gemm_all_attributes|split_equal_parts_1d_opset18|sequence_insert_at_back|Linear|sign_model)_(cpu|cuda)$")
+    runner.include(
+        r"^test_(relu|gemm_all_attributes|split_equal_parts_1d_opset18|sequence_insert_at_back|Linear|sign_model)_(cpu|cuda)$"
+    )
     result = _Result()
     runner.test_suite.run(result)
     assert [*result.errors, *result.failures] == []

@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from onnx import parser
 
-from memojax import oneshot
 from memojax.errors import LoweringError, StaticInputError
-from memojax.function import GraphFunction
+from memojax.lowering import oneshot
+from memojax.lowering.graph_function import GraphFunction
 from memojax.model import load_model
 from tests.ops.version_cases import OPSET_IR
 
@@ -23,7 +23,9 @@ F32 = np.float32
 
 def model(text: str, opset: int) -> onnx.ModelProto:
     """A model in ONNX's text format; `_` stands for an absent input."""
-    made = parser.parse_model(f'<ir_version: {max(4, OPSET_IR.get(opset, 12))}, opset_import: ["": {opset}]>\n{text}')
+    made = parser.parse_model(
+        f'<ir_version: {max(4, OPSET_IR.get(opset, 12))}, opset_import: ["": {opset}]>\n{text}'
+    )
     for node in made.graph.node:
         for index, name in enumerate(node.input):
             if name == "_":
@@ -34,7 +36,9 @@ def model(text: str, opset: int) -> onnx.ModelProto:
 def expected(made: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    return onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return onnxruntime.InferenceSession(
+        made.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    ).run(None, feeds)
 
 
 def check(made: onnx.ModelProto, feeds: dict[str, Any]) -> None:
@@ -51,7 +55,9 @@ def check(made: onnx.ModelProto, feeds: dict[str, Any]) -> None:
         np.testing.assert_allclose(small, other, rtol=1e-4, atol=1e-5)
 
 
-def narrow_run(made: onnx.ModelProto, feeds: dict[str, Any], key: jax.Array | None = None) -> list[np.ndarray]:
+def narrow_run(
+    made: onnx.ModelProto, feeds: dict[str, Any], key: jax.Array | None = None
+) -> list[np.ndarray]:
     function = GraphFunction(load_model(made).graph)
     static = {name: np.asarray(feeds[name]) for name in function.static_inputs}
     moving = {name: value for name, value in feeds.items() if name not in static}
@@ -88,9 +94,14 @@ def test_if_with_branches_of_different_shapes_makes_its_condition_static() -> No
 
 
 def test_if_whose_shape_depends_on_data_is_refused() -> None:
-    made = model(IF.replace("Mul(x, x)", "Transpose(x)").replace("=> (float[2,3]", "=> (float[N,M]"), 13)
+    text = IF.replace("Mul(x, x)", "Transpose(x)").replace("=> (float[2,3]", "=> (float[N,M]")
+    x = np.arange(6, dtype=F32).reshape(2, 3)
+    np.testing.assert_array_equal(oneshot.run(model(text, 13), {"cond": np.array(False), "x": x})["y"], x.T)
+    by_data = model(
+        text.replace("bool cond", "float switch").replace("{\n", "{\n  cond = Cast<to = 9>(switch)\n", 1), 13
+    )
     with pytest.raises(LoweringError, match="depends on data"):
-        oneshot.run(made, {"cond": np.array(True), "x": np.zeros((2, 3), F32)})
+        oneshot.run(by_data, {"switch": np.array(1, F32), "x": x})
 
 
 def load_and_static(made: onnx.ModelProto) -> tuple[str, ...]:
@@ -145,7 +156,8 @@ WHILE = """agraph (float[2] x) => (float[2] y, int64 n)
 
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 17, 21])
 @pytest.mark.parametrize(
-    ("trips", "m", "go"), [(4, "m", "go"), (50, "m", "go"), (2**63 - 1, "m", "go"), (1, "_", "go"), (50, "m", "_"), (1, "_", "_")]
+    ("trips", "m", "go"),
+    [(4, "m", "go"), (50, "m", "go"), (2**63 - 1, "m", "go"), (1, "_", "go"), (50, "m", "_"), (1, "_", "_")],
 )
 @pytest.mark.parametrize("start", [1.0, 30.0, 80.0])
 def test_loop_whose_condition_depends_on_data(opset: int, trips: int, m: str, go: str, start: float) -> None:
@@ -285,12 +297,22 @@ SCAN = """agraph (float[3] s0, float[SHAPE] x, float[4,LENGTH] z) => (float[3] s
 
 @pytest.mark.parametrize("opset", [9, 10, 11, 13, 16, 19, 21, 23, 24])
 @pytest.mark.parametrize("length", [1, 5, 20])
-@pytest.mark.parametrize("back", ["", "scan_input_directions = [0, 1], scan_output_directions = [1, 0], scan_output_axes = [1, 0],"])
+@pytest.mark.parametrize(
+    "back",
+    ["", "scan_input_directions = [0, 1], scan_output_directions = [1, 0], scan_output_axes = [1, 0],"],
+)
 def test_scan(opset: int, length: int, back: str) -> None:
     axes = "[0, -1]" if opset >= 11 else "[0, 1]"
-    text = SCAN.replace("SHAPE", f"{length},3").replace("LENGTH", str(length)).replace("ATTRIBUTES", f"scan_input_axes = {axes}, {back}")
+    text = (
+        SCAN.replace("SHAPE", f"{length},3")
+        .replace("LENGTH", str(length))
+        .replace("ATTRIBUTES", f"scan_input_axes = {axes}, {back}")
+    )
     rng = np.random.default_rng(0)
-    check(model(text, opset), {"s0": rng.random(3, F32), "x": rng.random((length, 3), F32), "z": rng.random((4, length), F32)})
+    check(
+        model(text, opset),
+        {"s0": rng.random(3, F32), "x": rng.random((length, 3), F32), "z": rng.random((4, length), F32)},
+    )
 
 
 @pytest.mark.parametrize("lengths", [None, [5, 2, 1]])
@@ -310,7 +332,11 @@ def test_scan_8(lengths: list[int] | None, directions: str) -> None:
         .replace("DIRECTIONS", directions)
     )
     rng = np.random.default_rng(0)
-    feeds: dict[str, Any] = {"s0": rng.random((3, 2), F32), "x": rng.random((3, 5, 2), F32), "z": rng.random((3, 5, 2), F32)}
+    feeds: dict[str, Any] = {
+        "s0": rng.random((3, 2), F32),
+        "x": rng.random((3, 5, 2), F32),
+        "z": rng.random((3, 5, 2), F32),
+    }
     if lengths:
         feeds["lens"] = np.array(lengths)
     check(model(text, 8), feeds)

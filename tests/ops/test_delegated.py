@@ -14,7 +14,7 @@ import onnx.defs
 import pytest
 
 import memojax
-from memojax import oneshot
+from memojax.lowering import oneshot
 from memojax.ops import definitions, registry
 from memojax.ops.delegated import FOUND_WANTING, lowering
 from memojax.ops.registry import OpDef
@@ -62,7 +62,11 @@ AGREEMENTS: dict[str, list[Case]] = {
 
 def op_versions(definition: OpDef) -> list[int]:
     """Versions of the schema that a definition is in force for."""
-    known = {s.since_version for s in onnx.defs.get_all_schemas_with_history() if (s.domain, s.name) == ("", definition.op_type)}
+    known = {
+        s.since_version
+        for s in onnx.defs.get_all_schemas_with_history()
+        if (s.domain, s.name) == ("", definition.op_type)
+    }
     return sorted(version for version in known if definition.covers(version))
 
 
@@ -76,7 +80,9 @@ def test_every_delegated_op_version_has_cases(definition: OpDef) -> None:
     tested = {in_force(definition, case.opset) for case in AGREEMENTS[definition.op_type]}
     for case in corpus.cases("node").values():
         opset = next((entry.version for entry in case.model.opset_import if not entry.domain), 0)
-        if any(node.op_type == definition.op_type for node in case.model.graph.node) and definition.covers(opset):
+        if any(node.op_type == definition.op_type for node in case.model.graph.node) and definition.covers(
+            opset
+        ):
             tested.add(in_force(definition, opset))
     assert tested == set(op_versions(definition))
 
@@ -119,9 +125,17 @@ def handled(op_type: str, version: int) -> Iterator[None]:
     only_initializers = config.jaxort_only_allow_initializers_as_static_args
     config.update("jaxort_only_allow_initializers_as_static_args", False)
     theirs = OpDef(
-        "", op_type, 1, None, lowering(op_type, op_type.lower(), version), current.static, positional=current.positional,
-        variadic=current.variadic, attributes=current.attributes, injected=frozenset({"output_names"}),
-    )  # fmt: skip
+        "",
+        op_type,
+        1,
+        None,
+        lowering(op_type, op_type.lower(), version),
+        current.static,
+        positional=current.positional,
+        variadic=current.variadic,
+        attributes=current.attributes,
+        injected=frozenset({"output_names"}),
+    )
     registry._ops["", op_type] = [theirs]
     try:
         yield
@@ -153,12 +167,24 @@ X = _random(2, 3, 4)
 PIXELS = _random(1, 2, 5, 5)
 CHANNELS = tuple(np.abs(_random(3)) + index for index in range(4))
 DISAGREEMENTS: dict[tuple[str, int], tuple[Case, Callable[[Case], None]]] = {
-    ("AveragePool", 19): (Case("AveragePool", 19, (PIXELS,), {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}), agrees),
-    ("BatchNormalization", 15): (Case("BatchNormalization", 15, (X, *CHANNELS), {"training_mode": 1}, n_outputs=3), agrees),
+    ("AveragePool", 19): (
+        Case("AveragePool", 19, (PIXELS,), {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+        agrees,
+    ),
+    ("BatchNormalization", 15): (
+        Case("BatchNormalization", 15, (X, *CHANNELS), {"training_mode": 1}, n_outputs=3),
+        agrees,
+    ),
     ("Cast", 19): (Case("Cast", 19, (X,), {"to": 7}), agrees),
     ("Clip", 13): (Case("Clip", 13, (X, np.array(-0.5, np.float32), np.array(0.5, np.float32))), agrees),
     ("ConstantOfShape", 9): (
-        Case("ConstantOfShape", 9, (np.array([2, 3]),), {"value": onnx.numpy_helper.from_array(np.array([7], np.int32))}), agrees,
+        Case(
+            "ConstantOfShape",
+            9,
+            (np.array([2, 3]),),
+            {"value": onnx.numpy_helper.from_array(np.array([7], np.int32))},
+        ),
+        agrees,
     ),
     ("Conv", 11): (Case("Conv", 11, (PIXELS, _random(3, 2, 2, 2)), {"auto_pad": "NOTSET"}), agrees),
     ("Div", 14): (Case("Div", 14, (np.array([-7, 7]), np.array([2, -2]))), agrees),
@@ -168,18 +194,33 @@ DISAGREEMENTS: dict[tuple[str, int], tuple[Case, Callable[[Case], None]]] = {
     ("LRN", 13): (Case("LRN", 13, (PIXELS,), {"size": 3}), is_differentiable),
     ("LogSoftmax", 11): (Case("LogSoftmax", 11, (X,), {"axis": 1}), agrees),
     ("MaxPool", 12): (Case("MaxPool", 12, (PIXELS,), {"kernel_shape": [2, 2]}, n_outputs=2), agrees),
-    ("OneHot", 11): (Case("OneHot", 11, (np.array([0, 2]), np.array([3]), np.array([0.0, 1.0], np.float32))), agrees),
-    ("Pad", 19): (Case("Pad", 19, (X, np.array([1, 1]), None, np.array([2])), {"mode": "edge"}), agrees_quietly),
+    ("OneHot", 11): (
+        Case("OneHot", 11, (np.array([0, 2]), np.array([3]), np.array([0.0, 1.0], np.float32))),
+        agrees,
+    ),
+    ("Pad", 19): (
+        Case("Pad", 19, (X, np.array([1, 1]), None, np.array([2])), {"mode": "edge"}),
+        agrees_quietly,
+    ),
     ("ReduceMax", 18): (
-        Case("ReduceMax", 18, (np.zeros((2, 0), np.float32), np.array([1])), {"keepdims": 0}, expected=(np.full(2, -np.inf, np.float32),)),
+        Case(
+            "ReduceMax",
+            18,
+            (np.zeros((2, 0), np.float32), np.array([1])),
+            {"keepdims": 0},
+            expected=(np.full(2, -np.inf, np.float32),),
+        ),
         agrees,
     ),
     ("Softmax", 11): (Case("Softmax", 11, (X,), {"axis": 1}), agrees),
     ("Squeeze", 11): (Case("Squeeze", 11, (X[:1, :, :1],), {"axes": [0]}), agrees),
     ("Sum", 13): (Case("Sum", 13, (X, X[0, 0])), agrees),
-    ("TopK", 11): (Case("TopK", 11, (np.array([1, 3, 3, 1], np.float32), np.array([2])), n_outputs=2), agrees),
+    ("TopK", 11): (
+        Case("TopK", 11, (np.array([1, 3, 3, 1], np.float32), np.array([2])), n_outputs=2),
+        agrees,
+    ),
     ("Trilu", 14): (Case("Trilu", 14, (X, np.array(1))), agrees),
-}  # fmt: skip
+}
 
 
 def test_every_handler_that_was_found_wanting_is_shown_to_be() -> None:

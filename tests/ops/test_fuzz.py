@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 
-from memojax import oneshot
+from memojax.lowering import oneshot
 from tests.ops.test_versions import assert_same, onnxruntime_session
 
 OPSETS = (11, 13, 17, 21)
@@ -74,7 +74,9 @@ class Builder:
         """Any way to name one of `rank` axes."""
         return self.number(-rank, rank - 1)
 
-    def term(self, dtypes: Any = (*FLOATS, *INTS, BOOL), accept: Callable[[Term], bool] = lambda _: True) -> Term:
+    def term(
+        self, dtypes: Any = (*FLOATS, *INTS, BOOL), accept: Callable[[Term], bool] = lambda _: True
+    ) -> Term:
         """A value made before, or a new one where none fits."""
         fitting = [term for term in self.terms if term.dtype in dtypes and accept(term)]
         if fitting and self.number(0, 3):
@@ -100,11 +102,19 @@ class Builder:
 
     def like(self, term: Term, nonzero: bool = False) -> Term:
         """A value that broadcasts with `term`."""
-        fitting = [other for other in self.terms if other.dtype == term.dtype and _broadcasts(other.shape, term.shape)]
+        fitting = [
+            other
+            for other in self.terms
+            if other.dtype == term.dtype and _broadcasts(other.shape, term.shape)
+        ]
         if fitting and not nonzero and self.number(0, 2):
             return self.pick(fitting)
         shape = [1 if not self.number(0, 2) else dim for dim in term.shape]
-        shape = shape[self.number(0, len(shape)) :] if self.number(0, 1) else [*([self.number(1, 3)] if len(shape) < 4 else []), *shape]
+        shape = (
+            shape[self.number(0, len(shape)) :]
+            if self.number(0, 1)
+            else [*([self.number(1, 3)] if len(shape) < 4 else []), *shape]
+        )
         return self.fresh(term.dtype, tuple(shape), nonzero)
 
     def constant(self, values: Any, dtype: Any = I64) -> str:
@@ -114,16 +124,28 @@ class Builder:
         return name
 
     def add(
-        self, op_type: str, *inputs: Term | str, shapes: Any, bound: float, step: float = 0.0, dtype: Any = None, **attributes: Any
-    ) -> list[Term]:  # fmt: skip
+        self,
+        op_type: str,
+        *inputs: Term | str,
+        shapes: Any,
+        bound: float,
+        step: float = 0.0,
+        dtype: Any = None,
+        **attributes: Any,
+    ) -> list[Term]:
         """A node; `shapes` of its outputs, which have the first input's dtype unless `dtype` says another."""
         first = inputs[0]
         dtype = dtype or (first.dtype if isinstance(first, Term) else F32)
         names = [f"v{len(self.nodes)}_{index}" for index in range(len(shapes))]
         given = [term.name if isinstance(term, Term) else term for term in inputs]
-        self.nodes.append(helper.make_node(op_type, given, names, name=f"{op_type}_{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(op_type, given, names, name=f"{op_type}_{len(self.nodes)}", **attributes)
+        )
         dtypes = dtype if isinstance(dtype, list) else [dtype] * len(names)
-        made = [Term(name, d, tuple(shape), bound, step) for name, d, shape in zip(names, dtypes, shapes, strict=True)]
+        made = [
+            Term(name, d, tuple(shape), bound, step)
+            for name, d, shape in zip(names, dtypes, shapes, strict=True)
+        ]
         self.terms.extend(made)
         return made
 
@@ -138,7 +160,10 @@ class Builder:
         """Outputs are the values that nobody reads."""
         read = {name for node in self.nodes for name in node.input}
         made = {name for node in self.nodes for name in node.output}
-        infos = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in self.inputs.items()]
+        infos = [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in self.inputs.items()
+        ]
         outputs = [onnx.ValueInfoProto(name=term.name) for term in self.terms if term.name in made - read]
         weights = [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
         graph = helper.make_graph(self.nodes, "fuzz", infos, outputs, weights)
@@ -167,7 +192,13 @@ def unary(b: Builder) -> None:
     smooth |= {"Exp": math.exp(x.bound)} if x.bound <= 4 else {}
     name = b.pick([*exact, *smooth, *(jumps if x.exact else ()), *(narrow if x.dtype == F32 else ())])
     bound = (jumps | exact | smooth | narrow)[name]
-    b.add(name, x, shapes=[x.shape], bound=bound, step=x.step if name in exact else 1.0 if name in jumps else 0.0)
+    b.add(
+        name,
+        x,
+        shapes=[x.shape],
+        bound=bound,
+        step=x.step if name in exact else 1.0 if name in jumps else 0.0,
+    )
 
 
 def root(b: Builder) -> None:
@@ -196,7 +227,9 @@ def division(b: Builder) -> None:
     bound, step = (x.bound * 8, 0.0) if name == "Div" else (x.bound + y.bound, min(x.step, y.step))
     if bound <= LIMIT[x.dtype]:
         step = 1.0 if x.dtype in INTS else step
-        b.add(name, x, y, shapes=[np.broadcast_shapes(x.shape, y.shape)], bound=bound, step=step, **attributes)
+        b.add(
+            name, x, y, shapes=[np.broadcast_shapes(x.shape, y.shape)], bound=bound, step=step, **attributes
+        )
 
 
 def power(b: Builder) -> None:
@@ -217,7 +250,9 @@ def comparison(b: Builder) -> None:
     x = b.term((*FLOATS, *INTS), accept=lambda term: term.exact)
     y = b.like(x)
     if y.exact:
-        name = b.pick(["Less", "Greater", "Equal", *(["LessOrEqual", "GreaterOrEqual"] if b.opset >= 13 else [])])
+        name = b.pick(
+            ["Less", "Greater", "Equal", *(["LessOrEqual", "GreaterOrEqual"] if b.opset >= 13 else [])]
+        )
         b.add(name, x, y, shapes=[np.broadcast_shapes(x.shape, y.shape)], bound=1, step=1.0, dtype=BOOL)
 
 
@@ -225,7 +260,14 @@ def logic(b: Builder) -> None:
     x = b.term([BOOL])
     if b.number(0, 2):
         y = b.like(x)
-        b.add(b.pick(["And", "Or", "Xor"]), x, y, shapes=[np.broadcast_shapes(x.shape, y.shape)], bound=1, step=1.0)
+        b.add(
+            b.pick(["And", "Or", "Xor"]),
+            x,
+            y,
+            shapes=[np.broadcast_shapes(x.shape, y.shape)],
+            bound=1,
+            step=1.0,
+        )
     else:
         b.add("Not", x, shapes=[x.shape], bound=1, step=1.0)
 
@@ -235,14 +277,31 @@ def where(b: Builder) -> None:
     y = b.like(x)
     shape = np.broadcast_shapes(x.shape, y.shape)
     condition = b.fresh(BOOL, shape[b.number(0, len(shape)) :])
-    b.add("Where", condition, x, y, shapes=[shape], bound=max(x.bound, y.bound), step=min(x.step, y.step), dtype=x.dtype)
+    b.add(
+        "Where",
+        condition,
+        x,
+        y,
+        shapes=[shape],
+        bound=max(x.bound, y.bound),
+        step=min(x.step, y.step),
+        dtype=x.dtype,
+    )
 
 
 def cast(b: Builder) -> None:
     x = b.term()
     target = b.pick([*FLOATS, *(INTS if x.exact else ())])
     step = 1.0 if target in INTS else x.step
-    b.add("Cast", x, shapes=[x.shape], bound=x.bound, step=step, dtype=target, to=helper.np_dtype_to_tensor_dtype(target))
+    b.add(
+        "Cast",
+        x,
+        shapes=[x.shape],
+        bound=x.bound,
+        step=step,
+        dtype=target,
+        to=helper.np_dtype_to_tensor_dtype(target),
+    )
 
 
 def reshape(b: Builder) -> None:
@@ -295,14 +354,28 @@ def squeeze(b: Builder) -> None:
 def flatten(b: Builder) -> None:
     x = b.term()
     axis = b.number(0, len(x.shape))
-    b.add("Flatten", x, shapes=[(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))], bound=x.bound, step=x.step, axis=axis)
+    b.add(
+        "Flatten",
+        x,
+        shapes=[(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))],
+        bound=x.bound,
+        step=x.step,
+        axis=axis,
+    )
 
 
 def expand(b: Builder) -> None:
     x = b.term()
     shape = [b.number(1, 3) if dim == 1 else b.pick([dim, 1]) for dim in x.shape]
     shape = [b.number(1, 3), *shape] if len(shape) < 4 and b.number(0, 1) else shape
-    b.add("Expand", x, b.constant(shape), shapes=[np.broadcast_shapes(x.shape, tuple(shape))], bound=x.bound, step=x.step)
+    b.add(
+        "Expand",
+        x,
+        b.constant(shape),
+        shapes=[np.broadcast_shapes(x.shape, tuple(shape))],
+        bound=x.bound,
+        step=x.step,
+    )
 
 
 def tile(b: Builder) -> None:
@@ -320,7 +393,16 @@ def concat(b: Builder) -> None:
         shape[axis] = b.number(1, 3)
         y = b.fresh(x.dtype, tuple(shape))
         shape[axis] = 2 * x.shape[axis] + y.shape[axis]
-        b.add("Concat", x, y, x, shapes=[shape], bound=max(x.bound, y.bound), step=min(x.step, y.step), axis=axis)
+        b.add(
+            "Concat",
+            x,
+            y,
+            x,
+            shapes=[shape],
+            bound=max(x.bound, y.bound),
+            step=min(x.step, y.step),
+            axis=axis,
+        )
 
 
 def split(b: Builder) -> None:
@@ -331,7 +413,15 @@ def split(b: Builder) -> None:
         sizes = [cut, x.shape[axis] - cut]
         shapes = [[*x.shape[:axis], size, *x.shape[axis + 1 :]] for size in sizes]
         if b.opset >= 13:
-            b.add("Split", x, b.constant(sizes), shapes=shapes, bound=x.bound, step=x.step, axis=axis - b.pick([0, len(x.shape)]))
+            b.add(
+                "Split",
+                x,
+                b.constant(sizes),
+                shapes=shapes,
+                bound=x.bound,
+                step=x.step,
+                axis=axis - b.pick([0, len(x.shape)]),
+            )
         else:
             b.add("Split", x, shapes=shapes, bound=x.bound, step=x.step, axis=axis, split=sizes)
 
@@ -343,7 +433,11 @@ def slices(b: Builder) -> None:
         starts, ends, steps, shape = [], [], [], list(x.shape)
         for axis in axes:
             step = b.pick([1, 1, 2, -1, -2])
-            start, end = (b.number(-5, 3), b.pick([9, 2**63 - 1])) if step > 0 else (b.number(0, 9), b.pick([-9, -(2**63)]))
+            start, end = (
+                (b.number(-5, 3), b.pick([9, 2**63 - 1]))
+                if step > 0
+                else (b.number(0, 9), b.pick([-9, -(2**63)]))
+            )
             shape[axis] = len(range(x.shape[axis])[start:end:step])
             starts.append(start), ends.append(end), steps.append(step)
         if all(shape):
@@ -359,7 +453,16 @@ def pad(b: Builder) -> None:
     if x.shape:
         shape = [dim + pads[axis] + pads[axis + len(x.shape)] for axis, dim in enumerate(x.shape)]
         value = [b.constant(b.number(-2, 2), x.dtype)] if mode == "constant" and b.number(0, 1) else []
-        b.add("Pad", x, b.constant(pads), *value, shapes=[shape], bound=max(x.bound, 2), step=min(x.step, 1.0), mode=mode)
+        b.add(
+            "Pad",
+            x,
+            b.constant(pads),
+            *value,
+            shapes=[shape],
+            bound=max(x.bound, 2),
+            step=min(x.step, 1.0),
+            mode=mode,
+        )
 
 
 def gather(b: Builder) -> None:
@@ -371,7 +474,15 @@ def gather(b: Builder) -> None:
         if b.number(0, 1):
             b.inputs[name] = b.weights.pop(name)
         axis %= len(x.shape)
-        b.add("Gather", x, name, shapes=[(*x.shape[:axis], *shape, *x.shape[axis + 1 :])], bound=x.bound, step=x.step, axis=axis)
+        b.add(
+            "Gather",
+            x,
+            name,
+            shapes=[(*x.shape[:axis], *shape, *x.shape[axis + 1 :])],
+            bound=x.bound,
+            step=x.step,
+            axis=axis,
+        )
 
 
 def reduction(b: Builder) -> None:
@@ -384,15 +495,30 @@ def reduction(b: Builder) -> None:
     if x.dtype in FLOATS:
         bounds |= {"ReduceMean": x.bound, "ReduceL2": x.bound * count}
     if x.dtype == F32:
-        bounds |= {"ReduceL1": x.bound * count, "ReduceSumSquare": x.bound**2 * count, "ReduceLogSumExp": x.bound + count}
+        bounds |= {
+            "ReduceL1": x.bound * count,
+            "ReduceSumSquare": x.bound**2 * count,
+            "ReduceLogSumExp": x.bound + count,
+        }
         bounds |= {"ReduceProd": max(x.bound, 1) ** count}
     name = b.pick(sorted(bounds))
     if bounds[name] <= LIMIT[x.dtype]:
         exact = {"ReduceSum": x.step, "ReduceMax": x.step, "ReduceMin": x.step, "ReduceL1": x.step}
-        shape = [1 if axis in axes else dim for axis, dim in enumerate(x.shape) if axis not in axes or keepdims]
+        shape = [
+            1 if axis in axes else dim for axis, dim in enumerate(x.shape) if axis not in axes or keepdims
+        ]
         axes = [axis - b.pick([0, len(x.shape)]) for axis in axes]
         since = 13 if name == "ReduceSum" else 18
-        b.axes(name, x, axes=axes, input_since=since, shapes=[shape], bound=bounds[name], step=exact.get(name, 0.0), keepdims=keepdims)
+        b.axes(
+            name,
+            x,
+            axes=axes,
+            input_since=since,
+            shapes=[shape],
+            bound=bounds[name],
+            step=exact.get(name, 0.0),
+            keepdims=keepdims,
+        )
 
 
 def position(b: Builder) -> None:
@@ -404,7 +530,17 @@ def position(b: Builder) -> None:
         shape[axis] = 1
         shape = shape if keepdims else [dim for index, dim in enumerate(shape) if index != axis % len(shape)]
         name = b.pick(["ArgMax", "ArgMin"])
-        b.add(name, x, shapes=[shape], bound=x.shape[axis], step=1.0, dtype=I64, axis=axis, keepdims=keepdims, **attributes)
+        b.add(
+            name,
+            x,
+            shapes=[shape],
+            bound=x.shape[axis],
+            step=1.0,
+            dtype=I64,
+            axis=axis,
+            keepdims=keepdims,
+            **attributes,
+        )
 
 
 def top_k(b: Builder) -> None:
@@ -414,7 +550,17 @@ def top_k(b: Builder) -> None:
         shape = list(x.shape)
         shape[axis] = b.number(1, x.shape[axis])
         count, largest, bound = b.constant([shape[axis]]), b.number(0, 1), max(x.bound, x.shape[axis])
-        b.add("TopK", x, count, shapes=[shape] * 2, bound=bound, step=min(x.step, 1.0), dtype=[x.dtype, I64], axis=axis, largest=largest)
+        b.add(
+            "TopK",
+            x,
+            count,
+            shapes=[shape] * 2,
+            bound=bound,
+            step=min(x.step, 1.0),
+            dtype=[x.dtype, I64],
+            axis=axis,
+            largest=largest,
+        )
 
 
 def along_axis(b: Builder) -> None:
@@ -434,7 +580,9 @@ def matmul(b: Builder) -> None:
     x = b.term((F32, F64, I32), accept=lambda term: bool(term.shape))
     if x.shape and x.bound * 4 * x.shape[-1] <= LIMIT[x.dtype]:
         inner, columns = x.shape[-1], b.number(1, 4)
-        shape = b.pick([(inner,), (inner, columns), (*(1 for _ in x.shape[:-2]), inner, columns), (2, 1, inner, columns)])
+        shape = b.pick(
+            [(inner,), (inner, columns), (*(1 for _ in x.shape[:-2]), inner, columns), (2, 1, inner, columns)]
+        )
         if len(shape) == 4 and len(x.shape) == 4 and x.shape[0] not in (1, 2):
             return
         y = b.fresh(x.dtype, shape)
@@ -452,19 +600,60 @@ def gemm(b: Builder) -> None:
         bias = [b.fresh(x.dtype, b.pick(biases))] if b.number(0, 2) else []
         scales = {"alpha": b.pick([1.0, 0.5, 0.0, 2.0]), "beta": b.pick([1.0, 0.25, 0.0])}
         bound = 2 * x.bound * y.bound * inner + 4
-        b.add("Gemm", x, y, *bias, shapes=[(rows, columns)], bound=bound, transA=trans_a, transB=trans_b, **scales)
+        b.add(
+            "Gemm",
+            x,
+            y,
+            *bias,
+            shapes=[(rows, columns)],
+            bound=bound,
+            transA=trans_a,
+            transB=trans_b,
+            **scales,
+        )
 
 
 STEPS = (
-    unary, root, arithmetic, division, power, clip, comparison, logic, where, cast, reshape, computed_reshape, transpose, squeeze, flatten,
-    expand, tile, concat, split, slices, pad, gather, reduction, position, top_k, along_axis, matmul, gemm, arithmetic, unary, matmul,
-)  # fmt: skip
+    unary,
+    root,
+    arithmetic,
+    division,
+    power,
+    clip,
+    comparison,
+    logic,
+    where,
+    cast,
+    reshape,
+    computed_reshape,
+    transpose,
+    squeeze,
+    flatten,
+    expand,
+    tile,
+    concat,
+    split,
+    slices,
+    pad,
+    gather,
+    reduction,
+    position,
+    top_k,
+    along_axis,
+    matmul,
+    gemm,
+    arithmetic,
+    unary,
+    matmul,
+)
 
 
 @st.composite
 def graphs(draw: Callable[[st.SearchStrategy], Any]) -> Builder:
     """A graph of up to a dozen nodes."""
-    builder = Builder(draw, draw(st.sampled_from(OPSETS)), np.random.default_rng(draw(st.integers(0, 2**32 - 1))))
+    builder = Builder(
+        draw, draw(st.sampled_from(OPSETS)), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    )
     for step in draw(st.lists(st.sampled_from(STEPS), min_size=4, max_size=14)):
         step(builder)
     if not builder.nodes:

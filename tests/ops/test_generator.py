@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memojax import oneshot
+from memojax.lowering import oneshot
 from tests.ops.version_cases import Case
 
 LIKE: list[tuple[str, dict[str, Any], float, float]] = [
@@ -18,14 +18,18 @@ LIKE: list[tuple[str, dict[str, Any], float, float]] = [
 ]
 
 
-def draw(op_type: str, attributes: dict[str, Any], rows: int, seed: int = 3, dtype: type = np.float32) -> np.ndarray:
+def draw(
+    op_type: str, attributes: dict[str, Any], rows: int, seed: int = 3, dtype: type = np.float32
+) -> np.ndarray:
     case = Case(op_type, 22, (np.full((rows, 6), 0.3, dtype),), attributes)
     return next(iter(oneshot.OneShot(case.model())(case.feeds(), seed=seed).values()))
 
 
 @pytest.mark.parametrize(("op_type", "attributes", "mean", "deviation"), LIKE)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-def test_distribution(op_type: str, attributes: dict[str, Any], mean: float, deviation: float, dtype: type) -> None:
+def test_distribution(
+    op_type: str, attributes: dict[str, Any], mean: float, deviation: float, dtype: type
+) -> None:
     drawn = draw(op_type, attributes, 4000, dtype=dtype).astype(np.float64)
     assert drawn.mean() == pytest.approx(mean, abs=0.05)
     assert drawn.std() == pytest.approx(deviation, abs=0.05)
@@ -51,7 +55,9 @@ def test_multinomial_takes_unnormalized_log_probabilities() -> None:
 
 
 def test_training_dropout_drops_at_its_ratio_and_scales_the_rest() -> None:
-    case = Case("Dropout", 22, (np.full((4000, 6), 2, np.float32), np.float32(0.25), np.array(True)), n_outputs=2)
+    case = Case(
+        "Dropout", 22, (np.full((4000, 6), 2, np.float32), np.float32(0.25), np.array(True)), n_outputs=2
+    )
     kept, mask = oneshot.OneShot(case.model())(case.feeds()).values()
     assert mask.mean() == pytest.approx(0.75, abs=0.02)
     np.testing.assert_allclose(kept, mask * np.float32(2 / 0.75), rtol=1e-6)

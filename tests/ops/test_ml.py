@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from memojax import oneshot
+from memojax.lowering import oneshot
 
 F32 = np.float32
 TRANSFORMS = ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT")
@@ -21,7 +21,9 @@ MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRA
 def check(op_type: str, x: np.ndarray, n_outputs: int = 1, version: int = 1, **attributes: Any) -> None:
     """One operator gives what onnxruntime gives."""
     outputs = [f"y{index}" for index in range(n_outputs)]
-    node = helper.make_node(op_type, ["x"], outputs, domain="ai.onnx.ml", **{k: v for k, v in attributes.items() if v is not None})
+    node = helper.make_node(
+        op_type, ["x"], outputs, domain="ai.onnx.ml", **{k: v for k, v in attributes.items() if v is not None}
+    )
     info = helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
     graph = helper.make_graph([node], "g", [info], [onnx.ValueInfoProto(name=name) for name in outputs])
     opsets = [helper.make_opsetid("ai.onnx.ml", version), helper.make_opsetid("", 17)]
@@ -54,7 +56,16 @@ def random_trees(
     rng: np.random.Generator, n_trees: int, depth: int, modes: tuple[str, ...], missing: bool
 ) -> tuple[dict[str, list[Any]], list[tuple[int, int]]]:
     """Node attributes of versions 1 and 3, and the (tree, node) of each leaf."""
-    names = ("treeids", "nodeids", "modes", "featureids", "values", "truenodeids", "falsenodeids", "missing_value_tracks_true")
+    names = (
+        "treeids",
+        "nodeids",
+        "modes",
+        "featureids",
+        "values",
+        "truenodeids",
+        "falsenodeids",
+        "missing_value_tracks_true",
+    )
     nodes: dict[str, list[Any]] = {f"nodes_{name}": [] for name in names}
     leaves: list[tuple[int, int]] = []
 
@@ -63,7 +74,16 @@ def random_trees(
         count[0] += 1
         leaf = level == 0 or (level < depth and rng.random() < 0.2)
         mode = "LEAF" if leaf else str(rng.choice(modes))
-        row = (tree, node, mode, int(rng.integers(3)), float(rng.integers(-2, 3)), 0, 0, int(missing and not leaf and rng.random() < 0.5))
+        row = (
+            tree,
+            node,
+            mode,
+            int(rng.integers(3)),
+            float(rng.integers(-2, 3)),
+            0,
+            0,
+            int(missing and not leaf and rng.random() < 0.5),
+        )
         for column, value in zip(nodes.values(), row, strict=True):
             column.append(value)
         if leaf:
@@ -78,9 +98,16 @@ def random_trees(
     return nodes, leaves
 
 
-def leaf_weights(prefix: str, leaves: list[tuple[int, int]], ids: list[int], weight: Any) -> dict[str, list[Any]]:
+def leaf_weights(
+    prefix: str, leaves: list[tuple[int, int]], ids: list[int], weight: Any
+) -> dict[str, list[Any]]:
     rows = [(tree, node, target, float(weight())) for tree, node in leaves for target in ids]
-    names = (f"{prefix}_treeids", f"{prefix}_nodeids", f"{'class' if prefix == 'class' else 'target'}_ids", f"{prefix}_weights")
+    names = (
+        f"{prefix}_treeids",
+        f"{prefix}_nodeids",
+        f"{'class' if prefix == 'class' else 'target'}_ids",
+        f"{prefix}_weights",
+    )
     return {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
 
@@ -88,13 +115,20 @@ def leaf_weights(prefix: str, leaves: list[tuple[int, int]], ids: list[int], wei
 def test_tree_ensemble_regressor(seed: int) -> None:
     rng = np.random.default_rng(seed)
     modes = (MODES[:1], (str(rng.choice(MODES)),), MODES)[seed % 3]
-    nodes, leaves = random_trees(rng, int(rng.choice([1, 3, 7])), int(rng.choice([0, 2, 4])), modes, missing=seed % 2 == 1)
+    nodes, leaves = random_trees(
+        rng, int(rng.choice([1, 3, 7])), int(rng.choice([0, 2, 4])), modes, missing=seed % 2 == 1
+    )
     transform, n = str(rng.choice(TRANSFORMS[:4])), int(rng.choice([1, 2, 3]))
     targets = leaf_weights("target", leaves, list(range(n)), rng.normal)
     base = rng.normal(size=n).astype(F32).tolist() if rng.random() < 0.5 else None
     aggregate = str(rng.choice(["SUM", "AVERAGE", "MIN", "MAX"]))
     x = features(rng, (F32, np.float64)[seed % 2])
-    given: dict[str, Any] = {"n_targets": n, "aggregate_function": aggregate, "post_transform": transform, "base_values": base}
+    given: dict[str, Any] = {
+        "n_targets": n,
+        "aggregate_function": aggregate,
+        "post_transform": transform,
+        "base_values": base,
+    }
     check("TreeEnsembleRegressor", x, version=int(rng.choice([1, 3])), **given, **targets, **nodes)
 
 
@@ -103,10 +137,14 @@ def test_tree_ensemble_regressor(seed: int) -> None:
 def test_tree_ensemble_classifier(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     modes = (MODES[:1], (str(rng.choice(MODES)),), MODES)[seed % 3]
-    nodes, leaves = random_trees(rng, int(rng.choice([1, 3, 7])), int(rng.choice([0, 2, 4])), modes, missing=seed % 2 == 1)
+    nodes, leaves = random_trees(
+        rng, int(rng.choice([1, 3, 7])), int(rng.choice([0, 2, 4])), modes, missing=seed % 2 == 1
+    )
     n, ids = (2, [0]) if kind == "one class of two" else (int(rng.choice([3, 4])),) * 2
     size = abs if rng.random() < 0.5 else float
-    classes = leaf_weights("class", leaves, ids if isinstance(ids, list) else list(range(n)), lambda: size(rng.normal()))
+    classes = leaf_weights(
+        "class", leaves, ids if isinstance(ids, list) else list(range(n)), lambda: size(rng.normal())
+    )
     base = rng.normal(size=1 if n == 2 else n).astype(F32).tolist() if rng.random() < 0.5 else None
     transform = str(rng.choice(TRANSFORMS[:4]))
     labels = list(range(n)) if rng.random() < 0.5 else [5, 2, 9, 0][:n]
@@ -133,9 +171,20 @@ def test_string_labels_come_out_as_positions() -> None:
         "nodes_featureids": [0] * 3,
     }
     nodes |= {"nodes_values": [0.0] * 3, "nodes_truenodeids": [1, 0, 0], "nodes_falsenodeids": [2, 0, 0]}
-    classes = {"class_treeids": [0, 0], "class_nodeids": [1, 2], "class_ids": [0, 0], "class_weights": [0.2, 0.9]}
+    classes = {
+        "class_treeids": [0, 0],
+        "class_nodeids": [1, 2],
+        "class_ids": [0, 0],
+        "class_weights": [0.2, 0.9],
+    }
     node = helper.make_node(
-        "TreeEnsembleClassifier", ["x"], ["y", "z"], domain="ai.onnx.ml", classlabels_strings=["no", "yes"], **nodes, **classes
+        "TreeEnsembleClassifier",
+        ["x"],
+        ["y", "z"],
+        domain="ai.onnx.ml",
+        classlabels_strings=["no", "yes"],
+        **nodes,
+        **classes,
     )
     info = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (2, 1))
     graph = helper.make_graph([node], "g", [info], [onnx.ValueInfoProto(name=name) for name in "yz"])
@@ -157,7 +206,16 @@ def test_tree_ensemble(seed: int) -> None:
     def grow(level: int) -> int:
         place = len(nodes)
         nodes.append(
-            [int(rng.integers(3)), float(rng.integers(-2, 3)), int(rng.choice(modes)), int(missing and rng.random() < 0.5), 0, 0, 0, 0]
+            [
+                int(rng.integers(3)),
+                float(rng.integers(-2, 3)),
+                int(rng.choice(modes)),
+                int(missing and rng.random() < 0.5),
+                0,
+                0,
+                0,
+                0,
+            ]
         )
         for side in (4, 6):
             leaf = level == 0 or rng.random() < 0.2
@@ -171,21 +229,39 @@ def test_tree_ensemble(seed: int) -> None:
     feature, split, mode, track, yes, yes_leaf, no, no_leaf = map(list, zip(*nodes, strict=True))
     members = [
         float(value)
-        for kind in mode if kind == 6
+        for kind in mode
+        if kind == 6
         for value in (*rng.choice(np.arange(-3, 4), int(rng.integers(1, 4)), replace=False), np.nan)
-    ]  # fmt: skip
+    ]
     check(
-        "TreeEnsemble", features(rng, dtype), 1, 5, n_targets=n, tree_roots=roots, nodes_featureids=feature,
-        nodes_splits=numpy_helper.from_array(np.array(split, dtype)), nodes_modes=numpy_helper.from_array(np.array(mode, np.uint8)),
-        nodes_truenodeids=yes, nodes_trueleafs=yes_leaf, nodes_falsenodeids=no, nodes_falseleafs=no_leaf,
+        "TreeEnsemble",
+        features(rng, dtype),
+        1,
+        5,
+        n_targets=n,
+        tree_roots=roots,
+        nodes_featureids=feature,
+        nodes_splits=numpy_helper.from_array(np.array(split, dtype)),
+        nodes_modes=numpy_helper.from_array(np.array(mode, np.uint8)),
+        nodes_truenodeids=yes,
+        nodes_trueleafs=yes_leaf,
+        nodes_falsenodeids=no,
+        nodes_falseleafs=no_leaf,
         nodes_missing_value_tracks_true=track if missing else None,
         membership_values=numpy_helper.from_array(np.array(members, dtype)) if members else None,
-        leaf_targetids=[target for target, _ in leaves], leaf_weights=numpy_helper.from_array(np.array([w for _, w in leaves], dtype)),
-        aggregate_function=int(rng.choice(4)), post_transform=int(rng.choice([0, 3])),
-    )  # fmt: skip
+        leaf_targetids=[target for target, _ in leaves],
+        leaf_weights=numpy_helper.from_array(np.array([w for _, w in leaves], dtype)),
+        aggregate_function=int(rng.choice(4)),
+        post_transform=int(rng.choice([0, 3])),
+    )
 
 
-KERNELS = {"LINEAR": [0.0, 0.0, 0.0], "RBF": [0.3, 0.0, 0.0], "POLY": [0.5, 1.0, 3.0], "SIGMOID": [0.2, 0.1, 0.0]}
+KERNELS = {
+    "LINEAR": [0.0, 0.0, 0.0],
+    "RBF": [0.3, 0.0, 0.0],
+    "POLY": [0.5, 1.0, 3.0],
+    "SIGMOID": [0.2, 0.1, 0.0],
+}
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -197,13 +273,20 @@ def test_svm_classifier(kernel: str, n: int, transform: str, probability: bool) 
     vectors_per_class = [2, 3, 1, 2][:n]
     vectors, pairs = sum(vectors_per_class), n * (n - 1) // 2
     check(
-        "SVMClassifier", rng.normal(size=(6, 4)).astype(F32), 2, kernel_type=kernel, kernel_params=KERNELS[kernel],
+        "SVMClassifier",
+        rng.normal(size=(6, 4)).astype(F32),
+        2,
+        kernel_type=kernel,
+        kernel_params=KERNELS[kernel],
         post_transform=transform,
-        coefficients=rng.normal(size=(n - 1) * vectors).astype(F32).tolist(), vectors_per_class=vectors_per_class,
-        support_vectors=rng.normal(size=vectors * 4).astype(F32).tolist(), rho=rng.normal(size=pairs).astype(F32).tolist(),
-        classlabels_ints=[3, 1, 4, 5][:n], prob_a=(-rng.random(pairs)).astype(F32).tolist() if probability else None,
+        coefficients=rng.normal(size=(n - 1) * vectors).astype(F32).tolist(),
+        vectors_per_class=vectors_per_class,
+        support_vectors=rng.normal(size=vectors * 4).astype(F32).tolist(),
+        rho=rng.normal(size=pairs).astype(F32).tolist(),
+        classlabels_ints=[3, 1, 4, 5][:n],
+        prob_a=(-rng.random(pairs)).astype(F32).tolist() if probability else None,
         prob_b=rng.normal(size=pairs).astype(F32).tolist() if probability else None,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -211,14 +294,26 @@ def test_svm_classifier(kernel: str, n: int, transform: str, probability: bool) 
 def test_svm_regressor(kernel: str, one_class: int) -> None:
     rng = np.random.default_rng(0)
     check(
-        "SVMRegressor", rng.normal(size=(6, 4)).astype(F32), kernel_type=kernel, kernel_params=KERNELS[kernel], one_class=one_class,
-        n_supports=5, coefficients=rng.normal(size=5).astype(F32).tolist(), rho=[0.3],
+        "SVMRegressor",
+        rng.normal(size=(6, 4)).astype(F32),
+        kernel_type=kernel,
+        kernel_params=KERNELS[kernel],
+        one_class=one_class,
+        n_supports=5,
+        coefficients=rng.normal(size=5).astype(F32).tolist(),
+        rho=[0.3],
         support_vectors=rng.normal(size=20).astype(F32).tolist(),
-    )  # fmt: skip
+    )
 
 
 SKLEARN = {
-    "ensemble": ["RandomForestClassifier", "GradientBoostingClassifier", "AdaBoostClassifier", "RandomForestRegressor", "IsolationForest"],
+    "ensemble": [
+        "RandomForestClassifier",
+        "GradientBoostingClassifier",
+        "AdaBoostClassifier",
+        "RandomForestRegressor",
+        "IsolationForest",
+    ],
     "svm": ["SVC", "NuSVC", "LinearSVC", "SVR", "OneClassSVM"],
     "linear_model": ["LogisticRegression", "RidgeClassifier", "LinearRegression", "PoissonRegressor"],
     "neural_network": ["MLPClassifier"],
@@ -231,7 +326,9 @@ SKLEARN = {
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in SKLEARN.items() for name in names])
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module, names in SKLEARN.items() for name in names]
+)
 def test_scikit_learn_models(module: str, name: str, n_classes: int) -> None:
     sklearn = pytest.importorskip("sklearn." + module)
     skl2onnx = pytest.importorskip("skl2onnx")

@@ -16,15 +16,20 @@ import pytest
 from onnx import helper, numpy_helper
 
 import memojax
-from memojax import oneshot
-from memojax.function import GraphFunction
+from memojax.lowering import oneshot
+from memojax.lowering.graph_function import GraphFunction
+from memojax.lowering.typed_model import TypedModel
 from memojax.model import load_model
-from memojax.planner import Planner
-from memojax.typed import TypedModel
+from memojax.plans.compiler import PlanCompiler
 from tests.ops import corpus
 from tests.ops.test_versions import assert_same, onnxruntime_session
 
-LEFT_OUT = {*corpus.known_failures(), "test_bitcast_float64_to_int64", "test_bitcast_int64_to_float64", "test_bitcast_uint64_to_int64"}
+LEFT_OUT = {
+    *corpus.known_failures(),
+    "test_bitcast_float64_to_int64",
+    "test_bitcast_int64_to_float64",
+    "test_bitcast_uint64_to_int64",
+}
 PER_OPERATOR = 2
 
 
@@ -38,7 +43,11 @@ def sample() -> dict[str, Any]:
     for name, case in sorted(corpus.cases("node").items(), key=lambda item: zlib.crc32(item[0].encode())):
         operators = {node.op_type for node in case.model.graph.node}
         first = "_expanded" not in name and len(operators) == 1 and name not in LEFT_OUT
-        if first and all(len(found[op]) < PER_OPERATOR for op in operators) and all(map(_numbers, corpus.data_of(case, case.model)[0])):
+        if (
+            first
+            and all(len(found[op]) < PER_OPERATOR for op in operators)
+            and all(map(_numbers, corpus.data_of(case, case.model)[0]))
+        ):
             found[min(operators)].append(case)
     return {case.name: case for op in sorted(found) for case in found[op]}
 
@@ -66,7 +75,9 @@ def test_pure_function_follows_the_callers_x64(name: str, x64: bool) -> None:
     key = (jax.random.key(0),) if GraphFunction(model.graph).random else ()
     with jax.enable_x64(x64):
         wanted = [jax.dtypes.canonicalize_dtype(value.dtype) for value in expected]
-        given = {key: value.astype(jax.dtypes.canonicalize_dtype(value.dtype)) for key, value in given.items()}
+        given = {
+            key: value.astype(jax.dtypes.canonicalize_dtype(value.dtype)) for key, value in given.items()
+        }
         by_name = jax.jit(fn)(params, given, *key)
         outputs = [np.asarray(by_name[value.name]) for value in model.graph.outputs]
     for got, want, dtype in zip(outputs, expected, wanted, strict=True):
@@ -84,7 +95,9 @@ def test_bits_of_64_bit_numbers_need_x64() -> None:
         fn(params, {name: np.arange(3, dtype=np.int32)})
 
 
-def _model(nodes: list[onnx.NodeProto], x: np.ndarray, weights: dict[str, np.ndarray], opset: int = 17) -> onnx.ModelProto:
+def _model(
+    nodes: list[onnx.NodeProto], x: np.ndarray, weights: dict[str, np.ndarray], opset: int = 17
+) -> onnx.ModelProto:
     element = helper.np_dtype_to_tensor_dtype(x.dtype)
     graph = helper.make_graph(
         nodes,
@@ -108,7 +121,12 @@ def mlp(dtype: Any) -> tuple[onnx.ModelProto, np.ndarray]:
         helper.make_node("MatMul", ["c", "w1"], ["d"]),
         helper.make_node("Softmax", ["d"], ["y"]),
     ]
-    weights = {"w0": _random(dtype, 16, 8), "b0": _random(dtype, 16), "scale": _random(dtype, 16, seed=1), "w1": _random(dtype, 16, 4)}
+    weights = {
+        "w0": _random(dtype, 16, 8),
+        "b0": _random(dtype, 16),
+        "scale": _random(dtype, 16, seed=1),
+        "w1": _random(dtype, 16, 4),
+    }
     x = _random(dtype, 5, 8, scale=1.0)
     return _model(nodes, x, weights), x
 
@@ -122,7 +140,12 @@ def conv(dtype: Any) -> tuple[onnx.ModelProto, np.ndarray]:
         helper.make_node("AveragePool", ["d"], ["e"], kernel_shape=[2, 2], pads=[1, 1, 0, 0]),
         helper.make_node("Flatten", ["e"], ["y"]),
     ]
-    weights = {"w0": _random(dtype, 4, 3, 3, 3), "b0": _random(dtype, 4), "scale": _random(dtype, 4, seed=1), "var": np.ones(4, dtype)}
+    weights = {
+        "w0": _random(dtype, 4, 3, 3, 3),
+        "b0": _random(dtype, 4),
+        "scale": _random(dtype, 4, seed=1),
+        "var": np.ones(4, dtype),
+    }
     x = _random(dtype, 2, 3, 8, 8, scale=1.0)
     return _model(nodes, x, weights), x
 
@@ -134,7 +157,12 @@ def lstm(dtype: Any) -> tuple[onnx.ModelProto, np.ndarray]:
         helper.make_node("Squeeze", ["h", "axis"], ["s"]),
         helper.make_node("MatMul", ["s", "out"], ["y"]),
     ]
-    weights = {"w": _random(dtype, 1, 32, 6), "r": _random(dtype, 1, 32, 8), "b": _random(dtype, 1, 64), "out": _random(dtype, 8, 3)}
+    weights = {
+        "w": _random(dtype, 1, 32, 6),
+        "r": _random(dtype, 1, 32, 8),
+        "b": _random(dtype, 1, 64),
+        "out": _random(dtype, 8, 3),
+    }
     x = _random(dtype, 4, 7, 6, scale=1.0)
     return _model(nodes, x, {**weights, "axis": np.array([0])}), x
 
@@ -169,18 +197,26 @@ def test_bfloat16_models_are_close_to_float32(policy: Any) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
-    ("platform", "asked", "found"), [("gpu", "highest", "HIGHEST"), ("gpu", "default", "DEFAULT"), ("cpu", "highest", None)]
+    ("platform", "asked", "found"),
+    [("gpu", "highest", "HIGHEST"), ("gpu", "default", "DEFAULT"), ("cpu", "highest", None)],
 )
 def test_precision_of_matrix_products(policy: Any, platform: str, asked: str, found: str | None) -> None:
     """Full float32 by default on accelerators, less where the user asks for it; a CPU has nothing else."""
     model, x = policy(np.float32)
     typed = TypedModel.from_model(model)
     device: Any = SimpleNamespace(platform=platform)
-    for planner in [Planner(typed, device, "argument", asked)] + ([Planner(typed, device, "argument")] if asked == "highest" else []):
-        residue = planner.trace(x.shape[0])
-        products = [step for step in residue.steps if step.primitive.name in ("dot_general", "conv_general_dilated")]
-        bodies = [step.params["jaxpr"] for step in residue.steps if step.primitive.name == "scan"]
-        equations = [*products, *(eqn for body in bodies for eqn in body.eqns if eqn.primitive.name == "dot_general")]
+    for planner in [PlanCompiler(typed, device, "argument", asked)] + (
+        [PlanCompiler(typed, device, "argument")] if asked == "highest" else []
+    ):
+        residual = planner.trace(x.shape[0])
+        products = [
+            step for step in residual.steps if step.primitive.name in ("dot_general", "conv_general_dilated")
+        ]
+        bodies = [step.params["jaxpr"] for step in residual.steps if step.primitive.name == "scan"]
+        equations = [
+            *products,
+            *(eqn for body in bodies for eqn in body.eqns if eqn.primitive.name == "dot_general"),
+        ]
         assert equations
         for equation in equations:
             wanted = getattr(jax.lax.Precision, found) if found else None
@@ -190,8 +226,8 @@ def test_precision_of_matrix_products(policy: Any, platform: str, asked: str, fo
 def test_precision_reaches_the_compiler() -> None:
     model, x = mlp(np.float32)
     typed = TypedModel.from_model(model)
-    planner = Planner(typed, SimpleNamespace(platform="gpu"), "argument")  # pyright: ignore[reportArgumentType]
-    residue = planner.trace(x.shape[0])
-    leaves = [jnp.asarray(node_value) for node_value in planner._hoister.values(residue.nodes)]
-    text = jax.jit(lambda *given: residue(given[:-1], given[-1:])).lower(*leaves, x).as_text()
+    planner = PlanCompiler(typed, SimpleNamespace(platform="gpu"), "argument")  # pyright: ignore[reportArgumentType]
+    residual = planner.trace(x.shape[0])
+    leaves = [jnp.asarray(node_value) for node_value in planner._hoister.values(residual.nodes)]
+    text = jax.jit(lambda *given: residual(given[:-1], given[-1:])).lower(*leaves, x).as_text()
     assert text.count("precision = [HIGHEST, HIGHEST]") == 2

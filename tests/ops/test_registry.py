@@ -27,7 +27,9 @@ def label(definition: OpDef) -> str:
 def covered(definition: OpDef) -> list[OpSchema]:
     """Schemas of the versions that a definition is in force for."""
     versions = SCHEMAS[definition.domain, definition.op_type]
-    return [schema for since, schema in versions.items() if since >= definition.since and definition.covers(since)]
+    return [
+        schema for since, schema in versions.items() if since >= definition.since and definition.covers(since)
+    ]
 
 
 def family_of(schema: OpSchema) -> str:

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memojax._client import cpu_device
-from memojax.hoist import Residue
-from memojax.ops import rolled
-from memojax.planner import Planner
-from memojax.typed import TypedModel
+from memojax.lowering.typed_model import TypedModel
+from memojax.ops import inline as rolled
+from memojax.plans.compiler import PlanCompiler
+from memojax.plans.hoist import Residual
+from memojax.xla.cpu_client import cpu_device
 
 
-def residue(typed: TypedModel, size: int = 3) -> Residue:
-    return Planner(typed, cpu_device()).trace(size)
+def residual(typed: TypedModel, size: int = 3) -> Residual:
+    return PlanCompiler(typed, cpu_device()).trace(size)
 
 
 def names(found: Any) -> list[str]:
@@ -51,10 +51,12 @@ def test_control_flow_stays_rolled_up_and_gives_the_same_numbers() -> None:
 
 def test_a_function_of_the_users_own_is_traced_as_it_is() -> None:
     def fn(params: Any, inputs: Any) -> Any:
-        return jax.lax.scan(lambda carry, _: (jnp.tanh(carry * params), None), inputs["x"], None, length=30)[0]
+        return jax.lax.scan(lambda carry, _: (jnp.tanh(carry * params), None), inputs["x"], None, length=30)[
+            0
+        ]
 
     typed = TypedModel.from_function(fn, np.float32(2), {"x": ((4,), np.float32)})
-    assert "scan" in names(residue(typed))
+    assert "scan" in names(residual(typed))
 
 
 def test_the_settings_are_back_afterwards_also_after_an_error() -> None:

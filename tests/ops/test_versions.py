@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from memojax import oneshot
+from memojax.lowering import oneshot
 from tests.ops import version_cases
 from tests.ops.version_cases import Case
 
@@ -27,7 +27,9 @@ def onnxruntime_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def oracle(case: Case) -> list[np.ndarray]:
@@ -37,7 +39,9 @@ def oracle(case: Case) -> list[np.ndarray]:
     return onnxruntime_session(case.model()).run(None, case.feeds())
 
 
-def assert_same(got: Iterable[np.ndarray], expected: Iterable[np.ndarray], rtol: float = 1e-3, atol: float = 1e-5) -> None:
+def assert_same(
+    got: Iterable[np.ndarray], expected: Iterable[np.ndarray], rtol: float = 1e-3, atol: float = 1e-5
+) -> None:
     """Equal dtypes and shapes, close values; narrow floats are compared as float64."""
     for ours, theirs in zip(got, expected, strict=True):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)

@@ -18,9 +18,15 @@ def hard_swish(x):
     return x * hard_sigmoid(x, alpha=1 / 6)
 
 
-elementwise({
-    "Relu": jax.nn.relu, "Sigmoid": jax.nn.sigmoid, "Softplus": softplus, "Softsign": lambda x: x / (1 + nx.abs(x)), "Tanh": nx.tanh,
-})  # fmt: skip
+elementwise(
+    {
+        "Relu": jax.nn.relu,
+        "Sigmoid": jax.nn.sigmoid,
+        "Softplus": softplus,
+        "Softsign": lambda x: x / (1 + nx.abs(x)),
+        "Tanh": nx.tanh,
+    }
+)
 elementwise({"HardSwish": hard_swish}, since=14)
 elementwise({"Mish": lambda x: x * nx.tanh(softplus(x))}, since=18)
 

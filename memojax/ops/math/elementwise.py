@@ -56,20 +56,50 @@ def _mean(*inputs: Any) -> Any:
 
 
 def _erf(x: Any) -> Any:
-    return cast(jax.lax.erf(traced(x if jnp.issubdtype(x.dtype, jnp.floating) else cast(x, np.float32))), x.dtype)
+    return cast(
+        jax.lax.erf(traced(x if jnp.issubdtype(x.dtype, jnp.floating) else cast(x, np.float32))), x.dtype
+    )
 
 
-elementwise({
-    "Abs": nx.abs, "Ceil": nx.ceil, "Exp": nx.exp, "Floor": nx.floor, "Log": nx.log, "Neg": nx.negative, "Reciprocal": lambda x: 1 / x,
-    "Sqrt": nx.sqrt, "Max": lambda *inputs: functools.reduce(nx.maximum, inputs), "Mean": _mean,
-    "Min": lambda *inputs: functools.reduce(nx.minimum, inputs), "Sum": lambda *inputs: functools.reduce(nx.add, inputs),
-})  # fmt: skip
-elementwise({
-    "Acos": nx.arccos, "Asin": nx.arcsin, "Atan": nx.arctan, "Cos": nx.cos, "Sin": nx.sin, "Tan": nx.tan,
-}, since=7)  # fmt: skip
-elementwise({
-    "Acosh": nx.arccosh, "Asinh": nx.arcsinh, "Atanh": nx.arctanh, "Cosh": nx.cosh, "Erf": _erf, "Sign": nx.sign, "Sinh": nx.sinh,
-}, since=9)  # fmt: skip
+elementwise(
+    {
+        "Abs": nx.abs,
+        "Ceil": nx.ceil,
+        "Exp": nx.exp,
+        "Floor": nx.floor,
+        "Log": nx.log,
+        "Neg": nx.negative,
+        "Reciprocal": lambda x: 1 / x,
+        "Sqrt": nx.sqrt,
+        "Max": lambda *inputs: functools.reduce(nx.maximum, inputs),
+        "Mean": _mean,
+        "Min": lambda *inputs: functools.reduce(nx.minimum, inputs),
+        "Sum": lambda *inputs: functools.reduce(nx.add, inputs),
+    }
+)
+elementwise(
+    {
+        "Acos": nx.arccos,
+        "Asin": nx.arcsin,
+        "Atan": nx.arctan,
+        "Cos": nx.cos,
+        "Sin": nx.sin,
+        "Tan": nx.tan,
+    },
+    since=7,
+)
+elementwise(
+    {
+        "Acosh": nx.arccosh,
+        "Asinh": nx.arcsinh,
+        "Atanh": nx.arctanh,
+        "Cosh": nx.cosh,
+        "Erf": _erf,
+        "Sign": nx.sign,
+        "Sinh": nx.sinh,
+    },
+    since=9,
+)
 elementwise({"Round": nx.rint}, since=11)
 
 _ARITHMETIC = {"Add": nx.add, "Div": divide, "Mul": nx.multiply, "Pow": power, "Sub": nx.subtract}

@@ -32,4 +32,6 @@ def softmax_cross_entropy_loss(scores, labels, weights=None, *, ignore_index=Non
     https://onnx.ai/onnx/operators/onnx__SoftmaxCrossEntropyLoss.html
     """
     log_prob = jax.nn.log_softmax(traced(scores), axis=1)
-    return negative_log_likelihood_loss(log_prob, labels, weights, ignore_index=ignore_index, reduction=reduction), log_prob
+    return negative_log_likelihood_loss(
+        log_prob, labels, weights, ignore_index=ignore_index, reduction=reduction
+    ), log_prob

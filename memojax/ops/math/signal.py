@@ -32,7 +32,9 @@ def hann_window(size, *, output_datatype=1, periodic=1):
 def _window(coefficients, size, output_datatype, periodic):
     (n,) = checked_shape((scalar(size),))
     angle = 2 * np.pi * np.arange(n) / (n if periodic else n - 1)
-    return cast(sum(factor * np.cos(k * angle) for k, factor in enumerate(coefficients)), dtype_of(output_datatype))
+    return cast(
+        sum(factor * np.cos(k * angle) for k, factor in enumerate(coefficients)), dtype_of(output_datatype)
+    )
 
 
 @op("DFT", since=17, until=20, static=("dft_length",))
@@ -49,17 +51,28 @@ def dft(input, dft_length=None, axis=None, *, inverse=0, onesided=0):
     signal = _complex(input)
     if inverse and onesided:
         return cast(jnp.fft.irfft(signal, length, axis), input.dtype)[..., None]
-    return _parts(_forward(signal, length, axis, onesided) if not inverse else jnp.fft.ifft(signal, length, axis), input.dtype)
+    return _parts(
+        _forward(signal, length, axis, onesided) if not inverse else jnp.fft.ifft(signal, length, axis),
+        input.dtype,
+    )
 
 
-@op("MelWeightMatrix", since=17, static=("num_mel_bins", "dft_length", "sample_rate", "lower_edge_hertz", "upper_edge_hertz"))
-def mel_weight_matrix(num_mel_bins, dft_length, sample_rate, lower_edge_hertz, upper_edge_hertz, *, output_datatype=1):
+@op(
+    "MelWeightMatrix",
+    since=17,
+    static=("num_mel_bins", "dft_length", "sample_rate", "lower_edge_hertz", "upper_edge_hertz"),
+)
+def mel_weight_matrix(
+    num_mel_bins, dft_length, sample_rate, lower_edge_hertz, upper_edge_hertz, *, output_datatype=1
+):
     """One triangle over the DFT's bins for each mel band. https://onnx.ai/onnx/operators/onnx__MelWeightMatrix.html
 
     The bands are (upper - lower) / (num_mel_bins + 2) mel apart, as in ONNX's reference and onnxruntime; the spec does not say.
     """
     bands, length = scalar(num_mel_bins), scalar(dft_length)
-    low, high = (2595 * np.log10(1 + float(scalar(edge)) / 700) for edge in (lower_edge_hertz, upper_edge_hertz))
+    low, high = (
+        2595 * np.log10(1 + float(scalar(edge)) / 700) for edge in (lower_edge_hertz, upper_edge_hertz)
+    )
     mels = low + np.arange(bands + 2) * (high - low) / (bands + 2)
     bins = (length + 1) * 700 * (10 ** (mels / 2595) - 1) // scalar(sample_rate)
     left, center, right = bins[:-2], bins[1:-1], bins[2:]
@@ -75,7 +88,9 @@ def stft(signal, frame_step, window=None, frame_length=None, *, onesided=1):
     whole = signal.shape[1] if window is None else window.shape[0]
     length, step = whole if frame_length is None else scalar(frame_length), scalar(frame_step)
     if not 0 < length <= signal.shape[1] or step <= 0:
-        raise ValueError(f"frame_length {length} and frame_step {step} do not fit a signal of length {signal.shape[1]}")
+        raise ValueError(
+            f"frame_length {length} and frame_step {step} do not fit a signal of length {signal.shape[1]}"
+        )
     starts = np.arange(0, signal.shape[1] - length + 1, step)
     frames = _complex(signal)[:, starts[:, None] + np.arange(length)]
     if window is not None:

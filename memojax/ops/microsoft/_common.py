@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..._types import Value
+from ..._types import GraphValue
 from .._common import nx, traced
 from ..math.activation import elu, hard_sigmoid, hard_swish, leaky_relu, softplus, thresholded_relu
 
@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def activated(x: Value, name: str | None, parameters: Sequence[float | None] = ()) -> Value:
+def activated(x: GraphValue, name: str | None, parameters: Sequence[float | None] = ()) -> GraphValue:
     """An activation that was fused into another operator; `parameters` are its attributes in order.
 
     Raises:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Value
+from ..._types import GraphValue
 from .._common import cast, ints, nx, traced
 from ..nn.attention import rotary_embedding
 from ..nn.norm import layer_normalization, wide
@@ -22,11 +22,24 @@ FILTER = -10000.0
 
 @op("Attention", domain=MICROSOFT)
 def attention(
-    input: Value, weights: Value, bias: Value = None, mask_index: Value = None, past: Value = None, attention_bias: Value = None,
-    past_sequence_length: Value = None, *, num_heads: int, do_rotary: int = 0, mask_filter_value: float = FILTER,
-    past_present_share_buffer: int = 0, qkv_hidden_sizes: tuple[int, ...] = (), rotary_embedding_dim: int = 0, scale: float = 0.0,
-    unidirectional: int = 0, n_outputs: int,
-) -> Value:  # fmt: skip
+    input: GraphValue,
+    weights: GraphValue,
+    bias: GraphValue = None,
+    mask_index: GraphValue = None,
+    past: GraphValue = None,
+    attention_bias: GraphValue = None,
+    past_sequence_length: GraphValue = None,
+    *,
+    num_heads: int,
+    do_rotary: int = 0,
+    mask_filter_value: float = FILTER,
+    past_present_share_buffer: int = 0,
+    qkv_hidden_sizes: tuple[int, ...] = (),
+    rotary_embedding_dim: int = 0,
+    scale: float = 0.0,
+    unidirectional: int = 0,
+    n_outputs: int,
+) -> GraphValue:
     """Self-attention with the projection to queries, keys and values fused in.
 
     Raises:
@@ -46,10 +59,22 @@ def attention(
 
 @op("MultiHeadAttention", domain=MICROSOFT)
 def multi_head_attention(
-    query: Value, key: Value = None, value: Value = None, bias: Value = None, key_padding_mask: Value = None, attention_bias: Value = None,
-    past_key: Value = None, past_value: Value = None, past_sequence_length: Value = None, cache_indirection: Value = None, *,
-    num_heads: int, mask_filter_value: float = FILTER, scale: float = 0.0, unidirectional: int = 0,
-) -> tuple[Value, ...]:  # fmt: skip
+    query: GraphValue,
+    key: GraphValue = None,
+    value: GraphValue = None,
+    bias: GraphValue = None,
+    key_padding_mask: GraphValue = None,
+    attention_bias: GraphValue = None,
+    past_key: GraphValue = None,
+    past_value: GraphValue = None,
+    past_sequence_length: GraphValue = None,
+    cache_indirection: GraphValue = None,
+    *,
+    num_heads: int,
+    mask_filter_value: float = FILTER,
+    scale: float = 0.0,
+    unidirectional: int = 0,
+) -> tuple[GraphValue, ...]:
     """Attention of projected queries, keys and values, which may be packed into one input, with a cache.
 
     Raises:
@@ -64,7 +89,10 @@ def multi_head_attention(
     if bias is not None:
         size = query.shape[-1]
         query = query + bias[:size]
-        key, value = (x + b if x is not None and x.ndim == 3 else x for x, b in ((key, bias[size : 2 * size]), (value, bias[2 * size :])))
+        key, value = (
+            x + b if x is not None and x.ndim == 3 else x
+            for x, b in ((key, bias[size : 2 * size]), (value, bias[2 * size :]))
+        )
     q, k, v = (_heads(x, num_heads) if x is not None and x.ndim == 3 else x for x in (query, key, value))
     if past_key is not None:
         k, v = nx.concatenate((past_key, k), axis=2), nx.concatenate((past_value, v), axis=2)
@@ -73,11 +101,20 @@ def multi_head_attention(
 
 
 def _attend(
-    q: Value, k: Value, v: Value, mask: Value, attention_bias: Value, scale: float, mask_filter_value: float, unidirectional: int
-) -> tuple[Value, Value]:
+    q: GraphValue,
+    k: GraphValue,
+    v: GraphValue,
+    mask: GraphValue,
+    attention_bias: GraphValue,
+    scale: float,
+    mask_filter_value: float,
+    unidirectional: int,
+) -> tuple[GraphValue, GraphValue]:
     """(batch, heads, queries, size) of the result, and the scores before softmax."""
     queries, keys = q.shape[2], k.shape[2]
-    scores = jnp.einsum("bhqd,bhkd->bhqk", wide(traced(q)), wide(traced(k))) * (scale or 1 / math.sqrt(q.shape[-1]))
+    scores = jnp.einsum("bhqd,bhkd->bhqk", wide(traced(q)), wide(traced(k))) * (
+        scale or 1 / math.sqrt(q.shape[-1])
+    )
     added = [] if attention_bias is None else [wide(attention_bias)]
     if mask is not None:
         added.append(nx.where(_kept(mask, q.shape[0], keys), np.float32(0), np.float32(mask_filter_value)))
@@ -89,7 +126,7 @@ def _attend(
     return cast(y, v.dtype), cast(scores, q.dtype)
 
 
-def _kept(mask: Value, batch: int, keys: int) -> Value:
+def _kept(mask: GraphValue, batch: int, keys: int) -> GraphValue:
     """Which keys a mask keeps, to be broadcast against (batch, heads, queries, keys).
 
     A mask is (batch, keys) or (batch, queries, keys) of 0 and 1; or the length of each row, perhaps followed by their starts.
@@ -106,41 +143,69 @@ def _kept(mask: Value, batch: int, keys: int) -> Value:
     return inside if mask.size == batch else inside & (position >= bounds[1])
 
 
-def _heads(x: Value, num_heads: int) -> Value:
+def _heads(x: GraphValue, num_heads: int) -> GraphValue:
     """(batch, sequence, heads * size) -> (batch, heads, sequence, size)."""
     return nx.swapaxes(nx.reshape(x, (*x.shape[:2], num_heads, -1)), 1, 2)
 
 
-def _flat(x: Value) -> Value:
+def _flat(x: GraphValue) -> GraphValue:
     return nx.reshape(nx.swapaxes(x, 1, 2), (x.shape[0], x.shape[2], -1))
 
 
 @op("RotaryEmbedding", domain=MICROSOFT)
 def rotary_embedding_with_offset(
-    input: Value, position_ids: Value, cos_cache: Value, sin_cache: Value, *, interleaved: int = 0, is_packed_batching: int = 0,
-    num_heads: int = 0, rotary_embedding_dim: int = 0, scale: float = 1.0,
-) -> Value:  # fmt: skip
+    input: GraphValue,
+    position_ids: GraphValue,
+    cos_cache: GraphValue,
+    sin_cache: GraphValue,
+    *,
+    interleaved: int = 0,
+    is_packed_batching: int = 0,
+    num_heads: int = 0,
+    rotary_embedding_dim: int = 0,
+    scale: float = 1.0,
+) -> GraphValue:
     """Rotary embedding; a single position is that of the first token."""
     length = input.shape[2] if input.ndim == 4 else input.shape[1]
     if position_ids.ndim == 1:
         position_ids = nx.broadcast_to(position_ids + np.arange(length), (input.shape[0], length))
     heads = num_heads or (input.shape[-1] // (2 * cos_cache.shape[-1]) if input.ndim == 3 else 0)
     return rotary_embedding(
-        input, cos_cache, sin_cache, position_ids, interleaved=interleaved, num_heads=heads, rotary_embedding_dim=rotary_embedding_dim
+        input,
+        cos_cache,
+        sin_cache,
+        position_ids,
+        interleaved=interleaved,
+        num_heads=heads,
+        rotary_embedding_dim=rotary_embedding_dim,
     )
 
 
 @op("EmbedLayerNormalization", domain=MICROSOFT)
 def embed_layer_normalization(
-    input_ids: Value, segment_ids: Value, word_embedding: Value, position_embedding: Value, segment_embedding: Value, gamma: Value,
-    beta: Value, mask: Value = None, position_ids: Value = None, *, epsilon: float = 9.999999960041972e-13, mask_index_type: int = 0,
-) -> tuple[Value, Value, Value]:  # fmt: skip
+    input_ids: GraphValue,
+    segment_ids: GraphValue,
+    word_embedding: GraphValue,
+    position_embedding: GraphValue,
+    segment_embedding: GraphValue,
+    gamma: GraphValue,
+    beta: GraphValue,
+    mask: GraphValue = None,
+    position_ids: GraphValue = None,
+    *,
+    epsilon: float = 9.999999960041972e-13,
+    mask_index_type: int = 0,
+) -> tuple[GraphValue, GraphValue, GraphValue]:
     """Word, position and segment embeddings added up and normalised; the length of each row by its mask; the sum."""
 
-    def embedded(table: Value, ids: Value) -> Value:
+    def embedded(table: GraphValue, ids: GraphValue) -> GraphValue:
         return jnp.take(traced(table), ids, axis=0, mode="clip")
 
-    positions: Any = position_embedding[: input_ids.shape[1]] if position_ids is None else embedded(position_embedding, position_ids)
+    positions: Any = (
+        position_embedding[: input_ids.shape[1]]
+        if position_ids is None
+        else embedded(position_embedding, position_ids)
+    )
     total = embedded(word_embedding, input_ids) + positions
     if segment_ids is not None:
         total = total + embedded(segment_embedding, segment_ids)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Value
+from ..._types import GraphValue
 from .._common import cast, nx, traced
 from ..math.activation import gelu
 from ..math.linear import gemm, matmul
@@ -16,7 +16,7 @@ from ..registry import op
 from ._common import MICROSOFT, activated
 
 
-def _operand(x: Value, transposed: int, batch_transposed: int) -> Value:
+def _operand(x: GraphValue, transposed: int, batch_transposed: int) -> GraphValue:
     """A stack of matrices as FusedMatMul multiplies it."""
     x = nx.moveaxis(x, 0, -2) if batch_transposed else x
     return nx.swapaxes(x, -1, -2) if transposed and x.ndim > 1 else x
@@ -25,8 +25,15 @@ def _operand(x: Value, transposed: int, batch_transposed: int) -> Value:
 @op("TransposeMatMul", domain=MICROSOFT)
 @op("FusedMatMul", domain=MICROSOFT)
 def fused_matmul(
-    A: Value, B: Value, *, alpha: float = 1.0, transA: int = 0, transB: int = 0, transBatchA: int = 0, transBatchB: int = 0
-) -> Value:
+    A: GraphValue,
+    B: GraphValue,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+    transBatchA: int = 0,
+    transBatchB: int = 0,
+) -> GraphValue:
     """alpha * A @ B, of transposed matrices; `transBatch` brings the first axis beside the last one first."""
     product = matmul(_operand(A, transA, transBatchA), _operand(B, transB, transBatchB))
     return product if alpha == 1 else cast(alpha * product, product.dtype)
@@ -34,10 +41,19 @@ def fused_matmul(
 
 @op("FusedGemm", domain=MICROSOFT)
 def fused_gemm(
-    A: Value, B: Value, C: Value = None, *, activation: str = "", activation_alpha: float | None = None,
-    activation_beta: float | None = None, activation_gamma: float | None = None, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
+    A: GraphValue,
+    B: GraphValue,
+    C: GraphValue = None,
+    *,
+    activation: str = "",
+    activation_alpha: float | None = None,
+    activation_beta: float | None = None,
+    activation_gamma: float | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
     transB: int = 0,
-) -> Value:  # fmt: skip
+) -> GraphValue:
     """Gemm, then an activation."""
     product = gemm(A, B, C, alpha=alpha, beta=beta, transA=transA, transB=transB)
     return activated(product, activation, (activation_alpha, activation_beta, activation_gamma))
@@ -45,20 +61,51 @@ def fused_gemm(
 
 @op("FusedConv", domain=MICROSOFT)
 def fused_conv(
-    X: Value, W: Value, B: Value = None, Z: Value = None, *, activation: str = "", activation_params: tuple[float, ...] = (),
-    auto_pad: str = "NOTSET", dilations: tuple[int, ...] | None = None, group: int = 1, kernel_shape: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None, strides: tuple[int, ...] | None = None,
-) -> Value:  # fmt: skip
+    X: GraphValue,
+    W: GraphValue,
+    B: GraphValue = None,
+    Z: GraphValue = None,
+    *,
+    activation: str = "",
+    activation_params: tuple[float, ...] = (),
+    auto_pad: str = "NOTSET",
+    dilations: tuple[int, ...] | None = None,
+    group: int = 1,
+    kernel_shape: tuple[int, ...] | None = None,
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> GraphValue:
     """Conv plus Z, then an activation."""
-    y = conv(X, W, B, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides)
+    y = conv(
+        X,
+        W,
+        B,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        kernel_shape=kernel_shape,
+        pads=pads,
+        strides=strides,
+    )
     return activated(y if Z is None else y + Z, activation, activation_params)
 
 
 @op("MatMulNBits", domain=MICROSOFT)
 def matmul_n_bits(
-    A: Value, B: Value, scales: Value, zero_points: Value = None, g_idx: Value = None, bias: Value = None, *, K: int, N: int,
-    block_size: int, bits: int = 4, accuracy_level: int = 0, weight_prepacked: int = 0,
-) -> Value:  # fmt: skip
+    A: GraphValue,
+    B: GraphValue,
+    scales: GraphValue,
+    zero_points: GraphValue = None,
+    g_idx: GraphValue = None,
+    bias: GraphValue = None,
+    *,
+    K: int,
+    N: int,
+    block_size: int,
+    bits: int = 4,
+    accuracy_level: int = 0,
+    weight_prepacked: int = 0,
+) -> GraphValue:
     """A @ B.T, where B [N, K] is packed into `bits` bits in blocks along K with a scale and a zero point each.
 
     Raises:
@@ -69,7 +116,7 @@ def matmul_n_bits(
     blocks = -(-K // block_size)
     scales = nx.reshape(scales, (N, blocks, 1))
     if zero_points is None:
-        shift: Value = 1 << (bits - 1)
+        shift: GraphValue = 1 << (bits - 1)
     elif zero_points.dtype == np.uint8:
         shift = _unpacked(nx.reshape(zero_points, (N, -1)), bits)[:, :blocks, None]
     else:
@@ -80,53 +127,57 @@ def matmul_n_bits(
     return y if bias is None else y + bias
 
 
-def _unpacked(packed: Value, bits: int) -> Value:
+def _unpacked(packed: GraphValue, bits: int) -> GraphValue:
     """Numbers of `bits` bits from the bytes that hold them, low bits first, along the last axis."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     return nx.reshape((packed[..., None] >> shifts) & np.uint8((1 << bits) - 1), (*packed.shape[:-1], -1))
 
 
 @op("Inverse", domain=MICROSOFT)
-def inverse(X: Value) -> Value:
+def inverse(X: GraphValue) -> GraphValue:
     """Inverses of the matrices in the last two axes."""
     return cast(jnp.linalg.inv(wide(traced(X))), X.dtype)
 
 
 @op("CDist", domain=MICROSOFT)
-def cdist(A: Value, B: Value, *, metric: str = "sqeuclidean") -> Value:
+def cdist(A: GraphValue, B: GraphValue, *, metric: str = "sqeuclidean") -> GraphValue:
     """Distances between the rows of two matrices."""
-    squares = nx.sum(nx.square(A[:, None, :] - B[None]), axis=-1)  # |a|^2 - 2 a.b + |b|^2 would cancel where rows are close
+    squares = nx.sum(
+        nx.square(A[:, None, :] - B[None]), axis=-1
+    )  # |a|^2 - 2 a.b + |b|^2 would cancel where rows are close
     return nx.sqrt(squares) if metric == "euclidean" else squares
 
 
 @op("Gelu", domain=MICROSOFT)
-def exact_gelu(X: Value) -> Value:
+def exact_gelu(X: GraphValue) -> GraphValue:
     """x times the normal distribution function of x."""
     return gelu(X)
 
 
 @op("BiasGelu", domain=MICROSOFT)
-def bias_gelu(A: Value, B: Value) -> Value:
+def bias_gelu(A: GraphValue, B: GraphValue) -> GraphValue:
     """Gelu of A + B."""
     return gelu(A + B)
 
 
 @op("FastGelu", domain=MICROSOFT)
-def fast_gelu(X: Value, bias: Value = None) -> Value:
+def fast_gelu(X: GraphValue, bias: GraphValue = None) -> GraphValue:
     """Gelu by tanh."""
     return gelu(X if bias is None else X + bias, approximate="tanh")
 
 
 @op("QuickGelu", domain=MICROSOFT)
-def quick_gelu(X: Value, *, alpha: float = 1.7020000219345093) -> Value:
+def quick_gelu(X: GraphValue, *, alpha: float = 1.7020000219345093) -> GraphValue:
     """x * sigmoid(alpha * x)."""
     return X * jax.nn.sigmoid(alpha * traced(X))
 
 
-op("LayerNormalization", since=1, until=17)(layer_normalization)  # ONNX Runtime had it in ai.onnx before ONNX did
+op("LayerNormalization", since=1, until=17)(
+    layer_normalization
+)  # ONNX Runtime had it in ai.onnx before ONNX did
 
 
-def _rms(x: Value, scale: Value, epsilon: float, axis: int = -1) -> tuple[Value, Value]:
+def _rms(x: GraphValue, scale: GraphValue, epsilon: float, axis: int = -1) -> tuple[GraphValue, GraphValue]:
     """Unit root mean square over the axes from `axis`, then scaled; and the factor."""
     given = wide(x)
     axes = tuple(range(axis % x.ndim, x.ndim))
@@ -136,16 +187,27 @@ def _rms(x: Value, scale: Value, epsilon: float, axis: int = -1) -> tuple[Value,
 
 @op("SimplifiedLayerNormalization")
 def simplified_layer_normalization(
-    X: Value, scale: Value, *, axis: int = -1, epsilon: float = 9.999999747378752e-06, stash_type: int = 1
-) -> tuple[Value, Value]:
+    X: GraphValue,
+    scale: GraphValue,
+    *,
+    axis: int = -1,
+    epsilon: float = 9.999999747378752e-06,
+    stash_type: int = 1,
+) -> tuple[GraphValue, GraphValue]:
     """Layer normalization without mean and bias; ONNX Runtime writes it into ai.onnx."""
     return _rms(X, scale, epsilon, axis)
 
 
 @op("SkipLayerNormalization", domain=MICROSOFT)
 def skip_layer_normalization(
-    input: Value, skip: Value, gamma: Value, beta: Value = None, bias: Value = None, *, epsilon: float = 9.999999960041972e-13
-) -> tuple[Value, Value, Value, Value]:
+    input: GraphValue,
+    skip: GraphValue,
+    gamma: GraphValue,
+    beta: GraphValue = None,
+    bias: GraphValue = None,
+    *,
+    epsilon: float = 9.999999960041972e-13,
+) -> tuple[GraphValue, GraphValue, GraphValue, GraphValue]:
     """Layer normalization of input + skip + bias, and that sum as fourth output."""
     total = _total(input, skip, bias)
     return *layer_normalization(total, gamma, beta, epsilon=epsilon), total
@@ -153,13 +215,18 @@ def skip_layer_normalization(
 
 @op("SkipSimplifiedLayerNormalization", domain=MICROSOFT)
 def skip_simplified_layer_normalization(
-    input: Value, skip: Value, gamma: Value, bias: Value = None, *, epsilon: float = 9.999999960041972e-13
-) -> tuple[Value, None, Value, Value]:
+    input: GraphValue,
+    skip: GraphValue,
+    gamma: GraphValue,
+    bias: GraphValue = None,
+    *,
+    epsilon: float = 9.999999960041972e-13,
+) -> tuple[GraphValue, None, GraphValue, GraphValue]:
     """The same without mean and shift."""
     total = _total(input, skip, bias)
     y, factor = _rms(total, gamma, epsilon)
     return y, None, factor, total
 
 
-def _total(input: Value, skip: Value, bias: Value) -> Value:
+def _total(input: GraphValue, skip: GraphValue, bias: GraphValue) -> GraphValue:
     return input + skip if bias is None else input + skip + bias

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..._types import Value
+from ..._types import GraphValue
 from .._common import nx, scalar
 from ..generator import range_
 from ..registry import op, unsupported
@@ -17,31 +17,50 @@ op("Trilu", domain=MICROSOFT)(trilu)
 
 
 @op("GridSample", domain=MICROSOFT)
-def grid_sample_bilinear(X: Value, Grid: Value, *, align_corners: int = 0, mode: str = "bilinear", padding_mode: str = "zeros") -> Value:
+def grid_sample_bilinear(
+    X: GraphValue,
+    Grid: GraphValue,
+    *,
+    align_corners: int = 0,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+) -> GraphValue:
     """The input at any positions, interpolated."""
     return grid_sample(X, Grid, align_corners=align_corners, mode=mode, padding_mode=padding_mode)
 
 
 @op("Pad", domain=MICROSOFT, static=("pads",))
-def pad_all_axes(data: Value, pads: Value, value: Value = None, *, mode: str = "constant") -> Value:
+def pad_all_axes(
+    data: GraphValue, pads: GraphValue, value: GraphValue = None, *, mode: str = "constant"
+) -> GraphValue:
     """Wider, or narrower where a pad is negative."""
     return pad(data, np.ravel(pads), value, mode=mode)
 
 
 @op("ExpandDims", domain=MICROSOFT, static=("axis",))
-def expand_dims(X: Value, axis: Value) -> Value:
+def expand_dims(X: GraphValue, axis: GraphValue) -> GraphValue:
     """With a dimension of size 1 at `axis` of the result."""
     return nx.expand_dims(X, int(scalar(axis)))
 
 
 @op("Range", domain=MICROSOFT, static=("start", "limit", "delta"))
-def range_by_one(start: Value, limit: Value, delta: Value = None) -> Value:
+def range_by_one(start: GraphValue, limit: GraphValue, delta: GraphValue = None) -> GraphValue:
     """Numbers from `start` to before `limit`, by default in steps of 1."""
     return range_(start, limit, np.ones((), start.dtype) if delta is None else delta)
 
 
-for _op_type in ("AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReorderInput", "ReorderOutput", "Upsample"):
+for _op_type in (
+    "AveragePool",
+    "Conv",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "MaxPool",
+    "ReorderInput",
+    "ReorderOutput",
+    "Upsample",
+):
     unsupported(
-        _op_type, "the file was optimized for the blocked layout of one machine: save it with ORT_ENABLE_EXTENDED, not ORT_ENABLE_ALL",
+        _op_type,
+        "the file was optimized for the blocked layout of one machine: save it with ORT_ENABLE_EXTENDED, not ORT_ENABLE_ALL",
         domain="com.microsoft.nchwc",
-    )  # fmt: skip
+    )

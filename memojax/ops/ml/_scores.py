@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Value
+from ..._types import GraphValue
 from .._common import cast, nx, traced
 
 ML = "ai.onnx.ml"
 
 
-def rows(X: Value) -> jax.Array:
+def rows(X: GraphValue) -> jax.Array:
     """Features as a matrix; a vector is one row."""
     return jnp.atleast_2d(traced(X))
 
 
-def floats(X: Value) -> jax.Array:
+def floats(X: GraphValue) -> jax.Array:
     """Features as a float32 matrix."""
     return cast(rows(X), np.float32)
 
@@ -30,7 +30,7 @@ def matrix(values: Sequence[float], n_rows: int) -> np.ndarray:
     return np.asarray(values, np.float32).reshape(n_rows, -1)
 
 
-def _softmax_zero(scores: Value) -> Value:
+def _softmax_zero(scores: GraphValue) -> GraphValue:
     """Softmax over the scores that are not 0."""
     top = scores.max(-1, keepdims=True)
     live = jnp.abs(scores) > 1e-7
@@ -38,7 +38,7 @@ def _softmax_zero(scores: Value) -> Value:
     return parts / jnp.where(live, parts, 0).sum(-1, keepdims=True)
 
 
-def _probit(scores: Value) -> Value:
+def _probit(scores: GraphValue) -> GraphValue:
     """Winitzki's approximation of the normal quantile, as in ONNX Runtime."""
     x = 2 * scores - 1
     log = jnp.log((1 - x) * (1 + x))
@@ -55,12 +55,16 @@ _TRANSFORMS: dict[str, Any] = {
 }
 
 
-def transformed(scores: Value, post_transform: str) -> Value:
+def transformed(scores: GraphValue, post_transform: str) -> GraphValue:
     """Scores after a post transform; of a single score ONNX Runtime transforms only PROBIT."""
-    return scores if scores.shape[-1] == 1 and post_transform != "PROBIT" else _TRANSFORMS[post_transform](scores)
+    return (
+        scores
+        if scores.shape[-1] == 1 and post_transform != "PROBIT"
+        else _TRANSFORMS[post_transform](scores)
+    )
 
 
-def two_scores(score: Value, post_transform: str, margin: bool = False) -> Value:
+def two_scores(score: GraphValue, post_transform: str, margin: bool = False) -> GraphValue:
     """Scores of both classes from the second's, a single column: its opposite beside a `margin`, else its complement to 1."""
     if post_transform == "LOGISTIC":
         return jax.nn.sigmoid(jnp.concatenate([-score, score], -1))
@@ -68,13 +72,13 @@ def two_scores(score: Value, post_transform: str, margin: bool = False) -> Value
     return jnp.concatenate([-score if margin and post_transform != "PROBIT" else 1 - score, score], -1)
 
 
-def labels(index: Value, ints: Sequence[int], strings: Sequence[str]) -> Value:
+def labels(index: GraphValue, ints: Sequence[int], strings: Sequence[str]) -> GraphValue:
     """Class labels at positions; the positions themselves where labels are strings."""
     if strings or list(ints) == list(range(len(ints))):
         return cast(index, np.int64)
     return traced(np.asarray(ints, np.int64)).at[index].get(mode="clip")
 
 
-def largest(scores: Value) -> Value:
+def largest(scores: GraphValue) -> GraphValue:
     """Position of each row's first largest score."""
     return nx.argmax(scores, axis=-1)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Value
+from ..._types import GraphValue
 from .._common import cast, is_static, nx, traced
 from ..registry import op
 from ._scores import ML
 
 
 @op("Scaler", domain=ML)
-def scaler(X: Value, *, offset: tuple[float, ...] = (), scale: tuple[float, ...] = ()) -> Value:
+def scaler(X: GraphValue, *, offset: tuple[float, ...] = (), scale: tuple[float, ...] = ()) -> GraphValue:
     """(X - offset) * scale, for each feature. https://onnx.ai/onnx/operators/onnx_aionnxml_Scaler.html"""
     return (cast(X, np.float32) - np.asarray(offset, np.float32)) * np.asarray(scale, np.float32)
 
 
 @op("Normalizer", domain=ML)
-def normalizer(X: Value, *, norm: str = "MAX") -> Value:
+def normalizer(X: GraphValue, *, norm: str = "MAX") -> GraphValue:
     """Rows divided by their maximum, L1 or L2 norm, where that is not 0. https://onnx.ai/onnx/operators/onnx_aionnxml_Normalizer.html"""
     x = cast(X, np.float32)
     if norm == "MAX":
@@ -31,16 +31,20 @@ def normalizer(X: Value, *, norm: str = "MAX") -> Value:
 
 
 @op("Binarizer", domain=ML)
-def binarizer(X: Value, *, threshold: float = 0.0) -> Value:
+def binarizer(X: GraphValue, *, threshold: float = 0.0) -> GraphValue:
     """1 above the threshold, else 0. https://onnx.ai/onnx/operators/onnx_aionnxml_Binarizer.html"""
     return cast(threshold < X, X.dtype)
 
 
 @op("Imputer", domain=ML)
 def imputer(
-    X: Value, *, imputed_value_floats: tuple[float, ...] = (), imputed_value_int64s: tuple[int, ...] = (),
-    replaced_value_float: float = 0.0, replaced_value_int64: int = 0,
-) -> Value:  # fmt: skip
+    X: GraphValue,
+    *,
+    imputed_value_floats: tuple[float, ...] = (),
+    imputed_value_int64s: tuple[int, ...] = (),
+    replaced_value_float: float = 0.0,
+    replaced_value_int64: int = 0,
+) -> GraphValue:
     """Another value, one for all or one for each feature, in place of `replaced_value`, which may be NaN.
 
     https://onnx.ai/onnx/operators/onnx_aionnxml_Imputer.html
@@ -53,7 +57,7 @@ def imputer(
 
 
 @op("FeatureVectorizer", domain=ML)
-def feature_vectorizer(*X: Value, inputdimensions: tuple[int, ...] = ()) -> Value:
+def feature_vectorizer(*X: GraphValue, inputdimensions: tuple[int, ...] = ()) -> GraphValue:
     """Inputs side by side as float32, each cut or padded with 0 to its dimension; a vector is one row.
 
     https://onnx.ai/onnx/operators/onnx_aionnxml_FeatureVectorizer.html
@@ -66,7 +70,7 @@ def feature_vectorizer(*X: Value, inputdimensions: tuple[int, ...] = ()) -> Valu
 
 
 @op("ArrayFeatureExtractor", domain=ML)
-def array_feature_extractor(X: Value, Y: Value) -> Value:
+def array_feature_extractor(X: GraphValue, Y: GraphValue) -> GraphValue:
     """Elements of the last axis; a vector is one row. https://onnx.ai/onnx/operators/onnx_aionnxml_ArrayFeatureExtractor.html
 
     Of strings at positions that depend on data, the positions themselves.
@@ -82,7 +86,9 @@ def array_feature_extractor(X: Value, Y: Value) -> Value:
 
 
 @op("ZipMap", domain=ML)
-def zip_map(X: Value, *, classlabels_int64s: tuple[int, ...] = (), classlabels_strings: tuple[str, ...] = ()) -> Value:
+def zip_map(
+    X: GraphValue, *, classlabels_int64s: tuple[int, ...] = (), classlabels_strings: tuple[str, ...] = ()
+) -> GraphValue:
     """The probabilities as they are, a column for each label, in place of a dictionary for each row.
 
     https://onnx.ai/onnx/operators/onnx_aionnxml_ZipMap.html

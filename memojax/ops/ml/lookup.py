@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Value
+from ..._types import GraphValue
 from .._common import cast, is_static, nx, traced
 from ..registry import op, unsupported
 from ._scores import ML
@@ -21,7 +21,7 @@ def _takes_strings(node: Any) -> bool:
     return any(node.attributes.get(name) for name in _STRING_ATTRIBUTES)
 
 
-def _position(X: Value, keys: Sequence[Any] | np.ndarray) -> Value:
+def _position(X: GraphValue, keys: Sequence[Any] | np.ndarray) -> GraphValue:
     """Position of each element among `keys`, or their number where it is not there; the first of equal keys counts."""
     if X.dtype == object:
         known = {key: index for index, key in reversed(list(enumerate(keys)))}
@@ -35,7 +35,13 @@ def _position(X: Value, keys: Sequence[Any] | np.ndarray) -> Value:
     return nx.where(same, nx.take(order, place), len(table))
 
 
-def _looked_up(X: Value, keys: Sequence[Any] | np.ndarray, values: Sequence[Any] | np.ndarray, default: Any, dtype: Any) -> Value:
+def _looked_up(
+    X: GraphValue,
+    keys: Sequence[Any] | np.ndarray,
+    values: Sequence[Any] | np.ndarray,
+    default: Any,
+    dtype: Any,
+) -> GraphValue:
     """`values` where `keys` are, `default` elsewhere.
 
     Raises:
@@ -47,12 +53,20 @@ def _looked_up(X: Value, keys: Sequence[Any] | np.ndarray, values: Sequence[Any]
     if is_static(position):
         return table[position]
     if table.dtype == object:
-        raise ValueError("strings cannot be the result of data: take the output before this one, and look its labels up yourself")
+        raise ValueError(
+            "strings cannot be the result of data: take the output before this one, and look its labels up yourself"
+        )
     return traced(table).at[position].get(mode="clip")
 
 
 @op("LabelEncoder", until=2, domain=ML, static=("X",))
-def label_encoder_1(X: Value, *, classes_strings: tuple[str, ...] = (), default_int64: int = -1, default_string: str = "_Unused") -> Value:
+def label_encoder_1(
+    X: GraphValue,
+    *,
+    classes_strings: tuple[str, ...] = (),
+    default_int64: int = -1,
+    default_string: str = "_Unused",
+) -> GraphValue:
     """Version 1: strings to their positions, or positions to strings. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
     if X.dtype == object:
         return _looked_up(X, classes_strings, range(len(classes_strings)), default_int64, np.int64)
@@ -61,13 +75,31 @@ def label_encoder_1(X: Value, *, classes_strings: tuple[str, ...] = (), default_
 
 @op("LabelEncoder", since=2, domain=ML, static=("X",), static_if=_takes_strings)
 def label_encoder(
-    X: Value, *, keys_floats: tuple[float, ...] = (), keys_int64s: tuple[int, ...] = (), keys_strings: tuple[str, ...] = (),
-    keys_tensor: Any = None, values_floats: tuple[float, ...] = (), values_int64s: tuple[int, ...] = (),
-    values_strings: tuple[str, ...] = (), values_tensor: Any = None, default_float: float = -0.0, default_int64: int = -1,
-    default_string: str = "_Unused", default_tensor: Any = None, opset: int,
-) -> Value:  # fmt: skip
+    X: GraphValue,
+    *,
+    keys_floats: tuple[float, ...] = (),
+    keys_int64s: tuple[int, ...] = (),
+    keys_strings: tuple[str, ...] = (),
+    keys_tensor: Any = None,
+    values_floats: tuple[float, ...] = (),
+    values_int64s: tuple[int, ...] = (),
+    values_strings: tuple[str, ...] = (),
+    values_tensor: Any = None,
+    default_float: float = -0.0,
+    default_int64: int = -1,
+    default_string: str = "_Unused",
+    default_tensor: Any = None,
+    opset: int,
+) -> GraphValue:
     """Keys replaced by values; since version 4 NaN is a key like any other. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
-    keys = next((keys for keys in (keys_tensor, keys_strings, keys_int64s, keys_floats) if keys is not None and len(keys)), ())
+    keys = next(
+        (
+            keys
+            for keys in (keys_tensor, keys_strings, keys_int64s, keys_floats)
+            if keys is not None and len(keys)
+        ),
+        (),
+    )
     if values_tensor is not None:
         own = {"f": default_float, "i": default_int64, "O": default_string}.get(values_tensor.dtype.kind, 0)
         values, default = values_tensor, own if default_tensor is None else np.ravel(default_tensor)[0]
@@ -86,9 +118,13 @@ def label_encoder(
 
 @op("CategoryMapper", domain=ML, static=("X",))
 def category_mapper(
-    X: Value, *, cats_int64s: tuple[int, ...] = (), cats_strings: tuple[str, ...] = (), default_int64: int = -1,
+    X: GraphValue,
+    *,
+    cats_int64s: tuple[int, ...] = (),
+    cats_strings: tuple[str, ...] = (),
+    default_int64: int = -1,
     default_string: str = "_Unused",
-) -> Value:  # fmt: skip
+) -> GraphValue:
     """Strings to numbers, or numbers to strings. https://onnx.ai/onnx/operators/onnx_aionnxml_CategoryMapper.html"""
     if X.dtype == object:
         return _looked_up(X, cats_strings, cats_int64s, default_int64, np.int64)
@@ -96,7 +132,9 @@ def category_mapper(
 
 
 @op("OneHotEncoder", domain=ML, static=("X",), static_if=_takes_strings)
-def one_hot_encoder(X: Value, *, cats_int64s: tuple[int, ...] = (), cats_strings: tuple[str, ...] = (), zeros: int = 1) -> Value:
+def one_hot_encoder(
+    X: GraphValue, *, cats_int64s: tuple[int, ...] = (), cats_strings: tuple[str, ...] = (), zeros: int = 1
+) -> GraphValue:
     """A 1 at the place of each category, along a new last axis. https://onnx.ai/onnx/operators/onnx_aionnxml_OneHotEncoder.html
 
     An unknown category gives zeros also where `zeros` is 0, but for static input: data cannot raise an error.
@@ -112,5 +150,7 @@ def one_hot_encoder(X: Value, *, cats_int64s: tuple[int, ...] = (), cats_strings
 
 for _op_type in ("CastMap", "DictVectorizer"):
     unsupported(
-        _op_type, "its input is a dictionary, which a graph of arrays cannot hold: make a dense array of it before the model", domain=ML
+        _op_type,
+        "its input is a dictionary, which a graph of arrays cannot hold: make a dense array of it before the model",
+        domain=ML,
     )

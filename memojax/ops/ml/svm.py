@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..._types import Value
-from .. import rolled
+from ..._types import GraphValue
+from .. import inline as rolled
 from ..registry import op
 from ._scores import ML, floats, labels, largest, matrix, transformed, two_scores
 
 
-def _kernel(X: Value, vectors: np.ndarray, kind: str, params: tuple[float, ...]) -> Value:
+def _kernel(X: GraphValue, vectors: np.ndarray, kind: str, params: tuple[float, ...]) -> GraphValue:
     """Kernel values between rows of X and vectors: [batch, vectors]."""
     gamma, offset, degree = params or (0.0, 0.0, 0.0)
     if kind == "RBF":
@@ -25,14 +25,28 @@ def _kernel(X: Value, vectors: np.ndarray, kind: str, params: tuple[float, ...])
     if kind == "LINEAR":
         return products
     shifted = gamma * products + offset
-    return jnp.tanh(shifted) if kind == "SIGMOID" else lax.integer_pow(shifted, int(degree)) if degree == int(degree) else shifted**degree
+    return (
+        jnp.tanh(shifted)
+        if kind == "SIGMOID"
+        else lax.integer_pow(shifted, int(degree))
+        if degree == int(degree)
+        else shifted**degree
+    )
 
 
 @op("SVMRegressor", domain=ML)
 def svm_regressor(
-    X: Value, *, coefficients: tuple[float, ...], kernel_params: tuple[float, ...] = (), kernel_type: str = "LINEAR", n_supports: int = 0,
-    one_class: int = 0, post_transform: str = "NONE", rho: tuple[float, ...] = (), support_vectors: tuple[float, ...] = (),
-) -> Value:  # fmt: skip
+    X: GraphValue,
+    *,
+    coefficients: tuple[float, ...],
+    kernel_params: tuple[float, ...] = (),
+    kernel_type: str = "LINEAR",
+    n_supports: int = 0,
+    one_class: int = 0,
+    post_transform: str = "NONE",
+    rho: tuple[float, ...] = (),
+    support_vectors: tuple[float, ...] = (),
+) -> GraphValue:
     """Support vector regression, or +1 and -1 for `one_class`. https://onnx.ai/onnx/operators/onnx_aionnxml_SVMRegressor.html
 
     `post_transform` is ignored, as in ONNX Runtime.
@@ -45,11 +59,20 @@ def svm_regressor(
 
 @op("SVMClassifier", domain=ML)
 def svm_classifier(
-    X: Value, *, coefficients: tuple[float, ...], classlabels_ints: tuple[int, ...] = (), classlabels_strings: tuple[str, ...] = (),
-    kernel_params: tuple[float, ...] = (), kernel_type: str = "LINEAR", post_transform: str = "NONE", prob_a: tuple[float, ...] = (),
-    prob_b: tuple[float, ...] = (), rho: tuple[float, ...] = (), support_vectors: tuple[float, ...] = (),
+    X: GraphValue,
+    *,
+    coefficients: tuple[float, ...],
+    classlabels_ints: tuple[int, ...] = (),
+    classlabels_strings: tuple[str, ...] = (),
+    kernel_params: tuple[float, ...] = (),
+    kernel_type: str = "LINEAR",
+    post_transform: str = "NONE",
+    prob_a: tuple[float, ...] = (),
+    prob_b: tuple[float, ...] = (),
+    rho: tuple[float, ...] = (),
+    support_vectors: tuple[float, ...] = (),
     vectors_per_class: tuple[int, ...] = (),
-) -> tuple[Value, Value]:  # fmt: skip
+) -> tuple[GraphValue, GraphValue]:
     """Labels and scores, or probabilities with `prob_a`. https://onnx.ai/onnx/operators/onnx_aionnxml_SVMClassifier.html
 
     Without support vectors the label is that of the largest score; ONNX Runtime takes the second of two wherever a score is positive.
@@ -57,7 +80,9 @@ def svm_classifier(
     x, n = floats(X), max(len(classlabels_ints), len(classlabels_strings))
     if not sum(vectors_per_class):
         scores = x @ matrix(coefficients, n).T + np.float32(rho[0])
-        return labels(largest(scores), classlabels_ints, classlabels_strings), transformed(scores, post_transform)
+        return labels(largest(scores), classlabels_ints, classlabels_strings), transformed(
+            scores, post_transform
+        )
     kernels = _kernel(x, matrix(support_vectors, sum(vectors_per_class)), kernel_type, kernel_params)
     scores = kernels @ _pairwise(matrix(coefficients, n - 1), vectors_per_class) + np.asarray(rho, np.float32)
     wins = np.zeros((len(rho), n, 2), np.float32)
@@ -87,22 +112,22 @@ def _pairwise(coefficients: np.ndarray, vectors_per_class: tuple[int, ...]) -> n
     return np.stack(columns, 1)
 
 
-def _coupled(pairs: Value, n: int) -> Value:
+def _coupled(pairs: GraphValue, n: int) -> GraphValue:
     """Class probabilities from pairwise ones: Wu, Lin and Weng (2004), with libsvm's steps and stopping rule.
 
     https://www.csie.ntu.edu.tw/~cjlin/papers/svmprob/svmprob.pdf
     """
     first, second = np.array(list(combinations(range(n), 2))).T
 
-    def one(pair: Value) -> Value:
+    def one(pair: GraphValue) -> GraphValue:
         r = jnp.zeros((n, n), pair.dtype).at[first, second].set(pair).at[second, first].set(1 - pair)
         Q = jnp.where(np.eye(n, dtype=bool), jnp.square(r).sum(0), -r.T * r)
 
-        def error(p: Value) -> Value:
+        def error(p: GraphValue) -> GraphValue:
             Qp = Q @ p
             return jnp.abs(Qp - p @ Qp).max()
 
-        def sweep(state: tuple[Value, Value]) -> tuple[Value, Value]:
+        def sweep(state: tuple[GraphValue, GraphValue]) -> tuple[GraphValue, GraphValue]:
             p, step = state
             Qp = Q @ p
             pQp = p @ Qp
@@ -114,6 +139,8 @@ def _coupled(pairs: Value, n: int) -> Value:
             return p, step + 1
 
         start = jnp.full(n, 1 / n, pair.dtype), jnp.zeros((), np.int32)
-        return rolled.while_loop(lambda state: (error(state[0]) >= 0.005 / n) & (state[1] < 100), sweep, start)[0]
+        return rolled.while_loop(
+            lambda state: (error(state[0]) >= 0.005 / n) & (state[1] < 100), sweep, start
+        )[0]
 
     return jax.vmap(one)(pairs)

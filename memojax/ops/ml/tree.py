@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..._types import Value
-from .. import rolled
+from ..._types import GraphValue
+from .. import inline as rolled
 from .._common import cast
 from ..registry import op
 from ._scores import ML, labels, largest, rows, transformed, two_scores
@@ -57,15 +57,19 @@ class Forest:
                 raise ValueError("a tree has a cycle")
         return depth
 
-    def leaves(self, X: Value) -> Value:
+    def leaves(self, X: GraphValue) -> GraphValue:
         """The leaf that each row of X reaches in each tree: [batch, trees]."""
-        modes = [mode for mode in range(len(_MODES)) if np.any((self.mode == mode) & (self.yes != np.arange(len(self.yes))))]
+        modes = [
+            mode
+            for mode in range(len(_MODES))
+            if np.any((self.mode == mode) & (self.yes != np.arange(len(self.yes))))
+        ]
         offsets = np.arange(X.shape[0], dtype=np.int32)[:, None] * X.shape[1]
 
-        def at(table: np.ndarray, node: Value) -> Value:
+        def at(table: np.ndarray, node: GraphValue) -> GraphValue:
             return jnp.take(jnp.asarray(table), node, mode="clip")
 
-        def descend(_: int, node: Value) -> Value:
+        def descend(_: int, node: GraphValue) -> GraphValue:
             x = jnp.take(X.ravel(), offsets + at(self.feature, node), mode="clip")
             value, go = at(self.value, node), jnp.asarray(False)
             for mode in modes:
@@ -79,7 +83,7 @@ class Forest:
         # Written out, XLA would fuse the levels into one expression that is exponential in the depth.
         return rolled.fori_loop(0, self.depth(), descend, start)
 
-    def scores(self, X: Value, aggregate: str = "SUM") -> Value:
+    def scores(self, X: GraphValue, aggregate: str = "SUM") -> GraphValue:
         """Weights of the leaves over all trees: [batch, targets]."""
         leaf = self.leaves(X)
         if aggregate in ("SUM", "AVERAGE"):
@@ -91,7 +95,7 @@ class Forest:
         return jnp.where(best == worst, 0, best)
 
 
-def _comparable(X: Value, values: np.ndarray) -> Value:
+def _comparable(X: GraphValue, values: np.ndarray) -> GraphValue:
     """Features in a type that can be compared with thresholds."""
     X = rows(X)
     return X if X.dtype in (np.float32, np.float64) or X.dtype == values.dtype else cast(X, values.dtype)
@@ -102,16 +106,26 @@ def _array(plain: Sequence[float], tensor: Any) -> np.ndarray:
 
 
 def _forest(
-    treeids: Sequence[int], nodeids: Sequence[int], modes: Sequence[str], featureids: Sequence[int], values: np.ndarray,
-    truenodeids: Sequence[int], falsenodeids: Sequence[int], missing: Sequence[int], leaves: Sequence[tuple[int, int, int, float]], n: int,
+    treeids: Sequence[int],
+    nodeids: Sequence[int],
+    modes: Sequence[str],
+    featureids: Sequence[int],
+    values: np.ndarray,
+    truenodeids: Sequence[int],
+    falsenodeids: Sequence[int],
+    missing: Sequence[int],
+    leaves: Sequence[tuple[int, int, int, float]],
+    n: int,
     dtype: Any,
-) -> Forest:  # fmt: skip
+) -> Forest:
     """A Forest from versions 1 and 3, where a node is named by its tree and its number in it; `leaves` are (tree, node, target, weight)."""
     place = {name: index for index, name in enumerate(zip(treeids, nodeids, strict=True))}
     inner = np.array([mode != "LEAF" for mode in modes])
 
     def children(ids: Sequence[int]) -> np.ndarray:
-        return np.array([place[treeids[i], child] if inner[i] else i for i, child in enumerate(ids)], np.int32)
+        return np.array(
+            [place[treeids[i], child] if inner[i] else i for i, child in enumerate(ids)], np.int32
+        )
 
     yes, no = children(truenodeids), children(falsenodeids)
     weights = np.full((len(inner), n), np.nan, dtype)
@@ -132,22 +146,49 @@ def _forest(
 
 @op("TreeEnsembleRegressor", domain=ML)
 def tree_ensemble_regressor(
-    X: Value, *, n_targets: int = 1, aggregate_function: str = "SUM", post_transform: str = "NONE",
-    base_values: tuple[float, ...] = (), base_values_as_tensor: Any = None,
-    nodes_treeids: tuple[int, ...], nodes_nodeids: tuple[int, ...], nodes_modes: tuple[str, ...], nodes_featureids: tuple[int, ...],
-    nodes_values: tuple[float, ...] = (), nodes_values_as_tensor: Any = None,
-    nodes_truenodeids: tuple[int, ...], nodes_falsenodeids: tuple[int, ...],
-    nodes_hitrates: tuple[float, ...] = (), nodes_hitrates_as_tensor: Any = None, nodes_missing_value_tracks_true: tuple[int, ...] = (),
-    target_treeids: tuple[int, ...], target_nodeids: tuple[int, ...], target_ids: tuple[int, ...],
-    target_weights: tuple[float, ...] = (), target_weights_as_tensor: Any = None,
-) -> Value:  # fmt: skip
+    X: GraphValue,
+    *,
+    n_targets: int = 1,
+    aggregate_function: str = "SUM",
+    post_transform: str = "NONE",
+    base_values: tuple[float, ...] = (),
+    base_values_as_tensor: Any = None,
+    nodes_treeids: tuple[int, ...],
+    nodes_nodeids: tuple[int, ...],
+    nodes_modes: tuple[str, ...],
+    nodes_featureids: tuple[int, ...],
+    nodes_values: tuple[float, ...] = (),
+    nodes_values_as_tensor: Any = None,
+    nodes_truenodeids: tuple[int, ...],
+    nodes_falsenodeids: tuple[int, ...],
+    nodes_hitrates: tuple[float, ...] = (),
+    nodes_hitrates_as_tensor: Any = None,
+    nodes_missing_value_tracks_true: tuple[int, ...] = (),
+    target_treeids: tuple[int, ...],
+    target_nodeids: tuple[int, ...],
+    target_ids: tuple[int, ...],
+    target_weights: tuple[float, ...] = (),
+    target_weights_as_tensor: Any = None,
+) -> GraphValue:
     """Regression by trees. https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsembleRegressor.html"""
-    values, weights = _array(nodes_values, nodes_values_as_tensor), _array(target_weights, target_weights_as_tensor)
+    values, weights = (
+        _array(nodes_values, nodes_values_as_tensor),
+        _array(target_weights, target_weights_as_tensor),
+    )
     leaves = list(zip(target_treeids, target_nodeids, target_ids, weights, strict=True))
     forest = _forest(
-        nodes_treeids, nodes_nodeids, nodes_modes, nodes_featureids, values, nodes_truenodeids, nodes_falsenodeids,
-        nodes_missing_value_tracks_true, leaves, n_targets, weights.dtype,
-    )  # fmt: skip
+        nodes_treeids,
+        nodes_nodeids,
+        nodes_modes,
+        nodes_featureids,
+        values,
+        nodes_truenodeids,
+        nodes_falsenodeids,
+        nodes_missing_value_tracks_true,
+        leaves,
+        n_targets,
+        weights.dtype,
+    )
     scores = forest.scores(_comparable(X, values), aggregate_function)
     base = _array(base_values, base_values_as_tensor)
     if base.size == n_targets:
@@ -157,27 +198,54 @@ def tree_ensemble_regressor(
 
 @op("TreeEnsembleClassifier", domain=ML)
 def tree_ensemble_classifier(
-    X: Value, *, classlabels_int64s: tuple[int, ...] = (), classlabels_strings: tuple[str, ...] = (), post_transform: str = "NONE",
-    base_values: tuple[float, ...] = (), base_values_as_tensor: Any = None,
-    nodes_treeids: tuple[int, ...], nodes_nodeids: tuple[int, ...], nodes_modes: tuple[str, ...], nodes_featureids: tuple[int, ...],
-    nodes_values: tuple[float, ...] = (), nodes_values_as_tensor: Any = None,
-    nodes_truenodeids: tuple[int, ...], nodes_falsenodeids: tuple[int, ...],
-    nodes_hitrates: tuple[float, ...] = (), nodes_hitrates_as_tensor: Any = None, nodes_missing_value_tracks_true: tuple[int, ...] = (),
-    class_treeids: tuple[int, ...], class_nodeids: tuple[int, ...], class_ids: tuple[int, ...],
-    class_weights: tuple[float, ...] = (), class_weights_as_tensor: Any = None,
-) -> tuple[Value, Value]:  # fmt: skip
+    X: GraphValue,
+    *,
+    classlabels_int64s: tuple[int, ...] = (),
+    classlabels_strings: tuple[str, ...] = (),
+    post_transform: str = "NONE",
+    base_values: tuple[float, ...] = (),
+    base_values_as_tensor: Any = None,
+    nodes_treeids: tuple[int, ...],
+    nodes_nodeids: tuple[int, ...],
+    nodes_modes: tuple[str, ...],
+    nodes_featureids: tuple[int, ...],
+    nodes_values: tuple[float, ...] = (),
+    nodes_values_as_tensor: Any = None,
+    nodes_truenodeids: tuple[int, ...],
+    nodes_falsenodeids: tuple[int, ...],
+    nodes_hitrates: tuple[float, ...] = (),
+    nodes_hitrates_as_tensor: Any = None,
+    nodes_missing_value_tracks_true: tuple[int, ...] = (),
+    class_treeids: tuple[int, ...],
+    class_nodeids: tuple[int, ...],
+    class_ids: tuple[int, ...],
+    class_weights: tuple[float, ...] = (),
+    class_weights_as_tensor: Any = None,
+) -> tuple[GraphValue, GraphValue]:
     """Labels and scores by trees. https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsembleClassifier.html
 
     Of two labels, weights that are all for class 0 speak for the second label: a probability where none is negative, else a margin;
     as in ONNX Runtime. Where both have weights the label is that of the larger score; ONNX Runtime takes the second if its is positive.
     """
     n = max(len(classlabels_int64s), len(classlabels_strings))
-    values, weights = _array(nodes_values, nodes_values_as_tensor), _array(class_weights, class_weights_as_tensor)
+    values, weights = (
+        _array(nodes_values, nodes_values_as_tensor),
+        _array(class_weights, class_weights_as_tensor),
+    )
     leaves = list(zip(class_treeids, class_nodeids, class_ids, weights, strict=True))
     forest = _forest(
-        nodes_treeids, nodes_nodeids, nodes_modes, nodes_featureids, values, nodes_truenodeids, nodes_falsenodeids,
-        nodes_missing_value_tracks_true, leaves, n, weights.dtype,
-    )  # fmt: skip
+        nodes_treeids,
+        nodes_nodeids,
+        nodes_modes,
+        nodes_featureids,
+        values,
+        nodes_truenodeids,
+        nodes_falsenodeids,
+        nodes_missing_value_tracks_true,
+        leaves,
+        n,
+        weights.dtype,
+    )
     base = _array(base_values, base_values_as_tensor)
     scores = forest.scores(_comparable(X, values)) + np.pad(base, (0, n - base.size))
     if n == 2 and len(set(class_ids)) == 1:
@@ -185,7 +253,11 @@ def tree_ensemble_classifier(
         score = scores[:, class_ids[0], None]
         index = (score[:, 0] > (0.5 if probability else 0)).astype(np.int32)
         alone = class_ids[0] == 0 and base.size < 2
-        scores = two_scores(score, post_transform, margin=not probability) if alone else transformed(scores, post_transform)
+        scores = (
+            two_scores(score, post_transform, margin=not probability)
+            if alone
+            else transformed(scores, post_transform)
+        )
     else:
         scores, index = transformed(scores, post_transform), largest(scores)
     return labels(index, classlabels_int64s, classlabels_strings), cast(scores, np.float32)
@@ -193,16 +265,34 @@ def tree_ensemble_classifier(
 
 @op("TreeEnsemble", since=5, domain=ML)
 def tree_ensemble(
-    X: Value, *, aggregate_function: int = 1, leaf_targetids: tuple[int, ...], leaf_weights: Any, membership_values: Any = None,
-    n_targets: int = 1, nodes_falseleafs: tuple[int, ...], nodes_falsenodeids: tuple[int, ...], nodes_featureids: tuple[int, ...],
-    nodes_hitrates: Any = None, nodes_missing_value_tracks_true: tuple[int, ...] = (), nodes_modes: Any, nodes_splits: Any,
-    nodes_trueleafs: tuple[int, ...], nodes_truenodeids: tuple[int, ...], post_transform: int = 0, tree_roots: tuple[int, ...],
-) -> Value:  # fmt: skip
+    X: GraphValue,
+    *,
+    aggregate_function: int = 1,
+    leaf_targetids: tuple[int, ...],
+    leaf_weights: Any,
+    membership_values: Any = None,
+    n_targets: int = 1,
+    nodes_falseleafs: tuple[int, ...],
+    nodes_falsenodeids: tuple[int, ...],
+    nodes_featureids: tuple[int, ...],
+    nodes_hitrates: Any = None,
+    nodes_missing_value_tracks_true: tuple[int, ...] = (),
+    nodes_modes: Any,
+    nodes_splits: Any,
+    nodes_trueleafs: tuple[int, ...],
+    nodes_truenodeids: tuple[int, ...],
+    post_transform: int = 0,
+    tree_roots: tuple[int, ...],
+) -> GraphValue:
     """Scores by trees whose leaves stand apart from their nodes. https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsemble.html"""
     n, n_leaves = len(nodes_modes), len(leaf_targetids)
     itself = n + np.arange(n_leaves)
-    yes = np.array([node + n if leaf else node for node, leaf in zip(nodes_truenodeids, nodes_trueleafs, strict=True)])
-    no = np.array([node + n if leaf else node for node, leaf in zip(nodes_falsenodeids, nodes_falseleafs, strict=True)])
+    yes = np.array(
+        [node + n if leaf else node for node, leaf in zip(nodes_truenodeids, nodes_trueleafs, strict=True)]
+    )
+    no = np.array(
+        [node + n if leaf else node for node, leaf in zip(nodes_falsenodeids, nodes_falseleafs, strict=True)]
+    )
     weights = np.full((n + n_leaves, n_targets), np.nan, leaf_weights.dtype)
     weights[itself, list(leaf_targetids)] = leaf_weights
     forest = Forest(
@@ -218,14 +308,20 @@ def tree_ensemble(
     if membership_values is not None:
         forest = _without_members(forest, np.asarray(membership_values, nodes_splits.dtype))
     scores = forest.scores(_comparable(X, nodes_splits), ("AVERAGE", "SUM", "MIN", "MAX")[aggregate_function])
-    return cast(transformed(scores, ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")[post_transform]), X.dtype)
+    return cast(
+        transformed(scores, ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")[post_transform]),
+        X.dtype,
+    )
 
 
 def _without_members(forest: Forest, members: np.ndarray) -> Forest:
     """Each node that asks for membership in a set, replaced by a chain of nodes that ask for equality with one member."""
     ends = np.flatnonzero(np.isnan(members))
     sets = [members[start:end] for start, end in zip([0, *ends + 1], ends, strict=False)]
-    fields = {name: list(getattr(forest, name)) for name in ("feature", "value", "mode", "yes", "no", "missing", "weights")}
+    fields = {
+        name: list(getattr(forest, name))
+        for name in ("feature", "value", "mode", "yes", "no", "missing", "weights")
+    }
     for node, values in zip(np.flatnonzero(forest.mode == _MEMBER), sets, strict=True):
         last = fields["no"][node]
         fields["mode"][node] = _MODES.index("BRANCH_EQ")
@@ -236,4 +332,7 @@ def _without_members(forest: Forest, members: np.ndarray) -> Forest:
                 column.append(value if name == "value" else fields[name][node])
             node = fields["no"][node]
         fields["no"][node] = last
-    return Forest(forest.roots, **{name: np.array(column, getattr(forest, name).dtype) for name, column in fields.items()})
+    return Forest(
+        forest.roots,
+        **{name: np.array(column, getattr(forest, name).dtype) for name, column in fields.items()},
+    )

@@ -53,7 +53,13 @@ class Window:
 
 
 def window(
-    spatial: Sequence[int], kernel: Sequence[int], strides: Ints, dilations: Ints, pads: Ints, auto_pad: str, ceil_mode: int = 0
+    spatial: Sequence[int],
+    kernel: Sequence[int],
+    strides: Ints,
+    dilations: Ints,
+    pads: Ints,
+    auto_pad: str,
+    ceil_mode: int = 0,
 ) -> Window:
     """Resolve the attributes that Conv and the pools share.
 
@@ -63,21 +69,30 @@ def window(
     rank = len(spatial)
     strides, dilations = per_axis("strides", strides, rank), per_axis("dilations", dilations, rank)
     if len(kernel) != rank:
-        raise ValueError(f"kernel_shape {list(kernel)} does not have one entry for each of {rank} spatial axes")
+        raise ValueError(
+            f"kernel_shape {list(kernel)} does not have one entry for each of {rank} spatial axes"
+        )
     reach = extents(kernel, dilations)
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         sizes = zip(spatial, reach, strides, strict=True)
-        totals = (max(0, (math.ceil(size / stride) - 1) * stride + extent - size) for size, extent, stride in sizes)
+        totals = (
+            max(0, (math.ceil(size / stride) - 1) * stride + extent - size) for size, extent, stride in sizes
+        )
         declared = tuple(split(total, auto_pad) for total in totals)
     else:
         declared = explicit_pads(pads, auto_pad, rank)
     final = declared
     if ceil_mode:
         sizes = zip(spatial, declared, reach, strides, strict=True)
-        final = tuple((before, _after(size, before, after, extent, stride)) for size, (before, after), extent, stride in sizes)
+        final = tuple(
+            (before, _after(size, before, after, extent, stride))
+            for size, (before, after), extent, stride in sizes
+        )
     result = Window(tuple(spatial), tuple(kernel), strides, dilations, declared, final)
     if min(result.output, default=1) < 1:
-        raise ValueError(f"a window of {list(reach)} does not fit into spatial shape {list(spatial)} with pads {list(declared)}")
+        raise ValueError(
+            f"a window of {list(reach)} does not fit into spatial shape {list(spatial)} with pads {list(declared)}"
+        )
     return result
 
 

@@ -22,10 +22,24 @@ RAW, CAPPED, BIASED, PROBABILITIES = range(4)
 
 @op("Attention", since=23)
 def attention(
-    q, k, v, attn_mask=None, past_key=None, past_value=None, nonpad_kv_seqlen=None, *, is_causal=0, kv_num_heads=None,
-    left_window_size=-1, q_num_heads=None, qk_matmul_output_mode=0, right_window_size=-1, scale=None, softcap=0.0,
+    q,
+    k,
+    v,
+    attn_mask=None,
+    past_key=None,
+    past_value=None,
+    nonpad_kv_seqlen=None,
+    *,
+    is_causal=0,
+    kv_num_heads=None,
+    left_window_size=-1,
+    q_num_heads=None,
+    qk_matmul_output_mode=0,
+    right_window_size=-1,
+    scale=None,
+    softcap=0.0,
     softmax_precision=None,
-):  # fmt: skip
+):
     """Scaled dot-product attention with cache, mask, causal frontier and sliding window; half precision is computed in float32.
 
     https://onnx.ai/onnx/operators/onnx__Attention.html
@@ -40,7 +54,15 @@ def attention(
     if heads % groups:
         raise ValueError(f"{heads} query heads cannot share {groups} key and value heads evenly")
     offset = 0 if past_key is None else past_key.shape[2]
-    bias = _bias(attn_mask, nonpad_kv_seqlen, (queries, keys), offset, bool(is_causal), left_window_size, right_window_size)
+    bias = _bias(
+        attn_mask,
+        nonpad_kv_seqlen,
+        (queries, keys),
+        offset,
+        bool(is_causal),
+        left_window_size,
+        right_window_size,
+    )
 
     scaled = wide(traced(q)) * (1 / math.sqrt(size) if scale is None else scale)
     grouped = jnp.reshape(scaled, (batch, groups, heads // groups, queries, size))
@@ -52,7 +74,10 @@ def attention(
     if masked is not None:
         weights = jnp.where(masked, jnp.zeros_like(weights), weights)
     shared = jnp.reshape(weights, (batch, groups, heads // groups, queries, keys))
-    y = jnp.reshape(jnp.einsum("bgrqk,bgkd->bgrqd", shared, cast(wide(v), weights.dtype)), (batch, heads, queries, v.shape[3]))
+    y = jnp.reshape(
+        jnp.einsum("bgrqk,bgkd->bgrqd", shared, cast(wide(v), weights.dtype)),
+        (batch, heads, queries, v.shape[3]),
+    )
     shown = (scores, capped, capped if bias is None else capped + bias, weights)[qk_matmul_output_mode]
     return cast(_flat(y) if flat else y, dtype), k, v, cast(shown, dtype)
 
@@ -61,7 +86,9 @@ def _heads(x: Any, count: int | None) -> Any:
     """(batch, sequence, heads * size) -> (batch, heads, sequence, size)."""
     batch, length, hidden = x.shape
     if not count or hidden % count:
-        raise ValueError(f"{count} heads do not divide a hidden size of {hidden}; 3-D inputs need q_num_heads and kv_num_heads")
+        raise ValueError(
+            f"{count} heads do not divide a hidden size of {hidden}; 3-D inputs need q_num_heads and kv_num_heads"
+        )
     return nx.swapaxes(nx.reshape(x, (batch, length, count, hidden // count)), 1, 2)
 
 
@@ -70,7 +97,9 @@ def _flat(x: Any) -> Any:
     return nx.reshape(nx.swapaxes(x, 1, 2), (batch, length, heads * size))
 
 
-def _bias(mask: Any, lengths: Any, shape: tuple[int, int], offset: Any, causal: bool, left: int, right: int) -> Any:
+def _bias(
+    mask: Any, lengths: Any, shape: tuple[int, int], offset: Any, causal: bool, left: int, right: int
+) -> Any:
     """What is added to the scores, broadcastable against (batch, heads, queries, keys), or None; static where it can be."""
     queries, keys = shape
     position = np.arange(keys)[None, None, None]
@@ -80,7 +109,9 @@ def _bias(mask: Any, lengths: Any, shape: tuple[int, int], offset: Any, causal: 
         allowed.append(position < lengths)
         offset = lengths - queries
     distance = position - np.arange(queries)[None, None, :, None] - offset
-    allowed += [distance <= 0] * causal + [distance >= -left] * (left >= 0) + [distance <= right] * (right >= 0)
+    allowed += (
+        [distance <= 0] * causal + [distance >= -left] * (left >= 0) + [distance <= right] * (right >= 0)
+    )
     if mask is not None:
         missing = [(0, 0)] * (mask.ndim - 1) + [(0, keys - mask.shape[-1])]
         boolean = mask.dtype == np.bool_
@@ -106,18 +137,27 @@ def _with_bias(scores: jax.Array, bias: Any) -> tuple[jax.Array, Any]:
 
 
 @op("RotaryEmbedding", since=23)
-def rotary_embedding(x, cos_cache, sin_cache, position_ids=None, *, interleaved=0, num_heads=None, rotary_embedding_dim=0):
+def rotary_embedding(
+    x, cos_cache, sin_cache, position_ids=None, *, interleaved=0, num_heads=None, rotary_embedding_dim=0
+):
     """Rotate pairs of features by angles that depend on the position. https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html"""
     split = nx.reshape(x, (*x.shape[:2], num_heads, -1)) if x.ndim == 3 else x
     head_axis = 2 if x.ndim == 3 else 1
     if position_ids is not None:
-        cos_cache, sin_cache = (nx.take(cache, position_ids, axis=0, mode="clip") for cache in (cos_cache, sin_cache))
+        cos_cache, sin_cache = (
+            nx.take(cache, position_ids, axis=0, mode="clip") for cache in (cos_cache, sin_cache)
+        )
     cos, sin = nx.expand_dims(cos_cache, head_axis), nx.expand_dims(sin_cache, head_axis)
-    turned, rest = split[..., : rotary_embedding_dim or split.shape[-1]], split[..., rotary_embedding_dim or split.shape[-1] :]
+    turned, rest = (
+        split[..., : rotary_embedding_dim or split.shape[-1]],
+        split[..., rotary_embedding_dim or split.shape[-1] :],
+    )
     half = turned.shape[-1] // 2
     if cos.shape[-1] != half:
         raise ValueError(f"cos_cache has {cos.shape[-1]} angles per position, {half} are needed")
     a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else (turned[..., :half], turned[..., half:])
     pair = (cos * a - sin * b, sin * a + cos * b)
-    turned = nx.reshape(nx.stack(pair, axis=-1), turned.shape) if interleaved else nx.concatenate(pair, axis=-1)
+    turned = (
+        nx.reshape(nx.stack(pair, axis=-1), turned.shape) if interleaved else nx.concatenate(pair, axis=-1)
+    )
     return nx.reshape(nx.concatenate((turned, rest), axis=-1) if rest.shape[-1] else turned, x.shape)

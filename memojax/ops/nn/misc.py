@@ -30,7 +30,12 @@ def dropout_10(x, *, ratio=0.5):
     return x, np.zeros(x.shape, np.bool_)
 
 
-@op("Dropout", since=12, static=("training_mode",), random_if=lambda node: len(node.inputs) > 2 and bool(node.inputs[2]))
+@op(
+    "Dropout",
+    since=12,
+    static=("training_mode",),
+    random_if=lambda node: len(node.inputs) > 2 and bool(node.inputs[2]),
+)
 def dropout(x, ratio=None, training_mode=None, *, seed=None, key):
     """Zeros at random with `training_mode`, else the input; `seed` picks a stream, the model's key the draw from it.
 
@@ -39,19 +44,32 @@ def dropout(x, ratio=None, training_mode=None, *, seed=None, key):
     if training_mode is None or not scalar(training_mode):
         return x, np.ones(x.shape, np.bool_)
     kept = 1 - (np.float32(0.5) if ratio is None else cast(nx.reshape(ratio, ()), np.float32))
-    mask = jax.random.bernoulli(key if seed is None else jax.random.fold_in(key, seed & 0x7FFFFFFF), kept, x.shape)
+    mask = jax.random.bernoulli(
+        key if seed is None else jax.random.fold_in(key, seed & 0x7FFFFFFF), kept, x.shape
+    )
     x = traced(x)
     return jnp.where(mask, x / cast(traced(kept), x.dtype), jnp.zeros_like(x)), mask
 
 
 @op("TfIdfVectorizer", since=9)
 def tf_idf_vectorizer(
-    x, *, max_gram_length, max_skip_count, min_gram_length, mode, ngram_counts, ngram_indexes, pool_int64s=None, pool_strings=None,
+    x,
+    *,
+    max_gram_length,
+    max_skip_count,
+    min_gram_length,
+    mode,
+    ngram_counts,
+    ngram_indexes,
+    pool_int64s=None,
+    pool_strings=None,
     weights=None,
-):  # fmt: skip
+):
     """How often the n-grams of a pool occur in each row of integers. https://onnx.ai/onnx/operators/onnx__TfIdfVectorizer.html"""
     if pool_int64s is None:
-        raise ValueError("TfIdfVectorizer on strings cannot run on XLA: map the tokens to integers, and use pool_int64s")
+        raise ValueError(
+            "TfIdfVectorizer on strings cannot run on XLA: map the tokens to integers, and use pool_int64s"
+        )
     rows = nx.reshape(x, (-1, x.shape[-1]))
     pool = np.asarray(pool_int64s)
     starts = (*ngram_counts, len(pool))

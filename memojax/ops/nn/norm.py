@@ -48,8 +48,19 @@ def batch_normalization(x, scale, b, mean, var, *, epsilon=1e-5, momentum=0.9, t
 
 @op("BatchNormalization", until=14)
 def batch_normalization_1(
-    x, scale, b, mean, var, *, epsilon=1e-5, momentum=0.9, spatial=1, is_test=0, consumed_inputs=None, n_outputs
-):  # fmt: skip
+    x,
+    scale,
+    b,
+    mean,
+    var,
+    *,
+    epsilon=1e-5,
+    momentum=0.9,
+    spatial=1,
+    is_test=0,
+    consumed_inputs=None,
+    n_outputs,
+):
     """As from version 14 on, but it trains if it has more than one output; with `spatial` 0, statistics are per element.
 
     https://onnx.ai/onnx/operators/onnx__BatchNormalization.html
@@ -72,9 +83,13 @@ def _moved(running: Any, own: Any, momentum: float) -> Any:
     return cast(wide(running) * momentum + cast(own, wide(running).dtype) * (1 - momentum), running.dtype)
 
 
-def _batch_normalized(x: Any, scale: Any, b: Any, mean: Any, var: Any, epsilon: float, spatial: bool = True) -> Any:
+def _batch_normalized(
+    x: Any, scale: Any, b: Any, mean: Any, var: Any, epsilon: float, spatial: bool = True
+) -> Any:
     given = wide(x)
-    statistics = (cast(per_channel(v, x.ndim) if spatial else v[None], given.dtype) for v in (scale, b, mean, var))
+    statistics = (
+        cast(per_channel(v, x.ndim) if spatial else v[None], given.dtype) for v in (scale, b, mean, var)
+    )
     scale, b, mean, var = statistics
     return cast((given - mean) * (scale / nx.sqrt(var + epsilon)) + b, x.dtype)
 
@@ -132,7 +147,9 @@ def rms_normalization(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):
     """
     given = wide(x)
     square = nx.mean(nx.square(given), axis=tuple(range(normalize_axis(axis, x.ndim), x.ndim)), keepdims=True)
-    return cast(given * (1 / nx.sqrt(square + epsilon)) * cast(_trailing(scale, x.ndim), given.dtype), scale.dtype)
+    return cast(
+        given * (1 / nx.sqrt(square + epsilon)) * cast(_trailing(scale, x.ndim), given.dtype), scale.dtype
+    )
 
 
 @op("LpNormalization")
@@ -150,5 +167,7 @@ def lrn(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
     square = jnp.square(traced(wide(x)))
     rest = (1,) * (x.ndim - 2)
     pads = ((0, 0), ((size - 1) // 2, size // 2), *((0, 0) for _ in rest))
-    total = lax.reduce_window(square, np.zeros((), square.dtype), lax.add, (1, size, *rest), (1,) * x.ndim, pads)
+    total = lax.reduce_window(
+        square, np.zeros((), square.dtype), lax.add, (1, size, *rest), (1,) * x.ndim, pads
+    )
     return cast(wide(x) / (bias + alpha / size * total) ** beta, x.dtype)

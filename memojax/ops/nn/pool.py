@@ -18,7 +18,17 @@ from .norm import wide
 
 
 @op("AveragePool")
-def average_pool(x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, count_include_pad=0, dilations=None, pads=None, strides=None):
+def average_pool(
+    x,
+    *,
+    kernel_shape,
+    auto_pad="NOTSET",
+    ceil_mode=0,
+    count_include_pad=0,
+    dilations=None,
+    pads=None,
+    strides=None,
+):
     """Mean of each window; pads count only with `count_include_pad`. https://onnx.ai/onnx/operators/onnx__AveragePool.html"""
     frame = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     total = _sums(x, frame)
@@ -29,14 +39,29 @@ def average_pool(x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, count_inclu
 
 
 @op("MaxPool")
-def max_pool(x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=None, pads=None, storage_order=0, strides=None, n_outputs):
+def max_pool(
+    x,
+    *,
+    kernel_shape,
+    auto_pad="NOTSET",
+    ceil_mode=0,
+    dilations=None,
+    pads=None,
+    storage_order=0,
+    strides=None,
+    n_outputs,
+):
     """Largest element of each window, and where it was. https://onnx.ai/onnx/operators/onnx__MaxPool.html"""
     frame = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     if max(frame.dilations, default=1) > 1:  # JAX has no gradient of reduce_window with dilation
         largest = functools.reduce(lax.max, taps(x, frame, _lowest(x.dtype)))
     else:
         largest = _reduce(x, _lowest(x.dtype), lax.max, frame)
-    return largest if n_outputs == 1 else (largest, _positions(lax.stop_gradient(traced(x)), frame, storage_order))
+    return (
+        largest
+        if n_outputs == 1
+        else (largest, _positions(lax.stop_gradient(traced(x)), frame, storage_order))
+    )
 
 
 def _lowest(dtype: Any) -> np.ndarray:
@@ -59,8 +84,12 @@ def _positions(x: jax.Array, frame: Window, storage_order: int) -> jax.Array:
 
 
 def _reduce(x: Any, init: Any, function: Any, frame: Window) -> Any:
-    kernel, strides, dilations = ((1, 1, *values) for values in (frame.kernel, frame.strides, frame.dilations))
-    return lax.reduce_window(x, init, function, kernel, strides, ((0, 0), (0, 0), *frame.pads), window_dilation=dilations)
+    kernel, strides, dilations = (
+        (1, 1, *values) for values in (frame.kernel, frame.strides, frame.dilations)
+    )
+    return lax.reduce_window(
+        x, init, function, kernel, strides, ((0, 0), (0, 0), *frame.pads), window_dilation=dilations
+    )
 
 
 def _sums(x: Any, frame: Window) -> jax.Array:
@@ -115,7 +144,9 @@ def max_unpool(x, indices, output_shape=None, *, kernel_shape, pads=None, stride
     if output_shape is None:
         return y
     wanted = checked_shape(ints(output_shape))
-    return lax.pad(y, np.zeros((), x.dtype), [(0, want - size, 0) for want, size in zip(wanted, shape, strict=True)])
+    return lax.pad(
+        y, np.zeros((), x.dtype), [(0, want - size, 0) for want, size in zip(wanted, shape, strict=True)]
+    )
 
 
 @op("MaxRoiPool")

@@ -11,31 +11,55 @@ import ml_dtypes
 import numpy as np
 from jax import lax
 
-from ..._types import Value
+from ..._types import GraphValue
 from ...model.tensor import dtype_of
 from .._common import cast, is_static, nx
 from ..registry import op
 
-_FLOAT8 = frozenset(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2, ml_dtypes.float8_e5m2fnuz)))
+_FLOAT8 = frozenset(
+    map(
+        np.dtype,
+        (
+            ml_dtypes.float8_e4m3fn,
+            ml_dtypes.float8_e4m3fnuz,
+            ml_dtypes.float8_e5m2,
+            ml_dtypes.float8_e5m2fnuz,
+        ),
+    )
+)
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 _SMALL_INTEGERS = frozenset(
-    map(np.dtype, (np.int8, np.int16, np.uint8, np.uint16, ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4))
+    map(
+        np.dtype,
+        (
+            np.int8,
+            np.int16,
+            np.uint8,
+            np.uint16,
+            ml_dtypes.int2,
+            ml_dtypes.uint2,
+            ml_dtypes.int4,
+            ml_dtypes.uint4,
+        ),
+    )
 )
 
 
 @op("Cast", since=6)
-def cast_to(input: Value, *, to: int, saturate: int = 1, round_mode: str = "up") -> Value:
+def cast_to(input: GraphValue, *, to: int, saturate: int = 1, round_mode: str = "up") -> GraphValue:
     """Another element type; strings only while tracing. https://onnx.ai/onnx/operators/onnx__Cast.html"""
     return convert(input, dtype_of(to), bool(saturate), round_mode)
 
 
 @op("CastLike", since=15)
-def cast_like(input: Value, target_type: Value, *, saturate: int = 1, round_mode: str = "up") -> Value:
+def cast_like(
+    input: GraphValue, target_type: GraphValue, *, saturate: int = 1, round_mode: str = "up"
+) -> GraphValue:
     """The element type of another tensor. https://onnx.ai/onnx/operators/onnx__CastLike.html"""
     return convert(input, np.dtype(target_type.dtype), bool(saturate), round_mode)
 
 
-def convert(x: Value, dtype: np.dtype, saturate: bool = True, round_mode: str = "up") -> Value:
+def convert(x: GraphValue, dtype: np.dtype, saturate: bool = True, round_mode: str = "up") -> GraphValue:
     """`x` as `dtype` by the rules of Cast: float 8 saturates, small integers wrap.
 
     Raises:
@@ -54,7 +78,7 @@ def convert(x: Value, dtype: np.dtype, saturate: bool = True, round_mode: str = 
     return cast(x, dtype)
 
 
-def _to_e8m0(x: Value, saturate: bool, round_mode: str) -> Value:
+def _to_e8m0(x: GraphValue, saturate: bool, round_mode: str) -> GraphValue:
     # the result is the exponent field of the float32, rounded by adding to the mantissa
     bits = _bitcast(x, np.dtype(np.uint32)) & np.uint32(0x7FFFFFFF)
     increment = {"up": 0x7FFFFF, "nearest": 0x400000, "down": 0}[round_mode]
@@ -63,7 +87,7 @@ def _to_e8m0(x: Value, saturate: bool, round_mode: str) -> Value:
     return _bitcast(cast(nx.where(nx.isnan(x) | below_minimum, np.uint32(255), code), np.uint8), _E8M0)
 
 
-def _convert_text(x: Value, dtype: np.dtype) -> np.ndarray:
+def _convert_text(x: GraphValue, dtype: np.dtype) -> np.ndarray:
     if not is_static(x):
         raise ValueError("a number that is computed cannot become a string: an XLA executable has no strings")
     if x.dtype == dtype:
@@ -79,29 +103,37 @@ def _integer(item: str) -> int:
 
 def _text(item: Any) -> str:
     if isinstance(item, float):
-        return "NaN" if math.isnan(item) else ("INF" if item > 0 else "-INF") if math.isinf(item) else f"{item:.8g}"
+        return (
+            "NaN"
+            if math.isnan(item)
+            else ("INF" if item > 0 else "-INF")
+            if math.isinf(item)
+            else f"{item:.8g}"
+        )
     return str(int(item))
 
 
 @op("BitCast", since=26)
-def bit_cast(input: Value, *, to: int) -> Value:
+def bit_cast(input: GraphValue, *, to: int) -> GraphValue:
     """The same bits as another element type of the same width. https://onnx.ai/onnx/operators/onnx__BitCast.html"""
     return _bitcast(input, dtype_of(to))
 
 
-def _bitcast(x: Value, dtype: np.dtype) -> Value:
+def _bitcast(x: GraphValue, dtype: np.dtype) -> GraphValue:
     if is_static(x):
         return np.ascontiguousarray(x).view(dtype).reshape(x.shape)
     if dtype == np.bool_:
         return _bitcast(x, np.dtype(np.uint8)) != 0
     x = x.astype(np.uint8) if x.dtype == np.bool_ else x
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(f"the bits of {dtype} are asked for, and this trace has 32-bit numbers only: set jax_enable_x64")
+        raise ValueError(
+            f"the bits of {dtype} are asked for, and this trace has 32-bit numbers only: set jax_enable_x64"
+        )
     return lax.bitcast_convert_type(x, dtype)
 
 
 @op("IsInf", since=10)
-def is_inf(x: Value, *, detect_negative: int = 1, detect_positive: int = 1) -> Value:
+def is_inf(x: GraphValue, *, detect_negative: int = 1, detect_positive: int = 1) -> GraphValue:
     """Which elements are infinite, of the signs asked for. https://onnx.ai/onnx/operators/onnx__IsInf.html"""
     if detect_negative and detect_positive:
         return nx.isinf(x)
@@ -111,6 +143,6 @@ def is_inf(x: Value, *, detect_negative: int = 1, detect_positive: int = 1) -> V
 
 
 @op("IsNaN", since=9)
-def is_nan(x: Value) -> Value:
+def is_nan(x: GraphValue) -> GraphValue:
     """Which elements are not a number. https://onnx.ai/onnx/operators/onnx__IsNaN.html"""
     return nx.isnan(x)

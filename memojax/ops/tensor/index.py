@@ -11,36 +11,56 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..._types import Shape, Value
+from ..._types import GraphValue, Shape
 from .._common import cast, checked_shape, ints, is_static, normalize_axes, normalize_axis, nx, scalar, traced
 from ..registry import op
 
 
 @op("Slice", until=10)
-def slice_attribute(data: Value, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Value:
+def slice_attribute(
+    data: GraphValue, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None
+) -> GraphValue:
     """Before opset 10 the bounds are attributes. https://onnx.ai/onnx/operators/onnx__Slice.html"""
     return _slice(data, starts, ends, axes, None)
 
 
 @op("Slice", since=10, static=("starts", "ends", "axes", "steps"))
-def slice_input(data: Value, starts: Value, ends: Value, axes: Value = None, steps: Value = None) -> Value:
+def slice_input(
+    data: GraphValue, starts: GraphValue, ends: GraphValue, axes: GraphValue = None, steps: GraphValue = None
+) -> GraphValue:
     """Ranges along some axes, with NumPy's meaning of negative and too large bounds. https://onnx.ai/onnx/operators/onnx__Slice.html"""
-    return _slice(data, ints(starts), ints(ends), None if axes is None else ints(axes), None if steps is None else ints(steps))
+    return _slice(
+        data,
+        ints(starts),
+        ints(ends),
+        None if axes is None else ints(axes),
+        None if steps is None else ints(steps),
+    )
 
 
-def _slice(data: Value, starts: Shape, ends: Shape, axes: Shape | None, steps: Shape | None) -> Value:
+def _slice(
+    data: GraphValue, starts: Shape, ends: Shape, axes: Shape | None, steps: Shape | None
+) -> GraphValue:
     axes = tuple(range(len(starts))) if axes is None else normalize_axes(axes, data.ndim)
     slices = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps or (1,) * len(axes), strict=True):
         slices[axis] = slice(start, end, step)
     if is_static(data):
         return data[tuple(slices)]
-    return take_ranges(data, [None if part == slice(None) else range(dim)[part] for dim, part in zip(data.shape, slices, strict=True)])
+    return take_ranges(
+        data,
+        [
+            None if part == slice(None) else range(dim)[part]
+            for dim, part in zip(data.shape, slices, strict=True)
+        ],
+    )
 
 
 def take_ranges(x: jax.Array, ranges: Sequence[range | None]) -> jax.Array:
     """A part of `x`, a range along each axis (None: all of it): a plain slice, and a reversal where a step is negative."""
-    backward = tuple(axis for axis, part in enumerate(ranges) if part is not None and part.step < 0 and len(part) > 1)
+    backward = tuple(
+        axis for axis, part in enumerate(ranges) if part is not None and part.step < 0 and len(part) > 1
+    )
     forward = [part[::-1] if part is not None and part.step < 0 else part for part in ranges]
     if any(part is not None and part != range(dim) for part, dim in zip(forward, x.shape, strict=True)):
         bounds = [
@@ -52,7 +72,7 @@ def take_ranges(x: jax.Array, ranges: Sequence[range | None]) -> jax.Array:
 
 
 @op("Gather")
-def gather(data: Value, indices: Value, *, axis: int = 0) -> Value:
+def gather(data: GraphValue, indices: GraphValue, *, axis: int = 0) -> GraphValue:
     """Entries along `axis`, a slice where the indices are a known range. https://onnx.ai/onnx/operators/onnx__Gather.html"""
     axis = normalize_axis(axis, data.ndim)
     if is_static(data, indices):
@@ -67,22 +87,26 @@ def take_static(data: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
     length = data.shape[axis]
     flat = np.asarray(indices, np.int64).ravel()
     if np.any((flat < -length) | (flat >= length)):
-        raise ValueError(f"index {flat[(flat < -length) | (flat >= length)][0]} is out of range for the {length} entries of axis {axis}")
+        raise ValueError(
+            f"index {flat[(flat < -length) | (flat >= length)][0]} is out of range for the {length} entries of axis {axis}"
+        )
     flat = np.where(flat < 0, flat + length, flat)
     step = int(flat[1] - flat[0]) if flat.size > 1 else 1
     if flat.size and step and np.all(np.diff(flat) == step):
         ranges: list[range | None] = [None] * data.ndim
         ranges[axis] = range(int(flat[0]), int(flat[-1]) + (1 if step > 0 else -1), step)
-        return jnp.reshape(take_ranges(data, ranges), data.shape[:axis] + indices.shape + data.shape[axis + 1 :])
+        return jnp.reshape(
+            take_ranges(data, ranges), data.shape[:axis] + indices.shape + data.shape[axis + 1 :]
+        )
     return jnp.take(data, flat.astype(np.int32).reshape(indices.shape), axis=axis, mode="clip")
 
 
-def _non_negative(indices: Value, length: int) -> Value:
+def _non_negative(indices: GraphValue, length: int) -> GraphValue:
     return nx.where(indices < 0, indices + np.array(length, indices.dtype), indices)
 
 
 @op("GatherElements", since=11)
-def gather_elements(data: Value, indices: Value, *, axis: int = 0) -> Value:
+def gather_elements(data: GraphValue, indices: GraphValue, *, axis: int = 0) -> GraphValue:
     """An element of `data` for each index, along `axis`. https://onnx.ai/onnx/operators/onnx__GatherElements.html"""
     axis = normalize_axis(axis, data.ndim)
     if data.shape != indices.shape:
@@ -90,43 +114,52 @@ def gather_elements(data: Value, indices: Value, *, axis: int = 0) -> Value:
     return _take_along(data, indices, axis)
 
 
-def _take_along(data: Value, indices: Value, axis: int) -> Value:
+def _take_along(data: GraphValue, indices: GraphValue, axis: int) -> GraphValue:
     if is_static(data, indices):
         return np.take_along_axis(data, indices, axis=axis)
     return jnp.take_along_axis(traced(data), traced(indices), axis=axis, mode="clip")
 
 
 @op("GatherND", since=11)
-def gather_nd(data: Value, indices: Value, *, batch_dims: int = 0) -> Value:
+def gather_nd(data: GraphValue, indices: GraphValue, *, batch_dims: int = 0) -> GraphValue:
     """Slices of `data` at index tuples, the first `batch_dims` axes in step. https://onnx.ai/onnx/operators/onnx__GatherND.html"""
     rank = indices.ndim - 1
-    batch = [np.arange(data.shape[i]).reshape([-1 if j == i else 1 for j in range(rank)]) for i in range(batch_dims)]
+    batch = [
+        np.arange(data.shape[i]).reshape([-1 if j == i else 1 for j in range(rank)])
+        for i in range(batch_dims)
+    ]
     where = (*batch, *(indices[..., i] for i in range(indices.shape[-1])))
     return data[where] if is_static(data, indices) else traced(data).at[where].get(mode="clip")
 
 
 @op("Where", since=9)
-def where(condition: Value, x: Value, y: Value) -> Value:
+def where(condition: GraphValue, x: GraphValue, y: GraphValue) -> GraphValue:
     """`x` where the condition holds, else `y`. https://onnx.ai/onnx/operators/onnx__Where.html"""
     return nx.where(condition, x, y)
 
 
 @op("ScatterND", since=11)
-def scatter_nd(data: Value, indices: Value, updates: Value, *, reduction: str = "none") -> Value:
+def scatter_nd(
+    data: GraphValue, indices: GraphValue, updates: GraphValue, *, reduction: str = "none"
+) -> GraphValue:
     """`data` with slices at index tuples set, added to, ...; repeated indices reduce. https://onnx.ai/onnx/operators/onnx__ScatterND.html"""
     return _scatter(data, tuple(indices[..., i] for i in range(indices.shape[-1])), updates, reduction)
 
 
 @op("Scatter", since=9, until=11)
 @op("ScatterElements", since=11)
-def scatter_elements(data: Value, indices: Value, updates: Value, *, axis: int = 0, reduction: str = "none") -> Value:
+def scatter_elements(
+    data: GraphValue, indices: GraphValue, updates: GraphValue, *, axis: int = 0, reduction: str = "none"
+) -> GraphValue:
     """`data` with elements along `axis` set, added to, ... https://onnx.ai/onnx/operators/onnx__ScatterElements.html"""
     where: list[Any] = list(np.indices(indices.shape, sparse=True))
     where[normalize_axis(axis, data.ndim)] = indices
     return _scatter(data, tuple(where), updates, reduction)
 
 
-def _scatter(data: Value, where: tuple[Value, ...], updates: Value, reduction: str) -> jax.Array:
+def _scatter(
+    data: GraphValue, where: tuple[GraphValue, ...], updates: GraphValue, reduction: str
+) -> jax.Array:
     data, updates = traced(data), traced(updates)
     if reduction == "none" and is_static(where):
         return _put(data, where, updates)
@@ -154,11 +187,22 @@ def _put(data: jax.Array, where: tuple[np.ndarray, ...], updates: jax.Array) -> 
     places = np.broadcast_shapes(*(part.shape for part in where))
     source[where] = np.arange(math.prod(places)).reshape(places)
     new = take_static(jnp.reshape(updates, (-1, *row)), np.maximum(source, 0), 0)
-    return jnp.where((source >= 0).reshape(source.shape + (1,) * len(row)), new, data) if source.min() < 0 else new
+    return (
+        jnp.where((source >= 0).reshape(source.shape + (1,) * len(row)), new, data)
+        if source.min() < 0
+        else new
+    )
 
 
 @op("TensorScatter", since=24)
-def tensor_scatter(past_cache: Value, update: Value, write_indices: Value = None, *, axis: int = -2, mode: str = "linear") -> Value:
+def tensor_scatter(
+    past_cache: GraphValue,
+    update: GraphValue,
+    write_indices: GraphValue = None,
+    *,
+    axis: int = -2,
+    mode: str = "linear",
+) -> GraphValue:
     """A cache with new entries of each row written at its index. https://onnx.ai/onnx/operators/onnx__TensorScatter.html"""
     axis = normalize_axis(axis, past_cache.ndim)
     length, written = past_cache.shape[axis], update.shape[axis]
@@ -173,7 +217,7 @@ def tensor_scatter(past_cache: Value, update: Value, write_indices: Value = None
 
 
 @op("OneHot", since=9, static=("depth",))
-def one_hot(indices: Value, depth: Value, values: Value, *, axis: int = -1) -> Value:
+def one_hot(indices: GraphValue, depth: GraphValue, values: GraphValue, *, axis: int = -1) -> GraphValue:
     """`values[1]` at each index along a new axis, `values[0]` elsewhere. https://onnx.ai/onnx/operators/onnx__OneHot.html"""
     rank, count = indices.ndim + 1, int(scalar(depth))
     axis = normalize_axis(axis, rank)
@@ -185,7 +229,7 @@ def one_hot(indices: Value, depth: Value, values: Value, *, axis: int = -1) -> V
 
 
 @op("Trilu", since=14)
-def trilu(input: Value, k: Value = None, *, upper: int = 1) -> Value:
+def trilu(input: GraphValue, k: GraphValue = None, *, upper: int = 1) -> GraphValue:
     """The upper or lower triangle of matrices, from diagonal `k` on. https://onnx.ai/onnx/operators/onnx__Trilu.html"""
     diagonal = 0 if k is None else nx.reshape(k, ())
     rows, columns = np.indices(input.shape[-2:], sparse=True)
@@ -194,11 +238,15 @@ def trilu(input: Value, k: Value = None, *, upper: int = 1) -> Value:
 
 
 @op("ReverseSequence", since=10)
-def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1, time_axis: int = 0) -> Value:
+def reverse_sequence(
+    input: GraphValue, sequence_lens: GraphValue, *, batch_axis: int = 1, time_axis: int = 0
+) -> GraphValue:
     """Each row's first `sequence_lens` steps reversed. https://onnx.ai/onnx/operators/onnx__ReverseSequence.html"""
     batch_axis, time_axis = normalize_axes((batch_axis, time_axis), input.ndim)
     step = np.arange(input.shape[time_axis]).reshape([-1 if i == time_axis else 1 for i in range(input.ndim)])
-    length = nx.reshape(cast(sequence_lens, np.int64), [-1 if i == batch_axis else 1 for i in range(input.ndim)])
+    length = nx.reshape(
+        cast(sequence_lens, np.int64), [-1 if i == batch_axis else 1 for i in range(input.ndim)]
+    )
     return _take_along(input, nx.where(step < length, length - 1 - step, step), time_axis)
 
 
@@ -206,23 +254,30 @@ def reverse_sequence(input: Value, sequence_lens: Value, *, batch_axis: int = 1,
 
 
 @op("NonZero", since=9, host=("x",))
-def nonzero(x: Value) -> Value:
+def nonzero(x: GraphValue) -> GraphValue:
     """Indices of the elements that are not zero. https://onnx.ai/onnx/operators/onnx__NonZero.html"""
     return np.array(np.nonzero(np.atleast_1d(x)), np.int64)[: x.ndim]
 
 
 @op("Compress", since=9, host=("condition",))
-def compress(input: Value, condition: Value, *, axis: int | None = None) -> Value:
+def compress(input: GraphValue, condition: GraphValue, *, axis: int | None = None) -> GraphValue:
     """Slices, or elements without `axis`, where the condition holds. https://onnx.ai/onnx/operators/onnx__Compress.html"""
     source = nx.reshape(input, (-1,)) if axis is None else input
     return nx.take(source, np.flatnonzero(condition), axis=axis or 0)
 
 
 @op("Unique", since=11, host=("x",))
-def unique(x: Value, *, axis: int | None = None, sorted: int = 1) -> Value:
+def unique(x: GraphValue, *, axis: int | None = None, sorted: int = 1) -> GraphValue:
     """Distinct elements or slices. https://onnx.ai/onnx/operators/onnx__Unique.html"""
-    values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True, axis=axis)
+    values, first, inverse, counts = np.unique(
+        x, return_index=True, return_inverse=True, return_counts=True, axis=axis
+    )
     order = np.arange(len(first)) if sorted else np.argsort(first)
     rank_of = np.argsort(order)
     values = np.take(values, order, axis=axis or 0)
-    return values, first[order].astype(np.int64), rank_of[inverse.ravel()].astype(np.int64), counts[order].astype(np.int64)
+    return (
+        values,
+        first[order].astype(np.int64),
+        rank_of[inverse.ravel()].astype(np.int64),
+        counts[order].astype(np.int64),
+    )

@@ -12,66 +12,91 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..._types import Shape, Value
+from ..._types import GraphValue, Shape
 from .._common import cast, checked_shape, ints, is_static, normalize_axes, nx, traced
 from ..registry import op
 from .index import take_ranges, take_static
 
 
 @op("Pad", since=2, until=11)
-def pad_attribute(data: Value, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0) -> Value:
+def pad_attribute(
+    data: GraphValue, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0
+) -> GraphValue:
     """Before opset 11 pads and value are attributes. https://onnx.ai/onnx/operators/onnx__Pad.html"""
     return _pad(data, pads, np.array(value, data.dtype), tuple(range(data.ndim)), mode)
 
 
 @op("Pad", since=11, static=("pads", "axes"))
-def pad(data: Value, pads: Value, constant_value: Value = None, axes: Value = None, *, mode: str = "constant") -> Value:
+def pad(
+    data: GraphValue,
+    pads: GraphValue,
+    constant_value: GraphValue = None,
+    axes: GraphValue = None,
+    *,
+    mode: str = "constant",
+) -> GraphValue:
     """Wider, or narrower where a pad is negative. https://onnx.ai/onnx/operators/onnx__Pad.html"""
     fill = np.zeros((), data.dtype) if constant_value is None else constant_value.reshape(())
     return _pad(data, ints(pads), fill, range(data.ndim) if axes is None else ints(axes), mode)
 
 
-def _pad(data: Value, pads: Shape, fill: Value, axes: Any, mode: str) -> Value:
+def _pad(data: GraphValue, pads: Shape, fill: GraphValue, axes: Any, mode: str) -> GraphValue:
     axes = normalize_axes(axes, data.ndim)
     if len(pads) != 2 * len(axes):
         raise ValueError(f"{len(pads)} pads given for {len(axes)} axes")
     widths = [(0, 0)] * data.ndim
     for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
         widths[axis] = (before, after)
-    checked_shape([dim + max(low, 0) + max(high, 0) for dim, (low, high) in zip(data.shape, widths, strict=True)])
+    checked_shape(
+        [dim + max(low, 0) + max(high, 0) for dim, (low, high) in zip(data.shape, widths, strict=True)]
+    )
     if mode == "constant" and not is_static(data, fill):
         return lax.pad(traced(data), traced(fill), [(low, high, 0) for low, high in widths])
-    kept = [range(max(-low, 0), dim - max(-high, 0)) for dim, (low, high) in zip(data.shape, widths, strict=True)]
-    data = data[tuple(slice(part.start, part.stop) for part in kept)] if is_static(data) else take_ranges(data, kept)
+    kept = [
+        range(max(-low, 0), dim - max(-high, 0)) for dim, (low, high) in zip(data.shape, widths, strict=True)
+    ]
+    data = (
+        data[tuple(slice(part.start, part.stop) for part in kept)]
+        if is_static(data)
+        else take_ranges(data, kept)
+    )
     widths = [(max(low, 0), max(high, 0)) for low, high in widths]
-    return nx.pad(data, widths, constant_values=fill) if mode == "constant" else nx.pad(data, widths, mode=mode)
+    return (
+        nx.pad(data, widths, constant_values=fill) if mode == "constant" else nx.pad(data, widths, mode=mode)
+    )
 
 
 @op("CenterCropPad", since=18, static=("shape",))
-def center_crop_pad(input_data: Value, shape: Value, *, axes: tuple[int, ...] | None = None) -> Value:
+def center_crop_pad(
+    input_data: GraphValue, shape: GraphValue, *, axes: tuple[int, ...] | None = None
+) -> GraphValue:
     """The middle of the input, or the input in the middle of zeros. https://onnx.ai/onnx/operators/onnx__CenterCropPad.html"""
     axes = normalize_axes(range(input_data.ndim) if axes is None else axes, input_data.ndim)
     extra = [size - input_data.shape[axis] for size, axis in zip(ints(shape), axes, strict=True)]
-    before = [int(width / 2) for width in extra]  # towards zero: of an odd crop or pad, the larger part is at the end
+    before = [
+        int(width / 2) for width in extra
+    ]  # towards zero: of an odd crop or pad, the larger part is at the end
     after = [width - low for width, low in zip(extra, before, strict=True)]
     return _pad(input_data, (*before, *after), np.zeros((), input_data.dtype), axes, "constant")
 
 
 @op("Upsample", until=7)
-def upsample_first_version(x: Value, *, height_scale: float, width_scale: float, mode: str = "nearest") -> Value:
+def upsample_first_version(
+    x: GraphValue, *, height_scale: float, width_scale: float, mode: str = "nearest"
+) -> GraphValue:
     """Before opset 7 the scales are two attributes. https://onnx.ai/onnx/operators/onnx__Upsample.html"""
     return upsample_attribute(x, scales=(1.0, 1.0, height_scale, width_scale), mode=mode)
 
 
 @op("Upsample", since=7, until=9)
-def upsample_attribute(x: Value, *, scales: tuple[float, ...], mode: str = "nearest") -> Value:
+def upsample_attribute(x: GraphValue, *, scales: tuple[float, ...], mode: str = "nearest") -> GraphValue:
     """Before opset 9 the scales are an attribute. https://onnx.ai/onnx/operators/onnx__Upsample.html"""
     return resize_first_version(x, np.array(scales, np.float32), mode=mode)
 
 
 @op("Upsample", since=9, until=10, static=("scales",))
 @op("Resize", since=10, until=11, static=("scales",))
-def resize_first_version(x: Value, scales: Value, *, mode: str = "nearest") -> Value:
+def resize_first_version(x: GraphValue, scales: GraphValue, *, mode: str = "nearest") -> GraphValue:
     """Before opset 11 coordinates are `x / scale`; nearest means floor, ceil when shrinking. https://onnx.ai/onnx/operators/onnx__Resize.html"""
     y = _promoted(x, mode)
     for axis, scale in enumerate(scales.tolist()):
@@ -82,11 +107,21 @@ def resize_first_version(x: Value, scales: Value, *, mode: str = "nearest") -> V
 
 @op("Resize", since=11, static=("roi", "scales", "sizes"))
 def resize(
-    x: Value, roi: Value = None, scales: Value = None, sizes: Value = None, *, mode: str = "nearest", antialias: int = 0,
-    axes: tuple[int, ...] | None = None, coordinate_transformation_mode: str = "half_pixel", cubic_coeff_a: float = -0.75,
-    exclude_outside: int = 0, extrapolation_value: float = 0.0, keep_aspect_ratio_policy: str = "stretch",
+    x: GraphValue,
+    roi: GraphValue = None,
+    scales: GraphValue = None,
+    sizes: GraphValue = None,
+    *,
+    mode: str = "nearest",
+    antialias: int = 0,
+    axes: tuple[int, ...] | None = None,
+    coordinate_transformation_mode: str = "half_pixel",
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    extrapolation_value: float = 0.0,
+    keep_aspect_ratio_policy: str = "stretch",
     nearest_mode: str = "round_prefer_floor",
-) -> Value:  # fmt: skip
+) -> GraphValue:
     """Interpolation, one axis after the other. https://onnx.ai/onnx/operators/onnx__Resize.html
 
     Where onnxruntime departs from ONNX's cases, the cases are followed: `align_corners` with a fractional output length, `roi` on an
@@ -102,8 +137,17 @@ def resize(
         factors = [target / length for target, length in zip(targets, lengths, strict=True)]
         if keep_aspect_ratio_policy != "stretch":
             factors = [min(factors) if keep_aspect_ratio_policy == "not_larger" else max(factors)] * len(axes)
-            targets = [math.floor(factor * length + 0.5) for length, factor in zip(lengths, factors, strict=True)]
-    kernel = _Kernel(mode, cubic_coeff_a, nearest_mode, coordinate_transformation_mode, bool(antialias), bool(exclude_outside))
+            targets = [
+                math.floor(factor * length + 0.5) for length, factor in zip(lengths, factors, strict=True)
+            ]
+    kernel = _Kernel(
+        mode,
+        cubic_coeff_a,
+        nearest_mode,
+        coordinate_transformation_mode,
+        bool(antialias),
+        bool(exclude_outside),
+    )
     is_crop = coordinate_transformation_mode == "tf_crop_and_resize"
     regions = np.reshape(roi, (2, -1)).T.tolist() if is_crop else [(0.0, 1.0)] * len(axes)
     checked_shape([*(length for axis, length in enumerate(x.shape) if axis not in axes), *targets])
@@ -113,14 +157,18 @@ def resize(
     return _rounded(y, x.dtype)
 
 
-def _promoted(x: Value, mode: str) -> jax.Array:
-    return traced(x) if mode == "nearest" or x.dtype in (np.float32, np.float64) else cast(traced(x), np.float32)
+def _promoted(x: GraphValue, mode: str) -> jax.Array:
+    return (
+        traced(x) if mode == "nearest" or x.dtype in (np.float32, np.float64) else cast(traced(x), np.float32)
+    )
 
 
 def _rounded(y: jax.Array, dtype: np.dtype) -> jax.Array:
     if y.dtype == dtype or jnp.issubdtype(dtype, jnp.floating):
         return cast(y, dtype)
-    return cast(jnp.clip(y, float(jnp.iinfo(dtype).min), float(jnp.iinfo(dtype).max)), dtype)  # truncated, as onnxruntime does
+    return cast(
+        jnp.clip(y, float(jnp.iinfo(dtype).min), float(jnp.iinfo(dtype).max)), dtype
+    )  # truncated, as onnxruntime does
 
 
 def _scaled(length: int, scale: float) -> int:
@@ -137,17 +185,29 @@ class _Kernel:
     exclude_outside: bool
 
 
-def _resize_axis(x: jax.Array, axis: int, target: int, scale: float, kernel: _Kernel, region: Sequence[float], outside: float) -> jax.Array:
+def _resize_axis(
+    x: jax.Array,
+    axis: int,
+    target: int,
+    scale: float,
+    kernel: _Kernel,
+    region: Sequence[float],
+    outside: float,
+) -> jax.Array:
     length = x.shape[axis]
     if target == length and scale == 1 and tuple(region) == (0.0, 1.0):
         return x
     position = _source_positions(kernel.transform, length, target, scale, region)
     if kernel.mode == "nearest":
-        result = _take_repeated(x, np.clip(_ROUNDINGS[kernel.rounding](position), 0, length - 1).astype(np.int64), axis)
+        result = _take_repeated(
+            x, np.clip(_ROUNDINGS[kernel.rounding](position), 0, length - 1).astype(np.int64), axis
+        )
     else:
         result = _interpolate(x, axis, *_taps(kernel, position, scale, length))
     if kernel.transform == "tf_crop_and_resize":
-        beyond = ((position < 0) | (position > length - 1)).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        beyond = ((position < 0) | (position > length - 1)).reshape(
+            [-1 if i == axis else 1 for i in range(x.ndim)]
+        )
         result = jnp.where(beyond, np.array(outside, x.dtype), result) if beyond.any() else result
     return result
 
@@ -160,10 +220,17 @@ _ROUNDINGS = {
 }
 
 
-def _source_positions(transform: str, length: int, target: int, scale: float, region: Sequence[float]) -> np.ndarray:
+def _source_positions(
+    transform: str, length: int, target: int, scale: float, region: Sequence[float]
+) -> np.ndarray:
     """Where in the input each output element lies, rounded to float32 at each step as onnxruntime does, so that ties fall the same way."""
     one, half = np.float32(1), np.float32(0.5)
-    i, n, m, s = np.arange(target, dtype=np.float32), np.float32(length), np.float32(target), np.float32(scale)
+    i, n, m, s = (
+        np.arange(target, dtype=np.float32),
+        np.float32(length),
+        np.float32(target),
+        np.float32(scale),
+    )
     match transform:
         case "half_pixel":
             position = (i + half) / s - half
@@ -176,11 +243,17 @@ def _source_positions(transform: str, length: int, target: int, scale: float, re
             position = (i + half) / s
         case "asymmetric":
             position = i / s
-        case "align_corners":  # by ONNX's cases the output length before rounding counts; onnxruntime takes it rounded
+        case (
+            "align_corners"
+        ):  # by ONNX's cases the output length before rounding counts; onnxruntime takes it rounded
             position = i * (n - one) / (s * n - one) if target > 1 else i
         case "tf_crop_and_resize":
             start, end = np.float32(region[0]), np.float32(region[1])
-            position = start * (n - one) + i * (end - start) * (n - one) / (m - one) if target > 1 else half * (start + end) * (n - one) + i
+            position = (
+                start * (n - one) + i * (end - start) * (n - one) / (m - one)
+                if target > 1
+                else half * (start + end) * (n - one) + i
+            )
         case _:
             raise ValueError(f"coordinate_transformation_mode {transform!r} is not one of the spec's")
     return position.astype(np.float64)
@@ -210,12 +283,19 @@ def _cubic(distance: Any, a: float, xp: Any) -> Any:
 
 def _interpolate(x: jax.Array, axis: int, index: np.ndarray, weight: np.ndarray) -> jax.Array:
     weight, length, taps = weight.astype(x.dtype), x.shape[axis], index.shape[1]
-    if length <= 16 * taps:  # measured on XLA:CPU: a product with a dense matrix is faster than gathers up to here
+    if (
+        length <= 16 * taps
+    ):  # measured on XLA:CPU: a product with a dense matrix is faster than gathers up to here
         matrix = np.zeros((len(index), length), x.dtype)
         np.add.at(matrix, (np.arange(len(index))[:, None], index), weight)
-        return jnp.moveaxis(lax.dot_general(x, matrix, (((axis,), (1,)), ((), ())), precision="highest"), -1, axis)
+        return jnp.moveaxis(
+            lax.dot_general(x, matrix, (((axis,), (1,)), ((), ())), precision="highest"), -1, axis
+        )
     column = [-1 if i == axis else 1 for i in range(x.ndim)]
-    return sum((take_static(x, index[:, k], axis) * weight[:, k].reshape(column) for k in range(taps)), start=jnp.zeros((), x.dtype))
+    return sum(
+        (take_static(x, index[:, k], axis) * weight[:, k].reshape(column) for k in range(taps)),
+        start=jnp.zeros((), x.dtype),
+    )
 
 
 def _take_repeated(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
@@ -226,11 +306,14 @@ def _take_repeated(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
 
 
 @op("AffineGrid", since=20, static=("size",))
-def affine_grid(theta: Value, size: Value, *, align_corners: int = 0) -> Value:
+def affine_grid(theta: GraphValue, size: GraphValue, *, align_corners: int = 0) -> GraphValue:
     """Sampling positions of affine maps, for GridSample. https://onnx.ai/onnx/operators/onnx__AffineGrid.html"""
     lengths = checked_shape(ints(size)[2:])
     centers = [_centers(length, bool(align_corners)) for length in lengths]
-    grid = [*reversed(np.meshgrid(*centers, indexing="ij")), np.ones(lengths)]  # x comes first, and the constant last
+    grid = [
+        *reversed(np.meshgrid(*centers, indexing="ij")),
+        np.ones(lengths),
+    ]  # x comes first, and the constant last
     points = np.stack(grid, axis=-1).reshape(-1, len(grid)).astype(theta.dtype)
     mapped = jnp.einsum("mk,nik->nmi", points, traced(theta), precision="highest")
     return jnp.reshape(mapped, (theta.shape[0], *lengths, len(lengths)))
@@ -243,30 +326,48 @@ def _centers(length: int, align_corners: bool) -> np.ndarray:
 
 
 @op("GridSample", since=16)
-def grid_sample(x: Value, grid: Value, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros") -> Value:
+def grid_sample(
+    x: GraphValue,
+    grid: GraphValue,
+    *,
+    align_corners: int = 0,
+    mode: str = "linear",
+    padding_mode: str = "zeros",
+) -> GraphValue:
     """The input at any positions, interpolated; before opset 20 linear is bilinear. https://onnx.ai/onnx/operators/onnx__GridSample.html"""
     x, grid = traced(x), traced(grid)
-    kind = jnp.promote_types(jnp.promote_types(grid.dtype, np.float32), x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else np.float32)
+    kind = jnp.promote_types(
+        jnp.promote_types(grid.dtype, np.float32),
+        x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else np.float32,
+    )
     n, c, *lengths = x.shape
     places = grid.shape[1:-1]
     index, weight = jnp.zeros((n, *places, 1), np.int32), jnp.ones((n, *places, 1), kind)
     for axis, length in enumerate(lengths):
-        i, w = _grid_taps(grid[..., len(lengths) - 1 - axis].astype(kind), length, bool(align_corners), mode, padding_mode)
+        i, w = _grid_taps(
+            grid[..., len(lengths) - 1 - axis].astype(kind), length, bool(align_corners), mode, padding_mode
+        )
         index = jnp.reshape(index[..., None] * length + i[..., None, :], (n, *places, -1))
         weight = jnp.reshape(weight[..., None] * w[..., None, :], (n, *places, -1))
     flat = jnp.reshape(x, (n, c, -1))
-    found = jnp.take_along_axis(flat, jnp.reshape(index, (n, 1, -1)), axis=2, mode="clip").reshape(n, c, *places, -1)
+    found = jnp.take_along_axis(flat, jnp.reshape(index, (n, 1, -1)), axis=2, mode="clip").reshape(
+        n, c, *places, -1
+    )
     if mode == "nearest":
         return jnp.where(weight[:, None] > 0, found, np.zeros((), x.dtype))[..., 0]
     return cast(jnp.sum(found.astype(kind) * weight[:, None], axis=-1), x.dtype)
 
 
-def _grid_taps(at: jax.Array, length: int, align_corners: bool, mode: str, padding: str) -> tuple[jax.Array, jax.Array]:
+def _grid_taps(
+    at: jax.Array, length: int, align_corners: bool, mode: str, padding: str
+) -> tuple[jax.Array, jax.Array]:
     """Indices of the elements around each position along one axis, and their weights: both (..., taps)."""
     low, high = (0.0, length - 1.0) if align_corners else (-0.5, length - 0.5)
     at = (at + 1) / 2 * (high - low) + low
     at = jnp.rint(at) if mode == "nearest" else at
-    taps = {"nearest": (0, 1), "linear": (0, 2), "bilinear": (0, 2), "cubic": (-1, 3), "bicubic": (-1, 3)}[mode]
+    taps = {"nearest": (0, 1), "linear": (0, 2), "bilinear": (0, 2), "cubic": (-1, 3), "bicubic": (-1, 3)}[
+        mode
+    ]
     index = jnp.floor(at)[..., None] + np.arange(*taps, dtype=at.dtype)
     distance = jnp.abs(index - at[..., None])
     if mode == "nearest":

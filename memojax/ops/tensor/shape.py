@@ -6,43 +6,47 @@ import math
 
 import numpy as np
 
-from ..._types import Shape, Value
+from ..._types import GraphValue, Shape
 from .._common import checked_shape, ints, normalize_axes, normalize_axis, nx
 from ..registry import op
 
 
 @op("Identity")
-def identity(input: Value) -> Value:
+def identity(input: GraphValue) -> GraphValue:
     """The input itself, also a sequence or an optional. https://onnx.ai/onnx/operators/onnx__Identity.html"""
     return (input,)
 
 
 @op("Shape", shape_only=True)
-def shape(data: Value, *, start: int = 0, end: int | None = None) -> Value:
+def shape(data: GraphValue, *, start: int = 0, end: int | None = None) -> GraphValue:
     """Dimensions from `start` up to `end`. https://onnx.ai/onnx/operators/onnx__Shape.html"""
     return np.array(data.shape[start:end], np.int64)
 
 
 @op("Size", shape_only=True)
-def size(data: Value) -> Value:
+def size(data: GraphValue) -> GraphValue:
     """Number of elements. https://onnx.ai/onnx/operators/onnx__Size.html"""
     return np.array(data.size, np.int64)
 
 
 @op("Reshape", until=5)
-def reshape_attribute(data: Value, *, shape: tuple[int, ...] = (), consumed_inputs: tuple[int, ...] = ()) -> Value:
+def reshape_attribute(
+    data: GraphValue, *, shape: tuple[int, ...] = (), consumed_inputs: tuple[int, ...] = ()
+) -> GraphValue:
     """Before opset 5 the shape is an attribute. https://onnx.ai/onnx/operators/onnx__Reshape.html"""
     return _reshape(data, shape, copy_zeros=True)
 
 
 @op("Reshape", since=5, static=("shape",))
-def reshape(data: Value, shape: Value, *, allowzero: int = 0) -> Value:
+def reshape(data: GraphValue, shape: GraphValue, *, allowzero: int = 0) -> GraphValue:
     """Another shape; -1 is inferred, 0 copies a dimension unless `allowzero`. https://onnx.ai/onnx/operators/onnx__Reshape.html"""
     return _reshape(data, ints(shape), copy_zeros=not allowzero)
 
 
-def _reshape(data: Value, shape: Shape, copy_zeros: bool) -> Value:
-    dims = [data.shape[i] if dim == 0 and copy_zeros and i < data.ndim else dim for i, dim in enumerate(shape)]
+def _reshape(data: GraphValue, shape: Shape, copy_zeros: bool) -> GraphValue:
+    dims = [
+        data.shape[i] if dim == 0 and copy_zeros and i < data.ndim else dim for i, dim in enumerate(shape)
+    ]
     if -1 in dims:
         known = math.prod(dim for dim in dims if dim != -1)
         dims[dims.index(-1)] = data.size // known if known else 0
@@ -50,60 +54,74 @@ def _reshape(data: Value, shape: Shape, copy_zeros: bool) -> Value:
 
 
 @op("Squeeze", until=13)
-def squeeze_attribute(data: Value, *, axes: tuple[int, ...] | None = None) -> Value:
+def squeeze_attribute(data: GraphValue, *, axes: tuple[int, ...] | None = None) -> GraphValue:
     """Before opset 13 the axes are an attribute. https://onnx.ai/onnx/operators/onnx__Squeeze.html"""
     return nx.squeeze(data, axis=None if axes is None else normalize_axes(axes, data.ndim))
 
 
 @op("Squeeze", since=13, static=("axes",))
-def squeeze(data: Value, axes: Value = None) -> Value:
+def squeeze(data: GraphValue, axes: GraphValue = None) -> GraphValue:
     """Without the given dimensions of size 1; without all such dimensions by default. https://onnx.ai/onnx/operators/onnx__Squeeze.html"""
     return squeeze_attribute(data, axes=None if axes is None else ints(axes))
 
 
 @op("Unsqueeze", until=13)
-def unsqueeze_attribute(data: Value, *, axes: tuple[int, ...]) -> Value:
+def unsqueeze_attribute(data: GraphValue, *, axes: tuple[int, ...]) -> GraphValue:
     """Before opset 13 the axes are an attribute. https://onnx.ai/onnx/operators/onnx__Unsqueeze.html"""
     return nx.expand_dims(data, axes)
 
 
 @op("Unsqueeze", since=13, static=("axes",))
-def unsqueeze(data: Value, axes: Value) -> Value:
+def unsqueeze(data: GraphValue, axes: GraphValue) -> GraphValue:
     """With dimensions of size 1 at `axes` of the result. https://onnx.ai/onnx/operators/onnx__Unsqueeze.html"""
     return nx.expand_dims(data, ints(axes))
 
 
 @op("Transpose")
-def transpose(data: Value, *, perm: tuple[int, ...] | None = None) -> Value:
+def transpose(data: GraphValue, *, perm: tuple[int, ...] | None = None) -> GraphValue:
     """Axes in the order of `perm`, reversed by default. https://onnx.ai/onnx/operators/onnx__Transpose.html"""
     return nx.transpose(data, perm)
 
 
 @op("Concat", until=4)
-def concat_first_version(*inputs: Value, axis: int = 1) -> Value:
+def concat_first_version(*inputs: GraphValue, axis: int = 1) -> GraphValue:
     """Before opset 4 the axis is 1 by default. https://onnx.ai/onnx/operators/onnx__Concat.html"""
     return concat(*inputs, axis=axis)
 
 
 @op("Concat", since=4)
-def concat(*inputs: Value, axis: int) -> Value:
+def concat(*inputs: GraphValue, axis: int) -> GraphValue:
     """The inputs one after the other along `axis`. https://onnx.ai/onnx/operators/onnx__Concat.html"""
     return nx.concatenate(inputs, axis=axis)
 
 
 @op("Split", until=13, static=("sizes",))
-def split_attribute(input: Value, sizes: Value = None, *, axis: int = 0, split: tuple[int, ...] | None = None, n_outputs: int) -> Value:
+def split_attribute(
+    input: GraphValue,
+    sizes: GraphValue = None,
+    *,
+    axis: int = 0,
+    split: tuple[int, ...] | None = None,
+    n_outputs: int,
+) -> GraphValue:
     """Before opset 13 the sizes are an attribute. https://onnx.ai/onnx/operators/onnx__Split.html"""
     return _split(input, ints(sizes) if split is None and sizes is not None else split, axis, n_outputs)
 
 
 @op("Split", since=13, static=("split",))
-def split(input: Value, split: Value = None, *, axis: int = 0, num_outputs: int | None = None, n_outputs: int) -> Value:
+def split(
+    input: GraphValue,
+    split: GraphValue = None,
+    *,
+    axis: int = 0,
+    num_outputs: int | None = None,
+    n_outputs: int,
+) -> GraphValue:
     """Parts of the sizes `split`, or equal ones with a smaller last. https://onnx.ai/onnx/operators/onnx__Split.html"""
     return _split(input, None if split is None else ints(split), axis, num_outputs or n_outputs)
 
 
-def _split(x: Value, sizes: Shape | None, axis: int, parts: int) -> tuple[Value, ...]:
+def _split(x: GraphValue, sizes: Shape | None, axis: int, parts: int) -> tuple[GraphValue, ...]:
     axis = normalize_axis(axis, x.ndim)
     length = x.shape[axis]
     if sizes is None:
@@ -115,7 +133,7 @@ def _split(x: Value, sizes: Shape | None, axis: int, parts: int) -> tuple[Value,
 
 
 @op("Tile", since=6, static=("repeats",))
-def tile(input: Value, repeats: Value) -> Value:
+def tile(input: GraphValue, repeats: GraphValue) -> GraphValue:
     """The input repeated along each axis. https://onnx.ai/onnx/operators/onnx__Tile.html"""
     counts = ints(repeats)
     if len(counts) != input.ndim:
@@ -125,7 +143,7 @@ def tile(input: Value, repeats: Value) -> Value:
 
 
 @op("DepthToSpace")
-def depth_to_space(input: Value, *, blocksize: int, mode: str = "DCR") -> Value:
+def depth_to_space(input: GraphValue, *, blocksize: int, mode: str = "DCR") -> GraphValue:
     """Channels to blocks of pixels, depth-column-row or column-row-depth. https://onnx.ai/onnx/operators/onnx__DepthToSpace.html"""
     n, c, h, w = input.shape
     b, depth = blocksize, c // blocksize**2
@@ -137,7 +155,7 @@ def depth_to_space(input: Value, *, blocksize: int, mode: str = "DCR") -> Value:
 
 
 @op("SpaceToDepth")
-def space_to_depth(input: Value, *, blocksize: int, mode: str = "DCR") -> Value:
+def space_to_depth(input: GraphValue, *, blocksize: int, mode: str = "DCR") -> GraphValue:
     """Blocks of pixels to channels; the inverse of DepthToSpace. https://onnx.ai/onnx/operators/onnx__SpaceToDepth.html"""
     n, c, h, w = input.shape
     b = blocksize

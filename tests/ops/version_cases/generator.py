@@ -22,7 +22,12 @@ _constants = [
     *(
         Case("Constant", opset, (), attributes)
         for opset in (12, 13)
-        for attributes in ({"value_float": 1.5}, {"value_floats": [1.0, 2.0]}, {"value_int": 3}, {"value_ints": [3, 4]})
+        for attributes in (
+            {"value_float": 1.5},
+            {"value_floats": [1.0, 2.0]},
+            {"value_int": 3},
+            {"value_ints": [3, 4]},
+        )
     ),
     *(Case("ConstantOfShape", opset, (_i(2, 3),)) for opset in (9, 20, 21)),
     *(Case("ConstantOfShape", opset, (_i(),), {"value": _sevens}) for opset in (9, 21)),
@@ -38,21 +43,53 @@ _constants = [
 
 _random = [
     *(
-        Case(op_type, opset, (), {"shape": [2, 3], "dtype": dtype, "seed": 3.5, **attributes}, expected=(np.full((2, 3), 2.5, kind),))
-        for op_type, attributes in (("RandomNormal", {"mean": 2.5, "scale": 0.0}), ("RandomUniform", {"low": 2.5, "high": 2.5}))
+        Case(
+            op_type,
+            opset,
+            (),
+            {"shape": [2, 3], "dtype": dtype, "seed": 3.5, **attributes},
+            expected=(np.full((2, 3), 2.5, kind),),
+        )
+        for op_type, attributes in (
+            ("RandomNormal", {"mean": 2.5, "scale": 0.0}),
+            ("RandomUniform", {"low": 2.5, "high": 2.5}),
+        )
         for opset in (7, 22)
-        for dtype, kind in ((TensorProto.FLOAT, np.float32), (TensorProto.DOUBLE, np.float64), (TensorProto.FLOAT16, np.float16))
+        for dtype, kind in (
+            (TensorProto.FLOAT, np.float32),
+            (TensorProto.DOUBLE, np.float64),
+            (TensorProto.FLOAT16, np.float16),
+        )
     ),
     *(
-        Case(op_type, opset, (_empty.astype(np.float16),), {**attributes, **dtype}, expected=(np.full((2, 3), 2.5, kind),))
-        for op_type, attributes in (("RandomNormalLike", {"mean": 2.5, "scale": 0.0}), ("RandomUniformLike", {"low": 2.5, "high": 2.5}))
+        Case(
+            op_type,
+            opset,
+            (_empty.astype(np.float16),),
+            {**attributes, **dtype},
+            expected=(np.full((2, 3), 2.5, kind),),
+        )
+        for op_type, attributes in (
+            ("RandomNormalLike", {"mean": 2.5, "scale": 0.0}),
+            ("RandomUniformLike", {"low": 2.5, "high": 2.5}),
+        )
         for opset in (7, 22)
         for dtype, kind in (({}, np.float16), ({"dtype": TensorProto.FLOAT}, np.float32))
     ),
     *(
-        Case("Bernoulli", opset, (np.array([0.0, 1.0, 1.0]),), attributes, expected=(np.array([0, 1, 1], kind),))
+        Case(
+            "Bernoulli",
+            opset,
+            (np.array([0.0, 1.0, 1.0]),),
+            attributes,
+            expected=(np.array([0, 1, 1], kind),),
+        )
         for opset in (15, 22)
-        for attributes, kind in (({}, np.float64), ({"dtype": TensorProto.BOOL}, np.bool_), ({"dtype": TensorProto.INT32}, np.int32))
+        for attributes, kind in (
+            ({}, np.float64),
+            ({"dtype": TensorProto.BOOL}, np.bool_),
+            ({"dtype": TensorProto.INT32}, np.int32),
+        )
     ),
     *(
         Case(

@@ -20,8 +20,20 @@ CASES = [
     *(Case(name, opset, (A, B)) for name in ("Greater", "Less") for opset in (9, 13)),
     *(Case(name, opset, FLOATS) for name in ("GreaterOrEqual", "LessOrEqual") for opset in (12, 16)),
     Case("Not", 7, BOOLS[:1]),
-    *(Case("BitShift", 11, (A.astype(np.uint8), B.astype(np.uint8)), {"direction": direction}) for direction in ("LEFT", "RIGHT")),
-    *(Case("BitShift", 11, (A.astype(np.uint64), B.astype(np.uint64)), {"direction": direction}) for direction in ("LEFT", "RIGHT")),
+    *(
+        Case("BitShift", 11, (A.astype(np.uint8), B.astype(np.uint8)), {"direction": direction})
+        for direction in ("LEFT", "RIGHT")
+    ),
+    *(
+        Case("BitShift", 11, (A.astype(np.uint64), B.astype(np.uint64)), {"direction": direction})
+        for direction in ("LEFT", "RIGHT")
+    ),
     # A shift by the type's width or more leaves nothing; C, and so onnxruntime, does not define it.
-    Case("BitShift", 11, (BYTES, np.array([8, 200], np.uint8)), {"direction": "RIGHT"}, expected=(np.zeros(2, np.uint8),)),
+    Case(
+        "BitShift",
+        11,
+        (BYTES, np.array([8, 200], np.uint8)),
+        {"direction": "RIGHT"},
+        expected=(np.zeros(2, np.uint8),),
+    ),
 ]

@@ -24,19 +24,54 @@ _bytes = (np.int8, np.uint8)
 _channels = np.array([3, 0, 9], np.uint8)
 _quantize = [
     *(Case("QuantizeLinear", opset, (_x, _scale)) for opset in (10, 13, 19, 21, 23, 24, 25)),
-    *(Case("QuantizeLinear", opset, (_x, _scale, np.array(3, dtype))) for opset in (10, 13, 19, 21, 23) for dtype in _bytes),
-    *(Case("QuantizeLinear", opset, (_ties, np.array(1, np.float32), np.array(1, dtype))) for opset in (10, 21) for dtype in _bytes),
-    *(Case("QuantizeLinear", 21, (_x * 200, _scale, np.array(-7 if dtype is np.int16 else 7, dtype))) for dtype in (np.int16, np.uint16)),
-    *(Case("QuantizeLinear", opset, (_x, _scales, _channels), {"axis": axis}) for opset in (13, 19, 21, 23) for axis in (1, -2)),
-    Case("QuantizeLinear", 13, (_low, _scale, np.array(3, np.uint8)), expected=(np.array([0, 3, 15], np.uint8),)),
+    *(
+        Case("QuantizeLinear", opset, (_x, _scale, np.array(3, dtype)))
+        for opset in (10, 13, 19, 21, 23)
+        for dtype in _bytes
+    ),
+    *(
+        Case("QuantizeLinear", opset, (_ties, np.array(1, np.float32), np.array(1, dtype)))
+        for opset in (10, 21)
+        for dtype in _bytes
+    ),
+    *(
+        Case("QuantizeLinear", 21, (_x * 200, _scale, np.array(-7 if dtype is np.int16 else 7, dtype)))
+        for dtype in (np.int16, np.uint16)
+    ),
+    *(
+        Case("QuantizeLinear", opset, (_x, _scales, _channels), {"axis": axis})
+        for opset in (13, 19, 21, 23)
+        for axis in (1, -2)
+    ),
+    Case(
+        "QuantizeLinear",
+        13,
+        (_low, _scale, np.array(3, np.uint8)),
+        expected=(np.array([0, 3, 15], np.uint8),),
+    ),
     Case("QuantizeLinear", 19, (_x.astype(np.float16), np.array(2.5, np.float16), np.array(3, np.uint8))),
     Case("QuantizeLinear", 21, (_x, _scale), {"output_dtype": TensorProto.INT16}),
-    Case("QuantizeLinear", 21, (_x, np.abs(_x[:, :2]) / 50 + 1, np.ones((2, 2, 4), np.int8)), {"axis": 1, "block_size": 2}),
-    Case("QuantizeLinear", 21, (np.array([-9.0, 0.4, 30.0], np.float32), _scale), {"output_dtype": TensorProto.INT4},
-         expected=(np.array([-4, 0, 7], ml_dtypes.int4),)),
-    Case("QuantizeLinear", 25, (np.array([-9.0, 0.4, 30.0], np.float32), _scale), {"output_dtype": TensorProto.UINT2},
-         expected=(np.array([0, 0, 3], ml_dtypes.uint2),)),
-]  # fmt: skip
+    Case(
+        "QuantizeLinear",
+        21,
+        (_x, np.abs(_x[:, :2]) / 50 + 1, np.ones((2, 2, 4), np.int8)),
+        {"axis": 1, "block_size": 2},
+    ),
+    Case(
+        "QuantizeLinear",
+        21,
+        (np.array([-9.0, 0.4, 30.0], np.float32), _scale),
+        {"output_dtype": TensorProto.INT4},
+        expected=(np.array([-4, 0, 7], ml_dtypes.int4),),
+    ),
+    Case(
+        "QuantizeLinear",
+        25,
+        (np.array([-9.0, 0.4, 30.0], np.float32), _scale),
+        {"output_dtype": TensorProto.UINT2},
+        expected=(np.array([0, 0, 3], ml_dtypes.uint2),),
+    ),
+]
 
 _dequantize = [
     *(
@@ -47,11 +82,21 @@ _dequantize = [
     *(Case("DequantizeLinear", opset, (_integers(np.uint8, 2, 3, 4), _scale)) for opset in (10, 13, 19)),
     *(Case("DequantizeLinear", opset, (_integers(np.int32, 2, 3), _scale)) for opset in (10, 19)),
     *(
-        Case("DequantizeLinear", opset, (_integers(np.int8, 2, 3, 4), _scales, np.array([3, 0, 9], np.int8)), {"axis": -2})
+        Case(
+            "DequantizeLinear",
+            opset,
+            (_integers(np.int8, 2, 3, 4), _scales, np.array([3, 0, 9], np.int8)),
+            {"axis": -2},
+        )
         for opset in (13, 19, 21, 23)
     ),
-    *(Case("DequantizeLinear", 21, (_integers(dtype, 2, 3), _scale, np.array(3, dtype))) for dtype in (np.int16, np.uint16)),
-    Case("DequantizeLinear", 19, (_integers(np.uint8, 2, 3), np.array(0.03, np.float16), np.array(3, np.uint8))),
+    *(
+        Case("DequantizeLinear", 21, (_integers(dtype, 2, 3), _scale, np.array(3, dtype)))
+        for dtype in (np.int16, np.uint16)
+    ),
+    Case(
+        "DequantizeLinear", 19, (_integers(np.uint8, 2, 3), np.array(0.03, np.float16), np.array(3, np.uint8))
+    ),
     Case(
         "DequantizeLinear",
         21,
@@ -67,6 +112,9 @@ _dequantize = [
     ),
 ]
 
-_dynamic = [Case("DynamicQuantizeLinear", 11, (x,), n_outputs=3) for x in (_x, np.abs(_x), -np.abs(_x), np.zeros((2, 2), np.float32))]
+_dynamic = [
+    Case("DynamicQuantizeLinear", 11, (x,), n_outputs=3)
+    for x in (_x, np.abs(_x), -np.abs(_x), np.zeros((2, 2), np.float32))
+]
 
 CASES: list[Case] = [*_quantize, *_dequantize, *_dynamic]

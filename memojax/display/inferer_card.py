@@ -1,0 +1,84 @@
+"""The card of an inferer that runs a model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..lowering.typed_model import TypedModel
+from ..plans.cache import CacheInfo
+from ..plans.plan import Plan
+from .card import Card, busiest
+
+
+def model_card(
+    kind: str,
+    typed: TypedModel,
+    *,
+    device: str,
+    options: Mapping[str, Any],
+    cache: CacheInfo,
+    plans: Sequence[tuple[Plan, str]],
+    mixing: Sequence[str],
+) -> Card:
+    """What an inferer of `kind` for `typed` shows.
+
+    Args:
+        device: where NumPy batches run.
+        options: what this kind's constructor was given.
+        cache: counts so far.
+        plans: (plan, whose batches it runs).
+        mixing: outputs in which rows are known to influence each other; nothing where nobody has looked yet.
+    """
+    leaves = jax.tree.leaves(typed.params)
+    weights = sum(int(np.size(leaf)) for leaf in leaves), sum(int(leaf.nbytes) for leaf in leaves)
+    facts = [
+        ("batch", typed.rule),
+        ("device", device),
+        ("weights", f"{weights[0]:,} numbers, {weights[1]:,} bytes"),
+        *([("options", given)] if (given := _options(options)) else []),
+        ("calls", _calls(cache)),
+    ]
+    rows, hidden = busiest(plans)
+    name = f" of {PurePath(typed.name).name}" if typed.name else ""
+    return Card(f"{kind}{name}", facts, typed.api, rows, hidden, _warnings(typed, cache, mixing))
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
+
+
+def _calls(cache: CacheInfo) -> str:
+    parts = [f"{cache.hits:,} found their plan", f"{cache.misses:,} waited for it to be compiled"]
+    if cache.padded_rows:
+        parts.append(f"{cache.padded_rows:,} rows of padding")
+    return ", ".join(parts)
+
+
+def _warnings(typed: TypedModel, cache: CacheInfo, mixing: Sequence[str]) -> list[str]:
+    found = []
+    if mixing:
+        found.append(
+            f"rows influence each other (output {', '.join(mixing)}): batches run at their exact size only"
+        )
+    wide = [spec.name for spec in (*typed.api.inputs, *typed.api.outputs) if spec.dtype in _WIDE]
+    if wide:
+        found.append(
+            f"64-bit numbers in {', '.join(wide)}: they stay 64 bits wide, also where jax_enable_x64 is off"
+        )
+    if typed.random:
+        found.append(
+            "it draws random numbers: two calls differ, a new inferer with the same seed repeats them"
+        )
+    if cache.evictions:
+        found.append(
+            f"{cache.evictions:,} plans were dropped (maxsize={cache.maxsize}): a size that comes back compiles again"
+        )
+    return found + list(typed.model.graph.notes if typed.model else ())
+
+
+_WIDE = frozenset(map(np.dtype, ("int64", "uint64", "float64", "complex128")))

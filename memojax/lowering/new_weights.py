@@ -1,0 +1,110 @@
+"""New weights for a loaded model: from a mapping, a pytree, or another export of the same network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..errors import IncompatibleModelError
+from ..model import Model, load_model
+from ..model.graph import Graph
+from .batch_axis import BatchedFunction
+from .graph_function import GraphFunction
+from .typed_model import TypedModel, check_same_params
+
+
+def with_new_weights(typed: TypedModel, source: Any) -> TypedModel:
+    """`typed` with other weights; nothing is compiled here.
+
+    Args:
+        source: a pytree like `typed.params`; for a model from a file also a mapping with some of its names, or another file (path,
+            bytes, `ModelProto`) of the same network.
+
+    Raises:
+        IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; the first difference is named.
+    """
+    if not isinstance(typed.fn, BatchedFunction):
+        return typed.with_params(source)
+    if isinstance(source, Mapping):
+        if unknown := [name for name in source if name not in typed.params]:
+            raise IncompatibleModelError(
+                f"parameter {unknown[0]!r} is not one of the model's: {', '.join(map(repr, list(typed.params)[:8]))}"
+            )
+        params = {**typed.params, **{name: _array(value) for name, value in source.items()}}
+    else:
+        params = _params_of(
+            typed.fn.function, load_model(source) if not isinstance(source, Model) else source
+        )
+    check_same_params(typed.params, params)
+    function = typed.fn.function.with_params(params)
+    constant = function.constant_outputs(
+        [n for n, shown in _shown(typed.fn).items() if shown in typed.constant], typed.fn.constants
+    )
+    named = {_shown(typed.fn)[name]: value for name, value in constant.items()}
+    return replace(
+        typed,
+        params=params,
+        constant=named,
+        fingerprint=None,
+        fn=replace(typed.fn, function=function, constant=named),
+    )
+
+
+def is_file(source: Any) -> bool:
+    """Whether new weights come as a model file."""
+    return (
+        isinstance(source, (str, bytes, onnx.ModelProto, Model))
+        or hasattr(source, "__fspath__")
+        or hasattr(source, "read")
+    )
+
+
+def _params_of(old: GraphFunction, model: Model) -> dict[str, np.ndarray]:
+    """The weights of another export, under the names that the loaded one has.
+
+    Exporters number tensors anew at times, so that weights are matched by their place in the graph where names differ.
+    """
+    graph = GraphFunction(model.graph)
+    if list(map(_shape_of_node, old.graph.nodes)) != list(map(_shape_of_node, graph.graph.nodes)):
+        raise IncompatibleModelError(
+            f"{model.name}: this is another network (its nodes differ): load it anew"
+        )
+    places = _weight_places(old.graph, old.params)
+    found = _weight_places(graph.graph, graph.params)
+    if len(places) != len(found):
+        raise IncompatibleModelError(
+            f"{model.name}: it has {len(found)} weights, the loaded model {len(places)}"
+        )
+    names = dict(zip(places, found, strict=True))
+    for name, value in old.constants.items():
+        other = graph.constants.get(name)
+        if other is not None and not np.array_equal(value, other, equal_nan=value.dtype.kind == "f"):
+            raise IncompatibleModelError(
+                f"{model.name}: constant {name!r}, which is part of the compiled function, differs: load it anew"
+            )
+    return {name: graph.params[names[name]] for name in old.params}
+
+
+def _weight_places(graph: Graph, params: Mapping[str, Any]) -> list[str]:
+    """Names of the weights in the order in which the nodes read them."""
+    read = [name for node in graph.all_nodes() for name in node.inputs if name in params]
+    return list(dict.fromkeys([*read, *params]))
+
+
+def _shape_of_node(node: Any) -> tuple[Any, ...]:
+    plain = {
+        name: value for name, value in node.attributes.items() if isinstance(value, (int, float, str, tuple))
+    }
+    return node.domain, node.op_type, len(node.inputs), len(node.outputs), tuple(sorted(plain.items()))
+
+
+def _shown(fn: BatchedFunction) -> dict[str, str]:
+    return dict(zip(fn.file_names[1], (spec.name for spec in fn.api.outputs), strict=True))
+
+
+def _array(value: Any) -> Any:
+    return value if hasattr(value, "dtype") else np.asarray(value)

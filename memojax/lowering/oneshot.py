@@ -1,0 +1,258 @@
+"""Run any graph in the file's own layout: one executable for each set of input shapes and static values."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from .._types import GraphValue, Source
+from ..errors import (
+    InputDtypeError,
+    InputShapeError,
+    MissingInputError,
+    UnknownInputError,
+    Unsupported,
+    UnsupportedOpError,
+)
+from ..model import load_model
+from ..model.graph import Graph, Value
+from ..model.tensor import overflow
+from ..ops.inline import inlined
+from ..xla.cpu_client import cpu_device
+from ..xla.fork import check_not_forked
+from ..xla.options import compiled
+from .binding import bind_inputs, with_inputs
+from .graph_breaks import HostCall, host_nodes, split
+from .graph_function import GraphFunction
+
+log = logging.getLogger("memojax")
+_BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
+
+
+class OneShot:
+    """A model in the file's own layout, compiled under jit for each set of input shapes that it is called with.
+
+    Inputs that decide a shape or a branch are part of that set by their values; inputs with a default may be left. Operators that only the host can run (NonZero, strings, ...) break
+    the graph in parts; see `breaks`. Use it to run a model once or to compare it with another runtime; for a policy that is called in a
+    loop, an inferer is faster.
+
+    >>> model = memojax.OneShot(memojax.policies.bundled("acrobot_ppo"))
+    >>> model({"obs": np.zeros((2, 6), np.float32)})["logits"].shape
+    (2, 3)
+    >>> model
+    OneShot(obs -> logits; 1 plans)
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        outputs: tuple[str, ...] | None = None,
+        constants: Mapping[str, Any] | None = None,
+        device: jax.Device | None = None,
+        strict: bool = False,
+    ):
+        """Load `source` (see `load_model`), with the inputs in `constants` bound (see `bind_inputs`).
+
+        Raises:
+            UnsupportedOpError: operators that cannot be lowered; with `strict`, also those that need a graph break.
+            InputError: `constants` names no input, or does not fit.
+        """
+        self.model = load_model(source, outputs=outputs)
+        self.graph = bind_inputs(self.model.graph, constants or {})
+        self.breaks = host_nodes(self.graph)
+        if self.breaks:
+            if strict:
+                raise UnsupportedOpError(
+                    [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _BREAK) for n in self.breaks]
+                )
+            listing = ", ".join(f"{node.name} ({node.op_type})" for node in self.breaks)
+            log.warning(
+                "%s: %d graph break(s), run on the host between compiled parts: %s",
+                self.model.name,
+                len(self.breaks),
+                listing,
+            )
+        self._device = device or cpu_device()
+        self._programs: dict[tuple[str, ...], _Program] = {(): _Program(self.graph, self._device)}
+
+    def __repr__(self) -> str:
+        """What it takes and gives, what is compiled, and where the graph breaks."""
+        inputs, outputs = (
+            ", ".join(value.name for value in values) for values in (self.graph.inputs, self.graph.outputs)
+        )
+        breaks = f", graph breaks at {', '.join(node.op_type for node in self.breaks)}" if self.breaks else ""
+        return f"OneShot({ascii(inputs)[1:-1]} -> {ascii(outputs)[1:-1]}; {self.plans} plans{breaks})"
+
+    def __call__(self, inputs: Mapping[str, Any], *, seed: int = 0) -> dict[str, GraphValue]:
+        """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's own layout and dtypes.
+
+        Args:
+            inputs: every graph input by name; arrays, or lists of arrays for sequences. An input with a default may be left.
+            seed: of the key that random operators draw from.
+
+        Raises:
+            InputError: a missing, unknown, misshapen or mistyped input.
+        """
+        given = tuple(name for name in self.graph.defaults if name in inputs)
+        if given not in self._programs:
+            self._programs[given] = _Program(with_inputs(self.graph, given), self._device)
+        return self._programs[given](inputs, seed)
+
+    @property
+    def plans(self) -> int:
+        """How many executables there are."""
+        return sum(program.plans for program in self._programs.values())
+
+
+class _Program:
+    """The steps of a graph, in order."""
+
+    def __init__(self, graph: Graph, device: jax.Device):
+        self._graph = graph
+        self._steps = [
+            step if isinstance(step, HostCall) else _Compiled(step.graph, device) for step in split(graph)
+        ]
+
+    def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
+        env: dict[str, Any] = {value.name: _checked(value, inputs) for value in self._graph.inputs}
+        if unknown := inputs.keys() - env.keys():
+            raise UnknownInputError(sorted(unknown), [*env, *self._graph.defaults])
+        if len(self._steps) == 1 and isinstance(self._steps[0], _Compiled):
+            return self._steps[0](env, seed)
+        env.update(self._graph.initializers)
+        for step in self._steps:
+            env.update(
+                step(env)
+                if isinstance(step, HostCall)
+                else step({name: env[name] for name in step.inputs}, seed)
+            )
+        return {value.name: env[value.name] for value in self._graph.outputs}
+
+    @property
+    def plans(self) -> int:
+        return sum(len(step.plans) for step in self._steps if isinstance(step, _Compiled))
+
+
+class _Compiled:
+    """A graph without breaks: one executable for each set of input shapes and static values."""
+
+    def __init__(self, graph: Graph, device: jax.Device):
+        self.function = GraphFunction(graph)
+        self.inputs = [value.name for value in graph.inputs]
+        self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
+        self._device = device
+
+    def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
+        check_not_forked()
+        by_value = (*self.function.static_inputs, *self.function.branch_inputs)
+        fixed = {name: v for name, v in inputs.items() if name in by_value or not _is_traceable(v)}
+        moving = {name: value for name, value in inputs.items() if name not in fixed}
+        key = tuple((name, _signature(value, name in fixed)) for name, value in inputs.items())
+        with jax.enable_x64(True):
+            if key not in self.plans:
+                self.plans[key] = self._compile(fixed, moving)
+            executable, static = self.plans[key]
+            results = executable(moving, np.array([0, seed & 0xFFFFFFFF], np.uint32))
+        leaves, structure = static
+        results = iter(results)
+        values = jax.tree.unflatten(
+            structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves]
+        )
+        return dict(zip((value.name for value in self.function.graph.outputs), values, strict=True))
+
+    def _compile(self, fixed: dict[str, Any], moving: dict[str, Any]) -> tuple[Any, list[Any]]:
+        static: list[Any] = []
+
+        def traced(inputs: dict[str, Any], key_data: Any) -> list[Any]:
+            key = jax.random.wrap_key_data(key_data, impl="threefry2x32") if self.function.random else None
+            with inlined():
+                outputs = self.function(self.function.params, {**fixed, **inputs}, key)
+            leaves, structure = jax.tree.flatten(
+                list(outputs.values())
+            )  # as a dict it would be sorted by name
+            static[:] = [[_COMPUTED if isinstance(leaf, jax.Array) else leaf for leaf in leaves], structure]
+            return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+
+        place = SingleDeviceSharding(self._device)
+        with jax.default_matmul_precision(None if self._device.platform == "cpu" else "highest"):
+            lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(
+                moving, np.zeros(2, np.uint32)
+            )
+            executable = compiled(lowered, self._device)
+        return lambda *args: [np.asarray(value) for value in executable(*args)], static
+
+
+def run(
+    source: Source,
+    inputs: Mapping[str, Any],
+    *,
+    outputs: tuple[str, ...] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> dict[str, GraphValue]:
+    """Load a model and run it once, in the file's own layout; any model, batched or not.
+
+    >>> memojax.run(memojax.policies.bundled("acrobot_ppo"), {"obs": np.zeros((2, 6), np.float32)})["logits"].shape
+    (2, 3)
+
+    Raises:
+        ModelLoadError: `source` cannot be loaded.
+        InputError: a missing, unknown, misshapen or mistyped input.
+    """
+    return OneShot(source, outputs=outputs, constants=constants)(inputs, seed=seed)
+
+
+_COMPUTED = object()
+
+
+def _checked(value: Value, inputs: Mapping[str, Any]) -> Any:
+    if value.name not in inputs:
+        if value.kind == "optional":
+            return None
+        raise MissingInputError([value.name], inputs)
+    given = inputs[value.name]
+    if given is None or (isinstance(given, (list, tuple)) and value.kind != "tensor"):
+        return given if given is None else tuple(map(np.asarray, given))
+    array = np.asarray(given)
+    if value.dtype is not None and array.dtype != value.dtype:
+        if not _fits(array.dtype, value.dtype):
+            raise InputDtypeError(
+                f"input {value.name!r} is {array.dtype}, the model takes {value.dtype}: cast it first"
+            )
+        if (outside := overflow(array, value.dtype)) is not None:
+            raise InputDtypeError(
+                f"input {value.name!r}: the model takes {value.dtype}, which cannot hold {outside}"
+            )
+        array = array.astype(value.dtype)
+    if value.shape is not None:
+        wrong = len(array.shape) != len(value.shape) or any(
+            isinstance(want, int) and want != got for want, got in zip(value.shape, array.shape, strict=False)
+        )
+        if wrong:
+            raise InputShapeError(
+                f"input {value.name!r} has shape {list(array.shape)}, the model takes {list(value.shape)}"
+            )
+    return array
+
+
+def _fits(given: np.dtype, wanted: np.dtype) -> bool:
+    return wanted.kind != "O" and given.kind != "O" and np.can_cast(given, wanted, "same_kind")
+
+
+def _is_traceable(value: Any) -> bool:
+    return all(array.dtype != object for array in jax.tree.leaves(value)) and value is not None
+
+
+def _signature(value: Any, by_value: bool) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        return tuple(_signature(item, by_value) for item in value)
+    content = (tuple(value.ravel()) if value.dtype == object else value.tobytes()) if by_value else None
+    return value.shape, value.dtype, content

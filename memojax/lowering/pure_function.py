@@ -1,0 +1,136 @@
+"""A policy as a pure function of weights and inputs by name; what it is given is checked while tracing, and costs a compiled loop nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._types import Arrays, Params
+from ..errors import (
+    IncompatibleModelError,
+    InputDtypeError,
+    InputShapeError,
+    MissingInputError,
+    UnknownInputError,
+)
+from ..model import Model
+from ..model.graph import Value
+from ..rows.states import can_cast
+from .binding import bind_inputs, with_inputs
+from .graph_function import GraphFunction
+from .typed_model import TypedModel
+
+PureFunction = Callable[..., Arrays]
+
+
+def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, Params]:
+    """The graph as it is, in the file's own layout; see `memojax.to_jax`.
+
+    Raises:
+        UnsupportedOpError: operators that cannot be lowered, all at once.
+        InputError: `constants` names no input, or does not fit.
+    """
+    graph = bind_inputs(model.graph, constants)
+    functions: dict[tuple[str, ...], GraphFunction] = {(): GraphFunction(graph)}
+    own = functions[()].params
+
+    def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
+        _check_weights(own, params)
+        replaced = tuple(name for name in graph.defaults if name in inputs)
+        if replaced not in functions:
+            functions[replaced] = GraphFunction(with_inputs(graph, replaced))
+        function = functions[replaced]
+        values = {value.name: value for value in function.graph.inputs}
+        given = {name: None for name, value in values.items() if value.kind == "optional"} | dict(inputs)
+        _check_names(values, given)
+        given = {
+            name: _declared(value, given[name], name in function.static_inputs)
+            for name, value in values.items()
+        }
+        weights = {name: params[name] for name in function.params}
+        return {name: jnp.asarray(value) for name, value in function(weights, given, key).items()}
+
+    values = [value.name for value in graph.inputs]
+    fn.__doc__ = f"{model.name}: {', '.join(values)} -> {', '.join(v.name for v in model.graph.outputs)}"
+    return fn, dict(own)
+
+
+def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
+    """What an inferer runs: rows `[n, *element_shape]` to rows; see `memojax.to_jax`."""
+    specs = {spec.name: spec for spec in typed.api.inputs}
+
+    def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
+        _check_names(specs, inputs)
+        rows = [
+            _declared(Value(name, spec.dtype, ("n", *spec.shape)), inputs[name], False)
+            for name, spec in specs.items()
+        ]
+        computed = dict(
+            zip(typed.computed, typed.fn(params, [jnp.asarray(row) for row in rows], key), strict=True)
+        )
+        n = np.shape(rows[0])[0] if rows else 1
+        constant = {
+            name: jnp.broadcast_to(jnp.asarray(value), (n, *value.shape))
+            for name, value in typed.constant.items()
+        }
+        return {spec.name: {**constant, **computed}[spec.name] for spec in typed.api.outputs}
+
+    fn.__doc__ = str(typed.api)
+    return fn, typed.params
+
+
+def _check_names(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    if unknown := given.keys() - expected.keys():
+        raise UnknownInputError(sorted(unknown), expected)
+    if missing := [name for name in expected if name not in given]:
+        raise MissingInputError(missing, given)
+
+
+def _check_weights(own: Params, given: Params) -> None:
+    if missing := [name for name in own if name not in given]:
+        raise IncompatibleModelError(
+            f"weight {missing[0]!r} is missing ({len(missing)} in all): give what to_jax gave, by name"
+        )
+    for name, weight in own.items():
+        if np.shape(given[name]) != np.shape(weight):
+            raise IncompatibleModelError(
+                f"weight {name!r} has shape {list(np.shape(given[name]))}, the model has {list(np.shape(weight))}"
+            )
+
+
+def _declared(value: Value, given: Any, static: bool) -> Any:
+    """What is given for an input, if it has the declared rank, sizes and kind of number.
+
+    Where a file exported for one row may keep its batch (axis 0, and any axis of a recurrent state, `[1, 1, H]`), a declared 1 is taken at
+    any length: many such files hold for more.
+    """
+    if value.kind != "tensor" or value.shape is None:
+        return given
+    if isinstance(given, (list, tuple)):
+        given = np.asarray(given) if static else jnp.asarray(given)
+    shape = np.shape(given)
+    free = range(len(value.shape)) if len(value.shape) > 2 else (0,)
+    fixed = [
+        (axis, dim)
+        for axis, dim in enumerate(value.shape)
+        if isinstance(dim, int) and dim > 0 and not (dim == 1 and axis in free)
+    ]
+    if len(shape) != len(value.shape) or any(shape[axis] != dim for axis, dim in fixed):
+        raise InputShapeError(
+            f"input {value.name!r} has shape {list(shape)}, the model takes {list(value.shape)}: jax.vmap maps the function over further axes"
+        )
+    dtype = getattr(given, "dtype", None)
+    if (
+        value.dtype is not None
+        and value.dtype != object
+        and dtype is not None
+        and not can_cast(dtype, value.dtype)
+    ):
+        raise InputDtypeError(
+            f"input {value.name!r} is {dtype}, the model takes {value.dtype}: cast it first if that is meant"
+        )
+    return given

@@ -1,0 +1,335 @@
+"""`TypedModel`: a function of rows, its weights and its `ModelApi`; what every inferer is built from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._types import Source
+from ..errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
+from ..model import Model, load_model
+from ..model.signature import ModelApi, TensorSpec
+from ..xla.cpu_client import cpu_device
+from ..xla.fork import check_not_forked
+from ..xla.options import compiled
+from .batch_axis import BatchAxis, batched
+from .binding import bind_inputs
+from .graph_breaks import host_nodes
+from .graph_function import GraphFunction
+
+RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class TypedModel:
+    """A batched policy, ready to be planned for any size.
+
+    >>> typed = memojax.TypedModel.from_model(memojax.policies.bundled("acrobot_ppo"))
+    >>> typed.api.input_shapes(), typed.rule
+    ([('obs', [6])], "axis (the file's own batch axis)")
+
+    Attributes:
+        fn: `fn(params, rows, key)`: a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` to one array for each of
+            `computed`, in that order; `key` is None unless `random`.
+        params: the weights, any pytree of arrays.
+        api: named inputs and outputs, without the batch axis.
+        computed: names of the outputs that `fn` gives.
+        constant: outputs that depend on no input, name -> value for each agent.
+        random: whether `fn` draws random numbers.
+        rule: how the batch was found, for a reader.
+        independent: whether rows are known not to influence each other; None where nobody has looked yet.
+        model: the file behind it, if there is one.
+        name: of that file, or of the one that it was exported from; empty for a function.
+        metadata: what that file says about itself.
+        fingerprint: what the model and its options are told apart by on disk; None where that is not known (functions, new weights).
+    """
+
+    fn: RowFunction = field(repr=False)
+    params: Any = field(repr=False)
+    api: ModelApi
+    computed: tuple[str, ...]
+    constant: Mapping[str, np.ndarray] = field(default_factory=dict)
+    random: bool = False
+    rule: str = "the function's own batch axis"
+    independent: bool | None = None
+    model: Model | None = field(default=None, repr=False)
+    name: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str | None = None
+
+    @classmethod
+    def from_model(
+        cls,
+        source: Source,
+        *,
+        dims: Mapping[str, int] | None = None,
+        batch_axis: BatchAxis = None,
+        constants: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> TypedModel:
+        """Load an ONNX model.
+
+        >>> typed = memojax.TypedModel.from_model(memojax.policies.bundled("acrobot_ppo"))
+        >>> memojax.BasicInferer(typed).infer_single({"obs": np.zeros(6)})["logits"].shape
+        (3,)
+
+        Args:
+            source: path, bytes, file object, `ModelProto` or loaded `Model`.
+            dims: sizes of symbolic dimensions other than the batch.
+            batch_axis: the batch axis, where the file does not say it right: for all inputs, or input -> axis.
+            constants: inputs that are the same for all agents and calls, name -> value in the file's layout.
+            outputs: keep only these outputs and what they need.
+
+        Raises:
+            ModelLoadError: the file cannot be loaded.
+            UnsupportedOpError: operators that cannot be lowered, all at once.
+            DimensionError: the batch or a dimension is not determined.
+        """
+        wanted = tuple(outputs) if outputs is not None else None
+        model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
+        graph = bind_inputs(model.graph, constants or {})
+        if found := host_nodes(graph):
+            raise UnsupportedOpError(
+                [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
+            )
+        rows = batched(GraphFunction(graph), dims=dims, batch_axis=batch_axis)
+        return cls(
+            fn=rows,
+            params=rows.function.params,
+            api=rows.api,
+            computed=rows.computed,
+            constant=rows.constant,
+            random=rows.function.random,
+            rule=str(rows.rule),
+            independent=True if rows.rule.kind == "vmap" else None,
+            model=model,
+            name=model.name,
+            metadata=dict(model.metadata),
+            fingerprint=_fingerprint(model, dims, batch_axis, constants, wanted),
+        )
+
+    @classmethod
+    def from_function(
+        cls,
+        fn: Callable[..., Any],
+        params: Any,
+        inputs: Mapping[str, Any],
+        *,
+        random: bool = False,
+        name: str = "output",
+    ) -> TypedModel:
+        """A JAX policy of your own behind the same inferers.
+
+        It is traced under the x64 setting of now, as your own `jit` would, and with x64 on if an input is 64 bits wide.
+
+        >>> weights = np.full((3, 2), 0.5, np.float32)
+        >>> typed = memojax.TypedModel.from_function(lambda w, x: {"act": x["obs"] @ w}, weights, {"obs": ((3,), np.float32)})
+        >>> memojax.load(typed).infer_single({"obs": np.ones(3)})["act"]
+        array([1.5, 1.5], dtype=float32)
+
+        Args:
+            fn: `fn(params, {name: [n, ...]})` (`fn(params, inputs, key)` if `random`) to a dict of `[n, ...]` arrays, or one array,
+                which is then called `name`.
+            params: any pytree of arrays (numbers become arrays).
+            inputs: name -> `TensorSpec`, `jax.ShapeDtypeStruct`, array, or (element shape, dtype); without the batch axis.
+
+        Raises:
+            DimensionError: an output does not have the batch on axis 0.
+        """
+        specs = tuple(_spec_of(key, given) for key, given in inputs.items())
+        x64 = jax.dtypes.canonicalize_dtype("int64") == np.int64 or any(
+            spec.dtype in _NARROWED for spec in specs
+        )
+        params = jax.tree.map(lambda leaf: _weight(leaf, x64), params)
+        rows_of = _ByName(fn, specs, name, random, x64)
+        order: list[str] = []
+
+        def shapes(n: int) -> dict[str, Any]:
+            def traced(params: Any, rows: Any, key: Any) -> dict[str, Any]:
+                named = rows_of.named(params, rows, _as_key(key) if random else None)
+                order[:] = named  # eval_shape sorts a dict by name
+                return named
+
+            rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in specs]
+            with jax.enable_x64(True):
+                return jax.eval_shape(traced, params, rows, _KEY)
+
+        at_five, at_seven = shapes(5), shapes(7)
+        outputs = []
+        for key in order:
+            five, seven = at_five[key], at_seven[key]
+            if five.shape[:1] != (5,) or seven.shape != (7, *five.shape[1:]):
+                shapes_found = f"{list(five.shape)} for 5 rows and {list(seven.shape)} for 7"
+                raise DimensionError(f"output {key!r} has shape {shapes_found}: put the batch first")
+            outputs.append(TensorSpec(key, five.shape[1:], five.dtype))
+        names = tuple(spec.name for spec in outputs)
+        return cls(
+            fn=replace(rows_of, outputs=names),
+            params=params,
+            api=ModelApi(specs, tuple(outputs)),
+            computed=names,
+            random=random,
+        )
+
+    def with_params(self, params: Any) -> TypedModel:
+        """The same with other weights.
+
+        >>> typed = memojax.TypedModel.from_function(lambda w, x: {"act": w * x["obs"]}, 2.0, {"obs": ((3,), np.float32)})
+        >>> memojax.load(typed.with_params(np.float32(3.0))).infer_single({"obs": np.ones(3)})["act"]
+        array([3., 3., 3.], dtype=float32)
+
+        Raises:
+            IncompatibleModelError: names, shapes or dtypes differ.
+        """
+        check_same_params(self.params, params)
+        return replace(self, params=params, fingerprint=None)
+
+    def mixing_outputs(self) -> tuple[str, ...]:
+        """Names of outputs in which one row influences another, found by running two rows together and alone.
+
+        Outputs that are drawn at random are taken to be independent: their numbers cannot be compared.
+        """
+        if self.independent:
+            return ()
+        rng = np.random.default_rng(0)
+        rows = [random_rows(rng, 2, spec) for spec in self.api.inputs]
+        together = self._eager(rows)
+        alone = [self._eager([row[i : i + 1] for row in rows]) for i in range(2)]
+        again = self._eager(rows, seed=1) if self.random else together
+        mixing = []
+        for index, name in enumerate(self.computed):
+            if self.random and not np.array_equal(
+                together[index], again[index], equal_nan=together[index].dtype.kind == "f"
+            ):
+                continue
+            separate = np.concatenate([alone[0][index], alone[1][index]])
+            if not np.allclose(together[index], separate, rtol=1e-3, atol=1e-4, equal_nan=True):
+                mixing.append(name)
+        return tuple(mixing)
+
+    def _eager(self, rows: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+        check_not_forked()
+        device = cpu_device()
+
+        def run(params: Any, rows: Any, key: Any) -> Any:
+            return self.fn(params, rows, _as_key(key) if self.random else None)
+
+        place = jax.sharding.SingleDeviceSharding(device)
+        with jax.enable_x64(True):
+            lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY)
+            executable = compiled(lowered, device, _FAST_COMPILE)
+            return [
+                np.asarray(value) for value in executable(self.params, rows, np.array([0, seed], np.uint32))
+            ]
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """A function of inputs by name as one of rows in order; a class, so that it pickles where the function does."""
+
+    fn: Callable[..., Any]
+    specs: tuple[TensorSpec, ...]
+    output: str
+    random: bool
+    x64: bool
+    outputs: tuple[str, ...] = ()
+
+    def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        named = self.named(params, rows, key)
+        return tuple(named[name] for name in self.outputs)
+
+    def named(self, params: Any, rows: Sequence[Any], key: Any) -> dict[str, Any]:
+        given = {spec.name: row for spec, row in zip(self.specs, rows, strict=True)}
+        with jax.enable_x64(self.x64):
+            result = self.fn(params, given, key) if self.random else self.fn(params, given)
+        return dict(result) if isinstance(result, Mapping) else {self.output: result}
+
+
+_ON_HOST = (
+    "it runs on the host (its output shape depends on data, or it works on strings), so rows have no fixed shape; "
+    "memojax.run and memojax.OneShot break the graph there"
+)
+_KEY = np.zeros(2, np.uint32)
+_NARROWED = {
+    np.dtype(wide): np.dtype(narrow)
+    for wide, narrow in (
+        ("int64", "int32"),
+        ("uint64", "uint32"),
+        ("float64", "float32"),
+        ("complex128", "complex64"),
+    )
+}
+"""What JAX makes of 64-bit dtypes without x64."""
+_FAST_COMPILE: Any = {"xla_backend_optimization_level": 0}
+
+
+def check_same_params(old: Any, new: Any) -> None:
+    """Whether `new` can stand in for `old`.
+
+    Raises:
+        IncompatibleModelError: the first name, shape or dtype that differs.
+    """
+    before, after = (dict(jax.tree_util.tree_flatten_with_path(tree)[0]) for tree in (old, new))
+    if missing := before.keys() - after.keys():
+        raise IncompatibleModelError(
+            f"parameter {jax.tree_util.keystr(min(missing, key=str))} is missing from the new weights"
+        )
+    if extra := after.keys() - before.keys():
+        raise IncompatibleModelError(
+            f"parameter {jax.tree_util.keystr(min(extra, key=str))} is not one of the model's"
+        )
+    for path, array in before.items():
+        other = after[path]
+        if np.shape(array) != np.shape(other) or np.dtype(array.dtype) != np.dtype(other.dtype):
+            name = jax.tree_util.keystr(path)
+            raise IncompatibleModelError(
+                f"parameter {name} is {other.dtype}{list(np.shape(other))} in the new weights, "
+                f"the model has {array.dtype}{list(array.shape)}"
+            )
+
+
+def _weight(leaf: Any, x64: bool) -> Any:
+    """A weight as the array that JAX would make of it."""
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return leaf.astype(_NARROWED[leaf.dtype]) if not x64 and leaf.dtype in _NARROWED else leaf
+
+
+def _as_key(data: Any) -> Any:
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+
+def _fingerprint(model: Model, *options: Any) -> str:
+    plain = jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, (str, int)) else np.asarray(leaf).tolist(), options
+    )
+    return hashlib.sha256(f"{model.digest} {plain!r}".encode()).hexdigest()
+
+
+def _spec_of(name: str, given: Any) -> TensorSpec:
+    if isinstance(given, TensorSpec):
+        return replace(given, name=name)
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        return TensorSpec(name, given.shape, given.dtype)
+    try:
+        shape, dtype = given
+        return TensorSpec(name, tuple(shape), np.dtype(dtype))
+    except (TypeError, ValueError) as cause:
+        raise InputError(
+            f"input {name!r}: give (element shape, dtype), a TensorSpec or a jax.ShapeDtypeStruct, not {given!r}"
+        ) from cause
+
+
+def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
+    """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask."""
+    shape = (n, *spec.shape)
+    if "mask" in spec.name.casefold():
+        return np.ones(shape, spec.dtype)
+    if jnp.issubdtype(spec.dtype, jnp.floating):
+        return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
+    return rng.integers(0, 2, shape).astype(spec.dtype)

@@ -1,0 +1,182 @@
+"""cervo's CRVO container: a header of eight bytes that says what kind of policy the rest is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from os import PathLike, fspath
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ..errors import AssetError
+
+if TYPE_CHECKING:
+    from ..inferer.basic import BasicInferer
+    from ..inferer.fixed import FixedBatchInferer
+    from ..inferer.memoizing import MemoizingDynamicInferer
+
+MAGIC = b"CRVO"
+HEADER_BYTES = 8
+MAX_BYTES = 1 << 31
+
+
+class AssetKind(IntEnum):
+    """What an asset holds: cervo's own numbers, and one far from them for the kind that cervo does not have.
+
+    >>> memojax.AssetKind.ONNX.value, str(memojax.AssetKind.ONNX)
+    (1, 'onnx')
+    """
+
+    ONNX = 1
+    """The bytes of an ONNX `ModelProto`."""
+    NNEF = 2
+    """A tar archive of a network in NNEF; recognised, but not run here."""
+    STABLEHLO = 74
+    """An exported JAX function with its weights; see `memojax.to_stablehlo`."""
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class AssetData:
+    """A policy's bytes, and what kind they are.
+
+    >>> asset = memojax.AssetData(memojax.AssetKind.ONNX, b"...")
+    >>> memojax.AssetData.deserialize(asset.serialize()) == asset
+    True
+    """
+
+    kind: AssetKind
+    data: bytes = field(repr=False)
+    name: str = field(default="", repr=False, compare=False)
+    """Where it was read from, for messages."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", AssetKind(self.kind))
+        object.__setattr__(self, "data", bytes(self.data))
+
+    @classmethod
+    def deserialize(
+        cls, source: bytes | bytearray | memoryview | IO[bytes], name: str = "<bytes>"
+    ) -> AssetData:
+        """Read an asset; the policy in it is not looked at. `name` is for messages.
+
+        Raises:
+            AssetError: no CRVO asset, a truncated one, or one of an unknown kind or version.
+        """
+        readable: Any = source
+        raw = readable.read(MAX_BYTES + 1) if hasattr(source, "read") else bytes(readable)
+        if not isinstance(raw, bytes):
+            raise AssetError(f"{name}: opened as text; open it in mode 'rb'")
+        if len(raw) > MAX_BYTES:
+            raise AssetError(f"{name}: more than {MAX_BYTES:,} bytes")
+        if raw[:4] != MAGIC:
+            raise AssetError(
+                f"{name}: not a CRVO asset, which begins with {MAGIC!r}; this begins with {raw[:4]!r}"
+            )
+        if len(raw) < HEADER_BYTES:
+            raise AssetError(
+                f"{name}: truncated: a CRVO asset has a header of {HEADER_BYTES} bytes, here are {len(raw)}"
+            )
+        version, compressed, reserved, number = raw[4:HEADER_BYTES]
+        if compressed or reserved or version > 1:
+            what = (
+                "is compressed, which no released cervo does"
+                if compressed
+                else "has a header that is not known here"
+            )
+            raise AssetError(
+                f"{name}: this CRVO asset {what} ({raw[4:8].hex(' ')}): make it again from the ONNX file (`memojax package`)"
+            )
+        try:
+            kind = AssetKind(number)
+        except ValueError:
+            known = ", ".join(f"{kind.value} ({kind})" for kind in AssetKind)
+            raise AssetError(f"{name}: asset kind {number} is unknown; known are {known}") from None
+        if len(raw) == HEADER_BYTES:
+            raise AssetError(f"{name}: the asset is empty: nothing follows its header")
+        return cls(kind, raw[HEADER_BYTES:], name)
+
+    def serialize(self) -> bytes:
+        """The asset as bytes; cervo reads those of its own kinds."""
+        return MAGIC + bytes((0, 0, 0, self.kind)) + self.data
+
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> AssetData:
+        """Read an asset from a file.
+
+        Raises:
+            AssetError: the file cannot be read, or see `deserialize`.
+        """
+        try:
+            with open(path, "rb") as file:
+                return cls.deserialize(file, fspath(path))
+        except OSError as cause:
+            raise AssetError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+
+    def write(self, path: str | PathLike[str]) -> None:
+        """Write the asset to a file.
+
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "policy.crvo")
+        >>> memojax.AssetData(memojax.AssetKind.ONNX, memojax.policies.bundled("acrobot_ppo").read_bytes()).write(path)
+        >>> memojax.load(path).input_shapes()
+        [('obs', [6])]
+        """
+        Path(path).write_bytes(self.serialize())
+
+    def load_basic(self, **options: Any) -> BasicInferer:
+        """An inferer for one agent at a time."""
+        return self._builder().build_basic(**options)
+
+    def load_fixed(self, sizes: Any, **options: Any) -> FixedBatchInferer:
+        """An inferer for known batch sizes."""
+        return self._builder().build_fixed(sizes, **options)
+
+    def load_memoizing(self, preload_sizes: Any = (), **options: Any) -> MemoizingDynamicInferer:
+        """An inferer that compiles each size when it is first seen."""
+        return self._builder().build_memoizing(preload_sizes, **options)
+
+    def _builder(self) -> Any:
+        from ..inferer.builder import InfererBuilder
+
+        return InfererBuilder(self)
+
+
+@contextlib.contextmanager
+def naming(asset: AssetData) -> Iterator[None]:
+    """Whatever is found wrong with `asset` inside says where it was read from."""
+    try:
+        yield
+    except AssetError as cause:
+        if not asset.name:
+            raise
+        raise AssetError(f"{asset.name}: {cause}") from cause
+
+
+def is_asset(raw: bytes) -> bool:
+    """Whether bytes are those of a CRVO asset, by their beginning."""
+    return raw[:4] == MAGIC
+
+
+def onnx_bytes(raw: bytes, name: str) -> bytes:
+    """The ONNX file in a CRVO asset; bytes that are no asset come back as they are.
+
+    Raises:
+        AssetError: an asset that cannot be read, or holds something else.
+    """
+    if not is_asset(raw):
+        return raw
+    asset = AssetData.deserialize(raw, name)
+    if asset.kind is not AssetKind.ONNX:
+        raise AssetError(f"{name}: this CRVO asset holds {asset.kind}: {_INSTEAD[asset.kind]}")
+    return asset.data
+
+
+_INSTEAD = {
+    AssetKind.NNEF: "memojax reads ONNX; package the ONNX file that the NNEF was converted from (`memojax package model.onnx`)",
+    AssetKind.STABLEHLO: "its graph is gone; memojax.load and the inferers take it (from a path, bytes or a seekable file), and memojax.to_jax takes what they make of it",
+}

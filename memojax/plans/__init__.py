@@ -1,0 +1,1 @@
+"""From a function of rows to executables, one for each batch size."""

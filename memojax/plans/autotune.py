@@ -1,0 +1,249 @@
+"""Autotuning: a size's candidates are compiled and timed beside its plan, and the fastest takes its place between two calls."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from ..errors import CompileError, InputError, LoweringError
+from ..lowering.typed_model import random_rows
+from ..xla.background import is_worker, submit
+from ..xla.options import has_avx512, has_sound_convolutions
+from .candidates import (
+    CONVOLUTIONS,
+    EIGEN,
+    EIGEN_CONVOLUTIONS,
+    FLIPPED,
+    FUSED,
+    LAYERS,
+    TWO_ROWS,
+    WIDE,
+    Candidate,
+    fits,
+)
+from .compiler import PlanCompiler
+from .hoist import Residual
+from .plan import Executable, Plan
+
+Autotune = Literal["off", "preload", "background"]
+
+Done: TypeAlias = Callable[[Plan], None]
+
+log = logging.getLogger("memojax")
+
+DEFAULT_BUDGET_MB = 256
+_MARGIN = 1.04
+"""A candidate must be this much faster: less is noise."""
+
+_SECONDS = 0.15
+"""Time for one comparison; at least `_ROUNDS` rounds are made."""
+_ROUNDS = 9
+_BLOCK_SECONDS = 0.001
+_WIDE_MATRIX = 2 << 20
+"""Bytes of a weight matrix from which a batch of one is worth other layouts: it no longer fits a core's cache."""
+
+_PRODUCTS = ("dot_general", "scan", "while", "cond")
+
+
+class Tuner:
+    """Tunes the plans of one inferer.
+
+    It works where weights are constants of CPU executables. What it needs: time on the background worker (or in `preload`), and memory
+    for executables that hold their weights packed, of which `budget` bytes are spent at most.
+    """
+
+    def __init__(self, mode: Autotune = "off", budget_mb: float = DEFAULT_BUDGET_MB):
+        """Tune sizes as they are preloaded ("preload"), or also those that turn out to be in use, on the worker ("background")."""
+        if mode not in ("off", "preload", "background"):
+            raise InputError(f"autotune must be 'off', 'preload' or 'background', got {mode!r}")
+        self.mode: Autotune = mode
+        self.budget = int(budget_mb * (1 << 20))
+        self._spent: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
+
+    def handles(self, compiler: PlanCompiler) -> bool:
+        """Whether there is anything to choose for this planner's plans."""
+        return (
+            self.mode != "off"
+            and compiler.host
+            and compiler.device.platform == "cpu"
+            and compiler.weights == "constant"
+        )
+
+    def now(self, compiler: PlanCompiler, plan: Plan, done: Done = lambda plan: None) -> None:
+        """Tune `plan` in this thread; then `done(plan)`."""
+        for _ in self._steps(compiler, plan, lambda plan: True, done, pause=is_worker()):
+            pass
+
+    def when_hot(self, compiler: PlanCompiler, plan: Plan, alive: Callable[[Plan], bool], done: Done) -> None:
+        """Tune `plan` on the worker, step by step, once it has been called some fifty times; `alive` says whether it is still of use."""
+        reference = weakref.ref(plan)  # else a plan would be kept by its own meter
+
+        def start() -> None:
+            if (plan := reference()) is not None:
+                _in_background(self._steps(compiler, plan, alive, done, pause=True))
+
+        plan.meter.when_hot = start
+
+    def _steps(
+        self, compiler: PlanCompiler, plan: Plan, alive: Callable[[Plan], bool], done: Done, pause: bool
+    ) -> Iterator[None]:
+        residual, plan.traced = plan.traced or compiler.trace(plan.size), None
+        rows = _rows(compiler, plan.size)
+        default = best = plan.executable
+        expected = default.run(rows)
+        for candidate in candidates(residual, plan.size, compiler):
+            yield
+            if not alive(plan):
+                return
+            if candidate.packs and self._used() + 2 * compiler.weight_bytes > self.budget:
+                log.debug("batch size %d: no room in autotune_budget_mb for %r", plan.size, candidate.name)
+                continue
+            executable = _compiled(compiler, plan, residual, candidate)
+            yield
+            if executable is None or not _agrees(plan, executable, rows, expected):
+                continue
+            gain = compare(best.run, executable.run, rows, pause)
+            log.debug(
+                "batch size %d: candidate %r takes 1/%.2f of the time of %r",
+                plan.size,
+                candidate.name,
+                gain,
+                best.candidate,
+            )
+            if gain > _MARGIN:
+                best = executable
+        yield
+        gain = compare(default.run, best.run, rows, pause) if best is not default else 0.0
+        if gain > _MARGIN:
+            plan.executable = best
+            self._spent[plan] = 2 * compiler.weight_bytes
+            log.info(
+                "batch size %d: %r is %.2f times as fast as the default", plan.size, best.candidate, gain
+            )
+        plan.gain = gain if gain > _MARGIN else 1.0
+        done(plan)
+
+    def _used(self) -> int:
+        return sum(self._spent.values())
+
+
+def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Candidate]:
+    """Recipes worth trying for what a model computes."""
+    names = [step.primitive.name for step in residual.steps]
+    products = sum(names.count(name) for name in _PRODUCTS)
+    convolutions = "conv_general_dilated" in names
+    found = []
+    if products or convolutions:
+        found.append(FUSED)
+    if products > 1:
+        found.append(LAYERS)
+    if products and size > 1:  # a row times a matrix is XLA's own code either way
+        found.append(EIGEN)
+    if convolutions:
+        found += [CONVOLUTIONS, EIGEN_CONVOLUTIONS] if has_sound_convolutions() else [EIGEN_CONVOLUTIONS]
+    if has_avx512():
+        found.append(WIDE)
+    typed = compiler.typed
+    if size == 1 and products and compiler.largest_weight >= _WIDE_MATRIX:
+        found.append(FLIPPED)
+        if not typed.random and not typed.mixing_outputs():
+            found.append(TWO_ROWS)
+    constants = compiler.constants(residual)
+    return [candidate for candidate in found if fits(candidate, residual, constants)]
+
+
+def compare(
+    old: Callable[[Any], Any], new: Callable[[Any], Any], rows: Sequence[Any], pause: bool = False
+) -> float:
+    """How many times as fast `new` is, with doubt: the lower of two ratios, that of the medians and that of the fastest rounds."""
+    for run in (old, new):
+        for _ in range(3):
+            run(rows)
+    count = max(1, int(_BLOCK_SECONDS / max(_block(old, rows, 1), 1e-6)))
+    times: list[tuple[float, float]] = []
+    stop = time.perf_counter() + _SECONDS
+    while len(times) < _ROUNDS or (time.perf_counter() < stop and len(times) < 60):
+        first, second = (old, new) if len(times) % 2 else (new, old)
+        one, other = _block(first, rows, count), _block(second, rows, count)
+        times.append((one, other) if first is old else (other, one))
+        if pause:
+            time.sleep(min(sum(times[-1]) * count, 0.05))
+    before, after = zip(*times, strict=True)
+    return min(statistics.median(before) / statistics.median(after), sorted(before)[1] / sorted(after)[1])
+
+
+def _block(run: Callable[[Any], Any], rows: Sequence[Any], count: int) -> float:
+    run(rows)
+    started = time.perf_counter()
+    for _ in range(count):
+        run(rows)
+    return (time.perf_counter() - started) / count
+
+
+def _compiled(
+    compiler: PlanCompiler, plan: Plan, residual: Residual, candidate: Candidate
+) -> Executable | None:
+    """`plan` by another candidate; None where this jaxlib cannot."""
+    try:
+        traced = residual if candidate.rows == 1 else compiler.trace(plan.size * candidate.rows)
+        return compiler.prepare(plan.size, traced, plan.meter, candidate)()
+    except (CompileError, LoweringError) as cause:
+        log.debug("batch size %d: candidate %r is not possible here: %s", plan.size, candidate.name, cause)
+        return None
+
+
+def _agrees(
+    plan: Plan, executable: Executable, rows: Sequence[np.ndarray], expected: Sequence[np.ndarray]
+) -> bool:
+    """Whether a candidate runs and gives the numbers of the default; what some jaxlibs compile they then cannot run."""
+    try:
+        given = executable.run(rows)
+    except Exception as cause:
+        log.debug("batch size %d: candidate %r does not run here: %s", plan.size, executable.candidate, cause)
+        return False
+    if _equal(expected, given):
+        return True
+    log.warning(
+        "batch size %d: candidate %r gives other numbers than the default: dropped",
+        plan.size,
+        executable.candidate,
+    )
+    return False
+
+
+def _equal(expected: Sequence[np.ndarray], given: Sequence[np.ndarray]) -> bool:
+    for one, other in zip(expected, given, strict=True):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        if one.dtype.kind in "biu":
+            if not np.array_equal(one, other):
+                return False
+        elif not np.allclose(
+            one.astype(np.float64), other.astype(np.float64), rtol=1e-3, atol=1e-5, equal_nan=True
+        ):
+            return False
+    return True
+
+
+def _rows(compiler: PlanCompiler, size: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    rows = [random_rows(rng, size, spec) for spec in compiler.typed.api.inputs]
+    return [*rows, np.zeros(2, np.uint32)] if compiler.typed.random else rows
+
+
+def _in_background(steps: Iterator[None]) -> None:
+    """Each step is a task of its own, so that a plan that somebody waits for comes in between, and so that the program can end."""
+
+    def step() -> None:
+        with contextlib.suppress(StopIteration):
+            next(steps)
+            submit(step)
+
+    submit(step)

@@ -1,0 +1,64 @@
+"""Which batch sizes get a plan: every size, or a few that the others are padded to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, TypeAlias
+
+from ..errors import BatchSizeError
+
+Bucketing: TypeAlias = Literal["exact", "pow2"] | Iterable[int] | Callable[[int], int]
+Bucket: TypeAlias = Callable[[int], int]
+"""Number of rows -> size of the plan that runs them; smaller than the rows where they must be split."""
+
+
+def bucket_of(policy: Bucketing, max_batch_size: int | None = None) -> Bucket:
+    """The rule for a policy.
+
+    Args:
+        policy: "exact" (each size its own plan), "pow2" (the next power of two), sizes (the next larger one; more rows than the
+            largest are split), or a function of the number of rows.
+        max_batch_size: the most rows in one plan; always a bucket of its own, so that a full batch is never padded.
+
+    Raises:
+        BatchSizeError: an unknown policy, or a size that is no positive whole number.
+    """
+    limit = None if max_batch_size is None else checked_size(max_batch_size)
+    if callable(policy):
+        return lambda n: _limited(_answer(policy, n), limit)
+    if policy == "exact":
+        return lambda n: _limited(n, limit)
+    if policy == "pow2":
+        return lambda n: _limited(1 << (n - 1).bit_length(), limit)
+    if isinstance(policy, str):
+        raise BatchSizeError(
+            f"unknown bucketing {policy!r}: give 'exact', 'pow2', a list of sizes, or a function"
+        )
+    sizes = sorted({checked_size(size) for size in policy} | ({limit} if limit else set()))
+    if not sizes:
+        raise BatchSizeError("bucketing= needs at least one size")
+    return lambda n: next((size for size in sizes if size >= n), sizes[-1])
+
+
+def _limited(size: int, limit: int | None) -> int:
+    return size if limit is None else min(size, limit)
+
+
+def _answer(policy: Callable[[int], int], n: int) -> int:
+    size = checked_size(policy(n))
+    if size < n:
+        raise BatchSizeError(
+            f"the bucketing function gave {size} for {n} rows: it must give at least as many (use max_batch_size= to split)"
+        )
+    return size
+
+
+def checked_size(size: int) -> int:
+    """`size` as an int.
+
+    Raises:
+        BatchSizeError: it is not a positive whole number.
+    """
+    if isinstance(size, bool) or not hasattr(size, "__index__") or (number := size.__index__()) < 1:
+        raise BatchSizeError(f"a batch size is a positive whole number, got {size!r}")
+    return number

@@ -1,0 +1,278 @@
+"""Batch size -> plan. A hit is one dictionary look-up and takes no lock; a miss compiles once however many threads ask."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from ..errors import BatchSizeError, nearest
+from ..xla.fork import check_not_forked, was_forked
+from .batch_sizes import checked_size
+from .compiler import Lowered
+from .forbid import check_allowed
+from .plan import Plan
+
+log = logging.getLogger("memojax")
+_caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """Counts of a plan cache, as `functools.lru_cache` gives them and more.
+
+    Attributes:
+        hits, misses: calls that found their plan, and that had to have it made.
+        evictions: plans dropped because of `maxsize`.
+        maxsize, currsize: most plans to keep (None: no limit; preloaded ones do not count), plans held now.
+        compile_seconds: seconds spent tracing, lowering and compiling, in all.
+        padded_rows: rows computed only to fill a larger plan.
+        disk_hits: plans that came from `cache_dir` rather than from the compiler.
+    """
+
+    hits: int
+    misses: int
+    evictions: int
+    maxsize: int | None
+    currsize: int
+    compile_seconds: float
+    padded_rows: int
+    disk_hits: int = 0
+
+
+class PlanCache:
+    """Plans by batch size.
+
+    Each missing size has one future: its first asker lowers and compiles, the others wait for that size alone. A compile that fails
+    is not kept, so that the next call tries again.
+    """
+
+    def __init__(self, lower: Callable[[int], Lowered], maxsize: int | None = None):
+        """Plans come from `lower(size).compile()`; at most `maxsize` that were not preloaded are kept, the least recently used go.
+
+        Raises:
+            BatchSizeError: `maxsize` is less than 1.
+        """
+        if maxsize is not None and maxsize < 1:
+            raise BatchSizeError(f"maxsize must be at least 1 (or None for no limit), got {maxsize}")
+        self.maxsize = maxsize
+        self._lower = lower
+        self._plans: dict[int, Plan] = {}
+        self.hit: Callable[[int], Plan | None] = self._plans.get if maxsize is None else self._noted
+        """The plan for `size` if it is there, noted as used."""
+        self._pending: dict[int, Future[Plan | None]] = {}
+        self._pinned: set[int] = set()
+        self._used: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._dropped_calls: Counter[int] = Counter()
+        self._misses = self._evictions = 0
+        self._compile_seconds = 0.0
+        self._padded_rows = 0
+        self._generation = 0
+        _caches.add(self)
+
+    def __contains__(self, size: int) -> bool:
+        return size in self._plans
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def get(self, size: int) -> Plan:
+        """The plan for `size`, made now if there is none.
+
+        Raises:
+            BatchSizeError: `size` is less than 1.
+            LoweringError, CompileError: the model cannot be planned at this size.
+        """
+        return self.hit(size) or self._miss(size)
+
+    def _noted(self, size: int) -> Plan | None:
+        plan = self._plans.get(size)
+        if plan is not None:
+            self._used[size] = time.monotonic_ns()
+        return plan
+
+    def peek(self, size: int) -> Plan | None:
+        """The plan for `size` if it is there."""
+        return self._plans.get(size)
+
+    def sizes(self) -> list[int]:
+        """Sizes that have a plan, ascending."""
+        return sorted(self._plans)
+
+    def next_larger(self, size: int) -> int | None:
+        """The smallest size with a plan that is at least `size`."""
+        sizes = self.sizes()
+        index = bisect.bisect_left(sizes, size)
+        return sizes[index] if index < len(sizes) else None
+
+    def next_smaller(self, size: int) -> int | None:
+        """The largest size with a plan that is at most `size`."""
+        sizes = self.sizes()
+        index = bisect.bisect_right(sizes, size)
+        return sizes[index - 1] if index else None
+
+    def pin(self, sizes: Iterable[int]) -> list[int]:
+        """Mark sizes as preloaded, which `maxsize` never drops; each once, in the order given.
+
+        Raises:
+            BatchSizeError: a size that is no positive whole number; none is marked then.
+        """
+        wanted = list(dict.fromkeys(map(checked_size, sizes)))
+        with self._lock:
+            self._pinned.update(wanted)
+        return wanted
+
+    def is_pinned(self, size: int) -> bool:
+        """Whether `size` is a preloaded one."""
+        return size in self._pinned
+
+    def clear(self, size: int | None = None) -> None:
+        """Drop the plan for `size`, or all plans and counts."""
+        with self._lock:
+            if size is not None:
+                self._drop(size)
+                return
+            self._plans.clear()
+            self._pinned.clear()
+            self._used.clear()
+            self._dropped_calls.clear()
+            self._misses = self._evictions = self._padded_rows = 0
+            self._compile_seconds = 0.0
+
+    def plans(self) -> list[Plan]:
+        """All plans, by size."""
+        with self._lock:
+            return [self._plans[size] for size in sorted(self._plans)]
+
+    def info(self) -> CacheInfo:
+        """Counts so far."""
+        with self._lock:
+            calls = sum(plan.calls for plan in self._plans.values()) + self._dropped_calls.total()
+            return CacheInfo(
+                max(0, calls - self._misses),
+                self._misses,
+                self._evictions,
+                self.maxsize,
+                len(self._plans),
+                self._compile_seconds,
+                self._padded_rows,
+            )
+
+    def calls(self) -> Counter[int]:
+        """How often each size ran, plans that were dropped since included."""
+        with self._lock:
+            return self._dropped_calls + Counter({size: plan.calls for size, plan in self._plans.items()})
+
+    def count_padding(self, rows: int) -> None:
+        """Note rows that were computed only to fill a plan."""
+        with self._lock:
+            self._padded_rows += rows
+
+    def _miss(self, size: int) -> Plan:
+        checked_size(size)
+        check_not_forked()
+        check_allowed(size, self.sizes())
+        with self._lock:
+            plan = self._plans.get(size)
+            if plan is not None:
+                return plan
+            generation = self._generation
+            future = self._pending.get(size)
+            mine = future is None
+            if future is None:
+                future = self._pending[size] = Future()
+        if not mine:
+            return future.result() or self.get(size)
+        started = time.perf_counter()
+        try:
+            plan = self._lower(size).compile()
+        except BaseException as failure:
+            with self._lock:
+                del self._pending[size]
+            # An interrupt is this thread's own affair: those who wait try again themselves.
+            if isinstance(failure, Exception):
+                future.set_exception(failure)
+            else:
+                future.set_result(None)
+            raise
+        with self._lock:
+            if outdated := generation != self._generation:
+                self._pending.pop(size, None)
+            else:
+                self._keep(size, plan, time.perf_counter() - started)
+        if outdated:
+            future.set_result(None)
+            return self.get(size)
+        future.set_result(plan)
+        others = nearest([other for other in self.sizes() if other != size], size)
+        why = "preloaded" if size in self._pinned else "first seen"
+        log.info(
+            "compiled batch size %d in %.0f ms (%s; nearest plans: %s)",
+            size,
+            plan.compile_ms,
+            why,
+            others or "none",
+        )
+        return plan
+
+    def replace(self, plans: Mapping[int, Plan]) -> None:
+        """Put other plans in place of all, at once; what is being compiled meanwhile is thrown away and made anew."""
+        with self._lock:
+            self._generation += 1
+            for size in list(self._plans):
+                if size not in plans:
+                    self._drop(size)
+                else:
+                    self._dropped_calls[size] += self._plans[size].calls
+            self._plans.update(plans)
+
+    def _keep(self, size: int, plan: Plan, seconds: float) -> None:
+        self._plans[size] = plan
+        self._used[size] = time.monotonic_ns()
+        self._pending.pop(size, None)
+        self._misses += size not in self._pinned
+        self._compile_seconds += seconds
+        self._evict(keep=size)
+
+    def _evict(self, keep: int) -> None:
+        if self.maxsize is None:
+            return
+        loose = [size for size in self._plans if size not in self._pinned]
+        while len(loose) > self.maxsize:
+            oldest = min(
+                (size for size in loose if size != keep),
+                key=lambda size: self._used.get(size, 0),
+                default=None,
+            )
+            if oldest is None:
+                return
+            loose.remove(oldest)
+            self._drop(oldest)
+            self._evictions += 1
+
+    def _drop(self, size: int) -> None:
+        plan = self._plans.pop(size, None)
+        self._used.pop(size, None)
+        if plan is not None:
+            self._dropped_calls[size] += plan.calls
+
+
+def _after_fork() -> None:
+    """XLA's threads are not in a forked child, where a plan would hang: drop the plans, so that the next call says so."""
+    if was_forked():
+        for cache in _caches:
+            cache._lock = threading.Lock()
+            cache._plans.clear()  # in place: `hit` is bound to this dictionary
+            cache._pending = {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

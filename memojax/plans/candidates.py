@@ -1,0 +1,134 @@
+"""How a size is compiled: the default, and the candidates that autotuning tries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+from jax import lax
+
+from ..xla.options import ynn
+from .hoist import Residual, Rewrite, Step
+
+
+@final
+@dataclass(frozen=True)
+class Candidate:
+    """A way to compile one size.
+
+    Attributes:
+        name: shown in `plans()`.
+        options: XLA's options for this executable.
+        rewrite: what to do with single steps, if not what they say.
+        packs: whether the executable holds its weights once more, packed for its kernels.
+        rows: run a batch of one as so many equal rows, which a matrix-matrix kernel takes; rows must be independent.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rewrite: Rewrite | None = None
+    packs: bool = False
+    rows: int = 1
+
+    def trace(self, residual: Residual, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times as many rows."""
+        if self.rows > 1:
+            inputs = [lax.broadcast_in_dim(x, (self.rows, *x.shape[1:]), range(x.ndim)) for x in inputs]
+        outputs = residual(leading, inputs, self.rewrite)
+        return [lax.slice_in_dim(output, 0, 1) for output in outputs] if self.rows > 1 else outputs
+
+
+def _kept_apart(step: Step, inputs: list[Any]) -> list[Any]:
+    """A product with a barrier behind it, a rounding that changes no bit of a float32 and that XLA does not remove.
+
+    XLA then packs the weights of each product, but does not chain products in one kernel.
+    """
+    outputs = step.bind(inputs)
+    if step.primitive.name != "dot_general":
+        return outputs
+    return [
+        lax.reduce_precision(output, 8, 23) if output.dtype == np.float32 else output for output in outputs
+    ]
+
+
+def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
+    """A row times a matrix as the matrix turned times a column: each output reads its weights in one run."""
+    if step.primitive.name != "dot_general" or step.params["dimension_numbers"] != _ROWS_BY_MATRIX:
+        return step.bind(inputs)
+    row, matrix = inputs
+    column = lax.dot_general_p.bind(
+        matrix, row, **{**step.params, "dimension_numbers": (((0,), (1,)), ((), ()))}
+    )
+    return [lax.transpose(column, (1, 0))]
+
+
+_ROWS_BY_MATRIX = (((1,), (0,)), ((), ()))
+
+
+DEFAULT = Candidate("default")
+FUSED = Candidate("ynn", ynn("DOT", "ELTWISE"), packs=True)
+LAYERS = Candidate("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
+CONVOLUTIONS = Candidate("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
+EIGEN = Candidate("eigen", ynn())
+EIGEN_CONVOLUTIONS = Candidate("eigen-conv", ynn("INDIVIDUAL_DOT"))
+WIDE = Candidate("v512", {"xla_cpu_prefer_vector_width": "512"})
+FLIPPED = Candidate("flipped", rewrite=_flipped)
+TWO_ROWS = Candidate("two-rows", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True, rows=2)
+
+CANDIDATES = {
+    candidate.name: candidate
+    for candidate in (
+        DEFAULT,
+        FUSED,
+        LAYERS,
+        CONVOLUTIONS,
+        EIGEN,
+        EIGEN_CONVOLUTIONS,
+        WIDE,
+        FLIPPED,
+        TWO_ROWS,
+    )
+}
+
+
+def fits(candidate: Candidate, residual: Residual, constants: Sequence[Any]) -> bool:
+    """Whether `candidate` may be tried; `constants` are the weights that `residual` begins with.
+
+    A fusion of more than a product may not have an operand that is one number throughout; see `xla_options`.
+    """
+    return not candidate.packs or not _multiplies_one_number(residual, constants)
+
+
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+_LOOPS = ("scan", "while", "cond")
+_MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy")
+
+
+def _multiplies_one_number(residual: Residual, constants: Sequence[Any]) -> bool:
+    uniform = {
+        number for number, value in zip(residual.leading, constants, strict=True) if _is_uniform(value)
+    }
+    matrices = {
+        number
+        for number, value in zip(residual.leading, constants, strict=True)
+        if number in uniform and np.ndim(value) > 1
+    }
+    for step in residual.steps:
+        name = step.primitive.name
+        if name in _LOOPS and matrices.intersection(atom for atom in step.inputs if isinstance(atom, int)):
+            return True
+        operands = [
+            atom in uniform if isinstance(atom, int) else _is_uniform(atom.value) for atom in step.inputs
+        ]
+        if name in _PRODUCTS and any(operands):
+            return True
+        if name == "broadcast_in_dim" or (name in _MOVES and all(operands)):
+            uniform.update(step.outputs)
+    return False
+
+
+def _is_uniform(value: Any) -> bool:
+    array = np.asarray(value)
+    return array.size > 1 and bool((array == array.flat[0]).all())

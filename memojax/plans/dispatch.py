@@ -1,0 +1,199 @@
+"""The few lines between rows and an executable. What they cost is paid with every call, so they are closures without frames in between."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from ..model.signature import ModelApi
+from .input_buffers import Staging
+from .packing import Packing
+from .weight_arguments import Leading
+
+Rows: TypeAlias = Sequence[Any]
+Run: TypeAlias = Callable[[Rows], list[Any]]
+"""One array per input (and the key of a random model) to one array per output."""
+
+Answer: TypeAlias = Callable[[Mapping[str, Any], Any], "dict[str, np.ndarray] | None"]
+"""Inputs by name, and what draws the key of a random model, to outputs by name; None (nothing has run) where an input does not fit."""
+
+
+SAMPLE_EVERY = 16
+"""One call in so many is timed; reading the clock costs a percent of the smallest call."""
+
+_HOT = 4
+
+
+@dataclass
+class Meter:
+    """Calls of a plan, whichever executable served them, and seconds of the last ones that were timed.
+
+    Attributes:
+        counter: the number of the next call.
+        when_hot: called once, when a few calls have been timed.
+    """
+
+    counter: itertools.count[int] = field(default_factory=itertools.count)
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    when_hot: Callable[[], None] | None = None
+
+    @property
+    def tick(self) -> Callable[[], int]:
+        """Counts a call, without a lock, and gives its number from 0."""
+        return self.counter.__next__
+
+    @property
+    def calls(self) -> int:
+        """Calls so far. To be looked at must not count as a call, which would move the ones that are timed; only its text tells so."""
+        return int(repr(self.counter).removeprefix("count(").removesuffix(")"))
+
+    def timed(self, run: Run, rows: Rows) -> list[Any]:
+        """Run and note the time."""
+        started = time.perf_counter()
+        results = run(rows)
+        if results and isinstance(results[0], jax.Array):
+            jax.block_until_ready(results)
+        self.seconds.append(time.perf_counter() - started)
+        if self.when_hot is not None and len(self.seconds) >= _HOT:
+            notify, self.when_hot = self.when_hot, None
+            notify()
+        return results
+
+
+def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leading: Leading) -> Run:
+    """Rows as NumPy arrays, in and out; `leading` are the weights that `call` takes first.
+
+    A call takes a slot of input buffers and gives it back, so that threads never write to the same one.
+    """
+    take, give, fresh, unpack, asarray = (
+        staging.free.pop,
+        staging.free.append,
+        staging.slot,
+        packing.unpacker(),
+        np.asarray,
+    )
+
+    def staged(rows: Rows) -> list[np.ndarray]:
+        try:
+            slot = take()
+        except IndexError:
+            slot = fresh()
+        buffers, arrays = slot
+        for buffer, row in zip(buffers, rows):
+            buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
+        result = call(*leading.values, *arrays)
+        results = [asarray(result)] if unpack is None else unpack(result)
+        give(slot)
+        return results
+
+    def mixed(rows: Rows) -> list[np.ndarray]:
+        try:
+            slot = take()
+        except IndexError:
+            slot = fresh()
+        given = []
+        for buffer, array, row in zip(*slot, rows):
+            if buffer is not None:
+                buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
+            given.append(row if buffer is None else array)
+        result = call(*leading.values, *given)
+        results = [asarray(result)] if unpack is None else unpack(result)
+        give(slot)
+        return results
+
+    def mixed_x64(rows: Rows) -> list[np.ndarray]:
+        with jax.enable_x64(True):
+            return mixed(rows)
+
+    def staged_x64(rows: Rows) -> list[np.ndarray]:
+        with jax.enable_x64(True):
+            return staged(rows)
+
+    if all(staging.staged):
+        return staged_x64 if staging.needs_x64 else staged
+    return mixed_x64 if staging.needs_x64 else mixed
+
+
+def by_name(
+    run: Run,
+    call: Callable[..., Any],
+    staging: Staging,
+    packing: Packing,
+    leading: Leading,
+    api: ModelApi,
+    outputs: Sequence[str],
+    random: bool,
+    meter: Meter,
+) -> Answer:
+    """The same for inputs and outputs by name, with the checks; for one of each, `run` is written out (a frame costs 1 us)."""
+    tick, timed, ndarray = meter.tick, meter.timed, np.ndarray
+    take, give, fresh, unpack, asarray = (
+        staging.free.pop,
+        staging.free.append,
+        staging.slot,
+        packing.unpacker(),
+        np.asarray,
+    )
+    inputs = [(spec.name, shape, spec.dtype) for spec, (shape, _) in zip(api.inputs, staging.specs)]
+
+    def answer_one(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
+        row = given.get(name)
+        if type(row) is not ndarray or row.shape != shape or row.dtype != dtype:
+            return None
+        if not tick() % SAMPLE_EVERY:
+            return {output: timed(run, (row,))[0]}
+        try:
+            slot = take()
+        except IndexError:
+            slot = fresh()
+        (buffer,), (array,) = slot
+        buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
+        result = asarray(call(*leading.values, array))
+        give(slot)
+        return {output: result}
+
+    def answer(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
+        rows = []
+        for name, shape, dtype in inputs:
+            row = given.get(name)
+            if type(row) is not ndarray or row.shape != shape or row.dtype != dtype:
+                return None
+            rows.append(row)
+        if random:
+            rows.append(draw())
+        return dict(zip(outputs, run(rows) if tick() % SAMPLE_EVERY else timed(run, rows)))
+
+    if (
+        len(inputs) == len(outputs) == 1
+        and all(staging.staged)
+        and not staging.needs_x64
+        and unpack is None
+        and not random
+    ):
+        ((name, shape, dtype),), (output,) = inputs, outputs
+        return answer_one
+    return answer
+
+
+def never(given: Mapping[str, Any], draw: Any = None) -> None:
+    """The answer of executables that take no NumPy arrays."""
+
+
+def on_device(call: Callable[..., Any], leading: Leading) -> Run:
+    """Rows as `jax.Array`s, in and out."""
+    return lambda rows: list(call(*leading.values, *rows))
+
+
+def lean_call(compiled: Any) -> Callable[..., Any]:
+    """The compiled function without the Python frame around it (1 us), where this JAX has a way."""
+    try:
+        return compiled._executable.create_cpp_call(compiled._params) or compiled
+    except (AttributeError, TypeError):
+        return compiled

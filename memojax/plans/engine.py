@@ -1,0 +1,295 @@
+"""All plans of one model: those for NumPy batches, those for each device of the user's; their weights, and their copies on disk."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import pickle
+import threading
+import time
+import weakref
+from typing import Any, get_args
+
+import jax
+
+from ..errors import BatchMemoryError, CompileError, InputError
+from ..lowering.typed_model import TypedModel
+from ..xla.memory import available_bytes, bytes_per_row, readable
+from ..xla.options import over_defaults
+from .autotune import Tuner
+from .cache import PlanCache
+from .candidates import CANDIDATES, DEFAULT, Candidate
+from .compiler import Lowered, PlanCompiler, Weights
+from .disk_cache import DiskCache, environment_key
+from .hoist import Residual
+from .plan import Plan
+from .tuning_log import Choices
+
+log = logging.getLogger("memojax")
+
+_SURELY_FITS = 64
+"""So many times inputs and outputs are taken to be enough for temporaries."""
+
+_PROBE = 8
+
+
+class Engine:
+    """Plan caches by device, over one set of weights.
+
+    `cache` holds the plans for NumPy batches and stays the same object for good; `typed` is the model with its present weights.
+    """
+
+    def __init__(
+        self,
+        typed: TypedModel,
+        device: jax.Device,
+        *,
+        weights: Weights,
+        precision: str | None,
+        maxsize: int | None,
+        disk: DiskCache | None,
+        tuner: Tuner | None = None,
+    ):
+        if weights not in get_args(Weights):
+            raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
+        self.typed = typed
+        self.disk_hits = 0
+        self._device = device
+        self._precision = precision
+        self._fingerprint = typed.fingerprint
+        self._disk = disk if typed.fingerprint else None
+        self._tuner = tuner or Tuner()
+        if (
+            weights == "auto"
+            and device.platform == "cpu"
+            and (self._disk is not None or self._tuner.mode != "off")
+        ):
+            weights = "constant"  # only then there is something to store, and to tune
+        self._compiler = PlanCompiler(typed, device, weights, precision)
+        self._compiler.keep_traces = self._tuner.handles(self._compiler)
+        self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
+        self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
+        self._lock = threading.Lock()
+        self.cache = PlanCache(self._lower, maxsize)
+
+    def on(self, device: jax.Device) -> PlanCache:
+        """The plans for `jax.Array`s on a device."""
+        with self._lock:
+            if device not in self._elsewhere:
+                compiler = PlanCompiler(
+                    self.typed,
+                    device,
+                    self._compiler.weights if device.platform == "cpu" else "auto",
+                    self._precision,
+                    host=False,
+                )
+                self._elsewhere[device] = (
+                    compiler,
+                    PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize),
+                )
+            return self._elsewhere[device][1]
+
+    def elsewhere(self) -> dict[jax.Device, PlanCache]:
+        """The plans for `jax.Array`s, by the device on which these lie; it takes no lock, as an update may hold that while it compiles."""
+        return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
+
+    def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
+        self._check_fits(compiler, size)
+        return compiler.lower(size)
+
+    def update(self, typed: TypedModel) -> None:
+        """Go on with the weights of `typed`: calls that run see all old or all new ones, calls that follow the new ones.
+
+        Where weights are constants of the executables, argument plans for the sizes in use are made first, in this thread, while others
+        go on with the old ones; later updates compile nothing.
+        """
+        with self._lock:
+            if self._compiler.weights == "constant":
+                self._become_argument(typed)
+            else:
+                self._compiler.typed = typed
+                self._compiler.update(typed.params)
+            self.typed = typed
+            for device, (compiler, cache) in list(self._elsewhere.items()):
+                if compiler.weights == "argument":
+                    compiler.typed = typed
+                    compiler.update(typed.params)
+                else:
+                    cache.clear()
+                    del self._elsewhere[device]
+
+    def _become_argument(self, typed: TypedModel) -> None:
+        started = time.perf_counter()
+        compiler = PlanCompiler(typed, self._device, "argument", self._precision)
+        plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
+        self._compiler = compiler
+        self.cache.replace(plans)
+        log.info(
+            "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
+            "(load with weights='argument' to begin that way)",
+            len(plans),
+            (time.perf_counter() - started) * 1e3,
+        )
+
+    def _lower(self, size: int) -> Lowered:
+        self._check_fits(self._compiler, size)
+        return self._lower_with(self._compiler, size)
+
+    def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
+        """See that `size` rows fit the memory, by what the largest smaller plan needs; far beyond what it tells, a small one is made to tell.
+
+        Raises:
+            BatchMemoryError: they do not.
+        """
+        room = available_bytes(compiler.device)
+        needed = size * compiler.row_bytes
+        if room is None or needed * _SURELY_FITS < room:
+            return
+        known = self.cache.next_smaller(size)
+        plan = self.cache.peek(known) if known else None
+        if plan is None and needed <= room:
+            plan = compiler.lower(_PROBE).compile() if size > _PROBE else None
+        if plan is not None:
+            needed = max(
+                needed, size * (compiler.input_bytes + bytes_per_row(plan.executable.compiled, plan.size))
+            )
+        if needed > room:
+            by = f"by what it needs for {plan.size}" if plan else "for inputs and outputs alone"
+            raise BatchMemoryError(
+                f"batch size {size} would need some {readable(needed)} ({by}), and {compiler.device} has {readable(room)} left: "
+                "use max_batch_size=, which splits larger batches, or fewer rows"
+            )
+
+    def _lower_with(self, compiler: PlanCompiler, size: int) -> Lowered:
+        """A size by the candidate that was best before, or by the default one, which is then tuned."""
+        candidate, gain = self._remembered(compiler, size)
+        lowered = self._load_or_lower(compiler, size, candidate)
+        if gain is None:
+            return (
+                lowered.then(lambda plan: self._tune(compiler, plan))
+                if self._tuner.handles(compiler)
+                else lowered
+            )
+
+        def compile_remembered() -> Plan:
+            try:
+                plan = lowered.compile()
+                plan.gain = gain
+            except CompileError as cause:
+                log.debug(
+                    "batch size %d: the remembered candidate %r is not possible: %s",
+                    size,
+                    candidate.name,
+                    cause,
+                )
+                plan = self._load_or_lower(compiler, size, DEFAULT).compile()
+            return plan
+
+        return Lowered(size, compile_remembered)
+
+    def _tune(self, compiler: PlanCompiler, plan: Plan) -> None:
+        """Now, if `plan` is preloaded; else when it turns out to be in use, if that is wished."""
+        chosen = weakref.WeakMethod(self._chosen)
+
+        def done(plan: Plan) -> None:
+            if (method := chosen()) is not None:
+                method(compiler, plan)
+
+        if self.cache.is_pinned(plan.size):
+            self._tuner.now(compiler, plan, done)
+        elif self._tuner.mode == "background":
+            cache = weakref.ref(self.cache)
+            self._tuner.when_hot(
+                compiler,
+                plan,
+                lambda plan: (held := cache()) is not None and held.peek(plan.size) is plan,
+                done,
+            )
+
+    def _remembered(self, compiler: PlanCompiler, size: int) -> tuple[Candidate, float | None]:
+        """The candidate that was chosen for a size in another process, and its gain; None where nobody has chosen."""
+        if self._choices is None or not self._tuner.handles(compiler):
+            return DEFAULT, None
+        name, gain = self._choices.get(self._key(compiler, size, None)) or ("", None)
+        return (CANDIDATES[name], gain) if name in CANDIDATES else (DEFAULT, None)
+
+    def _chosen(self, compiler: PlanCompiler, plan: Plan) -> None:
+        if self._choices is not None and plan.gain is not None and compiler is self._compiler:
+            self._choices.put(self._key(compiler, plan.size, None), plan.executable.candidate, plan.gain)
+            self._write(
+                plan, self._key(compiler, plan.size, CANDIDATES.get(plan.executable.candidate, DEFAULT))
+            )
+
+    def _load_or_lower(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Lowered:
+        """A size from disk, if it is there, else traced and lowered, and stored once it is compiled."""
+        as_arguments = compiler.weights == "argument"
+        if self._disk is None or (as_arguments and self._device.platform != "cpu"):
+            return compiler.lower(size, candidate)
+        started = time.perf_counter()
+        residual = compiler.trace(size * candidate.rows) if as_arguments else None
+        disk, key = self._disk, self._key(compiler, size, candidate, residual)
+        payload = disk.get(key)
+        if payload is not None:
+            try:
+                from jax.experimental import serialize_executable
+
+                client = self._device.client
+                compiled = serialize_executable.deserialize_and_load(
+                    *pickle.loads(payload), backend=client, execution_devices=[self._device]
+                )
+                plan = compiler.adopt(
+                    size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
+                )
+            except Exception as cause:
+                log.warning(
+                    "a stored plan for batch size %d could not be loaded (%s): it is compiled anew",
+                    size,
+                    cause,
+                )
+                disk.forget(key)
+            else:
+                self.disk_hits += 1
+                return Lowered(size, lambda: plan)
+        lowered = compiler.lower(size, candidate, residual)
+
+        def compile_and_store() -> Plan:
+            plan = lowered.compile()
+            self._write(plan, key)
+            return plan
+
+        return Lowered(size, compile_and_store)
+
+    def _write(self, plan: Plan, key: dict[str, Any]) -> None:
+        if self._disk is None:
+            return
+        try:
+            from jax.experimental import serialize_executable
+
+            self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+        except Exception as cause:
+            log.debug("batch size %d cannot be stored: %s", plan.size, cause)
+
+    def _key(
+        self,
+        compiler: PlanCompiler,
+        size: int,
+        candidate: Candidate | None = DEFAULT,
+        residual: Residual | None = None,
+    ) -> dict[str, Any]:
+        """What a plan on disk depends on; without a candidate, what the choice of one depends on.
+
+        `residual` says in which order the executable takes its weights, where they are arguments; their values are then of no account.
+        """
+        name = self.typed.name or "function"
+        return {
+            **environment_key(),
+            "model": self._fingerprint,
+            "name": name.rsplit("/", 1)[-1],
+            "size": size,
+            "platform": self._device.platform,
+            "precision": compiler.precision,
+            "candidate": candidate.name if candidate else None,
+            "options": over_defaults(self._device, candidate.options if candidate else {}),
+            "arguments": residual.origin() if residual else None,
+            "layout": 2,
+        }

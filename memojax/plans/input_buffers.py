@@ -1,0 +1,92 @@
+"""Input buffers that a call writes to and an executable reads: nothing is converted, and an accelerator gets one transfer, not one per input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from ..rows.scratch import COPIED_BYTES, aligned_empty
+from .packing import Packing
+
+Slot: TypeAlias = "tuple[list[np.ndarray | None], list[Any]]"
+"""A buffer for each input, or None for one that is passed as it comes; and what the executable is called with."""
+
+
+class Staging:
+    """Makes the slots of a plan.
+
+    On a synchronous CPU client an executable reads the buffers in place, as device arrays that alias them. Elsewhere the buffers lie end
+    to end, by dtype, in the arrays that it is called with (`packing` is not None). Either way a slot may be written again when the call
+    that holds it has its results.
+
+    Attributes:
+        specs: shape and dtype of each input.
+        packing: how inputs lie end to end; None where they do not.
+        staged: which inputs have a buffer.
+        needs_x64: whether JAX must be told not to cut a 64-bit array that it is given.
+        free: slots that no call holds.
+    """
+
+    __slots__ = ("_device", "free", "needs_x64", "packing", "specs", "staged")
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[Any],
+        device: jax.Device,
+        packing: Packing | None = None,
+    ):
+        """Slots for inputs of these shapes and dtypes."""
+        self._device = device
+        self.packing = packing
+        self.specs = [(shape, np.dtype(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)]
+        small = [0 < math.prod(shape) * dtype.itemsize <= COPIED_BYTES for shape, dtype in self.specs]
+        self.staged = [packing is not None or (fits and device.platform == "cpu") for fits in small]
+        first = self.slot()
+        if packing is None and any(
+            buffer is not None and not _aliases(buffer, array) for buffer, array in zip(*first, strict=True)
+        ):
+            self.staged = [False] * len(small)
+            first = self.slot()
+        self.free: list[Slot] = [first]
+        wide = [
+            dtype.itemsize == 16 or (dtype.itemsize == 8 and dtype.kind in "iuf") for _, dtype in self.specs
+        ]
+        self.needs_x64 = any(
+            is_wide and (packing or not staged) for is_wide, staged in zip(wide, self.staged, strict=True)
+        )
+
+    def slot(self) -> Slot:
+        """A fresh slot."""
+        if self.packing is not None:
+            return self._packed(self.packing)
+        buffers = [
+            aligned_empty(*spec) if staged else None
+            for spec, staged in zip(self.specs, self.staged, strict=True)
+        ]
+        with jax.enable_x64(True):
+            return buffers, [
+                b if b is None else jax.device_put(b, self._device, may_alias=True) for b in buffers
+            ]
+
+    def _packed(self, packing: Packing) -> Slot:
+        buffers: list[Any] = [None] * len(self.specs)
+        arrays = []
+        for group in packing.groups:
+            dtype = self.specs[group[0]][1]
+            sizes = [math.prod(self.specs[index][0]) for index in group]
+            whole = aligned_empty(self.specs[group[0]][0] if len(group) == 1 else (sum(sizes),), dtype)
+            arrays.append(whole)
+            stop = 0
+            for index, size in zip(group, sizes, strict=True):
+                start, stop = stop, stop + size
+                buffers[index] = whole if len(group) == 1 else whole[start:stop].reshape(self.specs[index][0])
+        return buffers, arrays
+
+
+def _aliases(buffer: np.ndarray, array: Any) -> bool:
+    return array.unsafe_buffer_pointer() == buffer.__array_interface__["data"][0]

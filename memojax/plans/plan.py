@@ -1,0 +1,149 @@
+"""One batch size, compiled: rows in, rows out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .dispatch import SAMPLE_EVERY, Answer, Meter, Rows, Run
+from .hoist import Residual
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """What a plan is and has done.
+
+    Attributes:
+        size: batch size.
+        compile_ms: milliseconds to trace, lower and compile.
+        calls: how often it ran.
+        median_us: median microseconds per call, over the last sampled ones; None before the first sample.
+        bytes: memory that XLA reports for code, constants and temporaries; None where it does not say.
+        platform: "cpu", "gpu", ...
+        candidate: the candidate that it was compiled by; "default" until autotuning finds a better one.
+        gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was timed.
+    """
+
+    size: int
+    compile_ms: float
+    calls: int
+    median_us: float | None
+    bytes: int | None
+    platform: str
+    candidate: str = "default"
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Executable:
+    """What XLA compiled for one size, and how to call it.
+
+    Attributes:
+        compiled: JAX's compiled function.
+        run: `run(rows)` with one array per input (and the key, for a random model): one array per computed output.
+        answer: `answer({name: array}, draw)`: outputs by name, or None where an input is not just what the executable takes.
+        candidate: name of the candidate that it was compiled by.
+    """
+
+    compiled: Any
+    run: Run
+    answer: Answer
+    candidate: str = "default"
+
+    def bytes(self) -> int | None:
+        """Memory for code, temporaries and outputs, where XLA says it."""
+        try:
+            memory = self.compiled.memory_analysis()
+            return int(
+                memory.generated_code_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+            )
+        except Exception:
+            return None
+
+
+class Plan:
+    """An executable for one batch size; call it with one `[n, *element_shape]` array per input.
+
+    A host plan takes and gives NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while other threads call.
+
+    Attributes:
+        answer: outputs by name for inputs by name; None (and nothing has run) where an input is missing or not a NumPy array of just
+            this plan's shape and dtype.
+        traced: what was traced, for those who compile it in another way; None where nobody asked for it to be kept.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_executable",
+        "_run",
+        "_tick",
+        "answer",
+        "compile_ms",
+        "gain",
+        "meter",
+        "platform",
+        "random",
+        "size",
+        "traced",
+    )
+
+    def __init__(
+        self,
+        size: int,
+        executable: Executable,
+        meter: Meter,
+        platform: str,
+        compile_ms: float,
+        random: bool = False,
+    ):
+        self.size = size
+        self.random = random
+        self.platform = platform
+        self.compile_ms = compile_ms
+        self.gain: float | None = None
+        self.traced: Residual | None = None
+        self.executable = executable
+        self.meter = meter
+        self._tick = meter.tick
+
+    @property
+    def executable(self) -> Executable:
+        """What runs."""
+        return self._executable
+
+    @executable.setter
+    def executable(self, executable: Executable) -> None:
+        self._executable = executable
+        self._run = executable.run
+        self.answer: Answer = executable.answer
+
+    def __call__(self, rows: Rows, key: np.ndarray | None = None) -> list[Any]:
+        """One array per computed output, in order; `key` is a uint32[2] for a random model. NumPy results are read-only."""
+        if key is not None:
+            rows = [*rows, key]
+        return self._run(rows) if self._tick() % SAMPLE_EVERY else self.meter.timed(self._run, rows)
+
+    @property
+    def calls(self) -> int:
+        """How often it ran."""
+        return self.meter.calls
+
+    def info(self) -> PlanInfo:
+        """Size, costs and use so far."""
+        # The first call finds caches cold; of few samples it would be the median.
+        seconds = list(self.meter.seconds)
+        times = sorted(seconds[1:] or seconds)
+        median = times[len(times) // 2] * 1e6 if times else None
+        executable = self._executable
+        return PlanInfo(
+            self.size,
+            self.compile_ms,
+            self.calls,
+            median,
+            executable.bytes(),
+            self.platform,
+            executable.candidate,
+            self.gain,
+        )

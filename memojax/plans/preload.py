@@ -1,0 +1,90 @@
+"""A preload under way: wait for it, watch it, cancel it."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from typing import Any, final
+
+from ..progress import progress_bar
+from ..xla.background import submit
+
+
+@final
+class Preload:
+    """Batch sizes on their way to a plan; given by `preload(...)`.
+
+    Attributes:
+        sizes: what was asked for, in the order it is compiled.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        compile_size: Callable[[int], Any],
+        workers: int = 1,
+        background: bool = False,
+        progress: bool = False,
+    ):
+        """Compile `sizes`, on the background worker or on `workers` threads; `progress`: `wait` shows a bar unless told otherwise."""
+        self.sizes = list(sizes)
+        self._progress = progress
+        if background:
+            self._pool = None
+            self._futures: list[Future[Any]] = [submit(_task(compile_size, size)) for size in self.sizes]
+        else:
+            self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="memojax-preload")
+            self._futures = [
+                self._pool.submit(contextvars.copy_context().run, compile_size, size) for size in self.sizes
+            ]
+            self._pool.shutdown(wait=False)
+
+    @classmethod
+    def finished(cls, sizes: Sequence[int]) -> Preload:
+        """A preload that has nothing left to do."""
+        made = cls((), lambda size: None, background=True)
+        made.sizes = list(sizes)
+        made._futures = [Future() for _ in made.sizes]
+        for future in made._futures:
+            future.set_result(None)
+        return made
+
+    def wait(self, timeout: float | None = None, progress: bool | None = None) -> None:
+        """Return when every size has its plan (or was cancelled), after at most `timeout` seconds.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+            progress: show a bar meanwhile, in a terminal or a notebook; None as `preload` was told.
+
+        Raises:
+            TimeoutError: some sizes are not done yet; they go on.
+            LoweringError, CompileError: a size that cannot be compiled; the others are done.
+        """
+        failure: BaseException | None = None
+        shown = self._progress if progress is None else progress
+        with progress_bar("compiling", len(self.sizes)) if shown else contextlib.nullcontext() as report:
+            for done, future in enumerate(as_completed(self._futures, timeout), 1):
+                with contextlib.suppress(CancelledError):
+                    failure = future.exception() or failure
+                if report is not None:
+                    report(done, "")
+        if failure is not None:
+            raise failure
+
+    def done(self) -> bool:
+        """Whether nothing is left to compile."""
+        return all(future.done() for future in self._futures)
+
+    def cancel(self) -> int:
+        """Drop the sizes that have not been started; gives their number."""
+        return sum(future.cancel() for future in self._futures)
+
+    def __repr__(self) -> str:
+        finished = sum(future.done() for future in self._futures)
+        return f"Preload({finished} of {len(self.sizes)} sizes done)"
+
+
+def _task(compile_size: Callable[[int], Any], size: int) -> Callable[[], Any]:
+    return lambda: compile_size(size)

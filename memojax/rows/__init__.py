@@ -1,0 +1,1 @@
+"""A batch as arrays: states, responses, checks, the scratch pad, and where device arrays run."""

@@ -1,0 +1,283 @@
+"""Reusable buffers for a batch: one slot per input and output, rows by agent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._types import Array
+from ..errors import InputShapeError
+from ..model.signature import TensorSpec
+
+COPIED_BYTES = 32 * 1024
+"""Up to here a copy into a buffer (0.5 us and 50 us/MB) costs less than JAX's look at a NumPy array (3 us)."""
+
+_ALIGNMENT = 64
+"""Bytes; XLA:CPU takes an aligned NumPy array without a copy."""
+
+DEFAULT_CAPACITY = 6
+
+
+def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An uninitialised C-contiguous array whose data starts on a 64-byte boundary."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    # A third of the cost of raw.ctypes.data.
+    start = -raw.__array_interface__["data"][0] % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(tuple(shape))
+
+
+class ScratchPad:
+    """Preallocated rows for a growing batch.
+
+    Inputs are written by `next` and `push`; a model reads and writes a range of rows through a `ScratchPadView` from `chunk`.
+
+    >>> pad = memojax.ScratchPad([memojax.TensorSpec("obs", (2,), np.float32)], [])
+    >>> pad.next(7)
+    >>> pad.push(0, [1.0, 2.0])
+    >>> pad.chunk(0, 1).input_slot(0)
+    array([[1., 2.]], dtype=float32)
+    """
+
+    def __init__(
+        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int = DEFAULT_CAPACITY
+    ):
+        """Room for `capacity` agents; it doubles when it is exceeded."""
+        self.input_specs = tuple(inputs)
+        self.output_specs = tuple(outputs)
+        self.capacity = max(int(capacity), 1)
+        self.ids: list[int] = []
+        self._inputs = [aligned_empty((self.capacity, *spec.shape), spec.dtype) for spec in self.input_specs]
+
+    @property
+    def batch_size(self) -> int:
+        """Agents that wait."""
+        return len(self.ids)
+
+    def next(self, agent: int) -> None:
+        """Begin a row for `agent`."""
+        self.reserve(self.batch_size + 1)
+        self.ids.append(agent)
+
+    def push(self, slot: int, data: Any) -> None:
+        """Copy the data of the agent begun last for the input at `slot`.
+
+        Raises:
+            InputShapeError: `data` has not the slot's element shape, or no agent was begun.
+        """
+        spec = self.input_specs[slot]
+        if not self.ids:
+            raise InputShapeError(f"there is no row for input {spec.name!r} yet: begin one with next(agent)")
+        if np.shape(data) != spec.shape:
+            raise InputShapeError(
+                f"input {spec.name!r} takes {list(spec.shape)} per agent, got {list(np.shape(data))}"
+            )
+        self._inputs[slot][self.batch_size - 1] = data
+
+    def rows(self, slot: int, start: int, stop: int) -> np.ndarray:
+        """The rows `[start, stop)` of an input slot, `[stop - start, *element_shape]`, to read or write."""
+        return self._inputs[slot][start:stop]
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` agents in all, keeping the rows that are there."""
+        if count <= self.capacity:
+            return
+        capacity = max(count, 2 * self.capacity)
+        for slot, (spec, old) in enumerate(zip(self.input_specs, self._inputs, strict=True)):
+            grown = aligned_empty((capacity, *spec.shape), spec.dtype)
+            grown[: self.batch_size] = old[: self.batch_size]
+            self._inputs[slot] = grown
+        self.capacity = capacity
+
+    def truncate(self, count: int) -> None:
+        """Forget the agents from the `count`-th on."""
+        del self.ids[count:]
+
+    def drop_first(self, count: int) -> None:
+        """Forget the first `count` agents; the others move up."""
+        for array in self._inputs:
+            array[: self.batch_size - count] = array[count : self.batch_size].copy()
+        del self.ids[:count]
+
+    def clear(self) -> None:
+        """Forget all agents; the memory stays."""
+        self.ids.clear()
+
+    def chunk(self, offset: int, size: int) -> ScratchPadView:
+        """A view of `size` agents from `offset` on."""
+        stop = min(offset + size, self.batch_size)
+        inputs = [array[offset:stop] for array in self._inputs]
+        return ScratchPadView(
+            self.input_specs, self.output_specs, inputs, stop - offset, self.ids[offset:stop]
+        )
+
+
+class ScratchPadView:
+    """One batch on its way through an inferer: input rows to read, output rows to fill.
+
+    A slot is given as a whole with `set_input` and `set_output` (no copy), or written in place through `input_slot_mut` and
+    `output_slot_mut`, which copy it first where it is somebody else's. Rows live on the host, or, with a `device`, as `jax.Array`s
+    there; the `*_slot` forms are NumPy in any case, `inputs` and `output` give what is there.
+
+    >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    >>> rows = [np.zeros((4, 6), np.float32)]
+    >>> view = memojax.ScratchPadView(policy.raw_api.inputs, policy.raw_api.outputs, rows, 4)
+    >>> policy.infer_raw(view)
+    >>> view.output_name(0), view.output_slot(0).shape
+    ('logits', (4, 3))
+
+    Attributes:
+        ids: the agents of the rows.
+        anonymous: whether nobody named the agents, so that they are 0, 1, ..., and those not seen before are begun.
+        dones: bool[n] or None, rows whose state is zeroed before they run.
+        device: where the rows live; None is the host.
+    """
+
+    __slots__ = (
+        "_inputs",
+        "_outputs",
+        "_size",
+        "anonymous",
+        "device",
+        "dones",
+        "ids",
+        "input_specs",
+        "output_specs",
+    )
+
+    def __init__(
+        self,
+        input_specs: Sequence[TensorSpec],
+        output_specs: Sequence[TensorSpec],
+        inputs: Sequence[Array | None],
+        size: int,
+        ids: Sequence[int] | None = None,
+        dones: Array | None = None,
+        *,
+        device: jax.Device | None = None,
+        anonymous: bool | None = None,
+    ):
+        """`size` rows; an input that is None is for a wrapper to fill."""
+        self.input_specs = input_specs
+        self.output_specs = output_specs
+        self._inputs = list(inputs)
+        self._outputs: list[Array | None] = [None] * len(output_specs)
+        self._size = size
+        self.anonymous = ids is None if anonymous is None else anonymous
+        self.ids: Sequence[int] = range(size) if ids is None else ids
+        self.dones = dones
+        self.device = device
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def inputs(self) -> list[Array]:
+        """Rows of every input slot, where they are."""
+        return [self._input(slot) if rows is None else rows for slot, rows in enumerate(self._inputs)]
+
+    def input_name(self, slot: int) -> str:
+        return self.input_specs[slot].name
+
+    def output_name(self, slot: int) -> str:
+        return self.output_specs[slot].name
+
+    def input_slot(self, slot: int) -> np.ndarray:
+        """Rows `[n, *element_shape]` of an input, read-only."""
+        return _read_only(self._input(slot))
+
+    def input_slot_mut(self, slot: int) -> np.ndarray:
+        """Rows `[n, *element_shape]` of an input, to write."""
+        rows = self._inputs[slot] = _writable(self._input(slot))
+        return rows
+
+    def input_slot_with_id(self, slot: int) -> tuple[Sequence[int], np.ndarray]:
+        """Agents, and the rows of an input, read-only."""
+        return self.ids, self.input_slot(slot)
+
+    def input_slot_mut_with_id(self, slot: int) -> tuple[Sequence[int], np.ndarray]:
+        """Agents, and the rows of an input, to write."""
+        return self.ids, self.input_slot_mut(slot)
+
+    def output_slot(self, slot: int) -> np.ndarray:
+        """Rows `[n, *element_shape]` of an output, as the model left them; read-only."""
+        return _read_only(self.output(slot))
+
+    def output_slot_mut(self, slot: int) -> np.ndarray:
+        """Rows `[n, *element_shape]` of an output, to write."""
+        rows = self._outputs[slot] = _writable(self.output(slot))
+        return rows
+
+    def output_slot_with_id(self, slot: int) -> tuple[Sequence[int], np.ndarray]:
+        """Agents, and the rows of an output, read-only."""
+        return self.ids, self.output_slot(slot)
+
+    def output_slot_mut_with_id(self, slot: int) -> tuple[Sequence[int], np.ndarray]:
+        """Agents, and the rows of an output, to write."""
+        return self.ids, self.output_slot_mut(slot)
+
+    def output(self, slot: int) -> Array:
+        """Rows `[n, *element_shape]` of an output, where they are; zeros if nobody filled it."""
+        rows = self._outputs[slot]
+        if rows is None:
+            spec = self.output_specs[slot]
+            rows = self._outputs[slot] = np.zeros((self._size, *spec.shape), spec.dtype)
+        return rows
+
+    def set_input(self, slot: int, rows: Array) -> None:
+        """Give the rows of an input without copying them.
+
+        Raises:
+            InputShapeError: `rows` is not `[n, *element_shape]`.
+        """
+        self._inputs[slot] = self._checked("input", self.input_specs[slot], rows)
+
+    def set_output(self, slot: int, rows: Array) -> None:
+        """Give the rows of an output without copying them.
+
+        Raises:
+            InputShapeError: `rows` is not `[n, *element_shape]`.
+        """
+        self._outputs[slot] = self._checked("output", self.output_specs[slot], rows)
+
+    def part(self, start: int, stop: int) -> ScratchPadView:
+        """The rows `[start, stop)` as a view of its own, with fresh outputs."""
+        return ScratchPadView(
+            self.input_specs,
+            self.output_specs,
+            [rows[start:stop] for rows in self.inputs],
+            stop - start,
+            self.ids[start:stop],
+            None if self.dones is None else self.dones[start:stop],
+            device=self.device,
+            anonymous=self.anonymous,
+        )
+
+    def _input(self, slot: int) -> Array:
+        rows = self._inputs[slot]
+        if rows is None:
+            spec = self.input_specs[slot]
+            rows = self._inputs[slot] = np.empty((self._size, *spec.shape), spec.dtype)
+        return rows
+
+    def _checked(self, kind: str, spec: TensorSpec, rows: Array) -> Array:
+        if rows.shape != (self._size, *spec.shape):
+            raise InputShapeError(
+                f"{kind} {spec.name!r} must be {[self._size, *spec.shape]}, got {list(rows.shape)}"
+            )
+        return rows
+
+
+def _read_only(rows: Array) -> np.ndarray:
+    view = np.asarray(rows).view()
+    view.flags.writeable = False
+    return view
+
+
+def _writable(rows: Array) -> np.ndarray:
+    return rows if isinstance(rows, np.ndarray) and rows.flags.writeable else np.array(rows)

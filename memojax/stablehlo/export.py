@@ -1,0 +1,184 @@
+"""Export a policy: its function as a StableHLO program, its weights and its `ModelApi`, in one CRVO asset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jaxlib.version
+import numpy as np
+from jax import export
+
+from .._types import Source
+from ..errors import AssetError, DimensionError, InputError
+from ..lowering.typed_model import TypedModel
+from ..model.crvo import AssetData, AssetKind
+from ..model.signature import TensorSpec
+from ..xla.fork import check_not_forked
+from .header import FORMAT, MAGIC, PREFIX
+from .load import ExportedFunction, only_size
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def to_stablehlo(
+    source: Source | TypedModel,
+    *,
+    batch_size: int | None = None,
+    platforms: Sequence[str] | None = None,
+    precision: str | None = "highest",
+    **options: Any,
+) -> AssetData:
+    """Export a policy, weights included, so that it can be loaded without its ONNX file (and without any of its operators known).
+
+    `memojax.load` and every inferer take the result, and give what they give for the file itself. Only where a model draws random
+    numbers and its operators need a number for the batch size, are those numbers others (of the same distribution).
+
+    >>> asset = memojax.to_stablehlo(memojax.policies.bundled("acrobot_ppo"))
+    >>> asset.kind
+    <AssetKind.STABLEHLO: 74>
+    >>> memojax.load(asset.serialize()).infer_single({"obs": np.zeros(6)})["logits"].shape
+    (3,)
+
+    Args:
+        source: as for `memojax.load`, or a `TypedModel`.
+        batch_size: the only number of rows to run; None: any, compiled for each size as it is needed.
+        platforms: where it is to run, as JAX calls them; None: all of `PLATFORMS`, or those that an asset runs on already.
+        precision: of matrix products on accelerators (JAX's names); it cannot be chosen again when the asset is loaded.
+        options: of loading, see `TypedModel.from_model`.
+
+    Raises:
+        InputError: `platforms` names none that there is.
+        AssetError: `source` is an asset itself, for other platforms.
+        DimensionError: no symbolic batch is possible; the message says why and what is.
+        ModelLoadError, UnsupportedOpError: as for `memojax.load`.
+    """
+    check_not_forked()
+    from ..loading import typed_model
+
+    typed = typed_model(source, **options)
+    if batch_size is not None and batch_size < 1:
+        raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
+    chosen = _platforms(typed, platforms)
+    if (only := only_size(typed)) not in (None, batch_size):
+        raise DimensionError(
+            f"this asset was exported for {only} rows only: give batch_size={only}, or export the ONNX file again"
+        )
+    names, leaves = _named_leaves(typed.params)
+    exported, fn = _exported(typed, batch_size, chosen, precision)
+    constants = [TensorSpec(name, value.shape, value.dtype) for name, value in typed.constant.items()]
+    sections = [
+        bytes(exported.serialize()),
+        *map(_bytes_of, leaves),
+        *(_bytes_of(typed.constant[spec.name]) for spec in constants),
+    ]
+    digest = hashlib.sha256()
+    for section in sections:
+        digest.update(section)
+    header = {
+        "format": FORMAT,
+        "written_by": {
+            "memojax": version("memojax"),
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.version.__version__,
+        },
+        "calling_convention": exported.calling_convention_version,
+        "platforms": list(exported.platforms),
+        "batch_size": batch_size,
+        "inputs": _described(typed.api.inputs),
+        "outputs": _described(typed.api.outputs),
+        "computed": list(typed.computed),
+        "params": _described(
+            TensorSpec(name, np.shape(leaf), leaf.dtype) for name, leaf in zip(names, leaves, strict=True)
+        ),
+        "constants": _described(constants),
+        "random": typed.random,
+        "independent": fn == "rows" or not typed.mixing_outputs(),
+        "rule": typed.rule,
+        "name": typed.name,
+        "metadata": dict(typed.metadata),
+        "program_bytes": len(sections[0]),
+        "sha256": digest.hexdigest(),
+    }
+    text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return AssetData(AssetKind.STABLEHLO, b"".join([PREFIX.pack(MAGIC, len(text)), text, *sections]))
+
+
+def _platforms(typed: TypedModel, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    if wanted is not None and (not wanted or isinstance(wanted, str) or not set(wanted) <= set(PLATFORMS)):
+        raise InputError(
+            f"platforms= takes a list of {', '.join(map(repr, PLATFORMS))} (or None for all), got {wanted!r}"
+        )
+    if not isinstance(typed.fn, ExportedFunction):
+        return PLATFORMS if wanted is None else tuple(wanted)
+    there = typed.fn.header.platforms
+    if missing := [name for name in wanted or () if name not in there]:
+        raise AssetError(
+            f"this asset was exported for {', '.join(there)}, not for {', '.join(missing)}: export its ONNX file again"
+        )
+    return there if wanted is None else tuple(wanted)
+
+
+def _exported(
+    typed: TypedModel, batch_size: int | None, platforms: tuple[str, ...], precision: str | None
+) -> tuple[export.Exported, str]:
+    """The exported function, and whether it is traced with the whole batch or as one row that is mapped over them."""
+    structure = jax.tree.structure(typed.params)
+    leaves = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(typed.params)]
+    key = [jax.ShapeDtypeStruct((2,), np.uint32)] if typed.random else []
+
+    def whole(leaves: Any, rows: Any, *key: Any) -> tuple[Any, ...]:
+        return tuple(typed.fn(jax.tree.unflatten(structure, leaves), rows, _key(key)))
+
+    def by_row(leaves: Any, rows: Any, *key: Any) -> tuple[Any, ...]:
+        params = jax.tree.unflatten(structure, leaves)
+
+        def one(index: Any, *row: Any) -> tuple[Any, ...]:
+            drawn = jax.random.fold_in(_key(key), index) if key else None
+            return tuple(output[0] for output in typed.fn(params, [value[None] for value in row], drawn))
+
+        return jax.vmap(one)(jax.numpy.arange(rows[0].shape[0]), *rows)
+
+    def run(fn: Any, n: Any) -> export.Exported:
+        rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in typed.api.inputs]
+        with jax.enable_x64(True), jax.default_matmul_precision(precision or "default"):
+            return export.export(jax.jit(fn), platforms=platforms)(leaves, rows, *key)
+
+    if batch_size is not None:
+        return run(whole, batch_size), "batch"
+    (n,) = export.symbolic_shape("n")
+    try:
+        return run(whole, n), "batch"
+    except Exception as cause:
+        # An operator wants the batch size as a number; the function of one row does not have it.
+        if mixing := typed.mixing_outputs():
+            raise DimensionError(
+                f"this model cannot be exported for any number of rows: an operator needs the batch size as a number, and rows influence "
+                f"each other (output {', '.join(map(repr, mixing))}); export it for one size, batch_size=8 (the operator says: "
+                f"{str(cause).splitlines()[0][:200]})"
+            ) from cause
+        return run(by_row, n), "rows"
+
+
+def _key(key: Sequence[Any]) -> Any:
+    return jax.random.wrap_key_data(key[0], impl="threefry2x32") if key else None
+
+
+def _named_leaves(params: Any) -> tuple[list[str], list[Any]]:
+    found = jax.tree_util.tree_flatten_with_path(params)[0]
+    flat = isinstance(params, Mapping) and all(len(path) == 1 for path, _ in found)
+    return [str(path[0].key) if flat else jax.tree_util.keystr(path) for path, _ in found], [
+        leaf for _, leaf in found
+    ]
+
+
+def _bytes_of(array: Any) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def _described(specs: Any) -> list[dict[str, Any]]:
+    return [{"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype.name} for spec in specs]

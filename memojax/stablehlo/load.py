@@ -1,0 +1,219 @@
+"""A policy without its ONNX file: a function exported by `jax.export`, its weights and its `ModelApi` in one CRVO asset.
+
+The asset's payload is the magic `MJXA`, the length of a JSON header as a little-endian uint32, the header, and then, end to end, the
+exported program, the weights and the constant outputs; the header says how long each is, and holds a SHA-256 of all that follows it.
+
+jax.export promises that a program can be read for at least six months by newer versions of JAX, and three weeks by older ones; the
+header names the versions that wrote it, for the message when that has passed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+from ..errors import AssetError, DimensionError
+from ..lowering.typed_model import TypedModel
+from ..model.crvo import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
+from ..xla.fork import check_not_forked
+from .header import Header, arrays_of, header_and_body
+from .parse_guard import parse_failure
+
+_CUSTOM_CALLS = re.compile(
+    r"(?:mhlo|chlo|stablehlo)\..*|Sharding|shape_assertion|cu_threefry2x32_ffi|hip_threefry2x32_ffi"
+)
+"""What a program may call by name; anything else (a Python callback by its address, say) is refused."""
+
+
+def only_size(typed: TypedModel) -> int | None:
+    """The number of rows that a model was exported for, if it runs no other."""
+    return typed.fn.header.batch_size if isinstance(typed.fn, ExportedFunction) else None
+
+
+def find_stablehlo(source: Any) -> AssetData | None:
+    """The asset, if `source` (path, bytes, seekable file or `AssetData`) is one of this kind by its content.
+
+    Raises:
+        AssetError: it is, but cannot be read.
+    """
+    if isinstance(source, AssetData):
+        return source if source.kind is AssetKind.STABLEHLO else None
+    start = _start_of(source)
+    if len(start) < HEADER_BYTES or not is_asset(start) or start[HEADER_BYTES - 1] != AssetKind.STABLEHLO:
+        return None
+    return AssetData.read(source) if isinstance(source, (str, PathLike)) else AssetData.deserialize(source)
+
+
+def read_header(asset: AssetData) -> Header:
+    """What a StableHLO asset says about itself; the program is not looked at.
+
+    Raises:
+        AssetError: another kind of asset, or one that is damaged.
+    """
+    with naming(asset):
+        return header_and_body(asset)[0]
+
+
+def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
+    """The model in a StableHLO asset.
+
+    A program that is loaded for the first time is parsed in a child process before (about 0.3 s), because XLA's parser may crash on bytes
+    made to hurt it; `trusted` leaves that out. It can only compute, but like any model it may take long or need much memory to run.
+
+    >>> asset = memojax.to_stablehlo(memojax.policies.bundled("acrobot_ppo"))
+    >>> memojax.load_stablehlo(asset).api.output_shapes()
+    [('logits', [3])]
+
+    Raises:
+        AssetError: another kind of asset, a damaged one, one from a JAX too old or too new for this, or a program that wants more than
+            to compute.
+    """
+    check_not_forked()
+    with naming(asset):
+        header, body = header_and_body(asset)
+        _check_versions(header)
+        digest = hashlib.sha256(body).hexdigest()
+        if digest != header.sha256:
+            raise AssetError(
+                f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}"
+            )
+        exported = _program(header, bytes(body[: header.program_bytes]), trusted)
+    arrays = arrays_of(body[header.program_bytes :], (*header.params, *header.constants))
+    return TypedModel(
+        fn=ExportedFunction(asset, header, exported),
+        params={spec.name: array for spec, array in zip(header.params, arrays, strict=False)},
+        api=header.api,
+        computed=header.computed,
+        constant={
+            spec.name: array
+            for spec, array in zip(header.constants, arrays[len(header.params) :], strict=True)
+        },
+        random=header.random,
+        rule=f"{header.rule}; exported for {header.batch_size or 'any number of'} rows",
+        independent=True if header.independent else None,
+        name=header.name,
+        metadata=header.metadata,
+        fingerprint=hashlib.sha256(asset.data).hexdigest(),
+    )
+
+
+@dataclass(frozen=True)
+class ExportedFunction:
+    """The program of an asset as the function of a `TypedModel`."""
+
+    asset: AssetData
+    header: Header
+    exported: export.Exported
+
+    def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        """One array for each of `header.computed`.
+
+        Raises:
+            DimensionError: the program was exported for another number of rows.
+        """
+        count = rows[0].shape[0] if rows else 1
+        if self.header.batch_size not in (None, count):
+            raise DimensionError(
+                f"this asset was exported for {self.header.batch_size} rows only, not for {count}: use FixedBatchInferer or "
+                "DynamicInferer with that size, or export with batch_size=None"
+            )
+        leaves = [params[spec.name] for spec in self.header.params]
+        return tuple(
+            self.exported.call(
+                leaves, list(rows), *([jax.random.key_data(key)] if self.header.random else [])
+            )
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revived, (self.asset,)
+
+
+def _revived(asset: AssetData) -> Any:
+    return load_stablehlo(asset, trusted=True).fn
+
+
+def _start_of(source: Any) -> bytes:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source[:HEADER_BYTES])
+    if isinstance(source, (str, PathLike)):
+        try:
+            with open(source, "rb") as file:
+                return file.read(HEADER_BYTES)
+        except OSError:
+            return b""  # whoever loads it says so
+    if hasattr(source, "read") and hasattr(source, "seek") and source.seekable():
+        place = source.tell()
+        start = source.read(HEADER_BYTES)
+        source.seek(place)
+        return start if isinstance(start, bytes) else b""
+    return b""
+
+
+def _check_versions(header: Header) -> None:
+    low, high = (
+        export.minimum_supported_calling_convention_version,
+        export.maximum_supported_calling_convention_version,
+    )
+    if low <= header.calling_convention <= high:
+        return
+    wrote = header.written_by.get("jax", "an unknown version")
+    way_out = (
+        "export the policy again from its ONNX file" if header.calling_convention < low else "update jax"
+    )
+    raise AssetError(
+        f"this asset was written with JAX {wrote} (calling convention {header.calling_convention}); JAX {jax.__version__} reads {low} to "
+        f"{high}: {way_out}"
+    )
+
+
+def _program(header: Header, program: bytes, trusted: bool) -> export.Exported:
+    exported: Any = None
+    try:
+        exported = export.deserialize(bytearray(program))
+        failure = None if trusted else parse_failure(exported.mlir_module_serialized)
+        text = "" if failure else exported.mlir_module()
+    except Exception as cause:
+        failure, text = f"{type(cause).__name__}: {str(cause)[:200]}", ""
+    if failure:
+        wrote = ", ".join(f"{name} {version}" for name, version in header.written_by.items())
+        raise AssetError(
+            f"the program in this asset cannot be read by JAX {jax.__version__} ({failure}). It is damaged, or too old or new: it was "
+            f"written by {wrote}. Export the policy again, or use such versions"
+        )
+    called = set(re.findall(r"custom_call\s+@\"?([\w.$-]+)", text)) | set(
+        re.findall(r"call_target_name\s*=\s*\"([^\"]*)\"", text)
+    )
+    if strange := sorted(name for name in called if not _CUSTOM_CALLS.fullmatch(name)):
+        raise AssetError(
+            f"the program in this asset wants to call {', '.join(map(repr, strange))}, which is not computation: refused"
+        )
+    _check_signature(header, exported)
+    return exported
+
+
+def _check_signature(header: Header, exported: export.Exported) -> None:
+    """Make sure that the program takes and gives what the header says."""
+    named = {spec.name: spec for spec in header.api.outputs}
+    key = [((2,), np.dtype(np.uint32))] if header.random else []
+    takes = [(spec.shape, spec.dtype) for spec in header.params]
+    takes += [((header.batch_size, *spec.shape), spec.dtype) for spec in header.api.inputs] + key
+    gives = [((header.batch_size, *named[name].shape), named[name].dtype) for name in header.computed]
+    for what, said, found in (("takes", takes, exported.in_avals), ("gives", gives, exported.out_avals)):
+        real = [
+            (tuple(None if export.is_symbolic_dim(dim) else dim for dim in aval.shape), np.dtype(aval.dtype))
+            for aval in found
+        ]
+        if real != said:
+            raise AssetError(
+                f"the program in this asset does not fit its header: it {what} {real}, the header says {said}"[
+                    :600
+                ]
+            )

@@ -1,0 +1,58 @@
+"""Whether a serialized StableHLO program can be parsed: tried in a child process, as the parser may crash on bytes made to hurt it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+
+_SECONDS = 60
+_BYTES = 1 << 30
+"""Memory that parsing may take, where the system can limit it."""
+
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import chlo, stablehlo
+program = sys.stdin.buffer.read()
+context = ir.Context()
+stablehlo.register_dialect(context)
+chlo.register_dialect(context)
+try:
+    import resource
+    with open("/proc/self/statm") as file:
+        most = int(file.read().split()[0]) * resource.getpagesize() + int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except (ImportError, OSError, ValueError):
+    pass
+stablehlo.deserialize_portable_artifact(context, program)
+print("parsed", flush=True)
+"""
+
+
+@functools.lru_cache(maxsize=256)
+def parse_failure(program: bytes) -> str | None:
+    """Why `program` cannot be parsed, or None if it can."""
+    try:
+        child = subprocess.run(
+            [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path), str(_BYTES)],
+            input=program,
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"its parser did not come to an end within {_SECONDS} s"
+    except (OSError, ValueError) as cause:
+        return f"it could not be tried in a child process: {cause}"
+    if child.stdout.strip() == b"parsed" and child.returncode == 0:
+        return None
+    if child.returncode < 0:
+        return f"its parser crashed (signal {-child.returncode})"
+    lines = child.stderr.decode(errors="replace").strip().splitlines()
+    return next(
+        (line.strip() for line in lines if "error:" in line), lines[-1] if lines else "no reason was given"
+    )[:300]

@@ -1,0 +1,7 @@
+"""Is it the same policy? memojax against ONNX Runtime and tract, row by row."""
+
+from .check import ATOL as ATOL
+from .check import RTOL as RTOL
+from .check import Check as Check
+from .check import contender as contender
+from .check import verify as verify

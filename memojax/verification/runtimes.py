@@ -1,0 +1,218 @@
+"""Other runtimes behind one face, to check results against them and to time them beside memojax."""
+
+from __future__ import annotations
+
+import abc
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import onnx
+
+from ..errors import MemojaxError, MissingPackageError
+from ..lowering.batch_axis import BatchedFunction
+from ..lowering.typed_model import TypedModel
+
+Rows = Mapping[str, np.ndarray]
+
+
+class ContenderError(MemojaxError):
+    """Another runtime cannot load or run a model; it says nothing about memojax."""
+
+
+class Contender(abc.ABC):
+    """A model in another runtime; rows go in and out as in `Inferer.infer_arrays`, whatever the file's layout.
+
+    A file whose batch is fixed runs row by row.
+    """
+
+    name: str
+
+    def __init__(self, typed: TypedModel):
+        """Load the file behind `typed`.
+
+        Raises:
+            MissingPackageError: the runtime is not installed.
+            ContenderError: it cannot load the model, or there is no file.
+        """
+        if typed.model is None or not isinstance(typed.fn, BatchedFunction):
+            raise ContenderError(
+                f"{self.name} runs ONNX files, and this policy has none (it was exported, or is a function): name the file that it was "
+                "made from (on the command line --onnx FILE, in memojax.verify reference=FILE)"
+            )
+        self._rows = typed.fn
+        self._shown = {
+            spec.name: (spec, self._rows.file_names[1][i]) for i, spec in enumerate(typed.api.outputs)
+        }
+        self._files = dict(
+            zip((spec.name for spec in typed.api.inputs), self._rows.file_names[0], strict=True)
+        )
+        self.row_by_row = self._rows.rule.kind == "vmap"
+
+    @abc.abstractmethod
+    def prepare(self, n: int) -> None:
+        """Whatever a first call with `n` rows would have to do."""
+
+    @abc.abstractmethod
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Outputs by the file's names, in its layout."""
+
+    def __call__(self, inputs: Rows) -> dict[str, np.ndarray]:
+        """Run a batch.
+
+        Raises:
+            ContenderError: the runtime fails.
+        """
+        n = len(next(iter(inputs.values())))
+        try:
+            return self._each(inputs, n) if self.row_by_row else self._whole(inputs, n)
+        except MemojaxError:
+            raise
+        except Exception as cause:
+            raise ContenderError(f"{self.name}, batch of {n}: {cause}") from cause
+
+    def bound(self, inputs: Rows) -> Callable[[], Any]:
+        """A call with its inputs laid out already, as a benchmark wants it."""
+        if self.row_by_row:
+            rows = [self._single(inputs, i) for i in range(len(next(iter(inputs.values()))))]
+            return lambda: [self._run(row) for row in rows]
+        feeds = self._feeds(inputs)
+        return lambda: self._run(feeds)
+
+    def _whole(self, inputs: Rows, n: int) -> dict[str, np.ndarray]:
+        results = self._run(self._feeds(inputs))
+        shown = {}
+        for name, (_, in_file) in self._shown.items():
+            axis = self._rows.rule.outputs.get(in_file)
+            value = results[in_file]
+            shown[name] = (
+                np.broadcast_to(value, (n, *value.shape)) if axis is None else np.moveaxis(value, axis, 0)
+            )
+        return shown
+
+    def _each(self, inputs: Rows, n: int) -> dict[str, np.ndarray]:
+        singles = [self._run(self._single(inputs, i)) for i in range(n)]
+        return {
+            name: np.stack([np.asarray(single[in_file]).reshape(spec.shape) for single in singles])
+            for name, (spec, in_file) in self._shown.items()
+        }
+
+    def _feeds(self, inputs: Rows) -> dict[str, np.ndarray]:
+        feeds = dict(self._rows.constants)
+        for name, rows in inputs.items():
+            axis = self._rows.rule.inputs[self._files[name]][0]
+            feeds[self._files[name]] = np.ascontiguousarray(np.moveaxis(rows, 0, axis)) if axis else rows
+        return feeds
+
+    def _single(self, inputs: Rows, i: int) -> dict[str, np.ndarray]:
+        shapes = self._rows.rule.inputs
+        given = {
+            self._files[name]: rows[i].reshape(shapes[self._files[name]][1]) for name, rows in inputs.items()
+        }
+        return {**self._rows.constants, **given}
+
+
+@final
+class OnnxRuntime(Contender):
+    """ONNX Runtime on the CPU, with its own default options."""
+
+    name = "onnxruntime"
+
+    def __init__(self, typed: TypedModel):
+        super().__init__(typed)
+        try:
+            import onnxruntime
+        except ImportError as cause:
+            raise MissingPackageError("onnxruntime", "the comparison", "bench") from cause
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        assert typed.model is not None
+        try:
+            self._session = onnxruntime.InferenceSession(
+                typed.model.content, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as cause:
+            raise ContenderError(f"onnxruntime cannot load {typed.model.name}: {cause}") from cause
+        self._names = list(dict.fromkeys(in_file for _, in_file in self._shown.values()))
+        self._takes = {given.name for given in self._session.get_inputs()}
+
+    def prepare(self, n: int) -> None:
+        """A session takes any batch size."""
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        values = self._session.run(
+            self._names, {name: value for name, value in feeds.items() if name in self._takes}
+        )
+        return dict(zip(self._names, map(np.asarray, values), strict=True))
+
+
+@final
+class Tract(Contender):
+    """tract, cervo's engine, by its Python wheel; one optimized model per batch size."""
+
+    name = "tract"
+
+    def __init__(self, typed: TypedModel):
+        super().__init__(typed)
+        try:
+            import tract  # pyright: ignore[reportMissingImports]
+        except ImportError as cause:
+            raise MissingPackageError("tract", "the comparison", "bench") from cause
+        self._onnx = tract.onnx()
+        assert typed.model is not None
+        self._model = typed.model
+        proto = onnx.ModelProto.FromString(typed.model.content)
+        del proto.graph.value_info[
+            :
+        ]  # what files declare about shapes in between is often wrong, and tract believes it
+        self._content = proto.SerializeToString()
+        self._outputs = [output.name for output in proto.graph.output]
+        self._specs = {
+            name: (spec.shape, spec.dtype)
+            for spec, name in zip(typed.api.inputs, self._rows.file_names[0], strict=True)
+        }
+        self._plans: dict[int, tuple[Any, list[str]]] = {}
+
+    def prepare(self, n: int) -> None:
+        size = 1 if self.row_by_row else n
+        if size in self._plans:
+            return
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "model.onnx")
+                path.write_bytes(self._content)
+                model = self._onnx.load(path)
+            inputs = [model.input_name(i) for i in range(model.input_count())]
+            for i in range(len(self._outputs)):
+                model.set_output_fact(i, None)
+            for i, name in enumerate(inputs):
+                axis, shape = self._rows.rule.inputs[name]
+                dims = [
+                    size if position == axis and not self.row_by_row else dim
+                    for position, dim in enumerate(shape)
+                ]
+                model.set_input_fact(i, ",".join(map(str, (*dims, _tract_dtype(self._specs[name][1])))))
+            self._plans[size] = (model.into_model().into_runnable(), inputs)
+        except Exception as cause:
+            said = " ".join(str(cause).partition("Stack backtrace")[0].split())[:300]
+            raise ContenderError(f"tract cannot load {self._model.name} at batch {n}: {said}") from cause
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        first = self._rows.file_names[0][0]
+        axis = self._rows.rule.inputs[first][0]
+        size = 1 if self.row_by_row or axis is None else feeds[first].shape[axis]
+        self.prepare(size)
+        runnable, inputs = self._plans[size]
+        values = runnable.run([feeds[name] for name in inputs])
+        return dict(zip(self._outputs, (value.to_numpy() for value in values), strict=True))
+
+
+CONTENDERS: dict[str, type[Contender]] = {"onnxruntime": OnnxRuntime, "tract": Tract}
+
+
+def _tract_dtype(dtype: np.dtype) -> str:
+    return {"f": "f", "i": "i", "u": "u", "b": "bool"}[dtype.kind] + (
+        "" if dtype.kind == "b" else str(dtype.itemsize * 8)
+    )
