@@ -11,7 +11,7 @@ import numpy as np
 
 from .group import Group, Pending
 from .program import ABSENT, ARENA, MOST_RUNS, Operand, Place, Product, Program
-from .values import Constant, Dim, Factor, Recipe, Refused, Value, contiguous, merged, outside
+from .values import Constant, Dim, Factor, Recipe, Refused, Value, contiguous, merged, outside, refined
 
 Known = Value | Constant | Pending
 
@@ -97,7 +97,11 @@ class Emitter:
         """Emit the elementwise code that waits."""
         if self.group is not None:
             group, self.group = self.group, None
-            group.emit(self)
+            try:
+                group.emit(self)
+            except Refused as cause:
+                cause.steps = cause.steps or tuple(group.steps)
+                raise
 
     def copied(self, value: Value, order: Sequence[int] | None = None) -> Value:
         """A copy without gaps."""
@@ -114,7 +118,14 @@ class Emitter:
         dims.sort(key=lambda dim: -dim[2])
         if len(dims) > 8:
             raise Refused("a copy of too many dimensions")
-        self.emit("copy", [value, target], x=value.place, y=target.place, blocks=(value.block, target.block), dims=dims)
+        self.emit(
+            "copy",
+            [value, target],
+            x=value.place,
+            y=target.place,
+            blocks=(value.block, target.block),
+            dims=dims,
+        )
 
     def finish(self, outputs: Sequence[Value]) -> np.ndarray:
         """The program, whose results are `outputs`, in row-major order."""
@@ -145,7 +156,11 @@ class Emitter:
         """Whether `value` fills its slot just as `target` would."""
         if value.offset or value.size != self._slots[value.slot].size or value.block != target.block:
             return False
-        return all(one == other for a, b in zip(value.dims, target.dims, strict=True) for _, one, other in refined([a, b]))
+        return all(
+            one == other
+            for a, b in zip(value.dims, target.dims, strict=True)
+            for _, one, other in refined([a, b])
+        )
 
     def _resolved(self, item: Any, offsets: list[int]) -> Any:
         if isinstance(item, Operand):
@@ -199,7 +214,12 @@ class Emitter:
         inner = merged([parts[i] for i in order])
         rest_x = [i for i in range(len(x.shape)) if i not in over_x]
         rows = merged([factor for i in rest_x for factor in x.dims[i]])
-        if len(inner) > 4 or (inner and inner[-1].stride != 1 and len(inner) > 3) or any(f.stride == 0 for f in inner) or len(rows) > 3:
+        if (
+            len(inner) > 4
+            or (inner and inner[-1].stride != 1 and len(inner) > 3)
+            or any(f.stride == 0 for f in inner)
+            or len(rows) > 3
+        ):
             x = self.copied(x, [*rest_x, *over_x])
             parts = [factor for i in over_x for factor in x.dims[i]]
             order = list(range(len(parts)))
@@ -237,7 +257,11 @@ class Emitter:
             outer = [Factor(1, x.block), *outer] + [Factor(1, 0)] * (2 - len(outer))
         else:
             raise Refused("rows in too many dimensions")
-        return outer[0].size, (outer[1].size, outer[2].size), (outer[0].stride, outer[1].stride, outer[2].stride)
+        return (
+            outer[0].size,
+            (outer[1].size, outer[2].size),
+            (outer[0].stride, outer[1].stride, outer[2].stride),
+        )
 
     def _bias(self, bias: Constant | None, groups: int, columns: int) -> Place:
         if bias is None:
@@ -252,12 +276,24 @@ class Emitter:
         self.has_product = True
         self.emit("product", [x, out], x=x.place, weights=weight, bias=bias, y=out.place, **given)
 
-    def convolution(self, x: Value, weight: Constant, params: dict[str, Any], shape: Sequence[int], bias: Constant | None, relu: bool) -> Value:
+    def convolution(
+        self,
+        x: Value,
+        weight: Constant,
+        params: dict[str, Any],
+        shape: Sequence[int],
+        bias: Constant | None,
+        relu: bool,
+    ) -> Value:
         """A convolution over one or two dimensions."""
         lhs, rhs, out_spec = params["dimension_numbers"]
         groups = params["feature_group_count"]
         spatial = len(lhs) - 2
-        if spatial not in (1, 2) or params["batch_group_count"] != 1 or any(d != 1 for d in params["lhs_dilation"]):
+        if (
+            spatial not in (1, 2)
+            or params["batch_group_count"] != 1
+            or any(d != 1 for d in params["lhs_dilation"])
+        ):
             raise Refused("a convolution of another kind")
         if x.axis not in (None, lhs[0]) or weight.held != weight.shape:
             raise Refused("a convolution over blocks")
@@ -289,14 +325,21 @@ class Emitter:
             if window[1] == 1 or (dilation[1] == 1 and s_width == depth):
                 length, runs = window[1] * depth, ((window[0], dilation[0] * s_height),)
             else:
-                length, runs = depth, ((window[0], dilation[0] * s_height), (window[1], dilation[1] * s_width))
+                length, runs = (
+                    depth,
+                    ((window[0], dilation[0] * s_height), (window[1], dilation[1] * s_width)),
+                )
         elif dilation[1] == 1 and s_width in (0, 1):
             order = (rhs[1], *rhs[2:], rhs[0])
             length, runs = window[1], ((depth, s_channel), (window[0], dilation[0] * s_height))
         else:
             order = (rhs[1], *rhs[2:], rhs[0])
             length = 1
-            runs = ((depth, s_channel), (window[0], dilation[0] * s_height), (window[1], dilation[1] * s_width))
+            runs = (
+                (depth, s_channel),
+                (window[0], dilation[0] * s_height),
+                (window[1], dilation[1] * s_width),
+            )
         recipe = weight.then(
             ("transpose", order),
             ("reshape", (window[0] * window[1] * depth, groups, n_out)),
@@ -317,7 +360,9 @@ class Emitter:
         )  # fmt: skip
         return out.transposed([out_spec.index(i) for i in range(len(out_spec))])
 
-    def _padded(self, x: Value, padding: Sequence[tuple[int, int]], spec: Sequence[int], value: float = 0.0) -> Value:
+    def _padded(
+        self, x: Value, padding: Sequence[tuple[int, int]], spec: Sequence[int], value: float = 0.0
+    ) -> Value:
         """A copy with `value` around it; `padding` is for the dimensions in the order of `spec`."""
         x = x.transposed(spec)
         shape = [size + low + high for size, (low, high) in zip(x.shape, padding, strict=True)]
@@ -325,14 +370,20 @@ class Emitter:
         order = sorted(range(len(shape)), key=lambda i: (i != 0, -strides[i]))
         target = self.new(shape, x.axis, order)
         self.emit("fill", [target], y=target.place, count=target.size, value=value)
-        inside = target.sliced([low for low, _ in padding], [low + size for (low, _), size in zip(padding, x.shape)], [1] * len(shape))
+        inside = target.sliced(
+            [low for low, _ in padding],
+            [low + size for (low, _), size in zip(padding, x.shape)],
+            [1] * len(shape),
+        )
         assert inside is not None
         self.copy(x, inside)
         return target.transposed([list(spec).index(i) for i in range(len(spec))])
 
     def pad(self, x: Value, config: Sequence[tuple[int, int, int]], value: float) -> Value:
         """Numbers around an array."""
-        if any(low < 0 or high < 0 or inner for low, high, inner in config) or (x.axis is not None and any(config[x.axis])):
+        if any(low < 0 or high < 0 or inner for low, high, inner in config) or (
+            x.axis is not None and any(config[x.axis])
+        ):
             raise Refused("a pad of another kind")
         return self._padded(x, [(low, high) for low, high, _ in config], range(len(x.shape)), value)
 
@@ -364,7 +415,9 @@ class Emitter:
         together = flags == sorted(flags) or flags == sorted(flags, reverse=True) or _one_run(flags)
         in_order = [i for i, dim in enumerate(x.dims) if i in kept and math.prod(f.size for f in dim) > 1]
         by_stride = sorted(in_order, key=lambda i: -(merged(x.dims[i])[0].stride))
-        if not (whole and together and in_order == by_stride and all(len(merged(x.dims[i])) <= 1 for i in kept)):
+        if not (
+            whole and together and in_order == by_stride and all(len(merged(x.dims[i])) <= 1 for i in kept)
+        ):
             x = self.copied(x, [*kept, *axes])
             parts = [(factor, i in axes) for i in (*kept, *axes) for factor in x.dims[i] if factor.size != 1]
         sizes = [1, 1, 1]
@@ -376,7 +429,16 @@ class Emitter:
                 stage = 2
             sizes[stage] *= factor.size
         out = self.new(shape, None if x.axis is None else kept.index(x.axis))
-        self.emit("reduce", [x, out], x=x.place, y=out.place, outer=sizes[0], reduced=sizes[1], inner=sizes[2], kind=kind)
+        self.emit(
+            "reduce",
+            [x, out],
+            x=x.place,
+            y=out.place,
+            outer=sizes[0],
+            reduced=sizes[1],
+            inner=sizes[2],
+            kind=kind,
+        )
         return out
 
     def pool(self, x: Value, kind: str, params: dict[str, Any], shape: Sequence[int]) -> Value:
@@ -384,13 +446,21 @@ class Emitter:
         window, strides = params["window_dimensions"], params["window_strides"]
         if any(d != 1 for d in params["base_dilation"]):
             raise Refused("a window of another kind")
-        moved = [i for i in range(len(window)) if window[i] != 1 or strides[i] != 1 or any(params["padding"][i])]
+        moved = [
+            i for i in range(len(window)) if window[i] != 1 or strides[i] != 1 or any(params["padding"][i])
+        ]
         if not moved or len(moved) > 2 or x.axis in moved or len(x.shape) < 3:
             raise Refused("a window of another kind")
         if len(moved) == 1:
             others = [i for i in range(len(window)) if i not in moved and i not in (0, x.axis)]
             spare = [i for i in others if i != 1]
-            spatial = [spare[0], moved[0]] if spare and spare[0] < moved[0] else [moved[0], spare[0]] if spare else moved
+            spatial = (
+                [spare[0], moved[0]]
+                if spare and spare[0] < moved[0]
+                else [moved[0], spare[0]]
+                if spare
+                else moved
+            )
         else:
             spatial = moved
         rest = [i for i in range(len(window)) if i not in spatial]
@@ -408,7 +478,16 @@ class Emitter:
         sizes = [*get(per_block), *get(shape), *get(window), *get(strides), *get(params["window_dilation"])]
         sizes += [0] * (2 - len(spatial)) + [low[i] for i in spatial]
         count = math.prod(per_block[i] for i in channels)
-        self.emit("pool", [x, out], x=x.place, y=out.place, images=math.prod(per_block[i] for i in images), channels=count, kind=kind, sizes=sizes)
+        self.emit(
+            "pool",
+            [x, out],
+            x=x.place,
+            y=out.place,
+            images=math.prod(per_block[i] for i in images),
+            channels=count,
+            kind=kind,
+            sizes=sizes,
+        )
         return out
 
     def _without_gaps(self, x: Value, dims: Sequence[Factor]) -> bool:
@@ -446,28 +525,3 @@ def _with_axis(value: Value, buffer: int, blocks: int) -> Value:
     assert value.axis is not None
     dims, size = contiguous(value.shape, value.axis, blocks)
     return Value(value.shape, value.axis, size, dims, buffer)
-
-
-def refined(dims: Sequence[Dim]) -> list[tuple[int, ...]]:
-    """Parts of one dimension that are parts of each of `dims`: (size, a stride for each).
-
-    Raises:
-        Refused: there are no such parts.
-    """
-    left = [[factor for factor in dim if factor.size != 1] for dim in dims]
-    found: list[tuple[int, ...]] = []
-    while any(left):
-        if not all(left):
-            raise Refused("dimensions of different sizes")
-        size = min(parts[-1].size for parts in left)
-        strides = []
-        for parts in left:
-            last = parts.pop()
-            if last.size % size:
-                raise Refused("dimensions that share no parts")
-            strides.append(last.stride)
-            if last.size > size:
-                parts.append(Factor(last.size // size, last.stride * size))
-        found.insert(0, (size, *strides))
-    return found
-

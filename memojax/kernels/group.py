@@ -49,6 +49,8 @@ class Group:
     inputs: list[Value | Constant] = field(default_factory=list)
     code: list[Instruction] = field(default_factory=list)
     results: list[Pending] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    """Which steps it is made of."""
     _registers: dict[Any, int] = field(default_factory=dict)
     _next: int = 0
 
@@ -105,7 +107,10 @@ class Group:
         try:
             parts = self._parts(inputs)
         except Refused:
-            inputs = [emitter.copied(v) if isinstance(v, Value) and any(len(merged(d)) > 1 for d in v.dims) else v for v in inputs]
+            inputs = [
+                emitter.copied(v) if isinstance(v, Value) and any(len(merged(d)) > 1 for d in v.dims) else v
+                for v in inputs
+            ]
             parts = self._parts(inputs)
         start = self._columns(inputs, parts, emitter.blocks)
         for number, value in enumerate(inputs):
@@ -136,7 +141,15 @@ class Group:
             result.value = self._like(emitter, parts, axis)
             outputs.append(Operand(result.value.place, columns, 1, result.register))
             uses.append(result.value)
-        emitter.emit("elementwise", uses, rows=rows, columns=columns, inputs=operands, outputs=outputs, code=list(self.code))
+        emitter.emit(
+            "elementwise",
+            uses,
+            rows=rows,
+            columns=columns,
+            inputs=operands,
+            outputs=outputs,
+            code=list(self.code),
+        )
 
     def _parts(self, inputs: Sequence[Value | Constant]) -> list[_Part]:
         """What the dimensions of one block consist of, the outermost in memory first."""
@@ -154,7 +167,10 @@ class Group:
                     if dim == axis:
                         raise Refused("a constant that varies over blocks")
                     given.append((Factor(sizes[dim], 1),))
-            found += [_Part(len(found) + i, dim, size, tuple(strides)) for i, (size, *strides) in enumerate(refined(given))]
+            found += [
+                _Part(len(found) + i, dim, size, tuple(strides))
+                for i, (size, *strides) in enumerate(refined(given))
+            ]
         values = [number for number, value in enumerate(inputs) if isinstance(value, Value)]
         lead = max(values, key=lambda number: sum(part.strides[number] != 0 for part in found))
         return sorted(found, key=lambda part: -part.strides[lead])
@@ -164,9 +180,14 @@ class Group:
         latest = len(parts)
         for number, value in enumerate(inputs):
             if isinstance(value, Constant):
-                latest = min(latest, next((i for i, part in enumerate(parts) if part.strides[number]), len(parts)))
+                latest = min(
+                    latest, next((i for i, part in enumerate(parts) if part.strides[number]), len(parts))
+                )
         values = [(number, value) for number, value in enumerate(inputs) if isinstance(value, Value)]
-        misfits = [sum(not _fits(value, parts, number, start, blocks) for number, value in values) for start in range(latest + 1)]
+        misfits = [
+            sum(not _fits(value, parts, number, start, blocks) for number, value in values)
+            for start in range(latest + 1)
+        ]
         return misfits.index(min(misfits))
 
     def _like(self, emitter: Emitter, parts: Sequence[_Part], axis: int | None) -> Value:
@@ -177,7 +198,15 @@ class Group:
             dims[part.dim].append(Factor(part.size, stride))
         return replace(emitter.new(self.shape, axis), dims=tuple(map(tuple, dims)))
 
-    def _constant(self, emitter: Emitter, value: Constant, number: int, parts: Sequence[_Part], start: int, register: int) -> Operand:
+    def _constant(
+        self,
+        emitter: Emitter,
+        value: Constant,
+        number: int,
+        parts: Sequence[_Part],
+        start: int,
+        register: int,
+    ) -> Operand:
         inner = parts[start:]
         if math.prod(value.held) == 1:
             return Operand(emitter.weight(value.source, value.then(("reshape", (1,))), 1), 0, 0, register)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 LANES = 16
@@ -13,17 +15,17 @@ def padded(columns: int) -> int:
     return -(-columns // LANES) * LANES
 
 
-def pack_matrix(matrix: np.ndarray, panel: int) -> np.ndarray:
-    """[K, N] float32 to flat panels: each has `panel` columns (the last one the rest, padded with zeros) for each of K rows."""
-    depth, columns = matrix.shape
-    whole = np.zeros((depth, padded(columns)), np.float32)
-    whole[:, :columns] = matrix
-    parts = [whole[:, start : start + panel].reshape(-1) for start in range(0, whole.shape[1], panel)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+def pack_matrix(matrix: Any, panel: int, xp: Any = np) -> Any:
+    """[K, N] float32 to flat panels of `panel` columns for each of K rows; zeros fill up the last one.
+
+    `xp` is NumPy, or JAX's NumPy for a traced matrix.
+    """
+    columns = padded(matrix.shape[1])
+    whole = xp.pad(matrix, ((0, 0), (0, columns - matrix.shape[1])))
+    parts = [whole[:, start : start + panel].reshape(-1) for start in range(0, columns, panel)]
+    return xp.concatenate(parts)
 
 
-def pack_vector(vector: np.ndarray) -> np.ndarray:
-    """[N] float32, padded with zeros."""
-    packed = np.zeros(padded(vector.size), np.float32)
-    packed[: vector.size] = vector.reshape(-1)
-    return packed
+def pack_vector(vector: Any, xp: Any = np) -> Any:
+    """[N] float32, filled up with zeros; `xp` as above."""
+    return xp.pad(vector.reshape(-1), (0, padded(vector.size) - vector.size))

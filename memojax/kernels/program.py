@@ -132,7 +132,16 @@ class Program:
             by_rows = max(1, _CHUNK_ROWS // max(1, self.rows))
             by_room = max(1, _CHUNK_FLOATS // max(1, self.arena_row))
             chunk = min(self.blocks, max(by_rows, min(by_room, 2 * by_rows)))
-        header = [_MAGIC, _HEADER_WORDS + len(self.words), self.blocks, chunk, self.arena_row, self.flops, self.steps, self.buffers]
+        header = [
+            _MAGIC,
+            _HEADER_WORDS + len(self.words),
+            self.blocks,
+            chunk,
+            self.arena_row,
+            self.flops,
+            self.steps,
+            self.buffers,
+        ]
         return np.array([*header, *self.words], np.int64)
 
     def product(self, p: Product) -> None:
@@ -158,7 +167,9 @@ class Program:
             words += [*operand.place, operand.row_stride, operand.step, operand.register]
         for one in code:
             registers = [255 if register is None else register for register in (one.a, one.b, one.c)]
-            words.append(_CODES[one.name] | one.to << 8 | registers[0] << 16 | registers[1] << 24 | registers[2] << 32)
+            words.append(
+                _CODES[one.name] | one.to << 8 | registers[0] << 16 | registers[1] << 24 | registers[2] << 32
+            )
             words.append(_float_bits(one.immediate))
         self._add(_ELEMENTWISE, words)
         self.flops += 6 * rows * columns * (len(code) + 2)

@@ -24,17 +24,21 @@ class Translator:
     uses: Mapping[int, int]
     known: dict[int, Known] = field(default_factory=dict)
 
-    def add(self, step: Any, operands: Sequence[Known], fused: Fused | None = None) -> None:
-        """Add a step; `fused` are the steps behind a product that it takes with it.
+    def add(self, index: int, step: Any, operands: Sequence[Known], fused: Fused | None = None) -> None:
+        """Add the step number `index`; `fused` are the steps behind a product that it takes with it.
 
         Raises:
             Refused: it cannot be part of a program.
         """
         name = step.primitive.name
         if name in ELEMENTWISE:
-            self.known[step.outputs[0]] = self._elementwise(step, operands)
+            self.known[step.outputs[0]] = self._elementwise(index, step, operands)
             return
-        made = STEPS[name](self, step, operands, fused) if name in _PRODUCTS else STEPS[name](self, step, operands)
+        made = (
+            STEPS[name](self, step, operands, fused)
+            if name in _PRODUCTS
+            else STEPS[name](self, step, operands)
+        )
         target = fused.outputs if fused else step.outputs
         self.known.update(zip(target, made, strict=True))
 
@@ -42,18 +46,25 @@ class Translator:
         """In memory."""
         return self.emitter.here(known)
 
-    def _elementwise(self, step: Any, operands: Sequence[Known]) -> Known:
+    def _elementwise(self, index: int, step: Any, operands: Sequence[Known]) -> Known:
         shape = tuple(step.avals[0].shape)
         emitter = self.emitter
         if all(isinstance(operand, Constant) for operand in operands):
             raise Refused("elementwise code over constants")
+        # JAX's elementwise primitives repeat dimensions of size 1.
+        operands = [
+            one if isinstance(one, Constant) or one.shape == shape else self._spread(one, shape)
+            for one in operands
+        ]
         if emitter.group is not None and (emitter.group.shape != shape or not emitter.group.room(3)):
             emitter.flush()
         group = emitter.group
         if group is not None:
             axes = {value.axis for value in group.inputs if isinstance(value, Value)}
             for operand in operands:
-                found = operand.value if isinstance(operand, Pending) and operand.group is not group else operand
+                found = (
+                    operand.value if isinstance(operand, Pending) and operand.group is not group else operand
+                )
                 if isinstance(found, Value) and found.axis not in axes:
                     emitter.flush()
                     group = None
@@ -70,13 +81,20 @@ class Translator:
                 immediate = number
                 registers.append(None)
             elif isinstance(operand, Constant):
-                registers.append(group.operand(Constant(shape, _held(operand, shape), operand.source, operand.recipe)))
+                registers.append(
+                    group.operand(Constant(shape, _held(operand, shape), operand.source, operand.recipe))
+                )
             else:
-                if not isinstance(operand, Pending) and operand.shape != shape:
-                    raise Refused("elementwise code over several shapes")
                 registers.append(group.operand(operand))
+        group.steps.append(index)
         register = ELEMENTWISE[step.primitive.name](group, step, registers, immediate)
         return group.result(register, self.uses.get(step.outputs[0], 0))
+
+    def _spread(self, operand: Known, shape: tuple[int, ...]) -> Value:
+        value = self.value(operand)
+        if len(value.shape) != len(shape):
+            raise Refused("elementwise code over several shapes")
+        return self.emitter.broadcast(value, shape, range(len(shape)))
 
 
 @dataclass(frozen=True)
@@ -88,12 +106,21 @@ class Fused:
     outputs: tuple[int, ...]
 
 
-def _held(constant: Constant, shape: tuple[int, ...]) -> tuple[int, ...]:
+def spread(constant: Constant, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """What a constant holds of `shape`, to which it is repeated; None where it cannot be."""
     if math.prod(constant.held) == 1:
         return (1,) * len(shape)
-    if constant.shape != shape:
+    fits = len(constant.shape) == len(shape) and all(
+        a in (1, b) for a, b in zip(constant.shape, shape, strict=True)
+    )
+    return constant.held if fits else None
+
+
+def _held(constant: Constant, shape: tuple[int, ...]) -> tuple[int, ...]:
+    held = spread(constant, shape)
+    if held is None:
         raise Refused("elementwise code over several shapes")
-    return constant.held
+    return held
 
 
 # Elementwise primitives ---------------------------------------------------------------------------------------------
@@ -150,7 +177,7 @@ ELEMENTWISE: dict[str, Callable[..., int]] = {
 def _reshape(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
     shape = tuple(step.avals[0].shape)
     (x,) = operands
-    if step.params.get("dimensions") is not None:
+    if step.primitive.name == "reshape" and step.params.get("dimensions") is not None:
         raise Refused("a reshape with dimensions")
     if isinstance(x, Constant):
         if x.held != x.shape and math.prod(x.held) != 1:
@@ -159,7 +186,9 @@ def _reshape(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]
         held = shape if x.held == x.shape else (1,) * len(shape)
         return [Constant(shape, held, x.source, x.then(("reshape", held)))]
     x = t.value(x)
-    return [x.reshaped(shape, t.emitter.blocks) or _must(t.emitter.copied(x).reshaped(shape, t.emitter.blocks))]
+    return [
+        x.reshaped(shape, t.emitter.blocks) or _must(t.emitter.copied(x).reshaped(shape, t.emitter.blocks))
+    ]
 
 
 def _reshaped_hold(x: Constant, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -180,7 +209,14 @@ def _transpose(t: Translator, step: Any, operands: Sequence[Known]) -> list[Know
     (x,) = operands
     order = tuple(step.params["permutation"])
     if isinstance(x, Constant):
-        return [Constant(tuple(x.shape[i] for i in order), tuple(x.held[i] for i in order), x.source, x.then(("transpose", order)))]
+        return [
+            Constant(
+                tuple(x.shape[i] for i in order),
+                tuple(x.held[i] for i in order),
+                x.source,
+                x.then(("transpose", order)),
+            )
+        ]
     return [t.value(x).transposed(order)]
 
 
@@ -201,9 +237,13 @@ def _slice(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
     return [_part(t, x, starts, limits, step.params["strides"] or (1,) * len(starts))]
 
 
-def _part(t: Translator, x: Known, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]) -> Value:
+def _part(
+    t: Translator, x: Known, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]
+) -> Value:
     value = t.value(x)
-    return value.sliced(starts, limits, strides) or _must(t.emitter.copied(value).sliced(starts, limits, strides))
+    return value.sliced(starts, limits, strides) or _must(
+        t.emitter.copied(value).sliced(starts, limits, strides)
+    )
 
 
 def _split(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
@@ -219,7 +259,24 @@ def _split(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
 
 
 def _concatenate(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
-    return [t.emitter.concatenate([t.value(x) for x in operands], step.params["dimension"], tuple(step.avals[0].shape))]
+    return [
+        t.emitter.concatenate(
+            [t.value(x) for x in operands], step.params["dimension"], tuple(step.avals[0].shape)
+        )
+    ]
+
+
+def _stack(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
+    axis, shape = step.params["axis"], tuple(step.avals[0].shape)
+    single = (*shape[:axis], 1, *shape[axis + 1 :])
+    parts = []
+    for operand in operands:
+        value = t.value(operand)
+        parts.append(
+            value.reshaped(single, t.emitter.blocks)
+            or _must(t.emitter.copied(value).reshaped(single, t.emitter.blocks))
+        )
+    return [parts[0] if len(parts) == 1 else t.emitter.concatenate(parts, axis, shape)]
 
 
 def _pad(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
@@ -281,6 +338,7 @@ STEPS: dict[str, Callable[..., list[Known]]] = {
     "slice": _slice,
     "split": _split,
     "concatenate": _concatenate,
+    "stack": _stack,
     "pad": _pad,
     "reduce_sum": _reduce("sum"),
     "reduce_max": _reduce("max"),

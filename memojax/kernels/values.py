@@ -14,7 +14,9 @@ from .program import ARENA, Place
 
 
 class Refused(Exception):
-    """A step cannot be part of a program."""
+    """A step cannot be part of a program; `steps` are the ones to blame, where it is not the one at hand."""
+
+    steps: tuple[int, ...] = ()
 
 
 class Factor(NamedTuple):
@@ -52,7 +54,11 @@ class Value:
     @property
     def place(self) -> Place:
         """As words for a step; the offset of an arena's slot is filled in later."""
-        return Place(ARENA, self.slot, self.offset) if self.buffer == ARENA else Place(self.buffer, self.offset, self.block)
+        return (
+            Place(ARENA, self.slot, self.offset)
+            if self.buffer == ARENA
+            else Place(self.buffer, self.offset, self.block)
+        )
 
     @property
     def size(self) -> int:
@@ -139,6 +145,30 @@ def merged(dim: Sequence[Factor]) -> Dim:
     return tuple(found)
 
 
+def refined(dims: Sequence[Dim]) -> list[tuple[int, ...]]:
+    """Parts of one dimension that are parts of each of `dims`: (size, a stride for each).
+
+    Raises:
+        Refused: there are no such parts.
+    """
+    left = [[factor for factor in dim if factor.size != 1] for dim in dims]
+    found: list[tuple[int, ...]] = []
+    while any(left):
+        if not all(left):
+            raise Refused("dimensions of different sizes")
+        size = min(parts[-1].size for parts in left)
+        strides = []
+        for parts in left:
+            last = parts.pop()
+            if last.size % size:
+                raise Refused("dimensions that share no parts")
+            strides.append(last.stride)
+            if last.size > size:
+                parts.append(Factor(last.size // size, last.stride * size))
+        found.insert(0, (size, *strides))
+    return found
+
+
 def row_major(sizes: Sequence[int]) -> list[int]:
     """Strides of an array without gaps."""
     strides, step = [], 1
@@ -148,7 +178,9 @@ def row_major(sizes: Sequence[int]) -> list[int]:
     return strides
 
 
-def contiguous(shape: Sequence[int], axis: int | None, blocks: int, order: Sequence[int] | None = None) -> tuple[tuple[Dim, ...], int]:
+def contiguous(
+    shape: Sequence[int], axis: int | None, blocks: int, order: Sequence[int] | None = None
+) -> tuple[tuple[Dim, ...], int]:
     """Dimensions of a block without gaps, the last of `order` innermost; and the floats of a block."""
     sizes = [size // blocks if i == axis else size for i, size in enumerate(shape)]
     order = range(len(sizes)) if order is None else order
@@ -208,26 +240,25 @@ class Constant:
         return (*self.recipe, *steps)
 
 
-def cook(array: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """`array` after the steps of a recipe."""
+def cook(array: Any, recipe: Recipe, xp: Any = np) -> Any:
+    """`array` after the steps of a recipe; `xp` is NumPy, or JAX's NumPy for a traced array."""
     for name, *rest in recipe:
-        array = _STEPS[name](array, *rest)
-    return np.ascontiguousarray(array)
+        array = _STEPS[name](xp, array, *rest)
+    return array
 
 
-def _pack_groups(array: np.ndarray, panel: int) -> np.ndarray:
-    return np.concatenate([pack_matrix(one, panel) for one in array])
+def _pack_groups(xp: Any, array: Any, panel: int) -> Any:
+    return xp.concatenate([pack_matrix(one, panel, xp) for one in array])
 
 
-def _pack_vectors(array: np.ndarray) -> np.ndarray:
-    return np.concatenate([pack_vector(one) for one in array])
+def _pack_vectors(xp: Any, array: Any) -> Any:
+    return xp.concatenate([pack_vector(one, xp) for one in array])
 
 
-_STEPS = {
-    "reshape": lambda array, shape: array.reshape(shape),
-    "transpose": lambda array, order: array.transpose(order),
-    "broadcast": lambda array, shape: np.broadcast_to(array, shape),
-    "slice": lambda array, starts, limits, strides: array[tuple(map(slice, starts, limits, strides))],
+_STEPS: dict[str, Any] = {
+    "reshape": lambda xp, array, shape: array.reshape(shape),
+    "transpose": lambda xp, array, order: array.transpose(order),
+    "broadcast": lambda xp, array, shape: xp.broadcast_to(array, shape),
     "matrices": _pack_groups,
     "vectors": _pack_vectors,
 }

@@ -3,11 +3,11 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <time.h>
 
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
-#include <mutex>
+#include <cstdlib>
+#include <new>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -16,6 +16,14 @@ namespace memojax {
 namespace {
 
 constexpr int kMostThreads = 64;
+
+// Nothing here needs the C++ library at run time: the compiler that stands in where a machine has none would build it first.
+struct Lock {
+  pthread_mutex_t* mutex;
+  explicit Lock(pthread_mutex_t* given) : mutex(given) { pthread_mutex_lock(mutex); }
+  ~Lock() { pthread_mutex_unlock(mutex); }
+  Lock(const Lock&) = delete;
+};
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -50,7 +58,7 @@ inline void set_float_mode(uint64_t mode) {
 // A worker counts itself as active, then looks whether a job is open; the caller closes the job, then waits until nobody
 // is active. So a worker either sees the job closed, or the caller sees the worker.
 struct Pool {
-  std::mutex busy;  // held by the thread whose job runs
+  pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // held by the thread whose job runs
   std::atomic<bool> open{false};
   std::atomic<int> active{0}, seats{0};
   std::atomic<int64_t> next{0}, tiles{0};
@@ -58,8 +66,8 @@ struct Pool {
   void* job = nullptr;
   uint64_t mode = 0;
 
-  std::mutex door;
-  std::condition_variable bell;
+  pthread_mutex_t door = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t bell = PTHREAD_COND_INITIALIZER;
   std::atomic<int> asleep{0};
   int workers = 0;  // started ones; changed under `busy`
 
@@ -93,30 +101,33 @@ std::atomic<int> thread_count{1}, spin_us{0};
 // The child of a fork has none of the workers: it gets a pool of its own, and the parent's is left to lie.
 void forget_pool() { pool.store(nullptr); }
 
+void watch_forks() { pthread_atfork(nullptr, nullptr, forget_pool); }
+
 Pool* the_pool() {
-  static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, forget_pool); });
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, watch_forks);
   Pool* now = pool.load();
   if (now) return now;
-  Pool* made = new Pool;  // never deleted: workers outlive the static destructors
+  void* room = std::malloc(sizeof(Pool));
+  if (!room) return nullptr;
+  Pool* made = new (room) Pool;  // never freed: workers outlive the static destructors
   if (pool.compare_exchange_strong(now, made)) return made;
-  delete made;
+  std::free(room);
   return now;
 }
 
 void Pool::serve() {
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point until = Clock::now() + std::chrono::microseconds(spin_us.load());
+  int64_t until = microseconds() + spin_us.load();
   for (unsigned round = 1;; round++) {
     if (inviting()) {
       join();
-      until = Clock::now() + std::chrono::microseconds(spin_us.load());
-    } else if (round % 32 || Clock::now() < until) {
+      until = microseconds() + spin_us.load();
+    } else if (round % 32 || microseconds() < until) {
       pause();
     } else {
-      std::unique_lock<std::mutex> lock(door);
+      Lock lock(&door);
       asleep.fetch_add(1);
-      bell.wait(lock, [this] { return inviting(); });
+      while (!inviting()) pthread_cond_wait(&bell, &door);
       asleep.fetch_sub(1);
     }
   }
@@ -153,8 +164,8 @@ void Pool::run(Tile what, void* with, int64_t count, int most, bool wake) {
   seats.store(most - 1, std::memory_order_relaxed);
   open.store(true);
   if (wake && asleep.load() > 0) {
-    { std::lock_guard<std::mutex> lock(door); }
-    bell.notify_all();
+    { Lock lock(&door); }
+    pthread_cond_broadcast(&bell);
   }
   work();
   open.store(false);
@@ -168,11 +179,20 @@ void Pool::run(Tile what, void* with, int64_t count, int most, bool wake) {
 
 }  // namespace
 
+int64_t microseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1000000 + now.tv_nsec / 1000;
+}
+
 void run_tiles(Tile tile, void* job, int64_t tiles, int threads, bool wake) {
   if (threads > 1 && tiles > 1) {
     Pool* shared = the_pool();
-    std::unique_lock<std::mutex> mine(shared->busy, std::try_to_lock);
-    if (mine.owns_lock()) return shared->run(tile, job, tiles, threads, wake);
+    if (shared && !pthread_mutex_trylock(&shared->busy)) {
+      shared->run(tile, job, tiles, threads, wake);
+      pthread_mutex_unlock(&shared->busy);
+      return;
+    }
   }
   for (int64_t i = 0; i < tiles; i++) tile(job, i);
 }

@@ -14,6 +14,9 @@ void run_tiles(Tile tile, void* job, int64_t tiles, int threads, bool wake);
 void set_threads(int threads, int spin_microseconds);
 int threads();
 
+// Of a clock that only goes forward.
+int64_t microseconds();
+
 // Whether a worker is awake, so that it would join a job at once.
 bool awake();
 

@@ -3,8 +3,15 @@
 // `memojax/kernels/program.py` writes programs and says what their words mean. All values are float32. A value in
 // between lies in an arena of the thread that makes it; a program whose steps keep rows apart is worked through a few
 // blocks at a time, so that what lies in between stays in the core's cache, and different threads take different blocks.
+#include <pthread.h>
+
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "compute.h"
 #include "pool.h"
@@ -43,24 +50,43 @@ struct Reader {
   }
 };
 
+// Memory of a thread, kept for its next call and freed with the thread.
 struct Arena {
-  float* data = nullptr;
-  int64_t size = 0;
-  ~Arena() { std::free(data); }
-  float* grow(int64_t floats) {
-    if (floats > size) {
-      std::free(data);
-      data = nullptr;
-      size = 0;
-      void* made = nullptr;
-      if (posix_memalign(&made, 64, static_cast<size_t>(floats) * 4)) return nullptr;
-      data = static_cast<float*>(made);
-      size = floats;
-    }
-    return data;
-  }
+  float* data;
+  int64_t size;
 };
-thread_local Arena arena;
+
+void free_arena(void* given) {
+  std::free(static_cast<Arena*>(given)->data);
+  std::free(given);
+}
+
+pthread_key_t arena_key;
+bool has_arena_key = false;
+void make_arena_key() { has_arena_key = !pthread_key_create(&arena_key, free_arena); }
+
+// At least so many floats, on a cache line; null where there is no memory.
+float* arena_of(int64_t floats) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  static thread_local Arena* mine = nullptr;
+  if (!mine) {
+    pthread_once(&once, make_arena_key);
+    Arena* made = has_arena_key ? static_cast<Arena*>(std::calloc(1, sizeof(Arena))) : nullptr;
+    if (!made) return nullptr;
+    pthread_setspecific(arena_key, made);
+    mine = made;
+  }
+  if (floats > mine->size) {
+    std::free(mine->data);
+    mine->data = nullptr;
+    mine->size = 0;
+    void* room = nullptr;
+    if (posix_memalign(&room, 64, static_cast<size_t>(floats) * 4)) return nullptr;
+    mine->data = static_cast<float*>(room);
+    mine->size = floats;
+  }
+  return mine->data;
+}
 
 struct Run {
   const int64_t* program;
@@ -268,25 +294,32 @@ struct Sliced {
   bool failed;
 };
 
+// Threads for a call, and whether to wake those that sleep. A core does some 200,000 operations in a microsecond.
+// Workers that are awake are worth it from a few microseconds of work up. To wake them takes 50 microseconds and more:
+// only long calls gain by it, and callers that come back soon, who find them awake the next time.
+int seats(double work, bool* wake) {
+  constexpr double kWorthwhile = 8e5, kLong = 1e7, kSeat = 3e5;
+  int threads = memojax::threads();
+  if (threads < 2 || work < kWorthwhile) return 1;
+  static std::atomic<int64_t> last{0};
+  const int64_t now = microseconds();
+  const bool soon = now - last.exchange(now, std::memory_order_relaxed) < 1000;
+  *wake = soon || work > kLong;
+  if (!*wake && !awake()) return 1;
+  return threads < work / kSeat ? threads : static_cast<int>(work / kSeat);
+}
+
 const char* execute(const Run& run) {
   const Header& header = run.header();
   const int64_t blocks = header.blocks;
   if (!blocks) return nullptr;
   const double work = static_cast<double>(header.flops) * static_cast<double>(blocks);
-  int threads = memojax::threads();
-  const bool is_awake = awake();
-  // A microsecond of one core is some 60,000 operations. Workers that are awake are worth it from 8 of them up; to wake
-  // them takes 50 and more, so that only long calls do.
-  if (work < 5e5) threads = 1;
-  const bool wake = work > (is_awake ? 5e5 : 2e6);
-  if (!wake && !is_awake) threads = 1;
-  const double most = work / 2e5;
-  if (threads > most) threads = most < 1 ? 1 : static_cast<int>(most);
-
+  bool wake = false;
+  const int threads = seats(work, &wake);
   const bool sliced = threads > 1 && header.chunk * threads <= blocks;
   if (!sliced) {
     const int64_t chunk = threads > 1 || header.chunk > blocks ? blocks : header.chunk;
-    float* mine = arena.grow(header.arena_row * chunk + 16);
+    float* mine = arena_of(header.arena_row * chunk + 16);
     if (!mine) return "memojax: out of memory";
     for (int64_t block = 0; block < blocks; block += chunk) {
       const int64_t count = blocks - block < chunk ? blocks - block : chunk;
@@ -303,7 +336,7 @@ const char* execute(const Run& run) {
         Sliced& job = *static_cast<Sliced*>(given);
         const Header& header = job.run.header();
         const int64_t begin = header.blocks * i / job.chunks, end = header.blocks * (i + 1) / job.chunks;
-        float* mine = arena.grow(header.arena_row * (end - begin) + 16);
+        float* mine = arena_of(header.arena_row * (end - begin) + 16);
         if (!mine) {
           __atomic_store_n(&job.failed, true, __ATOMIC_RELAXED);
           return;
@@ -368,17 +401,27 @@ MEMOJAX_EXPORT const char* memojax_run(const int64_t* program, int64_t words, fl
 
 MEMOJAX_EXPORT void memojax_set_threads(int threads, int spin_microseconds) { set_threads(threads, spin_microseconds); }
 
+#if defined(__x86_64__)
+// What the processor has and the system saves, by CPUID: 2 AVX-512, 1 AVX2 with FMA, 0 neither.
+static int vector_level() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_AVX) || !(c & bit_FMA)) return 0;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2)) return 0;
+  constexpr unsigned kAvx512 = bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ;
+  return (low & 0xe6) == 0xe6 && (b & kAvx512) == kAvx512 ? 2 : 1;
+}
+#endif
+
 // Chooses the widest instruction set of this CPU up to `widest` (null: any); gives its name.
 MEMOJAX_EXPORT const char* memojax_choose(const char* widest) {
   chosen = &portable::compute;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
   const bool any = !widest || !*widest;
-  if (has_avx2 && (any || !std::strcmp(widest, "avx512") || !std::strcmp(widest, "avx2"))) chosen = &avx2::compute;
-  if (has_avx512 && (any || !std::strcmp(widest, "avx512"))) chosen = &avx512::compute;
+  const int level = vector_level();
+  if (level >= 1 && (any || !std::strcmp(widest, "avx512") || !std::strcmp(widest, "avx2"))) chosen = &avx2::compute;
+  if (level >= 2 && (any || !std::strcmp(widest, "avx512"))) chosen = &avx512::compute;
 #else
   (void)widest;
 #endif
@@ -386,3 +429,6 @@ MEMOJAX_EXPORT const char* memojax_choose(const char* widest) {
 }
 
 MEMOJAX_EXPORT int64_t memojax_panel() { return chosen ? chosen->panel : 0; }
+
+// Tells from which sources this library was built.
+MEMOJAX_EXPORT const char* memojax_sources() { return MEMOJAX_SOURCES; }
