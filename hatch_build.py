@@ -66,7 +66,8 @@ def _builder(root: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(
         "_memojax_kernels_build", Path(root, "memojax", "kernels", "build.py")
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -47,7 +47,7 @@ def test_evaluate_prints_what_matters() -> None:
     ]
     assert row.split()[0] == "3"
     assert row.split()[2] == "20"
-    assert "preloaded and not used: 2" in text
+    assert "not used: 2" in text
 
 
 def test_evaluate_as_json(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from .options import (
     pairs,
     recurrent_pairs,
 )
-from .sizes import SIZES
+from .sizes import BUCKETING, SIZES
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation
@@ -43,6 +43,20 @@ if TYPE_CHECKING:
 @click.option(
     "--preload", type=SIZES, metavar="SIZES", help="Batch sizes to compile before the start, as 1-8,16."
 )
+@click.option(
+    "--bucketing",
+    type=BUCKETING,
+    metavar="exact|pow2|SIZES",
+    help="Batch sizes that get a plan; others are padded.  [default: pow2, exact where rows mix]",
+)
+@click.option(
+    "--on-miss",
+    type=click.Choice(["compile", "pad", "warn", "error"]),
+    default="compile",
+    help="What a batch size without a plan does.  [default: compile, ahead where possible]",
+)
+@click.option("--cache-dir", metavar="DIR", help="Keep compiled plans in this folder for the next run.")
+@click.option("--maxsize", type=click.IntRange(1), metavar="N", help="Most plans to keep.")
 @click.option(
     "--seed", type=click.IntRange(0), metavar="S", default=0, help="Seed of the first episode.  [default: 0]"
 )
@@ -88,8 +102,8 @@ if TYPE_CHECKING:
 def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **given: Any) -> None:
     """Play episodes with one policy, or compare several on the same seeds.
 
-    Environments run side by side and the policy is asked once per step for all of them, so the batch shrinks as episodes end; every batch
-    size runs on an executable of its own. Without MODEL, the bundled acrobot_ppo plays Acrobot-v1.
+    Environments run side by side and the policy is asked once per step for all of them, so the batch shrinks as episodes
+    end. A few batch sizes have an executable, the others are padded. Without MODEL, the bundled acrobot_ppo plays Acrobot-v1.
 
     \b
     Examples:
@@ -135,15 +149,9 @@ def _evaluate(
     options: Mapping[str, Any],
     transforms: Mapping[str, Any],
 ) -> Evaluation:
-    from ..api import load
     from ..evaluation import SelectObs, evaluate
     from ..loading import typed_model
-    from ..stablehlo import only_size
 
-    typed = typed_model(file.path, **loading)
-    only = only_size(typed)
-    fixed = {"bucketing": [only], "max_batch_size": only} if only else {}
-    inferer = load(typed, preload=given["preload"] or (), seed=given["seed"], device=given["device"], **fixed)
     own_env = file.card.get("env_id")
     seen = (
         file.card.get("observation_indices")
@@ -152,7 +160,7 @@ def _evaluate(
     )
     selected = [SelectObs(seen)] if seen else []
     return evaluate(
-        inferer,
+        typed_model(file.path, **loading),
         env_id or own_env,
         name=name,
         progress=True,
@@ -175,6 +183,8 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         "action": given["action"],
         "epsilon": given["epsilon"],
         "recurrent": recurrent_pairs(given["recurrent"]) or None,
+        "preload": given["preload"] or (),
+        **{name: given[name] for name in ("bucketing", "on_miss", "cache_dir", "maxsize", "device")},
     }
 
 
@@ -292,11 +302,9 @@ def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
             table(["batch size", "compile ms", "calls", "median call us", "us per agent"], rows, left=0)
         )
         count = f"{len(done.plans)} plan{'s' if len(done.plans) != 1 else ''}"
-        items.append(
-            f"[dim]{count}, one executable per batch size"
-            + (f"; preloaded and not used: {', '.join(idle)}" if idle else "")
-            + "[/]"
-        )
+        padding = f"; {done.padded_rows:,} rows of padding" if done.padded_rows else ""
+        unused = f"; not used: {', '.join(idle)}" if idle else ""
+        items.append(f"[dim]{count}, one executable per batch size{padding}{unused}[/]")
     return items
 
 
@@ -369,18 +377,20 @@ def _mean(done: Evaluation) -> str:
 
 
 def _speed(done: Evaluation) -> str:
-    parts = [f"{done.compile_seconds:.1f} s compiling"] if done.compile_seconds else []
-    parts += [
-        f"{max(0.0, done.policy_seconds - done.compile_seconds):.1f} s in the policy",
+    parts = [
+        f"{done.policy_seconds:.1f} s in the policy",
         f"{done.environment_seconds:.1f} s in the environment",
     ]
-    return (
-        f"{done.steps_per_second:,.0f}   ({done.steps:,} steps in {done.seconds:.1f} s: {', '.join(parts)})"
-    )
+    plans = f"; plans took {done.compile_seconds:.1f} s" if done.compile_seconds else ""
+    return f"{done.steps_per_second:,.0f}   ({done.steps:,} steps in {done.seconds:.1f} s: {', '.join(parts)}{plans})"
 
 
 def _call(done: Evaluation, plan: Any) -> tuple[str, str]:
+    """Microseconds per call of a plan and per agent in it, over the batch sizes that it served."""
     from .output import number
 
-    median = done.call_us.get(plan.size)
-    return number(median), number(None if median is None else median / plan.size)
+    served = [size for size in done.call_us if done.plan_size(size) == plan.size]
+    calls = sum(done.batch_sizes[size] for size in served)
+    total = sum(done.call_us[size] * done.batch_sizes[size] for size in served)
+    agents = sum(size * done.batch_sizes[size] for size in served)
+    return number(total / calls if calls else None), number(total / agents if agents else None)

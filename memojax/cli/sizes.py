@@ -60,4 +60,16 @@ class SizeList(click.ParamType):
             self.fail(str(cause), param, ctx)
 
 
+class BucketingRule(SizeList):
+    """An option that takes "exact", "pow2" or a list of sizes."""
+
+    name = "bucketing"
+
+    def convert(
+        self, value: str | Sequence[int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        return value if value in ("exact", "pow2") else super().convert(value, param, ctx)
+
+
 SIZES = SizeList()
+BUCKETING = BucketingRule()

@@ -51,11 +51,12 @@ class Evaluation:
         steps: environment steps, those of unfinished episodes too.
         seconds: wall clock from the first reset to the last step; environments and workers are made before.
         policy_seconds: the part of it that the inferer took, compiles included.
-        compile_seconds: the part of that which went into plans that were not there before.
+        compile_seconds: what plans took that were not there before; a plan that was made ahead is no part of `policy_seconds`.
         batch_sizes: batch size -> number of calls.
         call_us: batch size -> median microseconds of a call as seen from here; the first call of a size is left out, so that a
             size called once is not there.
         plans: plans of the inferer; `calls` counts this evaluation's only.
+        padded_rows: rows that were computed only to fill a plan.
         action: how the action was read from the outputs.
         feeds: how the inputs were fed.
         metadata: what the model file says about itself.
@@ -79,6 +80,7 @@ class Evaluation:
     feeds: Sequence[str] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    padded_rows: int = 0
 
     @property
     def returns(self) -> np.ndarray:
@@ -125,6 +127,10 @@ class Evaluation:
         """Wall clock that was not the policy's."""
         return max(0.0, self.seconds - self.policy_seconds)
 
+    def plan_size(self, size: int) -> int | None:
+        """The plan that a batch of `size` ran on: the smallest that holds it; None where it was split or has no plan."""
+        return min((plan.size for plan in self.plans if plan.size >= size), default=None)
+
     def confidence_interval(self, level: float = 0.95) -> tuple[float, float]:
         """Student's interval for the mean return; NaN for fewer than two episodes."""
         return student_interval(self.returns, level)
@@ -157,6 +163,7 @@ class Evaluation:
             "batch_sizes": {str(size): count for size, count in self.batch_sizes.items()},
             "call_us": {str(size): value for size, value in self.call_us.items()},
             "plans": [vars(plan) for plan in self.plans],
+            "padded_rows": self.padded_rows,
             "action": self.action,
             "feeds": list(self.feeds),
             "metadata": dict(self.metadata),

@@ -25,7 +25,8 @@ from ..errors import (
 from ..model.signature import ModelApi, TensorSpec
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import ScratchPadView
-from ..rows.states import Response, as_dtype, can_cast, dtype_message, gather, responses_of
+from ..rows.states import Response, as_dtype, can_cast, check_fits, dtype_message, gather, responses_of
+from ..xla.settings import own_settings
 
 if TYPE_CHECKING:
     from ..wrapper.base import InfererWrapper, StatefulInferer
@@ -268,11 +269,12 @@ def device_rows(
     given = [as_jax(inputs[spec.name]) for spec in specs]
     n = _check_shapes(specs, given)
     device = placement.choose(specs, given)
-    with jax.enable_x64(True):
+    with own_settings():
         for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
             if value.dtype != spec.dtype:
                 if not can_cast(np.dtype(value.dtype), spec.dtype):
                     raise InputDtypeError(dtype_message(spec, value.dtype))
+                check_fits(spec, value)
                 value = value.astype(spec.dtype)
             if not isinstance(value, jax.Array):
                 # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
@@ -285,7 +287,7 @@ def device_rows(
 
 def on_device(rows: np.ndarray, device: jax.Device) -> jax.Array:
     """`rows` on `device`, in their own dtype whatever the x64 setting."""
-    with jax.enable_x64(True):
+    with own_settings():
         return jax.device_put(rows, device)
 
 

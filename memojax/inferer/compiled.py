@@ -37,6 +37,7 @@ from ..rows.scratch import ScratchPadView, aligned_empty
 from ..xla.background import submit
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
+from ..xla.settings import own_settings
 from .base import Inferer, check_mapping, checked_rows, device_rows, lives_on_device, on_device, run_view
 
 if TYPE_CHECKING:
@@ -515,7 +516,7 @@ class ModelInferer(Inferer):
             part = rows if take == n else [row[done : done + take] for row in rows]
             if size > take:
                 cache.count_padding(size - take)
-                with jax.enable_x64(True):
+                with own_settings():
                     part = [
                         jnp.concatenate([row, jnp.zeros((size - take, *row.shape[1:]), row.dtype)])
                         for row in part

@@ -142,10 +142,7 @@ class _Rewriter:
             if needed.intersection(step.outputs):
                 alive.append(step)
                 needed.update(atom for atom in step.inputs if isinstance(atom, int))
-        known = {
-            **{number: node for number, node in self.node_of.items()},
-            **{n: node for node, n in self.new_nodes.items()},
-        }
+        known = self.node_of | {number: node for node, number in self.new_nodes.items()}
         leading = tuple(number for number in known if number in needed)
         return replace(
             self.residual, nodes=tuple(known[n] for n in leading), steps=tuple(reversed(alive)), leading=leading
@@ -273,7 +270,7 @@ class _Rewriter:
                 translator.add(index, step, operands, fused[0] if fused else None)
             outputs = [emitter.here(translator.known[number]) for number in island.outputs]
             emitter.flush()
-            for index, value in zip((self.maker[number] for number in island.outputs), outputs, strict=True):
+            for value in outputs:
                 self._check_output(value)
             program = emitter.finish(outputs)
             if len(island.inputs) + len(emitter.weights) + len(outputs) > MOST_BUFFERS:
@@ -352,7 +349,7 @@ class _Rewriter:
             columns = [product.params["dimension_numbers"].out_spec[1]]
         else:
             (_, over_b), _ = product.params["dimension_numbers"]
-            a, b = product.inputs
+            b = product.inputs[1]
             if not self._is_constant(b, self.constants):
                 return None
             rank = len(shape)

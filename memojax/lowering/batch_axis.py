@@ -18,9 +18,11 @@ import numpy as np
 
 from .._types import Array, Dim, Params, Shape
 from ..errors import DimensionError, LoweringError, StaticInputError
+from ..exporter_names import is_made_up_dimension
 from ..model.graph import Value
 from ..model.signature import ModelApi, TensorSpec, plain_names
 from ..ops.inline import inlined
+from ..xla.settings import own_settings
 from .binding import bind_inputs
 from .graph_function import GraphFunction
 
@@ -247,7 +249,7 @@ def _abstract(
                 )
         return {name: jnp.asarray(results[name]) for name in outputs}
 
-    with jax.enable_x64(True):
+    with own_settings():
         return jax.eval_shape(run, function.params, dict(specs), jax.ShapeDtypeStruct((2,), np.uint32))
 
 
@@ -351,11 +353,18 @@ def _batch_symbol(declared: Mapping[str, Sequence[int | str]]) -> str | None:
     """The symbol that is the batch: shared by most inputs, then called so, then on axis 0; None where there is none or each has its own."""
     counts = Counter(dim for shape in declared.values() for dim in set(shape) if isinstance(dim, str))
     firsts = {shape[0] for shape in declared.values() if shape and isinstance(shape[0], str)}
-    if not counts or (len(firsts) > 1 and max(counts.values()) == 1 and all(map(_anonymous, firsts))):
+    if not counts or (
+        len(firsts) > 1 and max(counts.values()) == 1 and all(map(is_made_up_dimension, firsts))
+    ):
         return None
     return max(
         counts,
-        key=lambda s: (counts[s], "batch" in s.lower() or s in ("N", "B"), s in firsts, not _anonymous(s)),
+        key=lambda s: (
+            counts[s],
+            "batch" in s.lower() or s in ("N", "B"),
+            s in firsts,
+            not is_made_up_dimension(s),
+        ),
     )
 
 
@@ -365,17 +374,7 @@ def _own_axis(shape: Sequence[int | str]) -> int | None:
     if not symbolic or (symbolic[0] != 0 and len(symbolic) > 1):
         return None
     symbol = str(shape[symbolic[0]])
-    return symbolic[0] if _anonymous(symbol) or "batch" in symbol.lower() else None
-
-
-def _anonymous(symbol: str) -> bool:
-    """Whether an exporter made the name up: tf2onnx's `unk__12`, torch's `x_dim_0` and `x_dynamic_axes_1`, an unnamed dimension."""
-    return (
-        symbol.startswith(("unk__", "unknown"))
-        or "_dim_" in symbol
-        or "_dynamic_axes_" in symbol
-        or "." in symbol
-    )
+    return symbolic[0] if is_made_up_dimension(symbol) or "batch" in symbol.lower() else None
 
 
 def _symbolic(value: Value, axis: int) -> bool:

@@ -13,11 +13,13 @@ import numpy as np
 
 from .._types import Source
 from ..errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
+from ..exporter_names import is_mask
 from ..model import Model, load_model
 from ..model.signature import ModelApi, TensorSpec
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled
+from ..xla.settings import own_settings
 from .batch_axis import BatchAxis, batched
 from .binding import bind_inputs
 from .graph_breaks import host_nodes
@@ -157,7 +159,7 @@ class TypedModel:
                 return named
 
             rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in specs]
-            with jax.enable_x64(True):
+            with own_settings():
                 return jax.eval_shape(traced, params, rows, _KEY)
 
         at_five, at_seven = shapes(5), shapes(7)
@@ -199,9 +201,10 @@ class TypedModel:
             return ()
         rng = np.random.default_rng(0)
         rows = [random_rows(rng, 2, spec) for spec in self.api.inputs]
-        together = self._eager(rows)
-        alone = [self._eager([row[i : i + 1] for row in rows]) for i in range(2)]
-        again = self._eager(rows, seed=1) if self.random else together
+        pair, single = self._quickly_compiled(2), self._quickly_compiled(1)
+        together = pair(rows)
+        alone = [single([row[i : i + 1] for row in rows]) for i in range(2)]
+        again = pair(rows, seed=1) if self.random else together
         mixing = []
         for index, name in enumerate(self.computed):
             if self.random and not np.array_equal(
@@ -213,20 +216,26 @@ class TypedModel:
                 mixing.append(name)
         return tuple(mixing)
 
-    def _eager(self, rows: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+    def _quickly_compiled(self, n: int) -> Callable[..., list[np.ndarray]]:
+        """This model for `n` rows, for a few calls: the compile is quick, the code is not."""
         check_not_forked()
         device = cpu_device()
 
-        def run(params: Any, rows: Any, key: Any) -> Any:
+        def model(params: Any, rows: Any, key: Any) -> Any:
             return self.fn(params, rows, _as_key(key) if self.random else None)
 
         place = jax.sharding.SingleDeviceSharding(device)
-        with jax.enable_x64(True):
-            lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY)
+        shapes = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in self.api.inputs]
+        with own_settings():
+            lowered = jax.jit(model, in_shardings=place, out_shardings=place).lower(self.params, shapes, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
-            return [
-                np.asarray(value) for value in executable(self.params, rows, np.array([0, seed], np.uint32))
-            ]
+
+        def run(rows: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+            with own_settings():
+                results = executable(self.params, rows, np.array([0, seed], np.uint32))
+                return [np.asarray(value) for value in results]
+
+        return run
 
 
 @dataclass(frozen=True)
@@ -328,7 +337,7 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
     """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask."""
     shape = (n, *spec.shape)
-    if "mask" in spec.name.casefold():
+    if is_mask(spec.name):
         return np.ones(shape, spec.dtype)
     if jnp.issubdtype(spec.dtype, jnp.floating):
         return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
 from ..xla.options import compiled as compiled_for
+from ..xla.settings import own_settings
 from .candidates import DEFAULT, KERNELS, Candidate
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .hoist import Hoister, Residual
@@ -167,7 +168,7 @@ class PlanCompiler:
     def trace(self, size: int) -> Residual:
         """The model at `size` rows, without what depends on weights alone."""
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
-        with trace_lock, self._settings():
+        with trace_lock, own_settings(self.precision):
             return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
@@ -202,7 +203,7 @@ class PlanCompiler:
         run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
-        with trace_lock, self._settings():
+        with trace_lock, own_settings(self.precision):
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
 
         def finish() -> Executable:
@@ -210,7 +211,8 @@ class PlanCompiler:
                 with jax.profiler.TraceAnnotation(
                     "memojax compile", batch_size=size, candidate=candidate.name
                 ):
-                    compiled = compiled_for(lowered, self.device, candidate.options)
+                    with own_settings(self.precision):
+                        compiled = compiled_for(lowered, self.device, candidate.options)
                     return self._executable(size, compiled, packing, leading, candidate, meter)
             except LoweringError:
                 raise
@@ -280,13 +282,6 @@ class PlanCompiler:
         if not (self.host and self._packs_inputs and small and len(rows) > 1):
             return None
         return Packing.of([row.shape for row in rows], [row.dtype for row in rows])
-
-    def _settings(self) -> ExitStack:
-        scope = ExitStack()
-        scope.enter_context(jax.enable_x64(True))
-        if self.precision:
-            scope.enter_context(jax.default_matmul_precision(self.precision))
-        return scope
 
 
 def plain_name(name: str) -> str:
