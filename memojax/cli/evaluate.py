@@ -13,6 +13,7 @@ from .options import (
     ModelFile,
     ModelName,
     check_plot,
+    checked_target,
     device_option,
     find_model,
     json_option,
@@ -95,11 +96,21 @@ if TYPE_CHECKING:
 @click.option("--no-clip", is_flag=True, help="Do not clip actions to the action space.")
 @loading_options
 @device_option
+@click.option("--render", is_flag=True, help="Open a window that shows the first environment.")
+@click.option("--video", metavar="DIR", help="Film the first environment's episodes into this folder.")
+@click.option(
+    "--save",
+    metavar="FILE.json|.csv",
+    callback=checked_target,
+    help="Keep the results: .json for memojax.evaluation.load, .csv with a line per episode.",
+)
 @click.option(
     "--plot", metavar="FILE.png", help="Draw the returns, and the time per call over the batch size."
 )
 @json_option
-def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **given: Any) -> None:
+def command(
+    models: tuple[str, ...], json_file: str | None, plot: str | None, save: str | None, **given: Any
+) -> None:
     """Play episodes with one policy, or compare several on the same seeds.
 
     Environments run side by side and the policy is asked once per step for all of them, so the batch shrinks as episodes
@@ -111,10 +122,13 @@ def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **
       memojax evaluate policy.onnx --env CartPole-v1 --episodes 500 --num-envs 64 --preload 1-64
       memojax evaluate old.onnx new.onnx --env Pendulum-v1 --plot returns.png --json results.json
     """
-    from .. import policies
+    from .. import evaluation, policies
     from ..errors import MemojaxError
+    from ..evaluation.files import check_suffix
 
     check_plot(plot)
+    if save is not None:
+        check_suffix(save)
     files = [find_model(name) for name in models or (policies.DEFAULT,)]
     transforms = _transforms(given)
     options = _options(given)
@@ -133,6 +147,8 @@ def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **
             break
         if done[-1].interrupted:
             break
+    if save is not None and done:
+        evaluation.save(done, save)
     _report(done, files, len(models) > 1, json_file, plot)
     if failure is not None:
         raise failure
@@ -185,6 +201,8 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         "recurrent": recurrent_pairs(given["recurrent"]) or None,
         "preload": given["preload"] or (),
         **{name: given[name] for name in ("bucketing", "on_miss", "cache_dir", "maxsize", "device")},
+        "render": given["render"],
+        "video": given["video"],
     }
 
 
@@ -253,7 +271,7 @@ def _report(
             json_file,
             {
                 "evaluations": [one.to_dict() for one in done],
-                "comparisons": [vars(one) for one in comparisons],
+                "comparisons": [one.to_dict() for one in comparisons],
             },
         )
     if json_file != "-":
@@ -274,6 +292,7 @@ def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
     lengths = done.lengths
     about = [
         ("return", f"{_mean(done)}   (95 % interval {number(low)} to {number(high)})"),
+        ("interquartile mean", f"{number(done.interquartile_mean)}   (95 % bootstrapped {_interval(done)})"),
         (
             "episode length",
             f"{number(done.mean_length)}"
@@ -282,13 +301,14 @@ def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
         ("steps per second", _speed(done)),
     ]
     if "mean_return" in card and card.get("env_id") == done.env_id:
-        from ..evaluation.result import plus_minus
+        from ..evaluation.statistics import plus_minus
 
         recorded = plus_minus(card["mean_return"], card.get("standard_error", float("nan")))
         about.append(
             ("recorded return", f"{recorded}   ({card.get('episodes', '?')} episodes after training)")
         )
     about.append(("policy", f"{', '.join(done.feeds)}; action: {done.action}"))
+    about += [(side, ", ".join(steps)) for side, steps in done.transforms()]
     about += [(f"metadata {key}", value[:120]) for key, value in done.metadata.items()]
     rows = [
         (plan.size, number(plan.compile_ms), plan.calls, *_call(done, plan))
@@ -309,6 +329,8 @@ def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
 
 
 def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[Any]:
+    from rich.markup import escape
+
     from .output import number, table
 
     by_name = {one.other: one for one in comparisons}
@@ -336,6 +358,8 @@ def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[
         "compile s",
     ]
     items: list[Any] = [_title(done[0], several=True), table(columns, rows)]
+    for one in done:
+        items += [escape(f"{one.model}: {side}: {', '.join(steps)}") for side, steps in one.transforms()]
     if comparisons:
         items.append("[dim]differences are paired by seed; * where the 95 % interval leaves out 0[/]")
     if done[-1].interrupted:
@@ -346,7 +370,7 @@ def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[
 
 
 def _difference(one: Any) -> str:
-    from ..evaluation.result import plus_minus
+    from ..evaluation.statistics import plus_minus
 
     return f"{plus_minus(one.difference, one.standard_error)}{' *' if one.significant else ''}"
 
@@ -371,9 +395,16 @@ def _title(done: Evaluation, several: bool = False) -> str:
 
 
 def _mean(done: Evaluation) -> str:
-    from ..evaluation.result import plus_minus
+    from ..evaluation.statistics import plus_minus
 
     return plus_minus(done.mean_return, done.standard_error)
+
+
+def _interval(done: Evaluation) -> str:
+    from .output import number
+
+    low, high = done.interquartile_interval()
+    return f"{number(low)} to {number(high)}"
 
 
 def _speed(done: Evaluation) -> str:

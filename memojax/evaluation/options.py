@@ -20,6 +20,7 @@ from .connection import Wiring
 from .envs import Vectorization
 from .planning import Planning
 from .transforms import Observations
+from .watching import Watching
 
 Group = TypeVar("Group")
 
@@ -42,6 +43,8 @@ class EvaluateOptions(TypedDict, total=False):
     cache_dir: str | PathLike[str] | None
     maxsize: int | None
     device: str | jax.Device | None
+    render: bool
+    video: str | PathLike[str] | None
     name: str | None
 
 
@@ -68,7 +71,7 @@ class Naming:
     name: str | None = None
 
 
-GROUPS = (Stepping, Wiring, Planning, Naming)
+GROUPS = (Stepping, Wiring, Planning, Watching, Naming)
 
 
 def check_names(options: Mapping[str, Any]) -> None:

@@ -36,6 +36,9 @@ class Setting:
     metadata: Mapping[str, str]
     action: str
     feeds: Sequence[str]
+    observation_transforms: Sequence[str] = ()
+    action_transforms: Sequence[str] = ()
+    advice: Sequence[str] = ()
 
 
 @dataclass(eq=False)

@@ -41,7 +41,8 @@ class NormalizeObs:
         Raises:
             EvaluationError: `mean` and `var` do not go together, or a variance is negative.
         """
-        self.epsilon, self.clip = float(epsilon), clip
+        self.epsilon: float = float(epsilon)
+        self.clip: float | None = clip
         means, variances = _parts(mean), _parts(var)
         if means.keys() != variances.keys() or any(means[k].shape != variances[k].shape for k in means):
             raise EvaluationError(
@@ -126,7 +127,7 @@ class SelectObs:
 
     def __init__(self, indices: Sequence[int]):
         """Keep the elements at `indices` of the last axis, in that order."""
-        self.indices = [int(index) for index in indices]
+        self.indices: list[int] = [int(index) for index in indices]
 
     def __call__(self, observations: Observations) -> Observations:
         if isinstance(observations, Mapping):
@@ -160,7 +161,7 @@ class _Bounded:
         )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.low}, {self.high})"
+        return f"{type(self).__name__}({_bound(self.low)}, {_bound(self.high)})"
 
 
 @final
@@ -229,6 +230,22 @@ class _StatisticsUnpickler(pickle.Unpickler):
 
 def _reconstruct(cls: Any, base: Any, state: Any) -> _Plain:
     return _Plain()
+
+
+def _bound(bound: np.ndarray | None) -> str:
+    """One number where all are the same, the first few otherwise."""
+    if bound is None:
+        return "None"
+    values = np.unique(bound)
+    if len(values) == 1:
+        return f"{values[0]:g}"
+    shown = ", ".join(f"{value:g}" for value in bound.ravel()[:4])
+    return f"[{shown}{', ...' if bound.size > 4 else ''}]"
+
+
+def name_of(transform: Any) -> str:
+    """What a transform is called in a result: our own say it themselves, a function has a name."""
+    return getattr(transform, "__name__", None) or repr(transform)
 
 
 def _read(path: Path) -> Any:
