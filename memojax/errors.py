@@ -100,6 +100,23 @@ class InputDtypeError(InputError):
     """An input has a dtype that cannot be cast to the model's without loss of kind."""
 
 
+class IndexRangeError(InputError):
+    """With `checked=True`: an index that data gave points outside of what it should point into.
+
+    Attributes:
+        index: the value.
+        place: where it stands in the tensor of indices.
+        agent: whose row led to it; None where rows are not told apart.
+    """
+
+    def __init__(self, node: str, index: int, place: Sequence[int], agent: int | None = None):
+        self.index, self.place, self.agent = index, tuple(place), agent
+        whose = "" if agent is None else f" for agent {agent}"
+        super().__init__(
+            f"{node}: index {index} (at {list(self.place)} of its indices{whose}) is out of range: look at the inputs that it comes from"
+        )
+
+
 class DuplicateIdError(InputError):
     """An agent id was pushed twice into one batch."""
 

@@ -294,7 +294,8 @@ def test_infos_count_and_time() -> None:
     for _ in range(40):
         inferer.infer_arrays({"x": np.zeros((2, 6), np.float32)})
     (info,) = inferer.plans()
-    assert (info.size, info.calls, info.candidate, info.gain) == (2, 40, "default", None)
+    assert (info.size, info.calls, info.gain) == (2, 40, None)
+    assert info.candidate in ("default", "kernels")
     assert info.median_us is not None
     assert info.median_us > 0
     assert inferer.cache_info().hits == 40

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import jax
 
 from ..errors import BatchMemoryError, CompileError, InputError
+from ..kernels.library import kernels_key
 from ..lowering.typed_model import TypedModel
 from ..rows.journal import Journal
 from ..xla.memory import available_bytes, bytes_per_row, readable
@@ -198,7 +199,7 @@ class Engine:
                     candidate.name,
                     cause,
                 )
-                plan = self._load_or_lower(compiler, size, DEFAULT).compile()
+                plan = self._load_or_lower(compiler, size, compiler.default).compile()
             return plan
 
         return Lowered(size, compile_remembered)
@@ -225,9 +226,9 @@ class Engine:
     def _remembered(self, compiler: PlanCompiler, size: int) -> tuple[Candidate, float | None]:
         """The candidate that was chosen for a size in another process, and its gain; None where nobody has chosen."""
         if self._choices is None or not self._tuner.handles(compiler):
-            return DEFAULT, None
+            return compiler.default, None
         name, gain = self._choices.get(self._key(compiler, size, None)) or ("", None)
-        return (CANDIDATES[name], gain) if name in CANDIDATES else (DEFAULT, None)
+        return (CANDIDATES[name], gain) if name in CANDIDATES else (compiler.default, None)
 
     def _chosen(self, compiler: PlanCompiler, plan: Plan) -> None:
         if self._choices is not None and plan.gain is not None and compiler is self._compiler:
@@ -305,6 +306,7 @@ class Engine:
             "platform": self._device.platform,
             "precision": compiler.precision,
             "candidate": candidate.name if candidate else None,
+            "kernels": kernels_key() if candidate is None or candidate.kernels else None,
             "options": over_defaults(self._device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
             "layout": 2,
