@@ -18,6 +18,7 @@ from ..xla.background import is_worker, submit
 from ..xla.options import has_avx512, has_sound_convolutions
 from .candidates import (
     CONVOLUTIONS,
+    DEFAULT,
     EIGEN,
     EIGEN_CONVOLUTIONS,
     FLIPPED,
@@ -99,7 +100,10 @@ class Tuner:
         rows = _rows(compiler, plan.size)
         default = best = plan.executable
         expected = default.run(rows)
-        for candidate in candidates(residual, plan.size, compiler):
+        tried = candidates(residual, plan.size, compiler)
+        if default.candidate != DEFAULT.name:
+            tried.insert(0, DEFAULT)
+        for candidate in tried:
             yield
             if not alive(plan):
                 return

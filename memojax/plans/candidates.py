@@ -24,6 +24,7 @@ class Candidate:
         rewrite: what to do with single steps, if not what they say.
         packs: whether the executable holds its weights once more, packed for its kernels.
         rows: run a batch of one as so many equal rows, which a matrix-matrix kernel takes; rows must be independent.
+        kernels: whether memojax's own kernels run what they can.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Candidate:
     rewrite: Rewrite | None = None
     packs: bool = False
     rows: int = 1
+    kernels: bool = False
 
     def trace(self, residual: Residual, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times the size."""
@@ -68,6 +70,7 @@ _ROWS_BY_MATRIX = (((1,), (0,)), ((), ()))
 
 
 DEFAULT = Candidate("default")
+KERNELS = Candidate("kernels", kernels=True)
 FUSED = Candidate("ynn", ynn("DOT", "ELTWISE"), packs=True)
 LAYERS = Candidate("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
 CONVOLUTIONS = Candidate("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
@@ -81,6 +84,7 @@ CANDIDATES = {
     candidate.name: candidate
     for candidate in (
         DEFAULT,
+        KERNELS,
         FUSED,
         LAYERS,
         CONVOLUTIONS,

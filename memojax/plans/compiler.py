@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import threading
@@ -16,17 +17,21 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from ..errors import BatchSizeError, CompileError, LoweringError
+from ..kernels.library import opened
+from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
 from ..xla.options import compiled as compiled_for
 from ..xla.settings import own_settings
-from .candidates import DEFAULT, Candidate
+from .candidates import DEFAULT, KERNELS, Candidate
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .hoist import Hoister, Residual
 from .input_buffers import Staging
 from .packing import PACKED_BYTES, Packing
 from .plan import Executable, Plan
 from .weight_arguments import Leading, Placing
+
+log = logging.getLogger("memojax")
 
 Weights = Literal["auto", "constant", "argument"]
 
@@ -101,7 +106,14 @@ class PlanCompiler:
         self.input_bytes: int = sum(map(_bytes, typed.api.inputs))
         self.row_bytes: int = self.input_bytes + sum(map(_bytes, self._outputs))
 
-    def lower(self, size: int, candidate: Candidate = DEFAULT, residual: Residual | None = None) -> Lowered:
+    @property
+    def default(self) -> Candidate:
+        """The candidate for sizes of which nobody knows a better one."""
+        return KERNELS if self.device.platform == "cpu" and opened() is not None else DEFAULT
+
+    def lower(
+        self, size: int, candidate: Candidate | None = None, residual: Residual | None = None
+    ) -> Lowered:
         """Trace (unless that has been done: `residual`) and lower for `size` rows, by the default candidate or another.
 
         Raises:
@@ -109,6 +121,7 @@ class PlanCompiler:
         """
         if size < 1:
             raise BatchSizeError(f"a plan needs at least one row, got batch size {size}")
+        candidate = candidate or self.default
         meter = Meter()
         started = time.perf_counter()
         with trace_lock:
@@ -139,16 +152,24 @@ class PlanCompiler:
         packing = Packing.of(
             [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
         )
+        if residual:
+            residual, candidate = self._with_kernels(size, residual, candidate)
         leading = self._placing.place(residual.nodes) if residual else Leading()
         executable = self._executable(size, compiled, packing, leading, candidate, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
-    def update(self, params: Any) -> None:
-        """Give all plans, and those still to be made, other weights of the same names, shapes and dtypes; only where they are arguments.
+    def updating(self, typed: TypedModel) -> Callable[[], None]:
+        """What gives all plans, and those still to be made, the weights of `typed`; only where they are arguments.
 
-        A call that runs meanwhile sees all the old weights or all the new ones.
+        Names, shapes and dtypes are the same. A call that runs meanwhile sees all the old weights or all the new ones.
         """
-        self._placing.replace(jax.tree.leaves(params))
+        replace = self._placing.replacing(jax.tree.leaves(typed.params))
+
+        def update() -> None:
+            replace()
+            self.typed = typed
+
+        return update
 
     def trace(self, size: int) -> Residual:
         """Trace the model at `size` rows, and split off the computation on weights alone."""
@@ -170,6 +191,8 @@ class PlanCompiler:
         packing = Packing.of(
             [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
         )
+        plain = residual
+        residual, candidate = self._with_kernels(size, residual, candidate)
         constants = self.constants(residual) if self.weights == "constant" else None
         leading = Leading() if constants is not None else self._placing.place(residual.nodes)
         count = len(leading.values)
@@ -200,11 +223,25 @@ class PlanCompiler:
             except LoweringError:
                 raise
             except Exception as cause:
+                if candidate.kernels:
+                    log.warning("batch size %d: XLA takes no kernels here (%s): it uses its own", size, cause)
+                    return self.prepare(size, plain, meter, DEFAULT)()
                 raise CompileError(
                     f"XLA could not compile batch size {size} for {self.device}: {cause}"
                 ) from cause
 
         return finish
+
+    def _with_kernels(
+        self, size: int, residual: Residual, candidate: Candidate
+    ) -> tuple[Residual, Candidate]:
+        """What is left for XLA where the kernels take what they can, if `candidate` wants them and they can anything."""
+        kernels = opened() if candidate.kernels and self.device.platform == "cpu" else None
+        if kernels is None:
+            return residual, candidate if not candidate.kernels else DEFAULT
+        kernels.use_threads()
+        rewritten = rewrite(residual, size, self._hoister, kernels)
+        return (rewritten, candidate) if rewritten else (residual, DEFAULT)
 
     def _executable(
         self, size: int, compiled: Any, packing: Packing, leading: Leading, candidate: Candidate, meter: Meter

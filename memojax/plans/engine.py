@@ -8,12 +8,15 @@ import pickle
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, get_args
 
 import jax
 
 from ..errors import BatchMemoryError, CompileError, InputError
+from ..kernels.library import kernels_key
 from ..lowering.typed_model import TypedModel
+from ..rows.journal import Journal
 from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
 from .autotune import Tuner
@@ -73,6 +76,7 @@ class Engine:
         self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
+        self._journal = Journal()
         self.cache = PlanCache(self._lower, maxsize)
 
     def on(self, device: jax.Device) -> PlanCache:
@@ -108,31 +112,44 @@ class Engine:
         """
         with self._lock:
             if self._compiler.weights == "constant":
-                self._become_argument(typed)
+                steps = [self._becoming_argument(typed)]
             else:
-                self._compiler.typed = typed
-                self._compiler.update(typed.params)
-            self.typed = typed
+                steps = [self._compiler.updating(typed)]
             for device, (compiler, cache) in list(self._elsewhere.items()):
                 if compiler.weights == "argument":
-                    compiler.typed = typed
-                    compiler.update(typed.params)
+                    steps.append(compiler.updating(typed))
                 else:
-                    cache.clear()
-                    del self._elsewhere[device]
+                    steps.append(functools.partial(self._leave, device, cache))
 
-    def _become_argument(self, typed: TypedModel) -> None:
+            def switch() -> None:
+                for step in steps:
+                    step()
+                self.typed = typed
+
+            self._journal.commit(switch)
+
+    def _leave(self, device: jax.Device, cache: PlanCache) -> None:
+        self._elsewhere.pop(device, None)
+        cache.clear()
+
+    def _becoming_argument(self, typed: TypedModel) -> Callable[[], None]:
+        """Make plans whose weights are arguments for the sizes in use; gives what puts them in place."""
         started = time.perf_counter()
         compiler = PlanCompiler(typed, self._device, "argument", self._precision)
         plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
-        self._compiler = compiler
-        self.cache.replace(plans)
         log.info(
             "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
             "(load with weights='argument' to begin that way)",
             len(plans),
             (time.perf_counter() - started) * 1e3,
         )
+
+        def switch() -> None:
+            self._compiler = compiler
+            if self.cache.plans() != list(plans.values()):
+                self.cache.replace(plans)
+
+        return switch
 
     def _lower(self, size: int) -> Lowered:
         self._check_fits(self._compiler, size)
@@ -185,7 +202,7 @@ class Engine:
                     candidate.name,
                     cause,
                 )
-                plan = self._load_or_lower(compiler, size, DEFAULT).compile()
+                plan = self._load_or_lower(compiler, size, compiler.default).compile()
             return plan
 
         return Lowered(size, compile_remembered)
@@ -213,9 +230,9 @@ class Engine:
     def _remembered(self, compiler: PlanCompiler, size: int) -> tuple[Candidate, float | None]:
         """The candidate that a process chose before, and its gain; the default and None if none did."""
         if self._choices is None or not self._tuner.handles(compiler):
-            return DEFAULT, None
+            return compiler.default, None
         name, gain = self._choices.get(self._key(compiler, size, None)) or ("", None)
-        return (CANDIDATES[name], gain) if name in CANDIDATES else (DEFAULT, None)
+        return (CANDIDATES[name], gain) if name in CANDIDATES else (compiler.default, None)
 
     def _chosen(self, compiler: PlanCompiler, plan: Plan) -> None:
         if self._choices is not None and plan.gain is not None and compiler is self._compiler:
@@ -293,6 +310,7 @@ class Engine:
             "platform": self._device.platform,
             "precision": compiler.precision,
             "candidate": candidate.name if candidate else None,
+            "kernels": kernels_key() if candidate is None or candidate.kernels else None,
             "options": over_defaults(self._device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
             "layout": 2,

@@ -41,6 +41,11 @@ class _Literal:
     value: Any
 
 
+def literal(value: Any) -> Atom:
+    """A value that is part of the function."""
+    return _Literal(value)
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One equation: `outputs = primitive(*inputs, **params)`, with values named by numbers."""
@@ -58,6 +63,14 @@ class Step:
         outputs = self.primitive.bind(*functions, *inputs, **params)
         return list(outputs) if self.primitive.multiple_results else [outputs]
 
+    def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """Evaluate it by NumPy.
+
+        Raises:
+            NotImplementedError: NumPy is not known to give XLA's numbers.
+        """
+        return fold(self.primitive.name, self.params, list(inputs), self.avals)
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
@@ -74,13 +87,17 @@ class Node:
 
 @dataclass(frozen=True)
 class Residual:
-    """What is left to do per call: `residual(leading, inputs)`, where `leading` are the values of `nodes`."""
+    """What is left to do per call: `residual(leading, inputs)`, where `leading` are the values of `nodes`.
+
+    `avals` are the shapes and dtypes of `leading` and `inputs`.
+    """
 
     nodes: tuple[Node, ...]
     steps: tuple[Step, ...]
     inputs: tuple[int, ...]
     outputs: tuple[Atom, ...]
     leading: tuple[int, ...]
+    avals: Mapping[int, Any] = field(default_factory=dict)
 
     def origin(self) -> str:
         """How `nodes` are made of the weights, in words that are the same in every process."""
@@ -155,6 +172,7 @@ class Hoister:
             tuple(arguments[len(self.leaves) :]),
             tuple(outputs),
             leading,
+            {number: flat.avals[number] for number in (*leading, *arguments[len(self.leaves) :])},
         )
 
     def values(self, nodes: Iterable[Node]) -> list[np.ndarray]:
@@ -187,13 +205,21 @@ class Hoister:
             else:
                 inputs.append(known[atom] if isinstance(atom, int) else atom)
         try:
-            key = (
-                step.primitive,
-                _frozen(step.params),
-                tuple(n if isinstance(n, Node) else _frozen(n.value) for n in inputs),
-            )
+            return self.made_by(step, inputs)
         except TypeError:
             return None
+
+    def made_by(self, step: Step, inputs: Sequence[Node | _Literal]) -> tuple[Node, ...]:
+        """The nodes of `step` over `inputs`: the same ones for an equal computation.
+
+        Raises:
+            TypeError: the step cannot be recognised again.
+        """
+        key = (
+            step.primitive,
+            _frozen(step.params),
+            tuple(n if isinstance(n, Node) else _frozen(n.value) for n in inputs),
+        )
         if key not in self._nodes:
             self._nodes[key] = tuple(Node(index, step, tuple(inputs)) for index in range(len(step.outputs)))
         return self._nodes[key]
@@ -215,7 +241,10 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
         return memo[node]
 
     try:
-        return [np.asarray(walk(node, _by_numpy, leaves), order="C") for node in nodes]
+        return [
+            np.asarray(walk(node, lambda step, given: step.on_host(given), leaves), order="C")
+            for node in nodes
+        ]
     except NotImplementedError:
         memo.clear()
     place = jax.sharding.SingleDeviceSharding(cpu_device())
@@ -234,8 +263,10 @@ class _Flat:
 
     steps: list[Step] = field(default_factory=list)
     sizes: dict[int, int] = field(default_factory=dict)
+    avals: dict[int, Any] = field(default_factory=dict)
 
     def number(self, aval: Any) -> int:
+        self.avals[len(self.sizes)] = aval
         self.sizes[len(self.sizes)] = int(np.prod(getattr(aval, "shape", ()), dtype=np.int64))
         return len(self.sizes) - 1
 
@@ -282,10 +313,6 @@ def _opaque(aval: Any) -> bool:
 
 def _read(env: dict[int, Any], atom: Atom) -> Any:
     return env[atom] if isinstance(atom, int) else atom.value
-
-
-def _by_numpy(step: Step, inputs: list[Any]) -> list[Any]:
-    return fold(step.primitive.name, step.params, inputs, step.avals)
 
 
 def _frozen(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,15 +48,27 @@ class Placing:
             self._leading.add(leading)
             return leading
 
-    def replace(self, leaves: Sequence[Any]) -> None:
-        """Go on with other weights; a call that runs meanwhile sees all the old ones or all the new ones."""
+    def replacing(self, leaves: Sequence[Any]) -> Callable[[], None]:
+        """What goes on with other weights, to be called once they are to count; all that takes time or memory is done here.
+
+        A call that runs meanwhile sees all the old ones or all the new ones.
+        """
         with self._lock:
             nodes = list(self._placed)
-            fresh = dict(zip(nodes, self._on_device(evaluate(nodes, leaves)), strict=True))
-            self._hoister.replace(leaves)
-            self._placed = fresh
-            for leading in list(self._leading):
-                leading.values = tuple(fresh[node] for node in leading.nodes)
+        fresh = self._fresh(nodes, leaves)
+
+        def replace() -> None:
+            with self._lock:
+                fresh.update(self._fresh([node for node in self._placed if node not in fresh], leaves))
+                self._hoister.replace(leaves)
+                self._placed = fresh
+                for leading in list(self._leading):
+                    leading.values = tuple(fresh[node] for node in leading.nodes)
+
+        return replace
+
+    def _fresh(self, nodes: Sequence[Node], leaves: Sequence[Any]) -> dict[Node, jax.Array]:
+        return dict(zip(nodes, self._on_device(evaluate(nodes, leaves)), strict=True))
 
     def _on_device(self, values: Sequence[np.ndarray]) -> list[jax.Array]:
         """Copies on the device. JAX may read a NumPy array's memory later, when its owner may already have changed it."""

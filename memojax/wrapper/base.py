@@ -134,7 +134,15 @@ class LayeredInferer(Inferer):
         return self.inferer.select_batch_size(max_count)
 
     def infer_raw(self, view: ScratchPadView) -> None:
-        self.wrapper_stack.invoke(self.inferer, view)
+        outermost = view.enter(self)
+        try:
+            self.wrapper_stack.invoke(self.inferer, view)
+        except BaseException:
+            if outermost:
+                view.leave()
+            raise
+        if outermost:
+            view.settle()
 
     def infer_arrays(
         self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
