@@ -47,13 +47,12 @@ class ScratchPad:
 
     input_specs: tuple[TensorSpec, ...]
     output_specs: tuple[TensorSpec, ...]
-    capacity: int
 
     def __init__(
         self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int = DEFAULT_CAPACITY
     ):
         """Room for `capacity` agents; it doubles when it is exceeded."""
-        self.input_specs: tuple[TensorSpec, ...] = tuple(inputs)
+        self.input_specs = tuple(inputs)
         self.output_specs = tuple(outputs)
         self.ids: list[int] = []
         capacity = max(int(capacity), 1)
