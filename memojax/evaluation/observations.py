@@ -209,14 +209,14 @@ class ObservationReader:
     def __init__(self, space: Any, transforms: Sequence[Callable[[Observations], Observations]]):
         """Learn the space; the transforms are run once on an observation of zeros to see what they give."""
         self.space = space
-        self.parts = parts_of(space)
+        self.parts: list[Part] = parts_of(space)
         self._transforms = transforms
         self._whole = len(self.parts) == 1 and not self.parts[0].path
         spaces = {part.name: part.space for part in self.parts}
         zeros = self._transformed(
             {part.name: np.zeros((1, *part.space.shape), part.space.dtype) for part in self.parts}
         )
-        self.fields = [
+        self.fields: list[Field] = [
             Field(name, rows.shape[1:], rows.dtype, observation_kind(spaces.get(name)))
             for name, rows in zeros.items()
         ]

@@ -25,6 +25,7 @@ from ..ops.static import has_function_body, inputs_behind, needed_statically, or
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.settings import own_settings
+from .index_ranges import Ranges, makers_of, outside
 
 _ON_HOST = (
     "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
@@ -32,6 +33,10 @@ _ON_HOST = (
 )
 _TABLE_ELEMENTS = 4096
 """An integer initializer larger than this is a weight (an embedding or look-up table), a smaller one is structure."""
+
+
+IndexChecks = dict[str, "tuple[GraphValue, GraphValue]"]
+"""First output of a node -> the indices that it is given, and which of them point at nothing."""
 
 
 class GraphFunction:
@@ -58,7 +63,7 @@ class GraphFunction:
         needed = needed_statically(self.graph)
         self._needed = frozenset(needed_statically(self.graph, branches=True))
         self.static_inputs = tuple(value.name for value in graph.inputs if value.name in needed)
-        self.branch_inputs = tuple(
+        self.branch_inputs: tuple[str, ...] = tuple(
             value.name
             for value in graph.inputs
             if value.name in self._needed - needed and _is_whole_number(value)
@@ -73,14 +78,24 @@ class GraphFunction:
         }
         self.constants = {n: a for n, a in self.graph.initializers.items() if n not in weights}
         self.random = any(map(_draws, self.graph.all_nodes()))
+        self._makers = makers_of(self.graph)
 
-    def __call__(self, params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Mapping[str, Any],
+        key: jax.Array | None = None,
+        *,
+        checks: IndexChecks | None = None,
+    ) -> Arrays:
         """Outputs by name.
 
         Args:
             params: as `self.params`, arrays or tracers.
             inputs: every graph input by name, in the file's own layout; `static_inputs` as NumPy arrays.
             key: a JAX PRNG key; needed where `self.random`.
+            checks: filled with the indices that data gives to nodes of Gather and its kin; those that are known to be in range, and
+                those in bodies of Loop, Scan and If, are not among them.
 
         Raises:
             LoweringError: a node that cannot be lowered for these shapes, by name.
@@ -97,7 +112,7 @@ class GraphFunction:
                 env[value.name] = _traced(given)
         if self.random and key is None:
             raise LoweringError("this model has random operators: pass a JAX PRNG key")
-        run = _Run(self.graph, self._needed, key)
+        run = _Run(self.graph, self._needed, key, self._makers, checks)
         run.nodes(self.graph.nodes, env)
         return {value.name: env[value.name] for value in self.graph.outputs}
 
@@ -163,18 +178,24 @@ class Body:
         env: MutableMapping[str, GraphValue] = ChainMap({}, self._scope)
         env.update(self.graph.initializers)
         env.update((value.name, given) for value, given in zip(self.graph.inputs, inputs, strict=True))
-        run = self._run if key is None else replace(self._run, key=key, keys_used=[0])
+        run = replace(
+            self._run, checks=None
+        )  # what is noted in here would leave a loop's or a branch's own trace
+        if key is not None:
+            run = replace(run, key=key, keys_used=[0])
         run.nodes(self.graph.nodes, env)
         return tuple(env[value.name] for value in self.graph.outputs)
 
 
 @dataclass
 class _Run:
-    """One walk over a graph while tracing."""
+    """One walk over a graph while tracing; `checks`, where it is not None, is filled with the indices that data gives."""
 
     graph: Graph
     needed: frozenset[str]
     key: jax.Array | None
+    makers: Mapping[str, Node] = field(default_factory=dict)
+    checks: IndexChecks | None = None
     keys_used: list[int] = field(default_factory=lambda: [0])
 
     def nodes(self, nodes: Sequence[Node], env: MutableMapping[str, GraphValue]) -> None:
@@ -294,6 +315,24 @@ class _Run:
             f"{', '.join(map(repr, behind))}: with constants={{{example}}} only one branch is taken)"
         )
 
+    def in_range(
+        self,
+        node: Node,
+        env: MutableMapping[str, GraphValue],
+        position: int,
+        low: Any,
+        high: Any,
+        *,
+        checked: bool = True,
+    ) -> bool:
+        """Whether the values of an input of `node` are known to lie between `low` and `high`; if not, they are noted in `checks`."""
+        name = node.inputs[position]
+        found = Ranges(self.makers, env).of(name)
+        known = found is not None and found[0] >= np.max(low) and found[1] <= np.min(high)
+        if checked and not known and self.checks is not None and not is_static(env[name]):
+            self.checks[node.outputs[0]] = env[name], outside(env[name], low, high)
+        return known
+
     def recompute(
         self, env: MutableMapping[str, GraphValue], given: Mapping[str, GraphValue], wanted: str
     ) -> GraphValue:
@@ -325,6 +364,7 @@ class _Context(Mapping[str, Any]):
             "opset": lambda: node.opset,
             "key": lambda: run.next_key() if definition.draws(node) else None,
             "recompute": lambda: functools.partial(run.recompute, env),
+            "in_range": lambda: functools.partial(run.in_range, node, env),
         }
 
     def __getitem__(self, name: str) -> Any:

@@ -20,7 +20,8 @@ from ..errors import (
     UnsupportedOpError,
 )
 from ..model import load_model
-from ..model.graph import Graph, Value
+from ..model.graph import Graph, Node, Value
+from ..model.load import Model
 from ..model.tensor import overflow
 from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
@@ -29,9 +30,10 @@ from ..xla.options import compiled
 from ..xla.settings import own_settings
 from .binding import bind_inputs, with_inputs
 from .graph_breaks import HostCall, host_nodes, split
-from .graph_function import GraphFunction
+from .graph_function import GraphFunction, IndexChecks
+from .index_checks import check_indices
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
 
 
@@ -49,6 +51,10 @@ class OneShot:
     OneShot(obs -> logits; 1 plans)
     """
 
+    model: Model
+    graph: Graph
+    breaks: list[Node]
+
     def __init__(
         self,
         source: Source,
@@ -57,8 +63,11 @@ class OneShot:
         constants: Mapping[str, Any] | None = None,
         device: jax.Device | None = None,
         strict: bool = False,
+        checked: bool = False,
     ):
         """Load `source` (see `load_model`), with the inputs in `constants` bound (see `bind_inputs`).
+
+        With `checked`, a call raises an error where data gives an index that points at nothing; otherwise NaN comes of it.
 
         Raises:
             UnsupportedOpError: operators that cannot be lowered; with `strict`, also those that need a graph break.
@@ -79,8 +88,8 @@ class OneShot:
                 len(self.breaks),
                 listing,
             )
-        self._device = device or cpu_device()
-        self._programs: dict[tuple[str, ...], _Program] = {(): _Program(self.graph, self._device)}
+        self._device, self._checked = device or cpu_device(), checked
+        self._programs: dict[tuple[str, ...], _Program] = {(): _Program(self.graph, self._device, checked)}
 
     def __repr__(self) -> str:
         """What it takes and gives, what is compiled, and where the graph breaks."""
@@ -102,7 +111,7 @@ class OneShot:
         """
         given = tuple(name for name in self.graph.defaults if name in inputs)
         if given not in self._programs:
-            self._programs[given] = _Program(with_inputs(self.graph, given), self._device)
+            self._programs[given] = _Program(with_inputs(self.graph, given), self._device, self._checked)
         return self._programs[given](inputs, seed)
 
     @property
@@ -114,10 +123,11 @@ class OneShot:
 class _Program:
     """The steps of a graph, in order."""
 
-    def __init__(self, graph: Graph, device: jax.Device):
+    def __init__(self, graph: Graph, device: jax.Device, checked: bool):
         self._graph = graph
         self._steps = [
-            step if isinstance(step, HostCall) else _Compiled(step.graph, device) for step in split(graph)
+            step if isinstance(step, HostCall) else _Compiled(step.graph, device, checked)
+            for step in split(graph)
         ]
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
@@ -143,11 +153,11 @@ class _Program:
 class _Compiled:
     """A graph without breaks: one executable for each set of input shapes and static values."""
 
-    def __init__(self, graph: Graph, device: jax.Device):
+    def __init__(self, graph: Graph, device: jax.Device, checked: bool):
         self.function = GraphFunction(graph)
         self.inputs = [value.name for value in graph.inputs]
         self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
-        self._device = device
+        self._device, self._checked = device, checked
         self._precision = None if device.platform == "cpu" else "highest"
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
@@ -163,9 +173,10 @@ class _Compiled:
             results = executable(moving, np.array([0, seed & 0xFFFFFFFF], np.uint32))
         leaves, structure = static
         results = iter(results)
-        values = jax.tree.unflatten(
+        values, checks = jax.tree.unflatten(
             structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves]
         )
+        check_indices(self.function.graph, checks)
         return dict(zip((value.name for value in self.function.graph.outputs), values, strict=True))
 
     def _compile(self, fixed: dict[str, Any], moving: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -173,11 +184,13 @@ class _Compiled:
 
         def traced(inputs: dict[str, Any], key_data: Any) -> list[Any]:
             key = jax.random.wrap_key_data(key_data, impl="threefry2x32") if self.function.random else None
+            checks: IndexChecks = {}
             with inlined():
-                outputs = self.function(self.function.params, {**fixed, **inputs}, key)
-            leaves, structure = jax.tree.flatten(
-                list(outputs.values())
-            )  # as a dict it would be sorted by name
+                outputs = self.function(
+                    self.function.params, {**fixed, **inputs}, key, checks=checks if self._checked else None
+                )
+            # Outputs are a list, since a dict would be sorted by name.
+            leaves, structure = jax.tree.flatten((list(outputs.values()), checks))
             static[:] = [[_COMPUTED if isinstance(leaf, jax.Array) else leaf for leaf in leaves], structure]
             return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
@@ -195,6 +208,7 @@ def run(
     *,
     outputs: tuple[str, ...] | None = None,
     constants: Mapping[str, Any] | None = None,
+    checked: bool = False,
     seed: int = 0,
 ) -> dict[str, GraphValue]:
     """Load a model and run it once, in the file's own layout; any model, batched or not.
@@ -205,8 +219,9 @@ def run(
     Raises:
         ModelLoadError: `source` cannot be loaded.
         InputError: a missing, unknown, misshapen or mistyped input.
+        IndexRangeError: with `checked`, an index that data gives points at nothing.
     """
-    return OneShot(source, outputs=outputs, constants=constants)(inputs, seed=seed)
+    return OneShot(source, outputs=outputs, constants=constants, checked=checked)(inputs, seed=seed)
 
 
 _COMPUTED = object()
