@@ -24,7 +24,8 @@ from ..errors import (
 )
 from ..limits import TRIPS
 from ..model import load_model
-from ..model.graph import Graph, Value
+from ..model.graph import Graph, Node, Value
+from ..model.load import Model
 from ..model.tensor import overflow
 from ..ops.inline import inlined
 from ..ops.resolve import Operators
@@ -40,7 +41,7 @@ from .graph_function import GraphFunction
 from .index_checks import check_indices
 from .interpreter import IndexChecks
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
 
 
@@ -57,6 +58,10 @@ class OneShot:
     >>> model
     OneShot(obs -> logits; 1 plans)
     """
+
+    model: Model
+    graph: Graph
+    breaks: list[Node]
 
     def __init__(
         self,
