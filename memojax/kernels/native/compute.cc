@@ -23,6 +23,7 @@ constexpr int kPanel = 16;
 
 typedef float V __attribute__((vector_size(kLanes * 4)));
 typedef int I __attribute__((vector_size(kLanes * 4)));
+typedef unsigned U __attribute__((vector_size(kLanes * 4)));  // for arithmetic on bits, which may wrap around
 
 // The rows of a block for `vectors` vectors of a panel: as many accumulators as the registers hold.
 constexpr int rows_of(int vectors) {
@@ -46,7 +47,9 @@ inline void store(float* to, V v) { memcpy(to, &v, sizeof v); }
 inline V all(float value) { return value - V{}; }
 inline V pick(I mask, V yes, V no) { return mask ? yes : no; }
 inline I bits(V v) { return reinterpret_cast<I>(v); }
+inline U wraps(V v) { return reinterpret_cast<U>(v); }
 inline V floats(I v) { return reinterpret_cast<V>(v); }
+inline V floats(U v) { return reinterpret_cast<V>(v); }
 
 inline void store_some(float* to, V v, int count) {
 #if defined(__AVX512F__)
@@ -195,8 +198,8 @@ inline Exponential exponential(V x) {
   p = p * r + 1.0f / 24.0f;
   p = p * r + 1.0f / 6.0f;
   p = p * r + 0.5f;
-  const I whole = bits(rounded) - 0x4b400000, half = whole >> 1;
-  return {p * r * r + r, floats((half + 127) << 23), floats((whole - half + 127) << 23)};
+  const U whole = wraps(rounded) - 0x4b400000u, half = reinterpret_cast<U>(reinterpret_cast<I>(whole) >> 1);
+  return {p * r * r + r, floats((half + 127u) << 23), floats((whole - half + 127u) << 23)};
 }
 
 inline V exp_(V x) {
@@ -234,9 +237,9 @@ inline V logistic_(V x) {
 inline V log_(V x) {
   I tiny = x < all(1.17549435e-38f);
   V scaled = pick(tiny, x * 8388608.0f, x);
-  I i = bits(scaled);
-  I exponent = ((i - 0x3f3504f3) >> 23);  // so that the mantissa lies between sqrt(1/2) and sqrt(2)
-  V m = floats(i - (exponent << 23));
+  const U i = wraps(scaled);
+  const I exponent = reinterpret_cast<I>(i - 0x3f3504f3u) >> 23;  // so that sqrt(1/2) <= mantissa < sqrt(2)
+  V m = floats(i - (reinterpret_cast<U>(exponent) << 23));
   V e = __builtin_convertvector(exponent, V) - pick(tiny, all(23.0f), V{});
   V f = m - 1.0f;
   V s = f / (m + 1.0f), q = s * s;
