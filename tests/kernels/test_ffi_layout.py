@@ -54,6 +54,13 @@ def test_structs_lie_as_in_the_installed_jaxlib(tmp_path: Path) -> None:
     lines += [f"static_assert(f::{a} == static_cast<int>({b}));" for a, b in CONSTANTS.items()]
     source = tmp_path / "layout.cc"
     source.write_text("\n".join(lines))
-    command = [*compiler.compile, "-std=c++17", "-fsyntax-only", f"-I{NATIVE}", f"-I{jax.ffi.include_dir()}", str(source)]
+    command = [
+        *compiler.compile,
+        "-std=c++17",
+        "-fsyntax-only",
+        f"-I{NATIVE}",
+        f"-I{jax.ffi.include_dir()}",
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -61,6 +61,18 @@ inline void store_some(float* to, V v, int count) {
 #endif
 }
 
+inline V load_some(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  if (count <= 0) return V{};
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from));
+#else
+  alignas(64) float all_of_them[kLanes] = {};
+  for (int64_t i = 0; i < count; i++) all_of_them[i] = from[i];
+  return load(all_of_them);
+#endif
+}
+
 // Products ----------------------------------------------------------------------------------------------------------
 
 // One block: Rows rows times Vectors vectors of columns. Few accumulators would wait for each other, so that short
@@ -103,6 +115,7 @@ inline void block(const float* const* starts, float* const* ends, const Product&
     for (int j = 0; j < Vectors; j++) {
       V v = sum[0][i][j];
       for (int s = 1; s < kSplit; s++) v += sum[s][i][j];
+      if (p.grows) v += load_some(ends[i] + j * kLanes, left - j * kLanes);
       if (p.relu) v = pick(v < V{}, V{}, v);  // a NaN stays
       float* to = ends[i] + j * kLanes;
       int64_t room = left - j * kLanes;
@@ -499,30 +512,22 @@ void pool2d(const Pool2d& p, int64_t image0, int64_t image1) {
     float* y = p.y + image * p.out_height * p.out_width * p.channels;
     for (int64_t h = 0; h < p.out_height; h++) {
       for (int64_t w = 0; w < p.out_width; w++, y += p.channels) {
-        int64_t c = 0;
-        for (; c < p.channels;) {
-          const bool whole = c + kLanes <= p.channels;
+        for (int64_t c = 0; c < p.channels; c += kLanes) {
+          const int64_t left = p.channels - c;
           V sum = all(first(p.kind));
-          float total = first(p.kind);
           for (int64_t i = 0; i < p.window_height; i++) {
             const int64_t row = h * p.stride_height + i * p.dilation_height - p.pad_height;
             if (row < 0 || row >= p.in_height) continue;
             for (int64_t j = 0; j < p.window_width; j++) {
               const int64_t column = w * p.stride_width + j * p.dilation_width - p.pad_width;
               if (column < 0 || column >= p.in_width) continue;
-              const float* from = x + (row * p.in_width + column) * p.channels + c;
-              if (whole)
-                sum = combine(p.kind, sum, load(from));
-              else
-                total = combine1(p.kind, total, *from);
+              sum = combine(p.kind, sum, load_some(x + (row * p.in_width + column) * p.channels + c, left));
             }
           }
-          if (whole) {
+          if (left >= kLanes)
             store(y + c, sum);
-            c += kLanes;
-          } else {
-            y[c++] = total;
-          }
+          else
+            store_some(y + c, sum, static_cast<int>(left));
         }
       }
     }
