@@ -87,7 +87,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Residual:
-    """What is left to do per call: `residual(leading, inputs)`, where `leading` are the values of `nodes`.
+    """The work that remains for each call: `residual(leading, inputs)`, where `leading` are the values of `nodes`.
 
     `avals` are the shapes and dtypes of `leading` and `inputs`.
     """
@@ -226,7 +226,7 @@ class Hoister:
 
 
 def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
-    """Values of `nodes`: by NumPy where it knows all steps, else by one small executable on the private client."""
+    """Values of `nodes`: by NumPy if it knows all steps, else by one small executable on memojax's own client."""
     memo: dict[Node, Any] = {}
 
     def walk(node: Node, run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> Any:
