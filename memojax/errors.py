@@ -187,6 +187,10 @@ class UnknownBrainError(MemojaxError, KeyError):
     __str__ = Exception.__str__
 
 
+class CacheFolderError(InputError):
+    """Others can change the folder of compiled plans, so it is not used."""
+
+
 class OrphanedDataError(MemojaxError):
     """Brains were removed while agents waited for an answer; `agents` says whose states are gone, by brain."""
 
