@@ -1,4 +1,4 @@
-"""Batch size -> plan. A hit is one dictionary look-up and takes no lock; a miss compiles once however many threads ask."""
+"""Batch size -> plan. A hit is one dictionary look-up without a lock; a miss compiles once, however many threads ask."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from .compiler import Lowered
 from .forbid import check_allowed
 from .plan import Plan
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 _caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """Counts of a plan cache, as `functools.lru_cache` gives them and more.
+    """Counts of a plan cache: those of `functools.lru_cache`, and more.
 
     Attributes:
-        hits, misses: calls that found their plan, and that had to have it made.
+        hits: calls that found their plan.
+        misses: calls that had to compile it.
         evictions: plans dropped because of `maxsize`.
         maxsize, currsize: most plans to keep (None: no limit; preloaded ones do not count), plans held now.
         compile_seconds: seconds spent tracing, lowering and compiling, in all.
@@ -87,7 +88,7 @@ class PlanCache:
         return len(self._plans)
 
     def get(self, size: int) -> Plan:
-        """The plan for `size`, made now if there is none.
+        """The plan for `size`; compiles it if there is none.
 
         Raises:
             BatchSizeError: `size` is less than 1.
@@ -102,7 +103,7 @@ class PlanCache:
         return plan
 
     def peek(self, size: int) -> Plan | None:
-        """The plan for `size` if it is there."""
+        """The plan for `size` or None, without noting the use."""
         return self._plans.get(size)
 
     def sizes(self) -> list[int]:
@@ -122,10 +123,10 @@ class PlanCache:
         return sizes[index - 1] if index else None
 
     def pin(self, sizes: Iterable[int]) -> list[int]:
-        """Mark sizes as preloaded, which `maxsize` never drops; each once, in the order given.
+        """Mark sizes as preloaded, so `maxsize` never drops them; returns them in order, without repeats.
 
         Raises:
-            BatchSizeError: a size that is no positive whole number; none is marked then.
+            BatchSizeError: a size is not a positive whole number; no size is marked.
         """
         wanted = list(dict.fromkeys(map(checked_size, sizes)))
         with self._lock:
@@ -133,7 +134,7 @@ class PlanCache:
         return wanted
 
     def is_pinned(self, size: int) -> bool:
-        """Whether `size` is a preloaded one."""
+        """Whether `size` was preloaded."""
         return size in self._pinned
 
     def clear(self, size: int | None = None) -> None:
@@ -167,13 +168,13 @@ class PlanCache:
             )
 
     def calls(self) -> Counter[int]:
-        """How often each size ran, plans that were dropped since included."""
+        """Number of calls of each size, also of plans that were dropped."""
         with self._lock:
             self._journal.finish()
             return self._dropped_calls + Counter({size: plan.calls for size, plan in self._plans.items()})
 
     def count_padding(self, rows: int) -> None:
-        """Note rows that were computed only to fill a plan."""
+        """Count rows that were computed only to fill a plan."""
         with self._lock:
             self._padded_rows += rows
 
@@ -231,7 +232,7 @@ class PlanCache:
         return plan
 
     def replace(self, plans: Mapping[int, Plan]) -> None:
-        """Put other plans in place of all, at once; what is being compiled meanwhile is thrown away and made anew."""
+        """Replace all plans at once; compiles under way are discarded and made again."""
         with self._lock:
             self._journal.finish()
             calls = self._dropped_calls + Counter({size: plan.calls for size, plan in self._plans.items()})
@@ -296,7 +297,7 @@ class _Making:
 
 
 def _after_fork() -> None:
-    """XLA's threads are not in a forked child, where a plan would hang: drop the plans, so that the next call says so."""
+    """Drop all plans in a forked child, where they would hang without XLA's threads; the next call then raises."""
     if was_forked():
         for cache in _caches:
             cache._lock = threading.Lock()

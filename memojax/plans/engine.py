@@ -1,4 +1,4 @@
-"""All plans of one model: those for NumPy batches, those for each device of the user's; their weights, and their copies on disk."""
+"""The engine of an inferer: plan caches for NumPy batches and for each device, the weights in use, and plans on disk."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .hoist import Residual
 from .plan import Plan
 from .tuning_log import Choices
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 _SURELY_FITS = 64
-"""So many times inputs and outputs are taken to be enough for temporaries."""
+"""Assumed upper bound of temporaries, as a multiple of input and output bytes."""
 
 _PROBE = 8
 
@@ -40,8 +40,11 @@ _PROBE = 8
 class Engine:
     """Plan caches by device, over one set of weights.
 
-    `cache` holds the plans for NumPy batches and stays the same object for good; `typed` is the model with its present weights.
+    `cache` holds the plans for NumPy batches and is never replaced; `typed` is the model with its present weights.
     """
+
+    typed: TypedModel
+    cache: PlanCache
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class Engine:
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
-        self.disk_hits = 0
+        self.disk_hits: int = 0
         self._device = device
         self._precision = precision
         self._fingerprint = typed.fingerprint
@@ -95,7 +98,7 @@ class Engine:
             return self._elsewhere[device][1]
 
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
-        """The plans for `jax.Array`s, by the device on which these lie; it takes no lock, as an update may hold that while it compiles."""
+        """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a compile."""
         return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
@@ -154,10 +157,10 @@ class Engine:
         return self._lower_with(self._compiler, size)
 
     def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
-        """See that `size` rows fit the memory, by what the largest smaller plan needs; far beyond what it tells, a small one is made to tell.
+        """Check that `size` rows fit the memory, judging by the next smaller plan, or by a small one compiled for this.
 
         Raises:
-            BatchMemoryError: they do not.
+            BatchMemoryError: the rows do not fit.
         """
         room = available_bytes(compiler.device)
         needed = size * compiler.row_bytes
@@ -179,7 +182,7 @@ class Engine:
             )
 
     def _lower_with(self, compiler: PlanCompiler, size: int) -> Lowered:
-        """A size by the candidate that was best before, or by the default one, which is then tuned."""
+        """Lower a size for the remembered candidate, or for the default, which is tuned afterwards."""
         candidate, gain = self._remembered(compiler, size)
         lowered = self._load_or_lower(compiler, size, candidate)
         if gain is None:
@@ -206,7 +209,8 @@ class Engine:
         return Lowered(size, compile_remembered)
 
     def _tune(self, compiler: PlanCompiler, plan: Plan) -> None:
-        """Now, if `plan` is preloaded; else when it turns out to be in use, if that is wished."""
+        """Tune a preloaded plan now, and another one once it is in use, if the mode is "background"."""
+        # Weak references: a plan that waits to be tuned must not keep the engine of a dropped inferer alive.
         chosen = weakref.WeakMethod(self._chosen)
 
         def done(plan: Plan) -> None:
@@ -225,7 +229,7 @@ class Engine:
             )
 
     def _remembered(self, compiler: PlanCompiler, size: int) -> tuple[Candidate, float | None]:
-        """The candidate that was chosen for a size in another process, and its gain; None where nobody has chosen."""
+        """The candidate that a process chose before, and its gain; the default and None if none did."""
         if self._choices is None or not self._tuner.handles(compiler):
             return compiler.default, None
         name, gain = self._choices.get(self._key(compiler, size, None)) or ("", None)
@@ -239,7 +243,7 @@ class Engine:
             )
 
     def _load_or_lower(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Lowered:
-        """A size from disk, if it is there, else traced and lowered, and stored once it is compiled."""
+        """Load a size from disk; else trace and lower it, and store it once compiled."""
         as_arguments = compiler.weights == "argument"
         if self._disk is None or (as_arguments and self._device.platform != "cpu"):
             return compiler.lower(size, candidate)
@@ -260,7 +264,7 @@ class Engine:
                 )
             except Exception as cause:
                 log.warning(
-                    "a stored plan for batch size %d could not be loaded (%s): it is compiled anew",
+                    "a stored plan for batch size %d could not be loaded (%s): it compiles again",
                     size,
                     cause,
                 )
@@ -300,9 +304,9 @@ class Engine:
         candidate: Candidate | None = DEFAULT,
         residual: Residual | None = None,
     ) -> dict[str, Any]:
-        """What a plan on disk depends on; without a candidate, what the choice of one depends on.
+        """The key of a plan on disk; without a candidate, the key of the choice of one.
 
-        `residual` says in which order the executable takes its weights, where they are arguments; their values are then of no account.
+        If weights are arguments, `residual` gives their order; their values do not matter then.
         """
         name = self.typed.name or "function"
         return {

@@ -45,6 +45,9 @@ class ScratchPad:
     array([[1., 2.]], dtype=float32)
     """
 
+    input_specs: tuple[TensorSpec, ...]
+    output_specs: tuple[TensorSpec, ...]
+
     def __init__(
         self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int = DEFAULT_CAPACITY
     ):
@@ -159,6 +162,8 @@ class ScratchPadView:
         device: the device of the rows; None is the host.
     """
 
+    device: jax.Device | None
+
     __slots__ = (
         "__weakref__",
         "_driver",
@@ -188,14 +193,14 @@ class ScratchPadView:
         anonymous: bool | None = None,
     ):
         """View `size` rows; a wrapper fills the inputs that are None."""
-        self.input_specs = input_specs
-        self.output_specs = output_specs
+        self.input_specs: Sequence[TensorSpec] = input_specs
+        self.output_specs: Sequence[TensorSpec] = output_specs
         self._inputs = list(inputs)
         self._outputs: list[Array | None] = [None] * len(output_specs)
         self._size = size
-        self.anonymous = ids is None if anonymous is None else anonymous
+        self.anonymous: bool = ids is None if anonymous is None else anonymous
         self.ids: Sequence[int] = range(size) if ids is None else ids
-        self.dones = dones
+        self.dones: Array | None = dones
         self.device = device
         self._driver: object | None = None
         self._outcome: Outcome | None = None

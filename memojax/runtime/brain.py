@@ -65,7 +65,7 @@ class Turns:
     """The clock of the queue: frames, and the order of service within them."""
 
     def __init__(self) -> None:
-        self.frame = 1
+        self.frame: int = 1
         self._served = itertools.count(1)
 
     def begin_frame(self) -> int:
@@ -125,9 +125,9 @@ class BrainState:
     ):
         """All brains of a runtime share `turns` and `compiles`."""
         self.brain = brain
-        self.inferer = inferer
-        self.on_accelerator = _on_accelerator(inferer)
-        self.timings = Timings()
+        self.inferer: Inferer = inferer
+        self.on_accelerator: bool = _on_accelerator(inferer)
+        self.timings: Timings = Timings()
         self._turns, self._clock, self._compiles = turns, clock, compiles
         self._served = 0
         self._queue = _Queue(Batcher(inferer), Batcher(inferer))

@@ -100,8 +100,8 @@ class LayeredInferer(Inferer):
         Raises:
             IncompatibleModelError: the wrappers were made for another model.
         """
-        self.wrapper_stack = wrapper_stack
-        self.inferer = inferer
+        self.wrapper_stack: InfererWrapper = wrapper_stack
+        self.inferer: Inferer = inferer
         wrapper_stack.api(inferer)
 
     def __repr__(self) -> str:
@@ -177,6 +177,8 @@ class StatefulInferer(LayeredInferer):
     >>> old is policy
     True
     """
+
+    inferer: Inferer
 
     def with_new_inferer(self, inferer: Inferer) -> StatefulInferer:
         """A new `StatefulInferer` with the same wrappers, and their state, around `inferer`.

@@ -58,7 +58,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
         """
         check_inferer(inferer)
         around = inner.api(inferer)
-        self.infos = tuple(find_pairs(around) if infos is None else infos)
+        self.infos: tuple[RecurrentInfo, ...] = tuple(find_pairs(around) if infos is None else infos)
         self._inner = inner
         self._pairs = _checked_pairs(around, self.infos)
         raw = inferer.raw_api
