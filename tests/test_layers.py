@@ -107,7 +107,7 @@ def test_the_architecture_page_shows_every_room_in_order() -> None:
     picture = (ROOT.parent / "docs" / "architecture.md").read_text().split("```text\n")[1].split("```")[0]
     drawn = [line for line in (re.findall(r"[a-z_]+", row) for row in picture.splitlines()) if line]
     where = {
-        room: next(index for index, words in enumerate(drawn) if room in words[:6])
+        room: next(index for index, words in enumerate(drawn) if room in words[:8])
         for line in LAYERS
         for room in line.split()
     }
