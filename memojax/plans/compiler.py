@@ -21,6 +21,7 @@ from ..kernels.library import opened
 from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
+from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.settings import own_settings
 from .candidates import DEFAULT, KERNELS, Candidate
@@ -99,7 +100,7 @@ class PlanCompiler:
         self.weights: Weights = (
             weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
         )
-        self._hoister = Hoister(leaves)
+        self._hoister = Hoister(leaves, limited=typed.model is not None)
         self._placing = Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
@@ -108,13 +109,13 @@ class PlanCompiler:
 
     @property
     def default(self) -> Candidate:
-        """The candidate for sizes of which nobody knows a better one."""
+        """The candidate for sizes without a remembered one."""
         return KERNELS if self.device.platform == "cpu" and opened() is not None else DEFAULT
 
     def lower(
         self, size: int, candidate: Candidate | None = None, residual: Residual | None = None
     ) -> Lowered:
-        """Trace (unless that has been done: `residual`) and lower for `size` rows, by the default candidate or another.
+        """Trace (unless `residual` is given) and lower for `size` rows, for a candidate.
 
         Raises:
             LoweringError: the model cannot be traced at this size.
@@ -219,6 +220,8 @@ class PlanCompiler:
                 ):
                     with own_settings(self.precision):
                         compiled = compiled_for(lowered, self.device, candidate.options)
+                    if self.typed.model is not None:
+                        check_memory(compiled, size)
                     return self._executable(size, compiled, packing, leading, candidate, meter)
             except LoweringError:
                 raise
