@@ -26,6 +26,7 @@ from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.settings import own_settings
 from .index_ranges import Ranges, makers_of, outside
+from .labels import keep_positions, string_labels
 
 _ON_HOST = (
     "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
@@ -49,6 +50,7 @@ class GraphFunction:
         static_inputs: graph inputs whose values decide a shape; they must be concrete when the function is traced.
         branch_inputs: graph inputs of one whole number or boolean that decide which branch of an `If` runs; where they are
             concrete when the function is traced, only that branch is.
+        labels: outputs that are class labels of strings, name -> the labels; what is computed for them are positions in these.
         random: whether the graph has random operators, so that a key is needed.
     """
 
@@ -59,7 +61,9 @@ class GraphFunction:
             UnsupportedOpError: all operators that cannot be lowered, at once.
         """
         _check_supported(graph)
-        self.graph = _lift_constants(graph)
+        self.graph = keep_positions(_lift_constants(graph))
+        labels = string_labels(self.graph)
+        self.labels = {value.name: labels[value.name] for value in graph.outputs if value.name in labels}
         needed = needed_statically(self.graph)
         self._needed = frozenset(needed_statically(self.graph, branches=True))
         self.static_inputs = tuple(value.name for value in graph.inputs if value.name in needed)

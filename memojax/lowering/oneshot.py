@@ -31,6 +31,7 @@ from .binding import bind_inputs, with_inputs
 from .graph_breaks import HostCall, host_nodes, split
 from .graph_function import GraphFunction, IndexChecks
 from .index_checks import check_indices
+from .labels import with_strings
 
 log = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
@@ -172,7 +173,8 @@ class _Compiled:
             structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves]
         )
         check_indices(self.function.graph, checks)
-        return dict(zip((value.name for value in self.function.graph.outputs), values, strict=True))
+        named = zip((value.name for value in self.function.graph.outputs), values, strict=True)
+        return with_strings(self.function.labels, dict(named)) if self.function.labels else dict(named)
 
     def _compile(self, fixed: dict[str, Any], moving: dict[str, Any]) -> tuple[Any, list[Any]]:
         static: list[Any] = []
