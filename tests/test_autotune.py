@@ -44,6 +44,12 @@ X = RNG.standard_normal((8, 16)).astype(np.float32)
 POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
 
 
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans begin with XLA's default, so that the tests know what they begin with."""
+    monkeypatch.setattr("memojax.plans.compiler.opened", lambda: None)
+
+
 def network(params: Any, x: Mapping[str, Any]) -> dict[str, Any]:
     y = x["x"]
     for w in params:
@@ -73,6 +79,7 @@ class Wrong:
     options: Mapping[str, Any] = field(default_factory=dict)
     packs: bool = False
     rows: int = 1
+    kernels: bool = False
 
     def trace(self, residual: Any, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         first, *others = residual(leading, inputs)

@@ -20,7 +20,7 @@ LAYERS = [
     "lowering",
     "stablehlo",
     "loading",
-    "plans",
+    "plans kernels",
     "display",
     "inferer",
     "wrapper",

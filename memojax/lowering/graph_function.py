@@ -67,7 +67,7 @@ class GraphFunction:
         needed = needed_statically(self.graph)
         self._needed = frozenset(needed_statically(self.graph, branches=True))
         self.static_inputs = tuple(value.name for value in graph.inputs if value.name in needed)
-        self.branch_inputs = tuple(
+        self.branch_inputs: tuple[str, ...] = tuple(
             value.name
             for value in graph.inputs
             if value.name in self._needed - needed and _is_whole_number(value)

@@ -20,7 +20,8 @@ from ..errors import (
     UnsupportedOpError,
 )
 from ..model import load_model
-from ..model.graph import Graph, Value
+from ..model.graph import Graph, Node, Value
+from ..model.load import Model
 from ..model.tensor import overflow
 from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
@@ -33,7 +34,7 @@ from .graph_function import GraphFunction, IndexChecks
 from .index_checks import check_indices
 from .labels import with_strings
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
 
 
@@ -50,6 +51,10 @@ class OneShot:
     >>> model
     OneShot(obs -> logits; 1 plans)
     """
+
+    model: Model
+    graph: Graph
+    breaks: list[Node]
 
     def __init__(
         self,

@@ -1,4 +1,8 @@
-"""Computation that depends on weights alone, found on the jaxpr and taken out of the function: done once per weight load, not per call."""
+"""Take computation that depends on weights alone out of a traced function, so it runs once per load and not once per call.
+
+`Hoister.split` divides a jaxpr in two. `Node`s describe values made of weights, such as a transposed kernel; they are evaluated once and
+shared by all batch sizes. The `Residual` holds the steps that remain for each call, and takes the nodes' values as its first arguments.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ _INLINED = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-"""Primitives that only call a jaxpr, and the parameter that holds it; derivatives are of no use in a plan."""
+"""Primitives that only call a jaxpr, and the parameter that holds it; a plan needs no custom derivatives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +41,14 @@ class _Literal:
     value: Any
 
 
+def literal(value: Any) -> Atom:
+    """A value that is part of the function."""
+    return _Literal(value)
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One equation: `outputs = primitive(*inputs, **params)`; values are numbered."""
+    """One equation: `outputs = primitive(*inputs, **params)`, with values named by numbers."""
 
     primitive: Any
     params: dict[str, Any]
@@ -54,13 +63,21 @@ class Step:
         outputs = self.primitive.bind(*functions, *inputs, **params)
         return list(outputs) if self.primitive.multiple_results else [outputs]
 
+    def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """Evaluate it by NumPy.
+
+        Raises:
+            NotImplementedError: NumPy is not known to give XLA's numbers.
+        """
+        return fold(self.primitive.name, self.params, list(inputs), self.avals)
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A value made from weights alone: a weight (`step` is None, `index` its position), or an output of a step over such values.
+    """A value made of weights alone: a weight itself (`step` is None, `index` its position), or output `index` of a step over such values.
 
-    Literals make nodes too where weights are combined with them. Equal computations are one node, so that all batch sizes share what they
-    make of the weights.
+    Steps over literals become nodes if weights are combined with them. Equal computations are one node, so all batch sizes share its
+    value.
     """
 
     index: int
@@ -70,13 +87,17 @@ class Node:
 
 @dataclass(frozen=True)
 class Residual:
-    """What is left to do per call: `residual(leading, inputs)`, where `leading` are the values of `nodes`."""
+    """What is left to do per call: `residual(leading, inputs)`, where `leading` are the values of `nodes`.
+
+    `avals` are the shapes and dtypes of `leading` and `inputs`.
+    """
 
     nodes: tuple[Node, ...]
     steps: tuple[Step, ...]
     inputs: tuple[int, ...]
     outputs: tuple[Atom, ...]
     leading: tuple[int, ...]
+    avals: Mapping[int, Any] = field(default_factory=dict)
 
     def origin(self) -> str:
         """How `nodes` are made of the weights, in words that are the same in every process."""
@@ -85,9 +106,9 @@ class Residual:
     def __call__(
         self, leading: Sequence[Any], inputs: Sequence[Any], rewrite: Rewrite | None = None
     ) -> list[Any]:
-        """Outputs; `rewrite(step, inputs)` stands in for `step.bind(inputs)`.
+        """Compute the outputs; `rewrite(step, inputs)` replaces `step.bind(inputs)`.
 
-        No output is an input itself, so that buffers may be reused.
+        An output that is an input is copied, so input buffers may be reused.
         """
         env = dict(zip((*self.leading, *self.inputs), (*leading, *inputs), strict=True))
         passed = set(env)
@@ -101,7 +122,9 @@ class Residual:
 
 
 class Hoister:
-    """Splits traced functions of one set of weights; holds what several batch sizes share."""
+    """Splits traced functions of one set of weights; holds the nodes that batch sizes share."""
+
+    leaves: tuple[Any, ...]
 
     def __init__(self, leaves: Sequence[Any]):
         """`leaves` are the weights, in the order of the traced function's first arguments."""
@@ -111,14 +134,15 @@ class Hoister:
         self._values: weakref.WeakKeyDictionary[Node, weakref.ref[np.ndarray]] = weakref.WeakKeyDictionary()
 
     def split(self, closed: Any) -> Residual:
-        """Take what depends on weights alone out of a closed jaxpr whose first arguments are the weights.
+        """Split a closed jaxpr whose first arguments are the weights.
 
-        What makes more numbers than it takes (a bias broadcast to the batch) stays inside. Hold the tracing lock.
+        A step that gives more numbers than it takes (a bias broadcast to the batch) stays in the residual. Hold the tracing lock.
         """
         jaxpr = closed.jaxpr
         flat = _Flat()
         arguments = [flat.number(var.aval) for var in jaxpr.invars]
         outputs = flat.inline(jaxpr, closed.consts, arguments)
+        # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal): a node absorbs them if it needs them.
         known: dict[int, Node] = dict(zip(arguments, self._weights, strict=False))
         free: dict[int, Step] = {}
         kept = []
@@ -130,6 +154,7 @@ class Hoister:
             if all(number in known or number in free for number in numbers) and not any(
                 map(_opaque, step.avals)
             ):
+                # Hoisting pays if the result is not larger than its weights: a larger one costs more to read than to compute.
                 if 0 < given <= taken:
                     made = self._made(step, known, free)
                 elif not taken:
@@ -138,6 +163,7 @@ class Hoister:
                 kept.append(step)
             else:
                 known.update(zip(step.outputs, made, strict=True))
+        # A node that only other nodes read is no argument: its value is inside of theirs.
         steps, needed = _alive(kept, outputs)
         leading = tuple(number for number in known if number in needed)
         return Residual(
@@ -146,10 +172,11 @@ class Hoister:
             tuple(arguments[len(self.leaves) :]),
             tuple(outputs),
             leading,
+            {number: flat.avals[number] for number in (*leading, *arguments[len(self.leaves) :])},
         )
 
     def values(self, nodes: Iterable[Node]) -> list[np.ndarray]:
-        """Values of `nodes` on the host; they are remembered for as long as somebody holds them."""
+        """Values of `nodes` on the host, remembered for as long as a caller holds them."""
         nodes = list(nodes)
         held = {node: ref() for node in nodes if (ref := self._values.get(node)) is not None}
         missing = [node for node in nodes if held.get(node) is None]
@@ -160,7 +187,7 @@ class Hoister:
         return [held[node] for node in nodes]  # pyright: ignore[reportReturnType]
 
     def replace(self, leaves: Sequence[Any]) -> None:
-        """Go on with other weights of the same shapes and dtypes."""
+        """Switch to other weights of the same shapes and dtypes."""
         self.leaves = tuple(leaves)
         self._values.clear()
 
@@ -178,13 +205,21 @@ class Hoister:
             else:
                 inputs.append(known[atom] if isinstance(atom, int) else atom)
         try:
-            key = (
-                step.primitive,
-                _frozen(step.params),
-                tuple(n if isinstance(n, Node) else _frozen(n.value) for n in inputs),
-            )
+            return self.made_by(step, inputs)
         except TypeError:
             return None
+
+    def made_by(self, step: Step, inputs: Sequence[Node | _Literal]) -> tuple[Node, ...]:
+        """The nodes of `step` over `inputs`: the same ones for an equal computation.
+
+        Raises:
+            TypeError: the step cannot be recognised again.
+        """
+        key = (
+            step.primitive,
+            _frozen(step.params),
+            tuple(n if isinstance(n, Node) else _frozen(n.value) for n in inputs),
+        )
         if key not in self._nodes:
             self._nodes[key] = tuple(Node(index, step, tuple(inputs)) for index in range(len(step.outputs)))
         return self._nodes[key]
@@ -206,7 +241,10 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
         return memo[node]
 
     try:
-        return [np.asarray(walk(node, _by_numpy, leaves), order="C") for node in nodes]
+        return [
+            np.asarray(walk(node, lambda step, given: step.on_host(given), leaves), order="C")
+            for node in nodes
+        ]
     except NotImplementedError:
         memo.clear()
     place = jax.sharding.SingleDeviceSharding(cpu_device())
@@ -221,12 +259,14 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
 
 @dataclass
 class _Flat:
-    """A jaxpr as numbered steps, calls of other jaxprs inlined."""
+    """A jaxpr as numbered steps, with calls of other jaxprs inlined."""
 
     steps: list[Step] = field(default_factory=list)
     sizes: dict[int, int] = field(default_factory=dict)
+    avals: dict[int, Any] = field(default_factory=dict)
 
     def number(self, aval: Any) -> int:
+        self.avals[len(self.sizes)] = aval
         self.sizes[len(self.sizes)] = int(np.prod(getattr(aval, "shape", ()), dtype=np.int64))
         return len(self.sizes) - 1
 
@@ -247,7 +287,7 @@ class _Flat:
 
 
 def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, ...], set[int]]:
-    """The steps that the outputs need, and all numbers that are read."""
+    """The steps that the outputs need, and all numbers that they read."""
     needed = {atom for atom in outputs if isinstance(atom, int)}
     alive = []
     for step in reversed(steps):
@@ -267,7 +307,7 @@ def _origin(node: Node) -> str:
 
 
 def _opaque(aval: Any) -> bool:
-    """Whether a value is none that NumPy can hold (a random key, a token)."""
+    """Whether NumPy cannot hold a value (a random key, a token)."""
     return not hasattr(aval, "dtype") or jnp.issubdtype(aval.dtype, jax.dtypes.extended)
 
 
@@ -275,15 +315,11 @@ def _read(env: dict[int, Any], atom: Atom) -> Any:
     return env[atom] if isinstance(atom, int) else atom.value
 
 
-def _by_numpy(step: Step, inputs: list[Any]) -> list[Any]:
-    return fold(step.primitive.name, step.params, inputs, step.avals)
-
-
 def _frozen(value: Any) -> Any:
-    """`value` as a key by which equal computations are found.
+    """A hashable key of `value`, equal for equal computations.
 
     Raises:
-        TypeError: there is no such key (a jaxpr, a function, a large array).
+        TypeError: the value has no key (a jaxpr, a function, a large array).
     """
     if isinstance(value, dict):
         return tuple((name, _frozen(value[name])) for name in sorted(value))
