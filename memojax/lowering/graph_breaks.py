@@ -15,6 +15,7 @@ import numpy as np
 from ..model.graph import Graph, Node, Value
 from ..ops import lookup
 from ..ops.registry import OpDef
+from ..ops.static import PICKING
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class HostCall:
         }
 
 
-def host_nodes(graph: Graph) -> list[Node]:
-    """Nodes that need a break: they run on the host, and depend on an input."""
+def host_nodes(graph: Graph, *, masked: bool = False) -> list[Node]:
+    """Nodes that need a break: they run on the host, and depend on an input; `masked`: without those whose picks are kept in place."""
     moving = {value.name for value in graph.inputs}
     found = []
     for node in graph.nodes:
@@ -63,7 +64,7 @@ def host_nodes(graph: Graph) -> list[Node]:
             or any(name in _made_by(found) for name in node.inputs)
         ):
             moving.update(node.outputs)
-    return found
+    return [node for node in found if not (masked and node.op_type in PICKING and not node.domain)]
 
 
 def split(graph: Graph) -> list[Part | HostCall]:

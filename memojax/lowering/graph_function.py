@@ -27,11 +27,13 @@ from ..xla.fork import check_not_forked
 from ..xla.settings import own_settings
 from .index_ranges import Ranges, makers_of, outside
 from .labels import keep_positions, string_labels
+from .masked import Masked, Masking
 
 _ON_HOST = (
     "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
     "model cannot be one XLA executable: memojax.run and memojax.OneShot break the graph there"
 )
+_ON_HOST_HINT = "so that its shape depends on data: memojax.run and memojax.OneShot break the graph there"
 _TABLE_ELEMENTS = 4096
 """An integer initializer larger than this is a weight (an embedding or look-up table), a smaller one is structure."""
 
@@ -54,8 +56,11 @@ class GraphFunction:
         random: whether the graph has random operators, so that a key is needed.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, *, masked: bool = True):
         """Check `graph` and sort its initializers into weights and structure.
+
+        With `masked`, entries that a mask of data picks (NonZero, Compress) are kept in place where what follows allows it; without,
+        the values that they are picked by must be known while the function is traced.
 
         Raises:
             UnsupportedOpError: all operators that cannot be lowered, at once.
@@ -64,8 +69,8 @@ class GraphFunction:
         self.graph = keep_positions(_lift_constants(graph))
         labels = string_labels(self.graph)
         self.labels = {value.name: labels[value.name] for value in graph.outputs if value.name in labels}
-        needed = needed_statically(self.graph)
-        self._needed = frozenset(needed_statically(self.graph, branches=True))
+        needed = needed_statically(self.graph, masked=masked)
+        self._needed = frozenset(needed_statically(self.graph, branches=True, masked=masked))
         self.static_inputs = tuple(value.name for value in graph.inputs if value.name in needed)
         self.branch_inputs: tuple[str, ...] = tuple(
             value.name
@@ -82,7 +87,7 @@ class GraphFunction:
         }
         self.constants = {n: a for n, a in self.graph.initializers.items() if n not in weights}
         self.random = any(map(_draws, self.graph.all_nodes()))
-        self._makers = makers_of(self.graph)
+        self._makers, self._masked = makers_of(self.graph), masked
 
     def __call__(
         self,
@@ -116,9 +121,15 @@ class GraphFunction:
                 env[value.name] = _traced(given)
         if self.random and key is None:
             raise LoweringError("this model has random operators: pass a JAX PRNG key")
-        run = _Run(self.graph, self._needed, key, self._makers, checks)
+        run = _Run(self.graph, self._needed, key, self._makers, checks, self._masked)
         run.nodes(self.graph.nodes, env)
-        return {value.name: env[value.name] for value in self.graph.outputs}
+        outputs = {value.name: env[value.name] for value in self.graph.outputs}
+        for name, value in outputs.items():
+            if isinstance(value, Masked):
+                raise StaticInputError(
+                    f"output {name!r} has as many entries as a mask of data picks, {_ON_HOST_HINT}"
+                )
+        return outputs
 
     def with_params(self, params: Mapping[str, Any]) -> GraphFunction:
         """The same function with other weights, which are not checked."""
@@ -188,7 +199,12 @@ class Body:
         if key is not None:
             run = replace(run, key=key, keys_used=[0])
         run.nodes(self.graph.nodes, env)
-        return tuple(env[value.name] for value in self.graph.outputs)
+        outputs = tuple(env[value.name] for value in self.graph.outputs)
+        if any(isinstance(value, Masked) for value in outputs):
+            raise StaticInputError(
+                f"a subgraph gives as many entries as a mask of data picks, {_ON_HOST_HINT}"
+            )
+        return outputs
 
 
 @dataclass
@@ -200,6 +216,7 @@ class _Run:
     key: jax.Array | None
     makers: Mapping[str, Node] = field(default_factory=dict)
     checks: IndexChecks | None = None
+    masked: bool = False
     keys_used: list[int] = field(default_factory=lambda: [0])
 
     def nodes(self, nodes: Sequence[Node], env: MutableMapping[str, GraphValue]) -> None:
@@ -213,6 +230,9 @@ class _Run:
     ) -> tuple[GraphValue, ...]:
         definition = _definition(node)
         try:
+            if self.masked and (masking := Masking(self.makers, env)).applies(node, inputs):
+                call = functools.partial(self._call_definition, definition, node, env)
+                return masking.call(node, inputs, call)
             if definition is None:
                 return self._expanded(node, inputs, env)
             if definition.host and not is_static([inputs[i] for i in definition.host_positions(node)]):
@@ -262,6 +282,17 @@ class _Run:
             )
             located.located = True  # pyright: ignore[reportAttributeAccessIssue]
             raise located from cause
+
+    def _call_definition(
+        self,
+        definition: OpDef | None,
+        node: Node,
+        env: MutableMapping[str, GraphValue],
+        inputs: Sequence[GraphValue],
+    ) -> tuple[GraphValue, ...]:
+        if definition is None:
+            return self._expanded(node, list(inputs), env)
+        return self._call(definition, node, inputs, env)
 
     def _call(
         self,

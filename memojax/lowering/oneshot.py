@@ -155,7 +155,7 @@ class _Compiled:
     """A graph without breaks: one executable for each set of input shapes and static values."""
 
     def __init__(self, graph: Graph, device: jax.Device, checked: bool):
-        self.function = GraphFunction(graph)
+        self.function = GraphFunction(graph, masked=False)
         self.inputs = [value.name for value in graph.inputs]
         self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
         self._device, self._checked = device, checked

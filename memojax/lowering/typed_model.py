@@ -96,7 +96,7 @@ class TypedModel:
         wanted = tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
         graph = bind_inputs(model.graph, constants or {})
-        if found := host_nodes(graph):
+        if found := host_nodes(graph, masked=True):
             raise UnsupportedOpError(
                 [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
             )
