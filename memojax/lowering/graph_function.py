@@ -25,9 +25,10 @@ from ..ops.static import has_function_body, inputs_behind, needed_statically, or
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.settings import own_settings
+from . import masked
 from .index_ranges import Ranges, makers_of, outside
 from .labels import keep_positions, string_labels
-from .masked import Masked, Masking
+from .masked_value import Masked, Masking
 
 _ON_HOST = (
     "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
@@ -230,9 +231,9 @@ class _Run:
     ) -> tuple[GraphValue, ...]:
         definition = _definition(node)
         try:
-            if self.masked and (masking := Masking(self.makers, env)).applies(node, inputs):
-                call = functools.partial(self._call_definition, definition, node, env)
-                return masking.call(node, inputs, call)
+            if self.masked and masked.applies(masking := Masking(self.makers, env), node, inputs):
+                lower = functools.partial(self._call_definition, definition, node, env)
+                return masked.lowered(masking, node, inputs, lower)
             if definition is None:
                 return self._expanded(node, inputs, env)
             if definition.host and not is_static([inputs[i] for i in definition.host_positions(node)]):

@@ -9,8 +9,7 @@ entries there are is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,199 +18,59 @@ import numpy as np
 
 from .._types import GraphValue, Shape
 from ..model.graph import Node
-from ..ops import lookup
 from ..ops._common import ints, is_static, normalize_axes, normalize_axis, traced
-from ..ops.static import PICKING, mask_of_count
+from ..ops.static import PICKING
+from .masked_reductions import REDUCTIONS
+from .masked_value import ELEMENTWISE, Count, Masked, Masking
 
 
-@dataclass(frozen=True, eq=False)
-class Masked:
-    """A value with an axis of unknown length: one entry for each place where `mask` holds, in row-major order.
-
-    Attributes:
-        mask: bool[*places].
-        values: [*places, *rest], the entries at every place; those where the mask does not hold mean nothing.
-        axis: where in the value's own shape the axis of entries stands, among `rest`.
-        key: what the mask is told apart by.
-        columns: for coordinates, which axes of the mask they are, in order along the last axis (of a vector: the one).
-    """
-
-    mask: jax.Array
-    values: GraphValue
-    axis: int
-    key: Hashable
-    columns: tuple[int, ...] | None = None
-
-    @property
-    def rest(self) -> Shape:
-        """The other axes' lengths."""
-        return tuple(np.shape(self.values)[self.mask.ndim :])
-
-    @property
-    def rank(self) -> int:
-        return len(self.rest) + 1
-
-    @property
-    def sizes(self) -> list[int | Count]:
-        """The value's own shape."""
-        rest: list[int | Count] = list(self.rest)
-        return [*rest[: self.axis], Count(self.mask, self.key), *rest[self.axis :]]
-
-    @property
-    def are_coordinates(self) -> bool:
-        """Whether each entry is its own place, `[n, rank of the mask]`."""
-        return self.columns == tuple(range(self.mask.ndim)) and self.axis == 0 and self.rank == 2
-
-    def with_values(self, values: GraphValue, axis: int | None = None, columns: Any = None) -> Masked:
-        return replace(self, values=values, axis=self.axis if axis is None else axis, columns=columns)
-
-
-@dataclass(frozen=True, eq=False)
-class Count:
-    """How many places a mask has, as the length of an axis."""
-
-    mask: jax.Array
-    key: Hashable
-
-
-@dataclass(frozen=True)
-class Masking:
-    """One node among masked values: `makers` is name -> node, `env` what the names hold."""
-
-    makers: Mapping[str, Node]
-    env: Mapping[str, GraphValue]
-
-    def applies(self, node: Node, inputs: Sequence[GraphValue]) -> bool:
-        """Whether a node works on masked values, or makes them."""
-        if node.domain:
-            return any(isinstance(value, Masked) for value in inputs)
-        if node.op_type in PICKING:
-            return not is_static(inputs[-1]) or isinstance(inputs[0], Masked)
-        if any(isinstance(value, Masked) for value in inputs):
-            return True
-        lengths = {"Expand": 1, "ConstantOfShape": 0, "Slice": 2, "Reshape": 1}.get(node.op_type)
-        if lengths is None or len(inputs) <= lengths or is_static(inputs[lengths]):
-            return False
-        sizes = self.sizes(node.inputs[lengths])
-        return sizes is not None and any(isinstance(size, Count) for size in sizes)
-
-    def call(
-        self,
-        node: Node,
-        inputs: list[GraphValue],
-        call: Callable[[Sequence[GraphValue]], tuple[GraphValue, ...]],
-    ) -> tuple[GraphValue, ...]:
-        """The outputs of `node`; `call` lowers it for arrays.
-
-        Raises:
-            ValueError: the operator needs to know how many entries there are.
-        """
-        rule = _RULES.get(node.op_type) if not node.domain else None
-        if rule is not None:
-            result = rule(self, node, inputs)
-            return result if isinstance(result, tuple) else (result,)
-        if node.op_type in _ELEMENTWISE and not node.domain:
-            return (self._elementwise(inputs, lambda dense: call(dense)[0]),)
-        raise ValueError(
-            f"{node.op_type} cannot take entries whose number depends on data (a mask picks them)"
-        )
-
-    def _elementwise(
-        self, inputs: Sequence[GraphValue], call: Callable[[Sequence[GraphValue]], GraphValue]
-    ) -> Masked:
-        first = _one_mask(inputs)
-        rank = max(
-            value.rank if isinstance(value, Masked) else np.ndim(value)
-            for value in inputs
-            if value is not None
-        )
-        axis = first.axis + rank - first.rank
-        dense = [value if value is None else _aligned(value, first, rank, axis) for value in inputs]
-        values = call(dense)
-        values = jnp.broadcast_to(
-            values, np.broadcast_shapes(values.shape, first.mask.shape + (1,) * (rank - 1))
-        )
-        return first.with_values(values, axis)
-
-    def sizes(self, name: str) -> list[int | Count] | None:
-        """What a tensor of whole numbers holds, numbers or counts of masks; None where that is not known."""
-        value = self.env.get(name)
-        if value is None or isinstance(value, Masked):
-            return None
-        if is_static(value):
-            return [int(size) for size in np.ravel(value)]
-        node = self.makers.get(name)
-        rule = _SIZES.get(node.op_type) if node is not None and not node.domain else None
-        return rule(self, node) if rule is not None and node is not None else None
-
-    def key(self, name: str) -> Hashable:
-        """What a value is computed from and how: values that are computed alike have equal keys."""
-        node = self.makers.get(name)
-        definition = lookup(node.domain, node.op_type, node.opset) if node is not None else None
-        if node is None or definition is None or definition.draws(node) or any(node.bodies):
-            return name
-        if node.op_type in _SHAPING and np.shape(self.env[name]) == np.shape(self.env[node.inputs[0]]):
-            return self.key(node.inputs[0])
-        plain = tuple(sorted((k, _plain(v)) for k, v in node.attributes.items()))
-        place = node.outputs.index(name)
-        return (
-            node.domain,
-            node.op_type,
-            plain,
-            place,
-            tuple(self.key(given) if given else "" for given in node.inputs),
-        )
-
-    def mask_key(self, name: str, shape: Shape) -> tuple[Hashable, Shape]:
-        """The key of a mask, and how it was spread along new last axes: (key of what was spread, their lengths)."""
-        root = name
-        while (node := self.makers.get(root)) is not None and not node.domain:
-            if node.op_type not in ("Expand", "Unsqueeze", "Identity"):
-                break
-            root = node.inputs[0]
-            own = np.shape(self.env[root])
-            if own == shape[: len(own)] and self._spread_last(name, root):
-                key, spread = self.mask_key(root, own)
-                return key, (*spread, *shape[len(own) :])
-        return self.key(name), ()
-
-    def _spread_last(self, name: str, root: str) -> bool:
-        """Whether the axes that were added between `root` and `name` are the last ones."""
-        rank = np.ndim(self.env[root])
-        while name != root:
-            node = self.makers[name]
-            if node.op_type == "Unsqueeze":
-                axes = self._axes(node)
-                if axes is None:
-                    return False
-                total = np.ndim(self.env[name])
-                if any(axis % total < rank for axis in axes):
-                    return False
-            elif node.op_type == "Expand" and np.ndim(self.env[name]) != np.ndim(self.env[node.inputs[0]]):
-                return False
-            name = node.inputs[0]
+def applies(m: Masking, node: Node, inputs: Sequence[GraphValue]) -> bool:
+    """Whether a node works on masked values, or makes them."""
+    if any(isinstance(value, Masked) for value in inputs):
         return True
-
-    def _axes(self, node: Node) -> Shape | None:
-        if "axes" in node.attributes:
-            return tuple(node.attributes["axes"])
-        if len(node.inputs) < 2 or not node.inputs[1]:
-            return None
-        given = self.env[node.inputs[1]]
-        return ints(given) if is_static(given) else None
-
-
-_SHAPING = ("Identity", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Flatten")
+    if node.domain:
+        return False
+    if node.op_type in PICKING:
+        return not is_static(inputs[-1])
+    at = _LENGTHS.get(node.op_type)
+    if at is None or len(inputs) <= at or is_static(inputs[at]):
+        return False
+    sizes = m.sizes(node.inputs[at])
+    return sizes is not None and any(isinstance(size, Count) for size in sizes)
 
 
-def _plain(value: Any) -> Hashable:
-    if isinstance(value, np.ndarray):
-        return (
-            value.dtype.str,
-            value.shape,
-            value.tobytes() if value.dtype.kind != "O" else tuple(value.ravel()),
-        )
-    return tuple(value) if isinstance(value, list) else value
+_LENGTHS = {"Expand": 1, "ConstantOfShape": 0, "Slice": 2, "Reshape": 1}
+"""Operators whose result has as many entries as a mask picks, if this input says so."""
+
+
+def lowered(
+    m: Masking,
+    node: Node,
+    inputs: list[GraphValue],
+    lower: Callable[[Sequence[GraphValue]], tuple[GraphValue, ...]],
+) -> tuple[GraphValue, ...]:
+    """The outputs of a node to which this applies; `lower` is for arrays.
+
+    Raises:
+        ValueError: the operator needs to know how many entries there are.
+    """
+    rule = _RULES.get(node.op_type) if not node.domain else None
+    if rule is not None:
+        return (rule(m, node, inputs),)
+    if node.op_type in ELEMENTWISE and not node.domain:
+        return (_elementwise(inputs, lambda dense: lower(dense)[0]),)
+    raise ValueError(f"{node.op_type} cannot take entries whose number depends on data (a mask picks them)")
+
+
+def _elementwise(inputs: Sequence[GraphValue], lower: Callable[[Sequence[GraphValue]], GraphValue]) -> Masked:
+    first = _one_mask(inputs)
+    rank = max(
+        value.rank if isinstance(value, Masked) else np.ndim(value) for value in inputs if value is not None
+    )
+    axis = first.axis + rank - first.rank
+    values = lower([value if value is None else _aligned(value, first, rank, axis) for value in inputs])
+    shape = np.broadcast_shapes(values.shape, first.mask.shape + (1,) * (rank - 1))
+    return first.with_values(jnp.broadcast_to(values, shape), axis)
 
 
 def _one_mask(inputs: Sequence[GraphValue]) -> Masked:
@@ -291,7 +150,7 @@ def _transpose(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
 
 def _unsqueeze(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     x: Masked = inputs[0]
-    axes = m._axes(node)
+    axes = m.axes(node)
     if axes is None:
         raise ValueError("its axes depend on data")
     shape: list[Any] = list(x.sizes)
@@ -302,7 +161,7 @@ def _unsqueeze(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
 
 def _squeeze(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     x: Masked = inputs[0]
-    axes = m._axes(node)
+    axes = m.axes(node)
     if axes is None:
         raise ValueError("without axes, which ones it drops depends on data")
     dropped = normalize_axes(axes, x.rank)
@@ -571,7 +430,7 @@ def _gemm(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
 
 def _reduce(m: Masking, node: Node, inputs: list[GraphValue]) -> GraphValue:
     x: Masked = inputs[0]
-    axes = m._axes(node)
+    axes = m.axes(node)
     if axes is None and len(inputs) > 1 and inputs[1] is not None:
         raise ValueError("its axes depend on data")
     if not axes and node.attributes.get("noop_with_empty_axes"):
@@ -581,7 +440,7 @@ def _reduce(m: Masking, node: Node, inputs: list[GraphValue]) -> GraphValue:
     others = [axis if axis < x.axis else axis - 1 for axis in wanted if axis != x.axis]
     lead = x.mask.ndim
     dense = tuple(lead + place for place in others)
-    reduction = _REDUCTIONS[node.op_type]
+    reduction = REDUCTIONS[node.op_type]
     if x.axis not in wanted:
         values = reduction(x.values, jnp.ones((), bool), dense, keep)
         gone = 0 if keep else sum(axis < x.axis for axis in wanted)
@@ -592,182 +451,6 @@ def _reduce(m: Masking, node: Node, inputs: list[GraphValue]) -> GraphValue:
     return jnp.reshape(result, shape)
 
 
-Reduction = Callable[[Any, Any, Shape, bool], Any]
-"""(values, which of them count, axes, whether these stay as ones) -> the reduced values."""
-
-
-def _sum_of(before: Callable[[Any], Any], after: Callable[[Any], Any] = lambda total: total) -> Reduction:
-    def reduce(values: Any, mask: Any, axes: Shape, keep: bool) -> Any:
-        picked = jnp.where(mask, before(values), jnp.zeros((), values.dtype))
-        return after(jnp.sum(picked, axes, dtype=values.dtype, keepdims=keep))
-
-    return reduce
-
-
-def _mean(values: Any, mask: Any, axes: Shape, keep: bool) -> Any:
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise ValueError("the mean of whole numbers that a mask picks")
-    count = jnp.sum(jnp.broadcast_to(mask, values.shape), axes, dtype=values.dtype, keepdims=keep)
-    return _sum_of(lambda x: x)(values, mask, axes, keep) / count
-
-
-def _product(values: Any, mask: Any, axes: Shape, keep: bool) -> Any:
-    return jnp.prod(
-        jnp.where(mask, values, jnp.ones((), values.dtype)), axes, dtype=values.dtype, keepdims=keep
-    )
-
-
-def _extreme(function: Any, largest: bool) -> Reduction:
-    def reduce(values: Any, mask: Any, axes: Shape, keep: bool) -> Any:
-        if jnp.issubdtype(values.dtype, jnp.floating):
-            neutral: Any = -jnp.inf if largest else jnp.inf
-        else:
-            limits = jnp.iinfo(values.dtype)
-            neutral = limits.min if largest else limits.max
-        return function(jnp.where(mask, values, jnp.asarray(neutral, values.dtype)), axes, keepdims=keep)
-
-    return reduce
-
-
-def _log_sum_exp(values: Any, mask: Any, axes: Shape, keep: bool) -> Any:
-    return jax.nn.logsumexp(
-        values, axes, b=jnp.broadcast_to(mask, values.shape).astype(values.dtype), keepdims=keep
-    )
-
-
-_REDUCTIONS: dict[str, Reduction] = {
-    "ReduceSum": _sum_of(lambda x: x),
-    "ReduceMean": _mean,
-    "ReduceProd": _product,
-    "ReduceMax": _extreme(jnp.max, True),
-    "ReduceMin": _extreme(jnp.min, False),
-    "ReduceL1": _sum_of(jnp.abs),
-    "ReduceL2": _sum_of(jnp.square, jnp.sqrt),
-    "ReduceSumSquare": _sum_of(jnp.square),
-    "ReduceLogSum": _sum_of(lambda x: x, jnp.log),
-    "ReduceLogSumExp": _log_sum_exp,
-}
-_ELEMENTWISE = frozenset(
-    [
-        "Abs",
-        "Acos",
-        "Acosh",
-        "Add",
-        "And",
-        "Asin",
-        "Asinh",
-        "Atan",
-        "Atanh",
-        "Cast",
-        "Ceil",
-        "Celu",
-        "Clip",
-        "Cos",
-        "Cosh",
-        "Div",
-        "Elu",
-        "Equal",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "Greater",
-        "GreaterOrEqual",
-        "HardSigmoid",
-        "HardSwish",
-        "IsInf",
-        "IsNaN",
-        "LeakyRelu",
-        "Less",
-        "LessOrEqual",
-        "Log",
-        "Max",
-        "Mean",
-        "Min",
-        "Mish",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Not",
-        "Or",
-        "Pow",
-        "PRelu",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Sinh",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Sub",
-        "Sum",
-        "Swish",
-        "Tan",
-        "Tanh",
-        "ThresholdedRelu",
-        "Where",
-        "Xor",
-    ]
-)
-
-
-def _count(m: Masking, node: Node) -> list[int | Count] | None:
-    """The sum over a mask that was cast to numbers."""
-    name = mask_of_count(m.makers, node)
-    value = m.env.get(name) if name is not None else None
-    if (
-        name is None
-        or value is None
-        or isinstance(value, Masked)
-        or getattr(value, "dtype", None) != np.bool_
-    ):
-        return None
-    return [Count(value, m.mask_key(name, np.shape(value)))] if np.size(m.env[node.outputs[0]]) == 1 else None
-
-
-def _shape_sizes(m: Masking, node: Node) -> list[int | Count] | None:
-    x = m.env.get(node.inputs[0])
-    if not isinstance(x, Masked):
-        return None
-    return x.sizes[node.attributes.get("start", 0) : node.attributes.get("end")]
-
-
-def _concat_sizes(m: Masking, node: Node) -> list[int | Count] | None:
-    parts = [m.sizes(name) for name in node.inputs]
-    return None if None in parts else [size for part in parts for size in part or ()]
-
-
-def _gather_sizes(m: Masking, node: Node) -> list[int | Count] | None:
-    sizes, indices = m.sizes(node.inputs[0]), m.env.get(node.inputs[1])
-    return [sizes[index] for index in ints(indices)] if sizes is not None and is_static(indices) else None
-
-
-def _slice_sizes(m: Masking, node: Node) -> list[int | Count] | None:
-    sizes = m.sizes(node.inputs[0])
-    bounds = [m.env.get(name) for name in node.inputs[1:] if name]
-    if sizes is None or not is_static(bounds) or len(bounds) < 2:
-        return None
-    step = ints(bounds[3])[0] if len(bounds) > 3 else 1
-    return sizes[ints(bounds[0])[0] : ints(bounds[1])[0] : step]
-
-
-def _same_sizes(m: Masking, node: Node) -> list[int | Count] | None:
-    return m.sizes(node.inputs[0])
-
-
-_SIZES: dict[str, Callable[[Masking, Node], list[int | Count] | None]] = {
-    "ReduceSum": _count,
-    "Shape": _shape_sizes,
-    "Concat": _concat_sizes,
-    "Gather": _gather_sizes,
-    "Slice": _slice_sizes,
-    **dict.fromkeys(("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"), _same_sizes),
-}
-"""How a tensor of lengths follows from other ones."""
 _RULES: dict[str, Callable[[Masking, Node, list[GraphValue]], Any]] = {
     "NonZero": _nonzero,
     "Compress": _compress,
@@ -788,5 +471,5 @@ _RULES: dict[str, Callable[[Masking, Node, list[GraphValue]], Any]] = {
     "Size": _size,
     "MatMul": _matmul,
     "Gemm": _gemm,
-    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(REDUCTIONS, _reduce),
 }
