@@ -6,9 +6,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_LONGEST = 2000
+"""Characters of a message: a hostile file has names of megabytes."""
+
+
+def printable(text: str) -> str:
+    """`text` with every character escaped that does something to a terminal instead of being shown; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _message(text: str) -> str:
+    """`text` as an error shows it: printable, and its middle left out where it is too long."""
+    text = printable(text if len(text) <= 4 * _LONGEST else text[: 2 * _LONGEST] + text[-2 * _LONGEST :])
+    if len(text) <= _LONGEST:
+        return text
+    tail = _LONGEST // 4
+    return f"{text[: _LONGEST - tail - 40]} [... the middle is left out ...] {text[-tail:]}"
+
 
 class MemojaxError(Exception):
-    """Base of all errors that memojax raises on purpose. They pickle, so that a pool of workers can hand them to its owner."""
+    """Base of all errors that memojax raises on purpose.
+
+    They pickle, so that a pool of workers can hand them to its owner. Whatever names a file brings, a message is printable and has at
+    most 2,000 characters.
+    """
+
+    def __init__(self, *args: Any):
+        super().__init__(*(_message(arg) if isinstance(arg, str) else arg for arg in args))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revived, (type(self), self.args, self.__dict__)
@@ -59,6 +88,14 @@ class UnsupportedOpError(MemojaxError):
 
 class LoweringError(MemojaxError):
     """A node could not be turned into JAX; the message names the node, its operator and its inputs."""
+
+
+class LimitError(ModelLoadError, LoweringError):
+    """A model asks for more than a limit allows; the message says which, what was asked, and what raises it (see SECURITY.md)."""
+
+
+class TripCountError(MemojaxError):
+    """A loop whose end depends on data did not end within the allowed number of trips."""
 
 
 class StaticInputError(LoweringError):
@@ -192,6 +229,10 @@ class UnknownBrainError(MemojaxError, KeyError):
 
     def __str__(self) -> str:
         return Exception.__str__(self)
+
+
+class CacheFolderError(InputError):
+    """Others can change the folder of compiled plans, so it is not used."""
 
 
 class OrphanedDataError(MemojaxError):

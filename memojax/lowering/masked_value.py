@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from .._types import GraphValue, Shape
+from ..errors import StaticInputError
 from ..model.graph import Node
 from ..ops import lookup
 from ..ops._common import ints, is_static
@@ -56,6 +57,19 @@ class Masked:
 
     def with_values(self, values: GraphValue, axis: int | None = None, columns: Any = None) -> Masked:
         return replace(self, values=values, axis=self.axis if axis is None else axis, columns=columns)
+
+
+def check_no_picks(value: GraphValue, what: str) -> None:
+    """See that a value is no masked one, since nothing outside of the graph knows these.
+
+    Raises:
+        StaticInputError: it is.
+    """
+    if isinstance(value, Masked):
+        raise StaticInputError(
+            f"{what} has as many entries as a mask of data picks, so that its shape depends on data: memojax.run and memojax.OneShot "
+            "break the graph there"
+        )
 
 
 @dataclass(frozen=True, eq=False)

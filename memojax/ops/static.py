@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ..model.expand import schema_of
 from ..model.graph import Graph, Node
-from .registry import lookup
+from .resolve import Operators
 
 PICKING = ("NonZero", "Compress")
 """Operators that give as many entries as a mask picks; see `lowering.masked`."""
 
 
-def needed_statically(graph: Graph, *, branches: bool = False, masked: bool = False) -> set[str]:
+def needed_statically(
+    graph: Graph, operators: Operators, *, branches: bool = False, masked: bool = False
+) -> set[str]:
     """Names (of any value, outer scopes' included) whose values decide a shape somewhere in `graph` or its subgraphs.
 
     Args:
@@ -20,7 +22,7 @@ def needed_statically(graph: Graph, *, branches: bool = False, masked: bool = Fa
         masked: without what entries are picked by, and how many, since these are kept in place.
     """
     needed: set[str] = set()
-    _collect(graph, needed, branches, _kept(graph) if masked else None)
+    _collect(graph, operators, needed, branches, _kept(graph) if masked else frozenset())
     return needed
 
 
@@ -69,33 +71,26 @@ _REGROUPING = ("Reshape", "Flatten", "Identity", "Unsqueeze", "Squeeze")
 """Operators that keep every element, and so the number of those that hold."""
 
 
-def _collect(graph: Graph, needed: set[str], branches: bool, kept: frozenset[str] | None) -> None:
+def _collect(
+    graph: Graph, operators: Operators, needed: set[str], branches: bool, kept: frozenset[str]
+) -> None:
     for node in reversed(graph.nodes):
+        call = operators.of(node)
+        stops = not kept.isdisjoint(node.outputs)
+        wanted = not needed.isdisjoint(node.outputs) and not stops
+        wanted = wanted and not (call.definition is not None and call.definition.shape_only)
+        if wanted:
+            needed.update(filter(None, node.inputs))
         for body in node.bodies:
-            _collect(body, needed, branches, kept)
+            if wanted:
+                needed.update(value.name for value in body.outputs)
+            _collect(body, operators, needed, branches, kept)
             formals = zip(reversed(body.inputs), reversed(node.inputs), strict=False)
             needed.update(actual for formal, actual in formals if actual and formal.name in needed)
-        definition = lookup(node.domain, node.op_type, node.opset)
-        stops = kept is not None and not kept.isdisjoint(node.outputs)
-        if definition is not None and not (stops and node.op_type in PICKING):
-            needed.update(node.inputs[i] for i in definition.static_positions(node) if node.inputs[i])
+        if not (stops and node.op_type in PICKING):
+            needed.update(node.inputs[i] for i in call.static if node.inputs[i])
         if branches and node.op_type == "If" and not node.domain:
             needed.add(node.inputs[0])
-        if (
-            needed.intersection(node.outputs)
-            and not (definition is not None and definition.shape_only)
-            and not stops
-        ):
-            needed.update(filter(None, node.inputs))
-            for body in node.bodies:
-                _mark(body, (value.name for value in body.outputs), needed, branches, kept)
-
-
-def _mark(
-    graph: Graph, names: Iterable[str], needed: set[str], branches: bool, kept: frozenset[str] | None
-) -> None:
-    needed.update(names)
-    _collect(graph, needed, branches, kept)
 
 
 def origin_of(graph: Graph, name: str) -> str:

@@ -21,6 +21,7 @@ from ..kernels.library import opened
 from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
+from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.settings import own_settings
 from .candidates import DEFAULT, KERNELS, Candidate
@@ -99,7 +100,7 @@ class PlanCompiler:
         self.weights: Weights = (
             weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
         )
-        self._hoister = Hoister(leaves)
+        self._hoister = Hoister(leaves, limited=typed.model is not None)
         self._placing = Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
@@ -219,6 +220,8 @@ class PlanCompiler:
                 ):
                     with own_settings(self.precision):
                         compiled = compiled_for(lowered, self.device, candidate.options)
+                    if self.typed.model is not None:
+                        check_memory(compiled, size)
                     return self._executable(size, compiled, packing, leading, candidate, meter)
             except LoweringError:
                 raise

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import jax
@@ -269,6 +270,7 @@ class Engine:
                 )
                 disk.forget(key)
             else:
+                plan.executable = replace(plan.executable, stored=key)
                 self.disk_hits += 1
                 return Lowered(size, lambda: plan)
         lowered = compiler.lower(size, candidate, residual)
@@ -283,10 +285,15 @@ class Engine:
     def _write(self, plan: Plan, key: dict[str, Any]) -> None:
         if self._disk is None:
             return
+        stored = plan.executable.stored
         try:
             from jax.experimental import serialize_executable
 
-            self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+            if stored is None:
+                self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+            elif stored != key and (payload := self._disk.get(stored)) is not None:
+                # What is serialized of an executable that was loaded lacks parts, and may not load again.
+                self._disk.put(key, payload)
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..limits import HOISTED
 from ..xla.cpu_client import cpu_device
 from ..xla.options import compiled
 from ..xla.settings import own_settings
@@ -101,7 +102,19 @@ class Residual:
 
     def origin(self) -> str:
         """How `nodes` are made of the weights, in words that are the same in every process."""
-        return ", ".join(map(_origin, self.nodes))
+        places: dict[Node, int] = {}
+        words = []
+        for node in _behind(self.nodes):
+            places[node] = len(places)
+            if node.step is None:
+                words.append(f"weight {node.index}")
+            else:
+                given = (
+                    str(places[source]) if isinstance(source, Node) else f"{np.shape(source.value)}"
+                    for source in node.inputs
+                )
+                words.append(f"{node.step.primitive.name}.{node.index}({', '.join(given)})")
+        return "; ".join((*words, ", ".join(str(places[node]) for node in self.nodes)))
 
     def __call__(
         self, leading: Sequence[Any], inputs: Sequence[Any], rewrite: Rewrite | None = None
@@ -126,9 +139,14 @@ class Hoister:
 
     leaves: tuple[Any, ...]
 
-    def __init__(self, leaves: Sequence[Any]):
-        """`leaves` are the weights, in the order of the traced function's first arguments."""
+    def __init__(self, leaves: Sequence[Any], limited: bool = False):
+        """`leaves` are the weights, in the order of the traced function's first arguments.
+
+        `limited`: the function is made of a file, which may not make more of its weights than `memojax.limits.HOISTED` says.
+        """
         self.leaves = tuple(leaves)
+        self._allowed = HOISTED.allowed + 8 * sum(map(_bytes, leaves)) if limited else None
+        self._made_bytes = 0
         self._weights = tuple(Node(index) for index in range(len(leaves)))
         self._nodes: dict[Any, tuple[Node, ...]] = {}
         self._values: weakref.WeakKeyDictionary[Node, weakref.ref[np.ndarray]] = weakref.WeakKeyDictionary()
@@ -191,19 +209,22 @@ class Hoister:
         self.leaves = tuple(leaves)
         self._values.clear()
 
-    def _made(
-        self, step: Step, known: Mapping[int, Node], free: Mapping[int, Step]
-    ) -> tuple[Node, ...] | None:
+    def _made(self, step: Step, known: dict[int, Node], free: Mapping[int, Step]) -> tuple[Node, ...] | None:
         """The nodes of a step over weights and literals; None for one that cannot be recognised again."""
-        inputs: list[Node | _Literal] = []
-        for atom in step.inputs:
-            if isinstance(atom, int) and atom not in known:
-                made = self._made(free[atom], known, free)
-                if made is None:
-                    return None
-                inputs.append(made[free[atom].outputs.index(atom)])
-            else:
-                inputs.append(known[atom] if isinstance(atom, int) else atom)
+        made: dict[int, Node] = {}
+        for needed in (*_free_before(step, known, free), step):
+            nodes = self._nodes_of(needed, known, made)
+            if nodes is None:
+                return None
+            made.update(zip(needed.outputs, nodes, strict=True))
+        return tuple(made[number] for number in step.outputs)
+
+    def _nodes_of(
+        self, step: Step, known: Mapping[int, Node], made: Mapping[int, Node]
+    ) -> tuple[Node, ...] | None:
+        inputs = tuple(
+            (known.get(atom) or made[atom]) if isinstance(atom, int) else atom for atom in step.inputs
+        )
         try:
             return self.made_by(step, inputs)
         except TypeError:
@@ -221,40 +242,79 @@ class Hoister:
             tuple(n if isinstance(n, Node) else _frozen(n.value) for n in inputs),
         )
         if key not in self._nodes:
+            if step.primitive.name not in _VIEWS:
+                self._made_bytes += sum(map(_bytes, step.avals))
+            if self._allowed is not None and self._made_bytes > self._allowed:
+                raise HOISTED.exceeded(self._made_bytes, "computation on weights alone", self._allowed)
             self._nodes[key] = tuple(Node(index, step, tuple(inputs)) for index in range(len(step.outputs)))
         return self._nodes[key]
 
 
 def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
     """Values of `nodes`: by NumPy where it knows all steps, else by one small executable on the private client."""
-    memo: dict[Node, Any] = {}
+    behind = _behind(nodes)
 
-    def walk(node: Node, run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> Any:
-        if node.step is None:
-            return weights[node.index]
-        if node not in memo:
-            given = [
-                walk(source, run, weights) if isinstance(source, Node) else source.value
-                for source in node.inputs
-            ]
-            memo[node] = run(node.step, given)[node.index]
-        return memo[node]
+    def values(run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> list[Any]:
+        memo: dict[Node, Any] = {}
+        for node in behind:
+            if node.step is None:
+                memo[node] = weights[node.index]
+            else:
+                given = [memo[source] if isinstance(source, Node) else source.value for source in node.inputs]
+                memo[node] = run(node.step, given)[node.index]
+        return [memo[node] for node in nodes]
 
     try:
-        return [
-            np.asarray(walk(node, lambda step, given: step.on_host(given), leaves), order="C")
-            for node in nodes
-        ]
+        run = values(lambda step, given: step.on_host(given), leaves)
+        return [np.asarray(value, order="C") for value in run]
     except NotImplementedError:
-        memo.clear()
+        pass
     place = jax.sharding.SingleDeviceSharding(cpu_device())
 
     def traced(weights: Sequence[Any]) -> list[Any]:
-        return [walk(node, lambda step, given: step.bind(given), weights) for node in nodes]
+        return values(lambda step, given: step.bind(given), weights)
 
     with own_settings():
         lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(list(leaves))
         return [np.asarray(value) for value in compiled(lowered, cpu_device())(list(leaves))]
+
+
+def _behind(nodes: Iterable[Node]) -> list[Node]:
+    """`nodes` and all that they are made of, each after what it is made of; a chain of them may be too long for recursion."""
+    order: dict[Node, None] = {}
+    waiting = list(nodes)[::-1]
+    while waiting:
+        node = waiting[-1]
+        missing = [source for source in node.inputs if isinstance(source, Node) and source not in order]
+        if missing:
+            waiting.extend(missing[::-1])
+        else:
+            order[waiting.pop()] = None
+    return list(order)
+
+
+def _free_before(step: Step, known: Mapping[int, Node], free: Mapping[int, Step]) -> list[Step]:
+    """The steps without inputs of their own that `step` needs, in order."""
+    found: dict[int, Step] = {}
+    waiting = [step]
+    while waiting:
+        for atom in waiting.pop().inputs:
+            if isinstance(atom, int) and atom not in known and free[atom].outputs[0] not in found:
+                found[free[atom].outputs[0]] = free[atom]
+                waiting.append(free[atom])
+    return [found[number] for number in sorted(found)]
+
+
+_VIEWS = frozenset(
+    {"reshape", "transpose", "squeeze", "expand_dims", "slice", "broadcast_in_dim", "copy", "split"}
+)
+"""Primitives that NumPy answers without another copy."""
+
+
+def _bytes(value: Any) -> int:
+    return int(np.prod(np.shape(value), dtype=np.int64)) * getattr(
+        getattr(value, "dtype", None), "itemsize", 8
+    )
 
 
 @dataclass
@@ -295,15 +355,6 @@ def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, 
             alive.append(step)
             needed.update(atom for atom in step.inputs if isinstance(atom, int))
     return tuple(reversed(alive)), needed
-
-
-def _origin(node: Node) -> str:
-    if node.step is None:
-        return str(node.index)
-    given = (
-        _origin(source) if isinstance(source, Node) else f"{np.shape(source.value)}" for source in node.inputs
-    )
-    return f"{node.step.primitive.name}.{node.index}({', '.join(given)})"
 
 
 def _opaque(aval: Any) -> bool:

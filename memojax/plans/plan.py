@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +46,14 @@ class Executable:
         run: `run(rows)`, from one array per input (and the key of a random model) to one array per computed output.
         answer: `answer({name: array}, draw)` gives outputs by name, or None if an input has another type, shape or dtype.
         candidate: name of the candidate.
+        stored: key of the entry on disk that it was loaded from; None for one that was compiled here.
     """
 
     compiled: Any
     run: Run
     answer: Answer
     candidate: str = "default"
+    stored: Mapping[str, Any] | None = None
 
     def bytes(self) -> int | None:
         """Memory for code, temporaries and outputs; None if XLA does not report it."""
