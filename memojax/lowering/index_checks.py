@@ -16,7 +16,7 @@ from ..xla.fork import check_not_forked
 from ..xla.options import compiled
 from ..xla.settings import own_settings
 from .batch_axis import BatchedFunction
-from .graph_function import IndexChecks
+from .interpreter import IndexChecks
 
 
 def check_indices(graph: Graph, checks: IndexChecks, agent: int | None = None) -> None:

@@ -12,16 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Source
-from ..errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
+from ..errors import (
+    DimensionError,
+    IncompatibleModelError,
+    InputError,
+    LoweringError,
+    Unsupported,
+    UnsupportedOpError,
+)
 from ..exporter_names import is_mask
 from ..model import Model, load_model
 from ..model.signature import ModelApi, TensorSpec
+from ..ops.resolve import Operators
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.memory import check_memory
 from ..xla.options import compiled
 from ..xla.settings import own_settings
 from .batch_axis import BatchAxis, batched
-from .binding import bind_inputs
+from .binding import bind_inputs, check_no_text
 from .graph_breaks import host_nodes
 from .graph_function import GraphFunction
 
@@ -96,11 +105,23 @@ class TypedModel:
         wanted = tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
         graph = bind_inputs(model.graph, constants or {})
-        if found := host_nodes(graph):
+        operators = Operators()
+        if found := host_nodes(graph, operators, masked=True):
             raise UnsupportedOpError(
                 [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
             )
-        rows = batched(GraphFunction(graph), dims=dims, batch_axis=batch_axis)
+        check_no_text(graph)
+        try:
+            rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
+        except LoweringError as cause:
+            if picking := host_nodes(graph, operators):
+                raise UnsupportedOpError(
+                    [
+                        Unsupported(n.domain, n.op_type, n.opset, (n.name,), f"{_ON_HOST} ({cause})")
+                        for n in picking
+                    ]
+                ) from cause
+            raise
         return cls(
             fn=rows,
             params=rows.function.params,
@@ -229,6 +250,8 @@ class TypedModel:
         with own_settings():
             lowered = jax.jit(model, in_shardings=place, out_shardings=place).lower(self.params, shapes, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
+            if self.model is not None:
+                check_memory(executable, n)
 
         def run(rows: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
             with own_settings():

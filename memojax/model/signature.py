@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._types import Shape
+from ..errors import printable
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class TensorSpec:
         object.__setattr__(self, "shape", tuple(int(dim) for dim in self.shape))
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join(map(str, ('n', *self.shape)))}]"
+        return f"{printable(self.name)}: {self.dtype}[{', '.join(map(str, ('n', *self.shape)))}]"
 
 
 @dataclass(frozen=True)

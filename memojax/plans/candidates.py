@@ -1,4 +1,4 @@
-"""How a size is compiled: the default, and the candidates that autotuning tries."""
+"""Candidates: the ways to compile a size. One is the default; autotuning tries the others."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Candidate:
     """A way to compile one size.
 
     Attributes:
-        name: shown in `plans()`.
+        name: its name in `plans()`.
         options: XLA's options for this executable.
-        rewrite: what to do with single steps, if not what they say.
-        packs: whether the executable holds its weights once more, packed for its kernels.
-        rows: run a batch of one as so many equal rows, which a matrix-matrix kernel takes; rows must be independent.
+        rewrite: replaces the evaluation of single steps.
+        packs: whether the executable holds a second copy of its weights, packed for its kernels.
+        rows: run a batch of one as this many equal rows, for a matrix-matrix kernel; rows must be independent.
         kernels: whether memojax's own kernels run what they can.
     """
 
@@ -35,7 +35,7 @@ class Candidate:
     kernels: bool = False
 
     def trace(self, residual: Residual, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times as many rows."""
+        """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times the size."""
         if self.rows > 1:
             inputs = [lax.broadcast_in_dim(x, (self.rows, *x.shape[1:]), range(x.ndim)) for x in inputs]
         outputs = residual(leading, inputs, self.rewrite)
@@ -43,7 +43,7 @@ class Candidate:
 
 
 def _kept_apart(step: Step, inputs: list[Any]) -> list[Any]:
-    """A product with a barrier behind it, a rounding that changes no bit of a float32 and that XLA does not remove.
+    """A product followed by a barrier: a rounding that changes no float32 and that XLA does not remove.
 
     XLA then packs the weights of each product, but does not chain products in one kernel.
     """
@@ -56,7 +56,7 @@ def _kept_apart(step: Step, inputs: list[Any]) -> list[Any]:
 
 
 def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
-    """A row times a matrix as the matrix turned times a column: each output reads its weights in one run."""
+    """A row times a matrix, written as transposed matrix times column, so each output reads contiguous weights."""
     if step.primitive.name != "dot_general" or step.params["dimension_numbers"] != _ROWS_BY_MATRIX:
         return step.bind(inputs)
     row, matrix = inputs
@@ -98,9 +98,9 @@ CANDIDATES = {
 
 
 def fits(candidate: Candidate, residual: Residual, constants: Sequence[Any]) -> bool:
-    """Whether `candidate` may be tried; `constants` are the weights that `residual` begins with.
+    """Whether `candidate` is safe for a model; `constants` are the weights that `residual` begins with.
 
-    A fusion of more than a product may not have an operand that is one number throughout; see `xla_options`.
+    A fusion of more than a product must not have an operand that is one number throughout; `xla/options.py` says why.
     """
     return not candidate.packs or not _multiplies_one_number(residual, constants)
 

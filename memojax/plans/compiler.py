@@ -1,4 +1,4 @@
-"""Makes the plans of one model on one device: trace and lower under one lock, compile outside it."""
+"""The compiler of plans for one model on one device: it traces and lowers under one lock, and compiles outside of it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..kernels.library import opened
 from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
+from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.settings import own_settings
 from .candidates import DEFAULT, KERNELS, Candidate
@@ -31,30 +32,30 @@ from .packing import PACKED_BYTES, Packing
 from .plan import Executable, Plan
 from .weight_arguments import Leading, Placing
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 Weights = Literal["auto", "constant", "argument"]
 
-trace_lock = threading.RLock()
-"""Held while JAX traces: Python work that only one thread can do at a time anyway."""
+trace_lock: threading.RLock = threading.RLock()
+"""Held while JAX traces, which is Python work that only one thread can do at a time anyway."""
 
 _LARGE = 8 << 20
-"""Bytes of weights from which "auto" passes them as arguments, even on CPU: as constants they would double compile times."""
+"""Bytes of weights from which "auto" makes them arguments on CPU too; as constants they would double compile times."""
 
 
 _LINKED_NOW = 1 << 20
-"""Bytes of input up to which a plan is called once before it is used: the first call links the code, 1.5 ms that a small one would feel."""
+"""Bytes of input up to which a new plan is called once: the first call links code for 1.5 ms, which small plans would feel."""
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A traced and lowered size that waits to be compiled."""
+    """A traced and lowered size; `compile` finishes it."""
 
     size: int
     compile: Callable[[], Plan]
 
     def then(self, finish: Callable[[Plan], None]) -> Lowered:
-        """The same, with `finish(plan)` called once it is compiled."""
+        """The same, but `compile` also calls `finish(plan)`."""
 
         def compile_and_finish() -> Plan:
             plan = self.compile()
@@ -65,7 +66,7 @@ class Lowered:
 
 
 class PlanCompiler:
-    """Plans of one model on one device; holds the weights that all sizes share."""
+    """Compiles the plans of one model for one device, and holds the weights that all sizes share."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class PlanCompiler:
         *,
         host: bool = True,
     ):
-        """Plan `typed` for `device`.
+        """Prepare to compile `typed` for `device`.
 
         Args:
             weights: "constant" (part of the executables), "argument" (passed with each call), or "auto": constant for small weights on CPU.
@@ -87,34 +88,34 @@ class PlanCompiler:
         """
         self.typed = typed
         self.device = device
-        self.precision = precision if device.platform != "cpu" else None
+        self.precision: str | None = precision if device.platform != "cpu" else None
         self.host = host
         self.keep_traces = False
         self._name = plain_name(typed.name or "function")
         self._packs_inputs = device.platform != "cpu"
         leaves, self._structure = jax.tree.flatten(typed.params)
-        self.weight_bytes = sum(leaf.nbytes for leaf in leaves)
-        self.largest_weight = max((leaf.nbytes for leaf in leaves), default=0)
+        self.weight_bytes: int = sum(leaf.nbytes for leaf in leaves)
+        self.largest_weight: Any | int = max((leaf.nbytes for leaf in leaves), default=0)
         large = self.weight_bytes > _LARGE
         self.weights: Weights = (
             weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
         )
-        self._hoister = Hoister(leaves)
+        self._hoister = Hoister(leaves, limited=typed.model is not None)
         self._placing = Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
-        self.input_bytes = sum(map(_bytes, typed.api.inputs))
-        self.row_bytes = self.input_bytes + sum(map(_bytes, self._outputs))
+        self.input_bytes: int = sum(map(_bytes, typed.api.inputs))
+        self.row_bytes: int = self.input_bytes + sum(map(_bytes, self._outputs))
 
     @property
     def default(self) -> Candidate:
-        """The candidate for sizes of which nobody knows a better one."""
+        """The candidate for sizes without a remembered one."""
         return KERNELS if self.device.platform == "cpu" and opened() is not None else DEFAULT
 
     def lower(
         self, size: int, candidate: Candidate | None = None, residual: Residual | None = None
     ) -> Lowered:
-        """Trace (unless that has been done: `residual`) and lower for `size` rows, by the default candidate or another.
+        """Trace (unless `residual` is given) and lower for `size` rows, for a candidate.
 
         Raises:
             LoweringError: the model cannot be traced at this size.
@@ -147,7 +148,7 @@ class PlanCompiler:
         candidate: Candidate = DEFAULT,
         residual: Residual | None = None,
     ) -> Plan:
-        """A plan from an executable that was compiled before; where weights are its arguments, for `residual`."""
+        """A plan of an executable that was compiled before; `residual` names its weight arguments, if it has any."""
         meter = Meter()
         packing = Packing.of(
             [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
@@ -158,29 +159,35 @@ class PlanCompiler:
         executable = self._executable(size, compiled, packing, leading, candidate, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
-    def update(self, params: Any) -> None:
-        """Give all plans, and those still to be made, other weights of the same names, shapes and dtypes; only where they are arguments.
+    def updating(self, typed: TypedModel) -> Callable[[], None]:
+        """What gives all plans, and those still to be made, the weights of `typed`; only where they are arguments.
 
-        A call that runs meanwhile sees all the old weights or all the new ones.
+        Names, shapes and dtypes are the same. A call that runs meanwhile sees all the old weights or all the new ones.
         """
-        self._placing.replace(jax.tree.leaves(params))
+        replace = self._placing.replacing(jax.tree.leaves(typed.params))
+
+        def update() -> None:
+            replace()
+            self.typed = typed
+
+        return update
 
     def trace(self, size: int) -> Residual:
-        """The model at `size` rows, without what depends on weights alone."""
+        """Trace the model at `size` rows, and split off the computation on weights alone."""
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
         with trace_lock, own_settings(self.precision):
             return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
-        """The values that `residual` begins with, made of the weights."""
+        """The values of the weights' part that `residual` begins with."""
         return self._hoister.values(residual.nodes)
 
     def prepare(
         self, size: int, residual: Residual, meter: Meter, candidate: Candidate = DEFAULT
     ) -> Callable[[], Executable]:
-        """Lower a traced size by a candidate; gives what compiles it. The executable counts its calls in `meter`.
+        """Lower a traced size for a candidate; returns a function that compiles it. `meter` counts the executable's calls.
 
-        `residual` was traced for `candidate.rows` times as many rows.
+        `residual` was traced for `candidate.rows` times the size.
         """
         packing = Packing.of(
             [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
@@ -199,7 +206,7 @@ class PlanCompiler:
             outputs = candidate.trace(residual, given[:count] if constants is None else constants, rows)
             return packing.pack(outputs) if self.host else tuple(outputs)
 
-        # What profiles and dumps call the executable.
+        # The name of the executable in profiles and dumps.
         run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
@@ -213,6 +220,8 @@ class PlanCompiler:
                 ):
                     with own_settings(self.precision):
                         compiled = compiled_for(lowered, self.device, candidate.options)
+                    if self.typed.model is not None:
+                        check_memory(compiled, size)
                     return self._executable(size, compiled, packing, leading, candidate, meter)
             except LoweringError:
                 raise
@@ -255,7 +264,7 @@ class PlanCompiler:
         return Executable(compiled, run, answer, candidate.name)
 
     def _function(self) -> Callable[..., Any]:
-        """A fresh function for each size: an executable is freed only with the jit object that it came from."""
+        """A new function for each size, because JAX frees an executable only together with its jit object."""
         n_weights, n_inputs, typed, structure = (
             len(self._hoister.leaves),
             len(self.typed.api.inputs),
@@ -277,7 +286,7 @@ class PlanCompiler:
         return [*rows, jax.ShapeDtypeStruct((2,), np.uint32)] if self.typed.random else rows
 
     def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
-        """How inputs travel to an accelerator: few transfers of a microsecond each are what a small batch waits for."""
+        """The packing of inputs for an accelerator: a small batch waits for each transfer, a microsecond apiece."""
         small = sum(math.prod(row.shape) * row.dtype.itemsize for row in rows) <= PACKED_BYTES
         if not (self.host and self._packs_inputs and small and len(rows) > 1):
             return None
@@ -285,7 +294,7 @@ class PlanCompiler:
 
 
 def plain_name(name: str) -> str:
-    """A model's name, made fit for XLA: the last part of a path, letters, digits and underscores."""
+    """A model's name in XLA's characters: the last part of its path, with letters, digits and underscores."""
     return (
         re.sub(
             r"\W+", "_", name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".onnx"), flags=re.ASCII

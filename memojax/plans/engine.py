@@ -1,4 +1,4 @@
-"""All plans of one model: those for NumPy batches, those for each device of the user's; their weights, and their copies on disk."""
+"""The engine of an inferer: plan caches for NumPy batches and for each device, the weights in use, and plans on disk."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pickle
 import threading
 import time
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import jax
@@ -15,6 +17,7 @@ import jax
 from ..errors import BatchMemoryError, CompileError, InputError
 from ..kernels.library import kernels_key
 from ..lowering.typed_model import TypedModel
+from ..rows.journal import Journal
 from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
 from .autotune import Tuner
@@ -26,10 +29,10 @@ from .hoist import Residual
 from .plan import Plan
 from .tuning_log import Choices
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 _SURELY_FITS = 64
-"""So many times inputs and outputs are taken to be enough for temporaries."""
+"""Assumed upper bound of temporaries, as a multiple of input and output bytes."""
 
 _PROBE = 8
 
@@ -37,8 +40,11 @@ _PROBE = 8
 class Engine:
     """Plan caches by device, over one set of weights.
 
-    `cache` holds the plans for NumPy batches and stays the same object for good; `typed` is the model with its present weights.
+    `cache` holds the plans for NumPy batches and is never replaced; `typed` is the model with its present weights.
     """
+
+    typed: TypedModel
+    cache: PlanCache
 
     def __init__(
         self,
@@ -54,7 +60,7 @@ class Engine:
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
-        self.disk_hits = 0
+        self.disk_hits: int = 0
         self._device = device
         self._precision = precision
         self._fingerprint = typed.fingerprint
@@ -71,6 +77,7 @@ class Engine:
         self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
+        self._journal = Journal()
         self.cache = PlanCache(self._lower, maxsize)
 
     def on(self, device: jax.Device) -> PlanCache:
@@ -91,7 +98,7 @@ class Engine:
             return self._elsewhere[device][1]
 
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
-        """The plans for `jax.Array`s, by the device on which these lie; it takes no lock, as an update may hold that while it compiles."""
+        """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a compile."""
         return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
@@ -99,32 +106,38 @@ class Engine:
         return compiler.lower(size)
 
     def update(self, typed: TypedModel) -> None:
-        """Go on with the weights of `typed`: calls that run see all old or all new ones, calls that follow the new ones.
+        """Switch to the weights of `typed`: a call under way sees all old or all new ones, later calls see the new ones.
 
-        Where weights are constants of the executables, argument plans for the sizes in use are made first, in this thread, while others
-        go on with the old ones; later updates compile nothing.
+        If weights are constants of the executables, this thread first makes plans that take them as arguments, for the sizes in use.
+        Other threads run the old plans meanwhile. Later updates compile nothing.
         """
         with self._lock:
             if self._compiler.weights == "constant":
-                self._become_argument(typed)
+                steps = [self._becoming_argument(typed)]
             else:
-                self._compiler.typed = typed
-                self._compiler.update(typed.params)
-            self.typed = typed
+                steps = [self._compiler.updating(typed)]
             for device, (compiler, cache) in list(self._elsewhere.items()):
                 if compiler.weights == "argument":
-                    compiler.typed = typed
-                    compiler.update(typed.params)
+                    steps.append(compiler.updating(typed))
                 else:
-                    cache.clear()
-                    del self._elsewhere[device]
+                    steps.append(functools.partial(self._leave, device, cache))
 
-    def _become_argument(self, typed: TypedModel) -> None:
+            def switch() -> None:
+                for step in steps:
+                    step()
+                self.typed = typed
+
+            self._journal.commit(switch)
+
+    def _leave(self, device: jax.Device, cache: PlanCache) -> None:
+        self._elsewhere.pop(device, None)
+        cache.clear()
+
+    def _becoming_argument(self, typed: TypedModel) -> Callable[[], None]:
+        """Make plans whose weights are arguments for the sizes in use; gives what puts them in place."""
         started = time.perf_counter()
         compiler = PlanCompiler(typed, self._device, "argument", self._precision)
         plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
-        self._compiler = compiler
-        self.cache.replace(plans)
         log.info(
             "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
             "(load with weights='argument' to begin that way)",
@@ -132,15 +145,22 @@ class Engine:
             (time.perf_counter() - started) * 1e3,
         )
 
+        def switch() -> None:
+            self._compiler = compiler
+            if self.cache.plans() != list(plans.values()):
+                self.cache.replace(plans)
+
+        return switch
+
     def _lower(self, size: int) -> Lowered:
         self._check_fits(self._compiler, size)
         return self._lower_with(self._compiler, size)
 
     def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
-        """See that `size` rows fit the memory, by what the largest smaller plan needs; far beyond what it tells, a small one is made to tell.
+        """Check that `size` rows fit the memory, judging by the next smaller plan, or by a small one compiled for this.
 
         Raises:
-            BatchMemoryError: they do not.
+            BatchMemoryError: the rows do not fit.
         """
         room = available_bytes(compiler.device)
         needed = size * compiler.row_bytes
@@ -162,7 +182,7 @@ class Engine:
             )
 
     def _lower_with(self, compiler: PlanCompiler, size: int) -> Lowered:
-        """A size by the candidate that was best before, or by the default one, which is then tuned."""
+        """Lower a size for the remembered candidate, or for the default, which is tuned afterwards."""
         candidate, gain = self._remembered(compiler, size)
         lowered = self._load_or_lower(compiler, size, candidate)
         if gain is None:
@@ -189,7 +209,8 @@ class Engine:
         return Lowered(size, compile_remembered)
 
     def _tune(self, compiler: PlanCompiler, plan: Plan) -> None:
-        """Now, if `plan` is preloaded; else when it turns out to be in use, if that is wished."""
+        """Tune a preloaded plan now, and another one once it is in use, if the mode is "background"."""
+        # Weak references: a plan that waits to be tuned must not keep the engine of a dropped inferer alive.
         chosen = weakref.WeakMethod(self._chosen)
 
         def done(plan: Plan) -> None:
@@ -208,7 +229,7 @@ class Engine:
             )
 
     def _remembered(self, compiler: PlanCompiler, size: int) -> tuple[Candidate, float | None]:
-        """The candidate that was chosen for a size in another process, and its gain; None where nobody has chosen."""
+        """The candidate that a process chose before, and its gain; the default and None if none did."""
         if self._choices is None or not self._tuner.handles(compiler):
             return compiler.default, None
         name, gain = self._choices.get(self._key(compiler, size, None)) or ("", None)
@@ -222,7 +243,7 @@ class Engine:
             )
 
     def _load_or_lower(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Lowered:
-        """A size from disk, if it is there, else traced and lowered, and stored once it is compiled."""
+        """Load a size from disk; else trace and lower it, and store it once compiled."""
         as_arguments = compiler.weights == "argument"
         if self._disk is None or (as_arguments and self._device.platform != "cpu"):
             return compiler.lower(size, candidate)
@@ -243,12 +264,13 @@ class Engine:
                 )
             except Exception as cause:
                 log.warning(
-                    "a stored plan for batch size %d could not be loaded (%s): it is compiled anew",
+                    "a stored plan for batch size %d could not be loaded (%s): it compiles again",
                     size,
                     cause,
                 )
                 disk.forget(key)
             else:
+                plan.executable = replace(plan.executable, stored=key)
                 self.disk_hits += 1
                 return Lowered(size, lambda: plan)
         lowered = compiler.lower(size, candidate, residual)
@@ -263,10 +285,15 @@ class Engine:
     def _write(self, plan: Plan, key: dict[str, Any]) -> None:
         if self._disk is None:
             return
+        stored = plan.executable.stored
         try:
             from jax.experimental import serialize_executable
 
-            self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+            if stored is None:
+                self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+            elif stored != key and (payload := self._disk.get(stored)) is not None:
+                # What is serialized of an executable that was loaded lacks parts, and may not load again.
+                self._disk.put(key, payload)
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
 
@@ -277,9 +304,9 @@ class Engine:
         candidate: Candidate | None = DEFAULT,
         residual: Residual | None = None,
     ) -> dict[str, Any]:
-        """What a plan on disk depends on; without a candidate, what the choice of one depends on.
+        """The key of a plan on disk; without a candidate, the key of the choice of one.
 
-        `residual` says in which order the executable takes its weights, where they are arguments; their values are then of no account.
+        If weights are arguments, `residual` gives their order; their values do not matter then.
         """
         name = self.typed.name or "function"
         return {

@@ -1,0 +1,49 @@
+"""Changes of several places at once that survive an interrupt in their middle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+
+@final
+class Journal:
+    """Notes the last step of a change before doing it, so the next caller finishes a step that an interrupt cut short.
+
+    Ctrl-C or a lack of memory can interrupt Python between any two lines. Work that may fail comes before `commit`. The owner of a
+    journal calls `finish` before it reads or changes the state that the journal protects.
+    """
+
+    __slots__ = ("_owed",)
+
+    def __init__(self) -> None:
+        self._owed: Callable[[], None] | None = None
+
+    def commit(self, step: Callable[[], None]) -> None:
+        """Do `step`. It must be repeatable: a second run, after an interrupt anywhere in the first, gives the same result."""
+        try:
+            self._owed = step
+            self.finish()
+        except BaseException:
+            self.finish()  # at once, for readers that do not call `finish`
+            raise
+
+    def finish(self) -> None:
+        """Do the noted step, if there is one."""
+        if self._owed is not None:
+            self._owed()
+            self._owed = None
+
+
+@final
+class Outcome:
+    """Whether a batch has run to its end: one flag for all layers that change state with the batch.
+
+    Attributes:
+        counts: set once, when the outermost layer has run; a failed batch never sets it.
+    """
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        self.counts: bool = False
