@@ -107,10 +107,10 @@ class Engine:
         return compiler.lower(size)
 
     def update(self, typed: TypedModel) -> None:
-        """Go on with the weights of `typed`: calls that run see all old or all new ones, calls that follow the new ones.
+        """Switch to the weights of `typed`: a call under way sees all old or all new ones, later calls see the new ones.
 
-        Where weights are constants of the executables, argument plans for the sizes in use are made first, in this thread, while others
-        go on with the old ones; later updates compile nothing.
+        If weights are constants of the executables, this thread first makes plans that take them as arguments, for the sizes in use.
+        Other threads run the old plans meanwhile. Later updates compile nothing.
         """
         with self._lock:
             if self._compiler.weights == "constant":

@@ -72,9 +72,9 @@ class Plan:
     A host plan takes and returns NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while other threads call.
 
     Attributes:
-        answer: outputs by name for inputs by name; None (and nothing has run) where an input is missing or not a NumPy array of just
+        answer: outputs by name for inputs by name; None, before anything runs, if an input is missing or is not a NumPy array of
             this plan's shape and dtype.
-        traced: what was traced, for those who compile it in another way; None where nobody asked for it to be kept.
+        traced: the trace, for autotuning; None if it was not kept.
     """
 
     __slots__ = (
