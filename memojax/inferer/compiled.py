@@ -39,6 +39,7 @@ from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
 from ..xla.settings import own_settings
 from .base import Inferer, check_mapping, checked_rows, device_rows, lives_on_device, on_device, run_view
+from .forked import ForkedInferer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -326,15 +327,17 @@ class ModelInferer(Inferer):
     def _apply_wanted(self) -> None:
         with self._updating:
             wanted = self._wanted
-            if self._engine.typed is wanted:
-                return
-            try:
-                self._engine.update(wanted)
-            except BaseException:
-                with self._accepting:
-                    if self._wanted is wanted:
-                        self._wanted = self._engine.typed
-                raise
+            if self._engine.typed is not wanted:
+                self._apply(wanted)
+
+    def _apply(self, wanted: TypedModel) -> None:
+        try:
+            self._engine.update(wanted)
+        except BaseException:
+            with self._accepting:
+                if self._wanted is wanted:
+                    self._wanted = self._engine.typed
+            raise
 
     def batch_sizes(self) -> dict[int, int]:
         """How many batches of each size were asked for so far.
@@ -534,10 +537,11 @@ class ModelInferer(Inferer):
 
 def _rebuild(
     kind: type[ModelInferer], typed: TypedModel, arguments: dict[str, Any], sizes: list[int]
-) -> ModelInferer:
+) -> Inferer:
+    if was_forked():
+        return ForkedInferer(typed.api)
     inferer = kind(typed, **arguments)
-    if not was_forked():  # there the first call says so: an error in here would be one of unpickling, which a pool of workers hangs on
-        inferer.preload(sizes)
+    inferer.preload(sizes)
     return inferer
 
 
