@@ -17,11 +17,11 @@ from jax.core import Tracer
 from .._types import Arrays, GraphValue, Params
 from ..errors import LoweringError, MemojaxError, StaticInputError, Unsupported, UnsupportedOpError
 from ..model.expand import bind, schema_body
-from ..model.graph import Graph, Node, prune
+from ..model.graph import Graph, Node, Value, prune
 from ..ops import lookup
 from ..ops._common import is_static
 from ..ops.registry import OpDef
-from ..ops.static import has_function_body, needed_statically, origin_of
+from ..ops.static import has_function_body, inputs_behind, needed_statically, origin_of
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 
@@ -41,6 +41,8 @@ class GraphFunction:
             them but in `constants`.
         constants: the other initializers, which are part of the function.
         static_inputs: graph inputs whose values decide a shape; they must be concrete when the function is traced.
+        branch_inputs: graph inputs of one whole number or boolean that decide which branch of an `If` runs; where they are
+            concrete when the function is traced, only that branch is.
         random: whether the graph has random operators, so that a key is needed.
     """
 
@@ -53,12 +55,17 @@ class GraphFunction:
         _check_supported(graph)
         self.graph = _lift_constants(graph)
         needed = needed_statically(self.graph)
-        self._needed = frozenset(needed)
+        self._needed = frozenset(needed_statically(self.graph, branches=True))
         self.static_inputs = tuple(value.name for value in graph.inputs if value.name in needed)
+        self.branch_inputs = tuple(
+            value.name
+            for value in graph.inputs
+            if value.name in self._needed - needed and _is_whole_number(value)
+        )
         weights = {
             name
             for name, array in self.graph.initializers.items()
-            if name not in needed and _is_weight(array)
+            if name not in needed and name not in graph.bound and _is_weight(array)
         }
         self.params: dict[str, np.ndarray] = {
             n: a for n, a in self.graph.initializers.items() if n in weights
@@ -81,9 +88,12 @@ class GraphFunction:
         env.update((name, jnp.asarray(value)) for name, value in params.items())
         for value in self.graph.inputs:
             given = inputs[value.name]
-            env[value.name] = (
-                self._static_input(value.name, given) if value.name in self.static_inputs else _traced(given)
-            )
+            if value.name in self.static_inputs:
+                env[value.name] = self._static_input(value, given)
+            elif value.name in self.branch_inputs and not isinstance(given, Tracer):
+                env[value.name] = np.asarray(given, value.dtype)
+            else:
+                env[value.name] = _traced(given)
         if self.random and key is None:
             raise LoweringError("this model has random operators: pass a JAX PRNG key")
         run = _Run(self.graph, self._needed, key)
@@ -115,12 +125,12 @@ class GraphFunction:
         run.nodes(graph.nodes, env)
         return {name: np.asarray(env[name]) for name in names}
 
-    def _static_input(self, name: str, given: Any) -> Any:
+    def _static_input(self, value: Value, given: Any) -> Any:
         if isinstance(given, Tracer):
             raise StaticInputError(
-                f"input {name!r} decides a shape, so its value must be known while tracing: close over it instead"
+                f"input {value.name!r} decides a shape, so its value must be known while tracing: close over it instead"
             )
-        return np.asarray(given)
+        return np.asarray(given, value.dtype)
 
 
 @dataclass(frozen=True)
@@ -196,8 +206,14 @@ class _Run:
                     outputs = self._at_once(definition, node, inputs, env)
             return outputs
         except MemojaxError as cause:
-            if isinstance(cause, LoweringError) and not getattr(cause, "located", False):
-                located = type(cause)(f"node {node.name!r} ({node.op_type}, opset {node.opset}): {cause}")
+            advice = self._advice(node, inputs)
+            if isinstance(cause, LoweringError) and (advice or not getattr(cause, "located", False)):
+                place = (
+                    ""
+                    if getattr(cause, "located", False)
+                    else f"node {node.name!r} ({node.op_type}, opset {node.opset}): "
+                )
+                located = type(cause)(f"{place}{cause}{advice}")
                 located.located = True  # pyright: ignore[reportAttributeAccessIssue]
                 raise located from cause
             raise
@@ -216,6 +232,7 @@ class _Run:
             )
             located = LoweringError(
                 f"node {node.name!r} ({node.op_type}, opset {node.opset}; inputs {given}): {cause}"
+                f"{self._advice(node, inputs)}"
             )
             located.located = True  # pyright: ignore[reportAttributeAccessIssue]
             raise located from cause
@@ -260,6 +277,20 @@ class _Run:
         return (
             f"{definition.input_name(position)!r} decides a shape, so it must be known while tracing, but it comes from "
             f"{origin_of(self.graph, node.inputs[position])}, which depends on data"
+        )
+
+    def _advice(self, node: Node, inputs: Sequence[GraphValue]) -> str:
+        """For an `If` of which both branches were traced: which inputs would decide it, if they were bound."""
+        if node.op_type != "If" or node.domain or is_static(inputs[0]):
+            return ""
+        whole = {value.name for value in self.graph.inputs if _is_whole(value)}
+        behind = [name for name in inputs_behind(self.graph, node.inputs[0]) if name in whole]
+        if not behind:
+            return ""
+        example = ", ".join(f"{name!r}: ..." for name in behind)
+        return (
+            f" (both branches of the If {node.name!r} must fit, since its condition depends on input "
+            f"{', '.join(map(repr, behind))}: with constants={{{example}}} only one branch is taken)"
         )
 
     def recompute(
@@ -352,6 +383,15 @@ def _is_weight(array: np.ndarray) -> bool:
     if np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_:
         return array.size > _TABLE_ELEMENTS
     return array.ndim > 0
+
+
+def _is_whole(value: Value) -> bool:
+    return value.kind == "tensor" and value.dtype is not None and value.dtype.kind in "iub"
+
+
+def _is_whole_number(value: Value) -> bool:
+    """Whether an input is declared as one whole number or boolean."""
+    return _is_whole(value) and value.shape is not None and all(dim == 1 for dim in value.shape)
 
 
 def _traced(value: Any) -> GraphValue:

@@ -21,10 +21,12 @@ from ..errors import (
 )
 from ..model import load_model
 from ..model.graph import Graph, Value
+from ..model.tensor import overflow
 from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled
+from .binding import bind_inputs, with_inputs
 from .graph_breaks import HostCall, host_nodes, split
 from .graph_function import GraphFunction
 
@@ -35,7 +37,7 @@ _BREAK = "it runs on the host, between compiled parts of the graph, which strict
 class OneShot:
     """A model in the file's own layout, compiled under jit for each set of input shapes that it is called with.
 
-    Inputs that decide a shape are part of that set by their values. Operators that only the host can run (NonZero, strings, ...) break
+    Inputs that decide a shape or a branch are part of that set by their values; inputs with a default may be left. Operators that only the host can run (NonZero, strings, ...) break
     the graph in parts; see `breaks`. Use it to run a model once or to compare it with another runtime; for a policy that is called in a
     loop, an inferer is faster.
 
@@ -51,16 +53,19 @@ class OneShot:
         source: Source,
         *,
         outputs: tuple[str, ...] | None = None,
+        constants: Mapping[str, Any] | None = None,
         device: jax.Device | None = None,
         strict: bool = False,
     ):
-        """Load `source` (see `load_model`).
+        """Load `source` (see `load_model`), with the inputs in `constants` bound (see `bind_inputs`).
 
         Raises:
             UnsupportedOpError: operators that cannot be lowered; with `strict`, also those that need a graph break.
+            InputError: `constants` names no input, or does not fit.
         """
         self.model = load_model(source, outputs=outputs)
-        self.breaks = host_nodes(self.model.graph)
+        self.graph = bind_inputs(self.model.graph, constants or {})
+        self.breaks = host_nodes(self.graph)
         if self.breaks:
             if strict:
                 raise UnsupportedOpError(
@@ -73,49 +78,64 @@ class OneShot:
                 len(self.breaks),
                 listing,
             )
-        place = device or cpu_device()
-        self._steps = [
-            step if isinstance(step, HostCall) else _Compiled(step.graph, place)
-            for step in split(self.model.graph)
-        ]
+        self._device = device or cpu_device()
+        self._programs: dict[tuple[str, ...], _Program] = {(): _Program(self.graph, self._device)}
 
     def __repr__(self) -> str:
         """What it takes and gives, what is compiled, and where the graph breaks."""
-        graph = self.model.graph
         inputs, outputs = (
-            ", ".join(value.name for value in values) for values in (graph.inputs, graph.outputs)
+            ", ".join(value.name for value in values) for values in (self.graph.inputs, self.graph.outputs)
         )
-        plans = sum(len(step.plans) for step in self._steps if isinstance(step, _Compiled))
         breaks = f", graph breaks at {', '.join(node.op_type for node in self.breaks)}" if self.breaks else ""
-        return f"OneShot({ascii(inputs)[1:-1]} -> {ascii(outputs)[1:-1]}; {plans} plans{breaks})"
+        return f"OneShot({ascii(inputs)[1:-1]} -> {ascii(outputs)[1:-1]}; {self.plans} plans{breaks})"
 
     def __call__(self, inputs: Mapping[str, Any], *, seed: int = 0) -> dict[str, GraphValue]:
         """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's own layout and dtypes.
 
         Args:
-            inputs: every graph input by name; arrays, or lists of arrays for sequences.
+            inputs: every graph input by name; arrays, or lists of arrays for sequences. An input with a default may be left.
             seed: of the key that random operators draw from.
 
         Raises:
             InputError: a missing, unknown, misshapen or mistyped input.
         """
-        env: dict[str, Any] = {value.name: _checked(value, inputs) for value in self.model.graph.inputs}
+        given = tuple(name for name in self.graph.defaults if name in inputs)
+        if given not in self._programs:
+            self._programs[given] = _Program(with_inputs(self.graph, given), self._device)
+        return self._programs[given](inputs, seed)
+
+    @property
+    def plans(self) -> int:
+        """How many executables there are."""
+        return sum(program.plans for program in self._programs.values())
+
+
+class _Program:
+    """The steps of a graph, in order."""
+
+    def __init__(self, graph: Graph, device: jax.Device):
+        self._graph = graph
+        self._steps = [
+            step if isinstance(step, HostCall) else _Compiled(step.graph, device) for step in split(graph)
+        ]
+
+    def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
+        env: dict[str, Any] = {value.name: _checked(value, inputs) for value in self._graph.inputs}
         if unknown := inputs.keys() - env.keys():
-            raise UnknownInputError(sorted(unknown), env)
+            raise UnknownInputError(sorted(unknown), [*env, *self._graph.defaults])
         if len(self._steps) == 1 and isinstance(self._steps[0], _Compiled):
             return self._steps[0](env, seed)
-        env.update(self.model.graph.initializers)
+        env.update(self._graph.initializers)
         for step in self._steps:
             env.update(
                 step(env)
                 if isinstance(step, HostCall)
                 else step({name: env[name] for name in step.inputs}, seed)
             )
-        return {value.name: env[value.name] for value in self.model.graph.outputs}
+        return {value.name: env[value.name] for value in self._graph.outputs}
 
     @property
     def plans(self) -> int:
-        """How many executables there are."""
         return sum(len(step.plans) for step in self._steps if isinstance(step, _Compiled))
 
 
@@ -130,11 +150,8 @@ class _Compiled:
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
         check_not_forked()
-        fixed = {
-            name: v
-            for name, v in inputs.items()
-            if name in self.function.static_inputs or not _is_traceable(v)
-        }
+        by_value = (*self.function.static_inputs, *self.function.branch_inputs)
+        fixed = {name: v for name, v in inputs.items() if name in by_value or not _is_traceable(v)}
         moving = {name: value for name, value in inputs.items() if name not in fixed}
         key = tuple((name, _signature(value, name in fixed)) for name, value in inputs.items())
         with jax.enable_x64(True):
@@ -172,7 +189,12 @@ class _Compiled:
 
 
 def run(
-    source: Source, inputs: Mapping[str, Any], *, outputs: tuple[str, ...] | None = None, seed: int = 0
+    source: Source,
+    inputs: Mapping[str, Any],
+    *,
+    outputs: tuple[str, ...] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> dict[str, GraphValue]:
     """Load a model and run it once, in the file's own layout; any model, batched or not.
 
@@ -183,7 +205,7 @@ def run(
         ModelLoadError: `source` cannot be loaded.
         InputError: a missing, unknown, misshapen or mistyped input.
     """
-    return OneShot(source, outputs=outputs)(inputs, seed=seed)
+    return OneShot(source, outputs=outputs, constants=constants)(inputs, seed=seed)
 
 
 _COMPUTED = object()
@@ -202,6 +224,10 @@ def _checked(value: Value, inputs: Mapping[str, Any]) -> Any:
         if not _fits(array.dtype, value.dtype):
             raise InputDtypeError(
                 f"input {value.name!r} is {array.dtype}, the model takes {value.dtype}: cast it first"
+            )
+        if (outside := overflow(array, value.dtype)) is not None:
+            raise InputDtypeError(
+                f"input {value.name!r}: the model takes {value.dtype}, which cannot hold {outside}"
             )
         array = array.astype(value.dtype)
     if value.shape is not None:

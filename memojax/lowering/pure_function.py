@@ -20,6 +20,7 @@ from ..errors import (
 from ..model import Model
 from ..model.graph import Value
 from ..rows.states import can_cast
+from .binding import bind_inputs, with_inputs
 from .graph_function import GraphFunction
 from .typed_model import TypedModel
 
@@ -31,27 +32,31 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
 
     Raises:
         UnsupportedOpError: operators that cannot be lowered, all at once.
-        UnknownInputError: `constants` names no input.
+        InputError: `constants` names no input, or does not fit.
     """
-    function = GraphFunction(model.graph)
-    values = {value.name: value for value in model.graph.inputs}
-    if unknown := constants.keys() - values.keys():
-        raise UnknownInputError(sorted(unknown), values)
-    bound = {name: np.asarray(value) for name, value in constants.items()}
-    optional = {name: None for name, value in values.items() if value.kind == "optional"}
+    graph = bind_inputs(model.graph, constants)
+    functions: dict[tuple[str, ...], GraphFunction] = {(): GraphFunction(graph)}
+    own = functions[()].params
 
     def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
-        _check_weights(function.params, params)
-        given = {**optional, **bound, **inputs}
+        _check_weights(own, params)
+        replaced = tuple(name for name in graph.defaults if name in inputs)
+        if replaced not in functions:
+            functions[replaced] = GraphFunction(with_inputs(graph, replaced))
+        function = functions[replaced]
+        values = {value.name: value for value in function.graph.inputs}
+        given = {name: None for name, value in values.items() if value.kind == "optional"} | dict(inputs)
         _check_names(values, given)
         given = {
             name: _declared(value, given[name], name in function.static_inputs)
             for name, value in values.items()
         }
-        return {name: jnp.asarray(value) for name, value in function(params, given, key).items()}
+        weights = {name: params[name] for name in function.params}
+        return {name: jnp.asarray(value) for name, value in function(weights, given, key).items()}
 
+    values = [value.name for value in graph.inputs]
     fn.__doc__ = f"{model.name}: {', '.join(values)} -> {', '.join(v.name for v in model.graph.outputs)}"
-    return fn, dict(function.params)
+    return fn, dict(own)
 
 
 def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:

@@ -19,6 +19,7 @@ from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled
 from .batch_axis import BatchAxis, batched
+from .binding import bind_inputs
 from .graph_breaks import host_nodes
 from .graph_function import GraphFunction
 
@@ -92,11 +93,12 @@ class TypedModel:
         """
         wanted = tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
-        if found := host_nodes(model.graph):
+        graph = bind_inputs(model.graph, constants or {})
+        if found := host_nodes(graph):
             raise UnsupportedOpError(
                 [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
             )
-        rows = batched(GraphFunction(model.graph), dims=dims, batch_axis=batch_axis, constants=constants)
+        rows = batched(GraphFunction(graph), dims=dims, batch_axis=batch_axis)
         return cls(
             fn=rows,
             params=rows.function.params,

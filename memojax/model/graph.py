@@ -57,7 +57,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order between named inputs and outputs; `notes` tell what was mended."""
+    """Nodes in topological order between named inputs and outputs.
+
+    Attributes:
+        notes: what was mended, for a reader.
+        defaults: inputs that a caller may leave, as declared; `initializers` has their values.
+        bound: inputs that were made constants after loading, name -> value; `initializers` has them too.
+    """
 
     name: str
     inputs: tuple[Value, ...]
@@ -65,6 +71,8 @@ class Graph:
     initializers: Mapping[str, np.ndarray]
     nodes: tuple[Node, ...]
     notes: tuple[str, ...] = ()
+    defaults: Mapping[str, Value] = field(default_factory=dict)
+    bound: Mapping[str, Any] = field(default_factory=dict)
 
     def free_names(self) -> set[str]:
         """Names read here that neither this graph nor a subgraph of it defines."""
@@ -116,12 +124,14 @@ def graph_of(
             notes.append(f"output {info.name!r} is produced by no node; it is dropped")
         else:
             outputs[info.name] = _value(info)
-    if listed := sorted(info.name for info in proto.input if info.name in initializers):
+    defaults = {info.name: _value(info) for info in proto.input if info.name in initializers}
+    if defaults:
         notes.append(
-            f"{len(listed)} initializer(s) are also listed as inputs; they are taken as weights: {', '.join(listed[:4])}"
+            f"{len(defaults)} initializer(s) are also listed as inputs; they keep the file's values unless they are given or bound: "
+            f"{', '.join(sorted(defaults)[:4])}"
         )
     nodes = sort_nodes(nodes, produced, outer)
-    return Graph(proto.name, inputs, tuple(outputs.values()), initializers, nodes, tuple(notes))
+    return Graph(proto.name, inputs, tuple(outputs.values()), initializers, nodes, tuple(notes), defaults)
 
 
 def nodes_of(
@@ -209,8 +219,13 @@ def prune(graph: Graph, outputs: Iterable[str] | None = None) -> Graph:
         if needed.intersection(node.outputs):
             nodes.append(node)
             needed |= node.reads()
-    initializers = {name: array for name, array in graph.initializers.items() if name in needed}
-    return replace(graph, outputs=kept, nodes=tuple(reversed(nodes)), initializers=initializers)
+    return replace(
+        graph,
+        outputs=kept,
+        nodes=tuple(reversed(nodes)),
+        initializers={name: array for name, array in graph.initializers.items() if name in needed},
+        defaults={name: value for name, value in graph.defaults.items() if name in needed},
+    )
 
 
 def _check_unique(nodes: tuple[Node, ...], known: set[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
@@ -22,6 +22,9 @@ from .graph import Graph, domain_of, graph_of, prune
 
 LATEST_REVIEWED_OPSET = 28
 """Newest ai.onnx opset whose changes were read; a newer model is refused by name."""
+
+_DEFAULTS_SINCE = 4
+"""Before this IR version every initializer is listed as an input, and no runtime lets a caller replace it."""
 
 MAX_BYTES = 1 << 31
 """protobuf's own limit for one message."""
@@ -72,6 +75,8 @@ def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Mod
         raise ModelLoadError(f"{name}: {cause}") from cause
     except RecursionError as cause:
         raise ModelLoadError(f"{name}: subgraphs nest too deeply") from cause
+    if proto.ir_version < _DEFAULTS_SINCE:
+        graph = replace(graph, defaults={})
     if not graph.outputs:
         raise ModelLoadError(f"{name}: the model has no output that can be computed")
     producer = f"{proto.producer_name} {proto.producer_version}".strip() or "unknown"

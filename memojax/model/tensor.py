@@ -79,5 +79,16 @@ def to_numpy(tensor: onnx.TensorProto, base_dir: Path | None = None) -> np.ndarr
     return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(array.shape)
 
 
+def overflow(array: np.ndarray, dtype: np.dtype) -> int | None:
+    """A whole number in `array` that the integer `dtype` cannot hold; None where all fit, or `dtype` is no integer."""
+    if dtype.kind not in "iu" or array.dtype.kind not in "iu" or np.can_cast(array.dtype, dtype):
+        return None
+    limits = np.iinfo(dtype)
+    for value in (int(array.min()), int(array.max())) if array.size else ():
+        if not limits.min <= value <= limits.max:
+            return value
+    return None
+
+
 def _text(item: str | bytes) -> str:
     return item.decode("utf-8", "surrogateescape") if isinstance(item, bytes) else str(item)

@@ -9,31 +9,36 @@ from ..model.graph import Graph, Node
 from .registry import lookup
 
 
-def needed_statically(graph: Graph) -> set[str]:
-    """Names (of any value, outer scopes' included) whose values decide a shape somewhere in `graph` or its subgraphs."""
+def needed_statically(graph: Graph, *, branches: bool = False) -> set[str]:
+    """Names (of any value, outer scopes' included) whose values decide a shape somewhere in `graph` or its subgraphs.
+
+    With `branches`, also those whose values decide which branch of an `If` runs.
+    """
     needed: set[str] = set()
-    _collect(graph, needed)
+    _collect(graph, needed, branches)
     return needed
 
 
-def _collect(graph: Graph, needed: set[str]) -> None:
+def _collect(graph: Graph, needed: set[str], branches: bool) -> None:
     for node in reversed(graph.nodes):
         for body in node.bodies:
-            _collect(body, needed)
+            _collect(body, needed, branches)
             formals = zip(reversed(body.inputs), reversed(node.inputs), strict=False)
             needed.update(actual for formal, actual in formals if actual and formal.name in needed)
         definition = lookup(node.domain, node.op_type, node.opset)
         if definition is not None:
             needed.update(node.inputs[i] for i in definition.static_positions(node) if node.inputs[i])
+        if branches and node.op_type == "If" and not node.domain:
+            needed.add(node.inputs[0])
         if needed.intersection(node.outputs) and not (definition is not None and definition.shape_only):
             needed.update(filter(None, node.inputs))
             for body in node.bodies:
-                _mark(body, (value.name for value in body.outputs), needed)
+                _mark(body, (value.name for value in body.outputs), needed, branches)
 
 
-def _mark(graph: Graph, names: Iterable[str], needed: set[str]) -> None:
+def _mark(graph: Graph, names: Iterable[str], needed: set[str], branches: bool) -> None:
     needed.update(names)
-    _collect(graph, needed)
+    _collect(graph, needed, branches)
 
 
 def origin_of(graph: Graph, name: str) -> str:
@@ -44,6 +49,18 @@ def origin_of(graph: Graph, name: str) -> str:
         if name in node.outputs:
             return f"{name!r}, computed by node {node.name!r} ({node.op_type}) from {', '.join(map(repr, filter(None, node.inputs)))}"
     return f"{name!r}"
+
+
+def inputs_behind(graph: Graph, name: str) -> list[str]:
+    """The graph inputs that a value (of any scope) is computed from, in the file's order."""
+    makers = {made: node for node in graph.all_nodes() for made in node.outputs if made}
+    seen, waiting = {name}, [name]
+    while waiting:
+        node = makers.get(waiting.pop())
+        new = node.reads() - seen if node is not None else set()
+        seen |= new
+        waiting += new
+    return [value.name for value in graph.inputs if value.name in seen]
 
 
 def has_function_body(node: Node) -> bool:

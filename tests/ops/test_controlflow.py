@@ -94,9 +94,14 @@ def test_if_with_branches_of_different_shapes_makes_its_condition_static() -> No
 
 
 def test_if_whose_shape_depends_on_data_is_refused() -> None:
-    made = model(IF.replace("Mul(x, x)", "Transpose(x)").replace("=> (float[2,3]", "=> (float[N,M]"), 13)
+    text = IF.replace("Mul(x, x)", "Transpose(x)").replace("=> (float[2,3]", "=> (float[N,M]")
+    x = np.arange(6, dtype=F32).reshape(2, 3)
+    np.testing.assert_array_equal(oneshot.run(model(text, 13), {"cond": np.array(False), "x": x})["y"], x.T)
+    by_data = model(
+        text.replace("bool cond", "float switch").replace("{\n", "{\n  cond = Cast<to = 9>(switch)\n", 1), 13
+    )
     with pytest.raises(LoweringError, match="depends on data"):
-        oneshot.run(made, {"cond": np.array(True), "x": np.zeros((2, 3), F32)})
+        oneshot.run(by_data, {"switch": np.array(1, F32), "x": x})
 
 
 def load_and_static(made: onnx.ModelProto) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""What a caller fixes before a graph is lowered: inputs that become constants, and defaults that become inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputDtypeError, InputShapeError, UnknownInputError
+from ..model.graph import Graph, Value
+from ..model.signature import plain_names
+from ..model.tensor import overflow
+from ..rows.states import can_cast
+
+
+def bind_inputs(graph: Graph, given: Mapping[str, Any]) -> Graph:
+    """`graph` with the inputs in `given` as constants, which fold like initializers; `Graph.bound` keeps them for other runtimes.
+
+    A default of the file can be bound to another value. A bound array is never a weight, whatever its size.
+
+    Args:
+        given: input -> value in the file's layout, by the name in the file or as it is shown (without `:0`). A single number also
+            binds an input whose shape is all ones.
+
+    Raises:
+        UnknownInputError: a name that is neither an input nor a default.
+        InputDtypeError, InputShapeError: a value that the input does not take.
+    """
+    if not given:
+        return graph
+    values = {**graph.defaults, **{value.name: value for value in graph.inputs}}
+    in_file = {shown: name for name, shown in plain_names(list(values)).items()} | {n: n for n in values}
+    if unknown := [name for name in given if name not in in_file]:
+        raise UnknownInputError(unknown, values)
+    bound = {in_file[name]: bound_value(values[in_file[name]], value) for name, value in given.items()}
+    return replace(
+        graph,
+        inputs=tuple(value for value in graph.inputs if value.name not in bound),
+        initializers={**graph.initializers, **bound},
+        defaults={name: value for name, value in graph.defaults.items() if name not in bound},
+        bound={**graph.bound, **bound},
+    )
+
+
+def with_inputs(graph: Graph, names: Iterable[str]) -> Graph:
+    """`graph` with the defaults in `names` as inputs that a caller must give; names of inputs change nothing.
+
+    Raises:
+        UnknownInputError: a name that is neither an input nor a default.
+    """
+    wanted = dict.fromkeys(names)
+    values = {**graph.defaults, **{value.name: value for value in graph.inputs}}
+    if unknown := [name for name in wanted if name not in values]:
+        raise UnknownInputError(unknown, values)
+    freed = [name for name in wanted if name in graph.defaults]
+    if not freed:
+        return graph
+    return replace(
+        graph,
+        inputs=(*graph.inputs, *(graph.defaults[name] for name in freed)),
+        initializers={name: array for name, array in graph.initializers.items() if name not in freed},
+        defaults={name: value for name, value in graph.defaults.items() if name not in freed},
+    )
+
+
+def bound_value(value: Value, given: Any) -> Any:
+    """`given` as the array that the input `value` takes, in the file's layout.
+
+    Raises:
+        InputDtypeError: another kind of number, or one that its dtype cannot hold.
+        InputShapeError: another rank, or a declared dimension of another size.
+    """
+    if given is None or value.kind in ("sequence", "optional"):
+        return tuple(map(np.asarray, given)) if isinstance(given, (list, tuple)) else given
+    array = np.asarray(given)
+    if value.dtype is not None and array.dtype != value.dtype:
+        strings = value.dtype.kind == "O" and array.dtype.kind in "US"
+        if not strings and not can_cast(array.dtype, value.dtype):
+            raise InputDtypeError(
+                f"input {value.name!r} takes {value.dtype}, it cannot be bound to {_shown(array)}: cast it first"
+            )
+        if (outside := overflow(array, value.dtype)) is not None:
+            raise InputDtypeError(f"input {value.name!r} takes {value.dtype}, which cannot hold {outside}")
+        array = array.astype(value.dtype)
+    return _declared(value, array)
+
+
+def _declared(value: Value, array: np.ndarray) -> np.ndarray:
+    shape = value.shape
+    if shape is None:
+        return array
+    if array.ndim == 0 and shape and all(dim == 1 for dim in shape):
+        return array.reshape([1] * len(shape))
+    wrong = len(shape) != array.ndim or any(
+        isinstance(want, int) and want > 0 and want != got
+        for want, got in zip(shape, array.shape, strict=False)
+    )
+    if wrong:
+        raise InputShapeError(
+            f"input {value.name!r} has the shape {list(shape)} in the file, it cannot be bound to {_shown(array)}"
+        )
+    return array
+
+
+def _shown(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}" if array.ndim else f"{array.dtype} {array.tolist()!r}"
