@@ -91,9 +91,7 @@ class BatchedFunction:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(rows[0].shape[0]))
         return jax.vmap(lambda row_key, *row: self._single(params, row, row_key))(keys, *rows)
 
-    def _native(
-        self, params: Params, rows: Sequence[Array], key: jax.Array | None
-    ) -> tuple[jax.Array, ...]:
+    def _native(self, params: Params, rows: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
         inputs: dict[str, Array] = dict(self.constants)
         n = 1
         for name, row in zip(self.file_names[0], rows, strict=True):
@@ -116,9 +114,7 @@ class BatchedFunction:
             value = value.reshape(split)
         return jnp.moveaxis(value, how.axis, 0)
 
-    def _single(
-        self, params: Params, row: Sequence[Array], key: jax.Array | None
-    ) -> tuple[jax.Array, ...]:
+    def _single(self, params: Params, row: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
         inputs: dict[str, Array] = dict(self.constants)
         for name, value in zip(self.file_names[0], row, strict=True):
             inputs[name] = value.reshape(self.rule.inputs[name][1])
@@ -214,7 +210,9 @@ def rows_of_output(
     return OutputRows(axis, per_row), tuple(rest)
 
 
-def native_rows(traced: Traced) -> tuple[dict[str, OutputRows], dict[str, tuple[Element, ...]], Mapping[str, Any]]:
+def native_rows(
+    traced: Traced,
+) -> tuple[dict[str, OutputRows], dict[str, tuple[Element, ...]], Mapping[str, Any]]:
     """Rows, element shapes and specs of the outputs of a file that runs whole batches.
 
     Raises:

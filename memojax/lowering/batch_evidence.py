@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from ..errors import DimensionError
 from ..model.dimension import Element, bound_shape, is_expression, size_of, symbols_of
 
-BatchAxis: TypeAlias = "int | str | bool | None | Mapping[str, int | None]"
+BatchAxis: TypeAlias = "int | str | bool | Mapping[str, int | None] | None"
 """An axis for all inputs, the symbol of the batch, False (the file has no batch), or input -> axis."""
 
 Strength: TypeAlias = Literal["said", "named", "leading", "unit", "absent"]
@@ -18,8 +18,12 @@ Strength: TypeAlias = Literal["said", "named", "leading", "unit", "absent"]
 carries it; the file is fixed to one row; the file has no batch at all."""
 
 _LETTERS = ("N", "B", "n", "b")
-_COUNTS = re.compile(r"(num|n)_?(agents?|envs?|environments|actors|samples)|agents|envs|bs|bsz", re.IGNORECASE)
-_MADE_UP = re.compile(r"unk_.*|unknown.*|.*_dim_\d+|.*_dynamic_axes_\d+|[su]\d+|dim_?\d+|d\d+|.*\.\d+|\?", re.IGNORECASE)
+_COUNTS = re.compile(
+    r"(num|n)_?(agents?|envs?|environments|actors|samples)|agents|envs|bs|bsz", re.IGNORECASE
+)
+_MADE_UP = re.compile(
+    r"unk_.*|unknown.*|.*_dim_\d+|.*_dynamic_axes_\d+|[su]\d+|dim_?\d+|d\d+|.*\.\d+|\?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,9 @@ def is_batch_name(symbol: str, leads: bool) -> bool:
     """Whether a symbol is called as a batch is; short names and counts count only where they lead an input."""
     if is_expression(symbol):
         return False
-    return "batch" in symbol.lower() or (leads and (symbol in _LETTERS or _COUNTS.fullmatch(symbol) is not None))
+    return "batch" in symbol.lower() or (
+        leads and (symbol in _LETTERS or _COUNTS.fullmatch(symbol) is not None)
+    )
 
 
 def _named(declared: Mapping[str, Sequence[Element]]) -> list[str]:
@@ -135,7 +141,10 @@ def _named(declared: Mapping[str, Sequence[Element]]) -> list[str]:
         batch = [dim for axis, dim in names if is_batch_name(dim, axis == 0)]
         if batch:
             # One input has one batch: the plain word before other names, then what leads.
-            best = min(batch, key=lambda dim: (dim.lower() not in ("batch", "batch_size"), "batch" not in dim.lower()))
+            best = min(
+                batch,
+                key=lambda dim: (dim.lower() not in ("batch", "batch_size"), "batch" not in dim.lower()),
+            )
             found[best] = True
     return list(found)
 
@@ -235,7 +244,10 @@ def _said(
     if not symbols and others:
         found = find_layout(others)
         return {**found.axes, **given}, found.symbols
-    rest = {n: list(s).index(held[0]) if (held := [d for d in symbols if d in s]) else None for n, s in others.items()}
+    rest = {
+        n: list(s).index(held[0]) if (held := [d for d in symbols if d in s]) else None
+        for n, s in others.items()
+    }
     return {**rest, **given}, symbols
 
 

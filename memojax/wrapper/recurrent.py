@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from ..errors import (
 )
 from ..inferer.base import Inferer, check_inferer
 from ..model.signature import ModelApi, TensorSpec
+from ..model.state_names import COMMON, EQUAL, TENSORFLOW, continuations
 from ..rows.scratch import ScratchPadView
 from ..rows.states import as_dtype, can_cast
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
@@ -187,21 +187,6 @@ class RecurrentTracker(LayeredInferer):
         self._tracker.set_state(agent, state)
 
 
-_EQUAL = (("(.*)", r"\1"),)
-_COMMON = (
-    (r"(.+[\W_])in(s?)", r"\1out\2"),
-    (r"in(s?[\W_].+)", r"out\1"),
-    (r"(.+[\W_])in(s?[\W_].+)", r"\1out\2"),
-    (r"(.*)", r"\1_out"),
-    (r"(.*)", r"next_\1"),
-    (r"(.*)", r"new_\1"),
-    (r"(.*)0", r"\1n"),
-    (r"(state)", r"\1N"),
-)
-_TENSORFLOW = ((r"(.*)input(.+)", r"\1output\2"), (r"(.+)input(.*)", r"\1output\2"))
-"""What an input's name becomes in the name of the output that continues it."""
-
-
 def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
     """Inputs that an output of the same shape continues, by name.
 
@@ -212,16 +197,15 @@ def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
     Raises:
         IncompatibleModelError: nothing is found.
     """
-    for rules in (_EQUAL, _COMMON, _TENSORFLOW):
+    for rules in (EQUAL, COMMON, TENSORFLOW):
         outputs = {spec.name: spec for spec in api.outputs}
         found = []
         for into in api.inputs:
-            matches = ((re.fullmatch(pattern, into.name), name) for pattern, name in rules)
-            names = [match.expand(name) for match, name in matches if match]
+            names = continuations(into.name, rules)
             if name := next((name for name in names if name in outputs and _fits(into, outputs[name])), None):
                 del outputs[name]
                 found.append(RecurrentInfo(into.name, name))
-        if found and (rules is not _TENSORFLOW or len(found) < len(api.inputs)):
+        if found and (rules is not TENSORFLOW or len(found) < len(api.inputs)):
             return found
     raise IncompatibleModelError(
         f"no output continues an input by name and shape; the model has {api}: name the pairs, "
