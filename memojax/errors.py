@@ -216,7 +216,11 @@ class MissingPackageError(MemojaxError, ImportError):
 
 
 class EvaluationError(MemojaxError):
-    """An evaluation could not begin, or could not go on; `partial` is the `Evaluation` of what was done before, if anything was."""
+    """An evaluation could not begin, or could not go on.
+
+    Attributes:
+        partial: the `Evaluation` of what was done before; None where nothing was.
+    """
 
     partial: Any = None
 
@@ -226,11 +230,27 @@ class UnknownEnvironmentError(EvaluationError):
 
 
 class SpaceMismatchError(EvaluationError):
-    """The spaces of an environment and the inputs and outputs of a model do not fit; the message names both sides."""
+    """The spaces of an environment and the inputs and outputs of a model do not fit; the message names both sides.
+
+    Attributes:
+        row: the row of the batch whose observation has left its space; None where the spaces themselves do not fit.
+    """
+
+    def __init__(self, message: str, row: int | None = None):
+        self.row = row
+        super().__init__(message)
 
 
 class EnvironmentFailedError(EvaluationError):
-    """An environment raised in `reset` or `step`; the cause is chained, or quoted where it happened in a worker process."""
+    """An environment raised in `reset` or `step`; the cause is chained, or quoted where it happened in a worker process.
+
+    Attributes:
+        slot: which of the environments, from 0; None where it could not even be made.
+    """
+
+    def __init__(self, message: str, slot: int | None = None):
+        self.slot = slot
+        super().__init__(message)
 
 
 class WorkerDiedError(EvaluationError):
@@ -238,4 +258,12 @@ class WorkerDiedError(EvaluationError):
 
 
 class ActionError(EvaluationError):
-    """The policy gave an action that cannot be taken: NaN, or outside of a discrete space."""
+    """The policy gave an action that cannot be taken: NaN, or outside of a discrete space.
+
+    Attributes:
+        row: the row of the batch.
+    """
+
+    def __init__(self, message: str, row: int = 0):
+        self.row = row
+        super().__init__(message)

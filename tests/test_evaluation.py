@@ -14,7 +14,7 @@ import memojax as mj
 from memojax import errors, policies
 from memojax.evaluation import Episode, compare, plot
 from memojax.evaluation.result import plus_minus
-from memojax.evaluation.spaces import canonical
+from memojax.exporter_names import canonical
 
 from . import tiny_envs
 from .evaluation_fakes import Policy, first, linear

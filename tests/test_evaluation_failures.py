@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
 import sys
 import warnings
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 import memojax as mj
 from memojax import errors
+from memojax.evaluation.options import GROUPS, EvaluateOptions
 
 from . import tiny_envs
 from .evaluation_fakes import Policy, first
@@ -175,6 +178,32 @@ def test_a_policy_that_fails_is_named_with_the_batch() -> None:
 def test_bad_options(options: Any, message: str) -> None:
     with pytest.raises(errors.EvaluationError, match=message):
         mj.evaluate(Policy(first), **{"env": Tiny, **options})
+
+
+def test_a_misspelt_keyword_is_answered_with_the_closest() -> None:
+    options: Any = {"max_step": 3}
+    with pytest.raises(TypeError, match=r"'max_step'; did you mean 'max_steps'\?"):
+        mj.evaluate(Policy(first), Tiny, **options)
+
+
+def test_every_keyword_has_a_type_and_a_group() -> None:
+    grouped = [field.name for group in GROUPS for field in dataclasses.fields(group)]
+    assert sorted(grouped) == sorted(EvaluateOptions.__annotations__)
+    for name in grouped:
+        assert f"        {name}: " in str(mj.evaluate.__doc__)
+
+
+@pytest.mark.parametrize(
+    ("error", "field"),
+    [
+        (errors.SpaceMismatchError("x", 3), "row"),
+        (errors.EnvironmentFailedError("x", 3), "slot"),
+        (errors.ActionError("x", 3), "row"),
+    ],
+)
+def test_errors_keep_their_fields_on_the_way_to_another_process(error: Exception, field: str) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), getattr(again, field)) == (type(error), "x", 3)
 
 
 def test_vector_environments_are_refused_with_the_way_out() -> None:

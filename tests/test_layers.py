@@ -12,7 +12,7 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "_types errors policies progress",
+    "_types errors exporter_names policies progress",
     "xla",
     "model",
     "ops",

@@ -323,9 +323,7 @@ def _quoted(where: str, trace: str) -> str:
 
 
 def _failed(name: str, slot: int, verb: str, what: str) -> EnvironmentFailedError:
-    error = EnvironmentFailedError(f"{name} raised in {verb}: {what}")
-    error.slot = slot  # pyright: ignore[reportAttributeAccessIssue]
-    return error
+    return EnvironmentFailedError(f"{name} raised in {verb}: {what}", slot)
 
 
 def as_actions(rows: np.ndarray) -> list[Any]:

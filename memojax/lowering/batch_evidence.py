@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from ..errors import DimensionError
+from ..exporter_names import is_batch_dimension, is_made_up_dimension
 from ..model.dimension import Element, bound_shape, is_expression, size_of, symbols_of
 
 BatchAxis: TypeAlias = "int | str | bool | Mapping[str, int | None] | None"
@@ -16,14 +16,6 @@ BatchAxis: TypeAlias = "int | str | bool | Mapping[str, int | None] | None"
 Strength: TypeAlias = Literal["said", "named", "leading", "unit", "absent"]
 """How the batch is known: the caller said it; it has a batch's name; a symbol leads the inputs and an output
 carries it; the file is fixed to one row; the file has no batch at all."""
-
-_LETTERS = ("N", "B", "n", "b")
-_COUNTS = re.compile(
-    r"(num|n)_?(agents?|envs?|environments|actors|samples)|agents|envs|bs|bsz", re.IGNORECASE
-)
-_MADE_UP = re.compile(
-    r"unk_.*|unknown.*|.*_dim_\d+|.*_dynamic_axes_\d+|[su]\d+|dim_?\d+|d\d+|.*\.\d+|\?", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ def find_layout(declared: Mapping[str, Sequence[Element]], batch_axis: BatchAxis
         axes = _axes_of(declared, named)
         return _layout(declared, axes, "named", _used(declared, axes), "the file's own batch axis")
     leading = _leading(declared)
-    if leading and (len(leading) == 1 or all(map(_made_up, leading))):
+    if leading and (len(leading) == 1 or all(map(is_made_up_dimension, leading))):
         axes = _axes_of(declared, leading)
         return _layout(declared, axes, "leading", _used(declared, axes), "the file's own batch axis")
     if leading:
@@ -124,21 +116,14 @@ def ambiguous(declared: Mapping[str, Sequence[Element]], why: str) -> DimensionE
     )
 
 
-def is_batch_name(symbol: str, leads: bool) -> bool:
-    """Whether a symbol is called as a batch is; short names and counts count only where they lead an input."""
-    if is_expression(symbol):
-        return False
-    return "batch" in symbol.lower() or (
-        leads and (symbol in _LETTERS or _COUNTS.fullmatch(symbol) is not None)
-    )
-
-
 def _named(declared: Mapping[str, Sequence[Element]]) -> list[str]:
     """The symbols that are the batch by name."""
     found: dict[str, bool] = {}
     for shape in declared.values():
-        names = [(axis, dim) for axis, dim in enumerate(shape) if isinstance(dim, str)]
-        batch = [dim for axis, dim in names if is_batch_name(dim, axis == 0)]
+        names = [
+            (axis, dim) for axis, dim in enumerate(shape) if isinstance(dim, str) and not is_expression(dim)
+        ]
+        batch = [dim for axis, dim in names if is_batch_dimension(dim, axis == 0)]
         if batch:
             # One input has one batch: the plain word before other names, then what leads.
             best = min(
@@ -168,17 +153,12 @@ def _own_axis(shape: Sequence[Element]) -> int | None:
     symbolic = [axis for axis, dim in enumerate(shape) if isinstance(dim, str)]
     if not symbolic or (symbolic[0] != 0 and len(symbolic) > 1):
         return None
-    return symbolic[0] if _made_up(str(shape[symbolic[0]])) else None
+    return symbolic[0] if is_made_up_dimension(str(shape[symbolic[0]])) else None
 
 
 def _used(declared: Mapping[str, Sequence[Element]], axes: Mapping[str, int | None]) -> tuple[str, ...]:
     found = (declared[name][axis] for name, axis in axes.items() if axis is not None)
     return tuple(dict.fromkeys(dim for dim in found if isinstance(dim, str)))
-
-
-def _made_up(symbol: str) -> bool:
-    """Whether an exporter made the name up: tf2onnx's `unk__12`, torch's `x_dim_0`, `s77`; or there is none."""
-    return _MADE_UP.fullmatch(symbol) is not None
 
 
 def _unit_axis(shape: Sequence[Element]) -> int | None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import DimensionError, LoweringError, StaticInputError
+from ..exporter_names import continues_state
 from ..model.dimension import Element, size_of, symbols_of
 from ..model.graph import Graph, Value
 from ..model.signature import ModelApi, TensorSpec, plain_names
-from ..model.state_names import continues
 from .batch_axis import (
     PROBE_SIZES,
     BatchedFunction,
@@ -190,7 +190,7 @@ def _has_unit_state(traced: Traced) -> bool:
     layout = traced.layout
     fixed = [name for name, axis in layout.axes.items() if axis is None and 1 in layout.shapes[name]]
     outputs = [value.name for value in traced.function.graph.outputs]
-    return any(continues(name, output) for name in fixed for output in outputs)
+    return any(continues_state(name, output) for name in fixed for output in outputs)
 
 
 def _not_native(traced: Traced, cause: LoweringError) -> BatchedFunction:

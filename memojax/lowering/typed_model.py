@@ -13,6 +13,7 @@ import numpy as np
 
 from .._types import Source
 from ..errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
+from ..exporter_names import is_mask
 from ..model import Model, load_model
 from ..model.signature import ModelApi, TensorSpec
 from ..xla.cpu_client import cpu_device
@@ -339,9 +340,15 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
 
 
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
+<<<<<<< HEAD
     """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask; one value for a shared input."""
     shape = spec.rows(n)
     if "mask" in spec.name.casefold():
+=======
+    """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask."""
+    shape = (n, *spec.shape)
+    if is_mask(spec.name):
+>>>>>>> main
         return np.ones(shape, spec.dtype)
     if jnp.issubdtype(spec.dtype, jnp.floating):
         return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)

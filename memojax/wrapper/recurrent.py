@@ -22,9 +22,9 @@ from ..errors import (
     UnknownAgentError,
     UnknownInputError,
 )
+from ..exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE, continuations
 from ..inferer.base import Inferer, check_inferer
 from ..model.signature import ModelApi, TensorSpec
-from ..model.state_names import COMMON, EQUAL, TENSORFLOW, continuations
 from ..rows.scratch import ScratchPadView
 from ..rows.states import as_dtype, can_cast
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
@@ -197,7 +197,7 @@ def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
     Raises:
         IncompatibleModelError: nothing is found.
     """
-    for rules in (EQUAL, COMMON, TENSORFLOW):
+    for rules in (EQUAL_STATE, COMMON_STATE, TENSORFLOW_STATE):
         outputs = {spec.name: spec for spec in api.outputs}
         found = []
         for into in api.inputs:
@@ -205,7 +205,7 @@ def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
             if name := next((name for name in names if name in outputs and _fits(into, outputs[name])), None):
                 del outputs[name]
                 found.append(RecurrentInfo(into.name, name))
-        if found and (rules is not TENSORFLOW or len(found) < len(api.inputs)):
+        if found and (rules is not TENSORFLOW_STATE or len(found) < len(api.inputs)):
             return found
     raise IncompatibleModelError(
         f"no output continues an input by name and shape; the model has {api}: name the pairs, "

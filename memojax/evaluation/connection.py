@@ -1,0 +1,148 @@
+"""How an environment and a model are joined: what feeds each input, what becomes of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import IncompatibleModelError, SpaceMismatchError
+from ..exporter_names import canonical, is_action_mask, is_noise, wants_clipping
+from ..inferer.base import Inferer
+from ..model.signature import TensorSpec
+from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker, find_pairs
+from .actions import Actor, match_action
+from .envs import EnvPool
+from .observations import Feed, Field, ObservationReader, match_by_shape, match_observation
+from .transforms import ClipAction, Observations
+
+ObservationTransform = Callable[[Observations], Observations]
+ActionTransform = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What the caller says about how environment and model go together; the keywords of `evaluate` describe each field."""
+
+    observation: Mapping[str, str] | str | None = None
+    action: str | None = None
+    epsilon: str | None = None
+    recurrent: Iterable[RecurrentInfo | tuple[str, str]] | None = None
+    observation_transforms: Sequence[ObservationTransform] = ()
+    action_transforms: Sequence[ActionTransform] | None = None
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How an environment and a model are joined.
+
+    Attributes:
+        player: the inferer; with a tracker around it where there is hidden state.
+        reader: observations -> rows of fields.
+        feeds: fields -> inputs.
+        noise: inputs that take noise, or zeros.
+        masks: inputs that take the actions which are allowed.
+        memory: pieces of hidden state that `player` keeps.
+        actor: outputs -> actions.
+        action_transforms: what happens to actions before the environment gets them.
+    """
+
+    player: Inferer
+    reader: ObservationReader
+    feeds: Sequence[Feed]
+    noise: Sequence[TensorSpec]
+    masks: Sequence[TensorSpec]
+    memory: Sequence[RecurrentInfo]
+    actor: Actor
+    action_transforms: Sequence[ActionTransform]
+
+    def told(self, deterministic: bool) -> tuple[str, ...]:
+        """How each input is fed, for a reader."""
+        return (
+            *map(str, self.feeds),
+            *(f"{'zeros' if deterministic else 'noise'} -> {spec.name}" for spec in self.noise),
+            *(f"action mask -> {spec.name}" for spec in self.masks),
+            *(f"{pair.outkey} -> {pair.inkey}" for pair in self.memory),
+        )
+
+
+def connect(inferer: Inferer, pool: EnvPool, wiring: Wiring, deterministic: bool) -> Connection:
+    """Join the spaces of an environment and a model.
+
+    Raises:
+        SpaceMismatchError: they do not fit; both sides are named.
+    """
+    reader = ObservationReader(pool.observation_space, wiring.observation_transforms)
+    pairs = _recurrent_pairs(inferer, reader.fields, wiring.recurrent)
+    player = RecurrentTracker(inferer, pairs) if pairs else inferer
+    feeds, rest = match_observation(reader.fields, player.api.inputs, pool.name, wiring.observation)
+    noise = _noise_inputs(rest, wiring.epsilon, player)
+    masks = [spec for spec in rest if spec not in noise and is_action_mask(spec.name)]
+    rest = [spec for spec in rest if spec not in noise and spec not in masks]
+    feeds = match_by_shape(reader.fields, feeds, rest, pool.name)
+    actor = match_action(
+        pool.action_space,
+        player.api.outputs,
+        where=pool.name,
+        chosen=wiring.action,
+        deterministic=deterministic,
+        random=bool(getattr(getattr(innermost(inferer), "typed", None), "random", False)),
+    )
+    transforms = _action_transforms(wiring.action_transforms, pool, metadata_of(inferer))
+    return Connection(player, reader, feeds, noise, masks, pairs, actor, transforms)
+
+
+def innermost(inferer: Any) -> Any:
+    """The inferer that holds the plans, beneath all wrappers."""
+    while hasattr(inferer, "inferer"):
+        inferer = inferer.inferer
+    return inferer
+
+
+def metadata_of(inferer: Inferer) -> Mapping[str, str]:
+    """What the model file says about itself; nothing for an inferer without a file."""
+    return getattr(innermost(inferer), "metadata", {})
+
+
+def _recurrent_pairs(
+    inferer: Inferer, fields: Sequence[Field], given: Iterable[RecurrentInfo | tuple[str, str]] | None
+) -> list[RecurrentInfo]:
+    """Hidden state to keep; inputs that an observation feeds by name are never taken for hidden state."""
+    if given is not None:
+        return [pair if isinstance(pair, RecurrentInfo) else RecurrentInfo(*pair) for pair in given]
+    try:
+        found = find_pairs(inferer.api)
+    except IncompatibleModelError:
+        return []
+    observed = {canonical(field.name) for field in fields}
+    found = [pair for pair in found if canonical(pair.inkey) not in observed]
+    return found if len(found) < len(inferer.api.inputs) else []
+
+
+def _noise_inputs(rest: Sequence[TensorSpec], chosen: str | None, player: Inferer) -> list[TensorSpec]:
+    if chosen is None:
+        return [spec for spec in rest if spec.dtype.kind in "fV" and is_noise(spec.name)]
+    noise = [spec for spec in rest if spec.name == chosen]
+    if not noise:
+        known = ", ".join(repr(spec.name) for spec in player.api.inputs)
+        raise SpaceMismatchError(f"epsilon= names the input {chosen!r}; there are {known}")
+    return noise
+
+
+def _action_transforms(
+    given: Sequence[ActionTransform] | None, pool: EnvPool, metadata: Mapping[str, str]
+) -> list[ActionTransform]:
+    """The transforms, with open bounds taken from the action space."""
+    from gymnasium import spaces
+
+    is_box = isinstance(pool.action_space, spaces.Box)
+    if given is None:
+        given = [ClipAction()] if is_box and wants_clipping(metadata) else []
+    elif not is_box and any(hasattr(transform, "bind") for transform in given):
+        raise SpaceMismatchError(
+            f"ClipAction and ScaleAction are for Box actions; those of {pool.name} are {pool.action_space}"
+        )
+    bind: Any = lambda transform: getattr(transform, "bind", lambda _: transform)(pool.action_space)  # noqa: E731
+    return [bind(transform) for transform in given]

@@ -1,0 +1,95 @@
+"""The keywords of `evaluate`, grouped by what they are about."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict, TypeVar
+
+import numpy as np
+
+from ..errors import EvaluationError
+from ..wrapper.recurrent import RecurrentInfo
+from .connection import Wiring
+from .envs import Vectorization
+from .transforms import Observations
+
+Group = TypeVar("Group")
+
+
+class EvaluateOptions(TypedDict, total=False):
+    """The keywords of `evaluate` that most calls leave out; its docstring says what each does."""
+
+    vectorization: Vectorization
+    workers: int | None
+    max_steps: int | None
+    observation: Mapping[str, str] | str | None
+    action: str | None
+    epsilon: str | None
+    recurrent: Iterable[RecurrentInfo | tuple[str, str]] | None
+    observation_transforms: Sequence[Callable[[Observations], Observations]]
+    action_transforms: Sequence[Callable[[np.ndarray], np.ndarray]] | None
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """Where environments are stepped, and for how long."""
+
+    vectorization: Vectorization = "sync"
+    workers: int | None = None
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for what in ("workers", "max_steps"):
+            if getattr(self, what) is not None:
+                check_count(what, getattr(self, what))
+        if self.vectorization not in ("sync", "async"):
+            raise EvaluationError(f"vectorization is 'sync' or 'async', not {self.vectorization!r}")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What to call the policy in the result."""
+
+    name: str | None = None
+
+
+GROUPS = (Stepping, Wiring, Naming)
+
+
+def check_names(options: Mapping[str, Any]) -> None:
+    """See that every keyword belongs to a group.
+
+    Raises:
+        TypeError: one does not; the closest is named.
+    """
+    known = [field.name for group in GROUPS for field in dataclasses.fields(group)]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f": there are {', '.join(known)}"
+            raise TypeError(f"evaluate() got an unexpected keyword argument {name!r}{hint}")
+
+
+def group_of(kind: type[Group], options: Mapping[str, Any]) -> Group:
+    """The keywords of one group as its dataclass.
+
+    Raises:
+        EvaluationError: a value that is not possible.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    return kind(**{name: value for name, value in options.items() if name in names})
+
+
+def check_count(what: str, number: Any) -> int:
+    """`number` as an int.
+
+    Raises:
+        EvaluationError: it is not a positive whole number.
+    """
+    if isinstance(number, bool) or not hasattr(number, "__index__") or number.__index__() < 1:
+        raise EvaluationError(f"{what} is a positive whole number, got {number!r}")
+    return number.__index__()

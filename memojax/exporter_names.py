@@ -1,0 +1,143 @@
+"""The names that exporters give: every guess that memojax makes from a name, with the exporter that needs it.
+
+A guess only decides where nothing better does: shapes and dtypes must fit as well, and the caller's word comes first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+# Hidden state: the input's name -> the name of the output that continues it, tried in this order.
+
+EQUAL_STATE = ((r"(.*)", r"\1"),)
+"""cervo's own rule: the output repeats the input's name."""
+
+COMMON_STATE = (
+    (r"(.+[\W_])in(s?)", r"\1out\2"),  # Godot RL Agents and RLlib: `state_ins`; ours: `h_in`
+    (r"in(s?[\W_].+)", r"out\1"),  # `in_state`, in exports by hand
+    (r"(.+[\W_])in(s?[\W_].+)", r"\1out\2"),  # RLlib with TensorFlow: `state_in_0`
+    (r"(.*)", r"\1_out"),  # GTCRN: `conv_cache`
+    (r"(.*)", r"next_\1"),  # `next_state`, in exports by hand
+    (r"(.*)", r"new_\1"),  # `new_state`
+    (r"(.*)0", r"\1n"),  # torch.nn.LSTM's own names: `h0`, `hn`
+    (r"(state)", r"\1N"),  # Silero VAD
+)
+TENSORFLOW_STATE = ((r"(.*)input(.+)", r"\1output\2"), (r"(.+)input(.*)", r"\1output\2"))
+"""tf2onnx numbers what has no name: `input_2` and `output_2` (TEN VAD)."""
+
+
+def continuations(name: str, rules: tuple[tuple[str, str], ...]) -> Iterator[str]:
+    """Names of outputs that may continue the input `name`, by `rules`."""
+    for pattern, output in rules:
+        if match := re.fullmatch(pattern, name):
+            yield match.expand(output)
+
+
+def continues_state(name: str, output: str) -> bool:
+    """Whether an output's name says that it is the next value of the input `name`."""
+    return any(
+        output in continuations(name, rules) for rules in (EQUAL_STATE, COMMON_STATE, TENSORFLOW_STATE)
+    )
+
+
+# Dimensions
+
+_MADE_UP = re.compile(
+    r"unk_.*|unknown.*"  # tf2onnx
+    r"|.*_dim_\d+|.*_dynamic_axes_\d+|dim_?\d+"  # torch.onnx.export, by TorchScript
+    r"|[su]\d+"  # torch.onnx.export, by dynamo
+    r"|d\d+|\?"  # keras2onnx, hand-written exports
+    r"|.*\.\d+",  # ours for an unnamed dimension: input.axis
+    re.IGNORECASE,
+)
+_BATCH_LETTERS = ("N", "B", "n", "b")
+_BATCH_COUNTS = re.compile(
+    r"(num|n)_?(agents?|envs?|environments|actors|samples)|agents|envs|bs|bsz", re.IGNORECASE
+)
+
+
+def is_made_up_dimension(symbol: str) -> bool:
+    """Whether an exporter made up the name of a dimension, so that equal names say nothing."""
+    return _MADE_UP.fullmatch(symbol) is not None
+
+
+def is_batch_dimension(symbol: str, leads: bool) -> bool:
+    """Whether a dimension is called as a batch is; letters and counts of agents only count where they lead an input."""
+    short = symbol in _BATCH_LETTERS or _BATCH_COUNTS.fullmatch(symbol) is not None
+    return "batch" in symbol.lower() or (leads and short)
+
+
+# Inputs
+
+
+def canonical(name: str) -> str:
+    """A name without case, punctuation, an `obs` prefix and a plural s: ML-Agents' `obs/Position` is `position`."""
+    short = re.sub(r"^(observations?|obs|inputs?)[^a-z0-9]+(?=[a-z0-9])", "", name.casefold())
+    short = "".join(filter(str.isalnum, short))
+    return "obs" if short in ("observations", "observation", "obs") else short.removesuffix("s") or short
+
+
+def is_mask(name: str) -> bool:
+    """Whether an input masks actions or tokens, so that ones are its neutral value: ML-Agents' `action_masks`."""
+    return "mask" in name.casefold()
+
+
+def is_action_mask(name: str) -> bool:
+    """Whether an input takes the actions that are allowed: ML-Agents' `action_masks`, RLlib's `action_mask`."""
+    return canonical(name) in ("actionmask", "mask")
+
+
+def is_noise(name: str) -> bool:
+    """Whether a float input takes noise: cervo's `epsilon`, `noise`, and `ep` of hand-written SAC exports."""
+    short = canonical(name)
+    return short == "ep" or "epsilon" in short or "noise" in short
+
+
+# Outputs
+
+_SIDE_PRODUCTS = (
+    *("value", "logprob", "entropy", "critic", "vf", "loss"),  # Stable-Baselines3, RLlib, CleanRL
+    *("logstd", "std", "stddev", "scale", "sigma"),  # Gaussian policies that give mean and spread
+    *("version", "memory"),  # ML-Agents: `version_number`, `memory_size`
+)
+
+
+def is_side_product(name: str) -> bool:
+    """Whether an output is never an action; ML-Agents also gives `continuous_action_output_shape`."""
+    short = canonical(name)
+    return "outputshape" in short or short.startswith(_SIDE_PRODUCTS)
+
+
+def is_best_action(name: str) -> bool:
+    """Whether an output gives the distribution's centre: ML-Agents' `deterministic_...`, `mean` and `mu` elsewhere."""
+    short = canonical(name)
+    return "deterministic" in short or short in ("mean", "mu", "mode", "actionmean", "meanaction")
+
+
+def action_likelihood(name: str) -> int:
+    """How likely an output is the action by its name, 0 first: `action`, then scores, then anything else."""
+    short = canonical(name)
+    if "action" in short:
+        return 0
+    return 1 if short.startswith(("logit", "polic", "pi", "prob", "q", "mean", "mu")) else 2
+
+
+def are_probabilities(name: str) -> bool:
+    """Whether scores are probabilities, not logits: scikit-learn's `probabilities`, `action_probs`."""
+    return "prob" in canonical(name)
+
+
+def are_q_values(name: str) -> bool:
+    """Whether scores are values of actions, which nobody draws from: `q_values`."""
+    return canonical(name).startswith("q")
+
+
+# Metadata
+
+_CLIP_ACTIONS = "clip_actions"
+
+
+def wants_clipping(metadata: Mapping[str, str]) -> bool:
+    """Whether Box actions are to be clipped: `clip_actions` in the metadata, as Isaac Lab's configurations call it."""
+    return metadata.get(_CLIP_ACTIONS, "true").strip().casefold() not in ("false", "0", "no", "none")
