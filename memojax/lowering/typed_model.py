@@ -340,15 +340,9 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
 
 
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
-<<<<<<< HEAD
     """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask; one value for a shared input."""
     shape = spec.rows(n)
-    if "mask" in spec.name.casefold():
-=======
-    """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask."""
-    shape = (n, *spec.shape)
     if is_mask(spec.name):
->>>>>>> main
         return np.ones(shape, spec.dtype)
     if jnp.issubdtype(spec.dtype, jnp.floating):
         return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
@@ -383,7 +377,7 @@ def mixing_rows(
 
 
 def _scaled(rows: np.ndarray, spec: TensorSpec, scale: float) -> np.ndarray:
-    floating = jnp.issubdtype(spec.dtype, jnp.floating) and "mask" not in spec.name.casefold()
+    floating = jnp.issubdtype(spec.dtype, jnp.floating) and not is_mask(spec.name)
     return (rows * scale).astype(spec.dtype) if floating else rows
 
 
