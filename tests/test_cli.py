@@ -308,14 +308,23 @@ def test_run_prints_every_row() -> None:
 
 
 @needs_onnxruntime
-def test_verify_agrees_with_onnx_runtime(mixing: Path) -> None:
+def test_verify_agrees_with_onnx_runtime() -> None:
     data = json_of("verify", "pendulum_ppo", "-b", "1,3")
     assert data["same"]
     assert [check["size"] for check in data["checks"]] == [1, 3]
     assert all(check["max_abs"] < 1e-5 for check in data["checks"])
-    text = run("verify", mixing, "--sizes", "4").stdout
-    assert "all 1 are the same" in text
-    assert "100.0%" in text
+    text = run("verify", "pendulum_ppo", "--sizes", "4").stdout
+    assert "are the same" in text
+
+
+@needs_onnxruntime
+def test_verify_tells_a_batch_whose_rows_mix(mixing: Path) -> None:
+    text = " ".join(run("verify", mixing, "--sizes", "1,4", code=1).stdout.split())
+    assert "1 of 2 differ" in text
+    data = json_of("verify", mixing, "-b", "1,4", code=1)
+    assert [(check["same"], check["alone"]) for check in data["checks"]] == [(True, True), (False, False)]
+    assert data["checks"][1]["max_abs"] < 1e-5
+    assert "a row alone" in data["checks"][1]["note"]
 
 
 @needs_onnxruntime

@@ -56,7 +56,8 @@ def command(
     """Compare every output with another runtime on random inputs, at several batch sizes.
 
     Prints the largest error, and how often the largest element is the same (what a policy with discrete actions cares about). Exits with 1
-    where an output is further off than rtol 1e-3 and atol 1e-5. An exported policy (StableHLO) has no graph that another runtime could
+    where an output is further off than rtol 1e-3 and atol 1e-5, of the batch or of a row that the other runtime runs alone: so do files
+    that mix the rows of a batch. An exported policy (StableHLO) has no graph that another runtime could
     read: say with --onnx which file it was made from.
 
     \b

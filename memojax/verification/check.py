@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from ..inferer.memoizing import MemoizingDynamicInferer
 from ..loading import typed_model
 from ..lowering.typed_model import TypedModel, random_rows
 from ..plans.batch_sizes import checked_size
-from .runtimes import CONTENDERS, Contender
+from .file_layout import Rows, same_up_to_ones
+from .runtimes import CONTENDERS, Contender, ContenderError
 
 RTOL, ATOL = 1e-3, 1e-5
 
@@ -27,8 +29,11 @@ class Check:
         max_abs: largest absolute difference.
         max_rel: largest difference relative to the other runtime's value, where that is above `ATOL`.
         argmax_agreement: share of rows with the same largest element; None for an output that is not a vector of numbers.
-        same: whether the output is within `RTOL` and `ATOL`, in the same shape and dtype; None where it is not compared.
+        same: whether the output is within `RTOL` and `ATOL`, in the same shape and dtype, and `alone` is not False; None where it is
+            not compared.
         note: why not, or what differs beside the numbers.
+        alone: whether every row, run alone by the other runtime in the file's own layout, gives the same; None where that is not
+            known. It is False where memojax took another axis for the batch, and where the file mixes the rows of a batch.
     """
 
     size: int
@@ -38,6 +43,7 @@ class Check:
     argmax_agreement: float | None
     same: bool | None
     note: str = ""
+    alone: bool | None = None
 
 
 def verify(
@@ -49,6 +55,9 @@ def verify(
     seed: int = 0,
 ) -> list[Check]:
     """Compare every output at every size with another runtime; outputs that are drawn at random are told from the others and left out.
+
+    The other runtime runs the whole batch, and each row alone in the file's own layout: a wrong batch axis shows there. Where the
+    file declares a batch and memojax runs it row by row, the file's own batch is compared, too.
 
     >>> import memojax
     >>> all(check.same for check in memojax.verify(memojax.policies.bundled("acrobot_ppo"), [1, 3]))
@@ -75,16 +84,14 @@ def verify(
     checks: list[Check] = []
     for size in wanted:
         rows = {spec.name: random_rows(rng, size, spec) for spec in typed.api.inputs}
-        mine, theirs = inferer.infer_arrays(rows), other(rows)
+        mine = inferer.infer_arrays(rows)
+        theirs = _answers(other, rows)
         if typed.random and not drawn:
             again = [inferer.infer_arrays(rows) for _ in range(_DRAWS)]
             drawn = {
                 name for name, value in mine.items() if any((rerun[name] != value).any() for rerun in again)
             }
-        checks += [
-            _check(size, name, np.asarray(mine[name]), np.asarray(theirs[name]), name in drawn)
-            for name in mine
-        ]
+        checks += [_check(size, name, np.asarray(mine[name]), theirs, name in drawn) for name in mine]
     return checks
 
 
@@ -110,28 +117,86 @@ def contender(name: str, typed: TypedModel, reference: Source | TypedModel | Non
     return CONTENDERS[name](theirs)
 
 
+_NAN = float("nan")
+_SHOWN = 200
+"""Characters of another runtime's message that a note quotes."""
 _DRAWS = 16
 """Runs that show which outputs are random; an output that never differs in so many is not."""
 
 
-def _check(size: int, name: str, mine: np.ndarray, theirs: np.ndarray, drawn: bool) -> Check:
+@dataclass(frozen=True)
+class _Answers:
+    """What the other runtime gives for a batch.
+
+    Attributes:
+        batch: rows `[n, *element_shape]` of each output, laid out as memojax takes the file to be; None where that does not run.
+        alone: the outputs of each row, in the file's own layout; None where that does not run.
+        whole: the outputs of all rows at once, in the file's own layout; None where the file has no batch, or does not run so.
+        wrong: output -> how a single row contradicts what the file declares.
+        failure: which of these did not run, and why.
+    """
+
+    batch: Mapping[str, np.ndarray] | None
+    alone: Sequence[Mapping[str, np.ndarray]] | None
+    whole: Mapping[str, np.ndarray] | None
+    wrong: Mapping[str, str]
+    failure: str = ""
+
+
+def _answers(other: Contender, rows: Rows) -> _Answers:
+    batch, alone, whole, failure = None, None, None, ""
+    try:
+        alone = other.alone(rows)
+    except ContenderError as cause:
+        failure = f"not compared row by row: {str(cause)[:_SHOWN]}"
+    try:
+        batch = other(rows)
+    except ContenderError as cause:
+        if alone is None:
+            raise
+        failure = f"compared row by row only: {str(cause)[:_SHOWN]}"
+    if other.row_by_row and alone is not None:
+        with contextlib.suppress(ContenderError):
+            whole = other.whole(rows)
+    return _Answers(batch, alone, whole, other.contradictions(rows, alone[0]) if alone else {}, failure)
+
+
+def _check(size: int, name: str, mine: np.ndarray, theirs: _Answers, drawn: bool) -> Check:
     if drawn:
-        return Check(size, name, float("nan"), float("nan"), None, None, "drawn at random")
-    if mine.shape != theirs.shape:
-        return Check(
-            size,
-            name,
-            float("nan"),
-            float("nan"),
-            None,
-            False,
-            f"shape {list(mine.shape)}, theirs {list(theirs.shape)}",
+        return Check(size, name, _NAN, _NAN, None, None, "drawn at random")
+    alone = whole = None
+    if theirs.alone is not None:
+        alone = all(_close_in_file(row, answer[name]) for row, answer in zip(mine, theirs.alone, strict=True))
+    if theirs.whole is not None:
+        whole = _close_in_file(mine, theirs.whole[name], rows_apart=True)
+    if theirs.batch is not None:
+        other = np.asarray(theirs.batch[name])
+    else:
+        other = np.stack(
+            [
+                answer[name].reshape(row.shape) if answer[name].size == row.size else answer[name]
+                for row, answer in zip(mine, theirs.alone or (), strict=True)
+            ]
         )
+    check = _compared(size, name, mine, other)
+    notes = [check.note, theirs.failure]
+    if alone is False and check.same:
+        notes.append("a row alone gives other numbers: rows mix, or the batch is on another axis")
+    if alone is not False and whole is False:
+        notes.append("the file mixes the rows of a batch, and here each row runs by itself")
+    if name in theirs.wrong:
+        notes.append(theirs.wrong[name])
+    same = bool(check.same) and alone is not False and whole is not False and name not in theirs.wrong
+    return replace(check, same=same, note="; ".join(filter(None, notes)), alone=alone)
+
+
+def _compared(size: int, name: str, mine: np.ndarray, theirs: np.ndarray) -> Check:
+    if mine.shape != theirs.shape:
+        note = f"shape {list(mine.shape)}, theirs {list(theirs.shape)}"
+        return Check(size, name, _NAN, _NAN, None, False, note)
     note = "" if mine.dtype == theirs.dtype else f"{mine.dtype}, theirs {theirs.dtype}"
     if mine.dtype.kind not in "fiub":
-        return Check(
-            size, name, float("nan"), float("nan"), None, bool((mine == theirs).all()) and not note, note
-        )
+        return Check(size, name, _NAN, _NAN, None, bool((mine == theirs).all()) and not note, note)
     a, b = mine.astype(np.float64), theirs.astype(np.float64)
     with np.errstate(invalid="ignore"):
         gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
@@ -141,3 +206,20 @@ def _check(size: int, name: str, mine: np.ndarray, theirs: np.ndarray, drawn: bo
     agreement = float((a.argmax(-1) == b.argmax(-1)).mean()) if vector else None
     same = bool(np.allclose(a, b, rtol=RTOL, atol=ATOL, equal_nan=True)) and not note
     return Check(size, name, float(gap.max()) if gap.size else 0.0, relative, agreement, same, note)
+
+
+def _close_in_file(mine: np.ndarray, theirs: np.ndarray, rows_apart: bool = False) -> bool:
+    """Whether memojax's numbers are those of the file, whose layout may have more axes of 1, or the rows on another axis."""
+    if rows_apart and theirs.ndim == mine.ndim:
+        found = [
+            np.moveaxis(theirs, axis, 0) for axis in range(theirs.ndim) if theirs.shape[axis] == len(mine)
+        ]
+        return any(one.shape == mine.shape and _close(mine, one) for one in found)
+    return same_up_to_ones(mine.shape, theirs.shape) and _close(mine.ravel(), theirs.ravel())
+
+
+def _close(mine: np.ndarray, theirs: np.ndarray) -> bool:
+    if mine.dtype.kind not in "fiub" or theirs.dtype.kind not in "fiub":
+        return bool((mine == theirs).all())
+    a, b = mine.astype(np.float64), theirs.astype(np.float64)
+    return bool(np.allclose(a, b, rtol=RTOL, atol=ATOL, equal_nan=True))

@@ -11,11 +11,11 @@ from typing import Any, final
 import numpy as np
 import onnx
 
+from .._types import Shape
 from ..errors import MemojaxError, MissingPackageError
 from ..lowering.batch_axis import BatchedFunction
 from ..lowering.typed_model import TypedModel
-
-Rows = Mapping[str, np.ndarray]
+from .file_layout import FileLayout, Rows
 
 
 class ContenderError(MemojaxError):
@@ -50,6 +50,12 @@ class Contender(abc.ABC):
             zip((spec.name for spec in typed.api.inputs), self._rows.file_names[0], strict=True)
         )
         self.row_by_row = self._rows.rule.kind == "vmap"
+        self.layout = FileLayout(
+            typed.model.graph,
+            typed.api,
+            self._rows.constants,
+            {name: axis for name, (axis, _) in self._rows.rule.inputs.items()},
+        )
 
     @abc.abstractmethod
     def prepare(self, n: int) -> None:
@@ -72,6 +78,40 @@ class Contender(abc.ABC):
             raise
         except Exception as cause:
             raise ContenderError(f"{self.name}, batch of {n}: {cause}") from cause
+
+    def alone(self, inputs: Rows) -> list[dict[str, np.ndarray]]:
+        """Each row by itself, in the file's own layout: shown name -> what the file gives, for each row.
+
+        Raises:
+            ContenderError: the runtime fails.
+        """
+        count = len(next(iter(inputs.values())))
+        return [self._shown_of(self.layout.alone(inputs, row), f"row {row} alone") for row in range(count)]
+
+    def whole(self, inputs: Rows) -> dict[str, np.ndarray] | None:
+        """All rows at once, in the file's own layout; None where the file declares no batch.
+
+        Raises:
+            ContenderError: the runtime fails.
+        """
+        feeds = self.layout.whole(inputs)
+        return None if feeds is None else self._shown_of(feeds, "all rows at once")
+
+    def contradictions(self, inputs: Rows, first: Rows) -> dict[str, str]:
+        """Shown name -> what is wrong, where `first`, the first row alone, contradicts the sizes that the file declares."""
+        in_file = {file_name: name for name, (_, file_name) in self._shown.items()}
+        outputs = {name: first[shown] for name, shown in in_file.items()}
+        found = self.layout.contradictions(self.layout.alone(inputs, 0), outputs)
+        return {in_file[name]: note for name, note in found.items()}
+
+    def _shown_of(self, feeds: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
+        try:
+            results = self._run(feeds)
+        except MemojaxError:
+            raise
+        except Exception as cause:
+            raise ContenderError(f"{self.name}, {what}: {cause}") from cause
+        return {name: np.asarray(results[in_file]) for name, (_, in_file) in self._shown.items()}
 
     def bound(self, inputs: Rows) -> Callable[[], Any]:
         """A call with its inputs laid out already, as a benchmark wants it."""
@@ -169,42 +209,47 @@ class Tract(Contender):
         ]  # what files declare about shapes in between is often wrong, and tract believes it
         self._content = proto.SerializeToString()
         self._outputs = [output.name for output in proto.graph.output]
-        self._specs = {
-            name: (spec.shape, spec.dtype)
+        self._dtypes = {name: _tract_dtype(value.dtype) for name, value in self.layout.bound.items()}
+        self._dtypes |= {
+            name: _tract_dtype(spec.dtype)
             for spec, name in zip(typed.api.inputs, self._rows.file_names[0], strict=True)
         }
-        self._plans: dict[int, tuple[Any, list[str]]] = {}
+        self._plans: dict[tuple[Shape, ...], tuple[Any, list[str]]] = {}
 
     def prepare(self, n: int) -> None:
-        size = 1 if self.row_by_row else n
-        if size in self._plans:
-            return
+        shapes = {name: value.shape for name, value in self.layout.bound.items()}
+        for name, (axis, shape) in self._rows.rule.inputs.items():
+            size = 1 if self.row_by_row else n
+            shapes[name] = tuple(size if place == axis else dim for place, dim in enumerate(shape))
+        if tuple(shapes.values()) not in self._plans:
+            self._plans[tuple(shapes.values())] = self._plan(shapes)
+
+    def _plan(self, shapes: Mapping[str, Shape]) -> tuple[Any, list[str]]:
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "model.onnx")
-                path.write_bytes(self._content)
-                model = self._onnx.load(path)
-            inputs = [model.input_name(i) for i in range(model.input_count())]
-            for i in range(len(self._outputs)):
-                model.set_output_fact(i, None)
-            for i, name in enumerate(inputs):
-                axis, shape = self._rows.rule.inputs[name]
-                dims = [
-                    size if position == axis and not self.row_by_row else dim
-                    for position, dim in enumerate(shape)
-                ]
-                model.set_input_fact(i, ",".join(map(str, (*dims, _tract_dtype(self._specs[name][1])))))
-            self._plans[size] = (model.into_model().into_runnable(), inputs)
+            return self._made(shapes)
         except Exception as cause:
             said = " ".join(str(cause).partition("Stack backtrace")[0].split())[:300]
-            raise ContenderError(f"tract cannot load {self._model.name} at batch {n}: {said}") from cause
+            raise ContenderError(
+                f"tract cannot load {self._model.name} for inputs of {dict(shapes)}: {said}"
+            ) from cause
+
+    def _made(self, shapes: Mapping[str, Shape]) -> tuple[Any, list[str]]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            path.write_bytes(self._content)
+            model = self._onnx.load(path)
+        inputs = [model.input_name(i) for i in range(model.input_count())]
+        for i in range(len(self._outputs)):
+            model.set_output_fact(i, None)
+        for i, name in enumerate(inputs):
+            model.set_input_fact(i, ",".join(map(str, (*shapes[name], self._dtypes[name]))))
+        return model.into_model().into_runnable(), inputs
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        first = self._rows.file_names[0][0]
-        axis = self._rows.rule.inputs[first][0]
-        size = 1 if self.row_by_row or axis is None else feeds[first].shape[axis]
-        self.prepare(size)
-        runnable, inputs = self._plans[size]
+        key = tuple(value.shape for value in feeds.values())
+        if key not in self._plans:
+            self._plans[key] = self._plan({name: value.shape for name, value in feeds.items()})
+        runnable, inputs = self._plans[key]
         values = runnable.run([feeds[name] for name in inputs])
         return dict(zip(self._outputs, (value.to_numpy() for value in values), strict=True))
 

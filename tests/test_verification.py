@@ -1,0 +1,138 @@
+"""`memojax.verify` sees a wrong batch: each row alone, in the file's own layout, says what the file means."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+import memojax
+from memojax.lowering.typed_model import TypedModel
+from memojax.model import load_model
+from memojax.verification import file_layout
+
+
+def model(graph: str, **weights: np.ndarray) -> onnx.ModelProto:
+    made = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {graph}')
+    made.graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in weights.items()
+    )
+    return made
+
+
+def running_sum(axis: int, *declared: Any) -> onnx.ModelProto:
+    dims = ",".join(map(str, declared))
+    return model(
+        f"""g (float[{dims}] x) => (float[{dims}] y) <int64 axis = {{{axis}}}> {{ y = CumSum (x, axis) }}"""
+    )
+
+
+def checks(typed: Any) -> list[memojax.verification.Check]:
+    return memojax.verify(typed, [1, 3])
+
+
+@pytest.mark.parametrize(
+    ("file", "loading"),
+    [
+        (running_sum(1, 1, "seq", 5), {"batch_axis": 1}),
+        (running_sum(0, "seq", 1, 5), {"batch_axis": 0}),
+        (running_sum(1, "batch", "time", 5), {"batch_axis": 1, "dims": {"batch": 2}}),
+        (running_sum(0, "batch", 5), {}),
+    ],
+)
+def test_time_taken_for_the_batch_is_not_the_same(file: onnx.ModelProto, loading: dict[str, Any]) -> None:
+    single, three = checks(TypedModel.from_model(file, **loading))
+    assert (single.same, single.alone) == (True, True)
+    assert (three.same, three.alone) == (False, False)
+    assert three.max_abs == 0, "the other runtime agrees about the batch that memojax gives it"
+    assert "a row alone gives other numbers" in three.note
+
+
+def test_the_right_axis_is_the_same() -> None:
+    for file, loading in (
+        (running_sum(0, "time", "batch", 5), {"batch_axis": 1, "dims": {"time": 2}}),
+        (running_sum(1, "batch", 4), {}),
+        (running_sum(0, 4), {}),
+    ):
+        assert all(check.same and check.alone for check in checks(TypedModel.from_model(file, **loading)))
+
+
+def test_rows_mixed_by_the_function_are_not_the_same() -> None:
+    right = TypedModel.from_model(running_sum(1, "batch", 4))
+    mixing = replace(right, fn=_Mixing(right.fn))
+    wrong = memojax.verify(mixing, [1, 3], reference=running_sum(1, "batch", 4))
+    assert [check.same for check in wrong] == [True, False]
+    assert [check.alone for check in wrong] == [True, False]
+    assert wrong[1].max_abs > 0
+
+
+class _Mixing:
+    """Every row is given the first one's answer."""
+
+    def __init__(self, fn: Any):
+        self.fn = fn
+
+    def __call__(self, params: Any, rows: Any, key: Any) -> Any:
+        return tuple(value[:1].repeat(value.shape[0], axis=0) for value in self.fn(params, rows, key))
+
+
+def test_a_file_that_mixes_its_batch_is_not_the_same_when_rows_run_by_themselves() -> None:
+    mean = model(
+        "g (float[batch,4] x) => (float[batch,4] y) { m = ReduceMean <axes = [0]> (x)\n y = Sub (x, m) }"
+    )
+    single = TypedModel.from_model(
+        model("g (float[1,4] x) => (float[1,4] y) { m = ReduceMean <axes = [0]> (x)\n y = Sub (x, m) }")
+    )
+    mapped = replace(single, model=load_model(mean))
+    _, three = checks(mapped)
+    assert (three.same, three.alone) == (False, True)
+    assert "the file mixes the rows" in three.note
+
+
+def test_rows_that_the_file_does_not_declare_are_not_the_same() -> None:
+    baked = model(
+        "g (float[batch,3] x) => (float[batch,3] y) { y = Add (x, std) }", std=np.ones((4, 3), np.float32)
+    )
+    single = TypedModel.from_model(
+        model("g (float[1,3] x) => (float[4,3] y) { y = Add (x, std) }", std=np.ones((4, 3), np.float32))
+    )
+    one, _ = checks(replace(single, model=load_model(baked)))
+    assert (one.same, one.alone) == (False, True)
+    assert "declares ['batch', 3], one row gives [4, 3]" in one.note
+
+
+def test_a_batch_that_the_other_runtime_cannot_run_is_compared_row_by_row() -> None:
+    rng = np.random.default_rng(0)
+    w, r = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 8, 5), (1, 8, 2)))
+    zero_state = model(
+        """g (float[4,batch,5] x) => (float[4,1,batch,2] y) {
+            y, h, c = LSTM <hidden_size = 2> (x, w, r, , , h0, h0)
+        }""",
+        w=w,
+        r=r,
+        h0=np.zeros((1, 1, 2), np.float32),
+    )
+    _, three = checks(TypedModel.from_model(zero_state))
+    assert (three.same, three.alone) == (True, True)
+    assert "compared row by row only: onnxruntime" in three.note
+
+
+@pytest.mark.parametrize(
+    ("declared", "element", "hint", "axis"),
+    [
+        (("batch", 5), (5,), None, 0),
+        ((1, "seq", 5), (3, 5), None, 0),
+        (("time", "batch", 5), (3, 5), 1, 1),
+        (("time", 1, 5), (1, 5), 0, 0),
+        (("time", 1, 5), (3, 5), 0, 1),
+        ((2, 1, 5), (2, 5), None, 1),
+        ((4,), (4,), None, None),
+        ((4, 3), (3,), None, None),
+    ],
+)
+def test_where_a_row_fits(declared: tuple, element: tuple, hint: int | None, axis: int | None) -> None:
+    assert file_layout._axis(declared, element, hint) == axis
