@@ -80,6 +80,7 @@ class BatchedFunction:
     computed: tuple[str, ...]
     constant: Mapping[str, np.ndarray]
     file_names: tuple[tuple[str, ...], tuple[str, ...]]
+    layout: Layout
 
     def __call__(
         self, params: Params, rows: Sequence[Array], key: jax.Array | None = None
@@ -234,14 +235,14 @@ def assemble(
     rule: BatchRule,
     elements: Mapping[str, Sequence[Element]],
     results: Mapping[str, Any],
-    constants: Mapping[str, np.ndarray],
+    layout: Layout,
 ) -> BatchedFunction:
     """A function of rows by a rule.
 
     Args:
         elements: computed output -> element shape.
         results: computed output -> what has its dtype.
-        constants: values of inputs that callers do not give.
+        layout: where the file keeps the batch.
     """
     graph = function.graph
     values = {value.name: value for value in graph.inputs}
@@ -249,6 +250,7 @@ def assemble(
     shown_out = plain_names([value.name for value in graph.outputs])
     moving = [value.name for value in graph.outputs if value.name in elements]
     still = [value.name for value in graph.outputs if value.name not in elements]
+    constants = dict(graph.bound)
     constant = function.constant_outputs(still, constants) if still else {}
     inputs = []
     for name, (axis, shape) in rule.inputs.items():
@@ -272,4 +274,5 @@ def assemble(
         tuple(shown_out[name] for name in moving),
         {shown_out[name]: constant[name] for name in still},
         names,
+        layout,
     )

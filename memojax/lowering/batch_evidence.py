@@ -102,6 +102,21 @@ def contradiction(declared: Mapping[str, Sequence[Element]], layout: Layout) -> 
 
 def ambiguous(declared: Mapping[str, Sequence[Element]], why: str) -> DimensionError:
     """The error for evidence that is not enough: every symbol with its places, and the calls that would settle it."""
+    return DimensionError(f"the axis of the agents is not clear: {why}. {_settling(declared)}")
+
+
+def settled_by(layout: Layout) -> str:
+    """Every symbol of the inputs with its places, and the calls that would settle which is the batch."""
+    batch = layout.symbols[0] if layout.symbols else "n"
+    return _settling(
+        {
+            n: [batch if at == layout.axes[n] else dim for at, dim in enumerate(s)]
+            for n, s in layout.shapes.items()
+        }
+    )
+
+
+def _settling(declared: Mapping[str, Sequence[Element]]) -> str:
     places: dict[str, list[str]] = {}
     for name, shape in declared.items():
         for axis, dim in enumerate(shape):
@@ -110,10 +125,7 @@ def ambiguous(declared: Mapping[str, Sequence[Element]], why: str) -> DimensionE
     listing = "; ".join(f"{symbol!r}: {', '.join(where)}" for symbol, where in places.items())
     first = next(iter(places), "")
     calls = f"batch_axis={first!r} (that symbol counts the agents), batch_axis=False (the file runs once for each agent)"
-    return DimensionError(
-        f"the axis of the agents is not clear: {why}. Symbols: {listing}. Say it when loading: {calls}, "
-        f"and dims={{{first!r}: 16}} fixes a symbol"
-    )
+    return f"Symbols: {listing}. Say it when loading: {calls}, and dims={{{first!r}: 16}} fixes a symbol"
 
 
 def _named(declared: Mapping[str, Sequence[Element]]) -> list[str]:

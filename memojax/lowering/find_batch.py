@@ -144,7 +144,7 @@ def _settled(function: GraphFunction, layout: Layout) -> BatchedFunction:
     except LoweringError as cause:
         return _not_native(traced, cause)
     rule = BatchRule("axis", _inputs(layout), rows, layout.reason, layout.strength)
-    return assemble(function, rule, elements, results, traced.constants)
+    return assemble(function, rule, elements, results, traced.layout)
 
 
 def _traced(function: GraphFunction, layout: Layout) -> Traced:
@@ -241,7 +241,7 @@ def _one_by_one(traced: Traced, reason: str) -> BatchedFunction:
     rows = {name: OutputRows(None) for name in traced.outputs}
     inputs = {name: (axes[name], layout.with_batch(name, 1)) for name in layout.shapes}
     rule = BatchRule("vmap", inputs, rows, reason, layout.strength)
-    return assemble(traced.function, rule, elements, results, traced.constants)
+    return assemble(traced.function, rule, elements, results, traced.layout)
 
 
 def _single_axis(shape: Sequence[int], declared: Sequence[Any] | None, layout: Layout) -> int | None:
@@ -343,7 +343,7 @@ def _at_only(traced: Traced, size: int, reason: str) -> BatchedFunction:
         name: (traced.layout.axes[name], traced.layout.with_batch(name, 1)) for name in traced.layout.shapes
     }
     rule = BatchRule("axis", inputs, rows, reason, traced.layout.strength, size)
-    return assemble(traced.function, rule, elements, results, traced.constants)
+    return assemble(traced.function, rule, elements, results, traced.layout)
 
 
 def _axis_of(

@@ -20,7 +20,7 @@ from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled
 from .batch_axis import BatchedFunction
-from .batch_evidence import BatchAxis
+from .batch_evidence import BatchAxis, settled_by
 from .binding import bind_inputs
 from .find_batch import batched
 from .free_function import Binding, FreeFunction
@@ -47,7 +47,7 @@ class TypedModel:
         constant: outputs that depend on no input, name -> value for each agent.
         random: whether `fn` draws random numbers.
         rule: how the batch was found, for a reader.
-        weak: whether only a symbol's place speaks for the batch, so that rows that mix refute it.
+        weak: where only a symbol's place speaks for the batch, which rows that mix refute: what would settle it. Else empty.
         only_rows: the only batch size that the model runs; other batches are padded and split to it.
         binding: sizes of symbols and values of static inputs that were filled in by `at`.
         independent: whether rows are known not to influence each other; None where nobody has looked yet.
@@ -69,7 +69,7 @@ class TypedModel:
     name: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
-    weak: bool = False
+    weak: str = ""
     only_rows: int | None = None
     binding: Binding = field(default_factory=Binding)
 
@@ -407,7 +407,7 @@ def _of_rows(
         name=model.name,
         metadata=dict(model.metadata),
         fingerprint=fingerprint,
-        weak=strength == "leading",
+        weak=settled_by(rows.layout) if strength == "leading" else "",
         only_rows=rule.only_rows if rule else None,
     )
 

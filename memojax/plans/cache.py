@@ -54,8 +54,12 @@ class PlanCache:
     is not kept, so that the next call tries again.
     """
 
-    def __init__(self, lower: Callable[[int], Lowered], maxsize: int | None = None):
+    def __init__(
+        self, lower: Callable[[int], Lowered], maxsize: int | None = None, beside: PlanCache | None = None
+    ):
         """Plans come from `lower(size).compile()`; at most `maxsize` that were not preloaded are kept, the least recently used go.
+
+        `beside` is a cache that this one shares its `maxsize` and lock with.
 
         Raises:
             BatchSizeError: `maxsize` is less than 1.
@@ -70,7 +74,9 @@ class PlanCache:
         self._pending: dict[int, Future[Plan | None]] = {}
         self._pinned: set[int] = set()
         self._used: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._lock = beside._lock if beside else threading.Lock()
+        self._group: weakref.WeakSet[PlanCache] = beside._group if beside else weakref.WeakSet()
+        self._group.add(self)
         self._dropped_calls: Counter[int] = Counter()
         self._misses = self._evictions = 0
         self._compile_seconds = 0.0
@@ -245,17 +251,15 @@ class PlanCache:
     def _evict(self, keep: int) -> None:
         if self.maxsize is None:
             return
-        loose = [size for size in self._plans if size not in self._pinned]
-        while len(loose) > self.maxsize:
-            oldest = min(
-                (size for size in loose if size != keep),
-                key=lambda size: self._used.get(size, 0),
-                default=None,
-            )
-            if oldest is None:
-                return
-            loose.remove(oldest)
-            self._drop(oldest)
+        loose = [
+            (cache._used.get(size, 0), size, cache)
+            for cache in self._group
+            for size in cache._plans
+            if size not in cache._pinned and not (cache is self and size == keep)
+        ]
+        loose.sort(key=lambda one: one[0])
+        for _, size, cache in loose[: max(0, len(loose) + (keep not in self._pinned) - self.maxsize)]:
+            cache._drop(size)
             self._evictions += 1
 
     def _drop(self, size: int) -> None:

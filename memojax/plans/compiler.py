@@ -17,6 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from ..errors import BatchSizeError, CompileError, LoweringError
 from ..lowering.typed_model import TypedModel
+from ..model.signature import TensorSpec
 from ..ops.inline import inlined
 from ..xla.options import compiled as compiled_for
 from .candidates import DEFAULT, Candidate
@@ -69,6 +70,7 @@ class PlanCompiler:
         precision: str | None = "highest",
         *,
         host: bool = True,
+        like: PlanCompiler | None = None,
     ):
         """Plan `typed` for `device`.
 
@@ -76,6 +78,7 @@ class PlanCompiler:
             weights: "constant" (part of the executables), "argument" (passed with each call), or "auto": constant for small weights on CPU.
             precision: of matrix products on accelerators (JAX's names).
             host: whether the plans take and give NumPy arrays (else `jax.Array`s).
+            like: a compiler of the same weights on the same device, which shares what it made of them.
 
         Set `keep_traces` to have plans keep what was traced, for autotuning.
         """
@@ -93,12 +96,18 @@ class PlanCompiler:
         self.weights: Weights = (
             weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
         )
-        self._hoister = Hoister(leaves)
-        self._placing = Placing(self._hoister, device)
+        shares = like is not None and like.holds(leaves)
+        self._hoister = like._hoister if like is not None and shares else Hoister(leaves)
+        self._placing = like._placing if like is not None and shares else Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
         self.input_bytes = sum(map(_bytes, typed.api.inputs))
         self.row_bytes = self.input_bytes + sum(map(_bytes, self._outputs))
+
+    def holds(self, leaves: Sequence[Any]) -> bool:
+        """Whether these are the weights that this compiler works with."""
+        own = self._hoister.leaves
+        return len(own) == len(leaves) and all(a is b for a, b in zip(own, leaves, strict=True))
 
     def lower(self, size: int, candidate: Candidate = DEFAULT, residual: Residual | None = None) -> Lowered:
         """Trace (unless that has been done: `residual`) and lower for `size` rows, by the default candidate or another.
@@ -135,9 +144,7 @@ class PlanCompiler:
     ) -> Plan:
         """A plan from an executable that was compiled before; where weights are its arguments, for `residual`."""
         meter = Meter()
-        packing = Packing.of(
-            [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
-        )
+        packing = self._output_packing(size)
         leading = self._placing.place(residual.nodes) if residual else Leading()
         executable = self._executable(size, compiled, packing, leading, candidate, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
@@ -166,9 +173,7 @@ class PlanCompiler:
 
         `residual` was traced for `candidate.rows` times as many rows.
         """
-        packing = Packing.of(
-            [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
-        )
+        packing = self._output_packing(size)
         constants = self.constants(residual) if self.weights == "constant" else None
         leading = Leading() if constants is not None else self._placing.place(residual.nodes)
         count = len(leading.values)
@@ -240,8 +245,24 @@ class PlanCompiler:
 
     def _rows(self, size: int) -> list[jax.ShapeDtypeStruct]:
         """Inputs at `size` rows, and the key of a random model."""
-        rows = [jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype) for spec in self.typed.api.inputs]
+        rows = [jax.ShapeDtypeStruct(spec.rows(size), spec.dtype) for spec in self.typed.api.inputs]
         return [*rows, jax.ShapeDtypeStruct((2,), np.uint32)] if self.typed.random else rows
+
+    def _output_packing(self, size: int) -> Packing:
+        """How outputs are laid out; where an element's shape depends on the batch, the shapes are evaluated."""
+        dtypes = [spec.dtype for spec in self._outputs]
+        if all(spec.is_fixed for spec in self._outputs):
+            return Packing.of([spec.rows(size) for spec in self._outputs], dtypes)
+        weights = jax.tree.unflatten(self._structure, [*map(_abstract, self._hoister.leaves)])
+        key = jax.ShapeDtypeStruct((2,), np.uint32)
+
+        def shapes(params: Any, rows: Any, key: Any) -> Any:
+            drawn = jax.random.wrap_key_data(key, impl="threefry2x32") if self.typed.random else None
+            return self.typed.fn(params, rows[: len(self.typed.api.inputs)], drawn)
+
+        with trace_lock, self._settings():
+            found = jax.eval_shape(shapes, weights, self._rows(size), key)
+        return Packing.of([value.shape for value in found], dtypes)
 
     def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
         """How inputs travel to an accelerator: few transfers of a microsecond each are what a small batch waits for."""
@@ -268,8 +289,8 @@ def plain_name(name: str) -> str:
     )
 
 
-def _bytes(spec: Any) -> int:
-    return math.prod(spec.shape) * spec.dtype.itemsize
+def _bytes(spec: TensorSpec) -> int:
+    return math.prod(spec.rows(1)) * spec.dtype.itemsize
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

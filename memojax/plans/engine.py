@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import jax
 
-from ..errors import BatchMemoryError, CompileError, InputError
+from ..errors import BatchMemoryError, CompileError, DimensionError, InputError
 from ..lowering.typed_model import TypedModel
 from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
@@ -23,6 +23,7 @@ from .compiler import Lowered, PlanCompiler, Weights
 from .disk_cache import DiskCache, environment_key
 from .hoist import Residual
 from .plan import Plan
+from .row_check import plan_mixing
 from .tuning_log import Choices
 
 log = logging.getLogger("memojax")
@@ -49,7 +50,9 @@ class Engine:
         maxsize: int | None,
         disk: DiskCache | None,
         tuner: Tuner | None = None,
+        beside: Engine | None = None,
     ):
+        """Plans for `typed` on `device`; `beside` has the same weights, another binding, and shares `maxsize`."""
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
@@ -65,12 +68,15 @@ class Engine:
             and (self._disk is not None or self._tuner.mode != "off")
         ):
             weights = "constant"  # only then there is something to store, and to tune
-        self._compiler = PlanCompiler(typed, device, weights, precision)
+        like = beside._compiler if beside else None
+        self._compiler = PlanCompiler(typed, device, like.weights if like else weights, precision, like=like)
         self._compiler.keep_traces = self._tuner.handles(self._compiler)
         self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
-        self.cache = PlanCache(self._lower, maxsize)
+        self.cache = PlanCache(self._lower, maxsize, beside.cache if beside else None)
+        self.mixing: tuple[str, ...] | None = () if typed.independent else None
+        """Outputs in which rows influence each other; None before a plan of two rows or more has been checked."""
 
     def on(self, device: jax.Device) -> PlanCache:
         """The plans for `jax.Array`s on a device."""
@@ -89,23 +95,50 @@ class Engine:
                 )
             return self._elsewhere[device][1]
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no plan is held, so that nothing is lost with this engine but its counts."""
+        return not len(self.cache) and not any(len(cache) for cache in self.elsewhere().values())
+
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
         """The plans for `jax.Array`s, by the device on which these lie; it takes no lock, as an update may hold that while it compiles."""
         return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
         self._check_fits(compiler, size)
-        return compiler.lower(size)
+        return compiler.lower(size).then(functools.partial(self._check_rows, compiler))
 
-    def update(self, typed: TypedModel) -> None:
+    def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
+        """Run the first plan of two rows or more on rows of which one changes, and note what else changes.
+
+        Raises:
+            DimensionError: others do, and only its place says that an axis is the batch.
+        """
+        if self.mixing is not None or plan.size < 2:
+            return
+        mixing = plan_mixing(compiler, plan)
+        if mixing and self.typed.weak:
+            raise DimensionError(
+                f"rows influence each other in output {', '.join(map(repr, mixing))}, so what leads the inputs may be no "
+                f"batch of agents. {self.typed.weak}"
+            )
+        self.mixing = mixing
+        if mixing:
+            log.warning(
+                "%s: rows of a batch influence each other (output %s): every batch runs whole, at its exact size (said once)",
+                self.typed.name or "this model",
+                ", ".join(map(repr, mixing)),
+            )
+
+    def update(self, typed: TypedModel, like: Engine | None = None) -> None:
         """Go on with the weights of `typed`: calls that run see all old or all new ones, calls that follow the new ones.
 
         Where weights are constants of the executables, argument plans for the sizes in use are made first, in this thread, while others
-        go on with the old ones; later updates compile nothing.
+        go on with the old ones; later updates compile nothing. `like` is an engine of the same weights that has them already.
         """
         with self._lock:
             if self._compiler.weights == "constant":
-                self._become_argument(typed)
+                self._become_argument(typed, like._compiler if like else None)
             else:
                 self._compiler.typed = typed
                 self._compiler.update(typed.params)
@@ -118,9 +151,9 @@ class Engine:
                     cache.clear()
                     del self._elsewhere[device]
 
-    def _become_argument(self, typed: TypedModel) -> None:
+    def _become_argument(self, typed: TypedModel, like: PlanCompiler | None) -> None:
         started = time.perf_counter()
-        compiler = PlanCompiler(typed, self._device, "argument", self._precision)
+        compiler = PlanCompiler(typed, self._device, "argument", self._precision, like=like)
         plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
         self._compiler = compiler
         self.cache.replace(plans)
@@ -132,8 +165,9 @@ class Engine:
         )
 
     def _lower(self, size: int) -> Lowered:
-        self._check_fits(self._compiler, size)
-        return self._lower_with(self._compiler, size)
+        compiler = self._compiler
+        self._check_fits(compiler, size)
+        return self._lower_with(compiler, size).then(functools.partial(self._check_rows, compiler))
 
     def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
         """See that `size` rows fit the memory, by what the largest smaller plan needs; far beyond what it tells, a small one is made to tell.
