@@ -24,7 +24,9 @@ def named_options(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if not names.issuperset(kwargs):
             unknown = next(name for name in kwargs if name not in names)
-            raise OptionError(unknown_option(function.__qualname__, unknown, [n for n in known if n not in ("self", "cls")]))
+            raise OptionError(
+                unknown_option(function.__qualname__, unknown, [n for n in known if n not in ("self", "cls")])
+            )
         return function(*args, **kwargs)
 
     return checked

@@ -12,7 +12,7 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "_types errors exporter_names policies progress",
+    "_types _options errors exporter_names policies progress",
     "xla",
     "model",
     "ops",

@@ -178,6 +178,7 @@ class Batcher:
         done = self._done
         while done < total:
             view = self._scratch.chunk(done, next_size(inferer, total - done))
+            view.whole = 0 if done else total
             inferer.infer_raw(view)
             self._finished.append(view)
             done += len(view)

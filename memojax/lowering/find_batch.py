@@ -12,7 +12,7 @@ from ..errors import DimensionError, LoweringError, StaticInputError
 from ..exporter_names import continues_state
 from ..model.dimension import Element, size_of, symbols_of
 from ..model.graph import Graph, Value
-from ..model.signature import ModelApi, TensorSpec, plain_names
+from ..model.signature import ANY_SHAPE, ModelApi, TensorSpec, plain_names
 from .batch_axis import (
     PROBE_SIZES,
     BatchedFunction,
@@ -464,6 +464,8 @@ def _expressed(symbol: str, sizes: tuple[int, int], found: tuple[int, int]) -> s
 
 
 def _declared_element(value: Value, layout: Layout) -> tuple[Element, ...]:
+    if value.shape is None:
+        return ANY_SHAPE
     shape = [dim if dim is not None else f"{value.name}.{axis}" for axis, dim in enumerate(value.shape or ())]
     at = next((axis for axis, dim in enumerate(shape) if dim in layout.symbols), None)
     if at is None and shape and layout.strength != "absent":

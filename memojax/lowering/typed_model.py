@@ -81,7 +81,7 @@ class TypedModel:
         dims: Mapping[str, int] | None = None,
         batch_axis: BatchAxis = None,
         constants: Mapping[str, Any] | None = None,
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | str | None = None,
     ) -> TypedModel:
         """Load an ONNX model.
 
@@ -91,8 +91,9 @@ class TypedModel:
 
         Args:
             source: path, bytes, file object, `ModelProto` or loaded `Model`.
-            dims: sizes of symbolic dimensions other than the batch.
-            batch_axis: the batch axis, where the file does not say it right: for all inputs, or input -> axis.
+            dims: sizes of symbolic dimensions; those that are neither the batch nor named here stay free: each call decides them.
+            batch_axis: the batch, where the file does not say it right: an axis for all inputs, the symbol that counts the agents,
+                input -> axis (None: shared by all agents), or False (the file runs once for each agent).
             constants: inputs that are the same for all agents and calls, name -> value in the file's layout.
             outputs: keep only these outputs and what they need.
 
@@ -101,7 +102,7 @@ class TypedModel:
             UnsupportedOpError: operators that cannot be lowered, all at once.
             DimensionError: the batch or a dimension is not determined.
         """
-        wanted = tuple(outputs) if outputs is not None else None
+        wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
         graph = bind_inputs(model.graph, constants or {})
         if found := host_nodes(graph):

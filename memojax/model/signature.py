@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from .dimension import bound_shape, is_fixed, symbols_of
+
+ANY_SHAPE = ("...",)
+"""The element shape of an output whose shape nothing tells before the model runs."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class TensorSpec:
 
     def accepts(self, element: Sequence[int]) -> bool:
         """Whether `element` is an element shape that fits, where symbols take any size."""
-        if self.shape == tuple(element):
+        if self.shape in (tuple(element), ANY_SHAPE):
             return True
         return len(element) == len(self.shape) and all(
             isinstance(dim, str) or dim == size for dim, size in zip(self.shape, element, strict=True)
@@ -94,6 +98,11 @@ class ModelApi:
     def is_open(self) -> bool:
         """Whether a plan depends on more than the batch size: on free symbols or static inputs."""
         return bool(self.free) or any(spec.static for spec in self.inputs)
+
+    @functools.cached_property
+    def is_plain(self) -> bool:
+        """Whether every agent gives every input in one shape: there are no symbols and no shared inputs."""
+        return all(spec.is_fixed and not spec.shared for spec in self.inputs)
 
     def input_shapes(self) -> list[tuple[str, list[Any]]]:
         """(name, element shape) of each input; a string is a symbol."""

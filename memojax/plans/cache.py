@@ -9,11 +9,12 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..errors import BatchSizeError, nearest
+from ..errors import BatchSizeError, MemojaxError, nearest
+from ..xla.background import submit
 from ..xla.fork import check_not_forked, was_forked
 from .batch_sizes import checked_size
 from .compiler import Lowered
@@ -34,6 +35,7 @@ class CacheInfo:
         maxsize, currsize: most plans to keep (None: no limit; preloaded ones do not count), plans held now.
         compile_seconds: seconds spent tracing, lowering and compiling, in all.
         padded_rows: rows computed only to fill a larger plan.
+        failed: batch size -> why it could not be compiled in the background; it is not tried there again before `cache_clear` or new weights.
         disk_hits: plans that came from `cache_dir` rather than from the compiler.
     """
 
@@ -45,6 +47,17 @@ class CacheInfo:
     compile_seconds: float
     padded_rows: int
     disk_hits: int = 0
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def total(cls, infos: Sequence[CacheInfo], maxsize: int | None) -> CacheInfo:
+        """The counts of several caches that share `maxsize`, in one."""
+        if len(infos) == 1:
+            return infos[0]
+        counts = ("hits", "misses", "evictions", "currsize", "compile_seconds", "padded_rows", "disk_hits")
+        sums = {name: sum(getattr(info, name) for info in infos) for name in counts}
+        failed = {size: why for info in infos for size, why in info.failed.items()}
+        return cls(maxsize=maxsize, failed=failed, **sums)
 
 
 class PlanCache:
@@ -82,6 +95,8 @@ class PlanCache:
         self._compile_seconds = 0.0
         self._padded_rows = 0
         self._generation = 0
+        self._behind: set[int] = set()
+        self._failed: dict[int, str] = {}
         _caches.add(self)
 
     def __contains__(self, size: int) -> bool:
@@ -98,6 +113,36 @@ class PlanCache:
             LoweringError, CompileError: the model cannot be planned at this size.
         """
         return self.hit(size) or self._miss(size)
+
+    def compile_later(self, size: int) -> None:
+        """Compile `size` on the background worker, unless that is under way or has failed there."""
+        with self._lock:
+            if size in self._plans or size in self._behind or size in self._failed:
+                return
+            self._behind.add(size)
+        held = weakref.ref(self)
+
+        def compile_now() -> None:
+            cache = held()
+            if cache is not None:
+                cache._compile_behind(size)
+
+        submit(compile_now)
+
+    def _compile_behind(self, size: int) -> None:
+        try:
+            self.get(size)
+        except MemojaxError as cause:
+            with self._lock:
+                self._failed[size] = str(cause)
+            log.warning(
+                "batch size %d could not be compiled in the background, and is not tried again: %s",
+                size,
+                cause,
+            )
+        finally:
+            with self._lock:
+                self._behind.discard(size)
 
     def _noted(self, size: int) -> Plan | None:
         plan = self._plans.get(size)
@@ -150,6 +195,7 @@ class PlanCache:
             self._pinned.clear()
             self._used.clear()
             self._dropped_calls.clear()
+            self._failed.clear()
             self._misses = self._evictions = self._padded_rows = 0
             self._compile_seconds = 0.0
 
@@ -170,6 +216,7 @@ class PlanCache:
                 len(self._plans),
                 self._compile_seconds,
                 self._padded_rows,
+                failed=dict(self._failed),
             )
 
     def calls(self) -> Counter[int]:
@@ -233,6 +280,7 @@ class PlanCache:
         """Put other plans in place of all, at once; what is being compiled meanwhile is thrown away and made anew."""
         with self._lock:
             self._generation += 1
+            self._failed.clear()
             for size in list(self._plans):
                 if size not in plans:
                     self._drop(size)

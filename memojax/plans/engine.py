@@ -8,6 +8,7 @@ import pickle
 import threading
 import time
 import weakref
+from dataclasses import replace
 from typing import Any, get_args
 
 import jax
@@ -17,12 +18,12 @@ from ..lowering.typed_model import TypedModel
 from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
 from .autotune import Tuner
-from .cache import PlanCache
+from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
 from .compiler import Lowered, PlanCompiler, Weights
 from .disk_cache import DiskCache, environment_key
 from .hoist import Residual
-from .plan import Plan
+from .plan import Plan, PlanInfo
 from .row_check import plan_mixing
 from .tuning_log import Choices
 
@@ -94,6 +95,15 @@ class Engine:
                     PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize),
                 )
             return self._elsewhere[device][1]
+
+    def cache_info(self) -> CacheInfo:
+        """Counts of the plans for NumPy batches."""
+        return replace(self.cache.info(), disk_hits=self.disk_hits)
+
+    def plan_infos(self) -> list[PlanInfo]:
+        """The plans for NumPy batches, by size."""
+        dims, mixing = self.typed.binding.shown(), self.mixing or ()
+        return [replace(plan.info(), dims=dims, mixing=mixing) for plan in self.cache.plans()]
 
     @property
     def is_idle(self) -> bool:

@@ -46,6 +46,10 @@ class Family:
                 self._engines[binding] = engine
             return self._engines[binding]
 
+    def holds(self, engine: Engine) -> bool:
+        """Whether `engine` is one of these still."""
+        return self._engines.get(engine.typed.binding) is engine
+
     def engines(self) -> list[Engine]:
         """All engines, in the order in which their bindings came into use."""
         return list(self._engines.copy().values())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ class PlanInfo:
         bytes: memory that XLA reports for code, constants and temporaries; None where it does not say.
         platform: "cpu", "gpu", ...
         candidate: the candidate that it was compiled by; "default" until autotuning finds a better one.
+        dims: sizes of free dimensions and values of static inputs that the plan is for.
+        mixing: outputs in which rows influence each other, so that the plan runs whole batches only.
         gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was timed.
     """
 
@@ -34,6 +37,8 @@ class PlanInfo:
     platform: str
     candidate: str = "default"
     gain: float | None = None
+    dims: Mapping[str, Any] = field(default_factory=dict)
+    mixing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
