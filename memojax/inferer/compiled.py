@@ -21,7 +21,7 @@ from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi
 from ..plans.autotune import Tuner
-from ..plans.cache import CacheInfo
+from ..plans.cache import CacheInfo, PlanCache
 from ..plans.disk_cache import disk_cache
 from ..plans.engine import Engine
 from ..plans.family import Family
@@ -164,6 +164,14 @@ class ModelInferer(Inferer):
         if engine.mixing is None:
             engine.mixing = self.typed.mixing_outputs()
         return engine.mixing
+
+    @property
+    def _engine(self) -> Engine:
+        return self._family.at(Binding())
+
+    @property
+    def _cache(self) -> PlanCache:
+        return self._engine.cache
 
     def _known_mixing(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for engine in self._family.engines() for name in engine.mixing or ()))

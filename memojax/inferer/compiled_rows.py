@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Arrays
-from ..errors import BatchSizeError, RowsMixError
+from ..errors import BatchSizeError, InputShapeError, RowsMixError
 from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..plans.cache import PlanCache
@@ -74,6 +74,10 @@ class CompiledRows:
             InputError: they do not fit.
         """
         rows, n = checked_rows(self._inputs, inputs)
+        if n < 0:
+            raise InputShapeError(
+                "no input of this model has a row for each agent, so there is no batch to run: memojax.run runs it once"
+            )
         if n == 0:
             return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self.typed.api.outputs}
         return self.in_order(dict(zip(self._computed, self.run(rows, n), strict=True)), n)

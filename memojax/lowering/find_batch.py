@@ -464,7 +464,7 @@ def _expressed(symbol: str, sizes: tuple[int, int], found: tuple[int, int]) -> s
 
 
 def _declared_element(value: Value, layout: Layout) -> tuple[Element, ...]:
-    if value.shape is None:
+    if not value.shape:
         return ANY_SHAPE
     shape = [dim if dim is not None else f"{value.name}.{axis}" for axis, dim in enumerate(value.shape or ())]
     at = next((axis for axis, dim in enumerate(shape) if dim in layout.symbols), None)

@@ -123,16 +123,14 @@ def check_names(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> None:
 
 
 def check_shapes(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> int:
-    """The number of rows, once every shape fits; symbols take any size.
+    """The number of rows, once every shape fits; symbols take any size. -1 where no input has rows.
 
     Raises:
         InputShapeError: a shape that does not fit, or inputs with different numbers of rows.
     """
     batched = [(spec, row) for spec, row in zip(specs, rows, strict=True) if not spec.shared]
     if not batched:
-        raise InputShapeError(
-            "no input of this model has a row for each agent, so there is no batch to run: memojax.run runs it once"
-        )
+        return -1
     first, lead = batched[0]
     n = lead.shape[0] if len(lead.shape) else -1
     for spec, row in zip(specs, rows, strict=True):
