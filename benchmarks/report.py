@@ -1,4 +1,4 @@
-"""Write what was measured (`benchmarks/results/*.json`) into the README, between its `<!-- benchmarks -->` marks.
+"""Write the measurements (`benchmarks/results/*.json`) into docs/benchmarks.md, and the short table into the README.
 
     python benchmarks/plans.py --json benchmarks/results/plans.json
     python benchmarks/engine.py --json benchmarks/results/engine.json
@@ -6,7 +6,8 @@
     python benchmarks/rollout.py --json benchmarks/results/rollout.json
     python benchmarks/report.py
 
-A test compares the README with these files, so that neither is changed by hand.
+The text goes between the `<!-- benchmarks -->` marks of the page and the `<!-- speed -->` marks of the README. A test compares both
+with the result files, so nobody edits them by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-_BLOCK = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 ORT = "ORT"
 CONTENDERS = {
@@ -35,8 +36,34 @@ CONTENDERS = {
 }
 
 
+SHORT = ("MLP 8-64-64-4", "MLP 376-256-256-17", "Nature CNN 84x84x4", "LSTM 64", "mjpg_g1")
+"""Rows of the README's table: a small and a middling MLP, a convolutional and a recurrent network, a file fixed to batch 1."""
+
+
+def summary() -> str:
+    """The block for the README: five networks, and one sentence about all of them."""
+    measured = json.loads((RESULTS / "plans.json").read_text())
+    results = [result for result in measured["results"] if ORT in result["us"]]
+    lines = _ratios([result for result in results if result["case"] in SHORT])
+    loose = [result["us"][ORT]["ratio"] for result in results if not result["row_by_row"]]
+    fixed = [
+        1 / result["us"][ORT]["ratio"] for result in results if result["row_by_row"] and result["size"] >= 8
+    ]
+    mean = _geometric_mean(loose)
+    verdict = "ONNX Runtime is faster on the whole" if mean > 1 else "memojax is faster on the whole"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{verdict}: over {len(loose)} cases memojax takes {mean:.2f} times as long (geometric mean; {min(loose):.2f} to "
+            f"{max(loose):.2f}), and with a file whose batch is fixed to 1 it is {min(fixed):.0f} to {max(fixed):.0f} times faster from 8 "
+            "rows on.",
+        ]
+    )
+
+
 def report() -> str:
-    """The block for the README."""
+    """The block for docs/benchmarks.md."""
     names = ("plans", "engine", "runtime", "rollout")
     plans, engine, runtime, rollout = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
     return "\n".join(
@@ -65,12 +92,21 @@ def _machine(about: dict[str, Any]) -> str:
 
 def _calls(results: Sequence[dict[str, Any]], options: dict[str, Any]) -> list[str]:
     """Time of `infer_arrays` over ONNX Runtime's, by network and size."""
-    sizes = sorted({result["size"] for result in results})
     given = "".join(f", {name}={value!r}" for name, value in options.items())
-    lines = [
-        f"Time of `infer_arrays` (`memojax.load(file, preload=[size]{given})`) over that of ONNX Runtime with its default threads; below 1, "
-        "memojax is faster (in brackets: microseconds).",
+    return [
+        f"Time of `infer_arrays` (`memojax.load(file, preload=[size]{given})`) divided by the time of ONNX Runtime with its default "
+        "threads. Below 1, memojax is faster. Microseconds of memojax are in brackets.",
         "",
+        *_ratios(results),
+        "",
+        "ONNX Runtime can run a file whose batch is fixed to 1 only row by row; memojax maps it over the rows.",
+    ]
+
+
+def _ratios(results: Sequence[dict[str, Any]]) -> list[str]:
+    """A row for each network, a column for each size."""
+    sizes = sorted({result["size"] for result in results})
+    lines = [
         f"| network \\ batch | {' | '.join(map(str, sizes))} |",
         "|---|" + "---:|" * len(sizes),
     ]
@@ -84,26 +120,22 @@ def _calls(results: Sequence[dict[str, Any]], options: dict[str, Any]) -> list[s
             cells.append(f"{ratio:.2f} ({found['memojax']['median']:,.0f})" if found and ratio else "")
         fixed = any(result["row_by_row"] for result in results if result["case"] == name)
         lines.append(f"| {name}{' (batch fixed to 1)' if fixed else ''} | {' | '.join(cells)} |")
-    return [
-        *lines,
-        "",
-        "A file whose batch is fixed to 1 can be run by ONNX Runtime row by row only; memojax maps it over the rows.",
-    ]
+    return lines
 
 
 _SMALL_CALL = 60
-"""Microseconds up to which what a call costs by itself, some 5 to 10, is told from what it computes."""
+"""Microseconds below which the fixed cost of a call (5 to 10) explains the ratio better than the kernels do."""
 
 _ABOUT = 1.15
 CAUSES = {
-    "call": "a call's own cost, which a `jax.jit` by hand has too, over ONNX Runtime's smaller one",
-    "threads": "one core against two: ONNX Runtime with one thread takes as long",
-    "kernels": "XLA's kernels, also against one thread of ONNX Runtime; a `jax.jit` by hand is no faster",
+    "call": "the fixed cost of a call, which `jax.jit` by hand has too",
+    "threads": "one core against two (ONNX Runtime with one thread takes as long)",
+    "kernels": "XLA's kernels are slower, also against one thread of ONNX Runtime (`jax.jit` by hand is no faster)",
 }
 
 
 def _causes(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Where ONNX Runtime is the faster one, and which of the measured ratios says why."""
+    """Where ONNX Runtime is faster, and which measured ratio says why."""
     found: dict[str, dict[str, list[int]]] = {cause: {} for cause in CAUSES}
     for result in results:
         us = result["us"]
@@ -134,9 +166,14 @@ def _means(results: Sequence[dict[str, Any]]) -> list[str]:
         ):
             ratios = [result["us"][key]["ratio"] for result in selection if key in result["us"]]
             if ratios and (not suffix or key == ORT):
-                mean = math.exp(statistics.fmean(map(math.log, ratios)))
-                lines.append(f"| {name}{suffix} | {mean:.2f} | {max(ratios):.2f} | {len(ratios)} |")
+                lines.append(
+                    f"| {name}{suffix} | {_geometric_mean(ratios):.2f} | {max(ratios):.2f} | {len(ratios)} |"
+                )
     return lines
+
+
+def _geometric_mean(ratios: Sequence[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, ratios)))
 
 
 def _promises(rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -158,9 +195,9 @@ def _frames(measured: dict[str, Any]) -> list[str]:
     )
     lines = [
         f"A `Runtime` of 30 models (two MLPs and an LSTM, ten of each) answers {', '.join(map(str, at))} agents per model in {whole}. "
-        f"{measured['count']:,} frames with 1 to 18 agents per model, other numbers in each; *late* is over budget by more than the "
-        "slowest model takes; *warm* has all plans, *pad* begins with one per model and `on_miss='pad'`, *cold* with none (where nothing else "
-        "can be answered, one then compiles in the frame):",
+        f"{measured['count']:,} frames follow, each with 1 to 18 agents per model. A frame is *late* if it exceeds its budget by more "
+        "than the slowest model takes. *warm* starts with all plans, *pad* with one plan per model and `on_miss='pad'`, *cold* with none "
+        "(a plan then compiles in a frame in which nothing else can be answered):",
         "",
         "| budget, ms | | frames late | p99 over budget, ms | agents answered |",
         "|---:|---|---:|---:|---:|",
@@ -174,7 +211,7 @@ def _frames(measured: dict[str, Any]) -> list[str]:
 
 def _rollouts(results: Sequence[dict[str, Any]]) -> list[str]:
     return [
-        "1,024 steps of N pendulums, the policy inside `lax.scan`, against the same in NumPy with ONNX Runtime called at each step:",
+        "1,024 steps of N pendulums: the policy inside `lax.scan`, against NumPy physics with a call of ONNX Runtime per step:",
         "",
         "| environments | `lax.scan`, ms | ONNX Runtime, ms | times faster |",
         "|---:|---:|---:|---:|",
@@ -185,11 +222,17 @@ def _rollouts(results: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def main() -> None:
-    text, count = _BLOCK.subn(lambda found: f"{found[1]}{report()}\n{found[2]}", README.read_text())
+def _write(path: Path, mark: str, block: str) -> None:
+    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    text, count = pattern.subn(lambda found: f"{found[1]}{block}\n{found[2]}", path.read_text())
     if count != 1:
-        raise SystemExit(f"{README} needs one pair of <!-- benchmarks --> and <!-- /benchmarks --> lines")
-    README.write_text(text)
+        raise SystemExit(f"{path} needs one pair of <!-- {mark} --> and <!-- /{mark} --> lines")
+    path.write_text(text)
+
+
+def main() -> None:
+    _write(PAGE, "benchmarks", report())
+    _write(README, "speed", summary())
 
 
 if __name__ == "__main__":

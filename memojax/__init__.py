@@ -1,4 +1,8 @@
-"""ONNX policies as memoized XLA executables."""
+"""ONNX policies as memoized XLA executables.
+
+`load` gives an inferer for any number of agents, `to_jax` a pure function, `evaluate` plays episodes. Four inferers differ in how they use
+batch sizes: `BasicInferer`, `FixedBatchInferer`, `MemoizingDynamicInferer` (which `load` gives) and `DynamicInferer`.
+"""
 
 from . import errors as errors
 from . import ops as ops
@@ -51,3 +55,60 @@ from .wrapper.recurrent import RecurrentTrackerWrapper as RecurrentTrackerWrappe
 from .xla.flags import disable_loop_unrolling as disable_loop_unrolling
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AssetData",
+    "AssetKind",
+    "BaseWrapper",
+    "BasicInferer",
+    "Batched",
+    "Batcher",
+    "BrainId",
+    "ClipAction",
+    "ConstantGenerator",
+    "DynamicInferer",
+    "EpsilonInjector",
+    "EpsilonInjectorWrapper",
+    "Evaluation",
+    "FixedBatchInferer",
+    "HighQualityNoiseGenerator",
+    "Inferer",
+    "InfererBuilder",
+    "InfererWrapper",
+    "LowQualityNoiseGenerator",
+    "MemoizingDynamicInferer",
+    "ModelApi",
+    "NoiseGenerator",
+    "NormalizeObs",
+    "OneShot",
+    "RecurrentInfo",
+    "RecurrentTracker",
+    "RecurrentTrackerWrapper",
+    "Response",
+    "Runtime",
+    "ScaleAction",
+    "ScratchPad",
+    "ScratchPadView",
+    "SelectObs",
+    "State",
+    "StatefulInferer",
+    "TensorSpec",
+    "TypedModel",
+    "disable_loop_unrolling",
+    "errors",
+    "evaluate",
+    "forbid_compile",
+    "load",
+    "load_stablehlo",
+    "ops",
+    "policies",
+    "run",
+    "to_jax",
+    "to_stablehlo",
+    "verify",
+]
+
+
+def __dir__() -> list[str]:
+    """Public names only: importing a submodule makes it an attribute of the package, too."""
+    return [*__all__, "__version__"]

@@ -1,4 +1,4 @@
-"""The README's program for many actors: saved as a file and run, as a reader would."""
+"""The program for many actors in docs/deployment.md: saved as a file and run, as a reader would."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="CP
 def program() -> str:
     (found,) = re.findall(
         r"<!-- many-actors -->\n```python\n(.*?)^```",
-        (ROOT / "README.md").read_text(),
+        (ROOT / "docs" / "deployment.md").read_text(),
         re.DOTALL | re.MULTILINE,
     )
     return found
@@ -46,7 +46,7 @@ def test_two_processes_of_two_threads_share_what_was_compiled_once(tmp_path: Pat
     len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True, reason="needs two cores"
 )
 def test_fewer_cores_are_fewer_threads(tmp_path: Path) -> None:
-    """What the README says of affinity: XLA sizes its thread pool by it."""
+    """What docs/deployment.md says of affinity: XLA sizes its thread pool by it."""
     source = (
         "import os, sys, threading, numpy as np, memojax\n"
         "cores = sorted(os.sched_getaffinity(0))\n"

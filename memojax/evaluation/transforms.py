@@ -34,7 +34,8 @@ class NormalizeObs:
         """Normalize with these statistics.
 
         Args:
-            mean, var: of the shape of one observation; or part name -> array for an observation in parts (Dict, Tuple).
+            mean: of the shape of one observation; or part name -> array for an observation in parts (Dict, Tuple).
+            var: likewise.
             clip: largest magnitude after normalizing; None for no limit.
 
         Raises:

@@ -20,6 +20,7 @@ from ..plans.plan import Plan
 from ..rows.checks import checked_rows, device_rows, on_device, shared_value
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import aligned_empty
+from ..xla.settings import own_settings
 from .constant_outputs import ConstantOutputs
 from .histogram import BatchHistogram
 from .routes import OnePlan, Route
@@ -197,7 +198,7 @@ class CompiledRows:
             return plan(rows, key)
         self.refuse_mixing(f"padding {take} rows to a plan for {size}")
         cache.count_padding(size - take)
-        with jax.enable_x64(True):
+        with own_settings():
             padded = [
                 row
                 if spec.shared

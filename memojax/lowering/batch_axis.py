@@ -20,6 +20,7 @@ from ..model.dimension import Element
 from ..model.graph import Value
 from ..model.signature import ModelApi, TensorSpec, plain_names
 from ..ops.inline import inlined
+from ..xla.settings import own_settings
 from .batch_evidence import Layout, Strength
 from .graph_function import GraphFunction
 
@@ -168,7 +169,7 @@ class Traced:
                     )
             return {name: jnp.asarray(results[name]) for name in self.outputs}
 
-        with jax.enable_x64(True):
+        with own_settings():
             return jax.eval_shape(run, self.function.params, specs, jax.ShapeDtypeStruct((2,), np.uint32))
 
 

@@ -24,6 +24,7 @@ from ..ops.registry import OpDef
 from ..ops.static import has_function_body, inputs_behind, needed_statically, origin_of
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.settings import own_settings
 
 _ON_HOST = (
     "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
@@ -260,7 +261,7 @@ class _Run:
     ) -> tuple[GraphValue, ...]:
         """Evaluate a node whose value decides a shape but whose operator is not written for NumPy."""
         check_not_forked()
-        with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.default_device(cpu_device()):
+        with jax.ensure_compile_time_eval(), own_settings(), jax.default_device(cpu_device()):
             return tuple(jax.tree.map(np.asarray, self._call(definition, node, inputs, env)))
 
     def _expanded(

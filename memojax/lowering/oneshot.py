@@ -26,6 +26,7 @@ from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled
+from ..xla.settings import own_settings
 from .binding import bind_inputs, with_inputs
 from .graph_breaks import HostCall, host_nodes, split
 from .graph_function import GraphFunction
@@ -147,6 +148,7 @@ class _Compiled:
         self.inputs = [value.name for value in graph.inputs]
         self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
         self._device = device
+        self._precision = None if device.platform == "cpu" else "highest"
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
         check_not_forked()
@@ -154,7 +156,7 @@ class _Compiled:
         fixed = {name: v for name, v in inputs.items() if name in by_value or not _is_traceable(v)}
         moving = {name: value for name, value in inputs.items() if name not in fixed}
         key = tuple((name, _signature(value, name in fixed)) for name, value in inputs.items())
-        with jax.enable_x64(True):
+        with own_settings(self._precision):
             if key not in self.plans:
                 self.plans[key] = self._compile(fixed, moving)
             executable, static = self.plans[key]
@@ -180,11 +182,10 @@ class _Compiled:
             return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
         place = SingleDeviceSharding(self._device)
-        with jax.default_matmul_precision(None if self._device.platform == "cpu" else "highest"):
-            lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(
-                moving, np.zeros(2, np.uint32)
-            )
-            executable = compiled(lowered, self._device)
+        lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(
+            moving, np.zeros(2, np.uint32)
+        )
+        executable = compiled(lowered, self._device)
         return lambda *args: [np.asarray(value) for value in executable(*args)], static
 
 

@@ -20,6 +20,7 @@ from ..errors import (
 from ..model import Model
 from ..model.graph import Value
 from ..rows.states import can_cast
+from ..xla.settings import operator_settings
 from .binding import bind_inputs, with_inputs
 from .graph_function import GraphFunction
 from .typed_model import TypedModel
@@ -52,7 +53,8 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
             for name, value in values.items()
         }
         weights = {name: params[name] for name in function.params}
-        return {name: jnp.asarray(value) for name, value in function(weights, given, key).items()}
+        with operator_settings():
+            return {name: jnp.asarray(value) for name, value in function(weights, given, key).items()}
 
     values = [value.name for value in graph.inputs]
     fn.__doc__ = f"{model.name}: {', '.join(values)} -> {', '.join(v.name for v in model.graph.outputs)}"
@@ -69,15 +71,16 @@ def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
             _declared(Value(name, spec.dtype, ("n", *spec.shape)), inputs[name], False)
             for name, spec in specs.items()
         ]
-        computed = dict(
-            zip(typed.computed, typed.fn(params, [jnp.asarray(row) for row in rows], key), strict=True)
-        )
-        n = np.shape(rows[0])[0] if rows else 1
-        constant = {
-            name: jnp.broadcast_to(jnp.asarray(value), (n, *value.shape))
-            for name, value in typed.constant.items()
-        }
-        return {spec.name: {**constant, **computed}[spec.name] for spec in typed.api.outputs}
+        with operator_settings():
+            computed = dict(
+                zip(typed.computed, typed.fn(params, [jnp.asarray(row) for row in rows], key), strict=True)
+            )
+            n = np.shape(rows[0])[0] if rows else 1
+            constant = {
+                name: jnp.broadcast_to(jnp.asarray(value), (n, *value.shape))
+                for name, value in typed.constant.items()
+            }
+            return {spec.name: {**constant, **computed}[spec.name] for spec in typed.api.outputs}
 
     fn.__doc__ = str(typed.api)
     return fn, typed.params

@@ -19,6 +19,7 @@ from ..model.signature import ModelApi, TensorSpec
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.options import compiled
+from ..xla.settings import own_settings
 from .batch_axis import BatchedFunction
 from .batch_evidence import BatchAxis, settled_by
 from .binding import bind_inputs
@@ -160,7 +161,7 @@ class TypedModel:
                 return named
 
             rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in specs]
-            with jax.enable_x64(True):
+            with own_settings():
                 return jax.eval_shape(traced, params, rows, _KEY)
 
         at_five, at_seven = shapes(5), shapes(7)
@@ -238,7 +239,7 @@ class TypedModel:
             return self.fn(params, rows, _as_key(key) if self.random else None)
 
         place = jax.sharding.SingleDeviceSharding(device)
-        with jax.enable_x64(True):
+        with own_settings():
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
             return [np.asarray(value) for value in executable(self.params, rows, np.zeros(2, np.uint32))]

@@ -80,10 +80,13 @@ def to_numpy(tensor: onnx.TensorProto, base_dir: Path | None = None) -> np.ndarr
 
 
 def overflow(array: np.ndarray, dtype: np.dtype) -> int | None:
-    """A whole number in `array` that the integer `dtype` cannot hold; None where all fit, or `dtype` is no integer."""
-    if dtype.kind not in "iu" or array.dtype.kind not in "iu" or np.can_cast(array.dtype, dtype):
+    """A whole number in `array` that the integer `dtype` cannot hold; None where all fit, or either is no integer."""
+    if array.dtype.kind not in "iu" or dtype.kind not in "iuV" or np.can_cast(array.dtype, dtype):
         return None
-    limits = np.iinfo(dtype)
+    try:
+        limits = ml_dtypes.iinfo(dtype)
+    except ValueError:  # one of the small floats, whose kind is V, too
+        return None
     for value in (int(array.min()), int(array.max())) if array.size else ():
         if not limits.min <= value <= limits.max:
             return value

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..ops.inline import inlined
 from ..xla.options import compiled as compiled_for
+from ..xla.settings import own_settings
 from .candidates import DEFAULT, Candidate
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .hoist import Hoister, Residual
@@ -159,7 +160,7 @@ class PlanCompiler:
     def trace(self, size: int) -> Residual:
         """The model at `size` rows, without what depends on weights alone."""
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
-        with trace_lock, self._settings():
+        with trace_lock, own_settings(self.precision):
             return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
@@ -190,7 +191,7 @@ class PlanCompiler:
         run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
-        with trace_lock, self._settings():
+        with trace_lock, own_settings(self.precision):
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
 
         def finish() -> Executable:
@@ -198,7 +199,8 @@ class PlanCompiler:
                 with jax.profiler.TraceAnnotation(
                     "memojax compile", batch_size=size, candidate=candidate.name
                 ):
-                    compiled = compiled_for(lowered, self.device, candidate.options)
+                    with own_settings(self.precision):
+                        compiled = compiled_for(lowered, self.device, candidate.options)
                     return self._executable(size, compiled, packing, leading, candidate, meter)
             except LoweringError:
                 raise
@@ -270,13 +272,6 @@ class PlanCompiler:
         if not (self.host and self._packs_inputs and small and len(rows) > 1):
             return None
         return Packing.of([row.shape for row in rows], [row.dtype for row in rows])
-
-    def _settings(self) -> ExitStack:
-        scope = ExitStack()
-        scope.enter_context(jax.enable_x64(True))
-        if self.precision:
-            scope.enter_context(jax.default_matmul_precision(self.precision))
-        return scope
 
 
 def plain_name(name: str) -> str:

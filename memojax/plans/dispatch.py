@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ..model.signature import ModelApi
+from ..xla.settings import with_own_settings
 from .input_buffers import Staging
 from .packing import Packing
 from .weight_arguments import Leading
@@ -70,7 +71,8 @@ class Meter:
 def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leading: Leading) -> Run:
     """Rows as NumPy arrays, in and out; `leading` are the weights that `call` takes first.
 
-    A call takes a slot of input buffers and gives it back, so that threads never write to the same one.
+    A call takes a slot of input buffers and gives it back, so that threads never write to the same one. One that fails is tried
+    again under memojax's own settings: the user's may refuse NaN, jit or transfers, and to look at them before would cost every call.
     """
     take, give, fresh, unpack, asarray = (
         staging.free.pop,
@@ -80,6 +82,8 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         np.asarray,
     )
 
+    again = with_own_settings(call)
+
     def staged(rows: Rows) -> list[np.ndarray]:
         try:
             slot = take()
@@ -88,7 +92,10 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         buffers, arrays = slot
         for buffer, row in zip(buffers, rows):
             buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
-        result = call(*leading.values, *arrays)
+        try:
+            result = call(*leading.values, *arrays)
+        except Exception:
+            result = again(*leading.values, *arrays)
         results = [asarray(result)] if unpack is None else unpack(result)
         give(slot)
         return results
@@ -103,7 +110,10 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
             if buffer is not None:
                 buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
             given.append(row if buffer is None else array)
-        result = call(*leading.values, *given)
+        try:
+            result = call(*leading.values, *given)
+        except Exception:
+            result = again(*leading.values, *given)
         results = [asarray(result)] if unpack is None else unpack(result)
         give(slot)
         return results
@@ -142,6 +152,7 @@ def by_name(
         np.asarray,
     )
     inputs = [(spec.name, shape, spec.dtype) for spec, (shape, _) in zip(api.inputs, staging.specs)]
+    again = with_own_settings(call)
 
     def answer_one(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
         row = given.get(name)
@@ -155,7 +166,10 @@ def by_name(
             slot = fresh()
         (buffer,), (array,) = slot
         buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
-        result = asarray(call(*leading.values, array))
+        try:
+            result = asarray(call(*leading.values, array))
+        except Exception:
+            result = asarray(again(*leading.values, array))
         give(slot)
         return {output: result}
 
@@ -188,7 +202,15 @@ def never(given: Mapping[str, Any], draw: Any = None) -> None:
 
 def on_device(call: Callable[..., Any], leading: Leading) -> Run:
     """Rows as `jax.Array`s, in and out."""
-    return lambda rows: list(call(*leading.values, *rows))
+    again = with_own_settings(call)
+
+    def run(rows: Rows) -> list[Any]:
+        try:
+            return list(call(*leading.values, *rows))
+        except Exception:
+            return list(again(*leading.values, *rows))
+
+    return run
 
 
 def lean_call(compiled: Any) -> Callable[..., Any]:

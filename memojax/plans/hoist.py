@@ -14,6 +14,7 @@ from jax import lax
 
 from ..xla.cpu_client import cpu_device
 from ..xla.options import compiled
+from ..xla.settings import own_settings
 from .numpy_eval import fold
 
 Atom: TypeAlias = "int | _Literal"
@@ -213,7 +214,7 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
     def traced(weights: Sequence[Any]) -> list[Any]:
         return [walk(node, lambda step, given: step.bind(given), weights) for node in nodes]
 
-    with jax.enable_x64(True):
+    with own_settings():
         lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(list(leaves))
         return [np.asarray(value) for value in compiled(lowered, cpu_device())(list(leaves))]
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ..rows.scratch import COPIED_BYTES, aligned_empty
+from ..xla.settings import own_settings
 from .packing import Packing
 
 Slot: TypeAlias = "tuple[list[np.ndarray | None], list[Any]]"
@@ -68,7 +69,7 @@ class Staging:
             aligned_empty(*spec) if staged else None
             for spec, staged in zip(self.specs, self.staged, strict=True)
         ]
-        with jax.enable_x64(True):
+        with own_settings():
             return buffers, [
                 b if b is None else jax.device_put(b, self._device, may_alias=True) for b in buffers
             ]

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ..lowering.typed_model import mixing_rows
+from ..xla.settings import own_settings
 from .compiler import PlanCompiler
 from .plan import Plan
 
@@ -21,7 +22,7 @@ def plan_mixing(compiler: PlanCompiler, plan: Plan) -> tuple[str, ...]:
         given = [*rows, *key]
         if compiler.host:
             return [np.array(value) for value in plan.executable.run(given)]
-        with jax.enable_x64(True):
+        with own_settings():
             arrays = [jax.device_put(array, compiler.device) for array in given]
         return [np.asarray(value) for value in plan.executable.run(arrays)]
 

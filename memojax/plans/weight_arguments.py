@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..xla.settings import own_settings
 from .hoist import Hoister, Node, evaluate
 
 
@@ -59,5 +60,5 @@ class Placing:
 
     def _on_device(self, values: Sequence[np.ndarray]) -> list[jax.Array]:
         """Copies on the device: JAX may go on reading the memory of a NumPy array that it is given, and whoever owns it may write there."""
-        with jax.enable_x64(True):
+        with own_settings():
             return [jax.device_put(np.array(value), self._device) for value in values]

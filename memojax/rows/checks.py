@@ -11,8 +11,9 @@ import numpy as np
 
 from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
 from ..model.signature import TensorSpec
+from ..xla.settings import own_settings
 from .device_choice import DeviceChoice
-from .states import as_dtype, can_cast, dtype_message
+from .states import as_dtype, can_cast, check_fits, dtype_message
 
 
 def check_mapping(inputs: Any) -> None:
@@ -53,11 +54,12 @@ def device_rows(
     n = check_shapes(specs, given)
     device = choice.choose(specs, given)
     given = [shared_value(spec, row) if spec.shared else row for spec, row in zip(specs, given, strict=True)]
-    with jax.enable_x64(True):
+    with own_settings():
         for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
             if value.dtype != spec.dtype:
                 if not can_cast(np.dtype(value.dtype), spec.dtype):
                     raise InputDtypeError(dtype_message(spec, value.dtype))
+                check_fits(spec, value)
                 value = value.astype(spec.dtype)
             if not isinstance(value, jax.Array):
                 # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
@@ -70,7 +72,7 @@ def device_rows(
 
 def on_device(rows: np.ndarray, device: jax.Device) -> jax.Array:
     """`rows` on `device`, in their own dtype whatever the x64 setting."""
-    with jax.enable_x64(True):
+    with own_settings():
         return jax.device_put(rows, device)
 
 

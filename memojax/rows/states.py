@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
 from ..model.signature import TensorSpec
+from ..model.tensor import overflow
 from .scratch import COPIED_BYTES, aligned_empty
 
 
@@ -166,7 +167,7 @@ def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
     """`given` as a C-contiguous array of the spec's dtype; widths may change, kinds (float to integer, ...) may not.
 
     Raises:
-        InputDtypeError: another kind of number.
+        InputDtypeError: another kind of number, or a whole number that does not fit.
         InputShapeError: no rectangular array.
     """
     try:
@@ -177,7 +178,18 @@ def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
         return np.ascontiguousarray(array) if array.ndim else array
     if not can_cast(array.dtype, spec.dtype):
         raise InputDtypeError(dtype_message(spec, array.dtype))
+    check_fits(spec, array)
     return np.asarray(array.astype(spec.dtype), order="C")
+
+
+def check_fits(spec: TensorSpec, given: Any) -> None:
+    """See that the spec's dtype can hold every whole number of an array; wrapped around, it would be another one.
+
+    Raises:
+        InputDtypeError: it cannot hold one, which is named.
+    """
+    if given.dtype.kind in "iu" and (outside := overflow(np.asarray(given), spec.dtype)) is not None:
+        raise InputDtypeError(f"input {spec.name!r} takes {spec.dtype}, which cannot hold {outside}")
 
 
 def can_cast(given: np.dtype, wanted: np.dtype) -> bool:

@@ -19,6 +19,7 @@ from ..lowering.typed_model import TypedModel
 from ..model.crvo import AssetData, AssetKind
 from ..model.signature import TensorSpec
 from ..xla.fork import check_not_forked
+from ..xla.settings import own_settings
 from .header import FORMAT, MAGIC, PREFIX
 from .load import ExportedFunction, only_size
 
@@ -145,7 +146,7 @@ def _exported(
 
     def run(fn: Any, n: Any) -> export.Exported:
         rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in typed.api.inputs]
-        with jax.enable_x64(True), jax.default_matmul_precision(precision or "default"):
+        with own_settings(precision or "default"):
             return export.export(jax.jit(fn), platforms=platforms)(leaves, rows, *key)
 
     if batch_size is not None:

@@ -1,4 +1,4 @@
-"""The coverage numbers of the README, from the known failures and the registry; `python -m tests.ops.report` writes them there."""
+"""The tables of docs/operators.md, from the known failures and the registry; `python -m tests.ops.report` writes them there."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ import onnx
 from memojax.ops.coverage import coverage
 from tests.ops import corpus
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
 BEGIN, END = "<!-- coverage -->\n", "<!-- /coverage -->"
 LOWERINGS = ("ours", "delegated", "function body", "host", "no")
 TITLES = ("written here", "by jaxonnxruntime", "by the spec's function body", "on the host", "not")
 DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft")
 OLDEST = 7
 """Op-versions that opset 7 has replaced are not counted."""
+
+LOWERED_BY = {
+    "ours": "memojax",
+    "delegated": "jaxonnxruntime",
+    "function body": "the spec's function body",
+    "host": "the host",
+    "no": "-",
+}
 
 
 def cases_table() -> str:
@@ -43,18 +51,27 @@ def operators_table() -> str:
     )
 
 
+def listing() -> str:
+    """Every operator, its versions, and what lowers them."""
+    lines = ["| operator | versions | lowered by | why not |", "|---|---|---|---|"]
+    for row in coverage():
+        for by, reason, versions in row.groups():
+            lines.append(f"| {row.name} | {', '.join(map(str, versions))} | {LOWERED_BY[by]} | {reason} |")
+    return "\n".join(lines)
+
+
 def block() -> str:
-    """What stands between the markers."""
-    return f"{cases_table()}\n\n{operators_table()}\n"
+    """The text between the markers."""
+    return f"{cases_table()}\n\n{operators_table()}\n\n{listing()}\n"
 
 
 def written() -> str:
-    """What the README has."""
-    return README.read_text().split(BEGIN)[1].split(END)[0]
+    """The text that the page has there."""
+    return PAGE.read_text().split(BEGIN)[1].split(END)[0]
 
 
 def main() -> None:
-    README.write_text(README.read_text().replace(BEGIN + written() + END, BEGIN + block() + END))
+    PAGE.write_text(PAGE.read_text().replace(BEGIN + written() + END, BEGIN + block() + END))
     print(block())
 
 

@@ -1,0 +1,70 @@
+"""JAX's settings while memojax traces, compiles and moves data: what the user has set for their own code changes no answer of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import jax
+
+_Setting = tuple[str, Any, Callable[[Any], Any]]
+
+_OPERATORS: tuple[_Setting, ...] = (
+    ("jax_numpy_rank_promotion", "allow", jax.numpy_rank_promotion),
+    ("jax_numpy_dtype_promotion", "standard", jax.numpy_dtype_promotion),
+    ("jax_debug_nans", False, jax.debug_nans),
+    ("jax_debug_infs", False, jax.debug_infs),
+    ("jax_transfer_guard_host_to_device", "allow", jax.transfer_guard_host_to_device),
+    ("jax_transfer_guard_device_to_host", "allow", jax.transfer_guard_device_to_host),
+    ("jax_transfer_guard_device_to_device", "allow", jax.transfer_guard_device_to_device),
+)
+"""What operators rely on wherever they run: they broadcast, infinities mask scores, and NaN is a number like others."""
+
+_PROGRAMS: tuple[_Setting, ...] = (
+    *_OPERATORS,
+    ("jax_enable_x64", True, jax.enable_x64),
+    ("jax_disable_jit", False, jax.disable_jit),
+    ("jax_threefry_partitionable", True, jax.threefry_partitionable),
+    ("jax_legacy_prng_key", "allow", jax.legacy_prng_key),
+)
+"""What a program of ours is traced, compiled and called under, beside the precision of its products."""
+
+_PRECISION = "jax_default_matmul_precision"
+_AS_GUARDED = {"allow": (None, "allow")}
+"""Values that mean the same as the wanted one."""
+
+
+def own_settings(precision: str | None = None) -> Any:
+    """A context in which JAX works as memojax needs it: 64 bits, jit, no checks of the user's; `precision` is that of products.
+
+    Entering costs a few microseconds where the user has changed nothing; a call that finds its plan does not enter.
+    """
+    return _within(_PROGRAMS, precision)
+
+
+def operator_settings() -> Any:
+    """A context for operators in the user's own trace: x64, jit, devices and the precision of products stay as the user has them."""
+    return _within(_OPERATORS, getattr(jax.config, _PRECISION))
+
+
+@contextmanager
+def _within(settings: tuple[_Setting, ...], precision: str | None) -> Iterator[None]:
+    with ExitStack() as scope:
+        for name, wanted, context in settings:
+            now = getattr(jax.config, name)
+            if now != wanted and now not in _AS_GUARDED.get(wanted, ()):
+                scope.enter_context(context(wanted))
+        if getattr(jax.config, _PRECISION) != precision:
+            scope.enter_context(jax.default_matmul_precision(precision))
+        yield
+
+
+def with_own_settings(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` under `own_settings`."""
+
+    def settled(*args: Any) -> Any:
+        with own_settings():
+            return call(*args)
+
+    return settled
