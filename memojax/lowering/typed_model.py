@@ -341,6 +341,23 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
         ) from cause
 
 
+def at_trial(typed: TypedModel) -> TypedModel:
+    """`typed` at sizes at which it is known to run, where it leaves sizes open.
+
+    Raises:
+        DimensionError: no such sizes are known; the symbols and static inputs are named.
+    """
+    if not typed.is_open:
+        return typed
+    trial = typed.fn.trial if isinstance(typed.fn, FreeFunction) else None
+    if trial is None:
+        names = [*typed.api.free, *(spec.name for spec in typed.api.inputs if spec.static)]
+        raise DimensionError(
+            f"{typed.name or 'this model'} leaves {', '.join(map(repr, names))} open: load it with dims= or constants="
+        )
+    return typed.at(trial)
+
+
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
     """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask; one value for a shared input."""
     shape = spec.rows(n)

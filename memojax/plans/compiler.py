@@ -262,7 +262,7 @@ class PlanCompiler:
             drawn = jax.random.wrap_key_data(key, impl="threefry2x32") if self.typed.random else None
             return self.typed.fn(params, rows[: len(self.typed.api.inputs)], drawn)
 
-        with trace_lock, self._settings():
+        with trace_lock, own_settings(self.precision):
             found = jax.eval_shape(shapes, weights, self._rows(size), key)
         return Packing.of([value.shape for value in found], dtypes)
 
