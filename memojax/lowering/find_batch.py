@@ -207,12 +207,12 @@ def _not_native(traced: Traced, cause: LoweringError) -> BatchedFunction:
         single, refusal = None, failure
     else:
         refusal = None
+    if single is None and (multiple := _multiple(traced)) is not None:
+        raise _in_multiples(traced, multiple) from cause
     if fixed := _baked_size(traced, single):
         return fixed
     if single is not None:
         return single
-    if (multiple := _multiple(traced)) is not None:
-        raise _in_multiples(traced, multiple) from cause
     raise refusal or cause
 
 
@@ -299,12 +299,21 @@ def _baked_size(traced: Traced, single: BatchedFunction | None) -> BatchedFuncti
             results = traced.at(size)
         except LoweringError:
             continue
-        if any(size not in result.shape for result in results.values()):
+        if not all(_holds(traced, name, result.shape, size) for name, result in results.items()):
             continue
         if single is not None and not _grew_from_one(traced, results, size):
             continue
         return _at_only(traced, size, f"{holder} holds {size} rows")
     return None
+
+
+def _holds(traced: Traced, name: str, shape: Sequence[int], size: int) -> bool:
+    """Whether an output has `size` rows: on the axis that the file declares for the batch, or on any if it declares none."""
+    declared = next(value.shape for value in traced.function.graph.outputs if value.name == name)
+    if declared and len(declared) == len(shape):
+        axes = [axis for axis, dim in enumerate(declared) if dim in traced.layout.symbols]
+        return all(shape[axis] == size for axis in axes) if axes else size in shape
+    return size in shape
 
 
 def _grew_from_one(traced: Traced, results: Mapping[str, Any], size: int) -> bool:

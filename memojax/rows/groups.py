@@ -29,7 +29,7 @@ def grouped(api: ModelApi, agents: Sequence[int], states: Sequence[Mapping[str, 
         members, kept = groups.setdefault(key, ([], []))
         members.append(agent)
         kept.append(arrays)
-    return [(members, _rows(api, members, kept)) for members, kept in groups.values()]
+    return [(members, rows_of_group(api, members, kept)) for members, kept in groups.values()]
 
 
 def group_key(api: ModelApi, agent: int, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -55,7 +55,14 @@ def group_key(api: ModelApi, agent: int, arrays: Mapping[str, np.ndarray]) -> An
     return tuple(solve(places, InputShapeError).items()), tuple(values)
 
 
-def _rows(api: ModelApi, agents: Sequence[int], states: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def rows_of_group(
+    api: ModelApi, agents: Sequence[int], states: Sequence[Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """The states of agents that have one key as rows; a shared input has a row for each agent here.
+
+    Raises:
+        InputError: as for `gather`.
+    """
     first = states[0]
     specs = [_fixed(spec, first[spec.name].shape) for spec in api.inputs]
     return gather(specs, agents, states)

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import IncompatibleModelError, UnknownBrainError
 from ..inferer.base import Inferer, check_inferer
-from ..inferer.batcher import Batcher, States, pairs_of
+from ..inferer.batcher import Batcher, batcher_for
+from ..inferer.pairs import States, pairs_of
 from ..rows.states import Response
 from ..wrapper.base import LayeredInferer, check_compatible
 from .timing import CompileTimings, Timings
@@ -108,7 +109,7 @@ class BrainState:
         self.timings = Timings()
         self._turns, self._clock, self._compiles = turns, clock, compiles
         self._since = self._served = 0
-        self._open, self._spare = Batcher(inferer), Batcher(inferer)
+        self._open, self._spare = batcher_for(inferer), batcher_for(inferer)
         self._open_since = 0
         self._sealed: Batcher | None = None
         self._busy = self._removed = False
@@ -157,7 +158,7 @@ class BrainState:
                 if self._sealed and self._batch_of(agent) is self._sealed
             ]
             if fixed and self._sealed is not None:
-                Batcher(self.inferer, len(pairs)).extend(pairs)
+                batcher_for(self.inferer, len(pairs)).extend(pairs)
                 self._sealed.extend(fixed, replace=True)
                 pairs = [(agent, state) for agent, state in pairs if self._batch_of(agent) is self._open]
             self._open.extend(pairs, replace=True)
