@@ -95,10 +95,7 @@ def test_package_exports_what_is_to_be_optimized(tmp_path: Path) -> None:
     assert str(target) in text
     assert AssetData.read(target).kind is AssetKind.STABLEHLO
     assert_same_answers(memojax.load(policies.bundled("pendulum_ppo")), memojax.load(target), 2)
-    assert (
-        "--batch-size goes with --optimize"
-        in run("package", "pendulum_ppo", target, "-N", "2", code=2).stderr
-    )
+    assert "--batch-size needs --optimize" in run("package", "pendulum_ppo", target, "-N", "2", code=2).stderr
 
 
 def test_several_policies_go_into_a_folder(tmp_path: Path) -> None:
@@ -125,7 +122,7 @@ def test_nothing_but_an_older_asset_is_overwritten(tmp_path: Path, files: dict[s
     precious = tmp_path / "other.onnx"
     precious.write_bytes(b"a model of somebody's")
     for command in (("package", "acrobot_ppo", precious), ("to-stablehlo", "acrobot_ppo", "-o", precious)):
-        assert "is no CRVO asset" in run(*command, code=2).stderr
+        assert "is not a CRVO asset" in run(*command, code=2).stderr
         assert precious.read_bytes() == b"a model of somebody's"
     for command in (
         ("package", files["crvo"], files["crvo"]),
@@ -143,7 +140,8 @@ def test_nothing_but_an_older_asset_is_overwritten(tmp_path: Path, files: dict[s
 def test_targets_are_checked_before_anything_is_exported(tmp_path: Path) -> None:
     (tmp_path / "pendulum_ppo.crvo").write_text("notes")
     assert (
-        "no CRVO asset" in run("to-stablehlo", "acrobot_ppo", "pendulum_ppo", "-o", tmp_path, code=2).stderr
+        "not a CRVO asset"
+        in run("to-stablehlo", "acrobot_ppo", "pendulum_ppo", "-o", tmp_path, code=2).stderr
     )
     assert sorted(os.listdir(tmp_path)) == ["pendulum_ppo.crvo"]
     assert (

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from memojax import policies
-from memojax.evaluation import Episode
+from memojax.evaluation import Episode, load
 
 from .test_cli import json_of, run
 
@@ -47,7 +47,7 @@ def test_evaluate_prints_what_matters() -> None:
     ]
     assert row.split()[0] == "3"
     assert row.split()[2] == "20"
-    assert "preloaded and not used: 2" in text
+    assert "not used: 2" in text
 
 
 def test_evaluate_as_json(tmp_path: Path) -> None:
@@ -133,6 +133,29 @@ def test_evaluate_draws_a_picture(tmp_path: Path) -> None:
     )
 
 
+def test_evaluate_keeps_its_results(tmp_path: Path) -> None:
+    target = tmp_path / "kept.json"
+    options = ("--env", "Pendulum-v1", "--episodes", "2", "--max-steps", "5", "--select", "0,1,2")
+    text = run("evaluate", "pendulum_ppo", *options, "--save", target).stdout
+    assert "observations           SelectObs([0, 1, 2])" in text
+    assert "actions                ClipAction(-2, 2)" in text
+    (kept,) = load(target)
+    assert kept.observation_transforms == ("SelectObs([0, 1, 2])",)
+    run("evaluate", "pendulum_ppo", "pendulum_ppo", *options, "--save", tmp_path / "kept.csv")
+    assert len((tmp_path / "kept.csv").read_text().splitlines()) == 5
+    assert "written as .json or .csv" in run("evaluate", "--save", tmp_path / "kept.txt", code=1).stderr
+
+
+def test_evaluate_takes_the_options_of_loading(tmp_path: Path) -> None:
+    options = ("--episodes", "4", "--max-steps", "5", "--bucketing", "3,8", "--maxsize", "2")
+    text = run("evaluate", *options, "--cache-dir", tmp_path / "plans", "--on-miss", "compile").stdout
+    assert text[text.index("batch size") :].splitlines()[2].split()[0] == "8"
+    assert list((tmp_path / "plans").iterdir())
+    one = json_of("evaluate", *options)["evaluations"][0]
+    assert one["padded_rows"] == 4 * 5
+    assert one["plans"][0]["size"] == 8
+
+
 def test_evaluate_takes_the_recurrent_policys_mask_from_its_card() -> None:
     one = json_of("evaluate", "recurrent_lstm", "--episodes", "1", "--max-steps", "60")["evaluations"][0]
     assert one["lengths"] == [60]
@@ -200,6 +223,10 @@ def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.Monke
         (("--observation", "obs"), 2, "write it as NAME=VALUE"),
         (("--recurrent", "obs"), 2, "write it as auto, or IN:OUT"),
         (("--device", "tpu:7"), 1, "no device 'tpu:7'"),
+        (("--bucketing", "pow3"), 2, "neither a size"),
+        (("--on-miss", "wait"), 2, "'compile', 'pad', 'warn', 'error'"),
+        (("--on-miss", "error"), 1, "has no plan"),
+        (("--render", "--async"), 1, "cannot be watched"),
     ],
 )
 def test_evaluate_refuses(arguments: tuple[str, ...], code: int, message: str) -> None:

@@ -58,8 +58,8 @@ def test_inputs_on_several_devices_are_moved_with_one_warning() -> None:
     """)
     lines = [line for line in out.splitlines() if line.startswith("WARNING inputs lie on several devices")]
     assert len(lines) == 2, "one per inferer"
-    assert "'b' on cpu:0; they are moved to cpu:1" in lines[0]
-    assert "'b' on cpu:1, 'h_in' on cpu:1; they are moved to cpu:0" in lines[1]
+    assert "'b' on cpu:0; every call moves them to cpu:1" in lines[0]
+    assert "'b' on cpu:1, 'h_in' on cpu:1; every call moves them to cpu:0" in lines[1]
 
 
 def test_what_lies_together_runs_there_and_numpy_goes_along() -> None:

@@ -48,6 +48,7 @@ INSIDE = {
     "memojax.TypedModel": ["from_function", "from_model", "with_params"],
     "memojax.NormalizeObs": ["from_vecnormalize"],
     "memojax.AssetData": ["write"],
+    "memojax.evaluation": ["compare", "load", "merge"],
 }
 """Functions of modules, and the methods through which a class is entered."""
 

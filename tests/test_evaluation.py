@@ -13,7 +13,7 @@ import pytest
 import memojax as mj
 from memojax import errors, policies
 from memojax.evaluation import Episode, compare, plot
-from memojax.evaluation.result import plus_minus
+from memojax.evaluation.statistics import plus_minus
 from memojax.exporter_names import canonical
 
 from . import tiny_envs

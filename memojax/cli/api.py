@@ -1,4 +1,4 @@
-"""`memojax api`: what a model takes and gives, and who lowers its operators."""
+"""`memojax api`: inputs, outputs, batch rule and operators of a model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import click
 from .options import find_model, json_option, loading_of, loading_options, model_argument
 
 
-@click.command("api", short_help="What a model takes and gives, and who lowers its operators.")
+@click.command("api", short_help="Inputs, outputs, batch rule and operators of a model.")
 @model_argument
 @loading_options
 @click.option(
     "--probe/--no-probe",
     default=True,
-    help="Compile two small batches to see whether rows influence each other.",
+    help="Run two small batches to find out whether rows influence each other.",
 )
 @json_option
 def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> None:
@@ -42,7 +42,7 @@ def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> N
     notes = (
         list(graph.notes)
         if graph
-        else ["an exported program (StableHLO): its operators are compiled in, its ONNX file is not needed"]
+        else ["an exported program (StableHLO): it needs neither its ONNX file nor its operators"]
     )
     if typed.random:
         notes.append("draws random numbers itself: its inferer's seed= makes runs repeat")
@@ -51,7 +51,7 @@ def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> N
     if host := [op for _, op, _, _, by, _ in ops if by == "host"]:
         notes.append(f"graph breaks: {', '.join(host)} run on the host, between compiled parts")
     if typed.constant:
-        notes.append(f"depend on no input, and are not computed per call: {', '.join(typed.constant)}")
+        notes.append(f"constant outputs, computed once: {', '.join(typed.constant)}")
     data = {
         "model": file.name,
         "inputs": [_spec(spec) for spec in typed.api.inputs],

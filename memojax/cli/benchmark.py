@@ -27,7 +27,7 @@ from .wrapping import wrapped, wrapping_options
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 _BLOCK = 8
-"""Calls of one contender in a row, so that a cache line or two may stay warm; then it is the next one's turn."""
+"""Calls of one contender before the next takes its turn; a few in a row keep its caches warm."""
 
 _WARM_UP = 3
 
@@ -35,7 +35,11 @@ _WARM_UP = 3
 @click.command("benchmark", short_help="Time calls over the batch size.")
 @model_argument
 @click.option(
-    "-b", "--batch-sizes", type=SIZES, metavar="SIZES", help="As 1-8,16.  [default: 1,2,4,8,16,32,64]"
+    "-b",
+    "--batch-sizes",
+    type=SIZES,
+    metavar="SIZES",
+    help="Batch sizes, such as 1-8,16.  [default: 1,2,4,8,16,32,64]",
 )
 @click.option(
     "-c",
@@ -61,7 +65,7 @@ _WARM_UP = 3
 @click.option("--plot", metavar="FILE.png", help="Draw the median time over the batch size.")
 @onnx_option
 @click.option(
-    "--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]"
+    "--seed", type=click.IntRange(0), metavar="S", default=0, help="Seed of the random inputs.  [default: 0]"
 )
 @loading_options
 @device_option
@@ -83,9 +87,9 @@ def command(
 ) -> None:
     """Time calls at each batch size, interleaved with other runtimes.
 
-    Compiles are timed apart. With --recurrent and --with-epsilon the call goes through the wrappers, as in a game loop; other runtimes are
-    given the same rows, hidden state and noise included, laid out beforehand; for an exported policy --onnx says what they run. One that
-    cannot run MODEL is left out; the rest is printed, then why, and the exit code is 1.
+    Compiles are timed separately. With --recurrent and --with-epsilon the call goes through the wrappers, as in a game loop. Other runtimes
+    get the same rows, with hidden state and noise, laid out beforehand. For an exported policy, --onnx names the file that they run. A
+    runtime that cannot run MODEL is left out: the table comes without it, the reason follows, and the exit code is 1.
 
     \b
     Examples:
@@ -165,7 +169,7 @@ def _contenders(
     call: str,
     unable: dict[str, Exception],
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """What to time, and the milliseconds that each took to get ready for this size; others that fail are put into `unable`."""
+    """Calls to time, and milliseconds that each runtime took to prepare this size; runtimes that fail go into `unable`."""
     from ..verification.runtimes import ContenderError
 
     given = {spec.name: rows[spec.name] for spec in inferer.api.inputs}
@@ -195,7 +199,7 @@ def _contenders(
 
 
 def _timed(calls: Mapping[str, Callable[[], Any]], count: int) -> dict[str, list[float]]:
-    """Seconds of `count` calls each, in blocks that take turns."""
+    """Seconds of `count` calls of each, in blocks that take turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(_WARM_UP):
@@ -266,7 +270,7 @@ def _show(data: Mapping[str, Any]) -> None:
     ]
     if several:
         items.append(
-            f"[dim]time: median against memojax's, above 1 is slower; geometric mean {_overall(results, mine)}[/]"
+            f"[dim]time: median divided by memojax's, above 1 is slower than memojax; geometric mean {_overall(results, mine)}[/]"
         )
     show(*items)
 

@@ -1,4 +1,4 @@
-"""`memojax cache`: what is in the folder of compiled plans."""
+"""`memojax cache`: the folder of compiled plans."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .options import Command, json_option
 def command() -> None:
     """List, measure and clear the folder of compiled plans (`cache_dir=` of an inferer, or MEMOJAX_CACHE_DIR).
 
-    Entries are told by their headers; what is compiled in them is never loaded here, and files that are not entries are never touched.
-    Each command takes --dir FOLDER and --json FILE|-.
+    These commands read only the headers of entries, never load compiled code, and never touch other files. Each takes --dir FOLDER and
+    --json FILE|-.
 
     \b
     Examples:
@@ -27,7 +27,7 @@ def command() -> None:
 
 
 def _folder_options(command: Command) -> Command:
-    """`--dir`, as an opened cache and its choices, and `--json`."""
+    """`--dir` and `--json`."""
     kind = click.Path(exists=True, file_okay=False, path_type=Path)
     return click.option(
         "--dir", "folder", type=kind, metavar="FOLDER", help="The folder.  [default: $MEMOJAX_CACHE_DIR]"
@@ -88,7 +88,7 @@ def list_(folder: Path | None, model: str | None, json_file: str | None) -> None
 @command.command("size")
 @_folder_options
 def size(folder: Path | None, json_file: str | None) -> None:
-    """Print how many plans there are of each model, and how large they are.
+    """Print the number of plans of each model, and their size.
 
     \b
     Example:
@@ -125,10 +125,9 @@ def size(folder: Path | None, json_file: str | None) -> None:
 @_model_option("Only plans of this model (its file's name, with or without suffix).")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def clear(folder: Path | None, model: str | None, yes: bool, json_file: str | None) -> None:
-    """Remove compiled plans, and what autotuning chose for them; other files in the folder stay.
+    """Remove compiled plans and the results of autotuning; other files in the folder stay.
 
-    Processes that use the folder go on with the plans that they have, and compile what they then miss. Exits with 1 if the question is
-    answered with no.
+    Processes that use the folder keep the plans that they have loaded, and compile others again. Exits with 1 if you answer no.
 
     \b
     Example:

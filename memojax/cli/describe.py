@@ -1,4 +1,4 @@
-"""`memojax describe`: what is in a model file."""
+"""`memojax describe`: the content of a model file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import click
 from .options import find_model, json_option, model_argument
 
 
-@click.command("describe", short_help="What is in a model file.")
+@click.command("describe", short_help="Show the content of a model file.")
 @model_argument
 @json_option
 def command(model: str, json_file: str | None) -> None:
     """Print a model's structure: opsets, producer, declared inputs and outputs, operators, weights, metadata.
 
-    Works for every file that can be read, also one that memojax cannot run.
+    Works for every readable file, even if memojax cannot run it.
 
     \b
     Example:

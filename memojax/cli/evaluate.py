@@ -13,6 +13,7 @@ from .options import (
     ModelFile,
     ModelName,
     check_plot,
+    checked_target,
     device_option,
     find_model,
     json_option,
@@ -21,7 +22,7 @@ from .options import (
     pairs,
     recurrent_pairs,
 )
-from .sizes import SIZES
+from .sizes import BUCKETING, SIZES
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation
@@ -43,6 +44,20 @@ if TYPE_CHECKING:
 @click.option(
     "--preload", type=SIZES, metavar="SIZES", help="Batch sizes to compile before the start, as 1-8,16."
 )
+@click.option(
+    "--bucketing",
+    type=BUCKETING,
+    metavar="exact|pow2|SIZES",
+    help="Batch sizes that get a plan; others are padded.  [default: pow2, exact where rows mix]",
+)
+@click.option(
+    "--on-miss",
+    type=click.Choice(["compile", "pad", "warn", "error"]),
+    default="compile",
+    help="What a batch size without a plan does.  [default: compile, ahead where possible]",
+)
+@click.option("--cache-dir", metavar="DIR", help="Keep compiled plans in this folder for the next run.")
+@click.option("--maxsize", type=click.IntRange(1), metavar="N", help="Most plans to keep.")
 @click.option(
     "--seed", type=click.IntRange(0), metavar="S", default=0, help="Seed of the first episode.  [default: 0]"
 )
@@ -81,15 +96,25 @@ if TYPE_CHECKING:
 @click.option("--no-clip", is_flag=True, help="Do not clip actions to the action space.")
 @loading_options
 @device_option
+@click.option("--render", is_flag=True, help="Open a window that shows the first environment.")
+@click.option("--video", metavar="DIR", help="Film the first environment's episodes into this folder.")
+@click.option(
+    "--save",
+    metavar="FILE.json|.csv",
+    callback=checked_target,
+    help="Keep the results: .json for memojax.evaluation.load, .csv with a line per episode.",
+)
 @click.option(
     "--plot", metavar="FILE.png", help="Draw the returns, and the time per call over the batch size."
 )
 @json_option
-def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **given: Any) -> None:
+def command(
+    models: tuple[str, ...], json_file: str | None, plot: str | None, save: str | None, **given: Any
+) -> None:
     """Play episodes with one policy, or compare several on the same seeds.
 
-    Environments run side by side and the policy is asked once per step for all of them, so the batch shrinks as episodes end; every batch
-    size runs on an executable of its own. Without MODEL, the bundled acrobot_ppo plays Acrobot-v1.
+    Environments run side by side and the policy is asked once per step for all of them, so the batch shrinks as episodes
+    end. A few batch sizes have an executable, the others are padded. Without MODEL, the bundled acrobot_ppo plays Acrobot-v1.
 
     \b
     Examples:
@@ -97,10 +122,13 @@ def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **
       memojax evaluate policy.onnx --env CartPole-v1 --episodes 500 --num-envs 64 --preload 1-64
       memojax evaluate old.onnx new.onnx --env Pendulum-v1 --plot returns.png --json results.json
     """
-    from .. import policies
+    from .. import evaluation, policies
     from ..errors import MemojaxError
+    from ..evaluation.files import check_suffix
 
     check_plot(plot)
+    if save is not None:
+        check_suffix(save)
     files = [find_model(name) for name in models or (policies.DEFAULT,)]
     transforms = _transforms(given)
     options = _options(given)
@@ -119,6 +147,8 @@ def command(models: tuple[str, ...], json_file: str | None, plot: str | None, **
             break
         if done[-1].interrupted:
             break
+    if save is not None and done:
+        evaluation.save(done, save)
     _report(done, files, len(models) > 1, json_file, plot)
     if failure is not None:
         raise failure
@@ -135,15 +165,9 @@ def _evaluate(
     options: Mapping[str, Any],
     transforms: Mapping[str, Any],
 ) -> Evaluation:
-    from ..api import load
     from ..evaluation import SelectObs, evaluate
     from ..loading import typed_model
-    from ..stablehlo import only_size
 
-    typed = typed_model(file.path, **loading)
-    only = only_size(typed)
-    fixed = {"bucketing": [only], "max_batch_size": only} if only else {}
-    inferer = load(typed, preload=given["preload"] or (), seed=given["seed"], device=given["device"], **fixed)
     own_env = file.card.get("env_id")
     seen = (
         file.card.get("observation_indices")
@@ -152,7 +176,7 @@ def _evaluate(
     )
     selected = [SelectObs(seen)] if seen else []
     return evaluate(
-        inferer,
+        typed_model(file.path, **loading),
         env_id or own_env,
         name=name,
         progress=True,
@@ -175,6 +199,10 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         "action": given["action"],
         "epsilon": given["epsilon"],
         "recurrent": recurrent_pairs(given["recurrent"]) or None,
+        "preload": given["preload"] or (),
+        **{name: given[name] for name in ("bucketing", "on_miss", "cache_dir", "maxsize", "device")},
+        "render": given["render"],
+        "video": given["video"],
     }
 
 
@@ -243,7 +271,7 @@ def _report(
             json_file,
             {
                 "evaluations": [one.to_dict() for one in done],
-                "comparisons": [vars(one) for one in comparisons],
+                "comparisons": [one.to_dict() for one in comparisons],
             },
         )
     if json_file != "-":
@@ -264,6 +292,7 @@ def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
     lengths = done.lengths
     about = [
         ("return", f"{_mean(done)}   (95 % interval {number(low)} to {number(high)})"),
+        ("interquartile mean", f"{number(done.interquartile_mean)}   (95 % bootstrapped {_interval(done)})"),
         (
             "episode length",
             f"{number(done.mean_length)}"
@@ -272,13 +301,14 @@ def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
         ("steps per second", _speed(done)),
     ]
     if "mean_return" in card and card.get("env_id") == done.env_id:
-        from ..evaluation.result import plus_minus
+        from ..evaluation.statistics import plus_minus
 
         recorded = plus_minus(card["mean_return"], card.get("standard_error", float("nan")))
         about.append(
             ("recorded return", f"{recorded}   ({card.get('episodes', '?')} episodes after training)")
         )
     about.append(("policy", f"{', '.join(done.feeds)}; action: {done.action}"))
+    about += [(side, ", ".join(steps)) for side, steps in done.transforms()]
     about += [(f"metadata {key}", value[:120]) for key, value in done.metadata.items()]
     rows = [
         (plan.size, number(plan.compile_ms), plan.calls, *_call(done, plan))
@@ -292,15 +322,15 @@ def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
             table(["batch size", "compile ms", "calls", "median call us", "us per agent"], rows, left=0)
         )
         count = f"{len(done.plans)} plan{'s' if len(done.plans) != 1 else ''}"
-        items.append(
-            f"[dim]{count}, one executable per batch size"
-            + (f"; preloaded and not used: {', '.join(idle)}" if idle else "")
-            + "[/]"
-        )
+        padding = f"; {done.padded_rows:,} rows of padding" if done.padded_rows else ""
+        unused = f"; not used: {', '.join(idle)}" if idle else ""
+        items.append(f"[dim]{count}, one executable per batch size{padding}{unused}[/]")
     return items
 
 
 def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[Any]:
+    from rich.markup import escape
+
     from .output import number, table
 
     by_name = {one.other: one for one in comparisons}
@@ -328,6 +358,8 @@ def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[
         "compile s",
     ]
     items: list[Any] = [_title(done[0], several=True), table(columns, rows)]
+    for one in done:
+        items += [escape(f"{one.model}: {side}: {', '.join(steps)}") for side, steps in one.transforms()]
     if comparisons:
         items.append("[dim]differences are paired by seed; * where the 95 % interval leaves out 0[/]")
     if done[-1].interrupted:
@@ -338,7 +370,7 @@ def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[
 
 
 def _difference(one: Any) -> str:
-    from ..evaluation.result import plus_minus
+    from ..evaluation.statistics import plus_minus
 
     return f"{plus_minus(one.difference, one.standard_error)}{' *' if one.significant else ''}"
 
@@ -363,24 +395,33 @@ def _title(done: Evaluation, several: bool = False) -> str:
 
 
 def _mean(done: Evaluation) -> str:
-    from ..evaluation.result import plus_minus
+    from ..evaluation.statistics import plus_minus
 
     return plus_minus(done.mean_return, done.standard_error)
 
 
+def _interval(done: Evaluation) -> str:
+    from .output import number
+
+    low, high = done.interquartile_interval()
+    return f"{number(low)} to {number(high)}"
+
+
 def _speed(done: Evaluation) -> str:
-    parts = [f"{done.compile_seconds:.1f} s compiling"] if done.compile_seconds else []
-    parts += [
-        f"{max(0.0, done.policy_seconds - done.compile_seconds):.1f} s in the policy",
+    parts = [
+        f"{done.policy_seconds:.1f} s in the policy",
         f"{done.environment_seconds:.1f} s in the environment",
     ]
-    return (
-        f"{done.steps_per_second:,.0f}   ({done.steps:,} steps in {done.seconds:.1f} s: {', '.join(parts)})"
-    )
+    plans = f"; plans took {done.compile_seconds:.1f} s" if done.compile_seconds else ""
+    return f"{done.steps_per_second:,.0f}   ({done.steps:,} steps in {done.seconds:.1f} s: {', '.join(parts)}{plans})"
 
 
 def _call(done: Evaluation, plan: Any) -> tuple[str, str]:
+    """Microseconds per call of a plan and per agent in it, over the batch sizes that it served."""
     from .output import number
 
-    median = done.call_us.get(plan.size)
-    return number(median), number(None if median is None else median / plan.size)
+    served = [size for size in done.call_us if done.plan_size(size) == plan.size]
+    calls = sum(done.batch_sizes[size] for size in served)
+    total = sum(done.call_us[size] * done.batch_sizes[size] for size in served)
+    agents = sum(size * done.batch_sizes[size] for size in served)
+    return number(total / calls if calls else None), number(total / agents if agents else None)

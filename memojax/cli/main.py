@@ -1,4 +1,4 @@
-"""`memojax`: the group of commands, and how their errors are shown."""
+"""`memojax`: the group of commands, and the display of their errors."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ COMMANDS = (
     "cache",
     "ops",
 )
-"""Each is `memojax.cli.NAME:command` (`_` for `-`), imported when it is asked for."""
+"""Each is `memojax.cli.NAME:command` (`_` for `-`), imported when it is used."""
 
 EPILOG = """
 \b
 Examples:
   memojax evaluate                                   a bundled, trained policy on its environment
   memojax evaluate policy.onnx --env CartPole-v1     your own
-  memojax api policy.onnx                            what it takes and gives
+  memojax api policy.onnx                            its inputs and outputs
 
 MODEL is an ONNX file or the name of a bundled policy: acrobot_ppo, pendulum_ppo, recurrent_lstm.
 
 \b
-Exit codes: 0 done; 1 the model, the environment or the data is at fault (one line says how, --debug says where, and 'verify' uses it
-for a difference); 2 the command line is; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 a fault in the model, the environment or the data, or a difference in 'verify' (--debug shows the traceback);
+2 a fault in the command line; 130 stopped by Ctrl-C.
 
 \b
 Shell completion, for bash (zsh and fish likewise), in ~/.bashrc:

@@ -1,4 +1,4 @@
-"""`memojax ops`: which operators are supported."""
+"""`memojax ops`: supported operators."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .options import json_option
 _WHO = ("ours", "delegated", "function body", "host", "no")
 
 
-@click.command("ops", short_help="Which operators are supported.")
+@click.command("ops", short_help="List supported operators.")
 @click.argument("names", nargs=-1, metavar="[OP]...")
 @click.option("--domain", metavar="DOMAIN", help="Only this domain: ai.onnx, ai.onnx.ml, com.microsoft.")
-@click.option("--by", type=click.Choice(_WHO), help="Only what is lowered so.")
-@click.option("--missing", is_flag=True, help="Only what is not supported, with the reason (--by no).")
+@click.option("--by", type=click.Choice(_WHO), help="Only operators lowered this way.")
+@click.option("--missing", is_flag=True, help="Only unsupported operators, with the reason (--by no).")
 @json_option
 def command(
     names: tuple[str, ...], domain: str | None, by: str | None, missing: bool, json_file: str | None
 ) -> None:
-    """Print every ONNX operator, its versions, who lowers each, and why not.
+    """Print every ONNX operator, its versions, what lowers each, and the reason if nothing does.
 
-    "ours" is a JAX function in memojax.ops, "delegated" a jaxonnxruntime handler, "function body" the definition by other operators that
-    ONNX itself gives, "host" is run outside of XLA.
+    "ours" is a JAX function in memojax.ops. "delegated" is a handler of jaxonnxruntime. "function body" is ONNX's own definition by other
+    operators. "host" runs outside of XLA.
 
     \b
     Example:

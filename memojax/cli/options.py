@@ -1,4 +1,4 @@
-"""What several commands share: the MODEL argument, how it is loaded, devices, `--json`."""
+"""Options of several commands: MODEL, loading, devices, `--json`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A MODEL argument: a file, its name, and the card beside it (`NAME.json` with an `env_id`), if there is one."""
+    """A MODEL argument: its name, its file, and the card beside it (`NAME.json` with an `env_id`), or an empty one."""
 
     name: str
     path: Path
@@ -26,10 +26,10 @@ class ModelFile:
 
 
 def find_model(text: str) -> ModelFile:
-    """The file that a MODEL argument means: a path, or the name of a bundled policy.
+    """The file of a MODEL argument, which is a path or the name of a bundled policy.
 
     Raises:
-        ModelLoadError: neither.
+        ModelLoadError: `text` is neither.
     """
     from .. import policies
     from ..errors import ModelLoadError
@@ -71,7 +71,7 @@ class ModelName(click.ParamType):
 
 
 def model_argument(command: Command) -> Command:
-    """One MODEL."""
+    """The MODEL argument."""
     return click.argument("model", metavar="MODEL", type=ModelName())(command)
 
 
@@ -108,7 +108,7 @@ def loading_options(command: Command) -> Command:
 def loading_of(
     dims: tuple[str, ...], constants: tuple[str, ...], batch_axis: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Options of `TypedModel.from_model` from those of the command line."""
+    """Options of `TypedModel.from_model`, from the options of the command line."""
     loading: dict[str, Any] = {}
     if dims:
         loading["dims"] = {name: _whole(value, f"--dim {name}") for name, value in pairs(dims, "--dim")}
@@ -127,7 +127,7 @@ def loading_of(
 
 
 def onnx_option(command: Command) -> Command:
-    """`--onnx FILE`: what another runtime reads where MODEL has no graph."""
+    """`--onnx FILE`: the file for another runtime, if MODEL has no graph."""
     return click.option(
         "--onnx",
         metavar="FILE",
@@ -137,7 +137,7 @@ def onnx_option(command: Command) -> Command:
 
 
 def loaded_pair(file: ModelFile, onnx: str | None, loading: Mapping[str, Any]) -> tuple[Any, Any]:
-    """MODEL and the model of `--onnx` (None without it), loaded; options of loading go to whichever is an ONNX file.
+    """Load MODEL and the model of `--onnx` (None without it); loading options go to the ONNX file of the two.
 
     Raises:
         ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
@@ -152,15 +152,15 @@ def loaded_pair(file: ModelFile, onnx: str | None, loading: Mapping[str, Any]) -
 
 def json_option(command: Command) -> Command:
     """`--json FILE`."""
-    help = "Write everything as JSON; with - to stdout, instead of the tables."
+    help = "Write the result as JSON; - writes it to stdout instead of the tables."
     return click.option("--json", "json_file", metavar="FILE|-", callback=checked_target, help=help)(command)
 
 
 def checked_target(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A callback of an option that names a file to be written: whether it can be is found out before the work.
+    """A callback of options that name an output file; it checks the file before the work begins.
 
     Raises:
-        InputError: it is a folder, or in a folder that does not exist.
+        InputError: the path is a folder, or its folder does not exist.
     """
     if value is not None and value != "-" and not ctx.resilient_parsing:
         check_target(value)
@@ -168,10 +168,10 @@ def checked_target(ctx: click.Context, param: click.Parameter, value: str | None
 
 
 def check_target(path: str | Path) -> None:
-    """See that a file can be written to `path`; nothing is written yet.
+    """Check that `path` can become a file, without writing it.
 
     Raises:
-        InputError: it is a folder, or in a folder that does not exist.
+        InputError: `path` is a folder, or its folder does not exist.
     """
     from ..errors import InputError
 
@@ -188,26 +188,26 @@ def device_option(command: Command) -> Command:
 
 
 def recurrent_pairs(given: Iterable[str]) -> list[tuple[str, str]] | None:
-    """What `--recurrent` names, IN:OUT with commas between; None where it says "auto".
+    """The pairs of `--recurrent` (IN:OUT, separated by commas); None for "auto".
 
     Raises:
-        click.UsageError: neither.
+        click.UsageError: `given` is neither.
     """
     parts = tuple(part for value in given for part in value.split(","))
     return (
         None
         if parts == ("auto",)
-        else pairs(parts, "--recurrent", ":", "auto, or IN:OUT with commas between")
+        else pairs(parts, "--recurrent", ":", "auto, or IN:OUT separated by commas")
     )
 
 
 def pairs(
     values: tuple[str, ...], option: str, mark: str = "=", form: str = "NAME=VALUE"
 ) -> list[tuple[str, str]]:
-    """`NAME=VALUE` options, split; `form` says how to write one.
+    """Split `NAME=VALUE` options; `form` shows the right form in the message.
 
     Raises:
-        click.UsageError: one without the mark.
+        click.UsageError: an option lacks the mark.
     """
     result = []
     for value in values:
@@ -233,7 +233,7 @@ def _literal(text: str, name: str) -> Any:
 
 
 def check_plot(path: str | None) -> None:
-    """Find out before the work whether a picture can be written to `path` after it.
+    """Check, before the work begins, that a picture can be written to `path`.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -248,6 +248,6 @@ def check_plot(path: str | None) -> None:
     known = NotebookFigure().canvas.get_supported_filetypes()
     if target.suffix.lstrip(".").lower() not in known:
         raise InputError(
-            f"{path}: a picture cannot be written as {target.suffix or 'a file without a suffix'!r}: use {', '.join(sorted(known))}"
+            f"{path}: matplotlib cannot write a picture as {target.suffix or 'a file without a suffix'!r}: use {', '.join(sorted(known))}"
         )
     check_target(path)

@@ -1,4 +1,4 @@
-"""What commands print: tables on stdout, errors on stderr, JSON where it is asked for."""
+"""Output of commands: tables on stdout, errors on stderr, JSON on request."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 _PIPE_WIDTH = 160
-"""Columns where stdout is no terminal: a table in a file should not be squeezed."""
+"""Columns if stdout is not a terminal, so tables in files are not squeezed."""
 
 
 def console(stderr: bool = False) -> Console:
-    """A console on stdout (or stderr) as it is now."""
+    """A console on the current stdout or stderr."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else max(_PIPE_WIDTH, shutil.get_terminal_size().columns)
     return Console(stderr=stderr, width=width, highlight=False)
@@ -44,7 +44,7 @@ def show(*items: Any) -> None:
 
 
 def show_error(failure: BaseException) -> None:
-    """An error in red on stderr; its first line says what is wrong."""
+    """Print an error on stderr, with a red prefix."""
     text = (
         f"{failure.filename}: {failure.strerror}"
         if isinstance(failure, OSError) and failure.filename
@@ -66,7 +66,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) 
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Table:
-    """Names and what they are, without a frame."""
+    """A table of names and values without a frame."""
     made = Table.grid(padding=(0, 3))
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
@@ -76,7 +76,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """`1,234.5`, or a dash for nothing."""
+    """`1,234.5`, or a dash for None and NaN."""
     return "-" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
 
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     "-O",
     "--optimize",
     is_flag=True,
-    help="Export it first, so that it loads without its ONNX file (see to-stablehlo).",
+    help="Export it first; it then loads without its ONNX file (see to-stablehlo).",
 )
 @click.option(
     "-N",
     "--batch-size",
     type=click.IntRange(1),
     metavar="N",
-    help="With -O: the only number of rows to run.  [default: any]",
+    help="With -O: the only number of rows that it runs.  [default: any]",
 )
 @force_option
 @json_option
@@ -40,10 +40,10 @@ def command(
     force: bool,
     json_file: str | None,
 ) -> None:
-    """Put an ONNX file into a CRVO asset, cervo's container, which says what kind of policy it holds.
+    """Put an ONNX file into a CRVO asset, cervo's container.
 
-    OUTPUT is NAME.crvo in the current folder by default; an older asset there is replaced, no other file is. Every command and `memojax.load` take assets as they take ONNX files; cervo reads
-    those that are not optimized.
+    OUTPUT defaults to NAME.crvo in the current folder. An older asset there is replaced; no other file is. Every command and
+    `memojax.load` take assets like ONNX files. cervo reads assets that are not optimized.
 
     \b
     Examples:
@@ -54,7 +54,7 @@ def command(
 
     if batch_size and not optimize:
         raise click.UsageError(
-            "--batch-size goes with --optimize: an ONNX file keeps the batch that it was exported with"
+            "--batch-size needs --optimize: an ONNX file keeps the batch of its own export"
         )
     file = find_model(model)
     target = output or Path(f"{file.name}.crvo")

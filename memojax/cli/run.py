@@ -30,27 +30,26 @@ from .wrapping import wrapped, wrapping_options
     "--batch-size",
     type=click.IntRange(1),
     metavar="N",
-    help="Rows.  [default: those of --inputs, or 1]",
+    help="Number of rows.  [default: all of --inputs, or 1]",
 )
 @wrapping_options
 @click.option(
-    "--inputs", "inputs_file", metavar="FILE.npz", help="Inputs by name, a row per agent; random without it."
+    "--inputs",
+    "inputs_file",
+    metavar="FILE.npz",
+    help="Inputs by name, one row per agent.  [default: random]",
 )
 @click.option(
     "--output", "output_file", metavar="FILE.npz", callback=checked_target, help="Write the outputs, by name."
 )
-@click.option(
-    "--print-input", is_flag=True, help="Print every row that goes in; with --json, put them into it."
-)
-@click.option(
-    "--print-output", is_flag=True, help="Print every row that comes out; with --json, put them into it."
-)
+@click.option("--print-input", is_flag=True, help="Print every input row, with --json in the JSON.")
+@click.option("--print-output", is_flag=True, help="Print every output row, with --json in the JSON.")
 @click.option(
     "--seed",
     type=click.IntRange(0),
     metavar="S",
     default=0,
-    help="Of random inputs, and of a model that draws.  [default: 0]",
+    help="Seed of random inputs and of random operators.  [default: 0]",
 )
 @loading_options
 @device_option
@@ -71,7 +70,7 @@ def command(
 ) -> None:
     """Run one batch on random or given inputs and print a summary of each output.
 
-    With --recurrent and --with-epsilon, hidden state (zero at the start) and noise need not be given.
+    With --recurrent and --with-epsilon, the wrappers feed hidden state (zero at the start) and noise.
 
     \b
     Examples:

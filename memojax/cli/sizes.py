@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 MAX_SIZES = 4096
-"""More sizes than anybody compiles; a longer list is a slip."""
+"""Upper limit of a list; a longer one is taken for a typing error."""
 
 
 def parse_sizes(text: str) -> list[int]:
-    """Sizes in the order given, each once: numbers, and ranges `first-last` or `first-last:step`.
+    """Parse numbers and ranges `first-last` or `first-last:step` into sizes, in order, without repeats.
 
     >>> parse_sizes("1-4,16")
     [1, 2, 3, 4, 16]
@@ -20,7 +20,7 @@ def parse_sizes(text: str) -> list[int]:
     [8, 16, 24, 32]
 
     Raises:
-        ValueError: anything else; the part that is wrong is named.
+        ValueError: a part is malformed; the message names it.
     """
     sizes: list[int] = []
     for part in text.replace(" ", "").split(","):
@@ -60,4 +60,16 @@ class SizeList(click.ParamType):
             self.fail(str(cause), param, ctx)
 
 
+class BucketingRule(SizeList):
+    """An option that takes "exact", "pow2" or a list of sizes."""
+
+    name = "bucketing"
+
+    def convert(
+        self, value: str | Sequence[int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        return value if value in ("exact", "pow2") else super().convert(value, param, ctx)
+
+
 SIZES = SizeList()
+BUCKETING = BucketingRule()

@@ -24,31 +24,33 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 def force_option(command: Command) -> Command:
     """`--force`, for `check_replaced`."""
-    return click.option("-f", "--force", is_flag=True, help="Replace a file that is no asset, too.")(command)
+    return click.option("-f", "--force", is_flag=True, help="Also replace a file that is not an asset.")(
+        command
+    )
 
 
-@click.command("to-stablehlo", short_help="Export policies so that they load without their ONNX files.")
+@click.command("to-stablehlo", short_help="Export policies, to load them without their ONNX files.")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=ModelName())
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE|FOLDER",
-    help="Where to.  [default: NAME.crvo here]",
+    help="Output.  [default: NAME.crvo in this folder]",
 )
 @click.option(
     "-b",
     "--batch-size",
     type=click.IntRange(1),
     metavar="N",
-    help="The only number of rows to run.  [default: any]",
+    help="The only number of rows that it runs.  [default: any]",
 )
 @click.option(
     "--platform",
     "platforms",
     multiple=True,
     type=click.Choice(PLATFORMS),
-    help="Where it is to run.  [default: all of them]",
+    help="Platform to export for.  [default: all]",
 )
 @force_option
 @loading_options
@@ -62,11 +64,11 @@ def command(
     json_file: str | None,
     **loading: Any,
 ) -> None:
-    """Export one or more policies with jax.export: the program in StableHLO, the weights and the names, in one CRVO asset each.
+    """Export policies with jax.export: the StableHLO program, the weights and the names, in one CRVO asset each.
 
-    Every command and `memojax.load` take the result, and give what they give for the ONNX file. By default it runs batches of any size.
-    With several MODELs, each gets a file of its name in the folder --output; one that cannot be exported does not keep the others from it.
-    An older asset there is replaced, no other file is.
+    Every command and `memojax.load` take the result and give the same answers as for the ONNX file. By default it runs batches of any
+    size. Several MODELs get a file each in the folder --output; a failed export does not stop the others. An older asset is replaced; no
+    other file is.
 
     \b
     Examples:
@@ -110,11 +112,11 @@ def command(
 
 
 def check_replaced(file: ModelFile, target: Path, force: bool) -> None:
-    """Make sure that nothing but an older asset is overwritten.
+    """Check that writing `target` overwrites nothing but an older asset.
 
     Raises:
-        InputError: there is no folder for `target`.
-        click.UsageError: `target` is the file that the asset is made from, a folder, or (without `force`) something else than an asset.
+        InputError: the folder of `target` does not exist.
+        click.UsageError: `target` is the source file, a folder, or (without `force`) a file that is not an asset.
     """
     from ..model.crvo import HEADER_BYTES, is_asset
 
@@ -128,12 +130,12 @@ def check_replaced(file: ModelFile, target: Path, force: bool) -> None:
     with target.open("rb") as there:
         if not force and not is_asset(there.read(HEADER_BYTES)):
             raise click.UsageError(
-                f"{target} is there already and is no CRVO asset: name another file, or replace it with --force"
+                f"{target} exists and is not a CRVO asset: name another file, or replace it with --force"
             )
 
 
 def written(file: ModelFile, asset: Any, target: Path, **more: Any) -> dict[str, Any]:
-    """Write an asset; what there is to say about it."""
+    """Write an asset and return facts about it."""
     from ..model.crvo import AssetKind
     from ..stablehlo import read_header
 
@@ -156,7 +158,7 @@ def written(file: ModelFile, asset: Any, target: Path, **more: Any) -> dict[str,
 
 
 def report(results: list[dict[str, Any]], json_file: str | None) -> None:
-    """Print what was written."""
+    """Print the facts of `written`."""
     from .output import show, table, write_json
 
     if json_file:

@@ -1,4 +1,4 @@
-"""`memojax verify`: the same numbers as another runtime?"""
+"""`memojax verify`: compare with another runtime."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SIZES = (1, 5, 32)
     "sizes",
     type=SIZES,
     metavar="SIZES",
-    help="As 1-8,16.  [default: 1,5,32, or the only one that MODEL runs]",
+    help="Batch sizes, such as 1-8,16.  [default: 1,5,32, or the only one that MODEL runs]",
 )
 @click.option(
     "--against",
@@ -40,7 +40,7 @@ _SIZES = (1, 5, 32)
 )
 @onnx_option
 @click.option(
-    "--seed", type=click.IntRange(0), metavar="S", default=0, help="Of the random inputs.  [default: 0]"
+    "--seed", type=click.IntRange(0), metavar="S", default=0, help="Seed of the random inputs.  [default: 0]"
 )
 @loading_options
 @json_option
@@ -55,10 +55,9 @@ def command(
 ) -> None:
     """Compare every output with another runtime on random inputs, at several batch sizes.
 
-    Prints the largest error, and how often the largest element is the same (what a policy with discrete actions cares about). Exits with 1
-    where an output is further off than rtol 1e-3 and atol 1e-5, of the batch or of a row that the other runtime runs alone: so do files
-    that mix the rows of a batch. An exported policy (StableHLO) has no graph that another runtime could
-    read: say with --onnx which file it was made from.
+    Prints the largest error, and how often the largest element is the same, which is the action of a discrete policy. Exits with 1 if an
+    output is off by more than rtol 1e-3 and atol 1e-5, in the batch or in a row that the other runtime runs alone. Files that mix the rows
+    of a batch therefore exit with 1. An exported policy (StableHLO) has no graph for another runtime: name its file with --onnx.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`--recurrent` and `--with-epsilon`: a model with its hidden state and its noise taken care of."""
+"""`--recurrent` and `--with-epsilon`: wrappers that feed hidden state and noise."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from .options import Command, recurrent_pairs
 def wrapping_options(command: Command) -> Command:
     """`--recurrent` and `--with-epsilon`, for `wrapped`."""
     for option in (
-        click.option(
-            "-w", "--with-epsilon", metavar="KEY", help="Feed this input with normal noise, around the model."
-        ),
+        click.option("-w", "--with-epsilon", metavar="KEY", help="Feed this input with normal noise."),
         click.option(
             "-r",
             "--recurrent",
             metavar="auto|IN:OUT,...",
-            help="Keep hidden state by agent, around the model.",
+            help="Keep hidden state by agent.",
         ),
     ):
         command = option(command)
@@ -27,7 +25,7 @@ def wrapping_options(command: Command) -> Command:
 
 
 def wrapped(inferer: Any, recurrent: str | None, epsilon: str | None, seed: int) -> Any:
-    """`inferer` in the wrappers that were asked for.
+    """`inferer` in the wrappers that the options name.
 
     Raises:
         click.UsageError: `recurrent` is neither "auto" nor pairs.

@@ -1,4 +1,4 @@
-"""How inferers show themselves: as text in a terminal, as HTML in a notebook, as a figure of their latency."""
+"""Views of an inferer: text in a terminal, HTML in a notebook, a figure of its latency."""
 
 from .card import Card as Card
 from .card import PlanRow as PlanRow

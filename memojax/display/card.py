@@ -1,4 +1,4 @@
-"""`Card`: what is known about an inferer without computing anything, and its two renderings."""
+"""`Card`: facts about an inferer that need no computation, rendered as text and HTML."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ..model.signature import ModelApi, TensorSpec
 from ..plans.plan import Plan, PlanInfo
 
 MOST_PLANS = 24
-"""Plans in a table; of more, those that are called most often are shown."""
+"""Rows of a plan table; a longer table shows the plans with most calls."""
 
 _LONGEST = 80
 _BAR = 16
 
 
 class Shown(Protocol):
-    """What has a card."""
+    """An object with a card."""
 
     def _card(self) -> Card:
-        """Look at what is there; compile nothing, run nothing."""
+        """Collect existing facts; compile and run nothing."""
         ...
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """A plan, and whose batches it runs: "NumPy", or the device on which `jax.Array`s lie."""
+    """A plan, and the batches that it runs: "NumPy", or the device of the `jax.Array`s."""
 
     info: PlanInfo
     batches: str = "NumPy"
@@ -35,15 +35,15 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Card:
-    """What an inferer shows.
+    """The content of an inferer's view.
 
     Attributes:
-        title: its kind.
-        facts: (what, how it is).
-        api: what callers give and get.
-        plans: its plans, by size; `hidden` more are not shown.
-        warnings: what may surprise.
-        inner: what it is wrapped around.
+        title: kind of the inferer.
+        facts: pairs of name and value.
+        api: inputs and outputs of callers.
+        plans: plans by size; `hidden` counts the plans left out.
+        warnings: facts that may surprise.
+        inner: cards of wrapped inferers.
     """
 
     title: str
@@ -68,7 +68,7 @@ class Card:
         return "\n".join(blocks)
 
     def html(self) -> str:
-        """A `<div>` for a notebook, in the colours of the page around it."""
+        """A `<div>` for a notebook, in the colours of the page."""
         facts = "".join(
             f"<tr>{_cell(name, _QUIET)}{_cell(value)}</tr>"
             for name, value in (*_tensors(self.api), *self.facts)
@@ -86,7 +86,7 @@ class Card:
         return f"<div>{''.join(parts)}</div>"
 
     def _columns(self) -> list[tuple[str, Callable[[PlanRow], str]]]:
-        """Columns that say something for at least one plan."""
+        """Columns that have a value for at least one plan."""
         plans = self.plans or ()
         columns: list[tuple[str, Callable[[PlanRow], str]]] = [
             ("size", lambda row: str(row.info.size)),
@@ -103,7 +103,7 @@ class Card:
         return columns
 
     def _shares(self) -> list[float]:
-        """The time of a call of each plan, over that of the slowest; 0 where it was never timed."""
+        """Time of a call of each plan, relative to the slowest; 0 if never timed."""
         times = [row.info.median_us or 0.0 for row in self.plans or ()]
         slowest = max(times, default=0.0) or 1.0
         return [time / slowest for time in times]
@@ -135,16 +135,16 @@ class Card:
         return f'<table style="margin: 0.3em 0"><thead><tr>{head}<th></th></tr></thead><tbody>{"".join(rows)}</tbody></table>{more}'
 
     def _more(self) -> str:
-        return f"and {self.hidden} more that are called less often: see plans()"
+        return f"and {self.hidden} more with fewer calls: see plans()"
 
 
 def card_of(inferer: Any) -> Card:
-    """The card of an inferer, or of one that has none just its kind and what it takes and gives."""
+    """The card of an inferer; only its kind, inputs and outputs if it defines no card."""
     return inferer._card() if hasattr(inferer, "_card") else Card(type(inferer).__name__, api=inferer.raw_api)
 
 
 def text_of(shown: Shown) -> str:
-    """The card of `shown` as text; never raises, as a `__repr__` is called by debuggers, also on what is half made."""
+    """The card of `shown` as text; never raises, because debuggers call `__repr__` on half-made objects."""
     try:
         return shown._card().text()
     except Exception as cause:
@@ -162,7 +162,7 @@ def html_of(shown: Shown) -> str:
 
 
 def busiest(plans: Sequence[tuple[Plan, str]]) -> tuple[list[PlanRow], int]:
-    """Rows for the plans that are called most often, in the order given, and how many others there are."""
+    """Rows for the plans with most calls, in the given order, and the number of plans left out."""
     kept = plans
     if len(plans) > MOST_PLANS:
         chosen = {id(plan) for plan, _ in sorted(plans, key=lambda pair: -pair[0].calls)[:MOST_PLANS]}
@@ -195,6 +195,6 @@ def _cell(text: str, style: str = "text-align: left") -> str:
 
 
 def _plain(text: Any) -> str:
-    """On one line, not too long, and without characters that a terminal would obey: names come from files."""
+    """`text` shortened to one line, without control characters: names come from untrusted files."""
     safe = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
     return safe if len(safe) <= _LONGEST * 3 else safe[: _LONGEST * 3 - 3] + "..."

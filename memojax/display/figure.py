@@ -1,4 +1,4 @@
-"""A matplotlib figure that notebooks show without pyplot, whose state and backend stay the user's own."""
+"""A matplotlib figure that notebooks show without pyplot, so the user's pyplot state and backend stay untouched."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ except ImportError as cause:
 
 
 class NotebookFigure(Figure):
-    """A `Figure` that shows itself where it is the value of a notebook's cell."""
+    """A `Figure` that a notebook shows as the value of a cell."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -23,6 +23,6 @@ class NotebookFigure(Figure):
 
 
 def tidy(axes: Any) -> None:
-    """Axes without a box, with a light grid."""
+    """Remove the box around the axes and add a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)

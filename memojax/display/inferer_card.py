@@ -1,4 +1,4 @@
-"""The card of an inferer that runs a model itself."""
+"""The card of an inferer that runs a `TypedModel`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def model_card(
     plans: Sequence[tuple[Plan, str]],
     mixing: Sequence[str],
 ) -> Card:
-    """What an inferer of `kind` for `typed` shows.
+    """The card of an inferer of class `kind` for `typed`.
 
     Args:
-        device: where NumPy batches run.
-        options: what this kind's constructor was given.
-        cache: counts so far.
-        plans: (plan, whose batches it runs).
-        mixing: outputs in which rows are known to influence each other; nothing where nobody has looked yet.
+        device: device of NumPy batches.
+        options: arguments of the constructor of this kind.
+        cache: counts of hits and misses so far.
+        plans: pairs of a plan and the batches that it runs.
+        mixing: outputs in which rows are known to influence each other; empty if not probed yet.
     """
     leaves = jax.tree.leaves(typed.params)
     weights = sum(int(np.size(leaf)) for leaf in leaves), sum(int(leaf.nbytes) for leaf in leaves)

@@ -1,4 +1,4 @@
-"""Draw what an inferer has measured: time per call over the batch size, and which sizes came."""
+"""Draw measured time per call over the batch size, with a histogram of the sizes seen."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from ..plans.recommend import interpolator
 from .figure import NotebookFigure, tidy
 
 _WIDE = 32
-"""The largest size over the smallest, from which on the axis is logarithmic."""
+"""Ratio of the largest to the smallest size from which on the axis is logarithmic."""
 _FEW = 16
 
 
 def draw_latency(
     times: Mapping[str, Mapping[int, float | None]], seen: Mapping[int, int], ax: Any = None
 ) -> Any:
-    """Medians as a line, sizes without one as hollow points on it, and the histogram of the sizes seen behind them.
+    """Draw medians as a line, untimed sizes as hollow points on it, and the histogram of sizes behind them.
 
     Args:
-        times: label -> batch size -> median microseconds, None for a size that was not timed.
-        seen: batch size -> how often it came.
-        ax: axes to draw into, in place of a new figure.
+        times: label -> batch size -> median microseconds, or None if not timed.
+        seen: batch size -> number of batches.
+        ax: axes to draw into; None makes a new figure.
 
     Returns:
         The matplotlib figure.
@@ -64,7 +64,7 @@ def _line(axes: Any, times: Mapping[int, float | None], color: str, label: str) 
 
 
 def _histogram(axes: Any, seen: Mapping[int, int]) -> None:
-    """Lines of one width on any scale, on an axis of their own behind the times."""
+    """Draw lines of equal width, also on a logarithmic axis, on a second axis behind the times."""
     behind = axes.twinx()
     behind.vlines(
         list(seen), 0, list(seen.values()), color="gray", alpha=0.35, linewidth=5 if len(seen) <= _FEW else 2

@@ -1,11 +1,14 @@
 """Evaluate policies in Gymnasium environments; Gymnasium itself is imported only when an evaluation runs."""
 
 from .api import evaluate as evaluate
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
 from .drawing import plot as plot
-from .result import Comparison as Comparison
+from .files import load as load
+from .files import save as save
+from .merging import merge as merge
 from .result import Episode as Episode
 from .result import Evaluation as Evaluation
-from .result import compare as compare
 from .transforms import ClipAction as ClipAction
 from .transforms import NormalizeObs as NormalizeObs
 from .transforms import ScaleAction as ScaleAction

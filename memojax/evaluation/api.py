@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Unpack
 
 from .._types import Source
-from ..api import load
 from ..errors import EvaluationError
 from ..inferer.base import Inferer
+from ..loading import typed_model
 from ..lowering.typed_model import TypedModel
+from .advice import advice_on
 from .connection import Wiring, connect, innermost, metadata_of
-from .envs import LocalPool, WorkerPool, import_gymnasium
-from .options import EvaluateOptions, Naming, Stepping, check_count, check_names, group_of
+from .envs import EnvPool, LocalPool, WorkerPool, import_gymnasium
+from .options import (
+    EvaluateOptions,
+    Naming,
+    Stepping,
+    check_count,
+    check_names,
+    group_of,
+    refuse_planning,
+)
+from .planning import Planning, Warmup, load_policy
 from .progress import progress_bar
 from .result import Episode, Evaluation
 from .rollout import Rollout, Setting
+from .transforms import name_of
+from .watching import Watching, watched_maker
+
+log = logging.getLogger("memojax")
 
 DEFAULT_ENVS = 16
 """Environments side by side where the caller gives no number: enough to fill a batch."""
@@ -71,7 +86,19 @@ def evaluate(
             `SelectObs`, any callable.
         action_transforms: run on each batch of actions before the environment: `ScaleAction`, `ClipAction`, any
             callable. None: Box actions are clipped to the space, unless the metadata says `clip_actions: false`.
+        bucketing: which batch sizes get a plan, as for `memojax.load`; the others are padded. None: powers of two up to
+            `num_envs` where rows are independent, each size where they are not.
+        on_miss: as for `memojax.load`. With the default, "compile", the plans for the full batch and for the smaller
+            batches that come next are compiled ahead, beside the run.
+        preload: batch sizes to compile before the first step, while the environments are made and reset.
+        cache_dir: folder that keeps compiled plans for other processes.
+        maxsize: the most plans to keep, the one for the full batch not counted.
+        device: where the policy runs: "cpu", "gpu", "gpu:1", or a `jax.Device`.
+        render: open a window that shows the first environment.
+        video: folder for films of the first environment's episodes, by Gymnasium's `RecordVideo`.
         name: what to call the policy in the result.
+
+    `bucketing` to `device` belong to loading: for an inferer, which is loaded already, give them to `memojax.load`.
 
     Returns:
         The result. After Ctrl-C it has the episodes that were finished, and is marked as `interrupted`.
@@ -88,38 +115,57 @@ def evaluate(
         raise EvaluationError(f"seed is a whole number from 0, got {seed!r}")
     check_names(options)
     stepping, wiring = group_of(Stepping, options), group_of(Wiring, options)
-    policy = inferer if isinstance(inferer, Inferer) else load(inferer)
-    metadata = metadata_of(policy)
+    planning, watching = group_of(Planning, options), group_of(Watching, options)
+    if isinstance(inferer, Inferer):
+        refuse_planning(options)
+    loaded = inferer if isinstance(inferer, Inferer) else typed_model(inferer)
+    metadata = metadata_of(loaded)
     if env is None and "env_id" not in metadata:
         raise EvaluationError(
             "which environment? The model's metadata names none (`env_id`): give env=, on the command line --env"
         )
     env = metadata["env_id"] if env is None else env
     width = _width(env, count, num_envs)
-    pool = (
-        LocalPool(env, width)
-        if stepping.vectorization == "sync"
-        else WorkerPool(env, width, stepping.workers)
-    )
-    try:
+    name = group_of(Naming, options).name or _name_of(inferer, innermost(loaded))
+    with contextlib.ExitStack() as stack:
+        policy, warmup = (
+            (loaded, Warmup()) if isinstance(loaded, Inferer) else load_policy(loaded, planning, width, seed)
+        )
+        stack.callback(warmup.close)
+        pool = _pool(env, width, stepping, watching, name)
+        stack.callback(pool.close)
         connection = connect(policy, pool, wiring, deterministic)
         setting = Setting(
-            model=group_of(Naming, options).name or _name_of(inferer, innermost(policy)),
+            model=name,
             asked=count,
             num_envs=width,
             deterministic=deterministic,
             metadata=dict(metadata),
             action=str(connection.actor),
             feeds=connection.told(deterministic),
+            observation_transforms=tuple(map(name_of, connection.observation_transforms)),
+            action_transforms=tuple(map(name_of, connection.action_transforms)),
+            advice=advice_on(connection),
         )
+        for sentence in setting.advice:
+            log.warning("%s", sentence)
         seeds = range(seed, seed + count)
-        rollout = Rollout(connection, pool, setting, seeds, stepping.max_steps, on_episode)
-        title = f"{setting.model} on {pool.name}"
+        rollout = Rollout(connection, pool, setting, seeds, stepping.max_steps, on_episode, warmup)
+        title = f"{name} on {pool.name}"
         bar = progress_bar(title, count) if progress else contextlib.nullcontext(_silent)
         with bar as report:
             return rollout.run(report)
-    finally:
-        pool.close()
+
+
+def _pool(env: Any, width: int, stepping: Stepping, watching: Watching, name: str) -> EnvPool:
+    if stepping.vectorization == "sync":
+        watched = watched_maker(env, watching, name) if watching.render_mode else None
+        return LocalPool(env, width, watched)
+    if watching.render_mode:
+        raise EvaluationError(
+            "an environment in a worker process cannot be watched: leave out vectorization='async'"
+        )
+    return WorkerPool(env, width, stepping.workers)
 
 
 def _width(env: Any, episodes: int, num_envs: int | None) -> int:
@@ -136,7 +182,7 @@ def _width(env: Any, episodes: int, num_envs: int | None) -> int:
 def _name_of(source: Any, base: Any) -> str:
     if isinstance(source, (str, Path)):
         return Path(source).stem
-    name = getattr(getattr(base, "typed", None), "name", "")
+    name = getattr(getattr(base, "typed", base), "name", "")
     return Path(name).stem if name and not name.startswith("<") else "policy"
 
 

@@ -46,7 +46,7 @@ class Connection:
         masks: inputs that take the actions which are allowed.
         memory: pieces of hidden state that `player` keeps.
         actor: outputs -> actions.
-        action_transforms: what happens to actions before the environment gets them.
+        observation_transforms, action_transforms: what happens to observations before the model, to actions after it.
     """
 
     player: Inferer
@@ -56,6 +56,7 @@ class Connection:
     masks: Sequence[TensorSpec]
     memory: Sequence[RecurrentInfo]
     actor: Actor
+    observation_transforms: Sequence[ObservationTransform]
     action_transforms: Sequence[ActionTransform]
 
     def told(self, deterministic: bool) -> tuple[str, ...]:
@@ -91,7 +92,8 @@ def connect(inferer: Inferer, pool: EnvPool, wiring: Wiring, deterministic: bool
         random=bool(getattr(getattr(innermost(inferer), "typed", None), "random", False)),
     )
     transforms = _action_transforms(wiring.action_transforms, pool, metadata_of(inferer))
-    return Connection(player, reader, feeds, noise, masks, pairs, actor, transforms)
+    seen = wiring.observation_transforms
+    return Connection(player, reader, feeds, noise, masks, pairs, actor, seen, transforms)
 
 
 def innermost(inferer: Any) -> Any:
@@ -101,9 +103,9 @@ def innermost(inferer: Any) -> Any:
     return inferer
 
 
-def metadata_of(inferer: Inferer) -> Mapping[str, str]:
-    """What the model file says about itself; nothing for an inferer without a file."""
-    return getattr(innermost(inferer), "metadata", {})
+def metadata_of(policy: Any) -> Mapping[str, str]:
+    """What the model file of an inferer or a `TypedModel` says about itself; nothing where there is no file."""
+    return getattr(innermost(policy), "metadata", {})
 
 
 def _recurrent_pairs(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import EvaluationError
-from .result import Evaluation, plus_minus
+from .result import Evaluation
+from .statistics import plus_minus
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

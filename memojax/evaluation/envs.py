@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import (
     EnvironmentFailedError,
     EvaluationError,
+    MemojaxError,
     MissingPackageError,
     UnknownEnvironmentError,
     WorkerDiedError,
@@ -66,17 +67,23 @@ class EnvPool(abc.ABC):
 class LocalPool(EnvPool):
     """Environments in this process."""
 
-    def __init__(self, env: Any, size: int):
-        """Make `size` of `env` (see `maker_of`), or take the one that is given."""
+    def __init__(self, env: Any, size: int, first: Callable[[], Any] | None = None):
+        """Make `size` of `env` (see `maker_of`), or take the one that is given; `first` makes the first instead."""
         make, self.name = maker_of(env)
-        self._owned = not _is_env(env)
+        self._owned = not is_env(env)
+        self._envs: list[Any] = []
         try:
-            self._envs = [make() for _ in range(size)]
+            for slot in range(size):
+                self._envs.append(first() if first is not None and slot == 0 else make())
             self.observation_space, self.action_space = (
                 self._envs[0].observation_space,
                 self._envs[0].action_space,
             )
+        except MemojaxError:
+            self.close()
+            raise
         except Exception as cause:
+            self.close()
             raise _not_made(self.name, f"{type(cause).__name__}: {cause}") from cause
 
     def reset(self, seeds: Mapping[int, int]) -> list[Outcome]:
@@ -86,9 +93,12 @@ class LocalPool(EnvPool):
         return [self._ask(slot, "step", action) for slot, action in actions.items()]
 
     def close(self) -> None:
-        for env in self._envs if self._owned else ():
+        for env in self._envs:
             with contextlib.suppress(Exception):
-                env.close()
+                if self._owned:
+                    env.close()
+                elif getattr(env, "recording", False):
+                    env.stop_recording()  # writes the video; the environment itself is the caller's
 
     def _ask(self, slot: int, verb: str, value: Any) -> Outcome:
         try:
@@ -106,7 +116,7 @@ class WorkerPool(EnvPool):
 
     def __init__(self, env: Any, size: int, workers: int | None = None):
         """Start `workers` processes (one per core by default) with `size` environments in all."""
-        if _is_env(env):
+        if is_env(env):
             raise EvaluationError(
                 "an environment object cannot be sent to worker processes: give its id, or a function that makes one"
             )
@@ -222,11 +232,12 @@ class _Worker:
         )
 
 
-def maker_of(env: Any) -> tuple[Callable[[], Any], str]:
+def maker_of(env: Any, render_mode: str | None = None) -> tuple[Callable[[], Any], str]:
     """A function that makes an environment, and a name for it.
 
     Args:
         env: a Gymnasium id ("CartPole-v1", "module:Id-v0"), an `EnvSpec`, a function without arguments, or one environment.
+        render_mode: for an id or an `EnvSpec`: how the environment shows itself.
 
     Raises:
         MissingPackageError: Gymnasium is not installed.
@@ -245,13 +256,14 @@ def maker_of(env: Any) -> tuple[Callable[[], Any], str]:
         env = _spec_of(env, gymnasium)
     if isinstance(env, gymnasium.envs.registration.EnvSpec):
         spec = env
+        mode: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
 
         def make() -> (
             Any
         ):  # sent to workers by value: it must not refer to memojax, which would import JAX there
             import gymnasium
 
-            return gymnasium.make(spec, disable_env_checker=True)
+            return gymnasium.make(spec, disable_env_checker=True, **mode)
 
         return make, spec.id
     if callable(env):
@@ -305,7 +317,8 @@ def _closest(name: str, known: Sequence[str]) -> list[str]:
     return same[-1:] or [lower[match] for match in difflib.get_close_matches(name.casefold(), lower, 2)]
 
 
-def _is_env(env: Any) -> bool:
+def is_env(env: Any) -> bool:
+    """Whether `env` is one environment."""
     return isinstance(env, import_gymnasium().Env)
 
 

@@ -6,15 +6,21 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, TypedDict, TypeVar
 
+import jax
 import numpy as np
 
 from ..errors import EvaluationError
+from ..inferer.memoizing import OnMiss
+from ..plans.batch_sizes import Bucketing
 from ..wrapper.recurrent import RecurrentInfo
 from .connection import Wiring
 from .envs import Vectorization
+from .planning import Planning
 from .transforms import Observations
+from .watching import Watching
 
 Group = TypeVar("Group")
 
@@ -31,6 +37,14 @@ class EvaluateOptions(TypedDict, total=False):
     recurrent: Iterable[RecurrentInfo | tuple[str, str]] | None
     observation_transforms: Sequence[Callable[[Observations], Observations]]
     action_transforms: Sequence[Callable[[np.ndarray], np.ndarray]] | None
+    bucketing: Bucketing | None
+    on_miss: OnMiss
+    preload: Iterable[int]
+    cache_dir: str | PathLike[str] | None
+    maxsize: int | None
+    device: str | jax.Device | None
+    render: bool
+    video: str | PathLike[str] | None
     name: str | None
 
 
@@ -57,7 +71,7 @@ class Naming:
     name: str | None = None
 
 
-GROUPS = (Stepping, Wiring, Naming)
+GROUPS = (Stepping, Wiring, Planning, Watching, Naming)
 
 
 def check_names(options: Mapping[str, Any]) -> None:
@@ -82,6 +96,19 @@ def group_of(kind: type[Group], options: Mapping[str, Any]) -> Group:
     """
     names = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     return kind(**{name: value for name, value in options.items() if name in names})
+
+
+def refuse_planning(options: Mapping[str, Any]) -> None:
+    """See that nothing is said about the plans of an inferer that is loaded already.
+
+    Raises:
+        EvaluationError: something is.
+    """
+    names = {field.name for field in dataclasses.fields(Planning)}
+    if given := [f"{name}=" for name in options if name in names]:
+        raise EvaluationError(
+            f"{', '.join(given)} say how a policy is loaded, but this one is loaded already: give them to memojax.load"
+        )
 
 
 def check_count(what: str, number: Any) -> int:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from ..progress import progress_bar as bar_of
+from .statistics import plus_minus
 
 Report = Callable[[int, float, float, int], None]
 """Episodes done, mean return, its standard error, size of the last batch."""
@@ -15,8 +16,6 @@ Report = Callable[[int, float, float, int], None]
 @contextlib.contextmanager
 def progress_bar(name: str, episodes: int) -> Iterator[Report]:
     """A bar on stderr that goes away when it is full, or below a notebook's cell; nothing where nobody looks."""
-    from .result import plus_minus
-
     with bar_of(name, episodes, transient=True) as show:
 
         def report(done: int, mean: float, error: float, size: int) -> None:

@@ -17,6 +17,7 @@ from ..model.signature import TensorSpec
 from ..plans.plan import PlanInfo
 from .connection import Connection, innermost
 from .envs import EnvPool, Outcome, as_actions
+from .planning import Warmup
 from .progress import Report
 from .result import Episode, Evaluation
 
@@ -35,6 +36,9 @@ class Setting:
     metadata: Mapping[str, str]
     action: str
     feeds: Sequence[str]
+    observation_transforms: Sequence[str] = ()
+    action_transforms: Sequence[str] = ()
+    advice: Sequence[str] = ()
 
 
 @dataclass(eq=False)
@@ -62,29 +66,36 @@ class Rollout:
         seeds: range,
         max_steps: int | None = None,
         on_episode: Callable[[Episode], None] | None = None,
+        warmup: Warmup | None = None,
     ):
-        """Play one episode for each of `seeds`, each of at most `max_steps`."""
+        """Play one episode for each of `seeds`, each of at most `max_steps`; `warmup` compiles beside it."""
         self._connection, self._pool, self._setting = connection, pool, setting
         self._inferer = connection.player
         self._base = innermost(connection.player)
         self._waiting = enumerate(seeds)
         self._limit = max_steps or 1 << 62
+        self._undealt = len(seeds)
         self._on_episode = on_episode
+        self._warmup = warmup or Warmup()
         self._alive: list[_Playing] = []
         self._finished: list[Episode] = []
         self._mean = self._squares = 0.0
         self._steps = 0
         self._calls: dict[int, list[float]] = {}
         self._before = {plan.size: plan for plan in _plans(self._base)}
+        self._padded_before = _padded(self._base)
         self._started = time.perf_counter()
 
     def run(self, report: Report) -> Evaluation:
         interrupted = False
         try:
             self._begin(range(self._setting.num_envs))
+            self._warmup.wait()
             while self._alive:
                 size = len(self._alive)
                 self._step()
+                if not self._undealt:  # from now on the batch shrinks
+                    self._warmup.ahead(size)
                 report(len(self._finished), *self._running(), size)
         except KeyboardInterrupt:
             interrupted = True
@@ -107,6 +118,7 @@ class Rollout:
         dealt = [(slot, *episode) for slot, episode in zip(slots, self._waiting, strict=False)]
         if not dealt:
             return
+        self._undealt -= len(dealt)
         try:
             outcomes = self._pool.reset({slot: seed for slot, _, seed in dealt})
         except EnvironmentFailedError as failure:
@@ -244,12 +256,17 @@ class Rollout:
             call_us=medians,
             plans=plans,
             interrupted=interrupted,
+            padded_rows=_padded(self._base) - self._padded_before,
             **vars(self._setting),
         )
 
 
 def _plans(base: Any) -> list[PlanInfo]:
     return base.plans() if hasattr(base, "plans") else []
+
+
+def _padded(base: Any) -> int:
+    return base.cache_info().padded_rows if hasattr(base, "cache_info") else 0
 
 
 def _where(playing: _Playing) -> str:

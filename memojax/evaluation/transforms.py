@@ -160,7 +160,7 @@ class _Bounded:
         )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.low}, {self.high})"
+        return f"{type(self).__name__}({_bound(self.low)}, {_bound(self.high)})"
 
 
 @final
@@ -229,6 +229,22 @@ class _StatisticsUnpickler(pickle.Unpickler):
 
 def _reconstruct(cls: Any, base: Any, state: Any) -> _Plain:
     return _Plain()
+
+
+def _bound(bound: np.ndarray | None) -> str:
+    """One number where all are the same, the first few otherwise."""
+    if bound is None:
+        return "None"
+    values = np.unique(bound)
+    if len(values) == 1:
+        return f"{values[0]:g}"
+    shown = ", ".join(f"{value:g}" for value in bound.ravel()[:4])
+    return f"[{shown}{', ...' if bound.size > 4 else ''}]"
+
+
+def name_of(transform: Any) -> str:
+    """What a transform is called in a result: our own say it themselves, a function has a name."""
+    return getattr(transform, "__name__", None) or repr(transform)
 
 
 def _read(path: Path) -> Any:

@@ -229,20 +229,29 @@ class TypedModel:
             return ()
         if isinstance(self.fn, FreeFunction):
             return () if self.fn.trial is None else self.at(self.fn.trial).mixing_outputs()
-        return mixing_rows(self, self.only_rows or 2, self._eager)
+        n = self.only_rows or 2
+        return mixing_rows(self, n, self._quickly_compiled(n))
 
-    def _eager(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _quickly_compiled(self, n: int) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+        """This model for `n` rows, for a few calls with the same draws: the compile is quick, the code is not."""
         check_not_forked()
         device = cpu_device()
 
-        def run(params: Any, rows: Any, key: Any) -> Any:
+        def model(params: Any, rows: Any, key: Any) -> Any:
             return self.fn(params, rows, _as_key(key) if self.random else None)
 
         place = jax.sharding.SingleDeviceSharding(device)
+        shapes = [jax.ShapeDtypeStruct(spec.rows(n), spec.dtype) for spec in self.api.inputs]
         with own_settings():
-            lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(self.params, rows, _KEY)
+            lowered = jax.jit(model, in_shardings=place, out_shardings=place).lower(self.params, shapes, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
-            return [np.asarray(value) for value in executable(self.params, rows, np.zeros(2, np.uint32))]
+
+        def run(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+            with own_settings():
+                results = executable(self.params, rows, np.zeros(2, np.uint32))
+                return [np.asarray(value) for value in results]
+
+        return run
 
 
 @dataclass(frozen=True)

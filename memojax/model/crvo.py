@@ -1,4 +1,4 @@
-"""cervo's CRVO container: a header of eight bytes that says what kind of policy the rest is."""
+"""cervo's CRVO container: a header of eight bytes names the kind of the policy behind it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_BYTES = 1 << 31
 
 
 class AssetKind(IntEnum):
-    """What an asset holds: cervo's own numbers, and one far from them for the kind that cervo does not have.
+    """The kind of an asset: cervo's own numbers, and a distant one for StableHLO, which cervo does not have.
 
     >>> memojax.AssetKind.ONNX.value, str(memojax.AssetKind.ONNX)
     (1, 'onnx')
@@ -32,7 +32,7 @@ class AssetKind(IntEnum):
     ONNX = 1
     """The bytes of an ONNX `ModelProto`."""
     NNEF = 2
-    """A tar archive of a network in NNEF; recognised, but not run here."""
+    """A tar archive of a network in NNEF; memojax recognises it but cannot run it."""
     STABLEHLO = 74
     """An exported JAX function with its weights; see `memojax.to_stablehlo`."""
 
@@ -42,7 +42,7 @@ class AssetKind(IntEnum):
 
 @dataclass(frozen=True)
 class AssetData:
-    """A policy's bytes, and what kind they are.
+    """The bytes of a policy, and their kind.
 
     >>> asset = memojax.AssetData(memojax.AssetKind.ONNX, b"...")
     >>> memojax.AssetData.deserialize(asset.serialize()) == asset
@@ -52,7 +52,7 @@ class AssetData:
     kind: AssetKind
     data: bytes = field(repr=False)
     name: str = field(default="", repr=False, compare=False)
-    """Where it was read from, for messages."""
+    """File name for messages."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", AssetKind(self.kind))
@@ -62,10 +62,10 @@ class AssetData:
     def deserialize(
         cls, source: bytes | bytearray | memoryview | IO[bytes], name: str = "<bytes>"
     ) -> AssetData:
-        """Read an asset; the policy in it is not looked at. `name` is for messages.
+        """Read an asset, without parsing the policy in it; `name` is for messages.
 
         Raises:
-            AssetError: no CRVO asset, a truncated one, or one of an unknown kind or version.
+            AssetError: not a CRVO asset, truncated, or of an unknown kind or version.
         """
         readable: Any = source
         raw = readable.read(MAX_BYTES + 1) if hasattr(source, "read") else bytes(readable)
@@ -84,9 +84,7 @@ class AssetData:
         version, compressed, reserved, number = raw[4:HEADER_BYTES]
         if compressed or reserved or version > 1:
             what = (
-                "is compressed, which no released cervo does"
-                if compressed
-                else "has a header that is not known here"
+                "is compressed, which no released cervo supports" if compressed else "has an unknown header"
             )
             raise AssetError(
                 f"{name}: this CRVO asset {what} ({raw[4:8].hex(' ')}): make it again from the ONNX file (`memojax package`)"
@@ -101,7 +99,7 @@ class AssetData:
         return cls(kind, raw[HEADER_BYTES:], name)
 
     def serialize(self) -> bytes:
-        """The asset as bytes; cervo reads those of its own kinds."""
+        """The asset as bytes; cervo reads the kinds that it knows."""
         return MAGIC + bytes((0, 0, 0, self.kind)) + self.data
 
     @classmethod
@@ -109,7 +107,7 @@ class AssetData:
         """Read an asset from a file.
 
         Raises:
-            AssetError: the file cannot be read, or see `deserialize`.
+            AssetError: the file cannot be read; for its content see `deserialize`.
         """
         try:
             with open(path, "rb") as file:
@@ -148,7 +146,7 @@ class AssetData:
 
 @contextlib.contextmanager
 def naming(asset: AssetData) -> Iterator[None]:
-    """Whatever is found wrong with `asset` inside says where it was read from."""
+    """Prefix the messages of `AssetError`s raised inside with the asset's file name."""
     try:
         yield
     except AssetError as cause:
@@ -158,15 +156,15 @@ def naming(asset: AssetData) -> Iterator[None]:
 
 
 def is_asset(raw: bytes) -> bool:
-    """Whether bytes are those of a CRVO asset, by their beginning."""
+    """Whether `raw` begins like a CRVO asset."""
     return raw[:4] == MAGIC
 
 
 def onnx_bytes(raw: bytes, name: str) -> bytes:
-    """The ONNX file in a CRVO asset; bytes that are no asset come back as they are.
+    """The ONNX file in a CRVO asset; other bytes are returned unchanged.
 
     Raises:
-        AssetError: an asset that cannot be read, or holds something else.
+        AssetError: the asset cannot be read, or holds another kind of policy.
     """
     if not is_asset(raw):
         return raw
@@ -178,5 +176,5 @@ def onnx_bytes(raw: bytes, name: str) -> bytes:
 
 _INSTEAD = {
     AssetKind.NNEF: "memojax reads ONNX; package the ONNX file that the NNEF was converted from (`memojax package model.onnx`)",
-    AssetKind.STABLEHLO: "its graph is gone; memojax.load and the inferers take it (from a path, bytes or a seekable file), and memojax.to_jax takes what they make of it",
+    AssetKind.STABLEHLO: "it has no ONNX graph; memojax.load and the inferers take it (from a path, bytes or a seekable file), and memojax.to_jax takes their result",
 }

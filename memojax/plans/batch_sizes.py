@@ -1,4 +1,4 @@
-"""Which batch sizes get a plan: every size, or a few that the others are padded to."""
+"""Batch sizes that get a plan: every size, or a few to which others are padded."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from ..errors import BatchSizeError
 
 Bucketing: TypeAlias = Literal["exact", "pow2"] | Iterable[int] | Callable[[int], int]
 Bucket: TypeAlias = Callable[[int], int]
-"""Number of rows -> size of the plan that runs them; smaller than the rows where they must be split."""
+"""Number of rows -> size of the plan that runs them; a smaller size means that the rows are split."""
 
 
 def bucket_of(policy: Bucketing, max_batch_size: int | None = None) -> Bucket:
-    """The rule for a policy.
+    """The function from rows to plan size, for a user's choice.
 
     Args:
         policy: "exact" (each size its own plan), "pow2" (the next power of two), sizes (the next larger one; more rows than the
             largest are split), or a function of the number of rows.
-        max_batch_size: the most rows in one plan; always a bucket of its own, so that a full batch is never padded.
+        max_batch_size: upper limit of rows in one plan. It is always a plan size, so a full batch is never padded.
 
     Raises:
-        BatchSizeError: an unknown policy, or a size that is no positive whole number.
+        BatchSizeError: an unknown policy, or a size that is not a positive whole number.
     """
     limit = None if max_batch_size is None else checked_size(max_batch_size)
     if callable(policy):
@@ -54,10 +54,10 @@ def _answer(policy: Callable[[int], int], n: int) -> int:
 
 
 def checked_size(size: int) -> int:
-    """`size` as an int.
+    """Convert `size` to an int.
 
     Raises:
-        BatchSizeError: it is not a positive whole number.
+        BatchSizeError: `size` is not a positive whole number.
     """
     if isinstance(size, bool) or not hasattr(size, "__index__") or (number := size.__index__()) < 1:
         raise BatchSizeError(f"a batch size is a positive whole number, got {size!r}")

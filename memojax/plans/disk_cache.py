@@ -1,4 +1,4 @@
-"""Compiled plans that survive the process: a folder of checked, atomically written entries.
+"""Compiled plans on disk: a folder of checked, atomically written entries.
 
 Trust boundary: loading an entry runs machine code and unpickles data, so whoever can write to the folder can run code as you. Use a
 folder that only you can write to. Entries are checked for damage (checksum) and for fit (their key names the model, the size, the
@@ -38,7 +38,7 @@ ENVIRONMENT = "MEMOJAX_CACHE_DIR"
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of the cache, for listings."""
+    """One file of the cache, as listings show it."""
 
     path: Path
     bytes: int
@@ -47,7 +47,7 @@ class Entry:
 
     @property
     def model(self) -> str:
-        """Name of the model that it is a plan of."""
+        """Name of the plan's model."""
         return self.description.rpartition(" x ")[0] or "?"
 
     @property
@@ -60,12 +60,12 @@ class Entry:
 class DiskCache:
     """Payloads by key, in one folder that several processes may share.
 
-    A damaged, truncated or foreign entry counts as absent and is removed. A folder that cannot be written is said once and then left
-    alone. The least recently used entries go when the folder exceeds `max_bytes`.
+    A damaged, truncated or foreign entry counts as absent and is removed. A folder that cannot be written causes one warning and no
+    further attempts. The least recently used entries are removed when the folder exceeds `max_bytes`.
     """
 
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES):
-        """Use `folder`, which is made (for its owner alone) when something is stored."""
+        """Use `folder`; the first stored entry makes it, readable by its owner only."""
         self.folder = Path(folder).expanduser()
         self.max_bytes = max_bytes
         self._writable = True
@@ -80,7 +80,9 @@ class DiskCache:
             return None
         payload = _checked(raw, digest)
         if payload is None:
-            log.warning("cache entry %s is damaged or foreign: it is removed and compiled anew", path.name)
+            log.warning(
+                "cache entry %s is damaged or foreign: it is removed, and the plan compiles again", path.name
+            )
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -89,7 +91,7 @@ class DiskCache:
         return payload
 
     def put(self, key: Mapping[str, Any], payload: bytes) -> None:
-        """Store `payload`; readers see all of it or nothing."""
+        """Store `payload` atomically."""
         if not self._writable:
             return
         digest = _digest(key)
@@ -121,7 +123,7 @@ class DiskCache:
             self._path(_digest(key)).unlink()
 
     def entries(self, model: str | None = None) -> list[Entry]:
-        """What is stored (of `model`, a file's name with or without its suffix), most recently used first; payloads are not read."""
+        """Entries of all models, or of `model` (a file name with or without suffix), most recently used first."""
         found = []
         for path in self._files():
             with contextlib.suppress(OSError):
@@ -132,7 +134,7 @@ class DiskCache:
         )
 
     def clear(self, model: str | None = None) -> int:
-        """Remove all entries, or those of `model`; gives their number. Other files in the folder are left alone."""
+        """Remove all entries, or those of `model`, and return their number; other files in the folder stay."""
         removed = 0
         for entry in self.entries(model):
             with contextlib.suppress(OSError):
@@ -141,7 +143,7 @@ class DiskCache:
         return removed
 
     def _files(self) -> list[Path]:
-        """Files that are entries by their names and headers."""
+        """Files whose names and headers are those of entries."""
         return (
             [path for path in self.folder.glob("*.plan") if _is_entry(path)] if self.folder.is_dir() else []
         )
@@ -165,20 +167,20 @@ class DiskCache:
 
 
 def is_of(description: str, model: str | None) -> bool:
-    """Whether an entry is of `model`, a file's name with or without its suffix; None: any."""
+    """Whether an entry belongs to `model` (a file name with or without suffix; None means any)."""
     name = description.rpartition(" x ")[0]
     return model is None or model in (name, name.rpartition(".")[0])
 
 
 def disk_cache(folder: str | os.PathLike[str] | None) -> DiskCache | None:
-    """The cache in `folder`, or in $MEMOJAX_CACHE_DIR, or none: it is opt-in."""
+    """The cache in `folder`, or else in $MEMOJAX_CACHE_DIR; None without both, because the cache is opt-in."""
     chosen = folder if folder is not None else os.environ.get(ENVIRONMENT)
     return DiskCache(chosen) if chosen else None
 
 
 @functools.cache
 def environment_key() -> dict[str, str]:
-    """What an executable depends on beside its model: versions, CPU and its features, flags."""
+    """Everything but the model on which an executable depends: versions, the CPU and its features, flags."""
     flags = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -233,7 +235,7 @@ def _is_entry(path: Path) -> bool:
 
 
 def _description(path: Path) -> str:
-    """What `_describe` wrote behind the payload; "?" for a damaged entry."""
+    """The text that `_describe` wrote behind the payload; "?" for a damaged entry."""
     try:
         with path.open("rb") as file:
             end = _HEADER.size + _HEADER.unpack(file.read(_HEADER.size))[3]

@@ -1,4 +1,4 @@
-"""The few lines between rows and an executable. What they cost is paid with every call, so they are closures without frames in between."""
+"""The lines between rows and an executable. Every call pays for them, so they are closures without frames in between."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ Run: TypeAlias = Callable[[Rows], list[Any]]
 """One array per input (and the key of a random model) to one array per output."""
 
 Answer: TypeAlias = Callable[[Mapping[str, Any], Any], "dict[str, np.ndarray] | None"]
-"""Inputs by name, and what draws the key of a random model, to outputs by name; None (nothing has run) where an input does not fit."""
+"""Inputs by name, and a function that draws a random model's key, to outputs by name.
+
+It gives None, before anything runs, if an input does not fit."""
 
 
 SAMPLE_EVERY = 16
-"""One call in so many is timed; reading the clock costs a percent of the smallest call."""
+"""One call in this many is timed, because reading the clock costs a percent of the smallest call."""
 
 _HOT = 4
 
 
 @dataclass
 class Meter:
-    """Calls of a plan, whichever executable served them, and seconds of the last ones that were timed.
+    """Counts the calls of a plan over all its executables, and keeps the seconds of the last timed ones.
 
     Attributes:
         counter: the number of the next call.
-        when_hot: called once, when a few calls have been timed.
+        when_hot: called once, after a few timed calls.
     """
 
     counter: itertools.count[int] = field(default_factory=itertools.count)
@@ -47,16 +49,17 @@ class Meter:
 
     @property
     def tick(self) -> Callable[[], int]:
-        """Counts a call, without a lock, and gives its number from 0."""
+        """Count a call without a lock, and return its number from 0."""
         return self.counter.__next__
 
     @property
     def calls(self) -> int:
-        """Calls so far. To be looked at must not count as a call, which would move the ones that are timed; only its text tells so."""
+        """Number of calls."""
+        # `next` would count this look as a call. Only the text of an itertools.count shows its value unchanged.
         return int(repr(self.counter).removeprefix("count(").removesuffix(")"))
 
     def timed(self, run: Run, rows: Rows) -> list[Any]:
-        """Run and note the time."""
+        """Run, and record the time."""
         started = time.perf_counter()
         results = run(rows)
         if results and isinstance(results[0], jax.Array):
@@ -69,11 +72,12 @@ class Meter:
 
 
 def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leading: Leading) -> Run:
-    """Rows as NumPy arrays, in and out; `leading` are the weights that `call` takes first.
+    """The closure for NumPy rows, in and out; `leading` holds the weights that `call` takes first.
 
-    A call takes a slot of input buffers and gives it back, so that threads never write to the same one. One that fails is tried
-    again under memojax's own settings: the user's may refuse NaN, jit or transfers, and to look at them before would cost every call.
+    A call takes a slot of input buffers and returns it, so two threads never write to the same one. A failed call runs again under
+    memojax's own settings, because the user's may refuse NaN, jit or transfers. Checking them first would cost every call.
     """
+    # Locals of the closures: an attribute look-up would cost each call some 30 ns. pop and append are atomic, so no lock is needed.
     take, give, fresh, unpack, asarray = (
         staging.free.pop,
         staging.free.append,
@@ -105,6 +109,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
             slot = take()
         except IndexError:
             slot = fresh()
+        # Inputs without a buffer are too large to copy: JAX takes the caller's array.
         given = []
         for buffer, array, row in zip(*slot, rows):
             if buffer is not None:
@@ -142,7 +147,10 @@ def by_name(
     random: bool,
     meter: Meter,
 ) -> Answer:
-    """The same for inputs and outputs by name, with the checks; for one of each, `run` is written out (a frame costs 1 us)."""
+    """The closure for inputs and outputs by name, with the checks.
+
+    A model with one input and one output gets a copy of `run`'s body, because a frame costs 1 us.
+    """
     tick, timed, ndarray = meter.tick, meter.timed, np.ndarray
     take, give, fresh, unpack, asarray = (
         staging.free.pop,
@@ -197,11 +205,11 @@ def by_name(
 
 
 def never(given: Mapping[str, Any], draw: Any = None) -> None:
-    """The answer of executables that take no NumPy arrays."""
+    """The `answer` of executables that take `jax.Array`s."""
 
 
 def on_device(call: Callable[..., Any], leading: Leading) -> Run:
-    """Rows as `jax.Array`s, in and out."""
+    """The closure for `jax.Array` rows, in and out."""
     again = with_own_settings(call)
 
     def run(rows: Rows) -> list[Any]:
@@ -214,7 +222,7 @@ def on_device(call: Callable[..., Any], leading: Leading) -> Run:
 
 
 def lean_call(compiled: Any) -> Callable[..., Any]:
-    """The compiled function without the Python frame around it (1 us), where this JAX has a way."""
+    """The compiled function without JAX's Python frame around it (1 us), if this JAX allows that."""
     try:
         return compiled._executable.create_cpp_call(compiled._params) or compiled
     except (AttributeError, TypeError):

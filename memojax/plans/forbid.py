@@ -1,4 +1,4 @@
-"""Forbid compiles for a while: the proof that a warmed-up loop never stalls."""
+"""Forbid compiles in a block, to prove that a warmed-up loop never stalls."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _forbidden: ContextVar[bool] = ContextVar("memojax_forbid_compile", default=Fals
 
 @contextlib.contextmanager
 def forbid_compile() -> Iterator[None]:
-    """Within the block, a call that would have to compile a plan raises instead; background compiles go on.
+    """Make calls inside the block raise instead of compiling a plan; compiles in the background go on.
 
-    It holds for the current thread (or task) only.
+    The block concerns the current thread (or task) only.
 
     >>> import memojax
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1])
@@ -23,7 +23,7 @@ def forbid_compile() -> Iterator[None]:
     ...     action = policy.infer_single({"obs": [1, 0, 1, 0, 0, 0]})
 
     Raises:
-        CompileForbiddenError: (inside) a batch size has no plan; the message names it and the nearest ones that do.
+        CompileForbiddenError: inside, if a batch size has no plan; the message names the size and the nearest plans.
     """
     token = _forbidden.set(True)
     try:
@@ -33,10 +33,10 @@ def forbid_compile() -> Iterator[None]:
 
 
 def check_allowed(size: int, ready: list[int]) -> None:
-    """Raise if compiles are forbidden here.
+    """Check that this thread may compile.
 
     Raises:
-        CompileForbiddenError: they are.
+        CompileForbiddenError: the caller is inside of `forbid_compile`.
     """
     if _forbidden.get():
         raise CompileForbiddenError(size, ready, "within memojax.forbid_compile()")

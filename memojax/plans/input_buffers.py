@@ -1,4 +1,4 @@
-"""Input buffers that a call writes to and an executable reads: nothing is converted, and an accelerator gets one transfer, not one per input."""
+"""Input buffers: a call writes rows into them and the executable reads them in place, or in one transfer to an accelerator."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from ..xla.settings import own_settings
 from .packing import Packing
 
 Slot: TypeAlias = "tuple[list[np.ndarray | None], list[Any]]"
-"""A buffer for each input, or None for one that is passed as it comes; and what the executable is called with."""
+"""A buffer for each input (None: the caller's array is passed), and the arguments of the executable."""
 
 
 class Staging:
     """Makes the slots of a plan.
 
-    On a synchronous CPU client an executable reads the buffers in place, as device arrays that alias them. Elsewhere the buffers lie end
-    to end, by dtype, in the arrays that it is called with (`packing` is not None). Either way a slot may be written again when the call
-    that holds it has its results.
+    On a synchronous CPU client the executable reads the buffers in place, through device arrays that alias them. On an accelerator the
+    buffers of one dtype lie end to end in one argument (`packing` is not None). A slot may be written again once its call has results.
 
     Attributes:
         specs: shape and dtype of each input.
-        packing: how inputs lie end to end; None where they do not.
+        packing: layout of inputs that lie end to end, or None.
         staged: which inputs have a buffer.
-        needs_x64: whether JAX must be told not to cut a 64-bit array that it is given.
-        free: slots that no call holds.
+        needs_x64: whether a call passes 64-bit arrays, which JAX would narrow by default.
+        free: slots that no call uses.
     """
 
     __slots__ = ("_device", "free", "needs_x64", "packing", "specs", "staged")
@@ -41,13 +40,14 @@ class Staging:
         device: jax.Device,
         packing: Packing | None = None,
     ):
-        """Slots for inputs of these shapes and dtypes."""
+        """Make slots for inputs of these shapes and dtypes."""
         self._device = device
         self.packing = packing
         self.specs = [(shape, np.dtype(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)]
         small = [0 < math.prod(shape) * dtype.itemsize <= COPIED_BYTES for shape, dtype in self.specs]
         self.staged = [packing is not None or (fits and device.platform == "cpu") for fits in small]
         first = self.slot()
+        # A client may copy instead of aliasing. Writing to the buffers would then have no effect, so none are used.
         if packing is None and any(
             buffer is not None and not _aliases(buffer, array) for buffer, array in zip(*first, strict=True)
         ):
@@ -62,7 +62,7 @@ class Staging:
         )
 
     def slot(self) -> Slot:
-        """A fresh slot."""
+        """Make a slot."""
         if self.packing is not None:
             return self._packed(self.packing)
         buffers = [

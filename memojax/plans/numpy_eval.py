@@ -1,4 +1,4 @@
-"""The primitives that files apply to weights, on the host: no executable has to be made for them."""
+"""Evaluate common primitives of weights by NumPy, which avoids compiling an executable for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def fold(name: str, params: dict[str, Any], inputs: Sequence[Any], avals: Sequen
     """Outputs of the primitive `name`, as NumPy arrays of the shapes and dtypes in `avals`.
 
     Raises:
-        NotImplementedError: not one of the primitives here.
+        NotImplementedError: NumPy cannot evaluate the primitive exactly as XLA does.
     """
     arrays = [np.asarray(value) for value in inputs]
     if name == "split":
@@ -31,7 +31,7 @@ def fold(name: str, params: dict[str, Any], inputs: Sequence[Any], avals: Sequen
 
 
 _EXACT = (np.dtype(np.float32), np.dtype(np.float64))
-"""Dtypes in which NumPy's arithmetic is XLA's; the others (narrow floats, integers that divide) are left to XLA."""
+"""Dtypes for which NumPy and XLA agree; XLA evaluates the others (narrow floats, integer division)."""
 
 
 def _broadcast(params: dict[str, Any], aval: Any, array: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Small arrays of one dtype cross the border of an executable as one flat array: each further one would cost a call microseconds."""
+"""Small arrays of one dtype enter and leave an executable as one flat array, because each array costs a call microseconds."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 PACKED_BYTES = 256 * 1024
-"""Bytes of all arrays packed together; beyond, the copy costs more than the arrays."""
+"""Upper limit of bytes packed together; beyond, the copy costs more than separate arrays."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How outputs (or inputs) are laid out.
+    """Layout of outputs (or inputs) in the results (or arguments) of an executable.
 
     Attributes:
         shapes: shape of each output.
-        groups: positions of the outputs that each result of the executable holds, one after the other.
+        groups: for each result of the executable, the positions of the outputs that it holds end to end.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -29,7 +29,7 @@ class Packing:
 
     @classmethod
     def of(cls, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]) -> Packing:
-        """Pack the outputs of each dtype whose bytes are few."""
+        """Pack the small outputs of each dtype."""
         groups: dict[Any, list[int]] = {}
         for index, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
             groups.setdefault(
@@ -42,7 +42,7 @@ class Packing:
         return cls(tuple(map(tuple, shapes)), tuple(packed))
 
     def pack(self, outputs: Sequence[Any]) -> Any:
-        """In the traced function: outputs to results; a lone result is not in a tuple."""
+        """Outputs to results, in the traced function; a lone result is not in a tuple."""
         results = [
             outputs[group[0]] if len(group) == 1 else jnp.concatenate([outputs[i].reshape(-1) for i in group])
             for group in self.groups
@@ -50,7 +50,7 @@ class Packing:
         return results[0] if len(results) == 1 else tuple(results)
 
     def parts(self, results: Sequence[Any]) -> list[Any]:
-        """In the traced function: the other way round, results to outputs."""
+        """Results to outputs, in the traced function."""
         found: list[Any] = [None] * len(self.shapes)
         for group, result in zip(self.groups, results, strict=True):
             stop = 0
@@ -71,7 +71,7 @@ class Packing:
         ]
 
     def unpacker(self) -> Callable[[Any], list[np.ndarray]] | None:
-        """What turns results into one read-only, contiguous array per output, without a copy; None where the result is the output."""
+        """A function from results to read-only views, one for each output; None if the only result is the output."""
         if len(self.shapes) == 1:
             return None
         places: list[Any] = [None] * len(self.shapes)

@@ -1,4 +1,4 @@
-"""One batch size, compiled: rows in, rows out."""
+"""One compiled batch size: rows in, rows out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .hoist import Residual
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """What a plan is and has done.
+    """Facts about a plan and its use.
 
     Attributes:
         size: batch size.
         compile_ms: milliseconds to trace, lower and compile.
-        calls: how often it ran.
-        median_us: median microseconds per call, over the last sampled ones; None before the first sample.
-        bytes: memory that XLA reports for code, constants and temporaries; None where it does not say.
+        calls: number of calls.
+        median_us: median microseconds of the last sampled calls; None before the first sample.
+        bytes: memory that XLA reports for code, constants and temporaries; None if it reports none.
         platform: "cpu", "gpu", ...
         candidate: the candidate that it was compiled by; "default" until autotuning finds a better one.
         dims: sizes of free dimensions and values of static inputs that the plan is for.
@@ -43,13 +43,13 @@ class PlanInfo:
 
 @dataclass(frozen=True)
 class Executable:
-    """What XLA compiled for one size, and how to call it.
+    """An executable of XLA for one size, with the closures that call it.
 
     Attributes:
         compiled: JAX's compiled function.
-        run: `run(rows)` with one array per input (and the key, for a random model): one array per computed output.
-        answer: `answer({name: array}, draw)`: outputs by name, or None where an input is not just what the executable takes.
-        candidate: name of the candidate that it was compiled by.
+        run: `run(rows)`, from one array per input (and the key of a random model) to one array per computed output.
+        answer: `answer({name: array}, draw)` gives outputs by name, or None if an input has another type, shape or dtype.
+        candidate: name of the candidate.
     """
 
     compiled: Any
@@ -58,7 +58,7 @@ class Executable:
     candidate: str = "default"
 
     def bytes(self) -> int | None:
-        """Memory for code, temporaries and outputs, where XLA says it."""
+        """Memory for code, temporaries and outputs; None if XLA does not report it."""
         try:
             memory = self.compiled.memory_analysis()
             return int(
@@ -71,7 +71,7 @@ class Executable:
 class Plan:
     """An executable for one batch size; call it with one `[n, *element_shape]` array per input.
 
-    A host plan takes and gives NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while other threads call.
+    A host plan takes and returns NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while other threads call.
 
     Attributes:
         answer: outputs by name for inputs by name; None (and nothing has run) where an input is missing or not a NumPy array of just
@@ -115,7 +115,7 @@ class Plan:
 
     @property
     def executable(self) -> Executable:
-        """What runs."""
+        """The executable that runs."""
         return self._executable
 
     @executable.setter
@@ -132,12 +132,12 @@ class Plan:
 
     @property
     def calls(self) -> int:
-        """How often it ran."""
+        """Number of calls."""
         return self.meter.calls
 
     def info(self) -> PlanInfo:
         """Size, costs and use so far."""
-        # The first call finds caches cold; of few samples it would be the median.
+        # The first call runs with cold caches, and of few samples it could be the median.
         seconds = list(self.meter.seconds)
         times = sorted(seconds[1:] or seconds)
         median = times[len(times) // 2] * 1e6 if times else None

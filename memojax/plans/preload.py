@@ -1,4 +1,4 @@
-"""A preload under way: wait for it, watch it, cancel it."""
+"""The handle of a preload: wait, watch, cancel."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..xla.background import submit
 
 @final
 class Preload:
-    """Batch sizes on their way to a plan; given by `preload(...)`.
+    """Batch sizes that are being compiled; `preload(...)` returns it.
 
     Attributes:
-        sizes: what was asked for, in the order it is compiled.
+        sizes: the sizes, in the order of compiling.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Preload:
         background: bool = False,
         progress: bool = False,
     ):
-        """Compile `sizes`, on the background worker or on `workers` threads; `progress`: `wait` shows a bar unless told otherwise."""
+        """Compile `sizes` on the background worker or on `workers` threads; with `progress`, `wait` shows a bar by default."""
         self.sizes = list(sizes)
         self._progress = progress
         if background:
@@ -43,7 +43,7 @@ class Preload:
 
     @classmethod
     def finished(cls, sizes: Sequence[int]) -> Preload:
-        """A preload that has nothing left to do."""
+        """A preload that is done already."""
         made = cls((), lambda size: None, background=True)
         made.sizes = list(sizes)
         made._futures = [Future() for _ in made.sizes]
@@ -52,15 +52,15 @@ class Preload:
         return made
 
     def wait(self, timeout: float | None = None, progress: bool | None = None) -> None:
-        """Return when every size has its plan (or was cancelled), after at most `timeout` seconds.
+        """Wait until every size has its plan or was cancelled, for at most `timeout` seconds.
 
         Args:
-            timeout: seconds; None waits as long as it takes.
-            progress: show a bar meanwhile, in a terminal or a notebook; None as `preload` was told.
+            timeout: seconds; None means no limit.
+            progress: show a bar in a terminal or a notebook; None takes the choice of `preload`.
 
         Raises:
-            TimeoutError: some sizes are not done yet; they go on.
-            LoweringError, CompileError: a size that cannot be compiled; the others are done.
+            TimeoutError: some sizes are not done yet; they continue.
+            LoweringError, CompileError: a size cannot be compiled; the others are done.
         """
         failure: BaseException | None = None
         shown = self._progress if progress is None else progress
@@ -78,7 +78,7 @@ class Preload:
         return all(future.done() for future in self._futures)
 
     def cancel(self) -> int:
-        """Drop the sizes that have not been started; gives their number."""
+        """Cancel the sizes that have not begun, and return their number."""
         return sum(future.cancel() for future in self._futures)
 
     def __repr__(self) -> str:

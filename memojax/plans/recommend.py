@@ -1,4 +1,4 @@
-"""Which few batch sizes would have served the traffic best: an exact dynamic programme over what was measured."""
+"""The few batch sizes that would have served past traffic best, by an exact dynamic programme over measurements."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Recommendation:
     """The best fixed sizes for a histogram of batch sizes.
 
     Attributes:
-        sizes: what to give to `bucketing=` (and `preload=`): each batch is padded to the next larger one.
-        seconds: total time of all calls, padded to these sizes, and of compiling these plans.
+        sizes: sizes for `bucketing=` (and `preload=`); each batch is padded to the next larger one.
+        seconds: total time of all calls padded to these sizes, and of compiling these plans.
         seconds_exact: the same with a plan for each size seen.
     """
 
@@ -36,13 +36,13 @@ def recommend(
     max_plans: int,
     calls: Mapping[int, int] | None = None,
 ) -> Recommendation:
-    """The at most `max_plans` sizes that minimise total time over `histogram`.
+    """Up to `max_plans` sizes that minimise total time over `histogram`.
 
     Args:
         histogram: batch size -> number of calls.
-        latency: batch size -> seconds per call, where measured; between measurements it is interpolated, beyond them extrapolated.
-        compile_seconds: batch size -> seconds to compile its plan, where known; the mean stands in elsewhere.
-        calls: batch size -> how many calls its latency was measured over; the more, the more it is trusted.
+        latency: batch size -> seconds per call, for measured sizes; others are interpolated or extrapolated.
+        compile_seconds: batch size -> seconds to compile its plan, for known sizes; others take the mean.
+        calls: batch size -> number of calls behind its latency, as the weight of the measurement.
 
     Raises:
         BatchSizeError: nothing was seen or measured yet, or `max_plans` is less than 1.
@@ -87,10 +87,10 @@ def recommend(
 def interpolator(
     points: Mapping[int, float], weights: Mapping[int, int] | None = None
 ) -> Callable[[int], float]:
-    """A function near `points` that never falls: linear between them, proportional beyond the last.
+    """A non-decreasing function near `points`: linear between them, proportional beyond the last.
 
-    Where measurements fall although sizes grow, some of them are noise (a size that ran once was timed with cold caches): they are
-    replaced by their mean, by `weights`; that is the closest function that never falls.
+    Measurements that fall while sizes grow are noise, for example a size that ran once with cold caches. Their mean, weighted by
+    `weights`, replaces them; this gives the closest non-decreasing function.
     """
     sizes: Sequence[int] = sorted(points)
     levels: list[tuple[float, float, int]] = []  # mean, weight, sizes

@@ -1,4 +1,4 @@
-"""What autotuning chose, remembered in a JSON file that several processes may share; opt-in, beside the compiled plans."""
+"""The log of autotuning: chosen candidates in a JSON file beside the compiled plans, shared by processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "autotune.json"
 
 
 class Choices:
-    """Names of candidates, and their gains, by key. The file holds names only: one that is damaged or foreign is ignored."""
+    """Names of candidates and their gains, by key. A damaged or foreign file is ignored."""
 
     def __init__(self, folder: str | os.PathLike[str]):
         """Use `autotune.json` in `folder`."""
@@ -37,7 +37,7 @@ class Choices:
         return None
 
     def put(self, key: Mapping[str, Any], candidate: str, gain: float) -> None:
-        """Store a choice; readers see the whole file, old or new."""
+        """Store a choice atomically."""
         if not self._writable:
             return
         with self._lock:
@@ -49,13 +49,13 @@ class Choices:
             except OSError as cause:
                 self._writable = False
                 log.warning(
-                    "autotuning's choices cannot be written to %s (%s): they are found anew",
+                    "autotuning cannot write its choices to %s (%s): other processes tune again",
                     self.path,
                     cause.strerror or cause,
                 )
 
     def labels(self, model: str | None = None) -> list[str]:
-        """What there are choices for (of `model`, a file's name with or without its suffix), as "policy.onnx x 8"."""
+        """Labels such as "policy.onnx x 8" of all choices, or of those for `model` (a file name with or without suffix)."""
         return [
             entry["for"]
             for entry in self._read().values()
@@ -63,7 +63,7 @@ class Choices:
         ]
 
     def clear(self, model: str | None = None) -> int:
-        """Forget all choices, or those of `model`; gives their number. A file that holds something else is left alone.
+        """Forget all choices, or those of `model`, and return their number; a file with other content stays.
 
         Raises:
             OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""On which device a call runs whose inputs are `jax.Array`s."""
+"""The device on which a call with `jax.Array`s runs."""
 
 from __future__ import annotations
 
@@ -16,24 +16,29 @@ log = logging.getLogger("memojax")
 
 
 class DeviceChoice:
-    """Chooses the device, and says once what had to be moved; each inferer has its own.
+    """Chooses the device of each call and warns once about arrays that it moves; each inferer has its own.
 
-    A call runs where its `jax.Array`s lie. Those that lie elsewhere than the first one that is committed to a device are moved there:
-    with a warning, or not at all if `strict`. NumPy arrays and arrays that JAX is free to place are moved without a word.
+    A call runs where its `jax.Array`s lie: on the device of the first committed array. Committed arrays on other devices are moved there
+    with a warning, or refused if `strict`. NumPy arrays and uncommitted arrays are moved without a warning.
     """
 
     def __init__(self, strict: bool = False, device: jax.Device | None = None):
-        """With `strict`, refuse what would be moved, and what does not lie on `device`, if one is given."""
+        """Choose for one inferer.
+
+        Args:
+        strict: refuse arrays that would be moved, and arrays that do not lie on `device`.
+        device: the accelerator that the inferer was made for, if any.
+        """
         self.strict = strict
         self._device = device
         self._warned = False
 
     def choose(self, specs: Sequence[TensorSpec], given: Sequence[Any]) -> jax.Device:
-        """The device for the arrays `given`, at least one of which is a `jax.Array`.
+        """The device for the arrays `given`; at least one of them is a `jax.Array`.
 
         Raises:
-            InputError: one is a tracer: an executable cannot be called while JAX traces.
-            DeviceError: they do not lie on one device, or not on the one that was asked for, and this is strict.
+            InputError: an array is a tracer: JAX cannot call an executable while it traces.
+            DeviceError: strict, and the arrays lie on several devices or not on the requested one.
         """
         arrays = [
             (spec, value) for spec, value in zip(specs, given, strict=True) if isinstance(value, jax.Array)
@@ -71,14 +76,14 @@ class DeviceChoice:
         if not self._warned:
             self._warned = True
             log.warning(
-                "inputs lie on several devices: %s; they are moved to %s, with every call (said once; strict=True refuses)",
+                "inputs lie on several devices: %s; every call moves them to %s (this warning comes once; strict=True refuses)",
                 listing,
                 _name(device),
             )
 
 
 def is_committed(value: jax.Array) -> bool:
-    """Whether its owner said where it lies, so that JAX itself would not move it."""
+    """Whether its owner placed it on a device explicitly, so JAX itself would not move it."""
     return bool(getattr(value, "committed", True))
 
 

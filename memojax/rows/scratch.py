@@ -14,7 +14,7 @@ from ..errors import InputShapeError
 from ..model.signature import TensorSpec
 
 COPIED_BYTES = 32 * 1024
-"""Up to here a copy into a buffer (0.5 us and 50 us/MB) costs less than JAX's look at a NumPy array (3 us)."""
+"""Up to this size, copying into a buffer (0.5 us plus 50 us/MB) is cheaper than JAX's check of a NumPy array (3 us)."""
 
 _ALIGNMENT = 64
 """Bytes; XLA:CPU takes an aligned NumPy array without a copy."""
@@ -56,7 +56,7 @@ class ScratchPad:
 
     @property
     def batch_size(self) -> int:
-        """Agents that wait."""
+        """Number of agents begun."""
         return len(self.ids)
 
     def next(self, agent: int) -> None:
@@ -65,10 +65,10 @@ class ScratchPad:
         self.ids.append(agent)
 
     def push(self, slot: int, data: Any) -> None:
-        """Copy the data of the agent begun last for the input at `slot`.
+        """Copy `data` into the row of the agent begun last, for the input at `slot`.
 
         Raises:
-            InputShapeError: `data` has not the slot's element shape, or no agent was begun.
+            InputShapeError: `data` does not have the slot's element shape, or no agent was begun.
         """
         spec = self.input_specs[slot]
         if not self.ids:
@@ -84,7 +84,7 @@ class ScratchPad:
         return self._inputs[slot][start:stop]
 
     def reserve(self, count: int) -> None:
-        """Make room for `count` agents in all, keeping the rows that are there."""
+        """Make room for `count` agents in all; existing rows stay."""
         if count <= self.capacity:
             return
         capacity = max(count, 2 * self.capacity)
@@ -120,9 +120,9 @@ class ScratchPad:
 class ScratchPadView:
     """One batch on its way through an inferer: input rows to read, output rows to fill.
 
-    A slot is given as a whole with `set_input` and `set_output` (no copy), or written in place through `input_slot_mut` and
-    `output_slot_mut`, which copy it first where it is somebody else's. Rows live on the host, or, with a `device`, as `jax.Array`s
-    there; the `*_slot` forms are NumPy in any case, `inputs` and `output` give what is there.
+    `set_input` and `set_output` give a whole slot without a copy. `input_slot_mut` and `output_slot_mut` give an array to write to, and
+    copy the slot first if its array is read-only. Rows live on the host, or as `jax.Array`s on `device`. The `*_slot` methods always
+    give NumPy arrays; `inputs` and `output` give the arrays as they are.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> rows = [np.zeros((4, 6), np.float32)]
@@ -164,7 +164,7 @@ class ScratchPadView:
         device: jax.Device | None = None,
         anonymous: bool | None = None,
     ):
-        """`size` rows; an input that is None is for a wrapper to fill."""
+        """View `size` rows; a wrapper fills the inputs that are None."""
         self.input_specs = input_specs
         self.output_specs = output_specs
         self._inputs = list(inputs)
@@ -181,7 +181,7 @@ class ScratchPadView:
 
     @property
     def inputs(self) -> list[Array]:
-        """Rows of every input slot, where they are."""
+        """Rows of every input slot, on their own device."""
         return [self._input(slot) if rows is None else rows for slot, rows in enumerate(self._inputs)]
 
     def input_name(self, slot: int) -> str:
@@ -208,7 +208,7 @@ class ScratchPadView:
         return self.ids, self.input_slot_mut(slot)
 
     def output_slot(self, slot: int) -> np.ndarray:
-        """Rows `[n, *element_shape]` of an output, as the model left them; read-only."""
+        """Rows `[n, *element_shape]` of an output, read-only."""
         return _read_only(self.output(slot))
 
     def output_slot_mut(self, slot: int) -> np.ndarray:
@@ -225,7 +225,7 @@ class ScratchPadView:
         return self.ids, self.output_slot_mut(slot)
 
     def output(self, slot: int) -> Array:
-        """Rows `[n, *element_shape]` of an output, where they are; zeros if nobody filled it."""
+        """Rows `[n, *element_shape]` of an output, on their own device; zeros if it was never set."""
         rows = self._outputs[slot]
         if rows is None:
             spec = self.output_specs[slot]

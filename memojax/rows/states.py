@@ -1,4 +1,4 @@
-"""What callers give, checked against what a model takes: dtypes, shapes, and agents one by one into rows and back."""
+"""States and responses of agents: checks of dtypes and shapes, states gathered into rows, rows dealt out as responses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .scratch import COPIED_BYTES, aligned_empty
 
 
 class State(dict[str, Any]):
-    """The data of one agent: input name -> array of the element shape. Any mapping will do in its place.
+    """The data of one agent: input name -> array of the element shape. Any mapping works as well.
 
     >>> state = memojax.State(obs=np.zeros(6))
     >>> state["obs"].shape
@@ -38,7 +38,7 @@ class State(dict[str, Any]):
 class Response(dict[str, np.ndarray]):
     """The answer for one agent: output name -> array of the element shape.
 
-    The arrays are rows of one array per output that belongs to the responses of a batch, and to nobody else.
+    The arrays are rows of one array per output. The responses of a batch own that array together.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> answer = policy.infer_single({"obs": np.zeros(6)})
@@ -65,7 +65,7 @@ def gather(
     """The states of `agents` as rows, `[n, *element_shape]` for each of `specs`.
 
     Raises:
-        InputError: an unknown, missing, misshapen or mistyped input; the agent is named.
+        InputError: an unknown or missing input, a wrong shape or dtype; the message names the agent.
     """
     columns = columns_of(specs, agents, states)
     return {spec.name: rows_into(spec, agents, column, _room(spec, len(agents))) for spec, column in columns}
@@ -74,10 +74,10 @@ def gather(
 def columns_of(
     specs: Sequence[TensorSpec], agents: Sequence[int], states: Sequence[Mapping[str, Any]]
 ) -> list[tuple[TensorSpec, list[Any]]]:
-    """For each input, what every agent gives for it, as it comes.
+    """For each input, the values of all agents, unconverted.
 
     Raises:
-        UnknownInputError, MissingInputError: an agent's names are not those of `specs`.
+        UnknownInputError, MissingInputError: an agent's input names differ from `specs`.
     """
     try:
         if set(map(len, states)) <= {len(specs)}:
@@ -90,7 +90,7 @@ def columns_of(
 
 
 def rows_into(spec: TensorSpec, agents: Iterable[int], column: list[Any], out: np.ndarray) -> np.ndarray:
-    """Write what each agent gives for an input into `out`, `[n, *element_shape]`, all in one go where nothing needs a cast.
+    """Write the agents' values of an input into `out`, `[n, *element_shape]`; in one go if none needs a cast.
 
     Raises:
         InputDtypeError, InputShapeError: an agent's array does not fit; `out` is then left half-written.
@@ -110,7 +110,7 @@ def rows_into(spec: TensorSpec, agents: Iterable[int], column: list[Any], out: n
 
 
 def _room(spec: TensorSpec, n: int) -> np.ndarray:
-    """Rows to be written: aligned, which costs 3 us, only where XLA would read them in place."""
+    """Uninitialised rows; aligned (3 us more) only if they are large enough for XLA to read them in place."""
     shape = (n, *spec.shape)
     return (
         np.empty(shape, spec.dtype)
@@ -120,10 +120,10 @@ def _room(spec: TensorSpec, n: int) -> np.ndarray:
 
 
 def row_of(spec: TensorSpec, agent: int, given: Any) -> np.ndarray:
-    """What one agent gives for an input, as an array of the spec's dtype.
+    """One agent's value of an input, as an array of the spec's dtype.
 
     Raises:
-        InputDtypeError, InputShapeError: it does not fit.
+        InputDtypeError, InputShapeError: the value does not fit the spec.
     """
     row = as_dtype(spec, given)
     if row.shape != spec.shape:
@@ -134,10 +134,10 @@ def row_of(spec: TensorSpec, agent: int, given: Any) -> np.ndarray:
 
 
 def check_names(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any]) -> None:
-    """See that `state` has every input, and no other.
+    """Check that `state` has exactly the inputs of `specs`.
 
     Raises:
-        InputError: it has not, or is no mapping.
+        InputError: an input is missing or unknown, or `state` is not a mapping.
     """
     if not isinstance(state, Mapping):
         raise InputError(
@@ -153,7 +153,7 @@ def check_names(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any
 def responses_of(
     names: Sequence[str], agents: Iterable[int], outputs: Iterable[np.ndarray]
 ) -> dict[int, Response]:
-    """Rows by agent: `outputs` has an array `[n, *element_shape]` for each of `names`, which the responses own from then on."""
+    """Responses by agent, from an array `[n, *element_shape]` for each of `names`; the responses own these arrays afterwards."""
     answers = {agent: Response() for agent in agents}
     for name, rows in zip(names, outputs, strict=True):
         for answer, row in zip(
@@ -164,11 +164,11 @@ def responses_of(
 
 
 def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
-    """`given` as a C-contiguous array of the spec's dtype; widths may change, kinds (float to integer, ...) may not.
+    """Convert `given` to a C-contiguous array of the spec's dtype; the width may change, the kind (float, integer) may not.
 
     Raises:
-        InputDtypeError: another kind of number, or a whole number that does not fit.
-        InputShapeError: no rectangular array.
+        InputDtypeError: `given` holds another kind of number, or a whole number that does not fit.
+        InputShapeError: `given` is not rectangular.
     """
     try:
         array = np.asarray(given)
@@ -183,17 +183,17 @@ def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
 
 
 def check_fits(spec: TensorSpec, given: Any) -> None:
-    """See that the spec's dtype can hold every whole number of an array; wrapped around, it would be another one.
+    """Check that the spec's dtype can hold every whole number of an array, because NumPy would wrap it around.
 
     Raises:
-        InputDtypeError: it cannot hold one, which is named.
+        InputDtypeError: a number does not fit; the message names it.
     """
     if given.dtype.kind in "iu" and (outside := overflow(np.asarray(given), spec.dtype)) is not None:
         raise InputDtypeError(f"input {spec.name!r} takes {spec.dtype}, which cannot hold {outside}")
 
 
 def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
-    """Whether a width may change silently: within a kind, or from integers and booleans to floats."""
+    """Whether values may be cast silently: to another width of their kind, or from integers and booleans to floats."""
     if given == np.bool_ or wanted == np.bool_ or given.kind in "OSUMm":
         return given == wanted or (given == np.bool_ and wanted.kind in "iuf")
     if "V" in (given.kind, wanted.kind):
@@ -206,5 +206,5 @@ def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
 
 
 def dtype_message(spec: TensorSpec, given: Any) -> str:
-    """What to say of an input of the wrong dtype."""
-    return f"input {spec.name!r} is {given}, the model takes {spec.dtype}: cast it first if that is meant"
+    """The message for an input of the wrong dtype."""
+    return f"input {spec.name!r} is {given}, the model takes {spec.dtype}: cast it first if you mean that"

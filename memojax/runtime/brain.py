@@ -1,4 +1,4 @@
-"""One brain of a runtime: its inferer, what waits for it, and what it costs."""
+"""One brain of a runtime: its inferer, its queue of states, and its cost."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _RECENT = 32
 """Batch sizes remembered as in use; a new policy is compiled for them before it is swapped in."""
 
 _ROUNDS = 8
-"""How often a swap goes back to compile for sizes that came into use while it compiled; then it is done as it is."""
+"""Maximum rounds of compiling new sizes before a swap goes ahead anyway."""
 
 
 @dataclass(frozen=True, order=True)
 class BrainId:
-    """A model in a runtime; a process never gives out the same one twice.
+    """The id of a policy in a runtime, unique in the process.
 
     >>> runtime = memojax.Runtime()
     >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
@@ -41,7 +41,7 @@ class BrainId:
 
     @classmethod
     def fresh(cls) -> BrainId:
-        """One that was never given out."""
+        """A new id."""
         return cls(next(_numbers))
 
     def __str__(self) -> str:
@@ -49,26 +49,26 @@ class BrainId:
 
 
 class Verdict(Enum):
-    """What a brain does in a frame."""
+    """A brain's decision in a frame."""
 
     IDLE = auto()
-    """Nothing waits, or it runs in another thread already."""
+    """Nothing waits, or another thread runs it."""
     RUN = auto()
     LATE = auto()
-    """It would take longer than what is left."""
+    """It would exceed the rest of the budget."""
     COLD = auto()
-    """Its batch size has no plan yet; one is being compiled in the background."""
+    """Its batch size has no plan yet; one compiles in the background."""
 
 
 class Turns:
-    """Time as the queue counts it: frames, and within them the order in which brains were served."""
+    """The clock of the queue: frames, and the order of service within them."""
 
     def __init__(self) -> None:
         self.frame = 1
         self._served = itertools.count(1)
 
     def begin_frame(self) -> int:
-        """A frame begins; what is queued from now on belongs to the next."""
+        """Begin a frame; states queued from now on belong to the next one."""
         self.frame += 1
         return self.frame - 1
 
@@ -79,7 +79,7 @@ class Turns:
 
 @dataclass(frozen=True)
 class _Compile:
-    """A compile in the background: of which inferer, for how many rows."""
+    """A compile in the background, of `inferer` for `count` rows."""
 
     inferer: Inferer
     count: int
@@ -89,9 +89,9 @@ class _Compile:
 class BrainState:
     """One brain of a runtime.
 
-    States wait in the open batch, which takes new ones, and before it in the sealed batch, whose agents are settled: it runs, has
-    failed, or waits for a compile of its size. A new state of an agent takes the place of the one that waits, unless that has run.
-    `_lock` guards the queue and is held for moments; `_running` is held while the inferer is at work.
+    Two batches wait. The open batch takes new states. The sealed batch comes before it and takes no new agents: it runs, has failed, or
+    waits for a compile of its size. A new state of an agent replaces its waiting state, unless that one has run. `_lock` guards the queue
+    and is held briefly; `_running` is held while the inferer runs.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class BrainState:
         clock: Callable[[], float],
         compiles: CompileTimings,
     ):
-        """`turns` and `compiles` are shared by all brains of the runtime."""
+        """All brains of a runtime share `turns` and `compiles`."""
         self.brain = brain
         self.inferer = inferer
         self.on_accelerator = _on_accelerator(inferer)
@@ -122,21 +122,21 @@ class BrainState:
 
     @property
     def since(self) -> int:
-        """Frame from which the next batch waits; 0 if nothing waits."""
+        """Frame in which the next batch began to wait; 0 if nothing waits."""
         return self._since
 
     @property
     def place(self) -> tuple[int, int, BrainId]:
-        """Place in the queue, lowest first: who waits since an earlier frame, then who was served longer ago."""
+        """Place in the queue, lowest first: by the frame in which waiting began, then by the last service."""
         return self._since, self._served, self.brain
 
     @property
     def compile(self) -> Future[None] | None:
-        """The compile in the background that was asked for last."""
+        """The most recent compile in the background."""
         return self._compile and self._compile.future
 
     def waiting(self) -> list[int]:
-        """Agents that wait."""
+        """Agents with a waiting state."""
         with self._lock:
             return self._waiting()
 
@@ -165,14 +165,14 @@ class BrainState:
             self._note_open()
 
     def begin_agent(self, agent: int) -> None:
-        """An agent appears."""
+        """Tell the inferer that an agent appears."""
         with self._running:
             self._check_alive()
             self.inferer.begin_agent(agent)
             self._agents.add(agent)
 
     def end_agent(self, agent: int) -> None:
-        """An agent is gone, and with it the state that waits."""
+        """Tell the inferer that an agent is gone, and drop its waiting state."""
         with self._running:
             self._check_alive()
             self.inferer.end_agent(agent)
@@ -185,7 +185,7 @@ class BrainState:
                     self._unseal()
 
     def infer_single(self, agent: int, state: Mapping[str, Any]) -> Response:
-        """Run one agent now, beside what waits."""
+        """Run one agent now, outside of the queue."""
         with self._running:
             self._check_alive()
             ready = self._is_ready(1)
@@ -196,9 +196,10 @@ class BrainState:
             return response
 
     def offer(self, remaining: float | None, must: bool) -> Verdict:
-        """What to do with `remaining` seconds (None: as long as it takes); `must`: run whether it fits or not.
+        """Decide what to do within `remaining` seconds (None: no limit); with `must`, run even if it does not fit.
 
-        RUN and COLD seal the batch. COLD asks for a compile in the background; once that is done, or has failed, it is not COLD again.
+        RUN and COLD seal the batch. COLD starts a compile in the background. Once that has ended, also by a failure, the batch is not
+        COLD again.
         """
         with self._lock:
             count = len(self._sealed or self._open)
@@ -220,12 +221,12 @@ class BrainState:
         """Run the batch that has waited longest; its cost counts from `started` on.
 
         Raises:
-            Exception: what the model raises; the batch then waits at the end of the queue, and goes on where it stopped.
+            Exception: the model raised; the batch then waits at the end of the queue, and continues where it stopped.
         """
         elsewhere = self._running.locked()
         with self._running:
             if elsewhere:
-                started = self._clock()  # waiting for another thread is no cost of the model
+                started = self._clock()  # the wait for another thread is not the model's cost
             with self._lock:
                 self._seal()
                 batch = self._sealed
@@ -249,7 +250,7 @@ class BrainState:
             return responses
 
     def remove(self) -> list[int]:
-        """Take the brain out of service when it has finished what it is doing; the agents that still waited."""
+        """Take the brain out of service after its current batch; returns the agents that still waited."""
         with self._running, self._lock:
             self._removed = True
             orphans = self._waiting()
@@ -259,7 +260,7 @@ class BrainState:
         return orphans
 
     def replace_inferer(self, new: Inferer) -> Future[Inferer]:
-        """Compile `new` in the background for the sizes in use, then put it in the place of the one there is, which the future gives.
+        """Compile `new` in the background for the sizes in use, then swap it in; the future gives the old inferer.
 
         Raises:
             IncompatibleModelError: `new` has other inputs or outputs; nothing is changed.
@@ -275,7 +276,7 @@ class BrainState:
         return handle
 
     def _prepare_swap(self, new: Inferer, handle: Future[Inferer], rounds: int) -> None:
-        """Compile `new` for the sizes in use, again for those that came into use meanwhile, and swap it in."""
+        """Compile `new` for the sizes in use, repeat for sizes that came into use meanwhile, and swap it in."""
         try:
             with self._lock:
                 sizes = {*self._recent, len(self._open), len(self._sealed or ())} - {0}
@@ -287,6 +288,7 @@ class BrainState:
         except BaseException as failure:
             _fail(handle, failure)
             return
+        # The last compile to end continues here, on its own thread: waiting would hold up the caller.
         left, lock = len(compiles), threading.Lock()
 
         def done(compile: Future[None]) -> None:
@@ -349,7 +351,7 @@ class BrainState:
         return _is_ready(self.inferer, count)
 
     def _asked_for(self, count: int) -> bool:
-        """Whether a compile for `count` is over; if none was asked for, this one is."""
+        """Whether the compile for `count` has ended; starts one if none was started."""
         inferer, last = _model(self.inferer), self._compile
         if last is None or last.inferer is not inferer or last.count != count:
             if last is not None:
@@ -378,18 +380,18 @@ def _is_ready(inferer: Inferer, count: int) -> bool:
     try:
         return inferer.is_ready(count)
     except Exception:
-        return True  # whatever is wrong is raised by the run, to whoever asked for it
+        return True  # the run will raise the same error, and its caller will see it
 
 
 def _fail(handle: Future[Inferer], failure: BaseException | None) -> None:
-    """Give up a swap, unless it was called off or has failed before."""
+    """Fail a swap, unless it was cancelled or has failed already."""
     with contextlib.suppress(InvalidStateError):
         if handle.running() or handle.set_running_or_notify_cancel():
             handle.set_exception(failure)
 
 
 def _innermost_layer(inferer: Inferer) -> LayeredInferer | None:
-    """The layer of wrappers next to the model, if there are any."""
+    """The layer of wrappers next to the model; None without wrappers."""
     layer = None
     while isinstance(inferer, LayeredInferer):
         layer, inferer = inferer, inferer.inferer
@@ -418,6 +420,6 @@ def _check_swap(old: Inferer, new: Inferer) -> None:
         return
     if isinstance(new, LayeredInferer):
         raise IncompatibleModelError(
-            f"the brain keeps its own {type(old).__name__} and what that knows of its agents: give the inferer without wrappers"
+            f"the brain keeps its own {type(old).__name__} and the state of its agents: give the inferer without wrappers"
         )
     check_compatible(layer.inferer, new)

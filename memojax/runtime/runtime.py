@@ -1,4 +1,4 @@
-"""Many models in one frame: a fair queue, a time budget, and models that can be swapped while it runs."""
+"""Many policies in one frame: a fair queue, a time budget, and swaps while it runs."""
 
 from __future__ import annotations
 
@@ -26,16 +26,14 @@ Responses = dict[BrainId, dict[int, Response]]
 class Runtime:
     """Runs many models, each for its own agents, and keeps to a time budget.
 
-    Push states as they come, then call `run` (everything) or `run_for` (what fits into so many seconds) once per frame. An agent has
-    one state at a time: pushed again before it ran, the newer state takes the place of the older. What does not run in a frame waits
-    for the next, and goes first there.
+    Push states as they come, then call `run` (everything) or `run_for` (as much as fits the budget) once per frame. An agent has one state
+    at a time: a newer state replaces one that waits. A state that does not run in a frame waits for the next, and goes first there.
 
-    - **Fair.** The model that has waited longest goes first, and the first runs even if it does not fit, so that each comes to its turn.
-    - **In time.** A model starts if what it usually takes (by batch size: mean and deviation of what was measured, interpolated between
-      sizes) fits into what is left.
-    - **No compile in a frame.** A batch whose size has no plan is set aside as it is while the plan is compiled in the background, keeps
-      its place in the queue, and runs when the plan is there. Only where nothing else could be answered does the first one compile in
-      `run_for`; `run` compiles whatever it needs.
+    - **Fair.** The model that has waited longest goes first. The first runs even if it does not fit, so each gets its turn.
+    - **In time.** A model starts if its usual time fits the rest of the budget: mean plus deviation of past calls by batch size,
+      interpolated between sizes.
+    - **No compile in a frame.** A batch whose size has no plan is set aside while the plan compiles in the background. It keeps its place
+      in the queue. `run_for` compiles only if it could answer nothing else; `run` compiles whatever it needs.
     - **Nothing is lost.** A model that raises does not keep the others from answering: see `RuntimeErrors`.
 
     All methods may be called from any thread; one model runs one batch at a time.
@@ -52,7 +50,7 @@ class Runtime:
 
         Args:
             threads: how many threads `run_threaded` uses, the caller's included; by default one per core.
-            clock: seconds, for tests.
+            clock: function that returns seconds; tests replace it.
 
         Raises:
             InputError: `threads` is less than 1.
@@ -68,11 +66,11 @@ class Runtime:
         self._pool: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
-        """Models in it."""
+        """Number of models."""
         return len(self._brains)
 
     def __repr__(self) -> str:
-        """Its models, and how many agents wait for each."""
+        """The models, and the number of agents that wait for each."""
         return text_of(self)
 
     def _repr_html_(self) -> str:
@@ -98,7 +96,7 @@ class Runtime:
         """Add a model.
 
         Raises:
-            IncompatibleModelError: `inferer` is none, but a file, say.
+            IncompatibleModelError: `inferer` is not an Inferer (for example a path).
         """
         check_inferer(inferer)
         brain = BrainId.fresh()
@@ -108,11 +106,11 @@ class Runtime:
         return brain
 
     def remove_inferer(self, brain: BrainId) -> Inferer:
-        """Remove a model, when it has finished the batch it is at, and give it back.
+        """Remove a model after its current batch, and return it.
 
         Raises:
             UnknownBrainError: there is no such brain.
-            OrphanedDataError: agents waited for it; it is removed all the same.
+            OrphanedDataError: agents waited for the model, which is removed nevertheless.
         """
         state = self._state(brain)
         with self._lock:
@@ -124,9 +122,9 @@ class Runtime:
     def replace_inferer(self, brain: BrainId, inferer: Inferer) -> Future[Inferer]:
         """Swap the model of a brain for another with the same inputs and outputs, without a stall.
 
-        `inferer` is compiled in the background for the batch sizes in use, then put in place between two batches. Agents, their hidden
-        state and what waits stay: where the brain has wrappers, `inferer` comes without them and takes the place of the model inside.
-        The future gives the old model once it is out of use; cancel it to call the swap off, as a second swap does with the first.
+        `inferer` compiles in the background for the batch sizes in use, then takes over between two batches. Agents, their hidden state and
+        waiting states stay. If the brain has wrappers, give `inferer` without them: it replaces the model inside. The future gives the old
+        model once it is out of use. Cancel the future to cancel the swap; a second swap cancels the first.
 
         >>> runtime = memojax.Runtime()
         >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
@@ -146,16 +144,16 @@ class Runtime:
         return self._state(brain).inferer
 
     def push(self, brain: BrainId, agent: int, state: Mapping[str, Any]) -> None:
-        """Queue a copy of the state of an agent; one that waits already is replaced.
+        """Queue a copy of the state of an agent; it replaces a waiting one.
 
         Raises:
             UnknownBrainError: there is no such brain.
-            InputError: an unknown, missing, misshapen or mistyped input; nothing is queued then.
+            InputError: an unknown or missing input, a wrong shape or dtype; nothing is queued.
         """
         self._state(brain).push(agent, state)
 
     def extend(self, brain: BrainId, states: States) -> None:
-        """Queue the states of many agents at once; either all are taken or none.
+        """Queue the states of many agents: all, or none if one is refused.
 
         Raises:
             UnknownBrainError, InputError: as for `push`.
@@ -164,19 +162,19 @@ class Runtime:
         self._state(brain).extend(states)
 
     def waiting(self, brain: BrainId) -> list[int]:
-        """Agents of a brain that wait for an answer."""
+        """Agents of a brain with a waiting state."""
         return self._state(brain).waiting()
 
     def begin_agent(self, brain: BrainId, agent: int) -> None:
-        """Note that an agent appears; see `Inferer.begin_agent`."""
+        """Tell the brain that an agent appears; see `Inferer.begin_agent`."""
         self._state(brain).begin_agent(agent)
 
     def end_agent(self, brain: BrainId, agent: int) -> None:
-        """Note that an agent is gone: its state that waits is dropped; see `Inferer.end_agent`."""
+        """Tell the brain that an agent is gone, and drop its waiting state; see `Inferer.end_agent`."""
         self._state(brain).end_agent(agent)
 
     def infer_single(self, brain: BrainId, state: Mapping[str, Any], agent: int = 0) -> Response:
-        """Run one agent now, beside what is queued.
+        """Run one agent now, outside of the queue.
 
         Raises:
             UnknownBrainError, InputError: as for `push`.
@@ -184,15 +182,15 @@ class Runtime:
         return self._state(brain).infer_single(agent, state)
 
     def run(self) -> Responses:
-        """Run everything that waits: brain -> agent -> response, without the brains where nothing waited.
+        """Run all waiting states: brain -> agent -> response, for the brains with any.
 
         Raises:
-            RuntimeErrors: models raised; it carries the responses of the others.
+            RuntimeErrors: models raised; the error carries the responses of the others.
         """
         return self._run(None, threaded=False)
 
     def run_for(self, seconds: float) -> Responses:
-        """Run what fits into `seconds`, longest waiting first; at least one model, if any waits.
+        """Run as many models as fit into `seconds`, longest waiting first, but at least one.
 
         >>> runtime = memojax.Runtime()
         >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1]))
@@ -206,7 +204,7 @@ class Runtime:
         return self._run(seconds, threaded=False)
 
     def run_threaded(self) -> Responses:
-        """`run` with the models dealt out to several threads; pays where one batch takes some 100 us or more.
+        """`run` with the models dealt out to several threads; pays if a batch takes 100 us or more.
 
         Raises:
             RuntimeErrors: as for `run`.
@@ -230,14 +228,14 @@ class Runtime:
         return self._state(brain).inferer.output_shapes()
 
     def timings(self, brain: BrainId) -> dict[int, Timing]:
-        """What was measured so far: batch size -> seconds per batch, compiles left out."""
+        """Measurements so far: batch size -> seconds per batch, without compiles."""
         return dict(self._state(brain).timings.items())
 
     def clear(self) -> None:
         """Remove all models.
 
         Raises:
-            OrphanedDataError: agents waited; all is removed all the same.
+            OrphanedDataError: agents waited; all models are removed nevertheless.
         """
         with self._lock:
             states = list(self._brains.values())
@@ -249,7 +247,9 @@ class Runtime:
     def _state(self, brain: BrainId) -> BrainState:
         state = self._brains.get(brain)
         if state is None:
-            raise UnknownBrainError(f"{brain} is not in this runtime: it was removed, or is of another")
+            raise UnknownBrainError(
+                f"{brain} is not in this runtime: it was removed, or belongs to another runtime"
+            )
         return state
 
     def _run(self, seconds: float | None, threaded: bool) -> Responses:
@@ -258,7 +258,7 @@ class Runtime:
             frame_number = self._turns.begin_frame()
             states = [state for state in self._brains.values() if state.since]
         frame = _Frame(states, frame_number, self._clock, deadline)
-        # A thread that waits for an accelerator holds nothing up: such models overlap in `run` too.
+        # A thread that waits for an accelerator uses no core, so such models overlap in `run` too.
         threaded = threaded or any(state.on_accelerator for state in states)
         threads = min(self._threads, len(states)) if threaded else 1
         self._work(frame, threads)
@@ -283,12 +283,12 @@ class Runtime:
 
 
 class _Frame:
-    """One run over the models that wait: who is next, who answered, who failed, who must be compiled first."""
+    """One run over the waiting models: the queue, responses, failures, and models that must compile first."""
 
     def __init__(
         self, states: list[BrainState], number: int, clock: Callable[[], float], deadline: float | None
     ):
-        """What is queued after frame `number` has begun is left to the next."""
+        """States queued after the beginning of frame `number` are left to the next frame."""
         self.responses: Responses = {}
         self.failures: dict[BrainId, Exception] = {}
         self.cold: list[BrainState] = []
@@ -300,12 +300,12 @@ class _Frame:
         self._lock = threading.Lock()
 
     def work(self) -> None:
-        """Run models until none is left that fits; several threads may."""
+        """Run models until none fits; several threads may call this at once."""
         while (chosen := self._next()) is not None:
             self._run(*chosen)
 
     def run_first_cold(self) -> bool:
-        """Run the first model without a plan, if nothing was answered: each call answers something."""
+        """Run the first model without a plan if nothing was answered: each call answers something."""
         if self.responses:
             return False
         self._at_work += 1
@@ -313,7 +313,7 @@ class _Frame:
         return True
 
     def await_cold(self, compiles: CompileTimings) -> bool:
-        """Wait for a compile that should be done in time, and queue the models whose compile is; False if there are none."""
+        """Wait for compiles that should end in time, and queue their models; False if none ended."""
         remaining = self._remaining() or 0.0
         if remaining <= 0:
             return False
@@ -328,13 +328,13 @@ class _Frame:
         return bool(ready)
 
     def _next(self) -> tuple[BrainState, float] | None:
-        """Who runs now, and when the search began: that is part of what it costs."""
+        """The next model to run, and the start of the search, which is part of its cost."""
         with self._lock:
             while self._queue:
                 started, must = self._clock(), not self.responses and not self._at_work
                 remaining = None if self._deadline is None else self._deadline - started
                 if remaining is not None and not must and (remaining <= 0 or remaining < self._least):
-                    return None  # to ask the others would only use up what is left
+                    return None  # asking the others would only use up the rest of the budget
                 state = heapq.heappop(self._queue)[1]
                 verdict = state.offer(remaining, must)
                 if verdict is Verdict.COLD:

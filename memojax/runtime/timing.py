@@ -1,4 +1,4 @@
-"""What a model costs, by batch size: running mean and variance, interpolated between the sizes seen."""
+"""Cost of a model by batch size: running mean and variance, interpolated between the sizes seen."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 WINDOW = 64
-"""Samples after which old ones begin to fade, so that a machine that slows down is noticed."""
+"""Samples after which old ones begin to fade, so a slower machine shows up."""
 
 _MARGIN = 1.0
-"""Standard deviations added to the mean where time must not run out."""
+"""Standard deviations added to the mean for an upper estimate."""
 
 _FEW = 8
-"""Samples from which on their deviation is taken at its word."""
+"""Minimum samples before a size's own deviation is trusted."""
 
 _MOST_RATIO = 2.0
-"""Of a sample to the mean of its size: one that was interrupted should not count for all sizes."""
+"""Upper limit of sample over mean, so one interrupted call does not raise the deviation of all sizes."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Timing:
     variance: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Take in one sample."""
+        """Add one sample."""
         self.count += 1
         weight = 1 / min(self.count, WINDOW)
         delta = seconds - self.mean
@@ -38,7 +38,7 @@ class Timing:
         self.variance = (1 - weight) * (self.variance + weight * delta * delta)
 
     def age(self) -> None:
-        """Count what was seen as one sample, so that new ones soon outweigh it."""
+        """Weigh all samples so far as one, so new ones soon outweigh them."""
         self.count = min(self.count, 1)
 
     @property
@@ -48,7 +48,7 @@ class Timing:
 
     @property
     def upper(self) -> float:
-        """Seconds that are rarely exceeded."""
+        """Seconds that a sample rarely exceeds."""
         return self.mean + _MARGIN * self.std
 
 
@@ -65,7 +65,7 @@ class Timings:
 
     @property
     def least(self) -> float:
-        """Seconds below which nothing is likely to fit: what the smallest batch seen takes; 0 before the first sample."""
+        """Seconds that the smallest batch seen takes, so less time is likely to fit nothing; 0 before the first sample."""
         return self._upper(self._sizes[0]) if self._sizes else 0.0
 
     def add(self, size: int, seconds: float) -> None:
@@ -79,7 +79,7 @@ class Timings:
         timing.add(seconds)
 
     def get(self, size: int) -> Timing | None:
-        """What was seen of `size` itself."""
+        """Timing of `size` itself, without interpolation."""
         return self._by_size.get(size)
 
     def items(self) -> list[tuple[int, Timing]]:
@@ -87,15 +87,15 @@ class Timings:
         return [(size, self._by_size[size]) for size in self._sizes]
 
     def age(self) -> None:
-        """Make all that was seen weak; see `Timing.age`."""
+        """Age all timings; see `Timing.age`."""
         for timing in self._by_size.values():
             timing.age()
 
     def estimate(self, size: int) -> float | None:
         """Seconds that a batch of `size` rarely exceeds; None before the first sample.
 
-        On the line between the next smaller and larger sizes seen; beyond the largest on the line through the last two, or in
-        proportion to the size where only one is known; below the smallest as that one.
+        Sizes between two measured ones lie on the line between them; larger ones on the line through the last two, or in proportion if
+        only one size was measured. Smaller ones count as the smallest measured.
         """
         exact = self._by_size.get(size)
         if exact is not None:
@@ -118,7 +118,7 @@ class Timings:
         return low + (high - low) * (size - small) / (large - small)
 
     def _upper(self, size: int) -> float:
-        """`Timing.upper`; a size seen a few times only scatters at least as all sizes of the model do."""
+        """`Timing.upper`; a size with few samples gets at least the relative deviation of the whole model."""
         timing = self._by_size[size]
         if timing.count >= _FEW:
             return timing.upper
@@ -126,10 +126,10 @@ class Timings:
 
 
 class CompileTimings:
-    """Seconds that compiles take, by brain; safe to share between threads.
+    """Seconds of compiles by brain; threads may share it.
 
-    Compiles in the background queue up behind each other, so that one took the time since it was asked for or since the one before
-    it was done, whichever is less.
+    Compiles in the background queue up. One therefore took the time since its request or since the end of the one before, whichever
+    is less.
     """
 
     def __init__(self, clock: Callable[[], float]):
@@ -145,7 +145,7 @@ class CompileTimings:
             self._add(brain, seconds)
 
     def watch(self, brain: Hashable, compile: Future[None]) -> None:
-        """Note a compile that goes on in the background, when it is done."""
+        """Note a compile in the background once it is done."""
         asked = self._clock()
 
         def done(future: Future[None]) -> None:
@@ -158,7 +158,7 @@ class CompileTimings:
         compile.add_done_callback(done)
 
     def expected(self, brain: Hashable) -> float | None:
-        """Seconds that a compile of `brain` rarely exceeds, or one of the others if it had none; None if there were none at all."""
+        """Seconds that a compile of `brain` rarely exceeds; of all brains if it had none; None if none was measured."""
         with self._lock:
             timing = self._by_brain.get(brain, self._all)
             return timing.upper if timing.count else None

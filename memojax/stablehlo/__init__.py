@@ -1,4 +1,4 @@
-"""Policies without their ONNX file: StableHLO programs in CRVO assets, written and read."""
+"""Policies without their ONNX file: writing and reading StableHLO programs in CRVO assets."""
 
 from .export import to_stablehlo as to_stablehlo
 from .load import find_stablehlo as find_stablehlo

@@ -34,10 +34,10 @@ def to_stablehlo(
     precision: str | None = "highest",
     **options: Any,
 ) -> AssetData:
-    """Export a policy, weights included, so that it can be loaded without its ONNX file (and without any of its operators known).
+    """Export a policy with its weights: loading the result needs neither the ONNX file nor support for its operators.
 
-    `memojax.load` and every inferer take the result, and give what they give for the file itself. Only where a model draws random
-    numbers and its operators need a number for the batch size, are those numbers others (of the same distribution).
+    `memojax.load` and every inferer take the result and give the same answers as for the file. One case differs: a model that draws
+    random numbers and needs a fixed batch size may draw other numbers of the same distribution.
 
     >>> asset = memojax.to_stablehlo(memojax.policies.bundled("acrobot_ppo"))
     >>> asset.kind
@@ -47,15 +47,15 @@ def to_stablehlo(
 
     Args:
         source: as for `memojax.load`, or a `TypedModel`.
-        batch_size: the only number of rows to run; None: any, compiled for each size as it is needed.
-        platforms: where it is to run, as JAX calls them; None: all of `PLATFORMS`, or those that an asset runs on already.
-        precision: of matrix products on accelerators (JAX's names); it cannot be chosen again when the asset is loaded.
-        options: of loading, see `TypedModel.from_model`.
+        batch_size: the only number of rows that the program runs; None: any number, compiled per size on demand.
+        platforms: JAX's names of the platforms to export for; None: all of `PLATFORMS`, or the platforms of the asset `source`.
+        precision: of matrix products on accelerators (JAX's names); it is fixed in the asset.
+        options: loading options, see `TypedModel.from_model`.
 
     Raises:
-        InputError: `platforms` names none that there is.
-        AssetError: `source` is an asset itself, for other platforms.
-        DimensionError: no symbolic batch is possible; the message says why and what is.
+        InputError: `platforms` names an unknown platform.
+        AssetError: `source` is an asset that was exported for other platforms.
+        DimensionError: the model cannot be exported for any number of rows; the message says why, and what is possible.
         ModelLoadError, UnsupportedOpError: as for `memojax.load`.
     """
     check_not_forked()
@@ -146,7 +146,7 @@ def _platforms(typed: TypedModel, wanted: Sequence[str] | None) -> tuple[str, ..
 def _exported(
     typed: TypedModel, batch_size: int | None, platforms: tuple[str, ...], precision: str | None
 ) -> tuple[export.Exported, str]:
-    """The exported function, and whether it is traced with the whole batch or as one row that is mapped over them."""
+    """The exported function, and how it was traced: the whole "batch", or one row mapped over the "rows"."""
     structure = jax.tree.structure(typed.params)
     leaves = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(typed.params)]
     key = [jax.ShapeDtypeStruct((2,), np.uint32)] if typed.random else []
@@ -174,7 +174,7 @@ def _exported(
     try:
         return run(whole, n), "batch"
     except Exception as cause:
-        # An operator wants the batch size as a number; the function of one row does not have it.
+        # An operator needs the batch size as a number. The function of one row never asks for it.
         if mixing := typed.mixing_outputs():
             raise DimensionError(
                 f"this model cannot be exported for any number of rows: an operator needs the batch size as a number, and rows influence "

@@ -1,4 +1,4 @@
-"""The header of a StableHLO asset: what it says, and how it is read without trusting it."""
+"""The header of a StableHLO asset, and its parser, which trusts none of its values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAGIC = b"MJXA"
 PREFIX = struct.Struct("<4sI")
 _MOST_HEADER_BYTES = 1 << 23
 _MOST_ELEMENTS = 1 << 28
-"""Of one agent's input or output; more than any policy takes."""
+"""Upper limit of elements in one agent's input or output."""
 
 _DTYPES = {
     np.dtype(kind).name: np.dtype(kind)
@@ -58,24 +58,24 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Header:
-    """What an asset says about the program in it.
+    """Description of the program in an asset.
 
     Attributes:
         api: inputs and outputs, without the batch axis.
-        computed: names of the outputs that the program gives.
+        computed: names of the outputs that the program computes.
         params: the weights, by name.
-        constants: the outputs that depend on no input.
-        batch_size: the only number of rows that it runs; None: any.
-        random: whether it takes a key.
-        independent: whether rows are known not to influence each other.
-        platforms: where it runs.
+        constants: outputs that depend on no input.
+        batch_size: the only number of rows that the program runs; None: any.
+        random: whether the program takes a random key.
+        independent: whether rows are known to be independent.
+        platforms: JAX's names of the platforms that it runs on.
         rule: how the batch was found in the model's file.
-        name: of the model.
-        metadata: what the model's file said about itself.
+        name: name of the model.
+        metadata: `metadata_props` of the model's file.
         written_by: package -> version.
-        calling_convention: of jax.export.
-        program_bytes: length of the program.
-        sha256: of what follows the header.
+        calling_convention: version of jax.export's calling convention.
+        program_bytes: length of the program in bytes.
+        sha256: hex digest of all bytes behind the header.
     """
 
     api: ModelApi
@@ -96,10 +96,10 @@ class Header:
 
 
 def header_and_body(asset: AssetData) -> tuple[Header, memoryview]:
-    """The header of an asset, and what follows it.
+    """The header of an asset, and the bytes behind it.
 
     Raises:
-        AssetError: it is no StableHLO asset, or one that is truncated, damaged, or of another format.
+        AssetError: the asset is not a StableHLO asset, is truncated or damaged, or has another format.
     """
     if asset.kind is not AssetKind.STABLEHLO:
         raise AssetError(f"this asset holds {asset.kind}, not a StableHLO program")
@@ -162,7 +162,7 @@ def _parsed(fields: Any) -> Header:
         or set(given) != set(outputs)
         or any(outputs[spec.name] != spec for spec in header.constants)
     ):
-        raise ValueError("the computed and the constant outputs are not the outputs")
+        raise ValueError("computed and constant outputs together are not the list of outputs")
     return header
 
 
@@ -204,7 +204,7 @@ def _size(spec: TensorSpec) -> int:
 
 
 def arrays_of(body: memoryview, specs: Sequence[TensorSpec]) -> list[np.ndarray]:
-    """Arrays that lie end to end in `body`."""
+    """The arrays of `specs`, stored end to end in `body`."""
     arrays, start = [], 0
     for spec in specs:
         stop = start + _size(spec)

@@ -1,10 +1,10 @@
-"""A policy without its ONNX file: a function exported by `jax.export`, its weights and its `ModelApi` in one CRVO asset.
+"""Load a policy from a CRVO asset that holds a function exported by `jax.export`, its weights and its `ModelApi`.
 
-The asset's payload is the magic `MJXA`, the length of a JSON header as a little-endian uint32, the header, and then, end to end, the
-exported program, the weights and the constant outputs; the header says how long each is, and holds a SHA-256 of all that follows it.
+The payload of the asset is the magic `MJXA`, the length of a JSON header as a little-endian uint32, and the header. The exported program,
+the weights and the constant outputs follow end to end. The header holds the length of each, and a SHA-256 of all bytes behind it.
 
-jax.export promises that a program can be read for at least six months by newer versions of JAX, and three weeks by older ones; the
-header names the versions that wrote it, for the message when that has passed.
+jax.export promises that newer versions of JAX can read a program for at least six months, and older ones for three weeks. The header
+names the versions that wrote the program, for the error message after that time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .parse_guard import parse_failure
 _CUSTOM_CALLS = re.compile(
     r"(?:mhlo|chlo|stablehlo)\..*|Sharding|shape_assertion|cu_threefry2x32_ffi|hip_threefry2x32_ffi"
 )
-"""What a program may call by name; anything else (a Python callback by its address, say) is refused."""
+"""Custom calls that a program may make; all others are refused, for example a Python callback by its address."""
 
 
 def only_size(typed: TypedModel) -> int | None:
@@ -39,10 +39,10 @@ def only_size(typed: TypedModel) -> int | None:
 
 
 def find_stablehlo(source: Any) -> AssetData | None:
-    """The asset, if `source` (path, bytes, seekable file or `AssetData`) is one of this kind by its content.
+    """The StableHLO asset in `source` (path, bytes, seekable file or `AssetData`); None if its first bytes say that it is something else.
 
     Raises:
-        AssetError: it is, but cannot be read.
+        AssetError: `source` is such an asset but cannot be read.
     """
     if isinstance(source, AssetData):
         return source if source.kind is AssetKind.STABLEHLO else None
@@ -53,28 +53,28 @@ def find_stablehlo(source: Any) -> AssetData | None:
 
 
 def read_header(asset: AssetData) -> Header:
-    """What a StableHLO asset says about itself; the program is not looked at.
+    """The header of a StableHLO asset; the program is not read.
 
     Raises:
-        AssetError: another kind of asset, or one that is damaged.
+        AssetError: the asset is of another kind, or damaged.
     """
     with naming(asset):
         return header_and_body(asset)[0]
 
 
 def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
-    """The model in a StableHLO asset.
+    """Load the model in a StableHLO asset.
 
-    A program that is loaded for the first time is parsed in a child process before (about 0.3 s), because XLA's parser may crash on bytes
-    made to hurt it; `trusted` leaves that out. It can only compute, but like any model it may take long or need much memory to run.
+    On first load, a child process parses the program before this process does (about 0.3 s), because crafted bytes can crash XLA's
+    parser; `trusted` skips the child. A program can only compute, but like any model it may run long or need much memory.
 
     >>> asset = memojax.to_stablehlo(memojax.policies.bundled("acrobot_ppo"))
     >>> memojax.load_stablehlo(asset).api.output_shapes()
     [('logits', [3])]
 
     Raises:
-        AssetError: another kind of asset, a damaged one, one from a JAX too old or too new for this, or a program that wants more than
-            to compute.
+        AssetError: the asset is of another kind or damaged, its JAX version is too old or too new, or its program makes a custom call
+            that is not computation.
     """
     check_not_forked()
     with naming(asset):
@@ -108,7 +108,7 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
 
 @dataclass(frozen=True)
 class ExportedFunction:
-    """The program of an asset as the function of a `TypedModel`."""
+    """The program of an asset, as the function of a `TypedModel`."""
 
     asset: AssetData
     header: Header
@@ -150,7 +150,7 @@ def _start_of(source: Any) -> bytes:
             with open(source, "rb") as file:
                 return file.read(HEADER_BYTES)
         except OSError:
-            return b""  # whoever loads it says so
+            return b""  # the loader that comes next raises for this path
     if hasattr(source, "read") and hasattr(source, "seek") and source.seekable():
         place = source.tell()
         start = source.read(HEADER_BYTES)
@@ -202,7 +202,7 @@ def _program(header: Header, program: bytes, trusted: bool) -> export.Exported:
 
 
 def _check_signature(header: Header, exported: export.Exported) -> None:
-    """Make sure that the program takes and gives what the header says."""
+    """Check that the program's inputs and outputs are those of the header."""
     named = {spec.name: spec for spec in header.api.outputs}
     key = [((2,), np.dtype(np.uint32))] if header.random else []
     takes = [(spec.shape, spec.dtype) for spec in header.params]

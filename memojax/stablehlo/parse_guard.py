@@ -1,4 +1,4 @@
-"""Whether a serialized StableHLO program can be parsed: tried in a child process, as the parser may crash on bytes made to hurt it."""
+"""Parse a serialized StableHLO program in a child process, because crafted bytes can crash the parser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 _SECONDS = 60
 _BYTES = 1 << 30
-"""Memory that parsing may take, where the system can limit it."""
+"""Memory limit of the child, on systems that have one."""
 
 _CHILD = """
 import json, sys
@@ -35,7 +35,7 @@ print("parsed", flush=True)
 
 @functools.lru_cache(maxsize=256)
 def parse_failure(program: bytes) -> str | None:
-    """Why `program` cannot be parsed, or None if it can."""
+    """The reason why `program` cannot be parsed; None if it can."""
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path), str(_BYTES)],
@@ -45,9 +45,9 @@ def parse_failure(program: bytes) -> str | None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"its parser did not come to an end within {_SECONDS} s"
+        return f"its parser did not end within {_SECONDS} s"
     except (OSError, ValueError) as cause:
-        return f"it could not be tried in a child process: {cause}"
+        return f"no child process could parse it: {cause}"
     if child.stdout.strip() == b"parsed" and child.returncode == 0:
         return None
     if child.returncode < 0:

@@ -1,4 +1,4 @@
-"""Wrappers: logic around an inferer. `InfererWrapper` keeps its state apart from the inferer, so that the inferer can be swapped."""
+"""Wrappers: logic around an inferer. An `InfererWrapper` holds no inferer, so the inferer can be swapped while its state stays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..rows.scratch import ScratchPadView
 
 
 class InfererWrapper(abc.ABC):
-    """One layer of logic; the inferer is handed to each method, never kept.
+    """One layer of logic; each method receives the inferer and does not keep it.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> wrapped = memojax.BaseWrapper().wrap(policy)
@@ -31,19 +31,19 @@ class InfererWrapper(abc.ABC):
 
     @abc.abstractmethod
     def api(self, inferer: Inferer) -> ModelApi:
-        """What callers see once this wrapper is around `inferer`."""
+        """Inputs and outputs that callers see with this wrapper around `inferer`."""
 
     @abc.abstractmethod
     def invoke(self, inferer: Inferer, view: ScratchPadView) -> None:
-        """Run `view` through `inferer`, with what this wrapper adds before and after."""
+        """Run `view` through `inferer`, with this wrapper's work before and after."""
 
     @abc.abstractmethod
     def begin_agent(self, inferer: Inferer, agent: int) -> None:
-        """An agent appears."""
+        """Called when an agent appears."""
 
     @abc.abstractmethod
     def end_agent(self, inferer: Inferer, agent: int) -> None:
-        """An agent is gone."""
+        """Called when an agent is gone."""
 
     def input_shapes(self, inferer: Inferer) -> list[tuple[str, list[int]]]:
         """(name, element shape) of each input that callers give."""
@@ -90,9 +90,9 @@ class BaseWrapper(InfererWrapper):
 
 
 class LayeredInferer(Inferer):
-    """An inferer with wrappers around it: what `StatefulInferer` and the forms that own their inferer share.
+    """An inferer with wrappers around it; base of `StatefulInferer` and of the wrappers that own their inferer.
 
-    `infer_raw` takes any number of rows: they are split below the wrappers, whose state changes only when all have run.
+    `infer_raw` takes any number of rows. They are split below the wrappers, so the wrappers' state changes once all rows have run.
     """
 
     def __init__(self, wrapper_stack: InfererWrapper, inferer: Inferer):
@@ -106,7 +106,7 @@ class LayeredInferer(Inferer):
         wrapper_stack.api(inferer)
 
     def __repr__(self) -> str:
-        """What callers give and get, the wrappers, and the inferer inside."""
+        """Inputs and outputs of callers, the wrappers, and the inferer inside."""
         return text_of(self)
 
     def _repr_html_(self) -> str:
@@ -187,7 +187,7 @@ class StatefulInferer(LayeredInferer):
         return StatefulInferer(self.wrapper_stack, inferer)
 
     def replace_inferer(self, inferer: Inferer) -> Inferer:
-        """Swap the inferer in place, keep the wrappers' state, and give the old one back.
+        """Swap the inferer in place, keep the wrappers' state, and return the old inferer.
 
         Raises:
             IncompatibleModelError: `inferer` has other inputs or outputs; nothing is changed.
@@ -205,7 +205,7 @@ def _view_of(
     dones: Any,
     placement: DeviceChoice,
 ) -> ScratchPadView:
-    """A batch as a view of all slots of `raw`; those that `api` hides are for the wrappers to fill."""
+    """A batch as a view of all slots of `raw`; the wrappers fill the slots that `api` hides."""
     rows: Sequence[Array]
     if isinstance(ids, (np.ndarray, jax.Array)):
         ids = ids.tolist()
@@ -229,7 +229,7 @@ def _view_of(
 
 
 def _borrowed(rows: Array) -> Array:
-    """The caller's rows, protected from wrappers that write in place."""
+    """A read-only view of the caller's rows, which wrappers that write in place must not change."""
     if not isinstance(rows, np.ndarray):
         return rows
     rows = rows.view()
@@ -258,10 +258,10 @@ def _result(view: ScratchPadView, slot: int) -> Array:
 
 
 def check_compatible(old: Inferer, new: Inferer) -> None:
-    """Make sure that `new` takes and gives what `old` does: counts, names, shapes and dtypes.
+    """Check that `new` has the inputs and outputs of `old`: counts, names, shapes and dtypes.
 
     Raises:
-        IncompatibleModelError: the first difference.
+        IncompatibleModelError: they differ; the message names the first difference.
     """
     _check_same("input", old.raw_api.inputs, new.raw_api.inputs)
     _check_same("output", old.raw_api.outputs, new.raw_api.outputs)

@@ -1,4 +1,4 @@
-"""Noise for policies that take it as an input (the reparametrisation trick): generators, and the wrappers that feed them."""
+"""Noise for policies that take it as an input (the reparametrisation trick): generators and wrappers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class HighQualityNoiseGenerator(NoiseGenerator):
     """
 
     def __init__(self, seed: int | None = None):
-        """Start from `seed`, or from the system's entropy."""
+        """Start from `seed`; None takes the system's entropy."""
         self._rng = np.random.Generator(np.random.PCG64(seed))
 
     def generate(self, out: np.ndarray) -> None:
@@ -60,7 +60,7 @@ class LowQualityNoiseGenerator(NoiseGenerator):
     """
 
     def __init__(self, seed: int | None = None):
-        """Start from `seed`, or from the system's entropy."""
+        """Start from `seed`; None takes the system's entropy."""
         self._rng = np.random.Generator(np.random.SFC64(seed))
 
     def generate(self, out: np.ndarray) -> None:
@@ -97,7 +97,7 @@ class ConstantGenerator(NoiseGenerator):
 
 @final
 class EpsilonInjectorWrapper(InfererWrapper):
-    """Fills one input with noise; to be stacked around an inferer that can be swapped.
+    """Fills one input with noise; stack it around an inferer that you want to swap later.
 
     >>> policy = memojax.load(memojax.policies.bundled("pendulum_ppo"))
     >>> stack = memojax.EpsilonInjectorWrapper(memojax.BaseWrapper(), policy, "epsilon")
@@ -180,7 +180,7 @@ class EpsilonInjector(LayeredInferer):
 
 
 def _fill_normal(rng: np.random.Generator, out: np.ndarray) -> None:
-    """NumPy holds the bit generator's own lock while it fills, so that threads may share `rng`."""
+    """Fill `out` in place. NumPy locks the bit generator meanwhile, so threads may share `rng`."""
     if out.dtype in (np.float32, np.float64):
         rng.standard_normal(dtype=out.dtype, out=out)
     elif jnp.issubdtype(out.dtype, jnp.floating):

@@ -1,4 +1,4 @@
-"""Hidden state, kept by agent: what a policy gives out of one call goes in with the next call of the same agent."""
+"""Hidden state by agent: state outputs of one call become state inputs of the same agent's next call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 @dataclass(frozen=True)
 class RecurrentInfo:
-    """One piece of hidden state: the input that takes it, and the output that gives it for the next call.
+    """One piece of hidden state: the input that takes it, and the output that holds it for the next call.
 
     >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
     >>> pairs = [memojax.RecurrentInfo("h_in", "h_out"), memojax.RecurrentInfo("c_in", "c_out")]
@@ -46,7 +46,7 @@ class RecurrentInfo:
 
 @final
 class RecurrentTrackerWrapper(InfererWrapper):
-    """Keeps the hidden state of each agent; to be stacked around an inferer that can be swapped. See `RecurrentTracker`.
+    """Keeps the hidden state of each agent; stack it around an inferer that you want to swap later. See `RecurrentTracker`.
 
     >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
     >>> tracker = memojax.RecurrentTrackerWrapper(memojax.BaseWrapper(), policy)
@@ -58,11 +58,11 @@ class RecurrentTrackerWrapper(InfererWrapper):
     """
 
     def __init__(self, inner: InfererWrapper, inferer: Inferer, infos: Iterable[RecurrentInfo] | None = None):
-        """Track `infos` of `inferer`, or the pairs that `find_pairs` finds, outside of `inner`.
+        """Track `infos` of `inferer` outside of `inner`; None takes the pairs that `find_pairs` finds.
 
         Raises:
-            UnknownInputError: there is no such input, or `inner` hides it.
-            IncompatibleModelError: there is no such output, a pair does not fit together, or no pairs are found.
+            UnknownInputError: the model has no such input, or `inner` hides it.
+            IncompatibleModelError: the model has no such output, a pair does not fit together, or no pair was found.
         """
         check_inferer(inferer)
         around = inner.api(inferer)
@@ -92,11 +92,11 @@ class RecurrentTrackerWrapper(InfererWrapper):
         return self._states.read(agent)
 
     def set_state(self, agent: int, state: Mapping[str, Any]) -> None:
-        """Replace the state of `agent`, or the part of it that is given.
+        """Replace the given parts of the state of `agent`.
 
         Raises:
             UnknownAgentError: `agent` was never begun, or has ended.
-            InputError: an unknown name, another shape or dtype; nothing is changed then.
+            InputError: an unknown name, another shape or dtype; the state stays as it was.
         """
         self._states.write(agent, state)
 
@@ -134,11 +134,11 @@ class RecurrentTrackerWrapper(InfererWrapper):
 
 @final
 class RecurrentTracker(LayeredInferer):
-    """Keeps the hidden state of each agent around the inferer that it owns; neither its inputs nor its outputs are seen outside.
+    """Owns an inferer and keeps the hidden state of each agent; callers see neither its inputs nor its outputs.
 
-    An agent is begun with `begin_agent` (again: its state is reset) and forgotten with `end_agent`. In `infer_arrays` without `ids`, as
-    vectorised environments use it, rows are agents 0, 1, ..., begun when first seen; `dones` resets rows whose episode is new. The
-    state changes only when the model has run; threads may run disjoint agents at once. For `jax.Array` rows it is kept on their device.
+    `begin_agent` begins an agent, or resets its state; `end_agent` forgets it. Vectorised environments call `infer_arrays` without `ids`:
+    rows are then agents 0, 1, ..., begun when first seen, and `dones` resets rows whose episode is new. The state changes only after the
+    model has run. Threads may run disjoint agents at once. For `jax.Array` rows the state lies on their device.
 
     >>> policy = memojax.RecurrentTracker.wrap(memojax.load(memojax.policies.bundled("recurrent_lstm")))
     >>> rows = {"obs": np.zeros((3, 2), np.float32)}
@@ -152,8 +152,8 @@ class RecurrentTracker(LayeredInferer):
         """Track `infos`; `wrap` finds them.
 
         Raises:
-            UnknownInputError: there is no such input.
-            IncompatibleModelError: there is no such output, or a pair does not fit together.
+            UnknownInputError: the model has no such input.
+            IncompatibleModelError: the model has no such output, or a pair does not fit together.
         """
         self._tracker = RecurrentTrackerWrapper(BaseWrapper(), inferer, tuple(infos))
         super().__init__(self._tracker, inferer)
@@ -163,14 +163,14 @@ class RecurrentTracker(LayeredInferer):
         """Track the pairs that `find_pairs` finds.
 
         Raises:
-            IncompatibleModelError: there are none.
+            IncompatibleModelError: no pair was found.
         """
         check_inferer(inferer)
         return cls(inferer, find_pairs(inferer.api))
 
     @property
     def infos(self) -> tuple[RecurrentInfo, ...]:
-        """What is tracked."""
+        """Pairs of inputs and outputs that are tracked."""
         return self._tracker.infos
 
     @property
@@ -188,14 +188,14 @@ class RecurrentTracker(LayeredInferer):
 
 
 def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
-    """Inputs that an output of the same shape continues, by name.
+    """Pairs of an input and the output of the same shape that continues it, by name.
 
-    Equal names count first. Where there are none, common pairs do: `h_in` and `h_out`, `state_ins` and `state_outs`, `cache` and
-    `cache_out`, `next_cache` or `new_cache`, `h0` and `hn`; and last TensorFlow's `input_2` and `output_2`, unless that would
-    leave no input to callers.
+    Equal names come first. Without any, common pairs count: `h_in` and `h_out`, `state_ins` and `state_outs`, `cache` and `cache_out`,
+    `next_cache` or `new_cache`, `h0` and `hn`. TensorFlow's `input_2` and `output_2` come last, unless callers would then have no
+    input left.
 
     Raises:
-        IncompatibleModelError: nothing is found.
+        IncompatibleModelError: no pair was found.
     """
     for rules in (EQUAL_STATE, COMMON_STATE, TENSORFLOW_STATE):
         outputs = {spec.name: spec for spec in api.outputs}
@@ -215,7 +215,7 @@ def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
 
 @dataclass(frozen=True)
 class Ticket:
-    """Rows that a call has taken: where their state goes back to, unless the agent was reset or ended meanwhile."""
+    """Rows of a call under way: their state goes back there, unless the agent is reset or ended meanwhile."""
 
     rows: np.ndarray
     epochs: np.ndarray
@@ -224,12 +224,12 @@ class Ticket:
 class AgentStates:
     """One array `[capacity, *shape]` for each piece of state, and the row of each agent; threads may share it.
 
-    A row's epoch changes when its agent begins, ends or is set, so that a call that started before does not write over it. A fresh row
-    counts as zeros, whatever is in it. The rows of the last batch are kept: the next one often has the same agents.
+    A row's epoch changes when its agent begins, ends or is set, so a call that started before does not overwrite it. A fresh row counts
+    as zeros, whatever it holds. The rows of the last batch are remembered, because the next batch often has the same agents.
     """
 
     def __init__(self, specs: Sequence[TensorSpec]):
-        """No agents; one array for each of `specs`, on the host until rows on a device ask for it."""
+        """Begin without agents; the arrays of `specs` lie on the host until rows on a device need them."""
         self._specs = specs
         self._device: jax.Device | None = None
         self._stores: list[Any] = [np.zeros((0, *spec.shape), spec.dtype) for spec in specs]
@@ -313,7 +313,7 @@ class AgentStates:
         """Put the state of the view's agents into its input `slots`.
 
         Raises:
-            UnknownAgentError, DuplicateIdError: agents that are not known, or twice in the batch.
+            UnknownAgentError, DuplicateIdError: an agent is unknown, or twice in the batch.
         """
         with self._lock:
             rows = self._rows_of(view.ids)
@@ -336,7 +336,7 @@ class AgentStates:
             return Ticket(rows, self._epochs[rows])
 
     def commit(self, ticket: Ticket, states: Sequence[Array]) -> None:
-        """Keep `states`, one array of rows for each piece, for the agents of `ticket`."""
+        """Store `states`, one array of rows per piece of state, for the agents of `ticket`."""
         with self._lock:
             rows, device = ticket.rows, self._device
             valid = self._epochs[rows] == ticket.epochs
@@ -396,7 +396,7 @@ class AgentStates:
         self._device = device
 
     def _scope(self) -> AbstractContextManager[Any]:
-        """Keeps 64-bit state as it is, whatever the caller's x64 setting."""
+        """A scope in which 64-bit state stays 64 bits wide, whatever the caller's x64 setting."""
         return jax.enable_x64(True) if self._wide else nullcontext()
 
 

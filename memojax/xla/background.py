@@ -1,7 +1,7 @@
-"""One low-priority thread for work that nobody waits for: compiles in the background, autotuning.
+"""One low-priority thread for compiles in the background and for autotuning.
 
-While it works, and only then, Python's switch interval is short: JAX traces and lowers in Python, and by default a thread that wants to go on
-waits 5 ms for another one that is busy there, a hundred calls' time.
+While a task runs, Python's switch interval is short. JAX traces in Python, and by default another thread waits up to 5 ms for its
+turn, which is the time of a hundred calls.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _owner = 0
 
 
 def submit(task: Callable[[], T]) -> Future[T]:
-    """Run `task` on the worker, after what was submitted before it; the future can be cancelled until it starts."""
+    """Run `task` on the worker, after all tasks submitted before; the future can be cancelled until the task starts."""
     future: Future[T] = Future()
     _ensure_running()
     _tasks.put((future, task))
@@ -55,7 +55,7 @@ def _work() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
     while (entry := _tasks.get()) is not None:
         _run(*entry)
-        del entry  # while it waits, the worker must not keep alive what the last task was about
+        del entry  # an idle worker must not keep the last task's objects alive
 
 
 def _run(future: Future[Any], task: Callable[[], Any]) -> None:
@@ -81,13 +81,15 @@ def _short_turns() -> Iterator[None]:
     try:
         yield
     finally:
-        if abs(sys.getswitchinterval() - _SWITCH_INTERVAL) < 1e-6:  # nobody else has set it meanwhile
+        if (
+            abs(sys.getswitchinterval() - _SWITCH_INTERVAL) < 1e-6
+        ):  # another library may have set it meanwhile
             sys.setswitchinterval(before)
 
 
 @atexit.register
 def _stop() -> None:
-    """XLA must not be compiling while the interpreter takes itself apart: finish the task at hand, drop the rest."""
+    """Finish the task at hand and drop the rest: XLA must not compile while the interpreter shuts down."""
     thread = _thread
     if thread is None or not thread.is_alive() or _owner != os.getpid():
         return

@@ -1,4 +1,4 @@
-"""The private CPU client: small calls run synchronously on it, and the user's own backend and flags stay as they are."""
+"""memojax's own CPU client: it runs small calls synchronously and leaves the user's backend and flags alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ _lock = threading.Lock()
 
 
 def cpu_device() -> jax.Device:
-    """The device of memojax's own synchronous CPU client; the default CPU device (said once) where jaxlib has no such client."""
+    """The device of memojax's own synchronous CPU client; JAX's CPU device, with a warning, if jaxlib has no such client."""
     with _lock:
         return _cpu_device()
 
 
 def resolve_device(device: str | jax.Device | None) -> jax.Device:
-    """The device that a user means: None or "cpu" is memojax's own CPU client, "gpu", "gpu:1", "tpu" are JAX's; a `jax.Device` is itself.
+    """Turn a user's word for a device into a `jax.Device`.
+
+    None and "cpu" mean memojax's own CPU client; "gpu", "gpu:1" and "tpu" mean JAX's devices.
 
     Raises:
-        DeviceError: there is no such device; those that there are, are listed.
+        DeviceError: no such device; the message lists the available ones.
     """
     if device is None or device == "cpu":
         return cpu_device()
@@ -51,7 +53,7 @@ def device_name(device: jax.Device) -> str:
 
 
 def client_exists() -> bool:
-    """Whether the client was made already, in this process or in the one that it was forked from."""
+    """Whether the client exists, made by this process or by the one that forked it."""
     return _cpu_device.cache_info().currsize > 0
 
 

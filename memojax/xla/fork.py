@@ -1,4 +1,4 @@
-"""Whether this process was forked from one that had used memojax: XLA's threads are not in it, and what needs them would hang."""
+"""Whether this process was forked from one that had used memojax. A fork has none of XLA's threads, so XLA would hang in it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _forked = False
 
 
 def was_forked() -> bool:
-    """Whether nothing can be lowered, compiled or run here."""
+    """Whether this process is such a fork, in which XLA must not be called."""
     return _forked
 
 
 def check_not_forked() -> None:
-    """See that XLA can be used here.
+    """Check that XLA can be used in this process.
 
     Raises:
-        ForkError: it cannot.
+        ForkError: this process is a fork of one that had used memojax.
     """
     if _forked:
         raise ForkError()

@@ -1,4 +1,4 @@
-"""Whether a batch size fits the memory there is, asked before XLA allocates: a CPU client that runs out ends the process."""
+"""Free memory, read before XLA allocates: a CPU client that runs out of memory ends the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: jax.Device) -> int | None:
-    """Bytes that a device could still allocate; None where nobody says."""
+    """Bytes that a device can still allocate; None if unknown."""
     if device.platform != "cpu":
         stats: dict[str, Any] = device.memory_stats() or {}
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
@@ -21,16 +21,16 @@ def available_bytes(device: jax.Device) -> int | None:
 
 
 def bytes_per_row(compiled: Any, size: int) -> float:
-    """What an executable for `size` rows says it needs for outputs and temporaries, for each row; 0 where it says nothing."""
+    """Bytes of outputs and temporaries per row, as reported by an executable for `size` rows; 0 if it reports nothing."""
     try:
         analysis = compiled.memory_analysis()
         return (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / size
-    except Exception:  # not every backend has it, and those that have not raise as they like
+    except Exception:  # backends without this analysis raise various errors
         return 0.0
 
 
 def readable(count: float) -> str:
-    """`count` bytes for people."""
+    """`count` bytes as text, such as "1.5 MiB"."""
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if count < 1024 or unit == "TiB":
             break

@@ -1,4 +1,4 @@
-"""Compiling one executable for a CPU: what XLA may give to the library YNNPACK, by default and where a candidate says otherwise."""
+"""Compile options of one executable, above all what XLA's CPU backend hands to the library YNNPACK."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import jaxlib.version
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"
-"""XLA's option for what its CPU backend gives to YNNPACK; the rest it compiles itself, or gives to Eigen."""
+"""XLA's option for the operations that its CPU backend gives to YNNPACK. XLA compiles the others itself or calls Eigen."""
 
 
 def ynn(*kinds: str) -> dict[str, str]:
@@ -20,9 +20,9 @@ def ynn(*kinds: str) -> dict[str, str]:
 
 
 def compiled(lowered: Any, device: jax.Device, options: Mapping[str, Any] | None = None) -> Any:
-    """`lowered`, compiled for `device` by XLA's `options` for this executable.
+    """Compile `lowered` for `device` with XLA's `options`.
 
-    On a CPU they go over memojax's own defaults, which are left out where this jaxlib does not have them.
+    On a CPU, `options` override memojax's defaults. A jaxlib that does not know the defaults compiles without them.
     """
     options = dict(options or {})
     try:
@@ -34,13 +34,13 @@ def compiled(lowered: Any, device: jax.Device, options: Mapping[str, Any] | None
 
 
 def over_defaults(device: jax.Device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` over memojax's own for `device`."""
+    """memojax's default options for `device`, overridden by `options`."""
     return {**_defaults(), **options} if device.platform == "cpu" else dict(options)
 
 
 @functools.cache
 def has_avx512() -> bool:
-    """Whether this CPU has 512-bit vectors; False where it does not say."""
+    """Whether this CPU has 512-bit vectors; False if unknown."""
     try:
         return "avx512f" in Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -49,9 +49,9 @@ def has_avx512() -> bool:
 
 @functools.cache
 def has_sound_convolutions() -> bool:
-    """Whether YNNPACK may be given convolutions, as XLA itself does from jaxlib 0.10 on.
+    """Whether YNNPACK computes convolutions right: XLA itself uses it for them from jaxlib 0.10 on.
 
-    In 0.8.3 the last rows of a padded one came out wrong, some once in 300 runs; 4,000 runs of 0.9.2 showed nothing.
+    In 0.8.3 the last rows of a padded convolution came out wrong about once in 300 runs; 4,000 runs of 0.9.2 showed no error.
     """
     major, minor = jaxlib.version.__version__.split(".")[:2]
     return (int(major), int(minor)) >= (0, 10)
@@ -59,14 +59,13 @@ def has_sound_convolutions() -> bool:
 
 @functools.cache
 def _defaults() -> dict[str, str]:
-    """Products and, with AVX-512, convolutions, each by itself.
+    """Give YNNPACK single products and, with AVX-512, single convolutions.
 
-    XLA's own default also fuses reductions with what they reduce, and then takes a weight that is one number throughout (zeros of a head
-    that was never trained) as that number alone: YNNPACK reads on behind it, whatever lies there (jaxlib 0.10.2). Over 25 policies the
-    fusions of reductions make no difference in time (0.99).
+    XLA's own default also fuses reductions. It then shrinks a weight that is one number throughout (zeros of an untrained head) to a
+    scalar, and YNNPACK reads past its end (jaxlib 0.10.2). Over 25 policies, fused reductions change no time (0.99).
 
-    Without AVX-512, Eigen's convolutions are the faster ones: a 84x84x4 Nature CNN takes 0.85 of the time for one frame and 0.25 for
-    128 (EPYC Milan).
+    Without AVX-512, Eigen's convolutions are faster: an 84x84x4 Nature CNN takes 0.85 of the time for one frame and 0.25 for 128
+    (EPYC Milan).
     """
     return ynn(
         "INDIVIDUAL_DOT", *(["INDIVIDUAL_CONVOLUTION"] if has_avx512() and has_sound_convolutions() else [])

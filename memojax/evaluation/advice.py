@@ -1,0 +1,71 @@
+"""What looks like a mistake in how a policy and an environment are joined; only said, never mended silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..lowering.typed_model import TypedModel
+from ..model.graph import Graph, Node
+from ..model.signature import plain_names
+from .actions import Actor
+from .connection import Connection, innermost
+from .transforms import ClipAction
+
+_BOUNDED = ("Tanh", "Softsign", "Sin", "Cos")
+"""Operators whose results lie in [-1, 1]."""
+
+_PASSING = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split")
+"""Operators that only rearrange the numbers of their first input."""
+
+
+def advice_on(connection: Connection) -> tuple[str, ...]:
+    """What looks like a mistake, a sentence each."""
+    typed = getattr(innermost(connection.player), "typed", None)
+    return _unscaled(connection.actor, connection.action_transforms, typed)
+
+
+def _unscaled(actor: Actor, transforms: Sequence[Any], typed: TypedModel | None) -> tuple[str, ...]:
+    """A policy whose actions lie in [-1, 1], on a Box with other bounds, and nothing that scales them."""
+    from gymnasium import spaces
+
+    space, output = actor.space, actor.reading.output.name
+    if not isinstance(space, spaces.Box) or any(not isinstance(one, ClipAction) for one in transforms):
+        return ()
+    finite = np.isfinite(space.low).all() and np.isfinite(space.high).all()
+    if not finite or ((space.low == -1) & (space.high == 1)).all() or typed is None or typed.model is None:
+        return ()
+    graph = typed.model.graph
+    in_file = {shown: name for name, shown in plain_names([value.name for value in graph.outputs]).items()}
+    last = _bounding_node(graph, in_file.get(output, output))
+    if last is None:
+        return ()
+    low, high = float(space.low.min()), float(space.high.max())
+    return (
+        f"output {output!r} lies in [-1, 1] ({last.op_type} comes last), the environment takes {low:g} to {high:g}: "
+        "if the policy was trained on scaled actions, give action_transforms=[ScaleAction()] (--scale-actions)",
+    )
+
+
+def _bounding_node(graph: Graph, name: str) -> Node | None:
+    """The operator that keeps the value `name` in [-1, 1]; None where none is seen to."""
+    made_by = {output: node for node in graph.nodes for output in node.outputs}
+    while (node := made_by.get(name)) is not None and not node.domain:
+        if node.op_type in _BOUNDED or _clips_to_one(node, graph):
+            return node
+        if node.op_type not in _PASSING:
+            return None
+        name = node.inputs[0]
+    return None
+
+
+def _clips_to_one(node: Node, graph: Graph) -> bool:
+    """Whether `node` is a Clip to [-1, 1]: its bounds are attributes up to opset 10, inputs later."""
+    if node.op_type != "Clip":
+        return False
+    given = [graph.initializers.get(name) for name in node.inputs[1:3]]
+    bounds = given if len(given) == 2 else [node.attributes.get("min"), node.attributes.get("max")]
+    low, high = (None if bound is None else float(np.asarray(bound).reshape(-1)[0]) for bound in bounds)
+    return low is not None and high is not None and -1 <= low <= high <= 1

@@ -1,0 +1,162 @@
+"""Which plans an evaluation runs on, for a policy that `evaluate` loads itself; they are compiled beside the run.
+
+The rule must not depend on time: two plans may differ in the last bit of a row, so a run would not repeat if a plan
+were used as soon as it happened to be ready. A batch size therefore always has the same plan; the next plan that a
+shrinking batch will need is compiled ahead, and a call that comes too early waits for it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import jax
+
+from ..errors import MemojaxError
+from ..inferer.base import Inferer
+from ..inferer.memoizing import MemoizingDynamicInferer, OnMiss
+from ..lowering.typed_model import TypedModel
+from ..plans.batch_sizes import Bucketing, bucket_of, checked_size
+from ..stablehlo import only_size
+
+
+@dataclass(frozen=True)
+class Planning:
+    """Which plans a policy gets; the keywords of `evaluate` describe each field."""
+
+    bucketing: Bucketing | None = None
+    on_miss: OnMiss = "compile"
+    preload: Iterable[int] = ()
+    cache_dir: str | PathLike[str] | None = None
+    maxsize: int | None = None
+    device: str | jax.Device | None = None
+
+
+class FewSizes:
+    """The default rule: powers of two up to the number of environments, or each size where rows mix.
+
+    Whether rows mix is found out when the batch first shrinks: many evaluations end before that.
+    """
+
+    def __init__(self, width: int):
+        self.width = width
+        self.mixing: Callable[[], Sequence[str]] = tuple
+        """The outputs in which rows influence each other."""
+        self.independent: bool | None = None
+
+    def __call__(self, rows: int) -> int:
+        if rows >= self.width:
+            return rows
+        if self.independent is None:
+            try:
+                self.independent = not self.mixing()
+            except MemojaxError:  # a file that runs at one size only, say
+                self.independent = False
+        return min(power_of_two(rows), self.width) if self.independent else rows
+
+    def __repr__(self) -> str:
+        return f"'pow2' up to {self.width}, 'exact' where rows mix"
+
+    def below(self, rows: int) -> int | None:
+        """The next smaller plan than that of `rows`, once the batch shrinks; None where there is none."""
+        if not self.independent:
+            return None
+        return power_of_two(self(rows)) // 2 or None
+
+
+def power_of_two(rows: int) -> int:
+    """The smallest power of two that is at least `rows`."""
+    return 1 << (rows - 1).bit_length()
+
+
+class Warmup:
+    """Compiles on a thread of its own what an evaluation is about to need; without a rule, nothing."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "memojax-evaluate")
+        self._asked: set[int] = set()
+        self._preloading: Future[Any] | None = None
+        self._follow: tuple[FewSizes, Callable[[list[int]], Any]] | None = None
+
+    def begin(self, inferer: MemoizingDynamicInferer, first: int | None, sizes: list[int]) -> None:
+        """Compile the plan for `first`, whose failure is the first call's own affair, and those for `sizes`."""
+        if first is not None:
+            self._submit(lambda: inferer.preload([first]))
+        if sizes:
+            self._preloading = self._submit(lambda: inferer.preload(sizes))
+
+    def follow(self, inferer: MemoizingDynamicInferer, rule: FewSizes) -> None:
+        """Compile ahead what a shrinking batch needs by `rule`."""
+        self._follow = rule, inferer.preload if inferer.cache_info().maxsize is None else _nothing
+
+    def wait(self) -> None:
+        """Return when the sizes that the caller asked for are there.
+
+        Raises:
+            LoweringError, CompileError: one of them cannot be compiled.
+        """
+        if self._preloading is not None:
+            self._preloading.result()
+
+    def ahead(self, rows: int) -> None:
+        """Compile the plan that the batch needs once it has shrunk well below `rows`."""
+        if self._follow is None:
+            return
+        rule, compile_sizes = self._follow
+        size = rule.below(rows)
+        if size is not None and size not in self._asked:
+            self._asked.add(size)
+            self._submit(lambda: compile_sizes([size]))
+
+    def close(self) -> None:
+        """Drop what has not been started; nobody waits for the rest."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, task: Callable[[], Any]) -> Future[Any]:
+        # In the caller's context, where `forbid_compile` may hold.
+        return self._pool.submit(contextvars.copy_context().run, task)
+
+
+def _nothing(sizes: list[int]) -> None:
+    """With `maxsize`, plans are not made ahead: preloaded ones would not count."""
+
+
+def load_policy(typed: TypedModel, planning: Planning, width: int, seed: int) -> tuple[Inferer, Warmup]:
+    """The policy, and its first plan under way.
+
+    Args:
+        width: the most rows in a batch.
+        seed: of the numbers that a random model draws.
+
+    Raises:
+        BatchSizeError: a size that is not a positive whole number.
+        RowsMixError: on_miss="pad" for a model in which rows influence each other.
+    """
+    only = only_size(typed)
+    sizes = [checked_size(size) for size in planning.preload]
+    rule = FewSizes(width)
+    bucketing: Bucketing = [only] if only else rule
+    if planning.bucketing is not None:
+        bucketing = planning.bucketing
+    inferer = MemoizingDynamicInferer.from_typed(
+        typed,
+        bucketing=bucketing,
+        max_batch_size=only,
+        on_miss=planning.on_miss,
+        cache_dir=planning.cache_dir,
+        maxsize=planning.maxsize,
+        device=planning.device,
+        seed=seed,
+    )
+    warmup = Warmup()
+    # An inferer that must not compile on a miss, or says so, is not helped behind its back.
+    helped = planning.on_miss == "compile"
+    warmup.begin(inferer, bucket_of(bucketing, only)(width) if helped else None, sizes)
+    rule.mixing = lambda: inferer.mixing_outputs
+    if bucketing is rule:
+        warmup.follow(inferer, rule)
+    return inferer, warmup
