@@ -65,7 +65,7 @@ def batched(
     if layout.strength == "leading" and not static:
         layout = _confirmed(function, layout, open_shapes)
     if not layout.free and not static:
-        return _settled(function, layout)
+        return _fixed_size(_traced(function, layout)) or _settled(function, layout)
     return _open(function, layout, static)
 
 
@@ -136,7 +136,7 @@ def _settled(function: GraphFunction, layout: Layout) -> BatchedFunction:
     """The function of rows of a graph whose shapes hold no symbol but the batch."""
     traced = _traced(function, layout)
     if not layout.native:
-        return _fixed_size(traced) or _one_by_one(traced, layout.reason)
+        return _one_by_one(traced, layout.reason)
     if all(axis is None for axis in layout.axes.values()) or _has_unit_state(traced):
         return _one_by_one(traced, "an input is declared for one row")
     try:
