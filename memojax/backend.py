@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class MemojaxBackend(Backend):
         return True
 
 
-prepare = MemojaxBackend.prepare
-run_model = MemojaxBackend.run_model
-run_node = MemojaxBackend.run_node
-supports_device = MemojaxBackend.supports_device
+prepare: Callable[..., MemojaxBackendRep] = MemojaxBackend.prepare
+run_model: Callable[..., tuple[Any, ...]] = MemojaxBackend.run_model
+run_node: Callable[..., tuple[Any, ...]] = MemojaxBackend.run_node
+supports_device: Callable[[str], bool] = MemojaxBackend.supports_device

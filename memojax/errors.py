@@ -6,9 +6,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_LONGEST = 2000
+"""Characters of a message: a hostile file has names of megabytes."""
+
+
+def printable(text: str) -> str:
+    """`text` with every character escaped that does something to a terminal instead of being shown; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _message(text: str) -> str:
+    """`text` as an error shows it: printable, and its middle left out where it is too long."""
+    text = printable(text if len(text) <= 4 * _LONGEST else text[: 2 * _LONGEST] + text[-2 * _LONGEST :])
+    if len(text) <= _LONGEST:
+        return text
+    tail = _LONGEST // 4
+    return f"{text[: _LONGEST - tail - 40]} [... the middle is left out ...] {text[-tail:]}"
+
 
 class MemojaxError(Exception):
-    """Base of all errors that memojax raises on purpose. They pickle, so that a pool of workers can hand them to its owner."""
+    """Base of all errors that memojax raises on purpose.
+
+    They pickle, so that a pool of workers can hand them to its owner. Whatever names a file brings, a message is printable and has at
+    most 2,000 characters.
+    """
+
+    def __init__(self, *args: Any):
+        super().__init__(*(_message(arg) if isinstance(arg, str) else arg for arg in args))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revived, (type(self), self.args, self.__dict__)
@@ -49,7 +78,7 @@ class UnsupportedOpError(MemojaxError):
     """A model uses operators that cannot be lowered; all of them are listed at once in `missing`."""
 
     def __init__(self, missing: Sequence[Unsupported]):
-        self.missing = tuple(missing)
+        self.missing: tuple[Unsupported, ...] = tuple(missing)
         listing = "\n  ".join(str(item) for item in self.missing)
         super().__init__(
             f"{len(self.missing)} operator(s) of this model cannot be lowered:\n  {listing}\n"
@@ -59,6 +88,14 @@ class UnsupportedOpError(MemojaxError):
 
 class LoweringError(MemojaxError):
     """A node could not be turned into JAX; the message names the node, its operator and its inputs."""
+
+
+class LimitError(ModelLoadError, LoweringError):
+    """A model asks for more than a limit allows; the message says which, what was asked, and what raises it (see SECURITY.md)."""
+
+
+class TripCountError(MemojaxError):
+    """A loop whose end depends on data did not end within the allowed number of trips."""
 
 
 class StaticInputError(LoweringError):
@@ -81,7 +118,8 @@ class UnknownInputError(InputError):
     """An input name that the model does not have."""
 
     def __init__(self, names: Iterable[str], expected: Iterable[str], where: str = "the model"):
-        self.names, self.expected = tuple(names), tuple(expected)
+        self.names: tuple[str, ...] = tuple(names)
+        self.expected: tuple[str, ...] = tuple(expected)
         super().__init__(
             f"unknown input {', '.join(map(repr, self.names))}: {where} takes {', '.join(map(repr, self.expected))}."
         )
@@ -91,7 +129,8 @@ class MissingInputError(InputError):
     """An input that the model needs was not given."""
 
     def __init__(self, names: Iterable[str], given: Iterable[str], where: str = "the model"):
-        self.names, self.given = tuple(names), tuple(given)
+        self.names: tuple[str, ...] = tuple(names)
+        self.given: tuple[str, ...] = tuple(given)
         had = f"only {', '.join(map(repr, self.given))}" if self.given else "nothing"
         super().__init__(f"missing input {', '.join(map(repr, self.names))} for {where}: {had} was given.")
 
@@ -104,6 +143,25 @@ class InputDtypeError(InputError):
     """An input has a dtype that cannot be cast to the model's without loss of kind."""
 
 
+class IndexRangeError(InputError):
+    """With `checked=True`: an index that data gave points outside of what it should point into.
+
+    Attributes:
+        index: the value.
+        place: where it stands in the tensor of indices.
+        agent: whose row led to it; None where rows are not told apart.
+    """
+
+    def __init__(self, node: str, index: int, place: Sequence[int], agent: int | None = None):
+        self.index: int = index
+        self.place: tuple[int, ...] = tuple(place)
+        self.agent: int | None = agent
+        whose = "" if agent is None else f" for agent {agent}"
+        super().__init__(
+            f"{node}: index {index} (at {list(self.place)} of its indices{whose}) is out of range: look at the inputs that it comes from"
+        )
+
+
 class DuplicateIdError(InputError):
     """An agent id was pushed twice into one batch."""
 
@@ -111,7 +169,8 @@ class DuplicateIdError(InputError):
 class UnknownAgentError(InputError, KeyError):
     """An agent id that was never begun, or has ended."""
 
-    __str__ = Exception.__str__
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # a KeyError would quote the message
 
 
 class BatchSizeError(InputError):
@@ -134,7 +193,8 @@ class CompileForbiddenError(MemojaxError):
     """A batch size has no plan, and compiling one is not allowed here."""
 
     def __init__(self, size: int, ready: Sequence[int], why: str):
-        self.size, self.ready = size, tuple(ready)
+        self.size: int = size
+        self.ready: tuple[int, ...] = tuple(ready)
         have = (
             f"there are plans for {', '.join(map(str, nearest(ready, size)))}"
             if ready
@@ -171,14 +231,15 @@ class IncompatibleModelError(MemojaxError):
 class UnknownBrainError(MemojaxError, KeyError):
     """A brain that is not in the runtime: of another one, or removed."""
 
-    __str__ = Exception.__str__
+    def __str__(self) -> str:
+        return Exception.__str__(self)
 
 
 class OrphanedDataError(MemojaxError):
     """Brains were removed while agents waited for an answer; `agents` says whose states are gone, by brain."""
 
     def __init__(self, agents: Mapping[Any, Sequence[int]]):
-        self.agents = {brain: tuple(waiting) for brain, waiting in agents.items()}
+        self.agents: dict[Any, tuple[int, ...]] = {brain: tuple(waiting) for brain, waiting in agents.items()}
         listing = ", ".join(f"{brain} ({len(waiting)} agents)" for brain, waiting in self.agents.items())
         super().__init__(
             f"removed, with states that were never run: {listing}. Run them first, or catch this if they are not needed."
@@ -196,7 +257,8 @@ class RuntimeErrors(MemojaxError):
     """
 
     def __init__(self, failures: Mapping[Any, Exception], responses: Mapping[Any, Any]):
-        self.failures, self.responses = dict(failures), dict(responses)
+        self.failures: dict[Any, Exception] = dict(failures)
+        self.responses: dict[Any, Any] = dict(responses)
         listing = "\n  ".join(
             f"{brain}: {type(failure).__name__}: {failure}" for brain, failure in self.failures.items()
         )

@@ -94,6 +94,11 @@ def is_noise(name: str) -> bool:
     return short == "ep" or "epsilon" in short or "noise" in short
 
 
+def is_episode_start(name: str) -> bool:
+    """Whether an input marks the first step of an episode: sb3-contrib's `episode_starts`."""
+    return canonical(name) in ("episodestart", "episodebegin")
+
+
 # Outputs
 
 _SIDE_PRODUCTS = (
@@ -131,6 +136,17 @@ def are_probabilities(name: str) -> bool:
 def are_q_values(name: str) -> bool:
     """Whether scores are values of actions, which nobody draws from: `q_values`."""
     return canonical(name).startswith("q")
+
+
+def are_scores(name: str) -> bool:
+    """Whether a float output has a score per action: `logits`, `action_probs`, `q_values`."""
+    short = canonical(name)
+    return "logit" in short or are_probabilities(name) or are_q_values(name)
+
+
+def is_action(name: str) -> bool:
+    """Whether a float output is the action itself: `actions`, `continuous_actions`, `mean`, `mu`."""
+    return not are_scores(name) and ("action" in canonical(name) or is_best_action(name))
 
 
 # Metadata

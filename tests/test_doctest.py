@@ -32,6 +32,9 @@ INSIDE = {
         "into_stateful",
         "with_default_epsilon",
         "with_epsilon",
+        "__call__",
+        "predict",
+        "for_env",
     ],
     "memojax.MemoizingDynamicInferer": [
         "batch_sizes",

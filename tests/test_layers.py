@@ -12,7 +12,7 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "_types _options errors exporter_names policies progress",
+    "_types errors _options limits exporter_names policies progress",
     "xla",
     "model",
     "ops",
@@ -20,17 +20,22 @@ LAYERS = [
     "lowering",
     "stablehlo",
     "loading",
-    "plans",
+    "plans kernels",
     "display",
     "inferer",
     "wrapper",
     "api backend",
     "verification runtime evaluation",
+    "glue",
     "cli",
 ]
 EXEMPT = ("__init__", "__main__")
 SANCTIONED = {
     ("memojax.inferer.base", "memojax.wrapper"): "cervo's methods with_epsilon and into_stateful",
+    (
+        "memojax.inferer.base",
+        "memojax.glue",
+    ): "policy(inputs), predict and for_env, as users of trainers call a policy",
     ("memojax.model.crvo", "memojax.inferer"): "cervo's methods load_basic and the others, on an asset",
     ("memojax.stablehlo.export", "memojax.loading"): "to_stablehlo takes whatever load takes",
 }

@@ -82,7 +82,7 @@ def test_update_swaps_weights_without_a_compile() -> None:
     plans = [compiler.lower(n).compile() for n in (1, 3)]
     x = RNG.standard_normal((3, 6)).astype(np.float32)
     new = [w * 0.5 for w in params]
-    compiler.update(new)
+    compiler.updating(typed.with_params(new))()
     later = compiler.lower(2).compile()
     np.testing.assert_allclose(plans[1]([x])[0], chain(new, x), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(plans[0]([x[:1]])[0], chain(new, x[:1]), rtol=1e-4, atol=1e-5)
@@ -96,7 +96,7 @@ def test_update_copies_what_it_is_given() -> None:
     compiler = PlanCompiler(typed, cpu_device(), "argument")
     plan = compiler.lower(1).compile()
     reused = np.ones(64, np.float32)
-    compiler.update(reused)
+    compiler.updating(typed.with_params(reused))()
     reused[:] = 7
     assert plan([np.zeros((1, 64), np.float32)])[0].max() == 1
 
@@ -294,7 +294,8 @@ def test_infos_count_and_time() -> None:
     for _ in range(40):
         inferer.infer_arrays({"x": np.zeros((2, 6), np.float32)})
     (info,) = inferer.plans()
-    assert (info.size, info.calls, info.candidate, info.gain) == (2, 40, "default", None)
+    assert (info.size, info.calls, info.gain) == (2, 40, None)
+    assert info.candidate in ("default", "kernels")
     assert info.median_us is not None
     assert info.median_us > 0
     assert inferer.cache_info().hits == 40

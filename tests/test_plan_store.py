@@ -78,7 +78,7 @@ def test_a_payload_that_is_no_executable_is_compiled_anew(
 ) -> None:
     inferer = memojax.load(POLICY, cache_dir=tmp_path)
     store = inferer._engine
-    DiskCache(tmp_path).put(store._key(store._compiler, 5), b"no pickle")
+    DiskCache(tmp_path).put(store._key(store._compiler, 5, store._compiler.default), b"no pickle")
     assert inferer.infer_arrays({"obs": OBS})["logits"].shape == (5, 3)
     assert "could not be loaded" in caplog.text
 

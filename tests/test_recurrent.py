@@ -348,7 +348,7 @@ def test_rows_of_ended_agents_are_used_again() -> None:
             tracker.set_state(agent, {"h_in": [agent]})
         for agent in range(generation, generation + 16):
             tracker.end_agent(agent)
-    assert len(tracker._tracker._states._fresh) == 16
+    assert len(tracker._tracker._states._table.fresh) == 16
 
 
 def test_a_reset_during_a_call_wins() -> None:

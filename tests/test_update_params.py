@@ -177,7 +177,7 @@ def test_an_update_whose_plans_cannot_be_made_leaves_nothing_behind(monkeypatch:
     before = inferer.infer_arrays({"obs": OBS})["logits"].copy()
     first, second = list(inferer.params)[:2]
     with monkeypatch.context() as patch:
-        patch.setattr(inferer._engine, "_become_argument", _broken)
+        patch.setattr(inferer._engine, "_becoming_argument", _broken)
         with pytest.raises(CompileError, match="no plan"):
             inferer.update_params({first: np.zeros_like(inferer.params[first])})
     np.testing.assert_array_equal(inferer.infer_arrays({"obs": OBS})["logits"], before)

@@ -76,6 +76,9 @@ def _spec(spec: Any) -> dict[str, Any]:
 
 
 def _show(name: str, typed: Any, ops: list[Any], mixing: list[str] | None, notes: list[str]) -> None:
+    from rich.markup import escape
+
+    from ..errors import printable
     from .output import facts, show, table
 
     rows = [("input", spec.name, str(spec.dtype), _shape(spec)) for spec in typed.api.inputs]
@@ -97,7 +100,7 @@ def _show(name: str, typed: Any, ops: list[Any], mixing: list[str] | None, notes
             ["operator", "lowered by", "opset", "nodes"], [(a, b, d, e) for a, b, _, d, e in lowered], left=2
         )
     show(
-        f"[bold]{name}[/]",
+        f"[bold]{escape(printable(name))}[/]",
         table(["", "name", "dtype", "shape per batch"], rows, left=4),
         facts([("batch rule", typed.rule), ("rows", independent), *(("note", note) for note in notes)]),
         *([ops_table] if ops else []),

@@ -33,8 +33,9 @@ def find_model(text: str) -> ModelFile:
     """
     from .. import policies
     from ..errors import ModelLoadError
+    from ..model.files import path_of
 
-    path = Path(text)
+    path = path_of(text)
     if not path.exists():
         if text not in policies.names():
             close = difflib.get_close_matches(text, policies.names(), 1)

@@ -17,6 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import printable
+
 _PIPE_WIDTH = 160
 """Columns if stdout is not a terminal, so tables in files are not squeezed."""
 
@@ -50,7 +52,7 @@ def show_error(failure: BaseException) -> None:
         if isinstance(failure, OSError) and failure.filename
         else str(failure)
     )
-    console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    console(stderr=True).print(f"[bold red]error:[/] {escape(printable(text))}", soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> Table:
@@ -61,7 +63,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) 
             column, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left
         )
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else escape(str(cell)) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else escape(printable(str(cell))) for cell in row))
     return made
 
 
@@ -71,7 +73,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in pairs:
-        made.add_row(escape(name), escape(value))
+        made.add_row(escape(printable(name)), escape(printable(value)))
     return made
 
 

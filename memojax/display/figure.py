@@ -7,10 +7,10 @@ from typing import Any
 
 try:
     from matplotlib.figure import Figure
-except ImportError as cause:
+except ImportError as _cause:
     from ..errors import MissingPackageError
 
-    raise MissingPackageError("matplotlib", "a plot", "plot") from cause
+    raise MissingPackageError("matplotlib", "a plot", "plot") from _cause
 
 
 class NotebookFigure(Figure):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..kernels import available, why_not
 from ..lowering.typed_model import TypedModel
 from ..plans.cache import CacheInfo
 from ..plans.plan import Plan
@@ -39,6 +40,7 @@ def model_card(
     facts = [
         ("batch", typed.rule),
         ("device", device),
+        *([("kernels", available() or f"XLA's own ({why_not()})")] if device == "cpu" else []),
         ("weights", f"{weights[0]:,} numbers, {weights[1]:,} bytes"),
         *([("options", given)] if (given := _options(options)) else []),
         ("calls", _calls(cache)),

@@ -15,6 +15,8 @@ from ..exporter_names import (
     action_likelihood,
     are_probabilities,
     are_q_values,
+    are_scores,
+    is_action,
     is_best_action,
     is_side_product,
 )
@@ -162,6 +164,31 @@ class MultiBinaryActions(ActionKind):
         return (bits > threshold).astype(self.space.dtype)
 
 
+@final
+class UnknownActions(ActionKind):
+    """No space is known: dtype and name of an output say how it is read, or it is not taken for an action."""
+
+    @property
+    def needs(self) -> str:
+        return (
+            "int[n, ...] (an index), a float output that its name calls scores (logits, probabilities, q_values), "
+            "or one that its name calls an action (actions, mean)"
+        )
+
+    def fits(self, output: TensorSpec) -> How | None:
+        if _is_whole(output):
+            return "index"
+        if not _is_floating(output):
+            return None
+        scores = are_scores(output.name) and len(without_ones(output.shape)) == 1
+        return "argmax" if scores else "value" if is_action(output.name) else None
+
+    def decode(self, rows: Rows, reading: Reading, generators: Generators) -> Rows:
+        if reading.how in ("argmax", "sample"):
+            return _pick(rows.reshape(len(rows), -1), reading, generators)
+        return rows.astype(np.int64, copy=False) if reading.how == "index" else rows
+
+
 def action_kind(space: Any, where: str) -> ActionKind:
     """The kind of an action space.
 
@@ -198,22 +225,40 @@ class Actor:
     def space(self) -> Any:
         return self.kind.space
 
-    def __call__(self, outputs: Mapping[str, Any], generators: Generators) -> Rows:
-        """One action for each row.
+    def __call__(
+        self, outputs: Mapping[str, Any], generators: Generators, allowed: Rows | None = None
+    ) -> Rows:
+        """One action for each row; `allowed` has a bool for each score, for a policy that takes no mask itself.
 
         Raises:
             ActionError: NaN, or an index outside of the space; `error.row` tells which.
+            SpaceMismatchError: `allowed` for an output that has no scores, or another number of them.
         """
         name = self.reading.output.name
         rows = np.asarray(outputs[name])
         if rows.dtype.kind not in "iub" and (bad := np.isnan(rows)).any():
             row = int(np.nonzero(bad.reshape(len(rows), -1).any(axis=1))[0][0])
             raise ActionError(f"output {name!r} is NaN", row)
+        if allowed is not None:
+            rows = self._masked(rows, allowed)
         return self.kind.decode(rows, self.reading, generators)
+
+    def _masked(self, rows: Rows, allowed: Rows) -> Rows:
+        spec = self.reading.output
+        if self.reading.how not in ("argmax", "sample"):
+            raise SpaceMismatchError(
+                f"output {spec.name!r} is the action already, and the model takes no mask: no action can be ruled out"
+            )
+        if allowed.size != rows.size:
+            raise SpaceMismatchError(
+                f"a mask of shape {list(allowed.shape)} for {len(rows)} rows of output {spec}: give a bool per score"
+            )
+        nothing = 0.0 if are_probabilities(spec.name) else -np.inf
+        return np.where(allowed.reshape(rows.shape).astype(bool), rows, nothing)
 
 
 def match_action(
-    space: Any,
+    kind: ActionKind,
     outputs: Sequence[TensorSpec],
     *,
     where: str,
@@ -232,7 +277,7 @@ def match_action(
     Raises:
         SpaceMismatchError: no output fits the action space, or several do alike.
     """
-    kind = action_kind(space, where)
+    space = kind.space
     candidates = _named(outputs, chosen) if chosen is not None else outputs
     readings = [
         Reading(spec, how)
@@ -245,9 +290,8 @@ def match_action(
     best = [reading for reading, rank in zip(readings, ranks, strict=True) if rank == min(ranks)]
     if len(best) > 1:
         names = ", ".join(repr(reading.output.name) for reading in best)
-        raise SpaceMismatchError(
-            f"several outputs fit the action space {space} of {where}: {names}; name one with action="
-        )
+        fit = f"fit the action space {space} of {where}" if space is not None else "may be the action"
+        raise SpaceMismatchError(f"several outputs {fit}: {names}; name one with action=")
     spec = best[0].output
     if isinstance(kind, BoxActions) and space.dtype.kind in "iu" and spec.dtype.kind not in "iu":
         raise SpaceMismatchError(
@@ -277,6 +321,11 @@ def _rank(reading: Reading, deterministic: bool, random: bool) -> tuple[int, int
 
 
 def _no_action(kind: ActionKind, outputs: Iterable[TensorSpec], where: str) -> str:
+    if isinstance(kind, UnknownActions):
+        return (
+            f"which output is the action? The model gives {'; '.join(map(str, outputs))}, and no space is known.\n"
+            f"Without one, it is {kind.needs}: give the spaces, policy.for_env(env).predict(...)"
+        )
     return (
         f"no output of the model fits the action space of {where}:\n"
         f"  environment takes  {kind.space}: {kind.needs}\n"

@@ -32,7 +32,7 @@ from .rollout import Rollout, Setting
 from .transforms import name_of
 from .watching import Watching, watched_maker
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 DEFAULT_ENVS = 16
 """Environments side by side where the caller gives no number: enough to fill a batch."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import IncompatibleModelError, SpaceMismatchError
-from ..exporter_names import canonical, is_action_mask, is_noise, wants_clipping
+from ..exporter_names import canonical, is_action_mask, is_episode_start, is_noise, wants_clipping
 from ..inferer.base import Inferer
 from ..model.signature import TensorSpec
 from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker, find_pairs
-from .actions import Actor, match_action
+from .actions import ActionKind, Actor, BoxActions, action_kind, match_action
 from .envs import EnvPool
-from .observations import Feed, Field, ObservationReader, match_by_shape, match_observation
+from .observations import Feed, Field, ObservationReader, Rows, match_by_shape, match_observation
 from .transforms import ClipAction, Observations
 
 ObservationTransform = Callable[[Observations], Observations]
@@ -44,16 +44,18 @@ class Connection:
         feeds: fields -> inputs.
         noise: inputs that take noise, or zeros.
         masks: inputs that take the actions which are allowed.
+        starts: inputs that mark the first step of an episode.
         memory: pieces of hidden state that `player` keeps.
         actor: outputs -> actions.
         observation_transforms, action_transforms: what happens to observations before the model, to actions after it.
     """
 
     player: Inferer
-    reader: ObservationReader
+    reader: Reader
     feeds: Sequence[Feed]
     noise: Sequence[TensorSpec]
     masks: Sequence[TensorSpec]
+    starts: Sequence[TensorSpec]
     memory: Sequence[RecurrentInfo]
     actor: Actor
     observation_transforms: Sequence[ObservationTransform]
@@ -65,8 +67,22 @@ class Connection:
             *map(str, self.feeds),
             *(f"{'zeros' if deterministic else 'noise'} -> {spec.name}" for spec in self.noise),
             *(f"action mask -> {spec.name}" for spec in self.masks),
+            *(f"episode start -> {spec.name}" for spec in self.starts),
             *(f"{pair.outkey} -> {pair.inkey}" for pair in self.memory),
         )
+
+
+class Reader(Protocol):
+    """What gives an observation as fields."""
+
+    @property
+    def fields(self) -> Sequence[Field]:
+        """What model inputs can be fed from."""
+        ...
+
+    def __call__(self, observations: Sequence[Any]) -> dict[str, Rows]:
+        """Observations of several agents as rows by field name."""
+        ...
 
 
 def connect(inferer: Inferer, pool: EnvPool, wiring: Wiring, deterministic: bool) -> Connection:
@@ -76,24 +92,36 @@ def connect(inferer: Inferer, pool: EnvPool, wiring: Wiring, deterministic: bool
         SpaceMismatchError: they do not fit; both sides are named.
     """
     reader = ObservationReader(pool.observation_space, wiring.observation_transforms)
+    return join(inferer, reader, action_kind(pool.action_space, pool.name), pool.name, wiring, deterministic)
+
+
+def join(
+    inferer: Inferer, reader: Reader, kind: ActionKind, where: str, wiring: Wiring, deterministic: bool
+) -> Connection:
+    """Join what is read and a kind of action; `where` names the environment in errors.
+
+    Raises:
+        SpaceMismatchError: they do not fit; both sides are named.
+    """
     pairs = _recurrent_pairs(inferer, reader.fields, wiring.recurrent)
     player = RecurrentTracker(inferer, pairs) if pairs else inferer
-    feeds, rest = match_observation(reader.fields, player.api.inputs, pool.name, wiring.observation)
+    feeds, rest = match_observation(reader.fields, player.api.inputs, where, wiring.observation)
     noise = _noise_inputs(rest, wiring.epsilon, player)
     masks = [spec for spec in rest if spec not in noise and is_action_mask(spec.name)]
-    rest = [spec for spec in rest if spec not in noise and spec not in masks]
-    feeds = match_by_shape(reader.fields, feeds, rest, pool.name)
+    starts = [spec for spec in rest if is_episode_start(spec.name) and spec.shape in ((), (1,))]
+    rest = [spec for spec in rest if spec not in (*noise, *masks, *starts)]
+    feeds = match_by_shape(reader.fields, feeds, rest, where)
     actor = match_action(
-        pool.action_space,
+        kind,
         player.api.outputs,
-        where=pool.name,
+        where=where,
         chosen=wiring.action,
         deterministic=deterministic,
         random=bool(getattr(getattr(innermost(inferer), "typed", None), "random", False)),
     )
-    transforms = _action_transforms(wiring.action_transforms, pool, metadata_of(inferer))
+    transforms = _action_transforms(wiring.action_transforms, kind, where, metadata_of(inferer))
     seen = wiring.observation_transforms
-    return Connection(player, reader, feeds, noise, masks, pairs, actor, seen, transforms)
+    return Connection(player, reader, feeds, noise, masks, starts, pairs, actor, seen, transforms)
 
 
 def innermost(inferer: Any) -> Any:
@@ -134,17 +162,15 @@ def _noise_inputs(rest: Sequence[TensorSpec], chosen: str | None, player: Infere
 
 
 def _action_transforms(
-    given: Sequence[ActionTransform] | None, pool: EnvPool, metadata: Mapping[str, str]
+    given: Sequence[ActionTransform] | None, kind: ActionKind, where: str, metadata: Mapping[str, str]
 ) -> list[ActionTransform]:
     """The transforms, with open bounds taken from the action space."""
-    from gymnasium import spaces
-
-    is_box = isinstance(pool.action_space, spaces.Box)
+    is_box = isinstance(kind, BoxActions)
     if given is None:
         given = [ClipAction()] if is_box and wants_clipping(metadata) else []
     elif not is_box and any(hasattr(transform, "bind") for transform in given):
         raise SpaceMismatchError(
-            f"ClipAction and ScaleAction are for Box actions; those of {pool.name} are {pool.action_space}"
+            f"ClipAction and ScaleAction are for Box actions; those of {where} are {kind.space}"
         )
-    bind: Any = lambda transform: getattr(transform, "bind", lambda _: transform)(pool.action_space)  # noqa: E731
+    bind: Any = lambda transform: getattr(transform, "bind", lambda _: transform)(kind.space)  # noqa: E731
     return [bind(transform) for transform in given]

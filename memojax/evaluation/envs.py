@@ -67,6 +67,10 @@ class EnvPool(abc.ABC):
 class LocalPool(EnvPool):
     """Environments in this process."""
 
+    name: str
+    observation_space: Any
+    action_space: Any
+
     def __init__(self, env: Any, size: int, first: Callable[[], Any] | None = None):
         """Make `size` of `env` (see `maker_of`), or take the one that is given; `first` makes the first instead."""
         make, self.name = maker_of(env)
@@ -113,6 +117,10 @@ class WorkerPool(EnvPool):
 
     The workers are fresh interpreters that import neither JAX nor the caller's main script, so that nothing is forked.
     """
+
+    name: str
+    observation_space: Any
+    action_space: Any
 
     def __init__(self, env: Any, size: int, workers: int | None = None):
         """Start `workers` processes (one per core by default) with `size` environments in all."""

@@ -51,7 +51,8 @@ class Field:
     kind: ObservationKind
 
     def __str__(self) -> str:
-        space = "" if isinstance(self.kind, BoxObservations) else f" ({self.kind.space})"
+        plain = isinstance(self.kind, BoxObservations) or self.kind.space is None
+        space = "" if plain else f" ({self.kind.space})"
         return f"{self.name}: {self.dtype}{list(self.shape)}{space}"
 
 
@@ -208,14 +209,14 @@ class ObservationReader:
     def __init__(self, space: Any, transforms: Sequence[Callable[[Observations], Observations]]):
         """Learn the space; the transforms are run once on an observation of zeros to see what they give."""
         self.space = space
-        self.parts = parts_of(space)
+        self.parts: list[Part] = parts_of(space)
         self._transforms = transforms
         self._whole = len(self.parts) == 1 and not self.parts[0].path
         spaces = {part.name: part.space for part in self.parts}
         zeros = self._transformed(
             {part.name: np.zeros((1, *part.space.shape), part.space.dtype) for part in self.parts}
         )
-        self.fields = [
+        self.fields: list[Field] = [
             Field(name, rows.shape[1:], rows.dtype, observation_kind(spaces.get(name)))
             for name, rows in zeros.items()
         ]
@@ -228,6 +229,33 @@ class ObservationReader:
         """
         rows = {part.name: self._column(part, observations) for part in self.parts}
         return self._transformed(rows) if self._transforms else rows
+
+    def batch(self, observation: Any) -> tuple[dict[str, Rows], bool]:
+        """Part name -> rows, and whether they were a batch: an observation with or without an axis for agents in front.
+
+        Raises:
+            SpaceMismatchError: neither is in the space.
+        """
+        rows, batched = {}, False
+        for part in self.parts:
+            try:
+                value = np.asarray(part.take(observation))
+            except (KeyError, IndexError, TypeError) as cause:
+                raise SpaceMismatchError(
+                    f"the observation has no part {part.name!r}, which the space has"
+                ) from cause
+            shape, dtype = part.space.shape, part.space.dtype
+            batched = value.shape[1:] == shape and value.ndim == len(shape) + 1
+            if not (batched or value.shape == shape) or not (
+                value.dtype == dtype or can_cast(value.dtype, dtype)
+            ):
+                raise SpaceMismatchError(
+                    f"the space has {part.name!r} as {dtype}{list(shape)}, but {value.dtype}{list(value.shape)} was given"
+                )
+            rows[part.name] = value if batched else value[None]
+        if len({len(value) for value in rows.values()}) > 1:
+            raise SpaceMismatchError("the parts of the observation have different numbers of rows")
+        return (self._transformed(rows) if self._transforms else rows), batched
 
     def _column(self, part: Part, observations: Sequence[Any]) -> Rows:
         column: list[Rows] = []

@@ -205,6 +205,7 @@ class Rollout:
         inputs = {feed.input.name: feed(rows) for feed in join.feeds}
         inputs.update((spec.name, self._noise(spec)) for spec in join.noise)
         inputs.update((spec.name, self._masks(spec)) for spec in join.masks)
+        inputs.update((spec.name, self._starts(spec)) for spec in join.starts)
         return inputs
 
     def _running(self) -> tuple[float, float]:
@@ -230,6 +231,10 @@ class Rollout:
             raise SpaceMismatchError(
                 f"info['action_mask'] of {self._pool.name} does not fit the model's input {spec}: {cause}"
             ) from cause
+
+    def _starts(self, spec: TensorSpec) -> np.ndarray:
+        first = np.array([playing.length == 0 for playing in self._alive])
+        return first.reshape(-1, *spec.shape).astype(spec.dtype)
 
     def _result(self, interrupted: bool) -> Evaluation:
         seconds = time.perf_counter() - self._started

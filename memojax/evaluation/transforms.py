@@ -41,7 +41,8 @@ class NormalizeObs:
         Raises:
             EvaluationError: `mean` and `var` do not go together, or a variance is negative.
         """
-        self.epsilon, self.clip = float(epsilon), clip
+        self.epsilon: float = float(epsilon)
+        self.clip: float | None = clip
         means, variances = _parts(mean), _parts(var)
         if means.keys() != variances.keys() or any(means[k].shape != variances[k].shape for k in means):
             raise EvaluationError(
@@ -126,7 +127,7 @@ class SelectObs:
 
     def __init__(self, indices: Sequence[int]):
         """Keep the elements at `indices` of the last axis, in that order."""
-        self.indices = [int(index) for index in indices]
+        self.indices: list[int] = [int(index) for index in indices]
 
     def __call__(self, observations: Observations) -> Observations:
         if isinstance(observations, Mapping):

@@ -23,6 +23,7 @@ from ..rows.scratch import ScratchPadView
 from ..rows.states import Response, gather, responses_of
 
 if TYPE_CHECKING:
+    from ..glue.predictor import Predictor
     from ..wrapper.base import InfererWrapper, StatefulInferer
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
     from .batcher import Batched
@@ -41,6 +42,8 @@ class Inferer(abc.ABC):
     >>> policy.input_shapes(), policy.output_shapes()
     ([('obs', [6])], [('logits', [3])])
     """
+
+    _predictor: Predictor | None = None
 
     @property
     def placement(self) -> DeviceChoice:
@@ -164,6 +167,75 @@ class Inferer(abc.ABC):
         """Deprecated name of `infer_batch`."""
         warnings.warn("Inferer.infer is deprecated: call infer_batch", DeprecationWarning, stacklevel=2)
         return self.infer_batch(batch)
+
+    def __call__(self, inputs: Any, *, copy: bool = False, out: Any = None) -> Any:
+        """Run one agent or a batch, arrays in and arrays out.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> policy(np.zeros(6)).shape, policy(np.zeros((5, 6), np.float32)).shape
+        ((3,), (5, 3))
+
+        Args:
+            inputs: input name -> array; the array alone where there is one input. With or without an axis for agents
+                in front. NumPy, `jax.Array`s or PyTorch tensors; the answer is of the same kind. Tensors are not
+                copied, neither in nor out, but for outputs that are constants of the model.
+            copy: give arrays of the caller's own, which may be written to.
+            out: buffers that the answer is written to, and that are given back: output name -> array, the array alone
+                where there is one output.
+
+        Returns:
+            Output name -> array; the array alone where there is one output.
+
+        Raises:
+            InputError: an input that does not fit, a tensor that requires a gradient, a buffer that cannot take its output.
+        """
+        from ..glue.calls import call
+
+        return call(self, inputs, copy=copy, out=out)
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        action_masks: Any = None,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """Actions and hidden state, as Stable-Baselines3's `predict` gives them; see `Predictor.predict`.
+
+        The action space is not known here: `for_env` gives a `Predictor` that clips to it.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> actions, state = policy.predict(np.zeros((5, 6), np.float32))
+        >>> actions.shape, state
+        ((5,), None)
+        """
+        if self._predictor is None:
+            from ..glue.predictor import Predictor
+
+            self._predictor = Predictor(self)
+        return self._predictor.predict(observation, state, episode_start, deterministic, action_masks)
+
+    def for_env(self, env: Any, *, seed: int = 0, **wiring: Any) -> Predictor:
+        """This policy for the spaces of `env`: what Stable-Baselines3's functions take as a model.
+
+        >>> import gymnasium
+        >>> agent = memojax.load(memojax.policies.bundled("pendulum_ppo")).for_env(gymnasium.make("Pendulum-v1"))
+        >>> agent.predict(np.zeros(3, np.float32))[0].shape
+        (1,)
+
+        Args:
+            env: anything with an `observation_space` and an `action_space`: Gymnasium's, or a `VecEnv`.
+            seed: of the draws where `deterministic` is False.
+            wiring: `observation`, `action`, `epsilon`, `recurrent`, `observation_transforms`, `action_transforms`, as for
+                `memojax.evaluate`.
+
+        Raises:
+            SpaceMismatchError: the spaces do not fit the model; both sides are named.
+        """
+        from ..glue.predictor import Predictor, Wiring
+
+        return Predictor(self, env, Wiring(**wiring), seed)
 
     def with_default_epsilon(self, key: str) -> EpsilonInjector:
         """Feed the input `key` with standard normal noise.

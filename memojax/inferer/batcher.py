@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -10,11 +12,64 @@ import numpy as np
 from ..display import Card, card_of, html_of, text_of
 from ..errors import DuplicateIdError, IncompatibleModelError, MissingInputError
 from ..model.signature import TensorSpec
+from ..rows.journal import Journal
 from ..rows.scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
 from ..rows.states import Response, check_names, columns_of, responses_of, row_of, rows_into
 from .base import Inferer, check_inferer, next_size
 from .loose_batcher import LooseBatcher
 from .pairs import States, pairs_of
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What waits, as one record: to clear it is to put another in its place.
+
+    The pad's list of agents is what counts, and grows only when a row is complete. The rest is checked against it, so that an
+    interrupt between two lines leaves nothing half-known.
+
+    Attributes:
+        pad: the rows, and the agents in the order of the rows.
+        found: agent -> the row where it may be; the pad says whether it is there.
+        begun: parts that were handed to the inferer, in order; those that failed have not `ran`.
+        gone: rows that have run and whose agents were discarded since.
+        journal: the last step of the changes that one line cannot make.
+    """
+
+    pad: ScratchPad
+    found: dict[Hashable, int] = field(default_factory=dict)
+    begun: list[ScratchPadView] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
+    journal: Journal = field(default_factory=Journal)
+
+    @property
+    def done(self) -> int:
+        """Rows that have run."""
+        return sum(len(view) for view in self.begun if view.ran)
+
+    def row_of(self, agent: int) -> int | None:
+        """The row of an agent that waits."""
+        at = self.found.get(agent)
+        ids = self.pad.ids
+        return at if at is not None and at < len(ids) and ids[at] == agent and at not in self.gone else None
+
+    def overwrite(
+        self, where: Any, rows: Iterable[tuple[int, np.ndarray]], count: int, added: Sequence[int] = ()
+    ) -> None:
+        """Put `rows` into the rows `where` of each slot; `added` are the agents of the rows behind the first `count`."""
+        stop = self.pad.capacity
+        for slot, row in rows:
+            self.pad.rows(slot, 0, stop)[where] = row
+        if len(self.pad.ids) == count:
+            self.pad.ids.extend(added)
+
+    def remove(self, at: int, last: int, moved: int) -> None:
+        """Put `moved`, the agent of the `last` row, into the row `at`."""
+        if len(self.pad.ids) > last:
+            for slot in range(len(self.pad.input_specs)):
+                self.pad.rows(slot, at, at + 1)[:] = self.pad.rows(slot, last, last + 1)
+            self.found[moved] = at
+            self.pad.ids[at] = moved
+            self.pad.truncate(last)
 
 
 @final
@@ -39,10 +94,7 @@ class Batcher:
                 f"agents of this model may differ in shape ({inferer.api}), which one scratch pad cannot hold: use into_batched()"
             )
         self._raw = inferer.raw_api
-        self._scratch = ScratchPad(self._raw.inputs, self._raw.outputs, capacity)
-        self._finished: list[ScratchPadView] = []
-        self._rows: dict[int, int] = {}
-        self._gone: set[int] = set()
+        self._waiting = _Batch(ScratchPad(self._raw.inputs, self._raw.outputs, capacity))
         self._api = inferer.api
         names = [spec.name for spec in self._raw.inputs]
         self._slots = [(names.index(spec.name), spec) for spec in self._api.inputs]
@@ -53,25 +105,41 @@ class Batcher:
 
     def __len__(self) -> int:
         """Agents that wait."""
-        return self._scratch.batch_size
+        return self._batch().pad.batch_size
 
     def __contains__(self, agent: int) -> bool:
         """Whether the agent waits, and no `execute` that failed has come past it."""
-        return self._rows.get(agent, -1) >= self._done
+        batch = self._batch()
+        at = batch.row_of(agent)
+        return at is not None and at >= batch.done
 
     @property
     def agents(self) -> list[int]:
         """Agents that wait."""
-        return list(self._rows)
+        batch = self._batch()
+        return [agent for at, agent in enumerate(batch.pad.ids) if at not in batch.gone]
 
     @property
     def begun(self) -> bool:
         """Whether an `execute` failed after some rows had run."""
-        return bool(self._finished)
+        return self._batch().done > 0
 
-    @property
-    def _done(self) -> int:
-        return sum(map(len, self._finished))
+    def states(self) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """Agents that wait, with views of their rows."""
+        pad = self._batch().pad
+        return [
+            (agent, {spec.name: pad.rows(slot, at, at + 1)[0, ...] for slot, spec in self._slots})
+            for at, agent in enumerate(pad.ids)
+        ]
+
+    def _start(self, batch: _Batch) -> None:
+        self._waiting = batch
+
+    def _batch(self) -> _Batch:
+        """What waits, with nothing left undone by a call that was interrupted."""
+        batch = self._waiting
+        batch.journal.finish()
+        return batch
 
     def push(self, agent: int, state: Mapping[str, Any], *, replace: bool = False) -> None:
         """Copy the state of one agent into the batch; with `replace`, in the place of the state that waits.
@@ -80,7 +148,9 @@ class Batcher:
             DuplicateIdError: the agent waits already.
             InputError: an unknown, missing, misshapen or mistyped input.
         """
-        if agent in self._rows and not (replace and agent in self):
+        batch = self._batch()
+        at = batch.row_of(agent) if agent in batch.found else None
+        if at is not None and not (replace and at >= batch.done):
             raise DuplicateIdError(
                 f"agent {agent} is in this batch already: execute it first, or push one state per agent"
             )
@@ -91,31 +161,24 @@ class Batcher:
         if not known:
             check_names(self._api.inputs, agent, state)
         rows = [(slot, row_of(spec, agent, state[spec.name])) for slot, spec in self._slots]
-        at = self._rows.get(agent)
-        if at is not None:
-            for slot, row in rows:
-                self._scratch.rows(slot, at, at + 1)[0] = row
-            return
-        self._rows[agent] = self._scratch.batch_size
-        self._scratch.next(agent)
-        for slot, row in rows:
-            self._scratch.push(slot, row)
+        if at is None:
+            batch.found[agent] = len(batch.pad.ids)
+            batch.pad.add(agent, rows)
+        else:
+            copies = [(slot, np.array(row)) for slot, row in rows]
+            batch.journal.commit(partial(batch.overwrite, at, copies, len(batch.pad.ids)))
 
     def discard(self, agent: int) -> bool:
         """Forget an agent that waits; whether there was one."""
-        at = self._rows.pop(agent, None)
+        batch = self._batch()
+        at = batch.row_of(agent)
         if at is None:
             return False
-        if at < self._done:
-            self._gone.add(agent)
-            return True
-        last = self._scratch.batch_size - 1
-        if at != last:
-            for slot in range(len(self._raw.inputs)):
-                self._scratch.rows(slot, at, at + 1)[:] = self._scratch.rows(slot, last, last + 1)
-            moved = self._scratch.ids[at] = self._scratch.ids[last]
-            self._rows[moved] = at
-        self._scratch.truncate(last)
+        if at < batch.done:
+            batch.gone.add(at)
+        else:
+            last = len(batch.pad.ids) - 1
+            batch.journal.commit(partial(batch.remove, at, last, batch.pad.ids[last]))
         return True
 
     def extend(self, states: States, *, replace: bool = False) -> None:
@@ -132,28 +195,28 @@ class Batcher:
         """
         pairs = pairs_of(states)
         agents = [agent for agent, _ in pairs]
-        known = not self._rows.keys().isdisjoint(agents)
-        if (
-            len(set(agents)) < len(agents)
-            or (known and not replace)
-            or (known and not self._replaceable(agents))
-        ):
+        batch = self._batch()
+        where = {}
+        if not batch.found.keys().isdisjoint(agents):
+            where = {agent: at for agent in agents if (at := batch.row_of(agent)) is not None}
+        fixed = where if not replace else {agent for agent, at in where.items() if at < batch.done}
+        if fixed or len(set(agents)) < len(agents):
             twice = next(
-                agent for index, agent in enumerate(agents) if agent in self._rows or agent in agents[:index]
+                agent for index, agent in enumerate(agents) if agent in fixed or agent in agents[:index]
             )
             raise DuplicateIdError(
                 f"agent {twice} is in this batch already: execute it first, or push one state per agent"
             )
         columns = columns_of(self._api.inputs, agents, [state for _, state in pairs])
-        if known:
-            self._replace(agents, columns)
+        if where:
+            self._replace(batch, agents, where, columns)
             return
-        count = self._scratch.batch_size
-        self._scratch.reserve(count + len(agents))
+        count = len(batch.pad.ids)
+        batch.pad.reserve(count + len(agents))
         for (slot, spec), (_, column) in zip(self._slots, columns, strict=True):
-            rows_into(spec, agents, column, self._scratch.rows(slot, count, count + len(agents)))
-        self._scratch.ids.extend(agents)
-        self._rows.update(zip(agents, range(count, count + len(agents)), strict=True))
+            rows_into(spec, agents, column, batch.pad.rows(slot, count, count + len(agents)))
+        batch.found.update(zip(agents, range(count, count + len(agents)), strict=True))
+        batch.pad.ids.extend(agents)
 
     def execute(self, inferer: Inferer) -> dict[int, Response]:
         """Run everything that waits, in the order it was pushed, and answer by agent.
@@ -169,44 +232,55 @@ class Batcher:
             IncompatibleModelError: `inferer` is of another model than the one that this batcher was made for.
             MissingInputError: a wrapper filled an input of that one, which `inferer` wants from callers.
         """
+        responses = self.run(inferer)
+        emptied = _Batch(self._waiting.pad.emptied())
+        # On one line, as an interrupt between two would lose the answers.
+        return (self._start(emptied), responses)[1]
+
+    def run(self, inferer: Inferer) -> dict[int, Response]:
+        """`execute` without its end: all answers are here and can be had again, until `clear` forgets the agents.
+
+        Raises:
+            IncompatibleModelError, MissingInputError: as for `execute`.
+        """
         if inferer.raw_api is not self._raw or inferer.api is not self._api:
             self._check_fits(inferer)
-        total = self._scratch.batch_size
-        done = self._done
+        batch = self._batch()
+        batch.begun = [view for view in batch.begun if view.ran]
+        total, done = len(batch.pad.ids), batch.done
         while done < total:
-            view = self._scratch.chunk(done, next_size(inferer, total - done))
+            view = batch.pad.chunk(done, next_size(inferer, total - done))
             view.whole = 0 if done else total
+            # Noted before it runs: a wrapper's state and this batch then know of it from the same assignment on, in `settle`.
+            batch.begun.append(view)
             inferer.infer_raw(view)
-            self._finished.append(view)
+            if not view.ran:
+                view.settle()
             done += len(view)
-        responses = self._responses(inferer)
-        self.clear()
-        return responses
+        return self._responses(inferer, batch)
 
     def clear(self) -> None:
         """Forget everything that waits."""
-        self._scratch.clear()
-        self._finished.clear()
-        self._rows.clear()
-        self._gone.clear()
+        self._start(_Batch(self._batch().pad.emptied()))
 
-    def _replaceable(self, agents: Iterable[int]) -> bool:
-        done = self._done
-        return all(self._rows.get(agent, done) >= done for agent in agents)
-
-    def _replace(self, agents: Sequence[int], columns: Sequence[tuple[TensorSpec, list[Any]]]) -> None:
-        """Write the states of agents some of which wait already."""
+    def _replace(
+        self,
+        batch: _Batch,
+        agents: Sequence[int],
+        where: Mapping[int, int],
+        columns: Sequence[tuple[TensorSpec, list[Any]]],
+    ) -> None:
+        """Take the states of agents some of which wait already, in the rows `where`."""
         gathered = [
-            rows_into(spec, agents, column, np.empty((len(agents), *spec.shape), spec.dtype))
-            for spec, column in columns
+            (slot, rows_into(spec, agents, column, np.empty((len(agents), *spec.shape), spec.dtype)))
+            for (slot, _), (spec, column) in zip(self._slots, columns, strict=True)
         ]
-        for agent in agents:
-            if agent not in self._rows:
-                self._rows[agent] = self._scratch.batch_size
-                self._scratch.next(agent)
-        where = [self._rows[agent] for agent in agents]
-        for (slot, _), rows in zip(self._slots, gathered, strict=True):
-            self._scratch.rows(slot, 0, self._scratch.batch_size)[where] = rows
+        added = [agent for agent in agents if agent not in where]
+        count = len(batch.pad.ids)
+        batch.pad.reserve(count + len(added))
+        batch.found.update(zip(added, range(count, count + len(added)), strict=True))
+        targets = [batch.found[agent] for agent in agents]
+        batch.journal.commit(partial(batch.overwrite, targets, gathered, count, added))
 
     def _check_fits(self, inferer: Inferer) -> None:
         if inferer.raw_api != self._raw:
@@ -219,14 +293,15 @@ class Batcher:
                 missing, self._names, f"{type(inferer).__name__}, for which this batcher was not made"
             )
 
-    def _responses(self, inferer: Inferer) -> dict[int, Response]:
+    def _responses(self, inferer: Inferer, batch: _Batch) -> dict[int, Response]:
         shown = [spec.name for spec in inferer.api.outputs]
         slots = {spec.name: slot for slot, spec in enumerate(self._raw.outputs)}
         responses: dict[int, Response] = {}
-        for view in self._finished:
+        for view in batch.begun:
             responses |= responses_of(shown, view.ids, [np.array(view.output(slots[name])) for name in shown])
-        for agent in self._gone - self._rows.keys():
-            del responses[agent]
+        for agent in {batch.pad.ids[at] for at in batch.gone}:
+            if batch.row_of(agent) is None:  # it was not pushed again
+                del responses[agent]
         return responses
 
 

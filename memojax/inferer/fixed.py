@@ -38,7 +38,7 @@ class FixedBatchInferer(ModelInferer):
         Raises:
             BatchSizeError: no sizes, or one that is no positive whole number.
         """
-        self.sizes = sorted({checked_size(size) for size in sizes}, reverse=True)
+        self.sizes: list[int] = sorted({checked_size(size) for size in sizes}, reverse=True)
         if not self.sizes:
             raise BatchSizeError("FixedBatchInferer needs at least one batch size, for example [1, 8, 32]")
         super().__init__(

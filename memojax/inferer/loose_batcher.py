@@ -70,8 +70,22 @@ class LooseBatcher:
         """Forget an agent that waits; whether there was one."""
         return self._waiting.pop(agent, None) is not None
 
+    def states(self) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """Agents that wait, with their states."""
+        return [(agent, arrays) for agent, (_, arrays) in self._waiting.items()]
+
     def execute(self, inferer: Inferer) -> dict[int, Response]:
         """Run everything that waits, and answer by agent in the order it was pushed.
+
+        Raises:
+            IncompatibleModelError: `inferer` takes or gives something else.
+        """
+        answers = self.run(inferer)
+        # On one line, as an interrupt between two would lose the answers.
+        return (self.clear(), answers)[1]
+
+    def run(self, inferer: Inferer) -> dict[int, Response]:
+        """`execute` without its end: all answers can be had again, until `clear` forgets the agents.
 
         Raises:
             IncompatibleModelError: `inferer` takes or gives something else.
@@ -89,9 +103,7 @@ class LooseBatcher:
             outputs = inferer.infer_arrays(rows, ids=members)
             values = [np.array(value) for value in outputs.values()]
             self._answers = {**self._answers, **responses_of(list(outputs), members, values)}
-        answers = {agent: self._answers[agent] for agent in self._waiting}
-        self.clear()
-        return answers
+        return {agent: self._answers[agent] for agent in self._waiting}
 
     def clear(self) -> None:
         """Forget everything that waits."""

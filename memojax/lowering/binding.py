@@ -44,6 +44,20 @@ def bind_inputs(graph: Graph, given: Mapping[str, Any]) -> Graph:
     )
 
 
+def check_no_text(graph: Graph) -> None:
+    """See that no input holds strings, which XLA does not have.
+
+    Raises:
+        InputDtypeError: one does.
+    """
+    for value in graph.inputs:
+        if value.dtype is not None and value.dtype.kind == "O":
+            raise InputDtypeError(
+                f"input {value.name!r} holds strings, and an executable takes none: bind it with constants={{{value.name!r}: ...}}, "
+                "leave out what needs it with outputs=, or use memojax.run"
+            )
+
+
 def with_inputs(graph: Graph, names: Iterable[str]) -> Graph:
     """`graph` with the defaults in `names` as inputs that a caller must give; names of inputs change nothing.
 

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import LoweringError, MemojaxError
+from ..limits import BREAKS, FOLDED
 from ..model.graph import Graph, Node, Value
-from ..ops import lookup
 from ..ops.registry import OpDef
+from ..ops.resolve import Operators
+from .interpreter import size_of
 
 
 @dataclass(frozen=True)
@@ -40,73 +43,79 @@ class HostCall:
             "output_names": self.node.outputs,
             "key": None,
         }
-        with np.errstate(all="ignore"):
-            outputs = self.definition.call(inputs, self.node.attributes, context)
+        try:
+            with np.errstate(all="ignore"):
+                outputs = self.definition.call(inputs, self.node.attributes, context)
+        except Exception as cause:
+            what = (
+                str(cause)
+                if isinstance(cause, (ValueError, MemojaxError))
+                else f"{type(cause).__name__}: {cause}"
+            )
+            raise LoweringError(
+                f"node {self.node.name!r} ({self.node.op_type}, opset {self.node.opset}), on the host: {what}"
+            ) from cause
+        FOLDED.check(
+            sum(map(size_of, outputs)), f"node {self.node.name!r} ({self.node.op_type}), on the host,"
+        )
         return {
             name: np.asarray(value) for name, value in zip(self.node.outputs, outputs, strict=False) if name
         }
 
 
-def host_nodes(graph: Graph) -> list[Node]:
+def host_nodes(graph: Graph, operators: Operators) -> list[Node]:
     """Nodes that need a break: they run on the host, and depend on an input."""
     moving = {value.name for value in graph.inputs}
+    made: set[str] = set()
     found = []
     for node in graph.nodes:
-        definition = lookup(node.domain, node.op_type, node.opset)
-        if not node.reads() & moving:
+        if moving.isdisjoint(node.reads()):
             continue
-        if definition is not None and any(node.inputs[i] in moving for i in definition.host_positions(node)):
+        call = operators.of(node)
+        if any(node.inputs[i] in moving for i in call.host):
             found.append(node)
-        if (
-            definition is None
-            or not definition.shape_only
-            or any(name in _made_by(found) for name in node.inputs)
-        ):
+            made.update(node.outputs)
+        if call.definition is None or not call.definition.shape_only or not made.isdisjoint(node.inputs):
             moving.update(node.outputs)
+    BREAKS.check(len(found), "this model")
     return found
 
 
-def split(graph: Graph) -> list[Part | HostCall]:
+def split(graph: Graph, operators: Operators) -> list[Part | HostCall]:
     """The steps of a graph, in order."""
-    breaks = {id(node) for node in host_nodes(graph)}
+    breaks = {id(node) for node in host_nodes(graph, operators)}
     if not breaks:
         return [Part(graph)]
     level: dict[str, int] = {}
-    at: dict[int, list[Node]] = {}
+    parts: dict[int, list[Node]] = {}
     calls: dict[int, list[Node]] = {}
+    last_read = {value.name: 2 * len(graph.nodes) for value in graph.outputs}
     for node in graph.nodes:
         mine = max((level.get(name, 0) for name in node.reads()), default=0)
         on_host = id(node) in breaks
-        (calls if on_host else at).setdefault(mine, []).append(node)
+        (calls if on_host else parts).setdefault(mine, []).append(node)
         level.update(dict.fromkeys(filter(None, node.outputs), mine + on_host))
+        for name in node.reads():
+            last_read[name] = max(last_read.get(name, 0), 2 * mine + on_host)
     steps: list[Part | HostCall] = []
-    last = max([*at, *calls])
-    for index in range(last + 1):
-        nodes = at.get(index, [])
-        later = [node for upper in range(index + 1, last + 1) for node in at.get(upper, [])]
-        later += [node for upper in range(index, last + 1) for node in calls.get(upper, [])]
-        if part := _part(graph, nodes, later):
+    for index in range(max([*parts, *calls]) + 1):
+        if part := _part(graph, parts.get(index, []), 2 * index, last_read):
             steps.append(Part(part))
         for node in calls.get(index, []):
-            definition = lookup(node.domain, node.op_type, node.opset)
+            definition = operators.of(node).definition
             if definition is not None:
                 steps.append(HostCall(node, definition))
     return steps
 
 
-def _part(graph: Graph, nodes: list[Node], later: list[Node]) -> Graph | None:
-    """The graph of `nodes`, whose outputs are what `later` nodes and the whole graph take."""
+def _part(graph: Graph, nodes: list[Node], step: int, last_read: Mapping[str, int]) -> Graph | None:
+    """The graph of `nodes`, whose outputs are what is read in a later step, or is an output of the whole graph."""
     if not nodes:
         return None
     made = {name for node in nodes for name in node.outputs if name}
     read = {name for node in nodes for name in node.reads()}
-    wanted = {name for node in later for name in node.reads()} | {value.name for value in graph.outputs}
     declared = {value.name: value for value in graph.inputs}
     taken = [declared.get(name, Value(name)) for name in sorted(read - made - set(graph.initializers))]
     initializers = {name: array for name, array in graph.initializers.items() if name in read}
-    outputs = tuple(Value(name) for name in sorted(made & wanted))
+    outputs = tuple(Value(name) for name in sorted(made) if last_read.get(name, 0) > step)
     return Graph(graph.name, tuple(taken), outputs, initializers, tuple(nodes)) if outputs else None
-
-
-def _made_by(nodes: list[Node]) -> set[str]:
-    return {name for node in nodes for name in node.outputs}

@@ -12,26 +12,36 @@ from jax.sharding import SingleDeviceSharding
 
 from .._types import GraphValue, Source
 from ..errors import (
+    CompileError,
     InputDtypeError,
     InputShapeError,
     MissingInputError,
+    TripCountError,
     UnknownInputError,
     Unsupported,
     UnsupportedOpError,
+    printable,
 )
+from ..limits import TRIPS
 from ..model import load_model
-from ..model.graph import Graph, Value
+from ..model.graph import Graph, Node, Value
+from ..model.load import Model
 from ..model.tensor import overflow
 from ..ops.inline import inlined
+from ..ops.resolve import Operators
+from ..ops.trips import at_most
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.memory import check_memory
 from ..xla.options import compiled
 from ..xla.settings import own_settings
 from .binding import bind_inputs, with_inputs
 from .graph_breaks import HostCall, host_nodes, split
 from .graph_function import GraphFunction
+from .index_checks import check_indices
+from .interpreter import IndexChecks
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
 
 
@@ -49,6 +59,10 @@ class OneShot:
     OneShot(obs -> logits; 1 plans)
     """
 
+    model: Model
+    graph: Graph
+    breaks: list[Node]
+
     def __init__(
         self,
         source: Source,
@@ -57,8 +71,14 @@ class OneShot:
         constants: Mapping[str, Any] | None = None,
         device: jax.Device | None = None,
         strict: bool = False,
+        max_trip_count: int | None = None,
+        checked: bool = False,
     ):
         """Load `source` (see `load_model`), with the inputs in `constants` bound (see `bind_inputs`).
+
+        An executable cannot be interrupted, so loops whose end depends on data may go round `max_trip_count` times in all (262,144 by
+        default, or what `MEMOJAX_MAX_TRIP_COUNT` in the environment says); a call that would need more raises `TripCountError`.
+        With `checked`, a call raises an error where data gives an index that points at nothing; otherwise NaN comes of it.
 
         Raises:
             UnsupportedOpError: operators that cannot be lowered; with `strict`, also those that need a graph break.
@@ -66,7 +86,9 @@ class OneShot:
         """
         self.model = load_model(source, outputs=outputs)
         self.graph = bind_inputs(self.model.graph, constants or {})
-        self.breaks = host_nodes(self.graph)
+        self._operators = Operators()
+        self._max_trip_count = max_trip_count
+        self.breaks = host_nodes(self.graph, self._operators)
         if self.breaks:
             if strict:
                 raise UnsupportedOpError(
@@ -75,12 +97,12 @@ class OneShot:
             listing = ", ".join(f"{node.name} ({node.op_type})" for node in self.breaks)
             log.warning(
                 "%s: %d graph break(s), run on the host between compiled parts: %s",
-                self.model.name,
+                printable(self.model.name),
                 len(self.breaks),
-                listing,
+                printable(listing),
             )
-        self._device = device or cpu_device()
-        self._programs: dict[tuple[str, ...], _Program] = {(): _Program(self.graph, self._device)}
+        self._device, self._checked = device or cpu_device(), checked
+        self._programs: dict[tuple[str, ...], _Program] = {(): self._program(self.graph)}
 
     def __repr__(self) -> str:
         """What it takes and gives, what is compiled, and where the graph breaks."""
@@ -102,8 +124,11 @@ class OneShot:
         """
         given = tuple(name for name in self.graph.defaults if name in inputs)
         if given not in self._programs:
-            self._programs[given] = _Program(with_inputs(self.graph, given), self._device)
+            self._programs[given] = self._program(with_inputs(self.graph, given))
         return self._programs[given](inputs, seed)
+
+    def _program(self, graph: Graph) -> _Program:
+        return _Program(graph, self._device, self._operators, self._max_trip_count, self._checked)
 
     @property
     def plans(self) -> int:
@@ -114,10 +139,20 @@ class OneShot:
 class _Program:
     """The steps of a graph, in order."""
 
-    def __init__(self, graph: Graph, device: jax.Device):
+    def __init__(
+        self,
+        graph: Graph,
+        device: jax.Device,
+        operators: Operators,
+        max_trip_count: int | None,
+        checked: bool,
+    ):
         self._graph = graph
         self._steps = [
-            step if isinstance(step, HostCall) else _Compiled(step.graph, device) for step in split(graph)
+            step
+            if isinstance(step, HostCall)
+            else _Compiled(step.graph, device, operators, max_trip_count, checked)
+            for step in split(graph, operators)
         ]
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
@@ -143,11 +178,19 @@ class _Program:
 class _Compiled:
     """A graph without breaks: one executable for each set of input shapes and static values."""
 
-    def __init__(self, graph: Graph, device: jax.Device):
-        self.function = GraphFunction(graph)
+    def __init__(
+        self,
+        graph: Graph,
+        device: jax.Device,
+        operators: Operators,
+        max_trip_count: int | None,
+        checked: bool,
+    ):
+        self.function = GraphFunction(graph, operators)
+        self._max_trip_count = max_trip_count
         self.inputs = [value.name for value in graph.inputs]
         self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
-        self._device = device
+        self._device, self._checked = device, checked
         self._precision = None if device.platform == "cpu" else "highest"
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
@@ -163,9 +206,16 @@ class _Compiled:
             results = executable(moving, np.array([0, seed & 0xFFFFFFFF], np.uint32))
         leaves, structure = static
         results = iter(results)
-        values = jax.tree.unflatten(
+        values, checks = jax.tree.unflatten(
             structure, [next(results) if leaf is _COMPUTED else leaf for leaf in leaves]
         )
+        check_indices(self.function.graph, checks)
+        *values, overrun = values
+        if overrun:
+            raise TripCountError(
+                f"a loop did not end within {self._max_trip_count or TRIPS.allowed:,} trips: if the file is to be trusted, give a larger "
+                f"max_trip_count=, or set {TRIPS.variable} in the environment"
+            )
         return dict(zip((value.name for value in self.function.graph.outputs), values, strict=True))
 
     def _compile(self, fixed: dict[str, Any], moving: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -173,11 +223,14 @@ class _Compiled:
 
         def traced(inputs: dict[str, Any], key_data: Any) -> list[Any]:
             key = jax.random.wrap_key_data(key_data, impl="threefry2x32") if self.function.random else None
-            with inlined():
-                outputs = self.function(self.function.params, {**fixed, **inputs}, key)
-            leaves, structure = jax.tree.flatten(
-                list(outputs.values())
-            )  # as a dict it would be sorted by name
+            checks: IndexChecks = {}
+            with inlined(), at_most(self._max_trip_count):
+                outputs, overrun = self.function.counted(
+                    self.function.params, {**fixed, **inputs}, key, checks=checks if self._checked else None
+                )
+            # Outputs are a list, since a dict would be sorted by name.
+            results = [*outputs.values(), False if overrun is None else overrun]
+            leaves, structure = jax.tree.flatten((results, checks))
             static[:] = [[_COMPUTED if isinstance(leaf, jax.Array) else leaf for leaf in leaves], structure]
             return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
@@ -185,7 +238,8 @@ class _Compiled:
         lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(
             moving, np.zeros(2, np.uint32)
         )
-        executable = compiled(lowered, self._device)
+        executable = _compile(lowered, self._device)
+        check_memory(executable, self.function.rows({**fixed, **moving}))
         return lambda *args: [np.asarray(value) for value in executable(*args)], static
 
 
@@ -195,7 +249,9 @@ def run(
     *,
     outputs: tuple[str, ...] | None = None,
     constants: Mapping[str, Any] | None = None,
+    checked: bool = False,
     seed: int = 0,
+    max_trip_count: int | None = None,
 ) -> dict[str, GraphValue]:
     """Load a model and run it once, in the file's own layout; any model, batched or not.
 
@@ -205,8 +261,20 @@ def run(
     Raises:
         ModelLoadError: `source` cannot be loaded.
         InputError: a missing, unknown, misshapen or mistyped input.
+        IndexRangeError: with `checked`, an index that data gives points at nothing.
+        TripCountError: loops whose end depends on data went round more than `max_trip_count` times; see `OneShot`.
     """
-    return OneShot(source, outputs=outputs, constants=constants)(inputs, seed=seed)
+    model = OneShot(
+        source, outputs=outputs, constants=constants, max_trip_count=max_trip_count, checked=checked
+    )
+    return model(inputs, seed=seed)
+
+
+def _compile(lowered: Any, device: jax.Device) -> Any:
+    try:
+        return compiled(lowered, device)
+    except Exception as cause:
+        raise CompileError(f"XLA could not compile this graph for {device}: {cause}") from cause
 
 
 _COMPUTED = object()

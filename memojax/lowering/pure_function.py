@@ -21,7 +21,7 @@ from ..model import Model
 from ..model.graph import Value
 from ..rows.states import can_cast
 from ..xla.settings import operator_settings
-from .binding import bind_inputs, with_inputs
+from .binding import bind_inputs, check_no_text, with_inputs
 from .graph_function import GraphFunction
 from .typed_model import TypedModel
 
@@ -33,9 +33,10 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
 
     Raises:
         UnsupportedOpError: operators that cannot be lowered, all at once.
-        InputError: `constants` names no input, or does not fit.
+        InputError: `constants` names no input, or does not fit; an input holds strings and is not bound.
     """
     graph = bind_inputs(model.graph, constants)
+    check_no_text(graph)
     functions: dict[tuple[str, ...], GraphFunction] = {(): GraphFunction(graph)}
     own = functions[()].params
 

@@ -16,13 +16,15 @@ from ..errors import DimensionError, IncompatibleModelError, InputError, Unsuppo
 from ..exporter_names import is_mask
 from ..model import Model, load_model
 from ..model.signature import ModelApi, TensorSpec
+from ..ops.resolve import Operators
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.memory import check_memory
 from ..xla.options import compiled
 from ..xla.settings import own_settings
 from .batch_axis import BatchedFunction
 from .batch_evidence import BatchAxis, settled_by
-from .binding import bind_inputs
+from .binding import bind_inputs, check_no_text
 from .find_batch import batched
 from .free_function import Binding, FreeFunction
 from .graph_breaks import host_nodes
@@ -106,15 +108,17 @@ class TypedModel:
         wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
         graph = bind_inputs(model.graph, constants or {})
-        if found := host_nodes(graph):
+        operators = Operators()
+        if found := host_nodes(graph, operators):
             raise UnsupportedOpError(
                 [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
             )
-        rows = batched(GraphFunction(graph), dims=dims, batch_axis=batch_axis)
+        check_no_text(graph)
+        rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
         typed = _of_rows(cls, model, rows, _fingerprint(model, dims, batch_axis, constants, wanted))
         if _declared_size(rows) and typed.mixing_outputs():
             # What leads every shape is no batch where its rows mix: it belongs to the element of one agent.
-            rows = batched(GraphFunction(graph), dims=dims, batch_axis=False)
+            rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=False)
             typed = _of_rows(cls, model, rows, typed.fingerprint)
         return typed
 
@@ -245,6 +249,8 @@ class TypedModel:
         with own_settings():
             lowered = jax.jit(model, in_shardings=place, out_shardings=place).lower(self.params, shapes, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
+            if self.model is not None:
+                check_memory(executable, n)
 
         def run(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
             with own_settings():

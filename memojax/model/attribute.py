@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import AttributeProto
 
-from .tensor import to_numpy
+from .names import string
+from .tensor import to_dense, to_numpy
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,18 @@ def value_of(attribute: AttributeProto, graph_of: Callable[[onnx.GraphProto], An
         ValueError: an attribute type that no operator of ours can take (sparse tensors).
     """
     if attribute.ref_attr_name:
-        return Reference(attribute.ref_attr_name)
+        return Reference(string(attribute.ref_attr_name))
     if attribute.type == AttributeProto.GRAPH:
         return graph_of(attribute.g)
     if attribute.type == AttributeProto.SPARSE_TENSOR:
-        return _dense(attribute.sparse_tensor)
+        return to_dense(attribute.sparse_tensor)
     reader = _READERS.get(attribute.type)
     if reader is None:
-        raise ValueError(
-            f"attribute {attribute.name!r} has type {AttributeProto.AttributeType.Name(attribute.type)}"
-        )
+        raise ValueError(f"attribute {attribute.name!r} has type {type_name(attribute.type)}")
     return reader(attribute)
 
 
-def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
-    values, indices = to_numpy(sparse.values), to_numpy(sparse.indices)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
-    where = tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, dense.shape)
-    dense[where] = values
-    return dense
+def type_name(number: int) -> str:
+    """ONNX's name of a type of attributes, or its number where it has none."""
+    known = AttributeProto.AttributeType.values()
+    return AttributeProto.AttributeType.Name(number) if number in known else str(number)

@@ -10,7 +10,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..errors import AssetError
+from ..errors import AssetError, ModelLoadError
+from .files import path_of, read_file
 
 if TYPE_CHECKING:
     from ..inferer.basic import BasicInferer
@@ -110,10 +111,11 @@ class AssetData:
             AssetError: the file cannot be read; for its content see `deserialize`.
         """
         try:
-            with open(path, "rb") as file:
-                return cls.deserialize(file, fspath(path))
-        except OSError as cause:
-            raise AssetError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+            return cls.deserialize(read_file(path_of(path)), fspath(path))
+        except AssetError:
+            raise
+        except ModelLoadError as cause:
+            raise AssetError(str(cause)) from cause
 
     def write(self, path: str | PathLike[str]) -> None:
         """Write the asset to a file.

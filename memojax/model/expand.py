@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,11 +11,11 @@ import onnx
 import onnx.defs
 
 from ..errors import ModelLoadError
+from ..limits import DEPTH, NODES
 from .attribute import Reference, value_of
-from .graph import Graph, Node, domain_of, nodes_of
+from .graph import Graph, Node, domain_of, nodes_of, sort_nodes
+from .names import string, strings
 from .proto import node_proto, type_proto
-
-_MAX_DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -34,58 +35,102 @@ Functions = Mapping[tuple[str, str, str], Function]
 
 def function_of(proto: onnx.FunctionProto) -> Function:
     """Convert a FunctionProto, with the opsets that it imports itself; the newest of ai.onnx where it does not say."""
-    opsets = {"": onnx.defs.onnx_opset_version()} | {
-        domain_of(entry.domain): entry.version for entry in proto.opset_import
-    }
-    defaults = {a.name: value_of(a, lambda _: None) for a in proto.attribute_proto}
-    return Function(
-        proto.name, tuple(proto.input), tuple(proto.output), nodes_of(proto.node, opsets), defaults
-    )
+    opsets = {"": onnx.defs.onnx_opset_version()}
+    opsets |= {domain_of(string(entry.domain)): entry.version for entry in proto.opset_import}
+    defaults = {string(a.name): value_of(a, lambda _: None) for a in proto.attribute_proto}
+    nodes = sort_nodes(nodes_of(proto.node, opsets), set(), outer=False)
+    return Function(string(proto.name), strings(proto.input), strings(proto.output), nodes, defaults)
 
 
 def functions_of(model: onnx.ModelProto) -> Functions:
     """The functions that a model defines."""
-    return {(domain_of(f.domain), f.name, f.overload): function_of(f) for f in model.functions}
+    return {
+        (domain_of(string(f.domain)), string(f.name), string(f.overload)): function_of(f)
+        for f in model.functions
+    }
 
 
-def inline(graph: Graph, functions: Functions, depth: int = 0) -> Graph:
+def inline(graph: Graph, functions: Functions) -> Graph:
     """Replace calls of `functions` by their bodies, also within subgraphs.
 
     Raises:
-        ModelLoadError: functions that call each other without end.
+        LimitError: functions that call each other without end, or too often.
+        ModelLoadError: a function that does not make an output which a call of it takes.
     """
-    if not functions:
-        return graph
-    if depth > _MAX_DEPTH:
+    return _Inliner(functions).graph(graph, 0) if functions else graph
+
+
+class _Inliner:
+    """Writes out the functions of one model, within the limits."""
+
+    def __init__(self, functions: Functions):
+        self._functions = functions
+        self._nodes = self._calls = self._characters = 0
+        self._most, self._deepest = NODES.allowed, DEPTH.allowed
+
+    def graph(self, graph: Graph, depth: int) -> Graph:
+        return replace(graph, nodes=self._written_out(graph.nodes, depth))
+
+    def _written_out(self, nodes: Iterable[Node], depth: int) -> tuple[Node, ...]:
+        if depth > self._deepest:
+            raise DEPTH.exceeded(
+                depth, "a function that calls functions (do they call each other?)", self._deepest
+            )
+        written: list[Node] = []
+        for node in nodes:
+            body = self._functions.get((node.domain, node.op_type, node.attributes.get("__overload__", "")))
+            if body is None:
+                self._count(node)
+                if node.bodies:
+                    bodies = {
+                        k: self.graph(v, depth + 1)
+                        for k, v in node.attributes.items()
+                        if isinstance(v, Graph)
+                    }
+                    node = replace(node, attributes={**node.attributes, **bodies})
+                written.append(node)
+            else:
+                self._calls += 1
+                prefix = f"{node.name}/" if len(node.name) < _LONGEST_PREFIX else ""
+                written.extend(self._written_out(bind(body, node, f"{prefix}{self._calls}/"), depth + 1))
+        return tuple(written)
+
+    def _count(self, node: Node) -> None:
+        self._nodes += 1
+        self._characters += len(node.name) + sum(map(len, node.inputs)) + sum(map(len, node.outputs))
+        if self._nodes > self._most or self._characters > self._most * _LONGEST_PREFIX:
+            raise NODES.exceeded(self._nodes, "this model, with its functions written out,", self._most)
+
+
+_LONGEST_PREFIX = 400
+"""Characters of a call's name that the names within its body begin with: nested calls would make them longer and longer."""
+
+
+def bind(body: Function, call: Node, prefix: str) -> tuple[Node, ...]:
+    """The nodes of `body` for one call: its own names begin with `prefix`, formal names and attributes are replaced.
+
+    Raises:
+        ModelLoadError: more inputs or outputs than the function has, or an output that nothing in it makes.
+    """
+    if len(call.inputs) > len(body.inputs) or len(call.outputs) > len(body.outputs):
         raise ModelLoadError(
-            f"functions nest deeper than {_MAX_DEPTH} in {graph.name!r}: they probably call each other"
+            f"node {call.name!r} calls the function {body.name!r} with {len(call.inputs)} inputs and {len(call.outputs)} outputs; "
+            f"it has {len(body.inputs)} and {len(body.outputs)}"
         )
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        body = functions.get((node.domain, node.op_type, node.attributes.get("__overload__", "")))
-        if body is None:
-            subgraphs = {
-                k: inline(v, functions, depth) for k, v in node.attributes.items() if isinstance(v, Graph)
-            }
-            nodes.append(replace(node, attributes={**node.attributes, **subgraphs}) if subgraphs else node)
-        else:
-            called = replace(graph, nodes=bind(body, node))
-            nodes.extend(inline(called, functions, depth + 1).nodes)
-    return replace(graph, nodes=tuple(nodes))
-
-
-def bind(body: Function, call: Node) -> tuple[Node, ...]:
-    """The nodes of `body` for one call: names made unique by the call's name, formal names and attributes replaced."""
     renamed = dict(zip(body.inputs, call.inputs, strict=False))
     renamed |= dict.fromkeys(body.inputs[len(call.inputs) :], "")
+    made = {name for node in body.nodes for name in node.outputs}
     aliases: list[tuple[str, str]] = []
     for formal, actual in zip(body.outputs, call.outputs, strict=False):
         if formal in renamed:
             aliases.append((renamed[formal], actual))
+        elif actual and formal not in made:
+            raise ModelLoadError(
+                f"the output {formal!r} of the function {body.name!r} is made by no node in it"
+            )
         elif actual:
             renamed[formal] = actual
     given = {**body.defaults, **call.attributes}
-    prefix = f"{call.name}/{next(filter(None, call.outputs), '')}/"
 
     def rename(name: str) -> str:
         return renamed.get(name, prefix + name) if name else ""
@@ -126,8 +171,13 @@ def schema_body(node: Node, inputs: list[Any]) -> Function | None:
 
 def schema_of(node: Node) -> Any:
     """The spec's schema in force at the node's opset, or None."""
+    return _schema(node.op_type, node.opset, node.domain)
+
+
+@functools.lru_cache(4096)
+def _schema(op_type: str, opset: int, domain: str) -> Any:
     try:
-        return onnx.defs.get_schema(node.op_type, node.opset, node.domain)
+        return onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:
         return None
 

@@ -6,9 +6,10 @@ order, an output named twice, an output that nothing produces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ import onnx
 
 from .._types import Dim
 from ..errors import ModelLoadError
+from ..limits import DEPTH, NODES
 from .attribute import value_of
-from .tensor import dtype_of, to_numpy
+from .names import string, strings
+from .tensor import MAX_RANK, dtype_of, to_dense, to_numpy
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,19 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    bodies: tuple[Graph, ...] = field(init=False, repr=False, compare=False)
+    """The subgraphs among the attributes."""
 
-    @property
-    def bodies(self) -> Iterator[Graph]:
-        """The subgraphs among the attributes."""
-        return (value for value in self.attributes.values() if isinstance(value, Graph))
+    def __post_init__(self) -> None:
+        bodies = tuple(value for value in self.attributes.values() if isinstance(value, Graph))
+        object.__setattr__(self, "bodies", bodies)
 
-    def reads(self) -> set[str]:
+    def reads(self) -> frozenset[str]:
         """Names this node needs: its inputs, and what its subgraphs take from the scopes around them."""
-        names = {name for name in self.inputs if name}
-        for body in self.bodies:
-            names |= body.free_names()
-        return names
+        names = frozenset(self.inputs)
+        if self.bodies:
+            names = names.union(*(body.free_names() for body in self.bodies))
+        return names - _ABSENT if "" in names else names
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,18 @@ class Graph:
     defaults: Mapping[str, Value] = field(default_factory=dict)
     bound: Mapping[str, Any] = field(default_factory=dict)
 
-    def free_names(self) -> set[str]:
+    def free_names(self) -> frozenset[str]:
         """Names read here that neither this graph nor a subgraph of it defines."""
+        return self._free_names
+
+    @cached_property
+    def _free_names(self) -> frozenset[str]:
         known = {value.name for value in self.inputs} | set(self.initializers)
         free: set[str] = set()
         for node in self.nodes:
             free |= node.reads() - known
             known |= set(node.outputs)
-        return free | ({value.name for value in self.outputs} - known)
+        return frozenset(free | ({value.name for value in self.outputs} - known))
 
     def all_nodes(self) -> Iterator[Node]:
         """Every node, those of subgraphs after the node that holds them."""
@@ -91,39 +99,39 @@ class Graph:
                 yield from body.all_nodes()
 
 
+_ABSENT = frozenset({""})
+
+
 def domain_of(name: str) -> str:
     """The domain with ONNX's two spellings of its own made one."""
     return "" if name == "ai.onnx" else name
 
 
-def graph_of(
-    proto: onnx.GraphProto, opsets: Mapping[str, int], base_dir: Path | None = None, outer: bool = True
-) -> Graph:
+def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], outer: bool = True, depth: int = 0) -> Graph:
     """Convert a GraphProto; `outer` is False for a subgraph, whose names may come from around it.
 
     Raises:
         ModelLoadError: a cycle, an undefined name, a name defined twice, an unreadable tensor.
+        LimitError: subgraphs that nest too deeply, or too many nodes.
     """
-    initializers = {tensor.name: to_numpy(tensor, base_dir) for tensor in proto.initializer}
-    for sparse in proto.sparse_initializer:
-        holder = onnx.AttributeProto(
-            name=sparse.values.name, type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse
-        )
-        initializers[sparse.values.name] = value_of(holder, lambda _: None)
-    inputs = tuple(_value(info) for info in proto.input if info.name not in initializers)
-    nodes = nodes_of(proto.node, opsets, base_dir)
+    DEPTH.check(depth, f"the graph {string(proto.name)!r}")
+    initializers = {string(tensor.name): to_numpy(tensor) for tensor in proto.initializer}
+    initializers.update((string(sparse.values.name), to_dense(sparse)) for sparse in proto.sparse_initializer)
+    inputs = tuple(_input(info) for info in proto.input if string(info.name) not in initializers)
+    nodes = nodes_of(proto.node, opsets, depth)
     notes: list[str] = []
     known = {value.name for value in inputs} | set(initializers)
     _check_unique(nodes, known)
-    produced = known | {name for node in nodes for name in node.outputs}
+    produced = known.union(*(node.outputs for node in nodes)) - _ABSENT
     outputs: dict[str, Value] = {}
     for info in proto.output:
-        if info.name in outputs:
-            notes.append(f"output {info.name!r} is listed twice; it is kept once")
-        elif outer and info.name not in produced:
-            notes.append(f"output {info.name!r} is produced by no node; it is dropped")
+        name = string(info.name)
+        if name in outputs:
+            notes.append(f"output {name!r} is listed twice; it is kept once")
+        elif outer and name not in produced:
+            notes.append(f"output {name!r} is produced by no node; it is dropped")
         else:
-            outputs[info.name] = _value(info)
+            outputs[name] = _value(info)
     defaults = {info.name: _value(info) for info in proto.input if info.name in initializers}
     if defaults:
         notes.append(
@@ -131,36 +139,32 @@ def graph_of(
             f"{', '.join(sorted(defaults)[:4])}"
         )
     nodes = sort_nodes(nodes, produced, outer)
-    return Graph(proto.name, inputs, tuple(outputs.values()), initializers, nodes, tuple(notes), defaults)
+    return Graph(
+        string(proto.name), inputs, tuple(outputs.values()), initializers, nodes, tuple(notes), defaults
+    )
 
 
-def nodes_of(
-    protos: Iterable[onnx.NodeProto], opsets: Mapping[str, int], base_dir: Path | None = None
-) -> tuple[Node, ...]:
-    """Convert nodes in the order given."""
+def nodes_of(protos: Sequence[onnx.NodeProto], opsets: Mapping[str, int], depth: int = 0) -> tuple[Node, ...]:
+    """Convert nodes in the order given; `depth` says how deep in other subgraphs they are."""
+
+    def subgraph(proto: onnx.GraphProto) -> Graph:
+        return graph_of(proto, opsets, outer=False, depth=depth + 1)
 
     def convert(index: int, proto: onnx.NodeProto) -> Node:
-        domain = domain_of(proto.domain)
-        name = proto.name or f"{proto.op_type}_{index}"
-        try:
-            attributes = {
-                a.name: value_of(a, lambda g: graph_of(g, opsets, base_dir, outer=False))
-                for a in proto.attribute
-            }
-        except ValueError as cause:
-            raise ModelLoadError(f"node {name!r} ({proto.op_type}): {cause}") from cause
+        op_type, domain = string(proto.op_type), domain_of(string(proto.domain))
+        name = string(proto.name) or f"{op_type}_{index}"
+        attributes: dict[str, Any] = {}
+        if proto.attribute:
+            try:
+                attributes = {string(a.name): value_of(a, subgraph) for a in proto.attribute}
+            except ValueError as cause:
+                raise ModelLoadError(f"node {name!r} ({op_type}): {cause}") from cause
         if proto.overload:
-            attributes["__overload__"] = proto.overload
-        return Node(
-            proto.op_type,
-            domain,
-            opsets.get(domain, 1),
-            name,
-            tuple(proto.input),
-            tuple(proto.output),
-            attributes,
-        )
+            attributes["__overload__"] = string(proto.overload)
+        inputs, outputs = strings(proto.input), strings(proto.output)
+        return Node(op_type, domain, opsets.get(domain, 1), name, inputs, outputs, attributes)
 
+    NODES.check(len(protos), "the graph")
     return tuple(convert(index, proto) for index, proto in enumerate(protos))
 
 
@@ -186,10 +190,10 @@ def sort_nodes(nodes: tuple[Node, ...], produced: set[str], outer: bool) -> tupl
     for index, indices in enumerate(needs):
         for need in indices:
             users[need].append(index)
-    ready = [index for index, count in enumerate(waiting) if count == 0]
+    ready = deque(index for index, count in enumerate(waiting) if count == 0)
     order: list[int] = []
     while ready:
-        order.append(index := ready.pop(0))
+        order.append(index := ready.popleft())
         for user in users[index]:
             waiting[user] -= 1
             if waiting[user] == 0:
@@ -239,20 +243,30 @@ def _check_unique(nodes: tuple[Node, ...], known: set[str]) -> None:
             seen.add(name)
 
 
+def _input(info: onnx.ValueInfoProto) -> Value:
+    value = _value(info)
+    if value.shape is not None and len(value.shape) > MAX_RANK:
+        raise ModelLoadError(
+            f"input {value.name!r} has {len(value.shape)} axes; arrays have at most {MAX_RANK}"
+        )
+    return value
+
+
 def _value(info: onnx.ValueInfoProto) -> Value:
+    name = string(info.name)
     which = info.type.WhichOneof("value")
     if which != "tensor_type":
         return Value(
-            info.name,
+            name,
             kind={"sequence_type": "sequence", "optional_type": "optional"}.get(which or "", "unknown"),
         )
     tensor = info.type.tensor_type
     dtype = dtype_of(tensor.elem_type) if tensor.elem_type else None
-    return Value(info.name, dtype, tuple(map(_dim, tensor.shape.dim)) if tensor.HasField("shape") else None)
+    return Value(name, dtype, tuple(map(_dim, tensor.shape.dim)) if tensor.HasField("shape") else None)
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     which = dim.WhichOneof("value")
     if which == "dim_value":
         return dim.dim_value if dim.dim_value >= 0 else None
-    return (dim.dim_param or None) if which == "dim_param" else None
+    return (string(dim.dim_param) or None) if which == "dim_param" else None

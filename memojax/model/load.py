@@ -6,38 +6,29 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 
 import onnx
-import onnx.external_data_helper
-from google.protobuf.message import DecodeError
-from onnx.external_data_helper import uses_external_data
+import onnx.defs
+from google.protobuf.message import DecodeError, EncodeError
 
 from .._types import Source
 from ..errors import ModelLoadError
+from . import external
 from .crvo import AssetData, onnx_bytes
 from .expand import functions_of, inline
+from .files import path_of, read_file
+from .formats import other_format
 from .graph import Graph, domain_of, graph_of, prune
+from .names import string
+from .scope import check_graph
 
 LATEST_REVIEWED_OPSET = 28
 """Newest ai.onnx opset whose changes were read; a newer model is refused by name."""
 
 _DEFAULTS_SINCE = 4
 """Before this IR version every initializer is listed as an input, and no runtime lets a caller replace it."""
-
-MAX_BYTES = 1 << 31
-"""protobuf's own limit for one message."""
-
-_NOT_ONNX = {
-    b"<!DOCTYPE": "an HTML page (was the file viewed rather than downloaded?)",
-    b"<html": "an HTML page (was the file viewed rather than downloaded?)",
-    b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)",
-    b"PK\x03\x04": "a ZIP archive (a PyTorch or SB3 checkpoint must be exported to ONNX first)",
-    b"\x89HDF": "an HDF5 file (a Keras model must be converted with tf2onnx first)",
-    b"TFL3": "a TensorFlow Lite model",
-    b"{": "JSON text",
-}
 
 
 @dataclass(frozen=True)
@@ -51,11 +42,13 @@ class Model:
     ir_version: int
     name: str
     content: bytes = field(repr=False)
+    data_digest: str = field(default="", repr=False)
+    """Of its external data, "" where it has none."""
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the model's content, as hex."""
-        return hashlib.sha256(self.content).hexdigest()
+        """SHA-256 of everything that decides the model's values, as hex: its own bytes and those of its external data."""
+        return hashlib.sha256(self.content + self.data_digest.encode()).hexdigest()
 
 
 def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Model:
@@ -64,42 +57,59 @@ def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Mod
     Raises:
         ModelLoadError: the file is missing, empty, truncated, no ONNX, cyclic, newer than what is known here, or its external
             data lies outside its folder.
+        LimitError: it asks for more than a limit allows; see `memojax.limits`.
     """
-    proto, raw, name, base_dir = _read(source)
-    opsets = _opsets(proto, name)
     try:
-        _check_external_data(proto, base_dir)
-        graph = graph_of(proto.graph, opsets, base_dir)
-        graph = prune(inline(graph, functions_of(proto)), outputs)
+        proto, raw, name, path = _read(source)
+    except UnicodeError as cause:
+        raise ModelLoadError(f"a name in the model is not UTF-8: {cause}") from cause
+    try:
+        return _model(proto, raw, name, path, outputs)
     except ModelLoadError as cause:
-        raise ModelLoadError(f"{name}: {cause}") from cause
+        raise type(cause)(f"{name}: {cause}") from cause
     except RecursionError as cause:
         raise ModelLoadError(f"{name}: subgraphs nest too deeply") from cause
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        ArithmeticError,
+        MemoryError,
+    ) as cause:
+        # What no check above has a name for: the message parses, but says something that nobody would write.
+        raise ModelLoadError(f"{name}: a damaged model: {type(cause).__name__}: {cause}") from cause
+
+
+def _model(
+    proto: onnx.ModelProto, raw: bytes | None, name: str, path: Path | None, outputs: tuple[str, ...] | None
+) -> Model:
+    opsets = _opsets(proto)
+    data_digest = external.put_in(proto, path) if raw is None or b"location" in raw else ""
+    external.check_sparse(proto)
+    graph = graph_of(proto.graph, opsets)
+    graph = prune(inline(graph, functions_of(proto)), outputs)
     if proto.ir_version < _DEFAULTS_SINCE:
         graph = replace(graph, defaults={})
     if not graph.outputs:
-        raise ModelLoadError(f"{name}: the model has no output that can be computed")
-    producer = f"{proto.producer_name} {proto.producer_version}".strip() or "unknown"
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    return Model(graph, opsets, metadata, producer, proto.ir_version, name, _content(raw, proto, base_dir))
+        raise ModelLoadError("the model has no output that can be computed")
+    check_graph(graph)
+    producer = f"{string(proto.producer_name)} {string(proto.producer_version)}".strip() or "unknown"
+    metadata = {string(entry.key): string(entry.value) for entry in proto.metadata_props}
+    content = _serialize(proto) if raw is None or data_digest else raw
+    return Model(graph, opsets, metadata, producer, proto.ir_version, name, content, data_digest)
 
 
 def _read(source: Source) -> tuple[onnx.ModelProto, bytes | None, str, Path | None]:
-    """The message, the bytes it came in, a name for error messages, and the folder of external data."""
+    """The message, the bytes it came in, a name for error messages, and the path it was read from."""
     if isinstance(source, onnx.ModelProto):
-        return source, None, source.graph.name or "ModelProto", None
+        return source, None, string(source.graph.name) or "ModelProto", None
     if isinstance(source, (str, PathLike)):
-        path = Path(fspath(source))
-        try:
-            size = path.stat().st_size
-            if size > MAX_BYTES:
-                raise ModelLoadError(
-                    f"{path}: {size:,} bytes, more than protobuf allows ({MAX_BYTES:,}); save with external data"
-                )
-            raw = onnx_bytes(path.read_bytes(), str(path))
-        except OSError as cause:
-            raise ModelLoadError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
-        return _parse(raw, str(path)), raw, str(path), path.resolve().parent
+        path = path_of(source)
+        raw = onnx_bytes(read_file(path), str(path))
+        return _parse(raw, str(path)), raw, str(path), path
     if isinstance(source, AssetData):
         source = source.serialize()
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -120,9 +130,8 @@ def _read(source: Source) -> tuple[onnx.ModelProto, bytes | None, str, Path | No
 def _parse(raw: bytes, name: str) -> onnx.ModelProto:
     if not raw:
         raise ModelLoadError(f"{name}: the file is empty")
-    for magic, what in _NOT_ONNX.items():
-        if raw.lstrip()[: len(magic)].lower() == magic.lower():
-            raise ModelLoadError(f"{name}: this is not an ONNX model but {what}")
+    if other := other_format(raw[:300]):
+        raise ModelLoadError(f"{name}: this is not an ONNX model but {other}")
     try:
         proto = onnx.ModelProto.FromString(raw)
     except DecodeError as cause:
@@ -136,51 +145,30 @@ def _parse(raw: bytes, name: str) -> onnx.ModelProto:
     return proto
 
 
-def _opsets(proto: onnx.ModelProto, name: str) -> dict[str, int]:
-    opsets = {domain_of(entry.domain): entry.version for entry in proto.opset_import}
+def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
+    opsets = {domain_of(string(entry.domain)): entry.version for entry in proto.opset_import}
     if proto.ir_version > onnx.IR_VERSION:
         raise ModelLoadError(
-            f"{name}: IR version {proto.ir_version}, newer than onnx {onnx.__version__} knows ({onnx.IR_VERSION})"
+            f"IR version {proto.ir_version}, newer than onnx {onnx.__version__} knows ({onnx.IR_VERSION})"
         )
     newest = min(LATEST_REVIEWED_OPSET, onnx.defs.onnx_opset_version())
     if opsets.get("", 0) > newest:
         raise ModelLoadError(
-            f"{name}: ai.onnx opset {opsets['']} is newer than the newest one known here ({newest}); "
+            f"ai.onnx opset {opsets['']} is newer than the newest one known here ({newest}); "
             "export with a lower opset_version, or update memojax and onnx"
         )
+    for domain, version in opsets.items():
+        if not 0 <= version < 1 << 31:
+            raise ModelLoadError(
+                f"opset {version} of the domain {domain or 'ai.onnx'!r}: there is no such version"
+            )
     opsets.setdefault("", 1)
     return opsets
 
 
-def _check_external_data(proto: onnx.ModelProto, base_dir: Path | None) -> None:
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):  # pyright: ignore[reportPrivateUsage]
-        if not uses_external_data(tensor):
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        if base_dir is None:
-            raise ModelLoadError(
-                f"tensor {tensor.name!r} lies in the external file {location!r}: load the model by its path"
-            )
-        path = base_dir / location
-        if not location or Path(location).is_absolute() or not path.resolve().is_relative_to(base_dir):
-            raise ModelLoadError(
-                f"tensor {tensor.name!r} wants external data outside the model's folder: {location!r}"
-            )
-        if not path.is_file():
-            raise ModelLoadError(
-                f"tensor {tensor.name!r}: its external file {location!r} is missing beside the model"
-            )
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
-        if offset < 0 or length < 0 or offset + length > path.stat().st_size:
-            raise ModelLoadError(
-                f"tensor {tensor.name!r}: {location!r} is shorter than its offset {offset} and length {length}"
-            )
-
-
-def _content(raw: bytes | None, proto: onnx.ModelProto, base_dir: Path | None) -> bytes:
-    """The model as bytes that stand alone: as read, or with its external data put in."""
-    if base_dir is not None and any(map(uses_external_data, proto.graph.initializer)):
-        onnx.load_external_data_for_model(proto, str(base_dir))
-        raw = None
-    return proto.SerializeToString() if raw is None else raw
+def _serialize(proto: onnx.ModelProto) -> bytes:
+    """The model as bytes that stand alone; none where it is too large for one message."""
+    try:
+        return proto.SerializeToString()
+    except (EncodeError, ValueError):
+        return b""

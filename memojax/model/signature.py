@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import printable
 from .dimension import bound_shape, is_fixed, symbols_of
 
 ANY_SHAPE = ("...",)
@@ -44,7 +45,7 @@ class TensorSpec:
 
     def __str__(self) -> str:
         dims = ", ".join(map(str, self.shape if self.shared else ("n", *self.shape)))
-        return f"{self.name}: {self.dtype}[{dims}]{' (shared)' if self.shared else ''}"
+        return f"{printable(self.name)}: {self.dtype}[{dims}]{' (shared)' if self.shared else ''}"
 
     @property
     def is_fixed(self) -> bool:

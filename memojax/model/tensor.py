@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +10,10 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from ..errors import ModelLoadError
+from ..limits import ELEMENTS
+
+MAX_RANK = 64
+"""Axes of an array, in NumPy as in JAX."""
 
 DTYPES: dict[int, np.dtype] = {
     TensorProto.FLOAT: np.dtype(np.float32),
@@ -61,22 +65,63 @@ def dtype_of(element_type: int) -> np.dtype:
         raise ModelLoadError(f"tensor element type {name} is not supported") from None
 
 
-def to_numpy(tensor: onnx.TensorProto, base_dir: Path | None = None) -> np.ndarray:
-    """Value of a TensorProto; external data is read from `base_dir`.
+def to_numpy(tensor: onnx.TensorProto) -> np.ndarray:
+    """Value of a TensorProto; external data was put into it before.
 
     Raises:
         ModelLoadError: data that is missing, truncated or does not fit the declared shape.
     """
     dtype = dtype_of(tensor.data_type)
+    shape = tuple(tensor.dims)
+    if len(shape) > MAX_RANK or any(dim < 0 for dim in shape):
+        raise ModelLoadError(f"tensor {tensor.name!r} has the shape {list(shape)[:80]} of rank {len(shape)}")
     try:
-        array = numpy_helper.to_array(tensor, base_dir="" if base_dir is None else str(base_dir))
+        array = numpy_helper.to_array(tensor)
+        if dtype.kind == "O":
+            return np.array([_text(item) for item in array.ravel()], dtype=object).reshape(shape)
+        return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(shape)
     except Exception as cause:
         raise ModelLoadError(
-            f"tensor {tensor.name!r} ({dtype}, shape {list(tensor.dims)}) cannot be read: {cause}"
+            f"tensor {tensor.name!r} ({dtype}, shape {list(shape)}) cannot be read: {cause}"
         ) from cause
-    if dtype.kind == "O":
-        return np.array([_text(item) for item in array.ravel()], dtype=object).reshape(array.shape)
-    return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(array.shape)
+
+
+def to_dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
+    """Value of a SparseTensorProto, zeros written out.
+
+    Raises:
+        LimitError: a shape with more elements than one value may have.
+        ModelLoadError: indices that do not fit the shape or the values.
+    """
+    values, indices, shape = to_numpy(sparse.values), to_numpy(sparse.indices), tuple(sparse.dims)
+    name = sparse.values.name
+    if len(shape) > MAX_RANK or any(dim < 0 for dim in shape):
+        raise ModelLoadError(f"sparse tensor {name!r} has the shape {list(shape)[:80]} of rank {len(shape)}")
+    size = math.prod(shape)
+    ELEMENTS.check(size, f"sparse tensor {name!r} of shape {list(shape)}")
+    if (
+        indices.dtype != np.int64
+        or indices.shape not in ((values.size,), (values.size, len(shape)))
+        or values.ndim != 1
+    ):
+        raise ModelLoadError(
+            f"sparse tensor {name!r}: indices of shape {list(indices.shape)} and type {indices.dtype} do not fit "
+            f"{list(values.shape)} values of a tensor of shape {list(shape)}"
+        )
+    if indices.ndim == 2:
+        inside = bool(np.all((indices >= 0) & (indices < np.asarray(shape, np.int64))))
+        flat = (
+            np.ravel_multi_index(tuple(indices.T), shape)
+            if inside and indices.size
+            else np.zeros(0, np.int64)
+        )
+    else:
+        inside, flat = bool(np.all((indices >= 0) & (indices < size))), indices
+    if not inside:
+        raise ModelLoadError(f"sparse tensor {name!r}: an index lies outside of its shape {list(shape)}")
+    dense = np.zeros(size, values.dtype)
+    dense[flat] = values
+    return dense.reshape(shape)
 
 
 def overflow(array: np.ndarray, dtype: np.dtype) -> int | None:

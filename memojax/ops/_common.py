@@ -16,20 +16,21 @@ import numpy as np
 from jax.export import is_symbolic_dim
 
 from .._types import Shape
-
-MAX_STATIC_ELEMENTS = 1 << 28
-"""A larger tensor made from a constant shape is taken for a broken or hostile file."""
+from ..limits import ELEMENTS, FOLDED, for_rows
 
 
 def is_static(*values: Any) -> bool:
     """Whether none of `values` (lists and tuples are looked into) is a JAX array or tracer."""
-    return not any(holds_traced(value) for value in values)
+    for value in values:  # noqa: SIM110 - not any(): this runs several times for each node
+        if type(value) is not np.ndarray and holds_traced(value):
+            return False
+    return True
 
 
 def holds_traced(value: Any) -> bool:
     """Whether `value` is, or holds, a JAX array or tracer."""
     if isinstance(value, (list, tuple)):
-        return any(map(holds_traced, value))
+        return not is_static(*value)
     return isinstance(value, jax.Array)
 
 
@@ -90,16 +91,24 @@ def scalar(value: Any) -> Any:
     return np.asarray(value).reshape(-1)[0].item()
 
 
-def checked_shape(shape: Sequence[int]) -> Shape:
+def checked_shape(shape: Sequence[int], computed: int = 0) -> Shape:
     """`shape` as a tuple; the symbolic batch size of an export stays what it is.
 
+    Args:
+        computed: where the value is computed while tracing, the bytes that an element of it takes meanwhile.
+
     Raises:
-        ValueError: a negative dimension, or more elements than any real model has.
+        ValueError: a negative dimension.
+        LimitError: more elements, or bytes, than a file may ask for.
     """
     dims = tuple(dim if is_symbolic_dim(dim) else int(dim) for dim in shape)
     known = [dim for dim in dims if isinstance(dim, int)]
-    if any(dim < 0 for dim in known) or math.prod(known) > MAX_STATIC_ELEMENTS:
-        raise ValueError(f"shape {list(dims)} is negative or has more than {MAX_STATIC_ELEMENTS:,} elements")
+    if any(dim < 0 for dim in known):
+        raise ValueError(f"shape {list(dims)} is negative")
+    size = math.prod(known)
+    ELEMENTS.check(size, f"shape {list(dims)}", for_rows(ELEMENTS))
+    if computed * size > 1 << 20:
+        FOLDED.check(computed * size, f"shape {list(dims)}", for_rows(FOLDED))
     return dims  # pyright: ignore[reportReturnType]
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from jax import lax
 
 from .._types import GraphValue
-from ..errors import LoweringError
+from ..errors import LimitError, LoweringError
 from . import inline as rolled
-from ._common import MAX_STATIC_ELEMENTS, cast, is_static, normalize_axis, nx, scalar, traced
+from ._common import cast, is_static, normalize_axis, nx, scalar, traced
 from .registry import op
+from .trips import Trips, most, nested
 
 UNROLLED = 8
 """A loop of at most this many steps is written out: XLA fuses across steps, and the step number stays static."""
@@ -62,25 +63,34 @@ def _outputs_may_differ(node: Any) -> bool:
 
 
 @op("If", static=("cond",), static_if=_outputs_may_differ)
-def if_(cond: GraphValue, *, then_branch: Any, else_branch: Any) -> tuple[GraphValue, ...]:
+def if_(cond: GraphValue, *, then_branch: Any, else_branch: Any, trips: Trips) -> tuple[GraphValue, ...]:
     """One of two subgraphs; a condition known while tracing picks it at once. https://onnx.ai/onnx/operators/onnx__If.html"""
     if is_static(cond):
         return then_branch() if scalar(cond) else else_branch()
     seen: list[Any] = []
+    counts = then_branch.loops or else_branch.loops
+    before = trips.start() if counts else None
 
     def branch(body: Any) -> Callable[[], Any]:
         def run() -> Any:
+            trips.used = before
             outputs = _strong(body())
             seen.append(_types(outputs))
             if seen[0] != seen[-1]:
                 raise ValueError(
                     f"the branches give {seen[0]} and {seen[-1]}, so the output's shape depends on data"
                 )
-            return outputs
+            return outputs, trips.start() if counts else ()
 
         return run
 
-    return rolled.cond(jnp.reshape(cond, ()).astype(bool), branch(then_branch), branch(else_branch))
+    around = trips.used
+    with trips.kept():
+        outputs, used = rolled.cond(
+            jnp.reshape(cond, ()).astype(bool), branch(then_branch), branch(else_branch)
+        )
+    trips.used = used if counts else around
+    return outputs
 
 
 def _grows(node: Any) -> bool:
@@ -93,7 +103,7 @@ def _grows(node: Any) -> bool:
 
 @op("Loop", static=("M", "cond"), static_if=_grows)
 def loop(
-    M: GraphValue = None, cond: GraphValue = None, *v_initial: GraphValue, body: Any
+    M: GraphValue = None, cond: GraphValue = None, *v_initial: GraphValue, body: Any, trips: Trips
 ) -> tuple[GraphValue, ...]:
     """At most `M` steps while a condition holds. https://onnx.ai/onnx/operators/onnx__Loop.html
 
@@ -109,14 +119,19 @@ def loop(
         return going, rest[: len(state)], rest[len(state) :]
 
     if is_static(M, cond):
-        trips = 0 if cond is not None and not scalar(cond) else _ENDLESS if M is None else max(0, scalar(M))
+        most_trips = (
+            0 if cond is not None and not scalar(cond) else _ENDLESS if M is None else max(0, scalar(M))
+        )
         try:
-            return _counted(step, v_initial, trips, n_scans, foldable=is_static(v_initial, body.captured))
+            with trips.kept():
+                foldable = is_static(v_initial, body.captured)
+                return _counted(step, v_initial, most_trips, n_scans, foldable, trips if body.loops else None)
         except _DataDependent:
             pass
     if n_scans:
         raise ValueError("the number of steps depends on data, and so does the shape of the scan outputs")
-    return _while(step, v_initial, M, cond)
+    with trips.kept():
+        return _while(step, v_initial, M, cond, trips)
 
 
 Step = Callable[
@@ -131,22 +146,31 @@ def _counted(
     trips: int,
     n_scans: int,
     foldable: bool,
+    counter: Trips | None,
     slices: Sequence[GraphValue] = (),
 ) -> tuple[GraphValue, ...]:
-    """Final state and stacked outputs of a loop with a static limit; `foldable`: everything that it reads is static.
+    """Final state and stacked outputs of a loop with a static limit.
+
+    Args:
+        foldable: everything that it reads is static.
+        counter: of the trips of loops in the body; None where there are none.
 
     Raises:
         _DataDependent: whether to go on depends on data.
     """
     if trips == 0:
-        return (*state, *_no_rows(step, state, n_scans, slices))
+        with (counter or Trips()).apart():
+            return (*state, *_no_rows(step, state, n_scans, slices))
     if foldable and (result := _folded(step, state, trips, n_scans, slices)) is not None:
         return result
     if trips <= UNROLLED:
         return _unrolled(step, state, trips, n_scans, slices)
     try:
-        return _scanned(step, state, trips, slices)
+        with (counter or Trips()).kept():
+            return _scanned(step, state, trips, slices, counter)
     except (_Varies, _DataDependent, LoweringError) as cause:
+        if isinstance(cause, LimitError):
+            raise
         # Written out, the step number is static, and with it perhaps the shapes or the condition.
         if not n_scans if isinstance(cause, _DataDependent) else trips > MAX_UNROLLED:
             raise
@@ -235,54 +259,63 @@ def _settled(state: Sequence[GraphValue], run: Callable[[_Kept, list[GraphValue]
 
 
 def _scanned(
-    step: Step, state: Sequence[GraphValue], trips: int, slices: Sequence[GraphValue]
+    step: Step, state: Sequence[GraphValue], trips: int, slices: Sequence[GraphValue], counter: Trips | None
 ) -> tuple[GraphValue, ...]:
     """The steps as one `lax.scan`."""
-    if trips > MAX_STATIC_ELEMENTS:
+    if trips > most():
         raise _DataDependent
+    used = counter.start() if counter is not None else ()
 
     def run(kept: _Kept, carried: list[GraphValue]) -> tuple[GraphValue, ...]:
-        def one(
-            carry: list[GraphValue], x: tuple[GraphValue, list[GraphValue]]
-        ) -> tuple[list[GraphValue], list[GraphValue]]:
-            before = kept.join(carry)
+        def one(carry: Any, x: tuple[GraphValue, list[GraphValue]]) -> tuple[Any, list[GraphValue]]:
+            before = kept.join(carry[1])
+            if counter is not None:
+                counter.used = carry[0]
             going, after, outputs = step(x[0], before, x[1])
             if not is_static(going) or not scalar(going):
                 raise _DataDependent
-            return kept.moving(before, after), _strong(outputs)
+            now = counter.start() if counter is not None else ()
+            return (now, kept.moving(before, after)), _strong(outputs)
 
-        final, stacked = rolled.scan(one, carried, (jnp.asarray(np.arange(trips)), list(map(traced, slices))))
+        steps = (jnp.asarray(np.arange(trips)), list(map(traced, slices)))
+        with nested(trips):
+            (now, final), stacked = rolled.scan(one, (used, carried), steps)
+        if counter is not None:
+            counter.used = now
         return (*kept.join(final), *stacked)
 
     return _settled(state, run)
 
 
 def _while(
-    step: Step, state: Sequence[GraphValue], M: GraphValue, cond: GraphValue
+    step: Step, state: Sequence[GraphValue], M: GraphValue, cond: GraphValue, counter: Trips
 ) -> tuple[GraphValue, ...]:
     """The steps as one `lax.while_loop`."""
     first = traced(cast(np.asarray(0), np.int64))
     limit = np.iinfo(first.dtype).max
     last = limit if M is None else min(scalar(M), limit) if is_static(M) else jnp.reshape(M, ())
     start = jnp.asarray(True) if cond is None else jnp.reshape(traced(cond), ()).astype(bool)
+    used, allowed = counter.start(), most()
 
     def run(kept: _Kept, carried: list[GraphValue]) -> tuple[GraphValue, ...]:
         def one(
-            carry: tuple[GraphValue, GraphValue, list[GraphValue]],
-        ) -> tuple[GraphValue, GraphValue, list[GraphValue]]:
-            before = kept.join(carry[2])
-            going, after, _ = step(carry[0], before, ())
+            carry: tuple[GraphValue, GraphValue, GraphValue, list[GraphValue]],
+        ) -> tuple[GraphValue, GraphValue, GraphValue, list[GraphValue]]:
+            i, _, counter.used, moving = carry
+            before = kept.join(moving)
+            going, after, _ = step(i, before, ())
             if M is None and is_static(going) and scalar(going):
                 raise ValueError(
                     "the loop never ends: it has no trip count, and its condition is always true"
                 )
-            return carry[0] + 1, jnp.reshape(traced(going), ()).astype(bool), kept.moving(before, after)
+            on = jnp.reshape(traced(going), ()).astype(bool)
+            return i + 1, on, counter.start() + 1, kept.moving(before, after)
 
-        return tuple(
-            kept.join(
-                rolled.while_loop(lambda carry: carry[1] & (carry[0] < last), one, (first, start, carried))[2]
-            )
-        )
+        def goes_on(carry: Any) -> Any:
+            return carry[1] & (carry[0] < last) & (carry[2] <= allowed)
+
+        _, _, counter.used, final = rolled.while_loop(goes_on, one, (first, start, used, carried))
+        return tuple(kept.join(final))
 
     try:
         return _settled(state, run)
@@ -335,6 +368,7 @@ def scan(
     scan_input_directions: tuple[int, ...] = (),
     scan_output_axes: tuple[int, ...] = (),
     scan_output_directions: tuple[int, ...] = (),
+    trips: Trips,
 ) -> tuple[GraphValue, ...]:
     """A subgraph along an axis of its scan inputs, with state. https://onnx.ai/onnx/operators/onnx__Scan.html"""
     n_states = len(initial_state_and_scan_inputs) - num_scan_inputs
@@ -359,7 +393,9 @@ def scan(
         return np.True_, outputs[:n_states], outputs[n_states:]
 
     static = is_static(state, xs, body.captured)
-    results = _counted(step, state, lengths.pop(), n_scans, static, xs)
+    with trips.kept():
+        counter = trips if body.loops else None
+        results = _counted(step, state, lengths.pop(), n_scans, static, counter, xs)
     scans = results[n_states:]
     scans = [
         nx.flip(y, 0) if back else y
@@ -381,6 +417,7 @@ def scan_batched(
     num_scan_inputs: int,
     body: Any,
     directions: tuple[int, ...] = (),
+    trips: Trips,
 ) -> tuple[GraphValue, ...]:
     """Version 8: along axis 1, for each row of a batch up to its own length; later outputs are 0, later state stays.
 
@@ -391,7 +428,10 @@ def scan_batched(
     back = directions or (0,) * num_scan_inputs
     lengths = jnp.full(batch, steps) if sequence_lens is None else traced(sequence_lens)
 
-    def row(length: GraphValue, *values: GraphValue) -> tuple[GraphValue, ...]:
+    before = trips.start() if body.loops else None
+
+    def row(length: GraphValue, *values: GraphValue) -> tuple[Any, Any]:
+        trips.used = before
         xs = [_reverse(x, length) if flip else x for x, flip in zip(values[n_states:], back, strict=True)]
 
         def step(
@@ -402,9 +442,15 @@ def scan_batched(
             kept = [jnp.where(inside, new, old) for new, old in zip(outputs[:n_states], state, strict=True)]
             return np.True_, kept, [jnp.where(inside, y, jnp.zeros_like(y)) for y in outputs[n_states:]]
 
-        return _counted(step, values[:n_states], steps, body.n_outputs - n_states, False, xs)
+        counter = trips if body.loops else None
+        results = _counted(step, values[:n_states], steps, body.n_outputs - n_states, False, counter, xs)
+        return results, trips.start() if body.loops else ()
 
-    return jax.vmap(row)(lengths, *map(traced, initial_state_and_scan_inputs))
+    around = trips.used
+    with trips.kept():
+        results, used = jax.vmap(row)(lengths, *map(traced, initial_state_and_scan_inputs))
+    trips.used = jnp.max(used) if body.loops else around
+    return results
 
 
 def _reverse(x: GraphValue, length: GraphValue) -> GraphValue:

@@ -44,21 +44,22 @@ def constant(
 def constant_of_shape(input: GraphValue, *, value: GraphValue = None) -> GraphValue:
     """A tensor of the given shape filled with one value, a float zero by default. https://onnx.ai/onnx/operators/onnx__ConstantOfShape.html"""
     fill = np.zeros(1, np.float32) if value is None else value
-    return np.broadcast_to(fill.reshape(()), checked_shape(ints(input))).copy()
+    return np.broadcast_to(fill.reshape(()), checked_shape(ints(input), fill.itemsize)).copy()
 
 
 @op("EyeLike", since=9, shape_only=True)
 def eye_like(input: GraphValue, *, dtype: int | None = None, k: int = 0) -> GraphValue:
     """Ones on diagonal `k` of a matrix as large as the input. https://onnx.ai/onnx/operators/onnx__EyeLike.html"""
-    rows, columns = checked_shape(input.shape)
-    return cast(np.eye(rows, columns, k), input.dtype if dtype is None else dtype_of(dtype))
+    wanted = input.dtype if dtype is None else dtype_of(dtype)
+    rows, columns = checked_shape(input.shape, 1 + wanted.itemsize)
+    return cast(np.eye(rows, columns, k, bool), wanted)
 
 
 @op("Range", since=11, static=("start", "limit", "delta"))
 def range_(start: GraphValue, limit: GraphValue, delta: GraphValue, *, stash_type: int = 1) -> GraphValue:
     """Numbers from `start` to before `limit` in steps of `delta`. https://onnx.ai/onnx/operators/onnx__Range.html"""
     first, last, step = map(scalar, (start, limit, delta))
-    (count,) = checked_shape([max(math.ceil((last - first) / step), 0)])
+    (count,) = checked_shape([max(math.ceil((last - first) / step), 0)], 24)
     is_half = start.dtype.itemsize == 2 and not np.issubdtype(start.dtype, np.integer)
     dtype = dtype_of(stash_type) if is_half else start.dtype
     return (

@@ -32,6 +32,11 @@ def inlined() -> Iterator[None]:
         _inlining.reset(token)
 
 
+def is_inlining() -> bool:
+    """Whether this is traced for an executable, and not for JAX's transformations."""
+    return _inlining.get()
+
+
 def _rolled(control_flow: Function) -> Function:
     @functools.wraps(control_flow)
     def call(*args: Any, **kwargs: Any) -> Any:

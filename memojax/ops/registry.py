@@ -1,10 +1,12 @@
 """Which function lowers which operator: half-open version ranges, one decorator above each function.
 
 An operator is a plain function. Its positional parameters are the ONNX inputs (absent optional ones are None), its keyword-only
-parameters the ONNX attributes with the spec's defaults; a subgraph attribute arrives as a callable `Body`. Five keyword-only names
+parameters the ONNX attributes with the spec's defaults; a subgraph attribute arrives as a callable `Body`. Seven keyword-only names
 are filled in by the caller instead: `n_outputs` (how many outputs the node lists), `key` (a JAX PRNG key of its own), `opset`,
-`output_names`, and `recompute` (the value of another name in the graph if some had other values); an attribute of
-such a name comes first. It returns an array, or a tuple with one value per output.
+`output_names`, `recompute` (the value of another name in the graph if some had other values), `trips` (a `Trips`, which counts how often
+loops go round), and `in_range` (whether the values of the input at a position are known to lie between two bounds, both included; where
+they are not, `checked=True` looks at them, unless the call says `checked=False`); an attribute of such a name comes first. It returns an
+array, or a tuple with one value per output.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ..errors import LoweringError
 Function = TypeVar("Function", bound=Callable[..., Any])
 Origin = Literal["ours", "delegated", "host", "no"]
 
-INJECTED = frozenset({"n_outputs", "key", "opset", "output_names", "recompute"})
+INJECTED = frozenset({"n_outputs", "key", "opset", "output_names", "recompute", "trips", "in_range"})
 
 
 @dataclass(frozen=True)

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ..model.expand import schema_of
 from ..model.graph import Graph, Node
-from .registry import lookup
+from .resolve import Operators
 
 
-def needed_statically(graph: Graph, *, branches: bool = False) -> set[str]:
+def needed_statically(graph: Graph, operators: Operators, *, branches: bool = False) -> set[str]:
     """Names (of any value, outer scopes' included) whose values decide a shape somewhere in `graph` or its subgraphs.
 
     With `branches`, also those whose values decide which branch of an `If` runs.
     """
     needed: set[str] = set()
-    _collect(graph, needed, branches)
+    _collect(graph, operators, needed, branches)
     return needed
 
 
-def _collect(graph: Graph, needed: set[str], branches: bool) -> None:
+def _collect(graph: Graph, operators: Operators, needed: set[str], branches: bool) -> None:
     for node in reversed(graph.nodes):
+        call = operators.of(node)
+        wanted = not needed.isdisjoint(node.outputs)
+        wanted = wanted and not (call.definition is not None and call.definition.shape_only)
+        if wanted:
+            needed.update(filter(None, node.inputs))
         for body in node.bodies:
-            _collect(body, needed, branches)
+            if wanted:
+                needed.update(value.name for value in body.outputs)
+            _collect(body, operators, needed, branches)
             formals = zip(reversed(body.inputs), reversed(node.inputs), strict=False)
             needed.update(actual for formal, actual in formals if actual and formal.name in needed)
-        definition = lookup(node.domain, node.op_type, node.opset)
-        if definition is not None:
-            needed.update(node.inputs[i] for i in definition.static_positions(node) if node.inputs[i])
+        needed.update(node.inputs[i] for i in call.static if node.inputs[i])
         if branches and node.op_type == "If" and not node.domain:
             needed.add(node.inputs[0])
-        if needed.intersection(node.outputs) and not (definition is not None and definition.shape_only):
-            needed.update(filter(None, node.inputs))
-            for body in node.bodies:
-                _mark(body, (value.name for value in body.outputs), needed, branches)
-
-
-def _mark(graph: Graph, names: Iterable[str], needed: set[str], branches: bool) -> None:
-    needed.update(names)
-    _collect(graph, needed, branches)
 
 
 def origin_of(graph: Graph, name: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from .._types import GraphValue
+from ._common import checked_shape
+from .regex import full_match
 from .registry import op
 
 
@@ -35,6 +35,7 @@ def string_split(
         for text in X.ravel()
     ]
     longest = max(map(len, pieces), default=0)
+    checked_shape((*X.shape, longest), 64)
     padded = [piece for row in pieces for piece in (*row, *[""] * (longest - len(row)))]
     return _strings(padded, (*X.shape, longest)), np.array([len(row) for row in pieces], np.int64).reshape(
         X.shape
@@ -45,10 +46,11 @@ def string_split(
 def regex_full_match(X: GraphValue, *, pattern: str) -> GraphValue:
     """Whether the whole string matches. https://onnx.ai/onnx/operators/onnx__RegexFullMatch.html
 
-    Python's `re` stands in for RE2; patterns mean the same to both but for rare escapes.
+    By google-re2 where it is installed, else by Python's `re`, for patterns that cannot take long there; they mean the same to both but
+    for rare escapes.
     """
-    matcher = re.compile(pattern)
-    return np.array([matcher.fullmatch(text) is not None for text in X.ravel()], bool).reshape(X.shape)
+    matches = full_match(pattern)
+    return np.array([matches(text) for text in X.ravel()], bool).reshape(X.shape)
 
 
 @op("StringNormalizer", since=10, host=("X",))

@@ -1,4 +1,4 @@
-"""Autotuning: a size's candidates are compiled and timed beside its plan, and the fastest takes its place between two calls."""
+"""Autotuning: compile and time candidates of a size beside its plan, and swap the fastest in between two calls."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..xla.background import is_worker, submit
 from ..xla.options import has_avx512, has_sound_convolutions
 from .candidates import (
     CONVOLUTIONS,
+    DEFAULT,
     EIGEN,
     EIGEN_CONVOLUTIONS,
     FLIPPED,
@@ -36,18 +37,18 @@ Autotune = Literal["off", "preload", "background"]
 
 Done: TypeAlias = Callable[[Plan], None]
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 DEFAULT_BUDGET_MB = 256
 _MARGIN = 1.04
-"""A candidate must be this much faster: less is noise."""
+"""Minimum gain of a candidate; less is noise."""
 
 _SECONDS = 0.15
-"""Time for one comparison; at least `_ROUNDS` rounds are made."""
+"""Time of one comparison, which has at least `_ROUNDS` rounds."""
 _ROUNDS = 9
 _BLOCK_SECONDS = 0.001
 _WIDE_MATRIX = 2 << 20
-"""Bytes of a weight matrix from which a batch of one is worth other layouts: it no longer fits a core's cache."""
+"""Bytes from which a weight matrix no longer fits a core's cache, so other layouts may help a batch of one."""
 
 _PRODUCTS = ("dot_general", "scan", "while", "cond")
 
@@ -55,20 +56,20 @@ _PRODUCTS = ("dot_general", "scan", "while", "cond")
 class Tuner:
     """Tunes the plans of one inferer.
 
-    It works where weights are constants of CPU executables. What it needs: time on the background worker (or in `preload`), and memory
-    for executables that hold their weights packed, of which `budget` bytes are spent at most.
+    Only CPU plans with constant weights can be tuned. Tuning takes time on the background worker (or in `preload`), and memory for
+    executables that hold packed weights, up to `budget` bytes.
     """
 
     def __init__(self, mode: Autotune = "off", budget_mb: float = DEFAULT_BUDGET_MB):
-        """Tune sizes as they are preloaded ("preload"), or also those that turn out to be in use, on the worker ("background")."""
+        """Tune preloaded sizes ("preload"), or also sizes in use, on the worker ("background")."""
         if mode not in ("off", "preload", "background"):
             raise InputError(f"autotune must be 'off', 'preload' or 'background', got {mode!r}")
         self.mode: Autotune = mode
-        self.budget = int(budget_mb * (1 << 20))
+        self.budget: int = int(budget_mb * (1 << 20))
         self._spent: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
 
     def handles(self, compiler: PlanCompiler) -> bool:
-        """Whether there is anything to choose for this planner's plans."""
+        """Whether the plans of `compiler` can be tuned."""
         return (
             self.mode != "off"
             and compiler.host
@@ -82,8 +83,8 @@ class Tuner:
             pass
 
     def when_hot(self, compiler: PlanCompiler, plan: Plan, alive: Callable[[Plan], bool], done: Done) -> None:
-        """Tune `plan` on the worker, step by step, once it has been called some fifty times; `alive` says whether it is still of use."""
-        reference = weakref.ref(plan)  # else a plan would be kept by its own meter
+        """Tune `plan` on the worker, step by step, after some fifty calls, unless `alive(plan)` is false by then."""
+        reference = weakref.ref(plan)  # the meter belongs to the plan, and must not keep it alive
 
         def start() -> None:
             if (plan := reference()) is not None:
@@ -94,11 +95,15 @@ class Tuner:
     def _steps(
         self, compiler: PlanCompiler, plan: Plan, alive: Callable[[Plan], bool], done: Done, pause: bool
     ) -> Iterator[None]:
+        # A generator: each yield is a point where the worker may do more urgent work.
         residual, plan.traced = plan.traced or compiler.trace(plan.size), None
         rows = _rows(compiler, plan.size)
         default = best = plan.executable
         expected = default.run(rows)
-        for candidate in candidates(residual, plan.size, compiler):
+        tried = candidates(residual, plan.size, compiler)
+        if default.candidate != DEFAULT.name:
+            tried.insert(0, DEFAULT)
+        for candidate in tried:
             yield
             if not alive(plan):
                 return
@@ -135,7 +140,7 @@ class Tuner:
 
 
 def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Candidate]:
-    """Recipes worth trying for what a model computes."""
+    """Candidates worth trying, judging by the operations of a model."""
     names = [step.primitive.name for step in residual.steps]
     products = sum(names.count(name) for name in _PRODUCTS)
     convolutions = "conv_general_dilated" in names
@@ -144,7 +149,7 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
         found.append(FUSED)
     if products > 1:
         found.append(LAYERS)
-    if products and size > 1:  # a row times a matrix is XLA's own code either way
+    if products and size > 1:  # XLA compiles a row times a matrix itself, with or without Eigen
         found.append(EIGEN)
     if convolutions:
         found += [CONVOLUTIONS, EIGEN_CONVOLUTIONS] if has_sound_convolutions() else [EIGEN_CONVOLUTIONS]
@@ -163,7 +168,8 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
 def compare(
     old: Callable[[Any], Any], new: Callable[[Any], Any], rows: Sequence[Any], pause: bool = False
 ) -> float:
-    """How many times as fast `new` is, with doubt: the lower of two ratios, that of the medians and that of the fastest rounds."""
+    """Cautious estimate of how many times as fast `new` is: the lower ratio, of the medians and of the fast rounds."""
+    # Both take turns in short blocks, in alternating order, so a change of clock or load hits both alike.
     for run in (old, new):
         for _ in range(3):
             run(rows)
@@ -191,7 +197,7 @@ def _block(run: Callable[[Any], Any], rows: Sequence[Any], count: int) -> float:
 def _compiled(
     compiler: PlanCompiler, plan: Plan, residual: Residual, candidate: Candidate
 ) -> Executable | None:
-    """`plan` by another candidate; None where this jaxlib cannot."""
+    """`plan` compiled by another candidate; None if this jaxlib cannot."""
     try:
         traced = residual if candidate.rows == 1 else compiler.trace(plan.size * candidate.rows)
         return compiler.prepare(plan.size, traced, plan.meter, candidate)()
@@ -203,7 +209,7 @@ def _compiled(
 def _agrees(
     plan: Plan, executable: Executable, rows: Sequence[np.ndarray], expected: Sequence[np.ndarray]
 ) -> bool:
-    """Whether a candidate runs and gives the numbers of the default; what some jaxlibs compile they then cannot run."""
+    """Whether a candidate runs and gives the numbers of the default; some jaxlibs compile code that they cannot run."""
     try:
         given = executable.run(rows)
     except Exception as cause:
@@ -240,7 +246,7 @@ def _rows(compiler: PlanCompiler, size: int) -> list[np.ndarray]:
 
 
 def _in_background(steps: Iterator[None]) -> None:
-    """Each step is a task of its own, so that a plan that somebody waits for comes in between, and so that the program can end."""
+    """Run `steps` on the worker, each as a task of its own, so urgent compiles come in between and the program can end."""
 
     def step() -> None:
         with contextlib.suppress(StopIteration):

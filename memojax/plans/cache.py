@@ -1,8 +1,9 @@
-"""Batch size -> plan. A hit is one dictionary look-up and takes no lock; a miss compiles once however many threads ask."""
+"""Batch size -> plan. A hit is one dictionary look-up without a lock; a miss compiles once, however many threads ask."""
 
 from __future__ import annotations
 
 import bisect
+import functools
 import logging
 import os
 import threading
@@ -10,10 +11,10 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from ..errors import BatchSizeError, MemojaxError, nearest
+from ..rows.journal import Journal
 from ..xla.background import submit
 from ..xla.fork import check_not_forked, was_forked
 from .batch_sizes import checked_size
@@ -21,16 +22,17 @@ from .compiler import Lowered
 from .forbid import check_allowed
 from .plan import Plan
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 _caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """Counts of a plan cache, as `functools.lru_cache` gives them and more.
+    """Counts of a plan cache: those of `functools.lru_cache`, and more.
 
     Attributes:
-        hits, misses: calls that found their plan, and that had to have it made.
+        hits: calls that found their plan.
+        misses: calls that had to compile it.
         evictions: plans dropped because of `maxsize`.
         maxsize, currsize: most plans to keep (None: no limit; preloaded ones do not count), plans held now.
         compile_seconds: seconds spent tracing, lowering and compiling, in all.
@@ -63,8 +65,8 @@ class CacheInfo:
 class PlanCache:
     """Plans by batch size.
 
-    Each missing size has one future: its first asker lowers and compiles, the others wait for that size alone. A compile that fails
-    is not kept, so that the next call tries again.
+    Each missing size has one lock: its first asker lowers and compiles, the others wait for that size alone, and get what it got. A
+    compile that fails is not kept, so that the next call tries again.
     """
 
     def __init__(
@@ -84,12 +86,13 @@ class PlanCache:
         self._plans: dict[int, Plan] = {}
         self.hit: Callable[[int], Plan | None] = self._plans.get if maxsize is None else self._noted
         """The plan for `size` if it is there, noted as used."""
-        self._pending: dict[int, Future[Plan | None]] = {}
+        self._pending: dict[int, _Making] = {}
         self._pinned: set[int] = set()
         self._used: dict[int, int] = {}
         self._lock = beside._lock if beside else threading.Lock()
         self._group: weakref.WeakSet[PlanCache] = beside._group if beside else weakref.WeakSet()
         self._group.add(self)
+        self._journal = Journal()
         self._dropped_calls: Counter[int] = Counter()
         self._misses = self._evictions = 0
         self._compile_seconds = 0.0
@@ -106,7 +109,7 @@ class PlanCache:
         return len(self._plans)
 
     def get(self, size: int) -> Plan:
-        """The plan for `size`, made now if there is none.
+        """The plan for `size`; compiles it if there is none.
 
         Raises:
             BatchSizeError: `size` is less than 1.
@@ -151,7 +154,7 @@ class PlanCache:
         return plan
 
     def peek(self, size: int) -> Plan | None:
-        """The plan for `size` if it is there."""
+        """The plan for `size` or None, without noting the use."""
         return self._plans.get(size)
 
     def sizes(self) -> list[int]:
@@ -171,10 +174,10 @@ class PlanCache:
         return sizes[index - 1] if index else None
 
     def pin(self, sizes: Iterable[int]) -> list[int]:
-        """Mark sizes as preloaded, which `maxsize` never drops; each once, in the order given.
+        """Mark sizes as preloaded, so `maxsize` never drops them; returns them in order, without repeats.
 
         Raises:
-            BatchSizeError: a size that is no positive whole number; none is marked then.
+            BatchSizeError: a size is not a positive whole number; no size is marked.
         """
         wanted = list(dict.fromkeys(map(checked_size, sizes)))
         with self._lock:
@@ -182,31 +185,28 @@ class PlanCache:
         return wanted
 
     def is_pinned(self, size: int) -> bool:
-        """Whether `size` is a preloaded one."""
+        """Whether `size` was preloaded."""
         return size in self._pinned
 
     def clear(self, size: int | None = None) -> None:
         """Drop the plan for `size`, or all plans and counts."""
         with self._lock:
+            self._journal.finish()
             if size is not None:
                 self._drop(size)
-                return
-            self._plans.clear()
-            self._pinned.clear()
-            self._used.clear()
-            self._dropped_calls.clear()
-            self._failed.clear()
-            self._misses = self._evictions = self._padded_rows = 0
-            self._compile_seconds = 0.0
+            else:
+                self._journal.commit(self._emptied)
 
     def plans(self) -> list[Plan]:
         """All plans, by size."""
         with self._lock:
+            self._journal.finish()
             return [self._plans[size] for size in sorted(self._plans)]
 
     def info(self) -> CacheInfo:
         """Counts so far."""
         with self._lock:
+            self._journal.finish()
             calls = sum(plan.calls for plan in self._plans.values()) + self._dropped_calls.total()
             return CacheInfo(
                 max(0, calls - self._misses),
@@ -220,12 +220,13 @@ class PlanCache:
             )
 
     def calls(self) -> Counter[int]:
-        """How often each size ran, plans that were dropped since included."""
+        """Number of calls of each size, also of plans that were dropped."""
         with self._lock:
+            self._journal.finish()
             return self._dropped_calls + Counter({size: plan.calls for size, plan in self._plans.items()})
 
     def count_padding(self, rows: int) -> None:
-        """Note rows that were computed only to fill a plan."""
+        """Count rows that were computed only to fill a plan."""
         with self._lock:
             self._padded_rows += rows
 
@@ -233,38 +234,44 @@ class PlanCache:
         checked_size(size)
         check_not_forked()
         check_allowed(size, self.sizes())
-        with self._lock:
-            plan = self._plans.get(size)
+        while True:
+            with self._lock:
+                self._journal.finish()
+                plan = self._plans.get(size)
+                if plan is not None:
+                    return plan
+                making = self._pending.setdefault(size, _Making())
+            waited = making.lock.locked()
+            with making.lock:
+                plan = self._make(size, making, waited)
             if plan is not None:
                 return plan
-            generation = self._generation
-            future = self._pending.get(size)
-            mine = future is None
-            if future is None:
-                future = self._pending[size] = Future()
-        if not mine:
-            return future.result() or self.get(size)
-        started = time.perf_counter()
+
+    def _make(self, size: int, making: _Making, waited: bool) -> Plan | None:
+        """The plan that another thread has made meanwhile, or one made now; None if it was outdated before it was done."""
+        plan = self._plans.get(size)
+        if plan is not None:
+            return plan
+        if waited and making.failure is not None:
+            raise making.failure
+        generation, started = self._generation, time.perf_counter()
         try:
             plan = self._lower(size).compile()
-        except BaseException as failure:
-            with self._lock:
-                del self._pending[size]
-            # An interrupt is this thread's own affair: those who wait try again themselves.
-            if isinstance(failure, Exception):
-                future.set_exception(failure)
-            else:
-                future.set_result(None)
+        except Exception as failure:
+            # An interrupt is this thread's own affair: those who wait then try again themselves.
+            self._pending.pop(size, None)
+            making.failure = failure
             raise
         with self._lock:
-            if outdated := generation != self._generation:
-                self._pending.pop(size, None)
-            else:
-                self._keep(size, plan, time.perf_counter() - started)
-        if outdated:
-            future.set_result(None)
-            return self.get(size)
-        future.set_result(plan)
+            self._journal.finish()
+            self._pending.pop(size, None)
+            if generation != self._generation:
+                return None
+            self._misses += size not in self._pinned
+            self._compile_seconds += time.perf_counter() - started
+            self._used[size] = time.monotonic_ns()
+            self._plans[size] = plan
+            self._evict(keep=size)
         others = nearest([other for other in self.sizes() if other != size], size)
         why = "preloaded" if size in self._pinned else "first seen"
         log.info(
@@ -277,24 +284,20 @@ class PlanCache:
         return plan
 
     def replace(self, plans: Mapping[int, Plan]) -> None:
-        """Put other plans in place of all, at once; what is being compiled meanwhile is thrown away and made anew."""
+        """Replace all plans at once; compiles under way are discarded and made again."""
         with self._lock:
-            self._generation += 1
-            self._failed.clear()
-            for size in list(self._plans):
-                if size not in plans:
-                    self._drop(size)
-                else:
-                    self._dropped_calls[size] += self._plans[size].calls
-            self._plans.update(plans)
+            self._journal.finish()
+            self._failed = {}
+            calls = self._dropped_calls + Counter({size: plan.calls for size, plan in self._plans.items()})
+            self._journal.commit(functools.partial(self._replace, dict(plans), calls, self._generation + 1))
 
-    def _keep(self, size: int, plan: Plan, seconds: float) -> None:
-        self._plans[size] = plan
-        self._used[size] = time.monotonic_ns()
-        self._pending.pop(size, None)
-        self._misses += size not in self._pinned
-        self._compile_seconds += seconds
-        self._evict(keep=size)
+    def _replace(self, plans: dict[int, Plan], calls: Counter[int], generation: int) -> None:
+        self._generation = generation
+        self._dropped_calls = calls
+        self._plans.update(plans)
+        for size in [size for size in self._plans if size not in plans]:
+            self._plans.pop(size, None)
+            self._used.pop(size, None)
 
     def _evict(self, keep: int) -> None:
         if self.maxsize is None:
@@ -307,21 +310,50 @@ class PlanCache:
         ]
         loose.sort(key=lambda one: one[0])
         for _, size, cache in loose[: max(0, len(loose) + (keep not in self._pinned) - self.maxsize)]:
-            cache._drop(size)
-            self._evictions += 1
+            cache._drop(size, evicted=True)
 
-    def _drop(self, size: int) -> None:
-        plan = self._plans.pop(size, None)
-        self._used.pop(size, None)
+    def _drop(self, size: int, evicted: bool = False) -> None:
+        plan = self._plans.get(size)
         if plan is not None:
-            self._dropped_calls[size] += plan.calls
+            calls, evictions = self._dropped_calls[size] + plan.calls, self._evictions + evicted
+            self._journal.commit(functools.partial(self._dropped, size, calls, evictions))
+
+    def _dropped(self, size: int, calls: int, evictions: int) -> None:
+        self._dropped_calls[size] = calls
+        self._evictions = evictions
+        self._used.pop(size, None)
+        self._plans.pop(size, None)
+
+    def _emptied(self) -> None:
+        self._plans.clear()  # in place: `hit` is bound to this dictionary
+        self._pinned.clear()
+        self._used.clear()
+        self._dropped_calls = Counter()
+        self._failed = {}
+        self._misses = self._evictions = self._padded_rows = 0
+        self._compile_seconds = 0.0
+
+
+class _Making:
+    """A plan on its way. Whoever makes it holds `lock`, which an interrupt releases, so that nobody waits for a plan that never comes.
+
+    Attributes:
+        failure: what it came to, for those who waited meanwhile.
+    """
+
+    __slots__ = ("failure", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.failure: Exception | None = None
 
 
 def _after_fork() -> None:
-    """XLA's threads are not in a forked child, where a plan would hang: drop the plans, so that the next call says so."""
+    """Drop all plans in a forked child, where they would hang without XLA's threads; the next call then raises."""
     if was_forked():
         for cache in _caches:
             cache._lock = threading.Lock()
+            cache._journal = Journal()
             cache._plans.clear()  # in place: `hit` is bound to this dictionary
             cache._pending = {}
 

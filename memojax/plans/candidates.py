@@ -1,4 +1,4 @@
-"""How a size is compiled: the default, and the candidates that autotuning tries."""
+"""Candidates: the ways to compile a size. One is the default; autotuning tries the others."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Candidate:
         rewrite: what to do with single steps, if not what they say.
         packs: whether the executable holds its weights once more, packed for its kernels.
         rows: run a batch of one as so many equal rows, which a matrix-matrix kernel takes; rows must be independent.
+        kernels: whether memojax's own kernels run what they can.
     """
 
     name: str
@@ -31,9 +32,10 @@ class Candidate:
     rewrite: Rewrite | None = None
     packs: bool = False
     rows: int = 1
+    kernels: bool = False
 
     def trace(self, residual: Residual, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times as many rows."""
+        """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times the size."""
         if self.rows > 1:
             inputs = [lax.broadcast_in_dim(x, (self.rows, *x.shape[1:]), range(x.ndim)) for x in inputs]
         outputs = residual(leading, inputs, self.rewrite)
@@ -41,7 +43,7 @@ class Candidate:
 
 
 def _kept_apart(step: Step, inputs: list[Any]) -> list[Any]:
-    """A product with a barrier behind it, a rounding that changes no bit of a float32 and that XLA does not remove.
+    """A product followed by a barrier: a rounding that changes no float32 and that XLA does not remove.
 
     XLA then packs the weights of each product, but does not chain products in one kernel.
     """
@@ -54,7 +56,7 @@ def _kept_apart(step: Step, inputs: list[Any]) -> list[Any]:
 
 
 def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
-    """A row times a matrix as the matrix turned times a column: each output reads its weights in one run."""
+    """A row times a matrix, written as transposed matrix times column, so each output reads contiguous weights."""
     if step.primitive.name != "dot_general" or step.params["dimension_numbers"] != _ROWS_BY_MATRIX:
         return step.bind(inputs)
     row, matrix = inputs
@@ -68,6 +70,7 @@ _ROWS_BY_MATRIX = (((1,), (0,)), ((), ()))
 
 
 DEFAULT = Candidate("default")
+KERNELS = Candidate("kernels", kernels=True)
 FUSED = Candidate("ynn", ynn("DOT", "ELTWISE"), packs=True)
 LAYERS = Candidate("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
 CONVOLUTIONS = Candidate("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
@@ -81,6 +84,7 @@ CANDIDATES = {
     candidate.name: candidate
     for candidate in (
         DEFAULT,
+        KERNELS,
         FUSED,
         LAYERS,
         CONVOLUTIONS,
@@ -94,9 +98,9 @@ CANDIDATES = {
 
 
 def fits(candidate: Candidate, residual: Residual, constants: Sequence[Any]) -> bool:
-    """Whether `candidate` may be tried; `constants` are the weights that `residual` begins with.
+    """Whether `candidate` is safe for a model; `constants` are the weights that `residual` begins with.
 
-    A fusion of more than a product may not have an operand that is one number throughout; see `xla_options`.
+    A fusion of more than a product must not have an operand that is one number throughout; `xla/options.py` says why.
     """
     return not candidate.packs or not _multiplies_one_number(residual, constants)
 

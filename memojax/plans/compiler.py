@@ -1,7 +1,8 @@
-"""Makes the plans of one model on one device: trace and lower under one lock, compile outside it."""
+"""The compiler of plans for one model on one device: it traces and lowers under one lock, and compiles outside of it."""
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import threading
@@ -16,12 +17,15 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from ..errors import BatchSizeError, CompileError, LoweringError
+from ..kernels.library import opened
+from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..ops.inline import inlined
+from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.settings import own_settings
-from .candidates import DEFAULT, Candidate
+from .candidates import DEFAULT, KERNELS, Candidate
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .hoist import Hoister, Residual
 from .input_buffers import Staging
@@ -29,28 +33,30 @@ from .packing import PACKED_BYTES, Packing
 from .plan import Executable, Plan
 from .weight_arguments import Leading, Placing
 
+log = logging.getLogger("memojax")
+
 Weights = Literal["auto", "constant", "argument"]
 
-trace_lock = threading.RLock()
-"""Held while JAX traces: Python work that only one thread can do at a time anyway."""
+trace_lock: threading.RLock = threading.RLock()
+"""Held while JAX traces, which is Python work that only one thread can do at a time anyway."""
 
 _LARGE = 8 << 20
-"""Bytes of weights from which "auto" passes them as arguments, even on CPU: as constants they would double compile times."""
+"""Bytes of weights from which "auto" makes them arguments on CPU too; as constants they would double compile times."""
 
 
 _LINKED_NOW = 1 << 20
-"""Bytes of input up to which a plan is called once before it is used: the first call links the code, 1.5 ms that a small one would feel."""
+"""Bytes of input up to which a new plan is called once: the first call links code for 1.5 ms, which small plans would feel."""
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A traced and lowered size that waits to be compiled."""
+    """A traced and lowered size; `compile` finishes it."""
 
     size: int
     compile: Callable[[], Plan]
 
     def then(self, finish: Callable[[Plan], None]) -> Lowered:
-        """The same, with `finish(plan)` called once it is compiled."""
+        """The same, but `compile` also calls `finish(plan)`."""
 
         def compile_and_finish() -> Plan:
             plan = self.compile()
@@ -61,7 +67,7 @@ class Lowered:
 
 
 class PlanCompiler:
-    """Plans of one model on one device; holds the weights that all sizes share."""
+    """Compiles the plans of one model for one device, and holds the weights that all sizes share."""
 
     def __init__(
         self,
@@ -73,7 +79,7 @@ class PlanCompiler:
         host: bool = True,
         like: PlanCompiler | None = None,
     ):
-        """Plan `typed` for `device`.
+        """Prepare to compile `typed` for `device`.
 
         Args:
             weights: "constant" (part of the executables), "argument" (passed with each call), or "auto": constant for small weights on CPU.
@@ -85,32 +91,41 @@ class PlanCompiler:
         """
         self.typed = typed
         self.device = device
-        self.precision = precision if device.platform != "cpu" else None
+        self.precision: str | None = precision if device.platform != "cpu" else None
         self.host = host
         self.keep_traces = False
         self._name = plain_name(typed.name or "function")
         self._packs_inputs = device.platform != "cpu"
         leaves, self._structure = jax.tree.flatten(typed.params)
-        self.weight_bytes = sum(leaf.nbytes for leaf in leaves)
-        self.largest_weight = max((leaf.nbytes for leaf in leaves), default=0)
+        self.weight_bytes: int = sum(leaf.nbytes for leaf in leaves)
+        self.largest_weight: Any | int = max((leaf.nbytes for leaf in leaves), default=0)
         large = self.weight_bytes > _LARGE
         self.weights: Weights = (
             weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
         )
         shares = like is not None and like.holds(leaves)
-        self._hoister = like._hoister if like is not None and shares else Hoister(leaves)
+        self._hoister = (
+            like._hoister if like is not None and shares else Hoister(leaves, limited=typed.model is not None)
+        )
         self._placing = like._placing if like is not None and shares else Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
-        self.input_bytes = sum(map(_bytes, typed.api.inputs))
-        self.row_bytes = self.input_bytes + sum(map(_bytes, self._outputs))
+        self.input_bytes: int = sum(map(_bytes, typed.api.inputs))
+        self.row_bytes: int = self.input_bytes + sum(map(_bytes, self._outputs))
 
     def holds(self, leaves: Sequence[Any]) -> bool:
         """Whether these are the weights that this compiler works with."""
         own = self._hoister.leaves
         return len(own) == len(leaves) and all(a is b for a, b in zip(own, leaves, strict=True))
 
-    def lower(self, size: int, candidate: Candidate = DEFAULT, residual: Residual | None = None) -> Lowered:
+    @property
+    def default(self) -> Candidate:
+        """The candidate for sizes of which nobody knows a better one."""
+        return KERNELS if self.device.platform == "cpu" and opened() is not None else DEFAULT
+
+    def lower(
+        self, size: int, candidate: Candidate | None = None, residual: Residual | None = None
+    ) -> Lowered:
         """Trace (unless that has been done: `residual`) and lower for `size` rows, by the default candidate or another.
 
         Raises:
@@ -118,6 +133,7 @@ class PlanCompiler:
         """
         if size < 1:
             raise BatchSizeError(f"a plan needs at least one row, got batch size {size}")
+        candidate = candidate or self.default
         meter = Meter()
         started = time.perf_counter()
         with trace_lock:
@@ -143,38 +159,48 @@ class PlanCompiler:
         candidate: Candidate = DEFAULT,
         residual: Residual | None = None,
     ) -> Plan:
-        """A plan from an executable that was compiled before; where weights are its arguments, for `residual`."""
+        """A plan of an executable that was compiled before; `residual` names its weight arguments, if it has any."""
         meter = Meter()
         packing = self._output_packing(size)
+        if residual:
+            residual, candidate = self._with_kernels(size, residual, candidate)
         leading = self._placing.place(residual.nodes) if residual else Leading()
         executable = self._executable(size, compiled, packing, leading, candidate, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
-    def update(self, params: Any) -> None:
-        """Give all plans, and those still to be made, other weights of the same names, shapes and dtypes; only where they are arguments.
+    def updating(self, typed: TypedModel) -> Callable[[], None]:
+        """What gives all plans, and those still to be made, the weights of `typed`; only where they are arguments.
 
-        A call that runs meanwhile sees all the old weights or all the new ones.
+        Names, shapes and dtypes are the same. A call that runs meanwhile sees all the old weights or all the new ones.
         """
-        self._placing.replace(jax.tree.leaves(params))
+        replace = self._placing.replacing(jax.tree.leaves(typed.params))
+
+        def update() -> None:
+            replace()
+            self.typed = typed
+
+        return update
 
     def trace(self, size: int) -> Residual:
-        """The model at `size` rows, without what depends on weights alone."""
+        """Trace the model at `size` rows, and split off the computation on weights alone."""
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
         with trace_lock, own_settings(self.precision):
             return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
-        """The values that `residual` begins with, made of the weights."""
+        """The values of the weights' part that `residual` begins with."""
         return self._hoister.values(residual.nodes)
 
     def prepare(
         self, size: int, residual: Residual, meter: Meter, candidate: Candidate = DEFAULT
     ) -> Callable[[], Executable]:
-        """Lower a traced size by a candidate; gives what compiles it. The executable counts its calls in `meter`.
+        """Lower a traced size for a candidate; returns a function that compiles it. `meter` counts the executable's calls.
 
-        `residual` was traced for `candidate.rows` times as many rows.
+        `residual` was traced for `candidate.rows` times the size.
         """
         packing = self._output_packing(size)
+        plain = residual
+        residual, candidate = self._with_kernels(size, residual, candidate)
         constants = self.constants(residual) if self.weights == "constant" else None
         leading = Leading() if constants is not None else self._placing.place(residual.nodes)
         count = len(leading.values)
@@ -187,7 +213,7 @@ class PlanCompiler:
             outputs = candidate.trace(residual, given[:count] if constants is None else constants, rows)
             return packing.pack(outputs) if self.host else tuple(outputs)
 
-        # What profiles and dumps call the executable.
+        # The name of the executable in profiles and dumps.
         run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
@@ -201,15 +227,31 @@ class PlanCompiler:
                 ):
                     with own_settings(self.precision):
                         compiled = compiled_for(lowered, self.device, candidate.options)
+                    if self.typed.model is not None:
+                        check_memory(compiled, size)
                     return self._executable(size, compiled, packing, leading, candidate, meter)
             except LoweringError:
                 raise
             except Exception as cause:
+                if candidate.kernels:
+                    log.warning("batch size %d: XLA takes no kernels here (%s): it uses its own", size, cause)
+                    return self.prepare(size, plain, meter, DEFAULT)()
                 raise CompileError(
                     f"XLA could not compile batch size {size} for {self.device}: {cause}"
                 ) from cause
 
         return finish
+
+    def _with_kernels(
+        self, size: int, residual: Residual, candidate: Candidate
+    ) -> tuple[Residual, Candidate]:
+        """What is left for XLA where the kernels take what they can, if `candidate` wants them and they can anything."""
+        kernels = opened() if candidate.kernels and self.device.platform == "cpu" else None
+        if kernels is None:
+            return residual, candidate if not candidate.kernels else DEFAULT
+        kernels.use_threads()
+        rewritten = rewrite(residual, size, self._hoister, kernels)
+        return (rewritten, candidate) if rewritten else (residual, DEFAULT)
 
     def _executable(
         self, size: int, compiled: Any, packing: Packing, leading: Leading, candidate: Candidate, meter: Meter
@@ -229,7 +271,7 @@ class PlanCompiler:
         return Executable(compiled, run, answer, candidate.name)
 
     def _function(self) -> Callable[..., Any]:
-        """A fresh function for each size: an executable is freed only with the jit object that it came from."""
+        """A new function for each size, because JAX frees an executable only together with its jit object."""
         n_weights, n_inputs, typed, structure = (
             len(self._hoister.leaves),
             len(self.typed.api.inputs),
@@ -267,7 +309,7 @@ class PlanCompiler:
         return Packing.of([value.shape for value in found], dtypes)
 
     def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
-        """How inputs travel to an accelerator: few transfers of a microsecond each are what a small batch waits for."""
+        """The packing of inputs for an accelerator: a small batch waits for each transfer, a microsecond apiece."""
         small = sum(math.prod(row.shape) * row.dtype.itemsize for row in rows) <= PACKED_BYTES
         if not (self.host and self._packs_inputs and small and len(rows) > 1):
             return None
@@ -275,7 +317,7 @@ class PlanCompiler:
 
 
 def plain_name(name: str) -> str:
-    """A model's name, made fit for XLA: the last part of a path, letters, digits and underscores."""
+    """A model's name in XLA's characters: the last part of its path, with letters, digits and underscores."""
     return (
         re.sub(
             r"\W+", "_", name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".onnx"), flags=re.ASCII

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jaxlib.version
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 _MAGIC = b"MEMOJAX\x01"
 _HEADER = struct.Struct("<8s32s32sQ")
@@ -66,7 +66,7 @@ class DiskCache:
 
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES):
         """Use `folder`; the first stored entry makes it, readable by its owner only."""
-        self.folder = Path(folder).expanduser()
+        self.folder: Path = Path(folder).expanduser()
         self.max_bytes = max_bytes
         self._writable = True
 

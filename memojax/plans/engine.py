@@ -1,4 +1,4 @@
-"""All plans of one model: those for NumPy batches, those for each device of the user's; their weights, and their copies on disk."""
+"""The engine of an inferer: plan caches for NumPy batches and for each device, the weights in use, and plans on disk."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import pickle
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
 import jax
 
 from ..errors import BatchMemoryError, CompileError, DimensionError, InputError
+from ..kernels.library import kernels_key
 from ..lowering.typed_model import TypedModel
+from ..rows.journal import Journal
 from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
 from .autotune import Tuner
@@ -27,10 +30,10 @@ from .plan import Plan, PlanInfo
 from .row_check import plan_mixing
 from .tuning_log import Choices
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 _SURELY_FITS = 64
-"""So many times inputs and outputs are taken to be enough for temporaries."""
+"""Assumed upper bound of temporaries, as a multiple of input and output bytes."""
 
 _PROBE = 8
 
@@ -38,8 +41,11 @@ _PROBE = 8
 class Engine:
     """Plan caches by device, over one set of weights.
 
-    `cache` holds the plans for NumPy batches and stays the same object for good; `typed` is the model with its present weights.
+    `cache` holds the plans for NumPy batches and is never replaced; `typed` is the model with its present weights.
     """
+
+    typed: TypedModel
+    cache: PlanCache
 
     def __init__(
         self,
@@ -57,7 +63,7 @@ class Engine:
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
-        self.disk_hits = 0
+        self.disk_hits: int = 0
         self._device = device
         self._precision = precision
         self._fingerprint = typed.fingerprint
@@ -75,6 +81,7 @@ class Engine:
         self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
+        self._journal = Journal()
         self.cache = PlanCache(self._lower, maxsize, beside.cache if beside else None)
         self.mixing: tuple[str, ...] | None = () if typed.independent else None
         """Outputs in which rows influence each other; None before a plan of two rows or more has been checked."""
@@ -111,7 +118,7 @@ class Engine:
         return not len(self.cache) and not any(len(cache) for cache in self.elsewhere().values())
 
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
-        """The plans for `jax.Array`s, by the device on which these lie; it takes no lock, as an update may hold that while it compiles."""
+        """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a compile."""
         return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
@@ -148,25 +155,31 @@ class Engine:
         """
         with self._lock:
             if self._compiler.weights == "constant":
-                self._become_argument(typed, like._compiler if like else None)
+                steps = [self._becoming_argument(typed, like._compiler if like else None)]
             else:
-                self._compiler.typed = typed
-                self._compiler.update(typed.params)
-            self.typed = typed
+                steps = [self._compiler.updating(typed)]
             for device, (compiler, cache) in list(self._elsewhere.items()):
                 if compiler.weights == "argument":
-                    compiler.typed = typed
-                    compiler.update(typed.params)
+                    steps.append(compiler.updating(typed))
                 else:
-                    cache.clear()
-                    del self._elsewhere[device]
+                    steps.append(functools.partial(self._leave, device, cache))
 
-    def _become_argument(self, typed: TypedModel, like: PlanCompiler | None) -> None:
+            def switch() -> None:
+                for step in steps:
+                    step()
+                self.typed = typed
+
+            self._journal.commit(switch)
+
+    def _leave(self, device: jax.Device, cache: PlanCache) -> None:
+        self._elsewhere.pop(device, None)
+        cache.clear()
+
+    def _becoming_argument(self, typed: TypedModel, like: PlanCompiler | None) -> Callable[[], None]:
+        """Make plans whose weights are arguments for the sizes in use; gives what puts them in place."""
         started = time.perf_counter()
         compiler = PlanCompiler(typed, self._device, "argument", self._precision, like=like)
         plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
-        self._compiler = compiler
-        self.cache.replace(plans)
         log.info(
             "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
             "(load with weights='argument' to begin that way)",
@@ -174,16 +187,23 @@ class Engine:
             (time.perf_counter() - started) * 1e3,
         )
 
+        def switch() -> None:
+            self._compiler = compiler
+            if self.cache.plans() != list(plans.values()):
+                self.cache.replace(plans)
+
+        return switch
+
     def _lower(self, size: int) -> Lowered:
         compiler = self._compiler
         self._check_fits(compiler, size)
         return self._lower_with(compiler, size).then(functools.partial(self._check_rows, compiler))
 
     def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
-        """See that `size` rows fit the memory, by what the largest smaller plan needs; far beyond what it tells, a small one is made to tell.
+        """Check that `size` rows fit the memory, judging by the next smaller plan, or by a small one compiled for this.
 
         Raises:
-            BatchMemoryError: they do not.
+            BatchMemoryError: the rows do not fit.
         """
         room = available_bytes(compiler.device)
         needed = size * compiler.row_bytes
@@ -205,7 +225,7 @@ class Engine:
             )
 
     def _lower_with(self, compiler: PlanCompiler, size: int) -> Lowered:
-        """A size by the candidate that was best before, or by the default one, which is then tuned."""
+        """Lower a size for the remembered candidate, or for the default, which is tuned afterwards."""
         candidate, gain = self._remembered(compiler, size)
         lowered = self._load_or_lower(compiler, size, candidate)
         if gain is None:
@@ -226,13 +246,14 @@ class Engine:
                     candidate.name,
                     cause,
                 )
-                plan = self._load_or_lower(compiler, size, DEFAULT).compile()
+                plan = self._load_or_lower(compiler, size, compiler.default).compile()
             return plan
 
         return Lowered(size, compile_remembered)
 
     def _tune(self, compiler: PlanCompiler, plan: Plan) -> None:
-        """Now, if `plan` is preloaded; else when it turns out to be in use, if that is wished."""
+        """Tune a preloaded plan now, and another one once it is in use, if the mode is "background"."""
+        # Weak references: a plan that waits to be tuned must not keep the engine of a dropped inferer alive.
         chosen = weakref.WeakMethod(self._chosen)
 
         def done(plan: Plan) -> None:
@@ -251,11 +272,11 @@ class Engine:
             )
 
     def _remembered(self, compiler: PlanCompiler, size: int) -> tuple[Candidate, float | None]:
-        """The candidate that was chosen for a size in another process, and its gain; None where nobody has chosen."""
+        """The candidate that a process chose before, and its gain; the default and None if none did."""
         if self._choices is None or not self._tuner.handles(compiler):
-            return DEFAULT, None
+            return compiler.default, None
         name, gain = self._choices.get(self._key(compiler, size, None)) or ("", None)
-        return (CANDIDATES[name], gain) if name in CANDIDATES else (DEFAULT, None)
+        return (CANDIDATES[name], gain) if name in CANDIDATES else (compiler.default, None)
 
     def _chosen(self, compiler: PlanCompiler, plan: Plan) -> None:
         if self._choices is not None and plan.gain is not None and compiler is self._compiler:
@@ -265,7 +286,7 @@ class Engine:
             )
 
     def _load_or_lower(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Lowered:
-        """A size from disk, if it is there, else traced and lowered, and stored once it is compiled."""
+        """Load a size from disk; else trace and lower it, and store it once compiled."""
         as_arguments = compiler.weights == "argument"
         if self._disk is None or (as_arguments and self._device.platform != "cpu"):
             return compiler.lower(size, candidate)
@@ -286,7 +307,7 @@ class Engine:
                 )
             except Exception as cause:
                 log.warning(
-                    "a stored plan for batch size %d could not be loaded (%s): it is compiled anew",
+                    "a stored plan for batch size %d could not be loaded (%s): it compiles again",
                     size,
                     cause,
                 )
@@ -320,9 +341,9 @@ class Engine:
         candidate: Candidate | None = DEFAULT,
         residual: Residual | None = None,
     ) -> dict[str, Any]:
-        """What a plan on disk depends on; without a candidate, what the choice of one depends on.
+        """The key of a plan on disk; without a candidate, the key of the choice of one.
 
-        `residual` says in which order the executable takes its weights, where they are arguments; their values are then of no account.
+        If weights are arguments, `residual` gives their order; their values do not matter then.
         """
         name = self.typed.name or "function"
         return {
@@ -333,6 +354,7 @@ class Engine:
             "platform": self._device.platform,
             "precision": compiler.precision,
             "candidate": candidate.name if candidate else None,
+            "kernels": kernels_key() if candidate is None or candidate.kernels else None,
             "options": over_defaults(self._device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
             "layout": 2,

@@ -1,4 +1,8 @@
-"""Computation that depends on weights alone, found on the jaxpr and taken out of the function: done once per weight load, not per call."""
+"""Take computation that depends on weights alone out of a traced function, so it runs once per load and not once per call.
+
+`Hoister.split` divides a jaxpr in two. `Node`s describe values made of weights, such as a transposed kernel; they are evaluated once and
+shared by all batch sizes. The `Residual` holds the steps that remain for each call, and takes the nodes' values as its first arguments.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..limits import HOISTED
 from ..xla.cpu_client import cpu_device
 from ..xla.options import compiled
 from ..xla.settings import own_settings
@@ -29,7 +34,7 @@ _INLINED = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-"""Primitives that only call a jaxpr, and the parameter that holds it; derivatives are of no use in a plan."""
+"""Primitives that only call a jaxpr, and the parameter that holds it; a plan needs no custom derivatives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +42,14 @@ class _Literal:
     value: Any
 
 
+def literal(value: Any) -> Atom:
+    """A value that is part of the function."""
+    return _Literal(value)
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One equation: `outputs = primitive(*inputs, **params)`; values are numbered."""
+    """One equation: `outputs = primitive(*inputs, **params)`, with values named by numbers."""
 
     primitive: Any
     params: dict[str, Any]
@@ -54,13 +64,21 @@ class Step:
         outputs = self.primitive.bind(*functions, *inputs, **params)
         return list(outputs) if self.primitive.multiple_results else [outputs]
 
+    def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """Evaluate it by NumPy.
+
+        Raises:
+            NotImplementedError: NumPy is not known to give XLA's numbers.
+        """
+        return fold(self.primitive.name, self.params, list(inputs), self.avals)
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A value made from weights alone: a weight (`step` is None, `index` its position), or an output of a step over such values.
+    """A value made of weights alone: a weight itself (`step` is None, `index` its position), or output `index` of a step over such values.
 
-    Literals make nodes too where weights are combined with them. Equal computations are one node, so that all batch sizes share what they
-    make of the weights.
+    Steps over literals become nodes if weights are combined with them. Equal computations are one node, so all batch sizes share its
+    value.
     """
 
     index: int
@@ -70,24 +88,40 @@ class Node:
 
 @dataclass(frozen=True)
 class Residual:
-    """What is left to do per call: `residual(leading, inputs)`, where `leading` are the values of `nodes`."""
+    """What is left to do per call: `residual(leading, inputs)`, where `leading` are the values of `nodes`.
+
+    `avals` are the shapes and dtypes of `leading` and `inputs`.
+    """
 
     nodes: tuple[Node, ...]
     steps: tuple[Step, ...]
     inputs: tuple[int, ...]
     outputs: tuple[Atom, ...]
     leading: tuple[int, ...]
+    avals: Mapping[int, Any] = field(default_factory=dict)
 
     def origin(self) -> str:
         """How `nodes` are made of the weights, in words that are the same in every process."""
-        return ", ".join(map(_origin, self.nodes))
+        places: dict[Node, int] = {}
+        words = []
+        for node in _behind(self.nodes):
+            places[node] = len(places)
+            if node.step is None:
+                words.append(f"weight {node.index}")
+            else:
+                given = (
+                    str(places[source]) if isinstance(source, Node) else f"{np.shape(source.value)}"
+                    for source in node.inputs
+                )
+                words.append(f"{node.step.primitive.name}.{node.index}({', '.join(given)})")
+        return "; ".join((*words, ", ".join(str(places[node]) for node in self.nodes)))
 
     def __call__(
         self, leading: Sequence[Any], inputs: Sequence[Any], rewrite: Rewrite | None = None
     ) -> list[Any]:
-        """Outputs; `rewrite(step, inputs)` stands in for `step.bind(inputs)`.
+        """Compute the outputs; `rewrite(step, inputs)` replaces `step.bind(inputs)`.
 
-        No output is an input itself, so that buffers may be reused.
+        An output that is an input is copied, so input buffers may be reused.
         """
         env = dict(zip((*self.leading, *self.inputs), (*leading, *inputs), strict=True))
         passed = set(env)
@@ -101,24 +135,32 @@ class Residual:
 
 
 class Hoister:
-    """Splits traced functions of one set of weights; holds what several batch sizes share."""
+    """Splits traced functions of one set of weights; holds the nodes that batch sizes share."""
 
-    def __init__(self, leaves: Sequence[Any]):
-        """`leaves` are the weights, in the order of the traced function's first arguments."""
+    leaves: tuple[Any, ...]
+
+    def __init__(self, leaves: Sequence[Any], limited: bool = False):
+        """`leaves` are the weights, in the order of the traced function's first arguments.
+
+        `limited`: the function is made of a file, which may not make more of its weights than `memojax.limits.HOISTED` says.
+        """
         self.leaves = tuple(leaves)
+        self._allowed = HOISTED.allowed + 8 * sum(map(_bytes, leaves)) if limited else None
+        self._made_bytes = 0
         self._weights = tuple(Node(index) for index in range(len(leaves)))
         self._nodes: dict[Any, tuple[Node, ...]] = {}
         self._values: weakref.WeakKeyDictionary[Node, weakref.ref[np.ndarray]] = weakref.WeakKeyDictionary()
 
     def split(self, closed: Any) -> Residual:
-        """Take what depends on weights alone out of a closed jaxpr whose first arguments are the weights.
+        """Split a closed jaxpr whose first arguments are the weights.
 
-        What makes more numbers than it takes (a bias broadcast to the batch) stays inside. Hold the tracing lock.
+        A step that gives more numbers than it takes (a bias broadcast to the batch) stays in the residual. Hold the tracing lock.
         """
         jaxpr = closed.jaxpr
         flat = _Flat()
         arguments = [flat.number(var.aval) for var in jaxpr.invars]
         outputs = flat.inline(jaxpr, closed.consts, arguments)
+        # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal): a node absorbs them if it needs them.
         known: dict[int, Node] = dict(zip(arguments, self._weights, strict=False))
         free: dict[int, Step] = {}
         kept = []
@@ -130,6 +172,7 @@ class Hoister:
             if all(number in known or number in free for number in numbers) and not any(
                 map(_opaque, step.avals)
             ):
+                # Hoisting pays if the result is not larger than its weights: a larger one costs more to read than to compute.
                 if 0 < given <= taken:
                     made = self._made(step, known, free)
                 elif not taken:
@@ -138,6 +181,7 @@ class Hoister:
                 kept.append(step)
             else:
                 known.update(zip(step.outputs, made, strict=True))
+        # A node that only other nodes read is no argument: its value is inside of theirs.
         steps, needed = _alive(kept, outputs)
         leading = tuple(number for number in known if number in needed)
         return Residual(
@@ -146,10 +190,11 @@ class Hoister:
             tuple(arguments[len(self.leaves) :]),
             tuple(outputs),
             leading,
+            {number: flat.avals[number] for number in (*leading, *arguments[len(self.leaves) :])},
         )
 
     def values(self, nodes: Iterable[Node]) -> list[np.ndarray]:
-        """Values of `nodes` on the host; they are remembered for as long as somebody holds them."""
+        """Values of `nodes` on the host, remembered for as long as a caller holds them."""
         nodes = list(nodes)
         held = {node: ref() for node in nodes if (ref := self._values.get(node)) is not None}
         missing = [node for node in nodes if held.get(node) is None]
@@ -160,73 +205,128 @@ class Hoister:
         return [held[node] for node in nodes]  # pyright: ignore[reportReturnType]
 
     def replace(self, leaves: Sequence[Any]) -> None:
-        """Go on with other weights of the same shapes and dtypes."""
+        """Switch to other weights of the same shapes and dtypes."""
         self.leaves = tuple(leaves)
         self._values.clear()
 
-    def _made(
-        self, step: Step, known: Mapping[int, Node], free: Mapping[int, Step]
-    ) -> tuple[Node, ...] | None:
+    def _made(self, step: Step, known: dict[int, Node], free: Mapping[int, Step]) -> tuple[Node, ...] | None:
         """The nodes of a step over weights and literals; None for one that cannot be recognised again."""
-        inputs: list[Node | _Literal] = []
-        for atom in step.inputs:
-            if isinstance(atom, int) and atom not in known:
-                made = self._made(free[atom], known, free)
-                if made is None:
-                    return None
-                inputs.append(made[free[atom].outputs.index(atom)])
-            else:
-                inputs.append(known[atom] if isinstance(atom, int) else atom)
+        made: dict[int, Node] = {}
+        for needed in (*_free_before(step, known, free), step):
+            nodes = self._nodes_of(needed, known, made)
+            if nodes is None:
+                return None
+            made.update(zip(needed.outputs, nodes, strict=True))
+        return tuple(made[number] for number in step.outputs)
+
+    def _nodes_of(
+        self, step: Step, known: Mapping[int, Node], made: Mapping[int, Node]
+    ) -> tuple[Node, ...] | None:
+        inputs = tuple(
+            (known.get(atom) or made[atom]) if isinstance(atom, int) else atom for atom in step.inputs
+        )
         try:
-            key = (
-                step.primitive,
-                _frozen(step.params),
-                tuple(n if isinstance(n, Node) else _frozen(n.value) for n in inputs),
-            )
+            return self.made_by(step, inputs)
         except TypeError:
             return None
+
+    def made_by(self, step: Step, inputs: Sequence[Node | _Literal]) -> tuple[Node, ...]:
+        """The nodes of `step` over `inputs`: the same ones for an equal computation.
+
+        Raises:
+            TypeError: the step cannot be recognised again.
+        """
+        key = (
+            step.primitive,
+            _frozen(step.params),
+            tuple(n if isinstance(n, Node) else _frozen(n.value) for n in inputs),
+        )
         if key not in self._nodes:
+            if step.primitive.name not in _VIEWS:
+                self._made_bytes += sum(map(_bytes, step.avals))
+            if self._allowed is not None and self._made_bytes > self._allowed:
+                raise HOISTED.exceeded(self._made_bytes, "computation on weights alone", self._allowed)
             self._nodes[key] = tuple(Node(index, step, tuple(inputs)) for index in range(len(step.outputs)))
         return self._nodes[key]
 
 
 def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
     """Values of `nodes`: by NumPy where it knows all steps, else by one small executable on the private client."""
-    memo: dict[Node, Any] = {}
+    behind = _behind(nodes)
 
-    def walk(node: Node, run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> Any:
-        if node.step is None:
-            return weights[node.index]
-        if node not in memo:
-            given = [
-                walk(source, run, weights) if isinstance(source, Node) else source.value
-                for source in node.inputs
-            ]
-            memo[node] = run(node.step, given)[node.index]
-        return memo[node]
+    def values(run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> list[Any]:
+        memo: dict[Node, Any] = {}
+        for node in behind:
+            if node.step is None:
+                memo[node] = weights[node.index]
+            else:
+                given = [memo[source] if isinstance(source, Node) else source.value for source in node.inputs]
+                memo[node] = run(node.step, given)[node.index]
+        return [memo[node] for node in nodes]
 
     try:
-        return [np.asarray(walk(node, _by_numpy, leaves), order="C") for node in nodes]
+        run = values(lambda step, given: step.on_host(given), leaves)
+        return [np.asarray(value, order="C") for value in run]
     except NotImplementedError:
-        memo.clear()
+        pass
     place = jax.sharding.SingleDeviceSharding(cpu_device())
 
     def traced(weights: Sequence[Any]) -> list[Any]:
-        return [walk(node, lambda step, given: step.bind(given), weights) for node in nodes]
+        return values(lambda step, given: step.bind(given), weights)
 
     with own_settings():
         lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(list(leaves))
         return [np.asarray(value) for value in compiled(lowered, cpu_device())(list(leaves))]
 
 
+def _behind(nodes: Iterable[Node]) -> list[Node]:
+    """`nodes` and all that they are made of, each after what it is made of; a chain of them may be too long for recursion."""
+    order: dict[Node, None] = {}
+    waiting = list(nodes)[::-1]
+    while waiting:
+        node = waiting[-1]
+        missing = [source for source in node.inputs if isinstance(source, Node) and source not in order]
+        if missing:
+            waiting.extend(missing[::-1])
+        else:
+            order[waiting.pop()] = None
+    return list(order)
+
+
+def _free_before(step: Step, known: Mapping[int, Node], free: Mapping[int, Step]) -> list[Step]:
+    """The steps without inputs of their own that `step` needs, in order."""
+    found: dict[int, Step] = {}
+    waiting = [step]
+    while waiting:
+        for atom in waiting.pop().inputs:
+            if isinstance(atom, int) and atom not in known and free[atom].outputs[0] not in found:
+                found[free[atom].outputs[0]] = free[atom]
+                waiting.append(free[atom])
+    return [found[number] for number in sorted(found)]
+
+
+_VIEWS = frozenset(
+    {"reshape", "transpose", "squeeze", "expand_dims", "slice", "broadcast_in_dim", "copy", "split"}
+)
+"""Primitives that NumPy answers without another copy."""
+
+
+def _bytes(value: Any) -> int:
+    return int(np.prod(np.shape(value), dtype=np.int64)) * getattr(
+        getattr(value, "dtype", None), "itemsize", 8
+    )
+
+
 @dataclass
 class _Flat:
-    """A jaxpr as numbered steps, calls of other jaxprs inlined."""
+    """A jaxpr as numbered steps, with calls of other jaxprs inlined."""
 
     steps: list[Step] = field(default_factory=list)
     sizes: dict[int, int] = field(default_factory=dict)
+    avals: dict[int, Any] = field(default_factory=dict)
 
     def number(self, aval: Any) -> int:
+        self.avals[len(self.sizes)] = aval
         self.sizes[len(self.sizes)] = int(np.prod(getattr(aval, "shape", ()), dtype=np.int64))
         return len(self.sizes) - 1
 
@@ -247,7 +347,7 @@ class _Flat:
 
 
 def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, ...], set[int]]:
-    """The steps that the outputs need, and all numbers that are read."""
+    """The steps that the outputs need, and all numbers that they read."""
     needed = {atom for atom in outputs if isinstance(atom, int)}
     alive = []
     for step in reversed(steps):
@@ -257,17 +357,8 @@ def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, 
     return tuple(reversed(alive)), needed
 
 
-def _origin(node: Node) -> str:
-    if node.step is None:
-        return str(node.index)
-    given = (
-        _origin(source) if isinstance(source, Node) else f"{np.shape(source.value)}" for source in node.inputs
-    )
-    return f"{node.step.primitive.name}.{node.index}({', '.join(given)})"
-
-
 def _opaque(aval: Any) -> bool:
-    """Whether a value is none that NumPy can hold (a random key, a token)."""
+    """Whether NumPy cannot hold a value (a random key, a token)."""
     return not hasattr(aval, "dtype") or jnp.issubdtype(aval.dtype, jax.dtypes.extended)
 
 
@@ -275,15 +366,11 @@ def _read(env: dict[int, Any], atom: Atom) -> Any:
     return env[atom] if isinstance(atom, int) else atom.value
 
 
-def _by_numpy(step: Step, inputs: list[Any]) -> list[Any]:
-    return fold(step.primitive.name, step.params, inputs, step.avals)
-
-
 def _frozen(value: Any) -> Any:
-    """`value` as a key by which equal computations are found.
+    """A hashable key of `value`, equal for equal computations.
 
     Raises:
-        TypeError: there is no such key (a jaxpr, a function, a large array).
+        TypeError: the value has no key (a jaxpr, a function, a large array).
     """
     if isinstance(value, dict):
         return tuple((name, _frozen(value[name])) for name in sorted(value))

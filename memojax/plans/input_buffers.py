@@ -42,8 +42,10 @@ class Staging:
     ):
         """Make slots for inputs of these shapes and dtypes."""
         self._device = device
-        self.packing = packing
-        self.specs = [(shape, np.dtype(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)]
+        self.packing: Packing | None = packing
+        self.specs: list[tuple[tuple[int, ...], np.dtype[Any]]] = [
+            (shape, np.dtype(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)
+        ]
         small = [0 < math.prod(shape) * dtype.itemsize <= COPIED_BYTES for shape, dtype in self.specs]
         self.staged = [packing is not None or (fits and device.platform == "cpu") for fits in small]
         first = self.slot()
@@ -51,13 +53,13 @@ class Staging:
         if packing is None and any(
             buffer is not None and not _aliases(buffer, array) for buffer, array in zip(*first, strict=True)
         ):
-            self.staged = [False] * len(small)
+            self.staged: list[bool] = [False] * len(small)
             first = self.slot()
         self.free: list[Slot] = [first]
         wide = [
             dtype.itemsize == 16 or (dtype.itemsize == 8 and dtype.kind in "iuf") for _, dtype in self.specs
         ]
-        self.needs_x64 = any(
+        self.needs_x64: bool = any(
             is_wide and (packing or not staged) for is_wide, staged in zip(wide, self.staged, strict=True)
         )
 

@@ -103,14 +103,14 @@ class Plan:
         compile_ms: float,
         random: bool = False,
     ):
-        self.size = size
-        self.random = random
-        self.platform = platform
-        self.compile_ms = compile_ms
+        self.size: int = size
+        self.random: bool = random
+        self.platform: str = platform
+        self.compile_ms: float = compile_ms
         self.gain: float | None = None
         self.traced: Residual | None = None
         self.executable = executable
-        self.meter = meter
+        self.meter: Meter = meter
         self._tick = meter.tick
 
     @property

@@ -29,7 +29,7 @@ class Preload:
         progress: bool = False,
     ):
         """Compile `sizes` on the background worker or on `workers` threads; with `progress`, `wait` shows a bar by default."""
-        self.sizes = list(sizes)
+        self.sizes: list[int] = list(sizes)
         self._progress = progress
         if background:
             self._pool = None

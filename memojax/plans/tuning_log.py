@@ -15,7 +15,7 @@ from typing import Any
 
 from .disk_cache import is_of
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 NAME = "autotune.json"
 
@@ -25,7 +25,7 @@ class Choices:
 
     def __init__(self, folder: str | os.PathLike[str]):
         """Use `autotune.json` in `folder`."""
-        self.path = Path(folder).expanduser() / NAME
+        self.path: Path = Path(folder).expanduser() / NAME
         self._lock = threading.Lock()
         self._writable = True
 

@@ -1,10 +1,10 @@
-"""Weights as arguments: on a device, once for all sizes, and swapped between two calls."""
+"""Weights as arguments: placed on a device once for all sizes, and swapped between two calls."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,24 +15,24 @@ from .hoist import Hoister, Node, evaluate
 
 
 class Leading:
-    """The arguments that an executable takes before the rows, `values` of `nodes`; replacing `values` swaps them between two calls.
+    """The arguments that an executable takes before the rows: `values` of `nodes`. Replacing `values` swaps them between two calls.
 
-    Each costs a call a third of a microsecond. Small ones end to end in one argument would cost more: slices of it are copied, or are
-    fused into their readers again and again, until XLA runs out of memory.
+    Each argument costs a call a third of a microsecond. One flat argument for all small weights would cost more: XLA copies its slices,
+    or fuses them into each reader until it runs out of memory.
     """
 
     __slots__ = ("__weakref__", "nodes", "values")
 
     def __init__(self, nodes: Sequence[Node] = (), values: Sequence[Any] = ()):
-        self.nodes = tuple(nodes)
-        self.values = tuple(values)
+        self.nodes: tuple[Node, ...] = tuple(nodes)
+        self.values: tuple[Any, ...] = tuple(values)
 
 
 class Placing:
     """The arguments of all sizes of one model, on one device."""
 
     def __init__(self, hoister: Hoister, device: jax.Device):
-        """Place what `hoister` makes of its weights on `device`."""
+        """Place the values that `hoister` computes on `device`."""
         self._hoister = hoister
         self._device = device
         self._placed: dict[Node, jax.Array] = {}
@@ -40,7 +40,7 @@ class Placing:
         self._lock = threading.Lock()
 
     def place(self, nodes: Sequence[Node]) -> Leading:
-        """The arguments for `nodes`; arrays that other sizes use too are the same ones."""
+        """The arguments for `nodes`; sizes share the arrays of equal nodes."""
         with self._lock:
             missing = [node for node in nodes if node not in self._placed]
             self._placed.update(zip(missing, self._on_device(self._hoister.values(missing)), strict=True))
@@ -48,17 +48,29 @@ class Placing:
             self._leading.add(leading)
             return leading
 
-    def replace(self, leaves: Sequence[Any]) -> None:
-        """Go on with other weights; a call that runs meanwhile sees all the old ones or all the new ones."""
+    def replacing(self, leaves: Sequence[Any]) -> Callable[[], None]:
+        """What goes on with other weights, to be called once they are to count; all that takes time or memory is done here.
+
+        A call that runs meanwhile sees all the old ones or all the new ones.
+        """
         with self._lock:
             nodes = list(self._placed)
-            fresh = dict(zip(nodes, self._on_device(evaluate(nodes, leaves)), strict=True))
-            self._hoister.replace(leaves)
-            self._placed = fresh
-            for leading in list(self._leading):
-                leading.values = tuple(fresh[node] for node in leading.nodes)
+        fresh = self._fresh(nodes, leaves)
+
+        def replace() -> None:
+            with self._lock:
+                fresh.update(self._fresh([node for node in self._placed if node not in fresh], leaves))
+                self._hoister.replace(leaves)
+                self._placed = fresh
+                for leading in list(self._leading):
+                    leading.values = tuple(fresh[node] for node in leading.nodes)
+
+        return replace
+
+    def _fresh(self, nodes: Sequence[Node], leaves: Sequence[Any]) -> dict[Node, jax.Array]:
+        return dict(zip(nodes, self._on_device(evaluate(nodes, leaves)), strict=True))
 
     def _on_device(self, values: Sequence[np.ndarray]) -> list[jax.Array]:
-        """Copies on the device: JAX may go on reading the memory of a NumPy array that it is given, and whoever owns it may write there."""
+        """Copies on the device. JAX may read a NumPy array's memory later, when its owner may already have changed it."""
         with own_settings():
             return [jax.device_put(np.array(value), self._device) for value in values]

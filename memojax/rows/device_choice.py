@@ -12,7 +12,7 @@ from jax.core import Tracer
 from ..errors import DeviceError, InputError
 from ..model.signature import TensorSpec
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 
 class DeviceChoice:

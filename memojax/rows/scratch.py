@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from .._types import Array
 from ..errors import InputShapeError
 from ..model.signature import TensorSpec
+from .journal import Outcome
 
 COPIED_BYTES = 32 * 1024
 """Up to this size, copying into a buffer (0.5 us plus 50 us/MB) is cheaper than JAX's check of a NumPy array (3 us)."""
@@ -44,15 +45,27 @@ class ScratchPad:
     array([[1., 2.]], dtype=float32)
     """
 
+    input_specs: tuple[TensorSpec, ...]
+    output_specs: tuple[TensorSpec, ...]
+
     def __init__(
         self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int = DEFAULT_CAPACITY
     ):
         """Room for `capacity` agents; it doubles when it is exceeded."""
         self.input_specs = tuple(inputs)
         self.output_specs = tuple(outputs)
-        self.capacity = max(int(capacity), 1)
         self.ids: list[int] = []
-        self._inputs = [aligned_empty((self.capacity, *spec.shape), spec.dtype) for spec in self.input_specs]
+        capacity = max(int(capacity), 1)
+        # Both in one tuple, so that growth is a single assignment.
+        self._room = (
+            capacity,
+            [aligned_empty((capacity, *spec.shape), spec.dtype) for spec in self.input_specs],
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Agents for which there is room before the pad grows."""
+        return self._room[0]
 
     @property
     def batch_size(self) -> int:
@@ -62,6 +75,15 @@ class ScratchPad:
     def next(self, agent: int) -> None:
         """Begin a row for `agent`."""
         self.reserve(self.batch_size + 1)
+        self.ids.append(agent)
+
+    def add(self, agent: int, rows: Iterable[tuple[int, np.ndarray]]) -> None:
+        """Copy an array of the element shape into each (slot, array); the row is there for `agent` once all are copied."""
+        at = len(self.ids)
+        self.reserve(at + 1)
+        arrays = self._room[1]
+        for slot, row in rows:
+            arrays[slot][at] = row
         self.ids.append(agent)
 
     def push(self, slot: int, data: Any) -> None:
@@ -77,41 +99,43 @@ class ScratchPad:
             raise InputShapeError(
                 f"input {spec.name!r} takes {list(spec.shape)} per agent, got {list(np.shape(data))}"
             )
-        self._inputs[slot][self.batch_size - 1] = data
+        self._room[1][slot][self.batch_size - 1] = data
 
     def rows(self, slot: int, start: int, stop: int) -> np.ndarray:
         """The rows `[start, stop)` of an input slot, `[stop - start, *element_shape]`, to read or write."""
-        return self._inputs[slot][start:stop]
+        return self._room[1][slot][start:stop]
 
     def reserve(self, count: int) -> None:
         """Make room for `count` agents in all; existing rows stay."""
-        if count <= self.capacity:
+        capacity, arrays = self._room
+        if count <= capacity:
             return
-        capacity = max(count, 2 * self.capacity)
-        for slot, (spec, old) in enumerate(zip(self.input_specs, self._inputs, strict=True)):
-            grown = aligned_empty((capacity, *spec.shape), spec.dtype)
-            grown[: self.batch_size] = old[: self.batch_size]
-            self._inputs[slot] = grown
-        self.capacity = capacity
+        capacity = max(count, 2 * capacity)
+        grown = []
+        for spec, old in zip(self.input_specs, arrays, strict=True):
+            array = aligned_empty((capacity, *spec.shape), spec.dtype)
+            array[: self.batch_size] = old[: self.batch_size]
+            grown.append(array)
+        self._room = capacity, grown
 
     def truncate(self, count: int) -> None:
         """Forget the agents from the `count`-th on."""
         del self.ids[count:]
 
-    def drop_first(self, count: int) -> None:
-        """Forget the first `count` agents; the others move up."""
-        for array in self._inputs:
-            array[: self.batch_size - count] = array[count : self.batch_size].copy()
-        del self.ids[:count]
-
     def clear(self) -> None:
         """Forget all agents; the memory stays."""
         self.ids.clear()
 
+    def emptied(self) -> ScratchPad:
+        """A pad without agents in the memory of this one, which must not be used any more."""
+        pad = ScratchPad.__new__(ScratchPad)
+        pad.__dict__.update(self.__dict__, ids=[])
+        return pad
+
     def chunk(self, offset: int, size: int) -> ScratchPadView:
         """A view of `size` agents from `offset` on."""
         stop = min(offset + size, self.batch_size)
-        inputs = [array[offset:stop] for array in self._inputs]
+        inputs = [array[offset:stop] for array in self._room[1]]
         return ScratchPadView(
             self.input_specs, self.output_specs, inputs, stop - offset, self.ids[offset:stop]
         )
@@ -133,14 +157,20 @@ class ScratchPadView:
 
     Attributes:
         ids: the agents of the rows.
-        anonymous: whether nobody named the agents, so that they are 0, 1, ..., and those not seen before are begun.
-        dones: bool[n] or None, rows whose state is zeroed before they run.
-        device: where the rows live; None is the host.
+        anonymous: whether the caller named no agents. They are then 0, 1, ..., and new ones are begun automatically.
+        dones: bool[n] or None; True zeroes the state of a row before it runs.
+        device: the device of the rows; None is the host.
         whole: rows of the batch that begins with this view; 0 for a later part of one.
     """
 
+    device: jax.Device | None
+
     __slots__ = (
+        "__weakref__",
+        "_driver",
+        "_followers",
         "_inputs",
+        "_outcome",
         "_outputs",
         "_size",
         "anonymous",
@@ -165,19 +195,55 @@ class ScratchPadView:
         anonymous: bool | None = None,
     ):
         """View `size` rows; a wrapper fills the inputs that are None."""
-        self.input_specs = input_specs
-        self.output_specs = output_specs
+        self.input_specs: Sequence[TensorSpec] = input_specs
+        self.output_specs: Sequence[TensorSpec] = output_specs
         self._inputs = list(inputs)
         self._outputs: list[Array | None] = [None] * len(output_specs)
         self._size = size
-        self.anonymous = ids is None if anonymous is None else anonymous
+        self.anonymous: bool = ids is None if anonymous is None else anonymous
         self.ids: Sequence[int] = range(size) if ids is None else ids
-        self.dones = dones
+        self.dones: Array | None = dones
         self.device = device
-        self.whole = size
+        self.whole: int = size
+        self._driver: object | None = None
+        self._outcome: Outcome | None = None
+        self._followers: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def ran(self) -> bool:
+        """Whether the batch has run to its end, so that what it changes counts."""
+        return self._outcome is not None and self._outcome.counts
+
+    def enter(self, driver: object) -> bool:
+        """Note that `driver` is about to run the batch; whether it is the outermost to do so, which calls `settle`."""
+        if self._driver is not None and self._driver is not driver:
+            return False
+        self._followers, self._outcome = [], None
+        self._driver = driver
+        return True
+
+    def leave(self) -> None:
+        """The batch has failed in the hands of its driver; another may run it."""
+        self._driver = None
+
+    def follow(self, finish: Callable[[], None]) -> Outcome:
+        """What tells whether the batch counts; `finish` is called when it does, to change what changes with it."""
+        if self._outcome is None:
+            self._outcome = Outcome()
+        self._followers.append(finish)
+        return self._outcome
+
+    def settle(self) -> None:
+        """The batch has run: what changes with it counts from here on, all of it at once."""
+        if self._outcome is None:
+            self._outcome = Outcome()
+        self._outcome.counts = True
+        self._driver = None
+        for finish in self._followers:
+            finish()
 
     @property
     def inputs(self) -> list[Array]:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-from ..errors import IncompatibleModelError, UnknownBrainError
+from ..errors import IncompatibleModelError, UnknownAgentError, UnknownBrainError
 from ..inferer.base import Inferer, check_inferer
 from ..inferer.batcher import Batcher, batcher_for
 from ..inferer.pairs import States, pairs_of
+from ..rows.journal import Journal
 from ..rows.states import Response
 from ..wrapper.base import LayeredInferer, check_compatible
 from .timing import CompileTimings, Timings
@@ -64,7 +66,7 @@ class Turns:
     """The clock of the queue: frames, and the order of service within them."""
 
     def __init__(self) -> None:
-        self.frame = 1
+        self.frame: int = 1
         self._served = itertools.count(1)
 
     def begin_frame(self) -> int:
@@ -86,6 +88,26 @@ class _Compile:
     future: Future[None]
 
 
+class _Queue(NamedTuple):
+    """The two batches of a brain, as one record: a batch is sealed by a single assignment.
+
+    Attributes:
+        open: takes new states.
+        sealed: runs, has failed, or waits for a compile; there is none while it is empty.
+        open_since, sealed_since: frame from which each waits, while somebody does.
+    """
+
+    open: Batcher | LooseBatcher
+    sealed: Batcher | LooseBatcher
+    open_since: int = 0
+    sealed_since: int = 0
+
+    @property
+    def since(self) -> int:
+        """Frame from which the next batch waits; 0 if nothing waits."""
+        return self.sealed_since if len(self.sealed) else self.open_since if len(self.open) else 0
+
+
 class BrainState:
     """One brain of a runtime.
 
@@ -104,15 +126,15 @@ class BrainState:
     ):
         """All brains of a runtime share `turns` and `compiles`."""
         self.brain = brain
-        self.inferer = inferer
-        self.on_accelerator = _on_accelerator(inferer)
-        self.timings = Timings()
+        self.inferer: Inferer = inferer
+        self.on_accelerator: bool = _on_accelerator(inferer)
+        self.timings: Timings = Timings()
         self._turns, self._clock, self._compiles = turns, clock, compiles
-        self._since = self._served = 0
-        self._open, self._spare = batcher_for(inferer), batcher_for(inferer)
-        self._open_since = 0
-        self._sealed: Batcher | None = None
-        self._busy = self._removed = False
+        self._served = 0
+        self._queue = _Queue(batcher_for(inferer), batcher_for(inferer))
+        self._journal = Journal()
+        self._executing = self._removed = False
+        self._ending: tuple[int] | None = None
         self._agents: set[int] = set()
         self._recent: dict[int, None] = {}
         self._compile: _Compile | None = None
@@ -123,12 +145,14 @@ class BrainState:
     @property
     def since(self) -> int:
         """Frame in which the next batch began to wait; 0 if nothing waits."""
-        return self._since
+        with self._lock:
+            self._journal.finish()
+            return self._queue.since
 
     @property
     def place(self) -> tuple[int, int, BrainId]:
         """Place in the queue, lowest first: by the frame in which waiting began, then by the last service."""
-        return self._since, self._served, self.brain
+        return self.since, self._served, self.brain
 
     @property
     def compile(self) -> Future[None] | None:
@@ -138,56 +162,103 @@ class BrainState:
     def waiting(self) -> list[int]:
         """Agents with a waiting state."""
         with self._lock:
+            self._journal.finish()
             return self._waiting()
 
     def push(self, agent: int, state: Mapping[str, Any]) -> None:
         """Queue the state of one agent."""
         with self._lock:
             self._check_alive()
+            self._journal.finish()
+            self._note_arrival()
             self._batch_of(agent).push(agent, state, replace=True)
-            self._note_open()
+            self._lives_on(agent)
 
     def extend(self, states: States) -> None:
         """Queue the states of many agents, all or none."""
         pairs = pairs_of(states)
         with self._lock:
             self._check_alive()
-            fixed = [
-                (agent, state)
-                for agent, state in pairs
-                if self._sealed and self._batch_of(agent) is self._sealed
-            ]
-            if fixed and self._sealed is not None:
-                batcher_for(self.inferer, len(pairs)).extend(pairs)
-                self._sealed.extend(fixed, replace=True)
-                pairs = [(agent, state) for agent, state in pairs if self._batch_of(agent) is self._open]
-            self._open.extend(pairs, replace=True)
-            self._note_open()
+            self._journal.finish()
+            self._note_arrival()
+            sealed = {agent for agent, _ in pairs if self._batch_of(agent) is self._queue.sealed}
+            if not sealed:
+                self._queue.open.extend(pairs, replace=True)
+                self._lives_on(*(agent for agent, _ in pairs))
+                return
+            # Two batches take them: copies, checked as a whole, that each can take again if it comes to that.
+            copies = batcher_for(self.inferer, len(pairs))
+            copies.extend(pairs)
+            parts = [], []
+            for agent, state in copies.states():
+                parts[agent in sealed].append((agent, state))
+            self._journal.commit(partial(_extend_both, self._queue, *parts))
+            self._lives_on(*(agent for agent, _ in pairs))
 
     def begin_agent(self, agent: int) -> None:
         """Tell the inferer that an agent appears."""
         with self._running:
             self._check_alive()
-            self.inferer.begin_agent(agent)
-            self._agents.add(agent)
+            self._finish_ending()
+            self._begin(agent)
 
     def end_agent(self, agent: int) -> None:
         """Tell the inferer that an agent is gone, and drop its waiting state."""
         with self._running:
             self._check_alive()
+            again = self._ending == (agent,)
+            self._finish_ending()
+            if not again:
+                self._end(agent)
+
+    def _begin(self, agent: int) -> None:
+        known = agent in self._agents
+        # First, as an agent that is in here without reason is begun in vain by a swap, and one that is missing is not.
+        self._agents.add(agent)
+        try:
+            self.inferer.begin_agent(agent)
+        except Exception:
+            if not known:
+                self._agents.discard(agent)
+            raise
+
+    def _end(self, agent: int) -> None:
+        self._ending = (agent,)
+        try:
             self.inferer.end_agent(agent)
-            self._agents.discard(agent)
-            with self._lock:
-                self._open.discard(agent)
-                if not len(self._open):
-                    self._open_since = 0
-                if self._sealed is not None and self._sealed.discard(agent) and not len(self._sealed):
-                    self._unseal()
+        except Exception as failure:
+            if not isinstance(failure, MemoryError):  # a refusal: nothing has changed
+                self._ending = None
+            raise
+        self._forget(agent)
+
+    def _finish_ending(self) -> None:
+        """End the agent whose end was interrupted: whether the inferer still knew it then cannot be told, but ended it shall be."""
+        if self._ending is not None:
+            (agent,) = self._ending
+            with contextlib.suppress(UnknownAgentError):
+                self.inferer.end_agent(agent)
+            self._forget(agent)
+
+    def _lives_on(self, *agents: int) -> None:
+        """New states of `agents` are no part of an end that was interrupted."""
+        if self._ending is not None and self._ending[0] in agents:
+            self._ending = None
+
+    def _forget(self, agent: int) -> None:
+        with self._lock:
+            self._journal.finish()
+            self._queue.open.discard(agent)
+            self._queue.sealed.discard(agent)
+        self._agents.discard(agent)
+        self._ending = None
 
     def infer_single(self, agent: int, state: Mapping[str, Any]) -> Response:
         """Run one agent now, outside of the queue."""
         with self._running:
             self._check_alive()
+            self._executing = False
+            self._finish_ending()
             ready = self._is_ready(1)
             started = self._clock()
             response = self.inferer.infer_batch({agent: state})[agent]
@@ -202,7 +273,8 @@ class BrainState:
         COLD again.
         """
         with self._lock:
-            count = len(self._sealed or self._open)
+            self._journal.finish()
+            count = len(self._queue.sealed) or len(self._queue.open)
             if not count or self._removed or (self._busy and remaining is not None):
                 return Verdict.IDLE
             if remaining is not None and not self._is_ready(count) and not self._asked_for(count):
@@ -217,8 +289,8 @@ class BrainState:
                 return Verdict.RUN
             return Verdict.LATE
 
-    def run(self, started: float) -> dict[int, Response]:
-        """Run the batch that has waited longest; its cost counts from `started` on.
+    def run(self, started: float, answers: dict[BrainId, dict[int, Response]]) -> None:
+        """Run the batch that has waited longest, and put what it answers into `answers`; its cost counts from `started` on.
 
         Raises:
             Exception: the model raised; the batch then waits at the end of the queue, and continues where it stopped.
@@ -227,31 +299,39 @@ class BrainState:
         with self._running:
             if elsewhere:
                 started = self._clock()  # the wait for another thread is not the model's cost
+            self._finish_ending()
             with self._lock:
+                self._journal.finish()
+                self._executing = True
                 self._seal()
-                batch = self._sealed
-                if batch is None or self._removed:
-                    return {}
-                self._busy = True
+                batch = self._queue.sealed
+                if not len(batch) or self._removed:
+                    return
             count, whole, ready = len(batch), not batch.begun, self._is_ready(len(batch))
-            try:
-                responses = batch.execute(self.inferer)
-            except BaseException:
-                with self._lock:
-                    self._busy = False
-                    self._since, self._served = self._turns.frame + 1, self._turns.served()
-                raise
+            self._execute(batch, answers)
             with self._lock:
-                self._busy = False
-                self._unseal()
+                self._executing = False
                 self._served = self._turns.served()
                 if whole:
                     self._note_cost(count, self._clock() - started, ready)
-            return responses
+
+    def _execute(self, batch: Batcher | LooseBatcher, answers: dict[BrainId, dict[int, Response]]) -> None:
+        """Run `batch`, and clear it when its answers are where the next frame finds them."""
+        try:
+            responses = batch.run(self.inferer)
+            if responses:
+                answers[self.brain] = {**answers.get(self.brain, {}), **responses}
+            batch.clear()
+        except BaseException:
+            with self._lock:
+                self._queue = self._queue._replace(sealed_since=self._turns.frame + 1)
+                self._served = self._turns.served()
+            raise
 
     def remove(self) -> list[int]:
         """Take the brain out of service after its current batch; returns the agents that still waited."""
         with self._running, self._lock:
+            self._journal.finish()
             self._removed = True
             orphans = self._waiting()
         for future in (self._swap, self.compile):
@@ -268,10 +348,10 @@ class BrainState:
         with self._lock:
             self._check_alive()
             _check_swap(self.inferer, new)
-            before, handle = self._swap, Future[Inferer]()
+            handle = Future[Inferer]()
+            if self._swap is not None:
+                self._swap.cancel()
             self._swap = handle
-        if before is not None:
-            before.cancel()
         self._prepare_swap(new, handle, _ROUNDS)
         return handle
 
@@ -279,7 +359,7 @@ class BrainState:
         """Compile `new` for the sizes in use, repeat for sizes that came into use meanwhile, and swap it in."""
         try:
             with self._lock:
-                sizes = {*self._recent, len(self._open), len(self._sealed or ())} - {0}
+                sizes = {*self._recent, len(self._queue.open), len(self._queue.sealed)} - {0}
             compiles = (
                 [new.prepare(size) for size in sorted(sizes) if not _is_ready(new, size)] if rounds else []
             )
@@ -309,43 +389,43 @@ class BrainState:
             self._check_alive()
             for agent in self._agents:
                 new.begin_agent(agent)
+            self.on_accelerator = _on_accelerator(new)
+            self.timings.age()
             layer = _innermost_layer(self.inferer)
             if layer is not None:
                 old, layer.inferer = layer.inferer, new
             else:
                 old, self.inferer = self.inferer, new
-            self.on_accelerator = _on_accelerator(self.inferer)
-            self.timings.age()
             return old
 
     def _check_alive(self) -> None:
         if self._removed:
             raise UnknownBrainError(f"{self.brain} was removed from this runtime")
 
+    @property
+    def _busy(self) -> bool:
+        """Whether the sealed batch is running. The lock tells, which an interrupt releases, and not the flag alone."""
+        return self._executing and self._running.locked()
+
     def _waiting(self) -> list[int]:
-        return list(dict.fromkeys((*(self._sealed.agents if self._sealed else ()), *self._open.agents)))
+        return list(dict.fromkeys((*self._queue.sealed.agents, *self._queue.open.agents)))
 
-    def _batch_of(self, agent: int) -> Batcher:
+    def _batch_of(self, agent: int) -> Batcher | LooseBatcher:
         """The batch that takes a new state of `agent`."""
-        if self._sealed is None or self._busy or agent in self._open or agent not in self._sealed:
-            return self._open
-        return self._sealed
+        queue = self._queue
+        if not len(queue.sealed) or self._busy or agent in queue.open or agent not in queue.sealed:
+            return queue.open
+        return queue.sealed
 
-    def _note_open(self) -> None:
-        if len(self._open) and not self._open_since:
-            self._open_since = self._turns.frame
-            if self._sealed is None:
-                self._since = self._open_since
+    def _note_arrival(self) -> None:
+        """Note since when the open batch waits, before the first state is in it."""
+        if not len(self._queue.open):
+            self._queue = self._queue._replace(open_since=self._turns.frame)
 
     def _seal(self) -> None:
-        if self._sealed is None and len(self._open):
-            self._sealed, self._open, self._open_since = self._open, self._spare, 0
-
-    def _unseal(self) -> None:
-        if self._sealed is not None:
-            self._sealed.clear()
-            self._spare, self._sealed = self._sealed, None
-        self._since = self._open_since
+        queue = self._queue
+        if not len(queue.sealed) and len(queue.open):
+            self._queue = _Queue(queue.sealed, queue.open, 0, queue.open_since)
 
     def _is_ready(self, count: int) -> bool:
         return _is_ready(self.inferer, count)
@@ -374,6 +454,13 @@ class BrainState:
             self.timings.add(count, seconds)
         else:
             self._compiles.add(self.brain, max(0.0, seconds - (self.timings.estimate(count) or 0.0)))
+
+
+def _extend_both(
+    queue: _Queue, open: list[tuple[int, Mapping[str, Any]]], sealed: list[tuple[int, Mapping[str, Any]]]
+) -> None:
+    queue.sealed.extend(sealed, replace=True)
+    queue.open.extend(open, replace=True)
 
 
 def _is_ready(inferer: Inferer, count: int) -> bool:

@@ -34,7 +34,8 @@ class Runtime:
       interpolated between sizes.
     - **No compile in a frame.** A batch whose size has no plan is set aside while the plan compiles in the background. It keeps its place
       in the queue. `run_for` compiles only if it could answer nothing else; `run` compiles whatever it needs.
-    - **Nothing is lost.** A model that raises does not keep the others from answering: see `RuntimeErrors`.
+    - **Nothing is lost.** A model that raises does not keep the others from answering: see `RuntimeErrors`. If an interrupt ends a frame,
+      the next frame gives its responses.
 
     All methods may be called from any thread; one model runs one batch at a time.
 
@@ -62,6 +63,7 @@ class Runtime:
         self._compiles = CompileTimings(clock)
         self._brains: dict[BrainId, BrainState] = {}
         self._turns = Turns()
+        self._frames: dict[int, _Frame] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -240,6 +242,7 @@ class Runtime:
         with self._lock:
             states = list(self._brains.values())
             self._brains.clear()
+            self._frames.clear()
         orphans = {state.brain: waiting for state in states if (waiting := state.remove())}
         if orphans:
             raise OrphanedDataError(orphans)
@@ -258,15 +261,30 @@ class Runtime:
             frame_number = self._turns.begin_frame()
             states = [state for state in self._brains.values() if state.since]
         frame = _Frame(states, frame_number, self._clock, deadline)
-        # A thread that waits for an accelerator uses no core, so such models overlap in `run` too.
-        threaded = threaded or any(state.on_accelerator for state in states)
-        threads = min(self._threads, len(states)) if threaded else 1
-        self._work(frame, threads)
-        while frame.cold and (frame.run_first_cold() or frame.await_cold(self._compiles)):
+        with frame.active:
+            self._register(frame)
+            # A thread that waits for an accelerator uses no core, so such models overlap in `run` too.
+            threaded = threaded or any(state.on_accelerator for state in states)
+            threads = min(self._threads, len(states)) if threaded else 1
             self._work(frame, threads)
-        if frame.failures:
-            raise RuntimeErrors(frame.failures, frame.responses)
-        return frame.responses
+            while frame.cold and (frame.run_first_cold() or frame.await_cold(self._compiles)):
+                self._work(frame, threads)
+            responses = frame.all_responses()
+            failure = RuntimeErrors(frame.failures, responses) if frame.failures else None
+            # On one line each, as an interrupt between two would lose the answers.
+            if failure is not None:
+                raise (self._frames.pop(frame_number, None), failure)[1]
+            return (self._frames.pop(frame_number, None), responses)[1]
+
+    def _register(self, frame: _Frame) -> None:
+        """Put `frame` among those at work; it takes over the answers of frames that were interrupted."""
+        with self._lock:
+            abandoned = [other for other in self._frames.values() if other.abandoned]
+            for other in abandoned:
+                frame.earlier = merged(frame.earlier, other.all_responses())
+            self._frames[frame.number] = frame
+            for other in abandoned:
+                self._frames.pop(other.number, None)
 
     def _work(self, frame: _Frame, threads: int) -> None:
         if threads <= 1:
@@ -275,34 +293,74 @@ class Runtime:
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="memojax-runtime")
-        helpers = [self._pool.submit(contextvars.copy_context().run, frame.work) for _ in range(threads - 1)]
+        pool = self._pool
+        helpers = [pool.submit(contextvars.copy_context().run, frame.help) for _ in range(threads - 1)]
         frame.work()
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
 
 
+def merged(earlier: Responses, later: Responses) -> Responses:
+    """Both, and of an agent that is in both the later response."""
+    return {
+        brain: {**earlier.get(brain, {}), **later.get(brain, {})}
+        for brain in dict.fromkeys((*earlier, *later))
+    }
+
+
 class _Frame:
-    """One run over the waiting models: the queue, responses, failures, and models that must compile first."""
+    """One run over the waiting models: the queue, responses, failures, and models that must compile first.
+
+    Attributes:
+        number: frames begun before it, and one.
+        responses: of this frame; `earlier`: of frames that were interrupted before their callers got them.
+        failures: what models raised.
+        cold: models that must be compiled first.
+        helping: threads other than the caller's that work on it.
+        active: locked while the caller waits for the responses; an interrupt releases it.
+    """
 
     def __init__(
         self, states: list[BrainState], number: int, clock: Callable[[], float], deadline: float | None
     ):
         """States queued after the beginning of frame `number` are left to the next frame."""
+        self.number = number
         self.responses: Responses = {}
+        self.earlier: Responses = {}
+        self.helping: set[int] = set()
+        self.active = threading.Lock()
         self.failures: dict[BrainId, Exception] = {}
         self.cold: list[BrainState] = []
         self._queue = [(state.place, state) for state in states]
         heapq.heapify(self._queue)
-        self._number, self._clock, self._deadline = number, clock, deadline
+        self._clock, self._deadline = clock, deadline
         self._least = 0.0 if deadline is None else min((state.timings.least for state in states), default=0.0)
         self._at_work = 0
         self._lock = threading.Lock()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for its responses any more, and none come to them."""
+        return not self.active.locked() and not self.helping
+
+    def all_responses(self) -> Responses:
+        """Its own and earlier ones."""
+        return merged(self.earlier, self.responses) if self.earlier else self.responses
 
     def work(self) -> None:
         """Run models until none fits; several threads may call this at once."""
         while (chosen := self._next()) is not None:
             self._run(*chosen)
+
+    def help(self) -> None:
+        """`work` in another thread, for as long as the caller waits."""
+        thread = threading.get_ident()
+        self.helping.add(thread)
+        try:
+            self.work()
+        finally:
+            self.helping.discard(thread)
 
     def run_first_cold(self) -> bool:
         """Run the first model without a plan if nothing was answered: each call answers something."""
@@ -330,7 +388,7 @@ class _Frame:
     def _next(self) -> tuple[BrainState, float] | None:
         """The next model to run, and the start of the search, which is part of its cost."""
         with self._lock:
-            while self._queue:
+            while self._queue and self.active.locked():
                 started, must = self._clock(), not self.responses and not self._at_work
                 remaining = None if self._deadline is None else self._deadline - started
                 if remaining is not None and not must and (remaining <= 0 or remaining < self._least):
@@ -346,15 +404,13 @@ class _Frame:
 
     def _run(self, state: BrainState, started: float) -> None:
         try:
-            responses = state.run(started)
+            state.run(started, self.responses)
         except Exception as failure:
             with self._lock:
                 self.failures[state.brain] = failure
         else:
             with self._lock:
-                if responses:
-                    self.responses.setdefault(state.brain, {}).update(responses)
-                if 0 < state.since <= self._number:
+                if 0 < state.since <= self.number:
                     heapq.heappush(self._queue, (state.place, state))
         finally:
             with self._lock:

@@ -72,11 +72,15 @@ class Timings:
         """Note that a batch of `size` took `seconds`."""
         timing = self._by_size.get(size)
         if timing is None:
-            timing = self._by_size[size] = Timing()
-            bisect.insort(self._sizes, size)
-        elif timing.mean > 0:
-            self._ratios.add(min(seconds / timing.mean, _MOST_RATIO))
-        timing.add(seconds)
+            timing = Timing()
+            timing.add(seconds)
+            self._by_size[size] = timing
+        else:
+            if timing.mean > 0:
+                self._ratios.add(min(seconds / timing.mean, _MOST_RATIO))
+            timing.add(seconds)
+        if len(self._sizes) < len(self._by_size):
+            self._sizes = sorted(self._by_size)
 
     def get(self, size: int) -> Timing | None:
         """Timing of `size` itself, without interpolation."""

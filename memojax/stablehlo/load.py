@@ -23,6 +23,7 @@ from jax import export
 from ..errors import AssetError, DimensionError
 from ..lowering.typed_model import TypedModel
 from ..model.crvo import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
+from ..model.files import path_of, start_of
 from ..xla.fork import check_not_forked
 from .header import Header, arrays_of, header_and_body
 from .parse_guard import parse_failure
@@ -146,11 +147,7 @@ def _start_of(source: Any) -> bytes:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source[:HEADER_BYTES])
     if isinstance(source, (str, PathLike)):
-        try:
-            with open(source, "rb") as file:
-                return file.read(HEADER_BYTES)
-        except OSError:
-            return b""  # the loader that comes next raises for this path
+        return start_of(path_of(source), HEADER_BYTES)
     if hasattr(source, "read") and hasattr(source, "seek") and source.seekable():
         place = source.tell()
         start = source.read(HEADER_BYTES)

@@ -49,8 +49,8 @@ class Contender(abc.ABC):
         self._files = dict(
             zip((spec.name for spec in typed.api.inputs), self._rows.file_names[0], strict=True)
         )
-        self.row_by_row = self._rows.rule.kind == "vmap"
-        self.layout = FileLayout(
+        self.row_by_row: bool = self._rows.rule.kind == "vmap"
+        self.layout: FileLayout = FileLayout(
             typed.model.graph,
             typed.api,
             self._rows.constants,

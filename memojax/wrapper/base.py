@@ -101,8 +101,8 @@ class LayeredInferer(Inferer):
         Raises:
             IncompatibleModelError: the wrappers were made for another model.
         """
-        self.wrapper_stack = wrapper_stack
-        self.inferer = inferer
+        self.wrapper_stack: InfererWrapper = wrapper_stack
+        self.inferer: Inferer = inferer
         wrapper_stack.api(inferer)
 
     def __repr__(self) -> str:
@@ -135,7 +135,15 @@ class LayeredInferer(Inferer):
         return self.inferer.select_batch_size(max_count)
 
     def infer_raw(self, view: ScratchPadView) -> None:
-        self.wrapper_stack.invoke(self.inferer, view)
+        outermost = view.enter(self)
+        try:
+            self.wrapper_stack.invoke(self.inferer, view)
+        except BaseException:
+            if outermost:
+                view.leave()
+            raise
+        if outermost:
+            view.settle()
 
     def infer_arrays(
         self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
@@ -170,6 +178,8 @@ class StatefulInferer(LayeredInferer):
     >>> old is policy
     True
     """
+
+    inferer: Inferer
 
     def with_new_inferer(self, inferer: Inferer) -> StatefulInferer:
         """A new `StatefulInferer` with the same wrappers, and their state, around `inferer`.

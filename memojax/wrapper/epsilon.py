@@ -115,7 +115,7 @@ class EpsilonInjectorWrapper(InfererWrapper):
         """
         check_inferer(inferer)
         self.key = key
-        self.generator = generator or HighQualityNoiseGenerator()
+        self.generator: NoiseGenerator | HighQualityNoiseGenerator = generator or HighQualityNoiseGenerator()
         self._inner = inner
         names = [spec.name for spec in inner.api(inferer).inputs]
         if key not in names:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from .._types import Array
 from ..errors import (
-    DuplicateIdError,
     IncompatibleModelError,
-    InputShapeError,
-    UnknownAgentError,
     UnknownInputError,
 )
 from ..exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE, continuations
 from ..inferer.base import Inferer, check_inferer
 from ..model.signature import ModelApi, TensorSpec
 from ..rows.scratch import ScratchPadView
-from ..rows.states import as_dtype, can_cast
+from ..rows.states import can_cast
+from .agent_states import AgentStates
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 
@@ -66,7 +57,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
         """
         check_inferer(inferer)
         around = inner.api(inferer)
-        self.infos = tuple(find_pairs(around) if infos is None else infos)
+        self.infos: tuple[RecurrentInfo, ...] = tuple(find_pairs(around) if infos is None else infos)
         self._inner = inner
         self._pairs = _checked_pairs(around, self.infos)
         raw = inferer.raw_api
@@ -119,13 +110,22 @@ class RecurrentTrackerWrapper(InfererWrapper):
         if view.anonymous:
             for agent in self._states.unknown(view.ids):
                 self.begin_agent(inferer, agent)
-        ticket = self._states.gather(view, [inslot for inslot, _ in self._slots])
-        self._inner.invoke(inferer, view)
-        self._states.commit(ticket, [view.output(outslot) for _, outslot in self._slots])
+        outermost = view.enter(self)
+        try:
+            ticket = self._states.gather(view, [inslot for inslot, _ in self._slots])
+            self._inner.invoke(inferer, view)
+            self._states.stage(ticket, view, [view.output(outslot) for _, outslot in self._slots])
+        except BaseException:
+            if outermost:
+                view.leave()
+            raise
+        if outermost:
+            view.settle()
 
     def begin_agent(self, inferer: Inferer, agent: int) -> None:
-        self._states.begin(agent)
+        # Last in, first out: while this wrapper does not know the agent, nobody does, whatever is inside.
         self._inner.begin_agent(inferer, agent)
+        self._states.begin(agent)
 
     def end_agent(self, inferer: Inferer, agent: int) -> None:
         self._states.end(agent)
@@ -211,215 +211,6 @@ def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
         f"no output continues an input by name and shape; the model has {api}: name the pairs, "
         "RecurrentTracker(inferer, [RecurrentInfo(inkey, outkey)])"
     )
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """Rows of a call under way: their state goes back there, unless the agent is reset or ended meanwhile."""
-
-    rows: np.ndarray
-    epochs: np.ndarray
-
-
-class AgentStates:
-    """One array `[capacity, *shape]` for each piece of state, and the row of each agent; threads may share it.
-
-    A row's epoch changes when its agent begins, ends or is set, so a call that started before does not overwrite it. A fresh row counts
-    as zeros, whatever it holds. The rows of the last batch are remembered, because the next batch often has the same agents.
-    """
-
-    def __init__(self, specs: Sequence[TensorSpec]):
-        """Begin without agents; the arrays of `specs` lie on the host until rows on a device need them."""
-        self._specs = specs
-        self._device: jax.Device | None = None
-        self._stores: list[Any] = [np.zeros((0, *spec.shape), spec.dtype) for spec in specs]
-        self._row: dict[int, int] = {}
-        self._last: tuple[Sequence[int], np.ndarray] | None = None
-        self._free: list[int] = []
-        self._fresh = np.zeros(0, np.bool_)
-        self._epochs = np.zeros(0, np.int64)
-        self._wide = any(spec.dtype.itemsize >= 8 for spec in specs)
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            self._move(None)
-            return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
-
-    @property
-    def agents(self) -> list[int]:
-        """Agents that have begun and not ended."""
-        with self._lock:
-            return list(self._row)
-
-    def unknown(self, agents: Sequence[int]) -> list[int]:
-        with self._lock:
-            known = self._last is not None and self._last[0] == agents
-            return [] if known else [agent for agent in agents if agent not in self._row]
-
-    def begin(self, agent: int) -> None:
-        with self._lock:
-            row = self._row.get(agent)
-            if row is None:
-                if not self._free:
-                    self._grow()
-                row = self._row[agent] = self._free.pop()
-                self._last = None
-            self._fresh[row] = True
-            self._epochs[row] += 1
-
-    def end(self, agent: int) -> None:
-        with self._lock:
-            row = self._row_of(agent)
-            del self._row[agent]
-            self._last = None
-            self._epochs[row] += 1
-            self._free.append(row)
-
-    def read(self, agent: int) -> dict[str, np.ndarray]:
-        with self._lock:
-            row = self._row_of(agent)
-            fresh = self._fresh[row]
-            return {
-                spec.name: np.zeros(spec.shape, spec.dtype) if fresh else np.array(store[row])
-                for spec, store in zip(self._specs, self._stores, strict=True)
-            }
-
-    def write(self, agent: int, state: Mapping[str, Any]) -> None:
-        names = [spec.name for spec in self._specs]
-        if unknown := [name for name in state if name not in names]:
-            raise UnknownInputError(unknown, names, "the hidden state")
-        given = {spec.name: as_dtype(spec, state[spec.name]) for spec in self._specs if spec.name in state}
-        for spec in self._specs:
-            if spec.name in given and given[spec.name].shape != spec.shape:
-                raise InputShapeError(
-                    f"state {spec.name!r} has shape {list(given[spec.name].shape)}, expected {list(spec.shape)}"
-                )
-        with self._lock:
-            row = self._row_of(agent)
-            self._move(None)
-            for spec, store in zip(self._specs, self._stores, strict=True):
-                if spec.name in given:
-                    store[row] = given[spec.name]
-                elif self._fresh[row]:
-                    store[row] = 0
-            self._fresh[row] = False
-            self._epochs[row] += 1
-
-    def gather(self, view: ScratchPadView, slots: Sequence[int]) -> Ticket:
-        """Put the state of the view's agents into its input `slots`.
-
-        Raises:
-            UnknownAgentError, DuplicateIdError: an agent is unknown, or twice in the batch.
-        """
-        with self._lock:
-            rows = self._rows_of(view.ids)
-            self._move(view.device)
-            zeroed = self._fresh[rows]
-            if view.device is None:
-                if view.dones is not None:
-                    zeroed = zeroed | view.dones
-                for slot, store in zip(slots, self._stores, strict=True):
-                    states = view.input_slot_mut(slot)
-                    np.take(store, rows, axis=0, out=states, mode="clip")
-                    if zeroed.any():
-                        states[zeroed] = 0
-            else:
-                with self._scope():
-                    for slot, states in zip(
-                        slots, _take(self._stores, rows, zeroed, view.dones), strict=True
-                    ):
-                        view.set_input(slot, states)
-            return Ticket(rows, self._epochs[rows])
-
-    def commit(self, ticket: Ticket, states: Sequence[Array]) -> None:
-        """Store `states`, one array of rows per piece of state, for the agents of `ticket`."""
-        with self._lock:
-            rows, device = ticket.rows, self._device
-            valid = self._epochs[rows] == ticket.epochs
-            if not valid.all():
-                rows, states = rows[valid], [state[valid] for state in states]
-            if device is None:
-                for store, state in zip(self._stores, states, strict=True):
-                    store[rows] = state
-            else:
-                with self._scope():
-                    self._stores = _put(
-                        self._stores, rows, [jax.device_put(state, device) for state in states]
-                    )
-            self._fresh[rows] = False
-
-    def _rows_of(self, agents: Sequence[int]) -> np.ndarray:
-        if self._last is not None and self._last[0] == agents:
-            return self._last[1]
-        rows = np.array([self._row.get(agent, -1) for agent in agents], np.int32)
-        if unknown := [agent for agent, row in zip(agents, rows, strict=True) if row < 0]:
-            raise UnknownAgentError(_UNKNOWN.format(", ".join(map(str, unknown))))
-        if len(set(agents)) < len(agents):
-            twice = next(agent for agent, count in Counter(agents).items() if count > 1)
-            raise DuplicateIdError(
-                f"agent {twice} is in this batch twice: its state can only be continued once"
-            )
-        self._last = agents if isinstance(agents, range) else list(agents), rows
-        return rows
-
-    def _row_of(self, agent: int) -> int:
-        row = self._row.get(agent)
-        if row is None:
-            raise UnknownAgentError(_UNKNOWN.format(agent))
-        return row
-
-    def _grow(self) -> None:
-        old = len(self._fresh)
-        new = max(2 * old, _FIRST_ROWS)
-        device = self._device
-        self._move(None)
-        for index, store in enumerate(self._stores):
-            self._stores[index] = np.concatenate(
-                [store, np.zeros((new - old, *store.shape[1:]), store.dtype)]
-            )
-        self._fresh = np.concatenate([self._fresh, np.zeros(new - old, np.bool_)])
-        self._epochs = np.concatenate([self._epochs, np.zeros(new - old, np.int64)])
-        self._free.extend(range(new - 1, old - 1, -1))
-        self._move(device)
-
-    def _move(self, device: jax.Device | None) -> None:
-        if device is self._device:
-            return
-        with self._scope():
-            self._stores = [
-                np.array(store) if device is None else jax.device_put(store, device) for store in self._stores
-            ]
-        self._device = device
-
-    def _scope(self) -> AbstractContextManager[Any]:
-        """A scope in which 64-bit state stays 64 bits wide, whatever the caller's x64 setting."""
-        return jax.enable_x64(True) if self._wide else nullcontext()
-
-
-_FIRST_ROWS = 16
-_UNKNOWN = "no hidden state for agent {}: it was never begun, or has ended; call begin_agent first"
-
-
-@jax.jit
-def _take(
-    stores: list[jax.Array], rows: jax.Array, fresh: jax.Array, dones: jax.Array | None
-) -> list[jax.Array]:
-    zeroed = fresh if dones is None else fresh | dones.astype(bool)
-    return [
-        jnp.where(zeroed.reshape(-1, *[1] * (store.ndim - 1)), jnp.zeros((), store.dtype), store[rows])
-        for store in stores
-    ]
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(stores: list[jax.Array], rows: jax.Array, states: list[jax.Array]) -> list[jax.Array]:
-    return [
-        store.at[rows].set(state.astype(store.dtype)) for store, state in zip(stores, states, strict=True)
-    ]
 
 
 def _checked_pairs(api: ModelApi, infos: Sequence[RecurrentInfo]) -> list[tuple[TensorSpec, TensorSpec]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 T = TypeVar("T")
 
 _NICENESS = 10

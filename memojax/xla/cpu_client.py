@@ -10,7 +10,7 @@ import jax
 
 from ..errors import DeviceError
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 _lock = threading.Lock()
 
 

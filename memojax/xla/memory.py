@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from ..limits import MEMORY, counting_rows, for_rows
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -27,6 +29,16 @@ def bytes_per_row(compiled: Any, size: int) -> float:
         return (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / size
     except Exception:  # backends without this analysis raise various errors
         return 0.0
+
+
+def check_memory(compiled: Any, rows: int) -> None:
+    """See that an executable made of a file needs no more memory to run than a file may ask for.
+
+    Raises:
+        LimitError: it does.
+    """
+    with counting_rows(rows):
+        MEMORY.check(int(bytes_per_row(compiled, 1)), f"this model, run on {rows} row(s),", for_rows(MEMORY))
 
 
 def readable(count: float) -> str:

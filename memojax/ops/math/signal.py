@@ -30,7 +30,7 @@ def hann_window(size, *, output_datatype=1, periodic=1):
 
 
 def _window(coefficients, size, output_datatype, periodic):
-    (n,) = checked_shape((scalar(size),))
+    (n,) = checked_shape((scalar(size),), 32)
     angle = 2 * np.pi * np.arange(n) / (n if periodic else n - 1)
     return cast(
         sum(factor * np.cos(k * angle) for k, factor in enumerate(coefficients)), dtype_of(output_datatype)
@@ -70,13 +70,14 @@ def mel_weight_matrix(
     The bands are (upper - lower) / (num_mel_bins + 2) mel apart, as in ONNX's reference and onnxruntime; the spec does not say.
     """
     bands, length = scalar(num_mel_bins), scalar(dft_length)
+    spectrum, _ = checked_shape((length // 2 + 1, bands + 2), 40)
     low, high = (
         2595 * np.log10(1 + float(scalar(edge)) / 700) for edge in (lower_edge_hertz, upper_edge_hertz)
     )
     mels = low + np.arange(bands + 2) * (high - low) / (bands + 2)
     bins = (length + 1) * 700 * (10 ** (mels / 2595) - 1) // scalar(sample_rate)
     left, center, right = bins[:-2], bins[1:-1], bins[2:]
-    row = np.arange(checked_shape((length // 2 + 1, bands))[0])[:, None]
+    row = np.arange(spectrum)[:, None]
     rising = np.where(center > left, (row - left) / np.maximum(center - left, 1), row >= center)
     falling = np.where(right > center, (right - row) / np.maximum(right - center, 1), row <= center)
     return cast(np.maximum(np.minimum(rising, falling), 0), dtype_of(output_datatype))

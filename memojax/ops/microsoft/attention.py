@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from .._common import cast, ints, nx, traced
 from ..nn.attention import rotary_embedding
 from ..nn.norm import layer_normalization, wide
 from ..registry import op
+from ..tensor.index import InRange, take_by_data
 from ._common import MICROSOFT
 
 FILTER = -10000.0
@@ -178,6 +180,7 @@ def rotary_embedding_with_offset(
         interleaved=interleaved,
         num_heads=heads,
         rotary_embedding_dim=rotary_embedding_dim,
+        in_range=lambda *_, **__: False,
     )
 
 
@@ -195,19 +198,20 @@ def embed_layer_normalization(
     *,
     epsilon: float = 9.999999960041972e-13,
     mask_index_type: int = 0,
+    in_range: InRange,
 ) -> tuple[GraphValue, GraphValue, GraphValue]:
     """Word, position and segment embeddings added up and normalised; the length of each row by its mask; the sum."""
 
-    def embedded(table: GraphValue, ids: GraphValue) -> GraphValue:
-        return jnp.take(traced(table), ids, axis=0, mode="clip")
+    def embedded(table: GraphValue, ids: GraphValue, position: int) -> GraphValue:
+        return take_by_data(table, ids, 0, functools.partial(in_range, position))
 
     positions: Any = (
         position_embedding[: input_ids.shape[1]]
         if position_ids is None
-        else embedded(position_embedding, position_ids)
+        else embedded(position_embedding, position_ids, 8)
     )
-    total = embedded(word_embedding, input_ids) + positions
+    total = embedded(word_embedding, input_ids, 0) + positions
     if segment_ids is not None:
-        total = total + embedded(segment_embedding, segment_ids)
+        total = total + embedded(segment_embedding, segment_ids, 1)
     lengths = np.zeros(input_ids.shape[0], np.int32) if mask is None else cast(nx.sum(mask, axis=1), np.int32)
     return layer_normalization(total, gamma, beta, epsilon=epsilon)[0], lengths, total

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
 from ..._types import GraphValue
 from .._common import cast, is_static, nx, traced
 from ..registry import op
+from ..tensor.index import InRange, take_by_data, take_static
 from ._scores import ML
 
 
@@ -70,7 +73,7 @@ def feature_vectorizer(*X: GraphValue, inputdimensions: tuple[int, ...] = ()) ->
 
 
 @op("ArrayFeatureExtractor", domain=ML)
-def array_feature_extractor(X: GraphValue, Y: GraphValue) -> GraphValue:
+def array_feature_extractor(X: GraphValue, Y: GraphValue, *, in_range: InRange) -> GraphValue:
     """Elements of the last axis; a vector is one row. https://onnx.ai/onnx/operators/onnx_aionnxml_ArrayFeatureExtractor.html
 
     Of strings at positions that depend on data, the positions themselves.
@@ -82,7 +85,9 @@ def array_feature_extractor(X: GraphValue, Y: GraphValue) -> GraphValue:
         return np.take(X, Y, axis=-1)
     if is_static(Y) and Y.size and np.array_equal(Y, np.arange(Y[0], Y[0] + Y.size)):
         return X[..., int(Y[0]) : int(Y[0]) + Y.size]
-    return jnp.take(traced(X), Y, axis=-1, mode="clip")
+    if is_static(Y):
+        return take_static(traced(X), Y, X.ndim - 1)
+    return take_by_data(X, Y, X.ndim - 1, functools.partial(in_range, 1))
 
 
 @op("ZipMap", domain=ML)

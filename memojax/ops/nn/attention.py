@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...model.tensor import dtype_of
-from .._common import cast, nx, traced
+from .._common import cast, is_static, nx, traced
 from ..registry import op
+from ..tensor.index import take_by_data
 from .norm import wide
 
 RAW, CAPPED, BIASED, PROBABILITIES = range(4)
@@ -138,14 +139,25 @@ def _with_bias(scores: jax.Array, bias: Any) -> tuple[jax.Array, Any]:
 
 @op("RotaryEmbedding", since=23)
 def rotary_embedding(
-    x, cos_cache, sin_cache, position_ids=None, *, interleaved=0, num_heads=None, rotary_embedding_dim=0
+    x,
+    cos_cache,
+    sin_cache,
+    position_ids=None,
+    *,
+    interleaved=0,
+    num_heads=None,
+    rotary_embedding_dim=0,
+    in_range,
 ):
     """Rotate pairs of features by angles that depend on the position. https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html"""
     split = nx.reshape(x, (*x.shape[:2], num_heads, -1)) if x.ndim == 3 else x
     head_axis = 2 if x.ndim == 3 else 1
     if position_ids is not None:
         cos_cache, sin_cache = (
-            nx.take(cache, position_ids, axis=0, mode="clip") for cache in (cos_cache, sin_cache)
+            cache[position_ids]
+            if is_static(cache, position_ids)
+            else take_by_data(cache, position_ids, 0, functools.partial(in_range, 3))
+            for cache in (cos_cache, sin_cache)
         )
     cos, sin = nx.expand_dims(cos_cache, head_axis), nx.expand_dims(sin_cache, head_axis)
     turned, rest = (

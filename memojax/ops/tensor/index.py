@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ from jax import lax
 from ..._types import GraphValue, Shape
 from .._common import cast, checked_shape, ints, is_static, normalize_axes, normalize_axis, nx, scalar, traced
 from ..registry import op
+
+InRange = Callable[..., bool]
+"""(position of an input, least value, greatest value) -> whether it is known to lie between them; see `op`."""
 
 
 @op("Slice", until=10)
@@ -71,25 +75,37 @@ def take_ranges(x: jax.Array, ranges: Sequence[range | None]) -> jax.Array:
     return lax.rev(x, backward) if backward else x
 
 
+# An index that data gives may lie outside of what it points into. Clamped, it would point at another entry, a plausible wrong answer:
+# what it takes is NaN instead, or the least number of a signed and the greatest of an unsigned dtype (JAX's mode "fill"). ONNX Runtime
+# raises an error, which an executable cannot.
+
+
 @op("Gather")
-def gather(data: GraphValue, indices: GraphValue, *, axis: int = 0) -> GraphValue:
+def gather(data: GraphValue, indices: GraphValue, *, axis: int = 0, in_range: InRange) -> GraphValue:
     """Entries along `axis`, a slice where the indices are a known range. https://onnx.ai/onnx/operators/onnx__Gather.html"""
     axis = normalize_axis(axis, data.ndim)
     if is_static(data, indices):
         return np.take(data, indices, axis=axis)
     if is_static(indices):
         return take_static(data, indices, axis)
-    return jnp.take(traced(data), _non_negative(indices, data.shape[axis]), axis=axis, mode="clip")
+    return take_by_data(data, indices, axis, functools.partial(in_range, 1))
+
+
+def take_by_data(data: GraphValue, indices: GraphValue, axis: int, known: Callable[..., bool]) -> jax.Array:
+    """`jnp.take` with indices that data gives; `known` tells whether they lie between two bounds."""
+    length = data.shape[axis]
+    if not known(-length, length - 1):
+        return jnp.take(traced(data), indices, axis=axis, mode="fill")
+    if not known(0, length - 1, checked=False):
+        indices = nx.where(indices < 0, indices + np.array(length, indices.dtype), indices)
+    return jnp.take(traced(data), indices, axis=axis, mode="clip")
 
 
 def take_static(data: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
     """`jnp.take` with known indices: a slice where they are a range."""
     length = data.shape[axis]
     flat = np.asarray(indices, np.int64).ravel()
-    if np.any((flat < -length) | (flat >= length)):
-        raise ValueError(
-            f"index {flat[(flat < -length) | (flat >= length)][0]} is out of range for the {length} entries of axis {axis}"
-        )
+    _check_known(flat, length, axis)
     flat = np.where(flat < 0, flat + length, flat)
     step = int(flat[1] - flat[0]) if flat.size > 1 else 1
     if flat.size and step and np.all(np.diff(flat) == step):
@@ -101,35 +117,52 @@ def take_static(data: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
     return jnp.take(data, flat.astype(np.int32).reshape(indices.shape), axis=axis, mode="clip")
 
 
-def _non_negative(indices: GraphValue, length: int) -> GraphValue:
-    return nx.where(indices < 0, indices + np.array(length, indices.dtype), indices)
-
-
 @op("GatherElements", since=11)
-def gather_elements(data: GraphValue, indices: GraphValue, *, axis: int = 0) -> GraphValue:
+def gather_elements(data: GraphValue, indices: GraphValue, *, axis: int = 0, in_range: InRange) -> GraphValue:
     """An element of `data` for each index, along `axis`. https://onnx.ai/onnx/operators/onnx__GatherElements.html"""
     axis = normalize_axis(axis, data.ndim)
     if data.shape != indices.shape:
         data = data[tuple(slice(None) if i == axis else slice(dim) for i, dim in enumerate(indices.shape))]
-    return _take_along(data, indices, axis)
+    length = data.shape[axis]
+    _check_known(indices, length, axis)
+    return _take_along(data, indices, axis, "clip" if in_range(1, -length, length - 1) else "fill")
 
 
-def _take_along(data: GraphValue, indices: GraphValue, axis: int) -> GraphValue:
+def _take_along(data: GraphValue, indices: GraphValue, axis: int, mode: Any = "clip") -> GraphValue:
     if is_static(data, indices):
         return np.take_along_axis(data, indices, axis=axis)
-    return jnp.take_along_axis(traced(data), traced(indices), axis=axis, mode="clip")
+    return jnp.take_along_axis(traced(data), traced(indices), axis=axis, mode=mode)
 
 
 @op("GatherND", since=11)
-def gather_nd(data: GraphValue, indices: GraphValue, *, batch_dims: int = 0) -> GraphValue:
+def gather_nd(data: GraphValue, indices: GraphValue, *, batch_dims: int = 0, in_range: InRange) -> GraphValue:
     """Slices of `data` at index tuples, the first `batch_dims` axes in step. https://onnx.ai/onnx/operators/onnx__GatherND.html"""
     rank = indices.ndim - 1
     batch = [
         np.arange(data.shape[i]).reshape([-1 if j == i else 1 for j in range(rank)])
         for i in range(batch_dims)
     ]
-    where = (*batch, *(indices[..., i] for i in range(indices.shape[-1])))
-    return data[where] if is_static(data, indices) else traced(data).at[where].get(mode="clip")
+    columns = [indices[..., i] for i in range(indices.shape[-1])]
+    where = (*batch, *columns)
+    if is_static(data, indices):
+        return data[where]
+    lengths = np.array(data.shape[batch_dims : len(where)])
+    for offset, (column, length) in enumerate(zip(columns, lengths, strict=True)):
+        _check_known(column, int(length), batch_dims + offset)
+    known = not columns or in_range(1, -lengths, lengths - 1)
+    return traced(data).at[where].get(mode="clip" if known else "fill")
+
+
+def _check_known(indices: GraphValue, length: int, axis: int) -> None:
+    """See that indices that are known while tracing lie in range.
+
+    Raises:
+        ValueError: one does not.
+    """
+    if is_static(indices) and np.any(wrong := (indices < -length) | (indices >= length)):
+        raise ValueError(
+            f"index {np.asarray(indices)[wrong][0]} is out of range for the {length} entries of axis {axis}"
+        )
 
 
 @op("Where", since=9)

@@ -48,7 +48,8 @@ def _pad(data: GraphValue, pads: Shape, fill: GraphValue, axes: Any, mode: str) 
     for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
         widths[axis] = (before, after)
     checked_shape(
-        [dim + max(low, 0) + max(high, 0) for dim, (low, high) in zip(data.shape, widths, strict=True)]
+        [dim + max(low, 0) + max(high, 0) for dim, (low, high) in zip(data.shape, widths, strict=True)],
+        2 * data.dtype.itemsize if is_static(data, fill) else 0,
     )
     if mode == "constant" and not is_static(data, fill):
         return lax.pad(traced(data), traced(fill), [(low, high, 0) for low, high in widths])

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..._types import GraphValue, Shape
-from .._common import checked_shape, ints, normalize_axes, normalize_axis, nx
+from .._common import checked_shape, ints, is_static, normalize_axes, normalize_axis, nx
 from ..registry import op
 
 
@@ -138,7 +138,8 @@ def tile(input: GraphValue, repeats: GraphValue) -> GraphValue:
     counts = ints(repeats)
     if len(counts) != input.ndim:
         raise ValueError(f"{len(counts)} repeats given for an input of rank {input.ndim}")
-    checked_shape([dim * count for dim, count in zip(input.shape, counts, strict=True)])
+    made = [dim * count for dim, count in zip(input.shape, counts, strict=True)]
+    checked_shape(made, input.dtype.itemsize if is_static(input) else 0)
     return nx.tile(input, counts)
 
 

@@ -1,0 +1,3 @@
+"""How a policy fits the tools around it: plain calls, PyTorch, Stable-Baselines3, and many weights at once."""
+
+from .predictor import Predictor as Predictor

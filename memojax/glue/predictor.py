@@ -1,0 +1,220 @@
+"""`predict` with Stable-Baselines3's signature, so its `evaluate_policy` and callbacks take a policy of memojax."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+
+from ..errors import InputShapeError, MemojaxError, SpaceMismatchError
+from ..evaluation.actions import ActionKind, UnknownActions, action_kind
+from ..evaluation.connection import Connection, Wiring, join
+from ..evaluation.observations import WHOLE, Field, ObservationReader, PlainObservations, Rows
+from ..inferer.base import Inferer
+from ..model.signature import TensorSpec
+from ..wrapper.base import LayeredInferer
+from .torch_arrays import from_torch, is_torch, to_torch
+
+log = logging.getLogger("memojax")
+
+State = tuple[np.ndarray, ...]
+"""Hidden state of all agents: an array `[n, *shape]` for each piece."""
+
+_UNCLIPPED = (
+    "predict gives the actions of output %r as they are: without the action space they are neither clipped nor scaled; "
+    "policy.for_env(env) knows the space"
+)
+
+
+@final
+class Predictor:
+    """A policy for the spaces of an environment; where Stable-Baselines3 expects a model, this fits.
+
+    >>> import gymnasium
+    >>> env = gymnasium.make("Acrobot-v1")
+    >>> agent = memojax.load(memojax.policies.bundled("acrobot_ppo")).for_env(env)
+    >>> action, state = agent.predict(env.reset(seed=0)[0], deterministic=True)
+    >>> env.action_space.contains(int(action))
+    True
+    """
+
+    def __init__(self, policy: Inferer, env: Any = None, wiring: Wiring | None = None, seed: int = 0):
+        """Join `policy` to the spaces of `env`; without one, to whatever observations come.
+
+        Args:
+            env: anything with an `observation_space` and an `action_space`.
+            seed: of the draws where `deterministic` is False.
+
+        Raises:
+            SpaceMismatchError: the spaces do not fit the model; both sides are named.
+        """
+        self.policy, self.env = policy, env
+        self._wiring, self._seed = wiring or Wiring(), seed
+        self._generator = np.random.default_rng(seed)
+        self._joined: dict[Any, Connection] = {}
+        if env is not None:
+            name = getattr(getattr(env, "spec", None), "id", type(env).__name__)
+            self._reader = ObservationReader(env.observation_space, self._wiring.observation_transforms)
+            self._kind: ActionKind = action_kind(env.action_space, name)
+            self._where = name
+            self._connection(self._reader, True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Predictor, (self.policy, self.env, self._wiring, self._seed)
+
+    def predict(
+        self,
+        observation: Any,
+        state: State | None = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        action_masks: Any = None,
+    ) -> tuple[Any, State | None]:
+        """Actions for one observation or a batch of them, and the next hidden state.
+
+        Args:
+            observation: array, or part -> array; with or without an axis for agents in front. A tensor gives a tensor.
+            state: what the last call gave; None at the very start.
+            episode_start: bool[n], agents whose episode is new, and whose state is therefore zeroed.
+            deterministic: take the best action rather than draw one.
+            action_masks: bool[n, actions], the actions that are allowed (sb3-contrib's `MaskablePPO`).
+
+        Raises:
+            SpaceMismatchError: the observation does not fit, or which output is the action is not known.
+            ActionError: the policy gave NaN, or an action outside of a discrete space.
+        """
+        tensor = is_torch(observation)
+        if tensor:
+            observation = np.asarray(from_torch("the observation", observation))
+        rows, batched, connection = self._read(observation, deterministic)
+        n = len(next(iter(rows.values())))
+        fresh = _flags(episode_start, n)
+        inputs: dict[str, Any] = {feed.input.name: feed(rows) for feed in connection.feeds}
+        inputs.update((spec.name, self._noise(spec, n, deterministic)) for spec in connection.noise)
+        inputs.update((spec.name, _mask_rows(action_masks, spec, n)) for spec in connection.masks)
+        inputs.update(
+            (spec.name, fresh.reshape(n, *spec.shape).astype(spec.dtype)) for spec in connection.starts
+        )
+        hidden = self._hidden(connection, state, n, fresh)
+        # A policy that keeps state itself, by agent, is told whose episode is new.
+        keeps = isinstance(self.policy, LayeredInferer)
+        outputs = self.policy.infer_arrays({**inputs, **hidden}, dones=fresh if keeps else None)
+        allowed = None if action_masks is None or connection.masks else np.asarray(action_masks)
+        actions = connection.actor(outputs, [self._generator] * n, allowed)
+        for transform in connection.action_transforms:
+            actions = transform(actions)
+        if connection.actor.space is not None:
+            actions = actions.astype(connection.actor.space.dtype, copy=False)
+        if connection.memory:
+            state = tuple(np.array(outputs[pair.outkey]) for pair in connection.memory)
+        actions = np.array(actions) if batched else np.array(actions[0])
+        return (to_torch(actions, False) if tensor else actions), state
+
+    # What Stable-Baselines3's callbacks ask a model for.
+
+    num_timesteps = 0
+
+    @property
+    def logger(self) -> Any:
+        """Stable-Baselines3's logger, which writes nowhere until it is configured."""
+        if "_logger" not in self.__dict__:
+            from stable_baselines3.common.logger import Logger  # pyright: ignore[reportMissingImports]
+
+            self._logger = Logger(folder=None, output_formats=[])
+        return self._logger
+
+    def get_env(self) -> Any:
+        """The environment that this policy was joined to."""
+        return self.env
+
+    def get_vec_normalize_env(self) -> Any:
+        """The `VecNormalize` around that environment, or None; its statistics are not this policy's to change."""
+        return None
+
+    def _read(self, observation: Any, deterministic: bool) -> tuple[Mapping[str, Rows], bool, Connection]:
+        if self.env is not None:
+            rows, batched = self._reader.batch(observation)
+            return rows, batched, self._connection(self._reader, deterministic)
+        failure: MemojaxError | None = None
+        for batched in (True, False):
+            reader = _GivenReader(observation, batched)
+            try:
+                return reader.rows, batched, self._connection(reader, deterministic)
+            except SpaceMismatchError as mismatch:
+                failure = failure or mismatch
+        assert failure is not None
+        raise failure
+
+    def _connection(self, reader: ObservationReader | _GivenReader, deterministic: bool) -> Connection:
+        signature = deterministic, *((field.name, field.shape, field.dtype) for field in reader.fields)
+        if signature not in self._joined:
+            known = self.env is not None
+            kind = self._kind if known else UnknownActions(None)
+            where = self._where if known else "the environment"
+            joined = join(self.policy, reader, kind, where, self._wiring, deterministic)
+            if not known and joined.actor.reading.how == "value" and not joined.action_transforms:
+                log.warning(_UNCLIPPED, joined.actor.reading.output.name)
+            self._joined[signature] = joined
+        return self._joined[signature]
+
+    def _noise(self, spec: TensorSpec, n: int, deterministic: bool) -> np.ndarray:
+        shape = (n, *spec.shape)
+        drawn = np.zeros(shape) if deterministic else self._generator.standard_normal(shape)
+        return drawn.astype(spec.dtype)
+
+    def _hidden(
+        self, connection: Connection, state: Sequence[Any] | None, n: int, fresh: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Hidden state by input name, zeros for those whose episode is new."""
+        specs = {spec.name: spec for spec in self.policy.api.inputs}
+        wanted = [specs[pair.inkey] for pair in connection.memory]
+        if not wanted:
+            return {}
+        if state is None:
+            return {spec.name: np.zeros((n, *spec.shape), spec.dtype) for spec in wanted}
+        given = [np.array(piece) for piece in state]
+        for spec, piece in zip(wanted, given, strict=True):
+            if piece.shape != (n, *spec.shape):
+                raise InputShapeError(
+                    f"state for {spec.name!r} has shape {list(piece.shape)}, expected {[n, *spec.shape]}: give back what predict gave"
+                )
+            piece[fresh] = 0
+        return {spec.name: piece.astype(spec.dtype) for spec, piece in zip(wanted, given, strict=True)}
+
+
+class _GivenReader:
+    """Observations of an unknown space, as they come."""
+
+    def __init__(self, observation: Any, batched: bool):
+        parts = observation if isinstance(observation, Mapping) else {WHOLE: observation}
+        arrays = {name: np.asarray(value) for name, value in parts.items()}
+        if batched and any(not value.ndim for value in arrays.values()):
+            batched = False
+        self.rows = arrays if batched else {name: value[None] for name, value in arrays.items()}
+        self.fields = [
+            Field(name, value.shape[1:], value.dtype, PlainObservations(None))
+            for name, value in self.rows.items()
+        ]
+
+    def __call__(self, observations: Sequence[Any]) -> dict[str, Rows]:
+        raise NotImplementedError("rows are read when they come")
+
+
+def _flags(given: Any, n: int) -> np.ndarray:
+    if given is None:
+        return np.zeros(n, bool)
+    flags = np.asarray(given, bool).reshape(-1)
+    if len(flags) != n:
+        raise InputShapeError(f"episode_start has {len(flags)} flags for {n} observations")
+    return flags
+
+
+def _mask_rows(given: Any, spec: TensorSpec, n: int) -> np.ndarray:
+    if given is None:
+        return np.ones((n, *spec.shape), spec.dtype)
+    try:
+        return np.asarray(given).reshape(n, *spec.shape).astype(spec.dtype)
+    except ValueError as cause:
+        raise SpaceMismatchError(f"action_masks does not fit the model's input {spec}: {cause}") from cause

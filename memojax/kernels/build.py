@@ -1,0 +1,147 @@
+"""Compiles the kernels; used by the build of the wheel, by tests, and as `python -m memojax.kernels.build [FOLDER]`.
+
+It needs nothing but the standard library, because it runs where neither JAX nor memojax is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+NATIVE = Path(__file__).with_name("native")
+
+_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-threadsafe-statics",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-unknown-warning-option",
+]
+_X86 = {
+    "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma"],
+}
+
+
+class BuildError(Exception):
+    """The kernels cannot be compiled here."""
+
+
+def library_name() -> str:
+    """Name of the file, beside this one."""
+    return "_kernels.dylib" if sys.platform == "darwin" else "_kernels.so"
+
+
+def supported() -> bool:
+    """Whether there are kernels for this kind of machine."""
+    return sys.platform in ("linux", "darwin") and sys.byteorder == "little" and sys.maxsize > 1 << 32
+
+
+def sources_digest() -> str:
+    """Tells whether a library was built from these sources."""
+    digest = hashlib.sha256()
+    for path in sorted(NATIVE.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """Commands that compile and link."""
+
+    compile: list[str]
+    link: list[str]
+
+
+def system_compiler() -> Compiler | None:
+    """The system's C++ compiler: $CXX, or the first one on the path."""
+    if given := os.environ.get("CXX"):
+        return Compiler(shlex.split(given), shlex.split(given))
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    return Compiler([found], [found]) if found else None
+
+
+def ziglang() -> Compiler | None:
+    """The compiler in the Python package `ziglang`, where that is installed."""
+    try:
+        import ziglang  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    command = [sys.executable, "-m", "ziglang"]
+    # Left alone it compiles for this very CPU. Linked as C, it need not build a C++ library first, which takes a minute.
+    return Compiler([*command, "c++", "-mcpu=baseline", "-fno-sanitize=undefined"], [*command, "cc"])
+
+
+def build(folder: Path, flags: Sequence[str] = ()) -> Path:
+    """Compile the library into `folder`, with further flags for compiler and linker.
+
+    Raises:
+        BuildError: no compiler is there, or none can do it.
+    """
+    if not supported():
+        raise BuildError(f"no kernels for {sys.platform} {platform.machine()}")
+    compilers = [compiler for compiler in (system_compiler(), ziglang()) if compiler]
+    if not compilers:
+        raise BuildError("no C++ compiler: none of $CXX, c++, g++, clang++, ziglang")
+    failures = []
+    for compiler in compilers:
+        try:
+            return _build_with(compiler, folder, list(flags))
+        except (BuildError, OSError) as cause:
+            failures.append(str(cause))
+    raise BuildError("\n".join(failures))
+
+
+def _build_with(compiler: Compiler, folder: Path, flags: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        units = [(NATIVE / "pool.cc", "pool", []), (NATIVE / "program.cc", "program", [])]
+        sets = {**_X86, "portable": []} if platform.machine() in ("x86_64", "AMD64") else {"portable": []}
+        units += [
+            (NATIVE / "compute.cc", isa, [f"-DMEMOJAX_ISA={isa}", *extra]) for isa, extra in sets.items()
+        ]
+        define = f'-DMEMOJAX_SOURCES="{sources_digest()}"'
+
+        def compile_one(unit: tuple[Path, str, list[str]]) -> str:
+            source, name, extra = unit
+            target = str(Path(scratch, f"{name}.o"))
+            _run([*compiler.compile, *_FLAGS, *extra, *flags, define, "-c", str(source), "-o", target])
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+            objects = list(threads.map(compile_one, units))
+        made = Path(scratch, library_name())
+        stripped = [] if flags or sys.platform == "darwin" else ["-s"]
+        _run([*compiler.link, "-shared", "-pthread", *stripped, *flags, "-o", str(made), *objects])
+        final = folder / library_name()
+        os.replace(made, final)
+    return final
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"{shlex.join(command)}:\n{done.stderr.strip()[-2000:]}")
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent))

@@ -1,0 +1,527 @@
+"""From steps of a traced function to the steps of a program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from .group import Group, Pending
+from .program import ABSENT, ARENA, MOST_RUNS, Operand, Place, Product, Program
+from .values import Constant, Dim, Factor, Recipe, Refused, Value, contiguous, merged, outside, refined
+
+Known = Value | Constant | Pending
+
+
+@dataclass
+class _Slot:
+    """Room in the arena: floats for each block, and the steps that use it."""
+
+    size: int
+    first: int
+    last: int
+
+
+@dataclass
+class Weight:
+    """An argument of the program that is made of weights: `source` by `recipe`."""
+
+    source: Any
+    recipe: Recipe
+    size: int
+
+
+@dataclass
+class Emitter:
+    """A program under way, for one island.
+
+    Attributes:
+        blocks: rows of the plan.
+        panel: columns of a panel of packed weights.
+        weights: arguments that are made of weights; they stand behind the `n_inputs` others.
+    """
+
+    blocks: int
+    panel: int
+    n_inputs: int
+    weights: list[Weight] = field(default_factory=list)
+    group: Group | None = None
+    _ops: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    _slots: list[_Slot] = field(default_factory=list)
+    _weights: dict[Any, int] = field(default_factory=dict)
+    _made: dict[int, Value] = field(default_factory=dict)
+    has_product: bool = False
+
+    # Memory ---------------------------------------------------------------------------------------------------------
+
+    def new(self, shape: Sequence[int], axis: int | None, order: Sequence[int] | None = None) -> Value:
+        """A value in the arena, without gaps, the last dimension of `order` innermost."""
+        dims, size = contiguous(shape, axis, self.blocks, order)
+        self._slots.append(_Slot(size, len(self._ops), len(self._ops)))
+        return Value(tuple(shape), axis, size, dims, ARENA, slot=len(self._slots) - 1)
+
+    def weight(self, source: Any, recipe: Recipe, size: int) -> Place:
+        """An argument made of weights."""
+        key = (source if isinstance(source, int) else id(source), recipe)
+        if key not in self._weights:
+            self._weights[key] = len(self.weights)
+            self.weights.append(Weight(source, recipe, size))
+        return Place(-100 - self._weights[key])
+
+    def emit(self, method: str, uses: Sequence[Value], **given: Any) -> None:
+        """Add a step that touches `uses`."""
+        for value in uses:
+            if value.slot >= 0:
+                self._slots[value.slot].last = len(self._ops)
+        self._ops.append((method, given))
+
+    def here(self, value: Known) -> Value:
+        """`value` in memory.
+
+        Raises:
+            Refused: it is a constant.
+        """
+        if isinstance(value, Pending):
+            if value.value is None:
+                self.flush()
+            assert value.value is not None
+            return value.value
+        if isinstance(value, Constant):
+            raise Refused("a constant as a value")
+        return value
+
+    def flush(self) -> None:
+        """Emit the elementwise code that waits."""
+        if self.group is not None:
+            group, self.group = self.group, None
+            try:
+                group.emit(self)
+            except Refused as cause:
+                cause.steps = cause.steps or tuple(group.steps)
+                raise
+
+    def copied(self, value: Value, order: Sequence[int] | None = None) -> Value:
+        """A copy without gaps."""
+        target = self.new(value.shape, value.axis, order)
+        self.copy(value, target)
+        return target
+
+    def copy(self, value: Value, target: Value) -> None:
+        """Add a copy into `target`, dimension by dimension."""
+        dims = []
+        for a, b in zip(value.dims, target.dims, strict=True):
+            for size, one, other in refined([a, b]):
+                dims.append((size, one, other))
+        dims.sort(key=lambda dim: -dim[2])
+        if len(dims) > 8:
+            raise Refused("a copy of too many dimensions")
+        self.emit(
+            "copy",
+            [value, target],
+            x=value.place,
+            y=target.place,
+            blocks=(value.block, target.block),
+            dims=dims,
+        )
+
+    def finish(self, outputs: Sequence[Value]) -> np.ndarray:
+        """The program, whose results are `outputs`, in row-major order."""
+        first = self.n_inputs + len(self.weights)
+        made: dict[int, Value] = {}
+        for index, value in enumerate(outputs):
+            target = outside(value.shape, self.blocks, first + index)
+            if target.axis != value.axis:
+                if value.axis is None or math.prod(value.shape[: value.axis]) != 1:
+                    raise Refused("blocks of an output in an unexpected place")
+                target = _with_axis(value, first + index, self.blocks)
+            if value.slot >= 0 and value.slot not in made and self._is(value, target):
+                made[value.slot] = target  # the result itself takes the place of the slot
+            else:
+                self.copy(value, target)
+        self._made = made
+        program = Program(self.blocks, first + len(outputs))
+        offsets, program.arena_row = self._arena()
+        for method, given in self._ops:
+            given = {name: self._resolved(item, offsets) for name, item in given.items()}
+            if method == "product":
+                program.product(Product(**given))
+            else:
+                getattr(program, method)(**given)
+        return program.array(sliced=True)
+
+    def _is(self, value: Value, target: Value) -> bool:
+        """Whether `value` fills its slot just as `target` would."""
+        if value.offset or value.size != self._slots[value.slot].size or value.block != target.block:
+            return False
+        return all(
+            one == other
+            for a, b in zip(value.dims, target.dims, strict=True)
+            for _, one, other in refined([a, b])
+        )
+
+    def _resolved(self, item: Any, offsets: list[int]) -> Any:
+        if isinstance(item, Operand):
+            return item._replace(place=self._resolved(item.place, offsets))
+        if isinstance(item, Place):
+            if item.buffer == ARENA and item.offset in self._made:
+                target = self._made[item.offset]
+                return Place(target.buffer, item.stride, target.block)
+            if item.buffer == ARENA:
+                return item._replace(offset=offsets[item.offset])
+            if item.buffer <= -100:
+                return item._replace(buffer=self.n_inputs - 100 - item.buffer)
+            return item
+        if isinstance(item, list) and item and isinstance(item[0], Operand):
+            return [self._resolved(one, offsets) for one in item]
+        return item
+
+    def _arena(self) -> tuple[list[int], int]:
+        """Where each slot begins, so that slots in use at the same time do not overlap; and the end of the last one."""
+        placed: list[tuple[int, int, _Slot]] = []
+        offsets = []
+        for slot in self._slots:
+            size = -(-max(slot.size, 1) // 16) * 16
+            offset = 0
+            for begin, end, other in sorted(placed, key=lambda one: one[0]):
+                if other.last < slot.first or slot.last < other.first:
+                    continue
+                if offset + size <= begin:
+                    break
+                offset = max(offset, end)
+            placed.append((offset, offset + size, slot))
+            offsets.append(offset)
+        return offsets, max((end for _, end, _ in placed), default=0)
+
+    # Steps ----------------------------------------------------------------------------------------------------------
+
+    def dense(self, x: Value, weight: Constant, contract: tuple[Sequence[int], Sequence[int]], shape: Sequence[int], weight_first: bool,
+              bias: Constant | None, relu: bool) -> Value:  # fmt: skip
+        """`x` times a matrix of weights."""
+        over_x, over_w = contract
+        if x.axis in over_x:
+            raise Refused("a product over blocks")
+        rest_w = [i for i in range(len(weight.shape)) if i not in over_w]
+        columns = math.prod(weight.shape[i] for i in rest_w)
+        depth = math.prod(weight.shape[i] for i in over_w)
+        if weight.held != weight.shape or not columns or not depth:
+            raise Refused("a product with a broadcast matrix")
+        # Parts of the dimensions that are summed over, in the order in which they lie in memory.
+        parts = [factor for i in over_x for factor in x.dims[i]]
+        order = sorted((i for i in range(len(parts)) if parts[i].size != 1), key=lambda i: -parts[i].stride)
+        inner = merged([parts[i] for i in order])
+        rest_x = [i for i in range(len(x.shape)) if i not in over_x]
+        rows = merged([factor for i in rest_x for factor in x.dims[i]])
+        if (
+            len(inner) > 4
+            or (inner and inner[-1].stride != 1 and len(inner) > 3)
+            or any(f.stride == 0 for f in inner)
+            or len(rows) > 3
+        ):
+            x = self.copied(x, [*rest_x, *over_x])
+            parts = [factor for i in over_x for factor in x.dims[i]]
+            order = list(range(len(parts)))
+            inner = merged(parts)
+            rows = merged([factor for i in rest_x for factor in x.dims[i]])
+        recipe = weight.then(
+            ("transpose", (*over_w, *rest_w)),
+            ("reshape", (*(part.size for part in parts), columns)),
+            ("transpose", (*order, *(i for i in range(len(parts)) if i not in order), len(parts))),
+            ("reshape", (1, depth, columns)),
+            ("matrices", self.panel),
+        )
+        length, runs = (inner[-1].size, inner[:-1]) if inner and inner[-1].stride == 1 else (1, inner)
+        images, size, steps = self._rows(x, rows)
+        shown = [x.shape[i] for i in rest_x] + [weight.shape[i] for i in rest_w]
+        axis = None if x.axis is None else rest_x.index(x.axis)
+        out = self.new(shown, axis)
+        self._product(
+            out, x, weight=self.weight(weight.source, recipe, 0), bias=self._bias(bias, 1, columns), images=images, size=size, columns=columns,
+            length=length, runs=_three(runs), x_steps=steps, y_steps=(size[0] * size[1] * columns, size[1] * columns, columns), relu=relu,
+        )  # fmt: skip
+        if weight_first:
+            n = len(rest_x)
+            out = out.transposed([*range(n, n + len(rest_w)), *range(n)])
+        return replace(out, shape=tuple(shape))
+
+    def _rows(self, x: Value, rows: Dim) -> tuple[int, tuple[int, int], tuple[int, int, int]]:
+        """Images, lines and rows of them for each block, and their steps."""
+        outer = [*rows]
+        if self.blocks == 1:
+            outer = [Factor(1, 0)] * (3 - len(outer)) + outer
+        elif outer and outer[0].stride * outer[0].size == x.block:
+            outer = outer + [Factor(1, 0)] * (3 - len(outer))
+        elif len(outer) < 3:
+            outer = [Factor(1, x.block), *outer] + [Factor(1, 0)] * (2 - len(outer))
+        else:
+            raise Refused("rows in too many dimensions")
+        return (
+            outer[0].size,
+            (outer[1].size, outer[2].size),
+            (outer[0].stride, outer[1].stride, outer[2].stride),
+        )
+
+    def _bias(self, bias: Constant | None, groups: int, columns: int) -> Place:
+        if bias is None:
+            return ABSENT
+        recipe = bias.then(("broadcast", (groups * columns,)) if math.prod(bias.held) == 1 else ("reshape", (-1,)),
+                           ("reshape", (groups, columns)), ("vectors",))  # fmt: skip
+        if math.prod(bias.held) == 1:
+            recipe = bias.then(("reshape", (1,)), *recipe[len(bias.recipe) :])
+        return self.weight(bias.source, recipe, 0)
+
+    def _product(self, out: Value, x: Value, weight: Place, bias: Place, **given: Any) -> None:
+        self.has_product = True
+        self.emit("product", [x, out], x=x.place, weights=weight, bias=bias, y=out.place, **given)
+
+    def convolution(
+        self,
+        x: Value,
+        weight: Constant,
+        params: dict[str, Any],
+        shape: Sequence[int],
+        bias: Constant | None,
+        relu: bool,
+    ) -> Value:
+        """A convolution over one or two dimensions."""
+        lhs, rhs, out_spec = params["dimension_numbers"]
+        groups = params["feature_group_count"]
+        spatial = len(lhs) - 2
+        if (
+            spatial not in (1, 2)
+            or params["batch_group_count"] != 1
+            or any(d != 1 for d in params["lhs_dilation"])
+        ):
+            raise Refused("a convolution of another kind")
+        if x.axis not in (None, lhs[0]) or weight.held != weight.shape:
+            raise Refused("a convolution over blocks")
+        strides, dilation, padding = params["window_strides"], params["rhs_dilation"], params["padding"]
+        if any(low < 0 or high < 0 for low, high in padding):
+            raise Refused("negative padding")
+        n_out = weight.shape[rhs[0]] // groups
+        depth = weight.shape[rhs[1]]
+        if n_out < 8 and groups > 1:
+            raise Refused("a convolution of few channels for each group")
+        if any(low or high for low, high in padding):
+            x = self._padded(x, [(0, 0), (0, 0), *padding], lhs)
+        x = x.transposed(lhs)
+        if any(len(merged(dim)) > 1 for dim in x.dims):
+            x = self.copied(x)
+        steps = [merged(dim)[0].stride if merged(dim) else 0 for dim in x.dims]
+        window = [weight.shape[i] for i in rhs[2:]]
+        if spatial == 1:
+            window, strides, dilation = [1, *window], [1, *strides], [1, *dilation]
+            steps = [steps[0], steps[1], 0, steps[2]]
+        _, s_channel, s_height, s_width = steps
+        per_block = x.per_block()
+        images = per_block[0]
+        image_step = x.block if images == 1 else steps[0]
+        if self.blocks > 1 and images > 1 and images * steps[0] != x.block:
+            raise Refused("images that lie apart")
+        if depth == 1 or s_channel == 1:  # channels innermost
+            order = (*rhs[2:], rhs[1], rhs[0])
+            if window[1] == 1 or (dilation[1] == 1 and s_width == depth):
+                length, runs = window[1] * depth, ((window[0], dilation[0] * s_height),)
+            else:
+                length, runs = (
+                    depth,
+                    ((window[0], dilation[0] * s_height), (window[1], dilation[1] * s_width)),
+                )
+        elif dilation[1] == 1 and s_width in (0, 1):
+            order = (rhs[1], *rhs[2:], rhs[0])
+            length, runs = window[1], ((depth, s_channel), (window[0], dilation[0] * s_height))
+        else:
+            order = (rhs[1], *rhs[2:], rhs[0])
+            length = 1
+            runs = (
+                (depth, s_channel),
+                (window[0], dilation[0] * s_height),
+                (window[1], dilation[1] * s_width),
+            )
+        recipe = weight.then(
+            ("transpose", order),
+            ("reshape", (window[0] * window[1] * depth, groups, n_out)),
+            ("transpose", (1, 0, 2)),
+            ("matrices", self.panel),
+        )
+        height, width = ([1] if spatial == 1 else []) + [shape[i] for i in out_spec[2:]]
+        channels = groups * n_out
+        logical = [shape[i] for i in out_spec]
+        out = self.new(logical, None if x.axis is None else 0, [0, *range(2, 2 + spatial), 1])
+        wide = -(-n_out // 16) * 16
+        k = window[0] * window[1] * depth
+        self._product(
+            out, x, weight=self.weight(weight.source, recipe, 0), bias=self._bias(bias, groups, n_out), images=images, size=(height, width),
+            columns=n_out, length=length, runs=_three(runs), x_steps=(image_step, strides[0] * s_height, strides[1] * s_width),
+            y_steps=(height * width * channels, width * channels, channels), relu=relu, groups=groups,
+            group_steps=(depth * s_channel, k * wide, wide, n_out),
+        )  # fmt: skip
+        return out.transposed([out_spec.index(i) for i in range(len(out_spec))])
+
+    def _padded(
+        self, x: Value, padding: Sequence[tuple[int, int]], spec: Sequence[int], value: float = 0.0
+    ) -> Value:
+        """A copy with `value` around it; `padding` is for the dimensions in the order of `spec`."""
+        x = x.transposed(spec)
+        shape = [size + low + high for size, (low, high) in zip(x.shape, padding, strict=True)]
+        strides = [merged(dim)[-1].stride if merged(dim) else 1 << 60 for dim in x.dims]
+        order = sorted(range(len(shape)), key=lambda i: (i != 0, -strides[i]))
+        target = self.new(shape, x.axis, order)
+        self.emit("fill", [target], y=target.place, count=target.size, value=value)
+        inside = target.sliced(
+            [low for low, _ in padding],
+            [low + size for (low, _), size in zip(padding, x.shape)],
+            [1] * len(shape),
+        )
+        assert inside is not None
+        self.copy(x, inside)
+        return target.transposed([list(spec).index(i) for i in range(len(spec))])
+
+    def pad(self, x: Value, config: Sequence[tuple[int, int, int]], value: float) -> Value:
+        """Numbers around an array."""
+        if any(low < 0 or high < 0 or inner for low, high, inner in config) or (
+            x.axis is not None and any(config[x.axis])
+        ):
+            raise Refused("a pad of another kind")
+        return self._padded(x, [(low, high) for low, high, _ in config], range(len(x.shape)), value)
+
+    def concatenate(self, parts: Sequence[Value], dimension: int, shape: Sequence[int]) -> Value:
+        """Arrays one behind the other."""
+        axis = parts[0].axis
+        if axis == dimension or any(part.axis != axis for part in parts):
+            raise Refused("a concatenation of blocks")
+        target = self.new(shape, axis)
+        start = 0
+        for part in parts:
+            starts, limits = [0] * len(shape), list(shape)
+            starts[dimension], limits[dimension] = start, start + part.shape[dimension]
+            inside = target.sliced(starts, limits, [1] * len(shape))
+            assert inside is not None
+            self.copy(part, inside)
+            start += part.shape[dimension]
+        return target
+
+    def reduce(self, x: Value, axes: Sequence[int], kind: str, shape: Sequence[int]) -> Value:
+        """Sum or extreme over dimensions."""
+        if x.axis in axes:
+            raise Refused("a reduction over blocks")
+        kept = [i for i in range(len(x.shape)) if i not in axes]
+        parts = [(factor, i in axes) for i, dim in enumerate(x.dims) for factor in dim if factor.size != 1]
+        parts.sort(key=lambda part: -part[0].stride)
+        flags = [flag for _, flag in parts]
+        whole = self._without_gaps(x, [factor for factor, _ in parts])
+        together = flags == sorted(flags) or flags == sorted(flags, reverse=True) or _one_run(flags)
+        in_order = [i for i, dim in enumerate(x.dims) if i in kept and math.prod(f.size for f in dim) > 1]
+        by_stride = sorted(in_order, key=lambda i: -(merged(x.dims[i])[0].stride))
+        if not (
+            whole and together and in_order == by_stride and all(len(merged(x.dims[i])) <= 1 for i in kept)
+        ):
+            x = self.copied(x, [*kept, *axes])
+            parts = [(factor, i in axes) for i in (*kept, *axes) for factor in x.dims[i] if factor.size != 1]
+        sizes = [1, 1, 1]
+        stage = 0
+        for factor, flag in parts:
+            if flag and stage == 0:
+                stage = 1
+            elif not flag and stage == 1:
+                stage = 2
+            sizes[stage] *= factor.size
+        out = self.new(shape, None if x.axis is None else kept.index(x.axis))
+        self.emit(
+            "reduce",
+            [x, out],
+            x=x.place,
+            y=out.place,
+            outer=sizes[0],
+            reduced=sizes[1],
+            inner=sizes[2],
+            kind=kind,
+        )
+        return out
+
+    def pool(self, x: Value, kind: str, params: dict[str, Any], shape: Sequence[int]) -> Value:
+        """A reduction over windows of one or two dimensions."""
+        window, strides = params["window_dimensions"], params["window_strides"]
+        if any(d != 1 for d in params["base_dilation"]):
+            raise Refused("a window of another kind")
+        moved = [
+            i for i in range(len(window)) if window[i] != 1 or strides[i] != 1 or any(params["padding"][i])
+        ]
+        if not moved or len(moved) > 2 or x.axis in moved or len(x.shape) < 3:
+            raise Refused("a window of another kind")
+        if len(moved) == 1:
+            others = [i for i in range(len(window)) if i not in moved and i not in (0, x.axis)]
+            spare = [i for i in others if i != 1]
+            spatial = (
+                [spare[0], moved[0]]
+                if spare and spare[0] < moved[0]
+                else [moved[0], spare[0]]
+                if spare
+                else moved
+            )
+        else:
+            spatial = moved
+        rest = [i for i in range(len(window)) if i not in spatial]
+        if x.axis is not None and x.axis != rest[0]:
+            raise Refused("windows over blocks")
+        images, channels = rest[:1], rest[1:]
+        order = [*images, *spatial, *channels]
+        dims = [factor for i in order for factor in x.dims[i] if factor.size != 1]
+        if not self._without_gaps(x, dims) or dims != sorted(dims, key=lambda f: -f.stride):
+            x = self.copied(x, order)
+        per_block = x.per_block()
+        out = self.new(shape, x.axis, order)
+        get = lambda values: [1] * (2 - len(spatial)) + [values[i] for i in spatial]  # noqa: E731
+        low = [pair[0] for pair in params["padding"]]
+        sizes = [*get(per_block), *get(shape), *get(window), *get(strides), *get(params["window_dilation"])]
+        sizes += [0] * (2 - len(spatial)) + [low[i] for i in spatial]
+        count = math.prod(per_block[i] for i in channels)
+        self.emit(
+            "pool",
+            [x, out],
+            x=x.place,
+            y=out.place,
+            images=math.prod(per_block[i] for i in images),
+            channels=count,
+            kind=kind,
+            sizes=sizes,
+        )
+        return out
+
+    def _without_gaps(self, x: Value, dims: Sequence[Factor]) -> bool:
+        one = merged(dims)
+        return (not one or (len(one) == 1 and one[0].stride == 1)) and (self.blocks == 1 or x.block == x.size)
+
+    def broadcast(self, x: Value, shape: Sequence[int], dimensions: Sequence[int]) -> Value:
+        """New dimensions, and repeated ones."""
+        dims: list[Dim] = [(Factor(size, 0),) for size in shape]
+        for source, target in enumerate(dimensions):
+            if x.shape[source] == shape[target]:
+                dims[target] = x.dims[source]
+        axis = None if x.axis is None else dimensions[x.axis]
+        if axis is None and self.blocks > 1:
+            raise Refused("blocks from one")
+        if axis is not None and x.axis is not None and x.shape[x.axis] != shape[axis]:
+            raise Refused("repeated blocks")
+        return replace(x, shape=tuple(shape), dims=tuple(dims), axis=axis)
+
+
+def _three(runs: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    if math.prod(size for size, _ in runs) > MOST_RUNS:
+        raise Refused("a window of too many runs")
+    filled = [*((1, 0) for _ in range(3 - len(runs))), *((size, step) for size, step in runs)]
+    return filled[0], filled[1], filled[2]
+
+
+def _one_run(flags: Sequence[bool]) -> bool:
+    """Whether the true ones stand together."""
+    return sum(1 for i, flag in enumerate(flags) if flag and (i == 0 or not flags[i - 1])) <= 1
+
+
+def _with_axis(value: Value, buffer: int, blocks: int) -> Value:
+    """A result of XLA's whose blocks are the outermost part of `value.axis`."""
+    assert value.axis is not None
+    dims, size = contiguous(value.shape, value.axis, blocks)
+    return Value(value.shape, value.axis, size, dims, buffer)

@@ -1,0 +1,117 @@
+"""The compiled kernels: found, opened and made known to XLA, once."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .build import library_name, sources_digest
+from .threads import usable_cores
+
+log = logging.getLogger("memojax")
+
+TARGET = "memojax_program"
+_SPIN_US = 100
+"""How long workers look for further work before they sleep."""
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Library:
+    """The kernels, ready for use.
+
+    Attributes:
+        isa: "avx512", "avx2" or "portable" (which is NEON on ARM).
+        panel: columns of a panel of packed weights.
+        run: `run(program, arrays)` without XLA; the arrays are arguments and results.
+    """
+
+    isa: str
+    panel: int
+    run: Callable[[np.ndarray, list[np.ndarray]], None]
+    _handle: Any
+
+    def use_threads(self) -> None:
+        """Let jobs take as many threads as this thread may run on, or as $MEMOJAX_KERNELS_THREADS says."""
+        wanted = _whole("MEMOJAX_KERNELS_THREADS", 0) or usable_cores()
+        self._handle.memojax_set_threads(wanted, _whole("MEMOJAX_KERNELS_SPIN_US", _SPIN_US))
+
+
+def opened() -> Library | None:
+    """The kernels; None where they are off, were not built, or do not work here. `why_not` says the reason."""
+    with _lock:
+        return _open()[0]
+
+
+def why_not() -> str:
+    """Why there are no kernels; empty where there are."""
+    with _lock:
+        return _open()[1]
+
+
+def kernels_key() -> str | None:
+    """What a stored executable depends on beside XLA: the kernels' sources and instruction set; None without kernels."""
+    kernels = opened()
+    return f"{sources_digest()} {kernels.isa}" if kernels else None
+
+
+def open_library(path: Path) -> Library:
+    """The kernels in a file.
+
+    Raises:
+        OSError: it cannot be opened, or was built from other sources.
+    """
+    handle = ctypes.CDLL(str(path))
+    handle.memojax_sources.restype = ctypes.c_char_p
+    built_from = handle.memojax_sources().decode()
+    if built_from != sources_digest():
+        raise OSError(f"{path} was built from other sources: install memojax again")
+    handle.memojax_choose.restype = ctypes.c_char_p
+    handle.memojax_panel.restype = ctypes.c_int64
+    handle.memojax_run.restype = ctypes.c_char_p
+    isa = handle.memojax_choose(os.environ.get("MEMOJAX_KERNELS_ISA", "").encode()).decode()
+
+    def run(program: np.ndarray, arrays: list[np.ndarray]) -> None:
+        addresses = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+        said = handle.memojax_run(
+            ctypes.c_void_p(program.ctypes.data), ctypes.c_int64(program.size), addresses
+        )
+        if said is not None:
+            raise RuntimeError(said.decode())
+
+    found = Library(isa, handle.memojax_panel(), run, handle)
+    found.use_threads()
+    return found
+
+
+@functools.cache
+def _open() -> tuple[Library | None, str]:
+    if os.environ.get("MEMOJAX_KERNELS") == "0":
+        return None, "turned off by MEMOJAX_KERNELS=0"
+    path = Path(os.environ.get("MEMOJAX_KERNELS_LIBRARY") or Path(__file__).with_name(library_name()))
+    if not path.is_file():
+        return None, "not built: no C++ compiler was found when memojax was installed"
+    try:
+        found = open_library(path)
+        capsule = jax.ffi.pycapsule(found._handle.memojax_program)
+        jax.ffi.register_ffi_target(TARGET, capsule, platform="cpu")
+    except Exception as cause:
+        log.warning("memojax's kernels cannot be used (%s): XLA's own are", cause)
+        return None, str(cause)
+    return found, ""
+
+
+def _whole(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else default

@@ -1,0 +1,536 @@
+// Compiled once for each instruction set, with MEMOJAX_ISA naming it. Nothing here may come from the standard library's
+// inline functions: the linker keeps one copy of those, and it could be the one for the widest set.
+#include "compute.h"
+
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace memojax::MEMOJAX_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kPanel = 64;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kPanel = 16;
+#else
+constexpr int kLanes = 4;
+constexpr int kPanel = 16;
+#endif
+
+typedef float V __attribute__((vector_size(kLanes * 4)));
+typedef int I __attribute__((vector_size(kLanes * 4)));
+
+// The rows of a block for `vectors` vectors of a panel: as many accumulators as the registers hold.
+constexpr int rows_of(int vectors) {
+#if defined(__AVX512F__)
+  return vectors == 4 ? 6 : vectors == 3 ? 8 : 12;
+#elif defined(__AVX2__)
+  return vectors > 0 ? 6 : 0;
+#elif defined(__aarch64__)
+  return vectors > 0 ? 6 : 0;
+#else
+  return vectors > 0 ? 3 : 0;
+#endif
+}
+
+inline V load(const float* from) {
+  V v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+inline void store(float* to, V v) { memcpy(to, &v, sizeof v); }
+inline V all(float value) { return value - V{}; }
+inline V pick(I mask, V yes, V no) { return mask ? yes : no; }
+inline I bits(V v) { return reinterpret_cast<I>(v); }
+inline V floats(I v) { return reinterpret_cast<V>(v); }
+
+inline void store_some(float* to, V v, int count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m512>(v));
+#else
+  float all_of_them[kLanes];
+  store(all_of_them, v);
+  for (int i = 0; i < count; i++) to[i] = all_of_them[i];
+#endif
+}
+
+// Products ----------------------------------------------------------------------------------------------------------
+
+// One block: Rows rows times Vectors vectors of columns. Few accumulators would wait for each other, so that short
+// blocks have several for each result.
+template <int Rows, int Vectors>
+inline void block(const float* const* starts, float* const* ends, const Product& p, const float* w, const float* bias,
+                  int64_t left) {
+  constexpr int kSplit = Rows * Vectors >= 8 ? 1 : Rows * Vectors >= 4 ? 2 : Rows * Vectors >= 2 ? 4 : 8;
+  V sum[kSplit][Rows][Vectors];
+  for (int s = 0; s < kSplit; s++)
+    for (int i = 0; i < Rows; i++)
+      for (int j = 0; j < Vectors; j++) sum[s][i][j] = s == 0 && bias ? load(bias + j * kLanes) : V{};
+  for (int64_t r = 0; r < p.runs; r++) {
+    const float* x[Rows];
+    for (int i = 0; i < Rows; i++) x[i] = starts[i] + p.run_offsets[r];
+    int64_t k = 0;
+    for (; k + kSplit <= p.length; k += kSplit) {
+#pragma GCC unroll 8
+      for (int s = 0; s < kSplit; s++) {
+        V b[Vectors];
+        for (int j = 0; j < Vectors; j++) b[j] = load(w + j * kLanes);
+        for (int i = 0; i < Rows; i++) {
+          V a = all(x[i][k + s]);
+          for (int j = 0; j < Vectors; j++) sum[s][i][j] += a * b[j];
+        }
+        w += Vectors * kLanes;
+      }
+    }
+    if constexpr (kSplit > 1) {
+      for (; k < p.length; k++) {
+        for (int i = 0; i < Rows; i++) {
+          V a = all(x[i][k]);
+          for (int j = 0; j < Vectors; j++) sum[0][i][j] += a * load(w + j * kLanes);
+        }
+        w += Vectors * kLanes;
+      }
+    }
+  }
+  for (int i = 0; i < Rows; i++) {
+    for (int j = 0; j < Vectors; j++) {
+      V v = sum[0][i][j];
+      for (int s = 1; s < kSplit; s++) v += sum[s][i][j];
+      if (p.relu) v = pick(v < V{}, V{}, v);  // a NaN stays
+      float* to = ends[i] + j * kLanes;
+      int64_t room = left - j * kLanes;
+      if (room >= kLanes)
+        store(to, v);
+      else if (room > 0)
+        store_some(to, v, static_cast<int>(room));
+    }
+  }
+}
+
+template <int Vectors, int Rows>
+inline void short_block(int count, const float* const* starts, float* const* ends, const Product& p, const float* w,
+                        const float* bias, int64_t left) {
+  if constexpr (Rows > 0) {
+    if (count == Rows)
+      block<Rows, Vectors>(starts, ends, p, w, bias, left);
+    else
+      short_block<Vectors, Rows - 1>(count, starts, ends, p, w, bias, left);
+  }
+}
+
+template <int Vectors>
+void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias, int64_t column) {
+  constexpr int kRows = rows_of(Vectors);
+  const int64_t per_image = p.height * p.width, left = p.columns - column;
+  int64_t image = row0 / per_image, h = row0 % per_image / p.width, c = row0 % per_image % p.width;
+  const float* starts[kRows];
+  float* ends[kRows];
+  // Blocks of nearly the same height: a last one of a single row would cost as much as several.
+  int64_t blocks = (row1 - row0 + kRows - 1) / kRows;
+  for (int64_t row = row0; blocks > 0; blocks--) {
+    const int count = static_cast<int>((row1 - row + blocks - 1) / blocks);
+    for (int i = 0; i < count; i++) {
+      starts[i] = p.x + image * p.x_image + h * p.x_height + c * p.x_width;
+      ends[i] = p.y + image * p.y_image + h * p.y_height + c * p.y_width + column;
+      if (++c == p.width) {
+        c = 0;
+        if (++h == p.height) {
+          h = 0;
+          image++;
+        }
+      }
+    }
+    short_block<Vectors, kRows>(count, starts, ends, p, w, bias, left);
+    row += count;
+  }
+}
+
+void product(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1) {
+  const int64_t depth = p.runs * p.length;
+  for (int64_t n = panel0; n < panel1; n++) {
+    const int64_t column = n * kPanel;
+    const float* w = p.weights + column * depth;
+    const float* bias = p.bias ? p.bias + column : nullptr;
+#if defined(__AVX512F__)
+    const int64_t left = p.columns - column;
+    if (left > 48) panel<4>(p, row0, row1, w, bias, column);
+    else if (left > 32) panel<3>(p, row0, row1, w, bias, column);
+    else if (left > 16) panel<2>(p, row0, row1, w, bias, column);
+    else panel<1>(p, row0, row1, w, bias, column);
+#else
+    panel<16 / kLanes>(p, row0, row1, w, bias, column);
+#endif
+  }
+}
+
+// Elementary functions -----------------------------------------------------------------------------------------------
+
+inline V max_(V a, V b) { return pick((a > b) | (a != a), a, b); }  // a NaN on either side is the result
+inline V min_(V a, V b) { return pick((a < b) | (a != a), a, b); }
+inline V abs_(V x) { return floats(bits(x) & 0x7fffffff); }
+
+inline V clamp(V x, float low, float high) {  // a NaN stays
+  x = pick(x < all(low), all(low), x);
+  return pick(x > all(high), all(high), x);
+}
+
+struct Exponential {
+  V rest;        // e^r - 1 for |r| <= ln(2)/2
+  V one, other;  // 2^n as a product, because it may be beyond a float where 2^n e^r is not
+};
+
+// e^x = 2^n e^r for x in [-104, 89]; seven terms of the series are exact to 2e-8.
+inline Exponential exponential(V x) {
+  const V rounded = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number, held in the low bits
+  const V n = rounded - 12582912.0f;
+  V r = x - n * 0.693145752f;  // ln 2 in two parts, so that n * the first one is exact
+  r = r - n * 1.42860677e-6f;
+  V p = all(1.0f / 5040.0f);
+  p = p * r + 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  const I whole = bits(rounded) - 0x4b400000, half = whole >> 1;
+  return {p * r * r + r, floats((half + 127) << 23), floats((whole - half + 127) << 23)};
+}
+
+inline V exp_(V x) {
+  const Exponential e = exponential(clamp(x, -104.0f, 89.0f));
+  return (e.rest * e.one + e.one) * e.other;
+}
+
+inline V expm1_(V x) {
+  const Exponential e = exponential(clamp(x, -30.0f, 89.0f));
+  const V small = e.rest * e.one * e.other + (e.one * e.other - 1.0f);
+  const V result = pick(x > all(17.0f), (e.rest * e.one + e.one) * e.other, small);
+  return pick(x == V{}, x, result);
+}
+
+// x P(x^2) / Q(x^2), fitted to tanh on [-8, 8]: relative error 6e-9 before rounding.
+inline V tanh_(V x) {
+  x = clamp(x, -8.0f, 8.0f);
+  const V q = x * x;
+  V above = q * 1.52304676e-08f + 2.18946971e-05f;
+  above = above * q + 0.00357160014f;
+  above = above * q + 0.134444998f;
+  above = above * q + 0.999999994f;
+  V below = q * 8.52246675e-07f + 0.000341129549f;
+  below = below * q + 0.026164451f;
+  below = below * q + 0.467778271f;
+  below = below * q + 1.0f;
+  return above * x / below;
+}
+
+inline V logistic_(V x) {
+  const Exponential e = exponential(clamp(-x, -88.0f, 88.0f));
+  return 1.0f / (1.0f + (e.rest * e.one + e.one) * e.other);
+}
+
+inline V log_(V x) {
+  I tiny = x < all(1.17549435e-38f);
+  V scaled = pick(tiny, x * 8388608.0f, x);
+  I i = bits(scaled);
+  I exponent = ((i - 0x3f3504f3) >> 23);  // so that the mantissa lies between sqrt(1/2) and sqrt(2)
+  V m = floats(i - (exponent << 23));
+  V e = __builtin_convertvector(exponent, V) - pick(tiny, all(23.0f), V{});
+  V f = m - 1.0f;
+  V s = f / (m + 1.0f), q = s * s;
+  V p = all(2.0f / 11.0f);
+  p = p * q + 2.0f / 9.0f;
+  p = p * q + 2.0f / 7.0f;
+  p = p * q + 2.0f / 5.0f;
+  p = p * q + 2.0f / 3.0f;
+  // log(1 + f) = f - s * (f - q * p): the leading part is f itself, without the error of a division
+  V result = f - s * (f - q * p) + e * 1.42860677e-6f + e * 0.693145752f;
+  result = pick(x == V{}, all(-__builtin_inff()), result);
+  result = pick(x == all(__builtin_inff()), x, result);
+  return pick((x < V{}) | (x != x), all(__builtin_nanf("")), result);
+}
+
+inline V log1p_(V x) {
+  V u = x + 1.0f;
+  V result = log_(u) * (x / (u - 1.0f));  // makes up for what rounding u lost
+  result = pick(u == all(1.0f), x, result);
+  result = pick(x == all(__builtin_inff()), x, result);
+  return pick(x == all(-1.0f), all(-__builtin_inff()), result);
+}
+
+// Up to 1 by the series; beyond, 1 - t e^(-x^2) poly(t) (Abramowitz and Stegun 7.1.26, off by 1.5e-7 at most).
+inline V erf_(V x) {
+  V size = abs_(x), q = x * x;
+  // x times the sum of (-x^2)^n / (n! (2n+1)), n = 0 .. 10
+  V n = all(1.0f / 76204800.0f);
+  n = n * q - 1.0f / 6894720.0f;
+  n = n * q + 1.0f / 685440.0f;
+  n = n * q - 1.0f / 75600.0f;
+  n = n * q + 1.0f / 9360.0f;
+  n = n * q - 1.0f / 1320.0f;
+  n = n * q + 1.0f / 216.0f;
+  n = n * q - 1.0f / 42.0f;
+  n = n * q + 1.0f / 10.0f;
+  n = n * q - 1.0f / 3.0f;
+  V near = (n * q * x + x) * 1.12837917f;
+  V t = 1.0f / (1.0f + 0.3275911f * size);
+  V far = all(1.061405429f);
+  far = far * t - 1.453152027f;
+  far = far * t + 1.421413741f;
+  far = far * t - 0.284496736f;
+  far = far * t + 0.254829592f;
+  far = 1.0f - far * t * exp_(-q);
+  far = floats(bits(far) | (bits(x) & static_cast<int>(0x80000000u)));
+  V result = pick(size < all(1.0f), near, far);
+  return pick(x != x, x, result);
+}
+
+inline V sqrt_(V x) {
+  for (int i = 0; i < kLanes; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
+
+inline V floor_(V x) {
+  V n = __builtin_convertvector(__builtin_convertvector(clamp(pick(x != x, V{}, x), -8388608.0f, 8388608.0f), I), V);
+  n = n - pick(n > x, all(1.0f), V{});
+  I whole = (abs_(x) >= all(8388608.0f)) | (x != x);
+  return pick(whole | (n == x), x, n);
+}
+
+// Elementwise code ---------------------------------------------------------------------------------------------------
+
+struct Code {
+  uint8_t op, to, a, b, c;
+  float immediate;
+};
+
+inline Code decode(const int64_t* words) {
+  const uint64_t w = static_cast<uint64_t>(words[0]);
+  const uint32_t low = static_cast<uint32_t>(words[1]);
+  Code code{static_cast<uint8_t>(w), static_cast<uint8_t>(w >> 8), static_cast<uint8_t>(w >> 16),
+            static_cast<uint8_t>(w >> 24), static_cast<uint8_t>(w >> 32), 0.0f};
+  memcpy(&code.immediate, &low, 4);
+  return code;
+}
+
+struct Registers {
+  alignas(64) float data[kRegisters][kPiece];
+};
+constexpr int kImmediate = 255;
+
+template <class F>
+inline void each(Registers& r, const Code& code, int64_t vectors, F function) {
+  float* to = r.data[code.to];
+  const V filled = all(code.immediate);
+  if (code.b == kImmediate) {
+    const float* a = r.data[code.a];
+    for (int64_t i = 0; i < vectors; i++) store(to + i * kLanes, function(load(a + i * kLanes), filled));
+  } else if (code.a == kImmediate) {
+    const float* b = r.data[code.b];
+    for (int64_t i = 0; i < vectors; i++) store(to + i * kLanes, function(filled, load(b + i * kLanes)));
+  } else {
+    const float *a = r.data[code.a], *b = r.data[code.b];
+    for (int64_t i = 0; i < vectors; i++) store(to + i * kLanes, function(load(a + i * kLanes), load(b + i * kLanes)));
+  }
+}
+
+template <class F>
+inline void each1(Registers& r, const Code& code, int64_t vectors, F function) {
+  float* to = r.data[code.to];
+  const float* a = r.data[code.a];
+  for (int64_t i = 0; i < vectors; i++) store(to + i * kLanes, function(load(a + i * kLanes)));
+}
+
+inline V mask(I yes) { return pick(yes, all(1.0f), V{}); }
+
+void step(Registers& r, const Code& code, int64_t n) {
+  switch (code.op) {
+    case kAdd: return each(r, code, n, [](V a, V b) { return a + b; });
+    case kSub: return each(r, code, n, [](V a, V b) { return a - b; });
+    case kMul: return each(r, code, n, [](V a, V b) { return a * b; });
+    case kDiv: return each(r, code, n, [](V a, V b) { return a / b; });
+    case kMax: return each(r, code, n, [](V a, V b) { return max_(a, b); });
+    case kMin: return each(r, code, n, [](V a, V b) { return min_(a, b); });
+    case kNeg: return each1(r, code, n, [](V a) { return -a; });
+    case kAbs: return each1(r, code, n, [](V a) { return abs_(a); });
+    case kExp: return each1(r, code, n, [](V a) { return exp_(a); });
+    case kLog: return each1(r, code, n, [](V a) { return log_(a); });
+    case kLog1p: return each1(r, code, n, [](V a) { return log1p_(a); });
+    case kExpm1: return each1(r, code, n, [](V a) { return expm1_(a); });
+    case kTanh: return each1(r, code, n, [](V a) { return tanh_(a); });
+    case kLogistic: return each1(r, code, n, [](V a) { return logistic_(a); });
+    case kErf: return each1(r, code, n, [](V a) { return erf_(a); });
+    case kSqrt: return each1(r, code, n, [](V a) { return sqrt_(a); });
+    case kRsqrt: return each1(r, code, n, [](V a) { return 1.0f / sqrt_(a); });
+    case kFloor: return each1(r, code, n, [](V a) { return floor_(a); });
+    case kCeil: return each1(r, code, n, [](V a) { return -floor_(-a); });
+    case kSign: return each1(r, code, n, [](V a) { return pick(a > V{}, all(1.0f), pick(a < V{}, all(-1.0f), a)); });
+    case kLt: return each(r, code, n, [](V a, V b) { return mask(a < b); });
+    case kLe: return each(r, code, n, [](V a, V b) { return mask(a <= b); });
+    case kGt: return each(r, code, n, [](V a, V b) { return mask(a > b); });
+    case kGe: return each(r, code, n, [](V a, V b) { return mask(a >= b); });
+    case kEq: return each(r, code, n, [](V a, V b) { return mask(a == b); });
+    case kNe: return each(r, code, n, [](V a, V b) { return mask(a != b); });
+    case kNot: return each1(r, code, n, [](V a) { return mask(a == V{}); });
+    case kAnd: return each(r, code, n, [](V a, V b) { return mask((a != V{}) & (b != V{})); });
+    case kOr: return each(r, code, n, [](V a, V b) { return mask((a != V{}) | (b != V{})); });
+    case kFinite: return each1(r, code, n, [](V a) { return mask(abs_(a) < all(__builtin_inff())); });
+    case kMove: return each1(r, code, n, [](V a) { return a; });
+    case kSelect: {  // c where a is true, else b
+      float* to = r.data[code.to];
+      alignas(64) float filled[kLanes];
+      store(filled, all(code.immediate));
+      const float* b = code.b == kImmediate ? filled : r.data[code.b];
+      const float* c = code.c == kImmediate ? filled : r.data[code.c];
+      const int64_t db = code.b == kImmediate ? 0 : kLanes, dc = code.c == kImmediate ? 0 : kLanes;
+      const float* a = r.data[code.a];
+      for (int64_t i = 0; i < n; i++)
+        store(to + i * kLanes, pick(load(a + i * kLanes) != V{}, load(c + i * dc), load(b + i * db)));
+      return;
+    }
+    default: return;
+  }
+}
+
+inline void move(float* to, const float* from, int64_t count) {
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) store(to + j, load(from + j));
+  for (; j < count; j++) to[j] = from[j];
+}
+
+// A register holds a piece of a long row, or several short ones, each beginning at a whole vector.
+void elementwise(const Elementwise& e, int64_t row0, int64_t row1) {
+  constexpr int kMostCode = 64;
+  Code code[kMostCode];
+  const int64_t n_code = e.n_code < kMostCode ? e.n_code : kMostCode;
+  for (int64_t i = 0; i < n_code; i++) code[i] = decode(e.code + 2 * i);
+  const int64_t pitch = (e.columns + kLanes - 1) / kLanes * kLanes;
+  const int64_t many = pitch < kPiece ? kPiece / (pitch ? pitch : 1) : 1;
+  Registers registers;
+  if (e.columns % kLanes)  // what lies behind the end of a row is computed too
+    for (int i = 0; i < kRegisters; i++)
+      for (int j = 0; j < kPiece; j += kLanes) store(registers.data[i] + j, V{});
+  for (int64_t row = row0; row < row1; row += many) {
+    const int64_t rows = row1 - row < many ? row1 - row : many;
+    for (int64_t column = 0; column < e.columns; column += kPiece) {
+      const int64_t count = e.columns - column < kPiece ? e.columns - column : kPiece;
+      const int64_t vectors = (count + kLanes - 1) / kLanes;
+      for (int64_t i = 0; i < e.n_inputs; i++) {
+        const Operand& in = e.inputs[i];
+        const float* from = in.data + row * in.row_stride + column * in.step;
+        float* to = registers.data[in.number];
+        for (int64_t k = 0; k < rows; k++, from += in.row_stride, to += pitch) {
+          if (in.step)
+            move(to, from, count);
+          else
+            for (int64_t j = 0; j < vectors; j++) store(to + j * kLanes, all(*from));
+        }
+      }
+      for (int64_t i = 0; i < n_code; i++) step(registers, code[i], rows * vectors);
+      for (int64_t i = 0; i < e.n_outputs; i++) {
+        const Operand& out = e.outputs[i];
+        float* to = out.data + row * out.row_stride + column;
+        const float* from = registers.data[out.number];
+        for (int64_t k = 0; k < rows; k++, from += pitch, to += out.row_stride) move(to, from, count);
+      }
+    }
+  }
+}
+
+// Reductions and windows ---------------------------------------------------------------------------------------------
+
+inline V combine(int64_t kind, V a, V b) {
+  return kind == kReduceSum ? a + b : kind == kReduceMax ? max_(a, b) : min_(a, b);
+}
+inline float combine1(int64_t kind, float a, float b) {
+  if (kind == kReduceSum) return a + b;
+  if (a != a) return a;
+  if (b != b) return b;
+  return kind == kReduceMax ? (a > b ? a : b) : (a < b ? a : b);
+}
+inline float first(int64_t kind) {
+  return kind == kReduceSum ? 0.0f : kind == kReduceMax ? -__builtin_inff() : __builtin_inff();
+}
+
+template <int64_t kKind>
+void reduce_kind(const Reduce& r, int64_t outer0, int64_t outer1) {
+  for (int64_t o = outer0; o < outer1; o++) {
+    const float* x = r.x + o * r.reduced * r.inner;
+    float* y = r.y + o * r.inner;
+    if (r.inner == 1) {
+      V sum = all(first(kKind));
+      int64_t i = 0;
+      for (; i + kLanes <= r.reduced; i += kLanes) sum = combine(kKind, sum, load(x + i));
+      float total = first(kKind);
+      if (i)
+        for (int j = 0; j < kLanes; j++) total = combine1(kKind, total, sum[j]);
+      for (; i < r.reduced; i++) total = combine1(kKind, total, x[i]);
+      *y = total;
+      continue;
+    }
+    int64_t c = 0;
+    for (; c + kLanes <= r.inner; c += kLanes) {
+      V sum = all(first(kKind));
+      for (int64_t i = 0; i < r.reduced; i++) sum = combine(kKind, sum, load(x + i * r.inner + c));
+      store(y + c, sum);
+    }
+    for (; c < r.inner; c++) {
+      float total = first(kKind);
+      for (int64_t i = 0; i < r.reduced; i++) total = combine1(kKind, total, x[i * r.inner + c]);
+      y[c] = total;
+    }
+  }
+}
+
+void reduce(const Reduce& r, int64_t outer0, int64_t outer1) {
+  if (r.kind == kReduceSum) return reduce_kind<kReduceSum>(r, outer0, outer1);
+  if (r.kind == kReduceMax) return reduce_kind<kReduceMax>(r, outer0, outer1);
+  reduce_kind<kReduceMin>(r, outer0, outer1);
+}
+
+void pool2d(const Pool2d& p, int64_t image0, int64_t image1) {
+  for (int64_t image = image0; image < image1; image++) {
+    const float* x = p.x + image * p.in_height * p.in_width * p.channels;
+    float* y = p.y + image * p.out_height * p.out_width * p.channels;
+    for (int64_t h = 0; h < p.out_height; h++) {
+      for (int64_t w = 0; w < p.out_width; w++, y += p.channels) {
+        int64_t c = 0;
+        for (; c < p.channels;) {
+          const bool whole = c + kLanes <= p.channels;
+          V sum = all(first(p.kind));
+          float total = first(p.kind);
+          for (int64_t i = 0; i < p.window_height; i++) {
+            const int64_t row = h * p.stride_height + i * p.dilation_height - p.pad_height;
+            if (row < 0 || row >= p.in_height) continue;
+            for (int64_t j = 0; j < p.window_width; j++) {
+              const int64_t column = w * p.stride_width + j * p.dilation_width - p.pad_width;
+              if (column < 0 || column >= p.in_width) continue;
+              const float* from = x + (row * p.in_width + column) * p.channels + c;
+              if (whole)
+                sum = combine(p.kind, sum, load(from));
+              else
+                total = combine1(p.kind, total, *from);
+            }
+          }
+          if (whole) {
+            store(y + c, sum);
+            c += kLanes;
+          } else {
+            y[c++] = total;
+          }
+        }
+      }
+    }
+  }
+}
+
+#define MEMOJAX_TEXT_(x) #x
+#define MEMOJAX_TEXT(x) MEMOJAX_TEXT_(x)
+}  // namespace
+
+extern const Compute compute;
+const Compute compute = {MEMOJAX_TEXT(MEMOJAX_ISA), kPanel, rows_of(kPanel / kLanes), product, elementwise, reduce, pool2d};
+
+}  // namespace memojax::MEMOJAX_ISA

@@ -1,0 +1,212 @@
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <time.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace memojax {
+namespace {
+
+constexpr int kMostThreads = 64;
+
+// Nothing here needs the C++ library at run time: the compiler that stands in where a machine has none would build it first.
+struct Lock {
+  pthread_mutex_t* mutex;
+  explicit Lock(pthread_mutex_t* given) : mutex(given) { pthread_mutex_lock(mutex); }
+  ~Lock() { pthread_mutex_unlock(mutex); }
+  Lock(const Lock&) = delete;
+};
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// XLA flushes denormals in the thread that calls us; workers do as that thread does.
+inline uint64_t float_mode() {
+#if defined(__x86_64__)
+  return _mm_getcsr();
+#elif defined(__aarch64__)
+  uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+#else
+  return 0;
+#endif
+}
+inline void set_float_mode(uint64_t mode) {
+#if defined(__x86_64__)
+  _mm_setcsr(static_cast<unsigned>(mode) & ~0x3fu);
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" : : "r"(mode));
+#else
+  (void)mode;
+#endif
+}
+
+// A worker counts itself as active, then looks whether a job is open; the caller closes the job, then waits until nobody
+// is active. So a worker either sees the job closed, or the caller sees the worker.
+struct Pool {
+  pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // held by the thread whose job runs
+  std::atomic<bool> open{false};
+  std::atomic<int> active{0}, seats{0};
+  std::atomic<int64_t> next{0}, tiles{0};
+  Tile tile = nullptr;
+  void* job = nullptr;
+  uint64_t mode = 0;
+
+  pthread_mutex_t door = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t bell = PTHREAD_COND_INITIALIZER;
+  std::atomic<int> asleep{0};
+  int workers = 0;  // started ones; changed under `busy`
+
+  void work() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tiles.load(std::memory_order_relaxed);)
+      tile(job, i);
+  }
+
+  bool inviting() const {
+    return open.load() && seats.load(std::memory_order_relaxed) > 0 &&
+           next.load(std::memory_order_relaxed) < tiles.load(std::memory_order_relaxed);
+  }
+
+  void join() {
+    active.fetch_add(1);
+    if (open.load() && seats.fetch_sub(1) > 0) {
+      set_float_mode(mode);
+      work();
+    }
+    active.fetch_sub(1);
+  }
+
+  void serve();
+  void start(int wanted);
+  void run(Tile, void*, int64_t, int, bool);
+};
+
+std::atomic<Pool*> pool{nullptr};
+std::atomic<int> thread_count{1}, spin_us{0};
+
+// The child of a fork has none of the workers: it gets a pool of its own, and the parent's is left to lie.
+void forget_pool() { pool.store(nullptr); }
+
+void watch_forks() { pthread_atfork(nullptr, nullptr, forget_pool); }
+
+Pool* the_pool() {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, watch_forks);
+  Pool* now = pool.load();
+  if (now) return now;
+  void* room = std::malloc(sizeof(Pool));
+  if (!room) return nullptr;
+  Pool* made = new (room) Pool;  // never freed: workers outlive the static destructors
+  if (pool.compare_exchange_strong(now, made)) return made;
+  std::free(room);
+  return now;
+}
+
+void Pool::serve() {
+  int64_t until = microseconds() + spin_us.load();
+  for (unsigned round = 1;; round++) {
+    if (inviting()) {
+      join();
+      until = microseconds() + spin_us.load();
+    } else if (round % 32 || microseconds() < until) {
+      pause();
+    } else {
+      Lock lock(&door);
+      asleep.fetch_add(1);
+      while (!inviting()) pthread_cond_wait(&bell, &door);
+      asleep.fetch_sub(1);
+    }
+  }
+}
+
+void* worker(void* given) {
+  static_cast<Pool*>(given)->serve();
+  return nullptr;
+}
+
+void Pool::start(int wanted) {
+  sigset_t every, before;
+  sigfillset(&every);
+  pthread_sigmask(SIG_SETMASK, &every, &before);  // signals are the program's own threads' affair
+  for (; workers < wanted; workers++) {
+    pthread_t thread;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    const int failed = pthread_create(&thread, &attributes, worker, this);
+    pthread_attr_destroy(&attributes);
+    if (failed) break;  // fewer threads, then
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void Pool::run(Tile what, void* with, int64_t count, int most, bool wake) {
+  if (workers < most - 1) start(most - 1);
+  tile = what;
+  job = with;
+  mode = float_mode();
+  tiles.store(count, std::memory_order_relaxed);
+  next.store(0, std::memory_order_relaxed);
+  seats.store(most - 1, std::memory_order_relaxed);
+  open.store(true);
+  if (wake && asleep.load() > 0) {
+    { Lock lock(&door); }
+    pthread_cond_broadcast(&bell);
+  }
+  work();
+  open.store(false);
+  for (unsigned round = 1; active.load() > 0; round++) {
+    if (round % 4096)
+      pause();
+    else
+      sched_yield();  // a worker may have lost its core
+  }
+}
+
+}  // namespace
+
+int64_t microseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1000000 + now.tv_nsec / 1000;
+}
+
+void run_tiles(Tile tile, void* job, int64_t tiles, int threads, bool wake) {
+  if (threads > 1 && tiles > 1) {
+    Pool* shared = the_pool();
+    if (shared && !pthread_mutex_trylock(&shared->busy)) {
+      shared->run(tile, job, tiles, threads, wake);
+      pthread_mutex_unlock(&shared->busy);
+      return;
+    }
+  }
+  for (int64_t i = 0; i < tiles; i++) tile(job, i);
+}
+
+void set_threads(int threads, int spin_microseconds) {
+  thread_count.store(threads < 1 ? 1 : threads > kMostThreads ? kMostThreads : threads);
+  spin_us.store(spin_microseconds < 0 ? 0 : spin_microseconds);
+}
+
+int threads() { return thread_count.load(std::memory_order_relaxed); }
+
+bool awake() {
+  Pool* now = pool.load(std::memory_order_relaxed);
+  return now && now->workers > now->asleep.load(std::memory_order_relaxed);
+}
+
+}  // namespace memojax

@@ -1,0 +1,434 @@
+// A program: the steps of a piece of a network, run one after the other over blocks of rows.
+//
+// `memojax/kernels/program.py` writes programs and says what their words mean. All values are float32. A value in
+// between lies in an arena of the thread that makes it; a program whose steps keep rows apart is worked through a few
+// blocks at a time, so that what lies in between stays in the core's cache, and different threads take different blocks.
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "compute.h"
+#include "pool.h"
+#include "xla_ffi.h"
+
+namespace memojax {
+namespace {
+
+const Compute* chosen = nullptr;
+
+constexpr int64_t kMagic = 0x6d656d6f6a617801;
+constexpr int64_t kArena = -1, kAbsent = -2;
+constexpr int kMostRuns = 4096;
+
+enum Op : int64_t { kProduct = 1, kElementwise = 2, kReduceOp = 3, kCopy = 4, kFill = 5, kPool2d = 6 };
+
+struct Header {
+  int64_t magic, words, blocks, chunk, arena_row, flops, operations, buffers;
+};
+constexpr int64_t kHeaderWords = sizeof(Header) / 8;
+
+// Where a value lies, in floats. In a buffer: from `offset` on, `stride` for each block. In the arena: where its blocks
+// begin, `offset` for each block of the chunk, and `stride` behind that.
+struct Place {
+  int64_t buffer, offset, stride;
+};
+
+// Reads the words of one step.
+struct Reader {
+  const int64_t* at;
+  int64_t word() { return *at++; }
+  Place place() {
+    Place p{at[0], at[1], at[2]};
+    at += 3;
+    return p;
+  }
+};
+
+// Memory of a thread, kept for its next call and freed with the thread.
+struct Arena {
+  float* data;
+  int64_t size;
+};
+
+void free_arena(void* given) {
+  std::free(static_cast<Arena*>(given)->data);
+  std::free(given);
+}
+
+pthread_key_t arena_key;
+bool has_arena_key = false;
+void make_arena_key() { has_arena_key = !pthread_key_create(&arena_key, free_arena); }
+
+// At least so many floats, on a cache line; null where there is no memory.
+float* arena_of(int64_t floats) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  static thread_local Arena* mine = nullptr;
+  if (!mine) {
+    pthread_once(&once, make_arena_key);
+    Arena* made = has_arena_key ? static_cast<Arena*>(std::calloc(1, sizeof(Arena))) : nullptr;
+    if (!made) return nullptr;
+    pthread_setspecific(arena_key, made);
+    mine = made;
+  }
+  if (floats > mine->size) {
+    std::free(mine->data);
+    mine->data = nullptr;
+    mine->size = 0;
+    void* room = nullptr;
+    if (posix_memalign(&room, 64, static_cast<size_t>(floats) * 4)) return nullptr;
+    mine->data = static_cast<float*>(room);
+    mine->size = floats;
+  }
+  return mine->data;
+}
+
+struct Run {
+  const int64_t* program;
+  float* const* buffers;
+  const Header& header() const { return *reinterpret_cast<const Header*>(program); }
+};
+
+// Blocks [block, block + count) of a run.
+struct Chunk {
+  const Run& run;
+  float* arena;
+  int64_t block, count;
+  int threads;
+  bool wake;
+
+  float* at(const Place& p) const {
+    if (p.buffer == kAbsent) return nullptr;
+    if (p.buffer == kArena) return arena + p.offset * count + p.stride;
+    return run.buffers[p.buffer] + p.offset + block * p.stride;
+  }
+  bool shares(double work) const { return threads > 1 && work > 3e5; }
+};
+
+template <class F>
+void split(const Chunk& chunk, int64_t total, int64_t grain, double work, F&& function) {
+  if (!chunk.shares(work) || total < 2 * grain) return function(int64_t{0}, total);
+  const int64_t pieces = chunk.threads * 2 < total / grain ? chunk.threads * 2 : total / grain;
+  struct Job {
+    F& function;
+    int64_t total, pieces;
+  } job{function, total, pieces};
+  run_tiles(
+      [](void* given, int64_t i) {
+        Job& job = *static_cast<Job*>(given);
+        job.function(job.total * i / job.pieces, job.total * (i + 1) / job.pieces);
+      },
+      &job, pieces, chunk.threads, chunk.wake);
+}
+
+void product(const Chunk& chunk, Reader r) {
+  Product p{};
+  const Place x = r.place(), w = r.place(), bias = r.place(), y = r.place();
+  const int64_t images = r.word() * chunk.count;
+  p.height = r.word(), p.width = r.word(), p.columns = r.word(), p.length = r.word();
+  const int64_t groups = r.word(), x_group = r.word(), w_group = r.word(), b_group = r.word(), y_group = r.word();
+  p.x_image = r.word(), p.x_height = r.word(), p.x_width = r.word();
+  p.y_image = r.word(), p.y_height = r.word(), p.y_width = r.word();
+  p.relu = r.word();
+  int64_t counts[3], steps[3];
+  for (int i = 0; i < 3; i++) counts[i] = r.word(), steps[i] = r.word();
+  int64_t offsets[kMostRuns];
+  for (int64_t a = 0; a < counts[0]; a++)
+    for (int64_t b = 0; b < counts[1]; b++)
+      for (int64_t c = 0; c < counts[2]; c++) offsets[p.runs++] = a * steps[0] + b * steps[1] + c * steps[2];
+  p.run_offsets = offsets;
+  const int64_t rows = images * p.height * p.width, panels = (p.columns + chosen->panel - 1) / chosen->panel;
+  const double work = 2.0 * static_cast<double>(rows * p.columns * p.runs * p.length);
+  for (int64_t g = 0; g < groups; g++) {
+    p.x = chunk.at(x) + g * x_group;
+    p.weights = chunk.at(w) + g * w_group;
+    p.bias = bias.buffer == kAbsent ? nullptr : chunk.at(bias) + g * b_group;
+    p.y = chunk.at(y) + g * y_group;
+    if (!chunk.shares(work)) {
+      chosen->product(p, 0, rows, 0, panels);
+      continue;
+    }
+    // Tiles are panels by blocks of rows; about four for each thread.
+    struct Job {
+      const Product& p;
+      int64_t rows, panels, row_pieces, panel_pieces;
+    } job{p, rows, panels, 1, panels};
+    const int64_t wanted = int64_t{4} * chunk.threads, most = (rows + chosen->block - 1) / chosen->block;
+    if (panels > wanted) job.panel_pieces = wanted;
+    if (job.panel_pieces < wanted) job.row_pieces = (wanted + job.panel_pieces - 1) / job.panel_pieces;
+    if (job.row_pieces > most) job.row_pieces = most;
+    run_tiles(
+        [](void* given, int64_t i) {
+          const Job& j = *static_cast<const Job*>(given);
+          const int64_t row = i / j.panel_pieces, panel = i % j.panel_pieces;
+          chosen->product(j.p, j.rows * row / j.row_pieces, j.rows * (row + 1) / j.row_pieces,
+                          j.panels * panel / j.panel_pieces, j.panels * (panel + 1) / j.panel_pieces);
+        },
+        &job, job.row_pieces * job.panel_pieces, chunk.threads, chunk.wake);
+  }
+}
+
+void elementwise(const Chunk& chunk, Reader r) {
+  constexpr int kMost = 24;
+  Operand operands[2][kMost];
+  Elementwise e{};
+  e.rows = r.word() * chunk.count, e.columns = r.word();
+  e.n_inputs = r.word(), e.n_outputs = r.word(), e.n_code = r.word();
+  bool flat = true;
+  for (int side = 0; side < 2; side++) {
+    for (int64_t i = 0; i < (side ? e.n_outputs : e.n_inputs); i++) {
+      Operand& operand = operands[side][i];
+      operand.data = chunk.at(r.place());
+      operand.row_stride = r.word(), operand.step = r.word(), operand.number = r.word();
+      flat = flat && operand.row_stride == e.columns && operand.step == 1;
+    }
+  }
+  e.inputs = operands[0], e.outputs = operands[1], e.code = r.at;
+  // Eight floats a nanosecond and instruction, roughly.
+  const double work = static_cast<double>(e.rows * e.columns * (e.n_code + 2)) * 6;
+  if (flat) {  // rows without gaps are one row; pieces of it are rows again, for the threads
+    const int64_t total = e.rows * e.columns;
+    split(chunk, total, kPiece, work, [&](int64_t begin, int64_t end) {
+      Operand moved[2][kMost];
+      for (int64_t i = 0; i < e.n_inputs; i++) (moved[0][i] = operands[0][i]).data += begin;
+      for (int64_t i = 0; i < e.n_outputs; i++) (moved[1][i] = operands[1][i]).data += begin;
+      Elementwise piece = e;
+      piece.rows = 1, piece.columns = end - begin, piece.inputs = moved[0], piece.outputs = moved[1];
+      chosen->elementwise(piece, 0, 1);
+    });
+    return;
+  }
+  split(chunk, e.rows, 1, work, [&](int64_t begin, int64_t end) { chosen->elementwise(e, begin, end); });
+}
+
+void reduce(const Chunk& chunk, Reader r) {
+  Reduce d{};
+  d.x = chunk.at(r.place()), d.y = chunk.at(r.place());
+  d.outer = r.word() * chunk.count, d.reduced = r.word(), d.inner = r.word(), d.kind = r.word();
+  chosen->reduce(d, 0, d.outer);
+}
+
+void copy(const Chunk& chunk, Reader r) {
+  constexpr int kMost = 8;
+  const Place from = r.place(), to = r.place();
+  const int64_t x_block = r.word(), y_block = r.word(), rank = r.word();
+  int64_t dims[kMost], x_steps[kMost], y_steps[kMost];
+  for (int64_t i = 0; i < rank; i++) dims[i] = r.word(), x_steps[i] = r.word(), y_steps[i] = r.word();
+  const float* x0 = chunk.at(from);
+  float* y0 = chunk.at(to);
+  int64_t total = chunk.count;
+  for (int64_t i = 0; i < rank; i++) total *= dims[i];
+  const int64_t inner = rank ? dims[rank - 1] : 1, outer = inner ? total / (inner * chunk.count) : 0;
+  const bool whole = !rank || (x_steps[rank - 1] == 1 && y_steps[rank - 1] == 1);
+  split(chunk, chunk.count, 1, static_cast<double>(total) * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; block++) {
+      int64_t index[kMost] = {};
+      const float* x = x0 + block * x_block;
+      float* y = y0 + block * y_block;
+      for (int64_t i = 0; i < outer; i++) {
+        if (whole) {
+          std::memcpy(y, x, static_cast<size_t>(inner) * 4);
+        } else {
+          const int64_t a = x_steps[rank - 1], b = y_steps[rank - 1];
+          for (int64_t j = 0; j < inner; j++) y[j * b] = x[j * a];
+        }
+        for (int64_t d = rank - 2; d >= 0; d--) {
+          x += x_steps[d], y += y_steps[d];
+          if (++index[d] < dims[d]) break;
+          x -= dims[d] * x_steps[d], y -= dims[d] * y_steps[d], index[d] = 0;
+        }
+      }
+    }
+  });
+}
+
+void fill(const Chunk& chunk, Reader r) {
+  float* y = chunk.at(r.place());
+  const int64_t total = r.word() * chunk.count;
+  const uint32_t low = static_cast<uint32_t>(r.word());
+  float value;
+  std::memcpy(&value, &low, 4);
+  for (int64_t i = 0; i < total; i++) y[i] = value;
+}
+
+void pool2d(const Chunk& chunk, Reader r) {
+  Pool2d p{};
+  p.x = chunk.at(r.place()), p.y = chunk.at(r.place());
+  p.images = r.word() * chunk.count;
+  int64_t* const fields[] = {&p.channels,       &p.kind,           &p.in_height,     &p.in_width,     &p.out_height,
+                             &p.out_width,      &p.window_height,  &p.window_width,  &p.stride_height, &p.stride_width,
+                             &p.dilation_height, &p.dilation_width, &p.pad_height,    &p.pad_width};
+  for (int64_t* field : fields) *field = r.word();
+  const double work = static_cast<double>(p.images * p.out_height * p.out_width * p.channels) *
+                      static_cast<double>(p.window_height * p.window_width);
+  split(chunk, p.images, 1, work, [&](int64_t begin, int64_t end) { chosen->pool2d(p, begin, end); });
+}
+
+void run_chunk(const Chunk& chunk) {
+  const Header& header = chunk.run.header();
+  const int64_t* at = chunk.run.program + kHeaderWords;
+  for (int64_t i = 0; i < header.operations; i++) {
+    const Reader r{at + 2};
+    switch (at[0]) {
+      case kProduct: product(chunk, r); break;
+      case kElementwise: elementwise(chunk, r); break;
+      case kReduceOp: reduce(chunk, r); break;
+      case kCopy: copy(chunk, r); break;
+      case kFill: fill(chunk, r); break;
+      case kPool2d: pool2d(chunk, r); break;
+      default: break;
+    }
+    at += at[1];
+  }
+}
+
+// Blocks of a chunk that one thread works through.
+struct Sliced {
+  const Run& run;
+  int64_t chunks;
+  bool failed;
+};
+
+// Threads for a call, and whether to wake those that sleep. A core does some 200,000 operations in a microsecond.
+// Workers that are awake are worth it from a few microseconds of work up. To wake them takes 50 microseconds and more:
+// only long calls gain by it, and callers that come back soon, who find them awake the next time.
+int seats(double work, bool* wake) {
+  constexpr double kWorthwhile = 8e5, kLong = 1e7, kSeat = 3e5;
+  int threads = memojax::threads();
+  if (threads < 2 || work < kWorthwhile) return 1;
+  static std::atomic<int64_t> last{0};
+  const int64_t now = microseconds();
+  const bool soon = now - last.exchange(now, std::memory_order_relaxed) < 1000;
+  *wake = soon || work > kLong;
+  if (!*wake && !awake()) return 1;
+  return threads < work / kSeat ? threads : static_cast<int>(work / kSeat);
+}
+
+const char* execute(const Run& run) {
+  const Header& header = run.header();
+  const int64_t blocks = header.blocks;
+  if (!blocks) return nullptr;
+  const double work = static_cast<double>(header.flops) * static_cast<double>(blocks);
+  bool wake = false;
+  const int threads = seats(work, &wake);
+  const bool sliced = threads > 1 && header.chunk * threads <= blocks;
+  if (!sliced) {
+    const int64_t chunk = threads > 1 || header.chunk > blocks ? blocks : header.chunk;
+    float* mine = arena_of(header.arena_row * chunk + 16);
+    if (!mine) return "memojax: out of memory";
+    for (int64_t block = 0; block < blocks; block += chunk) {
+      const int64_t count = blocks - block < chunk ? blocks - block : chunk;
+      run_chunk({run, mine, block, count, threads, wake});
+    }
+    return nullptr;
+  }
+  int64_t chunks = (blocks + header.chunk - 1) / header.chunk;
+  chunks = (chunks + threads - 1) / threads * threads;
+  if (chunks > blocks) chunks = blocks;
+  Sliced job{run, chunks, false};
+  run_tiles(
+      [](void* given, int64_t i) {
+        Sliced& job = *static_cast<Sliced*>(given);
+        const Header& header = job.run.header();
+        const int64_t begin = header.blocks * i / job.chunks, end = header.blocks * (i + 1) / job.chunks;
+        float* mine = arena_of(header.arena_row * (end - begin) + 16);
+        if (!mine) {
+          __atomic_store_n(&job.failed, true, __ATOMIC_RELAXED);
+          return;
+        }
+        run_chunk({job.run, mine, begin, end - begin, 1, false});
+      },
+      &job, chunks, threads, wake);
+  return job.failed ? "memojax: out of memory" : nullptr;
+}
+
+ffi::Error* fail(const ffi::CallFrame* frame, const char* message) {
+  ffi::ErrorArgs args{sizeof(ffi::ErrorArgs), nullptr, message, ffi::kInvalidArgument};
+  return frame->api->create_error(&args);
+}
+
+}  // namespace
+}  // namespace memojax
+
+using namespace memojax;
+
+#define MEMOJAX_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The handler that XLA calls.
+MEMOJAX_EXPORT ffi::Error* memojax_program(ffi::CallFrame* frame) {
+  for (ffi::Extension* extension = frame->extensions; extension; extension = extension->next) {
+    if (extension->type != ffi::kMetadataExtension) continue;
+    // We read nothing that a version has changed, so that we are of whichever version asks.
+    ffi::Metadata* metadata = reinterpret_cast<ffi::MetadataExtension*>(extension)->metadata;
+    metadata->version.major = frame->api->version.major;
+    metadata->version.minor = frame->api->version.minor;
+    metadata->traits = 0;
+    return nullptr;
+  }
+  if (frame->stage != ffi::kExecute) return nullptr;
+  if (!chosen) return fail(frame, "memojax: kernels were not set up");
+  const ffi::Attributes& attributes = frame->attributes;
+  if (attributes.size != 1 || attributes.types[0] != ffi::kArrayAttribute)
+    return fail(frame, "memojax: a program is an array of int64");
+  const ffi::Array* words = static_cast<const ffi::Array*>(attributes.items[0]);
+  const Run run{static_cast<const int64_t*>(words->data), nullptr};
+  if (words->dtype != ffi::kInt64 || static_cast<int64_t>(words->size) < kHeaderWords ||
+      run.header().magic != kMagic || run.header().words != static_cast<int64_t>(words->size))
+    return fail(frame, "memojax: this program was written for other kernels");
+  constexpr int64_t kMostBuffers = 512;
+  const int64_t given = frame->arguments.size, made = frame->results.size;
+  if (given + made != run.header().buffers || given + made > kMostBuffers)
+    return fail(frame, "memojax: a program with other arguments");
+  float* buffers[kMostBuffers];
+  for (int64_t i = 0; i < given; i++)
+    buffers[i] = static_cast<float*>(static_cast<ffi::Buffer*>(frame->arguments.items[i])->data);
+  for (int64_t i = 0; i < made; i++)
+    buffers[given + i] = static_cast<float*>(static_cast<ffi::Buffer*>(frame->results.items[i])->data);
+  const char* failure = execute({run.program, buffers});
+  return failure ? fail(frame, failure) : nullptr;
+}
+
+// For callers without XLA: the tests, and those of the sanitizers.
+MEMOJAX_EXPORT const char* memojax_run(const int64_t* program, int64_t words, float* const* buffers) {
+  if (!chosen || words < kHeaderWords || program[0] != kMagic || program[1] != words) return "memojax: no such program";
+  return execute({program, buffers});
+}
+
+MEMOJAX_EXPORT void memojax_set_threads(int threads, int spin_microseconds) { set_threads(threads, spin_microseconds); }
+
+#if defined(__x86_64__)
+// What the processor has and the system saves, by CPUID: 2 AVX-512, 1 AVX2 with FMA, 0 neither.
+static int vector_level() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_AVX) || !(c & bit_FMA)) return 0;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2)) return 0;
+  constexpr unsigned kAvx512 = bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ;
+  return (low & 0xe6) == 0xe6 && (b & kAvx512) == kAvx512 ? 2 : 1;
+}
+#endif
+
+// Chooses the widest instruction set of this CPU up to `widest` (null: any); gives its name.
+MEMOJAX_EXPORT const char* memojax_choose(const char* widest) {
+  chosen = &portable::compute;
+#if defined(__x86_64__)
+  const bool any = !widest || !*widest;
+  const int level = vector_level();
+  if (level >= 1 && (any || !std::strcmp(widest, "avx512") || !std::strcmp(widest, "avx2"))) chosen = &avx2::compute;
+  if (level >= 2 && (any || !std::strcmp(widest, "avx512"))) chosen = &avx512::compute;
+#else
+  (void)widest;
+#endif
+  return chosen->name;
+}
+
+MEMOJAX_EXPORT int64_t memojax_panel() { return chosen ? chosen->panel : 0; }
+
+// Tells from which sources this library was built.
+MEMOJAX_EXPORT const char* memojax_sources() { return MEMOJAX_SOURCES; }

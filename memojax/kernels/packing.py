@@ -1,0 +1,31 @@
+"""Weights as the kernels read them: panels of neighbouring columns, one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+LANES = 16
+"""Columns are padded to a multiple of these."""
+
+
+def padded(columns: int) -> int:
+    """`columns`, rounded up to whole vectors."""
+    return -(-columns // LANES) * LANES
+
+
+def pack_matrix(matrix: Any, panel: int, xp: Any = np) -> Any:
+    """[K, N] float32 to flat panels of `panel` columns for each of K rows; zeros fill up the last one.
+
+    `xp` is NumPy, or JAX's NumPy for a traced matrix.
+    """
+    columns = padded(matrix.shape[1])
+    whole = xp.pad(matrix, ((0, 0), (0, columns - matrix.shape[1])))
+    parts = [whole[:, start : start + panel].reshape(-1) for start in range(0, columns, panel)]
+    return xp.concatenate(parts)
+
+
+def pack_vector(vector: Any, xp: Any = np) -> Any:
+    """[N] float32, filled up with zeros; `xp` as above."""
+    return xp.pad(vector.reshape(-1), (0, padded(vector.size) - vector.size))

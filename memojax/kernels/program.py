@@ -1,0 +1,217 @@
+"""Programs for the kernels: what `native/program.cc` reads.
+
+A program is a run of int64 words: a header, then one step after the other, each with its opcode and its number of words.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+_MAGIC = 0x6D656D6F6A617801
+_HEADER_WORDS = 8
+_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL = range(1, 7)
+
+INSTRUCTIONS = (
+    "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "log", "log1p", "expm1", "tanh", "logistic", "erf", "sqrt", "rsqrt",
+    "floor", "ceil", "sign", "lt", "le", "gt", "ge", "eq", "ne", "select", "not", "and", "or", "is_finite", "move",
+)  # fmt: skip
+_CODES = {name: number for number, name in enumerate(INSTRUCTIONS)}
+REDUCTIONS = {"sum": 0, "max": 1, "min": 2}
+REGISTERS = 24
+MOST_RUNS = 4096
+MOST_BUFFERS = 512
+MOST_RANK = 8
+
+ARENA = -1
+ALIGNED = 16
+"""Floats between two values in the arena: a cache line."""
+
+_CHUNK_FLOATS = 48 * 1024
+"""Floats of a chunk's values in between that still leave room in a core's cache for weights."""
+
+_CHUNK_ROWS = 32
+"""Rows from which a further one in a product saves nothing."""
+
+
+class Place(NamedTuple):
+    """Where a value lies: in a buffer, from `offset` floats on, `stride` floats for each block of rows.
+
+    In the arena (`ARENA`) the value's blocks begin at `offset` times their number, and `stride` is what is added to that.
+    """
+
+    buffer: int
+    offset: int = 0
+    stride: int = 0
+
+
+ABSENT = Place(-2)
+
+
+@dataclass(frozen=True)
+class Product:
+    """Rows times a packed matrix, plus bias, through relu if wished; see `native/compute.h`.
+
+    Attributes:
+        images: images (of a dense layer, rows) for each block; each has `size` rows.
+        runs: three pairs (count, step): where the runs of `length` neighbours of a row begin.
+        groups: how many products of `columns` columns each.
+        group_steps: floats from one group to the next: of x, weights, bias, y.
+        x_steps: floats from one image, line and row to the next; `y_steps` likewise.
+    """
+
+    x: Place
+    weights: Place
+    bias: Place
+    y: Place
+    images: int
+    size: tuple[int, int]
+    columns: int
+    length: int
+    runs: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    x_steps: tuple[int, int, int]
+    y_steps: tuple[int, int, int]
+    relu: bool = False
+    groups: int = 1
+    group_steps: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def rows(self) -> int:
+        """Rows for each block."""
+        return self.images * self.size[0] * self.size[1]
+
+    @property
+    def flops(self) -> int:
+        """Additions and multiplications for each block."""
+        depth = self.length * self.runs[0][0] * self.runs[1][0] * self.runs[2][0]
+        return 2 * self.rows * self.columns * self.groups * depth
+
+
+class Operand(NamedTuple):
+    """An operand of elementwise code: `step` is 0 where one number fills a row."""
+
+    place: Place
+    row_stride: int
+    step: int
+    register: int
+
+
+class Instruction(NamedTuple):
+    """One instruction; a register None is the number `immediate`."""
+
+    name: str
+    to: int
+    a: int | None
+    b: int | None = 0
+    c: int | None = 0
+    immediate: float = 0.0
+
+
+@dataclass
+class Program:
+    """The words of a program under way, for `blocks` blocks of rows and `buffers` arguments and results."""
+
+    blocks: int
+    buffers: int
+    words: list[int] = field(default_factory=list)
+    steps: int = 0
+    flops: int = 0
+    arena_row: int = 0
+    rows: int = 0
+    """Rows for each block, of the product that computes most."""
+    _largest: int = 0
+
+    def array(self, sliced: bool = True) -> np.ndarray:
+        """The program; `sliced` says that its steps keep blocks apart."""
+        chunk = self.blocks
+        if sliced:
+            by_rows = max(1, _CHUNK_ROWS // max(1, self.rows))
+            by_room = max(1, _CHUNK_FLOATS // max(1, self.arena_row))
+            chunk = min(self.blocks, max(by_rows, min(by_room, 2 * by_rows)))
+        header = [
+            _MAGIC,
+            _HEADER_WORDS + len(self.words),
+            self.blocks,
+            chunk,
+            self.arena_row,
+            self.flops,
+            self.steps,
+            self.buffers,
+        ]
+        return np.array([*header, *self.words], np.int64)
+
+    def product(self, p: Product) -> None:
+        """Add a dense layer or a convolution."""
+        runs = [word for pair in p.runs for word in pair]
+        self._add(
+            _PRODUCT,
+            [
+                *p.x, *p.weights, *p.bias, *p.y, p.images, *p.size, p.columns, p.length, p.groups, *p.group_steps,
+                *p.x_steps, *p.y_steps, int(p.relu), *runs,
+            ],
+        )  # fmt: skip
+        self.flops += p.flops
+        if p.flops > self._largest:
+            self._largest, self.rows = p.flops, p.rows
+
+    def elementwise(
+        self, rows: int, columns: int, inputs: Sequence[Operand], outputs: Sequence[Operand], code: Sequence[Instruction]
+    ) -> None:  # fmt: skip
+        """Add elementwise code over `rows` x `columns` for each block."""
+        words = [rows, columns, len(inputs), len(outputs), len(code)]
+        for operand in (*inputs, *outputs):
+            words += [*operand.place, operand.row_stride, operand.step, operand.register]
+        for one in code:
+            registers = [255 if register is None else register for register in (one.a, one.b, one.c)]
+            words.append(
+                _CODES[one.name] | one.to << 8 | registers[0] << 16 | registers[1] << 24 | registers[2] << 32
+            )
+            words.append(_float_bits(one.immediate))
+        self._add(_ELEMENTWISE, words)
+        self.flops += 6 * rows * columns * (len(code) + 2)
+
+    def reduce(self, x: Place, y: Place, outer: int, reduced: int, inner: int, kind: str) -> None:
+        """Add a reduction from [outer, reduced, inner] to [outer, inner] for each block."""
+        self._add(_REDUCE, [*x, *y, outer, reduced, inner, REDUCTIONS[kind]])
+        self.flops += 2 * outer * reduced * inner
+
+    def copy(self, x: Place, y: Place, blocks: tuple[int, int], dims: Sequence[tuple[int, int, int]]) -> None:
+        """Add a copy of `dims` (size, step in x, step in y); `blocks` are the steps from block to block."""
+        merged = _merged(dims)
+        self._add(_COPY, [*x, *y, *blocks, len(merged), *(word for dim in merged for word in dim)])
+        self.flops += 8 * int(np.prod([size for size, _, _ in dims], dtype=np.int64))
+
+    def fill(self, y: Place, count: int, value: float) -> None:
+        """Add the filling of `count` floats for each block."""
+        self._add(_FILL, [*y, count, _float_bits(value)])
+        self.flops += count
+
+    def pool(self, x: Place, y: Place, images: int, channels: int, kind: str, sizes: Sequence[int]) -> None:
+        """Add a reduction over windows; `sizes` are pairs: input, output, window, strides, dilation, padding before."""
+        self._add(_POOL, [*x, *y, images, channels, REDUCTIONS[kind], *sizes])
+        self.flops += 2 * images * channels * sizes[2] * sizes[3] * sizes[4] * sizes[5]
+
+    def _add(self, opcode: int, words: Sequence[int]) -> None:
+        self.words += [opcode, len(words) + 2, *map(int, words)]
+        self.steps += 1
+
+
+def _float_bits(value: float) -> int:
+    return struct.unpack("<I", struct.pack("<f", value))[0]
+
+
+def _merged(dims: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """The same copy in fewer dimensions."""
+    merged: list[tuple[int, int, int]] = []
+    for size, a, b in dims:
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == a * size and merged[-1][2] == b * size:
+            merged[-1] = merged[-1][0] * size, a, b
+        else:
+            merged.append((size, a, b))
+    return merged

@@ -1,0 +1,381 @@
+"""Finds the parts of a traced function that the kernels can run, and puts one call of them in the place of each."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..plans.hoist import Atom, Hoister, Node, Residual, Step, literal
+from .emitter import Emitter
+from .library import TARGET, Library
+from .program import MOST_BUFFERS
+from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
+from .values import Constant, Recipe, Refused, cook, outside
+
+log = logging.getLogger("memojax")
+
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+_MOVES = ("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim")
+_MOST_TRIES = 60
+
+
+class _Primitive:
+    """What stands in for a JAX primitive in a step of ours."""
+
+    multiple_results = True
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def get_bind_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        return params
+
+
+_PACKED, _CALL = _Primitive("packed"), _Primitive("kernels")
+
+
+class _Pack(Step):
+    """Weights, packed for the kernels."""
+
+    def bind(self, inputs: Sequence[Any]) -> list[Any]:
+        return [cook(jnp.asarray(inputs[0]), self.params["recipe"], jnp)]
+
+    def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        return [np.ascontiguousarray(cook(np.asarray(inputs[0]), self.params["recipe"]))]
+
+
+class _Call(Step):
+    """One run of a program."""
+
+    def bind(self, inputs: Sequence[Any]) -> list[Any]:
+        shapes = [jax.ShapeDtypeStruct(aval.shape, np.float32) for aval in self.avals]
+        made = jax.ffi.ffi_call(TARGET, shapes)(*inputs, program=self.params["program"])
+        return list(made)
+
+
+def rewrite(residual: Residual, size: int, hoister: Hoister, kernels: Library) -> Residual | None:
+    """`residual`, traced for `size` rows, with calls of the kernels in it; None where they have nothing to do."""
+    refused: set[int] = set()
+    for _ in range(_MOST_TRIES):
+        try:
+            return _Rewriter(residual, size, hoister, kernels, refused).run()
+        except _StepRefused as cause:
+            log.debug("kernels leave step(s) %s to XLA: %s", cause.steps, cause)
+            refused.update(cause.steps)
+    return None
+
+
+class _StepRefused(Exception):
+    """Steps cannot be part of a program, as it turned out."""
+
+    def __init__(self, cause: Refused, index: int):
+        super().__init__(str(cause))
+        self.steps = cause.steps or (index,)
+
+
+@dataclass(frozen=True)
+class _Island:
+    """Steps that run as one program, by their indices."""
+
+    steps: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class _Rewriter:
+    def __init__(self, residual: Residual, size: int, hoister: Hoister, kernels: Library, refused: set[int]):
+        self.residual, self.size, self.hoister, self.kernels, self.refused = (
+            residual,
+            size,
+            hoister,
+            kernels,
+            refused,
+        )
+        self.avals: dict[int, Any] = dict(residual.avals)
+        self.maker: dict[int, int] = {}
+        self.readers: dict[int, list[int]] = {}
+        for index, step in enumerate(residual.steps):
+            self.avals.update(zip(step.outputs, step.avals, strict=True))
+            self.maker.update(dict.fromkeys(step.outputs, index))
+            for atom in step.inputs:
+                if isinstance(atom, int):
+                    self.readers.setdefault(atom, []).append(index)
+        self.leaving = {atom for atom in residual.outputs if isinstance(atom, int)}
+        self.node_of = dict(zip(residual.leading, residual.nodes, strict=True))
+        self.constants = self._constant_steps()
+        self.next_number = 1 + max([*self.avals, 0])
+        self.new_nodes: dict[Node, int] = {}
+
+    def run(self) -> Residual | None:
+        levels = self._levels(self._supported())
+        islands = {}
+        for level in sorted({level for level, inside in levels.values() if inside}):
+            members = [index for index, found in levels.items() if found == (level, True)]
+            if any(self.residual.steps[index].primitive.name in _PRODUCTS for index in members):
+                islands[level] = self._island(members)
+        if not islands:
+            return None
+        inside = {index for island in islands.values() for index in island.steps}
+        steps = [self.residual.steps[index] for index in sorted(self.constants)]
+        last = max((level for level, _ in levels.values()), default=0)
+        for level in range(last + 1):
+            if level in islands:
+                steps.append(self._call(islands[level]))
+            steps += [
+                self.residual.steps[i] for i, (at, _) in levels.items() if at == level and i not in inside
+            ]
+        return self._with(steps)
+
+    def _with(self, steps: Sequence[Step]) -> Residual:
+        """The residual of other steps, without what nobody needs."""
+        needed = set(self.leaving)
+        alive = []
+        for step in reversed(steps):
+            if needed.intersection(step.outputs):
+                alive.append(step)
+                needed.update(atom for atom in step.inputs if isinstance(atom, int))
+        known = self.node_of | {number: node for node, number in self.new_nodes.items()}
+        leading = tuple(number for number in known if number in needed)
+        return replace(
+            self.residual, nodes=tuple(known[n] for n in leading), steps=tuple(reversed(alive)), leading=leading
+        )  # fmt: skip
+
+    # Which steps ----------------------------------------------------------------------------------------------------
+
+    def _constant_steps(self) -> set[int]:
+        """Moves of weights and literals alone: they belong to whoever reads them."""
+        found: set[int] = set()
+        for index, step in enumerate(self.residual.steps):
+            if step.primitive.name in _MOVES and all(self._is_constant(atom, found) for atom in step.inputs):
+                found.add(index)
+        return found
+
+    def _is_constant(self, atom: Atom, steps: set[int]) -> bool:
+        return not isinstance(atom, int) or atom in self.node_of or self.maker.get(atom, -1) in steps
+
+    def _supported(self) -> set[int]:
+        found = set()
+        for index, step in enumerate(self.residual.steps):
+            name = step.primitive.name
+            if index in self.refused or index in self.constants or not (name in STEPS or name in ELEMENTWISE):
+                continue
+            dtypes = [self._dtype(atom) for atom in step.inputs]
+            kinds = (np.float32, np.bool_) if name in ELEMENTWISE else (np.float32,)
+            if all(dtype in kinds for dtype in dtypes) and all(
+                aval.dtype in kinds and math.prod(aval.shape) for aval in step.avals
+            ):
+                found.add(index)
+        while True:  # truth values stay within one program
+            levels = self._levels(found)
+            out = {index for index in found if not self._keeps_truth(index, levels)}
+            if not out:
+                return found
+            found -= out
+
+    def _keeps_truth(self, index: int, levels: Mapping[int, tuple[int, bool]]) -> bool:
+        step = self.residual.steps[index]
+        for atom in step.inputs:
+            if (
+                self._dtype(atom) == np.bool_
+                and levels.get(self.maker.get(atom, -1) if isinstance(atom, int) else -1) != levels[index]
+            ):
+                return False
+        for number, aval in zip(step.outputs, step.avals, strict=True):
+            if aval.dtype == np.bool_ and (
+                number in self.leaving
+                or any(levels[reader] != levels[index] for reader in self.readers.get(number, ()))
+            ):
+                return False
+        return True
+
+    def _levels(self, supported: set[int]) -> dict[int, tuple[int, bool]]:
+        """For each step how many programs run before it at least, and whether it is part of that program itself."""
+        levels: dict[int, tuple[int, bool]] = {}
+        for index, step in enumerate(self.residual.steps):
+            if index in self.constants:
+                continue
+            inside = index in supported
+            level = 0
+            for atom in step.inputs:
+                found = levels.get(self.maker.get(atom, -1)) if isinstance(atom, int) else None
+                if found is not None:
+                    level = max(level, found[0] + (inside and not found[1]))
+            levels[index] = level, inside
+        return levels
+
+    def _dtype(self, atom: Atom) -> Any:
+        if isinstance(atom, int):
+            dtype = self.avals[atom].dtype
+        else:
+            dtype = np.result_type(atom.value)
+            if isinstance(atom.value, float):
+                dtype = np.dtype(np.float32)
+        return dtype if isinstance(dtype, np.dtype) else None
+
+    def _island(self, members: Sequence[int]) -> _Island:
+        inside = set(members)
+        inputs: dict[int, None] = {}
+        outputs = []
+        for index in members:
+            step = self.residual.steps[index]
+            for atom in step.inputs:
+                if (
+                    isinstance(atom, int)
+                    and not self._is_constant(atom, self.constants)
+                    and self.maker.get(atom, -1) not in inside
+                ):
+                    inputs[atom] = None
+            for number in step.outputs:
+                if number in self.leaving or any(
+                    reader not in inside for reader in self.readers.get(number, ())
+                ):
+                    outputs.append(number)
+        return _Island(tuple(members), tuple(inputs), tuple(outputs))
+
+    # One program ----------------------------------------------------------------------------------------------------
+
+    def _call(self, island: _Island) -> Step:
+        emitter = Emitter(self.size, self.kernels.panel, len(island.inputs))
+        inside = set(island.steps)
+        uses = Counter(
+            atom
+            for index in island.steps
+            for atom in self.residual.steps[index].inputs
+            if isinstance(atom, int)
+        )
+        uses.update(island.outputs)
+        translator = Translator(emitter, uses)
+        index = island.steps[0]
+        try:
+            for position, number in enumerate(island.inputs):
+                index = next(reader for reader in self.readers[number] if reader in inside)
+                translator.known[number] = outside(self.avals[number].shape, self.size, position)
+            done: set[int] = set()
+            for index in island.steps:
+                if index in done:
+                    continue
+                step = self.residual.steps[index]
+                fused = self._fused(index, uses, inside)
+                if fused is not None:
+                    done.update(fused[1])
+                operands = [self._known(atom, translator) for atom in step.inputs]
+                translator.add(index, step, operands, fused[0] if fused else None)
+            outputs = [emitter.here(translator.known[number]) for number in island.outputs]
+            emitter.flush()
+            for value in outputs:
+                self._check_output(value)
+            program = emitter.finish(outputs)
+            if len(island.inputs) + len(emitter.weights) + len(outputs) > MOST_BUFFERS:
+                raise Refused("too many arguments")
+        except Refused as cause:
+            raise _StepRefused(cause, index) from cause
+        weights = tuple(self._weight(weight.source, weight.recipe) for weight in emitter.weights)
+        return _Call(
+            _CALL, {"program": program}, (*island.inputs, *weights), island.outputs, tuple(self.avals[n] for n in island.outputs)
+        )  # fmt: skip
+
+    def _check_output(self, value: Any) -> None:
+        """See that a result has its blocks where XLA wants them."""
+        if self.size > 1 and value.axis is None:
+            raise Refused("an output without blocks")
+
+    def _known(self, atom: Atom, translator: Translator) -> Known:
+        if not isinstance(atom, int):
+            return _constant(np.asarray(atom.value, np.float32))
+        if atom in translator.known:
+            return translator.known[atom]
+        if atom in self.node_of:
+            shape = tuple(self.avals[atom].shape)
+            return Constant(shape, shape, atom)
+        step = self.residual.steps[self.maker[atom]]
+        translator.add(self.maker[atom], step, [self._known(one, translator) for one in step.inputs])
+        return translator.known[atom]
+
+    def _fused(self, index: int, uses: Mapping[int, int], inside: set[int]) -> tuple[Fused, list[int]] | None:
+        """The bias and relu behind a product, and the steps that they are."""
+        step = self.residual.steps[index]
+        if step.primitive.name not in _PRODUCTS:
+            return None
+        bias, relu, number, taken = None, False, step.outputs[0], []
+        follower = self._only_reader(number, uses, inside)
+        if follower is not None and self.residual.steps[follower].primitive.name == "add":
+            bias = self._bias(step, self.residual.steps[follower], number)
+            if bias is not None:
+                number = self.residual.steps[follower].outputs[0]
+                taken.append(follower)
+                follower = self._only_reader(number, uses, inside)
+        if follower is not None and self.residual.steps[follower].primitive.name == "max":
+            other = _other(self.residual.steps[follower], number)
+            constant = self._maybe_constant(other)
+            if constant is not None and constant.number == 0:
+                relu = True
+                number = self.residual.steps[follower].outputs[0]
+                taken.append(follower)
+        return (Fused(bias, relu, (number,)), taken) if taken else None
+
+    def _only_reader(self, number: int, uses: Mapping[int, int], inside: set[int]) -> int | None:
+        readers = self.readers.get(number, ())
+        return readers[0] if len(readers) == 1 and uses[number] == 1 and readers[0] in inside else None
+
+    def _maybe_constant(self, atom: Atom | None) -> Constant | None:
+        if atom is None or not self._is_constant(atom, self.constants):
+            return None
+        try:
+            known = self._known(atom, Translator(Emitter(self.size, self.kernels.panel, 0), {}))
+        except Refused:
+            return None
+        return known if isinstance(known, Constant) else None
+
+    def _bias(self, product: Step, add: Step, number: int) -> Constant | None:
+        """What is added to a product, if it is one number for each column."""
+        constant = self._maybe_constant(_other(add, number))
+        if constant is None:
+            return None
+        shape = tuple(product.avals[0].shape)
+        if math.prod(constant.held) == 1 and tuple(add.avals[0].shape) == shape:
+            return constant
+        held = spread(constant, shape)
+        if held is None or tuple(add.avals[0].shape) != shape:
+            return None
+        if product.primitive.name == "conv_general_dilated":
+            columns = [product.params["dimension_numbers"].out_spec[1]]
+        else:
+            (_, over_b), _ = product.params["dimension_numbers"]
+            b = product.inputs[1]
+            if not self._is_constant(b, self.constants):
+                return None
+            rank = len(shape)
+            rest = (len(self.avals[b].shape) if isinstance(b, int) else np.ndim(b.value)) - len(over_b)
+            columns = list(range(rank - rest, rank))
+        wanted = tuple(size if i in columns else 1 for i, size in enumerate(shape))
+        return constant if held == wanted else None
+
+    def _weight(self, source: Any, recipe: Recipe) -> Atom:
+        """The argument of a program that is made of weights."""
+        if not isinstance(source, int):
+            return literal(np.ascontiguousarray(cook(source, recipe)))
+        node = self.node_of[source]
+        aval = self.avals[source]
+        step = _Pack(_PACKED, {"recipe": recipe}, (source,), (self.next_number,), (aval,))
+        (made,) = self.hoister.made_by(step, (node,))
+        if made not in self.new_nodes:
+            self.new_nodes[made] = self.next_number
+            self.next_number += 1
+        return self.new_nodes[made]
+
+
+def _constant(array: np.ndarray) -> Constant:
+    return Constant(array.shape, array.shape, array)
+
+
+def _other(step: Step, number: int) -> Atom | None:
+    others = [atom for atom in step.inputs if atom != number]
+    return others[0] if len(others) == 1 else None

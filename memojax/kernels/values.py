@@ -1,0 +1,264 @@
+"""Values inside a program: where each element lies, so that most moves of arrays need no copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .packing import pack_matrix, pack_vector
+from .program import ARENA, Place
+
+
+class Refused(Exception):
+    """A step cannot be part of a program; `steps` are the ones to blame, where it is not the one at hand."""
+
+    steps: tuple[int, ...] = ()
+
+
+class Factor(NamedTuple):
+    """A part of a dimension: `size` elements, `stride` floats apart."""
+
+    size: int
+    stride: int
+
+
+Dim = tuple[Factor, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An array of float32 in memory, seen block by block.
+
+    Attributes:
+        shape: all of it.
+        axis: the dimension whose outermost part are the blocks; None where there is one block.
+        block: floats from block to block.
+        dims: for each dimension of one block, its parts from the outermost to the innermost.
+        buffer: argument or result of the program, or `ARENA`.
+        offset: floats before the first element; in the arena, behind the beginning of `slot`.
+        slot: which allocation of the arena.
+    """
+
+    shape: tuple[int, ...]
+    axis: int | None
+    block: int
+    dims: tuple[Dim, ...]
+    buffer: int
+    offset: int = 0
+    slot: int = -1
+
+    @property
+    def place(self) -> Place:
+        """As words for a step; the offset of an arena's slot is filled in later."""
+        return (
+            Place(ARENA, self.slot, self.offset)
+            if self.buffer == ARENA
+            else Place(self.buffer, self.offset, self.block)
+        )
+
+    @property
+    def size(self) -> int:
+        """Elements of one block."""
+        return math.prod(factor.size for dim in self.dims for factor in dim)
+
+    def per_block(self) -> tuple[int, ...]:
+        """Sizes of one block's dimensions."""
+        return tuple(math.prod(factor.size for factor in dim) for dim in self.dims)
+
+    def transposed(self, order: Sequence[int]) -> Value:
+        """The same elements, dimensions in another order."""
+        axis = None if self.axis is None else list(order).index(self.axis)
+        return replace(
+            self, shape=tuple(self.shape[i] for i in order), dims=tuple(self.dims[i] for i in order), axis=axis
+        )  # fmt: skip
+
+    def reshaped(self, shape: Sequence[int], blocks: int) -> Value | None:
+        """The same elements in another shape; None where they lie too far apart for that.
+
+        Raises:
+            Refused: blocks would not stay together.
+        """
+        axis = None
+        if self.axis is not None:
+            if math.prod(self.shape[: self.axis]) != 1:
+                same = self.axis + 1
+                if tuple(shape[:same]) != self.shape[:same]:
+                    raise Refused("a reshape of dimensions before the blocks")
+                axis = self.axis
+            else:
+                axis = next((i for i, size in enumerate(shape) if size != 1), 0)
+                if shape[axis] % blocks:
+                    raise Refused("a reshape across blocks")
+        wanted = [size // blocks if i == axis else size for i, size in enumerate(shape)]
+        parts = [factor for dim in self.dims for factor in dim if factor.size != 1]
+        dims: list[Dim] = []
+        for size in reversed(wanted):
+            taken: list[Factor] = []
+            while size > 1:
+                if not parts:
+                    return None
+                last = parts.pop()
+                if size % last.size == 0:
+                    taken.insert(0, last)
+                    size //= last.size
+                elif last.size % size == 0:
+                    taken.insert(0, Factor(size, last.stride))
+                    parts.append(Factor(last.size // size, last.stride * size))
+                    size = 1
+                else:
+                    return None
+            dims.insert(0, tuple(taken))
+        return replace(self, shape=tuple(shape), axis=axis, dims=tuple(dims))
+
+    def sliced(self, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]) -> Value | None:
+        """A part of each dimension but that of the blocks; None where parts of dimensions are cut."""
+        dims, shape, offset = list(self.dims), list(self.shape), self.offset
+        for i, (start, limit, stride) in enumerate(zip(starts, limits, strides, strict=True)):
+            size = -(-(limit - start) // stride)
+            if size == self.shape[i] and stride == 1:
+                continue
+            if i == self.axis:
+                raise Refused("a slice of blocks")
+            dim = merged(self.dims[i])
+            if len(dim) > 1:
+                return None
+            step = dim[0].stride if dim else 0
+            dims[i], shape[i] = (Factor(size, step * stride),), size
+            offset += start * step
+        return replace(self, shape=tuple(shape), dims=tuple(dims), offset=offset)
+
+
+def merged(dim: Sequence[Factor]) -> Dim:
+    """The same parts in as few as they can be."""
+    found: list[Factor] = []
+    for factor in dim:
+        if factor.size == 1:
+            continue
+        if found and found[-1].stride == factor.stride * factor.size:
+            found[-1] = Factor(found[-1].size * factor.size, factor.stride)
+        else:
+            found.append(factor)
+    return tuple(found)
+
+
+def refined(dims: Sequence[Dim]) -> list[tuple[int, ...]]:
+    """Parts of one dimension that are parts of each of `dims`: (size, a stride for each).
+
+    Raises:
+        Refused: there are no such parts.
+    """
+    left = [[factor for factor in dim if factor.size != 1] for dim in dims]
+    found: list[tuple[int, ...]] = []
+    while any(left):
+        if not all(left):
+            raise Refused("dimensions of different sizes")
+        size = min(parts[-1].size for parts in left)
+        strides = []
+        for parts in left:
+            last = parts.pop()
+            if last.size % size:
+                raise Refused("dimensions that share no parts")
+            strides.append(last.stride)
+            if last.size > size:
+                parts.append(Factor(last.size // size, last.stride * size))
+        found.insert(0, (size, *strides))
+    return found
+
+
+def row_major(sizes: Sequence[int]) -> list[int]:
+    """Strides of an array without gaps."""
+    strides, step = [], 1
+    for size in reversed(sizes):
+        strides.insert(0, step)
+        step *= size
+    return strides
+
+
+def contiguous(
+    shape: Sequence[int], axis: int | None, blocks: int, order: Sequence[int] | None = None
+) -> tuple[tuple[Dim, ...], int]:
+    """Dimensions of a block without gaps, the last of `order` innermost; and the floats of a block."""
+    sizes = [size // blocks if i == axis else size for i, size in enumerate(shape)]
+    order = range(len(sizes)) if order is None else order
+    strides = dict(zip(order, row_major([sizes[i] for i in order]), strict=True))
+    return tuple((Factor(size, strides[i]),) for i, size in enumerate(sizes)), math.prod(sizes)
+
+
+def outside(shape: Sequence[int], blocks: int, buffer: int) -> Value:
+    """A value of XLA's, in row-major order.
+
+    Raises:
+        Refused: it has no dimension that consists of the blocks.
+    """
+    axis = None
+    strides = row_major(shape)
+    sizes = list(shape)
+    if blocks > 1:
+        exact = [i for i, size in enumerate(shape) if size == blocks]
+        first = next((i for i, size in enumerate(shape) if size != 1), None)
+        axis = exact[0] if exact else first
+        if axis is None or shape[axis] % blocks:
+            raise Refused(f"no blocks in {tuple(shape)}")
+        sizes[axis] //= blocks
+    dims = tuple((Factor(size, stride),) for size, stride in zip(sizes, strides, strict=True))
+    block = 0 if axis is None else sizes[axis] * strides[axis]
+    return Value(tuple(shape), axis, block, dims, buffer)
+
+
+Recipe = tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """An array made of weights or literals, the same for all blocks.
+
+    Attributes:
+        shape: as the steps see it.
+        held: its shape without repetition: 1 where it is broadcast.
+        source: number of a known value, or the array itself.
+        recipe: what is done to the source, to give an array of the shape `held`.
+    """
+
+    shape: tuple[int, ...]
+    held: tuple[int, ...]
+    source: Any
+    recipe: Recipe = ()
+
+    @property
+    def number(self) -> float | None:
+        """Its value, where it is one literal number throughout."""
+        if isinstance(self.source, np.ndarray) and self.source.size == 1:
+            return float(self.source.reshape(()))
+        return None
+
+    def then(self, *steps: tuple[Any, ...]) -> Recipe:
+        """The recipe, and further steps."""
+        return (*self.recipe, *steps)
+
+
+def cook(array: Any, recipe: Recipe, xp: Any = np) -> Any:
+    """`array` after the steps of a recipe; `xp` is NumPy, or JAX's NumPy for a traced array."""
+    for name, *rest in recipe:
+        array = _STEPS[name](xp, array, *rest)
+    return array
+
+
+def _pack_groups(xp: Any, array: Any, panel: int) -> Any:
+    return xp.concatenate([pack_matrix(one, panel, xp) for one in array])
+
+
+def _pack_vectors(xp: Any, array: Any) -> Any:
+    return xp.concatenate([pack_vector(one, xp) for one in array])
+
+
+_STEPS: dict[str, Any] = {
+    "reshape": lambda xp, array, shape: array.reshape(shape),
+    "transpose": lambda xp, array, order: array.transpose(order),
+    "broadcast": lambda xp, array, shape: xp.broadcast_to(array, shape),
+    "matrices": _pack_groups,
+    "vectors": _pack_vectors,
+}

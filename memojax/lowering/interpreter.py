@@ -1,0 +1,388 @@
+"""One walk over a graph while it is traced: each node is lowered by its operator, within the budget of `memojax.limits`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._types import GraphValue
+from ..errors import LoweringError, MemojaxError, StaticInputError
+from ..limits import ELEMENTS, TRIPS, Budget, for_rows
+from ..model.expand import bind, schema_body
+from ..model.graph import Graph, Node, Value
+from ..ops._common import is_static
+from ..ops.resolve import Call, Operators
+from ..ops.static import inputs_behind, origin_of
+from ..ops.trips import Trips, most
+from ..xla.cpu_client import cpu_device
+from ..xla.fork import check_not_forked
+from ..xla.settings import own_settings
+from .index_ranges import Ranges, outside
+
+ON_HOST = (
+    "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
+    "model cannot be one XLA executable: memojax.run and memojax.OneShot break the graph there"
+)
+_TRACED_COST = 8
+"""Steps of the budget that a traced node takes; one that is computed takes one."""
+
+_COMPUTED_SHIFT = 12
+"""Computed values of two to this power of bytes take one step more, and so many products of a matrix product."""
+
+_PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
+
+_SMALL = 1 << 22
+"""Where the sizes of its inputs multiply to no more, an operator's output is small whatever it does; else its shape is found first."""
+
+_EMBEDDED = 1 << 12
+"""Bytes of a constant that is too small to count."""
+
+Env = MutableMapping[str, GraphValue]
+
+IndexChecks = dict[str, "tuple[GraphValue, GraphValue]"]
+"""First output of a node -> the indices that it is given, and which of them point at nothing."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A subgraph as a callable: positional inputs to a tuple of outputs; names around it are visible inside."""
+
+    graph: Graph
+    _run: Run
+    _scope: Env
+
+    @property
+    def n_inputs(self) -> int:
+        return len(self.graph.inputs)
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.graph.outputs)
+
+    @property
+    def loops(self) -> bool:
+        """Whether there is a `Loop` inside."""
+        return self._run.operators.loop(self.graph)
+
+    @property
+    def captured(self) -> list[GraphValue]:
+        """Values that it takes from around it."""
+        return [self._scope[name] for name in self.graph.free_names()]
+
+    def new_key(self) -> jax.Array | None:
+        """A key to derive one for each call from; None where nothing inside is random."""
+        return self._run.next_key() if self._run.operators.draw(self.graph) else None
+
+    def __call__(self, *inputs: GraphValue, key: jax.Array | None = None) -> tuple[GraphValue, ...]:
+        env: Env = ChainMap({}, self._scope)
+        env.update(self.graph.initializers)
+        env.update((value.name, given) for value, given in zip(self.graph.inputs, inputs, strict=True))
+        # What is noted in here would leave a loop's or a branch's own trace.
+        run = replace(self._run, checks=None)
+        if key is not None:
+            run = replace(run, key=key, keys_used=[0])
+        run.nodes(self.graph.nodes, env)
+        return tuple(env[value.name] for value in self.graph.outputs)
+
+
+@dataclass
+class Run:
+    """One walk over a graph.
+
+    Attributes:
+        graph: the outermost one.
+        needed: names of values that decide a shape.
+        operators: what each node calls.
+        budget: what the walk may use up.
+        trips: how often loops whose end depends on data went round.
+        key: a JAX PRNG key, where there are random operators.
+        keys_used: how many keys were derived from it.
+        makers: name -> node that computes it, for ranges of indices.
+        checks: filled, where it is not None, with the indices that data gives.
+    """
+
+    graph: Graph
+    needed: frozenset[str]
+    operators: Operators
+    budget: Budget
+    key: jax.Array | None
+    trips: Trips = field(default_factory=Trips)
+    keys_used: list[int] = field(default_factory=lambda: [0])
+    makers: Mapping[str, Node] = field(default_factory=dict)
+    checks: IndexChecks | None = None
+
+    def nodes(self, nodes: Sequence[Node], env: Env) -> None:
+        """Lower `nodes` in order; their outputs are put into `env`."""
+        call_of = self.operators.of
+        with np.errstate(all="ignore"):
+            for node in nodes:
+                self._into(env, node, call_of(node))
+
+    def _into(self, env: Env, node: Node, call: Call) -> None:
+        inputs = [env[name] if name else None for name in node.inputs]
+        outputs = self._node(node, call, inputs, env)
+        for name, value in zip(node.outputs, outputs, strict=False):
+            if name:
+                env[name] = value
+
+    def _node(self, node: Node, call: Call, inputs: list[GraphValue], env: Env) -> tuple[GraphValue, ...]:
+        try:
+            if call.definition is None:
+                return self._expanded(node, inputs, env)
+            static = is_static(inputs)
+            self.budget.step(1 if static else _TRACED_COST)
+            if static:
+                self._check_small(node, call, inputs, env)
+            else:
+                self._check_static(node, call, inputs)
+            around = self.trips.used
+            outputs = tuple(map(_tidy, self._call(node, call, inputs, env)))
+            if is_static(outputs):
+                self.budget.step(sum(map(size_of, outputs)) >> _COMPUTED_SHIFT)
+                self.budget.fold(
+                    sum(size_of(value) for value in outputs if not any(value is given for given in inputs))
+                )
+                return outputs
+            _check_shapes(outputs)
+            folds = static and not call.draws and not self.needed.isdisjoint(node.outputs)
+            if folds and is_static([env[name] for name in node.reads()]):
+                self.trips.used = around
+                return self._at_once(node, call, inputs, env)
+            for value in inputs:
+                if isinstance(value, np.ndarray) and value.nbytes > _EMBEDDED:
+                    self.budget.embed(value)
+            return outputs
+        except MemojaxError as cause:
+            raise self._located(node, inputs, cause) from cause
+        except Exception as cause:
+            given = ", ".join(
+                f"{name or '-'}: {_describe(value)}" for name, value in zip(node.inputs, inputs, strict=True)
+            )
+            what = (
+                str(cause)
+                if isinstance(cause, (ValueError, NotImplementedError))
+                else f"{type(cause).__name__}: {cause}"
+            )
+            located = LoweringError(
+                f"node {node.name!r} ({node.op_type}, opset {node.opset}; inputs {given}): {what}"
+                f"{self._advice(node, inputs)}"
+            )
+            located.located = True  # pyright: ignore[reportAttributeAccessIssue]
+            raise located from cause
+
+    def _located(self, node: Node, inputs: Sequence[GraphValue], cause: MemojaxError) -> MemojaxError:
+        """`cause`, with the node that it is about where it does not name one."""
+        advice = self._advice(node, inputs)
+        named = getattr(cause, "located", False)
+        if not isinstance(cause, LoweringError) or (named and not advice):
+            return cause
+        place = "" if named else f"node {node.name!r} ({node.op_type}, opset {node.opset}): "
+        located = type(cause)(f"{place}{cause}{advice}")
+        located.located = True  # pyright: ignore[reportAttributeAccessIssue]
+        return located
+
+    def _call(self, node: Node, call: Call, inputs: Sequence[GraphValue], env: Env) -> tuple[GraphValue, ...]:
+        assert call.definition is not None
+        attributes = call.attributes
+        if node.bodies:
+            attributes = {
+                name: Body(value, self, env) if isinstance(value, Graph) else value
+                for name, value in attributes.items()
+            }
+        context = _Context(self, node, call, env) if call.definition.injected else {}
+        return call.definition.call(inputs, attributes, context)
+
+    def _check_static(self, node: Node, call: Call, inputs: Sequence[GraphValue]) -> None:
+        """See that what must be known while tracing is.
+
+        Raises:
+            StaticInputError: it is not.
+        """
+        if call.host and not is_static([inputs[i] for i in call.host]):
+            raise StaticInputError(ON_HOST)
+        for position in call.static:
+            if not is_static(inputs[position]):
+                raise StaticInputError(self._not_static(node, call, position))
+
+    def _check_small(self, node: Node, call: Call, inputs: Sequence[GraphValue], env: Env) -> None:
+        """See that a node over known values gives no more than the budget has left, before it is computed.
+
+        Raises:
+            LimitError: it does.
+        """
+        bound = math.prod(value.size for value in inputs if isinstance(value, np.ndarray) and value.size > 1)
+        if bound <= _SMALL or call.host or node.bodies:
+            return
+        places = [
+            place
+            for place, value in enumerate(inputs)
+            if place not in call.static and isinstance(value, np.ndarray) and value.dtype != object
+        ]
+
+        def shapes(*abstract: Any) -> Any:
+            given = list(inputs)
+            for place, value in zip(places, abstract, strict=True):
+                given[place] = value
+            return self._call(node, call, given, env)
+
+        with own_settings():
+            made = jax.eval_shape(
+                shapes, *(jax.ShapeDtypeStruct(inputs[i].shape, inputs[i].dtype) for i in places)
+            )
+        for value in jax.tree.leaves(made):
+            ELEMENTS.check(math.prod(np.shape(value)), "folding constants", for_rows(ELEMENTS))
+        self.budget.check_room(sum(size_of(value) for value in jax.tree.leaves(made)))
+        if node.op_type in _PRODUCTS:
+            self.budget.step((math.prod(np.shape(made[0])) * max(inputs[0].shape)) >> _COMPUTED_SHIFT)
+
+    def _at_once(
+        self, node: Node, call: Call, inputs: Sequence[GraphValue], env: Env
+    ) -> tuple[GraphValue, ...]:
+        """Evaluate a node whose value decides a shape but whose operator is not written for NumPy."""
+        check_not_forked()
+        with (
+            self.trips.apart(),
+            jax.ensure_compile_time_eval(),
+            own_settings(),
+            jax.default_device(cpu_device()),
+        ):
+            outputs = tuple(jax.tree.map(np.asarray, self._call(node, call, inputs, env)))
+            if self.trips.used is not None:
+                TRIPS.check(int(self.trips.used), "this loop", most())
+        self.budget.fold(sum(map(size_of, outputs)))
+        return outputs
+
+    def _expanded(self, node: Node, inputs: list[GraphValue], env: Env) -> tuple[GraphValue, ...]:
+        body = schema_body(node, inputs)
+        if body is None:
+            raise LoweringError("no definition, and the spec gives no function body for these types")
+        inner: Env = ChainMap({}, env)
+        with np.errstate(all="ignore"):
+            for written in bind(body, node, f"{node.name}/"):
+                self._into(inner, written, self.operators.look_up(written))
+        return tuple(inner[name] if name else None for name in node.outputs)
+
+    def _not_static(self, node: Node, call: Call, position: int) -> str:
+        assert call.definition is not None
+        return (
+            f"{call.definition.input_name(position)!r} decides a shape, so it must be known while tracing, but it comes from "
+            f"{origin_of(self.graph, node.inputs[position])}, which depends on data"
+        )
+
+    def _advice(self, node: Node, inputs: Sequence[GraphValue]) -> str:
+        """For an `If` of which both branches were traced: which inputs would decide it, if they were bound."""
+        if node.op_type != "If" or node.domain or is_static(inputs[0]):
+            return ""
+        whole = {value.name for value in self.graph.inputs if is_whole(value)}
+        behind = [name for name in inputs_behind(self.graph, node.inputs[0]) if name in whole]
+        if not behind:
+            return ""
+        example = ", ".join(f"{name!r}: ..." for name in behind)
+        return (
+            f" (both branches of the If {node.name!r} must fit, since its condition depends on input "
+            f"{', '.join(map(repr, behind))}: with constants={{{example}}} only one branch is taken)"
+        )
+
+    def in_range(
+        self,
+        node: Node,
+        env: Env,
+        position: int,
+        low: Any,
+        high: Any,
+        *,
+        checked: bool = True,
+    ) -> bool:
+        """Whether the values of an input of `node` are known to lie between `low` and `high`; if not, they are noted in `checks`."""
+        name = node.inputs[position]
+        found = Ranges(self.makers, env).of(name)
+        known = found is not None and found[0] >= np.max(low) and found[1] <= np.min(high)
+        if checked and not known and self.checks is not None and not is_static(env[name]):
+            self.checks[node.outputs[0]] = env[name], outside(env[name], low, high)
+        return known
+
+    def recompute(self, env: Env, given: Mapping[str, GraphValue], wanted: str) -> GraphValue:
+        """The value of `wanted` if the names in `given` had other values; what they do not reach is taken from `env`."""
+        reached = set(given)
+        inner: Env = ChainMap(dict(given), env)
+        for node in self.graph.nodes:
+            if wanted in inner.maps[0]:  # pyright: ignore[reportAttributeAccessIssue]
+                break
+            if node.reads() & reached:
+                reached.update(filter(None, node.outputs))
+                self.nodes([node], inner)
+        return inner[wanted]
+
+    def next_key(self) -> jax.Array:
+        """A key that no node had before."""
+        if self.key is None:
+            raise LoweringError("a random operator needs a JAX PRNG key")
+        self.keys_used[0] += 1
+        return jax.random.fold_in(self.key, self.keys_used[0])
+
+
+class _Context(Mapping[str, Any]):
+    """What an operator may ask for beside its inputs and attributes; a key is made only when asked for."""
+
+    def __init__(self, run: Run, node: Node, call: Call, env: Env):
+        self._makers: dict[str, Callable[[], Any]] = {
+            "n_outputs": lambda: len(node.outputs),
+            "output_names": lambda: node.outputs,
+            "opset": lambda: node.opset,
+            "key": lambda: run.next_key() if call.draws else None,
+            "recompute": lambda: functools.partial(run.recompute, env),
+            "trips": lambda: run.trips,
+            "in_range": lambda: functools.partial(run.in_range, node, env),
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def _check_shapes(outputs: Sequence[GraphValue]) -> None:
+    """See that no output is larger than a value may be.
+
+    Raises:
+        LimitError: one is.
+    """
+    for value in outputs:
+        shape = value.shape if isinstance(value, jax.Array) else ()
+        if all(type(dim) is int for dim in shape) and (size := math.prod(shape)) > _SMALL:
+            ELEMENTS.check(size, f"an output of shape {list(shape)}", for_rows(ELEMENTS))
+
+
+def is_whole(value: Value) -> bool:
+    """Whether an input is declared as whole numbers or booleans."""
+    return value.kind == "tensor" and value.dtype is not None and value.dtype.kind in "iub"
+
+
+def size_of(value: Any) -> int:
+    """Roughly the memory of a known value; text counts by its characters."""
+    if isinstance(value, (tuple, list)):
+        return sum(map(size_of, value))
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return 64 * value.size + sum(len(item) for item in value.ravel() if isinstance(item, str))
+    return int(value.dtype.itemsize) * math.prod(value.shape) if hasattr(value, "shape") else 0
+
+
+def _tidy(value: GraphValue) -> GraphValue:
+    return np.asarray(value) if isinstance(value, (np.generic, bool, int, float)) else value
+
+
+def _describe(value: GraphValue) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"sequence of {len(value)}"
+    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else str(value)

@@ -1,0 +1,50 @@
+"""Whether a graph can be run from its first node to its last: every name is defined before it is read, and every call is one."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable, MutableMapping
+
+from ..errors import ModelLoadError
+from .graph import Graph, Node
+from .spec import check_call
+
+
+def check_graph(graph: Graph) -> None:
+    """Check a whole graph, functions written out, subgraphs included.
+
+    Raises:
+        ModelLoadError: a name that nothing defines, one that is defined twice, one that is read too early; a call that the
+            specification does not allow.
+    """
+    _check(graph, {})
+
+
+def _check(graph: Graph, around: MutableMapping[str, None]) -> None:
+    known: MutableMapping[str, None] = ChainMap({}, around) if around else {}
+    own: dict[str, None] = known.maps[0] if isinstance(known, ChainMap) else known  # pyright: ignore
+    own.update(dict.fromkeys(value.name for value in graph.inputs))
+    own.update(dict.fromkeys(graph.initializers))
+    for node in graph.nodes:
+        check_call(node)
+        for name in node.inputs:
+            if name and name not in known:
+                raise ModelLoadError(
+                    f"node {node.name!r} ({node.op_type}) reads {name!r}, which nothing {_where(graph.nodes, name)}"
+                )
+        for body in node.bodies:
+            _check(body, known)
+        for name in node.outputs:
+            if name in own and name:
+                raise ModelLoadError(
+                    f"{name!r} is defined twice; the second time by node {node.name!r} ({node.op_type})"
+                )
+            own[name] = None
+    for value in graph.outputs:
+        if value.name not in known or not value.name:
+            raise ModelLoadError(f"the output {value.name!r} of {graph.name!r} is made by no node in it")
+
+
+def _where(nodes: Iterable[Node], name: str) -> str:
+    later = any(name in node.outputs for node in nodes)
+    return "makes before it: the nodes are out of order" if later else "in the model defines"

@@ -1,0 +1,323 @@
+"""Hidden state by agent: arrays with a row for each, read and changed by batches, by one agent, on the host or on a device."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._types import Array
+from ..errors import DuplicateIdError, InputShapeError, UnknownAgentError, UnknownInputError
+from ..model.signature import TensorSpec
+from ..rows.journal import Journal, Outcome
+from ..rows.scratch import ScratchPadView
+from ..rows.states import as_dtype
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Rows of a call under way: their state goes back there, unless the agent is reset or ended meanwhile."""
+
+    rows: np.ndarray
+    epochs: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """What a batch makes of its agents' state, once its `outcome` counts; dropped when the batch is gone without."""
+
+    ticket: Ticket
+    states: Sequence[Array]
+    outcome: Outcome
+    view: weakref.ref[ScratchPadView]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """State by row, replaced as a whole when it grows or moves.
+
+    Attributes:
+        device: where `stores` lie; None is the host.
+        stores: one array `[capacity, *shape]` for each piece of state.
+        fresh: bool[capacity], rows that count as zeros, whatever is in them.
+        epochs: int[capacity], how often a row was begun, ended or set.
+    """
+
+    device: jax.Device | None
+    stores: list[Any]
+    fresh: np.ndarray
+    epochs: np.ndarray
+
+
+class AgentStates:
+    """One array `[capacity, *shape]` for each piece of state, and the row of each agent; threads may share it.
+
+    A row's epoch changes when its agent begins, ends or is set, so a call that started before does not overwrite it. The rows of the
+    last batch are remembered, because the next batch often has the same agents.
+
+    Each change counts from a single assignment on, so that an interrupt between two lines leaves the state as before or as after it.
+    """
+
+    def __init__(self, specs: Sequence[TensorSpec]):
+        """Begin without agents; the arrays of `specs` lie on the host until rows on a device need them."""
+        self._specs = specs
+        stores = [np.zeros((0, *spec.shape), spec.dtype) for spec in specs]
+        self._table = _Table(None, stores, np.zeros(0, np.bool_), np.zeros(0, np.int64))
+        self._row: dict[int, int] = {}
+        self._last: tuple[Sequence[int], np.ndarray] | None = None
+        self._free: list[int] = []
+        self._staged: list[_Staged] = []
+        self._journal = Journal()
+        self._wide = any(spec.dtype.itemsize >= 8 for spec in specs)
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            self._settle()
+            self._move(None)
+            return {
+                name: value
+                for name, value in self.__dict__.items()
+                if name not in ("_lock", "_journal", "_staged")
+            }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _journal=Journal(), _staged=[])
+
+    @property
+    def agents(self) -> list[int]:
+        """Agents that have begun and not ended."""
+        with self._lock:
+            return list(self._row)
+
+    def unknown(self, agents: Sequence[int]) -> list[int]:
+        with self._lock:
+            known = self._last is not None and self._last[0] == agents
+            return [] if known else [agent for agent in agents if agent not in self._row]
+
+    def begin(self, agent: int) -> None:
+        with self._lock:
+            self._settle()
+            row = self._row.get(agent)
+            if row is None:
+                if not self._free:
+                    self._find_free()
+                row = self._free.pop()
+                self._reset(row, self._table.epochs[row] + 1)
+                self._last = None
+                self._row[agent] = row
+            else:
+                self._journal.commit(functools.partial(self._reset, row, self._table.epochs[row] + 1))
+
+    def end(self, agent: int) -> None:
+        with self._lock:
+            self._settle()
+            row = self._row_of(agent)
+            self._last = None
+            del self._row[agent]
+            # Both are done again by `begin` and `_find_free`, should an interrupt come before them.
+            self._table.epochs[row] += 1
+            self._free.append(row)
+
+    def read(self, agent: int) -> dict[str, np.ndarray]:
+        with self._lock:
+            self._settle()
+            row, table = self._row_of(agent), self._table
+            fresh = table.fresh[row]
+            return {
+                spec.name: np.zeros(spec.shape, spec.dtype) if fresh else np.array(store[row])
+                for spec, store in zip(self._specs, table.stores, strict=True)
+            }
+
+    def write(self, agent: int, state: Mapping[str, Any]) -> None:
+        names = [spec.name for spec in self._specs]
+        if unknown := [name for name in state if name not in names]:
+            raise UnknownInputError(unknown, names, "the hidden state")
+        given = {
+            spec.name: np.array(as_dtype(spec, state[spec.name]))
+            for spec in self._specs
+            if spec.name in state
+        }
+        for spec in self._specs:
+            if spec.name in given and given[spec.name].shape != spec.shape:
+                raise InputShapeError(
+                    f"state {spec.name!r} has shape {list(given[spec.name].shape)}, expected {list(spec.shape)}"
+                )
+        with self._lock:
+            self._settle()
+            row = self._row_of(agent)
+            self._move(None)
+            fresh, epoch = bool(self._table.fresh[row]), self._table.epochs[row] + 1
+            self._journal.commit(functools.partial(self._set, row, given, fresh, epoch))
+
+    def gather(self, view: ScratchPadView, slots: Sequence[int]) -> Ticket:
+        """Put the state of the view's agents into its input `slots`.
+
+        Raises:
+            UnknownAgentError, DuplicateIdError: an agent is unknown, or twice in the batch.
+        """
+        with self._lock:
+            self._settle()
+            rows = self._rows_of(view.ids)
+            self._move(view.device)
+            table = self._table
+            zeroed = table.fresh[rows]
+            if view.device is None:
+                if view.dones is not None:
+                    zeroed = zeroed | view.dones
+                for slot, store in zip(slots, table.stores, strict=True):
+                    states = view.input_slot_mut(slot)
+                    np.take(store, rows, axis=0, out=states, mode="clip")
+                    if zeroed.any():
+                        states[zeroed] = 0
+            else:
+                with self._scope():
+                    for slot, states in zip(
+                        slots, _take(table.stores, rows, zeroed, view.dones), strict=True
+                    ):
+                        view.set_input(slot, states)
+            return Ticket(rows, table.epochs[rows])
+
+    def stage(self, ticket: Ticket, view: ScratchPadView, states: Sequence[Array]) -> None:
+        """Keep `states`, one array of rows for each piece, for the agents of `ticket`, once `view` has run to its end."""
+        outcome = view.follow(self.finish)
+        with self._lock:
+            self._staged.append(_Staged(ticket, states, outcome, weakref.ref(view)))
+
+    def finish(self) -> None:
+        """Keep what batches have made that have run."""
+        with self._lock:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Do what counts and was not done yet; with the lock, before anything else."""
+        self._journal.finish()
+        if not self._staged:
+            return
+        left = []
+        for staged in self._staged:
+            alive = staged.view() is not None  # asked first: it lives until `counts` has its last value
+            if staged.outcome.counts:
+                self._keep(staged)
+            elif alive:
+                left.append(staged)
+        # An interrupt before this line has all of it kept once more, in the same order.
+        self._staged = left
+
+    def _keep(self, staged: _Staged) -> None:
+        rows, states, table = staged.ticket.rows, staged.states, self._table
+        valid = table.epochs[rows] == staged.ticket.epochs
+        if not valid.all():
+            rows, states = rows[valid], [state[valid] for state in states]
+        if table.device is None:
+            for store, state in zip(table.stores, states, strict=True):
+                store[rows] = state
+        else:
+            with self._scope():
+                placed = [jax.device_put(state, table.device) for state in states]
+                self._table = replace(table, stores=_put(table.stores, rows, placed))
+        table.fresh[rows] = False
+
+    def _reset(self, row: int, epoch: int) -> None:
+        self._table.epochs[row] = epoch
+        self._table.fresh[row] = True
+
+    def _set(self, row: int, given: Mapping[str, np.ndarray], fresh: bool, epoch: int) -> None:
+        table = self._table
+        for spec, store in zip(self._specs, table.stores, strict=True):
+            if spec.name in given:
+                store[row] = given[spec.name]
+            elif fresh:
+                store[row] = 0
+        table.fresh[row] = False
+        table.epochs[row] = epoch
+
+    def _rows_of(self, agents: Sequence[int]) -> np.ndarray:
+        if self._last is not None and self._last[0] == agents:
+            return self._last[1]
+        rows = np.array([self._row.get(agent, -1) for agent in agents], np.int32)
+        if unknown := [agent for agent, row in zip(agents, rows, strict=True) if row < 0]:
+            raise UnknownAgentError(_UNKNOWN.format(", ".join(map(str, unknown))))
+        if len(set(agents)) < len(agents):
+            twice = next(agent for agent, count in Counter(agents).items() if count > 1)
+            raise DuplicateIdError(
+                f"agent {twice} is in this batch twice: its state can only be continued once"
+            )
+        self._last = agents if isinstance(agents, range) else list(agents), rows
+        return rows
+
+    def _row_of(self, agent: int) -> int:
+        row = self._row.get(agent)
+        if row is None:
+            raise UnknownAgentError(_UNKNOWN.format(agent))
+        return row
+
+    def _find_free(self) -> None:
+        """Rows of nobody; more of them, if there are none."""
+        old = len(self._table.fresh)
+        if len(self._row) >= old:
+            self._grow(max(2 * old, _FIRST_ROWS))
+        taken = set(self._row.values())
+        self._free = [row for row in reversed(range(len(self._table.fresh))) if row not in taken]
+
+    def _grow(self, capacity: int) -> None:
+        table = self._table
+        more = capacity - len(table.fresh)
+        stores = [
+            np.concatenate([np.asarray(store), np.zeros((more, *store.shape[1:]), store.dtype)])
+            for store in table.stores
+        ]
+        self._table = _Table(
+            table.device,
+            self._placed(stores, table.device),
+            np.concatenate([table.fresh, np.zeros(more, np.bool_)]),
+            np.concatenate([table.epochs, np.zeros(more, np.int64)]),
+        )
+
+    def _move(self, device: jax.Device | None) -> None:
+        table = self._table
+        if device is not table.device:
+            stores = [np.array(store) for store in table.stores] if device is None else table.stores
+            self._table = replace(table, device=device, stores=self._placed(stores, device))
+
+    def _placed(self, stores: list[Any], device: jax.Device | None) -> list[Any]:
+        if device is None:
+            return stores
+        with self._scope():
+            return [jax.device_put(store, device) for store in stores]
+
+    def _scope(self) -> AbstractContextManager[Any]:
+        """Keeps 64-bit state as it is, whatever the caller's x64 setting."""
+        return jax.enable_x64(True) if self._wide else nullcontext()
+
+
+_FIRST_ROWS = 16
+_UNKNOWN = "no hidden state for agent {}: it was never begun, or has ended; call begin_agent first"
+
+
+@jax.jit
+def _take(
+    stores: list[jax.Array], rows: jax.Array, fresh: jax.Array, dones: jax.Array | None
+) -> list[jax.Array]:
+    zeroed = fresh if dones is None else fresh | dones.astype(bool)
+    return [
+        jnp.where(zeroed.reshape(-1, *[1] * (store.ndim - 1)), jnp.zeros((), store.dtype), store[rows])
+        for store in stores
+    ]
+
+
+@jax.jit
+def _put(stores: list[jax.Array], rows: jax.Array, states: list[jax.Array]) -> list[jax.Array]:
+    # The old stores are not donated: an interrupt before the new ones are in place must not lose both.
+    return [
+        store.at[rows].set(state.astype(store.dtype)) for store, state in zip(stores, states, strict=True)
+    ]

@@ -1,0 +1,210 @@
+"""The kernels by themselves, without XLA: what the sanitizers run too."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from memojax.kernels.library import Library
+from memojax.kernels.packing import pack_matrix, pack_vector
+from memojax.kernels.program import ABSENT, Instruction, Operand, Place, Product, Program
+
+NO_RUNS = ((1, 0), (1, 0), (1, 0))
+rng = np.random.default_rng(0)
+
+
+def numbers(*shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def unaligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins 4 bytes behind a cache line."""
+    room = np.empty(array.size + 32, np.float32)
+    start = (-room.ctypes.data // 4) % 16 + 1
+    found = room[start : start + array.size].reshape(array.shape)
+    found[...] = array
+    return found
+
+
+def dense(
+    native: Library, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, relu: bool = False
+) -> np.ndarray:
+    (rows, depth), columns = x.shape, w.shape[1]
+    program = Program(rows, 4)
+    bias = ABSENT if b is None else Place(2)
+    y_place, steps = Place(3, 0, columns), ((depth, 0, 0), (columns, columns, columns))
+    program.product(
+        Product(Place(0, 0, depth), Place(1), bias, y_place, 1, (1, 1), columns, depth, NO_RUNS, *steps, relu)
+    )
+    y = unaligned(np.full((rows, columns), np.nan, np.float32))
+    packed = pack_matrix(w, native.panel), pack_vector(np.zeros(columns, np.float32) if b is None else b)
+    native.run(program.array(), [unaligned(x), *map(unaligned, packed), y])
+    return y
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 31, 33, 48, 63, 64, 65, 127, 130])
+@pytest.mark.parametrize("depth", [1, 2, 7, 8, 9, 97])
+def test_dense_layers_at_every_edge(native: Library, columns: int, depth: int) -> None:
+    w, b = numbers(depth, columns), numbers(columns)
+    for rows in (0, 1, 2, 3, 5, 6, 7, 11, 12, 13, 25):
+        x = numbers(rows, depth)
+        np.testing.assert_allclose(dense(native, x, w, b), x @ w + b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 67, 400])
+def test_large_layers_on_two_threads(native: Library, rows: int) -> None:
+    x, w, b = numbers(rows, 700), numbers(700, 519) / 26, numbers(519)
+    np.testing.assert_allclose(
+        dense(native, x, w, b, relu=True), np.maximum(x @ w + b, 0), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_without_a_bias(native: Library) -> None:
+    x, w = numbers(5, 40), numbers(40, 20)
+    np.testing.assert_allclose(dense(native, x, w, None), x @ w, rtol=1e-5, atol=1e-5)
+
+
+def test_relu_keeps_nan(native: Library) -> None:
+    x = np.array([[np.nan], [np.inf], [-np.inf], [-1], [2]], np.float32)
+    w, b = np.ones((1, 17), np.float32), np.zeros(17, np.float32)
+    np.testing.assert_array_equal(
+        dense(native, x, w, b, relu=True), np.repeat([[np.nan], [np.inf], [0], [0], [2]], 17, 1)
+    )
+
+
+def elementwise(
+    native: Library, rows: int, columns: int, inputs: Sequence[np.ndarray], code: Sequence[Instruction]
+) -> np.ndarray:
+    """The result in the last instruction's register; each input is [rows, columns]."""
+    program = Program(rows, len(inputs) + 1)
+    operands = [Operand(Place(i, 0, columns), columns, 1, i) for i in range(len(inputs))]
+    output = Operand(Place(len(inputs), 0, columns), columns, 1, code[-1].to)
+    program.elementwise(1, columns, operands, [output], code)
+    y = unaligned(np.zeros((rows, columns), np.float32))
+    native.run(program.array(), [*map(unaligned, inputs), y])
+    return y
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    from math import erf
+
+    return np.array([erf(value) for value in x.reshape(-1)]).reshape(x.shape)
+
+
+FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "tanh": np.tanh,
+    "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    "erf": _erf,
+    "neg": np.negative,
+    "abs": np.abs,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "sign": np.sign,
+}
+POSITIVE: dict[str, Callable[..., np.ndarray]] = {
+    "log": np.log,
+    "log1p": np.log1p,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+}
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *POSITIVE])
+def test_elementary_functions(native: Library, name: str) -> None:
+    x = np.concatenate([np.linspace(-20, 20, 3001), np.linspace(-1, 1, 2001), np.geomspace(1e-30, 1e-2, 200)])
+    x = np.abs(x) + 1e-30 if name in POSITIVE else x
+    x = x.astype(np.float32).reshape(1, -1)
+    expected = {**FUNCTIONS, **POSITIVE}[name](x.astype(np.float64))
+    given = elementwise(native, 1, x.size, [x], [Instruction(name, 1, 0)])
+    np.testing.assert_allclose(given, expected, rtol=2e-6, atol=3e-7 if name == "erf" else 1e-37)
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *POSITIVE])
+def test_elementary_functions_of_extremes(native: Library, name: str) -> None:
+    x = np.array(
+        [[np.nan, np.inf, -np.inf, 0, -0.0, 100, -100, 88.5, -87, 1e30, -1e30, -1, 3e38]], np.float32
+    )
+    with np.errstate(all="ignore"):
+        expected = {**FUNCTIONS, **POSITIVE}[name](x.astype(np.float64)).astype(np.float32)
+    given = elementwise(native, 1, x.size, [x], [Instruction(name, 1, 0)])
+    np.testing.assert_allclose(given, expected, rtol=2e-6, atol=1e-37)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 64, 255, 256, 257, 700])
+@pytest.mark.parametrize("rows", [1, 2, 5, 33])
+def test_elementwise_code_at_every_edge(native: Library, rows: int, columns: int) -> None:
+    a, b = numbers(rows, columns), numbers(rows, columns)
+    code = [
+        Instruction("mul", 2, 0, 1),
+        Instruction("add", 3, 2, None, immediate=0.5),
+        Instruction("sub", 4, None, 3, immediate=1.0),
+        Instruction("gt", 5, 0, 1),
+        Instruction("select", 6, 5, 4, 3),
+    ]
+    expected = np.where(a > b, a * b + np.float32(0.5), 1 - (a * b + np.float32(0.5)))
+    np.testing.assert_allclose(
+        elementwise(native, rows, columns, [a, b], code), expected, rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_extremes_of_two_keep_nan_from_either_side(native: Library, name: str) -> None:
+    a = np.array([[np.nan, 1, np.nan, np.inf, -1]], np.float32)
+    b = np.array([[1, np.nan, np.nan, 3, -np.inf]], np.float32)
+    expected = {"max": np.maximum, "min": np.minimum}[name](a, b)
+    np.testing.assert_array_equal(elementwise(native, 1, 5, [a, b], [Instruction(name, 2, 0, 1)]), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 1), (2, 300, 1), (4, 5, 33), (1, 6, 16), (7, 1, 3)])
+@pytest.mark.parametrize("kind", ["sum", "max", "min"])
+def test_reductions(native: Library, shape: tuple[int, int, int], kind: str) -> None:
+    x = numbers(3, *shape)
+    program = Program(3, 2)
+    outer, reduced, inner = shape
+    program.reduce(Place(0, 0, x[0].size), Place(1, 0, outer * inner), outer, reduced, inner, kind)
+    y = unaligned(np.zeros((3, outer, inner), np.float32))
+    native.run(program.array(), [unaligned(x), y])
+    np.testing.assert_allclose(y, getattr(x, kind)(2), rtol=1e-5, atol=1e-5)
+
+
+def test_copies_and_fills(native: Library) -> None:
+    x = numbers(3, 4, 5)
+    program = Program(3, 2)
+    program.fill(Place(1, 0, 42), 42, -1.0)
+    program.copy(Place(0, 0, 20), Place(1, 8, 42), (20, 42), [(5, 1, 6), (4, 5, 1)])
+    y = np.zeros((3, 7, 6), np.float32)
+    native.run(program.array(), [x, y])
+    expected = np.full((3, 7, 6), -1, np.float32)
+    expected[:, 1:6, 2:6] = x.transpose(0, 2, 1)
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_many_callers_at_once(native: Library) -> None:
+    """One of them gets the threads, the others work alone; all are right."""
+    x, w, b = numbers(64, 300), numbers(300, 256) / 17, numbers(256)
+    expected = x @ w + b
+    wrong = []
+
+    def work() -> None:
+        for _ in range(30):
+            if not np.allclose(dense(native, x, w, b), expected, rtol=1e-4, atol=1e-4):
+                wrong.append(1)
+
+    callers = [threading.Thread(target=work) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_a_program_of_other_kernels_is_refused(native: Library) -> None:
+    program = Program(1, 2).array()
+    program[0] += 1
+    with pytest.raises(RuntimeError, match="no such program"):
+        native.run(program, [np.zeros(1, np.float32)])

@@ -1,0 +1,300 @@
+"""Plans with kernels give the numbers of plans without, and say which they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import memojax
+from memojax.kernels.library import opened, why_not
+from memojax.lowering.typed_model import random_rows
+from memojax.plans.candidates import DEFAULT, KERNELS
+from memojax.plans.compiler import PlanCompiler
+from memojax.xla.cpu_client import cpu_device
+
+rng = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def with_kernels() -> None:
+    if opened() is None:
+        pytest.skip(f"no kernels: {why_not()}")
+
+
+def weight(*shape: int) -> np.ndarray:
+    return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]) or 1)).astype(np.float32)
+
+
+def file(
+    nodes: Sequence[Any], weights: dict[str, np.ndarray], inputs: dict[str, list[int]], outputs: Sequence[str]
+) -> bytes:
+    """An ONNX file whose inputs have a free first dimension; the outputs' shapes are left open."""
+    graph = helper.make_graph(
+        list(nodes),
+        "net",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape])
+            for name, shape in inputs.items()
+        ],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = onnx.shape_inference.infer_shapes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    )
+    return model.SerializeToString()
+
+
+def agree(content: bytes, sizes: Sequence[int], weights: Any = "auto", expects: str = "kernels") -> None:
+    """Compile each size both ways, and compare."""
+    inferer = memojax.load(content)
+    compiler = PlanCompiler(inferer.typed, cpu_device(), weights)
+    for size in sizes:
+        rows = [random_rows(np.random.default_rng(size), size, spec) for spec in inferer.typed.api.inputs]
+        with_them, without = (compiler.lower(size, one).compile() for one in (KERNELS, DEFAULT))
+        assert with_them.executable.candidate == expects
+        for _ in range(2):
+            for given, expected in zip(with_them(rows), without(rows), strict=True):
+                np.testing.assert_allclose(given, expected, rtol=1e-5, atol=2e-5)
+
+
+def mlp(activation: str, **attributes: Any) -> bytes:
+    weights = {"w0": weight(33, 19), "b0": weight(33), "w1": weight(5, 33), "b1": weight(5)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["g"], transB=1),
+        helper.make_node(activation, ["g"], ["h"], **attributes),
+        helper.make_node("Gemm", ["h", "w1", "b1"], ["y"], transB=1),
+    ]
+    return file(nodes, weights, {"x": [19]}, ["y"])
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "Relu",
+        "Tanh",
+        "Sigmoid",
+        "Elu",
+        "LeakyRelu",
+        "Softplus",
+        "Softsign",
+        "HardSigmoid",
+        "Selu",
+        "Softmax",
+        "LogSoftmax",
+        "Erf",
+    ],
+)
+def test_networks_of_dense_layers(activation: str) -> None:
+    agree(mlp(activation), (1, 2, 7, 64))
+
+
+@pytest.mark.parametrize("weights", ["constant", "argument"])
+def test_weights_as_constants_and_as_arguments(weights: str) -> None:
+    agree(mlp("Relu"), (1, 5), weights)
+
+
+CONVOLUTIONS: list[tuple[list[int], list[int], dict[str, Any]]] = [
+    ([3, 17, 13], [16, 3, 8, 4], {"strides": [4, 2]}),
+    ([4, 9, 9], [33, 4, 3, 3], {"pads": [1, 1, 1, 1]}),
+    ([4, 9, 7], [8, 4, 3, 3], {"pads": [2, 0, 1, 3], "strides": [2, 1]}),
+    ([4, 12, 12], [64, 4, 3, 3], {"dilations": [2, 3]}),
+    ([8, 6, 6], [32, 4, 2, 2], {"group": 2}),
+    ([1, 5, 5], [5, 1, 5, 5], {}),
+    ([5, 11], [17, 5, 3], {"pads": [1, 1], "strides": [2]}),
+    ([5, 11], [70, 5, 1], {}),
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "attributes"), CONVOLUTIONS)
+def test_convolutions(shape: list[int], kernel: list[int], attributes: dict[str, Any]) -> None:
+    weights = {
+        "k0": weight(*kernel),
+        "b0": weight(kernel[0]),
+        "k1": weight(9, kernel[0], *[1 for _ in kernel[2:]]),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "k0", "b0"], ["c"], **attributes),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "k1"], ["d"]),  # reads what the first one wrote, channels innermost
+        helper.make_node("Flatten", ["d"], ["y"]),
+    ]
+    agree(file(nodes, weights, {"x": shape}, ["y", "r"]), (1, 2, 9))
+
+
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"])
+def test_pooling_between_a_convolution_and_a_dense_layer(kind: str) -> None:
+    pooled = (
+        {} if kind.startswith("Global") else {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}
+    )
+    weights = {"k": weight(20, 3, 3, 3), "b": weight(20)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node(kind, ["c"], ["p"], **pooled),
+        helper.make_node("Tanh", ["p"], ["y"]),
+    ]
+    agree(file(nodes, weights, {"x": [3, 10, 8]}, ["y"]), (1, 2, 5))
+
+
+def test_a_flattened_image_meets_a_dense_layer_and_a_residual_sum() -> None:
+    weights = {"k": weight(8, 2, 3, 3), "s": weight(1, 8, 1, 1), "w": weight(8 * 36, 24), "b": weight(24)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Mul", ["c", "s"], ["m"]),
+        helper.make_node("Add", ["m", "c"], ["a"]),
+        helper.make_node("Flatten", ["a"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["g"]),
+        helper.make_node("Split", ["g"], ["y", "z"], axis=1),
+    ]
+    agree(file(nodes, weights, {"x": [2, 6, 6]}, ["y", "z"]), (1, 3, 16))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_one_step_of_a_recurrent_cell(kind: str) -> None:
+    gates = 4 if kind == "LSTM" else 3
+    weights = {
+        "w": weight(1, gates * 9, 7),
+        "r": weight(1, gates * 9, 9),
+        "b": weight(1, 2 * gates * 9),
+        "first": np.array([0]),
+    }
+    states = ["h"] + (["c"] if kind == "LSTM" else [])
+    nodes = [helper.make_node("Unsqueeze", [name, "first"], [f"{name}_1"]) for name in ("x", *states)]
+    cell = ["x_1", "w", "r", "b", "", *(f"{name}_1" for name in states)]
+    nodes.append(helper.make_node(kind, cell, ["", *(f"{name}_2" for name in states)], hidden_size=9))
+    nodes += [helper.make_node("Squeeze", [f"{name}_2", "first"], [f"{name}_out"]) for name in states]
+    inputs = {"x": [7], **{name: [9] for name in states}}
+    agree(file(nodes, weights, inputs, [f"{name}_out" for name in states]), (1, 2, 8))
+
+
+def test_layer_normalization_and_gelu() -> None:
+    weights = {
+        "w": weight(20, 12),
+        "s": weight(20),
+        "b": weight(20),
+        "half": np.float32([0.5]),
+        "one": np.float32([1]),
+        "root": np.float32([2**0.5]),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["g"], transB=1),
+        helper.make_node("LayerNormalization", ["g", "s", "b"], ["n"]),
+        helper.make_node("Div", ["n", "root"], ["d"]),
+        helper.make_node("Erf", ["d"], ["e"]),
+        helper.make_node("Add", ["e", "one"], ["a"]),
+        helper.make_node("Mul", ["n", "a"], ["m"]),
+        helper.make_node("Mul", ["m", "half"], ["y"]),
+    ]
+    agree(file(nodes, weights, {"x": [12]}, ["y"]), (1, 2, 30))
+
+
+def test_nan_and_infinity_arrive_as_from_xla() -> None:
+    inferer = memojax.load(mlp("Relu"))
+    compiler = PlanCompiler(inferer.typed, cpu_device())
+    rows = rng.standard_normal((6, 19)).astype(np.float32)
+    rows[1, 3], rows[2, 0], rows[4, 7] = np.nan, np.inf, -np.inf
+    given, expected = (compiler.lower(6, one).compile()([rows]) for one in (KERNELS, DEFAULT))
+    np.testing.assert_allclose(given[0], expected[0], rtol=1e-5, atol=1e-5)
+    assert np.isnan(given[0][1]).all()
+    assert np.isfinite(given[0][0]).all()
+
+
+def test_what_has_no_product_stays_with_xla() -> None:
+    agree(file([helper.make_node("Tanh", ["x"], ["y"])], {}, {"x": [5]}, ["y"]), (3,), expects="default")
+
+
+def test_other_weights_reach_the_kernels() -> None:
+    inferer = memojax.load(mlp("Relu"))
+    rows = {"x": rng.standard_normal((4, 19)).astype(np.float32)}
+    inferer.infer_arrays(rows)
+    inferer.update_params({"w1": np.zeros((5, 33), np.float32), "b1": np.arange(5, dtype=np.float32)})
+    (given,) = inferer.infer_arrays(rows).values()
+    np.testing.assert_allclose(given, np.tile(np.arange(5), (4, 1)))
+
+
+def test_rows_on_the_users_own_cpu_device() -> None:
+    inferer = memojax.load(mlp("Tanh"))
+    rows = rng.standard_normal((4, 19)).astype(np.float32)
+    (expected,) = inferer.infer_arrays({"x": rows}).values()
+    (given,) = inferer.infer_arrays({"x": jax.device_put(rows, jax.devices("cpu")[0])}).values()
+    np.testing.assert_allclose(np.asarray(given), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_wrong_call_fails_with_words() -> None:
+    call = jax.ffi.ffi_call("memojax_program", jax.ShapeDtypeStruct((2,), np.float32))
+    with pytest.raises(Exception, match="other kernels"):
+        jax.jit(lambda x: call(x, program=np.zeros(8, np.int64)))(np.zeros(2, np.float32)).block_until_ready()
+
+
+def _run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+_STORED = """
+import memojax, numpy as np
+inferer = memojax.load({path!r}, cache_dir={folder!r})
+(y,) = inferer.infer_arrays({{"x": np.linspace(-1, 1, 57, dtype=np.float32).reshape(3, 19)}}).values()
+print(inferer.plans()[0].candidate, y.tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_a_stored_plan_finds_its_weights_in_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(mlp("Relu"))
+    code = _STORED.format(path=str(path), folder=str(tmp_path / "cache"))
+    first, second = _run(code), _run(code)
+    assert first == second
+    assert first.startswith("kernels ")
+    narrow = _run(code, MEMOJAX_KERNELS_ISA="portable")
+    assert narrow.startswith("kernels ")
+    assert _run(code, MEMOJAX_KERNELS="0").startswith("default ")
+
+
+_FORKED = """
+import os, sys, numpy as np
+from memojax.kernels.library import opened
+from memojax.kernels.packing import pack_matrix
+from memojax.kernels.program import ABSENT, Place, Product, Program
+n = 256
+program = Program(n, 3)
+none = ((1, 0), (1, 0), (1, 0))
+program.product(Product(Place(0, 0, n), Place(1), ABSENT, Place(2, 0, n), 1, (1, 1), n, n, none, (n, 0, 0), (n, n, n)))
+x, w, y = np.ones((n, n), np.float32), np.eye(n, dtype=np.float32), np.zeros((n, n), np.float32)
+arrays = [x, pack_matrix(w, opened().panel), y]
+for _ in range(5):
+    opened().run(program.array(), arrays)
+if os.fork() == 0:
+    y[...] = 0
+    for _ in range(5):
+        opened().run(program.array(), arrays)
+    os._exit(0 if (y == 1).all() else 1)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+opened().run(program.array(), arrays)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.slow
+def test_the_child_of_a_fork_does_not_wait_for_threads_that_it_has_not() -> None:
+    assert _run(_FORKED, MEMOJAX_KERNELS_THREADS="3") == "done\n"

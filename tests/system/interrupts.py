@@ -1,0 +1,167 @@
+"""Injects an exception at every line (or instruction) that a call runs inside of memojax, one run per point.
+
+    python -m tests.system.interrupts [--instructions] [--only NAME] [--list]
+
+A signal handler of Python's runs between two instructions, and an allocation can fail at most of them, so that each line of ours may be
+the last one of a call. Left out is the way out of a `with` block: CPython runs no handler between its body and the lock's release
+(https://bugs.python.org/issue29988), while a trace function is called there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dis
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import memojax
+
+PACKAGE = str(Path(memojax.__file__).parent)
+FAULTS = (KeyboardInterrupt, MemoryError)
+
+
+class Tracer:
+    """Counts the points of a call, and raises at one of them."""
+
+    def __init__(
+        self,
+        at: int = -1,
+        fault: type[BaseException] = KeyboardInterrupt,
+        *,
+        instructions: bool = False,
+        skip: tuple[str, ...] = (),
+    ):
+        self.count = 0
+        self.where = ""
+        self._at, self._fault, self._instructions = at, fault, instructions
+        self._skip = tuple(f"{PACKAGE}/{name}" for name in skip)
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """The result of `call`, unless it gets to the point."""
+        before = sys.gettrace()
+        sys.settrace(self._enter)
+        try:
+            return call()
+        finally:
+            sys.settrace(before)
+
+    def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
+        name = frame.f_code.co_filename
+        if not name.startswith(PACKAGE) or name.startswith(self._skip or "\0"):
+            return None
+        if self._instructions:
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == ("opcode" if self._instructions else "line") and frame.f_lasti not in leaving(
+            frame.f_code
+        ):
+            if self.count == self._at:
+                self.where = f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_lineno}"
+                raise self._fault(f"injected at {self.where}")
+            self.count += 1
+        return self._step
+
+
+@functools.cache
+def _with_lines(path: str) -> frozenset[int]:
+    tree = ast.parse(Path(path).read_text())
+    return frozenset(node.lineno for node in ast.walk(tree) if isinstance(node, ast.With))
+
+
+@functools.cache
+def leaving(code: CodeType) -> frozenset[int]:
+    """Offsets of instructions that lead out of a `with` block."""
+    lines = _with_lines(code.co_filename)
+    entered: set[int] = set()
+    found = set()
+    for instruction in dis.get_instructions(code):
+        line = instruction.positions and instruction.positions.lineno
+        if line in lines:
+            if line in entered:
+                found.add(instruction.offset)
+            elif instruction.opname in ("BEFORE_WITH", "LOAD_SPECIAL"):
+                entered.add(line)
+    return frozenset(found)
+
+
+def points(call: Callable[[], Any], **options: Any) -> int:
+    """Points of a call that nothing interrupts."""
+    tracer = Tracer(**options)
+    tracer.run(call)
+    return tracer.count
+
+
+def bad_points(
+    scenario: Callable[[], tuple[Callable[[], Any], Callable[[bool], None]]],
+    faults: tuple[type[BaseException], ...] = FAULTS,
+    every: int = 1,
+    **options: Any,
+) -> Iterator[tuple[int, str]]:
+    """Where a fault leaves something between: (points so far, what is wrong there or "").
+
+    `scenario` gives a fresh call, and the check to run afterwards, which is told whether the call was interrupted.
+    """
+    for fault in faults:
+        at = 0
+        while True:
+            call, check = scenario()
+            tracer = Tracer(at, fault, **options)
+            try:
+                tracer.run(call)
+            except BaseException as failure:
+                if not tracer.where:
+                    raise
+                interrupted, kept = True, failure  # kept: a traceback keeps frames alive, as in a debugger
+            else:
+                interrupted, kept = False, None  # nothing was injected, or nobody has seen it
+            try:
+                check(interrupted)
+            except Exception as wrong:
+                yield at, f"{fault.__name__} at {tracer.where}: {type(wrong).__name__}: {str(wrong)[:200]}"
+            else:
+                yield at, ""
+            del kept
+            if not tracer.where:
+                break
+            at += every
+
+
+def main() -> None:
+    from .interrupt_cases import CASES
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--instructions", action="store_true", help="every instruction, not every line")
+    parser.add_argument("--only", help="cases whose names contain this")
+    parser.add_argument("--list", action="store_true", help="the names of the cases")
+    given = parser.parse_args()
+    total, bad = 0, 0
+    for name, case in CASES.items():
+        if given.only and given.only not in name:
+            continue
+        if given.list:
+            print(name)
+            continue
+        started, found = time.perf_counter(), [0, 0]
+        for _, wrong in bad_points(case.scenario, skip=case.skip, instructions=given.instructions):
+            found[0] += 1
+            if wrong:
+                found[1] += 1
+                print(f"  {name}: {wrong}", flush=True)
+        total, bad = total + found[0], bad + found[1]
+        print(f"{name}: {found[0]} points, {found[1]} bad, {time.perf_counter() - started:.1f} s", flush=True)
+    print(f"{total} points, {bad} bad")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()
