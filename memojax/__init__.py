@@ -15,6 +15,7 @@ from .evaluation import NormalizeObs as NormalizeObs
 from .evaluation import ScaleAction as ScaleAction
 from .evaluation import SelectObs as SelectObs
 from .evaluation import evaluate as evaluate
+from .glue import PolicyPool as PolicyPool
 from .inferer import BasicInferer as BasicInferer
 from .inferer import DynamicInferer as DynamicInferer
 from .inferer import FixedBatchInferer as FixedBatchInferer

@@ -235,6 +235,10 @@ class UnknownBrainError(MemojaxError, KeyError):
         return Exception.__str__(self)
 
 
+class CacheFolderError(InputError):
+    """Others can change the folder of compiled plans, so it is not used."""
+
+
 class OrphanedDataError(MemojaxError):
     """Brains were removed while agents waited for an answer; `agents` says whose states are gone, by brain."""
 

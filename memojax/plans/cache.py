@@ -66,7 +66,7 @@ class PlanCache:
     """Plans by batch size.
 
     Each missing size has one lock: its first asker lowers and compiles, the others wait for that size alone, and get what it got. A
-    compile that fails is not kept, so that the next call tries again.
+    compile that fails is not kept, so the next call tries again.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class PlanCache:
         self._lower = lower
         self._plans: dict[int, Plan] = {}
         self.hit: Callable[[int], Plan | None] = self._plans.get if maxsize is None else self._noted
-        """The plan for `size` if it is there, noted as used."""
+        """The plan for `size` or None; a limited cache also notes the use."""
         self._pending: dict[int, _Making] = {}
         self._pinned: set[int] = set()
         self._used: dict[int, int] = {}
@@ -235,6 +235,7 @@ class PlanCache:
         check_not_forked()
         check_allowed(size, self.sizes())
         while True:
+            # The cache's lock is held for look-ups only. `making.lock` is held during the compile, so other sizes never wait.
             with self._lock:
                 self._journal.finish()
                 plan = self._plans.get(size)
@@ -248,7 +249,7 @@ class PlanCache:
                 return plan
 
     def _make(self, size: int, making: _Making, waited: bool) -> Plan | None:
-        """The plan that another thread has made meanwhile, or one made now; None if it was outdated before it was done."""
+        """The plan that another thread made meanwhile, or a new one; None if new weights outdated it during the compile."""
         plan = self._plans.get(size)
         if plan is not None:
             return plan
@@ -258,13 +259,14 @@ class PlanCache:
         try:
             plan = self._lower(size).compile()
         except Exception as failure:
-            # An interrupt is this thread's own affair: those who wait then try again themselves.
+            # Only an Exception is shared. An interrupt (Ctrl-C) concerns this thread; waiting threads then compile themselves.
             self._pending.pop(size, None)
             making.failure = failure
             raise
         with self._lock:
             self._journal.finish()
             self._pending.pop(size, None)
+            # `replace` came during the compile, so this plan may hold old weights: it is dropped, and `_miss` begins again.
             if generation != self._generation:
                 return None
             self._misses += size not in self._pinned
@@ -335,10 +337,10 @@ class PlanCache:
 
 
 class _Making:
-    """A plan on its way. Whoever makes it holds `lock`, which an interrupt releases, so that nobody waits for a plan that never comes.
+    """A plan that a thread compiles while it holds `lock`. An interrupt releases the lock, so no thread waits forever.
 
     Attributes:
-        failure: what it came to, for those who waited meanwhile.
+        failure: the exception that ended the compile, for the threads that waited.
     """
 
     __slots__ = ("failure", "lock")

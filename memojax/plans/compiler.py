@@ -120,13 +120,13 @@ class PlanCompiler:
 
     @property
     def default(self) -> Candidate:
-        """The candidate for sizes of which nobody knows a better one."""
+        """The candidate for sizes without a remembered one."""
         return KERNELS if self.device.platform == "cpu" and opened() is not None else DEFAULT
 
     def lower(
         self, size: int, candidate: Candidate | None = None, residual: Residual | None = None
     ) -> Lowered:
-        """Trace (unless that has been done: `residual`) and lower for `size` rows, by the default candidate or another.
+        """Trace (unless `residual` is given) and lower for `size` rows, for a candidate.
 
         Raises:
             LoweringError: the model cannot be traced at this size.

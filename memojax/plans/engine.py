@@ -148,10 +148,11 @@ class Engine:
             )
 
     def update(self, typed: TypedModel, like: Engine | None = None) -> None:
-        """Go on with the weights of `typed`: calls that run see all old or all new ones, calls that follow the new ones.
+        """Switch to the weights of `typed`: a call under way sees all old or all new ones, later calls see the new ones.
 
-        Where weights are constants of the executables, argument plans for the sizes in use are made first, in this thread, while others
-        go on with the old ones; later updates compile nothing. `like` is an engine of the same weights that has them already.
+        If weights are constants of the executables, this thread first makes plans that take them as arguments, for the sizes in use.
+        Other threads run the old plans meanwhile. Later updates compile nothing. `like` is an engine of the same weights
+        that has them already.
         """
         with self._lock:
             if self._compiler.weights == "constant":
@@ -313,6 +314,7 @@ class Engine:
                 )
                 disk.forget(key)
             else:
+                plan.executable = replace(plan.executable, stored=key)
                 self.disk_hits += 1
                 return Lowered(size, lambda: plan)
         lowered = compiler.lower(size, candidate, residual)
@@ -327,10 +329,15 @@ class Engine:
     def _write(self, plan: Plan, key: dict[str, Any]) -> None:
         if self._disk is None:
             return
+        stored = plan.executable.stored
         try:
             from jax.experimental import serialize_executable
 
-            self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+            if stored is None:
+                self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+            elif stored != key and (payload := self._disk.get(stored)) is not None:
+                # What is serialized of an executable that was loaded lacks parts, and may not load again.
+                self._disk.put(key, payload)
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
 

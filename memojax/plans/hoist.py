@@ -88,7 +88,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Residual:
-    """What is left to do per call: `residual(leading, inputs)`, where `leading` are the values of `nodes`.
+    """The work that remains for each call: `residual(leading, inputs)`, where `leading` are the values of `nodes`.
 
     `avals` are the shapes and dtypes of `leading` and `inputs`.
     """
@@ -101,7 +101,7 @@ class Residual:
     avals: Mapping[int, Any] = field(default_factory=dict)
 
     def origin(self) -> str:
-        """How `nodes` are made of the weights, in words that are the same in every process."""
+        """A description of `nodes` as computations of the weights, equal in every process."""
         places: dict[Node, int] = {}
         words = []
         for node in _behind(self.nodes):
@@ -210,7 +210,7 @@ class Hoister:
         self._values.clear()
 
     def _made(self, step: Step, known: dict[int, Node], free: Mapping[int, Step]) -> tuple[Node, ...] | None:
-        """The nodes of a step over weights and literals; None for one that cannot be recognised again."""
+        """The nodes of a step over weights and literals; None if no key identifies the step."""
         made: dict[int, Node] = {}
         for needed in (*_free_before(step, known, free), step):
             nodes = self._nodes_of(needed, known, made)
@@ -251,7 +251,7 @@ class Hoister:
 
 
 def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
-    """Values of `nodes`: by NumPy where it knows all steps, else by one small executable on the private client."""
+    """Values of `nodes`: by NumPy if it knows all steps, else by one small executable on memojax's own client."""
     behind = _behind(nodes)
 
     def values(run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> list[Any]:

@@ -50,12 +50,14 @@ class Executable:
         run: `run(rows)`, from one array per input (and the key of a random model) to one array per computed output.
         answer: `answer({name: array}, draw)` gives outputs by name, or None if an input has another type, shape or dtype.
         candidate: name of the candidate.
+        stored: key of the entry on disk that it was loaded from; None for one that was compiled here.
     """
 
     compiled: Any
     run: Run
     answer: Answer
     candidate: str = "default"
+    stored: Mapping[str, Any] | None = None
 
     def bytes(self) -> int | None:
         """Memory for code, temporaries and outputs; None if XLA does not report it."""
@@ -74,9 +76,9 @@ class Plan:
     A host plan takes and returns NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while other threads call.
 
     Attributes:
-        answer: outputs by name for inputs by name; None (and nothing has run) where an input is missing or not a NumPy array of just
+        answer: outputs by name for inputs by name; None, before anything runs, if an input is missing or is not a NumPy array of
             this plan's shape and dtype.
-        traced: what was traced, for those who compile it in another way; None where nobody asked for it to be kept.
+        traced: the trace, for autotuning; None if it was not kept.
     """
 
     __slots__ = (

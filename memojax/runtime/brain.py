@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ..errors import IncompatibleModelError, UnknownAgentError, UnknownBrainError
 from ..inferer.base import Inferer, check_inferer
 from ..inferer.batcher import Batcher, batcher_for
+from ..inferer.loose_batcher import LooseBatcher
 from ..inferer.pairs import States, pairs_of
 from ..rows.journal import Journal
 from ..rows.states import Response
