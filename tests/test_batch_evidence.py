@@ -246,8 +246,8 @@ def test_state_declared_for_one_row_beside_a_batch_is_each_agents_own() -> None:
     tracker = memojax.RecurrentTracker.wrap(policy)
     for agent in (7, 9):
         tracker.begin_agent(agent)
-    for _ in range(2):
-        answers = tracker.infer_batch({7: {"obs": obs[0]}, 9: {"obs": obs[1]}})
+    tracker.infer_batch({7: {"obs": obs[0]}, 9: {"obs": obs[1]}})
+    answers = tracker.infer_batch({7: {"obs": obs[0]}, 9: {"obs": obs[1]}})
     np.testing.assert_allclose(answers[9]["act"], np.maximum(2 * obs[1], 0), rtol=1e-6)
 
 

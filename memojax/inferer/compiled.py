@@ -197,7 +197,7 @@ class ModelInferer(Inferer):
         n = len(view)
         if n == 0:
             return
-        given = view.inputs
+        given: Sequence[Any] = view.inputs
         rows = self._only
         if rows is None:
             rows, given = self._bound(given)

@@ -97,7 +97,7 @@ class CompiledRows:
             done += taken
         return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
-    def run_at_once(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+    def run_at_once(self, rows: Sequence[Any], n: int) -> list[np.ndarray]:
         """Computed outputs of `n` rows that one plan runs.
 
         Raises:

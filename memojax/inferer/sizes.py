@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -29,7 +29,9 @@ def sizes_of(given: Iterable[Size] | Size, api: ModelApi) -> list[tuple[int, Bin
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         raise BatchSizeError(f"preload= takes batch sizes, for example [1, 8], not {given!r}")
     return [
-        (_batch(size), _binding(size, api)) if isinstance(size, Mapping) else (checked_size(size), None)
+        (_batch(size), _binding(size, api))
+        if isinstance(size, Mapping)
+        else (checked_size(cast(int, size)), None)
         for size in given
     ]
 
