@@ -213,7 +213,8 @@ class PolicyPool:
             fingerprint=None,
         )
         self._inferer = MemoizingDynamicInferer.from_typed(stacked, **self._options)
-        self._stack, self.capacity = stack, capacity
+        self._stack = stack
+        self.capacity: int = capacity
 
     def _write(self, slot: int, params: Any) -> None:
         stack = _with_slot(self._stack, slot, params)

@@ -20,7 +20,7 @@ from .program import MOST_BUFFERS
 from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
 from .values import Constant, Recipe, Refused, cook, outside
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 _MOVES = ("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim")

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Source
-from ..errors import DimensionError, IncompatibleModelError, InputError, Unsupported, UnsupportedOpError
+from ..errors import (
+    DimensionError,
+    IncompatibleModelError,
+    InputError,
+    LoweringError,
+    Unsupported,
+    UnsupportedOpError,
+)
 from ..exporter_names import is_mask
 from ..model import Model, load_model
 from ..model.signature import ModelApi, TensorSpec
@@ -109,12 +116,22 @@ class TypedModel:
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
         graph = bind_inputs(model.graph, constants or {})
         operators = Operators()
-        if found := host_nodes(graph, operators):
+        if found := host_nodes(graph, operators, masked=True):
             raise UnsupportedOpError(
                 [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
             )
         check_no_text(graph)
-        rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
+        try:
+            rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
+        except LoweringError as cause:
+            if picking := host_nodes(graph, operators):
+                raise UnsupportedOpError(
+                    [
+                        Unsupported(n.domain, n.op_type, n.opset, (n.name,), f"{_ON_HOST} ({cause})")
+                        for n in picking
+                    ]
+                ) from cause
+            raise
         typed = _of_rows(cls, model, rows, _fingerprint(model, dims, batch_axis, constants, wanted))
         if _declared_size(rows) and typed.mixing_outputs():
             # What leads every shape is no batch where its rows mix: it belongs to the element of one agent.

@@ -33,7 +33,7 @@ from .packing import PACKED_BYTES, Packing
 from .plan import Executable, Plan
 from .weight_arguments import Leading, Placing
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 Weights = Literal["auto", "constant", "argument"]
 

@@ -56,7 +56,7 @@ class ScratchPad:
         self.output_specs = tuple(outputs)
         self.ids: list[int] = []
         capacity = max(int(capacity), 1)
-        # Both in one tuple, so that growth is a single assignment.
+        # Capacity and arrays in one tuple: growth is a single assignment, which no interrupt can split.
         self._room = (
             capacity,
             [aligned_empty((capacity, *spec.shape), spec.dtype) for spec in self.input_specs],
@@ -127,7 +127,7 @@ class ScratchPad:
         self.ids.clear()
 
     def emptied(self) -> ScratchPad:
-        """A pad without agents in the memory of this one, which must not be used any more."""
+        """An empty pad that takes over the memory of this one; do not use this one afterwards."""
         pad = ScratchPad.__new__(ScratchPad)
         pad.__dict__.update(self.__dict__, ids=[])
         return pad
@@ -214,11 +214,11 @@ class ScratchPadView:
 
     @property
     def ran(self) -> bool:
-        """Whether the batch has run to its end, so that what it changes counts."""
+        """Whether the batch has run to its end."""
         return self._outcome is not None and self._outcome.counts
 
     def enter(self, driver: object) -> bool:
-        """Note that `driver` is about to run the batch; whether it is the outermost to do so, which calls `settle`."""
+        """Note that `driver` is about to run the batch; returns whether it is the outermost driver, which calls `settle`."""
         if self._driver is not None and self._driver is not driver:
             return False
         self._followers, self._outcome = [], None
@@ -226,18 +226,18 @@ class ScratchPadView:
         return True
 
     def leave(self) -> None:
-        """The batch has failed in the hands of its driver; another may run it."""
+        """Note that the batch has failed; another driver may run it."""
         self._driver = None
 
     def follow(self, finish: Callable[[], None]) -> Outcome:
-        """What tells whether the batch counts; `finish` is called when it does, to change what changes with it."""
+        """The outcome of the batch; `settle` calls `finish` once the batch has run."""
         if self._outcome is None:
             self._outcome = Outcome()
         self._followers.append(finish)
         return self._outcome
 
     def settle(self) -> None:
-        """The batch has run: what changes with it counts from here on, all of it at once."""
+        """Note that the batch has run, and let all followers apply their changes."""
         if self._outcome is None:
             self._outcome = Outcome()
         self._outcome.counts = True

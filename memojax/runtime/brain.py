@@ -94,8 +94,9 @@ class _Queue(NamedTuple):
 
     Attributes:
         open: takes new states.
-        sealed: runs, has failed, or waits for a compile; there is none while it is empty.
-        open_since, sealed_since: frame from which each waits, while somebody does.
+        sealed: runs, has failed, or waits for a compile; empty means that no batch is sealed.
+        open_since: frame in which the open batch began to wait.
+        sealed_since: the same for the sealed batch.
     """
 
     open: Batcher | LooseBatcher
@@ -214,7 +215,7 @@ class BrainState:
 
     def _begin(self, agent: int) -> None:
         known = agent in self._agents
-        # First, as an agent that is in here without reason is begun in vain by a swap, and one that is missing is not.
+        # Noted before it begins: a swap would begin a surplus agent in vain, but would leave out a missing one.
         self._agents.add(agent)
         try:
             self.inferer.begin_agent(agent)
@@ -234,7 +235,7 @@ class BrainState:
         self._forget(agent)
 
     def _finish_ending(self) -> None:
-        """End the agent whose end was interrupted: whether the inferer still knew it then cannot be told, but ended it shall be."""
+        """End the agent whose end was interrupted. The inferer may or may not know it any more, so an error is ignored."""
         if self._ending is not None:
             (agent,) = self._ending
             with contextlib.suppress(UnknownAgentError):
@@ -242,7 +243,7 @@ class BrainState:
             self._forget(agent)
 
     def _lives_on(self, *agents: int) -> None:
-        """New states of `agents` are no part of an end that was interrupted."""
+        """Cancel an interrupted end of `agents`, because they have new states."""
         if self._ending is not None and self._ending[0] in agents:
             self._ending = None
 
@@ -291,7 +292,7 @@ class BrainState:
             return Verdict.LATE
 
     def run(self, started: float, answers: dict[BrainId, dict[int, Response]]) -> None:
-        """Run the batch that has waited longest, and put what it answers into `answers`; its cost counts from `started` on.
+        """Run the batch that has waited longest, and put its responses into `answers`; its cost counts from `started` on.
 
         Raises:
             Exception: the model raised; the batch then waits at the end of the queue, and continues where it stopped.
@@ -405,7 +406,7 @@ class BrainState:
 
     @property
     def _busy(self) -> bool:
-        """Whether the sealed batch is running. The lock tells, which an interrupt releases, and not the flag alone."""
+        """Whether the sealed batch is running; the flag alone could be stale, but an interrupt releases the lock."""
         return self._executing and self._running.locked()
 
     def _waiting(self) -> list[int]:
@@ -419,7 +420,7 @@ class BrainState:
         return queue.sealed
 
     def _note_arrival(self) -> None:
-        """Note since when the open batch waits, before the first state is in it."""
+        """Note the frame in which the open batch begins to wait, before its first state arrives."""
         if not len(self._queue.open):
             self._queue = self._queue._replace(open_since=self._turns.frame)
 

@@ -123,7 +123,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
             view.settle()
 
     def begin_agent(self, inferer: Inferer, agent: int) -> None:
-        # Last in, first out: while this wrapper does not know the agent, nobody does, whatever is inside.
+        # Last begun, first ended: an agent that this wrapper does not know counts as unknown, whatever the inner layers hold.
         self._inner.begin_agent(inferer, agent)
         self._states.begin(agent)
 
