@@ -37,6 +37,7 @@ from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
 from .base import Inferer
 from .compiled_rows import CompiledRows, refuse_mixing
+from .forked import ForkedInferer
 from .options import InferOptions
 from .routes import Route
 from .sizes import Size, bound_size, sizes_of
@@ -366,15 +367,17 @@ class ModelInferer(Inferer):
     def _apply_wanted(self) -> None:
         with self._updating:
             wanted = self._wanted
-            if self._family.typed is wanted:
-                return
-            try:
-                self._family.update(wanted)
-            except BaseException:
-                with self._accepting:
-                    if self._wanted is wanted:
-                        self._wanted = self._family.typed
-                raise
+            if self._family.typed is not wanted:
+                self._apply(wanted)
+
+    def _apply(self, wanted: TypedModel) -> None:
+        try:
+            self._family.update(wanted)
+        except BaseException:
+            with self._accepting:
+                if self._wanted is wanted:
+                    self._wanted = self._family.typed
+            raise
 
     def batch_sizes(self) -> dict[int, int]:
         """How many batches of each size were asked for so far.
@@ -506,8 +509,9 @@ def _no_plan(size: int) -> None:
 
 def _rebuild(
     kind: type[ModelInferer], typed: TypedModel, arguments: dict[str, Any], sizes: list[Any]
-) -> ModelInferer:
+) -> Inferer:
+    if was_forked():
+        return ForkedInferer(typed.api)
     inferer = kind(typed, **arguments)
-    if not was_forked():  # there the first call says so: an error in here would be one of unpickling, which a pool of workers hangs on
-        inferer.preload(sizes)
+    inferer.preload(sizes)
     return inferer

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from ..errors import BatchSizeError, MemojaxError, nearest
 from ..rows.journal import Journal
-from ..xla.background import submit
+from ..xla.background import AtWork, submit
 from ..xla.fork import check_not_forked, was_forked
 from .batch_sizes import checked_size
 from .compiler import Lowered
@@ -257,7 +257,8 @@ class PlanCache:
             raise making.failure
         generation, started = self._generation, time.perf_counter()
         try:
-            plan = self._lower(size).compile()
+            with AtWork():
+                plan = self._lower(size).compile()
         except Exception as failure:
             # Only an Exception is shared. An interrupt (Ctrl-C) concerns this thread; waiting threads then compile themselves.
             self._pending.pop(size, None)

@@ -18,6 +18,7 @@ from ..errors import BatchMemoryError, CompileError, DimensionError, InputError
 from ..kernels.library import kernels_key
 from ..lowering.typed_model import TypedModel
 from ..rows.journal import Journal
+from ..xla.background import AtWork
 from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
 from .autotune import Tuner
@@ -180,7 +181,8 @@ class Engine:
         """Make plans whose weights are arguments for the sizes in use; gives what puts them in place."""
         started = time.perf_counter()
         compiler = PlanCompiler(typed, self._device, "argument", self._precision, like=like)
-        plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
+        with AtWork():
+            plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
         log.info(
             "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
             "(load with weights='argument' to begin that way)",

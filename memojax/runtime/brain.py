@@ -474,8 +474,8 @@ def _is_ready(inferer: Inferer, count: int) -> bool:
 
 def _fail(handle: Future[Inferer], failure: BaseException | None) -> None:
     """Fail a swap, unless it was cancelled or has failed already."""
-    with contextlib.suppress(InvalidStateError):
-        if handle.running() or handle.set_running_or_notify_cancel():
+    with contextlib.suppress(InvalidStateError, RuntimeError):  # RuntimeError: another thread was faster
+        if not handle.done() and (handle.running() or handle.set_running_or_notify_cancel()):
             handle.set_exception(failure)
 
 

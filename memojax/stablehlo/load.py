@@ -20,11 +20,11 @@ import jax
 import numpy as np
 from jax import export
 
-from ..errors import AssetError, DimensionError
+from ..errors import AssetError, DimensionError, ForkError
 from ..lowering.typed_model import TypedModel
 from ..model.crvo import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
 from ..model.files import path_of, start_of
-from ..xla.fork import check_not_forked
+from ..xla.fork import check_not_forked, was_forked
 from .header import Header, arrays_of, header_and_body
 from .parse_guard import parse_failure
 
@@ -140,7 +140,25 @@ class ExportedFunction:
 
 
 def _revived(asset: AssetData) -> Any:
-    return load_stablehlo(asset, trusted=True).fn
+    return ForkedFunction(asset) if was_forked() else load_stablehlo(asset, trusted=True).fn
+
+
+@dataclass(frozen=True)
+class ForkedFunction:
+    """What the program of an asset becomes in a forked worker, where unpickling must not raise: a pool would wait for ever."""
+
+    asset: AssetData
+
+    def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        """Nothing.
+
+        Raises:
+            ForkError: always.
+        """
+        raise ForkError()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revived, (self.asset,)
 
 
 def _start_of(source: Any) -> bytes:
