@@ -4,6 +4,8 @@
 batch sizes: `BasicInferer`, `FixedBatchInferer`, `MemoizingDynamicInferer` (which `load` gives) and `DynamicInferer`.
 """
 
+from .xla import quiet_start as _quiet_start  # noqa: F401  # isort: skip  (before all that takes a second)
+
 from . import errors as errors
 from . import ops as ops
 from . import policies as policies
@@ -15,6 +17,7 @@ from .evaluation import NormalizeObs as NormalizeObs
 from .evaluation import ScaleAction as ScaleAction
 from .evaluation import SelectObs as SelectObs
 from .evaluation import evaluate as evaluate
+from .glue import PolicyPool as PolicyPool
 from .inferer import BasicInferer as BasicInferer
 from .inferer import DynamicInferer as DynamicInferer
 from .inferer import FixedBatchInferer as FixedBatchInferer
@@ -81,6 +84,7 @@ __all__ = [
     "NoiseGenerator",
     "NormalizeObs",
     "OneShot",
+    "PolicyPool",
     "RecurrentInfo",
     "RecurrentTracker",
     "RecurrentTrackerWrapper",

@@ -110,6 +110,10 @@ class InputError(MemojaxError, ValueError):
     """Base of errors about the data given to an inferer."""
 
 
+class OptionError(InputError, TypeError):
+    """An option that does not exist, or of another kind than it takes; the nearest right one is named."""
+
+
 class UnknownInputError(InputError):
     """An input name that the model does not have."""
 
@@ -229,6 +233,10 @@ class UnknownBrainError(MemojaxError, KeyError):
 
     def __str__(self) -> str:
         return Exception.__str__(self)
+
+
+class CacheFolderError(InputError):
+    """Others can change the folder of compiled plans, so it is not used."""
 
 
 class OrphanedDataError(MemojaxError):

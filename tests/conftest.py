@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "MEMOJAX_CACHE_KEY" not in os.environ:  # not the user's own
+    _folder = tempfile.mkdtemp(prefix="memojax-tests-")
+    os.environ["MEMOJAX_CACHE_KEY"] = str(Path(_folder, "cache.key"))
+    atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
 import numpy as np
 import pytest

@@ -51,7 +51,7 @@ def _rsl_rl() -> onnx.ModelProto:
 def _ml_agents() -> onnx.ModelProto:
     """ML-Agents: sensors and a mask in; a constant, a drawn action and the best action out."""
     nodes = [
-        helper.make_node("Gemm", ["obs_0", "w"], ["logits"]),
+        helper.make_node("Gemm", ["obs_0", "w", "b"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["p"], axis=1),
         helper.make_node("Mul", ["p", "action_masks"], ["allowed"]),
         helper.make_node("ArgMax", ["allowed"], ["deterministic_discrete_actions"], axis=1),
@@ -65,16 +65,17 @@ def _ml_agents() -> onnx.ModelProto:
         "discrete_actions": (INT64, ["batch", 1]),
         "deterministic_discrete_actions": (INT64, ["batch", 1]),
     }
-    return _model(nodes, inputs, outputs, {"w": _weight(8, 3), "three": np.full(1, 3, np.float32)}, 9)
+    weights = {"w": _weight(8, 3), "b": _weight(3), "three": np.full(1, 3, np.float32)}
+    return _model(nodes, inputs, outputs, weights, 9)
 
 
 def _godot() -> onnx.ModelProto:
     """Godot RL Agents: a state that is handed through."""
     nodes = [
-        helper.make_node("Gemm", ["obs", "w"], ["h"]),
+        helper.make_node("Gemm", ["obs", "w", "b"], ["h"]),
         helper.make_node("Tanh", ["h"], ["output"]),
         helper.make_node("Identity", ["state_ins"], ["state_outs"]),
     ]
     inputs = {"obs": (FLOAT, ["batch", 6]), "state_ins": (FLOAT, ["batch"])}
     outputs = {"output": (FLOAT, ["batch", 2]), "state_outs": (FLOAT, ["batch"])}
-    return _model(nodes, inputs, outputs, {"w": _weight(6, 2)}, 9)
+    return _model(nodes, inputs, outputs, {"w": _weight(6, 2), "b": _weight(2)}, 9)

@@ -64,7 +64,7 @@ def test_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING):
         cache.put(KEY, b"payload")
         cache.put(KEY, b"payload")
-    assert caplog.text.count("cannot be written") == 1
+    assert caplog.text.count("cannot be used") == 1
     assert cache.get(KEY) is None
 
 

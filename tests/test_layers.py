@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "_types errors limits exporter_names policies progress",
+    "errors _types _options limits exporter_names policies progress",
     "xla",
     "model",
     "ops",
@@ -98,6 +100,20 @@ def test_every_room_has_its_place() -> None:
     rooms = {_layer(module) for module in MODULES} - set(EXEMPT)
     assert rooms == set(PLACE), "add new rooms to LAYERS, and drop those that are gone"
     assert len(LAYERS) <= 16
+
+
+def test_the_architecture_page_shows_every_room_in_order() -> None:
+    """docs/architecture.md draws the rooms: a newcomer looks there first."""
+    picture = (ROOT.parent / "docs" / "architecture.md").read_text().split("```text\n")[1].split("```")[0]
+    drawn = [line for line in (re.findall(r"[a-z_]+", row) for row in picture.splitlines()) if line]
+    where = {
+        room: next(index for index, words in enumerate(drawn) if room in words[:8])
+        for line in LAYERS
+        for room in line.split()
+    }
+    order = [[where[room] for room in line.split()] for line in LAYERS]
+    for above, below in itertools.pairwise(order):
+        assert max(above) < min(below), "the picture and LAYERS have the rooms in another order"
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if _layer(module) in PLACE])

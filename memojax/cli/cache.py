@@ -153,7 +153,7 @@ def _open(folder: Path | None) -> tuple[Any, Any]:
     from ..plans.disk_cache import ENVIRONMENT, disk_cache
     from ..plans.tuning_log import Choices
 
-    cache = disk_cache(folder)
+    cache = disk_cache(folder, shared=True)  # to look at headers and to remove files is safe anywhere
     if cache is None:
         raise click.UsageError(f"which folder? The cache is opt-in: give --dir FOLDER, or set {ENVIRONMENT}")
     return cache, Choices(cache.folder)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ..kernels import available, why_not
+from ..lowering.batch_axis import BatchedFunction
 from ..lowering.typed_model import TypedModel
 from ..plans.cache import CacheInfo
 from ..plans.plan import Plan
@@ -72,6 +73,9 @@ def _warnings(typed: TypedModel, cache: CacheInfo, mixing: Sequence[str]) -> lis
         found.append(
             f"64-bit numbers in {', '.join(wide)}: they stay 64 bits wide, also where jax_enable_x64 is off"
         )
+    for name, labels in typed.fn.function.labels.items() if isinstance(typed.fn, BatchedFunction) else ():
+        shown = ", ".join(map(repr, labels[:8])) + (", ..." if len(labels) > 8 else "")
+        found.append(f"output {name} gives positions of the labels {shown}; memojax.run gives the labels")
     if typed.random:
         found.append(
             "it draws random numbers: two calls differ, a new inferer with the same seed repeats them"

@@ -17,6 +17,7 @@ from ..limits import BREAKS, FOLDED
 from ..model.graph import Graph, Node, Value
 from ..ops.registry import OpDef
 from ..ops.resolve import Operators
+from ..ops.static import PICKING
 from .interpreter import size_of
 
 
@@ -63,8 +64,8 @@ class HostCall:
         }
 
 
-def host_nodes(graph: Graph, operators: Operators) -> list[Node]:
-    """Nodes that need a break: they run on the host, and depend on an input."""
+def host_nodes(graph: Graph, operators: Operators, *, masked: bool = False) -> list[Node]:
+    """Nodes that need a break: they run on the host, and depend on an input; `masked`: without those whose picks are kept in place."""
     moving = {value.name for value in graph.inputs}
     made: set[str] = set()
     found = []
@@ -77,6 +78,8 @@ def host_nodes(graph: Graph, operators: Operators) -> list[Node]:
             made.update(node.outputs)
         if call.definition is None or not call.definition.shape_only or not made.isdisjoint(node.inputs):
             moving.update(node.outputs)
+    if masked:
+        found = [node for node in found if node.op_type not in PICKING or node.domain]
     BREAKS.check(len(found), "this model")
     return found
 

@@ -22,6 +22,8 @@ from ..ops.static import has_function_body, needed_statically
 from ..ops.trips import most
 from .index_ranges import makers_of
 from .interpreter import IndexChecks, Run, is_whole
+from .labels import keep_positions, string_labels
+from .masked_value import check_no_picks
 
 _TABLE_ELEMENTS = 4096
 """An integer initializer larger than this is a weight (an embedding or look-up table), a smaller one is structure."""
@@ -37,20 +39,26 @@ class GraphFunction:
         static_inputs: graph inputs whose values decide a shape; they must be concrete when the function is traced.
         branch_inputs: graph inputs of one whole number or boolean that decide which branch of an `If` runs; where they are
             concrete when the function is traced, only that branch is.
+        labels: outputs that are class labels of strings, name -> the labels; what is computed for them are positions in these.
         random: whether the graph has random operators, so that a key is needed.
     """
 
-    def __init__(self, graph: Graph, operators: Operators | None = None):
+    def __init__(self, graph: Graph, operators: Operators | None = None, *, masked: bool = True):
         """Check `graph` and sort its initializers into weights and structure; `operators` are of it, if they were looked up.
+
+        With `masked`, entries that a mask of data picks (NonZero, Compress) are kept in place where what follows allows it; without,
+        the values that they are picked by must be known while the function is traced.
 
         Raises:
             UnsupportedOpError: all operators that cannot be lowered, at once.
         """
-        self.operators = operators or Operators()
+        self.operators: Operators = operators or Operators()
         _check_supported(graph, self.operators)
-        self.graph = _lift_constants(graph)
-        needed = needed_statically(self.graph, self.operators)
-        self._needed = frozenset(needed_statically(self.graph, self.operators, branches=True))
+        self.graph = keep_positions(_lift_constants(graph))
+        labels = string_labels(self.graph)
+        self.labels = {value.name: labels[value.name] for value in graph.outputs if value.name in labels}
+        needed = needed_statically(self.graph, self.operators, masked=masked)
+        self._needed = frozenset(needed_statically(self.graph, self.operators, branches=True, masked=masked))
         self.static_inputs = tuple(value.name for value in graph.inputs if value.name in needed)
         self.branch_inputs: tuple[str, ...] = tuple(
             value.name
@@ -65,10 +73,12 @@ class GraphFunction:
         self.params: dict[str, np.ndarray] = {
             n: a for n, a in self.graph.initializers.items() if n in weights
         }
-        self.constants = {n: a for n, a in self.graph.initializers.items() if n not in weights}
-        self.random = self.operators.draw(self.graph)
+        self.constants: dict[str, np.ndarray] = {
+            n: a for n, a in self.graph.initializers.items() if n not in weights
+        }
+        self.random: bool = self.operators.draw(self.graph)
         self._nodes = sum(1 for _ in self.graph.all_nodes())
-        self._makers = makers_of(self.graph)
+        self._makers, self._masked = makers_of(self.graph), masked
 
     def __call__(
         self,
@@ -122,11 +132,20 @@ class GraphFunction:
         with counting_rows(self.rows(inputs)):
             budget = Budget(self._nodes)
             run = Run(
-                self.graph, self._needed, self.operators, budget, key, makers=self._makers, checks=checks
+                self.graph,
+                self._needed,
+                self.operators,
+                budget,
+                key,
+                makers=self._makers,
+                checks=checks,
+                masked=self._masked,
             )
             run.nodes(self.graph.nodes, env)
         used = run.trips.used
         outputs = {value.name: env[value.name] for value in self.graph.outputs}
+        for name, value in outputs.items():
+            check_no_picks(value, f"output {name!r}")
         return outputs, None if used is None else used > most()
 
     def with_params(self, params: Mapping[str, Any]) -> GraphFunction:

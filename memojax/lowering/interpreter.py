@@ -25,7 +25,9 @@ from ..ops.trips import Trips, most
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.settings import own_settings
+from . import masked
 from .index_ranges import Ranges, outside
+from .masked_value import Masking, check_no_picks
 
 ON_HOST = (
     "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
@@ -96,7 +98,10 @@ class Body:
         if key is not None:
             run = replace(run, key=key, keys_used=[0])
         run.nodes(self.graph.nodes, env)
-        return tuple(env[value.name] for value in self.graph.outputs)
+        outputs = tuple(env[value.name] for value in self.graph.outputs)
+        for value in outputs:
+            check_no_picks(value, f"an output of the subgraph {self.graph.name!r}")
+        return outputs
 
 
 @dataclass
@@ -113,6 +118,7 @@ class Run:
         keys_used: how many keys were derived from it.
         makers: name -> node that computes it, for ranges of indices.
         checks: filled, where it is not None, with the indices that data gives.
+        masked: whether entries that a mask of data picks are kept in place.
     """
 
     graph: Graph
@@ -124,6 +130,7 @@ class Run:
     keys_used: list[int] = field(default_factory=lambda: [0])
     makers: Mapping[str, Node] = field(default_factory=dict)
     checks: IndexChecks | None = None
+    masked: bool = False
 
     def nodes(self, nodes: Sequence[Node], env: Env) -> None:
         """Lower `nodes` in order; their outputs are put into `env`."""
@@ -141,6 +148,9 @@ class Run:
 
     def _node(self, node: Node, call: Call, inputs: list[GraphValue], env: Env) -> tuple[GraphValue, ...]:
         try:
+            if self.masked and masked.applies(masking := Masking(self.makers, env), node, inputs):
+                self.budget.step(_TRACED_COST)
+                return masked.lowered(masking, node, inputs, lambda given: self._call(node, call, given, env))
             if call.definition is None:
                 return self._expanded(node, inputs, env)
             static = is_static(inputs)
@@ -196,7 +206,8 @@ class Run:
         return located
 
     def _call(self, node: Node, call: Call, inputs: Sequence[GraphValue], env: Env) -> tuple[GraphValue, ...]:
-        assert call.definition is not None
+        if call.definition is None:
+            return self._expanded(node, list(inputs), env)
         attributes = call.attributes
         if node.bodies:
             attributes = {

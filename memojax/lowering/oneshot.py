@@ -40,6 +40,7 @@ from .graph_breaks import HostCall, host_nodes, split
 from .graph_function import GraphFunction
 from .index_checks import check_indices
 from .interpreter import IndexChecks
+from .labels import with_strings
 
 log: logging.Logger = logging.getLogger("memojax")
 _BREAK = "it runs on the host, between compiled parts of the graph, which strict=True refuses"
@@ -186,7 +187,7 @@ class _Compiled:
         max_trip_count: int | None,
         checked: bool,
     ):
-        self.function = GraphFunction(graph, operators)
+        self.function = GraphFunction(graph, operators, masked=False)
         self._max_trip_count = max_trip_count
         self.inputs = [value.name for value in graph.inputs]
         self.plans: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
@@ -216,7 +217,8 @@ class _Compiled:
                 f"a loop did not end within {self._max_trip_count or TRIPS.allowed:,} trips: if the file is to be trusted, give a larger "
                 f"max_trip_count=, or set {TRIPS.variable} in the environment"
             )
-        return dict(zip((value.name for value in self.function.graph.outputs), values, strict=True))
+        named = zip((value.name for value in self.function.graph.outputs), values, strict=True)
+        return with_strings(self.function.labels, dict(named)) if self.function.labels else dict(named)
 
     def _compile(self, fixed: dict[str, Any], moving: dict[str, Any]) -> tuple[Any, list[Any]]:
         static: list[Any] = []

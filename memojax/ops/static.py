@@ -2,35 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from ..model.expand import schema_of
 from ..model.graph import Graph, Node
 from .resolve import Operators
 
+PICKING = ("NonZero", "Compress")
+"""Operators that give as many entries as a mask picks; see `lowering.masked`."""
 
-def needed_statically(graph: Graph, operators: Operators, *, branches: bool = False) -> set[str]:
+
+def needed_statically(
+    graph: Graph, operators: Operators, *, branches: bool = False, masked: bool = False
+) -> set[str]:
     """Names (of any value, outer scopes' included) whose values decide a shape somewhere in `graph` or its subgraphs.
 
-    With `branches`, also those whose values decide which branch of an `If` runs.
+    Args:
+        branches: also those whose values decide which branch of an `If` runs.
+        masked: without what entries are picked by, and how many, since these are kept in place.
     """
     needed: set[str] = set()
-    _collect(graph, operators, needed, branches)
+    _collect(graph, operators, needed, branches, _kept(graph) if masked else frozenset())
     return needed
 
 
-def _collect(graph: Graph, operators: Operators, needed: set[str], branches: bool) -> None:
+def _kept(graph: Graph) -> frozenset[str]:
+    """Values at which the search for what is needed while tracing stops: what masks of data pick, and how many that are."""
+    moving = {value.name for value in graph.inputs}
+    picked: set[str] = set()
+    for node in graph.all_nodes():
+        if node.reads() & moving:
+            moving.update(node.outputs)
+            if node.op_type in PICKING and not node.domain and node.inputs[-1] in moving:
+                picked.update(node.outputs)
+    return frozenset(picked | counts_of(graph)) if picked else frozenset()
+
+
+def counts_of(graph: Graph) -> set[str]:
+    """Values that are the number of places where a mask holds: the sum of all its elements, cast to numbers."""
+    makers = {made: node for node in graph.all_nodes() for made in node.outputs if made and not node.domain}
+    picked = {node.inputs[-1] for node in graph.all_nodes() if node.op_type in PICKING}
+    roots = {_behind(makers, name, (*_REGROUPING, "Expand")) for name in picked}
+    sums = [node for node in graph.all_nodes() if node.op_type == "ReduceSum"]
+    found = {node.outputs[0]: mask_of_count(makers, node) for node in sums}
+    return {
+        name
+        for name, mask in found.items()
+        if mask and _behind(makers, mask, (*_REGROUPING, "Expand")) in roots
+    }
+
+
+def mask_of_count(makers: Mapping[str, Node], node: Node) -> str | None:
+    """Of a ReduceSum over a mask that was cast to numbers, the mask; None for another one."""
+    cast = makers.get(_behind(makers, node.inputs[0], _REGROUPING))
+    return (
+        _behind(makers, cast.inputs[0], _REGROUPING) if cast is not None and cast.op_type == "Cast" else None
+    )
+
+
+def _behind(makers: Mapping[str, Node], name: str, passing: Sequence[str]) -> str:
+    """What a value is before operators in `passing`."""
+    while (node := makers.get(name)) is not None and node.op_type in passing:
+        name = node.inputs[0]
+    return name
+
+
+_REGROUPING = ("Reshape", "Flatten", "Identity", "Unsqueeze", "Squeeze")
+"""Operators that keep every element, and so the number of those that hold."""
+
+
+def _collect(
+    graph: Graph, operators: Operators, needed: set[str], branches: bool, kept: frozenset[str]
+) -> None:
     for node in reversed(graph.nodes):
         call = operators.of(node)
-        wanted = not needed.isdisjoint(node.outputs)
+        stops = not kept.isdisjoint(node.outputs)
+        wanted = not needed.isdisjoint(node.outputs) and not stops
         wanted = wanted and not (call.definition is not None and call.definition.shape_only)
         if wanted:
             needed.update(filter(None, node.inputs))
         for body in node.bodies:
             if wanted:
                 needed.update(value.name for value in body.outputs)
-            _collect(body, operators, needed, branches)
+            _collect(body, operators, needed, branches, kept)
             formals = zip(reversed(body.inputs), reversed(node.inputs), strict=False)
             needed.update(actual for formal, actual in formals if actual and formal.name in needed)
-        needed.update(node.inputs[i] for i in call.static if node.inputs[i])
+        if not (stops and node.op_type in PICKING):
+            needed.update(node.inputs[i] for i in call.static if node.inputs[i])
         if branches and node.op_type == "If" and not node.domain:
             needed.add(node.inputs[0])
 

@@ -19,11 +19,11 @@ class Candidate:
     """A way to compile one size.
 
     Attributes:
-        name: shown in `plans()`.
+        name: its name in `plans()`.
         options: XLA's options for this executable.
-        rewrite: what to do with single steps, if not what they say.
-        packs: whether the executable holds its weights once more, packed for its kernels.
-        rows: run a batch of one as so many equal rows, which a matrix-matrix kernel takes; rows must be independent.
+        rewrite: replaces the evaluation of single steps.
+        packs: whether the executable holds a second copy of its weights, packed for its kernels.
+        rows: run a batch of one as this many equal rows, for a matrix-matrix kernel; rows must be independent.
         kernels: whether memojax's own kernels run what they can.
     """
 

@@ -1,8 +1,8 @@
-"""Compiled plans on disk: a folder of checked, atomically written entries.
+"""Compiled plans on disk: a folder of signed entries, each written as a whole.
 
-Trust boundary: loading an entry runs machine code and unpickles data, so whoever can write to the folder can run code as you. Use a
-folder that only you can write to. Entries are checked for damage (checksum) and for fit (their key names the model, the size, the
-jaxlib, the CPU and the options), not for malice.
+Trust boundary: an entry is machine code and a pickle, so whoever forges one runs code as you. Each entry is therefore signed (HMAC) with a
+key that only you can read (`cache_key`). One with another signature counts as absent and is never unpickled. A folder that others
+can write to is refused, unless you accept it: they could still remove entries, or put old ones back.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import hmac
 import json
 import logging
 import os
 import platform
+import re
+import stat
 import struct
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +28,31 @@ from typing import Any
 import jax
 import jaxlib.version
 
+from ..errors import CacheFolderError, InputError
+from .cache_key import cache_key, open_plain
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 log: logging.Logger = logging.getLogger("memojax")
 
-_MAGIC = b"MEMOJAX\x01"
+_FAMILY = b"MEMOJAX"
+_MAGIC = _FAMILY + b"\x02"
 _HEADER = struct.Struct("<8s32s32sQ")
-"""Magic, key, checksum of the payload, length of the payload."""
+"""Magic, signed key, signature of key and payload, length of the payload."""
 
 _MOST_DESCRIPTION = 200
+_LEFTOVER_SECONDS = 3600
+"""Age from which an unfinished file counts as a leftover, where files cannot be locked."""
+
+_TRIES = 3
 
 DEFAULT_MAX_BYTES = 1 << 30
 ENVIRONMENT = "MEMOJAX_CACHE_DIR"
+SIZE_ENVIRONMENT = "MEMOJAX_CACHE_SIZE"
+SHARED_ENVIRONMENT = "MEMOJAX_CACHE_SHARED"
 
 
 @dataclass(frozen=True)
@@ -58,31 +77,46 @@ class Entry:
 
 
 class DiskCache:
-    """Payloads by key, in one folder that several processes may share.
+    """Payloads by key in one folder, which several processes of one user may share.
 
-    A damaged, truncated or foreign entry counts as absent and is removed. A folder that cannot be written causes one warning and no
-    further attempts. The least recently used entries are removed when the folder exceeds `max_bytes`.
+    A damaged, truncated or foreign entry counts as absent and is removed. If the folder or the key cannot be used, a warning says so
+    once, and nothing is stored. If the folder exceeds `max_bytes`, the least recently used entries are removed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES):
-        """Use `folder`; the first stored entry makes it, readable by its owner only."""
+    def __init__(
+        self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES, *, shared: bool = False
+    ):
+        """Use `folder`; the first entry creates it for its owner alone. With `shared`, others may write to it.
+
+        Raises:
+            CacheFolderError: `folder` belongs to somebody else, or others can write to it.
+        """
         self.folder: Path = Path(folder).expanduser()
         self.max_bytes = max_bytes
-        self._writable = True
+        self._shared = shared
+        self._usable = True
+        self._cleaned = False
+        if reason := self._refusal():
+            raise CacheFolderError(reason)
 
     def get(self, key: Mapping[str, Any]) -> bytes | None:
         """The payload stored for `key`, or None."""
-        digest = _digest(key)
-        path = self._path(digest)
-        try:
-            raw = path.read_bytes()
-        except OSError:
+        if not self._usable or not self.folder.is_dir():
             return None
-        payload = _checked(raw, digest)
+        try:
+            signer = self._signer()
+            path = self._path(signer.name(key))
+            try:
+                with open(path, "rb", opener=open_plain) as file:
+                    raw = file.read()
+            except OSError:
+                return None
+        except OSError as cause:
+            self._give_up(cause)
+            return None
+        payload = signer.payload(raw, key)
         if payload is None:
-            log.warning(
-                "cache entry %s is damaged or foreign: it is removed, and the plan compiles again", path.name
-            )
+            log.warning("cache entry %s is damaged or foreign: it is removed and compiled anew", path.name)
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -91,36 +125,29 @@ class DiskCache:
         return payload
 
     def put(self, key: Mapping[str, Any], payload: bytes) -> None:
-        """Store `payload` atomically."""
-        if not self._writable:
+        """Store `payload`; readers see the whole entry or none."""
+        if not self._usable:
             return
-        digest = _digest(key)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._make_room(len(payload))
-            handle, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(_HEADER.pack(_MAGIC, digest, hashlib.sha256(payload).digest(), len(payload)))
-                    file.write(payload)
-                    file.write(_describe(key))
-                os.replace(name, self._path(digest))
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(name)
-                raise
+            signer = self._signer()
+            parts = [*signer.header(key, payload), _describe(key)]
+            wanted = sum(map(len, parts))
+            if wanted > self.max_bytes:
+                log.debug("a plan of %d bytes is larger than the cache, %d bytes", wanted, self.max_bytes)
+                return
+            if not self._cleaned:
+                remove_leftovers(self.folder)
+                self._cleaned = True
+            self._make_room(wanted)
+            write_whole(self._path(signer.name(key)), parts)
         except OSError as cause:
-            self._writable = False
-            log.warning(
-                "the cache folder %s cannot be written (%s): plans are kept in memory only",
-                self.folder,
-                cause.strerror or cause,
-            )
+            self._give_up(cause)
 
     def forget(self, key: Mapping[str, Any]) -> None:
-        """Remove the entry for `key`, if there is one."""
+        """Remove the entry for `key`, if it exists."""
         with contextlib.suppress(OSError):
-            self._path(_digest(key)).unlink()
+            self._path(self._signer().name(key)).unlink()
 
     def entries(self, model: str | None = None) -> list[Entry]:
         """Entries of all models, or of `model` (a file name with or without suffix), most recently used first."""
@@ -140,7 +167,47 @@ class DiskCache:
             with contextlib.suppress(OSError):
                 entry.path.unlink()
                 removed += 1
+        remove_leftovers(self.folder)
         return removed
+
+    def _signer(self) -> _Signer:
+        """What signs entries.
+
+        Raises:
+            OSError: the folder or the key cannot be used.
+        """
+        if reason := self._refusal():
+            raise OSError(reason)
+        return _Signer(cache_key())
+
+    def _refusal(self) -> str | None:
+        """Why the folder is not used, if it is there and others can change it."""
+        if self._shared or os.name != "posix":
+            return None
+        try:
+            status = self.folder.stat()
+        except OSError:
+            return None
+        accept = f"or set {SHARED_ENVIRONMENT}=1 to accept it"
+        if status.st_uid not in (os.geteuid(), 0):
+            return (
+                f"the cache folder {self.folder} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}: "
+                f"use a folder of your own, {accept}"
+            )
+        if status.st_mode & 0o022:
+            return (
+                f"others can write to the cache folder {self.folder} (mode {stat.S_IMODE(status.st_mode):04o}): "
+                f"chmod 700 {self.folder}, {accept}"
+            )
+        return None
+
+    def _give_up(self, cause: OSError) -> None:
+        self._usable = False
+        log.warning(
+            "the cache folder %s cannot be used (%s): plans are kept in memory only",
+            self.folder,
+            cause.strerror or cause,
+        )
 
     def _files(self) -> list[Path]:
         """Files whose names and headers are those of entries."""
@@ -163,7 +230,79 @@ class DiskCache:
                 return
             with contextlib.suppress(OSError):
                 path.unlink()
-            total -= size
+                total -= size
+
+
+class _Signer:
+    """Names, signs and checks entries with one key."""
+
+    def __init__(self, secret: bytes):
+        self._secret = secret
+
+    def name(self, key: Mapping[str, Any]) -> bytes:
+        """What the entry for `key` is called: other users' entries have other names."""
+        return self._sign(b"name", json.dumps(key, sort_keys=True, default=str).encode())
+
+    def header(self, key: Mapping[str, Any], payload: bytes) -> tuple[bytes, bytes]:
+        """An entry, but for its description: its header, and `payload`."""
+        name = self.name(key)
+        return _HEADER.pack(_MAGIC, name, self._sign(b"entry", name, payload), len(payload)), payload
+
+    def payload(self, raw: bytes, key: Mapping[str, Any]) -> bytes | None:
+        """What the entry `raw` for `key` holds; None if it is damaged, or was not signed with this key."""
+        if len(raw) < _HEADER.size:
+            return None
+        magic, name, signature, length = _HEADER.unpack_from(raw)
+        payload = raw[_HEADER.size : _HEADER.size + length]
+        if magic != _MAGIC or name != self.name(key) or len(payload) != length:
+            return None
+        return payload if hmac.compare_digest(signature, self._sign(b"entry", name, payload)) else None
+
+    def _sign(self, *parts: bytes) -> bytes:
+        signed = hmac.new(self._secret, digestmod="sha256")
+        for part in parts:
+            signed.update(part)
+        return signed.digest()
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file that readers see as a whole, old or new.
+
+    Raises:
+        OSError: it cannot be written; what was written of it is removed.
+    """
+    for left in reversed(range(_TRIES)):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix="memojax-", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                _lock(file.fileno())
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.replace(name, path)
+            return
+        except FileNotFoundError:
+            if not left:  # another process took it for a leftover before it was locked, or the folder is gone
+                raise
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers left unfinished that were killed: a writer that lives holds a lock."""
+    for path in folder.glob("memojax-*.tmp"):
+        with contextlib.suppress(OSError), open(path, "r+b", opener=open_plain) as file:
+            if fcntl is None and time.time() - os.fstat(file.fileno()).st_mtime < _LEFTOVER_SECONDS:
+                continue
+            _lock(file.fileno())
+            path.unlink()
+
+
+def _lock(handle: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_of(description: str, model: str | None) -> bool:
@@ -172,10 +311,35 @@ def is_of(description: str, model: str | None) -> bool:
     return model is None or model in (name, name.rpartition(".")[0])
 
 
-def disk_cache(folder: str | os.PathLike[str] | None) -> DiskCache | None:
-    """The cache in `folder`, or else in $MEMOJAX_CACHE_DIR; None without both, because the cache is opt-in."""
+def disk_cache(folder: str | os.PathLike[str] | None, *, shared: bool = False) -> DiskCache | None:
+    """The opt-in cache in `folder`, else in $MEMOJAX_CACHE_DIR, else None; $MEMOJAX_CACHE_SIZE limits it.
+
+    Raises:
+        CacheFolderError: others can change the folder, and neither `shared` nor $MEMOJAX_CACHE_SHARED accepts that.
+        InputError: $MEMOJAX_CACHE_SIZE is no size.
+    """
     chosen = folder if folder is not None else os.environ.get(ENVIRONMENT)
-    return DiskCache(chosen) if chosen else None
+    if not chosen:
+        return None
+    size = os.environ.get(SIZE_ENVIRONMENT)
+    return DiskCache(
+        chosen,
+        DEFAULT_MAX_BYTES if not size else bytes_of(size),
+        shared=shared
+        or os.environ.get(SHARED_ENVIRONMENT, "").strip().casefold() in ("1", "true", "yes", "on"),
+    )
+
+
+def bytes_of(text: str) -> int:
+    """A size such as "500M", "2GiB" or "1000000" in bytes; K, M, G and T are powers of 1024.
+
+    Raises:
+        InputError: `text` is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE | re.ASCII)
+    if match is None or len(match[1]) > 20:
+        raise InputError(f"{SIZE_ENVIRONMENT} is {text[:80]!r}, expected bytes or a size such as 500M or 2G")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 @functools.cache
@@ -195,25 +359,6 @@ def environment_key() -> dict[str, str]:
     }
 
 
-def _digest(key: Mapping[str, Any]) -> bytes:
-    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).digest()
-
-
-def _checked(raw: bytes, digest: bytes) -> bytes | None:
-    if len(raw) < _HEADER.size:
-        return None
-    magic, key, checksum, length = _HEADER.unpack_from(raw)
-    payload = raw[_HEADER.size : _HEADER.size + length]
-    if (
-        magic != _MAGIC
-        or key != digest
-        or len(payload) != length
-        or hashlib.sha256(payload).digest() != checksum
-    ):
-        return None
-    return payload
-
-
 def _describe(key: Mapping[str, Any]) -> bytes:
     text = f"{key.get('name', 'model')} x {key.get('size', '?')}".encode()[:_MOST_DESCRIPTION]
     return text + struct.pack("<B", len(text))
@@ -229,7 +374,7 @@ def _is_entry(path: Path) -> bool:
         return False
     return (
         len(start) == _HEADER.size
-        and start.startswith(_MAGIC)
+        and start.startswith(_FAMILY)
         and _HEADER.unpack(start)[1].hex() == path.stem
     )
 

@@ -9,23 +9,26 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import jax
 
-from ..errors import BatchMemoryError, CompileError, InputError
+from ..errors import BatchMemoryError, CompileError, DimensionError, InputError
 from ..kernels.library import kernels_key
 from ..lowering.typed_model import TypedModel
 from ..rows.journal import Journal
+from ..xla.background import AtWork
 from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
 from .autotune import Tuner
-from .cache import PlanCache
+from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
 from .compiler import Lowered, PlanCompiler, Weights
 from .disk_cache import DiskCache, environment_key
 from .hoist import Residual
-from .plan import Plan
+from .plan import Plan, PlanInfo
+from .row_check import plan_mixing
 from .tuning_log import Choices
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -55,7 +58,9 @@ class Engine:
         maxsize: int | None,
         disk: DiskCache | None,
         tuner: Tuner | None = None,
+        beside: Engine | None = None,
     ):
+        """Plans for `typed` on `device`; `beside` has the same weights, another binding, and shares `maxsize`."""
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
@@ -63,6 +68,7 @@ class Engine:
         self._device = device
         self._precision = precision
         self._fingerprint = typed.fingerprint
+        # A model without a fingerprint (a function, new weights) cannot be told from others on disk.
         self._disk = disk if typed.fingerprint else None
         self._tuner = tuner or Tuner()
         if (
@@ -71,18 +77,22 @@ class Engine:
             and (self._disk is not None or self._tuner.mode != "off")
         ):
             weights = "constant"  # only then there is something to store, and to tune
-        self._compiler = PlanCompiler(typed, device, weights, precision)
+        like = beside._compiler if beside else None
+        self._compiler = PlanCompiler(typed, device, like.weights if like else weights, precision, like=like)
         self._compiler.keep_traces = self._tuner.handles(self._compiler)
         self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
         self._journal = Journal()
-        self.cache = PlanCache(self._lower, maxsize)
+        self.cache = PlanCache(self._lower, maxsize, beside.cache if beside else None)
+        self.mixing: tuple[str, ...] | None = () if typed.independent else None
+        """Outputs in which rows influence each other; None before a plan of two rows or more has been checked."""
 
     def on(self, device: jax.Device) -> PlanCache:
         """The plans for `jax.Array`s on a device."""
         with self._lock:
             if device not in self._elsewhere:
+                # A compiler of its own: its plans take `jax.Array`s and hold their weights on this device.
                 compiler = PlanCompiler(
                     self.typed,
                     device,
@@ -96,29 +106,68 @@ class Engine:
                 )
             return self._elsewhere[device][1]
 
+    def cache_info(self) -> CacheInfo:
+        """Counts of the plans for NumPy batches."""
+        return replace(self.cache.info(), disk_hits=self.disk_hits)
+
+    def plan_infos(self) -> list[PlanInfo]:
+        """The plans for NumPy batches, by size."""
+        dims, mixing = self.typed.binding.shown(), self.mixing or ()
+        return [replace(plan.info(), dims=dims, mixing=mixing) for plan in self.cache.plans()]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no plan is held, so that nothing is lost with this engine but its counts."""
+        return not len(self.cache) and not any(len(cache) for cache in self.elsewhere().values())
+
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
         """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a compile."""
         return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
         self._check_fits(compiler, size)
-        return compiler.lower(size)
+        return compiler.lower(size).then(functools.partial(self._check_rows, compiler))
 
-    def update(self, typed: TypedModel) -> None:
-        """Go on with the weights of `typed`: calls that run see all old or all new ones, calls that follow the new ones.
+    def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
+        """Run the first plan of two rows or more on rows of which one changes, and note what else changes.
 
-        Where weights are constants of the executables, argument plans for the sizes in use are made first, in this thread, while others
-        go on with the old ones; later updates compile nothing.
+        Raises:
+            DimensionError: others do, and only its place says that an axis is the batch.
+        """
+        if self.mixing is not None or plan.size < 2:
+            return
+        mixing = plan_mixing(compiler, plan)
+        if mixing and self.typed.weak:
+            raise DimensionError(
+                f"rows influence each other in output {', '.join(map(repr, mixing))}, so what leads the inputs may be no "
+                f"batch of agents. {self.typed.weak}"
+            )
+        self.mixing = mixing
+        if mixing:
+            log.warning(
+                "%s: rows of a batch influence each other (output %s): every batch runs whole, at its exact size (said once)",
+                self.typed.name or "this model",
+                ", ".join(map(repr, mixing)),
+            )
+
+    def update(self, typed: TypedModel, like: Engine | None = None) -> None:
+        """Switch to the weights of `typed`: a call under way sees all old or all new ones, later calls see the new ones.
+
+        If weights are constants of the executables, this thread first makes plans that take them as arguments, for the sizes in use.
+        Other threads run the old plans meanwhile. Later updates compile nothing. `like` is an engine of the same weights
+        that has them already.
         """
         with self._lock:
+            # All work that can fail, or takes time or memory, happens while `steps` are made; `switch` only assigns.
             if self._compiler.weights == "constant":
-                steps = [self._becoming_argument(typed)]
+                steps = [self._becoming_argument(typed, like._compiler if like else None)]
             else:
                 steps = [self._compiler.updating(typed)]
             for device, (compiler, cache) in list(self._elsewhere.items()):
                 if compiler.weights == "argument":
                     steps.append(compiler.updating(typed))
                 else:
+                    # Plans with constant weights cannot switch. They are dropped, and compile again when a call needs them.
                     steps.append(functools.partial(self._leave, device, cache))
 
             def switch() -> None:
@@ -132,11 +181,12 @@ class Engine:
         self._elsewhere.pop(device, None)
         cache.clear()
 
-    def _becoming_argument(self, typed: TypedModel) -> Callable[[], None]:
+    def _becoming_argument(self, typed: TypedModel, like: PlanCompiler | None) -> Callable[[], None]:
         """Make plans whose weights are arguments for the sizes in use; gives what puts them in place."""
         started = time.perf_counter()
-        compiler = PlanCompiler(typed, self._device, "argument", self._precision)
-        plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
+        compiler = PlanCompiler(typed, self._device, "argument", self._precision, like=like)
+        with AtWork():
+            plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
         log.info(
             "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
             "(load with weights='argument' to begin that way)",
@@ -152,8 +202,9 @@ class Engine:
         return switch
 
     def _lower(self, size: int) -> Lowered:
-        self._check_fits(self._compiler, size)
-        return self._lower_with(self._compiler, size)
+        compiler = self._compiler
+        self._check_fits(compiler, size)
+        return self._lower_with(compiler, size).then(functools.partial(self._check_rows, compiler))
 
     def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
         """Check that `size` rows fit the memory, judging by the next smaller plan, or by a small one compiled for this.
@@ -163,11 +214,13 @@ class Engine:
         """
         room = available_bytes(compiler.device)
         needed = size * compiler.row_bytes
+        # Most sizes are far from the limit; they must not pay for the closer look below.
         if room is None or needed * _SURELY_FITS < room:
             return
         known = self.cache.next_smaller(size)
         plan = self.cache.peek(known) if known else None
         if plan is None and needed <= room:
+            # No plan to judge by, but temporaries may be many times the inputs: a small plan tells, for one small compile.
             plan = compiler.lower(_PROBE).compile() if size > _PROBE else None
         if plan is not None:
             needed = max(
@@ -184,6 +237,7 @@ class Engine:
         """Lower a size for the remembered candidate, or for the default, which is tuned afterwards."""
         candidate, gain = self._remembered(compiler, size)
         lowered = self._load_or_lower(compiler, size, candidate)
+        # No process has tuned this size, so tuning follows the compile.
         if gain is None:
             return (
                 lowered.then(lambda plan: self._tune(compiler, plan))
@@ -216,6 +270,7 @@ class Engine:
             if (method := chosen()) is not None:
                 method(compiler, plan)
 
+        # A preload may wait for tuning. A call in a loop may not, so its plan is tuned later on the worker.
         if self.cache.is_pinned(plan.size):
             self._tuner.now(compiler, plan, done)
         elif self._tuner.mode == "background":
@@ -246,6 +301,7 @@ class Engine:
         as_arguments = compiler.weights == "argument"
         if self._disk is None or (as_arguments and self._device.platform != "cpu"):
             return compiler.lower(size, candidate)
+        # With argument weights, the trace says in which order the stored executable takes them.
         started = time.perf_counter()
         residual = compiler.trace(size * candidate.rows) if as_arguments else None
         disk, key = self._disk, self._key(compiler, size, candidate, residual)
@@ -261,6 +317,7 @@ class Engine:
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
+            # Whatever is wrong with an entry, compiling again is right. The entry is removed, or each start would try it.
             except Exception as cause:
                 log.warning(
                     "a stored plan for batch size %d could not be loaded (%s): it compiles again",
@@ -269,6 +326,7 @@ class Engine:
                 )
                 disk.forget(key)
             else:
+                plan.executable = replace(plan.executable, stored=key)
                 self.disk_hits += 1
                 return Lowered(size, lambda: plan)
         lowered = compiler.lower(size, candidate, residual)
@@ -283,10 +341,15 @@ class Engine:
     def _write(self, plan: Plan, key: dict[str, Any]) -> None:
         if self._disk is None:
             return
+        stored = plan.executable.stored
         try:
             from jax.experimental import serialize_executable
 
-            self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+            if stored is None:
+                self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+            elif stored != key and (payload := self._disk.get(stored)) is not None:
+                # What is serialized of an executable that was loaded lacks parts, and may not load again.
+                self._disk.put(key, payload)
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
 
@@ -313,5 +376,6 @@ class Engine:
             "kernels": kernels_key() if candidate is None or candidate.kernels else None,
             "options": over_defaults(self._device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
+            # Raised whenever the meaning of an entry changes, so older entries are not found.
             "layout": 2,
         }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ class PlanInfo:
         median_us: median microseconds of the last sampled calls; None before the first sample.
         bytes: memory that XLA reports for code, constants and temporaries; None if it reports none.
         platform: "cpu", "gpu", ...
-        candidate: how it was compiled; "default" until autotuning finds a faster candidate.
-        gain: time of the default divided by that of the candidate; 1.0 for the default, None before timing.
+        candidate: the candidate that it was compiled by; "default" until autotuning finds a better one.
+        dims: sizes of free dimensions and values of static inputs that the plan is for.
+        mixing: outputs in which rows influence each other, so that the plan runs whole batches only.
+        gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was timed.
     """
 
     size: int
@@ -34,6 +37,8 @@ class PlanInfo:
     platform: str
     candidate: str = "default"
     gain: float | None = None
+    dims: Mapping[str, Any] = field(default_factory=dict)
+    mixing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,14 @@ class Executable:
         run: `run(rows)`, from one array per input (and the key of a random model) to one array per computed output.
         answer: `answer({name: array}, draw)` gives outputs by name, or None if an input has another type, shape or dtype.
         candidate: name of the candidate.
+        stored: key of the entry on disk that it was loaded from; None for one that was compiled here.
     """
 
     compiled: Any
     run: Run
     answer: Answer
     candidate: str = "default"
+    stored: Mapping[str, Any] | None = None
 
     def bytes(self) -> int | None:
         """Memory for code, temporaries and outputs; None if XLA does not report it."""
@@ -69,9 +76,9 @@ class Plan:
     A host plan takes and returns NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while other threads call.
 
     Attributes:
-        answer: outputs by name for inputs by name; None (and nothing has run) where an input is missing or not a NumPy array of just
+        answer: outputs by name for inputs by name; None, before anything runs, if an input is missing or is not a NumPy array of
             this plan's shape and dtype.
-        traced: what was traced, for those who compile it in another way; None where nobody asked for it to be kept.
+        traced: the trace, for autotuning; None if it was not kept.
     """
 
     __slots__ = (

@@ -6,18 +6,23 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .disk_cache import is_of
+from .cache_key import open_plain
+from .disk_cache import is_of, write_whole
 
 log: logging.Logger = logging.getLogger("memojax")
 
 NAME = "autotune.json"
+_MOST_BYTES = 4 << 20
+"""A longer file is none of ours."""
+
+_MOST_ENTRIES = 10_000
 
 
 class Choices:
@@ -32,8 +37,10 @@ class Choices:
     def get(self, key: Mapping[str, Any]) -> tuple[str, float] | None:
         """The candidate and gain stored for `key`, or None."""
         entry: Any = self._read().get(_digest(key))
-        with contextlib.suppress(TypeError, KeyError, ValueError):
-            return str(entry["candidate"]), float(entry["gain"])
+        with contextlib.suppress(TypeError, KeyError, ValueError, OverflowError):
+            gain = float(entry["gain"])
+            if math.isfinite(gain):
+                return str(entry["candidate"]), gain
         return None
 
     def put(self, key: Mapping[str, Any], candidate: str, gain: float) -> None:
@@ -44,14 +51,16 @@ class Choices:
             entries = self._read()
             label = f"{key.get('name', 'model')} x {key.get('size', '?')}"
             entries[_digest(key)] = {"candidate": candidate, "gain": round(gain, 3), "for": label}
+            for oldest in list(entries)[:-_MOST_ENTRIES]:
+                del entries[oldest]
             try:
                 self._write(entries)
-            except OSError as cause:
+            except (OSError, RecursionError) as cause:
                 self._writable = False
                 log.warning(
                     "autotuning cannot write its choices to %s (%s): other processes tune again",
                     self.path,
-                    cause.strerror or cause,
+                    getattr(cause, "strerror", None) or cause,
                 )
 
     def labels(self, model: str | None = None) -> list[str]:
@@ -84,14 +93,14 @@ class Choices:
             self.path.unlink(missing_ok=True)
             return
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            json.dump(entries, file, indent=1)
-        os.replace(name, self.path)
+        write_whole(self.path, [json.dumps(entries, indent=1).encode()])
 
     def _read(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            entries = json.loads(self.path.read_text())
+        # RecursionError: brackets within brackets.
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            with open(self.path, "rb", opener=open_plain) as file:
+                text = file.read(_MOST_BYTES + 1)
+            entries = json.loads(text) if len(text) <= _MOST_BYTES else None
             if isinstance(entries, dict):
                 return entries
         return {}

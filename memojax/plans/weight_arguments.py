@@ -49,9 +49,9 @@ class Placing:
             return leading
 
     def replacing(self, leaves: Sequence[Any]) -> Callable[[], None]:
-        """What goes on with other weights, to be called once they are to count; all that takes time or memory is done here.
+        """Prepare other weights, and return the function that switches to them; all work that takes time or memory happens here.
 
-        A call that runs meanwhile sees all the old ones or all the new ones.
+        A call under way sees either all old or all new weights.
         """
         with self._lock:
             nodes = list(self._placed)
@@ -59,6 +59,7 @@ class Placing:
 
         def replace() -> None:
             with self._lock:
+                # Sizes that were planned since the preparation may have placed further nodes.
                 fresh.update(self._fresh([node for node in self._placed if node not in fresh], leaves))
                 self._hoister.replace(leaves)
                 self._placed = fresh

@@ -1,4 +1,4 @@
-"""A change of several places that counts from one assignment on, whatever interrupts it afterwards."""
+"""Changes of several places at once that survive an interrupt in their middle."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import final
 
 @final
 class Journal:
-    """The last step of a change: noted first, then done; what an interrupt leaves undone, the next caller does.
+    """Notes the last step of a change before doing it, so the next caller finishes a step that an interrupt cut short.
 
-    Python code can be interrupted between any two lines, by Ctrl-C or by a lack of memory. All that may fail comes before `commit`.
-    Whoever owns a journal calls `finish` before it reads or changes what the journal is about.
+    Ctrl-C or a lack of memory can interrupt Python between any two lines. Work that may fail comes before `commit`. The owner of a
+    journal calls `finish` before it reads or changes the state that the journal protects.
     """
 
     __slots__ = ("_owed",)
@@ -20,16 +20,16 @@ class Journal:
         self._owed: Callable[[], None] | None = None
 
     def commit(self, step: Callable[[], None]) -> None:
-        """Do `step`, which must give the same result when it is done again, from any place in its middle."""
+        """Do `step`. It must be repeatable: a second run, after an interrupt anywhere in the first, gives the same result."""
         try:
             self._owed = step
             self.finish()
         except BaseException:
-            self.finish()  # at once, for readers that take no notice of this journal
+            self.finish()  # at once, for readers that do not call `finish`
             raise
 
     def finish(self) -> None:
-        """Do what is owed, if anything is."""
+        """Do the noted step, if there is one."""
         if self._owed is not None:
             self._owed()
             self._owed = None
@@ -37,13 +37,13 @@ class Journal:
 
 @final
 class Outcome:
-    """Whether a batch has run to its end: one flag for all who change something with it.
+    """Whether a batch has run to its end: one flag for all layers that change state with the batch.
 
     Attributes:
-        counts: set once, when the outermost layer has run; what a failed batch would have changed never counts.
+        counts: set once, when the outermost layer has run; a failed batch never sets it.
     """
 
     __slots__ = ("counts",)
 
     def __init__(self) -> None:
-        self.counts = False
+        self.counts: bool = False

@@ -56,7 +56,7 @@ class ScratchPad:
         self.output_specs = tuple(outputs)
         self.ids: list[int] = []
         capacity = max(int(capacity), 1)
-        # Both in one tuple, so that growth is a single assignment.
+        # Capacity and arrays in one tuple: growth is a single assignment, which no interrupt can split.
         self._room = (
             capacity,
             [aligned_empty((capacity, *spec.shape), spec.dtype) for spec in self.input_specs],
@@ -127,7 +127,7 @@ class ScratchPad:
         self.ids.clear()
 
     def emptied(self) -> ScratchPad:
-        """A pad without agents in the memory of this one, which must not be used any more."""
+        """An empty pad that takes over the memory of this one; do not use this one afterwards."""
         pad = ScratchPad.__new__(ScratchPad)
         pad.__dict__.update(self.__dict__, ids=[])
         return pad
@@ -160,6 +160,7 @@ class ScratchPadView:
         anonymous: whether the caller named no agents. They are then 0, 1, ..., and new ones are begun automatically.
         dones: bool[n] or None; True zeroes the state of a row before it runs.
         device: the device of the rows; None is the host.
+        whole: rows of the batch that begins with this view; 0 for a later part of one.
     """
 
     device: jax.Device | None
@@ -178,6 +179,7 @@ class ScratchPadView:
         "ids",
         "input_specs",
         "output_specs",
+        "whole",
     )
 
     def __init__(
@@ -202,6 +204,7 @@ class ScratchPadView:
         self.ids: Sequence[int] = range(size) if ids is None else ids
         self.dones: Array | None = dones
         self.device = device
+        self.whole: int = size
         self._driver: object | None = None
         self._outcome: Outcome | None = None
         self._followers: list[Callable[[], None]] = []
@@ -211,11 +214,11 @@ class ScratchPadView:
 
     @property
     def ran(self) -> bool:
-        """Whether the batch has run to its end, so that what it changes counts."""
+        """Whether the batch has run to its end."""
         return self._outcome is not None and self._outcome.counts
 
     def enter(self, driver: object) -> bool:
-        """Note that `driver` is about to run the batch; whether it is the outermost to do so, which calls `settle`."""
+        """Note that `driver` is about to run the batch; returns whether it is the outermost driver, which calls `settle`."""
         if self._driver is not None and self._driver is not driver:
             return False
         self._followers, self._outcome = [], None
@@ -223,18 +226,18 @@ class ScratchPadView:
         return True
 
     def leave(self) -> None:
-        """The batch has failed in the hands of its driver; another may run it."""
+        """Note that the batch has failed; another driver may run it."""
         self._driver = None
 
     def follow(self, finish: Callable[[], None]) -> Outcome:
-        """What tells whether the batch counts; `finish` is called when it does, to change what changes with it."""
+        """The outcome of the batch; `settle` calls `finish` once the batch has run."""
         if self._outcome is None:
             self._outcome = Outcome()
         self._followers.append(finish)
         return self._outcome
 
     def settle(self) -> None:
-        """The batch has run: what changes with it counts from here on, all of it at once."""
+        """Note that the batch has run, and let all followers apply their changes."""
         if self._outcome is None:
             self._outcome = Outcome()
         self._outcome.counts = True
@@ -292,7 +295,7 @@ class ScratchPadView:
         rows = self._outputs[slot]
         if rows is None:
             spec = self.output_specs[slot]
-            rows = self._outputs[slot] = np.zeros((self._size, *spec.shape), spec.dtype)
+            rows = self._outputs[slot] = np.zeros(spec.rows(self._size), spec.dtype)
         return rows
 
     def set_input(self, slot: int, rows: Array) -> None:
@@ -313,16 +316,22 @@ class ScratchPadView:
 
     def part(self, start: int, stop: int) -> ScratchPadView:
         """The rows `[start, stop)` as a view of its own, with fresh outputs."""
-        return ScratchPadView(
+        inputs = [
+            rows if spec.shared and len(rows.shape) == len(spec.shape) else rows[start:stop]
+            for spec, rows in zip(self.input_specs, self.inputs, strict=True)
+        ]
+        part = ScratchPadView(
             self.input_specs,
             self.output_specs,
-            [rows[start:stop] for rows in self.inputs],
+            inputs,
             stop - start,
             self.ids[start:stop],
             None if self.dones is None else self.dones[start:stop],
             device=self.device,
             anonymous=self.anonymous,
         )
+        part.whole = 0 if start else self._size
+        return part
 
     def _input(self, slot: int) -> Array:
         rows = self._inputs[slot]
@@ -332,7 +341,10 @@ class ScratchPadView:
         return rows
 
     def _checked(self, kind: str, spec: TensorSpec, rows: Array) -> Array:
-        if rows.shape != (self._size, *spec.shape):
+        shape = tuple(rows.shape)
+        if spec.shared and spec.accepts(shape):
+            return rows
+        if shape[:1] != (self._size,) or not spec.accepts(shape[1:]):
             raise InputShapeError(
                 f"{kind} {spec.name!r} must be {[self._size, *spec.shape]}, got {list(rows.shape)}"
             )

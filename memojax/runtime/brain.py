@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from ..errors import IncompatibleModelError, UnknownAgentError, UnknownBrainError
 from ..inferer.base import Inferer, check_inferer
-from ..inferer.batcher import Batcher, States, pairs_of
+from ..inferer.batcher import Batcher, batcher_for
+from ..inferer.loose_batcher import LooseBatcher
+from ..inferer.pairs import States, pairs_of
 from ..rows.journal import Journal
 from ..rows.states import Response
 from ..wrapper.base import LayeredInferer, check_compatible
@@ -92,12 +94,13 @@ class _Queue(NamedTuple):
 
     Attributes:
         open: takes new states.
-        sealed: runs, has failed, or waits for a compile; there is none while it is empty.
-        open_since, sealed_since: frame from which each waits, while somebody does.
+        sealed: runs, has failed, or waits for a compile; empty means that no batch is sealed.
+        open_since: frame in which the open batch began to wait.
+        sealed_since: the same for the sealed batch.
     """
 
-    open: Batcher
-    sealed: Batcher
+    open: Batcher | LooseBatcher
+    sealed: Batcher | LooseBatcher
     open_since: int = 0
     sealed_since: int = 0
 
@@ -130,7 +133,7 @@ class BrainState:
         self.timings: Timings = Timings()
         self._turns, self._clock, self._compiles = turns, clock, compiles
         self._served = 0
-        self._queue = _Queue(Batcher(inferer), Batcher(inferer))
+        self._queue = _Queue(batcher_for(inferer), batcher_for(inferer))
         self._journal = Journal()
         self._executing = self._removed = False
         self._ending: tuple[int] | None = None
@@ -186,7 +189,7 @@ class BrainState:
                 self._lives_on(*(agent for agent, _ in pairs))
                 return
             # Two batches take them: copies, checked as a whole, that each can take again if it comes to that.
-            copies = Batcher(self.inferer, len(pairs))
+            copies = batcher_for(self.inferer, len(pairs))
             copies.extend(pairs)
             parts = [], []
             for agent, state in copies.states():
@@ -212,7 +215,7 @@ class BrainState:
 
     def _begin(self, agent: int) -> None:
         known = agent in self._agents
-        # First, as an agent that is in here without reason is begun in vain by a swap, and one that is missing is not.
+        # Noted before it begins: a swap would begin a surplus agent in vain, but would leave out a missing one.
         self._agents.add(agent)
         try:
             self.inferer.begin_agent(agent)
@@ -232,7 +235,7 @@ class BrainState:
         self._forget(agent)
 
     def _finish_ending(self) -> None:
-        """End the agent whose end was interrupted: whether the inferer still knew it then cannot be told, but ended it shall be."""
+        """End the agent whose end was interrupted. The inferer may or may not know it any more, so an error is ignored."""
         if self._ending is not None:
             (agent,) = self._ending
             with contextlib.suppress(UnknownAgentError):
@@ -240,7 +243,7 @@ class BrainState:
             self._forget(agent)
 
     def _lives_on(self, *agents: int) -> None:
-        """New states of `agents` are no part of an end that was interrupted."""
+        """Cancel an interrupted end of `agents`, because they have new states."""
         if self._ending is not None and self._ending[0] in agents:
             self._ending = None
 
@@ -289,7 +292,7 @@ class BrainState:
             return Verdict.LATE
 
     def run(self, started: float, answers: dict[BrainId, dict[int, Response]]) -> None:
-        """Run the batch that has waited longest, and put what it answers into `answers`; its cost counts from `started` on.
+        """Run the batch that has waited longest, and put its responses into `answers`; its cost counts from `started` on.
 
         Raises:
             Exception: the model raised; the batch then waits at the end of the queue, and continues where it stopped.
@@ -314,7 +317,7 @@ class BrainState:
                 if whole:
                     self._note_cost(count, self._clock() - started, ready)
 
-    def _execute(self, batch: Batcher, answers: dict[BrainId, dict[int, Response]]) -> None:
+    def _execute(self, batch: Batcher | LooseBatcher, answers: dict[BrainId, dict[int, Response]]) -> None:
         """Run `batch`, and clear it when its answers are where the next frame finds them."""
         try:
             responses = batch.run(self.inferer)
@@ -403,13 +406,13 @@ class BrainState:
 
     @property
     def _busy(self) -> bool:
-        """Whether the sealed batch is running. The lock tells, which an interrupt releases, and not the flag alone."""
+        """Whether the sealed batch is running; the flag alone could be stale, but an interrupt releases the lock."""
         return self._executing and self._running.locked()
 
     def _waiting(self) -> list[int]:
         return list(dict.fromkeys((*self._queue.sealed.agents, *self._queue.open.agents)))
 
-    def _batch_of(self, agent: int) -> Batcher:
+    def _batch_of(self, agent: int) -> Batcher | LooseBatcher:
         """The batch that takes a new state of `agent`."""
         queue = self._queue
         if not len(queue.sealed) or self._busy or agent in queue.open or agent not in queue.sealed:
@@ -417,7 +420,7 @@ class BrainState:
         return queue.sealed
 
     def _note_arrival(self) -> None:
-        """Note since when the open batch waits, before the first state is in it."""
+        """Note the frame in which the open batch begins to wait, before its first state arrives."""
         if not len(self._queue.open):
             self._queue = self._queue._replace(open_since=self._turns.frame)
 
@@ -471,8 +474,8 @@ def _is_ready(inferer: Inferer, count: int) -> bool:
 
 def _fail(handle: Future[Inferer], failure: BaseException | None) -> None:
     """Fail a swap, unless it was cancelled or has failed already."""
-    with contextlib.suppress(InvalidStateError):
-        if handle.running() or handle.set_running_or_notify_cancel():
+    with contextlib.suppress(InvalidStateError, RuntimeError):  # RuntimeError: another thread was faster
+        if not handle.done() and (handle.running() or handle.set_running_or_notify_cancel()):
             handle.set_exception(failure)
 
 

@@ -14,8 +14,9 @@ from typing import Any, final
 from ..display import Card, html_of, text_of
 from ..errors import InputError, OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Shapes, check_inferer
-from ..inferer.batcher import States
+from ..inferer.pairs import States
 from ..rows.states import Response
+from ..xla.fork import check_not_forked
 from .brain import BrainId, BrainState, Turns, Verdict
 from .timing import CompileTimings, Timing
 
@@ -256,6 +257,7 @@ class Runtime:
         return state
 
     def _run(self, seconds: float | None, threaded: bool) -> Responses:
+        check_not_forked()  # before a lock that a thread of the parent may have held
         deadline = None if seconds is None else self._clock() + seconds
         with self._lock:
             frame_number = self._turns.begin_frame()
@@ -271,13 +273,13 @@ class Runtime:
                 self._work(frame, threads)
             responses = frame.all_responses()
             failure = RuntimeErrors(frame.failures, responses) if frame.failures else None
-            # On one line each, as an interrupt between two would lose the answers.
+            # One line each: an interrupt between two lines would lose the responses.
             if failure is not None:
                 raise (self._frames.pop(frame_number, None), failure)[1]
             return (self._frames.pop(frame_number, None), responses)[1]
 
     def _register(self, frame: _Frame) -> None:
-        """Put `frame` among those at work; it takes over the answers of frames that were interrupted."""
+        """Register `frame`; it takes over the responses of interrupted frames."""
         with self._lock:
             abandoned = [other for other in self._frames.values() if other.abandoned]
             for other in abandoned:
@@ -302,7 +304,7 @@ class Runtime:
 
 
 def merged(earlier: Responses, later: Responses) -> Responses:
-    """Both, and of an agent that is in both the later response."""
+    """Both together; an agent in both gets its later response."""
     return {
         brain: {**earlier.get(brain, {}), **later.get(brain, {})}
         for brain in dict.fromkeys((*earlier, *later))
@@ -313,11 +315,12 @@ class _Frame:
     """One run over the waiting models: the queue, responses, failures, and models that must compile first.
 
     Attributes:
-        number: frames begun before it, and one.
-        responses: of this frame; `earlier`: of frames that were interrupted before their callers got them.
-        failures: what models raised.
-        cold: models that must be compiled first.
-        helping: threads other than the caller's that work on it.
+        number: its number, from 1.
+        responses: responses of this frame.
+        earlier: responses of interrupted frames, which their callers never got.
+        failures: exceptions of models.
+        cold: models that must compile first.
+        helping: threads that work on it, without the caller's.
         active: locked while the caller waits for the responses; an interrupt releases it.
     """
 
@@ -341,11 +344,11 @@ class _Frame:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for its responses any more, and none come to them."""
+        """Whether its caller is gone and no thread adds responses."""
         return not self.active.locked() and not self.helping
 
     def all_responses(self) -> Responses:
-        """Its own and earlier ones."""
+        """Responses of this frame and of interrupted ones."""
         return merged(self.earlier, self.responses) if self.earlier else self.responses
 
     def work(self) -> None:
@@ -354,7 +357,7 @@ class _Frame:
             self._run(*chosen)
 
     def help(self) -> None:
-        """`work` in another thread, for as long as the caller waits."""
+        """`work` in a helping thread, while the caller waits."""
         thread = threading.get_ident()
         self.helping.add(thread)
         try:

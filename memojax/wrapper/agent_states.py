@@ -1,4 +1,4 @@
-"""Hidden state by agent: arrays with a row for each, read and changed by batches, by one agent, on the host or on a device."""
+"""Hidden state by agent: one row per agent in arrays on the host or on a device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class _Staged:
-    """What a batch makes of its agents' state, once its `outcome` counts; dropped when the batch is gone without."""
+    """New state from a batch, applied once its `outcome` counts, and dropped if the batch goes away before."""
 
     ticket: Ticket
     states: Sequence[Array]
@@ -46,10 +46,10 @@ class _Table:
     """State by row, replaced as a whole when it grows or moves.
 
     Attributes:
-        device: where `stores` lie; None is the host.
+        device: device of `stores`; None is the host.
         stores: one array `[capacity, *shape]` for each piece of state.
-        fresh: bool[capacity], rows that count as zeros, whatever is in them.
-        epochs: int[capacity], how often a row was begun, ended or set.
+        fresh: bool[capacity], rows that count as zeros, whatever they hold.
+        epochs: int[capacity], number of times that a row was begun, ended or set.
     """
 
     device: jax.Device | None
@@ -64,7 +64,7 @@ class AgentStates:
     A row's epoch changes when its agent begins, ends or is set, so a call that started before does not overwrite it. The rows of the
     last batch are remembered, because the next batch often has the same agents.
 
-    Each change counts from a single assignment on, so that an interrupt between two lines leaves the state as before or as after it.
+    Each change takes effect by a single assignment, so an interrupt leaves the state either as before or as after it.
     """
 
     def __init__(self, specs: Sequence[TensorSpec]):
@@ -124,7 +124,7 @@ class AgentStates:
             row = self._row_of(agent)
             self._last = None
             del self._row[agent]
-            # Both are done again by `begin` and `_find_free`, should an interrupt come before them.
+            # If an interrupt comes before these two, `begin` and `_find_free` make up for them.
             self._table.epochs[row] += 1
             self._free.append(row)
 
@@ -188,29 +188,31 @@ class AgentStates:
             return Ticket(rows, table.epochs[rows])
 
     def stage(self, ticket: Ticket, view: ScratchPadView, states: Sequence[Array]) -> None:
-        """Keep `states`, one array of rows for each piece, for the agents of `ticket`, once `view` has run to its end."""
+        """Store `states`, one array of rows per piece, for the agents of `ticket` once `view` has run to its end."""
         outcome = view.follow(self.finish)
         with self._lock:
             self._staged.append(_Staged(ticket, states, outcome, weakref.ref(view)))
 
     def finish(self) -> None:
-        """Keep what batches have made that have run."""
+        """Store the states of batches that have run."""
         with self._lock:
             self._settle()
 
     def _settle(self) -> None:
-        """Do what counts and was not done yet; with the lock, before anything else."""
+        """Apply pending changes that count; call it with the lock, before anything else."""
         self._journal.finish()
         if not self._staged:
             return
         left = []
         for staged in self._staged:
-            alive = staged.view() is not None  # asked first: it lives until `counts` has its last value
+            alive = (
+                staged.view() is not None
+            )  # read before `counts`, whose last change happens while the view is alive
             if staged.outcome.counts:
                 self._keep(staged)
             elif alive:
                 left.append(staged)
-        # An interrupt before this line has all of it kept once more, in the same order.
+        # After an interrupt before this line, all changes are applied once more, in the same order.
         self._staged = left
 
     def _keep(self, staged: _Staged) -> None:
@@ -262,7 +264,7 @@ class AgentStates:
         return row
 
     def _find_free(self) -> None:
-        """Rows of nobody; more of them, if there are none."""
+        """Make sure that a row without an agent exists."""
         old = len(self._table.fresh)
         if len(self._row) >= old:
             self._grow(max(2 * old, _FIRST_ROWS))
@@ -296,7 +298,7 @@ class AgentStates:
             return [jax.device_put(store, device) for store in stores]
 
     def _scope(self) -> AbstractContextManager[Any]:
-        """Keeps 64-bit state as it is, whatever the caller's x64 setting."""
+        """A scope in which 64-bit state stays 64 bits wide, whatever the caller's x64 setting."""
         return jax.enable_x64(True) if self._wide else nullcontext()
 
 

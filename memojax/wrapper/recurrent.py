@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,7 +12,7 @@ from ..errors import (
     IncompatibleModelError,
     UnknownInputError,
 )
-from ..exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE
+from ..exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE, continuations
 from ..inferer.base import Inferer, check_inferer
 from ..model.signature import ModelApi, TensorSpec
 from ..rows.scratch import ScratchPadView
@@ -124,7 +123,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
             view.settle()
 
     def begin_agent(self, inferer: Inferer, agent: int) -> None:
-        # Last in, first out: while this wrapper does not know the agent, nobody does, whatever is inside.
+        # Last begun, first ended: an agent that this wrapper does not know counts as unknown, whatever the inner layers hold.
         self._inner.begin_agent(inferer, agent)
         self._states.begin(agent)
 
@@ -202,8 +201,7 @@ def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
         outputs = {spec.name: spec for spec in api.outputs}
         found = []
         for into in api.inputs:
-            matches = ((re.fullmatch(pattern, into.name), name) for pattern, name in rules)
-            names = [match.expand(name) for match, name in matches if match]
+            names = continuations(into.name, rules)
             if name := next((name for name in names if name in outputs and _fits(into, outputs[name])), None):
                 del outputs[name]
                 found.append(RecurrentInfo(into.name, name))

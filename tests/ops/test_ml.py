@@ -11,9 +11,11 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
+import memojax
+from memojax.errors import LoweringError
 from memojax.lowering import oneshot
 
-F32 = np.float32
+F, F32 = onnx.TensorProto.FLOAT, np.float32
 TRANSFORMS = ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT")
 MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ")
 
@@ -163,7 +165,7 @@ def test_thresholds_and_weights_as_tensors() -> None:
     check("TreeEnsembleRegressor", x, 1, 3, n_targets=1, target_weights_as_tensor=weights, **targets, **nodes)
 
 
-def test_string_labels_come_out_as_positions() -> None:
+def string_classifier() -> onnx.ModelProto:
     nodes = {
         "nodes_treeids": [0] * 3,
         "nodes_nodeids": [0, 1, 2],
@@ -186,12 +188,58 @@ def test_string_labels_come_out_as_positions() -> None:
         **nodes,
         **classes,
     )
-    info = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (2, 1))
-    graph = helper.make_graph([node], "g", [info], [onnx.ValueInfoProto(name=name) for name in "yz"])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 1)], ir_version=8)
-    result = oneshot.run(model, {"x": np.array([[-1.0], [1.0]], F32)})
-    np.testing.assert_array_equal(result["y"], [0, 1])
-    np.testing.assert_allclose(result["z"], [[0.8, 0.2], [0.1, 0.9]], rtol=1e-6)
+    info = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ("batch", 1))
+    nodes = [
+        node,
+        helper.make_node("Cast", ["y"], ["text"], to=onnx.TensorProto.STRING),
+        helper.make_node("Reshape", ["text", "column"], ["label"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("label", onnx.TensorProto.STRING, ("batch", 1)),
+        helper.make_tensor_value_info("z", F, ("batch", 2)),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [info], outputs, [numpy_helper.from_array(np.array([-1, 1]), "column")]
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def test_string_labels_are_strings_on_the_host_and_positions_in_inferers() -> None:
+    model, x = string_classifier(), np.array([[-1.0], [1.0]], F32)
+    result = oneshot.run(model, {"x": x})
+    expected = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    ).run(None, {"x": x})
+    np.testing.assert_array_equal(result["label"], expected[0])
+    assert result["label"].tolist() == [["no"], ["yes"]]
+    np.testing.assert_allclose(result["z"], expected[1], rtol=1e-6)
+    policy = memojax.load(model)
+    np.testing.assert_array_equal(policy.infer_arrays({"x": x})["label"], [[0], [1]])
+    assert "output label gives positions of the labels 'no', 'yes'" in " ".join(str(policy).split())
+
+
+def test_string_labels_as_numbers_are_refused() -> None:
+    model = string_classifier()
+    model.graph.node.append(helper.make_node("Cast", ["label"], ["number"], to=onnx.TensorProto.INT64))
+    model.graph.output.append(helper.make_tensor_value_info("number", onnx.TensorProto.INT64, ("batch", 1)))
+    for door in (memojax.load, memojax.to_jax, memojax.OneShot):
+        with pytest.raises(LoweringError, match="makes numbers of the string labels 'no', 'yes'"):
+            door(model)
+
+
+def test_strings_picked_by_data_are_strings_on_the_host() -> None:
+    names = numpy_helper.from_array(np.array(["left", "right", "up"], object), "names")
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["best"], axis=1, keepdims=0),
+        helper.make_node("ArrayFeatureExtractor", ["names", "best"], ["picked"], domain="ai.onnx.ml"),
+    ]
+    info = helper.make_tensor_value_info("x", F, ("batch", 3))
+    graph = helper.make_graph(nodes, "g", [info], [onnx.ValueInfoProto(name="picked")], [names])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    x = np.array([[0, 1, 0], [0, 0, 1]], F32)
+    assert oneshot.run(model, {"x": x})["picked"].tolist() == [["right", "up"]]
 
 
 @pytest.mark.parametrize("seed", range(30))

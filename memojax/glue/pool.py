@@ -1,0 +1,280 @@
+"""Many weight sets of one network behind one call, as league training and population-based evaluation want them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import jax
+import numpy as np
+
+from .._types import Source
+from ..errors import (
+    IncompatibleModelError,
+    InputShapeError,
+    MemojaxError,
+    RowsMixError,
+)
+from ..inferer.memoizing import MemoizingDynamicInferer
+from ..loading import typed_model
+from ..lowering.new_weights import with_new_weights
+from ..lowering.typed_model import TypedModel
+from ..model.signature import ModelApi, TensorSpec
+from ..plans.plan import PlanInfo
+from ..rows.checks import checked_rows
+from ..stablehlo.load import ExportedFunction
+
+FIRST_CAPACITY = 8
+
+
+@final
+class PolicyPool:
+    """Weight sets of one network by name; agents with different weights run in one call, by `vmap` over the weights.
+
+    A call deals its rows to the weight sets and runs all sets on as many rows as the busiest has, rounded up to a power
+    of two. Weights are arguments of the executables: to add, drop or swap a set compiles nothing, until there are more
+    sets than `capacity`, which then doubles.
+
+    >>> pool = memojax.PolicyPool(memojax.policies.bundled("acrobot_ppo"))
+    >>> pool.add("main")
+    >>> pool.add("rival", {name: 0.5 * weight for name, weight in pool.params("main").items()})
+    >>> answers = pool.infer_arrays({"obs": np.ones((3, 6), np.float32)}, ["main", "rival", "main"])
+    >>> logits = answers["logits"]
+    >>> bool((logits[0] == logits[2]).all()), bool((logits[0] == logits[1]).all())
+    (True, False)
+    """
+
+    def __init__(self, source: Source | TypedModel, capacity: int = FIRST_CAPACITY, **options: Any):
+        """Take the network of `source`; there are no weight sets yet.
+
+        Args:
+            source: what `memojax.load` takes.
+            capacity: how many weight sets fit before plans must be compiled anew.
+            options: `maxsize`, `device`, `seed`, `precision` and the others of `MemoizingDynamicInferer`.
+
+        Raises:
+            ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
+            RowsMixError: rows of the model influence each other.
+            IncompatibleModelError: an exported program, whose weights cannot be stacked.
+        """
+        self._typed = typed_model(source)
+        if isinstance(self._typed.fn, ExportedFunction):
+            raise IncompatibleModelError(
+                "an exported program holds one weight set: give the ONNX file that it was exported from"
+            )
+        if mixing := self._typed.mixing_outputs():
+            raise RowsMixError(
+                f"a pool needs rows that do not influence each other, but in this model they do (output {', '.join(mixing)})"
+            )
+        if capacity < 1:
+            raise MemojaxError(f"capacity is a positive whole number, got {capacity}")
+        self._options = {"bucketing": "pow2", **options, "weights": "argument"}
+        self._slots: dict[Hashable, int] = {}
+        # Calls and changes take turns: a call must not find another set in a slot that it has looked up.
+        self._lock = threading.RLock()
+        self._build(_stacked(self._typed.params, capacity), capacity)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, name: Hashable) -> bool:
+        return name in self._slots
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(repr, self._slots))
+        return f"PolicyPool({self._typed.api}; {len(self)} of {self.capacity}: {names})"
+
+    @property
+    def names(self) -> list[Hashable]:
+        """The weight sets, in the order in which they were added."""
+        return list(self._slots)
+
+    @property
+    def api(self) -> ModelApi:
+        """What one agent takes and gives."""
+        return self._typed.api
+
+    def add(self, name: Hashable, weights: Any = None) -> None:
+        """Add a weight set.
+
+        Args:
+            weights: by name, a pytree, or another export of the same network, as `update_params` takes them. Names that
+                are left out keep the network's own weights; so do all with None.
+
+        Raises:
+            IncompatibleModelError: `name` is there already, or weights of another network; nothing is changed then.
+        """
+        with self._lock:
+            if name in self._slots:
+                raise IncompatibleModelError(f"{name!r} is in the pool already: swap it, or drop it first")
+            params = self._checked(weights)
+            slot = next(free for free in range(len(self) + 1) if free not in self._slots.values())
+            if slot >= self.capacity:
+                grown = 2 * self.capacity
+                more = _stacked(self._typed.params, grown - self.capacity)
+                stack = jax.tree.map(lambda old, new: np.concatenate([old, new]), self._stack, more)
+                self._build(_with_slot(stack, slot, params), grown)
+            else:
+                self._write(slot, params)
+            self._slots[name] = slot
+
+    def swap(self, name: Hashable, weights: Any) -> None:
+        """Replace a weight set; calls that start after this returns use the new one.
+
+        Raises:
+            IncompatibleModelError: `name` is not there, or weights of another network; nothing is changed then.
+        """
+        with self._lock:
+            self._write(self._slot(name), self._checked(weights))
+
+    def drop(self, name: Hashable) -> None:
+        """Forget a weight set; its place is free.
+
+        Raises:
+            IncompatibleModelError: `name` is not there.
+        """
+        with self._lock:
+            self._slot(name)
+            del self._slots[name]
+
+    def params(self, name: Hashable) -> Any:
+        """A copy of the weights of one set.
+
+        Raises:
+            IncompatibleModelError: `name` is not there.
+        """
+        with self._lock:
+            slot = self._slot(name)
+            return jax.tree.map(lambda stack: stack[slot].copy(), self._stack)
+
+    def infer_arrays(self, inputs: Mapping[str, Any], policies: Sequence[Hashable]) -> dict[str, np.ndarray]:
+        """Run a batch whose rows belong to the weight sets that `policies` names, one name per row.
+
+        Returns:
+            Output name -> `[n, *element_shape]`, rows in the order in which they were given.
+
+        Raises:
+            InputError: an unknown, missing, misshapen or mistyped input, or another number of names than rows.
+            IncompatibleModelError: a name that is not in the pool.
+        """
+        specs = self._typed.api.inputs
+        rows, n = checked_rows(specs, inputs)
+        if len(policies) != n:
+            raise InputShapeError(
+                f"policies names {len(policies)} weight sets for {n} rows: give one name per row"
+            )
+        if n == 0:
+            return {spec.name: np.zeros((0, *spec.shape), spec.dtype) for spec in self._typed.api.outputs}
+        with self._lock:
+            slots = np.array([self._slot(name) for name in policies])
+            turns = _turns(slots, self.capacity)
+            shape = int(turns.max()) + 1, self.capacity
+            dealt = {}
+            for spec, row in zip(specs, rows, strict=True):
+                dealt[spec.name] = np.zeros((*shape, *spec.shape), spec.dtype)
+                dealt[spec.name][turns, slots] = row
+            outputs = self._inferer.infer_arrays(dealt)
+        named: dict[str, np.ndarray] = {
+            name: np.asarray(rows)[turns, slots] for name, rows in outputs.items()
+        }
+        for name, value in self._typed.constant.items():
+            named[name] = np.broadcast_to(value, (n, *value.shape))
+        return {spec.name: named[spec.name] for spec in self._typed.api.outputs}
+
+    def preload(self, sizes: Iterable[int]) -> None:
+        """Compile for so many rows per weight set.
+
+        Raises:
+            BatchSizeError: a size that is no positive whole number.
+        """
+        self._inferer.preload(sizes)
+
+    def plans(self) -> list[PlanInfo]:
+        """What is compiled; `size` counts rows per weight set."""
+        return self._inferer.plans()
+
+    def _build(self, stack: Any, capacity: int) -> None:
+        """An inferer for `capacity` weight sets; its plans are compiled when they are needed."""
+        typed = self._typed
+        stacked = replace(
+            typed,
+            fn=_OverWeights(typed.fn, capacity, typed.random),
+            params=stack,
+            api=ModelApi(
+                _widened(typed.api.inputs, capacity),
+                _widened([spec for spec in typed.api.outputs if spec.name in typed.computed], capacity),
+            ),
+            constant={},
+            independent=True,
+            rule="a row for each of several weight sets",
+            model=None,
+            fingerprint=None,
+        )
+        self._inferer = MemoizingDynamicInferer.from_typed(stacked, **self._options)
+        self._stack = stack
+        self.capacity: int = capacity
+
+    def _write(self, slot: int, params: Any) -> None:
+        stack = _with_slot(self._stack, slot, params)
+        self._inferer.update_params(stack)
+        self._stack = stack
+
+    def _checked(self, weights: Any) -> Any:
+        if weights is None:
+            return self._typed.params
+        new = with_new_weights(self._typed, weights)
+        for name, value in self._typed.constant.items():
+            if not np.array_equal(value, new.constant[name], equal_nan=value.dtype.kind == "f"):
+                raise IncompatibleModelError(
+                    f"output {name!r} depends on the weights alone, and these give another value than the network's own"
+                )
+        return new.params
+
+    def _slot(self, name: Hashable) -> int:
+        if name not in self._slots:
+            known = ", ".join(map(repr, self._slots)) or "nothing yet"
+            raise IncompatibleModelError(f"{name!r} is not in the pool; in it is {known}")
+        return self._slots[name]
+
+
+@dataclass(frozen=True)
+class _OverWeights:
+    """A model's function over weights `[capacity, ...]` and rows `[n, capacity, ...]`."""
+
+    fn: Callable[..., Any]
+    capacity: int
+    random: bool
+
+    def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
+        # Each weight set draws numbers of its own.
+        keys = jax.random.split(key, self.capacity) if self.random else None
+        over = jax.vmap(self.fn, in_axes=(0, 1, 0 if self.random else None), out_axes=1)
+        return over(params, list(rows), keys)
+
+
+def _widened(specs: Iterable[TensorSpec], capacity: int) -> tuple[TensorSpec, ...]:
+    return tuple(replace(spec, shape=(capacity, *spec.shape)) for spec in specs)
+
+
+def _stacked(params: Any, count: int) -> Any:
+    return jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], count, axis=0), params)
+
+
+def _with_slot(stack: Any, slot: int, params: Any) -> Any:
+    def written(stack: np.ndarray, leaf: Any) -> np.ndarray:
+        stack = stack.copy()  # calls in flight read the old one
+        stack[slot] = np.asarray(leaf)
+        return stack
+
+    return jax.tree.map(written, stack, params)
+
+
+def _turns(slots: np.ndarray, capacity: int) -> np.ndarray:
+    """For each row, how many rows before it have the same slot."""
+    order = np.argsort(slots, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(slots, minlength=capacity))[:-1]])
+    turns = np.empty(len(slots), np.int64)
+    turns[order] = np.arange(len(slots)) - starts[slots[order]]
+    return turns
