@@ -401,7 +401,7 @@ def size_of(value: Any) -> int:
     if isinstance(value, (tuple, list)):
         return sum(map(size_of, value))
     if isinstance(value, np.ndarray) and value.dtype == object:
-        return 64 * value.size + sum(len(item) for item in value.ravel() if isinstance(item, str))
+        return 64 * value.size + 2 * sum(len(item) for item in value.ravel() if isinstance(item, str))
     return int(value.dtype.itemsize) * math.prod(value.shape) if hasattr(value, "shape") else 0
 
 

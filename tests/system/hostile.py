@@ -185,7 +185,8 @@ def weights_alone(count: int) -> onnx.ModelProto:
     """Many large values that are made of one weight."""
     nodes = [node("Cos", [f"w{i}" if i else "w"], [f"w{i + 1}"]) for i in range(count)]
     nodes += [node("MatMul", [f"h{i}" if i else "x", f"w{i + 1}"], [f"h{i + 1}"]) for i in range(count)]
-    return model([*nodes, node("Identity", [f"h{count}"], ["y"])], w=np.ones((4, 4), np.float32))
+    weight = np.ones((1024, 1024), np.float32)
+    return model([*nodes, node("Identity", [f"h{count}"], ["y"])], [("x", FLOAT, ["n", 1024])], w=weight)
 
 
 def chain(length: int, weight: bool = False) -> onnx.ModelProto:
@@ -419,20 +420,20 @@ KINDS: Mapping[str, Callable[[], onnx.ModelProto | bytes]] = {
     "sparse_negative": lambda: sparse([-1, 0], [4]),
     "sparse_uneven": lambda: sparse([0, 1, 2], [4]),
     "texts": lambda: strings(40),
-    "weights_alone": lambda: weights_alone(300),
+    "weights_alone": lambda: weights_alone(100),
     # Time
     "endless": lambda: endless(None),
     "endless_counted": lambda: endless((1 << 63) - 1),
     "loops_in_loops": lambda: loops_in_loops(4, 1 << 12),
     "loops_written_out": lambda: loops_in_loops(7, 8),
-    "branches_in_branches": lambda: nested(12),
+    "branches_in_branches": lambda: nested(10),
     "regex_nested": lambda: matching("(a+)+b", "a" * 40),
     "regex_either": lambda: matching("(a|a)*b", "a" * 60),
     "regex_long": lambda: matching("a*" * 20 + "b", "a" * 60),
     "regex_broken": lambda: matching("(a", "a"),
     "regex_plain": lambda: matching("[a-z]+", "abc"),
-    "chain": lambda: chain(3000),
-    "chain_of_weights": lambda: chain(3000, weight=True),
+    "chain": lambda: chain(1000),
+    "chain_of_weights": lambda: chain(1500, weight=True),
     # External data
     "external_missing": lambda: with_external(location="missing.bin"),
     "external_outside": lambda: with_external(location="../outside.bin"),
