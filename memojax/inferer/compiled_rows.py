@@ -74,6 +74,19 @@ class CompiledRows:
             return None
         return self.in_order(named, plan.size) if self.has_constants else named
 
+    def narrowed(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """NumPy floats of another width as floats of the model's; None where an input is anything else.
+
+        It is the short way for rows in float64, which environments give; shapes are for the plan to check.
+        """
+        rows = {}
+        for spec in self._inputs:
+            row = inputs.get(spec.name)
+            if type(row) is not np.ndarray or row.dtype.kind != "f" or spec.dtype.kind != "f":
+                return None
+            rows[spec.name] = row if row.dtype == spec.dtype else row.astype(spec.dtype, order="C")
+        return rows
+
     def in_order(self, named: Arrays, n: int) -> Arrays:
         """Computed and constant outputs for `n` rows, in the model's order."""
         return self._constants.in_order(self.typed, named, n)
