@@ -19,7 +19,7 @@ import numpy as np
 from .._types import Array, Dim, Params, Shape
 from ..errors import DimensionError, LoweringError, StaticInputError
 from ..exporter_names import is_made_up_dimension
-from ..model.graph import Value
+from ..model.graph import Graph, Value
 from ..model.signature import ModelApi, TensorSpec, plain_names
 from ..ops.inline import inlined
 from ..xla.settings import own_settings
@@ -219,6 +219,18 @@ def batched(
         {shown_out[n]: constant[n] for n in still},
         names,
     )
+
+
+def single_runs(
+    graph: Graph, dims: Mapping[str, int] | None = None, batch_axis: BatchAxis = None
+) -> dict[str, tuple[int | None, Shape]]:
+    """Batch axis and shape of one run for each input, where every row runs by itself.
+
+    Raises:
+        DimensionError: dimensions that are neither the batch nor bound; options that name nothing.
+    """
+    axes, shapes = _layout(list(graph.inputs), dict(dims or {}), batch_axis)
+    return {name: (axes[name], shape) for name, shape in shapes.items()}
 
 
 class _NoCleanAxis(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from ..errors import (
     LoweringError,
     Unsupported,
     UnsupportedOpError,
+    printable,
 )
 from ..exporter_names import is_mask
 from ..model import Model, load_model
@@ -29,11 +31,13 @@ from ..xla.fork import check_not_forked
 from ..xla.memory import check_memory
 from ..xla.options import compiled
 from ..xla.settings import own_settings
-from .batch_axis import BatchAxis, batched
+from .batch_axis import BatchAxis, BatchedFunction, batched, single_runs
 from .binding import bind_inputs, check_no_text
 from .graph_breaks import host_nodes
 from .graph_function import GraphFunction
+from .host_rows import HostRows, host_rows
 
+log: logging.Logger = logging.getLogger("memojax")
 RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
 
 
@@ -83,6 +87,7 @@ class TypedModel:
         batch_axis: BatchAxis = None,
         constants: Mapping[str, Any] | None = None,
         outputs: Sequence[str] | None = None,
+        strict: bool = False,
     ) -> TypedModel:
         """Load an ONNX model.
 
@@ -96,6 +101,7 @@ class TypedModel:
             batch_axis: the batch axis, where the file does not say it right: for all inputs, or input -> axis.
             constants: inputs that are the same for all agents and calls, name -> value in the file's layout.
             outputs: keep only these outputs and what they need.
+            strict: refuse a file with operators that only the host can run; otherwise each row of it runs by itself, partly on the host.
 
         Raises:
             ModelLoadError: the file cannot be loaded.
@@ -106,36 +112,23 @@ class TypedModel:
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
         graph = bind_inputs(model.graph, constants or {})
         operators = Operators()
-        if found := host_nodes(graph, operators, masked=True):
-            raise UnsupportedOpError(
-                [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
-            )
+        found = host_nodes(graph, operators)
         check_no_text(graph)
-        try:
-            rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
-        except LoweringError as cause:
-            if picking := host_nodes(graph, operators):
-                raise UnsupportedOpError(
-                    [
-                        Unsupported(n.domain, n.op_type, n.opset, (n.name,), f"{_ON_HOST} ({cause})")
-                        for n in picking
-                    ]
-                ) from cause
-            raise
-        return cls(
-            fn=rows,
-            params=rows.function.params,
-            api=rows.api,
-            computed=rows.computed,
-            constant=rows.constant,
-            random=rows.function.random,
-            rule=str(rows.rule),
-            independent=True if rows.rule.kind == "vmap" else None,
-            model=model,
-            name=model.name,
-            metadata=dict(model.metadata),
-            fingerprint=_fingerprint(model, dims, batch_axis, constants, wanted),
-        )
+        failure: LoweringError | None = None
+        if not host_nodes(graph, operators, masked=True):
+            try:
+                rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
+                return _of_rows(cls, model, rows, _fingerprint(model, dims, batch_axis, constants, wanted))
+            except LoweringError as cause:
+                if not found:
+                    raise
+                failure = cause
+        if strict:
+            why = f"{_ON_HOST}{f' ({failure})' if failure else ''}"
+            raise UnsupportedOpError(
+                [Unsupported(n.domain, n.op_type, n.opset, (n.name,), why) for n in found]
+            ) from failure
+        return _on_host(cls, model, host_rows(graph, single_runs(graph, dims, batch_axis)))
 
     @classmethod
     def from_function(
@@ -259,6 +252,47 @@ class TypedModel:
                 return [np.asarray(value) for value in results]
 
         return run
+
+
+def _of_rows(
+    cls: type[TypedModel], model: Model, rows: BatchedFunction, fingerprint: str | None
+) -> TypedModel:
+    """A loaded file as a `TypedModel`."""
+    return cls(
+        fn=rows,
+        params=rows.function.params,
+        api=rows.api,
+        computed=rows.computed,
+        constant=rows.constant,
+        random=rows.function.random,
+        rule=str(rows.rule),
+        independent=True if rows.rule.kind == "vmap" else None,
+        model=model,
+        name=model.name,
+        metadata=dict(model.metadata),
+        fingerprint=fingerprint,
+    )
+
+
+def _on_host(cls: type[TypedModel], model: Model, rows: HostRows) -> TypedModel:
+    """A loaded file with graph breaks as a `TypedModel`; without a fingerprint, since what calls back cannot be kept on disk."""
+    log.warning(
+        "%s: the graph breaks at %s, so that each row runs by itself and partly on the host, some 300 us a row; strict=True refuses this",
+        printable(model.name),
+        ", ".join(rows.breaks),
+    )
+    return cls(
+        fn=rows,
+        params={},
+        api=rows.api,
+        computed=tuple(spec.name for spec in rows.api.outputs),
+        random=rows.random,
+        rule=f"host (each row by itself: the graph breaks at {', '.join(rows.breaks)})",
+        independent=True,
+        model=model,
+        name=model.name,
+        metadata=dict(model.metadata),
+    )
 
 
 @dataclass(frozen=True)
