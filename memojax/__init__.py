@@ -4,6 +4,8 @@
 batch sizes: `BasicInferer`, `FixedBatchInferer`, `MemoizingDynamicInferer` (which `load` gives) and `DynamicInferer`.
 """
 
+from .xla import quiet_start as _quiet_start  # noqa: F401  # isort: skip  (before all that takes a second)
+
 from . import errors as errors
 from . import ops as ops
 from . import policies as policies

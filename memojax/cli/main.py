@@ -114,4 +114,7 @@ def cli(debug: bool) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
+    from ..xla.quiet_start import restore
+
+    restore()
     cli.main(args=list(args) if args is not None else None, prog_name="memojax")

@@ -67,9 +67,18 @@ def ask(env: Any, verb: str, value: Any) -> tuple[Any, float, bool, bool, Any]:
         return observation, 0.0, False, False, _mask(info)
     answer = _values("step", env.step(value), "observation, reward, terminated, truncated, info")
     observation, reward, terminated, truncated, info = answer
-    if (reward := float(reward)) != reward:
+    return observation, check_reward(reward), bool(terminated), bool(truncated), _mask(info)
+
+
+def check_reward(reward: Any) -> float:
+    """`reward` as a float.
+
+    Raises:
+        ValueError: it is NaN.
+    """
+    if (number := float(reward)) != number:
         raise ValueError("step gave the reward NaN, which no return can be summed from")
-    return observation, reward, bool(terminated), bool(truncated), _mask(info)
+    return number
 
 
 def _values(verb: str, answer: Any, expected: str) -> Any:

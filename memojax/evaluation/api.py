@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeAlias, Unpack
 
 from .._types import Source
 from ..errors import EvaluationError
 from ..inferer.base import Inferer
 from ..loading import typed_model
 from ..lowering.typed_model import TypedModel
-from .advice import advice_on
-from .connection import Wiring, connect, innermost, metadata_of
-from .envs import EnvPool, LocalPool, WorkerPool, import_gymnasium
+from .connection import Wiring, innermost, metadata_of
+from .envs import EnvPool, LocalPool, WorkerPool, is_env, is_parallel
 from .options import (
     EvaluateOptions,
     Naming,
@@ -25,11 +24,12 @@ from .options import (
     group_of,
     refuse_planning,
 )
+from .parallel_envs import ParallelPool
 from .planning import Planning, Warmup, load_policy
 from .progress import progress_bar
 from .result import Episode, Evaluation
-from .rollout import Rollout, Setting
-from .transforms import name_of
+from .rollout import Rollout
+from .team import join_players, setting_of
 from .watching import Watching, watched_maker
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -38,8 +38,11 @@ DEFAULT_ENVS = 16
 """Environments side by side where the caller gives no number: enough to fill a batch."""
 
 
+Policy: TypeAlias = "Inferer | TypedModel | Source"
+
+
 def evaluate(
-    inferer: Inferer | TypedModel | Source,
+    inferer: Policy | Mapping[str, Policy],
     env: Any = None,
     *,
     episodes: int = 100,
@@ -62,9 +65,11 @@ def evaluate(
     (4, True)
 
     Args:
-        inferer: any inferer; or what `memojax.load` takes.
+        inferer: any inferer; or what `memojax.load` takes. For several agents, one policy for all, or agent -> policy;
+            "archer" stands for "archer_0", "archer_1", ...
         env: a Gymnasium id, an `EnvSpec`, a function that makes one environment, or one environment. None: the
-            `env_id` in the model's own metadata.
+            `env_id` in the model's own metadata. PettingZoo's parallel environments have several agents; the return of
+            an episode is the sum over them, `Evaluation.agent_returns` has each agent's own.
         episodes: how many to play.
         num_envs: environments side by side; `DEFAULT_ENVS`, or as many as there are episodes.
         seed: of the first episode.
@@ -116,41 +121,36 @@ def evaluate(
     check_names(options)
     stepping, wiring = group_of(Stepping, options), group_of(Wiring, options)
     planning, watching = group_of(Planning, options), group_of(Watching, options)
-    if isinstance(inferer, Inferer):
+    given = inferer if isinstance(inferer, Mapping) else {"": inferer}
+    if any(isinstance(one, Inferer) for one in given.values()):
         refuse_planning(options)
-    loaded = inferer if isinstance(inferer, Inferer) else typed_model(inferer)
-    metadata = metadata_of(loaded)
+    loaded = {key: one if isinstance(one, Inferer) else typed_model(one) for key, one in given.items()}
+    metadata = metadata_of(loaded[""]) if "" in loaded else {}
     if env is None and "env_id" not in metadata:
         raise EvaluationError(
             "which environment? The model's metadata names none (`env_id`): give env=, on the command line --env"
         )
     env = metadata["env_id"] if env is None else env
     width = _width(env, count, num_envs)
-    name = group_of(Naming, options).name or _name_of(inferer, innermost(loaded))
+    name = group_of(Naming, options).name or _names_of(given, loaded)
     with contextlib.ExitStack() as stack:
-        policy, warmup = (
-            (loaded, Warmup()) if isinstance(loaded, Inferer) else load_policy(loaded, planning, width, seed)
-        )
-        stack.callback(warmup.close)
+        policies: dict[str, Inferer] = {}
+        warmups: list[Warmup] = []
+        for key, one in loaded.items():
+            if isinstance(one, Inferer):
+                policies[key] = one
+                continue
+            policies[key], warmup = load_policy(one, planning, width, seed)
+            stack.callback(warmup.close)
+            warmups.append(warmup)
         pool = _pool(env, width, stepping, watching, name)
         stack.callback(pool.close)
-        connection = connect(policy, pool, wiring, deterministic)
-        setting = Setting(
-            model=name,
-            asked=count,
-            num_envs=width,
-            deterministic=deterministic,
-            metadata=dict(metadata),
-            action=str(connection.actor),
-            feeds=connection.told(deterministic),
-            observation_transforms=tuple(map(name_of, connection.observation_transforms)),
-            action_transforms=tuple(map(name_of, connection.action_transforms)),
-            advice=advice_on(connection),
-        )
+        players = join_players(pool, policies, wiring, name, deterministic)
+        setting = setting_of(players, name, count, width, deterministic, metadata)
         for sentence in setting.advice:
             log.warning("%s", sentence)
         seeds = range(seed, seed + count)
-        rollout = Rollout(connection, pool, setting, seeds, stepping.max_steps, on_episode, warmup)
+        rollout = Rollout(players, pool, setting, seeds, stepping.max_steps, on_episode, warmups)
         title = f"{name} on {pool.name}"
         bar = progress_bar(title, count) if progress else contextlib.nullcontext(_silent)
         with bar as report:
@@ -160,7 +160,14 @@ def evaluate(
 def _pool(env: Any, width: int, stepping: Stepping, watching: Watching, name: str) -> EnvPool:
     if stepping.vectorization == "sync":
         watched = watched_maker(env, watching, name) if watching.render_mode else None
-        return LocalPool(env, width, watched)
+        local = LocalPool(env, width, watched)
+        if hasattr(local.envs[0], "agent_iter"):
+            local.close()
+            raise EvaluationError(
+                f"{local.name}: agents take turns here, but evaluate asks all at once: give "
+                "pettingzoo.utils.conversions.aec_to_parallel(env)"
+            )
+        return ParallelPool(local) if is_parallel(local.envs[0]) else local
     if watching.render_mode:
         raise EvaluationError(
             "an environment in a worker process cannot be watched: leave out vectorization='async'"
@@ -169,14 +176,19 @@ def _pool(env: Any, width: int, stepping: Stepping, watching: Watching, name: st
 
 
 def _width(env: Any, episodes: int, num_envs: int | None) -> int:
-    gymnasium = import_gymnasium()
-    if isinstance(env, gymnasium.Env):
+    if is_env(env):
         if num_envs not in (None, 1):
             raise EvaluationError(
                 f"num_envs={num_envs}, but one environment was given: give its id, or a function that makes one"
             )
         return 1
     return min(episodes, DEFAULT_ENVS if num_envs is None else check_count("num_envs", num_envs))
+
+
+def _names_of(given: Mapping[str, Any], loaded: Mapping[str, Any]) -> str:
+    """The policy's name; of several, each after the agents that it acts for."""
+    names = {key: _name_of(one, innermost(loaded[key])) for key, one in given.items()}
+    return names[""] if "" in names else ", ".join(f"{key}: {name}" for key, name in names.items())
 
 
 def _name_of(source: Any, base: Any) -> str:

@@ -14,7 +14,6 @@ from ..inferer.base import Inferer
 from ..model.signature import TensorSpec
 from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker, find_pairs
 from .actions import ActionKind, Actor, BoxActions, action_kind, match_action
-from .envs import EnvPool
 from .observations import Feed, Field, ObservationReader, Rows, match_by_shape, match_observation
 from .transforms import ClipAction, Observations
 
@@ -85,7 +84,26 @@ class Reader(Protocol):
         ...
 
 
-def connect(inferer: Inferer, pool: EnvPool, wiring: Wiring, deterministic: bool) -> Connection:
+class Spaces(Protocol):
+    """What has an observation space and an action space: a pool, or an agent of it."""
+
+    @property
+    def name(self) -> str:
+        """For errors."""
+        ...
+
+    @property
+    def observation_space(self) -> Any:
+        """Gymnasium's."""
+        ...
+
+    @property
+    def action_space(self) -> Any:
+        """Gymnasium's."""
+        ...
+
+
+def connect(inferer: Inferer, pool: Spaces, wiring: Wiring, deterministic: bool) -> Connection:
     """Join the spaces of an environment and a model.
 
     Raises:

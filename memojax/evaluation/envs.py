@@ -46,7 +46,7 @@ class EnvPool(abc.ABC):
     action_space: Any
 
     @abc.abstractmethod
-    def reset(self, seeds: Mapping[int, int]) -> list[Outcome]:
+    def reset(self, seeds: Mapping[int, int]) -> Sequence[Any]:
         """Begin an episode in each slot, slot -> seed.
 
         Raises:
@@ -55,16 +55,41 @@ class EnvPool(abc.ABC):
         """
 
     @abc.abstractmethod
-    def step(self, actions: Mapping[int, Any]) -> list[Outcome]:
+    def step(self, actions: Mapping[int, Any]) -> Sequence[Any]:
         """Step each slot, slot -> action; raises as `reset` does."""
+
+    @abc.abstractmethod
+    def seen(self, outcome: Any) -> Mapping[str, tuple[Any, Any]]:
+        """Agent -> (observation, action mask), for those that act next; the only agent is called ""."""
+
+    @abc.abstractmethod
+    def rewards(self, outcome: Any) -> Mapping[str, float]:
+        """Agent -> reward."""
+
+    @abc.abstractmethod
+    def joint(self, actions: Mapping[str, Any]) -> Any:
+        """Actions by agent as `step` takes them."""
 
     @abc.abstractmethod
     def close(self) -> None:
         """Close what was opened here."""
 
 
+class SinglePool(EnvPool):
+    """Environments with one agent each (abstract: where they are stepped differs)."""
+
+    def seen(self, outcome: Outcome) -> Mapping[str, tuple[Any, Any]]:
+        return {"": (outcome.observation, outcome.mask)}
+
+    def rewards(self, outcome: Outcome) -> Mapping[str, float]:
+        return {"": outcome.reward}
+
+    def joint(self, actions: Mapping[str, Any]) -> Any:
+        return actions[""]
+
+
 @final
-class LocalPool(EnvPool):
+class LocalPool(SinglePool):
     """Environments in this process."""
 
     name: str
@@ -75,13 +100,13 @@ class LocalPool(EnvPool):
         """Make `size` of `env` (see `maker_of`), or take the one that is given; `first` makes the first instead."""
         make, self.name = maker_of(env)
         self._owned = not is_env(env)
-        self._envs: list[Any] = []
+        self.envs: list[Any] = []
         try:
             for slot in range(size):
-                self._envs.append(first() if first is not None and slot == 0 else make())
+                self.envs.append(first() if first is not None and slot == 0 else make())
             self.observation_space, self.action_space = (
-                self._envs[0].observation_space,
-                self._envs[0].action_space,
+                self.envs[0].observation_space,
+                self.envs[0].action_space,
             )
         except MemojaxError:
             self.close()
@@ -97,7 +122,7 @@ class LocalPool(EnvPool):
         return [self._ask(slot, "step", action) for slot, action in actions.items()]
 
     def close(self) -> None:
-        for env in self._envs:
+        for env in self.envs:
             with contextlib.suppress(Exception):
                 if self._owned:
                     env.close()
@@ -106,13 +131,13 @@ class LocalPool(EnvPool):
 
     def _ask(self, slot: int, verb: str, value: Any) -> Outcome:
         try:
-            return Outcome(*ask(self._envs[slot], verb, value))
+            return Outcome(*ask(self.envs[slot], verb, value))
         except Exception as cause:
-            raise _failed(self.name, slot, verb, f"{type(cause).__name__}: {cause}") from cause
+            raise failed(self.name, slot, verb, f"{type(cause).__name__}: {cause}") from cause
 
 
 @final
-class WorkerPool(EnvPool):
+class WorkerPool(SinglePool):
     """Environments spread over worker processes, which run beside each other.
 
     The workers are fresh interpreters that import neither JAX nor the caller's main script, so that nothing is forked.
@@ -173,7 +198,7 @@ class WorkerPool(EnvPool):
                 outcomes.update(zip(slots, (Outcome(*one) for one in answer), strict=True))
             else:
                 failures.append(
-                    _failed(self.name, slots[answer[0]], verb, _quoted(f"in worker {index}", answer[1]))
+                    failed(self.name, slots[answer[0]], verb, _quoted(f"in worker {index}", answer[1]))
                 )
         if failures:
             raise failures[0]
@@ -260,6 +285,8 @@ def maker_of(env: Any, render_mode: str | None = None) -> tuple[Callable[[], Any
         )
     if isinstance(env, gymnasium.Env):
         return lambda: env, env.spec.id if env.spec else type(env.unwrapped).__name__
+    if is_parallel(env):
+        return lambda: env, type(env).__name__
     if isinstance(env, str):
         env = _spec_of(env, gymnasium)
     if isinstance(env, gymnasium.envs.registration.EnvSpec):
@@ -326,8 +353,13 @@ def _closest(name: str, known: Sequence[str]) -> list[str]:
 
 
 def is_env(env: Any) -> bool:
-    """Whether `env` is one environment."""
-    return isinstance(env, import_gymnasium().Env)
+    """Whether `env` is one environment, of Gymnasium or (by what it has) a parallel one of PettingZoo."""
+    return isinstance(env, import_gymnasium().Env) or is_parallel(env)
+
+
+def is_parallel(env: Any) -> bool:
+    """Whether `env` is one of PettingZoo's parallel environments."""
+    return hasattr(env, "possible_agents") and not hasattr(env, "agent_iter") and not isinstance(env, type)
 
 
 def _not_made(name: str, what: str) -> EvaluationError:
@@ -343,7 +375,8 @@ def _quoted(where: str, trace: str) -> str:
     return f"{trace.rstrip().rpartition(chr(10))[2]}\n({where})\n{trace.rstrip()}"
 
 
-def _failed(name: str, slot: int, verb: str, what: str) -> EnvironmentFailedError:
+def failed(name: str, slot: int, verb: str, what: str) -> EnvironmentFailedError:
+    """The error of an environment that raised."""
     return EnvironmentFailedError(f"{name} raised in {verb}: {what}", slot)
 
 

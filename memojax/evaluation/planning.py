@@ -49,14 +49,17 @@ class FewSizes:
         self.independent: bool | None = None
 
     def __call__(self, rows: int) -> int:
-        if rows >= self.width:
+        if rows == self.width:
             return rows
         if self.independent is None:
             try:
                 self.independent = not self.mixing()
             except MemojaxError:  # a file that runs at one size only, say
                 self.independent = False
-        return min(power_of_two(rows), self.width) if self.independent else rows
+        if not self.independent:
+            return rows
+        size = power_of_two(rows)
+        return min(size, self.width) if rows < self.width else size
 
     def __repr__(self) -> str:
         return f"'pow2' up to {self.width}, 'exact' where rows mix"

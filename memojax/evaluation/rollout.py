@@ -1,4 +1,4 @@
-"""Play episodes with a policy: many environments side by side, one call of the inferer per step."""
+"""Play episodes: many environments side by side, one call of each policy per step."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import ActionError, EnvironmentFailedError, EvaluationError, MemojaxError, SpaceMismatchError
-from ..model.signature import TensorSpec
+from ..errors import EnvironmentFailedError, EvaluationError, MemojaxError
 from ..plans.plan import PlanInfo
-from .connection import Connection, innermost
-from .envs import EnvPool, Outcome, as_actions
+from .acting import Player, Seat
+from .connection import innermost
+from .envs import EnvPool
 from .planning import Warmup
 from .progress import Report
 from .result import Episode, Evaluation
 
 _agents = itertools.count(1 << 40)
 """Agents of evaluations have numbers of their own, so that evaluating an inferer disturbs none that it serves."""
+
+_STREAM = 0x6D6A
+"""Keeps the draws of a policy apart from those of an environment with the same seed."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,9 @@ class _Playing:
     index: int
     seed: int
     slot: int
-    agent: int
-    generator: np.random.Generator
-    outcome: Outcome
+    seats: dict[str, Seat] = field(default_factory=dict)
     total: float = 0.0
+    by_agent: dict[str, float] = field(default_factory=dict)
     length: int = 0
 
 
@@ -60,43 +62,48 @@ class Rollout:
 
     def __init__(
         self,
-        connection: Connection,
+        players: Mapping[str, Player],
         pool: EnvPool,
         setting: Setting,
         seeds: range,
         max_steps: int | None = None,
         on_episode: Callable[[Episode], None] | None = None,
-        warmup: Warmup | None = None,
+        warmups: Sequence[Warmup] = (),
     ):
-        """Play one episode for each of `seeds`, each of at most `max_steps`; `warmup` compiles beside it."""
-        self._connection, self._pool, self._setting = connection, pool, setting
-        self._inferer = connection.player
-        self._base = innermost(connection.player)
+        """Play one episode for each of `seeds`, each of at most `max_steps`.
+
+        Args:
+            players: agent -> the policy that acts for it; "" for the only agent of an environment.
+            warmups: what compiles beside the run.
+        """
+        self._players, self._pool, self._setting = players, pool, setting
         self._waiting = enumerate(seeds)
-        self._limit = max_steps or 1 << 62
         self._undealt = len(seeds)
+        self._limit = max_steps or 1 << 62
         self._on_episode = on_episode
-        self._warmup = warmup or Warmup()
+        self._warmups = warmups
         self._alive: list[_Playing] = []
         self._finished: list[Episode] = []
         self._mean = self._squares = 0.0
         self._steps = 0
         self._calls: dict[int, list[float]] = {}
-        self._before = {plan.size: plan for plan in _plans(self._base)}
-        self._padded_before = _padded(self._base)
+        bases = {id(base): base for base in (innermost(player.inferer) for player in players.values())}
+        self._bases = [_Before(base) for base in bases.values()]
         self._started = time.perf_counter()
 
     def run(self, report: Report) -> Evaluation:
+        """Play until all episodes are finished, or Ctrl-C."""
         interrupted = False
         try:
             self._begin(range(self._setting.num_envs))
-            self._warmup.wait()
+            for warmup in self._warmups:
+                warmup.wait()
             while self._alive:
-                size = len(self._alive)
-                self._step()
+                rows = self._step()
+                report(len(self._finished), *self._running(), rows)
                 if not self._undealt:  # from now on the batch shrinks
-                    self._warmup.ahead(size)
-                report(len(self._finished), *self._running(), size)
+                    for warmup in self._warmups:
+                        warmup.ahead(rows)
         except KeyboardInterrupt:
             interrupted = True
         except EvaluationError as failure:
@@ -109,104 +116,109 @@ class Rollout:
             raise
         finally:
             for playing in self._alive:
-                with contextlib.suppress(MemojaxError):
-                    self._inferer.end_agent(playing.agent)
+                for seat in playing.seats.values():
+                    with contextlib.suppress(MemojaxError):
+                        seat.player.inferer.end_agent(seat.agent)
         return self._result(interrupted)
 
     def _begin(self, slots: Iterable[int]) -> None:
         """Deal the next episodes to `slots`, as far as there are any."""
-        dealt = [(slot, *episode) for slot, episode in zip(slots, self._waiting, strict=False)]
+        dealt = [
+            _Playing(index, seed, slot) for slot, (index, seed) in zip(slots, self._waiting, strict=False)
+        ]
         if not dealt:
             return
         self._undealt -= len(dealt)
         try:
-            outcomes = self._pool.reset({slot: seed for slot, _, seed in dealt})
+            outcomes = self._pool.reset({playing.slot: playing.seed for playing in dealt})
         except EnvironmentFailedError as failure:
-            index, seed = next((index, seed) for slot, index, seed in dealt if slot == failure.slot)
+            where = next(playing for playing in dealt if playing.slot == failure.slot)
             raise EnvironmentFailedError(
-                f"{failure} [episode {index}, seed {seed}]", failure.slot
+                f"{failure} [episode {where.index}, seed {where.seed}]", failure.slot
             ) from failure.__cause__
-        for (slot, index, seed), outcome in zip(dealt, outcomes, strict=True):
-            agent = next(_agents)
-            self._inferer.begin_agent(agent)
-            generator = np.random.Generator(np.random.SFC64([seed, 0x6D6A]))
-            self._alive.append(_Playing(index, seed, slot, agent, generator, outcome))
+        for playing, outcome in zip(dealt, outcomes, strict=True):
+            self._alive.append(playing)
+            self._seat(playing, outcome)
         self._alive.sort(key=lambda playing: playing.slot)
 
-    def _step(self) -> None:
-        """One call of the policy, one step of each environment that is alive."""
-        actions = as_actions(self._act())
+    def _seat(self, playing: _Playing, outcome: Any) -> None:
+        """Let the agents that are in the environment now see what there is; those that are gone leave."""
+        seen = self._pool.seen(outcome)
+        for name in [name for name in playing.seats if name not in seen]:
+            seat = playing.seats.pop(name)
+            seat.player.inferer.end_agent(seat.agent)
+        for name, (observation, mask) in seen.items():
+            if (seat := playing.seats.get(name)) is None:
+                seat = playing.seats[name] = self._new_seat(playing, name)
+            seat.observation, seat.mask = observation, mask
+
+    def _new_seat(self, playing: _Playing, name: str) -> Seat:
+        player, agent = self._players[name], next(_agents)
+        player.inferer.begin_agent(agent)
+        own = [list(self._players).index(name)] if name else []
+        generator = np.random.Generator(np.random.SFC64([playing.seed, _STREAM, *own]))
+        return Seat(name, agent, generator, player, playing.index, playing.seed)
+
+    def _step(self) -> int:
+        """One call of each policy, one step of each environment that is alive; the most rows in a call."""
+        turns: dict[Player, list[tuple[_Playing, Seat]]] = {}
+        for playing in self._alive:
+            for seat in playing.seats.values():
+                turns.setdefault(seat.player, []).append((playing, seat))
+        actions: dict[int, dict[str, Any]] = {playing.slot: {} for playing in self._alive}
+        for player, turn in turns.items():
+            chosen = player.act([seat for _, seat in turn], self._calls)
+            for (playing, seat), action in zip(turn, chosen, strict=True):
+                actions[playing.slot][seat.name] = action
         try:
-            outcomes = self._pool.step(
-                {playing.slot: action for playing, action in zip(self._alive, actions, strict=True)}
-            )
+            outcomes = self._pool.step({slot: self._pool.joint(parts) for slot, parts in actions.items()})
         except EnvironmentFailedError as failure:
-            row = next(row for row, playing in enumerate(self._alive) if playing.slot == failure.slot)
-            taken = np.asarray(actions[row]).tolist()
+            playing = next(playing for playing in self._alive if playing.slot == failure.slot)
+            seat = next(iter(playing.seats.values()))
+            taken = {name: np.asarray(action).tolist() for name, action in actions[playing.slot].items()}
+            step = f"episode {seat.episode}, seed {seat.seed}, step {seat.steps + 1}"
             raise EnvironmentFailedError(
-                f"{failure} [{_where(self._alive[row])}, action {taken}]", failure.slot
+                f"{failure} [{step}, action {taken.get('', taken)}]", failure.slot
             ) from failure.__cause__
+        self._take_in(outcomes)
+        return max(len(turn) for turn in turns.values())
+
+    def _take_in(self, outcomes: Sequence[Any]) -> None:
+        """Count rewards, finish the episodes that are over, begin others in their place."""
         going: list[_Playing] = []
-        ended: list[_Playing] = []
+        ended: list[tuple[_Playing, bool]] = []
         for playing, outcome in zip(self._alive, outcomes, strict=True):
-            playing.outcome = outcome
-            playing.total += outcome.reward
             playing.length += 1
-            over = outcome.terminated or outcome.truncated or playing.length >= self._limit
-            (ended if over else going).append(playing)
+            for seat in playing.seats.values():
+                seat.steps += 1
+            for name, reward in self._pool.rewards(outcome).items():
+                playing.total += reward
+                if name:
+                    playing.by_agent[name] = playing.by_agent.get(name, 0.0) + reward
+            if outcome.terminated or outcome.truncated or playing.length >= self._limit:
+                ended.append((playing, not outcome.terminated))
+            else:
+                going.append(playing)
+                self._seat(playing, outcome)
         self._steps += len(outcomes)
         self._alive = going
-        for playing in ended:
-            self._inferer.end_agent(playing.agent)
-            episode = Episode(
-                playing.index, playing.seed, playing.total, playing.length, not playing.outcome.terminated
-            )
-            self._finished.append(episode)
-            offset = episode.total - self._mean
-            self._mean += offset / len(self._finished)
-            self._squares += offset * (episode.total - self._mean)
-            if self._on_episode is not None:
-                self._on_episode(episode)
+        for playing, truncated in ended:
+            self._finish(playing, truncated)
         if ended:
-            self._begin([playing.slot for playing in ended])
+            self._begin([playing.slot for playing, _ in ended])
 
-    def _act(self) -> np.ndarray:
-        """Actions of the policy for all that are alive, as the environments take them."""
-        join = self._connection
-        inputs = self._inputs()
-        started = time.perf_counter()
-        try:
-            outputs = self._inferer.infer_arrays(inputs, ids=[playing.agent for playing in self._alive])
-        except MemojaxError as cause:
-            raise EvaluationError(f"the policy failed on a batch of {len(self._alive)}: {cause}") from cause
-        self._calls.setdefault(len(self._alive), []).append(time.perf_counter() - started)
-        try:
-            actions = join.actor(outputs, [playing.generator for playing in self._alive])
-        except ActionError as failure:
-            where = f"[{_where(self._alive[failure.row])}]; {_blame(inputs, failure.row)}"
-            raise ActionError(f"{self._setting.model}: {failure} {where}", failure.row) from None
-        for transform in join.action_transforms:
-            actions = transform(actions)
-        return actions.astype(join.actor.space.dtype, copy=False)
-
-    def _inputs(self) -> dict[str, np.ndarray]:
-        join = self._connection
-        try:
-            rows = join.reader([playing.outcome.observation for playing in self._alive])
-        except SpaceMismatchError as failure:
-            if failure.row is None:
-                raise
-            playing = self._alive[failure.row]
-            when = f"step {playing.length}" if playing.length else "reset"
-            where = f"{self._pool.name}, episode {playing.index}, seed {playing.seed}, {when}"
-            raise SpaceMismatchError(
-                f"{failure} [{where}]: mend its observation_space, or wrap it", failure.row
-            ) from failure.__cause__
-        inputs = {feed.input.name: feed(rows) for feed in join.feeds}
-        inputs.update((spec.name, self._noise(spec)) for spec in join.noise)
-        inputs.update((spec.name, self._masks(spec)) for spec in join.masks)
-        inputs.update((spec.name, self._starts(spec)) for spec in join.starts)
-        return inputs
+    def _finish(self, playing: _Playing, truncated: bool) -> None:
+        for seat in playing.seats.values():
+            seat.player.inferer.end_agent(seat.agent)
+        episode = Episode(
+            playing.index, playing.seed, playing.total, playing.length, truncated, playing.by_agent
+        )
+        self._finished.append(episode)
+        offset = episode.total - self._mean
+        self._mean += offset / len(self._finished)
+        self._squares += offset * (episode.total - self._mean)
+        if self._on_episode is not None:
+            self._on_episode(episode)
 
     def _running(self) -> tuple[float, float]:
         """Mean return and its standard error so far."""
@@ -214,37 +226,8 @@ class Rollout:
         error = math.sqrt(self._squares / (count - 1) / count) if count > 1 else math.nan
         return self._mean if count else math.nan, error
 
-    def _noise(self, spec: TensorSpec) -> np.ndarray:
-        if self._setting.deterministic:
-            return np.zeros((len(self._alive), *spec.shape), spec.dtype)
-        draws = [playing.generator.standard_normal(spec.shape) for playing in self._alive]
-        return np.stack(draws).astype(spec.dtype)
-
-    def _masks(self, spec: TensorSpec) -> np.ndarray:
-        given = [playing.outcome.mask for playing in self._alive]
-        ones = np.ones(spec.shape, spec.dtype)
-        try:
-            return np.stack(
-                [ones if mask is None else np.asarray(mask, spec.dtype).reshape(spec.shape) for mask in given]
-            )
-        except ValueError as cause:
-            raise SpaceMismatchError(
-                f"info['action_mask'] of {self._pool.name} does not fit the model's input {spec}: {cause}"
-            ) from cause
-
-    def _starts(self, spec: TensorSpec) -> np.ndarray:
-        first = np.array([playing.length == 0 for playing in self._alive])
-        return first.reshape(-1, *spec.shape).astype(spec.dtype)
-
     def _result(self, interrupted: bool) -> Evaluation:
         seconds = time.perf_counter() - self._started
-        plans = []
-        compiled = 0.0
-        for plan in _plans(self._base):
-            before = self._before.get(plan.size)
-            if before is None or before.compile_ms != plan.compile_ms:
-                compiled += plan.compile_ms / 1e3
-            plans.append(replace(plan, calls=plan.calls - (before.calls if before else 0)))
         medians = {
             size: float(np.median(calls[1:])) * 1e6
             for size, calls in sorted(self._calls.items())
@@ -256,28 +239,43 @@ class Rollout:
             steps=self._steps,
             seconds=seconds,
             policy_seconds=sum(map(sum, self._calls.values())),
-            compile_seconds=compiled,
+            compile_seconds=sum(base.compiled() for base in self._bases),
             batch_sizes={size: len(calls) for size, calls in sorted(self._calls.items(), reverse=True)},
             call_us=medians,
-            plans=plans,
+            plans=[plan for base in self._bases for plan in base.plans()],
             interrupted=interrupted,
-            padded_rows=_padded(self._base) - self._padded_before,
+            padded_rows=sum(base.padded() for base in self._bases),
             **vars(self._setting),
         )
 
 
-def _plans(base: Any) -> list[PlanInfo]:
-    return base.plans() if hasattr(base, "plans") else []
+class _Before:
+    """An inferer as it was before the run, so that its counts are this run's only."""
 
+    def __init__(self, base: Any):
+        self._base = base
+        self._plans = {plan.size: plan for plan in self._now()}
+        self._padded = self._padding()
 
-def _padded(base: Any) -> int:
-    return base.cache_info().padded_rows if hasattr(base, "cache_info") else 0
+    def plans(self) -> list[PlanInfo]:
+        """Its plans, with the calls since."""
+        known = self._plans
+        return [
+            replace(plan, calls=plan.calls - (known[plan.size].calls if plan.size in known else 0))
+            for plan in self._now()
+        ]
 
+    def compiled(self) -> float:
+        """Seconds that plans took which were not there before."""
+        old = {size: plan.compile_ms for size, plan in self._plans.items()}
+        return sum(plan.compile_ms for plan in self._now() if old.get(plan.size) != plan.compile_ms) / 1e3
 
-def _where(playing: _Playing) -> str:
-    return f"episode {playing.index}, seed {playing.seed}, step {playing.length + 1}"
+    def padded(self) -> int:
+        """Rows of padding since."""
+        return self._padding() - self._padded
 
+    def _now(self) -> list[PlanInfo]:
+        return self._base.plans() if hasattr(self._base, "plans") else []
 
-def _blame(inputs: Mapping[str, np.ndarray], row: int) -> str:
-    fed = [name for name, value in inputs.items() if value.dtype.kind == "f" and np.isnan(value[row]).any()]
-    return f"its input {fed[0]!r} was NaN already" if fed else "its inputs were numbers"
+    def _padding(self) -> int:
+        return self._base.cache_info().padded_rows if hasattr(self._base, "cache_info") else 0

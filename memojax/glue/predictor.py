@@ -17,7 +17,7 @@ from ..model.signature import TensorSpec
 from ..wrapper.base import LayeredInferer
 from .torch_arrays import from_torch, is_torch, to_torch
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 State = tuple[np.ndarray, ...]
 """Hidden state of all agents: an array `[n, *shape]` for each piece."""
@@ -50,7 +50,8 @@ class Predictor:
         Raises:
             SpaceMismatchError: the spaces do not fit the model; both sides are named.
         """
-        self.policy, self.env = policy, env
+        self.policy: Inferer = policy
+        self.env: Any = env
         self._wiring, self._seed = wiring or Wiring(), seed
         self._generator = np.random.default_rng(seed)
         self._joined: dict[Any, Connection] = {}

@@ -18,7 +18,7 @@ import numpy as np
 from .build import library_name, sources_digest
 from .threads import usable_cores
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 TARGET = "memojax_program"
 _SPIN_US = 100

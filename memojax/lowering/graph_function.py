@@ -52,7 +52,7 @@ class GraphFunction:
         Raises:
             UnsupportedOpError: all operators that cannot be lowered, at once.
         """
-        self.operators = operators or Operators()
+        self.operators: Operators = operators or Operators()
         _check_supported(graph, self.operators)
         self.graph = keep_positions(_lift_constants(graph))
         labels = string_labels(self.graph)
@@ -73,8 +73,10 @@ class GraphFunction:
         self.params: dict[str, np.ndarray] = {
             n: a for n, a in self.graph.initializers.items() if n in weights
         }
-        self.constants = {n: a for n, a in self.graph.initializers.items() if n not in weights}
-        self.random = self.operators.draw(self.graph)
+        self.constants: dict[str, np.ndarray] = {
+            n: a for n, a in self.graph.initializers.items() if n not in weights
+        }
+        self.random: bool = self.operators.draw(self.graph)
         self._nodes = sum(1 for _ in self.graph.all_nodes())
         self._makers, self._masked = makers_of(self.graph), masked
 

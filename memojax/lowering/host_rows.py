@@ -21,6 +21,8 @@ from ..errors import DimensionError, LoweringError, MemojaxError
 from ..model.graph import Graph
 from ..model.signature import ModelApi, TensorSpec, plain_names
 from ..xla.host_calls import called_back
+from .batch_evidence import BatchAxis, ambiguous, find_layout
+from .find_batch import declared_shapes
 from .oneshot import OneShot
 
 _PROBES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
@@ -102,6 +104,29 @@ class HostRows:
     def __getstate__(self) -> dict[str, Any]:
         """Without executables: they are made anew where it is unpickled."""
         return {name: value for name, value in self.__dict__.items() if name != "_program"}
+
+
+def single_runs(
+    graph: Graph, dims: Mapping[str, int], batch_axis: BatchAxis
+) -> dict[str, tuple[int | None, Shape]]:
+    """Batch axis and shape of one run for each input, by what the file declares; see `find_batch.batched` for the options.
+
+    Raises:
+        DimensionError: the evidence for the batch is not enough, or a dimension is neither the batch nor bound.
+    """
+    declared = declared_shapes(graph, dims)
+    layout = find_layout(declared, batch_axis)
+    if layout.strength == "leading":
+        carried = {dim for value in graph.outputs for dim in value.shape or ()}
+        if not carried.intersection(layout.symbols):
+            raise ambiguous(declared, f"{layout.symbols[0]!r} leads an input, but no output declares it")
+    if layout.free:
+        example = ", ".join(f"{symbol!r}: 16" for symbol in layout.free)
+        raise DimensionError(
+            f"{', '.join(map(repr, layout.free))} are neither the batch nor bound, and a graph that breaks takes one size of each: "
+            f"dims={{{example}}}"
+        )
+    return {name: (axis, layout.with_batch(name, 1)) for name, axis in layout.axes.items()}
 
 
 def host_rows(graph: Graph, layout: Mapping[str, tuple[int | None, Shape]]) -> HostRows:

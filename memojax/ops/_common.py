@@ -44,7 +44,7 @@ class _Namespace:
             use_numpy = static is not None and is_static(args, tuple(kwargs.values()))
             return (static if use_numpy else traced)(*args, **kwargs)  # pyright: ignore[reportOptionalCall]
 
-        call.__name__ = name
+        call.__name__, call.__qualname__ = name, f"nx.{name}"  # by which it pickles
         setattr(self, name, call)
         return call
 

@@ -158,7 +158,8 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
     typed = compiler.typed
     if size == 1 and products and compiler.largest_weight >= _WIDE_MATRIX:
         found.append(FLIPPED)
-        if not typed.random and not typed.mixing_outputs():
+        plain = typed.only_rows is None and not any(spec.shared for spec in typed.api.inputs)
+        if plain and not typed.random and not typed.mixing_outputs():
             found.append(TWO_ROWS)
     constants = compiler.constants(residual)
     return [candidate for candidate in found if fits(candidate, residual, constants)]

@@ -10,11 +10,12 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from ..errors import BatchSizeError, nearest
+from ..errors import BatchSizeError, MemojaxError, nearest
 from ..rows.journal import Journal
+from ..xla.background import AtWork, submit
 from ..xla.fork import check_not_forked, was_forked
 from .batch_sizes import checked_size
 from .compiler import Lowered
@@ -36,6 +37,7 @@ class CacheInfo:
         maxsize, currsize: most plans to keep (None: no limit; preloaded ones do not count), plans held now.
         compile_seconds: seconds spent tracing, lowering and compiling, in all.
         padded_rows: rows computed only to fill a larger plan.
+        failed: batch size -> why it could not be compiled in the background; it is not tried there again before `cache_clear` or new weights.
         disk_hits: plans that came from `cache_dir` rather than from the compiler.
     """
 
@@ -47,6 +49,17 @@ class CacheInfo:
     compile_seconds: float
     padded_rows: int
     disk_hits: int = 0
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def total(cls, infos: Sequence[CacheInfo], maxsize: int | None) -> CacheInfo:
+        """The counts of several caches that share `maxsize`, in one."""
+        if len(infos) == 1:
+            return infos[0]
+        counts = ("hits", "misses", "evictions", "currsize", "compile_seconds", "padded_rows", "disk_hits")
+        sums = {name: sum(getattr(info, name) for info in infos) for name in counts}
+        failed = {size: why for info in infos for size, why in info.failed.items()}
+        return cls(maxsize=maxsize, failed=failed, **sums)
 
 
 class PlanCache:
@@ -56,8 +69,12 @@ class PlanCache:
     compile that fails is not kept, so the next call tries again.
     """
 
-    def __init__(self, lower: Callable[[int], Lowered], maxsize: int | None = None):
+    def __init__(
+        self, lower: Callable[[int], Lowered], maxsize: int | None = None, beside: PlanCache | None = None
+    ):
         """Plans come from `lower(size).compile()`; at most `maxsize` that were not preloaded are kept, the least recently used go.
+
+        `beside` is a cache that this one shares its `maxsize` and lock with.
 
         Raises:
             BatchSizeError: `maxsize` is less than 1.
@@ -72,13 +89,17 @@ class PlanCache:
         self._pending: dict[int, _Making] = {}
         self._pinned: set[int] = set()
         self._used: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._lock = beside._lock if beside else threading.Lock()
+        self._group: weakref.WeakSet[PlanCache] = beside._group if beside else weakref.WeakSet()
+        self._group.add(self)
         self._journal = Journal()
         self._dropped_calls: Counter[int] = Counter()
         self._misses = self._evictions = 0
         self._compile_seconds = 0.0
         self._padded_rows = 0
         self._generation = 0
+        self._behind: set[int] = set()
+        self._failed: dict[int, str] = {}
         _caches.add(self)
 
     def __contains__(self, size: int) -> bool:
@@ -95,6 +116,36 @@ class PlanCache:
             LoweringError, CompileError: the model cannot be planned at this size.
         """
         return self.hit(size) or self._miss(size)
+
+    def compile_later(self, size: int) -> None:
+        """Compile `size` on the background worker, unless that is under way or has failed there."""
+        with self._lock:
+            if size in self._plans or size in self._behind or size in self._failed:
+                return
+            self._behind.add(size)
+        held = weakref.ref(self)
+
+        def compile_now() -> None:
+            cache = held()
+            if cache is not None:
+                cache._compile_behind(size)
+
+        submit(compile_now)
+
+    def _compile_behind(self, size: int) -> None:
+        try:
+            self.get(size)
+        except MemojaxError as cause:
+            with self._lock:
+                self._failed[size] = str(cause)
+            log.warning(
+                "batch size %d could not be compiled in the background, and is not tried again: %s",
+                size,
+                cause,
+            )
+        finally:
+            with self._lock:
+                self._behind.discard(size)
 
     def _noted(self, size: int) -> Plan | None:
         plan = self._plans.get(size)
@@ -165,6 +216,7 @@ class PlanCache:
                 len(self._plans),
                 self._compile_seconds,
                 self._padded_rows,
+                failed=dict(self._failed),
             )
 
     def calls(self) -> Counter[int]:
@@ -205,7 +257,8 @@ class PlanCache:
             raise making.failure
         generation, started = self._generation, time.perf_counter()
         try:
-            plan = self._lower(size).compile()
+            with AtWork():
+                plan = self._lower(size).compile()
         except Exception as failure:
             # Only an Exception is shared. An interrupt (Ctrl-C) concerns this thread; waiting threads then compile themselves.
             self._pending.pop(size, None)
@@ -237,6 +290,7 @@ class PlanCache:
         """Replace all plans at once; compiles under way are discarded and made again."""
         with self._lock:
             self._journal.finish()
+            self._failed = {}
             calls = self._dropped_calls + Counter({size: plan.calls for size, plan in self._plans.items()})
             self._journal.commit(functools.partial(self._replace, dict(plans), calls, self._generation + 1))
 
@@ -251,18 +305,15 @@ class PlanCache:
     def _evict(self, keep: int) -> None:
         if self.maxsize is None:
             return
-        loose = [size for size in self._plans if size not in self._pinned]
-        # The new plan is kept even if all others are preloaded: its caller needs it now.
-        while len(loose) > self.maxsize:
-            oldest = min(
-                (size for size in loose if size != keep),
-                key=lambda size: self._used.get(size, 0),
-                default=None,
-            )
-            if oldest is None:
-                return
-            loose.remove(oldest)
-            self._drop(oldest, evicted=True)
+        loose = [
+            (cache._used.get(size, 0), size, cache)
+            for cache in self._group
+            for size in cache._plans
+            if size not in cache._pinned and not (cache is self and size == keep)
+        ]
+        loose.sort(key=lambda one: one[0])
+        for _, size, cache in loose[: max(0, len(loose) + (keep not in self._pinned) - self.maxsize)]:
+            cache._drop(size, evicted=True)
 
     def _drop(self, size: int, evicted: bool = False) -> None:
         plan = self._plans.get(size)
@@ -281,6 +332,7 @@ class PlanCache:
         self._pinned.clear()
         self._used.clear()
         self._dropped_calls = Counter()
+        self._failed = {}
         self._misses = self._evictions = self._padded_rows = 0
         self._compile_seconds = 0.0
 

@@ -91,7 +91,7 @@ class DiskCache:
         Raises:
             CacheFolderError: `folder` belongs to somebody else, or others can write to it.
         """
-        self.folder = Path(folder).expanduser()
+        self.folder: Path = Path(folder).expanduser()
         self.max_bytes = max_bytes
         self._shared = shared
         self._usable = True

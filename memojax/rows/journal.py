@@ -46,4 +46,4 @@ class Outcome:
     __slots__ = ("counts",)
 
     def __init__(self) -> None:
-        self.counts = False
+        self.counts: bool = False

@@ -14,8 +14,9 @@ from typing import Any, final
 from ..display import Card, html_of, text_of
 from ..errors import InputError, OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Shapes, check_inferer
-from ..inferer.batcher import States
+from ..inferer.pairs import States
 from ..rows.states import Response
+from ..xla.fork import check_not_forked
 from .brain import BrainId, BrainState, Turns, Verdict
 from .timing import CompileTimings, Timing
 
@@ -256,6 +257,7 @@ class Runtime:
         return state
 
     def _run(self, seconds: float | None, threaded: bool) -> Responses:
+        check_not_forked()  # before a lock that a thread of the parent may have held
         deadline = None if seconds is None else self._clock() + seconds
         with self._lock:
             frame_number = self._turns.begin_frame()

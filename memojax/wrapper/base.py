@@ -13,10 +13,12 @@ import numpy as np
 from .._types import Array, Arrays
 from ..display import Card, card_of, html_of, text_of
 from ..errors import IncompatibleModelError, InputShapeError
-from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
+from ..inferer.base import Inferer, run_view
 from ..model.signature import ModelApi, TensorSpec
+from ..rows.checks import checked_rows, device_rows, lives_on_device, on_device
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import ScratchPadView
+from ..xla.fork import check_not_forked
 
 
 class InfererWrapper(abc.ABC):
@@ -134,6 +136,7 @@ class LayeredInferer(Inferer):
         return self.inferer.select_batch_size(max_count)
 
     def infer_raw(self, view: ScratchPadView) -> None:
+        check_not_forked()  # before a lock that a thread of the parent may have held
         outermost = view.enter(self)
         try:
             self.wrapper_stack.invoke(self.inferer, view)

@@ -13,6 +13,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -26,11 +27,20 @@ _lock = threading.Lock()
 _tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
 _thread: threading.Thread | None = None
 _owner = 0
+_compiling: dict[int, threading.Thread] = {}
+_exiting = False
+_EXIT_SECONDS = 30
 
 
 def submit(task: Callable[[], T]) -> Future[T]:
-    """Run `task` on the worker, after all tasks submitted before; the future can be cancelled until the task starts."""
+    """Run `task` on the worker, after all tasks submitted before; the future can be cancelled until the task starts.
+
+    While the interpreter exits, it comes back cancelled.
+    """
     future: Future[T] = Future()
+    if _exiting:
+        future.cancel()
+        return future
     _ensure_running()
     _tasks.put((future, task))
     return future
@@ -87,16 +97,55 @@ def _short_turns() -> Iterator[None]:
             sys.setswitchinterval(before)
 
 
+class AtWork:
+    """A piece of work in XLA that the interpreter waits for when it exits; for a `with` block.
+
+    A thread that comes out of XLA's code while the interpreter takes itself apart aborts the process.
+    """
+
+    __slots__ = ("_inside",)
+
+    def __enter__(self) -> None:
+        thread = threading.current_thread()
+        self._inside = threading.get_ident() in _compiling
+        if _exiting and thread.daemon and thread is not _thread:
+            # It ends the thread, without a word, and releases what that holds.
+            raise SystemExit("the interpreter exits: daemon threads compile nothing any more")
+        _compiling[threading.get_ident()] = thread
+
+    def __exit__(self, *failure: object) -> None:
+        if not self._inside:
+            _compiling.pop(threading.get_ident(), None)
+
+
 @atexit.register
 def _stop() -> None:
-    """Finish the task at hand and drop the rest: XLA must not compile while the interpreter shuts down."""
-    thread = _thread
-    if thread is None or not thread.is_alive() or _owner != os.getpid():
-        return
-    with contextlib.suppress(queue.Empty):
-        while True:
-            entry = _tasks.get_nowait()
-            if entry is not None:
-                entry[0].cancel()
-    _tasks.put(None)
-    thread.join(timeout=30)
+    """Let compiles end before the interpreter goes: finish those at hand, drop the rest."""
+    global _exiting
+    _exiting = True
+    end = time.monotonic() + _EXIT_SECONDS
+    thread = _thread if _owner == os.getpid() else None
+    if thread is not None and thread.is_alive():
+        with contextlib.suppress(queue.Empty):
+            while True:
+                entry = _tasks.get_nowait()
+                if entry is not None:
+                    entry[0].cancel()
+        _tasks.put(None)
+        thread.join(timeout=_EXIT_SECONDS)
+    here = threading.current_thread()
+    while time.monotonic() < end and any(
+        other is not here and other.is_alive() for other in list(_compiling.values())
+    ):
+        time.sleep(0.005)
+
+
+def _after_fork() -> None:
+    """Tasks and locks of the parent are none of the child's."""
+    global _lock, _tasks, _thread
+    _lock, _tasks, _thread = threading.Lock(), queue.SimpleQueue(), None
+    _compiling.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -38,7 +38,6 @@ class Case:
 
 CASES: dict[str, Case] = {}
 COMPILING = (
-    "inferer/compiled",
     "lowering/",
     "ops/",
     "model/",

@@ -1,0 +1,131 @@
+"""One policy at work: observations of those whose turn it is become a batch, its outputs become actions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ActionError, EvaluationError, MemojaxError, SpaceMismatchError
+from ..model.signature import TensorSpec
+from .connection import Connection
+from .envs import as_actions
+
+
+@dataclass(eq=False)
+class Seat:
+    """An agent in an environment: what it sees, and what a policy keeps for it.
+
+    Attributes:
+        name: of the agent in its environment; empty where there is only one.
+        agent: its number for the inferer.
+        generator: its own stream of random numbers.
+        player: the policy that acts for it.
+        episode, seed, steps: where it is.
+    """
+
+    name: str
+    agent: int
+    generator: np.random.Generator
+    player: Player
+    episode: int
+    seed: int
+    observation: Any = None
+    mask: Any = None
+    steps: int = 0
+
+    def where(self) -> str:
+        """The step that it is about to take, for an error."""
+        name = f", agent {self.name}" if self.name else ""
+        return f"episode {self.episode}, seed {self.seed}, step {self.steps + 1}{name}"
+
+    def seen_in(self) -> str:
+        """The step that its observation comes from, for an error."""
+        name = f", agent {self.name}" if self.name else ""
+        when = f"step {self.steps}" if self.steps else "reset"
+        return f"episode {self.episode}, seed {self.seed}, {when}{name}"
+
+
+class Player:
+    """A policy joined to an environment."""
+
+    def __init__(self, connection: Connection, model: str, env_id: str, deterministic: bool):
+        """Names are for errors."""
+        self.connection = connection
+        self.inferer = connection.player
+        self._model, self._env_id, self._deterministic = model, env_id, deterministic
+
+    def act(self, seats: Sequence[Seat], calls: dict[int, list[float]]) -> list[Any]:
+        """An action for each seat, as environments take them; the call's seconds are noted by batch size.
+
+        Raises:
+            SpaceMismatchError: an observation that is not in the space which the environment declares.
+            ActionError: NaN, or an action outside of a discrete space.
+            EvaluationError: the inferer raised.
+        """
+        join = self.connection
+        inputs = self._inputs(seats)
+        started = time.perf_counter()
+        try:
+            outputs = self.inferer.infer_arrays(inputs, ids=[seat.agent for seat in seats])
+        except MemojaxError as cause:
+            raise EvaluationError(f"the policy failed on a batch of {len(seats)}: {cause}") from cause
+        calls.setdefault(len(seats), []).append(time.perf_counter() - started)
+        try:
+            actions = join.actor(outputs, [seat.generator for seat in seats])
+        except ActionError as failure:
+            where = f"[{seats[failure.row].where()}]; {_blame(inputs, failure.row)}"
+            raise ActionError(f"{self._model}: {failure} {where}", failure.row) from None
+        for transform in join.action_transforms:
+            actions = transform(actions)
+        return as_actions(actions.astype(join.actor.space.dtype, copy=False))
+
+    def _inputs(self, seats: Sequence[Seat]) -> dict[str, np.ndarray]:
+        join = self.connection
+        try:
+            rows = join.reader([seat.observation for seat in seats])
+        except SpaceMismatchError as failure:
+            if failure.row is None:
+                raise
+            where = f"[{self._env_id}, {seats[failure.row].seen_in()}]"
+            raise SpaceMismatchError(
+                f"{failure} {where}: mend its observation_space, or wrap it", failure.row
+            ) from failure.__cause__
+        inputs = {feed.input.name: feed(rows) for feed in join.feeds}
+        inputs.update((spec.name, self._noise(spec, seats)) for spec in join.noise)
+        inputs.update((spec.name, self._masks(spec, seats)) for spec in join.masks)
+        inputs.update((spec.name, _starts(spec, seats)) for spec in join.starts)
+        return inputs
+
+    def _noise(self, spec: TensorSpec, seats: Sequence[Seat]) -> np.ndarray:
+        if self._deterministic:
+            return np.zeros((len(seats), *spec.shape), spec.dtype)
+        draws = [seat.generator.standard_normal(spec.shape) for seat in seats]
+        return np.stack(draws).astype(spec.dtype)
+
+    def _masks(self, spec: TensorSpec, seats: Sequence[Seat]) -> np.ndarray:
+        ones = np.ones(spec.shape, spec.dtype)
+        try:
+            return np.stack(
+                [
+                    ones if seat.mask is None else np.asarray(seat.mask, spec.dtype).reshape(spec.shape)
+                    for seat in seats
+                ]
+            )
+        except ValueError as cause:
+            raise SpaceMismatchError(
+                f"info['action_mask'] of {self._env_id} does not fit the model's input {spec}: {cause}"
+            ) from cause
+
+
+def _starts(spec: TensorSpec, seats: Sequence[Seat]) -> np.ndarray:
+    first = np.array([seat.steps == 0 for seat in seats])
+    return first.reshape(-1, *spec.shape).astype(spec.dtype)
+
+
+def _blame(inputs: Mapping[str, np.ndarray], row: int) -> str:
+    fed = [name for name, value in inputs.items() if value.dtype.kind == "f" and np.isnan(value[row]).any()]
+    return f"its input {fed[0]!r} was NaN already" if fed else "its inputs were numbers"
