@@ -112,6 +112,8 @@ def test_strict_and_outputs_whose_shape_depends_on_data_are_refused() -> None:
     made = model(DISTINCT + "\n w = Identity (u)", outputs="float[] y, float[] w")
     with pytest.raises(UnsupportedOpError, match="Unique.*runs on the host"):
         TypedModel.from_model(made, strict=True)
+    with pytest.raises(UnsupportedOpError, match="Unique.*runs on the host"):
+        memojax.load(made, strict=True)
     with pytest.raises(
         DimensionError,
         match=r"output 'w' is not the same kind of array for every row \(float32\[\d\].*outputs=",

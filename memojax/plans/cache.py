@@ -84,6 +84,7 @@ class PlanCache:
         self.maxsize = maxsize
         self._lower = lower
         self._plans: dict[int, Plan] = {}
+        # Without a limit no use is noted, so a hit is the bare dictionary look-up, without a Python frame.
         self.hit: Callable[[int], Plan | None] = self._plans.get if maxsize is None else self._noted
         """The plan for `size` or None; a limited cache also notes the use."""
         self._pending: dict[int, _Making] = {}
@@ -97,6 +98,7 @@ class PlanCache:
         self._misses = self._evictions = 0
         self._compile_seconds = 0.0
         self._padded_rows = 0
+        # Raised by `replace`; tells a compile under way that its weights are outdated.
         self._generation = 0
         self._behind: set[int] = set()
         self._failed: dict[int, str] = {}
@@ -242,6 +244,7 @@ class PlanCache:
                 if plan is not None:
                     return plan
                 making = self._pending.setdefault(size, _Making())
+            # Read before the lock is taken: a locked lock means that another thread compiles this size right now.
             waited = making.lock.locked()
             with making.lock:
                 plan = self._make(size, making, waited)
@@ -253,6 +256,7 @@ class PlanCache:
         plan = self._plans.get(size)
         if plan is not None:
             return plan
+        # Threads that waited get the failure of the compile that they waited for. A thread that comes later tries again.
         if waited and making.failure is not None:
             raise making.failure
         generation, started = self._generation, time.perf_counter()
@@ -273,6 +277,7 @@ class PlanCache:
             self._misses += size not in self._pinned
             self._compile_seconds += time.perf_counter() - started
             self._used[size] = time.monotonic_ns()
+            # Published last: from here on other threads find the plan without a lock.
             self._plans[size] = plan
             self._evict(keep=size)
         others = nearest([other for other in self.sizes() if other != size], size)
@@ -318,6 +323,7 @@ class PlanCache:
     def _drop(self, size: int, evicted: bool = False) -> None:
         plan = self._plans.get(size)
         if plan is not None:
+            # Sums are computed before the commit, so repeating the step after an interrupt counts nothing twice.
             calls, evictions = self._dropped_calls[size] + plan.calls, self._evictions + evicted
             self._journal.commit(functools.partial(self._dropped, size, calls, evictions))
 

@@ -137,6 +137,7 @@ class PlanCompiler:
         meter = Meter()
         started = time.perf_counter()
         with trace_lock:
+            # Both under one lock: a thread that traces while another lowers would only take turns with it.
             residual = residual or self.trace(size * candidate.rows)
             finish = self.prepare(size, residual, meter, candidate)
         spent = time.perf_counter() - started
@@ -217,6 +218,7 @@ class PlanCompiler:
         run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
+        # The user's JAX settings must not change the executable.
         with trace_lock, own_settings(self.precision):
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
 

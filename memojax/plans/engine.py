@@ -68,6 +68,7 @@ class Engine:
         self._device = device
         self._precision = precision
         self._fingerprint = typed.fingerprint
+        # A model without a fingerprint (a function, new weights) cannot be told from others on disk.
         self._disk = disk if typed.fingerprint else None
         self._tuner = tuner or Tuner()
         if (
@@ -91,6 +92,7 @@ class Engine:
         """The plans for `jax.Array`s on a device."""
         with self._lock:
             if device not in self._elsewhere:
+                # A compiler of its own: its plans take `jax.Array`s and hold their weights on this device.
                 compiler = PlanCompiler(
                     self.typed,
                     device,
@@ -156,6 +158,7 @@ class Engine:
         that has them already.
         """
         with self._lock:
+            # All work that can fail, or takes time or memory, happens while `steps` are made; `switch` only assigns.
             if self._compiler.weights == "constant":
                 steps = [self._becoming_argument(typed, like._compiler if like else None)]
             else:
@@ -164,6 +167,7 @@ class Engine:
                 if compiler.weights == "argument":
                     steps.append(compiler.updating(typed))
                 else:
+                    # Plans with constant weights cannot switch. They are dropped, and compile again when a call needs them.
                     steps.append(functools.partial(self._leave, device, cache))
 
             def switch() -> None:
@@ -210,11 +214,13 @@ class Engine:
         """
         room = available_bytes(compiler.device)
         needed = size * compiler.row_bytes
+        # Most sizes are far from the limit; they must not pay for the closer look below.
         if room is None or needed * _SURELY_FITS < room:
             return
         known = self.cache.next_smaller(size)
         plan = self.cache.peek(known) if known else None
         if plan is None and needed <= room:
+            # No plan to judge by, but temporaries may be many times the inputs: a small plan tells, for one small compile.
             plan = compiler.lower(_PROBE).compile() if size > _PROBE else None
         if plan is not None:
             needed = max(
@@ -231,6 +237,7 @@ class Engine:
         """Lower a size for the remembered candidate, or for the default, which is tuned afterwards."""
         candidate, gain = self._remembered(compiler, size)
         lowered = self._load_or_lower(compiler, size, candidate)
+        # No process has tuned this size, so tuning follows the compile.
         if gain is None:
             return (
                 lowered.then(lambda plan: self._tune(compiler, plan))
@@ -263,6 +270,7 @@ class Engine:
             if (method := chosen()) is not None:
                 method(compiler, plan)
 
+        # A preload may wait for tuning. A call in a loop may not, so its plan is tuned later on the worker.
         if self.cache.is_pinned(plan.size):
             self._tuner.now(compiler, plan, done)
         elif self._tuner.mode == "background":
@@ -293,6 +301,7 @@ class Engine:
         as_arguments = compiler.weights == "argument"
         if self._disk is None or (as_arguments and self._device.platform != "cpu"):
             return compiler.lower(size, candidate)
+        # With argument weights, the trace says in which order the stored executable takes them.
         started = time.perf_counter()
         residual = compiler.trace(size * candidate.rows) if as_arguments else None
         disk, key = self._disk, self._key(compiler, size, candidate, residual)
@@ -308,6 +317,7 @@ class Engine:
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
+            # Whatever is wrong with an entry, compiling again is right. The entry is removed, or each start would try it.
             except Exception as cause:
                 log.warning(
                     "a stored plan for batch size %d could not be loaded (%s): it compiles again",
@@ -366,5 +376,6 @@ class Engine:
             "kernels": kernels_key() if candidate is None or candidate.kernels else None,
             "options": over_defaults(self._device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
+            # Raised whenever the meaning of an entry changes, so older entries are not found.
             "layout": 2,
         }
