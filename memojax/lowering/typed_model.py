@@ -31,7 +31,7 @@ from ..xla.options import compiled
 from ..xla.settings import own_settings
 from .batch_axis import BatchedFunction
 from .batch_evidence import BatchAxis, settled_by
-from .binding import bind_inputs, check_no_text
+from .binding import bind_inputs, check_no_text, with_inputs
 from .find_batch import batched
 from .free_function import Binding, FreeFunction
 from .graph_breaks import host_nodes
@@ -92,6 +92,7 @@ class TypedModel:
         batch_axis: BatchAxis = None,
         constants: Mapping[str, Any] | None = None,
         outputs: Sequence[str] | str | None = None,
+        inputs: Sequence[str] | str = (),
     ) -> TypedModel:
         """Load an ONNX model.
 
@@ -106,6 +107,7 @@ class TypedModel:
                 input -> axis (None: shared by all agents), or False (the file runs once for each agent).
             constants: inputs that are the same for all agents and calls, name -> value in the file's layout.
             outputs: keep only these outputs and what they need.
+            inputs: inputs with a default in the file that callers give with each call; the others keep it, or `constants` binds them.
 
         Raises:
             ModelLoadError: the file cannot be loaded.
@@ -114,7 +116,8 @@ class TypedModel:
         """
         wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
-        graph = bind_inputs(model.graph, constants or {})
+        given = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+        graph = with_inputs(bind_inputs(model.graph, constants or {}), given)
         operators = Operators()
         if found := host_nodes(graph, operators, masked=True):
             raise UnsupportedOpError(
@@ -132,7 +135,7 @@ class TypedModel:
                     ]
                 ) from cause
             raise
-        typed = _of_rows(cls, model, rows, _fingerprint(model, dims, batch_axis, constants, wanted))
+        typed = _of_rows(cls, model, rows, _fingerprint(model, dims, batch_axis, constants, wanted, given))
         if _declared_size(rows) and typed.mixing_outputs():
             # What leads every shape is no batch where its rows mix: it belongs to the element of one agent.
             rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=False)
