@@ -55,7 +55,7 @@ class Player:
     def __init__(self, connection: Connection, model: str, env_id: str, deterministic: bool):
         """Names are for errors."""
         self.connection = connection
-        self.inferer: Inferer = connection.player
+        self.inferer = connection.player
         self._model, self._env_id, self._deterministic = model, env_id, deterministic
 
     def act(self, seats: Sequence[Seat], calls: dict[int, list[float]]) -> list[Any]:

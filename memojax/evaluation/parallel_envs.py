@@ -47,7 +47,7 @@ class ParallelPool(EnvPool):
         self._local = local
         self._envs = local.envs
         name = (getattr(self._envs[0], "metadata", None) or {}).get("name")
-        self.name: Unknown | str = name or local.name
+        self.name: str = name or local.name
         self.agents: list[str] = [str(agent) for agent in self._envs[0].possible_agents]
         self._keys = {str(agent): agent for agent in self._envs[0].possible_agents}
 
