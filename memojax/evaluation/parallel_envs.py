@@ -78,6 +78,8 @@ class ParallelPool(EnvPool):
     def _reset(self, slot: int, seed: int) -> TeamOutcome:
         try:
             observations, infos = self._envs[slot].reset(seed=seed)
+            if not self._envs[slot].agents:
+                raise ValueError("reset left no agents in `agents`")
             return TeamOutcome(self._seen(slot, observations, infos), {})
         except Exception as cause:
             raise failed(self.name, slot, "reset", f"{type(cause).__name__}: {cause}") from cause
