@@ -24,6 +24,7 @@ def typed_model(
     constants: Mapping[str, Any] | None = None,
     outputs: Sequence[str] | str | None = None,
     inputs: Sequence[str] | str = (),
+    strict: bool = False,
 ) -> TypedModel:
     """`source`, whatever it is by its content, as a `TypedModel`; options are those of `TypedModel.from_model`.
 
@@ -48,7 +49,13 @@ def typed_model(
         loaded = load_stablehlo(asset)
     if loaded is None:
         return TypedModel.from_model(
-            source, dims=dims, batch_axis=batch_axis, constants=constants, outputs=outputs, inputs=inputs
+            source,
+            dims=dims,
+            batch_axis=batch_axis,
+            constants=constants,
+            outputs=outputs,
+            inputs=inputs,
+            strict=strict,
         )
     if given:
         raise InputError(

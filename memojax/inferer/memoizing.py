@@ -131,7 +131,13 @@ class MemoizingDynamicInferer(ModelInferer):
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
         """
         typed = typed_model(
-            model, dims=dims, batch_axis=batch_axis, constants=constants, outputs=outputs, inputs=inputs
+            model,
+            dims=dims,
+            batch_axis=batch_axis,
+            constants=constants,
+            outputs=outputs,
+            inputs=inputs,
+            strict=strict,
         )
         return cls(
             typed,

@@ -54,7 +54,8 @@ class InferOptions:
         autotune: whether plans are tried as other candidates too: "off", "preload" (the preloaded ones, at once), "background"
             (those in use).
         autotune_budget_mb: memory that tuning may use.
-        strict: refuse `jax.Array`s that lie on several devices, or elsewhere than on the accelerator that `device` names.
+        strict: refuse what would be mended at a cost: `jax.Array`s that lie on several devices, or elsewhere than on the accelerator that
+            `device` names, and, while loading, a file whose graph breaks, so that each row of it runs by itself, partly on the host.
         checked: raise an error where data gives an index that points at nothing, with the node, the index and the agent. Each row
             is looked at before the batch runs, which takes time; without it, such an index gives NaN.
     """
