@@ -24,11 +24,13 @@ class Limit:
         what: what is counted, in the plural.
         default: how many are allowed where the environment does not say otherwise.
         variable: the environment variable that does.
+        rows: for how many rows of a batch the limit is doubled, where it grows with the batch.
     """
 
     what: str
     default: int
     variable: str
+    rows: int = 0
 
     @property
     def allowed(self) -> int:
@@ -65,14 +67,16 @@ class Limit:
 
 NODES = Limit("nodes, after functions are written out", 250_000, "MEMOJAX_MAX_NODES")
 DEPTH = Limit("levels of subgraphs and functions in each other", 64, "MEMOJAX_MAX_DEPTH")
-ELEMENTS = Limit("elements in one value", 1 << 26, "MEMOJAX_MAX_ELEMENTS")
-FOLDED = Limit("bytes of values that are computed while tracing", 256 << 20, "MEMOJAX_MAX_FOLDED_BYTES")
-EMBEDDED = Limit("bytes of computed constants in one function", 128 << 20, "MEMOJAX_MAX_EMBEDDED_BYTES")
+ELEMENTS = Limit("elements in one value", 1 << 26, "MEMOJAX_MAX_ELEMENTS", 4)
+FOLDED = Limit("bytes of values that are computed while tracing", 256 << 20, "MEMOJAX_MAX_FOLDED_BYTES", 64)
+EMBEDDED = Limit("bytes of computed constants in one function", 128 << 20, "MEMOJAX_MAX_EMBEDDED_BYTES", 64)
 STEPS = Limit("steps while tracing, of loops that are written out", 1 << 17, "MEMOJAX_MAX_TRACED_STEPS")
 TRIPS = Limit("trips of a loop whose end depends on data", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
 BREAKS = Limit("graph breaks", 100, "MEMOJAX_MAX_GRAPH_BREAKS")
 HOISTED = Limit("bytes of values made of weights alone", 256 << 20, "MEMOJAX_MAX_HOISTED_BYTES")
-MEMORY = Limit("bytes for the working memory and the outputs of one run", 768 << 20, "MEMOJAX_MAX_RUN_BYTES")
+MEMORY = Limit(
+    "bytes for the working memory and the outputs of one run", 768 << 20, "MEMOJAX_MAX_RUN_BYTES", 4
+)
 PATTERN = Limit("steps of a regular expression", 1 << 22, "MEMOJAX_MAX_REGEX_STEPS")
 
 ALL = (NODES, DEPTH, ELEMENTS, FOLDED, EMBEDDED, STEPS, TRIPS, BREAKS, HOISTED, MEMORY, PATTERN)
@@ -92,8 +96,11 @@ def counting_rows(count: int) -> Iterator[None]:
 
 
 def for_rows(limit: Limit) -> int:
-    """What `limit` allows for a value that may grow with the batch: a quarter more for each row."""
-    return limit.allowed + limit.allowed // 4 * rows.get()
+    """What `limit` allows for what may grow with the batch.
+
+    A value that is computed while tracing takes memory even where a batch size is only probed, so that it grows more slowly.
+    """
+    return limit.allowed + limit.allowed // limit.rows * rows.get()
 
 
 @dataclass

@@ -42,8 +42,8 @@ _BRANCH_COST = 512
 _MANY_PARTS = 1 << 8
 """XLA writes a Concat of Concats as one of all their parts, however often a part comes up."""
 
-_COMPUTED_SHIFT = 12
-"""Computed values of two to this power of bytes take one step more, and so many products of a matrix product."""
+_BYTES_SHIFT, _PRODUCTS_SHIFT = 14, 12
+"""Two to these powers: computed bytes, and multiplications of a matrix product, that take one step more."""
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
 
@@ -162,7 +162,7 @@ class Run:
             around = self.trips.used
             outputs = tuple(map(_tidy, self._call(node, call, inputs, env)))
             if is_static(outputs):
-                self.budget.step(sum(map(size_of, outputs)) >> _COMPUTED_SHIFT)
+                self.budget.step(sum(map(size_of, outputs)) >> _BYTES_SHIFT)
                 self.budget.fold(
                     sum(size_of(value) for value in outputs if not any(value is given for given in inputs))
                 )
@@ -258,7 +258,7 @@ class Run:
             ELEMENTS.check(math.prod(np.shape(value)), "folding constants", for_rows(ELEMENTS))
         self.budget.check_room(sum(size_of(value) for value in jax.tree.leaves(made)))
         if node.op_type in _PRODUCTS:
-            self.budget.step((math.prod(np.shape(made[0])) * max(inputs[0].shape)) >> _COMPUTED_SHIFT)
+            self.budget.step((math.prod(np.shape(made[0])) * max(inputs[0].shape)) >> _PRODUCTS_SHIFT)
 
     def _apart(self, inputs: Sequence[GraphValue], outputs: tuple[GraphValue, ...]) -> tuple[GraphValue, ...]:
         """The output of a Concat, kept from being taken apart again where it is one of very many parts."""

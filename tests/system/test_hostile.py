@@ -44,7 +44,7 @@ def _through() -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "door"), _through(), ids=":".join)
+@pytest.mark.parametrize(("name", "door"), _through())
 def test_a_hostile_file_gives_an_answer_or_an_error_of_ours(
     name: str, door: str, guard: Guard, tmp_path: Path
 ) -> None:
