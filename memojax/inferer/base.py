@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
     from .batcher import Batched
 
+T = TypeVar("T")
 Shapes = list[tuple[str, list[int]]]
 _WHERE_THEY_LIE = DeviceChoice()
 
@@ -102,6 +103,10 @@ class Inferer(abc.ABC):
             InputError: an unknown, missing, misshapen or mistyped input.
             DeviceError: `jax.Array`s on several devices, for an inferer with `strict=True`.
         """
+
+    def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
+        """The result of `run`, which runs this inferer several times; again from its start, if the weights change meanwhile."""
+        return run()
 
     @abc.abstractmethod
     def begin_agent(self, agent: int) -> None:
@@ -285,22 +290,28 @@ class Inferer(abc.ABC):
 
 
 def run_view(inferer: Inferer, view: ScratchPadView) -> None:
-    """Run `view` in the batch sizes that `inferer` selects, in order."""
+    """Run `view` in the batch sizes that `inferer` selects, in order, all of them with the same weights."""
     total = len(view)
     done = next_size(inferer, total) if total else 0
     if done == total:
         if total:
             inferer.infer_raw(view)
         return
-    parts = [view.part(0, done)]
-    inferer.infer_raw(parts[0])
+    first = view.part(0, done)
+    parts = inferer.with_one_set_of_weights(lambda: _run_parts(inferer, view, first))
+    for slot in range(len(view.output_specs)):
+        view.set_output(slot, np.concatenate([part.output_slot(slot) for part in parts]))
+
+
+def _run_parts(inferer: Inferer, view: ScratchPadView, first: ScratchPadView) -> list[ScratchPadView]:
+    parts, done, total = [first], len(first), len(view)
+    inferer.infer_raw(first)
     while done < total:
         size = next_size(inferer, total - done)
         parts.append(view.part(done, done + size))
         inferer.infer_raw(parts[-1])
         done += size
-    for slot in range(len(view.output_specs)):
-        view.set_output(slot, np.concatenate([part.output_slot(slot) for part in parts]))
+    return parts
 
 
 def next_size(inferer: Inferer, waiting: int) -> int:
@@ -337,17 +348,11 @@ def device_rows(
         InputError: an unknown, missing, misshapen or mistyped input.
         DeviceError: `jax.Array`s on several devices, where that is refused.
     """
-    _check_names(specs, inputs)
-    given = [as_jax(inputs[spec.name]) for spec in specs]
-    n = _check_shapes(specs, given)
-    device = placement.choose(specs, given)
+    given, n, device = chosen_device(specs, inputs, placement)
     with own_settings():
         for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
             if value.dtype != spec.dtype:
-                if not can_cast(np.dtype(value.dtype), spec.dtype):
-                    raise InputDtypeError(dtype_message(spec, value.dtype))
-                check_fits(spec, value)
-                value = value.astype(spec.dtype)
+                value = _cast(spec, value, device)
             if not isinstance(value, jax.Array):
                 # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
                 value = jax.device_put(np.array(value), device)
@@ -355,6 +360,29 @@ def device_rows(
                 value = jax.device_put(value, device)
             given[index] = value
     return given, n, device
+
+
+def chosen_device(
+    specs: Sequence[TensorSpec], inputs: Mapping[str, Any], placement: DeviceChoice
+) -> tuple[list[Any], int, jax.Device]:
+    """Inputs as they are given, NumPy arrays and `jax.Array`s, the number of rows, and the device that `placement` chooses.
+
+    Raises:
+        InputError: an unknown, missing or misshapen input.
+        DeviceError: `jax.Array`s on several devices, where that is refused.
+    """
+    _check_names(specs, inputs)
+    given = [as_jax(inputs[spec.name]) for spec in specs]
+    n = _check_shapes(specs, given)
+    return given, n, placement.choose(specs, given)
+
+
+def _cast(spec: TensorSpec, value: Any, device: jax.Device) -> Any:
+    if not can_cast(np.dtype(value.dtype), spec.dtype):
+        raise InputDtypeError(dtype_message(spec, value.dtype))
+    check_fits(spec, value)
+    # By NumPy where that is no trip: JAX would compile the cast for each number of rows, and keep it for good.
+    return (np.asarray(value) if device.platform == "cpu" else value).astype(spec.dtype)
 
 
 def on_device(rows: np.ndarray, device: jax.Device) -> jax.Array:

@@ -7,11 +7,11 @@ import functools
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,13 +38,23 @@ from ..xla.background import submit
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
 from ..xla.settings import own_settings
-from .base import Inferer, check_mapping, checked_rows, device_rows, lives_on_device, on_device, run_view
+from .base import (
+    Inferer,
+    check_mapping,
+    checked_rows,
+    chosen_device,
+    device_rows,
+    lives_on_device,
+    on_device,
+    run_view,
+)
 from .forked import ForkedInferer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 _MOST_TEMPLATES = 256
 
 
@@ -118,6 +128,7 @@ class ModelInferer(Inferer):
             if spec.name in position
         ]
         self._templates: tuple[TypedModel, dict[int, dict[str, Any]]] = typed, {}
+        self._counting = threading.Lock()
         self._sizes_seen: Counter[int] = Counter()
         self._uncounted: Counter[int] = Counter()
         self.preload(preloaded_sizes)
@@ -224,12 +235,15 @@ class ModelInferer(Inferer):
         if max_count < 1:
             return 0
         if max_count != getattr(self._local, "rest", 0):
-            self._sizes_seen[max_count] += 1
+            with self._counting:
+                self._sizes_seen[max_count] += 1
             self._arrived(max_count)
-        rows = self._route(max_count)[0]
+        rows, size = self._route(max_count)
         if rows < max_count:
             refuse_mixing(self, f"running {max_count} rows in parts")
         self._local.rest = max_count - rows
+        # What was found to run these rows may be evicted before they run.
+        self._local.chosen = rows, size, self._cache.peek(size)
         return rows
 
     def infer_raw(self, view: ScratchPadView) -> None:
@@ -349,8 +363,10 @@ class ModelInferer(Inferer):
         {2: 2, 3: 1}
         """
         exact = self._cache.calls()
-        exact.subtract(self._uncounted)
-        return {size: count for size, count in sorted((exact + self._sizes_seen).items()) if count > 0}
+        with self._counting:
+            exact.subtract(self._uncounted)
+            exact += self._sizes_seen
+        return {size: count for size, count in sorted(exact.items()) if count > 0}
 
     def recommend_sizes(self, max_plans: int) -> Recommendation:
         """The at most `max_plans` fixed sizes that would have served the batches seen so far in the least time, compiles included.
@@ -383,8 +399,8 @@ class ModelInferer(Inferer):
         return replace(self._cache.info(), disk_hits=self._engine.disk_hits)
 
     def cache_clear(self, size: int | None = None) -> None:
-        """Drop the plan for `size`, or all plans and counts."""
-        self._cache.clear(size)
+        """Drop the plans for `size`, or all plans and counts, on every device."""
+        self._engine.clear(size)
 
     def plans(self) -> list[PlanInfo]:
         """What is compiled, by size: cost to compile, calls, median time, bytes.
@@ -451,21 +467,36 @@ class ModelInferer(Inferer):
         for size in sizes:
             self._cache.get(size)
 
+    def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
+        return self._engine.with_one_set_of_weights(run)
+
     def _infer_checked(self, inputs: Mapping[str, Any]) -> Arrays:
         rows, n = checked_rows(self.api.inputs, inputs)
+        return self._infer_rows(rows, n)
+
+    def _infer_rows(self, rows: Sequence[np.ndarray], n: int) -> Arrays:
         view = ScratchPadView(self.api.inputs, self.api.outputs, rows, n)
         run_view(self, view)
         return {spec.name: view.output_slot(slot) for slot, spec in enumerate(self.api.outputs)}
 
     def _run_rows(self, rows: Sequence[Any], n: int) -> list[np.ndarray]:
-        size = self._plan_size(n)
-        plan = self._cache.get(size)
-        self._uncounted[size] += 1
+        size, plan = self._chosen(n)
+        with self._counting:
+            self._uncounted[size] += 1
         key = self._key() if plan.random else None
         if size == n:
             return plan(rows, key)
         self._cache.count_padding(size - n)
         return [result[:n] for result in plan(self._padded(rows, n, size), key)]
+
+    def _chosen(self, n: int) -> tuple[int, Plan]:
+        """The size and the plan for `n` rows that this thread has just selected, else those that are right now."""
+        rows, size, plan = self._local.__dict__.pop("chosen", None) or (0, 0, None)
+        if rows != n:
+            size, plan = self._plan_size(n), None
+        elif size > n:
+            refuse_mixing(self, f"padding {n} rows to a plan for {size}")
+        return size, self._cache.hit(size) or plan or self._cache.get(size)
 
     def _padded(self, rows: Sequence[Any], n: int, size: int) -> list[np.ndarray]:
         kept: dict[int, list[np.ndarray]] = self._local.__dict__.setdefault("buffers", {})
@@ -503,17 +534,30 @@ class ModelInferer(Inferer):
         return template
 
     def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
-        rows, n, device = device_rows(self.api.inputs, inputs, self.placement)
+        specs = self.api.inputs
+        given, _, device = chosen_device(specs, inputs, self.placement)
+        if device.platform == "cpu" and self._device.platform == "cpu":
+            # No trip: NumPy reads the memory of a CPU's arrays. So they have the same plans, and the same promises.
+            rows = {spec.name: np.asarray(value) for spec, value in zip(specs, given, strict=True)}
+            return {name: on_device(answer, device) for name, answer in self.infer_arrays(rows).items()}
+        rows, n, device = device_rows(specs, inputs, self.placement)
         if n == 0:
             return {
                 spec.name: on_device(np.zeros((0, *spec.shape), spec.dtype), device)
                 for spec in self.api.outputs
             }
+        results = self.with_one_set_of_weights(lambda: self._run_on_device(rows, n, device))
+        named: Arrays = dict(zip(self._computed_names, results, strict=True))
+        constants = {name: on_device(self._constant_rows(name, n), device) for name in self.typed.constant}
+        return {spec.name: named.get(spec.name, constants.get(spec.name)) for spec in self.api.outputs}  # pyright: ignore[reportReturnType]
+
+    def _run_on_device(self, rows: Sequence[jax.Array], n: int, device: jax.Device) -> Sequence[jax.Array]:
         cache = self._engine.on(device)
         parts: list[Sequence[jax.Array]] = []
         done = 0
         while done < n:
             take = self.select_batch_size(n - done)
+            self._local.__dict__.pop("chosen", None)
             size = self._plan_size(take)
             plan = cache.get(size)
             part = rows if take == n else [row[done : done + take] for row in rows]
@@ -527,12 +571,9 @@ class ModelInferer(Inferer):
             results = plan(part, self._key() if plan.random else None)
             parts.append(results if size == take else [result[:take] for result in results])
             done += take
-        results = (
+        return (
             parts[0] if len(parts) == 1 else [jnp.concatenate(pieces) for pieces in zip(*parts, strict=True)]
         )
-        named: Arrays = dict(zip(self._computed_names, results, strict=True))
-        constants = {name: on_device(self._constant_rows(name, n), device) for name in self.typed.constant}
-        return {spec.name: named.get(spec.name, constants.get(spec.name)) for spec in self.api.outputs}  # pyright: ignore[reportReturnType]
 
 
 def _rebuild(

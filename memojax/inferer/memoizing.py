@@ -129,13 +129,13 @@ class MemoizingDynamicInferer(ModelInferer):
 
     def _compile_later(self, size: int) -> None:
         with self._compiling_lock:
-            if size in self._compiling:
+            if size in self._compiling or self._cache.has_failed(size):
                 return
             self._compiling.add(size)
 
         def compile_now() -> None:
             try:
-                self._cache.get(size)
+                self._cache.get_in_background(size)
             finally:
                 with self._compiling_lock:
                     self._compiling.discard(size)

@@ -38,6 +38,7 @@ class CacheInfo:
         compile_seconds: seconds spent tracing, lowering and compiling, in all.
         padded_rows: rows computed only to fill a larger plan.
         disk_hits: plans that came from `cache_dir` rather than from the compiler.
+        failed: (size, why) of compiles in the background that failed, and are not tried again there.
     """
 
     hits: int
@@ -48,6 +49,7 @@ class CacheInfo:
     compile_seconds: float
     padded_rows: int
     disk_hits: int = 0
+    failed: tuple[tuple[int, str], ...] = ()
 
 
 class PlanCache:
@@ -80,6 +82,7 @@ class PlanCache:
         self._compile_seconds = 0.0
         self._padded_rows = 0
         self._generation = 0
+        self._failed: dict[int, Exception] = {}
         _caches.add(self)
 
     def __contains__(self, size: int) -> bool:
@@ -123,6 +126,25 @@ class PlanCache:
         index = bisect.bisect_right(sizes, size)
         return sizes[index - 1] if index else None
 
+    def get_in_background(self, size: int) -> None:
+        """Make the plan for `size`, unless that has failed here before; a failure is said once, and shown in `info`."""
+        if self.has_failed(size):
+            return
+        try:
+            self.get(size)
+        except Exception as failure:
+            self._failed[size] = failure
+            log.warning(
+                "batch size %d cannot be compiled in the background, and is not tried there again: %s",
+                size,
+                failure,
+            )
+            raise
+
+    def has_failed(self, size: int) -> bool:
+        """Whether `get_in_background` has failed for `size`; a plan that is made elsewhere, `clear` and new weights end that."""
+        return size in self._failed
+
     def pin(self, sizes: Iterable[int]) -> list[int]:
         """Mark sizes as preloaded, so `maxsize` never drops them; returns them in order, without repeats.
 
@@ -143,6 +165,7 @@ class PlanCache:
         with self._lock:
             self._journal.finish()
             if size is not None:
+                self._failed.pop(size, None)
                 self._drop(size)
             else:
                 self._journal.commit(self._emptied)
@@ -166,6 +189,7 @@ class PlanCache:
                 len(self._plans),
                 self._compile_seconds,
                 self._padded_rows,
+                failed=tuple(sorted((size, str(why)) for size, why in self._failed.items())),
             )
 
     def calls(self) -> Counter[int]:
@@ -223,6 +247,7 @@ class PlanCache:
             self._compile_seconds += time.perf_counter() - started
             self._used[size] = time.monotonic_ns()
             self._plans[size] = plan
+            self._failed.pop(size, None)
             self._evict(keep=size)
         others = nearest([other for other in self.sizes() if other != size], size)
         why = "preloaded" if size in self._pinned else "first seen"
@@ -245,6 +270,7 @@ class PlanCache:
     def _replace(self, plans: dict[int, Plan], calls: Counter[int], generation: int) -> None:
         self._generation = generation
         self._dropped_calls = calls
+        self._failed.clear()
         self._plans.update(plans)
         for size in [size for size in self._plans if size not in plans]:
             self._plans.pop(size, None)
@@ -280,6 +306,7 @@ class PlanCache:
 
     def _emptied(self) -> None:
         self._plans.clear()  # in place: `hit` is bound to this dictionary
+        self._failed.clear()
         self._pinned.clear()
         self._used.clear()
         self._dropped_calls = Counter()

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import jax
 
@@ -36,6 +36,9 @@ _SURELY_FITS = 64
 """Assumed upper bound of temporaries, as a multiple of input and output bytes."""
 
 _PROBE = 8
+
+_TRIES = 3
+T = TypeVar("T")
 
 
 class Engine:
@@ -79,7 +82,15 @@ class Engine:
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
         self._journal = Journal()
+        # Even, and another number after each change of weights; odd while one is under way.
+        self.version = 0
+        self.switching = threading.Lock()
         self.cache = PlanCache(self._lower, maxsize)
+
+    def clear(self, size: int | None = None) -> None:
+        """Drop the plans of a size, or all plans and counts, on every device."""
+        for cache in (self.cache, *self.elsewhere().values()):
+            cache.clear(size)
 
     def on(self, device: jax.Device) -> PlanCache:
         """The plans for `jax.Array`s on a device."""
@@ -97,6 +108,16 @@ class Engine:
                     PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize),
                 )
             return self._elsewhere[device][1]
+
+    def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
+        """The result of `run`; it runs again if the weights changed meanwhile, and after some tries they must wait for it."""
+        for _ in range(_TRIES):
+            before = self.version
+            result = run()
+            if self.version == before and not before % 2:
+                return result
+        with self.switching:
+            return run()
 
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
         """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a compile."""
@@ -124,9 +145,12 @@ class Engine:
                     steps.append(functools.partial(self._leave, device, cache))
 
             def switch() -> None:
-                for step in steps:
-                    step()
-                self.typed = typed
+                with self.switching:
+                    self.version |= 1
+                    for step in steps:
+                        step()
+                    self.typed = typed
+                    self.version = (self.version | 1) + 1
 
             self._journal.commit(switch)
 
