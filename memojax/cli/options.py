@@ -97,8 +97,8 @@ def loading_options(command: Command) -> Command:
             click.option(
                 "--batch-axis",
                 multiple=True,
-                metavar="AXIS|INPUT=AXIS",
-                help="Axis of the batch, if the file does not declare it right.",
+                metavar="AXIS|SYMBOL|none|INPUT=AXIS",
+                help="Where the batch is, if the file does not say it right; none: it runs once for each agent.",
             ),
         )
     ):
@@ -116,7 +116,9 @@ def loading_of(
     if constants:
         loading["constants"] = {name: _literal(value, name) for name, value in pairs(constants, "--constant")}
     if batch_axis and len(batch_axis) == 1 and "=" not in batch_axis[0]:
-        loading["batch_axis"] = _whole(batch_axis[0], "--batch-axis")
+        (only,) = batch_axis
+        number = only.removeprefix("-").isdigit()
+        loading["batch_axis"] = False if only == "none" else int(only) if number else only
     elif batch_axis:
         loading["batch_axis"] = {
             name: None if value == "none" else _whole(value, f"--batch-axis {name}")

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from .group import Group, Pending
-from .program import ABSENT, ARENA, MOST_RUNS, Operand, Place, Product, Program
+from .program import (
+    ABSENT,
+    ALIGNED,
+    ARENA,
+    MOST_RUNS,
+    SHARED,
+    Operand,
+    Place,
+    Product,
+    Program,
+    chunk_of,
+)
 from .values import Constant, Dim, Factor, Recipe, Refused, Value, contiguous, merged, outside, refined
 
 Known = Value | Constant | Pending
+
+_MANY_ROWS = 32
+"""Rows from which a large matrix is read often enough for each time that it comes from memory."""
+
+_LARGE_MATRIX = 1 << 16
+"""Floats of a matrix that does not stay in a core's cache beside others."""
 
 
 @dataclass
@@ -143,14 +161,51 @@ class Emitter:
                 self.copy(value, target)
         self._made = made
         program = Program(self.blocks, first + len(outputs))
-        offsets, program.arena_row = self._arena()
-        for method, given in self._ops:
-            given = {name: self._resolved(item, offsets) for name, item in given.items()}
+        sections = self._sections()
+        places, program.arena_row, program.shared = self._arena(sections)
+        for index, (method, given) in enumerate(self._ops):
+            if index in sections:
+                program.section(sections[index])
+            given = {name: self._resolved(item, places) for name, item in given.items()}
             if method == "product":
                 program.product(Product(**given))
             else:
                 getattr(program, method)(**given)
-        return program.array(sliced=True)
+        return program.array()
+
+    def _sections(self) -> dict[int, int]:
+        """First steps of sections, and the blocks that each works through at a time.
+
+        Images go few at a time, so that what lies between two convolutions stays in the cache. A large dense layer behind
+        them wants many rows, or its weights are read again for each few of them.
+        """
+        found: dict[int, int] = {0: 1}
+        start, largest, rows = 0, -1, 1
+        for index, (method, given) in enumerate(self._ops):
+            if method != "product":
+                continue
+            product = Product(**given)
+            floats = product.flops // (2 * product.rows)
+            chunk = chunk_of(self.blocks, rows, self._floats(start, index))
+            starved = largest >= 0 and product.rows * chunk < min(_MANY_ROWS, product.rows * self.blocks)
+            if (starved and floats >= _LARGE_MATRIX) or (largest >= 0 and product.rows >= 16 * rows):
+                found[start] = chunk
+                start, largest = index, -1
+            if product.flops > largest:
+                largest, rows = product.flops, product.rows
+        found[start] = chunk_of(self.blocks, rows, self._floats(start, len(self._ops)))
+        return found
+
+    def _floats(self, start: int, stop: int) -> int:
+        """Floats of the arena, for each block, that steps from `start` to `stop` use at the same time at most."""
+        alive = [
+            slot
+            for number, slot in enumerate(self._slots)
+            if number not in self._made and slot.last >= start and slot.first < stop
+        ]
+        return max(
+            (sum(s.size for s in alive if s.first <= i <= s.last) for i in range(start, stop)), default=0
+        )
 
     def _is(self, value: Value, target: Value) -> bool:
         """Whether `value` fills its slot just as `target` would."""
@@ -162,44 +217,72 @@ class Emitter:
             for _, one, other in refined([a, b])
         )
 
-    def _resolved(self, item: Any, offsets: list[int]) -> Any:
+    def _resolved(self, item: Any, places: list[Place]) -> Any:
         if isinstance(item, Operand):
-            return item._replace(place=self._resolved(item.place, offsets))
+            return item._replace(place=self._resolved(item.place, places))
         if isinstance(item, Place):
-            if item.buffer == ARENA and item.offset in self._made:
-                target = self._made[item.offset]
-                return Place(target.buffer, item.stride, target.block)
             if item.buffer == ARENA:
-                return item._replace(offset=offsets[item.offset])
+                place = places[item.offset]
+                if place.buffer == ARENA:
+                    return Place(ARENA, place.offset, item.stride)
+                return place._replace(offset=place.offset + item.stride)
             if item.buffer <= -100:
                 return item._replace(buffer=self.n_inputs - 100 - item.buffer)
             return item
         if isinstance(item, list) and item and isinstance(item[0], Operand):
-            return [self._resolved(one, offsets) for one in item]
+            return [self._resolved(one, places) for one in item]
         return item
 
-    def _arena(self) -> tuple[list[int], int]:
-        """Where each slot begins, so that slots in use at the same time do not overlap; and the end of the last one."""
+    def _arena(self, sections: Mapping[int, int]) -> tuple[list[Place], int, int]:
+        """Where each slot begins, so that slots in use at the same time do not overlap.
+
+        Returns:
+            The beginnings; floats of the arena for each block; floats shared by sections.
+        """
+        starts = sorted(sections)
         placed: list[tuple[int, int, _Slot]] = []
-        offsets = []
-        for slot in self._slots:
-            size = -(-max(slot.size, 1) // 16) * 16
-            offset = 0
-            for begin, end, other in sorted(placed, key=lambda one: one[0]):
-                if other.last < slot.first or slot.last < other.first:
-                    continue
-                if offset + size <= begin:
-                    break
-                offset = max(offset, end)
-            placed.append((offset, offset + size, slot))
-            offsets.append(offset)
-        return offsets, max((end for _, end, _ in placed), default=0)
+        places: list[Place] = []
+        shared = 0
+        for number, slot in enumerate(self._slots):
+            size = -(-max(slot.size, 1) // ALIGNED) * ALIGNED
+            if number in self._made:
+                target = self._made[number]
+                places.append(Place(target.buffer, 0, target.block))
+            elif bisect_right(starts, slot.first) != bisect_right(starts, slot.last):
+                places.append(Place(SHARED, shared, slot.size))
+                shared += size * self.blocks
+            else:
+                offset = 0
+                for begin, end, other in sorted(placed, key=lambda one: one[0]):
+                    if other.last < slot.first or slot.last < other.first:
+                        continue
+                    if offset + size <= begin:
+                        break
+                    offset = max(offset, end)
+                placed.append((offset, offset + size, slot))
+                places.append(Place(ARENA, offset))
+        return places, max((end for _, end, _ in placed), default=0), shared
 
     # Steps ----------------------------------------------------------------------------------------------------------
 
-    def dense(self, x: Value, weight: Constant, contract: tuple[Sequence[int], Sequence[int]], shape: Sequence[int], weight_first: bool,
-              bias: Constant | None, relu: bool) -> Value:  # fmt: skip
-        """`x` times a matrix of weights."""
+    def is_whole(self, value: Value) -> bool:
+        """Whether a value fills its place in the arena, in row-major order."""
+        parts = merged([factor for dim in value.dims for factor in dim])
+        dense = not parts or (len(parts) == 1 and parts[0].stride == 1)
+        return value.slot >= 0 and value.offset == 0 and value.size == self._slots[value.slot].size and dense
+
+    def dense(
+        self,
+        x: Value,
+        weight: Constant,
+        contract: tuple[Sequence[int], Sequence[int]],
+        shape: Sequence[int],
+        weight_first: bool,
+        bias: Constant | None,
+        relu: bool,
+        addend: Value | None = None,
+    ) -> Value:
+        """`x` times a matrix of weights; added to `addend`, in its place, if there is one."""
         over_x, over_w = contract
         if x.axis in over_x:
             raise Refused("a product over blocks")
@@ -236,11 +319,24 @@ class Emitter:
         images, size, steps = self._rows(x, rows)
         shown = [x.shape[i] for i in rest_x] + [weight.shape[i] for i in rest_w]
         axis = None if x.axis is None else rest_x.index(x.axis)
-        out = self.new(shown, axis)
+        if addend is not None and (weight_first or addend.axis != axis):
+            raise Refused("a product added to blocks in another dimension")
+        out = self.new(shown, axis) if addend is None else addend
         self._product(
-            out, x, weight=self.weight(weight.source, recipe, 0), bias=self._bias(bias, 1, columns), images=images, size=size, columns=columns,
-            length=length, runs=_three(runs), x_steps=steps, y_steps=(size[0] * size[1] * columns, size[1] * columns, columns), relu=relu,
-        )  # fmt: skip
+            out,
+            x,
+            weight=self.weight(weight.source, recipe, 0),
+            bias=self._bias(bias, 1, columns),
+            images=images,
+            size=size,
+            columns=columns,
+            length=length,
+            runs=_three(runs),
+            x_steps=steps,
+            y_steps=(size[0] * size[1] * columns, size[1] * columns, columns),
+            relu=relu,
+            grows=addend is not None,
+        )
         if weight_first:
             n = len(rest_x)
             out = out.transposed([*range(n, n + len(rest_w)), *range(n)])
@@ -451,18 +547,7 @@ class Emitter:
         ]
         if not moved or len(moved) > 2 or x.axis in moved or len(x.shape) < 3:
             raise Refused("a window of another kind")
-        if len(moved) == 1:
-            others = [i for i in range(len(window)) if i not in moved and i not in (0, x.axis)]
-            spare = [i for i in others if i != 1]
-            spatial = (
-                [spare[0], moved[0]]
-                if spare and spare[0] < moved[0]
-                else [moved[0], spare[0]]
-                if spare
-                else moved
-            )
-        else:
-            spatial = moved
+        spatial = moved
         rest = [i for i in range(len(window)) if i not in spatial]
         if x.axis is not None and x.axis != rest[0]:
             raise Refused("windows over blocks")

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-_MAGIC = 0x6D656D6F6A617801
+_MAGIC = 0x6D656D6F6A617802
 _HEADER_WORDS = 8
-_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL = range(1, 7)
+_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION = range(1, 8)
 
 INSTRUCTIONS = (
     "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "log", "log1p", "expm1", "tanh", "logistic", "erf", "sqrt", "rsqrt",
@@ -28,6 +28,7 @@ MOST_BUFFERS = 512
 MOST_RANK = 8
 
 ARENA = -1
+SHARED = -3
 ALIGNED = 16
 """Floats between two values in the arena: a cache line."""
 
@@ -41,7 +42,7 @@ _CHUNK_ROWS = 32
 class Place(NamedTuple):
     """Where a value lies: in a buffer, from `offset` floats on, `stride` floats for each block of rows.
 
-    In the arena (`ARENA`) the value's blocks begin at `offset` times their number, and `stride` is what is added to that.
+    `SHARED` is a buffer like others: what one section leaves for later ones. In the arena (`ARENA`) the value's blocks begin at `offset` times their number, and `stride` is what is added to that.
     """
 
     buffer: int
@@ -62,6 +63,7 @@ class Product:
         groups: how many products of `columns` columns each.
         group_steps: floats from one group to the next: of x, weights, bias, y.
         x_steps: floats from one image, line and row to the next; `y_steps` likewise.
+        grows: whether the product is added to what is in y.
     """
 
     x: Place
@@ -76,6 +78,7 @@ class Product:
     x_steps: tuple[int, int, int]
     y_steps: tuple[int, int, int]
     relu: bool = False
+    grows: bool = False
     groups: int = 1
     group_steps: tuple[int, int, int, int] = (0, 0, 0, 0)
 
@@ -111,9 +114,21 @@ class Instruction(NamedTuple):
     immediate: float = 0.0
 
 
+def chunk_of(blocks: int, rows: int, arena_row: int) -> int:
+    """How many blocks to work through at a time: `rows` rows of a product each, and `arena_row` floats in between."""
+    by_rows = max(1, _CHUNK_ROWS // max(1, rows))
+    by_room = max(1, _CHUNK_FLOATS // max(1, arena_row))
+    return max(1, min(blocks, max(by_rows, min(by_room, 2 * by_rows))))
+
+
 @dataclass
 class Program:
-    """The words of a program under way, for `blocks` blocks of rows and `buffers` arguments and results."""
+    """The words of a program under way, for `blocks` blocks of rows and `buffers` arguments and results.
+
+    Attributes:
+        arena_row: floats of the arena for each block of a chunk.
+        shared: floats of values that later sections read, for all blocks.
+    """
 
     blocks: int
     buffers: int
@@ -121,28 +136,20 @@ class Program:
     steps: int = 0
     flops: int = 0
     arena_row: int = 0
-    rows: int = 0
-    """Rows for each block, of the product that computes most."""
-    _largest: int = 0
+    shared: int = 0
 
-    def array(self, sliced: bool = True) -> np.ndarray:
-        """The program; `sliced` says that its steps keep blocks apart."""
-        chunk = self.blocks
-        if sliced:
-            by_rows = max(1, _CHUNK_ROWS // max(1, self.rows))
-            by_room = max(1, _CHUNK_FLOATS // max(1, self.arena_row))
-            chunk = min(self.blocks, max(by_rows, min(by_room, 2 * by_rows)))
-        header = [
-            _MAGIC,
-            _HEADER_WORDS + len(self.words),
-            self.blocks,
-            chunk,
-            self.arena_row,
-            self.flops,
-            self.steps,
-            self.buffers,
-        ]
-        return np.array([*header, *self.words], np.int64)
+    def array(self) -> np.ndarray:
+        """The program; without a section of its own it is one."""
+        first = [] if self.words and self.words[0] == _SECTION else [_SECTION, 3, max(1, self.blocks)]
+        words = [*first, *self.words]
+        steps = self.steps + bool(first)
+        count = _HEADER_WORDS + len(words)
+        header = [_MAGIC, count, self.blocks, self.arena_row, self.shared, self.flops, steps, self.buffers]
+        return np.array([*header, *words], np.int64)
+
+    def section(self, chunk: int) -> None:
+        """What follows is worked through `chunk` blocks at a time, once all blocks are through what stands before."""
+        self._add(_SECTION, [chunk])
 
     def product(self, p: Product) -> None:
         """Add a dense layer or a convolution."""
@@ -151,12 +158,10 @@ class Program:
             _PRODUCT,
             [
                 *p.x, *p.weights, *p.bias, *p.y, p.images, *p.size, p.columns, p.length, p.groups, *p.group_steps,
-                *p.x_steps, *p.y_steps, int(p.relu), *runs,
+                *p.x_steps, *p.y_steps, int(p.relu), int(p.grows), *runs,
             ],
         )  # fmt: skip
         self.flops += p.flops
-        if p.flops > self._largest:
-            self._largest, self.rows = p.flops, p.rows
 
     def elementwise(
         self, rows: int, columns: int, inputs: Sequence[Operand], outputs: Sequence[Operand], code: Sequence[Instruction]

@@ -18,7 +18,7 @@ from .emitter import Emitter
 from .library import TARGET, Library
 from .program import MOST_BUFFERS
 from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
-from .values import Constant, Recipe, Refused, cook, outside
+from .values import Constant, Recipe, Refused, Value, cook, outside
 
 log: logging.Logger = logging.getLogger("memojax")
 
@@ -263,7 +263,7 @@ class _Rewriter:
                 if index in done:
                     continue
                 step = self.residual.steps[index]
-                fused = self._fused(index, uses, inside)
+                fused = self._fused(index, translator, inside)
                 if fused is not None:
                     done.update(fused[1])
                 operands = [self._known(atom, translator) for atom in step.inputs]
@@ -299,27 +299,68 @@ class _Rewriter:
         translator.add(self.maker[atom], step, [self._known(one, translator) for one in step.inputs])
         return translator.known[atom]
 
-    def _fused(self, index: int, uses: Mapping[int, int], inside: set[int]) -> tuple[Fused, list[int]] | None:
-        """The bias and relu behind a product, and the steps that they are."""
+    def _fused(self, index: int, translator: Translator, inside: set[int]) -> tuple[Fused, list[int]] | None:
+        """What stands behind a product and is done with it, and the steps that this takes."""
         step = self.residual.steps[index]
-        if step.primitive.name not in _PRODUCTS:
+        columns = self._columns(step)
+        if columns is None:
             return None
-        bias, relu, number, taken = None, False, step.outputs[0], []
-        follower = self._only_reader(number, uses, inside)
-        if follower is not None and self.residual.steps[follower].primitive.name == "add":
-            bias = self._bias(step, self.residual.steps[follower], number)
-            if bias is not None:
-                number = self.residual.steps[follower].outputs[0]
-                taken.append(follower)
-                follower = self._only_reader(number, uses, inside)
-        if follower is not None and self.residual.steps[follower].primitive.name == "max":
-            other = _other(self.residual.steps[follower], number)
-            constant = self._maybe_constant(other)
-            if constant is not None and constant.number == 0:
+        uses = translator.uses
+        number, addend, bias, relu = step.outputs[0], None, None, False
+        is_dense = step.primitive.name == "dot_general"
+        moved: list[int] = []
+        taken: list[int] = []
+        last = number
+        while not relu and (follower := self._only_reader(number, uses, inside)) is not None:
+            after = self.residual.steps[follower]
+            name, other = after.primitive.name, _other(after, number)
+            if name in ("squeeze", "expand_dims") or (
+                name == "reshape" and after.params["dimensions"] is None
+            ):
+                moved.append(follower)
+            elif name == "add" and bias is None and (found := self._bias(columns, after, other)) is not None:
+                bias = found
+            elif (
+                name == "add"
+                and is_dense
+                and not (moved or addend or bias)
+                and self._may_grow(after, other, translator)
+            ):
+                addend = translator.known[other]  # pyright: ignore[reportArgumentType]
+            elif name == "max" and (zero := self._maybe_constant(other)) is not None and zero.number == 0:
                 relu = True
-                number = self.residual.steps[follower].outputs[0]
-                taken.append(follower)
-        return (Fused(bias, relu, (number,)), taken) if taken else None
+            else:
+                break
+            number = after.outputs[0]
+            if follower not in moved:  # a reshape at the end is not worth it by itself
+                taken = [*taken, *moved, follower]
+                last, moved = number, []
+        if not taken:
+            return None
+        shape = tuple(self.avals[last].shape)
+        return Fused(bias, relu, (last,), shape, addend if isinstance(addend, Value) else None), taken
+
+    def _columns(self, product: Step) -> tuple[int, int] | None:
+        """How many columns a product makes, and how far they lie apart in its result; None if it is no product."""
+        name, shape = product.primitive.name, tuple(product.avals[0].shape)
+        if name == "conv_general_dilated":
+            channel = product.params["dimension_numbers"].out_spec[1]
+            return shape[channel], math.prod(shape[channel + 1 :])
+        if name != "dot_general" or not self._is_constant(product.inputs[1], self.constants):
+            return None
+        (_, over_b), _ = product.params["dimension_numbers"]
+        b = product.inputs[1]
+        held = tuple(self.avals[b].shape) if isinstance(b, int) else np.shape(b.value)
+        return math.prod(size for i, size in enumerate(held) if i not in over_b), 1
+
+    def _may_grow(self, add: Step, other: Atom | None, translator: Translator) -> bool:
+        """Whether a product can be added to `other` where that lies: nobody else reads it, and it has no gaps."""
+        if not isinstance(other, int) or translator.uses[other] != 1:
+            return False
+        value = translator.known.get(other)
+        if not isinstance(value, Value) or tuple(add.avals[0].shape) != value.shape:
+            return False
+        return translator.emitter.is_whole(value)
 
     def _only_reader(self, number: int, uses: Mapping[int, int], inside: set[int]) -> int | None:
         readers = self.readers.get(number, ())
@@ -334,29 +375,23 @@ class _Rewriter:
             return None
         return known if isinstance(known, Constant) else None
 
-    def _bias(self, product: Step, add: Step, number: int) -> Constant | None:
-        """What is added to a product, if it is one number for each column."""
-        constant = self._maybe_constant(_other(add, number))
-        if constant is None:
+    def _bias(self, columns: tuple[int, int], add: Step, other: Atom | None) -> Constant | None:
+        """What is added to a product, if it is one number for each of its columns."""
+        constant = self._maybe_constant(other)
+        shape = tuple(add.avals[0].shape)
+        held = spread(constant, shape) if constant is not None else None
+        if constant is None or held is None:
             return None
-        shape = tuple(product.avals[0].shape)
-        if math.prod(constant.held) == 1 and tuple(add.avals[0].shape) == shape:
+        if math.prod(held) == 1:
             return constant
-        held = spread(constant, shape)
-        if held is None or tuple(add.avals[0].shape) != shape:
-            return None
-        if product.primitive.name == "conv_general_dilated":
-            columns = [product.params["dimension_numbers"].out_spec[1]]
-        else:
-            (_, over_b), _ = product.params["dimension_numbers"]
-            b = product.inputs[1]
-            if not self._is_constant(b, self.constants):
-                return None
-            rank = len(shape)
-            rest = (len(self.avals[b].shape) if isinstance(b, int) else np.ndim(b.value)) - len(over_b)
-            columns = list(range(rank - rest, rank))
-        wanted = tuple(size if i in columns else 1 for i, size in enumerate(shape))
-        return constant if held == wanted else None
+        count, apart = columns
+        wanted = [1] * len(shape)
+        inner = 1
+        for i in reversed(range(len(shape))):
+            if apart <= inner < apart * count and shape[i] != 1:
+                wanted[i] = shape[i]
+            inner *= shape[i]
+        return constant if held == tuple(wanted) and math.prod(wanted) == count else None
 
     def _weight(self, source: Any, recipe: Recipe) -> Atom:
         """The argument of a program that is made of weights."""

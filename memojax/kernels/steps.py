@@ -39,8 +39,9 @@ class Translator:
             if name in _PRODUCTS
             else STEPS[name](self, step, operands)
         )
-        target = fused.outputs if fused else step.outputs
-        self.known.update(zip(target, made, strict=True))
+        if fused and fused.shape is not None:
+            made = [_as_shape(self, made[0], fused.shape)]
+        self.known.update(zip(fused.outputs if fused else step.outputs, made, strict=True))
 
     def value(self, known: Known) -> Value:
         """In memory."""
@@ -99,11 +100,13 @@ class Translator:
 
 @dataclass(frozen=True)
 class Fused:
-    """What follows a product and is done with it: a bias, and relu."""
+    """What follows a product and is done with it: an array added to it, a bias, relu; and the shape of it all."""
 
-    bias: Constant | None
-    relu: bool
-    outputs: tuple[int, ...]
+    bias: Constant | None = None
+    relu: bool = False
+    outputs: tuple[int, ...] = ()
+    shape: tuple[int, ...] | None = None
+    addend: Value | None = None
 
 
 def spread(constant: Constant, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -185,10 +188,12 @@ def _reshape(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]
             return [Constant(shape, held, x.source, x.then(("reshape", held)))]
         held = shape if x.held == x.shape else (1,) * len(shape)
         return [Constant(shape, held, x.source, x.then(("reshape", held)))]
-    x = t.value(x)
-    return [
-        x.reshaped(shape, t.emitter.blocks) or _must(t.emitter.copied(x).reshaped(shape, t.emitter.blocks))
-    ]
+    return [_as_shape(t, x, shape)]
+
+
+def _as_shape(t: Translator, known: Known, shape: tuple[int, ...]) -> Value:
+    x = t.value(known)
+    return x.reshaped(shape, t.emitter.blocks) or _must(t.emitter.copied(x).reshaped(shape, t.emitter.blocks))
 
 
 def _reshaped_hold(x: Constant, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -296,11 +301,19 @@ def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | N
     if batch_a or batch_b:
         raise Refused("a product for each of a batch")
     shape = tuple(step.avals[0].shape)
-    bias, relu = (fused.bias, fused.relu) if fused else (None, False)
+    fused = fused or Fused()
     if isinstance(b, Constant) and not isinstance(a, Constant):
-        return [t.emitter.dense(t.value(a), b, (over_a, over_b), shape, False, bias, relu)]
+        return [
+            t.emitter.dense(
+                t.value(a), b, (over_a, over_b), shape, False, fused.bias, fused.relu, fused.addend
+            )
+        ]
     if isinstance(a, Constant) and not isinstance(b, Constant):
-        return [t.emitter.dense(t.value(b), a, (over_b, over_a), shape, True, bias, relu)]
+        return [
+            t.emitter.dense(
+                t.value(b), a, (over_b, over_a), shape, True, fused.bias, fused.relu, fused.addend
+            )
+        ]
     raise Refused("a product of two computed arrays")
 
 
@@ -308,8 +321,9 @@ def _convolution(t: Translator, step: Any, operands: Sequence[Known], fused: Fus
     x, weight = operands
     if not isinstance(weight, Constant) or isinstance(x, Constant):
         raise Refused("a convolution with computed weights")
-    bias, relu = (fused.bias, fused.relu) if fused else (None, False)
-    return [t.emitter.convolution(t.value(x), weight, step.params, tuple(step.avals[0].shape), bias, relu)]
+    fused = fused or Fused()
+    shape = tuple(step.avals[0].shape)
+    return [t.emitter.convolution(t.value(x), weight, step.params, shape, fused.bias, fused.relu)]
 
 
 def _reduce(kind: str) -> Callable[..., list[Known]]:

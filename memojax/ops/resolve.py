@@ -37,6 +37,10 @@ class Operators:
     def __init__(self) -> None:
         self._calls: dict[int, tuple[Node, Call]] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles (and copies) empty: identities mean nothing elsewhere, and operators may be functions without a name."""
+        return Operators, ()
+
     def of(self, node: Node) -> Call:
         """What `node` calls.
 

@@ -67,6 +67,22 @@ def test_without_a_bias(native: Library) -> None:
     np.testing.assert_allclose(dense(native, x, w, None), x @ w, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("columns", [1, 16, 37, 64, 65])
+def test_a_product_added_to_what_is_there(native: Library, columns: int) -> None:
+    x, w, y = numbers(7, 20), numbers(20, columns), numbers(7, columns)
+    program = Program(7, 3)
+    steps = (20, 0, 0), (columns, columns, columns)
+    y_place = Place(2, 0, columns)
+    program.product(
+        Product(
+            Place(0, 0, 20), Place(1), ABSENT, y_place, 1, (1, 1), columns, 20, NO_RUNS, *steps, grows=True
+        )
+    )
+    grown = unaligned(y)
+    native.run(program.array(), [unaligned(x), unaligned(pack_matrix(w, native.panel)), grown])
+    np.testing.assert_allclose(grown, y + x @ w, rtol=1e-5, atol=1e-5)
+
+
 def test_relu_keeps_nan(native: Library) -> None:
     x = np.array([[np.nan], [np.inf], [-np.inf], [-1], [2]], np.float32)
     w, b = np.ones((1, 17), np.float32), np.zeros(17, np.float32)

@@ -159,6 +159,63 @@ def test_a_flattened_image_meets_a_dense_layer_and_a_residual_sum() -> None:
     agree(file(nodes, weights, {"x": [2, 6, 6]}, ["y", "z"]), (1, 3, 16))
 
 
+def test_a_large_dense_layer_behind_a_convolution() -> None:
+    """Images go few at a time, rows of the large layer all together: two sections of one program."""
+    weights = {"k": weight(32, 3, 3, 3), "w": weight(32 * 64, 70), "b": weight(70), "v": weight(70, 9)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Flatten", ["r"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["g"]),
+        helper.make_node("Sigmoid", ["g"], ["s"]),
+        helper.make_node("MatMul", ["s", "v"], ["y"]),
+    ]
+    agree(file(nodes, weights, {"x": [3, 8, 8]}, ["y"]), (1, 2, 5, 70))
+
+
+def test_biases_and_relu_behind_a_reshape() -> None:
+    weights = {"k": weight(6, 4, 1, 3), "b": weight(6, 1), "squeeze": np.array([0, 6, 8]), "b2": weight(6, 8)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"]),
+        helper.make_node("Reshape", ["c", "squeeze"], ["s"]),
+        helper.make_node("Add", ["s", "b"], ["a"]),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Add", ["r", "b2"], ["y"]),  # not one number for each column
+    ]
+    agree(file(nodes, weights, {"x": [4, 1, 10]}, ["y"]), (1, 2, 6))
+
+
+def test_what_stands_behind_a_product_is_done_with_it() -> None:
+    """One step each: a product with bias and relu, however the file spells them."""
+    for content in (mlp("Relu"), _fixed_batch()):
+        inferer = memojax.load(content)
+        compiler = PlanCompiler(inferer.typed, cpu_device())
+        rewritten, _ = compiler._with_kernels(4, compiler.trace(4), KERNELS)
+        (call,) = rewritten.steps
+        assert call.params["program"][6] == 3  # the beginning of a section, two products
+
+
+def _fixed_batch() -> bytes:
+    """A network whose batch is fixed to 1: it is vectorized, and reshapes stand between everything."""
+    model = onnx.ModelProto.FromString(mlp("Relu"))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    return model.SerializeToString()
+
+
+def test_two_products_in_one_sum() -> None:
+    weights = {"v": weight(9, 20), "w": weight(5, 20), "b": weight(20)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["g"]),
+        helper.make_node("MatMul", ["h", "w"], ["i"]),
+        helper.make_node("Add", ["g", "i"], ["s"]),
+        helper.make_node("Add", ["s", "b"], ["a"]),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    agree(file(nodes, weights, {"x": [9], "h": [5]}, ["y"]), (1, 2, 6))
+    agree(file(nodes, weights, {"x": [9], "h": [5]}, ["y", "g"]), (1, 3))  # the first one is wanted too
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_one_step_of_a_recurrent_cell(kind: str) -> None:
     gates = 4 if kind == "LSTM" else 3

@@ -23,6 +23,7 @@ constexpr int kPanel = 16;
 
 typedef float V __attribute__((vector_size(kLanes * 4)));
 typedef int I __attribute__((vector_size(kLanes * 4)));
+typedef unsigned U __attribute__((vector_size(kLanes * 4)));  // for arithmetic on bits, which may wrap around
 
 // The rows of a block for `vectors` vectors of a panel: as many accumulators as the registers hold.
 constexpr int rows_of(int vectors) {
@@ -46,7 +47,9 @@ inline void store(float* to, V v) { memcpy(to, &v, sizeof v); }
 inline V all(float value) { return value - V{}; }
 inline V pick(I mask, V yes, V no) { return mask ? yes : no; }
 inline I bits(V v) { return reinterpret_cast<I>(v); }
+inline U wraps(V v) { return reinterpret_cast<U>(v); }
 inline V floats(I v) { return reinterpret_cast<V>(v); }
+inline V floats(U v) { return reinterpret_cast<V>(v); }
 
 inline void store_some(float* to, V v, int count) {
 #if defined(__AVX512F__)
@@ -55,6 +58,18 @@ inline void store_some(float* to, V v, int count) {
   float all_of_them[kLanes];
   store(all_of_them, v);
   for (int i = 0; i < count; i++) to[i] = all_of_them[i];
+#endif
+}
+
+inline V load_some(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  if (count <= 0) return V{};
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from));
+#else
+  alignas(64) float all_of_them[kLanes] = {};
+  for (int64_t i = 0; i < count; i++) all_of_them[i] = from[i];
+  return load(all_of_them);
 #endif
 }
 
@@ -100,6 +115,7 @@ inline void block(const float* const* starts, float* const* ends, const Product&
     for (int j = 0; j < Vectors; j++) {
       V v = sum[0][i][j];
       for (int s = 1; s < kSplit; s++) v += sum[s][i][j];
+      if (p.grows) v += load_some(ends[i] + j * kLanes, left - j * kLanes);
       if (p.relu) v = pick(v < V{}, V{}, v);  // a NaN stays
       float* to = ends[i] + j * kLanes;
       int64_t room = left - j * kLanes;
@@ -195,8 +211,8 @@ inline Exponential exponential(V x) {
   p = p * r + 1.0f / 24.0f;
   p = p * r + 1.0f / 6.0f;
   p = p * r + 0.5f;
-  const I whole = bits(rounded) - 0x4b400000, half = whole >> 1;
-  return {p * r * r + r, floats((half + 127) << 23), floats((whole - half + 127) << 23)};
+  const U whole = wraps(rounded) - 0x4b400000u, half = reinterpret_cast<U>(reinterpret_cast<I>(whole) >> 1);
+  return {p * r * r + r, floats((half + 127u) << 23), floats((whole - half + 127u) << 23)};
 }
 
 inline V exp_(V x) {
@@ -234,9 +250,9 @@ inline V logistic_(V x) {
 inline V log_(V x) {
   I tiny = x < all(1.17549435e-38f);
   V scaled = pick(tiny, x * 8388608.0f, x);
-  I i = bits(scaled);
-  I exponent = ((i - 0x3f3504f3) >> 23);  // so that the mantissa lies between sqrt(1/2) and sqrt(2)
-  V m = floats(i - (exponent << 23));
+  const U i = wraps(scaled);
+  const I exponent = reinterpret_cast<I>(i - 0x3f3504f3u) >> 23;  // so that sqrt(1/2) <= mantissa < sqrt(2)
+  V m = floats(i - (reinterpret_cast<U>(exponent) << 23));
   V e = __builtin_convertvector(exponent, V) - pick(tiny, all(23.0f), V{});
   V f = m - 1.0f;
   V s = f / (m + 1.0f), q = s * s;
@@ -496,30 +512,22 @@ void pool2d(const Pool2d& p, int64_t image0, int64_t image1) {
     float* y = p.y + image * p.out_height * p.out_width * p.channels;
     for (int64_t h = 0; h < p.out_height; h++) {
       for (int64_t w = 0; w < p.out_width; w++, y += p.channels) {
-        int64_t c = 0;
-        for (; c < p.channels;) {
-          const bool whole = c + kLanes <= p.channels;
+        for (int64_t c = 0; c < p.channels; c += kLanes) {
+          const int64_t left = p.channels - c;
           V sum = all(first(p.kind));
-          float total = first(p.kind);
           for (int64_t i = 0; i < p.window_height; i++) {
             const int64_t row = h * p.stride_height + i * p.dilation_height - p.pad_height;
             if (row < 0 || row >= p.in_height) continue;
             for (int64_t j = 0; j < p.window_width; j++) {
               const int64_t column = w * p.stride_width + j * p.dilation_width - p.pad_width;
               if (column < 0 || column >= p.in_width) continue;
-              const float* from = x + (row * p.in_width + column) * p.channels + c;
-              if (whole)
-                sum = combine(p.kind, sum, load(from));
-              else
-                total = combine1(p.kind, total, *from);
+              sum = combine(p.kind, sum, load_some(x + (row * p.in_width + column) * p.channels + c, left));
             }
           }
-          if (whole) {
+          if (left >= kLanes)
             store(y + c, sum);
-            c += kLanes;
-          } else {
-            y[c++] = total;
-          }
+          else
+            store_some(y + c, sum, static_cast<int>(left));
         }
       }
     }

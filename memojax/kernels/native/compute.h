@@ -18,6 +18,7 @@ struct Product {
   int64_t height, width;  // rows of an image
   int64_t x_image, x_height, x_width, y_image, y_height, y_width;
   int64_t relu;
+  int64_t grows;  // whether the product is added to what is in y
 };
 
 enum Instruction : uint8_t {

@@ -22,14 +22,14 @@ namespace {
 
 const Compute* chosen = nullptr;
 
-constexpr int64_t kMagic = 0x6d656d6f6a617801;
-constexpr int64_t kArena = -1, kAbsent = -2;
+constexpr int64_t kMagic = 0x6d656d6f6a617802;
+constexpr int64_t kArena = -1, kAbsent = -2, kShared = -3;
 constexpr int kMostRuns = 4096;
 
-enum Op : int64_t { kProduct = 1, kElementwise = 2, kReduceOp = 3, kCopy = 4, kFill = 5, kPool2d = 6 };
+enum Op : int64_t { kProduct = 1, kElementwise = 2, kReduceOp = 3, kCopy = 4, kFill = 5, kPool2d = 6, kSection = 7 };
 
 struct Header {
-  int64_t magic, words, blocks, chunk, arena_row, flops, operations, buffers;
+  int64_t magic, words, blocks, arena_row, shared, flops, operations, buffers;
 };
 constexpr int64_t kHeaderWords = sizeof(Header) / 8;
 
@@ -91,6 +91,7 @@ float* arena_of(int64_t floats) {
 struct Run {
   const int64_t* program;
   float* const* buffers;
+  float* shared;
   const Header& header() const { return *reinterpret_cast<const Header*>(program); }
 };
 
@@ -105,7 +106,7 @@ struct Chunk {
   float* at(const Place& p) const {
     if (p.buffer == kAbsent) return nullptr;
     if (p.buffer == kArena) return arena + p.offset * count + p.stride;
-    return run.buffers[p.buffer] + p.offset + block * p.stride;
+    return (p.buffer == kShared ? run.shared : run.buffers[p.buffer]) + p.offset + block * p.stride;
   }
   bool shares(double work) const { return threads > 1 && work > 3e5; }
 };
@@ -134,7 +135,7 @@ void product(const Chunk& chunk, Reader r) {
   const int64_t groups = r.word(), x_group = r.word(), w_group = r.word(), b_group = r.word(), y_group = r.word();
   p.x_image = r.word(), p.x_height = r.word(), p.x_width = r.word();
   p.y_image = r.word(), p.y_height = r.word(), p.y_width = r.word();
-  p.relu = r.word();
+  p.relu = r.word(), p.grows = r.word();
   int64_t counts[3], steps[3];
   for (int i = 0; i < 3; i++) counts[i] = r.word(), steps[i] = r.word();
   int64_t offsets[kMostRuns];
@@ -269,10 +270,15 @@ void pool2d(const Chunk& chunk, Reader r) {
   split(chunk, p.images, 1, work, [&](int64_t begin, int64_t end) { chosen->pool2d(p, begin, end); });
 }
 
-void run_chunk(const Chunk& chunk) {
-  const Header& header = chunk.run.header();
-  const int64_t* at = chunk.run.program + kHeaderWords;
-  for (int64_t i = 0; i < header.operations; i++) {
+// Steps that are worked through together, `chunk` blocks at a time.
+struct Section {
+  const int64_t* begin;
+  int64_t operations, chunk;
+};
+
+void run_chunk(const Chunk& chunk, const Section& section) {
+  const int64_t* at = section.begin;
+  for (int64_t i = 0; i < section.operations; i++) {
     const Reader r{at + 2};
     switch (at[0]) {
       case kProduct: product(chunk, r); break;
@@ -286,13 +292,6 @@ void run_chunk(const Chunk& chunk) {
     at += at[1];
   }
 }
-
-// Blocks of a chunk that one thread works through.
-struct Sliced {
-  const Run& run;
-  int64_t chunks;
-  bool failed;
-};
 
 // Threads for a call, and whether to wake those that sleep. A core does some 200,000 operations in a microsecond.
 // Workers that are awake are worth it from a few microseconds of work up. To wake them takes 50 microseconds and more:
@@ -309,42 +308,67 @@ int seats(double work, bool* wake) {
   return threads < work / kSeat ? threads : static_cast<int>(work / kSeat);
 }
 
-const char* execute(const Run& run) {
+constexpr const char* kNoMemory = "memojax: out of memory";
+
+const char* run_section(const Run& run, const Section& section, int threads, bool wake) {
   const Header& header = run.header();
   const int64_t blocks = header.blocks;
-  if (!blocks) return nullptr;
-  const double work = static_cast<double>(header.flops) * static_cast<double>(blocks);
-  bool wake = false;
-  const int threads = seats(work, &wake);
-  const bool sliced = threads > 1 && header.chunk * threads <= blocks;
-  if (!sliced) {
-    const int64_t chunk = threads > 1 || header.chunk > blocks ? blocks : header.chunk;
+  if (threads < 2 || section.chunk * threads > blocks) {
+    // One chunk after the other; a few rows on several threads share the work of each step.
+    const int64_t chunk = threads > 1 || section.chunk > blocks ? blocks : section.chunk;
     float* mine = arena_of(header.arena_row * chunk + 16);
-    if (!mine) return "memojax: out of memory";
-    for (int64_t block = 0; block < blocks; block += chunk) {
-      const int64_t count = blocks - block < chunk ? blocks - block : chunk;
-      run_chunk({run, mine, block, count, threads, wake});
-    }
+    if (!mine) return kNoMemory;
+    for (int64_t block = 0; block < blocks; block += chunk)
+      run_chunk({run, mine, block, blocks - block < chunk ? blocks - block : chunk, threads, wake}, section);
     return nullptr;
   }
-  int64_t chunks = (blocks + header.chunk - 1) / header.chunk;
+  // Threads take different chunks.
+  struct Job {
+    const Run& run;
+    const Section& section;
+    int64_t chunks;
+    std::atomic<bool> failed;
+  };
+  int64_t chunks = (blocks + section.chunk - 1) / section.chunk;
   chunks = (chunks + threads - 1) / threads * threads;
   if (chunks > blocks) chunks = blocks;
-  Sliced job{run, chunks, false};
+  Job job{run, section, chunks, {false}};
   run_tiles(
       [](void* given, int64_t i) {
-        Sliced& job = *static_cast<Sliced*>(given);
+        Job& job = *static_cast<Job*>(given);
         const Header& header = job.run.header();
         const int64_t begin = header.blocks * i / job.chunks, end = header.blocks * (i + 1) / job.chunks;
         float* mine = arena_of(header.arena_row * (end - begin) + 16);
-        if (!mine) {
-          __atomic_store_n(&job.failed, true, __ATOMIC_RELAXED);
-          return;
-        }
-        run_chunk({job.run, mine, begin, end - begin, 1, false});
+        if (!mine) return job.failed.store(true, std::memory_order_relaxed);
+        run_chunk({job.run, mine, begin, end - begin, 1, false}, job.section);
       },
       &job, chunks, threads, wake);
-  return job.failed ? "memojax: out of memory" : nullptr;
+  return job.failed.load() ? kNoMemory : nullptr;
+}
+
+const char* execute(Run run) {
+  const Header& header = run.header();
+  if (!header.blocks) return nullptr;
+  bool wake = false;
+  const int threads = seats(static_cast<double>(header.flops) * static_cast<double>(header.blocks), &wake);
+  const int64_t* const end = run.program + header.words;
+  if (header.shared) {
+    // What sections leave for later ones lies behind the most that this thread's chunks need, in the same arena.
+    int64_t most = 1;
+    for (const int64_t* at = run.program + kHeaderWords; at < end; at += at[1])
+      if (at[0] == kSection && at[2] > most) most = at[2];
+    most = most * threads < header.blocks ? most * threads : header.blocks;
+    const int64_t own = (header.arena_row * most + 31) / 16 * 16;
+    float* mine = arena_of(own + header.shared);
+    if (!mine) return kNoMemory;
+    run.shared = mine + own;
+  }
+  for (const int64_t* at = run.program + kHeaderWords; at < end;) {
+    Section section{at + at[1], 0, at[2]};
+    for (at += at[1]; at < end && at[0] != kSection; at += at[1]) section.operations++;
+    if (const char* failure = run_section(run, section, threads, wake)) return failure;
+  }
+  return nullptr;
 }
 
 ffi::Error* fail(const ffi::CallFrame* frame, const char* message) {
@@ -376,7 +400,7 @@ MEMOJAX_EXPORT ffi::Error* memojax_program(ffi::CallFrame* frame) {
   if (attributes.size != 1 || attributes.types[0] != ffi::kArrayAttribute)
     return fail(frame, "memojax: a program is an array of int64");
   const ffi::Array* words = static_cast<const ffi::Array*>(attributes.items[0]);
-  const Run run{static_cast<const int64_t*>(words->data), nullptr};
+  const Run run{static_cast<const int64_t*>(words->data), nullptr, nullptr};
   if (words->dtype != ffi::kInt64 || static_cast<int64_t>(words->size) < kHeaderWords ||
       run.header().magic != kMagic || run.header().words != static_cast<int64_t>(words->size))
     return fail(frame, "memojax: this program was written for other kernels");
@@ -389,14 +413,14 @@ MEMOJAX_EXPORT ffi::Error* memojax_program(ffi::CallFrame* frame) {
     buffers[i] = static_cast<float*>(static_cast<ffi::Buffer*>(frame->arguments.items[i])->data);
   for (int64_t i = 0; i < made; i++)
     buffers[given + i] = static_cast<float*>(static_cast<ffi::Buffer*>(frame->results.items[i])->data);
-  const char* failure = execute({run.program, buffers});
+  const char* failure = execute({run.program, buffers, nullptr});
   return failure ? fail(frame, failure) : nullptr;
 }
 
 // For callers without XLA: the tests, and those of the sanitizers.
 MEMOJAX_EXPORT const char* memojax_run(const int64_t* program, int64_t words, float* const* buffers) {
   if (!chosen || words < kHeaderWords || program[0] != kMagic || program[1] != words) return "memojax: no such program";
-  return execute({program, buffers});
+  return execute({program, buffers, nullptr});
 }
 
 MEMOJAX_EXPORT void memojax_set_threads(int threads, int spin_microseconds) { set_threads(threads, spin_microseconds); }

@@ -1,0 +1,66 @@
+"""What the handler reads lies where XLA puts it: compared with the header of the installed jaxlib."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import jax
+import pytest
+
+from memojax.kernels.build import NATIVE, system_compiler
+
+FIELDS = {
+    "Extension": ("XLA_FFI_Extension_Base", {"struct_size": "struct_size", "type": "type", "next": "next"}),
+    "Version": ("XLA_FFI_Api_Version", {"major": "major_version", "minor": "minor_version"}),
+    "ErrorArgs": ("XLA_FFI_Error_Create_Args", {"struct_size": "struct_size", "message": "message", "code": "errc"}),
+    "Api": ("XLA_FFI_Api", {"version": "api_version", "create_error": "XLA_FFI_Error_Create"}),
+    "Metadata": ("XLA_FFI_Metadata", {"struct_size": "struct_size", "version": "api_version", "traits": "traits"}),
+    "MetadataExtension": ("XLA_FFI_Metadata_Extension", {"metadata": "metadata"}),
+    "Buffer": ("XLA_FFI_Buffer", {"dtype": "dtype", "data": "data", "rank": "rank", "dims": "dims"}),
+    "Array": ("XLA_FFI_Array", {"dtype": "dtype", "size": "size", "data": "data"}),
+    "Attributes": ("XLA_FFI_Attrs", {"size": "size", "types": "types", "names": "names", "items": "attrs"}),
+    "CallFrame": (
+        "XLA_FFI_CallFrame",
+        {
+            "extensions": "extension_start", "api": "api", "context": "ctx", "stage": "stage",
+            "arguments": "args", "results": "rets", "attributes": "attrs",
+        },
+    ),
+}  # fmt: skip
+CONSTANTS = {
+    "kMetadataExtension": "XLA_FFI_Extension_Metadata",
+    "kInvalidArgument": "XLA_FFI_Error_Code_INVALID_ARGUMENT",
+    "kArrayAttribute": "XLA_FFI_AttrType_ARRAY",
+    "kInt64": "XLA_FFI_DataType_S64",
+    "kExecute": "XLA_FFI_ExecutionStage_EXECUTE",
+}
+
+
+def test_structs_lie_as_in_the_installed_jaxlib(tmp_path: Path) -> None:
+    compiler = system_compiler()
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    lines = ['#include "xla_ffi.h"', '#include "xla/ffi/api/c_api.h"', "namespace f = memojax::ffi;"]
+    for ours, (theirs, fields) in FIELDS.items():
+        lines += [
+            f'static_assert(offsetof(f::{ours}, {a}) == offsetof({theirs}, {b}), "{ours}.{a}");'
+            for a, b in fields.items()
+        ]
+    for theirs, items in (("XLA_FFI_Args", "args"), ("XLA_FFI_Rets", "rets")):
+        lines += [f"static_assert(sizeof(f::List) == sizeof({theirs}));"]
+        lines += [f"static_assert(offsetof(f::List, items) == offsetof({theirs}, {items}));"]
+        lines += [f"static_assert(offsetof(f::List, size) == offsetof({theirs}, size));"]
+    lines += [f"static_assert(f::{a} == static_cast<int>({b}));" for a, b in CONSTANTS.items()]
+    source = tmp_path / "layout.cc"
+    source.write_text("\n".join(lines))
+    command = [
+        *compiler.compile,
+        "-std=c++17",
+        "-fsyntax-only",
+        f"-I{NATIVE}",
+        f"-I{jax.ffi.include_dir()}",
+        str(source),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
