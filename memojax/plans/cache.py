@@ -338,7 +338,6 @@ class PlanCache:
     def _emptied(self) -> None:
         self._plans.clear()  # in place: `hit` is bound to this dictionary
         self._pinned.clear()
-        self._failed.clear()
         self._used.clear()
         self._dropped_calls = Counter()
         self._failed = {}
