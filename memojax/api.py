@@ -34,6 +34,7 @@ def load(
     batch_axis: BatchAxis = None,
     constants: Mapping[str, Any] | None = None,
     outputs: Sequence[str] | str | None = None,
+    inputs: Sequence[str] | str = (),
     bucketing: Bucketing = "exact",
     max_batch_size: int | None = None,
     on_miss: OnMiss = "compile",
@@ -46,6 +47,7 @@ def load(
     autotune: Autotune = "off",
     autotune_budget_mb: float = DEFAULT_BUDGET_MB,
     strict: bool = False,
+    checked: bool = False,
 ) -> MemoizingDynamicInferer:
     """Load a policy for any number of agents.
 
@@ -56,9 +58,10 @@ def load(
     Args:
         source: path, name of a bundled policy, bytes, file object, `onnx.ModelProto`, or `TypedModel`.
         preload: batch sizes to compile now; {"batch": 8, "seq": 16} for a model with free dimensions.
-        dims, batch_axis, constants, outputs: what the file leaves open, see `TypedModel.from_model`.
+        dims, batch_axis, constants, outputs, inputs: what the file leaves open, see `TypedModel.from_model`.
         bucketing, max_batch_size, on_miss: how sizes get plans, see `MemoizingDynamicInferer`.
-        maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict: see `InferOptions`.
+        maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked: see
+                `InferOptions`.
 
     Raises:
         OptionError: an option that does not exist, or of another kind.
@@ -73,6 +76,7 @@ def load(
         batch_axis=batch_axis,
         constants=constants,
         outputs=outputs,
+        inputs=inputs,
         bucketing=bucketing,
         max_batch_size=max_batch_size,
         on_miss=on_miss,
@@ -85,6 +89,7 @@ def load(
         autotune=autotune,
         autotune_budget_mb=autotune_budget_mb,
         strict=strict,
+        checked=checked,
     )
 
 
@@ -129,5 +134,6 @@ def to_jax(
             )
         return of_rows(source if isinstance(source, TypedModel) else source.typed)
     return of_graph(
-        source if isinstance(source, Model) else load_model(source, outputs=outputs), constants or {}
+        source if isinstance(source, Model) else load_model(source, outputs=outputs),
+        constants or {},
     )

@@ -23,6 +23,8 @@ def typed_model(
     batch_axis: BatchAxis = None,
     constants: Mapping[str, Any] | None = None,
     outputs: Sequence[str] | str | None = None,
+    inputs: Sequence[str] | str = (),
+    strict: bool = False,
 ) -> TypedModel:
     """`source`, whatever it is by its content, as a `TypedModel`; options are those of `TypedModel.from_model`.
 
@@ -34,14 +36,26 @@ def typed_model(
     """
     if isinstance(source, str) and source in policies.names() and not os.path.exists(source):
         source = policies.bundled(source)
-    options = {"dims": dims, "batch_axis": batch_axis, "constants": constants, "outputs": outputs}
+    options = {
+        "dims": dims,
+        "batch_axis": batch_axis,
+        "constants": constants,
+        "outputs": outputs,
+        "inputs": inputs or None,
+    }
     given = sorted(name for name, value in options.items() if value is not None)
     loaded = source if isinstance(source, TypedModel) else None
     if loaded is None and (asset := find_stablehlo(source)) is not None:
         loaded = load_stablehlo(asset)
     if loaded is None:
         return TypedModel.from_model(
-            source, dims=dims, batch_axis=batch_axis, constants=constants, outputs=outputs
+            source,
+            dims=dims,
+            batch_axis=batch_axis,
+            constants=constants,
+            outputs=outputs,
+            inputs=inputs,
+            strict=strict,
         )
     if given:
         raise InputError(

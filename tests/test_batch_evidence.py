@@ -331,3 +331,81 @@ def test_free_models_pickle_with_their_plans() -> None:
     policy = memojax.load(model, preload=[{"batch": 2, "seq": 4}])
     again = pickle.loads(pickle.dumps(policy))
     assert [(plan.size, dict(plan.dims)) for plan in again.plans()] == [(2, {"seq": 4})]
+
+
+def test_a_default_of_the_file_can_be_given_bound_or_left() -> None:
+    nodes = [op("Mul", "x gain", "y")]
+    model = model_of(
+        nodes, {"x": ["batch", 3], "gain": [1]}, {"y": ["batch", 3]}, gain=np.array([2], np.float32)
+    )
+    x = f32(2, 3)
+    np.testing.assert_array_equal(memojax.load(model).infer_arrays({"x": x})["y"], 2 * x)
+    np.testing.assert_array_equal(
+        memojax.load(model, constants={"gain": 5}).infer_arrays({"x": x})["y"], 5 * x
+    )
+    given = memojax.load(model, inputs="gain").infer_arrays({"x": x, "gain": np.array([3], np.float32)})
+    np.testing.assert_array_equal(given["y"], 3 * x)
+
+
+def test_checked_names_the_agent_whose_index_points_at_nothing() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "i"], ["y"], name="look_up")],
+        "g",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, ["batch"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(f32(4, 3), "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    policy = memojax.load(model, checked=True)
+    policy.infer_arrays({"i": np.array([1, 3])})
+    with pytest.raises(memojax.errors.IndexRangeError, match=r"'look_up'.*index 9 .*agent 8"):
+        policy.infer_batch({5: {"i": 1}, 8: {"i": 9}})
+    assert np.isnan(memojax.load(model).infer_arrays({"i": np.array([1, 9])})["y"][1]).all()
+
+
+def test_a_number_that_decides_a_branch_is_part_of_the_key() -> None:
+    branches = {
+        "then_branch": helper.make_graph(
+            [op("Identity", "x", "t")], "t", [], [onnx.ValueInfoProto(name="t")]
+        ),
+        "else_branch": helper.make_graph(
+            [op("Concat", "x x", "e", axis=1)], "e", [], [onnx.ValueInfoProto(name="e")]
+        ),
+    }
+    graph = helper.make_graph(
+        [op("Equal", "sr k", "c"), op("If", "c", "y", **branches)],
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3]),
+            helper.make_tensor_value_info("sr", TensorProto.INT64, []),
+        ],
+        [onnx.ValueInfoProto(name="y")],
+        [numpy_helper.from_array(np.array(16000, np.int64), "k")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    policy, x = memojax.load(model), f32(2, 3)
+    np.testing.assert_array_equal(policy.infer_arrays({"x": x, "sr": 16000})["y"], x)
+    np.testing.assert_array_equal(policy.infer_arrays({"x": x, "sr": 8000})["y"], np.concatenate([x, x], 1))
+    answers = policy.infer_batch({1: {"x": x[0], "sr": 8000}, 2: {"x": x[1], "sr": 16000}})
+    assert [answer["y"].shape for answer in answers.values()] == [(6,), (3,)]
+    assert sorted(plan.dims["sr"] for plan in policy.plans()) == [8000, 8000, 16000, 16000]
+
+
+def test_the_command_line_binds_free_dimensions(tmp_path: Any) -> None:
+    from click.testing import CliRunner
+
+    from memojax.cli.main import main
+
+    nodes = [op("ReduceMean", "x", "y", axes=[1], keepdims=0)]
+    path = tmp_path / "mean.onnx"
+    onnx.save(model_of(nodes, {"x": ["batch", "seq", 3]}, {"y": ["batch", 3]}), path)
+    open_run = CliRunner().invoke(main, ["run", str(path), "-b", "8"])
+    assert open_run.exit_code == 1
+    assert "--dim seq=16" in open_run.stderr
+    bound = CliRunner().invoke(main, ["run", str(path), "-b", "8", "--dim", "seq=16"])
+    assert bound.exit_code == 0, bound.output
+    shown = CliRunner().invoke(main, ["api", str(path)])
+    assert "seq" in shown.output
+    onnx.save(GRAPH, path)
+    assert CliRunner().invoke(main, ["api", str(path)]).exit_code == 1
+    assert CliRunner().invoke(main, ["api", str(path), "--batch-axis", "none"]).exit_code == 0

@@ -37,6 +37,7 @@ class InfererBuilder:
         batch_axis: BatchAxis = None,
         constants: Mapping[str, Any] | None = None,
         outputs: Sequence[str] | str | None = None,
+        inputs: Sequence[str] | str = (),
     ):
         """Load `source`; options are those of `TypedModel.from_model`.
 
@@ -45,7 +46,7 @@ class InfererBuilder:
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
         """
         self.typed = typed_model(
-            source, dims=dims, batch_axis=batch_axis, constants=constants, outputs=outputs
+            source, dims=dims, batch_axis=batch_axis, constants=constants, outputs=outputs, inputs=inputs
         )
 
     def build_basic(self, **options: Unpack[SharedOptions]) -> BasicInferer:

@@ -83,7 +83,7 @@ class ModelInferer(Inferer):
         self._only = None if typed.is_open else self._rows_at(Binding())
         self._n_names = len(typed.api.inputs)
         self._first_name = self._only.first_name if self._only else ""
-        self._hit = self._only.cache.hit if self._only else _no_plan
+        self._hit = self._only.cache.hit if self._only and not options.checked else _no_plan
         self._has_constants = self._only is not None and self._only.has_constants
         self.preload(preloaded_sizes)
 
@@ -209,7 +209,7 @@ class ModelInferer(Inferer):
             rows, given = self._bound(given)
         if view.whole:
             rows.arrived(view.whole)
-        results = dict(zip(rows.typed.computed, rows.run_at_once(given, n), strict=True))
+        results = dict(zip(rows.typed.computed, rows.run_at_once(given, n, view.ids), strict=True))
         for slot, spec in enumerate(self.raw_api.outputs):
             found = results.get(spec.name)
             view.set_output(slot, rows.constant_rows(spec.name, n) if found is None else found)
@@ -223,13 +223,16 @@ class ModelInferer(Inferer):
             plan = None
         if plan is not None and len(inputs) == self._n_names:
             named: Any = plan.answer(inputs, self._key)
+            if named is None and (narrowed := self._only.narrowed(inputs)) is not None:  # pyright: ignore[reportOptionalMemberAccess]
+                named = plan.answer(narrowed, self._key)
             if named is not None:
                 return self._only.in_order(named, plan.size) if self._has_constants else named  # pyright: ignore[reportOptionalMemberAccess]
         check_mapping(inputs)
         rows, given = (self._only, inputs) if self._only else self._opened(inputs)
         if any(lives_on_device(value) for value in given.values()):
             return rows.infer_on_device(given)
-        return (None if self._only else rows.hit(given)) or rows.infer(given)
+        quick = self._only is None and not self.options.checked
+        return (rows.hit(given) if quick else None) or rows.infer(given, ids)
 
     def _opened(self, inputs: Mapping[str, Any]) -> tuple[CompiledRows, dict[str, Any]]:
         """The rows for the binding that `inputs` have, and the inputs that are left to give."""
@@ -265,7 +268,9 @@ class ModelInferer(Inferer):
         with self._opening:
             engine = self._family.at(binding)
             if (rows := self._rows.get(binding)) is None or rows.engine is not engine:
-                rows = self._rows[binding] = CompiledRows(engine, self._route, self._key, self._choice)
+                rows = self._rows[binding] = CompiledRows(
+                    engine, self._route, self._key, self._choice, self.options.checked
+                )
                 for gone in [key for key, one in self._rows.items() if not self._family.holds(one.engine)]:
                     del self._rows[gone]
                 for size in engine.cache.pin(self._pinned):

@@ -12,6 +12,8 @@ import numpy as np
 
 from .._types import Arrays
 from ..errors import BatchSizeError, InputShapeError, RowsMixError
+from ..lowering.batch_axis import BatchedFunction
+from ..lowering.index_checks import RowChecks
 from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..plans.cache import PlanCache
@@ -29,13 +31,20 @@ from .routes import OnePlan, Route
 class CompiledRows:
     """Runs batches of a model whose element shapes are numbers."""
 
-    def __init__(self, engine: Engine, route: Route, key: Callable[[], np.ndarray], choice: DeviceChoice):
-        """Deal rows out to the plans of `engine` by `route`; `key` draws the keys of a random model."""
+    def __init__(
+        self,
+        engine: Engine,
+        route: Route,
+        key: Callable[[], np.ndarray],
+        choice: DeviceChoice,
+        checked: bool = False,
+    ):
+        """Deal rows out to the plans of `engine` by `route`; `key` draws the keys of a random model, `checked` is as in `InferOptions`."""
         typed = engine.typed
         self.engine = engine
-        self.cache = engine.cache
-        self.route = OnePlan(typed.only_rows) if typed.only_rows else route
-        self.histogram = BatchHistogram()
+        self.cache: PlanCache = engine.cache
+        self.route: OnePlan | Route = OnePlan(typed.only_rows) if typed.only_rows else route
+        self.histogram: BatchHistogram = BatchHistogram()
         self._key = key
         self._choice = choice
         self._local = threading.local()
@@ -43,8 +52,9 @@ class CompiledRows:
         self._inputs = typed.api.inputs
         self._computed = typed.computed
         batched = [spec.name for spec in self._inputs if not spec.shared]
-        self.first_name = batched[0] if batched else ""
+        self.first_name: str = batched[0] if batched else ""
         self.has_constants = bool(typed.constant)
+        self._checks = RowChecks(typed.fn) if checked and isinstance(typed.fn, BatchedFunction) else None
 
     @property
     def typed(self) -> TypedModel:
@@ -64,15 +74,29 @@ class CompiledRows:
             return None
         return self.in_order(named, plan.size) if self.has_constants else named
 
+    def narrowed(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """NumPy floats of another width as floats of the model's; None where an input is anything else.
+
+        It is the short way for rows in float64, which environments give; shapes are for the plan to check.
+        """
+        rows = {}
+        for spec in self._inputs:
+            row = inputs.get(spec.name)
+            if type(row) is not np.ndarray or row.dtype.kind != "f" or spec.dtype.kind != "f":
+                return None
+            rows[spec.name] = row if row.dtype == spec.dtype else row.astype(spec.dtype, order="C")
+        return rows
+
     def in_order(self, named: Arrays, n: int) -> Arrays:
         """Computed and constant outputs for `n` rows, in the model's order."""
         return self._constants.in_order(self.typed, named, n)
 
-    def infer(self, inputs: Mapping[str, Any]) -> Arrays:
-        """Run NumPy rows that need a cast, a route or a compile.
+    def infer(self, inputs: Mapping[str, Any], ids: Sequence[int] | None = None) -> Arrays:
+        """Run NumPy rows that need a cast, a route or a compile; `ids` are the agents, for errors.
 
         Raises:
             InputError: they do not fit.
+            IndexRangeError: an index points at nothing, where indices are checked.
         """
         rows, n = checked_rows(self._inputs, inputs)
         if n < 0:
@@ -81,7 +105,16 @@ class CompiledRows:
             )
         if n == 0:
             return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self.typed.api.outputs}
+        self._check_indices(rows, n, ids)
         return self.in_order(dict(zip(self._computed, self.run(rows, n), strict=True)), n)
+
+    def _check_indices(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None) -> None:
+        if self._checks is not None:
+            each = [
+                np.broadcast_to(row, (n, *row.shape)) if spec.shared else np.asarray(row)
+                for spec, row in zip(self._inputs, rows, strict=True)
+            ]
+            self._checks(self.typed.params, each, ids)
 
     def run(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
         """Computed outputs of a whole batch of `n` rows, in as many parts as the route wants."""
@@ -101,7 +134,7 @@ class CompiledRows:
             done += taken
         return parts
 
-    def run_at_once(self, rows: Sequence[Any], n: int) -> list[np.ndarray]:
+    def run_at_once(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None = None) -> list[np.ndarray]:
         """Computed outputs of `n` rows that one plan runs.
 
         Raises:
@@ -117,6 +150,7 @@ class CompiledRows:
             shared_value(spec, row) if spec.shared else row
             for spec, row in zip(self._inputs, rows, strict=True)
         ]
+        self._check_indices(alone, n, ids)
         return self._run_part(alone, n, size)
 
     def arrived(self, n: int) -> None:
@@ -183,6 +217,7 @@ class CompiledRows:
         outputs = self.typed.api.outputs
         if n == 0:
             return {spec.name: on_device(np.zeros(spec.rows(0), spec.dtype), device) for spec in outputs}
+        self._check_indices(rows, n, None)
         cache = self.engine.on(device)
         self.histogram.arrived(n)
         self.route.arrived(n, cache)

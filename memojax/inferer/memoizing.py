@@ -59,6 +59,7 @@ class MemoizingDynamicInferer(ModelInferer):
         autotune: Autotune = "off",
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
         strict: bool = False,
+        checked: bool = False,
     ):
         """Compile `preloaded_sizes` now.
 
@@ -70,7 +71,8 @@ class MemoizingDynamicInferer(ModelInferer):
             on_miss: what a call does whose size has no plan yet. "compile": it waits for one. "pad": it runs at once, padded into
                 the next larger plan or split over smaller ones, while the right plan is compiled in the background (the very
                 first call compiles). "warn": as "compile", with a warning in the log. "error": it raises.
-            maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict: see `InferOptions`.
+            maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked: see
+                `InferOptions`.
 
         Raises:
             OptionError: an option that does not exist, or of another kind.
@@ -80,7 +82,16 @@ class MemoizingDynamicInferer(ModelInferer):
         one_of("on_miss", on_miss, get_args(OnMiss))
         self._policy = {"bucketing": bucketing, "max_batch_size": max_batch_size, "on_miss": on_miss}
         options = InferOptions(
-            maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict
+            maxsize,
+            device,
+            seed,
+            precision,
+            weights,
+            cache_dir,
+            autotune,
+            autotune_budget_mb,
+            strict,
+            checked,
         )
         super().__init__(typed, (), options, Buckets(bucket_of(bucketing, max_batch_size), on_miss))
         if on_miss == "pad":
@@ -98,6 +109,7 @@ class MemoizingDynamicInferer(ModelInferer):
         batch_axis: BatchAxis = None,
         constants: Mapping[str, Any] | None = None,
         outputs: Sequence[str] | str | None = None,
+        inputs: Sequence[str] | str = (),
         bucketing: Bucketing = "exact",
         max_batch_size: int | None = None,
         on_miss: OnMiss = "compile",
@@ -110,6 +122,7 @@ class MemoizingDynamicInferer(ModelInferer):
         autotune: Autotune = "off",
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
         strict: bool = False,
+        checked: bool = False,
     ) -> MemoizingDynamicInferer:
         """Load an ONNX model; options are those of `TypedModel.from_model` and of the constructor.
 
@@ -117,7 +130,15 @@ class MemoizingDynamicInferer(ModelInferer):
             OptionError: an option that does not exist, or of another kind.
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
         """
-        typed = typed_model(model, dims=dims, batch_axis=batch_axis, constants=constants, outputs=outputs)
+        typed = typed_model(
+            model,
+            dims=dims,
+            batch_axis=batch_axis,
+            constants=constants,
+            outputs=outputs,
+            inputs=inputs,
+            strict=strict,
+        )
         return cls(
             typed,
             preloaded_sizes,
@@ -133,6 +154,7 @@ class MemoizingDynamicInferer(ModelInferer):
             autotune=autotune,
             autotune_budget_mb=autotune_budget_mb,
             strict=strict,
+            checked=checked,
         )
 
     @classmethod
@@ -154,6 +176,7 @@ class MemoizingDynamicInferer(ModelInferer):
         autotune: Autotune = "off",
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
         strict: bool = False,
+        checked: bool = False,
     ) -> MemoizingDynamicInferer:
         """Use a `TypedModel` that is loaded already.
 
@@ -175,6 +198,7 @@ class MemoizingDynamicInferer(ModelInferer):
             autotune=autotune,
             autotune_budget_mb=autotune_budget_mb,
             strict=strict,
+            checked=checked,
         )
 
     def _arguments(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class SharedOptions(TypedDict, total=False):
     autotune: Autotune
     autotune_budget_mb: float
     strict: bool
+    checked: bool
 
 
 class MemoizingOptions(SharedOptions, total=False):
@@ -53,7 +54,10 @@ class InferOptions:
         autotune: whether plans are tried as other candidates too: "off", "preload" (the preloaded ones, at once), "background"
             (those in use).
         autotune_budget_mb: memory that tuning may use.
-        strict: refuse `jax.Array`s that lie on several devices, or elsewhere than on the accelerator that `device` names.
+        strict: refuse what would be mended at a cost: `jax.Array`s that lie on several devices, or elsewhere than on the accelerator that
+            `device` names, and, while loading, a file whose graph breaks, so that each row of it runs by itself, partly on the host.
+        checked: raise an error where data gives an index that points at nothing, with the node, the index and the agent. Each row
+            is looked at before the batch runs, which takes time; without it, such an index gives NaN.
     """
 
     maxsize: int | None = None
@@ -65,6 +69,7 @@ class InferOptions:
     autotune: Autotune = "off"
     autotune_budget_mb: float = DEFAULT_BUDGET_MB
     strict: bool = False
+    checked: bool = False
 
     def __post_init__(self) -> None:
         """Check kinds.
@@ -79,6 +84,7 @@ class InferOptions:
         one_of("autotune", self.autotune, get_args(Autotune))
         of_kind("autotune_budget_mb", self.autotune_budget_mb, (int, float), "megabytes")
         of_kind("strict", self.strict, bool, "True or False")
+        of_kind("checked", self.checked, bool, "True or False")
         if self.cache_dir is not None:
             of_kind("cache_dir", self.cache_dir, (str, PathLike), "a folder")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from ..errors import (
     LoweringError,
     Unsupported,
     UnsupportedOpError,
+    printable,
 )
 from ..exporter_names import is_mask
 from ..model import Model, load_model
@@ -31,12 +33,14 @@ from ..xla.options import compiled
 from ..xla.settings import own_settings
 from .batch_axis import BatchedFunction
 from .batch_evidence import BatchAxis, settled_by
-from .binding import bind_inputs, check_no_text
+from .binding import bind_inputs, check_no_text, with_inputs
 from .find_batch import batched
 from .free_function import Binding, FreeFunction
 from .graph_breaks import host_nodes
 from .graph_function import GraphFunction
+from .host_rows import HostRows, host_rows, single_runs
 
+log: logging.Logger = logging.getLogger("memojax")
 RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
 
 
@@ -92,6 +96,8 @@ class TypedModel:
         batch_axis: BatchAxis = None,
         constants: Mapping[str, Any] | None = None,
         outputs: Sequence[str] | str | None = None,
+        inputs: Sequence[str] | str = (),
+        strict: bool = False,
     ) -> TypedModel:
         """Load an ONNX model.
 
@@ -106,6 +112,8 @@ class TypedModel:
                 input -> axis (None: shared by all agents), or False (the file runs once for each agent).
             constants: inputs that are the same for all agents and calls, name -> value in the file's layout.
             outputs: keep only these outputs and what they need.
+            inputs: inputs with a default in the file that callers give with each call; the others keep it, or `constants` binds them.
+            strict: refuse a file with operators that only the host can run; otherwise each row of it runs by itself, partly on the host.
 
         Raises:
             ModelLoadError: the file cannot be loaded.
@@ -114,30 +122,33 @@ class TypedModel:
         """
         wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
-        graph = bind_inputs(model.graph, constants or {})
+        given = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+        graph = with_inputs(bind_inputs(model.graph, constants or {}), given)
         operators = Operators()
-        if found := host_nodes(graph, operators, masked=True):
-            raise UnsupportedOpError(
-                [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
-            )
+        breaks = host_nodes(graph, operators)
         check_no_text(graph)
-        try:
-            rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
-        except LoweringError as cause:
-            if picking := host_nodes(graph, operators):
-                raise UnsupportedOpError(
-                    [
-                        Unsupported(n.domain, n.op_type, n.opset, (n.name,), f"{_ON_HOST} ({cause})")
-                        for n in picking
-                    ]
-                ) from cause
-            raise
-        typed = _of_rows(cls, model, rows, _fingerprint(model, dims, batch_axis, constants, wanted))
-        if _declared_size(rows) and typed.mixing_outputs():
-            # What leads every shape is no batch where its rows mix: it belongs to the element of one agent.
-            rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=False)
-            typed = _of_rows(cls, model, rows, typed.fingerprint)
-        return typed
+        failure: LoweringError | None = None
+        if not host_nodes(graph, operators, masked=True):
+            try:
+                rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
+                typed = _of_rows(
+                    cls, model, rows, _fingerprint(model, dims, batch_axis, constants, wanted, given)
+                )
+                if _declared_size(rows) and typed.mixing_outputs():
+                    # What leads every shape is no batch where its rows mix: it belongs to the element of one agent.
+                    rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=False)
+                    typed = _of_rows(cls, model, rows, typed.fingerprint)
+                return typed
+            except LoweringError as cause:
+                if not breaks:
+                    raise
+                failure = cause
+        if strict:
+            why = f"{_ON_HOST}{f' ({failure})' if failure else ''}"
+            raise UnsupportedOpError(
+                [Unsupported(n.domain, n.op_type, n.opset, (n.name,), why) for n in breaks]
+            ) from failure
+        return _on_host(cls, model, host_rows(graph, single_runs(graph, dims or {}, batch_axis)))
 
     @classmethod
     def from_function(
@@ -460,6 +471,27 @@ def _of_rows(
         fingerprint=fingerprint,
         weak=settled_by(rows.layout) if strength == "leading" else "",
         only_rows=rule.only_rows if rule else None,
+    )
+
+
+def _on_host(cls: type[TypedModel], model: Model, rows: HostRows) -> TypedModel:
+    """A loaded file with graph breaks as a `TypedModel`; without a fingerprint, since what calls back cannot be kept on disk."""
+    log.warning(
+        "%s: the graph breaks at %s, so that each row runs by itself and partly on the host, some 300 us a row; strict=True refuses this",
+        printable(model.name),
+        ", ".join(rows.breaks),
+    )
+    return cls(
+        fn=rows,
+        params={},
+        api=rows.api,
+        computed=tuple(spec.name for spec in rows.api.outputs),
+        random=rows.random,
+        rule=f"host (each row by itself: the graph breaks at {', '.join(rows.breaks)})",
+        independent=True,
+        model=model,
+        name=model.name,
+        metadata=dict(model.metadata),
     )
 
 

@@ -15,6 +15,7 @@ from jax import export
 
 from .._types import Source
 from ..errors import AssetError, DimensionError, InputError
+from ..lowering.host_rows import HostRows
 from ..lowering.typed_model import TypedModel
 from ..model.crvo import AssetData, AssetKind
 from ..model.signature import TensorSpec
@@ -64,6 +65,11 @@ def to_stablehlo(
     typed = typed_model(source, **options)
     if batch_size is not None and batch_size < 1:
         raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
+    if isinstance(typed.fn, HostRows):
+        raise DimensionError(
+            f"{typed.name}: its graph breaks at {', '.join(typed.fn.breaks)}, which run on the host, and a program has no host: leave "
+            "out with outputs= what needs them"
+        )
     _check_closed(typed)
     batch_size = typed.only_rows if batch_size is None else batch_size
     chosen = _platforms(typed, platforms)
