@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._types import Array
 from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
 from ..model.signature import TensorSpec
 from ..xla.settings import own_settings
@@ -88,7 +89,7 @@ def _cast(spec: TensorSpec, value: Any, device: jax.Device) -> Any:
     return (np.asarray(value) if device.platform == "cpu" else value).astype(spec.dtype)
 
 
-def on_device(rows: np.ndarray, device: jax.Device) -> jax.Array:
+def on_device(rows: Array, device: jax.Device) -> jax.Array:
     """`rows` on `device`, in their own dtype whatever the x64 setting."""
     with own_settings():
         return jax.device_put(rows, device)
