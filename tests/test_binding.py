@@ -12,7 +12,13 @@ import onnxruntime
 import pytest
 
 import memojax
-from memojax.errors import InputDtypeError, InputShapeError, LoweringError, UnknownInputError
+from memojax.errors import (
+    InputDtypeError,
+    InputShapeError,
+    LoweringError,
+    UnknownInputError,
+    UnsupportedOpError,
+)
 from memojax.lowering.binding import bind_inputs, with_inputs
 from memojax.lowering.graph_function import GraphFunction
 from memojax.model import load_model
@@ -172,3 +178,46 @@ def test_defaults_become_inputs_by_name() -> None:
     assert bind_inputs(graph, {"gain": np.ones(4)}).bound.keys() == {"gain"}
     with pytest.raises(UnknownInputError, match="'gains'"):
         with_inputs(graph, ["gains"])
+
+
+STRANGE = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "my.domain": 1]>
+g (float[N,4] x, bool flag, int64 level, float[N,4] noise) => (float[N,4] y) <float[4] w = {1, 2, 3, 4}, int64 two = {2}> {
+    y = If (flag) <then_branch = a () => (float[N,4] t) {
+            high = Greater (level, two)
+            m = Mul (x, w)
+            t = If (high) <then_branch = c () => (float[N,4] u) { m2 = Neg (m)
+ u = Identity (m2) },
+                           else_branch = d () => (float[N,4] u2) { u2 = Add (m, noise) }>
+        },
+        else_branch = b () => (float[N,4] e) { e = my.domain.Strange (x) }>
+}""")
+"""One branch has an unknown operator, and an If inside of the other drops an input."""
+
+
+def test_a_bound_condition_drops_the_branch_that_is_not_taken() -> None:
+    bound = {"flag": True, "level": 3}
+    graph = bind_inputs(load_model(STRANGE).graph, bound)
+    assert not any(node.op_type == "If" for node in graph.nodes)
+    weights = np.array([1, 2, 3, 4], np.float32)
+    noise = np.ones_like(X)
+    given = {"x": X, "noise": noise}
+    np.testing.assert_array_equal(memojax.run(STRANGE, given, constants=bound)["y"], -(X * weights))
+    np.testing.assert_array_equal(
+        memojax.load(STRANGE, constants=bound).infer_arrays(given)["y"], -(X * weights)
+    )
+    low = memojax.load(STRANGE, constants={"flag": True, "level": 1})
+    np.testing.assert_array_equal(low.infer_arrays(given)["y"], X * weights + noise)
+    with pytest.raises(UnsupportedOpError, match="Strange"):
+        memojax.load(STRANGE, constants={"flag": False})
+    with pytest.raises(UnsupportedOpError, match="Strange"):
+        memojax.run(STRANGE, {**given, "flag": True, "level": 3})
+
+
+def test_new_weights_reach_a_policy_whose_branch_was_taken() -> None:
+    bound = {"flag": True, "level": 3}
+    policy = memojax.load(STRANGE, constants=bound)
+    other = onnx.ModelProto()
+    other.CopyFrom(STRANGE)
+    other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.full(4, 5, np.float32), "w"))
+    policy.update_params(other).result()
+    np.testing.assert_array_equal(policy.infer_arrays({"x": X, "noise": X})["y"], -5 * X)
