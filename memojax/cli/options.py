@@ -168,6 +168,20 @@ def checked_target(ctx: click.Context, param: click.Parameter, value: str | None
     return value
 
 
+def check_bound(api: Any) -> None:
+    """See that random rows can be made: every dimension and static input has a value.
+
+    Raises:
+        DimensionError: one is open; the options that give it one are named.
+    """
+    from ..errors import DimensionError
+
+    wanted = [f"--dim {symbol}=16" for symbol in api.free]
+    wanted += [f"--constant {spec.name}=1" for spec in api.inputs if spec.static]
+    if wanted:
+        raise DimensionError(f"the model leaves sizes open: give {' '.join(wanted)} (or other values)")
+
+
 def check_target(path: str | Path) -> None:
     """Check that `path` can become a file, without writing it.
 

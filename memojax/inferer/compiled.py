@@ -218,6 +218,8 @@ class ModelInferer(Inferer):
             plan = None
         if plan is not None and len(inputs) == self._n_names:
             named: Any = plan.answer(inputs, self._key)
+            if named is None and (narrowed := self._only.narrowed(inputs)) is not None:  # pyright: ignore[reportOptionalMemberAccess]
+                named = plan.answer(narrowed, self._key)
             if named is not None:
                 return self._only.in_order(named, plan.size) if self._has_constants else named  # pyright: ignore[reportOptionalMemberAccess]
         check_mapping(inputs)

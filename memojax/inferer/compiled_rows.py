@@ -42,9 +42,9 @@ class CompiledRows:
         """Deal rows out to the plans of `engine` by `route`; `key` draws the keys of a random model, `checked` is as in `InferOptions`."""
         typed = engine.typed
         self.engine = engine
-        self.cache = engine.cache
-        self.route = OnePlan(typed.only_rows) if typed.only_rows else route
-        self.histogram = BatchHistogram()
+        self.cache: PlanCache = engine.cache
+        self.route: OnePlan | Route = OnePlan(typed.only_rows) if typed.only_rows else route
+        self.histogram: BatchHistogram = BatchHistogram()
         self._key = key
         self._choice = choice
         self._local = threading.local()
@@ -52,7 +52,7 @@ class CompiledRows:
         self._inputs = typed.api.inputs
         self._computed = typed.computed
         batched = [spec.name for spec in self._inputs if not spec.shared]
-        self.first_name = batched[0] if batched else ""
+        self.first_name: str = batched[0] if batched else ""
         self.has_constants = bool(typed.constant)
         self._checks = RowChecks(typed.fn) if checked and isinstance(typed.fn, BatchedFunction) else None
 
@@ -73,6 +73,19 @@ class CompiledRows:
         if named is None:
             return None
         return self.in_order(named, plan.size) if self.has_constants else named
+
+    def narrowed(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """NumPy floats of another width as floats of the model's; None where an input is anything else.
+
+        It is the short way for rows in float64, which environments give; shapes are for the plan to check.
+        """
+        rows = {}
+        for spec in self._inputs:
+            row = inputs.get(spec.name)
+            if type(row) is not np.ndarray or row.dtype.kind != "f" or spec.dtype.kind != "f":
+                return None
+            rows[spec.name] = row if row.dtype == spec.dtype else row.astype(spec.dtype, order="C")
+        return rows
 
     def in_order(self, named: Arrays, n: int) -> Arrays:
         """Computed and constant outputs for `n` rows, in the model's order."""
