@@ -394,18 +394,18 @@ def test_a_number_that_decides_a_branch_is_part_of_the_key() -> None:
 def test_the_command_line_binds_free_dimensions(tmp_path: Any) -> None:
     from click.testing import CliRunner
 
-    from memojax.cli.main import main
+    from memojax.cli.main import cli
 
     nodes = [op("ReduceMean", "x", "y", axes=[1], keepdims=0)]
     path = tmp_path / "mean.onnx"
     onnx.save(model_of(nodes, {"x": ["batch", "seq", 3]}, {"y": ["batch", 3]}), path)
-    open_run = CliRunner().invoke(main, ["run", str(path), "-b", "8"])
+    open_run = CliRunner().invoke(cli, ["run", str(path), "-b", "8"])
     assert open_run.exit_code == 1
     assert "--dim seq=16" in open_run.stderr
-    bound = CliRunner().invoke(main, ["run", str(path), "-b", "8", "--dim", "seq=16"])
+    bound = CliRunner().invoke(cli, ["run", str(path), "-b", "8", "--dim", "seq=16"])
     assert bound.exit_code == 0, bound.output
-    shown = CliRunner().invoke(main, ["api", str(path)])
+    shown = CliRunner().invoke(cli, ["api", str(path)])
     assert "seq" in shown.output
     onnx.save(GRAPH, path)
-    assert CliRunner().invoke(main, ["api", str(path)]).exit_code == 1
-    assert CliRunner().invoke(main, ["api", str(path), "--batch-axis", "none"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["api", str(path)]).exit_code == 1
+    assert CliRunner().invoke(cli, ["api", str(path), "--batch-axis", "none"]).exit_code == 0
