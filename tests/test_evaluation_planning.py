@@ -127,7 +127,7 @@ def test_a_file_that_runs_at_one_size_only_is_not_padded() -> None:
 
 
 def test_sizes_and_misses_are_the_callers_choice(linear: Path) -> None:
-    result = mj.evaluate(linear, Tiny, episodes=8, num_envs=8, bucketing=[3, 8])
+    result = mj.evaluate(linear, Tiny, episodes=8, num_envs=8, bucketing=iter([3, 8]), preload=iter([3]))
     assert {plan.size for plan in result.plans} == {3, 8}
     with pytest.raises(errors.EvaluationError, match="batch size 8 has no plan"):
         mj.evaluate(linear, Tiny, episodes=8, num_envs=8, on_miss="error")

@@ -278,6 +278,18 @@ def test_a_predictor_plays_as_evaluate_does() -> None:
         assert total == pytest.approx(wanted.mean_return)
 
 
+def test_a_predictor_acts_for_all_of_a_vector_environment() -> None:
+    envs = gym.make_vec("Pendulum-v1", num_envs=3)
+    agent = mj.load(policies.bundled("pendulum_ppo")).for_env(envs)
+    observations, _ = envs.reset(seed=3)
+    actions, state = agent.predict(observations)
+    assert state is None
+    assert envs.action_space.contains(actions)
+    for row, observation in zip(actions, observations, strict=True):
+        np.testing.assert_allclose(row, agent.predict(observation)[0], rtol=1e-4)
+    envs.close()
+
+
 @pytest.mark.parametrize("tracked", [False, True])
 def test_hidden_state_goes_around_and_starts_anew(tracked: bool) -> None:
     policy: Any = mj.load(policies.bundled("recurrent_lstm"))

@@ -17,7 +17,7 @@ class TeamOutcome:
     """What a parallel environment says after a reset or a step.
 
     Attributes:
-        seen: agent -> (observation, action mask), for those that act next.
+        seen: agent -> (observation, action mask), for the agents that act next.
         rewards: agent -> reward.
         terminated: whether the episode is over, by the task.
         truncated: whether it is over, by a limit for all who were left.
@@ -47,8 +47,8 @@ class ParallelPool(EnvPool):
         self._local = local
         self._envs = local.envs
         name = (getattr(self._envs[0], "metadata", None) or {}).get("name")
-        self.name = name or local.name
-        self.agents = [str(agent) for agent in self._envs[0].possible_agents]
+        self.name: str = name or local.name
+        self.agents: list[str] = [str(agent) for agent in self._envs[0].possible_agents]
         self._keys = {str(agent): agent for agent in self._envs[0].possible_agents}
 
     def spaces_of(self, agent: str) -> AgentSpaces:

@@ -225,7 +225,8 @@ class Inferer(abc.ABC):
         (1,)
 
         Args:
-            env: anything with an `observation_space` and an `action_space`: Gymnasium's, or a `VecEnv`.
+            env: anything with an `observation_space` and an `action_space`: Gymnasium's, also a vector environment, or
+                Stable-Baselines3's `VecEnv`.
             seed: of the draws where `deterministic` is False.
             wiring: `observation`, `action`, `epsilon`, `recurrent`, `observation_transforms`, `action_transforms`, as for
                 `memojax.evaluate`.

@@ -42,9 +42,9 @@ class CompiledRows:
         """Deal rows out to the plans of `engine` by `route`; `key` draws the keys of a random model, `checked` is as in `InferOptions`."""
         typed = engine.typed
         self.engine = engine
-        self.cache = engine.cache
-        self.route = OnePlan(typed.only_rows) if typed.only_rows else route
-        self.histogram = BatchHistogram()
+        self.cache: PlanCache = engine.cache
+        self.route: OnePlan | Route = OnePlan(typed.only_rows) if typed.only_rows else route
+        self.histogram: BatchHistogram = BatchHistogram()
         self._key = key
         self._choice = choice
         self._local = threading.local()
@@ -52,7 +52,7 @@ class CompiledRows:
         self._inputs = typed.api.inputs
         self._computed = typed.computed
         batched = [spec.name for spec in self._inputs if not spec.shared]
-        self.first_name = batched[0] if batched else ""
+        self.first_name: str = batched[0] if batched else ""
         self.has_constants = bool(typed.constant)
         self._checks = RowChecks(typed.fn) if checked and isinstance(typed.fn, BatchedFunction) else None
 

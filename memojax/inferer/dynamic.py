@@ -38,7 +38,7 @@ class DynamicInferer(ModelInferer):
             BatchSizeError: `capacity` is no positive whole number.
             RowsMixError: the model's rows influence each other, so that they cannot be padded or split.
         """
-        self.capacity = checked_size(capacity)
+        self.capacity: int = checked_size(capacity)
         super().__init__(typed, (), infer_options(type(self).__name__, options), OnePlan(self.capacity))
         self._refuse_mixing("DynamicInferer")
         self.preload([self.capacity])

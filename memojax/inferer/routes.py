@@ -13,7 +13,7 @@ from ..plans.cache import PlanCache
 
 OnMiss = Literal["compile", "pad", "warn", "error"]
 
-log = logging.getLogger("memojax")
+log: logging.Logger = logging.getLogger("memojax")
 
 
 class Route(abc.ABC):

@@ -72,7 +72,7 @@ class PlanCache:
     def __init__(
         self, lower: Callable[[int], Lowered], maxsize: int | None = None, beside: PlanCache | None = None
     ):
-        """Plans come from `lower(size).compile()`; at most `maxsize` that were not preloaded are kept, the least recently used go.
+        """Make plans by `lower(size).compile()`; of those not preloaded, keep the `maxsize` most recently used.
 
         `beside` is a cache that this one shares its `maxsize` and lock with.
 

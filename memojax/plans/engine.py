@@ -76,7 +76,8 @@ class Engine:
             and device.platform == "cpu"
             and (self._disk is not None or self._tuner.mode != "off")
         ):
-            weights = "constant"  # only then there is something to store, and to tune
+            # Only such plans can be tuned, and load from disk without a trace.
+            weights = "constant"
         like = beside._compiler if beside else None
         self._compiler = PlanCompiler(typed, device, like.weights if like else weights, precision, like=like)
         self._compiler.keep_traces = self._tuner.handles(self._compiler)

@@ -61,7 +61,7 @@ class Family:
             for binding, engine in self._engines.items():
                 engine.update(typed.at(binding) if typed.is_open else typed, first)
                 first = first or engine
-            self.typed = typed
+            self.typed: TypedModel = typed
 
     def _prune(self) -> None:
         idle = [binding for binding, engine in self._engines.items() if engine.is_idle]

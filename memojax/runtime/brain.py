@@ -188,7 +188,7 @@ class BrainState:
                 self._queue.open.extend(pairs, replace=True)
                 self._lives_on(*(agent for agent, _ in pairs))
                 return
-            # Two batches take them: copies, checked as a whole, that each can take again if it comes to that.
+            # The states go to two batches. Checked copies let both take them again if an interrupt comes in between.
             copies = batcher_for(self.inferer, len(pairs))
             copies.extend(pairs)
             parts = [], []
@@ -318,7 +318,7 @@ class BrainState:
                     self._note_cost(count, self._clock() - started, ready)
 
     def _execute(self, batch: Batcher | LooseBatcher, answers: dict[BrainId, dict[int, Response]]) -> None:
-        """Run `batch`, and clear it when its answers are where the next frame finds them."""
+        """Run `batch`, and clear it once its responses are stored for the next frame."""
         try:
             responses = batch.run(self.inferer)
             if responses:
