@@ -84,6 +84,7 @@ __all__ = [
     "NoiseGenerator",
     "NormalizeObs",
     "OneShot",
+    "PolicyPool",
     "RecurrentInfo",
     "RecurrentTracker",
     "RecurrentTrackerWrapper",

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
+import jax
+
+from ._options import named_options
 from ._types import Params, Source
 from .errors import IncompatibleModelError, InputError
 from .inferer.base import Inferer
 from .inferer.compiled import ModelInferer
 from .inferer.memoizing import MemoizingDynamicInferer
+from .inferer.routes import OnMiss
+from .inferer.sizes import Size
+from .lowering.batch_evidence import BatchAxis
 from .lowering.pure_function import PureFunction, of_graph, of_rows
 from .lowering.typed_model import TypedModel
 from .model import Model, load_model
+from .plans.autotune import DEFAULT_BUDGET_MB, Autotune
+from .plans.batch_sizes import Bucketing
+from .plans.compiler import Weights
 
 
+@named_options
 def load(
-    source: Source | TypedModel, *, preload: Iterable[int] = (), **options: Any
+    source: Source | TypedModel,
+    *,
+    preload: Iterable[Size] | Size = (),
+    dims: Mapping[str, int] | None = None,
+    batch_axis: BatchAxis = None,
+    constants: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] | str | None = None,
+    inputs: Sequence[str] | str = (),
+    bucketing: Bucketing = "exact",
+    max_batch_size: int | None = None,
+    on_miss: OnMiss = "compile",
+    maxsize: int | None = None,
+    device: str | jax.Device | None = None,
+    seed: int = 0,
+    precision: str | None = "highest",
+    weights: Weights = "auto",
+    cache_dir: str | PathLike[str] | None = None,
+    autotune: Autotune = "off",
+    autotune_budget_mb: float = DEFAULT_BUDGET_MB,
+    strict: bool = False,
+    checked: bool = False,
 ) -> MemoizingDynamicInferer:
     """Load a policy for any number of agents.
 
@@ -25,17 +56,41 @@ def load(
     (4, 3)
 
     Args:
-        source: path, bytes, file object, `onnx.ModelProto`, or `TypedModel`.
-        preload: batch sizes to compile now.
-        options: `dims`, `batch_axis`, `constants`, `outputs` (see `TypedModel.from_model`); `maxsize`, `device`, `strict`, `seed`, ...
-            (see `MemoizingDynamicInferer`).
+        source: path, name of a bundled policy, bytes, file object, `onnx.ModelProto`, or `TypedModel`.
+        preload: batch sizes to compile now; {"batch": 8, "seq": 16} for a model with free dimensions.
+        dims, batch_axis, constants, outputs, inputs: what the file leaves open, see `TypedModel.from_model`.
+        bucketing, max_batch_size, on_miss: how sizes get plans, see `MemoizingDynamicInferer`.
+        maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked: see
+                `InferOptions`.
 
     Raises:
+        OptionError: an option that does not exist, or of another kind.
         ModelLoadError: the file cannot be loaded.
         UnsupportedOpError: operators that cannot be lowered, all at once.
         DimensionError: the batch or a dimension is not determined.
     """
-    return MemoizingDynamicInferer.from_model(source, preload, **options)
+    return MemoizingDynamicInferer.from_model(
+        source,
+        preload,
+        dims=dims,
+        batch_axis=batch_axis,
+        constants=constants,
+        outputs=outputs,
+        inputs=inputs,
+        bucketing=bucketing,
+        max_batch_size=max_batch_size,
+        on_miss=on_miss,
+        maxsize=maxsize,
+        device=device,
+        seed=seed,
+        precision=precision,
+        weights=weights,
+        cache_dir=cache_dir,
+        autotune=autotune,
+        autotune_budget_mb=autotune_budget_mb,
+        strict=strict,
+        checked=checked,
+    )
 
 
 def to_jax(
@@ -79,5 +134,6 @@ def to_jax(
             )
         return of_rows(source if isinstance(source, TypedModel) else source.typed)
     return of_graph(
-        source if isinstance(source, Model) else load_model(source, outputs=outputs), constants or {}
+        source if isinstance(source, Model) else load_model(source, outputs=outputs),
+        constants or {},
     )

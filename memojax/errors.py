@@ -110,6 +110,10 @@ class InputError(MemojaxError, ValueError):
     """Base of errors about the data given to an inferer."""
 
 
+class OptionError(InputError, TypeError):
+    """An option that does not exist, or of another kind than it takes; the nearest right one is named."""
+
+
 class UnknownInputError(InputError):
     """An input name that the model does not have."""
 

@@ -6,7 +6,7 @@ A guess only decides where nothing better does: shapes and dtypes must fit as we
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 # Hidden state: the input's name -> the name of the output that continues it, tried in this order.
 
@@ -26,20 +26,46 @@ COMMON_STATE = (
 TENSORFLOW_STATE = ((r"(.*)input(.+)", r"\1output\2"), (r"(.+)input(.*)", r"\1output\2"))
 """tf2onnx numbers what has no name: `input_2` and `output_2` (TEN VAD)."""
 
+
+def continuations(name: str, rules: tuple[tuple[str, str], ...]) -> Iterator[str]:
+    """Names of outputs that may continue the input `name`, by `rules`."""
+    for pattern, output in rules:
+        if match := re.fullmatch(pattern, name):
+            yield match.expand(output)
+
+
+def continues_state(name: str, output: str) -> bool:
+    """Whether an output's name says that it is the next value of the input `name`."""
+    return any(
+        output in continuations(name, rules) for rules in (EQUAL_STATE, COMMON_STATE, TENSORFLOW_STATE)
+    )
+
+
 # Dimensions
+
+_MADE_UP = re.compile(
+    r"unk_.*|unknown.*"  # tf2onnx
+    r"|.*_dim_\d+|.*_dynamic_axes_\d+|dim_?\d+"  # torch.onnx.export, by TorchScript
+    r"|[su]\d+"  # torch.onnx.export, by dynamo
+    r"|d\d+|\?"  # keras2onnx, hand-written exports
+    r"|.*\.\d+",  # ours for an unnamed dimension: input.axis
+    re.IGNORECASE,
+)
+_BATCH_LETTERS = ("N", "B", "n", "b")
+_BATCH_COUNTS = re.compile(
+    r"(num|n)_?(agents?|envs?|environments|actors|samples)|agents|envs|bs|bsz", re.IGNORECASE
+)
 
 
 def is_made_up_dimension(symbol: str) -> bool:
-    """Whether an exporter made up the name of a dimension, so that equal names say nothing.
+    """Whether an exporter made up the name of a dimension, so that equal names say nothing."""
+    return _MADE_UP.fullmatch(symbol) is not None
 
-    tf2onnx writes `unk__12`, torch `x_dim_0` and `x_dynamic_axes_1`; ours for an unnamed dimension has a dot.
-    """
-    return (
-        symbol.startswith(("unk__", "unknown"))
-        or "_dim_" in symbol
-        or "_dynamic_axes_" in symbol
-        or "." in symbol
-    )
+
+def is_batch_dimension(symbol: str, leads: bool) -> bool:
+    """Whether a dimension is called as a batch is; letters and counts of agents only count where they lead an input."""
+    short = symbol in _BATCH_LETTERS or _BATCH_COUNTS.fullmatch(symbol) is not None
+    return "batch" in symbol.lower() or (leads and short)
 
 
 # Inputs

@@ -336,8 +336,8 @@ def test_one_size_only():
     assert_same(reference, mj.MemoizingDynamicInferer(typed), 4)
     assert_same(reference, mj.FixedBatchInferer(typed, [4]), 6)
     assert_same(reference, mj.DynamicInferer(typed, 4), 3)
-    with pytest.raises(DimensionError, match="for 4 rows only, not for 3"):
-        mj.load(typed).infer_arrays(batch(reference.api, 3))
+    assert_same(reference, mj.load(typed), 3)
+    assert [plan.size for plan in mj.load(typed, preload=[1, 8]).plans()] == [4]
     with pytest.raises(DimensionError, match="at least 1"):
         to_stablehlo(mj.policies.bundled("acrobot_ppo"), batch_size=0)
 

@@ -408,7 +408,7 @@ def test_comparison_sees_what_is_faster_and_doubts_noise() -> None:
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(ValueError, match="'off', 'preload' or 'background'"):
+    with pytest.raises(ValueError, match="'off', 'preload', 'background'"):
         MemoizingDynamicInferer(typed(), autotune="always")  # pyright: ignore[reportArgumentType]
 
 

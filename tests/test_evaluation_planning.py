@@ -155,7 +155,7 @@ def test_plans_are_kept_on_disk_and_dropped_as_the_caller_says(linear: Path, tmp
     [
         ({"preload": [4, 0]}, errors.BatchSizeError, "positive whole number"),
         ({"bucketing": "pow3"}, errors.BatchSizeError, "unknown bucketing 'pow3'"),
-        ({"on_miss": "wait"}, errors.BatchSizeError, "unknown on_miss 'wait'"),
+        ({"on_miss": "wait"}, errors.OptionError, "on_miss= takes .*, not 'wait'"),
         ({"maxsize": 0}, errors.BatchSizeError, "maxsize"),
         ({"device": "tpu:7"}, errors.DeviceError, "tpu:7"),
     ],

@@ -185,6 +185,17 @@ def test_an_environment_that_raises_is_named_with_what_was_done() -> None:
     assert caught.value.slot == 0
 
 
+def test_an_environment_without_agents_is_named() -> None:
+    class Empty(Team):
+        def reset(self, seed: int | None = None, options: Any = None) -> Any:
+            answer = super().reset(seed)
+            self.agents = []
+            return answer
+
+    with pytest.raises(errors.EnvironmentFailedError, match="left no agents"):
+        mj.evaluate({"walker": Policy(first), "scout": _scout()}, Empty, episodes=1)
+
+
 def test_a_bad_action_names_the_agent() -> None:
     nan = Policy(lambda _: {"action": np.nan}, {"obs": (3,)}, {"action": (1,)})
     with pytest.raises(errors.ActionError, match="step 1, agent scout"):

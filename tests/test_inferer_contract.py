@@ -459,8 +459,23 @@ def test_a_file_is_no_inferer(wrap: Any) -> None:
         wrap(mj.policies.bundled("pendulum_ppo"))
 
 
-@pytest.mark.parametrize("options", [{"weights": "constants"}, {"autotune": "always"}])
-def test_an_option_that_is_none_is_refused(options: Any) -> None:
-    (name,) = options
-    with pytest.raises(mj.errors.InputError, match=f"{name} must be 'auto|{name} must be 'off'"):
-        mj.load(mj.policies.bundled("acrobot_ppo"), **options)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "constants"}, "weights= takes .* did you mean 'constant'"),
+        ({"autotune": "always"}, "autotune= takes 'off', 'preload', 'background'"),
+        ({"on_mis": "pad"}, "no option 'on_mis': did you mean 'on_miss'"),
+        ({"maxsize": "a lot"}, "maxsize= takes a whole number or None, not 'a lot'"),
+        ({"seed": 0.5}, "seed= takes a whole number"),
+        ({"dim": {"seq": 3}}, "no option 'dim': did you mean 'dims'"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_the_nearest_right_one(options: Any, message: str) -> None:
+    for load in (mj.load, mj.MemoizingDynamicInferer.from_model):
+        with pytest.raises(mj.errors.OptionError, match=message):
+            load(mj.policies.bundled("acrobot_ppo"), **options)
+
+
+def test_options_take_one_in_place_of_a_list() -> None:
+    policy = mj.load("acrobot_ppo", outputs="logits", preload=8)
+    assert [plan.size for plan in policy.plans()] == [8]

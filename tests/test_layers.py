@@ -14,7 +14,7 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "_types errors limits exporter_names policies progress",
+    "errors _types _options limits exporter_names policies progress",
     "xla",
     "model",
     "ops",

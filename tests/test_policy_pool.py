@@ -52,9 +52,9 @@ def test_each_row_is_answered_as_its_own_policy_would(file: Path) -> None:
     names = list("abacaba")
     answers = pool.infer_arrays(rows, names)
     assert list(answers) == [spec.name for spec in typed.api.outputs]
+    singles = {name: mj.load(typed.with_params(params)) for name, params in weights.items()}
     for row, name in enumerate(names):
-        single = mj.load(typed.with_params(weights[name]))
-        wanted = single.infer_arrays({key: value[row : row + 1] for key, value in rows.items()})
+        wanted = singles[name].infer_arrays({key: value[row : row + 1] for key, value in rows.items()})
         for output, value in wanted.items():
             np.testing.assert_allclose(answers[output][row], value[0], rtol=1e-4, atol=1e-5)
 
@@ -109,7 +109,7 @@ def test_changes_that_cannot_be_made_change_nothing(pool: mj.PolicyPool) -> None
         (lambda: pool.swap("rival", None), "'rival' is not in the pool; in it is 'main'"),
         (lambda: pool.drop("rival"), "'rival' is not in the pool"),
         (lambda: pool.add("rival", wrong), "the model has"),
-        (lambda: pool.add("rival", policies.bundled("pendulum_ppo")), ""),
+        (lambda: pool.add("rival", policies.bundled("pendulum_ppo")), "another network"),
         (lambda: pool.infer_arrays(ROWS, ["rival"] * 9), "'rival' is not in the pool"),
     ):
         with pytest.raises(errors.IncompatibleModelError, match=message):
@@ -131,6 +131,8 @@ def test_models_that_mix_rows_or_are_exported_are_refused(tmp_path: Path) -> Non
     )
     with pytest.raises(errors.RowsMixError, match="a pool needs rows"):
         mj.PolicyPool(mixing)
+    with pytest.raises(errors.InputError, match="capacity is a positive whole number, got 0"):
+        mj.PolicyPool(policies.bundled("acrobot_ppo"), capacity=0)
     asset = mj.to_stablehlo(policies.bundled("acrobot_ppo"))
     with pytest.raises(errors.IncompatibleModelError, match="exported program"):
         mj.PolicyPool(asset)

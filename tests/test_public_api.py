@@ -38,6 +38,7 @@ PUBLIC = [
     "NoiseGenerator",
     "NormalizeObs",
     "OneShot",
+    "PolicyPool",
     "RecurrentInfo",
     "RecurrentTracker",
     "RecurrentTrackerWrapper",

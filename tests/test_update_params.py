@@ -185,5 +185,5 @@ def test_an_update_whose_plans_cannot_be_made_leaves_nothing_behind(monkeypatch:
     np.testing.assert_allclose(inferer.infer_arrays({"obs": OBS})["logits"], before, rtol=1e-5)
 
 
-def _broken(typed: Any) -> None:
+def _broken(typed: Any, like: Any) -> None:
     raise CompileError("no plan")

@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from .options import (
+    check_bound,
     check_plot,
     device_option,
     find_model,
@@ -109,6 +110,7 @@ def command(
     only = only_size(typed)
     sizes = batch_sizes or ([only] if only else _SIZES)
     inferer = load(typed, seed=seed, device=device)
+    check_bound(inferer.api)
     agents = wrapped(inferer, recurrent, with_epsilon, seed)
     others = {name: contender(name, typed, reference) for name in dict.fromkeys(against)}
     rng = np.random.default_rng(seed)

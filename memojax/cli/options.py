@@ -97,8 +97,8 @@ def loading_options(command: Command) -> Command:
             click.option(
                 "--batch-axis",
                 multiple=True,
-                metavar="AXIS|INPUT=AXIS",
-                help="Axis of the batch, if the file does not declare it right.",
+                metavar="AXIS|SYMBOL|none|INPUT=AXIS",
+                help="Where the batch is, if the file does not say it right; none: it runs once for each agent.",
             ),
         )
     ):
@@ -116,7 +116,9 @@ def loading_of(
     if constants:
         loading["constants"] = {name: _literal(value, name) for name, value in pairs(constants, "--constant")}
     if batch_axis and len(batch_axis) == 1 and "=" not in batch_axis[0]:
-        loading["batch_axis"] = _whole(batch_axis[0], "--batch-axis")
+        (only,) = batch_axis
+        number = only.removeprefix("-").isdigit()
+        loading["batch_axis"] = False if only == "none" else int(only) if number else only
     elif batch_axis:
         loading["batch_axis"] = {
             name: None if value == "none" else _whole(value, f"--batch-axis {name}")
@@ -164,6 +166,20 @@ def checked_target(ctx: click.Context, param: click.Parameter, value: str | None
     if value is not None and value != "-" and not ctx.resilient_parsing:
         check_target(value)
     return value
+
+
+def check_bound(api: Any) -> None:
+    """See that random rows can be made: every dimension and static input has a value.
+
+    Raises:
+        DimensionError: one is open; the options that give it one are named.
+    """
+    from ..errors import DimensionError
+
+    wanted = [f"--dim {symbol}=16" for symbol in api.free]
+    wanted += [f"--constant {spec.name}=1" for spec in api.inputs if spec.static]
+    if wanted:
+        raise DimensionError(f"the model leaves sizes open: give {' '.join(wanted)} (or other values)")
 
 
 def check_target(path: str | Path) -> None:

@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from .options import (
+    check_bound,
     checked_target,
     device_option,
     find_model,
@@ -93,12 +94,15 @@ def command(
             raise click.UsageError(
                 f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has {len(inputs[short[0]])} rows"
             )
-        inputs = {name: rows[:batch_size] for name, rows in inputs.items()}
+        shared = {spec.name for spec in inferer.api.inputs if spec.shared}
+        inputs = {name: rows if name in shared else rows[:batch_size] for name, rows in inputs.items()}
     else:
+        check_bound(inferer.api)
         rng = np.random.default_rng(seed)
         rows = batch_size or only_size(bare.typed) or 1
         inputs = {spec.name: random_rows(rng, rows, spec) for spec in inferer.api.inputs}
-    size = len(next(iter(inputs.values()))) if inputs else 0
+    shared = {spec.name for spec in inferer.api.inputs if spec.shared}
+    size = next((len(rows) for name, rows in inputs.items() if name not in shared), 0)
     ids = range(size)
     for agent in ids:
         inferer.begin_agent(agent)

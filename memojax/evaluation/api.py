@@ -94,7 +94,8 @@ def evaluate(
         bucketing: which batch sizes get a plan, as for `memojax.load`; the others are padded. None: powers of two up to
             `num_envs` where rows are independent, each size where they are not.
         on_miss: as for `memojax.load`. With the default, "compile", the plans for the full batch and for the smaller
-            batches that come next are compiled ahead, beside the run.
+            batches that come next are compiled ahead, beside the run. With "pad", a row's plan depends on time, so
+            runs may differ in the last bits.
         preload: batch sizes to compile before the first step, while the environments are made and reset.
         cache_dir: folder that keeps compiled plans for other processes.
         maxsize: the most plans to keep, the one for the full batch not counted.

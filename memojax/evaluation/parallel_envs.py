@@ -47,8 +47,8 @@ class ParallelPool(EnvPool):
         self._local = local
         self._envs = local.envs
         name = (getattr(self._envs[0], "metadata", None) or {}).get("name")
-        self.name = name or local.name
-        self.agents = [str(agent) for agent in self._envs[0].possible_agents]
+        self.name: str = name or local.name
+        self.agents: list[str] = [str(agent) for agent in self._envs[0].possible_agents]
         self._keys = {str(agent): agent for agent in self._envs[0].possible_agents}
 
     def spaces_of(self, agent: str) -> AgentSpaces:
@@ -78,6 +78,8 @@ class ParallelPool(EnvPool):
     def _reset(self, slot: int, seed: int) -> TeamOutcome:
         try:
             observations, infos = self._envs[slot].reset(seed=seed)
+            if not self._envs[slot].agents:
+                raise ValueError("reset left no agents in `agents`")
             return TeamOutcome(self._seen(slot, observations, infos), {})
         except Exception as cause:
             raise failed(self.name, slot, "reset", f"{type(cause).__name__}: {cause}") from cause

@@ -234,7 +234,7 @@ class Evaluation:
             "truncated": [episode.truncated for episode in self.episodes],
             "batch_sizes": {str(size): count for size, count in self.batch_sizes.items()},
             "call_us": {str(size): value for size, value in self.call_us.items()},
-            "plans": [vars(plan) for plan in self.plans],
+            "plans": [{**vars(plan), "mixing": list(plan.mixing)} for plan in self.plans],
             "padded_rows": self.padded_rows,
             "action": self.action,
             "feeds": list(self.feeds),

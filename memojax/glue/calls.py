@@ -96,7 +96,8 @@ def _targets(inferer: Inferer, out: Any, rows: Rows, kind: str) -> dict[str, np.
         out = {next(iter(specs)): out}
     if unknown := [name for name in out if name not in specs]:
         raise InputError(f"out= names {unknown[0]!r}, but the policy gives {', '.join(map(repr, specs))}")
-    count = next(iter(rows.arrays.values())).shape[:1] if rows.batched else ()
+    given = next(iter(rows.arrays.values()), None)
+    count = given.shape[:1] if rows.batched and given is not None else ()
     return {name: _buffer(specs[name], buffer, (*count, *specs[name].shape)) for name, buffer in out.items()}
 
 

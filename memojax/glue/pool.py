@@ -11,19 +11,14 @@ import jax
 import numpy as np
 
 from .._types import Source
-from ..errors import (
-    IncompatibleModelError,
-    InputShapeError,
-    MemojaxError,
-    RowsMixError,
-)
-from ..inferer.base import checked_rows
+from ..errors import IncompatibleModelError, InputError, InputShapeError, RowsMixError
 from ..inferer.memoizing import MemoizingDynamicInferer
 from ..loading import typed_model
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi, TensorSpec
 from ..plans.plan import PlanInfo
+from ..rows.checks import checked_rows
 from ..stablehlo.load import ExportedFunction
 
 FIRST_CAPACITY = 8
@@ -58,6 +53,7 @@ class PolicyPool:
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
             RowsMixError: rows of the model influence each other.
             IncompatibleModelError: an exported program, whose weights cannot be stacked.
+            InputError: `capacity` is less than 1.
         """
         self._typed = typed_model(source)
         if isinstance(self._typed.fn, ExportedFunction):
@@ -69,7 +65,7 @@ class PolicyPool:
                 f"a pool needs rows that do not influence each other, but in this model they do (output {', '.join(mixing)})"
             )
         if capacity < 1:
-            raise MemojaxError(f"capacity is a positive whole number, got {capacity}")
+            raise InputError(f"capacity is a positive whole number, got {capacity}")
         self._options = {"bucketing": "pow2", **options, "weights": "argument"}
         self._slots: dict[Hashable, int] = {}
         # Calls and changes take turns: a call must not find another set in a slot that it has looked up.

@@ -8,25 +8,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._types import Arrays
 from ..errors import (
     BatchSizeError,
     IncompatibleModelError,
-    InputDtypeError,
     InputError,
-    InputShapeError,
-    MissingInputError,
-    UnknownInputError,
 )
-from ..model.signature import ModelApi, TensorSpec
+from ..model.signature import ModelApi
 from ..rows.device_choice import DeviceChoice
+from ..rows.groups import grouped
 from ..rows.scratch import ScratchPadView
-from ..rows.states import Response, as_dtype, can_cast, check_fits, dtype_message, gather, responses_of
-from ..xla.settings import own_settings
+from ..rows.states import Response, gather, responses_of
 
 if TYPE_CHECKING:
     from ..glue.predictor import Predictor
@@ -151,8 +145,14 @@ class Inferer(abc.ABC):
                 f"the batch is {type(batch).__name__}, expected agent -> state (input name -> array)"
             )
         api, agents = self.api, list(batch)
-        outputs = self.infer_arrays(gather(api.inputs, agents, list(batch.values())), ids=agents)
-        return responses_of(list(outputs), agents, [np.array(rows) for rows in outputs.values()])
+        if api.is_plain:
+            outputs = self.infer_arrays(gather(api.inputs, agents, list(batch.values())), ids=agents)
+            return responses_of(list(outputs), agents, [np.array(rows) for rows in outputs.values()])
+        answers: dict[int, Response] = {}
+        for group, inputs in grouped(api, agents, list(batch.values())):
+            outputs = self.infer_arrays(inputs, ids=group)
+            answers |= responses_of(list(outputs), group, [np.array(rows) for rows in outputs.values()])
+        return {agent: answers[agent] for agent in agents}
 
     def infer_single(self, state: Mapping[str, Any]) -> Response:
         """Run one agent, which has id 0.
@@ -317,52 +317,6 @@ def next_size(inferer: Inferer, waiting: int) -> int:
     return size
 
 
-def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple[list[np.ndarray], int]:
-    """Inputs as contiguous NumPy arrays in the order of `specs`, and the number of rows.
-
-    Raises:
-        InputError: an unknown, missing, misshapen or mistyped input.
-    """
-    _check_names(specs, inputs)
-    rows = [as_dtype(spec, inputs[spec.name]) for spec in specs]
-    return rows, _check_shapes(specs, rows)
-
-
-def device_rows(
-    specs: Sequence[TensorSpec], inputs: Mapping[str, Any], placement: DeviceChoice
-) -> tuple[list[jax.Array], int, jax.Device]:
-    """Inputs as arrays on the device that `placement` chooses, the number of rows, and that device.
-
-    Raises:
-        InputError: an unknown, missing, misshapen or mistyped input.
-        DeviceError: `jax.Array`s on several devices, where that is refused.
-    """
-    _check_names(specs, inputs)
-    given = [as_jax(inputs[spec.name]) for spec in specs]
-    n = _check_shapes(specs, given)
-    device = placement.choose(specs, given)
-    with own_settings():
-        for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
-            if value.dtype != spec.dtype:
-                if not can_cast(np.dtype(value.dtype), spec.dtype):
-                    raise InputDtypeError(dtype_message(spec, value.dtype))
-                check_fits(spec, value)
-                value = value.astype(spec.dtype)
-            if not isinstance(value, jax.Array):
-                # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
-                value = jax.device_put(np.array(value), device)
-            elif value.devices() != {device}:
-                value = jax.device_put(value, device)
-            given[index] = value
-    return given, n, device
-
-
-def on_device(rows: np.ndarray, device: jax.Device) -> jax.Array:
-    """`rows` on `device`, in their own dtype whatever the x64 setting."""
-    with own_settings():
-        return jax.device_put(rows, device)
-
-
 def check_inferer(given: Any) -> None:
     """See that `given` is an inferer.
 
@@ -371,55 +325,3 @@ def check_inferer(given: Any) -> None:
     """
     if not hasattr(given, "raw_api"):
         raise IncompatibleModelError(f"expected an inferer, as memojax.load(file) gives one, not {given!r}")
-
-
-def lives_on_device(given: Any) -> bool:
-    """Whether `given` is a `jax.Array`, or another library's array that JAX can take over."""
-    return isinstance(given, jax.Array) or (
-        hasattr(given, "__dlpack__") and not isinstance(given, np.ndarray)
-    )
-
-
-def as_jax(given: Any) -> Any:
-    """`given` as a `jax.Array` if it lives on a device, else as a NumPy array."""
-    if isinstance(given, (jax.Array, np.ndarray)):
-        return given
-    return jnp.from_dlpack(given) if hasattr(given, "__dlpack__") else np.asarray(given)
-
-
-def check_mapping(inputs: Any) -> None:
-    """See that inputs come by name.
-
-    Raises:
-        InputError: they do not.
-    """
-    if not isinstance(inputs, Mapping):
-        raise InputError(
-            f"inputs is {type(inputs).__name__}, expected input name -> array with one row per agent"
-        )
-
-
-def _check_names(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> None:
-    check_mapping(inputs)
-    names = [spec.name for spec in specs]
-    if unknown := [name for name in inputs if name not in names]:
-        raise UnknownInputError(unknown, names)
-    if missing := [name for name in names if name not in inputs]:
-        raise MissingInputError(missing, inputs)
-
-
-def _check_shapes(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> int:
-    n = rows[0].shape[0] if rows and rows[0].ndim else -1
-    for spec, row in zip(specs, rows, strict=True):
-        if row.shape != (n, *spec.shape):
-            raise InputShapeError(_shape_message(spec, row.shape, n, specs[0].name))
-    return n
-
-
-def _shape_message(spec: TensorSpec, given: Sequence[int], n: int, first: str) -> str:
-    wanted = f"[n, {', '.join(map(str, spec.shape))}]" if spec.shape else "[n]"
-    if tuple(given[1:]) == spec.shape and len(given) == len(spec.shape) + 1:
-        return f"input {spec.name!r} has {given[0]} rows, but {first!r} has {n}: all inputs need one row per agent"
-    if tuple(given) == spec.shape:
-        return f"input {spec.name!r} has shape {list(given)}, one agent without a batch axis; expected {wanted}: add one with x[None]"
-    return f"input {spec.name!r} has shape {list(given)}, expected {wanted}, a row per agent"

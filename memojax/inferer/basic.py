@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, final
+from typing import Any, Unpack, final
 
 from ..lowering.typed_model import TypedModel
 from .compiled import ModelInferer
+from .options import SharedOptions, infer_options
+from .routes import OneByOne
 
 
 @final
@@ -25,18 +26,13 @@ class BasicInferer(ModelInferer):
         Time grows linearly with the number of agents.
     """
 
-    def __init__(self, typed: TypedModel, **options: Any):
-        """Compile the plan for one agent; options are `device`, `seed` and `precision`."""
-        super().__init__(typed, _ONE, **options)
+    def __init__(self, typed: TypedModel, **options: Unpack[SharedOptions]):
+        """Compile the plan for one agent; options are those of `InferOptions`.
 
-    def _arrived(self, count: int) -> None:
-        """Every plan is there from the start."""
+        Raises:
+            OptionError: an option that does not exist.
+        """
+        super().__init__(typed, [1], infer_options(type(self).__name__, options), OneByOne())
 
     def _arguments(self) -> dict[str, Any]:
         return {}
-
-    def _route(self, count: int) -> tuple[int, int]:
-        return 1, 1
-
-
-_ONE: Iterable[int] = (1,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast, final
+from typing import Any, final
 
 import numpy as np
 
@@ -16,15 +16,8 @@ from ..rows.journal import Journal
 from ..rows.scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
 from ..rows.states import Response, check_names, columns_of, responses_of, row_of, rows_into
 from .base import Inferer, check_inferer, next_size
-
-States = Mapping[int, Mapping[str, Any]] | Iterable[tuple[int, Mapping[str, Any]]]
-
-
-def pairs_of(states: States) -> list[tuple[int, Mapping[str, Any]]]:
-    """Agents with their states, in the order given."""
-    return cast(
-        "list[tuple[int, Mapping[str, Any]]]", list(states.items() if isinstance(states, Mapping) else states)
-    )
+from .loose_batcher import LooseBatcher
+from .pairs import States, pairs_of
 
 
 @dataclass(slots=True)
@@ -96,6 +89,10 @@ class Batcher:
     def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
         """Room for `capacity` agents of `inferer`; it grows."""
         check_inferer(inferer)
+        if not inferer.api.is_plain:
+            raise IncompatibleModelError(
+                f"agents of this model may differ in shape ({inferer.api}), which one scratch pad cannot hold: use into_batched()"
+            )
         self._raw = inferer.raw_api
         self._waiting = _Batch(ScratchPad(self._raw.inputs, self._raw.outputs, capacity))
         self._api = inferer.api
@@ -253,6 +250,7 @@ class Batcher:
         total, done = len(batch.pad.ids), batch.done
         while done < total:
             view = batch.pad.chunk(done, next_size(inferer, total - done))
+            view.whole = 0 if done else total
             # Noted before it runs: a wrapper's state and this batch then know of it from the same assignment on, in `settle`.
             batch.begun.append(view)
             inferer.infer_raw(view)
@@ -307,6 +305,12 @@ class Batcher:
         return responses
 
 
+def batcher_for(inferer: Inferer, capacity: int = DEFAULT_CAPACITY) -> Batcher | LooseBatcher:
+    """A batcher that fits `inferer`."""
+    check_inferer(inferer)
+    return Batcher(inferer, capacity) if inferer.api.is_plain else LooseBatcher(inferer)
+
+
 @final
 class Batched:
     """An inferer with a batcher: `push` as agents come, `execute` once per frame.
@@ -321,7 +325,7 @@ class Batched:
     def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
         """Collect agents for `inferer`."""
         self.inferer = inferer
-        self._batcher = Batcher(inferer, capacity)
+        self._batcher = batcher_for(inferer, capacity)
 
     def __repr__(self) -> str:
         """How many agents wait, and for which inferer."""

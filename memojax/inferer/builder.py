@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Unpack, final
 
+from .._options import named_options
 from .._types import Source
 from ..loading import typed_model
+from ..lowering.batch_evidence import BatchAxis
 from ..lowering.typed_model import TypedModel
 from .basic import BasicInferer
 from .dynamic import DEFAULT_CAPACITY, DynamicInferer
 from .fixed import FixedBatchInferer
 from .memoizing import MemoizingDynamicInferer
+from .options import MemoizingOptions, SharedOptions
+from .sizes import Size
 
 
 @final
@@ -24,26 +28,43 @@ class InfererBuilder:
     [8, 32]
     """
 
-    def __init__(self, source: Source | TypedModel, **options: Any):
+    @named_options
+    def __init__(
+        self,
+        source: Source | TypedModel,
+        *,
+        dims: Mapping[str, int] | None = None,
+        batch_axis: BatchAxis = None,
+        constants: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] | str | None = None,
+        inputs: Sequence[str] | str = (),
+    ):
         """Load `source`; options are those of `TypedModel.from_model`.
 
         Raises:
+            OptionError: an option that does not exist, or of another kind.
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
         """
-        self.typed = typed_model(source, **options)
+        self.typed = typed_model(
+            source, dims=dims, batch_axis=batch_axis, constants=constants, outputs=outputs, inputs=inputs
+        )
 
-    def build_basic(self, **options: Any) -> BasicInferer:
+    def build_basic(self, **options: Unpack[SharedOptions]) -> BasicInferer:
         """An inferer for one agent at a time."""
         return BasicInferer(self.typed, **options)
 
-    def build_fixed(self, sizes: Iterable[int], **options: Any) -> FixedBatchInferer:
+    def build_fixed(self, sizes: Iterable[int], **options: Unpack[SharedOptions]) -> FixedBatchInferer:
         """An inferer for known batch sizes."""
         return FixedBatchInferer(self.typed, sizes, **options)
 
-    def build_memoizing(self, preload_sizes: Iterable[int] = (), **options: Any) -> MemoizingDynamicInferer:
+    def build_memoizing(
+        self, preload_sizes: Iterable[Size] | Size = (), **options: Unpack[MemoizingOptions]
+    ) -> MemoizingDynamicInferer:
         """An inferer that compiles each size when it is first seen."""
         return MemoizingDynamicInferer(self.typed, preload_sizes, **options)
 
-    def build_dynamic(self, capacity: int = DEFAULT_CAPACITY, **options: Any) -> DynamicInferer:
+    def build_dynamic(
+        self, capacity: int = DEFAULT_CAPACITY, **options: Unpack[SharedOptions]
+    ) -> DynamicInferer:
         """An inferer with one plan of fixed capacity."""
         return DynamicInferer(self.typed, capacity, **options)

@@ -1,163 +1,110 @@
-"""The part that the four inferers share: plans by size, rows in and out, on the host and on devices."""
+"""The part that the four inferers share: one model, its plans, its weights, and calls with whole batches."""
 
 from __future__ import annotations
 
 import abc
-import functools
 import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._types import Arrays
 from ..display import Card, html_of, text_of
 from ..display.inferer_card import model_card
-from ..errors import BatchSizeError, RowsMixError
+from ..lowering.free_function import Binding, binding_of
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi
-from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune, Tuner
-from ..plans.cache import CacheInfo
-from ..plans.compiler import Weights
+from ..plans.autotune import Tuner
+from ..plans.cache import CacheInfo, PlanCache
 from ..plans.disk_cache import disk_cache
 from ..plans.engine import Engine
+from ..plans.family import Family
 from ..plans.plan import Plan, PlanInfo
 from ..plans.preload import Preload
 from ..plans.recommend import Recommendation, recommend
+from ..rows.checks import check_mapping, check_names, check_shapes, lives_on_device, shared_value
 from ..rows.device_choice import DeviceChoice
-from ..rows.scratch import ScratchPadView, aligned_empty
+from ..rows.scratch import ScratchPadView
+from ..rows.states import as_dtype
 from ..xla.background import submit
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
-from ..xla.settings import own_settings
-from .base import Inferer, check_mapping, checked_rows, device_rows, lives_on_device, on_device, run_view
+from .base import Inferer
+from .compiled_rows import CompiledRows, refuse_mixing
 from .forked import ForkedInferer
+from .options import InferOptions
+from .routes import Route
+from .sizes import Size, bound_size, sizes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_TEMPLATES = 256
-
 
 class ModelInferer(Inferer):
-    """An inferer that runs a `TypedModel` itself (abstract: how rows are dealt out to plans is what the four kinds differ in)."""
+    """An inferer that runs a `TypedModel` itself (abstract: the four kinds differ in how they deal rows out to plans)."""
 
     def __init__(
-        self,
-        typed: TypedModel,
-        preloaded_sizes: Iterable[int] = (),
-        *,
-        maxsize: int | None = None,
-        device: str | jax.Device | None = None,
-        seed: int = 0,
-        precision: str | None = "highest",
-        weights: Weights = "auto",
-        cache_dir: str | PathLike[str] | None = None,
-        autotune: Autotune = "off",
-        autotune_budget_mb: float = DEFAULT_BUDGET_MB,
-        strict: bool = False,
+        self, typed: TypedModel, preloaded_sizes: Iterable[Size] | Size, options: InferOptions, route: Route
     ):
-        """Compile `preloaded_sizes` now; the four kinds take the options below beside their own.
+        """Compile `preloaded_sizes` now.
 
         Args:
             typed: the model.
-            preloaded_sizes: batch sizes to compile now and never to drop.
-            maxsize: the most plans to keep that were not preloaded; the least recently used go. None: no limit.
-            device: where NumPy batches run: None or "cpu", "gpu", "gpu:1", or a `jax.Device`.
-            seed: of the numbers that a random model draws.
-            precision: of matrix products on accelerators, by JAX's names.
-            weights: "constant" (part of each executable), "argument" (`update_params` then recompiles nothing), or "auto".
-            cache_dir: folder that keeps compiled plans for other processes; `MEMOJAX_CACHE_DIR` without it.
-            autotune: whether plans are tried in other candidates too: "off", "preload" (the preloaded ones, at once), "background" (those in use).
-            autotune_budget_mb: memory that tuning may use.
-            strict: refuse `jax.Array`s that lie on several devices, or elsewhere than on the accelerator that `device` names.
+            preloaded_sizes: batch sizes to compile now and never to drop; see `preload`.
+            options: what the four kinds have in common.
+            route: how rows are dealt out to plans.
 
         Raises:
             DeviceError: there is no such device.
         """
-        self._device = resolve_device(device)
-        self._placement = DeviceChoice(strict, None if self._device == cpu_device() else self._device)
-        self._precision = precision
-        self._weights: Weights = weights
-        self._cache_dir = cache_dir
-        self._tuner = Tuner(autotune, autotune_budget_mb)
-        self._engine = Engine(
-            typed,
-            self._device,
-            weights=weights,
-            precision=precision,
-            maxsize=maxsize,
-            disk=disk_cache(cache_dir),
-            tuner=self._tuner,
-        )
-        self._cache = self._engine.cache
-        self._seed = seed & 0xFFFFFFFF
+        self.options = options
+        self._device = resolve_device(options.device)
+        self._choice = DeviceChoice(options.strict, None if self._device == cpu_device() else self._device)
+        self._tuner = Tuner(options.autotune, options.autotune_budget_mb)
+        self._disk = disk_cache(options.cache_dir)
+        self._route = route
+        self._seed = options.seed & 0xFFFFFFFF
         self._draws = itertools.count()
-        self._local = threading.local()
         self._updating, self._accepting = threading.Lock(), threading.Lock()
         self._wanted = typed
-        self._names = [spec.name for spec in typed.api.inputs]
-        self._first_name, self._n_names = next(iter(self._names), ""), len(self._names)
-        self._constant_slots = [
-            (slot, spec.name) for slot, spec in enumerate(typed.api.outputs) if spec.name in typed.constant
-        ]
-        position = {name: index for index, name in enumerate(typed.computed)}
-        self._computed_names = list(typed.computed)
-        self._computed_slots = [
-            (slot, position[spec.name])
-            for slot, spec in enumerate(typed.api.outputs)
-            if spec.name in position
-        ]
-        self._templates: tuple[TypedModel, dict[int, dict[str, Any]]] = typed, {}
-        self._sizes_seen: Counter[int] = Counter()
-        self._uncounted: Counter[int] = Counter()
+        self._pinned: dict[int, None] = {}
+        self._family = Family(typed, self._engine_for)
+        self._rows: dict[Binding, CompiledRows] = {}
+        self._opening = threading.Lock()
+        self._only = None if typed.is_open else self._rows_at(Binding())
+        self._n_names = len(typed.api.inputs)
+        self._first_name = self._only.first_name if self._only else ""
+        self._hit = self._only.cache.hit if self._only and not options.checked else _no_plan
+        self._has_constants = self._only is not None and self._only.has_constants
         self.preload(preloaded_sizes)
 
-    @abc.abstractmethod
-    def _route(self, count: int) -> tuple[int, int]:
-        """How `count` waiting rows would go now: (rows to take at once, size of the plan that runs them); changes nothing.
-
-        A plan larger than the rows means padding.
-        """
-
-    @abc.abstractmethod
-    def _arrived(self, count: int) -> None:
-        """`count` rows came as one batch and are about to be dealt out; called once per batch."""
+    def _engine_for(self, typed: TypedModel, beside: Engine | None) -> Engine:
+        return Engine(
+            typed,
+            self._device,
+            weights=self.options.weights,
+            precision=self.options.precision,
+            maxsize=self.options.maxsize,
+            disk=self._disk,
+            tuner=self._tuner,
+            beside=beside,
+        )
 
     @abc.abstractmethod
     def _arguments(self) -> dict[str, Any]:
         """What this kind's constructor takes beside the options that all kinds share."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as model, configuration and sizes: plans are made anew (or found on disk) where it is loaded."""
-        return _rebuild, (
-            type(self),
-            self.typed,
-            {**self._options(), **self._arguments()},
-            self._cache.sizes(),
-        )
-
-    def _options(self) -> dict[str, Any]:
-        device = device_name(self._device)
-        return {
-            "device": device,
-            "seed": self._seed,
-            "precision": self._precision,
-            "weights": self._weights,
-            "cache_dir": self._cache_dir,
-            "autotune": self._tuner.mode,
-            "autotune_budget_mb": self._tuner.budget / (1 << 20),
-            "strict": self.placement.strict,
-        }
+        """Pickles as model, options and sizes: plans are made anew (or found on disk) where it is loaded."""
+        options = {**self.options.arguments(), "device": device_name(self._device), **self._arguments()}
+        return _rebuild, (type(self), self.typed, options, self._ready_sizes())
 
     def __repr__(self) -> str:
         """What it takes and gives, how it runs, and its plans; nothing is computed for it."""
@@ -171,16 +118,16 @@ class ModelInferer(Inferer):
             type(self).__name__,
             self.typed,
             device=device_name(self._device),
-            options=self._arguments(),
+            options={**self._arguments(), "maxsize": self.options.maxsize},
             cache=self.cache_info(),
             plans=self._all_plans(),
-            mixing=self.__dict__.get("mixing_outputs", ()),
+            mixing=self._known_mixing(),
         )
 
     @property
     def typed(self) -> TypedModel:
         """The model with its present weights."""
-        return self._engine.typed
+        return self._only.engine.typed if self._only else self._family.typed
 
     @property
     def raw_api(self) -> ModelApi:
@@ -197,7 +144,7 @@ class ModelInferer(Inferer):
 
     @property
     def placement(self) -> DeviceChoice:
-        return self._placement
+        return self._choice
 
     @property
     def params(self) -> Any:
@@ -209,10 +156,26 @@ class ModelInferer(Inferer):
         """What the model file says about itself (`metadata_props`)."""
         return dict(self.typed.metadata)
 
-    @functools.cached_property
+    @property
     def mixing_outputs(self) -> tuple[str, ...]:
-        """Outputs in which one row influences another; found by a probe when first asked for."""
-        return self.typed.mixing_outputs()
+        """Outputs in which one row influences another: seen when the first plan of two rows was checked, else found by a probe."""
+        if self._only is None:
+            return self._known_mixing() or self.typed.mixing_outputs()
+        engine = self._only.engine
+        if engine.mixing is None:
+            engine.mixing = self.typed.mixing_outputs()
+        return engine.mixing
+
+    @property
+    def _engine(self) -> Engine:
+        return self._family.at(Binding())
+
+    @property
+    def _cache(self) -> PlanCache:
+        return self._engine.cache
+
+    def _known_mixing(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for engine in self._family.engines() for name in engine.mixing or ()))
 
     def begin_agent(self, agent: int) -> None:
         """Nothing is kept by agent here."""
@@ -223,51 +186,113 @@ class ModelInferer(Inferer):
     def select_batch_size(self, max_count: int) -> int:
         if max_count < 1:
             return 0
-        if max_count != getattr(self._local, "rest", 0):
-            self._sizes_seen[max_count] += 1
-            self._arrived(max_count)
-        rows = self._route(max_count)[0]
-        if rows < max_count:
-            refuse_mixing(self, f"running {max_count} rows in parts")
-        self._local.rest = max_count - rows
-        return rows
+        rows = self._only or next(iter(self._rows.values()), None)
+        if rows is None:
+            return max_count
+        taken = rows.route.of(max_count, rows.cache)[0]
+        if taken < max_count:
+            rows.refuse_mixing(f"running {max_count} rows in parts")
+        return taken
 
     def infer_raw(self, view: ScratchPadView) -> None:
         n = len(view)
         if n == 0:
             return
-        results = self._run_rows(view.inputs, n)
-        for slot, index in self._computed_slots:
-            view.set_output(slot, results[index])
-        for slot, name in self._constant_slots:
-            view.set_output(slot, self._constant_rows(name, n))
+        given: Sequence[Any] = view.inputs
+        rows = self._only
+        if rows is None:
+            rows, given = self._bound(given)
+        if view.whole:
+            rows.arrived(view.whole)
+        results = dict(zip(rows.typed.computed, rows.run_at_once(given, n, view.ids), strict=True))
+        for slot, spec in enumerate(self.raw_api.outputs):
+            found = results.get(spec.name)
+            view.set_output(slot, rows.constant_rows(spec.name, n) if found is None else found)
 
     def infer_arrays(
         self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
     ) -> Arrays:
         try:
-            plan = self._cache.hit(inputs[self._first_name].shape[0])
+            plan = self._hit(inputs[self._first_name].shape[0])
         except (KeyError, IndexError, AttributeError, TypeError):
             plan = None
         if plan is not None and len(inputs) == self._n_names:
             named: Any = plan.answer(inputs, self._key)
+            if named is None and (narrowed := self._only.narrowed(inputs)) is not None:  # pyright: ignore[reportOptionalMemberAccess]
+                named = plan.answer(narrowed, self._key)
             if named is not None:
-                return self._in_order(named, plan.size) if self._constant_slots else named
+                return self._only.in_order(named, plan.size) if self._has_constants else named  # pyright: ignore[reportOptionalMemberAccess]
         check_mapping(inputs)
-        rows = [inputs.get(name) for name in self._names]
-        if any(lives_on_device(row) for row in rows):
-            return self._infer_on_device(inputs)
-        return self._infer_checked(inputs)
+        rows, given = (self._only, inputs) if self._only else self._opened(inputs)
+        if any(lives_on_device(value) for value in given.values()):
+            return rows.infer_on_device(given)
+        quick = self._only is None and not self.options.checked
+        return (rows.hit(given) if quick else None) or rows.infer(given, ids)
+
+    def _opened(self, inputs: Mapping[str, Any]) -> tuple[CompiledRows, dict[str, Any]]:
+        """The rows for the binding that `inputs` have, and the inputs that are left to give."""
+        specs = self.api.inputs
+        check_names(specs, inputs)
+        named = {spec.name: inputs[spec.name] for spec in specs}
+        arrays = [value if hasattr(value, "shape") else np.asarray(value) for value in named.values()]
+        check_shapes(specs, arrays)
+        rows, _ = self._bound(arrays)
+        return rows, {
+            spec.name: value for spec, value in zip(specs, named.values(), strict=True) if not spec.static
+        }
+
+    def _bound(self, arrays: Sequence[Any]) -> tuple[CompiledRows, list[Any]]:
+        specs = self.api.inputs
+        elements = [
+            tuple(array.shape)[len(array.shape) - len(spec.shape) :]
+            for spec, array in zip(specs, arrays, strict=True)
+        ]
+        values = [
+            as_dtype(spec, np.asarray(shared_value(spec, array)))
+            for spec, array in zip(specs, arrays, strict=True)
+            if spec.static
+        ]
+        left = [array for spec, array in zip(specs, arrays, strict=True) if not spec.static]
+        return self._rows_at(binding_of(self.api, elements, values)), left
+
+    def _rows_at(self, binding: Binding) -> CompiledRows:
+        """Rows for a binding; the first time, sizes that were asked for by number alone are compiled behind."""
+        rows = self._rows.get(binding)
+        if rows is not None and (self._only is not None or self._family.holds(rows.engine)):
+            return rows
+        with self._opening:
+            engine = self._family.at(binding)
+            if (rows := self._rows.get(binding)) is None or rows.engine is not engine:
+                rows = self._rows[binding] = CompiledRows(
+                    engine, self._route, self._key, self._choice, self.options.checked
+                )
+                for gone in [key for key, one in self._rows.items() if not self._family.holds(one.engine)]:
+                    del self._rows[gone]
+                for size in engine.cache.pin(self._pinned):
+                    engine.cache.compile_later(size)
+            return rows
 
     def is_ready(self, count: int) -> bool:
-        return all(size in self._cache for size in self._sizes_for(count))
+        rows = list(self._rows.copy().values())
+        return bool(rows) and all(size in one.cache for one in rows for size in self._sizes_for(one, count))
 
     def prepare(self, count: int) -> Future[None]:
-        sizes = self._sizes_for(count)
-        return submit(lambda: self._compile_all(sizes))
+        wanted = [(one.cache, self._sizes_for(one, count)) for one in self._rows.copy().values()]
+
+        def compile_all() -> None:
+            for cache, sizes in wanted:
+                for size in sizes:
+                    cache.get(size)
+
+        return submit(compile_all)
 
     def preload(
-        self, sizes: Iterable[int], *, workers: int = 1, background: bool = False, progress: bool = False
+        self,
+        sizes: Iterable[Size] | Size,
+        *,
+        workers: int = 1,
+        background: bool = False,
+        progress: bool = False,
     ) -> Preload:
         """Compile plans for `sizes`; `maxsize` never drops them.
 
@@ -278,22 +303,42 @@ class ModelInferer(Inferer):
         True
 
         Args:
-            sizes: batch sizes.
+            sizes: batch sizes, or one. For a model with free dimensions {"batch": 8, "seq": 16} names every one; a number alone
+                is compiled in the background for each set of dimensions as it comes into use.
             workers: threads that compile; more than one pays on machines with many cores only, XLA uses several by itself.
             background: return at once and compile on the background worker, at low priority.
             progress: show a bar, in a terminal or a notebook; in the background, while the handle's `wait` is waited for.
 
         Raises:
             BatchSizeError: a size that is no positive whole number; nothing is compiled then.
+            DimensionError: a dimension is missing or unknown; nothing is compiled then.
         """
-        wanted = self._cache.pin(sizes)
+        wanted = sizes_of(sizes, self.api)
+        alone = [size for size, binding in wanted if binding is None]
+        if self._only is None:
+            self._pinned.update(dict.fromkeys(alone))
+            for rows in list(self._rows.values()):
+                for size in rows.cache.pin(alone):
+                    rows.cache.compile_later(size)
+        tasks = [(self._rows_at(binding), size) for size, binding in wanted if binding is not None]
+        if self._only is not None:
+            only = self._only
+            tasks += [(only, self._planned(only, size)) for size in alone]
+        tasks = list(dict.fromkeys(tasks))
+        for rows, size in tasks:
+            rows.cache.pin([size])
+        named = {bound_size(size, rows.typed.binding): (rows, size) for rows, size in tasks}
         if not background and workers <= 1 and not progress:
-            self._compile_all(wanted)
-            return Preload.finished(wanted)
-        handle = Preload(wanted, self._cache.get, workers, background, progress)
+            for rows, size in tasks:
+                rows.cache.get(size)
+            return Preload.finished(list(named))
+        handle = Preload(list(named), lambda one: _compiled(*named[one]), workers, background, progress)
         if not background:
             handle.wait()
         return handle
+
+    def _planned(self, rows: CompiledRows, size: int) -> int:
+        return rows.typed.only_rows or size
 
     def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
         """Go on with other weights, without a recompile: what a training loop needs.
@@ -327,16 +372,16 @@ class ModelInferer(Inferer):
     def _apply_wanted(self) -> None:
         with self._updating:
             wanted = self._wanted
-            if self._engine.typed is not wanted:
+            if self._family.typed is not wanted:
                 self._apply(wanted)
 
     def _apply(self, wanted: TypedModel) -> None:
         try:
-            self._engine.update(wanted)
+            self._family.update(wanted)
         except BaseException:
             with self._accepting:
                 if self._wanted is wanted:
-                    self._wanted = self._engine.typed
+                    self._wanted = self._family.typed
             raise
 
     def batch_sizes(self) -> dict[int, int]:
@@ -348,9 +393,10 @@ class ModelInferer(Inferer):
         >>> policy.batch_sizes()
         {2: 2, 3: 1}
         """
-        exact = self._cache.calls()
-        exact.subtract(self._uncounted)
-        return {size: count for size, count in sorted((exact + self._sizes_seen).items()) if count > 0}
+        total: Counter[int] = Counter()
+        for rows in self._rows.copy().values():
+            total += rows.histogram.counts(rows.cache.calls())
+        return dict(sorted(total.items()))
 
     def recommend_sizes(self, max_plans: int) -> Recommendation:
         """The at most `max_plans` fixed sizes that would have served the batches seen so far in the least time, compiles included.
@@ -380,11 +426,13 @@ class ModelInferer(Inferer):
         >>> info.hits, info.misses
         (1, 0)
         """
-        return replace(self._cache.info(), disk_hits=self._engine.disk_hits)
+        infos = [engine.cache_info() for engine in self._family.engines()]
+        return CacheInfo.total(infos, self.options.maxsize)
 
     def cache_clear(self, size: int | None = None) -> None:
         """Drop the plan for `size`, or all plans and counts."""
-        self._cache.clear(size)
+        for engine in self._family.engines():
+            engine.cache.clear(size)
 
     def plans(self) -> list[PlanInfo]:
         """What is compiled, by size: cost to compile, calls, median time, bytes.
@@ -393,7 +441,7 @@ class ModelInferer(Inferer):
         >>> [(plan.size, plan.calls, plan.platform) for plan in policy.plans()]
         [(1, 0, 'cpu'), (8, 0, 'cpu')]
         """
-        return [plan.info() for plan in self._cache.plans()]
+        return [info for engine in self._family.engines() for info in engine.plan_infos()]
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the median time of a call over the batch size, with the histogram of the sizes seen.
@@ -421,138 +469,54 @@ class ModelInferer(Inferer):
 
     def _all_plans(self) -> list[tuple[Plan, str]]:
         """Every plan, and whose batches it runs."""
-        elsewhere = [
-            (plan, device) for device, cache in self._engine.elsewhere().items() for plan in cache.plans()
-        ]
-        return [(plan, "NumPy") for plan in self._cache.plans()] + [
-            (plan, f"{on.platform}:{on.id}") for plan, on in elsewhere
-        ]
+        found: list[tuple[Plan, str]] = []
+        for engine in self._family.engines():
+            where = f" {engine.typed.binding}" if engine.typed.binding else ""
+            found += [(plan, f"NumPy{where}") for plan in engine.cache.plans()]
+            for device, cache in engine.elsewhere().items():
+                found += [(plan, f"{device.platform}:{device.id}{where}") for plan in cache.plans()]
+        return found
 
-    def _sizes_for(self, count: int) -> list[int]:
+    def _ready_sizes(self) -> list[Any]:
+        """What `preload` takes to have the plans that there are."""
+        if self._only is not None:
+            return list(self._only.cache.sizes())
+        bound = [
+            {"batch": size, **engine.typed.binding.shown()}
+            for engine in self._family.engines()
+            for size in engine.cache.sizes()
+        ]
+        return [*self._pinned, *bound]
+
+    def _sizes_for(self, rows: CompiledRows, count: int) -> list[int]:
         """Sizes of the plans that `count` rows run on."""
         sizes = []
         while count > 0:
-            rows, size = self._route(count)
+            taken, size = rows.route.of(count, rows.cache)
             sizes.append(size)
-            count -= rows
+            count -= taken
         return sizes
 
-    def _plan_size(self, n: int) -> int:
-        rows, size = self._route(n)
-        if rows < n:
-            raise BatchSizeError(
-                f"{n} rows cannot run at once here, {rows} can: take what select_batch_size gives, or call infer_arrays"
-            )
-        if size > n:
-            refuse_mixing(self, f"padding {n} rows to a plan for {size}")
-        return size
-
-    def _compile_all(self, sizes: Iterable[int]) -> None:
-        for size in sizes:
-            self._cache.get(size)
-
-    def _infer_checked(self, inputs: Mapping[str, Any]) -> Arrays:
-        rows, n = checked_rows(self.api.inputs, inputs)
-        view = ScratchPadView(self.api.inputs, self.api.outputs, rows, n)
-        run_view(self, view)
-        return {spec.name: view.output_slot(slot) for slot, spec in enumerate(self.api.outputs)}
-
-    def _run_rows(self, rows: Sequence[Any], n: int) -> list[np.ndarray]:
-        size = self._plan_size(n)
-        plan = self._cache.get(size)
-        self._uncounted[size] += 1
-        key = self._key() if plan.random else None
-        if size == n:
-            return plan(rows, key)
-        self._cache.count_padding(size - n)
-        return [result[:n] for result in plan(self._padded(rows, n, size), key)]
-
-    def _padded(self, rows: Sequence[Any], n: int, size: int) -> list[np.ndarray]:
-        kept: dict[int, list[np.ndarray]] = self._local.__dict__.setdefault("buffers", {})
-        if (buffers := kept.get(size)) is None:
-            buffers = kept[size] = [
-                aligned_empty((size, *spec.shape), spec.dtype) for spec in self.api.inputs
-            ]
-        for buffer, row in zip(buffers, rows, strict=True):
-            buffer[:n] = row
-            buffer[n:] = 0
-        return buffers
+    def _refuse_mixing(self, what: str) -> None:
+        refuse_mixing(self.mixing_outputs, what)
 
     def _key(self) -> np.ndarray:
         return np.array([self._seed, next(self._draws)], np.uint32)
 
-    def _constant_rows(self, name: str, n: int) -> np.ndarray:
-        return self._template(n)[name]
 
-    def _in_order(self, named: Arrays, n: int) -> Arrays:
-        """What was computed and what is constant, in the model's order."""
-        results = self._template(n).copy()
-        results.update(named)
-        return results
+def _compiled(rows: CompiledRows, size: int) -> Any:
+    return rows.cache.get(size)
 
-    def _template(self, n: int) -> dict[str, Any]:
-        """All outputs for `n` rows in order, those filled in that are constant; made once, as each broadcast costs some 10 us."""
-        typed, kept = self._templates
-        if typed is not self._engine.typed or len(kept) > _MOST_TEMPLATES:
-            typed, kept = self._templates = self._engine.typed, {}
-        if (template := kept.get(n)) is None:
-            constant = {
-                name: np.broadcast_to(value, (n, *value.shape)) for name, value in typed.constant.items()
-            }
-            template = kept[n] = {spec.name: constant.get(spec.name) for spec in typed.api.outputs}
-        return template
 
-    def _infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
-        rows, n, device = device_rows(self.api.inputs, inputs, self.placement)
-        if n == 0:
-            return {
-                spec.name: on_device(np.zeros((0, *spec.shape), spec.dtype), device)
-                for spec in self.api.outputs
-            }
-        cache = self._engine.on(device)
-        parts: list[Sequence[jax.Array]] = []
-        done = 0
-        while done < n:
-            take = self.select_batch_size(n - done)
-            size = self._plan_size(take)
-            plan = cache.get(size)
-            part = rows if take == n else [row[done : done + take] for row in rows]
-            if size > take:
-                cache.count_padding(size - take)
-                with own_settings():
-                    part = [
-                        jnp.concatenate([row, jnp.zeros((size - take, *row.shape[1:]), row.dtype)])
-                        for row in part
-                    ]
-            results = plan(part, self._key() if plan.random else None)
-            parts.append(results if size == take else [result[:take] for result in results])
-            done += take
-        results = (
-            parts[0] if len(parts) == 1 else [jnp.concatenate(pieces) for pieces in zip(*parts, strict=True)]
-        )
-        named: Arrays = dict(zip(self._computed_names, results, strict=True))
-        constants = {name: on_device(self._constant_rows(name, n), device) for name in self.typed.constant}
-        return {spec.name: named.get(spec.name, constants.get(spec.name)) for spec in self.api.outputs}  # pyright: ignore[reportReturnType]
+def _no_plan(size: int) -> None:
+    """The plan that a model with free dimensions has for a batch size alone."""
 
 
 def _rebuild(
-    kind: type[ModelInferer], typed: TypedModel, arguments: dict[str, Any], sizes: list[int]
+    kind: type[ModelInferer], typed: TypedModel, arguments: dict[str, Any], sizes: list[Any]
 ) -> Inferer:
     if was_forked():
         return ForkedInferer(typed.api)
     inferer = kind(typed, **arguments)
     inferer.preload(sizes)
     return inferer
-
-
-def refuse_mixing(inferer: ModelInferer, what: str) -> None:
-    """Make sure that rows do not influence each other.
-
-    Raises:
-        RowsMixError: they do; the outputs are named.
-    """
-    if mixing := inferer.mixing_outputs:
-        raise RowsMixError(
-            f"{what} needs rows that do not influence each other, but in this model they do (output {', '.join(map(repr, mixing))}): "
-            "use MemoizingDynamicInferer, which runs every batch at its exact size"
-        )

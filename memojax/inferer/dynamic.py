@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Unpack, final
 
 from ..lowering.typed_model import TypedModel
 from ..plans.batch_sizes import checked_size
-from .compiled import ModelInferer, refuse_mixing
+from .compiled import ModelInferer
+from .options import SharedOptions, infer_options
+from .routes import OnePlan
 
 DEFAULT_CAPACITY = 32
 
@@ -29,23 +31,17 @@ class DynamicInferer(ModelInferer):
         Every call costs as much as a full plan, however few the agents.
     """
 
-    def __init__(self, typed: TypedModel, capacity: int = DEFAULT_CAPACITY, **options: Any):
-        """Compile the plan for `capacity` rows; options are `device`, `seed` and `precision`.
+    def __init__(self, typed: TypedModel, capacity: int = DEFAULT_CAPACITY, **options: Unpack[SharedOptions]):
+        """Compile the plan for `capacity` rows; options are those of `InferOptions`.
 
         Raises:
             BatchSizeError: `capacity` is no positive whole number.
             RowsMixError: the model's rows influence each other, so that they cannot be padded or split.
         """
-        self.capacity = checked_size(capacity)
-        super().__init__(typed, (), **options)
-        refuse_mixing(self, "DynamicInferer")
+        self.capacity: int = checked_size(capacity)
+        super().__init__(typed, (), infer_options(type(self).__name__, options), OnePlan(self.capacity))
+        self._refuse_mixing("DynamicInferer")
         self.preload([self.capacity])
-
-    def _arrived(self, count: int) -> None:
-        """Every plan is there from the start."""
 
     def _arguments(self) -> dict[str, Any]:
         return {"capacity": self.capacity}
-
-    def _route(self, count: int) -> tuple[int, int]:
-        return min(count, self.capacity), self.capacity

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, final
+from typing import Any, Unpack, final
 
 from ..errors import BatchSizeError
 from ..lowering.typed_model import TypedModel
 from ..plans.batch_sizes import checked_size
 from .compiled import ModelInferer
+from .options import SharedOptions, infer_options
+from .routes import FixedSizes
 
 
 @final
@@ -30,8 +32,8 @@ class FixedBatchInferer(ModelInferer):
         Sizes must be chosen: ask `MemoizingDynamicInferer.plans()` what was used.
     """
 
-    def __init__(self, typed: TypedModel, sizes: Iterable[int], **options: Any):
-        """Compile a plan for each of `sizes`; options are `device`, `seed` and `precision`.
+    def __init__(self, typed: TypedModel, sizes: Iterable[int], **options: Unpack[SharedOptions]):
+        """Compile a plan for each of `sizes`; options are those of `InferOptions`.
 
         Raises:
             BatchSizeError: no sizes, or one that is no positive whole number.
@@ -39,16 +41,9 @@ class FixedBatchInferer(ModelInferer):
         self.sizes: list[int] = sorted({checked_size(size) for size in sizes}, reverse=True)
         if not self.sizes:
             raise BatchSizeError("FixedBatchInferer needs at least one batch size, for example [1, 8, 32]")
-        super().__init__(typed, self.sizes, **options)
-
-    def _arrived(self, count: int) -> None:
-        """Every plan is there from the start."""
+        super().__init__(
+            typed, self.sizes, infer_options(type(self).__name__, options), FixedSizes(self.sizes)
+        )
 
     def _arguments(self) -> dict[str, Any]:
         return {"sizes": self.sizes}
-
-    def _route(self, count: int) -> tuple[int, int]:
-        for size in self.sizes:
-            if size <= count:
-                return size, size
-        return count, self.sizes[-1]

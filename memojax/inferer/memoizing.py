@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Iterable
-from typing import Any, Literal, final
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import Any, final, get_args
 
+import jax
+
+from .._options import named_options, one_of
 from .._types import Source
-from ..errors import BatchSizeError, CompileForbiddenError, nearest
 from ..loading import typed_model
+from ..lowering.batch_evidence import BatchAxis
 from ..lowering.typed_model import TypedModel
+from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune
 from ..plans.batch_sizes import Bucketing, bucket_of
-from ..xla.background import submit
-from .compiled import ModelInferer, refuse_mixing
-
-OnMiss = Literal["compile", "pad", "warn", "error"]
-
-log = logging.getLogger("memojax")
+from ..plans.compiler import Weights
+from .compiled import ModelInferer
+from .options import InferOptions
+from .routes import Buckets, OnMiss
+from .sizes import Size
 
 
 @final
@@ -39,108 +41,165 @@ class MemoizingDynamicInferer(ModelInferer):
         (`maxsize=` caps it).
     """
 
+    @named_options
     def __init__(
         self,
         typed: TypedModel,
-        preloaded_sizes: Iterable[int] = (),
+        preloaded_sizes: Iterable[Size] | Size = (),
         *,
         bucketing: Bucketing = "exact",
         max_batch_size: int | None = None,
         on_miss: OnMiss = "compile",
-        **options: Any,
+        maxsize: int | None = None,
+        device: str | jax.Device | None = None,
+        seed: int = 0,
+        precision: str | None = "highest",
+        weights: Weights = "auto",
+        cache_dir: str | PathLike[str] | None = None,
+        autotune: Autotune = "off",
+        autotune_budget_mb: float = DEFAULT_BUDGET_MB,
+        strict: bool = False,
+        checked: bool = False,
     ):
         """Compile `preloaded_sizes` now.
 
         Args:
             typed: the model.
-            preloaded_sizes: batch sizes to compile now and never to drop.
+            preloaded_sizes: batch sizes to compile now and never to drop; see `preload`.
             bucketing: which sizes get a plan: "exact" (each), "pow2", a list, or a function; the others are padded.
             max_batch_size: the most rows in one plan; larger batches are split.
-            on_miss: what a call does whose size has no plan yet. "compile": it waits for one. "pad": it runs at once, padded into the
-                next larger plan or split over smaller ones, while the right plan is compiled in the background (the very first call
-                compiles). "warn": as "compile", with a warning in the log. "error": it raises.
-            options: `maxsize`, `device`, `seed`, `precision`, `strict` and the others of `ModelInferer`.
+            on_miss: what a call does whose size has no plan yet. "compile": it waits for one. "pad": it runs at once, padded into
+                the next larger plan or split over smaller ones, while the right plan is compiled in the background (the very
+                first call compiles). "warn": as "compile", with a warning in the log. "error": it raises.
+            maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked: see
+                `InferOptions`.
 
         Raises:
+            OptionError: an option that does not exist, or of another kind.
             BatchSizeError: a size that is no positive whole number, or an unknown policy.
             RowsMixError: "pad" for a model in which rows influence each other.
         """
-        if on_miss not in ("compile", "pad", "warn", "error"):
-            raise BatchSizeError(f"unknown on_miss {on_miss!r}: give 'compile', 'pad', 'warn' or 'error'")
+        one_of("on_miss", on_miss, get_args(OnMiss))
         self._policy = {"bucketing": bucketing, "max_batch_size": max_batch_size, "on_miss": on_miss}
-        self._bucket = bucket_of(bucketing, max_batch_size)
-        self._on_miss: OnMiss = on_miss
-        self._compiling: set[int] = set()
-        self._compiling_lock = threading.Lock()
-        super().__init__(typed, preloaded_sizes, **options)
+        options = InferOptions(
+            maxsize,
+            device,
+            seed,
+            precision,
+            weights,
+            cache_dir,
+            autotune,
+            autotune_budget_mb,
+            strict,
+            checked,
+        )
+        super().__init__(typed, (), options, Buckets(bucket_of(bucketing, max_batch_size), on_miss))
         if on_miss == "pad":
-            refuse_mixing(self, "on_miss='pad'")
+            self._refuse_mixing("on_miss='pad'")
+        self.preload(preloaded_sizes)
 
     @classmethod
+    @named_options
     def from_model(
-        cls, model: Source, preloaded_sizes: Iterable[int] = (), **options: Any
+        cls,
+        model: Source,
+        preloaded_sizes: Iterable[Size] | Size = (),
+        *,
+        dims: Mapping[str, int] | None = None,
+        batch_axis: BatchAxis = None,
+        constants: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] | str | None = None,
+        inputs: Sequence[str] | str = (),
+        bucketing: Bucketing = "exact",
+        max_batch_size: int | None = None,
+        on_miss: OnMiss = "compile",
+        maxsize: int | None = None,
+        device: str | jax.Device | None = None,
+        seed: int = 0,
+        precision: str | None = "highest",
+        weights: Weights = "auto",
+        cache_dir: str | PathLike[str] | None = None,
+        autotune: Autotune = "off",
+        autotune_budget_mb: float = DEFAULT_BUDGET_MB,
+        strict: bool = False,
+        checked: bool = False,
     ) -> MemoizingDynamicInferer:
         """Load an ONNX model; options are those of `TypedModel.from_model` and of the constructor.
 
         Raises:
+            OptionError: an option that does not exist, or of another kind.
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
         """
-        loading = {name: options.pop(name) for name in _LOADING if name in options}
-        return cls(typed_model(model, **loading), preloaded_sizes, **options)
+        typed = typed_model(
+            model,
+            dims=dims,
+            batch_axis=batch_axis,
+            constants=constants,
+            outputs=outputs,
+            inputs=inputs,
+            strict=strict,
+        )
+        return cls(
+            typed,
+            preloaded_sizes,
+            bucketing=bucketing,
+            max_batch_size=max_batch_size,
+            on_miss=on_miss,
+            maxsize=maxsize,
+            device=device,
+            seed=seed,
+            precision=precision,
+            weights=weights,
+            cache_dir=cache_dir,
+            autotune=autotune,
+            autotune_budget_mb=autotune_budget_mb,
+            strict=strict,
+            checked=checked,
+        )
 
     @classmethod
+    @named_options
     def from_typed(
-        cls, model: TypedModel, preloaded_sizes: Iterable[int] = (), **options: Any
+        cls,
+        model: TypedModel,
+        preloaded_sizes: Iterable[Size] | Size = (),
+        *,
+        bucketing: Bucketing = "exact",
+        max_batch_size: int | None = None,
+        on_miss: OnMiss = "compile",
+        maxsize: int | None = None,
+        device: str | jax.Device | None = None,
+        seed: int = 0,
+        precision: str | None = "highest",
+        weights: Weights = "auto",
+        cache_dir: str | PathLike[str] | None = None,
+        autotune: Autotune = "off",
+        autotune_budget_mb: float = DEFAULT_BUDGET_MB,
+        strict: bool = False,
+        checked: bool = False,
     ) -> MemoizingDynamicInferer:
-        """Use a `TypedModel` that is loaded already."""
-        return cls(model, preloaded_sizes, **options)
+        """Use a `TypedModel` that is loaded already.
+
+        Raises:
+            OptionError: an option that does not exist, or of another kind.
+        """
+        return cls(
+            model,
+            preloaded_sizes,
+            bucketing=bucketing,
+            max_batch_size=max_batch_size,
+            on_miss=on_miss,
+            maxsize=maxsize,
+            device=device,
+            seed=seed,
+            precision=precision,
+            weights=weights,
+            cache_dir=cache_dir,
+            autotune=autotune,
+            autotune_budget_mb=autotune_budget_mb,
+            strict=strict,
+            checked=checked,
+        )
 
     def _arguments(self) -> dict[str, Any]:
-        return {**self._policy, "maxsize": self._cache.maxsize}
-
-    def _route(self, count: int) -> tuple[int, int]:
-        size = self._bucket(count)
-        rows = min(size, count)
-        if self._on_miss != "pad" or size in self._cache:
-            return rows, size
-        larger = self._cache.next_larger(rows)
-        if larger is not None:
-            return rows, larger
-        smaller = self._cache.next_smaller(rows)
-        return (smaller, smaller) if smaller is not None else (rows, size)
-
-    def _arrived(self, count: int) -> None:
-        size = self._bucket(count)
-        if size in self._cache:
-            return
-        if self._on_miss == "pad":
-            if len(self._cache):
-                self._compile_later(size)
-        elif self._on_miss == "error":
-            raise CompileForbiddenError(size, self._cache.sizes(), "with on_miss='error'")
-        elif self._on_miss == "warn":
-            near = nearest(self._cache.sizes(), size) or "none"
-            log.warning(
-                "batch size %d has no plan and is compiled now; nearest plans: %s. preload([%d]) avoids the wait",
-                size,
-                near,
-                size,
-            )
-
-    def _compile_later(self, size: int) -> None:
-        with self._compiling_lock:
-            if size in self._compiling:
-                return
-            self._compiling.add(size)
-
-        def compile_now() -> None:
-            try:
-                self._cache.get(size)
-            finally:
-                with self._compiling_lock:
-                    self._compiling.discard(size)
-
-        submit(compile_now)
-
-
-_LOADING = ("dims", "batch_axis", "constants", "outputs")
+        return dict(self._policy)

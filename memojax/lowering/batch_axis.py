@@ -1,13 +1,11 @@
-"""The batch rule: where a graph keeps its batch, and how rows `[n, *element_shape]` reach it.
+"""A graph as a function of rows `[n, *element_shape]`, whichever axis its file keeps the batch on.
 
-Two rules cover every file. `axis`: the graph itself has a symbolic batch axis; it is traced at n. `vmap`: the batch is fixed in the
-file (declared 1, baked into shape constants, or absent), so the function of a single run is mapped over the rows, which is right by
-construction and which XLA lowers to the same matrix products.
+`axis`: the file itself runs a whole batch; it is traced at n. `vmap`: the file runs one agent at a time (its batch is 1, or it
+has none), and the function of a single run is mapped over the rows, which is right by construction.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,20 +14,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._types import Array, Dim, Params, Shape
-from ..errors import DimensionError, LoweringError, StaticInputError
-from ..exporter_names import is_made_up_dimension
+from .._types import Array, Params, Shape
+from ..errors import DimensionError, LoweringError
+from ..model.dimension import Element
 from ..model.graph import Value
 from ..model.signature import ModelApi, TensorSpec, plain_names
 from ..ops.inline import inlined
 from ..xla.settings import own_settings
-from .binding import bind_inputs
+from .batch_evidence import Layout, Strength
 from .graph_function import GraphFunction
 
-BatchAxis = int | None | Mapping[str, int | None]
-
-_PROBE_SIZES = (5, 7)
+PROBE_SIZES = (5, 7)
 """Two sizes that are unlikely to be a dimension of the model by chance; shapes alone are evaluated."""
+
+
+@dataclass(frozen=True)
+class OutputRows:
+    """How an output of a batch falls into rows.
+
+    Attributes:
+        axis: the axis in the file that grows with the batch; None for a value that all rows share.
+        per_row: entries of that axis for each row; more than 1 becomes a dimension of the element.
+    """
+
+    axis: int | None
+    per_row: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,19 @@ class BatchRule:
     Attributes:
         kind: "axis" or "vmap".
         inputs: name in the file -> (batch axis in the file or None, declared shape with the batch as 1).
-        outputs: name in the file -> batch axis in the file, or None for a value that all rows share.
+        outputs: name in the file -> how it falls into rows.
         reason: why this rule, in a few words.
+        strength: how the batch is known.
+        only_rows: the only batch size that the file runs, where it is fixed.
+        unit_axes: under "vmap", output -> axis of size 1 that the element shape leaves out.
     """
 
     kind: Literal["axis", "vmap"]
     inputs: Mapping[str, tuple[int | None, Shape]]
-    outputs: Mapping[str, int | None]
+    outputs: Mapping[str, OutputRows]
     reason: str
+    strength: Strength = "unit"
+    only_rows: int | None = None
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.reason})"
@@ -56,8 +70,8 @@ class BatchRule:
 class BatchedFunction:
     """A graph as a function of rows.
 
-    `fn(params, rows, key)` takes a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` and gives one array per name in
-    `computed`; the outputs in `constant` depend on no input and are not computed per call.
+    `fn(params, rows, key)` takes a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` (a shared input without
+    the n) and gives one array for each name in `computed`; the outputs in `constant` depend on no input.
     """
 
     function: GraphFunction
@@ -67,6 +81,7 @@ class BatchedFunction:
     computed: tuple[str, ...]
     constant: Mapping[str, np.ndarray]
     file_names: tuple[tuple[str, ...], tuple[str, ...]]
+    layout: Layout
 
     def __call__(
         self, params: Params, rows: Sequence[Array], key: jax.Array | None = None
@@ -79,328 +94,186 @@ class BatchedFunction:
         return jax.vmap(lambda row_key, *row: self._single(params, row, row_key))(keys, *rows)
 
     def _native(self, params: Params, rows: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
-        n = rows[0].shape[0]
         inputs: dict[str, Array] = dict(self.constants)
+        n = 1
         for name, row in zip(self.file_names[0], rows, strict=True):
             axis = self.rule.inputs[name][0]
+            if axis is not None:
+                n = row.shape[0]
             inputs[name] = jnp.moveaxis(row, 0, axis) if axis else row
         outputs = self.function(params, inputs, key)
-        result = []
-        shapes = self._element_shapes()
-        for name, shown in zip(self._computed_in_file(), self.computed, strict=True):
-            axis, value = self.rule.outputs[name], jnp.asarray(outputs[name])
-            if axis is not None and n == 1:
-                value = value.reshape(
-                    1, *shapes[shown]
-                )  # a Squeeze without axes drops a batch of one as well
-            elif axis is not None:
-                value = jnp.moveaxis(value, axis, 0)
-            else:
-                value = jnp.broadcast_to(value, (n, *value.shape))
-            result.append(value)
-        return tuple(result)
+        return tuple(self._rows_of(name, jnp.asarray(outputs[name]), n) for name in self._computed_in_file())
+
+    def _rows_of(self, name: str, value: jax.Array, n: int) -> jax.Array:
+        """An output of the file as one row for each agent."""
+        how = self.rule.outputs[name]
+        if how.axis is None:
+            return jnp.broadcast_to(value, (n, *value.shape))
+        if n == 1 and is_fixed_shape(shape := self._element_shapes()[name]):
+            return value.reshape(1, *shape)  # a Squeeze without axes drops a batch of one as well
+        if how.per_row != 1:
+            split = (*value.shape[: how.axis], n, how.per_row, *value.shape[how.axis + 1 :])
+            value = value.reshape(split)
+        return jnp.moveaxis(value, how.axis, 0)
 
     def _single(self, params: Params, row: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
         inputs: dict[str, Array] = dict(self.constants)
-        inputs.update(
-            {
-                name: value.reshape(self.rule.inputs[name][1])
-                for name, value in zip(self.file_names[0], row, strict=True)
-            }
-        )
+        for name, value in zip(self.file_names[0], row, strict=True):
+            inputs[name] = value.reshape(self.rule.inputs[name][1])
         outputs = self.function(params, inputs, key)
         shapes = self._element_shapes()
-        return tuple(
-            jnp.asarray(outputs[name]).reshape(shapes[shown])
-            for name, shown in zip(self._computed_in_file(), self.computed, strict=True)
-        )
+        return tuple(jnp.asarray(outputs[name]).reshape(shapes[name]) for name in self._computed_in_file())
 
-    def _element_shapes(self) -> dict[str, Shape]:
-        return {spec.name: spec.shape for spec in self.api.outputs}
+    def _element_shapes(self) -> dict[str, Any]:
+        return {name: spec.shape for name, spec in zip(self.file_names[1], self.api.outputs, strict=True)}
 
     def _computed_in_file(self) -> tuple[str, ...]:
         shown = [spec.name for spec in self.api.outputs]
         return tuple(self.file_names[1][shown.index(name)] for name in self.computed)
 
 
-def batched(
-    function: GraphFunction,
-    *,
-    dims: Mapping[str, int] | None = None,
-    batch_axis: BatchAxis = None,
-    constants: Mapping[str, Any] | None = None,
-) -> BatchedFunction:
-    """Find the batch rule of a graph and apply it.
+def is_fixed_shape(shape: Sequence[Any]) -> bool:
+    """Whether no dimension is a symbol."""
+    return all(isinstance(dim, int) for dim in shape)
 
-    Args:
-        dims: values of symbolic dimensions other than the batch: symbol, or "input.axis" for one without a name -> size.
-        batch_axis: overrides what the file says: an axis for all inputs, or input -> axis (None: that input has no batch axis).
-        constants: values of inputs that are the same for all agents and calls, in the file's own layout.
 
-    Raises:
-        DimensionError: dimensions that are neither the batch nor bound, all of them listed; options that name nothing.
-        LoweringError: the graph cannot be traced.
-    """
-    if constants:
-        function = GraphFunction(bind_inputs(function.graph, constants))
-    graph = function.graph
-    bound = dict(graph.bound)
-    values = list(graph.inputs)
-    if unbound := function.static_inputs:
-        raise StaticInputError(
-            f"input {unbound[0]!r} decides a shape: bind it at load with constants={{{unbound[0]!r}: ...}} (or use memojax.run)"
-        )
-    axes, shapes = _layout(values, dict(dims or {}), batch_axis)
-    shown_in = plain_names([value.name for value in values])
-    shown_out = plain_names([value.name for value in graph.outputs])
-    moving = [value.name for value in graph.outputs if value.name in function.depends_on(shown_in)]
-    still = [value.name for value in graph.outputs if value.name not in moving]
-    dtypes = {value.name: value.dtype or np.dtype(np.float32) for value in values}
+@dataclass(frozen=True)
+class Traced:
+    """Shapes of a graph's outputs at a layout and a batch size, evaluated without computing anything."""
 
-    def specs(n: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
-            name: jax.ShapeDtypeStruct(
-                tuple(n if axis == axes[name] else dim for axis, dim in enumerate(shape)), dtypes[name]
-            )
-            for name, shape in shapes.items()
+    function: GraphFunction
+    layout: Layout
+    constants: Mapping[str, np.ndarray]
+    outputs: tuple[str, ...]
+
+    def at(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Output -> shape and dtype in the file's own layout, for `n` rows.
+
+        Raises:
+            LoweringError: the graph does not run at this size.
+        """
+        values = {value.name: value for value in self.function.graph.inputs}
+        specs = {
+            name: jax.ShapeDtypeStruct(self.layout.with_batch(name, n), dtype_of(values[name]))
+            for name in self.layout.shapes
         }
 
-    def traced_at(n: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return _abstract(function, specs(n), bound, moving)
+        def run(params: Any, inputs: Any, key: Any) -> dict[str, jax.Array]:
+            drawn = jax.random.wrap_key_data(key, impl="threefry2x32") if self.function.random else None
+            with inlined():
+                results = self.function(params, {**self.constants, **inputs}, drawn)
+            for name in self.outputs:
+                if isinstance(results[name], (tuple, type(None))):
+                    raise LoweringError(
+                        f"output {name!r} is a sequence or optional; an inferer needs tensors (memojax.run gives them)"
+                    )
+            return {name: jnp.asarray(results[name]) for name in self.outputs}
 
-    outputs: dict[str, int | None] = {}
-    elements: dict[str, Shape] = {}
-    results: dict[str, jax.ShapeDtypeStruct] = {}
-    native = bool(values) and all(
-        axis is not None and _symbolic(value, axis) for value, axis in ((v, axes[v.name]) for v in values)
-    )
-    native = native or (
-        batch_axis is not None and bool(values) and all(axis is not None for axis in axes.values())
-    )
-    reason = "the file's own batch axis" if native else "the batch is fixed in the file"
-    if native:
-        try:
-            first, second = map(traced_at, _PROBE_SIZES)
-            outputs = {name: _output_axis(first[name].shape, second[name].shape) for name in moving}
-            elements = {n: _without(first[n].shape, axis) for n, axis in outputs.items()}
-            results = first
-        except (LoweringError, _NoCleanAxis) as cause:
-            native, reason = (
-                False,
-                f"the declared batch axis does not hold: {str(cause).splitlines()[0][:120]}",
-            )
-    if not native:
-        results = traced_at(1)
-        elements = {name: _without(results[name].shape, _unit_axis(results[name].shape)) for name in moving}
-        outputs = dict.fromkeys(moving)
-    constant = function.constant_outputs(still, bound) if still else {}
-    rule = BatchRule("axis" if native else "vmap", {n: (axes[n], shapes[n]) for n in shapes}, outputs, reason)
-    api = ModelApi(
-        tuple(TensorSpec(shown_in[n], _without(shape, axes[n]), dtypes[n]) for n, shape in shapes.items()),
-        tuple(
-            TensorSpec(
-                shown_out[v.name],
-                *(
-                    (elements[v.name], results[v.name].dtype)
-                    if v.name in elements
-                    else _spec(constant[v.name])
-                ),
-            )
-            for v in graph.outputs
-        ),
-    )
-    names = (tuple(shapes), tuple(value.name for value in graph.outputs))
+        with own_settings():
+            return jax.eval_shape(run, self.function.params, specs, jax.ShapeDtypeStruct((2,), np.uint32))
+
+
+def dtype_of(value: Value) -> np.dtype:
+    """The dtype of a graph input; float32 where the file does not say."""
+    return value.dtype or np.dtype(np.float32)
+
+
+class OddOutputError(DimensionError):
+    """An output follows the batch in a way that does not fall into rows."""
+
+
+def rows_of_output(
+    name: str, first: Shape, second: Shape, declared: Sequence[Any] | None, symbols: Sequence[str]
+) -> tuple[OutputRows, tuple[Element, ...]]:
+    """How an output with shape `first` for 5 rows and `second` for 7 falls into rows, and its element shape.
+
+    Raises:
+        OddOutputError: no axis grows in step with the batch.
+    """
+    small, large = PROBE_SIZES
+    growing = [axis for axis, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
+    if len(first) == len(second) and not growing:
+        return OutputRows(None), first
+    exact = [axis for axis in growing if (first[axis], second[axis]) == (small, large)]
+    multiple = [
+        axis for axis in growing if first[axis] % small == 0 and second[axis] == first[axis] // small * large
+    ]
+    if len(first) != len(second) or not multiple or len(exact) + (not exact) < len(growing):
+        raise OddOutputError(
+            f"output {name!r} has shape {list(first)} for {small} rows and {list(second)} for {large}, which does not fall "
+            "into one row for each agent: load the others with outputs=[...], or use memojax.run or memojax.to_jax"
+        )
+    said = [axis for axis in exact if declared and len(declared) == len(first) and declared[axis] in symbols]
+    axis = (said or exact or multiple)[0]
+    per_row = first[axis] // small
+    batch = symbols[0] if symbols else "n"
+    rest: list[Element] = [batch if at in exact else dim for at, dim in enumerate(first)]
+    rest[axis : axis + 1] = [per_row] if per_row != 1 else []
+    return OutputRows(axis, per_row), tuple(rest)
+
+
+def native_rows(
+    traced: Traced,
+) -> tuple[dict[str, OutputRows], dict[str, tuple[Element, ...]], Mapping[str, Any]]:
+    """Rows, element shapes and specs of the outputs of a file that runs whole batches.
+
+    Raises:
+        LoweringError: the file does not run at several sizes.
+        OddOutputError: an output does not fall into rows.
+    """
+    first, second = map(traced.at, PROBE_SIZES)
+    declared = {value.name: value.shape for value in traced.function.graph.outputs}
+    rows, elements = {}, {}
+    for name in traced.outputs:
+        rows[name], elements[name] = rows_of_output(
+            name, first[name].shape, second[name].shape, declared[name], traced.layout.symbols
+        )
+    return rows, elements, first
+
+
+def assemble(
+    function: GraphFunction,
+    rule: BatchRule,
+    elements: Mapping[str, Sequence[Element]],
+    results: Mapping[str, Any],
+    layout: Layout,
+) -> BatchedFunction:
+    """A function of rows by a rule.
+
+    Args:
+        elements: computed output -> element shape.
+        results: computed output -> what has its dtype.
+        layout: where the file keeps the batch.
+    """
+    graph = function.graph
+    values = {value.name: value for value in graph.inputs}
+    shown_in = plain_names(list(rule.inputs))
+    shown_out = plain_names([value.name for value in graph.outputs])
+    moving = [value.name for value in graph.outputs if value.name in elements]
+    still = [value.name for value in graph.outputs if value.name not in elements]
+    constants = dict(graph.bound)
+    constant = function.constant_outputs(still, constants) if still else {}
+    inputs = []
+    for name, (axis, shape) in rule.inputs.items():
+        shared = rule.kind == "axis" and axis is None
+        element = shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
+        inputs.append(TensorSpec(shown_in[name], element, dtype_of(values[name]), shared))
+    outputs = []
+    for value in graph.outputs:
+        if value.name in elements:
+            spec = TensorSpec(shown_out[value.name], tuple(elements[value.name]), results[value.name].dtype)
+        else:
+            array = constant[value.name]
+            spec = TensorSpec(shown_out[value.name], array.shape, array.dtype)
+        outputs.append(spec)
+    names = (tuple(rule.inputs), tuple(value.name for value in graph.outputs))
     return BatchedFunction(
         function,
         rule,
-        api,
-        bound,
-        tuple(shown_out[n] for n in moving),
-        {shown_out[n]: constant[n] for n in still},
+        ModelApi(tuple(inputs), tuple(outputs)),
+        constants,
+        tuple(shown_out[name] for name in moving),
+        {shown_out[name]: constant[name] for name in still},
         names,
+        layout,
     )
-
-
-class _NoCleanAxis(Exception):
-    """An output's shape follows the batch in another way than by one axis."""
-
-
-def _spec(array: np.ndarray) -> tuple[Shape, np.dtype]:
-    return array.shape, array.dtype
-
-
-def _abstract(
-    function: GraphFunction,
-    specs: Mapping[str, jax.ShapeDtypeStruct],
-    bound: Mapping[str, np.ndarray],
-    outputs: Sequence[str],
-) -> dict[str, jax.ShapeDtypeStruct]:
-    def run(params: Any, inputs: Any, key: Any) -> dict[str, jax.Array]:
-        with inlined():
-            results = function(
-                params,
-                {**bound, **inputs},
-                jax.random.wrap_key_data(key, impl="threefry2x32") if function.random else None,
-            )
-        for name in outputs:
-            if isinstance(results[name], (tuple, type(None))):
-                raise LoweringError(
-                    f"output {name!r} is a sequence or optional; an inferer needs tensors (memojax.run gives them)"
-                )
-        return {name: jnp.asarray(results[name]) for name in outputs}
-
-    with own_settings():
-        return jax.eval_shape(run, function.params, dict(specs), jax.ShapeDtypeStruct((2,), np.uint32))
-
-
-def _layout(
-    values: Sequence[Value], dims: dict[str, int], batch_axis: BatchAxis
-) -> tuple[dict[str, int | None], dict[str, Shape]]:
-    """Batch axis and single-run shape of each input."""
-    for value in values:
-        if value.kind != "tensor" or value.shape is None:
-            what = "has no declared shape" if value.kind == "tensor" else f"is a {value.kind}"
-            raise DimensionError(
-                f"input {value.name!r} {what}, so its rows are not known: bind it with constants=, or use memojax.run"
-            )
-    declared = {
-        value.name: tuple(_named(value, axis, dims) for axis in range(len(value.shape or ())))
-        for value in values
-    }
-    axes = _given_axes(declared, batch_axis) if batch_axis is not None else _found_axes(declared)
-    unbound: list[str] = []
-    shapes: dict[str, Shape] = {}
-    for name, shape in declared.items():
-        sizes = []
-        for axis, dim in enumerate(shape):
-            if axis == axes[name]:
-                sizes.append(1)
-            elif isinstance(dim, int):
-                sizes.append(dim)
-            else:
-                unbound.append(f"{dim} (axis {axis} of input {name!r}, declared {list(shape)})")
-                sizes.append(1)
-        shapes[name] = tuple(sizes)
-    if unbound:
-        example = unbound[0].split(" ")[0]
-        raise DimensionError(
-            f"{len(unbound)} symbolic dimension(s) are neither the batch nor bound: {'; '.join(dict.fromkeys(unbound))}. "
-            f"Bind them with dims={{{example!r}: 16}}, or name the batch with batch_axis=."
-        )
-    if huge := [name for name, shape in shapes.items() if int(np.prod(shape, dtype=object)) > 1 << 28]:
-        raise DimensionError(
-            f"input {huge[0]!r} has {list(shapes[huge[0]])} elements per agent, more than any policy takes"
-        )
-    unused = [
-        name
-        for name in dims
-        if not any(name in (value.shape or ()) or _is_place(name, value) for value in values)
-    ]
-    if unused:
-        raise DimensionError(f"dims= names {unused[0]!r}, which no input declares")
-    return axes, shapes
-
-
-def _named(value: Value, axis: int, dims: Mapping[str, int]) -> int | str:
-    dim: Dim = (value.shape or ())[axis]
-    if isinstance(dim, int) and dim > 0:
-        return dim
-    place = f"{value.name}.{axis}"
-    name = dim if isinstance(dim, str) else place
-    return dims.get(name, dims.get(place, name))
-
-
-def _is_place(name: str, value: Value) -> bool:
-    return any(name == f"{value.name}.{axis}" for axis in range(len(value.shape or ())))
-
-
-def _given_axes(declared: Mapping[str, Sequence[int | str]], batch_axis: BatchAxis) -> dict[str, int | None]:
-    if isinstance(batch_axis, Mapping):
-        if unknown := batch_axis.keys() - declared.keys():
-            raise DimensionError(
-                f"batch_axis= names {min(unknown)!r}, which is no input; the inputs are {', '.join(map(repr, declared))}"
-            )
-        given: dict[str, int | None] = {**_found_axes(declared), **batch_axis}
-    else:
-        given = dict.fromkeys(declared, batch_axis)
-    for name, axis in given.items():
-        if axis is None:
-            continue
-        rank = len(declared[name])
-        if not -rank <= axis < rank:
-            raise DimensionError(
-                f"batch_axis {axis} is out of range for input {name!r} of shape {list(declared[name])}"
-            )
-        given[name] = axis % rank
-    return given
-
-
-def _found_axes(declared: Mapping[str, Sequence[int | str]]) -> dict[str, int | None]:
-    """The batch axis of each input: that of the symbol most inputs share, else that of its own name for a batch, else the first unit axis."""
-    symbol = _batch_symbol(declared)
-    axes: dict[str, int | None] = {}
-    for name, shape in declared.items():
-        if symbol is not None and symbol in shape:
-            axes[name] = list(shape).index(symbol)
-        elif symbol is not None or any(isinstance(dim, str) for dim in shape):
-            axes[name] = _own_axis(shape)
-        else:
-            axes[name] = _unit_axis(shape)
-    return axes
-
-
-def _batch_symbol(declared: Mapping[str, Sequence[int | str]]) -> str | None:
-    """The symbol that is the batch: shared by most inputs, then called so, then on axis 0; None where there is none or each has its own."""
-    counts = Counter(dim for shape in declared.values() for dim in set(shape) if isinstance(dim, str))
-    firsts = {shape[0] for shape in declared.values() if shape and isinstance(shape[0], str)}
-    if not counts or (
-        len(firsts) > 1 and max(counts.values()) == 1 and all(map(is_made_up_dimension, firsts))
-    ):
-        return None
-    return max(
-        counts,
-        key=lambda s: (
-            counts[s],
-            "batch" in s.lower() or s in ("N", "B"),
-            s in firsts,
-            not is_made_up_dimension(s),
-        ),
-    )
-
-
-def _own_axis(shape: Sequence[int | str]) -> int | None:
-    """Axis 0, or the only symbolic one, if what it is called may be this input's name for the batch (`obs_batch`, `state_batch`)."""
-    symbolic = [axis for axis, dim in enumerate(shape) if isinstance(dim, str)]
-    if not symbolic or (symbolic[0] != 0 and len(symbolic) > 1):
-        return None
-    symbol = str(shape[symbolic[0]])
-    return symbolic[0] if is_made_up_dimension(symbol) or "batch" in symbol.lower() else None
-
-
-def _symbolic(value: Value, axis: int) -> bool:
-    dim = (value.shape or ())[axis]
-    return not isinstance(dim, int) or dim == 0
-
-
-def _unit_axis(shape: Sequence[int | str]) -> int | None:
-    return next((axis for axis, dim in enumerate(shape) if dim == 1), None)
-
-
-def _without(shape: Sequence[int], axis: int | None) -> Shape:
-    return tuple(dim for index, dim in enumerate(shape) if index != axis)
-
-
-def _output_axis(first: Shape, second: Shape) -> int | None:
-    if first == second:
-        return None
-    small, large = _PROBE_SIZES
-    different = [axis for axis, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
-    if (
-        len(first) != len(second)
-        or len(different) != 1
-        or (first[different[0]], second[different[0]]) != (small, large)
-    ):
-        raise _NoCleanAxis(
-            f"an output has shape {list(first)} at batch {small} and {list(second)} at batch {large}"
-        )
-    return different[0]

@@ -54,12 +54,16 @@ class GraphFunction:
         """
         self.operators: Operators = operators or Operators()
         _check_supported(graph, self.operators)
-        self.graph = keep_positions(_lift_constants(graph))
+        self.graph: Graph = keep_positions(_lift_constants(graph))
         labels = string_labels(self.graph)
-        self.labels = {value.name: labels[value.name] for value in graph.outputs if value.name in labels}
+        self.labels: dict[str, np.ndarray] = {
+            value.name: labels[value.name] for value in graph.outputs if value.name in labels
+        }
         needed = needed_statically(self.graph, self.operators, masked=masked)
         self._needed = frozenset(needed_statically(self.graph, self.operators, branches=True, masked=masked))
-        self.static_inputs = tuple(value.name for value in graph.inputs if value.name in needed)
+        self.static_inputs: tuple[str, ...] = tuple(
+            value.name for value in graph.inputs if value.name in needed
+        )
         self.branch_inputs: tuple[str, ...] = tuple(
             value.name
             for value in graph.inputs

@@ -85,11 +85,9 @@ class OneShot:
             UnsupportedOpError: operators that cannot be lowered; with `strict`, also those that need a graph break.
             InputError: `constants` names no input, or does not fit.
         """
-        self.model = load_model(source, outputs=outputs)
-        self.graph = bind_inputs(self.model.graph, constants or {})
-        self._operators = Operators()
-        self._max_trip_count = max_trip_count
-        self.breaks = host_nodes(self.graph, self._operators)
+        model = load_model(source, outputs=outputs)
+        self.model = model
+        self._set_up(bind_inputs(model.graph, constants or {}), device, max_trip_count, checked)
         if self.breaks:
             if strict:
                 raise UnsupportedOpError(
@@ -98,12 +96,34 @@ class OneShot:
             listing = ", ".join(f"{node.name} ({node.op_type})" for node in self.breaks)
             log.warning(
                 "%s: %d graph break(s), run on the host between compiled parts: %s",
-                printable(self.model.name),
+                printable(model.name),
                 len(self.breaks),
                 printable(listing),
             )
+        self._programs[()] = self._program(self.graph)
+
+    @classmethod
+    def of_graph(cls, graph: Graph) -> OneShot:
+        """The same for a graph that is loaded already, whose breaks nobody has to be told of."""
+        made = cls.__new__(cls)
+        made._set_up(graph, None, None, False)
+        made._programs[()] = made._program(graph)
+        return made
+
+    def _set_up(
+        self, graph: Graph, device: jax.Device | None, max_trip_count: int | None, checked: bool
+    ) -> None:
+        self.graph = graph
+        self._operators = Operators()
+        self._max_trip_count = max_trip_count
         self._device, self._checked = device or cpu_device(), checked
-        self._programs: dict[tuple[str, ...], _Program] = {(): self._program(self.graph)}
+        self.breaks = host_nodes(graph, self._operators)
+        self._programs: dict[tuple[str, ...], _Program] = {}
+
+    @property
+    def draws(self) -> bool:
+        """Whether the graph has random operators."""
+        return self._operators.draw(self.graph)
 
     def __repr__(self) -> str:
         """What it takes and gives, what is compiled, and where the graph breaks."""

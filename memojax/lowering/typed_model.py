@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from ..errors import (
     LoweringError,
     Unsupported,
     UnsupportedOpError,
+    printable,
 )
 from ..exporter_names import is_mask
 from ..model import Model, load_model
@@ -29,11 +31,16 @@ from ..xla.fork import check_not_forked
 from ..xla.memory import check_memory
 from ..xla.options import compiled
 from ..xla.settings import own_settings
-from .batch_axis import BatchAxis, batched
-from .binding import bind_inputs, check_no_text
+from .batch_axis import BatchedFunction
+from .batch_evidence import BatchAxis, settled_by
+from .binding import bind_inputs, check_no_text, with_inputs
+from .find_batch import batched
+from .free_function import Binding, FreeFunction
 from .graph_breaks import host_nodes
 from .graph_function import GraphFunction
+from .host_rows import HostRows, host_rows, single_runs
 
+log: logging.Logger = logging.getLogger("memojax")
 RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
 
 
@@ -54,6 +61,9 @@ class TypedModel:
         constant: outputs that depend on no input, name -> value for each agent.
         random: whether `fn` draws random numbers.
         rule: how the batch was found, for a reader.
+        weak: where only a symbol's place speaks for the batch, which rows that mix refute: what would settle it. Else empty.
+        only_rows: the only batch size that the model runs; other batches are padded and split to it.
+        binding: sizes of symbols and values of static inputs that were filled in by `at`.
         independent: whether rows are known not to influence each other; None where nobody has looked yet.
         model: the file behind it, if there is one.
         name: of that file, or of the one that it was exported from; empty for a function.
@@ -73,6 +83,9 @@ class TypedModel:
     name: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
+    weak: str = ""
+    only_rows: int | None = None
+    binding: Binding = field(default_factory=Binding)
 
     @classmethod
     def from_model(
@@ -82,7 +95,9 @@ class TypedModel:
         dims: Mapping[str, int] | None = None,
         batch_axis: BatchAxis = None,
         constants: Mapping[str, Any] | None = None,
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | str | None = None,
+        inputs: Sequence[str] | str = (),
+        strict: bool = False,
     ) -> TypedModel:
         """Load an ONNX model.
 
@@ -92,50 +107,48 @@ class TypedModel:
 
         Args:
             source: path, bytes, file object, `ModelProto` or loaded `Model`.
-            dims: sizes of symbolic dimensions other than the batch.
-            batch_axis: the batch axis, where the file does not say it right: for all inputs, or input -> axis.
+            dims: sizes of symbolic dimensions; those that are neither the batch nor named here stay free: each call decides them.
+            batch_axis: the batch, where the file does not say it right: an axis for all inputs, the symbol that counts the agents,
+                input -> axis (None: shared by all agents), or False (the file runs once for each agent).
             constants: inputs that are the same for all agents and calls, name -> value in the file's layout.
             outputs: keep only these outputs and what they need.
+            inputs: inputs with a default in the file that callers give with each call; the others keep it, or `constants` binds them.
+            strict: refuse a file with operators that only the host can run; otherwise each row of it runs by itself, partly on the host.
 
         Raises:
             ModelLoadError: the file cannot be loaded.
             UnsupportedOpError: operators that cannot be lowered, all at once.
             DimensionError: the batch or a dimension is not determined.
         """
-        wanted = tuple(outputs) if outputs is not None else None
+        wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
-        graph = bind_inputs(model.graph, constants or {})
+        given = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+        graph = with_inputs(bind_inputs(model.graph, constants or {}), given)
         operators = Operators()
-        if found := host_nodes(graph, operators, masked=True):
-            raise UnsupportedOpError(
-                [Unsupported(n.domain, n.op_type, n.opset, (n.name,), _ON_HOST) for n in found]
-            )
+        breaks = host_nodes(graph, operators)
         check_no_text(graph)
-        try:
-            rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
-        except LoweringError as cause:
-            if picking := host_nodes(graph, operators):
-                raise UnsupportedOpError(
-                    [
-                        Unsupported(n.domain, n.op_type, n.opset, (n.name,), f"{_ON_HOST} ({cause})")
-                        for n in picking
-                    ]
-                ) from cause
-            raise
-        return cls(
-            fn=rows,
-            params=rows.function.params,
-            api=rows.api,
-            computed=rows.computed,
-            constant=rows.constant,
-            random=rows.function.random,
-            rule=str(rows.rule),
-            independent=True if rows.rule.kind == "vmap" else None,
-            model=model,
-            name=model.name,
-            metadata=dict(model.metadata),
-            fingerprint=_fingerprint(model, dims, batch_axis, constants, wanted),
-        )
+        failure: LoweringError | None = None
+        if not host_nodes(graph, operators, masked=True):
+            try:
+                rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
+                typed = _of_rows(
+                    cls, model, rows, _fingerprint(model, dims, batch_axis, constants, wanted, given)
+                )
+                if _declared_size(rows) and typed.mixing_outputs():
+                    # What leads every shape is no batch where its rows mix: it belongs to the element of one agent.
+                    rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=False)
+                    typed = _of_rows(cls, model, rows, typed.fingerprint)
+                return typed
+            except LoweringError as cause:
+                if not breaks:
+                    raise
+                failure = cause
+        if strict:
+            why = f"{_ON_HOST}{f' ({failure})' if failure else ''}"
+            raise UnsupportedOpError(
+                [Unsupported(n.domain, n.op_type, n.opset, (n.name,), why) for n in breaks]
+            ) from failure
+        return _on_host(cls, model, host_rows(graph, single_runs(graph, dims or {}, batch_axis)))
 
     @classmethod
     def from_function(
@@ -213,32 +226,46 @@ class TypedModel:
         check_same_params(self.params, params)
         return replace(self, params=params, fingerprint=None)
 
-    def mixing_outputs(self) -> tuple[str, ...]:
-        """Names of outputs in which one row influences another, found by running two rows together and alone.
+    @property
+    def is_open(self) -> bool:
+        """Whether plans depend on more than the batch size: on free symbols or static inputs."""
+        return self.api.is_open
 
-        Outputs that are drawn at random are taken to be independent: their numbers cannot be compared.
+    def at(self, binding: Binding) -> TypedModel:
+        """The model for sizes of its free symbols and values of its static inputs, which it takes no more.
+
+        Raises:
+            DimensionError, LoweringError: the model does not run at these.
         """
+        if not isinstance(self.fn, FreeFunction):
+            raise DimensionError(f"the model has no free dimension, so there is nothing to bind to {binding}")
+        rows = self.fn.at(binding)
+        print_ = None if self.fingerprint is None else f"{self.fingerprint} {binding}"
+        return replace(
+            self,
+            fn=rows,
+            params={name: self.params[name] for name in rows.function.params},
+            api=rows.api,
+            computed=rows.computed,
+            constant=rows.constant,
+            rule=str(rows.rule),
+            independent=True if rows.rule.kind == "vmap" else None,
+            only_rows=rows.rule.only_rows,
+            binding=binding,
+            fingerprint=print_ and hashlib.sha256(print_.encode()).hexdigest(),
+        )
+
+    def mixing_outputs(self) -> tuple[str, ...]:
+        """Names of outputs in which one row influences another, found by running rows of which one changes."""
         if self.independent:
             return ()
-        rng = np.random.default_rng(0)
-        rows = [random_rows(rng, 2, spec) for spec in self.api.inputs]
-        pair, single = self._quickly_compiled(2), self._quickly_compiled(1)
-        together = pair(rows)
-        alone = [single([row[i : i + 1] for row in rows]) for i in range(2)]
-        again = pair(rows, seed=1) if self.random else together
-        mixing = []
-        for index, name in enumerate(self.computed):
-            if self.random and not np.array_equal(
-                together[index], again[index], equal_nan=together[index].dtype.kind == "f"
-            ):
-                continue
-            separate = np.concatenate([alone[0][index], alone[1][index]])
-            if not np.allclose(together[index], separate, rtol=1e-3, atol=1e-4, equal_nan=True):
-                mixing.append(name)
-        return tuple(mixing)
+        if isinstance(self.fn, FreeFunction):
+            return () if self.fn.trial is None else self.at(self.fn.trial).mixing_outputs()
+        n = self.only_rows or 2
+        return mixing_rows(self, n, self._quickly_compiled(n))
 
-    def _quickly_compiled(self, n: int) -> Callable[..., list[np.ndarray]]:
-        """This model for `n` rows, for a few calls: the compile is quick, the code is not."""
+    def _quickly_compiled(self, n: int) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+        """This model for `n` rows, for a few calls with the same draws: the compile is quick, the code is not."""
         check_not_forked()
         device = cpu_device()
 
@@ -246,16 +273,16 @@ class TypedModel:
             return self.fn(params, rows, _as_key(key) if self.random else None)
 
         place = jax.sharding.SingleDeviceSharding(device)
-        shapes = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in self.api.inputs]
+        shapes = [jax.ShapeDtypeStruct(spec.rows(n), spec.dtype) for spec in self.api.inputs]
         with own_settings():
             lowered = jax.jit(model, in_shardings=place, out_shardings=place).lower(self.params, shapes, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
             if self.model is not None:
                 check_memory(executable, n)
 
-        def run(rows: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+        def run(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
             with own_settings():
-                results = executable(self.params, rows, np.array([0, seed], np.uint32))
+                results = executable(self.params, rows, np.zeros(2, np.uint32))
                 return [np.asarray(value) for value in results]
 
         return run
@@ -357,11 +384,119 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
         ) from cause
 
 
+def at_trial(typed: TypedModel) -> TypedModel:
+    """`typed` at sizes at which it is known to run, where it leaves sizes open.
+
+    Raises:
+        DimensionError: no such sizes are known; the symbols and static inputs are named.
+    """
+    if not typed.is_open:
+        return typed
+    trial = typed.fn.trial if isinstance(typed.fn, FreeFunction) else None
+    if trial is None:
+        names = [*typed.api.free, *(spec.name for spec in typed.api.inputs if spec.static)]
+        raise DimensionError(
+            f"{typed.name or 'this model'} leaves {', '.join(map(repr, names))} open: load it with dims= or constants="
+        )
+    return typed.at(trial)
+
+
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
-    """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask."""
-    shape = (n, *spec.shape)
+    """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask; one value for a shared input."""
+    shape = spec.rows(n)
     if is_mask(spec.name):
         return np.ones(shape, spec.dtype)
     if jnp.issubdtype(spec.dtype, jnp.floating):
         return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
     return rng.integers(0, 2, shape).astype(spec.dtype)
+
+
+def mixing_rows(
+    typed: TypedModel, n: int, run: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
+) -> tuple[str, ...]:
+    """Names of computed outputs in which one of `n` rows influences another.
+
+    Args:
+        n: rows, at least 2.
+        run: runs the model on one array for each input; the draws of a random model must be the same at each call.
+    """
+    rng = np.random.default_rng(0)
+    found: dict[str, None] = {}
+    for scale in (1.0, 8.0):
+        rows = [_scaled(random_rows(rng, n, spec), spec, scale) for spec in typed.api.inputs]
+        before = [np.array(value) for value in run(rows)]
+        for changed in {0, n - 1}:
+            others = [row.copy() for row in rows]
+            for spec, row in zip(typed.api.inputs, others, strict=True):
+                if not spec.shared:
+                    row[changed] = _scaled(random_rows(rng, 1, spec), spec, scale)[0]
+            after = run(others)
+            kept = np.arange(n) != changed
+            for name, a, b in zip(typed.computed, before, after, strict=True):
+                if not _alike(np.asarray(a)[kept], np.asarray(b)[kept]):
+                    found[name] = None
+    return tuple(name for name in typed.computed if name in found)
+
+
+def _scaled(rows: np.ndarray, spec: TensorSpec, scale: float) -> np.ndarray:
+    floating = jnp.issubdtype(spec.dtype, jnp.floating) and not is_mask(spec.name)
+    return (rows * scale).astype(spec.dtype) if floating else rows
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype.kind not in "fcV":
+        return bool(np.array_equal(a, b))
+    wide = np.complex128 if a.dtype.kind == "c" else np.float64
+    return bool(np.allclose(a.astype(wide), b.astype(wide), rtol=1e-3, atol=1e-4, equal_nan=True))
+
+
+def _of_rows(
+    cls: type[TypedModel], model: Model, rows: BatchedFunction | FreeFunction, fingerprint: str | None
+) -> TypedModel:
+    """A loaded file as a `TypedModel`."""
+    rule = rows.rule if isinstance(rows, BatchedFunction) else None
+    strength = rule.strength if rule else rows.layout.strength  # pyright: ignore[reportAttributeAccessIssue]
+    return cls(
+        fn=rows,
+        params=rows.function.params,
+        api=rows.api,
+        computed=rows.computed,
+        constant=rows.constant,
+        random=rows.function.random,
+        rule=str(rule or rows.rule),
+        independent=True if rule and rule.kind == "vmap" else None,
+        model=model,
+        name=model.name,
+        metadata=dict(model.metadata),
+        fingerprint=fingerprint,
+        weak=settled_by(rows.layout) if strength == "leading" else "",
+        only_rows=rule.only_rows if rule else None,
+    )
+
+
+def _on_host(cls: type[TypedModel], model: Model, rows: HostRows) -> TypedModel:
+    """A loaded file with graph breaks as a `TypedModel`; without a fingerprint, since what calls back cannot be kept on disk."""
+    log.warning(
+        "%s: the graph breaks at %s, so that each row runs by itself and partly on the host, some 300 us a row; strict=True refuses this",
+        printable(model.name),
+        ", ".join(rows.breaks),
+    )
+    return cls(
+        fn=rows,
+        params={},
+        api=rows.api,
+        computed=tuple(spec.name for spec in rows.api.outputs),
+        random=rows.random,
+        rule=f"host (each row by itself: the graph breaks at {', '.join(rows.breaks)})",
+        independent=True,
+        model=model,
+        name=model.name,
+        metadata=dict(model.metadata),
+    )
+
+
+def _declared_size(rows: BatchedFunction | FreeFunction) -> bool:
+    """Whether the batch is a number that leads every declared shape."""
+    return (
+        isinstance(rows, BatchedFunction) and rows.rule.only_rows is not None and rows.rule.strength == "unit"
+    )

@@ -2,33 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from .._types import Shape
 from ..errors import printable
+from .dimension import bound_shape, is_fixed, symbols_of
+
+ANY_SHAPE = ("...",)
+"""The element shape of an output whose shape nothing tells before the model runs."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of one agent: `shape` is the element shape, without the batch axis.
+    """One input or output of one agent.
 
     >>> print(memojax.TensorSpec("obs", (6,), np.float32))
     obs: float32[n, 6]
+
+    Attributes:
+        name: as callers write it.
+        shape: the element shape, without the batch axis. A string is a symbol such as "seq", whose size each call decides, or an
+            expression of symbols.
+        dtype: of the elements.
+        shared: whether all agents share one value, which has no batch axis.
+        static: whether the value decides a shape or a branch, so that each value has its own plans.
     """
 
     name: str
-    shape: Shape
+    shape: tuple[Any, ...]
     dtype: np.dtype
+    shared: bool = False
+    static: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", np.dtype(self.dtype))
-        object.__setattr__(self, "shape", tuple(int(dim) for dim in self.shape))
+        shape = tuple(dim if isinstance(dim, str) else int(dim) for dim in self.shape)
+        object.__setattr__(self, "shape", shape)
 
     def __str__(self) -> str:
-        return f"{printable(self.name)}: {self.dtype}[{', '.join(map(str, ('n', *self.shape)))}]"
+        dims = ", ".join(map(str, self.shape if self.shared else ("n", *self.shape)))
+        return f"{printable(self.name)}: {self.dtype}[{dims}]{' (shared)' if self.shared else ''}"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the element shape has no symbols."""
+        return is_fixed(self.shape)
+
+    def rows(self, n: int) -> tuple[int, ...]:
+        """The shape of this input or output for `n` agents; open symbols count as 0."""
+        shape = tuple(0 if isinstance(dim, str) else dim for dim in self.shape)
+        return shape if self.shared else (n, *shape)
+
+    def accepts(self, element: Sequence[int]) -> bool:
+        """Whether `element` is an element shape that fits, where symbols take any size."""
+        if self.shape in (tuple(element), ANY_SHAPE):
+            return True
+        return len(element) == len(self.shape) and all(
+            isinstance(dim, str) or dim == size for dim, size in zip(self.shape, element, strict=True)
+        )
+
+    def bound(self, sizes: Mapping[str, int]) -> TensorSpec:
+        """The same with numbers for symbols.
+
+        Raises:
+            DimensionError: a symbol has no size.
+        """
+        return self if self.is_fixed else replace(self, shape=bound_shape(self.shape, sizes))
 
 
 @dataclass(frozen=True)
@@ -46,12 +89,28 @@ class ModelApi:
         inputs, outputs = (", ".join(map(str, specs)) or "none" for specs in (self.inputs, self.outputs))
         return f"inputs {inputs} and outputs {outputs}"
 
-    def input_shapes(self) -> list[tuple[str, list[int]]]:
-        """(name, element shape) of each input."""
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Symbols in the element shapes of the inputs, whose sizes each call decides."""
+        dims = (dim for spec in self.inputs for dim in spec.shape)
+        return tuple(dict.fromkeys(symbol for dim in dims for symbol in symbols_of(dim)))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a plan depends on more than the batch size: on free symbols or static inputs."""
+        return bool(self.free) or any(spec.static for spec in self.inputs)
+
+    @functools.cached_property
+    def is_plain(self) -> bool:
+        """Whether every agent gives every input in one shape: there are no symbols and no shared inputs."""
+        return all(spec.is_fixed and not spec.shared for spec in self.inputs)
+
+    def input_shapes(self) -> list[tuple[str, list[Any]]]:
+        """(name, element shape) of each input; a string is a symbol."""
         return [(spec.name, list(spec.shape)) for spec in self.inputs]
 
-    def output_shapes(self) -> list[tuple[str, list[int]]]:
-        """(name, element shape) of each output."""
+    def output_shapes(self) -> list[tuple[str, list[Any]]]:
+        """(name, element shape) of each output; a string is a symbol."""
         return [(spec.name, list(spec.shape)) for spec in self.outputs]
 
     def without(self, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> ModelApi:

@@ -98,6 +98,7 @@ class Tuner:
         # A generator: each yield is a point where the worker may do more urgent work.
         residual, plan.traced = plan.traced or compiler.trace(plan.size), None
         rows = _rows(compiler, plan.size)
+        # Candidates must give the numbers of the default, computed once here.
         default = best = plan.executable
         expected = default.run(rows)
         tried = candidates(residual, plan.size, compiler)
@@ -105,6 +106,7 @@ class Tuner:
             tried.insert(0, DEFAULT)
         for candidate in tried:
             yield
+            # The plan may have been dropped or replaced since the last step.
             if not alive(plan):
                 return
             if candidate.packs and self._used() + 2 * compiler.weight_bytes > self.budget:
@@ -112,6 +114,7 @@ class Tuner:
                 continue
             executable = _compiled(compiler, plan, residual, candidate)
             yield
+            # Speed never counts without equal numbers.
             if executable is None or not _agrees(plan, executable, rows, expected):
                 continue
             gain = compare(best.run, executable.run, rows, pause)
@@ -125,13 +128,16 @@ class Tuner:
             if gain > _MARGIN:
                 best = executable
         yield
+        # Once more against the default: the winner of several noisy comparisons may have won by luck.
         gain = compare(default.run, best.run, rows, pause) if best is not default else 0.0
         if gain > _MARGIN:
+            # One assignment: calls under way finish on the old executable.
             plan.executable = best
             self._spent[plan] = 2 * compiler.weight_bytes
             log.info(
                 "batch size %d: %r is %.2f times as fast as the default", plan.size, best.candidate, gain
             )
+        # 1.0 says that the default was found best, which is remembered as well.
         plan.gain = gain if gain > _MARGIN else 1.0
         done(plan)
 
@@ -158,7 +164,8 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
     typed = compiler.typed
     if size == 1 and products and compiler.largest_weight >= _WIDE_MATRIX:
         found.append(FLIPPED)
-        if not typed.random and not typed.mixing_outputs():
+        plain = typed.only_rows is None and not any(spec.shared for spec in typed.api.inputs)
+        if plain and not typed.random and not typed.mixing_outputs():
             found.append(TWO_ROWS)
     constants = compiler.constants(residual)
     return [candidate for candidate in found if fits(candidate, residual, constants)]
@@ -169,9 +176,11 @@ def compare(
 ) -> float:
     """Cautious estimate of how many times as fast `new` is: the lower ratio, of the medians and of the fast rounds."""
     # Both take turns in short blocks, in alternating order, so a change of clock or load hits both alike.
+    # The first calls find caches cold, and link code.
     for run in (old, new):
         for _ in range(3):
             run(rows)
+    # Blocks of about a millisecond: long against the clock's resolution, short against a change of load.
     count = max(1, int(_BLOCK_SECONDS / max(_block(old, rows, 1), 1e-6)))
     times: list[tuple[float, float]] = []
     stop = time.perf_counter() + _SECONDS
@@ -179,6 +188,7 @@ def compare(
         first, second = (old, new) if len(times) % 2 else (new, old)
         one, other = _block(first, rows, count), _block(second, rows, count)
         times.append((one, other) if first is old else (other, one))
+        # On the worker, half of the time belongs to the program that is being served.
         if pause:
             time.sleep(min(sum(times[-1]) * count, 0.05))
     before, after = zip(*times, strict=True)

@@ -10,12 +10,12 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from ..errors import BatchSizeError, nearest
+from ..errors import BatchSizeError, MemojaxError, nearest
 from ..rows.journal import Journal
-from ..xla.background import AtWork
+from ..xla.background import AtWork, submit
 from ..xla.fork import check_not_forked, was_forked
 from .batch_sizes import checked_size
 from .compiler import Lowered
@@ -37,6 +37,7 @@ class CacheInfo:
         maxsize, currsize: most plans to keep (None: no limit; preloaded ones do not count), plans held now.
         compile_seconds: seconds spent tracing, lowering and compiling, in all.
         padded_rows: rows computed only to fill a larger plan.
+        failed: batch size -> why it could not be compiled in the background; it is not tried there again before `cache_clear` or new weights.
         disk_hits: plans that came from `cache_dir` rather than from the compiler.
     """
 
@@ -48,6 +49,17 @@ class CacheInfo:
     compile_seconds: float
     padded_rows: int
     disk_hits: int = 0
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def total(cls, infos: Sequence[CacheInfo], maxsize: int | None) -> CacheInfo:
+        """The counts of several caches that share `maxsize`, in one."""
+        if len(infos) == 1:
+            return infos[0]
+        counts = ("hits", "misses", "evictions", "currsize", "compile_seconds", "padded_rows", "disk_hits")
+        sums = {name: sum(getattr(info, name) for info in infos) for name in counts}
+        failed = {size: why for info in infos for size, why in info.failed.items()}
+        return cls(maxsize=maxsize, failed=failed, **sums)
 
 
 class PlanCache:
@@ -57,8 +69,12 @@ class PlanCache:
     compile that fails is not kept, so the next call tries again.
     """
 
-    def __init__(self, lower: Callable[[int], Lowered], maxsize: int | None = None):
-        """Plans come from `lower(size).compile()`; at most `maxsize` that were not preloaded are kept, the least recently used go.
+    def __init__(
+        self, lower: Callable[[int], Lowered], maxsize: int | None = None, beside: PlanCache | None = None
+    ):
+        """Make plans by `lower(size).compile()`; of those not preloaded, keep the `maxsize` most recently used.
+
+        `beside` is a cache that this one shares its `maxsize` and lock with.
 
         Raises:
             BatchSizeError: `maxsize` is less than 1.
@@ -68,18 +84,24 @@ class PlanCache:
         self.maxsize = maxsize
         self._lower = lower
         self._plans: dict[int, Plan] = {}
+        # Without a limit no use is noted, so a hit is the bare dictionary look-up, without a Python frame.
         self.hit: Callable[[int], Plan | None] = self._plans.get if maxsize is None else self._noted
         """The plan for `size` or None; a limited cache also notes the use."""
         self._pending: dict[int, _Making] = {}
         self._pinned: set[int] = set()
         self._used: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._lock = beside._lock if beside else threading.Lock()
+        self._group: weakref.WeakSet[PlanCache] = beside._group if beside else weakref.WeakSet()
+        self._group.add(self)
         self._journal = Journal()
         self._dropped_calls: Counter[int] = Counter()
         self._misses = self._evictions = 0
         self._compile_seconds = 0.0
         self._padded_rows = 0
+        # Raised by `replace`; tells a compile under way that its weights are outdated.
         self._generation = 0
+        self._behind: set[int] = set()
+        self._failed: dict[int, str] = {}
         _caches.add(self)
 
     def __contains__(self, size: int) -> bool:
@@ -96,6 +118,36 @@ class PlanCache:
             LoweringError, CompileError: the model cannot be planned at this size.
         """
         return self.hit(size) or self._miss(size)
+
+    def compile_later(self, size: int) -> None:
+        """Compile `size` on the background worker, unless that is under way or has failed there."""
+        with self._lock:
+            if size in self._plans or size in self._behind or size in self._failed:
+                return
+            self._behind.add(size)
+        held = weakref.ref(self)
+
+        def compile_now() -> None:
+            cache = held()
+            if cache is not None:
+                cache._compile_behind(size)
+
+        submit(compile_now)
+
+    def _compile_behind(self, size: int) -> None:
+        try:
+            self.get(size)
+        except MemojaxError as cause:
+            with self._lock:
+                self._failed[size] = str(cause)
+            log.warning(
+                "batch size %d could not be compiled in the background, and is not tried again: %s",
+                size,
+                cause,
+            )
+        finally:
+            with self._lock:
+                self._behind.discard(size)
 
     def _noted(self, size: int) -> Plan | None:
         plan = self._plans.get(size)
@@ -166,6 +218,7 @@ class PlanCache:
                 len(self._plans),
                 self._compile_seconds,
                 self._padded_rows,
+                failed=dict(self._failed),
             )
 
     def calls(self) -> Counter[int]:
@@ -191,6 +244,7 @@ class PlanCache:
                 if plan is not None:
                     return plan
                 making = self._pending.setdefault(size, _Making())
+            # Read before the lock is taken: a locked lock means that another thread compiles this size right now.
             waited = making.lock.locked()
             with making.lock:
                 plan = self._make(size, making, waited)
@@ -202,6 +256,7 @@ class PlanCache:
         plan = self._plans.get(size)
         if plan is not None:
             return plan
+        # Threads that waited get the failure of the compile that they waited for. A thread that comes later tries again.
         if waited and making.failure is not None:
             raise making.failure
         generation, started = self._generation, time.perf_counter()
@@ -222,6 +277,7 @@ class PlanCache:
             self._misses += size not in self._pinned
             self._compile_seconds += time.perf_counter() - started
             self._used[size] = time.monotonic_ns()
+            # Published last: from here on other threads find the plan without a lock.
             self._plans[size] = plan
             self._evict(keep=size)
         others = nearest([other for other in self.sizes() if other != size], size)
@@ -239,6 +295,7 @@ class PlanCache:
         """Replace all plans at once; compiles under way are discarded and made again."""
         with self._lock:
             self._journal.finish()
+            self._failed = {}
             calls = self._dropped_calls + Counter({size: plan.calls for size, plan in self._plans.items()})
             self._journal.commit(functools.partial(self._replace, dict(plans), calls, self._generation + 1))
 
@@ -253,22 +310,20 @@ class PlanCache:
     def _evict(self, keep: int) -> None:
         if self.maxsize is None:
             return
-        loose = [size for size in self._plans if size not in self._pinned]
-        # The new plan is kept even if all others are preloaded: its caller needs it now.
-        while len(loose) > self.maxsize:
-            oldest = min(
-                (size for size in loose if size != keep),
-                key=lambda size: self._used.get(size, 0),
-                default=None,
-            )
-            if oldest is None:
-                return
-            loose.remove(oldest)
-            self._drop(oldest, evicted=True)
+        loose = [
+            (cache._used.get(size, 0), size, cache)
+            for cache in self._group
+            for size in cache._plans
+            if size not in cache._pinned and not (cache is self and size == keep)
+        ]
+        loose.sort(key=lambda one: one[0])
+        for _, size, cache in loose[: max(0, len(loose) + (keep not in self._pinned) - self.maxsize)]:
+            cache._drop(size, evicted=True)
 
     def _drop(self, size: int, evicted: bool = False) -> None:
         plan = self._plans.get(size)
         if plan is not None:
+            # Sums are computed before the commit, so repeating the step after an interrupt counts nothing twice.
             calls, evictions = self._dropped_calls[size] + plan.calls, self._evictions + evicted
             self._journal.commit(functools.partial(self._dropped, size, calls, evictions))
 
@@ -283,6 +338,7 @@ class PlanCache:
         self._pinned.clear()
         self._used.clear()
         self._dropped_calls = Counter()
+        self._failed = {}
         self._misses = self._evictions = self._padded_rows = 0
         self._compile_seconds = 0.0
 

@@ -20,6 +20,7 @@ from ..errors import BatchSizeError, CompileError, LoweringError
 from ..kernels.library import opened
 from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
+from ..model.signature import TensorSpec
 from ..ops.inline import inlined
 from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
@@ -76,6 +77,7 @@ class PlanCompiler:
         precision: str | None = "highest",
         *,
         host: bool = True,
+        like: PlanCompiler | None = None,
     ):
         """Prepare to compile `typed` for `device`.
 
@@ -83,6 +85,7 @@ class PlanCompiler:
             weights: "constant" (part of the executables), "argument" (passed with each call), or "auto": constant for small weights on CPU.
             precision: of matrix products on accelerators (JAX's names).
             host: whether the plans take and give NumPy arrays (else `jax.Array`s).
+            like: a compiler of the same weights on the same device, which shares what it made of them.
 
         Set `keep_traces` to have plans keep what was traced, for autotuning.
         """
@@ -100,12 +103,20 @@ class PlanCompiler:
         self.weights: Weights = (
             weights if weights != "auto" else "argument" if device.platform != "cpu" or large else "constant"
         )
-        self._hoister = Hoister(leaves, limited=typed.model is not None)
-        self._placing = Placing(self._hoister, device)
+        shares = like is not None and like.holds(leaves)
+        self._hoister = (
+            like._hoister if like is not None and shares else Hoister(leaves, limited=typed.model is not None)
+        )
+        self._placing = like._placing if like is not None and shares else Placing(self._hoister, device)
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
         self.input_bytes: int = sum(map(_bytes, typed.api.inputs))
         self.row_bytes: int = self.input_bytes + sum(map(_bytes, self._outputs))
+
+    def holds(self, leaves: Sequence[Any]) -> bool:
+        """Whether these are the weights that this compiler works with."""
+        own = self._hoister.leaves
+        return len(own) == len(leaves) and all(a is b for a, b in zip(own, leaves, strict=True))
 
     @property
     def default(self) -> Candidate:
@@ -126,6 +137,7 @@ class PlanCompiler:
         meter = Meter()
         started = time.perf_counter()
         with trace_lock:
+            # Both under one lock: a thread that traces while another lowers would only take turns with it.
             residual = residual or self.trace(size * candidate.rows)
             finish = self.prepare(size, residual, meter, candidate)
         spent = time.perf_counter() - started
@@ -150,9 +162,7 @@ class PlanCompiler:
     ) -> Plan:
         """A plan of an executable that was compiled before; `residual` names its weight arguments, if it has any."""
         meter = Meter()
-        packing = Packing.of(
-            [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
-        )
+        packing = self._output_packing(size)
         if residual:
             residual, candidate = self._with_kernels(size, residual, candidate)
         leading = self._placing.place(residual.nodes) if residual else Leading()
@@ -189,9 +199,7 @@ class PlanCompiler:
 
         `residual` was traced for `candidate.rows` times the size.
         """
-        packing = Packing.of(
-            [(size, *spec.shape) for spec in self._outputs], [spec.dtype for spec in self._outputs]
-        )
+        packing = self._output_packing(size)
         plain = residual
         residual, candidate = self._with_kernels(size, residual, candidate)
         constants = self.constants(residual) if self.weights == "constant" else None
@@ -210,6 +218,7 @@ class PlanCompiler:
         run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
+        # The user's JAX settings must not change the executable.
         with trace_lock, own_settings(self.precision):
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
 
@@ -282,8 +291,24 @@ class PlanCompiler:
 
     def _rows(self, size: int) -> list[jax.ShapeDtypeStruct]:
         """Inputs at `size` rows, and the key of a random model."""
-        rows = [jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype) for spec in self.typed.api.inputs]
+        rows = [jax.ShapeDtypeStruct(spec.rows(size), spec.dtype) for spec in self.typed.api.inputs]
         return [*rows, jax.ShapeDtypeStruct((2,), np.uint32)] if self.typed.random else rows
+
+    def _output_packing(self, size: int) -> Packing:
+        """How outputs are laid out; where an element's shape depends on the batch, the shapes are evaluated."""
+        dtypes = [spec.dtype for spec in self._outputs]
+        if all(spec.is_fixed for spec in self._outputs):
+            return Packing.of([spec.rows(size) for spec in self._outputs], dtypes)
+        weights = jax.tree.unflatten(self._structure, [*map(_abstract, self._hoister.leaves)])
+        key = jax.ShapeDtypeStruct((2,), np.uint32)
+
+        def shapes(params: Any, rows: Any, key: Any) -> Any:
+            drawn = jax.random.wrap_key_data(key, impl="threefry2x32") if self.typed.random else None
+            return self.typed.fn(params, rows[: len(self.typed.api.inputs)], drawn)
+
+        with trace_lock, own_settings(self.precision):
+            found = jax.eval_shape(shapes, weights, self._rows(size), key)
+        return Packing.of([value.shape for value in found], dtypes)
 
     def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
         """The packing of inputs for an accelerator: a small batch waits for each transfer, a microsecond apiece."""
@@ -303,8 +328,8 @@ def plain_name(name: str) -> str:
     )
 
 
-def _bytes(spec: Any) -> int:
-    return math.prod(spec.shape) * spec.dtype.itemsize
+def _bytes(spec: TensorSpec) -> int:
+    return math.prod(spec.rows(1)) * spec.dtype.itemsize
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -88,6 +88,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
 
     again = with_own_settings(call)
 
+    # All inputs have a buffer: the usual case of small batches.
     def staged(rows: Rows) -> list[np.ndarray]:
         try:
             slot = take()
@@ -104,6 +105,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         give(slot)
         return results
 
+    # Some inputs are too large to copy.
     def mixed(rows: Rows) -> list[np.ndarray]:
         try:
             slot = take()
@@ -123,6 +125,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         give(slot)
         return results
 
+    # 64-bit arrays pass a call whole only with x64 on. The switch costs time, so other models do without.
     def mixed_x64(rows: Rows) -> list[np.ndarray]:
         with jax.enable_x64(True):
             return mixed(rows)
@@ -164,6 +167,7 @@ def by_name(
 
     def answer_one(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
         row = given.get(name)
+        # An exact type: a subclass (a matrix, a masked array) may define assignment otherwise. The checked path takes it.
         if type(row) is not ndarray or row.shape != shape or row.dtype != dtype:
             return None
         if not tick() % SAMPLE_EVERY:
@@ -178,6 +182,7 @@ def by_name(
             result = asarray(call(*leading.values, array))
         except Exception:
             result = asarray(again(*leading.values, array))
+        # The slot goes back after the result is there: on a synchronous client nothing reads the buffers any more.
         give(slot)
         return {output: result}
 
@@ -192,6 +197,7 @@ def by_name(
             rows.append(draw())
         return dict(zip(outputs, run(rows) if tick() % SAMPLE_EVERY else timed(run, rows)))
 
+    # The names of `answer_one` are bound here, after the checks that make it possible.
     if (
         len(inputs) == len(outputs) == 1
         and all(staging.staged)

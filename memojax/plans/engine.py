@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import jax
 
-from ..errors import BatchMemoryError, CompileError, InputError
+from ..errors import BatchMemoryError, CompileError, DimensionError, InputError
 from ..kernels.library import kernels_key
 from ..lowering.typed_model import TypedModel
 from ..rows.journal import Journal
@@ -22,12 +22,13 @@ from ..xla.background import AtWork
 from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
 from .autotune import Tuner
-from .cache import PlanCache
+from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
 from .compiler import Lowered, PlanCompiler, Weights
 from .disk_cache import DiskCache, environment_key
 from .hoist import Residual
-from .plan import Plan
+from .plan import Plan, PlanInfo
+from .row_check import plan_mixing
 from .tuning_log import Choices
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -57,7 +58,9 @@ class Engine:
         maxsize: int | None,
         disk: DiskCache | None,
         tuner: Tuner | None = None,
+        beside: Engine | None = None,
     ):
+        """Plans for `typed` on `device`; `beside` has the same weights, another binding, and shares `maxsize`."""
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
@@ -65,6 +68,7 @@ class Engine:
         self._device = device
         self._precision = precision
         self._fingerprint = typed.fingerprint
+        # A model without a fingerprint (a function, new weights) cannot be told from others on disk.
         self._disk = disk if typed.fingerprint else None
         self._tuner = tuner or Tuner()
         if (
@@ -72,19 +76,24 @@ class Engine:
             and device.platform == "cpu"
             and (self._disk is not None or self._tuner.mode != "off")
         ):
-            weights = "constant"  # only then there is something to store, and to tune
-        self._compiler = PlanCompiler(typed, device, weights, precision)
+            # Only such plans can be tuned, and load from disk without a trace.
+            weights = "constant"
+        like = beside._compiler if beside else None
+        self._compiler = PlanCompiler(typed, device, like.weights if like else weights, precision, like=like)
         self._compiler.keep_traces = self._tuner.handles(self._compiler)
         self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
         self._journal = Journal()
-        self.cache = PlanCache(self._lower, maxsize)
+        self.cache = PlanCache(self._lower, maxsize, beside.cache if beside else None)
+        self.mixing: tuple[str, ...] | None = () if typed.independent else None
+        """Outputs in which rows influence each other; None before a plan of two rows or more has been checked."""
 
     def on(self, device: jax.Device) -> PlanCache:
         """The plans for `jax.Array`s on a device."""
         with self._lock:
             if device not in self._elsewhere:
+                # A compiler of its own: its plans take `jax.Array`s and hold their weights on this device.
                 compiler = PlanCompiler(
                     self.typed,
                     device,
@@ -98,29 +107,68 @@ class Engine:
                 )
             return self._elsewhere[device][1]
 
+    def cache_info(self) -> CacheInfo:
+        """Counts of the plans for NumPy batches."""
+        return replace(self.cache.info(), disk_hits=self.disk_hits)
+
+    def plan_infos(self) -> list[PlanInfo]:
+        """The plans for NumPy batches, by size."""
+        dims, mixing = self.typed.binding.shown(), self.mixing or ()
+        return [replace(plan.info(), dims=dims, mixing=mixing) for plan in self.cache.plans()]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no plan is held, so that nothing is lost with this engine but its counts."""
+        return not len(self.cache) and not any(len(cache) for cache in self.elsewhere().values())
+
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
         """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a compile."""
         return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
         self._check_fits(compiler, size)
-        return compiler.lower(size)
+        return compiler.lower(size).then(functools.partial(self._check_rows, compiler))
 
-    def update(self, typed: TypedModel) -> None:
+    def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
+        """Run the first plan of two rows or more on rows of which one changes, and note what else changes.
+
+        Raises:
+            DimensionError: others do, and only its place says that an axis is the batch.
+        """
+        if self.mixing is not None or plan.size < 2:
+            return
+        mixing = plan_mixing(compiler, plan)
+        if mixing and self.typed.weak:
+            raise DimensionError(
+                f"rows influence each other in output {', '.join(map(repr, mixing))}, so what leads the inputs may be no "
+                f"batch of agents. {self.typed.weak}"
+            )
+        self.mixing = mixing
+        if mixing:
+            log.warning(
+                "%s: rows of a batch influence each other (output %s): every batch runs whole, at its exact size (said once)",
+                self.typed.name or "this model",
+                ", ".join(map(repr, mixing)),
+            )
+
+    def update(self, typed: TypedModel, like: Engine | None = None) -> None:
         """Switch to the weights of `typed`: a call under way sees all old or all new ones, later calls see the new ones.
 
         If weights are constants of the executables, this thread first makes plans that take them as arguments, for the sizes in use.
-        Other threads run the old plans meanwhile. Later updates compile nothing.
+        Other threads run the old plans meanwhile. Later updates compile nothing. `like` is an engine of the same weights
+        that has them already.
         """
         with self._lock:
+            # All work that can fail, or takes time or memory, happens while `steps` are made; `switch` only assigns.
             if self._compiler.weights == "constant":
-                steps = [self._becoming_argument(typed)]
+                steps = [self._becoming_argument(typed, like._compiler if like else None)]
             else:
                 steps = [self._compiler.updating(typed)]
             for device, (compiler, cache) in list(self._elsewhere.items()):
                 if compiler.weights == "argument":
                     steps.append(compiler.updating(typed))
                 else:
+                    # Plans with constant weights cannot switch. They are dropped, and compile again when a call needs them.
                     steps.append(functools.partial(self._leave, device, cache))
 
             def switch() -> None:
@@ -134,10 +182,10 @@ class Engine:
         self._elsewhere.pop(device, None)
         cache.clear()
 
-    def _becoming_argument(self, typed: TypedModel) -> Callable[[], None]:
+    def _becoming_argument(self, typed: TypedModel, like: PlanCompiler | None) -> Callable[[], None]:
         """Make plans whose weights are arguments for the sizes in use; gives what puts them in place."""
         started = time.perf_counter()
-        compiler = PlanCompiler(typed, self._device, "argument", self._precision)
+        compiler = PlanCompiler(typed, self._device, "argument", self._precision, like=like)
         with AtWork():
             plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
         log.info(
@@ -155,8 +203,9 @@ class Engine:
         return switch
 
     def _lower(self, size: int) -> Lowered:
-        self._check_fits(self._compiler, size)
-        return self._lower_with(self._compiler, size)
+        compiler = self._compiler
+        self._check_fits(compiler, size)
+        return self._lower_with(compiler, size).then(functools.partial(self._check_rows, compiler))
 
     def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
         """Check that `size` rows fit the memory, judging by the next smaller plan, or by a small one compiled for this.
@@ -166,11 +215,13 @@ class Engine:
         """
         room = available_bytes(compiler.device)
         needed = size * compiler.row_bytes
+        # Most sizes are far from the limit; they must not pay for the closer look below.
         if room is None or needed * _SURELY_FITS < room:
             return
         known = self.cache.next_smaller(size)
         plan = self.cache.peek(known) if known else None
         if plan is None and needed <= room:
+            # No plan to judge by, but temporaries may be many times the inputs: a small plan tells, for one small compile.
             plan = compiler.lower(_PROBE).compile() if size > _PROBE else None
         if plan is not None:
             needed = max(
@@ -187,6 +238,7 @@ class Engine:
         """Lower a size for the remembered candidate, or for the default, which is tuned afterwards."""
         candidate, gain = self._remembered(compiler, size)
         lowered = self._load_or_lower(compiler, size, candidate)
+        # No process has tuned this size, so tuning follows the compile.
         if gain is None:
             return (
                 lowered.then(lambda plan: self._tune(compiler, plan))
@@ -219,6 +271,7 @@ class Engine:
             if (method := chosen()) is not None:
                 method(compiler, plan)
 
+        # A preload may wait for tuning. A call in a loop may not, so its plan is tuned later on the worker.
         if self.cache.is_pinned(plan.size):
             self._tuner.now(compiler, plan, done)
         elif self._tuner.mode == "background":
@@ -249,6 +302,7 @@ class Engine:
         as_arguments = compiler.weights == "argument"
         if self._disk is None or (as_arguments and self._device.platform != "cpu"):
             return compiler.lower(size, candidate)
+        # With argument weights, the trace says in which order the stored executable takes them.
         started = time.perf_counter()
         residual = compiler.trace(size * candidate.rows) if as_arguments else None
         disk, key = self._disk, self._key(compiler, size, candidate, residual)
@@ -264,6 +318,7 @@ class Engine:
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
+            # Whatever is wrong with an entry, compiling again is right. The entry is removed, or each start would try it.
             except Exception as cause:
                 log.warning(
                     "a stored plan for batch size %d could not be loaded (%s): it compiles again",
@@ -322,5 +377,6 @@ class Engine:
             "kernels": kernels_key() if candidate is None or candidate.kernels else None,
             "options": over_defaults(self._device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
+            # Raised whenever the meaning of an entry changes, so older entries are not found.
             "layout": 2,
         }

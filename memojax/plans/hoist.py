@@ -123,11 +123,13 @@ class Residual:
 
         An output that is an input is copied, so input buffers may be reused.
         """
+        # Values by number: arguments first, then what each step gives.
         env = dict(zip((*self.leading, *self.inputs), (*leading, *inputs), strict=True))
         passed = set(env)
         for step in self.steps:
             given = [_read(env, atom) for atom in step.inputs]
             env.update(zip(step.outputs, rewrite(step, given) if rewrite else step.bind(given), strict=True))
+        # Without a copy, such an output would be the input buffer itself, which the next call overwrites.
         return [
             lax.copy_p.bind(env[atom]) if isinstance(atom, int) and atom in passed else _read(env, atom)
             for atom in self.outputs
@@ -149,6 +151,7 @@ class Hoister:
         self._made_bytes = 0
         self._weights = tuple(Node(index) for index in range(len(leaves)))
         self._nodes: dict[Any, tuple[Node, ...]] = {}
+        # Weak on both sides: values live as long as a plan holds them, since weights may be gigabytes.
         self._values: weakref.WeakKeyDictionary[Node, weakref.ref[np.ndarray]] = weakref.WeakKeyDictionary()
 
     def split(self, closed: Any) -> Residual:
@@ -158,6 +161,7 @@ class Hoister:
         """
         jaxpr = closed.jaxpr
         flat = _Flat()
+        # The jaxpr is flattened first: a step inside of a nested jit may depend on weights alone, too.
         arguments = [flat.number(var.aval) for var in jaxpr.invars]
         outputs = flat.inline(jaxpr, closed.consts, arguments)
         # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal): a node absorbs them if it needs them.
@@ -165,6 +169,7 @@ class Hoister:
         free: dict[int, Step] = {}
         kept = []
         for step in flat.steps:
+            # Literals have no number: they never keep a step from being hoisted.
             numbers = [atom for atom in step.inputs if isinstance(atom, int)]
             taken = sum(flat.sizes[number] for number in numbers if number in known)
             given = sum(flat.sizes[number] for number in step.outputs)
@@ -175,6 +180,7 @@ class Hoister:
                 # Hoisting pays if the result is not larger than its weights: a larger one costs more to read than to compute.
                 if 0 < given <= taken:
                     made = self._made(step, known, free)
+                # The step reads no weight at all. It becomes a node only if a hoisted step needs it.
                 elif not taken:
                     free.update(dict.fromkeys(step.outputs, step))
             if made is None:
@@ -200,12 +206,14 @@ class Hoister:
         missing = [node for node in nodes if held.get(node) is None]
         for node, value in zip(missing, evaluate(missing, self.leaves), strict=True):
             held[node] = value
+            # Weights themselves are held by `leaves`, so only computed values are remembered.
             if node.step is not None:
                 self._values[node] = weakref.ref(value)
         return [held[node] for node in nodes]  # pyright: ignore[reportReturnType]
 
     def replace(self, leaves: Sequence[Any]) -> None:
         """Switch to other weights of the same shapes and dtypes."""
+        # Nodes stay: they describe computations, which are the same for other weights.
         self.leaves = tuple(leaves)
         self._values.clear()
 
@@ -236,6 +244,7 @@ class Hoister:
         Raises:
             TypeError: the step cannot be recognised again.
         """
+        # Each batch size traces the same computation again. The key finds its first node, so sizes share the value.
         key = (
             step.primitive,
             _frozen(step.params),
@@ -264,6 +273,7 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
                 memo[node] = run(node.step, given)[node.index]
         return [memo[node] for node in nodes]
 
+    # Most files only transpose and reshape weights; NumPy does that without compiling an executable.
     try:
         run = values(lambda step, given: step.on_host(given), leaves)
         return [np.asarray(value, order="C") for value in run]
@@ -281,6 +291,7 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
 
 def _behind(nodes: Iterable[Node]) -> list[Node]:
     """`nodes` and all that they are made of, each after what it is made of; a chain of them may be too long for recursion."""
+    # Depth first with a stack of its own. A node leaves the stack once all its inputs are in `order`.
     order: dict[Node, None] = {}
     waiting = list(nodes)[::-1]
     while waiting:
@@ -335,6 +346,7 @@ class _Flat:
         env.update(zip(jaxpr.invars, arguments, strict=True))
         for eqn in jaxpr.eqns:
             inputs = tuple(_Literal(var.val) if hasattr(var, "val") else env[var] for var in eqn.invars)
+            # Loops and branches stay whole: their bodies run a number of times that is not known here.
             inner = eqn.params.get(_INLINED.get(eqn.primitive.name, ""))
             if inner is not None and hasattr(inner, "jaxpr"):
                 outputs = self.inline(inner.jaxpr, inner.consts, inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,10 @@ class PlanInfo:
         median_us: median microseconds of the last sampled calls; None before the first sample.
         bytes: memory that XLA reports for code, constants and temporaries; None if it reports none.
         platform: "cpu", "gpu", ...
-        candidate: how it was compiled; "default" until autotuning finds a faster candidate.
-        gain: time of the default divided by that of the candidate; 1.0 for the default, None before timing.
+        candidate: the candidate that it was compiled by; "default" until autotuning finds a better one.
+        dims: sizes of free dimensions and values of static inputs that the plan is for.
+        mixing: outputs in which rows influence each other, so that the plan runs whole batches only.
+        gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was timed.
     """
 
     size: int
@@ -35,6 +37,8 @@ class PlanInfo:
     platform: str
     candidate: str = "default"
     gain: float | None = None
+    dims: Mapping[str, Any] = field(default_factory=dict)
+    mixing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

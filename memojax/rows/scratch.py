@@ -160,6 +160,7 @@ class ScratchPadView:
         anonymous: whether the caller named no agents. They are then 0, 1, ..., and new ones are begun automatically.
         dones: bool[n] or None; True zeroes the state of a row before it runs.
         device: the device of the rows; None is the host.
+        whole: rows of the batch that begins with this view; 0 for a later part of one.
     """
 
     device: jax.Device | None
@@ -178,6 +179,7 @@ class ScratchPadView:
         "ids",
         "input_specs",
         "output_specs",
+        "whole",
     )
 
     def __init__(
@@ -202,6 +204,7 @@ class ScratchPadView:
         self.ids: Sequence[int] = range(size) if ids is None else ids
         self.dones: Array | None = dones
         self.device = device
+        self.whole: int = size
         self._driver: object | None = None
         self._outcome: Outcome | None = None
         self._followers: list[Callable[[], None]] = []
@@ -292,7 +295,7 @@ class ScratchPadView:
         rows = self._outputs[slot]
         if rows is None:
             spec = self.output_specs[slot]
-            rows = self._outputs[slot] = np.zeros((self._size, *spec.shape), spec.dtype)
+            rows = self._outputs[slot] = np.zeros(spec.rows(self._size), spec.dtype)
         return rows
 
     def set_input(self, slot: int, rows: Array) -> None:
@@ -313,16 +316,22 @@ class ScratchPadView:
 
     def part(self, start: int, stop: int) -> ScratchPadView:
         """The rows `[start, stop)` as a view of its own, with fresh outputs."""
-        return ScratchPadView(
+        inputs = [
+            rows if spec.shared and len(rows.shape) == len(spec.shape) else rows[start:stop]
+            for spec, rows in zip(self.input_specs, self.inputs, strict=True)
+        ]
+        part = ScratchPadView(
             self.input_specs,
             self.output_specs,
-            [rows[start:stop] for rows in self.inputs],
+            inputs,
             stop - start,
             self.ids[start:stop],
             None if self.dones is None else self.dones[start:stop],
             device=self.device,
             anonymous=self.anonymous,
         )
+        part.whole = 0 if start else self._size
+        return part
 
     def _input(self, slot: int) -> Array:
         rows = self._inputs[slot]
@@ -332,7 +341,10 @@ class ScratchPadView:
         return rows
 
     def _checked(self, kind: str, spec: TensorSpec, rows: Array) -> Array:
-        if rows.shape != (self._size, *spec.shape):
+        shape = tuple(rows.shape)
+        if spec.shared and spec.accepts(shape):
+            return rows
+        if shape[:1] != (self._size,) or not spec.accepts(shape[1:]):
             raise InputShapeError(
                 f"{kind} {spec.name!r} must be {[self._size, *spec.shape]}, got {list(rows.shape)}"
             )

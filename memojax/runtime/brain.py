@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from ..errors import IncompatibleModelError, UnknownAgentError, UnknownBrainError
 from ..inferer.base import Inferer, check_inferer
-from ..inferer.batcher import Batcher, States, pairs_of
+from ..inferer.batcher import Batcher, batcher_for
+from ..inferer.loose_batcher import LooseBatcher
+from ..inferer.pairs import States, pairs_of
 from ..rows.journal import Journal
 from ..rows.states import Response
 from ..wrapper.base import LayeredInferer, check_compatible
@@ -97,8 +99,8 @@ class _Queue(NamedTuple):
         sealed_since: the same for the sealed batch.
     """
 
-    open: Batcher
-    sealed: Batcher
+    open: Batcher | LooseBatcher
+    sealed: Batcher | LooseBatcher
     open_since: int = 0
     sealed_since: int = 0
 
@@ -131,7 +133,7 @@ class BrainState:
         self.timings: Timings = Timings()
         self._turns, self._clock, self._compiles = turns, clock, compiles
         self._served = 0
-        self._queue = _Queue(Batcher(inferer), Batcher(inferer))
+        self._queue = _Queue(batcher_for(inferer), batcher_for(inferer))
         self._journal = Journal()
         self._executing = self._removed = False
         self._ending: tuple[int] | None = None
@@ -186,8 +188,8 @@ class BrainState:
                 self._queue.open.extend(pairs, replace=True)
                 self._lives_on(*(agent for agent, _ in pairs))
                 return
-            # Two batches take them: copies, checked as a whole, that each can take again if it comes to that.
-            copies = Batcher(self.inferer, len(pairs))
+            # The states go to two batches. Checked copies let both take them again if an interrupt comes in between.
+            copies = batcher_for(self.inferer, len(pairs))
             copies.extend(pairs)
             parts = [], []
             for agent, state in copies.states():
@@ -315,8 +317,8 @@ class BrainState:
                 if whole:
                     self._note_cost(count, self._clock() - started, ready)
 
-    def _execute(self, batch: Batcher, answers: dict[BrainId, dict[int, Response]]) -> None:
-        """Run `batch`, and clear it when its answers are where the next frame finds them."""
+    def _execute(self, batch: Batcher | LooseBatcher, answers: dict[BrainId, dict[int, Response]]) -> None:
+        """Run `batch`, and clear it once its responses are stored for the next frame."""
         try:
             responses = batch.run(self.inferer)
             if responses:
@@ -410,7 +412,7 @@ class BrainState:
     def _waiting(self) -> list[int]:
         return list(dict.fromkeys((*self._queue.sealed.agents, *self._queue.open.agents)))
 
-    def _batch_of(self, agent: int) -> Batcher:
+    def _batch_of(self, agent: int) -> Batcher | LooseBatcher:
         """The batch that takes a new state of `agent`."""
         queue = self._queue
         if not len(queue.sealed) or self._busy or agent in queue.open or agent not in queue.sealed:

@@ -14,7 +14,7 @@ from typing import Any, final
 from ..display import Card, html_of, text_of
 from ..errors import InputError, OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Shapes, check_inferer
-from ..inferer.batcher import States
+from ..inferer.pairs import States
 from ..rows.states import Response
 from ..xla.fork import check_not_forked
 from .brain import BrainId, BrainState, Turns, Verdict

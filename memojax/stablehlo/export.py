@@ -15,6 +15,7 @@ from jax import export
 
 from .._types import Source
 from ..errors import AssetError, DimensionError, InputError
+from ..lowering.host_rows import HostRows
 from ..lowering.typed_model import TypedModel
 from ..model.crvo import AssetData, AssetKind
 from ..model.signature import TensorSpec
@@ -64,6 +65,13 @@ def to_stablehlo(
     typed = typed_model(source, **options)
     if batch_size is not None and batch_size < 1:
         raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
+    if isinstance(typed.fn, HostRows):
+        raise DimensionError(
+            f"{typed.name}: its graph breaks at {', '.join(typed.fn.breaks)}, which run on the host, and a program has no host: leave "
+            "out with outputs= what needs them"
+        )
+    _check_closed(typed)
+    batch_size = typed.only_rows if batch_size is None else batch_size
     chosen = _platforms(typed, platforms)
     if (only := only_size(typed)) not in (None, batch_size):
         raise DimensionError(
@@ -109,6 +117,23 @@ def to_stablehlo(
     return AssetData(AssetKind.STABLEHLO, b"".join([PREFIX.pack(MAGIC, len(text)), text, *sections]))
 
 
+def _check_closed(typed: TypedModel) -> None:
+    """See that every size but the batch's is known.
+
+    Raises:
+        DimensionError: a free dimension, a static input, or an element whose shape follows the batch.
+    """
+    if typed.is_open:
+        names = [*typed.api.free, *(spec.name for spec in typed.api.inputs if spec.static)]
+        raise DimensionError(
+            f"an exported policy has one size for each dimension but the batch: give {', '.join(map(repr, names))} by dims= or constants="
+        )
+    if odd := [spec.name for spec in typed.api.outputs if not spec.is_fixed]:
+        raise DimensionError(
+            f"output {odd[0]!r} has elements whose shape follows the batch, which cannot be exported: leave it out with outputs=[...]"
+        )
+
+
 def _platforms(typed: TypedModel, wanted: Sequence[str] | None) -> tuple[str, ...]:
     if wanted is not None and (not wanted or isinstance(wanted, str) or not set(wanted) <= set(PLATFORMS)):
         raise InputError(
@@ -145,7 +170,7 @@ def _exported(
         return jax.vmap(one)(jax.numpy.arange(rows[0].shape[0]), *rows)
 
     def run(fn: Any, n: Any) -> export.Exported:
-        rows = [jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype) for spec in typed.api.inputs]
+        rows = [jax.ShapeDtypeStruct(spec.rows(n), spec.dtype) for spec in typed.api.inputs]
         with own_settings(precision or "default"):
             return export.export(jax.jit(fn), platforms=platforms)(leaves, rows, *key)
 
@@ -182,4 +207,8 @@ def _bytes_of(array: Any) -> bytes:
 
 
 def _described(specs: Any) -> list[dict[str, Any]]:
-    return [{"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype.name} for spec in specs]
+    return [
+        {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype.name}
+        | ({"shared": True} if spec.shared else {})
+        for spec in specs
+    ]

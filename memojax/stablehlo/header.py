@@ -175,7 +175,7 @@ def _specs(described: Any, most: int | None = None) -> tuple[TensorSpec, ...]:
         shape = tuple(_number(dim, 0, 1 << 31) for dim in one["shape"])
         if len(shape) > 64 or (most is not None and math.prod(shape) > most):
             raise ValueError(f"tensor {one['name']!r} of shape {list(shape)[:8]} is larger than any policy's")
-        specs.append(TensorSpec(_text(one["name"]), shape, dtype))
+        specs.append(TensorSpec(_text(one["name"]), shape, dtype, _flag(one.get("shared", False))))
     if len({spec.name for spec in specs}) != len(specs):
         raise ValueError("two tensors have one name")
     return tuple(specs)

@@ -35,8 +35,8 @@ _CUSTOM_CALLS = re.compile(
 
 
 def only_size(typed: TypedModel) -> int | None:
-    """The only number of rows that an exported model runs; None if it runs any number."""
-    return typed.fn.header.batch_size if isinstance(typed.fn, ExportedFunction) else None
+    """The number of rows that a model was exported for, if it runs no other."""
+    return typed.only_rows
 
 
 def find_stablehlo(source: Any) -> AssetData | None:
@@ -100,6 +100,7 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
         random=header.random,
         rule=f"{header.rule}; exported for {header.batch_size or 'any number of'} rows",
         independent=True if header.independent else None,
+        only_rows=header.batch_size,
         name=header.name,
         metadata=header.metadata,
         fingerprint=hashlib.sha256(asset.data).hexdigest(),
@@ -120,11 +121,12 @@ class ExportedFunction:
         Raises:
             DimensionError: the program was exported for another number of rows.
         """
-        count = rows[0].shape[0] if rows else 1
+        batched = [row for spec, row in zip(self.header.api.inputs, rows, strict=True) if not spec.shared]
+        count = batched[0].shape[0] if batched else 1
         if self.header.batch_size not in (None, count):
             raise DimensionError(
-                f"this asset was exported for {self.header.batch_size} rows only, not for {count}: use FixedBatchInferer or "
-                "DynamicInferer with that size, or export with batch_size=None"
+                f"this asset was exported for {self.header.batch_size} rows only, not for {count}: an inferer pads and splits, "
+                "or export with batch_size=None"
             )
         leaves = [params[spec.name] for spec in self.header.params]
         return tuple(
@@ -219,7 +221,10 @@ def _check_signature(header: Header, exported: export.Exported) -> None:
     named = {spec.name: spec for spec in header.api.outputs}
     key = [((2,), np.dtype(np.uint32))] if header.random else []
     takes = [(spec.shape, spec.dtype) for spec in header.params]
-    takes += [((header.batch_size, *spec.shape), spec.dtype) for spec in header.api.inputs] + key
+    takes += [
+        (spec.shape if spec.shared else (header.batch_size, *spec.shape), spec.dtype)
+        for spec in header.api.inputs
+    ] + key
     gives = [((header.batch_size, *named[name].shape), named[name].dtype) for name in header.computed]
     for what, said, found in (("takes", takes, exported.in_avals), ("gives", gives, exported.out_avals)):
         real = [

@@ -13,7 +13,7 @@ from ..errors import IncompatibleModelError, InputError
 from ..inferer.base import Inferer
 from ..inferer.memoizing import MemoizingDynamicInferer
 from ..loading import typed_model
-from ..lowering.typed_model import TypedModel, random_rows
+from ..lowering.typed_model import TypedModel, at_trial, random_rows
 from ..plans.batch_sizes import checked_size
 from .file_layout import Rows, same_up_to_ones
 from .runtimes import CONTENDERS, Contender, ContenderError
@@ -75,7 +75,7 @@ def verify(
     """
     if against not in CONTENDERS:
         raise InputError(f"no runtime is called {against!r}: there are {', '.join(CONTENDERS)}")
-    typed = typed_model(source)
+    typed = at_trial(typed_model(source))
     wanted = [checked_size(size) for size in sizes]
     inferer: Inferer = MemoizingDynamicInferer.from_typed(typed)
     other = contender(against, typed, reference)
@@ -104,7 +104,7 @@ def contender(name: str, typed: TypedModel, reference: Source | TypedModel | Non
     """
     if reference is None:
         return CONTENDERS[name](typed)
-    theirs = typed_model(reference)
+    theirs = at_trial(typed_model(reference))
     for side, mine, other in (
         ("input", typed.api.inputs, theirs.api.inputs),
         ("output", typed.api.outputs, theirs.api.outputs),

@@ -36,10 +36,19 @@ class FileLayout:
         """Shown name -> name in the file."""
         return _in_file(self.graph.outputs)
 
+    @property
+    def _shared(self) -> set[str]:
+        """Names in the file of inputs that all agents share."""
+        names = _in_file([value for value in self.graph.inputs if value.name not in self.bound])
+        return {names[spec.name] for spec in self.api.inputs if spec.shared and spec.name in names}
+
     def alone(self, inputs: Rows, row: int) -> dict[str, Any]:
         """What the file takes for one row by itself: every dimension is the row's own, and the batch, if there is one, is 1."""
         feeds = dict(self.bound)
         for name, declared, rows in self._each(inputs):
+            if name in self._shared:
+                feeds[name] = rows
+                continue
             axis = _axis(declared, rows.shape[1:], self.hints.get(name))
             feeds[name] = rows[row] if axis is None else np.expand_dims(rows[row], axis)
         return feeds
@@ -49,6 +58,9 @@ class FileLayout:
         feeds = dict(self.bound)
         symbols: set[Dim] = set()
         for name, declared, rows in self._each(inputs):
+            if name in self._shared:
+                feeds[name] = rows
+                continue
             axis = _axis(declared, rows.shape[1:], self.hints.get(name))
             if axis is None or (isinstance(declared[axis], int) and declared[axis] != 0):
                 return None

@@ -71,8 +71,10 @@ class Contender(abc.ABC):
         Raises:
             ContenderError: the runtime fails.
         """
-        n = len(next(iter(inputs.values())))
+        n = self._count(inputs)
         try:
+            if self._rows.rule.only_rows:
+                return self._padded(inputs, n, self._rows.rule.only_rows)
             return self._each(inputs, n) if self.row_by_row else self._whole(inputs, n)
         except MemojaxError:
             raise
@@ -85,7 +87,11 @@ class Contender(abc.ABC):
         Raises:
             ContenderError: the runtime fails.
         """
-        count = len(next(iter(inputs.values())))
+        if self._rows.rule.only_rows:
+            raise ContenderError(
+                f"{self.name}: the file runs {self._rows.rule.only_rows} rows only, so none alone"
+            )
+        count = self._count(inputs)
         return [self._shown_of(self.layout.alone(inputs, row), f"row {row} alone") for row in range(count)]
 
     def whole(self, inputs: Rows) -> dict[str, np.ndarray] | None:
@@ -116,7 +122,7 @@ class Contender(abc.ABC):
     def bound(self, inputs: Rows) -> Callable[[], Any]:
         """A call with its inputs laid out already, as a benchmark wants it."""
         if self.row_by_row:
-            rows = [self._single(inputs, i) for i in range(len(next(iter(inputs.values()))))]
+            rows = [self._single(inputs, i) for i in range(self._count(inputs))]
             return lambda: [self._run(row) for row in rows]
         feeds = self._feeds(inputs)
         return lambda: self._run(feeds)
@@ -125,12 +131,34 @@ class Contender(abc.ABC):
         results = self._run(self._feeds(inputs))
         shown = {}
         for name, (_, in_file) in self._shown.items():
-            axis = self._rows.rule.outputs.get(in_file)
+            how = self._rows.rule.outputs.get(in_file)
             value = results[in_file]
-            shown[name] = (
-                np.broadcast_to(value, (n, *value.shape)) if axis is None else np.moveaxis(value, axis, 0)
-            )
+            if how is None or how.axis is None:
+                shown[name] = np.broadcast_to(value, (n, *value.shape))
+                continue
+            if how.per_row != 1:
+                value = value.reshape(*value.shape[: how.axis], n, how.per_row, *value.shape[how.axis + 1 :])
+            shown[name] = np.moveaxis(value, how.axis, 0)
         return shown
+
+    def _padded(self, inputs: Rows, n: int, size: int) -> dict[str, np.ndarray]:
+        """A file that runs `size` rows only, padded and split."""
+        shared = {spec.name for spec in self._rows.api.inputs if spec.shared}
+        parts = []
+        for start in range(0, n, size):
+            taken = min(size, n - start)
+            part = {
+                name: rows
+                if name in shared
+                else np.resize(rows[start : start + taken], (size, *rows.shape[1:]))
+                for name, rows in inputs.items()
+            }
+            parts.append({name: value[:taken] for name, value in self._whole(part, size).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _count(self, inputs: Rows) -> int:
+        batched = (spec.name for spec in self._rows.api.inputs if not spec.shared)
+        return len(inputs[next(batched)])
 
     def _each(self, inputs: Rows, n: int) -> dict[str, np.ndarray]:
         singles = [self._run(self._single(inputs, i)) for i in range(n)]

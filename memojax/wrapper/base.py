@@ -13,8 +13,9 @@ import numpy as np
 from .._types import Array, Arrays
 from ..display import Card, card_of, html_of, text_of
 from ..errors import IncompatibleModelError, InputShapeError
-from ..inferer.base import Inferer, checked_rows, device_rows, lives_on_device, on_device, run_view
+from ..inferer.base import Inferer, run_view
 from ..model.signature import ModelApi, TensorSpec
+from ..rows.checks import checked_rows, device_rows, lives_on_device, on_device
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import ScratchPadView
 from ..xla.fork import check_not_forked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,7 +12,7 @@ from ..errors import (
     IncompatibleModelError,
     UnknownInputError,
 )
-from ..exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE
+from ..exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE, continuations
 from ..inferer.base import Inferer, check_inferer
 from ..model.signature import ModelApi, TensorSpec
 from ..rows.scratch import ScratchPadView
@@ -202,8 +201,7 @@ def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
         outputs = {spec.name: spec for spec in api.outputs}
         found = []
         for into in api.inputs:
-            matches = ((re.fullmatch(pattern, into.name), name) for pattern, name in rules)
-            names = [match.expand(name) for match, name in matches if match]
+            names = continuations(into.name, rules)
             if name := next((name for name in names if name in outputs and _fits(into, outputs[name])), None):
                 del outputs[name]
                 found.append(RecurrentInfo(into.name, name))

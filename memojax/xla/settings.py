@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from .host_calls import failure_behind
+
 _Setting = tuple[str, Any, Callable[[Any], Any]]
 
 _OPERATORS: tuple[_Setting, ...] = (
@@ -61,10 +63,16 @@ def _within(settings: tuple[_Setting, ...], precision: str | None) -> Iterator[N
 
 
 def with_own_settings(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` under `own_settings`."""
+    """`call` under `own_settings`; what it raises in a call back to the host is raised as it was."""
 
     def settled(*args: Any) -> Any:
-        with own_settings():
-            return call(*args)
+        try:
+            with own_settings():
+                return call(*args)
+        except Exception as error:
+            cause = failure_behind(error)
+            if cause is error:
+                raise
+            raise cause from None
 
     return settled

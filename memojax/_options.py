@@ -1,0 +1,65 @@
+"""Options by name and kind: a wrong one is refused with the nearest right one, before anything is done."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+from .errors import OptionError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def named_options(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, which refuses a keyword that it does not have with an `OptionError` that names the nearest one."""
+    parameters = inspect.signature(function).parameters
+    known = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = frozenset(known)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not names.issuperset(kwargs):
+            unknown = next(name for name in kwargs if name not in names)
+            raise OptionError(
+                unknown_option(function.__qualname__, unknown, [n for n in known if n not in ("self", "cls")])
+            )
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def unknown_option(what: str, name: str, known: Iterable[str]) -> str:
+    """What to say of an option that does not exist."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{what.removesuffix('.__init__')} has no option {name!r}: {hint}It takes {', '.join(known)}"
+
+
+def one_of(name: str, given: Any, allowed: Iterable[Any]) -> None:
+    """See that an option is one of a few words.
+
+    Raises:
+        OptionError: it is another; the nearest one is named.
+    """
+    allowed = list(allowed)
+    if given in allowed:
+        return
+    near = difflib.get_close_matches(str(given), [str(one) for one in allowed], 1, 0.5)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    raise OptionError(f"{name}= takes {', '.join(map(repr, allowed))}, not {given!r}{hint}")
+
+
+def of_kind(name: str, given: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """See that an option is of a kind; a boolean is no number.
+
+    Raises:
+        OptionError: it is of another.
+    """
+    allowed = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(given, allowed) or (isinstance(given, bool) and bool not in allowed):
+        raise OptionError(f"{name}= takes {wanted}, not {given!r}")

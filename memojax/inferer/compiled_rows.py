@@ -1,0 +1,261 @@
+"""Rows through the plans of one engine: on the host, and on devices."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._types import Arrays
+from ..errors import BatchSizeError, InputShapeError, RowsMixError
+from ..lowering.batch_axis import BatchedFunction
+from ..lowering.index_checks import RowChecks
+from ..lowering.typed_model import TypedModel
+from ..model.signature import TensorSpec
+from ..plans.cache import PlanCache
+from ..plans.engine import Engine
+from ..plans.plan import Plan
+from ..rows.checks import checked_rows, device_rows, on_device, shared_value
+from ..rows.device_choice import DeviceChoice
+from ..rows.scratch import aligned_empty
+from ..xla.settings import own_settings
+from .constant_outputs import ConstantOutputs
+from .histogram import BatchHistogram
+from .routes import OnePlan, Route
+
+
+class CompiledRows:
+    """Runs batches of a model whose element shapes are numbers."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        route: Route,
+        key: Callable[[], np.ndarray],
+        choice: DeviceChoice,
+        checked: bool = False,
+    ):
+        """Deal rows out to the plans of `engine` by `route`; `key` draws the keys of a random model, `checked` is as in `InferOptions`."""
+        typed = engine.typed
+        self.engine = engine
+        self.cache: PlanCache = engine.cache
+        self.route: OnePlan | Route = OnePlan(typed.only_rows) if typed.only_rows else route
+        self.histogram: BatchHistogram = BatchHistogram()
+        self._key = key
+        self._choice = choice
+        self._local = threading.local()
+        self._constants = ConstantOutputs(typed)
+        self._inputs = typed.api.inputs
+        self._computed = typed.computed
+        batched = [spec.name for spec in self._inputs if not spec.shared]
+        self.first_name: str = batched[0] if batched else ""
+        self.has_constants = bool(typed.constant)
+        self._checks = RowChecks(typed.fn) if checked and isinstance(typed.fn, BatchedFunction) else None
+
+    @property
+    def typed(self) -> TypedModel:
+        """The model with its present weights."""
+        return self.engine.typed
+
+    def hit(self, inputs: Mapping[str, Any]) -> Arrays | None:
+        """Outputs by name, if a plan is there and the inputs are just what it takes."""
+        try:
+            plan = self.cache.hit(inputs[self.first_name].shape[0])
+        except (KeyError, IndexError, AttributeError, TypeError):
+            return None
+        if plan is None or len(inputs) != len(self._inputs):
+            return None
+        named: Any = plan.answer(inputs, self._key)
+        if named is None:
+            return None
+        return self.in_order(named, plan.size) if self.has_constants else named
+
+    def narrowed(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """NumPy floats of another width as floats of the model's; None where an input is anything else.
+
+        It is the short way for rows in float64, which environments give; shapes are for the plan to check.
+        """
+        rows = {}
+        for spec in self._inputs:
+            row = inputs.get(spec.name)
+            if type(row) is not np.ndarray or row.dtype.kind != "f" or spec.dtype.kind != "f":
+                return None
+            rows[spec.name] = row if row.dtype == spec.dtype else row.astype(spec.dtype, order="C")
+        return rows
+
+    def in_order(self, named: Arrays, n: int) -> Arrays:
+        """Computed and constant outputs for `n` rows, in the model's order."""
+        return self._constants.in_order(self.typed, named, n)
+
+    def infer(self, inputs: Mapping[str, Any], ids: Sequence[int] | None = None) -> Arrays:
+        """Run NumPy rows that need a cast, a route or a compile; `ids` are the agents, for errors.
+
+        Raises:
+            InputError: they do not fit.
+            IndexRangeError: an index points at nothing, where indices are checked.
+        """
+        rows, n = checked_rows(self._inputs, inputs)
+        if n < 0:
+            raise InputShapeError(
+                "no input of this model has a row for each agent, so there is no batch to run: memojax.run runs it once"
+            )
+        if n == 0:
+            return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self.typed.api.outputs}
+        self._check_indices(rows, n, ids)
+        return self.in_order(dict(zip(self._computed, self.run(rows, n), strict=True)), n)
+
+    def _check_indices(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None) -> None:
+        if self._checks is not None:
+            each = [
+                np.broadcast_to(row, (n, *row.shape)) if spec.shared else np.asarray(row)
+                for spec, row in zip(self._inputs, rows, strict=True)
+            ]
+            self._checks(self.typed.params, each, ids)
+
+    def run(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+        """Computed outputs of a whole batch of `n` rows, in as many parts as the route wants."""
+        self.arrived(n)
+        taken, size = self.route.of(n, self.cache)
+        if taken == n:
+            return self._run_part(rows, n, size)
+        self.refuse_mixing(f"running {n} rows in parts")
+        parts, done = [self._run_part(_part(self._inputs, rows, 0, taken), taken, size)], taken
+        while done < n:
+            taken, size = self.route.of(n - done, self.cache)
+            parts.append(self._run_part(_part(self._inputs, rows, done, done + taken), taken, size))
+            done += taken
+        return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+    def run_at_once(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None = None) -> list[np.ndarray]:
+        """Computed outputs of `n` rows that one plan runs.
+
+        Raises:
+            BatchSizeError: no plan runs as many.
+        """
+        size = self.route.at_once(n, self.cache)
+        if size is None:
+            taken = self.route.of(n, self.cache)[0]
+            raise BatchSizeError(
+                f"{n} rows cannot run at once here, {taken} can: take what select_batch_size gives, or call infer_arrays"
+            )
+        alone = [
+            shared_value(spec, row) if spec.shared else row
+            for spec, row in zip(self._inputs, rows, strict=True)
+        ]
+        self._check_indices(alone, n, ids)
+        return self._run_part(alone, n, size)
+
+    def arrived(self, n: int) -> None:
+        """A batch of `n` rows came.
+
+        Raises:
+            CompileForbiddenError: it would need a compile that is not allowed.
+        """
+        self.histogram.arrived(n)
+        self.route.arrived(n, self.cache)
+
+    def constant_rows(self, name: str, n: int) -> np.ndarray:
+        """A constant output for `n` rows."""
+        return self._constants.template(self.typed, n)[name]
+
+    def refuse_mixing(self, what: str) -> None:
+        """See that rows do not influence each other.
+
+        Raises:
+            RowsMixError: they do; the outputs are named.
+        """
+        if self.engine.mixing is None:
+            self.engine.mixing = self.typed.mixing_outputs()
+        refuse_mixing(self.engine.mixing, what, self.typed.rule if self.typed.only_rows else "")
+
+    def _run_part(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
+        plan = self.cache.get(size)
+        self.histogram.ran(size)
+        key = self._key() if plan.random else None
+        if size == n:
+            return plan(rows, key)
+        self.refuse_mixing(f"padding {n} rows to a plan for {size}")
+        self.cache.count_padding(size - n)
+        return [result[:n] for result in plan(self._padded(rows, n, size), key)]
+
+    def _padded(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
+        kept: dict[int, list[np.ndarray]] = self._local.__dict__.setdefault("buffers", {})
+        if (buffers := kept.get(size)) is None:
+            buffers = kept[size] = [aligned_empty(spec.rows(size), spec.dtype) for spec in self._inputs]
+        for spec, buffer, row in zip(self._inputs, buffers, rows, strict=True):
+            if spec.shared:
+                buffer[...] = row
+            else:
+                buffer[:n] = row
+                buffer[n:] = 0
+        return buffers
+
+    def infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
+        """Run `jax.Array`s where they lie.
+
+        Raises:
+            InputError: they do not fit.
+            DeviceError: they lie on several devices, where that is refused.
+        """
+        rows, n, device = device_rows(self._inputs, inputs, self._choice)
+        outputs = self.typed.api.outputs
+        if n == 0:
+            return {spec.name: on_device(np.zeros(spec.rows(0), spec.dtype), device) for spec in outputs}
+        self._check_indices(rows, n, None)
+        cache = self.engine.on(device)
+        self.histogram.arrived(n)
+        self.route.arrived(n, cache)
+        parts: list[Sequence[jax.Array]] = []
+        done = 0
+        while done < n:
+            take, size = self.route.of(n - done, cache)
+            if take < n:
+                self.refuse_mixing(f"running {n} rows in parts")
+            part = rows if take == n else _part(self._inputs, rows, done, done + take)
+            parts.append(self._device_part(cache, part, take, size))
+            done += take
+        results = parts[0] if len(parts) == 1 else [jnp.concatenate(p) for p in zip(*parts, strict=True)]
+        named: Arrays = dict(zip(self._computed, results, strict=True))
+        for name in self.typed.constant:
+            named[name] = on_device(self.constant_rows(name, n), device)
+        return {spec.name: named[spec.name] for spec in outputs}
+
+    def _device_part(
+        self, cache: PlanCache, rows: Sequence[jax.Array], take: int, size: int
+    ) -> Sequence[jax.Array]:
+        plan: Plan = cache.get(size)
+        key = self._key() if plan.random else None
+        if size == take:
+            return plan(rows, key)
+        self.refuse_mixing(f"padding {take} rows to a plan for {size}")
+        cache.count_padding(size - take)
+        with own_settings():
+            padded = [
+                row
+                if spec.shared
+                else jnp.concatenate([row, jnp.zeros((size - take, *row.shape[1:]), row.dtype)])
+                for spec, row in zip(self._inputs, rows, strict=True)
+            ]
+        return [result[:take] for result in plan(padded, key)]
+
+
+def _part(specs: Sequence[TensorSpec], rows: Sequence[Any], start: int, stop: int) -> list[Any]:
+    return [row if spec.shared else row[start:stop] for spec, row in zip(specs, rows, strict=True)]
+
+
+def refuse_mixing(mixing: Sequence[str], what: str, rule: str = "") -> None:
+    """See that `mixing` is empty.
+
+    Raises:
+        RowsMixError: it names outputs in which rows influence each other.
+    """
+    if mixing:
+        why = f" ({rule})" if rule else ""
+        raise RowsMixError(
+            f"{what} needs rows that do not influence each other, but in this model{why} they do (output "
+            f"{', '.join(map(repr, mixing))}): use MemoizingDynamicInferer, which runs every batch at its exact size"
+        )

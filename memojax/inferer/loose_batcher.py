@@ -1,0 +1,115 @@
+"""A batcher for models whose agents may differ in a free dimension, or that have shared inputs: it keeps each state apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import numpy as np
+
+from ..errors import DuplicateIdError, IncompatibleModelError
+from ..rows.groups import group_key, rows_of_group
+from ..rows.states import Response, as_dtype, check_names, responses_of
+from .base import Inferer
+from .pairs import States, pairs_of
+
+_Waiting = tuple[Any, dict[str, np.ndarray]]
+
+
+@final
+class LooseBatcher:
+    """Collects agents until `execute` runs them, a call for each group with equal sizes and static inputs.
+
+    A push that fails changes nothing; an `execute` that fails loses nothing, and the next one goes on where it stopped.
+    """
+
+    def __init__(self, inferer: Inferer):
+        """Collect agents of `inferer`."""
+        self._api = inferer.api
+        self._waiting: dict[int, _Waiting] = {}
+        self._answers: dict[int, Response] = {}
+
+    def __len__(self) -> int:
+        """Agents that wait."""
+        return len(self._waiting)
+
+    def __contains__(self, agent: int) -> bool:
+        """Whether the agent waits, and no `execute` that failed has come past it."""
+        return agent in self._waiting and agent not in self._answers
+
+    @property
+    def agents(self) -> list[int]:
+        """Agents that wait."""
+        return list(self._waiting)
+
+    @property
+    def begun(self) -> bool:
+        """Whether an `execute` failed after some agents had run."""
+        return bool(self._answers)
+
+    def push(self, agent: int, state: Mapping[str, Any], *, replace: bool = False) -> None:
+        """Copy the state of one agent; see `Batcher.push`."""
+        if agent in self._waiting and not (replace and agent in self):
+            raise DuplicateIdError(
+                f"agent {agent} is in this batch already: execute it first, or push one state per agent"
+            )
+        self._waiting[agent] = self._checked(agent, state)
+
+    def extend(self, states: States, *, replace: bool = False) -> None:
+        """Copy the states of many agents; either all are taken or none."""
+        checked: dict[int, _Waiting] = {}
+        for agent, state in pairs_of(states):
+            if agent in checked or (agent in self._waiting and not (replace and agent in self)):
+                raise DuplicateIdError(
+                    f"agent {agent} is in this batch already: execute it first, or push one state per agent"
+                )
+            checked[agent] = self._checked(agent, state)
+        self._waiting = {**self._waiting, **checked}
+
+    def discard(self, agent: int) -> bool:
+        """Forget an agent that waits; whether there was one."""
+        return self._waiting.pop(agent, None) is not None
+
+    def states(self) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """Agents that wait, with their states."""
+        return [(agent, arrays) for agent, (_, arrays) in self._waiting.items()]
+
+    def execute(self, inferer: Inferer) -> dict[int, Response]:
+        """Run everything that waits, and answer by agent in the order it was pushed.
+
+        Raises:
+            IncompatibleModelError: `inferer` takes or gives something else.
+        """
+        answers = self.run(inferer)
+        # On one line, as an interrupt between two would lose the answers.
+        return (self.clear(), answers)[1]
+
+    def run(self, inferer: Inferer) -> dict[int, Response]:
+        """`execute` without its end: all answers can be had again, until `clear` forgets the agents.
+
+        Raises:
+            IncompatibleModelError: `inferer` takes or gives something else.
+        """
+        if inferer.api != self._api:
+            raise IncompatibleModelError(
+                f"this batcher was made for {self._api}, the inferer has {inferer.api}: make a new one"
+            )
+        groups: dict[Any, list[int]] = {}
+        for agent, (key, _) in self._waiting.items():
+            if agent not in self._answers:
+                groups.setdefault(key, []).append(agent)
+        for members in groups.values():
+            rows = rows_of_group(self._api, members, [self._waiting[agent][1] for agent in members])
+            outputs = inferer.infer_arrays(rows, ids=members)
+            values = [np.array(value) for value in outputs.values()]
+            self._answers = {**self._answers, **responses_of(list(outputs), members, values)}
+        return {agent: self._answers[agent] for agent in self._waiting}
+
+    def clear(self) -> None:
+        """Forget everything that waits."""
+        self._waiting, self._answers = {}, {}
+
+    def _checked(self, agent: int, state: Mapping[str, Any]) -> _Waiting:
+        check_names(self._api.inputs, agent, state)
+        arrays = {spec.name: np.array(as_dtype(spec, state[spec.name])) for spec in self._api.inputs}
+        return group_key(self._api, agent, arrays), arrays

@@ -1,0 +1,113 @@
+"""How waiting rows are dealt out to plans: what the four inferers differ in."""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections.abc import Sequence
+from typing import Literal, final
+
+from ..errors import CompileForbiddenError, nearest
+from ..plans.batch_sizes import Bucket
+from ..plans.cache import PlanCache
+
+OnMiss = Literal["compile", "pad", "warn", "error"]
+
+log: logging.Logger = logging.getLogger("memojax")
+
+
+class Route(abc.ABC):
+    """Deals rows out to plans. Asking changes nothing."""
+
+    @abc.abstractmethod
+    def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
+        """(rows to take now of `count`, size of the plan that runs them); a larger plan means padding."""
+
+    def at_once(self, count: int, cache: PlanCache) -> int | None:
+        """The size of a plan that runs `count` rows in one call; None where there can be none."""
+        rows, size = self.of(count, cache)
+        return size if rows == count else None
+
+    def arrived(self, count: int, cache: PlanCache) -> None:  # noqa: B027
+        """`count` rows came as one batch and are about to be dealt out.
+
+        Raises:
+            CompileForbiddenError: they would need a compile that is not allowed.
+        """
+
+
+@final
+class OneByOne(Route):
+    """Each row on the plan for one."""
+
+    def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
+        return 1, 1
+
+
+@final
+class OnePlan(Route):
+    """All rows on one plan, padded and split."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+
+    def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
+        return min(count, self.capacity), self.capacity
+
+
+@final
+class FixedSizes(Route):
+    """The largest configured size that fits; a rest is padded into the smallest."""
+
+    def __init__(self, sizes: Sequence[int]):
+        self._sizes = sorted(sizes, reverse=True)
+
+    def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
+        for size in self._sizes:
+            if size <= count:
+                return size, size
+        return count, self._sizes[-1]
+
+
+@final
+class Buckets(Route):
+    """The plan of the rows' bucket, compiled when it is missing, or worked around until it is there."""
+
+    def __init__(self, bucket: Bucket, on_miss: OnMiss):
+        self._bucket = bucket
+        self._on_miss = on_miss
+
+    def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
+        size = self._bucket(count)
+        rows = min(size, count)
+        if self._on_miss != "pad" or size in cache:
+            return rows, size
+        larger = cache.next_larger(rows)
+        if larger is not None:
+            return rows, larger
+        smaller = cache.next_smaller(rows)
+        return (smaller, smaller) if smaller is not None else (rows, size)
+
+    def at_once(self, count: int, cache: PlanCache) -> int | None:
+        size = super().at_once(count, cache)
+        if size is None and self._bucket(count) >= count:
+            return self._bucket(count)  # a plan that was to take a part of the rows was evicted meanwhile
+        return size
+
+    def arrived(self, count: int, cache: PlanCache) -> None:
+        size = self._bucket(count)
+        if size in cache:
+            return
+        if self._on_miss == "pad":
+            if len(cache):
+                cache.compile_later(size)
+        elif self._on_miss == "error":
+            raise CompileForbiddenError(size, cache.sizes(), "with on_miss='error'")
+        elif self._on_miss == "warn":
+            near = nearest(cache.sizes(), size) or "none"
+            log.warning(
+                "batch size %d has no plan and is compiled now; nearest plans: %s. preload([%d]) avoids the wait",
+                size,
+                near,
+                size,
+            )

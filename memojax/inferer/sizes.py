@@ -1,0 +1,83 @@
+"""What callers ask to be compiled: batch sizes, alone or with the sizes of free dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import numpy as np
+
+from ..errors import BatchSizeError, DimensionError
+from ..lowering.free_function import Binding, frozen_value
+from ..model.signature import ModelApi
+from ..plans.batch_sizes import checked_size
+from ..rows.states import as_dtype
+
+Size: TypeAlias = "int | Mapping[str, Any]"
+"""A batch size, or {"batch": 8, "seq": 16} for a model with free dimensions."""
+
+
+def sizes_of(given: Iterable[Size] | Size, api: ModelApi) -> list[tuple[int, Binding | None]]:
+    """Each size with its binding; None for a number alone.
+
+    Raises:
+        BatchSizeError: a size that is no positive whole number.
+        DimensionError: a dimension is missing or unknown.
+    """
+    if isinstance(given, (int, Mapping)) or hasattr(given, "__index__"):
+        given = [given]  # pyright: ignore[reportAssignmentType]
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise BatchSizeError(f"preload= takes batch sizes, for example [1, 8], not {given!r}")
+    return [
+        (_batch(size), _binding(size, api))
+        if isinstance(size, Mapping)
+        else (checked_size(cast(int, size)), None)
+        for size in given
+    ]
+
+
+def _batch(size: Mapping[str, Any]) -> int:
+    if "batch" not in size:
+        raise BatchSizeError(f'{dict(size)} has no batch size: add "batch", for example {{"batch": 8}}')
+    return checked_size(size["batch"])
+
+
+def _binding(size: Mapping[str, Any], api: ModelApi) -> Binding | None:
+    static = {spec.name: spec for spec in api.inputs if spec.static}
+    names = [*api.free, *static]
+    if unknown := [name for name in size if name != "batch" and name not in names]:
+        raise DimensionError(
+            f"{dict(size)} names {unknown[0]!r}; beside the batch, this model has {', '.join(map(repr, names)) or 'no free dimension'}"
+        )
+    if not names:
+        return None
+    if missing := [name for name in names if name not in size]:
+        raise DimensionError(
+            f"{dict(size)} leaves {', '.join(map(repr, missing))} open: a plan needs a size for each"
+        )
+    sizes = tuple((name, _dimension(name, size[name])) for name in api.free)
+    values = tuple(
+        frozen_value(name, as_dtype(spec, np.asarray(size[name]))) for name, spec in static.items()
+    )
+    return Binding(sizes, values)
+
+
+def _dimension(name: str, given: Any) -> int:
+    if isinstance(given, bool) or not hasattr(given, "__index__") or given.__index__() < 0:
+        raise DimensionError(f"the size of {name!r} is a whole number, got {given!r}")
+    return given.__index__()
+
+
+class BoundSize(NamedTuple):
+    """A batch size with the sizes of free dimensions."""
+
+    batch: int
+    binding: Binding
+
+    def __repr__(self) -> str:
+        return f"{self.batch} ({self.binding})"
+
+
+def bound_size(size: int, binding: Binding) -> Any:
+    """How a size is shown: the number alone where a model has nothing else to bind."""
+    return BoundSize(size, binding) if binding else size

@@ -1,0 +1,491 @@
+"""Find the batch of a graph: hypotheses from what the file declares, each checked by tracing shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import DimensionError, LoweringError, StaticInputError
+from ..exporter_names import continues_state
+from ..model.dimension import Element, size_of, symbols_of
+from ..model.graph import Graph, Value
+from ..model.signature import ANY_SHAPE, ModelApi, TensorSpec, plain_names
+from .batch_axis import (
+    PROBE_SIZES,
+    BatchedFunction,
+    BatchRule,
+    OutputRows,
+    Traced,
+    assemble,
+    dtype_of,
+    native_rows,
+)
+from .batch_evidence import BatchAxis, Layout, ambiguous, contradiction, find_layout, without_batch
+from .binding import bind_inputs
+from .free_function import Binding, FreeFunction
+from .graph_function import GraphFunction
+
+_MOST_ELEMENTS = 1 << 28
+_MULTIPLES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+_TRIAL_SIZES = (11, 16, 32, 64, 128, 224)
+"""Sizes tried for free symbols, until the graph can be traced; networks of images want large ones."""
+_STATIC_ELEMENTS = 64
+_LARGEST_BAKED = 1 << 16
+_MOST_TRIED = 64
+
+
+def batched(
+    function: GraphFunction,
+    *,
+    dims: Mapping[str, int] | None = None,
+    batch_axis: BatchAxis = None,
+    constants: Mapping[str, Any] | None = None,
+) -> BatchedFunction | FreeFunction:
+    """A graph as a function of rows, by the evidence that there is for its batch.
+
+    Args:
+        dims: sizes of symbolic dimensions: symbol, or "input.axis" for one without a name -> size. Symbols that are neither the
+            batch nor bound stay free: each call decides them.
+        batch_axis: what the caller knows of the batch, see `BatchAxis`.
+        constants: values of inputs that are the same for all agents and calls, in the file's own layout.
+
+    Raises:
+        DimensionError: the evidence for the batch is not enough, or the file does not run by it; options that name nothing.
+        LoweringError: the graph cannot be traced.
+    """
+    if constants:
+        function = GraphFunction(bind_inputs(function.graph, constants))
+    static = _static_names(function)
+    declared = declared_shapes(function.graph, dims or {})
+    open_shapes = {name: shape for name, shape in declared.items() if name not in static}
+    layout = find_layout(open_shapes, batch_axis)
+    if layout.strength == "leading" and not static:
+        layout = _confirmed(function, layout, open_shapes)
+    if not layout.free and not static:
+        return _fixed_size(_traced(function, layout)) or _settled(function, layout)
+    return _open(function, layout, static)
+
+
+def declared_shapes(graph: Graph, dims: Mapping[str, int]) -> dict[str, tuple[Element, ...]]:
+    """The shape of each input as the file declares it, with `dims` for symbols; "input.axis" is the name of an unnamed dimension.
+
+    Raises:
+        DimensionError: an input without a shape, or `dims` name nothing.
+    """
+    for value in graph.inputs:
+        if value.kind != "tensor" or value.shape is None:
+            what = "has no declared shape" if value.kind == "tensor" else f"is a {value.kind}"
+            raise DimensionError(
+                f"input {value.name!r} {what}, so its rows are not known: bind it with constants=, or use memojax.run"
+            )
+    named = {
+        value.name: [_name_of(value, axis) for axis in range(len(value.shape or ()))]
+        for value in graph.inputs
+    }
+    known = {symbol for shape in named.values() for dim in shape for symbol in symbols_of(dim)}
+    places = {f"{name}.{axis}": dim for name, shape in named.items() for axis, dim in enumerate(shape)}
+    if unused := [name for name in dims if name not in known and not isinstance(places.get(name), str)]:
+        raise DimensionError(
+            f"dims= names {unused[0]!r}, which no input declares; the symbols are {', '.join(map(repr, sorted(known))) or 'none'}"
+        )
+    by_symbol = {**{str(places[n]): s for n, s in dims.items() if n in places}, **dims}
+    shapes = {n: tuple(_with_sizes(dim, by_symbol) for dim in shape) for n, shape in named.items()}
+    for name, shape in shapes.items():
+        numbers = [dim for dim in shape if isinstance(dim, int)]
+        if int(np.prod(numbers, dtype=object)) > _MOST_ELEMENTS:
+            raise DimensionError(
+                f"input {name!r} has {list(shape)} elements per agent, more than any policy takes"
+            )
+    return shapes
+
+
+def _name_of(value: Value, axis: int) -> Element:
+    dim = (value.shape or ())[axis]
+    if isinstance(dim, int) and dim > 0:
+        return dim
+    return dim if isinstance(dim, str) and dim else f"{value.name}.{axis}"
+
+
+def _with_sizes(dim: Element, sizes: Mapping[str, int]) -> Element:
+    used = symbols_of(dim)
+    return size_of(dim, sizes) if used and set(used) <= sizes.keys() else dim
+
+
+def _static_names(function: GraphFunction) -> tuple[str, ...]:
+    """Inputs whose values are part of a plan's key: small whole numbers that decide a shape or a branch.
+
+    Raises:
+        StaticInputError: an input that decides a shape and is none of these.
+    """
+    values = {value.name: value for value in function.graph.inputs}
+    for name in function.static_inputs:
+        value, shape = values[name], values[name].shape
+        whole = value.dtype is not None and value.dtype.kind in "iub"
+        numbers = [dim for dim in shape or () if isinstance(dim, int)]
+        if not whole or shape is None or len(numbers) < len(shape) or np.prod(numbers) > _STATIC_ELEMENTS:
+            raise StaticInputError(
+                f"input {name!r} decides a shape: bind it at load with constants={{{name!r}: ...}} (or use memojax.run)"
+            )
+    return tuple(name for name in values if name in (*function.static_inputs, *function.branch_inputs))
+
+
+def _settled(function: GraphFunction, layout: Layout) -> BatchedFunction:
+    """The function of rows of a graph whose shapes hold no symbol but the batch."""
+    traced = _traced(function, layout)
+    if not layout.native:
+        return _one_by_one(traced, layout.reason)
+    if all(axis is None for axis in layout.axes.values()) or _has_unit_state(traced):
+        return _one_by_one(traced, "an input is declared for one row")
+    try:
+        rows, elements, results = native_rows(traced)
+    except LoweringError as cause:
+        return _not_native(traced, cause)
+    rule = BatchRule("axis", _inputs(layout), rows, layout.reason, layout.strength)
+    return assemble(function, rule, elements, results, traced.layout)
+
+
+def _traced(function: GraphFunction, layout: Layout) -> Traced:
+    graph = function.graph
+    moving = function.depends_on({value.name for value in graph.inputs})
+    names = tuple(value.name for value in graph.outputs if value.name in moving)
+    return Traced(function, layout, dict(graph.bound), names)
+
+
+def _inputs(layout: Layout) -> dict[str, tuple[int | None, tuple[int, ...]]]:
+    return {name: (layout.axes[name], layout.with_batch(name, 1)) for name in layout.shapes}
+
+
+def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, Sequence[Element]]) -> Layout:
+    """The layout of a symbol for which only its place speaks: it is the batch if an output carries it.
+
+    Where the graph runs at no size that is tried, the symbol stays the batch for now, and later steps find what does run.
+
+    Raises:
+        DimensionError: an output carries it, but other inputs speak against it.
+    """
+    for sizes in _trials(layout):
+        traced = _traced(function, layout.bound(sizes))
+        try:
+            small, large = map(traced.at, PROBE_SIZES)
+        except LoweringError:
+            continue
+        if all(small[name].shape == large[name].shape for name in traced.outputs):
+            return without_batch(declared)
+        break
+    if why := contradiction(declared, layout):
+        raise ambiguous(declared, why)
+    return layout
+
+
+def _trials(layout: Layout) -> list[dict[str, int]]:
+    """Sizes to try for the free symbols of a layout."""
+    return [dict.fromkeys(layout.free, size) for size in _TRIAL_SIZES] if layout.free else [{}]
+
+
+def _has_unit_state(traced: Traced) -> bool:
+    """Whether an input that is declared for one row is continued by an output, so that it is each agent's own."""
+    layout = traced.layout
+    fixed = [name for name, axis in layout.axes.items() if axis is None and 1 in layout.shapes[name]]
+    outputs = [value.name for value in traced.function.graph.outputs]
+    return any(continues_state(name, output) for name in fixed for output in outputs)
+
+
+def _not_native(traced: Traced, cause: LoweringError) -> BatchedFunction:
+    """The function of rows of a file that does not run at several sizes, whatever it declares.
+
+    Raises:
+        DimensionError: it runs neither one row alone nor at one fixed size.
+    """
+    why = str(cause).splitlines()[0][:160]
+    reason = f"the declared batch axis does not hold: {why}"
+    try:
+        single = _one_by_one(traced, reason)
+    except (LoweringError, DimensionError) as failure:
+        single, refusal = None, failure
+    else:
+        refusal = None
+    if single is None and (multiple := _multiple(traced)) is not None:
+        raise _in_multiples(traced, multiple) from cause
+    if fixed := _baked_size(traced, single):
+        return fixed
+    if single is not None:
+        return single
+    raise refusal or cause
+
+
+def _one_by_one(traced: Traced, reason: str) -> BatchedFunction:
+    """The function of a single run, mapped over the rows.
+
+    Raises:
+        LoweringError: the graph does not run for one row.
+        DimensionError: an output is not what the file declares for one row.
+    """
+    layout = traced.layout
+    results = traced.at(1)
+    declared = {value.name: value.shape for value in traced.function.graph.outputs}
+    axes = dict(layout.axes)
+    for name, axis in axes.items():
+        if axis is None and layout.strength != "absent":
+            axes[name] = next((at for at, dim in enumerate(layout.shapes[name]) if dim == 1), None)
+    elements = {}
+    for name in traced.outputs:
+        shape = results[name].shape
+        _check_declared(name, shape, declared[name], layout)
+        at = (
+            _single_axis(shape, declared[name], layout) if any(a is not None for a in axes.values()) else None
+        )
+        elements[name] = tuple(dim for axis, dim in enumerate(shape) if axis != at)
+    rows = {name: OutputRows(None) for name in traced.outputs}
+    inputs = {name: (axes[name], layout.with_batch(name, 1)) for name in layout.shapes}
+    rule = BatchRule("vmap", inputs, rows, reason, layout.strength)
+    return assemble(traced.function, rule, elements, results, traced.layout)
+
+
+def _single_axis(shape: Sequence[int], declared: Sequence[Any] | None, layout: Layout) -> int | None:
+    """The axis of one run's output that is its batch: where the file says so, else the first of size 1."""
+    if declared and len(declared) == len(shape):
+        for axis, dim in enumerate(declared):
+            if dim in layout.symbols and shape[axis] == 1:
+                return axis
+    return next((axis for axis, dim in enumerate(shape) if dim == 1), None)
+
+
+def _check_declared(name: str, shape: Sequence[int], declared: Sequence[Any] | None, layout: Layout) -> None:
+    """Compare what one run gives with what the file declares.
+
+    Raises:
+        DimensionError: another rank, or a fixed dimension of another size.
+    """
+    if declared is None:
+        return
+    wanted = [1 if dim in layout.symbols else dim for dim in declared]
+    differs = len(wanted) != len(shape) or any(
+        isinstance(want, int) and want > 0 and want != got for want, got in zip(wanted, shape, strict=False)
+    )
+    if differs:
+        raise DimensionError(
+            f"output {name!r} has shape {list(shape)} for one row, but the file declares {list(declared)}: leave it out with "
+            "outputs=[...], or run the file in its own layout with memojax.run or memojax.to_jax"
+        )
+
+
+def _fixed_size(traced: Traced) -> BatchedFunction | None:
+    """The function of rows of a file declared for one batch size other than 1; None for any other file.
+
+    The rows must be independent there: otherwise the leading dimension is part of an element.
+    """
+    graph = traced.function.graph
+    leading = {shape[0] if shape else 1 for shape in traced.layout.shapes.values()}
+    if len(leading) != 1 or (size := int(leading.pop())) < 2 or traced.layout.strength != "absent":
+        return None
+    if traced.layout.reason == "batch_axis=False" or not any(
+        len(s) > 1 for s in traced.layout.shapes.values()
+    ):
+        return None
+    layout = replace(traced.layout, axes=dict.fromkeys(traced.layout.shapes, 0), symbols=(), strength="unit")
+    outputs = [value.shape for value in graph.outputs if value.name in traced.outputs]
+    if any(shape is None or not shape or shape[0] not in (size, None) for shape in outputs):
+        return None
+    return _at_only(replace(traced, layout=layout), size, f"the file is declared for {size} rows")
+
+
+def _baked_size(traced: Traced, single: BatchedFunction | None) -> BatchedFunction | None:
+    """The function of rows of a file whose exporter baked another batch size into it; None where there is no such size."""
+    for size, holder in _sizes_in(traced):
+        try:
+            results = traced.at(size)
+        except LoweringError:
+            continue
+        if not all(_holds(traced, name, result.shape, size) for name, result in results.items()):
+            continue
+        if single is not None and not _grew_from_one(traced, results, size):
+            continue
+        return _at_only(traced, size, f"{holder} holds {size} rows")
+    return None
+
+
+def _holds(traced: Traced, name: str, shape: Sequence[int], size: int) -> bool:
+    """Whether an output has `size` rows: on the axis that the file declares for the batch, or on any if it declares none."""
+    declared = next(value.shape for value in traced.function.graph.outputs if value.name == name)
+    if declared and len(declared) == len(shape):
+        axes = [axis for axis, dim in enumerate(declared) if dim in traced.layout.symbols]
+        return all(shape[axis] == size for axis in axes) if axes else size in shape
+    return size in shape
+
+
+def _grew_from_one(traced: Traced, results: Mapping[str, Any], size: int) -> bool:
+    """Whether one row gives as many rows as `size` rows do, because a constant of that many is broadcast over it."""
+    one = traced.at(1)
+    return any(one[name].shape == result.shape and size in result.shape for name, result in results.items())
+
+
+def _sizes_in(traced: Traced) -> Iterator[tuple[int, str]]:
+    """Batch sizes that an exporter may have baked in, each with the constant or output that holds it."""
+    function = traced.function
+    found: dict[int, str] = {}
+    for name, array in {**function.constants, **function.params}.items():
+        small = array.dtype.kind in "iu" and array.size <= 16
+        for size in [*array.shape, *(map(int, array.ravel()) if small else ())]:
+            found.setdefault(int(size), f"constant {name!r}")
+    for value in function.graph.outputs:
+        for dim in value.shape or ():
+            if isinstance(dim, int):
+                found.setdefault(dim, f"output {value.name!r}")
+    possible = [(size, holder) for size, holder in found.items() if 1 < size <= _LARGEST_BAKED]
+    yield from possible[:_MOST_TRIED]
+
+
+def _at_only(traced: Traced, size: int, reason: str) -> BatchedFunction:
+    """The function of exactly `size` rows."""
+    results = traced.at(size)
+    declared = {value.name: value.shape for value in traced.function.graph.outputs}
+    rows, elements = {}, {}
+    for name in traced.outputs:
+        shape = results[name].shape
+        axis = _axis_of(shape, size, declared[name], traced.layout.symbols)
+        rows[name] = OutputRows(axis)
+        elements[name] = tuple(dim for at, dim in enumerate(shape) if at != axis)
+    inputs = {
+        name: (traced.layout.axes[name], traced.layout.with_batch(name, 1)) for name in traced.layout.shapes
+    }
+    rule = BatchRule("axis", inputs, rows, reason, traced.layout.strength, size)
+    return assemble(traced.function, rule, elements, results, traced.layout)
+
+
+def _axis_of(
+    shape: Sequence[int], size: int, declared: Sequence[Any] | None, symbols: Sequence[str]
+) -> int | None:
+    axes = [axis for axis, dim in enumerate(shape) if dim == size]
+    if declared and len(declared) == len(shape):
+        axes = [axis for axis in axes if declared[axis] in symbols] or axes
+    return axes[0] if axes else None
+
+
+def _multiple(traced: Traced) -> int | None:
+    """The number that the rows of a file must be a multiple of; None where no such number makes it run."""
+    for multiple in _MULTIPLES:
+        try:
+            first, second = (traced.at(multiple * size) for size in PROBE_SIZES)
+        except LoweringError:
+            continue
+        if any(first[name].shape != second[name].shape for name in traced.outputs):
+            return multiple
+    return None
+
+
+def _in_multiples(traced: Traced, multiple: int) -> DimensionError:
+    symbols = ", ".join(map(repr, traced.layout.symbols)) or "the batch"
+    return DimensionError(
+        f"the rows of this file come in multiples of {multiple}: it runs for {multiple} or {2 * multiple} of {symbols}, not for one. "
+        "An inferer answers each agent alone, so it cannot serve it; memojax.run and memojax.to_jax run it in its own layout, and "
+        "batch_axis=False runs the whole file once for each agent"
+    )
+
+
+def _open(function: GraphFunction, layout: Layout, static: Sequence[str]) -> FreeFunction:
+    """The function of a graph with free symbols or static inputs: tried at a few sizes, and checked again at each that is used."""
+    graph = function.graph
+    found = None if static else _tried(function, layout)
+    trial = found[1] if found else None
+    shown_in = plain_names([value.name for value in graph.inputs])
+    inputs = []
+    for value in graph.inputs:
+        name = value.name
+        if name in static:
+            numbers = tuple(dim for dim in value.shape or () if isinstance(dim, int))
+            inputs.append(TensorSpec(shown_in[name], numbers, dtype_of(value), shared=True, static=True))
+            continue
+        axis = trial.rule.inputs[name][0] if trial else layout.axes[name]
+        element = tuple(dim for at, dim in enumerate(layout.shapes[name]) if at != axis)
+        shared = axis is None and (trial.rule.kind == "axis" if trial else layout.native)
+        inputs.append(TensorSpec(shown_in[name], element, dtype_of(value), shared))
+    outputs = _open_outputs(function, layout, found)
+    constant = _still(function, layout)
+    computed = tuple(spec.name for spec in outputs if spec.name not in constant)
+    names = (tuple(value.name for value in graph.inputs), tuple(value.name for value in graph.outputs))
+    trial_binding = Binding(tuple(found[0].items())) if found else None
+    api = ModelApi(tuple(inputs), outputs)
+    return FreeFunction(
+        function, layout, api, tuple(static), computed, constant, names, build_bound, trial_binding
+    )
+
+
+def build_bound(function: GraphFunction, layout: Layout) -> BatchedFunction:
+    """The function of rows for a layout whose free symbols are bound.
+
+    Raises:
+        DimensionError, LoweringError: the graph does not run at these sizes.
+    """
+    return _settled(function, layout)
+
+
+def _tried(function: GraphFunction, layout: Layout) -> tuple[dict[str, int], BatchedFunction] | None:
+    """The first sizes at which the graph runs, with its function of rows; None where it runs at none of them."""
+    for sizes in _trials(layout):
+        try:
+            return sizes, _settled(function, layout.bound(sizes))
+        except (LoweringError, DimensionError):
+            continue
+    return None
+
+
+def _open_outputs(
+    function: GraphFunction, layout: Layout, found: tuple[dict[str, int], BatchedFunction] | None
+) -> tuple[TensorSpec, ...]:
+    """Outputs, with symbols where their sizes follow one; as the file declares them where the graph could not be tried."""
+    graph = function.graph
+    if found is None:
+        shown = plain_names([value.name for value in graph.outputs])
+        return tuple(
+            TensorSpec(shown[value.name], _declared_element(value, layout), dtype_of(value))
+            for value in graph.outputs
+        )
+    sizes, trial = found
+    shapes = [list(spec.shape) for spec in trial.api.outputs]
+    for symbol, size in sizes.items():
+        for more in (2, size):
+            try:
+                moved = _settled(function, layout.bound({**sizes, symbol: size + more}))
+            except (LoweringError, DimensionError):
+                continue
+            for shape, before, after in zip(shapes, trial.api.outputs, moved.api.outputs, strict=True):
+                for axis, (a, b) in enumerate(zip(before.shape, after.shape, strict=False)):
+                    if a != b and isinstance(a, int):
+                        shape[axis] = _expressed(symbol, (size, size + more), (a, b))
+            break
+    return tuple(
+        replace(spec, shape=tuple(shape)) for spec, shape in zip(trial.api.outputs, shapes, strict=True)
+    )
+
+
+def _expressed(symbol: str, sizes: tuple[int, int], found: tuple[int, int]) -> str:
+    """How a dimension follows a symbol, from what it is at two sizes of it."""
+    (small, large), (first, second) = sizes, found
+    if second - first == large - small:
+        offset = first - small
+        return f"{symbol} {'+' if offset > 0 else '-'} {abs(offset)}" if offset else symbol
+    if (second - first) == (first // small) * (large - small) and first % small == 0:
+        return f"{first // small} * {symbol}"
+    return f"{symbol}*"
+
+
+def _declared_element(value: Value, layout: Layout) -> tuple[Element, ...]:
+    if not value.shape:
+        return ANY_SHAPE
+    shape = [dim if dim is not None else f"{value.name}.{axis}" for axis, dim in enumerate(value.shape or ())]
+    at = next((axis for axis, dim in enumerate(shape) if dim in layout.symbols), None)
+    if at is None and shape and layout.strength != "absent":
+        at = next((axis for axis, dim in enumerate(shape) if dim == 1), 0)
+    return tuple(dim for axis, dim in enumerate(shape) if axis != at)
+
+
+def _still(function: GraphFunction, layout: Layout) -> dict[str, np.ndarray]:
+    """Outputs that depend on no input, by the names that callers see."""
+    traced = _traced(function, layout)
+    shown = plain_names([value.name for value in function.graph.outputs])
+    still = [value.name for value in function.graph.outputs if value.name not in traced.outputs]
+    constant = function.constant_outputs(still, traced.constants) if still else {}
+    return {shown[name]: array for name, array in constant.items()}

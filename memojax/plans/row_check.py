@@ -1,0 +1,29 @@
+"""Whether the rows of a plan influence each other: it is run on rows of which one changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from ..lowering.typed_model import mixing_rows
+from ..xla.settings import own_settings
+from .compiler import PlanCompiler
+from .plan import Plan
+
+
+def plan_mixing(compiler: PlanCompiler, plan: Plan) -> tuple[str, ...]:
+    """Outputs of a plan of two rows or more in which one row influences another; its calls are not counted."""
+    typed = compiler.typed
+    key = [np.zeros(2, np.uint32)] if typed.random else []
+
+    def run(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        given = [*rows, *key]
+        if compiler.host:
+            return [np.array(value) for value in plan.executable.run(given)]
+        with own_settings():
+            arrays = [jax.device_put(array, compiler.device) for array in given]
+        return [np.asarray(value) for value in plan.executable.run(arrays)]
+
+    return mixing_rows(typed, plan.size, run)
