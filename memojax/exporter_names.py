@@ -134,7 +134,7 @@ def are_probabilities(name: str) -> bool:
 
 
 def are_q_values(name: str) -> bool:
-    """Whether scores are values of actions, which nobody draws from: `q_values`."""
+    """Whether scores are values of actions, from which nothing is drawn: `q_values`."""
     return canonical(name).startswith("q")
 
 

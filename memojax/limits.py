@@ -67,8 +67,8 @@ NODES = Limit("nodes, after functions are written out", 250_000, "MEMOJAX_MAX_NO
 DEPTH = Limit("levels of subgraphs and functions in each other", 64, "MEMOJAX_MAX_DEPTH")
 ELEMENTS = Limit("elements in one value", 1 << 26, "MEMOJAX_MAX_ELEMENTS")
 FOLDED = Limit("bytes of values that are computed while tracing", 256 << 20, "MEMOJAX_MAX_FOLDED_BYTES")
-EMBEDDED = Limit("bytes of computed constants in one function", 64 << 20, "MEMOJAX_MAX_EMBEDDED_BYTES")
-STEPS = Limit("steps while tracing, of loops that are written out", 1 << 18, "MEMOJAX_MAX_TRACED_STEPS")
+EMBEDDED = Limit("bytes of computed constants in one function", 128 << 20, "MEMOJAX_MAX_EMBEDDED_BYTES")
+STEPS = Limit("steps while tracing, of loops that are written out", 1 << 17, "MEMOJAX_MAX_TRACED_STEPS")
 TRIPS = Limit("trips of a loop whose end depends on data", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
 BREAKS = Limit("graph breaks", 100, "MEMOJAX_MAX_GRAPH_BREAKS")
 HOISTED = Limit("bytes of values made of weights alone", 256 << 20, "MEMOJAX_MAX_HOISTED_BYTES")
@@ -105,6 +105,8 @@ class Budget:
     embedded: dict[int, Any] = field(default_factory=dict)
     embedded_bytes: int = 0
     steps: int = 0
+    parts: dict[int, tuple[Any, int]] = field(default_factory=dict)
+    """By identity: a value that Concat made, and of how many parts."""
 
     def __post_init__(self) -> None:
         self._folded, self._embedded = for_rows(FOLDED), for_rows(EMBEDDED)

@@ -27,7 +27,7 @@ How = Literal["value", "index", "argmax", "sample", "threshold"]
 """How an output is read: as the action itself, as its index, or as scores, the best of which is taken or one drawn."""
 
 Generators = Sequence[np.random.Generator]
-"""One generator per row, so that a draw does not depend on the batch."""
+"""One generator per row: a draw does not depend on the batch."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def match_action(
     Args:
         where: the environment's name, for the error.
         chosen: the output's name, where the caller says it.
-        deterministic: prefer what is not drawn at random.
+        deterministic: prefer outputs that are not drawn at random.
         random: whether the model draws random numbers itself.
 
     Raises:
@@ -309,7 +309,7 @@ def _named(outputs: Sequence[TensorSpec], name: str) -> list[TensorSpec]:
 
 
 def _rank(reading: Reading, deterministic: bool, random: bool) -> tuple[int, int]:
-    """The place of a reading in the order of preference, smaller first: by what is asked for, then by its name."""
+    """The place of a reading in the order of preference, smaller first: by the kind that is asked for, then by name."""
     name = reading.output.name
     is_action = reading.how in ("value", "index")
     if deterministic:

@@ -116,7 +116,7 @@ def connect(inferer: Inferer, pool: Spaces, wiring: Wiring, deterministic: bool)
 def join(
     inferer: Inferer, reader: Reader, kind: ActionKind, where: str, wiring: Wiring, deterministic: bool
 ) -> Connection:
-    """Join what is read and a kind of action; `where` names the environment in errors.
+    """Join observations and a kind of action; `where` names the environment in errors.
 
     Raises:
         SpaceMismatchError: they do not fit; both sides are named.

@@ -60,7 +60,7 @@ class EnvPool(abc.ABC):
 
     @abc.abstractmethod
     def seen(self, outcome: Any) -> Mapping[str, tuple[Any, Any]]:
-        """Agent -> (observation, action mask), for those that act next; the only agent is called ""."""
+        """Agent -> (observation, action mask), for the agents that act next; the only agent is called ""."""
 
     @abc.abstractmethod
     def rewards(self, outcome: Any) -> Mapping[str, float]:
@@ -140,7 +140,7 @@ class LocalPool(SinglePool):
 class WorkerPool(SinglePool):
     """Environments spread over worker processes, which run beside each other.
 
-    The workers are fresh interpreters that import neither JAX nor the caller's main script, so that nothing is forked.
+    The workers are fresh interpreters that import neither JAX nor the caller's main script: nothing is forked.
     """
 
     name: str
@@ -280,7 +280,7 @@ def maker_of(env: Any, render_mode: str | None = None) -> tuple[Callable[[], Any
     gymnasium = import_gymnasium()
     if isinstance(env, gymnasium.vector.VectorEnv):
         raise EvaluationError(
-            "a vector environment restarts its episodes by itself, so that they cannot be dealt out and seeded one by one: give its id, or "
+            "a vector environment restarts its episodes by itself: evaluate cannot deal them out and seed them one by one: give its id, or "
             "a function that makes one environment; num_envs= and vectorization= say how many run, and where"
         )
     if isinstance(env, gymnasium.Env):

@@ -56,7 +56,7 @@ def merge(parts: Iterable[Evaluation]) -> Evaluation:
 
 
 def _renumbered(parts: list[Evaluation]) -> tuple[Episode, ...]:
-    """All episodes, numbered by seed; those that an interrupted part has not finished leave a gap."""
+    """All episodes, numbered by seed; episodes that an interrupted part has not finished leave a gap."""
     episodes = [episode for part in parts for episode in part.episodes]
     begin = min((episode.seed - episode.index for episode in episodes), default=0)
     numbered = [replace(episode, index=episode.seed - begin) for episode in episodes]

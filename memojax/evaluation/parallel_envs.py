@@ -17,7 +17,7 @@ class TeamOutcome:
     """What a parallel environment says after a reset or a step.
 
     Attributes:
-        seen: agent -> (observation, action mask), for those that act next.
+        seen: agent -> (observation, action mask), for the agents that act next.
         rewards: agent -> reward.
         terminated: whether the episode is over, by the task.
         truncated: whether it is over, by a limit for all who were left.

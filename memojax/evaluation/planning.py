@@ -35,6 +35,12 @@ class Planning:
     maxsize: int | None = None
     device: str | jax.Device | None = None
 
+    def __post_init__(self) -> None:
+        # Read once, for several policies: an iterator would be empty for the second.
+        object.__setattr__(self, "preload", tuple(checked_size(size) for size in self.preload))
+        if not isinstance(self.bucketing, (str, type(None))) and not callable(self.bucketing):
+            object.__setattr__(self, "bucketing", tuple(self.bucketing))
+
 
 class FewSizes:
     """The default rule: powers of two up to the number of environments, or each size where rows mix.
@@ -65,7 +71,7 @@ class FewSizes:
         return f"'pow2' up to {self.width}, 'exact' where rows mix"
 
     def below(self, rows: int) -> int | None:
-        """The next smaller plan than that of `rows`, once the batch shrinks; None where there is none."""
+        """The next smaller plan than that of `rows`, once the batch shrinks; None below a plan for one row, and before that."""
         if not self.independent:
             return None
         return power_of_two(self(rows)) // 2 or None
@@ -116,7 +122,7 @@ class Warmup:
             self._submit(lambda: compile_sizes([size]))
 
     def close(self) -> None:
-        """Drop what has not been started; nobody waits for the rest."""
+        """Drop the compiles that have not been started, and wait for none."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, task: Callable[[], Any]) -> Future[Any]:
@@ -136,11 +142,10 @@ def load_policy(typed: TypedModel, planning: Planning, width: int, seed: int) ->
         seed: of the numbers that a random model draws.
 
     Raises:
-        BatchSizeError: a size that is not a positive whole number.
+        BatchSizeError: an unknown rule, or a size that is not a positive whole number.
         RowsMixError: on_miss="pad" for a model in which rows influence each other.
     """
     only = only_size(typed)
-    sizes = [checked_size(size) for size in planning.preload]
     rule = FewSizes(width)
     bucketing: Bucketing = [only] if only else rule
     if planning.bucketing is not None:
@@ -158,7 +163,7 @@ def load_policy(typed: TypedModel, planning: Planning, width: int, seed: int) ->
     warmup = Warmup()
     # An inferer that must not compile on a miss, or says so, is not helped behind its back.
     helped = planning.on_miss == "compile"
-    warmup.begin(inferer, bucket_of(bucketing, only)(width) if helped else None, sizes)
+    warmup.begin(inferer, bucket_of(bucketing, only)(width) if helped else None, list(planning.preload))
     rule.mixing = lambda: inferer.mixing_outputs
     if bucketing is rule:
         warmup.follow(inferer, rule)

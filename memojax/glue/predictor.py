@@ -57,8 +57,13 @@ class Predictor:
         self._joined: dict[Any, Connection] = {}
         if env is not None:
             name = getattr(getattr(env, "spec", None), "id", type(env).__name__)
-            self._reader = ObservationReader(env.observation_space, self._wiring.observation_transforms)
-            self._kind: ActionKind = action_kind(env.action_space, name)
+            # A vector environment of Gymnasium has the spaces of all its environments together, too.
+            seen, done = (
+                getattr(env, f"single_{side}", None) or getattr(env, side)
+                for side in ("observation_space", "action_space")
+            )
+            self._reader = ObservationReader(seen, self._wiring.observation_transforms)
+            self._kind: ActionKind = action_kind(done, name)
             self._where = name
             self._connection(self._reader, True)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 
 from .._types import GraphValue
 from ..errors import LoweringError, MemojaxError, StaticInputError
@@ -34,6 +35,12 @@ ON_HOST = (
 )
 _TRACED_COST = 8
 """Steps of the budget that a traced node takes; one that is computed takes one."""
+
+_BRANCH_COST = 512
+"""Steps that a traced node with subgraphs takes beside those of its subgraphs."""
+
+_MANY_PARTS = 1 << 8
+"""XLA writes a Concat of Concats as one of all their parts, however often a part comes up."""
 
 _COMPUTED_SHIFT = 12
 """Computed values of two to this power of bytes take one step more, and so many products of a matrix product."""
@@ -147,7 +154,7 @@ class Run:
             if call.definition is None:
                 return self._expanded(node, inputs, env)
             static = is_static(inputs)
-            self.budget.step(1 if static else _TRACED_COST)
+            self.budget.step(1 if static else _BRANCH_COST if node.bodies else _TRACED_COST)
             if static:
                 self._check_small(node, call, inputs, env)
             else:
@@ -168,7 +175,7 @@ class Run:
             for value in inputs:
                 if isinstance(value, np.ndarray) and value.nbytes > _EMBEDDED:
                     self.budget.embed(value)
-            return outputs
+            return self._apart(inputs, outputs) if node.op_type == "Concat" else outputs
         except MemojaxError as cause:
             raise self._located(node, inputs, cause) from cause
         except Exception as cause:
@@ -252,6 +259,15 @@ class Run:
         self.budget.check_room(sum(size_of(value) for value in jax.tree.leaves(made)))
         if node.op_type in _PRODUCTS:
             self.budget.step((math.prod(np.shape(made[0])) * max(inputs[0].shape)) >> _COMPUTED_SHIFT)
+
+    def _apart(self, inputs: Sequence[GraphValue], outputs: tuple[GraphValue, ...]) -> tuple[GraphValue, ...]:
+        """The output of a Concat, kept from being taken apart again where it is one of very many parts."""
+        parts = self.budget.parts
+        count = sum(parts[id(value)][1] if id(value) in parts else 1 for value in inputs)
+        if count > _MANY_PARTS:
+            outputs, count = (lax.optimization_barrier(outputs[0]),), 1
+        parts[id(outputs[0])] = outputs[0], count
+        return outputs
 
     def _at_once(
         self, node: Node, call: Call, inputs: Sequence[GraphValue], env: Env
@@ -385,7 +401,7 @@ def size_of(value: Any) -> int:
     if isinstance(value, (tuple, list)):
         return sum(map(size_of, value))
     if isinstance(value, np.ndarray) and value.dtype == object:
-        return 64 * value.size + sum(len(item) for item in value.ravel() if isinstance(item, str))
+        return 64 * value.size + 2 * sum(len(item) for item in value.ravel() if isinstance(item, str))
     return int(value.dtype.itemsize) * math.prod(value.shape) if hasattr(value, "shape") else 0
 
 

@@ -14,7 +14,7 @@ import onnx.defs
 from google.protobuf.message import DecodeError, EncodeError
 
 from .._types import Source
-from ..errors import ModelLoadError
+from ..errors import MemojaxError, ModelLoadError
 from . import external
 from .crvo import AssetData, onnx_bytes
 from .expand import functions_of, inline
@@ -67,6 +67,8 @@ def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Mod
         return _model(proto, raw, name, path, outputs)
     except ModelLoadError as cause:
         raise type(cause)(f"{name}: {cause}") from cause
+    except MemojaxError:
+        raise
     except RecursionError as cause:
         raise ModelLoadError(f"{name}: subgraphs nest too deeply") from cause
     except (

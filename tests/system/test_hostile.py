@@ -1,0 +1,161 @@
+"""Hostile and broken files: an answer or an error of ours, in bounded time and memory, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import memojax
+from memojax import limits
+from memojax.errors import LimitError, MissingPackageError, ModelLoadError, TripCountError
+from memojax.model import load_model
+from memojax.ops import regex
+from tests.system import hostile
+from tests.system.doors import DOORS
+from tests.system.guard import Guard
+
+X = np.array([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]], np.float32)
+EVERYWHERE = (
+    "laughs",
+    "fill_near_limit",
+    "endless",
+    "regex_nested",
+    "control_characters",
+    "not_utf8",
+    "concat_near_limit",
+)
+"""Kinds that go through every door; the others through one each."""
+
+
+@pytest.fixture(scope="module")
+def guard() -> Iterator[Guard]:
+    with Guard() as guard:
+        yield guard
+
+
+def _through() -> list[tuple[str, str]]:
+    doors = list(DOORS)
+    turns = [(name, doors[index % len(doors)]) for index, name in enumerate(hostile.KINDS)]
+    return list(dict.fromkeys([*turns, *((name, door) for name in EVERYWHERE for door in doors)]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "door"), _through(), ids=":".join)
+def test_a_hostile_file_gives_an_answer_or_an_error_of_ours(
+    name: str, door: str, guard: Guard, tmp_path: Path
+) -> None:
+    outcome = guard.outcome(hostile.write(name, tmp_path), door)
+    assert not outcome.bad, str(outcome)
+
+
+@pytest.mark.parametrize(
+    "name", ["laughs", "sparse_huge", "fill_near_limit", "concat_doubling", "function_calls_itself"]
+)
+def test_a_limit_says_what_raises_it(name: str, tmp_path: Path) -> None:
+    with pytest.raises(LimitError, match=r"MEMOJAX_MAX_\w+ in the environment"):
+        memojax.TypedModel.from_model(hostile.write(name, tmp_path))
+
+
+def test_the_environment_raises_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = hostile.laughs(8).SerializeToString()
+    monkeypatch.setenv(limits.NODES.variable, "100")
+    with pytest.raises(LimitError, match="100 are allowed"):
+        load_model(file)
+    monkeypatch.setenv(limits.NODES.variable, "100_000")
+    assert len(load_model(file).graph.nodes) == 128
+    monkeypatch.setenv(limits.NODES.variable, "many")
+    with pytest.raises(memojax.errors.InputError, match="not a whole number"):
+        load_model(file)
+
+
+def test_a_loop_stops_at_its_limit_and_says_so() -> None:
+    file = hostile.endless(None).SerializeToString()
+    with pytest.raises(TripCountError, match="max_trip_count="):
+        memojax.run(file, {"x": X}, max_trip_count=10)
+    assert np.isnan(memojax.load(file).infer_arrays({"x": X})["y"]).all(), (
+        "an executable cannot raise: it answers NaN"
+    )
+
+
+def test_a_loop_below_its_limit_is_right() -> None:
+    step = hostile.body(
+        [
+            hostile.node("Add", ["s", "one"], ["t"]),
+            hostile.node("ReduceMax", ["t"], ["m"], keepdims=0),
+            hostile.node("Less", ["m", "high"], ["g"]),
+        ],
+        [("i", hostile.INT64, []), ("c", hostile.BOOL, []), ("s", hostile.FLOAT, ["n", 4])],
+        ["g", "t"],
+    )
+    file = hostile.model(
+        [hostile.node("Loop", ["", "", "x"], ["y"], body=step)], one=np.float32(1), high=np.float32(20)
+    )
+    np.testing.assert_array_equal(memojax.run(file, {"x": X}, max_trip_count=16)["y"], X + 16)
+    with pytest.raises(TripCountError):
+        memojax.run(file, {"x": X}, max_trip_count=14)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        ("[a-z]+", "abc", True),
+        ("(ab)?c", "abx", False),
+        ("[0-9]{3}-[0-9]{4}", "123-4567", True),
+        (r"\w+@\w+", "a@b", True),
+    ],
+)
+def test_plain_patterns_need_no_other_engine(
+    pattern: str, text: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regex, "_re2", lambda: None)
+    assert regex.full_match(pattern)(text) is expected
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a)*b", "(a*)*b", "a*a*a*a*a*a*b", "(?=a)a", r"(a)\1"])
+def test_patterns_that_may_take_long_are_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regex, "_re2", lambda: None)
+    with pytest.raises(MissingPackageError, match=r"memojax\[regex\]"):
+        regex.full_match(pattern)("a" * 50)
+
+
+def test_messages_are_short_and_printable() -> None:
+    for name in ("long_names", "control_characters_unknown", "operator_not_utf8"):
+        made = hostile.KINDS[name]()
+        with pytest.raises(memojax.errors.MemojaxError) as failure:
+            memojax.load(made if isinstance(made, bytes) else made.SerializeToString())
+        text = str(failure.value)
+        assert len(text) <= 2000
+        assert text.replace("\n", "").isprintable()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.onnx"
+    os.mkfifo(pipe)
+    for path, what in ((pipe, "a pipe"), (tmp_path, "a folder"), (Path("/dev/null"), "a device")):
+        for load in (memojax.load, memojax.to_jax, lambda source: memojax.run(source, {})):
+            with pytest.raises(ModelLoadError, match=what):
+                load(path)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memojax.model import files
+
+    path = tmp_path / "model.onnx"
+    path.write_bytes(hostile.model(hostile.LINEAR, w=np.eye(4, dtype=np.float32)).SerializeToString())
+    unchanged = files.OpenFile.check_unchanged
+
+    def meanwhile(self: files.OpenFile) -> None:
+        with path.open("ab") as file:
+            file.write(b"more")
+        unchanged(self)
+
+    monkeypatch.setattr(files.OpenFile, "check_unchanged", meanwhile)
+    with pytest.raises(ModelLoadError, match="changed while it was read"):
+        memojax.load(path)
