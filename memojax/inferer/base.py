@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
     from .batcher import Batched
 
+T = TypeVar("T")
 Shapes = list[tuple[str, list[int]]]
 _WHERE_THEY_LIE = DeviceChoice()
 
@@ -96,6 +97,10 @@ class Inferer(abc.ABC):
             InputError: an unknown, missing, misshapen or mistyped input.
             DeviceError: `jax.Array`s on several devices, for an inferer with `strict=True`.
         """
+
+    def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
+        """The result of `run`, which runs this inferer several times; again from its start, if the weights change meanwhile."""
+        return run()
 
     @abc.abstractmethod
     def begin_agent(self, agent: int) -> None:
@@ -286,22 +291,28 @@ class Inferer(abc.ABC):
 
 
 def run_view(inferer: Inferer, view: ScratchPadView) -> None:
-    """Run `view` in the batch sizes that `inferer` selects, in order."""
+    """Run `view` in the batch sizes that `inferer` selects, in order, all of them with the same weights."""
     total = len(view)
     done = next_size(inferer, total) if total else 0
     if done == total:
         if total:
             inferer.infer_raw(view)
         return
-    parts = [view.part(0, done)]
-    inferer.infer_raw(parts[0])
+    first = view.part(0, done)
+    parts = inferer.with_one_set_of_weights(lambda: _run_parts(inferer, view, first))
+    for slot in range(len(view.output_specs)):
+        view.set_output(slot, np.concatenate([part.output_slot(slot) for part in parts]))
+
+
+def _run_parts(inferer: Inferer, view: ScratchPadView, first: ScratchPadView) -> list[ScratchPadView]:
+    parts, done, total = [first], len(first), len(view)
+    inferer.infer_raw(first)
     while done < total:
         size = next_size(inferer, total - done)
         parts.append(view.part(done, done + size))
         inferer.infer_raw(parts[-1])
         done += size
-    for slot in range(len(view.output_specs)):
-        view.set_output(slot, np.concatenate([part.output_slot(slot) for part in parts]))
+    return parts
 
 
 def next_size(inferer: Inferer, waiting: int) -> int:

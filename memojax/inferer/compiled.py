@@ -6,9 +6,9 @@ import abc
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -45,6 +45,8 @@ from .sizes import Size, bound_size, sizes_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 
 class ModelInferer(Inferer):
@@ -96,6 +98,9 @@ class ModelInferer(Inferer):
             tuner=self._tuner,
             beside=beside,
         )
+
+    def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
+        return self._only.engine.with_one_set_of_weights(run) if self._only else run()
 
     @abc.abstractmethod
     def _arguments(self) -> dict[str, Any]:
@@ -430,9 +435,9 @@ class ModelInferer(Inferer):
         return CacheInfo.total(infos, self.options.maxsize)
 
     def cache_clear(self, size: int | None = None) -> None:
-        """Drop the plan for `size`, or all plans and counts."""
+        """Drop the plans for `size`, or all plans and counts, on every device."""
         for engine in self._family.engines():
-            engine.cache.clear(size)
+            engine.clear(size)
 
     def plans(self) -> list[PlanInfo]:
         """What is compiled, by size: cost to compile, calls, median time, bytes.

@@ -13,12 +13,13 @@ from ..model.graph import Graph, Value
 from ..model.signature import plain_names
 from ..model.tensor import overflow
 from ..rows.states import can_cast
+from .branches import fold_branches
 
 
 def bind_inputs(graph: Graph, given: Mapping[str, Any]) -> Graph:
     """`graph` with the inputs in `given` as constants, which fold like initializers; `Graph.bound` keeps them for other runtimes.
 
-    A default of the file can be bound to another value. A bound array is never a weight, whatever its size.
+    An `If` that they decide gives way to the branch that it takes. A default of the file can be bound to another value. A bound array is never a weight, whatever its size.
 
     Args:
         given: input -> value in the file's layout, by the name in the file or as it is shown (without `:0`). A single number also
@@ -35,13 +36,14 @@ def bind_inputs(graph: Graph, given: Mapping[str, Any]) -> Graph:
     if unknown := [name for name in given if name not in in_file]:
         raise UnknownInputError(unknown, values)
     bound = {in_file[name]: bound_value(values[in_file[name]], value) for name, value in given.items()}
-    return replace(
+    made = replace(
         graph,
         inputs=tuple(value for value in graph.inputs if value.name not in bound),
         initializers={**graph.initializers, **bound},
         defaults={name: value for name, value in graph.defaults.items() if name not in bound},
         bound={**graph.bound, **bound},
     )
+    return fold_branches(made)
 
 
 def check_no_text(graph: Graph) -> None:

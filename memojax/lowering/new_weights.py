@@ -13,6 +13,7 @@ from ..errors import IncompatibleModelError
 from ..model import Model, load_model
 from ..model.graph import Graph
 from .batch_axis import BatchedFunction
+from .binding import bind_inputs
 from .graph_function import GraphFunction
 from .typed_model import TypedModel, check_same_params
 
@@ -68,7 +69,7 @@ def _params_of(old: GraphFunction, model: Model) -> dict[str, np.ndarray]:
 
     Exporters number tensors anew at times, so that weights are matched by their place in the graph where names differ.
     """
-    graph = GraphFunction(model.graph)
+    graph = GraphFunction(bind_inputs(model.graph, old.graph.bound))
     if list(map(_shape_of_node, old.graph.nodes)) != list(map(_shape_of_node, graph.graph.nodes)):
         raise IncompatibleModelError(
             f"{model.name}: this is another network (its nodes differ): load it anew"

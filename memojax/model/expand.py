@@ -193,16 +193,15 @@ def _rewrite(node: Node, rename: Callable[[str], str], given: Mapping[str, Any],
             if value.name in given:
                 attributes[name] = given[value.name]
         elif isinstance(value, Graph):
-            attributes[name] = _rewrite_graph(value, rename, given, prefix)
+            attributes[name] = rewrite_graph(value, rename, given, prefix)
         else:
             attributes[name] = value
     inputs, outputs = tuple(map(rename, node.inputs)), tuple(map(rename, node.outputs))
     return replace(node, name=prefix + node.name, inputs=inputs, outputs=outputs, attributes=attributes)
 
 
-def _rewrite_graph(
-    graph: Graph, rename: Callable[[str], str], given: Mapping[str, Any], prefix: str
-) -> Graph:
+def rewrite_graph(graph: Graph, rename: Callable[[str], str], given: Mapping[str, Any], prefix: str) -> Graph:
+    """`graph` with other names of values, attributes put in place of references, and `prefix` before the names of nodes."""
     return replace(
         graph,
         inputs=tuple(replace(value, name=rename(value.name)) for value in graph.inputs),

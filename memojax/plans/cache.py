@@ -195,6 +195,7 @@ class PlanCache:
         with self._lock:
             self._journal.finish()
             if size is not None:
+                self._failed.pop(size, None)
                 self._drop(size)
             else:
                 self._journal.commit(self._emptied)
@@ -279,6 +280,7 @@ class PlanCache:
             self._used[size] = time.monotonic_ns()
             # Published last: from here on other threads find the plan without a lock.
             self._plans[size] = plan
+            self._failed.pop(size, None)
             self._evict(keep=size)
         others = nearest([other for other in self.sizes() if other != size], size)
         why = "preloaded" if size in self._pinned else "first seen"

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import jax
 
@@ -37,6 +37,9 @@ _SURELY_FITS = 64
 """Assumed upper bound of temporaries, as a multiple of input and output bytes."""
 
 _PROBE = 8
+
+_TRIES = 3
+T = TypeVar("T")
 
 
 class Engine:
@@ -65,7 +68,7 @@ class Engine:
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
         self.disk_hits: int = 0
-        self._device = device
+        self.device = device
         self._precision = precision
         self._fingerprint = typed.fingerprint
         # A model without a fingerprint (a function, new weights) cannot be told from others on disk.
@@ -85,9 +88,17 @@ class Engine:
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
         self._journal = Journal()
+        # Even, and another number after each change of weights; odd while one is under way.
+        self.version = 0
+        self.switching = threading.Lock()
         self.cache = PlanCache(self._lower, maxsize, beside.cache if beside else None)
         self.mixing: tuple[str, ...] | None = () if typed.independent else None
         """Outputs in which rows influence each other; None before a plan of two rows or more has been checked."""
+
+    def clear(self, size: int | None = None) -> None:
+        """Drop the plans of a size, or all plans and counts, on every device."""
+        for cache in (self.cache, *self.elsewhere().values()):
+            cache.clear(size)
 
     def on(self, device: jax.Device) -> PlanCache:
         """The plans for `jax.Array`s on a device."""
@@ -106,6 +117,16 @@ class Engine:
                     PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize),
                 )
             return self._elsewhere[device][1]
+
+    def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
+        """The result of `run`; it runs again if the weights changed meanwhile, and after some tries they must wait for it."""
+        for _ in range(_TRIES):
+            before = self.version
+            result = run()
+            if self.version == before and not before % 2:
+                return result
+        with self.switching:
+            return run()
 
     def cache_info(self) -> CacheInfo:
         """Counts of the plans for NumPy batches."""
@@ -172,9 +193,12 @@ class Engine:
                     steps.append(functools.partial(self._leave, device, cache))
 
             def switch() -> None:
-                for step in steps:
-                    step()
-                self.typed = typed
+                with self.switching:
+                    self.version |= 1
+                    for step in steps:
+                        step()
+                    self.typed = typed
+                    self.version = (self.version | 1) + 1
 
             self._journal.commit(switch)
 
@@ -185,7 +209,7 @@ class Engine:
     def _becoming_argument(self, typed: TypedModel, like: PlanCompiler | None) -> Callable[[], None]:
         """Make plans whose weights are arguments for the sizes in use; gives what puts them in place."""
         started = time.perf_counter()
-        compiler = PlanCompiler(typed, self._device, "argument", self._precision, like=like)
+        compiler = PlanCompiler(typed, self.device, "argument", self._precision, like=like)
         with AtWork():
             plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
         log.info(
@@ -300,7 +324,7 @@ class Engine:
     def _load_or_lower(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Lowered:
         """Load a size from disk; else trace and lower it, and store it once compiled."""
         as_arguments = compiler.weights == "argument"
-        if self._disk is None or (as_arguments and self._device.platform != "cpu"):
+        if self._disk is None or (as_arguments and self.device.platform != "cpu"):
             return compiler.lower(size, candidate)
         # With argument weights, the trace says in which order the stored executable takes them.
         started = time.perf_counter()
@@ -311,9 +335,9 @@ class Engine:
             try:
                 from jax.experimental import serialize_executable
 
-                client = self._device.client
+                client = self.device.client
                 compiled = serialize_executable.deserialize_and_load(
-                    *pickle.loads(payload), backend=client, execution_devices=[self._device]
+                    *pickle.loads(payload), backend=client, execution_devices=[self.device]
                 )
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
@@ -371,11 +395,11 @@ class Engine:
             "model": self._fingerprint,
             "name": name.rsplit("/", 1)[-1],
             "size": size,
-            "platform": self._device.platform,
+            "platform": self.device.platform,
             "precision": compiler.precision,
             "candidate": candidate.name if candidate else None,
             "kernels": kernels_key() if candidate is None or candidate.kernels else None,
-            "options": over_defaults(self._device, candidate.options if candidate else {}),
+            "options": over_defaults(self.device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
             # Raised whenever the meaning of an entry changes, so older entries are not found.
             "layout": 2,

@@ -1,0 +1,119 @@
+"""The public names, written down: adding or removing one changes this file, and the changelog."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import memojax
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLIC = [
+    "AssetData",
+    "AssetKind",
+    "BaseWrapper",
+    "BasicInferer",
+    "Batched",
+    "Batcher",
+    "BrainId",
+    "ClipAction",
+    "ConstantGenerator",
+    "DynamicInferer",
+    "EpsilonInjector",
+    "EpsilonInjectorWrapper",
+    "Evaluation",
+    "FixedBatchInferer",
+    "HighQualityNoiseGenerator",
+    "Inferer",
+    "InfererBuilder",
+    "InfererWrapper",
+    "LowQualityNoiseGenerator",
+    "MemoizingDynamicInferer",
+    "ModelApi",
+    "NoiseGenerator",
+    "NormalizeObs",
+    "OneShot",
+    "PolicyPool",
+    "RecurrentInfo",
+    "RecurrentTracker",
+    "RecurrentTrackerWrapper",
+    "Response",
+    "Runtime",
+    "ScaleAction",
+    "ScratchPad",
+    "ScratchPadView",
+    "SelectObs",
+    "State",
+    "StatefulInferer",
+    "TensorSpec",
+    "TypedModel",
+    "disable_loop_unrolling",
+    "errors",
+    "evaluate",
+    "forbid_compile",
+    "load",
+    "load_stablehlo",
+    "ops",
+    "policies",
+    "run",
+    "to_jax",
+    "to_stablehlo",
+    "verify",
+]
+PATHS = [
+    "memojax.backend",
+    "memojax.cli.main:main",
+    "memojax.display",
+    "memojax.errors:MemojaxError",
+    "memojax.evaluation:compare",
+    "memojax.inferer:InfererBuilder",
+    "memojax.model:load_model",
+    "memojax.ops.register",
+    "memojax.ops.registry:remove",
+    "memojax.policies:bundled",
+    "memojax.runtime:Runtime",
+    "memojax.stablehlo:to_stablehlo",
+    "memojax.verification:verify",
+    "memojax.wrapper",
+]
+"""Import paths that stay: `module`, `module:name`, or an attribute path from a module."""
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(memojax.__all__) == sorted(PUBLIC)
+    assert len(set(memojax.__all__)) == len(memojax.__all__)
+    for name in memojax.__all__:
+        assert getattr(memojax, name) is not None
+
+
+def test_submodules_do_not_leak() -> None:
+    program = "import memojax, memojax.cli.main, memojax.backend; print(*dir(memojax))"
+    listed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert [name for name in listed.split() if not name.startswith("__")] == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_public_paths_stay(path: str) -> None:
+    module, _, name = path.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError:
+        parent, _, name = module.rpartition(".")
+        found = importlib.import_module(parent)
+    if name:
+        assert hasattr(found, name)
+
+
+def test_every_public_name_has_a_page() -> None:
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    listed = re.findall(r"^::: memojax\.(\S+)$", pages, re.MULTILINE)
+    assert len(set(listed)) == len(listed)
+    modules = {name.partition(".")[0] for name in listed if "." in name}
+    assert set(PUBLIC) <= {*listed, *modules}

@@ -1,0 +1,192 @@
+"""`PolicyPool`: rows of several weight sets in one call, each as its own policy would answer."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import memojax as mj
+from memojax import errors, policies
+
+MODELS = Path(__file__).parents[1] / "models"
+FILES = [
+    policies.bundled("acrobot_ppo"),
+    policies.bundled("recurrent_lstm"),
+    MODELS / "keras_lstm.onnx",
+    MODELS / "sb3_ppo_opset17.onnx",
+]
+
+
+def _variants(params: Any, count: int) -> list[Any]:
+    """The same network with other weights."""
+    rng = np.random.default_rng(5)
+    scale = lambda leaf: (  # noqa: E731
+        (leaf * rng.uniform(0.5, 1.5, leaf.shape)).astype(leaf.dtype) if leaf.dtype.kind == "f" else leaf
+    )
+    return [jax.tree.map(lambda leaf: scale(np.asarray(leaf)), params) for _ in range(count)]
+
+
+@pytest.fixture
+def pool() -> mj.PolicyPool:
+    return mj.PolicyPool(policies.bundled("acrobot_ppo"), capacity=4)
+
+
+ROWS = {"obs": np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_each_row_is_answered_as_its_own_policy_would(file: Path) -> None:
+    typed = mj.TypedModel.from_model(file)
+    pool = mj.PolicyPool(typed, capacity=3)
+    weights = dict(zip("abc", [typed.params, *_variants(typed.params, 2)], strict=True))
+    for name, params in weights.items():
+        pool.add(name, params)
+    rng = np.random.default_rng(1)
+    rows = {spec.name: rng.standard_normal((7, *spec.shape)).astype(spec.dtype) for spec in typed.api.inputs}
+    names = list("abacaba")
+    answers = pool.infer_arrays(rows, names)
+    assert list(answers) == [spec.name for spec in typed.api.outputs]
+    singles = {name: mj.load(typed.with_params(params)) for name, params in weights.items()}
+    for row, name in enumerate(names):
+        wanted = singles[name].infer_arrays({key: value[row : row + 1] for key, value in rows.items()})
+        for output, value in wanted.items():
+            np.testing.assert_allclose(answers[output][row], value[0], rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_compiled_to_add_drop_or_swap(pool: mj.PolicyPool) -> None:
+    pool.add("main")
+    pool.preload([1, 2, 4, 8, 16])
+    first, second, third = _variants(pool.params("main"), 3)
+    with mj.forbid_compile():
+        main = pool.infer_arrays(ROWS, ["main"] * 9)["logits"]
+        pool.add("rival", first)
+        rival = pool.infer_arrays(ROWS, ["rival"] * 9)["logits"]
+        pool.swap("main", second)
+        np.testing.assert_array_equal(pool.infer_arrays(ROWS, ["rival"] * 9)["logits"], rival)
+        assert not np.allclose(pool.infer_arrays(ROWS, ["main"] * 9)["logits"], main)
+        pool.drop("rival")
+        pool.add("new", third)
+        pool.swap("main", policies.bundled("acrobot_ppo"))
+        np.testing.assert_array_equal(pool.infer_arrays(ROWS, ["main"] * 9)["logits"], main)
+    assert pool.names == ["main", "new"]
+
+
+def test_a_full_pool_grows(pool: mj.PolicyPool) -> None:
+    pool.add("main")
+    variants = _variants(pool.params("main"), 6)
+    before = pool.infer_arrays(ROWS, ["main"] * 9)["logits"]
+    for index, params in enumerate(variants):
+        pool.add(index, params)
+    assert (pool.capacity, len(pool)) == (8, 7)
+    np.testing.assert_allclose(pool.infer_arrays(ROWS, ["main"] * 9)["logits"], before, rtol=1e-5)
+    wanted = mj.load(mj.TypedModel.from_model(policies.bundled("acrobot_ppo")).with_params(variants[5]))
+    np.testing.assert_allclose(
+        pool.infer_arrays(ROWS, [5] * 9)["logits"], wanted.infer_arrays(ROWS)["logits"], rtol=1e-4, atol=1e-6
+    )
+    assert 4 in pool
+    assert "4 of 8" not in repr(pool)
+
+
+def test_the_rows_of_the_busiest_set_decide_the_plan(pool: mj.PolicyPool) -> None:
+    for name in "abc":
+        pool.add(name)
+    pool.infer_arrays(ROWS, list("aaaaabbbc"))
+    assert [plan.size for plan in pool.plans()] == [8]
+
+
+def test_changes_that_cannot_be_made_change_nothing(pool: mj.PolicyPool) -> None:
+    pool.add("main")
+    before = pool.infer_arrays(ROWS, ["main"] * 9)["logits"]
+    wrong = {name: np.zeros((1, 1), np.float32) for name in pool.params("main")}
+    for change, message in (
+        (lambda: pool.add("main"), "in the pool already"),
+        (lambda: pool.swap("rival", None), "'rival' is not in the pool; in it is 'main'"),
+        (lambda: pool.drop("rival"), "'rival' is not in the pool"),
+        (lambda: pool.add("rival", wrong), "the model has"),
+        (lambda: pool.add("rival", policies.bundled("pendulum_ppo")), "another network"),
+        (lambda: pool.infer_arrays(ROWS, ["rival"] * 9), "'rival' is not in the pool"),
+    ):
+        with pytest.raises(errors.IncompatibleModelError, match=message):
+            change()
+    with pytest.raises(errors.InputShapeError, match="names 2 weight sets for 9 rows"):
+        pool.infer_arrays(ROWS, ["main"] * 2)
+    assert pool.names == ["main"]
+    np.testing.assert_array_equal(pool.infer_arrays(ROWS, ["main"] * 9)["logits"], before)
+
+
+def test_no_rows_give_no_rows(pool: mj.PolicyPool) -> None:
+    assert pool.infer_arrays({"obs": np.zeros((0, 6), np.float32)}, [])["logits"].shape == (0, 3)
+    assert pool.plans() == []
+
+
+def test_models_that_mix_rows_or_are_exported_are_refused(tmp_path: Path) -> None:
+    mixing = mj.TypedModel.from_function(
+        lambda w, x: {"y": x["obs"] * w - x["obs"].mean(axis=0)}, np.float32(2), {"obs": ((2,), np.float32)}
+    )
+    with pytest.raises(errors.RowsMixError, match="a pool needs rows"):
+        mj.PolicyPool(mixing)
+    with pytest.raises(errors.InputError, match="capacity is a positive whole number, got 0"):
+        mj.PolicyPool(policies.bundled("acrobot_ppo"), capacity=0)
+    asset = mj.to_stablehlo(policies.bundled("acrobot_ppo"))
+    with pytest.raises(errors.IncompatibleModelError, match="exported program"):
+        mj.PolicyPool(asset)
+
+
+def test_an_output_of_the_weights_alone_is_one_for_the_pool() -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["obs", "w"], ["action"]), helper.make_node("Exp", ["s"], ["std"])],
+        "g",
+        [value("obs", TensorProto.FLOAT, ["N", 2])],
+        [value("action", TensorProto.FLOAT, ["N", 2]), value("std", TensorProto.FLOAT, [2])],
+        [
+            numpy_helper.from_array(np.eye(2, dtype=np.float32), "w"),
+            numpy_helper.from_array(np.zeros(2, np.float32), "s"),
+        ],
+    )
+    pool = mj.PolicyPool(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    pool.add("main")
+    pool.add("double", {"w": 2 * np.eye(2, dtype=np.float32)})
+    answers = pool.infer_arrays({"obs": np.ones((2, 2), np.float32)}, ["double", "main"])
+    assert answers["action"].tolist() == [[2, 2], [1, 1]]
+    assert answers["std"].tolist() == [[1, 1], [1, 1]]
+    with pytest.raises(errors.IncompatibleModelError, match="output 'std' depends on the weights alone"):
+        pool.add("wide", {"s": np.ones(2, np.float32)})
+
+
+def test_a_call_sees_old_weights_or_new_ones_while_another_thread_swaps(pool: mj.PolicyPool) -> None:
+    ones, twos = (
+        jax.tree.map(lambda leaf, scale=scale: np.asarray(leaf) * np.float32(scale), pool._typed.params)
+        for scale in (1, 2)
+    )
+    pool.add("main", ones)
+    pool.add("other", twos)
+    answers = [pool.infer_arrays(ROWS, [name] * 9)["logits"] for name in ("main", "other")]
+    done = threading.Event()
+
+    def swap() -> None:
+        for index in range(40):
+            pool.swap("main", (twos, ones)[index % 2])
+        done.set()
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    while not done.is_set():
+        seen = pool.infer_arrays(ROWS, ["main"] * 9)["logits"]
+        assert any(np.array_equal(seen, wanted) for wanted in answers)
+    thread.join()
+
+
+def test_each_set_of_a_random_model_draws_numbers_of_its_own() -> None:
+    pool = mj.PolicyPool(MODELS / "sb3_sac_sampling.onnx", capacity=2)
+    pool.add("a")
+    pool.add("b")
+    drawn = pool.infer_arrays({"obs": np.ones((4, 8), np.float32)}, list("abab"))
+    assert len({row.tobytes() for row in drawn["action"]}) == 4
+    assert len({row.tobytes() for row in drawn["deterministic_action"]}) == 1

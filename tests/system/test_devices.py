@@ -1,0 +1,168 @@
+"""On which device calls run: where their arrays lie, together, or not at all; with several CPU devices, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import memojax as mj
+from memojax.errors import DeviceError, InputError
+from memojax.rows.device_choice import DeviceChoice, is_committed
+
+from ..helpers import scaling
+
+ROOT = Path(__file__).resolve().parents[2]
+SETUP = """
+    import logging, pickle, sys
+    import jax, jax.numpy as jnp, numpy as np
+    import memojax as mj
+    from memojax.errors import DeviceError
+    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+    first, second = jax.devices()
+    typed = mj.TypedModel.from_function(
+        lambda _, x: {"sum": x["a"] + x["b"], "h_out": x["h_in"] + x["a"]}, (),
+        {"a": ((2,), np.float32), "b": ((2,), np.float32), "h_in": ((2,), np.float32)})
+    on = lambda device, value: jax.device_put(jnp.full((4, 2), value, jnp.float32), device)
+    def batch(*devices):
+        rows = [on(device, value) if device else np.full((4, 2), value, np.float32) for device, value in zip(devices, (1, 2, 3))]
+        return dict(zip(("a", "b", "h_in"), rows))
+"""
+
+
+def two_devices(script: str) -> str:
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    code = textwrap.dedent(SETUP) + textwrap.dedent(script)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_inputs_on_several_devices_are_moved_with_one_warning() -> None:
+    out = two_devices("""
+        policy = mj.MemoizingDynamicInferer(typed)
+        for _ in range(3):
+            answers = policy.infer_arrays(batch(second, first, second))
+            assert answers["sum"].devices() == {second}
+            assert np.asarray(answers["sum"]).tolist() == [[3, 3]] * 4
+        mj.MemoizingDynamicInferer(typed).infer_arrays(batch(first, second, second))
+    """)
+    lines = [line for line in out.splitlines() if line.startswith("WARNING inputs lie on several devices")]
+    assert len(lines) == 2, "one per inferer"
+    assert "'b' on cpu:0; every call moves them to cpu:1" in lines[0]
+    assert "'b' on cpu:1, 'h_in' on cpu:1; every call moves them to cpu:0" in lines[1]
+
+
+def test_what_lies_together_runs_there_and_numpy_goes_along() -> None:
+    out = two_devices("""
+        policy = mj.MemoizingDynamicInferer(typed, strict=True)
+        for device in (first, second):
+            for given in (batch(device, device, device), batch(None, device, None)):
+                answers = policy.infer_arrays(given)
+                assert answers["sum"].devices() == {device}
+                assert np.asarray(answers["sum"]).tolist() == [[3, 3]] * 4
+        free = jnp.full((4, 2), 1, jnp.float32)
+        assert not free.committed
+        assert policy.infer_arrays({**batch(second, second, second), "a": free})["sum"].devices() == {second}
+        assert isinstance(policy.infer_arrays(batch(None, None, None))["sum"], np.ndarray)
+    """)
+    assert "WARNING" not in out
+
+
+def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
+    out = two_devices("""
+        assert pickle.loads(pickle.dumps(mj.load("memojax/policies/acrobot_ppo.onnx", strict=True))).placement.strict
+        policy = mj.MemoizingDynamicInferer(typed, strict=True)
+        tracker = mj.RecurrentTracker.wrap(policy)
+        rows = batch(first, second, first)
+        for inferer, given in ((policy, rows), (tracker, {name: rows[name] for name in "ab"})):
+            try:
+                inferer.infer_arrays(given)
+            except DeviceError as error:
+                print(error)
+        there = mj.MemoizingDynamicInferer(typed, strict=True, device=second)
+        assert there.infer_arrays(batch(second, second, second))["sum"].devices() == {second}
+        try:
+            there.infer_arrays(batch(first, first, first))
+        except DeviceError as error:
+            print(error)
+    """)
+    together, tracked, elsewhere = out.splitlines()
+    assert together == tracked
+    assert together.startswith(
+        "the inputs of a call must lie on one device: this one runs on cpu:0, but 'b' on cpu:1"
+    )
+    assert "jax.device_put" in together
+    assert elsewhere.startswith("input 'a' lies on cpu:0, this inferer was made for cpu:1")
+
+
+def test_sharded_inputs_are_gathered_or_refused() -> None:
+    out = two_devices("""
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("n",))
+        split = jax.device_put(np.ones((4, 2), np.float32), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("n")))
+        answers = mj.MemoizingDynamicInferer(typed).infer_arrays({name: split for name in ("a", "b", "h_in")})
+        assert answers["sum"].devices() == {first}
+        assert np.asarray(answers["sum"]).tolist() == [[2, 2]] * 4
+        try:
+            mj.MemoizingDynamicInferer(typed, strict=True).infer_arrays({name: split for name in ("a", "b", "h_in")})
+        except DeviceError as error:
+            print("refused:", error)
+    """)
+    assert "'a' on cpu:0, cpu:1" in out
+    assert "refused: the inputs of a call must lie on one device" in out
+
+
+def test_hidden_state_follows_and_wrappers_warn_once() -> None:
+    out = two_devices("""
+        tracker = mj.RecurrentTracker.wrap(mj.MemoizingDynamicInferer(typed))
+        for devices in ((first, first), (second, second), (second, first), (second, first)):
+            rows = batch(*devices, None)
+            answers = tracker.infer_arrays({name: rows[name] for name in "ab"})
+            assert answers["sum"].devices() == {devices[0]}
+        assert tracker.states(0)["h_in"].tolist() == [4, 4]
+    """)
+    assert out.count("WARNING") == 1
+
+
+def test_one_device_is_never_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    policy = mj.MemoizingDynamicInferer(scaling(), strict=True)
+    answers = policy.infer_arrays({"obs": jnp.ones((2, 3))})
+    assert isinstance(answers["out"], jax.Array)
+    assert caplog.records == []
+
+
+def test_every_inferer_has_a_placement() -> None:
+    inferer = mj.MemoizingDynamicInferer(scaling())
+    stateful = inferer.into_stateful(mj.BaseWrapper())
+    assert stateful.placement is inferer.placement
+    stateful.replace_inferer(other := mj.MemoizingDynamicInferer(scaling()))
+    assert stateful.placement is other.placement
+    array = jax.device_put(np.ones(3), jax.devices()[0])
+    assert is_committed(array)
+    specs = inferer.api.inputs
+    assert DeviceChoice().choose(specs, [array]) == jax.devices()[0]
+    with pytest.raises(DeviceError, match="this inferer was made for"):
+        DeviceChoice(True, inferer.device).choose(specs, [array])
+
+
+@pytest.mark.parametrize("device", [3, "cpu:-1", "cpu:x", "gpu:7", "CPUs"])
+def test_a_device_that_is_none_is_refused(device: object) -> None:
+    with pytest.raises(DeviceError, match="device"):
+        mj.load(scaling(2.0), device=device)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad])
+def test_a_traced_call_is_refused_with_the_way_out(transform: object) -> None:
+    policy = mj.load(mj.policies.bundled("acrobot_ppo"))
+    call = transform(lambda x: policy.infer_arrays({"obs": x})["logits"].sum())  # pyright: ignore[reportCallIssue]
+    with pytest.raises(InputError, match=r"being traced.*to_jax\(policy\)"):
+        call(jnp.ones((2, 1, 6)) if transform is jax.vmap else jnp.ones((2, 6)))
