@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DimensionError, LoweringError, StaticInputError
+from ..errors import DimensionError, LimitError, LoweringError, StaticInputError
 from ..exporter_names import continues_state
 from ..model.dimension import Element, size_of, symbols_of
 from ..model.graph import Graph, Value
@@ -141,6 +141,8 @@ def _settled(function: GraphFunction, layout: Layout) -> BatchedFunction:
         return _one_by_one(traced, "an input is declared for one row")
     try:
         rows, elements, results = native_rows(traced)
+    except LimitError:
+        raise
     except LoweringError as cause:
         return _not_native(traced, cause)
     rule = BatchRule("axis", _inputs(layout), rows, layout.reason, layout.strength)
@@ -170,6 +172,8 @@ def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, S
         traced = _traced(function, layout.bound(sizes))
         try:
             small, large = map(traced.at, PROBE_SIZES)
+        except LimitError:
+            raise
         except LoweringError:
             continue
         if all(small[name].shape == large[name].shape for name in traced.outputs):
@@ -203,6 +207,8 @@ def _not_native(traced: Traced, cause: LoweringError) -> BatchedFunction:
     reason = f"the declared batch axis does not hold: {why}"
     try:
         single = _one_by_one(traced, reason)
+    except LimitError:
+        raise
     except (LoweringError, DimensionError) as failure:
         single, refusal = None, failure
     else:
@@ -297,6 +303,8 @@ def _baked_size(traced: Traced, single: BatchedFunction | None) -> BatchedFuncti
     for size, holder in _sizes_in(traced):
         try:
             results = traced.at(size)
+        except LimitError:
+            raise
         except LoweringError:
             continue
         if not all(_holds(traced, name, result.shape, size) for name, result in results.items()):
@@ -369,6 +377,8 @@ def _multiple(traced: Traced) -> int | None:
     for multiple in _MULTIPLES:
         try:
             first, second = (traced.at(multiple * size) for size in PROBE_SIZES)
+        except LimitError:
+            raise
         except LoweringError:
             continue
         if any(first[name].shape != second[name].shape for name in traced.outputs):
@@ -427,6 +437,8 @@ def _tried(function: GraphFunction, layout: Layout) -> tuple[dict[str, int], Bat
     for sizes in _trials(layout):
         try:
             return sizes, _settled(function, layout.bound(sizes))
+        except LimitError:
+            raise
         except (LoweringError, DimensionError):
             continue
     return None
@@ -449,6 +461,8 @@ def _open_outputs(
         for more in (2, size):
             try:
                 moved = _settled(function, layout.bound({**sizes, symbol: size + more}))
+            except LimitError:
+                raise
             except (LoweringError, DimensionError):
                 continue
             for shape, before, after in zip(shapes, trial.api.outputs, moved.api.outputs, strict=True):

@@ -17,6 +17,7 @@ from ..errors import (
     DimensionError,
     IncompatibleModelError,
     InputError,
+    LimitError,
     LoweringError,
     Unsupported,
     UnsupportedOpError,
@@ -139,6 +140,8 @@ class TypedModel:
                     rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=False)
                     typed = _of_rows(cls, model, rows, typed.fingerprint)
                 return typed
+            except LimitError:
+                raise
             except LoweringError as cause:
                 if not breaks:
                     raise
