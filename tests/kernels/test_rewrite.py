@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import memojax
 from memojax.kernels.library import opened, why_not
-from memojax.lowering.typed_model import random_rows
+from memojax.lowering.row_probe import random_rows
 from memojax.plans.candidates import DEFAULT, KERNELS
 from memojax.plans.compiler import PlanCompiler
 from memojax.xla.cpu_client import cpu_device
