@@ -119,7 +119,7 @@ def command(
     \b
     Examples:
       memojax evaluate
-      memojax evaluate policy.onnx --env CartPole-v1 --episodes 500 --num-envs 64 --preload 1-64
+      memojax evaluate policy.onnx --env CartPole-v1 --episodes 500 --num-envs 64 --cache-dir plans
       memojax evaluate old.onnx new.onnx --env Pendulum-v1 --plot returns.png --json results.json
     """
     from .. import evaluation, policies

@@ -129,6 +129,17 @@ def test_tensors_in_tensors_out(policy: mj.Inferer, several: mj.Inferer) -> None
     assert isinstance(actions, torch.Tensor)
 
 
+def test_tensors_are_not_copied_on_the_way(policy: mj.Inferer) -> None:
+    torch = pytest.importorskip("torch")
+    from memojax.glue.torch_arrays import from_torch, to_torch
+
+    tensor = torch.ones(3, 6)
+    assert from_torch("obs", tensor).ctypes.data == tensor.data_ptr()
+    array = policy.infer_arrays({"obs": ROWS})["logits"]
+    assert to_torch(array, copy=False).data_ptr() == array.ctypes.data
+    assert to_torch(array, copy=True).data_ptr() != array.ctypes.data
+
+
 def test_a_constant_output_is_not_shared_with_a_tensor() -> None:
     torch = pytest.importorskip("torch")
     import onnx

@@ -75,6 +75,13 @@ inline V load_some(const float* from, int64_t count) {
 
 // Products ----------------------------------------------------------------------------------------------------------
 
+// Every loop over a block's accumulators must go, or they lie in memory instead of registers.
+#if defined(__clang__)
+#define MEMOJAX_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define MEMOJAX_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 // One block: Rows rows times Vectors vectors of columns. Few accumulators would wait for each other, so that short
 // blocks have several for each result.
 template <int Rows, int Vectors>
@@ -82,20 +89,27 @@ inline void block(const float* const* starts, float* const* ends, const Product&
                   int64_t left) {
   constexpr int kSplit = Rows * Vectors >= 8 ? 1 : Rows * Vectors >= 4 ? 2 : Rows * Vectors >= 2 ? 4 : 8;
   V sum[kSplit][Rows][Vectors];
+  MEMOJAX_UNROLL
   for (int s = 0; s < kSplit; s++)
+    MEMOJAX_UNROLL
     for (int i = 0; i < Rows; i++)
+      MEMOJAX_UNROLL
       for (int j = 0; j < Vectors; j++) sum[s][i][j] = s == 0 && bias ? load(bias + j * kLanes) : V{};
   for (int64_t r = 0; r < p.runs; r++) {
     const float* x[Rows];
+    MEMOJAX_UNROLL
     for (int i = 0; i < Rows; i++) x[i] = starts[i] + p.run_offsets[r];
     int64_t k = 0;
     for (; k + kSplit <= p.length; k += kSplit) {
-#pragma GCC unroll 8
+      MEMOJAX_UNROLL
       for (int s = 0; s < kSplit; s++) {
         V b[Vectors];
+        MEMOJAX_UNROLL
         for (int j = 0; j < Vectors; j++) b[j] = load(w + j * kLanes);
+        MEMOJAX_UNROLL
         for (int i = 0; i < Rows; i++) {
           V a = all(x[i][k + s]);
+          MEMOJAX_UNROLL
           for (int j = 0; j < Vectors; j++) sum[s][i][j] += a * b[j];
         }
         w += Vectors * kLanes;
@@ -103,17 +117,22 @@ inline void block(const float* const* starts, float* const* ends, const Product&
     }
     if constexpr (kSplit > 1) {
       for (; k < p.length; k++) {
+        MEMOJAX_UNROLL
         for (int i = 0; i < Rows; i++) {
           V a = all(x[i][k]);
+          MEMOJAX_UNROLL
           for (int j = 0; j < Vectors; j++) sum[0][i][j] += a * load(w + j * kLanes);
         }
         w += Vectors * kLanes;
       }
     }
   }
+  MEMOJAX_UNROLL
   for (int i = 0; i < Rows; i++) {
+    MEMOJAX_UNROLL
     for (int j = 0; j < Vectors; j++) {
       V v = sum[0][i][j];
+      MEMOJAX_UNROLL
       for (int s = 1; s < kSplit; s++) v += sum[s][i][j];
       if (p.grows) v += load_some(ends[i] + j * kLanes, left - j * kLanes);
       if (p.relu) v = pick(v < V{}, V{}, v);  // a NaN stays
