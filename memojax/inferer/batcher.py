@@ -105,7 +105,7 @@ class Batcher:
 
     def __len__(self) -> int:
         """Agents that wait."""
-        return self._batch().pad.batch_size
+        return len(self._batch().pad.ids)
 
     def __contains__(self, agent: int) -> bool:
         """Whether the agent waits, and no `execute` that failed has come past it."""
@@ -138,7 +138,8 @@ class Batcher:
     def _batch(self) -> _Batch:
         """What waits, with nothing left undone by a call that was interrupted."""
         batch = self._waiting
-        batch.journal.finish()
+        if batch.journal.owed is not None:
+            batch.journal.finish()
         return batch
 
     def push(self, agent: int, state: Mapping[str, Any], *, replace: bool = False) -> None:

@@ -14,15 +14,15 @@ class Journal:
     journal calls `finish` before it reads or changes the state that the journal protects.
     """
 
-    __slots__ = ("_owed",)
+    __slots__ = ("owed",)
 
     def __init__(self) -> None:
-        self._owed: Callable[[], None] | None = None
+        self.owed: Callable[[], None] | None = None
 
     def commit(self, step: Callable[[], None]) -> None:
         """Do `step`. It must be repeatable: a second run, after an interrupt anywhere in the first, gives the same result."""
         try:
-            self._owed = step
+            self.owed = step
             self.finish()
         except BaseException:
             self.finish()  # at once, for readers that do not call `finish`
@@ -30,9 +30,9 @@ class Journal:
 
     def finish(self) -> None:
         """Do the noted step, if there is one."""
-        if self._owed is not None:
-            self._owed()
-            self._owed = None
+        if self.owed is not None:
+            self.owed()
+            self.owed = None
 
 
 @final

@@ -80,7 +80,8 @@ class ScratchPad:
     def add(self, agent: int, rows: Iterable[tuple[int, np.ndarray]]) -> None:
         """Copy an array of the element shape into each (slot, array); the row is there for `agent` once all are copied."""
         at = len(self.ids)
-        self.reserve(at + 1)
+        if at == self._room[0]:
+            self.reserve(at + 1)
         arrays = self._room[1]
         for slot, row in rows:
             arrays[slot][at] = row

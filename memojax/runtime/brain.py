@@ -174,7 +174,8 @@ class BrainState:
             self._journal.finish()
             self._note_arrival()
             self._batch_of(agent).push(agent, state, replace=True)
-            self._lives_on(agent)
+            if self._ending is not None:
+                self._lives_on(agent)
 
     def extend(self, states: States) -> None:
         """Queue the states of many agents, all or none."""

@@ -270,6 +270,17 @@ def test_what_has_no_product_stays_with_xla() -> None:
     agree(file([helper.make_node("Tanh", ["x"], ["y"])], {}, {"x": [5]}, ["y"]), (3,), expects="default")
 
 
+def test_a_mistake_in_the_rewrite_leaves_the_plan_to_xla(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("mistake")
+
+    monkeypatch.setattr("memojax.plans.compiler.rewrite", broken)
+    agree(mlp("Relu"), (2,), expects="default")
+    assert "mistake" in caplog.text
+
+
 def test_other_weights_reach_the_kernels() -> None:
     inferer = memojax.load(mlp("Relu"))
     rows = {"x": rng.standard_normal((4, 19)).astype(np.float32)}
