@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import memojax
-from memojax.lowering.typed_model import random_rows
+from memojax.lowering.row_probe import random_rows
 
 OTHERS = (ORT, ORT1, TRACT, JIT)
 ARRAYS, BATCH, BY_HAND = "infer_arrays", "infer_batch", "stack + onnxruntime + unstack"

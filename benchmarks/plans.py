@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 import memojax
-from memojax.lowering.typed_model import random_rows
+from memojax.lowering.row_probe import random_rows
 
 SIZES = (1, 8, 32, 128, 512)
 OTHERS = (ORT, ORT1, BOUND, TRACT, JIT, JAXORT)

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 import memojax
-from memojax.lowering.typed_model import random_rows
+from memojax.lowering.row_probe import random_rows
 
 EACH, LARGEST = 10, 18
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}

@@ -99,7 +99,7 @@ def command(
       memojax benchmark my_policy.onnx --plot latency.png
     """
     from ..api import load
-    from ..lowering.typed_model import random_rows
+    from ..lowering.row_probe import random_rows
     from ..progress import progress_bar
     from ..stablehlo import only_size
     from ..verification import contender

@@ -80,7 +80,7 @@ def command(
       memojax run policy.onnx --inputs observations.npz --output actions.npz
     """
     from ..api import load
-    from ..lowering.typed_model import random_rows
+    from ..lowering.row_probe import random_rows
     from ..stablehlo import only_size
 
     file = find_model(model)

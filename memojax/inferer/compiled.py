@@ -16,7 +16,7 @@ import numpy as np
 from .._types import Arrays
 from ..display import Card, html_of, text_of
 from ..display.inferer_card import model_card
-from ..lowering.free_function import Binding, binding_of
+from ..lowering.free_function import Binding
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi
@@ -28,10 +28,9 @@ from ..plans.family import Family
 from ..plans.plan import Plan, PlanInfo
 from ..plans.preload import Preload
 from ..plans.recommend import Recommendation, recommend
-from ..rows.checks import check_mapping, check_names, check_shapes, lives_on_device, shared_value
+from ..rows.checks import check_mapping, lives_on_device
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import ScratchPadView
-from ..rows.states import as_dtype
 from ..xla.background import submit
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
@@ -40,6 +39,7 @@ from .compiled_rows import CompiledRows, refuse_mixing
 from .forked import ForkedInferer
 from .options import InferOptions
 from .routes import Route
+from .rows_by_binding import RowsByBinding
 from .sizes import Size, bound_size, sizes_of
 
 if TYPE_CHECKING:
@@ -76,11 +76,9 @@ class ModelInferer(Inferer):
         self._draws = itertools.count()
         self._updating, self._accepting = threading.Lock(), threading.Lock()
         self._wanted = typed
-        self._pinned: dict[int, None] = {}
         self._family = Family(typed, self._engine_for)
-        self._rows: dict[Binding, CompiledRows] = {}
-        self._opening = threading.Lock()
-        self._only = None if typed.is_open else self._rows_at(Binding())
+        self._rows = RowsByBinding(self._family, self._rows_of)
+        self._only = None if typed.is_open else self._rows.at(Binding())
         self._n_names = len(typed.api.inputs)
         self._first_name = self._only.first_name if self._only else ""
         self._hit = self._only.cache.hit if self._only and not options.checked else _no_plan
@@ -98,6 +96,9 @@ class ModelInferer(Inferer):
             tuner=self._tuner,
             beside=beside,
         )
+
+    def _rows_of(self, engine: Engine) -> CompiledRows:
+        return CompiledRows(engine, self._route, self._key, self._choice, self.options.checked)
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
         return self._only.engine.with_one_set_of_weights(run) if self._only else run()
@@ -191,7 +192,7 @@ class ModelInferer(Inferer):
     def select_batch_size(self, max_count: int) -> int:
         if max_count < 1:
             return 0
-        rows = self._only or next(iter(self._rows.values()), None)
+        rows = self._only or next(iter(self._rows.all()), None)
         if rows is None:
             return max_count
         taken = rows.route.of(max_count, rows.cache)[0]
@@ -206,7 +207,7 @@ class ModelInferer(Inferer):
         given: Sequence[Any] = view.inputs
         rows = self._only
         if rows is None:
-            rows, given = self._bound(given)
+            rows, given = self._rows.of_arrays(given)
         if view.whole:
             rows.arrived(view.whole)
         results = dict(zip(rows.typed.computed, rows.run_at_once(given, n, view.ids), strict=True))
@@ -228,61 +229,18 @@ class ModelInferer(Inferer):
             if named is not None:
                 return self._only.in_order(named, plan.size) if self._has_constants else named  # pyright: ignore[reportOptionalMemberAccess]
         check_mapping(inputs)
-        rows, given = (self._only, inputs) if self._only else self._opened(inputs)
+        rows, given = (self._only, inputs) if self._only else self._rows.of_inputs(inputs)
         if any(lives_on_device(value) for value in given.values()):
             return rows.infer_on_device(given)
         quick = self._only is None and not self.options.checked
         return (rows.hit(given) if quick else None) or rows.infer(given, ids)
 
-    def _opened(self, inputs: Mapping[str, Any]) -> tuple[CompiledRows, dict[str, Any]]:
-        """The rows for the binding that `inputs` have, and the inputs that are left to give."""
-        specs = self.api.inputs
-        check_names(specs, inputs)
-        named = {spec.name: inputs[spec.name] for spec in specs}
-        arrays = [value if hasattr(value, "shape") else np.asarray(value) for value in named.values()]
-        check_shapes(specs, arrays)
-        rows, _ = self._bound(arrays)
-        return rows, {
-            spec.name: value for spec, value in zip(specs, named.values(), strict=True) if not spec.static
-        }
-
-    def _bound(self, arrays: Sequence[Any]) -> tuple[CompiledRows, list[Any]]:
-        specs = self.api.inputs
-        elements = [
-            tuple(array.shape)[len(array.shape) - len(spec.shape) :]
-            for spec, array in zip(specs, arrays, strict=True)
-        ]
-        values = [
-            as_dtype(spec, np.asarray(shared_value(spec, array)))
-            for spec, array in zip(specs, arrays, strict=True)
-            if spec.static
-        ]
-        left = [array for spec, array in zip(specs, arrays, strict=True) if not spec.static]
-        return self._rows_at(binding_of(self.api, elements, values)), left
-
-    def _rows_at(self, binding: Binding) -> CompiledRows:
-        """Rows for a binding; the first time, sizes that were asked for by number alone are compiled behind."""
-        rows = self._rows.get(binding)
-        if rows is not None and (self._only is not None or self._family.holds(rows.engine)):
-            return rows
-        with self._opening:
-            engine = self._family.at(binding)
-            if (rows := self._rows.get(binding)) is None or rows.engine is not engine:
-                rows = self._rows[binding] = CompiledRows(
-                    engine, self._route, self._key, self._choice, self.options.checked
-                )
-                for gone in [key for key, one in self._rows.items() if not self._family.holds(one.engine)]:
-                    del self._rows[gone]
-                for size in engine.cache.pin(self._pinned):
-                    engine.cache.compile_later(size)
-            return rows
-
     def is_ready(self, count: int) -> bool:
-        rows = list(self._rows.copy().values())
+        rows = self._rows.all()
         return bool(rows) and all(size in one.cache for one in rows for size in self._sizes_for(one, count))
 
     def prepare(self, count: int) -> Future[None]:
-        wanted = [(one.cache, self._sizes_for(one, count)) for one in self._rows.copy().values()]
+        wanted = [(one.cache, self._sizes_for(one, count)) for one in self._rows.all()]
 
         def compile_all() -> None:
             for cache, sizes in wanted:
@@ -321,11 +279,8 @@ class ModelInferer(Inferer):
         wanted = sizes_of(sizes, self.api)
         alone = [size for size, binding in wanted if binding is None]
         if self._only is None:
-            self._pinned.update(dict.fromkeys(alone))
-            for rows in list(self._rows.values()):
-                for size in rows.cache.pin(alone):
-                    rows.cache.compile_later(size)
-        tasks = [(self._rows_at(binding), size) for size, binding in wanted if binding is not None]
+            self._rows.pin(alone)
+        tasks = [(self._rows.at(binding), size) for size, binding in wanted if binding is not None]
         if self._only is not None:
             only = self._only
             tasks += [(only, self._planned(only, size)) for size in alone]
@@ -399,7 +354,7 @@ class ModelInferer(Inferer):
         {2: 2, 3: 1}
         """
         total: Counter[int] = Counter()
-        for rows in self._rows.copy().values():
+        for rows in self._rows.all():
             total += rows.histogram.counts(rows.cache.calls())
         return dict(sorted(total.items()))
 
@@ -491,7 +446,7 @@ class ModelInferer(Inferer):
             for engine in self._family.engines()
             for size in engine.cache.sizes()
         ]
-        return [*self._pinned, *bound]
+        return [*self._rows.pinned, *bound]
 
     def _sizes_for(self, rows: CompiledRows, count: int) -> list[int]:
         """Sizes of the plans that `count` rows run on."""

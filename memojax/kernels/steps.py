@@ -150,10 +150,6 @@ def _select(group: Group, step: Any, registers: list[int | None], immediate: flo
     return group.add("select", *registers, immediate=immediate)
 
 
-def _clamp(group: Group, step: Any, registers: list[int | None], immediate: float) -> int:
-    raise Refused("clamp")
-
-
 def _convert(group: Group, step: Any, registers: list[int | None], immediate: float) -> int:
     if step.avals[0].dtype != np.float32:
         raise Refused("another dtype")

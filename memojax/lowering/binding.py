@@ -19,7 +19,8 @@ from .branches import fold_branches
 def bind_inputs(graph: Graph, given: Mapping[str, Any]) -> Graph:
     """`graph` with the inputs in `given` as constants, which fold like initializers; `Graph.bound` keeps them for other runtimes.
 
-    An `If` that they decide gives way to the branch that it takes. A default of the file can be bound to another value. A bound array is never a weight, whatever its size.
+    An `If` that they decide gives way to the branch that it takes. A default of the file can be bound to another value. A bound array
+    is never a weight, whatever its size.
 
     Args:
         given: input -> value in the file's layout, by the name in the file or as it is shown (without `:0`). A single number also

@@ -21,6 +21,7 @@ from ..errors import DimensionError, LoweringError, MemojaxError
 from ..model.graph import Graph
 from ..model.signature import ModelApi, TensorSpec, plain_names
 from ..xla.host_calls import called_back
+from .batch_axis import BatchRule
 from .batch_evidence import BatchAxis, ambiguous, find_layout
 from .find_batch import declared_shapes
 from .oneshot import OneShot
@@ -41,14 +42,14 @@ class HostRows:
 
     Attributes:
         graph: with its constants bound.
-        shapes: input, by its name in the file -> the shape of one run.
+        layout: input, by its name in the file -> (its batch axis or None, the shape of one run).
         api: what goes in and out for one row.
         random: whether the graph draws random numbers.
         breaks: the operators at which the graph breaks.
     """
 
     graph: Graph
-    shapes: Mapping[str, Shape]
+    layout: Mapping[str, tuple[int | None, Shape]]
     api: ModelApi
     random: bool
     breaks: tuple[str, ...]
@@ -60,6 +61,21 @@ class HostRows:
         return tuple(
             jax.pure_callback(called_back(self.run), outputs, *rows, *drawn, vmap_method="sequential")
         )
+
+    @property
+    def rule(self) -> BatchRule:
+        """How rows map to the file's own layout: one at a time."""
+        return BatchRule("vmap", self.layout, {}, "the graph breaks")
+
+    @property
+    def file_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Inputs and outputs, by their names in the file."""
+        return tuple(self.layout), tuple(value.name for value in self.graph.outputs)
+
+    @property
+    def constants(self) -> Mapping[str, Any]:
+        """Inputs that are bound."""
+        return self.graph.bound
 
     def run(self, *given: Any) -> tuple[np.ndarray, ...]:
         """Outputs `[n, *element_shape]` for rows `[n, *element_shape]` (and the data of a key), on the host.
@@ -86,7 +102,8 @@ class HostRows:
 
     def _single(self, row: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
         feeds = {
-            name: value.reshape(shape) for (name, shape), value in zip(self.shapes.items(), row, strict=True)
+            name: value.reshape(shape)
+            for (name, (_, shape)), value in zip(self.layout.items(), row, strict=True)
         }
         outputs = list(self._program(feeds, seed=seed).values())
         for spec, value in zip(self.api.outputs, outputs, strict=True):
@@ -164,7 +181,7 @@ def host_rows(graph: Graph, layout: Mapping[str, tuple[int | None, Shape]]) -> H
         unit = next((axis for axis, dim in enumerate(shape) if dim == 1), None)
         outputs.append(TensorSpec(shown, _without(shape, unit), dtype))
     breaks = tuple(dict.fromkeys(node.op_type for node in program.breaks))
-    return HostRows(graph, shapes, ModelApi(inputs, tuple(outputs)), random, breaks)
+    return HostRows(graph, layout, ModelApi(inputs, tuple(outputs)), random, breaks)
 
 
 def _outputs_of(

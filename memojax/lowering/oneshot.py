@@ -49,9 +49,9 @@ _BREAK = "it runs on the host, between compiled parts of the graph, which strict
 class OneShot:
     """A model in the file's own layout, compiled under jit for each set of input shapes that it is called with.
 
-    Inputs that decide a shape or a branch are part of that set by their values; inputs with a default may be left. Operators that only the host can run (NonZero, strings, ...) break
-    the graph in parts; see `breaks`. Use it to run a model once or to compare it with another runtime; for a policy that is called in a
-    loop, an inferer is faster.
+    Inputs that decide a shape or a branch are part of that set by their values; inputs with a default may be left. Operators that
+    only the host can run (NonZero, strings, ...) break the graph in parts; see `breaks`. Use it to run a model once or to compare it
+    with another runtime; for a policy that is called in a loop, an inferer is faster.
 
     >>> model = memojax.OneShot(memojax.policies.bundled("acrobot_ppo"))
     >>> model({"obs": np.zeros((2, 6), np.float32)})["logits"].shape

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..errors import CompileError, InputError, LoweringError
-from ..lowering.typed_model import random_rows
+from ..lowering.row_probe import random_rows
 from ..xla.background import is_worker, submit
 from ..xla.options import has_avx512, has_sound_convolutions
 from .candidates import (

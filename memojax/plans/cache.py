@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from ..errors import BatchSizeError, MemojaxError, nearest
 from ..rows.journal import Journal
-from ..xla.background import AtWork, submit
+from ..xla.background import AtWork, before_exit, submit
 from ..xla.fork import check_not_forked, was_forked
 from .batch_sizes import checked_size
 from .compiler import Lowered
@@ -357,6 +357,15 @@ class _Making:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.failure: Exception | None = None
+
+
+def _drop_at_exit() -> None:
+    """Let daemon threads find no plan any more: they then end where they would compile, and not in XLA's code."""
+    for cache in list(_caches):
+        cache._plans.clear()
+
+
+before_exit(_drop_at_exit)
 
 
 def _after_fork() -> None:

@@ -252,7 +252,11 @@ class PlanCompiler:
         if kernels is None:
             return residual, candidate if not candidate.kernels else DEFAULT
         kernels.use_threads()
-        rewritten = rewrite(residual, size, self._hoister, kernels)
+        try:
+            rewritten = rewrite(residual, size, self._hoister, kernels)
+        except Exception as cause:  # a mistake of ours must not keep a model from running
+            log.warning("batch size %d: no kernels for this model (%r): XLA uses its own", size, cause)
+            return residual, DEFAULT
         return (rewritten, candidate) if rewritten else (residual, DEFAULT)
 
     def _executable(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from ..lowering.typed_model import mixing_rows
+from ..lowering.row_probe import mixing_rows
 from ..xla.settings import own_settings
 from .compiler import PlanCompiler
 from .plan import Plan

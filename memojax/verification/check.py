@@ -13,7 +13,8 @@ from ..errors import IncompatibleModelError, InputError
 from ..inferer.base import Inferer
 from ..inferer.memoizing import MemoizingDynamicInferer
 from ..loading import typed_model
-from ..lowering.typed_model import TypedModel, at_trial, random_rows
+from ..lowering.row_probe import random_rows
+from ..lowering.typed_model import TypedModel, at_trial
 from ..plans.batch_sizes import checked_size
 from .file_layout import Rows, same_up_to_ones
 from .runtimes import CONTENDERS, Contender, ContenderError

@@ -32,11 +32,6 @@ class FileLayout:
     hints: Mapping[str, int | None]
 
     @property
-    def outputs(self) -> dict[str, str]:
-        """Shown name -> name in the file."""
-        return _in_file(self.graph.outputs)
-
-    @property
     def _shared(self) -> set[str]:
         """Names in the file of inputs that all agents share."""
         names = _in_file([value for value in self.graph.inputs if value.name not in self.bound])

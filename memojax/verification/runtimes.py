@@ -14,6 +14,7 @@ import onnx
 from .._types import Shape
 from ..errors import MemojaxError, MissingPackageError
 from ..lowering.batch_axis import BatchedFunction
+from ..lowering.host_rows import HostRows
 from ..lowering.typed_model import TypedModel
 from .file_layout import FileLayout, Rows
 
@@ -37,7 +38,7 @@ class Contender(abc.ABC):
             MissingPackageError: the runtime is not installed.
             ContenderError: it cannot load the model, or there is no file.
         """
-        if typed.model is None or not isinstance(typed.fn, BatchedFunction):
+        if typed.model is None or not isinstance(typed.fn, (BatchedFunction, HostRows)):
             raise ContenderError(
                 f"{self.name} runs ONNX files, and this policy has none (it was exported, or is a function): name the file that it was "
                 "made from (on the command line --onnx FILE, in memojax.verify reference=FILE)"

@@ -29,6 +29,8 @@ _thread: threading.Thread | None = None
 _owner = 0
 _compiling: dict[int, threading.Thread] = {}
 _exiting = False
+_before_exit: list[Callable[[], None]] = []
+_LAST_CALLS_SECONDS = 0.05
 _EXIT_SECONDS = 30
 
 
@@ -123,6 +125,8 @@ def _stop() -> None:
     """Let compiles end before the interpreter goes: finish those at hand, drop the rest."""
     global _exiting
     _exiting = True
+    for prepare in _before_exit:
+        prepare()
     end = time.monotonic() + _EXIT_SECONDS
     thread = _thread if _owner == os.getpid() else None
     if thread is not None and thread.is_alive():
@@ -138,6 +142,13 @@ def _stop() -> None:
         other is not here and other.is_alive() for other in list(_compiling.values())
     ):
         time.sleep(0.005)
+    if any(other.daemon and other not in (here, thread) for other in threading.enumerate()):
+        time.sleep(_LAST_CALLS_SECONDS)  # calls that had found their plan come to their end
+
+
+def before_exit(prepare: Callable[[], None]) -> None:
+    """Call `prepare` when the interpreter exits, before compiles are waited for."""
+    _before_exit.append(prepare)
 
 
 def _after_fork() -> None:

@@ -16,7 +16,7 @@ import memojax
 from memojax import AssetData, AssetKind, policies
 from memojax.cli.main import cli
 from memojax.errors import IncompatibleModelError
-from memojax.lowering.typed_model import random_rows
+from memojax.lowering.row_probe import random_rows
 
 NAMES = policies.names()
 KINDS = ("onnx", "crvo", "stablehlo")

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import memojax
 from memojax.kernels.library import opened, why_not
-from memojax.lowering.typed_model import random_rows
+from memojax.lowering.row_probe import random_rows
 from memojax.plans.candidates import DEFAULT, KERNELS
 from memojax.plans.compiler import PlanCompiler
 from memojax.xla.cpu_client import cpu_device
@@ -268,6 +268,17 @@ def test_nan_and_infinity_arrive_as_from_xla() -> None:
 
 def test_what_has_no_product_stays_with_xla() -> None:
     agree(file([helper.make_node("Tanh", ["x"], ["y"])], {}, {"x": [5]}, ["y"]), (3,), expects="default")
+
+
+def test_a_mistake_in_the_rewrite_leaves_the_plan_to_xla(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("mistake")
+
+    monkeypatch.setattr("memojax.plans.compiler.rewrite", broken)
+    agree(mlp("Relu"), (2,), expects="default")
+    assert "mistake" in caplog.text
 
 
 def test_other_weights_reach_the_kernels() -> None:

@@ -123,3 +123,11 @@ def test_strict_and_outputs_whose_shape_depends_on_data_are_refused() -> None:
         memojax.load(made, outputs=("y",)).infer_arrays({"x": X})["y"].ravel(),
         alone(model(DISTINCT), X).ravel(),
     )
+
+
+def test_verify_compares_row_by_row_and_tells_where_the_file_mixes_a_batch() -> None:
+    checks = memojax.verify(model(DISTINCT, 1), [1, 3])
+    assert [(check.same, check.alone) for check in checks] == [(True, True), (True, True)]
+    single, three = memojax.verify(model(DISTINCT), [1, 3])
+    assert (single.same, three.same, three.alone) == (True, False, True)
+    assert "the file mixes the rows of a batch, and here each row runs by itself" in three.note

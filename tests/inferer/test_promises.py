@@ -18,7 +18,7 @@ import pytest
 import memojax
 from memojax.errors import CompileError, CompileForbiddenError
 
-from .helpers import scaling
+from ..helpers import scaling
 
 OBS = np.ones((300, 3), np.float32)
 CPU = jax.devices("cpu")[0]

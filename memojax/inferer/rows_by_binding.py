@@ -1,0 +1,89 @@
+"""Which rows a call belongs to: those of a model, or of one binding of its free symbols and static inputs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..lowering.free_function import Binding, binding_of
+from ..plans.engine import Engine
+from ..plans.family import Family
+from ..rows.checks import check_names, check_shapes, shared_value
+from ..rows.states import as_dtype
+from .compiled_rows import CompiledRows
+
+
+class RowsByBinding:
+    """`CompiledRows` for each binding that is in use.
+
+    Attributes:
+        family: the engines behind them.
+        pinned: batch sizes asked for by number alone, which each new binding compiles in the background.
+    """
+
+    def __init__(self, family: Family, make: Callable[[Engine], CompiledRows]):
+        """Rows of `family`, each made by `make(engine)`."""
+        self.family = family
+        self.pinned: dict[int, None] = {}
+        self._make = make
+        self._rows: dict[Binding, CompiledRows] = {}
+        self._lock = threading.Lock()
+
+    def all(self) -> list[CompiledRows]:
+        """Rows in use, in the order in which their bindings came."""
+        return list(self._rows.copy().values())
+
+    def pin(self, sizes: Iterable[int]) -> None:
+        """Compile `sizes` in the background, for the bindings in use and for those to come."""
+        sizes = list(sizes)
+        self.pinned.update(dict.fromkeys(sizes))
+        for rows in self.all():
+            for size in rows.cache.pin(sizes):
+                rows.cache.compile_later(size)
+
+    def at(self, binding: Binding) -> CompiledRows:
+        """Rows for a binding.
+
+        Raises:
+            DimensionError, LoweringError: the model does not run there.
+        """
+        rows = self._rows.get(binding)
+        if rows is not None and self.family.holds(rows.engine):
+            return rows
+        with self._lock:
+            engine = self.family.at(binding)
+            if (rows := self._rows.get(binding)) is None or rows.engine is not engine:
+                rows = self._rows[binding] = self._make(engine)
+                for gone in [key for key, one in self._rows.items() if not self.family.holds(one.engine)]:
+                    del self._rows[gone]
+                for size in engine.cache.pin(self.pinned):
+                    engine.cache.compile_later(size)
+            return rows
+
+    def of_inputs(self, inputs: Mapping[str, Any]) -> tuple[CompiledRows, dict[str, Any]]:
+        """The rows that a whole batch belongs to, and the inputs that are left to give there.
+
+        Raises:
+            InputError: an unknown, missing or misshapen input, or sizes that contradict each other.
+        """
+        specs = self.family.typed.api.inputs
+        check_names(specs, inputs)
+        named = {spec.name: inputs[spec.name] for spec in specs}
+        arrays = [value if hasattr(value, "shape") else np.asarray(value) for value in named.values()]
+        check_shapes(specs, arrays)
+        rows, _ = self.of_arrays(arrays)
+        given = zip(specs, named.values(), strict=True)
+        return rows, {spec.name: value for spec, value in given if not spec.static}
+
+    def of_arrays(self, arrays: Sequence[Any]) -> tuple[CompiledRows, list[Any]]:
+        """The same for arrays in the order of the inputs, whose shapes are checked."""
+        api = self.family.typed.api
+        each = list(zip(api.inputs, arrays, strict=True))
+        elements = [tuple(array.shape)[len(array.shape) - len(spec.shape) :] for spec, array in each]
+        static = [(spec, np.asarray(shared_value(spec, array))) for spec, array in each if spec.static]
+        values = [as_dtype(spec, value) for spec, value in static]
+        rows = self.at(binding_of(api, elements, values))
+        return rows, [array for spec, array in each if not spec.static]

@@ -1,0 +1,64 @@
+"""Random rows for a model, and whether its rows influence each other: it is run on rows of which one changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..exporter_names import is_mask
+from ..model.signature import TensorSpec
+
+if TYPE_CHECKING:
+    from .typed_model import TypedModel
+
+
+def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
+    """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask; one value for a shared input."""
+    shape = spec.rows(n)
+    if is_mask(spec.name):
+        return np.ones(shape, spec.dtype)
+    if jnp.issubdtype(spec.dtype, jnp.floating):
+        return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
+    return rng.integers(0, 2, shape).astype(spec.dtype)
+
+
+def mixing_rows(
+    typed: TypedModel, n: int, run: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
+) -> tuple[str, ...]:
+    """Names of computed outputs in which one of `n` rows influences another.
+
+    Args:
+        n: rows, at least 2.
+        run: runs the model on one array for each input; the draws of a random model must be the same at each call.
+    """
+    rng = np.random.default_rng(0)
+    found: dict[str, None] = {}
+    for scale in (1.0, 8.0):
+        rows = [_scaled(random_rows(rng, n, spec), spec, scale) for spec in typed.api.inputs]
+        before = [np.array(value) for value in run(rows)]
+        for changed in {0, n - 1}:
+            others = [row.copy() for row in rows]
+            for spec, row in zip(typed.api.inputs, others, strict=True):
+                if not spec.shared:
+                    row[changed] = _scaled(random_rows(rng, 1, spec), spec, scale)[0]
+            after = run(others)
+            kept = np.arange(n) != changed
+            for name, a, b in zip(typed.computed, before, after, strict=True):
+                if not _alike(np.asarray(a)[kept], np.asarray(b)[kept]):
+                    found[name] = None
+    return tuple(name for name in typed.computed if name in found)
+
+
+def _scaled(rows: np.ndarray, spec: TensorSpec, scale: float) -> np.ndarray:
+    floating = jnp.issubdtype(spec.dtype, jnp.floating) and not is_mask(spec.name)
+    return (rows * scale).astype(spec.dtype) if floating else rows
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype.kind not in "fcV":
+        return bool(np.array_equal(a, b))
+    wide = np.complex128 if a.dtype.kind == "c" else np.float64
+    return bool(np.allclose(a.astype(wide), b.astype(wide), rtol=1e-3, atol=1e-4, equal_nan=True))
