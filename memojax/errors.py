@@ -1,4 +1,4 @@
-"""Every exception of memojax. Each says what it is about, what was given, what was expected, and what to do next."""
+"""Every exception of memojax. Each names the thing, the given and the expected value, and the next step."""
 
 from __future__ import annotations
 

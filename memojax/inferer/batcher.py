@@ -30,7 +30,7 @@ class _Batch:
     Attributes:
         pad: the rows, and the agents in the order of the rows.
         found: agent -> the row where it may be; the pad says whether it is there.
-        begun: parts that were handed to the inferer, in order; those that failed have not `ran`.
+        begun: parts handed to the inferer, in order; a part that failed has not `ran`.
         gone: rows that have run and whose agents were discarded since.
         journal: the last step of the changes that one line cannot make.
     """

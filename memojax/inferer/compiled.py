@@ -438,7 +438,7 @@ class ModelInferer(Inferer):
         return found
 
     def _ready_sizes(self) -> list[Any]:
-        """What `preload` takes to have the plans that there are."""
+        """The sizes that `preload` takes to make the present plans again."""
         if self._only is not None:
             return list(self._only.cache.sizes())
         bound = [

@@ -20,7 +20,7 @@ class ConstantOutputs:
         self._templates: dict[int, dict[str, Any]] = {}
 
     def template(self, typed: TypedModel, n: int) -> dict[str, Any]:
-        """All outputs in order for `n` rows; those that are computed are None."""
+        """All outputs in order for `n` rows; a computed output is None."""
         if typed is not self._typed or len(self._templates) > _MOST_TEMPLATES:
             self._typed, self._templates = typed, {}
         kept = self._templates

@@ -44,7 +44,7 @@ def batched(
     batch_axis: BatchAxis = None,
     constants: Mapping[str, Any] | None = None,
 ) -> BatchedFunction | FreeFunction:
-    """A graph as a function of rows, by the evidence that there is for its batch.
+    """A graph as a function of rows, by the available evidence for its batch.
 
     Args:
         dims: sizes of symbolic dimensions: symbol, or "input.axis" for one without a name -> size. Symbols that are neither the
@@ -118,7 +118,7 @@ def _static_names(function: GraphFunction) -> tuple[str, ...]:
     """Inputs whose values are part of a plan's key: small whole numbers that decide a shape or a branch.
 
     Raises:
-        StaticInputError: an input that decides a shape and is none of these.
+        StaticInputError: an input decides a shape, but is not a small whole number.
     """
     values = {value.name: value for value in function.graph.inputs}
     for name in function.static_inputs:
@@ -476,7 +476,7 @@ def _open_outputs(
 
 
 def _expressed(symbol: str, sizes: tuple[int, int], found: tuple[int, int]) -> str:
-    """How a dimension follows a symbol, from what it is at two sizes of it."""
+    """A dimension as an expression of a symbol, from its sizes at two sizes of the symbol."""
     (small, large), (first, second) = sizes, found
     if second - first == large - small:
         offset = first - small

@@ -163,7 +163,7 @@ def _corners(combine: Callable[[int, int], int]) -> Rule:
 
 
 def _gathered(ranges: Ranges, node: Node, name: str) -> Range | None:
-    """What is taken by an index that is out of range is none of the data's numbers."""
+    """An index out of range takes a number that the data does not hold."""
     index = ranges.of(node.inputs[1])
     shape = np.shape(ranges.env[node.inputs[0]])
     if index is None or not shape:

@@ -82,7 +82,7 @@ class OneShot:
         With `checked`, a call raises an error where data gives an index that points at nothing; otherwise NaN comes of it.
 
         Raises:
-            UnsupportedOpError: operators that cannot be lowered; with `strict`, also those that need a graph break.
+            UnsupportedOpError: operators that cannot be lowered; with `strict`, also operators that need a graph break.
             InputError: `constants` names no input, or does not fit.
         """
         model = load_model(source, outputs=outputs)
@@ -104,7 +104,7 @@ class OneShot:
 
     @classmethod
     def of_graph(cls, graph: Graph) -> OneShot:
-        """The same for a graph that is loaded already, whose breaks nobody has to be told of."""
+        """The same for a loaded graph, without the warning about its breaks."""
         made = cls.__new__(cls)
         made._set_up(graph, None, None, False)
         made._programs[()] = made._program(graph)

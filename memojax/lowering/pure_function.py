@@ -1,4 +1,4 @@
-"""A policy as a pure function of weights and inputs by name; what it is given is checked while tracing, and costs a compiled loop nothing."""
+"""A policy as a pure function of weights and inputs by name. Inputs are checked while tracing, so a compiled loop pays nothing."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class TypedModel:
         weak: where only a symbol's place speaks for the batch, which rows that mix refute: what would settle it. Else empty.
         only_rows: the only batch size that the model runs; other batches are padded and split to it.
         binding: sizes of symbols and values of static inputs that were filled in by `at`.
-        independent: whether rows are known not to influence each other; None where nobody has looked yet.
+        independent: whether rows are known not to influence each other; None before anyone has checked.
         model: the file behind it, if there is one.
         name: of that file, or of the one that it was exported from; empty for a function.
         metadata: what that file says about itself.
@@ -107,7 +107,7 @@ class TypedModel:
 
         Args:
             source: path, bytes, file object, `ModelProto` or loaded `Model`.
-            dims: sizes of symbolic dimensions; those that are neither the batch nor named here stay free: each call decides them.
+            dims: sizes of symbolic dimensions. A symbol that is neither the batch nor named here stays free: each call decides it.
             batch_axis: the batch, where the file does not say it right: an axis for all inputs, the symbol that counts the agents,
                 input -> axis (None: shared by all agents), or False (the file runs once for each agent).
             constants: inputs that are the same for all agents and calls, name -> value in the file's layout.

@@ -53,7 +53,7 @@ class OpCoverage:
 
 
 def who_lowers(domain: str, op_type: str, opset: int) -> tuple[Lowering, str]:
-    """Who lowers an operator at `opset`, and the reason where nobody does."""
+    """Who lowers an operator at `opset`, or the reason why it cannot be lowered."""
     definition = lookup(domain, op_type, opset)
     if definition is not None:
         return (

@@ -20,7 +20,7 @@ class Call:
         host: places of the inputs that make it run on the host where they depend on data.
         draws: whether it, or a node in its subgraphs, draws random numbers.
         loops: whether there is a `Loop` in its subgraphs.
-        attributes: those that the operator takes.
+        attributes: attributes that the operator takes.
     """
 
     definition: OpDef | None

@@ -55,7 +55,7 @@ def verify(
     reference: Source | TypedModel | None = None,
     seed: int = 0,
 ) -> list[Check]:
-    """Compare every output at every size with another runtime; outputs that are drawn at random are told from the others and left out.
+    """Compare every output at every size with another runtime. Outputs that are drawn at random are recognised and left out.
 
     The other runtime runs the whole batch, and each row alone in the file's own layout: a wrong batch axis shows there. Where the
     file declares a batch and memojax runs it row by row, the file's own batch is compared, too.
