@@ -53,7 +53,12 @@ def load(path: str) -> None:
     """An inferer, and two rows through it."""
     policy = memojax.load(path)
     rng = np.random.default_rng(0)
-    rows = {spec.name: _sample(rng, (_ROWS, *spec.shape), spec.dtype) for spec in policy.raw_api.inputs}
+    rows = {
+        spec.name: _sample(
+            rng, (_ROWS, *(d if isinstance(d, int) else _ROWS for d in spec.shape)), spec.dtype
+        )
+        for spec in policy.raw_api.inputs
+    }
     policy.infer_arrays(rows)
 
 

@@ -420,7 +420,7 @@ KINDS: Mapping[str, Callable[[], onnx.ModelProto | bytes]] = {
     "sparse_negative": lambda: sparse([-1, 0], [4]),
     "sparse_uneven": lambda: sparse([0, 1, 2], [4]),
     "texts": lambda: strings(40),
-    "weights_alone": lambda: weights_alone(100),
+    "weights_alone": lambda: weights_alone(20),
     # Time
     "endless": lambda: endless(None),
     "endless_counted": lambda: endless((1 << 63) - 1),
