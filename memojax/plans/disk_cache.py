@@ -281,8 +281,9 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
                 file.flush()
                 os.replace(name, path)
             return
-        except FileNotFoundError:
-            if not left:  # another process took it for a leftover before it was locked, or the folder is gone
+        except (FileNotFoundError, BlockingIOError):
+            # Another process took the file for a leftover before it was locked, or the folder is gone.
+            if not left:
                 raise
         except BaseException:
             with contextlib.suppress(OSError):

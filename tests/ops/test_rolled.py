@@ -69,7 +69,7 @@ def test_the_settings_are_back_afterwards_also_after_an_error() -> None:
 _OBJECTS = """
 import contextlib, gc
 import numpy as np, memojax
-from memojax import planner
+from memojax.plans import compiler
 policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), maxsize=1)
 def objects(sizes):
     for size in sizes:
@@ -80,7 +80,7 @@ def left_behind(first):
     before = objects(range(first, first + 5))
     return objects(range(first + 5, first + 25)) - before
 inlined = left_behind(100)
-planner.inlined = contextlib.nullcontext
+compiler.inlined = contextlib.nullcontext
 print(inlined, left_behind(200))
 """
 

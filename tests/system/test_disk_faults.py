@@ -146,7 +146,8 @@ def test_two_writers_and_a_reader_see_whole_entries(tmp_path: Path) -> None:
     cache, seen = DiskCache(tmp_path), set()
     while any(writer.poll() is None for writer in writers):
         seen.add(cache.get(KEY))
-    assert [writer.returncode for writer in writers] == [0, 0]
+    said = [writer.communicate()[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0], said
     assert seen <= {None, b"a" * 50_000, b"b" * 50_000}
     assert cache.get(KEY) is not None
     assert not list(tmp_path.glob("*.tmp"))
