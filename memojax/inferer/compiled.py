@@ -95,6 +95,7 @@ class ModelInferer(Inferer):
             disk=self._disk,
             tuner=self._tuner,
             beside=beside,
+            compile_in=self.options.compile_in,
         )
 
     def _rows_of(self, engine: Engine) -> CompiledRows:
