@@ -31,7 +31,7 @@ from ..plans.recommend import Recommendation, recommend
 from ..rows.checks import check_mapping, lives_on_device
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import ScratchPadView
-from ..xla.background import submit
+from ..xla.background import submit, submit_errand
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
 from .base import Inferer
@@ -316,7 +316,8 @@ class ModelInferer(Inferer):
         Args:
             source: new weights by name (all or some), a pytree like `params`, or another export of the same network (path, bytes,
                 `ModelProto`).
-            background: return once `source` is checked, and make the plans anew on the background worker.
+            background: return once `source` is checked, and make the plans anew on a thread of its own, which waits for no compile in
+                the background.
 
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing is changed then.
@@ -324,7 +325,7 @@ class ModelInferer(Inferer):
         with self._accepting:
             self._wanted = with_new_weights(self._wanted, source)
         if background:
-            return submit(self._apply_wanted)
+            return submit_errand(self._apply_wanted)
         self._apply_wanted()
         done: Future[None] = Future()
         done.set_result(None)

@@ -26,7 +26,7 @@ from ..xla.memory import available_bytes, readable
 from .candidates import Candidate
 from .compiler import PlanCompiler
 from .disk_cache import environment_key
-from .helper_messages import LIMITS, Made, Order, received, send, surroundings
+from .helper_messages import LIMITS, Made, Order, packed, received, send, surroundings
 
 CompileIn = Literal["auto", "process", "thread"]
 
@@ -131,7 +131,7 @@ class Helper:
                     if running is None:
                         return self._refused
                     return running.make(compiler, size, candidate)
-                except (EOFError, OSError) as cause:
+                except (EOFError, OSError, ValueError) as cause:  # ValueError: a pipe that `exit` has closed
                     if self._exiting:
                         raise CancelledError("the interpreter exits") from cause
                     if not self._was_idle():
@@ -151,14 +151,13 @@ class Helper:
             differing = [name for name in ours if theirs.get(name) != ours[name]]
             self._refuse(f"a helper process finds other {', '.join(differing)} than this process")
             return None
-        running.idle = True
         return running
 
     def _was_idle(self) -> bool:
         """End what is left of the process; whether it had ended for want of work, so that another one may be asked."""
         running = self._running
         self.stop()
-        return running is not None and running.idle and running.process.returncode == 0
+        return running is not None and running.process.returncode == 0
 
     def _lost(self, cause: Exception) -> str:
         self.crashes += 1
@@ -170,18 +169,13 @@ class Helper:
 
 @final
 class _Running:
-    """A helper process, and the models that it knows.
-
-    Attributes:
-        idle: whether the process has nothing to do.
-    """
+    """A helper process, and the models that it knows."""
 
     def __init__(self, process: subprocess.Popen[bytes]):
         assert process.stdin is not None
         assert process.stdout is not None
         self.process = process
         self.orders, self.answers = process.stdin, process.stdout
-        self.idle: bool = False
         self._numbers = itertools.count()
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._gone: list[int] = []
@@ -190,18 +184,20 @@ class _Running:
         """A plan, or why the process cannot make it.
 
         Raises:
-            EOFError, OSError: the process has ended.
+            EOFError, OSError, ValueError: the process has ended.
         """
         while self._gone:
-            send(self.orders, ("forget", self._gone.pop()))
-        number = self._number_of(compiler)
+            send(self.orders, packed(("forget", self._gone.pop())))
+        try:
+            number = self._number_of(compiler)
+        except (OSError, ValueError):
+            raise
+        except Exception as cause:  # a part of the model has no name that another process could find it by
+            return f"the model cannot be sent: {cause}"
         limits = {name: value for name, value in os.environ.items() if name.startswith(LIMITS)}
         order = Order(number, size, compiler.weights, compiler.precision, candidate.name, limits)
-        send(self.orders, ("make", order))
-        self.idle = False
-        answer = received(self.answers)
-        self.idle = True
-        return answer
+        send(self.orders, packed(("make", order)))
+        return received(self.answers)
 
     def end(self) -> None:
         """End the process, whatever it does."""
@@ -226,7 +222,7 @@ class _Running:
         key = id(model)
         if key not in self._known:
             number = next(self._numbers)
-            send(self.orders, ("model", number, compiler.typed))
+            send(self.orders, packed(("model", number, compiler.typed)))
 
             def gone(_: object) -> None:
                 self._known.pop(key, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -67,15 +67,19 @@ def _name_of(function: Any) -> tuple[str, str]:
     return str(getattr(function, "__module__", "")), str(getattr(function, "__qualname__", ""))
 
 
-def send(pipe: IO[bytes], message: Any) -> None:
-    """Send what `received` gives on the other side; arrays go as they lie in memory.
+def packed(message: Any) -> list[Any]:
+    """A message as the parts that `send` sends; arrays are sent as they lie in memory."""
+    arrays: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(message, protocol=5, buffer_callback=arrays.append)
+    return [body, *(array.raw() for array in arrays)]
+
+
+def send(pipe: IO[bytes], parts: Sequence[Any]) -> None:
+    """Send a packed message.
 
     Raises:
         OSError: the other side is gone.
     """
-    arrays: list[pickle.PickleBuffer] = []
-    body = pickle.dumps(message, protocol=5, buffer_callback=arrays.append)
-    parts = [body, *(array.raw() for array in arrays)]
     pipe.write(_COUNT.pack(len(parts)))
     for part in parts:
         pipe.write(_LENGTH.pack(memoryview(part).nbytes))

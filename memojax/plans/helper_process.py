@@ -22,7 +22,7 @@ from ..lowering.typed_model import TypedModel
 from ..xla.cpu_client import cpu_device
 from .candidates import CANDIDATES
 from .compiler import PlanCompiler, Weights
-from .helper_messages import LIMITS, Made, Order, received, send, surroundings
+from .helper_messages import LIMITS, Made, Order, packed, received, send, surroundings
 
 IDLE_SECONDS = 300
 """After so long without an order the process ends; the next order starts another."""
@@ -123,7 +123,7 @@ def main() -> None:
     # The parent keeps what is worth keeping.
     jax.config.update("jax_enable_compilation_cache", False)
     cpu_device()
-    send(answers, surroundings())
+    send(answers, packed(surroundings()))
     workshop = _Workshop()
     while True:
         kind, *given = orders.next()
@@ -132,7 +132,7 @@ def main() -> None:
                 answer: Any = workshop.make(*given)
             except Exception as cause:
                 answer = f"{type(cause).__name__}: {cause}"
-            send(answers, answer)
+            send(answers, packed(answer))
         else:
             (workshop.learn if kind == "model" else workshop.forget)(*given)
 
