@@ -83,6 +83,8 @@ class ModelInferer(Inferer):
         self._first_name = self._only.first_name if self._only else ""
         self._hit = self._only.cache.hit if self._only and not options.checked else _no_plan
         self._has_constants = self._only is not None and self._only.has_constants
+        if self._only and typed.computed == tuple(spec.name for spec in typed.api.outputs):
+            self.quick_api = typed.api
         self.preload(preloaded_sizes)
 
     def _engine_for(self, typed: TypedModel, beside: Engine | None) -> Engine:
@@ -235,6 +237,10 @@ class ModelInferer(Inferer):
             return rows.infer_on_device(given)
         quick = self._only is None and not self.options.checked
         return (rows.hit(given) if quick else None) or rows.infer(given, ids)
+
+    def rows_at_once(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray] | None:
+        plan = self._hit(n)
+        return None if plan is None else plan(rows, self._key() if plan.random else None)
 
     def is_ready(self, count: int) -> bool:
         rows = self._rows.all()
