@@ -25,6 +25,7 @@ from .inferer import Inferer as Inferer
 from .inferer import InfererBuilder as InfererBuilder
 from .inferer import MemoizingDynamicInferer as MemoizingDynamicInferer
 from .inferer import Response as Response
+from .inferer import ShardedInferer as ShardedInferer
 from .inferer import State as State
 from .inferer.batcher import Batched as Batched
 from .inferer.batcher import Batcher as Batcher
@@ -94,6 +95,7 @@ __all__ = [
     "ScratchPad",
     "ScratchPadView",
     "SelectObs",
+    "ShardedInferer",
     "State",
     "StatefulInferer",
     "TensorSpec",

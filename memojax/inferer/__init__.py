@@ -1,4 +1,4 @@
-"""The four inferers, and what they share."""
+"""The four inferers, the one over several devices, and what they share."""
 
 from ..rows.states import Response as Response
 from ..rows.states import State as State
@@ -8,3 +8,4 @@ from .builder import InfererBuilder as InfererBuilder
 from .dynamic import DynamicInferer as DynamicInferer
 from .fixed import FixedBatchInferer as FixedBatchInferer
 from .memoizing import MemoizingDynamicInferer as MemoizingDynamicInferer
+from .sharded import ShardedInferer as ShardedInferer

@@ -48,6 +48,7 @@ PUBLIC = [
     "ScratchPad",
     "ScratchPadView",
     "SelectObs",
+    "ShardedInferer",
     "State",
     "StatefulInferer",
     "TensorSpec",

@@ -1,0 +1,405 @@
+"""Rows over several devices."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, final
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .._options import named_options
+from .._types import Arrays, Source
+from ..errors import DeviceError, DimensionError, InputShapeError, RowsMixError
+from ..loading import typed_model
+from ..lowering.new_weights import with_new_weights
+from ..lowering.typed_model import TypedModel
+from ..model.signature import ModelApi
+from ..plans.batch_sizes import checked_size
+from ..plans.cache import CacheInfo, PlanCache
+from ..plans.plan import PlanInfo
+from ..plans.sharded import ShardedCompiler
+from ..rows.checks import as_jax, check_mapping, check_names, checked_rows, lives_on_device, shared_value
+from ..rows.device_choice import DeviceChoice
+from ..rows.scratch import ScratchPadView
+from ..xla.background import submit
+from ..xla.cpu_client import resolve_device
+from ..xla.fork import was_forked
+from .base import Inferer
+from .constant_outputs import ConstantOutputs
+from .forked import ForkedInferer
+from .histogram import BatchHistogram
+from .revival import is_revived, revival
+
+
+@final
+class ShardedInferer(Inferer):
+    """Runs each batch on several devices at once: rows over the devices, weights on each.
+
+    Pick it when batches are so large that one device takes long. Batches are padded to multiples of the number of devices, and each such size is
+    compiled when it is first seen. A `jax.Array` with this sharding is not moved, and gives arrays with it.
+
+    >>> policy = memojax.ShardedInferer.from_model(memojax.policies.bundled("acrobot_ppo"), devices="all")
+    >>> policy.infer_arrays({"obs": np.zeros((7, 6), np.float32)})["logits"].shape
+    (7, 3)
+
+    Pros:
+        Each device computes its part of the rows only, and devices exchange nothing.
+    Cons:
+        Not for models that mix rows or draw random numbers; NumPy rows are copied to each device with each call.
+    """
+
+    @named_options
+    def __init__(
+        self,
+        typed: TypedModel,
+        preloaded_sizes: Iterable[int] = (),
+        *,
+        devices: str | Sequence[str | jax.Device] = "all",
+        sharding: NamedSharding | None = None,
+        maxsize: int | None = None,
+        precision: str | None = "highest",
+        strict: bool = False,
+    ):
+        """Put the weights on every device, and compile `preloaded_sizes`.
+
+        Args:
+            typed: the model.
+            preloaded_sizes: batch sizes to compile now and never to drop, each padded to a multiple of the number of devices.
+            devices: "all" devices of JAX's default backend, or a list of devices or their names, such as ["gpu:0", "gpu:1"].
+            sharding: instead of `devices`, `NamedSharding(mesh, PartitionSpec("batch"))`: rows over all axes of a mesh.
+            maxsize: the most plans to keep that were not preloaded.
+            precision: of matrix products on accelerators, by JAX's names.
+            strict: refuse `jax.Array`s that would be moved.
+
+        Raises:
+            DeviceError: no such device, or a sharding of another kind.
+            RowsMixError: rows of the model influence each other, so they cannot be computed apart.
+            DimensionError: the model has free dimensions, or runs one number of rows only.
+        """
+        self._sharding = _rows_sharding(devices, sharding)
+        self._maxsize, self._precision, self._strict = maxsize, precision, strict
+        self._choice = DeviceChoice(strict)
+        _check_shardable(typed)
+        self._compiler = ShardedCompiler(typed, self._sharding, precision)
+        self._cache = PlanCache(lambda size: self._compiler.lower(size), maxsize)
+        self._constants = ConstantOutputs(typed)
+        self._histogram = BatchHistogram()
+        self._updating = threading.Lock()
+        self.preload(preloaded_sizes)
+
+    @classmethod
+    @named_options
+    def from_model(
+        cls,
+        model: Source | TypedModel,
+        preloaded_sizes: Iterable[int] = (),
+        *,
+        devices: str | Sequence[str | jax.Device] = "all",
+        sharding: NamedSharding | None = None,
+        maxsize: int | None = None,
+        precision: str | None = "highest",
+        strict: bool = False,
+        dims: Mapping[str, int] | None = None,
+    ) -> ShardedInferer:
+        """Load an ONNX model; `dims` is that of `TypedModel.from_model`, the others are those of the constructor.
+
+        Raises:
+            ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
+            DeviceError, RowsMixError: see the constructor.
+        """
+        return cls(
+            typed_model(model, dims=dims),
+            preloaded_sizes,
+            devices=devices,
+            sharding=sharding,
+            maxsize=maxsize,
+            precision=precision,
+            strict=strict,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as model, options, sizes and names of devices; nothing is compiled where it is loaded before it is called."""
+        mesh: Any = self._sharding.mesh
+        names = [f"{device.platform}:{index}" for device, index in _places(mesh)]
+        options = {"maxsize": self._maxsize, "precision": self._precision, "strict": self._strict}
+        sizes = sorted({*self._cache.sizes(), *self._cache.expected()})
+        return _rebuild, (
+            self.typed,
+            sizes,
+            names,
+            mesh.devices.shape,
+            mesh.axis_names,
+            self._sharding.spec[0],
+            options,
+        )
+
+    @property
+    def typed(self) -> TypedModel:
+        """The model with its present weights."""
+        return self._compiler.typed
+
+    @property
+    def sharding(self) -> NamedSharding:
+        """The sharding of rows that are not moved."""
+        return self._sharding
+
+    @property
+    def raw_api(self) -> ModelApi:
+        return self.typed.api
+
+    @property
+    def api(self) -> ModelApi:
+        return self.typed.api
+
+    @property
+    def placement(self) -> DeviceChoice:
+        return self._choice
+
+    def begin_agent(self, agent: int) -> None:
+        """Nothing is kept by agent here."""
+
+    def end_agent(self, agent: int) -> None:
+        """Nothing is kept by agent here."""
+
+    def select_batch_size(self, max_count: int) -> int:
+        return max(0, max_count)
+
+    def padded(self, count: int) -> int:
+        """The size of the plan that runs `count` rows: the next multiple of the number of devices."""
+        return -(-count // self._compiler.count) * self._compiler.count
+
+    def is_ready(self, count: int) -> bool:
+        return count < 1 or self.padded(count) in self._cache
+
+    def prepare(self, count: int) -> Future[None]:
+        return submit(lambda: self.preload([count] if count > 0 else []))
+
+    def preload(self, sizes: Iterable[int]) -> None:
+        """Compile plans for `sizes`; `maxsize` never drops them.
+
+        Raises:
+            BatchSizeError: a size that is no positive whole number; nothing is compiled then.
+        """
+        wanted = [self.padded(size) for size in map(checked_size, sizes)]
+        if is_revived():
+            self._cache.expect(wanted)
+            return
+        for size in self._cache.pin(wanted):
+            self._cache.get(size)
+
+    def cache_info(self) -> CacheInfo:
+        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows."""
+        return self._cache.info()
+
+    def cache_clear(self, size: int | None = None) -> None:
+        """Drop the plans for a padded size, or all plans and counts."""
+        self._cache.clear(size)
+
+    def plans(self) -> list[PlanInfo]:
+        """What is compiled, by padded size."""
+        return [plan.info() for plan in self._cache.plans()]
+
+    def batch_sizes(self) -> dict[int, int]:
+        """How many batches of each size were asked for so far."""
+        return dict(sorted(self._histogram.counts(self._cache.calls()).items()))
+
+    def update_params(self, source: Any) -> None:
+        """Go on with other weights, without a recompile; `source` is as in `MemoizingDynamicInferer.update_params`.
+
+        Raises:
+            IncompatibleModelError: names, shapes or dtypes differ; nothing is changed then.
+        """
+        with self._updating:
+            self._compiler.update(with_new_weights(self.typed, source))
+
+    def infer_raw(self, view: ScratchPadView) -> None:
+        n = len(view)
+        if n == 0:
+            return
+        specs = self.raw_api.inputs
+        rows: list[Any] = [
+            shared_value(spec, row) if spec.shared else row
+            for spec, row in zip(specs, view.inputs, strict=True)
+        ]
+        named = self._on_host(rows, n)
+        for slot, spec in enumerate(self.raw_api.outputs):
+            view.set_output(slot, named[spec.name])
+
+    def infer_arrays(
+        self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
+    ) -> Arrays:
+        check_mapping(inputs)
+        specs = self.api.inputs
+        check_names(specs, inputs)
+        if not any(lives_on_device(value) for value in inputs.values()):
+            rows, n = checked_rows(specs, inputs)
+            return self._on_host(rows, n)
+        given = {spec.name: as_jax(inputs[spec.name]) for spec in specs}
+        if all(self._lies_right(spec.shared, spec.dtype, given[spec.name]) for spec in specs):
+            return self._in_place(given)
+        moved = [name for name, value in given.items() if isinstance(value, jax.Array)]
+        if self._strict:
+            raise DeviceError(
+                f"input {moved[0]!r} does not lie as {self._sharding}, in {self._compiler.count} equal parts, and strict=True moves "
+                "nothing: jax.device_put(x, policy.sharding) puts it there"
+            )
+        rows, n = checked_rows(specs, {name: np.asarray(value) for name, value in given.items()})
+        home = given[moved[0]].sharding
+        back = home if isinstance(home, jax.sharding.SingleDeviceSharding) else min(home.device_set, key=_id)
+        return {name: jax.device_put(value, back) for name, value in self._on_host(rows, n).items()}
+
+    def _lies_right(self, shared: bool, dtype: Any, value: Any) -> bool:
+        if not isinstance(value, jax.Array) or value.dtype != dtype:
+            return False
+        wanted = self._compiler.everywhere if shared else self._sharding
+        return value.sharding.is_equivalent_to(wanted, value.ndim)
+
+    def _in_place(self, given: Mapping[str, jax.Array]) -> Arrays:
+        """Run rows that lie over the devices already; nothing is moved."""
+        specs = self.api.inputs
+        n = next(value.shape[0] for spec, value in zip(specs, given.values(), strict=True) if not spec.shared)
+        for spec, value in zip(specs, given.values(), strict=True):
+            wanted = tuple(spec.shape) if spec.shared else (n, *spec.shape)
+            if value.shape != wanted:
+                raise InputShapeError(
+                    f"input {spec.name!r} has shape {list(value.shape)}, expected {list(wanted)}"
+                )
+        self._histogram.arrived(n)
+        self._histogram.ran(n)
+        named = dict(zip(self.typed.computed, self._cache.get(n)(list(given.values())), strict=True))
+        for name in self.typed.constant:
+            named[name] = self._compiler.put(self._constants.template(self.typed, n)[name], shared=False)
+        return {spec.name: named[spec.name] for spec in self.api.outputs}
+
+    def _on_host(self, rows: Sequence[np.ndarray], n: int) -> Arrays:
+        """Run NumPy rows: padded, spread, computed, gathered and cut."""
+        if n < 0:
+            raise InputShapeError(
+                "no input of this model has a row for each agent: there are no rows to spread"
+            )
+        if n == 0:
+            return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self.api.outputs}
+        size = self.padded(n)
+        plan = self._cache.get(size)
+        self._histogram.arrived(n)
+        self._histogram.ran(size)
+        self._cache.count_padding(size - n)
+        spread = [
+            self._compiler.put(row if spec.shared else _padded(row, n, size), shared=spec.shared)
+            for spec, row in zip(self.api.inputs, rows, strict=True)
+        ]
+        results = [np.asarray(value)[:n] for value in plan(spread)]
+        return self._constants.in_order(self.typed, dict(zip(self.typed.computed, results, strict=True)), n)
+
+
+def _padded(row: np.ndarray, n: int, size: int) -> np.ndarray:
+    """A copy of `row` with zeros behind it, which JAX may keep."""
+    padded = np.zeros((size, *row.shape[1:]), row.dtype)
+    padded[:n] = row
+    return padded
+
+
+def _check_shardable(typed: TypedModel) -> None:
+    """See that rows of `typed` can be computed apart.
+
+    Raises:
+        DimensionError, RowsMixError: they cannot; the message says why.
+    """
+    name = typed.name or "this model"
+    if typed.is_open:
+        raise DimensionError(
+            f"{name} has free dimensions ({', '.join(typed.api.free)}): load it with dims= to spread its rows over devices"
+        )
+    if typed.only_rows:
+        raise DimensionError(
+            f"{name} runs {typed.only_rows} row(s) at a time only, so its rows cannot be spread over devices: use "
+            "MemoizingDynamicInferer on one device"
+        )
+    if typed.random:
+        raise RowsMixError(
+            f"{name} draws random numbers for the whole batch, so devices would repeat each other's draws: use "
+            "MemoizingDynamicInferer on one device"
+        )
+    mixing = () if is_revived() else typed.mixing_outputs()
+    if mixing:
+        raise RowsMixError(
+            f"rows over devices must not influence each other, but in {name} they do (output "
+            f"{', '.join(map(repr, mixing))}), and a device sees its own rows only: use MemoizingDynamicInferer on one device"
+        )
+
+
+def _rows_sharding(
+    devices: str | Sequence[str | jax.Device], sharding: NamedSharding | None
+) -> NamedSharding:
+    """The sharding of rows.
+
+    Raises:
+        DeviceError: no such device, or a sharding of another kind.
+    """
+    if sharding is not None:
+        return _checked_sharding(sharding)
+    if devices == "all":
+        chosen = jax.devices()
+    elif isinstance(devices, str):
+        raise DeviceError(f"devices= takes 'all' or a list of devices, not {devices!r}: ['gpu:0', 'gpu:1']")
+    else:
+        chosen = [_shared_client(device) for device in devices]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise DeviceError(f"devices= takes different devices, at least one, not {devices!r}")
+    if len({device.platform for device in chosen}) > 1:
+        raise DeviceError(f"devices= takes devices of one kind, not {devices!r}")
+    return NamedSharding(Mesh(np.array(chosen), ("batch",)), PartitionSpec("batch"))
+
+
+def _checked_sharding(sharding: Any) -> NamedSharding:
+    if not isinstance(sharding, NamedSharding):
+        raise DeviceError(
+            f"sharding= takes NamedSharding(mesh, PartitionSpec('batch')), not {type(sharding).__name__}"
+        )
+    first = sharding.spec[0] if len(sharding.spec) else None
+    axes = first if isinstance(first, tuple) else (first,)
+    names = sharding.mesh.axis_names
+    if set(axes) != set(names) or any(entry is not None for entry in sharding.spec[1:]):
+        raise DeviceError(
+            f"sharding= spreads rows, the first axis, over every axis of the mesh ({', '.join(map(str, names))}), and nothing else; "
+            f"got {sharding.spec}: expected PartitionSpec({first_of(names)})"
+        )
+    return NamedSharding(sharding.mesh, PartitionSpec(first))
+
+
+def first_of(names: Sequence[Any]) -> str:
+    """The axes of a mesh as the first entry of a `PartitionSpec`."""
+    return repr(names[0]) if len(names) == 1 else repr(tuple(names))
+
+
+def _shared_client(device: str | jax.Device) -> jax.Device:
+    # "cpu" alone means memojax's own client, whose one device has no neighbours.
+    return resolve_device("cpu:0" if device == "cpu" else device)
+
+
+def _places(mesh: Any) -> list[tuple[jax.Device, int]]:
+    return [(device, jax.devices(device.platform).index(device)) for device in mesh.devices.flat]
+
+
+def _id(device: jax.Device) -> int:
+    return device.id
+
+
+def _rebuild(
+    typed: TypedModel,
+    sizes: list[int],
+    names: list[str],
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    rows: Any,
+    options: dict[str, Any],
+) -> Inferer:
+    if was_forked():
+        return ForkedInferer(typed.api)
+    mesh = Mesh(np.array([_shared_client(name) for name in names]).reshape(shape), axes)
+    with revival():
+        return ShardedInferer(typed, sizes, sharding=NamedSharding(mesh, PartitionSpec(rows)), **options)

@@ -1,0 +1,157 @@
+"""Rows over several devices, on 4 and 8 devices of the CPU backend, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import pytest
+
+import memojax as mj
+from memojax.errors import DeviceError, DimensionError, RowsMixError
+
+from ..helpers import scaling
+
+ROOT = Path(__file__).resolve().parents[2]
+SETUP = """
+    import pickle, sys
+    import jax, jax.numpy as jnp, numpy as np
+    import memojax as mj
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    devices = jax.devices()
+    count = len(devices)
+    obs = np.random.default_rng(0).standard_normal((2 * count, 6)).astype(np.float32)
+    one = mj.load("acrobot_ppo", device=devices[0])
+"""
+
+
+@pytest.fixture(params=[4, 8], ids="{}devices".format)
+def on_devices(request: pytest.FixtureRequest):
+    def run(script: str) -> None:
+        flags = f"--xla_force_host_platform_device_count={request.param}"
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "MEMOJAX_KERNELS": "0"}
+        code = textwrap.dedent(SETUP) + textwrap.dedent(script)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT, env=env
+        )
+        assert done.returncode == 0, done.stderr
+
+    return run
+
+
+def test_rows_over_devices(on_devices) -> None:
+    on_devices("""
+        policy = mj.ShardedInferer.from_model("acrobot_ppo", [count], devices="all")
+
+        # NumPy in, NumPy out, padded to multiples, equal to the bit to one device that runs as many rows as each of these.
+        for n in (1, count - 1, count, count + 1, 2 * count):
+            answer = policy.infer_arrays({"obs": obs[:n]})["logits"]
+            each = policy.padded(n) // count
+            rows = np.zeros((policy.padded(n), 6), np.float32)
+            rows[:n] = obs[:n]
+            wanted = np.concatenate(
+                [one.infer_arrays({"obs": part})["logits"] for part in np.split(rows, count)]
+            )
+            assert type(answer) is np.ndarray and answer.shape == (n, 3), answer
+            assert np.array_equal(answer, wanted[:n]), (n, each)
+        assert [plan.size for plan in policy.plans()] == [count, 2 * count]
+        info = policy.cache_info()
+        assert (info.misses, info.padded_rows) == (1, (count - 1) + 1 + (count - 1)), info
+        assert policy.batch_sizes() == {n: 1 for n in (1, count - 1, count, count + 1, 2 * count)}
+
+        # Sharded in, sharded out: nothing is moved, every device works, nothing is compiled.
+        mesh = Mesh(np.array(devices).reshape(2, -1), ("x", "y"))
+        for spread in (policy.sharding, NamedSharding(mesh, P(("x", "y")))):
+            there = mj.ShardedInferer.from_model("acrobot_ppo", [2 * count], sharding=spread, strict=True)
+            rows = jax.device_put(obs, spread)
+            with jax.transfer_guard("disallow"), mj.forbid_compile():
+                answer = there.infer_arrays({"obs": rows})["logits"]
+                jax.block_until_ready(answer)
+            assert answer.sharding.is_equivalent_to(spread, 2)
+            assert answer.devices() == set(devices)
+            assert np.array_equal(np.asarray(answer), policy.infer_arrays({"obs": obs})["logits"])
+            text = there._cache.peek(2 * count).executable.compiled.as_text()
+            assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective"))
+            try:
+                there.infer_arrays({"obs": jnp.asarray(obs)})
+            except mj.errors.DeviceError as error:
+                assert "jax.device_put" in str(error)
+            else:
+                raise AssertionError("strict moves nothing")
+
+        # An array that lies elsewhere comes back to its own device.
+        home = devices[1]
+        answer = policy.infer_arrays({"obs": jax.device_put(obs[:3], home)})["logits"]
+        assert answer.devices() == {home} and answer.shape == (3, 3)
+    """)
+
+
+def test_weights_pickles_wrappers_and_runtime(on_devices) -> None:
+    on_devices("""
+        policy = mj.ShardedInferer.from_model("acrobot_ppo", [count], devices=devices[: count // 2 * 2])
+        before = policy.infer_arrays({"obs": obs[:count]})["logits"]
+
+        copy = pickle.loads(pickle.dumps(policy))
+        assert copy.plans() == [] and copy.sharding.is_equivalent_to(policy.sharding, 2)
+        assert np.array_equal(copy.infer_arrays({"obs": obs[:count]})["logits"], before)
+        assert [plan.size for plan in copy.plans()] == [count]
+
+        with mj.forbid_compile():
+            policy.update_params({name: 0 * weight for name, weight in policy.typed.params.items()})
+            assert not policy.infer_arrays({"obs": obs[:count]})["logits"].any()
+        weights = jax.tree.leaves(policy._compiler._params)
+        assert all(weight.devices() == set(devices) for weight in weights)
+
+        # Hidden state of agents, and a runtime.
+        lstm = mj.ShardedInferer.from_model("recurrent_lstm")
+        tracker, plain = mj.RecurrentTracker.wrap(lstm), mj.RecurrentTracker.wrap(mj.load("recurrent_lstm"))
+        for step in range(3):
+            rows = {"obs": np.full((3, 2), step + 1, np.float32)}
+            for found, wanted in zip(tracker.infer_arrays(rows).values(), plain.infer_arrays(rows).values()):
+                np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        runtime = mj.Runtime()
+        brain = runtime.add_inferer(copy)
+        for agent in range(3):
+            runtime.push(brain, agent, {"obs": obs[agent]})
+        answers = runtime.run()[brain]
+        for agent in range(3):
+            np.testing.assert_allclose(answers[agent]["logits"], before[agent], rtol=1e-5)
+    """)
+
+
+def test_models_whose_rows_belong_together_are_refused() -> None:
+    mixing = mj.TypedModel.from_function(
+        lambda _, x: {"y": x["obs"] - x["obs"].mean(0)}, (), {"obs": ((3,), "float32")}
+    )
+    with pytest.raises(RowsMixError, match="'y'.*MemoizingDynamicInferer"):
+        mj.ShardedInferer(mixing)
+    drawing = mj.TypedModel.from_function(
+        lambda _, x, key: {"y": x["obs"] + jax.random.normal(key, x["obs"].shape)},
+        (),
+        {"obs": ((3,), "float32")},
+        random=True,
+    )
+    with pytest.raises(RowsMixError, match="draws"):
+        mj.ShardedInferer(drawing)
+    assert issubclass(DimensionError, mj.errors.MemojaxError)
+
+
+def test_devices_and_shardings_of_another_kind_are_refused() -> None:
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    mesh = Mesh([jax.devices()[0]], ("batch",))
+    for given in (
+        {"devices": "gpu"},
+        {"devices": []},
+        {"devices": ["gpu:7"]},
+        {"devices": [jax.devices()[0]] * 2},
+        {"sharding": jax.sharding.SingleDeviceSharding(jax.devices()[0])},
+        {"sharding": NamedSharding(mesh, PartitionSpec())},
+        {"sharding": NamedSharding(mesh, PartitionSpec(None, "batch"))},
+    ):
+        with pytest.raises(DeviceError, match="device|sharding"):
+            mj.ShardedInferer(scaling(), **given)
