@@ -17,6 +17,7 @@ class PlanArtifact:
     this object can change any other pickle that your processes exchange. Make it in your own process, and take it from
     your own processes only. A plan for another CPU, JAX or kernels has another key and is compiled where it is used.
 
+    >>> import pickle
     >>> policy = memojax.load("acrobot_ppo", preload=[4], cache_dir=memojax.PlanArtifact())
     >>> copy = pickle.loads(pickle.dumps(policy))
     >>> copy.cache_info().disk_hits

@@ -28,6 +28,11 @@ def pin_cores(cores: int | Iterable[int]) -> tuple[int, ...]:
 
     Call it before the first policy is loaded: XLA sizes its pool by the cores that it sees then.
 
+    >>> import os
+    >>> usable = sorted(os.sched_getaffinity(0))
+    >>> memojax.pin_cores(usable) == tuple(usable)
+    True
+
     Args:
         cores: numbers of cores; or how many, which are taken from those that no other process of yours has claimed.
 
