@@ -11,7 +11,7 @@ from .options import find_model, json_option, model_argument
 from .to_stablehlo import check_replaced, force_option, report, written
 
 if TYPE_CHECKING:
-    from ..model.crvo import AssetData
+    from ..inferer.asset import AssetData
 
 
 @click.command("package", short_help="Put a policy into a CRVO asset.")
@@ -64,8 +64,9 @@ def command(
 
 
 def _as_it_is(path: Path) -> AssetData:
+    from ..inferer.asset import AssetData
     from ..model import load_model
-    from ..model.crvo import AssetData, AssetKind
+    from ..model.crvo import AssetKind
     from ..stablehlo import find_stablehlo, read_header
 
     exported = find_stablehlo(path)

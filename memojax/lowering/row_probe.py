@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from ..exporter_names import is_mask
+from ..model.exporter_names import is_mask
 from ..model.signature import TensorSpec
 
 if TYPE_CHECKING:

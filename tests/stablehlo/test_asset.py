@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import memojax as mj
+from memojax import AssetData, AssetKind
 from memojax.errors import AssetError, DimensionError, InputError, ModelLoadError, RowsMixError
-from memojax.model.crvo import AssetData, AssetKind
 from memojax.stablehlo import find_stablehlo, load_stablehlo, read_header, to_stablehlo
 
 from ..helpers import mixing, policy
