@@ -225,14 +225,14 @@ class Batcher:
             raise DuplicateIdError(
                 f"agent {twice} is in this batch already: execute it first, or push one state per agent"
             )
-        states = [state for _, state in pairs]
+        given = [state for _, state in pairs]
         if where:
-            self._replace(batch, agents, where, columns_of(self._api.inputs, agents, states))
+            self._replace(batch, agents, where, columns_of(self._api.inputs, agents, given))
             return
         count = len(batch.pad.ids)
         aim = self._aimed(batch.pad, count + len(agents))
-        if aim is None or not aim.all(states, count):
-            columns = columns_of(self._api.inputs, agents, states)
+        if aim is None or not aim.all(given, count):
+            columns = columns_of(self._api.inputs, agents, given)
             batch.pad.reserve(count + len(agents))
             for (slot, spec), (_, column) in zip(self._slots, columns, strict=True):
                 rows_into(spec, agents, column, batch.pad.rows(slot, count, count + len(agents)))
