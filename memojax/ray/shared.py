@@ -12,7 +12,7 @@ from ..errors import IncompatibleModelError, MissingPackageError
 from ..inferer.base import Inferer
 from ..inferer.compiled import ModelInferer
 from ..inferer.memoizing import MemoizingDynamicInferer
-from ..loading import typed_model
+from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
 from ..plans.artifact import PlanArtifact
 from ..xla.cores import pin_cores
