@@ -20,6 +20,7 @@ class PlanArtifact:
     >>> import pickle
     >>> policy = memojax.load("acrobot_ppo", preload=[4], cache_dir=memojax.PlanArtifact())
     >>> copy = pickle.loads(pickle.dumps(policy))
+    >>> loaded = copy.preload([4])
     >>> copy.cache_info().disk_hits
     1
     """

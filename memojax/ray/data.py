@@ -95,7 +95,9 @@ class Predictor:
                 found = _policies.get(self._digest)
                 if found is None:
                     pin_assigned()
-                    found = _policies[self._digest] = pickle.loads(self._payload)
+                    found = pickle.loads(self._payload)
+                    found.preload([self.batch_size])
+                    _policies[self._digest] = found
         return found
 
     def compiles(self) -> int:

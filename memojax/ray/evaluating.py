@@ -146,6 +146,7 @@ class _Actor:
         pin_assigned()
         policy, self._env, self._width, self._seed, self._options = inputs
         self._policy = pickle.loads(policy)
+        self._policy.preload([self._width])
 
     def play(self, first: int, count: int) -> Evaluation:
         """Episodes `first` to `first + count`."""

@@ -64,11 +64,11 @@ def deployment(
     # Weights are arguments, so that an update compiles nothing.
     shared = with_plans(typed, sizes, weights="argument")
     options = {"max_ongoing_requests": 4 * most, "health_check_period_s": 10, **options}
-    kind = serve.deployment(name=name, **options)(_replica(most, batch_wait_timeout_s))
+    kind = serve.deployment(name=name, **options)(_replica(most, sizes, batch_wait_timeout_s))
     return kind.bind(pickle.dumps(shared))
 
 
-def _replica(most: int, wait: float) -> type[Any]:
+def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
     serve: Any = importlib.import_module("ray.serve")
 
     batched: Any = serve.batch(max_batch_size=most, batch_wait_timeout_s=wait)
@@ -81,6 +81,7 @@ def _replica(most: int, wait: float) -> type[Any]:
 
             pin_assigned()
             self._policy = pickle.loads(policy)
+            self._policy.preload(sizes)
             self._at_start = compiles(self._policy)
             self._padded = 0
             buckets = [2.0**power for power in range(most.bit_length())]
