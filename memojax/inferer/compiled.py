@@ -38,6 +38,7 @@ from .base import Inferer
 from .compiled_rows import CompiledRows, refuse_mixing
 from .forked import ForkedInferer
 from .options import InferOptions
+from .revival import is_revived, revival
 from .routes import Route
 from .rows_by_binding import RowsByBinding
 from .sizes import Size, bound_size, sizes_of
@@ -111,7 +112,7 @@ class ModelInferer(Inferer):
         """What this kind's constructor takes beside the options that all kinds share."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as model, options and sizes: plans are made anew (or found on disk) where it is loaded."""
+        """Pickles as model, options and sizes: plans are made anew (or found on disk) where it is loaded, once one is used."""
         options = {**self.options.arguments(), "device": device_name(self._device), **self._arguments()}
         return _rebuild, (type(self), self.typed, options, self._ready_sizes())
 
@@ -284,6 +285,9 @@ class ModelInferer(Inferer):
             DimensionError: a dimension is missing or unknown; nothing is compiled then.
         """
         wanted = sizes_of(sizes, self.api)
+        if is_revived():
+            self._expect(wanted)
+            return Preload.finished([])
         alone = [size for size, binding in wanted if binding is None]
         if self._only is None:
             self._rows.pin(alone)
@@ -303,6 +307,17 @@ class ModelInferer(Inferer):
         if not background:
             handle.wait()
         return handle
+
+    def _expect(self, wanted: Sequence[tuple[int, Binding | None]]) -> None:
+        """Have plans for these sizes once they are used."""
+        for size, binding in wanted:
+            if binding is not None:
+                self._rows.at(binding).cache.expect([size])
+        alone = [size for size, binding in wanted if binding is None]
+        if self._only is None:
+            self._rows.expect(alone)
+        else:
+            self._only.cache.expect(self._planned(self._only, size) for size in alone)
 
     def _planned(self, rows: CompiledRows, size: int) -> int:
         return rows.typed.only_rows or size
@@ -448,11 +463,11 @@ class ModelInferer(Inferer):
     def _ready_sizes(self) -> list[Any]:
         """The sizes that `preload` takes to make the present plans again."""
         if self._only is not None:
-            return list(self._only.cache.sizes())
+            return _ready(self._only.cache)
         bound = [
             {"batch": size, **engine.typed.binding.shown()}
             for engine in self._family.engines()
-            for size in engine.cache.sizes()
+            for size in _ready(engine.cache)
         ]
         return [*self._rows.pinned, *bound]
 
@@ -466,10 +481,16 @@ class ModelInferer(Inferer):
         return sizes
 
     def _refuse_mixing(self, what: str) -> None:
+        if is_revived():
+            return  # it was checked before it was pickled, and a probe compiles
         refuse_mixing(self.mixing_outputs, what)
 
     def _key(self) -> np.ndarray:
         return np.array([self._seed, next(self._draws)], np.uint32)
+
+
+def _ready(cache: PlanCache) -> list[int]:
+    return sorted({*cache.sizes(), *cache.expected()})
 
 
 def _compiled(rows: CompiledRows, size: int) -> Any:
@@ -485,6 +506,7 @@ def _rebuild(
 ) -> Inferer:
     if was_forked():
         return ForkedInferer(typed.api)
-    inferer = kind(typed, **arguments)
-    inferer.preload(sizes)
+    with revival():
+        inferer = kind(typed, **arguments)
+        inferer.preload(sizes)
     return inferer

@@ -143,7 +143,11 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Whether no plan is held, so that nothing is lost with this engine but its counts."""
-        return not len(self.cache) and not any(len(cache) for cache in self.elsewhere().values())
+        return (
+            not len(self.cache)
+            and not self.cache.expected()
+            and not any(len(cache) for cache in self.elsewhere().values())
+        )
 
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
         """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a compile."""
