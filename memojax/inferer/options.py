@@ -48,7 +48,7 @@ class InferOptions:
     """Options of every inferer.
 
     Attributes:
-        maxsize: the most plans to keep that were not preloaded; the least recently used go. None: no limit.
+        maxsize: the most plans to keep that were not preloaded, on all devices together; the least recently used go. None: no limit.
         device: where NumPy batches run: None or "cpu", "gpu", "gpu:1", or a `jax.Device`.
         seed: of the numbers that a random model draws.
         precision: of matrix products on accelerators, by JAX's names.

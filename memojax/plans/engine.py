@@ -120,7 +120,7 @@ class Engine:
                 )
                 self._elsewhere[device] = (
                     compiler,
-                    PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize),
+                    PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize, self.cache),
                 )
             return self._elsewhere[device][1]
 
