@@ -27,15 +27,16 @@ from .inferer import MemoizingDynamicInferer as MemoizingDynamicInferer
 from .inferer import Response as Response
 from .inferer import ShardedInferer as ShardedInferer
 from .inferer import State as State
+from .inferer.asset import AssetData as AssetData
 from .inferer.batcher import Batched as Batched
 from .inferer.batcher import Batcher as Batcher
 from .lowering.oneshot import OneShot as OneShot
 from .lowering.oneshot import run as run
 from .lowering.typed_model import TypedModel as TypedModel
-from .model.crvo import AssetData as AssetData
 from .model.crvo import AssetKind as AssetKind
 from .model.signature import ModelApi as ModelApi
 from .model.signature import TensorSpec as TensorSpec
+from .plans.artifact import PlanArtifact as PlanArtifact
 from .plans.forbid import forbid_compile as forbid_compile
 from .rows.scratch import ScratchPad as ScratchPad
 from .rows.scratch import ScratchPadView as ScratchPadView
@@ -56,6 +57,7 @@ from .wrapper.epsilon import NoiseGenerator as NoiseGenerator
 from .wrapper.recurrent import RecurrentInfo as RecurrentInfo
 from .wrapper.recurrent import RecurrentTracker as RecurrentTracker
 from .wrapper.recurrent import RecurrentTrackerWrapper as RecurrentTrackerWrapper
+from .xla.cores import pin_cores as pin_cores
 from .xla.flags import disable_loop_unrolling as disable_loop_unrolling
 
 __version__ = "0.1.0"
@@ -85,6 +87,7 @@ __all__ = [
     "NoiseGenerator",
     "NormalizeObs",
     "OneShot",
+    "PlanArtifact",
     "PolicyPool",
     "RecurrentInfo",
     "RecurrentTracker",
@@ -107,6 +110,7 @@ __all__ = [
     "load",
     "load_stablehlo",
     "ops",
+    "pin_cores",
     "policies",
     "run",
     "to_jax",

@@ -14,8 +14,8 @@ from ..evaluation.connection import Connection, Wiring, join
 from ..evaluation.observations import WHOLE, Field, ObservationReader, PlainObservations, Rows
 from ..inferer.base import Inferer
 from ..model.signature import TensorSpec
+from ..rows.torch_arrays import from_torch, is_torch, to_torch
 from ..wrapper.base import LayeredInferer
-from .torch_arrays import from_torch, is_torch, to_torch
 
 log: logging.Logger = logging.getLogger("memojax")
 
@@ -205,7 +205,8 @@ class _GivenReader:
         ]
 
     def __call__(self, observations: Sequence[Any]) -> dict[str, Rows]:
-        raise NotImplementedError("rows are read when they come")
+        parts = [one if isinstance(one, Mapping) else {WHOLE: one} for one in observations]
+        return {name: np.stack([np.asarray(part[name]) for part in parts]) for name in self.rows}
 
 
 def _flags(given: Any, n: int) -> np.ndarray:

@@ -14,21 +14,20 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "errors _types _options limits exporter_names policies progress",
+    "errors _types _options policies",
     "xla",
     "model",
     "ops",
     "rows",
     "lowering",
-    "stablehlo",
-    "loading",
     "plans kernels",
     "display",
     "inferer",
     "wrapper",
-    "api backend",
+    "api backend stablehlo",
     "verification runtime evaluation",
     "glue",
+    "ray",
     "cli",
 ]
 EXEMPT = ("__init__", "__main__")
@@ -37,9 +36,7 @@ SANCTIONED = {
     (
         "memojax.inferer.base",
         "memojax.glue",
-    ): "policy(inputs), predict and for_env, as users of trainers call a policy",
-    ("memojax.model.crvo", "memojax.inferer"): "cervo's methods load_basic and the others, on an asset",
-    ("memojax.stablehlo.export", "memojax.loading"): "to_stablehlo takes whatever load takes",
+    ): "predict and for_env, as users of trainers call a policy",
 }
 """Late imports that may point down: (module, room) -> why."""
 
