@@ -23,6 +23,7 @@ from .model import Model, load_model
 from .plans.autotune import DEFAULT_BUDGET_MB, Autotune
 from .plans.batch_sizes import Bucketing
 from .plans.compiler import Weights
+from .plans.helper import CompileIn
 
 
 @named_options
@@ -48,6 +49,7 @@ def load(
     autotune_budget_mb: float = DEFAULT_BUDGET_MB,
     strict: bool = False,
     checked: bool = False,
+    compile_in: CompileIn = "auto",
 ) -> MemoizingDynamicInferer:
     """Load a policy for any number of agents.
 
@@ -60,8 +62,8 @@ def load(
         preload: batch sizes to compile now; {"batch": 8, "seq": 16} for a model with free dimensions.
         dims, batch_axis, constants, outputs, inputs: what the file leaves open, see `TypedModel.from_model`.
         bucketing, max_batch_size, on_miss: how sizes get plans, see `MemoizingDynamicInferer`.
-        maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked: see
-                `InferOptions`.
+        maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked, compile_in:
+            see `InferOptions`.
 
     Raises:
         OptionError: an option that does not exist, or of another kind.
@@ -90,6 +92,7 @@ def load(
         autotune_budget_mb=autotune_budget_mb,
         strict=strict,
         checked=checked,
+        compile_in=compile_in,
     )
 
 

@@ -45,6 +45,16 @@ class Inferer(abc.ABC):
     """
 
     _predictor: Predictor | None = None
+    quick_api: ModelApi | None = None
+    """The model's inputs and outputs where `rows_at_once` may answer; None where nothing is known of it."""
+
+    def rows_at_once(  # noqa: B027
+        self, rows: Sequence[np.ndarray], n: int
+    ) -> list[np.ndarray] | None:
+        """The outputs of `n` rows, in the order of `quick_api`, where one plan that is there runs them as they are.
+
+        None where it does not, and nothing has run.
+        """
 
     @property
     def placement(self) -> DeviceChoice:

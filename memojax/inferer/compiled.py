@@ -31,13 +31,14 @@ from ..plans.recommend import Recommendation, recommend
 from ..rows.checks import check_mapping, lives_on_device
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import ScratchPadView
-from ..xla.background import submit
+from ..xla.background import submit, submit_errand
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
 from .base import Inferer
 from .compiled_rows import CompiledRows, refuse_mixing
 from .forked import ForkedInferer
 from .options import InferOptions
+from .revival import is_revived, revival
 from .routes import Route
 from .rows_by_binding import RowsByBinding
 from .sizes import Size, bound_size, sizes_of
@@ -83,6 +84,8 @@ class ModelInferer(Inferer):
         self._first_name = self._only.first_name if self._only else ""
         self._hit = self._only.cache.hit if self._only and not options.checked else _no_plan
         self._has_constants = self._only is not None and self._only.has_constants
+        if self._only and typed.computed == tuple(spec.name for spec in typed.api.outputs):
+            self.quick_api = typed.api
         self.preload(preloaded_sizes)
 
     def _engine_for(self, typed: TypedModel, beside: Engine | None) -> Engine:
@@ -95,6 +98,7 @@ class ModelInferer(Inferer):
             disk=self._disk,
             tuner=self._tuner,
             beside=beside,
+            compile_in=self.options.compile_in,
         )
 
     def _rows_of(self, engine: Engine) -> CompiledRows:
@@ -108,7 +112,7 @@ class ModelInferer(Inferer):
         """What this kind's constructor takes beside the options that all kinds share."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as model, options and sizes: plans are made anew (or found on disk) where it is loaded."""
+        """Pickles as model, options and sizes: plans are made anew (or found on disk) where it is loaded, once one is used."""
         options = {**self.options.arguments(), "device": device_name(self._device), **self._arguments()}
         return _rebuild, (type(self), self.typed, options, self._ready_sizes())
 
@@ -235,6 +239,10 @@ class ModelInferer(Inferer):
         quick = self._only is None and not self.options.checked
         return (rows.hit(given) if quick else None) or rows.infer(given, ids)
 
+    def rows_at_once(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray] | None:
+        plan = self._hit(n)
+        return None if plan is None else plan(rows, self._key() if plan.random else None)
+
     def is_ready(self, count: int) -> bool:
         rows = self._rows.all()
         return bool(rows) and all(size in one.cache for one in rows for size in self._sizes_for(one, count))
@@ -277,6 +285,9 @@ class ModelInferer(Inferer):
             DimensionError: a dimension is missing or unknown; nothing is compiled then.
         """
         wanted = sizes_of(sizes, self.api)
+        if is_revived():
+            self._expect(wanted)
+            return Preload.finished([])
         alone = [size for size, binding in wanted if binding is None]
         if self._only is None:
             self._rows.pin(alone)
@@ -297,6 +308,17 @@ class ModelInferer(Inferer):
             handle.wait()
         return handle
 
+    def _expect(self, wanted: Sequence[tuple[int, Binding | None]]) -> None:
+        """Have plans for these sizes once they are used."""
+        for size, binding in wanted:
+            if binding is not None:
+                self._rows.at(binding).cache.expect([size])
+        alone = [size for size, binding in wanted if binding is None]
+        if self._only is None:
+            self._rows.expect(alone)
+        else:
+            self._only.cache.expect(self._planned(self._only, size) for size in alone)
+
     def _planned(self, rows: CompiledRows, size: int) -> int:
         return rows.typed.only_rows or size
 
@@ -315,7 +337,8 @@ class ModelInferer(Inferer):
         Args:
             source: new weights by name (all or some), a pytree like `params`, or another export of the same network (path, bytes,
                 `ModelProto`).
-            background: return once `source` is checked, and make the plans anew on the background worker.
+            background: return once `source` is checked, and make the plans anew on a thread of its own, which waits for no compile in
+                the background.
 
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing is changed then.
@@ -323,7 +346,7 @@ class ModelInferer(Inferer):
         with self._accepting:
             self._wanted = with_new_weights(self._wanted, source)
         if background:
-            return submit(self._apply_wanted)
+            return submit_errand(self._apply_wanted)
         self._apply_wanted()
         done: Future[None] = Future()
         done.set_result(None)
@@ -440,11 +463,11 @@ class ModelInferer(Inferer):
     def _ready_sizes(self) -> list[Any]:
         """The sizes that `preload` takes to make the present plans again."""
         if self._only is not None:
-            return list(self._only.cache.sizes())
+            return _ready(self._only.cache)
         bound = [
             {"batch": size, **engine.typed.binding.shown()}
             for engine in self._family.engines()
-            for size in engine.cache.sizes()
+            for size in _ready(engine.cache)
         ]
         return [*self._rows.pinned, *bound]
 
@@ -458,10 +481,16 @@ class ModelInferer(Inferer):
         return sizes
 
     def _refuse_mixing(self, what: str) -> None:
+        if is_revived():
+            return  # it was checked before it was pickled, and a probe compiles
         refuse_mixing(self.mixing_outputs, what)
 
     def _key(self) -> np.ndarray:
         return np.array([self._seed, next(self._draws)], np.uint32)
+
+
+def _ready(cache: PlanCache) -> list[int]:
+    return sorted({*cache.sizes(), *cache.expected()})
 
 
 def _compiled(rows: CompiledRows, size: int) -> Any:
@@ -477,6 +506,7 @@ def _rebuild(
 ) -> Inferer:
     if was_forked():
         return ForkedInferer(typed.api)
-    inferer = kind(typed, **arguments)
-    inferer.preload(sizes)
+    with revival():
+        inferer = kind(typed, **arguments)
+        inferer.preload(sizes)
     return inferer

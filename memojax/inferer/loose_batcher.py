@@ -47,6 +47,9 @@ class LooseBatcher:
         """Whether an `execute` failed after some agents had run."""
         return bool(self._answers)
 
+    def run_quickly(self, inferer: Inferer) -> dict[int, Response] | None:
+        """There is no short way for groups of agents; see `Batcher.run_quickly`."""
+
     def push(self, agent: int, state: Mapping[str, Any], *, replace: bool = False) -> None:
         """Copy the state of one agent; see `Batcher.push`."""
         if agent in self._waiting and not (replace and agent in self):

@@ -16,6 +16,7 @@ from ..lowering.typed_model import TypedModel
 from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune
 from ..plans.batch_sizes import Bucketing, bucket_of
 from ..plans.compiler import Weights
+from ..plans.helper import CompileIn
 from .compiled import ModelInferer
 from .options import InferOptions
 from .routes import Buckets, OnMiss
@@ -60,6 +61,7 @@ class MemoizingDynamicInferer(ModelInferer):
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
         strict: bool = False,
         checked: bool = False,
+        compile_in: CompileIn = "auto",
     ):
         """Compile `preloaded_sizes` now.
 
@@ -71,8 +73,8 @@ class MemoizingDynamicInferer(ModelInferer):
             on_miss: what a call does whose size has no plan yet. "compile": it waits for one. "pad": it runs at once, padded into
                 the next larger plan or split over smaller ones, while the right plan is compiled in the background (the very
                 first call compiles). "warn": as "compile", with a warning in the log. "error": it raises.
-            maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked: see
-                `InferOptions`.
+            maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked, compile_in:
+                see `InferOptions`.
 
         Raises:
             OptionError: an option that does not exist, or of another kind.
@@ -92,6 +94,7 @@ class MemoizingDynamicInferer(ModelInferer):
             autotune_budget_mb,
             strict,
             checked,
+            compile_in,
         )
         super().__init__(typed, (), options, Buckets(bucket_of(bucketing, max_batch_size), on_miss))
         if on_miss == "pad":
@@ -123,6 +126,7 @@ class MemoizingDynamicInferer(ModelInferer):
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
         strict: bool = False,
         checked: bool = False,
+        compile_in: CompileIn = "auto",
     ) -> MemoizingDynamicInferer:
         """Load an ONNX model; options are those of `TypedModel.from_model` and of the constructor.
 
@@ -155,6 +159,7 @@ class MemoizingDynamicInferer(ModelInferer):
             autotune_budget_mb=autotune_budget_mb,
             strict=strict,
             checked=checked,
+            compile_in=compile_in,
         )
 
     @classmethod
@@ -177,6 +182,7 @@ class MemoizingDynamicInferer(ModelInferer):
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
         strict: bool = False,
         checked: bool = False,
+        compile_in: CompileIn = "auto",
     ) -> MemoizingDynamicInferer:
         """Use a `TypedModel` that is loaded already.
 
@@ -199,6 +205,7 @@ class MemoizingDynamicInferer(ModelInferer):
             autotune_budget_mb=autotune_budget_mb,
             strict=strict,
             checked=checked,
+            compile_in=compile_in,
         )
 
     def _arguments(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..errors import OptionError
 from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune
 from ..plans.batch_sizes import Bucketing
 from ..plans.compiler import Weights
+from ..plans.helper import CompileIn
 from .routes import OnMiss
 
 
@@ -30,6 +31,7 @@ class SharedOptions(TypedDict, total=False):
     autotune_budget_mb: float
     strict: bool
     checked: bool
+    compile_in: CompileIn
 
 
 class MemoizingOptions(SharedOptions, total=False):
@@ -58,6 +60,9 @@ class InferOptions:
             `device` names, and, while loading, a file whose graph breaks, so that each row of it runs by itself, partly on the host.
         checked: raise an error where data gives an index that points at nothing, with the node, the index and the agent. Each row
             is looked at before the batch runs, which takes time; without it, such an index gives NaN.
+        compile_in: where plans for NumPy batches on the CPU are compiled. "thread": in this process. "process": in a process of its own,
+            which all inferers share, so that compiles do not slow down calls. "auto": there if it is done in the background
+            (`on_miss="pad"`, `preload(background=True)`, a `Runtime`) and there is memory for it.
     """
 
     maxsize: int | None = None
@@ -70,6 +75,7 @@ class InferOptions:
     autotune_budget_mb: float = DEFAULT_BUDGET_MB
     strict: bool = False
     checked: bool = False
+    compile_in: CompileIn = "auto"
 
     def __post_init__(self) -> None:
         """Check kinds.
@@ -85,6 +91,7 @@ class InferOptions:
         of_kind("autotune_budget_mb", self.autotune_budget_mb, (int, float), "megabytes")
         of_kind("strict", self.strict, bool, "True or False")
         of_kind("checked", self.checked, bool, "True or False")
+        one_of("compile_in", self.compile_in, get_args(CompileIn))
         if self.cache_dir is not None:
             of_kind("cache_dir", self.cache_dir, (str, PathLike), "a folder")
 

@@ -44,6 +44,13 @@ class RowsByBinding:
             for size in rows.cache.pin(sizes):
                 rows.cache.compile_later(size)
 
+    def expect(self, sizes: Iterable[int]) -> None:
+        """Compile `sizes` once a binding is used; see `PlanCache.expect`."""
+        sizes = list(sizes)
+        self.pinned.update(dict.fromkeys(sizes))
+        for rows in self.all():
+            rows.cache.expect(sizes)
+
     def at(self, binding: Binding) -> CompiledRows:
         """Rows for a binding.
 

@@ -101,6 +101,7 @@ class PlanCache:
         # Raised by `replace`; tells a compile under way that its weights are outdated.
         self._generation = 0
         self._behind: set[int] = set()
+        self._expected: set[int] = set()
         self._failed: dict[int, str] = {}
         _caches.add(self)
 
@@ -164,14 +165,14 @@ class PlanCache:
         return sorted(self._plans)
 
     def next_larger(self, size: int) -> int | None:
-        """The smallest size with a plan that is at least `size`."""
-        sizes = self.sizes()
+        """The smallest size with a plan that is at least `size`; where there is no plan yet, the smallest expected one."""
+        sizes = self.sizes() or self.expected()
         index = bisect.bisect_left(sizes, size)
         return sizes[index] if index < len(sizes) else None
 
     def next_smaller(self, size: int) -> int | None:
-        """The largest size with a plan that is at most `size`."""
-        sizes = self.sizes()
+        """The largest size with a plan that is at most `size`; where there is no plan yet, the largest expected one."""
+        sizes = self.sizes() or self.expected()
         index = bisect.bisect_right(sizes, size)
         return sizes[index - 1] if index else None
 
@@ -186,6 +187,21 @@ class PlanCache:
             self._pinned.update(wanted)
         return wanted
 
+    def expect(self, sizes: Iterable[int]) -> None:
+        """Mark sizes as preloaded, but compile each at its first use, or behind the first use of another.
+
+        Raises:
+            BatchSizeError: a size is not a positive whole number; no size is marked.
+        """
+        wanted = self.pin(sizes)
+        with self._lock:
+            self._expected.update(size for size in wanted if size not in self._plans)
+
+    def expected(self) -> list[int]:
+        """Sizes that are expected and have no plan yet, ascending."""
+        with self._lock:
+            return sorted(self._expected)
+
     def is_pinned(self, size: int) -> bool:
         """Whether `size` was preloaded."""
         return size in self._pinned
@@ -196,6 +212,7 @@ class PlanCache:
             self._journal.finish()
             if size is not None:
                 self._failed.pop(size, None)
+                self._expected.discard(size)
                 self._drop(size)
             else:
                 self._journal.commit(self._emptied)
@@ -281,7 +298,11 @@ class PlanCache:
             # Published last: from here on other threads find the plan without a lock.
             self._plans[size] = plan
             self._failed.pop(size, None)
+            self._expected.discard(size)
+            rest = sorted(self._expected)
             self._evict(keep=size)
+        for other in rest:
+            self.compile_later(other)
         others = nearest([other for other in self.sizes() if other != size], size)
         why = "preloaded" if size in self._pinned else "first seen"
         log.info(
@@ -338,6 +359,7 @@ class PlanCache:
     def _emptied(self) -> None:
         self._plans.clear()  # in place: `hit` is bound to this dictionary
         self._pinned.clear()
+        self._expected.clear()
         self._used.clear()
         self._dropped_calls = Counter()
         self._failed = {}

@@ -26,6 +26,7 @@ from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
 from .compiler import Lowered, PlanCompiler, Weights
 from .disk_cache import DiskCache, environment_key
+from .helper import CompileIn, helper, wanted
 from .hoist import Residual
 from .plan import Plan, PlanInfo
 from .row_check import plan_mixing
@@ -62,6 +63,7 @@ class Engine:
         disk: DiskCache | None,
         tuner: Tuner | None = None,
         beside: Engine | None = None,
+        compile_in: CompileIn = "auto",
     ):
         """Plans for `typed` on `device`; `beside` has the same weights, another binding, and shares `maxsize`."""
         if weights not in get_args(Weights):
@@ -74,6 +76,7 @@ class Engine:
         # A model without a fingerprint (a function, new weights) cannot be told from others on disk.
         self._disk = disk if typed.fingerprint else None
         self._tuner = tuner or Tuner()
+        self._compile_in: CompileIn = compile_in
         if (
             weights == "auto"
             and device.platform == "cpu"
@@ -140,7 +143,11 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Whether no plan is held, so that nothing is lost with this engine but its counts."""
-        return not len(self.cache) and not any(len(cache) for cache in self.elsewhere().values())
+        return (
+            not len(self.cache)
+            and not self.cache.expected()
+            and not any(len(cache) for cache in self.elsewhere().values())
+        )
 
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
         """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a compile."""
@@ -322,23 +329,23 @@ class Engine:
             )
 
     def _load_or_lower(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Lowered:
-        """Load a size from disk; else trace and lower it, and store it once compiled."""
+        """Load a size from disk; else have the helper make it, or trace and lower it here. It is stored once compiled."""
         as_arguments = compiler.weights == "argument"
-        if self._disk is None or (as_arguments and self.device.platform != "cpu"):
+        disk = None if as_arguments and self.device.platform != "cpu" else self._disk
+        helped = wanted(self._compile_in)
+        if disk is None and not helped:
             return compiler.lower(size, candidate)
-        # With argument weights, the trace says in which order the stored executable takes them.
+        # With argument weights, the trace says in which order the executable takes them.
         started = time.perf_counter()
         residual = compiler.trace(size * candidate.rows) if as_arguments else None
-        disk, key = self._disk, self._key(compiler, size, candidate, residual)
+        if disk is None:
+            plan = self._helped(compiler, size, candidate, residual)
+            return Lowered(size, lambda: plan) if plan else compiler.lower(size, candidate, residual)
+        key = self._key(compiler, size, candidate, residual)
         payload = disk.get(key)
         if payload is not None:
             try:
-                from jax.experimental import serialize_executable
-
-                client = self.device.client
-                compiled = serialize_executable.deserialize_and_load(
-                    *pickle.loads(payload), backend=client, execution_devices=[self.device]
-                )
+                compiled = self._loaded(payload)
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
@@ -354,6 +361,8 @@ class Engine:
                 plan.executable = replace(plan.executable, stored=key)
                 self.disk_hits += 1
                 return Lowered(size, lambda: plan)
+        if helped and (plan := self._helped(compiler, size, candidate, residual, key)):
+            return Lowered(size, lambda: plan)
         lowered = compiler.lower(size, candidate, residual)
 
         def compile_and_store() -> Plan:
@@ -362,6 +371,39 @@ class Engine:
             return plan
 
         return Lowered(size, compile_and_store)
+
+    def _helped(
+        self,
+        compiler: PlanCompiler,
+        size: int,
+        candidate: Candidate,
+        residual: Residual | None,
+        key: dict[str, Any] | None = None,
+    ) -> Plan | None:
+        """A plan from the helper process, stored on disk under `key`; None where it must be made here."""
+        made = helper.make(compiler, size, candidate)
+        if made is None or made.origin != (residual.origin() if residual else None):
+            return None
+        started = time.perf_counter()
+        try:
+            compiled = self._loaded(made.payload)
+            plan = compiler.adopt(size, compiled, made.ms, CANDIDATES[made.candidate], residual)
+        except Exception as cause:
+            log.warning("batch size %d came from the helper process and does not load: %s", size, cause)
+            return None
+        plan.compile_ms += (time.perf_counter() - started) * 1e3
+        if key is not None and self._disk is not None:
+            self._disk.put(key, made.payload)
+            plan.executable = replace(plan.executable, stored=key)
+        return plan
+
+    def _loaded(self, payload: bytes) -> Any:
+        """An executable of those that this user, or this process's helper, serialized."""
+        from jax.experimental import serialize_executable
+
+        return serialize_executable.deserialize_and_load(
+            *pickle.loads(payload), backend=self.device.client, execution_devices=[self.device]
+        )
 
     def _write(self, plan: Plan, key: dict[str, Any]) -> None:
         if self._disk is None:

@@ -106,6 +106,10 @@ class ScratchPad:
         """The rows `[start, stop)` of an input slot, `[stop - start, *element_shape]`, to read or write."""
         return self._room[1][slot][start:stop]
 
+    def first(self, count: int) -> list[np.ndarray]:
+        """The first `count` rows of each input slot."""
+        return [array[:count] for array in self._room[1]]
+
     def reserve(self, count: int) -> None:
         """Make room for `count` agents in all; existing rows stay."""
         capacity, arrays = self._room
@@ -130,7 +134,12 @@ class ScratchPad:
     def emptied(self) -> ScratchPad:
         """An empty pad that takes over the memory of this one; do not use this one afterwards."""
         pad = ScratchPad.__new__(ScratchPad)
-        pad.__dict__.update(self.__dict__, ids=[])
+        pad.input_specs, pad.output_specs, pad._room, pad.ids = (
+            self.input_specs,
+            self.output_specs,
+            self._room,
+            [],
+        )
         return pad
 
     def chunk(self, offset: int, size: int) -> ScratchPadView:

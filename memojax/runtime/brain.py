@@ -47,6 +47,9 @@ class BrainId:
         """A new id."""
         return cls(next(_numbers))
 
+    def __hash__(self) -> int:
+        return self._number
+
     def __str__(self) -> str:
         return f"brain {self._number}"
 
@@ -147,9 +150,15 @@ class BrainState:
     @property
     def since(self) -> int:
         """Frame in which the next batch began to wait; 0 if nothing waits."""
-        with self._lock:
-            self._journal.finish()
-            return self._queue.since
+        if self._journal.owed is not None:
+            with self._lock:
+                self._journal.finish()
+        return self._queue.since
+
+    def count(self) -> int:
+        """About how many agents wait: another thread may change that at any time."""
+        queue = self._queue
+        return len(queue.sealed) + len(queue.open)
 
     @property
     def place(self) -> tuple[int, int, BrainId]:
@@ -184,10 +193,14 @@ class BrainState:
             self._check_alive()
             self._journal.finish()
             self._note_arrival()
-            sealed = {agent for agent, _ in pairs if self._batch_of(agent) is self._queue.sealed}
+            queue = self._queue
+            sealed: set[int] = set()
+            if len(queue.sealed):
+                sealed = {agent for agent, _ in pairs if self._batch_of(agent) is queue.sealed}
             if not sealed:
-                self._queue.open.extend(pairs, replace=True)
-                self._lives_on(*(agent for agent, _ in pairs))
+                queue.open.extend(pairs, replace=True)
+                if self._ending is not None:
+                    self._lives_on(*(agent for agent, _ in pairs))
                 return
             # The states go to two batches. Checked copies let both take them again if an interrupt comes in between.
             copies = batcher_for(self.inferer, len(pairs))
@@ -292,8 +305,10 @@ class BrainState:
                 return Verdict.RUN
             return Verdict.LATE
 
-    def run(self, started: float, answers: dict[BrainId, dict[int, Response]]) -> None:
+    def run(self, started: float, answers: dict[BrainId, dict[int, Response]]) -> bool:
         """Run the batch that has waited longest, and put its responses into `answers`; its cost counts from `started` on.
+
+        Returns whether there was anything to run.
 
         Raises:
             Exception: the model raised; the batch then waits at the end of the queue, and continues where it stopped.
@@ -302,29 +317,43 @@ class BrainState:
         with self._running:
             if elsewhere:
                 started = self._clock()  # the wait for another thread is not the model's cost
-            self._finish_ending()
+            if self._ending is not None:
+                self._finish_ending()
             with self._lock:
-                self._journal.finish()
+                if self._journal.owed is not None:
+                    self._journal.finish()
                 self._executing = True
                 self._seal()
                 batch = self._queue.sealed
-                if not len(batch) or self._removed:
-                    return
-            count, whole, ready = len(batch), not batch.begun, self._is_ready(len(batch))
-            self._execute(batch, answers)
+                count = len(batch)
+                if not count or self._removed:
+                    return False
+            whole, ready = self._execute(batch, count, answers)
             with self._lock:
                 self._executing = False
                 self._served = self._turns.served()
                 if whole:
                     self._note_cost(count, self._clock() - started, ready)
+            return True
 
-    def _execute(self, batch: Batcher | LooseBatcher, answers: dict[BrainId, dict[int, Response]]) -> None:
-        """Run `batch`, and clear it once its responses are stored for the next frame."""
+    def _execute(
+        self, batch: Batcher | LooseBatcher, count: int, answers: dict[BrainId, dict[int, Response]]
+    ) -> tuple[bool, bool]:
+        """Run `batch`, and clear it once its responses are stored for the next frame.
+
+        Returns whether all of it ran, and whether that needed no compile.
+        """
         try:
-            responses = batch.run(self.inferer)
+            whole = ready = True
+            responses = batch.run_quickly(self.inferer)
+            if responses is None:
+                whole, ready = not batch.begun, self._is_ready(count)
+                responses = batch.run(self.inferer)
             if responses:
-                answers[self.brain] = {**answers.get(self.brain, {}), **responses}
+                earlier = answers.get(self.brain)
+                answers[self.brain] = {**earlier, **responses} if earlier else responses
             batch.clear()
+            return whole, ready
         except BaseException:
             with self._lock:
                 self._queue = self._queue._replace(sealed_since=self._turns.frame + 1)
@@ -422,8 +451,9 @@ class BrainState:
 
     def _note_arrival(self) -> None:
         """Note the frame in which the open batch begins to wait, before its first state arrives."""
-        if not len(self._queue.open):
-            self._queue = self._queue._replace(open_since=self._turns.frame)
+        queue = self._queue
+        if not len(queue.open):
+            self._queue = _Queue(queue.open, queue.sealed, self._turns.frame, queue.sealed_since)
 
     def _seal(self) -> None:
         queue = self._queue
@@ -449,8 +479,9 @@ class BrainState:
         return last.future.done()
 
     def _note_cost(self, count: int, seconds: float, ready: bool) -> None:
-        self._recent.pop(count, None)
-        self._recent[count] = None
+        recent = self._recent
+        recent.pop(count, None)
+        recent[count] = None
         if len(self._recent) > _RECENT:
             del self._recent[next(iter(self._recent))]
         if ready:

@@ -18,6 +18,7 @@ from ..inferer.pairs import States
 from ..rows.states import Response
 from ..xla.fork import check_not_forked
 from .brain import BrainId, BrainState, Turns, Verdict
+from .pace import Pace
 from .timing import CompileTimings, Timing
 
 Responses = dict[BrainId, dict[int, Response]]
@@ -65,6 +66,7 @@ class Runtime:
         self._brains: dict[BrainId, BrainState] = {}
         self._turns = Turns()
         self._frames: dict[int, _Frame] = {}
+        self._pace = Pace()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -207,7 +209,7 @@ class Runtime:
         return self._run(seconds, threaded=False)
 
     def run_threaded(self) -> Responses:
-        """`run` with the models dealt out to several threads; pays if a batch takes 100 us or more.
+        """`run` with the models dealt out to several threads, where that is faster, as the first frames show.
 
         Raises:
             RuntimeErrors: as for `run`.
@@ -266,9 +268,12 @@ class Runtime:
         with frame.active:
             self._register(frame)
             # A thread that waits for an accelerator uses no core, so such models overlap in `run` too.
-            threaded = threaded or any(state.on_accelerator for state in states)
-            threads = min(self._threads, len(states)) if threaded else 1
-            self._work(frame, threads)
+            accelerated = any(state.on_accelerator for state in states)
+            threads = min(self._threads, len(states)) if threaded or accelerated else 1
+            if threads > 1 and seconds is None and not accelerated:
+                self._work_as_it_pays(frame, states, threads)
+            else:
+                self._work(frame, threads)
             while frame.cold and (frame.run_first_cold() or frame.await_cold(self._compiles)):
                 self._work(frame, threads)
             responses = frame.all_responses()
@@ -287,6 +292,14 @@ class Runtime:
             self._frames[frame.number] = frame
             for other in abandoned:
                 self._frames.pop(other.number, None)
+
+    def _work_as_it_pays(self, frame: _Frame, states: list[BrainState], threads: int) -> None:
+        """Work on one thread where that takes no longer, for these models and about as many agents."""
+        load = sum(map(BrainState.count, states)).bit_length(), *(state.brain for state in states)
+        threaded = self._pace.threads_pay(load)
+        started = time.perf_counter()
+        self._work(frame, threads if threaded else 1)
+        self._pace.note(load, threaded, time.perf_counter() - started)
 
     def _work(self, frame: _Frame, threads: int) -> None:
         if threads <= 1:
@@ -393,8 +406,11 @@ class _Frame:
         with self._lock:
             while self._queue and self.active.locked():
                 started, must = self._clock(), not self.responses and not self._at_work
-                remaining = None if self._deadline is None else self._deadline - started
-                if remaining is not None and not must and (remaining <= 0 or remaining < self._least):
+                if self._deadline is None:
+                    self._at_work += 1
+                    return heapq.heappop(self._queue)[1], started
+                remaining = self._deadline - started
+                if not must and (remaining <= 0 or remaining < self._least):
                     return None  # asking the others would only use up the rest of the budget
                 state = heapq.heappop(self._queue)[1]
                 verdict = state.offer(remaining, must)
@@ -407,13 +423,13 @@ class _Frame:
 
     def _run(self, state: BrainState, started: float) -> None:
         try:
-            state.run(started, self.responses)
+            ran = state.run(started, self.responses)
         except Exception as failure:
             with self._lock:
                 self.failures[state.brain] = failure
         else:
             with self._lock:
-                if 0 < state.since <= self.number:
+                if ran and 0 < state.since <= self.number:
                     heapq.heappush(self._queue, (state.place, state))
         finally:
             with self._lock:

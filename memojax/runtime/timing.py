@@ -32,7 +32,7 @@ class Timing:
     def add(self, seconds: float) -> None:
         """Add one sample."""
         self.count += 1
-        weight = 1 / min(self.count, WINDOW)
+        weight = 1 / (self.count if self.count < WINDOW else WINDOW)
         delta = seconds - self.mean
         self.mean += weight * delta
         self.variance = (1 - weight) * (self.variance + weight * delta * delta)
@@ -77,7 +77,8 @@ class Timings:
             self._by_size[size] = timing
         else:
             if timing.mean > 0:
-                self._ratios.add(min(seconds / timing.mean, _MOST_RATIO))
+                ratio = seconds / timing.mean
+                self._ratios.add(ratio if ratio < _MOST_RATIO else _MOST_RATIO)
             timing.add(seconds)
         if len(self._sizes) < len(self._by_size):
             self._sizes = sorted(self._by_size)

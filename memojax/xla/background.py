@@ -1,4 +1,4 @@
-"""One low-priority thread for compiles in the background and for autotuning.
+"""One low-priority thread for compiles in the background and for autotuning, and one for what must not wait for these.
 
 While a task runs, Python's switch interval is short. JAX traces in Python, and by default another thread waits up to 5 ms for its
 turn, which is the time of a hundred calls.
@@ -24,9 +24,6 @@ T = TypeVar("T")
 _NICENESS = 10
 _SWITCH_INTERVAL = 1e-4
 _lock = threading.Lock()
-_tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-_thread: threading.Thread | None = None
-_owner = 0
 _compiling: dict[int, threading.Thread] = {}
 _exiting = False
 _before_exit: list[Callable[[], None]] = []
@@ -34,40 +31,72 @@ _LAST_CALLS_SECONDS = 0.05
 _EXIT_SECONDS = 30
 
 
+class _Worker:
+    """A thread that runs tasks in their order; it starts with the first."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self.thread: threading.Thread | None = None
+        self._owner = 0
+
+    def submit(self, task: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        if _exiting:
+            future.cancel()
+            return future
+        with _lock:
+            if self.thread is None or not self.thread.is_alive() or self._owner != os.getpid():
+                self._owner = os.getpid()
+                self.thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self.thread.start()
+        self._tasks.put((future, task))
+        return future
+
+    def _work(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        while (entry := self._tasks.get()) is not None:
+            _run(*entry)
+            del entry  # an idle worker must not keep the last task's objects alive
+
+    def stop(self, seconds: float) -> None:
+        """Finish the task at hand, drop the others."""
+        thread = self.thread if self._owner == os.getpid() else None
+        if thread is None or not thread.is_alive():
+            return
+        with contextlib.suppress(queue.Empty):
+            while True:
+                entry = self._tasks.get_nowait()
+                if entry is not None:
+                    entry[0].cancel()
+        self._tasks.put(None)
+        thread.join(timeout=seconds)
+
+    def forked(self) -> None:
+        """Forget the parent's thread and tasks, in a child."""
+        self._tasks, self.thread = queue.SimpleQueue(), None
+
+
+_compiles, _errands = _Worker("memojax-worker"), _Worker("memojax-errands")
+
+
 def submit(task: Callable[[], T]) -> Future[T]:
     """Run `task` on the worker, after all tasks submitted before; the future can be cancelled until the task starts.
 
     While the interpreter exits, it comes back cancelled.
     """
-    future: Future[T] = Future()
-    if _exiting:
-        future.cancel()
-        return future
-    _ensure_running()
-    _tasks.put((future, task))
-    return future
+    return _compiles.submit(task)
+
+
+def submit_errand(task: Callable[[], T]) -> Future[T]:
+    """As `submit`, for a task that waits for no compile, only for other errands."""
+    return _errands.submit(task)
 
 
 def is_worker() -> bool:
-    """Whether the caller runs on the worker."""
-    return threading.current_thread() is _thread
-
-
-def _ensure_running() -> None:
-    global _thread, _owner
-    with _lock:
-        if _thread is None or not _thread.is_alive() or _owner != os.getpid():
-            _owner = os.getpid()
-            _thread = threading.Thread(target=_work, name="memojax-worker", daemon=True)
-            _thread.start()
-
-
-def _work() -> None:
-    with contextlib.suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-    while (entry := _tasks.get()) is not None:
-        _run(*entry)
-        del entry  # an idle worker must not keep the last task's objects alive
+    """Whether the caller runs on one of the two threads."""
+    return threading.current_thread() in (_compiles.thread, _errands.thread)
 
 
 def _run(future: Future[Any], task: Callable[[], Any]) -> None:
@@ -110,7 +139,7 @@ class AtWork:
     def __enter__(self) -> None:
         thread = threading.current_thread()
         self._inside = threading.get_ident() in _compiling
-        if _exiting and thread.daemon and thread is not _thread:
+        if _exiting and thread.daemon and not is_worker():
             # It ends the thread, without a word, and releases what that holds.
             raise SystemExit("the interpreter exits: daemon threads compile nothing any more")
         _compiling[threading.get_ident()] = thread
@@ -128,21 +157,17 @@ def _stop() -> None:
     for prepare in _before_exit:
         prepare()
     end = time.monotonic() + _EXIT_SECONDS
-    thread = _thread if _owner == os.getpid() else None
-    if thread is not None and thread.is_alive():
-        with contextlib.suppress(queue.Empty):
-            while True:
-                entry = _tasks.get_nowait()
-                if entry is not None:
-                    entry[0].cancel()
-        _tasks.put(None)
-        thread.join(timeout=_EXIT_SECONDS)
+    for worker in (_compiles, _errands):
+        worker.stop(max(0.0, end - time.monotonic()))
     here = threading.current_thread()
     while time.monotonic() < end and any(
         other is not here and other.is_alive() for other in list(_compiling.values())
     ):
         time.sleep(0.005)
-    if any(other.daemon and other not in (here, thread) for other in threading.enumerate()):
+    if any(
+        other.daemon and other not in (here, _compiles.thread, _errands.thread)
+        for other in threading.enumerate()
+    ):
         time.sleep(_LAST_CALLS_SECONDS)  # calls that had found their plan come to their end
 
 
@@ -153,8 +178,10 @@ def before_exit(prepare: Callable[[], None]) -> None:
 
 def _after_fork() -> None:
     """Tasks and locks of the parent are none of the child's."""
-    global _lock, _tasks, _thread
-    _lock, _tasks, _thread = threading.Lock(), queue.SimpleQueue(), None
+    global _lock
+    _lock = threading.Lock()
+    for worker in (_compiles, _errands):
+        worker.forked()
     _compiling.clear()
 
 

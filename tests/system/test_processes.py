@@ -32,7 +32,7 @@ def test_pickled_inferers_are_the_same(inferer: memojax.Inferer) -> None:
     copy = pickle.loads(pickle.dumps(inferer))
     assert type(copy) is type(inferer)
     assert copy.__reduce__()[1][2:] == inferer.__reduce__()[1][2:]
-    assert [plan.size for plan in copy.plans()] == [plan.size for plan in inferer.plans()]
+    assert copy.plans() == [], "unpickling compiles nothing"
     np.testing.assert_array_equal(
         copy.infer_arrays({"obs": OBS})["logits"], inferer.infer_arrays({"obs": OBS})["logits"]
     )
@@ -47,8 +47,8 @@ def test_functions_of_ones_own_pickle_too() -> None:
         _double, np.float32(2.0), {"obs": ((6,), np.float32)}, name="twice"
     )
     copy = pickle.loads(pickle.dumps(memojax.MemoizingDynamicInferer(typed, [5])))
-    assert [plan.size for plan in copy.plans()] == [5]
     np.testing.assert_array_equal(copy.infer_arrays({"obs": OBS})["twice"], 2 * OBS)
+    assert [plan.size for plan in copy.plans()] == [5]
 
 
 def _work(inferer: memojax.Inferer) -> np.ndarray:

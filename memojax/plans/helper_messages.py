@@ -1,0 +1,105 @@
+"""What a process and its compile helper say to each other, over two pipes whose ends nobody else has."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from ..kernels.library import kernels_key
+from ..ops.registry import definitions
+from .compiler import Weights
+from .disk_cache import environment_key
+
+LIMITS = "MEMOJAX_MAX_"
+"""What environment variables begin with that decide while a model is traced."""
+
+_COUNT = struct.Struct("<I")
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One plan to compile; `number` names a model that was sent before."""
+
+    number: int
+    size: int
+    weights: Weights
+    precision: str | None
+    candidate: str
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A compiled plan.
+
+    Attributes:
+        payload: the executable, as the plan cache stores it on disk.
+        candidate: the candidate that it became.
+        ms: milliseconds to trace, lower and compile.
+        origin: of the weight arguments; None where weights are constants.
+    """
+
+    payload: bytes
+    candidate: str
+    ms: float
+    origin: str | None
+
+
+def surroundings() -> dict[str, Any]:
+    """What must be equal in both processes, so that the plan of one is right in the other."""
+    operators = sorted(
+        (d.domain, d.op_type, d.since, d.until or 0, *_name_of(d.fn), sorted(d.static), sorted(d.host))
+        for d in definitions()
+    )
+    return {
+        "machine": environment_key(),
+        "kernels": kernels_key(),
+        "operators": zlib.crc32(repr(operators).encode()),
+    }
+
+
+def _name_of(function: Any) -> tuple[str, str]:
+    return str(getattr(function, "__module__", "")), str(getattr(function, "__qualname__", ""))
+
+
+def packed(message: Any) -> list[Any]:
+    """A message as the parts that `send` sends; arrays are sent as they lie in memory."""
+    arrays: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(message, protocol=5, buffer_callback=arrays.append)
+    return [body, *(array.raw() for array in arrays)]
+
+
+def send(pipe: IO[bytes], parts: Sequence[Any]) -> None:
+    """Send a packed message.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    pipe.write(_COUNT.pack(len(parts)))
+    for part in parts:
+        pipe.write(_LENGTH.pack(memoryview(part).nbytes))
+        pipe.write(part)
+    pipe.flush()
+
+
+def received(pipe: IO[bytes]) -> Any:
+    """The next message.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    (count,) = _COUNT.unpack(_exactly(pipe, _COUNT.size))
+    body, *arrays = [_exactly(pipe, _LENGTH.unpack(_exactly(pipe, _LENGTH.size))[0]) for _ in range(count)]
+    return pickle.loads(body, buffers=arrays)
+
+
+def _exactly(pipe: IO[bytes], count: int) -> bytes:
+    found = pipe.read(count)
+    if len(found) < count:
+        raise EOFError("the other side is gone")
+    return found

@@ -1,0 +1,145 @@
+"""The process that compiles for its parent: `python -m memojax.plans.helper_process`; `helper` starts it and speaks to it.
+
+It reads orders from its standard input and writes answers to what was its standard output. It ends with its parent, also in the middle
+of a compile, or when it is not asked for a while. Ctrl-C does not reach it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import queue
+import signal
+import threading
+import time
+from typing import IO, Any, NoReturn
+
+import jax
+from jax.experimental import serialize_executable
+
+from ..lowering.typed_model import TypedModel
+from ..xla.cpu_client import cpu_device
+from .candidates import CANDIDATES
+from .compiler import PlanCompiler, Weights
+from .helper_messages import LIMITS, Made, Order, packed, received, send, surroundings
+
+IDLE_SECONDS = 300
+"""After so long without an order the process ends; the next order starts another."""
+
+_NICENESS = 10
+_WATCH_SECONDS = 1.0
+
+
+class _Workshop:
+    """Models that were sent, and what was made of them for all sizes."""
+
+    def __init__(self) -> None:
+        self._models: dict[int, TypedModel] = {}
+        self._compilers: dict[tuple[int, Weights, str | None], PlanCompiler] = {}
+
+    def learn(self, number: int, typed: TypedModel) -> None:
+        self._models[number] = typed
+
+    def forget(self, number: int) -> None:
+        self._models.pop(number, None)
+        for key in [key for key in self._compilers if key[0] == number]:
+            del self._compilers[key]
+
+    def make(self, order: Order) -> Made:
+        _take_limits(order)
+        key = order.number, order.weights, order.precision
+        if key not in self._compilers:
+            self._compilers[key] = PlanCompiler(
+                self._models[order.number], cpu_device(), order.weights, order.precision
+            )
+        compiler, candidate = self._compilers[key], CANDIDATES[order.candidate]
+        as_arguments = compiler.weights == "argument"
+        residual = compiler.trace(order.size * candidate.rows) if as_arguments else None
+        plan = compiler.lower(order.size, candidate, residual).compile()
+        made = plan.executable
+        payload = pickle.dumps(serialize_executable.serialize(made.compiled))
+        return Made(payload, made.candidate, plan.compile_ms, residual.origin() if residual else None)
+
+
+def _take_limits(order: Order) -> None:
+    """Allow files what the parent allows them now."""
+    for name in [name for name in os.environ if name.startswith(LIMITS)]:
+        del os.environ[name]
+    os.environ.update(order.environment)
+
+
+class _Orders:
+    """What waits to be done, read by a thread of its own that ends the process with its parent."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        self._waiting: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._idle_since: float | None = time.monotonic()
+        self._parent = os.getppid()
+        for work in (self._listen, self._watch):
+            threading.Thread(target=work, daemon=True).start()
+
+    def next(self) -> tuple[Any, ...]:
+        """What to do next."""
+        if self._waiting.empty():
+            self._idle_since = time.monotonic()
+        order = self._waiting.get()
+        self._idle_since = None
+        return order
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._waiting.put(received(self._pipe))
+        except (EOFError, OSError):
+            _end()
+
+    def _watch(self) -> None:
+        """End with the parent where a process that it forked keeps the pipe open, and after a long time without work."""
+        while os.getppid() == self._parent:
+            idle = self._idle_since
+            if idle is not None and self._waiting.empty() and time.monotonic() - idle > IDLE_SECONDS:
+                break
+            time.sleep(_WATCH_SECONDS)
+        _end()
+
+
+def _end() -> NoReturn:
+    """End at once: XLA's threads may be at work, and nobody waits for them."""
+    os._exit(0)
+
+
+def main() -> None:
+    """Compile what is ordered, one plan after the other."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(_NICENESS)
+    # What libraries print must not come between the answers.
+    pipes = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    silence = os.open(os.devnull, os.O_RDWR)
+    for handle in (0, 1):
+        os.dup2(silence, handle)
+    orders, answers = _Orders(pipes[0]), pipes[1]
+    # The parent keeps what is worth keeping.
+    jax.config.update("jax_enable_compilation_cache", False)
+    cpu_device()
+    send(answers, packed(surroundings()))
+    workshop = _Workshop()
+    while True:
+        kind, *given = orders.next()
+        if kind == "make":
+            try:
+                answer: Any = workshop.make(*given)
+            except Exception as cause:
+                answer = f"{type(cause).__name__}: {cause}"
+            send(answers, packed(answer))
+        else:
+            (workshop.learn if kind == "model" else workshop.forget)(*given)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        main()
+    except OSError:
+        _end()

@@ -1,0 +1,320 @@
+"""The process that compiles: its plans are ours, nothing is compiled twice, and whatever happens to it, calls go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import memojax
+from memojax.errors import CompileError, OptionError
+from memojax.plans import helper as helper_module
+from memojax.plans.compiler import PlanCompiler
+from memojax.plans.helper import Helper, helper
+from memojax.xla.background import submit
+
+ROOT = Path(__file__).resolve().parents[2]
+POLICY = memojax.policies.bundled("acrobot_ppo")
+OBS = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the helper process is POSIX's")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ended() -> Iterator[None]:
+    yield
+    helper.stop()
+
+
+@pytest.fixture
+def not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would be compiled in this process fails."""
+
+    def refuse(*given: Any, **options: Any) -> Any:
+        raise CompileError("compiled in this process")
+
+    monkeypatch.setattr(PlanCompiler, "lower", refuse)
+    monkeypatch.setattr(PlanCompiler, "prepare", refuse)
+
+
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Helper:
+    """Another helper in the place of the one that tests share."""
+    made = Helper()
+    monkeypatch.setattr("memojax.plans.engine.helper", made)
+    return made
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "never happened"
+        time.sleep(0.02)
+
+
+def expected(n: int) -> np.ndarray:
+    return memojax.load(POLICY, compile_in="thread").infer_arrays({"obs": OBS[:n]})["logits"]
+
+
+@pytest.mark.parametrize("weights", ["constant", "argument"])
+@pytest.mark.usefixtures("not_here")
+def test_it_makes_the_plans_of_this_process(weights: Any) -> None:
+    policy = memojax.load(POLICY, weights=weights)
+    policy.preload([2, 5], background=True).wait(60)
+    inside = memojax.load(POLICY, preload=[3], weights=weights, compile_in="process")
+    assert [plan.size for plan in policy.plans()] == [2, 5]
+    info = policy.cache_info()
+    assert (info.misses, info.disk_hits, info.failed) == (0, 0, {})
+    with memojax.forbid_compile():
+        got = [policy.infer_arrays({"obs": OBS[:n]})["logits"] for n in (2, 5)]
+        got.append(inside.infer_arrays({"obs": OBS[:3]})["logits"])
+    for n, answer in zip((2, 5, 3), got, strict=True):
+        assert answer.shape == (n, 3)
+
+
+@pytest.mark.parametrize("weights", ["constant", "argument"])
+def test_its_plans_give_the_numbers_of_ours(weights: Any) -> None:
+    made = helper.plans
+    policy = memojax.load(POLICY, weights=weights, preload=[2, 9], compile_in="process")
+    assert helper.plans == made + 2
+    for n in (2, 9):
+        np.testing.assert_array_equal(policy.infer_arrays({"obs": OBS[:n]})["logits"], expected(n))
+    policy.update_params({name: 0 * value for name, value in policy.params.items()})
+    assert not policy.infer_arrays({"obs": OBS})["logits"].any()
+    policy.preload([4])
+    assert not policy.infer_arrays({"obs": OBS[:4]})["logits"].any()
+    assert (
+        policy.plans()[0].candidate
+        == memojax.load(POLICY, preload=[2], compile_in="thread").plans()[0].candidate
+    )
+
+
+def test_settings_of_the_user_change_nothing() -> None:
+    with jax.enable_x64(True), jax.default_matmul_precision("bfloat16"), jax.debug_nans(True):
+        policy = memojax.load(POLICY, preload=[7], compile_in="process")
+        got = policy.infer_arrays({"obs": OBS[:7]})["logits"]
+    np.testing.assert_array_equal(got, expected(7))
+
+
+def test_a_random_model_and_a_model_with_free_dimensions() -> None:
+    noisy = memojax.policies.bundled("pendulum_ppo")
+    rows = {spec.name: np.ones((4, *spec.shape), spec.dtype) for spec in memojax.load(noisy).api.inputs}
+    answers = [
+        memojax.load(noisy, preload=[4], compile_in=where, seed=3).infer_arrays(rows)
+        for where in ("process", "thread")
+    ]
+    for name, value in answers[0].items():
+        np.testing.assert_array_equal(value, answers[1][name])
+
+
+def test_a_model_is_sent_once_and_forgotten_with_its_last_user() -> None:
+    made = helper.plans
+    typed = memojax.TypedModel.from_model(POLICY)
+    memojax.load(typed, preload=[1], compile_in="process")
+    assert helper._running is not None
+    known = helper._running._known
+    before = set(known)
+    memojax.load(typed, preload=[2, 3], compile_in="process")
+    assert set(known) == before
+    assert id(typed) in known
+    assert helper.plans == made + 3
+    number = id(typed)
+    del typed
+    memojax.load(POLICY, preload=[1], compile_in="process")
+    assert number not in known or known[number][0]() is not None
+
+
+def test_a_function_is_compiled_here() -> None:
+    typed = memojax.TypedModel.from_function(
+        lambda w, x: {"y": w * x["obs"]}, np.float32(2), {"obs": ((6,), np.float32)}
+    )
+    made = helper.plans
+    policy = memojax.load(typed, preload=[2], compile_in="process")
+    np.testing.assert_array_equal(policy.infer_arrays({"obs": OBS[:2]})["y"], 2 * OBS[:2])
+    assert helper.plans == made
+
+
+def test_what_it_cannot_compile_says_so_as_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMOJAX_MAX_RUN_BYTES", "1")
+    for where in ("process", "thread"):
+        with pytest.raises(memojax.errors.LimitError, match="MEMOJAX_MAX_RUN_BYTES"):
+            memojax.load(POLICY, preload=[6], compile_in=where)
+
+
+def test_a_killed_process_costs_nothing_but_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = fresh(monkeypatch)
+    policy = memojax.load(POLICY, preload=[1], compile_in="process")
+    for n in (2, 3, 4, 5):
+        if made.pid is not None:
+            os.kill(made.pid, signal.SIGKILL)
+            until(lambda: made.pid is None)
+        with caplog.at_level(logging.INFO, "memojax"):
+            policy.preload([n])
+        np.testing.assert_array_equal(policy.infer_arrays({"obs": OBS[:n]})["logits"], expected(n))
+        if made.crashes < 3:
+            policy.preload([n + 4])
+    assert (made.crashes, made.started) == (3, 3)
+    assert "the process that compiles was lost" in caplog.text
+    assert "helper processes were lost" in caplog.text
+
+
+def test_a_process_that_ended_for_want_of_work_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fresh(monkeypatch)
+    policy = memojax.load(POLICY, preload=[1], compile_in="process")
+    assert made._running is not None
+    made._running.let_go()  # the process is told that nobody is there any more
+    made._running.process.wait(30)
+    policy.preload([2])
+    assert (made.crashes, made.started, made.plans) == (0, 2, 2)
+    made.stop()
+
+
+def test_where_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fresh(monkeypatch)
+    memojax.load(POLICY, preload=[1])  # nobody works in the background here
+    memojax.load(POLICY, compile_in="thread").preload([1], background=True).wait(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(helper_module, "available_bytes", lambda device: 1 << 20)
+        memojax.load(POLICY, preload=[1], compile_in="process")
+    with monkeypatch.context() as patch:
+        import multiprocessing
+
+        patch.setitem(multiprocessing.current_process()._config, "daemon", True)  # pyright: ignore[reportAttributeAccessIssue]
+        memojax.load(POLICY, preload=[1], compile_in="process")
+    memojax.load(POLICY, preload=[1], compile_in="process")
+    assert (made.started, made.plans) == (0, 0)
+    with pytest.raises(OptionError, match="compile_in= takes 'auto', 'process', 'thread', not 'fork'"):
+        memojax.load(POLICY, compile_in="fork")  # pyright: ignore[reportArgumentType]
+
+
+def test_operators_of_ones_own_are_compiled_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fresh(monkeypatch)
+
+    @memojax.ops.register("OnlyHere", domain="my.helper")
+    def only_here(x: Any) -> Any:
+        return x
+
+    try:
+        memojax.load(POLICY, preload=[1], compile_in="process")
+        assert (made.plans, made.pid) == (0, None)
+    finally:
+        memojax.ops.registry.remove("my.helper", "OnlyHere")
+
+
+def test_plans_are_stored_and_found_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memojax.load(POLICY, preload=[3], compile_in="process", cache_dir=tmp_path)
+    other = memojax.load(POLICY, preload=[3], compile_in="process", cache_dir=tmp_path)
+    assert other.cache_info().disk_hits == 1
+    np.testing.assert_array_equal(other.infer_arrays({"obs": OBS[:3]})["logits"], expected(3))
+
+
+def test_an_interrupt_between_order_and_answer_mixes_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fresh(monkeypatch)
+    policy = memojax.load(POLICY, preload=[1], compile_in="process")
+    with monkeypatch.context() as patch:
+
+        def interrupted(pipe: Any) -> Any:
+            raise KeyboardInterrupt
+
+        patch.setattr(helper_module, "received", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            policy.preload([2])
+    policy.preload([3, 2])
+    assert (made.crashes, made.started) == (0, 2)
+    for n in (2, 3):
+        np.testing.assert_array_equal(policy.infer_arrays({"obs": OBS[:n]})["logits"], expected(n))
+    made.stop()
+
+
+def test_new_weights_in_the_background_do_not_wait_for_compiles() -> None:
+    policy = memojax.load(POLICY, preload=[2])
+    going, started = threading.Event(), threading.Event()
+    behind = submit(lambda: (started.set(), going.wait(60)))
+    assert started.wait(30)
+    done = policy.update_params({name: 0 * value for name, value in policy.params.items()}, background=True)
+    done.result(30)
+    assert not behind.done()
+    going.set()
+    behind.result(30)
+    assert not policy.infer_arrays({"obs": OBS[:2]})["logits"].any()
+
+
+def _run(folder: Path, script: str, **options: Any) -> subprocess.Popen[str]:
+    path = folder / "script.py"
+    path.write_text(textwrap.dedent(script))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )  # fmt: skip
+
+
+SCRIPT = """
+    import os, sys, time, numpy as np
+    open(__file__ + ".log", "a").write("imported\\n")
+    import memojax
+    from memojax.plans.helper import helper
+    policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1])
+    policy.preload([2], background=True).wait(60)
+    print(helper.pid, flush=True)
+"""
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="it looks into /proc")
+@pytest.mark.parametrize("end", ["exit", "kill", "ctrl-c", "amid"])
+def test_it_needs_no_main_guard_and_ends_with_its_parent(tmp_path: Path, end: str) -> None:
+    last = {
+        "exit": "",
+        "amid": "policy.preload(range(3, 300), background=True); time.sleep(0.3)",
+    }.get(end, "time.sleep(60)")
+    process = _run(tmp_path, SCRIPT + "    " + last, start_new_session=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    if end == "kill":
+        assert _lives(pid)
+        process.kill()
+    elif end == "ctrl-c":  # as a terminal sends it: to the whole group
+        os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    until(lambda: not _lives(pid))
+    assert (tmp_path / "script.py.log").read_text() == "imported\n"
+    assert error.count("Traceback") == (end == "ctrl-c")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="it looks into /proc")
+def test_a_forked_child_keeps_nothing_alive(tmp_path: Path) -> None:
+    script = (
+        SCRIPT
+        + """
+    if os.fork() == 0:
+        assert helper.pid is None
+        time.sleep(60)
+    os.kill(os.getpid(), 9)
+    """
+    )
+    process = _run(tmp_path, script, start_new_session=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    try:
+        until(lambda: not _lives(pid))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,61 @@
+"""Threads are used where they pay, as measured, and the choice follows a change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import memojax
+from memojax.runtime.pace import Pace
+
+
+def frames(pace: Pace, count: int, alone: float, together: float, load: object = "a") -> list[bool]:
+    chosen = []
+    for _ in range(count):
+        threaded = pace.threads_pay(load)
+        pace.note(load, threaded, together if threaded else alone)
+        chosen.append(threaded)
+    return chosen
+
+
+@pytest.mark.parametrize(("alone", "together"), [(1.0, 2.0), (2.0, 1.0)])
+def test_the_faster_way_is_kept_and_the_other_one_tried_now_and_then(alone: float, together: float) -> None:
+    chosen = frames(Pace(), 640, alone, together)
+    faster = together < alone
+    assert chosen[:6] == [True] * 3 + [False] * 3
+    assert chosen[6:63] == [faster] * 57
+    assert chosen[6:].count(not faster) == 10
+
+
+def test_it_follows_a_change_and_one_slow_frame_changes_nothing() -> None:
+    pace = Pace()
+    frames(pace, 20, 1.0, 2.0)
+    pace.note("a", False, 90.0)
+    assert not any(frames(pace, 5, 1.0, 2.0))
+    assert frames(pace, 400, 4.0, 2.0)[-20:].count(True) >= 19
+
+
+def test_loads_are_told_apart_and_forgotten() -> None:
+    pace = Pace()
+    frames(pace, 10, 1.0, 2.0, "a")
+    frames(pace, 10, 2.0, 1.0, "b")
+    assert not pace.threads_pay("a")
+    assert pace.threads_pay("b")
+    for load in range(200):
+        pace.threads_pay(load)
+    assert len(pace._loads) == 64
+
+
+def test_both_ways_answer_everything() -> None:
+    runtime = memojax.Runtime(threads=2)
+    policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+    brains = [runtime.add_inferer(policy) for _ in range(3)]
+    rows = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
+    alone = policy.infer_arrays({"obs": rows})["logits"]
+    for _ in range(12):
+        for brain in brains:
+            runtime.extend(brain, {agent: {"obs": rows[agent]} for agent in range(3)})
+        answers = runtime.run_threaded()
+        for brain in brains:
+            got = np.stack([answers[brain][agent]["logits"] for agent in range(3)])
+            np.testing.assert_array_equal(got, alone)
