@@ -73,7 +73,8 @@ _ROWS_BY_MATRIX = (((1,), (0,)), ((), ()))
 
 DEFAULT = Candidate("default")
 ORDERED = Candidate("in-order", ordered=True)
-KERNELS = Candidate("kernels", kernels=True, ordered=True)
+KERNELS = Candidate("kernels", kernels=True)
+KERNELS_ORDERED = Candidate("kernels-in-order", kernels=True, ordered=True)
 FUSED = Candidate("ynn", ynn("DOT", "ELTWISE"), packs=True)
 LAYERS = Candidate("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
 CONVOLUTIONS = Candidate("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
@@ -89,6 +90,7 @@ CANDIDATES = {
         DEFAULT,
         ORDERED,
         KERNELS,
+        KERNELS_ORDERED,
         FUSED,
         LAYERS,
         CONVOLUTIONS,

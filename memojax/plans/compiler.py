@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -123,9 +123,7 @@ class PlanCompiler:
     @property
     def default(self) -> Candidate:
         """The candidate for sizes without a remembered one."""
-        if self.device.platform != "cpu":
-            return DEFAULT
-        return KERNELS if opened() is not None else ORDERED
+        return KERNELS if self.device.platform == "cpu" and opened() is not None else DEFAULT
 
     def lower(
         self, size: int, candidate: Candidate | None = None, residual: Residual | None = None
@@ -366,7 +364,9 @@ def _without_kernels(candidate: Candidate) -> Candidate:
 
 def _unordered(candidate: Candidate) -> Candidate:
     """The same candidate with XLA's order."""
-    return DEFAULT if candidate == ORDERED else replace(candidate, ordered=False)
+    if not candidate.ordered:
+        return candidate
+    return KERNELS if candidate.kernels else DEFAULT
 
 
 def _bytes(spec: TensorSpec) -> int:

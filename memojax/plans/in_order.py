@@ -17,15 +17,19 @@ import numpy as np
 from .hoist import Residual, Step
 
 _MANY_PARTS = {
-    **dict.fromkeys(("dot_general", "conv_general_dilated", "scan", "while", "cond", "argmax", "argmin", "sort"), 2),
+    **dict.fromkeys(
+        ("dot_general", "conv_general_dilated", "scan", "while", "cond", "argmax", "argmin", "sort"), 2
+    ),
     **dict.fromkeys(("random_bits", "random_fold_in", "random_split", "random_seed"), 3),
 }
+_HEAVY = frozenset({*_MANY_PARTS, "kernels"})
+"""Steps that nothing is fused with from both sides."""
+
 _ONE_PART = ("kernels", "gather", "scatter", "concatenate", "dynamic_slice", "dynamic_update_slice", "cumsum")
 
 _APART = ("conv_general_dilated",)
 """Steps that stay outside of calls, where XLA:CPU runs them several times slower."""
 
-_MOVES = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy", "select_n")
 _FEW = 8
 """Parts that XLA:CPU runs in order, whatever their graph."""
 
@@ -36,23 +40,24 @@ _IN_PLAN = 5
 _LIGHT = 1 / 12
 """Parts that a light step counts for, since XLA fuses most of them with others."""
 
-_LARGE = 1 << 22
-"""Elements of a result from which a plan stays as XLA orders it: its parts are worth several threads."""
+_MOST_PRODUCTS = 8
+"""A transformer's many products gain nothing in groups: 1.0 to 1.3 of the time of one plan, and a longer compile."""
+
+_LARGE_IMAGE = 1 << 14
+"""Results of a convolution from which several threads work on it in any order: then groups gain nothing."""
 
 
 def in_order(residual: Residual) -> Residual | None:
-    """`residual` in groups; None where it is a chain or short, where calls do not help, or where this JAX has no such calls."""
-    if _metadata() is None or not residual.steps:
-        return None
+    """`residual` in groups; None where XLA's order is as good by its structure, or where this JAX has no such calls.
+
+    Groups pay where something stands beside the network, such as draws or a second branch. They do not where a convolution or many
+    products have work for several threads.
+    """
     steps = residual.steps
-    if sum(map(_parts, steps)) + 1 <= _FEW and len(steps) < _FEW / _LIGHT:
-        return None
-    if any(math.prod(getattr(aval, "shape", ())) > _LARGE for step in steps for aval in step.avals):
-        return None
-    if _is_chain(residual):
+    if _metadata() is None or sum(map(_parts, steps)) < _FEW or _is_chain(steps) or _has_much_work(steps):
         return None
     wanted = {atom for atom in residual.outputs if isinstance(atom, int)}
-    items = _grouped(list(steps), _pieces(steps), wanted)
+    items = _grouped(steps, list(_packed(steps, [_parts(step) or _LIGHT for step in steps])), wanted)
     while len(items) > _IN_PLAN:
         sizes = [1.0 if isinstance(step, Group) else _IN_GROUP for step in items]
         merged = _grouped(items, list(_packed(items, sizes)), wanted)
@@ -118,26 +123,25 @@ def _parts(step: Step) -> int:
     return _MANY_PARTS.get(name, 0)
 
 
-def _is_chain(residual: Residual) -> bool:
-    """Whether each product needs the one before it, and nothing but the last part is read later."""
-    last: int | None = None
+def _is_chain(steps: Sequence[Step]) -> bool:
+    """Whether each product, draw or loop needs the one before it."""
+    last = -1
     behind: dict[int, int] = {}
-    for index, step in enumerate(residual.steps):
-        before = max((behind.get(a, -1) for a in step.inputs if isinstance(a, int)), default=-1)
-        if _parts(step):
-            if last is not None and before != last:
+    for index, step in enumerate(steps):
+        before = max((behind.get(atom, -1) for atom in step.inputs if isinstance(atom, int)), default=-1)
+        if step.primitive.name in _HEAVY:
+            if before != last:
                 return False
             last = before = index
         behind.update(dict.fromkeys(step.outputs, before))
-    # What is read by others than the next product leaves the chain.
-    ends = {behind[atom] for atom in residual.outputs if isinstance(atom, int) and atom in behind}
-    light = [step for step in residual.steps if not _parts(step) and step.primitive.name not in _MOVES]
-    return len(ends) <= 1 and len(light) <= 4 * max(1, sum(1 for step in residual.steps if _parts(step)))
+    return True
 
 
-def _pieces(steps: Sequence[Step]) -> list[list[int]]:
-    """Consecutive steps whose parts are few; each of `_APART` by itself."""
-    return list(_packed(steps, [_parts(step) or _LIGHT for step in steps]))
+def _has_much_work(steps: Sequence[Step]) -> bool:
+    """Whether there are many products, or a convolution with so many results that XLA gives it several threads."""
+    names = [step.primitive.name for step in steps]
+    images = [math.prod(step.avals[0].shape) for step in steps if step.primitive.name in _APART]
+    return names.count("dot_general") > _MOST_PRODUCTS or max(images, default=0) > _LARGE_IMAGE
 
 
 def _packed(steps: Sequence[Step], weights: Sequence[float]) -> Iterable[list[int]]:
@@ -171,7 +175,9 @@ def _grouped(steps: Sequence[Step], pieces: Sequence[Sequence[int]], leaving: se
             found.append(members[0])
             continue
         made = {number: aval for s in members for number, aval in zip(s.outputs, s.avals, strict=True)}
-        read = {atom: None for s in members for atom in s.inputs if isinstance(atom, int) and atom not in made}
+        read = {
+            atom: None for s in members for atom in s.inputs if isinstance(atom, int) and atom not in made
+        }
         kept = tuple(number for number in made if number in after)
         avals = tuple(made[number] for number in kept)
         found.append(Group(_CALL, {"steps": members}, tuple(read), kept, avals))
