@@ -34,11 +34,12 @@ class KernelsBuildHook(BuildHookInterface):
         build = _builder(self.root)
         self._scratch = Path(tempfile.mkdtemp(prefix="memojax-kernels-"))
         try:
-            made = build.build(self._scratch)
-            if version == "editable":
-                shutil.copy2(made, Path(self.root, "memojax", "kernels", build.library_name()))
-            else:
-                build_data["force_include"][str(made)] = f"memojax/kernels/{build.library_name()}"
+            made = {"kernels": build.build(self._scratch), "rows": build.build_rows(self._scratch)}
+            for room, library in made.items():
+                if version == "editable":
+                    shutil.copy2(library, Path(self.root, "memojax", room, library.name))
+                else:
+                    build_data["force_include"][str(library)] = f"memojax/{room}/{library.name}"
         except Exception as cause:
             self.app.display_warning(
                 f"memojax is built without its own kernels, XLA's are used instead: {cause}"

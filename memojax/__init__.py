@@ -26,12 +26,12 @@ from .inferer import InfererBuilder as InfererBuilder
 from .inferer import MemoizingDynamicInferer as MemoizingDynamicInferer
 from .inferer import Response as Response
 from .inferer import State as State
+from .inferer.asset import AssetData as AssetData
 from .inferer.batcher import Batched as Batched
 from .inferer.batcher import Batcher as Batcher
 from .lowering.oneshot import OneShot as OneShot
 from .lowering.oneshot import run as run
 from .lowering.typed_model import TypedModel as TypedModel
-from .model.crvo import AssetData as AssetData
 from .model.crvo import AssetKind as AssetKind
 from .model.signature import ModelApi as ModelApi
 from .model.signature import TensorSpec as TensorSpec

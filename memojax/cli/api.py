@@ -27,7 +27,7 @@ def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> N
       memojax api acrobot_ppo
       memojax api silero_vad.onnx --constant sr=16000 --no-probe
     """
-    from ..loading import typed_model
+    from ..lowering.loading import typed_model
     from ..ops.coverage import who_lowers
 
     file = find_model(model)

@@ -99,9 +99,9 @@ def command(
       memojax benchmark my_policy.onnx --plot latency.png
     """
     from ..api import load
+    from ..lowering.exported import only_size
     from ..lowering.row_probe import random_rows
-    from ..progress import progress_bar
-    from ..stablehlo import only_size
+    from ..plans.progress import progress_bar
     from ..verification import contender
 
     check_plot(plot)

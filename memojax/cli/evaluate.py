@@ -166,7 +166,7 @@ def _evaluate(
     transforms: Mapping[str, Any],
 ) -> Evaluation:
     from ..evaluation import SelectObs, evaluate
-    from ..loading import typed_model
+    from ..lowering.loading import typed_model
 
     own_env = file.card.get("env_id")
     seen = (

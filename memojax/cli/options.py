@@ -143,7 +143,7 @@ def loaded_pair(file: ModelFile, onnx: str | None, loading: Mapping[str, Any]) -
     Raises:
         ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
     """
-    from ..loading import typed_model
+    from ..lowering.loading import typed_model
     from ..stablehlo import find_stablehlo, load_stablehlo
 
     asset = find_stablehlo(file.path)

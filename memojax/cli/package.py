@@ -11,7 +11,7 @@ from .options import find_model, json_option, model_argument
 from .to_stablehlo import check_replaced, force_option, report, written
 
 if TYPE_CHECKING:
-    from ..model.crvo import AssetData
+    from ..model.crvo import Asset
 
 
 @click.command("package", short_help="Put a policy into a CRVO asset.")
@@ -63,13 +63,13 @@ def command(
     report([written(file, asset, target)], json_file)
 
 
-def _as_it_is(path: Path) -> AssetData:
+def _as_it_is(path: Path) -> Asset:
     from ..model import load_model
-    from ..model.crvo import AssetData, AssetKind
+    from ..model.crvo import Asset, AssetKind
     from ..stablehlo import find_stablehlo, read_header
 
     exported = find_stablehlo(path)
     if exported is None:
-        return AssetData(AssetKind.ONNX, load_model(path).content)
+        return Asset(AssetKind.ONNX, load_model(path).content)
     read_header(exported)
     return exported

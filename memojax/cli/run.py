@@ -80,8 +80,8 @@ def command(
       memojax run policy.onnx --inputs observations.npz --output actions.npz
     """
     from ..api import load
+    from ..lowering.exported import only_size
     from ..lowering.row_probe import random_rows
-    from ..stablehlo import only_size
 
     file = find_model(model)
     bare = load(file.path, seed=seed, device=device, **loading_of(**loading))

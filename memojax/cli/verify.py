@@ -64,7 +64,7 @@ def command(
       memojax verify policy.onnx --batch-sizes 1-4,64
       memojax verify policy.crvo --onnx policy.onnx
     """
-    from ..stablehlo import only_size
+    from ..lowering.exported import only_size
     from ..verification import ATOL, RTOL, verify
 
     file = find_model(model)

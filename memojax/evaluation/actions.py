@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 import numpy as np
 
 from ..errors import ActionError, SpaceMismatchError
-from ..exporter_names import (
+from ..model.exporter_names import (
     action_likelihood,
     are_probabilities,
     are_q_values,

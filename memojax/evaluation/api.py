@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, Unpack
 from .._types import Source
 from ..errors import EvaluationError
 from ..inferer.base import Inferer
-from ..loading import typed_model
+from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
 from .connection import Wiring, innermost, metadata_of
 from .envs import EnvPool, LocalPool, WorkerPool, is_env, is_parallel

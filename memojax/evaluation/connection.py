@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import IncompatibleModelError, SpaceMismatchError
-from ..exporter_names import canonical, is_action_mask, is_episode_start, is_noise, wants_clipping
 from ..inferer.base import Inferer
+from ..model.exporter_names import canonical, is_action_mask, is_episode_start, is_noise, wants_clipping
 from ..model.signature import TensorSpec
 from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker, find_pairs
 from .actions import ActionKind, Actor, BoxActions, action_kind, match_action

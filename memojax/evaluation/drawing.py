@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ..errors import EvaluationError
-from .result import Evaluation
 from .statistics import plus_minus
 
 if TYPE_CHECKING:
@@ -19,7 +18,31 @@ _FEW_CALLS = 5
 """A median of fewer calls says nothing."""
 
 
-def plot(evaluations: Evaluation | Sequence[Evaluation], path: str | PathLike[str] | None = None) -> Figure:
+class Drawn(Protocol):
+    """What the picture shows of an `Evaluation`."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def env_id(self) -> str: ...
+    @property
+    def episodes(self) -> Sequence[Any]: ...
+    @property
+    def returns(self) -> np.ndarray: ...
+    @property
+    def mean_return(self) -> float: ...
+    @property
+    def standard_error(self) -> float: ...
+    @property
+    def batch_sizes(self) -> Mapping[int, int]: ...
+    @property
+    def call_us(self) -> Mapping[int, float]: ...
+    def confidence_interval(self) -> tuple[float, float]:
+        """Of the mean return."""
+        ...
+
+
+def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None = None) -> Figure:
     """A matplotlib figure of the returns (each episode, mean, 95 % interval) and of the median time per call over the batch size.
 
     Args:
@@ -31,7 +54,7 @@ def plot(evaluations: Evaluation | Sequence[Evaluation], path: str | PathLike[st
     """
     from ..display.figure import NotebookFigure, tidy
 
-    evaluations = [evaluations] if isinstance(evaluations, Evaluation) else evaluations
+    evaluations = evaluations if isinstance(evaluations, Sequence) else [evaluations]
     if not evaluations:
         raise EvaluationError("no evaluation to draw")
     figure = NotebookFigure(figsize=(11, 4.2), layout="constrained")

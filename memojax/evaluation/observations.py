@@ -14,7 +14,7 @@ from typing import Any, Literal, final
 import numpy as np
 
 from ..errors import SpaceMismatchError
-from ..exporter_names import canonical
+from ..model.exporter_names import canonical
 from ..model.signature import TensorSpec
 from ..rows.states import can_cast
 from .transforms import Observations

@@ -19,9 +19,9 @@ import jax
 from ..errors import MemojaxError
 from ..inferer.base import Inferer
 from ..inferer.memoizing import MemoizingDynamicInferer, OnMiss
+from ..lowering.exported import only_size
 from ..lowering.typed_model import TypedModel
 from ..plans.batch_sizes import Bucketing, bucket_of, checked_size
-from ..stablehlo import only_size
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 
-from ..progress import progress_bar as bar_of
+from ..plans.progress import progress_bar as bar_of
 from .statistics import plus_minus
 
 Report = Callable[[int, float, float, int], None]

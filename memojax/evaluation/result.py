@@ -13,6 +13,7 @@ import numpy as np
 from ..display import Card, PlanRow, html_of
 from ..errors import MissingPackageError
 from ..plans.plan import PlanInfo
+from .drawing import plot
 from .statistics import (
     BOOTSTRAPS,
     bootstrap_interval,
@@ -172,8 +173,6 @@ class Evaluation:
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
         """Draw the returns and the time per call; see `memojax.evaluation.plot`, which takes several evaluations."""
-        from .drawing import plot
-
         return plot(self, path)
 
     def rows(self) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from ..evaluation.connection import Connection, Wiring, join
 from ..evaluation.observations import WHOLE, Field, ObservationReader, PlainObservations, Rows
 from ..inferer.base import Inferer
 from ..model.signature import TensorSpec
+from ..rows.torch_arrays import from_torch, is_torch, to_torch
 from ..wrapper.base import LayeredInferer
-from .torch_arrays import from_torch, is_torch, to_torch
 
 log: logging.Logger = logging.getLogger("memojax")
 

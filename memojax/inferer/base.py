@@ -204,7 +204,7 @@ class Inferer(abc.ABC):
         Raises:
             InputError: an input that does not fit, a tensor that requires a gradient, a buffer that cannot take its output.
         """
-        from ..glue.calls import call
+        from .calls import call
 
         return call(self, inputs, copy=copy, out=out)
 

@@ -13,8 +13,9 @@ from ..display import Card, card_of, html_of, text_of
 from ..errors import DuplicateIdError, IncompatibleModelError, MissingInputError
 from ..model.signature import TensorSpec
 from ..rows.journal import Journal
+from ..rows.native_rows import Aim, gatherer
 from ..rows.scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
-from ..rows.states import Response, check_names, columns_of, responses_of, row_of, rows_into
+from ..rows.states import Response, State, check_names, columns_of, responses_of, row_of, rows_into
 from .base import Inferer, check_inferer, next_size
 from .loose_batcher import LooseBatcher
 from .pairs import States, pairs_of
@@ -100,6 +101,8 @@ class Batcher:
         self._slots = [(names.index(spec.name), spec) for spec in self._api.inputs]
         self._names = {spec.name for spec in self._api.inputs}
         self._outputs = [spec.name for spec in self._raw.outputs]
+        self._quickly = gatherer(self._api.inputs, State)
+        self._aim: tuple[list[np.ndarray] | None, Aim | None] = None, None
         # Without wrappers, callers give what the model takes.
         self._quick = self._raw if self._api is self._raw else object()
 
@@ -153,7 +156,17 @@ class Batcher:
             DuplicateIdError: the agent waits already.
             InputError: an unknown, missing, misshapen or mistyped input.
         """
-        batch = self._batch()
+        batch = self._waiting
+        if batch.journal.owed is not None:
+            batch = self._batch()
+        if agent not in batch.found:
+            ids = batch.pad.ids
+            count = len(ids)
+            aim = self._aimed(batch.pad, count + 1)
+            if aim is not None and aim.one(state, count):
+                batch.found[agent] = count
+                ids.append(agent)
+                return
         at = batch.row_of(agent) if agent in batch.found else None
         if at is not None and not (replace and at >= batch.done):
             raise DuplicateIdError(
@@ -212,16 +225,30 @@ class Batcher:
             raise DuplicateIdError(
                 f"agent {twice} is in this batch already: execute it first, or push one state per agent"
             )
-        columns = columns_of(self._api.inputs, agents, [state for _, state in pairs])
+        given = [state for _, state in pairs]
         if where:
-            self._replace(batch, agents, where, columns)
+            self._replace(batch, agents, where, columns_of(self._api.inputs, agents, given))
             return
         count = len(batch.pad.ids)
-        batch.pad.reserve(count + len(agents))
-        for (slot, spec), (_, column) in zip(self._slots, columns, strict=True):
-            rows_into(spec, agents, column, batch.pad.rows(slot, count, count + len(agents)))
+        aim = self._aimed(batch.pad, count + len(agents))
+        if aim is None or not aim.all(given, count):
+            columns = columns_of(self._api.inputs, agents, given)
+            batch.pad.reserve(count + len(agents))
+            for (slot, spec), (_, column) in zip(self._slots, columns, strict=True):
+                rows_into(spec, agents, column, batch.pad.rows(slot, count, count + len(agents)))
         batch.found.update(zip(agents, range(count, count + len(agents)), strict=True))
         batch.pad.ids.extend(agents)
+
+    def _aimed(self, pad: ScratchPad, count: int) -> Aim | None:
+        """What copies states into the rows of `pad`, which has room for `count`; None without the compiled helper."""
+        if self._quickly is None:
+            return None
+        room, aim = self._aim
+        if room is not pad.room(count):
+            room = pad.room(count)
+            aim = self._quickly.aim([room[slot] for slot, _ in self._slots])
+            self._aim = room, aim
+        return aim
 
     def execute(self, inferer: Inferer) -> dict[int, Response]:
         """Run everything that waits, in the order it was pushed, and answer by agent.

@@ -7,8 +7,8 @@ from typing import Any, Unpack, final
 
 from .._options import named_options
 from .._types import Source
-from ..loading import typed_model
 from ..lowering.batch_evidence import BatchAxis
+from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
 from .basic import BasicInferer
 from .dynamic import DEFAULT_CAPACITY, DynamicInferer

@@ -10,8 +10,8 @@ import jax
 
 from .._options import named_options, one_of
 from .._types import Source
-from ..loading import typed_model
 from ..lowering.batch_evidence import BatchAxis
+from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
 from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune
 from ..plans.batch_sizes import Bucketing, bucket_of

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NATIVE = Path(__file__).with_name("native")
+ROWS = Path(__file__).parents[1] / "rows" / "native" / "gather.c"
 
 _FLAGS = [
     "-std=c++17",
@@ -49,6 +50,11 @@ class BuildError(Exception):
 def library_name() -> str:
     """Name of the file, beside this one."""
     return "_kernels.dylib" if sys.platform == "darwin" else "_kernels.so"
+
+
+def rows_library_name() -> str:
+    """Name of the file in `memojax/rows` that gathers states."""
+    return "_rows.dylib" if sys.platform == "darwin" else "_rows.so"
 
 
 def supported() -> bool:
@@ -111,6 +117,32 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     raise BuildError("\n".join(failures))
 
 
+def build_rows(folder: Path) -> Path:
+    """Compile what gathers states into rows into `folder`.
+
+    Raises:
+        BuildError: no compiler is there, or none can do it.
+    """
+    failures = ["no C compiler"]
+    for compiler in [compiler for compiler in (system_compiler(), ziglang()) if compiler and supported()]:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch, rows_library_name())
+            flags = ["-x", "c", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-shared"]
+            try:
+                _run([*_as_c(compiler.compile), *flags, "-o", str(made), str(ROWS)])
+            except (BuildError, OSError) as cause:
+                failures.append(str(cause))
+                continue
+            os.replace(made, folder / rows_library_name())
+            return folder / rows_library_name()
+    raise BuildError("\n".join(failures))
+
+
+def _as_c(command: Sequence[str]) -> list[str]:
+    """The command of a compiler, for C: zig would build a C++ library first."""
+    return ["cc" if word == "c++" and "ziglang" in command else word for word in command]
+
+
 def _build_with(compiler: Compiler, folder: Path, flags: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -144,4 +176,5 @@ def _run(command: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent))
+    wanted = [Path(sys.argv[1])] * 2 if len(sys.argv) > 1 else [Path(__file__).parent, ROWS.parents[1]]
+    print(build(wanted[0]), build_rows(wanted[1]), sep="\n")

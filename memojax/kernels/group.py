@@ -5,16 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from .program import REGISTERS, Instruction, Operand
-from .values import Constant, Factor, Refused, Value, merged, refined, row_major
-
-if TYPE_CHECKING:
-    from .emitter import Emitter
+from .program import REGISTERS, Instruction, Operand, Place
+from .values import Constant, Factor, Recipe, Refused, Value, merged, refined, row_major
 
 _LARGEST_CONSTANT = 1 << 16
 """Floats of a constant that is spread over the dimensions it is broadcast to."""
+
+
+class Memory(Protocol):
+    """The program under way, as elementwise code needs it: memory for values, and steps; an `Emitter`."""
+
+    blocks: int
+
+    def new(self, shape: Sequence[int], axis: int | None, order: Sequence[int] | None = None) -> Value:
+        """A value without gaps, the last dimension of `order` innermost."""
+        ...
+
+    def weight(self, source: Any, recipe: Recipe, size: int) -> Place:
+        """An argument made of weights."""
+        ...
+
+    def copied(self, value: Value, order: Sequence[int] | None = None) -> Value:
+        """A copy without gaps."""
+        ...
+
+    def copy(self, value: Value, target: Value) -> None:
+        """Add a copy into `target`."""
+        ...
+
+    def emit(self, method: str, uses: Sequence[Value], **given: Any) -> None:
+        """Add a step that touches `uses`."""
+        ...
 
 
 class _Part(NamedTuple):
@@ -92,7 +115,7 @@ class Group:
 
     # To memory ------------------------------------------------------------------------------------------------------
 
-    def emit(self, emitter: Emitter) -> None:
+    def emit(self, memory: Memory) -> None:
         """Add the code to a program, and put the results that are wanted into memory."""
         wanted = [result for result in self.results if result.uses > 0]
         if not wanted:
@@ -108,29 +131,29 @@ class Group:
             parts = self._parts(inputs)
         except Refused:
             inputs = [
-                emitter.copied(v) if isinstance(v, Value) and any(len(merged(d)) > 1 for d in v.dims) else v
+                memory.copied(v) if isinstance(v, Value) and any(len(merged(d)) > 1 for d in v.dims) else v
                 for v in inputs
             ]
             parts = self._parts(inputs)
-        start = self._columns(inputs, parts, emitter.blocks)
+        start = self._columns(inputs, parts, memory.blocks)
         for number, value in enumerate(inputs):
-            if isinstance(value, Value) and not _fits(value, parts, number, start, emitter.blocks):
+            if isinstance(value, Value) and not _fits(value, parts, number, start, memory.blocks):
                 # The copy lies as the results do, so that it fits wherever a row begins.
-                copy = self._like(emitter, parts, axis)
-                emitter.copy(value, copy)
+                copy = self._like(memory, parts, axis)
+                memory.copy(value, copy)
                 inputs[number] = copy
         if any(inputs[n] is not v for n, v in enumerate(self.inputs)):
             parts = self._parts(inputs)
-            start = self._columns(inputs, parts, emitter.blocks)
+            start = self._columns(inputs, parts, memory.blocks)
         columns = math.prod(part.size for part in parts[start:])
         rows = math.prod(part.size for part in parts[:start])
         operands, uses = [], []
         for number, value in enumerate(inputs):
             register = self._registers[self.inputs[number]]
             if isinstance(value, Constant):
-                operands.append(self._constant(emitter, value, number, parts, start, register))
+                operands.append(self._constant(memory, value, number, parts, start, register))
                 continue
-            row = _row_stride(value, parts, number, start, emitter.blocks)
+            row = _row_stride(value, parts, number, start, memory.blocks)
             if row is None:
                 raise Refused("elementwise code over arrays that lie apart")
             step = 1 if any(part.strides[number] for part in parts[start:]) else 0
@@ -138,10 +161,10 @@ class Group:
             uses.append(value)
         outputs = []
         for result in wanted:
-            result.value = self._like(emitter, parts, axis)
+            result.value = self._like(memory, parts, axis)
             outputs.append(Operand(result.value.place, columns, 1, result.register))
             uses.append(result.value)
-        emitter.emit(
+        memory.emit(
             "elementwise",
             uses,
             rows=rows,
@@ -190,17 +213,17 @@ class Group:
         ]
         return misfits.index(min(misfits))
 
-    def _like(self, emitter: Emitter, parts: Sequence[_Part], axis: int | None) -> Value:
+    def _like(self, memory: Memory, parts: Sequence[_Part], axis: int | None) -> Value:
         """A new value whose parts lie in the order of `parts`."""
         strides = row_major([part.size for part in parts])
         dims: list[list[Factor]] = [[] for _ in self.shape]
         for part, stride in sorted(zip(parts, strides, strict=True), key=lambda one: one[0].position):
             dims[part.dim].append(Factor(part.size, stride))
-        return replace(emitter.new(self.shape, axis), dims=tuple(map(tuple, dims)))
+        return replace(memory.new(self.shape, axis), dims=tuple(map(tuple, dims)))
 
     def _constant(
         self,
-        emitter: Emitter,
+        memory: Memory,
         value: Constant,
         number: int,
         parts: Sequence[_Part],
@@ -209,7 +232,7 @@ class Group:
     ) -> Operand:
         inner = parts[start:]
         if math.prod(value.held) == 1:
-            return Operand(emitter.weight(value.source, value.then(("reshape", (1,))), 1), 0, 0, register)
+            return Operand(memory.weight(value.source, value.then(("reshape", (1,))), 1), 0, 0, register)
         columns = math.prod(part.size for part in inner)
         if columns > _LARGEST_CONSTANT:
             raise Refused("a constant too large to be spread")
@@ -222,7 +245,7 @@ class Group:
             ("broadcast", tuple(part.size for part in inner)),
             ("reshape", (columns,)),
         )
-        return Operand(emitter.weight(value.source, recipe, columns), 0, 1, register)
+        return Operand(memory.weight(value.source, recipe, columns), 0, 1, register)
 
 
 def _fits(value: Value, parts: Sequence[_Part], number: int, start: int, blocks: int) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from ..errors import DimensionError
-from ..exporter_names import is_batch_dimension, is_made_up_dimension
 from ..model.dimension import Element, bound_shape, is_expression, size_of, symbols_of
+from ..model.exporter_names import is_batch_dimension, is_made_up_dimension
 
 BatchAxis: TypeAlias = "int | str | bool | Mapping[str, int | None] | None"
 """An axis for all inputs, the symbol of the batch, False (the file has no batch), or input -> axis."""

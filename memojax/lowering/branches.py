@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import MemojaxError
-from ..limits import Budget
 from ..model.expand import rewrite_graph
 from ..model.graph import Graph, Node, Value, prune
 from ..ops.resolve import Operators
+from ..xla.limits import Budget
 from .interpreter import Run
 
 _MOST_ELEMENTS = 64

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DimensionError, LimitError, LoweringError, StaticInputError
-from ..exporter_names import continues_state
 from ..model.dimension import Element, size_of, symbols_of
+from ..model.exporter_names import continues_state
 from ..model.graph import Graph, Value
 from ..model.signature import ANY_SHAPE, ModelApi, TensorSpec, plain_names
 from .batch_axis import (

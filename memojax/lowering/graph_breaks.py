@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import LoweringError, MemojaxError
-from ..limits import BREAKS, FOLDED
 from ..model.graph import Graph, Node, Value
 from ..ops.registry import OpDef
 from ..ops.resolve import Operators
 from ..ops.static import PICKING
+from ..xla.limits import BREAKS, FOLDED
 from .interpreter import size_of
 
 

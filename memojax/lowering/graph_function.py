@@ -15,11 +15,11 @@ from jax.core import Tracer
 
 from .._types import Arrays, GraphValue, Params
 from ..errors import LoweringError, StaticInputError, Unsupported, UnsupportedOpError
-from ..limits import Budget, counting_rows
 from ..model.graph import Graph, Value, prune
 from ..ops.resolve import Operators
 from ..ops.static import has_function_body, needed_statically
 from ..ops.trips import most
+from ..xla.limits import Budget, counting_rows
 from .index_ranges import makers_of
 from .interpreter import IndexChecks, Run, is_whole
 from .labels import keep_positions, string_labels
@@ -94,7 +94,7 @@ class GraphFunction:
     ) -> Arrays:
         """Outputs by name.
 
-        Where a loop whose end depends on data goes on for longer than `memojax.limits.TRIPS`, the outputs are NaN, and the least of their
+        Where a loop whose end depends on data goes on for longer than `memojax.xla.limits.TRIPS`, the outputs are NaN, and the least of their
         kind where they are whole numbers: a function cannot raise while it runs.
 
         Args:

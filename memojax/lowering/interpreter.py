@@ -1,4 +1,4 @@
-"""One walk over a graph while it is traced: each node is lowered by its operator, within the budget of `memojax.limits`."""
+"""One walk over a graph while it is traced: each node is lowered by its operator, within the budget of `memojax.xla.limits`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from jax import lax
 
 from .._types import GraphValue
 from ..errors import LoweringError, MemojaxError, StaticInputError
-from ..limits import ELEMENTS, TRIPS, Budget, for_rows
 from ..model.expand import bind, schema_body
 from ..model.graph import Graph, Node, Value
 from ..ops._common import is_static
@@ -24,6 +23,7 @@ from ..ops.static import inputs_behind, origin_of
 from ..ops.trips import Trips, most
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.limits import ELEMENTS, TRIPS, Budget, for_rows
 from ..xla.settings import own_settings
 from . import masked
 from .index_ranges import Ranges, outside

@@ -22,7 +22,6 @@ from ..errors import (
     UnsupportedOpError,
     printable,
 )
-from ..limits import TRIPS
 from ..model import load_model
 from ..model.graph import Graph, Node, Value
 from ..model.load import Model
@@ -32,6 +31,7 @@ from ..ops.resolve import Operators
 from ..ops.trips import at_most
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.limits import TRIPS
 from ..xla.memory import check_memory
 from ..xla.options import compiled
 from ..xla.settings import own_settings

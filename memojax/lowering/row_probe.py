@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 
-from ..exporter_names import is_mask
+from ..model.exporter_names import is_mask
 from ..model.signature import TensorSpec
-
-if TYPE_CHECKING:
-    from .typed_model import TypedModel
 
 
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
@@ -26,30 +22,35 @@ def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarra
 
 
 def mixing_rows(
-    typed: TypedModel, n: int, run: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
+    inputs: Sequence[TensorSpec],
+    computed: Sequence[str],
+    n: int,
+    run: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]],
 ) -> tuple[str, ...]:
     """Names of computed outputs in which one of `n` rows influences another.
 
     Args:
+        inputs: the model's inputs.
+        computed: names of the outputs that `run` gives, in order.
         n: rows, at least 2.
         run: runs the model on one array for each input; the draws of a random model must be the same at each call.
     """
     rng = np.random.default_rng(0)
     found: dict[str, None] = {}
     for scale in (1.0, 8.0):
-        rows = [_scaled(random_rows(rng, n, spec), spec, scale) for spec in typed.api.inputs]
+        rows = [_scaled(random_rows(rng, n, spec), spec, scale) for spec in inputs]
         before = [np.array(value) for value in run(rows)]
         for changed in {0, n - 1}:
             others = [row.copy() for row in rows]
-            for spec, row in zip(typed.api.inputs, others, strict=True):
+            for spec, row in zip(inputs, others, strict=True):
                 if not spec.shared:
                     row[changed] = _scaled(random_rows(rng, 1, spec), spec, scale)[0]
             after = run(others)
             kept = np.arange(n) != changed
-            for name, a, b in zip(typed.computed, before, after, strict=True):
+            for name, a, b in zip(computed, before, after, strict=True):
                 if not _alike(np.asarray(a)[kept], np.asarray(b)[kept]):
                     found[name] = None
-    return tuple(name for name in typed.computed if name in found)
+    return tuple(name for name in computed if name in found)
 
 
 def _scaled(rows: np.ndarray, spec: TensorSpec, scale: float) -> np.ndarray:

@@ -264,7 +264,7 @@ class TypedModel:
         if isinstance(self.fn, FreeFunction):
             return () if self.fn.trial is None else self.at(self.fn.trial).mixing_outputs()
         n = self.only_rows or 2
-        return mixing_rows(self, n, self._quickly_compiled(n))
+        return mixing_rows(self.api.inputs, self.computed, n, self._quickly_compiled(n))
 
     def _quickly_compiled(self, n: int) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
         """This model for `n` rows, for a few calls with the same draws: the compile is quick, the code is not."""

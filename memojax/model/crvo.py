@@ -8,15 +8,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from os import PathLike, fspath
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Self
 
 from ..errors import AssetError, ModelLoadError
 from .files import path_of, read_file
-
-if TYPE_CHECKING:
-    from ..inferer.basic import BasicInferer
-    from ..inferer.fixed import FixedBatchInferer
-    from ..inferer.memoizing import MemoizingDynamicInferer
 
 MAGIC = b"CRVO"
 HEADER_BYTES = 8
@@ -42,13 +37,8 @@ class AssetKind(IntEnum):
 
 
 @dataclass(frozen=True)
-class AssetData:
-    """The bytes of a policy, and their kind.
-
-    >>> asset = memojax.AssetData(memojax.AssetKind.ONNX, b"...")
-    >>> memojax.AssetData.deserialize(asset.serialize()) == asset
-    True
-    """
+class Asset:
+    """The bytes of a policy, and their kind; users hold an `AssetData`, which can also load the policy."""
 
     kind: AssetKind
     data: bytes = field(repr=False)
@@ -60,9 +50,7 @@ class AssetData:
         object.__setattr__(self, "data", bytes(self.data))
 
     @classmethod
-    def deserialize(
-        cls, source: bytes | bytearray | memoryview | IO[bytes], name: str = "<bytes>"
-    ) -> AssetData:
+    def deserialize(cls, source: bytes | bytearray | memoryview | IO[bytes], name: str = "<bytes>") -> Self:
         """Read an asset, without parsing the policy in it; `name` is for messages.
 
         Raises:
@@ -104,7 +92,7 @@ class AssetData:
         return MAGIC + bytes((0, 0, 0, self.kind)) + self.data
 
     @classmethod
-    def read(cls, path: str | PathLike[str]) -> AssetData:
+    def read(cls, path: str | PathLike[str]) -> Self:
         """Read an asset from a file.
 
         Raises:
@@ -128,26 +116,9 @@ class AssetData:
         """
         Path(path).write_bytes(self.serialize())
 
-    def load_basic(self, **options: Any) -> BasicInferer:
-        """An inferer for one agent at a time."""
-        return self._builder().build_basic(**options)
-
-    def load_fixed(self, sizes: Any, **options: Any) -> FixedBatchInferer:
-        """An inferer for known batch sizes."""
-        return self._builder().build_fixed(sizes, **options)
-
-    def load_memoizing(self, preload_sizes: Any = (), **options: Any) -> MemoizingDynamicInferer:
-        """An inferer that compiles each size when it is first seen."""
-        return self._builder().build_memoizing(preload_sizes, **options)
-
-    def _builder(self) -> Any:
-        from ..inferer.builder import InfererBuilder
-
-        return InfererBuilder(self)
-
 
 @contextlib.contextmanager
-def naming(asset: AssetData) -> Iterator[None]:
+def naming(asset: Asset) -> Iterator[None]:
     """Prefix the messages of `AssetError`s raised inside with the asset's file name."""
     try:
         yield
@@ -170,7 +141,7 @@ def onnx_bytes(raw: bytes, name: str) -> bytes:
     """
     if not is_asset(raw):
         return raw
-    asset = AssetData.deserialize(raw, name)
+    asset = Asset.deserialize(raw, name)
     if asset.kind is not AssetKind.ONNX:
         raise AssetError(f"{name}: this CRVO asset holds {asset.kind}: {_INSTEAD[asset.kind]}")
     return asset.data

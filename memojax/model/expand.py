@@ -11,7 +11,7 @@ import onnx
 import onnx.defs
 
 from ..errors import ModelLoadError
-from ..limits import DEPTH, NODES
+from ..xla.limits import DEPTH, NODES
 from .attribute import Reference, value_of
 from .graph import Graph, Node, domain_of, nodes_of, sort_nodes
 from .names import string, strings

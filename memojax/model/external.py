@@ -19,7 +19,7 @@ import onnx
 from onnx import SparseTensorProto, TensorProto
 
 from ..errors import ModelLoadError
-from ..limits import ELEMENTS
+from ..xla.limits import ELEMENTS
 from .files import OpenFile
 from .formats import is_lfs_pointer
 from .tensor import dtype_of

@@ -17,7 +17,7 @@ import onnx
 
 from .._types import Dim
 from ..errors import ModelLoadError
-from ..limits import DEPTH, NODES
+from ..xla.limits import DEPTH, NODES
 from .attribute import value_of
 from .names import string, strings
 from .tensor import MAX_RANK, dtype_of, to_dense, to_numpy

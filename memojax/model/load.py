@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from .._types import Source
 from ..errors import MemojaxError, ModelLoadError
 from . import external
-from .crvo import AssetData, onnx_bytes
+from .crvo import Asset, onnx_bytes
 from .expand import functions_of, inline
 from .files import path_of, read_file
 from .formats import other_format
@@ -57,7 +57,7 @@ def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Mod
     Raises:
         ModelLoadError: the file is missing, empty, truncated, no ONNX, cyclic, newer than what is known here, or its external
             data lies outside its folder.
-        LimitError: it asks for more than a limit allows; see `memojax.limits`.
+        LimitError: it asks for more than a limit allows; see `memojax.xla.limits`.
     """
     try:
         proto, raw, name, path = _read(source)
@@ -112,7 +112,7 @@ def _read(source: Source) -> tuple[onnx.ModelProto, bytes | None, str, Path | No
         path = path_of(source)
         raw = onnx_bytes(read_file(path), str(path))
         return _parse(raw, str(path)), raw, str(path), path
-    if isinstance(source, AssetData):
+    if isinstance(source, Asset):
         source = source.serialize()
     if isinstance(source, (bytes, bytearray, memoryview)):
         raw = onnx_bytes(bytes(source), "<bytes>")

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from ..errors import ModelLoadError
-from ..limits import ELEMENTS
+from ..xla.limits import ELEMENTS
 
 MAX_RANK = 64
 """Axes of an array, in NumPy as in JAX."""

@@ -16,7 +16,7 @@ import numpy as np
 from jax.export import is_symbolic_dim
 
 from .._types import Shape
-from ..limits import ELEMENTS, FOLDED, for_rows
+from ..xla.limits import ELEMENTS, FOLDED, for_rows
 
 
 def is_static(*values: Any) -> bool:

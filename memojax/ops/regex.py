@@ -12,7 +12,7 @@ from re import _constants, _parser  # pyright: ignore[reportAttributeAccessIssue
 from typing import Any
 
 from ..errors import LoweringError, MissingPackageError
-from ..limits import PATTERN
+from ..xla.limits import PATTERN
 
 _LONGEST = 10_000
 """Characters of a pattern; parsing takes longer than linear time for some."""

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..limits import TRIPS
+from ..xla.limits import TRIPS
 
 _given: ContextVar[int | None] = ContextVar("memojax_trips", default=None)
 _around: ContextVar[int] = ContextVar("memojax_trips_around", default=1)

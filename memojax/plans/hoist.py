@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..limits import HOISTED
 from ..xla.cpu_client import cpu_device
+from ..xla.limits import HOISTED
 from ..xla.options import compiled
 from ..xla.settings import own_settings
 from .numpy_eval import fold
@@ -144,7 +144,7 @@ class Hoister:
     def __init__(self, leaves: Sequence[Any], limited: bool = False):
         """`leaves` are the weights, in the order of the traced function's first arguments.
 
-        `limited`: the function is made of a file, which may not make more of its weights than `memojax.limits.HOISTED` says.
+        `limited`: the function is made of a file, which may not make more of its weights than `memojax.xla.limits.HOISTED` says.
         """
         self.leaves = tuple(leaves)
         self._allowed = HOISTED.allowed + 8 * sum(map(_bytes, leaves)) if limited else None

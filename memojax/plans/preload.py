@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from typing import Any, final
 
-from ..progress import progress_bar
 from ..xla.background import submit
+from .progress import progress_bar
 
 
 @final

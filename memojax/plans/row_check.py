@@ -26,4 +26,4 @@ def plan_mixing(compiler: PlanCompiler, plan: Plan) -> tuple[str, ...]:
             arrays = [jax.device_put(array, compiler.device) for array in given]
         return [np.asarray(value) for value in plan.executable.run(arrays)]
 
-    return mixing_rows(typed, plan.size, run)
+    return mixing_rows(typed.api.inputs, typed.computed, plan.size, run)

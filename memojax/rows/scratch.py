@@ -110,6 +110,12 @@ class ScratchPad:
         """The first `count` rows of each input slot."""
         return [array[:count] for array in self._room[1]]
 
+    def room(self, count: int) -> list[np.ndarray]:
+        """The arrays of all input slots, with room for `count` agents; another list once they have grown."""
+        if count > self._room[0]:
+            self.reserve(count)
+        return self._room[1]
+
     def reserve(self, count: int) -> None:
         """Make room for `count` agents in all; existing rows stay."""
         capacity, arrays = self._room

@@ -1,7 +1,7 @@
-"""Policies without their ONNX file: writing and reading StableHLO programs in CRVO assets."""
+"""Policies without their ONNX file: a StableHLO program in a CRVO asset. `lowering/exported/` reads what is written here."""
 
+from ..lowering.exported import find_stablehlo as find_stablehlo
+from ..lowering.exported import load_stablehlo as load_stablehlo
+from ..lowering.exported import only_size as only_size
+from ..lowering.exported import read_header as read_header
 from .export import to_stablehlo as to_stablehlo
-from .load import find_stablehlo as find_stablehlo
-from .load import load_stablehlo as load_stablehlo
-from .load import only_size as only_size
-from .load import read_header as read_header

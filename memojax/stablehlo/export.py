@@ -15,14 +15,16 @@ from jax import export
 
 from .._types import Source
 from ..errors import AssetError, DimensionError, InputError
+from ..inferer.asset import AssetData
+from ..lowering.exported.header import FORMAT, MAGIC, PREFIX
+from ..lowering.exported.load import ExportedFunction, only_size
 from ..lowering.host_rows import HostRows
+from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
-from ..model.crvo import AssetData, AssetKind
+from ..model.crvo import AssetKind
 from ..model.signature import TensorSpec
 from ..xla.fork import check_not_forked
 from ..xla.settings import own_settings
-from .header import FORMAT, MAGIC, PREFIX
-from .load import ExportedFunction, only_size
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -60,7 +62,6 @@ def to_stablehlo(
         ModelLoadError, UnsupportedOpError: as for `memojax.load`.
     """
     check_not_forked()
-    from ..loading import typed_model
 
     typed = typed_model(source, **options)
     if batch_size is not None and batch_size < 1:

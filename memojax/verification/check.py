@@ -12,7 +12,7 @@ from .._types import Source
 from ..errors import IncompatibleModelError, InputError
 from ..inferer.base import Inferer
 from ..inferer.memoizing import MemoizingDynamicInferer
-from ..loading import typed_model
+from ..lowering.loading import typed_model
 from ..lowering.row_probe import random_rows
 from ..lowering.typed_model import TypedModel, at_trial
 from ..plans.batch_sizes import checked_size

@@ -12,8 +12,8 @@ from ..errors import (
     IncompatibleModelError,
     UnknownInputError,
 )
-from ..exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE, continuations
 from ..inferer.base import Inferer, check_inferer
+from ..model.exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE, continuations
 from ..model.signature import ModelApi, TensorSpec
 from ..rows.scratch import ScratchPadView
 from ..rows.states import can_cast

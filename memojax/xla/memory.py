@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from ..limits import MEMORY, counting_rows, for_rows
+from .limits import MEMORY, counting_rows, for_rows
 
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -14,7 +14,7 @@ import memojax as mj
 from memojax import errors, policies
 from memojax.evaluation import Episode, compare, plot
 from memojax.evaluation.statistics import plus_minus
-from memojax.exporter_names import canonical
+from memojax.model.exporter_names import canonical
 
 from .. import tiny_envs
 from ..evaluation_fakes import Policy, first, linear

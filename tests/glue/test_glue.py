@@ -131,7 +131,7 @@ def test_tensors_in_tensors_out(policy: mj.Inferer, several: mj.Inferer) -> None
 
 def test_tensors_are_not_copied_on_the_way(policy: mj.Inferer) -> None:
     torch = pytest.importorskip("torch")
-    from memojax.glue.torch_arrays import from_torch, to_torch
+    from memojax.rows.torch_arrays import from_torch, to_torch
 
     tensor = torch.ones(3, 6)
     assert from_torch("obs", tensor).ctypes.data == tensor.data_ptr()

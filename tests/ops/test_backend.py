@@ -10,7 +10,7 @@ import onnx.backend.test
 import pytest
 
 import memojax.backend
-from memojax import limits
+from memojax.xla import limits
 from tests.ops import corpus, report
 from tests.ops.test_versions import onnxruntime_session
 

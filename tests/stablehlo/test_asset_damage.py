@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import memojax as mj
+from memojax import AssetData, AssetKind
 from memojax.errors import AssetError, InputError
-from memojax.model.crvo import AssetData, AssetKind
-from memojax.stablehlo import load as stablehlo
+from memojax.lowering.exported import load as stablehlo
+from memojax.lowering.exported.header import PREFIX
 from memojax.stablehlo import load_stablehlo, read_header, to_stablehlo
-from memojax.stablehlo.header import PREFIX
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import memojax
-from memojax import limits
 from memojax.errors import LimitError, MissingPackageError, ModelLoadError, TripCountError
 from memojax.model import load_model
 from memojax.ops import regex
+from memojax.xla import limits
 from tests.system import hostile
 from tests.system.doors import DOORS
 from tests.system.guard import Guard

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from ..errors import InputDtypeError, InputError, InputShapeError
-from ..inferer.base import Inferer
 from ..model.signature import TensorSpec
-from .torch_arrays import from_torch, is_torch, to_torch
+from ..rows.torch_arrays import from_torch, is_torch, to_torch
+from .base import Inferer
 
 
 def call(inferer: Inferer, inputs: Any, *, copy: bool = False, out: Any = None) -> Any:

@@ -12,9 +12,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..errors import AssetError
-from ..model.crvo import AssetData, AssetKind
-from ..model.signature import ModelApi, TensorSpec
+from ...errors import AssetError
+from ...model.crvo import Asset, AssetKind
+from ...model.signature import ModelApi, TensorSpec
 
 FORMAT = 1
 
@@ -95,7 +95,7 @@ class Header:
     sha256: str
 
 
-def header_and_body(asset: AssetData) -> tuple[Header, memoryview]:
+def header_and_body(asset: Asset) -> tuple[Header, memoryview]:
     """The header of an asset, and the bytes behind it.
 
     Raises:

@@ -20,11 +20,11 @@ import jax
 import numpy as np
 from jax import export
 
-from ..errors import AssetError, DimensionError, ForkError
-from ..lowering.typed_model import TypedModel
-from ..model.crvo import HEADER_BYTES, AssetData, AssetKind, is_asset, naming
-from ..model.files import path_of, start_of
-from ..xla.fork import check_not_forked, was_forked
+from ...errors import AssetError, DimensionError, ForkError
+from ...model.crvo import HEADER_BYTES, Asset, AssetKind, is_asset, naming
+from ...model.files import path_of, start_of
+from ...xla.fork import check_not_forked, was_forked
+from ..typed_model import TypedModel
 from .header import Header, arrays_of, header_and_body
 from .parse_guard import parse_failure
 
@@ -39,21 +39,21 @@ def only_size(typed: TypedModel) -> int | None:
     return typed.only_rows
 
 
-def find_stablehlo(source: Any) -> AssetData | None:
-    """The StableHLO asset in `source` (path, bytes, seekable file or `AssetData`); None if its first bytes say that it is something else.
+def find_stablehlo(source: Any) -> Asset | None:
+    """The StableHLO asset in `source` (path, bytes, seekable file or `Asset`); None if its first bytes say that it is something else.
 
     Raises:
         AssetError: `source` is such an asset but cannot be read.
     """
-    if isinstance(source, AssetData):
+    if isinstance(source, Asset):
         return source if source.kind is AssetKind.STABLEHLO else None
     start = _start_of(source)
     if len(start) < HEADER_BYTES or not is_asset(start) or start[HEADER_BYTES - 1] != AssetKind.STABLEHLO:
         return None
-    return AssetData.read(source) if isinstance(source, (str, PathLike)) else AssetData.deserialize(source)
+    return Asset.read(source) if isinstance(source, (str, PathLike)) else Asset.deserialize(source)
 
 
-def read_header(asset: AssetData) -> Header:
+def read_header(asset: Asset) -> Header:
     """The header of a StableHLO asset; the program is not read.
 
     Raises:
@@ -63,7 +63,7 @@ def read_header(asset: AssetData) -> Header:
         return header_and_body(asset)[0]
 
 
-def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
+def load_stablehlo(asset: Asset, *, trusted: bool = False) -> TypedModel:
     """Load the model in a StableHLO asset.
 
     On first load, a child process parses the program before this process does (about 0.3 s), because crafted bytes can crash XLA's
@@ -111,7 +111,7 @@ def load_stablehlo(asset: AssetData, *, trusted: bool = False) -> TypedModel:
 class ExportedFunction:
     """The program of an asset, as the function of a `TypedModel`."""
 
-    asset: AssetData
+    asset: Asset
     header: Header
     exported: export.Exported
 
@@ -139,7 +139,7 @@ class ExportedFunction:
         return _revived, (self.asset,)
 
 
-def _revived(asset: AssetData) -> Any:
+def _revived(asset: Asset) -> Any:
     return ForkedFunction(asset) if was_forked() else load_stablehlo(asset, trusted=True).fn
 
 
@@ -147,7 +147,7 @@ def _revived(asset: AssetData) -> Any:
 class ForkedFunction:
     """What the program of an asset becomes in a forked worker, where unpickling must not raise: a pool would wait for ever."""
 
-    asset: AssetData
+    asset: Asset
 
     def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
         """Nothing.

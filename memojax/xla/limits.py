@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import InputError, LimitError
+from ..errors import InputError, LimitError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import rich.console
 
 import memojax as mj
-from memojax.progress import progress_bar
+from memojax.plans.progress import progress_bar
 
 from ..helpers import scaling
 

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import policies
-from ._options import named_options
-from ._types import Source
-from .errors import InputError
-from .lowering.batch_evidence import BatchAxis
-from .lowering.typed_model import TypedModel
-from .stablehlo.load import find_stablehlo, load_stablehlo
+from .. import policies
+from .._options import named_options
+from .._types import Source
+from ..errors import InputError
+from .batch_evidence import BatchAxis
+from .exported.load import find_stablehlo, load_stablehlo
+from .typed_model import TypedModel
 
 
 @named_options
