@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from .hoist import Residual, Step
 
@@ -86,7 +87,7 @@ class Group(Step):
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
         # Weights that are constants stay so inside of the call: there XLA packs them.
-        fixed = {n: x for n, x in zip(self.inputs, inputs, strict=True) if not isinstance(x, jax.core.Tracer)}
+        fixed = {n: x for n, x in zip(self.inputs, inputs, strict=True) if not isinstance(x, Tracer)}
         given = {n: x for n, x in zip(self.inputs, inputs, strict=True) if n not in fixed}
 
         def group(*values: Any) -> list[Any]:
