@@ -28,6 +28,7 @@ from .lowering.typed_model import TypedModel as TypedModel
 from .model.crvo import AssetKind as AssetKind
 from .model.signature import ModelApi as ModelApi
 from .model.signature import TensorSpec as TensorSpec
+from .plans.artifact import PlanArtifact as PlanArtifact
 from .plans.forbid import forbid_compile as forbid_compile
 from .rows.scratch import ScratchPad as ScratchPad
 from .rows.scratch import ScratchPadView as ScratchPadView
@@ -48,6 +49,7 @@ from .wrapper.epsilon import NoiseGenerator as NoiseGenerator
 from .wrapper.recurrent import RecurrentInfo as RecurrentInfo
 from .wrapper.recurrent import RecurrentTracker as RecurrentTracker
 from .wrapper.recurrent import RecurrentTrackerWrapper as RecurrentTrackerWrapper
+from .xla.cores import pin_cores as pin_cores
 from .xla.flags import disable_loop_unrolling as disable_loop_unrolling
 
 __version__: str
@@ -77,6 +79,7 @@ __all__ = [
     "NoiseGenerator",
     "NormalizeObs",
     "OneShot",
+    "PlanArtifact",
     "PolicyPool",
     "RecurrentInfo",
     "RecurrentTracker",
@@ -98,6 +101,7 @@ __all__ = [
     "load",
     "load_stablehlo",
     "ops",
+    "pin_cores",
     "policies",
     "run",
     "to_jax",
