@@ -20,6 +20,7 @@ from .lowering.batch_evidence import BatchAxis
 from .lowering.pure_function import PureFunction, of_graph, of_rows
 from .lowering.typed_model import TypedModel
 from .model import Model, load_model
+from .plans.artifact import PlanArtifact
 from .plans.autotune import DEFAULT_BUDGET_MB, Autotune
 from .plans.batch_sizes import Bucketing
 from .plans.compiler import Weights
@@ -44,7 +45,7 @@ def load(
     seed: int = 0,
     precision: str | None = "highest",
     weights: Weights = "auto",
-    cache_dir: str | PathLike[str] | None = None,
+    cache_dir: str | PathLike[str] | PlanArtifact | None = None,
     autotune: Autotune = "off",
     autotune_budget_mb: float = DEFAULT_BUDGET_MB,
     strict: bool = False,

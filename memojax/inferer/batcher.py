@@ -300,15 +300,11 @@ class Batcher:
         batch = self._batch()
         batch.begun = [view for view in batch.begun if view.ran]
         total, done = len(batch.pad.ids), batch.done
-        while done < total:
-            view = batch.pad.chunk(done, next_size(inferer, total - done))
-            view.whole = 0 if done else total
-            # Noted before it runs: a wrapper's state and this batch then know of it from the same assignment on, in `settle`.
-            batch.begun.append(view)
-            inferer.infer_raw(view)
-            if not view.ran:
-                view.settle()
-            done += len(view)
+        if done < total:
+            if next_size(inferer, total - done) == total - done:
+                _run_rest(inferer, batch, batch.begun)
+            else:
+                inferer.with_one_set_of_weights(partial(_run_rest, inferer, batch, batch.begun))
         return self._responses(inferer, batch)
 
     def clear(self) -> None:
@@ -356,6 +352,21 @@ class Batcher:
             if batch.row_of(agent) is None:  # it was not pushed again
                 del responses[agent]
         return responses
+
+
+def _run_rest(inferer: Inferer, batch: _Batch, ran: Sequence[ScratchPadView]) -> None:
+    """Run all rows behind `ran`. It may be repeated, which forgets the answers of the run before."""
+    batch.begun = list(ran)
+    total, done = len(batch.pad.ids), batch.done
+    while done < total:
+        view = batch.pad.chunk(done, next_size(inferer, total - done))
+        view.whole = 0 if done else total
+        # Noted before it runs: a wrapper's state and this batch then know of it from the same assignment on, in `settle`.
+        batch.begun.append(view)
+        inferer.infer_raw(view)
+        if not view.ran:
+            view.settle()
+        done += len(view)
 
 
 def batcher_for(inferer: Inferer, capacity: int = DEFAULT_CAPACITY) -> Batcher | LooseBatcher:

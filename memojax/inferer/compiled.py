@@ -20,6 +20,7 @@ from ..lowering.free_function import Binding
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi
+from ..plans.artifact import PlanArtifact
 from ..plans.autotune import Tuner
 from ..plans.cache import CacheInfo, PlanCache
 from ..plans.disk_cache import disk_cache
@@ -71,7 +72,8 @@ class ModelInferer(Inferer):
         self._device = resolve_device(options.device)
         self._choice = DeviceChoice(options.strict, None if self._device == cpu_device() else self._device)
         self._tuner = Tuner(options.autotune, options.autotune_budget_mb)
-        self._disk = disk_cache(options.cache_dir)
+        given = options.cache_dir
+        self._disk = given if isinstance(given, PlanArtifact) else disk_cache(given)
         self._route = route
         self._seed = options.seed & 0xFFFFFFFF
         self._draws = itertools.count()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._types import Arrays
@@ -206,7 +205,7 @@ class CompiledRows:
             DeviceError: they lie on several devices, where that is refused.
         """
         given, device = chosen_device(self._inputs, inputs, self._choice)
-        if device.platform == self.engine.device.platform == "cpu":
+        if share_host_memory(device, self.engine.device):
             # No trip: NumPy reads the memory of a CPU's arrays. They have the same plans as NumPy arrays, and so the same promises.
             rows = {name: np.asarray(row) for name, row in given.items()}
             return {
@@ -221,44 +220,55 @@ class CompiledRows:
         cache = self.engine.on(device)
         self.histogram.arrived(n)
         self.route.arrived(n, cache)
-        parts = self.engine.with_one_set_of_weights(lambda: self._run_device_parts(cache, rows, n))
-        results = parts[0] if len(parts) == 1 else [jnp.concatenate(p) for p in zip(*parts, strict=True)]
+        results = self._run_on_device(cache, rows, n, device)
         named: Arrays = dict(zip(self._computed, results, strict=True))
         for name in self.typed.constant:
             named[name] = on_device(self.constant_rows(name, n), device)
         return {spec.name: named[spec.name] for spec in outputs}
 
+    def _run_on_device(
+        self, cache: PlanCache, rows: Sequence[jax.Array], n: int, device: jax.Device
+    ) -> list[jax.Array]:
+        """Computed outputs for `n` rows on a device; rows that are padded or split go through the host's memory.
+
+        There NumPy pads and splits them. JAX would compile both for each number of rows, in the midst of a loop, and keep that for good.
+        """
+        taken, size = self.route.of(n, cache)
+        if taken == size == n:
+            plan: Plan = cache.get(size)
+            return list(plan(rows, self._key() if plan.random else None))
+        with own_settings():
+            host = [np.asarray(row) for row in rows]
+            parts = self.engine.with_one_set_of_weights(
+                lambda: self._run_device_parts(cache, host, n, device)
+            )
+            return [on_device(np.concatenate(pieces), device) for pieces in zip(*parts, strict=True)]
+
     def _run_device_parts(
-        self, cache: PlanCache, rows: Sequence[jax.Array], n: int
-    ) -> list[Sequence[jax.Array]]:
-        parts: list[Sequence[jax.Array]] = []
-        done = 0
+        self, cache: PlanCache, rows: Sequence[np.ndarray], n: int, device: jax.Device
+    ) -> list[list[np.ndarray]]:
+        parts, done = [], 0
         while done < n:
-            take, size = self.route.of(n - done, cache)
-            if take < n:
+            taken, size = self.route.of(n - done, cache)
+            if taken < n:
                 self.refuse_mixing(f"running {n} rows in parts")
-            part = rows if take == n else _part(self._inputs, rows, done, done + take)
-            parts.append(self._device_part(cache, part, take, size))
-            done += take
+            part = _part(self._inputs, rows, done, done + taken)
+            plan = cache.get(size)
+            key = self._key() if plan.random else None
+            if size != taken:
+                self.refuse_mixing(f"padding {taken} rows to a plan for {size}")
+                cache.count_padding(size - taken)
+                part = self._padded(part, taken, size)
+            # Copies: a device may read the memory after this call, or take it over, while the next part writes to the buffers.
+            results = plan([on_device(np.array(row), device) for row in part], key)
+            parts.append([np.asarray(result)[:taken] for result in results])
+            done += taken
         return parts
 
-    def _device_part(
-        self, cache: PlanCache, rows: Sequence[jax.Array], take: int, size: int
-    ) -> Sequence[jax.Array]:
-        plan: Plan = cache.get(size)
-        key = self._key() if plan.random else None
-        if size == take:
-            return plan(rows, key)
-        self.refuse_mixing(f"padding {take} rows to a plan for {size}")
-        cache.count_padding(size - take)
-        with own_settings():
-            padded = [
-                row
-                if spec.shared
-                else jnp.concatenate([row, jnp.zeros((size - take, *row.shape[1:]), row.dtype)])
-                for spec, row in zip(self._inputs, rows, strict=True)
-            ]
-        return [result[:take] for result in plan(padded, key)]
+
+def share_host_memory(device: jax.Device, other: jax.Device) -> bool:
+    """Whether NumPy reads the memory of both, so that one's arrays may run on the other's plans."""
+    return device.platform == other.platform == "cpu"
 
 
 def _part(specs: Sequence[TensorSpec], rows: Sequence[Any], start: int, stop: int) -> list[Any]:

@@ -13,6 +13,7 @@ from .._types import Source
 from ..lowering.batch_evidence import BatchAxis
 from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
+from ..plans.artifact import PlanArtifact
 from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune
 from ..plans.batch_sizes import Bucketing, bucket_of
 from ..plans.compiler import Weights
@@ -56,7 +57,7 @@ class MemoizingDynamicInferer(ModelInferer):
         seed: int = 0,
         precision: str | None = "highest",
         weights: Weights = "auto",
-        cache_dir: str | PathLike[str] | None = None,
+        cache_dir: str | PathLike[str] | PlanArtifact | None = None,
         autotune: Autotune = "off",
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
         strict: bool = False,
@@ -121,7 +122,7 @@ class MemoizingDynamicInferer(ModelInferer):
         seed: int = 0,
         precision: str | None = "highest",
         weights: Weights = "auto",
-        cache_dir: str | PathLike[str] | None = None,
+        cache_dir: str | PathLike[str] | PlanArtifact | None = None,
         autotune: Autotune = "off",
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
         strict: bool = False,
@@ -177,7 +178,7 @@ class MemoizingDynamicInferer(ModelInferer):
         seed: int = 0,
         precision: str | None = "highest",
         weights: Weights = "auto",
-        cache_dir: str | PathLike[str] | None = None,
+        cache_dir: str | PathLike[str] | PlanArtifact | None = None,
         autotune: Autotune = "off",
         autotune_budget_mb: float = DEFAULT_BUDGET_MB,
         strict: bool = False,

@@ -11,6 +11,7 @@ import jax
 
 from .._options import of_kind, one_of, unknown_option
 from ..errors import OptionError
+from ..plans.artifact import PlanArtifact
 from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune
 from ..plans.batch_sizes import Bucketing
 from ..plans.compiler import Weights
@@ -26,7 +27,7 @@ class SharedOptions(TypedDict, total=False):
     seed: int
     precision: str | None
     weights: Weights
-    cache_dir: str | PathLike[str] | None
+    cache_dir: str | PathLike[str] | PlanArtifact | None
     autotune: Autotune
     autotune_budget_mb: float
     strict: bool
@@ -47,12 +48,12 @@ class InferOptions:
     """Options of every inferer.
 
     Attributes:
-        maxsize: the most plans to keep that were not preloaded; the least recently used go. None: no limit.
+        maxsize: the most plans to keep that were not preloaded, on all devices together; the least recently used go. None: no limit.
         device: where NumPy batches run: None or "cpu", "gpu", "gpu:1", or a `jax.Device`.
         seed: of the numbers that a random model draws.
         precision: of matrix products on accelerators, by JAX's names.
         weights: "constant" (part of each executable), "argument" (`update_params` then recompiles nothing), or "auto".
-        cache_dir: folder that keeps compiled plans for other processes; `MEMOJAX_CACHE_DIR` without it.
+        cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes; `MEMOJAX_CACHE_DIR` without it.
         autotune: whether plans are tried as other candidates too: "off", "preload" (the preloaded ones, at once), "background"
             (those in use).
         autotune_budget_mb: memory that tuning may use.
@@ -70,7 +71,7 @@ class InferOptions:
     seed: int = 0
     precision: str | None = "highest"
     weights: Weights = "auto"
-    cache_dir: str | PathLike[str] | None = None
+    cache_dir: str | PathLike[str] | PlanArtifact | None = None
     autotune: Autotune = "off"
     autotune_budget_mb: float = DEFAULT_BUDGET_MB
     strict: bool = False
@@ -93,7 +94,7 @@ class InferOptions:
         of_kind("checked", self.checked, bool, "True or False")
         one_of("compile_in", self.compile_in, get_args(CompileIn))
         if self.cache_dir is not None:
-            of_kind("cache_dir", self.cache_dir, (str, PathLike), "a folder")
+            of_kind("cache_dir", self.cache_dir, (str, PathLike, PlanArtifact), "a folder or a PlanArtifact")
 
     def arguments(self) -> dict[str, Any]:
         """The options as keyword arguments."""

@@ -188,13 +188,21 @@ class Emitter:
             floats = product.flops // (2 * product.rows)
             chunk = chunk_of(self.blocks, rows, self._floats(start, index))
             starved = largest >= 0 and product.rows * chunk < min(_MANY_ROWS, product.rows * self.blocks)
-            if (starved and floats >= _LARGE_MATRIX) or (largest >= 0 and product.rows >= 16 * rows):
+            if (starved and (floats >= _LARGE_MATRIX or self._mostly(product.rows, start, index))) or (
+                largest >= 0 and product.rows >= 16 * rows
+            ):
                 found[start] = chunk
                 start, largest = index, -1
             if product.flops > largest:
                 largest, rows = product.flops, product.rows
         found[start] = chunk_of(self.blocks, rows, self._floats(start, len(self._ops)))
         return found
+
+    def _mostly(self, rows: int, start: int, index: int) -> bool:
+        """Whether products of so few rows, from step `index` on, are most of the work since `start`: a loop's rounds."""
+        before = sum(Product(**given).flops for name, given in self._ops[start:index] if name == "product")
+        after = [Product(**given) for name, given in self._ops[index:] if name == "product"]
+        return sum(one.flops for one in after if one.rows <= rows) > 2 * before
 
     def _floats(self, start: int, stop: int) -> int:
         """Floats of the arena, for each block, that steps from `start` to `stop` use at the same time at most."""
@@ -474,6 +482,12 @@ class Emitter:
         assert inside is not None
         self.copy(x, inside)
         return target.transposed([list(spec).index(i) for i in range(len(spec))])
+
+    def filled(self, shape: Sequence[int], value: float) -> Value:
+        """One number throughout, with blocks where an array of XLA's would have them."""
+        target = self.new(shape, outside(shape, self.blocks, 0).axis)
+        self.emit("fill", [target], y=target.place, count=target.size, value=value)
+        return target
 
     def pad(self, x: Value, config: Sequence[tuple[int, int, int]], value: float) -> Value:
         """Numbers around an array."""

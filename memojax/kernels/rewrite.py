@@ -18,6 +18,7 @@ from .emitter import Emitter
 from .library import TARGET, Library
 from .program import MOST_BUFFERS
 from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
+from .unroll import unrolled
 from .values import Constant, Recipe, Refused, Value, cook, outside
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -63,14 +64,33 @@ class _Call(Step):
 
 def rewrite(residual: Residual, size: int, hoister: Hoister, kernels: Library) -> Residual | None:
     """`residual`, traced for `size` rows, with calls of the kernels in it; None where they have nothing to do."""
+    written = unrolled(residual)
+    if written is not None and (made := _rewritten(*written, size, hoister, kernels)) is not None:
+        return made
+    return _rewritten(residual, None, size, hoister, kernels)
+
+
+def _rewritten(
+    residual: Residual, first: int | None, size: int, hoister: Hoister, kernels: Library
+) -> Residual | None:
+    """The same; None as well where a loop's steps, whose numbers begin with `first`, are not all in programs."""
     refused: set[int] = set()
     for _ in range(_MOST_TRIES):
         try:
-            return _Rewriter(residual, size, hoister, kernels, refused).run()
+            made = _Rewriter(residual, size, hoister, kernels, refused).run()
         except _StepRefused as cause:
             log.debug("kernels leave step(s) %s to XLA: %s", cause.steps, cause)
+            if any(_belongs(residual.steps[index], first) for index in cause.steps):
+                return None
             refused.update(cause.steps)
+            continue
+        left = made.steps if made is not None else ()
+        return None if any(_belongs(step, first) and step.primitive is not _CALL for step in left) else made
     return None
+
+
+def _belongs(step: Step, first: int | None) -> bool:
+    return first is not None and any(number >= first for number in step.outputs)
 
 
 class _StepRefused(Exception):
@@ -408,6 +428,8 @@ class _Rewriter:
 
 
 def _constant(array: np.ndarray) -> Constant:
+    if array.size > 1 and (array == array.flat[0]).all():
+        return Constant(array.shape, (1,) * array.ndim, array.reshape(-1)[:1])
     return Constant(array.shape, array.shape, array)
 
 

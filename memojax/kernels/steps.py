@@ -298,6 +298,8 @@ def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | N
         raise Refused("a product for each of a batch")
     shape = tuple(step.avals[0].shape)
     fused = fused or Fused()
+    if isinstance(a, Constant) and isinstance(b, Constant) and a.number is not None:
+        a = t.emitter.filled(a.shape, a.number)
     if isinstance(b, Constant) and not isinstance(a, Constant):
         return [
             t.emitter.dense(

@@ -90,8 +90,8 @@ class PlanCache:
         self._pending: dict[int, _Making] = {}
         self._pinned: set[int] = set()
         self._used: dict[int, int] = {}
-        self._lock = beside._lock if beside else threading.Lock()
-        self._group: weakref.WeakSet[PlanCache] = beside._group if beside else weakref.WeakSet()
+        self._lock = beside._lock if beside is not None else threading.Lock()
+        self._group: weakref.WeakSet[PlanCache] = beside._group if beside is not None else weakref.WeakSet()
         self._group.add(self)
         self._journal = Journal()
         self._dropped_calls: Counter[int] = Counter()

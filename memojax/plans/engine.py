@@ -21,6 +21,7 @@ from ..rows.journal import Journal
 from ..xla.background import AtWork
 from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
+from .artifact import PlanArtifact
 from .autotune import Tuner
 from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
@@ -60,7 +61,7 @@ class Engine:
         weights: Weights,
         precision: str | None,
         maxsize: int | None,
-        disk: DiskCache | None,
+        disk: DiskCache | PlanArtifact | None,
         tuner: Tuner | None = None,
         beside: Engine | None = None,
         compile_in: CompileIn = "auto",
@@ -87,7 +88,9 @@ class Engine:
         like = beside._compiler if beside else None
         self._compiler = PlanCompiler(typed, device, like.weights if like else weights, precision, like=like)
         self._compiler.keep_traces = self._tuner.handles(self._compiler)
-        self._choices = Choices(disk.folder) if self._disk is not None and disk is not None else None
+        self._choices = (
+            Choices(disk.folder) if self._disk is not None and isinstance(disk, DiskCache) else None
+        )
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
         self._journal = Journal()
@@ -117,7 +120,7 @@ class Engine:
                 )
                 self._elsewhere[device] = (
                     compiler,
-                    PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize),
+                    PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize, self.cache),
                 )
             return self._elsewhere[device][1]
 

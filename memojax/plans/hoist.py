@@ -188,7 +188,7 @@ class Hoister:
             else:
                 known.update(zip(step.outputs, made, strict=True))
         # A node that only other nodes read is no argument: its value is inside of theirs.
-        steps, needed = _alive(kept, outputs)
+        steps, needed = alive(kept, outputs)
         leading = tuple(number for number in known if number in needed)
         return Residual(
             tuple(known[n] for n in leading),
@@ -358,7 +358,15 @@ class _Flat:
         return [_Literal(var.val) if hasattr(var, "val") else env[var] for var in jaxpr.outvars]
 
 
-def _alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, ...], set[int]]:
+def flattened(closed: Any) -> tuple[list[int], list[Step], list[Atom]]:
+    """A closed jaxpr's arguments, steps and outputs, numbered from 0 on, with calls of other jaxprs inlined."""
+    flat = _Flat()
+    arguments = [flat.number(var.aval) for var in closed.jaxpr.invars]
+    outputs = flat.inline(closed.jaxpr, closed.consts, arguments)
+    return arguments, flat.steps, outputs
+
+
+def alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, ...], set[int]]:
     """The steps that the outputs need, and all numbers that they read."""
     needed = {atom for atom in outputs if isinstance(atom, int)}
     alive = []

@@ -57,7 +57,7 @@ def device_rows(
     with own_settings():
         for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
             if value.dtype != spec.dtype:
-                value = _cast(spec, value, device)
+                value = _cast(spec, value)
             if not isinstance(value, jax.Array):
                 # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
                 value = jax.device_put(np.array(value), device)
@@ -81,12 +81,12 @@ def chosen_device(
     return given, choice.choose(specs, list(given.values()))
 
 
-def _cast(spec: TensorSpec, value: Any, device: jax.Device) -> Any:
+def _cast(spec: TensorSpec, value: Any) -> np.ndarray:
     if not can_cast(np.dtype(value.dtype), spec.dtype):
         raise InputDtypeError(dtype_message(spec, value.dtype))
     check_fits(spec, value)
-    # By NumPy where that is no trip: JAX would compile the cast for each number of rows, and keep it for good.
-    return (np.asarray(value) if device.platform == "cpu" else value).astype(spec.dtype)
+    # By NumPy, even from an accelerator: JAX would compile the cast for each number of rows, and keep it for good.
+    return np.asarray(value).astype(spec.dtype)
 
 
 def on_device(rows: Array, device: jax.Device) -> jax.Array:
@@ -127,7 +127,7 @@ def shared_value(spec: TensorSpec, given: Any) -> Any:
                 f"input {spec.name!r} is shared by all agents: the file gives it no batch axis, but row {row} differs from row 0. "
                 f"Give it once, {list(spec.shape)}, bind it with constants=, or run agents with different values in calls of their own"
             )
-    return given[0]
+    return np.asarray(given)[0]  # JAX would compile the look-up for each number of rows
 
 
 def check_names(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> None:

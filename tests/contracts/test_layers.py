@@ -27,6 +27,7 @@ LAYERS = [
     "api backend stablehlo",
     "verification runtime evaluation",
     "glue",
+    "ray",
     "cli",
 ]
 EXEMPT = ("__init__", "__main__")
@@ -95,7 +96,7 @@ PLACE = {room: index for index, line in enumerate(LAYERS) for room in line.split
 def test_every_room_has_its_place() -> None:
     rooms = {_layer(module) for module in MODULES} - set(EXEMPT)
     assert rooms == set(PLACE), "add new rooms to LAYERS, and drop those that are gone"
-    assert len(LAYERS) <= 15
+    assert len(LAYERS) <= 16
 
 
 def test_the_architecture_page_shows_every_room_in_order() -> None:

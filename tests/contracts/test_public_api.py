@@ -38,6 +38,7 @@ PUBLIC = [
     "NoiseGenerator",
     "NormalizeObs",
     "OneShot",
+    "PlanArtifact",
     "PolicyPool",
     "RecurrentInfo",
     "RecurrentTracker",
@@ -59,6 +60,7 @@ PUBLIC = [
     "load",
     "load_stablehlo",
     "ops",
+    "pin_cores",
     "policies",
     "run",
     "to_jax",
@@ -97,6 +99,23 @@ def test_submodules_do_not_leak() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout
     assert [name for name in listed.split() if not name.startswith("__")] == sorted(PUBLIC)
+
+
+def test_the_help_needs_no_jax() -> None:
+    program = (
+        "import sys, memojax.cli.main as command_line\n"
+        "try: command_line.main(['--help'])\n"
+        "except SystemExit: print(sorted({'jax', 'onnx', 'rich'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "evaluate" in shown
+    assert shown.endswith("\n[]\n"), shown[-200:]
+
+
+def test_rooms_are_attributes_before_their_import() -> None:
+    program = "import memojax; print(memojax.kernels.available, hasattr(memojax, 'nothing_of_ours'))"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown.endswith(" False\n")
 
 
 @pytest.mark.parametrize("path", PATHS)

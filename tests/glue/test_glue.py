@@ -321,3 +321,19 @@ def test_hidden_state_goes_around_and_starts_anew(tracked: bool) -> None:
 
 def test_a_fake_policy_is_called_too() -> None:
     assert Policy(first)(np.zeros((2, 2), np.float32)).shape == (2, 2)
+
+
+def test_a_reader_without_a_space_reads_agents_one_by_one() -> None:
+    from memojax.glue.predictor import _GivenReader
+
+    for rows in (ROWS, {"obs": ROWS, "speed": ROWS[:, :2]}):
+        reader = _GivenReader(rows, True)
+        agents = (
+            list(rows)
+            if isinstance(rows, np.ndarray)
+            else [{n: r[i] for n, r in rows.items()} for i in range(3)]
+        )
+        read = reader(agents)
+        assert read.keys() == reader.rows.keys()
+        for name, expected in reader.rows.items():
+            np.testing.assert_array_equal(read[name], expected)

@@ -165,3 +165,24 @@ def test_a_call_sees_one_set_of_weights(n: int) -> None:
         assert found.tolist() in ([2.0], [3.0])
 
     hammer(2, [update, call, call, call_on_device])
+
+
+@pytest.mark.parametrize("n", [64, 5], ids=["split", "whole"])
+def test_agents_of_one_execute_see_one_set_of_weights(n: int) -> None:
+    policy = memojax.load(scaling(), preload=[8], max_batch_size=8, bucketing=[8], weights="argument")
+    batched, real, parts = policy.into_batched(), policy.infer_raw, []
+
+    def infer_raw(view: Any) -> None:
+        real(view)
+        parts.append(len(view))
+        if len(parts) == 1:
+            policy.update_params(np.float32(3))
+
+    policy.infer_raw = infer_raw
+    for agent in range(n):
+        batched.push(agent, {"obs": OBS[agent]})
+    answers = batched.execute()
+    assert list(answers) == list(range(n))
+    found = {float(value) for answer in answers.values() for value in answer["out"]}
+    assert found == ({3.0} if n == 64 else {2.0})
+    assert len(batched) == 0

@@ -133,6 +133,63 @@ def test_hidden_state_follows_and_wrappers_warn_once() -> None:
     assert out.count("WARNING") == 1
 
 
+def test_promises_hold_on_a_device_that_numpy_cannot_read() -> None:
+    """The second device stands for an accelerator, whose memory NumPy cannot read; it is JAX's own, not memojax's client."""
+    out = two_devices("""
+        import gc
+        from memojax.errors import CompileForbiddenError
+        from memojax.inferer import compiled_rows
+        compiled_rows.share_host_memory = lambda device, other: False
+        OBS = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
+        model = mj.TypedModel.from_function(lambda w, x: {"out": w * x["obs"]}, np.float32(2), {"obs": ((3,), np.float32)})
+        def check(policy, n, dtype=np.float32):
+            answer = policy.infer_arrays({"obs": jax.device_put(OBS[:n].astype(dtype), second)})["out"]
+            assert answer.devices() == {second} and answer.shape == (n, 3)
+            np.testing.assert_array_equal(answer, 2 * OBS[:n].astype(dtype).astype(np.float32))
+        def executables():
+            gc.collect()
+            return len(second.client.live_executables())
+        policy = mj.load(model, bucketing="pow2", max_batch_size=64)
+        for n in (32, 64):
+            check(policy, n)
+        before = executables()
+        with mj.forbid_compile():
+            for n in [*range(17, 33), *range(81, 97), *range(161, 193)]:
+                check(policy, n)
+            for n in range(17, 33):
+                check(policy, n, np.float16)
+        assert executables() == before, (before, executables())
+        sizes = policy.batch_sizes()
+        assert (sizes[17], sizes[32], sizes[81]) == (2, 3, 1), sizes
+        cache, = policy._engine.elsewhere().values()
+        assert cache.sizes() == [32, 64] and policy._cache.sizes() == []
+        policy.cache_clear(32)
+        assert cache.sizes() == [64]
+        policy.cache_clear()
+        assert cache.sizes() == []
+
+        policy = mj.load(model, maxsize=2)
+        for n in (1, 2, 3):
+            check(policy, n)
+        policy.infer_arrays({"obs": OBS[:4]})
+        cache, = policy._engine.elsewhere().values()
+        assert (cache.sizes(), policy._cache.sizes()) == ([3], [4]), "maxsize counts the plans of all devices"
+        with mj.forbid_compile():
+            check(policy, 3)
+            try:
+                check(policy, 5)
+            except CompileForbiddenError:
+                print("refused")
+        policy = mj.load(model, on_miss="error")
+        try:
+            check(policy, 5)
+        except CompileForbiddenError:
+            print("refused")
+        assert policy.batch_sizes() == {5: 1}
+    """)
+    assert out.split() == ["refused", "refused"]
+
+
 def test_one_device_is_never_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     policy = mj.MemoizingDynamicInferer(scaling(), strict=True)
     answers = policy.infer_arrays({"obs": jnp.ones((2, 3))})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +16,31 @@ from memojax import errors
 from memojax.errors import DeviceError
 
 POLICIES = Path(memojax.__file__).parent / "policies"
-BUILDER = memojax.InfererBuilder(POLICIES / "acrobot_ppo.onnx")
 OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
 
 
+@functools.cache
+def _builder() -> memojax.InfererBuilder:
+    """Loaded by the first test, not when tests are collected."""
+    return memojax.InfererBuilder(POLICIES / "acrobot_ppo.onnx")
+
+
 @pytest.mark.parametrize(
-    "inferer",
+    "build",
     [
-        BUILDER.build_basic(),
-        BUILDER.build_fixed([2, 4]),
-        BUILDER.build_dynamic(8),
-        BUILDER.build_memoizing([3], on_miss="pad", bucketing=[3, 9], max_batch_size=12, maxsize=5, seed=9),
+        pytest.param(lambda: _builder().build_basic(), id="BasicInferer"),
+        pytest.param(lambda: _builder().build_fixed([2, 4]), id="FixedBatchInferer"),
+        pytest.param(lambda: _builder().build_dynamic(8), id="DynamicInferer"),
+        pytest.param(
+            lambda: _builder().build_memoizing(
+                [3], on_miss="pad", bucketing=[3, 9], max_batch_size=12, maxsize=5, seed=9
+            ),
+            id="MemoizingDynamicInferer",
+        ),
     ],
-    ids=lambda inferer: type(inferer).__name__,
 )
-def test_pickled_inferers_are_the_same(inferer: memojax.Inferer) -> None:
+def test_pickled_inferers_are_the_same(build: Callable[[], memojax.Inferer]) -> None:
+    inferer = build()
     copy = pickle.loads(pickle.dumps(inferer))
     assert type(copy) is type(inferer)
     assert copy.__reduce__()[1][2:] == inferer.__reduce__()[1][2:]
@@ -57,14 +69,14 @@ def _work(inferer: memojax.Inferer) -> np.ndarray:
 
 @pytest.mark.slow
 def test_spawned_worker() -> None:
-    inferer = BUILDER.build_memoizing([5])
+    inferer = _builder().build_memoizing([5])
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         np.testing.assert_array_equal(pool.apply(_work, (inferer,)), _work(inferer))
 
 
 def test_unknown_device_is_named() -> None:
     with pytest.raises(DeviceError, match="no device 'tpu:7'"):
-        BUILDER.build_memoizing(device="tpu:7")
+        _builder().build_memoizing(device="tpu:7")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""`Predictor`: a policy for `Dataset.map_batches`."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+
+from .._types import Source
+from ..errors import MissingInputError, OptionError, RowsMixError, UnknownInputError
+from ..inferer.compiled import ModelInferer
+from ..inferer.memoizing import MemoizingDynamicInferer
+from ..lowering.typed_model import TypedModel
+from .shared import compiles, imported_ray, model_of, pin_assigned, with_plans
+
+Columns = Mapping[str, "str | Sequence[str]"]
+
+_policies: dict[str, MemoizingDynamicInferer] = {}
+_lock = threading.Lock()
+
+
+@final
+class Predictor:
+    """A policy that turns columns into columns: `dataset.map_batches(Predictor(policy), batch_size=1024)`.
+
+    Every process that runs tasks holds one policy, however many tasks come; it gets its plan from here and compiles nothing. A batch
+    of fewer rows than the plan has is padded, one of more rows is split.
+    """
+
+    def __init__(
+        self,
+        policy: ModelInferer | TypedModel | Source,
+        *,
+        batch_size: int = 1024,
+        inputs: Columns | None = None,
+        outputs: Mapping[str, str] | None = None,
+        keep: bool | Sequence[str] = True,
+    ):
+        """Compile the plan.
+
+        Args:
+            policy: a file, or a loaded policy, whose present weights are used.
+            batch_size: rows of the plan; that of `map_batches`.
+            inputs: input -> its column, or several columns of numbers, which are stacked. None: the columns are named as the inputs.
+            outputs: output -> its column; those left out are dropped. None: all, under their own names.
+            keep: the columns that the result keeps: all, none or these.
+
+        Raises:
+            MissingPackageError: Ray is not installed.
+            UnknownInputError: a name that the model does not have.
+            RowsMixError: rows influence each other, so an odd batch cannot be padded.
+        """
+        imported_ray("memojax.ray.Predictor")
+        typed = model_of(policy)
+        names, results = [spec.name for spec in typed.api.inputs], [spec.name for spec in typed.api.outputs]
+        self.inputs: dict[str, str | Sequence[str]] = (
+            dict(inputs) if inputs else {name: name for name in names}
+        )
+        self.outputs: dict[str, str] = dict(outputs) if outputs else {name: name for name in results}
+        self.keep: bool | Sequence[str] = keep
+        self.batch_size: int = batch_size
+        if unknown := [name for name in self.inputs if name not in names]:
+            raise UnknownInputError(unknown, names)
+        if missing := [name for name in names if name not in self.inputs]:
+            raise MissingInputError(missing, list(self.inputs))
+        if unknown := [name for name in self.outputs if name not in results]:
+            raise OptionError(
+                f"outputs= names {unknown[0]!r}; the model gives {', '.join(map(repr, results))}"
+            )
+        if mixing := typed.mixing_outputs():
+            raise RowsMixError(
+                f"rows influence each other in output {', '.join(map(repr, mixing))}, so a batch cannot be padded or split"
+            )
+        self._payload: bytes = pickle.dumps(with_plans(typed, [batch_size]))
+        self._digest: str = hashlib.sha256(self._payload).hexdigest()
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns `[n, ...]` to columns `[n, ...]`."""
+        rows = {name: _column(batch, columns) for name, columns in self.inputs.items()}
+        answers = self.policy.infer_arrays(rows)
+        kept = list(batch) if self.keep is True else list(self.keep or ())
+        made = {column: np.array(answers[name]) for name, column in self.outputs.items()}
+        return {column: batch[column] for column in kept} | made
+
+    @property
+    def policy(self) -> MemoizingDynamicInferer:
+        """This process's policy."""
+        found = _policies.get(self._digest)
+        if found is None:
+            with _lock:
+                found = _policies.get(self._digest)
+                if found is None:
+                    pin_assigned()
+                    found = pickle.loads(self._payload)
+                    found.preload([self.batch_size])
+                    _policies[self._digest] = found
+        return found
+
+    def compiles(self) -> int:
+        """Plans that this process had to compile."""
+        return compiles(self.policy)
+
+
+def _column(batch: Mapping[str, Any], columns: str | Sequence[str]) -> Any:
+    names = [columns] if isinstance(columns, str) else list(columns)
+    if missing := [name for name in names if name not in batch]:
+        raise MissingInputError(missing, list(batch), "the policy's columns")
+    return batch[columns] if isinstance(columns, str) else np.stack([batch[name] for name in names], axis=-1)

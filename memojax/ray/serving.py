@@ -1,0 +1,143 @@
+"""`deployment`: a policy behind Ray Serve, whose requests are batched into plans."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._types import Source
+from ..errors import BatchSizeError, InputError, RowsMixError
+from ..inferer.compiled import ModelInferer
+from ..lowering.typed_model import TypedModel
+from ..plans.batch_sizes import checked_size
+from ..plans.forbid import forbid_compile
+from ..rows.states import gather
+from .shared import compiles, imported_ray, model_of, pin_assigned, with_plans
+
+
+def deployment(
+    policy: ModelInferer | TypedModel | Source,
+    *,
+    max_batch_size: int = 32,
+    batch_wait_timeout_s: float = 0.001,
+    name: str = "policy",
+    **options: Any,
+) -> Any:
+    """An application for `ray.serve.run`: one request is one agent, and requests that come together run as one batch.
+
+    Plans for powers of two up to `max_batch_size` are made here and travel to the replicas, which compile nothing. A request through
+    a handle is input name -> array and its answer output name -> array; over HTTP both are JSON. A request that does not fit
+    raises InputError (HTTP: 422) and disturbs none beside it. `handle.broadcast("update_params", weights)` gives all replicas
+    other weights, while requests go on: a batch sees all the old ones or all the new ones.
+
+    Args:
+        policy: a file, or a loaded policy, whose present weights are used.
+        max_batch_size: the most requests in one batch.
+        batch_wait_timeout_s: seconds that the first request of a batch waits for others.
+        name: of the deployment.
+        options: of `serve.deployment`: `num_replicas`, `ray_actor_options`, `max_ongoing_requests`, ...
+
+    Raises:
+        MissingPackageError: Ray Serve is not installed.
+        RowsMixError: rows influence each other, so that one request would change the answer of another.
+        BatchSizeError: a size or a time that is not possible.
+    """
+    imported_ray("memojax.ray.deployment")
+    serve: Any = importlib.import_module("ray.serve")
+
+    most = checked_size(max_batch_size)
+    if not batch_wait_timeout_s >= 0:
+        raise BatchSizeError(
+            f"batch_wait_timeout_s is a number of seconds from 0, got {batch_wait_timeout_s!r}"
+        )
+    typed = model_of(policy)
+    if mixing := typed.mixing_outputs():
+        raise RowsMixError(
+            f"rows influence each other in output {', '.join(map(repr, mixing))}, so one request would change the answer of another"
+        )
+    sizes = [1 << power for power in range((most - 1).bit_length())] + [most]
+    # Weights are arguments, so that an update compiles nothing.
+    shared = with_plans(typed, sizes, weights="argument")
+    options = {"max_ongoing_requests": 4 * most, "health_check_period_s": 10, **options}
+    kind = serve.deployment(name=name, **options)(_replica(most, sizes, batch_wait_timeout_s))
+    return kind.bind(pickle.dumps(shared))
+
+
+def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
+    serve: Any = importlib.import_module("ray.serve")
+
+    batched: Any = serve.batch(max_batch_size=most, batch_wait_timeout_s=wait)
+
+    class Replica:
+        """One process that answers requests."""
+
+        def __init__(self, policy: bytes):
+            metrics: Any = importlib.import_module("ray.util.metrics")
+
+            pin_assigned()
+            self._policy = pickle.loads(policy)
+            self._policy.preload(sizes)
+            self._at_start = compiles(self._policy)
+            self._padded = 0
+            buckets = [2.0**power for power in range(most.bit_length())]
+            self._sizes = metrics.Histogram("memojax_batch_size", "requests in a batch", boundaries=buckets)
+            self._padding = metrics.Counter("memojax_padded_rows", "rows computed only to fill a plan")
+            self._compiles = metrics.Gauge("memojax_compiles", "plans that this replica compiled")
+            self._compiles.set(self._at_start)
+
+        async def __call__(self, request: Any) -> Any:
+            """Answer one agent: input name -> array, or a request over HTTP with that as JSON."""
+            if not hasattr(request, "json"):  # Starlette's request is a mapping, too
+                return await self._run(self._checked(request))
+            JSONResponse: Any = importlib.import_module("starlette.responses").JSONResponse
+
+            try:
+                state = self._checked(await request.json())
+            except (ValueError, TypeError) as error:  # InputError is one, and so is what JSON raises
+                return JSONResponse({"error": str(error)}, status_code=422)
+            answer = await self._run(state)
+            return JSONResponse({key: value.tolist() for key, value in answer.items()})
+
+        def _checked(self, state: Any) -> dict[str, np.ndarray]:
+            if not isinstance(state, Mapping):
+                raise InputError(f"a request is input name -> array, got {type(state).__name__}")
+            return gather(self._policy.api.inputs, [0], [state])
+
+        @batched
+        async def _run(self, states: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+            rows = {key: np.concatenate([state[key] for state in states]) for key in states[0]}
+            answers = self._policy.infer_arrays(rows)
+            self._sizes.observe(len(states))
+            padded = self._policy.cache_info().padded_rows
+            if padded > self._padded:
+                self._padding.inc(padded - self._padded)
+                self._padded = padded
+            return [{key: value[row].copy() for key, value in answers.items()} for row in range(len(states))]
+
+        async def update_params(self, source: Any) -> None:
+            """Go on with other weights; requests are answered meanwhile."""
+            await asyncio.to_thread(self._policy.update_params, source)
+            self._compiles.set(compiles(self._policy))
+
+        def check_health(self) -> None:
+            """Answer a row of zeros; Serve replaces a replica that cannot."""
+            row = {spec.name: np.zeros(spec.rows(1), spec.dtype) for spec in self._policy.api.inputs}
+            with forbid_compile():
+                self._policy.infer_arrays(row)
+
+        def stats(self) -> dict[str, Any]:
+            """Plans compiled here, plans found, batch sizes so far, padded rows."""
+            info = self._policy.cache_info()
+            return {
+                "compiles": compiles(self._policy),
+                "disk_hits": info.disk_hits,
+                "batch_sizes": self._policy.batch_sizes(),
+                "padded_rows": info.padded_rows,
+            }
+
+    return Replica

@@ -1,0 +1,75 @@
+"""Plans that travel as a value, and cores: what memojax.ray is built on, without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import memojax
+from memojax.errors import DeviceError, MissingPackageError
+
+
+def test_a_pickled_policy_compiles_nothing() -> None:
+    policy = memojax.load("acrobot_ppo", preload=[4], cache_dir=memojax.PlanArtifact())
+    copy = pickle.loads(pickle.dumps(policy))
+    rows = np.ones((4, 6), np.float32)
+    np.testing.assert_array_equal(copy(rows), policy(rows))
+    assert copy.cache_info().disk_hits == 1
+
+
+def test_another_model_finds_nothing_in_it() -> None:
+    artifact = memojax.PlanArtifact()
+    memojax.load("acrobot_ppo", preload=[4], cache_dir=artifact)
+    other = memojax.load("pendulum_ppo", preload=[4], cache_dir=artifact)
+    assert other.cache_info().disk_hits == 0
+    assert len(artifact) == 2
+
+
+CORES = """
+import json, os, threading, memojax
+pinned = memojax.pin_cores(1)
+memojax.load("acrobot_ppo", preload=[4])
+tasks = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+print(json.dumps({"pinned": pinned, "masks": sorted({tuple(mask) for mask in tasks}), "threads": len(tasks)}), flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
+def test_two_processes_get_cores_of_their_own() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", CORES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    try:
+        said = [json.loads(worker.stdout.readline()) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.communicate("\n")
+    assert all(len(one["pinned"]) == 1 and one["masks"] == [one["pinned"]] for one in said)
+    assert said[0]["pinned"] != said[1]["pinned"]
+
+
+@pytest.mark.parametrize("cores", [0, [], [100_000], True])
+def test_impossible_cores_are_refused(cores: object) -> None:
+    with pytest.raises(DeviceError):
+        memojax.pin_cores(cores)
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import memojax.ray
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for call in (memojax.ray.evaluate, memojax.ray.Predictor, memojax.ray.deployment):
+        with pytest.raises(MissingPackageError, match=r"memojax\[ray\]"):
+            call("acrobot_ppo")

@@ -1,0 +1,109 @@
+"""Episodes on Ray are those of one process: for any number of actors, and when one of them is killed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import memojax
+import memojax.ray
+from memojax.errors import EvaluationError, WorkerDiedError
+
+pytest.importorskip("ray")
+gymnasium = pytest.importorskip("gymnasium")
+
+
+class DiesOnce(gymnasium.Wrapper):
+    """Kills its process in the episode with seed 7, if `mark` is there, which it removes."""
+
+    def __init__(self, mark: Path):
+        super().__init__(gymnasium.make("Pendulum-v1"))
+        self.mark = mark
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if seed == 7 and self.mark.exists():
+            self.mark.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset(seed=seed, options=options)
+
+
+def here(env: Any, deterministic: bool, episodes: int = 10) -> memojax.Evaluation:
+    return memojax.evaluate(
+        memojax.policies.bundled("pendulum_ppo"),
+        env,
+        episodes=episodes,
+        num_envs=4,
+        bucketing=[4],
+        deterministic=deterministic,
+        max_steps=30,
+    )
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("actors", [1, 2])
+def test_numbers_do_not_depend_on_the_number_of_actors(ray: Any, actors: int, deterministic: bool) -> None:
+    found = memojax.ray.evaluate(
+        "pendulum_ppo",
+        "Pendulum-v1",
+        episodes=10,
+        num_envs=4,
+        actors=actors,
+        deterministic=deterministic,
+        max_steps=30,
+    )
+    expected = here("Pendulum-v1", deterministic)
+    np.testing.assert_array_equal(found.returns, expected.returns)
+    assert found.seeds.tolist() == list(range(10))
+    assert [episode.index for episode in found.episodes] == list(range(10))
+    assert (found.asked, found.interrupted) == (10, False)
+
+
+def test_a_killed_actor_is_replaced_and_its_episodes_are_played_again(ray: Any, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    mark.touch()
+    make = functools.partial(DiesOnce, mark)
+    found = memojax.ray.evaluate(
+        "pendulum_ppo", make, episodes=10, num_envs=4, actors=2, max_steps=30, name="pendulum_ppo"
+    )
+    assert not mark.exists()
+    np.testing.assert_array_equal(found.returns, here("Pendulum-v1", True).returns)
+
+
+def test_too_many_lost_actors_raise_with_what_was_done(ray: Any, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    mark.touch()
+    make = functools.partial(DiesOnce, mark)
+    with pytest.raises(WorkerDiedError, match="max_restarts") as caught:
+        memojax.ray.evaluate(
+            "pendulum_ppo", make, episodes=10, num_envs=4, actors=1, max_steps=5, max_restarts=0
+        )
+    assert caught.value.partial.interrupted
+    assert len(caught.value.partial.episodes) < 10
+
+
+def test_an_actor_compiles_nothing(ray: Any) -> None:
+    found = memojax.ray.evaluate("pendulum_ppo", "Pendulum-v1", episodes=4, num_envs=4, actors=1, max_steps=3)
+    assert found.compile_seconds == 0
+
+
+def test_ctrl_c_gives_the_parts_that_are_done(ray: Any) -> None:
+    def stop(episode: Any) -> None:
+        raise KeyboardInterrupt
+
+    found = memojax.ray.evaluate(
+        "pendulum_ppo", "Pendulum-v1", episodes=8, num_envs=2, actors=1, max_steps=3, on_episode=stop
+    )
+    assert found.interrupted
+    assert len(found.episodes) == 2
+
+
+@pytest.mark.parametrize("option", [{"bucketing": "pow2"}, {"render": True}])
+def test_options_that_make_no_sense_here_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(EvaluationError, match="cannot be chosen on Ray"):
+        memojax.ray.evaluate("pendulum_ppo", "Pendulum-v1", **option)

@@ -1,0 +1,95 @@
+"""Serve: right answers in batches, no compile in the loop, weights that change while requests go on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import memojax
+import memojax.ray
+from memojax.errors import BatchSizeError
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def handle(ray: Any) -> Iterator[Any]:
+    from ray import serve
+
+    serve.start(http_options={"port": 8123})
+    app = memojax.ray.deployment(
+        "acrobot_ppo", max_batch_size=8, batch_wait_timeout_s=0.005, ray_actor_options={"num_cpus": 0.5}
+    )
+    yield serve.run(app, name="policy", route_prefix="/act")
+    serve.shutdown()
+
+
+ROWS = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+
+
+def test_requests_run_in_batches_and_compile_nothing(handle: Any) -> None:
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda row: handle.remote({"obs": row}).result(), ROWS))
+    expected = memojax.load("acrobot_ppo")(ROWS)
+    np.testing.assert_allclose(np.stack([answer["logits"] for answer in answers]), expected, rtol=1e-5)
+    stats = handle.stats.remote().result()
+    assert stats["compiles"] == 0
+    assert stats["disk_hits"] == 4
+    assert max(stats["batch_sizes"]) > 1
+
+
+def test_a_bad_request_raises_alone(handle: Any) -> None:
+    with ThreadPoolExecutor(4) as clients:
+        good = [clients.submit(lambda: handle.remote({"obs": ROWS[0]}).result()) for _ in range(3)]
+        with pytest.raises(Exception, match="obs"):
+            handle.remote({"obs": np.zeros(5, np.float32)}).result()
+        assert all(answer.result()["logits"].shape == (3,) for answer in good)
+
+
+def test_http_speaks_json(handle: Any) -> None:
+    def ask(state: Any) -> Any:
+        request = urllib.request.Request("http://127.0.0.1:8123/act", json.dumps(state).encode())
+        return json.loads(urllib.request.urlopen(request, timeout=30).read())
+
+    assert np.shape(ask({"obs": ROWS[0].tolist()})["logits"]) == (3,)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask({"obs": [1.0]})
+    assert caught.value.code == 422
+    assert "obs" in json.loads(caught.value.read())["error"]
+
+
+def test_weights_change_without_a_dropped_request(handle: Any) -> None:
+    policy = memojax.load("acrobot_ppo")
+    old = policy(ROWS[:1])[0]
+    weights = {name: np.asarray(weight) * 0.5 for name, weight in policy.params.items()}
+    policy.update_params(weights)
+    new = policy(ROWS[:1])[0]
+    stop, seen = threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            seen.append(handle.remote({"obs": ROWS[0]}).result()["logits"])
+
+    with ThreadPoolExecutor(4) as clients:
+        asking = [clients.submit(ask) for _ in range(4)]
+        handle.broadcast("update_params", weights).results()
+        stop.set()
+        for one in asking:
+            one.result()
+    after = handle.remote({"obs": ROWS[0]}).result()["logits"]
+    np.testing.assert_allclose(after, new, rtol=1e-5)
+    assert all(np.allclose(one, old, rtol=1e-4) or np.allclose(one, new, rtol=1e-4) for one in seen)
+    assert handle.stats.remote().result()["compiles"] == 0
+
+
+def test_impossible_times_are_refused() -> None:
+    with pytest.raises(BatchSizeError):
+        memojax.ray.deployment("acrobot_ppo", batch_wait_timeout_s=-1)
