@@ -83,14 +83,12 @@ class LazyGroup(click.Group):
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        import jax
-        import onnx
+        from importlib.metadata import version
 
         from .. import __version__
 
-        click.echo(
-            f"memojax {__version__} (jax {jax.__version__}, onnx {onnx.__version__}, Python {sys.version.split()[0]})"
-        )
+        others = ", ".join(f"{name} {version(name)}" for name in ("jax", "onnx"))
+        click.echo(f"memojax {__version__} ({others}, Python {sys.version.split()[0]})")
         ctx.exit()
 
 

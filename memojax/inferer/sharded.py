@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from .._options import named_options
 from .._types import Arrays, Source
 from ..errors import DeviceError, DimensionError, InputShapeError, RowsMixError
-from ..loading import typed_model
+from ..lowering.loading import typed_model
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi

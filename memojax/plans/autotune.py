@@ -23,7 +23,9 @@ from .candidates import (
     EIGEN_CONVOLUTIONS,
     FLIPPED,
     FUSED,
+    KERNELS_ORDERED,
     LAYERS,
+    ORDERED,
     TWO_ROWS,
     WIDE,
     Candidate,
@@ -31,6 +33,7 @@ from .candidates import (
 )
 from .compiler import PlanCompiler
 from .hoist import Residual
+from .in_order import in_order
 from .plan import Executable, Plan
 
 Autotune = Literal["off", "preload", "background"]
@@ -161,6 +164,10 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
         found += [CONVOLUTIONS, EIGEN_CONVOLUTIONS] if has_sound_convolutions() else [EIGEN_CONVOLUTIONS]
     if has_avx512():
         found.append(WIDE)
+    if in_order(residual) is not None:
+        found.append(ORDERED)
+        if compiler.default.kernels:
+            found.append(KERNELS_ORDERED)
     typed = compiler.typed
     if size == 1 and products and compiler.largest_weight >= _WIDE_MATRIX:
         found.append(FLIPPED)

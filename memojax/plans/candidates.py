@@ -25,6 +25,7 @@ class Candidate:
         packs: whether the executable holds a second copy of its weights, packed for its kernels.
         rows: run a batch of one as this many equal rows, for a matrix-matrix kernel; rows must be independent.
         kernels: whether memojax's own kernels run what they can.
+        ordered: whether the plan is made of nested calls where XLA would wake threads between its parts.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Candidate:
     packs: bool = False
     rows: int = 1
     kernels: bool = False
+    ordered: bool = False
 
     def trace(self, residual: Residual, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times the size."""
@@ -70,7 +72,9 @@ _ROWS_BY_MATRIX = (((1,), (0,)), ((), ()))
 
 
 DEFAULT = Candidate("default")
+ORDERED = Candidate("in-order", ordered=True)
 KERNELS = Candidate("kernels", kernels=True)
+KERNELS_ORDERED = Candidate("kernels-in-order", kernels=True, ordered=True)
 FUSED = Candidate("ynn", ynn("DOT", "ELTWISE"), packs=True)
 LAYERS = Candidate("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True)
 CONVOLUTIONS = Candidate("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
@@ -84,7 +88,9 @@ CANDIDATES = {
     candidate.name: candidate
     for candidate in (
         DEFAULT,
+        ORDERED,
         KERNELS,
+        KERNELS_ORDERED,
         FUSED,
         LAYERS,
         CONVOLUTIONS,

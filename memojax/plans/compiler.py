@@ -22,12 +22,14 @@ from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..ops.inline import inlined
+from ..xla.cpu_client import cpu_device
 from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.settings import own_settings
-from .candidates import DEFAULT, KERNELS, Candidate
+from .candidates import DEFAULT, KERNELS, ORDERED, Candidate
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .hoist import Hoister, Residual
+from .in_order import in_order
 from .input_buffers import Staging
 from .packing import PACKED_BYTES, Packing
 from .plan import Executable, Plan
@@ -200,8 +202,10 @@ class PlanCompiler:
         `residual` was traced for `candidate.rows` times the size.
         """
         packing = self._output_packing(size)
-        plain = residual
+        plain, wanted = residual, candidate
         residual, candidate = self._with_kernels(size, residual, candidate)
+        ordered = self._ordered(size, residual, candidate)
+        residual, candidate = ordered or (residual, _unordered(candidate))
         constants = self.constants(residual) if self.weights == "constant" else None
         leading = Leading() if constants is not None else self._placing.place(residual.nodes)
         count = len(leading.values)
@@ -220,7 +224,13 @@ class PlanCompiler:
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
         # The user's JAX settings must not change the executable.
         with trace_lock, own_settings(self.precision):
-            lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
+            try:
+                lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
+            except Exception as cause:
+                if ordered is None:
+                    raise
+                log.debug("batch size %d cannot be traced in order: %s", size, cause)
+                return self.prepare(size, plain, meter, _unordered(wanted))
 
         def finish() -> Executable:
             try:
@@ -235,6 +245,9 @@ class PlanCompiler:
             except LoweringError:
                 raise
             except Exception as cause:
+                if ordered is not None:
+                    log.debug("batch size %d does not compile in order: %s", size, cause)
+                    return self.prepare(size, plain, meter, _unordered(wanted))()
                 if candidate.kernels:
                     log.warning("batch size %d: XLA takes no kernels here (%s): it uses its own", size, cause)
                     return self.prepare(size, plain, meter, DEFAULT)()
@@ -250,14 +263,27 @@ class PlanCompiler:
         """What is left for XLA where the kernels take what they can, if `candidate` wants them and they can anything."""
         kernels = opened() if candidate.kernels and self.device.platform == "cpu" else None
         if kernels is None:
-            return residual, candidate if not candidate.kernels else DEFAULT
+            return residual, candidate if not candidate.kernels else _without_kernels(candidate)
         kernels.use_threads()
         try:
             rewritten = rewrite(residual, size, self._hoister, kernels)
         except Exception as cause:  # a mistake of ours must not keep a model from running
             log.warning("batch size %d: no kernels for this model (%r): XLA uses its own", size, cause)
-            return residual, DEFAULT
-        return (rewritten, candidate) if rewritten else (residual, DEFAULT)
+            return residual, _without_kernels(candidate)
+        return (rewritten, candidate) if rewritten else (residual, _without_kernels(candidate))
+
+    def _ordered(
+        self, size: int, residual: Residual, candidate: Candidate
+    ) -> tuple[Residual, Candidate] | None:
+        """What runs in order on memojax's own client, if `candidate` wants that and it pays."""
+        if not candidate.ordered or self.device != cpu_device():
+            return None
+        try:
+            grouped = in_order(residual)
+        except Exception as cause:  # a mistake of ours must not keep a model from running
+            log.warning("batch size %d: no plan that runs in order (%r): XLA orders it", size, cause)
+            return None
+        return (grouped, candidate) if grouped else None
 
     def _executable(
         self, size: int, compiled: Any, packing: Packing, leading: Leading, candidate: Candidate, meter: Meter
@@ -330,6 +356,17 @@ def plain_name(name: str) -> str:
         ).strip("_")[:60]
         or "model"
     )
+
+
+def _without_kernels(candidate: Candidate) -> Candidate:
+    return ORDERED if candidate.ordered else DEFAULT
+
+
+def _unordered(candidate: Candidate) -> Candidate:
+    """The same candidate with XLA's order."""
+    if not candidate.ordered:
+        return candidate
+    return KERNELS if candidate.kernels else DEFAULT
 
 
 def _bytes(spec: TensorSpec) -> int:

@@ -13,6 +13,7 @@ from jax._src import xla_bridge
 before = dict(jax.config.values)
 filters, level, errors = list(warnings.filters), logging.getLogger().level, numpy.geterr()
 import memojax
+[getattr(memojax, name) for name in memojax.__all__]  # each name is imported when it is first used
 print(json.dumps({
     "config": [name for name, value in jax.config.values.items() if before.get(name) != value],
     "backend": xla_bridge.backends_are_initialized(),

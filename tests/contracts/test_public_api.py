@@ -102,6 +102,23 @@ def test_submodules_do_not_leak() -> None:
     assert [name for name in listed.split() if not name.startswith("__")] == sorted(PUBLIC)
 
 
+def test_the_help_needs_no_jax() -> None:
+    program = (
+        "import sys, memojax.cli.main as command_line\n"
+        "try: command_line.main(['--help'])\n"
+        "except SystemExit: print(sorted({'jax', 'onnx', 'rich'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "evaluate" in shown
+    assert shown.endswith("\n[]\n"), shown[-200:]
+
+
+def test_rooms_are_attributes_before_their_import() -> None:
+    program = "import memojax; print(memojax.kernels.available, hasattr(memojax, 'nothing_of_ours'))"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown.endswith(" False\n")
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_public_paths_stay(path: str) -> None:
     module, _, name = path.partition(":")

@@ -80,6 +80,7 @@ class Wrong:
     packs: bool = False
     rows: int = 1
     kernels: bool = False
+    ordered: bool = False
 
     def trace(self, residual: Any, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         first, *others = residual(leading, inputs)

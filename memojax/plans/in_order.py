@@ -1,0 +1,185 @@
+"""Plans that run in order on the calling thread: steps in groups, each a call that XLA:CPU does not inline.
+
+XLA:CPU hands ready parts of an executable to a thread pool if there are more than eight of them and they are no chain. Waking a thread
+costs more than a small policy computes. A call has an executor of its own, with its own few parts, so nested calls stay below that number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from .hoist import Residual, Step
+
+_MANY_PARTS = {
+    **dict.fromkeys(
+        ("dot_general", "conv_general_dilated", "scan", "while", "cond", "argmax", "argmin", "sort"), 2
+    ),
+    **dict.fromkeys(("random_bits", "random_fold_in", "random_split", "random_seed"), 3),
+}
+_HEAVY = frozenset({*_MANY_PARTS, "kernels"})
+"""Steps that nothing is fused with from both sides."""
+
+_ONE_PART = ("kernels", "gather", "scatter", "concatenate", "dynamic_slice", "dynamic_update_slice", "cumsum")
+
+_APART = ("conv_general_dilated",)
+"""Steps that stay outside of calls, where XLA:CPU runs them several times slower."""
+
+_FEW = 8
+"""Parts that XLA:CPU runs in order, whatever their graph."""
+
+_IN_GROUP = 6.0
+_IN_PLAN = 5
+"""Calls beside which a plan has room for gathering its inputs and outputs."""
+
+_LIGHT = 1 / 12
+"""Parts that a light step counts for, since XLA fuses most of them with others."""
+
+_MOST_PRODUCTS = 8
+"""A transformer's many products gain nothing in groups: 1.0 to 1.3 of the time of one plan, and a longer compile."""
+
+_LARGE_IMAGE = 1 << 14
+"""Results of a convolution from which several threads work on it in any order: then groups gain nothing."""
+
+
+def in_order(residual: Residual) -> Residual | None:
+    """`residual` in groups; None where XLA's order is as good by its structure, or where this JAX has no such calls.
+
+    Groups pay where something stands beside the network, such as draws or a second branch. They do not where a convolution or many
+    products have work for several threads.
+    """
+    steps = residual.steps
+    if _metadata() is None or sum(map(_parts, steps)) < _FEW or _is_chain(steps) or _has_much_work(steps):
+        return None
+    wanted = {atom for atom in residual.outputs if isinstance(atom, int)}
+    items = _grouped(steps, list(_packed(steps, [_parts(step) or _LIGHT for step in steps])), wanted)
+    while len(items) > _IN_PLAN:
+        sizes = [1.0 if isinstance(step, Group) else _IN_GROUP for step in items]
+        merged = _grouped(items, list(_packed(items, sizes)), wanted)
+        if len(merged) >= len(items):
+            break
+        items = merged
+    # Convolutions between the groups keep the number up: then the order is XLA's anyway, and calls only cost.
+    return replace(residual, steps=tuple(items)) if len(items) <= _FEW else None
+
+
+class _Call:
+    """What stands in for a JAX primitive in a group."""
+
+    name = "group"
+    multiple_results = True
+
+    def get_bind_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        return params
+
+
+_CALL = _Call()
+
+
+class Group(Step):
+    """Steps that run as one call; `params["steps"]` are these."""
+
+    def bind(self, inputs: Sequence[Any]) -> list[Any]:
+        # Weights that are constants stay so inside of the call: there XLA packs them.
+        fixed = {n: x for n, x in zip(self.inputs, inputs, strict=True) if not isinstance(x, Tracer)}
+        given = {n: x for n, x in zip(self.inputs, inputs, strict=True) if n not in fixed}
+
+        def group(*values: Any) -> list[Any]:
+            env: dict[Any, Any] = {**fixed, **dict(zip(given, values, strict=True))}
+            for step in self.params["steps"]:
+                read = [env[atom] if isinstance(atom, int) else atom.value for atom in step.inputs]
+                env.update(zip(step.outputs, step.bind(read), strict=True))
+            return [env[number] for number in self.outputs]
+
+        metadata = _metadata()
+        if metadata is None:
+            return group(*given.values())
+        with metadata(inlineable="false"):
+            return list(jax.jit(group)(*given.values()))
+
+    def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        raise NotImplementedError("a group is made after the work on weights has been taken out")
+
+
+def _metadata() -> Callable[..., Any] | None:
+    """JAX's context that marks calls for XLA; None where this JAX has none."""
+    try:
+        from jax.experimental.xla_metadata import set_xla_metadata
+    except ImportError:
+        return None
+    return set_xla_metadata
+
+
+def _parts(step: Step) -> int:
+    """Parts of an executable that a step becomes beside those around it: a product also ends what is fused before it."""
+    name = step.primitive.name
+    if name in _ONE_PART or name.startswith("reduce_"):
+        return 1
+    return _MANY_PARTS.get(name, 0)
+
+
+def _is_chain(steps: Sequence[Step]) -> bool:
+    """Whether each product, draw or loop needs the one before it."""
+    last = -1
+    behind: dict[int, int] = {}
+    for index, step in enumerate(steps):
+        before = max((behind.get(atom, -1) for atom in step.inputs if isinstance(atom, int)), default=-1)
+        if step.primitive.name in _HEAVY:
+            if before != last:
+                return False
+            last = before = index
+        behind.update(dict.fromkeys(step.outputs, before))
+    return True
+
+
+def _has_much_work(steps: Sequence[Step]) -> bool:
+    """Whether there are many products, or a convolution with so many results that XLA gives it several threads."""
+    names = [step.primitive.name for step in steps]
+    images = [math.prod(step.avals[0].shape) for step in steps if step.primitive.name in _APART]
+    return names.count("dot_general") > _MOST_PRODUCTS or max(images, default=0) > _LARGE_IMAGE
+
+
+def _packed(steps: Sequence[Step], weights: Sequence[float]) -> Iterable[list[int]]:
+    piece: list[int] = []
+    weight = 0.0
+    for index, (step, own) in enumerate(zip(steps, weights, strict=True)):
+        apart = step.primitive.name in _APART
+        if piece and (apart or weight + own > _IN_GROUP):
+            yield piece
+            piece, weight = [], 0.0
+        if apart:
+            yield [index]
+            continue
+        piece.append(index)
+        weight += own
+    if piece:
+        yield piece
+
+
+def _grouped(steps: Sequence[Step], pieces: Sequence[Sequence[int]], leaving: set[int]) -> list[Step]:
+    """A step for each piece: a group of several, or the one itself."""
+    later: list[set[int]] = []
+    wanted = set(leaving)
+    for piece in reversed(pieces):
+        later.insert(0, set(wanted))
+        wanted.update(atom for i in piece for atom in steps[i].inputs if isinstance(atom, int))
+    found = []
+    for piece, after in zip(pieces, later, strict=True):
+        members = tuple(steps[i] for i in piece)
+        if len(members) == 1:
+            found.append(members[0])
+            continue
+        made = {number: aval for s in members for number, aval in zip(s.outputs, s.avals, strict=True)}
+        read = {
+            atom: None for s in members for atom in s.inputs if isinstance(atom, int) and atom not in made
+        }
+        kept = tuple(number for number in made if number in after)
+        avals = tuple(made[number] for number in kept)
+        found.append(Group(_CALL, {"steps": members}, tuple(read), kept, avals))
+    return found
