@@ -1,4 +1,5 @@
-"""Timing of several contenders in one process, turn by turn: medians, ratios of medians with their spread, and what else the machine did."""
+"""Timing of several contenders in one process, turn by turn: medians, ratios of medians with their spread,
+and what else the machine did."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Timing:
     Attributes:
         median, low, high: median and quartiles over the rounds.
         ratio: median over the median of the contender that is compared with; None for itself.
-        ratio_low, ratio_high: quartiles of the ratio within a round, in which machine load is the same for both.
+        ratio_low, ratio_high: quartiles of the ratio within a round, in which machine load is the same for
+            both.
         best, ratio_best: the third-fastest round and the ratio of those, for a machine that others keep busy.
     """
 
@@ -73,7 +75,8 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 
 
 class ForeignLoad:
-    """Cores that other processes kept busy between `start` and `stop`, by /proc/stat; None where there is none."""
+    """Cores that other processes kept busy between `start` and `stop`, by /proc/stat; None where there is
+    none."""
 
     def __init__(self) -> None:
         self._began = self._now()

@@ -1,4 +1,5 @@
-"""The networks that are timed: built here with `onnx.helper`, shipped with memojax, or found in ../shared/models."""
+"""The networks that are timed: built here with `onnx.helper`, shipped with memojax, or found in
+../shared/models."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Case:
     Attributes:
         name: for tables.
         content: the ONNX file.
-        written: the same network by hand, rows in the model's order to a tuple of outputs; None where nobody wrote one.
+        written: the same network by hand, rows in the model's order to a tuple of outputs; None where nobody
+            wrote one.
         largest: batch size that is still timed; beyond, a call takes too long.
     """
 

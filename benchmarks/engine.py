@@ -1,9 +1,12 @@
-"""What the plan engine promises beside speed per call, each against its target: no spike, cheap to make, cheap to keep, weights that move.
+"""What the plan engine promises beside speed per call, each against its target: no spike, cheap to make,
+cheap to keep, weights that move.
 
-    python benchmarks/engine.py [spike warm memory churn update foreground dictionary] [--json FILE] [--markdown FILE]
+    python benchmarks/engine.py [spike warm memory churn update foreground dictionary] [--json FILE]
+    [--markdown FILE]
 
-All of it is relative to something measured in the same process (a median, a cold start, a loop written by hand), so that a busy machine
-changes the numbers less than their ratios. `warm`, `memory` and `churn` start processes of their own.
+All of it is relative to something measured in the same process (a median, a cold start, a loop written by
+hand), so that a busy machine changes the numbers less than their ratios. `warm`, `memory` and `churn` start
+processes of their own.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ def _rows(n: int, width: int = NETWORK[0]) -> dict[str, np.ndarray]:
 
 
 def _latencies(call: Callable[[int], Any], sizes: list[int], rest: float = 0.0) -> np.ndarray:
-    """Seconds of each call, without Python's garbage collector, which would be blamed on whoever runs when it comes."""
+    """Seconds of each call, without Python's garbage collector, which would be blamed on whoever runs when it
+    comes."""
     taken = np.empty(len(sizes))
     gc.collect()
     gc.disable()
@@ -63,7 +67,8 @@ def _latencies(call: Callable[[int], Any], sizes: list[int], rest: float = 0.0) 
 
 
 def spike() -> list[Row]:
-    """2,000 calls with sizes from 1..64 and nothing compiled: `on_miss="pad"`, and what an inline compile costs."""
+    """2,000 calls with sizes from 1..64 and nothing compiled: `on_miss="pad"`, and what an inline compile
+    costs."""
     content = mlp(NETWORK).content
     sizes = np.random.default_rng(0).integers(1, 65, 2000).tolist()
     rows = {size: _rows(size) for size in set(sizes)}
@@ -203,7 +208,8 @@ def foreground() -> list[Row]:
 
 
 def dictionary() -> list[Row]:
-    """`infer_batch` of 1,000 agents with three inputs, over ONNX Runtime with NumPy by hand and with a loop over agents."""
+    """`infer_batch` of 1,000 agents with three inputs, over ONNX Runtime with NumPy by hand and with a loop
+    over agents."""
     case, shapes = dictionary_policy()
     rng = np.random.default_rng(0)
     agents = {
@@ -284,7 +290,8 @@ def main() -> None:
     console.print(table)
     if (busy := load.cores()) is not None:
         console.print(
-            f"other processes (and children) kept {busy:.2f} cores busy; threads at the end: {threading.active_count()}"
+            f"other processes (and children) kept {busy:.2f} cores busy; threads at the end: "
+            f"{threading.active_count()}"
         )
     if given.json:
         given.json.write_text(json.dumps({"machine": machine(), "results": rows}, indent=1) + "\n")

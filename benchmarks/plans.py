@@ -1,9 +1,12 @@
-"""Time of `infer_arrays` over the batch size, against ONNX Runtime, tract, jaxonnxruntime and a `jax.jit` written by hand.
+"""Time of `infer_arrays` over the batch size, against ONNX Runtime, tract, jaxonnxruntime and a `jax.jit`
+written by hand.
 
-    python benchmarks/plans.py [--quick] [--autotune off|preload] [--cases MLP LSTM] [--sizes 1 8 32] [--json FILE] [--markdown FILE]
+    python benchmarks/plans.py [--quick] [--autotune off|preload] [--cases MLP LSTM] [--sizes 1 8 32] [--json
+    FILE] [--markdown FILE]
 
-All contenders run turn by turn in one process, with their inputs laid out beforehand; ratios are memojax over the other, below 1 means that
-memojax is faster. ONNX Runtime has its default threads unless a column says otherwise; a file whose batch is fixed to 1 it runs row by row.
+All contenders run turn by turn in one process, with their inputs laid out beforehand; ratios are memojax over
+the other, below 1 means that memojax is faster. ONNX Runtime has its default threads unless a column says
+otherwise; a file whose batch is fixed to 1 it runs row by row.
 """
 
 from __future__ import annotations
@@ -121,7 +124,8 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"memojax over the other: below 1, memojax is faster. Median of interleaved rounds on {versions}.",
+            "memojax over the other: below 1, memojax is faster. Median of interleaved rounds on "
+            f"{versions}.",
             "",
         ]
     )
@@ -176,7 +180,8 @@ def main() -> None:
     busy = [result["foreign_cores"] for result in results if result["foreign_cores"] is not None]
     if busy:
         console.print(
-            f"other processes kept {sum(busy) / len(busy):.2f} cores busy on average, {max(busy):.2f} at worst"
+            f"other processes kept {sum(busy) / len(busy):.2f} cores busy on average, {max(busy):.2f} at "
+            "worst"
         )
     if given.json:
         data = {"machine": about, "options": options, "means": means(results), "results": results}

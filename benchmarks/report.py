@@ -1,4 +1,5 @@
-"""Write the measurements (`benchmarks/results/*.json`) into docs/benchmarks.md, and the short table into the README.
+"""Write the measurements (`benchmarks/results/*.json`) into docs/benchmarks.md, and the short table into the
+README.
 
     python benchmarks/plans.py --json benchmarks/results/plans.json
     python benchmarks/engine.py --json benchmarks/results/engine.json
@@ -6,8 +7,8 @@
     python benchmarks/rollout.py --json benchmarks/results/rollout.json
     python benchmarks/report.py
 
-The text goes between the `<!-- benchmarks -->` marks of the page and the `<!-- speed -->` marks of the README. A test compares both
-with the result files, so nobody edits them by hand.
+The text goes between the `<!-- benchmarks -->` marks of the page and the `<!-- speed -->` marks of the
+README. A test compares both with the result files, so nobody edits them by hand.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ CONTENDERS = {
 
 
 SHORT = ("MLP 8-64-64-4", "MLP 376-256-256-17", "Nature CNN 84x84x4", "LSTM 64", "mjpg_g1")
-"""Rows of the README's table: a small and a middling MLP, a convolutional and a recurrent network, a file fixed to batch 1."""
+"""Rows of the README's table: a small and a middling MLP, a convolutional and a recurrent network, a file
+fixed to batch 1."""
 
 
 def summary() -> str:
@@ -55,8 +57,10 @@ def summary() -> str:
         [
             *lines,
             "",
-            f"{verdict}: over {len(loose)} cases memojax takes {mean:.2f} times as long (geometric mean; {min(loose):.2f} to "
-            f"{max(loose):.2f}), and with a file whose batch is fixed to 1 it is {min(fixed):.0f} to {max(fixed):.0f} times faster from 8 "
+            f"{verdict}: over {len(loose)} cases memojax takes {mean:.2f} times as long (geometric mean; "
+            f"{min(loose):.2f} to "
+            f"{max(loose):.2f}), and with a file whose batch is fixed to 1 it is {min(fixed):.0f} to "
+            f"{max(fixed):.0f} times faster from 8 "
             "rows on.",
         ]
     )
@@ -94,12 +98,14 @@ def _calls(results: Sequence[dict[str, Any]], options: dict[str, Any]) -> list[s
     """Time of `infer_arrays` over ONNX Runtime's, by network and size."""
     given = "".join(f", {name}={value!r}" for name, value in options.items())
     return [
-        f"Time of `infer_arrays` (`memojax.load(file, preload=[size]{given})`) divided by the time of ONNX Runtime with its default "
+        f"Time of `infer_arrays` (`memojax.load(file, preload=[size]{given})`) divided by the time of ONNX "
+        "Runtime with its default "
         "threads. Below 1, memojax is faster. Microseconds of memojax are in brackets.",
         "",
         *_ratios(results),
         "",
-        "ONNX Runtime can run a file whose batch is fixed to 1 only row by row; memojax maps it over the rows.",
+        "ONNX Runtime can run a file whose batch is fixed to 1 only row by row; memojax maps it over the "
+        "rows.",
     ]
 
 
@@ -124,13 +130,15 @@ def _ratios(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 _SMALL_CALL = 60
-"""Microseconds below which the fixed cost of a call (5 to 10) explains the ratio better than the kernels do."""
+"""Microseconds below which the fixed cost of a call (5 to 10) explains the ratio better than the kernels
+do."""
 
 _ABOUT = 1.15
 CAUSES = {
     "call": "the fixed cost of a call, which `jax.jit` by hand has too",
     "threads": "one core against two (ONNX Runtime with one thread takes as long)",
-    "kernels": "XLA's kernels are slower, also against one thread of ONNX Runtime (`jax.jit` by hand is no faster)",
+    "kernels": "XLA's kernels are slower, also against one thread of ONNX Runtime (`jax.jit` by hand is no "
+    "faster)",
 }
 
 
@@ -189,14 +197,18 @@ def _frames(measured: dict[str, Any]) -> list[str]:
     runs = {run["size"]: run for run in measured["runs"]}
     at = [size for size in (1, 8, 18) if size in runs]
     whole = ", ".join(
-        f"{runs[size]['us']['one'] / 1e3:.2f} ms ({runs[size]['threaded_ratio']:.2f} of that with threads, {runs[size]['ort_ratio']:.2f} of "
+        f"{runs[size]['us']['one'] / 1e3:.2f} ms ({runs[size]['threaded_ratio']:.2f} of that with threads, "
+        f"{runs[size]['ort_ratio']:.2f} of "
         f"a loop over ONNX Runtime)"
         for size in at
     )
     lines = [
-        f"A `Runtime` of 30 models (two MLPs and an LSTM, ten of each) answers {', '.join(map(str, at))} agents per model in {whole}. "
-        f"{measured['count']:,} frames follow, each with 1 to 18 agents per model. A frame is *late* if it exceeds its budget by more "
-        "than the slowest model takes. *warm* starts with all plans, *pad* with one plan per model and `on_miss='pad'`, *cold* with none "
+        f"A `Runtime` of 30 models (two MLPs and an LSTM, ten of each) answers {', '.join(map(str, at))} "
+        f"agents per model in {whole}. "
+        f"{measured['count']:,} frames follow, each with 1 to 18 agents per model. A frame is *late* if it "
+        "exceeds its budget by more "
+        "than the slowest model takes. *warm* starts with all plans, *pad* with one plan per model and "
+        "`on_miss='pad'`, *cold* with none "
         "(a plan then compiles in a frame in which nothing else can be answered):",
         "",
         "| budget, ms | | frames late | p99 over budget, ms | agents answered |",
@@ -204,14 +216,16 @@ def _frames(measured: dict[str, Any]) -> list[str]:
     ]
     for row in measured["frames"]:
         lines.append(
-            f"| {row['budget']:.2f} | {row['contender']} | {row['late']:.1%} | {row['p99']:.3f} | {row['answered']:.0%} |"
+            f"| {row['budget']:.2f} | {row['contender']} | {row['late']:.1%} | {row['p99']:.3f} | "
+            f"{row['answered']:.0%} |"
         )
     return lines
 
 
 def _rollouts(results: Sequence[dict[str, Any]]) -> list[str]:
     return [
-        "1,024 steps of N pendulums: the policy inside `lax.scan`, against NumPy physics with a call of ONNX Runtime per step:",
+        "1,024 steps of N pendulums: the policy inside `lax.scan`, against NumPy physics with a call of "
+        "ONNX Runtime per step:",
         "",
         "| environments | `lax.scan`, ms | ONNX Runtime, ms | times faster |",
         "|---:|---:|---:|---:|",

@@ -1,9 +1,10 @@
-"""A whole rollout on the device against stepping ONNX Runtime from Python: 1,024 steps of N pendulums with the bundled policy.
+"""A whole rollout on the device against stepping ONNX Runtime from Python: 1,024 steps of N pendulums with
+the bundled policy.
 
     python benchmarks/rollout.py [--steps 1024] [--envs 16 256 2048] [--rounds 5] [--json FILE]
 
-Left: environments in JAX, the policy inside `lax.scan`, one call for all steps. Right: the same environments in NumPy, the same policy
-in ONNX Runtime, called at each step.
+Left: environments in JAX, the policy inside `lax.scan`, one call for all steps. Right: the same environments
+in NumPy, the same policy in ONNX Runtime, called at each step.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ POLICY = Path(memojax.__file__).parent / "policies" / "pendulum_ppo.onnx"
 
 
 def step(xp: ModuleType, state: Any, action: Any) -> tuple[Any, Any]:
-    """Gymnasium's Pendulum-v1 dynamics: state [N, 2] (angle, velocity) and torque [N] to the next state and the reward [N]."""
+    """Gymnasium's Pendulum-v1 dynamics: state [N, 2] (angle, velocity) and torque [N] to the next state and
+    the reward [N]."""
     angle, velocity = state[:, 0], state[:, 1]
     torque = xp.clip(action, -2.0, 2.0)
     wrapped = (angle + xp.pi) % (2 * xp.pi) - xp.pi

@@ -1,14 +1,18 @@
-"""A `Runtime` of 30 models: threads against one thread, and how well `run_for` keeps to its budget, against a loop over ONNX Runtime.
+"""A `Runtime` of 30 models: threads against one thread, and how well `run_for` keeps to its budget, against a
+loop over ONNX Runtime.
 
-    python benchmarks/runtime.py [--quick] [--sizes 1 4 18] [--frames 1000] [--hz 60] [--markdown] [--json FILE]
+    python benchmarks/runtime.py [--quick] [--sizes 1 4 18] [--frames 1000] [--hz 60] [--markdown] [--json
+    FILE]
 
-Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table runs everything that waits at one batch size. The
-second plays frames: each gives every model 1 to 18 agents, new numbers in each frame, and then has a budget of a quarter, a half or all of
-the time that running everything takes. *Warm*: all plans are there. *Pad*: one per model is at the start, the others come in the background
-while it serves (`on_miss="pad"`). *Cold*: none is at the start, and they come as sizes are first seen.
-The loop over ONNX Runtime sessions takes the models in turn and stops when the time is up. A frame is *late* if it is over its budget by
-more than the slowest model takes at 18 agents. `--clock cpu` counts the time that the calling thread runs instead of the time on the wall:
-for a machine that others keep busy (what other threads take from it, a compile in the background say, does not count then).
+Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table runs everything that
+waits at one batch size. The second plays frames: each gives every model 1 to 18 agents, new numbers in each
+frame, and then has a budget of a quarter, a half or all of the time that running everything takes. *Warm*:
+all plans are there. *Pad*: one per model is at the start, the others come in the background while it serves
+(`on_miss="pad"`). *Cold*: none is at the start, and they come as sizes are first seen. The loop over ONNX
+Runtime sessions takes the models in turn and stops when the time is up. A frame is *late* if it is over its
+budget by more than the slowest model takes at 18 agents. `--clock cpu` counts the time that the calling
+thread runs instead of the time on the wall: for a machine that others keep busy (what other threads take from
+it, a compile in the background say, does not count then).
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Voluntary context switches per call: how often a call of `infer_arrays` waits for a thread or wakes one.
 
-    python benchmarks/switches.py [--kernels on off] [--cases TEXT] [--sizes 1 8] [--calls 200] [--json FILE] [--most 0.05]
+    python benchmarks/switches.py [--kernels on off] [--cases TEXT] [--sizes 1 8] [--calls 200] [--json FILE]
+    [--most 0.05]
 
-A plan that runs in order on the calling thread switches at no call. The numbers are the kernel's own counts for this process alone
-(`getrusage`), so work of others on the machine does not enter: what they take from us is an involuntary switch. Each number is the median
-over several blocks of calls. Kernels are chosen when memojax is imported, so each of their settings runs in a process of its own.
+A plan that runs in order on the calling thread switches at no call. The numbers are the kernel's own counts
+for this process alone (`getrusage`), so work of others on the machine does not enter: what they take from us
+is an involuntary switch. Each number is the median over several blocks of calls. Kernels are chosen when
+memojax is imported, so each of their settings runs in a process of its own.
 """
 
 from __future__ import annotations

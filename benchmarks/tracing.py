@@ -1,7 +1,9 @@
-"""Seconds to load and to trace graphs of 50, 500 and 5,000 nodes, and the cost per node; `python benchmarks/tracing.py`.
+"""Seconds to load and to trace graphs of 50, 500 and 5,000 nodes, and the cost per node;
+`python benchmarks/tracing.py`.
 
-Each graph is layers of a small MLP with the shape arithmetic that exporters write around them (Shape, Gather, Unsqueeze, Concat,
-Reshape), 10 nodes a layer. Times are CPU seconds of this process, the best of a few runs: other load on the machine does not show.
+Each graph is layers of a small MLP with the shape arithmetic that exporters write around them (Shape, Gather,
+Unsqueeze, Concat, Reshape), 10 nodes a layer. Times are CPU seconds of this process, the best of a few runs:
+other load on the machine does not show.
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ def main() -> None:
         load, prepare, trace = measure(size, options.repeats)
         totals.append(load + prepare + trace)
         print(
-            f"| {size:,} | {load * 1e3:.1f} | {prepare * 1e3:.1f} | {trace * 1e3:.1f} | {trace / size * 1e6:.0f} |"
+            f"| {size:,} | {load * 1e3:.1f} | {prepare * 1e3:.1f} | {trace * 1e3:.1f} | "
+            f"{trace / size * 1e6:.0f} |"
         )
     slope = np.polyfit(np.log(SIZES), np.log(totals), 1)[0]
     print(f"\nTime grows as nodes^{slope:.2f} (1 is linear).")

@@ -1,7 +1,8 @@
 """ONNX policies as memoized XLA executables.
 
-`load` gives an inferer for any number of agents, `to_jax` a pure function, `evaluate` plays episodes. Four inferers differ in how they use
-batch sizes: `BasicInferer`, `FixedBatchInferer`, `MemoizingDynamicInferer` (which `load` gives) and `DynamicInferer`.
+`load` gives an inferer for any number of agents, `to_jax` a pure function, `evaluate` plays episodes. Four
+inferers differ in how they use batch sizes: `BasicInferer`, `FixedBatchInferer`, `MemoizingDynamicInferer`
+(which `load` gives) and `DynamicInferer`.
 """
 
 import importlib as _importlib
@@ -14,7 +15,8 @@ from .xla import quiet_start as _quiet_start  # noqa: F401  (before JAX, whose i
 
 __version__ = "0.1.0"
 
-# The stub beside this file lists the public names; nothing is imported before its first use, so that `memojax --help` is quick.
+# The stub beside this file lists the public names; nothing is imported before its first use, so that
+# `memojax --help` is quick.
 _public, _, __all__ = _lazy_loader.attach_stub(__name__, __file__)
 
 

@@ -15,7 +15,8 @@ R = TypeVar("R")
 
 
 def named_options(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, which refuses a keyword that it does not have with an `OptionError` that names the nearest one."""
+    """`function`, which refuses a keyword that it does not have with an `OptionError` that names the nearest
+    one."""
     parameters = inspect.signature(function).parameters
     known = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = frozenset(known)

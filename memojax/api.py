@@ -63,7 +63,8 @@ def load(
         preload: batch sizes to compile now; {"batch": 8, "seq": 16} for a model with free dimensions.
         dims, batch_axis, constants, outputs, inputs: what the file leaves open, see `TypedModel.from_model`.
         bucketing, max_batch_size, on_miss: how sizes get plans, see `MemoizingDynamicInferer`.
-        maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked, compile_in:
+        maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked,
+        compile_in:
             see `InferOptions`.
 
     Raises:
@@ -105,9 +106,10 @@ def to_jax(
 ) -> tuple[PureFunction, Params]:
     """A policy as a pure function and its weights.
 
-    `fn(params, inputs)` (`fn(params, inputs, key)` for a model with random operators) takes and gives `{name: array}`: of a file in the
-    file's own layout, of an inferer in its rows `[n, *element_shape]`, with its present weights. It may be used under `jit`, `vmap`, `grad`,
-    `lax.scan` and `shard_map` (of an exported program without `vmap` and `grad`); dtypes follow the caller's x64 setting. Names, shapes and
+    `fn(params, inputs)` (`fn(params, inputs, key)` for a model with random operators) takes and gives
+    `{name: array}`: of a file in the file's own layout, of an inferer in its rows `[n, *element_shape]`, with
+    its present weights. It may be used under `jit`, `vmap`, `grad`, `lax.scan` and `shard_map` (of an
+    exported program without `vmap` and `grad`); dtypes follow the caller's x64 setting. Names, shapes and
     kinds of numbers are checked while it is traced.
 
     >>> fn, params = memojax.to_jax(memojax.policies.bundled("acrobot_ppo"))
@@ -123,18 +125,22 @@ def to_jax(
     Raises:
         ModelLoadError, UnsupportedOpError: as for `load`.
         UnknownInputError: `constants` names no input.
-        InputError: `outputs` or `constants` for what is loaded already; from `fn`, inputs that do not fit the model.
-        IncompatibleModelError: an inferer that keeps state of its own; from `fn`, weights that do not fit the model.
+        InputError: `outputs` or `constants` for what is loaded already; from `fn`, inputs that do not fit the
+            model.
+        IncompatibleModelError: an inferer that keeps state of its own; from `fn`, weights that do not fit the
+            model.
     """
     if isinstance(source, Inferer) and not isinstance(source, ModelInferer):
         raise IncompatibleModelError(
-            f"a pure function keeps nothing between calls, {type(source).__name__} does: give the inferer inside, whose function takes noise "
+            f"a pure function keeps nothing between calls, {type(source).__name__} does: give the inferer "
+            "inside, whose function takes noise "
             "and hidden state as inputs"
         )
     if isinstance(source, (ModelInferer, TypedModel)):
         if outputs is not None or constants is not None:
             raise InputError(
-                "outputs= and constants= belong to loading, but this policy is loaded already: give them there"
+                "outputs= and constants= belong to loading, but this policy is loaded already: give them "
+                "there"
             )
         return of_rows(source if isinstance(source, TypedModel) else source.typed)
     return of_graph(

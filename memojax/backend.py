@@ -1,4 +1,5 @@
-"""memojax as an ONNX backend: `prepare`, `run_model`, `run_node` and `supports_device` for ONNX's own test runner and other tools."""
+"""memojax as an ONNX backend: `prepare`, `run_model`, `run_node` and `supports_device` for ONNX's own test
+runner and other tools."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class MemojaxBackendRep(BackendRep):
         self.model = model
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Outputs in the model's order; `inputs` is a sequence in the model's order, a mapping, or one array."""
+        """Outputs in the model's order; `inputs` is a sequence in the model's order, a mapping, or one
+        array."""
         names = [value.name for value in self.model.model.graph.inputs]
         if isinstance(inputs, np.ndarray):
             inputs = [inputs]

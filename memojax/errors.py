@@ -11,7 +11,8 @@ _LONGEST = 2000
 
 
 def printable(text: str) -> str:
-    """`text` with every character escaped that does something to a terminal instead of being shown; line breaks stay."""
+    """`text` with every character escaped that does something to a terminal instead of being shown; line
+    breaks stay."""
     if text.isprintable():
         return text
     return "".join(
@@ -32,8 +33,8 @@ def _message(text: str) -> str:
 class MemojaxError(Exception):
     """Base of all errors that memojax raises on purpose.
 
-    They pickle, so that a pool of workers can hand them to its owner. Whatever names a file brings, a message is printable and has at
-    most 2,000 characters.
+    They pickle, so that a pool of workers can hand them to its owner. Whatever names a file brings, a message
+    is printable and has at most 2,000 characters.
     """
 
     def __init__(self, *args: Any):
@@ -91,7 +92,8 @@ class LoweringError(MemojaxError):
 
 
 class LimitError(ModelLoadError, LoweringError):
-    """A model asks for more than a limit allows; the message says which, what was asked, and what raises it (see SECURITY.md)."""
+    """A model asks for more than a limit allows; the message says which, what was asked, and what raises it
+    (see SECURITY.md)."""
 
 
 class TripCountError(MemojaxError):
@@ -121,7 +123,8 @@ class UnknownInputError(InputError):
         self.names: tuple[str, ...] = tuple(names)
         self.expected: tuple[str, ...] = tuple(expected)
         super().__init__(
-            f"unknown input {', '.join(map(repr, self.names))}: {where} takes {', '.join(map(repr, self.expected))}."
+            f"unknown input {', '.join(map(repr, self.names))}: {where} takes "
+            f"{', '.join(map(repr, self.expected))}."
         )
 
 
@@ -158,7 +161,8 @@ class IndexRangeError(InputError):
         self.agent: int | None = agent
         whose = "" if agent is None else f" for agent {agent}"
         super().__init__(
-            f"{node}: index {index} (at {list(self.place)} of its indices{whose}) is out of range: look at the inputs that it comes from"
+            f"{node}: index {index} (at {list(self.place)} of its indices{whose}) is out of range: look at "
+            "the inputs that it comes from"
         )
 
 
@@ -182,7 +186,8 @@ class BatchMemoryError(BatchSizeError):
 
 
 class RowsMixError(MemojaxError):
-    """Padding or splitting was asked of a model in which one row of the batch changes the result of another."""
+    """Padding or splitting was asked of a model in which one row of the batch changes the result of
+    another."""
 
 
 class CompileError(MemojaxError):
@@ -201,7 +206,8 @@ class CompileForbiddenError(MemojaxError):
             else "there are no plans yet"
         )
         super().__init__(
-            f"batch size {size} has no plan, and none may be compiled {why}; {have}. Add it with preload([{size}])."
+            f"batch size {size} has no plan, and none may be compiled {why}; {have}. Add it with "
+            f"preload([{size}])."
         )
 
 
@@ -219,7 +225,8 @@ class ForkError(MemojaxError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this process was forked from one that had used memojax, and XLA's threads do not survive a fork: start workers with "
+            "this process was forked from one that had used memojax, and XLA's threads do not survive a "
+            "fork: start workers with "
             "multiprocessing.get_context('spawn') (inferers pickle), or load the model in the child only"
         )
 
@@ -240,13 +247,15 @@ class CacheFolderError(InputError):
 
 
 class OrphanedDataError(MemojaxError):
-    """Brains were removed while agents waited for an answer; `agents` says whose states are gone, by brain."""
+    """Brains were removed while agents waited for an answer; `agents` says whose states are gone, by
+    brain."""
 
     def __init__(self, agents: Mapping[Any, Sequence[int]]):
         self.agents: dict[Any, tuple[int, ...]] = {brain: tuple(waiting) for brain, waiting in agents.items()}
         listing = ", ".join(f"{brain} ({len(waiting)} agents)" for brain, waiting in self.agents.items())
         super().__init__(
-            f"removed, with states that were never run: {listing}. Run them first, or catch this if they are not needed."
+            f"removed, with states that were never run: {listing}. Run them first, or catch this if they "
+            "are not needed."
         )
 
 
@@ -267,7 +276,8 @@ class RuntimeErrors(MemojaxError):
             f"{brain}: {type(failure).__name__}: {failure}" for brain, failure in self.failures.items()
         )
         super().__init__(
-            f"{len(self.failures)} brain(s) failed, {len(self.responses)} answered (see `responses`):\n  {listing}"
+            f"{len(self.failures)} brain(s) failed, {len(self.responses)} answered (see `responses`):\n  "
+            f"{listing}"
         )
 
 
@@ -300,10 +310,12 @@ class UnknownEnvironmentError(EvaluationError):
 
 
 class SpaceMismatchError(EvaluationError):
-    """The spaces of an environment and the inputs and outputs of a model do not fit; the message names both sides.
+    """The spaces of an environment and the inputs and outputs of a model do not fit; the message names both
+    sides.
 
     Attributes:
-        row: the row of the batch whose observation has left its space; None where the spaces themselves do not fit.
+        row: the row of the batch whose observation has left its space; None where the spaces themselves do
+            not fit.
     """
 
     def __init__(self, message: str, row: int | None = None):
@@ -312,7 +324,8 @@ class SpaceMismatchError(EvaluationError):
 
 
 class EnvironmentFailedError(EvaluationError):
-    """An environment raised in `reset` or `step`; the cause is chained, or quoted where it happened in a worker process.
+    """An environment raised in `reset` or `step`; the cause is chained, or quoted where it happened in a
+    worker process.
 
     Attributes:
         slot: which of the environments, from 0; None where it could not even be made.

@@ -1,4 +1,5 @@
-"""Settings for all tests: the CPU unless asked otherwise, fixed seeds, and no silent loss of 64-bit numbers."""
+"""Settings for all tests: the CPU unless asked otherwise, fixed seeds, and no silent loss of 64-bit
+numbers."""
 
 from __future__ import annotations
 

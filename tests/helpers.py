@@ -86,7 +86,8 @@ def echo(view: mj.ScratchPadView) -> None:
 
 
 def counting_lstm(**options: Any) -> FakeInferer:
-    """cervo's recurrent dummy: the hidden state counts by one, the cell state by two, and both are also given out."""
+    """cervo's recurrent dummy: the hidden state counts by one, the cell state by two, and both are also given
+    out."""
 
     def run(view: mj.ScratchPadView) -> None:
         for slot in range(2):
@@ -114,7 +115,8 @@ def counts(tracker: mj.Inferer, agents: Sequence[int]) -> list[tuple[float, floa
 
 
 def summing(**options: Any) -> FakeInferer:
-    """h_out = 2 h_in + obs, which is also given out: exact in float32, and no two histories give the same state."""
+    """h_out = 2 h_in + obs, which is also given out: exact in float32, and no two histories give the same
+    state."""
 
     def run(view: mj.ScratchPadView) -> None:
         new = 2 * view.input_slot(1) + view.input_slot(0)

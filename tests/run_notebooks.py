@@ -1,4 +1,5 @@
-"""Execute notebooks: `python -m tests.run_notebooks [--write] FILE...`; an error in a cell fails, `--write` keeps the output."""
+"""Execute notebooks: `python -m tests.run_notebooks [--write] FILE...`; an error in a cell fails, `--write`
+keeps the output."""
 
 from __future__ import annotations
 

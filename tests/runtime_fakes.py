@@ -1,4 +1,5 @@
-"""Models for the runtime's tests: they cost what a made-up clock says, compile when told, and fail on demand."""
+"""Models for the runtime's tests: they cost what a made-up clock says, compile when told, and fail on
+demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Environments of a few lines for the evaluation tests; memojax is not imported here, so that worker processes start fast."""
+"""Environments of a few lines for the evaluation tests; memojax is not imported here, so that worker
+processes start fast."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ UNIT = spaces.Box(-1, 1, (2,), np.float32)
 
 
 class Tiny(gym.Env):
-    """Observations drawn from its space; an episode lasts 3 to 8 steps, by its seed; every action must lie in the action space.
+    """Observations drawn from its space; an episode lasts 3 to 8 steps, by its seed; every action must lie in
+    the action space.
 
     The reward is 1 where the action is `action_space`'s smallest or the sum of a Box action.
     """

@@ -1,6 +1,8 @@
-"""Share of public names whose types pyright knows; `python -m tests.type_completeness` fails below the least share.
+"""Share of public names whose types pyright knows; `python -m tests.type_completeness` fails below the least
+share.
 
-Operators are left out: an operator is a function of arrays whose signature is its ONNX spec, and nobody calls it directly.
+Operators are left out: an operator is a function of arrays whose signature is its ONNX spec, and nobody calls
+it directly.
 """
 
 from __future__ import annotations

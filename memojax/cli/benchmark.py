@@ -88,9 +88,10 @@ def command(
 ) -> None:
     """Time calls at each batch size, interleaved with other runtimes.
 
-    Compiles are timed separately. With --recurrent and --with-epsilon the call goes through the wrappers, as in a game loop. Other runtimes
-    get the same rows, with hidden state and noise, laid out beforehand. For an exported policy, --onnx names the file that they run. A
-    runtime that cannot run MODEL is left out: the table comes without it, the reason follows, and the exit code is 1.
+    Compiles are timed separately. With --recurrent and --with-epsilon the call goes through the wrappers, as
+    in a game loop. Other runtimes get the same rows, with hidden state and noise, laid out beforehand. For an
+    exported policy, --onnx names the file that they run. A runtime that cannot run MODEL is left out: the
+    table comes without it, the reason follows, and the exit code is 1.
 
     \b
     Examples:
@@ -171,7 +172,8 @@ def _contenders(
     call: str,
     unable: dict[str, Exception],
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """Calls to time, and milliseconds that each runtime took to prepare this size; runtimes that fail go into `unable`."""
+    """Calls to time, and milliseconds that each runtime took to prepare this size; runtimes that fail go into
+    `unable`."""
     from ..verification.runtimes import ContenderError
 
     given = {spec.name: rows[spec.name] for spec in inferer.api.inputs}
@@ -267,12 +269,14 @@ def _show(data: Mapping[str, Any]) -> None:
         *(["time"] if several else []),
     ]
     items: list[Any] = [
-        f"[bold]{escape(data['model'])}[/]: {data['call']}, {data['count']} calls per size on {escape(data['device'])}",
+        f"[bold]{escape(data['model'])}[/]: {data['call']}, {data['count']} calls per size on "
+        f"{escape(data['device'])}",
         table(columns, rows),
     ]
     if several:
         items.append(
-            f"[dim]time: median divided by memojax's, above 1 is slower than memojax; geometric mean {_overall(results, mine)}[/]"
+            "[dim]time: median divided by memojax's, above 1 is slower than memojax; geometric mean "
+            f"{_overall(results, mine)}[/]"
         )
     show(*items)
 

@@ -14,10 +14,11 @@ from .options import Command, json_option
 
 @click.group("cache", short_help="List, measure and clear compiled plans on disk.")
 def command() -> None:
-    """List, measure and clear the folder of compiled plans (`cache_dir=` of an inferer, or MEMOJAX_CACHE_DIR).
+    """List, measure and clear the folder of compiled plans (`cache_dir=` of an inferer, or
+    MEMOJAX_CACHE_DIR).
 
-    These commands read only the headers of entries, never load compiled code, and never touch other files. Each takes --dir FOLDER and
-    --json FILE|-.
+    These commands read only the headers of entries, never load compiled code, and never touch other files.
+    Each takes --dir FOLDER and --json FILE|-.
 
     \b
     Examples:
@@ -127,7 +128,8 @@ def size(folder: Path | None, json_file: str | None) -> None:
 def clear(folder: Path | None, model: str | None, yes: bool, json_file: str | None) -> None:
     """Remove compiled plans and the results of autotuning; other files in the folder stay.
 
-    Processes that use the folder keep the plans that they have loaded, and compile others again. Exits with 1 if you answer no.
+    Processes that use the folder keep the plans that they have loaded, and compile others again. Exits with 1
+    if you answer no.
 
     \b
     Example:

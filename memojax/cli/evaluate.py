@@ -113,8 +113,9 @@ def command(
 ) -> None:
     """Play episodes with one policy, or compare several on the same seeds.
 
-    Environments run side by side and the policy is asked once per step for all of them, so the batch shrinks as episodes
-    end. A few batch sizes have an executable, the others are padded. Without MODEL, the bundled acrobot_ppo plays Acrobot-v1.
+    Environments run side by side and the policy is asked once per step for all of them, so the batch shrinks
+    as episodes end. A few batch sizes have an executable, the others are padded. Without MODEL, the bundled
+    acrobot_ppo plays Acrobot-v1.
 
     \b
     Examples:
@@ -231,13 +232,15 @@ def _common_env(files: Sequence[ModelFile]) -> str | None:
     named = {str(file.card["env_id"]) for file in files if file.card}
     if len(named) > 1:
         raise click.UsageError(
-            f"the models were trained for {' and '.join(sorted(named))}: say with --env on which to compare them"
+            f"the models were trained for {' and '.join(sorted(named))}: say with --env on which to "
+            "compare them"
         )
     return named.pop() if named else None
 
 
 def _names(files: Sequence[ModelFile]) -> list[str]:
-    """File names; those that are alike with as much of the folder as tells them apart, or numbered where it is one file."""
+    """File names; those that are alike with as much of the folder as tells them apart, or numbered where it
+    is one file."""
     names: list[str] = []
     for file in files:
         alike = [other.path.resolve() for other in files if other.name == file.name]
@@ -364,7 +367,8 @@ def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[
         items.append("[dim]differences are paired by seed; * where the 95 % interval leaves out 0[/]")
     if done[-1].interrupted:
         items.append(
-            f"[yellow]interrupted: {done[-1].model} has {len(done[-1].episodes)} of {done[-1].asked} episodes[/]"
+            f"[yellow]interrupted: {done[-1].model} has {len(done[-1].episodes)} of {done[-1].asked} "
+            "episodes[/]"
         )
     return items
 

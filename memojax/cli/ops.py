@@ -22,8 +22,8 @@ def command(
 ) -> None:
     """Print every ONNX operator, its versions, what lowers each, and the reason if nothing does.
 
-    "ours" is a JAX function in memojax.ops. "delegated" is a handler of jaxonnxruntime. "function body" is ONNX's own definition by other
-    operators. "host" runs outside of XLA.
+    "ours" is a JAX function in memojax.ops. "delegated" is a handler of jaxonnxruntime. "function body" is
+    ONNX's own definition by other operators. "host" runs outside of XLA.
 
     \b
     Example:
@@ -66,7 +66,8 @@ def command(
         )
         show(
             table(["operator", "family", "versions", "lowered by", "why"], lines, left=5),
-            f"{len(rows)} operators, {total} versions: {said} ({(total - counts.get('no', 0)) / max(total, 1):.1%} supported)",
+            f"{len(rows)} operators, {total} versions: {said} "
+            f"({(total - counts.get('no', 0)) / max(total, 1):.1%} supported)",
         )
 
 

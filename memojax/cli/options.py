@@ -18,7 +18,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A MODEL argument: its name, its file, and the card beside it (`NAME.json` with an `env_id`), or an empty one."""
+    """A MODEL argument: its name, its file, and the card beside it (`NAME.json` with an `env_id`), or an
+    empty one."""
 
     name: str
     path: Path
@@ -41,7 +42,8 @@ def find_model(text: str) -> ModelFile:
             close = difflib.get_close_matches(text, policies.names(), 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise ModelLoadError(
-                f"{text}: no such file, and no bundled policy has that name{hint}; bundled are {', '.join(policies.names())}"
+                f"{text}: no such file, and no bundled policy has that name{hint}; bundled are "
+                f"{', '.join(policies.names())}"
             )
         path = policies.bundled(text)
     return ModelFile(path.stem, path, _card(path.with_suffix(".json")))
@@ -98,7 +100,8 @@ def loading_options(command: Command) -> Command:
                 "--batch-axis",
                 multiple=True,
                 metavar="AXIS|SYMBOL|none|INPUT=AXIS",
-                help="Where the batch is, if the file does not say it right; none: it runs once for each agent.",
+                help="Where the batch is, if the file does not say it right; none: it runs once for each "
+                "agent.",
             ),
         )
     ):
@@ -263,6 +266,7 @@ def check_plot(path: str | None) -> None:
     known = NotebookFigure().canvas.get_supported_filetypes()
     if target.suffix.lstrip(".").lower() not in known:
         raise InputError(
-            f"{path}: matplotlib cannot write a picture as {target.suffix or 'a file without a suffix'!r}: use {', '.join(sorted(known))}"
+            f"{path}: matplotlib cannot write a picture as {target.suffix or 'a file without a suffix'!r}: "
+            f"use {', '.join(sorted(known))}"
         )
     check_target(path)

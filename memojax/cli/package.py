@@ -42,8 +42,8 @@ def command(
 ) -> None:
     """Put an ONNX file into a CRVO asset, cervo's container.
 
-    OUTPUT defaults to NAME.crvo in the current folder. An older asset there is replaced; no other file is. Every command and
-    `memojax.load` take assets like ONNX files. cervo reads assets that are not optimized.
+    OUTPUT defaults to NAME.crvo in the current folder. An older asset there is replaced; no other file is.
+    Every command and `memojax.load` take assets like ONNX files. cervo reads assets that are not optimized.
 
     \b
     Examples:

@@ -92,7 +92,8 @@ def command(
             short := [name for name, rows in inputs.items() if len(rows) < batch_size]
         ):
             raise click.UsageError(
-                f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has {len(inputs[short[0]])} rows"
+                f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has {len(inputs[short[0]])} "
+                "rows"
             )
         shared = {spec.name for spec in inferer.api.inputs if spec.shared}
         inputs = {name: rows if name in shared else rows[:batch_size] for name, rows in inputs.items()}
@@ -154,7 +155,8 @@ def _read(path: str) -> dict[str, np.ndarray]:
         ) from cause
     if arrays is None:
         raise InputError(
-            f"{path}: one array, not an .npz file of arrays by name: save it with numpy.savez(file, {{input}}=array)"
+            f"{path}: one array, not an .npz file of arrays by name: save it with numpy.savez(file, "
+            f"{{input}}=array)"
         )
     if scalars := [name for name, array in arrays.items() if array.ndim == 0]:
         raise InputError(f"{path}: {scalars[0]!r} is a single number, expected one row per agent")

@@ -38,7 +38,8 @@ def parse_sizes(text: str) -> list[int]:
             raise ValueError(f"{part!r} runs backwards: write {high}-{low}")
         if len(sizes) + (high - low) // stride >= MAX_SIZES:
             raise ValueError(
-                f"{text!r} holds more than {MAX_SIZES} sizes: give a step, as in 1-{high}:{max(1, high // 64)}"
+                f"{text!r} holds more than {MAX_SIZES} sizes: give a step, as in "
+                f"1-{high}:{max(1, high // 64)}"
             )
         sizes.extend(range(low, high + 1, stride))
     return list(dict.fromkeys(sizes))

@@ -64,11 +64,12 @@ def command(
     json_file: str | None,
     **loading: Any,
 ) -> None:
-    """Export policies with jax.export: the StableHLO program, the weights and the names, in one CRVO asset each.
+    """Export policies with jax.export: the StableHLO program, the weights and the names, in one CRVO asset
+    each.
 
-    Every command and `memojax.load` take the result and give the same answers as for the ONNX file. By default it runs batches of any
-    size. Several MODELs get a file each in the folder --output; a failed export does not stop the others. An older asset is replaced; no
-    other file is.
+    Every command and `memojax.load` take the result and give the same answers as for the ONNX file. By
+    default it runs batches of any size. Several MODELs get a file each in the folder --output; a failed
+    export does not stop the others. An older asset is replaced; no other file is.
 
     \b
     Examples:
@@ -116,7 +117,8 @@ def check_replaced(file: ModelFile, target: Path, force: bool) -> None:
 
     Raises:
         InputError: the folder of `target` does not exist.
-        click.UsageError: `target` is the source file, a folder, or (without `force`) a file that is not an asset.
+        click.UsageError: `target` is the source file, a folder, or (without `force`) a file that is not an
+            asset.
     """
     from ..model.crvo import HEADER_BYTES, is_asset
 

@@ -55,9 +55,10 @@ def command(
 ) -> None:
     """Compare every output with another runtime on random inputs, at several batch sizes.
 
-    Prints the largest error, and how often the largest element is the same, which is the action of a discrete policy. Exits with 1 if an
-    output is off by more than rtol 1e-3 and atol 1e-5, in the batch or in a row that the other runtime runs alone. Files that mix the rows
-    of a batch therefore exit with 1. An exported policy (StableHLO) has no graph for another runtime: name its file with --onnx.
+    Prints the largest error, and how often the largest element is the same, which is the action of a discrete
+    policy. Exits with 1 if an output is off by more than rtol 1e-3 and atol 1e-5, in the batch or in a row
+    that the other runtime runs alone. Files that mix the rows of a batch therefore exit with 1. An exported
+    policy (StableHLO) has no graph for another runtime: name its file with --onnx.
 
     \b
     Examples:

@@ -1,4 +1,5 @@
-"""A matplotlib figure that notebooks show without pyplot, so the user's pyplot state and backend stay untouched."""
+"""A matplotlib figure that notebooks show without pyplot, so the user's pyplot state and backend stay
+untouched."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def _warnings(typed: TypedModel, cache: CacheInfo, mixing: Sequence[str]) -> lis
         )
     if cache.evictions:
         found.append(
-            f"{cache.evictions:,} plans were dropped (maxsize={cache.maxsize}): a size that comes back compiles again"
+            f"{cache.evictions:,} plans were dropped (maxsize={cache.maxsize}): a size that comes back "
+            "compiles again"
         )
     return found + list(typed.model.graph.notes if typed.model else ())
 

@@ -1,7 +1,8 @@
-"""A worker process of an asynchronous evaluation: run as a script, it imports nothing of memojax (and so no JAX).
+"""A worker process of an asynchronous evaluation: run as a script, it imports nothing of memojax (and so no
+JAX).
 
-Messages are pickles over standard input and output: ("make", sys.path, factory, count), ("reset", [(index, seed)]),
-("step", [(index, action)]). An answer is (True, result) or (False, (position, traceback)).
+Messages are pickles over standard input and output: ("make", sys.path, factory, count), ("reset", [(index,
+seed)]), ("step", [(index, action)]). An answer is (True, result) or (False, (position, traceback)).
 """
 
 import os
@@ -57,7 +58,8 @@ def _run(envs: list[Any], verb: str, requests: list[tuple[int, Any]]) -> list[An
 
 
 def ask(env: Any, verb: str, value: Any) -> tuple[Any, float, bool, bool, Any]:
-    """Reset `env` with a seed, or step it with an action: observation, reward, terminated, truncated, action mask.
+    """Reset `env` with a seed, or step it with an action: observation, reward, terminated, truncated, action
+    mask.
 
     Raises:
         ValueError: the environment does not speak Gymnasium's API; whatever it raises itself.

@@ -1,4 +1,5 @@
-"""How outputs become actions: one class per kind of action space, and the choice of the output that gives the action."""
+"""How outputs become actions: one class per kind of action space, and the choice of the output that gives the
+action."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from ..model.signature import TensorSpec
 from .observations import Rows, without_ones
 
 How = Literal["value", "index", "argmax", "sample", "threshold"]
-"""How an output is read: as the action itself, as its index, or as scores, the best of which is taken or one drawn."""
+"""How an output is read: as the action itself, as its index, or as scores, the best of which is taken or one
+drawn."""
 
 Generators = Sequence[np.random.Generator]
 """One generator per row: a draw does not depend on the batch."""
@@ -171,7 +173,8 @@ class UnknownActions(ActionKind):
     @property
     def needs(self) -> str:
         return (
-            "int[n, ...] (an index), a float output that its name calls scores (logits, probabilities, q_values), "
+            "int[n, ...] (an index), a float output that its name calls scores (logits, probabilities, "
+            "q_values), "
             "or one that its name calls an action (actions, mean)"
         )
 
@@ -228,7 +231,8 @@ class Actor:
     def __call__(
         self, outputs: Mapping[str, Any], generators: Generators, allowed: Rows | None = None
     ) -> Rows:
-        """One action for each row; `allowed` has a bool for each score, for a policy that takes no mask itself.
+        """One action for each row; `allowed` has a bool for each score, for a policy that takes no mask
+        itself.
 
         Raises:
             ActionError: NaN, or an index outside of the space; `error.row` tells which.
@@ -247,11 +251,13 @@ class Actor:
         spec = self.reading.output
         if self.reading.how not in ("argmax", "sample"):
             raise SpaceMismatchError(
-                f"output {spec.name!r} is the action already, and the model takes no mask: no action can be ruled out"
+                f"output {spec.name!r} is the action already, and the model takes no mask: no action can "
+                "be ruled out"
             )
         if allowed.size != rows.size:
             raise SpaceMismatchError(
-                f"a mask of shape {list(allowed.shape)} for {len(rows)} rows of output {spec}: give a bool per score"
+                f"a mask of shape {list(allowed.shape)} for {len(rows)} rows of output {spec}: give a bool "
+                "per score"
             )
         nothing = 0.0 if are_probabilities(spec.name) else -np.inf
         return np.where(allowed.reshape(rows.shape).astype(bool), rows, nothing)
@@ -309,7 +315,8 @@ def _named(outputs: Sequence[TensorSpec], name: str) -> list[TensorSpec]:
 
 
 def _rank(reading: Reading, deterministic: bool, random: bool) -> tuple[int, int]:
-    """The place of a reading in the order of preference, smaller first: by the kind that is asked for, then by name."""
+    """The place of a reading in the order of preference, smaller first: by the kind that is asked for, then
+    by name."""
     name = reading.output.name
     is_action = reading.how in ("value", "index")
     if deterministic:
@@ -323,7 +330,8 @@ def _rank(reading: Reading, deterministic: bool, random: bool) -> tuple[int, int
 def _no_action(kind: ActionKind, outputs: Iterable[TensorSpec], where: str) -> str:
     if isinstance(kind, UnknownActions):
         return (
-            f"which output is the action? The model gives {'; '.join(map(str, outputs))}, and no space is known.\n"
+            f"which output is the action? The model gives {'; '.join(map(str, outputs))}, and no space is "
+            "known.\n"
             f"Without one, it is {kind.needs}: give the spaces, policy.for_env(env).predict(...)"
         )
     return (
@@ -362,7 +370,8 @@ def _check_range(actions: Rows, low: Any, high: Any, reading: Reading) -> Rows:
         row = int(np.nonzero(outside)[0][0])
         limits = f"{np.asarray(low).tolist()} to {(np.asarray(high) - 1).tolist()}"
         raise ActionError(
-            f"output {reading.output.name!r} gives the action {actions[row].tolist()}, the environment takes {limits}",
+            f"output {reading.output.name!r} gives the action {actions[row].tolist()}, the environment "
+            f"takes {limits}",
             row,
         )
     return actions

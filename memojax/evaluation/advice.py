@@ -1,4 +1,5 @@
-"""What looks like a mistake in how a policy and an environment are joined; only said, never mended silently."""
+"""What looks like a mistake in how a policy and an environment are joined; only said, never mended
+silently."""
 
 from __future__ import annotations
 
@@ -44,8 +45,10 @@ def _unscaled(actor: Actor, transforms: Sequence[Any], typed: TypedModel | None)
         return ()
     low, high = float(space.low.min()), float(space.high.max())
     return (
-        f"output {output!r} lies in [-1, 1] ({last.op_type} comes last), the environment takes {low:g} to {high:g}: "
-        "if the policy was trained on scaled actions, give action_transforms=[ScaleAction()] (--scale-actions)",
+        f"output {output!r} lies in [-1, 1] ({last.op_type} comes last), the environment takes {low:g} to "
+        f"{high:g}: "
+        "if the policy was trained on scaled actions, give action_transforms=[ScaleAction()] "
+        "(--scale-actions)",
     )
 
 

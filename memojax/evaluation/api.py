@@ -55,9 +55,10 @@ def evaluate(
 ) -> Evaluation:
     """Play episodes of a Gymnasium environment; report the return with its uncertainty, and what it cost.
 
-    Environments run side by side, and the inferer is asked once per step for all of them. An environment whose
-    episode ends goes on with the next one; when none is left, the batch shrinks. Episode `i` is reset with
-    `seed + i`: a run repeats, does not depend on `num_envs`, and meets the same luck as another model's run.
+    Environments run side by side, and the inferer is asked once per step for all of them. An environment
+    whose episode ends goes on with the next one; when none is left, the batch shrinks. Episode `i` is reset
+    with `seed + i`: a run repeats, does not depend on `num_envs`, and meets the same luck as another model's
+    run.
 
     >>> import memojax
     >>> result = memojax.evaluate(memojax.policies.bundled("acrobot_ppo"), "Acrobot-v1", episodes=4)
@@ -65,16 +66,17 @@ def evaluate(
     (4, True)
 
     Args:
-        inferer: any inferer; or what `memojax.load` takes. For several agents, one policy for all, or agent -> policy;
-            "archer" stands for "archer_0", "archer_1", ...
-        env: a Gymnasium id, an `EnvSpec`, a function that makes one environment, or one environment. None: the
-            `env_id` in the model's own metadata. PettingZoo's parallel environments have several agents; the return of
-            an episode is the sum over them, `Evaluation.agent_returns` has each agent's own.
+        inferer: any inferer; or what `memojax.load` takes. For several agents, one policy for all, or agent
+            -> policy; "archer" stands for "archer_0", "archer_1", ...
+        env: a Gymnasium id, an `EnvSpec`, a function that makes one environment, or one environment. None:
+            the `env_id` in the model's own metadata. PettingZoo's parallel environments have several agents;
+            the return of an episode is the sum over them, `Evaluation.agent_returns` has each agent's own.
         episodes: how many to play.
         num_envs: environments side by side; `DEFAULT_ENVS`, or as many as there are episodes.
         seed: of the first episode.
-        deterministic: take the best action and feed zeros as noise. Otherwise draw actions and noise, for each episode
-            from a stream of its own. A model that draws its own random numbers goes by the inferer's seed.
+        deterministic: take the best action and feed zeros as noise. Otherwise draw actions and noise, for
+            each episode from a stream of its own. A model that draws its own random numbers goes by the
+            inferer's seed.
         progress: whether to show a bar with the running mean.
         on_episode: called with each finished `Episode`.
 
@@ -82,20 +84,26 @@ def evaluate(
         vectorization: "sync" steps the environments in this process, "async" in worker processes.
         workers: how many processes; one per core without it.
         max_steps: ends an episode after so many steps, as truncated.
-        observation: part of the observation -> input, where names and shapes do not tell; the input's name for an
+        observation: part of the observation -> input, where names and shapes do not tell; the input's name
+        for an
             observation in one piece.
         action: the output that gives the action, where names and shapes do not tell.
         epsilon: the noise input, where its name does not tell.
-        recurrent: pairs of (input, output) of hidden state, kept by episode. None: found by name; empty: no state.
-        observation_transforms: run on each batch of observations before the model, in order: `NormalizeObs`,
+        recurrent: pairs of (input, output) of hidden state, kept by episode. None: found by name; empty: no
+        state. observation_transforms: run on each batch of observations before the model, in order:
+        `NormalizeObs`,
             `SelectObs`, any callable.
-        action_transforms: run on each batch of actions before the environment: `ScaleAction`, `ClipAction`, any
-            callable. None: Box actions are clipped to the space, unless the metadata says `clip_actions: false`.
-        bucketing: which batch sizes get a plan, as for `memojax.load`; the others are padded. None: powers of two up to
+        action_transforms: run on each batch of actions before the environment: `ScaleAction`, `ClipAction`,
+        any
+            callable. None: Box actions are clipped to the space, unless the metadata says
+            `clip_actions: false`.
+        bucketing: which batch sizes get a plan, as for `memojax.load`; the others are padded. None: powers of
+        two up to
             `num_envs` where rows are independent, each size where they are not.
-        on_miss: as for `memojax.load`. With the default, "compile", the plans for the full batch and for the smaller
-            batches that come next are compiled ahead, beside the run. With "pad", a row's plan depends on time, so
-            runs may differ in the last bits.
+        on_miss: as for `memojax.load`. With the default, "compile", the plans for the full batch and for the
+        smaller
+            batches that come next are compiled ahead, beside the run. With "pad", a row's plan depends on
+            time, so runs may differ in the last bits.
         preload: batch sizes to compile before the first step, while the environments are made and reset.
         cache_dir: folder that keeps compiled plans for other processes.
         maxsize: the most plans to keep, the one for the full batch not counted.
@@ -104,7 +112,8 @@ def evaluate(
         video: folder for films of the first environment's episodes, by Gymnasium's `RecordVideo`.
         name: what to call the policy in the result.
 
-    `bucketing` to `device` belong to loading: for an inferer, which is loaded already, give them to `memojax.load`.
+    `bucketing` to `device` belong to loading: for an inferer, which is loaded already, give them to
+    `memojax.load`.
 
     Returns:
         The result. After Ctrl-C it has the episodes that were finished, and is marked as `interrupted`.
@@ -129,7 +138,8 @@ def evaluate(
     metadata = metadata_of(loaded[""]) if "" in loaded else {}
     if env is None and "env_id" not in metadata:
         raise EvaluationError(
-            "which environment? The model's metadata names none (`env_id`): give env=, on the command line --env"
+            "which environment? The model's metadata names none (`env_id`): give env=, on the command line "
+            "--env"
         )
     env = metadata["env_id"] if env is None else env
     width = _width(env, count, num_envs)
@@ -180,7 +190,8 @@ def _width(env: Any, episodes: int, num_envs: int | None) -> int:
     if is_env(env):
         if num_envs not in (None, 1):
             raise EvaluationError(
-                f"num_envs={num_envs}, but one environment was given: give its id, or a function that makes one"
+                f"num_envs={num_envs}, but one environment was given: give its id, or a function that "
+                "makes one"
             )
         return 1
     return min(episodes, DEFAULT_ENVS if num_envs is None else check_count("num_envs", num_envs))

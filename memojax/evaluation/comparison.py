@@ -81,7 +81,8 @@ def compare(baseline: Evaluation, other: Evaluation) -> Comparison:
     """
     if baseline.env_id != other.env_id:
         raise EvaluationError(
-            f"{baseline.model} ran on {baseline.env_id} and {other.model} on {other.env_id}: compare them on one environment"
+            f"{baseline.model} ran on {baseline.env_id} and {other.model} on {other.env_id}: compare them "
+            "on one environment"
         )
     mine = {episode.seed: episode.total for episode in baseline.episodes}
     differences = {

@@ -23,7 +23,8 @@ ActionTransform = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Wiring:
-    """What the caller says about how environment and model go together; the keywords of `evaluate` describe each field."""
+    """What the caller says about how environment and model go together; the keywords of `evaluate` describe
+    each field."""
 
     observation: Mapping[str, str] | str | None = None
     action: str | None = None
@@ -46,7 +47,8 @@ class Connection:
         starts: inputs that mark the first step of an episode.
         memory: pieces of hidden state that `player` keeps.
         actor: outputs -> actions.
-        observation_transforms, action_transforms: what happens to observations before the model, to actions after it.
+        observation_transforms, action_transforms: what happens to observations before the model, to actions
+            after it.
     """
 
     player: Inferer
@@ -150,7 +152,8 @@ def innermost(inferer: Any) -> Any:
 
 
 def metadata_of(policy: Any) -> Mapping[str, str]:
-    """What the model file of an inferer or a `TypedModel` says about itself; nothing where there is no file."""
+    """What the model file of an inferer or a `TypedModel` says about itself; nothing where there is no
+    file."""
     return getattr(innermost(policy), "metadata", {})
 
 

@@ -43,7 +43,8 @@ class Drawn(Protocol):
 
 
 def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None = None) -> Figure:
-    """A matplotlib figure of the returns (each episode, mean, 95 % interval) and of the median time per call over the batch size.
+    """A matplotlib figure of the returns (each episode, mean, 95 % interval) and of the median time per call
+    over the batch size.
 
     Args:
         path: where to write it too; the suffix says as what.

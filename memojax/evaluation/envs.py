@@ -29,7 +29,8 @@ Vectorization = Literal["sync", "async"]
 
 
 class Outcome(NamedTuple):
-    """What an environment says after a reset (reward 0, not over) or a step; `mask` is its `info["action_mask"]`."""
+    """What an environment says after a reset (reward 0, not over) or a step; `mask` is its
+    `info["action_mask"]`."""
 
     observation: Any
     reward: float
@@ -39,7 +40,8 @@ class Outcome(NamedTuple):
 
 
 class EnvPool(abc.ABC):
-    """A number of like environments, each in a slot of its own, that are reset and stepped as they are asked."""
+    """A number of like environments, each in a slot of its own, that are reset and stepped as they are
+    asked."""
 
     name: str
     observation_space: Any
@@ -97,7 +99,8 @@ class LocalPool(SinglePool):
     action_space: Any
 
     def __init__(self, env: Any, size: int, first: Callable[[], Any] | None = None):
-        """Make `size` of `env` (see `maker_of`), or take the one that is given; `first` makes the first instead."""
+        """Make `size` of `env` (see `maker_of`), or take the one that is given; `first` makes the first
+        instead."""
         make, self.name = maker_of(env)
         self._owned = not is_env(env)
         self.envs: list[Any] = []
@@ -140,7 +143,8 @@ class LocalPool(SinglePool):
 class WorkerPool(SinglePool):
     """Environments spread over worker processes, which run beside each other.
 
-    The workers are fresh interpreters that import neither JAX nor the caller's main script: nothing is forked.
+    The workers are fresh interpreters that import neither JAX nor the caller's main script: nothing is
+    forked.
     """
 
     name: str
@@ -151,7 +155,8 @@ class WorkerPool(SinglePool):
         """Start `workers` processes (one per core by default) with `size` environments in all."""
         if is_env(env):
             raise EvaluationError(
-                "an environment object cannot be sent to worker processes: give its id, or a function that makes one"
+                "an environment object cannot be sent to worker processes: give its id, or a function that "
+                "makes one"
             )
         make, self.name = maker_of(env)
         import cloudpickle
@@ -260,8 +265,10 @@ class _Worker:
             else f"exited with code {code}"
         )
         return WorkerDiedError(
-            f"worker {self.index} (process {self._process.pid}) {how} without an answer, and its environments with it: look at what it "
-            "wrote to stderr, at the memory of the machine, or run with vectorization='sync' to see the failure itself"
+            f"worker {self.index} (process {self._process.pid}) {how} without an answer, and its "
+            "environments with it: look at what it "
+            "wrote to stderr, at the memory of the machine, or run with vectorization='sync' to see the "
+            "failure itself"
         )
 
 
@@ -269,18 +276,21 @@ def maker_of(env: Any, render_mode: str | None = None) -> tuple[Callable[[], Any
     """A function that makes an environment, and a name for it.
 
     Args:
-        env: a Gymnasium id ("CartPole-v1", "module:Id-v0"), an `EnvSpec`, a function without arguments, or one environment.
+        env: a Gymnasium id ("CartPole-v1", "module:Id-v0"), an `EnvSpec`, a function without arguments, or
+            one environment.
         render_mode: for an id or an `EnvSpec`: how the environment shows itself.
 
     Raises:
         MissingPackageError: Gymnasium is not installed.
         UnknownEnvironmentError: an id that is not registered, or whose packages are missing.
-        EvaluationError: something else; or a vector environment, whose episodes cannot be dealt out one by one.
+        EvaluationError: something else; or a vector environment, whose episodes cannot be dealt out one by
+            one.
     """
     gymnasium = import_gymnasium()
     if isinstance(env, gymnasium.vector.VectorEnv):
         raise EvaluationError(
-            "a vector environment restarts its episodes by itself: evaluate cannot deal them out and seed them one by one: give its id, or "
+            "a vector environment restarts its episodes by itself: evaluate cannot deal them out and seed "
+            "them one by one: give its id, or "
             "a function that makes one environment; num_envs= and vectorization= say how many run, and where"
         )
     if isinstance(env, gymnasium.Env):
@@ -304,7 +314,8 @@ def maker_of(env: Any, render_mode: str | None = None) -> tuple[Callable[[], Any
     if callable(env):
         return env, getattr(env, "__name__", type(env).__name__)
     raise EvaluationError(
-        f"an environment is a Gymnasium id, an EnvSpec, an environment, or a function that makes one, not {env!r}"
+        "an environment is a Gymnasium id, an EnvSpec, an environment, or a function that makes one, not "
+        f"{env!r}"
     )
 
 

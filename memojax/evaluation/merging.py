@@ -15,7 +15,8 @@ _SAME = ("model", "env_id", "deterministic", "action", "feeds", "observation_tra
 
 
 def merge(parts: Iterable[Evaluation]) -> Evaluation:
-    """The parts as one evaluation: its episodes, statistics and intervals are those of one run over all seeds.
+    """The parts as one evaluation: its episodes, statistics and intervals are those of one run over all
+    seeds.
 
     Times add up, so they are those of the work, not of a clock on the wall where parts ran beside each other.
 

@@ -1,6 +1,8 @@
-"""How the parts of an observation reach the inputs of a model: one class per kind of space, and who feeds whom.
+"""How the parts of an observation reach the inputs of a model: one class per kind of space, and who feeds
+whom.
 
-Parts and inputs are matched by name first, then by the only shape that fits; where that leaves a choice, the error names both sides.
+Parts and inputs are matched by name first, then by the only shape that fits; where that leaves a choice, the
+error names both sides.
 """
 
 from __future__ import annotations
@@ -182,7 +184,8 @@ def parts_of(space: Any) -> list[Part]:
     """The leaves of an observation space.
 
     Raises:
-        SpaceMismatchError: a kind of space that no model input could be fed from (Text, Graph, Sequence, ...).
+        SpaceMismatchError: a kind of space that no model input could be fed from (Text, Graph, Sequence,
+            ...).
     """
     from gymnasium import spaces
 
@@ -197,7 +200,8 @@ def parts_of(space: Any) -> list[Part]:
             yield Part(".".join(map(str, path)) or WHOLE, space, path)
         else:
             raise SpaceMismatchError(
-                f"observations of {space} cannot be fed to a model: wrap the environment so that it gives arrays"
+                f"observations of {space} cannot be fed to a model: wrap the environment so that it gives "
+                "arrays"
             )
 
     return list(walk(space, ()))
@@ -225,13 +229,15 @@ class ObservationReader:
         """Part name -> rows `[n, ...]`.
 
         Raises:
-            SpaceMismatchError: an observation that is not in the space which the environment declares; `error.row` tells which.
+            SpaceMismatchError: an observation that is not in the space which the environment declares;
+                `error.row` tells which.
         """
         rows = {part.name: self._column(part, observations) for part in self.parts}
         return self._transformed(rows) if self._transforms else rows
 
     def batch(self, observation: Any) -> tuple[dict[str, Rows], bool]:
-        """Part name -> rows, and whether they were a batch: an observation with or without an axis for agents in front.
+        """Part name -> rows, and whether they were a batch: an observation with or without an axis for agents
+        in front.
 
         Raises:
             SpaceMismatchError: neither is in the space.
@@ -250,7 +256,8 @@ class ObservationReader:
                 value.dtype == dtype or can_cast(value.dtype, dtype)
             ):
                 raise SpaceMismatchError(
-                    f"the space has {part.name!r} as {dtype}{list(shape)}, but {value.dtype}{list(value.shape)} was given"
+                    f"the space has {part.name!r} as {dtype}{list(shape)}, but "
+                    f"{value.dtype}{list(value.shape)} was given"
                 )
             rows[part.name] = value if batched else value[None]
         if len({len(value) for value in rows.values()}) > 1:
@@ -318,7 +325,8 @@ def match_observation(
 
     Args:
         where: the environment's name, for the error.
-        chosen: field name -> input name, where the caller says it; an input name alone for an observation in one piece.
+        chosen: field name -> input name, where the caller says it; an input name alone for an observation in
+            one piece.
 
     Raises:
         SpaceMismatchError: a named pair that is not there or does not fit.
@@ -328,7 +336,8 @@ def match_observation(
     if isinstance(chosen, str):
         if len(fields) > 1:
             raise SpaceMismatchError(
-                f"observation={chosen!r} names one input, but the observation has the parts {', '.join(by_field)}"
+                f"observation={chosen!r} names one input, but the observation has the parts "
+                f"{', '.join(by_field)}"
             )
         chosen = {fields[0].name: chosen}
     sources: dict[str, Field] = {}

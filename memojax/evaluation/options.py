@@ -107,7 +107,8 @@ def refuse_planning(options: Mapping[str, Any]) -> None:
     names = {field.name for field in dataclasses.fields(Planning)}
     if given := [f"{name}=" for name in options if name in names]:
         raise EvaluationError(
-            f"{', '.join(given)} say how a policy is loaded, but this one is loaded already: give them to memojax.load"
+            f"{', '.join(given)} say how a policy is loaded, but this one is loaded already: give them to "
+            "memojax.load"
         )
 
 

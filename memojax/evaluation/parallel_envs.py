@@ -104,7 +104,8 @@ class ParallelPool(EnvPool):
 
 
 def policy_names(agents: list[str], given: Mapping[str, Any]) -> dict[str, str]:
-    """Agent -> the key of its policy: the agent's name, or that name without the number at its end (`archer_0`).
+    """Agent -> the key of its policy: the agent's name, or that name without the number at its end
+    (`archer_0`).
 
     Raises:
         EvaluationError: an agent without a policy, or a policy without an agent.
@@ -115,6 +116,7 @@ def policy_names(agents: list[str], given: Mapping[str, Any]) -> dict[str, str]:
     if missing or idle:
         what = f"no policy for agent {missing[0]!r}" if missing else f"no agent for policy {idle[0]!r}"
         raise EvaluationError(
-            f"{what}: the agents are {', '.join(agents)}; policies were given for {', '.join(map(str, given))}"
+            f"{what}: the agents are {', '.join(agents)}; policies were given for "
+            f"{', '.join(map(str, given))}"
         )
     return chosen

@@ -1,8 +1,9 @@
-"""Which plans an evaluation runs on, for a policy that `evaluate` loads itself; they are compiled beside the run.
+"""Which plans an evaluation runs on, for a policy that `evaluate` loads itself; they are compiled beside the
+run.
 
-The rule must not depend on time: two plans may differ in the last bit of a row, so a run would not repeat if a plan
-were used as soon as it happened to be ready. A batch size therefore always has the same plan; the next plan that a
-shrinking batch will need is compiled ahead, and a call that comes too early waits for it.
+The rule must not depend on time: two plans may differ in the last bit of a row, so a run would not repeat if
+a plan were used as soon as it happened to be ready. A batch size therefore always has the same plan; the next
+plan that a shrinking batch will need is compiled ahead, and a call that comes too early waits for it.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class FewSizes:
         return f"'pow2' up to {self.width}, 'exact' where rows mix"
 
     def below(self, rows: int) -> int | None:
-        """The next smaller plan than that of `rows`, once the batch shrinks; None below a plan for one row, and before that."""
+        """The next smaller plan than that of `rows`, once the batch shrinks; None below a plan for one row,
+        and before that."""
         if not self.independent:
             return None
         return power_of_two(self(rows)) // 2 or None
@@ -92,7 +94,8 @@ class Warmup:
         self._follow: tuple[FewSizes, Callable[[list[int]], Any]] | None = None
 
     def begin(self, inferer: MemoizingDynamicInferer, first: int | None, sizes: list[int]) -> None:
-        """Compile the plan for `first`, whose failure is the first call's own affair, and those for `sizes`."""
+        """Compile the plan for `first`, whose failure is the first call's own affair, and those for
+        `sizes`."""
         if first is not None:
             self._submit(lambda: inferer.preload([first]))
         if sizes:

@@ -67,15 +67,17 @@ class Evaluation:
         steps: environment steps, those of unfinished episodes too.
         seconds: wall clock from the first reset to the last step; environments and workers are made before.
         policy_seconds: the part of it that the inferer took, compiles included.
-        compile_seconds: what plans took that were not there before; a plan that was made ahead is no part of `policy_seconds`.
+        compile_seconds: what plans took that were not there before; a plan that was made ahead is no part of
+            `policy_seconds`.
         batch_sizes: batch size -> number of calls.
-        call_us: batch size -> median microseconds of a call as seen from here; the first call of a size is left out, so that a
-            size called once is not there.
+        call_us: batch size -> median microseconds of a call as seen from here; the first call of a size is
+            left out, so that a size called once is not there.
         plans: plans of the inferer; `calls` counts this evaluation's only.
         padded_rows: rows that were computed only to fill a plan.
         action: how the action was read from the outputs.
         feeds: how the inputs were fed.
-        observation_transforms, action_transforms: what happened to observations before the model, to actions after it.
+        observation_transforms, action_transforms: what happened to observations before the model, to actions
+            after it.
         advice: what looks like a mistake, a sentence each.
         metadata: what the model file says about itself.
         interrupted: whether it was stopped (Ctrl-C, or an error that carries this as `partial`).
@@ -154,7 +156,8 @@ class Evaluation:
         return max(0.0, self.seconds - self.policy_seconds)
 
     def plan_size(self, size: int) -> int | None:
-        """The plan that a batch of `size` ran on: the smallest that holds it; None where it was split or has no plan."""
+        """The plan that a batch of `size` ran on: the smallest that holds it; None where it was split or has
+        no plan."""
         return min((plan.size for plan in self.plans if plan.size >= size), default=None)
 
     def confidence_interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -164,7 +167,8 @@ class Evaluation:
     def interquartile_interval(
         self, level: float = 0.95, repetitions: int = BOOTSTRAPS, seed: int = 0
     ) -> tuple[float, float]:
-        """Bootstrapped percentile interval for the interquartile mean (rliable's); NaN for fewer than two episodes."""
+        """Bootstrapped percentile interval for the interquartile mean (rliable's); NaN for fewer than two
+        episodes."""
         return bootstrap_interval(self.returns, level, repetitions, seed)
 
     def agent_returns(self, agent: str) -> np.ndarray:
@@ -172,7 +176,8 @@ class Evaluation:
         return np.array([episode.agents.get(agent, math.nan) for episode in self.episodes], np.float64)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Draw the returns and the time per call; see `memojax.evaluation.plot`, which takes several evaluations."""
+        """Draw the returns and the time per call; see `memojax.evaluation.plot`, which takes several
+        evaluations."""
         return plot(self, path)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -248,7 +253,8 @@ class Evaluation:
         spoken = "".join(f"; {side}: {', '.join(done)}" for side, done in self.transforms())
         return (
             f"{self.model} on {self.env_id}: return {plus_minus(self.mean_return, self.standard_error)}, "
-            f"length {self.mean_length:.1f}, {self.steps_per_second:,.0f} steps per second ({self._count()}{spoken})"
+            f"length {self.mean_length:.1f}, {self.steps_per_second:,.0f} steps per second "
+            f"({self._count()}{spoken})"
         )
 
     __repr__ = __str__

@@ -22,7 +22,8 @@ from .progress import Report
 from .result import Episode, Evaluation
 
 _agents = itertools.count(1 << 40)
-"""Agents of evaluations have numbers of their own, so that evaluating an inferer disturbs none that it serves."""
+"""Agents of evaluations have numbers of their own, so that evaluating an inferer disturbs none that it
+serves."""
 
 _STREAM = 0x6D6A
 """Keeps the draws of a policy apart from those of an environment with the same seed."""

@@ -33,7 +33,8 @@ def student_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, fl
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
     """Mean of the middle half along the last axis: a quarter of the values is cut at each end, rounded down.
 
-    This is rliable's `aggregate_iqm`, that is `scipy.stats.trim_mean(values, 0.25)`. NaN where there is no value.
+    This is rliable's `aggregate_iqm`, that is `scipy.stats.trim_mean(values, 0.25)`. NaN where there is no
+    value.
     """
     count = values.shape[-1]
     if not count:
@@ -45,7 +46,8 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, level: float = 0.95, repetitions: int = BOOTSTRAPS, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the interquartile mean over resampled episodes, as rliable's `get_interval_estimates`.
+    """Percentile interval of the interquartile mean over resampled episodes, as rliable's
+    `get_interval_estimates`.
 
     NaN for fewer than two values.
     """

@@ -53,7 +53,8 @@ def setting_of(
     deterministic: bool,
     metadata: Mapping[str, str],
 ) -> Setting:
-    """What is known before the first reset; of several policies, each after the first agent that it acts for."""
+    """What is known before the first reset; of several policies, each after the first agent that it acts
+    for."""
     distinct: dict[Player, str] = {}
     for agent, player in players.items():
         distinct.setdefault(player, f"{agent}: " if agent else "")

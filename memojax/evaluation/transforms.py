@@ -1,6 +1,7 @@
 """What happens to observations before the policy sees them, and to its actions before the environment does.
 
-Each transform is a plain callable on a batch; those that need to know the environment's space learn it by `bind(space)`.
+Each transform is a plain callable on a batch; those that need to know the environment's space learn it by
+`bind(space)`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Observations = Any
 
 @final
 class NormalizeObs:
-    """`(obs - mean) / sqrt(var + epsilon)`, clipped to `[-clip, clip]`, in float32: what Stable-Baselines3's `VecNormalize` does.
+    """`(obs - mean) / sqrt(var + epsilon)`, clipped to `[-clip, clip]`, in float32: what Stable-Baselines3's
+    `VecNormalize` does.
 
     >>> import numpy as np
     >>> memojax.NormalizeObs(mean=[1.0, 2.0], var=[4.0, 4.0], epsilon=0.0)(np.array([[3.0, 2.0]]))
@@ -34,7 +36,8 @@ class NormalizeObs:
         """Normalize with these statistics.
 
         Args:
-            mean: of the shape of one observation; or part name -> array for an observation in parts (Dict, Tuple).
+            mean: of the shape of one observation; or part name -> array for an observation in parts (Dict,
+                Tuple).
             var: likewise.
             clip: largest magnitude after normalizing; None for no limit.
 
@@ -46,7 +49,8 @@ class NormalizeObs:
         means, variances = _parts(mean), _parts(var)
         if means.keys() != variances.keys() or any(means[k].shape != variances[k].shape for k in means):
             raise EvaluationError(
-                f"mean and var of an observation must be alike: {_shapes(means)} and {_shapes(variances)} were given"
+                f"mean and var of an observation must be alike: {_shapes(means)} and {_shapes(variances)} "
+                "were given"
             )
         if any((array < 0).any() for array in variances.values()):
             raise EvaluationError("a variance is negative: were mean and var swapped?")
@@ -54,15 +58,17 @@ class NormalizeObs:
 
     @classmethod
     def from_vecnormalize(cls, source: str | PathLike[str] | Mapping[str, Any] | Any) -> NormalizeObs:
-        """Statistics saved by `VecNormalize.save`, or collected otherwise; Stable-Baselines3 need not be installed.
+        """Statistics saved by `VecNormalize.save`, or collected otherwise; Stable-Baselines3 need not be
+        installed.
 
         >>> normalize = memojax.NormalizeObs.from_vecnormalize({"mean": [1.0, 2.0], "var": [4.0, 4.0]})
         >>> normalize(np.array([[3.0, 2.0]]))
         array([[1., 0.]], dtype=float32)
 
         Args:
-            source: the pickle that `VecNormalize.save` wrote (nothing in it is executed); an `.npz` or `.json` file, or a mapping, with
-                `mean` and `var`, and if they differ from the defaults `epsilon` and `clip_obs`; or a `VecNormalize` object.
+            source: the pickle that `VecNormalize.save` wrote (nothing in it is executed); an `.npz` or
+                `.json` file, or a mapping, with `mean` and `var`, and if they differ from the defaults
+                `epsilon` and `clip_obs`; or a `VecNormalize` object.
 
         Raises:
             EvaluationError: no such statistics are in it.
@@ -87,7 +93,8 @@ class NormalizeObs:
         if not isinstance(observations, Mapping):
             if "" not in self._moments:
                 raise SpaceMismatchError(
-                    f"the statistics are of the parts {', '.join(self._moments)}, the observation is one array"
+                    f"the statistics are of the parts {', '.join(self._moments)}, the observation is one "
+                    "array"
                 )
             return self._normalize("", observations)
         if "" in self._moments:
@@ -132,13 +139,15 @@ class SelectObs:
     def __call__(self, observations: Observations) -> Observations:
         if isinstance(observations, Mapping):
             raise SpaceMismatchError(
-                f"elements {self.indices} are to be selected, but the observation has the parts {', '.join(observations)}"
+                f"elements {self.indices} are to be selected, but the observation has the parts "
+                f"{', '.join(observations)}"
             )
         if observations.ndim < 2 or not all(
             -observations.shape[-1] <= index < observations.shape[-1] for index in self.indices
         ):
             raise SpaceMismatchError(
-                f"elements {self.indices} are to be selected from an observation of shape {list(observations.shape[1:])}"
+                f"elements {self.indices} are to be selected from an observation of shape "
+                f"{list(observations.shape[1:])}"
             )
         return observations[..., self.indices]
 
@@ -179,7 +188,8 @@ class ClipAction(_Bounded):
 
 @final
 class ScaleAction(_Bounded):
-    """Actions in [-1, 1] stretched to the bounds of the action space, or to those given; for SAC, TD3 and other squashed policies.
+    """Actions in [-1, 1] stretched to the bounds of the action space, or to those given; for SAC, TD3 and
+    other squashed policies.
 
     >>> import numpy as np
     >>> memojax.ScaleAction(0.0, 10.0)(np.array([[-1.0, 0.0, 1.0]]))
@@ -197,7 +207,8 @@ class ScaleAction(_Bounded):
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         if self.low is None or self.high is None:
             raise EvaluationError(
-                "ScaleAction without bounds belongs into evaluate(), which knows the action space: give low and high"
+                "ScaleAction without bounds belongs into evaluate(), which knows the action space: give "
+                "low and high"
             )
         return (self.low + (actions + 1.0) * 0.5 * (self.high - self.low)).astype(actions.dtype, copy=False)
 
@@ -218,7 +229,8 @@ class _Plain:
 
 
 class _StatisticsUnpickler(pickle.Unpickler):
-    """Reads NumPy arrays and plain attributes; every other class becomes `_Plain`, so that no code of the file runs."""
+    """Reads NumPy arrays and plain attributes; every other class becomes `_Plain`, so that no code of the
+    file runs."""
 
     _ARRAYS = frozenset({"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"})
 

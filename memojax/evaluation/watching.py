@@ -56,7 +56,8 @@ def _maker_in_mode(env: Any, mode: str) -> Callable[[], Any]:
         made = env if is_env(env) else env()
         if made.render_mode != mode:
             raise EvaluationError(
-                f"the environment has render_mode={made.render_mode!r}, to be watched it needs {mode!r}: make it so, or give its id"
+                f"the environment has render_mode={made.render_mode!r}, to be watched it needs {mode!r}: "
+                "make it so, or give its id"
             )
         return made
 

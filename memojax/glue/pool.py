@@ -1,4 +1,5 @@
-"""Many weight sets of one network behind one call, as league training and population-based evaluation want them."""
+"""Many weight sets of one network behind one call, as league training and population-based evaluation want
+them."""
 
 from __future__ import annotations
 
@@ -26,11 +27,12 @@ FIRST_CAPACITY = 8
 
 @final
 class PolicyPool:
-    """Weight sets of one network by name; agents with different weights run in one call, by `vmap` over the weights.
+    """Weight sets of one network by name; agents with different weights run in one call, by `vmap` over the
+    weights.
 
-    A call deals its rows to the weight sets and runs all sets on as many rows as the busiest has, rounded up to a power
-    of two. Weights are arguments of the executables: to add, drop or swap a set compiles nothing, until there are more
-    sets than `capacity`, which then doubles.
+    A call deals its rows to the weight sets and runs all sets on as many rows as the busiest has, rounded up
+    to a power of two. Weights are arguments of the executables: to add, drop or swap a set compiles nothing,
+    until there are more sets than `capacity`, which then doubles.
 
     >>> pool = memojax.PolicyPool(memojax.policies.bundled("acrobot_ppo"))
     >>> pool.add("main")
@@ -62,7 +64,8 @@ class PolicyPool:
             )
         if mixing := self._typed.mixing_outputs():
             raise RowsMixError(
-                f"a pool needs rows that do not influence each other, but in this model they do (output {', '.join(mixing)})"
+                "a pool needs rows that do not influence each other, but in this model they do (output "
+                f"{', '.join(mixing)})"
             )
         if capacity < 1:
             raise InputError(f"capacity is a positive whole number, got {capacity}")
@@ -96,11 +99,12 @@ class PolicyPool:
         """Add a weight set.
 
         Args:
-            weights: by name, a pytree, or another export of the same network, as `update_params` takes them. Names that
-                are left out keep the network's own weights; so do all with None.
+            weights: by name, a pytree, or another export of the same network, as `update_params` takes them.
+                Names that are left out keep the network's own weights; so do all with None.
 
         Raises:
-            IncompatibleModelError: `name` is there already, or weights of another network; nothing is changed then.
+            IncompatibleModelError: `name` is there already, or weights of another network; nothing is changed
+                then.
         """
         with self._lock:
             if name in self._slots:
@@ -120,7 +124,8 @@ class PolicyPool:
         """Replace a weight set; calls that start after this returns use the new one.
 
         Raises:
-            IncompatibleModelError: `name` is not there, or weights of another network; nothing is changed then.
+            IncompatibleModelError: `name` is not there, or weights of another network; nothing is changed
+                then.
         """
         with self._lock:
             self._write(self._slot(name), self._checked(weights))
@@ -152,7 +157,8 @@ class PolicyPool:
             Output name -> `[n, *element_shape]`, rows in the order in which they were given.
 
         Raises:
-            InputError: an unknown, missing, misshapen or mistyped input, or another number of names than rows.
+            InputError: an unknown, missing, misshapen or mistyped input, or another number of names than
+                rows.
             IncompatibleModelError: a name that is not in the pool.
         """
         specs = self._typed.api.inputs
@@ -224,7 +230,8 @@ class PolicyPool:
         for name, value in self._typed.constant.items():
             if not np.array_equal(value, new.constant[name], equal_nan=value.dtype.kind == "f"):
                 raise IncompatibleModelError(
-                    f"output {name!r} depends on the weights alone, and these give another value than the network's own"
+                    f"output {name!r} depends on the weights alone, and these give another value than the "
+                    "network's own"
                 )
         return new.params
 

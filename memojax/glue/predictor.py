@@ -1,4 +1,5 @@
-"""`predict` with Stable-Baselines3's signature, so its `evaluate_policy` and callbacks take a policy of memojax."""
+"""`predict` with Stable-Baselines3's signature, so its `evaluate_policy` and callbacks take a policy of
+memojax."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ State = tuple[np.ndarray, ...]
 """Hidden state of all agents: an array `[n, *shape]` for each piece."""
 
 _UNCLIPPED = (
-    "predict gives the actions of output %r as they are: without the action space they are neither clipped nor scaled; "
+    "predict gives the actions of output %r as they are: without the action space they are neither clipped "
+    "nor scaled; "
     "policy.for_env(env) knows the space"
 )
 
@@ -81,7 +83,8 @@ class Predictor:
         """Actions for one observation or a batch of them, and the next hidden state.
 
         Args:
-            observation: array, or part -> array; with or without an axis for agents in front. A tensor gives a tensor.
+            observation: array, or part -> array; with or without an axis for agents in front. A tensor gives
+                a tensor.
             state: what the last call gave; None at the very start.
             episode_start: bool[n], agents whose episode is new, and whose state is therefore zeroed.
             deterministic: take the best action rather than draw one.
@@ -136,7 +139,8 @@ class Predictor:
         return self.env
 
     def get_vec_normalize_env(self) -> Any:
-        """The `VecNormalize` around that environment, or None; its statistics are not this policy's to change."""
+        """The `VecNormalize` around that environment, or None; its statistics are not this policy's to
+        change."""
         return None
 
     def _read(self, observation: Any, deterministic: bool) -> tuple[Mapping[str, Rows], bool, Connection]:
@@ -184,7 +188,8 @@ class Predictor:
         for spec, piece in zip(wanted, given, strict=True):
             if piece.shape != (n, *spec.shape):
                 raise InputShapeError(
-                    f"state for {spec.name!r} has shape {list(piece.shape)}, expected {[n, *spec.shape]}: give back what predict gave"
+                    f"state for {spec.name!r} has shape {list(piece.shape)}, expected {[n, *spec.shape]}: "
+                    "give back what predict gave"
                 )
             piece[fresh] = 0
         return {spec.name: piece.astype(spec.dtype) for spec, piece in zip(wanted, given, strict=True)}

@@ -36,8 +36,9 @@ _WHERE_THEY_LIE = DeviceChoice()
 class Inferer(abc.ABC):
     """Evaluates a policy for a batch of agents.
 
-    `raw_*` is what the model itself takes and gives; `input_shapes` and `output_shapes` leave out what wrappers around it fill in or
-    keep. Shapes are lists of (name, element shape): the batch axis is not part of them.
+    `raw_*` is what the model itself takes and gives; `input_shapes` and `output_shapes` leave out what
+    wrappers around it fill in or keep. Shapes are lists of (name, element shape): the batch axis is not part
+    of them.
 
     >>> policy: memojax.Inferer = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> policy.input_shapes(), policy.output_shapes()
@@ -51,7 +52,8 @@ class Inferer(abc.ABC):
     def rows_at_once(  # noqa: B027
         self, rows: Sequence[np.ndarray], n: int
     ) -> list[np.ndarray] | None:
-        """The outputs of `n` rows, in the order of `quick_api`, where one plan that is there runs them as they are.
+        """The outputs of `n` rows, in the order of `quick_api`, where one plan that is there runs them as
+        they are.
 
         None where it does not, and nothing has run.
         """
@@ -89,9 +91,10 @@ class Inferer(abc.ABC):
     ) -> Arrays:
         """Run a whole batch, `{name: [n, *element_shape]}` to `{name: [n, *element_shape]}`.
 
-        NumPy in gives NumPy out, when the call returns the numbers are there; the arrays are read-only views of XLA's own results. A
-        `jax.Array` (or DLPack) in gives `jax.Array` out, without a trip to the host, on the device where it lies; where inputs lie on
-        several, they are moved to that of the first, with one warning per inferer. No rows give no rows and compile nothing.
+        NumPy in gives NumPy out, when the call returns the numbers are there; the arrays are read-only views
+        of XLA's own results. A `jax.Array` (or DLPack) in gives `jax.Array` out, without a trip to the host,
+        on the device where it lies; where inputs lie on several, they are moved to that of the first, with
+        one warning per inferer. No rows give no rows and compile nothing.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> answers = policy.infer_arrays({"obs": np.zeros((5, 6), np.float32)})
@@ -100,7 +103,8 @@ class Inferer(abc.ABC):
 
         Args:
             inputs: every input by name.
-            ids: the agents of the rows, for inferers that keep state by agent; rows are agents 0, 1, ... without it.
+            ids: the agents of the rows, for inferers that keep state by agent; rows are agents 0, 1, ...
+                without it.
             dones: bool[n], rows whose state is to be zeroed before they run, for inferers that keep state.
 
         Raises:
@@ -109,7 +113,8 @@ class Inferer(abc.ABC):
         """
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
-        """The result of `run`, which runs this inferer several times; again from its start, if the weights change meanwhile."""
+        """The result of `run`, which runs this inferer several times; again from its start, if the weights
+        change meanwhile."""
         return run()
 
     @abc.abstractmethod
@@ -191,18 +196,19 @@ class Inferer(abc.ABC):
         ((3,), (5, 3))
 
         Args:
-            inputs: input name -> array; the array alone where there is one input. With or without an axis for agents
-                in front. NumPy, `jax.Array`s or PyTorch tensors; the answer is of the same kind. Tensors are not
-                copied, neither in nor out, but for outputs that are constants of the model.
+            inputs: input name -> array; the array alone where there is one input. With or without an axis for
+                agents in front. NumPy, `jax.Array`s or PyTorch tensors; the answer is of the same kind.
+                Tensors are not copied, neither in nor out, but for outputs that are constants of the model.
             copy: give arrays of the caller's own, which may be written to.
-            out: buffers that the answer is written to, and that are given back: output name -> array, the array alone
-                where there is one output.
+            out: buffers that the answer is written to, and that are given back: output name -> array, the
+                array alone where there is one output.
 
         Returns:
             Output name -> array; the array alone where there is one output.
 
         Raises:
-            InputError: an input that does not fit, a tensor that requires a gradient, a buffer that cannot take its output.
+            InputError: an input that does not fit, a tensor that requires a gradient, a buffer that cannot
+                take its output.
         """
         from .calls import call
 
@@ -240,11 +246,11 @@ class Inferer(abc.ABC):
         (1,)
 
         Args:
-            env: anything with an `observation_space` and an `action_space`: Gymnasium's, also a vector environment, or
-                Stable-Baselines3's `VecEnv`.
+            env: anything with an `observation_space` and an `action_space`: Gymnasium's, also a vector
+                environment, or Stable-Baselines3's `VecEnv`.
             seed: of the draws where `deterministic` is False.
-            wiring: `observation`, `action`, `epsilon`, `recurrent`, `observation_transforms`, `action_transforms`, as for
-                `memojax.evaluate`.
+            wiring: `observation`, `action`, `epsilon`, `recurrent`, `observation_transforms`,
+                `action_transforms`, as for `memojax.evaluate`.
 
         Raises:
             SpaceMismatchError: the spaces do not fit the model; both sides are named.
@@ -334,7 +340,8 @@ def next_size(inferer: Inferer, waiting: int) -> int:
     size = inferer.select_batch_size(waiting)
     if not 1 <= size <= waiting:
         raise BatchSizeError(
-            f"{type(inferer).__name__}.select_batch_size({waiting}) gave {size}: it must be from 1 to {waiting}"
+            f"{type(inferer).__name__}.select_batch_size({waiting}) gave {size}: it must be from 1 to "
+            f"{waiting}"
         )
     return size
 

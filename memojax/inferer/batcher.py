@@ -1,4 +1,5 @@
-"""From agents that come one by one to batches: `Batcher` collects, `Batched` is a batcher with its inferer."""
+"""From agents that come one by one to batches: `Batcher` collects, `Batched` is a batcher with its
+inferer."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ from .pairs import States, pairs_of
 class _Batch:
     """What waits, as one record: to clear it is to put another in its place.
 
-    The pad's list of agents is what counts, and grows only when a row is complete. The rest is checked against it, so that an
-    interrupt between two lines leaves nothing half-known.
+    The pad's list of agents is what counts, and grows only when a row is complete. The rest is checked
+    against it, so that an interrupt between two lines leaves nothing half-known.
 
     Attributes:
         pad: the rows, and the agents in the order of the rows.
@@ -56,7 +57,8 @@ class _Batch:
     def overwrite(
         self, where: Any, rows: Iterable[tuple[int, np.ndarray]], count: int, added: Sequence[int] = ()
     ) -> None:
-        """Put `rows` into the rows `where` of each slot; `added` are the agents of the rows behind the first `count`."""
+        """Put `rows` into the rows `where` of each slot; `added` are the agents of the rows behind the first
+        `count`."""
         stop = self.pad.capacity
         for slot, row in rows:
             self.pad.rows(slot, 0, stop)[where] = row
@@ -77,8 +79,8 @@ class _Batch:
 class Batcher:
     """Collects the states of agents until `execute` runs them all.
 
-    Reuse it over frames: its memory stays. A push that fails changes nothing; an `execute` that fails loses nothing, and the next one
-    goes on where it stopped.
+    Reuse it over frames: its memory stays. A push that fails changes nothing; an `execute` that fails loses
+    nothing, and the next one goes on where it stopped.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> batcher = memojax.Batcher(policy)
@@ -92,7 +94,8 @@ class Batcher:
         check_inferer(inferer)
         if not inferer.api.is_plain:
             raise IncompatibleModelError(
-                f"agents of this model may differ in shape ({inferer.api}), which one scratch pad cannot hold: use into_batched()"
+                f"agents of this model may differ in shape ({inferer.api}), which one scratch pad cannot "
+                "hold: use into_batched()"
             )
         self._raw = inferer.raw_api
         self._waiting = _Batch(ScratchPad(self._raw.inputs, self._raw.outputs, capacity))
@@ -200,7 +203,8 @@ class Batcher:
         return True
 
     def extend(self, states: States, *, replace: bool = False) -> None:
-        """Copy the states of many agents, with one gather per input; either all are taken or none. `replace` is as for `push`.
+        """Copy the states of many agents, with one gather per input; either all are taken or none. `replace`
+        is as for `push`.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> batcher = memojax.Batcher(policy)
@@ -240,7 +244,8 @@ class Batcher:
         batch.pad.ids.extend(agents)
 
     def _aimed(self, pad: ScratchPad, count: int) -> Aim | None:
-        """What copies states into the rows of `pad`, which has room for `count`; None without the compiled helper."""
+        """What copies states into the rows of `pad`, which has room for `count`; None without the compiled
+        helper."""
         if self._quickly is None:
             return None
         room, aim = self._aim
@@ -270,7 +275,8 @@ class Batcher:
         return (self._start(emptied), responses)[1]
 
     def run_quickly(self, inferer: Inferer) -> dict[int, Response] | None:
-        """As `run`, where one plan that is there runs everything and nothing is kept of agents; else None, and nothing has run.
+        """As `run`, where one plan that is there runs everything and nothing is kept of agents; else None,
+        and nothing has run.
 
         Nothing is noted here: whoever is interrupted before `clear` runs the same again.
         """
@@ -290,7 +296,8 @@ class Batcher:
         return responses_of(self._outputs, pad.ids, map(np.array, outputs))
 
     def run(self, inferer: Inferer) -> dict[int, Response]:
-        """`execute` without its end: all answers are here and can be had again, until `clear` forgets the agents.
+        """`execute` without its end: all answers are here and can be had again, until `clear` forgets the
+        agents.
 
         Raises:
             IncompatibleModelError, MissingInputError: as for `execute`.
@@ -334,7 +341,8 @@ class Batcher:
     def _check_fits(self, inferer: Inferer) -> None:
         if inferer.raw_api != self._raw:
             raise IncompatibleModelError(
-                f"this batcher was made for inputs {self._raw.input_shapes()} and outputs {self._raw.output_shapes()}, the inferer has "
+                f"this batcher was made for inputs {self._raw.input_shapes()} and outputs "
+                f"{self._raw.output_shapes()}, the inferer has "
                 f"{inferer.raw_input_shapes()} and {inferer.raw_output_shapes()}: make a new Batcher"
             )
         if missing := [spec.name for spec in inferer.api.inputs if spec.name not in self._names]:
@@ -361,7 +369,8 @@ def _run_rest(inferer: Inferer, batch: _Batch, ran: Sequence[ScratchPadView]) ->
     while done < total:
         view = batch.pad.chunk(done, next_size(inferer, total - done))
         view.whole = 0 if done else total
-        # Noted before it runs: a wrapper's state and this batch then know of it from the same assignment on, in `settle`.
+        # Noted before it runs: a wrapper's state and this batch then know of it from the same assignment on,
+        # in `settle`.
         batch.begun.append(view)
         inferer.infer_raw(view)
         if not view.ran:

@@ -1,4 +1,5 @@
-"""`policy(inputs)`: one array or several, one agent or many, NumPy, JAX or PyTorch; answers of the same kind."""
+"""`policy(inputs)`: one array or several, one agent or many, NumPy, JAX or PyTorch; answers of the same
+kind."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ def _targets(inferer: Inferer, out: Any, rows: Rows, kind: str) -> dict[str, np.
     """
     if kind == "jax":
         raise InputError(
-            "out= takes NumPy arrays or CPU tensors, but the inputs are jax.Arrays, which are never written to"
+            "out= takes NumPy arrays or CPU tensors, but the inputs are jax.Arrays, which are never "
+            "written to"
         )
     specs = {spec.name: spec for spec in inferer.api.outputs}
     if not isinstance(out, Mapping):

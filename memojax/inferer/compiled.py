@@ -52,7 +52,8 @@ T = TypeVar("T")
 
 
 class ModelInferer(Inferer):
-    """An inferer that runs a `TypedModel` itself (abstract: the four kinds differ in how they deal rows out to plans)."""
+    """An inferer that runs a `TypedModel` itself (abstract: the four kinds differ in how they deal rows out
+    to plans)."""
 
     def __init__(
         self, typed: TypedModel, preloaded_sizes: Iterable[Size] | Size, options: InferOptions, route: Route
@@ -114,7 +115,8 @@ class ModelInferer(Inferer):
         """What this kind's constructor takes beside the options that all kinds share."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as model, options and sizes: plans are made anew (or found on disk) where it is loaded, once one is used."""
+        """Pickles as model, options and sizes: plans are made anew (or found on disk) where it is loaded,
+        once one is used."""
         options = {**self.options.arguments(), "device": device_name(self._device), **self._arguments()}
         return _rebuild, (type(self), self.typed, options, self._ready_sizes())
 
@@ -170,7 +172,8 @@ class ModelInferer(Inferer):
 
     @property
     def mixing_outputs(self) -> tuple[str, ...]:
-        """Outputs in which one row influences another: seen when the first plan of two rows was checked, else found by a probe."""
+        """Outputs in which one row influences another: seen when the first plan of two rows was checked, else
+        found by a probe."""
         if self._only is None:
             return self._known_mixing() or self.typed.mixing_outputs()
         engine = self._only.engine
@@ -276,11 +279,14 @@ class ModelInferer(Inferer):
         True
 
         Args:
-            sizes: batch sizes, or one. For a model with free dimensions {"batch": 8, "seq": 16} names every one; a number alone
-                is compiled in the background for each set of dimensions as it comes into use.
-            workers: threads that compile; more than one pays on machines with many cores only, XLA uses several by itself.
+            sizes: batch sizes, or one. For a model with free dimensions {"batch": 8, "seq": 16} names every
+                one; a number alone is compiled in the background for each set of dimensions as it comes into
+                use.
+            workers: threads that compile; more than one pays on machines with many cores only, XLA uses
+                several by itself.
             background: return at once and compile on the background worker, at low priority.
-            progress: show a bar, in a terminal or a notebook; in the background, while the handle's `wait` is waited for.
+            progress: show a bar, in a terminal or a notebook; in the background, while the handle's `wait` is
+                waited for.
 
         Raises:
             BatchSizeError: a size that is no positive whole number; nothing is compiled then.
@@ -327,9 +333,10 @@ class ModelInferer(Inferer):
     def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
         """Go on with other weights, without a recompile: what a training loop needs.
 
-        A call that runs meanwhile sees all the old weights or all the new ones; calls that start after this returns (in the background:
-        after the future is done) see the new ones. On a CPU, where small weights are constants of the executables, the first update makes
-        the plans in use anew while calls go on with the old ones; load with `weights="argument"` to begin that way.
+        A call that runs meanwhile sees all the old weights or all the new ones; calls that start after this
+        returns (in the background: after the future is done) see the new ones. On a CPU, where small weights
+        are constants of the executables, the first update makes the plans in use anew while calls go on with
+        the old ones; load with `weights="argument"` to begin that way.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1], weights="argument")
         >>> done = policy.update_params({name: 0.5 * weight for name, weight in policy.params.items()})
@@ -337,13 +344,14 @@ class ModelInferer(Inferer):
         ...     answer = policy.infer_single({"obs": np.ones(6)})
 
         Args:
-            source: new weights by name (all or some), a pytree like `params`, or another export of the same network (path, bytes,
-                `ModelProto`).
-            background: return once `source` is checked, and make the plans anew on a thread of its own, which waits for no compile in
-                the background.
+            source: new weights by name (all or some), a pytree like `params`, or another export of the same
+                network (path, bytes, `ModelProto`).
+            background: return once `source` is checked, and make the plans anew on a thread of its own, which
+                waits for no compile in the background.
 
         Raises:
-            IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing is changed then.
+            IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing
+                is changed then.
         """
         with self._accepting:
             self._wanted = with_new_weights(self._wanted, source)
@@ -384,7 +392,8 @@ class ModelInferer(Inferer):
         return dict(sorted(total.items()))
 
     def recommend_sizes(self, max_plans: int) -> Recommendation:
-        """The at most `max_plans` fixed sizes that would have served the batches seen so far in the least time, compiles included.
+        """The at most `max_plans` fixed sizes that would have served the batches seen so far in the least
+        time, compiles included.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> for n in (5, 6, 7):
@@ -431,8 +440,8 @@ class ModelInferer(Inferer):
     def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the median time of a call over the batch size, with the histogram of the sizes seen.
 
-        Plans that were not called yet are hollow, at the time that their neighbours suggest. The figure is free of pyplot: a notebook
-        shows it, `savefig` writes it.
+        Plans that were not called yet are hollow, at the time that their neighbours suggest. The figure is
+        free of pyplot: a notebook shows it, `savefig` writes it.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1, 8])
         >>> answers = policy.infer_arrays({"obs": np.zeros((8, 6), np.float32)})

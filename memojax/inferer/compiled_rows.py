@@ -38,7 +38,8 @@ class CompiledRows:
         choice: DeviceChoice,
         checked: bool = False,
     ):
-        """Deal rows out to the plans of `engine` by `route`; `key` draws the keys of a random model, `checked` is as in `InferOptions`."""
+        """Deal rows out to the plans of `engine` by `route`; `key` draws the keys of a random model,
+        `checked` is as in `InferOptions`."""
         typed = engine.typed
         self.engine = engine
         self.cache: PlanCache = engine.cache
@@ -100,7 +101,8 @@ class CompiledRows:
         rows, n = checked_rows(self._inputs, inputs)
         if n < 0:
             raise InputShapeError(
-                "no input of this model has a row for each agent, so there is no batch to run: memojax.run runs it once"
+                "no input of this model has a row for each agent, so there is no batch to run: memojax.run "
+                "runs it once"
             )
         if n == 0:
             return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self.typed.api.outputs}
@@ -143,7 +145,8 @@ class CompiledRows:
         if size is None:
             taken = self.route.of(n, self.cache)[0]
             raise BatchSizeError(
-                f"{n} rows cannot run at once here, {taken} can: take what select_batch_size gives, or call infer_arrays"
+                f"{n} rows cannot run at once here, {taken} can: take what select_batch_size gives, or "
+                "call infer_arrays"
             )
         alone = [
             shared_value(spec, row) if spec.shared else row
@@ -206,7 +209,8 @@ class CompiledRows:
         """
         given, device = chosen_device(self._inputs, inputs, self._choice)
         if share_host_memory(device, self.engine.device):
-            # No trip: NumPy reads the memory of a CPU's arrays. They have the same plans as NumPy arrays, and so the same promises.
+            # No trip: NumPy reads the memory of a CPU's arrays. They have the same plans as NumPy arrays, and
+            # so the same promises.
             rows = {name: np.asarray(row) for name, row in given.items()}
             return {
                 name: on_device(answer, device)
@@ -229,9 +233,11 @@ class CompiledRows:
     def _run_on_device(
         self, cache: PlanCache, rows: Sequence[jax.Array], n: int, device: jax.Device
     ) -> list[jax.Array]:
-        """Computed outputs for `n` rows on a device; rows that are padded or split go through the host's memory.
+        """Computed outputs for `n` rows on a device; rows that are padded or split go through the host's
+        memory.
 
-        There NumPy pads and splits them. JAX would compile both for each number of rows, in the midst of a loop, and keep that for good.
+        There NumPy pads and splits them. JAX would compile both for each number of rows, in the midst of a
+        loop, and keep that for good.
         """
         taken, size = self.route.of(n, cache)
         if taken == size == n:
@@ -259,7 +265,8 @@ class CompiledRows:
                 self.refuse_mixing(f"padding {taken} rows to a plan for {size}")
                 cache.count_padding(size - taken)
                 part = self._padded(part, taken, size)
-            # Copies: a device may read the memory after this call, or take it over, while the next part writes to the buffers.
+            # Copies: a device may read the memory after this call, or take it over, while the next part
+            # writes to the buffers.
             results = plan([on_device(np.array(row), device) for row in part], key)
             parts.append([np.asarray(result)[:taken] for result in results])
             done += taken
@@ -285,5 +292,6 @@ def refuse_mixing(mixing: Sequence[str], what: str, rule: str = "") -> None:
         why = f" ({rule})" if rule else ""
         raise RowsMixError(
             f"{what} needs rows that do not influence each other, but in this model{why} they do (output "
-            f"{', '.join(map(repr, mixing))}): use MemoizingDynamicInferer, which runs every batch at its exact size"
+            f"{', '.join(map(repr, mixing))}): use MemoizingDynamicInferer, which runs every batch at its "
+            "exact size"
         )

@@ -17,8 +17,8 @@ from .routes import FixedSizes
 class FixedBatchInferer(ModelInferer):
     """Runs agents in batches of configured sizes, the largest that fits first.
 
-    Pick it when the number of agents is known, or when compiles after the start are not acceptable. A rest that no size fits is padded
-    into the smallest one.
+    Pick it when the number of agents is known, or when compiles after the start are not acceptable. A rest
+    that no size fits is padded into the smallest one.
 
     >>> policy = memojax.InfererBuilder(memojax.policies.bundled("acrobot_ppo")).build_fixed([2, 4])
     >>> policy.infer_arrays({"obs": np.zeros((7, 6), np.float32)})["logits"].shape

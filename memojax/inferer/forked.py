@@ -17,7 +17,8 @@ from .base import Inferer
 class ForkedInferer(Inferer):
     """Stands for an inferer that was sent to a forked worker.
 
-    It is made by unpickling, which must not raise: a pool of workers would wait for ever for the task that was lost by that.
+    It is made by unpickling, which must not raise: a pool of workers would wait for ever for the task that
+    was lost by that.
     """
 
     def __init__(self, api: ModelApi):

@@ -9,7 +9,8 @@ from collections import Counter
 class BatchHistogram:
     """Counts batches by size.
 
-    A plan that is found counts its own calls, at no cost; what goes another way (padded, split, first seen) is counted here.
+    A plan that is found counts its own calls, at no cost; what goes another way (padded, split, first seen)
+    is counted here.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""A batcher for models whose agents may differ in a free dimension, or that have shared inputs: it keeps each state apart."""
+"""A batcher for models whose agents may differ in a free dimension, or that have shared inputs: it keeps each
+state apart."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _Waiting = tuple[Any, dict[str, np.ndarray]]
 class LooseBatcher:
     """Collects agents until `execute` runs them, a call for each group with equal sizes and static inputs.
 
-    A push that fails changes nothing; an `execute` that fails loses nothing, and the next one goes on where it stopped.
+    A push that fails changes nothing; an `execute` that fails loses nothing, and the next one goes on where
+    it stopped.
     """
 
     def __init__(self, inferer: Inferer):

@@ -37,10 +37,11 @@ class MemoizingDynamicInferer(ModelInferer):
     [(3, 1), (8, 2)]
 
     Pros:
-        Best speed at every size, without tuning; rows are never padded, so models that mix rows are right too.
+        Best speed at every size, without tuning; rows are never padded, so models that mix rows are right
+        too.
     Cons:
-        A new size costs a compile (tens to hundreds of milliseconds) unless it was preloaded; memory grows with the number of sizes
-        (`maxsize=` caps it).
+        A new size costs a compile (tens to hundreds of milliseconds) unless it was preloaded; memory grows
+        with the number of sizes (`maxsize=` caps it).
     """
 
     @named_options
@@ -69,12 +70,15 @@ class MemoizingDynamicInferer(ModelInferer):
         Args:
             typed: the model.
             preloaded_sizes: batch sizes to compile now and never to drop; see `preload`.
-            bucketing: which sizes get a plan: "exact" (each), "pow2", a list, or a function; the others are padded.
+            bucketing: which sizes get a plan: "exact" (each), "pow2", a list, or a function; the others are
+                padded.
             max_batch_size: the most rows in one plan; larger batches are split.
-            on_miss: what a call does whose size has no plan yet. "compile": it waits for one. "pad": it runs at once, padded into
-                the next larger plan or split over smaller ones, while the right plan is compiled in the background (the very
-                first call compiles). "warn": as "compile", with a warning in the log. "error": it raises.
-            maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked, compile_in:
+            on_miss: what a call does whose size has no plan yet. "compile": it waits for one. "pad": it runs
+                at once, padded into the next larger plan or split over smaller ones, while the right plan is
+                compiled in the background (the very first call compiles). "warn": as "compile", with a
+                warning in the log. "error": it raises.
+            maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict,
+            checked, compile_in:
                 see `InferOptions`.
 
         Raises:

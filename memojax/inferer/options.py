@@ -48,22 +48,28 @@ class InferOptions:
     """Options of every inferer.
 
     Attributes:
-        maxsize: the most plans to keep that were not preloaded, on all devices together; the least recently used go. None: no limit.
+        maxsize: the most plans to keep that were not preloaded, on all devices together; the least recently
+            used go. None: no limit.
         device: where NumPy batches run: None or "cpu", "gpu", "gpu:1", or a `jax.Device`.
         seed: of the numbers that a random model draws.
         precision: of matrix products on accelerators, by JAX's names.
-        weights: "constant" (part of each executable), "argument" (`update_params` then recompiles nothing), or "auto".
-        cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes; `MEMOJAX_CACHE_DIR` without it.
-        autotune: whether plans are tried as other candidates too: "off", "preload" (the preloaded ones, at once), "background"
-            (those in use).
+        weights: "constant" (part of each executable), "argument" (`update_params` then recompiles nothing),
+            or "auto".
+        cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes;
+            `MEMOJAX_CACHE_DIR` without it.
+        autotune: whether plans are tried as other candidates too: "off", "preload" (the preloaded ones, at
+            once), "background" (those in use).
         autotune_budget_mb: memory that tuning may use.
-        strict: refuse what would be mended at a cost: `jax.Array`s that lie on several devices, or elsewhere than on the accelerator that
-            `device` names, and, while loading, a file whose graph breaks, so that each row of it runs by itself, partly on the host.
-        checked: raise an error where data gives an index that points at nothing, with the node, the index and the agent. Each row
-            is looked at before the batch runs, which takes time; without it, such an index gives NaN.
-        compile_in: where plans for NumPy batches on the CPU are compiled. "thread": in this process. "process": in a process of its own,
-            which all inferers share, so that compiles do not slow down calls. "auto": there if it is done in the background
-            (`on_miss="pad"`, `preload(background=True)`, a `Runtime`) and there is memory for it.
+        strict: refuse what would be mended at a cost: `jax.Array`s that lie on several devices, or elsewhere
+            than on the accelerator that `device` names, and, while loading, a file whose graph breaks, so
+            that each row of it runs by itself, partly on the host.
+        checked: raise an error where data gives an index that points at nothing, with the node, the index and
+            the agent. Each row is looked at before the batch runs, which takes time; without it, such an
+            index gives NaN.
+        compile_in: where plans for NumPy batches on the CPU are compiled. "thread": in this process.
+            "process": in a process of its own, which all inferers share, so that compiles do not slow down
+            calls. "auto": there if it is done in the background (`on_miss="pad"`, `preload(background=True)`,
+            a `Runtime`) and there is memory for it.
     """
 
     maxsize: int | None = None

@@ -11,7 +11,8 @@ _under_way: ContextVar[bool] = ContextVar("memojax_revival", default=False)
 
 @contextlib.contextmanager
 def revival() -> Iterator[None]:
-    """A block in which inferers that are constructed expect their sizes, and were checked where they were pickled."""
+    """A block in which inferers that are constructed expect their sizes, and were checked where they were
+    pickled."""
     token = _under_way.set(True)
     try:
         yield

@@ -108,7 +108,8 @@ class Buckets(Route):
         elif self._on_miss == "warn":
             near = nearest(cache.sizes(), size) or "none"
             log.warning(
-                "batch size %d has no plan and is compiled now; nearest plans: %s. preload([%d]) avoids the wait",
+                "batch size %d has no plan and is compiled now; nearest plans: %s. preload([%d]) avoids "
+                "the wait",
                 size,
                 near,
                 size,

@@ -39,8 +39,9 @@ from .revival import is_revived, revival
 class ShardedInferer(Inferer):
     """Runs each batch on several devices at once: rows over the devices, weights on each.
 
-    Pick it when batches are so large that one device takes long. Batches are padded to multiples of the number of devices, and each such size is
-    compiled when it is first seen. A `jax.Array` with this sharding is not moved, and gives arrays with it.
+    Pick it when batches are so large that one device takes long. Batches are padded to multiples of the
+    number of devices, and each such size is compiled when it is first seen. A `jax.Array` with this sharding
+    is not moved, and gives arrays with it.
 
     >>> policy = memojax.ShardedInferer.from_model(memojax.policies.bundled("acrobot_ppo"), devices="all")
     >>> policy.infer_arrays({"obs": np.zeros((7, 6), np.float32)})["logits"].shape
@@ -49,7 +50,8 @@ class ShardedInferer(Inferer):
     Pros:
         Each device computes its part of the rows only, and devices exchange nothing.
     Cons:
-        Not for models that mix rows or draw random numbers; NumPy rows are copied to each device with each call.
+        Not for models that mix rows or draw random numbers; NumPy rows are copied to each device with each
+        call.
     """
 
     @named_options
@@ -68,9 +70,12 @@ class ShardedInferer(Inferer):
 
         Args:
             typed: the model.
-            preloaded_sizes: batch sizes to compile now and never to drop, each padded to a multiple of the number of devices.
-            devices: "all" devices of JAX's default backend, or a list of devices or their names, such as ["gpu:0", "gpu:1"].
-            sharding: instead of `devices`, `NamedSharding(mesh, PartitionSpec("batch"))`: rows over all axes of a mesh.
+            preloaded_sizes: batch sizes to compile now and never to drop, each padded to a multiple of the
+                number of devices.
+            devices: "all" devices of JAX's default backend, or a list of devices or their names, such as
+                ["gpu:0", "gpu:1"].
+            sharding: instead of `devices`, `NamedSharding(mesh, PartitionSpec("batch"))`: rows over all axes
+                of a mesh.
             maxsize: the most plans to keep that were not preloaded.
             precision: of matrix products on accelerators, by JAX's names.
             strict: refuse `jax.Array`s that would be moved.
@@ -105,7 +110,8 @@ class ShardedInferer(Inferer):
         strict: bool = False,
         dims: Mapping[str, int] | None = None,
     ) -> ShardedInferer:
-        """Load an ONNX model; `dims` is that of `TypedModel.from_model`, the others are those of the constructor.
+        """Load an ONNX model; `dims` is that of `TypedModel.from_model`, the others are those of the
+        constructor.
 
         Raises:
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
@@ -122,7 +128,8 @@ class ShardedInferer(Inferer):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as model, options, sizes and names of devices; nothing is compiled where it is loaded before it is called."""
+        """Pickles as model, options, sizes and names of devices; nothing is compiled where it is loaded
+        before it is called."""
         mesh: Any = self._sharding.mesh
         names = [f"{device.platform}:{index}" for device, index in _places(mesh)]
         options = {"maxsize": self._maxsize, "precision": self._precision, "strict": self._strict}
@@ -208,7 +215,8 @@ class ShardedInferer(Inferer):
         return dict(sorted(self._histogram.counts(self._cache.calls()).items()))
 
     def update_params(self, source: Any) -> None:
-        """Go on with other weights, without a recompile; `source` is as in `MemoizingDynamicInferer.update_params`.
+        """Go on with other weights, without a recompile; `source` is as in
+        `MemoizingDynamicInferer.update_params`.
 
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ; nothing is changed then.
@@ -244,7 +252,8 @@ class ShardedInferer(Inferer):
         moved = [name for name, value in given.items() if isinstance(value, jax.Array)]
         if self._strict:
             raise DeviceError(
-                f"input {moved[0]!r} does not lie as {self._sharding}, in {self._compiler.count} equal parts, and strict=True moves "
+                f"input {moved[0]!r} does not lie as {self._sharding}, in {self._compiler.count} equal "
+                "parts, and strict=True moves "
                 "nothing: jax.device_put(x, policy.sharding) puts it there"
             )
         rows, n = checked_rows(specs, {name: np.asarray(value) for name, value in given.items()})
@@ -312,23 +321,27 @@ def _check_shardable(typed: TypedModel) -> None:
     name = typed.name or "this model"
     if typed.is_open:
         raise DimensionError(
-            f"{name} has free dimensions ({', '.join(typed.api.free)}): load it with dims= to spread its rows over devices"
+            f"{name} has free dimensions ({', '.join(typed.api.free)}): load it with dims= to spread its "
+            "rows over devices"
         )
     if typed.only_rows:
         raise DimensionError(
-            f"{name} runs {typed.only_rows} row(s) at a time only, so its rows cannot be spread over devices: use "
+            f"{name} runs {typed.only_rows} row(s) at a time only, so its rows cannot be spread over "
+            "devices: use "
             "MemoizingDynamicInferer on one device"
         )
     if typed.random:
         raise RowsMixError(
-            f"{name} draws random numbers for the whole batch, so devices would repeat each other's draws: use "
+            f"{name} draws random numbers for the whole batch, so devices would repeat each other's draws: "
+            "use "
             "MemoizingDynamicInferer on one device"
         )
     mixing = () if is_revived() else typed.mixing_outputs()
     if mixing:
         raise RowsMixError(
             f"rows over devices must not influence each other, but in {name} they do (output "
-            f"{', '.join(map(repr, mixing))}), and a device sees its own rows only: use MemoizingDynamicInferer on one device"
+            f"{', '.join(map(repr, mixing))}), and a device sees its own rows only: use "
+            "MemoizingDynamicInferer on one device"
         )
 
 
@@ -365,7 +378,8 @@ def _checked_sharding(sharding: Any) -> NamedSharding:
     names = sharding.mesh.axis_names
     if set(axes) != set(names) or any(entry is not None for entry in sharding.spec[1:]):
         raise DeviceError(
-            f"sharding= spreads rows, the first axis, over every axis of the mesh ({', '.join(map(str, names))}), and nothing else; "
+            "sharding= spreads rows, the first axis, over every axis of the mesh "
+            f"({', '.join(map(str, names))}), and nothing else; "
             f"got {sharding.spec}: expected PartitionSpec({first_of(names)})"
         )
     return NamedSharding(sharding.mesh, PartitionSpec(first))

@@ -47,7 +47,8 @@ def _binding(size: Mapping[str, Any], api: ModelApi) -> Binding | None:
     names = [*api.free, *static]
     if unknown := [name for name in size if name != "batch" and name not in names]:
         raise DimensionError(
-            f"{dict(size)} names {unknown[0]!r}; beside the batch, this model has {', '.join(map(repr, names)) or 'no free dimension'}"
+            f"{dict(size)} names {unknown[0]!r}; beside the batch, this model has "
+            f"{', '.join(map(repr, names)) or 'no free dimension'}"
         )
     if not names:
         return None

@@ -1,11 +1,12 @@
-"""memojax's own kernels for CPUs, which XLA calls through its FFI: products, convolutions and what stands between them.
+"""memojax's own kernels for CPUs, which XLA calls through its FFI: products, convolutions and what stands
+between them.
 
-They are C++ (`native/`), compiled when memojax is installed. A plan's traced function is searched for the parts that they
-can run (`rewrite.py`); each part becomes one program (`emitter.py`, `program.py`), which is one call. Where there are no
-kernels, XLA's own code runs everything.
+They are C++ (`native/`), compiled when memojax is installed. A plan's traced function is searched for the
+parts that they can run (`rewrite.py`); each part becomes one program (`emitter.py`, `program.py`), which is
+one call. Where there are no kernels, XLA's own code runs everything.
 
-$MEMOJAX_KERNELS=0 turns them off, at installation too; $MEMOJAX_KERNELS_ISA=avx2 (or portable) keeps them to narrower
-vectors than the CPU has; $MEMOJAX_KERNELS_THREADS sets how many threads a call may use.
+$MEMOJAX_KERNELS=0 turns them off, at installation too; $MEMOJAX_KERNELS_ISA=avx2 (or portable) keeps them to
+narrower vectors than the CPU has; $MEMOJAX_KERNELS_THREADS sets how many threads a call may use.
 """
 
 from __future__ import annotations

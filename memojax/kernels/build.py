@@ -1,4 +1,5 @@
-"""Compiles the kernels; used by the build of the wheel, by tests, and as `python -m memojax.kernels.build [FOLDER]`.
+"""Compiles the kernels; used by the build of the wheel, by tests, and as
+`python -m memojax.kernels.build [FOLDER]`.
 
 It needs nothing but the standard library, because it runs where neither JAX nor memojax is installed.
 """
@@ -93,7 +94,8 @@ def ziglang() -> Compiler | None:
     except ImportError:
         return None
     command = [sys.executable, "-m", "ziglang"]
-    # Left alone it compiles for this very CPU. Linked as C, it need not build a C++ library first, which takes a minute.
+    # Left alone it compiles for this very CPU. Linked as C, it need not build a C++ library first, which
+    # takes a minute.
     return Compiler([*command, "c++", "-mcpu=baseline", "-fno-sanitize=undefined"], [*command, "cc"])
 
 

@@ -73,7 +73,8 @@ class Emitter:
     _made: dict[int, Value] = field(default_factory=dict)
     has_product: bool = False
 
-    # Memory ---------------------------------------------------------------------------------------------------------
+    # Memory
+    # ---------------------------------------------------------------------------------------------------------
 
     def new(self, shape: Sequence[int], axis: int | None, order: Sequence[int] | None = None) -> Value:
         """A value in the arena, without gaps, the last dimension of `order` innermost."""
@@ -176,8 +177,8 @@ class Emitter:
     def _sections(self) -> dict[int, int]:
         """First steps of sections, and the blocks that each works through at a time.
 
-        Images go few at a time, so that what lies between two convolutions stays in the cache. A large dense layer behind
-        them wants many rows, or its weights are read again for each few of them.
+        Images go few at a time, so that what lies between two convolutions stays in the cache. A large dense
+        layer behind them wants many rows, or its weights are read again for each few of them.
         """
         found: dict[int, int] = {0: 1}
         start, largest, rows = 0, -1, 1
@@ -199,13 +200,15 @@ class Emitter:
         return found
 
     def _mostly(self, rows: int, start: int, index: int) -> bool:
-        """Whether products of so few rows, from step `index` on, are most of the work since `start`: a loop's rounds."""
+        """Whether products of so few rows, from step `index` on, are most of the work since `start`: a loop's
+        rounds."""
         before = sum(Product(**given).flops for name, given in self._ops[start:index] if name == "product")
         after = [Product(**given) for name, given in self._ops[index:] if name == "product"]
         return sum(one.flops for one in after if one.rows <= rows) > 2 * before
 
     def _floats(self, start: int, stop: int) -> int:
-        """Floats of the arena, for each block, that steps from `start` to `stop` use at the same time at most."""
+        """Floats of the arena, for each block, that steps from `start` to `stop` use at the same time at
+        most."""
         alive = [
             slot
             for number, slot in enumerate(self._slots)
@@ -271,7 +274,8 @@ class Emitter:
                 places.append(Place(ARENA, offset))
         return places, max((end for _, end, _ in placed), default=0), shared
 
-    # Steps ----------------------------------------------------------------------------------------------------------
+    # Steps
+    # ----------------------------------------------------------------------------------------------------------
 
     def is_whole(self, value: Value) -> bool:
         """Whether a value fills its place in the arena, in row-major order."""

@@ -51,7 +51,8 @@ class _Part(NamedTuple):
 
 @dataclass(eq=False)
 class Pending:
-    """A result of elementwise code that waits; `value` once it is in memory, `uses` how many readers are still to come."""
+    """A result of elementwise code that waits; `value` once it is in memory, `uses` how many readers are
+    still to come."""
 
     group: Group
     register: int
@@ -95,7 +96,8 @@ class Group:
         return self._registers[value]
 
     def add(self, name: str, *operands: Any, immediate: float = 0.0) -> int:
-        """Add an instruction; an operand is a register, or None for `immediate`. Gives the register of its result."""
+        """Add an instruction; an operand is a register, or None for `immediate`. Gives the register of its
+        result."""
         to = self._new()
         a, b, c = (*operands, 0, 0, 0)[:3]
         self.code.append(Instruction(name, to, a, b, c, immediate))
@@ -113,7 +115,8 @@ class Group:
         self._next += 1
         return self._next - 1
 
-    # To memory ------------------------------------------------------------------------------------------------------
+    # To memory
+    # ------------------------------------------------------------------------------------------------------
 
     def emit(self, memory: Memory) -> None:
         """Add the code to a program, and put the results that are wanted into memory."""
@@ -199,7 +202,8 @@ class Group:
         return sorted(found, key=lambda part: -part.strides[lead])
 
     def _columns(self, inputs: Sequence[Value | Constant], parts: Sequence[_Part], blocks: int) -> int:
-        """The first of the parts that make a row: where most inputs fit, and of those the one with the longest rows."""
+        """The first of the parts that make a row: where most inputs fit, and of those the one with the
+        longest rows."""
         latest = len(parts)
         for number, value in enumerate(inputs):
             if isinstance(value, Constant):

@@ -49,7 +49,8 @@ class Library:
 
 
 def opened() -> Library | None:
-    """The kernels; None where they are off, were not built, or do not work here. `why_not` says the reason."""
+    """The kernels; None where they are off, were not built, or do not work here. `why_not` says the
+    reason."""
     with _lock:
         return _open()[0]
 
@@ -61,7 +62,8 @@ def why_not() -> str:
 
 
 def kernels_key() -> str | None:
-    """What a stored executable depends on beside XLA: the kernels' sources and instruction set; None without kernels."""
+    """What a stored executable depends on beside XLA: the kernels' sources and instruction set; None without
+    kernels."""
     kernels = opened()
     return f"{sources_digest()} {kernels.isa}" if kernels else None
 

@@ -1,6 +1,7 @@
 """Programs for the kernels: what `native/program.cc` reads.
 
-A program is a run of int64 words: a header, then one step after the other, each with its opcode and its number of words.
+A program is a run of int64 words: a header, then one step after the other, each with its opcode and its
+number of words.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _CHUNK_ROWS = 32
 class Place(NamedTuple):
     """Where a value lies: in a buffer, from `offset` floats on, `stride` floats for each block of rows.
 
-    `SHARED` is a buffer like others: what one section leaves for later ones. In the arena (`ARENA`) the value's blocks begin at `offset` times their number, and `stride` is what is added to that.
+    `SHARED` is a buffer like others: what one section leaves for later ones. In the arena (`ARENA`) the
+    value's blocks begin at `offset` times their number, and `stride` is what is added to that.
     """
 
     buffer: int
@@ -115,7 +117,8 @@ class Instruction(NamedTuple):
 
 
 def chunk_of(blocks: int, rows: int, arena_row: int) -> int:
-    """How many blocks to work through at a time: `rows` rows of a product each, and `arena_row` floats in between."""
+    """How many blocks to work through at a time: `rows` rows of a product each, and `arena_row` floats in
+    between."""
     by_rows = max(1, _CHUNK_ROWS // max(1, rows))
     by_room = max(1, _CHUNK_FLOATS // max(1, arena_row))
     return max(1, min(blocks, max(by_rows, min(by_room, 2 * by_rows))))
@@ -148,7 +151,8 @@ class Program:
         return np.array([*header, *words], np.int64)
 
     def section(self, chunk: int) -> None:
-        """What follows is worked through `chunk` blocks at a time, once all blocks are through what stands before."""
+        """What follows is worked through `chunk` blocks at a time, once all blocks are through what stands
+        before."""
         self._add(_SECTION, [chunk])
 
     def product(self, p: Product) -> None:
@@ -196,7 +200,8 @@ class Program:
         self.flops += count
 
     def pool(self, x: Place, y: Place, images: int, channels: int, kind: str, sizes: Sequence[int]) -> None:
-        """Add a reduction over windows; `sizes` are pairs: input, output, window, strides, dilation, padding before."""
+        """Add a reduction over windows; `sizes` are pairs: input, output, window, strides, dilation, padding
+        before."""
         self._add(_POOL, [*x, *y, images, channels, REDUCTIONS[kind], *sizes])
         self.flops += 2 * images * channels * sizes[2] * sizes[3] * sizes[4] * sizes[5]
 

@@ -1,4 +1,5 @@
-"""Finds the parts of a traced function that the kernels can run, and puts one call of them in the place of each."""
+"""Finds the parts of a traced function that the kernels can run, and puts one call of them in the place of
+each."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ class _Call(Step):
 
 
 def rewrite(residual: Residual, size: int, hoister: Hoister, kernels: Library) -> Residual | None:
-    """`residual`, traced for `size` rows, with calls of the kernels in it; None where they have nothing to do."""
+    """`residual`, traced for `size` rows, with calls of the kernels in it; None where they have nothing to
+    do."""
     written = unrolled(residual)
     if written is not None and (made := _rewritten(*written, size, hoister, kernels)) is not None:
         return made
@@ -73,7 +75,8 @@ def rewrite(residual: Residual, size: int, hoister: Hoister, kernels: Library) -
 def _rewritten(
     residual: Residual, first: int | None, size: int, hoister: Hoister, kernels: Library
 ) -> Residual | None:
-    """The same; None as well where a loop's steps, whose numbers begin with `first`, are not all in programs."""
+    """The same; None as well where a loop's steps, whose numbers begin with `first`, are not all in
+    programs."""
     refused: set[int] = set()
     for _ in range(_MOST_TRIES):
         try:
@@ -168,7 +171,8 @@ class _Rewriter:
             self.residual, nodes=tuple(known[n] for n in leading), steps=tuple(reversed(alive)), leading=leading
         )  # fmt: skip
 
-    # Which steps ----------------------------------------------------------------------------------------------------
+    # Which steps
+    # ----------------------------------------------------------------------------------------------------
 
     def _constant_steps(self) -> set[int]:
         """Moves of weights and literals alone: they belong to whoever reads them."""
@@ -217,7 +221,8 @@ class _Rewriter:
         return True
 
     def _levels(self, supported: set[int]) -> dict[int, tuple[int, bool]]:
-        """For each step how many programs run before it at least, and whether it is part of that program itself."""
+        """For each step how many programs run before it at least, and whether it is part of that program
+        itself."""
         levels: dict[int, tuple[int, bool]] = {}
         for index, step in enumerate(self.residual.steps):
             if index in self.constants:
@@ -260,7 +265,8 @@ class _Rewriter:
                     outputs.append(number)
         return _Island(tuple(members), tuple(inputs), tuple(outputs))
 
-    # One program ----------------------------------------------------------------------------------------------------
+    # One program
+    # ----------------------------------------------------------------------------------------------------
 
     def _call(self, island: _Island) -> Step:
         emitter = Emitter(self.size, self.kernels.panel, len(island.inputs))
@@ -361,7 +367,8 @@ class _Rewriter:
         return Fused(bias, relu, (last,), shape, addend if isinstance(addend, Value) else None), taken
 
     def _columns(self, product: Step) -> tuple[int, int] | None:
-        """How many columns a product makes, and how far they lie apart in its result; None if it is no product."""
+        """How many columns a product makes, and how far they lie apart in its result; None if it is no
+        product."""
         name, shape = product.primitive.name, tuple(product.avals[0].shape)
         if name == "conv_general_dilated":
             channel = product.params["dimension_numbers"].out_spec[1]
@@ -374,7 +381,8 @@ class _Rewriter:
         return math.prod(size for i, size in enumerate(held) if i not in over_b), 1
 
     def _may_grow(self, add: Step, other: Atom | None, translator: Translator) -> bool:
-        """Whether a product can be added to `other` where that lies: nobody else reads it, and it has no gaps."""
+        """Whether a product can be added to `other` where that lies: nobody else reads it, and it has no
+        gaps."""
         if not isinstance(other, int) or translator.uses[other] != 1:
             return False
         value = translator.known.get(other)

@@ -100,7 +100,8 @@ class Translator:
 
 @dataclass(frozen=True)
 class Fused:
-    """What follows a product and is done with it: an array added to it, a bias, relu; and the shape of it all."""
+    """What follows a product and is done with it: an array added to it, a bias, relu; and the shape of it
+    all."""
 
     bias: Constant | None = None
     relu: bool = False
@@ -126,7 +127,8 @@ def _held(constant: Constant, shape: tuple[int, ...]) -> tuple[int, ...]:
     return held
 
 
-# Elementwise primitives ---------------------------------------------------------------------------------------------
+# Elementwise primitives
+# ---------------------------------------------------------------------------------------------
 
 
 def _plain(name: str) -> Callable[..., int]:
@@ -170,7 +172,8 @@ ELEMENTWISE: dict[str, Callable[..., int]] = {
 }  # fmt: skip
 
 
-# Moves --------------------------------------------------------------------------------------------------------------
+# Moves
+# --------------------------------------------------------------------------------------------------------------
 
 
 def _reshape(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
@@ -288,7 +291,8 @@ def _pad(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
     return [t.emitter.pad(t.value(x), step.params["padding_config"], number)]
 
 
-# Products and reductions --------------------------------------------------------------------------------------------
+# Products and reductions
+# --------------------------------------------------------------------------------------------
 
 
 def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | None) -> list[Known]:

@@ -12,7 +12,8 @@ _MOST = 16
 
 
 def usable_cores() -> int:
-    """Cores that the calling thread may run on: hardware threads of one core count once, and a container's quota limits them."""
+    """Cores that the calling thread may run on: hardware threads of one core count once, and a container's
+    quota limits them."""
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:

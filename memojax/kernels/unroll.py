@@ -17,7 +17,8 @@ _MOST_STEPS = 1500
 
 
 def unrolled(residual: Residual) -> tuple[Residual, int] | None:
-    """`residual` with its loops written out, and the first number of theirs; None where there is no loop short enough."""
+    """`residual` with its loops written out, and the first number of theirs; None where there is no loop
+    short enough."""
     if not any(map(_is_short, residual.steps)):
         return None
     return _Unroller(residual).run()
@@ -108,7 +109,8 @@ class _Unroller:
             self.parts[step.outputs[0]] = self.parts[atom]
         return None
 
-    # A loop ---------------------------------------------------------------------------------------------------------
+    # A loop
+    # ---------------------------------------------------------------------------------------------------------
 
     def _write_out(self, loop: Step) -> None:
         params = loop.params

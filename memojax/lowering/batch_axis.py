@@ -1,7 +1,8 @@
 """A graph as a function of rows `[n, *element_shape]`, whichever axis its file keeps the batch on.
 
-`axis`: the file itself runs a whole batch; it is traced at n. `vmap`: the file runs one agent at a time (its batch is 1, or it
-has none), and the function of a single run is mapped over the rows, which is right by construction.
+`axis`: the file itself runs a whole batch; it is traced at n. `vmap`: the file runs one agent at a time (its
+batch is 1, or it has none), and the function of a single run is mapped over the rows, which is right by
+construction.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ class BatchRule:
 class BatchedFunction:
     """A graph as a function of rows.
 
-    `fn(params, rows, key)` takes a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` (a shared input without
-    the n) and gives one array for each name in `computed`; the outputs in `constant` depend on no input.
+    `fn(params, rows, key)` takes a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` (a
+    shared input without the n) and gives one array for each name in `computed`; the outputs in `constant`
+    depend on no input.
     """
 
     function: GraphFunction
@@ -165,7 +167,8 @@ class Traced:
             for name in self.outputs:
                 if isinstance(results[name], (tuple, type(None))):
                     raise LoweringError(
-                        f"output {name!r} is a sequence or optional; an inferer needs tensors (memojax.run gives them)"
+                        f"output {name!r} is a sequence or optional; an inferer needs tensors (memojax.run "
+                        "gives them)"
                     )
             return {name: jnp.asarray(results[name]) for name in self.outputs}
 
@@ -200,8 +203,10 @@ def rows_of_output(
     ]
     if len(first) != len(second) or not multiple or len(exact) + (not exact) < len(growing):
         raise OddOutputError(
-            f"output {name!r} has shape {list(first)} for {small} rows and {list(second)} for {large}, which does not fall "
-            "into one row for each agent: load the others with outputs=[...], or use memojax.run or memojax.to_jax"
+            f"output {name!r} has shape {list(first)} for {small} rows and {list(second)} for {large}, "
+            "which does not fall "
+            "into one row for each agent: load the others with outputs=[...], or use memojax.run or "
+            "memojax.to_jax"
         )
     said = [axis for axis in exact if declared and len(declared) == len(first) and declared[axis] in symbols]
     axis = (said or exact or multiple)[0]

@@ -101,7 +101,8 @@ def contradiction(declared: Mapping[str, Sequence[Element]], layout: Layout) -> 
 
 
 def ambiguous(declared: Mapping[str, Sequence[Element]], why: str) -> DimensionError:
-    """The error for evidence that is not enough: every symbol with its places, and the calls that would settle it."""
+    """The error for evidence that is not enough: every symbol with its places, and the calls that would
+    settle it."""
     return DimensionError(f"the axis of the agents is not clear: {why}. {_settling(declared)}")
 
 
@@ -206,7 +207,8 @@ def _said(
         if not any(batch_axis in shape for shape in declared.values()):
             known = dict.fromkeys(s for shape in declared.values() for dim in shape for s in symbols_of(dim))
             raise DimensionError(
-                f"batch_axis= names {batch_axis!r}, which no input declares; the symbols are {_list(known) or 'none'}"
+                f"batch_axis= names {batch_axis!r}, which no input declares; the symbols are "
+                f"{_list(known) or 'none'}"
             )
         axes = {n: list(s).index(batch_axis) if batch_axis in s else None for n, s in declared.items()}
         return axes, (batch_axis,)

@@ -1,4 +1,5 @@
-"""What a caller fixes before a graph is lowered: inputs that become constants, and defaults that become inputs."""
+"""What a caller fixes before a graph is lowered: inputs that become constants, and defaults that become
+inputs."""
 
 from __future__ import annotations
 
@@ -17,14 +18,15 @@ from .branches import fold_branches
 
 
 def bind_inputs(graph: Graph, given: Mapping[str, Any]) -> Graph:
-    """`graph` with the inputs in `given` as constants, which fold like initializers; `Graph.bound` keeps them for other runtimes.
+    """`graph` with the inputs in `given` as constants, which fold like initializers; `Graph.bound` keeps them
+    for other runtimes.
 
-    An `If` that they decide gives way to the branch that it takes. A default of the file can be bound to another value. A bound array
-    is never a weight, whatever its size.
+    An `If` that they decide gives way to the branch that it takes. A default of the file can be bound to
+    another value. A bound array is never a weight, whatever its size.
 
     Args:
-        given: input -> value in the file's layout, by the name in the file or as it is shown (without `:0`). A single number also
-            binds an input whose shape is all ones.
+        given: input -> value in the file's layout, by the name in the file or as it is shown (without `:0`).
+            A single number also binds an input whose shape is all ones.
 
     Raises:
         UnknownInputError: a name that is neither an input nor a default.
@@ -56,7 +58,8 @@ def check_no_text(graph: Graph) -> None:
     for value in graph.inputs:
         if value.dtype is not None and value.dtype.kind == "O":
             raise InputDtypeError(
-                f"input {value.name!r} holds strings, and an executable takes none: bind it with constants={{{value.name!r}: ...}}, "
+                f"input {value.name!r} holds strings, and an executable takes none: bind it with "
+                f"constants={{{value.name!r}: ...}}, "
                 "leave out what needs it with outputs=, or use memojax.run"
             )
 
@@ -96,7 +99,8 @@ def bound_value(value: Value, given: Any) -> Any:
         strings = value.dtype.kind == "O" and array.dtype.kind in "US"
         if not strings and not can_cast(array.dtype, value.dtype):
             raise InputDtypeError(
-                f"input {value.name!r} takes {value.dtype}, it cannot be bound to {_shown(array)}: cast it first"
+                f"input {value.name!r} takes {value.dtype}, it cannot be bound to {_shown(array)}: cast it "
+                "first"
             )
         if (outside := overflow(array, value.dtype)) is not None:
             raise InputDtypeError(f"input {value.name!r} takes {value.dtype}, which cannot hold {outside}")
@@ -116,7 +120,8 @@ def _declared(value: Value, array: np.ndarray) -> np.ndarray:
     )
     if wrong:
         raise InputShapeError(
-            f"input {value.name!r} has the shape {list(shape)} in the file, it cannot be bound to {_shown(array)}"
+            f"input {value.name!r} has the shape {list(shape)} in the file, it cannot be bound to "
+            f"{_shown(array)}"
         )
     return array
 

@@ -1,4 +1,5 @@
-"""An `If` whose condition is known before anything is traced gives way to the branch that it takes, with all that this needs."""
+"""An `If` whose condition is known before anything is traced gives way to the branch that it takes, with all
+that this needs."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _MOST_ELEMENTS = 64
 
 
 def fold_branches(graph: Graph) -> Graph:
-    """`graph` without the branches of Ifs that bound inputs and small constants rule out; operators in them need not be known."""
+    """`graph` without the branches of Ifs that bound inputs and small constants rule out; operators in them
+    need not be known."""
     while (found := _decided(graph)) is not None:
         graph = _inlined(graph, *found)
     return graph

@@ -45,13 +45,14 @@ def batched(
     """A graph as a function of rows, by the available evidence for its batch.
 
     Args:
-        dims: sizes of symbolic dimensions: symbol, or "input.axis" for one without a name -> size. Symbols that are neither the
-            batch nor bound stay free: each call decides them.
+        dims: sizes of symbolic dimensions: symbol, or "input.axis" for one without a name -> size. Symbols
+            that are neither the batch nor bound stay free: each call decides them.
         batch_axis: what the caller knows of the batch, see `BatchAxis`.
         constants: values of inputs that are the same for all agents and calls, in the file's own layout.
 
     Raises:
-        DimensionError: the evidence for the batch is not enough, or the file does not run by it; options that name nothing.
+        DimensionError: the evidence for the batch is not enough, or the file does not run by it; options that
+            name nothing.
         LoweringError: the graph cannot be traced.
     """
     if constants:
@@ -68,7 +69,8 @@ def batched(
 
 
 def declared_shapes(graph: Graph, dims: Mapping[str, int]) -> dict[str, tuple[Element, ...]]:
-    """The shape of each input as the file declares it, with `dims` for symbols; "input.axis" is the name of an unnamed dimension.
+    """The shape of each input as the file declares it, with `dims` for symbols; "input.axis" is the name of
+    an unnamed dimension.
 
     Raises:
         DimensionError: an input without a shape, or `dims` name nothing.
@@ -77,7 +79,8 @@ def declared_shapes(graph: Graph, dims: Mapping[str, int]) -> dict[str, tuple[El
         if value.kind != "tensor" or value.shape is None:
             what = "has no declared shape" if value.kind == "tensor" else f"is a {value.kind}"
             raise DimensionError(
-                f"input {value.name!r} {what}, so its rows are not known: bind it with constants=, or use memojax.run"
+                f"input {value.name!r} {what}, so its rows are not known: bind it with constants=, or use "
+                "memojax.run"
             )
     named = {
         value.name: [_name_of(value, axis) for axis in range(len(value.shape or ()))]
@@ -87,7 +90,8 @@ def declared_shapes(graph: Graph, dims: Mapping[str, int]) -> dict[str, tuple[El
     places = {f"{name}.{axis}": dim for name, shape in named.items() for axis, dim in enumerate(shape)}
     if unused := [name for name in dims if name not in known and not isinstance(places.get(name), str)]:
         raise DimensionError(
-            f"dims= names {unused[0]!r}, which no input declares; the symbols are {', '.join(map(repr, sorted(known))) or 'none'}"
+            f"dims= names {unused[0]!r}, which no input declares; the symbols are "
+            f"{', '.join(map(repr, sorted(known))) or 'none'}"
         )
     by_symbol = {**{str(places[n]): s for n, s in dims.items() if n in places}, **dims}
     shapes = {n: tuple(_with_sizes(dim, by_symbol) for dim in shape) for n, shape in named.items()}
@@ -125,7 +129,8 @@ def _static_names(function: GraphFunction) -> tuple[str, ...]:
         numbers = [dim for dim in shape or () if isinstance(dim, int)]
         if not whole or shape is None or len(numbers) < len(shape) or np.prod(numbers) > _STATIC_ELEMENTS:
             raise StaticInputError(
-                f"input {name!r} decides a shape: bind it at load with constants={{{name!r}: ...}} (or use memojax.run)"
+                f"input {name!r} decides a shape: bind it at load with constants={{{name!r}: ...}} (or use "
+                "memojax.run)"
             )
     return tuple(name for name in values if name in (*function.static_inputs, *function.branch_inputs))
 
@@ -161,7 +166,8 @@ def _inputs(layout: Layout) -> dict[str, tuple[int | None, tuple[int, ...]]]:
 def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, Sequence[Element]]) -> Layout:
     """The layout of a symbol for which only its place speaks: it is the batch if an output carries it.
 
-    Where the graph runs at no size that is tried, the symbol stays the batch for now, and later steps find what does run.
+    Where the graph runs at no size that is tried, the symbol stays the batch for now, and later steps find
+    what does run.
 
     Raises:
         DimensionError: an output carries it, but other inputs speak against it.
@@ -188,7 +194,8 @@ def _trials(layout: Layout) -> list[dict[str, int]]:
 
 
 def _has_unit_state(traced: Traced) -> bool:
-    """Whether an input that is declared for one row is continued by an output, so that it is each agent's own."""
+    """Whether an input that is declared for one row is continued by an output, so that it is each agent's
+    own."""
     layout = traced.layout
     fixed = [name for name, axis in layout.axes.items() if axis is None and 1 in layout.shapes[name]]
     outputs = [value.name for value in traced.function.graph.outputs]
@@ -271,13 +278,15 @@ def _check_declared(name: str, shape: Sequence[int], declared: Sequence[Any] | N
     )
     if differs:
         raise DimensionError(
-            f"output {name!r} has shape {list(shape)} for one row, but the file declares {list(declared)}: leave it out with "
+            f"output {name!r} has shape {list(shape)} for one row, but the file declares {list(declared)}: "
+            "leave it out with "
             "outputs=[...], or run the file in its own layout with memojax.run or memojax.to_jax"
         )
 
 
 def _open(function: GraphFunction, layout: Layout, static: Sequence[str]) -> FreeFunction:
-    """The function of a graph with free symbols or static inputs: tried at a few sizes, and checked again at each that is used."""
+    """The function of a graph with free symbols or static inputs: tried at a few sizes, and checked again at
+    each that is used."""
     graph = function.graph
     found = None if static else _tried(function, layout)
     trial = found[1] if found else None
@@ -314,7 +323,8 @@ def build_bound(function: GraphFunction, layout: Layout) -> BatchedFunction:
 
 
 def _tried(function: GraphFunction, layout: Layout) -> tuple[dict[str, int], BatchedFunction] | None:
-    """The first sizes at which the graph runs, with its function of rows; None where it runs at none of them."""
+    """The first sizes at which the graph runs, with its function of rows; None where it runs at none of
+    them."""
     for sizes in _trials(layout):
         try:
             return sizes, _settled(function, layout.bound(sizes))
@@ -328,7 +338,8 @@ def _tried(function: GraphFunction, layout: Layout) -> tuple[dict[str, int], Bat
 def _open_outputs(
     function: GraphFunction, layout: Layout, found: tuple[dict[str, int], BatchedFunction] | None
 ) -> tuple[TensorSpec, ...]:
-    """Outputs, with symbols where their sizes follow one; as the file declares them where the graph could not be tried."""
+    """Outputs, with symbols where their sizes follow one; as the file declares them where the graph could not
+    be tried."""
     graph = function.graph
     if found is None:
         shown = plain_names([value.name for value in graph.outputs])

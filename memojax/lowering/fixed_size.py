@@ -1,4 +1,5 @@
-"""Files that run for one batch size, or for multiples of one: the size is declared, or an exporter baked it into a constant."""
+"""Files that run for one batch size, or for multiples of one: the size is declared, or an exporter baked it
+into a constant."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def declared_size(traced: Traced) -> BatchedFunction | None:
 
 
 def baked_size(traced: Traced, single: BatchedFunction | None) -> BatchedFunction | None:
-    """The function of rows of a file whose exporter baked another batch size into it; None where there is no such size."""
+    """The function of rows of a file whose exporter baked another batch size into it; None where there is no
+    such size."""
     for size, holder in _sizes_in(traced):
         try:
             results = traced.at(size)
@@ -52,7 +54,8 @@ def baked_size(traced: Traced, single: BatchedFunction | None) -> BatchedFunctio
 
 
 def _holds(traced: Traced, name: str, shape: Sequence[int], size: int) -> bool:
-    """Whether an output has `size` rows: on the axis that the file declares for the batch, or on any if it declares none."""
+    """Whether an output has `size` rows: on the axis that the file declares for the batch, or on any if it
+    declares none."""
     declared = next(value.shape for value in traced.function.graph.outputs if value.name == name)
     if declared and len(declared) == len(shape):
         axes = [axis for axis, dim in enumerate(declared) if dim in traced.layout.symbols]
@@ -61,7 +64,8 @@ def _holds(traced: Traced, name: str, shape: Sequence[int], size: int) -> bool:
 
 
 def _grew_from_one(traced: Traced, results: Mapping[str, Any], size: int) -> bool:
-    """Whether one row gives as many rows as `size` rows do, because a constant of that many is broadcast over it."""
+    """Whether one row gives as many rows as `size` rows do, because a constant of that many is broadcast over
+    it."""
     one = traced.at(1)
     return any(one[name].shape == result.shape and size in result.shape for name, result in results.items())
 
@@ -126,7 +130,9 @@ def in_multiples(traced: Traced, multiple: int) -> DimensionError:
     """The error for a file whose rows come in multiples: what it runs for, and what runs it."""
     symbols = ", ".join(map(repr, traced.layout.symbols)) or "the batch"
     return DimensionError(
-        f"the rows of this file come in multiples of {multiple}: it runs for {multiple} or {2 * multiple} of {symbols}, not for one. "
-        "An inferer answers each agent alone, so it cannot serve it; memojax.run and memojax.to_jax run it in its own layout, and "
+        f"the rows of this file come in multiples of {multiple}: it runs for {multiple} or {2 * multiple} "
+        f"of {symbols}, not for one. "
+        "An inferer answers each agent alone, so it cannot serve it; memojax.run and memojax.to_jax run it "
+        "in its own layout, and "
         "batch_axis=False runs the whole file once for each agent"
     )

@@ -1,4 +1,5 @@
-"""A graph whose shape of one run is open: each set of sizes (and of static inputs) makes a function of rows of its own."""
+"""A graph whose shape of one run is open: each set of sizes (and of static inputs) makes a function of rows
+of its own."""
 
 from __future__ import annotations
 

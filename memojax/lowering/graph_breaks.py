@@ -1,7 +1,8 @@
-"""Graph breaks: where an operator must run on the host, the graph is cut into parts that compile and calls between them.
+"""Graph breaks: where an operator must run on the host, the graph is cut into parts that compile and calls
+between them.
 
-A part has every node that can run before the next call; values cross a cut as NumPy arrays. A graph without such operators is one
-part, and pays nothing.
+A part has every node that can run before the next call; values cross a cut as NumPy arrays. A graph without
+such operators is one part, and pays nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from .interpreter import size_of
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a graph that compiles: `graph.inputs` are what it takes from the graph's inputs and from earlier steps."""
+    """A piece of a graph that compiles: `graph.inputs` are what it takes from the graph's inputs and from
+    earlier steps."""
 
     graph: Graph
 
@@ -65,7 +67,8 @@ class HostCall:
 
 
 def host_nodes(graph: Graph, operators: Operators, *, masked: bool = False) -> list[Node]:
-    """Nodes that need a break: they run on the host, and depend on an input; `masked`: without those whose picks are kept in place."""
+    """Nodes that need a break: they run on the host, and depend on an input; `masked`: without those whose
+    picks are kept in place."""
     moving = {value.name for value in graph.inputs}
     made: set[str] = set()
     found = []
@@ -112,7 +115,8 @@ def split(graph: Graph, operators: Operators) -> list[Part | HostCall]:
 
 
 def _part(graph: Graph, nodes: list[Node], step: int, last_read: Mapping[str, int]) -> Graph | None:
-    """The graph of `nodes`, whose outputs are what is read in a later step, or is an output of the whole graph."""
+    """The graph of `nodes`, whose outputs are what is read in a later step, or is an output of the whole
+    graph."""
     if not nodes:
         return None
     made = {name for node in nodes for name in node.outputs if name}

@@ -1,4 +1,5 @@
-"""Graph -> pure function `fn(params, inputs, key) -> outputs`, in the file's own layout; traceable by any JAX transformation."""
+"""Graph -> pure function `fn(params, inputs, key) -> outputs`, in the file's own layout; traceable by any JAX
+transformation."""
 
 from __future__ import annotations
 
@@ -26,28 +27,33 @@ from .labels import keep_positions, string_labels
 from .masked_value import check_no_picks
 
 _TABLE_ELEMENTS = 4096
-"""An integer initializer larger than this is a weight (an embedding or look-up table), a smaller one is structure."""
+"""An integer initializer larger than this is a weight (an embedding or look-up table), a smaller one is
+structure."""
 
 
 class GraphFunction:
     """A graph as a pure JAX function.
 
     Attributes:
-        params: the weights, name -> array, as the file has them; what decides a shape, scalars and small integers are not among
-            them but in `constants`.
+        params: the weights, name -> array, as the file has them; what decides a shape, scalars and small
+            integers are not among them but in `constants`.
         constants: the other initializers, which are part of the function.
-        static_inputs: graph inputs whose values decide a shape; they must be concrete when the function is traced.
-        branch_inputs: graph inputs of one whole number or boolean that decide which branch of an `If` runs; where they are
-            concrete when the function is traced, only that branch is.
-        labels: outputs that are class labels of strings, name -> the labels; what is computed for them are positions in these.
+        static_inputs: graph inputs whose values decide a shape; they must be concrete when the function is
+            traced.
+        branch_inputs: graph inputs of one whole number or boolean that decide which branch of an `If` runs;
+            where they are concrete when the function is traced, only that branch is.
+        labels: outputs that are class labels of strings, name -> the labels; what is computed for them are
+            positions in these.
         random: whether the graph has random operators, so that a key is needed.
     """
 
     def __init__(self, graph: Graph, operators: Operators | None = None, *, masked: bool = True):
-        """Check `graph` and sort its initializers into weights and structure; `operators` are of it, if they were looked up.
+        """Check `graph` and sort its initializers into weights and structure; `operators` are of it, if they
+        were looked up.
 
-        With `masked`, entries that a mask of data picks (NonZero, Compress) are kept in place where what follows allows it; without,
-        the values that they are picked by must be known while the function is traced.
+        With `masked`, entries that a mask of data picks (NonZero, Compress) are kept in place where what
+        follows allows it; without, the values that they are picked by must be known while the function is
+        traced.
 
         Raises:
             UnsupportedOpError: all operators that cannot be lowered, at once.
@@ -94,15 +100,16 @@ class GraphFunction:
     ) -> Arrays:
         """Outputs by name.
 
-        Where a loop whose end depends on data goes on for longer than `memojax.xla.limits.TRIPS`, the outputs are NaN, and the least of their
-        kind where they are whole numbers: a function cannot raise while it runs.
+        Where a loop whose end depends on data goes on for longer than `memojax.xla.limits.TRIPS`, the outputs
+        are NaN, and the least of their kind where they are whole numbers: a function cannot raise while it
+        runs.
 
         Args:
             params: as `self.params`, arrays or tracers.
             inputs: every graph input by name, in the file's own layout; `static_inputs` as NumPy arrays.
             key: a JAX PRNG key; needed where `self.random`.
-            checks: filled with the indices that data gives to nodes of Gather and its kin; those that are known to be in range, and
-                those in bodies of Loop, Scan and If, are not among them.
+            checks: filled with the indices that data gives to nodes of Gather and its kin; those that are
+                known to be in range, and those in bodies of Loop, Scan and If, are not among them.
 
         Raises:
             LoweringError: a node that cannot be lowered for these shapes, by name.
@@ -120,7 +127,8 @@ class GraphFunction:
         *,
         checks: IndexChecks | None = None,
     ) -> tuple[Arrays, Any]:
-        """Outputs by name, and whether a loop went on for too long, so that they are worth nothing; None where there is no such loop."""
+        """Outputs by name, and whether a loop went on for too long, so that they are worth nothing; None
+        where there is no such loop."""
         env: dict[str, GraphValue] = dict(self.constants)
         env.update((name, jnp.asarray(value)) for name, value in params.items())
         for value in self.graph.inputs:
@@ -194,7 +202,8 @@ class GraphFunction:
     def _static_input(self, value: Value, given: Any) -> Any:
         if isinstance(given, Tracer):
             raise StaticInputError(
-                f"input {value.name!r} decides a shape, so its value must be known while tracing: close over it instead"
+                f"input {value.name!r} decides a shape, so its value must be known while tracing: close "
+                "over it instead"
             )
         return np.asarray(given, value.dtype)
 
@@ -216,7 +225,8 @@ def _check_supported(graph: Graph, operators: Operators) -> None:
 
 
 def _lift_constants(graph: Graph) -> Graph:
-    """Tensors of Constant nodes as initializers, so that a weight is a weight whichever way a file spells it."""
+    """Tensors of Constant nodes as initializers, so that a weight is a weight whichever way a file spells
+    it."""
     lifted = {
         node.outputs[0]: node.attributes["value"]
         for node in graph.nodes

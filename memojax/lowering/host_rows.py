@@ -1,7 +1,8 @@
-"""Files that no executable can hold, as a function of rows: each row runs by itself, its graph breaks on the host.
+"""Files that no executable can hold, as a function of rows: each row runs by itself, its graph breaks on the
+host.
 
-An executable calls back into Python for a batch, so that padding, splitting, states and devices are those of every inferer. It costs some
-300 us a row, and what follows the rows' data is compiled when it is first met.
+An executable calls back into Python for a batch, so that padding, splitting, states and devices are those of
+every inferer. It costs some 300 us a row, and what follows the rows' data is compiled when it is first met.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class HostRows:
     def run(self, *given: Any) -> tuple[np.ndarray, ...]:
         """Outputs `[n, *element_shape]` for rows `[n, *element_shape]` (and the data of a key), on the host.
 
-        A row of zeros may be padding: where it cannot run, its outputs are NaN, and the least of their kind where they are whole numbers.
+        A row of zeros may be padding: where it cannot run, its outputs are NaN, and the least of their kind
+        where they are whole numbers.
 
         Raises:
             LoweringError: a row cannot run, or an output has another shape for it than for others.
@@ -109,7 +111,8 @@ class HostRows:
         for spec, value in zip(self.api.outputs, outputs, strict=True):
             if value.size != np.prod(spec.shape, dtype=int):
                 raise LoweringError(
-                    f"output {spec.name!r} has the shape {list(value.shape)} for this row, and {list(spec.shape)} for others: its shape "
+                    f"output {spec.name!r} has the shape {list(value.shape)} for this row, and "
+                    f"{list(spec.shape)} for others: its shape "
                     "depends on data, which memojax.run allows and an inferer does not"
                 )
         return [np.reshape(value, spec.shape) for spec, value in zip(self.api.outputs, outputs, strict=True)]
@@ -126,10 +129,12 @@ class HostRows:
 def single_runs(
     graph: Graph, dims: Mapping[str, int], batch_axis: BatchAxis
 ) -> dict[str, tuple[int | None, Shape]]:
-    """Batch axis and shape of one run for each input, by what the file declares; see `find_batch.batched` for the options.
+    """Batch axis and shape of one run for each input, by what the file declares; see `find_batch.batched` for
+    the options.
 
     Raises:
-        DimensionError: the evidence for the batch is not enough, or a dimension is neither the batch nor bound.
+        DimensionError: the evidence for the batch is not enough, or a dimension is neither the batch nor
+            bound.
     """
     declared = declared_shapes(graph, dims)
     layout = find_layout(declared, batch_axis)
@@ -140,7 +145,8 @@ def single_runs(
     if layout.free:
         example = ", ".join(f"{symbol!r}: 16" for symbol in layout.free)
         raise DimensionError(
-            f"{', '.join(map(repr, layout.free))} are neither the batch nor bound, and a graph that breaks takes one size of each: "
+            f"{', '.join(map(repr, layout.free))} are neither the batch nor bound, and a graph that breaks "
+            "takes one size of each: "
             f"dims={{{example}}}"
         )
     return {name: (axis, layout.with_batch(name, 1)) for name, axis in layout.axes.items()}
@@ -175,7 +181,8 @@ def host_rows(graph: Graph, layout: Mapping[str, tuple[int | None, Shape]]) -> H
                 ", ".join(f"{dtype}{list(shape)}" for shape, dtype in sorted(found, key=str)) or "no tensor"
             )
             raise DimensionError(
-                f"output {name!r} is not the same kind of array for every row ({kinds}): leave it out with outputs=, or use memojax.run"
+                f"output {name!r} is not the same kind of array for every row ({kinds}): leave it out with "
+                "outputs=, or use memojax.run"
             )
         ((shape, dtype),) = found
         unit = next((axis for axis, dim in enumerate(shape) if dim == 1), None)

@@ -1,4 +1,5 @@
-"""`checked=True`: an index that points at nothing is an error that names the node, the index and the agent, and not a NaN."""
+"""`checked=True`: an index that points at nothing is an error that names the node, the index and the agent,
+and not a NaN."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class RowChecks:
         agents: Sequence[int] | None = None,
         key: np.ndarray | None = None,
     ) -> None:
-        """Check `rows`, `[n, *element_shape]` in the order of the inputs; `agents` are whose they are, 0, 1, ... by default.
+        """Check `rows`, `[n, *element_shape]` in the order of the inputs; `agents` are whose they are, 0, 1,
+        ... by default.
 
         Args:
             key: data of the key that the call draws from, uint32[2]; for a model with random operators.

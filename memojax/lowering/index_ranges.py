@@ -1,7 +1,8 @@
-"""Which range a whole-number value lies in, by what it is computed from: an index that is known to be in range needs no check.
+"""Which range a whole-number value lies in, by what it is computed from: an index that is known to be in
+range needs no check.
 
-Ranges are walked back through the graph by name, with the shapes and static values of the trace at hand; where nothing is known of a
-value, its dtype's own range is what there is.
+Ranges are walked back through the graph by name, with the shapes and static values of the trace at hand;
+where nothing is known of a value, its dtype's own range is what there is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _MOST_STEPS = 200
 
 
 def makers_of(graph: Graph) -> dict[str, Node]:
-    """Name of a value, of any scope -> the node that computes it; names that several scopes define are left out."""
+    """Name of a value, of any scope -> the node that computes it; names that several scopes define are left
+    out."""
     makers = {made: node for node in graph.all_nodes() for made in node.outputs if made}
     times = Counter(made for node in graph.all_nodes() for made in node.outputs)
     times.update(value.name for node in graph.all_nodes() for body in node.bodies for value in body.inputs)
@@ -207,7 +209,8 @@ _RULES: dict[str, Rule] = {
     "Sub": _corners(lambda a, b: a - b),
     "Mul": _corners(lambda a, b: a * b),
 }
-"""ONNX operator -> how the range of an output follows from those of the inputs; what may wrap around is cut by the dtype."""
+"""ONNX operator -> how the range of an output follows from those of the inputs; what may wrap around is cut
+by the dtype."""
 
 
 def outside(value: GraphValue, low: Any, high: Any) -> GraphValue:

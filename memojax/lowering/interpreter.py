@@ -1,4 +1,5 @@
-"""One walk over a graph while it is traced: each node is lowered by its operator, within the budget of `memojax.xla.limits`."""
+"""One walk over a graph while it is traced: each node is lowered by its operator, within the budget of
+`memojax.xla.limits`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ from .index_ranges import Ranges, outside
 from .masked_value import Masking, check_no_picks
 
 ON_HOST = (
-    "this operator runs on the host (its output shape depends on data, or it works on strings), and here it depends on an input, so the "
+    "this operator runs on the host (its output shape depends on data, or it works on strings), and here "
+    "it depends on an input, so the "
     "model cannot be one XLA executable: memojax.run and memojax.OneShot break the graph there"
 )
 _TRACED_COST = 8
@@ -48,7 +50,8 @@ _BYTES_SHIFT, _PRODUCTS_SHIFT = 14, 12
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
 
 _SMALL = 1 << 22
-"""Where the sizes of its inputs multiply to no more, an operator's output is small whatever it does; else its shape is found first."""
+"""Where the sizes of its inputs multiply to no more, an operator's output is small whatever it does; else its
+shape is found first."""
 
 _EMBEDDED = 1 << 12
 """Bytes of a constant that is too small to count."""
@@ -61,7 +64,8 @@ IndexChecks = dict[str, "tuple[GraphValue, GraphValue]"]
 
 @dataclass(frozen=True)
 class Body:
-    """A subgraph as a callable: positional inputs to a tuple of outputs; names around it are visible inside."""
+    """A subgraph as a callable: positional inputs to a tuple of outputs; names around it are visible
+    inside."""
 
     graph: Graph
     _run: Run
@@ -299,12 +303,14 @@ class Run:
     def _not_static(self, node: Node, call: Call, position: int) -> str:
         assert call.definition is not None
         return (
-            f"{call.definition.input_name(position)!r} decides a shape, so it must be known while tracing, but it comes from "
+            f"{call.definition.input_name(position)!r} decides a shape, so it must be known while tracing, "
+            "but it comes from "
             f"{origin_of(self.graph, node.inputs[position])}, which depends on data"
         )
 
     def _advice(self, node: Node, inputs: Sequence[GraphValue]) -> str:
-        """For an `If` of which both branches were traced: which inputs would decide it, if they were bound."""
+        """For an `If` of which both branches were traced: which inputs would decide it, if they were
+        bound."""
         if node.op_type != "If" or node.domain or is_static(inputs[0]):
             return ""
         whole = {value.name for value in self.graph.inputs if is_whole(value)}
@@ -327,7 +333,8 @@ class Run:
         *,
         checked: bool = True,
     ) -> bool:
-        """Whether the values of an input of `node` are known to lie between `low` and `high`; if not, they are noted in `checks`."""
+        """Whether the values of an input of `node` are known to lie between `low` and `high`; if not, they
+        are noted in `checks`."""
         name = node.inputs[position]
         found = Ranges(self.makers, env).of(name)
         known = found is not None and found[0] >= np.max(low) and found[1] <= np.min(high)
@@ -336,7 +343,8 @@ class Run:
         return known
 
     def recompute(self, env: Env, given: Mapping[str, GraphValue], wanted: str) -> GraphValue:
-        """The value of `wanted` if the names in `given` had other values; what they do not reach is taken from `env`."""
+        """The value of `wanted` if the names in `given` had other values; what they do not reach is taken
+        from `env`."""
         reached = set(given)
         inner: Env = ChainMap(dict(given), env)
         for node in self.graph.nodes:

@@ -1,4 +1,5 @@
-"""Class labels that are strings: an executable gives their positions, and what runs on the host gives the strings."""
+"""Class labels that are strings: an executable gives their positions, and what runs on the host gives the
+strings."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def keep_positions(graph: Graph) -> Graph:
         casts = node.op_type == "Cast" and not node.domain and node.inputs[0] in labels
         if casts and not _to_string(node):
             raise LoweringError(
-                f"node {node.name!r} (Cast) makes numbers of the string labels {', '.join(map(repr, labels[node.inputs[0]][:4]))}, and an "
+                f"node {node.name!r} (Cast) makes numbers of the string labels "
+                f"{', '.join(map(repr, labels[node.inputs[0]][:4]))}, and an "
                 "executable has no strings: take the output before it, and cast its labels yourself"
             )
         nodes.append(replace(node, op_type="Identity", attributes={}) if casts else node)

@@ -1,4 +1,5 @@
-"""Load a policy, whatever holds it: an ONNX file, a StableHLO asset, or a `TypedModel` that is loaded already."""
+"""Load a policy, whatever holds it: an ONNX file, a StableHLO asset, or a `TypedModel` that is loaded
+already."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def typed_model(
     inputs: Sequence[str] | str = (),
     strict: bool = False,
 ) -> TypedModel:
-    """`source`, whatever it is by its content, as a `TypedModel`; options are those of `TypedModel.from_model`.
+    """`source`, whatever it is by its content, as a `TypedModel`; options are those of
+    `TypedModel.from_model`.
 
     A name of a bundled policy loads that, unless there is a file of this name.
 
@@ -59,6 +61,7 @@ def typed_model(
         )
     if given:
         raise InputError(
-            f"options {given} belong to loading an ONNX model, but this one is loaded already: give them there"
+            f"options {given} belong to loading an ONNX model, but this one is loaded already: give them "
+            "there"
         )
     return loaded

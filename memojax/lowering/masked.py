@@ -1,8 +1,10 @@
-"""Entries that a mask of data picks: as many as the mask has, so that no XLA array can hold them, and still computable in place.
+"""Entries that a mask of data picks: as many as the mask has, so that no XLA array can hold them, and still
+computable in place.
 
-What NonZero and Compress give is kept where it came from, over the mask's own shape, beside the mask (`Masked`). Gathering, arithmetic and
-products work on every place, reductions leave out what the mask does, and a scatter by the mask's own coordinates is a `where`: that is how
-exporters write `x[mask] = v`, `x[mask].mean()` and their kin. Nothing of it is an approximation; an operator that needs to know how many
+What NonZero and Compress give is kept where it came from, over the mask's own shape, beside the mask
+(`Masked`). Gathering, arithmetic and products work on every place, reductions leave out what the mask does,
+and a scatter by the mask's own coordinates is a `where`: that is how exporters write `x[mask] = v`,
+`x[mask].mean()` and their kin. Nothing of it is an approximation; an operator that needs to know how many
 entries there are is refused by name.
 """
 
@@ -194,7 +196,8 @@ def _flatten(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
 
 
 def _in_shape(x: Masked, shape: Sequence[Any]) -> Masked:
-    """`x` with axes of one added or dropped, others regrouped, or all of them made one; the entries stay together or come apart."""
+    """`x` with axes of one added or dropped, others regrouped, or all of them made one; the entries stay
+    together or come apart."""
     at = [axis for axis, size in enumerate(shape) if isinstance(size, Count) or size == -1]
     others = [size for size in shape if not isinstance(size, Count) and size != -1]
     own = math.prod(x.rest)
@@ -251,10 +254,12 @@ def _broadcast(x: GraphValue, wanted: list[int | Count]) -> Masked:
 
 
 def _listed(like: Masked, source: jax.Array, axis: int, exactly: bool = False) -> Masked:
-    """The first entries of `source`, `[m, *rest]`, one for each place; where there are too few (or, `exactly`, too many), NaN."""
+    """The first entries of `source`, `[m, *rest]`, one for each place; where there are too few (or,
+    `exactly`, too many), NaN."""
     if not jnp.issubdtype(source.dtype, jnp.inexact):
         raise ValueError(
-            "a list of whole numbers goes to places that a mask picks: whether there are as many depends on data"
+            "a list of whole numbers goes to places that a mask picks: whether there are as many depends "
+            "on data"
         )
     values = jnp.take(source, _ranks(like.mask), axis=0, mode="fill")
     if exactly:

@@ -19,14 +19,16 @@ from ..ops.static import mask_of_count
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    """A value with an axis of unknown length: one entry for each place where `mask` holds, in row-major order.
+    """A value with an axis of unknown length: one entry for each place where `mask` holds, in row-major
+    order.
 
     Attributes:
         mask: bool[*places].
         values: [*places, *rest], the entries at every place; those where the mask does not hold mean nothing.
         axis: where in the value's own shape the axis of entries stands, among `rest`.
         key: what the mask is told apart by.
-        columns: for coordinates, which axes of the mask they are, in order along the last axis (of a vector: the one).
+        columns: for coordinates, which axes of the mask they are, in order along the last axis (of a vector:
+            the one).
     """
 
     mask: jax.Array
@@ -67,7 +69,8 @@ def check_no_picks(value: GraphValue, what: str) -> None:
     """
     if isinstance(value, Masked):
         raise StaticInputError(
-            f"{what} has as many entries as a mask of data picks, so that its shape depends on data: memojax.run and memojax.OneShot "
+            f"{what} has as many entries as a mask of data picks, so that its shape depends on data: "
+            "memojax.run and memojax.OneShot "
             "break the graph there"
         )
 
@@ -117,7 +120,8 @@ class Masking:
         )
 
     def mask_key(self, name: str, shape: Shape) -> tuple[Hashable, Shape]:
-        """The key of a mask, and how it was spread along new last axes: (key of what was spread, their lengths)."""
+        """The key of a mask, and how it was spread along new last axes: (key of what was spread, their
+        lengths)."""
         root = name
         while (node := self.makers.get(root)) is not None and not node.domain:
             if node.op_type not in ("Expand", "Unsqueeze", "Identity"):

@@ -22,18 +22,20 @@ def with_new_weights(typed: TypedModel, source: Any) -> TypedModel:
     """`typed` with other weights; nothing is compiled here.
 
     Args:
-        source: a pytree like `typed.params`; for a model from a file also a mapping with some of its names, or another file (path,
-            bytes, `ModelProto`) of the same network.
+        source: a pytree like `typed.params`; for a model from a file also a mapping with some of its names,
+            or another file (path, bytes, `ModelProto`) of the same network.
 
     Raises:
-        IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; the first difference is named.
+        IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; the first
+            difference is named.
     """
     if not isinstance(typed.fn, BatchedFunction):
         return typed.with_params(source)
     if isinstance(source, Mapping):
         if unknown := [name for name in source if name not in typed.params]:
             raise IncompatibleModelError(
-                f"parameter {unknown[0]!r} is not one of the model's: {', '.join(map(repr, list(typed.params)[:8]))}"
+                f"parameter {unknown[0]!r} is not one of the model's: "
+                f"{', '.join(map(repr, list(typed.params)[:8]))}"
             )
         params = {**typed.params, **{name: _array(value) for name, value in source.items()}}
     else:
@@ -67,7 +69,8 @@ def is_file(source: Any) -> bool:
 def _params_of(old: GraphFunction, model: Model) -> dict[str, np.ndarray]:
     """The weights of another export, under the names that the loaded one has.
 
-    Exporters number tensors anew at times, so that weights are matched by their place in the graph where names differ.
+    Exporters number tensors anew at times, so that weights are matched by their place in the graph where
+    names differ.
     """
     graph = GraphFunction(bind_inputs(model.graph, old.graph.bound))
     if list(map(_shape_of_node, old.graph.nodes)) != list(map(_shape_of_node, graph.graph.nodes)):
@@ -85,7 +88,8 @@ def _params_of(old: GraphFunction, model: Model) -> dict[str, np.ndarray]:
         other = graph.constants.get(name)
         if other is not None and not np.array_equal(value, other, equal_nan=value.dtype.kind == "f"):
             raise IncompatibleModelError(
-                f"{model.name}: constant {name!r}, which is part of the compiled function, differs: load it anew"
+                f"{model.name}: constant {name!r}, which is part of the compiled function, differs: load "
+                "it anew"
             )
     return {name: graph.params[names[name]] for name in old.params}
 

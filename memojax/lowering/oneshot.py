@@ -47,11 +47,13 @@ _BREAK = "it runs on the host, between compiled parts of the graph, which strict
 
 
 class OneShot:
-    """A model in the file's own layout, compiled under jit for each set of input shapes that it is called with.
+    """A model in the file's own layout, compiled under jit for each set of input shapes that it is called
+    with.
 
-    Inputs that decide a shape or a branch are part of that set by their values; inputs with a default may be left. Operators that
-    only the host can run (NonZero, strings, ...) break the graph in parts; see `breaks`. Use it to run a model once or to compare it
-    with another runtime; for a policy that is called in a loop, an inferer is faster.
+    Inputs that decide a shape or a branch are part of that set by their values; inputs with a default may be
+    left. Operators that only the host can run (NonZero, strings, ...) break the graph in parts; see `breaks`.
+    Use it to run a model once or to compare it with another runtime; for a policy that is called in a loop,
+    an inferer is faster.
 
     >>> model = memojax.OneShot(memojax.policies.bundled("acrobot_ppo"))
     >>> model({"obs": np.zeros((2, 6), np.float32)})["logits"].shape
@@ -77,12 +79,14 @@ class OneShot:
     ):
         """Load `source` (see `load_model`), with the inputs in `constants` bound (see `bind_inputs`).
 
-        An executable cannot be interrupted, so loops whose end depends on data may go round `max_trip_count` times in all (262,144 by
-        default, or what `MEMOJAX_MAX_TRIP_COUNT` in the environment says); a call that would need more raises `TripCountError`.
-        With `checked`, a call raises an error where data gives an index that points at nothing; otherwise NaN comes of it.
+        An executable cannot be interrupted, so loops whose end depends on data may go round `max_trip_count`
+        times in all (262,144 by default, or what `MEMOJAX_MAX_TRIP_COUNT` in the environment says); a call
+        that would need more raises `TripCountError`. With `checked`, a call raises an error where data gives
+        an index that points at nothing; otherwise NaN comes of it.
 
         Raises:
-            UnsupportedOpError: operators that cannot be lowered; with `strict`, also operators that need a graph break.
+            UnsupportedOpError: operators that cannot be lowered; with `strict`, also operators that need a
+                graph break.
             InputError: `constants` names no input, or does not fit.
         """
         model = load_model(source, outputs=outputs)
@@ -134,10 +138,12 @@ class OneShot:
         return f"OneShot({ascii(inputs)[1:-1]} -> {ascii(outputs)[1:-1]}; {self.plans} plans{breaks})"
 
     def __call__(self, inputs: Mapping[str, Any], *, seed: int = 0) -> dict[str, GraphValue]:
-        """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's own layout and dtypes.
+        """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's own layout and
+        dtypes.
 
         Args:
-            inputs: every graph input by name; arrays, or lists of arrays for sequences. An input with a default may be left.
+            inputs: every graph input by name; arrays, or lists of arrays for sequences. An input with a
+                default may be left.
             seed: of the key that random operators draw from.
 
         Raises:
@@ -234,7 +240,8 @@ class _Compiled:
         *values, overrun = values
         if overrun:
             raise TripCountError(
-                f"a loop did not end within {self._max_trip_count or TRIPS.allowed:,} trips: if the file is to be trusted, give a larger "
+                f"a loop did not end within {self._max_trip_count or TRIPS.allowed:,} trips: if the file "
+                "is to be trusted, give a larger "
                 f"max_trip_count=, or set {TRIPS.variable} in the environment"
             )
         named = zip((value.name for value in self.function.graph.outputs), values, strict=True)
@@ -284,7 +291,8 @@ def run(
         ModelLoadError: `source` cannot be loaded.
         InputError: a missing, unknown, misshapen or mistyped input.
         IndexRangeError: with `checked`, an index that data gives points at nothing.
-        TripCountError: loops whose end depends on data went round more than `max_trip_count` times; see `OneShot`.
+        TripCountError: loops whose end depends on data went round more than `max_trip_count` times; see
+            `OneShot`.
     """
     model = OneShot(
         source, outputs=outputs, constants=constants, max_trip_count=max_trip_count, checked=checked

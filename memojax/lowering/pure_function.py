@@ -1,4 +1,5 @@
-"""A policy as a pure function of weights and inputs by name. Inputs are checked while tracing, so a compiled loop pays nothing."""
+"""A policy as a pure function of weights and inputs by name. Inputs are checked while tracing, so a compiled
+loop pays nothing."""
 
 from __future__ import annotations
 
@@ -102,15 +103,16 @@ def _check_weights(own: Params, given: Params) -> None:
     for name, weight in own.items():
         if np.shape(given[name]) != np.shape(weight):
             raise IncompatibleModelError(
-                f"weight {name!r} has shape {list(np.shape(given[name]))}, the model has {list(np.shape(weight))}"
+                f"weight {name!r} has shape {list(np.shape(given[name]))}, the model has "
+                f"{list(np.shape(weight))}"
             )
 
 
 def _declared(value: Value, given: Any, static: bool) -> Any:
     """What is given for an input, if it has the declared rank, sizes and kind of number.
 
-    Where a file exported for one row may keep its batch (axis 0, and any axis of a recurrent state, `[1, 1, H]`), a declared 1 is taken at
-    any length: many such files hold for more.
+    Where a file exported for one row may keep its batch (axis 0, and any axis of a recurrent state,
+    `[1, 1, H]`), a declared 1 is taken at any length: many such files hold for more.
     """
     if value.kind != "tensor" or value.shape is None:
         return given
@@ -125,7 +127,8 @@ def _declared(value: Value, given: Any, static: bool) -> Any:
     ]
     if len(shape) != len(value.shape) or any(shape[axis] != dim for axis, dim in fixed):
         raise InputShapeError(
-            f"input {value.name!r} has shape {list(shape)}, the model takes {list(value.shape)}: jax.vmap maps the function over further axes"
+            f"input {value.name!r} has shape {list(shape)}, the model takes {list(value.shape)}: jax.vmap "
+            "maps the function over further axes"
         )
     dtype = getattr(given, "dtype", None)
     if (

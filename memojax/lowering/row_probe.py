@@ -1,4 +1,5 @@
-"""Random rows for a model, and whether its rows influence each other: it is run on rows of which one changes."""
+"""Random rows for a model, and whether its rows influence each other: it is run on rows of which one
+changes."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from ..model.signature import TensorSpec
 
 
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
-    """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask; one value for a shared input."""
+    """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask; one value for a
+    shared input."""
     shape = spec.rows(n)
     if is_mask(spec.name):
         return np.ones(shape, spec.dtype)
@@ -33,7 +35,8 @@ def mixing_rows(
         inputs: the model's inputs.
         computed: names of the outputs that `run` gives, in order.
         n: rows, at least 2.
-        run: runs the model on one array for each input; the draws of a random model must be the same at each call.
+        run: runs the model on one array for each input; the draws of a random model must be the same at each
+            call.
     """
     rng = np.random.default_rng(0)
     found: dict[str, None] = {}

@@ -53,22 +53,24 @@ class TypedModel:
     ([('obs', [6])], "axis (the file's own batch axis)")
 
     Attributes:
-        fn: `fn(params, rows, key)`: a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` to one array for each of
-            `computed`, in that order; `key` is None unless `random`.
+        fn: `fn(params, rows, key)`: a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` to
+            one array for each of `computed`, in that order; `key` is None unless `random`.
         params: the weights, any pytree of arrays.
         api: named inputs and outputs, without the batch axis.
         computed: names of the outputs that `fn` gives.
         constant: outputs that depend on no input, name -> value for each agent.
         random: whether `fn` draws random numbers.
         rule: how the batch was found, for a reader.
-        weak: where only a symbol's place speaks for the batch, which rows that mix refute: what would settle it. Else empty.
+        weak: where only a symbol's place speaks for the batch, which rows that mix refute: what would settle
+            it. Else empty.
         only_rows: the only batch size that the model runs; other batches are padded and split to it.
         binding: sizes of symbols and values of static inputs that were filled in by `at`.
         independent: whether rows are known not to influence each other; None before anyone has checked.
         model: the file behind it, if there is one.
         name: of that file, or of the one that it was exported from; empty for a function.
         metadata: what that file says about itself.
-        fingerprint: what the model and its options are told apart by on disk; None where that is not known (functions, new weights).
+        fingerprint: what the model and its options are told apart by on disk; None where that is not known
+            (functions, new weights).
     """
 
     fn: RowFunction = field(repr=False)
@@ -107,13 +109,17 @@ class TypedModel:
 
         Args:
             source: path, bytes, file object, `ModelProto` or loaded `Model`.
-            dims: sizes of symbolic dimensions. A symbol that is neither the batch nor named here stays free: each call decides it.
-            batch_axis: the batch, where the file does not say it right: an axis for all inputs, the symbol that counts the agents,
-                input -> axis (None: shared by all agents), or False (the file runs once for each agent).
+            dims: sizes of symbolic dimensions. A symbol that is neither the batch nor named here stays free:
+                each call decides it.
+            batch_axis: the batch, where the file does not say it right: an axis for all inputs, the symbol
+                that counts the agents, input -> axis (None: shared by all agents), or False (the file runs
+                once for each agent).
             constants: inputs that are the same for all agents and calls, name -> value in the file's layout.
             outputs: keep only these outputs and what they need.
-            inputs: inputs with a default in the file that callers give with each call; the others keep it, or `constants` binds them.
-            strict: refuse a file with operators that only the host can run; otherwise each row of it runs by itself, partly on the host.
+            inputs: inputs with a default in the file that callers give with each call; the others keep it, or
+                `constants` binds them.
+            strict: refuse a file with operators that only the host can run; otherwise each row of it runs by
+                itself, partly on the host.
 
         Raises:
             ModelLoadError: the file cannot be loaded.
@@ -135,7 +141,8 @@ class TypedModel:
                     cls, model, rows, _fingerprint(model, dims, batch_axis, constants, wanted, given)
                 )
                 if _declared_size(rows) and typed.mixing_outputs():
-                    # What leads every shape is no batch where its rows mix: it belongs to the element of one agent.
+                    # What leads every shape is no batch where its rows mix: it belongs to the element of one
+                    # agent.
                     rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=False)
                     typed = _of_rows(cls, model, rows, typed.fingerprint)
                 return typed
@@ -164,7 +171,8 @@ class TypedModel:
     ) -> TypedModel:
         """A JAX policy of your own behind the same inferers.
 
-        It is traced under the x64 setting of now, as your own `jit` would, and with x64 on if an input is 64 bits wide.
+        It is traced under the x64 setting of now, as your own `jit` would, and with x64 on if an input is 64
+        bits wide.
 
         >>> weights = np.full((3, 2), 0.5, np.float32)
         >>> typed = memojax.TypedModel.from_function(lambda w, x: {"act": x["obs"] @ w}, weights, {"obs": ((3,), np.float32)})
@@ -172,10 +180,11 @@ class TypedModel:
         array([1.5, 1.5], dtype=float32)
 
         Args:
-            fn: `fn(params, {name: [n, ...]})` (`fn(params, inputs, key)` if `random`) to a dict of `[n, ...]` arrays, or one array,
-                which is then called `name`.
+            fn: `fn(params, {name: [n, ...]})` (`fn(params, inputs, key)` if `random`) to a dict of `[n, ...]`
+                arrays, or one array, which is then called `name`.
             params: any pytree of arrays (numbers become arrays).
-            inputs: name -> `TensorSpec`, `jax.ShapeDtypeStruct`, array, or (element shape, dtype); without the batch axis.
+            inputs: name -> `TensorSpec`, `jax.ShapeDtypeStruct`, array, or (element shape, dtype); without
+                the batch axis.
 
         Raises:
             DimensionError: an output does not have the batch on axis 0.
@@ -258,7 +267,8 @@ class TypedModel:
         )
 
     def mixing_outputs(self) -> tuple[str, ...]:
-        """Names of outputs in which one row influences another, found by running rows of which one changes."""
+        """Names of outputs in which one row influences another, found by running rows of which one
+        changes."""
         if self.independent:
             return ()
         if isinstance(self.fn, FreeFunction):
@@ -267,7 +277,8 @@ class TypedModel:
         return mixing_rows(self.api.inputs, self.computed, n, self._quickly_compiled(n))
 
     def _quickly_compiled(self, n: int) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-        """This model for `n` rows, for a few calls with the same draws: the compile is quick, the code is not."""
+        """This model for `n` rows, for a few calls with the same draws: the compile is quick, the code is
+        not."""
         check_not_forked()
         device = cpu_device()
 
@@ -292,7 +303,8 @@ class TypedModel:
 
 @dataclass(frozen=True)
 class _ByName:
-    """A function of inputs by name as one of rows in order; a class, so that it pickles where the function does."""
+    """A function of inputs by name as one of rows in order; a class, so that it pickles where the function
+    does."""
 
     fn: Callable[..., Any]
     specs: tuple[TensorSpec, ...]
@@ -313,7 +325,8 @@ class _ByName:
 
 
 _ON_HOST = (
-    "it runs on the host (its output shape depends on data, or it works on strings), so rows have no fixed shape; "
+    "it runs on the host (its output shape depends on data, or it works on strings), so rows have no fixed "
+    "shape; "
     "memojax.run and memojax.OneShot break the graph there"
 )
 _KEY = np.zeros(2, np.uint32)
@@ -382,7 +395,8 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
         return TensorSpec(name, tuple(shape), np.dtype(dtype))
     except (TypeError, ValueError) as cause:
         raise InputError(
-            f"input {name!r}: give (element shape, dtype), a TensorSpec or a jax.ShapeDtypeStruct, not {given!r}"
+            f"input {name!r}: give (element shape, dtype), a TensorSpec or a jax.ShapeDtypeStruct, not "
+            f"{given!r}"
         ) from cause
 
 
@@ -398,7 +412,8 @@ def at_trial(typed: TypedModel) -> TypedModel:
     if trial is None:
         names = [*typed.api.free, *(spec.name for spec in typed.api.inputs if spec.static)]
         raise DimensionError(
-            f"{typed.name or 'this model'} leaves {', '.join(map(repr, names))} open: load it with dims= or constants="
+            f"{typed.name or 'this model'} leaves {', '.join(map(repr, names))} open: load it with dims= "
+            "or constants="
         )
     return typed.at(trial)
 
@@ -428,9 +443,11 @@ def _of_rows(
 
 
 def _on_host(cls: type[TypedModel], model: Model, rows: HostRows) -> TypedModel:
-    """A loaded file with graph breaks as a `TypedModel`; without a fingerprint, since what calls back cannot be kept on disk."""
+    """A loaded file with graph breaks as a `TypedModel`; without a fingerprint, since what calls back cannot
+    be kept on disk."""
     log.warning(
-        "%s: the graph breaks at %s, so that each row runs by itself and partly on the host, some 300 us a row; strict=True refuses this",
+        "%s: the graph breaks at %s, so that each row runs by itself and partly on the host, some 300 us a "
+        "row; strict=True refuses this",
         printable(model.name),
         ", ".join(rows.breaks),
     )

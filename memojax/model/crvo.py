@@ -76,7 +76,8 @@ class Asset:
                 "is compressed, which no released cervo supports" if compressed else "has an unknown header"
             )
             raise AssetError(
-                f"{name}: this CRVO asset {what} ({raw[4:8].hex(' ')}): make it again from the ONNX file (`memojax package`)"
+                f"{name}: this CRVO asset {what} ({raw[4:8].hex(' ')}): make it again from the ONNX file "
+                "(`memojax package`)"
             )
         try:
             kind = AssetKind(number)
@@ -148,6 +149,8 @@ def onnx_bytes(raw: bytes, name: str) -> bytes:
 
 
 _INSTEAD = {
-    AssetKind.NNEF: "memojax reads ONNX; package the ONNX file that the NNEF was converted from (`memojax package model.onnx`)",
-    AssetKind.STABLEHLO: "it has no ONNX graph; memojax.load and the inferers take it (from a path, bytes or a seekable file), and memojax.to_jax takes their result",
+    AssetKind.NNEF: "memojax reads ONNX; package the ONNX file that the NNEF was converted from (`memojax "
+    "package model.onnx`)",
+    AssetKind.STABLEHLO: "it has no ONNX graph; memojax.load and the inferers take it (from a path, bytes "
+    "or a seekable file), and memojax.to_jax takes their result",
 }

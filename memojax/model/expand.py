@@ -1,4 +1,5 @@
-"""Function bodies -> plain nodes: functions that a model brings along are inlined at load, those of the spec when they are met."""
+"""Function bodies -> plain nodes: functions that a model brings along are inlined at load, those of the spec
+when they are met."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ Functions = Mapping[tuple[str, str, str], Function]
 
 
 def function_of(proto: onnx.FunctionProto) -> Function:
-    """Convert a FunctionProto, with the opsets that it imports itself; the newest of ai.onnx where it does not say."""
+    """Convert a FunctionProto, with the opsets that it imports itself; the newest of ai.onnx where it does
+    not say."""
     opsets = {"": onnx.defs.onnx_opset_version()}
     opsets |= {domain_of(string(entry.domain)): entry.version for entry in proto.opset_import}
     defaults = {string(a.name): value_of(a, lambda _: None) for a in proto.attribute_proto}
@@ -103,18 +105,21 @@ class _Inliner:
 
 
 _LONGEST_PREFIX = 400
-"""Characters of a call's name that the names within its body begin with: nested calls would make them longer and longer."""
+"""Characters of a call's name that the names within its body begin with: nested calls would make them longer
+and longer."""
 
 
 def bind(body: Function, call: Node, prefix: str) -> tuple[Node, ...]:
-    """The nodes of `body` for one call: its own names begin with `prefix`, formal names and attributes are replaced.
+    """The nodes of `body` for one call: its own names begin with `prefix`, formal names and attributes are
+    replaced.
 
     Raises:
         ModelLoadError: more inputs or outputs than the function has, or an output that nothing in it makes.
     """
     if len(call.inputs) > len(body.inputs) or len(call.outputs) > len(body.outputs):
         raise ModelLoadError(
-            f"node {call.name!r} calls the function {body.name!r} with {len(call.inputs)} inputs and {len(call.outputs)} outputs; "
+            f"node {call.name!r} calls the function {body.name!r} with {len(call.inputs)} inputs and "
+            f"{len(call.outputs)} outputs; "
             f"it has {len(body.inputs)} and {len(body.outputs)}"
         )
     renamed = dict(zip(body.inputs, call.inputs, strict=False))
@@ -201,7 +206,8 @@ def _rewrite(node: Node, rename: Callable[[str], str], given: Mapping[str, Any],
 
 
 def rewrite_graph(graph: Graph, rename: Callable[[str], str], given: Mapping[str, Any], prefix: str) -> Graph:
-    """`graph` with other names of values, attributes put in place of references, and `prefix` before the names of nodes."""
+    """`graph` with other names of values, attributes put in place of references, and `prefix` before the
+    names of nodes."""
     return replace(
         graph,
         inputs=tuple(replace(value, name=rename(value.name)) for value in graph.inputs),

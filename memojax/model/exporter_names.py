@@ -1,6 +1,7 @@
 """The names that exporters give: every guess that memojax makes from a name, with the exporter that needs it.
 
-A guess only decides where nothing better does: shapes and dtypes must fit as well, and the caller's word comes first.
+A guess only decides where nothing better does: shapes and dtypes must fit as well, and the caller's word
+comes first.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def is_made_up_dimension(symbol: str) -> bool:
 
 
 def is_batch_dimension(symbol: str, leads: bool) -> bool:
-    """Whether a dimension is called as a batch is; letters and counts of agents only count where they lead an input."""
+    """Whether a dimension is called as a batch is; letters and counts of agents only count where they lead an
+    input."""
     short = symbol in _BATCH_LETTERS or _BATCH_COUNTS.fullmatch(symbol) is not None
     return "batch" in symbol.lower() or (leads and short)
 
@@ -72,19 +74,22 @@ def is_batch_dimension(symbol: str, leads: bool) -> bool:
 
 
 def canonical(name: str) -> str:
-    """A name without case, punctuation, an `obs` prefix and a plural s: ML-Agents' `obs/Position` is `position`."""
+    """A name without case, punctuation, an `obs` prefix and a plural s: ML-Agents' `obs/Position` is
+    `position`."""
     short = re.sub(r"^(observations?|obs|inputs?)[^a-z0-9]+(?=[a-z0-9])", "", name.casefold())
     short = "".join(filter(str.isalnum, short))
     return "obs" if short in ("observations", "observation", "obs") else short.removesuffix("s") or short
 
 
 def is_mask(name: str) -> bool:
-    """Whether an input masks actions or tokens, so that ones are its neutral value: ML-Agents' `action_masks`."""
+    """Whether an input masks actions or tokens, so that ones are its neutral value: ML-Agents'
+    `action_masks`."""
     return "mask" in name.casefold()
 
 
 def is_action_mask(name: str) -> bool:
-    """Whether an input takes the actions that are allowed: ML-Agents' `action_masks`, RLlib's `action_mask`."""
+    """Whether an input takes the actions that are allowed: ML-Agents' `action_masks`, RLlib's
+    `action_mask`."""
     return canonical(name) in ("actionmask", "mask")
 
 
@@ -115,7 +120,8 @@ def is_side_product(name: str) -> bool:
 
 
 def is_best_action(name: str) -> bool:
-    """Whether an output gives the distribution's centre: ML-Agents' `deterministic_...`, `mean` and `mu` elsewhere."""
+    """Whether an output gives the distribution's centre: ML-Agents' `deterministic_...`, `mean` and `mu`
+    elsewhere."""
     short = canonical(name)
     return "deterministic" in short or short in ("mean", "mu", "mode", "actionmean", "meanaction")
 
@@ -155,5 +161,6 @@ _CLIP_ACTIONS = "clip_actions"
 
 
 def wants_clipping(metadata: Mapping[str, str]) -> bool:
-    """Whether Box actions are to be clipped: `clip_actions` in the metadata, as Isaac Lab's configurations call it."""
+    """Whether Box actions are to be clipped: `clip_actions` in the metadata, as Isaac Lab's configurations
+    call it."""
     return metadata.get(_CLIP_ACTIONS, "true").strip().casefold() not in ("false", "0", "no", "none")

@@ -1,7 +1,9 @@
-"""External data: tensors whose bytes lie in a file beside the model. Read once, at load, and put into the message.
+"""External data: tensors whose bytes lie in a file beside the model. Read once, at load, and put into the
+message.
 
-The folder is that of the path as it was given. Where that path is a symbolic link, as in the cache of a model hub, a data file may be a
-link too: its target has to lie in the folder of the link, or beside the model's own target.
+The folder is that of the path as it was given. Where that path is a symbolic link, as in the cache of a model
+hub, a data file may be a link too: its target has to lie in the folder of the link, or beside the model's own
+target.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from .tensor import dtype_of
 
 
 def put_in(model: onnx.ModelProto, path: Path | None) -> str:
-    """Read all external data of `model`, a message of ours, into it; the SHA-256 of what was read, or "" where there is none.
+    """Read all external data of `model`, a message of ours, into it; the SHA-256 of what was read, or ""
+    where there is none.
 
     Args:
         path: the model's file; None for bytes and messages.
@@ -54,7 +57,8 @@ def put_in(model: onnx.ModelProto, path: Path | None) -> str:
 
 
 def check_sparse(model: onnx.ModelProto) -> None:
-    """See that the sparse tensors of a model have not too many elements when their zeros are written out, all of them together.
+    """See that the sparse tensors of a model have not too many elements when their zeros are written out, all
+    of them together.
 
     Raises:
         LimitError: they have.
@@ -128,7 +132,8 @@ class _Folder:
             real = path.resolve()
             if not any(real.is_relative_to(folder) for folder in self.allowed):
                 raise ModelLoadError(
-                    f"tensor {tensor!r} wants external data outside the model's folder: {location!r} is a link to {str(real)!r}; "
+                    f"tensor {tensor!r} wants external data outside the model's folder: {location!r} is a "
+                    f"link to {str(real)!r}; "
                     "copy that file beside the model"
                 )
             file = self._stack.enter_context(
@@ -182,7 +187,8 @@ def _read(tensor: Any, folder: _Folder | None) -> bytes:
         )
     if length is not None and length != wanted:
         raise ModelLoadError(
-            f"tensor {name!r} ({dtype}, shape {list(tensor.dims)}) takes {wanted:,} bytes, its external data has {length:,}"
+            f"tensor {name!r} ({dtype}, shape {list(tensor.dims)}) takes {wanted:,} bytes, its external "
+            f"data has {length:,}"
         )
     try:
         return file.read(offset, wanted)

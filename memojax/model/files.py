@@ -1,4 +1,5 @@
-"""Files that somebody else may have made: read whole, without blocking, and never half before and half after a change."""
+"""Files that somebody else may have made: read whole, without blocking, and never half before and half after
+a change."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def path_of(source: str | PathLike[str]) -> Path:
         raise ModelLoadError(f"{text!r} is no path: it has a NUL character in it")
     if _URL.match(text):
         raise ModelLoadError(
-            f"{text} is a URL: download the file first (curl -L -O, or huggingface_hub.hf_hub_download) and give its path"
+            f"{text} is a URL: download the file first (curl -L -O, or huggingface_hub.hf_hub_download) "
+            "and give its path"
         )
     try:
         return Path(text).expanduser()
@@ -94,7 +96,8 @@ class OpenFile:
         self.check_unchanged()
         if missing:
             raise ModelLoadError(
-                f"{self._what}: {wanted:,} bytes were asked for at {offset:,}, {missing:,} of them are not there"
+                f"{self._what}: {wanted:,} bytes were asked for at {offset:,}, {missing:,} of them are not "
+                "there"
             )
         return b"".join(parts)
 
@@ -107,7 +110,8 @@ class OpenFile:
         now = os.fstat(self._file.fileno())
         if (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
             raise ModelLoadError(
-                f"{self._what}: the file was changed while it was read: load it again when its writer is done "
+                f"{self._what}: the file was changed while it was read: load it again when its writer is "
+                "done "
                 "(one that writes another file and renames it has no such moment)"
             )
 
@@ -116,13 +120,15 @@ def read_file(path: Path, most: int = LARGEST) -> bytes:
     """The whole content of a regular file.
 
     Raises:
-        ModelLoadError: it cannot be read, is no regular file, has more than `most` bytes, or was changed meanwhile.
+        ModelLoadError: it cannot be read, is no regular file, has more than `most` bytes, or was changed
+            meanwhile.
     """
     try:
         with OpenFile(path) as file:
             if file.size > most:
                 raise ModelLoadError(
-                    f"{path}: {file.size:,} bytes, more than protobuf allows ({most:,}); save with external data"
+                    f"{path}: {file.size:,} bytes, more than protobuf allows ({most:,}); save with "
+                    "external data"
                 )
             return file.read()
     except OSError as cause:

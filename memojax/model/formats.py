@@ -37,7 +37,8 @@ _AT_FOUR: tuple[tuple[bytes, str, str], ...] = (
 
 
 def other_format(start: bytes) -> str | None:
-    """What a file that begins with `start` is, if it is known not to be ONNX, with the next step; about 300 bytes are enough."""
+    """What a file that begins with `start` is, if it is known not to be ONNX, with the next step; about 300
+    bytes are enough."""
     text = start.lstrip().lower()
     for magic, what, step in _AT_START:
         if text.startswith(magic) or start.startswith(magic):

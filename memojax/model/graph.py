@@ -1,7 +1,8 @@
-"""The frozen graph that everything after loading works on; no protobuf message leaves this package but through `proto.py`.
+"""The frozen graph that everything after loading works on; no protobuf message leaves this package but
+through `proto.py`.
 
-`graph_of` also mends what real files get wrong and ONNX Runtime forgives: initializers that are listed as inputs, nodes out of
-order, an output named twice, an output that nothing produces.
+`graph_of` also mends what real files get wrong and ONNX Runtime forgives: initializers that are listed as
+inputs, nodes out of order, an output named twice, an output that nothing produces.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], outer: bool = Tr
     defaults = {info.name: _value(info) for info in proto.input if info.name in initializers}
     if defaults:
         notes.append(
-            f"{len(defaults)} initializer(s) are also listed as inputs; they keep the file's values unless they are given or bound: "
+            f"{len(defaults)} initializer(s) are also listed as inputs; they keep the file's values unless "
+            "they are given or bound: "
             f"{', '.join(sorted(defaults)[:4])}"
         )
     nodes = sort_nodes(nodes, produced, outer)
@@ -180,7 +182,8 @@ def sort_nodes(nodes: tuple[Node, ...], produced: set[str], outer: bool) -> tupl
         reads = node.reads()
         if outer and (undefined := reads - produced):
             raise ModelLoadError(
-                f"node {node.name!r} ({node.op_type}) reads {min(undefined)!r}, which nothing in the model defines"
+                f"node {node.name!r} ({node.op_type}) reads {min(undefined)!r}, which nothing in the model "
+                "defines"
             )
         needs.append({maker[name] for name in reads if name in maker})
     if all(all(need < index for need in indices) for index, indices in enumerate(needs)):

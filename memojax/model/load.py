@@ -33,7 +33,8 @@ _DEFAULTS_SINCE = 4
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: its graph (functions inlined, unused parts dropped), and what the file says about itself."""
+    """A loaded model: its graph (functions inlined, unused parts dropped), and what the file says about
+    itself."""
 
     graph: Graph = field(repr=False)
     opsets: Mapping[str, int]
@@ -47,7 +48,8 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything that decides the model's values, as hex: its own bytes and those of its external data."""
+        """SHA-256 of everything that decides the model's values, as hex: its own bytes and those of its
+        external data."""
         return hashlib.sha256(self.content + self.data_digest.encode()).hexdigest()
 
 
@@ -55,8 +57,8 @@ def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Mod
     """Load and check a model; `outputs` keeps only those and what they need.
 
     Raises:
-        ModelLoadError: the file is missing, empty, truncated, no ONNX, cyclic, newer than what is known here, or its external
-            data lies outside its folder.
+        ModelLoadError: the file is missing, empty, truncated, no ONNX, cyclic, newer than what is known here,
+            or its external data lies outside its folder.
         LimitError: it asks for more than a limit allows; see `memojax.xla.limits`.
     """
     try:

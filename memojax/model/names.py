@@ -1,4 +1,5 @@
-"""Names as text. protobuf gives bytes for those that are not UTF-8, and the rest of this package takes text alone."""
+"""Names as text. protobuf gives bytes for those that are not UTF-8, and the rest of this package takes text
+alone."""
 
 from __future__ import annotations
 

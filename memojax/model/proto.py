@@ -1,4 +1,5 @@
-"""Node -> NodeProto: the way back, for what wants ONNX's own messages (function bodies, jaxonnxruntime, the reference evaluator)."""
+"""Node -> NodeProto: the way back, for what wants ONNX's own messages (function bodies, jaxonnxruntime, the
+reference evaluator)."""
 
 from __future__ import annotations
 

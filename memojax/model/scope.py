@@ -1,4 +1,5 @@
-"""Whether a graph can be run from its first node to its last: every name is defined before it is read, and every call is one."""
+"""Whether a graph can be run from its first node to its last: every name is defined before it is read, and
+every call is one."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ def check_graph(graph: Graph) -> None:
     """Check a whole graph, functions written out, subgraphs included.
 
     Raises:
-        ModelLoadError: a name that nothing defines, one that is defined twice, one that is read too early; a call that the
-            specification does not allow.
+        ModelLoadError: a name that nothing defines, one that is defined twice, one that is read too early; a
+            call that the specification does not allow.
     """
     _check(graph, {})
 
@@ -30,7 +31,8 @@ def _check(graph: Graph, around: MutableMapping[str, None]) -> None:
         for name in node.inputs:
             if name and name not in known:
                 raise ModelLoadError(
-                    f"node {node.name!r} ({node.op_type}) reads {name!r}, which nothing {_where(graph.nodes, name)}"
+                    f"node {node.name!r} ({node.op_type}) reads {name!r}, which nothing "
+                    f"{_where(graph.nodes, name)}"
                 )
         for body in node.bodies:
             _check(body, known)

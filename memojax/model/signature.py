@@ -25,8 +25,8 @@ class TensorSpec:
 
     Attributes:
         name: as callers write it.
-        shape: the element shape, without the batch axis. A string is a symbol such as "seq", whose size each call decides, or an
-            expression of symbols.
+        shape: the element shape, without the batch axis. A string is a symbol such as "seq", whose size each
+            call decides, or an expression of symbols.
         dtype: of the elements.
         shared: whether all agents share one value, which has no batch axis.
         static: whether the value decides a shape or a branch, so that each value has its own plans.

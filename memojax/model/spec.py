@@ -1,4 +1,5 @@
-"""Whether a node is a call that ONNX's specification allows: the attributes of the right types, the inputs that it needs."""
+"""Whether a node is a call that ONNX's specification allows: the attributes of the right types, the inputs
+that it needs."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def check_call(node: Node) -> None:
     """Check a node against the specification, if its operator is in it.
 
     Raises:
-        ModelLoadError: an attribute of another type, a required attribute or input that is missing, too many inputs or outputs.
+        ModelLoadError: an attribute of another type, a required attribute or input that is missing, too many
+            inputs or outputs.
     """
     call = _call(node.op_type, node.opset, node.domain)
     if call is None:

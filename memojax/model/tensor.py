@@ -105,7 +105,8 @@ def to_dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
         or values.ndim != 1
     ):
         raise ModelLoadError(
-            f"sparse tensor {name!r}: indices of shape {list(indices.shape)} and type {indices.dtype} do not fit "
+            f"sparse tensor {name!r}: indices of shape {list(indices.shape)} and type {indices.dtype} do "
+            "not fit "
             f"{list(values.shape)} values of a tensor of shape {list(shape)}"
         )
     if indices.ndim == 2:
@@ -125,7 +126,8 @@ def to_dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
 
 
 def overflow(array: np.ndarray, dtype: np.dtype) -> int | None:
-    """A whole number in `array` that the integer `dtype` cannot hold; None where all fit, or either is no integer."""
+    """A whole number in `array` that the integer `dtype` cannot hold; None where all fit, or either is no
+    integer."""
     if array.dtype.kind not in "iu" or dtype.kind not in "iuV" or np.can_cast(array.dtype, dtype):
         return None
     try:

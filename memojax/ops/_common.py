@@ -1,7 +1,8 @@
 """What two or more operator families need: `nx`, dtype-exact casts, axes and sizes.
 
-A value is *static* (NumPy, known while tracing) or *traced* (JAX). Operators written with `nx` keep static values static, in exact
-NumPy arithmetic, so that shape computations never reach XLA; anything that needs `jax.lax` gives a traced result.
+A value is *static* (NumPy, known while tracing) or *traced* (JAX). Operators written with `nx` keep static
+values static, in exact NumPy arithmetic, so that shape computations never reach XLA; anything that needs
+`jax.lax` gives a traced result.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ nx: Any = _Namespace()
 
 
 def cast(x: Any, dtype: Any) -> Any:
-    """`x` as `dtype`, wrapping or truncating as C does; under the caller's own trace without x64, silently its 32-bit kin."""
+    """`x` as `dtype`, wrapping or truncating as C does; under the caller's own trace without x64, silently
+    its 32-bit kin."""
     if is_static(x):
         with np.errstate(all="ignore"):
             return np.asarray(x).astype(dtype)

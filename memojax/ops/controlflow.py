@@ -1,4 +1,5 @@
-"""If, Loop and Scan: decided while tracing where that is possible, otherwise `lax.cond`, `lax.scan` and `lax.while_loop`."""
+"""If, Loop and Scan: decided while tracing where that is possible, otherwise `lax.cond`, `lax.scan` and
+`lax.while_loop`."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from .registry import op
 from .trips import Trips, most, nested
 
 UNROLLED = 8
-"""A loop of at most this many steps is written out: XLA fuses across steps, and the step number stays static."""
+"""A loop of at most this many steps is written out: XLA fuses across steps, and the step number stays
+static."""
 
 MAX_UNROLLED = 1024
 """A longer loop is not written out even where nothing else can lower it."""
@@ -33,13 +35,15 @@ Result = TypeVar("Result")
 
 
 class _Varies(ValueError):
-    """What a step gives cannot be carried by an XLA loop, unless the static state at `places` is traced instead."""
+    """What a step gives cannot be carried by an XLA loop, unless the static state at `places` is traced
+    instead."""
 
     def __init__(self, places: Iterable[int], curable: bool = True):
         self.places = tuple(places)
         self.curable = curable
         super().__init__(
-            f"state {', '.join(map(str, self.places))} changes its shape, dtype or structure from step to step"
+            f"state {', '.join(map(str, self.places))} changes its shape, dtype or structure from step to "
+            "step"
         )
 
 
@@ -64,7 +68,8 @@ def _outputs_may_differ(node: Any) -> bool:
 
 @op("If", static=("cond",), static_if=_outputs_may_differ)
 def if_(cond: GraphValue, *, then_branch: Any, else_branch: Any, trips: Trips) -> tuple[GraphValue, ...]:
-    """One of two subgraphs; a condition known while tracing picks it at once. https://onnx.ai/onnx/operators/onnx__If.html"""
+    """One of two subgraphs; a condition known while tracing picks it at once.
+    https://onnx.ai/onnx/operators/onnx__If.html"""
     if is_static(cond):
         return then_branch() if scalar(cond) else else_branch()
     seen: list[Any] = []
@@ -107,7 +112,8 @@ def loop(
 ) -> tuple[GraphValue, ...]:
     """At most `M` steps while a condition holds. https://onnx.ai/onnx/operators/onnx__Loop.html
 
-    A condition that depends on data is allowed where the loop has no scan outputs and its state keeps its shapes.
+    A condition that depends on data is allowed where the loop has no scan outputs and its state keeps its
+    shapes.
     """
     n_scans = body.n_outputs - 1 - len(v_initial)
     key = body.new_key()
@@ -241,7 +247,8 @@ class _Kept:
 
 
 def _settled(state: Sequence[GraphValue], run: Callable[[_Kept, list[GraphValue]], Result]) -> Result:
-    """What `run` gives with as much of the state kept static as the steps leave alone; it gets the rest to carry.
+    """What `run` gives with as much of the state kept static as the steps leave alone; it gets the rest to
+    carry.
 
     Raises:
         _Varies: the state cannot be carried.
@@ -370,7 +377,8 @@ def scan(
     scan_output_directions: tuple[int, ...] = (),
     trips: Trips,
 ) -> tuple[GraphValue, ...]:
-    """A subgraph along an axis of its scan inputs, with state. https://onnx.ai/onnx/operators/onnx__Scan.html"""
+    """A subgraph along an axis of its scan inputs, with state.
+    https://onnx.ai/onnx/operators/onnx__Scan.html"""
     n_states = len(initial_state_and_scan_inputs) - num_scan_inputs
     state, xs = initial_state_and_scan_inputs[:n_states], initial_state_and_scan_inputs[n_states:]
     axes = [
@@ -419,7 +427,8 @@ def scan_batched(
     directions: tuple[int, ...] = (),
     trips: Trips,
 ) -> tuple[GraphValue, ...]:
-    """Version 8: along axis 1, for each row of a batch up to its own length; later outputs are 0, later state stays.
+    """Version 8: along axis 1, for each row of a batch up to its own length; later outputs are 0, later state
+    stays.
 
     https://onnx.ai/onnx/operators/onnx__Scan.html
     """

@@ -13,7 +13,8 @@ import onnx.defs
 from .registry import OpDef, definitions, lookup
 
 Lowering = Literal["ours", "delegated", "function body", "host", "no"]
-"""By a function of ours; by a jaxonnxruntime handler; by the spec's own function body; on the host; not at all."""
+"""By a function of ours; by a jaxonnxruntime handler; by the spec's own function body; on the host; not at
+all."""
 
 UNKNOWN_OP = "no such operator is known here"
 
@@ -72,7 +73,8 @@ def who_lowers(domain: str, op_type: str, opset: int) -> tuple[Lowering, str]:
 
 
 def coverage() -> list[OpCoverage]:
-    """Every operator that ONNX defines or that is registered here, by domain and name; deprecated versions are left out."""
+    """Every operator that ONNX defines or that is registered here, by domain and name; deprecated versions
+    are left out."""
     found: dict[tuple[str, str], tuple[str, dict[int, Version]]] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         if not schema.deprecated:

@@ -1,9 +1,9 @@
 """Operators lowered by a jaxonnxruntime handler; the only file that imports jaxonnxruntime.
 
-A handler is called at a named version, never through its global `SINCE_VERSION`, and only where it passes all cases of every version
-it is registered for (`tests/ops/test_delegated.py`), costs no more than ours to trace and to run, and is right in both x64 settings.
-Operators of shape arithmetic (Shape, Gather, Slice, Concat, ...) are ours even where a handler is right, since it would turn known
-values into traced ones; so are the activations and ArgMax of most policies, for which importing jaxonnxruntime (0.1 s) is too much.
+A handler is called at a named version, never through its global `SINCE_VERSION`, and only where it passes all
+cases of every version it is registered for (`tests/ops/test_delegated.py`), costs no more than ours to trace
+and to run, and is right in both x64 settings. Operators of shape arithmetic (Shape, Gather, Slice, Concat,
+...) are ours even where a handler is right, since it would turn known values into traced ones; so are the activations and ArgMax of most policies, for which importing jaxonnxruntime (0.1 s) is too much.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ FOUND_WANTING = {
     ("TopK", 11): "gives the last of equal values first",
     ("Trilu", 14): "its diagonal cannot be traced",
 }
-"""(operator, version of its handler) -> why ours is used; a test shows each, so that we notice when one heals."""
+"""(operator, version of its handler) -> why ours is used; a test shows each, so that we notice when one
+heals."""
 
 
 def delegate(

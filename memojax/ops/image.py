@@ -13,7 +13,8 @@ from .registry import op
 
 @op("ImageDecoder", since=20, host=("encoded_stream",))
 def image_decoder(encoded_stream: GraphValue, *, pixel_format: str = "RGB") -> GraphValue:
-    """An encoded image as uint8[height, width, channel]; needs Pillow. https://onnx.ai/onnx/operators/onnx__ImageDecoder.html"""
+    """An encoded image as uint8[height, width, channel]; needs Pillow.
+    https://onnx.ai/onnx/operators/onnx__ImageDecoder.html"""
     try:
         image = importlib.import_module("PIL.Image")
     except ImportError as cause:

@@ -1,8 +1,9 @@
 """Tracing without JAX's inner jits, and control flow that stays rolled up there.
 
-`jax.numpy` jits nearly every function. Each batch size would leave their traces in JAX's global caches for good, half a megabyte for a
-small policy, and take half as long again to trace. `jax.disable_jit` drops the inner jits, but also turns loops into Python loops; so
-operators take `scan`, `cond`, `while_loop` and `fori_loop` from here.
+`jax.numpy` jits nearly every function. Each batch size would leave their traces in JAX's global caches for
+good, half a megabyte for a small policy, and take half as long again to trace. `jax.disable_jit` drops the
+inner jits, but also turns loops into Python loops; so operators take `scan`, `cond`, `while_loop` and
+`fori_loop` from here.
 """
 
 from __future__ import annotations

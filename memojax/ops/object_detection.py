@@ -25,7 +25,8 @@ def roi_align_10(
     sampling_ratio=0,
     spatial_scale=1.0,
 ):
-    """As from version 16 on, with regions not shifted by half a pixel. https://onnx.ai/onnx/operators/onnx__RoiAlign.html"""
+    """As from version 16 on, with regions not shifted by half a pixel.
+    https://onnx.ai/onnx/operators/onnx__RoiAlign.html"""
     return roi_align(
         x,
         rois,
@@ -54,9 +55,9 @@ def roi_align(
 ):
     """Mean or maximum of bilinear samples in each bin of each region `(x1, y1, x2, y2)`.
 
-    As in ONNX Runtime, the maximum is over the four weighed neighbours of each sample, not over the samples. With `sampling_ratio` 0
-    the number of samples depends on the regions, and there is no reverse-mode gradient.
-    https://onnx.ai/onnx/operators/onnx__RoiAlign.html
+    As in ONNX Runtime, the maximum is over the four weighed neighbours of each sample, not over the samples.
+    With `sampling_ratio` 0 the number of samples depends on the regions, and there is no reverse-mode
+    gradient. https://onnx.ai/onnx/operators/onnx__RoiAlign.html
     """
     half_pixel = coordinate_transformation_mode == "half_pixel"
     corners = cast(rois, jnp.promote_types(x.dtype, np.float32)) * spatial_scale - (
@@ -87,7 +88,8 @@ def roi_align(
 
 
 class _Sample(NamedTuple):
-    """One sample of each bin along one axis: its place in the image, if any, and whether it is inside, (regions, bins)."""
+    """One sample of each bin along one axis: its place in the image, if any, and whether it is inside,
+    (regions, bins)."""
 
     place: jax.Array
     inside: jax.Array

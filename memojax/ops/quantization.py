@@ -25,7 +25,8 @@ def quantize_linear(
     output_dtype: int = 0,
     precision: int = 0,
 ) -> GraphValue:
-    """`round(x / scale) + zero_point`, saturated, a scale per tensor, channel or block. https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"""
+    """`round(x / scale) + zero_point`, saturated, a scale per tensor, channel or block.
+    https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"""
     dtype = (
         y_zero_point.dtype
         if y_zero_point is not None
@@ -57,7 +58,8 @@ def dequantize_linear(
     block_size: int = 0,
     output_dtype: int = 0,
 ) -> GraphValue:
-    """`(x - zero_point) * scale`, a scale per tensor, channel or block. https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"""
+    """`(x - zero_point) * scale`, a scale per tensor, channel or block.
+    https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"""
     if x_zero_point is not None and jnp.issubdtype(x.dtype, jnp.integer):
         x = cast(x, np.int32) - cast(_spread(x_zero_point, x.shape, axis, block_size), np.int32)
     y = cast(x, np.float32) * cast(_spread(x_scale, x.shape, axis, block_size), np.float32)
@@ -79,7 +81,8 @@ def _spread(values: GraphValue, shape: Shape, axis: int, block_size: int) -> Gra
 
 @op("DynamicQuantizeLinear", since=11)
 def dynamic_quantize_linear(x: GraphValue) -> tuple[GraphValue, GraphValue, GraphValue]:
-    """uint8 with the scale and zero point of the input's own range. https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html"""
+    """uint8 with the scale and zero point of the input's own range.
+    https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html"""
     low, high = nx.minimum(nx.min(x), np.float32(0)), nx.maximum(nx.max(x), np.float32(0))
     scale = nx.where(high == low, np.float32(1), (high - low) / np.float32(255))
     zero = nx.rint(nx.clip(-low / scale, 0.0, 255.0))

@@ -57,7 +57,8 @@ def _in_float(function: Callable[[Any, Shape, bool], Any]) -> Callable[[Any, Sha
 
 
 def _register(op_type: str, reduce: Callable[[Any, Shape, bool], Any], input_since: int) -> None:
-    """`reduce(x, axes, keepdims)` as the versions with an attribute `axes` and, from `input_since` on, with an input."""
+    """`reduce(x, axes, keepdims)` as the versions with an attribute `axes` and, from `input_since` on, with
+    an input."""
 
     @op(op_type, until=input_since)
     def by_attribute(data, *, axes=(), keepdims=1):

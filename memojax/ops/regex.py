@@ -1,7 +1,8 @@
 """Regular expressions that a file brings along: none may take longer than its text is long.
 
-With google-re2 installed (`pip install memojax[regex]`) every pattern runs in linear time. Python's `re` goes back and tries again, some
-patterns for ever; without google-re2 it gets those alone whose tries can be counted beforehand, and are few.
+With google-re2 installed (`pip install memojax[regex]`) every pattern runs in linear time. Python's `re` goes
+back and tries again, some patterns for ever; without google-re2 it gets those alone whose tries can be
+counted beforehand, and are few.
 """
 
 from __future__ import annotations

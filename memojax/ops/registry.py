@@ -1,12 +1,13 @@
 """Which function lowers which operator: half-open version ranges, one decorator above each function.
 
-An operator is a plain function. Its positional parameters are the ONNX inputs (absent optional ones are None), its keyword-only
-parameters the ONNX attributes with the spec's defaults; a subgraph attribute arrives as a callable `Body`. Seven keyword-only names
-are filled in by the caller instead: `n_outputs` (how many outputs the node lists), `key` (a JAX PRNG key of its own), `opset`,
-`output_names`, `recompute` (the value of another name in the graph if some had other values), `trips` (a `Trips`, which counts how often
-loops go round), and `in_range` (whether the values of the input at a position are known to lie between two bounds, both included; where
-they are not, `checked=True` looks at them, unless the call says `checked=False`); an attribute of such a name comes first. It returns an
-array, or a tuple with one value per output.
+An operator is a plain function. Its positional parameters are the ONNX inputs (absent optional ones are
+None), its keyword-only parameters the ONNX attributes with the spec's defaults; a subgraph attribute arrives
+as a callable `Body`. Seven keyword-only names are filled in by the caller instead: `n_outputs` (how many
+outputs the node lists), `key` (a JAX PRNG key of its own), `opset`, `output_names`, `recompute` (the value of
+another name in the graph if some had other values), `trips` (a `Trips`, which counts how often loops go
+round), and `in_range` (whether the values of the input at a position are known to lie between two bounds,
+both included; where they are not, `checked=True` looks at them, unless the call says `checked=False`); an
+attribute of such a name comes first. It returns an array, or a tuple with one value per output.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class OpDef:
     static_if: Callable[[Any], bool] | None = None
 
     def draws(self, node: Any) -> bool:
-        """Whether a node of this operator draws random numbers, so that it gets a `key` (otherwise `key` is None)."""
+        """Whether a node of this operator draws random numbers, so that it gets a `key` (otherwise `key` is
+        None)."""
         return "key" in self.injected and (self.random_if is None or self.random_if(node))
 
     def covers(self, opset: int) -> bool:
@@ -81,7 +83,8 @@ class OpDef:
         given = {name: value for name, value in attributes.items() if not name.startswith("__")}
         if unknown := given.keys() - self.attributes - self.injected:
             raise LoweringError(
-                f"attribute {min(unknown)!r} is not one of {self.op_type}'s: {', '.join(sorted(self.attributes))}"
+                f"attribute {min(unknown)!r} is not one of {self.op_type}'s: "
+                f"{', '.join(sorted(self.attributes))}"
             )
         if len(inputs) > len(self.positional) and not self.variadic:
             raise LoweringError(
@@ -108,11 +111,11 @@ def op(
 ) -> Callable[[Function], Function]:
     """Register the function below as `op_type` for `since <= opset < until`; several may be stacked.
 
-    `static` names the inputs that must be known while tracing; `shape_only` says that the inputs' values do not matter;
-    `host` names the inputs whose values no XLA executable can take (they decide the output's shape, or are strings), so that the
-    function runs on the host, on NumPy arrays, where they depend on data;
-    `random_if` tells from a node whether it draws random numbers, for an operator that takes a `key` and does so only at times; `static_if`
-    tells from a node whether `static` holds for it.
+    `static` names the inputs that must be known while tracing; `shape_only` says that the inputs' values do
+    not matter; `host` names the inputs whose values no XLA executable can take (they decide the output's
+    shape, or are strings), so that the function runs on the host, on NumPy arrays, where they depend on data;
+    `random_if` tells from a node whether it draws random numbers, for an operator that takes a `key` and does
+    so only at times; `static_if` tells from a node whether `static` holds for it.
 
     >>> @memojax.ops.register("Snake", domain="my.example", since=1)
     ... def snake(x, *, alpha=1.0):
@@ -188,7 +191,8 @@ def add(definition: OpDef) -> None:
     for other in known:
         if definition.since < (other.until or 1 << 30) and other.since < end:
             raise ValueError(
-                f"{definition.domain or 'ai.onnx'}.{definition.op_type}: versions {definition.since}..{definition.until} overlap "
+                f"{definition.domain or 'ai.onnx'}.{definition.op_type}: versions "
+                f"{definition.since}..{definition.until} overlap "
                 f"the registered {other.since}..{other.until}"
             )
     known.append(definition)

@@ -32,13 +32,15 @@ class Call:
 
 
 class Operators:
-    """The operators of a graph's nodes, subgraphs included; a node is known by its identity, and kept alive."""
+    """The operators of a graph's nodes, subgraphs included; a node is known by its identity, and kept
+    alive."""
 
     def __init__(self) -> None:
         self._calls: dict[int, tuple[Node, Call]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles (and copies) empty: identities mean nothing elsewhere, and operators may be functions without a name."""
+        """Pickles (and copies) empty: identities mean nothing elsewhere, and operators may be functions
+        without a name."""
         return Operators, ()
 
     def of(self, node: Node) -> Call:

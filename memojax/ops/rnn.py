@@ -1,7 +1,8 @@
-"""RNN, GRU and LSTM: the inputs of all steps in one product, then a scan over time; no scan for a single step.
+"""RNN, GRU and LSTM: the inputs of all steps in one product, then a scan over time; no scan for a single
+step.
 
-A step takes a direction (0, or 1 for the second of a bidirectional node), the projected input of one time and the states,
-`(batch, hidden)` each, and returns the new states, the hidden one first.
+A step takes a direction (0, or 1 for the second of a bidirectional node), the projected input of one time and
+the states, `(batch, hidden)` each, and returns the new states, the hidden one first.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def gru(
     linear_before_reset=0,
     output_sequence=0,
 ):
-    """Gated recurrent unit; `linear_before_reset` resets after the product with R, as Keras and PyTorch do, so that there is one.
+    """Gated recurrent unit; `linear_before_reset` resets after the product with R, as Keras and PyTorch do,
+    so that there is one.
 
     https://onnx.ai/onnx/operators/onnx__GRU.html
     """
@@ -192,7 +194,8 @@ def lstm_of(
     input_forget: int,
     layout: int,
 ) -> tuple[jax.Array, ...]:
-    """LSTM, its products with W and R given as functions; `sizes` are the number of directions and the hidden size."""
+    """LSTM, its products with W and R given as functions; `sizes` are the number of directions and the hidden
+    size."""
     functions = _functions(
         activations, ("Sigmoid", "Tanh", "Tanh"), activation_alpha, activation_beta, sizes[0]
     )
@@ -271,7 +274,8 @@ def _run(
 def _over_time(
     step: Step, projected: jax.Array, states: tuple[Any, ...], lens: Any, backwards: bool
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Hidden states of all steps, and the last states; sequences shorter than the longest keep theirs, and give zeros."""
+    """Hidden states of all steps, and the last states; sequences shorter than the longest keep theirs, and
+    give zeros."""
 
     def advance(states: tuple[Any, ...], now: tuple[Any, Any]) -> tuple[tuple[Any, ...], Any]:
         time, given = now

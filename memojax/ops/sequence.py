@@ -48,14 +48,16 @@ def sequence_at(input_sequence: tuple[GraphValue, ...], position: GraphValue) ->
 def sequence_insert(
     input_sequence: tuple[GraphValue, ...], tensor: GraphValue, position: GraphValue = None
 ) -> tuple[GraphValue]:
-    """The sequence with a tensor put before a position, by default at its end. https://onnx.ai/onnx/operators/onnx__SequenceInsert.html"""
+    """The sequence with a tensor put before a position, by default at its end.
+    https://onnx.ai/onnx/operators/onnx__SequenceInsert.html"""
     at = len(input_sequence) if position is None else _index(position, len(input_sequence))
     return ((*input_sequence[:at], tensor, *input_sequence[at:]),)
 
 
 @op("SequenceErase", since=11, static=("position",))
 def sequence_erase(input_sequence: tuple[GraphValue, ...], position: GraphValue = None) -> tuple[GraphValue]:
-    """The sequence without the tensor at a position, by default the last. https://onnx.ai/onnx/operators/onnx__SequenceErase.html"""
+    """The sequence without the tensor at a position, by default the last.
+    https://onnx.ai/onnx/operators/onnx__SequenceErase.html"""
     at = len(input_sequence) - 1 if position is None else _index(position, len(input_sequence))
     if at >= len(input_sequence) or at < 0:
         raise ValueError(f"nothing to erase at position {at} of a sequence of {len(input_sequence)}")
@@ -82,7 +84,8 @@ def sequence_map(
 
 @op("ConcatFromSequence", since=11)
 def concat_from_sequence(input_sequence: Sequence[GraphValue], *, axis: int, new_axis: int = 0) -> GraphValue:
-    """The tensors joined along an axis, or along a new one. https://onnx.ai/onnx/operators/onnx__ConcatFromSequence.html"""
+    """The tensors joined along an axis, or along a new one.
+    https://onnx.ai/onnx/operators/onnx__ConcatFromSequence.html"""
     if not input_sequence:
         raise ValueError("an empty sequence cannot be concatenated")
     return (nx.stack if new_axis else nx.concatenate)(list(input_sequence), axis=axis)

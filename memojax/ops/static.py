@@ -1,4 +1,5 @@
-"""Which values a graph needs while tracing, found by walking back from the inputs that operators declare `static`."""
+"""Which values a graph needs while tracing, found by walking back from the inputs that operators declare
+`static`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ PICKING = ("NonZero", "Compress")
 def needed_statically(
     graph: Graph, operators: Operators, *, branches: bool = False, masked: bool = False
 ) -> set[str]:
-    """Names (of any value, outer scopes' included) whose values decide a shape somewhere in `graph` or its subgraphs.
+    """Names (of any value, outer scopes' included) whose values decide a shape somewhere in `graph` or its
+    subgraphs.
 
     Args:
         branches: also those whose values decide which branch of an `If` runs.
@@ -27,7 +29,8 @@ def needed_statically(
 
 
 def _kept(graph: Graph) -> frozenset[str]:
-    """Values at which the search for what is needed while tracing stops: what masks of data pick, and how many that are."""
+    """Values at which the search for what is needed while tracing stops: what masks of data pick, and how
+    many that are."""
     moving = {value.name for value in graph.inputs}
     picked: set[str] = set()
     for node in graph.all_nodes():
@@ -39,7 +42,8 @@ def _kept(graph: Graph) -> frozenset[str]:
 
 
 def counts_of(graph: Graph) -> set[str]:
-    """Values that are the number of places where a mask holds: the sum of all its elements, cast to numbers."""
+    """Values that are the number of places where a mask holds: the sum of all its elements, cast to
+    numbers."""
     makers = {made: node for node in graph.all_nodes() for made in node.outputs if made and not node.domain}
     picked = {node.inputs[-1] for node in graph.all_nodes() if node.op_type in PICKING}
     roots = {_behind(makers, name, (*_REGROUPING, "Expand")) for name in picked}

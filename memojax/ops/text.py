@@ -46,8 +46,8 @@ def string_split(
 def regex_full_match(X: GraphValue, *, pattern: str) -> GraphValue:
     """Whether the whole string matches. https://onnx.ai/onnx/operators/onnx__RegexFullMatch.html
 
-    By google-re2 where it is installed, else by Python's `re`, for patterns that cannot take long there; they mean the same to both but
-    for rare escapes.
+    By google-re2 where it is installed, else by Python's `re`, for patterns that cannot take long there; they
+    mean the same to both but for rare escapes.
     """
     matches = full_match(pattern)
     return np.array([matches(text) for text in X.ravel()], bool).reshape(X.shape)
@@ -62,7 +62,8 @@ def string_normalizer(
     stopwords: tuple[str, ...] = (),
     locale: str | None = None,
 ) -> GraphValue:
-    """Strings without the stop words, in lower or upper case. https://onnx.ai/onnx/operators/onnx__StringNormalizer.html
+    """Strings without the stop words, in lower or upper case.
+    https://onnx.ai/onnx/operators/onnx__StringNormalizer.html
 
     Case follows Unicode, whatever `locale` is.
     """

@@ -76,7 +76,8 @@ def momentum(
     mode: str,
     norm_coefficient: float,
 ) -> tuple[GraphValue, ...]:
-    """One step of gradient descent with momentum, standard or Nesterov's: tensors, gradients, momenta in; tensors, momenta out.
+    """One step of gradient descent with momentum, standard or Nesterov's: tensors, gradients, momenta in;
+    tensors, momenta out.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Momentum.html
     """
@@ -98,7 +99,8 @@ def gradient(
     zs: Sequence[str] = (),
     recompute: Callable[..., GraphValue],
 ) -> tuple[GraphValue, ...]:
-    """Derivatives of the value named `y` with respect to those named `xs`, at `inputs`; `zs` are held constant.
+    """Derivatives of the value named `y` with respect to those named `xs`, at `inputs`; `zs` are held
+    constant.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Gradient.html
     """

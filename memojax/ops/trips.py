@@ -1,7 +1,7 @@
 """How often loops whose end depends on data go round: counted where they run, so that none goes on for ever.
 
-An XLA executable cannot be interrupted. A loop therefore stops at the limit, and so do all that come after it; whoever traced the graph is
-told, and makes sure that nobody takes what comes out for an answer.
+An XLA executable cannot be interrupted. A loop therefore stops at the limit, and so do all that come after
+it; whoever traced the graph is told, and makes sure that nobody takes what comes out for an answer.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Trips:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """The count as it was, if what is traced inside fails: it may hold a tracer of a loop that is given up."""
+        """The count as it was, if what is traced inside fails: it may hold a tracer of a loop that is given
+        up."""
         before = self.used
         try:
             yield
@@ -61,7 +62,8 @@ class Trips:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Count anew inside, and forget it: what is traced there is never run, or is counted by the caller."""
+        """Count anew inside, and forget it: what is traced there is never run, or is counted by the
+        caller."""
         before, self.used = self.used, None
         try:
             yield

@@ -13,9 +13,10 @@ from typing import Any, final
 class PlanArtifact:
     """Plans by key, in memory; give it as `cache_dir=`, and it pickles together with the policy.
 
-    An entry is machine code and a pickle, as in the cache folder. There is no signature: whoever can change the bytes of
-    this object can change any other pickle that your processes exchange. Make it in your own process, and take it from
-    your own processes only. A plan for another CPU, JAX or kernels has another key and is compiled where it is used.
+    An entry is machine code and a pickle, as in the cache folder. There is no signature: whoever can change
+    the bytes of this object can change any other pickle that your processes exchange. Make it in your own
+    process, and take it from your own processes only. A plan for another CPU, JAX or kernels has another key
+    and is compiled where it is used.
 
     >>> import pickle
     >>> policy = memojax.load("acrobot_ppo", preload=[4], cache_dir=memojax.PlanArtifact())

@@ -1,4 +1,5 @@
-"""Autotuning: compile and time candidates of a size beside its plan, and swap the fastest in between two calls."""
+"""Autotuning: compile and time candidates of a size beside its plan, and swap the fastest in between two
+calls."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ _SECONDS = 0.15
 _ROUNDS = 9
 _BLOCK_SECONDS = 0.001
 _WIDE_MATRIX = 2 << 20
-"""Bytes from which a weight matrix no longer fits a core's cache, so other layouts may help a batch of one."""
+"""Bytes from which a weight matrix no longer fits a core's cache, so other layouts may help a batch of
+one."""
 
 _PRODUCTS = ("dot_general", "scan", "while", "cond")
 
@@ -59,8 +61,8 @@ _PRODUCTS = ("dot_general", "scan", "while", "cond")
 class Tuner:
     """Tunes the plans of one inferer.
 
-    Only CPU plans with constant weights can be tuned. Tuning takes time on the background worker (or in `preload`), and memory for
-    executables that hold packed weights, up to `budget` bytes.
+    Only CPU plans with constant weights can be tuned. Tuning takes time on the background worker (or in
+    `preload`), and memory for executables that hold packed weights, up to `budget` bytes.
     """
 
     def __init__(self, mode: Autotune = "off", budget_mb: float = DEFAULT_BUDGET_MB):
@@ -86,7 +88,8 @@ class Tuner:
             pass
 
     def when_hot(self, compiler: PlanCompiler, plan: Plan, alive: Callable[[Plan], bool], done: Done) -> None:
-        """Tune `plan` on the worker, step by step, after some fifty calls, unless `alive(plan)` is false by then."""
+        """Tune `plan` on the worker, step by step, after some fifty calls, unless `alive(plan)` is false by
+        then."""
         reference = weakref.ref(plan)  # the meter belongs to the plan, and must not keep it alive
 
         def start() -> None:
@@ -181,7 +184,8 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
 def compare(
     old: Callable[[Any], Any], new: Callable[[Any], Any], rows: Sequence[Any], pause: bool = False
 ) -> float:
-    """Cautious estimate of how many times as fast `new` is: the lower ratio, of the medians and of the fast rounds."""
+    """Cautious estimate of how many times as fast `new` is: the lower ratio, of the medians and of the fast
+    rounds."""
     # Both take turns in short blocks, in alternating order, so a change of clock or load hits both alike.
     # The first calls find caches cold, and link code.
     for run in (old, new):
@@ -225,7 +229,8 @@ def _compiled(
 def _agrees(
     plan: Plan, executable: Executable, rows: Sequence[np.ndarray], expected: Sequence[np.ndarray]
 ) -> bool:
-    """Whether a candidate runs and gives the numbers of the default; some jaxlibs compile code that they cannot run."""
+    """Whether a candidate runs and gives the numbers of the default; some jaxlibs compile code that they
+    cannot run."""
     try:
         given = executable.run(rows)
     except Exception as cause:
@@ -262,7 +267,8 @@ def _rows(compiler: PlanCompiler, size: int) -> list[np.ndarray]:
 
 
 def _in_background(steps: Iterator[None]) -> None:
-    """Run `steps` on the worker, each as a task of its own, so urgent compiles come in between and the program can end."""
+    """Run `steps` on the worker, each as a task of its own, so urgent compiles come in between and the
+    program can end."""
 
     def step() -> None:
         with contextlib.suppress(StopIteration):

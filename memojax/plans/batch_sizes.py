@@ -16,9 +16,10 @@ def bucket_of(policy: Bucketing, max_batch_size: int | None = None) -> Bucket:
     """The function from rows to plan size, for a user's choice.
 
     Args:
-        policy: "exact" (each size its own plan), "pow2" (the next power of two), sizes (the next larger one; more rows than the
-            largest are split), or a function of the number of rows.
-        max_batch_size: upper limit of rows in one plan. It is always a plan size, so a full batch is never padded.
+        policy: "exact" (each size its own plan), "pow2" (the next power of two), sizes (the next larger one;
+            more rows than the largest are split), or a function of the number of rows.
+        max_batch_size: upper limit of rows in one plan. It is always a plan size, so a full batch is never
+            padded.
 
     Raises:
         BatchSizeError: an unknown policy, or a size that is not a positive whole number.
@@ -48,7 +49,8 @@ def _answer(policy: Callable[[int], int], n: int) -> int:
     size = checked_size(policy(n))
     if size < n:
         raise BatchSizeError(
-            f"the bucketing function gave {size} for {n} rows: it must give at least as many (use max_batch_size= to split)"
+            f"the bucketing function gave {size} for {n} rows: it must give at least as many (use "
+            "max_batch_size= to split)"
         )
     return size
 

@@ -1,4 +1,5 @@
-"""Batch size -> plan. A hit is one dictionary look-up without a lock; a miss compiles once, however many threads ask."""
+"""Batch size -> plan. A hit is one dictionary look-up without a lock; a miss compiles once, however many
+threads ask."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class CacheInfo:
         maxsize, currsize: most plans to keep (None: no limit; preloaded ones do not count), plans held now.
         compile_seconds: seconds spent tracing, lowering and compiling, in all.
         padded_rows: rows computed only to fill a larger plan.
-        failed: batch size -> why it could not be compiled in the background; it is not tried there again before `cache_clear` or new weights.
+        failed: batch size -> why it could not be compiled in the background; it is not tried there again
+            before `cache_clear` or new weights.
         disk_hits: plans that came from `cache_dir` rather than from the compiler.
     """
 
@@ -65,14 +67,15 @@ class CacheInfo:
 class PlanCache:
     """Plans by batch size.
 
-    Each missing size has one lock: its first asker lowers and compiles, the others wait for that size alone, and get what it got. A
-    compile that fails is not kept, so the next call tries again.
+    Each missing size has one lock: its first asker lowers and compiles, the others wait for that size alone,
+    and get what it got. A compile that fails is not kept, so the next call tries again.
     """
 
     def __init__(
         self, lower: Callable[[int], Lowered], maxsize: int | None = None, beside: PlanCache | None = None
     ):
-        """Make plans by `lower(size).compile()`; of those not preloaded, keep the `maxsize` most recently used.
+        """Make plans by `lower(size).compile()`; of those not preloaded, keep the `maxsize` most recently
+        used.
 
         `beside` is a cache that this one shares its `maxsize` and lock with.
 
@@ -165,13 +168,15 @@ class PlanCache:
         return sorted(self._plans)
 
     def next_larger(self, size: int) -> int | None:
-        """The smallest size with a plan that is at least `size`; where there is no plan yet, the smallest expected one."""
+        """The smallest size with a plan that is at least `size`; where there is no plan yet, the smallest
+        expected one."""
         sizes = self.sizes() or self.expected()
         index = bisect.bisect_left(sizes, size)
         return sizes[index] if index < len(sizes) else None
 
     def next_smaller(self, size: int) -> int | None:
-        """The largest size with a plan that is at most `size`; where there is no plan yet, the largest expected one."""
+        """The largest size with a plan that is at most `size`; where there is no plan yet, the largest
+        expected one."""
         sizes = self.sizes() or self.expected()
         index = bisect.bisect_right(sizes, size)
         return sizes[index - 1] if index else None
@@ -255,14 +260,16 @@ class PlanCache:
         check_not_forked()
         check_allowed(size, self.sizes())
         while True:
-            # The cache's lock is held for look-ups only. `making.lock` is held during the compile, so other sizes never wait.
+            # The cache's lock is held for look-ups only. `making.lock` is held during the compile, so other
+            # sizes never wait.
             with self._lock:
                 self._journal.finish()
                 plan = self._plans.get(size)
                 if plan is not None:
                     return plan
                 making = self._pending.setdefault(size, _Making())
-            # Read before the lock is taken: a locked lock means that another thread compiles this size right now.
+            # Read before the lock is taken: a locked lock means that another thread compiles this size right
+            # now.
             waited = making.lock.locked()
             with making.lock:
                 plan = self._make(size, making, waited)
@@ -270,11 +277,13 @@ class PlanCache:
                 return plan
 
     def _make(self, size: int, making: _Making, waited: bool) -> Plan | None:
-        """The plan that another thread made meanwhile, or a new one; None if new weights outdated it during the compile."""
+        """The plan that another thread made meanwhile, or a new one; None if new weights outdated it during
+        the compile."""
         plan = self._plans.get(size)
         if plan is not None:
             return plan
-        # Threads that waited get the failure of the compile that they waited for. A thread that comes later tries again.
+        # Threads that waited get the failure of the compile that they waited for. A thread that comes later
+        # tries again.
         if waited and making.failure is not None:
             raise making.failure
         generation, started = self._generation, time.perf_counter()
@@ -282,14 +291,16 @@ class PlanCache:
             with AtWork():
                 plan = self._lower(size).compile()
         except Exception as failure:
-            # Only an Exception is shared. An interrupt (Ctrl-C) concerns this thread; waiting threads then compile themselves.
+            # Only an Exception is shared. An interrupt (Ctrl-C) concerns this thread; waiting threads then
+            # compile themselves.
             self._pending.pop(size, None)
             making.failure = failure
             raise
         with self._lock:
             self._journal.finish()
             self._pending.pop(size, None)
-            # `replace` came during the compile, so this plan may hold old weights: it is dropped, and `_miss` begins again.
+            # `replace` came during the compile, so this plan may hold old weights: it is dropped, and `_miss`
+            # begins again.
             if generation != self._generation:
                 return None
             self._misses += size not in self._pinned
@@ -346,7 +357,8 @@ class PlanCache:
     def _drop(self, size: int, evicted: bool = False) -> None:
         plan = self._plans.get(size)
         if plan is not None:
-            # Sums are computed before the commit, so repeating the step after an interrupt counts nothing twice.
+            # Sums are computed before the commit, so repeating the step after an interrupt counts nothing
+            # twice.
             calls, evictions = self._dropped_calls[size] + plan.calls, self._evictions + evicted
             self._journal.commit(functools.partial(self._dropped, size, calls, evictions))
 
@@ -368,7 +380,8 @@ class PlanCache:
 
 
 class _Making:
-    """A plan that a thread compiles while it holds `lock`. An interrupt releases the lock, so no thread waits forever.
+    """A plan that a thread compiles while it holds `lock`. An interrupt releases the lock, so no thread waits
+    forever.
 
     Attributes:
         failure: the exception that ended the compile, for the threads that waited.
@@ -382,7 +395,8 @@ class _Making:
 
 
 def _drop_at_exit() -> None:
-    """Let daemon threads find no plan any more: they then end where they would compile, and not in XLA's code."""
+    """Let daemon threads find no plan any more: they then end where they would compile, and not in XLA's
+    code."""
     for cache in list(_caches):
         cache._plans.clear()
 
@@ -391,7 +405,8 @@ before_exit(_drop_at_exit)
 
 
 def _after_fork() -> None:
-    """Drop all plans in a forked child, where they would hang without XLA's threads; the next call then raises."""
+    """Drop all plans in a forked child, where they would hang without XLA's threads; the next call then
+    raises."""
     if was_forked():
         for cache in _caches:
             cache._lock = threading.Lock()

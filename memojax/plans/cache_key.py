@@ -1,4 +1,5 @@
-"""The key that makes entries of the plan cache one's own: 32 random bytes in a file that only its owner can read."""
+"""The key that makes entries of the plan cache one's own: 32 random bytes in a file that only its owner can
+read."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def key_path() -> Path:
 
 
 def cache_key(path: Path | None = None) -> bytes:
-    """The key in `path` (or `key_path()`), which is made when there is none yet; processes that race for it get the same one.
+    """The key in `path` (or `key_path()`), which is made when there is none yet; processes that race for it
+    get the same one.
 
     Raises:
         OSError: it can be neither read nor made, or others can read or replace it.
@@ -50,7 +52,8 @@ def _read(path: Path) -> bytes:
         if os.name == "posix":
             if status.st_mode & 0o077:
                 raise OSError(
-                    f"the key {path} can be read or replaced by others (mode {stat.S_IMODE(status.st_mode):04o}): "
+                    f"the key {path} can be read or replaced by others (mode "
+                    f"{stat.S_IMODE(status.st_mode):04o}): "
                     f"chmod 600 {path}"
                 )
             if status.st_uid != os.geteuid():

@@ -23,7 +23,8 @@ class Candidate:
         options: XLA's options for this executable.
         rewrite: replaces the evaluation of single steps.
         packs: whether the executable holds a second copy of its weights, packed for its kernels.
-        rows: run a batch of one as this many equal rows, for a matrix-matrix kernel; rows must be independent.
+        rows: run a batch of one as this many equal rows, for a matrix-matrix kernel; rows must be
+            independent.
         kernels: whether memojax's own kernels run what they can.
         ordered: whether the plan is made of nested calls where XLA would wake threads between its parts.
     """
@@ -37,7 +38,8 @@ class Candidate:
     ordered: bool = False
 
     def trace(self, residual: Residual, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times the size."""
+        """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times the
+        size."""
         if self.rows > 1:
             inputs = [lax.broadcast_in_dim(x, (self.rows, *x.shape[1:]), range(x.ndim)) for x in inputs]
         outputs = residual(leading, inputs, self.rewrite)
@@ -58,7 +60,8 @@ def _kept_apart(step: Step, inputs: list[Any]) -> list[Any]:
 
 
 def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
-    """A row times a matrix, written as transposed matrix times column, so each output reads contiguous weights."""
+    """A row times a matrix, written as transposed matrix times column, so each output reads contiguous
+    weights."""
     if step.primitive.name != "dot_general" or step.params["dimension_numbers"] != _ROWS_BY_MATRIX:
         return step.bind(inputs)
     row, matrix = inputs
@@ -106,7 +109,8 @@ CANDIDATES = {
 def fits(candidate: Candidate, residual: Residual, constants: Sequence[Any]) -> bool:
     """Whether `candidate` is safe for a model; `constants` are the weights that `residual` begins with.
 
-    A fusion of more than a product must not have an operand that is one number throughout; `xla/options.py` says why.
+    A fusion of more than a product must not have an operand that is one number throughout; `xla/options.py`
+    says why.
     """
     return not candidate.packs or not _multiplies_one_number(residual, constants)
 

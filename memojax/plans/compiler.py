@@ -1,4 +1,5 @@
-"""The compiler of plans for one model on one device: it traces and lowers under one lock, and compiles outside of it."""
+"""The compiler of plans for one model on one device: it traces and lowers under one lock, and compiles
+outside of it."""
 
 from __future__ import annotations
 
@@ -43,11 +44,13 @@ trace_lock: threading.RLock = threading.RLock()
 """Held while JAX traces, which is Python work that only one thread can do at a time anyway."""
 
 _LARGE = 8 << 20
-"""Bytes of weights from which "auto" makes them arguments on CPU too; as constants they would double compile times."""
+"""Bytes of weights from which "auto" makes them arguments on CPU too; as constants they would double compile
+times."""
 
 
 _LINKED_NOW = 1 << 20
-"""Bytes of input up to which a new plan is called once: the first call links code for 1.5 ms, which small plans would feel."""
+"""Bytes of input up to which a new plan is called once: the first call links code for 1.5 ms, which small
+plans would feel."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class PlanCompiler:
         """Prepare to compile `typed` for `device`.
 
         Args:
-            weights: "constant" (part of the executables), "argument" (passed with each call), or "auto": constant for small weights on CPU.
+            weights: "constant" (part of the executables), "argument" (passed with each call), or "auto":
+                constant for small weights on CPU.
             precision: of matrix products on accelerators (JAX's names).
             host: whether the plans take and give NumPy arrays (else `jax.Array`s).
             like: a compiler of the same weights on the same device, which shares what it made of them.
@@ -162,7 +166,8 @@ class PlanCompiler:
         candidate: Candidate = DEFAULT,
         residual: Residual | None = None,
     ) -> Plan:
-        """A plan of an executable that was compiled before; `residual` names its weight arguments, if it has any."""
+        """A plan of an executable that was compiled before; `residual` names its weight arguments, if it has
+        any."""
         meter = Meter()
         packing = self._output_packing(size)
         if residual:
@@ -172,9 +177,11 @@ class PlanCompiler:
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
     def updating(self, typed: TypedModel) -> Callable[[], None]:
-        """What gives all plans, and those still to be made, the weights of `typed`; only where they are arguments.
+        """What gives all plans, and those still to be made, the weights of `typed`; only where they are
+        arguments.
 
-        Names, shapes and dtypes are the same. A call that runs meanwhile sees all the old weights or all the new ones.
+        Names, shapes and dtypes are the same. A call that runs meanwhile sees all the old weights or all the
+        new ones.
         """
         replace = self._placing.replacing(jax.tree.leaves(typed.params))
 
@@ -197,7 +204,8 @@ class PlanCompiler:
     def prepare(
         self, size: int, residual: Residual, meter: Meter, candidate: Candidate = DEFAULT
     ) -> Callable[[], Executable]:
-        """Lower a traced size for a candidate; returns a function that compiles it. `meter` counts the executable's calls.
+        """Lower a traced size for a candidate; returns a function that compiles it. `meter` counts the
+        executable's calls.
 
         `residual` was traced for `candidate.rows` times the size.
         """
@@ -260,7 +268,8 @@ class PlanCompiler:
     def _with_kernels(
         self, size: int, residual: Residual, candidate: Candidate
     ) -> tuple[Residual, Candidate]:
-        """What is left for XLA where the kernels take what they can, if `candidate` wants them and they can anything."""
+        """What is left for XLA where the kernels take what they can, if `candidate` wants them and they can
+        anything."""
         kernels = opened() if candidate.kernels and self.device.platform == "cpu" else None
         if kernels is None:
             return residual, candidate if not candidate.kernels else _without_kernels(candidate)
@@ -325,7 +334,8 @@ class PlanCompiler:
         return [*rows, jax.ShapeDtypeStruct((2,), np.uint32)] if self.typed.random else rows
 
     def _output_packing(self, size: int) -> Packing:
-        """How outputs are laid out; where an element's shape depends on the batch, the shapes are evaluated."""
+        """How outputs are laid out; where an element's shape depends on the batch, the shapes are
+        evaluated."""
         dtypes = [spec.dtype for spec in self._outputs]
         if all(spec.is_fixed for spec in self._outputs):
             return Packing.of([spec.rows(size) for spec in self._outputs], dtypes)
@@ -341,7 +351,8 @@ class PlanCompiler:
         return Packing.of([value.shape for value in found], dtypes)
 
     def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
-        """The packing of inputs for an accelerator: a small batch waits for each transfer, a microsecond apiece."""
+        """The packing of inputs for an accelerator: a small batch waits for each transfer, a microsecond
+        apiece."""
         small = sum(math.prod(row.shape) * row.dtype.itemsize for row in rows) <= PACKED_BYTES
         if not (self.host and self._packs_inputs and small and len(rows) > 1):
             return None

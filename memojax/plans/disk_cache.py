@@ -1,8 +1,9 @@
 """Compiled plans on disk: a folder of signed entries, each written as a whole.
 
-Trust boundary: an entry is machine code and a pickle, so whoever forges one runs code as you. Each entry is therefore signed (HMAC) with a
-key that only you can read (`cache_key`). One with another signature counts as absent and is never unpickled. A folder that others
-can write to is refused, unless you accept it: they could still remove entries, or put old ones back.
+Trust boundary: an entry is machine code and a pickle, so whoever forges one runs code as you. Each entry is
+therefore signed (HMAC) with a key that only you can read (`cache_key`). One with another signature counts as
+absent and is never unpickled. A folder that others can write to is refused, unless you accept it: they could
+still remove entries, or put old ones back.
 """
 
 from __future__ import annotations
@@ -79,14 +80,16 @@ class Entry:
 class DiskCache:
     """Payloads by key in one folder, which several processes of one user may share.
 
-    A damaged, truncated or foreign entry counts as absent and is removed. If the folder or the key cannot be used, a warning says so
-    once, and nothing is stored. If the folder exceeds `max_bytes`, the least recently used entries are removed.
+    A damaged, truncated or foreign entry counts as absent and is removed. If the folder or the key cannot be
+    used, a warning says so once, and nothing is stored. If the folder exceeds `max_bytes`, the least recently
+    used entries are removed.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES, *, shared: bool = False
     ):
-        """Use `folder`; the first entry creates it for its owner alone. With `shared`, others may write to it.
+        """Use `folder`; the first entry creates it for its owner alone. With `shared`, others may write to
+        it.
 
         Raises:
             CacheFolderError: `folder` belongs to somebody else, or others can write to it.
@@ -150,7 +153,8 @@ class DiskCache:
             self._path(self._signer().name(key)).unlink()
 
     def entries(self, model: str | None = None) -> list[Entry]:
-        """Entries of all models, or of `model` (a file name with or without suffix), most recently used first."""
+        """Entries of all models, or of `model` (a file name with or without suffix), most recently used
+        first."""
         found = []
         for path in self._files():
             with contextlib.suppress(OSError):
@@ -161,7 +165,8 @@ class DiskCache:
         )
 
     def clear(self, model: str | None = None) -> int:
-        """Remove all entries, or those of `model`, and return their number; other files in the folder stay."""
+        """Remove all entries, or those of `model`, and return their number; other files in the folder
+        stay."""
         removed = 0
         for entry in self.entries(model):
             with contextlib.suppress(OSError):
@@ -191,12 +196,14 @@ class DiskCache:
         accept = f"or set {SHARED_ENVIRONMENT}=1 to accept it"
         if status.st_uid not in (os.geteuid(), 0):
             return (
-                f"the cache folder {self.folder} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}: "
+                f"the cache folder {self.folder} belongs to user {status.st_uid}, and this process runs as "
+                f"user {os.geteuid()}: "
                 f"use a folder of your own, {accept}"
             )
         if status.st_mode & 0o022:
             return (
-                f"others can write to the cache folder {self.folder} (mode {stat.S_IMODE(status.st_mode):04o}): "
+                f"others can write to the cache folder {self.folder} (mode "
+                f"{stat.S_IMODE(status.st_mode):04o}): "
                 f"chmod 700 {self.folder}, {accept}"
             )
         return None
@@ -316,7 +323,8 @@ def disk_cache(folder: str | os.PathLike[str] | None, *, shared: bool = False) -
     """The opt-in cache in `folder`, else in $MEMOJAX_CACHE_DIR, else None; $MEMOJAX_CACHE_SIZE limits it.
 
     Raises:
-        CacheFolderError: others can change the folder, and neither `shared` nor $MEMOJAX_CACHE_SHARED accepts that.
+        CacheFolderError: others can change the folder, and neither `shared` nor $MEMOJAX_CACHE_SHARED accepts
+            that.
         InputError: $MEMOJAX_CACHE_SIZE is no size.
     """
     chosen = folder if folder is not None else os.environ.get(ENVIRONMENT)

@@ -1,4 +1,5 @@
-"""The lines between rows and an executable. Every call pays for them, so they are closures without frames in between."""
+"""The lines between rows and an executable. Every call pays for them, so they are closures without frames in
+between."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class Meter:
     @property
     def calls(self) -> int:
         """Number of calls."""
-        # `next` would count this look as a call. Only the text of an itertools.count shows its value unchanged.
+        # `next` would count this look as a call. Only the text of an itertools.count shows its value
+        # unchanged.
         return int(repr(self.counter).removeprefix("count(").removesuffix(")"))
 
     def timed(self, run: Run, rows: Rows) -> list[Any]:
@@ -74,10 +76,12 @@ class Meter:
 def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leading: Leading) -> Run:
     """The closure for NumPy rows, in and out; `leading` holds the weights that `call` takes first.
 
-    A call takes a slot of input buffers and returns it, so two threads never write to the same one. A failed call runs again under
-    memojax's own settings, because the user's may refuse NaN, jit or transfers. Checking them first would cost every call.
+    A call takes a slot of input buffers and returns it, so two threads never write to the same one. A failed
+    call runs again under memojax's own settings, because the user's may refuse NaN, jit or transfers.
+    Checking them first would cost every call.
     """
-    # Locals of the closures: an attribute look-up would cost each call some 30 ns. pop and append are atomic, so no lock is needed.
+    # Locals of the closures: an attribute look-up would cost each call some 30 ns. pop and append are atomic,
+    # so no lock is needed.
     take, give, fresh, unpack, asarray = (
         staging.free.pop,
         staging.free.append,
@@ -167,7 +171,8 @@ def by_name(
 
     def answer_one(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
         row = given.get(name)
-        # An exact type: a subclass (a matrix, a masked array) may define assignment otherwise. The checked path takes it.
+        # An exact type: a subclass (a matrix, a masked array) may define assignment otherwise. The checked
+        # path takes it.
         if type(row) is not ndarray or row.shape != shape or row.dtype != dtype:
             return None
         if not tick() % SAMPLE_EVERY:
@@ -182,7 +187,8 @@ def by_name(
             result = asarray(call(*leading.values, array))
         except Exception:
             result = asarray(again(*leading.values, array))
-        # The slot goes back after the result is there: on a synchronous client nothing reads the buffers any more.
+        # The slot goes back after the result is there: on a synchronous client nothing reads the buffers any
+        # more.
         give(slot)
         return {output: result}
 

@@ -1,4 +1,5 @@
-"""The engine of an inferer: plan caches for NumPy batches and for each device, the weights in use, and plans on disk."""
+"""The engine of an inferer: plan caches for NumPy batches and for each device, the weights in use, and plans
+on disk."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ T = TypeVar("T")
 class Engine:
     """Plan caches by device, over one set of weights.
 
-    `cache` holds the plans for NumPy batches and is never replaced; `typed` is the model with its present weights.
+    `cache` holds the plans for NumPy batches and is never replaced; `typed` is the model with its present
+    weights.
     """
 
     typed: TypedModel
@@ -66,7 +68,8 @@ class Engine:
         beside: Engine | None = None,
         compile_in: CompileIn = "auto",
     ):
-        """Plans for `typed` on `device`; `beside` has the same weights, another binding, and shares `maxsize`."""
+        """Plans for `typed` on `device`; `beside` has the same weights, another binding, and shares
+        `maxsize`."""
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
@@ -99,7 +102,8 @@ class Engine:
         self.switching = threading.Lock()
         self.cache = PlanCache(self._lower, maxsize, beside.cache if beside else None)
         self.mixing: tuple[str, ...] | None = () if typed.independent else None
-        """Outputs in which rows influence each other; None before a plan of two rows or more has been checked."""
+        """Outputs in which rows influence each other; None before a plan of two rows or more has been
+        checked."""
 
     def clear(self, size: int | None = None) -> None:
         """Drop the plans of a size, or all plans and counts, on every device."""
@@ -125,7 +129,8 @@ class Engine:
             return self._elsewhere[device][1]
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
-        """The result of `run`; it runs again if the weights changed meanwhile, and after some tries they must wait for it."""
+        """The result of `run`; it runs again if the weights changed meanwhile, and after some tries they must
+        wait for it."""
         for _ in range(_TRIES):
             before = self.version
             result = run()
@@ -153,7 +158,8 @@ class Engine:
         )
 
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
-        """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a compile."""
+        """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a
+        compile."""
         return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
@@ -171,26 +177,30 @@ class Engine:
         mixing = plan_mixing(compiler, plan)
         if mixing and self.typed.weak:
             raise DimensionError(
-                f"rows influence each other in output {', '.join(map(repr, mixing))}, so what leads the inputs may be no "
+                f"rows influence each other in output {', '.join(map(repr, mixing))}, so what leads the "
+                "inputs may be no "
                 f"batch of agents. {self.typed.weak}"
             )
         self.mixing = mixing
         if mixing:
             log.warning(
-                "%s: rows of a batch influence each other (output %s): every batch runs whole, at its exact size (said once)",
+                "%s: rows of a batch influence each other (output %s): every batch runs whole, at its "
+                "exact size (said once)",
                 self.typed.name or "this model",
                 ", ".join(map(repr, mixing)),
             )
 
     def update(self, typed: TypedModel, like: Engine | None = None) -> None:
-        """Switch to the weights of `typed`: a call under way sees all old or all new ones, later calls see the new ones.
+        """Switch to the weights of `typed`: a call under way sees all old or all new ones, later calls see
+        the new ones.
 
-        If weights are constants of the executables, this thread first makes plans that take them as arguments, for the sizes in use.
-        Other threads run the old plans meanwhile. Later updates compile nothing. `like` is an engine of the same weights
-        that has them already.
+        If weights are constants of the executables, this thread first makes plans that take them as
+        arguments, for the sizes in use. Other threads run the old plans meanwhile. Later updates compile
+        nothing. `like` is an engine of the same weights that has them already.
         """
         with self._lock:
-            # All work that can fail, or takes time or memory, happens while `steps` are made; `switch` only assigns.
+            # All work that can fail, or takes time or memory, happens while `steps` are made; `switch` only
+            # assigns.
             if self._compiler.weights == "constant":
                 steps = [self._becoming_argument(typed, like._compiler if like else None)]
             else:
@@ -199,7 +209,8 @@ class Engine:
                 if compiler.weights == "argument":
                     steps.append(compiler.updating(typed))
                 else:
-                    # Plans with constant weights cannot switch. They are dropped, and compile again when a call needs them.
+                    # Plans with constant weights cannot switch. They are dropped, and compile again when a
+                    # call needs them.
                     steps.append(functools.partial(self._leave, device, cache))
 
             def switch() -> None:
@@ -223,7 +234,8 @@ class Engine:
         with AtWork():
             plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
         log.info(
-            "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates compile nothing "
+            "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates "
+            "compile nothing "
             "(load with weights='argument' to begin that way)",
             len(plans),
             (time.perf_counter() - started) * 1e3,
@@ -242,7 +254,8 @@ class Engine:
         return self._lower_with(compiler, size).then(functools.partial(self._check_rows, compiler))
 
     def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
-        """Check that `size` rows fit the memory, judging by the next smaller plan, or by a small one compiled for this.
+        """Check that `size` rows fit the memory, judging by the next smaller plan, or by a small one compiled
+        for this.
 
         Raises:
             BatchMemoryError: the rows do not fit.
@@ -255,7 +268,8 @@ class Engine:
         known = self.cache.next_smaller(size)
         plan = self.cache.peek(known) if known else None
         if plan is None and needed <= room:
-            # No plan to judge by, but temporaries may be many times the inputs: a small plan tells, for one small compile.
+            # No plan to judge by, but temporaries may be many times the inputs: a small plan tells, for one
+            # small compile.
             plan = compiler.lower(_PROBE).compile() if size > _PROBE else None
         if plan is not None:
             needed = max(
@@ -264,7 +278,8 @@ class Engine:
         if needed > room:
             by = f"by what it needs for {plan.size}" if plan else "for inputs and outputs alone"
             raise BatchMemoryError(
-                f"batch size {size} would need some {readable(needed)} ({by}), and {compiler.device} has {readable(room)} left: "
+                f"batch size {size} would need some {readable(needed)} ({by}), and {compiler.device} has "
+                f"{readable(room)} left: "
                 "use max_batch_size=, which splits larger batches, or fewer rows"
             )
 
@@ -332,7 +347,8 @@ class Engine:
             )
 
     def _load_or_lower(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Lowered:
-        """Load a size from disk; else have the helper make it, or trace and lower it here. It is stored once compiled."""
+        """Load a size from disk; else have the helper make it, or trace and lower it here. It is stored once
+        compiled."""
         as_arguments = compiler.weights == "argument"
         disk = None if as_arguments and self.device.platform != "cpu" else self._disk
         helped = wanted(self._compile_in)
@@ -352,7 +368,8 @@ class Engine:
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
-            # Whatever is wrong with an entry, compiling again is right. The entry is removed, or each start would try it.
+            # Whatever is wrong with an entry, compiling again is right. The entry is removed, or each start
+            # would try it.
             except Exception as cause:
                 log.warning(
                     "a stored plan for batch size %d could not be loaded (%s): it compiles again",

@@ -21,7 +21,8 @@ class Family:
     """
 
     def __init__(self, typed: TypedModel, make: Callable[[TypedModel, Engine | None], Engine]):
-        """Engines for `typed` by `make(bound model, an engine beside it)`; the one of a model without a binding is made now."""
+        """Engines for `typed` by `make(bound model, an engine beside it)`; the one of a model without a
+        binding is made now."""
         self.typed = typed
         self._make = make
         self._lock = threading.RLock()

@@ -23,7 +23,8 @@ def forbid_compile() -> Iterator[None]:
     ...     action = policy.infer_single({"obs": [1, 0, 1, 0, 0, 0]})
 
     Raises:
-        CompileForbiddenError: inside, if a batch size has no plan; the message names the size and the nearest plans.
+        CompileForbiddenError: inside, if a batch size has no plan; the message names the size and the nearest
+            plans.
     """
     token = _forbidden.set(True)
     try:

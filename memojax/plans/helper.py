@@ -1,8 +1,10 @@
-"""The process that compiles for this one: one for all inferers, started when a compile in the background first needs it.
+"""The process that compiles for this one: one for all inferers, started when a compile in the background
+first needs it.
 
-Compiling in another process leaves Python's lock to the loop that calls policies. The helper sends executables as the plan cache
-stores them. It runs a clean `python -m`, so it never imports the user's `__main__`. Whatever goes wrong with it, this process compiles
-the plan itself, and then says what is wrong with the model, if it is the model.
+Compiling in another process leaves Python's lock to the loop that calls policies. The helper sends
+executables as the plan cache stores them. It runs a clean `python -m`, so it never imports the user's
+`__main__`. Whatever goes wrong with it, this process compiles the plan itself, and then says what is wrong
+with the model, if it is the model.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ CompileIn = Literal["auto", "process", "thread"]
 log: logging.Logger = logging.getLogger("memojax")
 
 _ROOM = 1 << 30
-"""Bytes that must be free before a helper is started, beside its copies of the weights: it takes a third of that."""
+"""Bytes that must be free before a helper is started, beside its copies of the weights: it takes a third of
+that."""
 
 _WEIGHT_COPIES = 6
 _MOST_CRASHES = 3
@@ -154,7 +157,8 @@ class Helper:
         return running
 
     def _was_idle(self) -> bool:
-        """End what is left of the process; whether it had ended for want of work, so that another one may be asked."""
+        """End what is left of the process; whether it had ended for want of work, so that another one may be
+        asked."""
         running = self._running
         self.stop()
         return running is not None and running.process.returncode == 0
@@ -208,7 +212,8 @@ class _Running:
                 pipe.close()
 
     def let_go(self) -> None:
-        """Close the pipes in a forked child, without a word to the process; the numbers of their handles stay taken."""
+        """Close the pipes in a forked child, without a word to the process; the numbers of their handles stay
+        taken."""
         silence = os.open(os.devnull, os.O_RDWR)
         for pipe in (self.orders, self.answers):
             with contextlib.suppress(OSError, ValueError):
@@ -217,7 +222,8 @@ class _Running:
 
     def _number_of(self, compiler: PlanCompiler) -> int:
         """What the process knows a model by, which is sent once."""
-        # Constants are part of a plan. Where weights are arguments their values do not matter, and a compiler takes new ones.
+        # Constants are part of a plan. Where weights are arguments their values do not matter, and a compiler
+        # takes new ones.
         model: Any = compiler if compiler.weights == "argument" else compiler.typed
         key = id(model)
         if key not in self._known:
@@ -235,8 +241,8 @@ class _Running:
 def _spawned() -> subprocess.Popen[bytes]:
     """A new helper process.
 
-    It finds the modules that this process finds, XLA's flags as this process read them, no accelerator, and no terminal: Ctrl-C there is
-    meant for the program.
+    It finds the modules that this process finds, XLA's flags as this process read them, no accelerator, and
+    no terminal: Ctrl-C there is meant for the program.
     """
     package = str(Path(__file__).resolve().parents[2])
     paths = [path for path in dict.fromkeys([*sys.path, package]) if path]

@@ -1,7 +1,8 @@
-"""The process that compiles for its parent: `python -m memojax.plans.helper_process`; `helper` starts it and speaks to it.
+"""The process that compiles for its parent: `python -m memojax.plans.helper_process`; `helper` starts it and
+speaks to it.
 
-It reads orders from its standard input and writes answers to what was its standard output. It ends with its parent, also in the middle
-of a compile, or when it is not asked for a while. Ctrl-C does not reach it.
+It reads orders from its standard input and writes answers to what was its standard output. It ends with its
+parent, also in the middle of a compile, or when it is not asked for a while. Ctrl-C does not reach it.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class _Orders:
             _end()
 
     def _watch(self) -> None:
-        """End with the parent where a process that it forked keeps the pipe open, and after a long time without work."""
+        """End with the parent where a process that it forked keeps the pipe open, and after a long time
+        without work."""
         while os.getppid() == self._parent:
             idle = self._idle_since
             if idle is not None and self._waiting.empty() and time.monotonic() - idle > IDLE_SECONDS:

@@ -1,7 +1,9 @@
-"""Take computation that depends on weights alone out of a traced function, so it runs once per load and not once per call.
+"""Take computation that depends on weights alone out of a traced function, so it runs once per load and not
+once per call.
 
-`Hoister.split` divides a jaxpr in two. `Node`s describe values made of weights, such as a transposed kernel; they are evaluated once and
-shared by all batch sizes. The `Residual` holds the steps that remain for each call, and takes the nodes' values as its first arguments.
+`Hoister.split` divides a jaxpr in two. `Node`s describe values made of weights, such as a transposed kernel;
+they are evaluated once and shared by all batch sizes. The `Residual` holds the steps that remain for each
+call, and takes the nodes' values as its first arguments.
 """
 
 from __future__ import annotations
@@ -75,10 +77,11 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A value made of weights alone: a weight itself (`step` is None, `index` its position), or output `index` of a step over such values.
+    """A value made of weights alone: a weight itself (`step` is None, `index` its position), or output
+    `index` of a step over such values.
 
-    Steps over literals become nodes if weights are combined with them. Equal computations are one node, so all batch sizes share its
-    value.
+    Steps over literals become nodes if weights are combined with them. Equal computations are one node, so
+    all batch sizes share its value.
     """
 
     index: int
@@ -88,7 +91,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Residual:
-    """The work that remains for each call: `residual(leading, inputs)`, where `leading` are the values of `nodes`.
+    """The work that remains for each call: `residual(leading, inputs)`, where `leading` are the values of
+    `nodes`.
 
     `avals` are the shapes and dtypes of `leading` and `inputs`.
     """
@@ -144,7 +148,8 @@ class Hoister:
     def __init__(self, leaves: Sequence[Any], limited: bool = False):
         """`leaves` are the weights, in the order of the traced function's first arguments.
 
-        `limited`: the function is made of a file, which may not make more of its weights than `memojax.xla.limits.HOISTED` says.
+        `limited`: the function is made of a file, which may not make more of its weights than
+        `memojax.xla.limits.HOISTED` says.
         """
         self.leaves = tuple(leaves)
         self._allowed = HOISTED.allowed + 8 * sum(map(_bytes, leaves)) if limited else None
@@ -157,14 +162,16 @@ class Hoister:
     def split(self, closed: Any) -> Residual:
         """Split a closed jaxpr whose first arguments are the weights.
 
-        A step that gives more numbers than it takes (a bias broadcast to the batch) stays in the residual. Hold the tracing lock.
+        A step that gives more numbers than it takes (a bias broadcast to the batch) stays in the residual.
+        Hold the tracing lock.
         """
         jaxpr = closed.jaxpr
         flat = _Flat()
         # The jaxpr is flattened first: a step inside of a nested jit may depend on weights alone, too.
         arguments = [flat.number(var.aval) for var in jaxpr.invars]
         outputs = flat.inline(jaxpr, closed.consts, arguments)
-        # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal): a node absorbs them if it needs them.
+        # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal): a node
+        # absorbs them if it needs them.
         known: dict[int, Node] = dict(zip(arguments, self._weights, strict=False))
         free: dict[int, Step] = {}
         kept = []
@@ -177,7 +184,8 @@ class Hoister:
             if all(number in known or number in free for number in numbers) and not any(
                 map(_opaque, step.avals)
             ):
-                # Hoisting pays if the result is not larger than its weights: a larger one costs more to read than to compute.
+                # Hoisting pays if the result is not larger than its weights: a larger one costs more to read
+                # than to compute.
                 if 0 < given <= taken:
                     made = self._made(step, known, free)
                 # The step reads no weight at all. It becomes a node only if a hoisted step needs it.
@@ -244,7 +252,8 @@ class Hoister:
         Raises:
             TypeError: the step cannot be recognised again.
         """
-        # Each batch size traces the same computation again. The key finds its first node, so sizes share the value.
+        # Each batch size traces the same computation again. The key finds its first node, so sizes share the
+        # value.
         key = (
             step.primitive,
             _frozen(step.params),
@@ -260,7 +269,8 @@ class Hoister:
 
 
 def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
-    """Values of `nodes`: by NumPy if it knows all steps, else by one small executable on memojax's own client."""
+    """Values of `nodes`: by NumPy if it knows all steps, else by one small executable on memojax's own
+    client."""
     behind = _behind(nodes)
 
     def values(run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> list[Any]:
@@ -290,7 +300,8 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _behind(nodes: Iterable[Node]) -> list[Node]:
-    """`nodes` and all that they are made of, each after what it is made of; a chain of them may be too long for recursion."""
+    """`nodes` and all that they are made of, each after what it is made of; a chain of them may be too long
+    for recursion."""
     # Depth first with a stack of its own. A node leaves the stack once all its inputs are in `order`.
     order: dict[Node, None] = {}
     waiting = list(nodes)[::-1]
@@ -359,7 +370,8 @@ class _Flat:
 
 
 def flattened(closed: Any) -> tuple[list[int], list[Step], list[Atom]]:
-    """A closed jaxpr's arguments, steps and outputs, numbered from 0 on, with calls of other jaxprs inlined."""
+    """A closed jaxpr's arguments, steps and outputs, numbered from 0 on, with calls of other jaxprs
+    inlined."""
     flat = _Flat()
     arguments = [flat.number(var.aval) for var in closed.jaxpr.invars]
     outputs = flat.inline(closed.jaxpr, closed.consts, arguments)

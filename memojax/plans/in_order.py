@@ -1,7 +1,8 @@
 """Plans that run in order on the calling thread: steps in groups, each a call that XLA:CPU does not inline.
 
-XLA:CPU hands ready parts of an executable to a thread pool if there are more than eight of them and they are no chain. Waking a thread
-costs more than a small policy computes. A call has an executor of its own, with its own few parts, so nested calls stay below that number.
+XLA:CPU hands ready parts of an executable to a thread pool if there are more than eight of them and they are
+no chain. Waking a thread costs more than a small policy computes. A call has an executor of its own, with its
+own few parts, so nested calls stay below that number.
 """
 
 from __future__ import annotations
@@ -42,17 +43,19 @@ _LIGHT = 1 / 12
 """Parts that a light step counts for, since XLA fuses most of them with others."""
 
 _MOST_PRODUCTS = 8
-"""A transformer's many products gain nothing in groups: 1.0 to 1.3 of the time of one plan, and a longer compile."""
+"""A transformer's many products gain nothing in groups: 1.0 to 1.3 of the time of one plan, and a longer
+compile."""
 
 _LARGE_IMAGE = 1 << 14
 """Results of a convolution from which several threads work on it in any order: then groups gain nothing."""
 
 
 def in_order(residual: Residual) -> Residual | None:
-    """`residual` in groups; None where XLA's order is as good by its structure, or where this JAX has no such calls.
+    """`residual` in groups; None where XLA's order is as good by its structure, or where this JAX has no such
+    calls.
 
-    Groups pay where something stands beside the network, such as draws or a second branch. They do not where a convolution or many
-    products have work for several threads.
+    Groups pay where something stands beside the network, such as draws or a second branch. They do not where
+    a convolution or many products have work for several threads.
     """
     steps = residual.steps
     if _metadata() is None or sum(map(_parts, steps)) < _FEW or _is_chain(steps) or _has_much_work(steps):
@@ -117,7 +120,8 @@ def _metadata() -> Callable[..., Any] | None:
 
 
 def _parts(step: Step) -> int:
-    """Parts of an executable that a step becomes beside those around it: a product also ends what is fused before it."""
+    """Parts of an executable that a step becomes beside those around it: a product also ends what is fused
+    before it."""
     name = step.primitive.name
     if name in _ONE_PART or name.startswith("reduce_"):
         return 1
@@ -139,7 +143,8 @@ def _is_chain(steps: Sequence[Step]) -> bool:
 
 
 def _has_much_work(steps: Sequence[Step]) -> bool:
-    """Whether there are many products, or a convolution with so many results that XLA gives it several threads."""
+    """Whether there are many products, or a convolution with so many results that XLA gives it several
+    threads."""
     names = [step.primitive.name for step in steps]
     images = [math.prod(step.avals[0].shape) for step in steps if step.primitive.name in _APART]
     return names.count("dot_general") > _MOST_PRODUCTS or max(images, default=0) > _LARGE_IMAGE

@@ -1,4 +1,5 @@
-"""Small arrays of one dtype enter and leave an executable as one flat array, because each array costs a call microseconds."""
+"""Small arrays of one dtype enter and leave an executable as one flat array, because each array costs a call
+microseconds."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ class Packing:
         ]
 
     def unpacker(self) -> Callable[[Any], list[np.ndarray]] | None:
-        """A function from results to read-only views, one for each output; None if the only result is the output."""
+        """A function from results to read-only views, one for each output; None if the only result is the
+        output."""
         if len(self.shapes) == 1:
             return None
         places: list[Any] = [None] * len(self.shapes)

@@ -26,7 +26,8 @@ class PlanInfo:
         candidate: the candidate that it was compiled by; "default" until autotuning finds a better one.
         dims: sizes of free dimensions and values of static inputs that the plan is for.
         mixing: outputs in which rows influence each other, so that the plan runs whole batches only.
-        gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was timed.
+        gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was
+            timed.
     """
 
     size: int
@@ -47,8 +48,10 @@ class Executable:
 
     Attributes:
         compiled: JAX's compiled function.
-        run: `run(rows)`, from one array per input (and the key of a random model) to one array per computed output.
-        answer: `answer({name: array}, draw)` gives outputs by name, or None if an input has another type, shape or dtype.
+        run: `run(rows)`, from one array per input (and the key of a random model) to one array per computed
+            output.
+        answer: `answer({name: array}, draw)` gives outputs by name, or None if an input has another type,
+            shape or dtype.
         candidate: name of the candidate.
         stored: key of the entry on disk that it was loaded from; None for one that was compiled here.
     """
@@ -73,11 +76,12 @@ class Executable:
 class Plan:
     """An executable for one batch size; call it with one `[n, *element_shape]` array per input.
 
-    A host plan takes and returns NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while other threads call.
+    A host plan takes and returns NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while
+    other threads call.
 
     Attributes:
-        answer: outputs by name for inputs by name; None, before anything runs, if an input is missing or is not a NumPy array of
-            this plan's shape and dtype.
+        answer: outputs by name for inputs by name; None, before anything runs, if an input is missing or is
+            not a NumPy array of this plan's shape and dtype.
         traced: the trace, for autotuning; None if it was not kept.
     """
 
@@ -127,7 +131,8 @@ class Plan:
         self.answer: Answer = executable.answer
 
     def __call__(self, rows: Rows, key: np.ndarray | None = None) -> list[Any]:
-        """One array per computed output, in order; `key` is a uint32[2] for a random model. NumPy results are read-only."""
+        """One array per computed output, in order; `key` is a uint32[2] for a random model. NumPy results are
+        read-only."""
         if key is not None:
             rows = [*rows, key]
         return self._run(rows) if self._tick() % SAMPLE_EVERY else self.meter.timed(self._run, rows)

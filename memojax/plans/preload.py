@@ -28,7 +28,8 @@ class Preload:
         background: bool = False,
         progress: bool = False,
     ):
-        """Compile `sizes` on the background worker or on `workers` threads; with `progress`, `wait` shows a bar by default."""
+        """Compile `sizes` on the background worker or on `workers` threads; with `progress`, `wait` shows a
+        bar by default."""
         self.sizes: list[int] = list(sizes)
         self._progress = progress
         if background:

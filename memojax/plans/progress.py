@@ -16,7 +16,8 @@ _SECONDS_BETWEEN = 0.1
 
 @contextlib.contextmanager
 def progress_bar(name: str, total: int, *, transient: bool = False) -> Iterator[Report]:
-    """A bar of `total` steps, on stderr or below the notebook's cell; `transient`: a terminal's goes away when it is full."""
+    """A bar of `total` steps, on stderr or below the notebook's cell; `transient`: a terminal's goes away
+    when it is full."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -57,7 +58,8 @@ def _terminal_bar(console: Any, name: str, total: int, transient: bool) -> Itera
 
 
 class _NotebookBar:
-    """A `<progress>` element that is replaced in place: rich's bar needs ipywidgets, and leaves nothing in a saved notebook."""
+    """A `<progress>` element that is replaced in place: rich's bar needs ipywidgets, and leaves nothing in a
+    saved notebook."""
 
     def __init__(self, name: str, total: int):
         from IPython.display import display

@@ -1,4 +1,5 @@
-"""The few batch sizes that would have served past traffic best, by an exact dynamic programme over measurements."""
+"""The few batch sizes that would have served past traffic best, by an exact dynamic programme over
+measurements."""
 
 from __future__ import annotations
 
@@ -89,8 +90,8 @@ def interpolator(
 ) -> Callable[[int], float]:
     """A non-decreasing function near `points`: linear between them, proportional beyond the last.
 
-    Measurements that fall while sizes grow are noise, for example a size that ran once with cold caches. Their mean, weighted by
-    `weights`, replaces them; this gives the closest non-decreasing function.
+    Measurements that fall while sizes grow are noise, for example a size that ran once with cold caches.
+    Their mean, weighted by `weights`, replaces them; this gives the closest non-decreasing function.
     """
     sizes: Sequence[int] = sorted(points)
     levels: list[tuple[float, float, int]] = []  # mean, weight, sizes

@@ -14,7 +14,8 @@ from .plan import Plan
 
 
 def plan_mixing(compiler: PlanCompiler, plan: Plan) -> tuple[str, ...]:
-    """Outputs of a plan of two rows or more in which one row influences another; its calls are not counted."""
+    """Outputs of a plan of two rows or more in which one row influences another; its calls are not
+    counted."""
     typed = compiler.typed
     key = [np.zeros(2, np.uint32)] if typed.random else []
 

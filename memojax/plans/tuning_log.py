@@ -64,7 +64,8 @@ class Choices:
                 )
 
     def labels(self, model: str | None = None) -> list[str]:
-        """Labels such as "policy.onnx x 8" of all choices, or of those for `model` (a file name with or without suffix)."""
+        """Labels such as "policy.onnx x 8" of all choices, or of those for `model` (a file name with or
+        without suffix)."""
         return [
             entry["for"]
             for entry in self._read().values()

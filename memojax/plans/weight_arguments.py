@@ -15,10 +15,11 @@ from .hoist import Hoister, Node, evaluate
 
 
 class Leading:
-    """The arguments that an executable takes before the rows: `values` of `nodes`. Replacing `values` swaps them between two calls.
+    """The arguments that an executable takes before the rows: `values` of `nodes`. Replacing `values` swaps
+    them between two calls.
 
-    Each argument costs a call a third of a microsecond. One flat argument for all small weights would cost more: XLA copies its slices,
-    or fuses them into each reader until it runs out of memory.
+    Each argument costs a call a third of a microsecond. One flat argument for all small weights would cost
+    more: XLA copies its slices, or fuses them into each reader until it runs out of memory.
     """
 
     __slots__ = ("__weakref__", "nodes", "values")
@@ -49,7 +50,8 @@ class Placing:
             return leading
 
     def replacing(self, leaves: Sequence[Any]) -> Callable[[], None]:
-        """Prepare other weights, and return the function that switches to them; all work that takes time or memory happens here.
+        """Prepare other weights, and return the function that switches to them; all work that takes time or
+        memory happens here.
 
         A call under way sees either all old or all new weights.
         """
@@ -72,6 +74,7 @@ class Placing:
         return dict(zip(nodes, self._on_device(evaluate(nodes, leaves)), strict=True))
 
     def _on_device(self, values: Sequence[np.ndarray]) -> list[jax.Array]:
-        """Copies on the device. JAX may read a NumPy array's memory later, when its owner may already have changed it."""
+        """Copies on the device. JAX may read a NumPy array's memory later, when its owner may already have
+        changed it."""
         with own_settings():
             return [jax.device_put(np.array(value), self._device) for value in values]

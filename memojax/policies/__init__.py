@@ -1,6 +1,8 @@
-"""Small policies that were really trained, so that everything can be tried at once; `tests/models/train_*.py` made them.
+"""Small policies that were really trained, so that everything can be tried at once; `tests/models/train_*.py`
+made them.
 
-Beside each `NAME.onnx` lies `NAME.json`, its card: the environment, the return that training reached, and the roles of inputs and outputs.
+Beside each `NAME.onnx` lies `NAME.json`, its card: the environment, the return that training reached, and the
+roles of inputs and outputs.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def bundled(name: str) -> Path:
 
 
 def card(name: str) -> dict[str, Any]:
-    """What is recorded about a bundled policy: `env_id`, `mean_return`, `standard_error`, `observation_indices`, ...
+    """What is recorded about a bundled policy: `env_id`, `mean_return`, `standard_error`,
+    `observation_indices`, ...
 
     >>> import memojax
     >>> memojax.policies.card("recurrent_lstm")["env_id"]

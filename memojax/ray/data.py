@@ -27,8 +27,8 @@ _lock = threading.Lock()
 class Predictor:
     """A policy that turns columns into columns: `dataset.map_batches(Predictor(policy), batch_size=1024)`.
 
-    Every process that runs tasks holds one policy, however many tasks come; it gets its plan from here and compiles nothing. A batch
-    of fewer rows than the plan has is padded, one of more rows is split.
+    Every process that runs tasks holds one policy, however many tasks come; it gets its plan from here and
+    compiles nothing. A batch of fewer rows than the plan has is padded, one of more rows is split.
     """
 
     def __init__(
@@ -45,7 +45,8 @@ class Predictor:
         Args:
             policy: a file, or a loaded policy, whose present weights are used.
             batch_size: rows of the plan; that of `map_batches`.
-            inputs: input -> its column, or several columns of numbers, which are stacked. None: the columns are named as the inputs.
+            inputs: input -> its column, or several columns of numbers, which are stacked. None: the columns
+                are named as the inputs.
             outputs: output -> its column; those left out are dropped. None: all, under their own names.
             keep: the columns that the result keeps: all, none or these.
 
@@ -73,7 +74,8 @@ class Predictor:
             )
         if mixing := typed.mixing_outputs():
             raise RowsMixError(
-                f"rows influence each other in output {', '.join(map(repr, mixing))}, so a batch cannot be padded or split"
+                f"rows influence each other in output {', '.join(map(repr, mixing))}, so a batch cannot be "
+                "padded or split"
             )
         self._payload: bytes = pickle.dumps(with_plans(typed, [batch_size]))
         self._digest: str = hashlib.sha256(self._payload).hexdigest()

@@ -59,26 +59,32 @@ def evaluate(
     on_episode: Callable[[Episode], None] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Play the episodes of `memojax.evaluate` in several actors of Ray; the numbers do not depend on how many there are.
+    """Play the episodes of `memojax.evaluate` in several actors of Ray; the numbers do not depend on how many
+    there are.
 
-    Episode `i` is reset with `seed + i`. Its policy draws, where `deterministic` is False, from a stream of its own that begins
-    with this seed. All calls, on every actor, run on one plan for `num_envs` rows, and smaller batches are padded: the same numbers
-    as `memojax.evaluate(..., num_envs=num_envs, bucketing=[num_envs])` in one process. An actor that is lost is replaced, and the
-    part that it was playing is played again.
+    Episode `i` is reset with `seed + i`. Its policy draws, where `deterministic` is False, from a stream of
+    its own that begins with this seed. All calls, on every actor, run on one plan for `num_envs` rows, and
+    smaller batches are padded: the same numbers as
+    `memojax.evaluate(..., num_envs=num_envs, bucketing=[num_envs])` in one process. An actor that is lost is
+    replaced, and the part that it was playing is played again.
 
     Args:
         policy: a file, or a loaded policy, whose present weights are played.
         env: as for `memojax.evaluate`; a function that makes an environment is pickled by Ray.
-        episodes, seed, deterministic, options: as for `memojax.evaluate`, but for those about plans and films.
+        episodes, seed, deterministic, options: as for `memojax.evaluate`, but for those about plans and
+            films.
         actors: how many; more than parts of the work are not started.
-        num_cpus, num_gpus: what Ray reserves for each. An actor with whole cores is pinned to as many of them.
-        num_envs: environments side by side in each actor; 16, or as many as there are episodes, or one where rows mix.
+        num_cpus, num_gpus: what Ray reserves for each. An actor with whole cores is pinned to as many of
+            them.
+        num_envs: environments side by side in each actor; 16, or as many as there are episodes, or one where
+            rows mix.
         max_restarts: how many actors may be lost in all.
         progress: whether to show a bar.
         on_episode: called with each finished `Episode`, part by part.
 
     Returns:
-        The result, whose `seconds` are those of the clock on the wall. After Ctrl-C it has the parts that were finished.
+        The result, whose `seconds` are those of the clock on the wall. After Ctrl-C it has the parts that
+        were finished.
 
     Raises:
         MissingPackageError: Ray is not installed.
@@ -201,7 +207,8 @@ class _Crew:
         cause = getattr(lost, "cause", None)
         if self._restarts == 0:
             raise WorkerDiedError(
-                f"an actor was lost while it played episodes {part.first} to {part.first + part.count - 1}, and "
+                f"an actor was lost while it played episodes {part.first} to "
+                f"{part.first + part.count - 1}, and "
                 f"max_restarts is used up: {cause or lost}"
             ) from lost
         self._restarts -= 1
@@ -226,14 +233,16 @@ def _parts(episodes: int, actors: int, width: int) -> list[_Part]:
 def _width(typed: TypedModel, episodes: int, num_envs: int | None) -> int:
     if typed.random:
         raise IncompatibleModelError(
-            f"{typed.name or 'this model'} draws its own random numbers, in the order of its calls, so its episodes depend on how they "
+            f"{typed.name or 'this model'} draws its own random numbers, in the order of its calls, so its "
+            "episodes depend on how they "
             "are dealt out: call memojax.evaluate, or export the noise as an input"
         )
     wanted = None if num_envs is None else check_count("num_envs", num_envs)
     mixing = typed.mixing_outputs()
     if mixing and wanted not in (None, 1):
         raise RowsMixError(
-            f"num_envs={wanted}, but rows influence each other in output {', '.join(map(repr, mixing))}, so an episode would "
+            f"num_envs={wanted}, but rows influence each other in output {', '.join(map(repr, mixing))}, "
+            "so an episode would "
             "depend on those beside it: leave num_envs out, which plays one at a time"
         )
     return 1 if mixing else min(episodes, wanted or DEFAULT_ENVS)
@@ -244,7 +253,8 @@ def _check_options(options: dict[str, Any], env: Any) -> None:
     ours = {field.name for kind in (Planning, Watching) for field in dataclasses.fields(kind)}
     if given := [f"{name}=" for name in options if name in ours]:
         raise EvaluationError(
-            f"{', '.join(given)} cannot be chosen on Ray: each actor runs on one plan for num_envs rows, which it gets from here, "
+            f"{', '.join(given)} cannot be chosen on Ray: each actor runs on one plan for num_envs rows, "
+            "which it gets from here, "
             "and nobody watches it"
         )
     if is_env(env):

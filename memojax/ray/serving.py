@@ -28,12 +28,14 @@ def deployment(
     name: str = "policy",
     **options: Any,
 ) -> Any:
-    """An application for `ray.serve.run`: one request is one agent, and requests that come together run as one batch.
+    """An application for `ray.serve.run`: one request is one agent, and requests that come together run as
+    one batch.
 
-    Plans for powers of two up to `max_batch_size` are made here and travel to the replicas, which compile nothing. A request through
-    a handle is input name -> array and its answer output name -> array; over HTTP both are JSON. A request that does not fit
-    raises InputError (HTTP: 422) and disturbs none beside it. `handle.broadcast("update_params", weights)` gives all replicas
-    other weights, while requests go on: a batch sees all the old ones or all the new ones.
+    Plans for powers of two up to `max_batch_size` are made here and travel to the replicas, which compile
+    nothing. A request through a handle is input name -> array and its answer output name -> array; over HTTP
+    both are JSON. A request that does not fit raises InputError (HTTP: 422) and disturbs none beside it.
+    `handle.broadcast("update_params", weights)` gives all replicas other weights, while requests go on: a
+    batch sees all the old ones or all the new ones.
 
     Args:
         policy: a file, or a loaded policy, whose present weights are used.
@@ -58,7 +60,8 @@ def deployment(
     typed = model_of(policy)
     if mixing := typed.mixing_outputs():
         raise RowsMixError(
-            f"rows influence each other in output {', '.join(map(repr, mixing))}, so one request would change the answer of another"
+            f"rows influence each other in output {', '.join(map(repr, mixing))}, so one request would "
+            "change the answer of another"
         )
     sizes = [1 << power for power in range((most - 1).bit_length())] + [most]
     # Weights are arguments, so that an update compiles nothing.

@@ -41,7 +41,8 @@ def model_of(policy: ModelInferer | TypedModel | Source) -> TypedModel:
         return policy.typed
     if isinstance(policy, Inferer):
         raise IncompatibleModelError(
-            f"{type(policy).__name__} keeps state in this process: give the inferer inside of it, or the model's file"
+            f"{type(policy).__name__} keeps state in this process: give the inferer inside of it, or the "
+            "model's file"
         )
     return policy if isinstance(policy, TypedModel) else typed_model(policy)
 
@@ -49,7 +50,8 @@ def model_of(policy: ModelInferer | TypedModel | Source) -> TypedModel:
 def with_plans(
     typed: TypedModel, sizes: Iterable[int], *, compile_here: bool = True, **options: Any
 ) -> MemoizingDynamicInferer:
-    """A policy that has plans for `sizes` and takes them along when it is pickled: the other process compiles nothing.
+    """A policy that has plans for `sizes` and takes them along when it is pickled: the other process compiles
+    nothing.
 
     Where `compile_here` is False (this machine lacks the device), the other process compiles them.
     """

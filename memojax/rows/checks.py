@@ -30,7 +30,8 @@ def check_mapping(inputs: Any) -> None:
 
 
 def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple[list[np.ndarray], int]:
-    """Inputs as C-contiguous arrays of the model's dtypes, `[n, *element_shape]`, and n; a shared input as one value.
+    """Inputs as C-contiguous arrays of the model's dtypes, `[n, *element_shape]`, and n; a shared input as
+    one value.
 
     Raises:
         InputError: an unknown, missing, misshapen or mistyped input.
@@ -59,7 +60,8 @@ def device_rows(
             if value.dtype != spec.dtype:
                 value = _cast(spec, value)
             if not isinstance(value, jax.Array):
-                # A copy: the CPU backend may take over the caller's memory, and read it after this call has returned.
+                # A copy: the CPU backend may take over the caller's memory, and read it after this call has
+                # returned.
                 value = jax.device_put(np.array(value), device)
             elif value.devices() != {device}:
                 value = jax.device_put(value, device)
@@ -85,7 +87,8 @@ def _cast(spec: TensorSpec, value: Any) -> np.ndarray:
     if not can_cast(np.dtype(value.dtype), spec.dtype):
         raise InputDtypeError(dtype_message(spec, value.dtype))
     check_fits(spec, value)
-    # By NumPy, even from an accelerator: JAX would compile the cast for each number of rows, and keep it for good.
+    # By NumPy, even from an accelerator: JAX would compile the cast for each number of rows, and keep it for
+    # good.
     return np.asarray(value).astype(spec.dtype)
 
 
@@ -124,8 +127,10 @@ def shared_value(spec: TensorSpec, given: Any) -> Any:
         if differs.any():
             row = int(np.argwhere(differs.reshape(len(host), -1).any(1))[0, 0])
             raise InputError(
-                f"input {spec.name!r} is shared by all agents: the file gives it no batch axis, but row {row} differs from row 0. "
-                f"Give it once, {list(spec.shape)}, bind it with constants=, or run agents with different values in calls of their own"
+                f"input {spec.name!r} is shared by all agents: the file gives it no batch axis, but row "
+                f"{row} differs from row 0. "
+                f"Give it once, {list(spec.shape)}, bind it with constants=, or run agents with different "
+                "values in calls of their own"
             )
     return np.asarray(given)[0]  # JAX would compile the look-up for each number of rows
 

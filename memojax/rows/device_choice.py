@@ -18,8 +18,9 @@ log: logging.Logger = logging.getLogger("memojax")
 class DeviceChoice:
     """Chooses the device of each call and warns once about arrays that it moves; each inferer has its own.
 
-    A call runs where its `jax.Array`s lie: on the device of the first committed array. Committed arrays on other devices are moved there
-    with a warning, or refused if `strict`. NumPy arrays and uncommitted arrays are moved without a warning.
+    A call runs where its `jax.Array`s lie: on the device of the first committed array. Committed arrays on
+    other devices are moved there with a warning, or refused if `strict`. NumPy arrays and uncommitted arrays
+    are moved without a warning.
     """
 
     def __init__(self, strict: bool = False, device: jax.Device | None = None):
@@ -45,7 +46,8 @@ class DeviceChoice:
         ]
         if traced := [spec.name for spec, value in arrays if isinstance(value, Tracer)]:
             raise InputError(
-                f"input {traced[0]!r} is being traced (jit, vmap, grad, scan), but an inferer runs executables: inside, call the function of "
+                f"input {traced[0]!r} is being traced (jit, vmap, grad, scan), but an inferer runs "
+                "executables: inside, call the function of "
                 "fn, params = memojax.to_jax(policy)"
             )
         anchor = next((value for _, value in arrays if is_committed(value)), arrays[0][1])
@@ -59,7 +61,8 @@ class DeviceChoice:
             self._say(moved, device)
         if self.strict and self._device is not None and device != self._device:
             raise DeviceError(
-                f"input {arrays[0][0].name!r} lies on {_name(device)}, this inferer was made for {_name(self._device)}, and strict=True moves "
+                f"input {arrays[0][0].name!r} lies on {_name(device)}, this inferer was made for "
+                f"{_name(self._device)}, and strict=True moves "
                 f"nothing: jax.device_put(x, device) puts it there"
             )
         return device
@@ -70,13 +73,15 @@ class DeviceChoice:
         )
         if self.strict:
             raise DeviceError(
-                f"the inputs of a call must lie on one device: this one runs on {_name(device)}, but {listing}, and strict=True moves nothing: "
+                f"the inputs of a call must lie on one device: this one runs on {_name(device)}, but "
+                f"{listing}, and strict=True moves nothing: "
                 "jax.device_put(x, device) puts them together"
             )
         if not self._warned:
             self._warned = True
             log.warning(
-                "inputs lie on several devices: %s; every call moves them to %s (this warning comes once; strict=True refuses)",
+                "inputs lie on several devices: %s; every call moves them to %s (this warning comes once; "
+                "strict=True refuses)",
                 listing,
                 _name(device),
             )

@@ -19,7 +19,8 @@ def grouped(api: ModelApi, agents: Sequence[int], states: Sequence[Mapping[str, 
     """The agents of each group with their rows, in the order in which groups and agents come.
 
     Raises:
-        InputError: an unknown, missing, misshapen or mistyped input; the agent is named, and no group is given.
+        InputError: an unknown, missing, misshapen or mistyped input; the agent is named, and no group is
+            given.
     """
     groups: dict[Any, tuple[list[int], list[Mapping[str, Any]]]] = {}
     for agent, state in zip(agents, states, strict=True):
@@ -43,7 +44,8 @@ def group_key(api: ModelApi, agent: int, arrays: Mapping[str, np.ndarray]) -> An
         array = arrays[spec.name]
         if not spec.accepts(array.shape):
             raise InputShapeError(
-                f"input {spec.name!r} of agent {agent} has shape {list(array.shape)}, expected {list(spec.shape)}"
+                f"input {spec.name!r} of agent {agent} has shape {list(array.shape)}, expected "
+                f"{list(spec.shape)}"
             )
         where = f"of input {spec.name!r} of agent {agent}"
         places += [

@@ -8,10 +8,12 @@ from typing import final
 
 @final
 class Journal:
-    """Notes the last step of a change before doing it, so the next caller finishes a step that an interrupt cut short.
+    """Notes the last step of a change before doing it, so the next caller finishes a step that an interrupt
+    cut short.
 
-    Ctrl-C or a lack of memory can interrupt Python between any two lines. Work that may fail comes before `commit`. The owner of a
-    journal calls `finish` before it reads or changes the state that the journal protects.
+    Ctrl-C or a lack of memory can interrupt Python between any two lines. Work that may fail comes before
+    `commit`. The owner of a journal calls `finish` before it reads or changes the state that the journal
+    protects.
     """
 
     __slots__ = ("owed",)
@@ -20,7 +22,8 @@ class Journal:
         self.owed: Callable[[], None] | None = None
 
     def commit(self, step: Callable[[], None]) -> None:
-        """Do `step`. It must be repeatable: a second run, after an interrupt anywhere in the first, gives the same result."""
+        """Do `step`. It must be repeatable: a second run, after an interrupt anywhere in the first, gives the
+        same result."""
         try:
             self.owed = step
             self.finish()

@@ -1,7 +1,9 @@
-"""States gathered into rows by a compiled helper, where it was built; without it NumPy does the same, more slowly.
+"""States gathered into rows by a compiled helper, where it was built; without it NumPy does the same, more
+slowly.
 
-The helper reads Python's and NumPy's objects as CPython lays them out. It is used only after each place that it reads was compared
-with what Python says of an array, and not with the free-threaded build, whose objects look otherwise.
+The helper reads Python's and NumPy's objects as CPython lays them out. It is used only after each place that
+it reads was compared with what Python says of an array, and not with the free-threaded build, whose objects
+look otherwise.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ class Gatherer:
             field.shape[: field.rank] = spec.shape
 
     def aim(self, rows: Sequence[np.ndarray]) -> Aim:
-        """Where rows `[capacity, *element_shape]` lie, one array for each input, in order; it keeps them alive."""
+        """Where rows `[capacity, *element_shape]` lie, one array for each input, in order; it keeps them
+        alive."""
         for array, (_, dtype) in zip(rows, self._kept, strict=True):
             assert array.dtype == dtype
             assert array.flags.c_contiguous
@@ -110,7 +113,8 @@ class Gatherer:
 class Aim:
     """Rows that states are copied into. There must be room for them.
 
-    All answers are False where a state needs a cast, a check or an error; some of the rows may have been written then.
+    All answers are False where a state needs a cast, a check or an error; some of the rows may have been
+    written then.
     """
 
     __slots__ = ("_function", "_kept", "_place")

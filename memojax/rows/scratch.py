@@ -15,7 +15,8 @@ from ..model.signature import TensorSpec
 from .journal import Outcome
 
 COPIED_BYTES = 32 * 1024
-"""Up to this size, copying into a buffer (0.5 us plus 50 us/MB) is cheaper than JAX's check of a NumPy array (3 us)."""
+"""Up to this size, copying into a buffer (0.5 us plus 50 us/MB) is cheaper than JAX's check of a NumPy array
+(3 us)."""
 
 _ALIGNMENT = 64
 """Bytes; XLA:CPU takes an aligned NumPy array without a copy."""
@@ -36,7 +37,8 @@ def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
 class ScratchPad:
     """Preallocated rows for a growing batch.
 
-    Inputs are written by `next` and `push`; a model reads and writes a range of rows through a `ScratchPadView` from `chunk`.
+    Inputs are written by `next` and `push`; a model reads and writes a range of rows through a
+    `ScratchPadView` from `chunk`.
 
     >>> pad = memojax.ScratchPad([memojax.TensorSpec("obs", (2,), np.float32)], [])
     >>> pad.next(7)
@@ -78,7 +80,8 @@ class ScratchPad:
         self.ids.append(agent)
 
     def add(self, agent: int, rows: Iterable[tuple[int, np.ndarray]]) -> None:
-        """Copy an array of the element shape into each (slot, array); the row is there for `agent` once all are copied."""
+        """Copy an array of the element shape into each (slot, array); the row is there for `agent` once all
+        are copied."""
         at = len(self.ids)
         if at == self._room[0]:
             self.reserve(at + 1)
@@ -160,9 +163,10 @@ class ScratchPad:
 class ScratchPadView:
     """One batch on its way through an inferer: input rows to read, output rows to fill.
 
-    `set_input` and `set_output` give a whole slot without a copy. `input_slot_mut` and `output_slot_mut` give an array to write to, and
-    copy the slot first if its array is read-only. Rows live on the host, or as `jax.Array`s on `device`. The `*_slot` methods always
-    give NumPy arrays; `inputs` and `output` give the arrays as they are.
+    `set_input` and `set_output` give a whole slot without a copy. `input_slot_mut` and `output_slot_mut` give
+    an array to write to, and copy the slot first if its array is read-only. Rows live on the host, or as
+    `jax.Array`s on `device`. The `*_slot` methods always give NumPy arrays; `inputs` and `output` give the
+    arrays as they are.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> rows = [np.zeros((4, 6), np.float32)]
@@ -173,7 +177,8 @@ class ScratchPadView:
 
     Attributes:
         ids: the agents of the rows.
-        anonymous: whether the caller named no agents. They are then 0, 1, ..., and new ones are begun automatically.
+        anonymous: whether the caller named no agents. They are then 0, 1, ..., and new ones are begun
+            automatically.
         dones: bool[n] or None; True zeroes the state of a row before it runs.
         device: the device of the rows; None is the host.
         whole: rows of the batch that begins with this view; 0 for a later part of one.
@@ -234,7 +239,8 @@ class ScratchPadView:
         return self._outcome is not None and self._outcome.counts
 
     def enter(self, driver: object) -> bool:
-        """Note that `driver` is about to run the batch; returns whether it is the outermost driver, which calls `settle`."""
+        """Note that `driver` is about to run the batch; returns whether it is the outermost driver, which
+        calls `settle`."""
         if self._driver is not None and self._driver is not driver:
             return False
         self._followers, self._outcome = [], None

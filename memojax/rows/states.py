@@ -1,4 +1,5 @@
-"""States and responses of agents: checks of dtypes and shapes, states gathered into rows, rows dealt out as responses."""
+"""States and responses of agents: checks of dtypes and shapes, states gathered into rows, rows dealt out as
+responses."""
 
 from __future__ import annotations
 
@@ -161,7 +162,8 @@ def check_names(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any
 def responses_of(
     names: Sequence[str], agents: Iterable[int], outputs: Iterable[np.ndarray]
 ) -> dict[int, Response]:
-    """Responses by agent, from an array `[n, *element_shape]` for each of `names`; the responses own these arrays afterwards."""
+    """Responses by agent, from an array `[n, *element_shape]` for each of `names`; the responses own these
+    arrays afterwards."""
     answers = {agent: Response() for agent in agents}
     for name, rows in zip(names, outputs, strict=True):
         for answer, row in zip(
@@ -172,7 +174,8 @@ def responses_of(
 
 
 def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
-    """Convert `given` to a C-contiguous array of the spec's dtype; the width may change, the kind (float, integer) may not.
+    """Convert `given` to a C-contiguous array of the spec's dtype; the width may change, the kind (float,
+    integer) may not.
 
     Raises:
         InputDtypeError: `given` holds another kind of number, or a whole number that does not fit.
@@ -191,7 +194,8 @@ def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
 
 
 def check_fits(spec: TensorSpec, given: Any) -> None:
-    """Check that the spec's dtype can hold every whole number of an array, because NumPy would wrap it around.
+    """Check that the spec's dtype can hold every whole number of an array, because NumPy would wrap it
+    around.
 
     Raises:
         InputDtypeError: a number does not fit; the message names it.
@@ -201,7 +205,8 @@ def check_fits(spec: TensorSpec, given: Any) -> None:
 
 
 def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
-    """Whether values may be cast silently: to another width of their kind, or from integers and booleans to floats."""
+    """Whether values may be cast silently: to another width of their kind, or from integers and booleans to
+    floats."""
     if given == np.bool_ or wanted == np.bool_ or given.kind in "OSUMm":
         return given == wanted or (given == np.bool_ and wanted.kind in "iuf")
     if "V" in (given.kind, wanted.kind):

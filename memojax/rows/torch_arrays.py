@@ -24,7 +24,8 @@ def from_torch(name: str, tensor: Any) -> Any:
     """
     if tensor.requires_grad:
         raise InputError(
-            f"{name!r} requires a gradient, which does not flow through a compiled policy: give tensor.detach(), "
+            f"{name!r} requires a gradient, which does not flow through a compiled policy: give "
+            "tensor.detach(), "
             "or differentiate the function that memojax.to_jax gives"
         )
     try:
@@ -34,7 +35,8 @@ def from_torch(name: str, tensor: Any) -> Any:
 
 
 def to_torch(array: Any, copy: bool) -> Any:
-    """The same memory as a tensor, or a copy; a tensor is always writable, so what others hold too must be copied."""
+    """The same memory as a tensor, or a copy; a tensor is always writable, so what others hold too must be
+    copied."""
     import torch  # pyright: ignore[reportMissingImports]
 
     if isinstance(array, jax.Array):

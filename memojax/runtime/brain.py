@@ -116,9 +116,10 @@ class _Queue(NamedTuple):
 class BrainState:
     """One brain of a runtime.
 
-    Two batches wait. The open batch takes new states. The sealed batch comes before it and takes no new agents: it runs, has failed, or
-    waits for a compile of its size. A new state of an agent replaces its waiting state, unless that one has run. `_lock` guards the queue
-    and is held briefly; `_running` is held while the inferer runs.
+    Two batches wait. The open batch takes new states. The sealed batch comes before it and takes no new
+    agents: it runs, has failed, or waits for a compile of its size. A new state of an agent replaces its
+    waiting state, unless that one has run. `_lock` guards the queue and is held briefly; `_running` is held
+    while the inferer runs.
     """
 
     def __init__(
@@ -202,7 +203,8 @@ class BrainState:
                 if self._ending is not None:
                     self._lives_on(*(agent for agent, _ in pairs))
                 return
-            # The states go to two batches. Checked copies let both take them again if an interrupt comes in between.
+            # The states go to two batches. Checked copies let both take them again if an interrupt comes in
+            # between.
             copies = batcher_for(self.inferer, len(pairs))
             copies.extend(pairs)
             parts = [], []
@@ -229,7 +231,8 @@ class BrainState:
 
     def _begin(self, agent: int) -> None:
         known = agent in self._agents
-        # Noted before it begins: a swap would begin a surplus agent in vain, but would leave out a missing one.
+        # Noted before it begins: a swap would begin a surplus agent in vain, but would leave out a missing
+        # one.
         self._agents.add(agent)
         try:
             self.inferer.begin_agent(agent)
@@ -249,7 +252,8 @@ class BrainState:
         self._forget(agent)
 
     def _finish_ending(self) -> None:
-        """End the agent whose end was interrupted. The inferer may or may not know it any more, so an error is ignored."""
+        """End the agent whose end was interrupted. The inferer may or may not know it any more, so an error
+        is ignored."""
         if self._ending is not None:
             (agent,) = self._ending
             with contextlib.suppress(UnknownAgentError):
@@ -283,10 +287,11 @@ class BrainState:
             return response
 
     def offer(self, remaining: float | None, must: bool) -> Verdict:
-        """Decide what to do within `remaining` seconds (None: no limit); with `must`, run even if it does not fit.
+        """Decide what to do within `remaining` seconds (None: no limit); with `must`, run even if it does not
+        fit.
 
-        RUN and COLD seal the batch. COLD starts a compile in the background. Once that has ended, also by a failure, the batch is not
-        COLD again.
+        RUN and COLD seal the batch. COLD starts a compile in the background. Once that has ended, also by a
+        failure, the batch is not COLD again.
         """
         with self._lock:
             self._journal.finish()
@@ -306,12 +311,14 @@ class BrainState:
             return Verdict.LATE
 
     def run(self, started: float, answers: dict[BrainId, dict[int, Response]]) -> bool:
-        """Run the batch that has waited longest, and put its responses into `answers`; its cost counts from `started` on.
+        """Run the batch that has waited longest, and put its responses into `answers`; its cost counts from
+        `started` on.
 
         Returns whether there was anything to run.
 
         Raises:
-            Exception: the model raised; the batch then waits at the end of the queue, and continues where it stopped.
+            Exception: the model raised; the batch then waits at the end of the queue, and continues where it
+                stopped.
         """
         elsewhere = self._running.locked()
         with self._running:
@@ -372,7 +379,8 @@ class BrainState:
         return orphans
 
     def replace_inferer(self, new: Inferer) -> Future[Inferer]:
-        """Compile `new` in the background for the sizes in use, then swap it in; the future gives the old inferer.
+        """Compile `new` in the background for the sizes in use, then swap it in; the future gives the old
+        inferer.
 
         Raises:
             IncompatibleModelError: `new` has other inputs or outputs; nothing is changed.
@@ -388,7 +396,8 @@ class BrainState:
         return handle
 
     def _prepare_swap(self, new: Inferer, handle: Future[Inferer], rounds: int) -> None:
-        """Compile `new` for the sizes in use, repeat for sizes that came into use meanwhile, and swap it in."""
+        """Compile `new` for the sizes in use, repeat for sizes that came into use meanwhile, and swap it
+        in."""
         try:
             with self._lock:
                 sizes = {*self._recent, len(self._queue.open), len(self._queue.sealed)} - {0}
@@ -436,7 +445,8 @@ class BrainState:
 
     @property
     def _busy(self) -> bool:
-        """Whether the sealed batch is running; the flag alone could be stale, but an interrupt releases the lock."""
+        """Whether the sealed batch is running; the flag alone could be stale, but an interrupt releases the
+        lock."""
         return self._executing and self._running.locked()
 
     def _waiting(self) -> list[int]:
@@ -541,6 +551,7 @@ def _check_swap(old: Inferer, new: Inferer) -> None:
         return
     if isinstance(new, LayeredInferer):
         raise IncompatibleModelError(
-            f"the brain keeps its own {type(old).__name__} and the state of its agents: give the inferer without wrappers"
+            f"the brain keeps its own {type(old).__name__} and the state of its agents: give the inferer "
+            "without wrappers"
         )
     check_compatible(layer.inferer, new)

@@ -1,4 +1,5 @@
-"""Whether threads pay: frames are measured with and without them, and the faster way is kept until the other one proves faster."""
+"""Whether threads pay: frames are measured with and without them, and the faster way is kept until the other
+one proves faster."""
 
 from __future__ import annotations
 

@@ -28,16 +28,19 @@ Responses = dict[BrainId, dict[int, Response]]
 class Runtime:
     """Runs many models, each for its own agents, and keeps to a time budget.
 
-    Push states as they come, then call `run` (everything) or `run_for` (as much as fits the budget) once per frame. An agent has one state
-    at a time: a newer state replaces one that waits. A state that does not run in a frame waits for the next, and goes first there.
+    Push states as they come, then call `run` (everything) or `run_for` (as much as fits the budget) once per
+    frame. An agent has one state at a time: a newer state replaces one that waits. A state that does not run
+    in a frame waits for the next, and goes first there.
 
-    - **Fair.** The model that has waited longest goes first. The first runs even if it does not fit, so each gets its turn.
-    - **In time.** A model starts if its usual time fits the rest of the budget: mean plus deviation of past calls by batch size,
-      interpolated between sizes.
-    - **No compile in a frame.** A batch whose size has no plan is set aside while the plan compiles in the background. It keeps its place
-      in the queue. `run_for` compiles only if it could answer nothing else; `run` compiles whatever it needs.
-    - **Nothing is lost.** A model that raises does not keep the others from answering: see `RuntimeErrors`. If an interrupt ends a frame,
-      the next frame gives its responses.
+    - **Fair.** The model that has waited longest goes first. The first runs even if it does not fit, so each
+      gets its turn.
+    - **In time.** A model starts if its usual time fits the rest of the budget: mean plus deviation of past
+      calls by batch size, interpolated between sizes.
+    - **No compile in a frame.** A batch whose size has no plan is set aside while the plan compiles in the
+      background. It keeps its place in the queue. `run_for` compiles only if it could answer nothing else;
+      `run` compiles whatever it needs.
+    - **Nothing is lost.** A model that raises does not keep the others from answering: see `RuntimeErrors`.
+      If an interrupt ends a frame, the next frame gives its responses.
 
     All methods may be called from any thread; one model runs one batch at a time.
 
@@ -127,9 +130,10 @@ class Runtime:
     def replace_inferer(self, brain: BrainId, inferer: Inferer) -> Future[Inferer]:
         """Swap the model of a brain for another with the same inputs and outputs, without a stall.
 
-        `inferer` compiles in the background for the batch sizes in use, then takes over between two batches. Agents, their hidden state and
-        waiting states stay. If the brain has wrappers, give `inferer` without them: it replaces the model inside. The future gives the old
-        model once it is out of use. Cancel the future to cancel the swap; a second swap cancels the first.
+        `inferer` compiles in the background for the batch sizes in use, then takes over between two batches.
+        Agents, their hidden state and waiting states stay. If the brain has wrappers, give `inferer` without
+        them: it replaces the model inside. The future gives the old model once it is out of use. Cancel the
+        future to cancel the swap; a second swap cancels the first.
 
         >>> runtime = memojax.Runtime()
         >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))

@@ -23,7 +23,8 @@ _MOST_RATIO = 2.0
 
 @dataclass
 class Timing:
-    """Mean and variance of a stream of seconds, by Welford's method; the weight of a sample is never less than 1 / `WINDOW`."""
+    """Mean and variance of a stream of seconds, by Welford's method; the weight of a sample is never less
+    than 1 / `WINDOW`."""
 
     count: int = 0
     mean: float = 0.0
@@ -65,7 +66,8 @@ class Timings:
 
     @property
     def least(self) -> float:
-        """Seconds that the smallest batch seen takes, so less time is likely to fit nothing; 0 before the first sample."""
+        """Seconds that the smallest batch seen takes, so less time is likely to fit nothing; 0 before the
+        first sample."""
         return self._upper(self._sizes[0]) if self._sizes else 0.0
 
     def add(self, size: int, seconds: float) -> None:
@@ -99,8 +101,8 @@ class Timings:
     def estimate(self, size: int) -> float | None:
         """Seconds that a batch of `size` rarely exceeds; None before the first sample.
 
-        Sizes between two measured ones lie on the line between them; larger ones on the line through the last two, or in proportion if
-        only one size was measured. Smaller ones count as the smallest measured.
+        Sizes between two measured ones lie on the line between them; larger ones on the line through the last
+        two, or in proportion if only one size was measured. Smaller ones count as the smallest measured.
         """
         exact = self._by_size.get(size)
         if exact is not None:
@@ -133,8 +135,8 @@ class Timings:
 class CompileTimings:
     """Seconds of compiles by brain; threads may share it.
 
-    Compiles in the background queue up. One therefore took the time since its request or since the end of the one before, whichever
-    is less.
+    Compiles in the background queue up. One therefore took the time since its request or since the end of the
+    one before, whichever is less.
     """
 
     def __init__(self, clock: Callable[[], float]):
@@ -163,7 +165,8 @@ class CompileTimings:
         compile.add_done_callback(done)
 
     def expected(self, brain: Hashable) -> float | None:
-        """Seconds that a compile of `brain` rarely exceeds; of all brains if it had none; None if none was measured."""
+        """Seconds that a compile of `brain` rarely exceeds; of all brains if it had none; None if none was
+        measured."""
         with self._lock:
             timing = self._by_brain.get(brain, self._all)
             return timing.upper if timing.count else None

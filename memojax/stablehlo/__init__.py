@@ -1,4 +1,5 @@
-"""Policies without their ONNX file: a StableHLO program in a CRVO asset. `lowering/exported/` reads what is written here."""
+"""Policies without their ONNX file: a StableHLO program in a CRVO asset. `lowering/exported/` reads what is
+written here."""
 
 from ..lowering.exported import find_stablehlo as find_stablehlo
 from ..lowering.exported import load_stablehlo as load_stablehlo

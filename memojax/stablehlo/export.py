@@ -37,10 +37,12 @@ def to_stablehlo(
     precision: str | None = "highest",
     **options: Any,
 ) -> AssetData:
-    """Export a policy with its weights: loading the result needs neither the ONNX file nor support for its operators.
+    """Export a policy with its weights: loading the result needs neither the ONNX file nor support for its
+    operators.
 
-    `memojax.load` and every inferer take the result and give the same answers as for the file. One case differs: a model that draws
-    random numbers and needs a fixed batch size may draw other numbers of the same distribution.
+    `memojax.load` and every inferer take the result and give the same answers as for the file. One case
+    differs: a model that draws random numbers and needs a fixed batch size may draw other numbers of the same
+    distribution.
 
     >>> asset = memojax.to_stablehlo(memojax.policies.bundled("acrobot_ppo"))
     >>> asset.kind
@@ -50,15 +52,18 @@ def to_stablehlo(
 
     Args:
         source: as for `memojax.load`, or a `TypedModel`.
-        batch_size: the only number of rows that the program runs; None: any number, compiled per size on demand.
-        platforms: JAX's names of the platforms to export for; None: all of `PLATFORMS`, or the platforms of the asset `source`.
+        batch_size: the only number of rows that the program runs; None: any number, compiled per size on
+            demand.
+        platforms: JAX's names of the platforms to export for; None: all of `PLATFORMS`, or the platforms of
+            the asset `source`.
         precision: of matrix products on accelerators (JAX's names); it is fixed in the asset.
         options: loading options, see `TypedModel.from_model`.
 
     Raises:
         InputError: `platforms` names an unknown platform.
         AssetError: `source` is an asset that was exported for other platforms.
-        DimensionError: the model cannot be exported for any number of rows; the message says why, and what is possible.
+        DimensionError: the model cannot be exported for any number of rows; the message says why, and what is
+            possible.
         ModelLoadError, UnsupportedOpError: as for `memojax.load`.
     """
     check_not_forked()
@@ -68,7 +73,8 @@ def to_stablehlo(
         raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
     if isinstance(typed.fn, HostRows):
         raise DimensionError(
-            f"{typed.name}: its graph breaks at {', '.join(typed.fn.breaks)}, which run on the host, and a program has no host: leave "
+            f"{typed.name}: its graph breaks at {', '.join(typed.fn.breaks)}, which run on the host, and a "
+            "program has no host: leave "
             "out with outputs= what needs them"
         )
     _check_closed(typed)
@@ -76,7 +82,8 @@ def to_stablehlo(
     chosen = _platforms(typed, platforms)
     if (only := only_size(typed)) not in (None, batch_size):
         raise DimensionError(
-            f"this asset was exported for {only} rows only: give batch_size={only}, or export the ONNX file again"
+            f"this asset was exported for {only} rows only: give batch_size={only}, or export the ONNX "
+            "file again"
         )
     names, leaves = _named_leaves(typed.params)
     exported, fn = _exported(typed, batch_size, chosen, precision)
@@ -127,11 +134,13 @@ def _check_closed(typed: TypedModel) -> None:
     if typed.is_open:
         names = [*typed.api.free, *(spec.name for spec in typed.api.inputs if spec.static)]
         raise DimensionError(
-            f"an exported policy has one size for each dimension but the batch: give {', '.join(map(repr, names))} by dims= or constants="
+            "an exported policy has one size for each dimension but the batch: give "
+            f"{', '.join(map(repr, names))} by dims= or constants="
         )
     if odd := [spec.name for spec in typed.api.outputs if not spec.is_fixed]:
         raise DimensionError(
-            f"output {odd[0]!r} has elements whose shape follows the batch, which cannot be exported: leave it out with outputs=[...]"
+            f"output {odd[0]!r} has elements whose shape follows the batch, which cannot be exported: "
+            "leave it out with outputs=[...]"
         )
 
 
@@ -145,7 +154,8 @@ def _platforms(typed: TypedModel, wanted: Sequence[str] | None) -> tuple[str, ..
     there = typed.fn.header.platforms
     if missing := [name for name in wanted or () if name not in there]:
         raise AssetError(
-            f"this asset was exported for {', '.join(there)}, not for {', '.join(missing)}: export its ONNX file again"
+            f"this asset was exported for {', '.join(there)}, not for {', '.join(missing)}: export its "
+            "ONNX file again"
         )
     return there if wanted is None else tuple(wanted)
 
@@ -184,8 +194,10 @@ def _exported(
         # An operator needs the batch size as a number. The function of one row never asks for it.
         if mixing := typed.mixing_outputs():
             raise DimensionError(
-                f"this model cannot be exported for any number of rows: an operator needs the batch size as a number, and rows influence "
-                f"each other (output {', '.join(map(repr, mixing))}); export it for one size, batch_size=8 (the operator says: "
+                "this model cannot be exported for any number of rows: an operator needs the batch size "
+                "as a number, and rows influence "
+                f"each other (output {', '.join(map(repr, mixing))}); export it for one size, batch_size=8 "
+                "(the operator says: "
                 f"{str(cause).splitlines()[0][:200]})"
             ) from cause
         return run(by_row, n), "rows"

@@ -29,12 +29,14 @@ class Check:
     Attributes:
         max_abs: largest absolute difference.
         max_rel: largest difference relative to the other runtime's value, where that is above `ATOL`.
-        argmax_agreement: share of rows with the same largest element; None for an output that is not a vector of numbers.
-        same: whether the output is within `RTOL` and `ATOL`, in the same shape and dtype, and `alone` is not False; None where it is
-            not compared.
+        argmax_agreement: share of rows with the same largest element; None for an output that is not a vector
+            of numbers.
+        same: whether the output is within `RTOL` and `ATOL`, in the same shape and dtype, and `alone` is not
+            False; None where it is not compared.
         note: why not, or what differs beside the numbers.
-        alone: whether every row, run alone by the other runtime in the file's own layout, gives the same; None where that is not
-            known. It is False where memojax took another axis for the batch, and where the file mixes the rows of a batch.
+        alone: whether every row, run alone by the other runtime in the file's own layout, gives the same;
+            None where that is not known. It is False where memojax took another axis for the batch, and where
+            the file mixes the rows of a batch.
     """
 
     size: int
@@ -55,10 +57,12 @@ def verify(
     reference: Source | TypedModel | None = None,
     seed: int = 0,
 ) -> list[Check]:
-    """Compare every output at every size with another runtime. Outputs that are drawn at random are recognised and left out.
+    """Compare every output at every size with another runtime. Outputs that are drawn at random are
+    recognised and left out.
 
-    The other runtime runs the whole batch, and each row alone in the file's own layout: a wrong batch axis shows there. Where the
-    file declares a batch and memojax runs it row by row, the file's own batch is compared, too.
+    The other runtime runs the whole batch, and each row alone in the file's own layout: a wrong batch axis
+    shows there. Where the file declares a batch and memojax runs it row by row, the file's own batch is
+    compared, too.
 
     >>> import memojax
     >>> all(check.same for check in memojax.verify(memojax.policies.bundled("acrobot_ppo"), [1, 3]))
@@ -66,7 +70,8 @@ def verify(
 
     Args:
         against: "onnxruntime" or "tract".
-        reference: the ONNX model that the other runtime runs, for a policy that has none inside (an exported one, a function).
+        reference: the ONNX model that the other runtime runs, for a policy that has none inside (an exported
+            one, a function).
         seed: of the random inputs.
 
     Raises:
@@ -97,7 +102,8 @@ def verify(
 
 
 def contender(name: str, typed: TypedModel, reference: Source | TypedModel | None = None) -> Contender:
-    """Another runtime with the ONNX file of `typed`, or with that of `reference`, which takes and gives the same.
+    """Another runtime with the ONNX file of `typed`, or with that of `reference`, which takes and gives the
+    same.
 
     Raises:
         IncompatibleModelError: it does not.
@@ -113,7 +119,8 @@ def contender(name: str, typed: TypedModel, reference: Source | TypedModel | Non
         if {spec.name: spec for spec in mine} != {spec.name: spec for spec in other}:
             have, want = (", ".join(map(str, specs)) for specs in (other, mine))
             raise IncompatibleModelError(
-                f"the reference has the {side}s {have}, the policy {want}: give the file that it was made from"
+                f"the reference has the {side}s {have}, the policy {want}: give the file that it was made "
+                "from"
             )
     return CONTENDERS[name](theirs)
 
@@ -130,9 +137,11 @@ class _Answers:
     """What the other runtime gives for a batch.
 
     Attributes:
-        batch: rows `[n, *element_shape]` of each output, laid out as memojax takes the file to be; None where that does not run.
+        batch: rows `[n, *element_shape]` of each output, laid out as memojax takes the file to be; None where
+            that does not run.
         alone: the outputs of each row, in the file's own layout; None where that does not run.
-        whole: the outputs of all rows at once, in the file's own layout; None where the file has no batch, or does not run so.
+        whole: the outputs of all rows at once, in the file's own layout; None where the file has no batch, or
+            does not run so.
         wrong: output -> how a single row contradicts what the file declares.
         failure: which of these did not run, and why.
     """
@@ -210,7 +219,8 @@ def _compared(size: int, name: str, mine: np.ndarray, theirs: np.ndarray) -> Che
 
 
 def _close_in_file(mine: np.ndarray, theirs: np.ndarray, rows_apart: bool = False) -> bool:
-    """Whether memojax's numbers are those of the file, whose layout may have more axes of 1, or the rows on another axis."""
+    """Whether memojax's numbers are those of the file, whose layout may have more axes of 1, or the rows on
+    another axis."""
     if rows_apart and theirs.ndim == mine.ndim:
         found = [
             np.moveaxis(theirs, axis, 0) for axis in range(theirs.ndim) if theirs.shape[axis] == len(mine)

@@ -23,7 +23,8 @@ class FileLayout:
         graph: as the file has it.
         api: what an inferer takes and gives.
         bound: inputs that are the same for all rows, by their names in the file.
-        hints: name in the file -> the axis that memojax takes for the batch; it decides only where the file fits several.
+        hints: name in the file -> the axis that memojax takes for the batch; it decides only where the file
+            fits several.
     """
 
     graph: Graph
@@ -38,7 +39,8 @@ class FileLayout:
         return {names[spec.name] for spec in self.api.inputs if spec.shared and spec.name in names}
 
     def alone(self, inputs: Rows, row: int) -> dict[str, Any]:
-        """What the file takes for one row by itself: every dimension is the row's own, and the batch, if there is one, is 1."""
+        """What the file takes for one row by itself: every dimension is the row's own, and the batch, if
+        there is one, is 1."""
         feeds = dict(self.bound)
         for name, declared, rows in self._each(inputs):
             if name in self._shared:
@@ -49,7 +51,8 @@ class FileLayout:
         return feeds
 
     def whole(self, inputs: Rows) -> dict[str, Any] | None:
-        """What the file takes for all rows at once; None where it declares no batch axis that all inputs share."""
+        """What the file takes for all rows at once; None where it declares no batch axis that all inputs
+        share."""
         feeds = dict(self.bound)
         symbols: set[Dim] = set()
         for name, declared, rows in self._each(inputs):
@@ -64,7 +67,8 @@ class FileLayout:
         return feeds if len(symbols) == 1 else None
 
     def contradictions(self, feeds: Mapping[str, Any], outputs: Mapping[str, np.ndarray]) -> dict[str, str]:
-        """Output -> what is wrong, where a run contradicts the size that the file declares by one of its inputs' symbols."""
+        """Output -> what is wrong, where a run contradicts the size that the file declares by one of its
+        inputs' symbols."""
         sizes: dict[Dim, int] = {}
         for value in self.graph.inputs:
             if value.name in feeds and value.shape is not None:
@@ -98,7 +102,8 @@ def _in_file(values: Any) -> dict[str, str]:
 
 
 def _axis(declared: tuple[Dim, ...], element: Shape, hint: int | None) -> int | None:
-    """The axis that one row, of shape `element`, leaves out of the declared shape; None where it has them all."""
+    """The axis that one row, of shape `element`, leaves out of the declared shape; None where it has them
+    all."""
     if len(declared) != len(element) + 1:
         return None
     fitting = [

@@ -24,7 +24,8 @@ class ContenderError(MemojaxError):
 
 
 class Contender(abc.ABC):
-    """A model in another runtime; rows go in and out as in `Inferer.infer_arrays`, whatever the file's layout.
+    """A model in another runtime; rows go in and out as in `Inferer.infer_arrays`, whatever the file's
+    layout.
 
     A file whose batch is fixed runs row by row.
     """
@@ -40,7 +41,8 @@ class Contender(abc.ABC):
         """
         if typed.model is None or not isinstance(typed.fn, (BatchedFunction, HostRows)):
             raise ContenderError(
-                f"{self.name} runs ONNX files, and this policy has none (it was exported, or is a function): name the file that it was "
+                f"{self.name} runs ONNX files, and this policy has none (it was exported, or is a "
+                "function): name the file that it was "
                 "made from (on the command line --onnx FILE, in memojax.verify reference=FILE)"
             )
         self._rows = typed.fn
@@ -105,7 +107,8 @@ class Contender(abc.ABC):
         return None if feeds is None else self._shown_of(feeds, "all rows at once")
 
     def contradictions(self, inputs: Rows, first: Rows) -> dict[str, str]:
-        """Shown name -> what is wrong, where `first`, the first row alone, contradicts the sizes that the file declares."""
+        """Shown name -> what is wrong, where `first`, the first row alone, contradicts the sizes that the
+        file declares."""
         in_file = {file_name: name for name, (_, file_name) in self._shown.items()}
         outputs = {name: first[shown] for name, shown in in_file.items()}
         found = self.layout.contradictions(self.layout.alone(inputs, 0), outputs)

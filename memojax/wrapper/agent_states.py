@@ -33,7 +33,8 @@ class Ticket:
 
 @dataclass(frozen=True)
 class _Staged:
-    """New state from a batch, applied once its `outcome` counts, and dropped if the batch goes away before."""
+    """New state from a batch, applied once its `outcome` counts, and dropped if the batch goes away
+    before."""
 
     ticket: Ticket
     states: Sequence[Array]
@@ -59,12 +60,14 @@ class _Table:
 
 
 class AgentStates:
-    """One array `[capacity, *shape]` for each piece of state, and the row of each agent; threads may share it.
+    """One array `[capacity, *shape]` for each piece of state, and the row of each agent; threads may share
+    it.
 
-    A row's epoch changes when its agent begins, ends or is set, so a call that started before does not overwrite it. The rows of the
-    last batch are remembered, because the next batch often has the same agents.
+    A row's epoch changes when its agent begins, ends or is set, so a call that started before does not
+    overwrite it. The rows of the last batch are remembered, because the next batch often has the same agents.
 
-    Each change takes effect by a single assignment, so an interrupt leaves the state either as before or as after it.
+    Each change takes effect by a single assignment, so an interrupt leaves the state either as before or as
+    after it.
     """
 
     def __init__(self, specs: Sequence[TensorSpec]):
@@ -150,7 +153,8 @@ class AgentStates:
         for spec in self._specs:
             if spec.name in given and given[spec.name].shape != spec.shape:
                 raise InputShapeError(
-                    f"state {spec.name!r} has shape {list(given[spec.name].shape)}, expected {list(spec.shape)}"
+                    f"state {spec.name!r} has shape {list(given[spec.name].shape)}, expected "
+                    f"{list(spec.shape)}"
                 )
         with self._lock:
             self._settle()
@@ -188,7 +192,8 @@ class AgentStates:
             return Ticket(rows, table.epochs[rows])
 
     def stage(self, ticket: Ticket, view: ScratchPadView, states: Sequence[Array]) -> None:
-        """Store `states`, one array of rows per piece, for the agents of `ticket` once `view` has run to its end."""
+        """Store `states`, one array of rows per piece, for the agents of `ticket` once `view` has run to its
+        end."""
         outcome = view.follow(self.finish)
         with self._lock:
             self._staged.append(_Staged(ticket, states, outcome, weakref.ref(view)))

@@ -1,4 +1,5 @@
-"""Wrappers: logic around an inferer. An `InfererWrapper` holds no inferer, so the inferer can be swapped while its state stays."""
+"""Wrappers: logic around an inferer. An `InfererWrapper` holds no inferer, so the inferer can be swapped
+while its state stays."""
 
 from __future__ import annotations
 
@@ -91,9 +92,11 @@ class BaseWrapper(InfererWrapper):
 
 
 class LayeredInferer(Inferer):
-    """An inferer with wrappers around it; base of `StatefulInferer` and of the wrappers that own their inferer.
+    """An inferer with wrappers around it; base of `StatefulInferer` and of the wrappers that own their
+    inferer.
 
-    `infer_raw` takes any number of rows. They are split below the wrappers, so the wrappers' state changes once all rows have run.
+    `infer_raw` takes any number of rows. They are split below the wrappers, so the wrappers' state changes
+    once all rows have run.
     """
 
     def __init__(self, wrapper_stack: InfererWrapper, inferer: Inferer):
@@ -283,7 +286,8 @@ def _check_same(kind: str, old: Sequence[TensorSpec], new: Sequence[TensorSpec])
     for before, after in zip(old, new, strict=False):
         if before != after:
             raise IncompatibleModelError(
-                f"{kind} {before} of the old inferer is {after} in the new one: export it with the same {kind}s"
+                f"{kind} {before} of the old inferer is {after} in the new one: export it with the same "
+                f"{kind}s"
             )
     if len(old) != len(new):
         longer = (old if len(old) > len(new) else new)[min(len(old), len(new))]

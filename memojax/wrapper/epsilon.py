@@ -108,7 +108,8 @@ class EpsilonInjectorWrapper(InfererWrapper):
     def __init__(
         self, inner: InfererWrapper, inferer: Inferer, key: str, generator: NoiseGenerator | None = None
     ):
-        """Fill the input `key` of `inferer` from `generator` (`HighQualityNoiseGenerator` by default), outside of `inner`.
+        """Fill the input `key` of `inferer` from `generator` (`HighQualityNoiseGenerator` by default),
+        outside of `inner`.
 
         Raises:
             UnknownInputError: there is no input `key`, or `inner` hides it.
@@ -152,7 +153,8 @@ class EpsilonInjectorWrapper(InfererWrapper):
 class EpsilonInjector(LayeredInferer):
     """Fills one input of the inferer that it owns with noise.
 
-    Pick it for a policy exported with its noise as an input; `EpsilonInjectorWrapper` does the same where the inferer is to be swapped.
+    Pick it for a policy exported with its noise as an input; `EpsilonInjectorWrapper` does the same where the
+    inferer is to be swapped.
 
     >>> policy = memojax.load(memojax.policies.bundled("pendulum_ppo"))
     >>> noisy = memojax.EpsilonInjector(policy, "epsilon", memojax.HighQualityNoiseGenerator(seed=0))
@@ -187,5 +189,6 @@ def _fill_normal(rng: np.random.Generator, out: np.ndarray) -> None:
         out[...] = rng.standard_normal(out.shape, np.float32)
     else:
         raise InputDtypeError(
-            f"normal noise cannot fill an input of {out.dtype}: use a ConstantGenerator, or a generator of your own"
+            f"normal noise cannot fill an input of {out.dtype}: use a ConstantGenerator, or a generator of "
+            "your own"
         )

@@ -37,7 +37,8 @@ class RecurrentInfo:
 
 @final
 class RecurrentTrackerWrapper(InfererWrapper):
-    """Keeps the hidden state of each agent; stack it around an inferer that you want to swap later. See `RecurrentTracker`.
+    """Keeps the hidden state of each agent; stack it around an inferer that you want to swap later. See
+    `RecurrentTracker`.
 
     >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
     >>> tracker = memojax.RecurrentTrackerWrapper(memojax.BaseWrapper(), policy)
@@ -53,7 +54,8 @@ class RecurrentTrackerWrapper(InfererWrapper):
 
         Raises:
             UnknownInputError: the model has no such input, or `inner` hides it.
-            IncompatibleModelError: the model has no such output, a pair does not fit together, or no pair was found.
+            IncompatibleModelError: the model has no such output, a pair does not fit together, or no pair was
+                found.
         """
         check_inferer(inferer)
         around = inner.api(inferer)
@@ -123,7 +125,8 @@ class RecurrentTrackerWrapper(InfererWrapper):
             view.settle()
 
     def begin_agent(self, inferer: Inferer, agent: int) -> None:
-        # Last begun, first ended: an agent that this wrapper does not know counts as unknown, whatever the inner layers hold.
+        # Last begun, first ended: an agent that this wrapper does not know counts as unknown, whatever the
+        # inner layers hold.
         self._inner.begin_agent(inferer, agent)
         self._states.begin(agent)
 
@@ -134,11 +137,13 @@ class RecurrentTrackerWrapper(InfererWrapper):
 
 @final
 class RecurrentTracker(LayeredInferer):
-    """Owns an inferer and keeps the hidden state of each agent; callers see neither its inputs nor its outputs.
+    """Owns an inferer and keeps the hidden state of each agent; callers see neither its inputs nor its
+    outputs.
 
-    `begin_agent` begins an agent, or resets its state; `end_agent` forgets it. Vectorised environments call `infer_arrays` without `ids`:
-    rows are then agents 0, 1, ..., begun when first seen, and `dones` resets rows whose episode is new. The state changes only after the
-    model has run. Threads may run disjoint agents at once. For `jax.Array` rows the state lies on their device.
+    `begin_agent` begins an agent, or resets its state; `end_agent` forgets it. Vectorised environments call
+    `infer_arrays` without `ids`: rows are then agents 0, 1, ..., begun when first seen, and `dones` resets
+    rows whose episode is new. The state changes only after the model has run. Threads may run disjoint agents
+    at once. For `jax.Array` rows the state lies on their device.
 
     >>> policy = memojax.RecurrentTracker.wrap(memojax.load(memojax.policies.bundled("recurrent_lstm")))
     >>> rows = {"obs": np.zeros((3, 2), np.float32)}
@@ -190,9 +195,9 @@ class RecurrentTracker(LayeredInferer):
 def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
     """Pairs of an input and the output of the same shape that continues it, by name.
 
-    Equal names come first. Without any, common pairs count: `h_in` and `h_out`, `state_ins` and `state_outs`, `cache` and `cache_out`,
-    `next_cache` or `new_cache`, `h0` and `hn`. TensorFlow's `input_2` and `output_2` come last, unless callers would then have no
-    input left.
+    Equal names come first. Without any, common pairs count: `h_in` and `h_out`, `state_ins` and `state_outs`,
+    `cache` and `cache_out`, `next_cache` or `new_cache`, `h0` and `hn`. TensorFlow's `input_2` and `output_2`
+    come last, unless callers would then have no input left.
 
     Raises:
         IncompatibleModelError: no pair was found.

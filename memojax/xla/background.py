@@ -1,7 +1,8 @@
-"""One low-priority thread for compiles in the background and for autotuning, and one for what must not wait for these.
+"""One low-priority thread for compiles in the background and for autotuning, and one for what must not wait
+for these.
 
-While a task runs, Python's switch interval is short. JAX traces in Python, and by default another thread waits up to 5 ms for its
-turn, which is the time of a hundred calls.
+While a task runs, Python's switch interval is short. JAX traces in Python, and by default another thread
+waits up to 5 ms for its turn, which is the time of a hundred calls.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ _compiles, _errands = _Worker("memojax-worker"), _Worker("memojax-errands")
 
 
 def submit(task: Callable[[], T]) -> Future[T]:
-    """Run `task` on the worker, after all tasks submitted before; the future can be cancelled until the task starts.
+    """Run `task` on the worker, after all tasks submitted before; the future can be cancelled until the task
+    starts.
 
     While the interpreter exits, it comes back cancelled.
     """

@@ -24,7 +24,8 @@ _claimed: dict[int, int] = {}
 
 
 def pin_cores(cores: int | Iterable[int]) -> tuple[int, ...]:
-    """Run this process on some cores only: the threads that it has, and those that XLA and the kernels start later.
+    """Run this process on some cores only: the threads that it has, and those that XLA and the kernels start
+    later.
 
     Call it before the first policy is loaded: XLA sizes its pool by the cores that it sees then.
 
@@ -34,10 +35,12 @@ def pin_cores(cores: int | Iterable[int]) -> tuple[int, ...]:
     True
 
     Args:
-        cores: numbers of cores; or how many, which are taken from those that no other process of yours has claimed.
+        cores: numbers of cores; or how many, which are taken from those that no other process of yours has
+            claimed.
 
     Returns:
-        The cores; empty where nothing was pinned, because too few were unclaimed or the system has no affinity.
+        The cores; empty where nothing was pinned, because too few were unclaimed or the system has no
+        affinity.
 
     Raises:
         DeviceError: no such core, or this process may not run on it.

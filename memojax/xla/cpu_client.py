@@ -1,4 +1,5 @@
-"""memojax's own CPU client: it runs small calls synchronously and leaves the user's backend and flags alone."""
+"""memojax's own CPU client: it runs small calls synchronously and leaves the user's backend and flags
+alone."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _lock = threading.Lock()
 
 
 def cpu_device() -> jax.Device:
-    """The device of memojax's own synchronous CPU client; JAX's CPU device, with a warning, if jaxlib has no such client."""
+    """The device of memojax's own synchronous CPU client; JAX's CPU device, with a warning, if jaxlib has no
+    such client."""
     with _lock:
         return _cpu_device()
 
@@ -65,7 +67,8 @@ def _cpu_device() -> jax.Device:
         return xla_client.make_cpu_client(asynchronous=False).devices()[0]
     except (ImportError, AttributeError, TypeError, RuntimeError) as cause:
         log.warning(
-            "no private CPU client in this jaxlib (%s): using JAX's own CPU backend, where small calls cost more",
+            "no private CPU client in this jaxlib (%s): using JAX's own CPU backend, where small calls "
+            "cost more",
             cause,
         )
         return jax.devices("cpu")[0]

@@ -1,4 +1,5 @@
-"""Whether this process was forked from one that had used memojax. A fork has none of XLA's threads, so XLA would hang in it."""
+"""Whether this process was forked from one that had used memojax. A fork has none of XLA's threads, so XLA
+would hang in it."""
 
 from __future__ import annotations
 

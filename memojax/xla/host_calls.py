@@ -1,4 +1,5 @@
-"""Python that an executable calls back: what it raises reaches the caller as it was raised, and not as XLA's text about it."""
+"""Python that an executable calls back: what it raises reaches the caller as it was raised, and not as XLA's
+text about it."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ def called_back(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def failure_behind(error: Exception) -> Exception:
-    """What was raised in a call back from the executable that raised `error`; `error` itself where nothing was."""
+    """What was raised in a call back from the executable that raised `error`; `error` itself where nothing
+    was."""
     found = re.search(rf"{_MARK} (\d+)", str(error))
     return _failures.pop(int(found[1]), error) if found else error

@@ -1,7 +1,7 @@
 """How much a model file may ask for: each limit, its default, and the environment variable that raises it.
 
-A policy is small, a hostile file asks for terabytes in a few bytes. What a file brings along byte by byte is not limited here; what it
-makes out of little is.
+A policy is small, a hostile file asks for terabytes in a few bytes. What a file brings along byte by byte is
+not limited here; what it makes out of little is.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Limit:
         """The error that says so."""
         return LimitError(
             f"{where} asks for {_grouped(asked)} {self.what}, and {_grouped(allowed)} are allowed: "
-            f"if the file is to be trusted, set {self.variable} in the environment to a number above {self.default:,}"
+            f"if the file is to be trusted, set {self.variable} in the environment to a number above "
+            f"{self.default:,}"
         )
 
 
@@ -98,7 +99,8 @@ def counting_rows(count: int) -> Iterator[None]:
 def for_rows(limit: Limit) -> int:
     """What `limit` allows for what may grow with the batch.
 
-    A value that is computed while tracing takes memory even where a batch size is only probed, so that it grows more slowly.
+    A value that is computed while tracing takes memory even where a batch size is only probed, so that it
+    grows more slowly.
     """
     return limit.allowed + limit.allowed // limit.rows * rows.get()
 

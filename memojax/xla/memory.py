@@ -23,7 +23,8 @@ def available_bytes(device: jax.Device) -> int | None:
 
 
 def bytes_per_row(compiled: Any, size: int) -> float:
-    """Bytes of outputs and temporaries per row, as reported by an executable for `size` rows; 0 if it reports nothing."""
+    """Bytes of outputs and temporaries per row, as reported by an executable for `size` rows; 0 if it reports
+    nothing."""
     try:
         analysis = compiled.memory_analysis()
         return (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / size

@@ -11,7 +11,8 @@ import jax
 import jaxlib.version
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"
-"""XLA's option for the operations that its CPU backend gives to YNNPACK. XLA compiles the others itself or calls Eigen."""
+"""XLA's option for the operations that its CPU backend gives to YNNPACK. XLA compiles the others itself or
+calls Eigen."""
 
 
 def ynn(*kinds: str) -> dict[str, str]:
@@ -22,7 +23,8 @@ def ynn(*kinds: str) -> dict[str, str]:
 def compiled(lowered: Any, device: jax.Device, options: Mapping[str, Any] | None = None) -> Any:
     """Compile `lowered` for `device` with XLA's `options`.
 
-    On a CPU, `options` override memojax's defaults. A jaxlib that does not know the defaults compiles without them.
+    On a CPU, `options` override memojax's defaults. A jaxlib that does not know the defaults compiles without
+    them.
     """
     options = dict(options or {})
     try:
@@ -51,7 +53,8 @@ def has_avx512() -> bool:
 def has_sound_convolutions() -> bool:
     """Whether YNNPACK computes convolutions right: XLA itself uses it for them from jaxlib 0.10 on.
 
-    In 0.8.3 the last rows of a padded convolution came out wrong about once in 300 runs; 4,000 runs of 0.9.2 showed no error.
+    In 0.8.3 the last rows of a padded convolution came out wrong about once in 300 runs; 4,000 runs of 0.9.2
+    showed no error.
     """
     major, minor = jaxlib.version.__version__.split(".")[:2]
     return (int(major), int(minor)) >= (0, 10)
@@ -61,11 +64,12 @@ def has_sound_convolutions() -> bool:
 def _defaults() -> dict[str, str]:
     """Give YNNPACK single products and, with AVX-512, single convolutions.
 
-    XLA's own default also fuses reductions. It then shrinks a weight that is one number throughout (zeros of an untrained head) to a
-    scalar, and YNNPACK reads past its end (jaxlib 0.10.2). Over 25 policies, fused reductions change no time (0.99).
+    XLA's own default also fuses reductions. It then shrinks a weight that is one number throughout (zeros of
+    an untrained head) to a scalar, and YNNPACK reads past its end (jaxlib 0.10.2). Over 25 policies, fused
+    reductions change no time (0.99).
 
-    Without AVX-512, Eigen's convolutions are faster: an 84x84x4 Nature CNN takes 0.85 of the time for one frame and 0.25 for 128
-    (EPYC Milan).
+    Without AVX-512, Eigen's convolutions are faster: an 84x84x4 Nature CNN takes 0.85 of the time for one
+    frame and 0.25 for 128 (EPYC Milan).
     """
     return ynn(
         "INDIVIDUAL_DOT", *(["INDIVIDUAL_CONVOLUTION"] if has_avx512() and has_sound_convolutions() else [])

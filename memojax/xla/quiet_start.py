@@ -1,4 +1,5 @@
-"""Ctrl-C while the command line is imported ends the process at once and without a traceback, as it ends programs in C."""
+"""Ctrl-C while the command line is imported ends the process at once and without a traceback, as it ends
+programs in C."""
 
 from __future__ import annotations
 

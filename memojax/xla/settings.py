@@ -1,4 +1,5 @@
-"""JAX's settings while memojax traces, compiles and moves data: what the user has set for their own code changes no answer of ours."""
+"""JAX's settings while memojax traces, compiles and moves data: what the user has set for their own code
+changes no answer of ours."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _OPERATORS: tuple[_Setting, ...] = (
     ("jax_transfer_guard_device_to_host", "allow", jax.transfer_guard_device_to_host),
     ("jax_transfer_guard_device_to_device", "allow", jax.transfer_guard_device_to_device),
 )
-"""What operators rely on wherever they run: they broadcast, infinities mask scores, and NaN is a number like others."""
+"""What operators rely on wherever they run: they broadcast, infinities mask scores, and NaN is a number like
+others."""
 
 _PROGRAMS: tuple[_Setting, ...] = (
     *_OPERATORS,
@@ -38,15 +40,18 @@ _AS_GUARDED = {"allow": (None, "allow")}
 
 
 def own_settings(precision: str | None = None) -> Any:
-    """A context in which JAX works as memojax needs it: 64 bits, jit, no checks of the user's; `precision` is that of products.
+    """A context in which JAX works as memojax needs it: 64 bits, jit, no checks of the user's; `precision` is
+    that of products.
 
-    Entering costs a few microseconds where the user has changed nothing; a call that finds its plan does not enter.
+    Entering costs a few microseconds where the user has changed nothing; a call that finds its plan does not
+    enter.
     """
     return _within(_PROGRAMS, precision)
 
 
 def operator_settings() -> Any:
-    """A context for operators in the user's own trace: x64, jit, devices and the precision of products stay as the user has them."""
+    """A context for operators in the user's own trace: x64, jit, devices and the precision of products stay
+    as the user has them."""
     return _within(_OPERATORS, getattr(jax.config, _PRECISION))
 
 

@@ -1,4 +1,5 @@
-"""`package` and `to-stablehlo`, and every command over ONNX files, CRVO and StableHLO assets by their content."""
+"""`package` and `to-stablehlo`, and every command over ONNX files, CRVO and StableHLO assets by their
+content."""
 
 from __future__ import annotations
 

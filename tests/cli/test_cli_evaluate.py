@@ -1,4 +1,5 @@
-"""`memojax evaluate`: tables and JSON, several models, wrappers, and what is left of a run that is cut short."""
+"""`memojax evaluate`: tables and JSON, several models, wrappers, and what is left of a run that is cut
+short."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ PUBLIC = {
     for name in memojax.__all__
     if not isinstance(value := getattr(memojax, name), types.ModuleType)
 }
-"""Classes and functions; the modules among the public names are `errors` (whose classes are raised, not called), and those below."""
+"""Classes and functions; the modules among the public names are `errors` (whose classes are raised, not
+called), and those below."""
 
 INSIDE = {
     "memojax.policies": ["names", "bundled", "card"],

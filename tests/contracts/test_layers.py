@@ -1,4 +1,5 @@
-"""Imports point one way: a file imports only rooms above its own in `LAYERS`, and no two files import each other."""
+"""Imports point one way: a file imports only rooms above its own in `LAYERS`, and no two files import each
+other."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def _for_types_only(node: ast.AST) -> bool:
 
 @functools.cache
 def imports(module: str) -> list[tuple[str, bool]]:
-    """(module of ours, whether the import stands in a function) for each import in `module`, those for types alone left out."""
+    """(module of ours, whether the import stands in a function) for each import in `module`, those for types
+    alone left out."""
     path = MODULES[module]
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     found: list[tuple[str, bool]] = []

@@ -1,8 +1,10 @@
-"""Every code block of README.md and docs/ runs, in the order of its page, in a folder with the files that the pages name.
+"""Every code block of README.md and docs/ runs, in the order of its page, in a folder with the files that the
+pages name.
 
-Python blocks of one section share a namespace; a `text` block right after one is its output, word for word. Lines of `sh` blocks that call
-`memojax` run in this process, the others are commands that CI runs itself (`main-command`, `test-command`) or installs. A comment
-`<!-- needs: PACKAGE ... -->` above a block says what must be installed for it.
+Python blocks of one section share a namespace; a `text` block right after one is its output, word for word.
+Lines of `sh` blocks that call `memojax` run in this process, the others are commands that CI runs itself
+(`main-command`, `test-command`) or installs. A comment `<!-- needs: PACKAGE ... -->` above a block says what
+must be installed for it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Block:
 
 
 def sections(page: Path) -> dict[str, list[Block]]:
-    """Blocks that run together: those of a whole page, or of each section of the recipes, which stand alone."""
+    """Blocks that run together: those of a whole page, or of each section of the recipes, which stand
+    alone."""
     text = page.read_text()
     parts = re.split(r"^## ", text, flags=re.MULTILINE) if page.name == "recipes.md" else [text]
     found = {}

@@ -1,4 +1,5 @@
-"""How inferers show themselves: as text, as HTML, and as a figure; looking at one computes nothing and changes nothing."""
+"""How inferers show themselves: as text, as HTML, and as a figure; looking at one computes nothing and
+changes nothing."""
 
 from __future__ import annotations
 

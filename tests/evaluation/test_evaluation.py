@@ -1,4 +1,5 @@
-"""`memojax.evaluate`: episodes dealt to a shrinking batch, spaces matched to inputs and outputs, errors that keep what was done."""
+"""`memojax.evaluate`: episodes dealt to a shrinking batch, spaces matched to inputs and outputs, errors that
+keep what was done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which plans an evaluation runs on: few by default, exact where rows mix, and the same numbers either way."""
+"""Which plans an evaluation runs on: few by default, exact where rows mix, and the same numbers either
+way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How `memojax.evaluate` matches observations and actions to inputs and outputs: spaces, noise, masks, memory, transforms."""
+"""How `memojax.evaluate` matches observations and actions to inputs and outputs: spaces, noise, masks,
+memory, transforms."""
 
 from __future__ import annotations
 

@@ -20,10 +20,11 @@ HANDS = {"scout": spaces.Box(-1, 1, (1,), np.float32)}
 
 
 class Team:
-    """Walkers see two numbers and choose one of two actions; a scout sees three and gives one. PettingZoo's API by duck.
+    """Walkers see two numbers and choose one of two actions; a scout sees three and gives one. PettingZoo's
+    API by duck.
 
-    The reward of a walker is 1 for action 0; of the scout it is its action. Walker i leaves after 3 + i steps; the episode
-    ends when all have left, the scout with the last walker.
+    The reward of a walker is 1 for action 0; of the scout it is its action. Walker i leaves after 3 + i
+    steps; the episode ends when all have left, the scout with the last walker.
     """
 
     metadata = {"name": "team_v0"}  # noqa: RUF012

@@ -1,4 +1,5 @@
-"""`policy(inputs)` and `predict` without a trainer at hand: arrays of each kind, buffers, spaces that are not known."""
+"""`policy(inputs)` and `predict` without a trainer at hand: arrays of each kind, buffers, spaces that are not
+known."""
 
 from __future__ import annotations
 

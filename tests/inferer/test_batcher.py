@@ -1,4 +1,5 @@
-"""Batcher and Batched: order, splitting, failures, and input that is not what it should be. Fakes are closures, as in cervo's tests."""
+"""Batcher and Batched: order, splitting, failures, and input that is not what it should be. Fakes are
+closures, as in cervo's tests."""
 
 from __future__ import annotations
 

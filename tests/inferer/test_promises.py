@@ -1,4 +1,5 @@
-"""What an inferer promises holds for `jax.Array`s, under eviction, and while weights change: one call, one set of weights."""
+"""What an inferer promises holds for `jax.Array`s, under eviction, and while weights change: one call, one
+set of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which axis holds the agents: files of every kind, against ONNX Runtime run row by row, or refused with what would settle it."""
+"""Which axis holds the agents: files of every kind, against ONNX Runtime run row by row, or refused with what
+would settle it."""
 
 from __future__ import annotations
 

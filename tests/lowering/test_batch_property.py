@@ -1,4 +1,5 @@
-"""Random graphs: an inferer gives each row what the file gives it alone, or whole batches where the file mixes rows, or a typed error.
+"""Random graphs: an inferer gives each row what the file gives it alone, or whole batches where the file
+mixes rows, or a typed error.
 
 `python -m tests.lowering.test_batch_property 2000` runs as many graphs by hand.
 """

@@ -1,4 +1,5 @@
-"""Small policies exported by torch (both exporters), Stable-Baselines3, tf2onnx, jax2onnx and skl2onnx give the numbers that were recorded."""
+"""Small policies exported by torch (both exporters), Stable-Baselines3, tf2onnx, jax2onnx and skl2onnx give
+the numbers that were recorded."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def test_it_is_a_pure_function_of_its_weights(stem: str) -> None:
 
 @pytest.mark.parametrize("other", ["sb3_ppo_opset17", "sb3_ppo_dynamo_opset18", "sb3_sac_epsilon"])
 def test_weights_are_not_taken_from_a_graph_that_uses_them_otherwise(other: str) -> None:
-    """Another exporter may transpose them: such a file is loaded anew, it does not become these weights by the look of their shapes."""
+    """Another exporter may transpose them: such a file is loaded anew, it does not become these weights by
+    the look of their shapes."""
     policy = memojax.load(FOLDER / "sb3_ppo_opset11.onnx", preload=[5], weights="argument")
     inputs, outputs = recorded("sb3_ppo_opset11", 5)
     with pytest.raises(IncompatibleModelError, match="load it anew"):

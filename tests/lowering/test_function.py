@@ -1,4 +1,5 @@
-"""Graph -> pure function: what is static and stays exact, scopes, errors, keys, and which initializers are weights."""
+"""Graph -> pure function: what is static and stays exact, scopes, errors, keys, and which initializers are
+weights."""
 
 from __future__ import annotations
 
@@ -232,7 +233,8 @@ def test_all_unknown_operators_are_listed_at_once() -> None:
 
 
 def test_initializers_are_weights_structure_or_constants() -> None:
-    """Floats of rank 1 and more are weights, and so are large tables; scalars, integers and what decides a shape are not."""
+    """Floats of rank 1 and more are weights, and so are large tables; scalars, integers and what decides a
+    shape are not."""
     weights = {
         "kernel": np.ones((4, 4), np.float32),
         "half": np.ones(4, np.float16),
@@ -306,7 +308,8 @@ def test_runs_under_to_jax_as_such() -> None:
 
 
 def test_tracing_is_fast_and_its_cost_per_node_flat() -> None:
-    """In CPU time, so that a busy machine does not matter; `benchmarks/tracing.py` measures up to 5,000 nodes."""
+    """In CPU time, so that a busy machine does not matter; `benchmarks/tracing.py` measures up to 5,000
+    nodes."""
 
     def layers(count: int) -> GraphFunction:
         nodes = []

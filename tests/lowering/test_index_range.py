@@ -1,4 +1,5 @@
-"""An index that data gives and that points at nothing: NaN, an error with `checked=True`, never another entry."""
+"""An index that data gives and that points at nothing: NaN, an error with `checked=True`, never another
+entry."""
 
 from __future__ import annotations
 
@@ -111,7 +112,8 @@ def test_an_index_that_comes_of_a_wrong_index_is_wrong_too() -> None:
 
 KNOWN = {
     "argmax": "a = ArgMax <axis = 1, keepdims = 0> (x)\n y = Gather (t, a)",
-    "topk": "two = Constant <value_ints = [2]> ()\n v, a = TopK (x, two)\n y = GatherElements <axis = 1> (x, a)",
+    "topk": "two = Constant <value_ints = [2]> ()\n v, a = TopK (x, two)\n y = GatherElements <axis = 1> "
+    "(x, a)",
     "clip": "a = Clip (i, zero, four)\n y = Gather (t, a)",
     "negative": "a = Clip (i, low, minus)\n y = Gather (t, a)",
     "min and max": "l = Min (i, four)\n a = Max (l, zero)\n y = Gather (t, a)",
@@ -119,7 +121,8 @@ KNOWN = {
     "boolean": "b = Cast <to = 9> (i)\n a = Cast <to = 6> (b)\n y = Gather (t, a)",
     "sum": "a = ArgMax <axis = 1> (x)\n b = Sub (a, one)\n y = Gather (t, b)",
     "where": "b = Cast <to = 9> (i)\n a = Where (b, four, zero)\n y = Gather (t, a)",
-    "shape": "a = ArgMax <axis = 1> (x)\n s = Constant <value_ints = [-1, 1, 1]> ()\n r = Reshape (a, s)\n y = GatherND (t, r)",
+    "shape": "a = ArgMax <axis = 1> (x)\n s = Constant <value_ints = [-1, 1, 1]> ()\n r = Reshape (a, s)\n "
+    "y = GatherND (t, r)",
 }
 UNKNOWN = {
     "input": "y = Gather (t, i)",

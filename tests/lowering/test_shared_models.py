@@ -1,4 +1,5 @@
-"""The development models in ../shared/models against ONNX Runtime, at batch 1 and 5; skipped where that folder is not there."""
+"""The development models in ../shared/models against ONNX Runtime, at batch 1 and 5; skipped where that
+folder is not there."""
 
 from __future__ import annotations
 

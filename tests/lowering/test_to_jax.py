@@ -141,7 +141,8 @@ def test_a_shape_deciding_input_is_closed_over() -> None:
 
 
 def test_a_state_declared_for_one_row_holds_for_more() -> None:
-    """Recurrent exports write `[layers, 1, hidden]`, batch second, beside `[1, features]`; a feature more is still refused."""
+    """Recurrent exports write `[layers, 1, hidden]`, batch second, beside `[1, features]`; a feature more is
+    still refused."""
     value = helper.make_tensor_value_info
     nodes = [
         helper.make_node("Squeeze", ["h", "first"], ["flat"]),

@@ -1,4 +1,5 @@
-"""External data comes from the model's own folder, wherever the tensor stands, and is part of what a model is told apart by."""
+"""External data comes from the model's own folder, wherever the tensor stands, and is part of what a model is
+told apart by."""
 
 from __future__ import annotations
 

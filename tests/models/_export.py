@@ -184,7 +184,8 @@ def write(
         "standard_error": round(float(returns.std(ddof=1) / np.sqrt(returns.size)), 3),
         "episodes": returns.size,
         "evaluation_seeds": [EVALUATION_SEEDS.start, EVALUATION_SEEDS.stop - 1],
-        "evaluation": "one episode per seed, deterministic (argmax, or epsilon 0), the .onnx run by onnxruntime",
+        "evaluation": "one episode per seed, deterministic (argmax, or epsilon 0), the .onnx run by "
+        "onnxruntime",
     }
     info = {"env_id": env_id, "algorithm": algorithm, **measured, "roles": roles, **card}
     info |= {

@@ -2,9 +2,11 @@
 
 `python tests/models/export_frameworks.py torch|sklearn|keras|jax` writes `<stem>.onnx` (under 40 KB) and
 `<stem>.npz` here, keys `b1/in/<input>` and `b1/out/<index>/<output>`, the same for b5. Each takes seconds.
-Weights are random from a fixed seed, except sklearn's, which are fitted. The frameworks do not share an environment:
+Weights are random from a fixed seed, except sklearn's, which are fitted. The frameworks do not share an
+environment:
 
-- torch, sklearn: `pip install torch==2.13.0 stable-baselines3 onnx onnxscript onnxruntime skl2onnx scikit-learn`
+- torch, sklearn:
+  `pip install torch==2.13.0 stable-baselines3 onnx onnxscript onnxruntime skl2onnx scikit-learn`
 - keras: `pip install tf2onnx tensorflow-cpu onnxruntime`
 - jax: `pip install jax2onnx flax onnxruntime`
 """
@@ -58,7 +60,8 @@ def save(stem: str, model: onnx.ModelProto) -> None:
 
 
 def export_torch() -> None:
-    """SB3 policies: PPO by the candidate of SB3's docs, SAC's actor with its noise as an input and drawn inside."""
+    """SB3 policies: PPO by the candidate of SB3's docs, SAC's actor with its noise as an input and drawn
+    inside."""
     import gymnasium as gym
     import torch
     from stable_baselines3 import PPO, SAC

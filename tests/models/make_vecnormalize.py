@@ -1,6 +1,7 @@
 """Make `vecnormalize.pkl`: statistics as Stable-Baselines3's `VecNormalize.save` writes them.
 
-Needs `pip install stable-baselines3 'gymnasium[classic-control]'`. Prints the statistics that the test expects.
+Needs `pip install stable-baselines3 'gymnasium[classic-control]'`. Prints the statistics that the test
+expects.
 """
 
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Train and export `memojax/policies/recurrent_lstm.onnx`: CartPole-v1 without its velocities, PPO with an LSTM.
+"""Train and export `memojax/policies/recurrent_lstm.onnx`: CartPole-v1 without its velocities, PPO with an
+LSTM.
 
 Needs `pip install torch==2.13.0 stable-baselines3 sb3-contrib 'gymnasium[classic-control]' onnx onnxruntime`.
 Took 5 minutes on one CPU core, the memoryless PPO it is compared with included.
@@ -118,7 +119,8 @@ def main() -> None:
         algorithm="RecurrentPPO",
         roles=ROLES,
         observation_indices=KEPT,
-        observation_transform="cart position and pole angle only: elements 0 and 2 of the environment's observation",
+        observation_transform="cart position and pole angle only: elements 0 and 2 of the environment's "
+        "observation",
         mean_return_state_zeroed=round(float(np.mean(forgetful)), 3),
         mean_return_memoryless_ppo=round(memoryless_return(), 3),
         seed=SEED,

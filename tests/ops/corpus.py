@@ -1,6 +1,8 @@
-"""ONNX's own backend cases, run through `memojax.backend`; `python -m tests.ops.corpus PATTERN` prints what fails.
+"""ONNX's own backend cases, run through `memojax.backend`; `python -m tests.ops.corpus PATTERN` prints what
+fails.
 
-`--kind simple|pytorch-converted|pytorch-operator|light`, `--exact OpType` (cases that contain the operator), `-v` for tracebacks.
+`--kind simple|pytorch-converted|pytorch-operator|light`, `--exact OpType` (cases that contain the operator),
+`-v` for tracebacks.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def cases(kind: str) -> dict[str, TestCase]:
 
 
 def known_failures(text: str | None = None) -> dict[str, str]:
-    """Case name -> cause, from `backend_xfails.txt`: a group is a `#` comment that says why, then names, one a line.
+    """Case name -> cause, from `backend_xfails.txt`: a group is a `#` comment that says why, then names, one
+    a line.
 
     Raises:
         ValueError: a name is listed twice, or without a cause above it.
@@ -62,7 +65,8 @@ def known_failures(text: str | None = None) -> dict[str, str]:
 
 
 def tally() -> dict[str, tuple[int, int]]:
-    """(cases that pass, all cases) of each kind, as the known failures have it; `test_backend.py` holds them to it."""
+    """(cases that pass, all cases) of each kind, as the known failures have it; `test_backend.py` holds them
+    to it."""
     failing = known_failures()
     total = {kind: len(cases(kind)) for kind in KINDS}
     failed = Counter(kind for kind in KINDS for name in cases(kind) if name in failing)
@@ -109,7 +113,8 @@ def run_case(case: TestCase) -> None:
 
 
 def _assert_similar(expected: Sequence[Any], outputs: Sequence[Any], **tolerance: float) -> None:
-    """As ONNX's runner compares tensors; sequences by element, whose own recursion takes a tensor for a sequence of rows."""
+    """As ONNX's runner compares tensors; sequences by element, whose own recursion takes a tensor for a
+    sequence of rows."""
     assert len(outputs) == len(expected)
     for want, got in zip(expected, outputs, strict=True):
         if isinstance(want, (list, tuple)):
@@ -170,7 +175,8 @@ def main() -> int:
         results[name] = time.process_time() - started, problem
     failed = sum(problem is not None for _, problem in results.values())
     print(
-        f"{len(results) - failed} passed, {failed} failed, {sum(seconds for seconds, _ in results.values()):.0f} s of CPU"
+        f"{len(results) - failed} passed, {failed} failed, "
+        f"{sum(seconds for seconds, _ in results.values()):.0f} s of CPU"
     )
     if options.json:
         options.json.write_text(json.dumps(results))

@@ -1,4 +1,5 @@
-"""The tables of docs/operators.md, from the known failures and the registry; `python -m tests.ops.report` writes them there."""
+"""The tables of docs/operators.md, from the known failures and the registry; `python -m tests.ops.report`
+writes them there."""
 
 from __future__ import annotations
 

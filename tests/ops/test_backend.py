@@ -1,4 +1,5 @@
-"""ONNX's own cases through `memojax.backend`: under jit, dtypes exact, warnings as errors; `backend_xfails.txt` lists what fails and why."""
+"""ONNX's own cases through `memojax.backend`: under jit, dtypes exact, warnings as errors;
+`backend_xfails.txt` lists what fails and why."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def _parameter(kind: str, name: str) -> object:
     ("kind", "name"), [_parameter(kind, name) for kind in corpus.KINDS for name in sorted(corpus.cases(kind))]
 )
 def test_case(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The light models are large networks whose weights are made by ConstantOfShape: more than a file may ask for in so few bytes.
+    # The light models are large networks whose weights are made by ConstantOfShape: more than a file may ask
+    # for in so few bytes.
     for limit in (limits.ELEMENTS, limits.FOLDED, limits.EMBEDDED, limits.MEMORY) if kind == "light" else ():
         monkeypatch.setenv(limit.variable, str(2 << 30))
     corpus.run_case(corpus.cases(kind)[name])
@@ -36,7 +38,8 @@ def test_case(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet50", "test_squeezenet"])
 def test_what_goes_into_the_last_softmax(name: str) -> None:
-    """The softmax of 1,000 equal logits is the same whatever they are, so that the cases above would not see that they are wrong."""
+    """The softmax of 1,000 equal logits is the same whatever they are, so that the cases above would not see
+    that they are wrong."""
     case = corpus.cases("light")[name]
     model = onnx.ModelProto.FromString(corpus.model_of(case).SerializeToString())
     ((inputs, _),) = corpus.data_of(case, model)
@@ -59,7 +62,8 @@ def test_known_failures_exist() -> None:
 
 
 def test_the_tables_of_the_docs_are_those_of_this_run() -> None:
-    """The cases above pass but for the known failures, and the registry says the rest; `python -m tests.ops.report` writes them."""
+    """The cases above pass but for the known failures, and the registry says the rest;
+    `python -m tests.ops.report` writes them."""
     if f"ONNX {onnx.__version__}'s" not in report.written():
         pytest.skip(f"docs/operators.md counts the cases of another version than onnx {onnx.__version__}")
     assert report.written() == report.block()
@@ -79,7 +83,8 @@ def test_known_failures_have_causes() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx_own_runner() -> None:
-    """The runner that ONNX gives to authors of backends; here a handful of its cases, on CPU and CUDA names."""
+    """The runner that ONNX gives to authors of backends; here a handful of its cases, on CPU and CUDA
+    names."""
     runner = onnx.backend.test.BackendTest(memojax.backend.MemojaxBackend, __name__)
     runner.include(
         r"^test_(relu|gemm_all_attributes|split_equal_parts_1d_opset18|sequence_insert_at_back|Linear|sign_model)_(cpu|cuda)$"
@@ -91,7 +96,8 @@ def test_onnx_own_runner() -> None:
 
 
 class _Result(unittest.TestResult):
-    """With a count of what passed; whether `testsRun` counts what was skipped differs between versions of Python."""
+    """With a count of what passed; whether `testsRun` counts what was skipped differs between versions of
+    Python."""
 
     passed = 0
 

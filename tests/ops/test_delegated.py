@@ -1,4 +1,5 @@
-"""jaxonnxruntime's handlers: those that we use agree with onnxruntime on every op-version, those that were found wanting still are."""
+"""jaxonnxruntime's handlers: those that we use agree with onnxruntime on every op-version, those that were
+found wanting still are."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Random small graphs, here and in onnxruntime: elementwise, shape, reduction and product operators, composed and broadcast at will.
+"""Random small graphs, here and in onnxruntime: elementwise, shape, reduction and product operators, composed
+and broadcast at will.
 
-A value's magnitude and the power of two that it is a multiple of are tracked, so that a graph never compares rounding errors:
-operators with jumps (Floor, ArgMax, Less, ...) only take values that are exact in both runtimes.
+A value's magnitude and the power of two that it is a multiple of are tracked, so that a graph never compares
+rounding errors: operators with jumps (Floor, ArgMax, Less, ...) only take values that are exact in both
+runtimes.
 """
 
 from __future__ import annotations

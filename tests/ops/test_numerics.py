@@ -42,7 +42,8 @@ PICKING = {"Compress", "NonZero"}
 
 
 def sample() -> dict[str, Any]:
-    """For each operator of ONNX's node cases a few that take and give numbers, picked by a hash of their names."""
+    """For each operator of ONNX's node cases a few that take and give numbers, picked by a hash of their
+    names."""
     found = defaultdict(list)
     for name, case in sorted(corpus.cases("node").items(), key=lambda item: zlib.crc32(item[0].encode())):
         operators = {node.op_type for node in case.model.graph.node}

@@ -1,4 +1,5 @@
-"""Contracts over the whole registry: families, version bounds, attributes, inputs, all against ONNX's schemas."""
+"""Contracts over the whole registry: families, version bounds, attributes, inputs, all against ONNX's
+schemas."""
 
 from __future__ import annotations
 

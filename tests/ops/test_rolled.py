@@ -1,4 +1,5 @@
-"""Tracing without JAX's inner jits: loops stay loops, functions of the user's stay jitted, and no size leaves traces behind."""
+"""Tracing without JAX's inner jits: loops stay loops, functions of the user's stay jitted, and no size leaves
+traces behind."""
 
 from __future__ import annotations
 
@@ -86,7 +87,8 @@ print(inlined, left_behind(200))
 
 
 def test_sizes_leave_less_than_a_third_of_the_traces_in_jaxs_caches() -> None:
-    """In a process of its own, where those caches are not full yet. How much JAX keeps differs by its version, the share hardly."""
+    """In a process of its own, where those caches are not full yet. How much JAX keeps differs by its
+    version, the share hardly."""
     output = subprocess.run([sys.executable, "-c", _OBJECTS], capture_output=True, text=True, timeout=120)
     assert output.returncode == 0, output.stderr
     inlined, jitted = map(int, output.stdout.split())

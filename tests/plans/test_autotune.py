@@ -1,4 +1,5 @@
-"""Autotuning: what is faster takes over between two calls, what is wrong never does, and nothing happens unasked."""
+"""Autotuning: what is faster takes over between two calls, what is wrong never does, and nothing happens
+unasked."""
 
 from __future__ import annotations
 
@@ -376,7 +377,8 @@ def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_fusion_of_weights_that_are_one_number() -> None:
-    """YNNPACK takes such a matrix for the number alone, and reads what lies behind it: with these zeros it gave 1e30 (jaxlib 0.10.2)."""
+    """YNNPACK takes such a matrix for the number alone, and reads what lies behind it: with these zeros it
+    gave 1e30 (jaxlib 0.10.2)."""
 
     def names(fn: Any, weights: Any, shape: tuple[int, ...] = (16,)) -> set[str]:
         compiler = PlanCompiler(

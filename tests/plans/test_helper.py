@@ -1,4 +1,5 @@
-"""The process that compiles: its plans are ours, nothing is compiled twice, and whatever happens to it, calls go on."""
+"""The process that compiles: its plans are ours, nothing is compiled twice, and whatever happens to it, calls
+go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Plans in nested calls: the same numbers, few parts at each level, and XLA's order wherever calls are not possible."""
+"""Plans in nested calls: the same numbers, few parts at each level, and XLA's order wherever calls are not
+possible."""
 
 from __future__ import annotations
 

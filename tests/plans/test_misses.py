@@ -1,4 +1,5 @@
-"""What happens when a batch size has no plan: policies, buckets, preloads, and what is recommended afterwards."""
+"""What happens when a batch size has no plan: policies, buckets, preloads, and what is recommended
+afterwards."""
 
 from __future__ import annotations
 

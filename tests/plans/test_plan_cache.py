@@ -1,4 +1,5 @@
-"""The plan cache: one compile per size however many threads ask, hits that never wait, failures that leave nothing behind."""
+"""The plan cache: one compile per size however many threads ask, hits that never wait, failures that leave
+nothing behind."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ WAIT = 30
 
 
 class Compiler:
-    """Stands in for the compiler: makes plans that count their calls, and lets a test hold or break a compile."""
+    """Stands in for the compiler: makes plans that count their calls, and lets a test hold or break a
+    compile."""
 
     def __init__(self) -> None:
         self.made: list[int] = []

@@ -133,7 +133,8 @@ def test_a_call_sees_all_old_or_all_new_weights(weights: str) -> None:
 
 
 def test_gradients_step_through_the_same_names() -> None:
-    """What a training loop does: gradients of `to_jax` on the same weights, then an update of the inferer that serves the rollouts."""
+    """What a training loop does: gradients of `to_jax` on the same weights, then an update of the inferer
+    that serves the rollouts."""
     inferer = memojax.load(POLICY, weights="argument")
     fn, params = memojax.to_jax(POLICY)
     compiled = [plan.size for plan in inferer.plans()]

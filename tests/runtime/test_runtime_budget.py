@@ -1,4 +1,5 @@
-"""A runtime's queue and budget: who runs in a frame, who waits, and what is done about sizes without a plan."""
+"""A runtime's queue and budget: who runs in a frame, who waits, and what is done about sizes without a
+plan."""
 
 from __future__ import annotations
 

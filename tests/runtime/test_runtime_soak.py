@@ -21,7 +21,8 @@ AGENTS = st.integers(0, 6)
 
 @dataclasses.dataclass
 class Echo:
-    """What is known of a brain that gives back what it gets: the serials pushed and not answered yet, oldest first."""
+    """What is known of a brain that gives back what it gets: the serials pushed and not answered yet, oldest
+    first."""
 
     number: int
     fake: Brain
@@ -347,7 +348,8 @@ def halving():
 
 @pytest.mark.slow
 def test_ten_thousand_agents_over_thirty_brains():
-    """Real models, some that remember and some that fail, brains and agents that come and go, swaps, and budgets that fit a part."""
+    """Real models, some that remember and some that fail, brains and agents that come and go, swaps, and
+    budgets that fit a part."""
     rng = np.random.default_rng(11)
     runtime = mj.Runtime(threads=3)
     doubling = mj.TypedModel.from_function(

@@ -1,4 +1,5 @@
-"""CRVO and StableHLO assets that are damaged, hostile, or of another version: an error, never a crash or a large allocation."""
+"""CRVO and StableHLO assets that are damaged, hostile, or of another version: an error, never a crash or a
+large allocation."""
 
 from __future__ import annotations
 

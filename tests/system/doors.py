@@ -1,4 +1,5 @@
-"""Every door through which a file comes in, opened on one file after the other; run as a process that a `Guard` watches.
+"""Every door through which a file comes in, opened on one file after the other; run as a process that a
+`Guard` watches.
 
 It reads a path per line, and answers with a line of JSON: door -> what came of it.
 """

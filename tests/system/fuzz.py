@@ -2,7 +2,8 @@
 
     python -m tests.system.fuzz --cases 20000 --seed 0
 
-Each case is made of its seed alone, so `--cases 1 --seed N` is case N of any run. Files with a bad outcome are kept in `--keep`.
+Each case is made of its seed alone, so `--cases 1 --seed N` is case N of any run. Files with a bad outcome
+are kept in `--keep`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ BAD = ("wrong", "foreign", "hang", "memory", "crash")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a file at a door: `kind` is "right", "typed", "wrong", "foreign", "hang", "memory" or "crash"."""
+    """What came of a file at a door: `kind` is "right", "typed", "wrong", "foreign", "hang", "memory" or
+    "crash"."""
 
     door: str
     kind: str
@@ -42,7 +43,8 @@ class Guard:
     """Runs doors in a child process, which is replaced when it went over its budget or has grown.
 
     Args:
-        seconds: of processor time for one door; on the clock it may take six times as long, since other work may be going on.
+        seconds: of processor time for one door; on the clock it may take six times as long, since other work
+            may be going on.
         peak: bytes that the child may hold at any time, its own libraries included.
         keep: bytes at which a child is replaced between two files.
     """

@@ -1,4 +1,5 @@
-"""Small builders of files that mean harm, or that nobody meant: one for each kind that was ever seen to raise, hang or eat memory."""
+"""Small builders of files that mean harm, or that nobody meant: one for each kind that was ever seen to
+raise, hang or eat memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What `interrupts` interrupts: each case makes a world, a call in it, and a check that the world is as before the call or as after."""
+"""What `interrupts` interrupts: each case makes a world, a call in it, and a check that the world is as
+before the call or as after."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ Versions = Mapping[int, int]
 
 @dataclass(frozen=True)
 class Case:
-    """`scenario` gives a call and its check; lines of the files that begin with `skip` are not points; the tests run `most` of them."""
+    """`scenario` gives a call and its check; lines of the files that begin with `skip` are not points; the
+    tests run `most` of them."""
 
     scenario: Callable[[], World]
     skip: tuple[str, ...] = ()
@@ -93,13 +95,15 @@ def expected(versions: Versions) -> dict[int, list[float]]:
     return {agent: right(agent, version) for agent, version in versions.items()}
 
 
-# --- Batcher -------------------------------------------------------------------------------------------------------------------------
+# --- Batcher
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def batch_world(
     before: Versions, after: Versions, call: Callable[[mj.Batcher], Any], retry: bool, failed: bool = False
 ) -> World:
-    """A batcher with the agents of `before`, to which `call` does something; `failed`: after an execute that broke off at row 4."""
+    """A batcher with the agents of `before`, to which `call` does something; `failed`: after an execute that
+    broke off at row 4."""
     batcher = mj.Batcher(policy(), capacity=len(before))
     for agent, version in before.items():
         batcher.push(agent, state(agent, version))
@@ -205,7 +209,8 @@ def execute(failed: bool) -> World:
     return batched.execute, check
 
 
-# --- Hidden state --------------------------------------------------------------------------------------------------------------------
+# --- Hidden state
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def tracked(layers: int = 1) -> mj.Inferer:
@@ -361,7 +366,8 @@ def tracker_in_batches(layers: int) -> World:
 
 
 def _agent_calls() -> dict[str, tuple[Callable[[Any], Any], set[int], dict[int, float]]]:
-    """name -> (call, agents afterwards, states that it changes); before it, agents 0 to 15 have the state 7."""
+    """name -> (call, agents afterwards, states that it changes); before it, agents 0 to 15 have the state
+    7."""
     return {
         "begin an agent": (lambda t: t.begin_agent(50), {*range(16), 50}, {50: 0.0}),
         "begin an agent again": (lambda t: t.begin_agent(3), set(range(16)), {3: 0.0}),
@@ -420,7 +426,8 @@ def noise(generator: Any) -> World:
     return call, check
 
 
-# --- Runtime -------------------------------------------------------------------------------------------------------------------------
+# --- Runtime
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def queued(agent: int, version: int) -> dict[str, np.ndarray]:
@@ -428,7 +435,8 @@ def queued(agent: int, version: int) -> dict[str, np.ndarray]:
 
 
 class Stage:
-    """A runtime with two brains that give back what they take, and one with hidden state; all agents have version 1."""
+    """A runtime with two brains that give back what they take, and one with hidden state; all agents have
+    version 1."""
 
     def __init__(self, sealed: bool = False) -> None:
         self.runtime = mj.Runtime(threads=2)
@@ -655,7 +663,8 @@ def infer_one_beside_the_queue() -> World:
     return call, check
 
 
-# --- Plans ---------------------------------------------------------------------------------------------------------------------------
+# --- Plans
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def _plan(size: int) -> Any:
@@ -665,7 +674,8 @@ def _plan(size: int) -> Any:
 def cache_world(
     call: Callable[[PlanCache], Any], sizes: Sequence[Sequence[int]], failing: bool = False
 ) -> World:
-    """A cache of at most two plans, with those for 1 (preloaded), 2 and 3; `sizes`: what it may hold afterwards."""
+    """A cache of at most two plans, with those for 1 (preloaded), 2 and 3; `sizes`: what it may hold
+    afterwards."""
     broken = [False]
 
     def lower(size: int) -> Any:

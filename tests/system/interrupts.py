@@ -2,9 +2,10 @@
 
     python -m tests.system.interrupts [--instructions] [--only NAME] [--list]
 
-A signal handler of Python's runs between two instructions, and an allocation can fail at most of them, so that each line of ours may be
-the last one of a call. Left out is the way out of a `with` block: CPython runs no handler between its body and the lock's release
-(https://bugs.python.org/issue29988), while a trace function is called there.
+A signal handler of Python's runs between two instructions, and an allocation can fail at most of them, so
+that each line of ours may be the last one of a call. Left out is the way out of a `with` block: CPython runs
+no handler between its body and the lock's release (https://bugs.python.org/issue29988), while a trace
+function is called there.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def bad_points(
 ) -> Iterator[tuple[int, str]]:
     """Where a fault leaves something between: (points so far, what is wrong there or "").
 
-    `scenario` gives a fresh call, and the check to run afterwards, which is told whether the call was interrupted.
+    `scenario` gives a fresh call, and the check to run afterwards, which is told whether the call was
+    interrupted.
     """
     for fault in faults:
         at = 0

@@ -85,7 +85,8 @@ def _bytes_changed(rng: np.random.Generator, raw: bytes) -> bytes:
 
 
 def _change(rng: np.random.Generator, model: onnx.ModelProto) -> None:
-    """Change one field of one message, found by a walk from the root; nodes are met more often than tensors."""
+    """Change one field of one message, found by a walk from the root; nodes are met more often than
+    tensors."""
     message: Any = model
     for _ in range(int(rng.integers(1, 8))):
         inner = [

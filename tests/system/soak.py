@@ -2,8 +2,9 @@
 
     python -m tests.system.soak [--seconds 600] [--sizes 2000] [--loads 200]
 
-Threads call one inferer with NumPy arrays and `jax.Array`s of any number of rows, while others swap its weights, evict and clear its
-plans, and run a runtime whose models are swapped. `--sizes` and `--loads` measure what one size, and one load, leave behind.
+Threads call one inferer with NumPy arrays and `jax.Array`s of any number of rows, while others swap its
+weights, evict and clear its plans, and run a runtime whose models are swapped. `--sizes` and `--loads`
+measure what one size, and one load, leave behind.
 """
 
 from __future__ import annotations

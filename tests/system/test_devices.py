@@ -1,4 +1,5 @@
-"""On which device calls run: where their arrays lie, together, or not at all; with several CPU devices, in a process of its own."""
+"""On which device calls run: where their arrays lie, together, or not at all; with several CPU devices, in a
+process of its own."""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ def test_hidden_state_follows_and_wrappers_warn_once() -> None:
 
 
 def test_promises_hold_on_a_device_that_numpy_cannot_read() -> None:
-    """The second device stands for an accelerator, whose memory NumPy cannot read; it is JAX's own, not memojax's client."""
+    """The second device stands for an accelerator, whose memory NumPy cannot read; it is JAX's own, not
+    memojax's client."""
     out = two_devices("""
         import gc
         from memojax.errors import CompileForbiddenError

@@ -1,4 +1,5 @@
-"""The folder of compiled plans when the disk is full, read-only or somebody else's, and when writers die, race or lie."""
+"""The folder of compiled plans when the disk is full, read-only or somebody else's, and when writers die,
+race or lie."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSI
 
 
 def in_process(code: str, *arguments: object, wait: bool = True) -> subprocess.Popen[str]:
-    """Run Python code in another process, which has `cache`, a `DiskCache` of the first argument, and `KEY`."""
+    """Run Python code in another process, which has `cache`, a `DiskCache` of the first argument, and
+    `KEY`."""
     head = f"""
         import os, signal, sys, time
         from memojax.plans import disk_cache

@@ -1,4 +1,5 @@
-"""Forked pools, Ctrl-C while the command line starts, and exits amid compiles: an error or silence, never a hang or an abort."""
+"""Forked pools, Ctrl-C while the command line starts, and exits amid compiles: an error or silence, never a
+hang or an abort."""
 
 from __future__ import annotations
 

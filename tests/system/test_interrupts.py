@@ -1,4 +1,5 @@
-"""A fault at any line leaves batches, hidden state, runtimes, weights and caches as before the call or as after it, never between."""
+"""A fault at any line leaves batches, hidden state, runtimes, weights and caches as before the call or as
+after it, never between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Memory: sizes that do not fit are refused before XLA allocates, and plans that come and go leave nothing behind."""
+"""Memory: sizes that do not fit are refused before XLA allocates, and plans that come and go leave nothing
+behind."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from memojax.xla.memory import available_bytes, readable
 
 
 def wide(width: int = 1 << 20) -> Any:
-    """A model whose temporaries are far larger than what goes in and out: 4 MiB a row between two small vectors."""
+    """A model whose temporaries are far larger than what goes in and out: 4 MiB a row between two small
+    vectors."""
 
     def fn(params: Any, inputs: Any) -> Any:
         grown = jnp.sort(jnp.sin(inputs["x"] * params), axis=1)
@@ -95,7 +97,8 @@ print((seen[-1] - seen[0]) / (count * 3 // 4), policy.cache_info().evictions)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_stays_flat_while_sizes_come_and_go() -> None:
-    """All 2,000 sizes of the issue are run by `benchmarks/engine.py churn`; a leak of an executable (half a megabyte) shows in 160."""
+    """All 2,000 sizes of the issue are run by `benchmarks/engine.py churn`; a leak of an executable (half a
+    megabyte) shows in 160."""
     output = subprocess.run(
         [sys.executable, "-c", _CHURN, "160"], capture_output=True, text=True, timeout=300
     )

@@ -112,7 +112,8 @@ def test_run(setting: Settings, expected: Any) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_to_jax(setting: Settings, expected: Any) -> None:
-    """Dtypes follow the caller's x64 setting; what the caller's own `jit` returns, the caller's own checks look at."""
+    """Dtypes follow the caller's x64 setting; what the caller's own `jit` returns, the caller's own checks
+    look at."""
     with setting() as _:
         fn, params = memojax.to_jax(MODEL)
         wide = jax.config.jax_enable_x64
@@ -161,8 +162,10 @@ def test_settings_are_left_as_they_were() -> None:
 def test_all_of_them_set_for_the_process() -> None:
     program = (
         "import numpy as np, memojax; p = memojax.load(memojax.policies.bundled('acrobot_ppo'));"
-        "x = {'obs': np.ones((2, 6), np.float32)}; a = p.infer_arrays(x)['logits']; b = p.infer_arrays(x)['logits'];"
-        "fn, w = memojax.to_jax(p); c = fn(w, x)['logits']; assert (a == b).all() and np.allclose(a, c); print(a.tolist())"
+        "x = {'obs': np.ones((2, 6), np.float32)}; a = p.infer_arrays(x)['logits']; b = "
+        "p.infer_arrays(x)['logits'];"
+        "fn, w = memojax.to_jax(p); c = fn(w, x)['logits']; assert (a == b).all() and np.allclose(a, c); "
+        "print(a.tolist())"
     )
     settings = {
         "JAX_NUMPY_RANK_PROMOTION": "raise",

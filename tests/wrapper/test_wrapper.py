@@ -1,4 +1,5 @@
-"""Wrappers stacked in either order, swapping the inferer beneath them, and the bundled policies that need them."""
+"""Wrappers stacked in either order, swapping the inferer beneath them, and the bundled policies that need
+them."""
 
 from __future__ import annotations
 

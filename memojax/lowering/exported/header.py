@@ -111,7 +111,8 @@ def header_and_body(asset: Asset) -> tuple[Header, memoryview]:
     length = PREFIX.unpack_from(data)[1]
     if length > min(len(data) - PREFIX.size, _MOST_HEADER_BYTES):
         raise AssetError(
-            f"this asset is truncated: its header should have {length:,} bytes, {len(data) - PREFIX.size:,} follow"
+            f"this asset is truncated: its header should have {length:,} bytes, "
+            f"{len(data) - PREFIX.size:,} follow"
         )
     body = data[PREFIX.size + length :]
     try:
@@ -126,7 +127,8 @@ def header_and_body(asset: Asset) -> tuple[Header, memoryview]:
     expected = header.program_bytes + sum(map(_size, (*header.params, *header.constants)))
     if expected != len(body):
         raise AssetError(
-            f"this asset is truncated or damaged: {expected:,} bytes should follow its header, there are {len(body):,}"
+            f"this asset is truncated or damaged: {expected:,} bytes should follow its header, there are "
+            f"{len(body):,}"
         )
     return header, body
 
@@ -135,7 +137,8 @@ def _parsed(fields: Any) -> Header:
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
         raise AssetError(
-            f"this asset has format {found!r}, this memojax reads {FORMAT}: update memojax, or export the policy again"
+            f"this asset has format {found!r}, this memojax reads {FORMAT}: update memojax, or export the "
+            "policy again"
         )
     api = ModelApi(_specs(fields["inputs"], _MOST_ELEMENTS), _specs(fields["outputs"], _MOST_ELEMENTS))
     header = Header(

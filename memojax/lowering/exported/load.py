@@ -1,10 +1,12 @@
-"""Load a policy from a CRVO asset that holds a function exported by `jax.export`, its weights and its `ModelApi`.
+"""Load a policy from a CRVO asset that holds a function exported by `jax.export`, its weights and its
+`ModelApi`.
 
-The payload of the asset is the magic `MJXA`, the length of a JSON header as a little-endian uint32, and the header. The exported program,
-the weights and the constant outputs follow end to end. The header holds the length of each, and a SHA-256 of all bytes behind it.
+The payload of the asset is the magic `MJXA`, the length of a JSON header as a little-endian uint32, and the
+header. The exported program, the weights and the constant outputs follow end to end. The header holds the
+length of each, and a SHA-256 of all bytes behind it.
 
-jax.export promises that newer versions of JAX can read a program for at least six months, and older ones for three weeks. The header
-names the versions that wrote the program, for the error message after that time.
+jax.export promises that newer versions of JAX can read a program for at least six months, and older ones for
+three weeks. The header names the versions that wrote the program, for the error message after that time.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from .parse_guard import parse_failure
 _CUSTOM_CALLS = re.compile(
     r"(?:mhlo|chlo|stablehlo)\..*|Sharding|shape_assertion|cu_threefry2x32_ffi|hip_threefry2x32_ffi"
 )
-"""Custom calls that a program may make; all others are refused, for example a Python callback by its address."""
+"""Custom calls that a program may make; all others are refused, for example a Python callback by its
+address."""
 
 
 def only_size(typed: TypedModel) -> int | None:
@@ -40,7 +43,8 @@ def only_size(typed: TypedModel) -> int | None:
 
 
 def find_stablehlo(source: Any) -> Asset | None:
-    """The StableHLO asset in `source` (path, bytes, seekable file or `Asset`); None if its first bytes say that it is something else.
+    """The StableHLO asset in `source` (path, bytes, seekable file or `Asset`); None if its first bytes say
+    that it is something else.
 
     Raises:
         AssetError: `source` is such an asset but cannot be read.
@@ -66,16 +70,17 @@ def read_header(asset: Asset) -> Header:
 def load_stablehlo(asset: Asset, *, trusted: bool = False) -> TypedModel:
     """Load the model in a StableHLO asset.
 
-    On first load, a child process parses the program before this process does (about 0.3 s), because crafted bytes can crash XLA's
-    parser; `trusted` skips the child. A program can only compute, but like any model it may run long or need much memory.
+    On first load, a child process parses the program before this process does (about 0.3 s), because crafted
+    bytes can crash XLA's parser; `trusted` skips the child. A program can only compute, but like any model it
+    may run long or need much memory.
 
     >>> asset = memojax.to_stablehlo(memojax.policies.bundled("acrobot_ppo"))
     >>> memojax.load_stablehlo(asset).api.output_shapes()
     [('logits', [3])]
 
     Raises:
-        AssetError: the asset is of another kind or damaged, its JAX version is too old or too new, or its program makes a custom call
-            that is not computation.
+        AssetError: the asset is of another kind or damaged, its JAX version is too old or too new, or its
+            program makes a custom call that is not computation.
     """
     check_not_forked()
     with naming(asset):
@@ -125,7 +130,8 @@ class ExportedFunction:
         count = batched[0].shape[0] if batched else 1
         if self.header.batch_size not in (None, count):
             raise DimensionError(
-                f"this asset was exported for {self.header.batch_size} rows only, not for {count}: an inferer pads and splits, "
+                f"this asset was exported for {self.header.batch_size} rows only, not for {count}: an "
+                "inferer pads and splits, "
                 "or export with batch_size=None"
             )
         leaves = [params[spec.name] for spec in self.header.params]
@@ -145,7 +151,8 @@ def _revived(asset: Asset) -> Any:
 
 @dataclass(frozen=True)
 class ForkedFunction:
-    """What the program of an asset becomes in a forked worker, where unpickling must not raise: a pool would wait for ever."""
+    """What the program of an asset becomes in a forked worker, where unpickling must not raise: a pool would
+    wait for ever."""
 
     asset: Asset
 
@@ -186,7 +193,8 @@ def _check_versions(header: Header) -> None:
         "export the policy again from its ONNX file" if header.calling_convention < low else "update jax"
     )
     raise AssetError(
-        f"this asset was written with JAX {wrote} (calling convention {header.calling_convention}); JAX {jax.__version__} reads {low} to "
+        f"this asset was written with JAX {wrote} (calling convention {header.calling_convention}); JAX "
+        f"{jax.__version__} reads {low} to "
         f"{high}: {way_out}"
     )
 
@@ -202,7 +210,8 @@ def _program(header: Header, program: bytes, trusted: bool) -> export.Exported:
     if failure:
         wrote = ", ".join(f"{name} {version}" for name, version in header.written_by.items())
         raise AssetError(
-            f"the program in this asset cannot be read by JAX {jax.__version__} ({failure}). It is damaged, or too old or new: it was "
+            f"the program in this asset cannot be read by JAX {jax.__version__} ({failure}). It is "
+            "damaged, or too old or new: it was "
             f"written by {wrote}. Export the policy again, or use such versions"
         )
     called = set(re.findall(r"custom_call\s+@\"?([\w.$-]+)", text)) | set(
@@ -210,7 +219,8 @@ def _program(header: Header, program: bytes, trusted: bool) -> export.Exported:
     )
     if strange := sorted(name for name in called if not _CUSTOM_CALLS.fullmatch(name)):
         raise AssetError(
-            f"the program in this asset wants to call {', '.join(map(repr, strange))}, which is not computation: refused"
+            f"the program in this asset wants to call {', '.join(map(repr, strange))}, which is not "
+            "computation: refused"
         )
     _check_signature(header, exported)
     return exported
@@ -233,7 +243,6 @@ def _check_signature(header: Header, exported: export.Exported) -> None:
         ]
         if real != said:
             raise AssetError(
-                f"the program in this asset does not fit its header: it {what} {real}, the header says {said}"[
-                    :600
-                ]
+                f"the program in this asset does not fit its header: it {what} {real}, the header says "
+                f"{said}"[:600]
             )

@@ -16,7 +16,8 @@ def relu(x):
     """max(x, 0), whose derivative at 0 is 0. https://onnx.ai/onnx/operators/onnx__Relu.html"""
     if not is_inlining():
         return jax.nn.relu(x)
-    # A plan has no use for the derivative, which takes ten times as long to trace as this, nor for jnp.maximum's promotion.
+    # A plan has no use for the derivative, which takes ten times as long to trace as this, nor for
+    # jnp.maximum's promotion.
     try:
         return lax.max(x, np.zeros((), x.dtype))
     except TypeError:  # a JAX whose lax does not broadcast scalars
@@ -29,7 +30,8 @@ def softplus(x):
 
 
 def hard_swish(x):
-    """x * hard_sigmoid(x), with alpha 1/6 and beta 1/2. https://onnx.ai/onnx/operators/onnx__HardSwish.html"""
+    """x * hard_sigmoid(x), with alpha 1/6 and beta 1/2.
+    https://onnx.ai/onnx/operators/onnx__HardSwish.html"""
     return x * hard_sigmoid(x, alpha=1 / 6)
 
 
@@ -60,7 +62,8 @@ def elu(X, *, alpha=1.0):
 
 @op("Gelu", since=20)
 def gelu(X, *, approximate="none"):
-    """x times the normal distribution function of x, exact or by tanh. https://onnx.ai/onnx/operators/onnx__Gelu.html"""
+    """x times the normal distribution function of x, exact or by tanh.
+    https://onnx.ai/onnx/operators/onnx__Gelu.html"""
     return jax.nn.gelu(traced(X), approximate == "tanh")
 
 
@@ -78,7 +81,8 @@ def leaky_relu(X, *, alpha=0.009999999776482582):
 
 @op("PRelu", until=7)
 def prelu_by_channel(X, slope):
-    """PRelu with one slope, or one for each channel (axis 1). https://onnx.ai/onnx/operators/onnx__PRelu.html"""
+    """PRelu with one slope, or one for each channel (axis 1).
+    https://onnx.ai/onnx/operators/onnx__PRelu.html"""
     slope = nx.reshape(slope, slope.shape + (1,) * (X.ndim - 2)) if slope.size > 1 else slope
     return nx.where(X < 0, slope * X, X)
 

@@ -41,7 +41,8 @@ def hardmax_flattened(input, *, axis=1):
 
 @op("Hardmax", since=13)
 def hardmax(input, *, axis=-1):
-    """1 at the first greatest value along `axis`, else 0. https://onnx.ai/onnx/operators/onnx__Hardmax.html"""
+    """1 at the first greatest value along `axis`, else 0.
+    https://onnx.ai/onnx/operators/onnx__Hardmax.html"""
     axis = normalize_axis(axis, input.ndim)
     positions = np.arange(input.shape[axis]).reshape((-1,) + (1,) * (input.ndim - axis - 1))
     return cast(nx.argmax(input, axis, keepdims=True) == positions, input.dtype)
@@ -79,7 +80,8 @@ def top_k_by_attribute(X, *, k, axis=-1):
 
 @op("TopK", since=10, static=("K",))
 def top_k(X, K, *, axis=-1, largest=1, sorted=1):
-    """The `K` greatest or least along `axis`, in order, and their positions. https://onnx.ai/onnx/operators/onnx__TopK.html"""
+    """The `K` greatest or least along `axis`, in order, and their positions.
+    https://onnx.ai/onnx/operators/onnx__TopK.html"""
     axis, k = normalize_axis(axis, X.ndim), scalar(K)
     if not 0 <= k <= X.shape[axis]:
         raise ValueError(f"K is {k}, but axis {axis} has {X.shape[axis]} elements")

@@ -41,7 +41,8 @@ def power(x: Any, y: Any) -> Any:
 
 
 def before_7(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """A binary operator as it was before opset 7: `B` is broadcast only if `broadcast`, from `axis` of `A` on (default: its last axes)."""
+    """A binary operator as it was before opset 7: `B` is broadcast only if `broadcast`, from `axis` of `A` on
+    (default: its last axes)."""
 
     def legacy(A: Any, B: Any, *, axis: int | None = None, broadcast: int = 0) -> Any:
         if broadcast and axis is not None:
@@ -118,7 +119,8 @@ def clip_to_attributes(input, *, min=-3.4028234663852886e38, max=3.4028234663852
 def clip(input, min=None, max=None):
     """Values limited to `min` and `max`, scalars; `max` wins. https://onnx.ai/onnx/operators/onnx__Clip.html
 
-    An absent bound lets infinities through, as the spec's function body does; its text (and onnxruntime) limit to finite values.
+    An absent bound lets infinities through, as the spec's function body does; its text (and onnxruntime)
+    limit to finite values.
     """
     if min is not None:
         input = nx.maximum(input, nx.reshape(min, ()))
@@ -133,5 +135,6 @@ def expand(input, shape):
 
 @op("Mod", since=10)
 def mod(A, B, *, fmod=0):
-    """Remainder with the sign of `B`, or with that of `A` if `fmod`. https://onnx.ai/onnx/operators/onnx__Mod.html"""
+    """Remainder with the sign of `B`, or with that of `A` if `fmod`.
+    https://onnx.ai/onnx/operators/onnx__Mod.html"""
     return nx.fmod(A, B) if fmod else nx.mod(A, B)

@@ -13,7 +13,8 @@ from ..registry import op
 
 @op("BlackmanWindow", since=17, static=("size",))
 def blackman_window(size, *, output_datatype=1, periodic=1):
-    """0.42 - 0.5 cos + 0.08 cos of twice the angle. https://onnx.ai/onnx/operators/onnx__BlackmanWindow.html"""
+    """0.42 - 0.5 cos + 0.08 cos of twice the angle.
+    https://onnx.ai/onnx/operators/onnx__BlackmanWindow.html"""
     return _window((0.42, -0.5, 0.08), size, output_datatype, periodic)
 
 
@@ -45,7 +46,8 @@ def dft_with_axis_attribute(input, dft_length=None, *, axis=1, inverse=0, onesid
 
 @op("DFT", since=20, static=("dft_length", "axis"))
 def dft(input, dft_length=None, axis=None, *, inverse=0, onesided=0):
-    """Fourier transform along `axis`; the last axis holds real and imaginary part. https://onnx.ai/onnx/operators/onnx__DFT.html"""
+    """Fourier transform along `axis`; the last axis holds real and imaginary part.
+    https://onnx.ai/onnx/operators/onnx__DFT.html"""
     axis = normalize_axis(-2 if axis is None else scalar(axis), input.ndim)
     length = None if dft_length is None else scalar(dft_length)
     signal = _complex(input)
@@ -65,9 +67,11 @@ def dft(input, dft_length=None, axis=None, *, inverse=0, onesided=0):
 def mel_weight_matrix(
     num_mel_bins, dft_length, sample_rate, lower_edge_hertz, upper_edge_hertz, *, output_datatype=1
 ):
-    """One triangle over the DFT's bins for each mel band. https://onnx.ai/onnx/operators/onnx__MelWeightMatrix.html
+    """One triangle over the DFT's bins for each mel band.
+    https://onnx.ai/onnx/operators/onnx__MelWeightMatrix.html
 
-    The bands are (upper - lower) / (num_mel_bins + 2) mel apart, as in ONNX's reference and onnxruntime; the spec does not say.
+    The bands are (upper - lower) / (num_mel_bins + 2) mel apart, as in ONNX's reference and onnxruntime; the
+    spec does not say.
     """
     bands, length = scalar(num_mel_bins), scalar(dft_length)
     spectrum, _ = checked_shape((length // 2 + 1, bands + 2), 40)
@@ -85,7 +89,8 @@ def mel_weight_matrix(
 
 @op("STFT", since=17, static=("frame_step", "frame_length"))
 def stft(signal, frame_step, window=None, frame_length=None, *, onesided=1):
-    """Fourier transforms of windowed frames, `frame_step` apart. https://onnx.ai/onnx/operators/onnx__STFT.html"""
+    """Fourier transforms of windowed frames, `frame_step` apart.
+    https://onnx.ai/onnx/operators/onnx__STFT.html"""
     whole = signal.shape[1] if window is None else window.shape[0]
     length, step = whole if frame_length is None else scalar(frame_length), scalar(frame_step)
     if not 0 < length <= signal.shape[1] or step <= 0:

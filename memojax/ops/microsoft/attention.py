@@ -131,7 +131,8 @@ def _attend(
 def _kept(mask: GraphValue, batch: int, keys: int) -> GraphValue:
     """Which keys a mask keeps, to be broadcast against (batch, heads, queries, keys).
 
-    A mask is (batch, keys) or (batch, queries, keys) of 0 and 1; or the length of each row, perhaps followed by their starts.
+    A mask is (batch, keys) or (batch, queries, keys) of 0 and 1; or the length of each row, perhaps followed
+    by their starts.
 
     Raises:
         ValueError: a mask of another form.
@@ -200,7 +201,8 @@ def embed_layer_normalization(
     mask_index_type: int = 0,
     in_range: InRange,
 ) -> tuple[GraphValue, GraphValue, GraphValue]:
-    """Word, position and segment embeddings added up and normalised; the length of each row by its mask; the sum."""
+    """Word, position and segment embeddings added up and normalised; the length of each row by its mask; the
+    sum."""
 
     def embedded(table: GraphValue, ids: GraphValue, position: int) -> GraphValue:
         return take_by_data(table, ids, 0, functools.partial(in_range, position))

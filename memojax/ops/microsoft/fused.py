@@ -106,10 +106,12 @@ def matmul_n_bits(
     accuracy_level: int = 0,
     weight_prepacked: int = 0,
 ) -> GraphValue:
-    """A @ B.T, where B [N, K] is packed into `bits` bits in blocks along K with a scale and a zero point each.
+    """A @ B.T, where B [N, K] is packed into `bits` bits in blocks along K with a scale and a zero point
+    each.
 
     Raises:
-        ValueError: a form that only ONNX Runtime itself can read (`weight_prepacked`), or the deprecated `g_idx`.
+        ValueError: a form that only ONNX Runtime itself can read (`weight_prepacked`), or the deprecated
+            `g_idx`.
     """
     if weight_prepacked or g_idx is not None:
         raise ValueError("weight_prepacked and g_idx are not supported: export the model without them")

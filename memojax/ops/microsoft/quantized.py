@@ -300,7 +300,8 @@ def dynamic_quantize_lstm(
     hidden_size: int | None = None,
     input_forget: int = 0,
 ) -> GraphValue:
-    """LSTM whose input and hidden state are quantized by their own range, for products with quantized W and R (input size first)."""
+    """LSTM whose input and hidden state are quantized by their own range, for products with quantized W and R
+    (input size first)."""
 
     def times(weights: GraphValue, scale: GraphValue, zero_point: GraphValue) -> Product:
         return lambda x, d: dynamic_quantize_matmul(x, weights[d], scale[d], zero_point[d])

@@ -61,6 +61,7 @@ for _op_type in (
 ):
     unsupported(
         _op_type,
-        "the file was optimized for the blocked layout of one machine: save it with ORT_ENABLE_EXTENDED, not ORT_ENABLE_ALL",
+        "the file was optimized for the blocked layout of one machine: save it with ORT_ENABLE_EXTENDED, "
+        "not ORT_ENABLE_ALL",
         domain="com.microsoft.nchwc",
     )

@@ -65,7 +65,8 @@ def transformed(scores: GraphValue, post_transform: str) -> GraphValue:
 
 
 def two_scores(score: GraphValue, post_transform: str, margin: bool = False) -> GraphValue:
-    """Scores of both classes from the second's, a single column: its opposite beside a `margin`, else its complement to 1."""
+    """Scores of both classes from the second's, a single column: its opposite beside a `margin`, else its
+    complement to 1."""
     if post_transform == "LOGISTIC":
         return jax.nn.sigmoid(jnp.concatenate([-score, score], -1))
     score = transformed(score, post_transform)

@@ -22,7 +22,8 @@ def scaler(X: GraphValue, *, offset: tuple[float, ...] = (), scale: tuple[float,
 
 @op("Normalizer", domain=ML)
 def normalizer(X: GraphValue, *, norm: str = "MAX") -> GraphValue:
-    """Rows divided by their maximum, L1 or L2 norm, where that is not 0. https://onnx.ai/onnx/operators/onnx_aionnxml_Normalizer.html"""
+    """Rows divided by their maximum, L1 or L2 norm, where that is not 0.
+    https://onnx.ai/onnx/operators/onnx_aionnxml_Normalizer.html"""
     x = cast(X, np.float32)
     if norm == "MAX":
         size = nx.max(x, axis=-1, keepdims=True)
@@ -74,7 +75,8 @@ def feature_vectorizer(*X: GraphValue, inputdimensions: tuple[int, ...] = ()) ->
 
 @op("ArrayFeatureExtractor", domain=ML)
 def array_feature_extractor(X: GraphValue, Y: GraphValue, *, in_range: InRange) -> GraphValue:
-    """Elements of the last axis; a vector is one row. https://onnx.ai/onnx/operators/onnx_aionnxml_ArrayFeatureExtractor.html
+    """Elements of the last axis; a vector is one row.
+    https://onnx.ai/onnx/operators/onnx_aionnxml_ArrayFeatureExtractor.html
 
     Of strings at positions that depend on data, the positions themselves.
     """

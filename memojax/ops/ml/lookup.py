@@ -17,12 +17,14 @@ _STRING_ATTRIBUTES = ("cats_strings", "keys_strings", "classes_strings")
 
 
 def _takes_strings(node: Any) -> bool:
-    """Whether a node looks strings up; which side of `classes_strings` and `cats_strings` is meant decides the input's dtype."""
+    """Whether a node looks strings up; which side of `classes_strings` and `cats_strings` is meant decides
+    the input's dtype."""
     return any(node.attributes.get(name) for name in _STRING_ATTRIBUTES)
 
 
 def _position(X: GraphValue, keys: Sequence[Any] | np.ndarray) -> GraphValue:
-    """Position of each element among `keys`, or their number where it is not there; the first of equal keys counts."""
+    """Position of each element among `keys`, or their number where it is not there; the first of equal keys
+    counts."""
     if X.dtype == object:
         known = {key: index for index, key in reversed(list(enumerate(keys)))}
         return np.array([known.get(key, len(keys)) for key in X.ravel()], np.int64).reshape(X.shape)
@@ -54,7 +56,8 @@ def _looked_up(
         return table[position]
     if table.dtype == object:
         raise ValueError(
-            "strings cannot be the result of data: take the output before this one, and look its labels up yourself"
+            "strings cannot be the result of data: take the output before this one, and look its labels up "
+            "yourself"
         )
     return traced(table).at[position].get(mode="clip")
 
@@ -67,7 +70,8 @@ def label_encoder_1(
     default_int64: int = -1,
     default_string: str = "_Unused",
 ) -> GraphValue:
-    """Version 1: strings to their positions, or positions to strings. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
+    """Version 1: strings to their positions, or positions to strings.
+    https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
     if X.dtype == object:
         return _looked_up(X, classes_strings, range(len(classes_strings)), default_int64, np.int64)
     return _looked_up(X, range(len(classes_strings)), classes_strings, default_string, object)
@@ -91,7 +95,8 @@ def label_encoder(
     default_tensor: Any = None,
     opset: int,
 ) -> GraphValue:
-    """Keys replaced by values; since version 4 NaN is a key like any other. https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
+    """Keys replaced by values; since version 4 NaN is a key like any other.
+    https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
     keys = next(
         (
             keys
@@ -125,7 +130,8 @@ def category_mapper(
     default_int64: int = -1,
     default_string: str = "_Unused",
 ) -> GraphValue:
-    """Strings to numbers, or numbers to strings. https://onnx.ai/onnx/operators/onnx_aionnxml_CategoryMapper.html"""
+    """Strings to numbers, or numbers to strings.
+    https://onnx.ai/onnx/operators/onnx_aionnxml_CategoryMapper.html"""
     if X.dtype == object:
         return _looked_up(X, cats_strings, cats_int64s, default_int64, np.int64)
     return _looked_up(X, cats_int64s, cats_strings, default_string, object)
@@ -135,7 +141,8 @@ def category_mapper(
 def one_hot_encoder(
     X: GraphValue, *, cats_int64s: tuple[int, ...] = (), cats_strings: tuple[str, ...] = (), zeros: int = 1
 ) -> GraphValue:
-    """A 1 at the place of each category, along a new last axis. https://onnx.ai/onnx/operators/onnx_aionnxml_OneHotEncoder.html
+    """A 1 at the place of each category, along a new last axis.
+    https://onnx.ai/onnx/operators/onnx_aionnxml_OneHotEncoder.html
 
     An unknown category gives zeros also where `zeros` is 0, but for static input: data cannot raise an error.
     """
@@ -151,6 +158,7 @@ def one_hot_encoder(
 for _op_type in ("CastMap", "DictVectorizer"):
     unsupported(
         _op_type,
-        "its input is a dictionary, which a graph of arrays cannot hold: make a dense array of it before the model",
+        "its input is a dictionary, which a graph of arrays cannot hold: make a dense array of it before "
+        "the model",
         domain=ML,
     )

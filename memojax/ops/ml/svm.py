@@ -47,7 +47,8 @@ def svm_regressor(
     rho: tuple[float, ...] = (),
     support_vectors: tuple[float, ...] = (),
 ) -> GraphValue:
-    """Support vector regression, or +1 and -1 for `one_class`. https://onnx.ai/onnx/operators/onnx_aionnxml_SVMRegressor.html
+    """Support vector regression, or +1 and -1 for `one_class`.
+    https://onnx.ai/onnx/operators/onnx_aionnxml_SVMRegressor.html
 
     `post_transform` is ignored, as in ONNX Runtime.
     """
@@ -73,9 +74,11 @@ def svm_classifier(
     support_vectors: tuple[float, ...] = (),
     vectors_per_class: tuple[int, ...] = (),
 ) -> tuple[GraphValue, GraphValue]:
-    """Labels and scores, or probabilities with `prob_a`. https://onnx.ai/onnx/operators/onnx_aionnxml_SVMClassifier.html
+    """Labels and scores, or probabilities with `prob_a`.
+    https://onnx.ai/onnx/operators/onnx_aionnxml_SVMClassifier.html
 
-    Without support vectors the label is that of the largest score; ONNX Runtime takes the second of two wherever a score is positive.
+    Without support vectors the label is that of the largest score; ONNX Runtime takes the second of two
+    wherever a score is positive.
     """
     x, n = floats(X), max(len(classlabels_ints), len(classlabels_strings))
     if not sum(vectors_per_class):

@@ -118,7 +118,8 @@ def _forest(
     n: int,
     dtype: Any,
 ) -> Forest:
-    """A Forest from versions 1 and 3, where a node is named by its tree and its number in it; `leaves` are (tree, node, target, weight)."""
+    """A Forest from versions 1 and 3, where a node is named by its tree and its number in it; `leaves` are
+    (tree, node, target, weight)."""
     place = {name: index for index, name in enumerate(zip(treeids, nodeids, strict=True))}
     inner = np.array([mode != "LEAF" for mode in modes])
 
@@ -224,8 +225,9 @@ def tree_ensemble_classifier(
 ) -> tuple[GraphValue, GraphValue]:
     """Labels and scores by trees. https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsembleClassifier.html
 
-    Of two labels, weights that are all for class 0 speak for the second label: a probability where none is negative, else a margin;
-    as in ONNX Runtime. Where both have weights the label is that of the larger score; ONNX Runtime takes the second if its is positive.
+    Of two labels, weights that are all for class 0 speak for the second label: a probability where none is
+    negative, else a margin; as in ONNX Runtime. Where both have weights the label is that of the larger
+    score; ONNX Runtime takes the second if its is positive.
     """
     n = max(len(classlabels_int64s), len(classlabels_strings))
     values, weights = (
@@ -284,7 +286,8 @@ def tree_ensemble(
     post_transform: int = 0,
     tree_roots: tuple[int, ...],
 ) -> GraphValue:
-    """Scores by trees whose leaves stand apart from their nodes. https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsemble.html"""
+    """Scores by trees whose leaves stand apart from their nodes.
+    https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsemble.html"""
     n, n_leaves = len(nodes_modes), len(leaf_targetids)
     itself = n + np.arange(n_leaves)
     yes = np.array(
@@ -315,7 +318,8 @@ def tree_ensemble(
 
 
 def _without_members(forest: Forest, members: np.ndarray) -> Forest:
-    """Each node that asks for membership in a set, replaced by a chain of nodes that ask for equality with one member."""
+    """Each node that asks for membership in a set, replaced by a chain of nodes that ask for equality with
+    one member."""
     ends = np.flatnonzero(np.isnan(members))
     sets = [members[start:end] for start, end in zip([0, *ends + 1], ends, strict=False)]
     fields = {

@@ -25,7 +25,8 @@ class Window:
 
     Attributes:
         declared: pads (before, after) that the node asks for.
-        pads: pads that give exactly the output; `ceil_mode` lets the last window reach beyond the declared ones.
+        pads: pads that give exactly the output; `ceil_mode` lets the last window reach beyond the declared
+            ones.
     """
 
     spatial: Shape
@@ -41,7 +42,8 @@ class Window:
         return tuple((size + sum(pads) - extent) // stride + 1 for size, pads, extent, stride in sizes)
 
     def counts(self, include_pads: bool) -> np.ndarray:
-        """How many elements each window covers, shape `output`; declared pads count only with `include_pads`."""
+        """How many elements each window covers, shape `output`; declared pads count only with
+        `include_pads`."""
         total = np.ones((), np.int64)
         for axis, size in enumerate(self.spatial):
             before, after = self.declared[axis]
@@ -64,7 +66,8 @@ def window(
     """Resolve the attributes that Conv and the pools share.
 
     Raises:
-        ValueError: an attribute of the wrong length, an unknown `auto_pad`, or a kernel larger than the padded input.
+        ValueError: an attribute of the wrong length, an unknown `auto_pad`, or a kernel larger than the
+            padded input.
     """
     rank = len(spatial)
     strides, dilations = per_axis("strides", strides, rank), per_axis("dilations", dilations, rank)
@@ -91,13 +94,15 @@ def window(
     result = Window(tuple(spatial), tuple(kernel), strides, dilations, declared, final)
     if min(result.output, default=1) < 1:
         raise ValueError(
-            f"a window of {list(reach)} does not fit into spatial shape {list(spatial)} with pads {list(declared)}"
+            f"a window of {list(reach)} does not fit into spatial shape {list(spatial)} with pads "
+            f"{list(declared)}"
         )
     return result
 
 
 def taps(x: Any, frame: Window, fill: Any) -> Iterator[jax.Array]:
-    """For each place in the kernel the elements of `x` (N x C x ...) that it meets; `fill` is what pads hold."""
+    """For each place in the kernel the elements of `x` (N x C x ...) that it meets; `fill` is what pads
+    hold."""
     padding = [(0, 0, 0), (0, 0, 0), *((*pads, 0) for pads in frame.pads)]
     padded = lax.pad(x, np.asarray(fill, x.dtype), padding)
     for place in np.ndindex(*frame.kernel):

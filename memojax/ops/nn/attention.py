@@ -41,7 +41,8 @@ def attention(
     softcap=0.0,
     softmax_precision=None,
 ):
-    """Scaled dot-product attention with cache, mask, causal frontier and sliding window; half precision is computed in float32.
+    """Scaled dot-product attention with cache, mask, causal frontier and sliding window; half precision is
+    computed in float32.
 
     https://onnx.ai/onnx/operators/onnx__Attention.html
     """
@@ -88,7 +89,8 @@ def _heads(x: Any, count: int | None) -> Any:
     batch, length, hidden = x.shape
     if not count or hidden % count:
         raise ValueError(
-            f"{count} heads do not divide a hidden size of {hidden}; 3-D inputs need q_num_heads and kv_num_heads"
+            f"{count} heads do not divide a hidden size of {hidden}; 3-D inputs need q_num_heads and "
+            "kv_num_heads"
         )
     return nx.swapaxes(nx.reshape(x, (batch, length, count, hidden // count)), 1, 2)
 
@@ -101,7 +103,8 @@ def _flat(x: Any) -> Any:
 def _bias(
     mask: Any, lengths: Any, shape: tuple[int, int], offset: Any, causal: bool, left: int, right: int
 ) -> Any:
-    """What is added to the scores, broadcastable against (batch, heads, queries, keys), or None; static where it can be."""
+    """What is added to the scores, broadcastable against (batch, heads, queries, keys), or None; static where
+    it can be."""
     queries, keys = shape
     position = np.arange(keys)[None, None, None]
     allowed = []
@@ -128,7 +131,8 @@ def _bias(
 
 
 def _with_bias(scores: jax.Array, bias: Any) -> tuple[jax.Array, Any]:
-    """Scores plus bias, and which queries may look at nothing (their scores stay finite, or softmax would give NaN)."""
+    """Scores plus bias, and which queries may look at nothing (their scores stay finite, or softmax would
+    give NaN)."""
     if bias is None:
         return scores, None
     masked = nx.max(bias, axis=-1, keepdims=True) == -np.inf
@@ -149,7 +153,8 @@ def rotary_embedding(
     rotary_embedding_dim=0,
     in_range,
 ):
-    """Rotate pairs of features by angles that depend on the position. https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html"""
+    """Rotate pairs of features by angles that depend on the position.
+    https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html"""
     split = nx.reshape(x, (*x.shape[:2], num_heads, -1)) if x.ndim == 3 else x
     head_axis = 2 if x.ndim == 3 else 1
     if position_ids is not None:

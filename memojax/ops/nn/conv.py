@@ -50,7 +50,8 @@ def _convolved(
 
 
 def _depthwise(x: Any, w: Any, frame: Window) -> jax.Array:
-    """One kernel for each channel, as a sum over its taps; XLA's own grouped convolution is some forty times slower on a CPU."""
+    """One kernel for each channel, as a sum over its taps; XLA's own grouped convolution is some forty times
+    slower on a CPU."""
     given = wide(x)
     kernel = cast(nx.reshape(w, (w.shape[0], -1)), given.dtype)
     parts = (
@@ -78,7 +79,8 @@ def conv_integer(
 
 
 def _convolved_integers(x: Any, w: Any, x_zero_point: Any, w_zero_point: Any, *geometry: Any) -> jax.Array:
-    """Exact sums of products of 8-bit integers; in float32 where it holds them, since XLA's int32 convolution is slow on a CPU."""
+    """Exact sums of products of 8-bit integers; in float32 where it holds them, since XLA's int32 convolution
+    is slow on a CPU."""
     x, w = _centered(x, x_zero_point), _centered(w, w_zero_point)
     if math.prod(w.shape[1:]) * 255 * 255 < 1 << 24:
         return cast(
@@ -115,7 +117,8 @@ def qlinear_conv(
     pads=None,
     strides=None,
 ):
-    """Convolution of quantized tensors, summed in int32. https://onnx.ai/onnx/operators/onnx__QLinearConv.html"""
+    """Convolution of quantized tensors, summed in int32.
+    https://onnx.ai/onnx/operators/onnx__QLinearConv.html"""
     total = _convolved_integers(x, w, x_zero_point, w_zero_point, auto_pad, dilations, group, pads, strides)
     total = total if b is None else total + per_channel(b, total.ndim)
     scale = nx.reshape(x_scale, (1,)) * nx.reshape(w_scale, (-1,)) / nx.reshape(y_scale, (1,))
@@ -204,7 +207,8 @@ def deform_conv(
     pads=None,
     strides=None,
 ):
-    """Convolution whose samples are moved by `offset` and weighed by `mask`, between pixels linearly interpolated.
+    """Convolution whose samples are moved by `offset` and weighed by `mask`, between pixels linearly
+    interpolated.
 
     https://onnx.ai/onnx/operators/onnx__DeformConv.html
     """
@@ -233,7 +237,8 @@ def deform_conv(
 
 
 def _interpolated(images: Any, spatial: tuple[int, ...], points: list[Any]) -> Any:
-    """Values of `images` (..., pixels) at real positions, one array (..., count) per spatial axis; zero outside."""
+    """Values of `images` (..., pixels) at real positions, one array (..., count) per spatial axis; zero
+    outside."""
     total = 0
     floors = [jnp.floor(point) for point in points]
     for corner in itertools.product((0, 1), repeat=len(spatial)):
@@ -250,7 +255,8 @@ def _interpolated(images: Any, spatial: tuple[int, ...], points: list[Any]) -> A
 
 @op("Col2Im", since=18, static=("image_shape", "block_shape"))
 def col2im(x, image_shape, block_shape, *, dilations=None, pads=None, strides=None):
-    """Add up columns of blocks where they overlap in an image. https://onnx.ai/onnx/operators/onnx__Col2Im.html"""
+    """Add up columns of blocks where they overlap in an image.
+    https://onnx.ai/onnx/operators/onnx__Col2Im.html"""
     image, block = checked_shape(ints(image_shape)), checked_shape(ints(block_shape))
     frame = window(image, block, strides, dilations, pads, "NOTSET")
     blocks = jnp.reshape(x, (x.shape[0], -1, math.prod(block), *frame.output))

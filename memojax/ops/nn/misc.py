@@ -20,7 +20,8 @@ def flatten(x, *, axis=1):
 
 @op("Dropout", until=10)
 def dropout_1(x, *, ratio=0.5, is_test=0, consumed_inputs=None):
-    """The input, as in inference; the mask is not filled. https://onnx.ai/onnx/operators/onnx__Dropout.html"""
+    """The input, as in inference; the mask is not filled.
+    https://onnx.ai/onnx/operators/onnx__Dropout.html"""
     return x, nx.zeros_like(x)
 
 
@@ -37,7 +38,8 @@ def dropout_10(x, *, ratio=0.5):
     random_if=lambda node: len(node.inputs) > 2 and bool(node.inputs[2]),
 )
 def dropout(x, ratio=None, training_mode=None, *, seed=None, key):
-    """Zeros at random with `training_mode`, else the input; `seed` picks a stream, the model's key the draw from it.
+    """Zeros at random with `training_mode`, else the input; `seed` picks a stream, the model's key the draw
+    from it.
 
     https://onnx.ai/onnx/operators/onnx__Dropout.html
     """
@@ -65,7 +67,8 @@ def tf_idf_vectorizer(
     pool_strings=None,
     weights=None,
 ):
-    """How often the n-grams of a pool occur in each row of integers. https://onnx.ai/onnx/operators/onnx__TfIdfVectorizer.html"""
+    """How often the n-grams of a pool occur in each row of integers.
+    https://onnx.ai/onnx/operators/onnx__TfIdfVectorizer.html"""
     if pool_int64s is None:
         raise ValueError(
             "TfIdfVectorizer on strings cannot run on XLA: map the tokens to integers, and use pool_int64s"
@@ -93,7 +96,8 @@ def tf_idf_vectorizer(
 
 
 def _occurrences(rows, grams, max_skip_count):
-    """Number of matches of each of `grams` (count, length) in each of `rows`, at all distances allowed; shape (rows, count)."""
+    """Number of matches of each of `grams` (count, length) in each of `rows`, at all distances allowed; shape
+    (rows, count)."""
     length = grams.shape[1]
     total = 0
     for distance in range(1, 2 if length == 1 else max_skip_count + 2):

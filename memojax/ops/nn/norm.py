@@ -61,7 +61,8 @@ def batch_normalization_1(
     consumed_inputs=None,
     n_outputs,
 ):
-    """As from version 14 on, but it trains if it has more than one output; with `spatial` 0, statistics are per element.
+    """As from version 14 on, but it trains if it has more than one output; with `spatial` 0, statistics are
+    per element.
 
     https://onnx.ai/onnx/operators/onnx__BatchNormalization.html
     """
@@ -96,13 +97,15 @@ def _batch_normalized(
 
 @op("InstanceNormalization")
 def instance_normalization(x, scale, b, *, epsilon=1e-5, consumed_inputs=None):
-    """Normalise each channel of each sample. https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html"""
+    """Normalise each channel of each sample.
+    https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html"""
     return _group_normalized(x, x.shape[1], scale, b, epsilon)
 
 
 @op("GroupNormalization", since=18, until=21)
 def group_normalization_18(x, scale, b, *, num_groups, epsilon=1e-5):
-    """As from version 21 on, but scale and bias are per group. https://onnx.ai/onnx/operators/onnx__GroupNormalization.html"""
+    """As from version 21 on, but scale and bias are per group.
+    https://onnx.ai/onnx/operators/onnx__GroupNormalization.html"""
     repeats = x.shape[1] // num_groups
     return _group_normalized(x, num_groups, nx.repeat(scale, repeats), nx.repeat(b, repeats), epsilon)
 
@@ -129,7 +132,8 @@ def _group_normalized(x: Any, groups: int, scale: Any, b: Any, epsilon: float) -
 def layer_normalization(x, scale, b=None, *, axis=-1, epsilon=1e-5, stash_type=1):
     """Zero mean and unit variance over the axes from `axis`, then scale and shift.
 
-    Float64 is not narrowed for the statistics, only the second and third output are. https://onnx.ai/onnx/operators/onnx__LayerNormalization.html
+    Float64 is not narrowed for the statistics, only the second and third output are.
+    https://onnx.ai/onnx/operators/onnx__LayerNormalization.html
     """
     given = wide(x)
     mean, variance = _moments(given, tuple(range(normalize_axis(axis, x.ndim), x.ndim)))
@@ -154,7 +158,8 @@ def rms_normalization(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):
 
 @op("LpNormalization")
 def lp_normalization(x, *, axis=-1, p=2):
-    """Divide by the p-norm along `axis`; zeros stay zeros. https://onnx.ai/onnx/operators/onnx__LpNormalization.html"""
+    """Divide by the p-norm along `axis`; zeros stay zeros.
+    https://onnx.ai/onnx/operators/onnx__LpNormalization.html"""
     given = wide(x)
     total = nx.sum(nx.abs(given) if p == 1 else nx.square(given), axis=axis, keepdims=True)
     total = nx.where(total == 0, nx.ones_like(total), total)
@@ -163,7 +168,8 @@ def lp_normalization(x, *, axis=-1, p=2):
 
 @op("LRN")
 def lrn(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
-    """Divide by a power of the mean square over `size` neighbouring channels. https://onnx.ai/onnx/operators/onnx__LRN.html"""
+    """Divide by a power of the mean square over `size` neighbouring channels.
+    https://onnx.ai/onnx/operators/onnx__LRN.html"""
     square = jnp.square(traced(wide(x)))
     rest = (1,) * (x.ndim - 2)
     pads = ((0, 0), ((size - 1) // 2, size // 2), *((0, 0) for _ in rest))

@@ -29,7 +29,8 @@ def average_pool(
     pads=None,
     strides=None,
 ):
-    """Mean of each window; pads count only with `count_include_pad`. https://onnx.ai/onnx/operators/onnx__AveragePool.html"""
+    """Mean of each window; pads count only with `count_include_pad`.
+    https://onnx.ai/onnx/operators/onnx__AveragePool.html"""
     frame = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     total = _sums(x, frame)
     counts = frame.counts(bool(count_include_pad))
@@ -69,7 +70,8 @@ def _lowest(dtype: Any) -> np.ndarray:
 
 
 def _positions(x: jax.Array, frame: Window, storage_order: int) -> jax.Array:
-    """Index of each window's first largest element in the flattened input (in Fortran order with `storage_order`)."""
+    """Index of each window's first largest element in the flattened input (in Fortran order with
+    `storage_order`)."""
     inside = np.arange(math.prod(frame.spatial)).reshape(frame.spatial, order="F" if storage_order else "C")
     images = np.arange(math.prod(x.shape[:2])).reshape(x.shape[0], x.shape[1], *(1,) * len(frame.spatial))
     index_type = np.int32 if x.size < 1 << 31 else np.int64

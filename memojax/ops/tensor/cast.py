@@ -115,7 +115,8 @@ def _text(item: Any) -> str:
 
 @op("BitCast", since=26)
 def bit_cast(input: GraphValue, *, to: int) -> GraphValue:
-    """The same bits as another element type of the same width. https://onnx.ai/onnx/operators/onnx__BitCast.html"""
+    """The same bits as another element type of the same width.
+    https://onnx.ai/onnx/operators/onnx__BitCast.html"""
     return _bitcast(input, dtype_of(to))
 
 

@@ -71,7 +71,8 @@ def _pad(data: GraphValue, pads: Shape, fill: GraphValue, axes: Any, mode: str) 
 def center_crop_pad(
     input_data: GraphValue, shape: GraphValue, *, axes: tuple[int, ...] | None = None
 ) -> GraphValue:
-    """The middle of the input, or the input in the middle of zeros. https://onnx.ai/onnx/operators/onnx__CenterCropPad.html"""
+    """The middle of the input, or the input in the middle of zeros.
+    https://onnx.ai/onnx/operators/onnx__CenterCropPad.html"""
     axes = normalize_axes(range(input_data.ndim) if axes is None else axes, input_data.ndim)
     extra = [size - input_data.shape[axis] for size, axis in zip(ints(shape), axes, strict=True)]
     before = [
@@ -98,7 +99,8 @@ def upsample_attribute(x: GraphValue, *, scales: tuple[float, ...], mode: str = 
 @op("Upsample", since=9, until=10, static=("scales",))
 @op("Resize", since=10, until=11, static=("scales",))
 def resize_first_version(x: GraphValue, scales: GraphValue, *, mode: str = "nearest") -> GraphValue:
-    """Before opset 11 coordinates are `x / scale`; nearest means floor, ceil when shrinking. https://onnx.ai/onnx/operators/onnx__Resize.html"""
+    """Before opset 11 coordinates are `x / scale`; nearest means floor, ceil when shrinking.
+    https://onnx.ai/onnx/operators/onnx__Resize.html"""
     y = _promoted(x, mode)
     for axis, scale in enumerate(scales.tolist()):
         kernel = _Kernel(mode, -0.75, "floor" if scale >= 1 else "ceil", "asymmetric", False, False)
@@ -125,8 +127,8 @@ def resize(
 ) -> GraphValue:
     """Interpolation, one axis after the other. https://onnx.ai/onnx/operators/onnx__Resize.html
 
-    Where onnxruntime departs from ONNX's cases, the cases are followed: `align_corners` with a fractional output length, `roi` on an
-    axis that keeps its length.
+    Where onnxruntime departs from ONNX's cases, the cases are followed: `align_corners` with a fractional
+    output length, `roi` on an axis that keeps its length.
     """
     axes = normalize_axes(range(x.ndim) if axes is None else axes, x.ndim)
     lengths = [x.shape[axis] for axis in axes]
@@ -224,7 +226,8 @@ _ROUNDINGS = {
 def _source_positions(
     transform: str, length: int, target: int, scale: float, region: Sequence[float]
 ) -> np.ndarray:
-    """Where in the input each output element lies, rounded to float32 at each step as onnxruntime does, so that ties fall the same way."""
+    """Where in the input each output element lies, rounded to float32 at each step as onnxruntime does, so
+    that ties fall the same way."""
     one, half = np.float32(1), np.float32(0.5)
     i, n, m, s = (
         np.arange(target, dtype=np.float32),
@@ -308,7 +311,8 @@ def _take_repeated(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
 
 @op("AffineGrid", since=20, static=("size",))
 def affine_grid(theta: GraphValue, size: GraphValue, *, align_corners: int = 0) -> GraphValue:
-    """Sampling positions of affine maps, for GridSample. https://onnx.ai/onnx/operators/onnx__AffineGrid.html"""
+    """Sampling positions of affine maps, for GridSample.
+    https://onnx.ai/onnx/operators/onnx__AffineGrid.html"""
     lengths = checked_shape(ints(size)[2:])
     centers = [_centers(length, bool(align_corners)) for length in lengths]
     grid = [
@@ -335,7 +339,8 @@ def grid_sample(
     mode: str = "linear",
     padding_mode: str = "zeros",
 ) -> GraphValue:
-    """The input at any positions, interpolated; before opset 20 linear is bilinear. https://onnx.ai/onnx/operators/onnx__GridSample.html"""
+    """The input at any positions, interpolated; before opset 20 linear is bilinear.
+    https://onnx.ai/onnx/operators/onnx__GridSample.html"""
     x, grid = traced(x), traced(grid)
     kind = jnp.promote_types(
         jnp.promote_types(grid.dtype, np.float32),

@@ -39,7 +39,8 @@ def reshape_attribute(
 
 @op("Reshape", since=5, static=("shape",))
 def reshape(data: GraphValue, shape: GraphValue, *, allowzero: int = 0) -> GraphValue:
-    """Another shape; -1 is inferred, 0 copies a dimension unless `allowzero`. https://onnx.ai/onnx/operators/onnx__Reshape.html"""
+    """Another shape; -1 is inferred, 0 copies a dimension unless `allowzero`.
+    https://onnx.ai/onnx/operators/onnx__Reshape.html"""
     return _reshape(data, ints(shape), copy_zeros=not allowzero)
 
 
@@ -61,7 +62,8 @@ def squeeze_attribute(data: GraphValue, *, axes: tuple[int, ...] | None = None) 
 
 @op("Squeeze", since=13, static=("axes",))
 def squeeze(data: GraphValue, axes: GraphValue = None) -> GraphValue:
-    """Without the given dimensions of size 1; without all such dimensions by default. https://onnx.ai/onnx/operators/onnx__Squeeze.html"""
+    """Without the given dimensions of size 1; without all such dimensions by default.
+    https://onnx.ai/onnx/operators/onnx__Squeeze.html"""
     return squeeze_attribute(data, axes=None if axes is None else ints(axes))
 
 
@@ -73,13 +75,15 @@ def unsqueeze_attribute(data: GraphValue, *, axes: tuple[int, ...]) -> GraphValu
 
 @op("Unsqueeze", since=13, static=("axes",))
 def unsqueeze(data: GraphValue, axes: GraphValue) -> GraphValue:
-    """With dimensions of size 1 at `axes` of the result. https://onnx.ai/onnx/operators/onnx__Unsqueeze.html"""
+    """With dimensions of size 1 at `axes` of the result.
+    https://onnx.ai/onnx/operators/onnx__Unsqueeze.html"""
     return nx.expand_dims(data, ints(axes))
 
 
 @op("Transpose")
 def transpose(data: GraphValue, *, perm: tuple[int, ...] | None = None) -> GraphValue:
-    """Axes in the order of `perm`, reversed by default. https://onnx.ai/onnx/operators/onnx__Transpose.html"""
+    """Axes in the order of `perm`, reversed by default.
+    https://onnx.ai/onnx/operators/onnx__Transpose.html"""
     return nx.transpose(data, perm)
 
 
@@ -117,7 +121,8 @@ def split(
     num_outputs: int | None = None,
     n_outputs: int,
 ) -> GraphValue:
-    """Parts of the sizes `split`, or equal ones with a smaller last. https://onnx.ai/onnx/operators/onnx__Split.html"""
+    """Parts of the sizes `split`, or equal ones with a smaller last.
+    https://onnx.ai/onnx/operators/onnx__Split.html"""
     return _split(input, None if split is None else ints(split), axis, num_outputs or n_outputs)
 
 
@@ -145,7 +150,8 @@ def tile(input: GraphValue, repeats: GraphValue) -> GraphValue:
 
 @op("DepthToSpace")
 def depth_to_space(input: GraphValue, *, blocksize: int, mode: str = "DCR") -> GraphValue:
-    """Channels to blocks of pixels, depth-column-row or column-row-depth. https://onnx.ai/onnx/operators/onnx__DepthToSpace.html"""
+    """Channels to blocks of pixels, depth-column-row or column-row-depth.
+    https://onnx.ai/onnx/operators/onnx__DepthToSpace.html"""
     n, c, h, w = input.shape
     b, depth = blocksize, c // blocksize**2
     if mode == "DCR":
@@ -157,7 +163,8 @@ def depth_to_space(input: GraphValue, *, blocksize: int, mode: str = "DCR") -> G
 
 @op("SpaceToDepth")
 def space_to_depth(input: GraphValue, *, blocksize: int, mode: str = "DCR") -> GraphValue:
-    """Blocks of pixels to channels; the inverse of DepthToSpace. https://onnx.ai/onnx/operators/onnx__SpaceToDepth.html"""
+    """Blocks of pixels to channels; the inverse of DepthToSpace.
+    https://onnx.ai/onnx/operators/onnx__SpaceToDepth.html"""
     n, c, h, w = input.shape
     b = blocksize
     blocks = nx.reshape(input, (n, c, h // b, b, w // b, b))

@@ -19,7 +19,8 @@ WEIGHTS = _rng.uniform(0.5, 2, 5).astype(np.float32)
 INF = np.array([-np.inf, -1, 2, np.inf], np.float32)
 
 ANY_SIGN = {
-    7: "Abs Ceil Elu Exp Floor HardSigmoid LeakyRelu Neg Relu Selu Sigmoid Softplus Softsign Tanh Atan Cos Sin",
+    7: "Abs Ceil Elu Exp Floor HardSigmoid LeakyRelu Neg Relu Selu Sigmoid Softplus Softsign Tanh Atan Cos "
+    "Sin",
     9: "Asinh Cosh Erf Sign Sinh",
     10: "ThresholdedRelu",
     12: "Celu",

@@ -1,4 +1,5 @@
-"""The com.microsoft domain, of which ONNX has no cases; 8-bit weights stay small, since onnxruntime saturates sums of large ones."""
+"""The com.microsoft domain, of which ONNX has no cases; 8-bit weights stay small, since onnxruntime saturates
+sums of large ones."""
 
 from __future__ import annotations
 

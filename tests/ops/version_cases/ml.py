@@ -1,4 +1,5 @@
-"""The ai.onnx.ml domain, of which ONNX's own cases hold six operators; trees and support vector machines are in `test_ml.py`."""
+"""The ai.onnx.ml domain, of which ONNX's own cases hold six operators; trees and support vector machines are
+in `test_ml.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Convolution, pooling, normalisation and their kin: old versions, and options that ONNX's own cases leave out."""
+"""Convolution, pooling, normalisation and their kin: old versions, and options that ONNX's own cases leave
+out."""
 
 from __future__ import annotations
 
@@ -121,7 +122,8 @@ def byte(value: int) -> np.ndarray:
 
 
 def qlinear_conv(w_scale: np.ndarray, bias: np.ndarray | None) -> Case:
-    # Small weights: ONNX Runtime's sum of products of uint8 and int8 saturates in int16 on machines without VNNI.
+    # Small weights: ONNX Runtime's sum of products of uint8 and int8 saturates in int16 on machines without
+    # VNNI.
     x, w = bytes_(1, 2, 5, 5), integers(-60, 60, 3, 2, 3, 3, dtype=np.int8)
     weights = (w, w_scale, np.zeros(w_scale.shape, np.int8))
     inputs = (x, np.array(0.02, f32), byte(120), *weights, np.array(0.05, f32), byte(100), bias)
