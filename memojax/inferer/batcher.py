@@ -109,6 +109,13 @@ class Batcher:
         # Without wrappers, callers give what the model takes.
         self._quick = self._raw if self._api is self._raw else object()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The compiled helper holds addresses, which mean nothing in another process.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_quickly", "_aim")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _quickly=gatherer(self._api.inputs, State), _aim=(None, None))
+
     def __repr__(self) -> str:
         return f"Batcher({len(self)} agents wait, inputs {', '.join(sorted(self._names))})"
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from ..lowering.batch_axis import BatchedFunction
-from ..xla.background import before_exit, is_worker
+from ..xla.background import before_exit, is_compile_worker
 from ..xla.cpu_client import cpu_device
 from ..xla.memory import available_bytes, readable
 from .candidates import Candidate
@@ -264,7 +264,7 @@ def _spawned() -> subprocess.Popen[bytes]:
 
 def wanted(compile_in: CompileIn) -> bool:
     """Whether the calling thread asks the helper: always, never, or if it is the background worker."""
-    return compile_in == "process" or (compile_in == "auto" and is_worker())
+    return compile_in == "process" or (compile_in == "auto" and is_compile_worker())
 
 
 helper: Helper = Helper()

@@ -101,6 +101,11 @@ def is_worker() -> bool:
     return threading.current_thread() in (_compiles.thread, _errands.thread)
 
 
+def is_compile_worker() -> bool:
+    """Whether the caller runs on the thread of the compiles, which may wait for one another."""
+    return threading.current_thread() is _compiles.thread
+
+
 def _run(future: Future[Any], task: Callable[[], Any]) -> None:
     if not future.set_running_or_notify_cancel():
         return

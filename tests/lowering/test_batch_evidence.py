@@ -331,6 +331,8 @@ def test_free_models_pickle_with_their_plans() -> None:
     model = model_of([op("Relu", "x", "y")], {"x": ["batch", "seq"]}, {"y": ["batch", "seq"]})
     policy = memojax.load(model, preload=[{"batch": 2, "seq": 4}])
     again = pickle.loads(pickle.dumps(policy))
+    assert again.plans() == []
+    again.infer_arrays({"x": f32(2, 4)})
     assert [(plan.size, dict(plan.dims)) for plan in again.plans()] == [(2, {"seq": 4})]
 
 
