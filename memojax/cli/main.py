@@ -114,5 +114,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     from ..xla.quiet_start import restore
 
+    given = sys.argv[1:] if args is None else list(args)
+    if given and not {"-h", "--help", "--version"}.intersection(given):
+        # Here Ctrl-C still ends the process at once: NumPy reports an interrupted import as a fault of its own.
+        importlib.import_module("memojax.api")
     restore()
-    cli.main(args=list(args) if args is not None else None, prog_name="memojax")
+    cli.main(args=given, prog_name="memojax")

@@ -114,7 +114,7 @@ class Batcher:
         return {name: value for name, value in self.__dict__.items() if name not in ("_quickly", "_aim")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _quickly=gatherer(self._api.inputs, State), _aim=(None, None))
+        self.__dict__.update(state, _quickly=gatherer(state["_api"].inputs, State), _aim=(None, None))
 
     def __repr__(self) -> str:
         return f"Batcher({len(self)} agents wait, inputs {', '.join(sorted(self._names))})"
