@@ -85,25 +85,21 @@ def evaluate(
         workers: how many processes; one per core without it.
         max_steps: ends an episode after so many steps, as truncated.
         observation: part of the observation -> input, where names and shapes do not tell; the input's name
-        for an
-            observation in one piece.
+            for an observation in one piece.
         action: the output that gives the action, where names and shapes do not tell.
         epsilon: the noise input, where its name does not tell.
         recurrent: pairs of (input, output) of hidden state, kept by episode. None: found by name; empty: no
-        state. observation_transforms: run on each batch of observations before the model, in order:
-        `NormalizeObs`,
-            `SelectObs`, any callable.
+            state.
+        observation_transforms: run on each batch of observations before the model, in order:
+            `NormalizeObs`, `SelectObs`, any callable.
         action_transforms: run on each batch of actions before the environment: `ScaleAction`, `ClipAction`,
-        any
-            callable. None: Box actions are clipped to the space, unless the metadata says
+            any callable. None: Box actions are clipped to the space, unless the metadata says
             `clip_actions: false`.
         bucketing: which batch sizes get a plan, as for `memojax.load`; the others are padded. None: powers of
-        two up to
-            `num_envs` where rows are independent, each size where they are not.
+            two up to `num_envs` where rows are independent, each size where they are not.
         on_miss: as for `memojax.load`. With the default, "compile", the plans for the full batch and for the
-        smaller
-            batches that come next are compiled ahead, beside the run. With "pad", a row's plan depends on
-            time, so runs may differ in the last bits.
+            smaller batches that come next are compiled ahead, beside the run. With "pad", a row's plan
+            depends on time, so runs may differ in the last bits.
         preload: batch sizes to compile before the first step, while the environments are made and reset.
         cache_dir: folder that keeps compiled plans for other processes.
         maxsize: the most plans to keep, the one for the full batch not counted.
