@@ -64,11 +64,15 @@ class RowsByBinding:
             engine = self.family.at(binding)
             if (rows := self._rows.get(binding)) is None or rows.engine is not engine:
                 rows = self._rows[binding] = self._make(engine)
-                for gone in [key for key, one in self._rows.items() if not self.family.holds(one.engine)]:
-                    del self._rows[gone]
+                self._forget_dropped()
                 for size in engine.cache.pin(self.pinned):
                     engine.cache.compile_later(size)
             return rows
+
+    def _forget_dropped(self) -> None:
+        """Forget the rows whose engines the family has dropped."""
+        for gone in [key for key, one in self._rows.items() if not self.family.holds(one.engine)]:
+            del self._rows[gone]
 
     def of_inputs(self, inputs: Mapping[str, Any]) -> tuple[CompiledRows, dict[str, Any]]:
         """The rows that a whole batch belongs to, and the inputs that are left to give there.

@@ -80,11 +80,7 @@ class Choices:
         """
         with self._lock:
             entries = self._read()
-            left = {
-                key: entry
-                for key, entry in entries.items()
-                if not _is_choice(entry) or not is_of(entry["for"], model)
-            }
+            left = _without(entries, model)
             if len(left) < len(entries):
                 self._write(left)
             return len(entries) - len(left)
@@ -105,6 +101,15 @@ class Choices:
             if isinstance(entries, dict):
                 return entries
         return {}
+
+
+def _without(entries: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """`entries` without the choices for `model`, or without any."""
+    return {
+        key: entry
+        for key, entry in entries.items()
+        if not _is_choice(entry) or not is_of(entry["for"], model)
+    }
 
 
 def _is_choice(entry: Any) -> bool:

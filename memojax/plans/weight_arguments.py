@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import filterfalse
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ class Placing:
     def place(self, nodes: Sequence[Node]) -> Leading:
         """The arguments for `nodes`; sizes share the arrays of equal nodes."""
         with self._lock:
-            missing = [node for node in nodes if node not in self._placed]
+            missing = list(filterfalse(self._placed.__contains__, nodes))
             self._placed.update(zip(missing, self._on_device(self._hoister.values(missing)), strict=True))
             leading = Leading(nodes, [self._placed[node] for node in nodes])
             self._leading.add(leading)
@@ -62,7 +63,7 @@ class Placing:
         def replace() -> None:
             with self._lock:
                 # Sizes that were planned since the preparation may have placed further nodes.
-                fresh.update(self._fresh([node for node in self._placed if node not in fresh], leaves))
+                fresh.update(self._fresh(list(filterfalse(fresh.__contains__, self._placed)), leaves))
                 self._hoister.replace(leaves)
                 self._placed = fresh
                 for leading in list(self._leading):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -194,12 +194,9 @@ class BrainState:
             self._check_alive()
             self._journal.finish()
             self._note_arrival()
-            queue = self._queue
-            sealed: set[int] = set()
-            if len(queue.sealed):
-                sealed = {agent for agent, _ in pairs if self._batch_of(agent) is queue.sealed}
+            sealed = self._sealed_among(pairs)
             if not sealed:
-                queue.open.extend(pairs, replace=True)
+                self._queue.open.extend(pairs, replace=True)
                 if self._ending is not None:
                     self._lives_on(*(agent for agent, _ in pairs))
                 return
@@ -212,6 +209,11 @@ class BrainState:
                 parts[agent in sealed].append((agent, state))
             self._journal.commit(partial(_extend_both, self._queue, *parts))
             self._lives_on(*(agent for agent, _ in pairs))
+
+    def _sealed_among(self, pairs: Sequence[tuple[int, Any]]) -> set[int]:
+        """Agents of `pairs` whose states wait in the batch that takes no more agents."""
+        sealed = self._queue.sealed
+        return {agent for agent, _ in pairs if self._batch_of(agent) is sealed} if len(sealed) else set()
 
     def begin_agent(self, agent: int) -> None:
         """Tell the inferer that an agent appears."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from operator import attrgetter
 from typing import Any, final
 
 from ..display import Card, html_of, text_of
@@ -267,7 +268,7 @@ class Runtime:
         deadline = None if seconds is None else self._clock() + seconds
         with self._lock:
             frame_number = self._turns.begin_frame()
-            states = [state for state in self._brains.values() if state.since]
+            states = list(filter(attrgetter("since"), self._brains.values()))
         frame = _Frame(states, frame_number, self._clock, deadline)
         with frame.active:
             self._register(frame)
@@ -278,8 +279,7 @@ class Runtime:
                 self._work_as_it_pays(frame, states, threads)
             else:
                 self._work(frame, threads)
-            while frame.cold and (frame.run_first_cold() or frame.await_cold(self._compiles)):
-                self._work(frame, threads)
+            self._run_cold(frame, threads)
             responses = frame.all_responses()
             failure = RuntimeErrors(frame.failures, responses) if frame.failures else None
             # One line each: an interrupt between two lines would lose the responses.
@@ -287,10 +287,15 @@ class Runtime:
                 raise (self._frames.pop(frame_number, None), failure)[1]
             return (self._frames.pop(frame_number, None), responses)[1]
 
+    def _run_cold(self, frame: _Frame, threads: int) -> None:
+        """Run the models without a plan that the budget has room for."""
+        while frame.cold and (frame.run_first_cold() or frame.await_cold(self._compiles)):
+            self._work(frame, threads)
+
     def _register(self, frame: _Frame) -> None:
         """Register `frame`; it takes over the responses of interrupted frames."""
         with self._lock:
-            abandoned = [other for other in self._frames.values() if other.abandoned]
+            abandoned = list(filter(attrgetter("abandoned"), self._frames.values()))
             for other in abandoned:
                 frame.earlier = merged(frame.earlier, other.all_responses())
             self._frames[frame.number] = frame
@@ -408,21 +413,25 @@ class _Frame:
     def _next(self) -> tuple[BrainState, float] | None:
         """The next model to run, and the start of the search, which is part of its cost."""
         with self._lock:
-            while self._queue and self.active.locked():
-                started, must = self._clock(), not self.responses and not self._at_work
-                if self._deadline is None:
-                    self._at_work += 1
-                    return heapq.heappop(self._queue)[1], started
-                remaining = self._deadline - started
-                if not must and (remaining <= 0 or remaining < self._least):
-                    return None  # asking the others would only use up the rest of the budget
-                state = heapq.heappop(self._queue)[1]
-                verdict = state.offer(remaining, must)
-                if verdict is Verdict.COLD:
-                    self.cold.append(state)
-                elif verdict is Verdict.RUN:
-                    self._at_work += 1
-                    return state, started
+            return self._offered()
+
+    def _offered(self) -> tuple[BrainState, float] | None:
+        """As `_next`, which holds the lock. The loop has a frame of its own (tests/contracts/test_locks.py)."""
+        while self._queue and self.active.locked():
+            started, must = self._clock(), not self.responses and not self._at_work
+            if self._deadline is None:
+                self._at_work += 1
+                return heapq.heappop(self._queue)[1], started
+            remaining = self._deadline - started
+            if not must and (remaining <= 0 or remaining < self._least):
+                return None  # asking the others would only use up the rest of the budget
+            state = heapq.heappop(self._queue)[1]
+            verdict = state.offer(remaining, must)
+            if verdict is Verdict.COLD:
+                self.cold.append(state)
+            elif verdict is Verdict.RUN:
+                self._at_work += 1
+                return state, started
         return None
 
     def _run(self, state: BrainState, started: float) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import filterfalse
 from typing import Any
 
 import jax
@@ -87,11 +88,7 @@ class AgentStates:
         with self._lock:
             self._settle()
             self._move(None)
-            return {
-                name: value
-                for name, value in self.__dict__.items()
-                if name not in ("_lock", "_journal", "_staged")
-            }
+            return _picklable(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock(), _journal=Journal(), _staged=[])
@@ -105,7 +102,7 @@ class AgentStates:
     def unknown(self, agents: Sequence[int]) -> list[int]:
         with self._lock:
             known = self._last is not None and self._last[0] == agents
-            return [] if known else [agent for agent in agents if agent not in self._row]
+            return [] if known else list(filterfalse(self._row.__contains__, agents))
 
     def begin(self, agent: int) -> None:
         with self._lock:
@@ -176,13 +173,7 @@ class AgentStates:
             table = self._table
             zeroed = table.fresh[rows]
             if view.device is None:
-                if view.dones is not None:
-                    zeroed = zeroed | view.dones
-                for slot, store in zip(slots, table.stores, strict=True):
-                    states = view.input_slot_mut(slot)
-                    np.take(store, rows, axis=0, out=states, mode="clip")
-                    if zeroed.any():
-                        states[zeroed] = 0
+                _fill(view, slots, table.stores, rows, zeroed)
             else:
                 with self._scope():
                     for slot, states in zip(
@@ -309,6 +300,26 @@ class AgentStates:
 
 _FIRST_ROWS = 16
 _UNKNOWN = "no hidden state for agent {}: it was never begun, or has ended; call begin_agent first"
+
+
+def _picklable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in ("_lock", "_journal", "_staged")}
+
+
+def _fill(
+    view: ScratchPadView,
+    slots: Sequence[int],
+    stores: Sequence[Array],
+    rows: np.ndarray,
+    fresh: np.ndarray,
+) -> None:
+    """Copy `rows` of the host's `stores` into the input `slots` of `view`, zeros for those that begin."""
+    zeroed = fresh if view.dones is None else fresh | view.dones
+    for slot, store in zip(slots, stores, strict=True):
+        states = view.input_slot_mut(slot)
+        np.take(store, rows, axis=0, out=states, mode="clip")
+        if zeroed.any():
+            states[zeroed] = 0
 
 
 @jax.jit
