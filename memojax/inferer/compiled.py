@@ -19,7 +19,6 @@ from ..display.inferer_card import model_card
 from ..lowering.free_function import Binding
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
-from ..model.signature import ModelApi
 from ..plans.artifact import PlanArtifact
 from ..plans.autotune import Tuner
 from ..plans.cache import CacheInfo, PlanCache
@@ -38,6 +37,7 @@ from ..xla.fork import was_forked
 from .base import Inferer
 from .compiled_rows import CompiledRows, refuse_mixing
 from .forked import ForkedInferer
+from .of_model import InfererOfModel
 from .options import InferOptions
 from .revival import is_revived, revival
 from .routes import Route
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class ModelInferer(Inferer):
+class ModelInferer(InfererOfModel):
     """An inferer that runs a `TypedModel` itself (abstract: the four kinds differ in how they deal rows out
     to plans)."""
 
@@ -144,14 +144,6 @@ class ModelInferer(Inferer):
         return self._only.engine.typed if self._only else self._family.typed
 
     @property
-    def raw_api(self) -> ModelApi:
-        return self.typed.api
-
-    @property
-    def api(self) -> ModelApi:
-        return self.typed.api
-
-    @property
     def device(self) -> jax.Device:
         """Where NumPy batches run."""
         return self._device
@@ -159,16 +151,6 @@ class ModelInferer(Inferer):
     @property
     def placement(self) -> DeviceChoice:
         return self._choice
-
-    @property
-    def params(self) -> Any:
-        """The weights, as a pytree."""
-        return self.typed.params
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the model file says about itself (`metadata_props`)."""
-        return dict(self.typed.metadata)
 
     @property
     def mixing_outputs(self) -> tuple[str, ...]:
@@ -191,12 +173,6 @@ class ModelInferer(Inferer):
 
     def _known_mixing(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for engine in self._family.engines() for name in engine.mixing or ()))
-
-    def begin_agent(self, agent: int) -> None:
-        """Nothing is kept by agent here."""
-
-    def end_agent(self, agent: int) -> None:
-        """Nothing is kept by agent here."""
 
     def select_batch_size(self, max_count: int) -> int:
         if max_count < 1:

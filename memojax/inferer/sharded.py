@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import jax
 import numpy as np
@@ -17,7 +17,6 @@ from ..errors import DeviceError, DimensionError, InputShapeError, RowsMixError
 from ..lowering.loading import typed_model
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
-from ..model.signature import ModelApi
 from ..plans.batch_sizes import checked_size
 from ..plans.cache import CacheInfo, PlanCache
 from ..plans.plan import PlanInfo
@@ -32,11 +31,17 @@ from .base import Inferer
 from .constant_outputs import ConstantOutputs
 from .forked import ForkedInferer
 from .histogram import BatchHistogram
+from .of_model import InfererOfModel
 from .revival import is_revived, revival
+
+T = TypeVar("T")
+
+_TRIES = 3
+_NO_ROWS = "no input of this model has a row for each agent: there are no rows to spread"
 
 
 @final
-class ShardedInferer(Inferer):
+class ShardedInferer(InfererOfModel):
     """Runs each batch on several devices at once: rows over the devices, weights on each.
 
     Pick it when batches are so large that one device takes long. Batches are padded to multiples of the
@@ -155,22 +160,8 @@ class ShardedInferer(Inferer):
         return self._sharding
 
     @property
-    def raw_api(self) -> ModelApi:
-        return self.typed.api
-
-    @property
-    def api(self) -> ModelApi:
-        return self.typed.api
-
-    @property
     def placement(self) -> DeviceChoice:
         return self._choice
-
-    def begin_agent(self, agent: int) -> None:
-        """Nothing is kept by agent here."""
-
-    def end_agent(self, agent: int) -> None:
-        """Nothing is kept by agent here."""
 
     def select_batch_size(self, max_count: int) -> int:
         return max(0, max_count)
@@ -224,6 +215,15 @@ class ShardedInferer(Inferer):
         with self._updating:
             self._compiler.update(with_new_weights(self.typed, source))
 
+    def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
+        for _ in range(_TRIES):
+            before = self.typed
+            result = run()
+            if self.typed is before:
+                return result
+        with self._updating:
+            return run()
+
     def infer_raw(self, view: ScratchPadView) -> None:
         n = len(view)
         if n == 0:
@@ -233,7 +233,7 @@ class ShardedInferer(Inferer):
             shared_value(spec, row) if spec.shared else row
             for spec, row in zip(specs, view.inputs, strict=True)
         ]
-        named = self._on_host(rows, n)
+        named = self.with_one_set_of_weights(lambda: self._on_host(rows, n))
         for slot, spec in enumerate(self.raw_api.outputs):
             view.set_output(slot, named[spec.name])
 
@@ -245,10 +245,11 @@ class ShardedInferer(Inferer):
         check_names(specs, inputs)
         if not any(lives_on_device(value) for value in inputs.values()):
             rows, n = checked_rows(specs, inputs)
-            return self._on_host(rows, n)
+            return self.with_one_set_of_weights(lambda: self._on_host(rows, n))
         given = {spec.name: as_jax(inputs[spec.name]) for spec in specs}
         if all(self._lies_right(spec.shared, spec.dtype, given[spec.name]) for spec in specs):
-            return self._in_place(given)
+            n = self._rows_in(given)
+            return self.with_one_set_of_weights(lambda: self._in_place(given, n))
         moved = [name for name, value in given.items() if isinstance(value, jax.Array)]
         if self._strict:
             raise DeviceError(
@@ -259,24 +260,37 @@ class ShardedInferer(Inferer):
         rows, n = checked_rows(specs, {name: np.asarray(value) for name, value in given.items()})
         home = given[moved[0]].sharding
         back = home if isinstance(home, jax.sharding.SingleDeviceSharding) else min(home.device_set, key=_id)
-        return {name: jax.device_put(value, back) for name, value in self._on_host(rows, n).items()}
+        results = self.with_one_set_of_weights(lambda: self._on_host(rows, n))
+        return {name: jax.device_put(value, back) for name, value in results.items()}
 
     def _lies_right(self, shared: bool, dtype: Any, value: Any) -> bool:
         if not isinstance(value, jax.Array) or value.dtype != dtype:
             return False
+        if not shared and not value.ndim:
+            return False  # `checked_rows` says what is wrong with it
         wanted = self._compiler.everywhere if shared else self._sharding
         return value.sharding.is_equivalent_to(wanted, value.ndim)
 
-    def _in_place(self, given: Mapping[str, jax.Array]) -> Arrays:
-        """Run rows that lie over the devices already; nothing is moved."""
+    def _rows_in(self, given: Mapping[str, jax.Array]) -> int:
+        """How many rows lie over the devices.
+
+        Raises:
+            InputShapeError: no input has rows, or the shapes do not fit.
+        """
         specs = self.api.inputs
-        n = next(value.shape[0] for spec, value in zip(specs, given.values(), strict=True) if not spec.shared)
+        n = next((given[spec.name].shape[0] for spec in specs if not spec.shared), -1)
+        if n < 0:
+            raise InputShapeError(_NO_ROWS)
         for spec, value in zip(specs, given.values(), strict=True):
             wanted = tuple(spec.shape) if spec.shared else (n, *spec.shape)
             if value.shape != wanted:
                 raise InputShapeError(
                     f"input {spec.name!r} has shape {list(value.shape)}, expected {list(wanted)}"
                 )
+        return n
+
+    def _in_place(self, given: Mapping[str, jax.Array], n: int) -> Arrays:
+        """Run `n` rows that lie over the devices already; nothing is moved."""
         self._histogram.arrived(n)
         self._histogram.ran(n)
         named = dict(zip(self.typed.computed, self._cache.get(n)(list(given.values())), strict=True))
@@ -287,9 +301,7 @@ class ShardedInferer(Inferer):
     def _on_host(self, rows: Sequence[np.ndarray], n: int) -> Arrays:
         """Run NumPy rows: padded, spread, computed, gathered and cut."""
         if n < 0:
-            raise InputShapeError(
-                "no input of this model has a row for each agent: there are no rows to spread"
-            )
+            raise InputShapeError(_NO_ROWS)
         if n == 0:
             return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self.api.outputs}
         size = self.padded(n)

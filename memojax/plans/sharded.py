@@ -26,23 +26,26 @@ class ShardedCompiler:
 
     def __init__(self, typed: TypedModel, sharding: NamedSharding, precision: str | None):
         """Put the weights of `typed` on every device of `sharding`, whose first axis is that of the rows."""
-        self.typed = typed
         self.sharding = sharding
         self._devices: Any = sharding.mesh.devices
         self.count: int = self._devices.size
         self.everywhere = NamedSharding(sharding.mesh, PartitionSpec())
         self._platform: str = self._devices.flat[0].platform
         self._precision = precision if self._platform != "cpu" else None
-        self._params = self._placed(typed.params)
+        self._now = typed, self._placed(typed.params)
+
+    @property
+    def typed(self) -> TypedModel:
+        """The model with its present weights; another object after each update."""
+        return self._now[0]
 
     def update(self, typed: TypedModel) -> None:
         """Go on with the weights of `typed`; a call under way sees all old or all new ones."""
-        placed = self._placed(typed.params)
-        self.typed, self._params = typed, placed
+        self._now = typed, self._placed(typed.params)
 
     def lower(self, size: int) -> Lowered:
         """Trace and lower `size` rows, a multiple of the number of devices."""
-        typed, rows = self.typed, self.sharding.spec[0]
+        (typed, params), rows = self._now, self.sharding.spec[0]
         each = [PartitionSpec() if spec.shared else PartitionSpec(rows) for spec in typed.api.inputs]
 
         def part(params: Any, given: Sequence[Any]) -> tuple[Any, ...]:
@@ -68,7 +71,7 @@ class ShardedCompiler:
         ]
         started = time.perf_counter()
         with trace_lock, own_settings(self._precision):
-            lowered = jax.jit(run).lower(self._params, shapes)
+            lowered = jax.jit(run).lower(params, shapes)
 
         def finish() -> Plan:
             try:
@@ -90,11 +93,12 @@ class ShardedCompiler:
 
     def _caller(self, done: Any) -> Any:
         def run(rows: Sequence[Any]) -> list[Any]:
+            params = self._now[1]
             try:
-                return list(done(self._params, rows))
+                return list(done(params, rows))
             except FloatingPointError:  # the user's jax_debug_nans: NaN is a number like others here
                 with own_settings():
-                    return list(done(self._params, rows))
+                    return list(done(params, rows))
 
         return run
 

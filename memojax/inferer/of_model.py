@@ -1,0 +1,43 @@
+"""Inferers that run a model themselves, as against those that wrap others."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+from ..lowering.typed_model import TypedModel
+from ..model.signature import ModelApi
+from .base import Inferer
+
+
+class InfererOfModel(Inferer):
+    """An inferer of one `TypedModel` that keeps nothing by agent (abstract)."""
+
+    @property
+    @abc.abstractmethod
+    def typed(self) -> TypedModel:
+        """The model with its present weights."""
+
+    @property
+    def raw_api(self) -> ModelApi:
+        return self.typed.api
+
+    @property
+    def api(self) -> ModelApi:
+        return self.typed.api
+
+    @property
+    def params(self) -> Any:
+        """The weights, as a pytree."""
+        return self.typed.params
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the model file says about itself (`metadata_props`)."""
+        return dict(self.typed.metadata)
+
+    def begin_agent(self, agent: int) -> None:
+        """Nothing is kept by agent here."""
+
+    def end_agent(self, agent: int) -> None:
+        """Nothing is kept by agent here."""
