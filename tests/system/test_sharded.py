@@ -7,9 +7,12 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 import memojax as mj
 from memojax.errors import DeviceError, DimensionError, RowsMixError
@@ -123,6 +126,38 @@ def test_weights_pickles_wrappers_and_runtime(on_devices) -> None:
         for agent in range(3):
             np.testing.assert_allclose(answers[agent]["logits"], before[agent], rtol=1e-5)
     """)
+
+
+def test_a_swap_amid_a_call_mixes_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [helper.make_node("Mul", ["x", "w"], ["y"]), helper.make_node("Identity", ["w"], ["c"])]
+    values = [helper.make_tensor_value_info(name, 1, ["batch", 3]) for name in "xy"]
+    constant = helper.make_tensor_value_info("c", 1, [3])
+    weight = numpy_helper.from_array(np.ones(3, np.float32), "w")
+    graph = helper.make_graph(nodes, "graph", values[:1], [values[1], constant], [weight])
+    policy = mj.ShardedInferer.from_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    )
+    rows = {"x": np.ones((2, 3), np.float32)}
+    policy.infer_arrays(rows)
+    get, calls = policy._cache.get, []
+
+    def swapped_behind(size: int) -> Any:
+        plan = get(size)
+
+        def run(given: Any) -> Any:
+            results = plan(given)
+            calls.append(size)
+            if len(calls) == 1:
+                policy.update_params({"w": np.full(3, 2, np.float32)})
+            return results
+
+        return run
+
+    monkeypatch.setattr(policy._cache, "get", swapped_behind)
+    found = policy.infer_arrays(rows)
+    assert len(calls) == 2
+    assert (found["y"] == 2).all()
+    assert (found["c"] == 2).all()
 
 
 def test_models_whose_rows_belong_together_are_refused() -> None:
