@@ -12,46 +12,22 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..errors import IncompatibleModelError, UnknownAgentError, UnknownBrainError
-from ..inferer.base import Inferer, check_inferer
+from ..errors import UnknownAgentError, UnknownBrainError
+from ..inferer.base import Inferer
 from ..inferer.batcher import Batcher, batcher_for
 from ..inferer.loose_batcher import LooseBatcher
 from ..inferer.pairs import States, pairs_of
 from ..rows.journal import Journal
 from ..rows.states import Response
-from ..wrapper.base import LayeredInferer, check_compatible
+from .brain_id import BrainId as BrainId
+from .layers import check_swap, innermost_layer, is_ready, model_of, on_accelerator
 from .timing import CompileTimings, Timings
 
-_numbers = itertools.count()
 _RECENT = 32
 """Batch sizes remembered as in use; a new policy is compiled for them before it is swapped in."""
 
 _ROUNDS = 8
 """Maximum rounds of compiling new sizes before a swap goes ahead anyway."""
-
-
-@dataclass(frozen=True, order=True)
-class BrainId:
-    """The id of a policy in a runtime, unique in the process.
-
-    >>> runtime = memojax.Runtime()
-    >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
-    >>> runtime.brains == [brain]
-    True
-    """
-
-    _number: int
-
-    @classmethod
-    def fresh(cls) -> BrainId:
-        """A new id."""
-        return cls(next(_numbers))
-
-    def __hash__(self) -> int:
-        return self._number
-
-    def __str__(self) -> str:
-        return f"brain {self._number}"
 
 
 class Verdict(Enum):
@@ -133,7 +109,7 @@ class BrainState:
         """All brains of a runtime share `turns` and `compiles`."""
         self.brain = brain
         self.inferer: Inferer = inferer
-        self.on_accelerator: bool = _on_accelerator(inferer)
+        self.on_accelerator: bool = on_accelerator(inferer)
         self.timings: Timings = Timings()
         self._turns, self._clock, self._compiles = turns, clock, compiles
         self._served = 0
@@ -389,7 +365,7 @@ class BrainState:
         """
         with self._lock:
             self._check_alive()
-            _check_swap(self.inferer, new)
+            check_swap(self.inferer, new)
             handle = Future[Inferer]()
             if self._swap is not None:
                 self._swap.cancel()
@@ -404,7 +380,7 @@ class BrainState:
             with self._lock:
                 sizes = {*self._recent, len(self._queue.open), len(self._queue.sealed)} - {0}
             compiles = (
-                [new.prepare(size) for size in sorted(sizes) if not _is_ready(new, size)] if rounds else []
+                [new.prepare(size) for size in sorted(sizes) if not is_ready(new, size)] if rounds else []
             )
             if not compiles and handle.set_running_or_notify_cancel():
                 handle.set_result(self._swap_in(new))
@@ -432,9 +408,9 @@ class BrainState:
             self._check_alive()
             for agent in self._agents:
                 new.begin_agent(agent)
-            self.on_accelerator = _on_accelerator(new)
+            self.on_accelerator = on_accelerator(new)
             self.timings.age()
-            layer = _innermost_layer(self.inferer)
+            layer = innermost_layer(self.inferer)
             if layer is not None:
                 old, layer.inferer = layer.inferer, new
             else:
@@ -473,11 +449,11 @@ class BrainState:
             self._queue = _Queue(queue.sealed, queue.open, 0, queue.open_since)
 
     def _is_ready(self, count: int) -> bool:
-        return _is_ready(self.inferer, count)
+        return is_ready(self.inferer, count)
 
     def _asked_for(self, count: int) -> bool:
         """Whether the compile for `count` has ended; starts one if none was started."""
-        inferer, last = _model(self.inferer), self._compile
+        inferer, last = model_of(self.inferer), self._compile
         if last is None or last.inferer is not inferer or last.count != count:
             if last is not None:
                 last.future.cancel()
@@ -509,51 +485,8 @@ def _extend_both(
     queue.open.extend(open, replace=True)
 
 
-def _is_ready(inferer: Inferer, count: int) -> bool:
-    try:
-        return inferer.is_ready(count)
-    except Exception:
-        return True  # the run will raise the same error, and its caller will see it
-
-
 def _fail(handle: Future[Inferer], failure: BaseException | None) -> None:
     """Fail a swap, unless it was cancelled or has failed already."""
     with contextlib.suppress(InvalidStateError, RuntimeError):  # RuntimeError: another thread was faster
         if not handle.done() and (handle.running() or handle.set_running_or_notify_cancel()):
             handle.set_exception(failure)
-
-
-def _innermost_layer(inferer: Inferer) -> LayeredInferer | None:
-    """The layer of wrappers next to the model; None without wrappers."""
-    layer = None
-    while isinstance(inferer, LayeredInferer):
-        layer, inferer = inferer, inferer.inferer
-    return layer
-
-
-def _model(inferer: Inferer) -> Inferer:
-    """The inferer inside of all wrappers."""
-    layer = _innermost_layer(inferer)
-    return inferer if layer is None else layer.inferer
-
-
-def _on_accelerator(inferer: Inferer) -> bool:
-    return getattr(getattr(_model(inferer), "device", None), "platform", "cpu") != "cpu"
-
-
-def _check_swap(old: Inferer, new: Inferer) -> None:
-    check_inferer(new)
-    layer = _innermost_layer(old)
-    if layer is None:
-        check_compatible(old, new)
-        if old.api != new.api:
-            raise IncompatibleModelError(
-                f"the brain takes and gives {old.api}, the new inferer {new.api}: wrap it as the old one is"
-            )
-        return
-    if isinstance(new, LayeredInferer):
-        raise IncompatibleModelError(
-            f"the brain keeps its own {type(old).__name__} and the state of its agents: give the inferer "
-            "without wrappers"
-        )
-    check_compatible(layer.inferer, new)

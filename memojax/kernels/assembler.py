@@ -1,0 +1,277 @@
+"""Programs under way: room for values, arguments made of weights, steps in order, and the words that they become."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .group import Group, Pending
+from .program import (
+    ALIGNED,
+    ARENA,
+    SHARED,
+    Operand,
+    Place,
+    Product,
+    Program,
+    chunk_of,
+)
+from .values import Constant, Recipe, Refused, Value, contiguous, outside, refined
+
+Known = Value | Constant | Pending
+
+_MANY_ROWS = 32
+"""Rows from which a large matrix is read often enough for each time that it comes from memory."""
+
+_LARGE_MATRIX = 1 << 16
+"""Floats of a matrix that does not stay in a core's cache beside others."""
+
+
+@dataclass
+class _Slot:
+    """Room in the arena: floats for each block, and the steps that use it."""
+
+    size: int
+    first: int
+    last: int
+
+
+@dataclass
+class Weight:
+    """An argument of the program that is made of weights: `source` by `recipe`."""
+
+    source: Any
+    recipe: Recipe
+    size: int
+
+
+@dataclass
+class Assembler:
+    """A program under way, for one island (abstract: an emitter adds the operators of the network).
+
+    Attributes:
+        blocks: rows of the plan.
+        panel: columns of a panel of packed weights.
+        weights: arguments that are made of weights; they stand behind the `n_inputs` others.
+    """
+
+    blocks: int
+    panel: int
+    n_inputs: int
+    weights: list[Weight] = field(default_factory=list)
+    group: Group | None = None
+    _ops: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    _slots: list[_Slot] = field(default_factory=list)
+    _weights: dict[Any, int] = field(default_factory=dict)
+    _made: dict[int, Value] = field(default_factory=dict)
+    has_product: bool = False
+
+    def new(self, shape: Sequence[int], axis: int | None, order: Sequence[int] | None = None) -> Value:
+        """A value in the arena, without gaps, the last dimension of `order` innermost."""
+        dims, size = contiguous(shape, axis, self.blocks, order)
+        self._slots.append(_Slot(size, len(self._ops), len(self._ops)))
+        return Value(tuple(shape), axis, size, dims, ARENA, slot=len(self._slots) - 1)
+
+    def weight(self, source: Any, recipe: Recipe, size: int) -> Place:
+        """An argument made of weights."""
+        key = (source if isinstance(source, int) else id(source), recipe)
+        if key not in self._weights:
+            self._weights[key] = len(self.weights)
+            self.weights.append(Weight(source, recipe, size))
+        return Place(-100 - self._weights[key])
+
+    def emit(self, method: str, uses: Sequence[Value], **given: Any) -> None:
+        """Add a step that touches `uses`."""
+        for value in uses:
+            if value.slot >= 0:
+                self._slots[value.slot].last = len(self._ops)
+        self._ops.append((method, given))
+
+    def here(self, value: Known) -> Value:
+        """`value` in memory.
+
+        Raises:
+            Refused: it is a constant.
+        """
+        if isinstance(value, Pending):
+            if value.value is None:
+                self.flush()
+            assert value.value is not None
+            return value.value
+        if isinstance(value, Constant):
+            raise Refused("a constant as a value")
+        return value
+
+    def flush(self) -> None:
+        """Emit the elementwise code that waits."""
+        if self.group is not None:
+            group, self.group = self.group, None
+            try:
+                group.emit(self)
+            except Refused as cause:
+                cause.steps = cause.steps or tuple(group.steps)
+                raise
+
+    def copied(self, value: Value, order: Sequence[int] | None = None) -> Value:
+        """A copy without gaps."""
+        target = self.new(value.shape, value.axis, order)
+        self.copy(value, target)
+        return target
+
+    def copy(self, value: Value, target: Value) -> None:
+        """Add a copy into `target`, dimension by dimension."""
+        dims = []
+        for a, b in zip(value.dims, target.dims, strict=True):
+            for size, one, other in refined([a, b]):
+                dims.append((size, one, other))
+        dims.sort(key=lambda dim: -dim[2])
+        if len(dims) > 8:
+            raise Refused("a copy of too many dimensions")
+        self.emit(
+            "copy",
+            [value, target],
+            x=value.place,
+            y=target.place,
+            blocks=(value.block, target.block),
+            dims=dims,
+        )
+
+    def finish(self, outputs: Sequence[Value]) -> np.ndarray:
+        """The program, whose results are `outputs`, in row-major order."""
+        first = self.n_inputs + len(self.weights)
+        made: dict[int, Value] = {}
+        for index, value in enumerate(outputs):
+            target = outside(value.shape, self.blocks, first + index)
+            if target.axis != value.axis:
+                if value.axis is None or math.prod(value.shape[: value.axis]) != 1:
+                    raise Refused("blocks of an output in an unexpected place")
+                target = _with_axis(value, first + index, self.blocks)
+            if value.slot >= 0 and value.slot not in made and self._is(value, target):
+                made[value.slot] = target  # the result itself takes the place of the slot
+            else:
+                self.copy(value, target)
+        self._made = made
+        program = Program(self.blocks, first + len(outputs))
+        sections = self._sections()
+        places, program.arena_row, program.shared = self._arena(sections)
+        for index, (method, given) in enumerate(self._ops):
+            if index in sections:
+                program.section(sections[index])
+            given = {name: self._resolved(item, places) for name, item in given.items()}
+            if method == "product":
+                program.product(Product(**given))
+            else:
+                getattr(program, method)(**given)
+        return program.array()
+
+    def _sections(self) -> dict[int, int]:
+        """First steps of sections, and the blocks that each works through at a time.
+
+        Images go few at a time, so that what lies between two convolutions stays in the cache. A large dense
+        layer behind them wants many rows, or its weights are read again for each few of them.
+        """
+        found: dict[int, int] = {0: 1}
+        start, largest, rows = 0, -1, 1
+        for index, (method, given) in enumerate(self._ops):
+            if method != "product":
+                continue
+            product = Product(**given)
+            floats = product.flops // (2 * product.rows)
+            chunk = chunk_of(self.blocks, rows, self._floats(start, index))
+            starved = largest >= 0 and product.rows * chunk < min(_MANY_ROWS, product.rows * self.blocks)
+            if (starved and (floats >= _LARGE_MATRIX or self._mostly(product.rows, start, index))) or (
+                largest >= 0 and product.rows >= 16 * rows
+            ):
+                found[start] = chunk
+                start, largest = index, -1
+            if product.flops > largest:
+                largest, rows = product.flops, product.rows
+        found[start] = chunk_of(self.blocks, rows, self._floats(start, len(self._ops)))
+        return found
+
+    def _mostly(self, rows: int, start: int, index: int) -> bool:
+        """Whether products of so few rows, from step `index` on, are most of the work since `start`: a loop's
+        rounds."""
+        before = sum(Product(**given).flops for name, given in self._ops[start:index] if name == "product")
+        after = [Product(**given) for name, given in self._ops[index:] if name == "product"]
+        return sum(one.flops for one in after if one.rows <= rows) > 2 * before
+
+    def _floats(self, start: int, stop: int) -> int:
+        """Floats of the arena, for each block, that steps from `start` to `stop` use at the same time at
+        most."""
+        alive = [
+            slot
+            for number, slot in enumerate(self._slots)
+            if number not in self._made and slot.last >= start and slot.first < stop
+        ]
+        return max(
+            (sum(s.size for s in alive if s.first <= i <= s.last) for i in range(start, stop)), default=0
+        )
+
+    def _is(self, value: Value, target: Value) -> bool:
+        """Whether `value` fills its slot just as `target` would."""
+        if value.offset or value.size != self._slots[value.slot].size or value.block != target.block:
+            return False
+        return all(
+            one == other
+            for a, b in zip(value.dims, target.dims, strict=True)
+            for _, one, other in refined([a, b])
+        )
+
+    def _resolved(self, item: Any, places: list[Place]) -> Any:
+        if isinstance(item, Operand):
+            return item._replace(place=self._resolved(item.place, places))
+        if isinstance(item, Place):
+            if item.buffer == ARENA:
+                place = places[item.offset]
+                if place.buffer == ARENA:
+                    return Place(ARENA, place.offset, item.stride)
+                return place._replace(offset=place.offset + item.stride)
+            if item.buffer <= -100:
+                return item._replace(buffer=self.n_inputs - 100 - item.buffer)
+            return item
+        if isinstance(item, list) and item and isinstance(item[0], Operand):
+            return [self._resolved(one, places) for one in item]
+        return item
+
+    def _arena(self, sections: Mapping[int, int]) -> tuple[list[Place], int, int]:
+        """Where each slot begins, so that slots in use at the same time do not overlap.
+
+        Returns:
+            The beginnings; floats of the arena for each block; floats shared by sections.
+        """
+        starts = sorted(sections)
+        placed: list[tuple[int, int, _Slot]] = []
+        places: list[Place] = []
+        shared = 0
+        for number, slot in enumerate(self._slots):
+            size = -(-max(slot.size, 1) // ALIGNED) * ALIGNED
+            if number in self._made:
+                target = self._made[number]
+                places.append(Place(target.buffer, 0, target.block))
+            elif bisect_right(starts, slot.first) != bisect_right(starts, slot.last):
+                places.append(Place(SHARED, shared, slot.size))
+                shared += size * self.blocks
+            else:
+                offset = 0
+                for begin, end, other in sorted(placed, key=lambda one: one[0]):
+                    if other.last < slot.first or slot.last < other.first:
+                        continue
+                    if offset + size <= begin:
+                        break
+                    offset = max(offset, end)
+                placed.append((offset, offset + size, slot))
+                places.append(Place(ARENA, offset))
+        return places, max((end for _, end, _ in placed), default=0), shared
+
+
+def _with_axis(value: Value, buffer: int, blocks: int) -> Value:
+    """A result of XLA's whose blocks are the outermost part of `value.axis`."""
+    assert value.axis is not None
+    dims, size = contiguous(value.shape, value.axis, blocks)
+    return Value(value.shape, value.axis, size, dims, buffer)
