@@ -85,13 +85,12 @@ def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
             pin_assigned()
             self._policy = pickle.loads(policy)
             self._policy.preload(sizes)
-            self._at_start = compiles(self._policy)
             self._padded = 0
             buckets = [2.0**power for power in range(most.bit_length())]
             self._sizes = metrics.Histogram("memojax_batch_size", "requests in a batch", boundaries=buckets)
             self._padding = metrics.Counter("memojax_padded_rows", "rows computed only to fill a plan")
             self._compiles = metrics.Gauge("memojax_compiles", "plans that this replica compiled")
-            self._compiles.set(self._at_start)
+            self._compiles.set(compiles(self._policy))
 
         async def __call__(self, request: Any) -> Any:
             """Answer one agent: input name -> array, or a request over HTTP with that as JSON."""
