@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ActionError, EvaluationError, MemojaxError, SpaceMismatchError
+from ..inferer.base import Inferer
 from ..model.signature import TensorSpec
 from .connection import Connection
 from .envs import as_actions
@@ -55,7 +56,7 @@ class Player:
     def __init__(self, connection: Connection, model: str, env_id: str, deterministic: bool):
         """Names are for errors."""
         self.connection = connection
-        self.inferer = connection.player
+        self.inferer: Inferer = connection.player
         self._model, self._env_id, self._deterministic = model, env_id, deterministic
 
     def act(self, seats: Sequence[Seat], calls: dict[int, list[float]]) -> list[Any]:

@@ -45,7 +45,7 @@ class InfererBuilder:
             OptionError: an option that does not exist, or of another kind.
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
         """
-        self.typed = typed_model(
+        self.typed: TypedModel = typed_model(
             source, dims=dims, batch_axis=batch_axis, constants=constants, outputs=outputs, inputs=inputs
         )
 

@@ -88,7 +88,7 @@ class ModelInferer(InfererOfModel):
         self._hit = self._only.cache.hit if self._only and not options.checked else _no_plan
         self._has_constants = self._only is not None and self._only.has_constants
         if self._only and typed.computed == tuple(spec.name for spec in typed.api.outputs):
-            self.quick_api = typed.api
+            self.quick_api: ModelApi | None = typed.api
         self.preload(preloaded_sizes)
 
     def _engine_for(self, typed: TypedModel, beside: Engine | None) -> Engine:

@@ -53,7 +53,7 @@ class CompiledRows:
         self._computed = typed.computed
         batched = [spec.name for spec in self._inputs if not spec.shared]
         self.first_name: str = batched[0] if batched else ""
-        self.has_constants = bool(typed.constant)
+        self.has_constants: bool = bool(typed.constant)
         self._checks = RowChecks(typed.fn) if checked and isinstance(typed.fn, BatchedFunction) else None
 
     @property

@@ -178,5 +178,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    wanted = [Path(sys.argv[1])] * 2 if len(sys.argv) > 1 else [Path(__file__).parent, ROWS.parents[1]]
+    wanted: list[Path] = (
+        [Path(sys.argv[1])] * 2 if len(sys.argv) > 1 else [Path(__file__).parent, ROWS.parents[1]]
+    )
     print(build(wanted[0]), build_rows(wanted[1]), sep="\n")

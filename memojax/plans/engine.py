@@ -99,7 +99,7 @@ class Engine:
         self._journal = Journal()
         # Even, and another number after each change of weights; odd while one is under way.
         self.version = 0
-        self.switching = threading.Lock()
+        self.switching: threading.Lock = threading.Lock()
         self.cache = PlanCache(self._lower, maxsize, beside.cache if beside else None)
         self.mixing: tuple[str, ...] | None = () if typed.independent else None
         """Outputs in which rows influence each other; None before a plan of two rows or more has been

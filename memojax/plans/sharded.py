@@ -26,10 +26,10 @@ class ShardedCompiler:
 
     def __init__(self, typed: TypedModel, sharding: NamedSharding, precision: str | None):
         """Put the weights of `typed` on every device of `sharding`, whose first axis is that of the rows."""
-        self.sharding = sharding
+        self.sharding: NamedSharding = sharding
         self._devices: Any = sharding.mesh.devices
         self.count: int = self._devices.size
-        self.everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+        self.everywhere: NamedSharding = NamedSharding(sharding.mesh, PartitionSpec())
         self._platform: str = self._devices.flat[0].platform
         self._precision = precision if self._platform != "cpu" else None
         self._now = typed, self._placed(typed.params)
