@@ -19,6 +19,7 @@ from ..display.inferer_card import model_card
 from ..lowering.free_function import Binding
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
+from ..model.signature import ModelApi
 from ..plans.artifact import PlanArtifact
 from ..plans.autotune import Tuner
 from ..plans.cache import CacheInfo, PlanCache
