@@ -12,8 +12,8 @@ from ._options import named_options
 from ._types import Params, Source
 from .errors import IncompatibleModelError, InputError
 from .inferer.base import Inferer
-from .inferer.compiled import ModelInferer
 from .inferer.memoizing import MemoizingDynamicInferer
+from .inferer.of_model import InfererOfModel
 from .inferer.routes import OnMiss
 from .inferer.sizes import Size
 from .lowering.batch_evidence import BatchAxis
@@ -99,7 +99,7 @@ def load(
 
 
 def to_jax(
-    source: Source | Model | TypedModel | ModelInferer,
+    source: Source | Model | TypedModel | InfererOfModel,
     *,
     outputs: tuple[str, ...] | None = None,
     constants: Mapping[str, Any] | None = None,
@@ -130,13 +130,13 @@ def to_jax(
         IncompatibleModelError: an inferer that keeps state of its own; from `fn`, weights that do not fit the
             model.
     """
-    if isinstance(source, Inferer) and not isinstance(source, ModelInferer):
+    if isinstance(source, Inferer) and not isinstance(source, InfererOfModel):
         raise IncompatibleModelError(
             f"a pure function keeps nothing between calls, {type(source).__name__} does: give the inferer "
             "inside, whose function takes noise "
             "and hidden state as inputs"
         )
-    if isinstance(source, (ModelInferer, TypedModel)):
+    if isinstance(source, (InfererOfModel, TypedModel)):
         if outputs is not None or constants is not None:
             raise InputError(
                 "outputs= and constants= belong to loading, but this policy is loaded already: give them "

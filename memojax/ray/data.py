@@ -12,8 +12,8 @@ import numpy as np
 
 from .._types import Source
 from ..errors import MissingInputError, OptionError, RowsMixError, UnknownInputError
-from ..inferer.compiled import ModelInferer
 from ..inferer.memoizing import MemoizingDynamicInferer
+from ..inferer.of_model import InfererOfModel
 from ..lowering.typed_model import TypedModel
 from .shared import compiles, imported_ray, model_of, pin_assigned, with_plans
 
@@ -33,7 +33,7 @@ class Predictor:
 
     def __init__(
         self,
-        policy: ModelInferer | TypedModel | Source,
+        policy: InfererOfModel | TypedModel | Source,
         *,
         batch_size: int = 1024,
         inputs: Columns | None = None,

@@ -25,7 +25,7 @@ from ..evaluation.planning import Planning
 from ..evaluation.progress import progress_bar
 from ..evaluation.result import Episode, Evaluation
 from ..evaluation.watching import Watching
-from ..inferer.compiled import ModelInferer
+from ..inferer.of_model import InfererOfModel
 from ..lowering.typed_model import TypedModel
 from .shared import imported_ray, model_of, pin_assigned, with_plans
 
@@ -44,7 +44,7 @@ class _Part:
 
 
 def evaluate(
-    policy: ModelInferer | TypedModel | Source,
+    policy: InfererOfModel | TypedModel | Source,
     env: Any = None,
     *,
     episodes: int = 100,

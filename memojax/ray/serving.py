@@ -12,7 +12,7 @@ import numpy as np
 
 from .._types import Source
 from ..errors import BatchSizeError, InputError, RowsMixError
-from ..inferer.compiled import ModelInferer
+from ..inferer.of_model import InfererOfModel
 from ..lowering.typed_model import TypedModel
 from ..plans.batch_sizes import checked_size
 from ..plans.forbid import forbid_compile
@@ -21,7 +21,7 @@ from .shared import compiles, imported_ray, model_of, pin_assigned, with_plans
 
 
 def deployment(
-    policy: ModelInferer | TypedModel | Source,
+    policy: InfererOfModel | TypedModel | Source,
     *,
     max_batch_size: int = 32,
     batch_wait_timeout_s: float = 0.001,

@@ -10,8 +10,8 @@ from typing import Any
 from .._types import Source
 from ..errors import IncompatibleModelError, MissingPackageError
 from ..inferer.base import Inferer
-from ..inferer.compiled import ModelInferer
 from ..inferer.memoizing import MemoizingDynamicInferer
+from ..inferer.of_model import InfererOfModel
 from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
 from ..plans.artifact import PlanArtifact
@@ -30,14 +30,14 @@ def imported_ray(what: str) -> Any:
         raise MissingPackageError("ray", what, "ray") from cause
 
 
-def model_of(policy: ModelInferer | TypedModel | Source) -> TypedModel:
+def model_of(policy: InfererOfModel | TypedModel | Source) -> TypedModel:
     """The model with its present weights.
 
     Raises:
         IncompatibleModelError: a wrapper, whose state is in this process.
         ModelLoadError: what `memojax.load` raises.
     """
-    if isinstance(policy, ModelInferer):
+    if isinstance(policy, InfererOfModel):
         return policy.typed
     if isinstance(policy, Inferer):
         raise IncompatibleModelError(

@@ -108,6 +108,8 @@ def test_weights_pickles_wrappers_and_runtime(on_devices) -> None:
         with mj.forbid_compile():
             policy.update_params({name: 0 * weight for name, weight in policy.typed.params.items()})
             assert not policy.infer_arrays({"obs": obs[:count]})["logits"].any()
+        fn, params = mj.to_jax(policy)
+        assert not fn(params, {"obs": obs[:count]})["logits"].any()
         weights = jax.tree.leaves(policy._compiler._now[1])
         assert all(weight.devices() == set(devices) for weight in weights)
 
