@@ -1,10 +1,8 @@
-"""Take computation that depends on weights alone out of a traced function, so it runs once per load and not
-once per call.
+"""Takes computation on weights alone out of a traced function, so it runs once per load, not once per call.
 
 `Hoister.split` divides a jaxpr in two. `Node`s describe values made of weights, such as a transposed kernel;
-they are evaluated once and shared by all batch sizes. The `Residual` holds the steps that remain for each
-call, and takes the nodes' values as its first arguments.
-"""
+these are computed once and shared by all batch sizes. The `Residual` holds the remaining steps of each call,
+and takes the values of the nodes as its first arguments.
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ class _Literal:
 
 
 def literal(value: Any) -> Atom:
-    """A value that is part of the function."""
+    """An atom for a value that is part of the function."""
     return _Literal(value)
 
 
@@ -60,28 +58,28 @@ class Step:
     avals: tuple[Any, ...]
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
-        """Evaluate or trace it."""
+        """Evaluate or trace the equation."""
         given = self.primitive.get_bind_params(self.params)
-        functions, params = given if isinstance(given, tuple) else ((), given)  # a pair before JAX 0.9
+        functions, params = given if isinstance(given, tuple) else ((), given)  # A pair before JAX 0.9.
         outputs = self.primitive.bind(*functions, *inputs, **params)
         return list(outputs) if self.primitive.multiple_results else [outputs]
 
     def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        """Evaluate it by NumPy.
+        """Evaluate the equation with NumPy.
 
         Raises:
-            NotImplementedError: NumPy is not known to give XLA's numbers.
+            NotImplementedError: NumPy may not give XLA's numbers.
         """
         return fold(self.primitive.name, self.params, list(inputs), self.avals)
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A value made of weights alone: a weight itself (`step` is None, `index` its position), or output
-    `index` of a step over such values.
+    """A value made of weights alone.
 
-    Steps over literals become nodes if weights are combined with them. Equal computations are one node, so
-    all batch sizes share its value.
+    A weight itself has no `step`, and `index` is its position. Another value is output `index` of a step over
+    such values. Steps over literals become nodes when weights are combined with them. Equal computations are
+    the same node, so all batch sizes share its value.
     """
 
     index: int
@@ -91,10 +89,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Residual:
-    """The work that remains for each call: `residual(leading, inputs)`, where `leading` are the values of
-    `nodes`.
+    """The remaining work of each call: `residual(leading, inputs)`, with the values of `nodes` as `leading`.
 
-    `avals` are the shapes and dtypes of `leading` and `inputs`.
+    `avals` holds shape and dtype of each of `leading` and `inputs`.
     """
 
     nodes: tuple[Node, ...]
@@ -105,7 +102,7 @@ class Residual:
     avals: Mapping[int, Any] = field(default_factory=dict)
 
     def origin(self) -> str:
-        """A description of `nodes` as computations of the weights, equal in every process."""
+        """A description of `nodes` as computations on weights, equal in every process."""
         places: dict[Node, int] = {}
         words = []
         for node in _behind(self.nodes):
@@ -127,7 +124,7 @@ class Residual:
 
         An output that is an input is copied, so input buffers may be reused.
         """
-        # Values by number: arguments first, then what each step gives.
+        # Values by number: first the arguments, then the outputs of each step.
         env = dict(zip((*self.leading, *self.inputs), (*leading, *inputs), strict=True))
         passed = set(env)
         for step in self.steps:
@@ -141,37 +138,37 @@ class Residual:
 
 
 class Hoister:
-    """Splits traced functions of one set of weights; holds the nodes that batch sizes share."""
+    """Splits traced functions of one set of weights, and holds the nodes that batch sizes share."""
 
     leaves: tuple[Any, ...]
 
     def __init__(self, leaves: Sequence[Any], limited: bool = False):
-        """`leaves` are the weights, in the order of the traced function's first arguments.
+        """Split functions whose first arguments are `leaves`, the weights.
 
-        `limited`: the function is made of a file, which may not make more of its weights than
-        `memojax.xla.limits.HOISTED` says.
+        `limited` marks a function from a file, whose values made of weights must stay below
+        `memojax.xla.limits.HOISTED`.
         """
         self.leaves = tuple(leaves)
         self._allowed = HOISTED.allowed + 8 * sum(map(_bytes, leaves)) if limited else None
         self._made_bytes = 0
         self._weights = tuple(Node(index) for index in range(len(leaves)))
         self._nodes: dict[Any, tuple[Node, ...]] = {}
-        # Weak on both sides: values live as long as a plan holds them, since weights may be gigabytes.
+        # Weak keys and values: weights may be gigabytes, so values live only as long as a plan holds them.
         self._values: weakref.WeakKeyDictionary[Node, weakref.ref[np.ndarray]] = weakref.WeakKeyDictionary()
 
     def split(self, closed: Any) -> Residual:
         """Split a closed jaxpr whose first arguments are the weights.
 
-        A step that gives more numbers than it takes (a bias broadcast to the batch) stays in the residual.
-        Hold the tracing lock.
+        A step whose outputs are larger than its weights (a bias broadcast to the batch) stays in the
+        residual. The caller must hold the tracing lock.
         """
         jaxpr = closed.jaxpr
         flat = _Flat()
-        # The jaxpr is flattened first: a step inside of a nested jit may depend on weights alone, too.
+        # Flattened first, because a step inside a nested jit may depend on weights alone, too.
         arguments = [flat.number(var.aval) for var in jaxpr.invars]
         outputs = flat.inline(jaxpr, closed.consts, arguments)
-        # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal): a node
-        # absorbs them if it needs them.
+        # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal); a node
+        # absorbs the ones it needs.
         known: dict[int, Node] = dict(zip(arguments, self._weights, strict=False))
         free: dict[int, Step] = {}
         kept = []
@@ -184,18 +181,18 @@ class Hoister:
             if all(number in known or number in free for number in numbers) and not any(
                 map(_opaque, step.avals)
             ):
-                # Hoisting pays if the result is not larger than its weights: a larger one costs more to read
-                # than to compute.
+                # Hoisting pays only if the result is no larger than its weights: a larger one takes longer to
+                # read than to compute.
                 if 0 < given <= taken:
                     made = self._made(step, known, free)
-                # The step reads no weight at all. It becomes a node only if a hoisted step needs it.
+                # The step reads no weight at all, so it becomes a node only if a hoisted step needs it.
                 elif not taken:
                     free.update(dict.fromkeys(step.outputs, step))
             if made is None:
                 kept.append(step)
             else:
                 known.update(zip(step.outputs, made, strict=True))
-        # A node that only other nodes read is no argument: its value is inside of theirs.
+        # A node that only other nodes read is not an argument: their values already include it.
         steps, needed = alive(kept, outputs)
         leading = tuple(number for number in known if number in needed)
         return Residual(
@@ -208,25 +205,25 @@ class Hoister:
         )
 
     def values(self, nodes: Iterable[Node]) -> list[np.ndarray]:
-        """Values of `nodes` on the host, remembered for as long as a caller holds them."""
+        """Values of `nodes` on the host, remembered as long as a caller holds them."""
         nodes = list(nodes)
         held = {node: ref() for node in nodes if (ref := self._values.get(node)) is not None}
         missing = [node for node in nodes if held.get(node) is None]
         for node, value in zip(missing, evaluate(missing, self.leaves), strict=True):
             held[node] = value
-            # Weights themselves are held by `leaves`, so only computed values are remembered.
+            # `leaves` already holds the weights themselves, so only computed values are remembered.
             if node.step is not None:
                 self._values[node] = weakref.ref(value)
         return [held[node] for node in nodes]  # pyright: ignore[reportReturnType]
 
     def replace(self, leaves: Sequence[Any]) -> None:
         """Switch to other weights of the same shapes and dtypes."""
-        # Nodes stay: they describe computations, which are the same for other weights.
+        # Nodes stay valid: they describe computations, which do not change with the weights.
         self.leaves = tuple(leaves)
         self._values.clear()
 
     def _made(self, step: Step, known: dict[int, Node], free: Mapping[int, Step]) -> tuple[Node, ...] | None:
-        """The nodes of a step over weights and literals; None if no key identifies the step."""
+        """The nodes of a step over weights and literals; None if the step has no key."""
         made: dict[int, Node] = {}
         for needed in (*_free_before(step, known, free), step):
             nodes = self._nodes_of(needed, known, made)
@@ -247,13 +244,12 @@ class Hoister:
             return None
 
     def made_by(self, step: Step, inputs: Sequence[Node | _Literal]) -> tuple[Node, ...]:
-        """The nodes of `step` over `inputs`: the same ones for an equal computation.
+        """The nodes of `step` over `inputs`, the same objects for an equal computation.
 
         Raises:
-            TypeError: the step cannot be recognised again.
+            TypeError: the step has no key by which to recognise it.
         """
-        # Each batch size traces the same computation again. The key finds its first node, so sizes share the
-        # value.
+        # Each batch size traces the same computation again; the key finds the node of the first trace.
         key = (
             step.primitive,
             _frozen(step.params),
@@ -269,7 +265,7 @@ class Hoister:
 
 
 def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
-    """Values of `nodes`: by NumPy if it knows all steps, else by one small executable on memojax's own
+    """Values of `nodes`: by NumPy if it knows all steps, else by one small executable on memojax's CPU
     client."""
     behind = _behind(nodes)
 
@@ -300,9 +296,8 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _behind(nodes: Iterable[Node]) -> list[Node]:
-    """`nodes` and all that they are made of, each after what it is made of; a chain of them may be too long
-    for recursion."""
-    # Depth first with a stack of its own. A node leaves the stack once all its inputs are in `order`.
+    """`nodes` and all their sources, each after its own sources."""
+    # A stack instead of recursion, since chains may be long. A node leaves it once `order` has its inputs.
     order: dict[Node, None] = {}
     waiting = list(nodes)[::-1]
     while waiting:
@@ -316,7 +311,7 @@ def _behind(nodes: Iterable[Node]) -> list[Node]:
 
 
 def _free_before(step: Step, known: Mapping[int, Node], free: Mapping[int, Step]) -> list[Step]:
-    """The steps without inputs of their own that `step` needs, in order."""
+    """The steps without weights that `step` needs, in order."""
     found: dict[int, Step] = {}
     waiting = [step]
     while waiting:
@@ -330,7 +325,7 @@ def _free_before(step: Step, known: Mapping[int, Node], free: Mapping[int, Step]
 _VIEWS = frozenset(
     {"reshape", "transpose", "squeeze", "expand_dims", "slice", "broadcast_in_dim", "copy", "split"}
 )
-"""Primitives that NumPy answers without another copy."""
+"""Primitives that NumPy answers with a view, so they use no memory of their own."""
 
 
 def _bytes(value: Any) -> int:
@@ -357,7 +352,7 @@ class _Flat:
         env.update(zip(jaxpr.invars, arguments, strict=True))
         for eqn in jaxpr.eqns:
             inputs = tuple(_Literal(var.val) if hasattr(var, "val") else env[var] for var in eqn.invars)
-            # Loops and branches stay whole: their bodies run a number of times that is not known here.
+            # Loops and branches stay whole, because their bodies run an unknown number of times.
             inner = eqn.params.get(_INLINED.get(eqn.primitive.name, ""))
             if inner is not None and hasattr(inner, "jaxpr"):
                 outputs = self.inline(inner.jaxpr, inner.consts, inputs)
@@ -370,8 +365,7 @@ class _Flat:
 
 
 def flattened(closed: Any) -> tuple[list[int], list[Step], list[Atom]]:
-    """A closed jaxpr's arguments, steps and outputs, numbered from 0 on, with calls of other jaxprs
-    inlined."""
+    """Arguments, steps and outputs of a closed jaxpr, numbered from 0, with nested calls inlined."""
     flat = _Flat()
     arguments = [flat.number(var.aval) for var in closed.jaxpr.invars]
     outputs = flat.inline(closed.jaxpr, closed.consts, arguments)
@@ -379,7 +373,7 @@ def flattened(closed: Any) -> tuple[list[int], list[Step], list[Atom]]:
 
 
 def alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, ...], set[int]]:
-    """The steps that the outputs need, and all numbers that they read."""
+    """The steps that the outputs need, and all numbers that these steps and outputs read."""
     needed = {atom for atom in outputs if isinstance(atom, int)}
     alive = []
     for step in reversed(steps):
@@ -390,7 +384,7 @@ def alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, .
 
 
 def _opaque(aval: Any) -> bool:
-    """Whether NumPy cannot hold a value (a random key, a token)."""
+    """Whether NumPy cannot hold the value (a random key, a token)."""
     return not hasattr(aval, "dtype") or jnp.issubdtype(aval.dtype, jax.dtypes.extended)
 
 
@@ -403,6 +397,7 @@ def _frozen(value: Any) -> Any:
 
     Raises:
         TypeError: the value has no key (a jaxpr, a function, a large array).
+
     """
     if isinstance(value, dict):
         return tuple((name, _frozen(value[name])) for name in sorted(value))
