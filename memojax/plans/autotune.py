@@ -86,8 +86,7 @@ class Tuner:
             pass
 
     def when_hot(self, compiler: PlanCompiler, plan: Plan, alive: Callable[[Plan], bool], done: Done) -> None:
-        """Tune `plan` on the worker after about fifty calls, while `alive(plan)` is true; then
-        `done(plan)`."""
+        """Tune `plan` on the worker after about fifty calls, while `alive(plan)`; then `done(plan)`."""
         reference = weakref.ref(plan)  # The meter belongs to the plan and must not keep it alive.
 
         def start() -> None:
@@ -182,8 +181,7 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
 def compare(
     old: Callable[[Any], Any], new: Callable[[Any], Any], rows: Sequence[Any], pause: bool = False
 ) -> float:
-    """Cautious estimate of the speed of `new` over `old`: the lower of two ratios, medians and fast
-    rounds."""
+    """Cautious speed of `new` over `old`: the lower of two ratios, of the medians and of the fast rounds."""
     # Both take turns in short blocks, in alternating order, so a change of clock or load hits both alike.
     # The first calls find caches cold, and link code.
     for run in (old, new):
@@ -264,8 +262,7 @@ def _rows(compiler: PlanCompiler, size: int) -> list[np.ndarray]:
 
 
 def _in_background(steps: Iterator[None]) -> None:
-    """Run each of `steps` as a worker task of its own: urgent compiles come between, and exits need not
-    wait."""
+    """Run each of `steps` as one task of the worker: compiles come between, and the program can end."""
 
     def step() -> None:
         with contextlib.suppress(StopIteration):

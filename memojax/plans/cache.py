@@ -273,8 +273,7 @@ class PlanCache:
                 return plan
 
     def _make(self, size: int, making: _Making, waited: bool) -> Plan | None:
-        """This size's plan, from another thread or new; None if new weights outdated it during the
-        compile."""
+        """This size's plan, from another thread or new; None if new weights came during the compile."""
         plan = self._plans.get(size)
         if plan is not None:
             return plan

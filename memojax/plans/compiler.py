@@ -48,8 +48,7 @@ times."""
 
 
 _LINKED_NOW = 1 << 20
-"""Input bytes up to which a new plan is called once, so that its first user does not pay 1.5 ms for
-linking."""
+"""Input bytes up to which a new plan is called once, which saves its first user 1.5 ms for linking."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +166,7 @@ class PlanCompiler:
         candidate: Candidate = DEFAULT,
         residual: Residual | None = None,
     ) -> Plan:
-        """A plan from an executable that was compiled elsewhere; `residual` names its weight arguments, if
-        any."""
+        """A plan from an executable compiled elsewhere; `residual` names its weight arguments, if any."""
         meter = Meter()
         packing = self._output_packing(size)
         if residual:
@@ -350,8 +348,7 @@ class PlanCompiler:
         return Packing.of([value.shape for value in found], dtypes)
 
     def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
-        """The packing of small inputs for an accelerator, where each separate transfer costs a
-        microsecond."""
+        """The packing of small inputs for an accelerator, where each transfer costs a microsecond."""
         small = sum(math.prod(row.shape) * row.dtype.itemsize for row in rows) <= PACKED_BYTES
         if not (self.host and self._packs_inputs and small and len(rows) > 1):
             return None
@@ -374,7 +371,6 @@ def _without_kernels(candidate: Candidate) -> Candidate:
 
 def _unordered(candidate: Candidate) -> Candidate:
     """The candidate without nested calls."""
-
     if not candidate.ordered:
         return candidate
     return KERNELS if candidate.kernels else DEFAULT

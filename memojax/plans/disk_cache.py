@@ -57,8 +57,8 @@ SHARED_ENVIRONMENT = "MEMOJAX_CACHE_SHARED"
 
 
 @dataclass(frozen=True)
+class Entry:
     """One entry of the cache, for listings."""
-    """One file of the cache, as listings show it."""
 
     path: Path
     bytes: int
@@ -118,8 +118,9 @@ class DiskCache:
             return None
         payload = signer.payload(raw, key)
         if payload is None:
-            log.warning("cache entry %s is damaged or foreign, so it is removed and compiled again",
-            path.name)
+            log.warning(
+                "cache entry %s is damaged or foreign, so it is removed and compiled again", path.name
+            )
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -207,7 +208,7 @@ class DiskCache:
     def _give_up(self, cause: OSError) -> None:
         self._usable = False
         log.warning(
-            "the cache folder %s is unusable (%s): plans are kept in memory only",
+            "the cache folder %s cannot be used (%s): plans are kept in memory only",
             self.folder,
             cause.strerror or cause,
         )
@@ -243,8 +244,7 @@ class _Signer:
         self._secret = secret
 
     def name(self, key: Mapping[str, Any]) -> bytes:
-        """Name of the entry for `key`; users have different secrets, so their entries have different
-        names."""
+        """Name of the entry for `key`; each user's secret gives other names."""
         return self._sign(b"name", json.dumps(key, sort_keys=True, default=str).encode())
 
     def header(self, key: Mapping[str, Any], payload: bytes) -> tuple[bytes, bytes]:
@@ -349,8 +349,8 @@ def bytes_of(text: str) -> int:
 
 
 @functools.cache
+def environment_key() -> dict[str, str]:
     """Everything except the model that an executable depends on: versions, the CPU, its features, flags."""
-    """Everything but the model on which an executable depends: versions, the CPU and its features, flags."""
     flags = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,5 +1,4 @@
-"""The code between rows and an executable: closures without inner frames, because every call pays for
-them."""
+"""The code between rows and an executable: closures without inner frames, as every call pays for each."""
 
 from __future__ import annotations
 
@@ -56,7 +55,7 @@ class Meter:
     @property
     def calls(self) -> int:
         """Number of calls."""
-            # `next` would count this look as a call; only the repr shows the value without changing it.
+        # `next` would count this look as a call; only the repr shows the value without changing it.
         return int(repr(self.counter).removeprefix("count(").removesuffix(")"))
 
     def timed(self, run: Run, rows: Rows) -> list[Any]:
@@ -78,6 +77,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
     A call takes a slot of input buffers and returns it, so two threads never write to the same slot. If a
     call fails, it runs again under memojax's own settings, because the user's settings may refuse NaN, jit or
     transfers. Checking the settings first would cost every call.
+    """
     # Locals of the closures, because an attribute look-up costs each call about 30 ns. `pop` and `append` are
     # atomic, so threads need no lock.
     take, give, fresh, unpack, asarray = (
@@ -230,6 +230,7 @@ def on_device(call: Callable[..., Any], leading: Leading) -> Run:
     return run
 
 
+def lean_call(compiled: Any) -> Callable[..., Any]:
     """The compiled function without JAX's Python frame around it (1 us), if this JAX offers that."""
     try:
         return compiled._executable.create_cpp_call(compiled._params) or compiled

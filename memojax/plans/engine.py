@@ -129,8 +129,7 @@ class Engine:
             return self._elsewhere[device][1]
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
-        """The result of `run`, repeated if the weights change meanwhile; after some tries, updates must
-        wait."""
+        """The result of `run`, repeated if weights change meanwhile; after some tries, updates must wait."""
         for _ in range(_TRIES):
             before = self.version
             result = run()
@@ -166,8 +165,7 @@ class Engine:
         return compiler.lower(size).then(functools.partial(self._check_rows, compiler))
 
     def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
-        """Change one row of a batch and note the outputs of other rows that change; the first larger plan
-        runs it.
+        """Run the first plan of two rows or more on rows of which one changes; note outputs of other rows.
 
         Raises:
             DimensionError: rows mix, and only the axis position suggested that the axis is a batch.
@@ -190,8 +188,7 @@ class Engine:
             )
 
     def update(self, typed: TypedModel, like: Engine | None = None) -> None:
-        """Switch to the weights of `typed`: a concurrent call sees all old or all new weights, later calls
-        the new.
+        """Switch to the weights of `typed`; a concurrent call sees either all old or all new weights.
 
         If weights are constants of the executables, this thread first makes plans that take them as
         arguments, for the sizes in use. Other threads run the old plans meanwhile, and later updates compile
@@ -252,8 +249,7 @@ class Engine:
         return self._lower_with(compiler, size).then(functools.partial(self._check_rows, compiler))
 
     def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
-        """Check that `size` rows fit in memory, using the next smaller plan or a small one made for the
-        check.
+        """Check that `size` rows fit in memory, judging by the next smaller plan or by a small new one.
 
         Raises:
             BatchMemoryError: the rows do not fit.
@@ -446,6 +442,7 @@ class Engine:
         """The key of a plan on disk; without a candidate, the key of the tuning choice.
 
         If weights are arguments, `residual` gives their order, and their values do not matter.
+        """
         name = self.typed.name or "function"
         return {
             **environment_key(),

@@ -21,8 +21,7 @@ class Family:
     """
 
     def __init__(self, typed: TypedModel, make: Callable[[TypedModel, Engine | None], Engine]):
-        """Make engines of `typed` by `make(bound model, an engine beside it)`, the first one now if
-        possible."""
+        """Make engines by `make(bound model, another engine)`; a model without free symbols gets one now."""
         self.typed = typed
         self._make = make
         self._lock = threading.RLock()

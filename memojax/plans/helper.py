@@ -4,6 +4,7 @@ Compiling in another process leaves Python's lock to the loop that calls policie
 executables in the form that the disk cache stores. It runs a clean `python -m`, so it never imports the
 user's `__main__`. If the helper fails for any reason, this process compiles the plan itself; an error of the
 model itself then appears here.
+"""
 
 from __future__ import annotations
 
@@ -113,8 +114,8 @@ class Helper:
         if processes is not None and processes.current_process().daemon:
             return self._refuse("this process is a multiprocessing daemon, which may not have children")
         room, needed = available_bytes(cpu_device()), _ROOM + _WEIGHT_COPIES * compiler.weight_bytes
+        if room is not None and room < needed:
             return f"a helper would need up to {readable(needed)}, but only {readable(room)} are free"
-            return f"a helper would need up to {readable(needed)}, and {readable(room)} are free"
         return ""
 
     def _refuse(self, why: str) -> str:
@@ -266,8 +267,7 @@ helper: Helper = Helper()
 """The helper of this process."""
 
 _parents: list[_Running] = []
-"""A parent's process, kept in a forked child: freeing its handles would close files that reuse their
-numbers."""
+"""The parent's processes in a forked child: freeing a handle could close a file that reuses its number."""
 
 before_exit(helper.exit)
 

@@ -51,7 +51,7 @@ class Made:
 
 
 def surroundings() -> dict[str, Any]:
-        """Facts that must be equal in both processes, or the plan of one may be wrong in the other."""
+    """Facts that must be equal in both processes, or the plan of one may be wrong in the other."""
     operators = sorted(
         (d.domain, d.op_type, d.since, d.until or 0, *_name_of(d.fn), sorted(d.static), sorted(d.host))
         for d in definitions()

@@ -2,6 +2,7 @@
 
 It reads orders from its standard input and writes answers to its original standard output. It ends with its
 parent, even during a compile, or after some minutes without an order. Ctrl-C does not reach it.
+"""
 
 from __future__ import annotations
 
@@ -95,8 +96,7 @@ class _Orders:
             _end()
 
     def _watch(self) -> None:
-        """End with the parent, or when idle for long; the pipe alone may stay open in a fork of the
-        parent."""
+        """End with the parent, whose forks may keep the pipe open, or after a long time without work."""
         while os.getppid() == self._parent:
             idle = self._idle_since
             if idle is not None and self._waiting.empty() and time.monotonic() - idle > IDLE_SECONDS:

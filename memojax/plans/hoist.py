@@ -3,6 +3,7 @@
 `Hoister.split` divides a jaxpr in two. `Node`s describe values made of weights, such as a transposed kernel;
 these are computed once and shared by all batch sizes. The `Residual` holds the remaining steps of each call,
 and takes the values of the nodes as its first arguments.
+"""
 
 from __future__ import annotations
 
@@ -265,8 +266,7 @@ class Hoister:
 
 
 def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
-    """Values of `nodes`: by NumPy if it knows all steps, else by one small executable on memojax's CPU
-    client."""
+    """Values of `nodes`: by NumPy if it knows all steps, else by one executable on memojax's client."""
     behind = _behind(nodes)
 
     def values(run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> list[Any]:
@@ -397,7 +397,6 @@ def _frozen(value: Any) -> Any:
 
     Raises:
         TypeError: the value has no key (a jaxpr, a function, a large array).
-
     """
     if isinstance(value, dict):
         return tuple((name, _frozen(value[name])) for name in sorted(value))
