@@ -1,4 +1,4 @@
-"""Hidden state by agent: state outputs of one call become state inputs of the same agent's next call."""
+"""Hidden state by agent: an agent's state outputs become its state inputs at the next call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 @dataclass(frozen=True)
 class RecurrentInfo:
-    """One piece of hidden state: the input that takes it, and the output that holds it for the next call.
+    """One piece of hidden state: an input, and the output with its value for the next call.
 
     >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
     >>> pairs = [memojax.RecurrentInfo("h_in", "h_out"), memojax.RecurrentInfo("c_in", "c_out")]
@@ -37,8 +37,7 @@ class RecurrentInfo:
 
 @final
 class RecurrentTrackerWrapper(InfererWrapper):
-    """Keeps the hidden state of each agent; stack it around an inferer that you want to swap later. See
-    `RecurrentTracker`.
+    """Keeps the hidden state of each agent around an inferer that can be swapped; see `RecurrentTracker`.
 
     >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
     >>> tracker = memojax.RecurrentTrackerWrapper(memojax.BaseWrapper(), policy)
@@ -50,12 +49,12 @@ class RecurrentTrackerWrapper(InfererWrapper):
     """
 
     def __init__(self, inner: InfererWrapper, inferer: Inferer, infos: Iterable[RecurrentInfo] | None = None):
-        """Track `infos` of `inferer` outside of `inner`; None takes the pairs that `find_pairs` finds.
+        """Track `infos` of `inferer` outside of the wrapper `inner`; None tracks the result of `find_pairs`.
 
         Raises:
-            UnknownInputError: the model has no such input, or `inner` hides it.
-            IncompatibleModelError: the model has no such output, a pair does not fit together, or no pair was
-                found.
+            UnknownInputError: the model lacks such an input, or `inner` hides it.
+            IncompatibleModelError: the model lacks such an output, a pair does not fit together, or no pair
+                was found.
         """
         check_inferer(inferer)
         around = inner.api(inferer)
@@ -80,7 +79,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
         """A copy of the state of `agent`: input name -> array.
 
         Raises:
-            UnknownAgentError: `agent` was never begun, or has ended.
+            UnknownAgentError: `agent` has not begun, or has ended.
         """
         return self._states.read(agent)
 
@@ -88,8 +87,8 @@ class RecurrentTrackerWrapper(InfererWrapper):
         """Replace the given parts of the state of `agent`.
 
         Raises:
-            UnknownAgentError: `agent` was never begun, or has ended.
-            InputError: an unknown name, another shape or dtype; the state stays as it was.
+            UnknownAgentError: `agent` has not begun, or has ended.
+            InputError: an unknown name, or another shape or dtype; the state does not change.
         """
         self._states.write(agent, state)
 
@@ -100,7 +99,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
             for (into, out), (inslot, outslot) in zip(self._pairs, self._slots, strict=True):
                 if raw.inputs[inslot : inslot + 1] != (into,) or raw.outputs[outslot : outslot + 1] != (out,):
                     raise IncompatibleModelError(
-                        f"this wrapper keeps {into} <- {out}, the inferer has {around}"
+                        f"this wrapper keeps {into} <- {out}, but the inferer has {around}: make a new one"
                     )
             self._seen = (
                 around,
@@ -125,8 +124,8 @@ class RecurrentTrackerWrapper(InfererWrapper):
             view.settle()
 
     def begin_agent(self, inferer: Inferer, agent: int) -> None:
-        # Last begun, first ended: an agent that this wrapper does not know counts as unknown, whatever the
-        # inner layers hold.
+        # Begins last and ends first, so an agent that this wrapper does not know counts as unknown, whatever
+        # an interrupt has left in the inner layers.
         self._inner.begin_agent(inferer, agent)
         self._states.begin(agent)
 
@@ -137,13 +136,12 @@ class RecurrentTrackerWrapper(InfererWrapper):
 
 @final
 class RecurrentTracker(LayeredInferer):
-    """Owns an inferer and keeps the hidden state of each agent; callers see neither its inputs nor its
-    outputs.
+    """Keeps the hidden state of each agent of the inferer that it owns; callers no longer see the state.
 
-    `begin_agent` begins an agent, or resets its state; `end_agent` forgets it. Vectorised environments call
-    `infer_arrays` without `ids`: rows are then agents 0, 1, ..., begun when first seen, and `dones` resets
-    rows whose episode is new. The state changes only after the model has run. Threads may run disjoint agents
-    at once. For `jax.Array` rows the state lies on their device.
+    `begin_agent` begins an agent or resets its state, and `end_agent` forgets it. Vectorised environments
+    call `infer_arrays` without `ids`. Rows then belong to agents 0, 1, ..., begun at their first call, and
+    `dones` resets the rows of new episodes. The state changes only after the model has run. Threads may run
+    disjoint agents at the same time. For `jax.Array` rows the state stays on their device.
 
     >>> policy = memojax.RecurrentTracker.wrap(memojax.load(memojax.policies.bundled("recurrent_lstm")))
     >>> rows = {"obs": np.zeros((3, 2), np.float32)}
@@ -154,11 +152,11 @@ class RecurrentTracker(LayeredInferer):
     """
 
     def __init__(self, inferer: Inferer, infos: Iterable[RecurrentInfo]):
-        """Track `infos`; `wrap` finds them.
+        """Track `infos`; the method `wrap` finds them by itself.
 
         Raises:
-            UnknownInputError: the model has no such input.
-            IncompatibleModelError: the model has no such output, or a pair does not fit together.
+            UnknownInputError: the model lacks such an input.
+            IncompatibleModelError: the model lacks such an output, or a pair does not fit together.
         """
         self._tracker = RecurrentTrackerWrapper(BaseWrapper(), inferer, tuple(infos))
         super().__init__(self._tracker, inferer)
@@ -175,7 +173,7 @@ class RecurrentTracker(LayeredInferer):
 
     @property
     def infos(self) -> tuple[RecurrentInfo, ...]:
-        """Pairs of inputs and outputs that are tracked."""
+        """The tracked pairs of inputs and outputs."""
         return self._tracker.infos
 
     @property
@@ -193,11 +191,11 @@ class RecurrentTracker(LayeredInferer):
 
 
 def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
-    """Pairs of an input and the output of the same shape that continues it, by name.
+    """Pairs of an input and its continuing output, which has the same shape and a matching name.
 
     Equal names come first. Without any, common pairs count: `h_in` and `h_out`, `state_ins` and `state_outs`,
     `cache` and `cache_out`, `next_cache` or `new_cache`, `h0` and `hn`. TensorFlow's `input_2` and `output_2`
-    come last, unless callers would then have no input left.
+    come last, and only if callers still have an input left.
 
     Raises:
         IncompatibleModelError: no pair was found.
@@ -213,7 +211,7 @@ def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
         if found and (rules is not TENSORFLOW_STATE or len(found) < len(api.inputs)):
             return found
     raise IncompatibleModelError(
-        f"no output continues an input by name and shape; the model has {api}: name the pairs, "
+        f"no output continues an input by name and shape; the model has {api}: name the pairs in "
         "RecurrentTracker(inferer, [RecurrentInfo(inkey, outkey)])"
     )
 
@@ -231,7 +229,7 @@ def _checked_pairs(api: ModelApi, infos: Sequence[RecurrentInfo]) -> list[tuple[
         into, out = inputs.pop(info.inkey), outputs.pop(info.outkey)
         if not _fits(into, out):
             raise IncompatibleModelError(
-                f"output {out} cannot continue input {into}: shape and kind of number must be the same"
+                f"output {out} cannot continue input {into}: expected equal shapes and kinds of number"
             )
         pairs.append((into, out))
     return pairs

@@ -88,7 +88,7 @@ def test_a_swap_that_does_not_fit_changes_nothing():
     with pytest.raises(IncompatibleModelError, match="without wrappers"):
         stage.runtime.replace_inferer(wrapped, mj.RecurrentTracker.wrap(summing()))
     bare = stage.runtime.add_inferer(summing())
-    with pytest.raises(IncompatibleModelError, match="wrap it as the old one"):
+    with pytest.raises(IncompatibleModelError, match="wrap it like the old one"):
         stage.runtime.replace_inferer(bare, mj.RecurrentTracker.wrap(summing()))
     assert stage.runtime.inferer(brain) is stage.fakes[0]
 
