@@ -1,4 +1,4 @@
-"""Evaluate policies in Gymnasium environments; Gymnasium itself is imported only when an evaluation runs."""
+"""Evaluates policies in Gymnasium environments; only a running evaluation imports Gymnasium."""
 
 from .api import evaluate as evaluate
 from .comparison import Comparison as Comparison

@@ -1,4 +1,4 @@
-"""How an environment and a model are joined: what feeds each input, what becomes of the outputs."""
+"""The connection of an environment and a model: a source for each input, and the use of each output."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ ActionTransform = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Wiring:
-    """What the caller says about how environment and model go together; the keywords of `evaluate` describe
-    each field."""
+    """The caller's choices for connecting environment and model; `evaluate` describes each field."""
 
     observation: Mapping[str, str] | str | None = None
     action: str | None = None
@@ -36,19 +35,19 @@ class Wiring:
 
 @dataclass(frozen=True)
 class Connection:
-    """How an environment and a model are joined.
+    """The connection of an environment and a model.
 
     Attributes:
-        player: the inferer; with a tracker around it where there is hidden state.
-        reader: observations -> rows of fields.
-        feeds: fields -> inputs.
-        noise: inputs that take noise, or zeros.
-        masks: inputs that take the actions which are allowed.
+        player: the inferer, inside a tracker if there is hidden state.
+        reader: turns observations into rows of fields.
+        feeds: field of each observed input.
+        noise: inputs for noise, or zeros.
+        masks: inputs for the mask of allowed actions.
         starts: inputs that mark the first step of an episode.
         memory: pieces of hidden state that `player` keeps.
-        actor: outputs -> actions.
-        observation_transforms, action_transforms: what happens to observations before the model, to actions
-            after it.
+        actor: turns outputs into actions.
+        observation_transforms, action_transforms: applied to observations before the model, to actions after
+            it.
     """
 
     player: Inferer
@@ -63,7 +62,7 @@ class Connection:
     action_transforms: Sequence[ActionTransform]
 
     def told(self, deterministic: bool) -> tuple[str, ...]:
-        """How each input is fed, for a reader."""
+        """The source of each input, as text."""
         return (
             *map(str, self.feeds),
             *(f"{'zeros' if deterministic else 'noise'} -> {spec.name}" for spec in self.noise),
@@ -74,11 +73,11 @@ class Connection:
 
 
 class Reader(Protocol):
-    """What gives an observation as fields."""
+    """Turns observations into fields."""
 
     @property
     def fields(self) -> Sequence[Field]:
-        """What model inputs can be fed from."""
+        """The fields that model inputs can be fed from."""
         ...
 
     def __call__(self, observations: Sequence[Any]) -> dict[str, Rows]:
@@ -87,29 +86,29 @@ class Reader(Protocol):
 
 
 class Spaces(Protocol):
-    """What has an observation space and an action space: a pool, or an agent of it."""
+    """Anything with an observation space and an action space: a pool, or an agent of it."""
 
     @property
     def name(self) -> str:
-        """For errors."""
+        """Name for errors."""
         ...
 
     @property
     def observation_space(self) -> Any:
-        """Gymnasium's."""
+        """Gymnasium's observation space."""
         ...
 
     @property
     def action_space(self) -> Any:
-        """Gymnasium's."""
+        """Gymnasium's action space."""
         ...
 
 
 def connect(inferer: Inferer, pool: Spaces, wiring: Wiring, deterministic: bool) -> Connection:
-    """Join the spaces of an environment and a model.
+    """Connect the spaces of an environment with a model.
 
     Raises:
-        SpaceMismatchError: they do not fit; both sides are named.
+        SpaceMismatchError: they do not fit; the message names both sides.
     """
     reader = ObservationReader(pool.observation_space, wiring.observation_transforms)
     return join(inferer, reader, action_kind(pool.action_space, pool.name), pool.name, wiring, deterministic)
@@ -118,10 +117,10 @@ def connect(inferer: Inferer, pool: Spaces, wiring: Wiring, deterministic: bool)
 def join(
     inferer: Inferer, reader: Reader, kind: ActionKind, where: str, wiring: Wiring, deterministic: bool
 ) -> Connection:
-    """Join observations and a kind of action; `where` names the environment in errors.
+    """Connect observations and a kind of action with a model; `where` names the environment in errors.
 
     Raises:
-        SpaceMismatchError: they do not fit; both sides are named.
+        SpaceMismatchError: they do not fit; the message names both sides.
     """
     pairs = _recurrent_pairs(inferer, reader.fields, wiring.recurrent)
     player = RecurrentTracker(inferer, pairs) if pairs else inferer
@@ -145,22 +144,21 @@ def join(
 
 
 def innermost(inferer: Any) -> Any:
-    """The inferer that holds the plans, beneath all wrappers."""
+    """The inferer that holds the plans, inside all wrappers."""
     while hasattr(inferer, "inferer"):
         inferer = inferer.inferer
     return inferer
 
 
 def metadata_of(policy: Any) -> Mapping[str, str]:
-    """What the model file of an inferer or a `TypedModel` says about itself; nothing where there is no
-    file."""
+    """The metadata in the model file of an inferer or `TypedModel`; empty without a file."""
     return getattr(innermost(policy), "metadata", {})
 
 
 def _recurrent_pairs(
     inferer: Inferer, fields: Sequence[Field], given: Iterable[RecurrentInfo | tuple[str, str]] | None
 ) -> list[RecurrentInfo]:
-    """Hidden state to keep; inputs that an observation feeds by name are never taken for hidden state."""
+    """Hidden state to keep; an input that an observation feeds by name is never hidden state."""
     if given is not None:
         return [pair if isinstance(pair, RecurrentInfo) else RecurrentInfo(*pair) for pair in given]
     try:
@@ -178,20 +176,20 @@ def _noise_inputs(rest: Sequence[TensorSpec], chosen: str | None, player: Infere
     noise = [spec for spec in rest if spec.name == chosen]
     if not noise:
         known = ", ".join(repr(spec.name) for spec in player.api.inputs)
-        raise SpaceMismatchError(f"epsilon= names the input {chosen!r}; there are {known}")
+        raise SpaceMismatchError(f"epsilon= names the input {chosen!r}; the inputs are {known}")
     return noise
 
 
 def _action_transforms(
     given: Sequence[ActionTransform] | None, kind: ActionKind, where: str, metadata: Mapping[str, str]
 ) -> list[ActionTransform]:
-    """The transforms, with open bounds taken from the action space."""
+    """The transforms; bounds that are missing come from the action space."""
     is_box = isinstance(kind, BoxActions)
     if given is None:
         given = [ClipAction()] if is_box and wants_clipping(metadata) else []
     elif not is_box and any(hasattr(transform, "bind") for transform in given):
         raise SpaceMismatchError(
-            f"ClipAction and ScaleAction are for Box actions; those of {where} are {kind.space}"
+            f"ClipAction and ScaleAction need Box actions, but those of {where} are {kind.space}"
         )
     bind: Any = lambda transform: getattr(transform, "bind", lambda _: transform)(kind.space)  # noqa: E731
     return [bind(transform) for transform in given]

@@ -176,7 +176,7 @@ def test_evaluate_normalizes_scales_and_selects(tmp_path: Path) -> None:
     statistics.write_text(json.dumps({"mean": [0, 0, 0], "var": [1, 1, 1]}))
     options = ("--episodes", "1", "--max-steps", "3", "--vecnormalize", statistics, "--scale-actions")
     assert json_of("evaluate", "pendulum_ppo", *options)["evaluations"][0]["lengths"] == [3]
-    assert "are to be selected from" in run("evaluate", "pendulum_ppo", "--select", "0,9", code=1).stderr
+    assert "selects elements" in run("evaluate", "pendulum_ppo", "--select", "0,9", code=1).stderr
     assert "write indices as 0,2" in run("evaluate", "pendulum_ppo", "--select", "x", code=2).stderr
 
 
@@ -227,7 +227,7 @@ def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.Monke
         (("--bucketing", "pow3"), 2, "neither a size"),
         (("--on-miss", "wait"), 2, "'compile', 'pad', 'warn', 'error'"),
         (("--on-miss", "error"), 1, "has no plan"),
-        (("--render", "--async"), 1, "cannot be watched"),
+        (("--render", "--async"), 1, "cannot be shown"),
     ],
 )
 def test_evaluate_refuses(arguments: tuple[str, ...], code: int, message: str) -> None:

@@ -164,8 +164,8 @@ def test_a_policy_that_fails_is_named_with_the_batch() -> None:
     [
         ({"episodes": 0}, "episodes is a positive whole number, got 0"),
         ({"workers": 0, "vectorization": "async"}, "workers is a positive whole number, got 0"),
-        ({"seed": -1}, "seed is a whole number from 0, got -1"),
-        ({"seed": 1.5}, "seed is a whole number from 0, got 1.5"),
+        ({"seed": -1}, "seed is a whole number, 0 or more, got -1"),
+        ({"seed": 1.5}, "seed is a whole number, 0 or more, got 1.5"),
         ({"num_envs": -1}, "num_envs is a positive"),
         ({"max_steps": 1.5}, "max_steps is a positive"),
         ({"vectorization": "threads"}, "'sync' or 'async'"),

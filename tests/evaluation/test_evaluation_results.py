@@ -375,7 +375,7 @@ def test_episodes_are_filmed(tmp_path: Path) -> None:
         (Shown, {"video": "x"}, "render_mode=None, to be watched it needs 'rgb_array'"),
         (Shown("rgb_array"), {"render": True}, "needs 'human'"),
         ("Shown-v0", {"render": True, "video": "x"}, "only one"),
-        ("Shown-v0", {"render": True, "vectorization": "async"}, "in a worker process cannot be watched"),
+        ("Shown-v0", {"render": True, "vectorization": "async"}, "in a worker process cannot be shown"),
     ],
 )
 def test_what_cannot_be_watched_is_refused(env: Any, options: Any, message: str) -> None:

@@ -121,7 +121,7 @@ def test_observations_that_do_not_fit_name_both_sides(
     [
         (
             {"a": np.zeros(2, np.float32)},
-            r"part 'b'.*only 'a' \[<lambda>, episode 0, seed 0, step 2\]: mend its observation_space",
+            r"part 'b'.*only 'a' \[<lambda>, episode 0, seed 0, step 2\]: correct its observation_space",
         ),
         (
             {"a": np.zeros(3, np.float32), "b": np.zeros(1, np.float32)},
@@ -275,11 +275,11 @@ def _sampled(outputs: Mapping[str, Any], answers: Mapping[str, Any]) -> list[Any
         (spaces.Discrete(4), {"logits": (3,)}, {}, r"Discrete\(4\): float\[n, 4\].*logits: float32\[n, 3\]"),
         (UNIT, {"value": (2,), "log_prob": ()}, {}, r"value: float32\[n, 2\]; log_prob"),
         (UNIT, {"a": (2,), "b": (2,)}, {}, "several outputs fit.*'a', 'b'.*action="),
-        (UNIT, {"a": (2,)}, {"action": "nope"}, "'nope'; there are 'a'"),
+        (UNIT, {"a": (2,)}, {"action": "nope"}, "'nope'; the outputs are 'a'"),
         (UNIT, {"a": (2,), "b": (3,)}, {"action": "b"}, r"b: float32\[n, 3\]"),
         (spaces.Dict({"a": UNIT}), {"a": (2,)}, {}, "Dict.*are supported"),
         (spaces.Box(0, 9, (2,), np.int32), {"a": (2,)}, {}, "whole numbers"),
-        (spaces.Discrete(2), {"logits": (2,)}, {"action_transforms": [mj.ClipAction()]}, "for Box actions"),
+        (spaces.Discrete(2), {"logits": (2,)}, {"action_transforms": [mj.ClipAction()]}, "need Box actions"),
         (
             spaces.Box(-np.inf, np.inf, (2,)),
             {"a": (2,)},
@@ -308,7 +308,7 @@ def test_nan_and_impossible_actions_are_named_with_what_was_done() -> None:
     assert policy.alive == set()
     with pytest.raises(errors.ActionError, match=r"gives the action 7.*takes 0 to 2"):
         _acted(spaces.Discrete(3), {"action": ((), np.int64)}, {"action": 7})
-    with pytest.raises(errors.ActionError, match="input 'obs' was NaN already"):
+    with pytest.raises(errors.ActionError, match="input 'obs' was already NaN"):
         mj.evaluate(
             Policy(linear), lambda: Wrong(wrong=np.full(2, np.nan, np.float32)), episodes=1, max_steps=3
         )
@@ -413,7 +413,7 @@ def test_normalize_parts() -> None:
         normalize(np.zeros((1, 1)))
     with pytest.raises(errors.SpaceMismatchError, match="has the parts c"):
         normalize({"c": np.zeros((1, 1))})
-    with pytest.raises(errors.SpaceMismatchError, match=r"shape \[1\], the observation is \[2\]"):
+    with pytest.raises(errors.SpaceMismatchError, match=r"shape \[1\], but the observation \[2\]"):
         normalize({"a": np.zeros((1, 2))})
 
 
@@ -429,7 +429,7 @@ def test_normalize_refuses_what_is_no_statistics(tmp_path: Path) -> None:
         with pytest.raises(errors.EvaluationError, match=name):
             mj.NormalizeObs.from_vecnormalize(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
-    with pytest.raises(errors.EvaluationError, match="must be alike"):
+    with pytest.raises(errors.EvaluationError, match="need equal names and shapes"):
         mj.NormalizeObs([0.0, 0.0], [1.0])
     with pytest.raises(errors.EvaluationError, match="negative"):
         mj.NormalizeObs([0.0], [-1.0])
@@ -445,5 +445,5 @@ def test_transforms_run_before_the_model() -> None:
 
 
 def test_scaling_without_bounds_says_where_it_belongs() -> None:
-    with pytest.raises(errors.EvaluationError, match="give low and high"):
+    with pytest.raises(errors.EvaluationError, match="pass low and high"):
         mj.ScaleAction()(np.zeros((1, 1)))

@@ -173,7 +173,7 @@ def test_policies_that_do_not_fit_the_agents_are_refused(given: Any, message: st
 
 
 def test_a_mapping_for_a_single_agent_is_refused() -> None:
-    with pytest.raises(errors.EvaluationError, match="one agent: give one policy"):
+    with pytest.raises(errors.EvaluationError, match="one agent: pass one policy"):
         mj.evaluate({"a": Policy(first)}, Tiny)
 
 

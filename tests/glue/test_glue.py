@@ -202,9 +202,9 @@ def test_actions_of_an_unknown_space_are_said_to_be_unclipped_once(caplog: pytes
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        ({"output": (3,)}, r"which output is the action\? The model gives output: float32\[n, 3\].*for_env"),
+        ({"output": (3,)}, r"no output is clearly the action; the model gives output: float32\[n, 3\].*for_env"),
         ({"actions": (2,), "action": (2,)}, "several outputs may be the action: 'actions', 'action'"),
-        ({"value": (1,)}, "which output is the action"),
+        ({"value": (1,)}, "no output is clearly the action"),
     ],
 )
 def test_what_is_not_known_is_not_guessed(outputs: Any, message: str) -> None:
@@ -229,9 +229,9 @@ def test_masks_rule_actions_out_where_there_are_scores() -> None:
     assert _predictable({"logits": (3,)}, {"logits": [0, 5, 1]}).predict(OBS, action_masks=allowed)[
         0
     ].tolist() == [2, 1, 1]
-    with pytest.raises(errors.SpaceMismatchError, match="is the action already"):
+    with pytest.raises(errors.SpaceMismatchError, match="is already the action"):
         _predictable({"actions": ((), np.int64)}, {"actions": 2}).predict(OBS, action_masks=allowed)
-    with pytest.raises(errors.SpaceMismatchError, match="a bool per score"):
+    with pytest.raises(errors.SpaceMismatchError, match="one bool per score"):
         _predictable({"logits": (3,)}, {"logits": [0, 5, 1]}).predict(OBS, action_masks=allowed[:, :2])
 
 
