@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import IncompatibleModelError, SpaceMismatchError
-from ..inferer.base import Inferer
 from ..model.exporter_names import canonical, is_action_mask, is_episode_start, is_noise, wants_clipping
-from ..model.signature import TensorSpec
-from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker, find_pairs
-from .actions import ActionKind, Actor, BoxActions, action_kind, match_action
-from .observations import Feed, Field, ObservationReader, Rows, match_by_shape, match_observation
+from ..model.signature import ModelApi, TensorSpec
+from .actions import ActionKind, Actor, BoxActions, match_action
+from .hidden_state import RecurrentInfo, checked_pairs, find_pairs
+from .observations import Feed, Field, Rows, match_by_shape, match_observation
 from .transforms import ClipAction, Observations
 
 ObservationTransform = Callable[[Observations], Observations]
@@ -34,23 +33,36 @@ class Wiring:
 
 
 @dataclass(frozen=True)
+class ModelFacts:
+    """The facts about a model that a connection needs.
+
+    Attributes:
+        api: the inputs and outputs that callers see.
+        random: whether the model itself draws random numbers.
+        metadata: the `metadata_props` of the file.
+    """
+
+    api: ModelApi
+    random: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Connection:
     """The connection of an environment and a model.
 
     Attributes:
-        player: the inferer, inside a tracker if there is hidden state.
         reader: turns observations into rows of fields.
         feeds: field of each observed input.
         noise: inputs for noise, or zeros.
         masks: inputs for the mask of allowed actions.
         starts: inputs that mark the first step of an episode.
-        memory: pieces of hidden state that `player` keeps.
+        memory: pieces of hidden state, which the caller must keep between calls.
         actor: turns outputs into actions.
         observation_transforms, action_transforms: applied to observations before the model, to actions after
             it.
     """
 
-    player: Inferer
     reader: Reader
     feeds: Sequence[Feed]
     noise: Sequence[TensorSpec]
@@ -85,97 +97,58 @@ class Reader(Protocol):
         ...
 
 
-class Spaces(Protocol):
-    """Anything with an observation space and an action space: a pool, or an agent of it."""
-
-    @property
-    def name(self) -> str:
-        """Name for errors."""
-        ...
-
-    @property
-    def observation_space(self) -> Any:
-        """Gymnasium's observation space."""
-        ...
-
-    @property
-    def action_space(self) -> Any:
-        """Gymnasium's action space."""
-        ...
-
-
-def connect(inferer: Inferer, pool: Spaces, wiring: Wiring, deterministic: bool) -> Connection:
-    """Connect the spaces of an environment with a model.
-
-    Raises:
-        SpaceMismatchError: they do not fit; the message names both sides.
-    """
-    reader = ObservationReader(pool.observation_space, wiring.observation_transforms)
-    return join(inferer, reader, action_kind(pool.action_space, pool.name), pool.name, wiring, deterministic)
-
-
 def join(
-    inferer: Inferer, reader: Reader, kind: ActionKind, where: str, wiring: Wiring, deterministic: bool
+    model: ModelFacts, reader: Reader, kind: ActionKind, where: str, wiring: Wiring, deterministic: bool
 ) -> Connection:
     """Connect observations and a kind of action with a model; `where` names the environment in errors.
 
     Raises:
         SpaceMismatchError: they do not fit; the message names both sides.
+        UnknownInputError, IncompatibleModelError: the model lacks a pair of `wiring.recurrent`.
     """
-    pairs = _recurrent_pairs(inferer, reader.fields, wiring.recurrent)
-    player = RecurrentTracker(inferer, pairs) if pairs else inferer
-    feeds, rest = match_observation(reader.fields, player.api.inputs, where, wiring.observation)
-    noise = _noise_inputs(rest, wiring.epsilon, player)
+    pairs = _recurrent_pairs(model.api, reader.fields, wiring.recurrent)
+    checked_pairs(model.api, pairs)
+    visible = model.api.without([pair.inkey for pair in pairs], [pair.outkey for pair in pairs])
+    feeds, rest = match_observation(reader.fields, visible.inputs, where, wiring.observation)
+    noise = _noise_inputs(rest, wiring.epsilon, visible)
     masks = [spec for spec in rest if spec not in noise and is_action_mask(spec.name)]
     starts = [spec for spec in rest if is_episode_start(spec.name) and spec.shape in ((), (1,))]
     rest = [spec for spec in rest if spec not in (*noise, *masks, *starts)]
     feeds = match_by_shape(reader.fields, feeds, rest, where)
     actor = match_action(
         kind,
-        player.api.outputs,
+        visible.outputs,
         where=where,
         chosen=wiring.action,
         deterministic=deterministic,
-        random=bool(getattr(getattr(innermost(inferer), "typed", None), "random", False)),
+        random=model.random,
     )
-    transforms = _action_transforms(wiring.action_transforms, kind, where, metadata_of(inferer))
+    transforms = _action_transforms(wiring.action_transforms, kind, where, model.metadata)
     seen = wiring.observation_transforms
-    return Connection(player, reader, feeds, noise, masks, starts, pairs, actor, seen, transforms)
-
-
-def innermost(inferer: Any) -> Any:
-    """The inferer that holds the plans, inside all wrappers."""
-    while hasattr(inferer, "inferer"):
-        inferer = inferer.inferer
-    return inferer
-
-
-def metadata_of(policy: Any) -> Mapping[str, str]:
-    """The metadata in the model file of an inferer or `TypedModel`; empty without a file."""
-    return getattr(innermost(policy), "metadata", {})
+    return Connection(reader, feeds, noise, masks, starts, pairs, actor, seen, transforms)
 
 
 def _recurrent_pairs(
-    inferer: Inferer, fields: Sequence[Field], given: Iterable[RecurrentInfo | tuple[str, str]] | None
+    api: ModelApi, fields: Sequence[Field], given: Iterable[RecurrentInfo | tuple[str, str]] | None
 ) -> list[RecurrentInfo]:
     """Hidden state to keep; an input that an observation feeds by name is never hidden state."""
     if given is not None:
         return [pair if isinstance(pair, RecurrentInfo) else RecurrentInfo(*pair) for pair in given]
     try:
-        found = find_pairs(inferer.api)
+        found = find_pairs(api)
     except IncompatibleModelError:
         return []
     observed = {canonical(field.name) for field in fields}
     found = [pair for pair in found if canonical(pair.inkey) not in observed]
-    return found if len(found) < len(inferer.api.inputs) else []
+    return found if len(found) < len(api.inputs) else []
 
 
-def _noise_inputs(rest: Sequence[TensorSpec], chosen: str | None, player: Inferer) -> list[TensorSpec]:
+def _noise_inputs(rest: Sequence[TensorSpec], chosen: str | None, visible: ModelApi) -> list[TensorSpec]:
     if chosen is None:
         return [spec for spec in rest if spec.dtype.kind in "fV" and is_noise(spec.name)]
     noise = [spec for spec in rest if spec.name == chosen]
     if not noise:
-        known = ", ".join(repr(spec.name) for spec in player.api.inputs)
+        known = ", ".join(repr(spec.name) for spec in visible.inputs)
         raise SpaceMismatchError(f"epsilon= names the input {chosen!r}; the inputs are {known}")
     return noise
 

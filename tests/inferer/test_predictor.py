@@ -202,7 +202,10 @@ def test_actions_of_an_unknown_space_are_said_to_be_unclipped_once(caplog: pytes
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        ({"output": (3,)}, r"no output is clearly the action; the model gives output: float32\[n, 3\].*for_env"),
+        (
+            {"output": (3,)},
+            r"no output is clearly the action; the model gives output: float32\[n, 3\].*for_env",
+        ),
         ({"actions": (2,), "action": (2,)}, "several outputs may be the action: 'actions', 'action'"),
         ({"value": (1,)}, "no output is clearly the action"),
     ],
@@ -325,7 +328,7 @@ def test_a_fake_policy_is_called_too() -> None:
 
 
 def test_a_reader_without_a_space_reads_agents_one_by_one() -> None:
-    from memojax.glue.predictor import _GivenReader
+    from memojax.inferer.predictor import _GivenReader
 
     for rows in (ROWS, {"obs": ROWS, "speed": ROWS[:, :2]}):
         reader = _GivenReader(rows, True)
