@@ -109,7 +109,7 @@ def test_a_bundled_name_is_suggested() -> None:
 
 def test_json_that_cannot_be_written_is_an_error() -> None:
     assert (
-        "there is no folder /no/such/folder: make it first"
+        "the folder /no/such/folder does not exist: make it first"
         in run("describe", "acrobot_ppo", "--json", "/no/such/folder/x.json", code=1).stderr
     )
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_written_is_found_out_before_the_work(
     monkeypatch.setattr("memojax.cli.evaluate._evaluate", lambda *arguments: pytest.fail("evaluated"))
     (tmp_path / "folder.png").mkdir()
     for path, message in (
-        (tmp_path / "none" / "x.png", "there is no folder"),
+        (tmp_path / "none" / "x.png", "does not exist: make it first"),
         (tmp_path / "folder.png", "is a folder"),
     ):
         assert message in run("evaluate", option, path, code=1).stderr
@@ -349,7 +349,7 @@ def test_benchmark_draws_a_picture(tmp_path: Path) -> None:
     assert f"drawn: {target}" in run(*options, target).stdout
     assert target.read_bytes().startswith(b"\x89PNG")
     assert "png, ps" in run(*options, "x.nonsense", code=1).stderr
-    assert "there is no folder" in run(*options, tmp_path / "nowhere" / "x.png", code=1).stderr
+    assert "does not exist: make it first" in run(*options, tmp_path / "nowhere" / "x.png", code=1).stderr
 
 
 @needs_onnxruntime

@@ -153,7 +153,7 @@ def test_targets_are_checked_before_anything_is_exported(tmp_path: Path) -> None
         ("package", "acrobot_ppo", "/no/such/folder/x.crvo"),
         ("to-stablehlo", "acrobot_ppo", "-o", "/no/such/folder/x.crvo"),
     ):
-        assert "there is no folder /no/such/folder: make it first" in run(*command, code=1).stderr
+        assert "the folder /no/such/folder does not exist: make it first" in run(*command, code=1).stderr
 
 
 def test_a_model_that_cannot_be_exported_does_not_keep_the_others_from_it(tmp_path: Path) -> None:

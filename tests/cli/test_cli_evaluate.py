@@ -177,7 +177,7 @@ def test_evaluate_normalizes_scales_and_selects(tmp_path: Path) -> None:
     options = ("--episodes", "1", "--max-steps", "3", "--vecnormalize", statistics, "--scale-actions")
     assert json_of("evaluate", "pendulum_ppo", *options)["evaluations"][0]["lengths"] == [3]
     assert "selects elements" in run("evaluate", "pendulum_ppo", "--select", "0,9", code=1).stderr
-    assert "write indices as 0,2" in run("evaluate", "pendulum_ppo", "--select", "x", code=2).stderr
+    assert "write indices such as 0,2" in run("evaluate", "pendulum_ppo", "--select", "x", code=2).stderr
 
 
 def test_evaluate_stopped_by_ctrl_c_prints_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.Monke
         (("--env", "Acrobt-v1"), 1, "did you mean 'Acrobot-v1'"),
         (("--env", "Pendulum-v1"), 1, "obs: float32[n, 6]"),
         (("pendulum_ppo", "--env", "MountainCar-v0", "--select", "0,1,1"), 1, "Discrete(3): float[n, 3]"),
-        (("pendulum_ppo", "recurrent_lstm"), 2, "say with --env"),
+        (("pendulum_ppo", "recurrent_lstm"), 2, "choose one environment with --env"),
         (("--episodes", "0"), 2, "--episodes"),
         (("--num-envs", "-1"), 2, "--num-envs"),
         (("--preload", "0"), 2, "start at 1"),

@@ -169,9 +169,9 @@ def test_a_policy_that_fails_is_named_with_the_batch() -> None:
         ({"num_envs": -1}, "num_envs is a positive"),
         ({"max_steps": 1.5}, "max_steps is a positive"),
         ({"vectorization": "threads"}, "'sync' or 'async'"),
-        ({"env": None}, "which environment"),
+        ({"env": None}, "no environment is given"),
         ({"env": 7}, "not 7"),
-        ({"env": Tiny(), "num_envs": 2}, "one environment was given"),
+        ({"env": Tiny(), "num_envs": 2}, "is a single environment"),
         ({"env": Tiny(), "vectorization": "async"}, "cannot be sent to worker processes"),
     ],
 )

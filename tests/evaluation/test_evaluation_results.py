@@ -372,7 +372,7 @@ def test_episodes_are_filmed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("env", "options", "message"),
     [
-        (Shown, {"video": "x"}, "render_mode=None, to be watched it needs 'rgb_array'"),
+        (Shown, {"video": "x"}, "render_mode=None, but showing it needs 'rgb_array'"),
         (Shown("rgb_array"), {"render": True}, "needs 'human'"),
         ("Shown-v0", {"render": True, "video": "x"}, "only one"),
         ("Shown-v0", {"render": True, "vectorization": "async"}, "in a worker process cannot be shown"),

@@ -409,9 +409,9 @@ def test_normalize_parts() -> None:
     result = normalize({"a": np.array([[5.0]]), "b": np.array([[7.0]])})
     assert result["a"] == pytest.approx(2.0)
     assert result["b"] == 7.0
-    with pytest.raises(errors.SpaceMismatchError, match="parts a, the observation is one array"):
+    with pytest.raises(errors.SpaceMismatchError, match="parts a, but the observation is one array"):
         normalize(np.zeros((1, 1)))
-    with pytest.raises(errors.SpaceMismatchError, match="has the parts c"):
+    with pytest.raises(errors.SpaceMismatchError, match="but the observation has the parts c"):
         normalize({"c": np.zeros((1, 1))})
     with pytest.raises(errors.SpaceMismatchError, match=r"shape \[1\], but the observation \[2\]"):
         normalize({"a": np.zeros((1, 2))})

@@ -155,7 +155,7 @@ def test_limits_cut_episodes_off() -> None:
 def test_one_environment_may_be_given_and_stays_open() -> None:
     env = Team(scout=False)
     assert len(mj.evaluate(Policy(first), env, episodes=3).episodes) == 3
-    with pytest.raises(errors.EvaluationError, match="one environment was given"):
+    with pytest.raises(errors.EvaluationError, match="is a single environment"):
         mj.evaluate(Policy(first), env, episodes=3, num_envs=2)
 
 

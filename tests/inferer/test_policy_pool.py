@@ -105,8 +105,8 @@ def test_changes_that_cannot_be_made_change_nothing(pool: mj.PolicyPool) -> None
     before = pool.infer_arrays(ROWS, ["main"] * 9)["logits"]
     wrong = {name: np.zeros((1, 1), np.float32) for name in pool.params("main")}
     for change, message in (
-        (lambda: pool.add("main"), "in the pool already"),
-        (lambda: pool.swap("rival", None), "'rival' is not in the pool; in it is 'main'"),
+        (lambda: pool.add("main"), "already in the pool"),
+        (lambda: pool.swap("rival", None), "'rival' is not in the pool; the weight sets are: 'main'"),
         (lambda: pool.drop("rival"), "'rival' is not in the pool"),
         (lambda: pool.add("rival", wrong), "the model has"),
         (lambda: pool.add("rival", policies.bundled("pendulum_ppo")), "another network"),
@@ -156,7 +156,7 @@ def test_an_output_of_the_weights_alone_is_one_for_the_pool() -> None:
     answers = pool.infer_arrays({"obs": np.ones((2, 2), np.float32)}, ["double", "main"])
     assert answers["action"].tolist() == [[2, 2], [1, 1]]
     assert answers["std"].tolist() == [[1, 1], [1, 1]]
-    with pytest.raises(errors.IncompatibleModelError, match="output 'std' depends on the weights alone"):
+    with pytest.raises(errors.IncompatibleModelError, match="output 'std' depends only on the weights"):
         pool.add("wide", {"s": np.ones(2, np.float32)})
 
 

@@ -275,7 +275,7 @@ def test_what_sb3_gives_wrongly_is_refused(recurrent: tuple[Any, Path]) -> None:
     policy = mj.load(path)
     _, state = policy.predict(np.zeros((3, 4), np.float32))
     assert state is not None
-    with pytest.raises(errors.InputShapeError, match="give back what predict gave"):
+    with pytest.raises(errors.InputShapeError, match="pass the state that predict gave"):
         policy.predict(np.zeros((2, 4), np.float32), state)
     with pytest.raises(errors.InputShapeError, match="3 flags for 2 observations"):
         policy.predict(np.zeros((2, 4), np.float32), episode_start=[True] * 3)

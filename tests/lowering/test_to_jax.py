@@ -264,7 +264,7 @@ def test_options_and_wrappers_are_refused_where_they_mean_nothing() -> None:
     policy = memojax.load(POLICIES / "pendulum_ppo.onnx")
     with pytest.raises(errors.InputError, match="loaded already"):
         memojax.to_jax(policy, constants={"epsilon": 0})
-    with pytest.raises(errors.IncompatibleModelError, match="give the inferer inside"):
+    with pytest.raises(errors.IncompatibleModelError, match="pass the inferer inside"):
         memojax.to_jax(policy.with_default_epsilon("epsilon"))
     with pytest.raises(errors.UnknownInputError, match="unknown input 'eps'"):
         memojax.to_jax(POLICIES / "pendulum_ppo.onnx", constants={"eps": 0})
