@@ -265,7 +265,7 @@ def test_run_refuses(tmp_path: Path) -> None:
     ):
         assert message in run("run", "acrobot_ppo", "--inputs", tmp_path / name, code=1).stderr
     assert (
-        "has 2 rows"
+        "has only 2 rows"
         in run("run", "acrobot_ppo", "--inputs", tmp_path / "good.npz", "--batch-size", "3", code=2).stderr
     )
 
