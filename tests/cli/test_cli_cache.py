@@ -180,7 +180,7 @@ def test_a_file_of_choices_that_is_not_ours_stays(folder: Path) -> None:
     assert json.loads(path.read_text()) == {"somebody": "else"}
 
 
-def test_entries_that_cannot_be_removed_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_that_cannot_be_removed_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unlink = Path.unlink
 
     def stubborn(self: Path, missing_ok: bool = False) -> None:

@@ -18,7 +18,7 @@ from memojax.evaluation import Episode, load
 from .test_cli import json_of, run
 
 
-def test_evaluate_prints_what_matters() -> None:
+def test_evaluate_prints_return_plans_and_speed() -> None:
     text = run("evaluate", "--episodes", "3", "--max-steps", "20", "--preload", "2,3").stdout
     assert text.startswith(
         "acrobot_ppo on Acrobot-v1: 3 episodes, 3 side by side, deterministic, seeds from 0\n"
@@ -180,7 +180,7 @@ def test_evaluate_normalizes_scales_and_selects(tmp_path: Path) -> None:
     assert "write indices such as 0,2" in run("evaluate", "pendulum_ppo", "--select", "x", code=2).stderr
 
 
-def test_evaluate_stopped_by_ctrl_c_prints_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_stopped_by_ctrl_c_prints_the_finished_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     import memojax.evaluation.rollout as rollout
 
     def episode(index: int, *rest: Any) -> Episode:
@@ -195,7 +195,7 @@ def test_evaluate_stopped_by_ctrl_c_prints_what_is_done(monkeypatch: pytest.Monk
     assert "-4.0" in text
 
 
-def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_prints_the_partial_result_before_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     options = (
         "--env",
         "tests.tiny_envs:Late-v0",

@@ -144,7 +144,7 @@ def test_no_two_files_import_each_other() -> None:
 
 
 @pytest.mark.parametrize("library", ["jaxonnxruntime"])
-def test_one_file_imports_it(library: str) -> None:
+def test_only_one_file_imports_the_library(library: str) -> None:
     importing = [
         module
         for module, path in MODULES.items()

@@ -128,7 +128,7 @@ def test_every_command_is_listed() -> None:
     assert sorted(re.findall(r"^\| `memojax ([a-z-]+)", section, re.MULTILINE)) == sorted(COMMANDS)
 
 
-def test_the_benchmark_blocks_are_what_was_measured() -> None:
+def test_the_benchmark_blocks_match_the_results() -> None:
     """`benchmarks/report.py` writes them from the files in benchmarks/results."""
     spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
     assert spec is not None

@@ -47,7 +47,7 @@ def _installed(module: str) -> bool:
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_an_environment_that_raises_is_named_with_what_was_done(vectorization: Any) -> None:
+def test_an_environment_that_raises_is_named_with_the_partial_result(vectorization: Any) -> None:
     policy = Policy(first)
     with pytest.raises(
         errors.EnvironmentFailedError, match=r"(?s)raising raised in step: RuntimeError: the simulator lost"
@@ -68,7 +68,7 @@ def test_an_environment_that_raises_is_named_with_what_was_done(vectorization: A
         assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def test_a_worker_that_dies_is_named_with_what_was_done() -> None:
+def test_a_worker_that_dies_is_named_with_the_partial_result() -> None:
     with pytest.raises(
         errors.WorkerDiedError, match=r"worker \d \(process \d+\) exited with code 3"
     ) as caught:
@@ -79,7 +79,7 @@ def test_a_worker_that_dies_is_named_with_what_was_done() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals on Windows")
-def test_a_worker_that_is_killed_is_named_with_what_was_done() -> None:
+def test_a_killed_worker_is_named_with_the_partial_result() -> None:
     with pytest.raises(errors.WorkerDiedError, match=r"worker \d \(process \d+\) .*9") as caught:
         mj.evaluate(
             Policy(first), tiny_envs.killed, episodes=20, num_envs=20, vectorization="async", workers=2
@@ -87,7 +87,7 @@ def test_a_worker_that_is_killed_is_named_with_what_was_done() -> None:
     assert 0 < len(caught.value.partial.episodes) < 20
 
 
-def test_a_reward_that_is_nan_is_named_with_what_was_done() -> None:
+def test_a_nan_reward_is_named_with_the_partial_result() -> None:
     class Lost(Tiny):
         def step(self, action: Any) -> Any:
             observation, reward, *rest = super().step(action)
@@ -107,7 +107,7 @@ def test_an_environment_that_cannot_be_made(vectorization: Any) -> None:
         mj.evaluate(Policy(first), tiny_envs.unmakeable, episodes=1, vectorization=vectorization)
 
 
-def test_old_gym_environments_are_told_what_is_expected() -> None:
+def test_old_gym_environments_raise_with_the_expected_api() -> None:
     class Old(Tiny):
         def step(self, action: Any) -> Any:
             return super().step(action)[:4]
@@ -118,7 +118,7 @@ def test_old_gym_environments_are_told_what_is_expected() -> None:
         mj.evaluate(Policy(first), Old, episodes=1)
 
 
-def test_what_is_no_environment_of_gymnasium_is_told_what_is_expected() -> None:
+def test_other_environments_raise_with_the_expected_api() -> None:
     class Bare(Tiny):
         def reset(self, **options: Any) -> Any:
             return super().reset(**options)[0]

@@ -171,7 +171,7 @@ def test_bad_options_are_refused_before_an_environment_is_made(
         mj.evaluate(linear, make, **options)
 
 
-def test_the_plans_of_a_loaded_policy_are_its_own_affair() -> None:
+def test_options_for_plans_of_a_loaded_policy_are_refused() -> None:
     options: Any = {"preload": [3], "device": "cpu"}
     with pytest.raises(errors.EvaluationError, match=r"preload=, device= concern loading"):
         mj.evaluate(Policy(first), Tiny, **options)

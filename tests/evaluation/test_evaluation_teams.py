@@ -177,7 +177,7 @@ def test_a_mapping_for_a_single_agent_is_refused() -> None:
         mj.evaluate({"a": Policy(first)}, Tiny)
 
 
-def test_an_environment_that_raises_is_named_with_what_was_done() -> None:
+def test_an_environment_that_raises_is_named_with_the_partial_result() -> None:
     with pytest.raises(
         errors.EnvironmentFailedError,
         match=r"the ball is lost.*step 4, action \{'walker_1': 0, 'walker_2': 0\}",

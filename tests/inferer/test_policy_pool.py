@@ -100,7 +100,7 @@ def test_the_rows_of_the_busiest_set_decide_the_plan(pool: mj.PolicyPool) -> Non
     assert [plan.size for plan in pool.plans()] == [8]
 
 
-def test_changes_that_cannot_be_made_change_nothing(pool: mj.PolicyPool) -> None:
+def test_impossible_changes_change_nothing(pool: mj.PolicyPool) -> None:
     pool.add("main")
     before = pool.infer_arrays(ROWS, ["main"] * 9)["logits"]
     wrong = {name: np.zeros((1, 1), np.float32) for name in pool.params("main")}
@@ -138,7 +138,7 @@ def test_models_that_mix_rows_or_are_exported_are_refused(tmp_path: Path) -> Non
         mj.PolicyPool(asset)
 
 
-def test_an_output_of_the_weights_alone_is_one_for_the_pool() -> None:
+def test_an_output_of_weights_alone_is_shared_by_the_pool() -> None:
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["obs", "w"], ["action"]), helper.make_node("Exp", ["s"], ["std"])],
@@ -183,7 +183,7 @@ def test_a_call_sees_old_weights_or_new_ones_while_another_thread_swaps(pool: mj
     thread.join()
 
 
-def test_each_set_of_a_random_model_draws_numbers_of_its_own() -> None:
+def test_each_set_of_a_random_model_draws_its_own_numbers() -> None:
     pool = mj.PolicyPool(MODELS / "sb3_sac_sampling.onnx", capacity=2)
     pool.add("a")
     pool.add("b")

@@ -270,7 +270,7 @@ def test_eval_callback(tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
-def test_what_sb3_gives_wrongly_is_refused(recurrent: tuple[Any, Path]) -> None:
+def test_wrong_arguments_of_sb3_are_refused(recurrent: tuple[Any, Path]) -> None:
     _, path = recurrent
     policy = mj.load(path)
     _, state = policy.predict(np.zeros((3, 4), np.float32))

@@ -76,7 +76,7 @@ def test_rows_of_another_width_are_cast_without_a_compile() -> None:
     assert len(CPU.client.live_executables()) == before
 
 
-def test_a_failing_compile_in_the_background_is_tried_and_said_once(
+def test_a_failing_background_compile_is_tried_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = memojax.load(scaling(), preload=[4], on_miss="pad")

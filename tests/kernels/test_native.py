@@ -68,7 +68,7 @@ def test_without_a_bias(native: Library) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 16, 37, 64, 65])
-def test_a_product_added_to_what_is_there(native: Library, columns: int) -> None:
+def test_a_product_can_be_added_in_place(native: Library, columns: int) -> None:
     x, w, y = numbers(7, 20), numbers(20, columns), numbers(7, columns)
     program = Program(7, 3)
     steps = (20, 0, 0), (columns, columns, columns)

@@ -187,7 +187,7 @@ def test_biases_and_relu_behind_a_reshape() -> None:
     agree(file(nodes, weights, {"x": [4, 1, 10]}, ["y"]), (1, 2, 6))
 
 
-def test_what_stands_behind_a_product_is_done_with_it() -> None:
+def test_a_product_absorbs_the_steps_after_it() -> None:
     """One step each: a product with bias and relu, however the file spells them."""
     for content in (mlp("Relu"), _fixed_batch()):
         inferer = memojax.load(content)
@@ -268,7 +268,7 @@ def test_nan_and_infinity_arrive_as_from_xla() -> None:
     assert np.isfinite(given[0][0]).all()
 
 
-def test_what_has_no_product_stays_with_xla() -> None:
+def test_a_network_without_products_stays_with_xla() -> None:
     agree(file([helper.make_node("Tanh", ["x"], ["y"])], {}, {"x": [5]}, ["y"]), (3,), expects="default")
 
 
@@ -300,7 +300,7 @@ def test_rows_on_the_users_own_cpu_device() -> None:
     np.testing.assert_allclose(np.asarray(given), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_wrong_call_fails_with_words() -> None:
+def test_a_wrong_call_fails_with_a_message() -> None:
     call = jax.ffi.ffi_call("memojax_program", jax.ShapeDtypeStruct((2,), np.float32))
     with pytest.raises(Exception, match="other kernels"):
         jax.jit(lambda x: call(x, program=np.zeros(8, np.int64)))(np.zeros(2, np.float32)).block_until_ready()
@@ -366,5 +366,5 @@ print("done")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.slow
-def test_the_child_of_a_fork_does_not_wait_for_threads_that_it_has_not() -> None:
+def test_a_forked_child_does_not_wait_for_missing_threads() -> None:
     assert _run(_FORKED, MEMOJAX_KERNELS_THREADS="3") == "done\n"

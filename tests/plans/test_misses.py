@@ -54,7 +54,7 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("never happened")
 
 
-def test_pad_answers_at_once_and_compiles_the_right_size_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pad_answers_at_once_and_compiles_the_right_size_later(monkeypatch: pytest.MonkeyPatch) -> None:
     inferer = MemoizingDynamicInferer(TYPED, [8], on_miss="pad")
     gate = threading.Event()
     lower = inferer._cache._lower
@@ -80,7 +80,7 @@ def test_first_call_of_all_compiles_whatever_the_policy() -> None:
     assert ready(inferer) == [3]
 
 
-def test_error_warn_and_unknown_policies(caplog: pytest.LogCaptureFixture) -> None:
+def test_error_and_warn_policies_and_unknown_ones(caplog: pytest.LogCaptureFixture) -> None:
     strict = MemoizingDynamicInferer(TYPED, [2, 8], on_miss="error")
     check(strict, 8)
     with pytest.raises(CompileForbiddenError, match=r"size 3 .*plans for 2, 8.*preload\(\[3\]\)"):
@@ -155,7 +155,7 @@ def test_buckets(bucketing: Any, limit: int | None, expected: dict[int, list[int
         assert ready(inferer) == sizes
 
 
-def test_bad_buckets() -> None:
+def test_bad_buckets_are_refused() -> None:
     for bad in ("pow3", [], [0], [-1], [2.5]):
         with pytest.raises(BatchSizeError):
             bucket_of(bad)  # pyright: ignore[reportArgumentType]
@@ -163,7 +163,7 @@ def test_bad_buckets() -> None:
         bucket_of(lambda n: n - 1)(5)
 
 
-def test_preload_handle() -> None:
+def test_a_preload_can_be_waited_for() -> None:
     inferer = MemoizingDynamicInferer(TYPED)
     handle = inferer.preload([3, 5, 7], background=True)
     handle.wait(60)
@@ -178,7 +178,7 @@ def test_preload_handle() -> None:
     assert 99 not in ready(inferer)
 
 
-def test_cancelled_preload_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_preload_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     inferer = MemoizingDynamicInferer(TYPED)
     gate, lower = threading.Event(), inferer._cache._lower
     monkeypatch.setattr(inferer._cache, "_lower", lambda size: (gate.wait(30), lower(size))[1])
@@ -210,7 +210,7 @@ def test_recommendation_is_the_best_of_all(histogram: dict[int, int], k: int, co
     assert cost(tuple(found.sizes)) == pytest.approx(found.seconds)
 
 
-def test_recommend_needs_something_to_go_by() -> None:
+def test_recommend_needs_measurements() -> None:
     inferer = MemoizingDynamicInferer(TYPED)
     with pytest.raises(BatchSizeError, match="no batch has run yet"):
         inferer.recommend_sizes(3)
@@ -248,7 +248,7 @@ def test_the_worker_keeps_nothing_alive() -> None:
     assert gone() is None
 
 
-def test_one_cold_measurement_does_not_lift_all_that_follow() -> None:
+def test_one_cold_measurement_does_not_raise_larger_sizes() -> None:
     latency = {1: 500.0, 8: 20.0, 16: 30.0}
     at = interpolator(latency, {1: 1, 8: 99, 16: 100})
     assert [at(size) for size in (1, 8, 16, 32)] == [pytest.approx(24.8), pytest.approx(24.8), 30.0, 60.0]

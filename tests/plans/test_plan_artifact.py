@@ -23,7 +23,7 @@ def test_a_pickled_policy_compiles_nothing() -> None:
     assert copy.cache_info().disk_hits == 1
 
 
-def test_another_model_finds_nothing_in_it() -> None:
+def test_another_model_finds_nothing_in_the_artifact() -> None:
     artifact = memojax.PlanArtifact()
     memojax.load("acrobot_ppo", preload=[4], cache_dir=artifact)
     other = memojax.load("pendulum_ppo", preload=[4], cache_dir=artifact)

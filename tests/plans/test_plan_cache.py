@@ -123,7 +123,7 @@ def test_a_failed_compile_is_not_kept_and_harms_nobody(failure: Exception) -> No
     assert cache.get(2).size == 2
 
 
-def test_an_interrupt_is_not_passed_on_to_those_who_wait() -> None:
+def test_an_interrupt_does_not_reach_waiting_threads() -> None:
     compiler = Compiler()
     cache = compiler.cache()
     compiler.broken[2] = KeyboardInterrupt()
@@ -175,7 +175,7 @@ def test_a_cache_holds_at_least_one(maxsize: int) -> None:
         Compiler().cache(maxsize=maxsize)
 
 
-def test_counts() -> None:
+def test_cache_info_counts_hits_misses_and_evictions() -> None:
     cache = Compiler().cache(maxsize=1)
     preload(cache, [7])
     for size in (7, 1, 1, 2, 1, 7):
@@ -223,9 +223,7 @@ def test_only_positive_whole_numbers_are_sizes(size: Any) -> None:
     st.sets(st.integers(1, 6), max_size=2),
     st.none() | st.integers(1, 3),
 )
-def test_any_calls_leave_what_an_lru_of_the_rest_would(
-    calls: list[int], pinned: set[int], maxsize: int | None
-) -> None:
+def test_random_calls_match_an_lru_cache(calls: list[int], pinned: set[int], maxsize: int | None) -> None:
     compiler = Compiler()
     cache = compiler.cache(maxsize=maxsize)
     preload(cache, sorted(pinned))
@@ -294,7 +292,7 @@ def test_evicted_executables_are_freed() -> None:
     assert live() == before + 2
 
 
-def test_plans_say_what_they_cost_and_did() -> None:
+def test_plans_tell_their_cost_and_use() -> None:
     inferer = DynamicInferer(scaling(), 4)
     for _ in range(20):
         inferer.infer_arrays({"obs": np.ones((4, 3), np.float32)})

@@ -40,7 +40,7 @@ def test_a_swap_compiles_first_and_then_takes_over():
     assert new.compiled_in_frame == []
 
 
-def test_what_waits_is_answered_by_the_new_model():
+def test_the_new_model_answers_waiting_states():
     runtime = mj.Runtime()
     brain = runtime.add_inferer(mj.MemoizingDynamicInferer(scaling(2)))
     runtime.push(brain, 1, {"obs": np.ones(3, np.float32)})
@@ -105,7 +105,7 @@ def test_a_swap_whose_compile_fails_leaves_the_old_model():
     assert stage.runtime.inferer(brain) is stage.fakes[0]
 
 
-def test_a_swap_can_be_called_off():
+def test_a_swap_can_be_cancelled():
     stage = Stage(0)
     (brain,) = stage.ids
     stage.push_all()
@@ -184,7 +184,7 @@ def test_a_swap_does_not_wait_for_ever_for_new_sizes():
     assert size < 15
 
 
-def test_what_cannot_be_prepared_is_told_by_the_future():
+def test_the_future_raises_errors_of_the_preparation():
     stage = Stage(0)
     (brain,) = stage.ids
     stage.push_all()
@@ -274,7 +274,7 @@ class Game:
         )
 
 
-def test_a_swap_between_frames_is_not_noticed_with_the_same_weights(rng):
+def test_a_swap_to_equal_weights_changes_no_answer(rng):
     """Beside a brain that is never swapped: the same answers to the last bit, and no frame that compiles."""
     swapped, steady = Game(), Game()
     played = sizes_in_frames(rng, 40)

@@ -51,7 +51,7 @@ def test_threads_overlap():
     assert len(runtime.run_threaded()) == 4
 
 
-def test_models_on_accelerators_overlap_without_being_asked():
+def test_models_on_accelerators_overlap_in_run():
     runtime = mj.Runtime(threads=3)
     meeting = threading.Barrier(3, timeout=30)
     for _ in range(3):
