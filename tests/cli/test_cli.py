@@ -1,4 +1,4 @@
-"""The command line: what it prints, its JSON, its exit codes, its errors."""
+"""The command line: its output, its JSON, its exit codes, its errors."""
 
 from __future__ import annotations
 

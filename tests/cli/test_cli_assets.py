@@ -1,5 +1,4 @@
-"""`package` and `to-stablehlo`, and every command over ONNX files, CRVO and StableHLO assets by their
-content."""
+"""`package` and `to-stablehlo`, and every command on ONNX files, CRVO and StableHLO assets."""
 
 from __future__ import annotations
 

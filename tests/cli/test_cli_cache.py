@@ -1,4 +1,4 @@
-"""`memojax cache`: what is in the folder of compiled plans, and what goes when it is cleared."""
+"""`memojax cache`: the content of the folder of compiled plans, and the effect of clearing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def key(name: str, size: int) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three plans of two models, a choice for one of them, and files of somebody else."""
+    """Three plans of two models, a choice for one of them, and foreign files."""
     cache, choices = DiskCache(tmp_path), Choices(tmp_path)
     for name, size, payload in (("walk.onnx", 8, 100), ("walk.onnx", 16, 200), ("run.onnx", 8, 400)):
         cache.put(key(name, size), bytes(payload))

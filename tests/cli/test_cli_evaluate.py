@@ -1,5 +1,4 @@
-"""`memojax evaluate`: tables and JSON, several models, wrappers, and what is left of a run that is cut
-short."""
+"""`memojax evaluate`: tables and JSON, several models, wrappers, and partial results."""
 
 from __future__ import annotations
 

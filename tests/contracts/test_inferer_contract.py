@@ -1,4 +1,4 @@
-"""One contract for every inferer, bare and wrapped; then what each of the four promises beyond it."""
+"""One contract for every inferer, bare and wrapped; then the promises of each of the four."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""`memojax.evaluate`: episodes dealt to a shrinking batch, spaces matched to inputs and outputs, errors that
-keep what was done."""
+"""`memojax.evaluate`: episodes in a shrinking batch, matched spaces, errors with partial results."""
 
 from __future__ import annotations
 
@@ -64,7 +63,7 @@ def test_the_recurrent_policy_needs_its_memory() -> None:
     assert mj.evaluate(tracked, env="CartPole-v1", **options).mean_length == 120
     assert tracked.agents == [
         0
-    ]  # those that it served before are still there, those of the evaluation are gone
+    ]  # Agents that it served before are still there, and agents of the evaluation are gone.
 
 
 def test_plans_count_the_calls_of_the_run() -> None:
@@ -130,7 +129,7 @@ def test_environments_may_be_given_in_many_ways() -> None:
         np.testing.assert_array_equal(
             mj.evaluate(policy, env, episodes=2, max_steps=20).lengths, by_id.lengths
         )
-    assert one.reset()[0].shape == (4,)  # not closed: it is not ours
+    assert one.reset()[0].shape == (4,)  # Not closed, because it belongs to the caller.
 
 
 def test_max_steps_truncates() -> None:

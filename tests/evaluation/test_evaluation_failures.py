@@ -1,4 +1,4 @@
-"""What goes wrong around a policy that is evaluated: typed errors that keep what was done."""
+"""Failures around an evaluated policy: typed errors that keep the partial result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .. import tiny_envs
 from ..evaluation_fakes import Policy, first
 from ..tiny_envs import Tiny
 
-# What goes wrong around the policy
+# Failures around the policy
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""Which plans an evaluation runs on: few by default, exact where rows mix, and the same numbers either
-way."""
+"""The plans of an evaluation: few by default, exact if rows mix, and the same numbers either way."""
 
 from __future__ import annotations
 

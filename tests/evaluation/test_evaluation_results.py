@@ -1,4 +1,4 @@
-"""What becomes of an evaluation: statistics, comparison, merging, files, tables, pictures, films, advice."""
+"""The uses of an evaluation: statistics, comparison, merging, files, tables, pictures, videos, advice."""
 
 from __future__ import annotations
 
@@ -327,7 +327,7 @@ def test_advice_is_given_only_where_it_applies(space: Any, transforms: Any, tmp_
 
 
 class Shown(Tiny):
-    """Draws a grey picture."""
+    """Renders a grey picture."""
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012
 

@@ -1,5 +1,4 @@
-"""How `memojax.evaluate` matches observations and actions to inputs and outputs: spaces, noise, masks,
-memory, transforms."""
+"""Matching of observations and actions in `memojax.evaluate`: spaces, noise, masks, memory, transforms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Environments with several agents: one policy for all or one for each, and what each agent has won."""
+"""Environments with several agents: one policy for all or one for each, and each agent's return."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Batcher and Batched: order, splitting, failures, and input that is not what it should be. Fakes are
-closures, as in cervo's tests."""
+"""Batcher and Batched: order, splitting, failures and bad input. Fakes are closures, as in cervo's tests."""
 
 from __future__ import annotations
 
@@ -141,7 +140,7 @@ def test_a_thousand_agents() -> None:
 
 
 class Flaky:
-    """Echoes, but fails on the calls that it is told to."""
+    """Echoes its input, but fails on chosen calls."""
 
     def __init__(self, *failing: int):
         self.failing, self.calls = failing, 0
@@ -376,7 +375,7 @@ def test_random_calls_match_a_dictionary(actions: list[tuple[str, Any]], take: i
             with pytest.raises(RuntimeError):
                 batched.execute()
             broken.clear()
-            # What failed is pushed anew by its owner in real life; here it simply waits for the next execute.
+            # A user might push failed states again; here they wait for the next execute.
         elif action == "execute":
             responses = batched.execute()
             assert list(responses) == list(waiting)

@@ -1,4 +1,4 @@
-"""States by the compiled helper: the same rows, the same errors, and nothing else where it cannot."""
+"""States copied by native code: the same rows, the same errors, and NumPy for everything else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPECS = (
 
 @pytest.fixture(scope="module", autouse=True)
 def _built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The helper, built anew from its source."""
+    """The native code, newly built from its source."""
     try:
         path = build.build_rows(tmp_path_factory.mktemp("rows"))
     except build.BuildError as cause:

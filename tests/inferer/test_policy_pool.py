@@ -1,4 +1,4 @@
-"""`PolicyPool`: rows of several weight sets in one call, each as its own policy would answer."""
+"""`PolicyPool`: rows of several weight sets in one call, each with its own policy's answer."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""`policy(inputs)` and `predict` without a trainer at hand: arrays of each kind, buffers, spaces that are not
-known."""
+"""`policy(inputs)` and `predict` without a trainer: arrays of each kind, buffers, unknown spaces."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A policy of memojax where Stable-Baselines3 expects a model: the same returns, to the digit; skipped
-without it."""
+"""A policy in the place of a Stable-Baselines3 model: equal returns to the digit; skipped without it."""
 
 from __future__ import annotations
 
@@ -79,8 +78,7 @@ class Recurrent(torch.nn.Module):
 
 
 class Masked(torch.nn.Module):
-    """Logits of a maskable policy from one-hot rows; `action_masks` is applied in the file where it is an
-    input."""
+    """Logits of a maskable policy from one-hot rows; the file applies `action_masks` if it is an input."""
 
     def __init__(self, policy: Any):
         super().__init__()

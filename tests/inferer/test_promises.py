@@ -1,5 +1,4 @@
-"""What an inferer promises holds for `jax.Array`s, under eviction, and while weights change: one call, one
-set of weights."""
+"""An inferer keeps its promises for `jax.Array`s, under eviction, and during weight updates."""
 
 from __future__ import annotations
 
@@ -108,7 +107,7 @@ def short_turns() -> Iterator[None]:
 
 
 def hammer(seconds: float, calls: list[Callable[[int], None]]) -> None:
-    """Call all of `calls` over and over, each in its own thread; raises the first of what they raise."""
+    """Repeat all of `calls`, each in its own thread; raises the first of their errors."""
     end, failures = time.monotonic() + seconds, []
 
     def work(call: Callable[[int], None]) -> None:

@@ -1,4 +1,4 @@
-"""A copy of an inferer compiles nothing until a size is used; then it has the plans that the original had."""
+"""A copy of an inferer compiles nothing before its first call; then it gets the original's plans."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 class Compiles:
-    """Counts what XLA compiles."""
+    """Counts the compiles of XLA."""
 
     def __init__(self) -> None:
         self.count = 0

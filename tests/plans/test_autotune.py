@@ -1,5 +1,4 @@
-"""Autotuning: what is faster takes over between two calls, what is wrong never does, and nothing happens
-unasked."""
+"""Autotuning: a faster candidate takes over between two calls, and a wrong one never does."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
 
 @pytest.fixture(autouse=True)
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans begin with XLA's default, so that the tests know what they begin with."""
+    """Plans start from XLA's default, so that tests know their starting point."""
     monkeypatch.setattr("memojax.plans.compiler.opened", lambda: None)
 
 
@@ -74,7 +73,7 @@ def check(inferer: MemoizingDynamicInferer, n: int) -> None:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A candidate that is off by a little."""
+    """A candidate with slightly wrong results."""
 
     name: str = "wrong"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -90,7 +89,7 @@ class Wrong:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Candidates to try, all of which look `gain` times as fast."""
+    """Candidates to try, each of which seems `gain` times as fast."""
 
     def use(*candidates: Any, gain: float = 2.0) -> None:
         monkeypatch.setattr(autotune, "candidates", lambda *_: list(candidates))
@@ -142,7 +141,7 @@ def test_winners_give_the_defaults_numbers(tried: Callable[..., None], candidate
     assert (plan.candidate, plan.gain) == (
         candidate.name,
         2.0,
-    ) or plan.candidate == "default"  # an option that this jaxlib lacks
+    ) or plan.candidate == "default"  # This jaxlib lacks the option.
     plain = MemoizingDynamicInferer(typed(), [1])
     for _ in range(3):
         given, want = inferer.infer_arrays({"x": X[:1]}), plain.infer_arrays({"x": X[:1]})
@@ -163,7 +162,7 @@ def test_a_candidate_with_wrong_numbers_is_dropped_with_a_warning(
 
 @dataclass(frozen=True)
 class Breaking(Wrong):
-    """A candidate that compiles and cannot run."""
+    """A candidate that compiles but cannot run."""
 
     name: str = "breaking"
 
@@ -375,8 +374,7 @@ def test_candidates_follow_the_models_operations(monkeypatch: pytest.MonkeyPatch
 
 
 def test_weights_of_one_number_are_not_fused() -> None:
-    """YNNPACK takes such a matrix for the number alone, and reads what lies behind it: with these zeros it
-    gave 1e30 (jaxlib 0.10.2)."""
+    """YNNPACK reads such a matrix as one number and beyond: these zeros gave 1e30 (jaxlib 0.10.2)."""
 
     def names(fn: Any, weights: Any, shape: tuple[int, ...] = (16,)) -> set[str]:
         compiler = PlanCompiler(

@@ -1,5 +1,4 @@
-"""The process that compiles: its plans are ours, nothing is compiled twice, and whatever happens to it, calls
-go on."""
+"""The compile helper: it makes the same plans, nothing compiles twice, and calls go on if it fails."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def _ended() -> Iterator[None]:
 
 @pytest.fixture
 def not_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever would be compiled in this process fails."""
+    """Make every compile in this process fail."""
 
     def refuse(*given: Any, **options: Any) -> Any:
         raise CompileError("compiled in this process")
@@ -51,7 +50,7 @@ def not_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Helper:
-    """Another helper in the place of the one that tests share."""
+    """A separate helper instead of the one that tests share."""
     made = Helper()
     monkeypatch.setattr("memojax.plans.engine.helper", made)
     return made
@@ -176,7 +175,7 @@ def test_a_helper_that_ended_without_work_is_not_a_crash(monkeypatch: pytest.Mon
     made = fresh(monkeypatch)
     policy = memojax.load(POLICY, preload=[1], compile_in="process")
     assert made._running is not None
-    made._running.let_go()  # the process is told that nobody is there any more
+    made._running.let_go()  # The process sees that its parent is gone.
     made._running.process.wait(30)
     policy.preload([2])
     assert (made.crashes, made.started, made.plans) == (0, 2, 2)
@@ -185,7 +184,7 @@ def test_a_helper_that_ended_without_work_is_not_a_crash(monkeypatch: pytest.Mon
 
 def test_cases_without_the_helper(monkeypatch: pytest.MonkeyPatch) -> None:
     made = fresh(monkeypatch)
-    memojax.load(POLICY, preload=[1])  # nobody works in the background here
+    memojax.load(POLICY, preload=[1])  # Nothing compiles in the background here.
     memojax.load(POLICY, compile_in="thread").preload([1], background=True).wait(60)
     with monkeypatch.context() as patch:
         patch.setattr(helper_module, "available_bytes", lambda device: 1 << 20)
@@ -258,8 +257,13 @@ def _run(folder: Path, script: str, **options: Any) -> subprocess.Popen[str]:
     path.write_text(textwrap.dedent(script))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-    )  # fmt: skip
+        [sys.executable, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
 
 
 SCRIPT = """
@@ -293,7 +297,7 @@ def test_the_helper_needs_no_main_guard_and_ends_with_its_parent(tmp_path: Path,
     if end == "kill":
         assert _lives(pid)
         process.kill()
-    elif end == "ctrl-c":  # as a terminal sends it: to the whole group
+    elif end == "ctrl-c":  # A terminal sends it to the whole group.
         os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     until(lambda: not _lives(pid))

@@ -1,4 +1,4 @@
-"""What depends on weights alone is taken out of a traced function, once for all batch sizes."""
+"""Work on weights alone is taken out of a traced function, and done once for all batch sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def split(hoister: Hoister, fn: Callable[..., Any], *rows: Any) -> Residual:
 
 
 def check(fn: Callable[..., Any], leaves: list[np.ndarray], *rows: np.ndarray) -> Residual:
-    """The split function gives what the whole one gives; gives the residual."""
+    """Check that the split function equals the whole one; returns the residual."""
     hoister = Hoister(leaves)
     residual = split(hoister, fn, *rows)
     results = jax.jit(lambda leading, rows: residual(leading, rows))(hoister.values(residual.nodes), rows)

@@ -1,5 +1,4 @@
-"""Plans in nested calls: the same numbers, few parts at each level, and XLA's order wherever calls are not
-possible."""
+"""Plans of nested calls: the same numbers, few parts per level, else XLA's order."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What happens when a batch size has no plan: policies, buckets, preloads, and what is recommended
-afterwards."""
+"""Calls without a plan of their size: policies, buckets, preloads and recommendations."""
 
 from __future__ import annotations
 
@@ -226,7 +225,7 @@ def test_the_worker_takes_short_turns_only_while_it_works() -> None:
     seen = worker.submit(sys.getswitchinterval).result(30)
     assert seen == pytest.approx(1e-4) or before < 1e-4
     worker.submit(lambda: None).result(30)
-    for _ in range(100):  # the result comes a moment before the task is over
+    for _ in range(100):  # The result arrives a moment before the task ends.
         if sys.getswitchinterval() == pytest.approx(before):
             break
         time.sleep(0.01)

@@ -311,8 +311,8 @@ def test_profiles_name_the_model_and_the_size() -> None:
 
 
 def test_weights_of_one_number_give_right_numbers() -> None:
-    """By XLA's own defaults the pooled convolution reads past the one number (jaxlib 0.10.2 with AVX-512: 0,
-    or some 1e30)."""
+    """With XLA's defaults, the pooled convolution reads beyond the number (jaxlib 0.10.2 with AVX-512: 0, or
+    about 1e30)."""
     kernel = np.full((1000, 512, 1, 1), 0.02, np.float32)
 
     def pooled(w: Any, x: Any) -> Any:

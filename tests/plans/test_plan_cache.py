@@ -1,5 +1,4 @@
-"""The plan cache: one compile per size however many threads ask, hits that never wait, failures that leave
-nothing behind."""
+"""The plan cache: threads share one compile per size, hits never wait, and failures leave nothing."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ WAIT = 30
 
 
 class Compiler:
-    """Stands in for the compiler: makes plans that count their calls, and lets a test hold or break a
-    compile."""
+    """A stand-in for the compiler: plans count their calls, and a test can hold or break a compile."""
 
     def __init__(self) -> None:
         self.made: list[int] = []
@@ -37,7 +35,7 @@ class Compiler:
         self.started: dict[int, threading.Event] = {}
 
     def hold(self, size: int) -> threading.Event:
-        """From now on a compile of `size` waits for the event."""
+        """Let the next compile of `size` wait for the event."""
         self.started[size] = threading.Event()
         return self.gates.setdefault(size, threading.Event())
 
@@ -259,7 +257,7 @@ def test_racing_threads_on_real_plans_are_right_and_compile_once(monkeypatch: py
 
 
 def live() -> int:
-    submit(gc.collect).result(60)  # behind what tests before this one have left to the worker
+    submit(gc.collect).result(60)  # After the tasks that earlier tests left to the worker.
     gc.collect()
     return len(cpu_device().client.live_executables())
 

@@ -1,4 +1,4 @@
-"""Plans on disk: found by a second store, in a second process, and never trusted when they do not fit."""
+"""Plans on disk: a second engine or process finds them, and never trusts entries that do not fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_stored_plans_give_the_same_numbers(tmp_path: Path, policy: str) -> None
 
 
 def test_plans_that_take_their_weights_as_arguments(tmp_path: Path) -> None:
-    """The second store finds the plan, and runs it with its own weights, new ones too."""
+    """The second engine finds the plan, and runs it with its own weights, also with new ones."""
     path = POLICY.with_name("recurrent_lstm.onnx")
     first = memojax.load(path, preload=[3], cache_dir=tmp_path, weights="argument")
     second = memojax.load(path, preload=[3], cache_dir=tmp_path, weights="argument")

@@ -16,7 +16,7 @@ from ..helpers import scaling
 
 
 class Display:
-    """What `IPython.display.display` was given, and what it was replaced by."""
+    """The arguments of `IPython.display.display`, and the later updates."""
 
     def __init__(self) -> None:
         self.shown: list[dict[str, str]] = []
@@ -94,7 +94,9 @@ def test_terminal_notes_are_not_read_as_markup(
 def test_a_bar_works_in_a_real_notebook_kernel() -> None:
     pytest.importorskip("ipykernel")
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    source = "import memojax\npolicy = memojax.load(memojax.policies.bundled('acrobot_ppo'))\npolicy.preload([1, 2], progress=True)\npolicy"
+    source = (
+        "import memojax\npolicy = memojax.load('acrobot_ppo')\npolicy.preload([1, 2], progress=True)\npolicy"
+    )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     bar, shown = notebook.cells[0].outputs

@@ -133,8 +133,7 @@ def test_a_call_sees_all_old_or_all_new_weights(weights: str) -> None:
 
 
 def test_gradients_have_the_names_of_the_weights() -> None:
-    """What a training loop does: gradients of `to_jax` on the same weights, then an update of the inferer
-    that serves the rollouts."""
+    """As in a training loop: gradients of `to_jax` on the same weights, then an update."""
     inferer = memojax.load(POLICY, weights="argument")
     fn, params = memojax.to_jax(POLICY)
     compiled = [plan.size for plan in inferer.plans()]

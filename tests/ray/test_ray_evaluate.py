@@ -20,7 +20,7 @@ gymnasium = pytest.importorskip("gymnasium")
 
 
 class DiesOnce(gymnasium.Wrapper):
-    """Kills its process in the episode with seed 7, if `mark` is there, which it removes."""
+    """Kills its process in the episode with seed 7, if the file `mark` exists, and removes the file."""
 
     def __init__(self, mark: Path):
         super().__init__(gymnasium.make("Pendulum-v1"))

@@ -1,4 +1,4 @@
-"""Many models in one frame: who runs, who waits, who answers what."""
+"""Many models in one frame: which run, which wait, and their answers."""
 
 from __future__ import annotations
 

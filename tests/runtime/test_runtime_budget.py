@@ -1,5 +1,4 @@
-"""A runtime's queue and budget: who runs in a frame, who waits, and what is done about sizes without a
-plan."""
+"""A runtime's queue and budget: the brains that run or wait in a frame, and sizes without a plan."""
 
 from __future__ import annotations
 
@@ -81,7 +80,7 @@ def test_a_costly_model_is_not_starved_by_cheap_ones():
 
 
 def test_longest_waiting_counts_from_the_first_push():
-    """A model that was idle for long does not pass one that was skipped."""
+    """A model that was long idle does not pass a skipped one."""
     stage = Stage(0.01, 0.01, 0.01)
     stage.push_all()
     stage.runtime.run()
@@ -124,7 +123,7 @@ def test_a_model_that_was_never_timed_is_tried_while_time_is_left():
 
 
 def test_no_brain_is_asked_once_nothing_can_fit():
-    """To go through thirty models that do not fit takes longer than what is left."""
+    """Asking thirty models that do not fit takes longer than the rest of the budget."""
     stage = Stage(*[0.01] * 4)
     stage.push_all()
     stage.runtime.run()
@@ -198,7 +197,7 @@ def test_a_size_without_a_plan_is_compiled_in_the_background():
 
 
 def test_the_batch_keeps_its_size_while_it_is_compiled_for():
-    """Agents that come later wait for the batch after it; those in it are brought up to date."""
+    """Later agents wait for the next batch; agents in the batch get their newer states."""
     stage = Stage(0.01)
     new = cold(stage)
     fake = stage.fakes[1]

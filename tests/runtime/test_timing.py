@@ -1,4 +1,4 @@
-"""What a model costs, by batch size."""
+"""The cost of a model by batch size."""
 
 from __future__ import annotations
 
