@@ -213,7 +213,7 @@ def _said(
         if not any(batch_axis in shape for shape in declared.values()):
             known = dict.fromkeys(s for shape in declared.values() for dim in shape for s in symbols_of(dim))
             raise DimensionError(
-                f"batch_axis={batch_axis!r} is no symbol of an input; the symbols are "
+                f"batch_axis= names {batch_axis!r}, which no input declares; the symbols are "
                 f"{_list(known) or 'none'}"
             )
         axes = {n: list(s).index(batch_axis) if batch_axis in s else None for n, s in declared.items()}

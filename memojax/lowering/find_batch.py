@@ -92,7 +92,7 @@ def declared_shapes(graph: Graph, dims: Mapping[str, int]) -> dict[str, tuple[El
     places = {f"{name}.{axis}": dim for name, shape in named.items() for axis, dim in enumerate(shape)}
     if unused := [name for name in dims if name not in known and not isinstance(places.get(name), str)]:
         raise DimensionError(
-            f"dims= names {unused[0]!r}, which is no symbol of an input; the symbols are "
+            f"dims= names {unused[0]!r}, which no input declares; the symbols are "
             f"{', '.join(map(repr, sorted(known))) or 'none'}"
         )
     by_symbol = {**{str(places[n]): s for n, s in dims.items() if n in places}, **dims}

@@ -344,7 +344,7 @@ def _gather(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     if isinstance(data, Masked):
         axis = normalize_axis(node.attributes.get("axis", 0), data.rank)
         if isinstance(indices, Masked) or axis == data.axis:
-                raise ValueError("its index picks entries of a mask, whose number depends on data")
+            raise ValueError("its index picks entries of a mask, whose number depends on data")
         place = axis if axis < data.axis else axis - 1
         values = jnp.take(data.values, indices, axis=data.mask.ndim + place, mode="fill")
         shift = np.ndim(indices) - 1 if axis < data.axis else 0
@@ -431,7 +431,7 @@ def _matmul(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
         or a.rank < 2
         or a.axis == a.rank - 1
     ):
-        raise ValueError("it sums over entries that a mask picks, or both inputs have such entries")
+        raise ValueError("it sums over entries that a mask picks, or both its inputs have such entries")
     return a.with_values(jnp.matmul(a.values, traced(b)))
 
 
@@ -440,7 +440,7 @@ def _gemm(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     c = inputs[2] if len(inputs) > 2 else None
     plain = isinstance(a, Masked) and a.rank == 2 and a.axis == 0 and not node.attributes.get("transA")
     if not plain or isinstance(b, Masked) or isinstance(c, Masked):
-        raise ValueError("it sums over entries that a mask picks, or both inputs have such entries")
+        raise ValueError("it sums over entries that a mask picks, or both its inputs have such entries")
     values = jnp.matmul(a.values, traced(b).T if node.attributes.get("transB") else traced(b))
     values = values * np.asarray(node.attributes.get("alpha", 1.0), values.dtype)
     if c is not None:

@@ -120,7 +120,7 @@ def test_huge_dimensions_are_refused_before_anything_is_allocated() -> None:
     model.graph.initializer.append(huge)
     with pytest.raises(ModelLoadError, match="'w'"):
         load_model(model)
-    with pytest.raises(memojax.errors.DimensionError, match="elements per agent"):
+    with pytest.raises(memojax.errors.DimensionError, match="too large for a policy"):
         memojax.load(model_of([relu()], inputs={"x": ["batch", 1 << 40]}))
     shape = np.array([1 << 40, 1 << 20], np.int64)
     grown = model_of(
