@@ -63,9 +63,7 @@ class Asset:
         if len(raw) > MAX_BYTES:
             raise AssetError(f"{name}: more than {MAX_BYTES:,} bytes, the limit for a policy")
         if raw[:4] != MAGIC:
-            raise AssetError(
-                f"{name}: not a CRVO asset: it begins with {raw[:4]!r}, expected {MAGIC!r}"
-            )
+            raise AssetError(f"{name}: not a CRVO asset: it begins with {raw[:4]!r}, expected {MAGIC!r}")
         if len(raw) < HEADER_BYTES:
             raise AssetError(
                 f"{name}: truncated: the header of a CRVO asset has {HEADER_BYTES} bytes, this file has "

@@ -80,13 +80,15 @@ def size_of(dim: Element, sizes: Mapping[str, int]) -> int:
 def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
     if isinstance(node, ast.BinOp):
         return _OPERATORS[type(node.op)](_value(node.left, sizes), _value(node.right, sizes))
-    return sizes[node.id] if isinstance(node, ast.Name) else node.value  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(node, ast.Name):
+        return sizes[node.id]
+    return node.value  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def solve(
     places: Iterable[tuple[str, Element, int]], error: Callable[[str], Exception] = DimensionError
 ) -> dict[str, int]:
-    """Sizes of symbols, from places of the form (name of the place for errors, declared dimension, given size).
+    """Sizes of symbols, from `places`: (name of the place for errors, declared dimension, given size).
 
     Raises:
         error: two places contradict each other, or an expression leaves a symbol without a size.

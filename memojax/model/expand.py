@@ -103,7 +103,7 @@ class _Inliner:
 
 
 _LONGEST_PREFIX = 400
-"""A call with a longer name does not prefix the names in its body: nested calls would make them ever longer."""
+"""A longer name of a call is no prefix of the names in its body: nested calls would make them ever longer."""
 
 
 def bind(body: Function, call: Node, prefix: str) -> tuple[Node, ...]:
@@ -128,9 +128,7 @@ def bind(body: Function, call: Node, prefix: str) -> tuple[Node, ...]:
         if formal in renamed:
             aliases.append((renamed[formal], actual))
         elif actual and formal not in made:
-            raise ModelLoadError(
-                f"no node in the function {body.name!r} makes its output {formal!r}"
-            )
+            raise ModelLoadError(f"no node in the function {body.name!r} makes its output {formal!r}")
         elif actual:
             renamed[formal] = actual
     given = {**body.defaults, **call.attributes}
@@ -206,8 +204,8 @@ def _rewrite(node: Node, rename: Callable[[str], str], given: Mapping[str, Any],
 def rewrite_graph(graph: Graph, rename: Callable[[str], str], given: Mapping[str, Any], prefix: str) -> Graph:
     """A copy of a subgraph inside a call.
 
-    `rename` gives the new names of values, `given` replaces references to attributes, and `prefix` goes before
-    the names of nodes.
+    `rename` gives the new names of values, `given` replaces references to attributes, and `prefix` goes
+    before the names of nodes.
     """
     return replace(
         graph,

@@ -161,5 +161,5 @@ _CLIP_ACTIONS = "clip_actions"
 
 
 def wants_clipping(metadata: Mapping[str, str]) -> bool:
-    """Whether Box actions must be clipped, by the entry `clip_actions` that Isaac Lab's configurations have."""
+    """Whether Box actions must be clipped, by `clip_actions`, the name in Isaac Lab's configurations."""
     return metadata.get(_CLIP_ACTIONS, "true").strip().casefold() not in ("false", "0", "no", "none")

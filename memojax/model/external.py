@@ -123,7 +123,8 @@ class _Folder:
             return self._open[location]
         if not _is_inside(location):
             raise ModelLoadError(
-                f"tensor {tensor!r} has external data outside the model's folder, which is refused: {location!r}"
+                f"tensor {tensor!r} has external data outside the model's folder, which is refused: "
+                f"{location!r}"
             )
         path = self.root / location
         try:

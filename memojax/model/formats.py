@@ -1,4 +1,4 @@
-"""File formats that are often taken for ONNX, recognised by their first bytes, with the next step for each."""
+"""File formats that are often taken for ONNX, recognised by their first bytes, and the next step for each."""
 
 from __future__ import annotations
 

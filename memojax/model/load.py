@@ -65,8 +65,8 @@ def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Mod
     """Load and check a model; with `outputs`, only these outputs and the nodes that they need are kept.
 
     Raises:
-        ModelLoadError: the file is missing, empty, truncated, not ONNX, cyclic or too new, or its external data
-            lie outside its folder.
+        ModelLoadError: the file is missing, empty, truncated, not ONNX, cyclic or too new, or its external
+            data lie outside its folder.
         LimitError: the file needs more than a limit allows; see `memojax.xla.limits`.
     """
     try:
@@ -151,9 +151,7 @@ def _parse(raw: bytes, name: str) -> onnx.ModelProto:
             f"{name}: not an ONNX model, or a truncated one ({len(raw):,} bytes): {cause}"
         ) from cause
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
-        raise ModelLoadError(
-            f"{name}: not an ONNX model, or a truncated one: it parses, but has no graph"
-        )
+        raise ModelLoadError(f"{name}: not an ONNX model, or a truncated one: it parses, but has no graph")
     return proto
 
 
@@ -173,7 +171,8 @@ def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
     for domain, version in opsets.items():
         if not 0 <= version < 1 << 31:
             raise ModelLoadError(
-                f"the model imports opset {version} of the domain {domain or 'ai.onnx'!r}, which does not exist"
+                f"the model imports opset {version} of the domain {domain or 'ai.onnx'!r}, which does not "
+                "exist"
             )
     opsets.setdefault("", 1)
     return opsets

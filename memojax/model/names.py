@@ -1,4 +1,4 @@
-"""Names as text: protobuf gives bytes for a name that is not UTF-8, which the rest of this package refuses."""
+"""Names as text: protobuf gives bytes for a name that is not UTF-8, and such a model is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that a graph can run in order: each name is defined once, before it is read, and each call is valid."""
+"""Check that a graph can run in order: each name is defined once and before it is read, each call is valid."""
 
 from __future__ import annotations
 

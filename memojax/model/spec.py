@@ -47,8 +47,8 @@ def check_call(node: Node) -> None:
     """Check a node against the specification; a node whose operator ONNX does not define passes.
 
     Raises:
-        ModelLoadError: an attribute has the wrong type, a required attribute or input is missing, or there are
-            too many inputs or outputs.
+        ModelLoadError: an attribute has the wrong type, a required attribute or input is missing, or there
+            are too many inputs or outputs.
     """
     call = _call(node.op_type, node.opset, node.domain)
     if call is None:

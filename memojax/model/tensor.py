@@ -75,8 +75,8 @@ def to_numpy(tensor: onnx.TensorProto) -> np.ndarray:
     shape = tuple(tensor.dims)
     if len(shape) > MAX_RANK or any(dim < 0 for dim in shape):
         raise ModelLoadError(
-            f"tensor {tensor.name!r} has shape {list(shape)[:80]} of rank {len(shape)}: dimensions must not be "
-            f"negative, and the rank may be {MAX_RANK}"
+            f"tensor {tensor.name!r} has shape {list(shape)[:80]} of rank {len(shape)}: dimensions must not "
+            f"be negative, and the rank may be {MAX_RANK}"
         )
     try:
         array = numpy_helper.to_array(tensor)
@@ -100,8 +100,8 @@ def to_dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
     name = sparse.values.name
     if len(shape) > MAX_RANK or any(dim < 0 for dim in shape):
         raise ModelLoadError(
-            f"sparse tensor {name!r} has shape {list(shape)[:80]} of rank {len(shape)}: dimensions must not be "
-            f"negative, and the rank may be {MAX_RANK}"
+            f"sparse tensor {name!r} has shape {list(shape)[:80]} of rank {len(shape)}: dimensions must not "
+            f"be negative, and the rank may be {MAX_RANK}"
         )
     size = math.prod(shape)
     ELEMENTS.check(size, f"sparse tensor {name!r} of shape {list(shape)}")
@@ -111,8 +111,8 @@ def to_dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
         or values.ndim != 1
     ):
         raise ModelLoadError(
-            f"sparse tensor {name!r}: indices of shape {list(indices.shape)} and dtype {indices.dtype} do not "
-            f"fit values of shape {list(values.shape)} in a tensor of shape {list(shape)}"
+            f"sparse tensor {name!r}: indices of shape {list(indices.shape)} and dtype {indices.dtype} do "
+            f"not fit values of shape {list(values.shape)} in a tensor of shape {list(shape)}"
         )
     if indices.ndim == 2:
         inside = bool(np.all((indices >= 0) & (indices < np.asarray(shape, np.int64))))
