@@ -1,4 +1,4 @@
-"""Operators along an axis: CumSum, TopK, Softmax and kin."""
+"""Operators along an axis: CumSum, CumProd, TopK, Softmax, LogSoftmax and Hardmax."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ def hardmax_flattened(input, *, axis=1):
 
 @op("Hardmax", since=13)
 def hardmax(input, *, axis=-1):
-    """1 at the first greatest value along `axis`, else 0.
-    https://onnx.ai/onnx/operators/onnx__Hardmax.html"""
+    """1 at the first greatest value along `axis`, 0 elsewhere.
+
+    https://onnx.ai/onnx/operators/onnx__Hardmax.html
+    """
     axis = normalize_axis(axis, input.ndim)
     positions = np.arange(input.shape[axis]).reshape((-1,) + (1,) * (input.ndim - axis - 1))
     return cast(nx.argmax(input, axis, keepdims=True) == positions, input.dtype)
@@ -92,4 +94,5 @@ def top_k(X, K, *, axis=-1, largest=1, sorted=1):
 
 
 def _reversed_order(x):
+    # -x of the least integer would overflow; ~x reverses the order of all.
     return ~x if jnp.issubdtype(x.dtype, jnp.integer) else -x
