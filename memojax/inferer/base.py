@@ -23,10 +23,10 @@ from ..rows.scratch import ScratchPadView
 from ..rows.states import Response, gather, responses_of
 
 if TYPE_CHECKING:
-    from ..glue.predictor import Predictor
     from ..wrapper.base import InfererWrapper, StatefulInferer
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
     from .batcher import Batched
+    from .predictor import Predictor
 
 T = TypeVar("T")
 Shapes = list[tuple[str, list[int]]]
@@ -233,7 +233,7 @@ class Inferer(abc.ABC):
         ((5,), None)
         """
         if self._predictor is None:
-            from ..glue.predictor import Predictor
+            from .predictor import Predictor
 
             self._predictor = Predictor(self)
         return self._predictor.predict(observation, state, episode_start, deterministic, action_masks)
@@ -256,7 +256,7 @@ class Inferer(abc.ABC):
         Raises:
             SpaceMismatchError: the spaces do not fit the model; the message names both sides.
         """
-        from ..glue.predictor import Predictor, Wiring
+        from .predictor import Predictor, Wiring
 
         return Predictor(self, env, Wiring(**wiring), seed)
 

@@ -13,6 +13,7 @@ from ..errors import InputDtypeError, InputError, InputShapeError
 from ..model.signature import TensorSpec
 from ..rows.torch_arrays import from_torch, is_torch, to_torch
 from .base import Inferer
+from .layers import innermost
 
 
 def call(inferer: Inferer, inputs: Any, *, copy: bool = False, out: Any = None) -> Any:
@@ -72,9 +73,7 @@ class Rows:
 
 def constant_outputs(inferer: Any) -> Mapping[str, Any]:
     """Outputs whose arrays belong to the model, not to the call: the caller must not write to them."""
-    while hasattr(inferer, "inferer"):
-        inferer = inferer.inferer
-    return getattr(getattr(inferer, "typed", None), "constant", {})
+    return getattr(getattr(innermost(inferer), "typed", None), "constant", {})
 
 
 def _targets(inferer: Inferer, out: Any, rows: Rows, kind: str) -> dict[str, np.ndarray]:

@@ -325,7 +325,7 @@ def test_a_fake_policy_is_called_too() -> None:
 
 
 def test_a_reader_without_a_space_reads_agents_one_by_one() -> None:
-    from memojax.glue.predictor import _GivenReader
+    from memojax.inferer.predictor import _GivenReader
 
     for rows in (ROWS, {"obs": ROWS, "speed": ROWS[:, :2]}):
         reader = _GivenReader(rows, True)
