@@ -1,4 +1,4 @@
-"""Check that a graph can run in order: each name is defined once and before it is read, each call is valid."""
+"""Check that a graph can run in order: names are defined once and before they are read, calls are valid."""
 
 from __future__ import annotations
 

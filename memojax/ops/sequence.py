@@ -59,7 +59,9 @@ def sequence_insert(
 @op("SequenceErase", since=11, static=("position",))
 def sequence_erase(input_sequence: tuple[GraphValue, ...], position: GraphValue = None) -> tuple[GraphValue]:
     """The sequence without the tensor at a position, by default the last.
-    https://onnx.ai/onnx/operators/onnx__SequenceErase.html"""
+
+    https://onnx.ai/onnx/operators/onnx__SequenceErase.html
+    """
     at = len(input_sequence) - 1 if position is None else _index(position, len(input_sequence))
     if at >= len(input_sequence) or at < 0:
         raise ValueError(f"position {at} is out of range for a sequence of {len(input_sequence)} tensors")
@@ -87,7 +89,9 @@ def sequence_map(
 @op("ConcatFromSequence", since=11)
 def concat_from_sequence(input_sequence: Sequence[GraphValue], *, axis: int, new_axis: int = 0) -> GraphValue:
     """The tensors joined along an axis, or along a new one.
-    https://onnx.ai/onnx/operators/onnx__ConcatFromSequence.html"""
+
+    https://onnx.ai/onnx/operators/onnx__ConcatFromSequence.html
+    """
     if not input_sequence:
         raise ValueError("its sequence is empty, so there is nothing to concatenate")
     return (nx.stack if new_axis else nx.concatenate)(list(input_sequence), axis=axis)

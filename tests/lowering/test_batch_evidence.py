@@ -274,7 +274,7 @@ def test_free_dimensions_have_plans_of_their_own() -> None:
     info = policy.cache_info()
     assert (info.misses, info.evictions, info.currsize) == (3, 2, 3)
     assert policy.batch_sizes() == {2: 1, 3: 3}
-    with pytest.raises(DimensionError, match="'seq' open"):
+    with pytest.raises(DimensionError, match="lacks 'seq'"):
         policy.preload([{"batch": 2}])
     with pytest.raises(DimensionError, match="names 'sequence'"):
         policy.preload([{"batch": 2, "sequence": 3}])

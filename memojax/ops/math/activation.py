@@ -31,7 +31,9 @@ def softplus(x):
 
 def hard_swish(x):
     """x * hard_sigmoid(x), with alpha 1/6 and beta 1/2.
-    https://onnx.ai/onnx/operators/onnx__HardSwish.html"""
+
+    https://onnx.ai/onnx/operators/onnx__HardSwish.html
+    """
     return x * hard_sigmoid(x, alpha=1 / 6)
 
 
@@ -63,7 +65,9 @@ def elu(X, *, alpha=1.0):
 @op("Gelu", since=20)
 def gelu(X, *, approximate="none"):
     """x times the normal distribution function of x, exact or by tanh.
-    https://onnx.ai/onnx/operators/onnx__Gelu.html"""
+
+    https://onnx.ai/onnx/operators/onnx__Gelu.html
+    """
     return jax.nn.gelu(traced(X), approximate == "tanh")
 
 
@@ -82,7 +86,9 @@ def leaky_relu(X, *, alpha=0.009999999776482582):
 @op("PRelu", until=7)
 def prelu_by_channel(X, slope):
     """PRelu with one slope, or one for each channel (axis 1).
-    https://onnx.ai/onnx/operators/onnx__PRelu.html"""
+
+    https://onnx.ai/onnx/operators/onnx__PRelu.html
+    """
     slope = nx.reshape(slope, slope.shape + (1,) * (X.ndim - 2)) if slope.size > 1 else slope
     return nx.where(X < 0, slope * X, X)
 

@@ -83,7 +83,9 @@ def top_k_by_attribute(X, *, k, axis=-1):
 @op("TopK", since=10, static=("K",))
 def top_k(X, K, *, axis=-1, largest=1, sorted=1):
     """The `K` greatest or least along `axis`, in order, and their positions.
-    https://onnx.ai/onnx/operators/onnx__TopK.html"""
+
+    https://onnx.ai/onnx/operators/onnx__TopK.html
+    """
     axis, k = normalize_axis(axis, X.ndim), scalar(K)
     if not 0 <= k <= X.shape[axis]:
         raise ValueError(f"K is {k}, but axis {axis} has {X.shape[axis]} elements")

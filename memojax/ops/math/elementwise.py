@@ -41,7 +41,7 @@ def power(x: Any, y: Any) -> Any:
 
 
 def before_7(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """A binary operator before opset 7, where `broadcast` aligns `B` with `axis`, or the last axes, of `A`."""
+    """A binary operator before opset 7; `broadcast` aligns `B` with `axis`, or the last axes, of `A`."""
 
     def legacy(A: Any, B: Any, *, axis: int | None = None, broadcast: int = 0) -> Any:
         if broadcast and axis is not None:
@@ -137,5 +137,7 @@ def expand(input, shape):
 @op("Mod", since=10)
 def mod(A, B, *, fmod=0):
     """Remainder with the sign of `B`, or with that of `A` if `fmod`.
-    https://onnx.ai/onnx/operators/onnx__Mod.html"""
+
+    https://onnx.ai/onnx/operators/onnx__Mod.html
+    """
     return nx.fmod(A, B) if fmod else nx.mod(A, B)

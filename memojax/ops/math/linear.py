@@ -59,7 +59,9 @@ def matmul_integer(A, B, a_zero_point=None, b_zero_point=None):
 @op("QLinearMatMul", since=10)
 def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
     """Product of quantized matrices, quantized again.
-    https://onnx.ai/onnx/operators/onnx__QLinearMatMul.html"""
+
+    https://onnx.ai/onnx/operators/onnx__QLinearMatMul.html
+    """
     wide = np.int32 if np.issubdtype(a.dtype, np.integer) else np.float32
     product = nx.matmul(_centered(a, _by_row(a_zero_point), wide), _centered(b, b_zero_point, wide))
     scale = cast(_by_row(a_scale), np.float32) * cast(b_scale, np.float32) / cast(y_scale, np.float32)

@@ -95,7 +95,9 @@ def mel_weight_matrix(
 @op("STFT", since=17, static=("frame_step", "frame_length"))
 def stft(signal, frame_step, window=None, frame_length=None, *, onesided=1):
     """Fourier transforms of windowed frames, `frame_step` apart.
-    https://onnx.ai/onnx/operators/onnx__STFT.html"""
+
+    https://onnx.ai/onnx/operators/onnx__STFT.html
+    """
     whole = signal.shape[1] if window is None else window.shape[0]
     length, step = whole if frame_length is None else scalar(frame_length), scalar(frame_step)
     if not 0 < length <= signal.shape[1] or step <= 0:

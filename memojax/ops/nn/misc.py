@@ -101,7 +101,7 @@ def tf_idf_vectorizer(
 
 
 def _occurrences(rows, grams, max_skip_count):
-    """Matches `[rows, count]` of each of `grams`, `[count, length]`, in each row, at all allowed distances."""
+    """Matches (rows, count) of each of `grams` (count, length) in each row, at all allowed distances."""
     length = grams.shape[1]
     total = 0
     for distance in range(1, 2 if length == 1 else max_skip_count + 2):
