@@ -153,9 +153,7 @@ def op(
         )
         keywords = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         if unknown := {*static, *host} - set(positional):
-            raise ValueError(
-                f"{op_type}: static= or host= names {min(unknown)!r}, which is no input of {fn.__name__}"
-            )
+            raise ValueError(f"{op_type}: static= or host= names no input of {fn.__name__}: {min(unknown)!r}")
         add(
             OpDef(
                 domain,
