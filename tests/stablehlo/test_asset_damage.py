@@ -212,7 +212,7 @@ def test_programs_outside_the_window_are_refused(exported, offset, way_out):
 
 
 def test_a_newer_format_is_refused(exported):
-    with pytest.raises(AssetError, match="format 2, this memojax reads 1: update memojax"):
+    with pytest.raises(AssetError, match="format 2, but this memojax reads format 1: update memojax"):
         load_stablehlo(rebuilt(exported, format=2))
 
 
