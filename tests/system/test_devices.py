@@ -103,7 +103,7 @@ def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
         "the inputs of a call must be on one device: this call runs on cpu:0, but 'b' on cpu:1"
     )
     assert "jax.device_put" in together
-    assert elsewhere.startswith("input 'a' lies on cpu:0, this inferer was made for cpu:1")
+    assert elsewhere.startswith("input 'a' is on cpu:0, but this inferer was made for cpu:1")
 
 
 def test_sharded_inputs_are_gathered_or_refused() -> None:
