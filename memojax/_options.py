@@ -51,7 +51,7 @@ def one_of(name: str, given: Any, allowed: Iterable[Any]) -> None:
         return
     near = difflib.get_close_matches(str(given), [str(one) for one in allowed], 1, 0.5)
     hint = f", did you mean {near[0]!r}?" if near else ""
-    raise OptionError(f"{name}= is {given!r}, expected one of {', '.join(map(repr, allowed))}{hint}")
+    raise OptionError(f"{name}= takes {', '.join(map(repr, allowed))}, not {given!r}{hint}")
 
 
 def of_kind(name: str, given: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
@@ -62,4 +62,4 @@ def of_kind(name: str, given: Any, kinds: type | tuple[type, ...], wanted: str) 
     """
     allowed = kinds if isinstance(kinds, tuple) else (kinds,)
     if not isinstance(given, allowed) or (isinstance(given, bool) and bool not in allowed):
-        raise OptionError(f"{name}= is {given!r}, expected {wanted}")
+        raise OptionError(f"{name}= takes {wanted}, not {given!r}")
