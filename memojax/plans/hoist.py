@@ -1,8 +1,8 @@
-"""Takes computation on weights alone out of a traced function, so it runs once per load, not once per call.
+"""Take computation on weights alone out of a traced function: it runs once per load, not once per call.
 
 `Hoister.split` divides a jaxpr in two. `Node`s describe values made of weights, such as a transposed kernel;
-these are computed once and shared by all batch sizes. The `Residual` holds the remaining steps of each call,
-and takes the values of the nodes as its first arguments.
+they are evaluated once and shared by all batch sizes. The `Residual` holds the steps that remain for each
+call, and takes the nodes' values as its first arguments.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Literal:
 
 
 def literal(value: Any) -> Atom:
-    """An atom for a value that is part of the function."""
+    """A value that is part of the function."""
     return _Literal(value)
 
 
@@ -59,17 +59,17 @@ class Step:
     avals: tuple[Any, ...]
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
-        """Evaluate or trace the equation."""
+        """The outputs for `inputs`, evaluated, or traced where an input is a tracer."""
         given = self.primitive.get_bind_params(self.params)
-        functions, params = given if isinstance(given, tuple) else ((), given)  # A pair before JAX 0.9.
+        functions, params = given if isinstance(given, tuple) else ((), given)  # a pair before JAX 0.9
         outputs = self.primitive.bind(*functions, *inputs, **params)
         return list(outputs) if self.primitive.multiple_results else [outputs]
 
     def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        """Evaluate the equation with NumPy.
+        """The outputs for `inputs`, evaluated by NumPy.
 
         Raises:
-            NotImplementedError: NumPy may not give XLA's numbers.
+            NotImplementedError: NumPy is not known to give XLA's numbers for this primitive.
         """
         return fold(self.primitive.name, self.params, list(inputs), self.avals)
 
@@ -78,9 +78,9 @@ class Step:
 class Node:
     """A value made of weights alone.
 
-    A weight itself has no `step`, and `index` is its position. Another value is output `index` of a step over
-    such values. Steps over literals become nodes when weights are combined with them. Equal computations are
-    the same node, so all batch sizes share its value.
+    It is a weight itself (`step` is None and `index` its position), or output `index` of a step over such
+    values. Steps over literals become nodes if weights are combined with them. Equal computations are one
+    node, so all batch sizes share its value.
     """
 
     index: int
@@ -90,9 +90,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Residual:
-    """The remaining work of each call: `residual(leading, inputs)`, with the values of `nodes` as `leading`.
+    """The work that remains for each call: `residual(values of nodes, inputs)`.
 
-    `avals` holds shape and dtype of each of `leading` and `inputs`.
+    Attributes:
+        nodes: the values made of weights that the steps read.
+        steps: the equations that remain, in order.
+        inputs: numbers of the function's arguments other than weights.
+        outputs: numbers of the results, or literals.
+        leading: numbers under which the steps read the values of `nodes`.
+        avals: number -> shape and dtype, for `leading` and `inputs`.
     """
 
     nodes: tuple[Node, ...]
@@ -103,7 +109,8 @@ class Residual:
     avals: Mapping[int, Any] = field(default_factory=dict)
 
     def origin(self) -> str:
-        """A description of `nodes` as computations on weights, equal in every process."""
+        """A description of `nodes` as computations of the weights, the same in every process."""
+        # An executable from disk or from the compile helper fits only if its arguments are these values.
         places: dict[Node, int] = {}
         words = []
         for node in _behind(self.nodes):
@@ -125,7 +132,7 @@ class Residual:
 
         An output that is an input is copied, so input buffers may be reused.
         """
-        # Values by number: first the arguments, then the outputs of each step.
+        # Values by number: arguments first, then the outputs of each step.
         env = dict(zip((*self.leading, *self.inputs), (*leading, *inputs), strict=True))
         passed = set(env)
         for step in self.steps:
@@ -144,32 +151,34 @@ class Hoister:
     leaves: tuple[Any, ...]
 
     def __init__(self, leaves: Sequence[Any], limited: bool = False):
-        """Split functions whose first arguments are `leaves`, the weights.
+        """A hoister without nodes.
 
-        `limited` marks a function from a file, whose values made of weights must stay below
-        `memojax.xla.limits.HOISTED`.
+        Args:
+            leaves: the weights, in the order of the traced function's first arguments.
+            limited: whether values made of weights are limited to `memojax.xla.limits.HOISTED`; true for a
+                function that comes from a file.
         """
         self.leaves = tuple(leaves)
         self._allowed = HOISTED.allowed + 8 * sum(map(_bytes, leaves)) if limited else None
         self._made_bytes = 0
         self._weights = tuple(Node(index) for index in range(len(leaves)))
         self._nodes: dict[Any, tuple[Node, ...]] = {}
-        # Weak keys and values: weights may be gigabytes, so values live only as long as a plan holds them.
+        # Weak on both sides: values live as long as a plan holds them, since weights may be gigabytes.
         self._values: weakref.WeakKeyDictionary[Node, weakref.ref[np.ndarray]] = weakref.WeakKeyDictionary()
 
     def split(self, closed: Any) -> Residual:
-        """Split a closed jaxpr whose first arguments are the weights.
+        """Split a closed jaxpr whose first arguments are the weights; the caller holds the tracing lock.
 
-        A step whose outputs are larger than its weights (a bias broadcast to the batch) stays in the
-        residual. The caller must hold the tracing lock.
+        A step with more numbers in its outputs than in its inputs, such as a bias broadcast to the batch,
+        stays in the residual.
         """
         jaxpr = closed.jaxpr
         flat = _Flat()
-        # Flattened first, because a step inside a nested jit may depend on weights alone, too.
+        # The jaxpr is flattened first, since a step inside a nested jit may depend on weights alone as well.
         arguments = [flat.number(var.aval) for var in jaxpr.invars]
         outputs = flat.inline(jaxpr, closed.consts, arguments)
-        # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal); a node
-        # absorbs the ones it needs.
+        # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal): a node
+        # absorbs them if it needs them.
         known: dict[int, Node] = dict(zip(arguments, self._weights, strict=False))
         free: dict[int, Step] = {}
         kept = []
@@ -182,18 +191,18 @@ class Hoister:
             if all(number in known or number in free for number in numbers) and not any(
                 map(_opaque, step.avals)
             ):
-                # Hoisting pays only if the result is no larger than its weights: a larger one takes longer to
-                # read than to compute.
+                # Hoisting pays if the result is not larger than its inputs: a larger one costs more to read
+                # than to compute.
                 if 0 < given <= taken:
                     made = self._made(step, known, free)
-                # The step reads no weight at all, so it becomes a node only if a hoisted step needs it.
+                # A step that reads no weight becomes a node only if a hoisted step needs it.
                 elif not taken:
                     free.update(dict.fromkeys(step.outputs, step))
             if made is None:
                 kept.append(step)
             else:
                 known.update(zip(step.outputs, made, strict=True))
-        # A node that only other nodes read is not an argument: their values already include it.
+        # A node that only other nodes read is not an argument, because their values contain its value.
         steps, needed = alive(kept, outputs)
         leading = tuple(number for number in known if number in needed)
         return Residual(
@@ -206,20 +215,20 @@ class Hoister:
         )
 
     def values(self, nodes: Iterable[Node]) -> list[np.ndarray]:
-        """Values of `nodes` on the host, remembered as long as a caller holds them."""
+        """Values of `nodes` on the host; the hoister remembers each for as long as a caller holds it."""
         nodes = list(nodes)
         held = {node: ref() for node in nodes if (ref := self._values.get(node)) is not None}
         missing = [node for node in nodes if held.get(node) is None]
         for node, value in zip(missing, evaluate(missing, self.leaves), strict=True):
             held[node] = value
-            # `leaves` already holds the weights themselves, so only computed values are remembered.
+            # Weights themselves are held by `leaves`, so only computed values are remembered.
             if node.step is not None:
                 self._values[node] = weakref.ref(value)
         return [held[node] for node in nodes]  # pyright: ignore[reportReturnType]
 
     def replace(self, leaves: Sequence[Any]) -> None:
         """Switch to other weights of the same shapes and dtypes."""
-        # Nodes stay valid: they describe computations, which do not change with the weights.
+        # Nodes stay: they describe computations, which are the same for other weights.
         self.leaves = tuple(leaves)
         self._values.clear()
 
@@ -245,12 +254,13 @@ class Hoister:
             return None
 
     def made_by(self, step: Step, inputs: Sequence[Node | _Literal]) -> tuple[Node, ...]:
-        """The nodes of `step` over `inputs`, the same objects for an equal computation.
+        """The nodes of `step` over `inputs`; an equal computation has the same nodes.
 
         Raises:
-            TypeError: the step has no key by which to recognise it.
+            TypeError: the parameters of the step have no key.
         """
-        # Each batch size traces the same computation again; the key finds the node of the first trace.
+        # Each batch size traces the same computation again. The key finds its first node, so sizes share the
+        # value.
         key = (
             step.primitive,
             _frozen(step.params),
@@ -266,7 +276,7 @@ class Hoister:
 
 
 def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
-    """Values of `nodes`: by NumPy if it knows all steps, else by one executable on memojax's client."""
+    """Values of `nodes`, by NumPy if it can evaluate all steps, else by one executable."""
     behind = _behind(nodes)
 
     def values(run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> list[Any]:
@@ -296,8 +306,9 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _behind(nodes: Iterable[Node]) -> list[Node]:
-    """`nodes` and all their sources, each after its own sources."""
-    # A stack instead of recursion, since chains may be long. A node leaves it once `order` has its inputs.
+    """`nodes` and all nodes behind them, each after its inputs."""
+    # Depth first with a list as the stack, since a chain of nodes may be too long for recursion. A node
+    # leaves the stack once all its inputs are in `order`.
     order: dict[Node, None] = {}
     waiting = list(nodes)[::-1]
     while waiting:
@@ -311,7 +322,7 @@ def _behind(nodes: Iterable[Node]) -> list[Node]:
 
 
 def _free_before(step: Step, known: Mapping[int, Node], free: Mapping[int, Step]) -> list[Step]:
-    """The steps without weights that `step` needs, in order."""
+    """The steps on literals alone that `step` needs, in order."""
     found: dict[int, Step] = {}
     waiting = [step]
     while waiting:
@@ -325,7 +336,7 @@ def _free_before(step: Step, known: Mapping[int, Node], free: Mapping[int, Step]
 _VIEWS = frozenset(
     {"reshape", "transpose", "squeeze", "expand_dims", "slice", "broadcast_in_dim", "copy", "split"}
 )
-"""Primitives that NumPy answers with a view, so they use no memory of their own."""
+"""Primitives that NumPy evaluates as views; they take no memory of the limit on hoisted values."""
 
 
 def _bytes(value: Any) -> int:
@@ -352,7 +363,7 @@ class _Flat:
         env.update(zip(jaxpr.invars, arguments, strict=True))
         for eqn in jaxpr.eqns:
             inputs = tuple(_Literal(var.val) if hasattr(var, "val") else env[var] for var in eqn.invars)
-            # Loops and branches stay whole, because their bodies run an unknown number of times.
+            # Loops and branches stay whole: their bodies run a number of times that is not known here.
             inner = eqn.params.get(_INLINED.get(eqn.primitive.name, ""))
             if inner is not None and hasattr(inner, "jaxpr"):
                 outputs = self.inline(inner.jaxpr, inner.consts, inputs)
@@ -365,7 +376,7 @@ class _Flat:
 
 
 def flattened(closed: Any) -> tuple[list[int], list[Step], list[Atom]]:
-    """Arguments, steps and outputs of a closed jaxpr, numbered from 0, with nested calls inlined."""
+    """Arguments, steps and outputs of a closed jaxpr, numbered from 0, with calls of other jaxprs inlined."""
     flat = _Flat()
     arguments = [flat.number(var.aval) for var in closed.jaxpr.invars]
     outputs = flat.inline(closed.jaxpr, closed.consts, arguments)
@@ -373,7 +384,7 @@ def flattened(closed: Any) -> tuple[list[int], list[Step], list[Atom]]:
 
 
 def alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, ...], set[int]]:
-    """The steps that the outputs need, and all numbers that these steps and outputs read."""
+    """The steps that the outputs need, and the numbers that these steps and the outputs read."""
     needed = {atom for atom in outputs if isinstance(atom, int)}
     alive = []
     for step in reversed(steps):
@@ -384,7 +395,7 @@ def alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, .
 
 
 def _opaque(aval: Any) -> bool:
-    """Whether NumPy cannot hold the value (a random key, a token)."""
+    """Whether NumPy cannot hold a value (a random key, a token)."""
     return not hasattr(aval, "dtype") or jnp.issubdtype(aval.dtype, jax.dtypes.extended)
 
 
