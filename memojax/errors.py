@@ -76,10 +76,16 @@ class Unsupported:
 
 
 class UnsupportedOpError(MemojaxError):
-    """A model uses operators that cannot be lowered; all of them are listed at once in `missing`."""
+    """A model uses operators that cannot be lowered.
+
+    Attributes:
+        missing: all of them.
+    """
+
+    missing: tuple[Unsupported, ...]
 
     def __init__(self, missing: Sequence[Unsupported]):
-        self.missing: tuple[Unsupported, ...] = tuple(missing)
+        self.missing = tuple(missing)
         listing = "\n  ".join(str(item) for item in self.missing)
         super().__init__(
             f"{len(self.missing)} operator(s) of this model cannot be lowered:\n  {listing}\n"
@@ -88,7 +94,13 @@ class UnsupportedOpError(MemojaxError):
 
 
 class LoweringError(MemojaxError):
-    """A node could not be turned into JAX; the message names the node, its operator and its inputs."""
+    """A node could not be turned into JAX; the message names the node, its operator and its inputs.
+
+    Attributes:
+        located: whether the message names the node already.
+    """
+
+    located: bool = False
 
 
 class LimitError(ModelLoadError, LoweringError):
@@ -117,11 +129,19 @@ class OptionError(InputError, TypeError):
 
 
 class UnknownInputError(InputError):
-    """An input name that the model does not have."""
+    """An input name that the model does not have.
+
+    Attributes:
+        names: the names that were given.
+        expected: the names that the model has.
+    """
+
+    names: tuple[str, ...]
+    expected: tuple[str, ...]
 
     def __init__(self, names: Iterable[str], expected: Iterable[str], where: str = "the model"):
-        self.names: tuple[str, ...] = tuple(names)
-        self.expected: tuple[str, ...] = tuple(expected)
+        self.names = tuple(names)
+        self.expected = tuple(expected)
         super().__init__(
             f"unknown input {', '.join(map(repr, self.names))}: {where} takes "
             f"{', '.join(map(repr, self.expected))}."
@@ -129,11 +149,19 @@ class UnknownInputError(InputError):
 
 
 class MissingInputError(InputError):
-    """An input that the model needs was not given."""
+    """An input that the model needs was not given.
+
+    Attributes:
+        names: of the inputs that are missing.
+        given: the names that were given.
+    """
+
+    names: tuple[str, ...]
+    given: tuple[str, ...]
 
     def __init__(self, names: Iterable[str], given: Iterable[str], where: str = "the model"):
-        self.names: tuple[str, ...] = tuple(names)
-        self.given: tuple[str, ...] = tuple(given)
+        self.names = tuple(names)
+        self.given = tuple(given)
         had = f"only {', '.join(map(repr, self.given))}" if self.given else "nothing"
         super().__init__(f"missing input {', '.join(map(repr, self.names))} for {where}: {had} was given.")
 
@@ -155,10 +183,14 @@ class IndexRangeError(InputError):
         agent: whose row led to it; None where rows are not told apart.
     """
 
+    index: int
+    place: tuple[int, ...]
+    agent: int | None
+
     def __init__(self, node: str, index: int, place: Sequence[int], agent: int | None = None):
-        self.index: int = index
-        self.place: tuple[int, ...] = tuple(place)
-        self.agent: int | None = agent
+        self.index = index
+        self.place = tuple(place)
+        self.agent = agent
         whose = "" if agent is None else f" for agent {agent}"
         super().__init__(
             f"{node}: index {index} (at {list(self.place)} of its indices{whose}) is out of range: look at "
@@ -195,11 +227,19 @@ class CompileError(MemojaxError):
 
 
 class CompileForbiddenError(MemojaxError):
-    """A batch size has no plan, and compiling one is not allowed here."""
+    """A batch size has no plan, and compiling one is not allowed here.
+
+    Attributes:
+        size: the batch size.
+        ready: the sizes that have plans.
+    """
+
+    size: int
+    ready: tuple[int, ...]
 
     def __init__(self, size: int, ready: Sequence[int], why: str):
-        self.size: int = size
-        self.ready: tuple[int, ...] = tuple(ready)
+        self.size = size
+        self.ready = tuple(ready)
         have = (
             f"there are plans for {', '.join(map(str, nearest(ready, size)))}"
             if ready
@@ -247,11 +287,16 @@ class CacheFolderError(InputError):
 
 
 class OrphanedDataError(MemojaxError):
-    """Brains were removed while agents waited for an answer; `agents` says whose states are gone, by
-    brain."""
+    """Brains were removed while agents waited for an answer.
+
+    Attributes:
+        agents: brain -> the agents whose states are gone.
+    """
+
+    agents: dict[Any, tuple[int, ...]]
 
     def __init__(self, agents: Mapping[Any, Sequence[int]]):
-        self.agents: dict[Any, tuple[int, ...]] = {brain: tuple(waiting) for brain, waiting in agents.items()}
+        self.agents = {brain: tuple(waiting) for brain, waiting in agents.items()}
         listing = ", ".join(f"{brain} ({len(waiting)} agents)" for brain, waiting in self.agents.items())
         super().__init__(
             f"removed, with states that were never run: {listing}. Run them first, or catch this if they "
@@ -269,9 +314,12 @@ class RuntimeErrors(MemojaxError):
         responses: what the others answered, as the call would have returned it.
     """
 
+    failures: dict[Any, Exception]
+    responses: dict[Any, Any]
+
     def __init__(self, failures: Mapping[Any, Exception], responses: Mapping[Any, Any]):
-        self.failures: dict[Any, Exception] = dict(failures)
-        self.responses: dict[Any, Any] = dict(responses)
+        self.failures = dict(failures)
+        self.responses = dict(responses)
         listing = "\n  ".join(
             f"{brain}: {type(failure).__name__}: {failure}" for brain, failure in self.failures.items()
         )
@@ -286,7 +334,13 @@ class AssetError(ModelLoadError):
 
 
 class MissingPackageError(MemojaxError, ImportError):
-    """A package that only a part of memojax needs is not installed; the message says how to install it."""
+    """A package that only a part of memojax needs is not installed; the message says how to install it.
+
+    Attributes:
+        package: its name.
+    """
+
+    package: str
 
     def __init__(self, package: str, what: str, extra: str):
         self.package = package
@@ -318,6 +372,8 @@ class SpaceMismatchError(EvaluationError):
             not fit.
     """
 
+    row: int | None
+
     def __init__(self, message: str, row: int | None = None):
         self.row = row
         super().__init__(message)
@@ -330,6 +386,8 @@ class EnvironmentFailedError(EvaluationError):
     Attributes:
         slot: which of the environments, from 0; None where it could not even be made.
     """
+
+    slot: int | None
 
     def __init__(self, message: str, slot: int | None = None):
         self.slot = slot
@@ -346,6 +404,8 @@ class ActionError(EvaluationError):
     Attributes:
         row: the row of the batch.
     """
+
+    row: int
 
     def __init__(self, message: str, row: int = 0):
         self.row = row
