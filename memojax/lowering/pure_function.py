@@ -1,5 +1,7 @@
-"""A policy as a pure function of weights and inputs by name. Inputs are checked while tracing, so a compiled
-loop pays nothing."""
+"""A policy as a pure function of weights and named inputs, for `memojax.to_jax`.
+
+Inputs are checked while the function is traced, so a compiled loop pays nothing for the checks.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,11 @@ PureFunction = Callable[..., Arrays]
 
 
 def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, Params]:
-    """The graph as it is, in the file's own layout; see `memojax.to_jax`.
+    """The graph in the file layout, and its weights; see `memojax.to_jax`.
 
     Raises:
-        UnsupportedOpError: operators that cannot be lowered, all at once.
-        InputError: `constants` names no input, or does not fit; an input holds strings and is not bound.
+        UnsupportedOpError: operators cannot be lowered; it lists all of them.
+        InputError: `constants` names no input or does not fit, or an input holds strings and is not bound.
     """
     graph = bind_inputs(model.graph, constants)
     check_no_text(graph)
@@ -61,7 +63,7 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
 
 
 def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
-    """What an inferer runs: rows `[n, *element_shape]` to rows; see `memojax.to_jax`."""
+    """An inferer's function of rows `[n, *element_shape]`, and its weights; see `memojax.to_jax`."""
     specs = {spec.name: spec for spec in typed.api.inputs}
 
     def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
@@ -88,7 +90,8 @@ def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
 def _check_weights(own: Params, given: Params) -> None:
     if missing := [name for name in own if name not in given]:
         raise IncompatibleModelError(
-            f"weight {missing[0]!r} is missing ({len(missing)} in all): give what to_jax gave, by name"
+            f"weight {missing[0]!r} is missing ({len(missing)} missing in all): pass the weights that to_jax "
+            "returned, or others of the same names"
         )
     for name, weight in own.items():
         if np.shape(given[name]) != np.shape(weight):
@@ -99,10 +102,10 @@ def _check_weights(own: Params, given: Params) -> None:
 
 
 def _declared(value: Value, given: Any, static: bool) -> Any:
-    """What is given for an input, if it has the declared rank, sizes and kind of number.
+    """`given`, checked against the rank, sizes and kind of number that the file declares.
 
-    Where a file exported for one row may keep its batch (axis 0, and any axis of a recurrent state,
-    `[1, 1, H]`), a declared 1 is taken at any length: many such files hold for more.
+    Many files exported for one row run for more. So a declared 1 fits any length on axis 0; of three or more
+    axes (a recurrent state is `[1, 1, H]`), on each.
     """
     if value.kind != "tensor" or value.shape is None:
         return given

@@ -19,7 +19,7 @@ def check_names(
     where: str = "the model",
     optional: Collection[str] = (),
 ) -> None:
-    """See that every name in `expected` is given, but for those in `optional`, and no other.
+    """Check that every name in `expected` is given, but for those in `optional`, and no other.
 
     Raises:
         UnknownInputError, MissingInputError: it is not; the message says `where`.
@@ -32,8 +32,10 @@ def check_names(
 
 
 def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
-    """Whether values may be cast silently: to another width of their kind, or from integers and booleans to
-    floats."""
+    """Whether values may be cast silently.
+
+    They may be cast to another width of their kind, and from integers and booleans to floats.
+    """
     if given == np.bool_ or wanted == np.bool_ or given.kind in "OSUMm":
         return given == wanted or (given == np.bool_ and wanted.kind in "iuf")
     if "V" in (given.kind, wanted.kind):
@@ -46,25 +48,25 @@ def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
 
 
 def check_kind(name: str, given: Any, wanted: np.dtype) -> None:
-    """See that values of the dtype `given` may be cast to `wanted`.
+    """Check that values of the dtype `given` may be cast to `wanted`.
 
     Raises:
         InputDtypeError: they hold another kind of number.
     """
     if not can_cast(np.dtype(given), wanted):
         raise InputDtypeError(
-            f"input {name!r} is {given}, the model takes {wanted}: cast it first if you mean that"
+            f"input {name!r} is {given}, the model takes {wanted}: cast it first if you mean to"
         )
 
 
 def check_fits(name: str, given: Any, wanted: np.dtype) -> None:
-    """See that `wanted` can hold every whole number of an array, because NumPy would wrap it around.
+    """Check that `wanted` can hold every whole number of an array, since NumPy would wrap around.
 
     Raises:
         InputDtypeError: a number does not fit; the message names it.
     """
     if given.dtype.kind in "iu" and (outside := overflow(np.asarray(given), wanted)) is not None:
-        raise InputDtypeError(f"input {name!r} takes {wanted}, which cannot hold {outside}")
+        raise InputDtypeError(f"input {name!r} takes {wanted}, which cannot hold {outside}: clip it")
 
 
 def as_kind(name: str, array: np.ndarray, wanted: np.dtype) -> np.ndarray:

@@ -1,5 +1,4 @@
-"""States and responses of agents: checks of dtypes and shapes, states gathered into rows, rows dealt out as
-responses."""
+"""States and responses of agents: gather states into rows, and make responses of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from .native_rows import gatherer
 from .scratch import COPIED_BYTES, aligned_empty
 
 _MANY = 8
-"""States from which the compiled helper is worth a call."""
+"""From this many states on, the compiled helper is worth its call."""
 
 
 class State(dict[str, Any]):
@@ -30,19 +29,19 @@ class State(dict[str, Any]):
 
     @classmethod
     def empty(cls) -> State:
-        """A state to be filled."""
+        """An empty state to fill."""
         return cls()
 
     @property
     def data(self) -> State:
-        """The state itself, by cervo's name for it."""
+        """The state itself; cervo's states have an attribute `data`."""
         return self
 
 
 class Response(dict[str, np.ndarray]):
     """The answer for one agent: output name -> array of the element shape.
 
-    The arrays are rows of one array per output. The responses of a batch own that array together.
+    The arrays are rows of one array for each output, which the responses of a batch own together.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> answer = policy.infer_single({"obs": np.zeros(6)})
@@ -54,12 +53,12 @@ class Response(dict[str, np.ndarray]):
 
     @classmethod
     def empty(cls) -> Response:
-        """A response to be filled."""
+        """An empty response to fill."""
         return cls()
 
     @property
     def data(self) -> Response:
-        """The response itself, by cervo's name for it."""
+        """The response itself; cervo's responses have an attribute `data`."""
         return self
 
 
@@ -69,7 +68,7 @@ def gather(
     """The states of `agents` as rows, `[n, *element_shape]` for each of `specs`.
 
     Raises:
-        InputError: an unknown or missing input, a wrong shape or dtype; the message names the agent.
+        InputError: an input is unknown, missing, or of the wrong shape or dtype; it names the agent.
     """
     if len(states) >= _MANY and (quick := gatherer(tuple(specs), State)) is not None:
         rows = [_room(spec, len(states)) for spec in specs]
@@ -82,7 +81,7 @@ def gather(
 def columns_of(
     specs: Sequence[TensorSpec], agents: Sequence[int], states: Sequence[Mapping[str, Any]]
 ) -> list[tuple[TensorSpec, list[Any]]]:
-    """For each input, the values of all agents, unconverted.
+    """For each input, the values of all agents, as given.
 
     Raises:
         UnknownInputError, MissingInputError: an agent's input names differ from `specs`.
@@ -98,11 +97,12 @@ def columns_of(
 
 
 def rows_into(spec: TensorSpec, agents: Iterable[int], column: list[Any], out: np.ndarray) -> np.ndarray:
-    """Write the agents' values of an input into `out`, `[n, *element_shape]`; in one go if none needs a cast.
+    """Write the agents' values of an input into `out`, `[n, *element_shape]`, and return it.
 
     Raises:
-        InputDtypeError, InputShapeError: an agent's array does not fit; `out` is then left half-written.
+        InputDtypeError, InputShapeError: an agent's array does not fit; `out` is then partly written.
     """
+    # One concatenation copies all values, if none needs a cast; its errors do not name the agent.
     if spec.shape and column:
         try:
             if set(map(len, column)) == {spec.shape[0]}:
@@ -118,7 +118,7 @@ def rows_into(spec: TensorSpec, agents: Iterable[int], column: list[Any], out: n
 
 
 def _room(spec: TensorSpec, n: int) -> np.ndarray:
-    """Uninitialised rows; aligned (3 us more) only if they are large enough for XLA to read them in place."""
+    """Uninitialised rows; aligned (which takes 3 us more) only if XLA reads such large rows in place."""
     shape = (n, *spec.shape)
     return (
         np.empty(shape, spec.dtype)
@@ -149,7 +149,8 @@ def check_state(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any
     """
     if not isinstance(state, Mapping):
         raise InputError(
-            f"the state of agent {agent} is {type(state).__name__}, expected input name -> array"
+            f"the state of agent {agent} is {type(state).__name__}, expected a mapping of input names to "
+            "arrays"
         )
     check_names([spec.name for spec in specs], state, f"agent {agent}'s model")
 
@@ -157,8 +158,10 @@ def check_state(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any
 def responses_of(
     names: Sequence[str], agents: Iterable[int], outputs: Iterable[np.ndarray]
 ) -> dict[int, Response]:
-    """Responses by agent, from an array `[n, *element_shape]` for each of `names`; the responses own these
-    arrays afterwards."""
+    """Responses by agent, from an array `[n, *element_shape]` for each of `names`.
+
+    The responses own the arrays afterwards.
+    """
     answers = {agent: Response() for agent in agents}
     for name, rows in zip(names, outputs, strict=True):
         for answer, row in zip(
