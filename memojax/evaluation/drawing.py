@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _FEW_CALLS = 5
 """A median of fewer calls says nothing."""
 
+_FEW_SIZES = 8
+"""Up to so many batch sizes are all named on the axis."""
+
 _MARKERS = "os^Dv<>P"
 """One for each evaluation, so that lines are told apart in print without color."""
 
@@ -64,7 +67,7 @@ def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None 
     figure = NotebookFigure(figsize=(11, 4.2), layout="constrained")
     returns, latency = figure.subplots(1, 2)
     rng = np.random.default_rng(0)
-    slowest = 0.0
+    slowest, drawn = 0.0, set[int]()
     for index, one in enumerate(evaluations):
         color = f"C{index}"
         spread = rng.uniform(-0.18, 0.18, len(one.episodes))
@@ -80,14 +83,16 @@ def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None 
         medians, marker = [one.call_us[size] for size in sizes], _MARKERS[index % len(_MARKERS)]
         latency.plot(sizes, medians, f"{marker}-", ms=5, color=color, label=one.model)
         slowest = max([slowest, *medians])
+        drawn.update(sizes)
     returns.set_xticks(range(len(evaluations)), [one.model for one in evaluations])
-    returns.set_xlim(-0.6, len(evaluations) - 0.4)
+    returns.set_xlim(-0.6, len(evaluations) - 0.2)
     returns.set(
         title=f"{evaluations[0].env_id}: return of {len(evaluations[0].episodes)} episodes", ylabel="return"
     )
     latency.set(title="time per call of the policy", xlabel="batch size", ylabel="median microseconds")
     latency.set_ylim(0, 1.2 * slowest or 1.0)
-    latency.xaxis.get_major_locator().set_params(integer=True)
+    if len(drawn) <= _FEW_SIZES:
+        latency.set_xticks(sorted(drawn), [str(size) for size in sorted(drawn)])
     if len(evaluations) > 1:
         latency.legend(frameon=False)
     for axes in (returns, latency):
