@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import logging
+import os
 import statistics
 import threading
 import time
@@ -85,10 +87,12 @@ def rows_per_second(actors: int, rounds: int) -> list[dict[str, Any]]:
     found = []
     for name, (content, key, width) in networks().items():
         predictor = memojax.ray.Predictor(content, batch_size=BLOCK, keep=False)
-        makers: dict[str, Callable[[], Any]] = {OURS: lambda p=predictor: p, THEIRS: lambda c=content: Session(c)}
+        makers: dict[str, Callable[[], Any]] = {
+            OURS: lambda p=predictor: p,
+            THEIRS: lambda c=content: Session(c),
+        }
         crews = {
-            contender: [Worker.options(runtime_env={"env_vars": ONE_THREAD}).remote(make) for _ in range(actors)]
-            for contender, make in makers.items()
+            contender: [Worker.remote(make) for _ in range(actors)] for contender, make in makers.items()
         }
         rows = np.random.default_rng(0).standard_normal((BLOCK, width)).astype(np.float32)
         block = ray.put({key: rows})
@@ -99,7 +103,6 @@ def rows_per_second(actors: int, rounds: int) -> list[dict[str, Any]]:
         for _ in range(rounds):
             for contender, crew in crews.items():
                 begun = time.perf_counter()
-                # Two blocks wait at each actor, so that none waits for the driver.
                 ray.get([crew[i % actors].block.remote(block) for i in range(BLOCKS)])
                 speeds[contender].append(BLOCKS * BLOCK / (time.perf_counter() - begun))
         compiled = sum(ray.get([worker.compiles.remote() for worker in crews[OURS]]))
@@ -133,10 +136,7 @@ def theirs_behind_serve(content: bytes, replicas: int) -> Any:
 
 
 def serve_options(replicas: int) -> dict[str, Any]:
-    return {
-        "num_replicas": replicas,
-        "ray_actor_options": {"num_cpus": 1, "runtime_env": {"env_vars": ONE_THREAD}},
-    }
+    return {"num_replicas": replicas, "ray_actor_options": {"num_cpus": 1}}
 
 
 def ask(handle: Any, row: np.ndarray, key: str, seconds: float) -> list[float]:
@@ -178,8 +178,11 @@ def requests_per_second(actors: int, rounds: int, seconds: float) -> list[dict[s
                 if round:  # the first one warms up
                     took[contender].append(times)
         rates = {c: statistics.median(len(times) / seconds for times in all_) for c, all_ in took.items()}
-        median = {c: statistics.median(sum(all_, [])) for c, all_ in took.items()}
-        high = {c: statistics.median(float(np.percentile(times, 99)) for times in all_) for c, all_ in took.items()}
+        median = {c: statistics.median(itertools.chain(*all_)) for c, all_ in took.items()}
+        high = {
+            c: statistics.median(float(np.percentile(times, 99)) for times in all_)
+            for c, all_ in took.items()
+        }
         stats = [answer["compiles"] for answer in handles[OURS].broadcast("stats").results()]
         found.append(
             {
@@ -199,13 +202,16 @@ def requests_per_second(actors: int, rounds: int, seconds: float) -> list[dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["rows", "requests"])
     parser.add_argument("--actors", type=int, nargs="+", default=list(ACTORS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn of requests")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    os.environ.update(ONE_THREAD)  # before XLA and Ray start; workers inherit it
     ray.init(num_cpus=12, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     results = []
