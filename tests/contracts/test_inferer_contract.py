@@ -440,7 +440,7 @@ def test_what_is_no_mapping_is_said_to_be_none() -> None:
     policy = mj.load(mj.policies.bundled("acrobot_ppo"))
     rows: Any = np.zeros((2, 6), np.float32)
     for call, message in (
-        (lambda: policy.infer_arrays(rows), "inputs is ndarray, expected input name"),
+        (lambda: policy.infer_arrays(rows), "inputs is ndarray, expected a mapping of input names"),
         (lambda: policy.infer_arrays(None), "inputs is NoneType"),  # pyright: ignore[reportArgumentType]
         (lambda: policy.infer_batch([rows]), "the batch is list, expected agent -> state"),  # pyright: ignore[reportArgumentType]
         (lambda: policy.infer_batch({3: rows}), "the state of agent 3 is ndarray"),
@@ -455,7 +455,7 @@ def test_what_is_no_mapping_is_said_to_be_none() -> None:
     [mj.RecurrentTracker.wrap, lambda given: mj.EpsilonInjector(given, "epsilon"), mj.Batched, mj.Batcher],
 )
 def test_a_file_is_no_inferer(wrap: Any) -> None:
-    with pytest.raises(mj.errors.IncompatibleModelError, match="expected an inferer, as memojax.load"):
+    with pytest.raises(mj.errors.IncompatibleModelError, match="expected an inferer, got .*memojax.load"):
         wrap(mj.policies.bundled("pendulum_ppo"))
 
 

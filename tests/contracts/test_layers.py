@@ -15,11 +15,12 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "errors _types _options policies",
+    "errors _types _argument_checks policies",
     "xla",
     "model",
     "ops",
     "rows",
+    "spaces",
     "lowering",
     "plans kernels",
     "display",
@@ -27,17 +28,12 @@ LAYERS = [
     "wrapper",
     "api backend stablehlo",
     "verification runtime evaluation",
-    "glue",
     "ray",
     "cli",
 ]
 EXEMPT = ("__init__", "__main__")
 SANCTIONED = {
     ("memojax.inferer.base", "memojax.wrapper"): "cervo's methods with_epsilon and into_stateful",
-    (
-        "memojax.inferer.base",
-        "memojax.glue",
-    ): "predict and for_env, as users of trainers call a policy",
 }
 """Late imports that may point down: (module, room) -> why."""
 

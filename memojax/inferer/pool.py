@@ -11,9 +11,9 @@ from typing import Any, final
 import jax
 import numpy as np
 
+from .._argument_checks import as_count
 from .._types import Source
 from ..errors import IncompatibleModelError, InputError, InputShapeError, RowsMixError
-from ..inferer.memoizing import MemoizingDynamicInferer
 from ..lowering.exported import ExportedFunction
 from ..lowering.loading import typed_model
 from ..lowering.new_weights import with_new_weights
@@ -21,6 +21,7 @@ from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi, TensorSpec
 from ..plans.plan import PlanInfo
 from ..rows.checks import checked_rows
+from .memoizing import MemoizingDynamicInferer
 
 FIRST_CAPACITY = 8
 
@@ -67,8 +68,7 @@ class PolicyPool:
                 "a pool needs rows that do not influence each other, but in this model they do (output "
                 f"{', '.join(mixing)})"
             )
-        if capacity < 1:
-            raise InputError(f"capacity is a positive whole number, got {capacity}")
+        capacity = as_count("capacity", capacity, InputError)
         self._options = {"bucketing": "pow2", **options, "weights": "argument"}
         self._slots: dict[Hashable, int] = {}
         # Calls and changes take turns: a call must not find another set in a slot that it has looked up.
