@@ -216,7 +216,7 @@ def test_string_labels_are_strings_on_the_host_and_positions_in_inferers() -> No
     np.testing.assert_allclose(result["z"], expected[1], rtol=1e-6)
     policy = memojax.load(model)
     np.testing.assert_array_equal(policy.infer_arrays({"x": x})["label"], [[0], [1]])
-    assert "output label gives positions of the labels 'no', 'yes'" in " ".join(str(policy).split())
+    assert "output label has positions in the labels 'no', 'yes'" in " ".join(str(policy).split())
 
 
 def test_string_labels_as_numbers_are_refused() -> None:
