@@ -75,10 +75,16 @@ class Unsupported:
 
 
 class UnsupportedOpError(MemojaxError):
-    """A model uses operators that cannot be lowered; `missing` lists all of them."""
+    """A model uses operators that cannot be lowered.
+
+    Attributes:
+        missing: all of them.
+    """
+
+    missing: tuple[Unsupported, ...]
 
     def __init__(self, missing: Sequence[Unsupported]):
-        self.missing: tuple[Unsupported, ...] = tuple(missing)
+        self.missing = tuple(missing)
         listing = "\n  ".join(str(item) for item in self.missing)
         super().__init__(
             f"{len(self.missing)} operator(s) of this model cannot be lowered:\n  {listing}\n"
@@ -87,7 +93,13 @@ class UnsupportedOpError(MemojaxError):
 
 
 class LoweringError(MemojaxError):
-    """A node cannot be lowered; the message names the node, its operator and its inputs."""
+    """A node cannot be lowered; the message names the node, its operator and its inputs.
+
+    Attributes:
+        located: whether the message names the node already.
+    """
+
+    located: bool = False
 
 
 class LimitError(ModelLoadError, LoweringError):
@@ -115,11 +127,19 @@ class OptionError(InputError, TypeError):
 
 
 class UnknownInputError(InputError):
-    """The model has no input of a given name."""
+    """The model has no input of a given name.
+
+    Attributes:
+        names: the names that were given.
+        expected: the names that the model has.
+    """
+
+    names: tuple[str, ...]
+    expected: tuple[str, ...]
 
     def __init__(self, names: Iterable[str], expected: Iterable[str], where: str = "the model"):
-        self.names: tuple[str, ...] = tuple(names)
-        self.expected: tuple[str, ...] = tuple(expected)
+        self.names = tuple(names)
+        self.expected = tuple(expected)
         super().__init__(
             f"unknown input {', '.join(map(repr, self.names))}: {where} takes "
             f"{', '.join(map(repr, self.expected))}."
@@ -127,11 +147,19 @@ class UnknownInputError(InputError):
 
 
 class MissingInputError(InputError):
-    """An input of the model was not given."""
+    """An input of the model was not given.
+
+    Attributes:
+        names: of the inputs that are missing.
+        given: the names that were given.
+    """
+
+    names: tuple[str, ...]
+    given: tuple[str, ...]
 
     def __init__(self, names: Iterable[str], given: Iterable[str], where: str = "the model"):
-        self.names: tuple[str, ...] = tuple(names)
-        self.given: tuple[str, ...] = tuple(given)
+        self.names = tuple(names)
+        self.given = tuple(given)
         had = f"only {', '.join(map(repr, self.given))}" if self.given else "nothing"
         super().__init__(f"missing input {', '.join(map(repr, self.names))} for {where}: {had} was given.")
 
@@ -153,10 +181,14 @@ class IndexRangeError(InputError):
         agent: the agent whose row led to it; None if rows are not told apart.
     """
 
+    index: int
+    place: tuple[int, ...]
+    agent: int | None
+
     def __init__(self, node: str, index: int, place: Sequence[int], agent: int | None = None):
-        self.index: int = index
-        self.place: tuple[int, ...] = tuple(place)
-        self.agent: int | None = agent
+        self.index = index
+        self.place = tuple(place)
+        self.agent = agent
         whose = "" if agent is None else f" for agent {agent}"
         super().__init__(
             f"{node}: index {index} (at {list(self.place)} of its indices{whose}) is out of range: check the "
@@ -192,11 +224,19 @@ class CompileError(MemojaxError):
 
 
 class CompileForbiddenError(MemojaxError):
-    """A batch size has no plan, and compiling one is not allowed here."""
+    """A batch size has no plan, and compiling one is not allowed here.
+
+    Attributes:
+        size: the batch size.
+        ready: the sizes that have plans.
+    """
+
+    size: int
+    ready: tuple[int, ...]
 
     def __init__(self, size: int, ready: Sequence[int], why: str):
-        self.size: int = size
-        self.ready: tuple[int, ...] = tuple(ready)
+        self.size = size
+        self.ready = tuple(ready)
         have = (
             f"there are plans for {', '.join(map(str, nearest(ready, size)))}"
             if ready
@@ -250,8 +290,10 @@ class OrphanedDataError(MemojaxError):
         agents: brain -> the agents whose states are lost.
     """
 
+    agents: dict[Any, tuple[int, ...]]
+
     def __init__(self, agents: Mapping[Any, Sequence[int]]):
-        self.agents: dict[Any, tuple[int, ...]] = {brain: tuple(waiting) for brain, waiting in agents.items()}
+        self.agents = {brain: tuple(waiting) for brain, waiting in agents.items()}
         listing = ", ".join(f"{brain} ({len(waiting)} agents)" for brain, waiting in self.agents.items())
         super().__init__(
             f"brains were removed with states that had not run: {listing}. Run them first, or catch this "
@@ -269,9 +311,12 @@ class RuntimeErrors(MemojaxError):
         responses: the answers of the other brains, in the form in which the call would have returned them.
     """
 
+    failures: dict[Any, Exception]
+    responses: dict[Any, Any]
+
     def __init__(self, failures: Mapping[Any, Exception], responses: Mapping[Any, Any]):
-        self.failures: dict[Any, Exception] = dict(failures)
-        self.responses: dict[Any, Any] = dict(responses)
+        self.failures = dict(failures)
+        self.responses = dict(responses)
         listing = "\n  ".join(
             f"{brain}: {type(failure).__name__}: {failure}" for brain, failure in self.failures.items()
         )
@@ -286,7 +331,13 @@ class AssetError(ModelLoadError):
 
 
 class MissingPackageError(MemojaxError, ImportError):
-    """An optional package is not installed; the message says how to install it."""
+    """An optional package is not installed; the message says how to install it.
+
+    Attributes:
+        package: its name.
+    """
+
+    package: str
 
     def __init__(self, package: str, what: str, extra: str):
         self.package = package
@@ -316,6 +367,8 @@ class SpaceMismatchError(EvaluationError):
         row: the row of the batch whose observation is outside its space; None if the spaces do not fit.
     """
 
+    row: int | None
+
     def __init__(self, message: str, row: int | None = None):
         self.row = row
         super().__init__(message)
@@ -327,6 +380,8 @@ class EnvironmentFailedError(EvaluationError):
     Attributes:
         slot: number of the environment, from 0; None if it could not be made.
     """
+
+    slot: int | None
 
     def __init__(self, message: str, slot: int | None = None):
         self.slot = slot
@@ -343,6 +398,8 @@ class ActionError(EvaluationError):
     Attributes:
         row: the row of the batch.
     """
+
+    row: int
 
     def __init__(self, message: str, row: int = 0):
         self.row = row

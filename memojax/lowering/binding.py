@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputDtypeError, InputShapeError, UnknownInputError
+from ..errors import InputDtypeError, InputShapeError
 from ..model.graph import Graph, Value
 from ..model.signature import plain_names
-from ..model.tensor import overflow
-from ..rows.states import can_cast
+from ..rows.input_checks import as_kind, check_names
 from .branches import fold_branches
 
 
@@ -36,8 +35,7 @@ def bind_inputs(graph: Graph, given: Mapping[str, Any]) -> Graph:
         return graph
     values = {**graph.defaults, **{value.name: value for value in graph.inputs}}
     in_file = {shown: name for name, shown in plain_names(list(values)).items()} | {n: n for n in values}
-    if unknown := [name for name in given if name not in in_file]:
-        raise UnknownInputError(unknown, values)
+    check_names(values, [in_file.get(name, name) for name in given], optional=values)
     bound = {in_file[name]: bound_value(values[in_file[name]], value) for name, value in given.items()}
     made = replace(
         graph,
@@ -74,8 +72,7 @@ def with_inputs(graph: Graph, names: Iterable[str]) -> Graph:
     """
     wanted = dict.fromkeys(names)
     values = {**graph.defaults, **{value.name: value for value in graph.inputs}}
-    if unknown := [name for name in wanted if name not in values]:
-        raise UnknownInputError(unknown, values)
+    check_names(values, wanted, optional=values)
     freed = [name for name in wanted if name in graph.defaults]
     if not freed:
         return graph
@@ -97,19 +94,8 @@ def bound_value(value: Value, given: Any) -> Any:
     if given is None or value.kind in ("sequence", "optional"):
         return tuple(map(np.asarray, given)) if isinstance(given, (list, tuple)) else given
     array = np.asarray(given)
-    if value.dtype is not None and array.dtype != value.dtype:
-        strings = value.dtype.kind == "O" and array.dtype.kind in "US"
-        if not strings and not can_cast(array.dtype, value.dtype):
-            raise InputDtypeError(
-                f"input {value.name!r} is declared as {value.dtype}, so it cannot be bound to "
-                f"{_shown(array)}: cast the value first"
-            )
-        if (outside := overflow(array, value.dtype)) is not None:
-            raise InputDtypeError(
-                f"input {value.name!r} is declared as {value.dtype}, which cannot hold {outside}: bind it to "
-                "a value in range"
-            )
-        array = array.astype(value.dtype)
+    if value.dtype is not None:
+        array = as_kind(value.name, array, value.dtype)
     return _declared(value, array)
 
 

@@ -194,18 +194,17 @@ class Run:
                 f"node {node.name!r} ({node.op_type}, opset {node.opset}; inputs {given}): {what}"
                 f"{self._advice(node, inputs)}"
             )
-            located.located = True  # pyright: ignore[reportAttributeAccessIssue]
+            located.located = True
             raise located from cause
 
     def _located(self, node: Node, inputs: Sequence[GraphValue], cause: MemojaxError) -> MemojaxError:
         """`cause`, with the name of the node, unless it names one already."""
         advice = self._advice(node, inputs)
-        named = getattr(cause, "located", False)
-        if not isinstance(cause, LoweringError) or (named and not advice):
+        if not isinstance(cause, LoweringError) or (cause.located and not advice):
             return cause
-        place = "" if named else f"node {node.name!r} ({node.op_type}, opset {node.opset}): "
+        place = "" if cause.located else f"node {node.name!r} ({node.op_type}, opset {node.opset}): "
         located = type(cause)(f"{place}{cause}{advice}")
-        located.located = True  # pyright: ignore[reportAttributeAccessIssue]
+        located.located = True
         return located
 
     def _call(self, node: Node, call: Call, inputs: Sequence[GraphValue], env: Env) -> tuple[GraphValue, ...]:

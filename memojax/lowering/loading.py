@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import policies
-from .._options import named_options
+from .._argument_checks import named_options
 from .._types import Source
 from ..errors import InputError
 from .batch_evidence import BatchAxis

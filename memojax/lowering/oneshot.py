@@ -13,11 +13,8 @@ from jax.sharding import SingleDeviceSharding
 from .._types import GraphValue, Source
 from ..errors import (
     CompileError,
-    InputDtypeError,
     InputShapeError,
-    MissingInputError,
     TripCountError,
-    UnknownInputError,
     Unsupported,
     UnsupportedOpError,
     printable,
@@ -25,10 +22,10 @@ from ..errors import (
 from ..model import load_model
 from ..model.graph import Graph, Node, Value
 from ..model.load import Model
-from ..model.tensor import overflow
 from ..ops.inline import inlined
 from ..ops.resolve import Operators
 from ..ops.trips import at_most
+from ..rows.input_checks import as_kind, check_names
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.limits import TRIPS
@@ -189,9 +186,10 @@ class _Program:
         ]
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
-        env: dict[str, Any] = {value.name: _checked(value, inputs) for value in self._graph.inputs}
-        if unknown := inputs.keys() - env.keys():
-            raise UnknownInputError(sorted(unknown), [*env, *self._graph.defaults])
+        wanted, defaults = {value.name: value for value in self._graph.inputs}, self._graph.defaults
+        optional = [name for name, value in wanted.items() if value.kind == "optional"]
+        check_names([*wanted, *defaults], inputs, optional=[*optional, *defaults])
+        env: dict[str, Any] = {name: _checked(value, inputs.get(name)) for name, value in wanted.items()}
         if len(self._steps) == 1 and isinstance(self._steps[0], _Compiled):
             return self._steps[0](env, seed)
         env.update(self._graph.initializers)
@@ -319,25 +317,12 @@ def _compile(lowered: Any, device: jax.Device) -> Any:
 _COMPUTED = object()
 
 
-def _checked(value: Value, inputs: Mapping[str, Any]) -> Any:
-    if value.name not in inputs:
-        if value.kind == "optional":
-            return None
-        raise MissingInputError([value.name], inputs)
-    given = inputs[value.name]
+def _checked(value: Value, given: Any) -> Any:
     if given is None or (isinstance(given, (list, tuple)) and value.kind != "tensor"):
         return given if given is None else tuple(map(np.asarray, given))
     array = np.asarray(given)
-    if value.dtype is not None and array.dtype != value.dtype:
-        if not _fits(array.dtype, value.dtype):
-            raise InputDtypeError(
-                f"input {value.name!r} is {array.dtype}, the model takes {value.dtype}: cast it first"
-            )
-        if (outside := overflow(array, value.dtype)) is not None:
-            raise InputDtypeError(
-                f"input {value.name!r}: the model takes {value.dtype}, which cannot hold {outside}"
-            )
-        array = array.astype(value.dtype)
+    if value.dtype is not None:
+        array = as_kind(value.name, array, value.dtype)
     if value.shape is not None:
         wrong = len(array.shape) != len(value.shape) or any(
             isinstance(want, int) and want != got for want, got in zip(value.shape, array.shape, strict=False)
@@ -347,10 +332,6 @@ def _checked(value: Value, inputs: Mapping[str, Any]) -> Any:
                 f"input {value.name!r} has shape {list(array.shape)}, the model takes {list(value.shape)}"
             )
     return array
-
-
-def _fits(given: np.dtype, wanted: np.dtype) -> bool:
-    return wanted.kind != "O" and given.kind != "O" and np.can_cast(given, wanted, "same_kind")
 
 
 def _is_traceable(value: Any) -> bool:

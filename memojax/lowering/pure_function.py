@@ -15,14 +15,11 @@ import numpy as np
 from .._types import Arrays, Params
 from ..errors import (
     IncompatibleModelError,
-    InputDtypeError,
     InputShapeError,
-    MissingInputError,
-    UnknownInputError,
 )
 from ..model import Model
 from ..model.graph import Value
-from ..rows.states import can_cast
+from ..rows.input_checks import check_kind, check_names
 from ..xla.settings import operator_settings
 from .binding import bind_inputs, check_no_text, with_inputs
 from .graph_function import GraphFunction
@@ -51,7 +48,7 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
         function = functions[replaced]
         values = {value.name: value for value in function.graph.inputs}
         given = {name: None for name, value in values.items() if value.kind == "optional"} | dict(inputs)
-        _check_names(values, given)
+        check_names(values, given)
         given = {
             name: _declared(value, given[name], name in function.static_inputs)
             for name, value in values.items()
@@ -70,7 +67,7 @@ def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
     specs = {spec.name: spec for spec in typed.api.inputs}
 
     def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
-        _check_names(specs, inputs)
+        check_names(specs, inputs)
         rows = [
             _declared(Value(name, spec.dtype, ("n", *spec.shape)), inputs[name], False)
             for name, spec in specs.items()
@@ -88,13 +85,6 @@ def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
 
     fn.__doc__ = str(typed.api)
     return fn, typed.params
-
-
-def _check_names(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    if unknown := given.keys() - expected.keys():
-        raise UnknownInputError(sorted(unknown), expected)
-    if missing := [name for name in expected if name not in given]:
-        raise MissingInputError(missing, given)
 
 
 def _check_weights(own: Params, given: Params) -> None:
@@ -134,13 +124,6 @@ def _declared(value: Value, given: Any, static: bool) -> Any:
             "maps the function over further axes"
         )
     dtype = getattr(given, "dtype", None)
-    if (
-        value.dtype is not None
-        and value.dtype != object
-        and dtype is not None
-        and not can_cast(dtype, value.dtype)
-    ):
-        raise InputDtypeError(
-            f"input {value.name!r} is {dtype}, the model takes {value.dtype}: cast it first if you mean to"
-        )
+    if value.dtype is not None and value.dtype != object and dtype is not None:
+        check_kind(value.name, dtype, value.dtype)
     return given

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Array
-from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
+from ..errors import InputError, InputShapeError
 from ..model.signature import TensorSpec
 from ..xla.settings import operator_settings, own_settings
 from .device_choice import DeviceChoice
-from .states import as_dtype, can_cast, check_fits, dtype_message
+from .input_checks import as_dtype, check_fits, check_kind
+from .input_checks import check_names as check_given
 
 
 def check_mapping(inputs: Any) -> None:
@@ -86,9 +87,8 @@ def chosen_device(
 
 
 def _cast(spec: TensorSpec, value: Any) -> np.ndarray:
-    if not can_cast(np.dtype(value.dtype), spec.dtype):
-        raise InputDtypeError(dtype_message(spec, value.dtype))
-    check_fits(spec, value)
+    check_kind(spec.name, value.dtype, spec.dtype)
+    check_fits(spec.name, value, spec.dtype)
     # By NumPy, even from an accelerator: JAX would compile the cast for each number of rows, and keep it.
     return np.asarray(value).astype(spec.dtype)
 
@@ -142,11 +142,7 @@ def check_names(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> None:
         InputError: an input is unknown or missing, or `inputs` is not a mapping.
     """
     check_mapping(inputs)
-    names = [spec.name for spec in specs]
-    if unknown := [name for name in inputs if name not in names]:
-        raise UnknownInputError(unknown, names)
-    if missing := [name for name in names if name not in inputs]:
-        raise MissingInputError(missing, inputs)
+    check_given([spec.name for spec in specs], inputs)
 
 
 def check_shapes(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> int:

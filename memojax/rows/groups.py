@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import InputShapeError
 from ..model.dimension import solve
 from ..model.signature import ModelApi, TensorSpec
-from .states import as_dtype, check_names, gather
+from .input_checks import as_dtype
+from .states import check_state, gather
 
 Group = tuple[list[int], dict[str, np.ndarray]]
 
@@ -23,7 +24,7 @@ def grouped(api: ModelApi, agents: Sequence[int], states: Sequence[Mapping[str, 
     """
     groups: dict[Any, tuple[list[int], list[Mapping[str, Any]]]] = {}
     for agent, state in zip(agents, states, strict=True):
-        check_names(api.inputs, agent, state)
+        check_state(api.inputs, agent, state)
         arrays = {spec.name: as_dtype(spec, state[spec.name]) for spec in api.inputs}
         key = group_key(api, agent, arrays)
         members, kept = groups.setdefault(key, ([], []))

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
+from ..errors import InputError, InputShapeError
 from ..model.signature import TensorSpec
-from ..model.tensor import overflow
+from .input_checks import as_dtype, check_names
 from .native_rows import gatherer
 from .scratch import COPIED_BYTES, aligned_empty
 
@@ -93,7 +92,7 @@ def columns_of(
     except (KeyError, TypeError):
         pass
     for agent, state in zip(agents, states, strict=True):
-        check_names(specs, agent, state)
+        check_state(specs, agent, state)
     return [(spec, [state[spec.name] for state in states]) for spec in specs]
 
 
@@ -142,7 +141,7 @@ def row_of(spec: TensorSpec, agent: int, given: Any) -> np.ndarray:
     return row
 
 
-def check_names(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any]) -> None:
+def check_state(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any]) -> None:
     """Check that `state` has exactly the inputs of `specs`.
 
     Raises:
@@ -153,11 +152,7 @@ def check_names(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any
             f"the state of agent {agent} is {type(state).__name__}, expected a mapping of input names to "
             "arrays"
         )
-    names = [spec.name for spec in specs]
-    if unknown := [name for name in state if name not in names]:
-        raise UnknownInputError(unknown, names, f"agent {agent}'s model")
-    if missing := [name for name in names if name not in state]:
-        raise MissingInputError(missing, state, f"agent {agent}")
+    check_names([spec.name for spec in specs], state, f"agent {agent}'s model")
 
 
 def responses_of(
@@ -174,53 +169,3 @@ def responses_of(
         ):
             answer[name] = row
     return answers
-
-
-def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
-    """`given` as a C-contiguous array of the spec's dtype: the width of numbers may change, but not the kind.
-
-    Raises:
-        InputDtypeError: `given` holds another kind of number, or a whole number that does not fit.
-        InputShapeError: `given` is not rectangular.
-    """
-    try:
-        array = np.asarray(given)
-    except ValueError as cause:
-        raise InputShapeError(f"input {spec.name!r} is not a rectangular array: {cause}") from cause
-    if array.dtype == spec.dtype:
-        return np.ascontiguousarray(array) if array.ndim else array
-    if not can_cast(array.dtype, spec.dtype):
-        raise InputDtypeError(dtype_message(spec, array.dtype))
-    check_fits(spec, array)
-    return np.asarray(array.astype(spec.dtype), order="C")
-
-
-def check_fits(spec: TensorSpec, given: Any) -> None:
-    """Check that the spec's dtype can hold every whole number of an array, since NumPy would wrap around.
-
-    Raises:
-        InputDtypeError: a number does not fit; the error names it.
-    """
-    if given.dtype.kind in "iu" and (outside := overflow(np.asarray(given), spec.dtype)) is not None:
-        raise InputDtypeError(f"input {spec.name!r} takes {spec.dtype}, which cannot hold {outside}: clip it")
-
-
-def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
-    """Whether values may be cast silently.
-
-    They may be cast to another width of their kind, and from integers and booleans to floats.
-    """
-    if given == np.bool_ or wanted == np.bool_ or given.kind in "OSUMm":
-        return given == wanted or (given == np.bool_ and wanted.kind in "iuf")
-    if "V" in (given.kind, wanted.kind):
-        return given.kind != "c" and (
-            jnp.issubdtype(wanted, jnp.floating) or not jnp.issubdtype(given, jnp.floating)
-        )
-    if given.kind in "iu" and wanted.kind in "iu":
-        return True
-    return np.can_cast(given, wanted, "same_kind")
-
-
-def dtype_message(spec: TensorSpec, given: Any) -> str:
-    """The message for an input of the wrong dtype."""
-    return f"input {spec.name!r} is {given}, the model takes {spec.dtype}: cast it first if you mean to"

@@ -16,8 +16,8 @@ def disable_loop_unrolling() -> None:
     This adds a flag to `XLA_FLAGS`, which affects all that JAX compiles in this process. XLA reads its flags
     once, so call this function first, best before `import jax`.
 
-        >>> import memojax
-        >>> memojax.disable_loop_unrolling()  # doctest: +SKIP
+        >>> from memojax.xla.flags import disable_loop_unrolling
+        >>> disable_loop_unrolling()  # doctest: +SKIP
 
     Raises:
         DeviceError: memojax has a client already, so XLA has read its flags.

@@ -107,7 +107,7 @@ def test_a_bound_array_is_no_weight() -> None:
     ("bound", "error", "message"),
     [
         ({"rates": 1}, UnknownInputError, "'rates'.*'x', 'rate'"),
-        ({"rate": 1.5}, InputDtypeError, "declared as int64, so it cannot be bound to float64 1.5"),
+        ({"rate": 1.5}, InputDtypeError, "is float64, the model takes int64"),
         ({"rate": [1, 2]}, InputShapeError, r"declared with shape \[\].* int64\[2\]"),
     ],
 )

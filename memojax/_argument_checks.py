@@ -1,4 +1,4 @@
-"""Check names and kinds of options before work begins; an error names the nearest right one."""
+"""Check names, kinds and sizes of arguments before work begins; an error names the nearest right one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
-from .errors import OptionError
+from .errors import MemojaxError, OptionError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,3 +63,15 @@ def of_kind(name: str, given: Any, kinds: type | tuple[type, ...], wanted: str) 
     allowed = kinds if isinstance(kinds, tuple) else (kinds,)
     if not isinstance(given, allowed) or (isinstance(given, bool) and bool not in allowed):
         raise OptionError(f"{name}= takes {wanted}, not {given!r}")
+
+
+def as_count(what: str, given: Any, error: type[MemojaxError], least: int = 1) -> int:
+    """`given` as an int; a boolean is no number.
+
+    Raises:
+        MemojaxError: it is no whole number, or less than `least`; of the class `error`.
+    """
+    if isinstance(given, bool) or not hasattr(given, "__index__") or (number := given.__index__()) < least:
+        wanted = "a positive whole number" if least == 1 else f"a whole number from {least}"
+        raise error(f"{what} is {wanted}, got {given!r}")
+    return number
