@@ -211,7 +211,8 @@ class _Crew:
                 f"{part.first + part.count - 1}, and max_restarts is used up: {cause or lost}"
             ) from lost
         self._restarts -= 1
-        log.warning("an actor was lost, so episodes from %d on are played again (%s)", part.first, lost)
+        reason = str(lost).partition("\n")[0]  # Ray adds a page of text.
+        log.warning("an actor was lost, so episodes from %d on are played again (%s)", part.first, reason)
         self._waiting.appendleft(part)
         self._give(self._hire())
 
