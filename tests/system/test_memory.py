@@ -87,7 +87,8 @@ for size in range(1, count + 1):
     policy.infer_arrays({"obs": np.zeros((size, 6), np.float32)})
     if size % (count // 4) == 0:
         seen.append(rss())
-        assert len(cpu_device().client.live_executables()) <= 4 + 1, len(cpu_device().client.live_executables())
+        alive = len(cpu_device().client.live_executables())
+        assert alive <= 4 + 1, alive
 print((seen[-1] - seen[0]) / (count * 3 // 4), policy.cache_info().evictions)
 """
 
