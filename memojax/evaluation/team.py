@@ -75,7 +75,7 @@ def join_players(
         shared: Any = key
         if isinstance(policy, PoolMember):
             sets[agent], shared = policy.name, policy.pool
-        player = next((player for known, its, player in joined if known is shared and its == both), None)
+        player = next((player for known, its, player in joined if known == shared and its == both), None)
         if player is None:
             policy = PoolSeats(policy.pool) if isinstance(policy, PoolMember) else policy
             connection = connect(policy, spaces, wiring, deterministic)
