@@ -33,7 +33,6 @@ class PolicyPool:
     rows as the busiest set has, rounded up to a power of two. Weights are arguments of the executables, so
     adding, dropping or swapping a set compiles nothing. Only more sets than `capacity` do; the capacity then
     doubles.
-    until there are more sets than `capacity`, which then doubles.
 
     >>> pool = memojax.PolicyPool(memojax.policies.bundled("acrobot_ppo"))
     >>> pool.add("main")
