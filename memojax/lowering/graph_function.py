@@ -217,7 +217,7 @@ def _check_supported(graph: Graph, operators: Operators) -> None:
             definition is None and has_function_body(node)
         ):
             continue
-        reason = definition.reason if definition else "no such operator is known here"
+        reason = definition.reason if definition else "memojax has no such operator"
         key = (node.domain, node.op_type, node.opset)
         nodes = missing[key].nodes if key in missing else ()
         missing[key] = Unsupported(node.domain, node.op_type, node.opset, (*nodes, node.name), reason)
