@@ -99,8 +99,8 @@ class GraphFunction:
     ) -> Arrays:
         """Outputs by name.
 
-        A compiled function cannot raise. So if a loop whose end depends on data runs for more trips than
-        `memojax.xla.limits.TRIPS`, the outputs are NaN, or the least whole number of their dtype.
+        A compiled function cannot raise. So if loops whose end depends on data exceed the limit on trips, the
+        outputs are NaN, or the least whole number of their dtype.
 
         Args:
             params: arrays or tracers, by the names of `self.params`.
