@@ -1,5 +1,4 @@
-"""On which device calls run: where their arrays lie, together, or not at all; with several CPU devices, in a
-process of its own."""
+"""The devices of calls, with several CPU devices, in a process of its own: found, moved to, or refused."""
 
 from __future__ import annotations
 
@@ -33,7 +32,8 @@ SETUP = """
         {"a": ((2,), np.float32), "b": ((2,), np.float32), "h_in": ((2,), np.float32)})
     on = lambda device, value: jax.device_put(jnp.full((4, 2), value, jnp.float32), device)
     def batch(*devices):
-        rows = [on(device, value) if device else np.full((4, 2), value, np.float32) for device, value in zip(devices, (1, 2, 3))]
+        rows = [on(device, value) if device else np.full((4, 2), value, np.float32)
+                for device, value in zip(devices, (1, 2, 3))]
         return dict(zip(("a", "b", "h_in"), rows))
 """
 
@@ -57,13 +57,13 @@ def test_inputs_on_several_devices_are_moved_with_one_warning() -> None:
             assert np.asarray(answers["sum"]).tolist() == [[3, 3]] * 4
         mj.MemoizingDynamicInferer(typed).infer_arrays(batch(first, second, second))
     """)
-    lines = [line for line in out.splitlines() if line.startswith("WARNING inputs lie on several devices")]
+    lines = [line for line in out.splitlines() if line.startswith("WARNING inputs are on several devices")]
     assert len(lines) == 2, "one per inferer"
     assert "'b' on cpu:0; every call moves them to cpu:1" in lines[0]
     assert "'b' on cpu:1, 'h_in' on cpu:1; every call moves them to cpu:0" in lines[1]
 
 
-def test_what_lies_together_runs_there_and_numpy_goes_along() -> None:
+def test_arrays_on_one_device_run_there_with_numpy_arrays() -> None:
     out = two_devices("""
         policy = mj.MemoizingDynamicInferer(typed, strict=True)
         for device in (first, second):
@@ -81,7 +81,8 @@ def test_what_lies_together_runs_there_and_numpy_goes_along() -> None:
 
 def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
     out = two_devices("""
-        assert pickle.loads(pickle.dumps(mj.load("memojax/policies/acrobot_ppo.onnx", strict=True))).placement.strict
+        policy = mj.load("memojax/policies/acrobot_ppo.onnx", strict=True)
+        assert pickle.loads(pickle.dumps(policy)).placement.strict
         policy = mj.MemoizingDynamicInferer(typed, strict=True)
         tracker = mj.RecurrentTracker.wrap(policy)
         rows = batch(first, second, first)
@@ -100,26 +101,28 @@ def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
     together, tracked, elsewhere = out.splitlines()
     assert together == tracked
     assert together.startswith(
-        "the inputs of a call must lie on one device: this one runs on cpu:0, but 'b' on cpu:1"
+        "the inputs of a call must be on one device: this call runs on cpu:0, but 'b' on cpu:1"
     )
     assert "jax.device_put" in together
-    assert elsewhere.startswith("input 'a' lies on cpu:0, this inferer was made for cpu:1")
+    assert elsewhere.startswith("input 'a' is on cpu:0, but this inferer was made for cpu:1")
 
 
 def test_sharded_inputs_are_gathered_or_refused() -> None:
     out = two_devices("""
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("n",))
-        split = jax.device_put(np.ones((4, 2), np.float32), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("n")))
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("n"))
+        split = jax.device_put(np.ones((4, 2), np.float32), sharding)
         answers = mj.MemoizingDynamicInferer(typed).infer_arrays({name: split for name in ("a", "b", "h_in")})
         assert answers["sum"].devices() == {first}
         assert np.asarray(answers["sum"]).tolist() == [[2, 2]] * 4
         try:
-            mj.MemoizingDynamicInferer(typed, strict=True).infer_arrays({name: split for name in ("a", "b", "h_in")})
+            inputs = {name: split for name in ("a", "b", "h_in")}
+            mj.MemoizingDynamicInferer(typed, strict=True).infer_arrays(inputs)
         except DeviceError as error:
             print("refused:", error)
     """)
     assert "'a' on cpu:0, cpu:1" in out
-    assert "refused: the inputs of a call must lie on one device" in out
+    assert "refused: the inputs of a call must be on one device" in out
 
 
 def test_hidden_state_follows_and_wrappers_warn_once() -> None:
@@ -134,16 +137,16 @@ def test_hidden_state_follows_and_wrappers_warn_once() -> None:
     assert out.count("WARNING") == 1
 
 
-def test_promises_hold_on_a_device_that_numpy_cannot_read() -> None:
-    """The second device stands for an accelerator, whose memory NumPy cannot read; it is JAX's own, not
-    memojax's client."""
+def test_inferers_work_on_a_device_that_numpy_cannot_read() -> None:
+    """The second device is JAX's own, and stands for an accelerator whose memory NumPy cannot read."""
     out = two_devices("""
         import gc
         from memojax.errors import CompileForbiddenError
         from memojax.inferer import compiled_rows
         compiled_rows.share_host_memory = lambda device, other: False
         OBS = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
-        model = mj.TypedModel.from_function(lambda w, x: {"out": w * x["obs"]}, np.float32(2), {"obs": ((3,), np.float32)})
+        fn = lambda w, x: {"out": w * x["obs"]}
+        model = mj.TypedModel.from_function(fn, np.float32(2), {"obs": ((3,), np.float32)})
         def check(policy, n, dtype=np.float32):
             answer = policy.infer_arrays({"obs": jax.device_put(OBS[:n].astype(dtype), second)})["out"]
             assert answer.devices() == {second} and answer.shape == (n, 3)
@@ -214,7 +217,7 @@ def test_every_inferer_has_a_placement() -> None:
 
 
 @pytest.mark.parametrize("device", [3, "cpu:-1", "cpu:x", "gpu:7", "CPUs"])
-def test_a_device_that_is_none_is_refused(device: object) -> None:
+def test_an_unknown_device_is_refused(device: object) -> None:
     with pytest.raises(DeviceError, match="device"):
         mj.load(scaling(2.0), device=device)
 
