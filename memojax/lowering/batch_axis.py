@@ -1,8 +1,8 @@
 """A graph as a function of rows `[n, *element_shape]`, on whichever axis its file has the batch.
 
-There are two batch rules. `axis`: the file itself runs a whole batch, so it is traced at n. `vmap`: the file
-runs one agent at a time (its batch is 1, or it has none), so the function of a single run is mapped over the
-rows. Under `vmap` rows cannot mix.
+There are two batch rules. `axis`: the file itself runs a whole batch, so it is traced at n. `vmap`: the batch
+of the file is 1, or it has none, so the function of a single run is mapped over the rows. Under `vmap` rows
+cannot mix.
 """
 
 from __future__ import annotations

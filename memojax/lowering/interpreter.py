@@ -49,8 +49,7 @@ _BYTES_SHIFT, _PRODUCTS_SHIFT = 14, 12
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
 
 _SMALL = 1 << 22
-"""If the sizes of its inputs multiply to no more, an operator's output is small, and needs no check of its
-shape before it is computed."""
+"""If the sizes of an operator's inputs multiply to no more, its output is small and needs no check."""
 
 _EMBEDDED = 1 << 12
 """Constants of up to this many bytes do not count towards the limit of embedded constants."""

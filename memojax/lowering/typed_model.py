@@ -420,9 +420,8 @@ def at_trial(typed: TypedModel) -> TypedModel:
     if trial is None:
         names = [*typed.api.free, *(spec.name for spec in typed.api.inputs if spec.static)]
         raise DimensionError(
-            f"{typed.name or 'this model'} has free dimensions or static inputs "
-            f"({', '.join(map(repr, names))}), for which no working values are known: load it with dims= or "
-            "constants="
+            f"{typed.name or 'this model'} has free dimensions or static inputs, and no values are known for "
+            f"{', '.join(map(repr, names))}: load it with dims= or constants="
         )
     return typed.at(trial)
 
