@@ -280,7 +280,7 @@ class Engine:
         candidate, gain = self._remembered(compiler, size)
         try:
             lowered = self._load_or_lower(compiler, size, candidate)
-        except CompileError:  # of the helper, which has compiled it already
+        except CompileError:  # the helper compiles, too, so its errors come here
             if candidate == compiler.default:
                 raise
             lowered, gain = self._load_or_lower(compiler, size, compiler.default), None
