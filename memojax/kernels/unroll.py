@@ -29,6 +29,15 @@ def _is_short(step: Step) -> bool:
     return 0 < step.params["length"] * len(step.params["jaxpr"].jaxpr.eqns) <= _MOST_STEPS
 
 
+def _constants_and_carries(loop: Step) -> tuple[int, int]:
+    """How many of a scan's inputs are constants, and how many its rounds hand on."""
+    if "num_consts" in loop.params:
+        return loop.params["num_consts"], loop.params["num_carry"]
+    # From JAX 0.12 on, a scan has its inputs in three groups in place of two counts.
+    constants, carries, _ = loop.params["ft_in"].update(loop.inputs).unpack()
+    return len(list(constants)), len(list(carries))
+
+
 class _Unroller:
     def __init__(self, residual: Residual):
         self.residual = residual
@@ -114,7 +123,7 @@ class _Unroller:
     def _write_out(self, loop: Step) -> None:
         params = loop.params
         arguments, body, outputs = flattened(params["jaxpr"])
-        consts, carries = params["num_consts"], params["num_carry"]
+        consts, carries = _constants_and_carries(loop)
         length = params["length"]
         env: dict[int, Atom] = dict(zip(arguments[:consts], loop.inputs[:consts], strict=True))
         # Steps that depend on the loop's constants alone are done once.

@@ -1,8 +1,8 @@
 """Random draws as plain arithmetic that XLA:CPU fuses with what reads them.
 
-JAX hashes counters in a loop on CPUs, to compile large programs faster. For a policy this is the slow way: each
-draw becomes two loops of some twenty parts with copies between them, which take longer to compile and to run
-than the same hash without a loop. The numbers are the same, bit for bit.
+JAX hashes counters in a loop on CPUs, to compile large programs faster. For a policy this is the slow way.
+Each draw becomes two loops of some twenty parts with copies between them. They take longer to compile and to
+run than the same hash without a loop. The numbers are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ _PARITY = np.uint32(0x1BD11BDA)
 
 
 def without_loops(residual: Residual) -> Residual:
-    """`residual` with its draws as plain arithmetic; unchanged where it draws nothing, or keeps keys of
-    another kind."""
+    """`residual` with its draws as plain arithmetic; unchanged without draws or with keys of another kind."""
     if not any(step.primitive.name in ("random_bits", _HASH) for step in residual.steps):
         return residual
     try:

@@ -278,7 +278,12 @@ class Engine:
     def _lower_with(self, compiler: PlanCompiler, size: int) -> Lowered:
         """Lower a size for the remembered candidate, or for the default, which is tuned afterwards."""
         candidate, gain = self._remembered(compiler, size)
-        lowered = self._load_or_lower(compiler, size, candidate)
+        try:
+            lowered = self._load_or_lower(compiler, size, candidate)
+        except CompileError:  # the helper compiles, too, so its errors come here
+            if candidate == compiler.default:
+                raise
+            lowered, gain = self._load_or_lower(compiler, size, compiler.default), None
         # No process has tuned this size yet, so tuning follows the compile.
         if gain is None:
             return (

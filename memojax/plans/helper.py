@@ -27,7 +27,7 @@ from ..xla.memory import available_bytes, readable
 from .candidates import Candidate
 from .compiler import PlanCompiler
 from .disk_cache import environment_key
-from .helper_messages import LIMITS, Made, Order, packed, received, send, surroundings
+from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
 
 CompileIn = Literal["auto", "process", "thread"]
 
@@ -70,6 +70,7 @@ class Helper:
 
         Raises:
             CancelledError: the interpreter exits.
+            CompileError, LoweringError: the model does not allow this plan; to compile it here would fail, too.
         """
         why = self._refused or self._why_not(compiler)
         if not why:
@@ -78,6 +79,8 @@ class Helper:
             if isinstance(answer, Made):
                 self.plans += 1
                 return answer
+            if isinstance(answer, Failed):
+                raise answer.error
             why = answer
         log.debug("batch size %d is compiled in this process: %s", size, why)
         return None
@@ -123,7 +126,7 @@ class Helper:
         log.info("plans are compiled in this process from now on: %s", why)
         return why
 
-    def _ask(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | str:
+    def _ask(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | Failed | str:
         """The answer of the process: a plan, or the reason that there is none."""
         try:
             for _ in range(2):
@@ -181,8 +184,8 @@ class _Running:
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._gone: list[int] = []
 
-    def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | str:
-        """A plan, or the reason that the process cannot make it.
+    def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | Failed | str:
+        """A plan, the error of its compile, or the reason that the process cannot make it.
 
         Raises:
             EOFError, OSError, ValueError: the process has ended.

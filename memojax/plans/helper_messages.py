@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from ..errors import CompileError, LoweringError
 from ..kernels.library import kernels_key
 from ..ops.registry import definitions
 from .compiler import Weights
@@ -48,6 +49,13 @@ class Made:
     candidate: str
     ms: float
     origin: str | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The answer for a plan that the model does not allow, with the error of its compile."""
+
+    error: CompileError | LoweringError
 
 
 def surroundings() -> dict[str, Any]:

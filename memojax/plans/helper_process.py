@@ -18,11 +18,12 @@ from typing import IO, Any, NoReturn
 import jax
 from jax.experimental import serialize_executable
 
+from ..errors import CompileError, LoweringError
 from ..lowering.typed_model import TypedModel
 from ..xla.cpu_client import cpu_device
 from .candidates import CANDIDATES
 from .compiler import PlanCompiler, Weights
-from .helper_messages import LIMITS, Made, Order, packed, received, send, surroundings
+from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
 
 IDLE_SECONDS = 300
 """Seconds without an order after which the process ends; the next order starts another."""
@@ -105,6 +106,18 @@ class _Orders:
         _end()
 
 
+def _failure(cause: Exception) -> Failed | str:
+    """The answer for a failed compile: `Failed` for an error of the model, else a text about this process.
+
+    The parent compiles again after a text, but not after `Failed`.
+    """
+    if isinstance(cause, (CompileError, LoweringError)):
+        with contextlib.suppress(Exception):
+            if str(pickle.loads(pickle.dumps(cause))) == str(cause):
+                return Failed(cause)
+    return f"{type(cause).__name__}: {cause}"
+
+
 def _end() -> NoReturn:
     """End at once: XLA's threads may be at work, and an orderly exit would wait for them."""
     os._exit(0)
@@ -131,7 +144,7 @@ def main() -> None:
             try:
                 answer: Any = workshop.make(*given)
             except Exception as cause:
-                answer = f"{type(cause).__name__}: {cause}"
+                answer = _failure(cause)
             send(answers, packed(answer))
         else:
             (workshop.learn if kind == "model" else workshop.forget)(*given)

@@ -442,7 +442,7 @@ def test_ops_lists_all_of_onnx() -> None:
 
 def test_coverage_knows_functions_and_foreign_domains() -> None:
     assert who_lowers("", "Relu", 14) == ("ours", "")
-    assert who_lowers("my.domain", "Snake", 1) == ("no", "no such operator is known here")
+    assert who_lowers("my.domain", "Snake", 1) == ("no", "memojax has no such operator")
     memojax.ops.register("Snake", domain="my.domain")(lambda x: x)
     try:
         row = next(row for row in coverage() if row.op_type == "Snake")

@@ -10,8 +10,13 @@ import pytest
 
 from memojax.kernels.build import NATIVE, system_compiler
 
+HEADER = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+# JAX 0.12 renamed this struct; its fields kept their places.
+EXTENSION = next(
+    name for name in ("XLA_FFI_Extension_Base", "XLA_FFI_InternalExtension") if name in HEADER.read_text()
+)
 FIELDS = {
-    "Extension": ("XLA_FFI_Extension_Base", {"struct_size": "struct_size", "type": "type", "next": "next"}),
+    "Extension": (EXTENSION, {"struct_size": "struct_size", "type": "type", "next": "next"}),
     "Version": ("XLA_FFI_Api_Version", {"major": "major_version", "minor": "minor_version"}),
     "ErrorArgs": (
         "XLA_FFI_Error_Create_Args",

@@ -152,6 +152,26 @@ def test_a_failing_compile_raises_the_usual_error(monkeypatch: pytest.MonkeyPatc
             memojax.load(POLICY, preload=[6], compile_in=where)
 
 
+def test_a_plan_that_fails_in_the_helper_is_not_compiled_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = memojax.load(POLICY, preload=[1], compile_in="process")
+    monkeypatch.setenv("MEMOJAX_MAX_RUN_BYTES", "1")
+    here: list[int] = []
+    lower = PlanCompiler.lower
+
+    def noted(self: PlanCompiler, size: int, *given: Any, **options: Any) -> Any:
+        here.append(size)
+        return lower(self, size, *given, **options)
+
+    monkeypatch.setattr(PlanCompiler, "lower", noted)
+    for background in (True, False):
+        with pytest.raises(memojax.errors.LimitError, match="MEMOJAX_MAX_RUN_BYTES"):
+            policy.preload([8], background=background).wait(60)
+    assert here == []
+    monkeypatch.delenv("MEMOJAX_MAX_RUN_BYTES")
+    policy.preload([8])
+    np.testing.assert_array_equal(policy.infer_arrays({"obs": OBS[:8]})["logits"], expected(8))
+
+
 def test_a_killed_process_costs_nothing_but_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -250,6 +270,50 @@ def test_new_weights_in_the_background_do_not_wait_for_compiles() -> None:
     going.set()
     behind.result(30)
     assert not policy.infer_arrays({"obs": OBS[:2]})["logits"].any()
+
+
+def test_new_weights_in_the_background_during_a_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that compiles during the update gives the new numbers, too."""
+    policy = memojax.load(POLICY, preload=[2], weights="argument")
+    asked, go = threading.Event(), threading.Event()
+    make = Helper.make
+
+    def slow(self: Helper, *given: Any) -> Any:
+        made = make(self, *given)  # a real compile in the helper process
+        asked.set()
+        assert go.wait(60)
+        return made
+
+    monkeypatch.setattr(Helper, "make", slow)
+    compile = policy.preload([4], background=True)
+    assert asked.wait(60)
+    new = {name: value * np.float32(0.5) for name, value in policy.params.items()}
+    policy.update_params(new, background=True).result(60)
+    assert not compile.done()
+    updated = policy.infer_arrays({"obs": OBS[:2]})["logits"]
+    go.set()
+    compile.wait(60)
+    assert policy.is_ready(4)
+    other = memojax.load(POLICY, compile_in="thread", weights="argument")
+    other.update_params(new)
+    for n, found in ((2, updated), (4, policy.infer_arrays({"obs": OBS[:4]})["logits"])):
+        np.testing.assert_allclose(found, other.infer_arrays({"obs": OBS[:n]})["logits"], rtol=1e-6)
+        assert not np.allclose(found, expected(n))
+
+
+@pytest.mark.parametrize("weights", ["constant", "argument"])
+def test_new_weights_in_the_background_while_xla_compiles(weights: Any) -> None:
+    policy = memojax.load(POLICY, preload=[2], weights=weights)
+    compiles = policy.preload(range(10, 40, 3), background=True)
+    new = {name: value * np.float32(0.5) for name, value in policy.params.items()}
+    policy.update_params(new, background=True).result(60)
+    compiles.wait(60)
+    other = memojax.load(POLICY, compile_in="thread")
+    other.update_params(new)
+    for n in (2, 9):
+        found = policy.infer_arrays({"obs": OBS[:n]})["logits"]
+        np.testing.assert_allclose(found, other.infer_arrays({"obs": OBS[:n]})["logits"], rtol=1e-6)
+        assert not np.allclose(found, expected(n))
 
 
 def _run(folder: Path, script: str, **options: Any) -> subprocess.Popen[str]:
