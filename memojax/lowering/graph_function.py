@@ -140,6 +140,7 @@ class GraphFunction:
                 env[value.name] = np.asarray(given, value.dtype)
             else:
                 env[value.name] = _traced(given)
+        # Shapes and branches are decided above: static inputs stay NumPy arrays, and all others are traced.
         if self.random and key is None:
             raise LoweringError("this model has random operators: pass a JAX PRNG key")
         with counting_rows(self.rows(inputs)):

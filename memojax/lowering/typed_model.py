@@ -136,6 +136,8 @@ class TypedModel:
         breaks = host_nodes(graph, operators)
         check_no_text(graph)
         failure: LoweringError | None = None
+        # Breaks at NonZero and Compress may be unnecessary, if the nodes after them can work in place (see
+        # masked.py). If they cannot, tracing fails, and the file runs with its breaks.
         if not host_nodes(graph, operators, masked=True):
             try:
                 rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
