@@ -63,7 +63,7 @@ def test_all_sets_play_the_same_seeds_in_one_call(name: str, num_envs: int | Non
         np.testing.assert_array_equal(found.lengths, alone.lengths)
         assert found.steps == alone.steps
     if num_envs is None:
-        assert max(found.batch_sizes) == 12
+        assert max(results["set 0"].batch_sizes) == 12
     evaluation.compare(results["set 0"], results["set 1"])
 
 
