@@ -200,9 +200,10 @@ class PolicyPool:
                 f"policies names {len(policies)} weight sets for {n} rows, expected one name per row"
             )
         named = self._run(rows, n, policies) if n else self._nothing()
-        if device is None:
-            return named
-        return {name: jax.device_put(row, device) for name, row in named.items()}
+        answers: Arrays = {}
+        for name, row in named.items():
+            answers[name] = row if device is None else jax.device_put(row, device)
+        return answers
 
     def _nothing(self) -> dict[str, np.ndarray]:
         return {spec.name: np.zeros((0, *spec.shape), spec.dtype) for spec in self._typed.api.outputs}
