@@ -100,12 +100,9 @@ class _Axis(NamedTuple):
 
 def _convolved(step: Step, image: Any, weights: Any) -> Any:
     params = step.params
-    high, wide = (
-        _Axis.of(*sizes, stride, padding)
-        for *sizes, stride, padding in zip(
-            image.shape[2:], weights.shape[2:], params["window_strides"], params["padding"], strict=True
-        )
-    )
+    strides, padding = params["window_strides"], params["padding"]
+    high = _Axis.of(image.shape[2], weights.shape[2], strides[0], padding[0])
+    wide = _Axis.of(image.shape[3], weights.shape[3], strides[1], padding[1])
     count, channels = image.shape[:2]
     made = weights.shape[0]
     zero = np.float32(0)
