@@ -140,7 +140,7 @@ def serve_options(replicas: int) -> dict[str, Any]:
 
 
 def ask(handle: Any, row: np.ndarray, key: str, seconds: float) -> list[float]:
-    """Milliseconds of each request of `CLIENTS` clients; a client waits for its answer before the next one."""
+    """Milliseconds of each request of `CLIENTS` clients; a client has one request at a time."""
     found: list[float] = []
 
     async def client(end: float) -> None:
