@@ -335,7 +335,7 @@ def main() -> None:
         tests(report, clock)
     device = accelerator(given.dry)
     report.device, report.machine = f"{device.device_kind} ({device.platform})", machine()
-    # Short parts first, so that the long one takes what is left.
+    # Short parts run first, and the long one takes the rest of the time.
     transfers(report, device, given.dry)
     preloads(report, clock, device, given.dry)
     calls(report, clock, device, given.dry)
