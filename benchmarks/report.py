@@ -58,8 +58,8 @@ def summary() -> str:
             "",
             _prose(
                 f"{verdict}: over {len(loose)} cases, memojax takes {mean:.2f} times as long (geometric "
-                f"mean; {min(loose):.2f} to {max(loose):.2f}). With a file whose batch is fixed to 1, memojax "
-                f"is {min(fixed):.0f} to {max(fixed):.0f} times faster from 8 rows on."
+                f"mean; {min(loose):.2f} to {max(loose):.2f}). With a file whose batch is fixed to 1, "
+                f"memojax is {min(fixed):.0f} to {max(fixed):.0f} times faster from 8 rows on."
             ),
         ]
     )
