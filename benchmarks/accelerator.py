@@ -1,12 +1,11 @@
-"""What memojax does on an accelerator, in one run of at most eight minutes: the GPU tests, latency and throughput
-by batch size, transfers, preload times.
+"""Measure memojax on an accelerator in eight minutes: GPU tests, latency, throughput, transfers, preloads.
 
     python benchmarks/accelerator.py [--dry] [--seconds 480] [--json FILE] [--markdown FILE]
 
-Contenders: memojax with NumPy and with `jax.Array`s, its variants (other precisions of products, weights inside of
-the executable, no Triton), and PyTorch (eager, `torch.compile`, the same with CUDA graphs) and ONNX Runtime's
-CUDA provider where these are installed. What is absent, or has no time left, is listed with its reason. `--dry`
-plays the script on the CPU with few calls, to see that all of it runs.
+Contenders: memojax with NumPy and with `jax.Array`s, and its variants (other precisions of products, weights
+in the executable, no Triton). If they are installed, also PyTorch (eager, `torch.compile`, with CUDA graphs)
+and ONNX Runtime's CUDA provider. The report lists absent contenders, and those for which no time was left,
+with the reason. `--dry` runs the script on the CPU with few calls, to test all of it.
 """
 
 from __future__ import annotations
