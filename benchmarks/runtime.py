@@ -1,7 +1,7 @@
 """A `Runtime` of 30 models: threads and one thread, and the budget of `run_for`, compared with ONNX Runtime.
 
-    python benchmarks/runtime.py [--quick] [--sizes 1 4 18] [--frames 1000] [--hz 60] [--markdown] [--json
-    FILE]
+    python benchmarks/runtime.py [--quick] [--sizes 1 4 18] [--frames 1000] [--hz 60] [--markdown]
+    [--json FILE]
 
 Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table runs all waiting agents
 at one batch size. The second table plays frames. In each frame every model gets 1 to 18 agents, in new

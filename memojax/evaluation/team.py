@@ -20,7 +20,7 @@ from .rollout import Setting
 
 
 class Spaces(Protocol):
-    """What has an observation space and an action space: a pool, or an agent of it."""
+    """An object with an observation space and an action space: a pool, or an agent of it."""
 
     @property
     def name(self) -> str:
