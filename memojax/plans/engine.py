@@ -364,7 +364,7 @@ class Engine:
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
-            # Whatever the entry's fault, a compile is right. The entry goes, or each start would try it
+            # A compile replaces an entry with any fault. The entry is deleted, or each start would try it
             # again.
             except Exception as cause:
                 log.warning(
