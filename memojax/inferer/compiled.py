@@ -103,6 +103,7 @@ class ModelInferer(InfererOfModel):
             tuner=self._tuner,
             beside=beside,
             compile_in=self.options.compile_in,
+            pads=self._route.pads or bool(typed.only_rows),
         )
 
     def _rows_of(self, engine: Engine) -> CompiledRows:
@@ -217,7 +218,7 @@ class ModelInferer(InfererOfModel):
         check_mapping(inputs)
         rows, given = (self._only, inputs) if self._only else self._rows.of_inputs(inputs)
         if any(lives_on_device(value) for value in given.values()):
-            return rows.infer_on_device(given)
+            return rows.on_device.infer(given)
         quick = self._only is None and not self.options.checked
         return (rows.hit(given) if quick else None) or rows.infer(given, ids)
 
@@ -246,6 +247,7 @@ class ModelInferer(InfererOfModel):
         workers: int = 1,
         background: bool = False,
         progress: bool = False,
+        device: str | jax.Device | None = None,
     ) -> Preload:
         """Compile plans for `sizes`; `maxsize` never drops them.
 
@@ -264,15 +266,20 @@ class ModelInferer(InfererOfModel):
             background: return at once and compile on the background worker, at low priority.
             progress: show a bar, in a terminal or a notebook; in the background, while the handle's `wait` is
                 waited for.
+            device: compile plans for `jax.Array`s on this device, now. Without it, plans for NumPy batches are
+                compiled now, and those for `jax.Array`s on an accelerator behind the first call there. On a
+                CPU both have the same plans.
 
         Raises:
             BatchSizeError: a size that is no positive whole number; nothing is compiled then.
             DimensionError: a dimension is missing or unknown; nothing is compiled then.
+            DeviceError: there is no such device.
         """
         wanted = sizes_of(sizes, self.api)
         if is_revived():
             self._expect(wanted)
             return Preload.finished([])
+        where = None if device is None else resolve_device(device)
         alone = [size for size, binding in wanted if binding is None]
         if self._only is None:
             self._rows.pin(alone)
@@ -280,15 +287,17 @@ class ModelInferer(InfererOfModel):
         if self._only is not None:
             only = self._only
             tasks += [(only, self._planned(only, size)) for size in alone]
-        tasks = list(dict.fromkeys(tasks))
-        for rows, size in tasks:
-            rows.cache.pin([size])
-        named = {bound_size(size, rows.typed.binding): (rows, size) for rows, size in tasks}
+        caches = {
+            bound_size(size, rows.typed.binding): (rows.cache_on(where), size)
+            for rows, size in dict.fromkeys(tasks)
+        }
+        for cache, size in caches.values():
+            cache.pin([size])
         if not background and workers <= 1 and not progress:
-            for rows, size in tasks:
-                rows.cache.get(size)
-            return Preload.finished(list(named))
-        handle = Preload(list(named), lambda one: _compiled(*named[one]), workers, background, progress)
+            for cache, size in caches.values():
+                cache.get(size)
+            return Preload.finished(list(caches))
+        handle = Preload(list(caches), lambda one: _compiled(*caches[one]), workers, background, progress)
         if not background:
             handle.wait()
         return handle
@@ -381,7 +390,7 @@ class ModelInferer(InfererOfModel):
         Raises:
             BatchSizeError: nothing has run yet.
         """
-        plans = self.plans()
+        plans = sorted(self.plans(), key=lambda plan: plan.calls)  # of those of a size, the one in use counts
         latency = {plan.size: plan.median_us / 1e6 for plan in plans if plan.median_us is not None}
         compiling = {plan.size: plan.compile_ms / 1e3 for plan in plans}
         return recommend(
@@ -389,7 +398,7 @@ class ModelInferer(InfererOfModel):
         )
 
     def cache_info(self) -> CacheInfo:
-        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows.
+        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows, on all devices together.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1])
         >>> answers = policy.infer_arrays({"obs": np.zeros((1, 6), np.float32)})
@@ -481,8 +490,8 @@ def _ready(cache: PlanCache) -> list[int]:
     return sorted({*cache.sizes(), *cache.expected()})
 
 
-def _compiled(rows: CompiledRows, size: int) -> Any:
-    return rows.cache.get(size)
+def _compiled(cache: PlanCache, size: int) -> Any:
+    return cache.get(size)
 
 
 def _no_plan(size: int) -> None:

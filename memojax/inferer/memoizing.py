@@ -101,7 +101,9 @@ class MemoizingDynamicInferer(ModelInferer):
             checked,
             compile_in,
         )
-        super().__init__(typed, (), options, Buckets(bucket_of(bucketing, max_batch_size), on_miss))
+        exact = isinstance(bucketing, str) and bucketing == "exact" and max_batch_size is None
+        route = Buckets(bucket_of(bucketing, max_batch_size), on_miss, exact=exact)
+        super().__init__(typed, (), options, route)
         if on_miss == "pad":
             self._refuse_mixing("on_miss='pad'")
         self.preload(preloaded_sizes)

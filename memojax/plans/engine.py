@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import pickle
 import threading
 import time
 import weakref
@@ -28,10 +27,13 @@ from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
 from .compiler import Lowered, PlanCompiler, Weights
 from .disk_cache import DiskCache, environment_key
+from .elsewhere import Elsewhere
 from .helper import CompileIn, helper, wanted
 from .hoist import Residual
 from .plan import Plan, PlanInfo
+from .row_assembly import RowAssembly, RowJoin
 from .row_check import plan_mixing
+from .serialized import accelerator_key, as_bytes, from_bytes
 from .tuning_log import Choices
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -67,9 +69,10 @@ class Engine:
         tuner: Tuner | None = None,
         beside: Engine | None = None,
         compile_in: CompileIn = "auto",
+        pads: bool = False,
     ):
         """Plans for `typed` on `device`; `beside` has the same weights, another binding, and shares
-        `maxsize`."""
+        `maxsize`; `pads` says that rows may come that fit no plan exactly."""
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
@@ -94,7 +97,8 @@ class Engine:
         self._choices = (
             Choices(disk.folder) if self._disk is not None and isinstance(disk, DiskCache) else None
         )
-        self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
+        self._pads = pads
+        self._elsewhere: dict[jax.Device, Elsewhere] = {}
         self._lock = threading.Lock()
         self._journal = Journal()
         # Even, and another number after each change of weights; odd while one is under way.
@@ -110,8 +114,12 @@ class Engine:
         for cache in (self.cache, *self.elsewhere().values()):
             cache.clear(size)
 
-    def on(self, device: jax.Device) -> PlanCache:
-        """The plans for `jax.Array`s on a device."""
+    def on(self, device: jax.Device) -> Elsewhere:
+        """The plans for `jax.Array`s on a device. Sizes that were preloaded are compiled there behind the
+        first call."""
+        found = self._elsewhere.get(device)
+        if found is not None:
+            return found
         with self._lock:
             if device not in self._elsewhere:
                 # A compiler of its own: its plans take `jax.Array`s and hold their weights on this device.
@@ -122,11 +130,12 @@ class Engine:
                     self._precision,
                     host=False,
                 )
-                self._elsewhere[device] = (
-                    compiler,
-                    PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize, self.cache),
+                cache = PlanCache(
+                    functools.partial(self._lower_on, compiler), self.cache.maxsize, self.cache
                 )
-            return self._elsewhere[device][1]
+                cache.expect(self.cache.pinned())
+                self._elsewhere[device] = Elsewhere(compiler, cache, RowJoin(device))
+            return self._elsewhere[device]
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
         """The result of `run`; it runs again if the weights changed meanwhile, and after some tries they must
@@ -140,13 +149,18 @@ class Engine:
             return run()
 
     def cache_info(self) -> CacheInfo:
-        """Counts of the plans for NumPy batches."""
-        return replace(self.cache.info(), disk_hits=self.disk_hits)
+        """Counts of the plans for NumPy batches and for `jax.Array`s, on all devices together."""
+        infos = [self.cache.info(), *(cache.info() for cache in self.elsewhere().values())]
+        return replace(CacheInfo.total(infos, self.cache.maxsize), disk_hits=self.disk_hits)
 
     def plan_infos(self) -> list[PlanInfo]:
-        """The plans for NumPy batches, by size."""
-        dims, mixing = self.typed.binding.shown(), self.mixing or ()
-        return [replace(plan.info(), dims=dims, mixing=mixing) for plan in self.cache.plans()]
+        """The plans for NumPy batches, by size, then those for `jax.Array`s, by device."""
+        facts: dict[str, Any] = {"dims": self.typed.binding.shown(), "mixing": self.mixing or ()}
+        found = [replace(plan.info(), **facts) for plan in self.cache.plans()]
+        for device, cache in self.elsewhere().items():
+            arrays = f"{device.platform}:{device.id}"
+            found += [replace(plan.info(), arrays=arrays, **facts) for plan in cache.plans()]
+        return found
 
     @property
     def is_idle(self) -> bool:
@@ -160,11 +174,18 @@ class Engine:
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
         """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a
         compile."""
-        return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
+        return {device: there.cache for device, there in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
         self._check_fits(compiler, size)
-        return compiler.lower(size).then(functools.partial(self._check_rows, compiler))
+        lowered = self._load_or_lower(compiler, size, compiler.default)
+        finish = functools.partial(self._assembled, compiler), functools.partial(self._check_rows, compiler)
+        return lowered.then(finish[0]).then(finish[1])
+
+    def _assembled(self, compiler: PlanCompiler, plan: Plan) -> None:
+        plan.assembly = RowAssembly(self.typed.api.inputs, plan.size, compiler.device)
+        if self._pads:
+            plan.assembly.prepare()
 
     def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
         """Run the first plan of two rows or more on rows of which one changes, and note what else changes.
@@ -205,7 +226,7 @@ class Engine:
                 steps = [self._becoming_argument(typed, like._compiler if like else None)]
             else:
                 steps = [self._compiler.updating(typed)]
-            for device, (compiler, cache) in list(self._elsewhere.items()):
+            for device, (compiler, cache, _) in list(self._elsewhere.items()):
                 if compiler.weights == "argument":
                     steps.append(compiler.updating(typed))
                 else:
@@ -350,8 +371,7 @@ class Engine:
         """Load a size from disk; else have the helper make it, or trace and lower it here. It is stored once
         compiled."""
         as_arguments = compiler.weights == "argument"
-        disk = None if as_arguments and self.device.platform != "cpu" else self._disk
-        helped = wanted(self._compile_in)
+        disk, helped = self._disk, wanted(self._compile_in)
         if disk is None and not helped:
             return compiler.lower(size, candidate)
         # With argument weights, the trace says in which order the executable takes them.
@@ -364,7 +384,7 @@ class Engine:
         payload = disk.get(key)
         if payload is not None:
             try:
-                compiled = self._loaded(payload)
+                compiled = from_bytes(payload, [compiler.device])
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
@@ -406,7 +426,7 @@ class Engine:
             return None
         started = time.perf_counter()
         try:
-            compiled = self._loaded(made.payload)
+            compiled = from_bytes(made.payload, [compiler.device])
             plan = compiler.adopt(size, compiled, made.ms, CANDIDATES[made.candidate], residual)
         except Exception as cause:
             log.warning("batch size %d came from the helper process and does not load: %s", size, cause)
@@ -417,23 +437,13 @@ class Engine:
             plan.executable = replace(plan.executable, stored=key)
         return plan
 
-    def _loaded(self, payload: bytes) -> Any:
-        """An executable of those that this user, or this process's helper, serialized."""
-        from jax.experimental import serialize_executable
-
-        return serialize_executable.deserialize_and_load(
-            *pickle.loads(payload), backend=self.device.client, execution_devices=[self.device]
-        )
-
     def _write(self, plan: Plan, key: dict[str, Any]) -> None:
         if self._disk is None:
             return
         stored = plan.executable.stored
         try:
-            from jax.experimental import serialize_executable
-
             if stored is None:
-                self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+                self._disk.put(key, as_bytes(plan.executable.compiled))
             elif stored != key and (payload := self._disk.get(stored)) is not None:
                 # What is serialized of an executable that was loaded lacks parts, and may not load again.
                 self._disk.put(key, payload)
@@ -457,12 +467,14 @@ class Engine:
             "model": self._fingerprint,
             "name": name.rsplit("/", 1)[-1],
             "size": size,
-            "platform": self.device.platform,
+            "platform": compiler.device.platform,
             "precision": compiler.precision,
             "candidate": candidate.name if candidate else None,
             "kernels": kernels_key() if candidate is None or candidate.kernels else None,
-            "options": over_defaults(self.device, candidate.options if candidate else {}),
+            "options": over_defaults(compiler.device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
             # Raised whenever the meaning of an entry changes, so older entries are not found.
             "layout": 2,
+            **accelerator_key(compiler.device),
+            **({} if compiler.host else {"arrays": "jax"}),
         }

@@ -10,6 +10,7 @@ import numpy as np
 
 from .dispatch import SAMPLE_EVERY, Answer, Meter, Rows, Run
 from .hoist import Residual
+from .row_assembly import RowAssembly
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class PlanInfo:
         candidate: the candidate that it was compiled by; "default" until autotuning finds a better one.
         dims: sizes of free dimensions and values of static inputs that the plan is for.
         mixing: outputs in which rows influence each other, so that the plan runs whole batches only.
+        arrays: whose batches it runs: "NumPy", or the device on which `jax.Array`s lie, such as "gpu:0".
         gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was
             timed.
     """
@@ -40,6 +42,7 @@ class PlanInfo:
     gain: float | None = None
     dims: Mapping[str, Any] = field(default_factory=dict)
     mixing: tuple[str, ...] = ()
+    arrays: str = "NumPy"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Plan:
         answer: outputs by name for inputs by name; None, before anything runs, if an input is missing or is
             not a NumPy array of this plan's shape and dtype.
         traced: the trace, for autotuning; None if it was not kept.
+        assembly: makes the rows of this plan from others on its device; None for a plan of NumPy rows.
     """
 
     __slots__ = (
@@ -91,6 +95,7 @@ class Plan:
         "_run",
         "_tick",
         "answer",
+        "assembly",
         "compile_ms",
         "gain",
         "meter",
@@ -115,6 +120,7 @@ class Plan:
         self.compile_ms: float = compile_ms
         self.gain: float | None = None
         self.traced: Residual | None = None
+        self.assembly: RowAssembly | None = None
         self.executable = executable
         self.meter: Meter = meter
         self._tick = meter.tick

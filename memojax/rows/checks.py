@@ -13,6 +13,7 @@ from .._types import Array
 from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
 from ..model.signature import TensorSpec
 from ..xla.settings import operator_settings, own_settings
+from ..xla.views import has_views
 from .device_choice import DeviceChoice
 from .states import as_dtype, can_cast, check_fits, dtype_message
 
@@ -43,22 +44,29 @@ def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tupl
 
 
 def device_rows(
-    specs: Sequence[TensorSpec], inputs: Mapping[str, Any], choice: DeviceChoice
+    specs: Sequence[TensorSpec],
+    inputs: Mapping[str, Any],
+    choice: DeviceChoice,
+    *,
+    cast_later: bool = False,
 ) -> tuple[list[jax.Array], int, jax.Device]:
     """Inputs as arrays on the device that `choice` names, the number of rows, and that device.
+
+    With `cast_later`, numbers that become floats keep their dtype where that spares a trip to the host.
 
     Raises:
         InputError: an unknown, missing, misshapen or mistyped input.
         DeviceError: `jax.Array`s on several devices, where that is refused.
     """
     chosen, device = chosen_device(specs, inputs, choice)
+    cast_later = cast_later and has_views(device)
     given = list(chosen.values())
     n = check_shapes(specs, given)
     given = [shared_value(spec, row) if spec.shared else row for spec, row in zip(specs, given, strict=True)]
     with own_settings():
         for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
             if value.dtype != spec.dtype:
-                value = _cast(spec, value)
+                value = _checked_cast(spec, value, cast_later)
             if not isinstance(value, jax.Array):
                 # A copy: the CPU backend may take over the caller's memory, and read it after this call has
                 # returned.
@@ -83,9 +91,11 @@ def chosen_device(
     return given, choice.choose(specs, list(given.values()))
 
 
-def _cast(spec: TensorSpec, value: Any) -> np.ndarray:
+def _checked_cast(spec: TensorSpec, value: Any, cast_later: bool) -> Any:
     if not can_cast(np.dtype(value.dtype), spec.dtype):
         raise InputDtypeError(dtype_message(spec, value.dtype))
+    if cast_later and isinstance(value, jax.Array) and not spec.shared and jnp.issubdtype(spec.dtype, jnp.floating):
+        return value
     check_fits(spec, value)
     # By NumPy, even from an accelerator: JAX would compile the cast for each number of rows, and keep it for
     # good.

@@ -134,37 +134,58 @@ def test_hidden_state_follows_and_wrappers_warn_once() -> None:
     assert out.count("WARNING") == 1
 
 
+UNREADABLE = """
+    import gc
+    from memojax.errors import CompileForbiddenError, InputError
+    from memojax.inferer import device_rows, compiled_rows
+    from memojax.plans import row_assembly
+    from memojax.xla import views
+
+    # The second device stands for an accelerator, whose memory NumPy cannot read. Whoever moves its rows to the
+    # host is caught, but for the views, which on a CPU are copies by NumPy.
+    compiled_rows.share_host_memory = device_rows.share_host_memory = lambda device, other: False
+    by_host = device_rows.DeviceRows._by_host
+    trips = []
+    device_rows.DeviceRows._by_host = lambda self, *given: trips.append(given) or by_host(self, *given)
+    OBS = np.random.default_rng(0).standard_normal((700, 3)).astype(np.float32)
+    model = mj.TypedModel.from_function(lambda w, x: {"out": w * x["obs"]}, np.float32(2), {"obs": ((3,), np.float32)})
+    def check(policy, n, dtype=np.float32):
+        answer = policy.infer_arrays({"obs": jax.device_put(OBS[:n].astype(dtype), second)})["out"]
+        assert answer.devices() == {second} and answer.shape == (n, 3)
+        np.testing.assert_array_equal(answer, 2 * OBS[:n].astype(dtype).astype(np.float32))
+    def executables():
+        gc.collect()
+        return len(second.client.live_executables())
+"""
+
+
 def test_promises_hold_on_a_device_that_numpy_cannot_read() -> None:
-    """The second device stands for an accelerator, whose memory NumPy cannot read; it is JAX's own, not
-    memojax's client."""
-    out = two_devices("""
-        import gc
-        from memojax.errors import CompileForbiddenError
-        from memojax.inferer import compiled_rows
-        compiled_rows.share_host_memory = lambda device, other: False
-        OBS = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
-        model = mj.TypedModel.from_function(lambda w, x: {"out": w * x["obs"]}, np.float32(2), {"obs": ((3,), np.float32)})
-        def check(policy, n, dtype=np.float32):
-            answer = policy.infer_arrays({"obs": jax.device_put(OBS[:n].astype(dtype), second)})["out"]
-            assert answer.devices() == {second} and answer.shape == (n, 3)
-            np.testing.assert_array_equal(answer, 2 * OBS[:n].astype(dtype).astype(np.float32))
-        def executables():
-            gc.collect()
-            return len(second.client.live_executables())
+    """The second device is JAX's own, not memojax's client."""
+    out = two_devices(
+        textwrap.dedent(UNREADABLE)
+        + textwrap.dedent("""
         policy = mj.load(model, bucketing="pow2", max_batch_size=64)
         for n in (32, 64):
             check(policy, n)
         before = executables()
         with mj.forbid_compile():
-            for n in [*range(17, 33), *range(81, 97), *range(161, 193)]:
+            for n in [*range(17, 33), *range(33, 65)]:
+                check(policy, n)
+            assert trips == []
+            # What is not compiled before a call, goes through the host here.
+            for n in [*range(81, 97), *range(161, 193)]:
                 check(policy, n)
             for n in range(17, 33):
                 check(policy, n, np.float16)
         assert executables() == before, (before, executables())
+        assert len(trips) == 16
         sizes = policy.batch_sizes()
         assert (sizes[17], sizes[32], sizes[81]) == (2, 3, 1), sizes
         cache, = policy._engine.elsewhere().values()
         assert cache.sizes() == [32, 64] and policy._cache.sizes() == []
+        assert [(plan.size, plan.arrays) for plan in policy.plans()] == [(32, "cpu:1"), (64, "cpu:1")]
+        info = policy.cache_info()
+        assert (info.misses, info.currsize) == (2, 2) and info.padded_rows > 100, info
         policy.cache_clear(32)
         assert cache.sizes() == [64]
         policy.cache_clear()
@@ -188,8 +209,48 @@ def test_promises_hold_on_a_device_that_numpy_cannot_read() -> None:
         except CompileForbiddenError:
             print("refused")
         assert policy.batch_sizes() == {5: 1}
+        policy.preload([5, 6], device=second)
+        with mj.forbid_compile():
+            check(policy, 5)
+        policy.preload([7])
+        assert [plan.size for plan in policy.plans()] == [7, 5, 6]
     """)
+    )
     assert out.split() == ["refused", "refused"]
+
+
+def test_no_executable_and_no_memory_for_each_number_of_rows() -> None:
+    """200 numbers of rows, padded, split and cast: the executables are those of the plans, whatever comes."""
+    two_devices(
+        textwrap.dedent(UNREADABLE)
+        + textwrap.dedent("""
+        compiles = []
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda event, *_, **__: compiles.append(event) if "backend_compile" in event else None)
+        policies = [
+            mj.load(model, bucketing="pow2", max_batch_size=64),
+            mj.load(model, bucketing=[48, 200]),
+            mj.load(model, on_miss="pad", preload=[16]),
+            mj.DynamicInferer(model, 32),
+            mj.FixedBatchInferer(model, [3, 40]),
+        ]
+        def sweep(sizes):
+            for policy in policies:
+                for n in sizes:
+                    for dtype in (np.float32, np.float16):
+                        check(policy, n, dtype)
+        sweep([1 << power for power in range(10)] + [3, 5, 600])
+        policies[2]._family.engines()[0].on(second)
+        first_compiles, before = len(compiles), executables()
+        policies.pop(2)  # its plans for other sizes are compiled behind the calls
+        sweep(range(1, 201))
+        later = len(compiles) - first_compiles
+        assert trips == [], len(trips)
+        print(first_compiles, later, before, executables())
+        assert later <= 12, later
+        assert executables() <= before + 12
+    """)
+    )
 
 
 def test_one_device_is_never_warned_about(caplog: pytest.LogCaptureFixture) -> None:
