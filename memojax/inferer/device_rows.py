@@ -76,21 +76,11 @@ class DeviceRows:
         taken, size = base.route.of(n, there.cache)
         if taken == n:
             results = self._part(there, rows, 0, n, size)
-            return results if size == n else [_first(result, n) for result in results]
+            return results if size == n else [first_rows(result, n) for result in results]
         base.refuse_mixing(f"running {n} rows in parts")
         places, parts = base.engine.with_one_set_of_weights(lambda: self._parts(there, rows, n))
         joined = there.join(parts, places, n)
-        if joined is not None:
-            return joined
-        ends = [*places[1:], n]
-        with own_settings():
-            cut = [
-                [np.asarray(result)[: end - at] for result in part]
-                for part, at, end in zip(parts, places, ends, strict=True)
-            ]
-            return [
-                on_device(np.concatenate(pieces), there.compiler.device) for pieces in zip(*cut, strict=True)
-            ]
+        return joined if joined is not None else there.join.by_host(parts, places, n)
 
     def _parts(
         self, there: Elsewhere, rows: Sequence[jax.Array], n: int
@@ -121,25 +111,13 @@ class DeviceRows:
             row.dtype != spec.dtype or (not spec.shared and row.shape[0] != size)
             for spec, row in zip(specs, rows, strict=True)
         ):
-            given = plan.assembly(rows, start, taken) if plan.assembly is not None else None
+            assembly = plan.assembly
+            if assembly is None:
+                raise AssertionError("a plan for jax.Arrays puts their rows together")
+            given = assembly(rows, start, taken)
             if given is None:
-                given = self._by_host(there.compiler.device, rows, start, taken, size)
+                given = assembly.by_host(rows, start, taken)
         return list(plan(given, self._key() if plan.random else None))
-
-    def _by_host(
-        self, device: jax.Device, rows: Sequence[Any], start: int, taken: int, size: int
-    ) -> list[jax.Array]:
-        """The rows of a plan, cut, padded and cast by NumPy."""
-        specs = self._rows.typed.api.inputs
-        with own_settings():
-            host = [
-                np.asarray(row) if spec.shared else np.asarray(row)[start : start + taken]
-                for spec, row in zip(specs, rows, strict=True)
-            ]
-            # Copies: a device may read the memory after this call, or take it over, while the next part
-            # writes to the buffers.
-            padded = self._rows.padded(host, taken, size)
-            return [on_device(np.array(row), device) for row in padded]
 
 
 def share_host_memory(device: jax.Device, other: jax.Device) -> bool:
@@ -147,9 +125,12 @@ def share_host_memory(device: jax.Device, other: jax.Device) -> bool:
     return device.platform == other.platform == "cpu"
 
 
-def _first(result: jax.Array, n: int) -> jax.Array:
+def first_rows(result: jax.Array, n: int) -> jax.Array:
+    """The first `n` rows of an array on one device."""
+    if result.shape[0] == n:
+        return result
     device = next(iter(result.devices()))
     if has_views(device) and can_view(result.dtype) and result.size:
         return view(result, 0, n)
     with own_settings():
-        return on_device(np.asarray(result)[:n], device)
+        return on_device(np.array(np.asarray(result)[:n]), device)

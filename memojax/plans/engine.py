@@ -130,9 +130,7 @@ class Engine:
                     self._precision,
                     host=False,
                 )
-                cache = PlanCache(
-                    functools.partial(self._lower_on, compiler), self.cache.maxsize, self.cache
-                )
+                cache = PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize, self.cache)
                 cache.expect(self.cache.pinned())
                 self._elsewhere[device] = Elsewhere(compiler, cache, RowJoin(device))
             return self._elsewhere[device]

@@ -24,6 +24,11 @@ _VIEWS = 4
 of executables small."""
 
 
+_MOST_LAST_ROWS = 8
+"""Granules with more rows than this would need as many executables for the last rows: such rows, of an odd number
+of bytes, go through the host."""
+
+
 class _Kept:
     """Executables for one device, each compiled when it is first asked for."""
 
@@ -98,6 +103,20 @@ class RowAssembly:
         found = iter(made)
         return [row if shared else next(found) for row, shared in zip(rows, self._shared, strict=True)]
 
+    def by_host(self, rows: Sequence[Any], start: int, count: int) -> list[Any]:
+        """The same by NumPy, through the host's memory."""
+        found = iter(self._specs)
+        with own_settings():
+            return [
+                row if shared else self._by_numpy(next(found), row, start, count)
+                for row, shared in zip(rows, self._shared, strict=True)
+            ]
+
+    def _by_numpy(self, spec: TensorSpec, row: Any, start: int, count: int) -> jax.Array:
+        padded = np.zeros(spec.rows(self._size), spec.dtype)
+        padded[:count] = np.asarray(row)[start : start + count]
+        return jax.device_put(padded, self._device)
+
     def _made(self, sources: Sequence[Any], dtypes: Any, start: int, count: int) -> Sequence[Any] | None:
         unit, n, stop = self._unit(dtypes), sources[0].shape[0], start + count
         begin = start - start % unit
@@ -131,9 +150,12 @@ class RowAssembly:
         return self._empty
 
     def _viewable(self, dtypes: Sequence[np.dtype]) -> bool:
-        return all(
-            math.prod(spec.shape) > 0 and can_view(dtype)
-            for spec, dtype in zip(self._specs, dtypes, strict=True)
+        return (
+            all(
+                math.prod(spec.shape) > 0 and can_view(dtype)
+                for spec, dtype in zip(self._specs, dtypes, strict=True)
+            )
+            and self._unit(dtypes) <= _MOST_LAST_ROWS
         )
 
     def _unit(self, dtypes: Sequence[np.dtype]) -> int:
@@ -204,7 +226,9 @@ class RowJoin:
         """
         if not has_views(self._device) or not all(can_view(array.dtype) for part in parts for array in part):
             return None
-        room = 1 << max(at + part[0].shape[0] - 1 for at, part in zip(places, parts, strict=True)).bit_length()
+        room = (
+            1 << max(at + part[0].shape[0] - 1 for at, part in zip(places, parts, strict=True)).bit_length()
+        )
         made = [self._put(part, room, first=at == 0) for at, part in zip(places, parts, strict=True)]
         if any(run is None for run in made):
             return None
@@ -212,6 +236,16 @@ class RowJoin:
         for at, part, run in zip(places, parts, made, strict=True):
             filled = _again(run, np.array(at, np.int32), list(part), list(filled))
         return [view(rows, 0, n) for rows in filled]
+
+    def by_host(self, parts: Sequence[Sequence[Any]], places: Sequence[int], n: int) -> list[Any]:
+        """The same by NumPy, through the host's memory."""
+        ends = [*places[1:], n]
+        with own_settings():
+            cut = [
+                [np.asarray(array)[: end - at] for array in part]
+                for part, at, end in zip(parts, places, ends, strict=True)
+            ]
+            return [jax.device_put(np.concatenate(pieces), self._device) for pieces in zip(*cut, strict=True)]
 
     def _put(self, part: Sequence[jax.Array], room: int, first: bool) -> Any:
         like = tuple((tuple(array.shape), np.dtype(array.dtype)) for array in part)
@@ -226,7 +260,9 @@ class RowJoin:
 
         def shapes() -> list[Any]:
             arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in like]
-            before = [] if first else [jax.ShapeDtypeStruct((room, *shape[1:]), dtype) for shape, dtype in like]
+            before = (
+                [] if first else [jax.ShapeDtypeStruct((room, *shape[1:]), dtype) for shape, dtype in like]
+            )
             return [jax.ShapeDtypeStruct((), np.int32), arrays, before]
 
         return self._kept.get((room, first, like), run, shapes)

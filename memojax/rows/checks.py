@@ -94,7 +94,12 @@ def chosen_device(
 def _checked_cast(spec: TensorSpec, value: Any, cast_later: bool) -> Any:
     if not can_cast(np.dtype(value.dtype), spec.dtype):
         raise InputDtypeError(dtype_message(spec, value.dtype))
-    if cast_later and isinstance(value, jax.Array) and not spec.shared and jnp.issubdtype(spec.dtype, jnp.floating):
+    if (
+        cast_later
+        and isinstance(value, jax.Array)
+        and not spec.shared
+        and jnp.issubdtype(spec.dtype, jnp.floating)
+    ):
         return value
     check_fits(spec, value)
     # By NumPy, even from an accelerator: JAX would compile the cast for each number of rows, and keep it for

@@ -72,7 +72,9 @@ def has_views(device: jax.Device) -> bool:
                 and np.array_equal(np.asarray(whole), rows)
             )
     except Exception as cause:  # another backend, another JAX: rows then go through the host
-        log.info("%s: no views of rows (%s); rows that fit no plan go through the host's memory", device, cause)
+        log.info(
+            "%s: no views of rows (%s); rows that fit no plan go through the host's memory", device, cause
+        )
         return False
     if not right:
         log.warning("%s: views of rows give other rows; rows that fit no plan go through the host", device)
