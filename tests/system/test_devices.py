@@ -3,6 +3,7 @@ process of its own."""
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -328,7 +329,9 @@ def test_rows_are_put_together_from_any_range(shape: tuple[int, ...], dtype: typ
             for start in range(0, n, 3):
                 count = min(size, n - start)
                 found = assembly(given, start, count)
-                assert found is not None
+                odd = (math.prod(shape) * np.dtype(dtype).itemsize) % 2
+                assert (found is None) == bool(odd), "rows of an odd number of bytes go through the host"
+                found = assembly.by_host(given, start, count) if found is None else found
                 for array, row in zip(found, rows, strict=True):
                     assert array.dtype == row.dtype
                     np.testing.assert_array_equal(np.asarray(array)[:count], row[start : start + count])
