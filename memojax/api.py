@@ -41,7 +41,7 @@ def load(
     max_batch_size: int | None = None,
     on_miss: OnMiss = "compile",
     maxsize: int | None = None,
-    device: str | jax.Device | None = None,
+    device: str | jax.Device | None = "auto",
     seed: int = 0,
     precision: str | None = "highest",
     weights: Weights = "auto",

@@ -26,11 +26,13 @@ def model_card(
     cache: CacheInfo,
     plans: Sequence[tuple[Plan, str]],
     mixing: Sequence[str],
+    why: str = "",
 ) -> Card:
     """The card of an inferer of class `kind` for `typed`.
 
     Args:
         device: device of NumPy batches.
+        why: the reason where `device="auto"` chose it.
         options: arguments of the constructor of this kind.
         cache: counts of hits and misses so far.
         plans: pairs of a plan and the batches that it runs.
@@ -40,7 +42,7 @@ def model_card(
     weights = sum(int(np.size(leaf)) for leaf in leaves), sum(int(leaf.nbytes) for leaf in leaves)
     facts = [
         ("batch", typed.rule),
-        ("device", device),
+        ("device", f"{device} (auto: {why})" if why else device),
         *([("kernels", available() or f"XLA's own ({why_not()})")] if device == "cpu" else []),
         ("weights", f"{weights[0]:,} numbers, {weights[1]:,} bytes"),
         *([("options", given)] if (given := _options(options)) else []),

@@ -103,7 +103,8 @@ def evaluate(
         preload: batch sizes to compile before the first step, while the environments are made and reset.
         cache_dir: folder that keeps compiled plans for other processes.
         maxsize: the most plans to keep, the one for the full batch not counted.
-        device: where the policy runs: "cpu", "gpu", "gpu:1", or a `jax.Device`.
+        device: where the policy runs, as for `memojax.load`: "auto", "cpu", "gpu", "gpu:1", or a
+            `jax.Device`.
         render: open a window that shows the first environment.
         video: folder for films of the first environment's episodes, by Gymnasium's `RecordVideo`.
         name: what to call the policy in the result.

@@ -34,7 +34,7 @@ class Planning:
     preload: Iterable[int] = ()
     cache_dir: str | PathLike[str] | None = None
     maxsize: int | None = None
-    device: str | jax.Device | None = None
+    device: str | jax.Device | None = "auto"
 
     def __post_init__(self) -> None:
         # Read once, for several policies: an iterator would be empty for the second.

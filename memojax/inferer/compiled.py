@@ -35,6 +35,7 @@ from ..rows.scratch import ScratchPadView
 from ..xla.background import submit, submit_errand
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
+from .auto_device import DeviceVerdict, auto_device
 from .base import Inferer
 from .compiled_rows import CompiledRows, refuse_mixing
 from .forked import ForkedInferer
@@ -57,7 +58,12 @@ class ModelInferer(InfererOfModel):
     to plans)."""
 
     def __init__(
-        self, typed: TypedModel, preloaded_sizes: Iterable[Size] | Size, options: InferOptions, route: Route
+        self,
+        typed: TypedModel,
+        preloaded_sizes: Iterable[Size] | Size,
+        options: InferOptions,
+        route: Route,
+        rows: int = 0,
     ):
         """Compile `preloaded_sizes` now.
 
@@ -66,12 +72,18 @@ class ModelInferer(InfererOfModel):
             preloaded_sizes: batch sizes to compile now and never to drop; see `preload`.
             options: what the four kinds have in common.
             route: how rows are dealt out to plans.
+            rows: the most rows that are expected in a plan, for `device="auto"`; 0 where nothing says so.
 
         Raises:
             DeviceError: there is no such device.
         """
         self.options = options
-        self._device = resolve_device(options.device)
+        self._verdict = (
+            auto_device(typed, rows)
+            if isinstance(options.device, str) and options.device == "auto"
+            else DeviceVerdict(resolve_device(options.device))
+        )
+        self._device = self._verdict.device
         self._choice = DeviceChoice(options.strict, None if self._device == cpu_device() else self._device)
         self._tuner = Tuner(options.autotune, options.autotune_budget_mb)
         given = options.cache_dir
@@ -119,7 +131,9 @@ class ModelInferer(InfererOfModel):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as model, options and sizes: plans are made anew (or found on disk) where it is loaded,
         once one is used."""
-        options = {**self.options.arguments(), "device": device_name(self._device), **self._arguments()}
+        # What "auto" chose here is not what it chooses on another machine.
+        device = "auto" if self._verdict.why else device_name(self._device)
+        options = {**self.options.arguments(), "device": device, **self._arguments()}
         return _rebuild, (type(self), self.typed, options, self._ready_sizes())
 
     def __repr__(self) -> str:
@@ -134,6 +148,7 @@ class ModelInferer(InfererOfModel):
             type(self).__name__,
             self.typed,
             device=device_name(self._device),
+            why=self._verdict.why,
             options={**self._arguments(), "maxsize": self.options.maxsize},
             cache=self.cache_info(),
             plans=self._all_plans(),

@@ -54,7 +54,7 @@ class MemoizingDynamicInferer(ModelInferer):
         max_batch_size: int | None = None,
         on_miss: OnMiss = "compile",
         maxsize: int | None = None,
-        device: str | jax.Device | None = None,
+        device: str | jax.Device | None = "auto",
         seed: int = 0,
         precision: str | None = "highest",
         weights: Weights = "auto",
@@ -103,7 +103,10 @@ class MemoizingDynamicInferer(ModelInferer):
         )
         exact = isinstance(bucketing, str) and bucketing == "exact" and max_batch_size is None
         route = Buckets(bucket_of(bucketing, max_batch_size), on_miss, exact=exact)
-        super().__init__(typed, (), options, route)
+        if isinstance(preloaded_sizes, Iterable) and not isinstance(preloaded_sizes, (str, bytes, Mapping)):
+            preloaded_sizes = list(preloaded_sizes)
+        rows = most_rows(preloaded_sizes, bucketing, max_batch_size)
+        super().__init__(typed, (), options, route, rows)
         if on_miss == "pad":
             self._refuse_mixing("on_miss='pad'")
         self.preload(preloaded_sizes)
@@ -124,7 +127,7 @@ class MemoizingDynamicInferer(ModelInferer):
         max_batch_size: int | None = None,
         on_miss: OnMiss = "compile",
         maxsize: int | None = None,
-        device: str | jax.Device | None = None,
+        device: str | jax.Device | None = "auto",
         seed: int = 0,
         precision: str | None = "highest",
         weights: Weights = "auto",
@@ -180,7 +183,7 @@ class MemoizingDynamicInferer(ModelInferer):
         max_batch_size: int | None = None,
         on_miss: OnMiss = "compile",
         maxsize: int | None = None,
-        device: str | jax.Device | None = None,
+        device: str | jax.Device | None = "auto",
         seed: int = 0,
         precision: str | None = "highest",
         weights: Weights = "auto",

@@ -50,7 +50,9 @@ class InferOptions:
     Attributes:
         maxsize: the most plans to keep that were not preloaded, on all devices together; the least recently
             used go. None: no limit.
-        device: where NumPy batches run: None or "cpu", "gpu", "gpu:1", or a `jax.Device`.
+        device: where NumPy batches run: "cpu" (or None), "gpu", "gpu:1", or a `jax.Device`. "auto": the
+            accelerator where JAX has one and the model is big enough to gain (`auto_device` has the rule),
+            else the CPU; the card says which, and why.
         seed: of the numbers that a random model draws.
         precision: of matrix products on accelerators, by JAX's names.
         weights: "constant" (part of each executable), "argument" (`update_params` then recompiles nothing),
@@ -73,7 +75,7 @@ class InferOptions:
     """
 
     maxsize: int | None = None
-    device: str | jax.Device | None = None
+    device: str | jax.Device | None = "auto"
     seed: int = 0
     precision: str | None = "highest"
     weights: Weights = "auto"

@@ -83,7 +83,7 @@ def verify(
         raise InputError(f"no runtime is called {against!r}: there are {', '.join(CONTENDERS)}")
     typed = at_trial(typed_model(source))
     wanted = [checked_size(size) for size in sizes]
-    inferer: Inferer = MemoizingDynamicInferer.from_typed(typed)
+    inferer: Inferer = MemoizingDynamicInferer.from_typed(typed, device="cpu")
     other = contender(against, typed, reference)
     rng = np.random.default_rng(seed)
     drawn: set[str] = set()
