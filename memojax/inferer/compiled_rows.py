@@ -1,4 +1,4 @@
-"""NumPy rows through the plans of one engine."""
+"""Runs NumPy rows through the plans of one engine."""
 
 from __future__ import annotations
 
@@ -37,8 +37,15 @@ class CompiledRows:
         choice: DeviceChoice,
         checked: bool = False,
     ):
-        """Deal rows out to the plans of `engine` by `route`; `key` draws the keys of a random model,
-        `checked` is as in `InferOptions`."""
+        """Deal rows out to the plans of `engine` by `route`.
+
+        Args:
+            engine: the holder of the plans.
+            route: the rule that deals rows out.
+            key: draws a key for each call of a random model.
+            choice: the device rule for `jax.Array`s.
+            checked: see `InferOptions`.
+        """
         typed = engine.typed
         self.engine = engine
         self.cache: PlanCache = engine.cache
@@ -68,7 +75,8 @@ class CompiledRows:
         return self.engine.on(device).cache
 
     def hit(self, inputs: Mapping[str, Any]) -> Arrays | None:
-        """Outputs by name, if a plan is there and the inputs are just what it takes."""
+        """Outputs by name, if a plan exists and takes the inputs unchanged; else None, and nothing has
+        run."""
         try:
             plan = self.cache.hit(inputs[self.first_name].shape[0])
         except (KeyError, IndexError, AttributeError, TypeError):
@@ -81,9 +89,9 @@ class CompiledRows:
         return self.in_order(named, plan.size) if self.has_constants else named
 
     def narrowed(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """NumPy floats of another width as floats of the model's; None where an input is anything else.
+        """NumPy floats cast to the model's float types; None if any input is anything else.
 
-        It is the short way for rows in float64, which environments give; shapes are for the plan to check.
+        Environments give float64, so this way is short. The plan checks the shapes.
         """
         rows = {}
         for spec in self._inputs:
@@ -98,11 +106,11 @@ class CompiledRows:
         return self._constants.in_order(self.typed, named, n)
 
     def infer(self, inputs: Mapping[str, Any], ids: Sequence[int] | None = None) -> Arrays:
-        """Run NumPy rows that need a cast, a route or a compile; `ids` are the agents, for errors.
+        """Run NumPy rows that need a cast, a split or a compile; errors name the agents in `ids`.
 
         Raises:
-            InputError: they do not fit.
-            IndexRangeError: an index points at nothing, where indices are checked.
+            InputError: the inputs do not fit.
+            IndexRangeError: with `checked`, an index lies outside of the axis that it points into.
         """
         rows, n = checked_rows(self._inputs, inputs)
         if n < 0:
@@ -126,7 +134,7 @@ class CompiledRows:
             self._checks(self.typed.params, each, ids)
 
     def run(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
-        """Computed outputs of a whole batch of `n` rows, in as many parts as the route wants."""
+        """Computed outputs of a whole batch of `n` rows, in as many parts as the route asks for."""
         self.arrived(n)
         taken, size = self.route.of(n, self.cache)
         if taken == n:
@@ -147,14 +155,14 @@ class CompiledRows:
         """Computed outputs of `n` rows that one plan runs.
 
         Raises:
-            BatchSizeError: no plan runs as many.
+            BatchSizeError: no plan runs that many rows.
         """
         size = self.route.at_once(n, self.cache)
         if size is None:
             taken = self.route.of(n, self.cache)[0]
             raise BatchSizeError(
-                f"{n} rows cannot run at once here, {taken} can: take what select_batch_size gives, or "
-                "call infer_arrays"
+                f"{n} rows cannot run at once here, {taken} can: pass as many as select_batch_size gives, "
+                "or call infer_arrays"
             )
         alone = [
             shared_value(spec, row) if spec.shared else row
@@ -164,10 +172,10 @@ class CompiledRows:
         return self._run_part(alone, n, size)
 
     def arrived(self, n: int) -> None:
-        """A batch of `n` rows came.
+        """Count a batch of `n` rows, and let the route prepare for it.
 
         Raises:
-            CompileForbiddenError: it would need a compile that is not allowed.
+            CompileForbiddenError: the batch needs a compile that the options forbid.
         """
         self.histogram.arrived(n)
         self.route.arrived(n, self.cache)
@@ -177,10 +185,10 @@ class CompiledRows:
         return self._constants.template(self.typed, n)[name]
 
     def refuse_mixing(self, what: str) -> None:
-        """See that rows do not influence each other.
+        """Check that rows do not influence each other, before `what` is done to them.
 
         Raises:
-            RowsMixError: they do; the outputs are named.
+            RowsMixError: they do; the message names the outputs.
         """
         if self.engine.mixing is None:
             self.engine.mixing = self.typed.mixing_outputs()
@@ -215,7 +223,7 @@ def _part(specs: Sequence[TensorSpec], rows: Sequence[Any], start: int, stop: in
 
 
 def refuse_mixing(mixing: Sequence[str], what: str, rule: str = "") -> None:
-    """See that `mixing` is empty.
+    """Check that `mixing` is empty.
 
     Raises:
         RowsMixError: it names outputs in which rows influence each other.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .compiled_rows import CompiledRows
 
 NO_ROWS = (
-    "no input of this model has a row for each agent, so there is no batch to run: memojax.run runs it once"
+    "no input of this model has a row for each agent, so there is no batch to run: call memojax.run, which "
+    "runs the model once"
 )
 
 

@@ -1,4 +1,4 @@
-"""Rows over several devices."""
+"""An inferer that spreads the rows of a batch over several devices."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ _TRIES = 3
 
 @final
 class ShardedInferer(InfererOfModel):
-    """Runs each batch on several devices at once: rows over the devices, weights on each.
+    """Runs each batch on several devices at once: rows spread over them, weights copied to each.
 
-    Pick it when batches are so large that one device takes long. Batches are padded to multiples of the
-    number of devices, and each such size is compiled when it is first seen. A `jax.Array` with this sharding
+    Pick it if batches are so large that one device takes long. Batches are padded to multiples of the number
+    of devices, and each such size is compiled at its first use. A `jax.Array` that already has this sharding
     is not moved, and gives arrays with it.
 
     >>> policy = memojax.ShardedInferer.from_model(memojax.policies.bundled("acrobot_ppo"), devices="all")
@@ -62,10 +62,9 @@ class ShardedInferer(InfererOfModel):
     (7, 3)
 
     Pros:
-        Each device computes its part of the rows only, and devices exchange nothing.
+        Each device computes only its own rows, and devices exchange nothing.
     Cons:
-        Not for models that mix rows or draw random numbers; NumPy rows are copied to each device with each
-        call.
+        It refuses models that mix rows or draw random numbers. Each call copies NumPy rows to every device.
     """
 
     @named_options
@@ -88,26 +87,26 @@ class ShardedInferer(InfererOfModel):
 
         Args:
             typed: the model.
-            preloaded_sizes: batch sizes to compile now and never to drop, each padded to a multiple of the
+            preloaded_sizes: batch sizes to compile now and never drop, each padded to a multiple of the
                 number of devices.
             devices: "all" devices of JAX's default backend, or a list of devices or their names, such as
                 ["gpu:0", "gpu:1"].
-            sharding: instead of `devices`, `NamedSharding(mesh, PartitionSpec("batch"))`: rows over all axes
-                of a mesh.
+            sharding: alternative to `devices`: `NamedSharding(mesh, PartitionSpec("batch"))` spreads rows
+                over all axes of a mesh.
             bucketing, max_batch_size, on_miss: as for `MemoizingDynamicInferer`; every size is rounded up to
                 a multiple of the number of devices.
-            maxsize: the most plans to keep that were not preloaded.
-            precision: of matrix products on accelerators, by JAX's names.
+            maxsize: number of plans to keep beside the preloaded ones.
+            precision: precision of matrix products on accelerators, by JAX's names.
             cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes with as many
                 devices; `MEMOJAX_CACHE_DIR` without it.
-            strict: refuse `jax.Array`s that would be moved.
+            strict: refuse `jax.Array`s that would have to move.
 
         Raises:
             OptionError: an option that does not exist, or of another kind.
             BatchSizeError: a size that is no positive whole number, or an unknown policy.
-            DeviceError: no such device, or a sharding of another kind.
-            RowsMixError: rows of the model influence each other, so they cannot be computed apart.
-            DimensionError: the model has free dimensions, or runs one number of rows only.
+            DeviceError: a device does not exist, or the sharding is of another kind.
+            RowsMixError: rows of the model influence each other, so devices cannot compute them apart.
+            DimensionError: the model has free dimensions, or runs only one number of rows.
         """
         one_of("on_miss", on_miss, get_args(OnMiss))
         self._sharding = rows_sharding(devices, sharding)
@@ -185,8 +184,7 @@ class ShardedInferer(InfererOfModel):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as model, options, sizes and names of devices; nothing is compiled where it is loaded
-        before it is called."""
+        """Pickle the model, options, sizes and device names; the unpickled inferer compiles at first use."""
         mesh: Any = self._sharding.mesh
         sizes = sorted({*self._cache.sizes(), *self._cache.expected()})
         return _rebuild, (
@@ -230,7 +228,7 @@ class ShardedInferer(InfererOfModel):
 
     @property
     def sharding(self) -> NamedSharding:
-        """The sharding of rows that are not moved."""
+        """The sharding of `jax.Array`s that are not moved."""
         return self._sharding
 
     @property
@@ -264,11 +262,11 @@ class ShardedInferer(InfererOfModel):
         background: bool = False,
         progress: bool = False,
     ) -> Preload:
-        """Compile plans for `sizes`; `maxsize` never drops them. The keywords are those of
+        """Compile plans for `sizes`; `maxsize` never drops these plans. The keywords are those of
         `MemoizingDynamicInferer.preload`.
 
         Raises:
-            BatchSizeError: a size that is no positive whole number; nothing is compiled then.
+            BatchSizeError: a size is not a positive whole number; nothing is compiled.
         """
         given = [sizes] if isinstance(sizes, int) or hasattr(sizes, "__index__") else sizes
         wanted = [self.padded(size) for size in map(checked_size, given)]  # pyright: ignore[reportArgumentType]
@@ -286,7 +284,7 @@ class ShardedInferer(InfererOfModel):
         return handle
 
     def cache_info(self) -> CacheInfo:
-        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows."""
+        """Counts of hits, misses and evictions, the sizes, seconds spent compiling, and padded rows."""
         return replace(self._cache.info(), disk_hits=self._compiler.disk_hits)
 
     def cache_clear(self, size: int | None = None) -> None:
@@ -294,11 +292,11 @@ class ShardedInferer(InfererOfModel):
         self._cache.clear(size)
 
     def plans(self) -> list[PlanInfo]:
-        """What is compiled, by padded size."""
+        """One `PlanInfo` per plan, by padded size."""
         return [plan.info() for plan in self._cache.plans()]
 
     def batch_sizes(self) -> dict[int, int]:
-        """How many batches of each size were asked for so far."""
+        """Number of batches of each size that callers asked for."""
         return dict(sorted(self._rows.histogram.counts(self._cache.calls()).items()))
 
     def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
@@ -306,7 +304,7 @@ class ShardedInferer(InfererOfModel):
         `MemoizingDynamicInferer.update_params`.
 
         Raises:
-            IncompatibleModelError: names, shapes or dtypes differ; nothing is changed then.
+            IncompatibleModelError: names, shapes or dtypes differ; nothing changes.
         """
         with self._accepting:
             self._wanted = with_new_weights(self._wanted, source)
@@ -330,6 +328,8 @@ class ShardedInferer(InfererOfModel):
                 raise
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
+        # A weight update between two parts would mix old and new rows, so such a run is repeated. A loop that
+        # updates all the time must not starve the call: after some tries, the lock blocks updates.
         for _ in range(_TRIES):
             before = self.typed
             result = run()
@@ -377,9 +377,8 @@ class ShardedInferer(InfererOfModel):
         moved = [name for name, value in given.items() if isinstance(value, jax.Array)]
         if self._choice.strict:
             raise DeviceError(
-                f"input {moved[0]!r} does not lie as {self._sharding}, in {self._compiler.count} equal "
-                "parts, and strict=True moves "
-                "nothing: jax.device_put(x, policy.sharding) puts it there"
+                f"strict=True refuses to move input {moved[0]!r}, which does not lie as {self._sharding} "
+                f"in {self._compiler.count} equal parts: jax.device_put(x, policy.sharding) puts it there"
             )
         rows, n = checked_rows(specs, {name: np.asarray(value) for name, value in given.items()})
         home = given[moved[0]].sharding
@@ -398,12 +397,12 @@ class ShardedInferer(InfererOfModel):
         if value.dtype != spec.dtype and (spec.shared or not _cast_in_place(value.dtype, spec.dtype)):
             return False
         if not spec.shared and not value.ndim:
-            return False  # `checked_rows` says what is wrong with it
+            return False  # `checked_rows` raises the error for it.
         wanted = self._compiler.everywhere if spec.shared else self._sharding
         return value.sharding.is_equivalent_to(wanted, value.ndim)
 
     def _rows_in(self, given: Mapping[str, jax.Array]) -> int:
-        """How many rows lie over the devices.
+        """Number of rows that lie over the devices.
 
         Raises:
             InputShapeError: no input has rows, or the shapes do not fit.

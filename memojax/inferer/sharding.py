@@ -16,7 +16,7 @@ from .revival import is_revived
 
 
 def check_shardable(typed: TypedModel) -> None:
-    """See that rows of `typed` can be computed apart.
+    """Check that devices can compute rows of `typed` apart.
 
     Raises:
         DimensionError, RowsMixError: they cannot; the message says why.
@@ -29,59 +29,56 @@ def check_shardable(typed: TypedModel) -> None:
         )
     if typed.only_rows:
         raise DimensionError(
-            f"{name} runs {typed.only_rows} row(s) at a time only, so its rows cannot be spread over "
-            "devices: use "
-            "MemoizingDynamicInferer on one device"
+            f"{name} runs exactly {typed.only_rows} row(s) at a time, so its rows cannot be spread over "
+            "devices: use MemoizingDynamicInferer on one device"
         )
     if typed.random:
         raise RowsMixError(
             f"{name} draws random numbers for the whole batch, so devices would repeat each other's draws: "
-            "use "
-            "MemoizingDynamicInferer on one device"
+            "use MemoizingDynamicInferer on one device"
         )
     mixing = () if is_revived() else typed.mixing_outputs()
     if mixing:
         raise RowsMixError(
             f"rows over devices must not influence each other, but in {name} they do (output "
-            f"{', '.join(map(repr, mixing))}), and a device sees its own rows only: use "
-            "MemoizingDynamicInferer on one device"
+            f"{', '.join(map(repr, mixing))}): use MemoizingDynamicInferer on one device"
         )
 
 
 def rows_sharding(devices: str | Sequence[str | jax.Device], sharding: NamedSharding | None) -> NamedSharding:
-    """The sharding of rows.
+    """The sharding of rows, from either option.
 
     Raises:
-        DeviceError: no such device, or a sharding of another kind.
+        DeviceError: a device does not exist, or the sharding is of another kind.
     """
     if sharding is not None:
         return _checked_sharding(sharding)
     if devices == "all":
         chosen = jax.devices()
     elif isinstance(devices, str):
-        raise DeviceError(f"devices= takes 'all' or a list of devices, not {devices!r}: ['gpu:0', 'gpu:1']")
+        raise DeviceError(f"devices= is 'all' or a list such as ['gpu:0', 'gpu:1'], not {devices!r}")
     else:
         chosen = [shared_client(device) for device in devices]
     if not chosen or len(set(chosen)) < len(chosen):
-        raise DeviceError(f"devices= takes different devices, at least one, not {devices!r}")
+        raise DeviceError(f"devices= needs one or more different devices, got {devices!r}")
     if len({device.platform for device in chosen}) > 1:
-        raise DeviceError(f"devices= takes devices of one kind, not {devices!r}")
+        raise DeviceError(f"devices= needs devices of one kind, got {devices!r}")
     return NamedSharding(Mesh(np.array(chosen), ("batch",)), PartitionSpec("batch"))
 
 
 def _checked_sharding(sharding: Any) -> NamedSharding:
     if not isinstance(sharding, NamedSharding):
         raise DeviceError(
-            f"sharding= takes NamedSharding(mesh, PartitionSpec('batch')), not {type(sharding).__name__}"
+            f"sharding= is NamedSharding(mesh, PartitionSpec('batch')), not {type(sharding).__name__}"
         )
     first = sharding.spec[0] if len(sharding.spec) else None
     axes = first if isinstance(first, tuple) else (first,)
     names = sharding.mesh.axis_names
     if set(axes) != set(names) or any(entry is not None for entry in sharding.spec[1:]):
         raise DeviceError(
-            "sharding= spreads rows, the first axis, over every axis of the mesh "
-            f"({', '.join(map(str, names))}), and nothing else; "
-            f"got {sharding.spec}: expected PartitionSpec({first_of(names)})"
+            "sharding= must spread the first axis over every axis of the mesh "
+            f"({', '.join(map(str, names))}) and nothing else; got {sharding.spec}, expected "
+            f"PartitionSpec({first_of(names)})"
         )
     return NamedSharding(sharding.mesh, PartitionSpec(first))
 
@@ -93,7 +90,7 @@ def first_of(names: Sequence[Any]) -> str:
 
 def shared_client(device: str | jax.Device) -> jax.Device:
     """A device of JAX's own clients, whose devices are each other's neighbours."""
-    # "cpu" alone means memojax's own client, whose one device has no neighbours.
+    # The name "cpu" means memojax's own client, which has a single device; "cpu:0" is JAX's first one.
     return resolve_device("cpu:0" if device == "cpu" else device)
 
 
