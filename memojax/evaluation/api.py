@@ -106,11 +106,12 @@ def evaluate(
         maxsize: the most plans to keep, the one for the full batch not counted.
         device: where the policy runs, as for `memojax.load`: "auto", "cpu", "gpu", "gpu:1", or a
             `jax.Device`.
+        devices, sharding: the devices that share the rows of each batch, as for `memojax.load`.
         render: open a window that shows the first environment.
         video: folder for films of the first environment's episodes, by Gymnasium's `RecordVideo`.
         name: what to call the policy in the result.
 
-    `bucketing` to `device` belong to loading: for an inferer, which is loaded already, give them to
+    `bucketing` to `sharding` belong to loading: for an inferer, which is loaded already, give them to
     `memojax.load`.
 
     Returns:

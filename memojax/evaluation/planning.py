@@ -16,10 +16,12 @@ from os import PathLike
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
-from ..errors import MemojaxError
+from ..errors import MemojaxError, OptionError
 from ..inferer.base import Inferer
 from ..inferer.memoizing import MemoizingDynamicInferer, OnMiss
+from ..inferer.sharded import ShardedInferer
 from ..lowering.exported import only_size
 from ..lowering.typed_model import TypedModel
 from ..plans.batch_sizes import Bucketing, bucket_of, checked_size
@@ -35,6 +37,8 @@ class Planning:
     cache_dir: str | PathLike[str] | None = None
     maxsize: int | None = None
     device: str | jax.Device | None = "auto"
+    devices: str | Sequence[str | jax.Device] | None = None
+    sharding: NamedSharding | None = None
 
     def __post_init__(self) -> None:
         # Read once, for several policies: an iterator would be empty for the second.
@@ -93,7 +97,9 @@ class Warmup:
         self._preloading: Future[Any] | None = None
         self._follow: tuple[FewSizes, Callable[[list[int]], Any]] | None = None
 
-    def begin(self, inferer: MemoizingDynamicInferer, first: int | None, sizes: list[int]) -> None:
+    def begin(
+        self, inferer: MemoizingDynamicInferer | ShardedInferer, first: int | None, sizes: list[int]
+    ) -> None:
         """Compile the plan for `first`, whose failure is the first call's own affair, and those for
         `sizes`."""
         if first is not None:
@@ -101,7 +107,7 @@ class Warmup:
         if sizes:
             self._preloading = self._submit(lambda: inferer.preload(sizes))
 
-    def follow(self, inferer: MemoizingDynamicInferer, rule: FewSizes) -> None:
+    def follow(self, inferer: MemoizingDynamicInferer | ShardedInferer, rule: FewSizes) -> None:
         """Compile ahead what a shrinking batch needs by `rule`."""
         self._follow = rule, inferer.preload if inferer.cache_info().maxsize is None else _nothing
 
@@ -153,7 +159,34 @@ def load_policy(typed: TypedModel, planning: Planning, width: int, seed: int) ->
     bucketing: Bucketing = [only] if only else rule
     if planning.bucketing is not None:
         bucketing = planning.bucketing
-    inferer = MemoizingDynamicInferer.from_typed(
+    inferer = _inferer(typed, planning, bucketing, only, seed)
+    warmup = Warmup()
+    # An inferer that must not compile on a miss, or says so, is not helped behind its back.
+    helped = planning.on_miss == "compile"
+    warmup.begin(inferer, bucket_of(bucketing, only)(width) if helped else None, list(planning.preload))
+    if isinstance(inferer, MemoizingDynamicInferer):
+        rule.mixing = lambda: inferer.mixing_outputs
+    if bucketing is rule:
+        warmup.follow(inferer, rule)
+    return inferer, warmup
+
+
+def _inferer(
+    typed: TypedModel, planning: Planning, bucketing: Bucketing, only: int | None, seed: int
+) -> MemoizingDynamicInferer | ShardedInferer:
+    if planning.devices is not None or planning.sharding is not None:
+        if planning.device not in ("auto", None):
+            raise OptionError("device= names one device, devices= and sharding= several: give one of them")
+        return ShardedInferer(
+            typed,
+            devices="all" if planning.devices is None else planning.devices,
+            sharding=planning.sharding,
+            bucketing=bucketing,
+            on_miss=planning.on_miss,
+            cache_dir=planning.cache_dir,
+            maxsize=planning.maxsize,
+        )
+    return MemoizingDynamicInferer.from_typed(
         typed,
         bucketing=bucketing,
         max_batch_size=only,
@@ -163,11 +196,3 @@ def load_policy(typed: TypedModel, planning: Planning, width: int, seed: int) ->
         device=planning.device,
         seed=seed,
     )
-    warmup = Warmup()
-    # An inferer that must not compile on a miss, or says so, is not helped behind its back.
-    helped = planning.on_miss == "compile"
-    warmup.begin(inferer, bucket_of(bucketing, only)(width) if helped else None, list(planning.preload))
-    rule.mixing = lambda: inferer.mixing_outputs
-    if bucketing is rule:
-        warmup.follow(inferer, rule)
-    return inferer, warmup

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..lowering.typed_model import TypedModel
 from ..lowering.work import flops_per_row
-from ..xla.cpu_client import cpu_device
+from ..xla.cpu_client import cpu_device, resolve_device
 
 CPU_CALL_US = 6.0
 """Measured: a call with a plan at hand, for the smallest policies."""
@@ -68,6 +68,17 @@ class DeviceVerdict:
 
     device: jax.Device
     why: str = ""
+
+
+def verdict_on(device: str | jax.Device | None, typed: TypedModel, rows: int) -> DeviceVerdict:
+    """The device that the caller named, or the rule's choice for "auto".
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    if isinstance(device, str) and device == "auto":
+        return auto_device(typed, rows)
+    return DeviceVerdict(resolve_device(device))
 
 
 def auto_device(typed: TypedModel, rows: int = 0) -> DeviceVerdict:

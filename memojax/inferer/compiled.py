@@ -35,7 +35,7 @@ from ..rows.scratch import ScratchPadView
 from ..xla.background import submit, submit_errand
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
-from .auto_device import DeviceVerdict, auto_device
+from .auto_device import verdict_on
 from .base import Inferer
 from .compiled_rows import CompiledRows, refuse_mixing
 from .forked import ForkedInferer
@@ -77,11 +77,7 @@ class ModelInferer(InfererOfModel):
             DeviceError: the machine has no such device.
         """
         self.options = options
-        self._verdict = (
-            auto_device(typed, rows)
-            if isinstance(options.device, str) and options.device == "auto"
-            else DeviceVerdict(resolve_device(options.device))
-        )
+        self._verdict = verdict_on(options.device, typed, rows)
         self._device = self._verdict.device
         self._choice = DeviceChoice(options.strict, None if self._device == cpu_device() else self._device)
         self._tuner = Tuner(options.autotune, options.autotune_budget_mb)
@@ -461,13 +457,11 @@ class ModelInferer(InfererOfModel):
         return draw_latency(times, self.batch_sizes(), ax)
 
     def _all_plans(self) -> list[tuple[Plan, str]]:
-        """Every plan, with a label of the batches that it runs: NumPy's or a device's."""
+        """Every plan, and whose batches it runs."""
         found: list[tuple[Plan, str]] = []
         for engine in self._family.engines():
             where = f" {engine.typed.binding}" if engine.typed.binding else ""
-            found += [(plan, f"NumPy{where}") for plan in engine.cache.plans()]
-            for device, cache in engine.elsewhere().items():
-                found += [(plan, f"{device.platform}:{device.id}{where}") for plan in cache.plans()]
+            found += [(plan, f"{arrays}{where}") for plan, arrays in engine.all_plans()]
         return found
 
     def _ready_sizes(self) -> list[Any]:

@@ -52,6 +52,8 @@ def rows_sharding(devices: str | Sequence[str | jax.Device], sharding: NamedShar
         DeviceError: a device does not exist, or the sharding is of another kind.
     """
     if sharding is not None:
+        if devices != "all":
+            raise DeviceError("sharding= names the devices already: leave devices= out")
         return _checked_sharding(sharding)
     if devices == "all":
         chosen = jax.devices()

@@ -151,14 +151,19 @@ class Engine:
         infos = [self.cache.info(), *(cache.info() for cache in self.elsewhere().values())]
         return replace(CacheInfo.total(infos, self.cache.maxsize), disk_hits=self.disk_hits)
 
+    def all_plans(self) -> list[tuple[Plan, str]]:
+        """Every plan, and whose batches it runs: "NumPy", or the device of `jax.Array`s."""
+        found = [(plan, "NumPy") for plan in self.cache.plans()]
+        for device, cache in self.elsewhere().items():
+            found += [(plan, f"{device.platform}:{device.id}") for plan in cache.plans()]
+        return found
+
     def plan_infos(self) -> list[PlanInfo]:
         """The plans for NumPy batches, by size, then those for `jax.Array`s, by device."""
-        facts: dict[str, Any] = {"dims": self.typed.binding.shown(), "mixing": self.mixing or ()}
-        found = [replace(plan.info(), **facts) for plan in self.cache.plans()]
-        for device, cache in self.elsewhere().items():
-            arrays = f"{device.platform}:{device.id}"
-            found += [replace(plan.info(), arrays=arrays, **facts) for plan in cache.plans()]
-        return found
+        dims, mixing = self.typed.binding.shown(), self.mixing or ()
+        return [
+            replace(plan.info(), dims=dims, mixing=mixing, arrays=arrays) for plan, arrays in self.all_plans()
+        ]
 
     @property
     def is_idle(self) -> bool:
