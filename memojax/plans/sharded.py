@@ -153,7 +153,7 @@ class ShardedCompiler:
             "platform": self._platform,
             "precision": self._precision,
             "options": over_defaults(self.devices[0], {}),
-            "mesh": [list(mesh.devices.shape), list(map(str, mesh.axis_names))],
+            "mesh": [list(self._devices.shape), list(map(str, mesh.axis_names))],
             "rows": str(self.sharding.spec),
             # Raised whenever the meaning of an entry changes, so older entries are not found.
             "layout": 1,

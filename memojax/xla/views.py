@@ -84,7 +84,7 @@ def has_views(device: jax.Device) -> bool:
 class _Rows:
     """Some rows of an array, for `from_dlpack`."""
 
-    def __init__(self, array: jax.Array, start: int, stop: int):
+    def __init__(self, array: Any, start: int, stop: int):
         self._array, self._start, self._stop = array, start, stop
 
     def __dlpack_device__(self) -> Any:
