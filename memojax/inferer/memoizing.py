@@ -15,7 +15,7 @@ from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
 from ..plans.artifact import PlanArtifact
 from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune
-from ..plans.batch_sizes import Bucketing, bucket_of
+from ..plans.batch_sizes import Bucketing, bucket_of, is_exact
 from ..plans.compiler import Weights
 from ..plans.helper import CompileIn
 from .compiled import ModelInferer
@@ -101,8 +101,9 @@ class MemoizingDynamicInferer(ModelInferer):
             checked,
             compile_in,
         )
-        exact = isinstance(bucketing, str) and bucketing == "exact" and max_batch_size is None
-        route = Buckets(bucket_of(bucketing, max_batch_size), on_miss, exact=exact)
+        route = Buckets(
+            bucket_of(bucketing, max_batch_size), on_miss, exact=is_exact(bucketing, max_batch_size)
+        )
         if isinstance(preloaded_sizes, Iterable) and not isinstance(preloaded_sizes, (str, bytes, Mapping)):
             preloaded_sizes = list(preloaded_sizes)
         rows = most_rows(preloaded_sizes, bucketing, max_batch_size)

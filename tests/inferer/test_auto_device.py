@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -96,7 +97,7 @@ def test_a_model_whose_cost_is_not_known_stays(accelerator: jax.Device) -> None:
     def fails(_, inputs):
         raise ValueError("not now")
 
-    broken = memojax.TypedModel(**{**vars(scaling()), "fn": fails} if hasattr(scaling(), "__dict__") else {})
+    broken = dataclasses.replace(scaling(), fn=fails)
     assert "not known" in auto_device(broken).why
 
 
