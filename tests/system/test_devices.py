@@ -250,9 +250,11 @@ def test_no_executable_and_no_memory_for_each_number_of_rows() -> None:
         first, before = len(compiles), executables()
         sweep(range(201, 401))
         later = len(compiles) - first
-        # Those with room for results of twice as many rows: two for each plan of a policy that splits.
-        assert later <= 14, later
-        assert executables() <= before + 14, (before, executables())
+        # Those with room for the results of up to 512 rows: two for each plan and policy.
+        assert later <= 24, later
+        assert executables() <= before + 24, (before, executables())
+        sweep(range(401, 513))
+        assert len(compiles) == first + later, "the same room"
         assert first < 200, first
         assert trips == [], len(trips)
     """)
