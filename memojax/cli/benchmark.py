@@ -114,8 +114,7 @@ def command(
     typed, reference = loaded_pair(file, onnx, loading_of(**loading))
     only = only_size(typed)
     sizes = batch_sizes or ([only] if only else _SIZES)
-    where = places(device, devices)
-    inferer: Any = load(typed, **where, **({} if devices else {"seed": seed}))
+    inferer: Any = load(typed, **places(device, devices, seed=seed))
     check_bound(inferer.api)
     agents = wrapped(inferer, recurrent, with_epsilon, seed)
     others = {name: contender(name, typed, reference) for name in dict.fromkeys(against)}

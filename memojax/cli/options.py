@@ -218,8 +218,9 @@ def devices_option(command: Command) -> Command:
     )(command)
 
 
-def places(device: str | None, devices: str | None) -> dict[str, Any]:
-    """`device=` or `devices=` of `memojax.load`, from the options of the command line.
+def places(device: str | None, devices: str | None, **alone: Any) -> dict[str, Any]:
+    """`device=` or `devices=` of `memojax.load`, from the options of the command line; with one device, `alone`
+    as well.
 
     Raises:
         click.UsageError: both are given.
@@ -228,7 +229,7 @@ def places(device: str | None, devices: str | None) -> dict[str, Any]:
         raise click.UsageError("--device names one device, --devices several: give one of them")
     if devices:
         return {"devices": devices if devices == "all" else devices.split(",")}
-    return {"device": device or "auto"}
+    return {"device": device or "auto", **alone}
 
 
 def recurrent_pairs(given: Iterable[str]) -> list[tuple[str, str]] | None:

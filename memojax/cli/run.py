@@ -88,8 +88,7 @@ def command(
     from ..lowering.row_probe import random_rows
 
     file = find_model(model)
-    where = places(device, devices)
-    bare: Any = load(file.path, **where, **({} if devices else {"seed": seed}), **loading_of(**loading))
+    bare: Any = load(file.path, **places(device, devices, seed=seed), **loading_of(**loading))
     inferer = wrapped(bare, recurrent, with_epsilon, seed)
     if inputs_file:
         inputs = _read(inputs_file)
