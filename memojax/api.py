@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack, cast, overload
 import jax
 from jax.sharding import NamedSharding
 
-from ._options import named_options
+from ._argument_checks import named_options
 from ._types import Params, Source
 from .errors import IncompatibleModelError, InputError, OptionError
 from .inferer.base import Inferer

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._options import named_options, one_of
+from .._argument_checks import named_options, one_of
 from .._types import Arrays, Source
 from ..display import Card, html_of, text_of
 from ..display.inferer_card import model_card
@@ -32,8 +32,8 @@ from ..plans.preload import Preload
 from ..plans.sharded import ShardedCompiler
 from ..rows.checks import as_jax, check_mapping, check_names, checked_rows, lives_on_device, shared_value
 from ..rows.device_choice import DeviceChoice
+from ..rows.input_checks import as_dtype, can_cast
 from ..rows.scratch import ScratchPadView
-from ..rows.states import as_dtype, can_cast
 from ..xla.background import submit, submit_errand
 from ..xla.fork import was_forked
 from .base import Inferer

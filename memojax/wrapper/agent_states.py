@@ -15,12 +15,12 @@ import jax
 import numpy as np
 
 from .._types import Array
-from ..errors import DuplicateIdError, InputShapeError, UnknownAgentError, UnknownInputError
+from ..errors import DuplicateIdError, InputShapeError, UnknownAgentError
 from ..model.signature import TensorSpec
 from ..rows.checks import on_device
+from ..rows.input_checks import as_dtype, check_names
 from ..rows.journal import Journal, Outcome
 from ..rows.scratch import ScratchPadView
-from ..rows.states import as_dtype
 from ..xla.settings import own_settings
 from .state_rows import StateRows, on_host
 
@@ -141,8 +141,7 @@ class AgentStates:
 
     def write(self, agent: int, state: Mapping[str, Any]) -> None:
         names = [spec.name for spec in self._specs]
-        if unknown := [name for name in state if name not in names]:
-            raise UnknownInputError(unknown, names, "the hidden state")
+        check_names(names, state, "the hidden state", optional=names)
         given = {
             spec.name: np.array(as_dtype(spec, state[spec.name]))
             for spec in self._specs

@@ -157,7 +157,7 @@ def test_batch_axis_overrides() -> None:
     np.testing.assert_array_equal(inferer.infer_arrays({"x": x})["y"], x)
     with pytest.raises(DimensionError, match="out of range"):
         memojax.load(model, batch_axis=5)
-    with pytest.raises(DimensionError, match="'obs', which is no input"):
+    with pytest.raises(DimensionError, match="'obs', which is not an input"):
         memojax.load(model, batch_axis={"obs": 0})
 
 

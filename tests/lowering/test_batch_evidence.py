@@ -229,7 +229,7 @@ def test_a_baked_batch_whose_rows_mix_is_refused_by_the_constants_name() -> None
 def test_rows_that_come_in_multiples_are_said() -> None:
     nodes = [op("Reshape", "x s", "r"), op("ReduceMean", "r", "y", axes=[1], keepdims=0)]
     model = model_of(nodes, {"x": ["rows", 6]}, {"y": ["groups", 6]}, s=np.array([-1, 3, 6], np.int64))
-    with pytest.raises(DimensionError, match=r"multiples of 3.*memojax\.run and memojax\.to_jax"):
+    with pytest.raises(DimensionError, match=r"multiples of 3.*memojax\.run or memojax\.to_jax"):
         memojax.load(model)
     x = f32(6, 6)
     np.testing.assert_allclose(
@@ -274,7 +274,7 @@ def test_free_dimensions_have_plans_of_their_own() -> None:
     info = policy.cache_info()
     assert (info.misses, info.evictions, info.currsize) == (3, 2, 3)
     assert policy.batch_sizes() == {2: 1, 3: 3}
-    with pytest.raises(DimensionError, match="'seq' open"):
+    with pytest.raises(DimensionError, match="lacks 'seq'"):
         policy.preload([{"batch": 2}])
     with pytest.raises(DimensionError, match="names 'sequence'"):
         policy.preload([{"batch": 2, "sequence": 3}])

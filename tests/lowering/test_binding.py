@@ -107,8 +107,8 @@ def test_a_bound_array_is_no_weight() -> None:
     ("bound", "error", "message"),
     [
         ({"rates": 1}, UnknownInputError, "'rates'.*'x', 'rate'"),
-        ({"rate": 1.5}, InputDtypeError, "takes int64, it cannot be bound to float64 1.5"),
-        ({"rate": [1, 2]}, InputShapeError, r"shape \[\] in the file.* int64\[2\]"),
+        ({"rate": 1.5}, InputDtypeError, "is float64, the model takes int64"),
+        ({"rate": [1, 2]}, InputShapeError, r"declared with shape \[\].* int64\[2\]"),
     ],
 )
 def test_what_cannot_be_bound_is_refused_by_every_door(bound: Any, error: Any, message: str) -> None:

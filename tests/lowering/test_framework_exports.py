@@ -63,6 +63,6 @@ def test_weights_are_not_taken_from_a_graph_that_uses_them_otherwise(other: str)
     the look of their shapes."""
     policy = memojax.load(FOLDER / "sb3_ppo_opset11.onnx", preload=[5], weights="argument")
     inputs, outputs = recorded("sb3_ppo_opset11", 5)
-    with pytest.raises(IncompatibleModelError, match="load it anew"):
+    with pytest.raises(IncompatibleModelError, match="load it with memojax.load instead"):
         policy.update_params(FOLDER / f"{other}.onnx")
     np.testing.assert_allclose(policy.infer_arrays(inputs)["values"], outputs["values"], rtol=1e-4, atol=1e-5)

@@ -47,7 +47,7 @@ def test_rows_run_as_the_file_says(nodes: str, batch: Any, caplog: pytest.LogCap
     made = model(nodes, batch)
     policy = memojax.load(made)
     assert policy.typed.rule.startswith("host (each row by itself: the graph breaks at ")
-    assert "strict=True refuses this" in caplog.text
+    assert "strict=True refuses such files" in caplog.text
     expected = alone(made, X)
     for n in (1, 2, 6):
         np.testing.assert_allclose(
@@ -116,7 +116,7 @@ def test_strict_and_outputs_whose_shape_depends_on_data_are_refused() -> None:
         memojax.load(made, strict=True)
     with pytest.raises(
         DimensionError,
-        match=r"output 'w' is not the same kind of array for every row \(float32\[\d\].*outputs=",
+        match=r"output 'w' does not have the same dtype and shape for every row \(float32\[\d\].*outputs=",
     ):
         memojax.load(made)
     np.testing.assert_allclose(

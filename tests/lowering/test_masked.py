@@ -244,17 +244,17 @@ REFUSED = {
     "sorted": (PICKED + "g = GatherND (x, i)\n v, y = TopK (g, i1)", "TopK cannot take entries"),
     "the first entry": (
         PICKED + "g = GatherND (x, i)\n y = Gather (g, first)",
-        "which entry of a mask it takes",
+        "its index picks entries of a mask",
     ),
     "two masks": (
         PICKED
         + "n2 = Neg (x)\n m2 = Greater (n2, zero)\n c2 = NonZero (m2)\n j = Transpose <perm = [1, 0]> (c2)\n"
         "g = GatherND (x, i)\n y = ScatterND (x, j, g)",
-        "different masks pick",
+        "entries of different masks",
     ),
     "a matrix of itself": (
         PICKED + "f = Cast <to = 1> (i)\n t = Transpose (f)\n y = MatMul (t, f)",
-        "sums over, or pairs",
+        "it sums over entries that a mask picks",
     ),
 }
 

@@ -96,7 +96,7 @@ def test_strict_refuses_breaks_and_so_do_inferers() -> None:
     with pytest.raises(errors.UnsupportedOpError, match="find.*runs on the host"):
         memojax.TypedModel.from_model(nonzero_model(), strict=True)
     with pytest.raises(
-        errors.DimensionError, match="output 'where' is not the same kind of array for every row"
+        errors.DimensionError, match="output 'where' does not have the same dtype and shape for every row"
     ):
         memojax.load(nonzero_model())
 

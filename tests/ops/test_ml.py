@@ -224,7 +224,7 @@ def test_string_labels_as_numbers_are_refused() -> None:
     model.graph.node.append(helper.make_node("Cast", ["label"], ["number"], to=onnx.TensorProto.INT64))
     model.graph.output.append(helper.make_tensor_value_info("number", onnx.TensorProto.INT64, ("batch", 1)))
     for door in (memojax.load, memojax.to_jax, memojax.OneShot):
-        with pytest.raises(LoweringError, match="makes numbers of the string labels 'no', 'yes'"):
+        with pytest.raises(LoweringError, match="casts the string labels 'no', 'yes' to numbers"):
             door(model)
 
 

@@ -284,7 +284,7 @@ def test_it_loads_by_content(exported, tmp_path):
         assert mj.load(source).api == mj.load(exported).api
     with pytest.raises(InputError, match="loaded already"):
         mj.load(exported, dims={"batch": 3})
-    with pytest.raises(AssetError, match=r"holds stablehlo: it has no ONNX graph; memojax\.load"):
+    with pytest.raises(AssetError, match=r"holds stablehlo: it has no ONNX graph; use memojax\.load"):
         mj.to_jax(path)
 
 

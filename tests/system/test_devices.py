@@ -60,7 +60,7 @@ def test_inputs_on_several_devices_are_moved_with_one_warning() -> None:
             assert np.asarray(answers["sum"]).tolist() == [[3, 3]] * 4
         mj.MemoizingDynamicInferer(typed).infer_arrays(batch(first, second, second))
     """)
-    lines = [line for line in out.splitlines() if line.startswith("WARNING inputs lie on several devices")]
+    lines = [line for line in out.splitlines() if line.startswith("WARNING inputs are on several devices")]
     assert len(lines) == 2, "one per inferer"
     assert "'b' on cpu:0; every call moves them to cpu:1" in lines[0]
     assert "'b' on cpu:1, 'h_in' on cpu:1; every call moves them to cpu:0" in lines[1]
@@ -103,10 +103,10 @@ def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
     together, tracked, elsewhere = out.splitlines()
     assert together == tracked
     assert together.startswith(
-        "the inputs of a call must lie on one device: this one runs on cpu:0, but 'b' on cpu:1"
+        "the inputs of a call must be on one device: this call runs on cpu:0, but 'b' on cpu:1"
     )
     assert "jax.device_put" in together
-    assert elsewhere.startswith("input 'a' lies on cpu:0, this inferer was made for cpu:1")
+    assert elsewhere.startswith("input 'a' is on cpu:0, but this inferer was made for cpu:1")
 
 
 def test_sharded_inputs_are_gathered_or_refused() -> None:
@@ -122,7 +122,7 @@ def test_sharded_inputs_are_gathered_or_refused() -> None:
             print("refused:", error)
     """)
     assert "'a' on cpu:0, cpu:1" in out
-    assert "refused: the inputs of a call must lie on one device" in out
+    assert "refused: the inputs of a call must be on one device" in out
 
 
 def test_hidden_state_follows_and_wrappers_warn_once() -> None:
