@@ -13,12 +13,34 @@ from ..ops.inline import inlined
 from ..xla.settings import own_settings
 from .typed_model import TypedModel
 
+_MOVES = frozenset(
+    [
+        "broadcast_in_dim",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "gather",
+        "iota",
+        "pad",
+        "reshape",
+        "rev",
+        "slice",
+        "split",
+        "squeeze",
+        "transpose",
+    ]
+)
+"""Operations that compute nothing; those on weights alone are done once, before any row comes."""
+
 
 def flops_per_row(typed: TypedModel) -> float | None:
     """Floating point operations for one more row, by a trace of the model; None where that is not known.
 
-    Products and convolutions count two for each multiplication, anything else one for each number that it
-    gives. Of a loop whose end depends on data, one turn counts.
+    Products and convolutions count two for each multiplication, moves nothing, anything else one for each
+    number that it gives. Of a loop whose end depends on data, one turn counts.
     """
     if typed.is_open:
         return None
@@ -58,7 +80,7 @@ def _of_equation(eqn: Any) -> float:
         return 2.0 * made * math.prod(kernel) / kernel[outs]
     inner = [_of_jaxpr(one) for one in _inside(given)]
     if not inner:
-        return float(made)
+        return 0.0 if name in _MOVES else float(made)
     if name == "scan":
         return given["length"] * sum(inner)
     return max(inner) if name == "cond" else sum(inner)
