@@ -1,9 +1,10 @@
 """Voluntary context switches per call: how often a call of `infer_arrays` waits for a thread or wakes one.
 
-    python benchmarks/switches.py [--kernels on off] [--cases TEXT] [--sizes 1 8] [--calls 200] [--json FILE]
-    [--most 0.05]
+    python benchmarks/switches.py [--kernels on off] [--threads N] [--cases TEXT] [--sizes 1 8] [--calls 200]
+    [--json FILE] [--most 0.05]
 
-A plan that runs in order on the calling thread switches at no call. The numbers are the kernel's own counts
+A plan that runs in order on the calling thread switches at no call. One whose kernels are parallel does, when
+their threads go to sleep: `--threads 1` leaves the kernels one thread, so what is counted is XLA's. The numbers are the kernel's own counts
 for this process alone (`getrusage`), so work of others on the machine does not enter: what they take from us
 is an involuntary switch. Each number is the median over several blocks of calls. Kernels are chosen when
 memojax is imported, so each of their settings runs in a process of its own.
@@ -104,6 +105,8 @@ def run_apart(given: argparse.Namespace, kernels: str) -> list[dict[str, Any]]:
     environment = {name: value for name, value in os.environ.items() if name != "MEMOJAX_KERNELS"}
     if kernels == "off":
         environment["MEMOJAX_KERNELS"] = "0"
+    if given.threads:
+        environment["MEMOJAX_KERNELS_THREADS"] = str(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
         command = [sys.executable, __file__, "--here", "--json", str(out), "--calls", str(given.calls)]
@@ -135,6 +138,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kernels", nargs="+", choices=("on", "off"), default=["on", "off"])
+    parser.add_argument("--threads", type=int, metavar="N", help="of memojax's kernels (default: all cores)")
     parser.add_argument(
         "--cases", nargs="+", metavar="TEXT", help="only files whose name contains one of these"
     )

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 _FEW_CALLS = 5
 """A median of fewer calls says nothing."""
 
+_FEW_SIZES = 8
+"""Up to so many batch sizes are all named on the axis."""
+
+_MARKERS = "os^Dv<>P"
+"""One for each evaluation, so that lines are told apart in print without color."""
+
 
 class Drawn(Protocol):
     """What the picture shows of an `Evaluation`."""
@@ -61,6 +67,7 @@ def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None 
     figure = NotebookFigure(figsize=(11, 4.2), layout="constrained")
     returns, latency = figure.subplots(1, 2)
     rng = np.random.default_rng(0)
+    slowest, drawn = 0.0, set[int]()
     for index, one in enumerate(evaluations):
         color = f"C{index}"
         spread = rng.uniform(-0.18, 0.18, len(one.episodes))
@@ -73,14 +80,19 @@ def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None 
         note = plus_minus(one.mean_return, one.standard_error)
         returns.annotate(note, (index + 0.24, one.mean_return), va="center", fontsize=9)
         sizes = sorted(size for size in one.call_us if one.batch_sizes[size] >= _FEW_CALLS)
-        latency.plot(sizes, [one.call_us[size] for size in sizes], "o-", ms=4, color=color, label=one.model)
+        medians, marker = [one.call_us[size] for size in sizes], _MARKERS[index % len(_MARKERS)]
+        latency.plot(sizes, medians, f"{marker}-", ms=5, color=color, label=one.model)
+        slowest = max([slowest, *medians])
+        drawn.update(sizes)
     returns.set_xticks(range(len(evaluations)), [one.model for one in evaluations])
-    returns.set_xlim(-0.6, len(evaluations) - 0.4)
+    returns.set_xlim(-0.6, len(evaluations) - 0.2)
     returns.set(
         title=f"{evaluations[0].env_id}: return of {len(evaluations[0].episodes)} episodes", ylabel="return"
     )
     latency.set(title="time per call of the policy", xlabel="batch size", ylabel="median microseconds")
-    latency.set_ylim(bottom=0)
+    latency.set_ylim(0, 1.2 * slowest or 1.0)
+    if len(drawn) <= _FEW_SIZES:
+        latency.set_xticks(sorted(drawn), [str(size) for size in sorted(drawn)])
     if len(evaluations) > 1:
         latency.legend(frameon=False)
     for axes in (returns, latency):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ..model.signature import ModelApi
+from ..rows.scratch import is_readable
 from ..xla.settings import with_own_settings
 from .input_buffers import Staging
 from .packing import Packing
@@ -115,12 +116,14 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
             slot = take()
         except IndexError:
             slot = fresh()
-        # Inputs without a buffer are too large to copy: JAX takes the caller's array.
+        # Of large inputs, XLA reads the caller's array where that lies well.
         given = []
-        for buffer, array, row in zip(*slot, rows):
-            if buffer is not None:
-                buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
-            given.append(row if buffer is None else array)
+        for buffer, array, row, always in zip(*slot, rows, staging.staged):
+            if buffer is None or (not always and is_readable(row)):
+                given.append(row)
+            else:
+                buffer[...] = row
+                given.append(array)
         try:
             result = call(*leading.values, *given)
         except Exception:

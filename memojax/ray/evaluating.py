@@ -213,7 +213,8 @@ class _Crew:
                 f"max_restarts is used up: {cause or lost}"
             ) from lost
         self._restarts -= 1
-        log.warning("an actor was lost: episodes from %d are played again (%s)", part.first, lost)
+        reason = str(lost).partition("\n")[0]  # Ray adds a page
+        log.warning("an actor was lost: episodes from %d are played again (%s)", part.first, reason)
         self._waiting.appendleft(part)
         self._give(self._hire())
 

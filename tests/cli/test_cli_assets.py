@@ -272,12 +272,12 @@ def test_verify_says_how_to_check_a_policy_without_a_graph(files: dict[str, Path
     for command in ("verify", "benchmark"):
         extra = ("--against", "onnxruntime")
         assert (
-            "name the file that it was made from (on the command line --onnx FILE"
+            "name the file from which it was made (--onnx FILE on the command line"
             in run(command, files["stablehlo"], *extra, code=1).stderr
         )
         stderr = run(command, files["stablehlo"], *extra, "--onnx", "pendulum_ppo", code=1).stderr
         assert "the reference has the inputs obs: float32[n, 3]" in stderr
-        assert "the policy obs: float32[n, 6]" in stderr
+        assert "the policy has obs: float32[n, 6]" in stderr
     with pytest.raises(IncompatibleModelError):
         memojax.verify(policies.bundled("acrobot_ppo"), [1], reference=policies.bundled("pendulum_ppo"))
 
@@ -307,7 +307,7 @@ def test_a_policy_for_one_size_is_run_at_that_size(fixed: Path) -> None:
 
 def test_what_was_exported_cannot_be_widened(fixed: Path, files: dict[str, Path], tmp_path: Path) -> None:
     target = tmp_path / "out.crvo"
-    assert "exported for 4 rows only" in run("to-stablehlo", fixed, "-b", "2", "-o", target, code=1).stderr
+    assert "this model runs 4 rows only" in run("to-stablehlo", fixed, "-b", "2", "-o", target, code=1).stderr
     assert (
         "exported for cpu, not for cuda"
         in run("to-stablehlo", files["stablehlo"], "--platform", "cuda", "-o", target, code=1).stderr

@@ -1,4 +1,4 @@
-"""TypedModel: functions of your own, the probe for rows that mix, and which weights fit."""
+"""TypedModel: functions of the user's own, the probe for rows that mix, and weights that fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad files give a typed error that names the file and the cause; odd files that ONNX Runtime takes load."""
+"""Bad files raise a typed error with file and cause; odd files that ONNX Runtime takes load."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ X = np.array([[-1.0, 0.0, 2.0]], np.float32)
     ],
     ids=["empty", "text", "html", "lfs", "zip", "truncated-early", "truncated-late"],
 )
-def test_what_is_no_model_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_model_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "policy.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelLoadError, match=message) as failure:

@@ -4,6 +4,7 @@ unasked."""
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import logging
 import threading
@@ -21,7 +22,7 @@ from jax import lax
 
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
-from memojax.plans import autotune
+from memojax.plans import autotune, compiler
 from memojax.plans.candidates import (
     CANDIDATES,
     CONVOLUTIONS,
@@ -399,15 +400,35 @@ def test_no_fusion_of_weights_that_are_one_number() -> None:
     assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8)) == {"eigen-conv"}
 
 
-def test_comparison_sees_what_is_faster_and_doubts_noise() -> None:
-    def work(n: int) -> Callable[[Any], Any]:
-        a = np.ones((n, n), np.float32)
-        return lambda rows: a @ a
+class Clock:
+    """Time that passes only when a contender runs."""
 
-    assert autotune.compare(work(300), work(60), ()) > 1.5
-    assert autotune.compare(work(60), work(300), ()) < 0.9
-    same = work(100)
-    assert autotune.compare(same, same, ()) < 1.2
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 0.0
+        monkeypatch.setattr(autotune.time, "perf_counter", lambda: self.now)
+
+    def work(self, *seconds: float) -> Callable[[Any], Any]:
+        """A contender whose calls take these times, one after the other and over again."""
+        turns = itertools.cycle(seconds)
+
+        def run(rows: Any) -> None:
+            self.now += next(turns)
+
+        return run
+
+
+def test_comparison_tells_the_ratio_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert autotune.compare(clock.work(0.003), clock.work(0.001), ()) == pytest.approx(3)
+    assert autotune.compare(clock.work(0.001), clock.work(0.003), ()) == pytest.approx(1 / 3)
+
+
+def test_comparison_doubts_what_is_faster_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lucky block in four changes the fast rounds, but not the median."""
+    clock = Clock(monkeypatch)
+    luck = [0.002] * 6 + [0.001] * 2  # a block is two calls, and the first one is not counted
+    assert autotune.compare(clock.work(0.002), clock.work(*luck), ()) == pytest.approx(1)
+    assert autotune.compare(clock.work(*luck), clock.work(0.001), ()) == pytest.approx(1)
 
 
 def test_unknown_mode() -> None:
@@ -415,6 +436,15 @@ def test_unknown_mode() -> None:
         MemoizingDynamicInferer(typed(), autotune="always")  # pyright: ignore[reportArgumentType]
 
 
-def test_what_is_not_tuned_compiles_with_no_options_of_its_own() -> None:
+def test_what_is_not_tuned_compiles_with_no_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    compiled = compiler.compiled_for
+
+    def noted(lowered: Any, device: jax.Device, options: Any = None) -> Any:
+        given.append(options)
+        return compiled(lowered, device, options)
+
+    monkeypatch.setattr(compiler, "compiled_for", noted)
     policy = MemoizingDynamicInferer(typed(), [2])
-    assert policy.plans()[0].candidate in (DEFAULT.name, "kernels")
+    assert policy.plans()[0].candidate == DEFAULT.name
+    assert given == [{}]

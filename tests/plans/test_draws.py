@@ -52,6 +52,12 @@ DRAWS: dict[str, Draw] = {
     "bernoulli": lambda x, key: jax.random.bernoulli(key, jax.nn.sigmoid(x), x.shape),
     "bytes": lambda x, key: jax.random.bits(key, x.shape, "uint8"),
     "halves": lambda x, key: jax.random.normal(key, x.shape, "float16"),
+    "a key a row": lambda x, key: jax.vmap(
+        lambda n, row: jax.random.normal(jax.random.fold_in(key, n), row.shape)
+    )(jnp.arange(x.shape[0]), x),
+    "a key an entry": lambda x, key: jax.vmap(
+        jax.vmap(lambda n: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, n), 3)))
+    )(jnp.arange(x.size).reshape(x.shape)),
     "two draws of one key": lambda x, key: (
         jax.random.normal(key, x.shape) * jax.random.uniform(jax.random.fold_in(key, 1), x.shape)
     ),

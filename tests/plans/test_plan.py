@@ -14,9 +14,12 @@ import pytest
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
 from memojax.plans.compiler import PlanCompiler, Weights, plain_name
+from memojax.plans.dispatch import on_host
 from memojax.plans.input_buffers import Staging
 from memojax.plans.packing import PACKED_BYTES, Packing
+from memojax.plans.weight_arguments import Leading
 from memojax.rows.scratch import COPIED_BYTES as STAGED
+from memojax.rows.scratch import aligned_empty
 from memojax.xla.cpu_client import cpu_device
 from tests.helpers import in_threads
 
@@ -286,6 +289,31 @@ def test_aliases_are_seen_by_xla() -> None:
     buffer[...] = 4
     assert (first == 4).all()
     assert (np.asarray(jax.jit(lambda a: a + 1)(array)) == 5).all()
+
+
+def test_large_rows_are_copied_only_where_xla_cannot_read_them() -> None:
+    shape = (2, 10_000)
+    staging = Staging([shape], [np.float32], cpu_device())
+    if not all(staging.spare):
+        pytest.skip("this JAX copies NumPy arrays")
+    taken: list[Any] = []
+
+    def call(array: Any) -> np.ndarray:
+        taken.append(array)
+        return np.array(array)
+
+    run = on_host(call, staging, Packing.of([shape], [np.float32]), Leading())
+    well = aligned_empty(shape, np.float32)
+    well[:] = 1
+    shifted = aligned_empty((20_001,), np.float32)[1:].reshape(shape)
+    shifted[:] = 2
+    spread = aligned_empty((2, 20_000), np.float32)[:, ::2]
+    spread[:] = 3
+    for number, rows in enumerate((well, shifted, spread), 1):
+        (result,) = run([rows])
+        assert (result == number).all()
+    assert taken[0] is well
+    assert taken[1] is taken[2] is staging.free[0][1][0]
 
 
 def test_infos_count_and_time() -> None:

@@ -182,7 +182,7 @@ def test_counts() -> None:
         call(cache, size)
     info = cache.info()
     assert (info.hits, info.misses, info.evictions, info.maxsize, info.currsize) == (3, 3, 2, 1, 2)
-    assert info.compile_seconds >= 0
+    assert info.compile_seconds > 0
     cache.count_padding(3)
     assert cache.info().padded_rows == 3
     cache.clear()

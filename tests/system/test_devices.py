@@ -1,5 +1,4 @@
-"""On which device calls run: where their arrays lie, together, or not at all; with several CPU devices, in a
-process of its own."""
+"""The devices of calls, with several CPU devices, in a process of its own: found, moved to, or refused."""
 
 from __future__ import annotations
 
@@ -36,7 +35,8 @@ SETUP = """
         {"a": ((2,), np.float32), "b": ((2,), np.float32), "h_in": ((2,), np.float32)})
     on = lambda device, value: jax.device_put(jnp.full((4, 2), value, jnp.float32), device)
     def batch(*devices):
-        rows = [on(device, value) if device else np.full((4, 2), value, np.float32) for device, value in zip(devices, (1, 2, 3))]
+        rows = [on(device, value) if device else np.full((4, 2), value, np.float32)
+                for device, value in zip(devices, (1, 2, 3))]
         return dict(zip(("a", "b", "h_in"), rows))
 """
 
@@ -66,7 +66,7 @@ def test_inputs_on_several_devices_are_moved_with_one_warning() -> None:
     assert "'b' on cpu:1, 'h_in' on cpu:1; every call moves them to cpu:0" in lines[1]
 
 
-def test_what_lies_together_runs_there_and_numpy_goes_along() -> None:
+def test_arrays_on_one_device_run_there_with_numpy_arrays() -> None:
     out = two_devices("""
         policy = mj.MemoizingDynamicInferer(typed, strict=True)
         for device in (first, second):
@@ -84,7 +84,8 @@ def test_what_lies_together_runs_there_and_numpy_goes_along() -> None:
 
 def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
     out = two_devices("""
-        assert pickle.loads(pickle.dumps(mj.load("memojax/policies/acrobot_ppo.onnx", strict=True))).placement.strict
+        policy = mj.load("memojax/policies/acrobot_ppo.onnx", strict=True)
+        assert pickle.loads(pickle.dumps(policy)).placement.strict
         policy = mj.MemoizingDynamicInferer(typed, strict=True)
         tracker = mj.RecurrentTracker.wrap(policy)
         rows = batch(first, second, first)
@@ -112,12 +113,14 @@ def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
 def test_sharded_inputs_are_gathered_or_refused() -> None:
     out = two_devices("""
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("n",))
-        split = jax.device_put(np.ones((4, 2), np.float32), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("n")))
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("n"))
+        split = jax.device_put(np.ones((4, 2), np.float32), sharding)
         answers = mj.MemoizingDynamicInferer(typed).infer_arrays({name: split for name in ("a", "b", "h_in")})
         assert answers["sum"].devices() == {first}
         assert np.asarray(answers["sum"]).tolist() == [[2, 2]] * 4
         try:
-            mj.MemoizingDynamicInferer(typed, strict=True).infer_arrays({name: split for name in ("a", "b", "h_in")})
+            inputs = {name: split for name in ("a", "b", "h_in")}
+            mj.MemoizingDynamicInferer(typed, strict=True).infer_arrays(inputs)
         except DeviceError as error:
             print("refused:", error)
     """)
@@ -165,7 +168,7 @@ UNREADABLE = """
 """
 
 
-def test_promises_hold_on_a_device_that_numpy_cannot_read() -> None:
+def test_inferers_work_on_a_device_that_numpy_cannot_read() -> None:
     """The second device is JAX's own, not memojax's client."""
     out = two_devices(
         textwrap.dedent(UNREADABLE)
@@ -374,7 +377,7 @@ def test_every_inferer_has_a_placement() -> None:
 
 
 @pytest.mark.parametrize("device", [3, "cpu:-1", "cpu:x", "gpu:7", "CPUs"])
-def test_a_device_that_is_none_is_refused(device: object) -> None:
+def test_an_unknown_device_is_refused(device: object) -> None:
     with pytest.raises(DeviceError, match="device"):
         mj.load(scaling(2.0), device=device)
 

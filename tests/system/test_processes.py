@@ -20,7 +20,7 @@ OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
 
 @functools.cache
 def _builder() -> memojax.InfererBuilder:
-    """Loaded by the first test, not when tests are collected."""
+    """Loaded by the first test, and not when tests are collected."""
     return memojax.InfererBuilder(POLICIES / "acrobot_ppo.onnx")
 
 
@@ -53,7 +53,7 @@ def _double(weights: np.ndarray, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return weights * inputs["obs"]
 
 
-def test_functions_of_ones_own_pickle_too() -> None:
+def test_functions_of_the_user_pickle_too() -> None:
     typed = memojax.TypedModel.from_function(
         _double, np.float32(2.0), {"obs": ((6,), np.float32)}, name="twice"
     )
