@@ -124,7 +124,7 @@ class ModelInferer(InfererOfModel):
         """The options of this kind's constructor beside the shared ones."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle model, options and sizes; the unpickled inferer compiles or loads a plan at its first use."""
+        """Pickle model, options and sizes; the unpickled inferer compiles or loads plans at first use."""
         # What "auto" chose here is not what it chooses on another machine.
         device = "auto" if self._verdict.why else device_name(self._device)
         options = {**self.options.arguments(), "device": device, **self._arguments()}

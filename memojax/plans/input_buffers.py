@@ -1,5 +1,4 @@
-"""Input buffers: a call writes rows into them and the executable reads them in place, or in one transfer to
-an accelerator."""
+"""Input buffers: calls write rows into them, and the executable reads them in place or in one transfer."""
 
 from __future__ import annotations
 
@@ -27,8 +26,8 @@ class Staging:
     """Makes the slots of a plan.
 
     On a synchronous CPU client the executable reads the buffers in place, through device arrays that alias
-    them. On an accelerator the buffers of one dtype lie end to end in one argument (`packing` is not None). A
-    slot may be written again once its call has results.
+    them. For an accelerator the buffers of one dtype lie end to end in one argument (`packing` is not None).
+    A slot may be overwritten once its call has results.
 
     Attributes:
         specs: shape and dtype of each input.
@@ -59,8 +58,8 @@ class Staging:
         self.staged = [packing is not None or (here and 0 < size <= COPIED_BYTES) for size in sizes]
         self.spare = [packing is None and here and COPIED_BYTES < size <= _SPARE_BYTES for size in sizes]
         first = self.slot()
-        # A client may copy instead of aliasing. Writing to the buffers would then have no effect, so none are
-        # used.
+        # A client may copy instead of aliasing. Writing to the buffers would then have no effect, so plans
+        # there use none.
         if packing is None and any(
             buffer is not None and not _aliases(buffer, array) for buffer, array in zip(*first, strict=True)
         ):
