@@ -3,8 +3,8 @@
     python benchmarks/engine.py [spike warm memory churn update foreground dictionary] [--json FILE]
     [--markdown FILE]
 
-Each number is relative to another one from the same process (a median, a cold start, a loop written by hand),
-because a busy machine changes ratios less than times. `warm`, `memory` and `churn` start separate processes.
+Each number is relative to another one from the same process: a median, a cold start, or a loop written by
+hand. A busy machine changes ratios less than times. `warm`, `memory` and `churn` start separate processes.
 """
 
 from __future__ import annotations

@@ -140,9 +140,8 @@ def command(
 
 def _print_rows(side: str, arrays: Mapping[str, Any]) -> None:
     for name, rows in arrays.items():
-        click.echo(
-            f"\n{side} {name}:\n{np.array2string(np.asarray(rows), threshold=sys.maxsize, max_line_width=120)}"
-        )
+        text = np.array2string(np.asarray(rows), threshold=sys.maxsize, max_line_width=120)
+        click.echo(f"\n{side} {name}:\n{text}")
 
 
 def _read(path: str) -> dict[str, np.ndarray]:

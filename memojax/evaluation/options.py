@@ -53,7 +53,7 @@ class EvaluateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Stepping:
-    """Where environments are stepped, and for how many steps."""
+    """The processes that step the environments, and the limit of steps."""
 
     vectorization: Vectorization = "sync"
     workers: int | None = None

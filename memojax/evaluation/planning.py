@@ -1,8 +1,8 @@
 """Chooses the plans of a policy that `evaluate` loads, and compiles them beside the run.
 
-The choice must not depend on time. Two plans may differ in the last bit of a row, so a run that used each
-plan as soon as it was ready could not be repeated. Therefore a batch size always has the same plan. The next
-plan of a shrinking batch compiles ahead, and a call that needs it early waits.
+The choice must not depend on time. Two plans may differ in the last bit of a row. A run that used each plan
+as soon as it was ready could not be repeated. Therefore a batch size always has the same plan. The next plan
+of a shrinking batch compiles ahead, and a call that needs it early waits.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ class ModelInferer(InfererOfModel):
 
     @property
     def device(self) -> jax.Device:
-        """Where NumPy batches run."""
+        """The device on which NumPy batches run."""
         return self._device
 
     @property

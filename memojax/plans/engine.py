@@ -305,7 +305,7 @@ class Engine:
         candidate, gain = self._remembered(compiler, size)
         try:
             lowered = self._load_or_lower(compiler, size, candidate)
-        except CompileError:  # of the helper, which has compiled it already
+        except CompileError:  # the helper compiles, too, so its errors come here
             if candidate == compiler.default:
                 raise
             lowered, gain = self._load_or_lower(compiler, size, compiler.default), None
@@ -388,7 +388,7 @@ class Engine:
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
-            # Whatever the entry's fault, a compile is right. The entry goes, or each start would try it
+            # A compile replaces an entry with any fault. The entry is deleted, or each start would try it
             # again.
             except Exception as cause:
                 log.warning(

@@ -70,7 +70,7 @@ class Helper:
 
         Raises:
             CancelledError: the interpreter exits.
-            CompileError, LoweringError: the model has no such plan, here as little as there.
+            CompileError, LoweringError: the model does not allow this plan; a compile here would fail, too.
         """
         why = self._refused or self._why_not(compiler)
         if not why:
@@ -185,7 +185,7 @@ class _Running:
         self._gone: list[int] = []
 
     def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | Failed | str:
-        """A plan, or the reason that the process cannot make it.
+        """A plan, the error of its compile, or the reason that the process cannot make it.
 
         Raises:
             EOFError, OSError, ValueError: the process has ended.

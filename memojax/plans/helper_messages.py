@@ -53,7 +53,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Failed:
-    """A plan that the model does not allow, with the error that says why."""
+    """The answer for a plan that the model does not allow, with the error of its compile."""
 
     error: CompileError | LoweringError
 

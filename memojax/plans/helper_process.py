@@ -107,7 +107,10 @@ class _Orders:
 
 
 def _failure(cause: Exception) -> Failed | str:
-    """The model's own failure, which the parent need not try again; for another one, what happened."""
+    """The answer for a failed compile: `Failed` for an error of the model, else a text about this process.
+
+    The parent compiles again after a text, but not after `Failed`.
+    """
     if isinstance(cause, (CompileError, LoweringError)):
         with contextlib.suppress(Exception):
             if str(pickle.loads(pickle.dumps(cause))) == str(cause):

@@ -107,7 +107,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
             view.settle()
 
     def begin_agent(self, inferer: Inferer, agent: int) -> None:
-        # Begins last and ends first, so an agent that this wrapper does not know counts as unknown, whatever
+        # This wrapper begins last and ends first. An agent that it does not know counts as unknown, whatever
         # an interrupt has left in the inner layers.
         self._inner.begin_agent(inferer, agent)
         self._states.begin(agent)

@@ -1,7 +1,7 @@
 """No lock stays held after Ctrl-C in a loop.
 
-CPython 3.12 and 3.13 leave the jump back of a loop with a condition out of the table of handlers, and 3.13
-runs signal handlers at such a jump. A `KeyboardInterrupt` there skips the release of a lock whose `with` block
+CPython 3.12 and 3.13 leave the jump back of a loop with a condition out of the table of handlers. 3.13 runs
+signal handlers at such a jump. A `KeyboardInterrupt` there skips the release of a lock whose `with` block
 is in the same function. So a loop with a condition must not be in such a block, but in its own function.
 """
 

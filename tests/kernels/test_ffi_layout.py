@@ -11,7 +11,7 @@ import pytest
 from memojax.kernels.build import NATIVE, system_compiler
 
 HEADER = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
-# JAX 0.12 renamed it; its fields lie where they lay.
+# JAX 0.12 renamed this struct; its fields kept their places.
 EXTENSION = next(
     name for name in ("XLA_FFI_Extension_Base", "XLA_FFI_InternalExtension") if name in HEADER.read_text()
 )

@@ -152,9 +152,7 @@ def test_a_failing_compile_raises_the_usual_error(monkeypatch: pytest.MonkeyPatc
             memojax.load(POLICY, preload=[6], compile_in=where)
 
 
-def test_what_fails_in_the_helper_is_not_compiled_again_here(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_plan_that_fails_in_the_helper_is_not_compiled_here(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = memojax.load(POLICY, preload=[1], compile_in="process")
     monkeypatch.setenv("MEMOJAX_MAX_RUN_BYTES", "1")
     here: list[int] = []
@@ -274,8 +272,8 @@ def test_new_weights_in_the_background_do_not_wait_for_compiles() -> None:
     assert not policy.infer_arrays({"obs": OBS[:2]})["logits"].any()
 
 
-def test_new_weights_in_the_background_amid_a_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan that compiles meanwhile gives the new numbers, too."""
+def test_new_weights_in_the_background_during_a_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that compiles during the update gives the new numbers, too."""
     policy = memojax.load(POLICY, preload=[2], weights="argument")
     asked, go = threading.Event(), threading.Event()
     make = Helper.make
