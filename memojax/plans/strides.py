@@ -1,7 +1,8 @@
 """Convolutions of images with few channels and a stride, as convolutions of more channels without one.
 
 XLA:CPU is slow at few channels. Here each patch of stride x stride pixels becomes one pixel with all their
-channels, and the window shrinks as much. It is done where it was measured to be faster: 0.3 to 0.9 of the time.
+channels, and the window shrinks by the stride. This applies to shapes for which it was measured to take less
+time: 0.3 to 0.9 of it.
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ from .hoist import Step, flattened
 
 _MOST_CHANNELS = 8
 _FAST_ALREADY = 4
-"""Channels at which XLA gains nothing by it."""
+"""Number of channels for which the rewrite gains nothing."""
 
 _SLOW = (3, 5, 7)
-"""Channels at which it pays even where the stride does not divide the window, which then grows."""
+"""Numbers of channels for which the rewrite pays even if the window grows to a multiple of the stride."""
 
 _MANY_PLACES = 1024
-"""Places of the result from which it pays in spite of such a growth."""
+"""From this many places of the window on (in all images of a batch), it pays even if the window grows."""
 
 _IMAGE = (0, 1, 2, 3)
 """The file's order of axes: batch, channels, height, width."""
 
 
 def without_strides(closed: Any) -> Any:
-    """A closed jaxpr with these convolutions rewritten, or itself if it has none; the caller holds the tracing
-    lock."""
+    """A closed jaxpr with such convolutions rewritten, or `closed` itself if it has none.
+
+    The caller holds the tracing lock.
+    """
     arguments, steps, outputs = flattened(closed)
     if not any(_is_strided(step) for step in steps):
         return closed
@@ -49,8 +52,7 @@ def without_strides(closed: Any) -> Any:
 
 
 def _is_strided(step: Step) -> bool:
-    """Whether a step is the convolution of an image, in the file's order of axes, with a stride and nothing
-    special."""
+    """Whether a step is a plain convolution of images with a stride: float32, no groups, no dilation."""
     if step.primitive.name != "conv_general_dilated" or step.avals[0].dtype != np.float32:
         return False
     params = step.params
@@ -79,8 +81,16 @@ def _pays(step: Step, image: Sequence[int], window: Sequence[int]) -> bool:
 
 
 class _Axis(NamedTuple):
-    """How one axis is divided: into `blocks` of `stride` pixels, after `before` and `after` pixels of padding (a
-    negative number cuts some off), under a window of `window` blocks that is `growth` pixels larger."""
+    """How one axis is divided into blocks.
+
+    Attributes:
+        stride: pixels of a block.
+        before: pixels of padding before the axis; a negative number crops.
+        after: pixels of padding after the axis; a negative number crops.
+        blocks: the number of blocks.
+        window: the number of blocks in a window.
+        growth: pixels by which the window of blocks is larger than the original window.
+    """
 
     stride: int
     before: int
