@@ -217,8 +217,7 @@ def devices_option(command: Command) -> Command:
 
 
 def places(device: str | None, devices: str | None, **alone: Any) -> dict[str, Any]:
-    """`device=` or `devices=` of `memojax.load`, from the options of the command line; with one device, `alone`
-    as well.
+    """`device=` (with `alone`) or `devices=` of `memojax.load`, from the options of the command line.
 
     Raises:
         click.UsageError: both are given.

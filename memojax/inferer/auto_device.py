@@ -4,10 +4,10 @@ The rule compares two estimates for one call of as many rows as are expected, Nu
 
 | Part | On the CPU | On an accelerator |
 |---|---|---|
-| a call | `CPU_CALL_US` | `ACCELERATOR_CALL_US`: launches, and the wait for the result |
+| a call | `CPU_CALL_US` | `ACCELERATOR_CALL_US` |
 | operations | `CPU_FLOPS_PER_US` for each core | `ACCELERATOR_FLOPS_PER_US` |
 | rows, there and back | nothing | `TRANSFER_BYTES_PER_US` |
-| weights | nothing: they are in a cache, or counted as operations | `ACCELERATOR_BYTES_PER_US`, once for each call |
+| weights | nothing: in a cache, or counted as operations | `ACCELERATOR_BYTES_PER_US`, once a call |
 
 The numbers of the CPU are measured (AMD EPYC Zen 5, docs/benchmarks.md). No accelerator was at hand to fit
 those of the other column: they are careful estimates from data sheets, and `MARGIN` asks for a clear gain.
@@ -32,7 +32,7 @@ CPU_CALL_US = 6.0
 """Measured: a call with a plan at hand, for the smallest policies."""
 
 CPU_FLOPS_PER_US = 60e3
-"""Measured: 60 GFLOP/s for each core; the kernels reach 100 in dense layers, and half of that in convolutions."""
+"""Measured: 60 GFLOP/s for each core. The kernels reach 100 in dense layers, and half in convolutions."""
 
 MOST_CORES = 16
 """The kernels and XLA's pool take no more."""
@@ -84,8 +84,8 @@ def verdict_on(device: str | jax.Device | None, typed: TypedModel, rows: int) ->
 def auto_device(typed: TypedModel, rows: int = 0) -> DeviceVerdict:
     """The device for NumPy batches of `rows` rows of a model; `EXPECTED_ROWS` for 0.
 
-    A machine without a plugin for accelerators is known without starting a backend. Where there is one, JAX is
-    asked for its devices only if the model is big enough to gain.
+    A machine without a plugin for accelerators is known without starting a backend. Where there is one, the
+    rule asks JAX for its devices only if the model is big enough to gain.
     """
     if not accelerator_possible():
         return DeviceVerdict(cpu_device(), "JAX has no accelerator here")

@@ -274,9 +274,9 @@ class ModelInferer(InfererOfModel):
             background: return at once and compile on the background worker, at low priority.
             progress: show a bar in a terminal or notebook. In the background, the bar shows during the
                 handle's `wait`.
-            device: compile plans for `jax.Array`s on this device, now. Without it, plans for NumPy batches are
-                compiled now, and those for `jax.Array`s on an accelerator behind the first call there. On a
-                CPU both have the same plans.
+            device: compile plans for `jax.Array`s on this device. Without it, plans for NumPy batches compile
+                now, and those for `jax.Array`s on an accelerator behind the first call there. On a CPU both
+                have the same plans.
 
         Raises:
             BatchSizeError: a size is not a positive whole number; nothing is compiled.
@@ -305,7 +305,7 @@ class ModelInferer(InfererOfModel):
             for cache, size in caches.values():
                 cache.get(size)
             return Preload.finished(list(caches))
-        handle = Preload(list(caches), lambda one: _compiled(*caches[one]), workers, background, progress)
+        handle = Preload(list(caches), lambda one: PlanCache.get(*caches[one]), workers, background, progress)
         if not background:
             handle.wait()
         return handle
@@ -495,10 +495,6 @@ class ModelInferer(InfererOfModel):
 
 def _ready(cache: PlanCache) -> list[int]:
     return sorted({*cache.sizes(), *cache.expected()})
-
-
-def _compiled(cache: PlanCache, size: int) -> Any:
-    return cache.get(size)
 
 
 def _no_plan(size: int) -> None:

@@ -28,10 +28,10 @@ NO_ROWS = (
 class DeviceRows:
     """Runs batches of `jax.Array`s.
 
-    A plan takes as many rows as it was compiled for. Rows that fit no plan are put together, and their results
-    cut, on the device: by views and a few executables for each plan (`RowAssembly`), so nothing is compiled
-    for a number of rows. Where a device has no views, or a compile is forbidden, they go through the host's
-    memory.
+    A plan takes as many rows as it was compiled for. Rows that fit no plan are put together on the device,
+    and their results are cut there: by views and a few executables for each plan (`RowAssembly`). Nothing is
+    compiled for a number of rows. Where a device has no views, or a compile is forbidden, rows go through the
+    host's memory.
     """
 
     def __init__(self, rows: CompiledRows, key: Callable[[], np.ndarray], choice: DeviceChoice):

@@ -20,13 +20,13 @@ from ..xla.views import can_view, granule, has_views, view
 from .forbid import is_forbidden
 
 _VIEWS = 4
-"""Views that one executable puts together. Blocks are then powers of this many granules, which keeps the number
-of executables small."""
+"""Views that one executable puts together. Blocks are then powers of this many granules, so there are few
+executables."""
 
 
 _MOST_LAST_ROWS = 8
-"""Granules with more rows than this would need as many executables for the last rows: such rows, of an odd number
-of bytes, go through the host."""
+"""A granule of more rows would need as many executables for the last rows. Such rows, of an odd number of
+bytes, go through the host."""
 
 
 class _Kept:
@@ -60,10 +60,10 @@ class _Kept:
 class RowAssembly:
     """Makes the rows that one plan takes from a range of the rows that came, on their device.
 
-    An executable takes arrays of one shape, so none takes any number of rows. Views of the rows do without one:
-    the range is covered by up to four overlapping views of as many rows, a power of four, and by one of the few
-    last rows, whose number is not a multiple of the `granule`. One executable puts the views in their places,
-    casts them, and fills up with zeros.
+    An executable takes arrays of one shape, so none takes any number of rows. Views of rows need none: up to
+    four overlapping views of as many rows cover the range. One more view has the few last rows, whose number
+    is no multiple of the `granule`. One executable puts the views in their places, casts them, and fills up
+    with zeros; another one adds the last rows.
     """
 
     def __init__(self, specs: Sequence[TensorSpec], size: int, device: jax.Device):

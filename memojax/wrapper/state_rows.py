@@ -47,7 +47,7 @@ class StateRows:
     def put(
         self, stores: Sequence[Any], rows: np.ndarray, valid: np.ndarray, states: Sequence[Array]
     ) -> list[jax.Array]:
-        """The stores with `states`, one array `[n, *shape]` for each, in those of the `rows` that are valid."""
+        """The stores with `states`, one array `[n, *shape]` for each, in the `rows` that are `valid`."""
         n, room = len(rows), _room(len(rows))
         # A row behind the last one goes nowhere.
         places = np.full(room, stores[0].shape[0] if stores else 0, np.int32)

@@ -1,5 +1,7 @@
-"""A range of an array's rows as an array of its own, without an executable: XLA would compile a slice for each
-number of rows, and keep it for good."""
+"""A range of an array's rows as an array of its own, without an executable.
+
+XLA would compile a slice for each number of rows, and keep it for good.
+"""
 
 from __future__ import annotations
 

@@ -147,8 +147,8 @@ UNREADABLE = """
     from memojax.plans import row_assembly
     from memojax.xla import views
 
-    # The second device stands for an accelerator, whose memory NumPy cannot read. Whoever moves its rows to the
-    # host is caught, but for the views, which on a CPU are copies by NumPy.
+    # The second device stands for an accelerator, whose memory NumPy cannot read. Whoever moves its rows to
+    # the host is caught, but for the views, which on a CPU are copies by NumPy.
     compiled_rows.share_host_memory = device_rows.share_host_memory = lambda device, other: False
     trips = []
     for kind in (row_assembly.RowAssembly, row_assembly.RowJoin):
@@ -157,7 +157,8 @@ UNREADABLE = """
             return known(self, *given)
         kind.by_host = by_host
     OBS = np.random.default_rng(0).standard_normal((700, 3)).astype(np.float32)
-    model = mj.TypedModel.from_function(lambda w, x: {"out": w * x["obs"]}, np.float32(2), {"obs": ((3,), np.float32)})
+    fn = lambda w, x: {"out": w * x["obs"]}
+    model = mj.TypedModel.from_function(fn, np.float32(2), {"obs": ((3,), np.float32)})
     def check(policy, n, dtype=np.float32):
         answer = policy.infer_arrays({"obs": jax.device_put(OBS[:n].astype(dtype), second)})["out"]
         assert answer.devices() == {second} and answer.shape == (n, 3)

@@ -202,14 +202,17 @@ def test_options_hold_over_devices(on_devices, tmp_path: Path) -> None:
         from memojax.errors import CompileForbiddenError, OptionError, DeviceError
         obs = np.random.default_rng(0).standard_normal((16 * count, 6)).astype(np.float32)
         wanted = one.infer_arrays({{"obs": obs}})["logits"]
-        near = lambda found, n: np.testing.assert_allclose(found, wanted[:n], rtol=1e-5, atol=1e-6)
+        def right(found, n):
+            np.testing.assert_allclose(found, wanted[:n], rtol=1e-5, atol=1e-6)
 
         # Bucketing pads to multiples of the number of devices, and max_batch_size splits.
-        policy = mj.load("acrobot_ppo", devices="all", bucketing="pow2", max_batch_size=8 * count, preload=[1, 4 * count, 8 * count])
+        sizes = [1, 4 * count, 8 * count]
+        policy = mj.load(
+            "acrobot_ppo", devices="all", bucketing="pow2", max_batch_size=8 * count, preload=sizes)
         assert isinstance(policy, mj.ShardedInferer)
         with mj.forbid_compile():
             for n in (1, count, 4 * count, 4 * count + 1, 8 * count, 12 * count, 16 * count - 3):
-                near(policy.infer_arrays({{"obs": obs[:n]}})["logits"], n)
+                right(policy.infer_arrays({{"obs": obs[:n]}})["logits"], n)
         assert [plan.size for plan in policy.plans()] == [count, 4 * count, 8 * count]
         assert policy.is_ready(3 * count) and not policy.is_ready(2 * count)
         policy.prepare(2 * count).result(60)
@@ -217,7 +220,6 @@ def test_options_hold_over_devices(on_devices, tmp_path: Path) -> None:
         policy.preload([2 * count], background=True).wait(60)
 
         # Sharded rows are padded, split, cast and cut by each device.
-        answers = {{}}
         for n in (count, 3 * count, 5 * count, 9 * count, 16 * count):
             for dtype in (np.float32, np.float16):
                 given = jax.device_put(obs[:n].astype(dtype), policy.sharding)
@@ -225,18 +227,20 @@ def test_options_hold_over_devices(on_devices, tmp_path: Path) -> None:
                     answer = policy.infer_arrays({{"obs": given}})["logits"]
                 assert answer.sharding.is_equivalent_to(policy.sharding, 2) and answer.shape == (n, 3)
                 assert len(answer.addressable_shards) == count
-                np.testing.assert_allclose(np.asarray(answer), wanted[:n], rtol=1e-5, atol=1e-6 if dtype == np.float32 else 0.05)
+                near = 1e-6 if dtype == np.float32 else 0.05
+                np.testing.assert_allclose(np.asarray(answer), wanted[:n], rtol=1e-5, atol=near)
         executables = lambda: len(devices[0].client.live_executables())
         for sweep in range(2):
             before = executables()
             for n in range(count, 16 * count, count):
                 policy.infer_arrays({{"obs": jax.device_put(obs[:n], policy.sharding)}})
         assert executables() == before, "nothing is compiled for a number of rows"
-        assert policy.infer_arrays({{"obs": jax.device_put(obs[:0], policy.sharding)}})["logits"].shape == (0, 3)
+        nobody = jax.device_put(obs[:0], policy.sharding)
+        assert policy.infer_arrays({{"obs": nobody}})["logits"].shape == (0, 3)
 
         # on_miss.
         refusing = mj.load("acrobot_ppo", devices=devices, on_miss="error", preload=[count])
-        near(refusing.infer_arrays({{"obs": obs[:2]}})["logits"], 2)
+        right(refusing.infer_arrays({{"obs": obs[:2]}})["logits"], 2)
         for given in (obs[: 2 * count], jax.device_put(obs[: 2 * count], refusing.sharding)):
             try:
                 refusing.infer_arrays({{"obs": given}})
@@ -246,25 +250,26 @@ def test_options_hold_over_devices(on_devices, tmp_path: Path) -> None:
                 raise AssertionError("compiled")
         padding = mj.load("acrobot_ppo", devices=devices, on_miss="pad", preload=[4 * count])
         with mj.forbid_compile():
-            near(padding.infer_arrays({{"obs": obs[: 2 * count]}})["logits"], 2 * count)
+            right(padding.infer_arrays({{"obs": obs[: 2 * count]}})["logits"], 2 * count)
         assert padding.cache_info().padded_rows == 2 * count
 
         # Plans on disk, and in an artifact that goes along with the policy.
         first = mj.load("acrobot_ppo", devices="all", cache_dir=folder, preload=[count])
         again = mj.load("acrobot_ppo", devices="all", cache_dir=folder, preload=[count])
         fewer = mj.load("acrobot_ppo", devices=devices[:2], cache_dir=folder, preload=[count])
-        assert (first.cache_info().disk_hits, again.cache_info().disk_hits, fewer.cache_info().disk_hits) == (0, 1, 0)
-        assert np.array_equal(first.infer_arrays({{"obs": obs[:count]}})["logits"], again.infer_arrays({{"obs": obs[:count]}})["logits"])
+        assert [policy.cache_info().disk_hits for policy in (first, again, fewer)] == [0, 1, 0]
+        rows = {{"obs": obs[:count]}}
+        assert np.array_equal(first.infer_arrays(rows)["logits"], again.infer_arrays(rows)["logits"])
         again.update_params({{name: 0 * weight for name, weight in again.params.items()}})
         assert not again.infer_arrays({{"obs": obs[:count]}})["logits"].any()
         packed = mj.load("acrobot_ppo", devices="all", cache_dir=mj.PlanArtifact(), preload=[count])
         copy = pickle.loads(pickle.dumps(packed))
-        near(copy.infer_arrays({{"obs": obs[:count]}})["logits"], count)
+        right(copy.infer_arrays({{"obs": obs[:count]}})["logits"], count)
         assert copy.cache_info().disk_hits == 1
 
         # Weights, in the background too; the card; what does not go together.
-        done = policy.update_params({{name: 0 * weight for name, weight in policy.params.items()}}, background=True)
-        done.result(60)
+        zeros = {{name: 0 * weight for name, weight in policy.params.items()}}
+        policy.update_params(zeros, background=True).result(60)
         assert not policy.infer_arrays({{"obs": obs[:count]}})["logits"].any()
         assert f"{{count}} devices (cpu:0" in repr(policy) and "acrobot_ppo" in repr(policy), repr(policy)
         for wrong in ({{"device": "cpu"}}, {{"weights": "constant"}}, {{"checked": True}}, {{"seed": 1}}):
@@ -279,17 +284,17 @@ def test_options_hold_over_devices(on_devices, tmp_path: Path) -> None:
 
 def test_evaluate_and_wrappers_run_over_devices(on_devices) -> None:
     on_devices("""
-        import gymnasium
-        from memojax.cli.main import main
         spread = mj.evaluate("acrobot_ppo", "Acrobot-v1", episodes=4, num_envs=4, max_steps=40, devices="all")
         alone = mj.evaluate("acrobot_ppo", "Acrobot-v1", episodes=4, num_envs=4, max_steps=40)
         assert list(spread.returns) == list(alone.returns) and spread.plans
         loaded = mj.load("acrobot_ppo", sharding=NamedSharding(Mesh(devices, ("rows",)), P("rows")))
-        assert list(mj.evaluate(loaded, "Acrobot-v1", episodes=4, num_envs=4, max_steps=40).returns) == list(alone.returns)
+        again = mj.evaluate(loaded, "Acrobot-v1", episodes=4, num_envs=4, max_steps=40)
+        assert list(again.returns) == list(alone.returns)
         noisy = mj.load("pendulum_ppo", devices="all").with_epsilon(mj.ConstantGenerator.zeros(), "epsilon")
         plain = mj.load("pendulum_ppo").with_epsilon(mj.ConstantGenerator.zeros(), "epsilon")
         rows = {"obs": obs[:5, :3]}
-        np.testing.assert_allclose(noisy.infer_arrays(rows)["action"], plain.infer_arrays(rows)["action"], rtol=1e-5, atol=1e-6)
+        found, wanted = (policy.infer_arrays(rows)["action"] for policy in (noisy, plain))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
         batched = mj.load("acrobot_ppo", devices="all").into_batched()
         for agent in range(5):
             batched.push(agent, {"obs": obs[agent]})
@@ -322,7 +327,10 @@ def test_one_device_and_several_agree_with_kernels_or_without(kernels: str) -> N
         for name in ("acrobot_ppo", "pendulum_ppo", "recurrent_lstm"):
             here, there = mj.load(name), mj.load(name, devices="all")
             rng = np.random.default_rng(0)
-            rows = {spec.name: rng.standard_normal((13, *spec.shape)).astype(spec.dtype) for spec in here.api.inputs}
+            rows = {
+                spec.name: rng.standard_normal((13, *spec.shape)).astype(spec.dtype)
+                for spec in here.api.inputs
+            }
             found, wanted = there.infer_arrays(rows), here.infer_arrays(rows)
             assert list(found) == list(wanted)
             for output in wanted:
