@@ -261,7 +261,7 @@ def test_a_call_asks_the_rule_once_and_a_question_changes_nothing() -> None:
 
     def rule(rows: int) -> int:
         asked.append(rows)
-        return 8
+        return -rows // 8 * -8
 
     policy = memojax.load("acrobot_ppo", bucketing=rule, max_batch_size=8)
     for rows in ({"obs": np.zeros((3, 6), np.float32)}, {"obs": np.zeros((3, 6))}):
