@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def named_options(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, with an `OptionError` that names the nearest keyword for one that it does not have."""
+    """`function`, with an `OptionError` for an unknown keyword that names the nearest known one."""
     parameters = inspect.signature(function).parameters
     known = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = frozenset(known)
@@ -41,7 +41,7 @@ def unknown_option(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def one_of(name: str, given: Any, allowed: Iterable[Any]) -> None:
-    """Check that an option is one of a few words.
+    """Check that an option is one of the allowed words.
 
     Raises:
         OptionError: it is not; the message names the nearest one.
@@ -66,12 +66,12 @@ def of_kind(name: str, given: Any, kinds: type | tuple[type, ...], wanted: str) 
 
 
 def as_count(what: str, given: Any, error: type[MemojaxError], least: int = 1) -> int:
-    """`given` as an int; a boolean is no number.
+    """`given` as an int; a boolean does not count as a number.
 
     Raises:
-        MemojaxError: it is no whole number, or less than `least`; of the class `error`.
+        MemojaxError: `given` is not a whole number, or is below `least`; the class is `error`.
     """
     if isinstance(given, bool) or not hasattr(given, "__index__") or (number := given.__index__()) < least:
-        wanted = "a positive whole number" if least == 1 else f"a whole number from {least}"
+        wanted = "a positive whole number" if least == 1 else f"a whole number, {least} or more"
         raise error(f"{what} is {wanted}, got {given!r}")
     return number

@@ -1,5 +1,4 @@
-"""Models for the runtime's tests: they cost what a made-up clock says, compile when told, and fail on
-demand."""
+"""Models for the runtime's tests: a fake clock sets their cost, and tests control compiles and failures."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ class Clock:
 
 
 class Broken(Exception):
-    """What a `Brain` raises that was told to fail."""
+    """The error of a `Brain` that a test lets fail."""
 
 
 @final
@@ -139,7 +138,7 @@ class Stage:
             self.runtime.push(brain, agent, obs(value))
 
     def hold(self, fake):
-        """Have the batches of a fake last until `leave`; `entered` says that one is under way."""
+        """Let the batches of a fake last until `leave`; `entered` tells that one is running."""
         entered, leave = threading.Event(), threading.Event()
 
         def during():

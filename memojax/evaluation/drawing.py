@@ -1,4 +1,4 @@
-"""Draw evaluations: how good, and how fast at which batch size."""
+"""Draws evaluations: the returns, and the time per call by batch size."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEW_CALLS = 5
-"""A median of fewer calls says nothing."""
+"""Calls below which a median says too little to draw."""
 
 _FEW_SIZES = 8
-"""Up to so many batch sizes are all named on the axis."""
+"""Up to this number of batch sizes, the axis names each."""
 
 _MARKERS = "os^Dv<>P"
 """One for each evaluation, so that lines are told apart in print without color."""
 
 
 class Drawn(Protocol):
-    """What the picture shows of an `Evaluation`."""
+    """The part of an `Evaluation` that the picture shows."""
 
     @property
     def model(self) -> str: ...
@@ -44,20 +44,20 @@ class Drawn(Protocol):
     @property
     def call_us(self) -> Mapping[int, float]: ...
     def confidence_interval(self) -> tuple[float, float]:
-        """Of the mean return."""
+        """The confidence interval of the mean return."""
         ...
 
 
 def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None = None) -> Figure:
-    """A matplotlib figure of the returns (each episode, mean, 95 % interval) and of the median time per call
-    over the batch size.
+    """A matplotlib figure of the returns (episodes, mean, 95 % interval) and of the median time per call.
 
     Args:
-        path: where to write it too; the suffix says as what.
+        evaluations: one evaluation or several.
+        path: file to write as well; the suffix gives the format.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
-        EvaluationError: nothing to draw, or matplotlib does not know the file's suffix.
+        EvaluationError: there is nothing to draw, or matplotlib does not know the suffix.
     """
     from ..display.figure import NotebookFigure, tidy
 

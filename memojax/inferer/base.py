@@ -58,7 +58,7 @@ class Inferer(abc.ABC):
 
     @property
     def placement(self) -> DeviceChoice:
-        """Where calls with `jax.Array`s run."""
+        """Devices on which calls with `jax.Array`s run."""
         return _WHERE_THEY_LIE
 
     @property
