@@ -152,7 +152,7 @@ def evaluate(
             policies[key], warmup = load_policy(one, planning, width, seed)
             stack.callback(warmup.close)
             warmups.append(warmup)
-        pool = _pool(env, width, stepping, watching, name)
+        pool = make_pool(env, width, stepping, watching, name)
         stack.callback(pool.close)
         players = join_players(pool, policies, wiring, name, deterministic)
         setting = setting_of(players, name, count, width, deterministic, metadata)
@@ -166,7 +166,8 @@ def evaluate(
             return rollout.run(report)
 
 
-def _pool(env: Any, width: int, stepping: Stepping, watching: Watching, name: str) -> EnvPool:
+def make_pool(env: Any, width: int, stepping: Stepping, watching: Watching, name: str) -> EnvPool:
+    """The environments of an evaluation."""
     if stepping.vectorization == "sync":
         watched = watched_maker(env, watching, name) if watching.render_mode else None
         local = LocalPool(env, width, watched)
