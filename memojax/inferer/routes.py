@@ -19,6 +19,9 @@ log: logging.Logger = logging.getLogger("memojax")
 class Route(abc.ABC):
     """Deals rows out to plans. Asking changes nothing."""
 
+    pads: bool = True
+    """Whether rows may be padded or split."""
+
     @abc.abstractmethod
     def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
         """(rows to take now of `count`, size of the plan that runs them). A larger size means padding."""
@@ -74,9 +77,11 @@ class FixedSizes(Route):
 class Buckets(Route):
     """The plan of the rows' bucket. With "pad", other plans serve while the background compiles it."""
 
-    def __init__(self, bucket: Bucket, on_miss: OnMiss):
+    def __init__(self, bucket: Bucket, on_miss: OnMiss, *, exact: bool = False):
+        """Give rows the plan of `bucket`; `exact` says that each size is its own bucket."""
         self._bucket = bucket
         self._on_miss = on_miss
+        self.pads: bool = not exact or on_miss == "pad"
 
     def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
         return self._dealt(count, self._bucket(count), cache)

@@ -46,7 +46,7 @@ def here(env: Any, deterministic: bool, episodes: int = 10) -> memojax.Evaluatio
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("actors", [1, 2])
+@pytest.mark.parametrize("actors", [1, 2, 4])
 def test_numbers_do_not_depend_on_the_number_of_actors(ray: Any, actors: int, deterministic: bool) -> None:
     found = memojax.ray.evaluate(
         "pendulum_ppo",
@@ -54,6 +54,7 @@ def test_numbers_do_not_depend_on_the_number_of_actors(ray: Any, actors: int, de
         episodes=10,
         num_envs=4,
         actors=actors,
+        num_cpus=0.5,  # four fit into the tests' Ray
         deterministic=deterministic,
         max_steps=30,
     )
