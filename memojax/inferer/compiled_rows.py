@@ -68,8 +68,7 @@ class CompiledRows:
         return self.engine.typed
 
     def cache_on(self, device: jax.Device | None) -> PlanCache:
-        """The plans for `jax.Array`s on a device; those for NumPy batches for None, and where they are the
-        same."""
+        """The plans for `jax.Array`s on a device; for None or a shared CPU, the plans for NumPy batches."""
         if device is None or share_host_memory(device, self.engine.device):
             return self.cache
         return self.engine.on(device).cache
@@ -120,7 +119,7 @@ class CompiledRows:
         return self.in_order(dict(zip(self._computed, self.run(rows, n), strict=True)), n)
 
     def check_indices(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None) -> None:
-        """See that every index points at something, where indices are checked.
+        """Check that every index is in range, if the model is loaded with `checked=True`.
 
         Raises:
             IndexRangeError: one does not.

@@ -1,4 +1,4 @@
-"""`jax.Array`s through the plans of one engine, on the device where they lie."""
+"""Runs `jax.Array`s through the plans of one engine, on their own device."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ NO_ROWS = (
 class DeviceRows:
     """Runs batches of `jax.Array`s.
 
-    A plan takes as many rows as it was compiled for. Rows that fit no plan are put together on the device,
-    and their results are cut there: by views and a few executables for each plan (`RowAssembly`). Nothing is
-    compiled for a number of rows. Where a device has no views, or a compile is forbidden, rows go through the
-    host's memory.
+    A plan takes a fixed number of rows. Other numbers of rows are put together and cut on the device, by
+    views and a few executables for each plan (`RowAssembly`). No number of rows needs a compile of its own.
+    If a device has no views, or a compile is forbidden, rows go through the host's memory.
     """
 
     def __init__(self, rows: CompiledRows, key: Callable[[], np.ndarray], choice: DeviceChoice):
@@ -41,18 +40,18 @@ class DeviceRows:
         self._choice = choice
 
     def infer(self, inputs: Mapping[str, Any]) -> Arrays:
-        """Run `jax.Array`s where they lie.
+        """Run `jax.Array`s on their device.
 
         Raises:
             InputError: they do not fit.
-            DeviceError: they lie on several devices, where that is refused.
+            DeviceError: they are on several devices, and `strict=True` refuses that.
         """
         base = self._rows
         specs, outputs = base.typed.api.inputs, base.typed.api.outputs
         given, device = chosen_device(specs, inputs, self._choice)
         if share_host_memory(device, base.engine.device):
-            # No trip: NumPy reads the memory of a CPU's arrays. They have the same plans as NumPy arrays, and
-            # so the same promises.
+            # NumPy reads the memory of a CPU's arrays without a copy. So they share the plans of NumPy
+            # arrays, and have the same promises.
             rows = {name: np.asarray(row) for name, row in given.items()}
             answers = base.hit(rows) or base.infer(rows)
             return {name: on_device(answer, device) for name, answer in answers.items()}
@@ -84,7 +83,7 @@ class DeviceRows:
     def _parts(
         self, there: Elsewhere, rows: Sequence[jax.Array], n: int, taken: int, size: int
     ) -> tuple[list[int], list[list[jax.Array]]]:
-        """Where each part begins, and its results, which padding may follow.
+        """The first row of each part, and its results, padding included.
 
         The first part has `taken` rows and runs on the plan for `size`.
         """
@@ -102,7 +101,7 @@ class DeviceRows:
     def _part(
         self, there: Elsewhere, rows: Sequence[jax.Array], start: int, taken: int, size: int
     ) -> list[jax.Array]:
-        """Results of `taken` rows from `start` on, and of the padding behind them."""
+        """Results of `taken` rows from `start` on, and of their padding."""
         base = self._rows
         plan = there.cache.get(size)
         if size != taken:
@@ -124,7 +123,7 @@ class DeviceRows:
 
 
 def share_host_memory(device: jax.Device, other: jax.Device) -> bool:
-    """Whether NumPy reads the memory of both, so that one's arrays may run on the other's plans."""
+    """Whether both devices are CPUs: NumPy reads their memory, so they can share plans."""
     return device.platform == other.platform == "cpu"
 
 

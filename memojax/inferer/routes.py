@@ -78,7 +78,7 @@ class Buckets(Route):
     """The plan of the rows' bucket. With "pad", other plans serve while the background compiles it."""
 
     def __init__(self, bucket: Bucket, on_miss: OnMiss, *, exact: bool = False):
-        """Give rows the plan of `bucket`; `exact` says that each size is its own bucket."""
+        """Give rows the plan of their `bucket`; with `exact`, each size is a bucket."""
         self._bucket = bucket
         self._on_miss = on_miss
         self.pads: bool = not exact or on_miss == "pad"
