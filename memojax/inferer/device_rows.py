@@ -62,8 +62,6 @@ class DeviceRows:
             return {spec.name: on_device(np.zeros(spec.rows(0), spec.dtype), device) for spec in outputs}
         base.check_indices(rows, n, None)
         there = base.engine.on(device)
-        base.histogram.arrived(n)
-        base.route.arrived(n, there.cache)
         results = self._run(there, rows, n)
         named: Arrays = dict(zip(base.typed.computed, results, strict=True))
         for name in base.typed.constant:
@@ -73,28 +71,32 @@ class DeviceRows:
     def _run(self, there: Elsewhere, rows: Sequence[jax.Array], n: int) -> list[jax.Array]:
         """Computed outputs for `n` rows."""
         base = self._rows
-        taken, size = base.route.of(n, there.cache)
+        taken, size = base.arrived(n, there.cache)
         if taken == n:
             results = self._part(there, rows, 0, n, size)
             return results if size == n else [first_rows(result, n) for result in results]
         base.refuse_mixing(f"running {n} rows in parts")
-        places, parts = base.engine.with_one_set_of_weights(lambda: self._parts(there, rows, n))
+        places, parts = base.engine.with_one_set_of_weights(lambda: self._parts(there, rows, n, taken, size))
         joined = there.join(parts, places, n)
         return joined if joined is not None else there.join.by_host(parts, places, n)
 
     def _parts(
-        self, there: Elsewhere, rows: Sequence[jax.Array], n: int
+        self, there: Elsewhere, rows: Sequence[jax.Array], n: int, taken: int, size: int
     ) -> tuple[list[int], list[list[jax.Array]]]:
-        """The first row of each part, and its results, padding included."""
+        """The first row of each part, and its results, padding included.
+
+        The first part has `taken` rows and runs on the plan for `size`.
+        """
         places: list[int] = []
         parts = []
         done = 0
-        while done < n:
-            taken, size = self._rows.route.of(n - done, there.cache)
+        while True:
             places.append(done)
             parts.append(self._part(there, rows, done, taken, size))
             done += taken
-        return places, parts
+            if done == n:
+                return places, parts
+            taken, size = self._rows.route.of(n - done, there.cache)
 
     def _part(
         self, there: Elsewhere, rows: Sequence[jax.Array], start: int, taken: int, size: int
