@@ -1,9 +1,9 @@
 """Convolutions of images with few channels, as convolutions of more channels.
 
-XLA:CPU is slow at few channels. With a stride, each patch of stride x stride pixels becomes one pixel with all
-their channels, and the window shrinks by the stride. Without one, patches of 2 x 2 pixels do, and four pixels
-of the result are made at once, by four windows side by side. Both apply to shapes for which they were measured
-to take less time: 0.3 to 0.9 of it with a stride, 0.1 to 0.7 without.
+XLA:CPU is slow at few channels. With a stride, each patch of stride x stride pixels becomes one pixel with
+all their channels, and the window shrinks by the stride. Without one, patches of 2 x 2 pixels do,
+and four pixels of the result are made at once, by four windows side by side. Both apply to shapes for which
+they were measured to take less time: 0.3 to 0.9 of it with a stride, 0.1 to 0.7 without.
 """
 
 from __future__ import annotations
