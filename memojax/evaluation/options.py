@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from .._argument_checks import as_count, unknown_option
 from ..errors import EvaluationError, OptionError
@@ -43,6 +44,8 @@ class EvaluateOptions(TypedDict, total=False):
     cache_dir: str | PathLike[str] | None
     maxsize: int | None
     device: str | jax.Device | None
+    devices: str | Sequence[str | jax.Device] | None
+    sharding: NamedSharding | None
     render: bool
     video: str | PathLike[str] | None
     name: str | None

@@ -1,0 +1,32 @@
+"""Turns executables into bytes and back, for the plan cache on disk and for the helper process."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+
+def as_bytes(compiled: Any) -> bytes:
+    """Serialize an executable of this process."""
+    from jax.experimental import serialize_executable
+
+    return pickle.dumps(serialize_executable.serialize(compiled))
+
+
+def from_bytes(payload: bytes, devices: Sequence[jax.Device]) -> Any:
+    """Load an executable on `devices`. The bytes must come from this user, or from this process's helper."""
+    from jax.experimental import serialize_executable
+
+    return serialize_executable.deserialize_and_load(
+        *pickle.loads(payload), backend=devices[0].client, execution_devices=list(devices)
+    )
+
+
+def accelerator_key(device: jax.Device) -> dict[str, Any]:
+    """The part of a stored plan's key that names the kind of device and its driver; empty for CPUs."""
+    if device.platform == "cpu":
+        return {}
+    return {"device": device.device_kind, "driver": str(device.client.platform_version)}
