@@ -243,10 +243,10 @@ class ShardedInferer(InfererOfModel):
         return -(-count // self._compiler.count) * self._compiler.count
 
     def is_ready(self, count: int) -> bool:
-        return all(size in self._cache for size in self._rows.sizes_for(count))
+        return all(size in self._cache for size in self._route.sizes(count, self._cache))
 
     def prepare(self, count: int) -> Future[None]:
-        wanted = self._rows.sizes_for(count)
+        wanted = self._route.sizes(count, self._cache)
 
         def compile_all() -> None:
             for size in wanted:

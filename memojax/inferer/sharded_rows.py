@@ -41,15 +41,6 @@ class ShardedRows:
     def _typed(self) -> TypedModel:
         return self._compiler.typed
 
-    def sizes_for(self, count: int) -> list[int]:
-        """Sizes of the plans that `count` rows run on."""
-        sizes = []
-        while count > 0:
-            taken, size = self._route.of(count, self._cache)
-            sizes.append(size)
-            count -= taken
-        return sizes
-
     def arrived(self, n: int) -> None:
         """A batch of `n` rows came.
 
