@@ -241,12 +241,11 @@ class ModelInferer(InfererOfModel):
         )
 
     def prepare(self, count: int) -> Future[None]:
-        wanted = [(one.cache, one.route.sizes(count, one.cache)) for one in self._rows.all()]
+        wanted = [(one.cache, size) for one in self._rows.all() for size in one.route.sizes(count, one.cache)]
 
         def compile_all() -> None:
-            for cache, sizes in wanted:
-                for size in sizes:
-                    cache.get(size)
+            for cache, size in wanted:
+                cache.get(size)
 
         return submit(compile_all)
 

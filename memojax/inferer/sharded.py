@@ -393,7 +393,7 @@ class ShardedInferer(InfererOfModel):
     def _lies_right(self, spec: TensorSpec, value: Any) -> bool:
         """Whether a value is on the right devices, or in the host's memory, from where it is spread."""
         if not isinstance(value, jax.Array):
-            return True
+            return spec.shared or value.ndim > 0
         if value.dtype != spec.dtype and (spec.shared or not _cast_in_place(value.dtype, spec.dtype)):
             return False
         if not spec.shared and not value.ndim:
