@@ -53,9 +53,6 @@ class _Kept:
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*shapes)
             return compiled(lowered, self._device)
 
-    def __len__(self) -> int:
-        return len(self._made)
-
 
 class RowAssembly:
     """Makes the rows that one plan takes from a range of the rows that came, on their device.
