@@ -38,8 +38,7 @@ class ShardedCompiler:
         precision: str | None,
         disk: DiskCache | PlanArtifact | None = None,
     ):
-        """Put the weights of `typed` on every device of `sharding`, which spreads the rows; keep executables
-        in `disk`."""
+        """Put the weights of `typed` on every device of `sharding`; keep executables in `disk`."""
         self.sharding: NamedSharding = sharding
         self.disk_hits: int = 0
         self._devices: Any = sharding.mesh.devices
@@ -117,7 +116,7 @@ class ShardedCompiler:
         return Plan(size, Executable(done, self._caller(done), never), Meter(), self._platform, ms)
 
     def _loaded(self, size: int, disk: DiskCache | PlanArtifact, started: float) -> Plan | None:
-        """The plan from disk; None where there is none that loads."""
+        """The plan from disk; None if no stored plan loads."""
         key = self._key(size)
         payload = disk.get(key)
         if payload is None:
