@@ -123,7 +123,7 @@ class ShardedCompiler:
             return None
         try:
             plan = self._plan(size, from_bytes(payload, self.devices), started)
-        # Whatever is wrong with an entry, compiling again is right.
+        # A compile replaces an entry with any fault.
         except Exception as cause:
             log.warning(
                 "a stored plan for batch size %d could not be loaded (%s): it compiles again", size, cause
