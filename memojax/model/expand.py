@@ -99,7 +99,7 @@ class _Inliner:
         self._nodes += 1
         self._characters += len(node.name) + sum(map(len, node.inputs)) + sum(map(len, node.outputs))
         if self._nodes > self._most or self._characters > self._most * _LONGEST_PREFIX:
-            raise NODES.exceeded(self._nodes, "this model, with its functions written out,", self._most)
+            raise NODES.exceeded(self._nodes, "this model", self._most)
 
 
 _LONGEST_PREFIX = 400

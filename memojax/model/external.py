@@ -64,7 +64,7 @@ def check_sparse(model: onnx.ModelProto) -> None:
     sparse = [tensor for tensor in _parts(model) if isinstance(tensor, SparseTensorProto)]
     ELEMENTS.check(
         sum(abs(math.prod(tensor.dims)) for tensor in sparse),
-        "the sparse tensors of this model, as dense arrays,",
+        "the total of the sparse tensors of this model, as dense arrays,",
     )
 
 
