@@ -278,8 +278,8 @@ class Batcher:
         """
         responses = self.run_quickly(inferer) or self.run(inferer)
         emptied = _Batch(self._waiting.pad.emptied())
-        # On one line, as an interrupt between two would lose the answers.
-        return (self._start(emptied), responses)[1]
+        # The assignment in `_start` and the return have nothing between them that could raise.
+        return responses if self._start(emptied) is None else {}
 
     def run_quickly(self, inferer: Inferer) -> dict[int, Response] | None:
         """As `run`, where one plan that is there runs everything and nothing is kept of agents; else None,

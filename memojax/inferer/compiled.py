@@ -330,29 +330,48 @@ class ModelInferer(InfererOfModel):
             IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing
                 is changed then.
         """
-        with self._accepting:
-            self._wanted = with_new_weights(self._wanted, source)
-        if background:
-            return submit_errand(self._apply_wanted)
-        self._apply_wanted()
+        accepted = None
         done: Future[None] = Future()
         done.set_result(None)
+        try:
+            with self._accepting:
+                accepted = with_new_weights(self._wanted, source)
+                self._waiting.append(accepted)
+            if background:
+                return submit_errand(partial(self._apply, accepted))
+        except BaseException:
+            self._forget(accepted)
+            raise
+        self._apply(accepted)
         return done
 
-    def _apply_wanted(self) -> None:
-        with self._updating:
-            wanted = self._wanted
-            if self._family.typed is not wanted:
-                self._apply(wanted)
+    @property
+    def _wanted(self) -> TypedModel:
+        """The weights that were accepted last, or those in use."""
+        return (self._waiting or [self._family.typed])[-1]
 
-    def _apply(self, wanted: TypedModel) -> None:
+    def _apply(self, accepted: TypedModel) -> None:
+        """Switch to the weights that were accepted last, `accepted` or later ones, which hold them too."""
         try:
-            self._family.update(wanted)
+            with self._updating:
+                if any(one is accepted for one in self._waiting):
+                    wanted = self._waiting[-1]
+                    self._family.update(wanted)
+                    self._forget(*self._waiting_until(wanted))
         except BaseException:
-            with self._accepting:
-                if self._wanted is wanted:
-                    self._wanted = self._family.typed
+            self._forget(accepted)
             raise
+
+    def _waiting_until(self, last: TypedModel) -> list[TypedModel]:
+        """What was accepted up to `last`."""
+        with self._accepting:
+            at = next((at for at, one in enumerate(self._waiting) if one is last), -1)
+            return self._waiting[: at + 1]
+
+    def _forget(self, *models: TypedModel | None) -> None:
+        """Take weights from those that wait: they are in use, or will not be."""
+        with self._accepting:
+            self._waiting = list(filterfalse(partial(_is_one_of, models), self._waiting))
 
     def batch_sizes(self) -> dict[int, int]:
         """How many batches of each size were asked for so far.

@@ -86,8 +86,8 @@ class LooseBatcher:
             IncompatibleModelError: `inferer` takes or gives something else.
         """
         answers = self.run(inferer)
-        # On one line, as an interrupt between two would lose the answers.
-        return (self.clear(), answers)[1]
+        # The assignments at the end of `clear` and the return have nothing between them that could raise.
+        return answers if self.clear() is None else {}
 
     def run(self, inferer: Inferer) -> dict[int, Response]:
         """`execute` without its end: all answers can be had again, until `clear` forgets the agents.

@@ -48,6 +48,7 @@ _BYTES_SHIFT, _PRODUCTS_SHIFT = 14, 12
 """Two to these powers: computed bytes, and multiplications of a matrix product, that take one step more."""
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
+_CHAIN_ENDS = _PRODUCTS | {"Conv", "LSTM", "GRU", "RNN", "Attention"}
 
 _SMALL = 1 << 22
 """Where the sizes of its inputs multiply to no more, an operator's output is small whatever it does; else its
@@ -146,6 +147,11 @@ class Run:
     def _into(self, env: Env, node: Node, call: Call) -> None:
         inputs = [env[name] if name else None for name in node.inputs]
         outputs = self._node(node, call, inputs, env)
+        if len(outputs) < len(node.outputs) and any(node.outputs[len(outputs) :]):
+            raise LoweringError(
+                f"node {node.name!r} ({node.op_type}, opset {node.opset}) has {len(outputs)} outputs, and "
+                f"{len(node.outputs)} are named: {', '.join(map(repr, node.outputs))}"
+            )
         for name, value in zip(node.outputs, outputs, strict=False):
             if name:
                 env[name] = value
@@ -172,6 +178,8 @@ class Run:
                 )
                 return outputs
             _check_shapes(outputs)
+            if node.op_type not in _CHAIN_ENDS and not node.bodies:
+                self.budget.follow(node.inputs, node.outputs)
             folds = static and not call.draws and not self.needed.isdisjoint(node.outputs)
             if folds and is_static([env[name] for name in node.reads()]):
                 self.trips.used = around

@@ -27,6 +27,7 @@ from ..model.signature import ModelApi, TensorSpec
 from ..ops.resolve import Operators
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.limits import compiled_in_one_piece
 from ..xla.memory import check_memory
 from ..xla.options import compiled
 from ..xla.settings import own_settings
@@ -287,7 +288,7 @@ class TypedModel:
 
         place = jax.sharding.SingleDeviceSharding(device)
         shapes = [jax.ShapeDtypeStruct(spec.rows(n), spec.dtype) for spec in self.api.inputs]
-        with own_settings():
+        with own_settings(), compiled_in_one_piece():
             lowered = jax.jit(model, in_shardings=place, out_shardings=place).lower(self.params, shapes, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
             if self.model is not None:

@@ -58,13 +58,13 @@ def in_order(residual: Residual) -> Residual | None:
     a convolution or many products have work for several threads.
     """
     steps = residual.steps
-    if _metadata() is None or sum(map(_parts, steps)) < _FEW or _is_chain(steps) or _has_much_work(steps):
+    if not calls_are_kept() or sum(map(_parts, steps)) < _FEW or _is_chain(steps) or _has_much_work(steps):
         return None
     wanted = {atom for atom in residual.outputs if isinstance(atom, int)}
-    items = _grouped(steps, list(_packed(steps, [_parts(step) or _LIGHT for step in steps])), wanted)
+    items = grouped(steps, list(_packed(steps, [_parts(step) or _LIGHT for step in steps])), wanted)
     while len(items) > _IN_PLAN:
         sizes = [1.0 if isinstance(step, Group) else _IN_GROUP for step in items]
-        merged = _grouped(items, list(_packed(items, sizes)), wanted)
+        merged = grouped(items, list(_packed(items, sizes)), wanted)
         if len(merged) >= len(items):
             break
         items = merged
@@ -119,6 +119,16 @@ def _metadata() -> Callable[..., Any] | None:
     return set_xla_metadata
 
 
+def calls_are_kept() -> bool:
+    """Whether this JAX can tell XLA not to inline a call."""
+    return _metadata() is not None
+
+
+def is_heavy(step: Step) -> bool:
+    """Whether nothing is fused with a step from both sides."""
+    return step.primitive.name in _HEAVY
+
+
 def _parts(step: Step) -> int:
     """Parts of an executable that a step becomes beside those around it: a product also ends what is fused
     before it."""
@@ -134,7 +144,7 @@ def _is_chain(steps: Sequence[Step]) -> bool:
     behind: dict[int, int] = {}
     for index, step in enumerate(steps):
         before = max((behind.get(atom, -1) for atom in step.inputs if isinstance(atom, int)), default=-1)
-        if step.primitive.name in _HEAVY:
+        if is_heavy(step):
             if before != last:
                 return False
             last = before = index
@@ -167,7 +177,7 @@ def _packed(steps: Sequence[Step], weights: Sequence[float]) -> Iterable[list[in
         yield piece
 
 
-def _grouped(steps: Sequence[Step], pieces: Sequence[Sequence[int]], leaving: set[int]) -> list[Step]:
+def grouped(steps: Sequence[Step], pieces: Sequence[Sequence[int]], leaving: set[int]) -> list[Step]:
     """A step for each piece: a group of several, or the one itself."""
     later: list[set[int]] = []
     wanted = set(leaving)

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ..errors import CompileError
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
+from ..xla.limits import compiled_in_one_piece
 from ..xla.options import compiled as compiled_for
 from ..xla.settings import own_settings
 from .compiler import Lowered, plain_name, trace_lock
@@ -70,7 +71,7 @@ class ShardedCompiler:
             for spec, spread in zip(typed.api.inputs, each, strict=True)
         ]
         started = time.perf_counter()
-        with trace_lock, own_settings(self._precision):
+        with trace_lock, own_settings(self._precision), compiled_in_one_piece():
             lowered = jax.jit(run).lower(params, shapes)
 
         def finish() -> Plan:
