@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
@@ -80,7 +81,7 @@ class ModelInferer(InfererOfModel):
         self._seed = options.seed & 0xFFFFFFFF
         self._draws = itertools.count()
         self._updating, self._accepting = threading.Lock(), threading.Lock()
-        self._wanted = typed
+        self._waiting: list[TypedModel] = []
         self._family = Family(typed, self._engine_for)
         self._rows = RowsByBinding(self._family, self._rows_of)
         self._only = None if typed.is_open else self._rows.at(Binding())
@@ -351,27 +352,22 @@ class ModelInferer(InfererOfModel):
         return (self._waiting or [self._family.typed])[-1]
 
     def _apply(self, accepted: TypedModel) -> None:
-        """Switch to the weights that were accepted last, `accepted` or later ones, which hold them too."""
+        """Switch to the weights that were accepted last: `accepted`, or later ones, which hold these too."""
         try:
             with self._updating:
                 if any(one is accepted for one in self._waiting):
                     wanted = self._waiting[-1]
                     self._family.update(wanted)
-                    self._forget(*self._waiting_until(wanted))
+                    with self._accepting:
+                        self._waiting = _behind(self._waiting, wanted)
         except BaseException:
             self._forget(accepted)
             raise
 
-    def _waiting_until(self, last: TypedModel) -> list[TypedModel]:
-        """What was accepted up to `last`."""
+    def _forget(self, accepted: TypedModel | None) -> None:
+        """Go on without weights that were accepted and are not in use, as if they had not come."""
         with self._accepting:
-            at = next((at for at, one in enumerate(self._waiting) if one is last), -1)
-            return self._waiting[: at + 1]
-
-    def _forget(self, *models: TypedModel | None) -> None:
-        """Take weights from those that wait: they are in use, or will not be."""
-        with self._accepting:
-            self._waiting = list(filterfalse(partial(_is_one_of, models), self._waiting))
+            self._waiting = _without(self._waiting, accepted)
 
     def batch_sizes(self) -> dict[int, int]:
         """How many batches of each size were asked for so far.
@@ -517,3 +513,11 @@ def _rebuild(
         inferer = kind(typed, **arguments)
         inferer.preload(sizes)
     return inferer
+
+
+def _behind(models: Sequence[TypedModel], one: TypedModel) -> list[TypedModel]:
+    return list(models[1 + next(at for at, other in enumerate(models) if other is one) :])
+
+
+def _without(models: Sequence[TypedModel], one: TypedModel | None) -> list[TypedModel]:
+    return [other for other in models if other is not one]

@@ -71,7 +71,11 @@ def _as_jax(name: str, value: Any) -> jax.Array:
     Raises:
         LoweringError: it is text, a sequence, or an optional without a value.
     """
-    if value is None or isinstance(value, (tuple, list)) or getattr(value, "dtype", np.dtype(bool)).kind == "O":
+    if (
+        value is None
+        or isinstance(value, (tuple, list))
+        or getattr(value, "dtype", np.dtype(bool)).kind == "O"
+    ):
         what = "an optional without a value" if value is None else "text or a sequence"
         raise LoweringError(
             f"output {name!r} is {what}, and a function of JAX gives arrays of numbers: memojax.run gives it"

@@ -3,8 +3,8 @@ first needs it.
 
 Compiling in another process leaves Python's lock to the loop that calls policies. The helper sends
 executables as the plan cache stores them. It runs a clean `python -m`, so it never imports the user's
-`__main__`. Whatever goes wrong with it, this process compiles the plan itself, and then says what is wrong
-with the model, if it is the model.
+`__main__`. What it finds wrong with a model is raised here; whatever goes wrong with the helper itself, this
+process compiles the plan.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..xla.memory import available_bytes, readable
 from .candidates import Candidate
 from .compiler import PlanCompiler
 from .disk_cache import environment_key
-from .helper_messages import LIMITS, Made, Order, packed, received, send, surroundings
+from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
 
 CompileIn = Literal["auto", "process", "thread"]
 
@@ -72,6 +72,7 @@ class Helper:
 
         Raises:
             CancelledError: the interpreter exits.
+            LoweringError, CompileError: the model cannot be compiled at this size, here as little as there.
         """
         why = self._refused or self._why_not(compiler)
         if not why:
@@ -80,6 +81,8 @@ class Helper:
             if isinstance(answer, Made):
                 self.plans += 1
                 return answer
+            if isinstance(answer, Failed):
+                raise answer.error
             why = answer
         log.debug("batch size %d is compiled in this process: %s", size, why)
         return None
@@ -125,7 +128,7 @@ class Helper:
         log.info("plans are compiled in this process from now on: %s", why)
         return why
 
-    def _ask(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | str:
+    def _ask(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | Failed | str:
         """The answer of the process: a plan, or why there is none."""
         try:
             for _ in range(2):
@@ -184,7 +187,7 @@ class _Running:
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._gone: list[int] = []
 
-    def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | str:
+    def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | Failed | str:
         """A plan, or why the process cannot make it.
 
         Raises:

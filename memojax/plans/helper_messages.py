@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from ..errors import MemojaxError
 from ..kernels.library import kernels_key
 from ..ops.registry import definitions
 from .compiler import Weights
@@ -48,6 +49,17 @@ class Made:
     candidate: str
     ms: float
     origin: str | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The model cannot be compiled, there or elsewhere.
+
+    Attributes:
+        error: what says so.
+    """
+
+    error: MemojaxError
 
 
 def surroundings() -> dict[str, Any]:

@@ -19,11 +19,12 @@ from typing import IO, Any, NoReturn
 import jax
 from jax.experimental import serialize_executable
 
+from ..errors import CompileError, LoweringError
 from ..lowering.typed_model import TypedModel
 from ..xla.cpu_client import cpu_device
 from .candidates import CANDIDATES
 from .compiler import PlanCompiler, Weights
-from .helper_messages import LIMITS, Made, Order, packed, received, send, surroundings
+from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
 
 IDLE_SECONDS = 300
 """After so long without an order the process ends; the next order starts another."""
@@ -132,6 +133,8 @@ def main() -> None:
         if kind == "make":
             try:
                 answer: Any = workshop.make(*given)
+            except (LoweringError, CompileError) as cause:
+                answer = Failed(cause)
             except Exception as cause:
                 answer = f"{type(cause).__name__}: {cause}"
             send(answers, packed(answer))

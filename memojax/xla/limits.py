@@ -76,12 +76,29 @@ CHAIN = Limit("nodes in a row without a product or a loop", 4096, "MEMOJAX_MAX_C
 TRIPS = Limit("trips of a loop whose end depends on data", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
 BREAKS = Limit("graph breaks", 100, "MEMOJAX_MAX_GRAPH_BREAKS")
 HOISTED = Limit("bytes of values made of weights alone", 256 << 20, "MEMOJAX_MAX_HOISTED_BYTES")
+EXTERNAL = Limit(
+    "bytes of external data beyond twice what its files store", 256 << 20, "MEMOJAX_MAX_EXTERNAL_BYTES"
+)
 MEMORY = Limit(
     "bytes for the working memory and the outputs of one run", 768 << 20, "MEMOJAX_MAX_RUN_BYTES", 4
 )
 PATTERN = Limit("steps of a regular expression", 1 << 22, "MEMOJAX_MAX_REGEX_STEPS")
 
-ALL = (NODES, DEPTH, ELEMENTS, FOLDED, EMBEDDED, STEPS, CHAIN, TRIPS, BREAKS, HOISTED, MEMORY, PATTERN)
+ALL = (
+    NODES,
+    DEPTH,
+    ELEMENTS,
+    FOLDED,
+    EMBEDDED,
+    STEPS,
+    CHAIN,
+    TRIPS,
+    BREAKS,
+    HOISTED,
+    EXTERNAL,
+    MEMORY,
+    PATTERN,
+)
 
 rows: ContextVar[int] = ContextVar("memojax_rows", default=1)
 """How many rows the function is traced for: what grows with the batch is allowed to."""
