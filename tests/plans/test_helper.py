@@ -148,9 +148,24 @@ def test_a_function_is_compiled_here() -> None:
 
 def test_what_it_cannot_compile_says_so_as_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMOJAX_MAX_RUN_BYTES", "1")
-    for where in ("process", "thread"):
-        with pytest.raises(memojax.errors.LimitError, match="MEMOJAX_MAX_RUN_BYTES"):
-            memojax.load(POLICY, preload=[6], compile_in=where)
+    with pytest.raises(memojax.errors.LimitError, match="MEMOJAX_MAX_RUN_BYTES"):
+        memojax.load(POLICY, preload=[6], compile_in="thread")
+
+
+@pytest.mark.usefixtures("not_here")
+def test_what_it_cannot_compile_is_not_tried_here_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MEMOJAX_MAX_RUN_BYTES", "1")
+    with pytest.raises(memojax.errors.LimitError, match="MEMOJAX_MAX_RUN_BYTES"):
+        memojax.load(POLICY, preload=[6], compile_in="process")
+    policy = memojax.load(POLICY)
+    with caplog.at_level(logging.WARNING, "memojax"):
+        for _ in range(3):
+            policy._cache.compile_later(7)
+            submit(lambda: None).result(60)
+    assert "MEMOJAX_MAX_RUN_BYTES" in policy.cache_info().failed[7]
+    assert len([record for record in caplog.records if "could not be compiled" in record.message]) == 1
 
 
 def test_a_killed_process_costs_nothing_but_time(
