@@ -10,7 +10,6 @@ from .evaluation import NormalizeObs as NormalizeObs
 from .evaluation import ScaleAction as ScaleAction
 from .evaluation import SelectObs as SelectObs
 from .evaluation import evaluate as evaluate
-from .glue import PolicyPool as PolicyPool
 from .inferer import BasicInferer as BasicInferer
 from .inferer import DynamicInferer as DynamicInferer
 from .inferer import FixedBatchInferer as FixedBatchInferer
@@ -23,6 +22,8 @@ from .inferer import State as State
 from .inferer.asset import AssetData as AssetData
 from .inferer.batcher import Batched as Batched
 from .inferer.batcher import Batcher as Batcher
+from .inferer.pool import PolicyPool as PolicyPool
+from .inferer.predictor import Predictor as Predictor
 from .lowering.oneshot import OneShot as OneShot
 from .lowering.oneshot import run as run
 from .lowering.typed_model import TypedModel as TypedModel
@@ -51,7 +52,6 @@ from .wrapper.recurrent import RecurrentInfo as RecurrentInfo
 from .wrapper.recurrent import RecurrentTracker as RecurrentTracker
 from .wrapper.recurrent import RecurrentTrackerWrapper as RecurrentTrackerWrapper
 from .xla.cores import pin_cores as pin_cores
-from .xla.flags import disable_loop_unrolling as disable_loop_unrolling
 
 __version__: str
 
@@ -82,6 +82,7 @@ __all__ = [
     "OneShot",
     "PlanArtifact",
     "PolicyPool",
+    "Predictor",
     "RecurrentInfo",
     "RecurrentTracker",
     "RecurrentTrackerWrapper",
@@ -96,7 +97,6 @@ __all__ = [
     "StatefulInferer",
     "TensorSpec",
     "TypedModel",
-    "disable_loop_unrolling",
     "errors",
     "evaluate",
     "forbid_compile",

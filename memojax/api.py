@@ -1,20 +1,23 @@
-"""The two front doors: `load` for an inferer, `to_jax` for a pure function."""
+"""The main functions: `load` gives an inferer, `to_jax` a pure function."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast, overload
 
 import jax
+from jax.sharding import NamedSharding
 
-from ._options import named_options
+from ._argument_checks import named_options
 from ._types import Params, Source
-from .errors import IncompatibleModelError, InputError
+from .errors import IncompatibleModelError, InputError, OptionError
 from .inferer.base import Inferer
 from .inferer.memoizing import MemoizingDynamicInferer
 from .inferer.of_model import InfererOfModel
+from .inferer.options import InferOptions
 from .inferer.routes import OnMiss
+from .inferer.sharded import ShardedInferer
 from .inferer.sizes import Size
 from .lowering.batch_evidence import BatchAxis
 from .lowering.pure_function import PureFunction, of_graph, of_rows
@@ -27,6 +30,65 @@ from .plans.compiler import Weights
 from .plans.helper import CompileIn
 
 
+class ShardedOptions(TypedDict, total=False):
+    """The options of `load` that policies over several devices have."""
+
+    preload: Iterable[int] | int
+    dims: Mapping[str, int] | None
+    batch_axis: BatchAxis
+    constants: Mapping[str, Any] | None
+    outputs: Sequence[str] | str | None
+    inputs: Sequence[str] | str
+    bucketing: Bucketing
+    max_batch_size: int | None
+    on_miss: OnMiss
+    maxsize: int | None
+    precision: str | None
+    cache_dir: str | PathLike[str] | PlanArtifact | None
+    strict: bool
+
+
+@overload
+def load(
+    source: Source | TypedModel,
+    *,
+    devices: str | Sequence[str | jax.Device],
+    **options: Unpack[ShardedOptions],
+) -> ShardedInferer: ...
+@overload
+def load(
+    source: Source | TypedModel,
+    *,
+    sharding: NamedSharding,
+    **options: Unpack[ShardedOptions],
+) -> ShardedInferer: ...
+@overload
+def load(
+    source: Source | TypedModel,
+    *,
+    preload: Iterable[Size] | Size = (),
+    dims: Mapping[str, int] | None = None,
+    batch_axis: BatchAxis = None,
+    constants: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] | str | None = None,
+    inputs: Sequence[str] | str = (),
+    bucketing: Bucketing = "exact",
+    max_batch_size: int | None = None,
+    on_miss: OnMiss = "compile",
+    maxsize: int | None = None,
+    devices: None = None,
+    sharding: None = None,
+    device: str | jax.Device | None = "auto",
+    seed: int = 0,
+    precision: str | None = "highest",
+    weights: Weights = "auto",
+    cache_dir: str | PathLike[str] | PlanArtifact | None = None,
+    autotune: Autotune = "off",
+    autotune_budget_mb: float = DEFAULT_BUDGET_MB,
+    strict: bool = False,
+    checked: bool = False,
+    compile_in: CompileIn = "auto",
+) -> MemoizingDynamicInferer: ...
 @named_options
 def load(
     source: Source | TypedModel,
@@ -41,7 +103,9 @@ def load(
     max_batch_size: int | None = None,
     on_miss: OnMiss = "compile",
     maxsize: int | None = None,
-    device: str | jax.Device | None = None,
+    devices: str | Sequence[str | jax.Device] | None = None,
+    sharding: NamedSharding | None = None,
+    device: str | jax.Device | None = "auto",
     seed: int = 0,
     precision: str | None = "highest",
     weights: Weights = "auto",
@@ -51,7 +115,7 @@ def load(
     strict: bool = False,
     checked: bool = False,
     compile_in: CompileIn = "auto",
-) -> MemoizingDynamicInferer:
+) -> MemoizingDynamicInferer | ShardedInferer:
     """Load a policy for any number of agents.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[4])
@@ -61,18 +125,57 @@ def load(
     Args:
         source: path, name of a bundled policy, bytes, file object, `onnx.ModelProto`, or `TypedModel`.
         preload: batch sizes to compile now; {"batch": 8, "seq": 16} for a model with free dimensions.
-        dims, batch_axis, constants, outputs, inputs: what the file leaves open, see `TypedModel.from_model`.
-        bucketing, max_batch_size, on_miss: how sizes get plans, see `MemoizingDynamicInferer`.
+        dims, batch_axis, constants, outputs, inputs: facts that the file leaves open; see
+            `TypedModel.from_model`.
+        bucketing, max_batch_size, on_miss: how sizes get plans; see `MemoizingDynamicInferer`.
+        devices, sharding: spread the rows of each batch over several devices: "all", a list, or
+            `NamedSharding(mesh, PartitionSpec("batch"))`. The result is then a `ShardedInferer`.
         maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked,
         compile_in:
             see `InferOptions`.
 
     Raises:
-        OptionError: an option that does not exist, or of another kind.
+        OptionError: an option does not exist, has the wrong type, or does not fit several devices.
+        DeviceError: the machine has no such device.
         ModelLoadError: the file cannot be loaded.
-        UnsupportedOpError: operators that cannot be lowered, all at once.
+        UnsupportedOpError: the file has operators that cannot be lowered; the message lists all of them.
         DimensionError: the batch or a dimension is not determined.
     """
+    if devices is not None or sharding is not None:
+        # What each device does with its own rows leaves nothing to choose here.
+        one = InferOptions()
+        given = {
+            "device": device,
+            "seed": seed,
+            "weights": weights,
+            "autotune": autotune,
+            "autotune_budget_mb": autotune_budget_mb,
+            "checked": checked,
+            "compile_in": compile_in,
+        }
+        if unfit := [name for name, value in given.items() if value != getattr(one, name)]:
+            raise OptionError(
+                f"{unfit[0]}= is for one device, but {'devices' if devices is not None else 'sharding'}= "
+                "spreads rows over several: leave one of them out"
+            )
+        return ShardedInferer.from_model(
+            source,
+            cast("Iterable[int]", preload),
+            dims=dims,
+            batch_axis=batch_axis,
+            constants=constants,
+            outputs=outputs,
+            inputs=inputs,
+            devices="all" if devices is None else devices,
+            sharding=sharding,
+            bucketing=bucketing,
+            max_batch_size=max_batch_size,
+            on_miss=on_miss,
+            maxsize=maxsize,
+            precision=precision,
+            cache_dir=cache_dir,
+            strict=strict,
+        )
     return MemoizingDynamicInferer.from_model(
         source,
         preload,
@@ -106,11 +209,11 @@ def to_jax(
 ) -> tuple[PureFunction, Params]:
     """A policy as a pure function and its weights.
 
-    `fn(params, inputs)` (`fn(params, inputs, key)` for a model with random operators) takes and gives
-    `{name: array}`: of a file in the file's own layout, of an inferer in its rows `[n, *element_shape]`, with
-    its present weights. It may be used under `jit`, `vmap`, `grad`, `lax.scan` and `shard_map` (of an
-    exported program without `vmap` and `grad`); dtypes follow the caller's x64 setting. Names, shapes and
-    kinds of numbers are checked while it is traced.
+    `fn(params, inputs)` maps `{name: array}` to `{name: array}`; a model with random operators has
+    `fn(params, inputs, key)`. Arrays have the file's own layout, or, for an inferer, rows `[n,
+    *element_shape]` and its present weights. `fn` works under `jit`, `vmap`, `grad`, `lax.scan` and
+    `shard_map` (an exported program not under `vmap` and `grad`). Dtypes follow the caller's x64 setting.
+    Tracing checks names, shapes and kinds of numbers.
 
     >>> fn, params = memojax.to_jax(memojax.policies.bundled("acrobot_ppo"))
     >>> loss = lambda params: (fn(params, {"obs": np.ones((4, 6), np.float32)})["logits"] ** 2).mean()
@@ -118,29 +221,26 @@ def to_jax(
     True
 
     Args:
-        source: as for `load`; or an inferer or a `TypedModel`, which is loaded already.
-        outputs: keep only these outputs and what they need.
-        constants: inputs bound now; those that decide a shape must be.
+        source: a source for `load`, an inferer, or a `TypedModel`.
+        outputs: outputs to keep, with the nodes that they need.
+        constants: values of inputs, bound now. Inputs that decide a shape need one.
 
     Raises:
         ModelLoadError, UnsupportedOpError: as for `load`.
-        UnknownInputError: `constants` names no input.
-        InputError: `outputs` or `constants` for what is loaded already; from `fn`, inputs that do not fit the
-            model.
-        IncompatibleModelError: an inferer that keeps state of its own; from `fn`, weights that do not fit the
-            model.
+        UnknownInputError: `constants` names an unknown input.
+        InputError: `outputs` or `constants` for a loaded policy; from `fn`, inputs that do not fit.
+        IncompatibleModelError: an inferer that keeps state; from `fn`, weights that do not fit.
     """
     if isinstance(source, Inferer) and not isinstance(source, InfererOfModel):
         raise IncompatibleModelError(
-            f"a pure function keeps nothing between calls, {type(source).__name__} does: give the inferer "
-            "inside, whose function takes noise "
-            "and hidden state as inputs"
+            f"a pure function keeps no state between calls, but {type(source).__name__} does: pass the "
+            "inferer inside, whose function has noise and hidden state as inputs"
         )
     if isinstance(source, (InfererOfModel, TypedModel)):
         if outputs is not None or constants is not None:
             raise InputError(
-                "outputs= and constants= belong to loading, but this policy is loaded already: give them "
-                "there"
+                "outputs= and constants= concern loading, but this policy is loaded already: pass them to "
+                "memojax.load"
             )
         return of_rows(source if isinstance(source, TypedModel) else source.typed)
     return of_graph(

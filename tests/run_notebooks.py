@@ -1,9 +1,15 @@
-"""Execute notebooks: `python -m tests.run_notebooks [--write] FILE...`; an error in a cell fails, `--write`
-keeps the output."""
+"""Execute notebooks: `python -m tests.run_notebooks [--write] FILE...`; `--write` keeps the output.
+
+An error in a cell is a failure.
+
+A notebook is skipped, with a message, if packages that its metadata name are not installed
+(`"memojax": {"needs": [...]}`).
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -21,6 +27,10 @@ def main() -> int:
     failed = 0
     for path in options.files:
         notebook = nbformat.read(path, as_version=4)
+        needs = notebook.metadata.get("memojax", {}).get("needs", [])
+        if absent := [package for package in needs if importlib.util.find_spec(package) is None]:
+            print(f"skip {path}: it needs {', '.join(absent)}")
+            continue
         started = time.perf_counter()
         client = NotebookClient(
             notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}

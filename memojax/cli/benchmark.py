@@ -1,4 +1,4 @@
-"""`memojax benchmark`: time per call over the batch size."""
+"""`memojax benchmark`: time per call by batch size."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .options import (
     check_bound,
     check_plot,
     device_option,
+    devices_option,
     find_model,
     json_option,
     loaded_pair,
@@ -21,6 +22,7 @@ from .options import (
     loading_options,
     model_argument,
     onnx_option,
+    places,
 )
 from .sizes import SIZES
 from .wrapping import wrapped, wrapping_options
@@ -28,7 +30,7 @@ from .wrapping import wrapped, wrapping_options
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 _BLOCK = 8
-"""Calls of one contender before the next takes its turn; a few in a row keep its caches warm."""
+"""Calls of one contender before the next one's turn; several in a row keep its caches warm."""
 
 _WARM_UP = 3
 
@@ -61,7 +63,7 @@ _WARM_UP = 3
     "--against",
     type=click.Choice(("onnxruntime", "tract")),
     multiple=True,
-    help="Time another runtime beside it.",
+    help="Also time another runtime.",
 )
 @click.option("--plot", metavar="FILE.png", help="Draw the median time over the batch size.")
 @onnx_option
@@ -70,6 +72,7 @@ _WARM_UP = 3
 )
 @loading_options
 @device_option
+@devices_option
 @json_option
 def command(
     model: str,
@@ -83,6 +86,7 @@ def command(
     onnx: str | None,
     seed: int,
     device: str | None,
+    devices: str | None,
     json_file: str | None,
     **loading: Any,
 ) -> None:
@@ -110,7 +114,7 @@ def command(
     typed, reference = loaded_pair(file, onnx, loading_of(**loading))
     only = only_size(typed)
     sizes = batch_sizes or ([only] if only else _SIZES)
-    inferer = load(typed, seed=seed, device=device)
+    inferer: Any = load(typed, **places(device, devices, seed=seed))
     check_bound(inferer.api)
     agents = wrapped(inferer, recurrent, with_epsilon, seed)
     others = {name: contender(name, typed, reference) for name in dict.fromkeys(against)}
@@ -130,7 +134,7 @@ def command(
         "model": file.name,
         "call": f"infer_{call}",
         "count": count,
-        "device": str(inferer.device),
+        "device": f"{inferer.sharding.num_devices} devices" if devices else str(inferer.device),
         "results": results,
     }
     if unable:
@@ -172,8 +176,7 @@ def _contenders(
     call: str,
     unable: dict[str, Exception],
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """Calls to time, and milliseconds that each runtime took to prepare this size; runtimes that fail go into
-    `unable`."""
+    """Calls to time, and each runtime's milliseconds to prepare this size; failing ones go to `unable`."""
     from ..verification.runtimes import ContenderError
 
     given = {spec.name: rows[spec.name] for spec in inferer.api.inputs}
@@ -203,7 +206,7 @@ def _contenders(
 
 
 def _timed(calls: Mapping[str, Callable[[], Any]], count: int) -> dict[str, list[float]]:
-    """Seconds of `count` calls of each, in blocks that take turns."""
+    """Seconds of `count` calls of each contender, in alternating blocks."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(_WARM_UP):

@@ -18,8 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A MODEL argument: its name, its file, and the card beside it (`NAME.json` with an `env_id`), or an
-    empty one."""
+    """A MODEL argument: its name, its file, and the card beside it (`NAME.json` with an `env_id`) or {}."""
 
     name: str
     path: Path
@@ -100,8 +99,7 @@ def loading_options(command: Command) -> Command:
                 "--batch-axis",
                 multiple=True,
                 metavar="AXIS|SYMBOL|none|INPUT=AXIS",
-                help="Where the batch is, if the file does not say it right; none: it runs once for each "
-                "agent.",
+                help="Place of the batch, if the file states it wrongly; none: one run for each agent.",
             ),
         )
     ):
@@ -172,10 +170,10 @@ def checked_target(ctx: click.Context, param: click.Parameter, value: str | None
 
 
 def check_bound(api: Any) -> None:
-    """See that random rows can be made: every dimension and static input has a value.
+    """Check that random rows can be made: every dimension and static input must have a value.
 
     Raises:
-        DimensionError: one is open; the options that give it one are named.
+        DimensionError: one has none; the message names the options that set it.
     """
     from ..errors import DimensionError
 
@@ -195,14 +193,40 @@ def check_target(path: str | Path) -> None:
 
     target = Path(path)
     if not target.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {target.parent}: make it first")
+        raise InputError(f"{path}: the folder {target.parent} does not exist: make it first")
     if target.is_dir():
         raise InputError(f"{path} is a folder: name a file in it")
 
 
 def device_option(command: Command) -> Command:
     """`--device D`."""
-    return click.option("--device", metavar="DEVICE", help="cpu (default), gpu, gpu:1, tpu, ...")(command)
+    return click.option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, gpu, gpu:1, tpu, ...  [default: auto, the accelerator if the model is big enough to gain]",
+    )(command)
+
+
+def devices_option(command: Command) -> Command:
+    """`--devices all|D,D`."""
+    return click.option(
+        "--devices",
+        metavar="all|DEVICE,...",
+        help="Spread the rows of each batch over several devices.",
+    )(command)
+
+
+def places(device: str | None, devices: str | None, **alone: Any) -> dict[str, Any]:
+    """`device=` (with `alone`) or `devices=` of `memojax.load`, from the options of the command line.
+
+    Raises:
+        click.UsageError: both are given.
+    """
+    if device and devices:
+        raise click.UsageError("--device names one device, --devices several: give one of them")
+    if devices:
+        return {"devices": devices if devices == "all" else devices.split(",")}
+    return {"device": device or "auto", **alone}
 
 
 def recurrent_pairs(given: Iterable[str]) -> list[tuple[str, str]] | None:
@@ -266,7 +290,7 @@ def check_plot(path: str | None) -> None:
     known = NotebookFigure().canvas.get_supported_filetypes()
     if target.suffix.lstrip(".").lower() not in known:
         raise InputError(
-            f"{path}: matplotlib cannot write a picture as {target.suffix or 'a file without a suffix'!r}: "
+            f"{path}: matplotlib cannot write {target.suffix or 'a file without a suffix'!r}: "
             f"use {', '.join(sorted(known))}"
         )
     check_target(path)

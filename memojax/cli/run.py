@@ -1,4 +1,4 @@
-"""`memojax run`: one batch through a model."""
+"""`memojax run`: runs one batch through a model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from .options import (
     check_bound,
     checked_target,
     device_option,
+    devices_option,
     find_model,
     json_option,
     loading_of,
     loading_options,
     model_argument,
+    places,
 )
 from .wrapping import wrapped, wrapping_options
 
@@ -54,6 +56,7 @@ from .wrapping import wrapped, wrapping_options
 )
 @loading_options
 @device_option
+@devices_option
 @json_option
 def command(
     model: str,
@@ -66,6 +69,7 @@ def command(
     print_output: bool,
     seed: int,
     device: str | None,
+    devices: str | None,
     json_file: str | None,
     **loading: Any,
 ) -> None:
@@ -84,7 +88,7 @@ def command(
     from ..lowering.row_probe import random_rows
 
     file = find_model(model)
-    bare = load(file.path, seed=seed, device=device, **loading_of(**loading))
+    bare: Any = load(file.path, **places(device, devices, seed=seed), **loading_of(**loading))
     inferer = wrapped(bare, recurrent, with_epsilon, seed)
     if inputs_file:
         inputs = _read(inputs_file)
@@ -92,8 +96,8 @@ def command(
             short := [name for name, rows in inputs.items() if len(rows) < batch_size]
         ):
             raise click.UsageError(
-                f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has {len(inputs[short[0]])} "
-                "rows"
+                f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has only "
+                f"{len(inputs[short[0]])} rows"
             )
         shared = {spec.name for spec in inferer.api.inputs if spec.shared}
         inputs = {name: rows if name in shared else rows[:batch_size] for name, rows in inputs.items()}
@@ -153,7 +157,7 @@ def _read(path: str) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
     except Exception as cause:
         raise InputError(
-            f"{path}: not an .npz file of plain arrays, as numpy.savez(file, {{input}}=array) writes it"
+            f"{path}: not an .npz file of plain arrays: write it with numpy.savez(file, {{input}}=array)"
         ) from cause
     if arrays is None:
         raise InputError(

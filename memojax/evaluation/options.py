@@ -1,9 +1,8 @@
-"""The keywords of `evaluate`, grouped by what they are about."""
+"""The keywords of `evaluate`, in groups."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -11,22 +10,24 @@ from typing import Any, TypedDict, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
-from ..errors import EvaluationError
+from .._argument_checks import as_count, unknown_option
+from ..errors import EvaluationError, OptionError
 from ..inferer.memoizing import OnMiss
 from ..plans.batch_sizes import Bucketing
-from ..wrapper.recurrent import RecurrentInfo
-from .connection import Wiring
+from ..spaces.connection import Wiring
+from ..spaces.hidden_state import RecurrentInfo
+from ..spaces.transforms import Observations
 from .envs import Vectorization
 from .planning import Planning
-from .transforms import Observations
 from .watching import Watching
 
 Group = TypeVar("Group")
 
 
 class EvaluateOptions(TypedDict, total=False):
-    """The keywords of `evaluate` that most calls leave out; its docstring says what each does."""
+    """The optional keywords of `evaluate`; its docstring describes each."""
 
     vectorization: Vectorization
     workers: int | None
@@ -43,6 +44,8 @@ class EvaluateOptions(TypedDict, total=False):
     cache_dir: str | PathLike[str] | None
     maxsize: int | None
     device: str | jax.Device | None
+    devices: str | Sequence[str | jax.Device] | None
+    sharding: NamedSharding | None
     render: bool
     video: str | PathLike[str] | None
     name: str | None
@@ -50,7 +53,7 @@ class EvaluateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Stepping:
-    """Where environments are stepped, and for how long."""
+    """The processes that step the environments, and the limit of steps."""
 
     vectorization: Vectorization = "sync"
     workers: int | None = None
@@ -59,14 +62,14 @@ class Stepping:
     def __post_init__(self) -> None:
         for what in ("workers", "max_steps"):
             if getattr(self, what) is not None:
-                check_count(what, getattr(self, what))
+                as_count(what, getattr(self, what), EvaluationError)
         if self.vectorization not in ("sync", "async"):
             raise EvaluationError(f"vectorization is 'sync' or 'async', not {self.vectorization!r}")
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What to call the policy in the result."""
+    """Name of the policy in the result."""
 
     name: str | None = None
 
@@ -75,49 +78,36 @@ GROUPS = (Stepping, Wiring, Planning, Watching, Naming)
 
 
 def check_names(options: Mapping[str, Any]) -> None:
-    """See that every keyword belongs to a group.
+    """Check that every keyword belongs to a group.
 
     Raises:
-        TypeError: one does not; the closest is named.
+        OptionError: one does not; the message names the closest keyword.
     """
     known = [field.name for group in GROUPS for field in dataclasses.fields(group)]
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f": there are {', '.join(known)}"
-            raise TypeError(f"evaluate() got an unexpected keyword argument {name!r}{hint}")
+            raise OptionError(unknown_option("evaluate", name, known))
 
 
 def group_of(kind: type[Group], options: Mapping[str, Any]) -> Group:
     """The keywords of one group as its dataclass.
 
     Raises:
-        EvaluationError: a value that is not possible.
+        EvaluationError: a value is invalid.
     """
     names = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     return kind(**{name: value for name, value in options.items() if name in names})
 
 
 def refuse_planning(options: Mapping[str, Any]) -> None:
-    """See that nothing is said about the plans of an inferer that is loaded already.
+    """Check that no option concerns the plans of an inferer, which is loaded already.
 
     Raises:
-        EvaluationError: something is.
+        EvaluationError: one does.
     """
     names = {field.name for field in dataclasses.fields(Planning)}
     if given := [f"{name}=" for name in options if name in names]:
         raise EvaluationError(
-            f"{', '.join(given)} say how a policy is loaded, but this one is loaded already: give them to "
+            f"{', '.join(given)} concern loading, but this policy is loaded already: pass them to "
             "memojax.load"
         )
-
-
-def check_count(what: str, number: Any) -> int:
-    """`number` as an int.
-
-    Raises:
-        EvaluationError: it is not a positive whole number.
-    """
-    if isinstance(number, bool) or not hasattr(number, "__index__") or number.__index__() < 1:
-        raise EvaluationError(f"{what} is a positive whole number, got {number!r}")
-    return number.__index__()

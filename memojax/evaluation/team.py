@@ -1,46 +1,87 @@
-"""Which policy acts for which agent, and how each is joined to the environment."""
+"""Assigns policies to agents, and connects each policy with the environment."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import Any, Protocol
 
 from ..errors import EvaluationError
 from ..inferer.base import Inferer
+from ..inferer.pool_members import PoolMember, PoolSeats
+from ..inferer.predictor import facts_of
+from ..spaces.actions import action_kind
+from ..spaces.connection import Connection, Wiring, join
+from ..spaces.observations import ObservationReader
+from ..spaces.transforms import name_of
 from .acting import Player
 from .advice import advice_on
-from .connection import Wiring, connect
 from .envs import EnvPool
 from .parallel_envs import ParallelPool, policy_names
 from .rollout import Setting
-from .transforms import name_of
+
+
+class Spaces(Protocol):
+    """An object with an observation space and an action space: a pool, or an agent of it."""
+
+    @property
+    def name(self) -> str:
+        """For errors."""
+        ...
+
+    @property
+    def observation_space(self) -> Any:
+        """Gymnasium's."""
+        ...
+
+    @property
+    def action_space(self) -> Any:
+        """Gymnasium's."""
+        ...
+
+
+def connect(inferer: Inferer, pool: Spaces, wiring: Wiring, deterministic: bool) -> Connection:
+    """Join the spaces of an environment and a model.
+
+    Raises:
+        SpaceMismatchError: they do not fit; both sides are named.
+    """
+    reader = ObservationReader(pool.observation_space, wiring.observation_transforms)
+    kind = action_kind(pool.action_space, pool.name)
+    return join(facts_of(inferer), reader, kind, pool.name, wiring, deterministic)
 
 
 def join_players(
     pool: EnvPool, policies: Mapping[str, Inferer], wiring: Wiring, model: str, deterministic: bool
 ) -> dict[str, Player]:
-    """Agent -> the policy that acts for it; agents with one policy and equal spaces share one, and its batch.
+    """Agent -> its policy; agents with the same policy and equal spaces share one player, and its batch.
 
     Raises:
-        SpaceMismatchError: spaces that do not fit a model; both sides are named.
-        EvaluationError: an agent without a policy, or a policy without an agent.
+        SpaceMismatchError: spaces do not fit a model; the message names both sides.
+        EvaluationError: an agent has no policy, or a policy has no agent.
     """
     if not isinstance(pool, ParallelPool):
         if "" not in policies:
-            raise EvaluationError(f"{pool.name} has one agent: give one policy, not a mapping of agents")
+            raise EvaluationError(f"{pool.name} has one agent: pass one policy, not a mapping of agents")
         connection = connect(policies[""], pool, wiring, deterministic)
-        return {"": Player(connection, model, pool.name, deterministic)}
+        return {"": Player(policies[""], connection, model, pool.name, deterministic)}
     keys = dict.fromkeys(pool.agents, "") if "" in policies else policy_names(pool.agents, policies)
-    joined: list[tuple[str, Any, Player]] = []
+    joined: list[tuple[Any, Any, Player]] = []
     players = {}
+    sets: dict[str, Hashable] = {}
     for agent, key in keys.items():
-        spaces = pool.spaces_of(agent)
+        spaces, policy = pool.spaces_of(agent), policies[key]
         both = spaces.observation_space, spaces.action_space
-        player = next((player for known, its, player in joined if known == key and its == both), None)
+        # Members of one pool share a player, so that all of them are answered in one call.
+        shared: Any = key
+        if isinstance(policy, PoolMember):
+            sets[agent], shared = policy.name, policy.pool
+        player = next((player for known, its, player in joined if known == shared and its == both), None)
         if player is None:
-            connection = connect(policies[key], spaces, wiring, deterministic)
-            player = Player(connection, model, pool.name, deterministic)
-            joined.append((key, both, player))
+            policy = PoolSeats(policy.pool) if isinstance(policy, PoolMember) else policy
+            connection = connect(policy, spaces, wiring, deterministic)
+            player = Player(policy, connection, model, pool.name, deterministic)
+            player.sets = lambda name, episode: sets[name]
+            joined.append((shared, both, player))
         players[agent] = player
     return players
 
@@ -53,8 +94,7 @@ def setting_of(
     deterministic: bool,
     metadata: Mapping[str, str],
 ) -> Setting:
-    """What is known before the first reset; of several policies, each after the first agent that it acts
-    for."""
+    """The facts before the first reset; each of several policies is named after its first agent."""
     distinct: dict[Player, str] = {}
     for agent, player in players.items():
         distinct.setdefault(player, f"{agent}: " if agent else "")
@@ -67,11 +107,15 @@ def setting_of(
         num_envs=num_envs,
         deterministic=deterministic,
         metadata=dict(metadata),
-        action="; ".join(f"{label}{join.actor}" for label, join in joins),
-        feeds=tuple(f"{label}{fed}" for label, join in joins for fed in join.told(deterministic)),
+        action="; ".join(f"{label}{joined.actor}" for label, joined in joins),
+        feeds=tuple(f"{label}{fed}" for label, joined in joins for fed in joined.told(deterministic)),
         observation_transforms=tuple(map(name_of, joins[0][1].observation_transforms)),
         action_transforms=tuple(
-            f"{label}{name_of(one)}" for label, join in joins for one in join.action_transforms
+            f"{label}{name_of(one)}" for label, joined in joins for one in joined.action_transforms
         ),
-        advice=tuple(f"{label}{said}" for label, join in joins for said in advice_on(join)),
+        advice=tuple(
+            f"{label}{said}"
+            for player, label in distinct.items()
+            for said in advice_on(player.inferer, player.connection)
+        ),
     )

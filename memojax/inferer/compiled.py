@@ -1,4 +1,4 @@
-"""The part that the four inferers share: one model, its plans, its weights, and calls with whole batches."""
+"""The base of the four inferers: one model, its plans, its weights, and calls with whole batches."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from ..rows.scratch import ScratchPadView
 from ..xla.background import submit, submit_errand
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
+from .auto_device import verdict_on
 from .base import Inferer
 from .compiled_rows import CompiledRows, refuse_mixing
 from .forked import ForkedInferer
@@ -54,25 +55,31 @@ T = TypeVar("T")
 
 
 class ModelInferer(InfererOfModel):
-    """An inferer that runs a `TypedModel` itself (abstract: the four kinds differ in how they deal rows out
-    to plans)."""
+    """An inferer that runs a `TypedModel` itself (abstract: the four kinds differ in their `Route`)."""
 
     def __init__(
-        self, typed: TypedModel, preloaded_sizes: Iterable[Size] | Size, options: InferOptions, route: Route
+        self,
+        typed: TypedModel,
+        preloaded_sizes: Iterable[Size] | Size,
+        options: InferOptions,
+        route: Route,
+        rows: int = 0,
     ):
         """Compile `preloaded_sizes` now.
 
         Args:
             typed: the model.
-            preloaded_sizes: batch sizes to compile now and never to drop; see `preload`.
-            options: what the four kinds have in common.
-            route: how rows are dealt out to plans.
+            preloaded_sizes: batch sizes to compile now and never drop; see `preload`.
+            options: the options that the four kinds share.
+            route: the rule that deals rows out to plans.
+            rows: the most rows that are expected in a plan, for `device="auto"`; 0 where nothing says so.
 
         Raises:
-            DeviceError: there is no such device.
+            DeviceError: the machine has no such device.
         """
         self.options = options
-        self._device = resolve_device(options.device)
+        self._verdict = verdict_on(options.device, typed, rows)
+        self._device = self._verdict.device
         self._choice = DeviceChoice(options.strict, None if self._device == cpu_device() else self._device)
         self._tuner = Tuner(options.autotune, options.autotune_budget_mb)
         given = options.cache_dir
@@ -104,6 +111,7 @@ class ModelInferer(InfererOfModel):
             tuner=self._tuner,
             beside=beside,
             compile_in=self.options.compile_in,
+            pads=self._route.pads or bool(typed.only_rows),
         )
 
     def _rows_of(self, engine: Engine) -> CompiledRows:
@@ -114,16 +122,17 @@ class ModelInferer(InfererOfModel):
 
     @abc.abstractmethod
     def _arguments(self) -> dict[str, Any]:
-        """What this kind's constructor takes beside the options that all kinds share."""
+        """The options of this kind's constructor beside the shared ones."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as model, options and sizes: plans are made anew (or found on disk) where it is loaded,
-        once one is used."""
-        options = {**self.options.arguments(), "device": device_name(self._device), **self._arguments()}
+        """Pickle model, options and sizes; the unpickled inferer compiles or loads plans at first use."""
+        # What "auto" chose here is not what it chooses on another machine.
+        device = "auto" if self._verdict.why else device_name(self._device)
+        options = {**self.options.arguments(), "device": device, **self._arguments()}
         return _rebuild, (type(self), self.typed, options, self._ready_sizes())
 
     def __repr__(self) -> str:
-        """What it takes and gives, how it runs, and its plans; nothing is computed for it."""
+        """Inputs, outputs, options and plans; the text computes nothing."""
         return text_of(self)
 
     def _repr_html_(self) -> str:
@@ -134,6 +143,7 @@ class ModelInferer(InfererOfModel):
             type(self).__name__,
             self.typed,
             device=device_name(self._device),
+            why=self._verdict.why,
             options={**self._arguments(), "maxsize": self.options.maxsize},
             cache=self.cache_info(),
             plans=self._all_plans(),
@@ -147,7 +157,7 @@ class ModelInferer(InfererOfModel):
 
     @property
     def device(self) -> jax.Device:
-        """Where NumPy batches run."""
+        """The device on which NumPy batches run."""
         return self._device
 
     @property
@@ -156,8 +166,7 @@ class ModelInferer(InfererOfModel):
 
     @property
     def mixing_outputs(self) -> tuple[str, ...]:
-        """Outputs in which one row influences another: seen when the first plan of two rows was checked, else
-        found by a probe."""
+        """Outputs in which one row influences another, from the first plan of two rows or from a probe."""
         if self._only is None:
             return self._known_mixing() or self.typed.mixing_outputs()
         engine = self._only.engine
@@ -218,7 +227,7 @@ class ModelInferer(InfererOfModel):
         check_mapping(inputs)
         rows, given = (self._only, inputs) if self._only else self._rows.of_inputs(inputs)
         if any(lives_on_device(value) for value in given.values()):
-            return rows.infer_on_device(given)
+            return rows.on_device.infer(given)
         quick = self._only is None and not self.options.checked
         return (rows.hit(given) if quick else None) or rows.infer(given, ids)
 
@@ -247,8 +256,9 @@ class ModelInferer(InfererOfModel):
         workers: int = 1,
         background: bool = False,
         progress: bool = False,
+        device: str | jax.Device | None = None,
     ) -> Preload:
-        """Compile plans for `sizes`; `maxsize` never drops them.
+        """Compile plans for `sizes`; `maxsize` never drops these plans.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> policy.preload([1, 8])
@@ -257,23 +267,28 @@ class ModelInferer(InfererOfModel):
         True
 
         Args:
-            sizes: batch sizes, or one. For a model with free dimensions {"batch": 8, "seq": 16} names every
-                one; a number alone is compiled in the background for each set of dimensions as it comes into
-                use.
-            workers: threads that compile; more than one pays on machines with many cores only, XLA uses
-                several by itself.
+            sizes: one batch size or several. For a model with free dimensions, {"batch": 8, "seq": 16} names
+                every dimension; a number alone is compiled in the background for each set of dimensions that
+                comes into use.
+            workers: number of compiling threads. XLA uses several cores by itself, so more than one thread
+                pays only on machines with many cores.
             background: return at once and compile on the background worker, at low priority.
-            progress: show a bar, in a terminal or a notebook; in the background, while the handle's `wait` is
-                waited for.
+            progress: show a bar in a terminal or notebook. In the background, the bar shows during the
+                handle's `wait`.
+            device: compile plans for `jax.Array`s on this device. Without it, plans for NumPy batches compile
+                now, and those for `jax.Array`s on an accelerator behind the first call there. On a CPU both
+                have the same plans.
 
         Raises:
-            BatchSizeError: a size that is no positive whole number; nothing is compiled then.
-            DimensionError: a dimension is missing or unknown; nothing is compiled then.
+            BatchSizeError: a size is not a positive whole number; nothing is compiled.
+            DimensionError: a dimension is missing or unknown; nothing is compiled.
+            DeviceError: the machine has no such device.
         """
         wanted = sizes_of(sizes, self.api)
         if is_revived():
             self._expect(wanted)
             return Preload.finished([])
+        where = None if device is None else resolve_device(device)
         alone = [size for size, binding in wanted if binding is None]
         if self._only is None:
             self._rows.pin(alone)
@@ -281,21 +296,23 @@ class ModelInferer(InfererOfModel):
         if self._only is not None:
             only = self._only
             tasks += [(only, self._planned(only, size)) for size in alone]
-        tasks = list(dict.fromkeys(tasks))
-        for rows, size in tasks:
-            rows.cache.pin([size])
-        named = {bound_size(size, rows.typed.binding): (rows, size) for rows, size in tasks}
+        caches = {
+            bound_size(size, rows.typed.binding): (rows.cache_on(where), size)
+            for rows, size in dict.fromkeys(tasks)
+        }
+        for cache, size in caches.values():
+            cache.pin([size])
         if not background and workers <= 1 and not progress:
-            for rows, size in tasks:
-                rows.cache.get(size)
-            return Preload.finished(list(named))
-        handle = Preload(list(named), lambda one: _compiled(*named[one]), workers, background, progress)
+            for cache, size in caches.values():
+                cache.get(size)
+            return Preload.finished(list(caches))
+        handle = Preload(list(caches), lambda one: PlanCache.get(*caches[one]), workers, background, progress)
         if not background:
             handle.wait()
         return handle
 
     def _expect(self, wanted: Sequence[tuple[int, Binding | None]]) -> None:
-        """Have plans for these sizes once they are used."""
+        """Remember sizes to compile when a call first uses them."""
         for size, binding in wanted:
             if binding is not None:
                 self._rows.at(binding).cache.expect([size])
@@ -309,12 +326,12 @@ class ModelInferer(InfererOfModel):
         return rows.typed.only_rows or size
 
     def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
-        """Go on with other weights, without a recompile: what a training loop needs.
+        """Replace the weights without a recompile, as a training loop needs.
 
-        A call that runs meanwhile sees all the old weights or all the new ones; calls that start after this
-        returns (in the background: after the future is done) see the new ones. On a CPU, where small weights
-        are constants of the executables, the first update makes the plans in use anew while calls go on with
-        the old ones; load with `weights="argument"` to begin that way.
+        A concurrent call sees all the old weights or all the new ones. A call that starts after this method
+        returns (in the background: after the future is done) sees the new ones. On a CPU, small weights are
+        constants of the executables, so the first update compiles the used plans again while calls use the
+        old plans. `weights="argument"` at load avoids this step.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1], weights="argument")
         >>> done = policy.update_params({name: 0.5 * weight for name, weight in policy.params.items()})
@@ -324,12 +341,12 @@ class ModelInferer(InfererOfModel):
         Args:
             source: new weights by name (all or some), a pytree like `params`, or another export of the same
                 network (path, bytes, `ModelProto`).
-            background: return once `source` is checked, and make the plans anew on a thread of its own, which
-                waits for no compile in the background.
+            background: return once `source` is checked, and compile on a separate thread, which does not wait
+                for background compiles.
 
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing
-                is changed then.
+                changes.
         """
         accepted = None
         done: Future[None] = Future()
@@ -370,7 +387,7 @@ class ModelInferer(InfererOfModel):
             self._waiting = _without(self._waiting, accepted)
 
     def batch_sizes(self) -> dict[int, int]:
-        """How many batches of each size were asked for so far.
+        """Number of batches of each size that callers asked for.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> for n in (2, 3, 2):
@@ -384,8 +401,8 @@ class ModelInferer(InfererOfModel):
         return dict(sorted(total.items()))
 
     def recommend_sizes(self, max_plans: int) -> Recommendation:
-        """The at most `max_plans` fixed sizes that would have served the batches seen so far in the least
-        time, compiles included.
+        """The best fixed sizes for the batches seen so far: at most `max_plans`, least time, compiles
+        included.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> for n in (5, 6, 7):
@@ -396,7 +413,7 @@ class ModelInferer(InfererOfModel):
         Raises:
             BatchSizeError: nothing has run yet.
         """
-        plans = self.plans()
+        plans = sorted(self.plans(), key=lambda plan: plan.calls)  # of those of a size, the one in use counts
         latency = {plan.size: plan.median_us / 1e6 for plan in plans if plan.median_us is not None}
         compiling = {plan.size: plan.compile_ms / 1e3 for plan in plans}
         return recommend(
@@ -404,7 +421,8 @@ class ModelInferer(InfererOfModel):
         )
 
     def cache_info(self) -> CacheInfo:
-        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows.
+        """Counts of hits, misses and evictions, the sizes, seconds spent compiling, and padded rows, over all
+        devices.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1])
         >>> answers = policy.infer_arrays({"obs": np.zeros((1, 6), np.float32)})
@@ -421,7 +439,7 @@ class ModelInferer(InfererOfModel):
             engine.clear(size)
 
     def plans(self) -> list[PlanInfo]:
-        """What is compiled, by size: cost to compile, calls, median time, bytes.
+        """One `PlanInfo` per plan, by size: compile time, calls, median time, bytes.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1, 8])
         >>> [(plan.size, plan.calls, plan.platform) for plan in policy.plans()]
@@ -430,10 +448,10 @@ class ModelInferer(InfererOfModel):
         return [info for engine in self._family.engines() for info in engine.plan_infos()]
 
     def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw the median time of a call over the batch size, with the histogram of the sizes seen.
+        """Draw the median time of a call against the batch size, with the histogram of the sizes seen.
 
-        Plans that were not called yet are hollow, at the time that their neighbours suggest. The figure is
-        free of pyplot: a notebook shows it, `savefig` writes it.
+        Plans without a call are hollow, at a time interpolated from their neighbours. The figure does not use
+        pyplot: a notebook shows it, and `savefig` writes it.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1, 8])
         >>> answers = policy.infer_arrays({"obs": np.zeros((8, 6), np.float32)})
@@ -441,7 +459,7 @@ class ModelInferer(InfererOfModel):
         'batch size'
 
         Args:
-            ax: matplotlib axes to draw into; a new figure without it.
+            ax: matplotlib axes to draw into; by default a new figure.
 
         Raises:
             MissingPackageError: matplotlib is not installed.
@@ -458,13 +476,11 @@ class ModelInferer(InfererOfModel):
         found: list[tuple[Plan, str]] = []
         for engine in self._family.engines():
             where = f" {engine.typed.binding}" if engine.typed.binding else ""
-            found += [(plan, f"NumPy{where}") for plan in engine.cache.plans()]
-            for device, cache in engine.elsewhere().items():
-                found += [(plan, f"{device.platform}:{device.id}{where}") for plan in cache.plans()]
+            found += [(plan, f"{arrays}{where}") for plan, arrays in engine.all_plans()]
         return found
 
     def _ready_sizes(self) -> list[Any]:
-        """The sizes that `preload` takes to make the present plans again."""
+        """The argument of `preload` that makes the present plans again."""
         if self._only is not None:
             return _ready(self._only.cache)
         bound = [
@@ -485,7 +501,7 @@ class ModelInferer(InfererOfModel):
 
     def _refuse_mixing(self, what: str) -> None:
         if is_revived():
-            return  # it was checked before it was pickled, and a probe compiles
+            return  # The check ran before the pickling, and its probe would compile.
         refuse_mixing(self.mixing_outputs, what)
 
     def _key(self) -> np.ndarray:
@@ -496,12 +512,8 @@ def _ready(cache: PlanCache) -> list[int]:
     return sorted({*cache.sizes(), *cache.expected()})
 
 
-def _compiled(rows: CompiledRows, size: int) -> Any:
-    return rows.cache.get(size)
-
-
 def _no_plan(size: int) -> None:
-    """The plan that a model with free dimensions has for a batch size alone."""
+    """The fast way of a model with free dimensions: a batch size alone never selects its plan."""
 
 
 def _rebuild(

@@ -1,4 +1,4 @@
-"""Rows through the plans of one engine: on the host, and on devices."""
+"""Runs NumPy rows through the plans of one engine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..plans.cache import PlanCache
 from ..plans.engine import Engine
-from ..plans.plan import Plan
-from ..rows.checks import checked_rows, chosen_device, device_rows, on_device, shared_value
+from ..rows.checks import checked_rows, shared_value
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import aligned_empty
-from ..xla.settings import own_settings
 from .constant_outputs import ConstantOutputs
+from .device_rows import NO_ROWS, DeviceRows, share_host_memory
 from .histogram import BatchHistogram
 from .routes import OnePlan, Route
 
@@ -38,15 +37,22 @@ class CompiledRows:
         choice: DeviceChoice,
         checked: bool = False,
     ):
-        """Deal rows out to the plans of `engine` by `route`; `key` draws the keys of a random model,
-        `checked` is as in `InferOptions`."""
+        """Deal rows out to the plans of `engine` by `route`.
+
+        Args:
+            engine: the holder of the plans.
+            route: the rule that deals rows out.
+            key: draws a key for each call of a random model.
+            choice: the device rule for `jax.Array`s.
+            checked: see `InferOptions`.
+        """
         typed = engine.typed
         self.engine = engine
         self.cache: PlanCache = engine.cache
         self.route: OnePlan | Route = OnePlan(typed.only_rows) if typed.only_rows else route
         self.histogram: BatchHistogram = BatchHistogram()
         self._key = key
-        self._choice = choice
+        self.on_device: DeviceRows = DeviceRows(self, key, choice)
         self._local = threading.local()
         self._constants = ConstantOutputs(typed)
         self._inputs = typed.api.inputs
@@ -61,8 +67,15 @@ class CompiledRows:
         """The model with its present weights."""
         return self.engine.typed
 
+    def cache_on(self, device: jax.Device | None) -> PlanCache:
+        """The plans for `jax.Array`s on a device; those for NumPy batches for None, and where they are the
+        same."""
+        if device is None or share_host_memory(device, self.engine.device):
+            return self.cache
+        return self.engine.on(device).cache
+
     def hit(self, inputs: Mapping[str, Any]) -> Arrays | None:
-        """Outputs by name, if a plan is there and the inputs are just what it takes."""
+        """Outputs by name, if a plan takes the inputs unchanged; else None, and nothing has run."""
         try:
             plan = self.cache.hit(inputs[self.first_name].shape[0])
         except (KeyError, IndexError, AttributeError, TypeError):
@@ -75,9 +88,9 @@ class CompiledRows:
         return self.in_order(named, plan.size) if self.has_constants else named
 
     def narrowed(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """NumPy floats of another width as floats of the model's; None where an input is anything else.
+        """NumPy floats cast to the model's float types; None if any input is anything else.
 
-        It is the short way for rows in float64, which environments give; shapes are for the plan to check.
+        Environments give float64, so this way is short. The plan checks the shapes.
         """
         rows = {}
         for spec in self._inputs:
@@ -92,24 +105,26 @@ class CompiledRows:
         return self._constants.in_order(self.typed, named, n)
 
     def infer(self, inputs: Mapping[str, Any], ids: Sequence[int] | None = None) -> Arrays:
-        """Run NumPy rows that need a cast, a route or a compile; `ids` are the agents, for errors.
+        """Run NumPy rows that need a cast, a split or a compile; errors name the agents in `ids`.
 
         Raises:
-            InputError: they do not fit.
-            IndexRangeError: an index points at nothing, where indices are checked.
+            InputError: the inputs do not fit.
+            IndexRangeError: with `checked`, an index lies outside of the axis that it points into.
         """
         rows, n = checked_rows(self._inputs, inputs)
         if n < 0:
-            raise InputShapeError(
-                "no input of this model has a row for each agent, so there is no batch to run: memojax.run "
-                "runs it once"
-            )
+            raise InputShapeError(NO_ROWS)
         if n == 0:
             return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self.typed.api.outputs}
-        self._check_indices(rows, n, ids)
+        self.check_indices(rows, n, ids)
         return self.in_order(dict(zip(self._computed, self.run(rows, n), strict=True)), n)
 
-    def _check_indices(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None) -> None:
+    def check_indices(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None) -> None:
+        """See that every index points at something, where indices are checked.
+
+        Raises:
+            IndexRangeError: one does not.
+        """
         if self._checks is not None:
             each = [
                 np.broadcast_to(row, (n, *row.shape)) if spec.shared else np.asarray(row)
@@ -118,7 +133,7 @@ class CompiledRows:
             self._checks(self.typed.params, each, ids)
 
     def run(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
-        """Computed outputs of a whole batch of `n` rows, in as many parts as the route wants."""
+        """Computed outputs of a whole batch of `n` rows, in as many parts as the route asks for."""
         self.arrived(n)
         taken, size = self.route.of(n, self.cache)
         if taken == n:
@@ -139,27 +154,27 @@ class CompiledRows:
         """Computed outputs of `n` rows that one plan runs.
 
         Raises:
-            BatchSizeError: no plan runs as many.
+            BatchSizeError: no plan runs that many rows.
         """
         size = self.route.at_once(n, self.cache)
         if size is None:
             taken = self.route.of(n, self.cache)[0]
             raise BatchSizeError(
-                f"{n} rows cannot run at once here, {taken} can: take what select_batch_size gives, or "
-                "call infer_arrays"
+                f"{n} rows cannot run at once here, {taken} can: pass as many as select_batch_size gives, "
+                "or call infer_arrays"
             )
         alone = [
             shared_value(spec, row) if spec.shared else row
             for spec, row in zip(self._inputs, rows, strict=True)
         ]
-        self._check_indices(alone, n, ids)
+        self.check_indices(alone, n, ids)
         return self._run_part(alone, n, size)
 
     def arrived(self, n: int) -> None:
-        """A batch of `n` rows came.
+        """Count a batch of `n` rows, and let the route prepare for it.
 
         Raises:
-            CompileForbiddenError: it would need a compile that is not allowed.
+            CompileForbiddenError: the batch needs a compile that the options forbid.
         """
         self.histogram.arrived(n)
         self.route.arrived(n, self.cache)
@@ -169,10 +184,10 @@ class CompiledRows:
         return self._constants.template(self.typed, n)[name]
 
     def refuse_mixing(self, what: str) -> None:
-        """See that rows do not influence each other.
+        """Check that rows do not influence each other, before `what` is done to them.
 
         Raises:
-            RowsMixError: they do; the outputs are named.
+            RowsMixError: they do; the message names the outputs.
         """
         if self.engine.mixing is None:
             self.engine.mixing = self.typed.mixing_outputs()
@@ -186,9 +201,10 @@ class CompiledRows:
             return plan(rows, key)
         self.refuse_mixing(f"padding {n} rows to a plan for {size}")
         self.cache.count_padding(size - n)
-        return [result[:n] for result in plan(self._padded(rows, n, size), key)]
+        return [result[:n] for result in plan(self.padded(rows, n, size), key)]
 
-    def _padded(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
+    def padded(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
+        """`n` rows with zeros behind them, in buffers of this thread that its next call writes to."""
         kept: dict[int, list[np.ndarray]] = self._local.__dict__.setdefault("buffers", {})
         if (buffers := kept.get(size)) is None:
             buffers = kept[size] = [aligned_empty(spec.rows(size), spec.dtype) for spec in self._inputs]
@@ -200,90 +216,13 @@ class CompiledRows:
                 buffer[n:] = 0
         return buffers
 
-    def infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
-        """Run `jax.Array`s where they lie.
-
-        Raises:
-            InputError: they do not fit.
-            DeviceError: they lie on several devices, where that is refused.
-        """
-        given, device = chosen_device(self._inputs, inputs, self._choice)
-        if share_host_memory(device, self.engine.device):
-            # No trip: NumPy reads the memory of a CPU's arrays. They have the same plans as NumPy arrays, and
-            # so the same promises.
-            rows = {name: np.asarray(row) for name, row in given.items()}
-            return {
-                name: on_device(answer, device)
-                for name, answer in (self.hit(rows) or self.infer(rows)).items()
-            }
-        rows, n, device = device_rows(self._inputs, given, self._choice)
-        outputs = self.typed.api.outputs
-        if n == 0:
-            return {spec.name: on_device(np.zeros(spec.rows(0), spec.dtype), device) for spec in outputs}
-        self._check_indices(rows, n, None)
-        cache = self.engine.on(device)
-        self.histogram.arrived(n)
-        self.route.arrived(n, cache)
-        results = self._run_on_device(cache, rows, n, device)
-        named: Arrays = dict(zip(self._computed, results, strict=True))
-        for name in self.typed.constant:
-            named[name] = on_device(self.constant_rows(name, n), device)
-        return {spec.name: named[spec.name] for spec in outputs}
-
-    def _run_on_device(
-        self, cache: PlanCache, rows: Sequence[jax.Array], n: int, device: jax.Device
-    ) -> list[jax.Array]:
-        """Computed outputs for `n` rows on a device; rows that are padded or split go through the host's
-        memory.
-
-        There NumPy pads and splits them. JAX would compile both for each number of rows, in the midst of a
-        loop, and keep that for good.
-        """
-        taken, size = self.route.of(n, cache)
-        if taken == size == n:
-            plan: Plan = cache.get(size)
-            return list(plan(rows, self._key() if plan.random else None))
-        with own_settings():
-            host = [np.asarray(row) for row in rows]
-            parts = self.engine.with_one_set_of_weights(
-                lambda: self._run_device_parts(cache, host, n, device)
-            )
-            return [on_device(np.concatenate(pieces), device) for pieces in zip(*parts, strict=True)]
-
-    def _run_device_parts(
-        self, cache: PlanCache, rows: Sequence[np.ndarray], n: int, device: jax.Device
-    ) -> list[list[np.ndarray]]:
-        parts, done = [], 0
-        while done < n:
-            taken, size = self.route.of(n - done, cache)
-            if taken < n:
-                self.refuse_mixing(f"running {n} rows in parts")
-            part = _part(self._inputs, rows, done, done + taken)
-            plan = cache.get(size)
-            key = self._key() if plan.random else None
-            if size != taken:
-                self.refuse_mixing(f"padding {taken} rows to a plan for {size}")
-                cache.count_padding(size - taken)
-                part = self._padded(part, taken, size)
-            # Copies: a device may read the memory after this call, or take it over, while the next part
-            # writes to the buffers.
-            results = plan([on_device(np.array(row), device) for row in part], key)
-            parts.append([np.asarray(result)[:taken] for result in results])
-            done += taken
-        return parts
-
-
-def share_host_memory(device: jax.Device, other: jax.Device) -> bool:
-    """Whether NumPy reads the memory of both, so that one's arrays may run on the other's plans."""
-    return device.platform == other.platform == "cpu"
-
 
 def _part(specs: Sequence[TensorSpec], rows: Sequence[Any], start: int, stop: int) -> list[Any]:
     return [row if spec.shared else row[start:stop] for spec, row in zip(specs, rows, strict=True)]
 
 
 def refuse_mixing(mixing: Sequence[str], what: str, rule: str = "") -> None:
-    """See that `mixing` is empty.
+    """Check that `mixing` is empty.
 
     Raises:
         RowsMixError: it names outputs in which rows influence each other.

@@ -1,4 +1,4 @@
-"""What callers ask to be compiled: batch sizes, alone or with the sizes of free dimensions."""
+"""Sizes that callers ask to compile: batch sizes, alone or with the sizes of free dimensions."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
+from .._argument_checks import as_count
 from ..errors import BatchSizeError, DimensionError
 from ..lowering.free_function import Binding, frozen_value
 from ..model.signature import ModelApi
 from ..plans.batch_sizes import checked_size
-from ..rows.states import as_dtype
+from ..rows.input_checks import as_dtype
 
 Size: TypeAlias = "int | Mapping[str, Any]"
 """A batch size, or {"batch": 8, "seq": 16} for a model with free dimensions."""
 
 
 def sizes_of(given: Iterable[Size] | Size, api: ModelApi) -> list[tuple[int, Binding | None]]:
-    """Each size with its binding; None for a number alone.
+    """Each size with its binding; the binding of a number alone is None.
 
     Raises:
-        BatchSizeError: a size that is no positive whole number.
+        BatchSizeError: a size is not a positive whole number.
         DimensionError: a dimension is missing or unknown.
     """
     if isinstance(given, (int, Mapping)) or hasattr(given, "__index__"):
@@ -36,6 +37,17 @@ def sizes_of(given: Iterable[Size] | Size, api: ModelApi) -> list[tuple[int, Bin
     ]
 
 
+def most_rows(preloaded: Any, bucketing: Any = (), limit: int | None = None) -> int:
+    """The most rows that options name for a plan; 0 where they name none."""
+    named = [
+        size.get("batch", 0) if isinstance(size, Mapping) else size
+        for given in (preloaded, bucketing)
+        for size in (given if isinstance(given, (list, tuple, range)) else [given])
+    ]
+    rows = max((size for size in named if isinstance(size, (int, np.integer))), default=0)
+    return int(rows) or (limit if isinstance(limit, int) else 0)
+
+
 def _batch(size: Mapping[str, Any]) -> int:
     if "batch" not in size:
         raise BatchSizeError(f'{dict(size)} has no batch size: add "batch", for example {{"batch": 8}}')
@@ -47,26 +59,22 @@ def _binding(size: Mapping[str, Any], api: ModelApi) -> Binding | None:
     names = [*api.free, *static]
     if unknown := [name for name in size if name != "batch" and name not in names]:
         raise DimensionError(
-            f"{dict(size)} names {unknown[0]!r}; beside the batch, this model has "
-            f"{', '.join(map(repr, names)) or 'no free dimension'}"
+            f"{dict(size)} names {unknown[0]!r}, but a size of this model names "
+            f"{', '.join(map(repr, ['batch', *names]))}"
         )
     if not names:
         return None
     if missing := [name for name in names if name not in size]:
         raise DimensionError(
-            f"{dict(size)} leaves {', '.join(map(repr, missing))} open: a plan needs a size for each"
+            f"{dict(size)} lacks {', '.join(map(repr, missing))}: a plan needs a size for each dimension"
         )
-    sizes = tuple((name, _dimension(name, size[name])) for name in api.free)
+    sizes = tuple(
+        (name, as_count(f"the size of {name!r}", size[name], DimensionError, least=0)) for name in api.free
+    )
     values = tuple(
         frozen_value(name, as_dtype(spec, np.asarray(size[name]))) for name, spec in static.items()
     )
     return Binding(sizes, values)
-
-
-def _dimension(name: str, given: Any) -> int:
-    if isinstance(given, bool) or not hasattr(given, "__index__") or given.__index__() < 0:
-        raise DimensionError(f"the size of {name!r} is a whole number, got {given!r}")
-    return given.__index__()
 
 
 class BoundSize(NamedTuple):
@@ -80,5 +88,5 @@ class BoundSize(NamedTuple):
 
 
 def bound_size(size: int, binding: Binding) -> Any:
-    """How a size is shown: the number alone where a model has nothing else to bind."""
+    """The public form of a size: a number alone if the model has nothing else to bind."""
     return BoundSize(size, binding) if binding else size

@@ -1,4 +1,4 @@
-"""The compiled kernels: found, opened and made known to XLA, once."""
+"""Finds and opens the compiled kernels, and registers them with XLA, once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ log: logging.Logger = logging.getLogger("memojax")
 
 TARGET = "memojax_program"
 _SPIN_US = 100
-"""How long workers look for further work before they sleep."""
+"""Microseconds that workers look for further work before they sleep."""
 
 _lock = threading.Lock()
 
@@ -34,7 +35,7 @@ class Library:
     Attributes:
         isa: "avx512", "avx2" or "portable" (which is NEON on ARM).
         panel: columns of a panel of packed weights.
-        run: `run(program, arrays)` without XLA; the arrays are arguments and results.
+        run: `run(program, arrays)` runs a program without XLA; the arrays are arguments and results.
     """
 
     isa: str
@@ -43,36 +44,34 @@ class Library:
     _handle: Any
 
     def use_threads(self) -> None:
-        """Let jobs take as many threads as this thread may run on, or as $MEMOJAX_KERNELS_THREADS says."""
+        """Let jobs use as many threads as this thread's cores allow, or as $MEMOJAX_KERNELS_THREADS says."""
         wanted = _whole("MEMOJAX_KERNELS_THREADS", 0) or usable_cores()
         self._handle.memojax_set_threads(wanted, _whole("MEMOJAX_KERNELS_SPIN_US", _SPIN_US))
 
 
 def opened() -> Library | None:
-    """The kernels; None where they are off, were not built, or do not work here. `why_not` says the
-    reason."""
+    """The kernels; None if they are off, not built, or unusable here. `why_not` gives the reason."""
     with _lock:
         return _open()[0]
 
 
 def why_not() -> str:
-    """Why there are no kernels; empty where there are."""
+    """The reason that there are no kernels; empty if there are."""
     with _lock:
         return _open()[1]
 
 
 def kernels_key() -> str | None:
-    """What a stored executable depends on beside XLA: the kernels' sources and instruction set; None without
-    kernels."""
+    """The kernels' part of a stored executable's key: sources and instruction set; None without any."""
     kernels = opened()
     return f"{sources_digest()} {kernels.isa}" if kernels else None
 
 
 def open_library(path: Path) -> Library:
-    """The kernels in a file.
+    """Open the kernels in a file.
 
     Raises:
-        OSError: it cannot be opened, or was built from other sources.
+        OSError: the file cannot be opened, or was built from other sources.
     """
     handle = ctypes.CDLL(str(path))
     handle.memojax_sources.restype = ctypes.c_char_p
@@ -97,6 +96,15 @@ def open_library(path: Path) -> Library:
     return found
 
 
+def api_version() -> tuple[int, int]:
+    """Major and minor version of XLA's FFI, from the header of the installed jaxlib."""
+    header = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text()
+    major, minor = (re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR"))
+    if major is None or minor is None:
+        raise OSError("jaxlib's header does not say the version of its FFI")
+    return int(major[1]), int(minor[1])
+
+
 @functools.cache
 def _open() -> tuple[Library | None, str]:
     if os.environ.get("MEMOJAX_KERNELS") == "0":
@@ -106,10 +114,11 @@ def _open() -> tuple[Library | None, str]:
         return None, "not built: no C++ compiler was found when memojax was installed"
     try:
         found = open_library(path)
+        found._handle.memojax_use_api(*api_version())
         capsule = jax.ffi.pycapsule(found._handle.memojax_program)
         jax.ffi.register_ffi_target(TARGET, capsule, platform="cpu")
     except Exception as cause:
-        log.warning("memojax's kernels cannot be used (%s): XLA's own are", cause)
+        log.warning("memojax's kernels cannot be used (%s), so plans use XLA's own code", cause)
         return None, str(cause)
     return found, ""
 

@@ -1,6 +1,6 @@
 """Long chains of light steps, cut into calls that XLA:CPU does not inline.
 
-XLA compiles a chain in a time that grows with its square, and comes to the end of the stack at some ten
+XLA takes time that grows with the square of the length, and comes to the end of the stack at some ten
 thousand steps. A call is a computation of its own: then the time grows with the length, and so does the depth.
 """
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .dispatch import SAMPLE_EVERY, Answer, Meter, Rows, Run
 from .hoist import Residual
+from .row_assembly import RowAssembly
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class PlanInfo:
         compile_ms: milliseconds to trace, lower and compile.
         calls: number of calls.
         median_us: median microseconds of the last sampled calls; None before the first sample.
-        bytes: memory that XLA reports for code, constants and temporaries; None if it reports none.
+        bytes: memory that XLA reports for code, temporaries and outputs; None if it reports none.
         platform: "cpu", "gpu", ...
-        candidate: the candidate that it was compiled by; "default" until autotuning finds a better one.
-        dims: sizes of free dimensions and values of static inputs that the plan is for.
-        mixing: outputs in which rows influence each other, so that the plan runs whole batches only.
-        gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was
-            timed.
+        candidate: name of the candidate; "default" until autotuning finds a better one.
+        dims: sizes of free dimensions and values of static inputs of this plan.
+        mixing: outputs in which rows influence each other, so the plan runs only whole batches.
+        arrays: owner of the batches that it runs: "NumPy", or the device of `jax.Array`s, such as "gpu:0".
+        gain: time of the default divided by the candidate's; 1.0 for the default, None before tuning.
     """
 
     size: int
@@ -40,6 +41,7 @@ class PlanInfo:
     gain: float | None = None
     dims: Mapping[str, Any] = field(default_factory=dict)
     mixing: tuple[str, ...] = ()
+    arrays: str = "NumPy"
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,12 @@ class Executable:
 
     Attributes:
         compiled: JAX's compiled function.
-        run: `run(rows)`, from one array per input (and the key of a random model) to one array per computed
-            output.
+        run: `run(rows)` takes one array per input (and the key of a random model), and gives one array per
+            computed output.
         answer: `answer({name: array}, draw)` gives outputs by name, or None if an input has another type,
             shape or dtype.
         candidate: name of the candidate.
-        stored: key of the entry on disk that it was loaded from; None for one that was compiled here.
+        stored: key of the disk entry that it was loaded from; None if it was compiled here.
     """
 
     compiled: Any
@@ -63,7 +65,7 @@ class Executable:
     stored: Mapping[str, Any] | None = None
 
     def bytes(self) -> int | None:
-        """Memory for code, temporaries and outputs; None if XLA does not report it."""
+        """Bytes of code, temporaries and outputs; None if XLA does not report them."""
         try:
             memory = self.compiled.memory_analysis()
             return int(
@@ -76,13 +78,14 @@ class Executable:
 class Plan:
     """An executable for one batch size; call it with one `[n, *element_shape]` array per input.
 
-    A host plan takes and returns NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while
-    other threads call.
+    A host plan takes and returns NumPy arrays, a device plan `jax.Array`s. Other threads may call the plan
+    while `executable` is replaced.
 
     Attributes:
-        answer: outputs by name for inputs by name; None, before anything runs, if an input is missing or is
-            not a NumPy array of this plan's shape and dtype.
+        answer: gives outputs by name for inputs by name; None, before anything runs, if an input is missing
+            or is not a NumPy array of this plan's shape and dtype.
         traced: the trace, for autotuning; None if it was not kept.
+        assembly: makes the rows of this plan from others on its device; None for a plan of NumPy rows.
     """
 
     __slots__ = (
@@ -91,6 +94,7 @@ class Plan:
         "_run",
         "_tick",
         "answer",
+        "assembly",
         "compile_ms",
         "gain",
         "meter",
@@ -115,6 +119,7 @@ class Plan:
         self.compile_ms: float = compile_ms
         self.gain: float | None = None
         self.traced: Residual | None = None
+        self.assembly: RowAssembly | None = None
         self.executable = executable
         self.meter: Meter = meter
         self._tick = meter.tick
@@ -131,8 +136,10 @@ class Plan:
         self.answer: Answer = executable.answer
 
     def __call__(self, rows: Rows, key: np.ndarray | None = None) -> list[Any]:
-        """One array per computed output, in order; `key` is a uint32[2] for a random model. NumPy results are
-        read-only."""
+        """One array per computed output, in order; `key` is a uint32[2] for a random model.
+
+        NumPy results are read-only.
+        """
         if key is not None:
             rows = [*rows, key]
         return self._run(rows) if self._tick() % SAMPLE_EVERY else self.meter.timed(self._run, rows)
@@ -144,7 +151,7 @@ class Plan:
 
     def info(self) -> PlanInfo:
         """Size, costs and use so far."""
-        # The first call runs with cold caches, and of few samples it could be the median.
+        # The first call runs with cold caches, so it is left out: among few samples it could be the median.
         seconds = list(self.meter.seconds)
         times = sorted(seconds[1:] or seconds)
         median = times[len(times) // 2] * 1e6 if times else None

@@ -1,7 +1,8 @@
-"""Plans whose rows lie over several devices: each device runs its own part of the rows, with all weights."""
+"""Plans over several devices: each device runs its own part of the rows, with a copy of all weights."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,22 +15,40 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ..errors import CompileError
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
-from ..xla.limits import compiled_in_one_piece
 from ..xla.options import compiled as compiled_for
+from ..xla.options import over_defaults
+from ..xla.limits import compiled_in_one_piece
 from ..xla.settings import own_settings
+from .artifact import PlanArtifact
 from .compiler import Lowered, plain_name, trace_lock
+from .disk_cache import DiskCache, environment_key
 from .dispatch import Meter, never
 from .plan import Executable, Plan
+from .serialized import accelerator_key, as_bytes, from_bytes
+
+log: logging.Logger = logging.getLogger("memojax")
 
 
 class ShardedCompiler:
-    """Compiles one model for rows over the devices of a mesh, and holds its weights on each of them."""
+    """Compiles one model for rows over the devices of a mesh, and holds its weights on each device."""
 
-    def __init__(self, typed: TypedModel, sharding: NamedSharding, precision: str | None):
-        """Put the weights of `typed` on every device of `sharding`, whose first axis is that of the rows."""
+    def __init__(
+        self,
+        typed: TypedModel,
+        sharding: NamedSharding,
+        precision: str | None,
+        disk: DiskCache | PlanArtifact | None = None,
+    ):
+        """Put the weights of `typed` on every device of `sharding`, which spreads the rows; keep executables
+        in `disk`."""
         self.sharding: NamedSharding = sharding
+        self.disk_hits: int = 0
         self._devices: Any = sharding.mesh.devices
+        self.devices: list[jax.Device] = list(self._devices.flat)
         self.count: int = self._devices.size
+        # A model without a fingerprint (a function, new weights) cannot be told from others on disk.
+        self._fingerprint = typed.fingerprint
+        self._disk = disk if typed.fingerprint else None
         self.everywhere: NamedSharding = NamedSharding(sharding.mesh, PartitionSpec())
         self._platform: str = self._devices.flat[0].platform
         self._precision = precision if self._platform != "cpu" else None
@@ -37,15 +56,37 @@ class ShardedCompiler:
 
     @property
     def typed(self) -> TypedModel:
-        """The model with its present weights; another object after each update."""
+        """The model with its present weights; each update makes a new object."""
         return self._now[0]
 
     def update(self, typed: TypedModel) -> None:
-        """Go on with the weights of `typed`; a call under way sees all old or all new ones."""
+        """Switch to the weights of `typed`; a concurrent call sees all old or all new weights."""
         self._now = typed, self._placed(typed.params)
 
     def lower(self, size: int) -> Lowered:
-        """Trace and lower `size` rows, a multiple of the number of devices."""
+        """Load `size` rows, a multiple of the number of devices, from disk; else trace and lower them."""
+        started = time.perf_counter()
+        if self._disk is not None and (plan := self._loaded(size, self._disk, started)) is not None:
+            return Lowered(size, lambda: plan)
+        run, shapes, params = self._function(size)
+        with trace_lock, own_settings(self._precision), compiled_in_one_piece():
+            lowered = jax.jit(run).lower(params, shapes)
+
+        def finish() -> Plan:
+            try:
+                with own_settings(self._precision):
+                    done = compiled_for(lowered, self.devices[0])
+            except Exception as cause:
+                raise CompileError(
+                    f"XLA could not compile batch size {size} over {self.count} devices: {cause}"
+                ) from cause
+            self._store(size, done)
+            return self._plan(size, done, started)
+
+        return Lowered(size, finish)
+
+    def _function(self, size: int) -> tuple[Any, list[Any], Any]:
+        """The function of `size` rows over all devices, the shapes that it takes, and the weights."""
         (typed, params), rows = self._now, self.sharding.spec[0]
         each = [PartitionSpec() if spec.shared else PartitionSpec(rows) for spec in typed.api.inputs]
 
@@ -53,7 +94,7 @@ class ShardedCompiler:
             with inlined() if typed.model else nullcontext():
                 return tuple(typed.fn(params, given, None))
 
-        # Each device runs the function of its own rows, so XLA has no reason to move any.
+        # `shard_map` gives each device a function of its own rows, so XLA has no reason to move rows.
         run = jax.shard_map(
             part,
             mesh=self.sharding.mesh,
@@ -70,25 +111,58 @@ class ShardedCompiler:
             )
             for spec, spread in zip(typed.api.inputs, each, strict=True)
         ]
-        started = time.perf_counter()
-        with trace_lock, own_settings(self._precision), compiled_in_one_piece():
-            lowered = jax.jit(run).lower(params, shapes)
+        return run, shapes, params
 
-        def finish() -> Plan:
-            try:
-                with own_settings(self._precision):
-                    done = compiled_for(lowered, self._devices.flat[0])
-            except Exception as cause:
-                raise CompileError(
-                    f"XLA could not compile batch size {size} over {self.count} devices: {cause}"
-                ) from cause
-            ms = (time.perf_counter() - started) * 1e3
-            return Plan(size, Executable(done, self._caller(done), never), Meter(), self._platform, ms)
+    def _plan(self, size: int, done: Any, started: float) -> Plan:
+        ms = (time.perf_counter() - started) * 1e3
+        return Plan(size, Executable(done, self._caller(done), never), Meter(), self._platform, ms)
 
-        return Lowered(size, finish)
+    def _loaded(self, size: int, disk: DiskCache | PlanArtifact, started: float) -> Plan | None:
+        """The plan from disk; None where there is none that loads."""
+        key = self._key(size)
+        payload = disk.get(key)
+        if payload is None:
+            return None
+        try:
+            plan = self._plan(size, from_bytes(payload, self.devices), started)
+        # Whatever is wrong with an entry, compiling again is right.
+        except Exception as cause:
+            log.warning(
+                "a stored plan for batch size %d could not be loaded (%s): it compiles again", size, cause
+            )
+            disk.forget(key)
+            return None
+        self.disk_hits += 1
+        return plan
+
+    def _store(self, size: int, done: Any) -> None:
+        if self._disk is None:
+            return
+        try:
+            self._disk.put(self._key(size), as_bytes(done))
+        except Exception as cause:
+            log.debug("batch size %d cannot be stored: %s", size, cause)
+
+    def _key(self, size: int) -> dict[str, Any]:
+        mesh = self.sharding.mesh
+        name = self.typed.name or "function"
+        return {
+            **environment_key(),
+            "model": self._fingerprint,
+            "name": name.rsplit("/", 1)[-1],
+            "size": size,
+            "platform": self._platform,
+            "precision": self._precision,
+            "options": over_defaults(self.devices[0], {}),
+            "mesh": [list(self._devices.shape), list(map(str, mesh.axis_names))],
+            "rows": str(self.sharding.spec),
+            # Raised whenever the meaning of an entry changes, so older entries are not found.
+            "layout": 1,
+            **accelerator_key(self.devices[0]),
+        }
 
     def put(self, value: Any, *, shared: bool) -> jax.Array:
-        """`value` over the devices, or whole on each if it is shared by all rows."""
+        """`value` spread over the devices, or copied whole to each if all rows share it."""
         with own_settings():
             return jax.device_put(value, self.everywhere if shared else self.sharding)
 
@@ -97,7 +171,7 @@ class ShardedCompiler:
             params = self._now[1]
             try:
                 return list(done(params, rows))
-            except FloatingPointError:  # the user's jax_debug_nans: NaN is a number like others here
+            except FloatingPointError:  # The user's jax_debug_nans; NaN is an ordinary number here.
                 with own_settings():
                     return list(done(params, rows))
 
@@ -105,5 +179,5 @@ class ShardedCompiler:
 
     def _placed(self, params: Any) -> Any:
         with own_settings():
-            # Copies: JAX may read a NumPy array's memory later, when its owner may already have changed it.
+            # Copies: JAX may read a NumPy array's memory later, after its owner has changed it.
             return jax.tree.map(lambda leaf: jax.device_put(np.array(leaf), self.everywhere), params)

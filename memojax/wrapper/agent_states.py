@@ -7,26 +7,27 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import filterfalse
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._types import Array
-from ..errors import DuplicateIdError, InputShapeError, UnknownAgentError, UnknownInputError
+from ..errors import DuplicateIdError, InputShapeError, UnknownAgentError
 from ..model.signature import TensorSpec
+from ..rows.checks import on_device
+from ..rows.input_checks import as_dtype, check_names
 from ..rows.journal import Journal, Outcome
 from ..rows.scratch import ScratchPadView
-from ..rows.states import as_dtype
+from ..xla.settings import own_settings
+from .state_rows import StateRows, on_host
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """Rows of a call under way: their state goes back there, unless the agent is reset or ended meanwhile."""
+    """Rows of a call in progress, and their epochs: a later reset or end of an agent changes its epoch."""
 
     rows: np.ndarray
     epochs: np.ndarray
@@ -34,8 +35,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class _Staged:
-    """New state from a batch, applied once its `outcome` counts, and dropped if the batch goes away
-    before."""
+    """New state from a batch: applied once its `outcome` counts, dropped if the batch goes away before."""
 
     ticket: Ticket
     states: Sequence[Array]
@@ -48,10 +48,10 @@ class _Table:
     """State by row, replaced as a whole when it grows or moves.
 
     Attributes:
-        device: device of `stores`; None is the host.
+        device: device of `stores`; None means the host.
         stores: one array `[capacity, *shape]` for each piece of state.
-        fresh: bool[capacity], rows that count as zeros, whatever they hold.
-        epochs: int[capacity], number of times that a row was begun, ended or set.
+        fresh: bool[capacity]; such a row counts as zeros, whatever it holds.
+        epochs: int[capacity]; the number of times that the row was begun, ended or set.
     """
 
     device: jax.Device | None
@@ -61,18 +61,17 @@ class _Table:
 
 
 class AgentStates:
-    """One array `[capacity, *shape]` for each piece of state, and the row of each agent; threads may share
-    it.
+    """One array `[capacity, *shape]` for each piece of state, and the row of each agent; safe for threads.
 
     A row's epoch changes when its agent begins, ends or is set, so a call that started before does not
     overwrite it. The rows of the last batch are remembered, because the next batch often has the same agents.
 
-    Each change takes effect by a single assignment, so an interrupt leaves the state either as before or as
-    after it.
+    Each change takes effect by a single assignment, so an interrupt leaves the state as before or as after
+    it.
     """
 
     def __init__(self, specs: Sequence[TensorSpec]):
-        """Begin without agents; the arrays of `specs` lie on the host until rows on a device need them."""
+        """Start without agents; the arrays of `specs` stay on the host until rows on a device need them."""
         self._specs = specs
         stores = [np.zeros((0, *spec.shape), spec.dtype) for spec in specs]
         self._table = _Table(None, stores, np.zeros(0, np.bool_), np.zeros(0, np.int64))
@@ -81,7 +80,7 @@ class AgentStates:
         self._free: list[int] = []
         self._staged: list[_Staged] = []
         self._journal = Journal()
-        self._wide = any(spec.dtype.itemsize >= 8 for spec in specs)
+        self._on: StateRows | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,7 +90,7 @@ class AgentStates:
             return _picklable(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _journal=Journal(), _staged=[])
+        self.__dict__.update(state, _lock=threading.Lock(), _journal=Journal(), _staged=[], _on=None)
 
     @property
     def agents(self) -> list[int]:
@@ -124,7 +123,7 @@ class AgentStates:
             row = self._row_of(agent)
             self._last = None
             del self._row[agent]
-            # If an interrupt comes before these two, `begin` and `_find_free` make up for them.
+            # After an interrupt at this point, `begin` and `_find_free` make up for both lines.
             self._table.epochs[row] += 1
             self._free.append(row)
 
@@ -140,8 +139,7 @@ class AgentStates:
 
     def write(self, agent: int, state: Mapping[str, Any]) -> None:
         names = [spec.name for spec in self._specs]
-        if unknown := [name for name in state if name not in names]:
-            raise UnknownInputError(unknown, names, "the hidden state")
+        check_names(names, state, "the hidden state", optional=names)
         given = {
             spec.name: np.array(as_dtype(spec, state[spec.name]))
             for spec in self._specs
@@ -164,27 +162,29 @@ class AgentStates:
         """Put the state of the view's agents into its input `slots`.
 
         Raises:
-            UnknownAgentError, DuplicateIdError: an agent is unknown, or twice in the batch.
+            UnknownAgentError, DuplicateIdError: an agent is unknown, or is twice in the batch.
         """
         with self._lock:
             self._settle()
             rows = self._rows_of(view.ids)
-            self._move(view.device)
+            self._move(None if view.device is None or on_host(view.device) else view.device)
             table = self._table
             zeroed = table.fresh[rows]
             if view.device is None:
                 _fill(view, slots, table.stores, rows, zeroed)
+            elif table.device is None:
+                if view.dones is not None:
+                    zeroed = zeroed | np.asarray(view.dones).astype(np.bool_)
+                for slot, store in zip(slots, table.stores, strict=True):
+                    view.set_input(slot, on_device(_taken(store, rows, zeroed), view.device))
             else:
-                with self._scope():
-                    for slot, states in zip(
-                        slots, _take(table.stores, rows, zeroed, view.dones), strict=True
-                    ):
-                        view.set_input(slot, states)
+                on = self._rows_on(table.device)
+                for slot, states in zip(slots, on.take(table.stores, rows, zeroed, view.dones), strict=True):
+                    view.set_input(slot, states)
             return Ticket(rows, table.epochs[rows])
 
     def stage(self, ticket: Ticket, view: ScratchPadView, states: Sequence[Array]) -> None:
-        """Store `states`, one array of rows per piece, for the agents of `ticket` once `view` has run to its
-        end."""
+        """Store `states`, one array per piece, for the agents of `ticket`, once `view` has run to its end."""
         outcome = view.follow(self.finish)
         with self._lock:
             self._staged.append(_Staged(ticket, states, outcome, weakref.ref(view)))
@@ -195,35 +195,32 @@ class AgentStates:
             self._settle()
 
     def _settle(self) -> None:
-        """Apply pending changes that count; call it with the lock, before anything else."""
+        """Apply pending changes whose batches have run; call it first in each method, with the lock."""
         self._journal.finish()
         if not self._staged:
             return
         left = []
         for staged in self._staged:
-            alive = (
-                staged.view() is not None
-            )  # read before `counts`, whose last change happens while the view is alive
+            # Read before `counts`, which changes for the last time while the view is alive.
+            alive = staged.view() is not None
             if staged.outcome.counts:
                 self._keep(staged)
             elif alive:
                 left.append(staged)
-        # After an interrupt before this line, all changes are applied once more, in the same order.
+        # After an interrupt above, all changes are applied again in the same order, which changes nothing.
         self._staged = left
 
     def _keep(self, staged: _Staged) -> None:
         rows, states, table = staged.ticket.rows, staged.states, self._table
+        # Agents that began, ended or were set since the call started keep their newer state.
         valid = table.epochs[rows] == staged.ticket.epochs
-        if not valid.all():
-            rows, states = rows[valid], [state[valid] for state in states]
         if table.device is None:
             for store, state in zip(table.stores, states, strict=True):
-                store[rows] = state
+                store[rows[valid]] = np.asarray(state)[valid]
         else:
-            with self._scope():
-                placed = [jax.device_put(state, table.device) for state in states]
-                self._table = replace(table, stores=_put(table.stores, rows, placed))
-        table.fresh[rows] = False
+            stores = self._rows_on(table.device).put(table.stores, rows, valid, states)
+            self._table = replace(table, stores=stores)
+        table.fresh[rows[valid]] = False
 
     def _reset(self, row: int, epoch: int) -> None:
         self._table.epochs[row] = epoch
@@ -248,7 +245,7 @@ class AgentStates:
         if len(set(agents)) < len(agents):
             twice = next(agent for agent, count in Counter(agents).items() if count > 1)
             raise DuplicateIdError(
-                f"agent {twice} is in this batch twice: its state can only be continued once"
+                f"agent {twice} is twice in this batch: each agent may have one row, because it has one state"
             )
         self._last = agents if isinstance(agents, range) else list(agents), rows
         return rows
@@ -260,7 +257,7 @@ class AgentStates:
         return row
 
     def _find_free(self) -> None:
-        """Make sure that a row without an agent exists."""
+        """Find the rows without an agent; grow the table if there are none."""
         old = len(self._table.fresh)
         if len(self._row) >= old:
             self._grow(max(2 * old, _FIRST_ROWS))
@@ -290,20 +287,23 @@ class AgentStates:
     def _placed(self, stores: list[Any], device: jax.Device | None) -> list[Any]:
         if device is None:
             return stores
-        with self._scope():
+        with own_settings():
             return [jax.device_put(store, device) for store in stores]
 
-    def _scope(self) -> AbstractContextManager[Any]:
-        """A scope in which 64-bit state stays 64 bits wide, whatever the caller's x64 setting."""
-        return jax.enable_x64(True) if self._wide else nullcontext()
+    def _rows_on(self, device: jax.Device) -> StateRows:
+        if self._on is None or self._on.device != device:
+            self._on = StateRows(self._specs, device)
+        return self._on
 
 
 _FIRST_ROWS = 16
-_UNKNOWN = "no hidden state for agent {}: it was never begun, or has ended; call begin_agent first"
+_UNKNOWN = "no hidden state for agent {}: it has not begun, or has ended; call begin_agent first"
 
 
 def _picklable(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in ("_lock", "_journal", "_staged")}
+    return {
+        name: value for name, value in fields.items() if name not in ("_lock", "_journal", "_staged", "_on")
+    }
 
 
 def _fill(
@@ -313,7 +313,7 @@ def _fill(
     rows: np.ndarray,
     fresh: np.ndarray,
 ) -> None:
-    """Copy `rows` of the host's `stores` into the input `slots` of `view`, zeros for those that begin."""
+    """Copy `rows` of the host's `stores` into the input `slots` of `view`; new episodes get zeros."""
     zeroed = fresh if view.dones is None else fresh | view.dones
     for slot, store in zip(slots, stores, strict=True):
         states = view.input_slot_mut(slot)
@@ -322,20 +322,7 @@ def _fill(
             states[zeroed] = 0
 
 
-@jax.jit
-def _take(
-    stores: list[jax.Array], rows: jax.Array, fresh: jax.Array, dones: jax.Array | None
-) -> list[jax.Array]:
-    zeroed = fresh if dones is None else fresh | dones.astype(bool)
-    return [
-        jnp.where(zeroed.reshape(-1, *[1] * (store.ndim - 1)), jnp.zeros((), store.dtype), store[rows])
-        for store in stores
-    ]
-
-
-@jax.jit
-def _put(stores: list[jax.Array], rows: jax.Array, states: list[jax.Array]) -> list[jax.Array]:
-    # The old stores are not donated: an interrupt before the new ones are in place must not lose both.
-    return [
-        store.at[rows].set(state.astype(store.dtype)) for store, state in zip(stores, states, strict=True)
-    ]
+def _taken(store: Array, rows: np.ndarray, zeroed: np.ndarray) -> np.ndarray:
+    states = np.take(store, rows, axis=0)
+    states[zeroed] = 0
+    return states

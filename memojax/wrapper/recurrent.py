@@ -1,44 +1,26 @@
-"""Hidden state by agent: state outputs of one call become state inputs of the same agent's next call."""
+"""Hidden state by agent: an agent's state outputs become its state inputs at the next call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import numpy as np
 
-from ..errors import (
-    IncompatibleModelError,
-    UnknownInputError,
-)
+from ..errors import IncompatibleModelError
 from ..inferer.base import Inferer, check_inferer
-from ..model.exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE, continuations
-from ..model.signature import ModelApi, TensorSpec
+from ..model.signature import ModelApi
 from ..rows.scratch import ScratchPadView
-from ..rows.states import can_cast
+from ..spaces.hidden_state import RecurrentInfo as RecurrentInfo
+from ..spaces.hidden_state import checked_pairs
+from ..spaces.hidden_state import find_pairs as find_pairs
 from .agent_states import AgentStates
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 
-@dataclass(frozen=True)
-class RecurrentInfo:
-    """One piece of hidden state: the input that takes it, and the output that holds it for the next call.
-
-    >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
-    >>> pairs = [memojax.RecurrentInfo("h_in", "h_out"), memojax.RecurrentInfo("c_in", "c_out")]
-    >>> memojax.RecurrentTracker(policy, pairs).input_shapes()
-    [('obs', [2])]
-    """
-
-    inkey: str
-    outkey: str
-
-
 @final
 class RecurrentTrackerWrapper(InfererWrapper):
-    """Keeps the hidden state of each agent; stack it around an inferer that you want to swap later. See
-    `RecurrentTracker`.
+    """Keeps the hidden state of each agent around an inferer that can be swapped; see `RecurrentTracker`.
 
     >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
     >>> tracker = memojax.RecurrentTrackerWrapper(memojax.BaseWrapper(), policy)
@@ -50,18 +32,18 @@ class RecurrentTrackerWrapper(InfererWrapper):
     """
 
     def __init__(self, inner: InfererWrapper, inferer: Inferer, infos: Iterable[RecurrentInfo] | None = None):
-        """Track `infos` of `inferer` outside of `inner`; None takes the pairs that `find_pairs` finds.
+        """Track `infos` of `inferer` outside of the wrapper `inner`; None tracks the result of `find_pairs`.
 
         Raises:
-            UnknownInputError: the model has no such input, or `inner` hides it.
-            IncompatibleModelError: the model has no such output, a pair does not fit together, or no pair was
-                found.
+            UnknownInputError: the model lacks such an input, or `inner` hides it.
+            IncompatibleModelError: the model lacks such an output, a pair does not fit together, or no pair
+                was found.
         """
         check_inferer(inferer)
         around = inner.api(inferer)
         self.infos: tuple[RecurrentInfo, ...] = tuple(find_pairs(around) if infos is None else infos)
         self._inner = inner
-        self._pairs = _checked_pairs(around, self.infos)
+        self._pairs = checked_pairs(around, self.infos)
         raw = inferer.raw_api
         self._slots = [(raw.inputs.index(into), raw.outputs.index(out)) for into, out in self._pairs]
         self._states = AgentStates([into for into, _ in self._pairs])
@@ -80,7 +62,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
         """A copy of the state of `agent`: input name -> array.
 
         Raises:
-            UnknownAgentError: `agent` was never begun, or has ended.
+            UnknownAgentError: `agent` has not begun, or has ended.
         """
         return self._states.read(agent)
 
@@ -88,8 +70,8 @@ class RecurrentTrackerWrapper(InfererWrapper):
         """Replace the given parts of the state of `agent`.
 
         Raises:
-            UnknownAgentError: `agent` was never begun, or has ended.
-            InputError: an unknown name, another shape or dtype; the state stays as it was.
+            UnknownAgentError: `agent` has not begun, or has ended.
+            InputError: an unknown name, or another shape or dtype; the state does not change.
         """
         self._states.write(agent, state)
 
@@ -100,7 +82,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
             for (into, out), (inslot, outslot) in zip(self._pairs, self._slots, strict=True):
                 if raw.inputs[inslot : inslot + 1] != (into,) or raw.outputs[outslot : outslot + 1] != (out,):
                     raise IncompatibleModelError(
-                        f"this wrapper keeps {into} <- {out}, the inferer has {around}"
+                        f"this wrapper keeps {into} <- {out}, but the inferer has {around}: make a new one"
                     )
             self._seen = (
                 around,
@@ -125,8 +107,8 @@ class RecurrentTrackerWrapper(InfererWrapper):
             view.settle()
 
     def begin_agent(self, inferer: Inferer, agent: int) -> None:
-        # Last begun, first ended: an agent that this wrapper does not know counts as unknown, whatever the
-        # inner layers hold.
+        # This wrapper begins last and ends first. An agent that it does not know counts as unknown, whatever
+        # an interrupt has left in the inner layers.
         self._inner.begin_agent(inferer, agent)
         self._states.begin(agent)
 
@@ -137,13 +119,12 @@ class RecurrentTrackerWrapper(InfererWrapper):
 
 @final
 class RecurrentTracker(LayeredInferer):
-    """Owns an inferer and keeps the hidden state of each agent; callers see neither its inputs nor its
-    outputs.
+    """Keeps the hidden state of each agent of the inferer that it owns; callers no longer see the state.
 
-    `begin_agent` begins an agent, or resets its state; `end_agent` forgets it. Vectorised environments call
-    `infer_arrays` without `ids`: rows are then agents 0, 1, ..., begun when first seen, and `dones` resets
-    rows whose episode is new. The state changes only after the model has run. Threads may run disjoint agents
-    at once. For `jax.Array` rows the state lies on their device.
+    `begin_agent` begins an agent or resets its state, and `end_agent` forgets it. Vectorised environments
+    call `infer_arrays` without `ids`. Rows then belong to agents 0, 1, ..., begun at their first call, and
+    `dones` resets the rows of new episodes. The state changes only after the model has run. Threads may run
+    disjoint agents at the same time. For `jax.Array` rows the state stays on their device.
 
     >>> policy = memojax.RecurrentTracker.wrap(memojax.load(memojax.policies.bundled("recurrent_lstm")))
     >>> rows = {"obs": np.zeros((3, 2), np.float32)}
@@ -154,11 +135,11 @@ class RecurrentTracker(LayeredInferer):
     """
 
     def __init__(self, inferer: Inferer, infos: Iterable[RecurrentInfo]):
-        """Track `infos`; `wrap` finds them.
+        """Track `infos`; the method `wrap` finds them by itself.
 
         Raises:
-            UnknownInputError: the model has no such input.
-            IncompatibleModelError: the model has no such output, or a pair does not fit together.
+            UnknownInputError: the model lacks such an input.
+            IncompatibleModelError: the model lacks such an output, or a pair does not fit together.
         """
         self._tracker = RecurrentTrackerWrapper(BaseWrapper(), inferer, tuple(infos))
         super().__init__(self._tracker, inferer)
@@ -175,7 +156,7 @@ class RecurrentTracker(LayeredInferer):
 
     @property
     def infos(self) -> tuple[RecurrentInfo, ...]:
-        """Pairs of inputs and outputs that are tracked."""
+        """The tracked pairs of inputs and outputs."""
         return self._tracker.infos
 
     @property
@@ -190,52 +171,3 @@ class RecurrentTracker(LayeredInferer):
     def set_state(self, agent: int, state: Mapping[str, Any]) -> None:
         """Replace the state of `agent`, or a part of it; see `RecurrentTrackerWrapper.set_state`."""
         self._tracker.set_state(agent, state)
-
-
-def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
-    """Pairs of an input and the output of the same shape that continues it, by name.
-
-    Equal names come first. Without any, common pairs count: `h_in` and `h_out`, `state_ins` and `state_outs`,
-    `cache` and `cache_out`, `next_cache` or `new_cache`, `h0` and `hn`. TensorFlow's `input_2` and `output_2`
-    come last, unless callers would then have no input left.
-
-    Raises:
-        IncompatibleModelError: no pair was found.
-    """
-    for rules in (EQUAL_STATE, COMMON_STATE, TENSORFLOW_STATE):
-        outputs = {spec.name: spec for spec in api.outputs}
-        found = []
-        for into in api.inputs:
-            names = continuations(into.name, rules)
-            if name := next((name for name in names if name in outputs and _fits(into, outputs[name])), None):
-                del outputs[name]
-                found.append(RecurrentInfo(into.name, name))
-        if found and (rules is not TENSORFLOW_STATE or len(found) < len(api.inputs)):
-            return found
-    raise IncompatibleModelError(
-        f"no output continues an input by name and shape; the model has {api}: name the pairs, "
-        "RecurrentTracker(inferer, [RecurrentInfo(inkey, outkey)])"
-    )
-
-
-def _checked_pairs(api: ModelApi, infos: Sequence[RecurrentInfo]) -> list[tuple[TensorSpec, TensorSpec]]:
-    inputs, outputs = ({spec.name: spec for spec in specs} for specs in (api.inputs, api.outputs))
-    pairs = []
-    for info in infos:
-        if info.inkey not in inputs:
-            raise UnknownInputError([info.inkey], [spec.name for spec in api.inputs])
-        if info.outkey not in outputs:
-            raise IncompatibleModelError(
-                f"no output {info.outkey!r} to continue input {info.inkey!r}; the model has {api}"
-            )
-        into, out = inputs.pop(info.inkey), outputs.pop(info.outkey)
-        if not _fits(into, out):
-            raise IncompatibleModelError(
-                f"output {out} cannot continue input {into}: shape and kind of number must be the same"
-            )
-        pairs.append((into, out))
-    return pairs
-
-
-def _fits(into: TensorSpec, out: TensorSpec) -> bool:
-    return into.shape == out.shape and can_cast(out.dtype, into.dtype)

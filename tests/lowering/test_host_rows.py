@@ -1,4 +1,4 @@
-"""Files whose graph breaks, in inferers: each row runs by itself, as ONNX Runtime runs it."""
+"""Files whose graph breaks, in inferers: each row runs by itself, as in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ def model(nodes: str, batch: Any = "batch", outputs: str = "float[] y") -> onnx.
     g (float[{batch},5] x) => ({outputs}) <float half = {{0.5}}, int64[1] one = {{1}}> {{ {nodes} }}""")
 
 
-DISTINCT = "u = Unique (x)\n s = Size (u)\n f = Cast <to = 1> (s)\n m = ReduceSum <keepdims = 0> (u)\n y = Add (f, m)"
-"""How many distinct numbers a row has, and their sum."""
+DISTINCT = """u = Unique (x)
+    s = Size (u)
+    f = Cast <to = 1> (s)
+    m = ReduceSum <keepdims = 0> (u)
+    y = Add (f, m)"""
+"""The number of distinct numbers in a row, and their sum."""
 LARGEST = """z = Greater (x, half)
     c = NonZero (z)
     i = Transpose <perm = [1, 0]> (c)
@@ -47,7 +51,7 @@ def test_rows_run_as_the_file_says(nodes: str, batch: Any, caplog: pytest.LogCap
     made = model(nodes, batch)
     policy = memojax.load(made)
     assert policy.typed.rule.startswith("host (each row by itself: the graph breaks at ")
-    assert "strict=True refuses this" in caplog.text
+    assert "strict=True refuses such files" in caplog.text
     expected = alone(made, X)
     for n in (1, 2, 6):
         np.testing.assert_allclose(
@@ -78,7 +82,7 @@ def test_threads_and_pickles() -> None:
     np.testing.assert_allclose(again.infer_arrays({"x": X})["y"].ravel(), expected)
 
 
-def test_a_row_that_cannot_run_raises_what_it_raised() -> None:
+def test_a_row_that_cannot_run_raises_its_own_error() -> None:
     policy = memojax.load(model(LARGEST))
     policy.infer_arrays({"x": X})
     for _ in range(2):
@@ -116,7 +120,7 @@ def test_strict_and_outputs_whose_shape_depends_on_data_are_refused() -> None:
         memojax.load(made, strict=True)
     with pytest.raises(
         DimensionError,
-        match=r"output 'w' is not the same kind of array for every row \(float32\[\d\].*outputs=",
+        match=r"output 'w' does not have the same dtype and shape for every row \(float32\[\d\].*outputs=",
     ):
         memojax.load(made)
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Injects an exception at every line (or instruction) that a call runs inside of memojax, one run per point.
+"""Inject an exception at every line (or instruction) of memojax that a call runs, one run for each point.
 
     python -m tests.system.interrupts [--instructions] [--only NAME] [--list]
 
@@ -48,7 +48,7 @@ class Tracer:
         self._skip = tuple(f"{PACKAGE}/{name}" for name in skip)
 
     def run(self, call: Callable[[], Any]) -> Any:
-        """The result of `call`, unless it gets to the point."""
+        """The result of `call`, unless it reaches the point."""
         before = sys.gettrace()
         sys.settrace(self._enter)
         try:
@@ -151,8 +151,10 @@ def _with_lines(path: str) -> frozenset[int]:
 
 @functools.cache
 def leaving(code: CodeType) -> frozenset[int]:
-    """Offsets where CPython treats a trace function's fault unlike a signal handler's: the way out of a `with`
-    block and, from 3.12 on, a jump back."""
+    """Offsets where CPython treats a fault of a trace function unlike one of a signal handler.
+
+    These are the exit of a `with` block, and from Python 3.12 on a jump back.
+    """
     lines = _with_lines(code.co_filename)
     entered: set[int] = set()
     found = set()
@@ -171,7 +173,7 @@ def leaving(code: CodeType) -> frozenset[int]:
 
 
 def points(call: Callable[[], Any], **options: Any) -> int:
-    """Points of a call that nothing interrupts."""
+    """The number of points of a call without a fault."""
     tracer = Tracer(**options)
     tracer.run(call)
     return tracer.count
@@ -183,9 +185,9 @@ def bad_points(
     every: int = 1,
     **options: Any,
 ) -> Iterator[tuple[int, str]]:
-    """Where a fault leaves something between: (points so far, what is wrong there or "").
+    """Points where a fault leaves a state between before and after: (points so far, the fault there or "").
 
-    `scenario` gives a fresh call, and the check to run afterwards, which is told whether the call was
+    `scenario` returns a fresh call, and the check to run afterwards, which is told whether the call was
     interrupted.
     """
     for fault in faults:
@@ -198,9 +200,12 @@ def bad_points(
             except BaseException as failure:
                 if not tracer.where:
                     raise
-                interrupted, kept = True, failure  # kept: a traceback keeps frames alive, as in a debugger
+                interrupted, kept = (
+                    True,
+                    failure,
+                )  # Kept, since a traceback keeps frames alive, as in a debugger.
             else:
-                interrupted, kept = False, None  # nothing was injected, or nobody has seen it
+                interrupted, kept = False, None  # No fault was injected, or no code has seen it.
             try:
                 check(interrupted)
             except Exception as wrong:

@@ -1,5 +1,4 @@
-"""Forked pools, Ctrl-C while the command line starts, and exits amid compiles: an error or silence, never a
-hang or an abort."""
+"""Forked pools, Ctrl-C while the command line starts, and exits amid compiles: never a hang or an abort."""
 
 from __future__ import annotations
 
@@ -46,13 +45,16 @@ def test_every_kind_of_inferer_that_is_sent_into_a_forked_pool_raises_there() ->
             return inferer.infer_arrays({"obs": np.zeros((1, width), np.float32)})
 
         kinds = {
-            "basic": build.build_basic(), "fixed": build.build_fixed([1, 2]), "dynamic": build.build_dynamic(4),
+            "basic": build.build_basic(), "fixed": build.build_fixed([1, 2]),
+            "dynamic": build.build_dynamic(4),
             "memoizing": build.build_memoizing([1]), "pad": memojax.load(path, preload=[2], on_miss="pad"),
             "asset": asset, "fixed asset": memojax.FixedBatchInferer(asset.typed, [1]),
             "tracker": memojax.RecurrentTracker.wrap(memojax.load(lstm)),
             "asset's tracker": memojax.RecurrentTracker.wrap(memojax.load(memojax.to_stablehlo(lstm))),
-            "batched": build.build_memoizing().into_batched(), "stateful": asset.into_stateful(memojax.BaseWrapper()),
-            "function": memojax.load(memojax.TypedModel.from_function(double, np.float32(2), {"obs": ((6,), np.float32)})),
+            "batched": build.build_memoizing().into_batched(),
+            "stateful": asset.into_stateful(memojax.BaseWrapper()),
+            "function": memojax.load(
+                memojax.TypedModel.from_function(double, np.float32(2), {"obs": ((6,), np.float32)})),
         }
         with multiprocessing.get_context("fork").Pool(2) as pool:
             calls = {name: pool.apply_async(use, (inferer,)) for name, inferer in kinds.items()}
@@ -86,7 +88,7 @@ def test_ctrl_c_while_the_command_line_is_imported_is_quiet(seconds: float) -> N
 
 
 @posix
-def test_a_program_of_ones_own_keeps_its_handler() -> None:
+def test_another_program_keeps_its_handler() -> None:
     done = run(
         """
         import signal, memojax

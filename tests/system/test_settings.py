@@ -1,4 +1,4 @@
-"""The user's own JAX settings change neither loading nor answers."""
+"""The user's JAX settings change neither loading nor answers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from memojax.lowering.typed_model import TypedModel
 from memojax.xla.settings import own_settings
 
 MODEL = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
-g (float[batch,4] x, int64[batch,1] i) => (float[batch,3] y, float[batch,4] z, int64[batch] a, float[batch,1] e, float[batch,4] s)
-<float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3] b = {0.1,0.2,0.3}, float[5] t = {1,2,3,4,5}, float zero = {0},
- int64 three = {3}, bool yes = {1}> {
+g (float[batch,4] x, int64[batch,1] i)
+  => (float[batch,3] y, float[batch,4] z, int64[batch] a, float[batch,1] e, float[batch,4] s)
+<float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3] b = {0.1,0.2,0.3}, float[5] t = {1,2,3,4,5},
+ float zero = {0}, int64 three = {3}, bool yes = {1}> {
     p = MatMul (x, w)
     y = Add (p, b)
     z = Div (x, zero)
     a = ArgMax <axis = 1, keepdims = 0> (y)
     e = Gather (t, i)
-    s = Loop (three, yes, x) <body = l (int64 n, bool go, float[batch,4] old) => (bool on, float[batch,4] new) {
+    s = Loop (three, yes, x) <body = l (int64 n, bool go, float[batch,4] old)
+      => (bool on, float[batch,4] new) {
         on = Identity (go)
         new = Add (old, old)
     }>
 }""")
-"""Broadcasts, infinities, NaN (0 / 0), a loop, 64-bit integers, 64-bit indices."""
+"""It has broadcasts, infinities, NaN (0 / 0), a loop, 64-bit integers and 64-bit indices."""
 ROWS = {"x": np.arange(12, dtype=np.float32).reshape(3, 4) - 5, "i": np.array([[0], [3], [4]])}
 
 Settings = Callable[[], Any]
@@ -62,7 +64,7 @@ def assert_same(answer: Any, expected: Any, widths: bool = True) -> None:
 
 @pytest.fixture(scope="module")
 def policy() -> Any:
-    """Loaded, and called once, before anything is set."""
+    """A policy that was loaded and called once before any setting."""
     loaded = memojax.load(MODEL)
     loaded.infer_arrays(ROWS)
     return loaded
@@ -112,8 +114,7 @@ def test_run(setting: Settings, expected: Any) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_to_jax(setting: Settings, expected: Any) -> None:
-    """Dtypes follow the caller's x64 setting; what the caller's own `jit` returns, the caller's own checks
-    look at."""
+    """Dtypes follow the caller's x64 setting; the caller's checks see results of the caller's `jit`."""
     with setting() as _:
         fn, params = memojax.to_jax(MODEL)
         wide = jax.config.jax_enable_x64

@@ -1,38 +1,46 @@
-"""Many weight sets of one network behind one call, as league training and population-based evaluation want
-them."""
+"""Many weight sets of one network behind one call, for league training and population-based evaluation."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import jax
 import numpy as np
 
-from .._types import Source
+from .._argument_checks import as_count
+from .._types import Arrays, Source
 from ..errors import IncompatibleModelError, InputError, InputShapeError, RowsMixError
-from ..inferer.memoizing import MemoizingDynamicInferer
 from ..lowering.exported import ExportedFunction
 from ..lowering.loading import typed_model
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi, TensorSpec
+from ..plans.cache import CacheInfo
 from ..plans.plan import PlanInfo
-from ..rows.checks import checked_rows
+from ..rows.checks import as_jax, check_names, checked_rows
+from ..rows.device_choice import DeviceChoice
+from .memoizing import MemoizingDynamicInferer
+
+if TYPE_CHECKING:
+    from .pool_members import PoolMember
 
 FIRST_CAPACITY = 8
 
 
 @final
 class PolicyPool:
-    """Weight sets of one network by name; agents with different weights run in one call, by `vmap` over the
-    weights.
+    """Weight sets of one network by name; agents with different weights run in one call.
 
-    A call deals its rows to the weight sets and runs all sets on as many rows as the busiest has, rounded up
-    to a power of two. Weights are arguments of the executables: to add, drop or swap a set compiles nothing,
-    until there are more sets than `capacity`, which then doubles.
+    A call deals its rows to the weight sets, and uses `vmap` over the weights. It runs every set on as many
+    rows as the busiest set has, rounded up to a power of two. Weights are arguments of the executables, so
+    adding, dropping or swapping a set compiles nothing. Only more sets than `capacity` do; the capacity then
+    doubles.
+
+    `pool["main"]` is an inferer of one set, for `evaluate`, `predict` and all else that takes an inferer.
 
     >>> pool = memojax.PolicyPool(memojax.policies.bundled("acrobot_ppo"))
     >>> pool.add("main")
@@ -44,12 +52,12 @@ class PolicyPool:
     """
 
     def __init__(self, source: Source | TypedModel, capacity: int = FIRST_CAPACITY, **options: Any):
-        """Take the network of `source`; there are no weight sets yet.
+        """Take the network of `source`, at first without weight sets.
 
         Args:
-            source: what `memojax.load` takes.
-            capacity: how many weight sets fit before plans must be compiled anew.
-            options: `maxsize`, `device`, `seed`, `precision` and the others of `MemoizingDynamicInferer`.
+            source: a source for `memojax.load`.
+            capacity: number of weight sets that fit without a new compile.
+            options: options of `MemoizingDynamicInferer`, such as `maxsize`, `device`, `seed` or `precision`.
 
         Raises:
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
@@ -60,18 +68,18 @@ class PolicyPool:
         self._typed = typed_model(source)
         if isinstance(self._typed.fn, ExportedFunction):
             raise IncompatibleModelError(
-                "an exported program holds one weight set: give the ONNX file that it was exported from"
+                "an exported program holds one weight set: pass the ONNX file that it was exported from"
             )
         if mixing := self._typed.mixing_outputs():
             raise RowsMixError(
                 "a pool needs rows that do not influence each other, but in this model they do (output "
                 f"{', '.join(mixing)})"
             )
-        if capacity < 1:
-            raise InputError(f"capacity is a positive whole number, got {capacity}")
+        capacity = as_count("capacity", capacity, InputError)
         self._options = {"bucketing": "pow2", **options, "weights": "argument"}
         self._slots: dict[Hashable, int] = {}
-        # Calls and changes take turns: a call must not find another set in a slot that it has looked up.
+        self._choice = DeviceChoice()
+        # Calls and changes take turns, so a call never finds another set in a slot that it has looked up.
         self._lock = threading.RLock()
         self._build(_stacked(self._typed.params, capacity), capacity)
 
@@ -87,28 +95,29 @@ class PolicyPool:
 
     @property
     def names(self) -> list[Hashable]:
-        """The weight sets, in the order in which they were added."""
+        """The weight sets, in the order of their addition."""
         return list(self._slots)
 
     @property
     def api(self) -> ModelApi:
-        """What one agent takes and gives."""
+        """The inputs and outputs of one agent."""
         return self._typed.api
 
     def add(self, name: Hashable, weights: Any = None) -> None:
         """Add a weight set.
 
         Args:
-            weights: by name, a pytree, or another export of the same network, as `update_params` takes them.
-                Names that are left out keep the network's own weights; so do all with None.
+            name: any hashable name.
+            weights: by name, a pytree, or another export of the same network, as for `update_params`. Missing
+                names keep the network's own weights, and None keeps all of them.
 
         Raises:
-            IncompatibleModelError: `name` is there already, or weights of another network; nothing is changed
-                then.
+            IncompatibleModelError: `name` is taken, or the weights belong to another network; nothing
+                changes.
         """
         with self._lock:
             if name in self._slots:
-                raise IncompatibleModelError(f"{name!r} is in the pool already: swap it, or drop it first")
+                raise IncompatibleModelError(f"{name!r} is already in the pool: swap it, or drop it first")
             params = self._checked(weights)
             slot = next(free for free in range(len(self) + 1) if free not in self._slots.values())
             if slot >= self.capacity:
@@ -121,20 +130,20 @@ class PolicyPool:
             self._slots[name] = slot
 
     def swap(self, name: Hashable, weights: Any) -> None:
-        """Replace a weight set; calls that start after this returns use the new one.
+        """Replace a weight set; calls that start after this method returns use the new one.
 
         Raises:
-            IncompatibleModelError: `name` is not there, or weights of another network; nothing is changed
-                then.
+            IncompatibleModelError: `name` is unknown, or the weights belong to another network; nothing
+                changes.
         """
         with self._lock:
             self._write(self._slot(name), self._checked(weights))
 
     def drop(self, name: Hashable) -> None:
-        """Forget a weight set; its place is free.
+        """Forget a weight set, which frees its slot.
 
         Raises:
-            IncompatibleModelError: `name` is not there.
+            IncompatibleModelError: `name` is unknown.
         """
         with self._lock:
             self._slot(name)
@@ -144,61 +153,107 @@ class PolicyPool:
         """A copy of the weights of one set.
 
         Raises:
-            IncompatibleModelError: `name` is not there.
+            IncompatibleModelError: `name` is unknown.
         """
         with self._lock:
             slot = self._slot(name)
             return jax.tree.map(lambda stack: stack[slot].copy(), self._stack)
 
-    def infer_arrays(self, inputs: Mapping[str, Any], policies: Sequence[Hashable]) -> dict[str, np.ndarray]:
-        """Run a batch whose rows belong to the weight sets that `policies` names, one name per row.
-
-        Returns:
-            Output name -> `[n, *element_shape]`, rows in the order in which they were given.
+    def __getitem__(self, name: Hashable) -> PoolMember:
+        """The inferer of one weight set; it follows `swap`.
 
         Raises:
-            InputError: an unknown, missing, misshapen or mistyped input, or another number of names than
-                rows.
-            IncompatibleModelError: a name that is not in the pool.
+            IncompatibleModelError: `name` is not in the pool.
         """
+        from .pool_members import PoolMember
+
+        return PoolMember(self, name)
+
+    def infer_arrays(self, inputs: Mapping[str, Any], policies: Sequence[Hashable]) -> Arrays:
+        """Run a batch whose rows belong to the weight sets that `policies` names, one name per row.
+
+        The pool deals rows out in the host's memory, those of `jax.Array`s too.
+
+        Returns:
+            Output name -> `[n, *element_shape]`, in the order of the given rows: `jax.Array`s on the device
+            of the inputs if an input is one, else NumPy arrays.
+
+        Raises:
+            InputError: an input is unknown, missing, misshapen or mistyped, or there is not one name per row.
+            IncompatibleModelError: a name is not in the pool.
+        """
+        return self.answer(inputs, lambda n: policies)
+
+    def answer(self, inputs: Mapping[str, Any], names_of: Callable[[int], Sequence[Hashable]]) -> Arrays:
+        """`infer_arrays` with the names that `names_of` gives for the number of rows."""
         specs = self._typed.api.inputs
-        rows, n = checked_rows(specs, inputs)
+        check_names(specs, inputs)
+        given = [as_jax(inputs[spec.name]) for spec in specs]
+        device = None
+        if any(isinstance(value, jax.Array) for value in given):
+            device = self._choice.choose(specs, given)
+            given = [np.asarray(value) if isinstance(value, jax.Array) else value for value in given]
+        rows, n = checked_rows(specs, {spec.name: value for spec, value in zip(specs, given, strict=True)})
+        policies = names_of(n)
         if len(policies) != n:
             raise InputShapeError(
-                f"policies names {len(policies)} weight sets for {n} rows: give one name per row"
+                f"policies names {len(policies)} weight sets for {n} rows, expected one name per row"
             )
-        if n == 0:
-            return {spec.name: np.zeros((0, *spec.shape), spec.dtype) for spec in self._typed.api.outputs}
+        named = self._run(rows, n, policies) if n else self._nothing()
+        answers: Arrays = {}
+        for name, row in named.items():
+            answers[name] = row if device is None else jax.device_put(row, device)
+        return answers
+
+    def _nothing(self) -> dict[str, np.ndarray]:
+        return {spec.name: np.zeros((0, *spec.shape), spec.dtype) for spec in self._typed.api.outputs}
+
+    def _run(self, rows: Sequence[np.ndarray], n: int, policies: Sequence[Hashable]) -> dict[str, np.ndarray]:
         with self._lock:
             slots = np.array([self._slot(name) for name in policies])
             turns = _turns(slots, self.capacity)
             shape = int(turns.max()) + 1, self.capacity
             dealt = {}
-            for spec, row in zip(specs, rows, strict=True):
+            for spec, row in zip(self._typed.api.inputs, rows, strict=True):
                 dealt[spec.name] = np.zeros((*shape, *spec.shape), spec.dtype)
                 dealt[spec.name][turns, slots] = row
             outputs = self._inferer.infer_arrays(dealt)
-        named: dict[str, np.ndarray] = {
-            name: np.asarray(rows)[turns, slots] for name, rows in outputs.items()
-        }
+        named = {name: np.asarray(rows)[turns, slots] for name, rows in outputs.items()}
         for name, value in self._typed.constant.items():
             named[name] = np.broadcast_to(value, (n, *value.shape))
         return {spec.name: named[spec.name] for spec in self._typed.api.outputs}
 
+    @property
+    def network(self) -> TypedModel:
+        """The network with the weights of its file."""
+        return self._typed
+
+    def is_ready(self, count: int) -> bool:
+        """Whether `count` rows of one weight set would run now without a compile."""
+        return self._inferer.is_ready(count)
+
+    def prepare(self, count: int) -> Future[None]:
+        """Compile, on the background worker, the plan for `count` rows of one weight set."""
+        return self._inferer.prepare(count)
+
+    def cache_info(self) -> CacheInfo:
+        """Counts of plans and calls, for all weight sets together."""
+        return self._inferer.cache_info()
+
     def preload(self, sizes: Iterable[int]) -> None:
-        """Compile for so many rows per weight set.
+        """Compile plans for these numbers of rows per weight set.
 
         Raises:
-            BatchSizeError: a size that is no positive whole number.
+            BatchSizeError: a size is not a positive whole number.
         """
         self._inferer.preload(sizes)
 
     def plans(self) -> list[PlanInfo]:
-        """What is compiled; `size` counts rows per weight set."""
+        """One `PlanInfo` per plan; `size` counts rows per weight set."""
         return self._inferer.plans()
 
     def _build(self, stack: Any, capacity: int) -> None:
-        """An inferer for `capacity` weight sets; its plans are compiled when they are needed."""
+        """Make an inferer for `capacity` weight sets; it compiles a plan at its first use."""
         typed = self._typed
         stacked = replace(
             typed,
@@ -241,15 +296,15 @@ class PolicyPool:
         for name, value in self._typed.constant.items():
             if not np.array_equal(value, new.constant[name], equal_nan=value.dtype.kind == "f"):
                 raise IncompatibleModelError(
-                    f"output {name!r} depends on the weights alone, and these give another value than the "
+                    f"output {name!r} depends only on the weights, and these give it another value than the "
                     "network's own"
                 )
         return new.params
 
     def _slot(self, name: Hashable) -> int:
         if name not in self._slots:
-            known = ", ".join(map(repr, self._slots)) or "nothing yet"
-            raise IncompatibleModelError(f"{name!r} is not in the pool; in it is {known}")
+            known = ", ".join(map(repr, self._slots)) or "none"
+            raise IncompatibleModelError(f"{name!r} is not in the pool; the weight sets are: {known}")
         return self._slots[name]
 
 
@@ -262,7 +317,7 @@ class _OverWeights:
     random: bool
 
     def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
-        # Each weight set draws numbers of its own.
+        # Each weight set draws its own numbers.
         keys = jax.random.split(key, self.capacity) if self.random else None
         over = jax.vmap(self.fn, in_axes=(0, 1, 0 if self.random else None), out_axes=1)
         return over(params, list(rows), keys)
@@ -278,7 +333,7 @@ def _stacked(params: Any, count: int) -> Any:
 
 def _with_slot(stack: Any, slot: int, params: Any) -> Any:
     def written(stack: np.ndarray, leaf: Any) -> np.ndarray:
-        stack = stack.copy()  # calls in flight read the old one
+        stack = stack.copy()  # Concurrent calls still read the old array.
         stack[slot] = np.asarray(leaf)
         return stack
 
@@ -286,7 +341,7 @@ def _with_slot(stack: Any, slot: int, params: Any) -> Any:
 
 
 def _turns(slots: np.ndarray, capacity: int) -> np.ndarray:
-    """For each row, how many rows before it have the same slot."""
+    """For each row, the number of earlier rows with the same slot."""
     order = np.argsort(slots, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(slots, minlength=capacity))[:-1]])
     turns = np.empty(len(slots), np.int64)
