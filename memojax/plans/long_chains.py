@@ -1,7 +1,7 @@
 """Long chains of light steps, cut into calls that XLA:CPU does not inline.
 
 XLA takes time that grows with the square of the length, and comes to the end of the stack at some ten
-thousand steps. A call is a computation of its own: then the time grows with the length, and so does the depth.
+thousand steps. A call is a computation of its own, so the time of a plan in pieces grows with its length.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ..errors import CompileError
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
+from ..xla.limits import compiled_in_one_piece
 from ..xla.options import compiled as compiled_for
 from ..xla.options import over_defaults
-from ..xla.limits import compiled_in_one_piece
 from ..xla.settings import own_settings
 from .artifact import PlanArtifact
 from .compiler import Lowered, plain_name, trace_lock
