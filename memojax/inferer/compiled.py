@@ -357,10 +357,10 @@ class ModelInferer(InfererOfModel):
                 self._waiting.append(accepted)
             if background:
                 return submit_errand(partial(self._apply, accepted))
+            self._apply(accepted)
         except BaseException:
             self._forget(accepted)
             raise
-        self._apply(accepted)
         return done
 
     @property
