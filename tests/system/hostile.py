@@ -531,8 +531,8 @@ KINDS: Mapping[str, Callable[[], onnx.ModelProto | bytes]] = {
         functions=[helper.make_function("", "Neg", ["a"], ["b"], [node("Abs", ["a"], ["b"])], [_opset()])],
     ),
     # Bombs of one operator
-    "pad_reflect": lambda: padded([0, 1 << 23, 0, 1 << 23], "reflect"),
-    "pad_wrap": lambda: padded([0, 1 << 22, 0, 1 << 22], "wrap"),
+    "pad_reflect": lambda: padded([0, 1 << 21, 0, 1 << 21], "reflect"),
+    "pad_wrap": lambda: padded([0, 1 << 20, 0, 1 << 20], "wrap"),
     "pad_negative": lambda: padded([0, -9, 0, -9], "constant"),
     "pad_overflow": lambda: padded([0, 1 << 62, 0, 1 << 62], "edge"),
     "resize_scale": lambda: reshaped(
@@ -576,7 +576,7 @@ KINDS: Mapping[str, Callable[[], onnx.ModelProto | bytes]] = {
     "loop_growth": lambda: looped(
         node("Concat", ["s", "one"], ["t"], axis=0), trips=20_000, one=np.ones((1, 4), np.float32)
     ),
-    "loops_deep": lambda: many_loops(40),
+    "loops_deep": lambda: many_loops(8),
     "loop_without_output": lambda: model(
         [
             node(
