@@ -31,7 +31,7 @@ from .plans.helper import CompileIn
 
 
 class ShardedOptions(TypedDict, total=False):
-    """The options of `load` that policies over several devices have."""
+    """Options of `load` for policies over several devices."""
 
     preload: Iterable[int] | int
     dims: Mapping[str, int] | None
@@ -142,7 +142,7 @@ def load(
         DimensionError: the batch or a dimension is not determined.
     """
     if devices is not None or sharding is not None:
-        # What each device does with its own rows leaves nothing to choose here.
+        # The other options choose between ways to run on one device, so they are refused here.
         one = InferOptions()
         given = {
             "device": device,

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import memojax as mj
 
@@ -199,3 +200,8 @@ def in_threads(count: int, task: Callable[[int], Any]) -> list[Any]:
 def rows(*values: Iterable[float] | float) -> np.ndarray:
     """One float32 row of one element per value."""
     return np.asarray(values, np.float32).reshape(len(values), -1)
+
+
+def mostly_slow(quick: Iterable[Any], slow: Iterable[Any]) -> list[Any]:
+    """Parameters of a test: `quick` ones, and others with the mark `slow`."""
+    return [*quick, *(pytest.param(value, marks=pytest.mark.slow) for value in slow)]

@@ -1,6 +1,6 @@
-"""`device="auto"`: the accelerator where JAX has one and the model is big enough to gain, else the CPU.
+"""`device="auto"`: the accelerator if JAX has one and the model is big enough to gain, else the CPU.
 
-The rule compares two estimates for one call of as many rows as are expected, NumPy in and NumPy out:
+The rule compares two estimates for a call with the expected number of rows, with NumPy arrays in and out:
 
 | Part | On the CPU | On an accelerator |
 |---|---|---|
@@ -9,8 +9,8 @@ The rule compares two estimates for one call of as many rows as are expected, Nu
 | rows, there and back | nothing | `TRANSFER_BYTES_PER_US` |
 | weights | nothing: in a cache, or counted as operations | `ACCELERATOR_BYTES_PER_US`, once a call |
 
-The numbers of the CPU are measured (AMD EPYC Zen 5, docs/benchmarks.md). No accelerator was at hand to fit
-those of the other column: they are careful estimates from data sheets, and `MARGIN` asks for a clear gain.
+The numbers of the CPU are measured (AMD EPYC Zen 5, docs/benchmarks.md). The numbers of the accelerator are
+estimates from data sheets, since none was available for measurements. So `MARGIN` asks for a clear gain.
 """
 
 from __future__ import annotations
@@ -29,20 +29,22 @@ from ..lowering.work import flops_per_row
 from ..xla.cpu_client import cpu_device, resolve_device
 
 CPU_CALL_US = 6.0
-"""Measured: a call with a plan at hand, for the smallest policies."""
+"""Measured: a call of the smallest policies, with a compiled plan."""
 
 CPU_FLOPS_PER_US = 60e3
 """Measured: 60 GFLOP/s for each core. The kernels reach 100 in dense layers, and half in convolutions."""
 
 MOST_CORES = 16
-"""The kernels and XLA's pool take no more."""
+"""The kernels and XLA's pool use no more cores."""
 
 ACCELERATOR_CALL_US = 120.0
 """Estimated: two transfers of some 20 us each, JAX's dispatch, ten kernels of 5 us, and a wait."""
 
 ACCELERATOR_FLOPS_PER_US = 4e6
-"""Estimated: 4 TFLOP/s, a tenth to a third of what data sheets of GPUs since 2020 give for float32; products
-run at JAX's precision "highest", and small ones fill no GPU."""
+"""Estimated: 4 TFLOP/s, a tenth to a third of the float32 rates in data sheets of GPUs since 2020.
+
+Products run at JAX's precision "highest", and small ones do not fill a GPU.
+"""
 
 TRANSFER_BYTES_PER_US = 6e3
 """Estimated: 6 GB/s, pageable memory over PCIe 3 x16 or 4 x8."""
@@ -51,19 +53,19 @@ ACCELERATOR_BYTES_PER_US = 300e3
 """Estimated: 300 GB/s, the memory of a small GPU."""
 
 MARGIN = 2.0
-"""How many times faster the accelerator must seem to be: the estimates may be wrong by so much."""
+"""The accelerator must be faster by this factor, since the estimates may be wrong by as much."""
 
 EXPECTED_ROWS = 32
-"""Rows of a call, where neither `preload` nor another option says how many."""
+"""Rows of a call if neither `preload` nor another option gives a number."""
 
 
 @dataclass(frozen=True)
 class DeviceVerdict:
-    """Where NumPy batches run, and why.
+    """The device for NumPy batches, and the reason.
 
     Attributes:
         device: the device.
-        why: the reason, for the card; empty where the caller named the device.
+        why: the reason, for the card; empty if the caller named the device.
     """
 
     device: jax.Device
@@ -84,8 +86,8 @@ def verdict_on(device: str | jax.Device | None, typed: TypedModel, rows: int) ->
 def auto_device(typed: TypedModel, rows: int = 0) -> DeviceVerdict:
     """The device for NumPy batches of `rows` rows of a model; `EXPECTED_ROWS` for 0.
 
-    A machine without a plugin for accelerators is known without starting a backend. Where there is one, the
-    rule asks JAX for its devices only if the model is big enough to gain.
+    The check for plugins starts no backend. With a plugin, the rule asks JAX for its devices only if the
+    model is big enough to gain.
     """
     if not accelerator_possible():
         return DeviceVerdict(cpu_device(), "JAX has no accelerator here")
@@ -122,8 +124,10 @@ def accelerator_us(typed: TypedModel, flops: float, rows: int) -> float:
 
 
 def accelerator_possible() -> bool:
-    """Whether JAX may have an accelerator: a plugin is installed, and the user's choice of platforms does not
-    leave it out. It starts no backend."""
+    """Whether JAX may have an accelerator. This check starts no backend.
+
+    It looks for an installed plugin that the user's choice of platforms does not exclude.
+    """
     chosen: Any = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     return (not chosen or set(chosen.split(",")) != {"cpu"}) and _has_plugin()
 
@@ -139,7 +143,7 @@ def _accelerator() -> jax.Device | None:
     """The first device of JAX's default backend, unless that is the CPU."""
     try:
         first = jax.local_devices()[0]
-    except RuntimeError:  # a plugin that finds no device
+    except RuntimeError:  # the plugin found no device
         return None
     return None if first.platform == "cpu" else first
 

@@ -126,7 +126,7 @@ class ModelInferer(InfererOfModel):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle model, options and sizes; the unpickled inferer compiles or loads plans at first use."""
-        # What "auto" chose here is not what it chooses on another machine.
+        # "auto" may choose another device on another machine.
         device = "auto" if self._verdict.why else device_name(self._device)
         options = {**self.options.arguments(), "device": device, **self._arguments()}
         return _rebuild, (type(self), self.typed, options, self._ready_sizes())
@@ -413,7 +413,8 @@ class ModelInferer(InfererOfModel):
         Raises:
             BatchSizeError: nothing has run yet.
         """
-        plans = sorted(self.plans(), key=lambda plan: plan.calls)  # of those of a size, the one in use counts
+        # The last plan of a size counts, which is the most used one.
+        plans = sorted(self.plans(), key=lambda plan: plan.calls)
         latency = {plan.size: plan.median_us / 1e6 for plan in plans if plan.median_us is not None}
         compiling = {plan.size: plan.compile_ms / 1e3 for plan in plans}
         return recommend(

@@ -68,8 +68,7 @@ class CompiledRows:
         return self.engine.typed
 
     def cache_on(self, device: jax.Device | None) -> PlanCache:
-        """The plans for `jax.Array`s on a device; those for NumPy batches for None, and where they are the
-        same."""
+        """The plans for `jax.Array`s on a device; for None or a shared CPU, the plans for NumPy batches."""
         if device is None or share_host_memory(device, self.engine.device):
             return self.cache
         return self.engine.on(device).cache
@@ -120,7 +119,7 @@ class CompiledRows:
         return self.in_order(dict(zip(self._computed, self.run(rows, n), strict=True)), n)
 
     def check_indices(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None) -> None:
-        """See that every index points at something, where indices are checked.
+        """Check that every index is in range, if the model is loaded with `checked=True`.
 
         Raises:
             IndexRangeError: one does not.
@@ -134,21 +133,22 @@ class CompiledRows:
 
     def run(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
         """Computed outputs of a whole batch of `n` rows, in as many parts as the route asks for."""
-        self.arrived(n)
-        taken, size = self.route.of(n, self.cache)
+        taken, size = self.arrived(n)
         if taken == n:
             return self._run_part(rows, n, size)
         self.refuse_mixing(f"running {n} rows in parts")
-        parts = self.engine.with_one_set_of_weights(lambda: self._run_parts(rows, n))
+        parts = self.engine.with_one_set_of_weights(lambda: self._run_parts(rows, n, taken, size))
         return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
-    def _run_parts(self, rows: Sequence[np.ndarray], n: int) -> list[list[np.ndarray]]:
+    def _run_parts(self, rows: Sequence[np.ndarray], n: int, taken: int, size: int) -> list[list[np.ndarray]]:
+        """The parts of a batch; the first has `taken` rows and runs on the plan for `size`."""
         parts, done = [], 0
-        while done < n:
-            taken, size = self.route.of(n - done, self.cache)
+        while True:
             parts.append(self._run_part(_part(self._inputs, rows, done, done + taken), taken, size))
             done += taken
-        return parts
+            if done == n:
+                return parts
+            taken, size = self.route.of(n - done, self.cache)
 
     def run_at_once(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None = None) -> list[np.ndarray]:
         """Computed outputs of `n` rows that one plan runs.
@@ -170,14 +170,17 @@ class CompiledRows:
         self.check_indices(alone, n, ids)
         return self._run_part(alone, n, size)
 
-    def arrived(self, n: int) -> None:
+    def arrived(self, n: int, cache: PlanCache | None = None) -> tuple[int, int]:
         """Count a batch of `n` rows, and let the route prepare for it.
+
+        Returns:
+            How many rows to take at first, and the size of the plan that runs them.
 
         Raises:
             CompileForbiddenError: the batch needs a compile that the options forbid.
         """
         self.histogram.arrived(n)
-        self.route.arrived(n, self.cache)
+        return self.route.arrived(n, self.cache if cache is None else cache)
 
     def constant_rows(self, name: str, n: int) -> np.ndarray:
         """A constant output for `n` rows."""

@@ -1,4 +1,4 @@
-"""`jax.Array`s through the plans of one engine, on the device where they lie."""
+"""Runs `jax.Array`s through the plans of one engine, on their own device."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ NO_ROWS = (
 class DeviceRows:
     """Runs batches of `jax.Array`s.
 
-    A plan takes as many rows as it was compiled for. Rows that fit no plan are put together on the device,
-    and their results are cut there: by views and a few executables for each plan (`RowAssembly`). Nothing is
-    compiled for a number of rows. Where a device has no views, or a compile is forbidden, rows go through the
-    host's memory.
+    A plan takes a fixed number of rows. Other numbers of rows are put together and cut on the device, by
+    views and a few executables for each plan (`RowAssembly`). No number of rows needs a compile of its own.
+    If a device has no views, or a compile is forbidden, rows go through the host's memory.
     """
 
     def __init__(self, rows: CompiledRows, key: Callable[[], np.ndarray], choice: DeviceChoice):
@@ -41,18 +40,18 @@ class DeviceRows:
         self._choice = choice
 
     def infer(self, inputs: Mapping[str, Any]) -> Arrays:
-        """Run `jax.Array`s where they lie.
+        """Run `jax.Array`s on their device.
 
         Raises:
             InputError: they do not fit.
-            DeviceError: they lie on several devices, where that is refused.
+            DeviceError: they are on several devices, and `strict=True` refuses that.
         """
         base = self._rows
         specs, outputs = base.typed.api.inputs, base.typed.api.outputs
         given, device = chosen_device(specs, inputs, self._choice)
         if share_host_memory(device, base.engine.device):
-            # No trip: NumPy reads the memory of a CPU's arrays. They have the same plans as NumPy arrays, and
-            # so the same promises.
+            # NumPy reads the memory of a CPU's arrays without a copy. So they share the plans of NumPy
+            # arrays, and have the same promises.
             rows = {name: np.asarray(row) for name, row in given.items()}
             answers = base.hit(rows) or base.infer(rows)
             return {name: on_device(answer, device) for name, answer in answers.items()}
@@ -63,8 +62,6 @@ class DeviceRows:
             return {spec.name: on_device(np.zeros(spec.rows(0), spec.dtype), device) for spec in outputs}
         base.check_indices(rows, n, None)
         there = base.engine.on(device)
-        base.histogram.arrived(n)
-        base.route.arrived(n, there.cache)
         results = self._run(there, rows, n)
         named: Arrays = dict(zip(base.typed.computed, results, strict=True))
         for name in base.typed.constant:
@@ -74,33 +71,37 @@ class DeviceRows:
     def _run(self, there: Elsewhere, rows: Sequence[jax.Array], n: int) -> list[jax.Array]:
         """Computed outputs for `n` rows."""
         base = self._rows
-        taken, size = base.route.of(n, there.cache)
+        taken, size = base.arrived(n, there.cache)
         if taken == n:
             results = self._part(there, rows, 0, n, size)
             return results if size == n else [first_rows(result, n) for result in results]
         base.refuse_mixing(f"running {n} rows in parts")
-        places, parts = base.engine.with_one_set_of_weights(lambda: self._parts(there, rows, n))
+        places, parts = base.engine.with_one_set_of_weights(lambda: self._parts(there, rows, n, taken, size))
         joined = there.join(parts, places, n)
         return joined if joined is not None else there.join.by_host(parts, places, n)
 
     def _parts(
-        self, there: Elsewhere, rows: Sequence[jax.Array], n: int
+        self, there: Elsewhere, rows: Sequence[jax.Array], n: int, taken: int, size: int
     ) -> tuple[list[int], list[list[jax.Array]]]:
-        """Where each part begins, and its results, which padding may follow."""
+        """The first row of each part, and its results, padding included.
+
+        The first part has `taken` rows and runs on the plan for `size`.
+        """
         places: list[int] = []
         parts = []
         done = 0
-        while done < n:
-            taken, size = self._rows.route.of(n - done, there.cache)
+        while True:
             places.append(done)
             parts.append(self._part(there, rows, done, taken, size))
             done += taken
-        return places, parts
+            if done == n:
+                return places, parts
+            taken, size = self._rows.route.of(n - done, there.cache)
 
     def _part(
         self, there: Elsewhere, rows: Sequence[jax.Array], start: int, taken: int, size: int
     ) -> list[jax.Array]:
-        """Results of `taken` rows from `start` on, and of the padding behind them."""
+        """Results of `taken` rows from `start` on, and of their padding."""
         base = self._rows
         plan = there.cache.get(size)
         if size != taken:
@@ -122,7 +123,7 @@ class DeviceRows:
 
 
 def share_host_memory(device: jax.Device, other: jax.Device) -> bool:
-    """Whether NumPy reads the memory of both, so that one's arrays may run on the other's plans."""
+    """Whether both devices are CPUs: NumPy reads their memory, so they can share plans."""
     return device.platform == other.platform == "cpu"
 
 

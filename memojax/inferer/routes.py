@@ -31,12 +31,13 @@ class Route(abc.ABC):
         rows, size = self.of(count, cache)
         return size if rows == count else None
 
-    def arrived(self, count: int, cache: PlanCache) -> None:  # noqa: B027
-        """Prepare for a batch of `count` rows, which will be dealt out next.
+    def arrived(self, count: int, cache: PlanCache) -> tuple[int, int]:
+        """Prepare for a batch of `count` rows, which will be dealt out next, and say how it begins; see `of`.
 
         Raises:
             CompileForbiddenError: the batch needs a compile that the options forbid.
         """
+        return self.of(count, cache)
 
 
 @final
@@ -77,13 +78,15 @@ class Buckets(Route):
     """The plan of the rows' bucket. With "pad", other plans serve while the background compiles it."""
 
     def __init__(self, bucket: Bucket, on_miss: OnMiss, *, exact: bool = False):
-        """Give rows the plan of `bucket`; `exact` says that each size is its own bucket."""
+        """Give rows the plan of their `bucket`; with `exact`, each size is a bucket."""
         self._bucket = bucket
         self._on_miss = on_miss
         self.pads: bool = not exact or on_miss == "pad"
 
     def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
-        size = self._bucket(count)
+        return self._dealt(count, self._bucket(count), cache)
+
+    def _dealt(self, count: int, size: int, cache: PlanCache) -> tuple[int, int]:
         rows = min(size, count)
         if self._on_miss != "pad" or size in cache:
             return rows, size
@@ -99,10 +102,13 @@ class Buckets(Route):
             return self._bucket(count)  # The cache has evicted the smaller plan since the caller asked.
         return size
 
-    def arrived(self, count: int, cache: PlanCache) -> None:
+    def arrived(self, count: int, cache: PlanCache) -> tuple[int, int]:
         size = self._bucket(count)
-        if size in cache:
-            return
+        if size not in cache:
+            self._missed(size, cache)
+        return self._dealt(count, size, cache)
+
+    def _missed(self, size: int, cache: PlanCache) -> None:
         if self._on_miss == "pad":
             if len(cache):
                 cache.compile_later(size)

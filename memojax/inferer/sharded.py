@@ -198,7 +198,7 @@ class ShardedInferer(InfererOfModel):
         )
 
     def __repr__(self) -> str:
-        """What it takes and gives, over which devices it runs, and its plans; nothing is computed for it."""
+        """Inputs, outputs, devices and plans as text; this computes nothing."""
         return text_of(self)
 
     def _repr_html_(self) -> str:
@@ -262,8 +262,9 @@ class ShardedInferer(InfererOfModel):
         background: bool = False,
         progress: bool = False,
     ) -> Preload:
-        """Compile plans for `sizes`; `maxsize` never drops these plans. The keywords are those of
-        `MemoizingDynamicInferer.preload`.
+        """Compile plans for `sizes`; `maxsize` never drops these plans.
+
+        The keywords are those of `MemoizingDynamicInferer.preload`.
 
         Raises:
             BatchSizeError: a size is not a positive whole number; nothing is compiled.
@@ -300,8 +301,9 @@ class ShardedInferer(InfererOfModel):
         return dict(sorted(self._rows.histogram.counts(self._cache.calls()).items()))
 
     def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
-        """Go on with other weights on every device, without a recompile; `source` and `background` are as in
-        `MemoizingDynamicInferer.update_params`.
+        """Switch to other weights on every device, without a recompile.
+
+        `source` and `background` are as in `MemoizingDynamicInferer.update_params`.
 
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ; nothing changes.
@@ -391,7 +393,7 @@ class ShardedInferer(InfererOfModel):
         return self.with_one_set_of_weights(lambda: self._rows.on_host(rows, n))
 
     def _lies_right(self, spec: TensorSpec, value: Any) -> bool:
-        """Whether a value is on the right devices, or in the host's memory, from where it is spread."""
+        """Whether a value needs no move: it is no `jax.Array`, or it has the right sharding and dtype."""
         if not isinstance(value, jax.Array):
             return True
         if value.dtype != spec.dtype and (spec.shared or not _cast_in_place(value.dtype, spec.dtype)):
@@ -402,7 +404,7 @@ class ShardedInferer(InfererOfModel):
         return value.sharding.is_equivalent_to(wanted, value.ndim)
 
     def _rows_in(self, given: Mapping[str, jax.Array]) -> int:
-        """Number of rows that lie over the devices.
+        """Number of rows that are spread over the devices.
 
         Raises:
             InputShapeError: no input has rows, or the shapes do not fit.

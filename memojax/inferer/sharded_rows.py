@@ -1,4 +1,4 @@
-"""Rows over several devices through the plans that run them: padded, split and cut where they lie."""
+"""Runs rows on several devices; each device pads, splits and cuts its own rows."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ NO_ROWS = "no input of this model has a row for each agent: there are no rows to
 
 
 class ShardedRows:
-    """Runs batches on the plans of one `ShardedCompiler`, as a route deals them out."""
+    """Runs batches on the plans of one `ShardedCompiler`; a route chooses the plans."""
 
     def __init__(self, compiler: ShardedCompiler, cache: PlanCache, route: Route):
-        """Deal rows out to the plans of `cache` by `route`, whose sizes are multiples of the number of
-        devices."""
+        """Deal rows out to the plans of `cache` by `route`.
+
+        The sizes of `route` are multiples of the number of devices.
+        """
         self.histogram: BatchHistogram = BatchHistogram()
         self._compiler = compiler
         self._cache = cache
@@ -51,7 +53,7 @@ class ShardedRows:
         return sizes
 
     def arrived(self, n: int) -> None:
-        """A batch of `n` rows came.
+        """Count a new batch of `n` rows, and let the route prepare for it.
 
         Raises:
             CompileForbiddenError: it would need a compile that is not allowed.
@@ -84,7 +86,7 @@ class ShardedRows:
         return self._constants.in_order(self._typed, dict(zip(self._typed.computed, results, strict=True)), n)
 
     def in_place(self, given: Mapping[str, jax.Array], n: int) -> Arrays:
-        """Run `n` rows that lie over the devices already; nothing is moved from one to another."""
+        """Run `n` rows that are already spread over the devices; no row moves to another device."""
         rows = list(given.values())
         if n == 0:
             results = self._empty()
@@ -147,7 +149,7 @@ class ShardedRows:
         return found
 
     def _joined(self, made: Sequence[Sequence[jax.Array]], size: int) -> list[jax.Array]:
-        """Arrays over all devices, of those of each device."""
+        """One array over all devices for each input, from the arrays of each device."""
         return [
             row if spec.shared else self._whole([one[index] for one in made], size)
             for index, (spec, row) in enumerate(zip(self._specs, made[0], strict=True))
@@ -159,7 +161,7 @@ class ShardedRows:
 
 
 def _shards(array: jax.Array, devices: Sequence[jax.Device]) -> list[jax.Array]:
-    """The part of each device, in the order of `devices`; an array that is whole on each, as it is."""
+    """The part of each device, in the order of `devices`; the whole array if each device has all of it."""
     if array.is_fully_replicated:
         return [array] * len(devices)
     own = {shard.device: shard.data for shard in array.addressable_shards}
@@ -167,7 +169,7 @@ def _shards(array: jax.Array, devices: Sequence[jax.Device]) -> list[jax.Array]:
 
 
 def _filled(assembly: RowAssembly, rows: Sequence[jax.Array], start: int, count: int) -> list[jax.Array]:
-    """The rows of a plan on one device; by NumPy where it has no views, or a compile is forbidden."""
+    """The rows of a plan on one device; NumPy makes them without views, or if a compile is forbidden."""
     made = assembly(rows, start, count)
     return made if made is not None else assembly.by_host(rows, start, count)
 
@@ -183,7 +185,7 @@ def _cut(
 
 
 def _padded(row: np.ndarray, size: int) -> np.ndarray:
-    """A copy of `row` with zeros behind it, which JAX may keep."""
+    """A copy of `row`, followed by zeros. JAX may keep the copy."""
     padded = np.zeros((size, *row.shape[1:]), row.dtype)
     padded[: len(row)] = row
     return padded

@@ -1,4 +1,4 @@
-"""Over which devices rows are spread, and whether a model's rows can be."""
+"""Chooses the devices that rows are spread over, and checks that a model allows it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .revival import is_revived
 
 
 def check_shardable(typed: TypedModel) -> None:
-    """Check that devices can compute rows of `typed` apart.
+    """Check that several devices can each compute a part of the rows of `typed`.
 
     Raises:
         DimensionError, RowsMixError: they cannot; the message says why.
@@ -46,7 +46,7 @@ def check_shardable(typed: TypedModel) -> None:
 
 
 def rows_sharding(devices: str | Sequence[str | jax.Device], sharding: NamedSharding | None) -> NamedSharding:
-    """The sharding of rows, from either option.
+    """The sharding of rows, from `devices=` or `sharding=`.
 
     Raises:
         DeviceError: a device does not exist, or the sharding is of another kind.
@@ -91,11 +91,11 @@ def first_of(names: Sequence[Any]) -> str:
 
 
 def shared_client(device: str | jax.Device) -> jax.Device:
-    """A device of JAX's own clients, whose devices are each other's neighbours."""
-    # The name "cpu" means memojax's own client, which has a single device; "cpu:0" is JAX's first one.
+    """A device of JAX's own clients, since only devices of one client can share a mesh."""
+    # The name "cpu" means memojax's own client, which has a single device; "cpu:0" is JAX's first device.
     return resolve_device("cpu:0" if device == "cpu" else device)
 
 
 def names_of(mesh: Any) -> list[str]:
-    """Names of a mesh's devices that `shared_client` understands, also in another process."""
+    """Names of a mesh's devices for `shared_client`, also in another process."""
     return [f"{device.platform}:{jax.devices(device.platform).index(device)}" for device in mesh.devices.flat]

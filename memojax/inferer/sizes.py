@@ -38,7 +38,7 @@ def sizes_of(given: Iterable[Size] | Size, api: ModelApi) -> list[tuple[int, Bin
 
 
 def most_rows(preloaded: Any, bucketing: Any = (), limit: int | None = None) -> int:
-    """The most rows that options name for a plan; 0 where they name none."""
+    """The largest plan size in the options; 0 if they give none."""
     named = [
         size.get("batch", 0) if isinstance(size, Mapping) else size
         for given in (preloaded, bucketing)

@@ -155,7 +155,9 @@ class Run:
 
     def _node(self, node: Node, call: Call, inputs: list[GraphValue], env: Env) -> tuple[GraphValue, ...]:
         try:
-            if self.masked and masked.applies(masking := Masking(self.makers, env), node, inputs):
+            if self.masked and masked.applies(
+                masking := Masking(self.makers, env, self.operators), node, inputs
+            ):
                 self.budget.step(_TRACED_COST)
                 return masked.lowered(masking, node, inputs, lambda given: self._call(node, call, given, env))
             if call.definition is None:

@@ -15,8 +15,8 @@ import numpy as np
 from .._types import GraphValue, Shape
 from ..errors import StaticInputError
 from ..model.graph import Node
-from ..ops import lookup
 from ..ops._common import ints, is_static
+from ..ops.resolve import Operators
 from ..ops.static import mask_of_count
 
 
@@ -85,10 +85,17 @@ class Count:
 
 @dataclass(frozen=True)
 class Masking:
-    """The scope of masked values: `makers` is name -> node, `env` is name -> value."""
+    """The scope of masked values.
+
+    Attributes:
+        makers: name -> the node that makes this value.
+        env: name -> value.
+        operators: the operators of the nodes.
+    """
 
     makers: Mapping[str, Node]
     env: Mapping[str, GraphValue]
+    operators: Operators
 
     def sizes(self, name: str) -> list[int | Count] | None:
         """The elements of a tensor of lengths, as numbers or counts of masks; None if they are unknown."""
@@ -107,8 +114,8 @@ class Masking:
         Exporters compute the same mask several times, so names cannot tell whether two masks are equal.
         """
         node = self.makers.get(name)
-        definition = lookup(node.domain, node.op_type, node.opset) if node is not None else None
-        if node is None or definition is None or definition.draws(node) or any(node.bodies):
+        call = self.operators.of(node) if node is not None else None
+        if node is None or call is None or call.definition is None or call.draws or any(node.bodies):
             return name
         # Exporters expand a mask to the shape that it has already.
         if node.op_type in _SHAPING and np.shape(self.env[name]) == np.shape(self.env[node.inputs[0]]):

@@ -1,4 +1,4 @@
-"""What an engine holds for `jax.Array`s on one device."""
+"""The part of an engine for `jax.Array`s on one device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .row_assembly import RowJoin
 
 
 class Elsewhere(NamedTuple):
-    """The compiler of plans for a device, the plans, and what puts their results together."""
+    """The compiler of plans for a device, the plans, and the join of their results."""
 
     compiler: PlanCompiler
     cache: PlanCache

@@ -72,8 +72,8 @@ class Engine:
     ):
         """Make plans for `typed` on `device`.
 
-        `beside` is an engine of the same weights with another binding; both share `maxsize`. `pads` says
-        that rows may come that fit no plan exactly.
+        `beside` is an engine of the same weights with another binding; both share `maxsize`. With `pads`,
+        batches may need padding or a split.
         """
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
@@ -116,8 +116,7 @@ class Engine:
             cache.clear(size)
 
     def on(self, device: jax.Device) -> Elsewhere:
-        """The plans for `jax.Array`s on a device. Sizes that were preloaded are compiled there behind the
-        first call."""
+        """The plans for `jax.Array`s on a device. The first call starts compiles of the preloaded sizes."""
         found = self._elsewhere.get(device)
         if found is not None:
             return found
@@ -152,7 +151,7 @@ class Engine:
         return replace(CacheInfo.total(infos, self.cache.maxsize), disk_hits=self.disk_hits)
 
     def all_plans(self) -> list[tuple[Plan, str]]:
-        """Every plan, and whose batches it runs: "NumPy", or the device of `jax.Array`s."""
+        """Every plan with the kind of its batches: "NumPy", or the device of `jax.Array`s."""
         found = [(plan, "NumPy") for plan in self.cache.plans()]
         for device, cache in self.elsewhere().items():
             found += [(plan, f"{device.platform}:{device.id}") for plan in cache.plans()]

@@ -1,5 +1,7 @@
-"""Rows on a device for a plan of another size, and a batch of the results of several plans: by a few
-executables for each plan, whatever the number of rows."""
+"""Puts rows together for a plan of another size, and joins results of several plans, on their device.
+
+Both take a few executables for each plan, for any number of rows.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,13 @@ from ..xla.views import can_view, granule, has_views, view
 from .forbid import is_forbidden
 
 _VIEWS = 4
-"""Views that one executable puts together. Blocks are then powers of this many granules, so there are few
-executables."""
-
+"""Views that one executable puts together. The size of a view is a power of this number, in granules."""
 
 _MOST_LAST_ROWS = 8
-"""A granule of more rows would need as many executables for the last rows. Such rows, of an odd number of
-bytes, go through the host."""
+"""Largest granule that is put together on the device; each number of last rows needs an executable.
+
+Larger granules, for rows of an odd number of bytes, go through the host.
+"""
 
 
 class _Kept:
@@ -38,8 +40,7 @@ class _Kept:
         self._lock = threading.Lock()
 
     def get(self, key: Any, run: Callable[..., Any], shapes: Callable[[], Sequence[Any]]) -> Any:
-        """The executable of `run` for arguments of these shapes; None where it would need a compile that is
-        forbidden."""
+        """The executable of `run` for arguments of these shapes; None if its compile is forbidden."""
         made = self._made.get(key)
         if made is None and not is_forbidden():
             with self._lock:
@@ -58,12 +59,12 @@ class _Kept:
 
 
 class RowAssembly:
-    """Makes the rows that one plan takes from a range of the rows that came, on their device.
+    """Makes the inputs of one plan from a range of the given rows, on their device.
 
-    An executable takes arrays of one shape, so none takes any number of rows. Views of rows need none: up to
-    four overlapping views of as many rows cover the range. One more view has the few last rows, whose number
+    An executable takes arrays of one shape, so it cannot take any number of rows. A view needs no executable.
+    Up to four overlapping views of equal size cover the range. One more view has the last rows, whose number
     is no multiple of the `granule`. One executable puts the views in their places, casts them, and fills up
-    with zeros; another one adds the last rows.
+    with zeros. Another one adds the last rows.
     """
 
     def __init__(self, specs: Sequence[TensorSpec], size: int, device: jax.Device):
@@ -76,7 +77,7 @@ class RowAssembly:
         self._empty: list[jax.Array] | None = None
 
     def prepare(self) -> None:
-        """Compile what rows of the model's own dtypes may need; nothing where the device has no views."""
+        """Compile all executables for rows of the model's own dtypes; none if the device has no views."""
         dtypes = tuple(spec.dtype for spec in self._specs)
         if not has_views(self._device) or not self._viewable(dtypes):
             return
@@ -89,9 +90,9 @@ class RowAssembly:
             self._tail(dtypes, tail)
 
     def __call__(self, rows: Sequence[Any], start: int, count: int) -> list[Any] | None:
-        """`count` rows from `start` on, filled up to the plan's size; a shared input as it is.
+        """`count` rows from `start` on, filled up to the plan's size with zeros; shared inputs stay as given.
 
-        None where views or a compile are not to be had: nothing has run then.
+        None without views, or if a compile is forbidden; nothing has run then.
         """
         sources = [row for row, shared in zip(rows, self._shared, strict=True) if not shared]
         dtypes = tuple(np.dtype(row.dtype) for row in sources)
@@ -120,7 +121,7 @@ class RowAssembly:
     def _made(self, sources: Sequence[Any], dtypes: Any, start: int, count: int) -> Sequence[Any] | None:
         unit, n, stop = self._unit(dtypes), sources[0].shape[0], start + count
         begin = start - start % unit
-        # Views end with a granule, or with the array.
+        # Views end at a granule, or at the end of the array.
         end = min(stop + -stop % unit, n - n % unit)
         tail = max(0, stop - end)
         block, whole = unit, end - begin
@@ -192,7 +193,8 @@ class RowAssembly:
         size, specs = self._size, self._specs
 
         def run(at: jax.Array, parts: Sequence[jax.Array], filled: Sequence[jax.Array]) -> list[jax.Array]:
-            # Rows before the range go nowhere; a negative index would count from the end.
+            # Rows before the range are dropped by an index past the end; a negative one would count from the
+            # end.
             places = jnp.where(at + jnp.arange(tail) < 0, size, at + jnp.arange(tail))
             return [
                 rows.at[places].set(part.astype(spec.dtype), mode="drop")
@@ -211,18 +213,25 @@ class RowAssembly:
 
 
 class RowJoin:
-    """Puts the results of several plans together, on their device: each is written into room for a power of
-    two of rows, of which the batch is a view."""
+    """Joins the results of several plans, on their device.
+
+    Executables write them into an array whose number of rows is a power of two. The batch is a view of it.
+    """
 
     def __init__(self, device: jax.Device):
         self._device = device
         self._kept = _Kept(device)
 
     def __call__(self, parts: Sequence[Sequence[Any]], places: Sequence[int], n: int) -> list[Any] | None:
-        """One array of `n` rows for each output; `parts` has the arrays of each plan, and `places` says where
-        they begin.
+        """One array of `n` rows for each output.
 
-        None where views or a compile are not to be had: nothing has run then.
+        Args:
+            parts: the outputs of each plan.
+            places: the first row of each part.
+            n: number of rows.
+
+        Returns:
+            None without views, or if a compile is forbidden; nothing has run then.
         """
         if not has_views(self._device) or not all(can_view(array.dtype) for part in parts for array in part):
             return None

@@ -1,4 +1,4 @@
-"""Executables as bytes, and back, for the plan cache on disk and for the helper process."""
+"""Turns executables into bytes and back, for the plan cache on disk and for the helper process."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import jax
 
 
 def as_bytes(compiled: Any) -> bytes:
-    """An executable that was compiled here."""
+    """Serialize an executable of this process."""
     from jax.experimental import serialize_executable
 
     return pickle.dumps(serialize_executable.serialize(compiled))
 
 
 def from_bytes(payload: bytes, devices: Sequence[jax.Device]) -> Any:
-    """An executable of those that this user, or this process's helper, serialized; it runs on `devices`."""
+    """Load an executable on `devices`. The bytes must come from this user, or from this process's helper."""
     from jax.experimental import serialize_executable
 
     return serialize_executable.deserialize_and_load(
@@ -26,7 +26,7 @@ def from_bytes(payload: bytes, devices: Sequence[jax.Device]) -> Any:
 
 
 def accelerator_key(device: jax.Device) -> dict[str, Any]:
-    """What executables for this kind of device depend on beside memojax, JAX and the CPU."""
+    """The part of a stored plan's key that names the kind of device and its driver; empty for CPUs."""
     if device.platform == "cpu":
         return {}
     return {"device": device.device_kind, "driver": str(device.client.platform_version)}

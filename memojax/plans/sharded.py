@@ -39,8 +39,7 @@ class ShardedCompiler:
         precision: str | None,
         disk: DiskCache | PlanArtifact | None = None,
     ):
-        """Put the weights of `typed` on every device of `sharding`, which spreads the rows; keep executables
-        in `disk`."""
+        """Put the weights of `typed` on every device of `sharding`; keep executables in `disk`."""
         self.sharding: NamedSharding = sharding
         self.disk_hits: int = 0
         self._devices: Any = sharding.mesh.devices
@@ -118,14 +117,14 @@ class ShardedCompiler:
         return Plan(size, Executable(done, self._caller(done), never), Meter(), self._platform, ms)
 
     def _loaded(self, size: int, disk: DiskCache | PlanArtifact, started: float) -> Plan | None:
-        """The plan from disk; None where there is none that loads."""
+        """The plan from disk; None if no stored plan loads."""
         key = self._key(size)
         payload = disk.get(key)
         if payload is None:
             return None
         try:
             plan = self._plan(size, from_bytes(payload, self.devices), started)
-        # Whatever is wrong with an entry, compiling again is right.
+        # A compile replaces an entry with any fault.
         except Exception as cause:
             log.warning(
                 "a stored plan for batch size %d could not be loaded (%s): it compiles again", size, cause

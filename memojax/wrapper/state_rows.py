@@ -1,5 +1,7 @@
-"""Hidden state on a device: rows are taken and put by executables for powers of two of rows, so that none is
-compiled for a number of agents."""
+"""Reads and writes rows of hidden state on a device.
+
+The executables take powers of two of rows, so a new number of agents rarely needs a compile.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from ..xla.views import can_view, has_views, view
 
 
 def on_host(device: jax.Device) -> bool:
-    """Whether state for rows on `device` lies in the host's memory: NumPy reads and writes that of a CPU."""
+    """Whether state for rows on `device` is in NumPy arrays, as it is for CPUs."""
     return device.platform == "cpu"
 
 
@@ -34,7 +36,7 @@ class StateRows:
     def take(
         self, stores: Sequence[Any], rows: np.ndarray, fresh: np.ndarray, dones: Array | None
     ) -> list[jax.Array]:
-        """One array `[n, *shape]` of each store: its `rows`, zeros where `fresh` or `dones` says so."""
+        """The `rows` of each store as one array `[n, *shape]`; zeros for agents of `fresh` and `dones`."""
         n, room = len(rows), _room(len(rows))
         places, zeroed = np.zeros(room, np.int32), np.zeros(room, np.bool_)
         places[:n], zeroed[:n] = rows, fresh
@@ -47,9 +49,9 @@ class StateRows:
     def put(
         self, stores: Sequence[Any], rows: np.ndarray, valid: np.ndarray, states: Sequence[Array]
     ) -> list[jax.Array]:
-        """The stores with `states`, one array `[n, *shape]` for each, in the `rows` that are `valid`."""
+        """The stores after `states`, one array `[n, *shape]` for each, have replaced the `valid` rows."""
         n, room = len(rows), _room(len(rows))
-        # A row behind the last one goes nowhere.
+        # An index past the last row drops the state.
         places = np.full(room, stores[0].shape[0] if stores else 0, np.int32)
         places[:n][valid] = rows[valid]
         given = self._filled(states, room)

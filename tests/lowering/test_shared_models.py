@@ -18,6 +18,7 @@ MODELS: list[dict[str, Any]] = json.loads(MANIFEST.read_text()) if MANIFEST.exis
 
 pytestmark = [
     pytest.mark.shared,
+    pytest.mark.slow,
     pytest.mark.skipif(
         not MODELS, reason=f"{FOLDER} is not there: the development models are not part of the project"
     ),

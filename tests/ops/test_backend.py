@@ -14,6 +14,8 @@ from memojax.xla import limits
 from tests.ops import corpus, report
 from tests.ops.test_versions import onnxruntime_session
 
+pytestmark = pytest.mark.corpus
+
 KNOWN_FAILURES = corpus.known_failures()
 
 

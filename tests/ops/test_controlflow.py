@@ -18,6 +18,8 @@ from memojax.lowering.graph_function import GraphFunction
 from memojax.model import load_model
 from tests.ops.version_cases import OPSET_IR
 
+pytestmark = pytest.mark.corpus
+
 F32 = np.float32
 
 

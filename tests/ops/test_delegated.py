@@ -22,6 +22,8 @@ from tests.ops import corpus
 from tests.ops.test_versions import assert_same, oracle
 from tests.ops.version_cases import Case
 
+pytestmark = pytest.mark.corpus
+
 DELEGATED = [definition for definition in definitions() if definition.origin == "delegated"]
 
 

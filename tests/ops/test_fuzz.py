@@ -21,6 +21,8 @@ from tests.ops.test_versions import assert_same, onnxruntime_session
 from .fuzz_graphs import FLOATS, OPSETS, Builder
 from .fuzz_nodes import STEPS, matmul, unary
 
+pytestmark = pytest.mark.corpus
+
 
 @st.composite
 def graphs(draw: Callable[[st.SearchStrategy], Any]) -> Builder:

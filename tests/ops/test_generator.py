@@ -10,6 +10,8 @@ import pytest
 from memojax.lowering import oneshot
 from tests.ops.version_cases import Case
 
+pytestmark = pytest.mark.corpus
+
 LIKE: list[tuple[str, dict[str, Any], float, float]] = [
     ("RandomNormalLike", {"mean": 1.0, "scale": 2.0}, 1.0, 2.0),
     ("RandomUniformLike", {"low": -1.0, "high": 3.0}, 1.0, 4 / 12**0.5),

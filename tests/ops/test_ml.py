@@ -15,6 +15,8 @@ import memojax
 from memojax.errors import LoweringError
 from memojax.lowering import oneshot
 
+pytestmark = pytest.mark.corpus
+
 F, F32 = onnx.TensorProto.FLOAT, np.float32
 TRANSFORMS = ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT")
 MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ")

@@ -24,6 +24,8 @@ from memojax.plans.compiler import PlanCompiler
 from tests.ops import corpus
 from tests.ops.test_versions import assert_same, onnxruntime_session
 
+pytestmark = pytest.mark.corpus
+
 LEFT_OUT = {
     *corpus.known_failures(),
     "test_bitcast_float64_to_int64",

@@ -15,6 +15,8 @@ from memojax.lowering import oneshot
 from tests.ops import version_cases
 from tests.ops.version_cases import Case
 
+pytestmark = pytest.mark.corpus
+
 CASES: list[Case] = [
     case
     for module in pkgutil.iter_modules(version_cases.__path__)

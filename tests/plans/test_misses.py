@@ -253,3 +253,23 @@ def test_one_cold_measurement_does_not_raise_larger_sizes() -> None:
     assert [at(size) for size in (1, 8, 16, 32)] == [pytest.approx(24.8), pytest.approx(24.8), 30.0, 60.0]
     alike = interpolator({1: 5.0, 2: 3.0, 4: 4.0, 8: 9.0})
     assert [alike(size) for size in (1, 2, 4, 8)] == [4.0, 4.0, 4.0, 9.0]
+
+
+def test_a_call_asks_the_rule_once_and_a_question_changes_nothing() -> None:
+    asked: list[int] = []
+
+    def rule(rows: int) -> int:
+        asked.append(rows)
+        return -rows // 8 * -8
+
+    policy = memojax.load("acrobot_ppo", bucketing=rule, max_batch_size=8)
+    for rows in ({"obs": np.zeros((3, 6), np.float32)}, {"obs": np.zeros((3, 6))}):
+        asked.clear()
+        policy.infer_arrays(rows)
+        assert asked == [3]
+    asked.clear()
+    policy.infer_arrays({"obs": np.zeros((19, 6), np.float32)})
+    assert asked == [19, 11, 3]
+    seen = policy.batch_sizes(), policy.cache_info(), policy.plans()
+    assert policy.select_batch_size(19) == 8
+    assert (policy.batch_sizes(), policy.cache_info(), policy.plans()) == seen

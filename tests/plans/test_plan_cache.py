@@ -266,7 +266,11 @@ def live() -> int:
     "drop",
     [
         pytest.param(lambda inferer: inferer.cache_clear(), id="clear"),
-        pytest.param(lambda inferer: [inferer.cache_clear(n) for n in range(1, 7)], id="one by one"),
+        pytest.param(
+            lambda inferer: [inferer.cache_clear(n) for n in range(1, 7)],
+            id="one by one",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(lambda inferer: None, id="with the inferer"),
     ],
 )

@@ -20,7 +20,7 @@ from memojax import AssetData, AssetKind
 from memojax.errors import AssetError, DimensionError, InputError, ModelLoadError, RowsMixError
 from memojax.stablehlo import find_stablehlo, load_stablehlo, read_header, to_stablehlo
 
-from ..helpers import mixing, policy
+from ..helpers import mixing, mostly_slow, policy
 
 POLICIES = ("acrobot_ppo", "pendulum_ppo", "recurrent_lstm")
 MODELS = sorted(path.stem for path in (Path(__file__).parents[1] / "models").glob("*.onnx"))
@@ -167,7 +167,7 @@ def test_nnef_is_recognised_and_refused():
 # StableHLO: the same outputs
 
 
-@pytest.mark.parametrize("stem", [*POLICIES, *MODELS])
+@pytest.mark.parametrize("stem", mostly_slow(POLICIES, MODELS))
 def test_an_exported_policy_gives_the_same_outputs(stem, tmp_path):
     path = tmp_path / "policy.crvo"
     to_stablehlo(model_path(stem), platforms=["cpu"]).write(path)

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 import memojax as mj
 from memojax.errors import DeviceError, DimensionError, RowsMixError
 
-from ..helpers import scaling
+from ..helpers import mostly_slow, scaling
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = """
@@ -32,7 +32,7 @@ SETUP = """
 """
 
 
-@pytest.fixture(params=[4, 8], ids="{}devices".format)
+@pytest.fixture(params=mostly_slow([4], [8]), ids="{}devices".format)
 def on_devices(request: pytest.FixtureRequest):
     def run(script: str) -> None:
         flags = f"--xla_force_host_platform_device_count={request.param}"
