@@ -237,15 +237,16 @@ class ModelInferer(InfererOfModel):
 
     def is_ready(self, count: int) -> bool:
         rows = self._rows.all()
-        return bool(rows) and all(size in one.cache for one in rows for size in self._sizes_for(one, count))
+        return bool(rows) and all(
+            size in one.cache for one in rows for size in one.route.sizes(count, one.cache)
+        )
 
     def prepare(self, count: int) -> Future[None]:
-        wanted = [(one.cache, self._sizes_for(one, count)) for one in self._rows.all()]
+        wanted = [(one.cache, size) for one in self._rows.all() for size in one.route.sizes(count, one.cache)]
 
         def compile_all() -> None:
-            for cache, sizes in wanted:
-                for size in sizes:
-                    cache.get(size)
+            for cache, size in wanted:
+                cache.get(size)
 
         return submit(compile_all)
 
@@ -295,7 +296,7 @@ class ModelInferer(InfererOfModel):
         tasks = [(self._rows.at(binding), size) for size, binding in wanted if binding is not None]
         if self._only is not None:
             only = self._only
-            tasks += [(only, self._planned(only, size)) for size in alone]
+            tasks += [(only, only.typed.only_rows or size) for size in alone]
         caches = {
             bound_size(size, rows.typed.binding): (rows.cache_on(where), size)
             for rows, size in dict.fromkeys(tasks)
@@ -320,10 +321,7 @@ class ModelInferer(InfererOfModel):
         if self._only is None:
             self._rows.expect(alone)
         else:
-            self._only.cache.expect(self._planned(self._only, size) for size in alone)
-
-    def _planned(self, rows: CompiledRows, size: int) -> int:
-        return rows.typed.only_rows or size
+            self._only.cache.expect(self._only.typed.only_rows or size for size in alone)
 
     def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
         """Replace the weights without a recompile, as a training loop needs.
@@ -490,15 +488,6 @@ class ModelInferer(InfererOfModel):
             for size in _ready(engine.cache)
         ]
         return [*self._rows.pinned, *bound]
-
-    def _sizes_for(self, rows: CompiledRows, count: int) -> list[int]:
-        """Sizes of the plans that `count` rows run on."""
-        sizes = []
-        while count > 0:
-            taken, size = rows.route.of(count, rows.cache)
-            sizes.append(size)
-            count -= taken
-        return sizes
 
     def _refuse_mixing(self, what: str) -> None:
         if is_revived():

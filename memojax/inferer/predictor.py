@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..spaces.connection import Connection, ModelFacts, Wiring, join
 from ..spaces.observations import WHOLE, Field, ObservationReader, PlainObservations, Rows
 from .base import Inferer
 from .layers import innermost, metadata_of
+from .vector_loop import VectorStep, vector_steps
 
 log: logging.Logger = logging.getLogger("memojax")
 
@@ -121,6 +122,27 @@ class Predictor:
         return (to_torch(actions, False) if tensor else actions), state
 
     # Stable-Baselines3's callbacks read the attributes below from a model.
+
+    def steps(self, *, seed: int | None = None, deterministic: bool = True) -> Iterator[VectorStep]:
+        """Step the vector environment that this policy was connected with, without end.
+
+        Hidden state begins anew with the first observation of each episode, in both of Gymnasium's ways to
+        reset: in the step that ends an episode, or in the next one.
+
+        >>> import gymnasium, itertools
+        >>> envs = gymnasium.make_vec("Acrobot-v1", num_envs=2, vectorization_mode="sync")
+        >>> agent = memojax.load(memojax.policies.bundled("acrobot_ppo")).for_env(envs)
+        >>> sum(step.rewards.sum() for step in itertools.islice(agent.steps(seed=0), 10))
+        -20.0
+
+        Args:
+            seed: of the environments' first reset.
+            deterministic: as for `predict`.
+
+        Raises:
+            SpaceMismatchError: the environment is no vector environment, or does not reset itself.
+        """
+        return vector_steps(self.predict, self.env, seed, deterministic)
 
     num_timesteps = 0
 

@@ -26,6 +26,15 @@ class Route(abc.ABC):
     def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
         """(rows to take now of `count`, size of the plan that runs them). A larger size means padding."""
 
+    def sizes(self, count: int, cache: PlanCache) -> list[int]:
+        """Sizes of the plans that `count` rows run on."""
+        found = []
+        while count > 0:
+            taken, size = self.of(count, cache)
+            found.append(size)
+            count -= taken
+        return found
+
     def at_once(self, count: int, cache: PlanCache) -> int | None:
         """The size of a plan that runs `count` rows in one call; None if there can be no such plan."""
         rows, size = self.of(count, cache)

@@ -243,10 +243,10 @@ class ShardedInferer(InfererOfModel):
         return -(-count // self._compiler.count) * self._compiler.count
 
     def is_ready(self, count: int) -> bool:
-        return all(size in self._cache for size in self._rows.sizes_for(count))
+        return all(size in self._cache for size in self._route.sizes(count, self._cache))
 
     def prepare(self, count: int) -> Future[None]:
-        wanted = self._rows.sizes_for(count)
+        wanted = self._route.sizes(count, self._cache)
 
         def compile_all() -> None:
             for size in wanted:
@@ -395,7 +395,7 @@ class ShardedInferer(InfererOfModel):
     def _lies_right(self, spec: TensorSpec, value: Any) -> bool:
         """Whether a value needs no move: it is no `jax.Array`, or it has the right sharding and dtype."""
         if not isinstance(value, jax.Array):
-            return True
+            return spec.shared or value.ndim > 0
         if value.dtype != spec.dtype and (spec.shared or not _cast_in_place(value.dtype, spec.dtype)):
             return False
         if not spec.shared and not value.ndim:

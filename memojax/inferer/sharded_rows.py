@@ -43,15 +43,6 @@ class ShardedRows:
     def _typed(self) -> TypedModel:
         return self._compiler.typed
 
-    def sizes_for(self, count: int) -> list[int]:
-        """Sizes of the plans that `count` rows run on."""
-        sizes = []
-        while count > 0:
-            taken, size = self._route.of(count, self._cache)
-            sizes.append(size)
-            count -= taken
-        return sizes
-
     def arrived(self, n: int) -> None:
         """Count a new batch of `n` rows, and let the route prepare for it.
 

@@ -35,7 +35,7 @@ from .input_buffers import Staging
 from .long_chains import cut
 from .packing import PACKED_BYTES, Packing
 from .plan import Executable, Plan
-from .strides import without_strides
+from .strides import with_more_channels
 from .weight_arguments import Leading, Placing
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -198,7 +198,7 @@ class PlanCompiler:
         with trace_lock, own_settings(self.precision):
             closed = jax.make_jaxpr(self._function())(*arguments)
             if self.device.platform == "cpu" and opened() is None:  # the kernels have their own way
-                closed = without_strides(closed)
+                closed = with_more_channels(closed)
             residual = self._hoister.split(closed)
         # Accelerators have kernels of their own for draws.
         return without_loops(residual) if self.device.platform == "cpu" else residual

@@ -54,9 +54,6 @@ class _Kept:
             lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*shapes)
             return compiled(lowered, self._device)
 
-    def __len__(self) -> int:
-        return len(self._made)
-
 
 class RowAssembly:
     """Makes the inputs of one plan from a range of the given rows, on their device.

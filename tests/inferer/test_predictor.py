@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 from typing import Any
@@ -302,6 +303,42 @@ def test_a_predictor_acts_for_all_of_a_vector_environment() -> None:
     for row, observation in zip(actions, observations, strict=True):
         np.testing.assert_allclose(row, agent.predict(observation)[0], rtol=1e-4)
     envs.close()
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_a_loop_over_a_vector_environment_plays_each_episode_as_if_alone(mode: str) -> None:
+    policy = mj.load(policies.bundled("recurrent_lstm"))
+    seen = [mj.SelectObs([0, 2])]
+    limits: Any = {"vectorization_mode": "sync", "max_episode_steps": 12}
+    how = {"autoreset_mode": gym.vector.AutoresetMode(mode)}
+    envs = gym.make_vec("CartPole-v1", num_envs=3, vector_kwargs=how, **limits)
+    agent = policy.for_env(envs, observation_transforms=seen)
+    starts, logs = np.ones(3, bool), [[] for _ in range(3)]
+    for step in itertools.islice(agent.steps(seed=0), 40):
+        for i in np.flatnonzero(step.played):
+            if starts[i]:
+                logs[i].append([])
+            logs[i][-1].append((step.observations[i], int(step.actions[i])))
+        starts = np.where(step.played, step.ended, starts)
+    episodes = [episode for log in logs for episode in log]
+    assert len(episodes) >= 9
+    single = policy.for_env(gym.make("CartPole-v1"), observation_transforms=seen)
+    for episode in episodes:
+        state = None
+        for observation, action in episode:
+            wanted, state = single.predict(observation[None], state, np.array([state is None]))
+            assert int(wanted[0]) == action
+    envs.close()
+
+
+def test_a_loop_needs_a_vector_environment_that_resets_itself() -> None:
+    policy = mj.load(policies.bundled("acrobot_ppo"))
+    with pytest.raises(errors.SpaceMismatchError, match="vector environment"):
+        next(policy.for_env(gym.make("Acrobot-v1")).steps())
+    how = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED}
+    envs = gym.make_vec("Acrobot-v1", num_envs=2, vectorization_mode="sync", vector_kwargs=how)
+    with pytest.raises(errors.SpaceMismatchError, match="Disabled"):
+        next(policy.for_env(envs).steps())
 
 
 @pytest.mark.parametrize("tracked", [False, True])

@@ -307,6 +307,20 @@ def test_evaluate_and_wrappers_run_over_devices(on_devices) -> None:
         model = mj.TypedModel.from_function(
             lambda _, x: {"sum": x["a"] + x["h_in"], "h_out": x["h_in"] + x["a"]}, (),
             {"a": ((3,), np.float32), "h_in": ((3,), np.float32)})
+        several = mj.ShardedInferer(model, strict=True)
+        a, h = obs[: 2 * count, :3], np.ones((2 * count, 3), np.float32)
+        for given in ({"a": jax.device_put(a, several.sharding), "h_in": h},
+                      {"a": jax.device_put(a, several.sharding), "h_in": h.tolist()}):
+            found = several.infer_arrays(given)["sum"]
+            assert found.sharding.is_equivalent_to(several.sharding, 2), "NumPy rows go to sharded ones"
+            assert np.array_equal(np.asarray(found), a + h)
+        for wrong in (h[:-1], h[:, :2]):
+            try:
+                several.infer_arrays({"a": jax.device_put(a, several.sharding), "h_in": wrong})
+            except mj.errors.InputShapeError:
+                pass
+            else:
+                raise AssertionError(wrong.shape)
         tracker = mj.RecurrentTracker.wrap(mj.ShardedInferer(model))
         for step in range(3):
             found = tracker.infer_arrays({"a": np.full((count + 1, 3), 1, np.float32)})["sum"]

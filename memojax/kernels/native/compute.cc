@@ -1,5 +1,5 @@
-// Compiled once for each instruction set, with MEMOJAX_ISA naming it. Nothing here may come from the standard library's
-// inline functions: the linker keeps one copy of those, and it could be the one for the widest set.
+// This file is compiled once for each instruction set, which MEMOJAX_ISA names. It must not use inline
+// functions of the standard library: the linker keeps one copy of each, perhaps the one for the widest set.
 #include "compute.h"
 
 #include <string.h>
@@ -23,9 +23,9 @@ constexpr int kPanel = 16;
 
 typedef float V __attribute__((vector_size(kLanes * 4)));
 typedef int I __attribute__((vector_size(kLanes * 4)));
-typedef unsigned U __attribute__((vector_size(kLanes * 4)));  // for arithmetic on bits, which may wrap around
+typedef unsigned U __attribute__((vector_size(kLanes * 4)));  // Arithmetic on bits may wrap around.
 
-// The rows of a block for `vectors` vectors of a panel: as many accumulators as the registers hold.
+// Rows of a block for `vectors` vectors of a panel: the registers hold all accumulators.
 constexpr int rows_of(int vectors) {
 #if defined(__AVX512F__)
   return vectors == 4 ? 6 : vectors == 3 ? 8 : 12;
@@ -73,20 +73,20 @@ inline V load_some(const float* from, int64_t count) {
 #endif
 }
 
-// Products ----------------------------------------------------------------------------------------------------------
+// Products ----------------------------------------------------------------------------------------
 
-// Every loop over a block's accumulators must go, or they lie in memory instead of registers.
+// Every loop over a block's accumulators must be unrolled, or they would be in memory instead of registers.
 #if defined(__clang__)
 #define MEMOJAX_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define MEMOJAX_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// One block: Rows rows times Vectors vectors of columns. Few accumulators would wait for each other, so that short
-// blocks have several for each result.
+// One block: Rows rows times Vectors vectors of columns. A few accumulators would wait for each other's sums,
+// so small blocks have several for each result.
 template <int Rows, int Vectors>
-inline void block(const float* const* starts, float* const* ends, const Product& p, const float* w, const float* bias,
-                  int64_t left) {
+inline void block(const float* const* starts, float* const* ends, const Product& p, const float* w,
+                  const float* bias, int64_t left) {
   constexpr int kSplit = Rows * Vectors >= 8 ? 1 : Rows * Vectors >= 4 ? 2 : Rows * Vectors >= 2 ? 4 : 8;
   V sum[kSplit][Rows][Vectors];
   MEMOJAX_UNROLL
@@ -135,7 +135,7 @@ inline void block(const float* const* starts, float* const* ends, const Product&
       MEMOJAX_UNROLL
       for (int s = 1; s < kSplit; s++) v += sum[s][i][j];
       if (p.grows) v += load_some(ends[i] + j * kLanes, left - j * kLanes);
-      if (p.relu) v = pick(v < V{}, V{}, v);  // a NaN stays
+      if (p.relu) v = pick(v < V{}, V{}, v);  // Keeps NaN.
       float* to = ends[i] + j * kLanes;
       int64_t room = left - j * kLanes;
       if (room >= kLanes)
@@ -147,8 +147,8 @@ inline void block(const float* const* starts, float* const* ends, const Product&
 }
 
 template <int Vectors, int Rows>
-inline void short_block(int count, const float* const* starts, float* const* ends, const Product& p, const float* w,
-                        const float* bias, int64_t left) {
+inline void short_block(int count, const float* const* starts, float* const* ends, const Product& p,
+                        const float* w, const float* bias, int64_t left) {
   if constexpr (Rows > 0) {
     if (count == Rows)
       block<Rows, Vectors>(starts, ends, p, w, bias, left);
@@ -164,7 +164,7 @@ void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const f
   int64_t image = row0 / per_image, h = row0 % per_image / p.width, c = row0 % per_image % p.width;
   const float* starts[kRows];
   float* ends[kRows];
-  // Blocks of nearly the same height: a last one of a single row would cost as much as several.
+  // Blocks have nearly equal heights, because a last block of one row would cost as much as several rows.
   int64_t blocks = (row1 - row0 + kRows - 1) / kRows;
   for (int64_t row = row0; blocks > 0; blocks--) {
     const int count = static_cast<int>((row1 - row + blocks - 1) / blocks);
@@ -202,27 +202,28 @@ void product(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64
   }
 }
 
-// Elementary functions -----------------------------------------------------------------------------------------------
+// Elementary functions ----------------------------------------------------------------------------
 
-inline V max_(V a, V b) { return pick((a > b) | (a != a), a, b); }  // a NaN on either side is the result
+inline V max_(V a, V b) { return pick((a > b) | (a != a), a, b); }  // A NaN on either side is the result.
 inline V min_(V a, V b) { return pick((a < b) | (a != a), a, b); }
 inline V abs_(V x) { return floats(bits(x) & 0x7fffffff); }
 
-inline V clamp(V x, float low, float high) {  // a NaN stays
+inline V clamp(V x, float low, float high) {  // Keeps NaN.
   x = pick(x < all(low), all(low), x);
   return pick(x > all(high), all(high), x);
 }
 
 struct Exponential {
   V rest;        // e^r - 1 for |r| <= ln(2)/2
-  V one, other;  // 2^n as a product, because it may be beyond a float where 2^n e^r is not
+  V one, other;  // 2^n as a product: it may exceed a float even if 2^n e^r does not.
 };
 
 // e^x = 2^n e^r for x in [-104, 89]; seven terms of the series are exact to 2e-8.
 inline Exponential exponential(V x) {
-  const V rounded = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number, held in the low bits
+  // Adding 1.5 * 2^23 rounds to a whole number, which is then in the low bits.
+  const V rounded = x * 1.44269504f + 12582912.0f;
   const V n = rounded - 12582912.0f;
-  V r = x - n * 0.693145752f;  // ln 2 in two parts, so that n * the first one is exact
+  V r = x - n * 0.693145752f;  // ln 2 in two parts: n times the first one is exact.
   r = r - n * 1.42860677e-6f;
   V p = all(1.0f / 5040.0f);
   p = p * r + 1.0f / 720.0f;
@@ -270,7 +271,7 @@ inline V log_(V x) {
   I tiny = x < all(1.17549435e-38f);
   V scaled = pick(tiny, x * 8388608.0f, x);
   const U i = wraps(scaled);
-  const I exponent = reinterpret_cast<I>(i - 0x3f3504f3u) >> 23;  // so that sqrt(1/2) <= mantissa < sqrt(2)
+  const I exponent = reinterpret_cast<I>(i - 0x3f3504f3u) >> 23;  // Now sqrt(1/2) <= mantissa < sqrt(2).
   V m = floats(i - (reinterpret_cast<U>(exponent) << 23));
   V e = __builtin_convertvector(exponent, V) - pick(tiny, all(23.0f), V{});
   V f = m - 1.0f;
@@ -280,7 +281,7 @@ inline V log_(V x) {
   p = p * q + 2.0f / 7.0f;
   p = p * q + 2.0f / 5.0f;
   p = p * q + 2.0f / 3.0f;
-  // log(1 + f) = f - s * (f - q * p): the leading part is f itself, without the error of a division
+  // log(1 + f) = f - s * (f - q * p): the leading part is f itself, without the error of a division.
   V result = f - s * (f - q * p) + e * 1.42860677e-6f + e * 0.693145752f;
   result = pick(x == V{}, all(-__builtin_inff()), result);
   result = pick(x == all(__builtin_inff()), x, result);
@@ -289,13 +290,14 @@ inline V log_(V x) {
 
 inline V log1p_(V x) {
   V u = x + 1.0f;
-  V result = log_(u) * (x / (u - 1.0f));  // makes up for what rounding u lost
+  V result = log_(u) * (x / (u - 1.0f));  // Corrects the rounding of u.
   result = pick(u == all(1.0f), x, result);
   result = pick(x == all(__builtin_inff()), x, result);
   return pick(x == all(-1.0f), all(-__builtin_inff()), result);
 }
 
-// Up to 1 by the series; beyond, 1 - t e^(-x^2) poly(t) (Abramowitz and Stegun 7.1.26, off by 1.5e-7 at most).
+// Up to 1 by the series; beyond it, 1 - t e^(-x^2) poly(t) (Abramowitz and Stegun 7.1.26, error at most
+// 1.5e-7).
 inline V erf_(V x) {
   V size = abs_(x), q = x * x;
   // x times the sum of (-x^2)^n / (n! (2n+1)), n = 0 .. 10
@@ -328,13 +330,14 @@ inline V sqrt_(V x) {
 }
 
 inline V floor_(V x) {
-  V n = __builtin_convertvector(__builtin_convertvector(clamp(pick(x != x, V{}, x), -8388608.0f, 8388608.0f), I), V);
+  const V held = clamp(pick(x != x, V{}, x), -8388608.0f, 8388608.0f);
+  V n = __builtin_convertvector(__builtin_convertvector(held, I), V);
   n = n - pick(n > x, all(1.0f), V{});
   I whole = (abs_(x) >= all(8388608.0f)) | (x != x);
   return pick(whole | (n == x), x, n);
 }
 
-// Elementwise code ---------------------------------------------------------------------------------------------------
+// Elementwise code --------------------------------------------------------------------------------
 
 struct Code {
   uint8_t op, to, a, b, c;
@@ -367,7 +370,8 @@ inline void each(Registers& r, const Code& code, int64_t vectors, F function) {
     for (int64_t i = 0; i < vectors; i++) store(to + i * kLanes, function(filled, load(b + i * kLanes)));
   } else {
     const float *a = r.data[code.a], *b = r.data[code.b];
-    for (int64_t i = 0; i < vectors; i++) store(to + i * kLanes, function(load(a + i * kLanes), load(b + i * kLanes)));
+    for (int64_t i = 0; i < vectors; i++)
+      store(to + i * kLanes, function(load(a + i * kLanes), load(b + i * kLanes)));
   }
 }
 
@@ -401,7 +405,8 @@ void step(Registers& r, const Code& code, int64_t n) {
     case kRsqrt: return each1(r, code, n, [](V a) { return 1.0f / sqrt_(a); });
     case kFloor: return each1(r, code, n, [](V a) { return floor_(a); });
     case kCeil: return each1(r, code, n, [](V a) { return -floor_(-a); });
-    case kSign: return each1(r, code, n, [](V a) { return pick(a > V{}, all(1.0f), pick(a < V{}, all(-1.0f), a)); });
+    case kSign:
+      return each1(r, code, n, [](V a) { return pick(a > V{}, all(1.0f), pick(a < V{}, all(-1.0f), a)); });
     case kLt: return each(r, code, n, [](V a, V b) { return mask(a < b); });
     case kLe: return each(r, code, n, [](V a, V b) { return mask(a <= b); });
     case kGt: return each(r, code, n, [](V a, V b) { return mask(a > b); });
@@ -413,7 +418,7 @@ void step(Registers& r, const Code& code, int64_t n) {
     case kOr: return each(r, code, n, [](V a, V b) { return mask((a != V{}) | (b != V{})); });
     case kFinite: return each1(r, code, n, [](V a) { return mask(abs_(a) < all(__builtin_inff())); });
     case kMove: return each1(r, code, n, [](V a) { return a; });
-    case kSelect: {  // c where a is true, else b
+    case kSelect: {  // c if a is true, else b.
       float* to = r.data[code.to];
       alignas(64) float filled[kLanes];
       store(filled, all(code.immediate));
@@ -435,7 +440,7 @@ inline void move(float* to, const float* from, int64_t count) {
   for (; j < count; j++) to[j] = from[j];
 }
 
-// A register holds a piece of a long row, or several short ones, each beginning at a whole vector.
+// A register holds a piece of a long row, or several short rows, each of which begins at a whole vector.
 void elementwise(const Elementwise& e, int64_t row0, int64_t row1) {
   constexpr int kMostCode = 64;
   Code code[kMostCode];
@@ -444,7 +449,7 @@ void elementwise(const Elementwise& e, int64_t row0, int64_t row1) {
   const int64_t pitch = (e.columns + kLanes - 1) / kLanes * kLanes;
   const int64_t many = pitch < kPiece ? kPiece / (pitch ? pitch : 1) : 1;
   Registers registers;
-  if (e.columns % kLanes)  // what lies behind the end of a row is computed too
+  if (e.columns % kLanes)  // The padding after a row is computed, too.
     for (int i = 0; i < kRegisters; i++)
       for (int j = 0; j < kPiece; j += kLanes) store(registers.data[i] + j, V{});
   for (int64_t row = row0; row < row1; row += many) {
@@ -474,7 +479,7 @@ void elementwise(const Elementwise& e, int64_t row0, int64_t row1) {
   }
 }
 
-// Reductions and windows ---------------------------------------------------------------------------------------------
+// Reductions and windows --------------------------------------------------------------------------
 
 inline V combine(int64_t kind, V a, V b) {
   return kind == kReduceSum ? a + b : kind == kReduceMax ? max_(a, b) : min_(a, b);

@@ -1,24 +1,24 @@
-// What one instruction set offers: the loops that do the arithmetic. `compute.cc` is compiled once for each set.
+// The arithmetic loops of one instruction set. `compute.cc` is compiled once for each set.
 #pragma once
 #include <cstdint>
 
 namespace memojax {
 
-// Rows times a packed matrix, plus bias, through an activation. Row (image, oh, ow) of the left side starts at
-// `x + image * x_image + oh * x_height + ow * x_width`; its K = runs * length elements lie in `runs` runs of `length`
-// neighbours, run r at `run_offsets[r]`. A dense layer has one run, and images of one row; a convolution reads its
-// windows where they lie. Columns of a result row are neighbours.
+// Rows times a packed matrix, plus bias, optionally through relu. Row (image, oh, ow) of the left side starts
+// at `x + image * x_image + oh * x_height + ow * x_width`. Its K = runs * length elements are in `runs` runs
+// of `length` adjacent floats, run r at `run_offsets[r]`. A dense layer has one run, and images of one row. A
+// convolution reads its windows in place. Columns of a result row are adjacent.
 struct Product {
   const float* x;
-  const float* weights;  // panels of `panel` columns (the last one narrower, a multiple of 16), each [K, width]
-  const float* bias;     // as many as there are packed columns, or null
+  const float* weights;  // Panels of `panel` columns (the last may have fewer, in 16s), each [K, width].
+  const float* bias;     // One float per packed column, or null.
   float* y;
   const int64_t* run_offsets;
   int64_t runs, length, columns;
-  int64_t height, width;  // rows of an image
+  int64_t height, width;  // Rows of an image.
   int64_t x_image, x_height, x_width, y_image, y_height, y_width;
   int64_t relu;
-  int64_t grows;  // whether the product is added to what is in y
+  int64_t grows;  // Whether the product is added to the content of y.
 };
 
 enum Instruction : uint8_t {
@@ -28,12 +28,13 @@ enum Instruction : uint8_t {
 
 struct Operand {
   float* data;
-  int64_t row_stride, step;  // of an input, step is 1, or 0 where one number fills the row
-  int64_t number;            // of the register
+  int64_t row_stride, step;  // For an input, a step of 0 means that one number fills the row.
+  int64_t number;            // The register's number.
 };
 
-// Results of elementwise code over `rows` x `columns`. A register holds a piece of a row. Each instruction is two words:
-// opcode | destination << 8 | a << 16 | b << 24 | c << 32, and the bits of a float that stands in for an operand 255.
+// Elementwise code over `rows` x `columns`. A register holds a piece of a row. Each instruction is two words:
+// opcode | destination << 8 | a << 16 | b << 24 | c << 32, and the bits of the float that operand 255 stands
+// for.
 struct Elementwise {
   int64_t rows, columns;
   const Operand* inputs;
@@ -55,19 +56,20 @@ struct Reduce {
   int64_t outer, reduced, inner, kind;
 };
 
-// Windows over [height, width, channels] images, whose channels are neighbours.
+// Windows over [height, width, channels] images, whose channels are adjacent.
 struct Pool2d {
   const float* x;
   float* y;
   int64_t images, channels, kind;
   int64_t in_height, in_width, out_height, out_width;
-  int64_t window_height, window_width, stride_height, stride_width, dilation_height, dilation_width, pad_height, pad_width;
+  int64_t window_height, window_width, stride_height, stride_width;
+  int64_t dilation_height, dilation_width, pad_height, pad_width;
 };
 
 struct Compute {
   const char* name;
-  int64_t panel;  // columns of a panel
-  int64_t block;  // rows that are worked on together, at a full panel
+  int64_t panel;  // Columns of a panel.
+  int64_t block;  // Rows of a block, for a full panel.
   void (*product)(const Product&, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1);
   void (*elementwise)(const Elementwise&, int64_t row0, int64_t row1);
   void (*reduce)(const Reduce&, int64_t outer0, int64_t outer1);

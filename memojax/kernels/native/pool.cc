@@ -17,7 +17,8 @@ namespace {
 
 constexpr int kMostThreads = 64;
 
-// Nothing here needs the C++ library at run time: the compiler that stands in where a machine has none would build it first.
+// This file needs no C++ library at run time, because ziglang, the compiler for machines without one, would
+// first have to build that library.
 struct Lock {
   pthread_mutex_t* mutex;
   explicit Lock(pthread_mutex_t* given) : mutex(given) { pthread_mutex_lock(mutex); }
@@ -33,7 +34,7 @@ inline void pause() {
 #endif
 }
 
-// XLA flushes denormals in the thread that calls us; workers do as that thread does.
+// XLA flushes denormals in the calling thread, so workers copy that thread's mode.
 inline uint64_t float_mode() {
 #if defined(__x86_64__)
   return _mm_getcsr();
@@ -55,10 +56,11 @@ inline void set_float_mode(uint64_t mode) {
 #endif
 }
 
-// A worker counts itself as active, then looks whether a job is open; the caller closes the job, then waits until nobody
-// is active. So a worker either sees the job closed, or the caller sees the worker.
+// A worker counts itself as active, and then checks whether a job is open. The caller closes the job, and
+// then waits until no worker is active. So either the worker sees the closed job, or the caller sees the
+// worker.
 struct Pool {
-  pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // held by the thread whose job runs
+  pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // Held by the thread whose job runs.
   std::atomic<bool> open{false};
   std::atomic<int> active{0}, seats{0};
   std::atomic<int64_t> next{0}, tiles{0};
@@ -69,11 +71,11 @@ struct Pool {
   pthread_mutex_t door = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t bell = PTHREAD_COND_INITIALIZER;
   std::atomic<int> asleep{0};
-  int workers = 0;  // started ones; changed under `busy`
+  int workers = 0;  // Number of started workers; changed only under `busy`.
 
   void work() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tiles.load(std::memory_order_relaxed);)
-      tile(job, i);
+    constexpr auto relaxed = std::memory_order_relaxed;
+    for (int64_t i; (i = next.fetch_add(1, relaxed)) < tiles.load(relaxed);) tile(job, i);
   }
 
   bool inviting() const {
@@ -98,7 +100,7 @@ struct Pool {
 std::atomic<Pool*> pool{nullptr};
 std::atomic<int> thread_count{1}, spin_us{0};
 
-// The child of a fork has none of the workers: it gets a pool of its own, and the parent's is left to lie.
+// The child of a fork has no workers, so it gets a new pool; the parent's pool stays allocated.
 void forget_pool() { pool.store(nullptr); }
 
 void watch_forks() { pthread_atfork(nullptr, nullptr, forget_pool); }
@@ -110,7 +112,7 @@ Pool* the_pool() {
   if (now) return now;
   void* room = std::malloc(sizeof(Pool));
   if (!room) return nullptr;
-  Pool* made = new (room) Pool;  // never freed: workers outlive the static destructors
+  Pool* made = new (room) Pool;  // Never freed, because workers outlive the static destructors.
   if (pool.compare_exchange_strong(now, made)) return made;
   std::free(room);
   return now;
@@ -141,7 +143,7 @@ void* worker(void* given) {
 void Pool::start(int wanted) {
   sigset_t every, before;
   sigfillset(&every);
-  pthread_sigmask(SIG_SETMASK, &every, &before);  // signals are the program's own threads' affair
+  pthread_sigmask(SIG_SETMASK, &every, &before);  // Signals belong to the program's own threads.
   for (; workers < wanted; workers++) {
     pthread_t thread;
     pthread_attr_t attributes;
@@ -149,7 +151,7 @@ void Pool::start(int wanted) {
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     const int failed = pthread_create(&thread, &attributes, worker, this);
     pthread_attr_destroy(&attributes);
-    if (failed) break;  // fewer threads, then
+    if (failed) break;  // Then there are fewer threads.
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -173,7 +175,7 @@ void Pool::run(Tile what, void* with, int64_t count, int most, bool wake) {
     if (round % 4096)
       pause();
     else
-      sched_yield();  // a worker may have lost its core
+      sched_yield();  // A worker may have lost its core.
   }
 }
 

@@ -1,4 +1,4 @@
-// Threads that share the tiles of one job at a time.
+// A pool of threads that share the tiles of one job at a time.
 #pragma once
 #include <cstdint>
 
@@ -6,18 +6,20 @@ namespace memojax {
 
 using Tile = void (*)(void* job, int64_t tile);
 
-// Runs `tile(job, i)` for i in [0, tiles) on this thread and up to `threads - 1` workers, and returns when all are done.
-// Workers that sleep are woken only if `wake`. If another thread's job holds the pool, all tiles run on this one.
+// Runs `tile(job, i)` for i in [0, tiles) on this thread and up to `threads - 1` workers, and returns when
+// all are done. `wake` wakes sleeping workers. If another thread's job holds the pool, all tiles run on this
+// thread.
 void run_tiles(Tile tile, void* job, int64_t tiles, int threads, bool wake);
 
-// How many threads a job may use, this one included; and for how long workers look for the next job before they sleep.
+// Sets the number of threads of a job, including the caller's, and the time that workers look for the next
+// job before they sleep.
 void set_threads(int threads, int spin_microseconds);
 int threads();
 
 // Of a clock that only goes forward.
 int64_t microseconds();
 
-// Whether a worker is awake, so that it would join a job at once.
+// Whether a worker is awake and would join a job at once.
 bool awake();
 
 }  // namespace memojax

@@ -1,8 +1,8 @@
-// A program: the steps of a piece of a network, run one after the other over blocks of rows.
+// Runs a program: the steps of a part of a network, one after the other, over blocks of rows.
 //
-// `memojax/kernels/program.py` writes programs and says what their words mean. All values are float32. A value in
-// between lies in an arena of the thread that makes it; a program whose steps keep rows apart is worked through a few
-// blocks at a time, so that what lies in between stays in the core's cache, and different threads take different blocks.
+// `memojax/kernels/program.py` writes programs and defines their words. All values are float32. Intermediate
+// values lie in an arena of the thread that makes them. A program runs a few blocks per pass, so intermediate
+// values stay in the core's cache, and different threads take different blocks.
 #include <pthread.h>
 
 #include <atomic>
@@ -33,8 +33,8 @@ struct Header {
 };
 constexpr int64_t kHeaderWords = sizeof(Header) / 8;
 
-// Where a value lies, in floats. In a buffer: from `offset` on, `stride` for each block. In the arena: where its blocks
-// begin, `offset` for each block of the chunk, and `stride` behind that.
+// The place of a value, in floats. In a buffer, it begins at `offset`, plus `stride` per block. In the arena,
+// it begins at `offset` times the blocks of the chunk, plus `stride`.
 struct Place {
   int64_t buffer, offset, stride;
 };
@@ -50,7 +50,7 @@ struct Reader {
   }
 };
 
-// Memory of a thread, kept for its next call and freed with the thread.
+// Memory of a thread, kept for its next call and freed when the thread ends.
 struct Arena {
   float* data;
   int64_t size;
@@ -65,7 +65,7 @@ pthread_key_t arena_key;
 bool has_arena_key = false;
 void make_arena_key() { has_arena_key = !pthread_key_create(&arena_key, free_arena); }
 
-// At least so many floats, on a cache line; null where there is no memory.
+// At least this many floats, aligned to a cache line; null if memory is short.
 float* arena_of(int64_t floats) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   static thread_local Arena* mine = nullptr;
@@ -154,7 +154,7 @@ void product(const Chunk& chunk, Reader r) {
       chosen->product(p, 0, rows, 0, panels);
       continue;
     }
-    // Tiles are panels by blocks of rows; about four for each thread.
+    // Tiles are panels by blocks of rows, about four per thread.
     struct Job {
       const Product& p;
       int64_t rows, panels, row_pieces, panel_pieces;
@@ -190,9 +190,9 @@ void elementwise(const Chunk& chunk, Reader r) {
     }
   }
   e.inputs = operands[0], e.outputs = operands[1], e.code = r.at;
-  // Eight floats a nanosecond and instruction, roughly.
+  // About eight floats per nanosecond and instruction.
   const double work = static_cast<double>(e.rows * e.columns * (e.n_code + 2)) * 6;
-  if (flat) {  // rows without gaps are one row; pieces of it are rows again, for the threads
+  if (flat) {  // Rows without gaps are one long row, whose pieces are rows for the threads.
     const int64_t total = e.rows * e.columns;
     split(chunk, total, kPiece, work, [&](int64_t begin, int64_t end) {
       Operand moved[2][kMost];
@@ -261,9 +261,9 @@ void pool2d(const Chunk& chunk, Reader r) {
   Pool2d p{};
   p.x = chunk.at(r.place()), p.y = chunk.at(r.place());
   p.images = r.word() * chunk.count;
-  int64_t* const fields[] = {&p.channels,       &p.kind,           &p.in_height,     &p.in_width,     &p.out_height,
-                             &p.out_width,      &p.window_height,  &p.window_width,  &p.stride_height, &p.stride_width,
-                             &p.dilation_height, &p.dilation_width, &p.pad_height,    &p.pad_width};
+  int64_t* const fields[] = {&p.channels, &p.kind, &p.in_height, &p.in_width, &p.out_height, &p.out_width,
+                              &p.window_height, &p.window_width, &p.stride_height, &p.stride_width,
+                              &p.dilation_height, &p.dilation_width, &p.pad_height, &p.pad_width};
   for (int64_t* field : fields) *field = r.word();
   const double work = static_cast<double>(p.images * p.out_height * p.out_width * p.channels) *
                       static_cast<double>(p.window_height * p.window_width);
@@ -293,9 +293,10 @@ void run_chunk(const Chunk& chunk, const Section& section) {
   }
 }
 
-// Threads for a call, and whether to wake those that sleep. A core does some 200,000 operations in a microsecond.
-// Workers that are awake are worth it from a few microseconds of work up. To wake them takes 50 microseconds and more:
-// only long calls gain by it, and callers that come back soon, who find them awake the next time.
+// The number of threads for a call, and whether to wake sleeping ones. A core does about 200,000 operations
+// per microsecond. Workers that are awake pay from a few microseconds of work on. Waking them takes 50
+// microseconds or more, so it pays only for long calls, and for frequent callers, which find them awake the
+// next time.
 int seats(double work, bool* wake) {
   constexpr double kWorthwhile = 8e5, kLong = 1e7, kSeat = 3e5;
   int threads = memojax::threads();
@@ -353,7 +354,7 @@ const char* execute(Run run) {
   const int threads = seats(static_cast<double>(header.flops) * static_cast<double>(header.blocks), &wake);
   const int64_t* const end = run.program + header.words;
   if (header.shared) {
-    // What sections leave for later ones lies behind the most that this thread's chunks need, in the same arena.
+    // Values for later sections lie in the same arena, after the most that this thread's chunks need.
     int64_t most = 1;
     for (const int64_t* at = run.program + kHeaderWords; at < end; at += at[1])
       if (at[0] == kSection && at[2] > most) most = at[2];
@@ -429,16 +430,17 @@ MEMOJAX_EXPORT ffi::Error* memojax_program(ffi::CallFrame* frame) {
   return failure ? fail(frame, failure) : nullptr;
 }
 
-// For callers without XLA: the tests, and those of the sanitizers.
+// For callers without XLA: the tests, also under the sanitizers.
 MEMOJAX_EXPORT const char* memojax_run(const int64_t* program, int64_t words, float* const* buffers) {
-  if (!chosen || words < kHeaderWords || program[0] != kMagic || program[1] != words) return "memojax: no such program";
+  const bool whole = words >= kHeaderWords && program[0] == kMagic && program[1] == words;
+  if (!chosen || !whole) return "memojax: no such program";
   return execute({program, buffers, nullptr});
 }
 
 MEMOJAX_EXPORT void memojax_set_threads(int threads, int spin_microseconds) { set_threads(threads, spin_microseconds); }
 
 #if defined(__x86_64__)
-// What the processor has and the system saves, by CPUID: 2 AVX-512, 1 AVX2 with FMA, 0 neither.
+// The vectors that the processor has and the system saves, by CPUID: 2 AVX-512, 1 AVX2 with FMA, 0 neither.
 static int vector_level() {
   unsigned a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_AVX) || !(c & bit_FMA)) return 0;
@@ -450,13 +452,14 @@ static int vector_level() {
 }
 #endif
 
-// Chooses the widest instruction set of this CPU up to `widest` (null: any); gives its name.
+// Chooses the widest instruction set of this CPU up to `widest` (null: any), and returns its name.
 MEMOJAX_EXPORT const char* memojax_choose(const char* widest) {
   chosen = &portable::compute;
 #if defined(__x86_64__)
   const bool any = !widest || !*widest;
   const int level = vector_level();
-  if (level >= 1 && (any || !std::strcmp(widest, "avx512") || !std::strcmp(widest, "avx2"))) chosen = &avx2::compute;
+  const bool wide = any || !std::strcmp(widest, "avx512");
+  if (level >= 1 && (wide || !std::strcmp(widest, "avx2"))) chosen = &avx2::compute;
   if (level >= 2 && (any || !std::strcmp(widest, "avx512"))) chosen = &avx512::compute;
 #else
   (void)widest;

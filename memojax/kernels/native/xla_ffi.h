@@ -1,8 +1,9 @@
 // The part of XLA's FFI that the handler reads, as XLA lays it out in memory.
 //
-// XLA keeps this interface binary compatible: structs grow at their ends and say their size. We declare what we read
-// instead of including jaxlib's headers, so that the build needs no jaxlib and one binary serves every JAX.
-// tests/kernels/test_ffi_layout.py compares each offset with the header of the installed jaxlib.
+// XLA keeps this interface binary compatible: structs grow at their ends and hold their size. We declare the
+// fields that we read instead of including jaxlib's headers. So the build needs no jaxlib, and one binary
+// serves every JAX. tests/kernels/test_ffi_layout.py compares each offset with the header of the installed
+// jaxlib.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -66,7 +67,7 @@ struct Array {
   void* data;
 };
 
-struct List {  // of arguments or of results
+struct List {  // Arguments or results.
   size_t struct_size;
   Extension* extensions;
   int64_t size;

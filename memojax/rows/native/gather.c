@@ -1,5 +1,6 @@
-// Copies arrays out of many dictionaries into rows. It is compiled without Python's and NumPy's headers, so that one file serves all
-// versions: it gets the functions it calls as pointers, and `native_rows.py` checks the layouts below before the first use.
+// Copies arrays out of many dictionaries into rows. It is compiled without Python's and NumPy's headers, so
+// one file serves all versions. It gets the functions that it calls as pointers, and `native_rows.py` checks
+// the layouts below before the first use.
 #include <stdint.h>
 #include <string.h>
 
@@ -70,8 +71,9 @@ static int take(const Aim *aim, Object *state, int64_t at) {
   return 1;
 }
 
-// Copies the arrays of a list of `count` states into the rows of each field, from `first` on; with a negative count, of one state.
-// Returns whether every state has just these fields, each of just its dtype and shape; else some rows may have been written.
+// Copies the arrays of a list of `count` states into the rows of each field, from `first` on. A negative
+// count means a single state. Returns whether every state has exactly these fields, with exactly their dtypes
+// and shapes. If not, some rows may have been written.
 EXPORT int64_t memojax_gather(const Aim *aim, Object *states, int64_t count, int64_t first) {
   const Python *python = aim->python;
   int done = count >= 0 || take(aim, states, first);
