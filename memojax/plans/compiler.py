@@ -32,9 +32,10 @@ from .draws import without_loops
 from .hoist import Hoister, Residual
 from .in_order import in_order
 from .input_buffers import Staging
+from .long_chains import cut
 from .packing import PACKED_BYTES, Packing
 from .plan import Executable, Plan
-from .strides import without_strides
+from .strides import with_more_channels
 from .weight_arguments import Leading, Placing
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -197,7 +198,7 @@ class PlanCompiler:
         with trace_lock, own_settings(self.precision):
             closed = jax.make_jaxpr(self._function())(*arguments)
             if self.device.platform == "cpu" and opened() is None:  # the kernels have their own way
-                closed = without_strides(closed)
+                closed = with_more_channels(closed)
             residual = self._hoister.split(closed)
         # Accelerators have kernels of their own for draws.
         return without_loops(residual) if self.device.platform == "cpu" else residual
@@ -216,7 +217,9 @@ class PlanCompiler:
         packing = self._output_packing(size)
         plain, wanted = residual, candidate
         residual, candidate = self._with_kernels(size, residual, candidate)
-        ordered = self._ordered(size, residual, candidate)
+        pieces = cut(residual) if self.device.platform == "cpu" else None
+        ordered = self._ordered(size, residual, candidate) if pieces is None else None
+        residual = pieces or residual
         residual, candidate = ordered or (residual, _unordered(candidate))
         constants = self.constants(residual) if self.weights == "constant" else None
         leading = Leading() if constants is not None else self._placing.place(residual.nodes)

@@ -26,6 +26,9 @@ from .numpy_eval import fold
 Atom: TypeAlias = "int | _Literal"
 Rewrite: TypeAlias = "Callable[[Step, list[Any]], list[Any]]"
 
+_PADDED = 2.5
+"""How many times as large as its inputs a hoisted pad may be."""
+
 _INLINED = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -192,8 +195,8 @@ class Hoister:
                 map(_opaque, step.avals)
             ):
                 # Hoisting pays if the result is not larger than its inputs: a larger one costs more to read
-                # than to compute.
-                if 0 < given <= taken:
+                # than to compute. A pad may grow a little, and what is made of it is then hoisted, too.
+                if 0 < given <= taken * (_PADDED if step.primitive.name == "pad" else 1):
                     made = self._made(step, known, free)
                 # A step that reads no weight becomes a node only if a hoisted step needs it.
                 elif not taken:

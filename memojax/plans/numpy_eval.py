@@ -62,6 +62,13 @@ def _convert(_: dict[str, Any], aval: Any, array: np.ndarray) -> np.ndarray:
     return array.astype(aval.dtype)
 
 
+def _pad(params: dict[str, Any], _: Any, array: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    config = params["padding_config"]
+    if any(before < 0 or after < 0 or between for before, after, between in config):
+        raise NotImplementedError("a pad that cuts off or spreads")
+    return np.pad(array, [pair[:2] for pair in config], constant_values=fill)
+
+
 _MOVES: dict[str, Callable[..., np.ndarray]] = {
     "transpose": lambda params, _, array: array.transpose(params["permutation"]),
     "reshape": _reshape,
@@ -77,6 +84,7 @@ _MOVES: dict[str, Callable[..., np.ndarray]] = {
     "rev": lambda params, _, array: np.flip(array, params["dimensions"]),
     "convert_element_type": _convert,
     "select_n": lambda _, __, which, *cases: np.choose(which.astype(np.intp), cases),
+    "pad": _pad,
     "copy": lambda _, __, array: array,
     "stop_gradient": lambda _, __, array: array,
 }

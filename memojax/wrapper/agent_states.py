@@ -214,13 +214,15 @@ class AgentStates:
         rows, states, table = staged.ticket.rows, staged.states, self._table
         # Agents that began, ended or were set since the call started keep their newer state.
         valid = table.epochs[rows] == staged.ticket.epochs
+        every = bool(valid.all())
+        kept = rows if every else rows[valid]
         if table.device is None:
             for store, state in zip(table.stores, states, strict=True):
-                store[rows[valid]] = np.asarray(state)[valid]
+                store[kept] = state if every else np.asarray(state)[valid]
         else:
             stores = self._rows_on(table.device).put(table.stores, rows, valid, states)
             self._table = replace(table, stores=stores)
-        table.fresh[rows[valid]] = False
+        table.fresh[kept] = False
 
     def _reset(self, row: int, epoch: int) -> None:
         self._table.epochs[row] = epoch
@@ -315,10 +317,11 @@ def _fill(
 ) -> None:
     """Copy `rows` of the host's `stores` into the input `slots` of `view`; new episodes get zeros."""
     zeroed = fresh if view.dones is None else fresh | view.dones
+    begins = zeroed.any()
     for slot, store in zip(slots, stores, strict=True):
         states = view.input_slot_mut(slot)
-        np.take(store, rows, axis=0, out=states, mode="clip")
-        if zeroed.any():
+        np.asarray(store).take(rows, 0, states, "clip")
+        if begins:
             states[zeroed] = 0
 
 

@@ -16,7 +16,7 @@ from memojax.plans import compiler as compilers
 from memojax.plans.candidates import DEFAULT
 from memojax.plans.compiler import PlanCompiler
 from memojax.plans.hoist import flattened
-from memojax.plans.strides import without_strides
+from memojax.plans.strides import with_more_channels
 from memojax.xla.cpu_client import cpu_device
 
 RNG = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_the_numbers_are_those_of_the_file(
 ) -> None:
     image, weights = (3, channels, *size), (5, channels, *window)
     fn, closed = network(image, weights, strides, padding)
-    changed = without_strides(closed)
+    changed = with_more_channels(closed)
     assert strides_of(closed) == [strides]
     assert strides_of(changed) == [(1, 1)]
     x, w = (RNG.standard_normal(shape).astype(np.float32) for shape in (image, weights))
@@ -74,7 +74,7 @@ def test_the_numbers_are_those_of_the_file(
 @pytest.mark.parametrize("out", ["NHWC", "CNHW"])
 def test_the_result_keeps_its_order_of_axes(out: str) -> None:
     fn, closed = network((2, 3, 16, 16), (4, 3, 4, 4), (2, 2), "SAME", out)
-    changed = without_strides(closed)
+    changed = with_more_channels(closed)
     x, w = RNG.standard_normal((2, 3, 16, 16)), RNG.standard_normal((4, 3, 4, 4))
     x, w = x.astype(np.float32), w.astype(np.float32)
     assert strides_of(changed) == [(1, 1)]
@@ -85,7 +85,7 @@ def test_the_result_keeps_its_order_of_axes(out: str) -> None:
 def test_a_window_that_the_stride_does_not_divide_grows_where_that_pays() -> None:
     for side, expected in ((64, (1, 1)), (16, (2, 2))):
         fn, closed = network((2, 3, side, side), (4, 3, 5, 3), (2, 2), "SAME")
-        changed = without_strides(closed)
+        changed = with_more_channels(closed)
         assert strides_of(changed) == [expected]
         x = RNG.standard_normal((2, 3, side, side)).astype(np.float32)
         w = RNG.standard_normal((4, 3, 5, 3)).astype(np.float32)
@@ -98,7 +98,9 @@ def test_a_window_that_the_stride_does_not_divide_grows_where_that_pays() -> Non
     [
         ((2, 4, 16, 16), (4, 4, 4, 4), (2, 2), {}),
         ((2, 16, 16, 16), (4, 16, 4, 4), (2, 2), {}),
-        ((2, 3, 16, 16), (4, 3, 4, 4), (1, 1), {}),
+        ((2, 8, 16, 16), (32, 8, 4, 4), (1, 1), {}),
+        ((2, 3, 16, 16), (4, 3, 7, 7), (1, 1), {}),
+        ((2, 3, 9, 9), (4, 3, 3, 3), (1, 1), {}),
         ((2, 3, 16, 16), (4, 3, 4, 4), (2, 1), {}),
         ((2, 3, 16, 16), (4, 3, 2, 2), (3, 3), {}),
         ((2, 2, 16, 16), (4, 1, 4, 4), (2, 2), {"feature_group_count": 2}),
@@ -114,15 +116,34 @@ def test_others_stay_as_they_are(image: Any, window: Any, strides: Any, options:
 
     shapes = (jax.ShapeDtypeStruct(shape, np.float32) for shape in (window, image))
     closed = jax.make_jaxpr(fn)(*shapes)
-    assert strides_of(without_strides(closed)) == [strides]
+    assert strides_of(with_more_channels(closed)) == [strides]
 
 
-def test_plans_without_kernels_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [1, 4, 8])
+@pytest.mark.parametrize("window", [(3, 3), (4, 3), (5, 5)])
+@pytest.mark.parametrize("size", [(12, 13), (15, 20)])
+@pytest.mark.parametrize("padding", ["VALID", "SAME", ((0, 3), (2, 0))])
+def test_four_pixels_at_once_are_those_of_the_file(
+    channels: int, window: tuple[int, int], size: tuple[int, int], padding: Any
+) -> None:
+    image, weights = (2, channels, *size), (6, channels, *window)
+    fn, closed = network(image, weights, (1, 1), padding)
+    changed = with_more_channels(closed)
+    _, steps, _ = flattened(changed)
+    (step,) = (step for step in steps if step.primitive.name == "conv_general_dilated")
+    assert step.avals[0].shape[-1] == 24
+    x, w = (RNG.standard_normal(shape).astype(np.float32) for shape in (image, weights))
+    found = jax.core.eval_jaxpr(changed.jaxpr, changed.consts, w, x)[0]
+    np.testing.assert_allclose(found, fn(w, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_plans_without_kernels_use_them(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = RNG.standard_normal((4, 3, 4, 4)).astype(np.float32)
 
     def fn(params: Any, x: Mapping[str, Any]) -> dict[str, Any]:
         y = lax.conv_general_dilated(
-            x["x"], params, (2, 2), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW")
+            x["x"], params, (stride, stride), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW")
         )
         return {"y": jnp.tanh(y)}
 
@@ -134,6 +155,7 @@ def test_plans_without_kernels_have_none(monkeypatch: pytest.MonkeyPatch) -> Non
         residual = compiler.trace(2)
         (step,) = (step for step in residual.steps if step.primitive.name == "conv_general_dilated")
         assert step.params["window_strides"] == (1, 1)
+        assert step.params["dimension_numbers"].lhs_spec == (0, 3, 1, 2)
         # The weights were arranged once, not for each call.
         assert step.inputs[1] in residual.leading
         found = compiler.lower(2, DEFAULT).compile().executable.run([x])[0]
