@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each round of requests")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--note", default="", help="what the page says of this measurement")
     options = parser.parse_args()
     os.environ.update(ONE_THREAD)  # before XLA and Ray start; workers inherit it
     ray.init(num_cpus=12, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -225,7 +226,9 @@ def main() -> None:
         known = json.loads(options.json.read_text())["results"] if options.json.exists() else []
         kept = [one for one in known if one["actors"] not in options.actors]
         merged = sorted(kept + results, key=lambda one: (one["network"], one["actors"]))
-        options.json.write_text(json.dumps({"machine": machine(), "results": merged}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"machine": machine(), "note": options.note, "results": merged}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

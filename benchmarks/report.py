@@ -4,10 +4,13 @@
     python benchmarks/engine.py --json benchmarks/results/engine.json
     python benchmarks/runtime.py --json benchmarks/results/runtime.json
     python benchmarks/rollout.py --json benchmarks/results/rollout.json
+    python benchmarks/cluster.py rows --json benchmarks/results/cluster_rows.json
+    python benchmarks/cluster.py requests --json benchmarks/results/cluster_requests.json
     python benchmarks/report.py
 
-The text goes between the `<!-- benchmarks -->` marks of the page and the `<!-- speed -->` marks of the
-README. A test compares both with the result files, so do not edit them by hand.
+The text goes between the `<!-- benchmarks -->` marks of the page, the `<!-- speed -->` marks of the README,
+and the `<!-- cluster -->` marks of docs/clusters.md. A test compares them with the result files, so do not
+edit them by hand.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "benchmarks.md"
+CLUSTERS = ROOT / "docs" / "clusters.md"
 
 ORT = "ORT"
 CONTENDERS = {
@@ -261,7 +265,41 @@ def _write(path: Path, mark: str, block: str) -> None:
     path.write_text(text)
 
 
+def cluster() -> str:
+    """The block for the page on clusters."""
+    rows = json.loads((RESULTS / "cluster_rows.json").read_text())
+    requests = json.loads((RESULTS / "cluster_requests.json").read_text())
+    compiles = sum(result["compiles"] for result in rows["results"] + requests["results"])
+    about = _machine(rows["machine"]).replace("\n", " ")
+    lines = [
+        _prose(
+            f"{about} memojax and ONNX Runtime take turns in the same code, with one thread in each process. "
+            f"memojax compiled {compiles} plans in all loops together. {requests.get('note', '')}".strip()
+        ),
+        "",
+        "| network | actors | rows/s, memojax | ONNX Runtime | ratio |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for one in rows["results"]:
+        ours, theirs = (one["rows_per_second"][name] for name in ("memojax", "ONNX Runtime"))
+        name = f"| {one['network']} | {one['actors']} |"
+        lines.append(f"{name} {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} |")
+    lines += [
+        "",
+        "| network | replicas | requests/s, memojax | ONNX Runtime | ratio | p99 ms, memojax | ONNX Runtime "
+        "|",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for one in requests["results"]:
+        ours, theirs = (one["requests_per_second"][name] for name in ("memojax", "ONNX Runtime"))
+        slow = [f"{one['p99_ms'][name]:.0f}" for name in ("memojax", "ONNX Runtime")]
+        name = f"| {one['network']} | {one['actors']} |"
+        lines.append(f"{name} {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} | {' | '.join(slow)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
+    _write(CLUSTERS, "cluster", cluster())
     _write(PAGE, "benchmarks", report())
     _write(README, "speed", summary())
 

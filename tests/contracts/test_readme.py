@@ -137,3 +137,5 @@ def test_the_benchmark_blocks_match_the_results() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     assert f"<!-- benchmarks -->\n{module.report()}\n<!-- /benchmarks -->" in page
     assert f"<!-- speed -->\n{module.summary()}\n<!-- /speed -->" in README
+    clusters = (ROOT / "docs" / "clusters.md").read_text()
+    assert f"<!-- cluster -->\n{module.cluster()}\n<!-- /cluster -->" in clusters
