@@ -22,6 +22,9 @@ from ..errors import printable
 _PIPE_WIDTH = 160
 """Columns if stdout is not a terminal, so tables in files are not squeezed."""
 
+_LONGEST = 2000
+"""Characters of one cell: a hostile file has names of megabytes."""
+
 
 def console(stderr: bool = False) -> Console:
     """A console on the current stdout or stderr."""
@@ -63,7 +66,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) 
             column, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left
         )
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else escape(printable(str(cell))) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else escape(brief(str(cell))) for cell in row))
     return made
 
 
@@ -73,8 +76,14 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in pairs:
-        made.add_row(escape(printable(name)), escape(printable(value)))
+        made.add_row(escape(brief(name)), escape(brief(value)))
     return made
+
+
+def brief(text: str) -> str:
+    """`text` as a terminal takes it: printable, and not longer than a screen."""
+    shown = printable(text[: _LONGEST + 1])
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -83,8 +92,13 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def write_json(target: str, data: Any) -> None:
-    """Data as JSON into a file, or to stdout for "-"; NaN becomes null."""
+    """Data as JSON into a file, or to stdout for "-"; NaN becomes null. What does something to a terminal is
+    escaped."""
     text = json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if not text.replace("\n", "").isprintable():
+        text = "".join(
+            char if char == "\n" or char.isprintable() else json.dumps(char)[1:-1] for char in text
+        )
     if target == "-":
         sys.stdout.write(text)
     else:

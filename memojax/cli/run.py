@@ -139,9 +139,12 @@ def command(
 
 
 def _print_rows(side: str, arrays: Mapping[str, Any]) -> None:
+    from ..errors import printable
+    from .output import brief
+
     for name, rows in arrays.items():
-        text = np.array2string(np.asarray(rows), threshold=sys.maxsize, max_line_width=120)
-        click.echo(f"\n{side} {name}:\n{text}")
+        shown = np.array2string(np.asarray(rows), threshold=sys.maxsize, max_line_width=120)
+        click.echo(f"\n{side} {brief(name)}:\n{printable(shown)}")
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
@@ -179,7 +182,7 @@ def _summary(rows: np.ndarray) -> dict[str, Any]:
         "mean": float(finite.mean()) if numeric else None,
         "max": float(finite.max()) if numeric else None,
         "nan": int(np.isnan(finite).sum()),
-        "first": rows[0].ravel()[:_SHOWN].tolist() if rows.size else [],
+        "first": rows.reshape(len(rows), -1)[0, :_SHOWN].tolist() if rows.ndim and rows.size else [],
     }
 
 

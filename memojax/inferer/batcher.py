@@ -276,8 +276,8 @@ class Batcher:
         """
         responses = self.run_quickly(inferer) or self.run(inferer)
         emptied = _Batch(self._waiting.pad.emptied())
-        # One line: an interrupt between two lines would lose the answers.
-        return (self._start(emptied), responses)[1]
+        # The assignment in `_start` and the return have nothing between them that could raise.
+        return responses if self._start(emptied) is None else {}
 
     def run_quickly(self, inferer: Inferer) -> dict[int, Response] | None:
         """The answers of `run`, if one compiled plan runs everything and no wrapper keeps state; else None.

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
@@ -87,7 +88,7 @@ class ModelInferer(InfererOfModel):
         self._seed = options.seed & 0xFFFFFFFF
         self._draws = itertools.count()
         self._updating, self._accepting = threading.Lock(), threading.Lock()
-        self._wanted = typed
+        self._waiting: list[TypedModel] = []
         self._family = Family(typed, self._engine_for)
         self._rows = RowsByBinding(self._family, self._rows_of)
         self._only = None if typed.is_open else self._rows.at(Binding())
@@ -345,29 +346,43 @@ class ModelInferer(InfererOfModel):
             IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing
                 changes.
         """
-        with self._accepting:
-            self._wanted = with_new_weights(self._wanted, source)
-        if background:
-            return submit_errand(self._apply_wanted)
-        self._apply_wanted()
+        accepted = None
         done: Future[None] = Future()
         done.set_result(None)
+        try:
+            with self._accepting:
+                accepted = with_new_weights(self._wanted, source)
+                self._waiting.append(accepted)
+            if background:
+                return submit_errand(partial(self._apply, accepted))
+            self._apply(accepted)
+        except BaseException:
+            self._forget(accepted)
+            raise
         return done
 
-    def _apply_wanted(self) -> None:
-        with self._updating:
-            wanted = self._wanted
-            if self._family.typed is not wanted:
-                self._apply(wanted)
+    @property
+    def _wanted(self) -> TypedModel:
+        """The weights that were accepted last, or those in use."""
+        return (self._waiting or [self._family.typed])[-1]
 
-    def _apply(self, wanted: TypedModel) -> None:
+    def _apply(self, accepted: TypedModel) -> None:
+        """Switch to the weights that were accepted last: `accepted`, or later ones, which hold these too."""
         try:
-            self._family.update(wanted)
+            with self._updating:
+                if any(one is accepted for one in self._waiting):
+                    wanted = self._waiting[-1]
+                    self._family.update(wanted)
+                    with self._accepting:
+                        self._waiting = _behind(self._waiting, wanted)
         except BaseException:
-            with self._accepting:
-                if self._wanted is wanted:
-                    self._wanted = self._family.typed
+            self._forget(accepted)
             raise
+
+    def _forget(self, accepted: TypedModel | None) -> None:
+        """Go on without weights that were accepted and are not in use, as if they had not come."""
+        with self._accepting:
+            self._waiting = _without(self._waiting, accepted)
 
     def batch_sizes(self) -> dict[int, int]:
         """Number of batches of each size that callers asked for.
@@ -500,3 +515,11 @@ def _rebuild(
         inferer = kind(typed, **arguments)
         inferer.preload(sizes)
     return inferer
+
+
+def _behind(models: Sequence[TypedModel], one: TypedModel) -> list[TypedModel]:
+    return list(models[1 + next(at for at, other in enumerate(models) if other is one) :])
+
+
+def _without(models: Sequence[TypedModel], one: TypedModel | None) -> list[TypedModel]:
+    return [other for other in models if other is not one]

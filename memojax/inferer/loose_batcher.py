@@ -86,8 +86,8 @@ class LooseBatcher:
             IncompatibleModelError: `inferer` has other inputs or outputs than this batcher's.
         """
         answers = self.run(inferer)
-        # One line: an interrupt between two lines would lose the answers.
-        return (self.clear(), answers)[1]
+        # The assignments at the end of `clear` and the return have nothing between them that could raise.
+        return answers if self.clear() is None else {}
 
     def run(self, inferer: Inferer) -> dict[int, Response]:
         """All answers, which stay available until `clear` forgets the agents; `execute` adds that step.

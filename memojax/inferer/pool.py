@@ -269,14 +269,25 @@ class PolicyPool:
             model=None,
             fingerprint=None,
         )
-        self._inferer = MemoizingDynamicInferer.from_typed(stacked, **self._options)
-        self._stack = stack
-        self.capacity: int = capacity
+        # One assignment, which no interrupt can split.
+        self._held = MemoizingDynamicInferer.from_typed(stacked, **self._options), capacity
+
+    @property
+    def capacity(self) -> int:
+        """How many weight sets fit before plans must be compiled anew."""
+        return self._held[1]
+
+    @property
+    def _inferer(self) -> MemoizingDynamicInferer:
+        return self._held[0]
+
+    @property
+    def _stack(self) -> Any:
+        """The weights of all sets `[capacity, ...]`, those in use: a copy beside them could fall behind."""
+        return self._inferer.params
 
     def _write(self, slot: int, params: Any) -> None:
-        stack = _with_slot(self._stack, slot, params)
-        self._inferer.update_params(stack)
-        self._stack = stack
+        self._inferer.update_params(_with_slot(self._stack, slot, params))
 
     def _checked(self, weights: Any) -> Any:
         if weights is None:

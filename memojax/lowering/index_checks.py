@@ -13,6 +13,7 @@ from ..model.graph import Graph
 from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.limits import compiled_in_one_piece
 from ..xla.options import compiled
 from ..xla.settings import own_settings
 from .batch_axis import BatchedFunction
@@ -87,7 +88,7 @@ class RowChecks:
                 inputs[name] = value.reshape(shapes[name][1])
             checks: IndexChecks = {}
             random = jax.random.wrap_key_data(key, impl="threefry2x32") if rows.function.random else None
-            with inlined():
+            with inlined(), compiled_in_one_piece():
                 rows.function(params, inputs, random, checks=checks)
             names[:] = checks
             return list(checks.values())

@@ -47,6 +47,7 @@ _BYTES_SHIFT, _PRODUCTS_SHIFT = 14, 12
 """One more step of the budget per 2**14 computed bytes, and per 2**12 multiplications of a matrix product."""
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
+_CHAIN_ENDS = _PRODUCTS | {"Conv", "LSTM", "GRU", "RNN", "Attention"}
 
 _SMALL = 1 << 22
 """If the sizes of an operator's inputs multiply to no more, its output is small and needs no check."""
@@ -143,6 +144,11 @@ class Run:
     def _into(self, env: Env, node: Node, call: Call) -> None:
         inputs = [env[name] if name else None for name in node.inputs]
         outputs = self._node(node, call, inputs, env)
+        if len(outputs) < len(node.outputs) and any(node.outputs[len(outputs) :]):
+            raise LoweringError(
+                f"node {node.name!r} ({node.op_type}, opset {node.opset}) has {len(outputs)} outputs, and "
+                f"{len(node.outputs)} are named: {', '.join(map(repr, node.outputs))}"
+            )
         for name, value in zip(node.outputs, outputs, strict=False):
             if name:
                 env[name] = value
@@ -171,6 +177,8 @@ class Run:
                 )
                 return outputs
             _check_shapes(outputs)
+            if node.op_type not in _CHAIN_ENDS and not node.bodies:
+                self.budget.follow(node.inputs, node.outputs)
             # The operator gave a JAX array for known inputs. If a shape needs its value, it is computed now.
             # Random values stay traced, since each call draws anew.
             folds = static and not call.draws and not self.needed.isdisjoint(node.outputs)

@@ -28,7 +28,7 @@ from ..ops.trips import at_most
 from ..rows.input_checks import as_kind, check_names
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
-from ..xla.limits import TRIPS
+from ..xla.limits import TRIPS, compiled_in_one_piece
 from ..xla.memory import check_memory
 from ..xla.options import compiled
 from ..xla.settings import own_settings
@@ -257,7 +257,7 @@ class _Compiled:
         def traced(inputs: dict[str, Any], key_data: Any) -> list[Any]:
             key = jax.random.wrap_key_data(key_data, impl="threefry2x32") if self.function.random else None
             checks: IndexChecks = {}
-            with inlined(), at_most(self._max_trip_count):
+            with inlined(), at_most(self._max_trip_count), compiled_in_one_piece():
                 outputs, overrun = self.function.counted(
                     self.function.params, {**fixed, **inputs}, key, checks=checks if self._checked else None
                 )

@@ -16,10 +16,12 @@ from .._types import Arrays, Params
 from ..errors import (
     IncompatibleModelError,
     InputShapeError,
+    LoweringError,
 )
 from ..model import Model
 from ..model.graph import Value
 from ..rows.input_checks import check_kind, check_names
+from ..xla.limits import compiled_in_one_piece
 from ..xla.settings import operator_settings
 from .binding import bind_inputs, check_no_text, with_inputs
 from .graph_function import GraphFunction
@@ -54,12 +56,30 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
             for name, value in values.items()
         }
         weights = {name: params[name] for name in function.params}
-        with operator_settings():
-            return {name: jnp.asarray(value) for name, value in function(weights, given, key).items()}
+        with operator_settings(), compiled_in_one_piece():
+            return {name: _as_jax(name, value) for name, value in function(weights, given, key).items()}
 
     values = [value.name for value in graph.inputs]
     fn.__doc__ = f"{model.name}: {', '.join(values)} -> {', '.join(v.name for v in model.graph.outputs)}"
     return fn, dict(own)
+
+
+def _as_jax(name: str, value: Any) -> jax.Array:
+    """An output as a `jax.Array`.
+
+    Raises:
+        LoweringError: it is text, a sequence, or an optional without a value.
+    """
+    if (
+        value is None
+        or isinstance(value, (tuple, list))
+        or getattr(value, "dtype", np.dtype(bool)).kind == "O"
+    ):
+        what = "an optional without a value" if value is None else "text or a sequence"
+        raise LoweringError(
+            f"output {name!r} is {what}, and a function of JAX gives arrays of numbers: memojax.run gives it"
+        )
+    return jnp.asarray(value)
 
 
 def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
@@ -72,7 +92,7 @@ def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
             _declared(Value(name, spec.dtype, ("n", *spec.shape)), inputs[name], False)
             for name, spec in specs.items()
         ]
-        with operator_settings():
+        with operator_settings(), compiled_in_one_piece():
             computed = dict(
                 zip(typed.computed, typed.fn(params, [jnp.asarray(row) for row in rows], key), strict=True)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,7 @@ from ..model.signature import ModelApi, TensorSpec
 from ..ops.resolve import Operators
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
+from ..xla.limits import ELEMENTS, compiled_in_one_piece
 from ..xla.memory import check_memory
 from ..xla.options import compiled
 from ..xla.settings import own_settings
@@ -298,7 +300,9 @@ class TypedModel:
 
         place = jax.sharding.SingleDeviceSharding(device)
         shapes = [jax.ShapeDtypeStruct(spec.rows(n), spec.dtype) for spec in self.api.inputs]
-        with own_settings():
+        for spec, given in zip(self.api.inputs, shapes, strict=True):
+            ELEMENTS.check(math.prod(given.shape), f"trying out {n} rows of input {spec.name!r}")
+        with own_settings(), compiled_in_one_piece():
             lowered = jax.jit(model, in_shardings=place, out_shardings=place).lower(self.params, shapes, _KEY)
             executable = compiled(lowered, device, _FAST_COMPILE)
             if self.model is not None:

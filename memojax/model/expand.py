@@ -43,11 +43,10 @@ def function_of(proto: onnx.FunctionProto) -> Function:
 
 
 def functions_of(model: onnx.ModelProto) -> Functions:
-    """The functions that a model defines."""
-    return {
-        (domain_of(string(f.domain)), string(f.name), string(f.overload)): function_of(f)
-        for f in model.functions
-    }
+    """The functions that a model defines; where ONNX has an operator of the same name, that one counts, as it
+    does in ONNX Runtime."""
+    named = {(domain_of(string(f.domain)), string(f.name), string(f.overload)): f for f in model.functions}
+    return {key: function_of(proto) for key, proto in named.items() if not onnx.defs.has(key[1], key[0])}
 
 
 def inline(graph: Graph, functions: Functions) -> Graph:
@@ -57,7 +56,33 @@ def inline(graph: Graph, functions: Functions) -> Graph:
         LimitError: functions call each other without end, or too often.
         ModelLoadError: a function does not make an output that a call of it reads.
     """
-    return _Inliner(functions).graph(graph, 0) if functions else graph
+    if not functions:
+        return graph
+    NODES.check(_count_of(graph.nodes, functions), "this model, with its functions written out,")
+    return _Inliner(functions).graph(graph, 0)
+
+
+def _count_of(nodes: Iterable[Node], functions: Functions) -> int:
+    """At least how many nodes these become: quickly, where writing them out takes long."""
+    known: dict[tuple[str, str, str], int] = {}
+
+    def count(nodes: Iterable[Node], depth: int) -> int:
+        return sum(of(node, depth) for node in nodes)
+
+    def of(node: Node, depth: int) -> int:
+        key = node.domain, node.op_type, node.attributes.get("__overload__", "")
+        if key not in functions:
+            return 1 + sum(count(body.nodes, depth + 1) for body in node.bodies if depth < _DEEP)
+        if key not in known:
+            known[key] = 0  # for a function that calls itself, which is refused when it is written out
+            known[key] = count(functions[key].nodes, depth + 1) if depth < _DEEP else 0
+        return known[key]
+
+    return count(nodes, 0)
+
+
+_DEEP = 200
+"""Levels at which counting stops; the inliner refuses fewer."""
 
 
 class _Inliner:
@@ -99,7 +124,7 @@ class _Inliner:
         self._nodes += 1
         self._characters += len(node.name) + sum(map(len, node.inputs)) + sum(map(len, node.outputs))
         if self._nodes > self._most or self._characters > self._most * _LONGEST_PREFIX:
-            raise NODES.exceeded(self._nodes, "this model, with its functions written out,", self._most)
+            raise NODES.exceeded(self._nodes, "this model", self._most)
 
 
 _LONGEST_PREFIX = 400

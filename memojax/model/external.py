@@ -20,7 +20,7 @@ import onnx
 from onnx import SparseTensorProto, TensorProto
 
 from ..errors import ModelLoadError
-from ..xla.limits import ELEMENTS
+from ..xla.limits import ELEMENTS, EXTERNAL
 from .files import OpenFile
 from .formats import is_lfs_pointer
 from .tensor import dtype_of
@@ -35,6 +35,7 @@ def put_in(model: onnx.ModelProto, path: Path | None) -> str:
 
     Raises:
         ModelLoadError: a data file is missing, too short, outside the folder, or changes while it is read.
+        LimitError: tensors that share bytes, or files with holes, ask for too many.
     """
     digest = hashlib.sha256()
     found = False
@@ -64,7 +65,7 @@ def check_sparse(model: onnx.ModelProto) -> None:
     sparse = [tensor for tensor in _parts(model) if isinstance(tensor, SparseTensorProto)]
     ELEMENTS.check(
         sum(abs(math.prod(tensor.dims)) for tensor in sparse),
-        "the sparse tensors of this model, as dense arrays,",
+        "the total of the sparse tensors of this model, as dense arrays,",
     )
 
 
@@ -116,6 +117,7 @@ class _Folder:
         self.allowed = {self.root.resolve(), link.resolve().parent}
         self._stack = stack
         self._open: dict[str, OpenFile] = {}
+        self._asked = 0
 
     def file(self, location: str, tensor: str) -> OpenFile:
         """The open file at `location`, if the model may read it."""
@@ -153,6 +155,17 @@ class _Folder:
         self._open[location] = file
         return file
 
+    def ask(self, count: int) -> None:
+        """See that `count` more bytes may be read: tensors that share bytes, and files with holes, make much
+        out of little.
+
+        Raises:
+            LimitError: they may not.
+        """
+        self._asked += count
+        stored = sum(file.stored for file in self._open.values())
+        EXTERNAL.check(self._asked - 2 * stored, "the external data of this model")
+
     def check_unchanged(self) -> None:
         """Check that no data file changed while others were read."""
         for file in self._open.values():
@@ -188,6 +201,7 @@ def _read(tensor: Any, folder: _Folder | None) -> bytes:
             f"tensor {name!r} ({dtype}, shape {list(tensor.dims)}) has {wanted:,} bytes, but its external "
             f"data have {length:,}"
         )
+    folder.ask(wanted)
     try:
         return file.read(offset, wanted)
     except OSError as cause:

@@ -79,6 +79,12 @@ class OpenFile:
         """Size in bytes when the file was opened."""
         return self._before.st_size
 
+    @property
+    def stored(self) -> int:
+        """Bytes that it takes on the disk, at most its size: holes take none."""
+        blocks = getattr(self._before, "st_blocks", None)
+        return self.size if blocks is None else min(self.size, blocks * 512)
+
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """`length` bytes from `offset` on; all bytes to the end if `length` is None.
 

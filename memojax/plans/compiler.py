@@ -32,6 +32,7 @@ from .draws import without_loops
 from .hoist import Hoister, Residual
 from .in_order import in_order
 from .input_buffers import Staging
+from .long_chains import cut
 from .packing import PACKED_BYTES, Packing
 from .plan import Executable, Plan
 from .strides import with_more_channels
@@ -216,7 +217,9 @@ class PlanCompiler:
         packing = self._output_packing(size)
         plain, wanted = residual, candidate
         residual, candidate = self._with_kernels(size, residual, candidate)
-        ordered = self._ordered(size, residual, candidate)
+        pieces = cut(residual) if self.device.platform == "cpu" else None
+        ordered = self._ordered(size, residual, candidate) if pieces is None else None
+        residual = pieces or residual
         residual, candidate = ordered or (residual, _unordered(candidate))
         constants = self.constants(residual) if self.weights == "constant" else None
         leading = Leading() if constants is not None else self._placing.place(residual.nodes)

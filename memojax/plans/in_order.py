@@ -56,13 +56,13 @@ def in_order(residual: Residual) -> Residual | None:
     convolution or many products have work for several threads.
     """
     steps = residual.steps
-    if _metadata() is None or sum(map(_parts, steps)) < _FEW or _is_chain(steps) or _has_much_work(steps):
+    if not calls_are_kept() or sum(map(_parts, steps)) < _FEW or _is_chain(steps) or _has_much_work(steps):
         return None
     wanted = {atom for atom in residual.outputs if isinstance(atom, int)}
-    items = _grouped(steps, list(_packed(steps, [_parts(step) or _LIGHT for step in steps])), wanted)
+    items = grouped(steps, list(_packed(steps, [_parts(step) or _LIGHT for step in steps])), wanted)
     while len(items) > _IN_PLAN:
         sizes = [1.0 if isinstance(step, Group) else _IN_GROUP for step in items]
-        merged = _grouped(items, list(_packed(items, sizes)), wanted)
+        merged = grouped(items, list(_packed(items, sizes)), wanted)
         if len(merged) >= len(items):
             break
         items = merged
@@ -118,6 +118,16 @@ def _metadata() -> Callable[..., Any] | None:
     return set_xla_metadata
 
 
+def calls_are_kept() -> bool:
+    """Whether this JAX can tell XLA not to inline a call."""
+    return _metadata() is not None
+
+
+def is_heavy(step: Step) -> bool:
+    """Whether nothing is fused with a step from both sides."""
+    return step.primitive.name in _HEAVY
+
+
 def _parts(step: Step) -> int:
     """Number of parts that a step adds to an executable; a product also ends the fusion before it."""
     name = step.primitive.name
@@ -132,7 +142,7 @@ def _is_chain(steps: Sequence[Step]) -> bool:
     behind: dict[int, int] = {}
     for index, step in enumerate(steps):
         before = max((behind.get(atom, -1) for atom in step.inputs if isinstance(atom, int)), default=-1)
-        if step.primitive.name in _HEAVY:
+        if is_heavy(step):
             if before != last:
                 return False
             last = before = index
@@ -165,7 +175,7 @@ def _packed(steps: Sequence[Step], weights: Sequence[float]) -> Iterable[list[in
         yield piece
 
 
-def _grouped(steps: Sequence[Step], pieces: Sequence[Sequence[int]], leaving: set[int]) -> list[Step]:
+def grouped(steps: Sequence[Step], pieces: Sequence[Sequence[int]], leaving: set[int]) -> list[Step]:
     """A step for each piece: a group, or the step itself if it is alone."""
     later: list[set[int]] = []
     # A group gives only the values that a later piece or the plan needs, so `later` is built from the end.

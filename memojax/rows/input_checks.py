@@ -95,6 +95,8 @@ def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
         array = np.asarray(given)
     except ValueError as cause:
         raise InputShapeError(f"input {spec.name!r} is not a rectangular array: {cause}") from cause
+    if array.dtype.kind == spec.dtype.kind == "f":  # no check can fail, and environments give float64
+        return np.asarray(array, spec.dtype, order="C")
     if array.dtype != spec.dtype:
         array = as_kind(spec.name, array, spec.dtype)
     return np.ascontiguousarray(array) if array.ndim else array

@@ -282,10 +282,17 @@ class Runtime:
             self._run_cold(frame, threads)
             responses = frame.all_responses()
             failure = RuntimeErrors(frame.failures, responses) if frame.failures else None
-            # One line each: an interrupt between two lines would lose the responses.
-            if failure is not None:
-                raise (self._frames.pop(frame_number, None), failure)[1]
-            return (self._frames.pop(frame_number, None), responses)[1]
+            frame.keeper = threading.current_thread()
+        # `_delivered` is the last thing that may raise: an interrupt before it leaves the responses to the
+        # next run of this thread.
+        if failure is not None:
+            raise failure if self._delivered(frame_number) is None else failure  # noqa: RUF034 (one step)
+        return responses if self._delivered(frame_number) is None else {}
+
+    def _delivered(self, frame_number: int) -> None:
+        """Forget a frame whose responses are about to be returned."""
+        if frame_number in self._frames:
+            del self._frames[frame_number]
 
     def _run_cold(self, frame: _Frame, threads: int) -> None:
         """Run models that had no plan, as far as the budget has room."""
@@ -344,6 +351,7 @@ class _Frame:
         cold: models that must compile first.
         helping: threads at work beside the caller's.
         active: locked while the caller waits for the responses; an interrupt releases it.
+        keeper: the caller once it has all responses and is about to return them.
     """
 
     def __init__(
@@ -355,6 +363,7 @@ class _Frame:
         self.earlier: Responses = {}
         self.helping: set[int] = set()
         self.active = threading.Lock()
+        self.keeper: threading.Thread | None = None
         self.failures: dict[BrainId, Exception] = {}
         self.cold: list[BrainState] = []
         self._queue = [(state.place, state) for state in states]
@@ -366,8 +375,11 @@ class _Frame:
 
     @property
     def abandoned(self) -> bool:
-        """Whether the caller is gone and no thread adds responses."""
-        return not self.active.locked() and not self.helping
+        """Whether the caller is gone and no thread adds responses. A caller that is about to return was
+        interrupted if it is here again, or is no more."""
+        keeper = self.keeper
+        gone = keeper is None or keeper is threading.current_thread() or not keeper.is_alive()
+        return gone and not self.active.locked() and not self.helping
 
     def all_responses(self) -> Responses:
         """Responses of this frame and of interrupted ones."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,18 +73,50 @@ ELEMENTS = Limit("elements in one value", 1 << 26, "MEMOJAX_MAX_ELEMENTS", 4)
 FOLDED = Limit("bytes of values that are computed while tracing", 256 << 20, "MEMOJAX_MAX_FOLDED_BYTES", 64)
 EMBEDDED = Limit("bytes of computed constants in one function", 128 << 20, "MEMOJAX_MAX_EMBEDDED_BYTES", 64)
 STEPS = Limit("steps while tracing, with loops unrolled", 1 << 17, "MEMOJAX_MAX_TRACED_STEPS")
+CHAIN = Limit("nodes in a row without a product or a loop", 4096, "MEMOJAX_MAX_CHAIN")
 TRIPS = Limit("trips of a loop whose end depends on data", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
 BREAKS = Limit("graph breaks", 100, "MEMOJAX_MAX_GRAPH_BREAKS")
 HOISTED = Limit("bytes of values made of weights alone", 256 << 20, "MEMOJAX_MAX_HOISTED_BYTES")
+EXTERNAL = Limit(
+    "bytes of external data beyond twice what its files store", 256 << 20, "MEMOJAX_MAX_EXTERNAL_BYTES"
+)
 MEMORY = Limit(
     "bytes for the working memory and the outputs of one run", 768 << 20, "MEMOJAX_MAX_RUN_BYTES", 4
 )
 PATTERN = Limit("steps of a regular expression", 1 << 22, "MEMOJAX_MAX_REGEX_STEPS")
 
-ALL = (NODES, DEPTH, ELEMENTS, FOLDED, EMBEDDED, STEPS, TRIPS, BREAKS, HOISTED, MEMORY, PATTERN)
+ALL = (
+    NODES,
+    DEPTH,
+    ELEMENTS,
+    FOLDED,
+    EMBEDDED,
+    STEPS,
+    CHAIN,
+    TRIPS,
+    BREAKS,
+    HOISTED,
+    EXTERNAL,
+    MEMORY,
+    PATTERN,
+)
 
 rows: ContextVar[int] = ContextVar("memojax_rows", default=1)
 """The number of rows for which a function is traced: some limits grow with the batch."""
+
+
+in_one_piece: ContextVar[bool] = ContextVar("memojax_in_one_piece", default=False)
+"""Whether XLA compiles as a whole what is traced; plans are cut where a chain is long."""
+
+
+@contextlib.contextmanager
+def compiled_in_one_piece() -> Iterator[None]:
+    """Trace inside what is not cut, and whose chains therefore have a limit."""
+    token = in_one_piece.set(True)
+    try:
+        yield
+    finally:
+        in_one_piece.reset(token)
 
 
 @contextlib.contextmanager
@@ -115,12 +147,15 @@ class Budget:
     embedded: dict[int, Any] = field(default_factory=dict)
     embedded_bytes: int = 0
     steps: int = 0
+    chains: dict[str, int] = field(default_factory=dict)
+    """By name: after how many nodes in a row without a product or a loop a value comes."""
     parts: dict[int, tuple[Any, int]] = field(default_factory=dict)
     """Identity of an output of Concat -> (the output, the number of its parts)."""
 
     def __post_init__(self) -> None:
         self._folded, self._embedded = for_rows(FOLDED), for_rows(EMBEDDED)
         self._steps = STEPS.allowed + self.nodes * 8
+        self._chain = CHAIN.allowed if in_one_piece.get() else None
 
     def step(self, cost: int) -> None:
         """Count a node of this cost.
@@ -131,6 +166,16 @@ class Budget:
         self.steps += cost
         if self.steps > self._steps:
             raise STEPS.exceeded(self.steps, "this graph", self._steps)
+
+    def follow(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """A node that is traced comes after those that make its inputs: XLA's time grows with the square of
+        the length of such a chain, and its stack with the length."""
+        if self._chain is None:
+            return
+        length = 1 + max((self.chains.get(name, 0) for name in inputs), default=0)
+        if length > self._chain:
+            raise CHAIN.exceeded(length, "this graph", self._chain)
+        self.chains.update(dict.fromkeys(outputs, length))
 
     def fold(self, size: int) -> None:
         """Count `size` bytes that were computed while tracing.

@@ -187,3 +187,41 @@ def test_an_update_whose_plans_cannot_be_made_leaves_nothing_behind(monkeypatch:
 
 def _broken(typed: Any, like: Any) -> None:
     raise CompileError("no plan")
+
+
+def test_an_interrupted_update_is_not_part_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = memojax.load(POLICY, preload=[5], weights="argument")
+    first, second = list(policy.params)[:2]
+    before = {name: np.array(value) for name, value in policy.params.items()}
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(policy, "_apply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            policy.update_params({first: 9 * before[first]})
+    policy.update_params({second: 2 * before[second]})
+    np.testing.assert_array_equal(policy.params[first], before[first])
+    np.testing.assert_array_equal(policy.params[second], 2 * before[second])
+
+
+def test_a_failed_update_takes_none_along_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = memojax.load(POLICY, preload=[5], weights="argument")
+    first, second = list(policy.params)[:2]
+    before = {name: np.array(value) for name, value in policy.params.items()}
+    waiting: list[Any] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("memojax.inferer.compiled.submit_errand", waiting.append)
+        policy.update_params({first: 9 * before[first]}, background=True)
+
+    def failing(*_: Any) -> None:
+        raise CompileError("told to fail")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(policy._family, "update", failing)
+        with pytest.raises(CompileError):
+            policy.update_params({second: 2 * before[second]})
+    waiting[0]()
+    np.testing.assert_array_equal(policy.params[first], 9 * before[first])
+    np.testing.assert_array_equal(policy.params[second], before[second])

@@ -35,13 +35,13 @@ def example_inputs(path: str, rows: int = _ROWS) -> dict[str, Any]:
     for value in load_model(path).graph.inputs:
         shape = [dim if isinstance(dim, int) and dim > 0 else rows for dim in value.shape or ()]
         dtype = value.dtype or np.dtype(np.float32)
-        if int(np.prod(shape, dtype=object)) > 1 << 24:
-            raise memojax.errors.InputShapeError(f"the example would have shape {shape}")
         given[value.name] = _sample(rng, tuple(shape), dtype)
     return given
 
 
 def _sample(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    if int(np.prod(shape, dtype=object)) > 1 << 24:
+        raise memojax.errors.InputShapeError(f"the example would have shape {shape}")
     if dtype.kind == "O":
         return np.full(shape, "a", object)
     if dtype.kind in "biu":

@@ -214,6 +214,74 @@ def without(made: onnx.ModelProto, **cleared: str) -> onnx.ModelProto:
     return made
 
 
+def reshaped(op: str, *inputs: str, opset: int = 20, **attributes: Any) -> onnx.ModelProto:
+    """An operator of images over the input as images of two by two; `n` floats are `v`, four integers `s`."""
+    weights = attributes.pop("weights", {})
+    nodes = [
+        node("Reshape", ["x", "shape"], ["im"]),
+        node(op, ["im", *inputs], ["r"], **attributes),
+        node("ReduceMax", ["r"], ["m"], keepdims=0),
+        node("Add", ["x", "m"], ["y"]),
+    ]
+    return model(nodes, opset=opset, shape=np.array([-1, 1, 2, 2]), **weights)
+
+
+def padded(pads: Sequence[int], mode: str) -> onnx.ModelProto:
+    """Pad in any mode."""
+    nodes = [node("Pad", ["x", "pads"], ["p"], mode=mode), node("ReduceMax", ["p"], ["m"], keepdims=0)]
+    return model([*nodes, node("Add", ["x", "m"], ["y"])], pads=np.array(pads))
+
+
+def looped(*nodes: onnx.NodeProto, trips: int, scan: Sequence[str] = (), **weights: Any) -> onnx.ModelProto:
+    """A loop over `s`, which becomes `t`; its last output goes on."""
+    step = body(
+        [node("Identity", ["c"], ["g"]), *nodes],
+        [("i", INT64, []), ("c", BOOL, []), ("s", FLOAT, None)],
+        ["g", "t", *scan],
+    )
+    made = ["z", *(f"scan{index}" for index in range(len(scan)))]
+    tail = [node("ReduceSum", [made[-1]], ["m"], keepdims=0), node("Add", ["x", "m"], ["y"])]
+    return model([node("Loop", ["M", "", "x"], made, body=step), *tail], M=np.array(trips), **weights)
+
+
+def wide_calls(depth: int, width: int) -> onnx.ModelProto:
+    """Functions that each call the one before many times."""
+    functions = [function("F0", [node("Neg", ["a"], ["b"])])]
+    for level in range(1, depth):
+        names = ["a", *(f"m{i}" for i in range(width - 1)), "b"]
+        calls = [node(f"F{level - 1}", [names[i]], [names[i + 1]], domain="f") for i in range(width)]
+        functions.append(function(f"F{level}", calls))
+    return model([node(f"F{depth - 1}", ["x"], ["y"], domain="f")], functions=functions)
+
+
+def many_loops(depth: int) -> onnx.ModelProto:
+    """Loops in loops, of two trips each, that hand out what they scan."""
+    inner, name = [node("Neg", ["x"], ["y0"])], "y0"
+    for i in range(depth):
+        inputs = [(f"i{i}", INT64, []), (f"c{i}", BOOL, [])]
+        step = body([node("Identity", [f"c{i}"], [f"g{i}"]), *inner], inputs, [f"g{i}", name])
+        inner, name = [node("Loop", ["M", ""], [f"l{i}"], body=step)], f"l{i}"
+    tail = [node("ReduceSum", [name], ["m"], keepdims=0), node("Add", ["x", "m"], ["y"])]
+    return model([*inner, *tail], M=np.array(2))
+
+
+def filled_tensor(kind: int, dims: Sequence[int], raw: bytes, **fields: Any) -> onnx.ModelProto:
+    """A model with a weight whose content may not fit what it says of itself."""
+    cast = [node("Cast", ["w"], ["f"], to=FLOAT), node("ReduceMax", ["f"], ["m"], keepdims=0)]
+    made = model([*cast, node("Add", ["x", "m"], ["y"])])
+    made.graph.initializer.append(
+        onnx.TensorProto(name="w", data_type=kind, dims=dims, raw_data=raw, **fields)
+    )
+    return made
+
+
+def odd_attribute(op: str, inputs: Sequence[str], **fields: Any) -> onnx.ModelProto:
+    """An operator whose attribute is of a kind that it does not take."""
+    made = onnx.NodeProto(op_type=op, input=inputs, output=["y"])
+    made.attribute.extend(onnx.AttributeProto(**{"name": key, **value}) for key, value in fields.items())
+    return model([made])
+
+
 LINEAR = [node("MatMul", ["x", "w"], ["y"])]
 IF = node(
     "If",
@@ -223,6 +291,17 @@ IF = node(
     else_branch=body([node("Abs", ["x"], ["z"])], [], ["z"]),
 )
 SCAN = [("s", FLOAT, ["n", 4]), ("r", FLOAT, ["n", 4])]
+
+
+def _opset() -> onnx.OperatorSetIdProto:
+    return helper.make_opsetid("", 20)
+
+
+def _with_metadata(key: str, value: str) -> onnx.ModelProto:
+    made = model([node("Neg", ["x"], ["y"])])
+    made.metadata_props.add(key=key, value=value)
+    return made
+
 
 KINDS: Mapping[str, Callable[[], onnx.ModelProto | bytes]] = {
     # Names
@@ -434,6 +513,113 @@ KINDS: Mapping[str, Callable[[], onnx.ModelProto | bytes]] = {
     "regex_plain": lambda: matching("[a-z]+", "abc"),
     "chain": lambda: chain(1000),
     "chain_of_weights": lambda: chain(1500, weight=True),
+    "chain_long": lambda: chain(9000),
+    "adds_of_all": lambda: model(
+        [
+            node("Identity", ["x"], ["v0"]),
+            *[node("Sum", [f"v{j}" for j in range(i + 1)], [f"v{i + 1}"]) for i in range(100)],
+            node("Tanh", ["v100"], ["y"]),
+        ]
+    ),
+    "wide_calls": lambda: wide_calls(6, 40),
+    "ring_of_functions": lambda: model(
+        [node("F0", ["x"], ["y"], domain="f")],
+        functions=[function(f"F{i}", [node(f"F{(i + 1) % 9}", ["a"], ["b"], domain="f")]) for i in range(9)],
+    ),
+    "function_of_an_operator": lambda: model(
+        [node("Neg", ["x"], ["y"])],
+        functions=[helper.make_function("", "Neg", ["a"], ["b"], [node("Abs", ["a"], ["b"])], [_opset()])],
+    ),
+    # Bombs of one operator
+    "pad_reflect": lambda: padded([0, 1 << 21, 0, 1 << 21], "reflect"),
+    "pad_wrap": lambda: padded([0, 1 << 20, 0, 1 << 20], "wrap"),
+    "pad_negative": lambda: padded([0, -9, 0, -9], "constant"),
+    "pad_overflow": lambda: padded([0, 1 << 62, 0, 1 << 62], "edge"),
+    "resize_scale": lambda: reshaped(
+        "Resize", "", "s", mode="linear", weights={"s": np.array([1, 1, 1e6, 1e6], np.float32)}
+    ),
+    "resize_nan": lambda: reshaped(
+        "Resize", "", "s", mode="linear", weights={"s": np.array([1, 1, np.nan, np.inf], np.float32)}
+    ),
+    "resize_sizes": lambda: reshaped(
+        "Resize", "", "", "s", weights={"s": np.array([1, 1, 1 << 20, 1 << 20])}
+    ),
+    "convolution_pads": lambda: reshaped(
+        "Conv", "w", pads=[1 << 16] * 4, weights={"w": np.ones((1, 1, 2, 2), np.float32)}
+    ),
+    "convolution_strides": lambda: reshaped(
+        "ConvTranspose", "w", strides=[1 << 20] * 2, weights={"w": np.ones((1, 1, 2, 2), np.float32)}
+    ),
+    "unpooled": lambda: reshaped("DepthToSpace", blocksize=0),
+    "random_huge": lambda: model(
+        [
+            node("RandomNormal", [], ["r"], shape=[1 << 20, 1 << 20]),
+            node("ReduceMax", ["r"], ["m"], keepdims=0),
+            node("Add", ["x", "m"], ["y"]),
+        ]
+    ),
+    "einsum_outer": lambda: model(
+        [
+            node("Einsum", ["w"] * 4, ["r"], equation="ab,cd,ef,gh->abcdefgh"),
+            node("ReduceMax", ["r"], ["m"], keepdims=0),
+            node("Add", ["x", "m"], ["y"]),
+        ],
+        w=np.ones((64, 64), np.float32),
+    ),
+    "scan_growth": lambda: looped(
+        node("Expand", ["s", "big"], ["e"]),
+        node("Identity", ["s"], ["t"]),
+        trips=1000,
+        scan=["e"],
+        big=np.array([1 << 14, 1, 4]),
+    ),
+    "loop_growth": lambda: looped(
+        node("Concat", ["s", "one"], ["t"], axis=0), trips=20_000, one=np.ones((1, 4), np.float32)
+    ),
+    "loops_deep": lambda: many_loops(8),
+    "loop_without_output": lambda: model(
+        [
+            node(
+                "Loop",
+                ["M", ""],
+                ["y"],
+                body=body([node("Identity", ["c"], ["g"])], [("i", INT64, []), ("c", BOOL, [])], ["g"]),
+            )
+        ],
+        M=np.array(3),
+    ),
+    # Values that no array of numbers is
+    "optional_without_value": lambda: odd_attribute("Optional", [], type={"type": 3, "s": b"no"}),
+    "text_output": lambda: odd_attribute("Constant", [], value_string={"type": 3, "s": b"\xff\xfe"}),
+    "sparse_attribute": lambda: odd_attribute(
+        "Softmax", ["x"], axis={"type": 11, "sparse_tensor": onnx.SparseTensorProto()}
+    ),
+    "graph_attribute": lambda: odd_attribute("Cast", ["x"], to={"type": 5, "g": onnx.GraphProto()}),
+    "unseen_names": lambda: model(
+        [node("Neg", ["x"], ["y\0"]), node("Abs", ["x"], ["y\u200b"])], outputs=("y\0", "y\u200b")
+    ),
+    "megabyte_names": lambda: model([node("N" * 3_000_000, ["x"], ["y"])]),
+    "megabyte_inputs": lambda: model(
+        [node("Neg", ["N" * 3_000_000], ["y"])], inputs=[("N" * 3_000_000, FLOAT, ["n", 4])]
+    ),
+    "megabytes_of_metadata": lambda: _with_metadata("x" * 100_000, "\x1b[31m" * 100_000),
+    # Content that does not fit
+    "weight_short": lambda: filled_tensor(FLOAT, [4], b"\0" * 15),
+    "weight_long": lambda: filled_tensor(FLOAT, [4], b"\0" * 99),
+    "weight_overflow": lambda: filled_tensor(FLOAT, [1 << 62, 4], b""),
+    "weight_int4_short": lambda: filled_tensor(TensorProto.UINT4, [9], b"\0"),
+    "weight_float8": lambda: filled_tensor(TensorProto.FLOAT8E4M3FN, [4], b"\xff" * 4),
+    "weight_undefined": lambda: filled_tensor(TensorProto.UNDEFINED, [4], b"\0" * 16),
+    "varint_without_end": lambda: b"\x3a" + b"\xff" * 1000 + b"\x01",
+    "length_beyond_the_end": lambda: b"\x3a\xff\xff\xff\xff\x0f",
+    "opset_999": lambda: model([node("Neg", ["x"], ["y"])], opset=999),
+    "opset_negative": lambda: model([node("Neg", ["x"], ["y"])], opset=-5),
+    "dimension_of_powers": lambda: model(
+        [node("Neg", ["x"], ["y"])], inputs=[("x", FLOAT, ["n", "9**9**9"])]
+    ),
+    "dimensions_by_the_dozen": lambda: model(
+        [node("Neg", ["x"], ["y"])], inputs=[("x", FLOAT, [f"s{i}" for i in range(64)])]
+    ),
     # External data
     "external_missing": lambda: with_external(location="missing.bin"),
     "external_outside": lambda: with_external(location="../outside.bin"),

@@ -134,6 +134,53 @@ def _scaling() -> mj.TypedModel:
     )
 
 
+@case("swap", skip=COMPILING, most=80)
+@case("add", skip=COMPILING, most=80, name="add a weight set to a pool")
+@case("drop", skip=COMPILING, name="drop a weight set of a pool")
+def swap_a_weight_set_of_a_pool(how: str) -> World:
+    pool = _pool()
+    for name in list(pool.names):
+        if name not in ("main", "other"):
+            pool.drop(name)
+    if "other" not in pool:
+        pool.add("other")
+    pool.swap("main", np.float32(2))
+    pool.swap("other", np.float32(3))
+    before = {"main": 2.0, "other": 3.0}
+
+    def call() -> None:
+        if how == "swap":
+            pool.swap("main", np.float32(7))
+        elif how == "add":
+            pool.add("third", np.float32(7))
+        else:
+            pool.drop("other")
+
+    after = {"swap": {**before, "main": 7.0}, "add": {**before, "third": 7.0}, "drop": {"main": 2.0}}[how]
+
+    def factors() -> dict[Any, float]:
+        names = list(pool.names)
+        found = pool.infer_arrays({"obs": np.ones((len(names), 3), np.float32)}, names)["out"][:, 0]
+        assert found.tolist() == [float(pool.params(name)) for name in names]
+        return dict(zip(names, found.tolist(), strict=True))
+
+    def check(interrupted: bool) -> None:
+        now = factors()
+        assert now == after or (interrupted and now == before), f"weights {now}"
+        pool.add("fourth", np.float32(5))
+        assert factors() == {**now, "fourth": 5.0}
+
+    return call, check
+
+
+@functools.cache
+def _pool() -> mj.PolicyPool:
+    pool = mj.PolicyPool(_scaling(), capacity=4)
+    pool.add("main")
+    pool.add("other")
+    return pool
+
+
 @case("get")
 @case("put", name="store a plan on disk")
 @case("clear", name="clear the cache on disk")

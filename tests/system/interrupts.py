@@ -2,10 +2,12 @@
 
     python -m tests.system.interrupts [--instructions] [--only NAME] [--list]
 
-Python runs signal handlers between any two instructions, and an allocation can fail at most of them. So each
-line of memojax may be the last one of a call. The exit of a `with` block is left out: CPython runs no handler
-between the body and the release of the lock (https://bugs.python.org/issue29988), but it calls a trace
-function there.
+CPython runs signal handlers where a frame begins, where a loop jumps back, and where a call of C code has
+ended; an allocation fails where an instruction makes or calls something. Between two instructions that do
+neither nothing can be raised: no return of a Python function comes apart from the assignment before it, and
+no release of a lock from the `with` block before it (https://bugs.python.org/issue29988). A trace function is
+called there nevertheless. At the level of instructions the injector leaves such places out (`can_raise`), at
+the level of lines the way out of a `with` block only: a line is harder than CPython.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Tracer:
     ):
         self.count = 0
         self.where = ""
-        self._at, self._fault, self._instructions = at, fault, instructions
+        self.fault = fault
+        self._at, self._instructions = at, instructions
+        self._steps: dict[FrameType, _Steps] = {}
         self._skip = tuple(f"{PACKAGE}/{name}" for name in skip)
 
     def run(self, call: Callable[[], Any]) -> Any:
@@ -51,6 +55,7 @@ class Tracer:
             return call()
         finally:
             sys.settrace(before)
+            self._steps.clear()
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         name = frame.f_code.co_filename
@@ -58,17 +63,84 @@ class Tracer:
             return None
         if self._instructions:
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return self._step
+            self._steps[frame] = steps = _Steps(self)
+            return steps.step
+        return self._line
 
-    def _step(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == ("opcode" if self._instructions else "line") and frame.f_lasti not in leaving(
-            frame.f_code
-        ):
-            if self.count == self._at:
-                self.where = f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_lineno}"
-                raise self._fault(f"injected at {self.where}")
-            self.count += 1
-        return self._step
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line" and frame.f_lasti not in leaving(frame.f_code):
+            self.point(frame)
+        return self._line
+
+    def point(self, frame: FrameType) -> None:
+        """Count a point; raise at the one that is wanted."""
+        if self.count == self._at:
+            self.where = f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_lineno}"
+            raise self.fault(f"injected at {self.where}")
+        self.count += 1
+
+    def returned(self, frame: FrameType) -> None:
+        """Note that a frame comes back to one that called it by its name."""
+        del self._steps[frame]
+        caller = frame.f_back
+        if caller is not None and caller in self._steps and frame.f_code.co_name in caller.f_code.co_names:
+            self._steps[caller].inlined = True
+
+
+class _Steps:
+    """The instructions of one frame."""
+
+    def __init__(self, tracer: Tracer):
+        self._tracer = tracer
+        self._before = -1
+        self.inlined = False
+
+    def step(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "opcode":
+            if can_raise(self._tracer.fault, frame.f_code, self._before, frame.f_lasti, self.inlined):
+                self._tracer.point(frame)
+            self._before, self.inlined = frame.f_lasti, False
+        elif event == "exception":
+            self._before = -1  # on to the handler, without a look at signals
+        elif event == "return":
+            self._tracer.returned(frame)
+        return self.step
+
+
+_PLAIN = frozenset(
+    {
+        *("NOP", "CACHE", "PRECALL", "KW_NAMES", "PUSH_NULL", "POP_TOP", "COPY", "SWAP", "END_FOR", "IS_OP"),
+        *("LOAD_CONST", "LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_AND_CLEAR", "LOAD_FAST_LOAD_FAST"),
+        *("STORE_FAST", "STORE_FAST_LOAD_FAST", "STORE_FAST_STORE_FAST", "DELETE_FAST", "LOAD_DEREF"),
+        *("LOAD_CLOSURE", "STORE_DEREF", "COPY_FREE_VARS", "MAKE_CELL", "RETURN_VALUE", "RETURN_CONST"),
+        *("JUMP_FORWARD", "POP_JUMP_IF_NONE", "POP_JUMP_IF_NOT_NONE", "POP_JUMP_FORWARD_IF_NONE"),
+        *("POP_JUMP_FORWARD_IF_NOT_NONE", "PUSH_EXC_INFO", "POP_EXCEPT", "RERAISE", "RESUME"),
+    }
+)
+"""Instructions that make nothing, call nothing and raise nothing by themselves."""
+
+_CHECKING = frozenset({"RESUME", "JUMP_BACKWARD", "CALL", "CALL_KW", "CALL_FUNCTION_EX"})
+"""Instructions after which CPython runs signal handlers."""
+
+
+@functools.cache
+def can_raise(fault: type[BaseException], code: CodeType, before: int, at: int, inlined: bool) -> bool:
+    """Whether `fault` can come up between the instruction at `before` and the end of that at `at`.
+
+    `inlined`: that at `before` called a Python function by its name. CPython runs it in the same loop, which
+    looks for signals where the function begins, and not where it ends.
+    """
+    opname = _opnames(code)[at]
+    if opname not in _PLAIN:
+        return at not in leaving(code)
+    if before < 0 or inlined or not issubclass(fault, KeyboardInterrupt):
+        return False
+    return _opnames(code)[before] in _CHECKING
+
+
+@functools.cache
+def _opnames(code: CodeType) -> dict[int, str]:
+    return {one.offset: one.opname for one in dis.get_instructions(code)}
 
 
 @functools.cache

@@ -331,7 +331,9 @@ def compress(input: GraphValue, condition: GraphValue, *, axis: int | None = Non
     https://onnx.ai/onnx/operators/onnx__Compress.html
     """
     source = nx.reshape(input, (-1,)) if axis is None else input
-    return nx.take(source, np.flatnonzero(condition), axis=axis or 0)
+    where = np.flatnonzero(condition)
+    # What a longer condition says about entries that are not there counts for nothing.
+    return nx.take(source, where[where < source.shape[axis or 0]], axis=axis or 0)
 
 
 @op("Unique", since=11, host=("x",))

@@ -62,9 +62,35 @@ def _pad(data: GraphValue, pads: Shape, fill: GraphValue, axes: Any, mode: str) 
         else take_ranges(data, kept)
     )
     widths = [(max(low, 0), max(high, 0)) for low, high in widths]
-    return (
-        nx.pad(data, widths, constant_values=fill) if mode == "constant" else nx.pad(data, widths, mode=mode)
-    )
+    if mode == "constant":
+        return nx.pad(data, widths, constant_values=fill)
+    for axis, (low, high) in enumerate(widths):
+        # JAX writes out each repetition: many are one look-up instead.
+        if max(low, high) > _REPETITIONS * max(data.shape[axis], 1):
+            where = _padded_from(data.shape[axis], low, high, mode)
+            data = np.take(data, where, axis) if is_static(data) else take_static(data, where, axis)
+            widths[axis] = (0, 0)
+    return nx.pad(data, widths, mode=mode)
+
+
+_REPETITIONS = 8
+
+
+def _padded_from(length: int, low: int, high: int, mode: str) -> np.ndarray:
+    """Where each element of a padded axis comes from.
+
+    Raises:
+        ValueError: another mode, or an axis without elements.
+    """
+    if length == 0 or mode not in ("reflect", "edge", "wrap"):
+        raise ValueError(f"mode {mode!r} cannot pad an axis of {length} elements")
+    at = np.arange(-low, length + high)
+    if mode == "edge":
+        return np.clip(at, 0, length - 1)
+    if mode == "wrap":
+        return at % length
+    period = max(2 * (length - 1), 1)
+    return np.minimum(at % period, -at % period) if length > 1 else np.zeros_like(at)
 
 
 @op("CenterCropPad", since=18, static=("shape",))
