@@ -90,7 +90,10 @@ def top_k(X, K, *, axis=-1, largest=1, sorted=1):
     if not 0 <= k <= X.shape[axis]:
         raise ValueError(f"K is {k}, but axis {axis} has {X.shape[axis]} elements")
     x = jnp.moveaxis(traced(X), axis, -1)
-    values, indices = jax.lax.top_k(x if largest else _reversed_order(x), k)
+    if not largest:
+        # Without the barrier, XLA of JAX 0.8 folds these steps of a constant to transposed values.
+        x = jax.lax.optimization_barrier(_reversed_order(x))
+    values, indices = jax.lax.top_k(x, k)
     values = values if largest else _reversed_order(values)
     return jnp.moveaxis(values, -1, axis), cast(jnp.moveaxis(indices, -1, axis), np.int64)
 
