@@ -35,11 +35,13 @@ class Library:
         isa: "avx512", "avx2" or "portable" (which is NEON on ARM).
         panel: columns of a panel of packed weights.
         run: `run(program, arrays)` without XLA; the arrays are arguments and results.
+        call: the C function that runs a prepared program (`kernels/direct.py`).
     """
 
     isa: str
     panel: int
     run: Callable[[np.ndarray, list[np.ndarray]], None]
+    call: Callable[[ctypes.c_void_p], int]
     _handle: Any
 
     def use_threads(self) -> None:
@@ -92,7 +94,7 @@ def open_library(path: Path) -> Library:
         if said is not None:
             raise RuntimeError(said.decode())
 
-    found = Library(isa, handle.memojax_panel(), run, handle)
+    found = Library(isa, handle.memojax_panel(), run, handle.memojax_call, handle)
     found.use_threads()
     return found
 

@@ -210,6 +210,17 @@ class Program:
         self.steps += 1
 
 
+def memory_of(program: np.ndarray, threads: int) -> int:
+    """Bytes of values in between that a run needs at most, on so many threads."""
+    blocks, arena_row, shared = (int(word) for word in program[2:5])
+    chunk, at = 1, _HEADER_WORDS
+    while at < program.size:
+        if program[at] == _SECTION:
+            chunk = max(chunk, int(program[at + 2]))
+        at += int(program[at + 1])
+    return 4 * (arena_row * min(blocks, chunk * threads) + shared)
+
+
 def _float_bits(value: float) -> int:
     return struct.unpack("<I", struct.pack("<f", value))[0]
 

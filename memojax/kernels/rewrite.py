@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..plans.hoist import Atom, Hoister, Node, Residual, Step, literal
+from ..rows.scratch import aligned_empty
 from .emitter import Emitter
 from .library import TARGET, Library
 from .program import MOST_BUFFERS
@@ -51,7 +52,10 @@ class _Pack(Step):
         return [cook(jnp.asarray(inputs[0]), self.params["recipe"], jnp)]
 
     def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        return [np.ascontiguousarray(cook(np.asarray(inputs[0]), self.params["recipe"]))]
+        made = np.ascontiguousarray(cook(np.asarray(inputs[0]), self.params["recipe"]))
+        packed = aligned_empty(made.shape, made.dtype)
+        packed[...] = made
+        return [packed]
 
 
 class _Call(Step):
@@ -61,6 +65,11 @@ class _Call(Step):
         shapes = [jax.ShapeDtypeStruct(aval.shape, np.float32) for aval in self.avals]
         made = jax.ffi.ffi_call(TARGET, shapes)(*inputs, program=self.params["program"])
         return list(made)
+
+
+def is_call(step: Step) -> bool:
+    """Whether a step is a run of a program."""
+    return step.primitive is _CALL
 
 
 def rewrite(residual: Residual, size: int, hoister: Hoister, kernels: Library) -> Residual | None:

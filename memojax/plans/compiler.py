@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from ..errors import BatchSizeError, CompileError, LoweringError
+from ..kernels.direct import Direct, direct
 from ..kernels.library import opened
 from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
@@ -28,6 +29,7 @@ from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.settings import own_settings
 from .candidates import DEFAULT, KERNELS, ORDERED, Candidate
+from .direct import direct_calls
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .hoist import Hoister, Residual
 from .in_order import in_order
@@ -215,6 +217,11 @@ class PlanCompiler:
         ordered = self._ordered(size, residual, candidate)
         residual, candidate = ordered or (residual, _unordered(candidate))
         constants = self.constants(residual) if self.weights == "constant" else None
+        if candidate.kernels and self.host and (whole := direct(residual, constants)) is not None:
+            if self.typed.model is not None:
+                check_memory(whole, size)
+            leading = Leading() if constants is not None else self._placing.place(residual.nodes)
+            return lambda: self._executable(size, whole, packing, leading, candidate, meter)
         leading = Leading() if constants is not None else self._placing.place(residual.nodes)
         count = len(leading.values)
 
@@ -297,6 +304,12 @@ class PlanCompiler:
     def _executable(
         self, size: int, compiled: Any, packing: Packing, leading: Leading, candidate: Candidate, meter: Meter
     ) -> Executable:
+        if isinstance(compiled, Direct):
+            specs = [(row.shape, row.dtype) for row in self._rows(size)]
+            run, answer = direct_calls(
+                compiled, specs, leading, self.typed.api, self.typed.computed, self.typed.random, meter
+            )
+            return Executable(compiled, run, answer, candidate.name)
         call = lean_call(compiled)
         if not self.host:
             return Executable(compiled, on_device(call, leading), never, candidate.name)

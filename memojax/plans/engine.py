@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import pickle
 import threading
 import time
 import weakref
@@ -30,6 +29,7 @@ from .compiler import Lowered, PlanCompiler, Weights
 from .disk_cache import DiskCache, environment_key
 from .helper import CompileIn, helper, wanted
 from .hoist import Residual
+from .payload import dumped, loaded
 from .plan import Plan, PlanInfo
 from .row_check import plan_mixing
 from .tuning_log import Choices
@@ -364,7 +364,7 @@ class Engine:
         payload = disk.get(key)
         if payload is not None:
             try:
-                compiled = self._loaded(payload)
+                compiled = loaded(payload, self.device)
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
@@ -406,7 +406,7 @@ class Engine:
             return None
         started = time.perf_counter()
         try:
-            compiled = self._loaded(made.payload)
+            compiled = loaded(made.payload, self.device)
             plan = compiler.adopt(size, compiled, made.ms, CANDIDATES[made.candidate], residual)
         except Exception as cause:
             log.warning("batch size %d came from the helper process and does not load: %s", size, cause)
@@ -417,23 +417,13 @@ class Engine:
             plan.executable = replace(plan.executable, stored=key)
         return plan
 
-    def _loaded(self, payload: bytes) -> Any:
-        """An executable of those that this user, or this process's helper, serialized."""
-        from jax.experimental import serialize_executable
-
-        return serialize_executable.deserialize_and_load(
-            *pickle.loads(payload), backend=self.device.client, execution_devices=[self.device]
-        )
-
     def _write(self, plan: Plan, key: dict[str, Any]) -> None:
         if self._disk is None:
             return
         stored = plan.executable.stored
         try:
-            from jax.experimental import serialize_executable
-
             if stored is None:
-                self._disk.put(key, pickle.dumps(serialize_executable.serialize(plan.executable.compiled)))
+                self._disk.put(key, dumped(plan.executable.compiled))
             elif stored != key and (payload := self._disk.get(stored)) is not None:
                 # What is serialized of an executable that was loaded lacks parts, and may not load again.
                 self._disk.put(key, payload)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import queue
 import signal
 import threading
@@ -17,13 +16,13 @@ import time
 from typing import IO, Any, NoReturn
 
 import jax
-from jax.experimental import serialize_executable
 
 from ..lowering.typed_model import TypedModel
 from ..xla.cpu_client import cpu_device
 from .candidates import CANDIDATES
 from .compiler import PlanCompiler, Weights
 from .helper_messages import LIMITS, Made, Order, packed, received, send, surroundings
+from .payload import dumped
 
 IDLE_SECONDS = 300
 """After so long without an order the process ends; the next order starts another."""
@@ -59,7 +58,7 @@ class _Workshop:
         residual = compiler.trace(order.size * candidate.rows) if as_arguments else None
         plan = compiler.lower(order.size, candidate, residual).compile()
         made = plan.executable
-        payload = pickle.dumps(serialize_executable.serialize(made.compiled))
+        payload = dumped(made.compiled)
         return Made(payload, made.candidate, plan.compile_ms, residual.origin() if residual else None)
 
 

@@ -197,6 +197,16 @@ void run_tiles(Tile tile, void* job, int64_t tiles, int threads, bool wake) {
   for (int64_t i = 0; i < tiles; i++) tile(job, i);
 }
 
+#if defined(__x86_64__)
+constexpr uint64_t kFlush = 0x8040;
+#elif defined(__aarch64__)
+constexpr uint64_t kFlush = 1 << 24;
+#else
+constexpr uint64_t kFlush = 0;
+#endif
+FlushedDenormals::FlushedDenormals() : before_(float_mode()) { set_float_mode(before_ | kFlush); }
+FlushedDenormals::~FlushedDenormals() { set_float_mode(before_); }
+
 void set_threads(int threads, int spin_microseconds) {
   thread_count.store(threads < 1 ? 1 : threads > kMostThreads ? kMostThreads : threads);
   spin_us.store(spin_microseconds < 0 ? 0 : spin_microseconds);

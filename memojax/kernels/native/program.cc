@@ -423,6 +423,17 @@ MEMOJAX_EXPORT const char* memojax_run(const int64_t* program, int64_t words, fl
   return execute({program, buffers, nullptr});
 }
 
+// The same for plans that are one program; `memojax/kernels/direct.py` fills this in. Gives 0 where it worked.
+struct Prepared {
+  const int64_t* program;
+  int64_t words;
+  float* const* buffers;
+};
+MEMOJAX_EXPORT int memojax_call(const Prepared* call) {
+  const FlushedDenormals as_xla_does;
+  return memojax_run(call->program, call->words, call->buffers) != nullptr;
+}
+
 MEMOJAX_EXPORT void memojax_set_threads(int threads, int spin_microseconds) { set_threads(threads, spin_microseconds); }
 
 #if defined(__x86_64__)
