@@ -141,11 +141,15 @@ class Assembler:
             dims=dims,
         )
 
-    def finish(self, outputs: Sequence[Value]) -> np.ndarray:
-        """The program, whose results are `outputs`, in row-major order."""
+    def finish(self, outputs: Sequence[Value], dtypes: Sequence[Any]) -> np.ndarray:
+        """The program, whose results are `outputs`, in row-major order; of `dtypes`, which are float32,
+        int32 or int64."""
         first = self.n_inputs + len(self.weights)
         made: dict[int, Value] = {}
-        for index, value in enumerate(outputs):
+        for index, (value, dtype) in enumerate(zip(outputs, dtypes, strict=True)):
+            if dtype != np.float32:
+                self._whole(value, first + index, 8 * np.dtype(dtype).itemsize)
+                continue
             target = outside(value.shape, self.blocks, first + index)
             if target.axis != value.axis:
                 if value.axis is None or math.prod(value.shape[: value.axis]) != 1:
@@ -168,6 +172,14 @@ class Assembler:
             else:
                 getattr(program, method)(**given)
         return program.array()
+
+    def _whole(self, value: Value, buffer: int, bits: int) -> None:
+        """Add the change of whole numbers, which are floats in a program, to integers in a result."""
+        if value.axis is not None and math.prod(value.shape[: value.axis]) != 1:
+            raise Refused("blocks of an output in an unexpected place")
+        value = self.copied(value)
+        y = Place(buffer, 0, value.size * bits // 32)
+        self.emit("whole", [value], x=value.place, y=y, count=value.size, bits=bits)
 
     def _sections(self) -> dict[int, int]:
         """First steps of sections, and the blocks that each works through at a time.

@@ -237,6 +237,15 @@ class Emitter(Assembler):
         self.emit("fill", [target], y=target.place, count=target.size, value=value)
         return target
 
+    def draw(self, key: Value, folds: Sequence[int], shape: Sequence[int]) -> Value:
+        """Random numbers in [1, 2), counted along the array, from the two words of a key."""
+        axis = outside(shape, self.blocks, 0).axis
+        if axis is not None and math.prod(shape[:axis]) != 1:
+            raise Refused("draws whose blocks lie apart")
+        target = self.new(shape, axis)
+        self.emit("draw", [target], key=key.place, y=target.place, count=target.size, folds=list(folds))
+        return target
+
     def pad(self, x: Value, config: Sequence[tuple[int, int, int]], value: float) -> Value:
         """Numbers around an array."""
         if any(low < 0 or high < 0 or inner for low, high, inner in config) or (

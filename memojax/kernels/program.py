@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-_MAGIC = 0x6D656D6F6A617802
+_MAGIC = 0x6D656D6F6A617803
 _HEADER_WORDS = 8
-_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION = range(1, 8)
+_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION, _DRAW, _WHOLE = range(1, 10)
 
 INSTRUCTIONS = (
     "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "log", "log1p", "expm1", "tanh", "logistic", "erf", "sqrt", "rsqrt",
-    "floor", "ceil", "sign", "lt", "le", "gt", "ge", "eq", "ne", "select", "not", "and", "or", "is_finite", "move",
+    "floor", "ceil", "sign", "lt", "le", "gt", "ge", "eq", "ne", "select", "not", "and", "or", "is_finite", "move", "erf_inv",
 )  # fmt: skip
 _CODES = {name: number for number, name in enumerate(INSTRUCTIONS)}
-REDUCTIONS = {"sum": 0, "max": 1, "min": 2}
+REDUCTIONS = {"sum": 0, "max": 1, "min": 2, "argmax": 3, "argmin": 4}
 REGISTERS = 24
 MOST_RUNS = 4096
 MOST_BUFFERS = 512
@@ -198,6 +198,16 @@ class Program:
         """Add the filling of `count` floats for each block."""
         self._add(_FILL, [*y, count, _float_bits(value)])
         self.flops += count
+
+    def draw(self, key: Place, y: Place, count: int, folds: Sequence[int]) -> None:
+        """Add random numbers in [1, 2), `count` for each block."""
+        self._add(_DRAW, [*key, *y, count, len(folds), *folds])
+        self.flops += 60 * count
+
+    def whole(self, x: Place, y: Place, count: int, bits: int) -> None:
+        """Add the change of `count` floats for each block to integers of 32 or 64 bits."""
+        self._add(_WHOLE, [*x, *y, count, bits])
+        self.flops += 4 * count
 
     def pool(self, x: Place, y: Place, images: int, channels: int, kind: str, sizes: Sequence[int]) -> None:
         """Add a reduction over windows; `sizes` are pairs: input, output, window, strides, dilation, padding

@@ -153,7 +153,8 @@ def _select(group: Group, step: Any, registers: list[int | None], immediate: flo
 
 
 def _convert(group: Group, step: Any, registers: list[int | None], immediate: float) -> int:
-    if step.avals[0].dtype != np.float32:
+    # Whole numbers are floats here; truth values, too.
+    if step.avals[0].dtype == np.bool_:
         raise Refused("another dtype")
     return group.add("move", *registers)
 
@@ -161,7 +162,7 @@ def _convert(group: Group, step: Any, registers: list[int | None], immediate: fl
 ELEMENTWISE: dict[str, Callable[..., int]] = {
     **{name: _plain(name) for name in (
         "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "log", "log1p", "expm1", "tanh", "logistic", "erf", "sqrt", "rsqrt",
-        "floor", "ceil", "sign", "lt", "le", "gt", "ge", "eq", "ne", "not", "and", "or", "is_finite",
+        "floor", "ceil", "sign", "erf_inv", "lt", "le", "gt", "ge", "eq", "ne", "not", "and", "or", "is_finite",
     )},
     "integer_pow": _power,
     "square": lambda group, step, registers, immediate: group.add("mul", registers[0], registers[0]),
@@ -335,6 +336,10 @@ def _reduce(kind: str) -> Callable[..., list[Known]]:
     return reduce
 
 
+def _draw(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
+    return [t.emitter.draw(t.value(operands[0]), step.params["folds"], tuple(step.avals[0].shape))]
+
+
 def _window(kind: str) -> Callable[..., list[Known]]:
     def window(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
         return [t.emitter.pool(t.value(operands[0]), kind, step.params, tuple(step.avals[0].shape))]
@@ -359,6 +364,9 @@ STEPS: dict[str, Callable[..., list[Known]]] = {
     "reduce_sum": _reduce("sum"),
     "reduce_max": _reduce("max"),
     "reduce_min": _reduce("min"),
+    "argmax": _reduce("argmax"),
+    "argmin": _reduce("argmin"),
+    "draw": _draw,
     "reduce_window_max": _window("max"),
     "reduce_window_sum": _window("sum"),
 }

@@ -22,11 +22,11 @@ namespace {
 
 const Compute* chosen = nullptr;
 
-constexpr int64_t kMagic = 0x6d656d6f6a617802;
+constexpr int64_t kMagic = 0x6d656d6f6a617803;
 constexpr int64_t kArena = -1, kAbsent = -2, kShared = -3;
 constexpr int kMostRuns = 4096;
 
-enum Op : int64_t { kProduct = 1, kElementwise = 2, kReduceOp = 3, kCopy = 4, kFill = 5, kPool2d = 6, kSection = 7 };
+enum Op : int64_t { kProduct = 1, kElementwise = 2, kReduceOp = 3, kCopy = 4, kFill = 5, kPool2d = 6, kSection = 7, kDraw = 8, kWhole = 9 };
 
 struct Header {
   int64_t magic, words, blocks, arena_row, shared, flops, operations, buffers;
@@ -257,6 +257,44 @@ void fill(const Chunk& chunk, Reader r) {
   for (int64_t i = 0; i < total; i++) y[i] = value;
 }
 
+// A key with a number folded in, as JAX does it: the hash of the number.
+void fold(uint32_t* key, uint32_t number) {
+  static constexpr int kRotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
+  const uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1bd11bdau};
+  uint32_t a = keys[0], b = number + keys[1];
+  for (uint32_t i = 0; i < 5; i++) {
+    for (int rotation : kRotations[i % 2]) {
+      a += b;
+      b = (b << rotation | b >> (32 - rotation)) ^ a;
+    }
+    a += keys[(i + 1) % 3], b += keys[(i + 2) % 3] + i + 1;
+  }
+  key[0] = a, key[1] = b;
+}
+
+void draw(const Chunk& chunk, Reader r) {
+  const Place given = r.place(), to = r.place();
+  const int64_t count = r.word();
+  uint32_t key[2];
+  std::memcpy(key, chunk.at(given), sizeof key);
+  for (int64_t folds = r.word(); folds > 0; folds--) fold(key, static_cast<uint32_t>(r.word()));
+  float* y = chunk.at(to);
+  const int64_t total = count * chunk.count, start = count * chunk.block;
+  split(chunk, total, 256, static_cast<double>(total) * 60, [&](int64_t begin, int64_t end) {
+    chosen->draw(key, static_cast<uint64_t>(start + begin), y + begin, end - begin);
+  });
+}
+
+void whole(const Chunk& chunk, Reader r) {
+  const float* x = chunk.at(r.place());
+  void* y = chunk.at(r.place());
+  const int64_t total = r.word() * chunk.count, bits = r.word();
+  if (bits == 64)
+    for (int64_t i = 0; i < total; i++) static_cast<int64_t*>(y)[i] = static_cast<int64_t>(x[i]);
+  else
+    for (int64_t i = 0; i < total; i++) static_cast<int32_t*>(y)[i] = static_cast<int32_t>(x[i]);
+}
+
 void pool2d(const Chunk& chunk, Reader r) {
   Pool2d p{};
   p.x = chunk.at(r.place()), p.y = chunk.at(r.place());
@@ -287,6 +325,8 @@ void run_chunk(const Chunk& chunk, const Section& section) {
       case kCopy: copy(chunk, r); break;
       case kFill: fill(chunk, r); break;
       case kPool2d: pool2d(chunk, r); break;
+      case kDraw: draw(chunk, r); break;
+      case kWhole: whole(chunk, r); break;
       default: break;
     }
     at += at[1];
