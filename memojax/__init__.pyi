@@ -10,7 +10,6 @@ from .evaluation import NormalizeObs as NormalizeObs
 from .evaluation import ScaleAction as ScaleAction
 from .evaluation import SelectObs as SelectObs
 from .evaluation import evaluate as evaluate
-from .glue import PolicyPool as PolicyPool
 from .inferer import BasicInferer as BasicInferer
 from .inferer import DynamicInferer as DynamicInferer
 from .inferer import FixedBatchInferer as FixedBatchInferer
@@ -23,6 +22,8 @@ from .inferer import State as State
 from .inferer.asset import AssetData as AssetData
 from .inferer.batcher import Batched as Batched
 from .inferer.batcher import Batcher as Batcher
+from .inferer.pool import PolicyPool as PolicyPool
+from .inferer.predictor import Predictor as Predictor
 from .lowering.oneshot import OneShot as OneShot
 from .lowering.oneshot import run as run
 from .lowering.typed_model import TypedModel as TypedModel
@@ -82,6 +83,7 @@ __all__ = [
     "OneShot",
     "PlanArtifact",
     "PolicyPool",
+    "Predictor",
     "RecurrentInfo",
     "RecurrentTracker",
     "RecurrentTrackerWrapper",

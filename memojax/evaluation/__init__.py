@@ -1,5 +1,9 @@
 """Evaluate policies in Gymnasium environments; Gymnasium itself is imported only when an evaluation runs."""
 
+from ..spaces.transforms import ClipAction as ClipAction
+from ..spaces.transforms import NormalizeObs as NormalizeObs
+from ..spaces.transforms import ScaleAction as ScaleAction
+from ..spaces.transforms import SelectObs as SelectObs
 from .api import evaluate as evaluate
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
@@ -9,7 +13,3 @@ from .files import save as save
 from .merging import merge as merge
 from .result import Episode as Episode
 from .result import Evaluation as Evaluation
-from .transforms import ClipAction as ClipAction
-from .transforms import NormalizeObs as NormalizeObs
-from .transforms import ScaleAction as ScaleAction
-from .transforms import SelectObs as SelectObs

@@ -12,7 +12,8 @@ import numpy as np
 from ..errors import ActionError, EvaluationError, MemojaxError, SpaceMismatchError
 from ..inferer.base import Inferer
 from ..model.signature import TensorSpec
-from .connection import Connection
+from ..spaces.connection import Connection
+from ..wrapper.recurrent import RecurrentTracker
 from .envs import as_actions
 
 
@@ -53,10 +54,12 @@ class Seat:
 class Player:
     """A policy joined to an environment."""
 
-    def __init__(self, connection: Connection, model: str, env_id: str, deterministic: bool):
-        """Names are for errors."""
+    def __init__(
+        self, inferer: Inferer, connection: Connection, model: str, env_id: str, deterministic: bool
+    ):
+        """Put a tracker around `inferer` where it has hidden state; names are for errors."""
         self.connection = connection
-        self.inferer: Inferer = connection.player
+        self.inferer: Inferer = RecurrentTracker(inferer, connection.memory) if connection.memory else inferer
         self._model, self._env_id, self._deterministic = model, env_id, deterministic
 
     def act(self, seats: Sequence[Seat], calls: dict[int, list[float]]) -> list[Any]:

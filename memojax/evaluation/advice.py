@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from ..inferer.base import Inferer
+from ..inferer.layers import innermost
 from ..lowering.typed_model import TypedModel
 from ..model.graph import Graph, Node
 from ..model.signature import plain_names
-from .actions import Actor
-from .connection import Connection, innermost
-from .transforms import ClipAction
+from ..spaces.actions import Actor
+from ..spaces.connection import Connection
+from ..spaces.transforms import ClipAction
 
 _BOUNDED = ("Tanh", "Softsign", "Sin", "Cos")
 """Operators whose results lie in [-1, 1]."""
@@ -22,9 +24,9 @@ _PASSING = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "T
 """Operators that only rearrange the numbers of their first input."""
 
 
-def advice_on(connection: Connection) -> tuple[str, ...]:
+def advice_on(inferer: Inferer, connection: Connection) -> tuple[str, ...]:
     """What looks like a mistake, a sentence each."""
-    typed = getattr(innermost(connection.player), "typed", None)
+    typed = getattr(innermost(inferer), "typed", None)
     return _unscaled(connection.actor, connection.action_transforms, typed)
 
 

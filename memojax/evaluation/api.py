@@ -11,9 +11,10 @@ from typing import Any, TypeAlias, Unpack
 from .._types import Source
 from ..errors import EvaluationError
 from ..inferer.base import Inferer
+from ..inferer.layers import innermost, metadata_of
 from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
-from .connection import Wiring, innermost, metadata_of
+from ..spaces.connection import Wiring
 from .envs import EnvPool, LocalPool, WorkerPool, is_env, is_parallel
 from .options import (
     EvaluateOptions,

@@ -15,11 +15,11 @@ import numpy as np
 from ..errors import EvaluationError
 from ..inferer.memoizing import OnMiss
 from ..plans.batch_sizes import Bucketing
-from ..wrapper.recurrent import RecurrentInfo
-from .connection import Wiring
+from ..spaces.connection import Wiring
+from ..spaces.hidden_state import RecurrentInfo
+from ..spaces.transforms import Observations
 from .envs import Vectorization
 from .planning import Planning
-from .transforms import Observations
 from .watching import Watching
 
 Group = TypeVar("Group")

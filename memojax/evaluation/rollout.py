@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import EnvironmentFailedError, EvaluationError, MemojaxError
+from ..inferer.layers import innermost
 from ..plans.plan import PlanInfo
 from .acting import Player, Seat
-from .connection import innermost
 from .envs import EnvPool
 from .planning import Warmup
 from .progress import Report

@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import EvaluationError
 from ..inferer.base import Inferer
+from ..inferer.predictor import facts_of
+from ..spaces.actions import action_kind
+from ..spaces.connection import Connection, Wiring, join
+from ..spaces.observations import ObservationReader
+from ..spaces.transforms import name_of
 from .acting import Player
 from .advice import advice_on
-from .connection import Wiring, connect
 from .envs import EnvPool
 from .parallel_envs import ParallelPool, policy_names
 from .rollout import Setting
-from .transforms import name_of
+
+
+class Spaces(Protocol):
+    """What has an observation space and an action space: a pool, or an agent of it."""
+
+    @property
+    def name(self) -> str:
+        """For errors."""
+        ...
+
+    @property
+    def observation_space(self) -> Any:
+        """Gymnasium's."""
+        ...
+
+    @property
+    def action_space(self) -> Any:
+        """Gymnasium's."""
+        ...
+
+
+def connect(inferer: Inferer, pool: Spaces, wiring: Wiring, deterministic: bool) -> Connection:
+    """Join the spaces of an environment and a model.
+
+    Raises:
+        SpaceMismatchError: they do not fit; both sides are named.
+    """
+    reader = ObservationReader(pool.observation_space, wiring.observation_transforms)
+    kind = action_kind(pool.action_space, pool.name)
+    return join(facts_of(inferer), reader, kind, pool.name, wiring, deterministic)
 
 
 def join_players(
@@ -29,7 +62,7 @@ def join_players(
         if "" not in policies:
             raise EvaluationError(f"{pool.name} has one agent: give one policy, not a mapping of agents")
         connection = connect(policies[""], pool, wiring, deterministic)
-        return {"": Player(connection, model, pool.name, deterministic)}
+        return {"": Player(policies[""], connection, model, pool.name, deterministic)}
     keys = dict.fromkeys(pool.agents, "") if "" in policies else policy_names(pool.agents, policies)
     joined: list[tuple[str, Any, Player]] = []
     players = {}
@@ -39,7 +72,7 @@ def join_players(
         player = next((player for known, its, player in joined if known == key and its == both), None)
         if player is None:
             connection = connect(policies[key], spaces, wiring, deterministic)
-            player = Player(connection, model, pool.name, deterministic)
+            player = Player(policies[key], connection, model, pool.name, deterministic)
             joined.append((key, both, player))
         players[agent] = player
     return players
@@ -67,11 +100,15 @@ def setting_of(
         num_envs=num_envs,
         deterministic=deterministic,
         metadata=dict(metadata),
-        action="; ".join(f"{label}{join.actor}" for label, join in joins),
-        feeds=tuple(f"{label}{fed}" for label, join in joins for fed in join.told(deterministic)),
+        action="; ".join(f"{label}{joined.actor}" for label, joined in joins),
+        feeds=tuple(f"{label}{fed}" for label, joined in joins for fed in joined.told(deterministic)),
         observation_transforms=tuple(map(name_of, joins[0][1].observation_transforms)),
         action_transforms=tuple(
-            f"{label}{name_of(one)}" for label, join in joins for one in join.action_transforms
+            f"{label}{name_of(one)}" for label, joined in joins for one in joined.action_transforms
         ),
-        advice=tuple(f"{label}{said}" for label, join in joins for said in advice_on(join)),
+        advice=tuple(
+            f"{label}{said}"
+            for player, label in distinct.items()
+            for said in advice_on(player.inferer, player.connection)
+        ),
     )

@@ -1,4 +1,4 @@
-"""cervo's `AssetData`: a CRVO container that loads the policy in it."""
+"""cervo's `AssetData`: a CRVO container with methods that load its policy."""
 
 from __future__ import annotations
 

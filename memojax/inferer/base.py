@@ -1,4 +1,4 @@
-"""What every inferer offers: cervo's methods, on top of `infer_raw` over a scratch pad view."""
+"""The interface of every inferer: cervo's methods, built on `infer_raw` over a scratch pad view."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from ..rows.scratch import ScratchPadView
 from ..rows.states import Response, gather, responses_of
 
 if TYPE_CHECKING:
-    from ..glue.predictor import Predictor
     from ..wrapper.base import InfererWrapper, StatefulInferer
     from ..wrapper.epsilon import EpsilonInjector, NoiseGenerator
     from .batcher import Batched
+    from .predictor import Predictor
 
 T = TypeVar("T")
 Shapes = list[tuple[str, list[int]]]
@@ -36,9 +36,8 @@ _WHERE_THEY_LIE = DeviceChoice()
 class Inferer(abc.ABC):
     """Evaluates a policy for a batch of agents.
 
-    `raw_*` is what the model itself takes and gives; `input_shapes` and `output_shapes` leave out what
-    wrappers around it fill in or keep. Shapes are lists of (name, element shape): the batch axis is not part
-    of them.
+    `raw_*` describe the model's own inputs and outputs. `input_shapes` and `output_shapes` leave out those
+    that wrappers fill in or keep. Shapes are lists of (name, element shape) without the batch axis.
 
     >>> policy: memojax.Inferer = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> policy.input_shapes(), policy.output_shapes()
@@ -47,15 +46,14 @@ class Inferer(abc.ABC):
 
     _predictor: Predictor | None = None
     quick_api: ModelApi | None = None
-    """The model's inputs and outputs where `rows_at_once` may answer; None where nothing is known of it."""
+    """The model's inputs and outputs if `rows_at_once` may answer; None if it never does."""
 
     def rows_at_once(  # noqa: B027
         self, rows: Sequence[np.ndarray], n: int
     ) -> list[np.ndarray] | None:
-        """The outputs of `n` rows, in the order of `quick_api`, where one plan that is there runs them as
-        they are.
+        """Outputs of `n` rows in the order of `quick_api`, if one compiled plan can run the rows unchanged.
 
-        None where it does not, and nothing has run.
+        None means that nothing has run; the caller then takes the checked way.
         """
 
     @property
@@ -75,26 +73,26 @@ class Inferer(abc.ABC):
 
     @abc.abstractmethod
     def select_batch_size(self, max_count: int) -> int:
-        """How many of `max_count` waiting rows to take in one `infer_raw`."""
+        """Number of rows, of `max_count` waiting ones, that the next `infer_raw` should take."""
 
     @abc.abstractmethod
     def infer_raw(self, view: ScratchPadView) -> None:
         """Run the model on the rows of `view`, whose slots are those of `raw_api`, and fill its outputs.
 
         Raises:
-            BatchSizeError: as many rows cannot be run at once.
+            BatchSizeError: this inferer cannot run that many rows at once.
         """
 
     @abc.abstractmethod
     def infer_arrays(
         self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
     ) -> Arrays:
-        """Run a whole batch, `{name: [n, *element_shape]}` to `{name: [n, *element_shape]}`.
+        """Run a whole batch: `{name: [n, *element_shape]}` in, `{name: [n, *element_shape]}` out.
 
-        NumPy in gives NumPy out, when the call returns the numbers are there; the arrays are read-only views
-        of XLA's own results. A `jax.Array` (or DLPack) in gives `jax.Array` out, without a trip to the host,
-        on the device where it lies; where inputs lie on several, they are moved to that of the first, with
-        one warning per inferer. No rows give no rows and compile nothing.
+        NumPy inputs give NumPy outputs. These are computed when the call returns, and are read-only views of
+        XLA's results. `jax.Array` (or DLPack) inputs give `jax.Array` outputs on the same device, without a
+        copy through the host. Inputs on several devices are moved to the first one's device, with one warning
+        per inferer. An empty batch gives empty outputs and compiles nothing.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> answers = policy.infer_arrays({"obs": np.zeros((5, 6), np.float32)})
@@ -103,18 +101,20 @@ class Inferer(abc.ABC):
 
         Args:
             inputs: every input by name.
-            ids: the agents of the rows, for inferers that keep state by agent; rows are agents 0, 1, ...
-                without it.
-            dones: bool[n], rows whose state is to be zeroed before they run, for inferers that keep state.
+            ids: the agent of each row, for inferers that keep state by agent. Without it, the rows belong to
+                agents 0, 1, ...
+            dones: bool[n]; inferers that keep state zero the state of these rows before they run.
 
         Raises:
             InputError: an unknown, missing, misshapen or mistyped input.
-            DeviceError: `jax.Array`s on several devices, for an inferer with `strict=True`.
+            DeviceError: `jax.Array`s lie on several devices, and the inferer has `strict=True`.
         """
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
-        """The result of `run`, which runs this inferer several times; again from its start, if the weights
-        change meanwhile."""
+        """The result of `run`, which calls this inferer several times.
+
+        If the weights change meanwhile, `run` starts again: one result never mixes two sets of weights.
+        """
         return run()
 
     @abc.abstractmethod
@@ -131,7 +131,7 @@ class Inferer(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, count: int) -> Future[None]:
-        """Compile, on the background worker, what `count` rows need."""
+        """Compile the plans for `count` rows on the background worker."""
 
     def raw_input_shapes(self) -> Shapes:
         """(name, element shape) of each input of the model itself."""
@@ -158,7 +158,7 @@ class Inferer(abc.ABC):
         ([3, 7], (3,))
 
         Raises:
-            InputError: a state that does not fit; nothing has run then.
+            InputError: a state does not fit; nothing has run.
         """
         if not hasattr(batch, "values"):
             raise InputError(
@@ -196,19 +196,20 @@ class Inferer(abc.ABC):
         ((3,), (5, 3))
 
         Args:
-            inputs: input name -> array; the array alone where there is one input. With or without an axis for
-                agents in front. NumPy, `jax.Array`s or PyTorch tensors; the answer is of the same kind.
-                Tensors are not copied, neither in nor out, but for outputs that are constants of the model.
-            copy: give arrays of the caller's own, which may be written to.
-            out: buffers that the answer is written to, and that are given back: output name -> array, the
-                array alone where there is one output.
+            inputs: input name -> array, or the array alone if the model has one input. The arrays have the
+                element shape (one agent) or a batch axis in front. They are NumPy arrays, `jax.Array`s or
+                PyTorch tensors, and the answer is of the same kind. Tensors are not copied on the way in or
+                out, except for outputs that are constants of the model.
+            copy: return arrays that the caller owns and may write to.
+            out: buffers to write the answer to: output name -> array, or the array alone if there is one
+                output. They are also the return value.
 
         Returns:
-            Output name -> array; the array alone where there is one output.
+            Output name -> array, or the array alone if there is one output.
 
         Raises:
-            InputError: an input that does not fit, a tensor that requires a gradient, a buffer that cannot
-                take its output.
+            InputError: an input does not fit, a tensor requires a gradient, or a buffer cannot hold its
+                output.
         """
         from .calls import call
 
@@ -222,9 +223,9 @@ class Inferer(abc.ABC):
         deterministic: bool = True,
         action_masks: Any = None,
     ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
-        """Actions and hidden state, as Stable-Baselines3's `predict` gives them; see `Predictor.predict`.
+        """Actions and hidden state, like Stable-Baselines3's `predict`; see `Predictor.predict`.
 
-        The action space is not known here: `for_env` gives a `Predictor` that clips to it.
+        This method does not know the action space. `for_env` gives a `Predictor` that clips to it.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> actions, state = policy.predict(np.zeros((5, 6), np.float32))
@@ -232,30 +233,30 @@ class Inferer(abc.ABC):
         ((5,), None)
         """
         if self._predictor is None:
-            from ..glue.predictor import Predictor
+            from .predictor import Predictor
 
             self._predictor = Predictor(self)
         return self._predictor.predict(observation, state, episode_start, deterministic, action_masks)
 
     def for_env(self, env: Any, *, seed: int = 0, **wiring: Any) -> Predictor:
-        """This policy for the spaces of `env`: what Stable-Baselines3's functions take as a model.
+        """A `Predictor` of this policy for the spaces of `env`, which Stable-Baselines3 takes as a model.
 
         >>> import gymnasium
-        >>> agent = memojax.load(memojax.policies.bundled("pendulum_ppo")).for_env(gymnasium.make("Pendulum-v1"))
-        >>> agent.predict(np.zeros(3, np.float32))[0].shape
+        >>> policy = memojax.load(memojax.policies.bundled("pendulum_ppo"))
+        >>> policy.for_env(gymnasium.make("Pendulum-v1")).predict(np.zeros(3, np.float32))[0].shape
         (1,)
 
         Args:
-            env: anything with an `observation_space` and an `action_space`: Gymnasium's, also a vector
-                environment, or Stable-Baselines3's `VecEnv`.
-            seed: of the draws where `deterministic` is False.
+            env: any object with an `observation_space` and an `action_space`: a Gymnasium environment, a
+                vector environment, or Stable-Baselines3's `VecEnv`.
+            seed: seed of the draws if `deterministic` is False.
             wiring: `observation`, `action`, `epsilon`, `recurrent`, `observation_transforms`,
-                `action_transforms`, as for `memojax.evaluate`.
+                `action_transforms`; see `memojax.evaluate`.
 
         Raises:
-            SpaceMismatchError: the spaces do not fit the model; both sides are named.
+            SpaceMismatchError: the spaces do not fit the model; the message names both sides.
         """
-        from ..glue.predictor import Predictor, Wiring
+        from .predictor import Predictor, Wiring
 
         return Predictor(self, env, Wiring(**wiring), seed)
 
@@ -295,7 +296,7 @@ class Inferer(abc.ABC):
         return Batched(self)
 
     def into_stateful(self, wrapper_stack: InfererWrapper) -> StatefulInferer:
-        """Put a stack of wrappers around this inferer, which can be swapped later.
+        """Put a stack of wrappers around this inferer; `StatefulInferer` can swap the inferer later.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> policy.into_stateful(memojax.BaseWrapper()).input_shapes()
@@ -307,7 +308,7 @@ class Inferer(abc.ABC):
 
 
 def run_view(inferer: Inferer, view: ScratchPadView) -> None:
-    """Run `view` in the batch sizes that `inferer` selects, in order, all of them with the same weights."""
+    """Run `view` in the batch sizes that `inferer` selects, in order, with one set of weights."""
     total = len(view)
     done = next_size(inferer, total) if total else 0
     if done == total:
@@ -332,25 +333,24 @@ def _run_parts(inferer: Inferer, view: ScratchPadView, first: ScratchPadView) ->
 
 
 def next_size(inferer: Inferer, waiting: int) -> int:
-    """What `inferer` takes of `waiting` rows.
+    """Number of rows, of `waiting` ones, that `inferer` selects.
 
     Raises:
-        BatchSizeError: it takes none, or more than there are.
+        BatchSizeError: the number is below 1 or above `waiting`.
     """
     size = inferer.select_batch_size(waiting)
     if not 1 <= size <= waiting:
         raise BatchSizeError(
-            f"{type(inferer).__name__}.select_batch_size({waiting}) gave {size}: it must be from 1 to "
-            f"{waiting}"
+            f"{type(inferer).__name__}.select_batch_size({waiting}) gave {size}: expected 1 to {waiting}"
         )
     return size
 
 
 def check_inferer(given: Any) -> None:
-    """See that `given` is an inferer.
+    """Check that `given` is an inferer.
 
     Raises:
-        IncompatibleModelError: it is something else, a file perhaps.
+        IncompatibleModelError: it is something else, for example a path.
     """
     if not hasattr(given, "raw_api"):
-        raise IncompatibleModelError(f"expected an inferer, as memojax.load(file) gives one, not {given!r}")
+        raise IncompatibleModelError(f"expected an inferer, got {given!r}: memojax.load(file) makes one")

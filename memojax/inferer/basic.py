@@ -14,14 +14,14 @@ from .routes import OneByOne
 class BasicInferer(ModelInferer):
     """Runs agents one by one, on a single plan.
 
-    Pick it when there is nearly always one agent.
+    Pick it if there is nearly always one agent.
 
     >>> policy = memojax.InfererBuilder(memojax.policies.bundled("acrobot_ppo")).build_basic()
     >>> policy.infer_single({"obs": np.zeros(6)})["logits"].shape
     (3,)
 
     Pros:
-        One plan: least memory, no compile after the first.
+        One plan: least memory, and no compile after the first.
     Cons:
         Time grows linearly with the number of agents.
     """
@@ -30,7 +30,7 @@ class BasicInferer(ModelInferer):
         """Compile the plan for one agent; options are those of `InferOptions`.
 
         Raises:
-            OptionError: an option that does not exist.
+            OptionError: an option does not exist, or has the wrong type.
         """
         super().__init__(typed, [1], infer_options(type(self).__name__, options), OneByOne())
 

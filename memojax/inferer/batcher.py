@@ -1,5 +1,4 @@
-"""From agents that come one by one to batches: `Batcher` collects, `Batched` is a batcher with its
-inferer."""
+"""Batches from agents that come one by one: `Batcher` collects them, `Batched` adds the inferer."""
 
 from __future__ import annotations
 
@@ -24,17 +23,17 @@ from .pairs import States, pairs_of
 
 @dataclass(slots=True)
 class _Batch:
-    """What waits, as one record: to clear it is to put another in its place.
+    """The waiting agents as one record: a single assignment of a new record clears all of it.
 
-    The pad's list of agents is what counts, and grows only when a row is complete. The rest is checked
-    against it, so that an interrupt between two lines leaves nothing half-known.
+    The pad's list of agents is authoritative; it grows only after the row is complete. All other fields are
+    checked against it, so an interrupt between two lines leaves a consistent batch.
 
     Attributes:
         pad: the rows, and the agents in the order of the rows.
-        found: agent -> the row where it may be; the pad says whether it is there.
-        begun: parts handed to the inferer, in order; a part that failed has not `ran`.
-        gone: rows that have run and whose agents were discarded since.
-        journal: the last step of the changes that one line cannot make.
+        found: agent -> row where it may be; `pad.ids` decides whether it is there.
+        begun: parts handed to the inferer, in order; the part that failed has not `ran`.
+        gone: rows that have run and whose agents were discarded afterwards.
+        journal: finishes changes that need more than one assignment.
     """
 
     pad: ScratchPad
@@ -45,11 +44,11 @@ class _Batch:
 
     @property
     def done(self) -> int:
-        """Rows that have run."""
+        """Number of rows that have run."""
         return sum(len(view) for view in self.begun if view.ran)
 
     def row_of(self, agent: int) -> int | None:
-        """The row of an agent that waits."""
+        """The row of a waiting agent; None if it does not wait."""
         at = self.found.get(agent)
         ids = self.pad.ids
         return at if at is not None and at < len(ids) and ids[at] == agent and at not in self.gone else None
@@ -57,8 +56,8 @@ class _Batch:
     def overwrite(
         self, where: Any, rows: Iterable[tuple[int, np.ndarray]], count: int, added: Sequence[int] = ()
     ) -> None:
-        """Put `rows` into the rows `where` of each slot; `added` are the agents of the rows behind the first
-        `count`."""
+        """Copy `rows` into the rows `where` of each slot; `added` are the agents of new rows from `count`
+        on."""
         stop = self.pad.capacity
         for slot, row in rows:
             self.pad.rows(slot, 0, stop)[where] = row
@@ -66,7 +65,7 @@ class _Batch:
             self.pad.ids.extend(added)
 
     def remove(self, at: int, last: int, moved: int) -> None:
-        """Put `moved`, the agent of the `last` row, into the row `at`."""
+        """Move the last row, of agent `moved`, to the row `at`."""
         if len(self.pad.ids) > last:
             for slot in range(len(self.pad.input_specs)):
                 self.pad.rows(slot, at, at + 1)[:] = self.pad.rows(slot, last, last + 1)
@@ -79,8 +78,8 @@ class _Batch:
 class Batcher:
     """Collects the states of agents until `execute` runs them all.
 
-    Reuse it over frames: its memory stays. A push that fails changes nothing; an `execute` that fails loses
-    nothing, and the next one goes on where it stopped.
+    Reuse it over frames: it keeps its memory. A failing push changes nothing. A failing `execute` loses
+    nothing, and the next `execute` continues where it stopped.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> batcher = memojax.Batcher(policy)
@@ -90,12 +89,12 @@ class Batcher:
     """
 
     def __init__(self, inferer: Inferer, capacity: int = DEFAULT_CAPACITY):
-        """Room for `capacity` agents of `inferer`; it grows."""
+        """Reserve rows for `capacity` agents of `inferer`; the batcher grows beyond that when needed."""
         check_inferer(inferer)
         if not inferer.api.is_plain:
             raise IncompatibleModelError(
-                f"agents of this model may differ in shape ({inferer.api}), which one scratch pad cannot "
-                "hold: use into_batched()"
+                f"agents of this model may differ in shape ({inferer.api}), but a Batcher needs equal "
+                "shapes: use into_batched()"
             )
         self._raw = inferer.raw_api
         self._waiting = _Batch(ScratchPad(self._raw.inputs, self._raw.outputs, capacity))
@@ -106,7 +105,7 @@ class Batcher:
         self._outputs = [spec.name for spec in self._raw.outputs]
         self._quickly = gatherer(self._api.inputs, State)
         self._aim: tuple[list[np.ndarray] | None, Aim | None] = None, None
-        # Without wrappers, callers give what the model takes.
+        # `is` tells that no wrapper fills inputs: callers then give exactly the model's inputs.
         self._quick = self._raw if self._api is self._raw else object()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,19 +119,19 @@ class Batcher:
         return f"Batcher({len(self)} agents wait, inputs {', '.join(sorted(self._names))})"
 
     def __len__(self) -> int:
-        """Agents that wait."""
+        """Number of waiting agents."""
         batch = self._waiting
         return len(batch.pad.ids if batch.journal.owed is None else self._batch().pad.ids)
 
     def __contains__(self, agent: int) -> bool:
-        """Whether the agent waits, and no `execute` that failed has come past it."""
+        """Whether the agent waits and has not run in an `execute` that failed later."""
         batch = self._batch()
         at = batch.row_of(agent)
         return at is not None and at >= batch.done
 
     @property
     def agents(self) -> list[int]:
-        """Agents that wait."""
+        """The waiting agents, in the order of the pushes."""
         batch = self._batch()
         return [agent for at, agent in enumerate(batch.pad.ids) if at not in batch.gone]
 
@@ -142,7 +141,7 @@ class Batcher:
         return self._batch().done > 0
 
     def states(self) -> list[tuple[int, dict[str, np.ndarray]]]:
-        """Agents that wait, with views of their rows."""
+        """The waiting agents with views of their rows."""
         pad = self._batch().pad
         return [
             (agent, {spec.name: pad.rows(slot, at, at + 1)[0, ...] for slot, spec in self._slots})
@@ -153,17 +152,17 @@ class Batcher:
         self._waiting = batch
 
     def _batch(self) -> _Batch:
-        """What waits, with nothing left undone by a call that was interrupted."""
+        """The waiting agents, after finishing a change that an interrupt has cut short."""
         batch = self._waiting
         if batch.journal.owed is not None:
             batch.journal.finish()
         return batch
 
     def push(self, agent: int, state: Mapping[str, Any], *, replace: bool = False) -> None:
-        """Copy the state of one agent into the batch; with `replace`, in the place of the state that waits.
+        """Copy the state of one agent into the batch; `replace` allows to overwrite a waiting state.
 
         Raises:
-            DuplicateIdError: the agent waits already.
+            DuplicateIdError: the agent already waits.
             InputError: an unknown, missing, misshapen or mistyped input.
         """
         batch = self._waiting
@@ -197,7 +196,7 @@ class Batcher:
             batch.journal.commit(partial(batch.overwrite, at, copies, len(batch.pad.ids)))
 
     def discard(self, agent: int) -> bool:
-        """Forget an agent that waits; whether there was one."""
+        """Forget a waiting agent; True if there was one."""
         batch = self._batch()
         at = batch.row_of(agent)
         if at is None:
@@ -210,8 +209,9 @@ class Batcher:
         return True
 
     def extend(self, states: States, *, replace: bool = False) -> None:
-        """Copy the states of many agents, with one gather per input; either all are taken or none. `replace`
-        is as for `push`.
+        """Copy the states of many agents, one gather per input: all of them or, on an error, none.
+
+        `replace` is as in `push`.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> batcher = memojax.Batcher(policy)
@@ -251,8 +251,7 @@ class Batcher:
         batch.pad.ids.extend(agents)
 
     def _aimed(self, pad: ScratchPad, count: int) -> Aim | None:
-        """What copies states into the rows of `pad`, which has room for `count`; None without the compiled
-        helper."""
+        """The native helper aimed at the rows of `pad`, grown to `count`; None without native code."""
         if self._quickly is None:
             return None
         room, aim = self._aim
@@ -263,7 +262,7 @@ class Batcher:
         return aim
 
     def execute(self, inferer: Inferer) -> dict[int, Response]:
-        """Run everything that waits, in the order it was pushed, and answer by agent.
+        """Run all waiting agents in the order of the pushes; answers by agent.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> batcher = memojax.Batcher(policy)
@@ -273,19 +272,19 @@ class Batcher:
         ([7], 0)
 
         Raises:
-            IncompatibleModelError: `inferer` is of another model than the one that this batcher was made for.
-            MissingInputError: a wrapper filled an input of that one, which `inferer` wants from callers.
+            IncompatibleModelError: `inferer` belongs to another model than this batcher.
+            MissingInputError: `inferer` needs an input that a wrapper filled when this batcher was made.
         """
         responses = self.run_quickly(inferer) or self.run(inferer)
         emptied = _Batch(self._waiting.pad.emptied())
-        # On one line, as an interrupt between two would lose the answers.
+        # One line: an interrupt between two lines would lose the answers.
         return (self._start(emptied), responses)[1]
 
     def run_quickly(self, inferer: Inferer) -> dict[int, Response] | None:
-        """As `run`, where one plan that is there runs everything and nothing is kept of agents; else None,
-        and nothing has run.
+        """The answers of `run`, if one compiled plan runs everything and no wrapper keeps state; else None.
 
-        Nothing is noted here: whoever is interrupted before `clear` runs the same again.
+        None means that nothing has run. This method records nothing, so after an interrupt the next `execute`
+        runs the same rows again.
         """
         batch = self._waiting
         if (
@@ -303,8 +302,7 @@ class Batcher:
         return responses_of(self._outputs, pad.ids, map(np.array, outputs))
 
     def run(self, inferer: Inferer) -> dict[int, Response]:
-        """`execute` without its end: all answers are here and can be had again, until `clear` forgets the
-        agents.
+        """All answers, which stay available until `clear` forgets the agents; `execute` adds that step.
 
         Raises:
             IncompatibleModelError, MissingInputError: as for `execute`.
@@ -322,7 +320,7 @@ class Batcher:
         return self._responses(inferer, batch)
 
     def clear(self) -> None:
-        """Forget everything that waits."""
+        """Forget all waiting agents."""
         batch = self._waiting if self._waiting.journal.owed is None else self._batch()
         self._waiting = _Batch(batch.pad.emptied())
 
@@ -333,7 +331,7 @@ class Batcher:
         where: Mapping[int, int],
         columns: Sequence[tuple[TensorSpec, list[Any]]],
     ) -> None:
-        """Take the states of agents some of which wait already, in the rows `where`."""
+        """Copy states of several agents, some of which already wait in the rows `where`."""
         gathered = [
             (slot, rows_into(spec, agents, column, np.empty((len(agents), *spec.shape), spec.dtype)))
             for (slot, _), (spec, column) in zip(self._slots, columns, strict=True)
@@ -349,12 +347,12 @@ class Batcher:
         if inferer.raw_api != self._raw:
             raise IncompatibleModelError(
                 f"this batcher was made for inputs {self._raw.input_shapes()} and outputs "
-                f"{self._raw.output_shapes()}, the inferer has "
-                f"{inferer.raw_input_shapes()} and {inferer.raw_output_shapes()}: make a new Batcher"
+                f"{self._raw.output_shapes()}, but this inferer has {inferer.raw_input_shapes()} and "
+                f"{inferer.raw_output_shapes()}: make a new Batcher"
             )
         if missing := [spec.name for spec in inferer.api.inputs if spec.name not in self._names]:
             raise MissingInputError(
-                missing, self._names, f"{type(inferer).__name__}, for which this batcher was not made"
+                missing, self._names, f"{type(inferer).__name__}, another inferer than this batcher's"
             )
 
     def _responses(self, inferer: Inferer, batch: _Batch) -> dict[int, Response]:
@@ -364,20 +362,20 @@ class Batcher:
         for view in batch.begun:
             responses |= responses_of(shown, view.ids, [np.array(view.output(slots[name])) for name in shown])
         for agent in {batch.pad.ids[at] for at in batch.gone}:
-            if batch.row_of(agent) is None:  # it was not pushed again
+            if batch.row_of(agent) is None:  # An agent that was pushed again keeps its new answer.
                 del responses[agent]
         return responses
 
 
 def _run_rest(inferer: Inferer, batch: _Batch, ran: Sequence[ScratchPadView]) -> None:
-    """Run all rows behind `ran`. It may be repeated, which forgets the answers of the run before."""
+    """Run all rows after `ran`. A repetition drops the answers of the run before."""
     batch.begun = list(ran)
     total, done = len(batch.pad.ids), batch.done
     while done < total:
         view = batch.pad.chunk(done, next_size(inferer, total - done))
         view.whole = 0 if done else total
-        # Noted before it runs: a wrapper's state and this batch then know of it from the same assignment on,
-        # in `settle`.
+        # Appended before it runs: `settle` then marks it as run with the same assignment that commits a
+        # wrapper's state, so an interrupt cannot separate the two.
         batch.begun.append(view)
         inferer.infer_raw(view)
         if not view.ran:
@@ -423,7 +421,7 @@ class Batched:
         return cls(inferer)
 
     def __len__(self) -> int:
-        """Agents that wait."""
+        """Number of waiting agents."""
         return len(self._batcher)
 
     def push(self, agent: int, state: Mapping[str, Any]) -> None:
@@ -435,11 +433,11 @@ class Batched:
         self._batcher.extend(states)
 
     def execute(self) -> dict[int, Response]:
-        """Run everything that waits; see `Batcher.execute`."""
+        """Run all waiting agents; see `Batcher.execute`."""
         return self._batcher.execute(self.inferer)
 
     def clear(self) -> None:
-        """Forget everything that waits."""
+        """Forget all waiting agents."""
         self._batcher.clear()
 
     def begin_agent(self, agent: int) -> None:

@@ -1,4 +1,4 @@
-"""Model file -> any inferer."""
+"""Builds any inferer from a model file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class InfererBuilder:
         """Load `source`; options are those of `TypedModel.from_model`.
 
         Raises:
-            OptionError: an option that does not exist, or of another kind.
+            OptionError: an option does not exist, or has the wrong type.
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
         """
         self.typed: TypedModel = typed_model(
@@ -60,7 +60,7 @@ class InfererBuilder:
     def build_memoizing(
         self, preload_sizes: Iterable[Size] | Size = (), **options: Unpack[MemoizingOptions]
     ) -> MemoizingDynamicInferer:
-        """An inferer that compiles each size when it is first seen."""
+        """An inferer that compiles each size at its first use."""
         return MemoizingDynamicInferer(self.typed, preload_sizes, **options)
 
     def build_dynamic(

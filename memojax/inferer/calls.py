@@ -1,5 +1,4 @@
-"""`policy(inputs)`: one array or several, one agent or many, NumPy, JAX or PyTorch; answers of the same
-kind."""
+"""`policy(inputs)`: one array or several, one agent or many; NumPy, JAX or PyTorch in and out."""
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ from ..errors import InputDtypeError, InputError, InputShapeError
 from ..model.signature import TensorSpec
 from ..rows.torch_arrays import from_torch, is_torch, to_torch
 from .base import Inferer
+from .layers import innermost
 
 
 def call(inferer: Inferer, inputs: Any, *, copy: bool = False, out: Any = None) -> Any:
@@ -22,7 +22,7 @@ def call(inferer: Inferer, inputs: Any, *, copy: bool = False, out: Any = None) 
     if not isinstance(inputs, Mapping):
         if len(specs) != 1:
             names = ", ".join(repr(spec.name) for spec in specs)
-            raise InputError(f"the policy takes {names}: give a mapping, input name -> array")
+            raise InputError(f"the policy has inputs {names}: pass a mapping, input name -> array")
         inputs = {specs[0].name: inputs}
     rows, kind = Rows.of(inputs, specs)
     targets = _targets(inferer, out, rows, kind) if out is not None else {}
@@ -42,17 +42,17 @@ def call(inferer: Inferer, inputs: Any, *, copy: bool = False, out: Any = None) 
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs as `infer_arrays` takes them; not `batched` where one agent came without a batch axis."""
+    """Inputs for `infer_arrays`; `batched` is False if one agent came without a batch axis."""
 
     arrays: Mapping[str, Any]
     batched: bool
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], specs: Sequence[TensorSpec]) -> tuple[Rows, str]:
-        """The rows, and whose arrays they were: "numpy", "jax" or "torch".
+        """The rows, and the library of their arrays: "numpy", "jax" or "torch".
 
         Raises:
-            InputError: a tensor that requires a gradient.
+            InputError: a tensor requires a gradient.
         """
         kind = "numpy"
         arrays = {}
@@ -72,32 +72,30 @@ class Rows:
 
 
 def constant_outputs(inferer: Any) -> Mapping[str, Any]:
-    """Outputs whose arrays belong to the model rather than to the call."""
-    while hasattr(inferer, "inferer"):
-        inferer = inferer.inferer
-    return getattr(getattr(inferer, "typed", None), "constant", {})
+    """Outputs whose arrays belong to the model, not to the call: the caller must not write to them."""
+    return getattr(getattr(innermost(inferer), "typed", None), "constant", {})
 
 
 def _targets(inferer: Inferer, out: Any, rows: Rows, kind: str) -> dict[str, np.ndarray]:
-    """The caller's buffers as NumPy arrays, checked before anything runs.
+    """The caller's buffers as NumPy arrays, checked before the model runs.
 
     Raises:
-        InputError: a buffer that cannot take the output.
+        InputError: a buffer cannot hold its output.
     """
     if kind == "jax":
         raise InputError(
-            "out= takes NumPy arrays or CPU tensors, but the inputs are jax.Arrays, which are never "
-            "written to"
+            "out= takes NumPy arrays or CPU tensors, but the inputs are jax.Arrays, whose outputs cannot "
+            "be written to a buffer: call without out="
         )
     specs = {spec.name: spec for spec in inferer.api.outputs}
     if not isinstance(out, Mapping):
         if len(specs) != 1:
             raise InputError(
-                f"the policy gives {', '.join(map(repr, specs))}: out= is a mapping, output name -> buffer"
+                f"the policy has outputs {', '.join(map(repr, specs))}: pass out= as {{name: buffer}}"
             )
         out = {next(iter(specs)): out}
     if unknown := [name for name in out if name not in specs]:
-        raise InputError(f"out= names {unknown[0]!r}, but the policy gives {', '.join(map(repr, specs))}")
+        raise InputError(f"out= names {unknown[0]!r}, but the outputs are {', '.join(map(repr, specs))}")
     given = next(iter(rows.arrays.values()), None)
     count = given.shape[:1] if rows.batched and given is not None else ()
     return {name: _buffer(specs[name], buffer, (*count, *specs[name].shape)) for name, buffer in out.items()}
@@ -106,7 +104,8 @@ def _targets(inferer: Inferer, out: Any, rows: Rows, kind: str) -> dict[str, np.
 def _buffer(spec: TensorSpec, buffer: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = from_torch(spec.name, buffer) if is_torch(buffer) else buffer
     if not isinstance(array, np.ndarray) or not array.flags.writeable:
-        raise InputError(f"out= for {spec.name!r} is not a writable array in this machine's memory")
+        raise InputError(f"out= for {spec.name!r} is not a writable array in host memory")
+
     if array.shape != shape:
         raise InputShapeError(f"out= for {spec.name!r} has shape {list(array.shape)}, expected {list(shape)}")
     if array.dtype != spec.dtype:

@@ -1,4 +1,4 @@
-"""The part that the four inferers share: one model, its plans, its weights, and calls with whole batches."""
+"""The base of the four inferers: one model, its plans, its weights, and calls with whole batches."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ T = TypeVar("T")
 
 
 class ModelInferer(InfererOfModel):
-    """An inferer that runs a `TypedModel` itself (abstract: the four kinds differ in how they deal rows out
-    to plans)."""
+    """An inferer that runs a `TypedModel` itself (abstract: the four kinds differ in their `Route`)."""
 
     def __init__(
         self, typed: TypedModel, preloaded_sizes: Iterable[Size] | Size, options: InferOptions, route: Route
@@ -63,12 +62,12 @@ class ModelInferer(InfererOfModel):
 
         Args:
             typed: the model.
-            preloaded_sizes: batch sizes to compile now and never to drop; see `preload`.
-            options: what the four kinds have in common.
-            route: how rows are dealt out to plans.
+            preloaded_sizes: batch sizes to compile now and never drop; see `preload`.
+            options: the options that the four kinds share.
+            route: the rule that deals rows out to plans.
 
         Raises:
-            DeviceError: there is no such device.
+            DeviceError: the machine has no such device.
         """
         self.options = options
         self._device = resolve_device(options.device)
@@ -113,16 +112,15 @@ class ModelInferer(InfererOfModel):
 
     @abc.abstractmethod
     def _arguments(self) -> dict[str, Any]:
-        """What this kind's constructor takes beside the options that all kinds share."""
+        """The options of this kind's constructor beside the shared ones."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as model, options and sizes: plans are made anew (or found on disk) where it is loaded,
-        once one is used."""
+        """Pickle model, options and sizes; the unpickled inferer compiles or loads a plan at its first use."""
         options = {**self.options.arguments(), "device": device_name(self._device), **self._arguments()}
         return _rebuild, (type(self), self.typed, options, self._ready_sizes())
 
     def __repr__(self) -> str:
-        """What it takes and gives, how it runs, and its plans; nothing is computed for it."""
+        """Inputs, outputs, options and plans; the text computes nothing."""
         return text_of(self)
 
     def _repr_html_(self) -> str:
@@ -155,8 +153,7 @@ class ModelInferer(InfererOfModel):
 
     @property
     def mixing_outputs(self) -> tuple[str, ...]:
-        """Outputs in which one row influences another: seen when the first plan of two rows was checked, else
-        found by a probe."""
+        """Outputs in which one row influences another, from the first plan of two rows or from a probe."""
         if self._only is None:
             return self._known_mixing() or self.typed.mixing_outputs()
         engine = self._only.engine
@@ -247,7 +244,7 @@ class ModelInferer(InfererOfModel):
         background: bool = False,
         progress: bool = False,
     ) -> Preload:
-        """Compile plans for `sizes`; `maxsize` never drops them.
+        """Compile plans for `sizes`; `maxsize` never drops these plans.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> policy.preload([1, 8])
@@ -256,18 +253,18 @@ class ModelInferer(InfererOfModel):
         True
 
         Args:
-            sizes: batch sizes, or one. For a model with free dimensions {"batch": 8, "seq": 16} names every
-                one; a number alone is compiled in the background for each set of dimensions as it comes into
-                use.
-            workers: threads that compile; more than one pays on machines with many cores only, XLA uses
-                several by itself.
+            sizes: one batch size or several. For a model with free dimensions, {"batch": 8, "seq": 16} names
+                every dimension; a number alone is compiled in the background for each set of dimensions that
+                comes into use.
+            workers: number of compiling threads. XLA uses several cores by itself, so more than one thread
+                pays only on machines with many cores.
             background: return at once and compile on the background worker, at low priority.
-            progress: show a bar, in a terminal or a notebook; in the background, while the handle's `wait` is
-                waited for.
+            progress: show a bar in a terminal or notebook. In the background, the bar shows during the
+                handle's `wait`.
 
         Raises:
-            BatchSizeError: a size that is no positive whole number; nothing is compiled then.
-            DimensionError: a dimension is missing or unknown; nothing is compiled then.
+            BatchSizeError: a size is not a positive whole number; nothing is compiled.
+            DimensionError: a dimension is missing or unknown; nothing is compiled.
         """
         wanted = sizes_of(sizes, self.api)
         if is_revived():
@@ -294,7 +291,7 @@ class ModelInferer(InfererOfModel):
         return handle
 
     def _expect(self, wanted: Sequence[tuple[int, Binding | None]]) -> None:
-        """Have plans for these sizes once they are used."""
+        """Remember sizes to compile when a call first uses them."""
         for size, binding in wanted:
             if binding is not None:
                 self._rows.at(binding).cache.expect([size])
@@ -308,12 +305,12 @@ class ModelInferer(InfererOfModel):
         return rows.typed.only_rows or size
 
     def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
-        """Go on with other weights, without a recompile: what a training loop needs.
+        """Replace the weights without a recompile, as a training loop needs.
 
-        A call that runs meanwhile sees all the old weights or all the new ones; calls that start after this
-        returns (in the background: after the future is done) see the new ones. On a CPU, where small weights
-        are constants of the executables, the first update makes the plans in use anew while calls go on with
-        the old ones; load with `weights="argument"` to begin that way.
+        A concurrent call sees all the old weights or all the new ones. A call that starts after this method
+        returns (in the background: after the future is done) sees the new ones. On a CPU, small weights are
+        constants of the executables, so the first update compiles the used plans again while calls use the
+        old plans. `weights="argument"` at load avoids this step.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1], weights="argument")
         >>> done = policy.update_params({name: 0.5 * weight for name, weight in policy.params.items()})
@@ -323,12 +320,12 @@ class ModelInferer(InfererOfModel):
         Args:
             source: new weights by name (all or some), a pytree like `params`, or another export of the same
                 network (path, bytes, `ModelProto`).
-            background: return once `source` is checked, and make the plans anew on a thread of its own, which
-                waits for no compile in the background.
+            background: return once `source` is checked, and compile on a separate thread, which does not wait
+                for background compiles.
 
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing
-                is changed then.
+                changes.
         """
         with self._accepting:
             self._wanted = with_new_weights(self._wanted, source)
@@ -355,7 +352,7 @@ class ModelInferer(InfererOfModel):
             raise
 
     def batch_sizes(self) -> dict[int, int]:
-        """How many batches of each size were asked for so far.
+        """Number of batches of each size that callers asked for.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> for n in (2, 3, 2):
@@ -369,8 +366,8 @@ class ModelInferer(InfererOfModel):
         return dict(sorted(total.items()))
 
     def recommend_sizes(self, max_plans: int) -> Recommendation:
-        """The at most `max_plans` fixed sizes that would have served the batches seen so far in the least
-        time, compiles included.
+        """The best fixed sizes for the batches seen so far: at most `max_plans`, least time, compiles
+        included.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
         >>> for n in (5, 6, 7):
@@ -389,7 +386,7 @@ class ModelInferer(InfererOfModel):
         )
 
     def cache_info(self) -> CacheInfo:
-        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows.
+        """Counts of hits, misses and evictions, the sizes, seconds spent compiling, and padded rows.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1])
         >>> answers = policy.infer_arrays({"obs": np.zeros((1, 6), np.float32)})
@@ -406,7 +403,7 @@ class ModelInferer(InfererOfModel):
             engine.clear(size)
 
     def plans(self) -> list[PlanInfo]:
-        """What is compiled, by size: cost to compile, calls, median time, bytes.
+        """One `PlanInfo` per plan, by size: compile time, calls, median time, bytes.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1, 8])
         >>> [(plan.size, plan.calls, plan.platform) for plan in policy.plans()]
@@ -415,10 +412,10 @@ class ModelInferer(InfererOfModel):
         return [info for engine in self._family.engines() for info in engine.plan_infos()]
 
     def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw the median time of a call over the batch size, with the histogram of the sizes seen.
+        """Draw the median time of a call against the batch size, with the histogram of the sizes seen.
 
-        Plans that were not called yet are hollow, at the time that their neighbours suggest. The figure is
-        free of pyplot: a notebook shows it, `savefig` writes it.
+        Plans without a call are hollow, at a time interpolated from their neighbours. The figure does not use
+        pyplot: a notebook shows it, and `savefig` writes it.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1, 8])
         >>> answers = policy.infer_arrays({"obs": np.zeros((8, 6), np.float32)})
@@ -426,7 +423,7 @@ class ModelInferer(InfererOfModel):
         'batch size'
 
         Args:
-            ax: matplotlib axes to draw into; a new figure without it.
+            ax: matplotlib axes to draw into; by default a new figure.
 
         Raises:
             MissingPackageError: matplotlib is not installed.
@@ -439,7 +436,7 @@ class ModelInferer(InfererOfModel):
         return draw_latency(times, self.batch_sizes(), ax)
 
     def _all_plans(self) -> list[tuple[Plan, str]]:
-        """Every plan, and whose batches it runs."""
+        """Every plan, with a label of the batches that it runs: NumPy's or a device's."""
         found: list[tuple[Plan, str]] = []
         for engine in self._family.engines():
             where = f" {engine.typed.binding}" if engine.typed.binding else ""
@@ -449,7 +446,7 @@ class ModelInferer(InfererOfModel):
         return found
 
     def _ready_sizes(self) -> list[Any]:
-        """The sizes that `preload` takes to make the present plans again."""
+        """The argument of `preload` that makes the present plans again."""
         if self._only is not None:
             return _ready(self._only.cache)
         bound = [
@@ -470,7 +467,7 @@ class ModelInferer(InfererOfModel):
 
     def _refuse_mixing(self, what: str) -> None:
         if is_revived():
-            return  # it was checked before it was pickled, and a probe compiles
+            return  # The check ran before the pickling, and its probe would compile.
         refuse_mixing(self.mixing_outputs, what)
 
     def _key(self) -> np.ndarray:
@@ -486,7 +483,7 @@ def _compiled(rows: CompiledRows, size: int) -> Any:
 
 
 def _no_plan(size: int) -> None:
-    """The plan that a model with free dimensions has for a batch size alone."""
+    """The fast way of a model with free dimensions: a batch size alone never selects its plan."""
 
 
 def _rebuild(

@@ -1,4 +1,4 @@
-"""Rows through the plans of one engine: on the host, and on devices."""
+"""Runs rows through the plans of one engine, on the host and on devices."""
 
 from __future__ import annotations
 
@@ -38,8 +38,15 @@ class CompiledRows:
         choice: DeviceChoice,
         checked: bool = False,
     ):
-        """Deal rows out to the plans of `engine` by `route`; `key` draws the keys of a random model,
-        `checked` is as in `InferOptions`."""
+        """Deal rows out to the plans of `engine` by `route`.
+
+        Args:
+            engine: the holder of the plans.
+            route: the rule that deals rows out.
+            key: draws a key for each call of a random model.
+            choice: the device rule for `jax.Array`s.
+            checked: see `InferOptions`.
+        """
         typed = engine.typed
         self.engine = engine
         self.cache: PlanCache = engine.cache
@@ -62,7 +69,8 @@ class CompiledRows:
         return self.engine.typed
 
     def hit(self, inputs: Mapping[str, Any]) -> Arrays | None:
-        """Outputs by name, if a plan is there and the inputs are just what it takes."""
+        """Outputs by name, if a plan exists and takes the inputs unchanged; else None, and nothing has
+        run."""
         try:
             plan = self.cache.hit(inputs[self.first_name].shape[0])
         except (KeyError, IndexError, AttributeError, TypeError):
@@ -75,9 +83,9 @@ class CompiledRows:
         return self.in_order(named, plan.size) if self.has_constants else named
 
     def narrowed(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """NumPy floats of another width as floats of the model's; None where an input is anything else.
+        """NumPy floats cast to the model's float types; None if any input is anything else.
 
-        It is the short way for rows in float64, which environments give; shapes are for the plan to check.
+        Environments give float64, so this way is short. The plan checks the shapes.
         """
         rows = {}
         for spec in self._inputs:
@@ -92,17 +100,17 @@ class CompiledRows:
         return self._constants.in_order(self.typed, named, n)
 
     def infer(self, inputs: Mapping[str, Any], ids: Sequence[int] | None = None) -> Arrays:
-        """Run NumPy rows that need a cast, a route or a compile; `ids` are the agents, for errors.
+        """Run NumPy rows that need a cast, a split or a compile; errors name the agents in `ids`.
 
         Raises:
-            InputError: they do not fit.
-            IndexRangeError: an index points at nothing, where indices are checked.
+            InputError: the inputs do not fit.
+            IndexRangeError: with `checked`, an index lies outside of the axis that it points into.
         """
         rows, n = checked_rows(self._inputs, inputs)
         if n < 0:
             raise InputShapeError(
-                "no input of this model has a row for each agent, so there is no batch to run: memojax.run "
-                "runs it once"
+                "no input of this model has a row for each agent, so there is no batch to run: call "
+                "memojax.run, which runs the model once"
             )
         if n == 0:
             return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self.typed.api.outputs}
@@ -118,7 +126,7 @@ class CompiledRows:
             self._checks(self.typed.params, each, ids)
 
     def run(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
-        """Computed outputs of a whole batch of `n` rows, in as many parts as the route wants."""
+        """Computed outputs of a whole batch of `n` rows, in as many parts as the route asks for."""
         self.arrived(n)
         taken, size = self.route.of(n, self.cache)
         if taken == n:
@@ -139,14 +147,14 @@ class CompiledRows:
         """Computed outputs of `n` rows that one plan runs.
 
         Raises:
-            BatchSizeError: no plan runs as many.
+            BatchSizeError: no plan runs that many rows.
         """
         size = self.route.at_once(n, self.cache)
         if size is None:
             taken = self.route.of(n, self.cache)[0]
             raise BatchSizeError(
-                f"{n} rows cannot run at once here, {taken} can: take what select_batch_size gives, or "
-                "call infer_arrays"
+                f"{n} rows cannot run at once here, {taken} can: pass as many as select_batch_size gives, "
+                "or call infer_arrays"
             )
         alone = [
             shared_value(spec, row) if spec.shared else row
@@ -156,10 +164,10 @@ class CompiledRows:
         return self._run_part(alone, n, size)
 
     def arrived(self, n: int) -> None:
-        """A batch of `n` rows came.
+        """Count a batch of `n` rows, and let the route prepare for it.
 
         Raises:
-            CompileForbiddenError: it would need a compile that is not allowed.
+            CompileForbiddenError: the batch needs a compile that the options forbid.
         """
         self.histogram.arrived(n)
         self.route.arrived(n, self.cache)
@@ -169,10 +177,10 @@ class CompiledRows:
         return self._constants.template(self.typed, n)[name]
 
     def refuse_mixing(self, what: str) -> None:
-        """See that rows do not influence each other.
+        """Check that rows do not influence each other, before `what` is done to them.
 
         Raises:
-            RowsMixError: they do; the outputs are named.
+            RowsMixError: they do; the message names the outputs.
         """
         if self.engine.mixing is None:
             self.engine.mixing = self.typed.mixing_outputs()
@@ -201,16 +209,16 @@ class CompiledRows:
         return buffers
 
     def infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
-        """Run `jax.Array`s where they lie.
+        """Run `jax.Array`s on the device where they lie.
 
         Raises:
-            InputError: they do not fit.
-            DeviceError: they lie on several devices, where that is refused.
+            InputError: the inputs do not fit.
+            DeviceError: they lie on several devices, and `strict` refuses that.
         """
         given, device = chosen_device(self._inputs, inputs, self._choice)
         if share_host_memory(device, self.engine.device):
-            # No trip: NumPy reads the memory of a CPU's arrays. They have the same plans as NumPy arrays, and
-            # so the same promises.
+            # NumPy reads the memory of CPU arrays without a copy. Running them as NumPy rows gives them the
+            # same plans, and so bit-identical results.
             rows = {name: np.asarray(row) for name, row in given.items()}
             return {
                 name: on_device(answer, device)
@@ -233,11 +241,10 @@ class CompiledRows:
     def _run_on_device(
         self, cache: PlanCache, rows: Sequence[jax.Array], n: int, device: jax.Device
     ) -> list[jax.Array]:
-        """Computed outputs for `n` rows on a device; rows that are padded or split go through the host's
-        memory.
+        """Computed outputs for `n` rows on a device.
 
-        There NumPy pads and splits them. JAX would compile both for each number of rows, in the midst of a
-        loop, and keep that for good.
+        Rows to pad or split go through the host's memory, where NumPy does both. JAX would compile a padding
+        program for each number of rows during the loop, and keep it for good.
         """
         taken, size = self.route.of(n, cache)
         if taken == size == n:
@@ -265,8 +272,8 @@ class CompiledRows:
                 self.refuse_mixing(f"padding {taken} rows to a plan for {size}")
                 cache.count_padding(size - taken)
                 part = self._padded(part, taken, size)
-            # Copies: a device may read the memory after this call, or take it over, while the next part
-            # writes to the buffers.
+            # Copies: the device may read or own this memory after the call, while the next part overwrites
+            # the padding buffers.
             results = plan([on_device(np.array(row), device) for row in part], key)
             parts.append([np.asarray(result)[:taken] for result in results])
             done += taken
@@ -274,7 +281,7 @@ class CompiledRows:
 
 
 def share_host_memory(device: jax.Device, other: jax.Device) -> bool:
-    """Whether NumPy reads the memory of both, so that one's arrays may run on the other's plans."""
+    """Whether NumPy reads the memory of both devices, so arrays of one may run on plans of the other."""
     return device.platform == other.platform == "cpu"
 
 
@@ -283,7 +290,7 @@ def _part(specs: Sequence[TensorSpec], rows: Sequence[Any], start: int, stop: in
 
 
 def refuse_mixing(mixing: Sequence[str], what: str, rule: str = "") -> None:
-    """See that `mixing` is empty.
+    """Check that `mixing` is empty.
 
     Raises:
         RowsMixError: it names outputs in which rows influence each other.

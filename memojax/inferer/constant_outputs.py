@@ -13,14 +13,14 @@ _MOST_TEMPLATES = 256
 
 
 class ConstantOutputs:
-    """Constant outputs for n rows, made once for each n: a broadcast costs some 10 us."""
+    """Constant outputs for n rows, kept for each n because a broadcast costs about 10 us."""
 
     def __init__(self, typed: TypedModel):
         self._typed = typed
         self._templates: dict[int, dict[str, Any]] = {}
 
     def template(self, typed: TypedModel, n: int) -> dict[str, Any]:
-        """All outputs in order for `n` rows; a computed output is None."""
+        """All outputs in the model's order for `n` rows; None stands for a computed output."""
         if typed is not self._typed or len(self._templates) > _MOST_TEMPLATES:
             self._typed, self._templates = typed, {}
         kept = self._templates
@@ -32,7 +32,7 @@ class ConstantOutputs:
         return found
 
     def in_order(self, typed: TypedModel, named: Arrays, n: int) -> Arrays:
-        """What was computed and what is constant, in the model's order."""
+        """Computed and constant outputs for `n` rows, in the model's order."""
         results = self.template(typed, n).copy()
         results.update(named)
         return results

@@ -17,7 +17,7 @@ DEFAULT_CAPACITY = 32
 class DynamicInferer(ModelInferer):
     """Runs any number of agents on one plan of a fixed capacity, padded and split.
 
-    Pick it when memory must stay fixed and no call may ever compile.
+    Pick it if memory must stay fixed and no call may ever compile.
 
     >>> policy = memojax.InfererBuilder(memojax.policies.bundled("acrobot_ppo")).build_dynamic(capacity=4)
     >>> policy.infer_arrays({"obs": np.zeros((7, 6), np.float32)})["logits"].shape
@@ -26,7 +26,7 @@ class DynamicInferer(ModelInferer):
     [4]
 
     Pros:
-        One plan: fixed memory, no spikes, no tuning.
+        One plan: fixed memory, no latency spikes, no tuning.
     Cons:
         Every call costs as much as a full plan, however few the agents.
     """
@@ -35,8 +35,8 @@ class DynamicInferer(ModelInferer):
         """Compile the plan for `capacity` rows; options are those of `InferOptions`.
 
         Raises:
-            BatchSizeError: `capacity` is no positive whole number.
-            RowsMixError: the model's rows influence each other, so that they cannot be padded or split.
+            BatchSizeError: `capacity` is not a positive whole number.
+            RowsMixError: rows of the model influence each other, so they cannot be padded or split.
         """
         self.capacity: int = checked_size(capacity)
         super().__init__(typed, (), infer_options(type(self).__name__, options), OnePlan(self.capacity))

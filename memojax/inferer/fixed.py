@@ -17,8 +17,8 @@ from .routes import FixedSizes
 class FixedBatchInferer(ModelInferer):
     """Runs agents in batches of configured sizes, the largest that fits first.
 
-    Pick it when the number of agents is known, or when compiles after the start are not acceptable. A rest
-    that no size fits is padded into the smallest one.
+    Pick it if the number of agents is known, or if calls must not compile after the start. Rows that fill no
+    size are padded to the smallest one.
 
     >>> policy = memojax.InfererBuilder(memojax.policies.bundled("acrobot_ppo")).build_fixed([2, 4])
     >>> policy.infer_arrays({"obs": np.zeros((7, 6), np.float32)})["logits"].shape
@@ -27,16 +27,16 @@ class FixedBatchInferer(ModelInferer):
     [(2, 2), (4, 1)]
 
     Pros:
-        Best speed where a size fits; fixed memory; never compiles after construction.
+        Best speed where a size fits; fixed memory; no compile after construction.
     Cons:
-        Sizes must be chosen: ask `MemoizingDynamicInferer.plans()` what was used.
+        You must choose the sizes: `MemoizingDynamicInferer.recommend_sizes()` proposes them.
     """
 
     def __init__(self, typed: TypedModel, sizes: Iterable[int], **options: Unpack[SharedOptions]):
         """Compile a plan for each of `sizes`; options are those of `InferOptions`.
 
         Raises:
-            BatchSizeError: no sizes, or one that is no positive whole number.
+            BatchSizeError: there are no sizes, or one is not a positive whole number.
         """
         self.sizes: list[int] = sorted({checked_size(size) for size in sizes}, reverse=True)
         if not self.sizes:

@@ -1,4 +1,4 @@
-"""What an inferer becomes in a forked worker: every call says that XLA cannot run there."""
+"""The stand-in for an inferer in a forked worker: each call raises, as XLA cannot run there."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .base import Inferer
 class ForkedInferer(Inferer):
     """Stands for an inferer that was sent to a forked worker.
 
-    It is made by unpickling, which must not raise: a pool of workers would wait for ever for the task that
-    was lost by that.
+    Unpickling makes it instead of raising: an exception there would lose the task, and a pool would wait for
+    it forever.
     """
 
     def __init__(self, api: ModelApi):
-        """Stand for an inferer of a model with this `api`."""
+        """Stand for an inferer of a model with these inputs and outputs."""
         self._api = api
 
     @property
@@ -57,14 +57,14 @@ class ForkedInferer(Inferer):
         return refuse()
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the inferer could do."""
+        """A function that raises `ForkError`, for each public name of other inferers."""
         if name.startswith("__") or name == "_api":
             raise AttributeError(name)
         return refuse
 
 
 def refuse(*given: Any, **options: Any) -> NoReturn:
-    """Say that the process was forked.
+    """Raise the error of a forked process, whatever the arguments.
 
     Raises:
         ForkError: always.

@@ -1,4 +1,4 @@
-"""How many batches of each size were asked for."""
+"""Number of batches of each size that callers asked for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections import Counter
 class BatchHistogram:
     """Counts batches by size.
 
-    A plan that is found counts its own calls, at no cost; what goes another way (padded, split, first seen)
-    is counted here.
+    A plan counts its own calls for free, including those of the fast path. This class adds the batches that
+    were padded, split or compiled first, so `counts` subtracts the plan calls that served them.
     """
 
     def __init__(self) -> None:
@@ -19,17 +19,17 @@ class BatchHistogram:
         self._ran: Counter[int] = Counter()
 
     def arrived(self, count: int) -> None:
-        """A batch of `count` rows came."""
+        """Count a batch of `count` rows."""
         with self._lock:
             self._arrived[count] += 1
 
     def ran(self, size: int) -> None:
-        """A plan of `size` runs a batch, or a part of one, that has arrived here."""
+        """Count a plan call that serves a batch, or a part of one, from `arrived`."""
         with self._lock:
             self._ran[size] += 1
 
     def counts(self, calls: Counter[int]) -> Counter[int]:
-        """Batches by size, where `calls` are the calls of each plan."""
+        """Batches by size, given the number of calls of each plan."""
         with self._lock:
             total = Counter(calls)
             total.subtract(self._ran)

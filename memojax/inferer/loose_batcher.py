@@ -1,5 +1,4 @@
-"""A batcher for models whose agents may differ in a free dimension, or that have shared inputs: it keeps each
-state apart."""
+"""A batcher for models with free dimensions or shared inputs: it keeps each state apart."""
 
 from __future__ import annotations
 
@@ -19,9 +18,9 @@ _Waiting = tuple[Any, dict[str, np.ndarray]]
 
 @final
 class LooseBatcher:
-    """Collects agents until `execute` runs them, a call for each group with equal sizes and static inputs.
+    """Collects agents until `execute` runs them: one call for each group of equal sizes and static inputs.
 
-    A push that fails changes nothing; an `execute` that fails loses nothing, and the next one goes on where
+    A failing push changes nothing. A failing `execute` loses nothing, and the next `execute` continues where
     it stopped.
     """
 
@@ -32,16 +31,16 @@ class LooseBatcher:
         self._answers: dict[int, Response] = {}
 
     def __len__(self) -> int:
-        """Agents that wait."""
+        """Number of waiting agents."""
         return len(self._waiting)
 
     def __contains__(self, agent: int) -> bool:
-        """Whether the agent waits, and no `execute` that failed has come past it."""
+        """Whether the agent waits and has not run in an `execute` that failed later."""
         return agent in self._waiting and agent not in self._answers
 
     @property
     def agents(self) -> list[int]:
-        """Agents that wait."""
+        """The waiting agents."""
         return list(self._waiting)
 
     @property
@@ -50,7 +49,7 @@ class LooseBatcher:
         return bool(self._answers)
 
     def run_quickly(self, inferer: Inferer) -> dict[int, Response] | None:
-        """There is no short way for groups of agents; see `Batcher.run_quickly`."""
+        """None: groups of agents have no fast way; see `Batcher.run_quickly`."""
 
     def push(self, agent: int, state: Mapping[str, Any], *, replace: bool = False) -> None:
         """Copy the state of one agent; see `Batcher.push`."""
@@ -61,7 +60,7 @@ class LooseBatcher:
         self._waiting[agent] = self._checked(agent, state)
 
     def extend(self, states: States, *, replace: bool = False) -> None:
-        """Copy the states of many agents; either all are taken or none."""
+        """Copy the states of many agents: all of them or, on an error, none."""
         checked: dict[int, _Waiting] = {}
         for agent, state in pairs_of(states):
             if agent in checked or (agent in self._waiting and not (replace and agent in self)):
@@ -72,32 +71,32 @@ class LooseBatcher:
         self._waiting = {**self._waiting, **checked}
 
     def discard(self, agent: int) -> bool:
-        """Forget an agent that waits; whether there was one."""
+        """Forget a waiting agent; True if there was one."""
         return self._waiting.pop(agent, None) is not None
 
     def states(self) -> list[tuple[int, dict[str, np.ndarray]]]:
-        """Agents that wait, with their states."""
+        """The waiting agents with their states."""
         return [(agent, arrays) for agent, (_, arrays) in self._waiting.items()]
 
     def execute(self, inferer: Inferer) -> dict[int, Response]:
-        """Run everything that waits, and answer by agent in the order it was pushed.
+        """Run all waiting agents; answers by agent, in the order of the pushes.
 
         Raises:
-            IncompatibleModelError: `inferer` takes or gives something else.
+            IncompatibleModelError: `inferer` has other inputs or outputs than this batcher's.
         """
         answers = self.run(inferer)
-        # On one line, as an interrupt between two would lose the answers.
+        # One line: an interrupt between two lines would lose the answers.
         return (self.clear(), answers)[1]
 
     def run(self, inferer: Inferer) -> dict[int, Response]:
-        """`execute` without its end: all answers can be had again, until `clear` forgets the agents.
+        """All answers, which stay available until `clear` forgets the agents; `execute` adds that step.
 
         Raises:
-            IncompatibleModelError: `inferer` takes or gives something else.
+            IncompatibleModelError: `inferer` has other inputs or outputs than this batcher's.
         """
         if inferer.api != self._api:
             raise IncompatibleModelError(
-                f"this batcher was made for {self._api}, the inferer has {inferer.api}: make a new one"
+                f"this batcher was made for {self._api}, but the inferer has {inferer.api}: make a new one"
             )
         groups: dict[Any, list[int]] = {}
         for agent, (key, _) in self._waiting.items():
@@ -111,7 +110,7 @@ class LooseBatcher:
         return {agent: self._answers[agent] for agent in self._waiting}
 
     def clear(self) -> None:
-        """Forget everything that waits."""
+        """Forget all waiting agents."""
         self._waiting, self._answers = {}, {}
 
     def _checked(self, agent: int, state: Mapping[str, Any]) -> _Waiting:

@@ -26,9 +26,9 @@ from .sizes import Size
 
 @final
 class MemoizingDynamicInferer(ModelInferer):
-    """Compiles a plan for each batch size when it is first seen, and keeps it.
+    """Compiles a plan for each batch size at its first use, and keeps it.
 
-    Pick it when the number of agents is unknown or changes; preload the sizes you expect.
+    Pick it if the number of agents is unknown or changes; preload the sizes that you expect.
 
     >>> policy = memojax.MemoizingDynamicInferer.from_model(memojax.policies.bundled("acrobot_ppo"), [8])
     >>> for n in (8, 3, 8):
@@ -37,11 +37,11 @@ class MemoizingDynamicInferer(ModelInferer):
     [(3, 1), (8, 2)]
 
     Pros:
-        Best speed at every size, without tuning; rows are never padded, so models that mix rows are right
-        too.
+        Best speed at every size, without tuning. By default no row is padded, so models that mix rows give
+        right answers too.
     Cons:
-        A new size costs a compile (tens to hundreds of milliseconds) unless it was preloaded; memory grows
-        with the number of sizes (`maxsize=` caps it).
+        A new size costs a compile (tens to hundreds of milliseconds) unless it was preloaded. Memory grows
+        with the number of sizes; `maxsize=` caps it.
     """
 
     @named_options
@@ -69,21 +69,21 @@ class MemoizingDynamicInferer(ModelInferer):
 
         Args:
             typed: the model.
-            preloaded_sizes: batch sizes to compile now and never to drop; see `preload`.
-            bucketing: which sizes get a plan: "exact" (each), "pow2", a list, or a function; the others are
+            preloaded_sizes: batch sizes to compile now and never drop; see `preload`.
+            bucketing: sizes that get a plan: "exact" (each), "pow2", a list, or a function. Other sizes are
                 padded.
-            max_batch_size: the most rows in one plan; larger batches are split.
-            on_miss: what a call does whose size has no plan yet. "compile": it waits for one. "pad": it runs
-                at once, padded into the next larger plan or split over smaller ones, while the right plan is
-                compiled in the background (the very first call compiles). "warn": as "compile", with a
+            max_batch_size: largest plan; larger batches are split.
+            on_miss: action of a call whose size has no plan yet. "compile": it waits for the compile. "pad":
+                it runs at once, padded to the next larger plan or split over smaller ones, while the
+                background compiles the right plan (the very first call waits). "warn": like "compile", with a
                 warning in the log. "error": it raises.
             maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict,
             checked, compile_in:
                 see `InferOptions`.
 
         Raises:
-            OptionError: an option that does not exist, or of another kind.
-            BatchSizeError: a size that is no positive whole number, or an unknown policy.
+            OptionError: an option does not exist, or has the wrong type.
+            BatchSizeError: a size is not a positive whole number, or the bucketing is unknown.
             RowsMixError: "pad" for a model in which rows influence each other.
         """
         one_of("on_miss", on_miss, get_args(OnMiss))
@@ -136,7 +136,7 @@ class MemoizingDynamicInferer(ModelInferer):
         """Load an ONNX model; options are those of `TypedModel.from_model` and of the constructor.
 
         Raises:
-            OptionError: an option that does not exist, or of another kind.
+            OptionError: an option does not exist, or has the wrong type.
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
         """
         typed = typed_model(
@@ -189,10 +189,10 @@ class MemoizingDynamicInferer(ModelInferer):
         checked: bool = False,
         compile_in: CompileIn = "auto",
     ) -> MemoizingDynamicInferer:
-        """Use a `TypedModel` that is loaded already.
+        """Use a loaded `TypedModel`.
 
         Raises:
-            OptionError: an option that does not exist, or of another kind.
+            OptionError: an option does not exist, or has the wrong type.
         """
         return cls(
             model,

@@ -1,4 +1,4 @@
-"""Inferers that run a model themselves, as against those that wrap others."""
+"""Inferers that run a model themselves, in contrast to wrappers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class InfererOfModel(Inferer):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the model file says about itself (`metadata_props`)."""
+        """The `metadata_props` of the model file."""
         return dict(self.typed.metadata)
 
     def begin_agent(self, agent: int) -> None:

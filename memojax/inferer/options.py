@@ -1,4 +1,4 @@
-"""What the four inferers have in common to choose."""
+"""The options that the four inferers share."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ class InferOptions:
     """Options of every inferer.
 
     Attributes:
-        maxsize: the most plans to keep that were not preloaded, on all devices together; the least recently
-            used go. None: no limit.
-        device: where NumPy batches run: None or "cpu", "gpu", "gpu:1", or a `jax.Device`.
-        seed: of the numbers that a random model draws.
-        precision: of matrix products on accelerators, by JAX's names.
+        maxsize: number of plans to keep beside the preloaded ones, over all devices. The cache drops the
+            least recently used plan first. None means no limit.
+        device: device of NumPy batches: None or "cpu", "gpu", "gpu:1", or a `jax.Device`.
+        seed: seed of the numbers that a random model draws.
+        precision: precision of matrix products on accelerators, by JAX's names.
         weights: "constant" (part of each executable), "argument" (`update_params` then recompiles nothing),
             or "auto".
-        cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes;
-            `MEMOJAX_CACHE_DIR` without it.
-        autotune: whether plans are tried as other candidates too: "off", "preload" (the preloaded ones, at
-            once), "background" (those in use).
-        autotune_budget_mb: memory that tuning may use.
-        strict: refuse what would be mended at a cost: `jax.Array`s that lie on several devices, or elsewhere
-            than on the accelerator that `device` names, and, while loading, a file whose graph breaks, so
-            that each row of it runs by itself, partly on the host.
-        checked: raise an error where data gives an index that points at nothing, with the node, the index and
-            the agent. Each row is looked at before the batch runs, which takes time; without it, such an
-            index gives NaN.
+        cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes; default
+            `MEMOJAX_CACHE_DIR`.
+        autotune: which plans to compile in several ways and keep the fastest: none ("off"), the preloaded
+            ones at once ("preload"), or those in use ("background").
+        autotune_budget_mb: megabytes that autotuning may use.
+        strict: raise instead of taking a slow way. This concerns `jax.Array`s on several devices, or on
+            another accelerator than `device`. While loading, it concerns a file whose graph breaks, so that
+            each of its rows runs alone and partly on the host.
+        checked: raise if an input makes an index point outside of its axis; the error names the node, the
+            index and the agent. The check looks at each row before the batch runs, which takes time. Without
+            it, such an index gives NaN.
         compile_in: where plans for NumPy batches on the CPU are compiled. "thread": in this process.
-            "process": in a process of its own, which all inferers share, so that compiles do not slow down
-            calls. "auto": there if it is done in the background (`on_miss="pad"`, `preload(background=True)`,
-            a `Runtime`) and there is memory for it.
+            "process": in a helper process that all inferers share, so compiles do not slow down calls.
+            "auto": in the helper for background compiles (`on_miss="pad"`, `preload(background=True)`, a
+            `Runtime`) if memory allows it.
     """
 
     maxsize: int | None = None
@@ -85,10 +85,10 @@ class InferOptions:
     compile_in: CompileIn = "auto"
 
     def __post_init__(self) -> None:
-        """Check kinds.
+        """Check the type of each option.
 
         Raises:
-            OptionError: an option of another kind.
+            OptionError: an option has the wrong type or an unknown value.
         """
         if self.maxsize is not None:
             of_kind("maxsize", self.maxsize, int, "a whole number or None")
@@ -108,10 +108,10 @@ class InferOptions:
 
 
 def infer_options(what: str, given: Mapping[str, Any]) -> InferOptions:
-    """Keyword arguments as `InferOptions`.
+    """`InferOptions` from keyword arguments of `what`.
 
     Raises:
-        OptionError: an option that does not exist, or of another kind.
+        OptionError: an option does not exist, or has the wrong type.
     """
     known = [field.name for field in fields(InferOptions)]
     if unknown := [name for name in given if name not in known]:

@@ -1,4 +1,4 @@
-"""Agents with their states, as callers give them."""
+"""The two forms in which callers pass agents with their states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an inferer is being unpickled: it then remembers its sizes and compiles none of them."""
+"""Whether an inferer is being unpickled: it then remembers its sizes instead of compiling them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ _under_way: ContextVar[bool] = ContextVar("memojax_revival", default=False)
 
 @contextlib.contextmanager
 def revival() -> Iterator[None]:
-    """A block in which inferers that are constructed expect their sizes, and were checked where they were
-    pickled."""
+    """A block in which new inferers defer their compiles and skip checks that ran before the pickling."""
     token = _under_way.set(True)
     try:
         yield
@@ -21,5 +20,5 @@ def revival() -> Iterator[None]:
 
 
 def is_revived() -> bool:
-    """Whether this thread is inside of `revival`."""
+    """Whether this thread is inside `revival`."""
     return _under_way.get()

@@ -1,4 +1,4 @@
-"""How waiting rows are dealt out to plans: what the four inferers differ in."""
+"""The rules that deal waiting rows out to plans: the only difference between the four inferers."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class Route(abc.ABC):
 
     @abc.abstractmethod
     def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
-        """(rows to take now of `count`, size of the plan that runs them); a larger plan means padding."""
+        """(rows to take now of `count`, size of the plan that runs them). A larger size means padding."""
 
     def at_once(self, count: int, cache: PlanCache) -> int | None:
-        """The size of a plan that runs `count` rows in one call; None where there can be none."""
+        """The size of a plan that runs `count` rows in one call; None if there can be no such plan."""
         rows, size = self.of(count, cache)
         return size if rows == count else None
 
     def arrived(self, count: int, cache: PlanCache) -> None:  # noqa: B027
-        """`count` rows came as one batch and are about to be dealt out.
+        """Prepare for a batch of `count` rows, which will be dealt out next.
 
         Raises:
-            CompileForbiddenError: they would need a compile that is not allowed.
+            CompileForbiddenError: the batch needs a compile that the options forbid.
         """
 
 
 @final
 class OneByOne(Route):
-    """Each row on the plan for one."""
+    """One row at a time, on the plan of size 1."""
 
     def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
         return 1, 1
@@ -46,7 +46,7 @@ class OneByOne(Route):
 
 @final
 class OnePlan(Route):
-    """All rows on one plan, padded and split."""
+    """All rows on one plan, padded and split to its capacity."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -57,7 +57,7 @@ class OnePlan(Route):
 
 @final
 class FixedSizes(Route):
-    """The largest configured size that fits; a rest is padded into the smallest."""
+    """The largest configured size that fits; the remaining rows are padded to the smallest size."""
 
     def __init__(self, sizes: Sequence[int]):
         self._sizes = sorted(sizes, reverse=True)
@@ -71,7 +71,7 @@ class FixedSizes(Route):
 
 @final
 class Buckets(Route):
-    """The plan of the rows' bucket, compiled when it is missing, or worked around until it is there."""
+    """The plan of the rows' bucket. With "pad", other plans serve while the background compiles it."""
 
     def __init__(self, bucket: Bucket, on_miss: OnMiss):
         self._bucket = bucket
@@ -91,7 +91,7 @@ class Buckets(Route):
     def at_once(self, count: int, cache: PlanCache) -> int | None:
         size = super().at_once(count, cache)
         if size is None and self._bucket(count) >= count:
-            return self._bucket(count)  # a plan that was to take a part of the rows was evicted meanwhile
+            return self._bucket(count)  # The cache has evicted the smaller plan since the caller asked.
         return size
 
     def arrived(self, count: int, cache: PlanCache) -> None:
@@ -102,14 +102,14 @@ class Buckets(Route):
             if len(cache):
                 cache.compile_later(size)
         elif size in cache.expected():
-            return  # an unpickled inferer: the plan was there where it came from
+            return  # The inferer was pickled with this plan, so its compile here is no surprise.
         elif self._on_miss == "error":
             raise CompileForbiddenError(size, cache.sizes(), "with on_miss='error'")
         elif self._on_miss == "warn":
             near = nearest(cache.sizes(), size) or "none"
             log.warning(
-                "batch size %d has no plan and is compiled now; nearest plans: %s. preload([%d]) avoids "
-                "the wait",
+                "batch size %d has no plan, so this call compiles it; nearest plans: %s. preload([%d]) "
+                "avoids the wait",
                 size,
                 near,
                 size,

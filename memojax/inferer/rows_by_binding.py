@@ -1,4 +1,4 @@
-"""Which rows a call belongs to: those of a model, or of one binding of its free symbols and static inputs."""
+"""Finds the rows that a call belongs to: one set for each binding of free symbols and static inputs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .compiled_rows import CompiledRows
 
 
 class RowsByBinding:
-    """`CompiledRows` for each binding that is in use.
+    """`CompiledRows` for each binding in use.
 
     Attributes:
         family: the engines behind them.
-        pinned: batch sizes asked for by number alone, which each new binding compiles in the background.
+        pinned: batch sizes given as numbers alone; the background compiles them for each new binding.
     """
 
     def __init__(self, family: Family, make: Callable[[Engine], CompiledRows]):
@@ -33,11 +33,11 @@ class RowsByBinding:
         self._lock = threading.Lock()
 
     def all(self) -> list[CompiledRows]:
-        """Rows in use, in the order in which their bindings came."""
+        """All rows in use, in the order in which their bindings appeared."""
         return list(self._rows.copy().values())
 
     def pin(self, sizes: Iterable[int]) -> None:
-        """Compile `sizes` in the background, for the bindings in use and for those to come."""
+        """Compile `sizes` in the background, for the present bindings and for later ones."""
         sizes = list(sizes)
         self.pinned.update(dict.fromkeys(sizes))
         for rows in self.all():
@@ -45,17 +45,17 @@ class RowsByBinding:
                 rows.cache.compile_later(size)
 
     def expect(self, sizes: Iterable[int]) -> None:
-        """Compile `sizes` once a binding is used; see `PlanCache.expect`."""
+        """Compile `sizes` when a binding is first used; see `PlanCache.expect`."""
         sizes = list(sizes)
         self.pinned.update(dict.fromkeys(sizes))
         for rows in self.all():
             rows.cache.expect(sizes)
 
     def at(self, binding: Binding) -> CompiledRows:
-        """Rows for a binding.
+        """The rows of a binding.
 
         Raises:
-            DimensionError, LoweringError: the model does not run there.
+            DimensionError, LoweringError: the model does not run with this binding.
         """
         rows = self._rows.get(binding)
         if rows is not None and self.family.holds(rows.engine):
@@ -70,15 +70,15 @@ class RowsByBinding:
             return rows
 
     def _forget_dropped(self) -> None:
-        """Forget the rows whose engines the family has dropped."""
+        """Forget rows whose engines the family has dropped."""
         for gone in [key for key, one in self._rows.items() if not self.family.holds(one.engine)]:
             del self._rows[gone]
 
     def of_inputs(self, inputs: Mapping[str, Any]) -> tuple[CompiledRows, dict[str, Any]]:
-        """The rows that a whole batch belongs to, and the inputs that are left to give there.
+        """The rows that a whole batch belongs to, and its inputs without the static ones.
 
         Raises:
-            InputError: an unknown, missing or misshapen input, or sizes that contradict each other.
+            InputError: an input is unknown, missing or misshapen, or sizes contradict each other.
         """
         specs = self.family.typed.api.inputs
         check_names(specs, inputs)
@@ -90,7 +90,7 @@ class RowsByBinding:
         return rows, {spec.name: value for spec, value in given if not spec.static}
 
     def of_arrays(self, arrays: Sequence[Any]) -> tuple[CompiledRows, list[Any]]:
-        """The same for arrays in the order of the inputs, whose shapes are checked."""
+        """Like `of_inputs`, for checked arrays in the order of the inputs."""
         api = self.family.typed.api
         each = list(zip(api.inputs, arrays, strict=True))
         elements = [tuple(array.shape)[len(array.shape) - len(spec.shape) :] for spec, array in each]

@@ -1,4 +1,4 @@
-"""Rows over several devices."""
+"""An inferer that spreads the rows of a batch over several devices."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _NO_ROWS = "no input of this model has a row for each agent: there are no rows t
 
 @final
 class ShardedInferer(InfererOfModel):
-    """Runs each batch on several devices at once: rows over the devices, weights on each.
+    """Runs each batch on several devices at once: rows spread over them, weights copied to each.
 
-    Pick it when batches are so large that one device takes long. Batches are padded to multiples of the
-    number of devices, and each such size is compiled when it is first seen. A `jax.Array` with this sharding
+    Pick it if batches are so large that one device takes long. Batches are padded to multiples of the number
+    of devices, and each such size is compiled at its first use. A `jax.Array` that already has this sharding
     is not moved, and gives arrays with it.
 
     >>> policy = memojax.ShardedInferer.from_model(memojax.policies.bundled("acrobot_ppo"), devices="all")
@@ -53,10 +53,9 @@ class ShardedInferer(InfererOfModel):
     (7, 3)
 
     Pros:
-        Each device computes its part of the rows only, and devices exchange nothing.
+        Each device computes only its own rows, and devices exchange nothing.
     Cons:
-        Not for models that mix rows or draw random numbers; NumPy rows are copied to each device with each
-        call.
+        It refuses models that mix rows or draw random numbers. Each call copies NumPy rows to every device.
     """
 
     @named_options
@@ -75,20 +74,20 @@ class ShardedInferer(InfererOfModel):
 
         Args:
             typed: the model.
-            preloaded_sizes: batch sizes to compile now and never to drop, each padded to a multiple of the
+            preloaded_sizes: batch sizes to compile now and never drop, each padded to a multiple of the
                 number of devices.
             devices: "all" devices of JAX's default backend, or a list of devices or their names, such as
                 ["gpu:0", "gpu:1"].
-            sharding: instead of `devices`, `NamedSharding(mesh, PartitionSpec("batch"))`: rows over all axes
-                of a mesh.
-            maxsize: the most plans to keep that were not preloaded.
-            precision: of matrix products on accelerators, by JAX's names.
-            strict: refuse `jax.Array`s that would be moved.
+            sharding: alternative to `devices`: `NamedSharding(mesh, PartitionSpec("batch"))` spreads rows
+                over all axes of a mesh.
+            maxsize: number of plans to keep beside the preloaded ones.
+            precision: precision of matrix products on accelerators, by JAX's names.
+            strict: refuse `jax.Array`s that would have to move.
 
         Raises:
-            DeviceError: no such device, or a sharding of another kind.
-            RowsMixError: rows of the model influence each other, so they cannot be computed apart.
-            DimensionError: the model has free dimensions, or runs one number of rows only.
+            DeviceError: a device does not exist, or the sharding is of another kind.
+            RowsMixError: rows of the model influence each other, so devices cannot compute them apart.
+            DimensionError: the model has free dimensions, or runs only one number of rows.
         """
         self._sharding = _rows_sharding(devices, sharding)
         self._maxsize, self._precision, self._strict = maxsize, precision, strict
@@ -115,8 +114,7 @@ class ShardedInferer(InfererOfModel):
         strict: bool = False,
         dims: Mapping[str, int] | None = None,
     ) -> ShardedInferer:
-        """Load an ONNX model; `dims` is that of `TypedModel.from_model`, the others are those of the
-        constructor.
+        """Load an ONNX model; `dims` is as in `TypedModel.from_model`, other options as in the constructor.
 
         Raises:
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
@@ -133,8 +131,7 @@ class ShardedInferer(InfererOfModel):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as model, options, sizes and names of devices; nothing is compiled where it is loaded
-        before it is called."""
+        """Pickle the model, options, sizes and device names; the unpickled inferer compiles at first use."""
         mesh: Any = self._sharding.mesh
         names = [f"{device.platform}:{index}" for device, index in _places(mesh)]
         options = {"maxsize": self._maxsize, "precision": self._precision, "strict": self._strict}
@@ -156,7 +153,7 @@ class ShardedInferer(InfererOfModel):
 
     @property
     def sharding(self) -> NamedSharding:
-        """The sharding of rows that are not moved."""
+        """The sharding of `jax.Array`s that are not moved."""
         return self._sharding
 
     @property
@@ -177,10 +174,10 @@ class ShardedInferer(InfererOfModel):
         return submit(lambda: self.preload([count] if count > 0 else []))
 
     def preload(self, sizes: Iterable[int]) -> None:
-        """Compile plans for `sizes`; `maxsize` never drops them.
+        """Compile plans for `sizes`; `maxsize` never drops these plans.
 
         Raises:
-            BatchSizeError: a size that is no positive whole number; nothing is compiled then.
+            BatchSizeError: a size is not a positive whole number; nothing is compiled.
         """
         wanted = [self.padded(size) for size in map(checked_size, sizes)]
         if is_revived():
@@ -190,7 +187,7 @@ class ShardedInferer(InfererOfModel):
             self._cache.get(size)
 
     def cache_info(self) -> CacheInfo:
-        """Hits, misses, evictions, sizes, seconds spent compiling, padded rows."""
+        """Counts of hits, misses and evictions, the sizes, seconds spent compiling, and padded rows."""
         return self._cache.info()
 
     def cache_clear(self, size: int | None = None) -> None:
@@ -198,24 +195,25 @@ class ShardedInferer(InfererOfModel):
         self._cache.clear(size)
 
     def plans(self) -> list[PlanInfo]:
-        """What is compiled, by padded size."""
+        """One `PlanInfo` per plan, by padded size."""
         return [plan.info() for plan in self._cache.plans()]
 
     def batch_sizes(self) -> dict[int, int]:
-        """How many batches of each size were asked for so far."""
+        """Number of batches of each size that callers asked for."""
         return dict(sorted(self._histogram.counts(self._cache.calls()).items()))
 
     def update_params(self, source: Any) -> None:
-        """Go on with other weights, without a recompile; `source` is as in
-        `MemoizingDynamicInferer.update_params`.
+        """Replace the weights without a recompile; `source` is as in `MemoizingDynamicInferer.update_params`.
 
         Raises:
-            IncompatibleModelError: names, shapes or dtypes differ; nothing is changed then.
+            IncompatibleModelError: names, shapes or dtypes differ; nothing changes.
         """
         with self._updating:
             self._compiler.update(with_new_weights(self.typed, source))
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
+        # A weight update between two parts would mix old and new rows, so such a run is repeated. A loop that
+        # updates all the time must not starve the call: after some tries, the lock blocks updates.
         for _ in range(_TRIES):
             before = self.typed
             result = run()
@@ -253,9 +251,8 @@ class ShardedInferer(InfererOfModel):
         moved = [name for name, value in given.items() if isinstance(value, jax.Array)]
         if self._strict:
             raise DeviceError(
-                f"input {moved[0]!r} does not lie as {self._sharding}, in {self._compiler.count} equal "
-                "parts, and strict=True moves "
-                "nothing: jax.device_put(x, policy.sharding) puts it there"
+                f"strict=True refuses to move input {moved[0]!r}, which does not lie as {self._sharding} "
+                f"in {self._compiler.count} equal parts: jax.device_put(x, policy.sharding) puts it there"
             )
         rows, n = checked_rows(specs, {name: np.asarray(value) for name, value in given.items()})
         home = given[moved[0]].sharding
@@ -267,12 +264,12 @@ class ShardedInferer(InfererOfModel):
         if not isinstance(value, jax.Array) or value.dtype != dtype:
             return False
         if not shared and not value.ndim:
-            return False  # `checked_rows` says what is wrong with it
+            return False  # `checked_rows` raises the error for it.
         wanted = self._compiler.everywhere if shared else self._sharding
         return value.sharding.is_equivalent_to(wanted, value.ndim)
 
     def _rows_in(self, given: Mapping[str, jax.Array]) -> int:
-        """How many rows lie over the devices.
+        """Number of rows that lie over the devices.
 
         Raises:
             InputShapeError: no input has rows, or the shapes do not fit.
@@ -290,7 +287,7 @@ class ShardedInferer(InfererOfModel):
         return n
 
     def _in_place(self, given: Mapping[str, jax.Array], n: int) -> Arrays:
-        """Run `n` rows that lie over the devices already; nothing is moved."""
+        """Run `n` rows that already lie over the devices, without moving them."""
         self._histogram.arrived(n)
         self._histogram.ran(n)
         named = dict(zip(self.typed.computed, self._cache.get(n)(list(given.values())), strict=True))
@@ -299,7 +296,7 @@ class ShardedInferer(InfererOfModel):
         return {spec.name: named[spec.name] for spec in self.api.outputs}
 
     def _on_host(self, rows: Sequence[np.ndarray], n: int) -> Arrays:
-        """Run NumPy rows: padded, spread, computed, gathered and cut."""
+        """Run NumPy rows: pad, spread, compute, gather and cut them."""
         if n < 0:
             raise InputShapeError(_NO_ROWS)
         if n == 0:
@@ -318,14 +315,14 @@ class ShardedInferer(InfererOfModel):
 
 
 def _padded(row: np.ndarray, n: int, size: int) -> np.ndarray:
-    """A copy of `row` with zeros behind it, which JAX may keep."""
+    """A copy of `row`, padded with zeros, which JAX may keep."""
     padded = np.zeros((size, *row.shape[1:]), row.dtype)
     padded[:n] = row
     return padded
 
 
 def _check_shardable(typed: TypedModel) -> None:
-    """See that rows of `typed` can be computed apart.
+    """Check that devices can compute rows of `typed` apart.
 
     Raises:
         DimensionError, RowsMixError: they cannot; the message says why.
@@ -338,61 +335,58 @@ def _check_shardable(typed: TypedModel) -> None:
         )
     if typed.only_rows:
         raise DimensionError(
-            f"{name} runs {typed.only_rows} row(s) at a time only, so its rows cannot be spread over "
-            "devices: use "
-            "MemoizingDynamicInferer on one device"
+            f"{name} runs exactly {typed.only_rows} row(s) at a time, so its rows cannot be spread over "
+            "devices: use MemoizingDynamicInferer on one device"
         )
     if typed.random:
         raise RowsMixError(
             f"{name} draws random numbers for the whole batch, so devices would repeat each other's draws: "
-            "use "
-            "MemoizingDynamicInferer on one device"
+            "use MemoizingDynamicInferer on one device"
         )
     mixing = () if is_revived() else typed.mixing_outputs()
     if mixing:
         raise RowsMixError(
             f"rows over devices must not influence each other, but in {name} they do (output "
-            f"{', '.join(map(repr, mixing))}), and a device sees its own rows only: use "
-            "MemoizingDynamicInferer on one device"
+            f"{', '.join(map(repr, mixing))}): use MemoizingDynamicInferer on one device"
         )
 
 
 def _rows_sharding(
     devices: str | Sequence[str | jax.Device], sharding: NamedSharding | None
 ) -> NamedSharding:
-    """The sharding of rows.
+    """The sharding of rows, from either option.
 
     Raises:
-        DeviceError: no such device, or a sharding of another kind.
+        DeviceError: a device does not exist, or the sharding is of another kind.
     """
     if sharding is not None:
         return _checked_sharding(sharding)
     if devices == "all":
         chosen = jax.devices()
     elif isinstance(devices, str):
-        raise DeviceError(f"devices= takes 'all' or a list of devices, not {devices!r}: ['gpu:0', 'gpu:1']")
+        raise DeviceError(f"devices= is 'all' or a list such as ['gpu:0', 'gpu:1'], not {devices!r}")
     else:
         chosen = [_shared_client(device) for device in devices]
     if not chosen or len(set(chosen)) < len(chosen):
-        raise DeviceError(f"devices= takes different devices, at least one, not {devices!r}")
+        raise DeviceError(f"devices= needs one or more different devices, got {devices!r}")
     if len({device.platform for device in chosen}) > 1:
-        raise DeviceError(f"devices= takes devices of one kind, not {devices!r}")
+        raise DeviceError(f"devices= needs devices of one kind, got {devices!r}")
     return NamedSharding(Mesh(np.array(chosen), ("batch",)), PartitionSpec("batch"))
 
 
 def _checked_sharding(sharding: Any) -> NamedSharding:
     if not isinstance(sharding, NamedSharding):
         raise DeviceError(
-            f"sharding= takes NamedSharding(mesh, PartitionSpec('batch')), not {type(sharding).__name__}"
+            f"sharding= is NamedSharding(mesh, PartitionSpec('batch')), not {type(sharding).__name__}"
         )
     first = sharding.spec[0] if len(sharding.spec) else None
     axes = first if isinstance(first, tuple) else (first,)
     names = sharding.mesh.axis_names
     if set(axes) != set(names) or any(entry is not None for entry in sharding.spec[1:]):
         raise DeviceError(
-            "sharding= spreads rows, the first axis, over every axis of the mesh "
-            f"({', '.join(map(str, names))}), and nothing else; "
-            f"got {sharding.spec}: expected PartitionSpec({first_of(names)})"
+            "sharding= must spread the first axis over every axis of the mesh "
+            f"({', '.join(map(str, names))}) and nothing else; got {sharding.spec}, expected "
+            f"PartitionSpec({first_of(names)})"
         )
     return NamedSharding(sharding.mesh, PartitionSpec(first))
 
@@ -403,7 +397,8 @@ def first_of(names: Sequence[Any]) -> str:
 
 
 def _shared_client(device: str | jax.Device) -> jax.Device:
-    # "cpu" alone means memojax's own client, whose one device has no neighbours.
+    # The name "cpu" means memojax's own client, which has a single device; "cpu:0" is JAX's first one.
+
     return resolve_device("cpu:0" if device == "cpu" else device)
 
 

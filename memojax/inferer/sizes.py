@@ -1,4 +1,4 @@
-"""What callers ask to be compiled: batch sizes, alone or with the sizes of free dimensions."""
+"""Sizes that callers ask to compile: batch sizes, alone or with the sizes of free dimensions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Size: TypeAlias = "int | Mapping[str, Any]"
 
 
 def sizes_of(given: Iterable[Size] | Size, api: ModelApi) -> list[tuple[int, Binding | None]]:
-    """Each size with its binding; None for a number alone.
+    """Each size with its binding; the binding of a number alone is None.
 
     Raises:
-        BatchSizeError: a size that is no positive whole number.
+        BatchSizeError: a size is not a positive whole number.
         DimensionError: a dimension is missing or unknown.
     """
     if isinstance(given, (int, Mapping)) or hasattr(given, "__index__"):
@@ -47,14 +47,14 @@ def _binding(size: Mapping[str, Any], api: ModelApi) -> Binding | None:
     names = [*api.free, *static]
     if unknown := [name for name in size if name != "batch" and name not in names]:
         raise DimensionError(
-            f"{dict(size)} names {unknown[0]!r}; beside the batch, this model has "
-            f"{', '.join(map(repr, names)) or 'no free dimension'}"
+            f"{dict(size)} names {unknown[0]!r}, but a size of this model names "
+            f"{', '.join(map(repr, ['batch', *names]))}"
         )
     if not names:
         return None
     if missing := [name for name in names if name not in size]:
         raise DimensionError(
-            f"{dict(size)} leaves {', '.join(map(repr, missing))} open: a plan needs a size for each"
+            f"{dict(size)} lacks {', '.join(map(repr, missing))}: a plan needs a size for each dimension"
         )
     sizes = tuple((name, _dimension(name, size[name])) for name in api.free)
     values = tuple(
@@ -65,7 +65,7 @@ def _binding(size: Mapping[str, Any], api: ModelApi) -> Binding | None:
 
 def _dimension(name: str, given: Any) -> int:
     if isinstance(given, bool) or not hasattr(given, "__index__") or given.__index__() < 0:
-        raise DimensionError(f"the size of {name!r} is a whole number, got {given!r}")
+        raise DimensionError(f"the size of {name!r} must be a whole number, 0 or more; got {given!r}")
     return given.__index__()
 
 
@@ -80,5 +80,5 @@ class BoundSize(NamedTuple):
 
 
 def bound_size(size: int, binding: Binding) -> Any:
-    """How a size is shown: the number alone where a model has nothing else to bind."""
+    """The public form of a size: a number alone if the model has nothing else to bind."""
     return BoundSize(size, binding) if binding else size

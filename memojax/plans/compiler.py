@@ -31,6 +31,7 @@ from ..xla.settings import own_settings
 from .candidates import DEFAULT, KERNELS, ORDERED, Candidate
 from .direct import direct_calls
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
+from .draws import without_loops
 from .hoist import Hoister, Residual
 from .in_order import in_order
 from .input_buffers import Staging
@@ -197,7 +198,9 @@ class PlanCompiler:
         """Trace the model at `size` rows, and split off the computation on weights alone."""
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
         with trace_lock, own_settings(self.precision):
-            return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
+            residual = self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
+        # Accelerators have kernels of their own for draws.
+        return without_loops(residual) if self.device.platform == "cpu" else residual
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
         """The values of the weights' part that `residual` begins with."""

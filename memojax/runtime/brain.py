@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from ..errors import UnknownAgentError, UnknownBrainError
 from ..inferer.base import Inferer
 from ..inferer.batcher import Batcher, batcher_for
+from ..inferer.layers import innermost
 from ..inferer.loose_batcher import LooseBatcher
 from ..inferer.pairs import States, pairs_of
 from ..rows.journal import Journal
 from ..rows.states import Response
 from .brain_id import BrainId as BrainId
-from .layers import check_swap, innermost_layer, is_ready, model_of, on_accelerator
+from .layers import check_swap, innermost_layer, is_ready, on_accelerator
 from .timing import CompileTimings, Timings
 
 _RECENT = 32
@@ -453,7 +454,7 @@ class BrainState:
 
     def _asked_for(self, count: int) -> bool:
         """Whether the compile for `count` has ended; starts one if none was started."""
-        inferer, last = model_of(self.inferer), self._compile
+        inferer, last = innermost(self.inferer), self._compile
         if last is None or last.inferer is not inferer or last.count != count:
             if last is not None:
                 last.future.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import IncompatibleModelError
 from ..inferer.base import Inferer, check_inferer
+from ..inferer.layers import innermost
 from ..wrapper.base import LayeredInferer, check_compatible
 
 
@@ -23,15 +24,9 @@ def innermost_layer(inferer: Inferer) -> LayeredInferer | None:
     return layer
 
 
-def model_of(inferer: Inferer) -> Inferer:
-    """The inferer inside of all wrappers."""
-    layer = innermost_layer(inferer)
-    return inferer if layer is None else layer.inferer
-
-
 def on_accelerator(inferer: Inferer) -> bool:
     """Whether the model runs on another device than the CPU."""
-    return getattr(getattr(model_of(inferer), "device", None), "platform", "cpu") != "cpu"
+    return getattr(getattr(innermost(inferer), "device", None), "platform", "cpu") != "cpu"
 
 
 def check_swap(old: Inferer, new: Inferer) -> None:

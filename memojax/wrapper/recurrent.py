@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import numpy as np
 
-from ..errors import (
-    IncompatibleModelError,
-    UnknownInputError,
-)
+from ..errors import IncompatibleModelError
 from ..inferer.base import Inferer, check_inferer
-from ..model.exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE, continuations
-from ..model.signature import ModelApi, TensorSpec
+from ..model.signature import ModelApi
 from ..rows.scratch import ScratchPadView
-from ..rows.states import can_cast
+from ..spaces.hidden_state import RecurrentInfo as RecurrentInfo
+from ..spaces.hidden_state import checked_pairs
+from ..spaces.hidden_state import find_pairs as find_pairs
 from .agent_states import AgentStates
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
-
-
-@dataclass(frozen=True)
-class RecurrentInfo:
-    """One piece of hidden state: the input that takes it, and the output that holds it for the next call.
-
-    >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
-    >>> pairs = [memojax.RecurrentInfo("h_in", "h_out"), memojax.RecurrentInfo("c_in", "c_out")]
-    >>> memojax.RecurrentTracker(policy, pairs).input_shapes()
-    [('obs', [2])]
-    """
-
-    inkey: str
-    outkey: str
 
 
 @final
@@ -61,7 +44,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
         around = inner.api(inferer)
         self.infos: tuple[RecurrentInfo, ...] = tuple(find_pairs(around) if infos is None else infos)
         self._inner = inner
-        self._pairs = _checked_pairs(around, self.infos)
+        self._pairs = checked_pairs(around, self.infos)
         raw = inferer.raw_api
         self._slots = [(raw.inputs.index(into), raw.outputs.index(out)) for into, out in self._pairs]
         self._states = AgentStates([into for into, _ in self._pairs])
@@ -190,52 +173,3 @@ class RecurrentTracker(LayeredInferer):
     def set_state(self, agent: int, state: Mapping[str, Any]) -> None:
         """Replace the state of `agent`, or a part of it; see `RecurrentTrackerWrapper.set_state`."""
         self._tracker.set_state(agent, state)
-
-
-def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
-    """Pairs of an input and the output of the same shape that continues it, by name.
-
-    Equal names come first. Without any, common pairs count: `h_in` and `h_out`, `state_ins` and `state_outs`,
-    `cache` and `cache_out`, `next_cache` or `new_cache`, `h0` and `hn`. TensorFlow's `input_2` and `output_2`
-    come last, unless callers would then have no input left.
-
-    Raises:
-        IncompatibleModelError: no pair was found.
-    """
-    for rules in (EQUAL_STATE, COMMON_STATE, TENSORFLOW_STATE):
-        outputs = {spec.name: spec for spec in api.outputs}
-        found = []
-        for into in api.inputs:
-            names = continuations(into.name, rules)
-            if name := next((name for name in names if name in outputs and _fits(into, outputs[name])), None):
-                del outputs[name]
-                found.append(RecurrentInfo(into.name, name))
-        if found and (rules is not TENSORFLOW_STATE or len(found) < len(api.inputs)):
-            return found
-    raise IncompatibleModelError(
-        f"no output continues an input by name and shape; the model has {api}: name the pairs, "
-        "RecurrentTracker(inferer, [RecurrentInfo(inkey, outkey)])"
-    )
-
-
-def _checked_pairs(api: ModelApi, infos: Sequence[RecurrentInfo]) -> list[tuple[TensorSpec, TensorSpec]]:
-    inputs, outputs = ({spec.name: spec for spec in specs} for specs in (api.inputs, api.outputs))
-    pairs = []
-    for info in infos:
-        if info.inkey not in inputs:
-            raise UnknownInputError([info.inkey], [spec.name for spec in api.inputs])
-        if info.outkey not in outputs:
-            raise IncompatibleModelError(
-                f"no output {info.outkey!r} to continue input {info.inkey!r}; the model has {api}"
-            )
-        into, out = inputs.pop(info.inkey), outputs.pop(info.outkey)
-        if not _fits(into, out):
-            raise IncompatibleModelError(
-                f"output {out} cannot continue input {into}: shape and kind of number must be the same"
-            )
-        pairs.append((into, out))
-    return pairs
-
-
-def _fits(into: TensorSpec, out: TensorSpec) -> bool:
-    return into.shape == out.shape and can_cast(out.dtype, into.dtype)

@@ -20,6 +20,7 @@ LAYERS = [
     "model",
     "ops",
     "rows",
+    "spaces",
     "lowering",
     "plans kernels",
     "display",
@@ -27,17 +28,12 @@ LAYERS = [
     "wrapper",
     "api backend stablehlo",
     "verification runtime evaluation",
-    "glue",
     "ray",
     "cli",
 ]
 EXEMPT = ("__init__", "__main__")
 SANCTIONED = {
     ("memojax.inferer.base", "memojax.wrapper"): "cervo's methods with_epsilon and into_stateful",
-    (
-        "memojax.inferer.base",
-        "memojax.glue",
-    ): "predict and for_env, as users of trainers call a policy",
 }
 """Late imports that may point down: (module, room) -> why."""
 

@@ -40,6 +40,7 @@ PUBLIC = [
     "OneShot",
     "PlanArtifact",
     "PolicyPool",
+    "Predictor",
     "RecurrentInfo",
     "RecurrentTracker",
     "RecurrentTrackerWrapper",

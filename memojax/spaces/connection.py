@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import IncompatibleModelError, SpaceMismatchError
-from ..inferer.base import Inferer
 from ..model.exporter_names import canonical, is_action_mask, is_episode_start, is_noise, wants_clipping
-from ..model.signature import TensorSpec
-from ..wrapper.recurrent import RecurrentInfo, RecurrentTracker, find_pairs
-from .actions import ActionKind, Actor, BoxActions, action_kind, match_action
-from .observations import Feed, Field, ObservationReader, Rows, match_by_shape, match_observation
+from ..model.signature import ModelApi, TensorSpec
+from .actions import ActionKind, Actor, BoxActions, match_action
+from .hidden_state import RecurrentInfo, checked_pairs, find_pairs
+from .observations import Feed, Field, Rows, match_by_shape, match_observation
 from .transforms import ClipAction, Observations
 
 ObservationTransform = Callable[[Observations], Observations]
@@ -35,23 +34,36 @@ class Wiring:
 
 
 @dataclass(frozen=True)
+class ModelFacts:
+    """What a model says of itself.
+
+    Attributes:
+        api: inputs that callers give, and outputs that they get.
+        random: whether it draws numbers, so that its actions are drawn already.
+        metadata: what the exporter wrote into the file.
+    """
+
+    api: ModelApi
+    random: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Connection:
     """How an environment and a model are joined.
 
     Attributes:
-        player: the inferer; with a tracker around it where there is hidden state.
         reader: observations -> rows of fields.
         feeds: fields -> inputs.
         noise: inputs that take noise, or zeros.
         masks: inputs that take the actions which are allowed.
         starts: inputs that mark the first step of an episode.
-        memory: pieces of hidden state that `player` keeps.
+        memory: pieces of hidden state, which somebody must keep between calls.
         actor: outputs -> actions.
         observation_transforms, action_transforms: what happens to observations before the model, to actions
             after it.
     """
 
-    player: Inferer
     reader: Reader
     feeds: Sequence[Feed]
     noise: Sequence[TensorSpec]
@@ -86,98 +98,59 @@ class Reader(Protocol):
         ...
 
 
-class Spaces(Protocol):
-    """What has an observation space and an action space: a pool, or an agent of it."""
-
-    @property
-    def name(self) -> str:
-        """For errors."""
-        ...
-
-    @property
-    def observation_space(self) -> Any:
-        """Gymnasium's."""
-        ...
-
-    @property
-    def action_space(self) -> Any:
-        """Gymnasium's."""
-        ...
-
-
-def connect(inferer: Inferer, pool: Spaces, wiring: Wiring, deterministic: bool) -> Connection:
-    """Join the spaces of an environment and a model.
-
-    Raises:
-        SpaceMismatchError: they do not fit; both sides are named.
-    """
-    reader = ObservationReader(pool.observation_space, wiring.observation_transforms)
-    return join(inferer, reader, action_kind(pool.action_space, pool.name), pool.name, wiring, deterministic)
-
-
 def join(
-    inferer: Inferer, reader: Reader, kind: ActionKind, where: str, wiring: Wiring, deterministic: bool
+    model: ModelFacts, reader: Reader, kind: ActionKind, where: str, wiring: Wiring, deterministic: bool
 ) -> Connection:
-    """Join observations and a kind of action; `where` names the environment in errors.
+    """Join observations, a model and a kind of action; `where` names the environment in errors.
 
     Raises:
         SpaceMismatchError: they do not fit; both sides are named.
+        UnknownInputError, IncompatibleModelError: `wiring.recurrent` names pairs that the model does not
+            have.
     """
-    pairs = _recurrent_pairs(inferer, reader.fields, wiring.recurrent)
-    player = RecurrentTracker(inferer, pairs) if pairs else inferer
-    feeds, rest = match_observation(reader.fields, player.api.inputs, where, wiring.observation)
-    noise = _noise_inputs(rest, wiring.epsilon, player)
+    pairs = _recurrent_pairs(model.api, reader.fields, wiring.recurrent)
+    checked_pairs(model.api, pairs)
+    visible = model.api.without([pair.inkey for pair in pairs], [pair.outkey for pair in pairs])
+    feeds, rest = match_observation(reader.fields, visible.inputs, where, wiring.observation)
+    noise = _noise_inputs(rest, wiring.epsilon, visible)
     masks = [spec for spec in rest if spec not in noise and is_action_mask(spec.name)]
     starts = [spec for spec in rest if is_episode_start(spec.name) and spec.shape in ((), (1,))]
     rest = [spec for spec in rest if spec not in (*noise, *masks, *starts)]
     feeds = match_by_shape(reader.fields, feeds, rest, where)
     actor = match_action(
         kind,
-        player.api.outputs,
+        visible.outputs,
         where=where,
         chosen=wiring.action,
         deterministic=deterministic,
-        random=bool(getattr(getattr(innermost(inferer), "typed", None), "random", False)),
+        random=model.random,
     )
-    transforms = _action_transforms(wiring.action_transforms, kind, where, metadata_of(inferer))
+    transforms = _action_transforms(wiring.action_transforms, kind, where, model.metadata)
     seen = wiring.observation_transforms
-    return Connection(player, reader, feeds, noise, masks, starts, pairs, actor, seen, transforms)
-
-
-def innermost(inferer: Any) -> Any:
-    """The inferer that holds the plans, beneath all wrappers."""
-    while hasattr(inferer, "inferer"):
-        inferer = inferer.inferer
-    return inferer
-
-
-def metadata_of(policy: Any) -> Mapping[str, str]:
-    """What the model file of an inferer or a `TypedModel` says about itself; nothing where there is no
-    file."""
-    return getattr(innermost(policy), "metadata", {})
+    return Connection(reader, feeds, noise, masks, starts, pairs, actor, seen, transforms)
 
 
 def _recurrent_pairs(
-    inferer: Inferer, fields: Sequence[Field], given: Iterable[RecurrentInfo | tuple[str, str]] | None
+    api: ModelApi, fields: Sequence[Field], given: Iterable[RecurrentInfo | tuple[str, str]] | None
 ) -> list[RecurrentInfo]:
     """Hidden state to keep; inputs that an observation feeds by name are never taken for hidden state."""
     if given is not None:
         return [pair if isinstance(pair, RecurrentInfo) else RecurrentInfo(*pair) for pair in given]
     try:
-        found = find_pairs(inferer.api)
+        found = find_pairs(api)
     except IncompatibleModelError:
         return []
     observed = {canonical(field.name) for field in fields}
     found = [pair for pair in found if canonical(pair.inkey) not in observed]
-    return found if len(found) < len(inferer.api.inputs) else []
+    return found if len(found) < len(api.inputs) else []
 
 
-def _noise_inputs(rest: Sequence[TensorSpec], chosen: str | None, player: Inferer) -> list[TensorSpec]:
+def _noise_inputs(rest: Sequence[TensorSpec], chosen: str | None, visible: ModelApi) -> list[TensorSpec]:
     if chosen is None:
         return [spec for spec in rest if spec.dtype.kind in "fV" and is_noise(spec.name)]
     noise = [spec for spec in rest if spec.name == chosen]
     if not noise:
-        known = ", ".join(repr(spec.name) for spec in player.api.inputs)
+        known = ", ".join(repr(spec.name) for spec in visible.inputs)
         raise SpaceMismatchError(f"epsilon= names the input {chosen!r}; there are {known}")
     return noise
 

@@ -10,13 +10,13 @@ from typing import Any, final
 import numpy as np
 
 from ..errors import InputShapeError, MemojaxError, SpaceMismatchError
-from ..evaluation.actions import ActionKind, UnknownActions, action_kind
-from ..evaluation.connection import Connection, Wiring, join
-from ..evaluation.observations import WHOLE, Field, ObservationReader, PlainObservations, Rows
-from ..inferer.base import Inferer
 from ..model.signature import TensorSpec
 from ..rows.torch_arrays import from_torch, is_torch, to_torch
-from ..wrapper.base import LayeredInferer
+from ..spaces.actions import ActionKind, UnknownActions, action_kind
+from ..spaces.connection import Connection, ModelFacts, Wiring, join
+from ..spaces.observations import WHOLE, Field, ObservationReader, PlainObservations, Rows
+from .base import Inferer
+from .layers import innermost, metadata_of
 
 log: logging.Logger = logging.getLogger("memojax")
 
@@ -107,9 +107,8 @@ class Predictor:
             (spec.name, fresh.reshape(n, *spec.shape).astype(spec.dtype)) for spec in connection.starts
         )
         hidden = self._hidden(connection, state, n, fresh)
-        # A policy that keeps state itself, by agent, is told whose episode is new.
-        keeps = isinstance(self.policy, LayeredInferer)
-        outputs = self.policy.infer_arrays({**inputs, **hidden}, dones=fresh if keeps else None)
+        # A policy that keeps state itself, by agent, learns whose episode is new.
+        outputs = self.policy.infer_arrays({**inputs, **hidden}, dones=fresh)
         allowed = None if action_masks is None or connection.masks else np.asarray(action_masks)
         actions = connection.actor(outputs, [self._generator] * n, allowed)
         for transform in connection.action_transforms:
@@ -163,7 +162,7 @@ class Predictor:
             known = self.env is not None
             kind = self._kind if known else UnknownActions(None)
             where = self._where if known else "the environment"
-            joined = join(self.policy, reader, kind, where, self._wiring, deterministic)
+            joined = join(facts_of(self.policy), reader, kind, where, self._wiring, deterministic)
             if not known and joined.actor.reading.how == "value" and not joined.action_transforms:
                 log.warning(_UNCLIPPED, joined.actor.reading.output.name)
             self._joined[signature] = joined
@@ -193,6 +192,12 @@ class Predictor:
                 )
             piece[fresh] = 0
         return {spec.name: piece.astype(spec.dtype) for spec, piece in zip(wanted, given, strict=True)}
+
+
+def facts_of(inferer: Any) -> ModelFacts:
+    """What joins an inferer to an environment: what callers give and get, and what its model says of itself."""
+    typed = getattr(innermost(inferer), "typed", None)
+    return ModelFacts(inferer.api, bool(getattr(typed, "random", False)), metadata_of(inferer))
 
 
 class _GivenReader:

@@ -13,7 +13,6 @@ import numpy as np
 
 from .._types import Source
 from ..errors import IncompatibleModelError, InputError, InputShapeError, RowsMixError
-from ..inferer.memoizing import MemoizingDynamicInferer
 from ..lowering.exported import ExportedFunction
 from ..lowering.loading import typed_model
 from ..lowering.new_weights import with_new_weights
@@ -21,6 +20,7 @@ from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi, TensorSpec
 from ..plans.plan import PlanInfo
 from ..rows.checks import checked_rows
+from .memoizing import MemoizingDynamicInferer
 
 FIRST_CAPACITY = 8
 

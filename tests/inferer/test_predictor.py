@@ -54,7 +54,7 @@ def test_several_are_named(several: mj.Inferer) -> None:
     answer = several({"a": a, "b": b})
     np.testing.assert_array_equal(answer["sum"], np.full((4, 2), 5))
     assert several({"a": a[0], "b": b[0]})["difference"].tolist() == [-2, -2]
-    with pytest.raises(errors.InputError, match="takes 'a', 'b': give a mapping"):
+    with pytest.raises(errors.InputError, match="has inputs 'a', 'b': pass a mapping"):
         several(a)
     with pytest.raises(errors.InputShapeError):
         several({"a": a, "b": b[0]})
@@ -97,7 +97,7 @@ def test_answers_go_to_the_callers_buffers(policy: mj.Inferer, several: mj.Infer
         (
             {"nope": np.empty((3, 3), np.float32)},
             errors.InputError,
-            "names 'nope', but the policy gives 'logits'",
+            "names 'nope', but the outputs are 'logits'",
         ),
     ],
 )
@@ -108,7 +108,7 @@ def test_buffers_that_do_not_fit_are_refused_before_anything_runs(out: Any, erro
 
 
 def test_jax_arrays_are_never_written_to(policy: mj.Inferer) -> None:
-    with pytest.raises(errors.InputError, match="never written to"):
+    with pytest.raises(errors.InputError, match="outputs cannot be written"):
         policy(jax.numpy.asarray(ROWS), out=np.empty((3, 3), np.float32))
 
 
@@ -325,7 +325,7 @@ def test_a_fake_policy_is_called_too() -> None:
 
 
 def test_a_reader_without_a_space_reads_agents_one_by_one() -> None:
-    from memojax.glue.predictor import _GivenReader
+    from memojax.inferer.predictor import _GivenReader
 
     for rows in (ROWS, {"obs": ROWS, "speed": ROWS[:, :2]}):
         reader = _GivenReader(rows, True)

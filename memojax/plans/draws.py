@@ -1,0 +1,175 @@
+"""Random draws as plain arithmetic that XLA:CPU fuses with what reads them.
+
+JAX hashes counters in a loop on CPUs, to compile large programs faster. For a policy this is the slow way: each
+draw becomes two loops of some twenty parts with copies between them, which take longer to compile and to run
+than the same hash without a loop. The numbers are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from ..xla.settings import own_settings
+from .hoist import Atom, Residual, Step, flattened
+
+_HASH = "threefry2x32"
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_ROUNDS = 5
+_PARITY = np.uint32(0x1BD11BDA)
+"""The constants of Threefry-2x32 with 20 rounds."""
+
+
+def without_loops(residual: Residual) -> Residual:
+    """`residual` with its draws as plain arithmetic; unchanged where it draws nothing, or keeps keys of
+    another kind."""
+    if not any(step.primitive.name in ("random_bits", _HASH) for step in residual.steps):
+        return residual
+    try:
+        return _Expansion(residual).run()
+    except _NotOurs:
+        return residual
+
+
+class _NotOurs(Exception):
+    """A key goes where this module does not follow it."""
+
+
+class _Hash(Step):
+    """Threefry's hash of counters, without a loop."""
+
+    def bind(self, inputs: Sequence[Any]) -> list[Any]:
+        return list(_hashed(*inputs))
+
+
+class _Expansion:
+    """One residual: numbers of keys stand for their uint32[2] afterwards."""
+
+    def __init__(self, residual: Residual) -> None:
+        self.residual = residual
+        self.next_number = 1 + max(
+            (*residual.avals, *(number for step in residual.steps for number in step.outputs)), default=0
+        )
+        self.data: dict[int, Atom] = {}
+        """For each key, the atom of its data."""
+
+    def run(self) -> Residual:
+        steps: list[Step] = []
+        for step in self.residual.steps:
+            steps += self._plain(step)
+        if any(atom in self.data for atom in self.residual.outputs if isinstance(atom, int)):
+            raise _NotOurs
+        outputs = tuple(self.residual.outputs)
+        return replace(self.residual, steps=tuple(steps), outputs=outputs)
+
+    def _plain(self, step: Step) -> list[Step]:
+        name = step.primitive.name
+        if name == _HASH:
+            return [_Hash(step.primitive, step.params, step.inputs, step.outputs, step.avals)]
+        if name == "random_wrap":
+            return self._wrapped(step)
+        keys = [atom for atom in step.inputs if isinstance(atom, int) and atom in self.data]
+        if not keys:
+            return [step]
+        if name == "random_fold_in":
+            made, (data,) = self._traced(_implementation().fold_in, [self.data[keys[0]], step.inputs[1]])
+            self.data[step.outputs[0]] = data
+            return made
+        if name == "random_bits":
+            width, shape = step.params["bit_width"], step.params["shape"]
+
+            def bits(key: Any) -> Any:
+                return _implementation().random_bits(key, width, shape)
+
+            made, (drawn,) = self._traced(bits, [self.data[keys[0]]])
+            # What follows reads the number that the draw had.
+            return _renumbered(made, drawn, step.outputs[0])
+        raise _NotOurs
+
+    def _wrapped(self, step: Step) -> list[Step]:
+        (aval,) = step.avals
+        if aval.shape or str(aval.dtype) != "key<fry>":
+            raise _NotOurs
+        self.data[step.outputs[0]] = step.inputs[0]
+        return []
+
+    def _traced(self, function: Callable[..., Any], inputs: Sequence[Atom]) -> tuple[list[Step], list[Atom]]:
+        """The steps of a function of `inputs`, with numbers that are free here, and its results."""
+        with own_settings():
+            closed = jax.make_jaxpr(function)(*map(self._abstract, inputs))
+        arguments, steps, results = flattened(closed)
+        numbers: dict[int, Atom] = dict(zip(arguments, inputs, strict=True))
+        made = []
+        for step in steps:
+            for number in step.outputs:
+                numbers[number] = self.next_number
+                self.next_number += 1
+            kind = _Hash if step.primitive.name == _HASH else Step
+            outputs = tuple(self._number(numbers, number) for number in step.outputs)
+            read = tuple(_moved(numbers, atom) for atom in step.inputs)
+            made.append(kind(step.primitive, step.params, read, outputs, step.avals))
+        return made, [_moved(numbers, atom) for atom in results]
+
+    @staticmethod
+    def _number(numbers: Mapping[int, Atom], number: int) -> int:
+        found = numbers[number]
+        assert isinstance(found, int)
+        return found
+
+    def _abstract(self, atom: Atom) -> Any:
+        if not isinstance(atom, int):
+            return atom.value
+        if atom in self.residual.avals:
+            return self.residual.avals[atom]
+        for step in self.residual.steps:
+            if atom in step.outputs:
+                return step.avals[step.outputs.index(atom)]
+        return jax.ShapeDtypeStruct((2,), np.uint32)  # the data of a key that was made here
+
+
+def _moved(numbers: Mapping[int, Atom], atom: Atom) -> Atom:
+    return numbers[atom] if isinstance(atom, int) else atom
+
+
+def _renumbered(steps: Sequence[Step], old: Atom, new: int) -> list[Step]:
+    return [
+        replace(step, outputs=tuple(new if number == old else number for number in step.outputs))
+        for step in steps
+    ]
+
+
+def _implementation() -> Any:
+    """JAX's functions of Threefry keys."""
+    try:
+        from jax.extend.random import threefry_prng_impl
+    except ImportError:
+        raise _NotOurs from None
+    return threefry_prng_impl
+
+
+def _hashed(key0: Any, key1: Any, x0: Any, x1: Any) -> tuple[Any, Any]:
+    """Threefry-2x32 of the counters `(x0, x1)`; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
+    (2011)."""
+    shape = lax.broadcast_shapes(*(np.shape(value) for value in (key0, key1, x0, x1)))
+    x0, x1 = (lax.broadcast(x, shape[: len(shape) - np.ndim(x)]) for x in (x0, x1))
+    keys = (key0, key1, lax.bitwise_xor(lax.bitwise_xor(key0, key1), _PARITY))
+
+    def plus(x: Any, key: Any) -> Any:
+        return lax.add(x, lax.broadcast(key, shape) if np.shape(key) != shape else key)
+
+    x0, x1 = plus(x0, keys[0]), plus(x1, keys[1])
+    for number in range(_ROUNDS):
+        for distance in _ROTATIONS[number % 2]:
+            x0 = lax.add(x0, x1)
+            left = lax.shift_left(x1, lax.full_like(x1, distance))
+            right = lax.shift_right_logical(x1, lax.full_like(x1, 32 - distance))
+            x1 = lax.bitwise_xor(x0, lax.bitwise_or(left, right))
+        x0 = plus(x0, keys[(number + 1) % 3])
+        x1 = plus(x1, lax.add(keys[(number + 2) % 3], np.uint32(number + 1)))
+    return x0, x1

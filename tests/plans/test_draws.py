@@ -1,0 +1,92 @@
+"""Draws without loops: the same bits as JAX's, for every way in which a policy draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memojax import TypedModel
+from memojax.plans import draws
+from memojax.plans.candidates import DEFAULT
+from memojax.plans.compiler import PlanCompiler
+from memojax.xla.cpu_client import cpu_device
+
+KEY = np.array([3_000_000_007, 5], np.uint32)
+ROWS = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+
+Draw = Callable[[Any, Any], Any]
+
+
+def sampler(draw: Draw) -> PlanCompiler:
+    """A compiler of `draw(rows, key)`, with the key as it reaches the function of a random file."""
+
+    def fn(params: Any, x: Mapping[str, Any]) -> dict[str, Any]:
+        return {"y": draw(x["x"], jax.random.wrap_key_data(x["key"][0], impl="threefry2x32"))}
+
+    inputs: Any = {"x": ((4,), np.float32), "key": ((2,), np.uint32)}
+    return PlanCompiler(TypedModel.from_function(fn, [], inputs), cpu_device())
+
+
+def drawn(compiler: PlanCompiler) -> tuple[np.ndarray, str]:
+    """What a plan of five rows draws, and its program."""
+    plan = compiler.lower(5, DEFAULT).compile()
+    keys = np.tile(KEY, (5, 1))
+    return np.array(plan.executable.run([ROWS, keys])[0]), plan.executable.compiled.as_text()
+
+
+DRAWS: dict[str, Draw] = {
+    "normal": lambda x, key: x + jax.random.normal(key, x.shape),
+    "folded": lambda x, key: jax.random.uniform(jax.random.fold_in(key, 7), x.shape),
+    "folded twice": lambda x, key: jax.random.bits(
+        jax.random.fold_in(jax.random.fold_in(key, 1), x.shape[0]), x.shape, "uint32"
+    ),
+    "folded by a value": lambda x, key: jax.random.uniform(
+        jax.random.fold_in(key, jnp.argmax(x).astype(np.uint32)), x.shape
+    ),
+    "categorical": lambda x, key: jax.random.categorical(key, x),
+    "bernoulli": lambda x, key: jax.random.bernoulli(key, jax.nn.sigmoid(x), x.shape),
+    "bytes": lambda x, key: jax.random.bits(key, x.shape, "uint8"),
+    "halves": lambda x, key: jax.random.normal(key, x.shape, "float16"),
+    "two draws of one key": lambda x, key: (
+        jax.random.normal(key, x.shape) * jax.random.uniform(jax.random.fold_in(key, 1), x.shape)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_the_numbers_are_jax_s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, program = drawn(sampler(DRAWS[name]))
+    monkeypatch.setattr("memojax.plans.compiler.without_loops", lambda residual: residual)
+    expected, loops = drawn(sampler(DRAWS[name]))
+    np.testing.assert_array_equal(found, expected)
+    assert "while" in loops
+    assert "while" not in program
+
+
+def test_keys_that_go_elsewhere_are_left_to_jax() -> None:
+    def split(x: Any, key: Any) -> Any:
+        first, second = jax.random.split(key)
+        return jax.random.normal(first, x.shape) + jax.random.normal(second, x.shape)
+
+    compiler = sampler(split)
+    residual = compiler.trace(5)
+    assert draws.without_loops(residual) is residual
+    found, _ = drawn(compiler)
+    with jax.threefry_partitionable(True):
+        expected = jax.jit(split)(ROWS, jax.random.wrap_key_data(KEY, impl="threefry2x32"))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_jax_without_these_functions_draws_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise draws._NotOurs
+
+    monkeypatch.setattr(draws, "_implementation", missing)
+    compiler = sampler(DRAWS["folded"])
+    assert any(step.primitive.name == "random_bits" for step in compiler.trace(5).steps)
+    assert drawn(compiler)[0].shape == (5, 4)
