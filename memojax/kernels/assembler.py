@@ -20,8 +20,9 @@ from .program import (
     Product,
     Program,
     chunk_of,
+    least_of,
 )
-from .values import Constant, Recipe, Refused, Value, contiguous, outside, refined
+from .values import Constant, Recipe, Refused, Value, contiguous, merged, outside, refined
 
 Known = Value | Constant | Pending
 
@@ -117,6 +118,19 @@ class Assembler:
                 cause.steps = cause.steps or tuple(group.steps)
                 raise
 
+    def is_whole(self, value: Value) -> bool:
+        """Whether a value fills its place in the arena, in row-major order."""
+        parts = merged([factor for dim in value.dims for factor in dim])
+        dense = not parts or (len(parts) == 1 and parts[0].stride == 1)
+        return value.slot >= 0 and value.offset == 0 and value.size == self._slots[value.slot].size and dense
+
+    def product_step(
+        self, out: Value, x: Value, *others: Value, weight: Place, bias: Place, **given: Any
+    ) -> None:
+        """Add a product of `x` into `out`; `others` are values that it reads, too."""
+        self.has_product = True
+        self.emit("product", [x, out, *others], x=x.place, weights=weight, bias=bias, y=out.place, **given)
+
     def copied(self, value: Value, order: Sequence[int] | None = None) -> Value:
         """A copy without gaps."""
         target = self.new(value.shape, value.axis, order)
@@ -165,7 +179,7 @@ class Assembler:
         places, program.arena_row, program.shared = self._arena(sections)
         for index, (method, given) in enumerate(self._ops):
             if index in sections:
-                program.section(sections[index])
+                program.section(*sections[index])
             given = {name: self._resolved(item, places) for name, item in given.items()}
             if method == "product":
                 program.product(Product(**given))
@@ -181,29 +195,37 @@ class Assembler:
         y = Place(buffer, 0, value.size * bits // 32)
         self.emit("whole", [value], x=value.place, y=y, count=value.size, bits=bits)
 
-    def _sections(self) -> dict[int, int]:
-        """First steps of sections, and the blocks that each works through at a time.
+    def _sections(self) -> dict[int, tuple[int, int]]:
+        """First steps of sections; how many blocks each works through at a time, and how few a thread may
+        take.
 
         Images go few at a time, so that what lies between two convolutions stays in the cache. A large dense
         layer behind them wants many rows, or its weights are read again for each few of them.
         """
-        found: dict[int, int] = {0: 1}
-        start, largest, rows = 0, -1, 1
+        found: dict[int, tuple[int, int]] = {}
+        start, largest, rows, matrix = 0, -1, 1, 0
+
+        def end(stop: int) -> tuple[int, int]:
+            chunk = chunk_of(self.blocks, rows, self._floats(start, stop))
+            # Each thread reads the weights of all of its steps.
+            return chunk, least_of(rows) if matrix < _LARGE_MATRIX else chunk
+
         for index, (method, given) in enumerate(self._ops):
             if method != "product":
                 continue
             product = Product(**given)
             floats = product.flops // (2 * product.rows)
-            chunk = chunk_of(self.blocks, rows, self._floats(start, index))
+            chunk, _ = end(index)
             starved = largest >= 0 and product.rows * chunk < min(_MANY_ROWS, product.rows * self.blocks)
             if (starved and (floats >= _LARGE_MATRIX or self._mostly(product.rows, start, index))) or (
                 largest >= 0 and product.rows >= 16 * rows
             ):
-                found[start] = chunk
-                start, largest = index, -1
+                found[start] = end(index)
+                start, largest, matrix = index, -1, 0
+            matrix = max(matrix, floats)
             if product.flops > largest:
                 largest, rows = product.flops, product.rows
-        found[start] = chunk_of(self.blocks, rows, self._floats(start, len(self._ops)))
+        found[start] = end(len(self._ops))
         return found
 
     def _mostly(self, rows: int, start: int, index: int) -> bool:
@@ -251,7 +273,7 @@ class Assembler:
             return [self._resolved(one, places) for one in item]
         return item
 
-    def _arena(self, sections: Mapping[int, int]) -> tuple[list[Place], int, int]:
+    def _arena(self, sections: Mapping[int, Any]) -> tuple[list[Place], int, int]:
         """Where each slot begins, so that slots in use at the same time do not overlap.
 
         Returns:

@@ -143,6 +143,40 @@ class Slot:
         self.prepared: ctypes.c_void_p = ctypes.c_void_p(ctypes.addressof(call))
 
 
+@final
+class Large:
+    """The arrays of a plan that calls do not copy."""
+
+    def __init__(self, direct: Direct, specs: Sequence[tuple[tuple[int, ...], Any]], slot: Slot):
+        """`slot` has buffers for the others."""
+        copied = {number for number, _ in slot.inputs}
+        self._rows = [
+            (place, number, np.dtype(specs[number][1]))
+            for place, number in enumerate(direct.rows)
+            if number not in copied
+        ]
+        first = len(direct.rows) + len(direct.weights)
+        self._results = [
+            (first + number, number, *direct.results[number])
+            for number in {n for n, buffer in zip(direct.outputs, slot.outputs) if buffer is None}
+        ]
+
+    def __bool__(self) -> bool:
+        return bool(self._rows or self._results)
+
+    def placed(self, slot: Slot, rows: Sequence[Any]) -> tuple[list[np.ndarray], dict[int, np.ndarray]]:
+        """Point a slot to the caller's rows and to new results; gives both, the results by number."""
+        places, held, made = slot.places, [], {}
+        for place, number, dtype in self._rows:
+            row = np.require(rows[number], dtype, "CA")
+            held.append(row)
+            places[place] = row.__array_interface__["data"][0]
+        for place, number, shape, dtype in self._results:
+            made[number] = result = np.empty(shape, dtype)
+            places[place] = result.__array_interface__["data"][0]
+        return held, made
+
+
 def caller() -> Any:
     """The C function that runs a slot's prepared call; it gives 0, or another number where it ran out of
     memory."""

@@ -66,6 +66,18 @@ def with_draws(residual: Residual) -> Residual:
     )
 
 
+def without_draws(residual: Residual) -> Residual:
+    """`residual` with JAX's own steps in the place of draws."""
+    steps: list[Step] = []
+    there: set[int] = set()
+    for step in residual.steps:
+        for one in step.params["steps"] if isinstance(step, Draw) else (step,):
+            if not there.issuperset(one.outputs):
+                steps.append(one)
+                there.update(one.outputs)
+    return replace(residual, steps=tuple(steps))
+
+
 def _folded(steps: Sequence[Step]) -> list[Step]:
     known: dict[Atom, Atom] = {}
     kept = []
@@ -87,9 +99,7 @@ def _is_typed(atom: Atom) -> bool:
 
 
 def _is_small(step: Step) -> bool:
-    return all(
-        isinstance(aval.dtype, np.dtype) and math.prod(aval.shape) <= _SMALL for aval in step.avals
-    )
+    return all(isinstance(aval.dtype, np.dtype) and math.prod(aval.shape) <= _SMALL for aval in step.avals)
 
 
 def _draw(last: Step, maker: Mapping[Any, Step], uses: Mapping[Any, int]) -> Draw | None:

@@ -21,12 +21,6 @@ from .values import Constant, Dim, Factor, Refused, Value, merged, outside
 class Emitter(Assembler):
     """A program under way, to which each method adds an operator of the network."""
 
-    def is_whole(self, value: Value) -> bool:
-        """Whether a value fills its place in the arena, in row-major order."""
-        parts = merged([factor for dim in value.dims for factor in dim])
-        dense = not parts or (len(parts) == 1 and parts[0].stride == 1)
-        return value.slot >= 0 and value.offset == 0 and value.size == self._slots[value.slot].size and dense
-
     def dense(
         self,
         x: Value,
@@ -78,7 +72,7 @@ class Emitter(Assembler):
         if addend is not None and (weight_first or addend.axis != axis):
             raise Refused("a product added to blocks in another dimension")
         out = self.new(shown, axis) if addend is None else addend
-        self._product(
+        self.product_step(
             out,
             x,
             weight=self.weight(weight.source, recipe, 0),
@@ -123,10 +117,6 @@ class Emitter(Assembler):
         if math.prod(bias.held) == 1:
             recipe = bias.then(("reshape", (1,)), *recipe[len(bias.recipe) :])
         return self.weight(bias.source, recipe, 0)
-
-    def _product(self, out: Value, x: Value, weight: Place, bias: Place, **given: Any) -> None:
-        self.has_product = True
-        self.emit("product", [x, out], x=x.place, weights=weight, bias=bias, y=out.place, **given)
 
     def convolution(
         self,
@@ -204,7 +194,7 @@ class Emitter(Assembler):
         out = self.new(logical, None if x.axis is None else 0, [0, *range(2, 2 + spatial), 1])
         wide = -(-n_out // 16) * 16
         k = window[0] * window[1] * depth
-        self._product(
+        self.product_step(
             out, x, weight=self.weight(weight.source, recipe, 0), bias=self._bias(bias, groups, n_out), images=images, size=(height, width),
             columns=n_out, length=length, runs=_three(runs), x_steps=(image_step, strides[0] * s_height, strides[1] * s_width),
             y_steps=(height * width * channels, width * channels, channels), relu=relu, groups=groups,

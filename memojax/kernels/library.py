@@ -44,6 +44,10 @@ class Library:
     call: Callable[[ctypes.c_void_p], int]
     _handle: Any
 
+    def multiply_adds(self, rounds: int) -> int:
+        """Run multiply-adds that stay in registers, the most that a core can do; gives their number."""
+        return self._handle.memojax_multiply_adds(ctypes.c_int64(rounds))
+
     def use_threads(self) -> None:
         """Let jobs take as many threads as this thread may run on, or as $MEMOJAX_KERNELS_THREADS says."""
         wanted = _whole("MEMOJAX_KERNELS_THREADS", 0) or usable_cores()
@@ -84,6 +88,7 @@ def open_library(path: Path) -> Library:
     handle.memojax_choose.restype = ctypes.c_char_p
     handle.memojax_panel.restype = ctypes.c_int64
     handle.memojax_run.restype = ctypes.c_char_p
+    handle.memojax_multiply_adds.restype = ctypes.c_int64
     isa = handle.memojax_choose(os.environ.get("MEMOJAX_KERNELS_ISA", "").encode()).decode()
 
     def run(program: np.ndarray, arrays: list[np.ndarray]) -> None:

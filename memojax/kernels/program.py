@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_MAGIC = 0x6D656D6F6A617803
+_MAGIC = 0x6D656D6F6A617804
 _HEADER_WORDS = 8
 _PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION, _DRAW, _WHOLE = range(1, 10)
 
@@ -38,6 +38,10 @@ _CHUNK_FLOATS = 48 * 1024
 
 _CHUNK_ROWS = 32
 """Rows from which a further one in a product saves nothing."""
+
+
+_LEAST_ROWS = 12
+"""Rows that fill a block of a product's registers."""
 
 
 class Place(NamedTuple):
@@ -66,6 +70,7 @@ class Product:
         group_steps: floats from one group to the next: of x, weights, bias, y.
         x_steps: floats from one image, line and row to the next; `y_steps` likewise.
         grows: whether the product is added to what is in y.
+        pairs: whether each block has matrices of its own, one for each group, one behind the other.
     """
 
     x: Place
@@ -83,10 +88,11 @@ class Product:
     grows: bool = False
     groups: int = 1
     group_steps: tuple[int, int, int, int] = (0, 0, 0, 0)
+    pairs: bool = False
 
     @property
     def rows(self) -> int:
-        """Rows for each block."""
+        """Rows for each block that meet a matrix."""
         return self.images * self.size[0] * self.size[1]
 
     @property
@@ -116,6 +122,11 @@ class Instruction(NamedTuple):
     immediate: float = 0.0
 
 
+def least_of(rows: int) -> int:
+    """How few blocks, of `rows` rows of a product each, a thread may take instead of a share of each step."""
+    return -(-_LEAST_ROWS // max(1, rows))
+
+
 def chunk_of(blocks: int, rows: int, arena_row: int) -> int:
     """How many blocks to work through at a time: `rows` rows of a product each, and `arena_row` floats in
     between."""
@@ -143,17 +154,17 @@ class Program:
 
     def array(self) -> np.ndarray:
         """The program; without a section of its own it is one."""
-        first = [] if self.words and self.words[0] == _SECTION else [_SECTION, 3, max(1, self.blocks)]
+        first = [] if self.words and self.words[0] == _SECTION else [_SECTION, 4, max(1, self.blocks), max(1, self.blocks)]
         words = [*first, *self.words]
         steps = self.steps + bool(first)
         count = _HEADER_WORDS + len(words)
         header = [_MAGIC, count, self.blocks, self.arena_row, self.shared, self.flops, steps, self.buffers]
         return np.array([*header, *words], np.int64)
 
-    def section(self, chunk: int) -> None:
+    def section(self, chunk: int, least: int) -> None:
         """What follows is worked through `chunk` blocks at a time, once all blocks are through what stands
-        before."""
-        self._add(_SECTION, [chunk])
+        before; threads may take as few as `least` each."""
+        self._add(_SECTION, [chunk, least])
 
     def product(self, p: Product) -> None:
         """Add a dense layer or a convolution."""
@@ -162,7 +173,7 @@ class Program:
             _PRODUCT,
             [
                 *p.x, *p.weights, *p.bias, *p.y, p.images, *p.size, p.columns, p.length, p.groups, *p.group_steps,
-                *p.x_steps, *p.y_steps, int(p.relu), int(p.grows), *runs,
+                *p.x_steps, *p.y_steps, int(p.relu), int(p.grows), int(p.pairs), *runs,
             ],
         )  # fmt: skip
         self.flops += p.flops

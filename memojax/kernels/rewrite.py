@@ -16,7 +16,7 @@ import numpy as np
 
 from ..plans.hoist import Atom, Hoister, Node, Residual, Step, literal
 from ..rows.scratch import aligned_empty
-from .draws import with_draws
+from .draws import with_draws, without_draws
 from .emitter import Emitter
 from .library import TARGET, Library
 from .program import MOST_BUFFERS
@@ -83,9 +83,9 @@ def rewrite(residual: Residual, size: int, hoister: Hoister, kernels: Library) -
     do."""
     residual = with_draws(residual)
     written = unrolled(residual)
-    if written is not None and (made := _rewritten(*written, size, hoister, kernels)) is not None:
-        return made
-    return _rewritten(residual, None, size, hoister, kernels)
+    made = _rewritten(*written, size, hoister, kernels) if written is not None else None
+    made = made or _rewritten(residual, None, size, hoister, kernels)
+    return without_draws(made) if made else None
 
 
 def _rewritten(

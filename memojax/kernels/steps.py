@@ -11,6 +11,7 @@ import numpy as np
 
 from .emitter import Emitter
 from .group import Group, Pending
+from .pairs import product_of_pairs
 from .values import Constant, Refused, Value
 
 Known: TypeAlias = "Value | Constant | Pending"
@@ -299,9 +300,12 @@ def _pad(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
 def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | None) -> list[Known]:
     (over_a, over_b), (batch_a, batch_b) = step.params["dimension_numbers"]
     a, b = operands
+    shape = tuple(step.avals[0].shape)
+    if not isinstance(a, Constant) and not isinstance(b, Constant):
+        over, batch = (over_a, over_b), (batch_a, batch_b)
+        return [product_of_pairs(t.emitter, t.value(a), t.value(b), over, batch, shape)]
     if batch_a or batch_b:
         raise Refused("a product for each of a batch")
-    shape = tuple(step.avals[0].shape)
     fused = fused or Fused()
     if isinstance(a, Constant) and isinstance(b, Constant) and a.number is not None:
         a = t.emitter.filled(a.shape, a.number)
@@ -317,7 +321,7 @@ def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | N
                 t.value(b), a, (over_b, over_a), shape, True, fused.bias, fused.relu, fused.addend
             )
         ]
-    raise Refused("a product of two computed arrays")
+    raise Refused("a product of two constants")
 
 
 def _convolution(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | None) -> list[Known]:

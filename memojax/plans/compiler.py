@@ -198,9 +198,7 @@ class PlanCompiler:
         """Trace the model at `size` rows, and split off the computation on weights alone."""
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
         with trace_lock, own_settings(self.precision):
-            residual = self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
-        # Accelerators have kernels of their own for draws.
-        return without_loops(residual) if self.device.platform == "cpu" else residual
+            return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
         """The values of the weights' part that `residual` begins with."""
@@ -217,6 +215,8 @@ class PlanCompiler:
         packing = self._output_packing(size)
         plain, wanted = residual, candidate
         residual, candidate = self._with_kernels(size, residual, candidate)
+        if self.device.platform == "cpu":  # accelerators have kernels of their own for draws
+            residual = without_loops(residual)
         ordered = self._ordered(size, residual, candidate)
         residual, candidate = ordered or (residual, _unordered(candidate))
         constants = self.constants(residual) if self.weights == "constant" else None

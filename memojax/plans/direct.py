@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.direct import Direct, Slot, caller
+from ..kernels.direct import Direct, Large, Slot, caller
 from ..model.signature import ModelApi
 from .dispatch import SAMPLE_EVERY, Answer, Meter, Rows, Run
 from .weight_arguments import Leading
@@ -35,7 +35,7 @@ def direct_calls(
     call = caller()
     free = [fresh()]
     take, give, numbers = free.pop, free.append, direct.outputs
-    large = _Large(direct, specs, free[0])
+    large = Large(direct, specs, free[0])
 
     # All arrays have a buffer: the usual case of small batches.
     def staged(rows: Rows) -> list[np.ndarray]:
@@ -103,35 +103,3 @@ def direct_calls(
 
 
 _NO_MEMORY = "memojax's kernels found no memory for what lies between the layers of this batch"
-
-
-class _Large:
-    """The arrays of a plan that calls do not copy."""
-
-    def __init__(self, direct: Direct, specs: Sequence[tuple[tuple[int, ...], Any]], slot: Slot):
-        copied = {number for number, _ in slot.inputs}
-        self._rows = [
-            (place, number, np.dtype(specs[number][1]))
-            for place, number in enumerate(direct.rows)
-            if number not in copied
-        ]
-        first = len(direct.rows) + len(direct.weights)
-        self._results = [
-            (first + number, number, *direct.results[number])
-            for number in {n for n, buffer in zip(direct.outputs, slot.outputs) if buffer is None}
-        ]
-
-    def __bool__(self) -> bool:
-        return bool(self._rows or self._results)
-
-    def placed(self, slot: Slot, rows: Rows) -> tuple[list[np.ndarray], dict[int, np.ndarray]]:
-        """Point a slot to the caller's rows and to new results; gives both, the results by number."""
-        places, held, made = slot.places, [], {}
-        for place, number, dtype in self._rows:
-            row = np.require(rows[number], dtype, "CA")
-            held.append(row)
-            places[place] = row.__array_interface__["data"][0]
-        for place, number, shape, dtype in self._results:
-            made[number] = result = np.empty(shape, dtype)
-            places[place] = result.__array_interface__["data"][0]
-        return held, made

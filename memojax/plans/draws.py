@@ -78,6 +78,8 @@ class _Expansion:
         if not keys:
             return [step]
         if name == "random_fold_in":
+            if np.shape(self._abstract(step.inputs[1])):  # a key for each row
+                raise _NotOurs
             made, (data,) = self._traced(_implementation().fold_in, [self.data[keys[0]], step.inputs[1]])
             self.data[step.outputs[0]] = data
             return made

@@ -184,21 +184,51 @@ void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const f
   }
 }
 
+void panel_of(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias, int64_t column) {
+#if defined(__AVX512F__)
+  const int64_t left = p.columns - column;
+  if (left > 48) panel<4>(p, row0, row1, w, bias, column);
+  else if (left > 32) panel<3>(p, row0, row1, w, bias, column);
+  else if (left > 16) panel<2>(p, row0, row1, w, bias, column);
+  else panel<1>(p, row0, row1, w, bias, column);
+#else
+  panel<16 / kLanes>(p, row0, row1, w, bias, column);
+#endif
+}
+
+// Floats of a piece of a panel that stays in the innermost cache while all rows go by it.
+constexpr int64_t kCached = 8192;
+
 void product(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1) {
   const int64_t depth = p.runs * p.length;
   for (int64_t n = panel0; n < panel1; n++) {
     const int64_t column = n * kPanel;
     const float* w = p.weights + column * depth;
     const float* bias = p.bias ? p.bias + column : nullptr;
-#if defined(__AVX512F__)
-    const int64_t left = p.columns - column;
-    if (left > 48) panel<4>(p, row0, row1, w, bias, column);
-    else if (left > 32) panel<3>(p, row0, row1, w, bias, column);
-    else if (left > 16) panel<2>(p, row0, row1, w, bias, column);
-    else panel<1>(p, row0, row1, w, bias, column);
-#else
-    panel<16 / kLanes>(p, row0, row1, w, bias, column);
-#endif
+    const int64_t left = p.columns - column, wide = left < kPanel ? (left + 15) / 16 * 16 : kPanel;
+    const int64_t most = kCached / wide;
+    if (row1 - row0 < 4 * rows_of(kPanel / kLanes) || depth <= most + most / 2) {
+      panel_of(p, row0, row1, w, bias, column);
+      continue;
+    }
+    // The sum in several parts, each added to those before it.
+    const bool one = p.runs == 1;
+    const int64_t total = one ? p.length : p.runs, unit = one ? 1 : p.length;
+    const int64_t pieces = (depth + most - 1) / most < total ? (depth + most - 1) / most : total;
+    for (int64_t i = 0; i < pieces; i++) {
+      const int64_t begin = total * i / pieces, end = total * (i + 1) / pieces;
+      Product part = p;
+      if (one) {
+        part.x += begin;
+        part.length = end - begin;
+      } else {
+        part.run_offsets += begin;
+        part.runs = end - begin;
+      }
+      part.grows = p.grows || i;
+      part.relu = p.relu && i == pieces - 1;
+      panel_of(part, row0, row1, w + begin * unit * wide, i ? nullptr : bias, column);
+    }
   }
 }
 
@@ -618,12 +648,28 @@ void draw(const uint32_t* key, uint64_t start, float* y, int64_t count) {
   }
 }
 
+int64_t multiply_adds(int64_t rounds) {
+  constexpr int kChains = 12;
+  V sum[kChains];
+  for (int i = 0; i < kChains; i++) sum[i] = all(static_cast<float>(i));
+  V factor = all(0.5f), addend = all(1.0f);
+  for (int64_t round = 0; round < rounds; round++) {
+    MEMOJAX_UNROLL
+    for (int i = 0; i < kChains; i++) sum[i] = sum[i] * factor + addend;
+  }
+  V total{};
+  for (int i = 0; i < kChains; i++) total += sum[i];
+  volatile float kept = total[0];
+  (void)kept;
+  return rounds * kChains * kLanes;
+}
+
 #define MEMOJAX_TEXT_(x) #x
 #define MEMOJAX_TEXT(x) MEMOJAX_TEXT_(x)
 }  // namespace
 
 extern const Compute compute;
 const Compute compute = {MEMOJAX_TEXT(MEMOJAX_ISA), kPanel, rows_of(kPanel / kLanes), product, elementwise, reduce,
-                         draw, pool2d};
+                         draw, multiply_adds, pool2d};
 
 }  // namespace memojax::MEMOJAX_ISA

@@ -73,6 +73,8 @@ struct Compute {
   void (*reduce)(const Reduce&, int64_t outer0, int64_t outer1);
   // Numbers in [1, 2) from the hash of (key, place) for places [start, start + count), as JAX's threefry draws them.
   void (*draw)(const uint32_t* key, uint64_t start, float* y, int64_t count);
+  // So many rounds of multiply-adds in registers: what a core can do at most. Gives the number of multiply-adds.
+  int64_t (*multiply_adds)(int64_t rounds);
   void (*pool2d)(const Pool2d&, int64_t image0, int64_t image1);
 };
 
