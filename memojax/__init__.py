@@ -18,11 +18,19 @@ __version__ = "0.1.0"
 # The stub beside this file lists the public names; nothing is imported before its first use, so that
 # `memojax --help` is quick.
 _public, _, __all__ = _lazy_loader.attach_stub(__name__, __file__)
+_MOVED = {"disable_loop_unrolling": "memojax.xla.flags"}
+"""Names of 0.1.0 that have another home now."""
 
 
 def __getattr__(name: str) -> _Any:
     if name in __all__:
         return _public(name)
+    if name in _MOVED:
+        import warnings
+
+        message = f"memojax.{name} is deprecated: import it from {_MOVED[name]}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(_importlib.import_module(_MOVED[name]), name)
     if not name.startswith("_") and _importlib_util.find_spec(f"{__name__}.{name}"):
         return _importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

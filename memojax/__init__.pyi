@@ -52,7 +52,6 @@ from .wrapper.recurrent import RecurrentInfo as RecurrentInfo
 from .wrapper.recurrent import RecurrentTracker as RecurrentTracker
 from .wrapper.recurrent import RecurrentTrackerWrapper as RecurrentTrackerWrapper
 from .xla.cores import pin_cores as pin_cores
-from .xla.flags import disable_loop_unrolling as disable_loop_unrolling
 
 __version__: str
 
@@ -98,7 +97,6 @@ __all__ = [
     "StatefulInferer",
     "TensorSpec",
     "TypedModel",
-    "disable_loop_unrolling",
     "errors",
     "evaluate",
     "forbid_compile",

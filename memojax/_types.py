@@ -15,7 +15,7 @@ Dim: TypeAlias = int | str | None
 
 Array: TypeAlias = np.ndarray | jax.Array
 GraphValue: TypeAlias = Any
-"""What a graph edge holds while tracing: an `Array`, a tuple (sequence), or None (absent)."""
+"""The value of a graph edge while tracing: an `Array`, a tuple (sequence), or None (absent)."""
 
 Params: TypeAlias = Mapping[str, Array]
 Arrays: TypeAlias = dict[str, Array]

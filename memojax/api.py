@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from ._options import named_options
+from ._argument_checks import named_options
 from ._types import Params, Source
 from .errors import IncompatibleModelError, InputError
 from .inferer.base import Inferer

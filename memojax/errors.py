@@ -1,4 +1,4 @@
-"""Every exception of memojax. Each names the thing, the given and the expected value, and the next step."""
+"""Every exception of memojax; each names the thing, the given and the expected value, and the next step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 _LONGEST = 2000
-"""Characters of a message: a hostile file has names of megabytes."""
+"""Characters that a message may have, since a hostile file may have names of megabytes."""
 
 
 def printable(text: str) -> str:
-    """`text` with every character escaped that does something to a terminal instead of being shown; line
-    breaks stay."""
+    """`text` with characters escaped that control a terminal; line breaks stay."""
     if text.isprintable():
         return text
     return "".join(
@@ -22,7 +21,7 @@ def printable(text: str) -> str:
 
 
 def _message(text: str) -> str:
-    """`text` as an error shows it: printable, and its middle left out where it is too long."""
+    """`text` as a message: printable, and without its middle if it is too long."""
     text = printable(text if len(text) <= 4 * _LONGEST else text[: 2 * _LONGEST] + text[-2 * _LONGEST :])
     if len(text) <= _LONGEST:
         return text
@@ -33,8 +32,8 @@ def _message(text: str) -> str:
 class MemojaxError(Exception):
     """Base of all errors that memojax raises on purpose.
 
-    They pickle, so that a pool of workers can hand them to its owner. Whatever names a file brings, a message
-    is printable and has at most 2,000 characters.
+    They pickle, so a pool of workers can pass them to its owner. Whatever names a file has, a message is
+    printable and has at most 2,000 characters.
     """
 
     def __init__(self, *args: Any):
@@ -45,7 +44,7 @@ class MemojaxError(Exception):
 
 
 def _revived(kind: type[MemojaxError], args: tuple[Any, ...], state: dict[str, Any]) -> MemojaxError:
-    """An error as it was, without the `__init__` that made its message."""
+    """An unpickled error; its `__init__`, which made the message, is not called again."""
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)
@@ -53,12 +52,12 @@ def _revived(kind: type[MemojaxError], args: tuple[Any, ...], state: dict[str, A
 
 
 class ModelLoadError(MemojaxError):
-    """A file, byte string or `ModelProto` is not a model that can be loaded."""
+    """A file, byte string or `ModelProto` cannot be loaded as a model."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """One operator that no part of memojax can lower, with the nodes that use it."""
+    """An operator that memojax cannot lower, with the nodes that use it."""
 
     domain: str
     op_type: str
@@ -76,24 +75,35 @@ class Unsupported:
 
 
 class UnsupportedOpError(MemojaxError):
-    """A model uses operators that cannot be lowered; all of them are listed at once in `missing`."""
+    """A model uses operators that cannot be lowered.
+
+    Attributes:
+        missing: all of them.
+    """
+
+    missing: tuple[Unsupported, ...]
 
     def __init__(self, missing: Sequence[Unsupported]):
-        self.missing: tuple[Unsupported, ...] = tuple(missing)
+        self.missing = tuple(missing)
         listing = "\n  ".join(str(item) for item in self.missing)
         super().__init__(
             f"{len(self.missing)} operator(s) of this model cannot be lowered:\n  {listing}\n"
-            "Add them with memojax.ops.register, or see `memojax ops` for what is supported."
+            "Add them with memojax.ops.register; `memojax ops` lists the supported operators."
         )
 
 
 class LoweringError(MemojaxError):
-    """A node could not be turned into JAX; the message names the node, its operator and its inputs."""
+    """A node cannot be lowered; the message names the node, its operator and its inputs.
+
+    Attributes:
+        located: whether the message names the node already.
+    """
+
+    located: bool = False
 
 
 class LimitError(ModelLoadError, LoweringError):
-    """A model asks for more than a limit allows; the message says which, what was asked, and what raises it
-    (see SECURITY.md)."""
+    """A model asks for more than a limit allows; the message says how to raise it (see SECURITY.md)."""
 
 
 class TripCountError(MemojaxError):
@@ -113,15 +123,23 @@ class InputError(MemojaxError, ValueError):
 
 
 class OptionError(InputError, TypeError):
-    """An option that does not exist, or of another kind than it takes; the nearest right one is named."""
+    """An option does not exist, or its value has the wrong kind; the message names the nearest right one."""
 
 
 class UnknownInputError(InputError):
-    """An input name that the model does not have."""
+    """The model has no input of a given name.
+
+    Attributes:
+        names: the names that were given.
+        expected: the names that the model has.
+    """
+
+    names: tuple[str, ...]
+    expected: tuple[str, ...]
 
     def __init__(self, names: Iterable[str], expected: Iterable[str], where: str = "the model"):
-        self.names: tuple[str, ...] = tuple(names)
-        self.expected: tuple[str, ...] = tuple(expected)
+        self.names = tuple(names)
+        self.expected = tuple(expected)
         super().__init__(
             f"unknown input {', '.join(map(repr, self.names))}: {where} takes "
             f"{', '.join(map(repr, self.expected))}."
@@ -129,11 +147,19 @@ class UnknownInputError(InputError):
 
 
 class MissingInputError(InputError):
-    """An input that the model needs was not given."""
+    """An input of the model was not given.
+
+    Attributes:
+        names: of the inputs that are missing.
+        given: the names that were given.
+    """
+
+    names: tuple[str, ...]
+    given: tuple[str, ...]
 
     def __init__(self, names: Iterable[str], given: Iterable[str], where: str = "the model"):
-        self.names: tuple[str, ...] = tuple(names)
-        self.given: tuple[str, ...] = tuple(given)
+        self.names = tuple(names)
+        self.given = tuple(given)
         had = f"only {', '.join(map(repr, self.given))}" if self.given else "nothing"
         super().__init__(f"missing input {', '.join(map(repr, self.names))} for {where}: {had} was given.")
 
@@ -147,22 +173,26 @@ class InputDtypeError(InputError):
 
 
 class IndexRangeError(InputError):
-    """With `checked=True`: an index that data gave points outside of what it should point into.
+    """With `checked=True`: an index that depends on data is out of range.
 
     Attributes:
-        index: the value.
-        place: where it stands in the tensor of indices.
-        agent: whose row led to it; None where rows are not told apart.
+        index: the value of the index.
+        place: its position in the tensor of indices.
+        agent: the agent whose row led to it; None if rows are not told apart.
     """
 
+    index: int
+    place: tuple[int, ...]
+    agent: int | None
+
     def __init__(self, node: str, index: int, place: Sequence[int], agent: int | None = None):
-        self.index: int = index
-        self.place: tuple[int, ...] = tuple(place)
-        self.agent: int | None = agent
+        self.index = index
+        self.place = tuple(place)
+        self.agent = agent
         whose = "" if agent is None else f" for agent {agent}"
         super().__init__(
-            f"{node}: index {index} (at {list(self.place)} of its indices{whose}) is out of range: look at "
-            "the inputs that it comes from"
+            f"{node}: index {index} (at {list(self.place)} of its indices{whose}) is out of range: check the "
+            "inputs from which it comes"
         )
 
 
@@ -171,35 +201,42 @@ class DuplicateIdError(InputError):
 
 
 class UnknownAgentError(InputError, KeyError):
-    """An agent id that was never begun, or has ended."""
+    """An agent id was never begun, or has ended."""
 
     def __str__(self) -> str:
         return Exception.__str__(self)  # a KeyError would quote the message
 
 
 class BatchSizeError(InputError):
-    """A batch size that is not possible: negative, zero where a plan is asked for, or more than fits."""
+    """A batch size is not possible: negative, zero for a plan, or too large."""
 
 
 class BatchMemoryError(BatchSizeError):
-    """A batch size needs more memory than there is, by what the model needs at a smaller size."""
+    """A batch size needs more memory than is free, by an estimate from a smaller size."""
 
 
 class RowsMixError(MemojaxError):
-    """Padding or splitting was asked of a model in which one row of the batch changes the result of
-    another."""
+    """A batch would be padded or split, but one row changes the result of another in this model."""
 
 
 class CompileError(MemojaxError):
-    """XLA could not compile a plan; other batch sizes are not touched, and nothing is cached."""
+    """XLA could not compile a plan; other batch sizes are not affected, and nothing is cached."""
 
 
 class CompileForbiddenError(MemojaxError):
-    """A batch size has no plan, and compiling one is not allowed here."""
+    """A batch size has no plan, and compiling one is not allowed here.
+
+    Attributes:
+        size: the batch size.
+        ready: the sizes that have plans.
+    """
+
+    size: int
+    ready: tuple[int, ...]
 
     def __init__(self, size: int, ready: Sequence[int], why: str):
-        self.size: int = size
-        self.ready: tuple[int, ...] = tuple(ready)
+        self.size = size
+        self.ready = tuple(ready)
         have = (
             f"there are plans for {', '.join(map(str, nearest(ready, size)))}"
             if ready
@@ -217,26 +254,26 @@ def nearest(sizes: Sequence[int], size: int, count: int = 4) -> list[int]:
 
 
 class DeviceError(MemojaxError):
-    """A device that JAX does not have here."""
+    """A device is not available, or arrays are on the wrong device."""
 
 
 class ForkError(MemojaxError):
-    """An inferer that was used before a fork is called in the forked child, where XLA would hang."""
+    """A forked process used memojax after its parent had used it, and XLA would hang."""
 
     def __init__(self) -> None:
         super().__init__(
             "this process was forked from one that had used memojax, and XLA's threads do not survive a "
-            "fork: start workers with "
-            "multiprocessing.get_context('spawn') (inferers pickle), or load the model in the child only"
+            "fork: start workers with multiprocessing.get_context('spawn') (inferers pickle), or load the "
+            "model in the child only"
         )
 
 
 class IncompatibleModelError(MemojaxError):
-    """A model or wrapper that does not fit the one it should replace, or the inferer it should wrap."""
+    """A model or wrapper does not fit the one that it should replace, or the inferer that it should wrap."""
 
 
 class UnknownBrainError(MemojaxError, KeyError):
-    """A brain that is not in the runtime: of another one, or removed."""
+    """A brain is not in the runtime: it belongs to another one, or was removed."""
 
     def __str__(self) -> str:
         return Exception.__str__(self)
@@ -247,31 +284,39 @@ class CacheFolderError(InputError):
 
 
 class OrphanedDataError(MemojaxError):
-    """Brains were removed while agents waited for an answer; `agents` says whose states are gone, by
-    brain."""
+    """Brains were removed while agents waited for an answer.
+
+    Attributes:
+        agents: brain -> the agents whose states are lost.
+    """
+
+    agents: dict[Any, tuple[int, ...]]
 
     def __init__(self, agents: Mapping[Any, Sequence[int]]):
-        self.agents: dict[Any, tuple[int, ...]] = {brain: tuple(waiting) for brain, waiting in agents.items()}
+        self.agents = {brain: tuple(waiting) for brain, waiting in agents.items()}
         listing = ", ".join(f"{brain} ({len(waiting)} agents)" for brain, waiting in self.agents.items())
         super().__init__(
-            f"removed, with states that were never run: {listing}. Run them first, or catch this if they "
-            "are not needed."
+            f"brains were removed with states that had not run: {listing}. Run them first, or catch this "
+            "error if you do not need the answers."
         )
 
 
 class RuntimeErrors(MemojaxError):
-    """Models of a runtime raised; the others have answered.
+    """Brains of a runtime failed; the others have answered.
 
-    What the failed ones were given still waits, and is tried again with the next run.
+    The states of the failed brains still wait, and run with the next call.
 
     Attributes:
-        failures: brain -> what it raised.
-        responses: what the others answered, as the call would have returned it.
+        failures: brain -> its exception.
+        responses: the answers of the other brains, in the form in which the call would have returned them.
     """
 
+    failures: dict[Any, Exception]
+    responses: dict[Any, Any]
+
     def __init__(self, failures: Mapping[Any, Exception], responses: Mapping[Any, Any]):
-        self.failures: dict[Any, Exception] = dict(failures)
-        self.responses: dict[Any, Any] = dict(responses)
+        self.failures = dict(failures)
+        self.responses = dict(responses)
         listing = "\n  ".join(
             f"{brain}: {type(failure).__name__}: {failure}" for brain, failure in self.failures.items()
         )
@@ -282,11 +327,17 @@ class RuntimeErrors(MemojaxError):
 
 
 class AssetError(ModelLoadError):
-    """A CRVO asset is truncated, damaged, of an unknown kind, or of a version that cannot be read here."""
+    """A CRVO asset is truncated or damaged, or has an unknown kind or version."""
 
 
 class MissingPackageError(MemojaxError, ImportError):
-    """A package that only a part of memojax needs is not installed; the message says how to install it."""
+    """An optional package is not installed; the message says how to install it.
+
+    Attributes:
+        package: its name.
+    """
+
+    package: str
 
     def __init__(self, package: str, what: str, extra: str):
         self.package = package
@@ -299,24 +350,24 @@ class EvaluationError(MemojaxError):
     """An evaluation could not begin, or could not go on.
 
     Attributes:
-        partial: the `Evaluation` of what was done before; None where nothing was.
+        partial: the `Evaluation` of the episodes before the failure; None if there were none.
     """
 
     partial: Any = None
 
 
 class UnknownEnvironmentError(EvaluationError):
-    """An environment id that Gymnasium does not know, or one whose own packages are missing."""
+    """Gymnasium does not know an environment id, or packages of the environment are missing."""
 
 
 class SpaceMismatchError(EvaluationError):
-    """The spaces of an environment and the inputs and outputs of a model do not fit; the message names both
-    sides.
+    """The spaces of an environment do not fit the inputs and outputs of a model; the message names both.
 
     Attributes:
-        row: the row of the batch whose observation has left its space; None where the spaces themselves do
-            not fit.
+        row: the row of the batch whose observation is outside its space; None if the spaces do not fit.
     """
+
+    row: int | None
 
     def __init__(self, message: str, row: int | None = None):
         self.row = row
@@ -324,12 +375,13 @@ class SpaceMismatchError(EvaluationError):
 
 
 class EnvironmentFailedError(EvaluationError):
-    """An environment raised in `reset` or `step`; the cause is chained, or quoted where it happened in a
-    worker process.
+    """An environment raised in `reset` or `step`; the cause is chained, or quoted from a worker process.
 
     Attributes:
-        slot: which of the environments, from 0; None where it could not even be made.
+        slot: number of the environment, from 0; None if it could not be made.
     """
+
+    slot: int | None
 
     def __init__(self, message: str, slot: int | None = None):
         self.slot = slot
@@ -341,11 +393,13 @@ class WorkerDiedError(EvaluationError):
 
 
 class ActionError(EvaluationError):
-    """The policy gave an action that cannot be taken: NaN, or outside of a discrete space.
+    """The policy returned an action that cannot be taken: NaN, or outside a discrete space.
 
     Attributes:
         row: the row of the batch.
     """
+
+    row: int
 
     def __init__(self, message: str, row: int = 0):
         self.row = row

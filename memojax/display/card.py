@@ -1,4 +1,4 @@
-"""`Card`: facts about an inferer that need no computation, rendered as text and HTML."""
+"""`Card`: facts about an inferer that take no computation, as text and as HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..model.signature import ModelApi, TensorSpec
 from ..plans.plan import Plan, PlanInfo
 
 MOST_PLANS = 24
-"""Rows of a plan table; a longer table shows the plans with most calls."""
+"""Rows that a plan table may have; if there are more plans, it shows those with most calls."""
 
 _LONGEST = 80
 _BAR = 16
@@ -27,7 +27,7 @@ class Shown(Protocol):
 
 @dataclass(frozen=True)
 class PlanRow:
-    """A plan, and the batches that it runs: "NumPy", or the device of the `jax.Array`s."""
+    """A plan, and the kind of batches that it runs: "NumPy", or the device of `jax.Array`s."""
 
     info: PlanInfo
     batches: str = "NumPy"
@@ -38,10 +38,11 @@ class Card:
     """The content of an inferer's view.
 
     Attributes:
-        title: kind of the inferer.
+        title: class of the inferer, and name of its model.
         facts: pairs of name and value.
-        api: inputs and outputs of callers.
-        plans: plans by size; `hidden` counts the plans left out.
+        api: inputs and outputs that callers see.
+        plans: the plans to list, by size.
+        hidden: the number of plans that are left out.
         warnings: facts that may surprise.
         inner: cards of wrapped inferers.
     """
@@ -86,7 +87,7 @@ class Card:
         return f"<div>{''.join(parts)}</div>"
 
     def _columns(self) -> list[tuple[str, Callable[[PlanRow], str]]]:
-        """Columns that have a value for at least one plan."""
+        """(heading, text for a row) of the columns; a column needs a value for at least one plan."""
         plans = self.plans or ()
         columns: list[tuple[str, Callable[[PlanRow], str]]] = [
             ("size", lambda row: str(row.info.size)),
@@ -103,7 +104,7 @@ class Card:
         return columns
 
     def _shares(self) -> list[float]:
-        """Time of a call of each plan, relative to the slowest; 0 if never timed."""
+        """Time of a call of each plan, relative to the slowest plan; 0 if it was never timed."""
         times = [row.info.median_us or 0.0 for row in self.plans or ()]
         slowest = max(times, default=0.0) or 1.0
         return [time / slowest for time in times]
@@ -127,24 +128,25 @@ class Card:
         columns = self._columns()
         rows = []
         for row, share in zip(self.plans or (), self._shares()):
-            bar = f'<div style="width: {share * 8:.2f}em; height: 0.7em; background: currentColor; opacity: 0.45"></div>'
+            bar = f'<div style="width: {share * 8:.2f}em; {_BAR_STYLE}"></div>'
             cells = "".join(_cell(show(row), "text-align: right") for _, show in columns)
             rows.append(f'<tr>{cells}<td style="text-align: left">{bar}</td></tr>')
         head = "".join(f'<th style="text-align: right">{escape(name)}</th>' for name, _ in columns)
         more = f'<div style="{_QUIET}">{self._more()}</div>' if self.hidden else ""
-        return f'<table style="margin: 0.3em 0"><thead><tr>{head}<th></th></tr></thead><tbody>{"".join(rows)}</tbody></table>{more}'
+        table = f"<thead><tr>{head}<th></th></tr></thead><tbody>{''.join(rows)}</tbody>"
+        return f'<table style="margin: 0.3em 0">{table}</table>{more}'
 
     def _more(self) -> str:
         return f"and {self.hidden} more with fewer calls: see plans()"
 
 
 def card_of(inferer: Any) -> Card:
-    """The card of an inferer; only its kind, inputs and outputs if it defines no card."""
+    """The card of an inferer; if it defines none, a card with its class, inputs and outputs."""
     return inferer._card() if hasattr(inferer, "_card") else Card(type(inferer).__name__, api=inferer.raw_api)
 
 
 def text_of(shown: Shown) -> str:
-    """The card of `shown` as text; never raises, because debuggers call `__repr__` on half-made objects."""
+    """The card of `shown` as text; it never raises, since debuggers call `__repr__` on half-made objects."""
     try:
         return shown._card().text()
     except Exception as cause:
@@ -154,7 +156,7 @@ def text_of(shown: Shown) -> str:
 
 
 def html_of(shown: Shown) -> str:
-    """The card of `shown` as HTML; never raises."""
+    """The card of `shown` as HTML; it never raises."""
     try:
         return shown._card().html()
     except Exception:
@@ -171,6 +173,7 @@ def busiest(plans: Sequence[tuple[Plan, str]]) -> tuple[list[PlanRow], int]:
 
 
 _QUIET = "opacity: 0.65; text-align: left"
+_BAR_STYLE = "height: 0.7em; background: currentColor; opacity: 0.45"
 _NESTED = "margin: 0.3em 0 0 0.4em; padding-left: 0.8em; border-left: 1px solid currentColor"
 _NO_PLANS = "no plans yet: the first call of a batch size compiles one"
 

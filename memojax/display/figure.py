@@ -1,5 +1,4 @@
-"""A matplotlib figure that notebooks show without pyplot, so the user's pyplot state and backend stay
-untouched."""
+"""A matplotlib figure that notebooks show without pyplot, whose state and backend are the user's."""
 
 from __future__ import annotations
 

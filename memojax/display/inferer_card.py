@@ -30,11 +30,13 @@ def model_card(
     """The card of an inferer of class `kind` for `typed`.
 
     Args:
-        device: device of NumPy batches.
-        options: arguments of the constructor of this kind.
+        kind: class of the inferer.
+        typed: its model.
+        device: the device on which it runs NumPy batches.
+        options: arguments of its constructor.
         cache: counts of hits and misses so far.
-        plans: pairs of a plan and the batches that it runs.
-        mixing: outputs in which rows are known to influence each other; empty if not probed yet.
+        plans: pairs of a plan and the kind of batches that it runs.
+        mixing: outputs in which rows are known to influence each other; empty if they were not probed.
     """
     leaves = jax.tree.leaves(typed.params)
     weights = sum(int(np.size(leaf)) for leaf in leaves), sum(int(leaf.nbytes) for leaf in leaves)
@@ -71,19 +73,20 @@ def _warnings(typed: TypedModel, cache: CacheInfo, mixing: Sequence[str]) -> lis
     wide = [spec.name for spec in (*typed.api.inputs, *typed.api.outputs) if spec.dtype in _WIDE]
     if wide:
         found.append(
-            f"64-bit numbers in {', '.join(wide)}: they stay 64 bits wide, also where jax_enable_x64 is off"
+            f"64-bit numbers in {', '.join(wide)}: they stay 64 bits wide, even if jax_enable_x64 is off"
         )
     for name, labels in typed.fn.function.labels.items() if isinstance(typed.fn, BatchedFunction) else ():
         shown = ", ".join(map(repr, labels[:8])) + (", ..." if len(labels) > 8 else "")
-        found.append(f"output {name} gives positions of the labels {shown}; memojax.run gives the labels")
+        found.append(f"output {name} has positions in the labels {shown}; memojax.run returns the labels")
     if typed.random:
         found.append(
-            "it draws random numbers: two calls differ, a new inferer with the same seed repeats them"
+            "the model draws random numbers: two calls differ, and a new inferer with the same seed repeats "
+            "them"
         )
     if cache.evictions:
         found.append(
-            f"{cache.evictions:,} plans were dropped (maxsize={cache.maxsize}): a size that comes back "
-            "compiles again"
+            f"{cache.evictions:,} plans were dropped (maxsize={cache.maxsize}): a size that returns compiles "
+            "again"
         )
     return found + list(typed.model.graph.notes if typed.model else ())
 

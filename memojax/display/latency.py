@@ -1,4 +1,4 @@
-"""Draw measured time per call over the batch size, with a histogram of the sizes seen."""
+"""Draw the measured time of a call over the batch size, with a histogram of the batch sizes of calls."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from ..plans.recommend import interpolator
 from .figure import NotebookFigure, tidy
 
 _WIDE = 32
-"""Ratio of the largest to the smallest size from which on the axis is logarithmic."""
+"""From this ratio of the largest to the smallest size on, the axis is logarithmic."""
 _FEW = 16
+"""Up to this many sizes, the lines of the histogram are thick."""
 
 
 def draw_latency(
     times: Mapping[str, Mapping[int, float | None]], seen: Mapping[int, int], ax: Any = None
 ) -> Any:
-    """Draw medians as a line, untimed sizes as hollow points on it, and the histogram of sizes behind them.
+    """Draw medians as a line, sizes without a time as hollow points on it, and the histogram behind them.
 
     Args:
-        times: label -> batch size -> median microseconds, or None if not timed.
+        times: label -> batch size -> median time in microseconds, or None if it was not timed.
         seen: batch size -> number of batches.
         ax: axes to draw into; None makes a new figure.
 
@@ -64,7 +65,7 @@ def _line(axes: Any, times: Mapping[int, float | None], color: str, label: str) 
 
 
 def _histogram(axes: Any, seen: Mapping[int, int]) -> None:
-    """Draw lines of equal width, also on a logarithmic axis, on a second axis behind the times."""
+    """Draw the histogram on a second axis behind the times, with lines of equal width on any axis."""
     behind = axes.twinx()
     behind.vlines(
         list(seen), 0, list(seen.values()), color="gray", alpha=0.35, linewidth=5 if len(seen) <= _FEW else 2

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
+from .._argument_checks import as_count
 from .._types import Source
 from ..errors import EvaluationError
 from ..inferer.base import Inferer
@@ -20,7 +21,6 @@ from .options import (
     EvaluateOptions,
     Naming,
     Stepping,
-    check_count,
     check_names,
     group_of,
     refuse_planning,
@@ -122,9 +122,8 @@ def evaluate(
         ActionError: the policy gave NaN, or an action outside of a discrete space.
         EvaluationError: the base of these; `error.partial` is the `Evaluation` of the episodes before.
     """
-    count = check_count("episodes", episodes)
-    if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
-        raise EvaluationError(f"seed is a whole number from 0, got {seed!r}")
+    count = as_count("episodes", episodes, EvaluationError)
+    seed = as_count("seed", seed, EvaluationError, least=0)
     check_names(options)
     stepping, wiring = group_of(Stepping, options), group_of(Wiring, options)
     planning, watching = group_of(Planning, options), group_of(Watching, options)
@@ -191,7 +190,9 @@ def _width(env: Any, episodes: int, num_envs: int | None) -> int:
                 "makes one"
             )
         return 1
-    return min(episodes, DEFAULT_ENVS if num_envs is None else check_count("num_envs", num_envs))
+    return min(
+        episodes, DEFAULT_ENVS if num_envs is None else as_count("num_envs", num_envs, EvaluationError)
+    )
 
 
 def _names_of(given: Mapping[str, Any], loaded: Mapping[str, Any]) -> str:

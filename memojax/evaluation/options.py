@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -12,7 +11,8 @@ from typing import Any, TypedDict, TypeVar
 import jax
 import numpy as np
 
-from ..errors import EvaluationError
+from .._argument_checks import as_count, unknown_option
+from ..errors import EvaluationError, OptionError
 from ..inferer.memoizing import OnMiss
 from ..plans.batch_sizes import Bucketing
 from ..spaces.connection import Wiring
@@ -59,7 +59,7 @@ class Stepping:
     def __post_init__(self) -> None:
         for what in ("workers", "max_steps"):
             if getattr(self, what) is not None:
-                check_count(what, getattr(self, what))
+                as_count(what, getattr(self, what), EvaluationError)
         if self.vectorization not in ("sync", "async"):
             raise EvaluationError(f"vectorization is 'sync' or 'async', not {self.vectorization!r}")
 
@@ -78,14 +78,12 @@ def check_names(options: Mapping[str, Any]) -> None:
     """See that every keyword belongs to a group.
 
     Raises:
-        TypeError: one does not; the closest is named.
+        OptionError: one does not; the closest is named.
     """
     known = [field.name for group in GROUPS for field in dataclasses.fields(group)]
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f": there are {', '.join(known)}"
-            raise TypeError(f"evaluate() got an unexpected keyword argument {name!r}{hint}")
+            raise OptionError(unknown_option("evaluate", name, known))
 
 
 def group_of(kind: type[Group], options: Mapping[str, Any]) -> Group:
@@ -110,14 +108,3 @@ def refuse_planning(options: Mapping[str, Any]) -> None:
             f"{', '.join(given)} say how a policy is loaded, but this one is loaded already: give them to "
             "memojax.load"
         )
-
-
-def check_count(what: str, number: Any) -> int:
-    """`number` as an int.
-
-    Raises:
-        EvaluationError: it is not a positive whole number.
-    """
-    if isinstance(number, bool) or not hasattr(number, "__index__") or number.__index__() < 1:
-        raise EvaluationError(f"{what} is a positive whole number, got {number!r}")
-    return number.__index__()

@@ -15,7 +15,7 @@ from ..model.signature import TensorSpec
 from ..rows.journal import Journal
 from ..rows.native_rows import Aim, gatherer
 from ..rows.scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
-from ..rows.states import Response, State, check_names, columns_of, responses_of, row_of, rows_into
+from ..rows.states import Response, State, check_state, columns_of, responses_of, row_of, rows_into
 from .base import Inferer, check_inferer, next_size
 from .loose_batcher import LooseBatcher
 from .pairs import States, pairs_of
@@ -186,7 +186,7 @@ class Batcher:
         except AttributeError:
             known = False
         if not known:
-            check_names(self._api.inputs, agent, state)
+            check_state(self._api.inputs, agent, state)
         rows = [(slot, row_of(spec, agent, state[spec.name])) for slot, spec in self._slots]
         if at is None:
             batch.found[agent] = len(batch.pad.ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack, final
 
-from .._options import named_options
+from .._argument_checks import named_options
 from .._types import Source
 from ..lowering.batch_evidence import BatchAxis
 from ..lowering.loading import typed_model

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import DuplicateIdError, IncompatibleModelError
 from ..rows.groups import group_key, rows_of_group
-from ..rows.states import Response, as_dtype, check_names, responses_of
+from ..rows.input_checks import as_dtype
+from ..rows.states import Response, check_state, responses_of
 from .base import Inferer
 from .pairs import States, pairs_of
 
@@ -114,6 +115,6 @@ class LooseBatcher:
         self._waiting, self._answers = {}, {}
 
     def _checked(self, agent: int, state: Mapping[str, Any]) -> _Waiting:
-        check_names(self._api.inputs, agent, state)
+        check_state(self._api.inputs, agent, state)
         arrays = {spec.name: np.array(as_dtype(spec, state[spec.name])) for spec in self._api.inputs}
         return group_key(self._api, agent, arrays), arrays

@@ -8,7 +8,7 @@ from typing import Any, final, get_args
 
 import jax
 
-from .._options import named_options, one_of
+from .._argument_checks import named_options, one_of
 from .._types import Source
 from ..lowering.batch_evidence import BatchAxis
 from ..lowering.loading import typed_model

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, get_args
 
 import jax
 
-from .._options import of_kind, one_of, unknown_option
+from .._argument_checks import of_kind, one_of, unknown_option
 from ..errors import OptionError
 from ..plans.artifact import PlanArtifact
 from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune

@@ -11,6 +11,7 @@ from typing import Any, final
 import jax
 import numpy as np
 
+from .._argument_checks import as_count
 from .._types import Source
 from ..errors import IncompatibleModelError, InputError, InputShapeError, RowsMixError
 from ..lowering.exported import ExportedFunction
@@ -67,8 +68,7 @@ class PolicyPool:
                 "a pool needs rows that do not influence each other, but in this model they do (output "
                 f"{', '.join(mixing)})"
             )
-        if capacity < 1:
-            raise InputError(f"capacity is a positive whole number, got {capacity}")
+        capacity = as_count("capacity", capacity, InputError)
         self._options = {"bucketing": "pow2", **options, "weights": "argument"}
         self._slots: dict[Hashable, int] = {}
         # Calls and changes take turns: a call must not find another set in a slot that it has looked up.

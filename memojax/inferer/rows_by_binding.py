@@ -12,7 +12,7 @@ from ..lowering.free_function import Binding, binding_of
 from ..plans.engine import Engine
 from ..plans.family import Family
 from ..rows.checks import check_names, check_shapes, shared_value
-from ..rows.states import as_dtype
+from ..rows.input_checks import as_dtype
 from .compiled_rows import CompiledRows
 
 

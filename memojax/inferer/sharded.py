@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._options import named_options
+from .._argument_checks import named_options
 from .._types import Arrays, Source
 from ..errors import DeviceError, DimensionError, InputShapeError, RowsMixError
 from ..lowering.loading import typed_model

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
+from .._argument_checks import as_count
 from ..errors import BatchSizeError, DimensionError
 from ..lowering.free_function import Binding, frozen_value
 from ..model.signature import ModelApi
 from ..plans.batch_sizes import checked_size
-from ..rows.states import as_dtype
+from ..rows.input_checks import as_dtype
 
 Size: TypeAlias = "int | Mapping[str, Any]"
 """A batch size, or {"batch": 8, "seq": 16} for a model with free dimensions."""
@@ -56,17 +57,13 @@ def _binding(size: Mapping[str, Any], api: ModelApi) -> Binding | None:
         raise DimensionError(
             f"{dict(size)} lacks {', '.join(map(repr, missing))}: a plan needs a size for each dimension"
         )
-    sizes = tuple((name, _dimension(name, size[name])) for name in api.free)
+    sizes = tuple(
+        (name, as_count(f"the size of {name!r}", size[name], DimensionError, least=0)) for name in api.free
+    )
     values = tuple(
         frozen_value(name, as_dtype(spec, np.asarray(size[name]))) for name, spec in static.items()
     )
     return Binding(sizes, values)
-
-
-def _dimension(name: str, given: Any) -> int:
-    if isinstance(given, bool) or not hasattr(given, "__index__") or given.__index__() < 0:
-        raise DimensionError(f"the size of {name!r} must be a whole number, 0 or more; got {given!r}")
-    return given.__index__()
 
 
 class BoundSize(NamedTuple):

@@ -1,1 +1,1 @@
-"""From a Graph to a function of rows."""
+"""Lower a `Graph` to a function of rows."""

@@ -1,8 +1,8 @@
-"""A graph as a function of rows `[n, *element_shape]`, whichever axis its file keeps the batch on.
+"""A graph as a function of rows `[n, *element_shape]`, on whichever axis its file has the batch.
 
-`axis`: the file itself runs a whole batch; it is traced at n. `vmap`: the file runs one agent at a time (its
-batch is 1, or it has none), and the function of a single run is mapped over the rows, which is right by
-construction.
+There are two batch rules. `axis`: the file itself runs a whole batch, so it is traced at n. `vmap`: the file
+runs one agent at a time (its batch is 1, or it has none), so the function of a single run is mapped over the
+rows. Under `vmap` rows cannot mix.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from .batch_evidence import Layout, Strength
 from .graph_function import GraphFunction
 
 PROBE_SIZES = (5, 7)
-"""Two sizes that are unlikely to be a dimension of the model by chance; shapes alone are evaluated."""
+"""Two batch sizes that are unlikely to be a dimension of the model by chance. Only shapes are evaluated."""
 
 
 @dataclass(frozen=True)
 class OutputRows:
-    """How an output of a batch falls into rows.
+    """How an output of a batch divides into rows.
 
     Attributes:
         axis: the axis in the file that grows with the batch; None for a value that all rows share.
-        per_row: entries of that axis for each row; more than 1 becomes a dimension of the element.
+        per_row: entries of that axis for each row; if more than 1, it is a dimension of the element.
     """
 
     axis: int | None
@@ -44,16 +44,15 @@ class OutputRows:
 
 @dataclass(frozen=True)
 class BatchRule:
-    """How rows map to the file's own layout.
+    """How rows reach the file layout.
 
     Attributes:
         kind: "axis" or "vmap".
         inputs: name in the file -> (batch axis in the file or None, declared shape with the batch as 1).
-        outputs: name in the file -> how it falls into rows.
-        reason: why this rule, in a few words.
+        outputs: name in the file -> how the output divides into rows.
+        reason: the evidence for this rule, in a few words.
         strength: how the batch is known.
-        only_rows: the only batch size that the file runs, where it is fixed.
-        unit_axes: under "vmap", output -> axis of size 1 that the element shape leaves out.
+        only_rows: the only batch size that the file runs; None if it runs any.
     """
 
     kind: Literal["axis", "vmap"]
@@ -71,9 +70,18 @@ class BatchRule:
 class BatchedFunction:
     """A graph as a function of rows.
 
-    `fn(params, rows, key)` takes a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` (a
-    shared input without the n) and gives one array for each name in `computed`; the outputs in `constant`
-    depend on no input.
+    `fn(params, rows, key)` takes a tuple of `[n, *element_shape]` arrays in the order of `api.inputs`; a
+    shared input has no n. It returns one array `[n, *element_shape]` for each name in `computed`.
+
+    Attributes:
+        function: the graph.
+        rule: how rows reach the file layout.
+        api: inputs and outputs, without the batch axis.
+        constants: bound inputs, name in the file -> value.
+        computed: names of the outputs that the function returns.
+        constant: outputs that depend on no input, name -> value for each agent.
+        file_names: names of inputs and of outputs in the file; `api` may show shorter ones.
+        layout: the batch axis of each input in the file.
     """
 
     function: GraphFunction
@@ -92,35 +100,41 @@ class BatchedFunction:
             return self._native(params, rows, key)
         if key is None:
             return jax.vmap(lambda *row: self._single(params, row, None))(*rows)
+        # A key of its own for each row: with one key for all, equal agents would draw equal numbers.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(rows[0].shape[0]))
         return jax.vmap(lambda row_key, *row: self._single(params, row, row_key))(keys, *rows)
 
     def _native(self, params: Params, rows: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
+        """The function of a file that runs a whole batch: one run for all rows."""
         inputs: dict[str, Array] = dict(self.constants)
         n = 1
         for name, row in zip(self.file_names[0], rows, strict=True):
             axis = self.rule.inputs[name][0]
             if axis is not None:
                 n = row.shape[0]
+            # Axis 0 is where rows are already, and None is a shared input.
             inputs[name] = jnp.moveaxis(row, 0, axis) if axis else row
         outputs = self.function(params, inputs, key)
         return tuple(self._rows_of(name, jnp.asarray(outputs[name]), n) for name in self._computed_in_file())
 
     def _rows_of(self, name: str, value: jax.Array, n: int) -> jax.Array:
-        """An output of the file as one row for each agent."""
+        """An output in the file layout as rows `[n, *element_shape]`."""
         how = self.rule.outputs[name]
         if how.axis is None:
             return jnp.broadcast_to(value, (n, *value.shape))
         if n == 1 and is_fixed_shape(shape := self._element_shapes()[name]):
             return value.reshape(1, *shape)  # a Squeeze without axes drops a batch of one as well
         if how.per_row != 1:
+            # The file lays out [..., n * per_row, ...] with the agents outermost, as a reshape to -1 does.
             split = (*value.shape[: how.axis], n, how.per_row, *value.shape[how.axis + 1 :])
             value = value.reshape(split)
         return jnp.moveaxis(value, how.axis, 0)
 
     def _single(self, params: Params, row: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
+        """The function of a single run, from one row of each input to one row of each output."""
         inputs: dict[str, Array] = dict(self.constants)
         for name, value in zip(self.file_names[0], row, strict=True):
+            # A row lacks the batch axis of size 1 that the file declares.
             inputs[name] = value.reshape(self.rule.inputs[name][1])
         outputs = self.function(params, inputs, key)
         shapes = self._element_shapes()
@@ -141,7 +155,14 @@ def is_fixed_shape(shape: Sequence[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Traced:
-    """Shapes of a graph's outputs at a layout and a batch size, evaluated without computing anything."""
+    """A graph at a layout, of which shapes alone are evaluated.
+
+    Attributes:
+        function: the graph.
+        layout: a layout without free symbols.
+        constants: bound inputs, name in the file -> value.
+        outputs: names in the file of the outputs that depend on an input.
+    """
 
     function: GraphFunction
     layout: Layout
@@ -149,10 +170,10 @@ class Traced:
     outputs: tuple[str, ...]
 
     def at(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Output -> shape and dtype in the file's own layout, for `n` rows.
+        """Output -> shape and dtype in the file layout, for `n` rows.
 
         Raises:
-            LoweringError: the graph does not run at this size.
+            LoweringError: the graph does not run at this batch size.
         """
         values = {value.name: value for value in self.function.graph.inputs}
         specs = {
@@ -167,8 +188,8 @@ class Traced:
             for name in self.outputs:
                 if isinstance(results[name], (tuple, type(None))):
                     raise LoweringError(
-                        f"output {name!r} is a sequence or optional; an inferer needs tensors (memojax.run "
-                        "gives them)"
+                        f"output {name!r} is a sequence or optional, and an inferer returns tensors only: "
+                        "leave it out with outputs=, or use memojax.run"
                     )
             return {name: jnp.asarray(results[name]) for name in self.outputs}
 
@@ -177,41 +198,51 @@ class Traced:
 
 
 def dtype_of(value: Value) -> np.dtype:
-    """The dtype of a graph input; float32 where the file does not say."""
+    """The dtype of a graph input; float32 if the file declares none."""
     return value.dtype or np.dtype(np.float32)
 
 
 class OddOutputError(DimensionError):
-    """An output follows the batch in a way that does not fall into rows."""
+    """An output depends on the batch size, but does not divide into rows."""
 
 
 def rows_of_output(
     name: str, first: Shape, second: Shape, declared: Sequence[Any] | None, symbols: Sequence[str]
 ) -> tuple[OutputRows, tuple[Element, ...]]:
-    """How an output with shape `first` for 5 rows and `second` for 7 falls into rows, and its element shape.
+    """How an output divides into rows, and its element shape, from its shapes for 5 and for 7 rows.
+
+    Args:
+        name: the output, for errors.
+        first: shape at the first of `PROBE_SIZES`.
+        second: shape at the second.
+        declared: dimensions in the file, if it declares any.
+        symbols: the file's names for the batch.
 
     Raises:
         OddOutputError: no axis grows in step with the batch.
     """
     small, large = PROBE_SIZES
     growing = [axis for axis, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
+    # An output that does not grow is the same for all agents, such as a table of weights.
     if len(first) == len(second) and not growing:
         return OutputRows(None), first
+    # An axis has one entry for each row, or a fixed number of them, such as agents times actions.
     exact = [axis for axis in growing if (first[axis], second[axis]) == (small, large)]
     multiple = [
         axis for axis in growing if first[axis] % small == 0 and second[axis] == first[axis] // small * large
     ]
     if len(first) != len(second) or not multiple or len(exact) + (not exact) < len(growing):
         raise OddOutputError(
-            f"output {name!r} has shape {list(first)} for {small} rows and {list(second)} for {large}, "
-            "which does not fall "
-            "into one row for each agent: load the others with outputs=[...], or use memojax.run or "
-            "memojax.to_jax"
+            f"output {name!r} has shape {list(first)} for {small} rows and {list(second)} for {large}, so it "
+            "does not divide into one row for each agent: keep only the other outputs with outputs=[...], or "
+            "use memojax.run or memojax.to_jax"
         )
+    # Of several axes that follow the batch (attention is [n, n]), the one that the file names is the batch.
     said = [axis for axis in exact if declared and len(declared) == len(first) and declared[axis] in symbols]
     axis = (said or exact or multiple)[0]
     per_row = first[axis] // small
     batch = symbols[0] if symbols else "n"
+    # The others stay in the element, as a symbol: their length is the batch size.
     rest: list[Element] = [batch if at in exact else dim for at, dim in enumerate(first)]
     rest[axis : axis + 1] = [per_row] if per_row != 1 else []
     return OutputRows(axis, per_row), tuple(rest)
@@ -223,8 +254,8 @@ def native_rows(
     """Rows, element shapes and specs of the outputs of a file that runs whole batches.
 
     Raises:
-        LoweringError: the file does not run at several sizes.
-        OddOutputError: an output does not fall into rows.
+        LoweringError: the file does not run at both of `PROBE_SIZES`.
+        OddOutputError: an output does not divide into rows.
     """
     first, second = map(traced.at, PROBE_SIZES)
     declared = {value.name: value.shape for value in traced.function.graph.outputs}
@@ -243,12 +274,14 @@ def assemble(
     results: Mapping[str, Any],
     layout: Layout,
 ) -> BatchedFunction:
-    """A function of rows by a rule.
+    """Put a function of rows together.
 
     Args:
-        elements: computed output -> element shape.
-        results: computed output -> what has its dtype.
-        layout: where the file keeps the batch.
+        function: the graph.
+        rule: how rows reach the file layout.
+        elements: computed output -> element shape, by names in the file.
+        results: computed output -> an array or spec with its dtype, by names in the file.
+        layout: the batch axis of each input in the file.
     """
     graph = function.graph
     values = {value.name: value for value in graph.inputs}
@@ -260,6 +293,7 @@ def assemble(
     constant = function.constant_outputs(still, constants) if still else {}
     inputs = []
     for name, (axis, shape) in rule.inputs.items():
+        # Under vmap every input has rows; a batched file takes an input without a batch once for all.
         shared = rule.kind == "axis" and axis is None
         element = shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
         inputs.append(TensorSpec(shown_in[name], element, dtype_of(values[name]), shared))

@@ -1,4 +1,4 @@
-"""Which axis holds the agents: what the caller says, what a dimension is called, and where it stands."""
+"""Find the axis that holds the agents: the caller's option, else a dimension's name, else its place."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ BatchAxis: TypeAlias = "int | str | bool | Mapping[str, int | None] | None"
 """An axis for all inputs, the symbol of the batch, False (the file has no batch), or input -> axis."""
 
 Strength: TypeAlias = Literal["said", "named", "leading", "unit", "absent"]
-"""How the batch is known: the caller said it; it has a batch's name; a symbol leads the inputs and an output
-carries it; the file is fixed to one row; the file has no batch at all."""
+"""The evidence for the batch, strongest first.
+
+said: the caller gave `batch_axis`; named: a dimension is called like a batch; leading: a symbol leads the
+inputs, and an output has it as well; unit: the file is fixed to one row; absent: the file has no batch.
+"""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each input keeps the batch, and what is open in the shape of one run.
+    """The batch axis of each input, and the shape of one run, which may have free symbols.
 
     Attributes:
         axes: input -> batch axis in the file; None for an input without a batch.
         shapes: input -> declared shape of one run: the batch is 1, other symbols stay.
         strength: how the batch is known.
-        symbols: what the file calls the batch, where it has a name for it.
+        symbols: the file's names for the batch, if it has any.
         reason: the evidence, in a few words.
     """
 
@@ -38,7 +41,7 @@ class Layout:
 
     @property
     def free(self) -> tuple[str, ...]:
-        """Symbols that no option binds and that are not the batch, in the order of the inputs."""
+        """Symbols other than the batch that no option binds, in the order of the inputs."""
         dims = (dim for shape in self.shapes.values() for dim in shape)
         return tuple(dict.fromkeys(symbol for dim in dims for symbol in symbols_of(dim)))
 
@@ -48,21 +51,21 @@ class Layout:
         return self.strength in ("said", "named", "leading")
 
     def bound(self, sizes: Mapping[str, int]) -> Layout:
-        """The same with a number for each free symbol."""
+        """This layout with a number for each free symbol."""
         return replace(self, shapes={name: bound_shape(shape, sizes) for name, shape in self.shapes.items()})
 
     def with_batch(self, name: str, n: int) -> tuple[int, ...]:
-        """The shape of an input for `n` rows in the file's own layout, once it is bound."""
+        """The shape of an input for `n` rows in the file layout, once no symbol is free."""
         shape = [n if axis == self.axes[name] else dim for axis, dim in enumerate(self.shapes[name])]
         return bound_shape(shape, {})
 
 
 def find_layout(declared: Mapping[str, Sequence[Element]], batch_axis: BatchAxis = None) -> Layout:
-    """The layout of inputs as declared; whether outputs carry a leading symbol is for the caller to see.
+    """The layout of the declared inputs; for a leading symbol, the caller must check that an output has it.
 
     Args:
         declared: input -> dimensions; a dimension without a name is called "input.axis".
-        batch_axis: what the caller says.
+        batch_axis: the option of this name, see `BatchAxis`.
 
     Raises:
         DimensionError: `batch_axis` does not fit the inputs, or symbols contradict each other.
@@ -76,6 +79,7 @@ def find_layout(declared: Mapping[str, Sequence[Element]], batch_axis: BatchAxis
         axes = _axes_of(declared, named)
         return _layout(declared, axes, "named", _used(declared, axes), "the file's own batch axis")
     leading = _leading(declared)
+    # Some exporters number each input's batch anew: made-up names that differ may be one batch.
     if leading and (len(leading) == 1 or all(map(is_made_up_dimension, leading))):
         axes = _axes_of(declared, leading)
         return _layout(declared, axes, "leading", _used(declared, axes), "the file's own batch axis")
@@ -93,21 +97,21 @@ def without_batch(declared: Mapping[str, Sequence[Element]]) -> Layout:
 
 
 def contradiction(declared: Mapping[str, Sequence[Element]], layout: Layout) -> str:
-    """Why a symbol that only its place speaks for may be no batch; empty where nothing speaks against it."""
+    """The evidence against a batch of strength "leading"; empty if there is none."""
     for name, shape in declared.items():
         if layout.axes[name] is None and (others := [s for dim in shape for s in symbols_of(dim)]):
-            return f"{layout.symbols[0]!r} leads an input, but input {name!r} has {others[0]!r} and not {layout.symbols[0]!r}"
+            leading = layout.symbols[0]
+            return f"{leading!r} leads an input, but input {name!r} has {others[0]!r} and not {leading!r}"
     return ""
 
 
 def ambiguous(declared: Mapping[str, Sequence[Element]], why: str) -> DimensionError:
-    """The error for evidence that is not enough: every symbol with its places, and the calls that would
-    settle it."""
+    """The error for too little evidence: all symbols with their places, and the calls that settle it."""
     return DimensionError(f"the axis of the agents is not clear: {why}. {_settling(declared)}")
 
 
 def settled_by(layout: Layout) -> str:
-    """Every symbol of the inputs with its places, and the calls that would settle which is the batch."""
+    """All symbols of the inputs with their places, and the calls that settle which one is the batch."""
     batch = layout.symbols[0] if layout.symbols else "n"
     return _settling(
         {
@@ -125,8 +129,10 @@ def _settling(declared: Mapping[str, Sequence[Element]]) -> str:
                 places.setdefault(symbol, []).append(f"axis {axis} of input {name!r} {list(shape)}")
     listing = "; ".join(f"{symbol!r}: {', '.join(where)}" for symbol, where in places.items())
     first = next(iter(places), "")
-    calls = f"batch_axis={first!r} (that symbol counts the agents), batch_axis=False (the file runs once for each agent)"
-    return f"Symbols: {listing}. Say it when loading: {calls}, and dims={{{first!r}: 16}} fixes a symbol"
+    return (
+        f"Symbols: {listing}. Say it when loading: batch_axis={first!r} (that symbol counts the agents), "
+        f"batch_axis=False (the file runs once for each agent), and dims={{{first!r}: 16}} fixes a symbol"
+    )
 
 
 def _named(declared: Mapping[str, Sequence[Element]]) -> list[str]:
@@ -138,7 +144,7 @@ def _named(declared: Mapping[str, Sequence[Element]]) -> list[str]:
         ]
         batch = [dim for axis, dim in names if is_batch_dimension(dim, axis == 0)]
         if batch:
-            # One input has one batch: the plain word before other names, then what leads.
+            # An input has one batch: "batch" itself wins over names that contain it, these over other names.
             best = min(
                 batch,
                 key=lambda dim: (dim.lower() not in ("batch", "batch_size"), "batch" not in dim.lower()),
@@ -153,7 +159,7 @@ def _leading(declared: Mapping[str, Sequence[Element]]) -> list[str]:
 
 
 def _axes_of(declared: Mapping[str, Sequence[Element]], symbols: Sequence[str]) -> dict[str, int | None]:
-    """The axis of each input that holds one of `symbols`, or its own made-up name for them."""
+    """The axis of each input that has one of `symbols`, or a made-up name that may stand for them."""
     axes: dict[str, int | None] = {}
     for name, shape in declared.items():
         held = [symbol for symbol in symbols if symbol in shape]
@@ -162,7 +168,7 @@ def _axes_of(declared: Mapping[str, Sequence[Element]], symbols: Sequence[str]) 
 
 
 def _own_axis(shape: Sequence[Element]) -> int | None:
-    """Axis 0, or the only symbolic one, where its name is made up and may stand for the batch."""
+    """Axis 0 or the only symbolic axis, if its name is made up and so may stand for the batch."""
     symbolic = [axis for axis, dim in enumerate(shape) if isinstance(dim, str)]
     if not symbolic or (symbolic[0] != 0 and len(symbolic) > 1):
         return None
@@ -195,7 +201,7 @@ def _layout(
 
 
 def _without_batch(dim: Element, batch: Mapping[str, int]) -> Element:
-    """`dim` for one run; an expression of the batch alone is a number then."""
+    """`dim` for one run; an expression of the batch alone becomes a number."""
     used = symbols_of(dim)
     return size_of(dim, batch) if used and set(used) <= batch.keys() else dim
 
@@ -215,14 +221,14 @@ def _said(
     if isinstance(batch_axis, Mapping):
         if unknown := [name for name in batch_axis if name not in declared]:
             raise DimensionError(
-                f"batch_axis= names {unknown[0]!r}, which is no input; the inputs are {_list(declared)}"
+                f"batch_axis= names {unknown[0]!r}, which is not an input; the inputs are {_list(declared)}"
             )
         given: dict[str, int | None] = dict(batch_axis)
     elif isinstance(batch_axis, int) and not isinstance(batch_axis, bool):
         given = dict.fromkeys(declared, batch_axis)
     else:
         raise DimensionError(
-            f"batch_axis= takes an axis, a symbol, False, or input -> axis, got {batch_axis!r}"
+            f"batch_axis= takes an axis, a symbol, False, or a mapping of inputs to axes, got {batch_axis!r}"
         )
     for name, axis in given.items():
         if axis is None:
@@ -230,7 +236,8 @@ def _said(
         rank = len(declared[name])
         if not isinstance(axis, int) or not -rank <= axis < rank:
             raise DimensionError(
-                f"batch_axis {axis} is out of range for input {name!r} of shape {list(declared[name])}"
+                f"batch_axis={axis!r} is out of range for input {name!r} of shape {list(declared[name])}: "
+                f"give an axis from {-rank} to {rank - 1}, or None if all agents share this input"
             )
         given[name] = axis % rank
     symbols = _used(declared, given)

@@ -1,5 +1,4 @@
-"""What a caller fixes before a graph is lowered: inputs that become constants, and defaults that become
-inputs."""
+"""Changes to a graph's inputs before it is lowered: inputs become constants, and defaults become inputs."""
 
 from __future__ import annotations
 
@@ -9,35 +8,34 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputDtypeError, InputShapeError, UnknownInputError
+from ..errors import InputDtypeError, InputShapeError
 from ..model.graph import Graph, Value
 from ..model.signature import plain_names
-from ..model.tensor import overflow
-from ..rows.states import can_cast
+from ..rows.input_checks import as_kind, check_names
 from .branches import fold_branches
 
 
 def bind_inputs(graph: Graph, given: Mapping[str, Any]) -> Graph:
-    """`graph` with the inputs in `given` as constants, which fold like initializers; `Graph.bound` keeps them
-    for other runtimes.
+    """`graph` with the inputs in `given` as constants, which fold like initializers.
 
-    An `If` that they decide gives way to the branch that it takes. A default of the file can be bound to
-    another value. A bound array is never a weight, whatever its size.
+    If a constant decides an `If`, the branch that it takes replaces the `If`. A default of the file can be
+    bound to another value. A bound array is never a weight, whatever its size. `Graph.bound` keeps the
+    arrays, so that other runtimes can be given them.
 
     Args:
-        given: input -> value in the file's layout, by the name in the file or as it is shown (without `:0`).
-            A single number also binds an input whose shape is all ones.
+        graph: a loaded graph; it does not change.
+        given: input -> value in the file layout, by the name in the file or as shown (without `:0`). A single
+            number also binds an input whose shape is all ones.
 
     Raises:
-        UnknownInputError: a name that is neither an input nor a default.
-        InputDtypeError, InputShapeError: a value that the input does not take.
+        UnknownInputError: a name is neither an input nor a default.
+        InputDtypeError, InputShapeError: a value does not fit its input.
     """
     if not given:
         return graph
     values = {**graph.defaults, **{value.name: value for value in graph.inputs}}
     in_file = {shown: name for name, shown in plain_names(list(values)).items()} | {n: n for n in values}
-    if unknown := [name for name in given if name not in in_file]:
-        raise UnknownInputError(unknown, values)
+    check_names(values, [in_file.get(name, name) for name in given], optional=values)
     bound = {in_file[name]: bound_value(values[in_file[name]], value) for name, value in given.items()}
     made = replace(
         graph,
@@ -50,30 +48,31 @@ def bind_inputs(graph: Graph, given: Mapping[str, Any]) -> Graph:
 
 
 def check_no_text(graph: Graph) -> None:
-    """See that no input holds strings, which XLA does not have.
+    """Check that no input holds strings, which XLA does not have.
 
     Raises:
-        InputDtypeError: one does.
+        InputDtypeError: an input holds strings.
     """
     for value in graph.inputs:
         if value.dtype is not None and value.dtype.kind == "O":
             raise InputDtypeError(
-                f"input {value.name!r} holds strings, and an executable takes none: bind it with "
-                f"constants={{{value.name!r}: ...}}, "
-                "leave out what needs it with outputs=, or use memojax.run"
+                f"input {value.name!r} holds strings, which an executable cannot take: bind it with "
+                f"constants={{{value.name!r}: ...}}, use outputs= to keep only outputs that do not need it, "
+                "or use memojax.run"
             )
 
 
 def with_inputs(graph: Graph, names: Iterable[str]) -> Graph:
-    """`graph` with the defaults in `names` as inputs that a caller must give; names of inputs change nothing.
+    """`graph` with the defaults in `names` as inputs that a caller must give.
+
+    A name that is an input already changes nothing.
 
     Raises:
-        UnknownInputError: a name that is neither an input nor a default.
+        UnknownInputError: a name is neither an input nor a default.
     """
     wanted = dict.fromkeys(names)
     values = {**graph.defaults, **{value.name: value for value in graph.inputs}}
-    if unknown := [name for name in wanted if name not in values]:
-        raise UnknownInputError(unknown, values)
+    check_names(values, wanted, optional=values)
     freed = [name for name in wanted if name in graph.defaults]
     if not freed:
         return graph
@@ -86,25 +85,17 @@ def with_inputs(graph: Graph, names: Iterable[str]) -> Graph:
 
 
 def bound_value(value: Value, given: Any) -> Any:
-    """`given` as the array that the input `value` takes, in the file's layout.
+    """`given` as an array of the dtype and shape that the input `value` declares, in the file layout.
 
     Raises:
-        InputDtypeError: another kind of number, or one that its dtype cannot hold.
-        InputShapeError: another rank, or a declared dimension of another size.
+        InputDtypeError: `given` has another kind of number, or a number that the dtype cannot hold.
+        InputShapeError: `given` has another rank, or another size than a declared dimension.
     """
     if given is None or value.kind in ("sequence", "optional"):
         return tuple(map(np.asarray, given)) if isinstance(given, (list, tuple)) else given
     array = np.asarray(given)
-    if value.dtype is not None and array.dtype != value.dtype:
-        strings = value.dtype.kind == "O" and array.dtype.kind in "US"
-        if not strings and not can_cast(array.dtype, value.dtype):
-            raise InputDtypeError(
-                f"input {value.name!r} takes {value.dtype}, it cannot be bound to {_shown(array)}: cast it "
-                "first"
-            )
-        if (outside := overflow(array, value.dtype)) is not None:
-            raise InputDtypeError(f"input {value.name!r} takes {value.dtype}, which cannot hold {outside}")
-        array = array.astype(value.dtype)
+    if value.dtype is not None:
+        array = as_kind(value.name, array, value.dtype)
     return _declared(value, array)
 
 
@@ -120,8 +111,8 @@ def _declared(value: Value, array: np.ndarray) -> np.ndarray:
     )
     if wrong:
         raise InputShapeError(
-            f"input {value.name!r} has the shape {list(shape)} in the file, it cannot be bound to "
-            f"{_shown(array)}"
+            f"input {value.name!r} is declared with shape {list(shape)}, so it cannot be bound to "
+            f"{_shown(array)}: give it in the file layout"
         )
     return array
 

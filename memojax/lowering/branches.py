@@ -1,5 +1,4 @@
-"""An `If` whose condition is known before anything is traced gives way to the branch that it takes, with all
-that this needs."""
+"""Replace each `If` whose condition is known at load by the nodes of the branch that it takes."""
 
 from __future__ import annotations
 
@@ -15,19 +14,21 @@ from ..xla.limits import Budget
 from .interpreter import Run
 
 _MOST_ELEMENTS = 64
-"""A larger initializer is taken for a weight, which may be replaced later: nothing is decided by it."""
+"""A larger initializer counts as a weight. Weights can be replaced later, so they decide no `If`."""
 
 
 def fold_branches(graph: Graph) -> Graph:
-    """`graph` without the branches of Ifs that bound inputs and small constants rule out; operators in them
-    need not be known."""
+    """`graph` without the branches that bound inputs and small constants rule out.
+
+    The operators of a branch that is ruled out may be unsupported.
+    """
     while (found := _decided(graph)) is not None:
         graph = _inlined(graph, *found)
     return graph
 
 
 def _decided(graph: Graph) -> tuple[Node, bool] | None:
-    """The first If that is decided, and how."""
+    """The first `If` whose condition is known, and the value of its condition."""
     operators = Operators()
     known = {name for name, array in graph.initializers.items() if _decides(graph, name, array)}
     for node in graph.nodes:
@@ -51,7 +52,7 @@ def _decides(graph: Graph, name: str, value: object) -> bool:
 
 
 def _value(graph: Graph, operators: Operators, name: str) -> bool | None:
-    """The value of a condition; None where it cannot be computed here."""
+    """The value of a condition; None if it cannot be computed here."""
     part = prune(replace(graph, outputs=(*graph.outputs, Value(name))), [name])
     needed = frozenset(made for node in part.nodes for made in node.outputs)
     env = dict(part.initializers)
@@ -64,8 +65,9 @@ def _value(graph: Graph, operators: Operators, name: str) -> bool | None:
 
 
 def _inlined(graph: Graph, node: Node, condition: bool) -> Graph:
-    """`graph` with the branch's nodes in the If's place."""
+    """`graph` with the nodes of one branch in the place of the `If`."""
     body: Graph = node.attributes["then_branch" if condition else "else_branch"]
+    # A branch may use names that the graph around it uses as well, so its own names get a prefix.
     own = {made for inner in body.nodes for made in inner.outputs if made} | set(body.initializers)
     prefix = f"{node.name}/{node.outputs[0]}/"
     taken = rewrite_graph(body, lambda name: prefix + name if name in own else name, {}, prefix)

@@ -1,4 +1,4 @@
-"""Find the batch of a graph: hypotheses from what the file declares, each checked by tracing shapes."""
+"""Find the batch of a graph: hypotheses from the file's declarations, each checked by tracing shapes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ from .graph_function import GraphFunction
 
 _MOST_ELEMENTS = 1 << 28
 _TRIAL_SIZES = (11, 16, 32, 64, 128, 224)
-"""Sizes tried for free symbols, until the graph can be traced; networks of images want large ones."""
+"""Sizes to try for free symbols until the graph can be traced; networks of images need large ones."""
 _STATIC_ELEMENTS = 64
+"""A static input may have this many elements at most, since plans are told apart by its values."""
 
 
 def batched(
@@ -48,11 +49,11 @@ def batched(
         dims: sizes of symbolic dimensions: symbol, or "input.axis" for one without a name -> size. Symbols
             that are neither the batch nor bound stay free: each call decides them.
         batch_axis: what the caller knows of the batch, see `BatchAxis`.
-        constants: values of inputs that are the same for all agents and calls, in the file's own layout.
+        constants: values of inputs that are the same for all agents and calls, in the file layout.
 
     Raises:
-        DimensionError: the evidence for the batch is not enough, or the file does not run by it; options that
-            name nothing.
+        DimensionError: the evidence for the batch is not enough, the file does not run by it, or an option
+            names no input or symbol.
         LoweringError: the graph cannot be traced.
     """
     if constants:
@@ -69,18 +70,19 @@ def batched(
 
 
 def declared_shapes(graph: Graph, dims: Mapping[str, int]) -> dict[str, tuple[Element, ...]]:
-    """The shape of each input as the file declares it, with `dims` for symbols; "input.axis" is the name of
-    an unnamed dimension.
+    """The declared shape of each input, with sizes from `dims` in place of symbols.
+
+    An unnamed dimension is called "input.axis".
 
     Raises:
-        DimensionError: an input without a shape, or `dims` name nothing.
+        DimensionError: an input has no declared shape, or `dims` names no dimension.
     """
     for value in graph.inputs:
         if value.kind != "tensor" or value.shape is None:
             what = "has no declared shape" if value.kind == "tensor" else f"is a {value.kind}"
             raise DimensionError(
-                f"input {value.name!r} {what}, so its rows are not known: bind it with constants=, or use "
-                "memojax.run"
+                f"input {value.name!r} {what}, so it does not divide into rows: bind it with constants=, or "
+                "use memojax.run"
             )
     named = {
         value.name: [_name_of(value, axis) for axis in range(len(value.shape or ()))]
@@ -99,7 +101,8 @@ def declared_shapes(graph: Graph, dims: Mapping[str, int]) -> dict[str, tuple[El
         numbers = [dim for dim in shape if isinstance(dim, int)]
         if int(np.prod(numbers, dtype=object)) > _MOST_ELEMENTS:
             raise DimensionError(
-                f"input {name!r} has {list(shape)} elements per agent, more than any policy takes"
+                f"input {name!r} of shape {list(shape)} is too large for a policy: an input may have "
+                f"{_MOST_ELEMENTS:,} elements"
             )
     return shapes
 
@@ -117,10 +120,10 @@ def _with_sizes(dim: Element, sizes: Mapping[str, int]) -> Element:
 
 
 def _static_names(function: GraphFunction) -> tuple[str, ...]:
-    """Inputs whose values are part of a plan's key: small whole numbers that decide a shape or a branch.
+    """Inputs whose values are part of a plan's key: few whole numbers that decide a shape or a branch.
 
     Raises:
-        StaticInputError: an input decides a shape, but is not a small whole number.
+        StaticInputError: an input decides a shape, but does not hold few whole numbers.
     """
     values = {value.name: value for value in function.graph.inputs}
     for name in function.static_inputs:
@@ -136,10 +139,11 @@ def _static_names(function: GraphFunction) -> tuple[str, ...]:
 
 
 def _settled(function: GraphFunction, layout: Layout) -> BatchedFunction:
-    """The function of rows of a graph whose shapes hold no symbol but the batch."""
+    """The function of rows of a graph whose shapes have no symbol but the batch."""
     traced = _traced(function, layout)
     if not layout.native:
         return _one_by_one(traced, layout.reason)
+    # A recurrent state that is declared for one row belongs to one agent, whatever the other inputs declare.
     if all(axis is None for axis in layout.axes.values()) or _has_unit_state(traced):
         return _one_by_one(traced, "an input is declared for one row")
     try:
@@ -164,13 +168,12 @@ def _inputs(layout: Layout) -> dict[str, tuple[int | None, tuple[int, ...]]]:
 
 
 def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, Sequence[Element]]) -> Layout:
-    """The layout of a symbol for which only its place speaks: it is the batch if an output carries it.
+    """The layout for a symbol that leads the inputs: it is the batch if an output grows with it.
 
-    Where the graph runs at no size that is tried, the symbol stays the batch for now, and later steps find
-    what does run.
+    If the graph runs at none of the sizes tried, the symbol stays the batch here, and later steps decide.
 
     Raises:
-        DimensionError: an output carries it, but other inputs speak against it.
+        DimensionError: an output grows with the symbol, but other inputs contradict it.
     """
     for sizes in _trials(layout):
         traced = _traced(function, layout.bound(sizes))
@@ -194,8 +197,7 @@ def _trials(layout: Layout) -> list[dict[str, int]]:
 
 
 def _has_unit_state(traced: Traced) -> bool:
-    """Whether an input that is declared for one row is continued by an output, so that it is each agent's
-    own."""
+    """Whether an input declared for one row is a state: an output holds its next value."""
     layout = traced.layout
     fixed = [name for name, axis in layout.axes.items() if axis is None and 1 in layout.shapes[name]]
     outputs = [value.name for value in traced.function.graph.outputs]
@@ -203,10 +205,10 @@ def _has_unit_state(traced: Traced) -> bool:
 
 
 def _not_native(traced: Traced, cause: LoweringError) -> BatchedFunction:
-    """The function of rows of a file that does not run at several sizes, whatever it declares.
+    """The function of rows of a file that declares a batch, but does not run at several sizes.
 
     Raises:
-        DimensionError: it runs neither one row alone nor at one fixed size.
+        DimensionError: the file runs neither for one row nor at one fixed size.
     """
     why = str(cause).splitlines()[0][:160]
     reason = f"the declared batch axis does not hold: {why}"
@@ -218,8 +220,10 @@ def _not_native(traced: Traced, cause: LoweringError) -> BatchedFunction:
         single, refusal = None, failure
     else:
         refusal = None
+    # Checked first: a file in multiples also runs at one baked size, where its rows may belong together.
     if single is None and (multiple := row_multiple(traced)) is not None:
         raise in_multiples(traced, multiple) from cause
+    # One row can run by chance, when a constant of the baked size broadcasts over it: the baked size wins.
     if fixed := baked_size(traced, single):
         return fixed
     if single is not None:
@@ -232,7 +236,7 @@ def _one_by_one(traced: Traced, reason: str) -> BatchedFunction:
 
     Raises:
         LoweringError: the graph does not run for one row.
-        DimensionError: an output is not what the file declares for one row.
+        DimensionError: an output of one row has another shape than the file declares.
     """
     layout = traced.layout
     results = traced.at(1)
@@ -256,7 +260,7 @@ def _one_by_one(traced: Traced, reason: str) -> BatchedFunction:
 
 
 def _single_axis(shape: Sequence[int], declared: Sequence[Any] | None, layout: Layout) -> int | None:
-    """The axis of one run's output that is its batch: where the file says so, else the first of size 1."""
+    """The batch axis of the output of one run: the declared one, else the first of size 1."""
     if declared and len(declared) == len(shape):
         for axis, dim in enumerate(declared):
             if dim in layout.symbols and shape[axis] == 1:
@@ -265,10 +269,10 @@ def _single_axis(shape: Sequence[int], declared: Sequence[Any] | None, layout: L
 
 
 def _check_declared(name: str, shape: Sequence[int], declared: Sequence[Any] | None, layout: Layout) -> None:
-    """Compare what one run gives with what the file declares.
+    """Compare the shape of an output of one run with the declared one.
 
     Raises:
-        DimensionError: another rank, or a fixed dimension of another size.
+        DimensionError: the rank differs, or the size of a fixed dimension.
     """
     if declared is None:
         return
@@ -279,14 +283,16 @@ def _check_declared(name: str, shape: Sequence[int], declared: Sequence[Any] | N
     if differs:
         raise DimensionError(
             f"output {name!r} has shape {list(shape)} for one row, but the file declares {list(declared)}: "
-            "leave it out with "
-            "outputs=[...], or run the file in its own layout with memojax.run or memojax.to_jax"
+            "keep only the other outputs with outputs=[...], or run the file in its own layout with "
+            "memojax.run or memojax.to_jax"
         )
 
 
 def _open(function: GraphFunction, layout: Layout, static: Sequence[str]) -> FreeFunction:
-    """The function of a graph with free symbols or static inputs: tried at a few sizes, and checked again at
-    each that is used."""
+    """The function of a graph with free symbols or static inputs.
+
+    It is tried at a few sizes here to find its outputs. Each binding that is used later is checked again.
+    """
     graph = function.graph
     found = None if static else _tried(function, layout)
     trial = found[1] if found else None
@@ -323,8 +329,7 @@ def build_bound(function: GraphFunction, layout: Layout) -> BatchedFunction:
 
 
 def _tried(function: GraphFunction, layout: Layout) -> tuple[dict[str, int], BatchedFunction] | None:
-    """The first sizes at which the graph runs, with its function of rows; None where it runs at none of
-    them."""
+    """The first sizes at which the graph runs, with its function of rows; None if it runs at none of them."""
     for sizes in _trials(layout):
         try:
             return sizes, _settled(function, layout.bound(sizes))
@@ -338,8 +343,7 @@ def _tried(function: GraphFunction, layout: Layout) -> tuple[dict[str, int], Bat
 def _open_outputs(
     function: GraphFunction, layout: Layout, found: tuple[dict[str, int], BatchedFunction] | None
 ) -> tuple[TensorSpec, ...]:
-    """Outputs, with symbols where their sizes follow one; as the file declares them where the graph could not
-    be tried."""
+    """Outputs, with symbols for dimensions that follow one; as declared if no trial size runs."""
     graph = function.graph
     if found is None:
         shown = plain_names([value.name for value in graph.outputs])
@@ -348,6 +352,7 @@ def _open_outputs(
             for value in graph.outputs
         )
     sizes, trial = found
+    # One symbol at a time grows: the dimensions that change with it are written as expressions of it.
     shapes = [list(spec.shape) for spec in trial.api.outputs]
     for symbol, size in sizes.items():
         for more in (2, size):
@@ -368,7 +373,10 @@ def _open_outputs(
 
 
 def _expressed(symbol: str, sizes: tuple[int, int], found: tuple[int, int]) -> str:
-    """A dimension as an expression of a symbol, from its sizes at two sizes of the symbol."""
+    """A dimension as an expression of a symbol, from its sizes at two sizes of the symbol.
+
+    It is the symbol plus a number, or a multiple of it. Anything else is shown as "symbol*".
+    """
     (small, large), (first, second) = sizes, found
     if second - first == large - small:
         offset = first - small
@@ -389,7 +397,7 @@ def _declared_element(value: Value, layout: Layout) -> tuple[Element, ...]:
 
 
 def _still(function: GraphFunction, layout: Layout) -> dict[str, np.ndarray]:
-    """Outputs that depend on no input, by the names that callers see."""
+    """Outputs that depend on no input, by the names shown to callers."""
     traced = _traced(function, layout)
     shown = plain_names([value.name for value in function.graph.outputs])
     still = [value.name for value in function.graph.outputs if value.name not in traced.outputs]

@@ -1,5 +1,4 @@
-"""Files that run for one batch size, or for multiples of one: the size is declared, or an exporter baked it
-into a constant."""
+"""Files that run for one batch size or its multiples: declared, or baked into a constant by the exporter."""
 
 from __future__ import annotations
 
@@ -16,9 +15,9 @@ _MOST_TRIED = 64
 
 
 def declared_size(traced: Traced) -> BatchedFunction | None:
-    """The function of rows of a file declared for one batch size other than 1; None for any other file.
+    """The function of rows of a file that is declared for one batch size other than 1; None for other files.
 
-    The rows must be independent there: otherwise the leading dimension is part of an element.
+    The caller checks that its rows are independent: otherwise the leading dimension is part of an element.
     """
     graph = traced.function.graph
     leading = {shape[0] if shape else 1 for shape in traced.layout.shapes.values()}
@@ -36,8 +35,10 @@ def declared_size(traced: Traced) -> BatchedFunction | None:
 
 
 def baked_size(traced: Traced, single: BatchedFunction | None) -> BatchedFunction | None:
-    """The function of rows of a file whose exporter baked another batch size into it; None where there is no
-    such size."""
+    """The function of rows of a file into which an exporter baked a batch size; None if there is none.
+
+    `single` is the function of a single run, if the file runs for one row at all.
+    """
     for size, holder in _sizes_in(traced):
         try:
             results = traced.at(size)
@@ -54,8 +55,7 @@ def baked_size(traced: Traced, single: BatchedFunction | None) -> BatchedFunctio
 
 
 def _holds(traced: Traced, name: str, shape: Sequence[int], size: int) -> bool:
-    """Whether an output has `size` rows: on the axis that the file declares for the batch, or on any if it
-    declares none."""
+    """Whether an output has `size` rows, on its declared batch axis, or on any axis if none is declared."""
     declared = next(value.shape for value in traced.function.graph.outputs if value.name == name)
     if declared and len(declared) == len(shape):
         axes = [axis for axis, dim in enumerate(declared) if dim in traced.layout.symbols]
@@ -64,14 +64,13 @@ def _holds(traced: Traced, name: str, shape: Sequence[int], size: int) -> bool:
 
 
 def _grew_from_one(traced: Traced, results: Mapping[str, Any], size: int) -> bool:
-    """Whether one row gives as many rows as `size` rows do, because a constant of that many is broadcast over
-    it."""
+    """Whether one row gives `size` rows as well, because a constant of `size` rows is broadcast over it."""
     one = traced.at(1)
     return any(one[name].shape == result.shape and size in result.shape for name, result in results.items())
 
 
 def _sizes_in(traced: Traced) -> Iterator[tuple[int, str]]:
-    """Batch sizes that an exporter may have baked in, each with the constant or output that holds it."""
+    """Candidates for a baked batch size, each with the constant or output that holds it."""
     function = traced.function
     found: dict[int, str] = {}
     for name, array in {**function.constants, **function.params}.items():
@@ -113,7 +112,7 @@ def _axis_of(
 
 
 def row_multiple(traced: Traced) -> int | None:
-    """The number that the rows of a file must be a multiple of; None where no such number makes it run."""
+    """The number of which the batch size must be a multiple; None if no number that is tried makes it run."""
     for multiple in _MULTIPLES:
         try:
             first, second = (traced.at(multiple * size) for size in PROBE_SIZES)
@@ -127,12 +126,11 @@ def row_multiple(traced: Traced) -> int | None:
 
 
 def in_multiples(traced: Traced, multiple: int) -> DimensionError:
-    """The error for a file whose rows come in multiples: what it runs for, and what runs it."""
+    """The error for a file whose rows come in multiples, with the calls that can run it."""
     symbols = ", ".join(map(repr, traced.layout.symbols)) or "the batch"
     return DimensionError(
         f"the rows of this file come in multiples of {multiple}: it runs for {multiple} or {2 * multiple} "
-        f"of {symbols}, not for one. "
-        "An inferer answers each agent alone, so it cannot serve it; memojax.run and memojax.to_jax run it "
-        "in its own layout, and "
-        "batch_axis=False runs the whole file once for each agent"
+        f"of {symbols}, but not for one. An inferer answers each agent alone, so it cannot serve this file. "
+        "Use memojax.run or memojax.to_jax, which run it in the file layout, or batch_axis=False, which runs "
+        "the whole file once for each agent"
     )

@@ -1,5 +1,4 @@
-"""A graph whose shape of one run is open: each set of sizes (and of static inputs) makes a function of rows
-of its own."""
+"""A graph with free dimensions or static inputs: each combination has a function of rows of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from .graph_function import GraphFunction
 
 @dataclass(frozen=True)
 class Binding:
-    """Sizes of free symbols and values of static inputs: what a plan depends on beside the batch size.
+    """Sizes of free symbols and values of static inputs, on which a plan depends as on the batch size.
 
     Attributes:
         sizes: (symbol, size), in the model's order.
@@ -43,28 +42,28 @@ class Binding:
         }
 
     def shown(self) -> dict[str, Any]:
-        """Names to sizes and values, for a reader."""
+        """Names to sizes and values, for messages."""
         return {**dict(self.sizes), **{name: array.tolist() for name, array in self.constants().items()}}
 
 
 def frozen_value(name: str, array: np.ndarray) -> tuple[str, str, tuple[int, ...], bytes]:
-    """A static input as a part of a `Binding`."""
+    """A static input as an entry of `Binding.values`."""
     return name, array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes()
 
 
 @dataclass(frozen=True)
 class FreeFunction:
-    """What `FreeFunction.at` makes a `BatchedFunction` of.
+    """A graph that becomes a `BatchedFunction` once a binding is chosen, see `at`.
 
     Attributes:
         function: the graph.
-        layout: where inputs keep the batch; its shapes hold the free symbols.
+        layout: the batch axis of each input; its shapes hold the free symbols.
         api: inputs and outputs with symbols in their element shapes.
         static: names in the file of inputs whose values are part of a binding.
         computed, constant: as in `BatchedFunction`.
         file_names: input and output names in the file.
         build: makes the function of rows for a graph function and a layout without symbols.
-        trial: a binding at which the graph runs; None where none was found.
+        trial: a binding at which the graph runs; None if the search found none.
     """
 
     function: GraphFunction
@@ -79,14 +78,14 @@ class FreeFunction:
 
     @property
     def rule(self) -> str:
-        """How the batch was found, for a reader."""
+        """How the batch was found, for messages."""
         return f"{'axis' if self.layout.native else 'vmap'} ({self.layout.reason})"
 
     def __call__(self, params: Any, rows: Sequence[Any], key: Any = None) -> tuple[Any, ...]:
-        """Run the function for the sizes that `rows` have; static inputs must be concrete.
+        """Run the function for the sizes of `rows`; static inputs must be concrete.
 
         Raises:
-            InputShapeError: sizes that contradict each other.
+            InputShapeError: sizes contradict each other.
         """
         shapes = [tuple(row.shape) for row in rows]
         values = [np.asarray(row) for spec, row in zip(self.api.inputs, rows, strict=True) if spec.static]
@@ -104,7 +103,7 @@ class FreeFunction:
         return self.build(self.bound_function(binding), self.bound_layout(binding))
 
     def bound_layout(self, binding: Binding) -> Layout:
-        """The layout with numbers for symbols, static inputs left out."""
+        """The layout with numbers in place of symbols, and without static inputs."""
         names = set(self.static) if binding.values else set()
         layout = self.layout.bound(dict(binding.sizes))
         return Layout(
@@ -127,10 +126,10 @@ class FreeFunction:
 def binding_of(
     api: ModelApi, elements: Sequence[Sequence[int]], values: Sequence[np.ndarray] = ()
 ) -> Binding:
-    """The binding that inputs with these element shapes, and static inputs with these values, belong to.
+    """The binding of inputs with these element shapes and static inputs with these values.
 
     Raises:
-        InputShapeError: a shape that the model does not take, or sizes that contradict each other.
+        InputShapeError: a shape has the wrong rank or size, or sizes contradict each other.
     """
     places: list[tuple[str, Element, int]] = []
     for spec, given in zip(api.inputs, elements, strict=True):

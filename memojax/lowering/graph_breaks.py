@@ -1,8 +1,7 @@
-"""Graph breaks: where an operator must run on the host, the graph is cut into parts that compile and calls
-between them.
+"""Graph breaks: an operator that must run on the host cuts the graph into compiled parts and host calls.
 
-A part has every node that can run before the next call; values cross a cut as NumPy arrays. A graph without
-such operators is one part, and pays nothing.
+A part has every node that can run before the next host call; values cross a cut as NumPy arrays. A graph
+without such operators is one part, and pays nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +23,10 @@ from .interpreter import size_of
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a graph that compiles: `graph.inputs` are what it takes from the graph's inputs and from
-    earlier steps."""
+    """A part of a graph that compiles.
+
+    `graph.inputs` are inputs of the whole graph and outputs of earlier steps.
+    """
 
     graph: Graph
 
@@ -67,8 +68,10 @@ class HostCall:
 
 
 def host_nodes(graph: Graph, operators: Operators, *, masked: bool = False) -> list[Node]:
-    """Nodes that need a break: they run on the host, and depend on an input; `masked`: without those whose
-    picks are kept in place."""
+    """Nodes that need a break: they run on the host, and depend on an input.
+
+    With `masked`, NonZero and Compress are left out, since `masked.py` keeps their entries in place.
+    """
     moving = {value.name for value in graph.inputs}
     made: set[str] = set()
     found = []
@@ -88,10 +91,12 @@ def host_nodes(graph: Graph, operators: Operators, *, masked: bool = False) -> l
 
 
 def split(graph: Graph, operators: Operators) -> list[Part | HostCall]:
-    """The steps of a graph, in order."""
+    """Parts and host calls of a graph, in the order in which they run."""
     breaks = {id(node) for node in host_nodes(graph, operators)}
     if not breaks:
         return [Part(graph)]
+    # The level of a value is the number of host calls on the longest way to it. Part k holds the nodes of
+    # level k, and the host calls of level k follow it. Part k is step 2k, and its host calls are step 2k + 1.
     level: dict[str, int] = {}
     parts: dict[int, list[Node]] = {}
     calls: dict[int, list[Node]] = {}
@@ -115,8 +120,7 @@ def split(graph: Graph, operators: Operators) -> list[Part | HostCall]:
 
 
 def _part(graph: Graph, nodes: list[Node], step: int, last_read: Mapping[str, int]) -> Graph | None:
-    """The graph of `nodes`, whose outputs are what is read in a later step, or is an output of the whole
-    graph."""
+    """The graph of `nodes`; its outputs are the values that a later step or the caller reads."""
     if not nodes:
         return None
     made = {name for node in nodes for name in node.outputs if name}

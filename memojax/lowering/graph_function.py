@@ -1,5 +1,4 @@
-"""Graph -> pure function `fn(params, inputs, key) -> outputs`, in the file's own layout; traceable by any JAX
-transformation."""
+"""A graph as a pure function `fn(params, inputs, key) -> outputs`, in the file layout."""
 
 from __future__ import annotations
 
@@ -27,36 +26,36 @@ from .labels import keep_positions, string_labels
 from .masked_value import check_no_picks
 
 _TABLE_ELEMENTS = 4096
-"""An integer initializer larger than this is a weight (an embedding or look-up table), a smaller one is
-structure."""
+"""A larger integer initializer is a weight (an embedding or look-up table); a smaller one is structure."""
 
 
 class GraphFunction:
     """A graph as a pure JAX function.
 
     Attributes:
-        params: the weights, name -> array, as the file has them; what decides a shape, scalars and small
-            integers are not among them but in `constants`.
-        constants: the other initializers, which are part of the function.
+        params: the weights, name -> array as in the file.
+        constants: the other initializers, which are part of the function: scalars, small integers, and values
+            that decide a shape.
         static_inputs: graph inputs whose values decide a shape; they must be concrete when the function is
             traced.
-        branch_inputs: graph inputs of one whole number or boolean that decide which branch of an `If` runs;
-            where they are concrete when the function is traced, only that branch is.
-        labels: outputs that are class labels of strings, name -> the labels; what is computed for them are
-            positions in these.
-        random: whether the graph has random operators, so that a key is needed.
+        branch_inputs: graph inputs of one whole number or boolean that decide which branch of an `If` runs.
+            If one is concrete when the function is traced, only that branch is traced.
+        labels: outputs that are string class labels, name -> the labels. The function returns positions in
+            the labels.
+        random: whether the graph has random operators, so a call needs a key.
     """
 
     def __init__(self, graph: Graph, operators: Operators | None = None, *, masked: bool = True):
-        """Check `graph` and sort its initializers into weights and structure; `operators` are of it, if they
-        were looked up.
+        """Check `graph`, and sort its initializers into weights and structure.
 
-        With `masked`, entries that a mask of data picks (NonZero, Compress) are kept in place where what
-        follows allows it; without, the values that they are picked by must be known while the function is
-        traced.
+        Args:
+            graph: a loaded graph; it does not change.
+            operators: the operators of `graph`, if they were looked up before.
+            masked: whether entries that a mask of data picks (NonZero, Compress) are kept in place, if the
+                nodes after them allow it. Otherwise the mask must be known when the function is traced.
 
         Raises:
-            UnsupportedOpError: all operators that cannot be lowered, at once.
+            UnsupportedOpError: operators cannot be lowered; it lists all of them.
         """
         self.operators: Operators = operators or Operators()
         _check_supported(graph, self.operators)
@@ -100,19 +99,18 @@ class GraphFunction:
     ) -> Arrays:
         """Outputs by name.
 
-        Where a loop whose end depends on data goes on for longer than `memojax.xla.limits.TRIPS`, the outputs
-        are NaN, and the least of their kind where they are whole numbers: a function cannot raise while it
-        runs.
+        A compiled function cannot raise. So if a loop whose end depends on data runs for more trips than
+        `memojax.xla.limits.TRIPS`, the outputs are NaN, or the least whole number of their dtype.
 
         Args:
-            params: as `self.params`, arrays or tracers.
-            inputs: every graph input by name, in the file's own layout; `static_inputs` as NumPy arrays.
-            key: a JAX PRNG key; needed where `self.random`.
-            checks: filled with the indices that data gives to nodes of Gather and its kin; those that are
-                known to be in range, and those in bodies of Loop, Scan and If, are not among them.
+            params: arrays or tracers, by the names of `self.params`.
+            inputs: every graph input by name, in the file layout; `static_inputs` as NumPy arrays.
+            key: a JAX PRNG key; required if `self.random`.
+            checks: a dict to fill with indices that depend on data, for Gather and similar operators. Indices
+                known to be in range, and those in bodies of Loop, Scan and If, are left out.
 
         Raises:
-            LoweringError: a node that cannot be lowered for these shapes, by name.
+            LoweringError: a node cannot be lowered for these shapes; it names the node.
         """
         outputs, overrun = self.counted(params, inputs, key, checks=checks)
         return (
@@ -127,8 +125,11 @@ class GraphFunction:
         *,
         checks: IndexChecks | None = None,
     ) -> tuple[Arrays, Any]:
-        """Outputs by name, and whether a loop went on for too long, so that they are worth nothing; None
-        where there is no such loop."""
+        """Outputs by name, and whether a loop ran for too many trips, which makes the outputs invalid.
+
+        The second value is a boolean array, or None if no loop depends on data. For the arguments see
+        `__call__`.
+        """
         env: dict[str, GraphValue] = dict(self.constants)
         env.update((name, jnp.asarray(value)) for name, value in params.items())
         for value in self.graph.inputs:
@@ -161,14 +162,14 @@ class GraphFunction:
         return outputs, None if used is None else used > most()
 
     def with_params(self, params: Mapping[str, Any]) -> GraphFunction:
-        """The same function with other weights, which are not checked."""
+        """This function with other weights, which are not checked."""
         other = copy.copy(self)
         other.params = dict(params)
         other.graph = replace(self.graph, initializers={**self.graph.initializers, **params})
         return other
 
     def depends_on(self, names: Iterable[str]) -> set[str]:
-        """Values (by name) that depend on one of `names`, or on randomness."""
+        """Names of the values that depend on one of `names`, or on randomness."""
         reached = set(names)
         for node in self.graph.nodes:
             if not reached.isdisjoint(node.reads()) or self.operators.of(node).draws:
@@ -187,7 +188,7 @@ class GraphFunction:
         return {name: np.asarray(env[name]) for name in names}
 
     def rows(self, inputs: Mapping[str, Any]) -> int:
-        """How many rows the inputs have at most: the sizes of dimensions that are not fixed, multiplied."""
+        """The largest number of rows of an input: the product of its dimensions that are not fixed."""
         most = 1
         for value in self.graph.inputs:
             shape = np.shape(inputs[value.name]) if value.kind == "tensor" else ()
@@ -202,8 +203,8 @@ class GraphFunction:
     def _static_input(self, value: Value, given: Any) -> Any:
         if isinstance(given, Tracer):
             raise StaticInputError(
-                f"input {value.name!r} decides a shape, so its value must be known while tracing: close "
-                "over it instead"
+                f"input {value.name!r} decides a shape, so its value must be known while tracing: pass a "
+                "NumPy array that the traced function closes over"
             )
         return np.asarray(given, value.dtype)
 
@@ -225,8 +226,7 @@ def _check_supported(graph: Graph, operators: Operators) -> None:
 
 
 def _lift_constants(graph: Graph) -> Graph:
-    """Tensors of Constant nodes as initializers, so that a weight is a weight whichever way a file spells
-    it."""
+    """`graph` with the tensors of Constant nodes as initializers: exporters store weights in either place."""
     lifted = {
         node.outputs[0]: node.attributes["value"]
         for node in graph.nodes
@@ -247,7 +247,7 @@ def _is_weight(array: np.ndarray) -> bool:
 
 
 def _spoilt(value: GraphValue, overrun: Any) -> GraphValue:
-    """`value`, or what nobody takes for an answer."""
+    """`value`, or an invalid one (NaN, the least whole number) if a loop ran for too many trips."""
     if isinstance(value, (tuple, list)):
         return tuple(_spoilt(item, overrun) for item in value)
     if value is None or value.dtype.kind in "bO":

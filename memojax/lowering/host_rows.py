@@ -1,8 +1,7 @@
-"""Files that no executable can hold, as a function of rows: each row runs by itself, its graph breaks on the
-host.
+"""A file with graph breaks as a function of rows: each row runs by itself, partly on the host.
 
-An executable calls back into Python for a batch, so that padding, splitting, states and devices are those of
-every inferer. It costs some 300 us a row, and what follows the rows' data is compiled when it is first met.
+An executable calls back into Python for a batch. So padding, splitting, states and devices work as for every
+model. It costs some 300 us a row, and shapes that depend on data compile when a call first meets them.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ _PROBES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     np.ones_like,
     np.zeros_like,
 )
-"""What rows are made of that show whether a shape depends on data: signs, equal numbers, and none at all."""
+"""Kinds of rows that show whether a shape depends on data: either sign, rounded, all ones, all zeros."""
 
 
 @dataclass(frozen=True)
 class HostRows:
-    """`fn(params, rows, key)` that calls back into Python; there are no weights in `params`.
+    """`fn(params, rows, key)` that calls back into Python; `params` is not read.
 
     Attributes:
-        graph: with its constants bound.
-        layout: input, by its name in the file -> (its batch axis or None, the shape of one run).
-        api: what goes in and out for one row.
+        graph: the graph, with its constants bound.
+        layout: name of an input in the file -> (its batch axis or None, the shape of one run).
+        api: inputs and outputs of one row.
         random: whether the graph draws random numbers.
         breaks: the operators at which the graph breaks.
     """
@@ -65,27 +64,27 @@ class HostRows:
 
     @property
     def rule(self) -> BatchRule:
-        """How rows map to the file's own layout: one at a time."""
+        """The batch rule: rows map to the file layout one at a time."""
         return BatchRule("vmap", self.layout, {}, "the graph breaks")
 
     @property
     def file_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Inputs and outputs, by their names in the file."""
+        """Names of inputs and of outputs in the file."""
         return tuple(self.layout), tuple(value.name for value in self.graph.outputs)
 
     @property
     def constants(self) -> Mapping[str, Any]:
-        """Inputs that are bound."""
+        """Bound inputs, name -> value."""
         return self.graph.bound
 
     def run(self, *given: Any) -> tuple[np.ndarray, ...]:
-        """Outputs `[n, *element_shape]` for rows `[n, *element_shape]` (and the data of a key), on the host.
+        """Outputs `[n, *element_shape]` for rows `[n, *element_shape]`, on the host.
 
-        A row of zeros may be padding: where it cannot run, its outputs are NaN, and the least of their kind
-        where they are whole numbers.
+        `given` are the inputs in order, and the data of a key if the graph is random. A row of zeros may be
+        padding. If it cannot run, its outputs are NaN, or the least whole number of their dtype.
 
         Raises:
-            LoweringError: a row cannot run, or an output has another shape for it than for others.
+            LoweringError: a row cannot run, or an output has another shape for it than for other rows.
         """
         arrays = [np.asarray(value) for value in given]
         rows = arrays[: len(self.api.inputs)]
@@ -111,9 +110,9 @@ class HostRows:
         for spec, value in zip(self.api.outputs, outputs, strict=True):
             if value.size != np.prod(spec.shape, dtype=int):
                 raise LoweringError(
-                    f"output {spec.name!r} has the shape {list(value.shape)} for this row, and "
-                    f"{list(spec.shape)} for others: its shape "
-                    "depends on data, which memojax.run allows and an inferer does not"
+                    f"output {spec.name!r} has shape {list(value.shape)} for this row and {list(spec.shape)} "
+                    "for others, so its shape depends on data, which an inferer does not allow: leave it out "
+                    "with outputs=, or use memojax.run"
                 )
         return [np.reshape(value, spec.shape) for spec, value in zip(self.api.outputs, outputs, strict=True)]
 
@@ -122,15 +121,16 @@ class HostRows:
         return OneShot.of_graph(self.graph)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without executables: they are made anew where it is unpickled."""
+        """The state without executables, which the process that unpickles it compiles anew."""
         return {name: value for name, value in self.__dict__.items() if name != "_program"}
 
 
 def single_runs(
     graph: Graph, dims: Mapping[str, int], batch_axis: BatchAxis
 ) -> dict[str, tuple[int | None, Shape]]:
-    """Batch axis and shape of one run for each input, by what the file declares; see `find_batch.batched` for
-    the options.
+    """Batch axis and shape of one run for each input, as the file declares them.
+
+    See `find_batch.batched` for the options.
 
     Raises:
         DimensionError: the evidence for the batch is not enough, or a dimension is neither the batch nor
@@ -145,17 +145,18 @@ def single_runs(
     if layout.free:
         example = ", ".join(f"{symbol!r}: 16" for symbol in layout.free)
         raise DimensionError(
-            f"{', '.join(map(repr, layout.free))} are neither the batch nor bound, and a graph that breaks "
-            "takes one size of each: "
+            f"the graph of this file breaks, so each dimension needs one size, but "
+            f"{', '.join(map(repr, layout.free))} are neither the batch nor bound: load it with "
             f"dims={{{example}}}"
         )
     return {name: (axis, layout.with_batch(name, 1)) for name, axis in layout.axes.items()}
 
 
 def host_rows(graph: Graph, layout: Mapping[str, tuple[int | None, Shape]]) -> HostRows:
-    """A graph with breaks as a function of rows; what it gives is found by running a few rows.
+    """A graph with breaks as a function of rows; running a few rows shows the shapes of its outputs.
 
     Args:
+        graph: a graph whose constants are bound.
         layout: input -> (its batch axis in the file or None, the shape of one run).
 
     Raises:
@@ -181,8 +182,8 @@ def host_rows(graph: Graph, layout: Mapping[str, tuple[int | None, Shape]]) -> H
                 ", ".join(f"{dtype}{list(shape)}" for shape, dtype in sorted(found, key=str)) or "no tensor"
             )
             raise DimensionError(
-                f"output {name!r} is not the same kind of array for every row ({kinds}): leave it out with "
-                "outputs=, or use memojax.run"
+                f"output {name!r} does not have the same dtype and shape for every row ({kinds}): leave it "
+                "out with outputs=, or use memojax.run"
             )
         ((shape, dtype),) = found
         unit = next((axis for axis, dim in enumerate(shape) if dim == 1), None)
@@ -194,7 +195,7 @@ def host_rows(graph: Graph, layout: Mapping[str, tuple[int | None, Shape]]) -> H
 def _outputs_of(
     program: OneShot, shapes: Mapping[str, Shape], dtypes: Mapping[str, np.dtype]
 ) -> list[dict[str, Any]]:
-    """What a few rows give."""
+    """The outputs of a few rows; rows that cannot run are skipped, unless none can."""
     rng = np.random.default_rng(0)
     seen: list[dict[str, Any]] = []
     failure: MemojaxError | None = None
@@ -210,6 +211,7 @@ def _outputs_of(
 
 
 def _nothing(spec: TensorSpec) -> Any:
+    """The value of an output that has no answer."""
     if jnp.issubdtype(spec.dtype, jnp.inexact):
         return np.nan
     return False if spec.dtype == np.bool_ else ml_dtypes.iinfo(spec.dtype).min

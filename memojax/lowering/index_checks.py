@@ -1,5 +1,4 @@
-"""`checked=True`: an index that points at nothing is an error that names the node, the index and the agent,
-and not a NaN."""
+"""`checked=True`: an index out of range raises an error with node, index and agent, instead of giving NaN."""
 
 from __future__ import annotations
 
@@ -21,10 +20,10 @@ from .interpreter import IndexChecks
 
 
 def check_indices(graph: Graph, checks: IndexChecks, agent: int | None = None) -> None:
-    """See that no index points at nothing; `checks` are what a `GraphFunction` noted, as NumPy arrays.
+    """Check that no index is out of range; `checks` come from a `GraphFunction`, as NumPy arrays.
 
     Raises:
-        IndexRangeError: one does.
+        IndexRangeError: an index is out of range.
     """
     for node in graph.nodes if checks else ():
         indices, outside = checks.get(node.outputs[0], (None, False))
@@ -37,10 +36,10 @@ def check_indices(graph: Graph, checks: IndexChecks, agent: int | None = None) -
 
 
 class RowChecks:
-    """Looks at the indices that rows lead to, one row after the other; compiled once, for one row."""
+    """Checks the indices that a model computes, one row after the other; compiled once, for one row."""
 
     def __init__(self, rows: BatchedFunction):
-        """Checks for what `rows` computes; nothing is traced yet."""
+        """Checks for the function `rows`; nothing is traced yet."""
         self._rows = rows
         self._run: Any = None
         self._names: list[str] = []
@@ -52,14 +51,16 @@ class RowChecks:
         agents: Sequence[int] | None = None,
         key: np.ndarray | None = None,
     ) -> None:
-        """Check `rows`, `[n, *element_shape]` in the order of the inputs; `agents` are whose they are, 0, 1,
-        ... by default.
+        """Check every row of a call.
 
         Args:
+            params: the weights.
+            rows: `[n, *element_shape]` for each input, in order.
+            agents: the agent of each row; 0, 1, ... by default.
             key: data of the key that the call draws from, uint32[2]; for a model with random operators.
 
         Raises:
-            IndexRangeError: an index points at nothing; the first agent with one is named.
+            IndexRangeError: an index is out of range; it names the first such agent.
             LoweringError: the function of a single run cannot be traced.
         """
         check_not_forked()

@@ -1,8 +1,7 @@
-"""Which range a whole-number value lies in, by what it is computed from: an index that is known to be in
-range needs no check.
+"""Derive the range of whole numbers from their computation: an index known to be in range needs no check.
 
-Ranges are walked back through the graph by name, with the shapes and static values of the trace at hand;
-where nothing is known of a value, its dtype's own range is what there is.
+Ranges follow the graph back by name, with the shapes and static values of the trace. If nothing is known of
+a value, its range is that of its dtype.
 """
 
 from __future__ import annotations
@@ -21,15 +20,14 @@ from ..model.graph import Graph, Node
 from ..ops._common import is_static, normalize_axis
 
 Range = tuple[int, int]
-"""The least and the greatest value."""
+"""The least and the greatest value, both included."""
 
 _MOST_STEPS = 200
-"""Nodes looked at for one value; a longer chain of computations is taken to be of unknown range."""
+"""Nodes to follow for one value; the range of a longer chain is that of its dtype."""
 
 
 def makers_of(graph: Graph) -> dict[str, Node]:
-    """Name of a value, of any scope -> the node that computes it; names that several scopes define are left
-    out."""
+    """Name of a value in any scope -> the node that computes it, without names that several scopes define."""
     makers = {made: node for node in graph.all_nodes() for made in node.outputs if made}
     times = Counter(made for node in graph.all_nodes() for made in node.outputs)
     times.update(value.name for node in graph.all_nodes() for body in node.bodies for value in body.inputs)
@@ -39,16 +37,16 @@ def makers_of(graph: Graph) -> dict[str, Node]:
 
 @dataclass
 class Ranges:
-    """Ranges of the values of one trace: `makers` is name -> node, `env` what the names hold."""
+    """Ranges of the values of one trace: `makers` is name -> node, `env` is name -> value."""
 
     makers: Mapping[str, Node]
     env: Mapping[str, GraphValue]
     _known: dict[str, Range | None] = field(default_factory=dict)
 
     def of(self, name: str) -> Range | None:
-        """The range of a value; None where it holds no whole numbers."""
+        """The range of a value; None if it does not hold whole numbers."""
         if name not in self._known:
-            self._known[name] = None
+            self._known[name] = None  # counts as a step while its inputs are looked at
             self._known[name] = self._found(name)
         return self._known[name]
 
@@ -64,17 +62,18 @@ class Ranges:
             return widest
         rule = _RULES.get(node.op_type)
         found = rule(self, node, name) if rule is not None else None
+        # Past the dtype's range the computation may wrap around, so any value can come out.
         if found is None or found[0] < widest[0] or found[1] > widest[1]:
             return widest
         return found
 
     def inputs(self, node: Node) -> list[Range] | None:
-        """The ranges of all inputs of a node; None where one is not known."""
+        """The ranges of all inputs of a node; None if any is unknown."""
         found = [self.of(name) for name in node.inputs]
         return None if None in found else found  # pyright: ignore[reportReturnType]
 
     def length(self, node: Node, axis: int) -> int:
-        """How long the first input of a node is along an axis."""
+        """Length of the first input of a node along an axis."""
         shape = np.shape(self.env[node.inputs[0]])
         return shape[normalize_axis(axis, len(shape))] if shape else 1
 
@@ -152,7 +151,7 @@ def _remainder(ranges: Ranges, node: Node, name: str) -> Range | None:
 
 
 def _corners(combine: Callable[[int, int], int]) -> Rule:
-    """The range of a function of two values that is greatest and least at the ends of theirs."""
+    """A rule for a function of two values whose extremes lie at the ends of their ranges."""
 
     def rule(ranges: Ranges, node: Node, name: str) -> Range | None:
         found = ranges.inputs(node)
@@ -165,7 +164,7 @@ def _corners(combine: Callable[[int, int], int]) -> Rule:
 
 
 def _gathered(ranges: Ranges, node: Node, name: str) -> Range | None:
-    """An index out of range takes a number that the data does not hold."""
+    # Only for an index in range: one out of range gives a fill value that the data does not hold.
     index = ranges.of(node.inputs[1])
     shape = np.shape(ranges.env[node.inputs[0]])
     if index is None or not shape:
@@ -209,10 +208,9 @@ _RULES: dict[str, Rule] = {
     "Sub": _corners(lambda a, b: a - b),
     "Mul": _corners(lambda a, b: a * b),
 }
-"""ONNX operator -> how the range of an output follows from those of the inputs; what may wrap around is cut
-by the dtype."""
+"""ONNX operator -> the rule from the ranges of its inputs to the range of an output."""
 
 
 def outside(value: GraphValue, low: Any, high: Any) -> GraphValue:
-    """Which elements of `value` lie outside of a range."""
+    """Mask of the elements of `value` that lie outside a range."""
     return (value < low) | (value > high)

@@ -1,5 +1,4 @@
-"""One walk over a graph while it is traced: each node is lowered by its operator, within the budget of
-`memojax.xla.limits`."""
+"""Walk over a graph while it is traced: operators lower their nodes, within the limits of `xla/limits.py`."""
 
 from __future__ import annotations
 
@@ -31,41 +30,40 @@ from .index_ranges import Ranges, outside
 from .masked_value import Masking, check_no_picks
 
 ON_HOST = (
-    "this operator runs on the host (its output shape depends on data, or it works on strings), and here "
-    "it depends on an input, so the "
-    "model cannot be one XLA executable: memojax.run and memojax.OneShot break the graph there"
+    "this operator runs on the host (its output shape depends on data, or it works on strings), and here it "
+    "depends on an input, so the model cannot be one XLA executable: use memojax.run or memojax.OneShot, "
+    "which break the graph there"
 )
 _TRACED_COST = 8
-"""Steps of the budget that a traced node takes; one that is computed takes one."""
+"""Steps of the budget for a traced node; a node whose value is computed at once costs one."""
 
 _BRANCH_COST = 512
-"""Steps that a traced node with subgraphs takes beside those of its subgraphs."""
+"""Steps of the budget for a traced node with subgraphs, in addition to the steps of its subgraphs."""
 
 _MANY_PARTS = 1 << 8
-"""XLA writes a Concat of Concats as one of all their parts, however often a part comes up."""
+"""Parts of a Concat from which it is kept apart: XLA flattens nested Concats, and repeats repeated parts."""
 
 _BYTES_SHIFT, _PRODUCTS_SHIFT = 14, 12
-"""Two to these powers: computed bytes, and multiplications of a matrix product, that take one step more."""
+"""One more step of the budget per 2**14 computed bytes, and per 2**12 multiplications of a matrix product."""
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
 
 _SMALL = 1 << 22
-"""Where the sizes of its inputs multiply to no more, an operator's output is small whatever it does; else its
-shape is found first."""
+"""If the sizes of its inputs multiply to no more, an operator's output is small, and needs no check of its
+shape before it is computed."""
 
 _EMBEDDED = 1 << 12
-"""Bytes of a constant that is too small to count."""
+"""Constants of up to this many bytes do not count towards the limit of embedded constants."""
 
 Env = MutableMapping[str, GraphValue]
 
 IndexChecks = dict[str, "tuple[GraphValue, GraphValue]"]
-"""First output of a node -> the indices that it is given, and which of them point at nothing."""
+"""First output of a node -> (its indices, mask of the indices that are out of range)."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """A subgraph as a callable: positional inputs to a tuple of outputs; names around it are visible
-    inside."""
+    """A subgraph as a callable, from positional inputs to a tuple of outputs; it sees the names around it."""
 
     graph: Graph
     _run: Run
@@ -81,23 +79,23 @@ class Body:
 
     @property
     def loops(self) -> bool:
-        """Whether there is a `Loop` inside."""
+        """Whether the subgraph has a `Loop`."""
         return self._run.operators.loop(self.graph)
 
     @property
     def captured(self) -> list[GraphValue]:
-        """Values that it takes from around it."""
+        """Values of the graph around it that the subgraph reads."""
         return [self._scope[name] for name in self.graph.free_names()]
 
     def new_key(self) -> jax.Array | None:
-        """A key to derive one for each call from; None where nothing inside is random."""
+        """A key from which the caller derives one for each call; None if the subgraph is not random."""
         return self._run.next_key() if self._run.operators.draw(self.graph) else None
 
     def __call__(self, *inputs: GraphValue, key: jax.Array | None = None) -> tuple[GraphValue, ...]:
         env: Env = ChainMap({}, self._scope)
         env.update(self.graph.initializers)
         env.update((value.name, given) for value, given in zip(self.graph.inputs, inputs, strict=True))
-        # What is noted in here would leave a loop's or a branch's own trace.
+        # A loop or a branch is a trace of its own, which tracers of index checks must not leave.
         run = replace(self._run, checks=None)
         if key is not None:
             run = replace(run, key=key, keys_used=[0])
@@ -113,15 +111,15 @@ class Run:
     """One walk over a graph.
 
     Attributes:
-        graph: the outermost one.
+        graph: the outermost graph.
         needed: names of values that decide a shape.
-        operators: what each node calls.
-        budget: what the walk may use up.
-        trips: how often loops whose end depends on data went round.
-        key: a JAX PRNG key, where there are random operators.
-        keys_used: how many keys were derived from it.
+        operators: the operator of each node.
+        budget: limits of this walk.
+        trips: the trips so far of loops whose end depends on data.
+        key: a JAX PRNG key, if there are random operators.
+        keys_used: the number of keys derived from `key`, in a list that copies of this object share.
         makers: name -> node that computes it, for ranges of indices.
-        checks: filled, where it is not None, with the indices that data gives.
+        checks: a dict to fill with indices that depend on data, or None.
         masked: whether entries that a mask of data picks are kept in place.
     """
 
@@ -137,7 +135,7 @@ class Run:
     masked: bool = False
 
     def nodes(self, nodes: Sequence[Node], env: Env) -> None:
-        """Lower `nodes` in order; their outputs are put into `env`."""
+        """Lower `nodes` in order, and put their outputs into `env`."""
         call_of = self.operators.of
         with np.errstate(all="ignore"):
             for node in nodes:
@@ -172,6 +170,7 @@ class Run:
                 )
                 return outputs
             _check_shapes(outputs)
+            # The operator gave a JAX array for known inputs. If a shape needs its value, it is computed now.
             folds = static and not call.draws and not self.needed.isdisjoint(node.outputs)
             if folds and is_static([env[name] for name in node.reads()]):
                 self.trips.used = around
@@ -195,18 +194,17 @@ class Run:
                 f"node {node.name!r} ({node.op_type}, opset {node.opset}; inputs {given}): {what}"
                 f"{self._advice(node, inputs)}"
             )
-            located.located = True  # pyright: ignore[reportAttributeAccessIssue]
+            located.located = True
             raise located from cause
 
     def _located(self, node: Node, inputs: Sequence[GraphValue], cause: MemojaxError) -> MemojaxError:
-        """`cause`, with the node that it is about where it does not name one."""
+        """`cause`, with the name of the node, unless it names one already."""
         advice = self._advice(node, inputs)
-        named = getattr(cause, "located", False)
-        if not isinstance(cause, LoweringError) or (named and not advice):
+        if not isinstance(cause, LoweringError) or (cause.located and not advice):
             return cause
-        place = "" if named else f"node {node.name!r} ({node.op_type}, opset {node.opset}): "
+        place = "" if cause.located else f"node {node.name!r} ({node.op_type}, opset {node.opset}): "
         located = type(cause)(f"{place}{cause}{advice}")
-        located.located = True  # pyright: ignore[reportAttributeAccessIssue]
+        located.located = True
         return located
 
     def _call(self, node: Node, call: Call, inputs: Sequence[GraphValue], env: Env) -> tuple[GraphValue, ...]:
@@ -222,10 +220,10 @@ class Run:
         return call.definition.call(inputs, attributes, context)
 
     def _check_static(self, node: Node, call: Call, inputs: Sequence[GraphValue]) -> None:
-        """See that what must be known while tracing is.
+        """Check that inputs which must be known while tracing are known.
 
         Raises:
-            StaticInputError: it is not.
+            StaticInputError: such an input depends on data.
         """
         if call.host and not is_static([inputs[i] for i in call.host]):
             raise StaticInputError(ON_HOST)
@@ -234,10 +232,10 @@ class Run:
                 raise StaticInputError(self._not_static(node, call, position))
 
     def _check_small(self, node: Node, call: Call, inputs: Sequence[GraphValue], env: Env) -> None:
-        """See that a node over known values gives no more than the budget has left, before it is computed.
+        """Check, before a node over known values is computed, that the budget has room for its outputs.
 
         Raises:
-            LimitError: it does.
+            LimitError: the outputs are too large.
         """
         bound = math.prod(value.size for value in inputs if isinstance(value, np.ndarray) and value.size > 1)
         if bound <= _SMALL or call.host or node.bodies:
@@ -265,7 +263,11 @@ class Run:
             self.budget.step((math.prod(np.shape(made[0])) * max(inputs[0].shape)) >> _PRODUCTS_SHIFT)
 
     def _apart(self, inputs: Sequence[GraphValue], outputs: tuple[GraphValue, ...]) -> tuple[GraphValue, ...]:
-        """The output of a Concat, kept from being taken apart again where it is one of very many parts."""
+        """The output of a Concat, behind a barrier if it has very many parts.
+
+        XLA flattens a Concat of Concats. Without a barrier, few nodes that join a value with itself would
+        make a Concat of millions of parts.
+        """
         parts = self.budget.parts
         count = sum(parts[id(value)][1] if id(value) in parts else 1 for value in inputs)
         if count > _MANY_PARTS:
@@ -276,7 +278,7 @@ class Run:
     def _at_once(
         self, node: Node, call: Call, inputs: Sequence[GraphValue], env: Env
     ) -> tuple[GraphValue, ...]:
-        """Evaluate a node whose value decides a shape but whose operator is not written for NumPy."""
+        """Evaluate a node whose value decides a shape, by JAX, since its operator does not use NumPy."""
         check_not_forked()
         with (
             self.trips.apart(),
@@ -291,9 +293,10 @@ class Run:
         return outputs
 
     def _expanded(self, node: Node, inputs: list[GraphValue], env: Env) -> tuple[GraphValue, ...]:
+        """The outputs of a node that ONNX defines by a function body: the body's nodes take its place."""
         body = schema_body(node, inputs)
         if body is None:
-            raise LoweringError("no definition, and the spec gives no function body for these types")
+            raise LoweringError("memojax has no such operator, and ONNX has no function body for these types")
         inner: Env = ChainMap({}, env)
         with np.errstate(all="ignore"):
             for written in bind(body, node, f"{node.name}/"):
@@ -304,13 +307,11 @@ class Run:
         assert call.definition is not None
         return (
             f"{call.definition.input_name(position)!r} decides a shape, so it must be known while tracing, "
-            "but it comes from "
-            f"{origin_of(self.graph, node.inputs[position])}, which depends on data"
+            f"but it comes from {origin_of(self.graph, node.inputs[position])}, which depends on data"
         )
 
     def _advice(self, node: Node, inputs: Sequence[GraphValue]) -> str:
-        """For an `If` of which both branches were traced: which inputs would decide it, if they were
-        bound."""
+        """For an `If` whose two branches were traced: the inputs that would decide it, if they were bound."""
         if node.op_type != "If" or node.domain or is_static(inputs[0]):
             return ""
         whole = {value.name for value in self.graph.inputs if is_whole(value)}
@@ -320,7 +321,7 @@ class Run:
         example = ", ".join(f"{name!r}: ..." for name in behind)
         return (
             f" (both branches of the If {node.name!r} must fit, since its condition depends on input "
-            f"{', '.join(map(repr, behind))}: with constants={{{example}}} only one branch is taken)"
+            f"{', '.join(map(repr, behind))}: with constants={{{example}}} only one branch is lowered)"
         )
 
     def in_range(
@@ -333,8 +334,10 @@ class Run:
         *,
         checked: bool = True,
     ) -> bool:
-        """Whether the values of an input of `node` are known to lie between `low` and `high`; if not, they
-        are noted in `checks`."""
+        """Whether the values of an input of `node` are known to lie between `low` and `high`.
+
+        If they are not, and `checked` is true, they are added to `checks`.
+        """
         name = node.inputs[position]
         found = Ranges(self.makers, env).of(name)
         known = found is not None and found[0] >= np.max(low) and found[1] <= np.min(high)
@@ -343,8 +346,10 @@ class Run:
         return known
 
     def recompute(self, env: Env, given: Mapping[str, GraphValue], wanted: str) -> GraphValue:
-        """The value of `wanted` if the names in `given` had other values; what they do not reach is taken
-        from `env`."""
+        """The value of `wanted` if the names in `given` had other values.
+
+        Only nodes that depend on these names run again; other values come from `env`.
+        """
         reached = set(given)
         inner: Env = ChainMap(dict(given), env)
         for node in self.graph.nodes:
@@ -356,7 +361,7 @@ class Run:
         return inner[wanted]
 
     def next_key(self) -> jax.Array:
-        """A key that no node had before."""
+        """A new key, different from all earlier ones."""
         if self.key is None:
             raise LoweringError("a random operator needs a JAX PRNG key")
         self.keys_used[0] += 1
@@ -364,7 +369,7 @@ class Run:
 
 
 class _Context(Mapping[str, Any]):
-    """What an operator may ask for beside its inputs and attributes; a key is made only when asked for."""
+    """Further arguments for operators that ask for them; each is made only when it is read."""
 
     def __init__(self, run: Run, node: Node, call: Call, env: Env):
         self._makers: dict[str, Callable[[], Any]] = {
@@ -388,10 +393,10 @@ class _Context(Mapping[str, Any]):
 
 
 def _check_shapes(outputs: Sequence[GraphValue]) -> None:
-    """See that no output is larger than a value may be.
+    """Check that no output is larger than the limit on elements.
 
     Raises:
-        LimitError: one is.
+        LimitError: an output is larger.
     """
     for value in outputs:
         shape = value.shape if isinstance(value, jax.Array) else ()
@@ -400,12 +405,12 @@ def _check_shapes(outputs: Sequence[GraphValue]) -> None:
 
 
 def is_whole(value: Value) -> bool:
-    """Whether an input is declared as whole numbers or booleans."""
+    """Whether an input is declared as a tensor of whole numbers or booleans."""
     return value.kind == "tensor" and value.dtype is not None and value.dtype.kind in "iub"
 
 
 def size_of(value: Any) -> int:
-    """Roughly the memory of a known value; text counts by its characters."""
+    """The approximate size of a known value in bytes; strings count by their characters."""
     if isinstance(value, (tuple, list)):
         return sum(map(size_of, value))
     if isinstance(value, np.ndarray) and value.dtype == object:

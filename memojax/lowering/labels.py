@@ -1,5 +1,4 @@
-"""Class labels that are strings: an executable gives their positions, and what runs on the host gives the
-strings."""
+"""String class labels: an executable returns their positions, and the host looks up the strings."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ _PASSING = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose
 
 
 def string_labels(graph: Graph) -> dict[str, np.ndarray]:
-    """Values that are string labels -> the labels; an executable holds positions in them."""
+    """Names of values that are string labels -> the labels, to which an executable's positions refer."""
     found: dict[str, np.ndarray] = {}
     for node in graph.nodes:
         labels = _made_by(graph, node)
@@ -34,7 +33,7 @@ def keep_positions(graph: Graph) -> Graph:
     """`graph` without casts of string labels to strings, since an executable holds positions.
 
     Raises:
-        LoweringError: a node casts labels to numbers: positions would be other numbers.
+        LoweringError: a node casts labels to numbers; casts of positions would give other numbers.
     """
     labels = string_labels(graph)
     if not labels:
@@ -44,9 +43,9 @@ def keep_positions(graph: Graph) -> Graph:
         casts = node.op_type == "Cast" and not node.domain and node.inputs[0] in labels
         if casts and not _to_string(node):
             raise LoweringError(
-                f"node {node.name!r} (Cast) makes numbers of the string labels "
-                f"{', '.join(map(repr, labels[node.inputs[0]][:4]))}, and an "
-                "executable has no strings: take the output before it, and cast its labels yourself"
+                f"node {node.name!r} (Cast) casts the string labels "
+                f"{', '.join(map(repr, labels[node.inputs[0]][:4]))} to numbers, but an executable has no "
+                "strings: load the output before this node with outputs=, and cast the labels yourself"
             )
         nodes.append(replace(node, op_type="Identity", attributes={}) if casts else node)
     return replace(graph, nodes=tuple(nodes))

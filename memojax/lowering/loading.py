@@ -1,5 +1,4 @@
-"""Load a policy, whatever holds it: an ONNX file, a StableHLO asset, or a `TypedModel` that is loaded
-already."""
+"""Load a policy from any source: an ONNX file, a StableHLO asset, or a `TypedModel`."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import policies
-from .._options import named_options
+from .._argument_checks import named_options
 from .._types import Source
 from ..errors import InputError
 from .batch_evidence import BatchAxis
@@ -27,13 +26,14 @@ def typed_model(
     inputs: Sequence[str] | str = (),
     strict: bool = False,
 ) -> TypedModel:
-    """`source`, whatever it is by its content, as a `TypedModel`; options are those of
+    """Load `source` as a `TypedModel`; its content decides how, and not its name.
+
+    The name of a bundled policy loads that policy, unless a file has the same name. The options are those of
     `TypedModel.from_model`.
 
-    A name of a bundled policy loads that, unless there is a file of this name.
-
     Raises:
-        InputError: options of loading for what is loaded already, or was when it was exported.
+        InputError: options were given, but the source is a `TypedModel` or an exported program, which cannot
+            take them any more.
         ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
     """
     if isinstance(source, str) and source in policies.names() and not os.path.exists(source):
@@ -61,7 +61,7 @@ def typed_model(
         )
     if given:
         raise InputError(
-            f"options {given} belong to loading an ONNX model, but this one is loaded already: give them "
-            "there"
+            f"options {given} apply when an ONNX model is loaded, but this model is loaded already: give "
+            "them where you load the ONNX file"
         )
     return loaded

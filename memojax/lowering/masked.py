@@ -1,11 +1,12 @@
-"""Entries that a mask of data picks: as many as the mask has, so that no XLA array can hold them, and still
-computable in place.
+"""Lower NonZero, Compress and the operators after them without knowing how many entries a mask picks.
 
-What NonZero and Compress give is kept where it came from, over the mask's own shape, beside the mask
-(`Masked`). Gathering, arithmetic and products work on every place, reductions leave out what the mask does,
-and a scatter by the mask's own coordinates is a `where`: that is how exporters write `x[mask] = v`,
-`x[mask].mean()` and their kin. Nothing of it is an approximation; an operator that needs to know how many
-entries there are is refused by name.
+The number of entries depends on data, so no XLA array can hold them. Instead they stay at their places: an
+array over the mask's shape, beside the mask (`Masked`). Gathers, arithmetic and products then work at every
+place, and reductions leave out the places where the mask does not hold. A scatter by the mask's own
+coordinates is a `where`.
+
+So `x[mask] = v`, `x[mask].mean()` and the like compile, with exact results. An operator that needs the number
+of entries is refused by name.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .masked_value import ELEMENTWISE, Count, Masked, Masking
 
 
 def applies(m: Masking, node: Node, inputs: Sequence[GraphValue]) -> bool:
-    """Whether a node works on masked values, or makes them."""
+    """Whether a node takes or returns masked values."""
     if any(isinstance(value, Masked) for value in inputs):
         return True
     if node.domain:
@@ -42,7 +43,7 @@ def applies(m: Masking, node: Node, inputs: Sequence[GraphValue]) -> bool:
 
 
 _LENGTHS = {"Expand": 1, "ConstantOfShape": 0, "Slice": 2, "Reshape": 1}
-"""Operators whose result has as many entries as a mask picks, if this input says so."""
+"""Operator -> the input that holds lengths; a count of a mask among them makes the result masked."""
 
 
 def lowered(
@@ -51,21 +52,22 @@ def lowered(
     inputs: list[GraphValue],
     lower: Callable[[Sequence[GraphValue]], tuple[GraphValue, ...]],
 ) -> tuple[GraphValue, ...]:
-    """The outputs of a node to which this applies; `lower` is for arrays.
+    """The outputs of a node for which `applies` holds; `lower` lowers the node for arrays.
 
     Raises:
-        ValueError: the operator needs to know how many entries there are.
+        ValueError: the operator needs the number of entries.
     """
     rule = _RULES.get(node.op_type) if not node.domain else None
     if rule is not None:
         return (rule(m, node, inputs),)
     if node.op_type in ELEMENTWISE and not node.domain:
         return (_elementwise(inputs, lambda dense: lower(dense)[0]),)
-    raise ValueError(f"{node.op_type} cannot take entries whose number depends on data (a mask picks them)")
+    raise ValueError(f"{node.op_type} cannot take entries that a mask picks: their number depends on data")
 
 
 def _elementwise(inputs: Sequence[GraphValue], lower: Callable[[Sequence[GraphValue]], GraphValue]) -> Masked:
     first = _one_mask(inputs)
+    # ONNX broadcasts from the last axis, so shorter shapes move the axis of entries towards the end.
     rank = max(
         value.rank if isinstance(value, Masked) else np.ndim(value) for value in inputs if value is not None
     )
@@ -79,16 +81,16 @@ def _one_mask(inputs: Sequence[GraphValue]) -> Masked:
     found = [value for value in inputs if isinstance(value, Masked)]
     if any(value.key != found[0].key for value in found):
         raise ValueError(
-            "entries that different masks pick meet, and whether these pick as many depends on data"
+            "its inputs are entries of different masks, and whether these pick as many depends on data"
         )
     return found[0]
 
 
 def _aligned(value: GraphValue, first: Masked, rank: int, axis: int) -> GraphValue:
-    """A value as an operand over all places: `rank` axes, of which that of the entries is left out."""
+    """A value as an operand over all places, without the axis of entries, `axis` of `rank` axes."""
     if isinstance(value, Masked):
         if value.axis + rank - value.rank != axis:
-            raise ValueError("entries of a mask meet along another axis")
+            raise ValueError("the entries of its inputs are along different axes")
         shape = value.mask.shape + (1,) * (rank - value.rank) + value.rest
         return jnp.reshape(value.values, shape)
     missing = rank - np.ndim(value)
@@ -96,13 +98,14 @@ def _aligned(value: GraphValue, first: Masked, rank: int, axis: int) -> GraphVal
         return value
     if np.shape(value)[axis - missing] != 1:
         raise ValueError(
-            f"an axis of {np.shape(value)[axis - missing]} meets one whose length depends on data"
+            f"an axis of length {np.shape(value)[axis - missing]} is broadcast to one whose length depends "
+            "on data"
         )
     return jnp.squeeze(traced(value), axis - missing)
 
 
 def _spread(masked: Masked, trailing: Shape) -> Masked:
-    """Each entry of `[n, *trailing]` as its own: the mask over `trailing`, too."""
+    """`[n, *trailing]` as `[n * prod(trailing)]`: the mask spreads over `trailing` as well."""
     key, already = masked.key if isinstance(masked.key, tuple) else (masked.key, ())
     wide = jnp.broadcast_to(
         masked.mask.reshape(masked.mask.shape + (1,) * len(trailing)), masked.mask.shape + trailing
@@ -111,14 +114,14 @@ def _spread(masked: Masked, trailing: Shape) -> Masked:
 
 
 def _ranks(mask: jax.Array) -> jax.Array:
-    """Of each place, how many before it the mask picks."""
+    """For each place where the mask holds, the position of its entry, in row-major order."""
     return jnp.reshape(jnp.cumsum(mask.ravel()) - 1, mask.shape)
 
 
 def _nonzero(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     (x,) = inputs
     if isinstance(x, Masked) or x.ndim == 0:
-        raise ValueError("NonZero of a scalar, or of entries that a mask picks, cannot be kept in place")
+        raise ValueError("NonZero of a scalar or of entries that a mask picks is not supported here")
     mask = x if x.dtype == np.bool_ else x != 0
     places = np.stack(np.indices(x.shape), axis=-1).astype(np.int64)
     return Masked(mask, places, 1, m.mask_key(node.inputs[0], x.shape), tuple(range(x.ndim)))
@@ -127,10 +130,11 @@ def _nonzero(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
 def _compress(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     x, condition = inputs
     if isinstance(x, Masked) or isinstance(condition, Masked):
-        raise ValueError("Compress of entries that a mask picks cannot be kept in place")
+        raise ValueError("Compress of entries that a mask picks is not supported here")
     axis = node.attributes.get("axis")
     x, axis = (jnp.ravel(x), 0) if axis is None else (traced(x), normalize_axis(axis, np.ndim(x)))
     length = x.shape[axis]
+    # ONNX lets the condition be shorter or longer than the axis; elements past its end are not picked.
     mask = traced(condition)[:length]
     mask = jnp.pad(mask, (0, length - mask.shape[0]))
     return Masked(mask, jnp.moveaxis(x, axis, 0), axis, m.mask_key(node.inputs[1], mask.shape))
@@ -146,7 +150,7 @@ def _transpose(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     places = [axis if axis < x.axis else axis - 1 for axis in order if axis != x.axis]
     lead = x.mask.ndim
     values = jnp.transpose(x.values, (*range(lead), *(lead + place for place in places)))
-    keeps = places == sorted(places)
+    keeps = places == sorted(places)  # the other axes stay in order: columns still are columns
     return x.with_values(values, order.index(x.axis), x.columns if keeps else None)
 
 
@@ -165,10 +169,10 @@ def _squeeze(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     x: Masked = inputs[0]
     axes = m.axes(node)
     if axes is None:
-        raise ValueError("without axes, which ones it drops depends on data")
+        raise ValueError("it has no axes, so the axes that it drops depend on data")
     dropped = normalize_axes(axes, x.rank)
     if x.axis in dropped:
-        raise ValueError("it drops the axis whose length depends on data")
+        raise ValueError("it drops an axis whose length depends on data")
     return _in_shape(x, [size for axis, size in enumerate(x.sizes) if axis not in dropped])
 
 
@@ -196,11 +200,15 @@ def _flatten(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
 
 
 def _in_shape(x: Masked, shape: Sequence[Any]) -> Masked:
-    """`x` with axes of one added or dropped, others regrouped, or all of them made one; the entries stay
-    together or come apart."""
+    """`x` reshaped: its other axes are regrouped, or all axes become one.
+
+    Raises:
+        ValueError: the shape would split or join entries in a way that depends on their number.
+    """
     at = [axis for axis, size in enumerate(shape) if isinstance(size, Count) or size == -1]
     others = [size for size in shape if not isinstance(size, Count) and size != -1]
     own = math.prod(x.rest)
+    # Entries stay whole: the axes before them, and those after them, keep their numbers of elements.
     if len(at) == 1 and math.prod(others) == own:
         before = math.prod(x.rest[: x.axis])
         if math.prod(others[: at[0]]) == before:
@@ -208,6 +216,7 @@ def _in_shape(x: Masked, shape: Sequence[Any]) -> Masked:
                 x.columns if own == len(x.columns or ()) and len([d for d in others if d != 1]) <= 1 else None
             )
             return x.with_values(jnp.reshape(x.values, (*x.mask.shape, *others)), at[0], kept)
+    # All of it in one axis, whose length is the number of entries times the size of one.
     if len(shape) == 1 and at == [0] and x.axis == 0 and not isinstance(shape[0], Count):
         return _spread(x, x.rest)
     raise ValueError(
@@ -224,6 +233,7 @@ def _expand(m: Masking, node: Node, inputs: list[GraphValue]) -> GraphValue:
 
 
 def _broadcast(x: GraphValue, wanted: list[int | Count]) -> Masked:
+    """`x` broadcast to a shape of which one length is the count of a mask."""
     counts = {axis: size for axis, size in enumerate(wanted) if isinstance(size, Count)}
     rest = tuple(size for size in wanted if isinstance(size, int))
     if len(counts) > 1:
@@ -233,7 +243,7 @@ def _broadcast(x: GraphValue, wanted: list[int | Count]) -> Masked:
         own = x.rank - x.axis
         if count is not None and (at is None or len(wanted) - at != own or count.key != x.key):
             raise ValueError("it is broadcast to a shape that another mask decides")
-        if count is None:  # all ones along the entries
+        if count is None:  # the shape has a 1 for the axis of entries
             rest = tuple(size for place, size in enumerate(rest) if len(wanted) - place != own)
         shape = np.broadcast_shapes(x.rest, rest)
         if shape == x.rest:
@@ -243,6 +253,7 @@ def _broadcast(x: GraphValue, wanted: list[int | Count]) -> Masked:
         return x.with_values(values, x.axis + len(shape) - len(x.rest))
     if at is None or count is None or np.ndim(x) > len(wanted):
         raise ValueError("its input has more axes than its shape")
+    # An array with an axis of entries must be a list of them; with length 1 there, it repeats for each.
     place = at - (len(wanted) - np.ndim(x))
     like = Masked(count.mask, count.mask, at, count.key)
     if place >= 0 and np.shape(x)[place] != 1:
@@ -254,12 +265,15 @@ def _broadcast(x: GraphValue, wanted: list[int | Count]) -> Masked:
 
 
 def _listed(like: Masked, source: jax.Array, axis: int, exactly: bool = False) -> Masked:
-    """The first entries of `source`, `[m, *rest]`, one for each place; where there are too few (or,
-    `exactly`, too many), NaN."""
+    """The elements of `source`, `[m, *rest]`, at the places where the mask of `like` holds, in order.
+
+    Whether there are enough depends on data. Missing elements are NaN; with `exactly`, all are NaN unless
+    the numbers are equal.
+    """
     if not jnp.issubdtype(source.dtype, jnp.inexact):
         raise ValueError(
-            "a list of whole numbers goes to places that a mask picks: whether there are as many depends "
-            "on data"
+            "a list of whole numbers goes to the entries of a mask, and whether there are as many depends on "
+            "data, for which whole numbers have no NaN"
         )
     values = jnp.take(source, _ranks(like.mask), axis=0, mode="fill")
     if exactly:
@@ -330,7 +344,7 @@ def _gather(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     if isinstance(data, Masked):
         axis = normalize_axis(node.attributes.get("axis", 0), data.rank)
         if isinstance(indices, Masked) or axis == data.axis:
-            raise ValueError("which entry of a mask it takes depends on data")
+            raise ValueError("its index picks entries of a mask, whose number depends on data")
         place = axis if axis < data.axis else axis - 1
         values = jnp.take(data.values, indices, axis=data.mask.ndim + place, mode="fill")
         shift = np.ndim(indices) - 1 if axis < data.axis else 0
@@ -339,6 +353,7 @@ def _gather(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
         return data.with_values(values, data.axis + shift, columns)
     axis = normalize_axis(node.attributes.get("axis", 0), np.ndim(data))
     lead = indices.mask.ndim
+    # `x[mask]` gathers at the mask's own coordinates: its values at all places are `x` itself.
     places = data.shape[axis] == indices.mask.shape[0]
     if lead == 1 and places and indices.columns == (0,) and indices.rest == ():
         return indices.with_values(jnp.moveaxis(traced(data), axis, 0), axis)
@@ -350,7 +365,7 @@ def _gather(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
 def _gather_nd(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     data, indices = inputs
     if isinstance(data, Masked) or node.attributes.get("batch_dims", 0) or indices.axis == indices.rank - 1:
-        raise ValueError("it gathers from, or row by row along, entries that a mask picks")
+        raise ValueError("its data are entries that a mask picks, or its indices are along their axis")
     if indices.are_coordinates and data.shape[: indices.mask.ndim] == indices.mask.shape:
         return indices.with_values(traced(data))
     where = tuple(indices.values[..., column] for column in range(indices.rest[-1]))
@@ -361,19 +376,20 @@ def _scatter_nd(m: Masking, node: Node, inputs: list[GraphValue]) -> GraphValue:
     data, indices, updates = inputs
     reduction = node.attributes.get("reduction", "none")
     if isinstance(data, Masked) or not isinstance(indices, Masked) or indices.axis != 0 or indices.rank != 2:
-        raise ValueError("it scatters to, or by other places than, entries that a mask picks")
+        raise ValueError("its data are entries that a mask picks, or its indices are not one for each entry")
     data = traced(data)
     if not isinstance(updates, Masked):
         updates = _listed(indices, traced(updates), 0, exactly=True)
     _one_mask([indices, updates])
     if updates.axis != 0:
-        raise ValueError("its updates are not one for each entry")
+        raise ValueError("its updates are not one for each entry of the mask")
     rest = data.shape[indices.rest[0] :]
     dense = jnp.broadcast_to(updates.values, indices.mask.shape + rest)
     if indices.are_coordinates and data.shape[: indices.mask.ndim] == indices.mask.shape:
         mask = indices.mask.reshape(indices.mask.shape + (1,) * len(rest))
         return jnp.where(mask, _COMBINED[reduction](data, dense), data)
     columns = [indices.values[..., column] for column in range(indices.rest[0])]
+    # Places where the mask does not hold get an index past the end, which mode="drop" ignores.
     columns[0] = jnp.where(indices.mask, columns[0], data.shape[0])
     at = data.at[tuple(columns)]
     return {"none": at.set, "add": at.add, "mul": at.multiply, "min": at.min, "max": at.max}[reduction](
@@ -415,7 +431,7 @@ def _matmul(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
         or a.rank < 2
         or a.axis == a.rank - 1
     ):
-        raise ValueError("it sums over, or pairs, entries that a mask picks")
+        raise ValueError("it sums over entries that a mask picks, or both its inputs have such entries")
     return a.with_values(jnp.matmul(a.values, traced(b)))
 
 
@@ -424,7 +440,7 @@ def _gemm(m: Masking, node: Node, inputs: list[GraphValue]) -> Masked:
     c = inputs[2] if len(inputs) > 2 else None
     plain = isinstance(a, Masked) and a.rank == 2 and a.axis == 0 and not node.attributes.get("transA")
     if not plain or isinstance(b, Masked) or isinstance(c, Masked):
-        raise ValueError("it sums over, or pairs, entries that a mask picks")
+        raise ValueError("it sums over entries that a mask picks, or both its inputs have such entries")
     values = jnp.matmul(a.values, traced(b).T if node.attributes.get("transB") else traced(b))
     values = values * np.asarray(node.attributes.get("alpha", 1.0), values.dtype)
     if c is not None:

@@ -1,4 +1,4 @@
-"""Reductions over the places that a mask picks."""
+"""Reductions over the entries that a mask picks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .._types import Shape
 
 Reduction = Callable[[Any, Any, Shape, bool], Any]
-"""(values, which of them count, axes, whether these stay as ones) -> the reduced values."""
+"""(values, mask of the entries that count, axes, whether the axes stay with length 1) -> reduced values."""
 
 
 def _sum_of(before: Callable[[Any], Any], after: Callable[[Any], Any] = lambda total: total) -> Reduction:
@@ -24,7 +24,7 @@ def _sum_of(before: Callable[[Any], Any], after: Callable[[Any], Any] = lambda t
 
 def _mean(values: Any, mask: Any, axes: Shape, keep: bool) -> Any:
     if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise ValueError("the mean of whole numbers that a mask picks")
+        raise ValueError("ReduceMean of whole numbers that a mask picks is not supported: cast them first")
     count = jnp.sum(jnp.broadcast_to(mask, values.shape), axes, dtype=values.dtype, keepdims=keep)
     return _sum_of(lambda x: x)(values, mask, axes, keep) / count
 
@@ -65,4 +65,4 @@ REDUCTIONS: dict[str, Reduction] = {
     "ReduceLogSum": _sum_of(lambda x: x, jnp.log),
     "ReduceLogSumExp": _log_sum_exp,
 }
-"""ONNX operator -> how it reduces."""
+"""ONNX operator -> its reduction."""

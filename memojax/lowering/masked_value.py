@@ -1,4 +1,7 @@
-"""Values with one axis of unknown length: the entries that a mask of data picks, kept at their places."""
+"""Values with one axis of unknown length: the entries that a mask of data picks, kept at their places.
+
+A place is a position in the mask, and an entry is the element of the value at a place where the mask holds.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,14 @@ from ..ops.static import mask_of_count
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    """A value with an axis of unknown length: one entry for each place where `mask` holds, in row-major
-    order.
+    """A value with one axis of entries: one for each place where `mask` holds, in row-major order.
 
     Attributes:
-        mask: bool[*places].
-        values: [*places, *rest], the entries at every place; those where the mask does not hold mean nothing.
-        axis: where in the value's own shape the axis of entries stands, among `rest`.
-        key: what the mask is told apart by.
-        columns: for coordinates, which axes of the mask they are, in order along the last axis (of a vector:
-            the one).
+        mask: `bool[*places]`.
+        values: `[*places, *rest]`; elements at places where the mask does not hold are arbitrary.
+        axis: position of the axis of entries in the value's own shape; the other axes are `rest`.
+        key: identifies the mask: masks with equal keys are equal.
+        columns: for coordinates (the result of NonZero), the mask axis of each column; None for other values.
     """
 
     mask: jax.Array
@@ -39,7 +40,7 @@ class Masked:
 
     @property
     def rest(self) -> Shape:
-        """The other axes' lengths."""
+        """Lengths of the axes other than that of the entries."""
         return tuple(np.shape(self.values)[self.mask.ndim :])
 
     @property
@@ -48,13 +49,13 @@ class Masked:
 
     @property
     def sizes(self) -> list[int | Count]:
-        """The value's own shape."""
+        """The value's own shape, with a `Count` for the axis of entries."""
         rest: list[int | Count] = list(self.rest)
         return [*rest[: self.axis], Count(self.mask, self.key), *rest[self.axis :]]
 
     @property
     def are_coordinates(self) -> bool:
-        """Whether each entry is its own place, `[n, rank of the mask]`."""
+        """Whether each entry holds the coordinates of its own place, `[n, rank of the mask]`."""
         return self.columns == tuple(range(self.mask.ndim)) and self.axis == 0 and self.rank == 2
 
     def with_values(self, values: GraphValue, axis: int | None = None, columns: Any = None) -> Masked:
@@ -62,22 +63,21 @@ class Masked:
 
 
 def check_no_picks(value: GraphValue, what: str) -> None:
-    """See that a value is no masked one, since nothing outside of the graph knows these.
+    """Check that a value is not masked, since a masked value has no meaning outside the graph.
 
     Raises:
-        StaticInputError: it is.
+        StaticInputError: the value is masked.
     """
     if isinstance(value, Masked):
         raise StaticInputError(
-            f"{what} has as many entries as a mask of data picks, so that its shape depends on data: "
-            "memojax.run and memojax.OneShot "
-            "break the graph there"
+            f"{what} has as many entries as a mask of data picks, so its shape depends on data: use "
+            "memojax.run or memojax.OneShot, which break the graph there"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Count:
-    """How many places a mask has, as the length of an axis."""
+    """The number of places where a mask holds, as the length of an axis."""
 
     mask: jax.Array
     key: Hashable
@@ -85,13 +85,13 @@ class Count:
 
 @dataclass(frozen=True)
 class Masking:
-    """Where masked values live: `makers` is name -> node, `env` what the names hold."""
+    """The scope of masked values: `makers` is name -> node, `env` is name -> value."""
 
     makers: Mapping[str, Node]
     env: Mapping[str, GraphValue]
 
     def sizes(self, name: str) -> list[int | Count] | None:
-        """What a tensor of whole numbers holds, numbers or counts of masks; None where that is not known."""
+        """The elements of a tensor of lengths, as numbers or counts of masks; None if they are unknown."""
         value = self.env.get(name)
         if value is None or isinstance(value, Masked):
             return None
@@ -102,7 +102,10 @@ class Masking:
         return rule(self, node) if rule is not None and node is not None else None
 
     def key(self, name: str) -> Hashable:
-        """What a value is computed from and how: values that are computed alike have equal keys."""
+        """A key of the computation of a value: equal computations have equal keys.
+
+        Exporters compute the same mask several times, so names cannot tell whether two masks are equal.
+        """
         node = self.makers.get(name)
         definition = lookup(node.domain, node.op_type, node.opset) if node is not None else None
         if node is None or definition is None or definition.draws(node) or any(node.bodies):
@@ -120,8 +123,11 @@ class Masking:
         )
 
     def mask_key(self, name: str, shape: Shape) -> tuple[Hashable, Shape]:
-        """The key of a mask, and how it was spread along new last axes: (key of what was spread, their
-        lengths)."""
+        """The key of a mask: (key of the mask before it was broadcast along new last axes, their lengths).
+
+        `x[mask]` and `x[expanded mask]` pick the same entries, in the same order, if the mask is constant
+        along the new axes. `_spread` in masked.py makes the same key when it spreads entries over these axes.
+        """
         root = name
         while (node := self.makers.get(root)) is not None and not node.domain:
             if node.op_type not in ("Expand", "Unsqueeze", "Identity"):
@@ -134,7 +140,7 @@ class Masking:
         return self.key(name), ()
 
     def _spread_last(self, name: str, root: str) -> bool:
-        """Whether the axes that were added between `root` and `name` are the last ones."""
+        """Whether all axes that were added between `root` and `name` are the last ones."""
         rank = np.ndim(self.env[root])
         while name != root:
             node = self.makers[name]
@@ -173,7 +179,7 @@ def _plain(value: Any) -> Hashable:
 
 
 def _count(m: Masking, node: Node) -> list[int | Count] | None:
-    """The sum over a mask that was cast to numbers."""
+    """The number of places of a mask that was cast to numbers and summed."""
     name = mask_of_count(m.makers, node)
     value = m.env.get(name) if name is not None else None
     if (
@@ -224,7 +230,7 @@ _SIZES: dict[str, Callable[[Masking, Node], list[int | Count] | None]] = {
     "Slice": _slice_sizes,
     **dict.fromkeys(("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"), _same_sizes),
 }
-"""How a tensor of lengths follows from other ones."""
+"""ONNX operator -> the elements of its result, a tensor of lengths."""
 
 ELEMENTWISE = frozenset(
     [
@@ -292,4 +298,4 @@ ELEMENTWISE = frozenset(
         "Xor",
     ]
 )
-"""ONNX operators that work on every entry by itself."""
+"""ONNX operators that work on every element by itself."""

@@ -22,19 +22,20 @@ def with_new_weights(typed: TypedModel, source: Any) -> TypedModel:
     """`typed` with other weights; nothing is compiled here.
 
     Args:
-        source: a pytree like `typed.params`; for a model from a file also a mapping with some of its names,
+        typed: the loaded model; it does not change.
+        source: a pytree like `typed.params`. For a model from a file also a mapping with some of its names,
             or another file (path, bytes, `ModelProto`) of the same network.
 
     Raises:
-        IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; the first
-            difference is named.
+        IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network. It names
+            the first difference.
     """
     if not isinstance(typed.fn, BatchedFunction):
         return typed.with_params(source)
     if isinstance(source, Mapping):
         if unknown := [name for name in source if name not in typed.params]:
             raise IncompatibleModelError(
-                f"parameter {unknown[0]!r} is not one of the model's: "
+                f"the model has no parameter {unknown[0]!r}; its parameters are "
                 f"{', '.join(map(repr, list(typed.params)[:8]))}"
             )
         params = {**typed.params, **{name: _array(value) for name, value in source.items()}}
@@ -58,7 +59,7 @@ def with_new_weights(typed: TypedModel, source: Any) -> TypedModel:
 
 
 def is_file(source: Any) -> bool:
-    """Whether new weights come as a model file."""
+    """Whether `source` is a model file, as opposed to a pytree of weights."""
     return (
         isinstance(source, (str, bytes, onnx.ModelProto, Model))
         or hasattr(source, "__fspath__")
@@ -67,29 +68,30 @@ def is_file(source: Any) -> bool:
 
 
 def _params_of(old: GraphFunction, model: Model) -> dict[str, np.ndarray]:
-    """The weights of another export, under the names that the loaded one has.
+    """The weights of another export, under the names of the loaded model.
 
-    Exporters number tensors anew at times, so that weights are matched by their place in the graph where
-    names differ.
+    Exporters may number tensors anew, so weights are matched by their places in the graph and not by name.
     """
     graph = GraphFunction(bind_inputs(model.graph, old.graph.bound))
     if list(map(_shape_of_node, old.graph.nodes)) != list(map(_shape_of_node, graph.graph.nodes)):
         raise IncompatibleModelError(
-            f"{model.name}: this is another network (its nodes differ): load it anew"
+            f"{model.name}: this file holds another network (its nodes differ from the loaded model's): load "
+            "it with memojax.load instead"
         )
     places = _weight_places(old.graph, old.params)
     found = _weight_places(graph.graph, graph.params)
     if len(places) != len(found):
         raise IncompatibleModelError(
-            f"{model.name}: it has {len(found)} weights, the loaded model {len(places)}"
+            f"{model.name}: this file has {len(found)} weights, but the loaded model has {len(places)}: load "
+            "it with memojax.load instead"
         )
     names = dict(zip(places, found, strict=True))
     for name, value in old.constants.items():
         other = graph.constants.get(name)
         if other is not None and not np.array_equal(value, other, equal_nan=value.dtype.kind == "f"):
             raise IncompatibleModelError(
-                f"{model.name}: constant {name!r}, which is part of the compiled function, differs: load "
-                "it anew"
+                f"{model.name}: constant {name!r} differs from the loaded model's, and compiled plans hold "
+                "its value: load the file with memojax.load instead"
             )
     return {name: graph.params[names[name]] for name in old.params}
 

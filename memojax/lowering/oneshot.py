@@ -1,4 +1,4 @@
-"""Run any graph in the file's own layout: one executable for each set of input shapes and static values."""
+"""Run any graph in the file layout: one executable for each set of input shapes and static values."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ from jax.sharding import SingleDeviceSharding
 from .._types import GraphValue, Source
 from ..errors import (
     CompileError,
-    InputDtypeError,
     InputShapeError,
-    MissingInputError,
     TripCountError,
-    UnknownInputError,
     Unsupported,
     UnsupportedOpError,
     printable,
@@ -25,10 +22,10 @@ from ..errors import (
 from ..model import load_model
 from ..model.graph import Graph, Node, Value
 from ..model.load import Model
-from ..model.tensor import overflow
 from ..ops.inline import inlined
 from ..ops.resolve import Operators
 from ..ops.trips import at_most
+from ..rows.input_checks import as_kind, check_names
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
 from ..xla.limits import TRIPS
@@ -47,13 +44,12 @@ _BREAK = "it runs on the host, between compiled parts of the graph, which strict
 
 
 class OneShot:
-    """A model in the file's own layout, compiled under jit for each set of input shapes that it is called
-    with.
+    """A model in the file layout, compiled for each new set of input shapes.
 
-    Inputs that decide a shape or a branch are part of that set by their values; inputs with a default may be
-    left. Operators that only the host can run (NonZero, strings, ...) break the graph in parts; see `breaks`.
-    Use it to run a model once or to compare it with another runtime; for a policy that is called in a loop,
-    an inferer is faster.
+    Inputs that decide a shape or a branch are part of the set by their values; inputs with a default may be
+    left out. Operators that only the host can run (NonZero, strings, ...) break the graph into parts;
+    `breaks` lists them. Use this class to run a model once or to compare it with another runtime. For a
+    policy that is called in a loop, an inferer is faster.
 
     >>> model = memojax.OneShot(memojax.policies.bundled("acrobot_ppo"))
     >>> model({"obs": np.zeros((2, 6), np.float32)})["logits"].shape
@@ -77,16 +73,22 @@ class OneShot:
         max_trip_count: int | None = None,
         checked: bool = False,
     ):
-        """Load `source` (see `load_model`), with the inputs in `constants` bound (see `bind_inputs`).
+        """Load a model.
 
-        An executable cannot be interrupted, so loops whose end depends on data may go round `max_trip_count`
-        times in all (262,144 by default, or what `MEMOJAX_MAX_TRIP_COUNT` in the environment says); a call
-        that would need more raises `TripCountError`. With `checked`, a call raises an error where data gives
-        an index that points at nothing; otherwise NaN comes of it.
+        Args:
+            source: path, bytes, file object, `ModelProto` or loaded `Model`.
+            outputs: keep only these outputs and the nodes that they need.
+            constants: inputs to bind, name -> value in the file layout.
+            device: the device to run on; memojax's CPU device by default.
+            strict: refuse a model whose graph breaks.
+            max_trip_count: trips that a call allows to all its loops whose end depends on data, since an
+                executable cannot be interrupted. The default is 262,144, or the environment variable
+                `MEMOJAX_MAX_TRIP_COUNT`. A call that needs more raises `TripCountError`.
+            checked: raise an error if data gives an index out of range; otherwise the result is NaN there.
 
         Raises:
-            UnsupportedOpError: operators that cannot be lowered; with `strict`, also operators that need a
-                graph break.
+            ModelLoadError: `source` cannot be loaded.
+            UnsupportedOpError: operators cannot be lowered; with `strict`, also: the graph breaks.
             InputError: `constants` names no input, or does not fit.
         """
         model = load_model(source, outputs=outputs)
@@ -108,7 +110,7 @@ class OneShot:
 
     @classmethod
     def of_graph(cls, graph: Graph) -> OneShot:
-        """The same for a loaded graph, without the warning about its breaks."""
+        """A `OneShot` for a loaded graph, without the warning about its breaks."""
         made = cls.__new__(cls)
         made._set_up(graph, None, None, False)
         made._programs[()] = made._program(graph)
@@ -130,7 +132,7 @@ class OneShot:
         return self._operators.draw(self.graph)
 
     def __repr__(self) -> str:
-        """What it takes and gives, what is compiled, and where the graph breaks."""
+        """Inputs, outputs, the number of executables, and the operators at which the graph breaks."""
         inputs, outputs = (
             ", ".join(value.name for value in values) for values in (self.graph.inputs, self.graph.outputs)
         )
@@ -138,16 +140,17 @@ class OneShot:
         return f"OneShot({ascii(inputs)[1:-1]} -> {ascii(outputs)[1:-1]}; {self.plans} plans{breaks})"
 
     def __call__(self, inputs: Mapping[str, Any], *, seed: int = 0) -> dict[str, GraphValue]:
-        """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's own layout and
-        dtypes.
+        """Outputs by name, as NumPy arrays (tuples of them for sequences), in the file's layout and dtypes.
 
         Args:
             inputs: every graph input by name; arrays, or lists of arrays for sequences. An input with a
-                default may be left.
-            seed: of the key that random operators draw from.
+                default may be left out.
+            seed: seed of the key from which random operators draw.
 
         Raises:
-            InputError: a missing, unknown, misshapen or mistyped input.
+            InputError: an input is missing, unknown, or of the wrong shape or dtype.
+            IndexRangeError: with `checked`, data gives an index out of range.
+            TripCountError: loops whose end depends on data need more than `max_trip_count` trips.
         """
         given = tuple(name for name in self.graph.defaults if name in inputs)
         if given not in self._programs:
@@ -159,12 +162,12 @@ class OneShot:
 
     @property
     def plans(self) -> int:
-        """How many executables there are."""
+        """The number of executables."""
         return sum(program.plans for program in self._programs.values())
 
 
 class _Program:
-    """The steps of a graph, in order."""
+    """Runs the parts and host calls of a graph, in order."""
 
     def __init__(
         self,
@@ -183,9 +186,10 @@ class _Program:
         ]
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
-        env: dict[str, Any] = {value.name: _checked(value, inputs) for value in self._graph.inputs}
-        if unknown := inputs.keys() - env.keys():
-            raise UnknownInputError(sorted(unknown), [*env, *self._graph.defaults])
+        wanted, defaults = {value.name: value for value in self._graph.inputs}, self._graph.defaults
+        optional = [name for name, value in wanted.items() if value.kind == "optional"]
+        check_names([*wanted, *defaults], inputs, optional=[*optional, *defaults])
+        env: dict[str, Any] = {name: _checked(value, inputs.get(name)) for name, value in wanted.items()}
         if len(self._steps) == 1 and isinstance(self._steps[0], _Compiled):
             return self._steps[0](env, seed)
         env.update(self._graph.initializers)
@@ -240,14 +244,14 @@ class _Compiled:
         *values, overrun = values
         if overrun:
             raise TripCountError(
-                f"a loop did not end within {self._max_trip_count or TRIPS.allowed:,} trips: if the file "
-                "is to be trusted, give a larger "
-                f"max_trip_count=, or set {TRIPS.variable} in the environment"
+                f"a loop did not end within {self._max_trip_count or TRIPS.allowed:,} trips: if you trust "
+                f"the file, give a larger max_trip_count=, or set the environment variable {TRIPS.variable}"
             )
         named = zip((value.name for value in self.function.graph.outputs), values, strict=True)
         return with_strings(self.function.labels, dict(named)) if self.function.labels else dict(named)
 
     def _compile(self, fixed: dict[str, Any], moving: dict[str, Any]) -> tuple[Any, list[Any]]:
+        # Outputs that are known while tracing (constants, strings) are kept here, not in the executable.
         static: list[Any] = []
 
         def traced(inputs: dict[str, Any], key_data: Any) -> list[Any]:
@@ -282,17 +286,20 @@ def run(
     seed: int = 0,
     max_trip_count: int | None = None,
 ) -> dict[str, GraphValue]:
-    """Load a model and run it once, in the file's own layout; any model, batched or not.
+    """Load a model and run it once, in the file layout; any model, batched or not.
 
-    >>> memojax.run(memojax.policies.bundled("acrobot_ppo"), {"obs": np.zeros((2, 6), np.float32)})["logits"].shape
+    See `OneShot` for the options.
+
+    >>> acrobot = memojax.policies.bundled("acrobot_ppo")
+    >>> memojax.run(acrobot, {"obs": np.zeros((2, 6), np.float32)})["logits"].shape
     (2, 3)
 
     Raises:
         ModelLoadError: `source` cannot be loaded.
-        InputError: a missing, unknown, misshapen or mistyped input.
-        IndexRangeError: with `checked`, an index that data gives points at nothing.
-        TripCountError: loops whose end depends on data went round more than `max_trip_count` times; see
-            `OneShot`.
+        UnsupportedOpError: operators cannot be lowered; it lists all of them.
+        InputError: an input is missing, unknown, or of the wrong shape or dtype.
+        IndexRangeError: with `checked`, data gives an index out of range.
+        TripCountError: loops whose end depends on data need more than `max_trip_count` trips.
     """
     model = OneShot(
         source, outputs=outputs, constants=constants, max_trip_count=max_trip_count, checked=checked
@@ -310,25 +317,12 @@ def _compile(lowered: Any, device: jax.Device) -> Any:
 _COMPUTED = object()
 
 
-def _checked(value: Value, inputs: Mapping[str, Any]) -> Any:
-    if value.name not in inputs:
-        if value.kind == "optional":
-            return None
-        raise MissingInputError([value.name], inputs)
-    given = inputs[value.name]
+def _checked(value: Value, given: Any) -> Any:
     if given is None or (isinstance(given, (list, tuple)) and value.kind != "tensor"):
         return given if given is None else tuple(map(np.asarray, given))
     array = np.asarray(given)
-    if value.dtype is not None and array.dtype != value.dtype:
-        if not _fits(array.dtype, value.dtype):
-            raise InputDtypeError(
-                f"input {value.name!r} is {array.dtype}, the model takes {value.dtype}: cast it first"
-            )
-        if (outside := overflow(array, value.dtype)) is not None:
-            raise InputDtypeError(
-                f"input {value.name!r}: the model takes {value.dtype}, which cannot hold {outside}"
-            )
-        array = array.astype(value.dtype)
+    if value.dtype is not None:
+        array = as_kind(value.name, array, value.dtype)
     if value.shape is not None:
         wrong = len(array.shape) != len(value.shape) or any(
             isinstance(want, int) and want != got for want, got in zip(value.shape, array.shape, strict=False)
@@ -338,10 +332,6 @@ def _checked(value: Value, inputs: Mapping[str, Any]) -> Any:
                 f"input {value.name!r} has shape {list(array.shape)}, the model takes {list(value.shape)}"
             )
     return array
-
-
-def _fits(given: np.dtype, wanted: np.dtype) -> bool:
-    return wanted.kind != "O" and given.kind != "O" and np.can_cast(given, wanted, "same_kind")
 
 
 def _is_traceable(value: Any) -> bool:

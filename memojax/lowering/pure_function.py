@@ -1,5 +1,7 @@
-"""A policy as a pure function of weights and inputs by name. Inputs are checked while tracing, so a compiled
-loop pays nothing."""
+"""A policy as a pure function of weights and named inputs, for `memojax.to_jax`.
+
+Inputs are checked while the function is traced, so a compiled loop pays nothing for the checks.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,11 @@ import numpy as np
 from .._types import Arrays, Params
 from ..errors import (
     IncompatibleModelError,
-    InputDtypeError,
     InputShapeError,
-    MissingInputError,
-    UnknownInputError,
 )
 from ..model import Model
 from ..model.graph import Value
-from ..rows.states import can_cast
+from ..rows.input_checks import check_kind, check_names
 from ..xla.settings import operator_settings
 from .binding import bind_inputs, check_no_text, with_inputs
 from .graph_function import GraphFunction
@@ -30,11 +29,11 @@ PureFunction = Callable[..., Arrays]
 
 
 def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, Params]:
-    """The graph as it is, in the file's own layout; see `memojax.to_jax`.
+    """The graph in the file layout, and its weights; see `memojax.to_jax`.
 
     Raises:
-        UnsupportedOpError: operators that cannot be lowered, all at once.
-        InputError: `constants` names no input, or does not fit; an input holds strings and is not bound.
+        UnsupportedOpError: operators cannot be lowered; it lists all of them.
+        InputError: `constants` names no input or does not fit, or an input holds strings and is not bound.
     """
     graph = bind_inputs(model.graph, constants)
     check_no_text(graph)
@@ -49,7 +48,7 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
         function = functions[replaced]
         values = {value.name: value for value in function.graph.inputs}
         given = {name: None for name, value in values.items() if value.kind == "optional"} | dict(inputs)
-        _check_names(values, given)
+        check_names(values, given)
         given = {
             name: _declared(value, given[name], name in function.static_inputs)
             for name, value in values.items()
@@ -64,11 +63,11 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
 
 
 def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
-    """What an inferer runs: rows `[n, *element_shape]` to rows; see `memojax.to_jax`."""
+    """An inferer's function of rows `[n, *element_shape]`, and its weights; see `memojax.to_jax`."""
     specs = {spec.name: spec for spec in typed.api.inputs}
 
     def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
-        _check_names(specs, inputs)
+        check_names(specs, inputs)
         rows = [
             _declared(Value(name, spec.dtype, ("n", *spec.shape)), inputs[name], False)
             for name, spec in specs.items()
@@ -88,17 +87,11 @@ def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
     return fn, typed.params
 
 
-def _check_names(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    if unknown := given.keys() - expected.keys():
-        raise UnknownInputError(sorted(unknown), expected)
-    if missing := [name for name in expected if name not in given]:
-        raise MissingInputError(missing, given)
-
-
 def _check_weights(own: Params, given: Params) -> None:
     if missing := [name for name in own if name not in given]:
         raise IncompatibleModelError(
-            f"weight {missing[0]!r} is missing ({len(missing)} in all): give what to_jax gave, by name"
+            f"weight {missing[0]!r} is missing ({len(missing)} missing in all): pass the weights that to_jax "
+            "returned, or others of the same names"
         )
     for name, weight in own.items():
         if np.shape(given[name]) != np.shape(weight):
@@ -109,10 +102,10 @@ def _check_weights(own: Params, given: Params) -> None:
 
 
 def _declared(value: Value, given: Any, static: bool) -> Any:
-    """What is given for an input, if it has the declared rank, sizes and kind of number.
+    """`given`, checked against the rank, sizes and kind of number that the file declares.
 
-    Where a file exported for one row may keep its batch (axis 0, and any axis of a recurrent state,
-    `[1, 1, H]`), a declared 1 is taken at any length: many such files hold for more.
+    Many files exported for one row run for more. So a declared 1 fits any length on axis 0; of three or more
+    axes (a recurrent state is `[1, 1, H]`), on each.
     """
     if value.kind != "tensor" or value.shape is None:
         return given
@@ -131,13 +124,6 @@ def _declared(value: Value, given: Any, static: bool) -> Any:
             "maps the function over further axes"
         )
     dtype = getattr(given, "dtype", None)
-    if (
-        value.dtype is not None
-        and value.dtype != object
-        and dtype is not None
-        and not can_cast(dtype, value.dtype)
-    ):
-        raise InputDtypeError(
-            f"input {value.name!r} is {dtype}, the model takes {value.dtype}: cast it first if that is meant"
-        )
+    if value.dtype is not None and value.dtype != object and dtype is not None:
+        check_kind(value.name, dtype, value.dtype)
     return given

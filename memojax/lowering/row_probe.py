@@ -1,5 +1,8 @@
-"""Random rows for a model, and whether its rows influence each other: it is run on rows of which one
-changes."""
+"""Find out by trial whether a model's rows influence each other.
+
+The model runs on random rows, then on the same rows with one changed. If the outputs of another row differ,
+rows mix.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ from ..model.signature import TensorSpec
 
 
 def random_rows(rng: np.random.Generator, n: int, spec: TensorSpec) -> np.ndarray:
-    """`n` rows for one input: standard normal, 0 or 1 for whole numbers, ones for a mask; one value for a
-    shared input."""
+    """Random values for one input: `[n, *element_shape]`, or `element_shape` for a shared input.
+
+    Floats are standard normal, whole numbers are 0 or 1, and masks are all ones.
+    """
     shape = spec.rows(n)
     if is_mask(spec.name):
         return np.ones(shape, spec.dtype)
@@ -29,20 +34,22 @@ def mixing_rows(
     n: int,
     run: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]],
 ) -> tuple[str, ...]:
-    """Names of computed outputs in which one of `n` rows influences another.
+    """Names of the computed outputs in which one of `n` rows influences another.
 
     Args:
         inputs: the model's inputs.
-        computed: names of the outputs that `run` gives, in order.
+        computed: names of the outputs that `run` returns, in order.
         n: rows, at least 2.
-        run: runs the model on one array for each input; the draws of a random model must be the same at each
+        run: runs the model on one array for each input. A random model must draw the same numbers at each
             call.
     """
     rng = np.random.default_rng(0)
     found: dict[str, None] = {}
+    # Normal rows can all fall on the flat side of a threshold or a saturated unit: larger ones reach further.
     for scale in (1.0, 8.0):
         rows = [_scaled(random_rows(rng, n, spec), spec, scale) for spec in inputs]
         before = [np.array(value) for value in run(rows)]
+        # The first and the last row: a running sum passes values on in one direction only.
         for changed in {0, n - 1}:
             others = [row.copy() for row in rows]
             for spec, row in zip(inputs, others, strict=True):

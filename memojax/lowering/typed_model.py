@@ -1,4 +1,4 @@
-"""`TypedModel`: a function of rows, its weights and its `ModelApi`; what every inferer is built from."""
+"""`TypedModel`: a function of rows with its weights and its `ModelApi`, from which inferers are built."""
 
 from __future__ import annotations
 
@@ -46,31 +46,32 @@ RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
 
 @dataclass(frozen=True)
 class TypedModel:
-    """A batched policy, ready to be planned for any size.
+    """A policy as a function of rows, with weights, names and shapes; inferers compile it for batch sizes.
 
     >>> typed = memojax.TypedModel.from_model(memojax.policies.bundled("acrobot_ppo"))
     >>> typed.api.input_shapes(), typed.rule
     ([('obs', [6])], "axis (the file's own batch axis)")
 
     Attributes:
-        fn: `fn(params, rows, key)`: a tuple of `[n, *element_shape]` arrays in the order of `api.inputs` to
-            one array for each of `computed`, in that order; `key` is None unless `random`.
+        fn: `fn(params, rows, key)`. `rows` is a tuple of `[n, *element_shape]` arrays in the order of
+            `api.inputs`; `key` is None unless `random`. It returns one array `[n, *element_shape]` for each
+            name in `computed`.
         params: the weights, any pytree of arrays.
         api: named inputs and outputs, without the batch axis.
-        computed: names of the outputs that `fn` gives.
+        computed: names of the outputs that `fn` returns.
         constant: outputs that depend on no input, name -> value for each agent.
         random: whether `fn` draws random numbers.
-        rule: how the batch was found, for a reader.
-        weak: where only a symbol's place speaks for the batch, which rows that mix refute: what would settle
-            it. Else empty.
-        only_rows: the only batch size that the model runs; other batches are padded and split to it.
-        binding: sizes of symbols and values of static inputs that were filled in by `at`.
-        independent: whether rows are known not to influence each other; None before anyone has checked.
-        model: the file behind it, if there is one.
-        name: of that file, or of the one that it was exported from; empty for a function.
-        metadata: what that file says about itself.
-        fingerprint: what the model and its options are told apart by on disk; None where that is not known
+        rule: how the batch was found, for messages.
+        independent: whether rows are known not to influence each other; None if it was not checked.
+        model: the ONNX file, if the model comes from one.
+        name: name of the ONNX file, or of the one from which the model was exported; empty for a function.
+        metadata: `metadata_props` of the ONNX file.
+        fingerprint: identifies the model and its options in the disk cache; None if it has no identity there
             (functions, new weights).
+        weak: if only the place of a symbol is evidence for the batch: the calls that would settle it. Rows
+            that mix refute such a batch. Otherwise empty.
+        only_rows: the only batch size that the model runs; inferers pad and split other batches to it.
+        binding: sizes of symbols and values of static inputs, if `at` filled them in.
     """
 
     fn: RowFunction = field(repr=False)
@@ -111,20 +112,21 @@ class TypedModel:
             source: path, bytes, file object, `ModelProto` or loaded `Model`.
             dims: sizes of symbolic dimensions. A symbol that is neither the batch nor named here stays free:
                 each call decides it.
-            batch_axis: the batch, where the file does not say it right: an axis for all inputs, the symbol
-                that counts the agents, input -> axis (None: shared by all agents), or False (the file runs
-                once for each agent).
-            constants: inputs that are the same for all agents and calls, name -> value in the file's layout.
-            outputs: keep only these outputs and what they need.
-            inputs: inputs with a default in the file that callers give with each call; the others keep it, or
-                `constants` binds them.
-            strict: refuse a file with operators that only the host can run; otherwise each row of it runs by
-                itself, partly on the host.
+            batch_axis: the batch, if the file does not declare it or declares it wrongly: an axis for all
+                inputs, the symbol that counts the agents, input -> axis (None: shared by all agents), or
+                False (the file runs once for each agent).
+            constants: inputs that are the same for all agents and calls, name -> value in the file layout.
+            outputs: keep only these outputs and the nodes that they need.
+            inputs: inputs with a default in the file that callers give with each call. The others keep their
+                default, unless `constants` binds them.
+            strict: refuse a file with operators that only the host can run; otherwise each of its rows runs
+                by itself, partly on the host.
 
         Raises:
             ModelLoadError: the file cannot be loaded.
-            UnsupportedOpError: operators that cannot be lowered, all at once.
+            UnsupportedOpError: operators cannot be lowered; it lists all of them.
             DimensionError: the batch or a dimension is not determined.
+            InputError: an option names no input, or a value does not fit its input.
         """
         wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
@@ -141,8 +143,8 @@ class TypedModel:
                     cls, model, rows, _fingerprint(model, dims, batch_axis, constants, wanted, given)
                 )
                 if _declared_size(rows) and typed.mixing_outputs():
-                    # What leads every shape is no batch where its rows mix: it belongs to the element of one
-                    # agent.
+                    # A number leads every shape, but its rows mix: it is no batch, and belongs to the element
+                    # of one agent.
                     rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=False)
                     typed = _of_rows(cls, model, rows, typed.fingerprint)
                 return typed
@@ -169,25 +171,30 @@ class TypedModel:
         random: bool = False,
         name: str = "output",
     ) -> TypedModel:
-        """A JAX policy of your own behind the same inferers.
+        """Make a model of a JAX function, for the same inferers as ONNX models.
 
-        It is traced under the x64 setting of now, as your own `jit` would, and with x64 on if an input is 64
-        bits wide.
+        The function is traced under the current x64 setting, as by your own `jit`, and with x64 on if an
+        input is 64 bits wide.
 
         >>> weights = np.full((3, 2), 0.5, np.float32)
-        >>> typed = memojax.TypedModel.from_function(lambda w, x: {"act": x["obs"] @ w}, weights, {"obs": ((3,), np.float32)})
+        >>> policy = lambda weights, inputs: {"act": inputs["obs"] @ weights}
+        >>> typed = memojax.TypedModel.from_function(policy, weights, {"obs": ((3,), np.float32)})
         >>> memojax.load(typed).infer_single({"obs": np.ones(3)})["act"]
         array([1.5, 1.5], dtype=float32)
 
         Args:
-            fn: `fn(params, {name: [n, ...]})` (`fn(params, inputs, key)` if `random`) to a dict of `[n, ...]`
-                arrays, or one array, which is then called `name`.
-            params: any pytree of arrays (numbers become arrays).
+            fn: `fn(params, inputs)`, or `fn(params, inputs, key)` if `random`, where `inputs` maps names to
+                arrays `[n, *element_shape]`. It returns a dict of arrays `[n, *element_shape]`, or one such
+                array, whose name is then `name`.
+            params: any pytree of arrays; numbers become arrays.
             inputs: name -> `TensorSpec`, `jax.ShapeDtypeStruct`, array, or (element shape, dtype); without
                 the batch axis.
+            random: whether `fn` takes a key.
+            name: name of the output, if `fn` returns one array.
 
         Raises:
             DimensionError: an output does not have the batch on axis 0.
+            InputError: a value of `inputs` describes no array.
         """
         specs = tuple(_spec_of(key, given) for key, given in inputs.items())
         x64 = jax.dtypes.canonicalize_dtype("int64") == np.int64 or any(
@@ -225,9 +232,10 @@ class TypedModel:
         )
 
     def with_params(self, params: Any) -> TypedModel:
-        """The same with other weights.
+        """This model with other weights.
 
-        >>> typed = memojax.TypedModel.from_function(lambda w, x: {"act": w * x["obs"]}, 2.0, {"obs": ((3,), np.float32)})
+        >>> policy = lambda weight, inputs: {"act": weight * inputs["obs"]}
+        >>> typed = memojax.TypedModel.from_function(policy, 2.0, {"obs": ((3,), np.float32)})
         >>> memojax.load(typed.with_params(np.float32(3.0))).infer_single({"obs": np.ones(3)})["act"]
         array([3., 3., 3.], dtype=float32)
 
@@ -243,13 +251,16 @@ class TypedModel:
         return self.api.is_open
 
     def at(self, binding: Binding) -> TypedModel:
-        """The model for sizes of its free symbols and values of its static inputs, which it takes no more.
+        """This model with its free symbols and static inputs bound; the result has no such inputs.
 
         Raises:
-            DimensionError, LoweringError: the model does not run at these.
+            DimensionError: this model has no free dimension, or it does not run at these sizes.
+            LoweringError: this model does not run at these sizes.
         """
         if not isinstance(self.fn, FreeFunction):
-            raise DimensionError(f"the model has no free dimension, so there is nothing to bind to {binding}")
+            raise DimensionError(
+                f"the model has no free dimension and no static input, so it cannot be bound to {binding}"
+            )
         rows = self.fn.at(binding)
         print_ = None if self.fingerprint is None else f"{self.fingerprint} {binding}"
         return replace(
@@ -267,8 +278,7 @@ class TypedModel:
         )
 
     def mixing_outputs(self) -> tuple[str, ...]:
-        """Names of outputs in which one row influences another, found by running rows of which one
-        changes."""
+        """Names of the outputs in which one row influences another, found by trial runs on random rows."""
         if self.independent:
             return ()
         if isinstance(self.fn, FreeFunction):
@@ -277,8 +287,7 @@ class TypedModel:
         return mixing_rows(self.api.inputs, self.computed, n, self._quickly_compiled(n))
 
     def _quickly_compiled(self, n: int) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-        """This model for `n` rows, for a few calls with the same draws: the compile is quick, the code is
-        not."""
+        """This model for `n` rows and a few calls: XLA optimises little, and every call draws alike."""
         check_not_forked()
         device = cpu_device()
 
@@ -303,8 +312,7 @@ class TypedModel:
 
 @dataclass(frozen=True)
 class _ByName:
-    """A function of inputs by name as one of rows in order; a class, so that it pickles where the function
-    does."""
+    """A function of named inputs as a function of rows; a class, so it pickles if the function does."""
 
     fn: Callable[..., Any]
     specs: tuple[TensorSpec, ...]
@@ -326,8 +334,7 @@ class _ByName:
 
 _ON_HOST = (
     "it runs on the host (its output shape depends on data, or it works on strings), so rows have no fixed "
-    "shape; "
-    "memojax.run and memojax.OneShot break the graph there"
+    "shape: use memojax.run or memojax.OneShot, which break the graph there"
 )
 _KEY = np.zeros(2, np.uint32)
 _NARROWED = {
@@ -339,15 +346,15 @@ _NARROWED = {
         ("complex128", "complex64"),
     )
 }
-"""What JAX makes of 64-bit dtypes without x64."""
+"""64-bit dtypes -> the dtypes that JAX uses for them without x64."""
 _FAST_COMPILE: Any = {"xla_backend_optimization_level": 0}
 
 
 def check_same_params(old: Any, new: Any) -> None:
-    """Whether `new` can stand in for `old`.
+    """Check that the weights `new` can replace the weights `old`.
 
     Raises:
-        IncompatibleModelError: the first name, shape or dtype that differs.
+        IncompatibleModelError: names, shapes or dtypes differ; it names the first difference.
     """
     before, after = (dict(jax.tree_util.tree_flatten_with_path(tree)[0]) for tree in (old, new))
     if missing := before.keys() - after.keys():
@@ -356,7 +363,8 @@ def check_same_params(old: Any, new: Any) -> None:
         )
     if extra := after.keys() - before.keys():
         raise IncompatibleModelError(
-            f"parameter {jax.tree_util.keystr(min(extra, key=str))} is not one of the model's"
+            f"the new weights have parameter {jax.tree_util.keystr(min(extra, key=str))}, which the model "
+            "does not have"
         )
     for path, array in before.items():
         other = after[path]
@@ -369,7 +377,7 @@ def check_same_params(old: Any, new: Any) -> None:
 
 
 def _weight(leaf: Any, x64: bool) -> Any:
-    """A weight as the array that JAX would make of it."""
+    """A weight as an array of the dtype that JAX would give it."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return leaf.astype(_NARROWED[leaf.dtype]) if not x64 and leaf.dtype in _NARROWED else leaf
 
@@ -395,16 +403,16 @@ def _spec_of(name: str, given: Any) -> TensorSpec:
         return TensorSpec(name, tuple(shape), np.dtype(dtype))
     except (TypeError, ValueError) as cause:
         raise InputError(
-            f"input {name!r}: give (element shape, dtype), a TensorSpec or a jax.ShapeDtypeStruct, not "
-            f"{given!r}"
+            f"input {name!r} is described by {given!r}: give (element shape, dtype), a TensorSpec or a "
+            "jax.ShapeDtypeStruct"
         ) from cause
 
 
 def at_trial(typed: TypedModel) -> TypedModel:
-    """`typed` at sizes at which it is known to run, where it leaves sizes open.
+    """`typed` with its free symbols bound to sizes at which it is known to run.
 
     Raises:
-        DimensionError: no such sizes are known; the symbols and static inputs are named.
+        DimensionError: no such sizes are known; it names the free symbols and static inputs.
     """
     if not typed.is_open:
         return typed
@@ -412,8 +420,9 @@ def at_trial(typed: TypedModel) -> TypedModel:
     if trial is None:
         names = [*typed.api.free, *(spec.name for spec in typed.api.inputs if spec.static)]
         raise DimensionError(
-            f"{typed.name or 'this model'} leaves {', '.join(map(repr, names))} open: load it with dims= "
-            "or constants="
+            f"{typed.name or 'this model'} has free dimensions or static inputs "
+            f"({', '.join(map(repr, names))}), for which no working values are known: load it with dims= or "
+            "constants="
         )
     return typed.at(trial)
 
@@ -443,11 +452,13 @@ def _of_rows(
 
 
 def _on_host(cls: type[TypedModel], model: Model, rows: HostRows) -> TypedModel:
-    """A loaded file with graph breaks as a `TypedModel`; without a fingerprint, since what calls back cannot
-    be kept on disk."""
+    """A loaded file with graph breaks as a `TypedModel`.
+
+    It has no fingerprint, since an executable that calls back into Python cannot be kept on disk.
+    """
     log.warning(
-        "%s: the graph breaks at %s, so that each row runs by itself and partly on the host, some 300 us a "
-        "row; strict=True refuses this",
+        "%s: the graph breaks at %s, so each row runs by itself and partly on the host (some 300 us a row); "
+        "strict=True refuses such files",
         printable(model.name),
         ", ".join(rows.breaks),
     )

@@ -1,4 +1,4 @@
-"""Model file -> graph."""
+"""Read a model file as a graph."""
 
 from .graph import Graph as Graph
 from .graph import Node as Node

@@ -1,4 +1,4 @@
-"""AttributeProto -> Python value, by its declared type (never by which field happens to be set)."""
+"""Convert an AttributeProto to a Python value, by its declared type and not by the field that is set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tensor import to_dense, to_numpy
 
 @dataclass(frozen=True)
 class Reference:
-    """An attribute of a function body that takes its value from the attribute `name` of the caller."""
+    """An attribute of a function body whose value is the attribute `name` of the call."""
 
     name: str
 
@@ -38,10 +38,10 @@ _READERS: dict[int, Callable[[AttributeProto], Any]] = {
 
 
 def value_of(attribute: AttributeProto, graph_of: Callable[[onnx.GraphProto], Any]) -> Any:
-    """Value of an attribute; `graph_of` converts a subgraph.
+    """The value of an attribute; `graph_of` converts a subgraph.
 
     Raises:
-        ValueError: an attribute type that no operator of ours can take (sparse tensors).
+        ValueError: the attribute has a type that no operator here takes.
     """
     if attribute.ref_attr_name:
         return Reference(string(attribute.ref_attr_name))
@@ -51,11 +51,13 @@ def value_of(attribute: AttributeProto, graph_of: Callable[[onnx.GraphProto], An
         return to_dense(attribute.sparse_tensor)
     reader = _READERS.get(attribute.type)
     if reader is None:
-        raise ValueError(f"attribute {attribute.name!r} has type {type_name(attribute.type)}")
+        raise ValueError(
+            f"attribute {attribute.name!r} has type {type_name(attribute.type)}, which is not supported"
+        )
     return reader(attribute)
 
 
 def type_name(number: int) -> str:
-    """ONNX's name of a type of attributes, or its number where it has none."""
+    """ONNX's name of an attribute type; its number if the type is unknown."""
     known = AttributeProto.AttributeType.values()
     return AttributeProto.AttributeType.Name(number) if number in known else str(number)

@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 31
 
 
 class AssetKind(IntEnum):
-    """The kind of an asset: cervo's own numbers, and a distant one for StableHLO, which cervo does not have.
+    """The kind of an asset: cervo's own numbers, and a distant number for StableHLO, which cervo lacks.
 
     >>> memojax.AssetKind.ONNX.value, str(memojax.AssetKind.ONNX)
     (1, 'onnx')
@@ -38,7 +38,7 @@ class AssetKind(IntEnum):
 
 @dataclass(frozen=True)
 class Asset:
-    """The bytes of a policy, and their kind; users hold an `AssetData`, which can also load the policy."""
+    """The bytes of a policy, and their kind; its public subclass `AssetData` can also load the policy."""
 
     kind: AssetKind
     data: bytes = field(repr=False)
@@ -54,21 +54,20 @@ class Asset:
         """Read an asset, without parsing the policy in it; `name` is for messages.
 
         Raises:
-            AssetError: not a CRVO asset, truncated, or of an unknown kind or version.
+            AssetError: `source` is not a CRVO asset, is truncated, or has an unknown kind or version.
         """
         readable: Any = source
         raw = readable.read(MAX_BYTES + 1) if hasattr(source, "read") else bytes(readable)
         if not isinstance(raw, bytes):
             raise AssetError(f"{name}: opened as text; open it in mode 'rb'")
         if len(raw) > MAX_BYTES:
-            raise AssetError(f"{name}: more than {MAX_BYTES:,} bytes")
+            raise AssetError(f"{name}: more than {MAX_BYTES:,} bytes, the limit for a policy")
         if raw[:4] != MAGIC:
-            raise AssetError(
-                f"{name}: not a CRVO asset, which begins with {MAGIC!r}; this begins with {raw[:4]!r}"
-            )
+            raise AssetError(f"{name}: not a CRVO asset: it begins with {raw[:4]!r}, expected {MAGIC!r}")
         if len(raw) < HEADER_BYTES:
             raise AssetError(
-                f"{name}: truncated: a CRVO asset has a header of {HEADER_BYTES} bytes, here are {len(raw)}"
+                f"{name}: truncated: the header of a CRVO asset has {HEADER_BYTES} bytes, this file has "
+                f"{len(raw)}"
             )
         version, compressed, reserved, number = raw[4:HEADER_BYTES]
         if compressed or reserved or version > 1:
@@ -83,13 +82,13 @@ class Asset:
             kind = AssetKind(number)
         except ValueError:
             known = ", ".join(f"{kind.value} ({kind})" for kind in AssetKind)
-            raise AssetError(f"{name}: asset kind {number} is unknown; known are {known}") from None
+            raise AssetError(f"{name}: asset kind {number} is unknown; the known kinds are {known}") from None
         if len(raw) == HEADER_BYTES:
             raise AssetError(f"{name}: the asset is empty: nothing follows its header")
         return cls(kind, raw[HEADER_BYTES:], name)
 
     def serialize(self) -> bytes:
-        """The asset as bytes; cervo reads the kinds that it knows."""
+        """The asset as bytes, which cervo reads too, if it knows the kind."""
         return MAGIC + bytes((0, 0, 0, self.kind)) + self.data
 
     @classmethod
@@ -97,7 +96,7 @@ class Asset:
         """Read an asset from a file.
 
         Raises:
-            AssetError: the file cannot be read; for its content see `deserialize`.
+            AssetError: the file cannot be read, or its content is not an asset, see `deserialize`.
         """
         try:
             return cls.deserialize(read_file(path_of(path)), fspath(path))
@@ -111,7 +110,8 @@ class Asset:
 
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp(), "policy.crvo")
-        >>> memojax.AssetData(memojax.AssetKind.ONNX, memojax.policies.bundled("acrobot_ppo").read_bytes()).write(path)
+        >>> data = memojax.policies.bundled("acrobot_ppo").read_bytes()
+        >>> memojax.AssetData(memojax.AssetKind.ONNX, data).write(path)
         >>> memojax.load(path).input_shapes()
         [('obs', [6])]
         """
@@ -120,7 +120,7 @@ class Asset:
 
 @contextlib.contextmanager
 def naming(asset: Asset) -> Iterator[None]:
-    """Prefix the messages of `AssetError`s raised inside with the asset's file name."""
+    """Put the asset's file name before the messages of `AssetError`s raised inside."""
     try:
         yield
     except AssetError as cause:
@@ -130,7 +130,7 @@ def naming(asset: Asset) -> Iterator[None]:
 
 
 def is_asset(raw: bytes) -> bool:
-    """Whether `raw` begins like a CRVO asset."""
+    """Whether `raw` begins as a CRVO asset does."""
     return raw[:4] == MAGIC
 
 
@@ -149,8 +149,8 @@ def onnx_bytes(raw: bytes, name: str) -> bytes:
 
 
 _INSTEAD = {
-    AssetKind.NNEF: "memojax reads ONNX; package the ONNX file that the NNEF was converted from (`memojax "
-    "package model.onnx`)",
-    AssetKind.STABLEHLO: "it has no ONNX graph; memojax.load and the inferers take it (from a path, bytes "
-    "or a seekable file), and memojax.to_jax takes their result",
+    AssetKind.NNEF: "memojax reads ONNX; package the ONNX file from which the NNEF was converted "
+    "(`memojax package model.onnx`)",
+    AssetKind.STABLEHLO: "it has no ONNX graph; use memojax.load or an inferer, which take it from a path, "
+    "bytes or a seekable file, and pass their result to memojax.to_jax",
 }

@@ -22,12 +22,12 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mod: operator.mod,
 }
 _LONGEST = 200
-"""Characters; a longer dimension is taken as one name."""
+"""Characters of an expression; a longer dimension counts as one name."""
 
 
 @functools.lru_cache(maxsize=1024)
 def _parsed(dim: str) -> ast.expr | None:
-    """The expression that `dim` is; None for a plain name, however odd."""
+    """The expression in `dim`; None if it is a plain name, however odd."""
     if len(dim) > _LONGEST:
         return None
     try:
@@ -51,7 +51,7 @@ def is_expression(dim: Element | None) -> bool:
 
 
 def symbols_of(dim: Element | None) -> tuple[str, ...]:
-    """The symbols that `dim` is made of, each once, in order."""
+    """The symbols in `dim`, each once, in order."""
     if not isinstance(dim, str):
         return ()
     tree = _parsed(dim)
@@ -61,7 +61,7 @@ def symbols_of(dim: Element | None) -> tuple[str, ...]:
 
 
 def size_of(dim: Element, sizes: Mapping[str, int]) -> int:
-    """The number that `dim` is where its symbols have `sizes`.
+    """The size of `dim` if its symbols have `sizes`.
 
     Raises:
         DimensionError: a symbol has no size, or the expression divides by zero.
@@ -80,18 +80,21 @@ def size_of(dim: Element, sizes: Mapping[str, int]) -> int:
 def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
     if isinstance(node, ast.BinOp):
         return _OPERATORS[type(node.op)](_value(node.left, sizes), _value(node.right, sizes))
-    return sizes[node.id] if isinstance(node, ast.Name) else node.value  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(node, ast.Name):
+        return sizes[node.id]
+    return node.value  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def solve(
     places: Iterable[tuple[str, Element, int]], error: Callable[[str], Exception] = DimensionError
 ) -> dict[str, int]:
-    """Sizes of symbols from (what, declared dimension, given size), `what` naming the place in errors.
+    """Sizes of symbols, from `places`: (name of the place for errors, declared dimension, given size).
 
     Raises:
-        error: two places contradict each other, or an expression leaves a symbol open.
+        error: two places contradict each other, or an expression leaves a symbol without a size.
     """
     sizes: dict[str, int] = {}
+    # Plain symbols come first: they give the sizes that expressions need.
     origin: dict[str, str] = {}
     expressions = []
     for what, dim, given in places:
@@ -110,7 +113,10 @@ def solve(
             sizes[unknown[0]] = _solved(dim, unknown[0], given, sizes, what, error)
             origin[unknown[0]] = what
         elif unknown:
-            raise error(f"{what} is {dim!r}, which leaves {', '.join(map(repr, unknown))} open: give dims=")
+            raise error(
+                f"{what} is declared as {dim!r}, which does not tell the sizes of "
+                f"{', '.join(map(repr, unknown))}: give them with dims="
+            )
         elif (wanted := size_of(dim, sizes)) != given:
             known = ", ".join(f"{name}={sizes[name]}" for name in symbols_of(dim))
             raise error(f"{what} is {given}, but {dim!r} is {wanted} for {known}")
@@ -120,12 +126,12 @@ def solve(
 def _solved(
     dim: str, name: str, given: int, sizes: Mapping[str, int], what: str, error: Callable[[str], Exception]
 ) -> int:
-    """The size of the one open symbol of an expression that is linear in it."""
+    """The size of the one unknown symbol of an expression that is linear in it."""
     at_zero, at_one = (size_of(dim, {**sizes, name: size}) for size in (0, 1))
     slope = at_one - at_zero
     size = (given - at_zero) // slope if slope else -1
     if size < 0 or size_of(dim, {**sizes, name: size}) != given:
-        raise error(f"{what} is {given}, and no size of {name!r} makes {dim!r} that")
+        raise error(f"{what} is {given}, but {dim!r} is not {given} for any size of {name!r}")
     return size
 
 

@@ -1,5 +1,4 @@
-"""Function bodies -> plain nodes: functions that a model brings along are inlined at load, those of the spec
-when they are met."""
+"""Replace functions by their bodies: those of a model at load, those of ONNX when a node is lowered."""
 
 from __future__ import annotations
 
@@ -35,8 +34,7 @@ Functions = Mapping[tuple[str, str, str], Function]
 
 
 def function_of(proto: onnx.FunctionProto) -> Function:
-    """Convert a FunctionProto, with the opsets that it imports itself; the newest of ai.onnx where it does
-    not say."""
+    """Convert a FunctionProto with the opsets that it imports; without an import, ai.onnx is the newest."""
     opsets = {"": onnx.defs.onnx_opset_version()}
     opsets |= {domain_of(string(entry.domain)): entry.version for entry in proto.opset_import}
     defaults = {string(a.name): value_of(a, lambda _: None) for a in proto.attribute_proto}
@@ -56,14 +54,14 @@ def inline(graph: Graph, functions: Functions) -> Graph:
     """Replace calls of `functions` by their bodies, also within subgraphs.
 
     Raises:
-        LimitError: functions that call each other without end, or too often.
-        ModelLoadError: a function that does not make an output which a call of it takes.
+        LimitError: functions call each other without end, or too often.
+        ModelLoadError: a function does not make an output that a call of it reads.
     """
     return _Inliner(functions).graph(graph, 0) if functions else graph
 
 
 class _Inliner:
-    """Writes out the functions of one model, within the limits."""
+    """Inlines the functions of one model, within the limits."""
 
     def __init__(self, functions: Functions):
         self._functions = functions
@@ -105,34 +103,32 @@ class _Inliner:
 
 
 _LONGEST_PREFIX = 400
-"""Characters of a call's name that the names within its body begin with: nested calls would make them longer
-and longer."""
+"""A longer name of a call is no prefix of the names in its body: nested calls would make them ever longer."""
 
 
 def bind(body: Function, call: Node, prefix: str) -> tuple[Node, ...]:
-    """The nodes of `body` for one call: its own names begin with `prefix`, formal names and attributes are
-    replaced.
+    """The nodes of `body` for one call.
+
+    Formal inputs, outputs and attributes give way to those of the call; other names begin with `prefix`.
 
     Raises:
-        ModelLoadError: more inputs or outputs than the function has, or an output that nothing in it makes.
+        ModelLoadError: the call has more inputs or outputs than the function, or no node makes an output.
     """
     if len(call.inputs) > len(body.inputs) or len(call.outputs) > len(body.outputs):
         raise ModelLoadError(
             f"node {call.name!r} calls the function {body.name!r} with {len(call.inputs)} inputs and "
-            f"{len(call.outputs)} outputs; "
-            f"it has {len(body.inputs)} and {len(body.outputs)}"
+            f"{len(call.outputs)} outputs, but the function has {len(body.inputs)} and {len(body.outputs)}"
         )
     renamed = dict(zip(body.inputs, call.inputs, strict=False))
     renamed |= dict.fromkeys(body.inputs[len(call.inputs) :], "")
     made = {name for node in body.nodes for name in node.outputs}
     aliases: list[tuple[str, str]] = []
     for formal, actual in zip(body.outputs, call.outputs, strict=False):
+        # An output that is also an input has the caller's name for it already, so an Identity copies it.
         if formal in renamed:
             aliases.append((renamed[formal], actual))
         elif actual and formal not in made:
-            raise ModelLoadError(
-                f"the output {formal!r} of the function {body.name!r} is made by no node in it"
-            )
+            raise ModelLoadError(f"no node in the function {body.name!r} makes its output {formal!r}")
         elif actual:
             renamed[formal] = actual
     given = {**body.defaults, **call.attributes}
@@ -150,7 +146,7 @@ def bind(body: Function, call: Node, prefix: str) -> tuple[Node, ...]:
 
 
 def schema_body(node: Node, inputs: list[Any]) -> Function | None:
-    """The spec's own function body for `node`, or None; `inputs` have `dtype` and `shape` (or are None)."""
+    """ONNX's function body for `node`, or None; each of `inputs` has `dtype` and `shape`, or is None."""
     schema = schema_of(node)
     if schema is None or not (schema.has_function or schema.has_context_dependent_function):
         return None
@@ -175,7 +171,7 @@ def schema_body(node: Node, inputs: list[Any]) -> Function | None:
 
 
 def schema_of(node: Node) -> Any:
-    """The spec's schema in force at the node's opset, or None."""
+    """ONNX's schema for a node at its opset, or None."""
     return _schema(node.op_type, node.opset, node.domain)
 
 
@@ -206,8 +202,11 @@ def _rewrite(node: Node, rename: Callable[[str], str], given: Mapping[str, Any],
 
 
 def rewrite_graph(graph: Graph, rename: Callable[[str], str], given: Mapping[str, Any], prefix: str) -> Graph:
-    """`graph` with other names of values, attributes put in place of references, and `prefix` before the
-    names of nodes."""
+    """A copy of a subgraph inside a call.
+
+    `rename` gives the new names of values, `given` replaces references to attributes, and `prefix` goes
+    before the names of nodes.
+    """
     return replace(
         graph,
         inputs=tuple(replace(value, name=rename(value.name)) for value in graph.inputs),

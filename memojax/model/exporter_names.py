@@ -1,7 +1,6 @@
-"""The names that exporters give: every guess that memojax makes from a name, with the exporter that needs it.
+"""Names that exporters give: every guess that memojax makes from a name, with the exporter that needs it.
 
-A guess only decides where nothing better does: shapes and dtypes must fit as well, and the caller's word
-comes first.
+The caller's options come before a guess, and shapes and dtypes must fit as well.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-# Hidden state: the input's name -> the name of the output that continues it, tried in this order.
+# Hidden state: the input's name -> the name of the output with its next value, tried in this order.
 
 EQUAL_STATE = ((r"(.*)", r"\1"),)
 """cervo's own rule: the output repeats the input's name."""
@@ -25,18 +24,18 @@ COMMON_STATE = (
     (r"(state)", r"\1N"),  # Silero VAD
 )
 TENSORFLOW_STATE = ((r"(.*)input(.+)", r"\1output\2"), (r"(.+)input(.*)", r"\1output\2"))
-"""tf2onnx numbers what has no name: `input_2` and `output_2` (TEN VAD)."""
+"""tf2onnx numbers unnamed inputs and outputs: `input_2` and `output_2` (TEN VAD)."""
 
 
 def continuations(name: str, rules: tuple[tuple[str, str], ...]) -> Iterator[str]:
-    """Names of outputs that may continue the input `name`, by `rules`."""
+    """Names, by `rules`, of outputs that may hold the next value of the input `name`."""
     for pattern, output in rules:
         if match := re.fullmatch(pattern, name):
             yield match.expand(output)
 
 
 def continues_state(name: str, output: str) -> bool:
-    """Whether an output's name says that it is the next value of the input `name`."""
+    """Whether an output has the name of the next value of the input `name`."""
     return any(
         output in continuations(name, rules) for rules in (EQUAL_STATE, COMMON_STATE, TENSORFLOW_STATE)
     )
@@ -49,7 +48,7 @@ _MADE_UP = re.compile(
     r"|.*_dim_\d+|.*_dynamic_axes_\d+|dim_?\d+"  # torch.onnx.export, by TorchScript
     r"|[su]\d+"  # torch.onnx.export, by dynamo
     r"|d\d+|\?"  # keras2onnx, hand-written exports
-    r"|.*\.\d+",  # ours for an unnamed dimension: input.axis
+    r"|.*\.\d+",  # memojax's own name for an unnamed dimension: input.axis
     re.IGNORECASE,
 )
 _BATCH_LETTERS = ("N", "B", "n", "b")
@@ -59,13 +58,15 @@ _BATCH_COUNTS = re.compile(
 
 
 def is_made_up_dimension(symbol: str) -> bool:
-    """Whether an exporter made up the name of a dimension, so that equal names say nothing."""
+    """Whether an exporter made up the name of a dimension, so the name carries no meaning."""
     return _MADE_UP.fullmatch(symbol) is not None
 
 
 def is_batch_dimension(symbol: str, leads: bool) -> bool:
-    """Whether a dimension is called as a batch is; letters and counts of agents only count where they lead an
-    input."""
+    """Whether a dimension has the name of a batch.
+
+    Letters such as `N`, and counts of agents, are such names only if the dimension `leads` an input.
+    """
     short = symbol in _BATCH_LETTERS or _BATCH_COUNTS.fullmatch(symbol) is not None
     return "batch" in symbol.lower() or (leads and short)
 
@@ -74,22 +75,22 @@ def is_batch_dimension(symbol: str, leads: bool) -> bool:
 
 
 def canonical(name: str) -> str:
-    """A name without case, punctuation, an `obs` prefix and a plural s: ML-Agents' `obs/Position` is
-    `position`."""
+    """`name` without case, punctuation, an `obs` prefix and a plural s.
+
+    ML-Agents' `obs/Position` becomes `position`.
+    """
     short = re.sub(r"^(observations?|obs|inputs?)[^a-z0-9]+(?=[a-z0-9])", "", name.casefold())
     short = "".join(filter(str.isalnum, short))
     return "obs" if short in ("observations", "observation", "obs") else short.removesuffix("s") or short
 
 
 def is_mask(name: str) -> bool:
-    """Whether an input masks actions or tokens, so that ones are its neutral value: ML-Agents'
-    `action_masks`."""
+    """Whether an input masks actions or tokens, so its neutral value is one: ML-Agents' `action_masks`."""
     return "mask" in name.casefold()
 
 
 def is_action_mask(name: str) -> bool:
-    """Whether an input takes the actions that are allowed: ML-Agents' `action_masks`, RLlib's
-    `action_mask`."""
+    """Whether an input masks actions: ML-Agents' `action_masks`, RLlib's `action_mask`."""
     return canonical(name) in ("actionmask", "mask")
 
 
@@ -120,14 +121,13 @@ def is_side_product(name: str) -> bool:
 
 
 def is_best_action(name: str) -> bool:
-    """Whether an output gives the distribution's centre: ML-Agents' `deterministic_...`, `mean` and `mu`
-    elsewhere."""
+    """Whether an output is the centre of a distribution: ML-Agents' `deterministic_...`, or `mean`, `mu`."""
     short = canonical(name)
     return "deterministic" in short or short in ("mean", "mu", "mode", "actionmean", "meanaction")
 
 
 def action_likelihood(name: str) -> int:
-    """How likely an output is the action by its name, 0 first: `action`, then scores, then anything else."""
+    """How likely an output is the action by its name: 0 for `action`, 1 for scores, 2 for other names."""
     short = canonical(name)
     if "action" in short:
         return 0
@@ -140,7 +140,7 @@ def are_probabilities(name: str) -> bool:
 
 
 def are_q_values(name: str) -> bool:
-    """Whether scores are values of actions, from which nothing is drawn: `q_values`."""
+    """Whether scores are values of actions, which are not a distribution to draw from: `q_values`."""
     return canonical(name).startswith("q")
 
 
@@ -161,6 +161,5 @@ _CLIP_ACTIONS = "clip_actions"
 
 
 def wants_clipping(metadata: Mapping[str, str]) -> bool:
-    """Whether Box actions are to be clipped: `clip_actions` in the metadata, as Isaac Lab's configurations
-    call it."""
+    """Whether Box actions must be clipped, by `clip_actions`, the name in Isaac Lab's configurations."""
     return metadata.get(_CLIP_ACTIONS, "true").strip().casefold() not in ("false", "0", "no", "none")

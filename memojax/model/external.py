@@ -1,8 +1,7 @@
-"""External data: tensors whose bytes lie in a file beside the model. Read once, at load, and put into the
-message.
+"""External data: tensors whose bytes are in a file beside the model. They are read once, at load.
 
-The folder is that of the path as it was given. Where that path is a symbolic link, as in the cache of a model
-hub, a data file may be a link too: its target has to lie in the folder of the link, or beside the model's own
+The folder is that of the given path. If the path is a symbolic link, as in the cache of a model hub, a data
+file may be a link too. Its target must lie in the folder of the model's link, or beside the model's own
 target.
 """
 
@@ -28,14 +27,14 @@ from .tensor import dtype_of
 
 
 def put_in(model: onnx.ModelProto, path: Path | None) -> str:
-    """Read all external data of `model`, a message of ours, into it; the SHA-256 of what was read, or ""
-    where there is none.
+    """Read all external data of `model` into it; return their SHA-256, or "" if there are none.
 
     Args:
+        model: a message that memojax parsed; it is changed.
         path: the model's file; None for bytes and messages.
 
     Raises:
-        ModelLoadError: a file that is missing, short, outside of the folder, or changed while it is read.
+        ModelLoadError: a data file is missing, too short, outside the folder, or changes while it is read.
     """
     digest = hashlib.sha256()
     found = False
@@ -57,16 +56,15 @@ def put_in(model: onnx.ModelProto, path: Path | None) -> str:
 
 
 def check_sparse(model: onnx.ModelProto) -> None:
-    """See that the sparse tensors of a model have not too many elements when their zeros are written out, all
-    of them together.
+    """Check that all sparse tensors of a model together are not too large as dense arrays.
 
     Raises:
-        LimitError: they have.
+        LimitError: they are too large.
     """
     sparse = [tensor for tensor in _parts(model) if isinstance(tensor, SparseTensorProto)]
     ELEMENTS.check(
         sum(abs(math.prod(tensor.dims)) for tensor in sparse),
-        "the sparse tensors of this model, zeros written out,",
+        "the sparse tensors of this model, as dense arrays,",
     )
 
 
@@ -110,7 +108,7 @@ def _of_attributes(attributes: Iterable[onnx.AttributeProto]) -> Iterator[Tensor
 
 
 class _Folder:
-    """Where the data files of one model lie; each is opened once."""
+    """The folder of a model's data files; each file is opened once."""
 
     def __init__(self, path: Path, stack: contextlib.ExitStack):
         link = Path(os.path.abspath(path))
@@ -120,21 +118,21 @@ class _Folder:
         self._open: dict[str, OpenFile] = {}
 
     def file(self, location: str, tensor: str) -> OpenFile:
-        """The open file at `location`, if it is one that the model may read."""
+        """The open file at `location`, if the model may read it."""
         if location in self._open:
             return self._open[location]
         if not _is_inside(location):
             raise ModelLoadError(
-                f"tensor {tensor!r} wants external data outside the model's folder: {location!r}"
+                f"tensor {tensor!r} has external data outside the model's folder, which is refused: "
+                f"{location!r}"
             )
         path = self.root / location
         try:
             real = path.resolve()
             if not any(real.is_relative_to(folder) for folder in self.allowed):
                 raise ModelLoadError(
-                    f"tensor {tensor!r} wants external data outside the model's folder: {location!r} is a "
-                    f"link to {str(real)!r}; "
-                    "copy that file beside the model"
+                    f"tensor {tensor!r} has external data outside the model's folder, which is refused: "
+                    f"{location!r} is a link to {str(real)!r}; copy that file beside the model"
                 )
             file = self._stack.enter_context(
                 OpenFile(real, f"tensor {tensor!r}: its external file {location!r}")
@@ -142,7 +140,7 @@ class _Folder:
             start = file.read(0, min(file.size, 64))
         except FileNotFoundError:
             raise ModelLoadError(
-                f"tensor {tensor!r}: its external file {location!r} is missing beside the model"
+                f"tensor {tensor!r}: its external file {location!r} is missing: put it beside the model"
             ) from None
         except (OSError, RuntimeError) as cause:
             raise ModelLoadError(
@@ -156,7 +154,7 @@ class _Folder:
         return file
 
     def check_unchanged(self) -> None:
-        """See that no data file was written to while others were read."""
+        """Check that no data file changed while others were read."""
         for file in self._open.values():
             file.check_unchanged()
 
@@ -169,26 +167,26 @@ def _read(tensor: Any, folder: _Folder | None) -> bytes:
         raise ModelLoadError(f"tensor {name!r}: the names of its external data are not UTF-8")
     if folder is None:
         raise ModelLoadError(
-            f"tensor {name!r} lies in the external file {location!r}: load the model by its path"
+            f"the data of tensor {name!r} are in the external file {location!r}: load the model by its path"
         )
     dtype = dtype_of(tensor.data_type)
     if dtype.kind == "O":
-        raise ModelLoadError(f"tensor {name!r}: strings cannot lie in an external file")
+        raise ModelLoadError(f"tensor {name!r} holds strings, which cannot be in an external file")
     if any(dim < 0 for dim in tensor.dims):
-        raise ModelLoadError(f"tensor {name!r} has the shape {list(tensor.dims)}")
+        raise ModelLoadError(f"tensor {name!r} has shape {list(tensor.dims)} with a negative dimension")
     wanted = (math.prod(tensor.dims) * _bits(dtype) + 7) // 8
     offset = _number(entries, "offset", name) or 0
     length = _number(entries, "length", name)
     file = folder.file(location, name)
     if offset + (wanted if length is None else length) > file.size:
         raise ModelLoadError(
-            f"tensor {name!r}: {location!r} has {file.size:,} bytes, shorter than its offset {offset} and "
+            f"tensor {name!r}: {location!r} has {file.size:,} bytes, too few for its offset {offset} and "
             f"length {wanted if length is None else length}"
         )
     if length is not None and length != wanted:
         raise ModelLoadError(
-            f"tensor {name!r} ({dtype}, shape {list(tensor.dims)}) takes {wanted:,} bytes, its external "
-            f"data has {length:,}"
+            f"tensor {name!r} ({dtype}, shape {list(tensor.dims)}) has {wanted:,} bytes, but its external "
+            f"data have {length:,}"
         )
     try:
         return file.read(offset, wanted)
@@ -213,7 +211,8 @@ def _number(entries: dict[str, Any], key: str, tensor: str) -> int | None:
         return None
     if not isinstance(text, str) or not text.isascii() or not text.isdigit() or len(text) > 19:
         raise ModelLoadError(
-            f"tensor {tensor!r}: the {key} of its external data is {str(text)[:40]!r}, not a number of bytes"
+            f"tensor {tensor!r}: the {key} of its external data is {str(text)[:40]!r}, expected a number of "
+            "bytes"
         )
     return int(text)
 

@@ -1,5 +1,4 @@
-"""Files that somebody else may have made: read whole, without blocking, and never half before and half after
-a change."""
+"""Read untrusted files: whole, without blocking, and never half before and half after a change."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def path_of(source: str | PathLike[str]) -> Path:
-    """The path that a user means: `~` is the home folder.
+    """`source` as a path; `~` stands for the home folder.
 
     Raises:
-        ModelLoadError: a URL, or what can be no path.
+        ModelLoadError: `source` is a URL, or cannot be a path.
     """
     text = fspath(source)
     if not isinstance(text, str):
@@ -30,7 +29,7 @@ def path_of(source: str | PathLike[str]) -> Path:
             f"{text!r} is a path of bytes: give it as text (os.fsdecode), or give the file's content"
         )
     if "\0" in text:
-        raise ModelLoadError(f"{text!r} is no path: it has a NUL character in it")
+        raise ModelLoadError(f"{text!r} is no path: it contains a NUL character")
     if _URL.match(text):
         raise ModelLoadError(
             f"{text} is a URL: download the file first (curl -L -O, or huggingface_hub.hf_hub_download) "
@@ -46,15 +45,15 @@ class OpenFile:
     """A regular file, open for reading.
 
     Raises:
-        ModelLoadError: a folder, a pipe, a device, a socket.
-        OSError: it cannot be opened.
+        ModelLoadError: the path is a folder, a pipe, a device or a socket.
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path, what: str = ""):
         self.path = path
         self._what = what or str(path)
         _check_regular(os.stat(path).st_mode, self._what)
-        # Opening a pipe would wait for a writer, and one may have come in the file's place since.
+        # A pipe may have taken the file's place since, and opening it would wait for a writer.
         flags = (
             os.O_RDONLY
             | getattr(os, "O_NONBLOCK", 0)
@@ -77,14 +76,14 @@ class OpenFile:
 
     @property
     def size(self) -> int:
-        """Bytes when it was opened."""
+        """Size in bytes when the file was opened."""
         return self._before.st_size
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
-        """`length` bytes from `offset` on; to the end if it is None.
+        """`length` bytes from `offset` on; all bytes to the end if `length` is None.
 
         Raises:
-            ModelLoadError: the file was changed meanwhile.
+            ModelLoadError: the file has fewer bytes, or changed since it was opened.
         """
         wanted = max(0, self.size - offset) if length is None else length
         self._file.seek(offset)
@@ -96,23 +95,21 @@ class OpenFile:
         self.check_unchanged()
         if missing:
             raise ModelLoadError(
-                f"{self._what}: {wanted:,} bytes were asked for at {offset:,}, {missing:,} of them are not "
-                "there"
+                f"{self._what}: the last {missing:,} of {wanted:,} bytes at offset {offset:,} are missing"
             )
         return b"".join(parts)
 
     def check_unchanged(self) -> None:
-        """See that nobody wrote to the file since it was opened.
+        """Check that the file did not change since it was opened.
 
         Raises:
-            ModelLoadError: somebody did.
+            ModelLoadError: the file changed.
         """
         now = os.fstat(self._file.fileno())
         if (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
             raise ModelLoadError(
-                f"{self._what}: the file was changed while it was read: load it again when its writer is "
-                "done "
-                "(one that writes another file and renames it has no such moment)"
+                f"{self._what}: the file changed while it was read: load it again when its writer is done (a "
+                "writer that renames a finished file avoids this)"
             )
 
 
@@ -120,14 +117,14 @@ def read_file(path: Path, most: int = LARGEST) -> bytes:
     """The whole content of a regular file.
 
     Raises:
-        ModelLoadError: it cannot be read, is no regular file, has more than `most` bytes, or was changed
-            meanwhile.
+        ModelLoadError: the file cannot be read, is not a regular file, has more than `most` bytes, or changed
+            while it was read.
     """
     try:
         with OpenFile(path) as file:
             if file.size > most:
                 raise ModelLoadError(
-                    f"{path}: {file.size:,} bytes, more than protobuf allows ({most:,}); save with "
+                    f"{path}: {file.size:,} bytes, more than protobuf allows ({most:,}): save the model with "
                     "external data"
                 )
             return file.read()
@@ -136,7 +133,7 @@ def read_file(path: Path, most: int = LARGEST) -> bytes:
 
 
 def start_of(path: Path, count: int) -> bytes:
-    """The first `count` bytes of a regular file; none where it is not one or cannot be read."""
+    """The first `count` bytes of a regular file; empty if the file is not regular or cannot be read."""
     try:
         with OpenFile(path) as file:
             return file.read(0, min(count, file.size))
@@ -154,6 +151,6 @@ def _check_regular(mode: int, what: str) -> None:
         stat.S_IFCHR: "a device",
         stat.S_IFBLK: "a device",
     }
-    kind = kinds.get(stat.S_IFMT(mode), "no regular file")
+    kind = kinds.get(stat.S_IFMT(mode), "not a regular file")
     step = "name the file in it" if stat.S_ISDIR(mode) else "read it yourself and give the bytes"
     raise ModelLoadError(f"{what} is {kind}: {step}")

@@ -1,4 +1,4 @@
-"""Files that are often taken for ONNX models, known by their first bytes, and what to do about each."""
+"""File formats that are often taken for ONNX, recognised by their first bytes, and the next step for each."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ _AT_FOUR: tuple[tuple[bytes, str, str], ...] = (
 
 
 def other_format(start: bytes) -> str | None:
-    """What a file that begins with `start` is, if it is known not to be ONNX, with the next step; about 300
-    bytes are enough."""
+    """The format of a file that begins with `start`, and the next step; None if it may be ONNX.
+
+    About 300 bytes are enough.
+    """
     text = start.lstrip().lower()
     for magic, what, step in _AT_START:
         if text.startswith(magic) or start.startswith(magic):
@@ -54,5 +56,5 @@ def other_format(start: bytes) -> str | None:
 
 
 def is_lfs_pointer(start: bytes) -> bool:
-    """Whether a file is what Git leaves in the place of one that Git LFS keeps."""
+    """Whether a file is a Git LFS pointer, which Git leaves in the place of a file not yet pulled."""
     return start.startswith(_LFS)

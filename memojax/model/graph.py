@@ -1,8 +1,7 @@
-"""The frozen graph that everything after loading works on; no protobuf message leaves this package but
-through `proto.py`.
+"""The frozen graph on which all later rooms work; protobuf messages leave this package only by `proto.py`.
 
-`graph_of` also mends what real files get wrong and ONNX Runtime forgives: initializers that are listed as
-inputs, nodes out of order, an output named twice, an output that nothing produces.
+`graph_of` also mends faults of real files that ONNX Runtime forgives: initializers listed as inputs, nodes
+out of order, an output listed twice, an output that no node produces.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator call; `opset` is the version of its domain, "" in `inputs`/`outputs` is an absent one."""
+    """One operator call; `opset` is the version of its domain, and "" is an absent input or output."""
 
     op_type: str
     domain: str
@@ -53,7 +52,7 @@ class Node:
         object.__setattr__(self, "bodies", bodies)
 
     def reads(self) -> frozenset[str]:
-        """Names this node needs: its inputs, and what its subgraphs take from the scopes around them."""
+        """Names that this node needs: its inputs, and the names that its subgraphs read from around them."""
         names = frozenset(self.inputs)
         if self.bodies:
             names = names.union(*(body.free_names() for body in self.bodies))
@@ -65,9 +64,9 @@ class Graph:
     """Nodes in topological order between named inputs and outputs.
 
     Attributes:
-        notes: what was mended, for a reader.
-        defaults: inputs that a caller may leave, as declared; `initializers` has their values.
-        bound: inputs that were made constants after loading, name -> value; `initializers` has them too.
+        notes: the faults that were mended, for messages.
+        defaults: inputs that a caller may leave out, as declared; `initializers` has their values.
+        bound: inputs that became constants after loading, name -> value; `initializers` has them too.
     """
 
     name: str
@@ -80,7 +79,7 @@ class Graph:
     bound: Mapping[str, Any] = field(default_factory=dict)
 
     def free_names(self) -> frozenset[str]:
-        """Names read here that neither this graph nor a subgraph of it defines."""
+        """Names that this graph or a subgraph reads, and neither defines."""
         return self._free_names
 
     @cached_property
@@ -93,7 +92,7 @@ class Graph:
         return frozenset(free | ({value.name for value in self.outputs} - known))
 
     def all_nodes(self) -> Iterator[Node]:
-        """Every node, those of subgraphs after the node that holds them."""
+        """Every node; the nodes of subgraphs follow the node that holds them."""
         for node in self.nodes:
             yield node
             for body in node.bodies:
@@ -104,16 +103,16 @@ _ABSENT = frozenset({""})
 
 
 def domain_of(name: str) -> str:
-    """The domain with ONNX's two spellings of its own made one."""
+    """The domain in one spelling: ONNX's own is "" or "ai.onnx" in files, and always "" here."""
     return "" if name == "ai.onnx" else name
 
 
 def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], outer: bool = True, depth: int = 0) -> Graph:
-    """Convert a GraphProto; `outer` is False for a subgraph, whose names may come from around it.
+    """Convert a GraphProto; `outer` is False for a subgraph, which may read names from around it.
 
     Raises:
-        ModelLoadError: a cycle, an undefined name, a name defined twice, an unreadable tensor.
-        LimitError: subgraphs that nest too deeply, or too many nodes.
+        ModelLoadError: there is a cycle, an undefined name, a name defined twice, or an unreadable tensor.
+        LimitError: subgraphs nest too deeply, or there are too many nodes.
     """
     DEPTH.check(depth, f"the graph {string(proto.name)!r}")
     initializers = {string(tensor.name): to_numpy(tensor) for tensor in proto.initializer}
@@ -137,8 +136,7 @@ def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], outer: bool = Tr
     if defaults:
         notes.append(
             f"{len(defaults)} initializer(s) are also listed as inputs; they keep the file's values unless "
-            "they are given or bound: "
-            f"{', '.join(sorted(defaults)[:4])}"
+            f"they are given or bound: {', '.join(sorted(defaults)[:4])}"
         )
     nodes = sort_nodes(nodes, produced, outer)
     return Graph(
@@ -147,7 +145,7 @@ def graph_of(proto: onnx.GraphProto, opsets: Mapping[str, int], outer: bool = Tr
 
 
 def nodes_of(protos: Sequence[onnx.NodeProto], opsets: Mapping[str, int], depth: int = 0) -> tuple[Node, ...]:
-    """Convert nodes in the order given; `depth` says how deep in other subgraphs they are."""
+    """Convert nodes in the given order; `depth` counts the subgraphs around them."""
 
     def subgraph(proto: onnx.GraphProto) -> Graph:
         return graph_of(proto, opsets, outer=False, depth=depth + 1)
@@ -171,10 +169,10 @@ def nodes_of(protos: Sequence[onnx.NodeProto], opsets: Mapping[str, int], depth:
 
 
 def sort_nodes(nodes: tuple[Node, ...], produced: set[str], outer: bool) -> tuple[Node, ...]:
-    """Nodes in an order in which each comes after what it reads; the file's own order where that is one.
+    """Nodes in topological order; the file's own order, if it is topological.
 
     Raises:
-        ModelLoadError: a cycle, or a name that nothing defines.
+        ModelLoadError: there is a cycle, or an undefined name.
     """
     maker = {name: index for index, node in enumerate(nodes) for name in node.outputs if name}
     needs: list[set[int]] = []
@@ -208,10 +206,10 @@ def sort_nodes(nodes: tuple[Node, ...], produced: set[str], outer: bool) -> tupl
 
 
 def prune(graph: Graph, outputs: Iterable[str] | None = None) -> Graph:
-    """The graph with only `outputs` (all by default) and the nodes and initializers that they need.
+    """The graph with only `outputs` (all by default), and the nodes and initializers that they need.
 
     Raises:
-        ModelLoadError: an output that the graph does not have.
+        ModelLoadError: the graph does not have one of `outputs`.
     """
     kept = graph.outputs
     if outputs is not None:
@@ -250,7 +248,7 @@ def _input(info: onnx.ValueInfoProto) -> Value:
     value = _value(info)
     if value.shape is not None and len(value.shape) > MAX_RANK:
         raise ModelLoadError(
-            f"input {value.name!r} has {len(value.shape)} axes; arrays have at most {MAX_RANK}"
+            f"input {value.name!r} has {len(value.shape)} axes, but arrays may have {MAX_RANK}"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Path, bytes, file object or ModelProto -> a checked `Model`."""
+"""Load a path, bytes, a file object or a ModelProto as a checked `Model`."""
 
 from __future__ import annotations
 
@@ -25,16 +25,26 @@ from .names import string
 from .scope import check_graph
 
 LATEST_REVIEWED_OPSET = 28
-"""Newest ai.onnx opset whose changes were read; a newer model is refused by name."""
+"""The newest ai.onnx opset whose changes were reviewed; a model of a newer one is refused."""
 
 _DEFAULTS_SINCE = 4
-"""Before this IR version every initializer is listed as an input, and no runtime lets a caller replace it."""
+"""Before this IR version every initializer is also an input, and no runtime lets a caller replace it."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: its graph (functions inlined, unused parts dropped), and what the file says about
-    itself."""
+    """A loaded model.
+
+    Attributes:
+        graph: the graph, with functions inlined and unused parts dropped.
+        opsets: domain -> version.
+        metadata: `metadata_props` of the file.
+        producer: name and version of the exporter.
+        ir_version: the file's IR version.
+        name: path or other name of the source, for messages.
+        content: bytes of the file; empty if external data make it too large for one message.
+        data_digest: SHA-256 of the external data; empty if there are none.
+    """
 
     graph: Graph = field(repr=False)
     opsets: Mapping[str, int]
@@ -44,22 +54,20 @@ class Model:
     name: str
     content: bytes = field(repr=False)
     data_digest: str = field(default="", repr=False)
-    """Of its external data, "" where it has none."""
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything that decides the model's values, as hex: its own bytes and those of its
-        external data."""
+        """SHA-256, as hex, of the file and its external data, which together decide the model's values."""
         return hashlib.sha256(self.content + self.data_digest.encode()).hexdigest()
 
 
 def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Model:
-    """Load and check a model; `outputs` keeps only those and what they need.
+    """Load and check a model; with `outputs`, only these outputs and the nodes that they need are kept.
 
     Raises:
-        ModelLoadError: the file is missing, empty, truncated, no ONNX, cyclic, newer than what is known here,
-            or its external data lies outside its folder.
-        LimitError: it asks for more than a limit allows; see `memojax.xla.limits`.
+        ModelLoadError: the file is missing, empty, truncated, not ONNX, cyclic or too new, or its external
+            data lie outside its folder.
+        LimitError: the file needs more than a limit allows; see `memojax.xla.limits`.
     """
     try:
         proto, raw, name, path = _read(source)
@@ -83,7 +91,7 @@ def load_model(source: Source, *, outputs: tuple[str, ...] | None = None) -> Mod
         ArithmeticError,
         MemoryError,
     ) as cause:
-        # What no check above has a name for: the message parses, but says something that nobody would write.
+        # No check names this fault: the protobuf message parses, but no exporter would write its content.
         raise ModelLoadError(f"{name}: a damaged model: {type(cause).__name__}: {cause}") from cause
 
 
@@ -98,7 +106,7 @@ def _model(
     if proto.ir_version < _DEFAULTS_SINCE:
         graph = replace(graph, defaults={})
     if not graph.outputs:
-        raise ModelLoadError("the model has no output that can be computed")
+        raise ModelLoadError("the model has no output that its nodes compute")
     check_graph(graph)
     producer = f"{string(proto.producer_name)} {string(proto.producer_version)}".strip() or "unknown"
     metadata = {string(entry.key): string(entry.value) for entry in proto.metadata_props}
@@ -107,7 +115,7 @@ def _model(
 
 
 def _read(source: Source) -> tuple[onnx.ModelProto, bytes | None, str, Path | None]:
-    """The message, the bytes it came in, a name for error messages, and the path it was read from."""
+    """The protobuf message, its bytes, a name for errors, and its path."""
     if isinstance(source, onnx.ModelProto):
         return source, None, string(source.graph.name) or "ModelProto", None
     if isinstance(source, (str, PathLike)):
@@ -143,9 +151,7 @@ def _parse(raw: bytes, name: str) -> onnx.ModelProto:
             f"{name}: not an ONNX model, or a truncated one ({len(raw):,} bytes): {cause}"
         ) from cause
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
-        raise ModelLoadError(
-            f"{name}: parsed, but there is no graph in it; not an ONNX model, or a truncated one"
-        )
+        raise ModelLoadError(f"{name}: not an ONNX model, or a truncated one: it parses, but has no graph")
     return proto
 
 
@@ -153,25 +159,27 @@ def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
     opsets = {domain_of(string(entry.domain)): entry.version for entry in proto.opset_import}
     if proto.ir_version > onnx.IR_VERSION:
         raise ModelLoadError(
-            f"IR version {proto.ir_version}, newer than onnx {onnx.__version__} knows ({onnx.IR_VERSION})"
+            f"IR version {proto.ir_version} is newer than onnx {onnx.__version__} supports "
+            f"({onnx.IR_VERSION}): update onnx, or export with a lower opset_version"
         )
     newest = min(LATEST_REVIEWED_OPSET, onnx.defs.onnx_opset_version())
     if opsets.get("", 0) > newest:
         raise ModelLoadError(
-            f"ai.onnx opset {opsets['']} is newer than the newest one known here ({newest}); "
-            "export with a lower opset_version, or update memojax and onnx"
+            f"ai.onnx opset {opsets['']} is newer than the newest supported one ({newest}): export with a "
+            "lower opset_version, or update memojax and onnx"
         )
     for domain, version in opsets.items():
         if not 0 <= version < 1 << 31:
             raise ModelLoadError(
-                f"opset {version} of the domain {domain or 'ai.onnx'!r}: there is no such version"
+                f"the model imports opset {version} of the domain {domain or 'ai.onnx'!r}, which does not "
+                "exist"
             )
     opsets.setdefault("", 1)
     return opsets
 
 
 def _serialize(proto: onnx.ModelProto) -> bytes:
-    """The model as bytes that stand alone; none where it is too large for one message."""
+    """The model as one message; empty if it is too large for one."""
     try:
         return proto.SerializeToString()
     except (EncodeError, ValueError):

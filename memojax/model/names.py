@@ -1,5 +1,4 @@
-"""Names as text. protobuf gives bytes for those that are not UTF-8, and the rest of this package takes text
-alone."""
+"""Names as text: protobuf gives bytes for a name that is not UTF-8, and such a model is refused."""
 
 from __future__ import annotations
 
@@ -9,25 +8,25 @@ from typing import Any
 from ..errors import ModelLoadError
 
 _same = str.__str__
-"""The quickest check in Python that something is text: a graph has hundreds of thousands of names."""
+"""The quickest check in Python that a value is text: a graph may have hundreds of thousands of names."""
 
 
 def string(value: Any) -> str:
     """`value`, if it is text.
 
     Raises:
-        ModelLoadError: bytes, of a name that is not UTF-8.
+        ModelLoadError: `value` is bytes, so the name is not UTF-8.
     """
     if isinstance(value, str):
         return value
-    raise ModelLoadError(f"the name {value!r} in the model is not UTF-8")
+    raise ModelLoadError(f"the name {value!r} in the model is not UTF-8: export the model again")
 
 
 def strings(values: Iterable[Any]) -> tuple[str, ...]:
     """`values`, if all are text.
 
     Raises:
-        ModelLoadError: see `string`.
+        ModelLoadError: a value is bytes, see `string`.
     """
     try:
         return tuple(map(_same, values))

@@ -1,5 +1,4 @@
-"""Node -> NodeProto: the way back, for what wants ONNX's own messages (function bodies, jaxonnxruntime, the
-reference evaluator)."""
+"""Convert nodes and graphs back to ONNX messages, for function bodies and jaxonnxruntime."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Whether a graph can be run from its first node to its last: every name is defined before it is read, and
-every call is one."""
+"""Check that a graph can run in order: names are defined once and before they are read, calls are valid."""
 
 from __future__ import annotations
 
@@ -12,11 +11,10 @@ from .spec import check_call
 
 
 def check_graph(graph: Graph) -> None:
-    """Check a whole graph, functions written out, subgraphs included.
+    """Check a whole graph, with functions inlined, and its subgraphs.
 
     Raises:
-        ModelLoadError: a name that nothing defines, one that is defined twice, one that is read too early; a
-            call that the specification does not allow.
+        ModelLoadError: a name is undefined, defined twice or read too early, or ONNX does not allow a call.
     """
     _check(graph, {})
 
@@ -44,7 +42,7 @@ def _check(graph: Graph, around: MutableMapping[str, None]) -> None:
             own[name] = None
     for value in graph.outputs:
         if value.name not in known or not value.name:
-            raise ModelLoadError(f"the output {value.name!r} of {graph.name!r} is made by no node in it")
+            raise ModelLoadError(f"no node in graph {graph.name!r} makes its output {value.name!r}")
 
 
 def _where(nodes: Iterable[Node], name: str) -> str:

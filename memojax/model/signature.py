@@ -1,4 +1,4 @@
-"""What a model takes and gives per agent: named tensors, the batch axis set apart."""
+"""Inputs and outputs of a model for one agent: named tensors without the batch axis."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import printable
 from .dimension import bound_shape, is_fixed, symbols_of
 
 ANY_SHAPE = ("...",)
-"""The element shape of an output whose shape nothing tells before the model runs."""
+"""The element shape of an output whose shape is unknown until the model runs."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class TensorSpec:
     obs: float32[n, 6]
 
     Attributes:
-        name: as callers write it.
+        name: the name by which callers know it.
         shape: the element shape, without the batch axis. A string is a symbol such as "seq", whose size each
             call decides, or an expression of symbols.
-        dtype: of the elements.
+        dtype: the dtype of the elements.
         shared: whether all agents share one value, which has no batch axis.
-        static: whether the value decides a shape or a branch, so that each value has its own plans.
+        static: whether the value decides a shape or a branch, so each value has plans of its own.
     """
 
     name: str
@@ -53,12 +53,12 @@ class TensorSpec:
         return is_fixed(self.shape)
 
     def rows(self, n: int) -> tuple[int, ...]:
-        """The shape of this input or output for `n` agents; open symbols count as 0."""
+        """The shape of this input or output for `n` agents; free symbols count as 0."""
         shape = tuple(0 if isinstance(dim, str) else dim for dim in self.shape)
         return shape if self.shared else (n, *shape)
 
     def accepts(self, element: Sequence[int]) -> bool:
-        """Whether `element` is an element shape that fits, where symbols take any size."""
+        """Whether the element shape `element` fits; a symbol fits any size."""
         if self.shape in (tuple(element), ANY_SHAPE):
             return True
         return len(element) == len(self.shape) and all(
@@ -66,7 +66,7 @@ class TensorSpec:
         )
 
     def bound(self, sizes: Mapping[str, int]) -> TensorSpec:
-        """The same with numbers for symbols.
+        """This spec with numbers in place of symbols.
 
         Raises:
             DimensionError: a symbol has no size.
@@ -102,7 +102,7 @@ class ModelApi:
 
     @functools.cached_property
     def is_plain(self) -> bool:
-        """Whether every agent gives every input in one shape: there are no symbols and no shared inputs."""
+        """Whether each agent gives each input in one shape: there are no symbols and no shared inputs."""
         return all(spec.is_fixed and not spec.shared for spec in self.inputs)
 
     def input_shapes(self) -> list[tuple[str, list[Any]]]:
@@ -114,7 +114,7 @@ class ModelApi:
         return [(spec.name, list(spec.shape)) for spec in self.outputs]
 
     def without(self, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> ModelApi:
-        """The same with some inputs and outputs hidden, as a wrapper shows it."""
+        """This API without some inputs and outputs, which a wrapper hides."""
         hidden_in, hidden_out = set(inputs), set(outputs)
         return ModelApi(
             tuple(spec for spec in self.inputs if spec.name not in hidden_in),
@@ -123,6 +123,6 @@ class ModelApi:
 
 
 def plain_names(names: Sequence[str]) -> dict[str, str]:
-    """File name -> shown name: tf2onnx's `:0` suffix is dropped where that makes no two names equal."""
+    """Name in the file -> shown name, without tf2onnx's suffix `:0` unless two names would become equal."""
     short = [name[:-2] if name.endswith(":0") else name for name in names]
     return {name: (cut if short.count(cut) == 1 else name) for name, cut in zip(names, short, strict=True)}

@@ -1,5 +1,4 @@
-"""Whether a node is a call that ONNX's specification allows: the attributes of the right types, the inputs
-that it needs."""
+"""Check a node against ONNX's specification: types of attributes, numbers of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ _ITEMS: dict[int, type] = {
 
 @dataclass(frozen=True)
 class _Call:
-    """What the specification says about one version of an operator."""
+    """The signature of one op-version, from ONNX's specification."""
 
     types: dict[str, int]
     required: tuple[str, ...]
@@ -45,11 +44,11 @@ class _Call:
 
 
 def check_call(node: Node) -> None:
-    """Check a node against the specification, if its operator is in it.
+    """Check a node against the specification; a node whose operator ONNX does not define passes.
 
     Raises:
-        ModelLoadError: an attribute of another type, a required attribute or input that is missing, too many
-            inputs or outputs.
+        ModelLoadError: an attribute has the wrong type, a required attribute or input is missing, or there
+            are too many inputs or outputs.
     """
     call = _call(node.op_type, node.opset, node.domain)
     if call is None:
@@ -59,19 +58,19 @@ def check_call(node: Node) -> None:
         if wanted in _TYPES and not _fits(value, wanted):
             raise _bad(
                 node,
-                f"attribute {name!r} is {_described(value)}, and the specification wants {_TYPES[wanted][1]}",
+                f"attribute {name!r} is {_described(value)}, but ONNX requires {_TYPES[wanted][1]}",
             )
     for name in call.required:
         if name not in node.attributes:
-            raise _bad(node, f"its attribute {name!r} is missing")
+            raise _bad(node, f"its required attribute {name!r} is missing")
     inputs = node.inputs
     for place in range(call.needed):
         if call.inputs[place] and (place >= len(inputs) or not inputs[place]):
-            raise _bad(node, f"its input {call.inputs[place]!r} is missing")
+            raise _bad(node, f"its required input {call.inputs[place]!r} is missing")
     if len(inputs) > call.most_inputs:
-        raise _bad(node, f"it has {len(inputs)} inputs, and may have {call.most_inputs}")
+        raise _bad(node, f"it has {len(inputs)} inputs, but ONNX allows {call.most_inputs}")
     if len(node.outputs) > call.most_outputs:
-        raise _bad(node, f"it has {len(node.outputs)} outputs, and may have {call.most_outputs}")
+        raise _bad(node, f"it has {len(node.outputs)} outputs, but ONNX allows {call.most_outputs}")
 
 
 @functools.lru_cache(4096)

@@ -1,4 +1,4 @@
-"""TensorProto <-> NumPy, and the one table of ONNX, NumPy and JAX dtypes."""
+"""Convert a TensorProto to NumPy; the one table of ONNX, NumPy and JAX dtypes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ModelLoadError
 from ..xla.limits import ELEMENTS
 
 MAX_RANK = 64
-"""Axes of an array, in NumPy as in JAX."""
+"""Axes that an array may have, in NumPy and in JAX."""
 
 DTYPES: dict[int, np.dtype] = {
     TensorProto.FLOAT: np.dtype(np.float32),
@@ -43,13 +43,13 @@ DTYPES: dict[int, np.dtype] = {
     TensorProto.INT2: np.dtype(ml_dtypes.int2),
     TensorProto.UINT2: np.dtype(ml_dtypes.uint2),
 }
-"""ONNX element type -> NumPy dtype (which is also the JAX dtype, strings apart)."""
+"""ONNX element type -> NumPy dtype, which is also the JAX dtype, except for strings."""
 
 ELEMENT_TYPES: dict[np.dtype, int] = {dtype: element_type for element_type, dtype in DTYPES.items()}
 
 
 def dtype_of(element_type: int) -> np.dtype:
-    """NumPy dtype of an ONNX element type.
+    """The NumPy dtype of an ONNX element type.
 
     Raises:
         ModelLoadError: the element type is unknown.
@@ -66,15 +66,18 @@ def dtype_of(element_type: int) -> np.dtype:
 
 
 def to_numpy(tensor: onnx.TensorProto) -> np.ndarray:
-    """Value of a TensorProto; external data was put into it before.
+    """The value of a TensorProto, whose external data must have been put into it.
 
     Raises:
-        ModelLoadError: data that is missing, truncated or does not fit the declared shape.
+        ModelLoadError: data are missing, truncated, or do not fit the declared shape.
     """
     dtype = dtype_of(tensor.data_type)
     shape = tuple(tensor.dims)
     if len(shape) > MAX_RANK or any(dim < 0 for dim in shape):
-        raise ModelLoadError(f"tensor {tensor.name!r} has the shape {list(shape)[:80]} of rank {len(shape)}")
+        raise ModelLoadError(
+            f"tensor {tensor.name!r} has shape {list(shape)[:80]} of rank {len(shape)}: dimensions must not "
+            f"be negative, and the rank may be {MAX_RANK}"
+        )
     try:
         array = numpy_helper.to_array(tensor)
         if dtype.kind == "O":
@@ -87,16 +90,19 @@ def to_numpy(tensor: onnx.TensorProto) -> np.ndarray:
 
 
 def to_dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
-    """Value of a SparseTensorProto, zeros written out.
+    """The value of a SparseTensorProto as a dense array.
 
     Raises:
-        LimitError: a shape with more elements than one value may have.
-        ModelLoadError: indices that do not fit the shape or the values.
+        LimitError: the shape has more elements than one value may have.
+        ModelLoadError: the indices do not fit the shape or the values.
     """
     values, indices, shape = to_numpy(sparse.values), to_numpy(sparse.indices), tuple(sparse.dims)
     name = sparse.values.name
     if len(shape) > MAX_RANK or any(dim < 0 for dim in shape):
-        raise ModelLoadError(f"sparse tensor {name!r} has the shape {list(shape)[:80]} of rank {len(shape)}")
+        raise ModelLoadError(
+            f"sparse tensor {name!r} has shape {list(shape)[:80]} of rank {len(shape)}: dimensions must not "
+            f"be negative, and the rank may be {MAX_RANK}"
+        )
     size = math.prod(shape)
     ELEMENTS.check(size, f"sparse tensor {name!r} of shape {list(shape)}")
     if (
@@ -105,9 +111,8 @@ def to_dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
         or values.ndim != 1
     ):
         raise ModelLoadError(
-            f"sparse tensor {name!r}: indices of shape {list(indices.shape)} and type {indices.dtype} do "
-            "not fit "
-            f"{list(values.shape)} values of a tensor of shape {list(shape)}"
+            f"sparse tensor {name!r}: indices of shape {list(indices.shape)} and dtype {indices.dtype} do "
+            f"not fit values of shape {list(values.shape)} in a tensor of shape {list(shape)}"
         )
     if indices.ndim == 2:
         inside = bool(np.all((indices >= 0) & (indices < np.asarray(shape, np.int64))))
@@ -119,20 +124,22 @@ def to_dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
     else:
         inside, flat = bool(np.all((indices >= 0) & (indices < size))), indices
     if not inside:
-        raise ModelLoadError(f"sparse tensor {name!r}: an index lies outside of its shape {list(shape)}")
+        raise ModelLoadError(f"sparse tensor {name!r}: an index lies outside its shape {list(shape)}")
     dense = np.zeros(size, values.dtype)
     dense[flat] = values
     return dense.reshape(shape)
 
 
 def overflow(array: np.ndarray, dtype: np.dtype) -> int | None:
-    """A whole number in `array` that the integer `dtype` cannot hold; None where all fit, or either is no
-    integer."""
+    """A whole number in `array` that the integer `dtype` cannot hold.
+
+    None if all fit, or if one of the two dtypes is not an integer type.
+    """
     if array.dtype.kind not in "iu" or dtype.kind not in "iuV" or np.can_cast(array.dtype, dtype):
         return None
     try:
         limits = ml_dtypes.iinfo(dtype)
-    except ValueError:  # one of the small floats, whose kind is V, too
+    except ValueError:  # a small float type, whose kind is V as well
         return None
     for value in (int(array.min()), int(array.max())) if array.size else ():
         if not limits.min <= value <= limits.max:

@@ -1,4 +1,4 @@
-"""ONNX operators as JAX functions; one file per ONNX family, in the spec's order."""
+"""ONNX operators as JAX functions, in one file or folder for each ONNX family."""
 
 from . import (
     controlflow,

@@ -1,8 +1,8 @@
-"""What two or more operator families need: `nx`, dtype-exact casts, axes and sizes.
+"""Helpers of several operator families: `nx`, casts to exact dtypes, axes and sizes.
 
 A value is *static* (NumPy, known while tracing) or *traced* (JAX). Operators written with `nx` keep static
-values static, in exact NumPy arithmetic, so that shape computations never reach XLA; anything that needs
-`jax.lax` gives a traced result.
+values static, in exact NumPy arithmetic, so shape computations never reach XLA. Operators that need `jax.lax`
+return traced values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..xla.limits import ELEMENTS, FOLDED, for_rows
 
 
 def is_static(*values: Any) -> bool:
-    """Whether none of `values` (lists and tuples are looked into) is a JAX array or tracer."""
+    """Whether none of `values`, or of their items if they are lists or tuples, is a JAX array or tracer."""
     for value in values:  # noqa: SIM110 - not any(): this runs several times for each node
         if type(value) is not np.ndarray and holds_traced(value):
             return False
@@ -29,14 +29,14 @@ def is_static(*values: Any) -> bool:
 
 
 def holds_traced(value: Any) -> bool:
-    """Whether `value` is, or holds, a JAX array or tracer."""
+    """Whether `value` is a JAX array or tracer, or a list or tuple with one."""
     if isinstance(value, (list, tuple)):
         return not is_static(*value)
     return isinstance(value, jax.Array)
 
 
 class _Namespace:
-    """`numpy` for static arguments, `jax.numpy` otherwise: `nx.where(...)` picks by what it is given."""
+    """`numpy` for static arguments, `jax.numpy` for others; each call, such as `nx.where(...)`, decides."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         static, traced = getattr(np, name, None), getattr(jnp, name)
@@ -45,7 +45,7 @@ class _Namespace:
             use_numpy = static is not None and is_static(args, tuple(kwargs.values()))
             return (static if use_numpy else traced)(*args, **kwargs)  # pyright: ignore[reportOptionalCall]
 
-        call.__name__, call.__qualname__ = name, f"nx.{name}"  # by which it pickles
+        call.__name__, call.__qualname__ = name, f"nx.{name}"  # pickle finds the function by it
         setattr(self, name, call)
         return call
 
@@ -54,8 +54,10 @@ nx: Any = _Namespace()
 
 
 def cast(x: Any, dtype: Any) -> Any:
-    """`x` as `dtype`, wrapping or truncating as C does; under the caller's own trace without x64, silently
-    its 32-bit kin."""
+    """`x` as `dtype`, wrapping or truncating as in C.
+
+    Under the caller's own trace without x64, a 64-bit dtype silently becomes the 32-bit one.
+    """
     if is_static(x):
         with np.errstate(all="ignore"):
             return np.asarray(x).astype(dtype)
@@ -68,7 +70,7 @@ def traced(x: Any) -> jax.Array:
 
 
 def normalize_axis(axis: int, rank: int) -> int:
-    """A non-negative axis.
+    """`axis` as a non-negative number.
 
     Raises:
         ValueError: the axis is out of range.
@@ -79,7 +81,7 @@ def normalize_axis(axis: int, rank: int) -> int:
 
 
 def normalize_axes(axes: Iterable[int], rank: int) -> Shape:
-    """Non-negative axes, in the order given."""
+    """`axes` as non-negative numbers, in the given order."""
     return tuple(normalize_axis(int(axis), rank) for axis in axes)
 
 
@@ -94,19 +96,20 @@ def scalar(value: Any) -> Any:
 
 
 def checked_shape(shape: Sequence[int], computed: int = 0) -> Shape:
-    """`shape` as a tuple; the symbolic batch size of an export stays what it is.
+    """`shape` as a tuple of ints; symbolic dimensions, which an export has, are left as they are.
 
     Args:
-        computed: where the value is computed while tracing, the bytes that an element of it takes meanwhile.
+        shape: dimensions of a value that an operator makes.
+        computed: bytes for each element, including temporaries, if the value is computed while tracing.
 
     Raises:
-        ValueError: a negative dimension.
-        LimitError: more elements, or bytes, than a file may ask for.
+        ValueError: a dimension is negative.
+        LimitError: the value has more elements or bytes than a file may ask for.
     """
     dims = tuple(dim if is_symbolic_dim(dim) else int(dim) for dim in shape)
     known = [dim for dim in dims if isinstance(dim, int)]
     if any(dim < 0 for dim in known):
-        raise ValueError(f"shape {list(dims)} is negative")
+        raise ValueError(f"shape {list(dims)} has a negative dimension")
     size = math.prod(known)
     ELEMENTS.check(size, f"shape {list(dims)}", for_rows(ELEMENTS))
     if computed * size > 1 << 20:

@@ -1,5 +1,4 @@
-"""If, Loop and Scan: decided while tracing where that is possible, otherwise `lax.cond`, `lax.scan` and
-`lax.while_loop`."""
+"""If, Loop and Scan: run while tracing if possible, else `lax.cond`, `lax.scan` and `lax.while_loop`."""
 
 from __future__ import annotations
 
@@ -20,14 +19,13 @@ from .registry import op
 from .trips import Trips, most, nested
 
 UNROLLED = 8
-"""A loop of at most this many steps is written out: XLA fuses across steps, and the step number stays
-static."""
+"""A loop of up to this many steps is unrolled: XLA fuses across steps, and the step number stays static."""
 
 MAX_UNROLLED = 1024
-"""A longer loop is not written out even where nothing else can lower it."""
+"""A longer loop is not unrolled, even if nothing else can lower it."""
 
 MAX_FOLDED = 1 << 20
-"""Longest loop over static values that runs while tracing."""
+"""The longest loop over static values that runs while tracing."""
 
 _ENDLESS = 1 << 63
 
@@ -35,15 +33,14 @@ Result = TypeVar("Result")
 
 
 class _Varies(ValueError):
-    """What a step gives cannot be carried by an XLA loop, unless the static state at `places` is traced
-    instead."""
+    """An XLA loop cannot carry the state at `places`; if `curable`, it can once that state is traced."""
 
     def __init__(self, places: Iterable[int], curable: bool = True):
         self.places = tuple(places)
         self.curable = curable
         super().__init__(
-            f"state {', '.join(map(str, self.places))} changes its shape, dtype or structure from step to "
-            "step"
+            f"state {', '.join(map(str, self.places))} of the loop changes its shape, dtype or structure "
+            "from step to step"
         )
 
 
@@ -52,7 +49,7 @@ class _DataDependent(Exception):
 
 
 def _outputs_may_differ(node: Any) -> bool:
-    """Whether the branches of an If declare outputs that one XLA value cannot hold."""
+    """Whether the branches of an If declare different outputs, which one XLA value cannot hold."""
 
     def differ(one: Any, other: Any) -> bool:
         if "optional" in (one.kind, other.kind) or (
@@ -68,8 +65,10 @@ def _outputs_may_differ(node: Any) -> bool:
 
 @op("If", static=("cond",), static_if=_outputs_may_differ)
 def if_(cond: GraphValue, *, then_branch: Any, else_branch: Any, trips: Trips) -> tuple[GraphValue, ...]:
-    """One of two subgraphs; a condition known while tracing picks it at once.
-    https://onnx.ai/onnx/operators/onnx__If.html"""
+    """Run one of two subgraphs; if the condition is known while tracing, only that one is traced.
+
+    https://onnx.ai/onnx/operators/onnx__If.html
+    """
     if is_static(cond):
         return then_branch() if scalar(cond) else else_branch()
     seen: list[Any] = []
@@ -83,7 +82,7 @@ def if_(cond: GraphValue, *, then_branch: Any, else_branch: Any, trips: Trips) -
             seen.append(_types(outputs))
             if seen[0] != seen[-1]:
                 raise ValueError(
-                    f"the branches give {seen[0]} and {seen[-1]}, so the output's shape depends on data"
+                    f"the branches return {seen[0]} and {seen[-1]}, so the output's shape depends on data"
                 )
             return outputs, trips.start() if counts else ()
 
@@ -99,7 +98,7 @@ def if_(cond: GraphValue, *, then_branch: Any, else_branch: Any, trips: Trips) -
 
 
 def _grows(node: Any) -> bool:
-    """Whether a Loop stacks outputs or carries sequences, so that its number of steps decides a shape."""
+    """Whether a Loop stacks outputs or carries sequences, so its number of steps decides a shape."""
     body = node.attributes["body"]
     return len(body.outputs) > len(body.inputs) - 1 or any(
         value.kind in ("sequence", "optional") for value in body.inputs
@@ -110,10 +109,11 @@ def _grows(node: Any) -> bool:
 def loop(
     M: GraphValue = None, cond: GraphValue = None, *v_initial: GraphValue, body: Any, trips: Trips
 ) -> tuple[GraphValue, ...]:
-    """At most `M` steps while a condition holds. https://onnx.ai/onnx/operators/onnx__Loop.html
+    """Run a subgraph at most `M` times, while a condition holds.
 
-    A condition that depends on data is allowed where the loop has no scan outputs and its state keeps its
-    shapes.
+    A condition may depend on data if the loop has no scan outputs, and its state keeps its shapes.
+
+    https://onnx.ai/onnx/operators/onnx__Loop.html
     """
     n_scans = body.n_outputs - 1 - len(v_initial)
     key = body.new_key()
@@ -143,7 +143,7 @@ def loop(
 Step = Callable[
     [GraphValue, Sequence[GraphValue], Any], tuple[GraphValue, list[GraphValue], list[GraphValue]]
 ]
-"""(step number, state, slices) -> (whether to go on, next state, outputs to stack)."""
+"""(step number, state, slices of the scan inputs) -> (whether to go on, next state, outputs to stack)."""
 
 
 def _counted(
@@ -157,12 +157,20 @@ def _counted(
 ) -> tuple[GraphValue, ...]:
     """Final state and stacked outputs of a loop with a static limit.
 
+    It tries the cheapest way first: run the loop while tracing, unroll a short one, then `lax.scan`, and
+    unroll a long one only if `lax.scan` cannot express it.
+
     Args:
-        foldable: everything that it reads is static.
-        counter: of the trips of loops in the body; None where there are none.
+        step: the body.
+        state: the initial state.
+        trips: the limit of the number of steps.
+        n_scans: the number of stacked outputs.
+        foldable: whether all values that the loop reads are static.
+        counter: the trips of loops in the body; None if there are none.
+        slices: scan inputs, with the steps on axis 0.
 
     Raises:
-        _DataDependent: whether to go on depends on data.
+        _DataDependent: the condition depends on data.
     """
     if trips == 0:
         with (counter or Trips()).apart():
@@ -177,7 +185,7 @@ def _counted(
     except (_Varies, _DataDependent, LoweringError) as cause:
         if isinstance(cause, LimitError):
             raise
-        # Written out, the step number is static, and with it perhaps the shapes or the condition.
+        # In an unrolled loop the step number is static, and so may be the shapes or the condition.
         if not n_scans if isinstance(cause, _DataDependent) else trips > MAX_UNROLLED:
             raise
     return _unrolled(step, state, trips, n_scans, slices)
@@ -186,7 +194,7 @@ def _counted(
 def _folded(
     step: Step, state: Sequence[GraphValue], trips: int, n_scans: int, slices: Sequence[GraphValue]
 ) -> tuple[GraphValue, ...] | None:
-    """The result while it is static, else None."""
+    """The result of a loop that runs while tracing; None if a value of it depends on data."""
     try:
         return _unrolled(step, state, trips, n_scans, slices, limit=MAX_FOLDED, fold=True)
     except _DataDependent:
@@ -202,10 +210,10 @@ def _unrolled(
     limit: int = MAX_UNROLLED,
     fold: bool = False,
 ) -> tuple[GraphValue, ...]:
-    """The steps written out; with `fold`, all that they give must be static.
+    """The loop unrolled; with `fold`, all values must be static.
 
     Raises:
-        _DataDependent: whether to go on depends on data.
+        _DataDependent: the condition depends on data, or with `fold` another value does.
     """
     rows: list[list[GraphValue]] = []
     for i in range(trips):
@@ -216,13 +224,18 @@ def _unrolled(
         if not scalar(going):
             break
         if i >= limit:
-            raise ValueError(f"the loop takes more than {limit:,} steps, too many to write out")
+            raise ValueError(f"the loop takes more than {limit:,} steps, which is too many to unroll")
     return (*state, *(nx.stack(column) for column in zip(*rows, strict=True))) if n_scans else tuple(state)
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Which part of a loop's state (by place) is static and stays as it is; an XLA loop carries the rest."""
+    """The part of a loop's state that is static and never changes; an XLA loop carries the rest.
+
+    Attributes:
+        fixed: position in the state -> value.
+        size: number of values in the state.
+    """
 
     fixed: dict[int, GraphValue]
     size: int
@@ -233,10 +246,10 @@ class _Kept:
         return [self.fixed[k] if k in self.fixed else next(moving) for k in range(self.size)]
 
     def moving(self, before: Sequence[GraphValue], after: Sequence[GraphValue]) -> list[GraphValue]:
-        """The part of a new state to carry on.
+        """The part of a new state that the loop carries.
 
         Raises:
-            _Varies: a static value changes, or a traced one changes its shape, dtype or structure.
+            _Varies: a static value changes, or a traced value changes its shape, dtype or structure.
         """
         if changed := [k for k in self.fixed if not _equal(before[k], after[k])]:
             raise _Varies(changed, curable=all(_traceable(self.fixed[k]) for k in changed))
@@ -247,8 +260,10 @@ class _Kept:
 
 
 def _settled(state: Sequence[GraphValue], run: Callable[[_Kept, list[GraphValue]], Result]) -> Result:
-    """What `run` gives with as much of the state kept static as the steps leave alone; it gets the rest to
-    carry.
+    """The result of `run` with as much of the state static as the steps leave unchanged.
+
+    `run` gets the static part and the part to carry. Each time that it finds a static value which changes, it
+    runs again with that value traced.
 
     Raises:
         _Varies: the state cannot be carried.
@@ -268,7 +283,7 @@ def _settled(state: Sequence[GraphValue], run: Callable[[_Kept, list[GraphValue]
 def _scanned(
     step: Step, state: Sequence[GraphValue], trips: int, slices: Sequence[GraphValue], counter: Trips | None
 ) -> tuple[GraphValue, ...]:
-    """The steps as one `lax.scan`."""
+    """The loop as one `lax.scan`."""
     if trips > most():
         raise _DataDependent
     used = counter.start() if counter is not None else ()
@@ -297,7 +312,7 @@ def _scanned(
 def _while(
     step: Step, state: Sequence[GraphValue], M: GraphValue, cond: GraphValue, counter: Trips
 ) -> tuple[GraphValue, ...]:
-    """The steps as one `lax.while_loop`."""
+    """The loop as one `lax.while_loop`."""
     first = traced(cast(np.asarray(0), np.int64))
     limit = np.iinfo(first.dtype).max
     last = limit if M is None else min(scalar(M), limit) if is_static(M) else jnp.reshape(M, ())
@@ -313,7 +328,7 @@ def _while(
             going, after, _ = step(i, before, ())
             if M is None and is_static(going) and scalar(going):
                 raise ValueError(
-                    "the loop never ends: it has no trip count, and its condition is always true"
+                    "the loop never ends: it has no maximum trip count, and its condition is always true"
                 )
             on = jnp.reshape(traced(going), ()).astype(bool)
             return i + 1, on, counter.start() + 1, kept.moving(before, after)
@@ -327,7 +342,7 @@ def _while(
     try:
         return _settled(state, run)
     except _Varies as cause:
-        raise ValueError(f"{cause}, and the number of steps depends on data") from cause
+        raise ValueError(f"{cause}, while the number of steps depends on data") from cause
 
 
 def _types(x: GraphValue) -> Any:
@@ -349,7 +364,7 @@ def _equal(one: GraphValue, other: GraphValue) -> bool:
 def _no_rows(
     step: Step, state: Sequence[GraphValue], n_scans: int, slices: Sequence[GraphValue]
 ) -> list[GraphValue]:
-    """Stacked outputs of a loop that takes no step."""
+    """Stacked outputs of a loop without steps."""
     if not n_scans:
         return []
     row = [np.zeros(x.shape[1:], x.dtype) for x in slices]
@@ -362,7 +377,7 @@ def _fold(key: jax.Array | None, i: GraphValue) -> jax.Array | None:
 
 
 def _strong(x: GraphValue) -> GraphValue:
-    """`x` traced, and without weak types."""
+    """`x` traced, without weak types, whose dtypes could change from step to step."""
     return jax.tree.map(lambda leaf: lax.convert_element_type(traced(leaf), traced(leaf).dtype), x)
 
 
@@ -377,15 +392,17 @@ def scan(
     scan_output_directions: tuple[int, ...] = (),
     trips: Trips,
 ) -> tuple[GraphValue, ...]:
-    """A subgraph along an axis of its scan inputs, with state.
-    https://onnx.ai/onnx/operators/onnx__Scan.html"""
+    """Run a subgraph, with state, along an axis of its scan inputs.
+
+    https://onnx.ai/onnx/operators/onnx__Scan.html
+    """
     n_states = len(initial_state_and_scan_inputs) - num_scan_inputs
     state, xs = initial_state_and_scan_inputs[:n_states], initial_state_and_scan_inputs[n_states:]
     axes = [
         normalize_axis(axis, x.ndim) for x, axis in zip(xs, scan_input_axes or [0] * len(xs), strict=True)
     ]
     if len(lengths := {x.shape[axis] for x, axis in zip(xs, axes, strict=True)}) != 1:
-        raise ValueError(f"the scan inputs have {sorted(lengths)} steps; all must have as many")
+        raise ValueError(f"the scan inputs have {sorted(lengths)} steps, expected the same number in each")
     xs = [nx.moveaxis(x, axis, 0) if axis else x for x, axis in zip(xs, axes, strict=True)]
     xs = [
         nx.flip(x, 0) if back else x
@@ -427,8 +444,9 @@ def scan_batched(
     directions: tuple[int, ...] = (),
     trips: Trips,
 ) -> tuple[GraphValue, ...]:
-    """Version 8: along axis 1, for each row of a batch up to its own length; later outputs are 0, later state
-    stays.
+    """Version 8 of Scan: along axis 1, for each row of a batch, up to the row's own length.
+
+    After the end of a row, its outputs are 0, and its state stays as it is.
 
     https://onnx.ai/onnx/operators/onnx__Scan.html
     """

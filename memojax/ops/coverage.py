@@ -1,4 +1,4 @@
-"""Which operator, at which version, is lowered by whom: ONNX's own list held against the registry."""
+"""Coverage of operators: for each op-version in ONNX's list, how memojax lowers it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ import onnx.defs
 from .registry import OpDef, definitions, lookup
 
 Lowering = Literal["ours", "delegated", "function body", "host", "no"]
-"""By a function of ours; by a jaxonnxruntime handler; by the spec's own function body; on the host; not at
-all."""
+"""How an op-version is lowered.
+
+ours: a function in `ops/`; delegated: a jaxonnxruntime handler; function body: ONNX's own definition by other
+operators; host: NumPy, outside XLA; no: it is refused.
+"""
 
 UNKNOWN_OP = "no such operator is known here"
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version of an operator, `since` the opset that introduced it."""
+    """One op-version: `since` is the opset that introduced it."""
 
     since: int
     by: Lowering
@@ -39,11 +42,11 @@ class OpCoverage:
 
     @property
     def name(self) -> str:
-        """With the domain, where it is not ONNX's own."""
+        """The operator's name, after its domain if that is not ONNX's own."""
         return f"{self.domain}.{self.op_type}" if self.domain else self.op_type
 
     def groups(self) -> list[tuple[Lowering, str, list[int]]]:
-        """(who lowers it, why not, versions), neighbouring versions of one kind together."""
+        """(how it is lowered, reason if refused, versions), for each run of versions that are alike."""
         groups: list[tuple[Lowering, str, list[int]]] = []
         for version in self.versions:
             if groups and groups[-1][:2] == (version.by, version.reason):
@@ -54,7 +57,7 @@ class OpCoverage:
 
 
 def who_lowers(domain: str, op_type: str, opset: int) -> tuple[Lowering, str]:
-    """Who lowers an operator at `opset`, or the reason why it cannot be lowered."""
+    """How an operator is lowered at `opset`, and the reason if it is refused."""
     definition = lookup(domain, op_type, opset)
     if definition is not None:
         return (
@@ -73,8 +76,7 @@ def who_lowers(domain: str, op_type: str, opset: int) -> tuple[Lowering, str]:
 
 
 def coverage() -> list[OpCoverage]:
-    """Every operator that ONNX defines or that is registered here, by domain and name; deprecated versions
-    are left out."""
+    """Every operator that ONNX defines or that is registered, by domain and name; no deprecated versions."""
     found: dict[tuple[str, str], tuple[str, dict[int, Version]]] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         if not schema.deprecated:
@@ -95,7 +97,7 @@ def coverage() -> list[OpCoverage]:
 
 
 def totals(rows: Iterable[OpCoverage]) -> dict[str, int]:
-    """Number of op-versions by who lowers them."""
+    """Numbers of op-versions by how they are lowered."""
     return dict(Counter(version.by for row in rows for version in row.versions))
 
 

@@ -1,9 +1,12 @@
 """Operators lowered by a jaxonnxruntime handler; the only file that imports jaxonnxruntime.
 
-A handler is called at a named version, never through its global `SINCE_VERSION`, and only where it passes all
-cases of every version it is registered for (`tests/ops/test_delegated.py`), costs no more than ours to trace
-and to run, and is right in both x64 settings. Operators of shape arithmetic (Shape, Gather, Slice, Concat,
-...) are ours even where a handler is right, since it would turn known values into traced ones; so are the activations and ArgMax of most policies, for which importing jaxonnxruntime (0.1 s) is too much.
+A handler is called at a named version, never through its global `SINCE_VERSION`. It is used only if it passes
+all cases of every version for which it is registered (`tests/ops/test_delegated.py`), costs no more than ours
+to trace and to run, and is right in both x64 settings.
+
+Operators of shape arithmetic (Shape, Gather, Slice, Concat, ...) are ours even if a handler is right, since
+it would turn known values into traced ones. The activations and ArgMax of most policies are ours too, since
+they are not worth the import of jaxonnxruntime (0.1 s).
 """
 
 from __future__ import annotations
@@ -18,30 +21,29 @@ from onnx import helper
 from .registry import OpDef, add
 
 FOUND_WANTING = {
-    ("AveragePool", 19): "no ceil_mode",
-    ("BatchNormalization", 15): "no training mode",
-    ("Cast", 19): "asks a graph that only jaxonnxruntime has for the input's type",
-    ("Clip", 13): "calls jnp.clip by names that JAX has dropped",
-    ("ConstantOfShape", 9): "takes the default of `value` for an attribute that is there",
+    ("AveragePool", 19): "has no ceil_mode",
+    ("BatchNormalization", 15): "has no training mode",
+    ("Cast", 19): "reads the input's type from jaxonnxruntime's own graph",
+    ("Clip", 13): "calls jnp.clip with argument names that JAX has dropped",
+    ("ConstantOfShape", 9): "treats the default of `value` as a given attribute",
     ("Conv", 11): "refuses auto_pad=NOTSET without pads",
-    ("Div", 14): "rounds integers down where ONNX cuts them off",
+    ("Div", 14): "rounds integers down, but ONNX truncates",
     ("Dropout", 13): "its ratio cannot be traced",
-    ("GatherElements", 13): "takes indices for as large as the data",
-    ("Gemm", 13): "takes an alpha or beta of 0 for an absent one",
+    ("GatherElements", 13): "assumes indices as large as the data",
+    ("Gemm", 13): "treats an alpha or beta of 0 as absent",
     ("LRN", 13): "cannot be differentiated",
-    ("LogSoftmax", 11): "normalizes one axis where opset 11 flattens to two",
-    ("MaxPool", 12): "no ceil_mode, and no second output",
-    ("OneHot", 11): "takes a depth without axes only",
-    ("Pad", 19): "passes jnp.size a tuple, which JAX warns about",
-    ("ReduceMax", 18): "refuses to reduce nothing",
-    ("Softmax", 11): "normalizes one axis where opset 11 flattens to two",
-    ("Squeeze", 11): "does not see the axes attribute",
+    ("LogSoftmax", 11): "normalizes one axis, but opset 11 flattens to two dimensions",
+    ("MaxPool", 12): "has no ceil_mode and no second output",
+    ("OneHot", 11): "accepts only a scalar depth",
+    ("Pad", 19): "passes a tuple to jnp.size, which makes JAX warn",
+    ("ReduceMax", 18): "refuses to reduce an empty tensor",
+    ("Softmax", 11): "normalizes one axis, but opset 11 flattens to two dimensions",
+    ("Squeeze", 11): "ignores the attribute axes",
     ("Sum", 13): "stacks its inputs instead of broadcasting them",
-    ("TopK", 11): "gives the last of equal values first",
+    ("TopK", 11): "returns the last of equal values first",
     ("Trilu", 14): "its diagonal cannot be traced",
 }
-"""(operator, version of its handler) -> why ours is used; a test shows each, so that we notice when one
-heals."""
+"""(operator, version of its handler) -> why ours is used. A test shows each fault, so a repair is noticed."""
 
 
 def delegate(
@@ -74,7 +76,7 @@ def delegate(
 
 
 def lowering(op_type: str, handler: str, handler_version: int) -> Callable[..., Any]:
-    """A function of values and attributes that calls one version of a handler."""
+    """A function of inputs and attributes that calls one version of a handler."""
 
     def lower(*values: Any, output_names: tuple[str, ...], **given: Any) -> Any:
         while values and values[-1] is None:

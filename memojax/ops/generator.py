@@ -1,4 +1,4 @@
-"""Operators that make tensors: constants, ranges, random numbers."""
+"""Operators that generate tensors: constants, ranges, random numbers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def constant(
     value_string: str | None = None,
     value_strings: tuple[str, ...] | None = None,
 ) -> GraphValue:
-    """The one attribute that is given; a sparse tensor becomes dense.
-    https://onnx.ai/onnx/operators/onnx__Constant.html"""
+    """The value of the given attribute; a sparse tensor becomes dense.
+
+    https://onnx.ai/onnx/operators/onnx__Constant.html
+    """
     if value is not None or sparse_value is not None:
         return value if value is not None else sparse_value
     for given, dtype in (
@@ -43,8 +45,10 @@ def constant(
 
 @op("ConstantOfShape", since=9, static=("input",))
 def constant_of_shape(input: GraphValue, *, value: GraphValue = None) -> GraphValue:
-    """A tensor of the given shape filled with one value, a float zero by default.
-    https://onnx.ai/onnx/operators/onnx__ConstantOfShape.html"""
+    """A tensor of the given shape, filled with one value, by default a float32 zero.
+
+    https://onnx.ai/onnx/operators/onnx__ConstantOfShape.html
+    """
     fill = np.zeros(1, np.float32) if value is None else value
     return np.broadcast_to(fill.reshape(()), checked_shape(ints(input), fill.itemsize)).copy()
 
@@ -52,7 +56,9 @@ def constant_of_shape(input: GraphValue, *, value: GraphValue = None) -> GraphVa
 @op("EyeLike", since=9, shape_only=True)
 def eye_like(input: GraphValue, *, dtype: int | None = None, k: int = 0) -> GraphValue:
     """Ones on diagonal `k` of a matrix as large as the input.
-    https://onnx.ai/onnx/operators/onnx__EyeLike.html"""
+
+    https://onnx.ai/onnx/operators/onnx__EyeLike.html
+    """
     wanted = input.dtype if dtype is None else dtype_of(dtype)
     rows, columns = checked_shape(input.shape, 1 + wanted.itemsize)
     return cast(np.eye(rows, columns, k, bool), wanted)
@@ -61,7 +67,9 @@ def eye_like(input: GraphValue, *, dtype: int | None = None, k: int = 0) -> Grap
 @op("Range", since=11, static=("start", "limit", "delta"))
 def range_(start: GraphValue, limit: GraphValue, delta: GraphValue, *, stash_type: int = 1) -> GraphValue:
     """Numbers from `start` to before `limit` in steps of `delta`.
-    https://onnx.ai/onnx/operators/onnx__Range.html"""
+
+    https://onnx.ai/onnx/operators/onnx__Range.html
+    """
     first, last, step = map(scalar, (start, limit, delta))
     (count,) = checked_shape([max(math.ceil((last - first) / step), 0)], 24)
     is_half = start.dtype.itemsize == 2 and not np.issubdtype(start.dtype, np.integer)
@@ -96,7 +104,9 @@ def random_normal_like(
     key: jax.Array,
 ) -> GraphValue:
     """Normally distributed numbers in the shape of the input.
-    https://onnx.ai/onnx/operators/onnx__RandomNormalLike.html"""
+
+    https://onnx.ai/onnx/operators/onnx__RandomNormalLike.html
+    """
     return _normal(
         _seeded(key, seed), input.shape, input.dtype if dtype is None else dtype_of(dtype), mean, scale
     )
@@ -127,7 +137,9 @@ def random_uniform_like(
     key: jax.Array,
 ) -> GraphValue:
     """Uniformly distributed numbers in the shape of the input.
-    https://onnx.ai/onnx/operators/onnx__RandomUniformLike.html"""
+
+    https://onnx.ai/onnx/operators/onnx__RandomUniformLike.html
+    """
     return _uniform(
         _seeded(key, seed), input.shape, input.dtype if dtype is None else dtype_of(dtype), low, high
     )
@@ -137,8 +149,10 @@ def random_uniform_like(
 def bernoulli(
     input: GraphValue, *, dtype: int | None = None, seed: float | None = None, key: jax.Array
 ) -> GraphValue:
-    """One with the probability that the input gives, else zero.
-    https://onnx.ai/onnx/operators/onnx__Bernoulli.html"""
+    """1 with the probability in the input, else 0.
+
+    https://onnx.ai/onnx/operators/onnx__Bernoulli.html
+    """
     drawn = jax.random.bernoulli(_seeded(key, seed), traced(input), input.shape)
     return cast(drawn, input.dtype if dtype is None else dtype_of(dtype))
 
@@ -147,8 +161,10 @@ def bernoulli(
 def multinomial(
     input: GraphValue, *, dtype: int = 6, sample_size: int = 1, seed: float | None = None, key: jax.Array
 ) -> GraphValue:
-    """Classes drawn by unnormalized log-probabilities, `sample_size` a row.
-    https://onnx.ai/onnx/operators/onnx__Multinomial.html"""
+    """Classes drawn by unnormalized log-probabilities, `sample_size` for each row.
+
+    https://onnx.ai/onnx/operators/onnx__Multinomial.html
+    """
     rows, classes = input.shape
     logits = jnp.broadcast_to(traced(input)[:, None], checked_shape((rows, sample_size, classes)))
     return cast(jax.random.categorical(_seeded(key, seed), logits), dtype_of(dtype))

@@ -1,9 +1,9 @@
-"""Tracing without JAX's inner jits, and control flow that stays rolled up there.
+"""Trace without JAX's inner jits, but keep loops and branches as XLA loops and branches.
 
-`jax.numpy` jits nearly every function. Each batch size would leave their traces in JAX's global caches for
-good, half a megabyte for a small policy, and take half as long again to trace. `jax.disable_jit` drops the
-inner jits, but also turns loops into Python loops; so operators take `scan`, `cond`, `while_loop` and
-`fori_loop` from here.
+`jax.numpy` jits nearly every function. Each batch size would leave the traces of these jits in JAX's global
+caches for good, half a megabyte for a small policy, and take half as long again to trace. `jax.disable_jit`
+drops the inner jits, but also turns loops into Python loops. So operators use `scan`, `cond`, `while_loop`
+and `fori_loop` from this file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _inlining: ContextVar[bool] = ContextVar("memojax_inlining", default=False)
 
 @contextlib.contextmanager
 def inlined() -> Iterator[None]:
-    """Trace what JAX would jit inside as if it were written out."""
+    """Trace the functions that JAX would jit as part of the function around them."""
     token = _inlining.set(True)
     try:
         with jax.disable_jit():
@@ -34,7 +34,7 @@ def inlined() -> Iterator[None]:
 
 
 def is_inlining() -> bool:
-    """Whether this is traced for an executable, and not for JAX's transformations."""
+    """Whether the current trace is for an executable of memojax, and not for a JAX transformation."""
     return _inlining.get()
 
 

@@ -25,8 +25,10 @@ def roi_align_10(
     sampling_ratio=0,
     spatial_scale=1.0,
 ):
-    """As from version 16 on, with regions not shifted by half a pixel.
-    https://onnx.ai/onnx/operators/onnx__RoiAlign.html"""
+    """Before opset 16 regions are not shifted by half a pixel.
+
+    https://onnx.ai/onnx/operators/onnx__RoiAlign.html
+    """
     return roi_align(
         x,
         rois,
@@ -55,9 +57,11 @@ def roi_align(
 ):
     """Mean or maximum of bilinear samples in each bin of each region `(x1, y1, x2, y2)`.
 
-    As in ONNX Runtime, the maximum is over the four weighed neighbours of each sample, not over the samples.
+    As in ONNX Runtime, the maximum is over the four weighted neighbours of each sample, not over the samples.
     With `sampling_ratio` 0 the number of samples depends on the regions, and there is no reverse-mode
-    gradient. https://onnx.ai/onnx/operators/onnx__RoiAlign.html
+    gradient.
+
+    https://onnx.ai/onnx/operators/onnx__RoiAlign.html
     """
     half_pixel = coordinate_transformation_mode == "half_pixel"
     corners = cast(rois, jnp.promote_types(x.dtype, np.float32)) * spatial_scale - (
@@ -88,8 +92,14 @@ def roi_align(
 
 
 class _Sample(NamedTuple):
-    """One sample of each bin along one axis: its place in the image, if any, and whether it is inside,
-    (regions, bins)."""
+    """One sample of each bin along one axis of the image.
+
+    Attributes:
+        place: position in pixels, (regions, bins).
+        inside: whether the position is in the image, (regions, bins).
+        exists: whether the region has this sample, (regions).
+        size: pixels of the axis.
+    """
 
     place: jax.Array
     inside: jax.Array
@@ -98,7 +108,7 @@ class _Sample(NamedTuple):
 
     @property
     def neighbours(self) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-        """Both pixels beside the sample, with their weights."""
+        """The two pixels beside the sample, with their weights."""
         low = jnp.floor(self.place)
         index, share = cast(low, np.int32), self.place - low
         near, far = jnp.where(self.inside, 1 - share, 0), jnp.where(self.inside, share, 0)
@@ -128,7 +138,7 @@ class _Axis:
         return _Sample(jnp.clip(place, 0, self.size - 1), inside, index < self.counts, self.size)
 
     def mean_weights(self) -> jax.Array:
-        """What each pixel of the axis adds to each bin's mean, (regions, bins, size)."""
+        """Weight of each pixel of the axis in each bin's mean, (regions, bins, size)."""
         start = jnp.zeros((len(self.start), self.bins, self.size), self.bin.dtype)
         total = rolled.fori_loop(
             np.int32(0), self.most, lambda index, weights: weights + self.sample(index).weights(), start
@@ -150,9 +160,10 @@ def non_max_suppression(
     *,
     center_point_box=0,
 ):
-    """Best boxes of each class that do not overlap, as rows `(batch, class, box)`.
+    """The best boxes of each class that do not overlap, as rows `(batch, class, box)`.
 
-    How many there are depends on the values.
+    The number of rows depends on the values, so this operator runs on the host.
+
     https://onnx.ai/onnx/operators/onnx__NonMaxSuppression.html
     """
     limit = 0 if max_output_boxes_per_class is None else scalar(max_output_boxes_per_class)
@@ -180,7 +191,7 @@ def _corners(boxes: np.ndarray, centered: bool) -> tuple[np.ndarray, np.ndarray]
 
 
 def _overlaps(low: np.ndarray, high: np.ndarray, box: int, others: list[int]) -> np.ndarray:
-    """Intersection over union of a box with each of `others`; 0 for boxes without area."""
+    """Intersection over union of a box and each of `others`; 0 for boxes without area."""
     common = np.prod(
         np.maximum(np.minimum(high[box], high[others]) - np.maximum(low[box], low[others]), 0), axis=-1
     )

@@ -1,4 +1,4 @@
-"""Optionals, resolved while tracing: an optional is its value, or None."""
+"""Optionals, which exist only while tracing: an optional is its value, or None."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def optional_has_element(input: GraphValue = None) -> GraphValue:
 def optional_get_element(input: GraphValue) -> tuple[GraphValue]:
     """The value in an optional. https://onnx.ai/onnx/operators/onnx__OptionalGetElement.html"""
     if input is None:
-        raise ValueError("the optional is empty")
+        raise ValueError("the optional is empty, so it has no element")
     return (input,)

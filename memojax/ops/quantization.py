@@ -1,4 +1,4 @@
-"""Quantize and dequantize."""
+"""QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def quantize_linear(
     output_dtype: int = 0,
     precision: int = 0,
 ) -> GraphValue:
-    """`round(x / scale) + zero_point`, saturated, a scale per tensor, channel or block.
-    https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"""
+    """`round(x / scale) + zero_point`, saturated, with a scale for each tensor, channel or block.
+
+    https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html
+    """
     dtype = (
         y_zero_point.dtype
         if y_zero_point is not None
@@ -58,8 +60,10 @@ def dequantize_linear(
     block_size: int = 0,
     output_dtype: int = 0,
 ) -> GraphValue:
-    """`(x - zero_point) * scale`, a scale per tensor, channel or block.
-    https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"""
+    """`(x - zero_point) * scale`, with a scale for each tensor, channel or block.
+
+    https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
+    """
     if x_zero_point is not None and jnp.issubdtype(x.dtype, jnp.integer):
         x = cast(x, np.int32) - cast(_spread(x_zero_point, x.shape, axis, block_size), np.int32)
     y = cast(x, np.float32) * cast(_spread(x_scale, x.shape, axis, block_size), np.float32)
@@ -74,15 +78,17 @@ def _spread(values: GraphValue, shape: Shape, axis: int, block_size: int) -> Gra
     if values.ndim == 1 and not block_size:
         return nx.reshape(values, [-1 if i == axis else 1 for i in range(len(shape))])
     if not block_size:
-        raise ValueError(f"a scale of shape {list(values.shape)} needs a block_size")
+        raise ValueError(f"a scale of shape {list(values.shape)} needs the attribute block_size")
     spread = nx.repeat(values, block_size, axis=axis)
     return spread[tuple(slice(shape[i]) if i == axis else slice(None) for i in range(len(shape)))]
 
 
 @op("DynamicQuantizeLinear", since=11)
 def dynamic_quantize_linear(x: GraphValue) -> tuple[GraphValue, GraphValue, GraphValue]:
-    """uint8 with the scale and zero point of the input's own range.
-    https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html"""
+    """Quantize to uint8 with the scale and zero point of the input's own range, which are outputs as well.
+
+    https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html
+    """
     low, high = nx.minimum(nx.min(x), np.float32(0)), nx.maximum(nx.max(x), np.float32(0))
     scale = nx.where(high == low, np.float32(1), (high - low) / np.float32(255))
     zero = nx.rint(nx.clip(-low / scale, 0.0, 255.0))

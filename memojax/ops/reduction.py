@@ -45,7 +45,7 @@ def _limit(dtype: np.dtype, side: str) -> Any:
 
 
 def _in_float(function: Callable[[Any, Shape, bool], Any]) -> Callable[[Any, Shape, bool], Any]:
-    """Compute in float32 for the half types and in float64 for integers."""
+    """`function`, computed in float32 for half precision and in float64 for integers."""
 
     def wrapped(x: Any, axes: Shape, keepdims: bool) -> Any:
         if x.dtype in (np.float32, np.float64):
@@ -57,8 +57,7 @@ def _in_float(function: Callable[[Any, Shape, bool], Any]) -> Callable[[Any, Sha
 
 
 def _register(op_type: str, reduce: Callable[[Any, Shape, bool], Any], input_since: int) -> None:
-    """`reduce(x, axes, keepdims)` as the versions with an attribute `axes` and, from `input_since` on, with
-    an input."""
+    """Register `reduce(x, axes, keepdims)`: `axes` is an attribute, and from `input_since` on an input."""
 
     @op(op_type, until=input_since)
     def by_attribute(data, *, axes=(), keepdims=1):

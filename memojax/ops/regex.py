@@ -1,8 +1,8 @@
-"""Regular expressions that a file brings along: none may take longer than its text is long.
+"""Match regular expressions from a file, which nobody trusts, in bounded time.
 
-With google-re2 installed (`pip install memojax[regex]`) every pattern runs in linear time. Python's `re` goes
-back and tries again, some patterns for ever; without google-re2 it gets those alone whose tries can be
-counted beforehand, and are few.
+With google-re2 installed (`pip install memojax[regex]`) every pattern runs in linear time. Python's `re`
+backtracks, for some patterns without end. So without google-re2, a pattern runs only if the number of its
+tries can be counted beforehand, and is small.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from ..errors import LoweringError, MissingPackageError
 from ..xla.limits import PATTERN
 
 _LONGEST = 10_000
-"""Characters of a pattern; parsing takes longer than linear time for some."""
+"""Characters that a pattern may have; parsing takes more than linear time for some patterns."""
 
 _MANY = 1 << 62
-"""A number of tries at which counting stops."""
+"""The number of tries at which counting stops."""
 
 
 def full_match(pattern: str) -> Callable[[str], bool]:
-    """Whether a whole text matches `pattern`, as a function.
+    """A function that tells whether a whole text matches `pattern`.
 
     Raises:
-        LoweringError: no regular expression.
-        MissingPackageError: from the function, if `re` could take too long for a text.
+        LoweringError: `pattern` is not a regular expression, or is too long.
+        MissingPackageError: (from the function) Python's `re` could take too long for a text.
     """
     if len(pattern) > _LONGEST:
         raise LoweringError(
-            f"a regular expression of {len(pattern):,} characters; at most {_LONGEST:,} are taken"
+            f"a regular expression of {len(pattern):,} characters is too long: it may have {_LONGEST:,}"
         )
     re2 = _re2()
     if re2 is not None:
@@ -40,12 +40,12 @@ def full_match(pattern: str) -> Callable[[str], bool]:
         try:
             compiled = re2.compile(pattern, options)
         except re2.error as cause:
-            raise LoweringError(f"{pattern!r} is no regular expression for RE2: {cause}") from cause
+            raise LoweringError(f"{pattern!r} is not a regular expression of RE2: {cause}") from cause
         return lambda text: compiled.fullmatch(text) is not None
     try:
         parsed, compiled = _parser.parse(pattern), re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as cause:
-        raise LoweringError(f"{pattern!r} is no regular expression: {cause}") from cause
+        raise LoweringError(f"{pattern!r} is not a regular expression: {cause}") from cause
 
     def match(text: str) -> bool:
         steps = tries(parsed, len(text)) * (len(text) + 1)
@@ -61,7 +61,7 @@ def full_match(pattern: str) -> Callable[[str], bool]:
 
 
 def tries(parsed: Any, length: int) -> int:
-    """At most how many ways there are to match a parsed pattern against a text of so many characters."""
+    """An upper bound of the ways to match a parsed pattern against a text of `length` characters."""
     ways = 1
     for kind, argument in parsed:
         ways = min(ways * _tries_of(kind, argument, length), _MANY)
@@ -80,11 +80,11 @@ def _tries_of(kind: Any, argument: Any, length: int) -> int:
             least, most, inner = argument
             return _repeated(tries(inner, length), least, min(most, max(length, least)))
         case _:
-            return _MANY  # what looks around or back, which RE2 does not have either
+            return _MANY  # lookarounds and back references, which RE2 does not have either
 
 
 def _repeated(ways: int, least: int, most: int) -> int:
-    """Ways of between `least` and `most` repetitions of what has `ways`."""
+    """Ways to match between `least` and `most` repetitions of a part that has `ways`."""
     if ways == 1:
         return most - least + 1
     if most.bit_length() > 6 or ways.bit_length() * most > 62:

@@ -1,13 +1,19 @@
-"""Which function lowers which operator: half-open version ranges, one decorator above each function.
+"""The registry of operators: one decorator above each function, with a half-open range of versions.
 
 An operator is a plain function. Its positional parameters are the ONNX inputs (absent optional ones are
-None), its keyword-only parameters the ONNX attributes with the spec's defaults; a subgraph attribute arrives
-as a callable `Body`. Seven keyword-only names are filled in by the caller instead: `n_outputs` (how many
-outputs the node lists), `key` (a JAX PRNG key of its own), `opset`, `output_names`, `recompute` (the value of
-another name in the graph if some had other values), `trips` (a `Trips`, which counts how often loops go
-round), and `in_range` (whether the values of the input at a position are known to lie between two bounds,
-both included; where they are not, `checked=True` looks at them, unless the call says `checked=False`); an
-attribute of such a name comes first. It returns an array, or a tuple with one value per output.
+None), and its keyword-only parameters are the ONNX attributes with ONNX's defaults. A subgraph is a callable
+`Body`. The function returns an array, or a tuple with one value for each output.
+
+The caller fills in seven keyword-only names, unless the node has an attribute of the same name:
+
+- `n_outputs`: the number of outputs that the node lists
+- `key`: a JAX PRNG key for this node
+- `opset`: the version of the node's domain
+- `output_names`: the names of its outputs
+- `recompute`: a function that gives the value of another name in the graph if some names had other values
+- `trips`: a `Trips`, which counts the trips of loops
+- `in_range`: a function that tells whether the values of the input at a position are known to lie between two
+  bounds, both included. If not, `checked=True` of a call checks them, unless `in_range` gets `checked=False`
 """
 
 from __future__ import annotations
@@ -27,7 +33,10 @@ INJECTED = frozenset({"n_outputs", "key", "opset", "output_names", "recompute", 
 
 @dataclass(frozen=True)
 class OpDef:
-    """One operator over a range of opset versions: `since <= opset < until` (no `until`: still current)."""
+    """One operator over a range of versions, `since <= opset < until`; without `until` it is current.
+
+    See `op` for the fields.
+    """
 
     domain: str
     op_type: str
@@ -47,15 +56,15 @@ class OpDef:
     static_if: Callable[[Any], bool] | None = None
 
     def draws(self, node: Any) -> bool:
-        """Whether a node of this operator draws random numbers, so that it gets a `key` (otherwise `key` is
-        None)."""
+        """Whether a node of this operator draws random numbers; if not, its `key` is None."""
         return "key" in self.injected and (self.random_if is None or self.random_if(node))
 
     def covers(self, opset: int) -> bool:
+        """Whether `opset` is in the range."""
         return self.since <= opset and (self.until is None or opset < self.until)
 
     def static_positions(self, node: Any) -> tuple[int, ...]:
-        """Which of a node's inputs must be known while tracing."""
+        """Positions of a node's inputs that must be known while tracing."""
         if self.host:
             return self.host_positions(node)
         if not self.static or (self.static_if is not None and not self.static_if(node)):
@@ -63,11 +72,11 @@ class OpDef:
         return tuple(i for i in range(len(node.inputs)) if self.input_name(i) in self.static)
 
     def host_positions(self, node: Any) -> tuple[int, ...]:
-        """Which of a node's inputs, if they depend on data, make it run on the host."""
+        """Positions of a node's inputs that make it run on the host if they depend on data."""
         return tuple(i for i, name in enumerate(node.inputs) if name and self.input_name(i) in self.host)
 
     def input_name(self, position: int) -> str:
-        """Parameter name of an input."""
+        """The parameter name of an input."""
         return self.positional[min(position, len(self.positional) - 1)] if self.positional else "*"
 
     def call(
@@ -76,19 +85,19 @@ class OpDef:
         """Lower one node.
 
         Raises:
-            LoweringError: an attribute or a number of inputs that this version of the operator does not have.
+            LoweringError: this version of the operator does not have an attribute, or so many inputs.
         """
         if self.fn is None:
             raise LoweringError(self.reason)
         given = {name: value for name, value in attributes.items() if not name.startswith("__")}
         if unknown := given.keys() - self.attributes - self.injected:
             raise LoweringError(
-                f"attribute {min(unknown)!r} is not one of {self.op_type}'s: "
-                f"{', '.join(sorted(self.attributes))}"
+                f"{self.op_type} has no attribute {min(unknown)!r}; its attributes are "
+                f"{', '.join(sorted(self.attributes)) or 'none'}"
             )
         if len(inputs) > len(self.positional) and not self.variadic:
             raise LoweringError(
-                f"{len(inputs)} inputs given, {self.op_type} takes at most {len(self.positional)}"
+                f"{len(inputs)} inputs are given, but {self.op_type} takes at most {len(self.positional)}"
             )
         result = self.fn(*inputs, **{name: context[name] for name in self.injected - given.keys()}, **given)
         return result if isinstance(result, tuple) else (result,)
@@ -109,13 +118,20 @@ def op(
     static_if: Callable[[Any], bool] | None = None,
     host: Iterable[str] = (),
 ) -> Callable[[Function], Function]:
-    """Register the function below as `op_type` for `since <= opset < until`; several may be stacked.
+    """Register the function below as `op_type` for `since <= opset < until`; decorators may be stacked.
 
-    `static` names the inputs that must be known while tracing; `shape_only` says that the inputs' values do
-    not matter; `host` names the inputs whose values no XLA executable can take (they decide the output's
-    shape, or are strings), so that the function runs on the host, on NumPy arrays, where they depend on data;
-    `random_if` tells from a node whether it draws random numbers, for an operator that takes a `key` and does
-    so only at times; `static_if` tells from a node whether `static` holds for it.
+    Args:
+        op_type: ONNX's name of the operator.
+        since: the first version that the function implements.
+        until: the first version that it does not implement; None if it is current.
+        domain: the operator's domain, "" for ONNX's own.
+        static: inputs that must be known while tracing.
+        shape_only: whether the result depends on shapes and dtypes of the inputs only, and not on values.
+        random_if: tells whether a node draws random numbers, for an operator that takes a `key` but does not
+            always need it.
+        static_if: tells whether `static` applies to a node.
+        host: inputs whose values no XLA executable can take, since they decide the output's shape or are
+            strings. If they depend on data, the function runs on the host, on NumPy arrays.
 
     >>> @memojax.ops.register("Snake", domain="my.example", since=1)
     ... def snake(x, *, alpha=1.0):
@@ -125,7 +141,7 @@ def op(
     >>> memojax.ops.registry.remove("my.example", "Snake")
 
     Raises:
-        ValueError: the range overlaps one that is registered, or `static` names no input.
+        ValueError: the range overlaps a registered one, or `static` or `host` names no input.
     """
 
     def register(fn: Function) -> Function:
@@ -137,7 +153,7 @@ def op(
         )
         keywords = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         if unknown := {*static, *host} - set(positional):
-            raise ValueError(f"{op_type}: static= or host={unknown} names no input of {fn.__name__}")
+            raise ValueError(f"{op_type}: static= or host= names no input of {fn.__name__}: {min(unknown)!r}")
         add(
             OpDef(
                 domain,
@@ -165,7 +181,7 @@ def op(
 def elementwise(
     functions: Mapping[str, Callable[..., Any]], since: int = 1, until: int | None = None, *, domain: str = ""
 ) -> None:
-    """Register operators without attributes, a row each: ONNX name -> function of arrays."""
+    """Register operators without attributes: ONNX's name -> function of arrays."""
     for op_type, fn in functions.items():
         variadic = OpDef(domain, op_type, since, until, fn, positional=("inputs",), variadic=True)
         add(variadic)
@@ -174,7 +190,7 @@ def elementwise(
 def unsupported(
     op_type: str, reason: str, since: int = 1, until: int | None = None, *, domain: str = ""
 ) -> None:
-    """Record why an operator is refused; the reason is shown when a model uses it."""
+    """Refuse an operator, with the reason to show when a model uses it."""
     add(OpDef(domain, op_type, since, until, None, origin="no", reason=reason))
 
 
@@ -187,30 +203,31 @@ def add(definition: OpDef) -> None:
     known = _ops.setdefault((definition.domain, definition.op_type), [])
     end = definition.until or 1 << 30
     if definition.since >= end:
-        raise ValueError(f"{definition.op_type}: empty range {definition.since}..{definition.until}")
+        raise ValueError(
+            f"{definition.op_type}: the range from {definition.since} to {definition.until} is empty"
+        )
     for other in known:
         if definition.since < (other.until or 1 << 30) and other.since < end:
             raise ValueError(
-                f"{definition.domain or 'ai.onnx'}.{definition.op_type}: versions "
-                f"{definition.since}..{definition.until} overlap "
-                f"the registered {other.since}..{other.until}"
+                f"{definition.domain or 'ai.onnx'}.{definition.op_type}: versions {definition.since} to "
+                f"{definition.until} overlap the registered {other.since} to {other.until}: call remove first"
             )
     known.append(definition)
 
 
 def lookup(domain: str, op_type: str, opset: int) -> OpDef | None:
-    """The definition in force at `opset`, or None."""
+    """The definition at `opset`, or None."""
     return next(
         (definition for definition in _ops.get((domain, op_type), ()) if definition.covers(opset)), None
     )
 
 
 def definitions() -> Iterator[OpDef]:
-    """Everything registered, in order of registration."""
+    """All definitions, in order of registration."""
     for known in _ops.values():
         yield from known
 
 
 def remove(domain: str, op_type: str) -> None:
-    """Forget all versions of an operator (for tests, and to replace one of ours by your own)."""
+    """Remove all versions of an operator, for tests, or to replace an operator of memojax by your own."""
     _ops.pop((domain, op_type), None)

@@ -1,4 +1,4 @@
-"""Which operator each node of a graph is: looked up once, and handed to every pass over the graph."""
+"""The operators of a graph's nodes, looked up once and shared by all passes over the graph."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .registry import OpDef, lookup
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A node's operator, and what it says about this node.
+    """The operator of one node, and its answers for this node.
 
     Attributes:
-        definition: what lowers it; None where the specification's function body has to.
-        static: places of the inputs that must be known while tracing.
-        host: places of the inputs that make it run on the host where they depend on data.
-        draws: whether it, or a node in its subgraphs, draws random numbers.
-        loops: whether there is a `Loop` in its subgraphs.
-        attributes: attributes that the operator takes.
+        definition: the operator's definition; None if ONNX's function body is used instead.
+        static: positions of the inputs that must be known while tracing.
+        host: positions of the inputs that make the node run on the host if they depend on data.
+        draws: whether the node, or a node in its subgraphs, draws random numbers.
+        loops: whether there is a `Loop` in the node's subgraphs.
+        attributes: the node's attributes, by name.
     """
 
     definition: OpDef | None
@@ -32,22 +32,26 @@ class Call:
 
 
 class Operators:
-    """The operators of a graph's nodes, subgraphs included; a node is known by its identity, and kept
-    alive."""
+    """The operators of the nodes of a graph and its subgraphs.
+
+    Nodes are told apart by identity, so this object keeps them alive.
+    """
 
     def __init__(self) -> None:
         self._calls: dict[int, tuple[Node, Call]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles (and copies) empty: identities mean nothing elsewhere, and operators may be functions
-        without a name."""
+        """Pickle and copy as an empty object.
+
+        Identities of nodes have no meaning in a copy, and an operator may be a function without a name.
+        """
         return Operators, ()
 
     def of(self, node: Node) -> Call:
-        """What `node` calls.
+        """The operator of `node`.
 
         Raises:
-            LoweringError: its attributes are such that its operator cannot say.
+            LoweringError: the operator cannot read the node's attributes.
         """
         found = self._calls.get(id(node))
         if found is None:
@@ -55,7 +59,7 @@ class Operators:
         return found[1]
 
     def look_up(self, node: Node) -> Call:
-        """The same for a node that is made anew for each trace, and that is not worth remembering."""
+        """The operator of a node that is not remembered, such as one made anew for each trace."""
         definition = lookup(node.domain, node.op_type, node.opset)
         draws = any(self.draw(body) for body in node.bodies)
         loops = any(self.loop(body) for body in node.bodies)

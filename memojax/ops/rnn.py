@@ -1,8 +1,7 @@
-"""RNN, GRU and LSTM: the inputs of all steps in one product, then a scan over time; no scan for a single
-step.
+"""RNN, GRU and LSTM: one product for the inputs of all steps, then a scan over time (none for a single step).
 
-A step takes a direction (0, or 1 for the second of a bidirectional node), the projected input of one time and
-the states, `(batch, hidden)` each, and returns the new states, the hidden one first.
+A step takes a direction (0, or 1 for the second one of a bidirectional node), the projected input at one
+time, and the states, `(batch, hidden)` each. It returns the new states, the hidden state first.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ._common import is_static, traced
 from .registry import op
 
 _UNROLLED = 4
-"""Up to this many steps are written out: faster for small batches, at some cost in compile time."""
+"""Up to this many steps are unrolled, which is faster for small batches, at some cost in compile time."""
 
 Step = Callable[..., tuple[jax.Array, ...]]
 
@@ -40,7 +39,7 @@ _ACTIVATIONS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
     "tanh": (jnp.tanh, ()),
     "thresholdedrelu": (lambda x, alpha: jnp.where(x > alpha, x, jnp.zeros_like(x)), (1.0,)),
 }
-"""Lower-case name -> function of x, alpha, beta, and the defaults of those of the two that it takes."""
+"""Lower-case name -> (function of x and perhaps alpha and beta, defaults of alpha and beta)."""
 
 
 @op("RNN")
@@ -61,7 +60,7 @@ def rnn(
     layout=0,
     output_sequence=0,
 ):
-    """`h = f(x W + h R + b)`, over time. https://onnx.ai/onnx/operators/onnx__RNN.html"""
+    """`h = f(x W + h R + b)` over time. https://onnx.ai/onnx/operators/onnx__RNN.html"""
     functions = _functions(activations, ("Tanh",), activation_alpha, activation_beta, len(w))
 
     def step(d: int, projected: Any, h: Any) -> tuple[jax.Array, ...]:
@@ -101,8 +100,10 @@ def gru(
     linear_before_reset=0,
     output_sequence=0,
 ):
-    """Gated recurrent unit; `linear_before_reset` resets after the product with R, as Keras and PyTorch do,
-    so that there is one.
+    """Gated recurrent unit.
+
+    With `linear_before_reset`, the reset follows the product with R, as in Keras and PyTorch, so one product
+    is enough.
 
     https://onnx.ai/onnx/operators/onnx__GRU.html
     """
@@ -194,8 +195,7 @@ def lstm_of(
     input_forget: int,
     layout: int,
 ) -> tuple[jax.Array, ...]:
-    """LSTM, its products with W and R given as functions; `sizes` are the number of directions and the hidden
-    size."""
+    """LSTM with functions `by_w` and `by_r` for its products; `sizes` are (directions, hidden size)."""
     functions = _functions(
         activations, ("Sigmoid", "Tanh", "Tanh"), activation_alpha, activation_beta, sizes[0]
     )
@@ -245,11 +245,9 @@ def _run(
         direction
     )
     if reversed_by_direction is None or len(reversed_by_direction) != directions:
-        raise ValueError(
-            f"direction {direction!r} does not fit W, which has weights for {directions} direction(s)"
-        )
+        raise ValueError(f"direction is {direction!r}, but W has weights for {directions} direction(s)")
     if hidden_size not in (None, hidden):
-        raise ValueError(f"hidden_size is {hidden_size}, but R is for {hidden}")
+        raise ValueError(f"hidden_size is {hidden_size}, but R has a hidden size of {hidden}")
     x = jnp.swapaxes(x, 0, 1) if layout else traced(x)
     if lens is not None and is_static(lens) and (lens == x.shape[0]).all():
         lens = None
@@ -274,8 +272,10 @@ def _run(
 def _over_time(
     step: Step, projected: jax.Array, states: tuple[Any, ...], lens: Any, backwards: bool
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Hidden states of all steps, and the last states; sequences shorter than the longest keep theirs, and
-    give zeros."""
+    """Hidden states of all steps, and the last states.
+
+    After the end of a shorter sequence, its states stay as they are, and its hidden states are zeros.
+    """
 
     def advance(states: tuple[Any, ...], now: tuple[Any, Any]) -> tuple[tuple[Any, ...], Any]:
         time, given = now
@@ -303,20 +303,20 @@ def _functions(
     betas: Sequence[float],
     directions: int,
 ) -> list[list[Callable[[Any], Any]]]:
-    """Activations by direction; alphas and betas go in order to those that take them, as in ONNX Runtime.
+    """Activations of each direction; alphas and betas go in order to activations that take them.
 
     Raises:
-        ValueError: an unknown activation, or a wrong number of them.
+        ValueError: an activation is unknown, or there are too few.
     """
     names = names or default * directions
     if len(names) < len(default) * directions:
         raise ValueError(
-            f"activations {list(names)} are not {len(default)} for each of {directions} direction(s)"
+            f"activations has {list(names)}, expected {len(default)} for each of {directions} direction(s)"
         )
     given, found = (iter(alphas), iter(betas)), []
     for name in names[: len(default) * directions]:
         if name.lower() not in _ACTIVATIONS:
-            raise ValueError(f"activation {name!r} is not one of {', '.join(_ACTIVATIONS)}")
+            raise ValueError(f"activation {name!r} is unknown, expected one of {', '.join(_ACTIVATIONS)}")
         function, defaults = _ACTIVATIONS[name.lower()]
         arguments = [next(values, standard) for values, standard in zip(given, defaults, strict=False)]
         found.append(lambda x, function=function, arguments=arguments: function(x, *arguments))
@@ -341,5 +341,5 @@ def _clipped(x: jax.Array, limit: float | None) -> jax.Array:
 
 
 def _joint_bias(b: Any) -> Any:
-    """Input and recurrent bias, added up."""
+    """The sum of input and recurrent bias."""
     return None if b is None else sum(jnp.split(traced(b), 2, axis=1))

@@ -1,4 +1,4 @@
-"""Sequences, resolved while tracing: a sequence is a tuple of arrays, and a position in it is static."""
+"""Sequences, which exist only while tracing: a sequence is a tuple of arrays with static positions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .registry import op
 
 
 def _index(position: GraphValue, end: int) -> int:
-    """A position from 0 up to `end`, which may be given as negative from `end`."""
+    """`position` as a number from 0 to `end`; negative positions count from `end`."""
     index = int(scalar(position))
     if not -end <= index <= end:
-        raise ValueError(f"position {index} is outside of -{end}..{end}")
+        raise ValueError(f"position {index} is out of range: expected -{end} to {end}")
     return index + end if index < 0 else index
 
 
@@ -28,7 +28,7 @@ def sequence_construct(*inputs: GraphValue) -> tuple[GraphValue]:
 
 @op("SequenceEmpty", since=11)
 def sequence_empty(*, dtype: int = 1) -> tuple[GraphValue]:
-    """A sequence of nothing. https://onnx.ai/onnx/operators/onnx__SequenceEmpty.html"""
+    """An empty sequence. https://onnx.ai/onnx/operators/onnx__SequenceEmpty.html"""
     return ((),)
 
 
@@ -48,8 +48,10 @@ def sequence_at(input_sequence: tuple[GraphValue, ...], position: GraphValue) ->
 def sequence_insert(
     input_sequence: tuple[GraphValue, ...], tensor: GraphValue, position: GraphValue = None
 ) -> tuple[GraphValue]:
-    """The sequence with a tensor put before a position, by default at its end.
-    https://onnx.ai/onnx/operators/onnx__SequenceInsert.html"""
+    """The sequence with a tensor inserted before a position, by default at its end.
+
+    https://onnx.ai/onnx/operators/onnx__SequenceInsert.html
+    """
     at = len(input_sequence) if position is None else _index(position, len(input_sequence))
     return ((*input_sequence[:at], tensor, *input_sequence[at:]),)
 
@@ -57,10 +59,12 @@ def sequence_insert(
 @op("SequenceErase", since=11, static=("position",))
 def sequence_erase(input_sequence: tuple[GraphValue, ...], position: GraphValue = None) -> tuple[GraphValue]:
     """The sequence without the tensor at a position, by default the last.
-    https://onnx.ai/onnx/operators/onnx__SequenceErase.html"""
+
+    https://onnx.ai/onnx/operators/onnx__SequenceErase.html
+    """
     at = len(input_sequence) - 1 if position is None else _index(position, len(input_sequence))
     if at >= len(input_sequence) or at < 0:
-        raise ValueError(f"nothing to erase at position {at} of a sequence of {len(input_sequence)}")
+        raise ValueError(f"position {at} is out of range for a sequence of {len(input_sequence)} tensors")
     return ((*input_sequence[:at], *input_sequence[at + 1 :]),)
 
 
@@ -68,13 +72,13 @@ def sequence_erase(input_sequence: tuple[GraphValue, ...], position: GraphValue 
 def sequence_map(
     input_sequence: tuple[GraphValue, ...], *additional_inputs: GraphValue, body: Any
 ) -> tuple[GraphValue, ...]:
-    """A subgraph on each tensor of the sequence. https://onnx.ai/onnx/operators/onnx__SequenceMap.html
+    """Apply a subgraph to each tensor of the sequence. https://onnx.ai/onnx/operators/onnx__SequenceMap.html
 
-    Additional sequences are walked in step, additional tensors are given to each call whole.
+    Each call gets the next tensor of additional sequences, and the whole of additional tensors.
     """
     lengths = {len(value) for value in (input_sequence, *additional_inputs) if isinstance(value, tuple)}
     if len(lengths) > 1:
-        raise ValueError(f"the sequences have {sorted(lengths)} tensors; all must have as many")
+        raise ValueError(f"the sequences have {sorted(lengths)} tensors, expected the same number in each")
     rest = [
         value if isinstance(value, tuple) else (value,) * len(input_sequence) for value in additional_inputs
     ]
@@ -85,9 +89,11 @@ def sequence_map(
 @op("ConcatFromSequence", since=11)
 def concat_from_sequence(input_sequence: Sequence[GraphValue], *, axis: int, new_axis: int = 0) -> GraphValue:
     """The tensors joined along an axis, or along a new one.
-    https://onnx.ai/onnx/operators/onnx__ConcatFromSequence.html"""
+
+    https://onnx.ai/onnx/operators/onnx__ConcatFromSequence.html
+    """
     if not input_sequence:
-        raise ValueError("an empty sequence cannot be concatenated")
+        raise ValueError("its sequence is empty, so there is nothing to concatenate")
     return (nx.stack if new_axis else nx.concatenate)(list(input_sequence), axis=axis)
 
 
@@ -104,12 +110,12 @@ def split_to_sequence(
     if split is None or np.ndim(split) == 0:
         each = 1 if split is None else int(scalar(split))
         if each < 1:
-            raise ValueError(f"split is {each}; it must be at least 1")
+            raise ValueError(f"split is {each}, expected at least 1")
         starts = list(range(0, size, each))
     else:
         sizes = ints(split)
         if sum(sizes) != size or min(sizes, default=0) < 0:
-            raise ValueError(f"split {list(sizes)} does not add up to the {size} of axis {axis}")
+            raise ValueError(f"split {list(sizes)} does not add up to the length of axis {axis}, {size}")
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
     pieces = nx.split(input, starts[1:], axis=axis) if starts else []
     if split is None and not keepdims:

@@ -1,5 +1,4 @@
-"""Which values a graph needs while tracing, found by walking back from the inputs that operators declare
-`static`."""
+"""Find the values that a graph needs while tracing, back from the inputs that operators declare `static`."""
 
 from __future__ import annotations
 
@@ -10,18 +9,19 @@ from ..model.graph import Graph, Node
 from .resolve import Operators
 
 PICKING = ("NonZero", "Compress")
-"""Operators that give as many entries as a mask picks; see `lowering.masked`."""
+"""Operators whose output has as many entries as a mask picks; see `lowering.masked`."""
 
 
 def needed_statically(
     graph: Graph, operators: Operators, *, branches: bool = False, masked: bool = False
 ) -> set[str]:
-    """Names (of any value, outer scopes' included) whose values decide a shape somewhere in `graph` or its
-    subgraphs.
+    """Names of the values that decide a shape in `graph` or its subgraphs; they may be of outer scopes.
 
     Args:
-        branches: also those whose values decide which branch of an `If` runs.
-        masked: without what entries are picked by, and how many, since these are kept in place.
+        graph: the graph.
+        operators: its operators.
+        branches: whether to add values that decide which branch of an `If` runs.
+        masked: whether to leave out masks and numbers of picked entries, since entries are kept in place.
     """
     needed: set[str] = set()
     _collect(graph, operators, needed, branches, _kept(graph) if masked else frozenset())
@@ -29,8 +29,7 @@ def needed_statically(
 
 
 def _kept(graph: Graph) -> frozenset[str]:
-    """Values at which the search for what is needed while tracing stops: what masks of data pick, and how
-    many that are."""
+    """Values at which the search stops: entries that masks of data pick, and the numbers of such entries."""
     moving = {value.name for value in graph.inputs}
     picked: set[str] = set()
     for node in graph.all_nodes():
@@ -42,8 +41,7 @@ def _kept(graph: Graph) -> frozenset[str]:
 
 
 def counts_of(graph: Graph) -> set[str]:
-    """Values that are the number of places where a mask holds: the sum of all its elements, cast to
-    numbers."""
+    """Values that are the number of places where a mask holds: its elements, cast to numbers and summed."""
     makers = {made: node for node in graph.all_nodes() for made in node.outputs if made and not node.domain}
     picked = {node.inputs[-1] for node in graph.all_nodes() if node.op_type in PICKING}
     roots = {_behind(makers, name, (*_REGROUPING, "Expand")) for name in picked}
@@ -57,7 +55,7 @@ def counts_of(graph: Graph) -> set[str]:
 
 
 def mask_of_count(makers: Mapping[str, Node], node: Node) -> str | None:
-    """Of a ReduceSum over a mask that was cast to numbers, the mask; None for another one."""
+    """The mask whose places a ReduceSum counts; None if the ReduceSum sums other values."""
     cast = makers.get(_behind(makers, node.inputs[0], _REGROUPING))
     return (
         _behind(makers, cast.inputs[0], _REGROUPING) if cast is not None and cast.op_type == "Cast" else None
@@ -65,14 +63,14 @@ def mask_of_count(makers: Mapping[str, Node], node: Node) -> str | None:
 
 
 def _behind(makers: Mapping[str, Node], name: str, passing: Sequence[str]) -> str:
-    """What a value is before operators in `passing`."""
+    """The value from which `name` comes by operators in `passing`."""
     while (node := makers.get(name)) is not None and node.op_type in passing:
         name = node.inputs[0]
     return name
 
 
 _REGROUPING = ("Reshape", "Flatten", "Identity", "Unsqueeze", "Squeeze")
-"""Operators that keep every element, and so the number of those that hold."""
+"""Operators that keep every element of a mask, and so the number of places where it holds."""
 
 
 def _collect(
@@ -98,17 +96,18 @@ def _collect(
 
 
 def origin_of(graph: Graph, name: str) -> str:
-    """Where a value comes from, for an error message."""
+    """The origin of a value, for an error message."""
     if any(value.name == name for value in graph.inputs):
         return f"the graph input {name!r}"
     for node in graph.all_nodes():
         if name in node.outputs:
-            return f"{name!r}, computed by node {node.name!r} ({node.op_type}) from {', '.join(map(repr, filter(None, node.inputs)))}"
+            inputs = ", ".join(map(repr, filter(None, node.inputs)))
+            return f"{name!r}, computed by node {node.name!r} ({node.op_type}) from {inputs}"
     return f"{name!r}"
 
 
 def inputs_behind(graph: Graph, name: str) -> list[str]:
-    """The graph inputs that a value (of any scope) is computed from, in the file's order."""
+    """The graph inputs from which a value of any scope is computed, in the file's order."""
     makers = {made: node for node in graph.all_nodes() for made in node.outputs if made}
     seen, waiting = {name}, [name]
     while waiting:
@@ -120,6 +119,6 @@ def inputs_behind(graph: Graph, name: str) -> list[str]:
 
 
 def has_function_body(node: Node) -> bool:
-    """Whether the spec defines the node's operator by other operators."""
+    """Whether ONNX defines the node's operator by other operators."""
     schema = schema_of(node)
     return schema is not None and (schema.has_function or schema.has_context_dependent_function)

@@ -1,4 +1,4 @@
-"""Strings: NumPy object arrays, on the host; XLA has no strings."""
+"""Operators on strings, which run on the host: XLA has no strings, and NumPy holds them as object arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _strings(items: list[str], shape: tuple[int, ...]) -> np.ndarray:
 
 @op("StringConcat", since=20, host=("X", "Y"))
 def string_concat(X: GraphValue, Y: GraphValue) -> GraphValue:
-    """Strings joined pairwise, with broadcasting. https://onnx.ai/onnx/operators/onnx__StringConcat.html"""
+    """Join strings pairwise, with broadcasting. https://onnx.ai/onnx/operators/onnx__StringConcat.html"""
     return np.asarray(np.add(X, Y), object)
 
 
@@ -26,7 +26,7 @@ def string_concat(X: GraphValue, Y: GraphValue) -> GraphValue:
 def string_split(
     X: GraphValue, *, delimiter: str | None = None, maxsplit: int | None = None
 ) -> tuple[GraphValue, GraphValue]:
-    """Pieces of each string along a new last axis, padded with "", and how many there are.
+    """Pieces of each string along a new last axis, padded with "", and the number of pieces.
 
     https://onnx.ai/onnx/operators/onnx__StringSplit.html
     """
@@ -46,8 +46,8 @@ def string_split(
 def regex_full_match(X: GraphValue, *, pattern: str) -> GraphValue:
     """Whether the whole string matches. https://onnx.ai/onnx/operators/onnx__RegexFullMatch.html
 
-    By google-re2 where it is installed, else by Python's `re`, for patterns that cannot take long there; they
-    mean the same to both but for rare escapes.
+    google-re2 matches if it is installed, otherwise Python's `re`, if the pattern cannot take long there.
+    Patterns mean the same to both, except for rare escapes.
     """
     matches = full_match(pattern)
     return np.array([matches(text) for text in X.ravel()], bool).reshape(X.shape)
@@ -62,13 +62,12 @@ def string_normalizer(
     stopwords: tuple[str, ...] = (),
     locale: str | None = None,
 ) -> GraphValue:
-    """Strings without the stop words, in lower or upper case.
-    https://onnx.ai/onnx/operators/onnx__StringNormalizer.html
+    """Strings without the stop words, in lower or upper case; case follows Unicode, whatever `locale` is.
 
-    Case follows Unicode, whatever `locale` is.
+    https://onnx.ai/onnx/operators/onnx__StringNormalizer.html
     """
     if X.ndim > 2 or (X.ndim == 2 and X.shape[0] != 1):
-        raise ValueError(f"shape {list(X.shape)} is neither [C] nor [1, C]")
+        raise ValueError(f"its input has shape {list(X.shape)}, expected [C] or [1, C]")
     change = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}[case_change_action]
     fold = str if is_case_sensitive else str.lower
     stop = set(map(fold, stopwords))

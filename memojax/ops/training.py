@@ -23,7 +23,7 @@ def adagrad(
     epsilon: float = 1e-6,
     norm_coefficient: float = 0.0,
 ) -> tuple[GraphValue, ...]:
-    """One Adagrad step: tensors, gradients, squared sums in; tensors, squared sums out.
+    """One Adagrad step, from tensors, gradients and squared sums to new tensors and squared sums.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Adagrad.html
     """
@@ -48,7 +48,7 @@ def adam(
     norm_coefficient: float = 0.0,
     norm_coefficient_post: float = 0.0,
 ) -> tuple[GraphValue, ...]:
-    """One Adam step: tensors, gradients, first and second moments in; tensors and moments out.
+    """One Adam step, from tensors, gradients, first and second moments to new tensors and moments.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Adam.html
     """
@@ -76,8 +76,7 @@ def momentum(
     mode: str,
     norm_coefficient: float,
 ) -> tuple[GraphValue, ...]:
-    """One step of gradient descent with momentum, standard or Nesterov's: tensors, gradients, momenta in;
-    tensors, momenta out.
+    """One step with momentum, standard or Nesterov's, from tensors, gradients and momenta to new ones.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Momentum.html
     """
@@ -99,8 +98,7 @@ def gradient(
     zs: Sequence[str] = (),
     recompute: Callable[..., GraphValue],
 ) -> tuple[GraphValue, ...]:
-    """Derivatives of the value named `y` with respect to those named `xs`, at `inputs`; `zs` are held
-    constant.
+    """Derivatives of the value named `y` by the values named `xs`, at `inputs`; `zs` are held constant.
 
     https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Gradient.html
     """
@@ -114,7 +112,7 @@ def gradient(
 
 
 def _each(step: Callable[..., tuple[Any, ...]], inputs: Sequence[GraphValue], kinds: int) -> tuple[Any, ...]:
-    """`step` for each tensor; `inputs` come grouped by kind, and so do the outputs."""
+    """`step` for each tensor; inputs and outputs are grouped by kind (all tensors, all gradients, ...)."""
     count = len(inputs) // kinds
     results = [step(*inputs[index::count]) for index in range(count)]
     return tuple(value for kind in zip(*results, strict=True) for value in kind)

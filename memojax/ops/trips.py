@@ -1,7 +1,7 @@
-"""How often loops whose end depends on data go round: counted where they run, so that none goes on for ever.
+"""Count the trips of loops whose end depends on data, so no loop runs for ever.
 
-An XLA executable cannot be interrupted. A loop therefore stops at the limit, and so do all that come after
-it; whoever traced the graph is told, and makes sure that nobody takes what comes out for an answer.
+An XLA executable cannot be interrupted. So a loop stops at the limit, and so do all later loops. The code
+that traced the graph then learns of it, and marks the outputs as invalid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _around: ContextVar[int] = ContextVar("memojax_trips_around", default=1)
 
 @contextlib.contextmanager
 def at_most(count: int | None) -> Iterator[None]:
-    """Trace loops inside with another limit than the environment's."""
+    """Trace the loops inside with another limit than that of the environment."""
     token = _given.set(count)
     try:
         yield
@@ -37,9 +37,9 @@ def most() -> int:
 
 
 class Trips:
-    """The trips of one run so far: `used` is None where no loop was met, else a traced int32.
+    """The trips of one run so far: `used` is None before the first loop, and then a traced int32.
 
-    It is set within the bodies of XLA's loops too, where it has to be carried like any other state.
+    Bodies of XLA's loops set it too, so a loop must carry it like any other state.
     """
 
     def __init__(self) -> None:
@@ -51,8 +51,7 @@ class Trips:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """The count as it was, if what is traced inside fails: it may hold a tracer of a loop that is given
-        up."""
+        """Restore the count if the trace inside fails: it may hold a tracer of a loop that is given up."""
         before = self.used
         try:
             yield
@@ -62,8 +61,7 @@ class Trips:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Count anew inside, and forget it: what is traced there is never run, or is counted by the
-        caller."""
+        """Count anew inside, and forget that count: the trace there never runs, or the caller counts it."""
         before, self.used = self.used, None
         try:
             yield
@@ -73,10 +71,10 @@ class Trips:
 
 @contextlib.contextmanager
 def nested(trips: int) -> Iterator[None]:
-    """Trace the body of a loop of so many trips, which is known beforehand.
+    """Trace the body of a loop whose number of trips is known.
 
     Raises:
-        LimitError: the trips of loops in loops multiply to more than the limit.
+        LimitError: the trips of nested loops multiply to more than the limit.
     """
     count = _around.get() * max(trips, 1)
     TRIPS.check(count, "this loop", most())

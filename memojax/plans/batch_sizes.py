@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias
 
+from .._argument_checks import as_count
 from ..errors import BatchSizeError
 
 Bucketing: TypeAlias = Literal["exact", "pow2"] | Iterable[int] | Callable[[int], int]
@@ -61,6 +62,4 @@ def checked_size(size: int) -> int:
     Raises:
         BatchSizeError: `size` is not a positive whole number.
     """
-    if isinstance(size, bool) or not hasattr(size, "__index__") or (number := size.__index__()) < 1:
-        raise BatchSizeError(f"a batch size is a positive whole number, got {size!r}")
-    return number
+    return as_count("a batch size", size, BatchSizeError)

@@ -1,5 +1,4 @@
-"""Take computation that depends on weights alone out of a traced function, so it runs once per load and not
-once per call.
+"""Take computation on weights alone out of a traced function: it runs once per load, not once per call.
 
 `Hoister.split` divides a jaxpr in two. `Node`s describe values made of weights, such as a transposed kernel;
 they are evaluated once and shared by all batch sizes. The `Residual` holds the steps that remain for each
@@ -60,28 +59,28 @@ class Step:
     avals: tuple[Any, ...]
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
-        """Evaluate or trace it."""
+        """The outputs for `inputs`, evaluated, or traced where an input is a tracer."""
         given = self.primitive.get_bind_params(self.params)
         functions, params = given if isinstance(given, tuple) else ((), given)  # a pair before JAX 0.9
         outputs = self.primitive.bind(*functions, *inputs, **params)
         return list(outputs) if self.primitive.multiple_results else [outputs]
 
     def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        """Evaluate it by NumPy.
+        """The outputs for `inputs`, evaluated by NumPy.
 
         Raises:
-            NotImplementedError: NumPy is not known to give XLA's numbers.
+            NotImplementedError: NumPy is not known to give XLA's numbers for this primitive.
         """
         return fold(self.primitive.name, self.params, list(inputs), self.avals)
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A value made of weights alone: a weight itself (`step` is None, `index` its position), or output
-    `index` of a step over such values.
+    """A value made of weights alone.
 
-    Steps over literals become nodes if weights are combined with them. Equal computations are one node, so
-    all batch sizes share its value.
+    It is a weight itself (`step` is None and `index` its position), or output `index` of a step over such
+    values. Steps over literals become nodes if weights are combined with them. Equal computations are one
+    node, so all batch sizes share its value.
     """
 
     index: int
@@ -91,10 +90,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Residual:
-    """The work that remains for each call: `residual(leading, inputs)`, where `leading` are the values of
-    `nodes`.
+    """The work that remains for each call: `residual(values of nodes, inputs)`.
 
-    `avals` are the shapes and dtypes of `leading` and `inputs`.
+    Attributes:
+        nodes: the values made of weights that the steps read.
+        steps: the equations that remain, in order.
+        inputs: numbers of the function's arguments other than weights.
+        outputs: numbers of the results, or literals.
+        leading: numbers under which the steps read the values of `nodes`.
+        avals: number -> shape and dtype, for `leading` and `inputs`.
     """
 
     nodes: tuple[Node, ...]
@@ -105,7 +109,8 @@ class Residual:
     avals: Mapping[int, Any] = field(default_factory=dict)
 
     def origin(self) -> str:
-        """A description of `nodes` as computations of the weights, equal in every process."""
+        """A description of `nodes` as computations of the weights, the same in every process."""
+        # An executable from disk or from the compile helper fits only if its arguments are these values.
         places: dict[Node, int] = {}
         words = []
         for node in _behind(self.nodes):
@@ -127,7 +132,7 @@ class Residual:
 
         An output that is an input is copied, so input buffers may be reused.
         """
-        # Values by number: arguments first, then what each step gives.
+        # Values by number: arguments first, then the outputs of each step.
         env = dict(zip((*self.leading, *self.inputs), (*leading, *inputs), strict=True))
         passed = set(env)
         for step in self.steps:
@@ -141,15 +146,17 @@ class Residual:
 
 
 class Hoister:
-    """Splits traced functions of one set of weights; holds the nodes that batch sizes share."""
+    """Splits traced functions of one set of weights, and holds the nodes that batch sizes share."""
 
     leaves: tuple[Any, ...]
 
     def __init__(self, leaves: Sequence[Any], limited: bool = False):
-        """`leaves` are the weights, in the order of the traced function's first arguments.
+        """A hoister without nodes.
 
-        `limited`: the function is made of a file, which may not make more of its weights than
-        `memojax.xla.limits.HOISTED` says.
+        Args:
+            leaves: the weights, in the order of the traced function's first arguments.
+            limited: whether values made of weights are limited to `memojax.xla.limits.HOISTED`; true for a
+                function that comes from a file.
         """
         self.leaves = tuple(leaves)
         self._allowed = HOISTED.allowed + 8 * sum(map(_bytes, leaves)) if limited else None
@@ -160,14 +167,14 @@ class Hoister:
         self._values: weakref.WeakKeyDictionary[Node, weakref.ref[np.ndarray]] = weakref.WeakKeyDictionary()
 
     def split(self, closed: Any) -> Residual:
-        """Split a closed jaxpr whose first arguments are the weights.
+        """Split a closed jaxpr whose first arguments are the weights; the caller holds the tracing lock.
 
-        A step that gives more numbers than it takes (a bias broadcast to the batch) stays in the residual.
-        Hold the tracing lock.
+        A step with more numbers in its outputs than in its inputs, such as a bias broadcast to the batch,
+        stays in the residual.
         """
         jaxpr = closed.jaxpr
         flat = _Flat()
-        # The jaxpr is flattened first: a step inside of a nested jit may depend on weights alone, too.
+        # The jaxpr is flattened first, since a step inside a nested jit may depend on weights alone as well.
         arguments = [flat.number(var.aval) for var in jaxpr.invars]
         outputs = flat.inline(jaxpr, closed.consts, arguments)
         # Known values are made of weights. Free values depend on nothing (iota, a broadcast literal): a node
@@ -184,18 +191,18 @@ class Hoister:
             if all(number in known or number in free for number in numbers) and not any(
                 map(_opaque, step.avals)
             ):
-                # Hoisting pays if the result is not larger than its weights: a larger one costs more to read
+                # Hoisting pays if the result is not larger than its inputs: a larger one costs more to read
                 # than to compute.
                 if 0 < given <= taken:
                     made = self._made(step, known, free)
-                # The step reads no weight at all. It becomes a node only if a hoisted step needs it.
+                # A step that reads no weight becomes a node only if a hoisted step needs it.
                 elif not taken:
                     free.update(dict.fromkeys(step.outputs, step))
             if made is None:
                 kept.append(step)
             else:
                 known.update(zip(step.outputs, made, strict=True))
-        # A node that only other nodes read is no argument: its value is inside of theirs.
+        # A node that only other nodes read is not an argument, because their values contain its value.
         steps, needed = alive(kept, outputs)
         leading = tuple(number for number in known if number in needed)
         return Residual(
@@ -208,7 +215,7 @@ class Hoister:
         )
 
     def values(self, nodes: Iterable[Node]) -> list[np.ndarray]:
-        """Values of `nodes` on the host, remembered for as long as a caller holds them."""
+        """Values of `nodes` on the host; the hoister remembers each for as long as a caller holds it."""
         nodes = list(nodes)
         held = {node: ref() for node in nodes if (ref := self._values.get(node)) is not None}
         missing = [node for node in nodes if held.get(node) is None]
@@ -226,7 +233,7 @@ class Hoister:
         self._values.clear()
 
     def _made(self, step: Step, known: dict[int, Node], free: Mapping[int, Step]) -> tuple[Node, ...] | None:
-        """The nodes of a step over weights and literals; None if no key identifies the step."""
+        """The nodes of a step over weights and literals; None if the step has no key."""
         made: dict[int, Node] = {}
         for needed in (*_free_before(step, known, free), step):
             nodes = self._nodes_of(needed, known, made)
@@ -247,10 +254,10 @@ class Hoister:
             return None
 
     def made_by(self, step: Step, inputs: Sequence[Node | _Literal]) -> tuple[Node, ...]:
-        """The nodes of `step` over `inputs`: the same ones for an equal computation.
+        """The nodes of `step` over `inputs`; an equal computation has the same nodes.
 
         Raises:
-            TypeError: the step cannot be recognised again.
+            TypeError: the parameters of the step have no key.
         """
         # Each batch size traces the same computation again. The key finds its first node, so sizes share the
         # value.
@@ -269,8 +276,7 @@ class Hoister:
 
 
 def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
-    """Values of `nodes`: by NumPy if it knows all steps, else by one small executable on memojax's own
-    client."""
+    """Values of `nodes`, by NumPy if it can evaluate all steps, else by one executable."""
     behind = _behind(nodes)
 
     def values(run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> list[Any]:
@@ -300,9 +306,9 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _behind(nodes: Iterable[Node]) -> list[Node]:
-    """`nodes` and all that they are made of, each after what it is made of; a chain of them may be too long
-    for recursion."""
-    # Depth first with a stack of its own. A node leaves the stack once all its inputs are in `order`.
+    """`nodes` and all nodes behind them, each after its inputs."""
+    # Depth first with a list as the stack, since a chain of nodes may be too long for recursion. A node
+    # leaves the stack once all its inputs are in `order`.
     order: dict[Node, None] = {}
     waiting = list(nodes)[::-1]
     while waiting:
@@ -316,7 +322,7 @@ def _behind(nodes: Iterable[Node]) -> list[Node]:
 
 
 def _free_before(step: Step, known: Mapping[int, Node], free: Mapping[int, Step]) -> list[Step]:
-    """The steps without inputs of their own that `step` needs, in order."""
+    """The steps on literals alone that `step` needs, in order."""
     found: dict[int, Step] = {}
     waiting = [step]
     while waiting:
@@ -330,7 +336,7 @@ def _free_before(step: Step, known: Mapping[int, Node], free: Mapping[int, Step]
 _VIEWS = frozenset(
     {"reshape", "transpose", "squeeze", "expand_dims", "slice", "broadcast_in_dim", "copy", "split"}
 )
-"""Primitives that NumPy answers without another copy."""
+"""Primitives that NumPy evaluates as views; they take no memory of the limit on hoisted values."""
 
 
 def _bytes(value: Any) -> int:
@@ -370,8 +376,7 @@ class _Flat:
 
 
 def flattened(closed: Any) -> tuple[list[int], list[Step], list[Atom]]:
-    """A closed jaxpr's arguments, steps and outputs, numbered from 0 on, with calls of other jaxprs
-    inlined."""
+    """Arguments, steps and outputs of a closed jaxpr, numbered from 0, with calls of other jaxprs inlined."""
     flat = _Flat()
     arguments = [flat.number(var.aval) for var in closed.jaxpr.invars]
     outputs = flat.inline(closed.jaxpr, closed.consts, arguments)
@@ -379,7 +384,7 @@ def flattened(closed: Any) -> tuple[list[int], list[Step], list[Atom]]:
 
 
 def alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, ...], set[int]]:
-    """The steps that the outputs need, and all numbers that they read."""
+    """The steps that the outputs need, and the numbers that these steps and the outputs read."""
     needed = {atom for atom in outputs if isinstance(atom, int)}
     alive = []
     for step in reversed(steps):

@@ -1,8 +1,7 @@
-"""Small policies that were really trained, so that everything can be tried at once; `tests/models/train_*.py`
-made them.
+"""Small trained policies for first trials; `tests/models/train_*.py` made them.
 
-Beside each `NAME.onnx` lies `NAME.json`, its card: the environment, the return that training reached, and the
-roles of inputs and outputs.
+Each `NAME.onnx` has a card, `NAME.json`: the environment, the return that training reached, and the roles of
+inputs and outputs.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 from ..errors import ModelLoadError
 
 DEFAULT = "acrobot_ppo"
-"""What `memojax evaluate` takes when no model is named."""
+"""The policy that `memojax evaluate` uses if no model is named."""
 
 _FOLDER = Path(__file__).parent
 
@@ -38,19 +37,18 @@ def bundled(name: str) -> Path:
     [('obs', [6])]
 
     Raises:
-        ModelLoadError: there is no such policy; the names are listed.
+        ModelLoadError: there is no such policy; the message lists the names.
     """
     path = _FOLDER / f"{name}.onnx"
     if path.name != f"{name}.onnx" or not path.is_file():
         close = difflib.get_close_matches(name, names(), 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ModelLoadError(f"no bundled policy is called {name!r}{hint}: there are {', '.join(names())}")
+        raise ModelLoadError(f"there is no bundled policy {name!r}{hint}: the names are {', '.join(names())}")
     return path
 
 
 def card(name: str) -> dict[str, Any]:
-    """What is recorded about a bundled policy: `env_id`, `mean_return`, `standard_error`,
-    `observation_indices`, ...
+    """The card of a bundled policy: `env_id`, `mean_return`, `standard_error`, `observation_indices`, ...
 
     >>> import memojax
     >>> memojax.policies.card("recurrent_lstm")["env_id"]

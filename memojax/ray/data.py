@@ -11,10 +11,11 @@ from typing import Any, final
 import numpy as np
 
 from .._types import Source
-from ..errors import MissingInputError, OptionError, RowsMixError, UnknownInputError
+from ..errors import MissingInputError, OptionError, RowsMixError
 from ..inferer.memoizing import MemoizingDynamicInferer
 from ..inferer.of_model import InfererOfModel
 from ..lowering.typed_model import TypedModel
+from ..rows.input_checks import check_names
 from .shared import compiles, imported_ray, model_of, pin_assigned, with_plans
 
 Columns = Mapping[str, "str | Sequence[str]"]
@@ -64,10 +65,7 @@ class Predictor:
         self.outputs: dict[str, str] = dict(outputs) if outputs else {name: name for name in results}
         self.keep: bool | Sequence[str] = keep
         self.batch_size: int = batch_size
-        if unknown := [name for name in self.inputs if name not in names]:
-            raise UnknownInputError(unknown, names)
-        if missing := [name for name in names if name not in self.inputs]:
-            raise MissingInputError(missing, list(self.inputs))
+        check_names(names, self.inputs)
         if unknown := [name for name in self.outputs if name not in results]:
             raise OptionError(
                 f"outputs= names {unknown[0]!r}; the model gives {', '.join(map(repr, results))}"

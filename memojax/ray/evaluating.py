@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from .._argument_checks import as_count
 from .._types import Source
 from ..errors import EvaluationError, IncompatibleModelError, RowsMixError, WorkerDiedError
 from ..evaluation.api import DEFAULT_ENVS
 from ..evaluation.api import evaluate as evaluate_here
 from ..evaluation.envs import is_env
 from ..evaluation.merging import merge
-from ..evaluation.options import check_count, check_names
+from ..evaluation.options import check_names
 from ..evaluation.planning import Planning
 from ..evaluation.progress import progress_bar
 from ..evaluation.result import Episode, Evaluation
@@ -94,7 +95,7 @@ def evaluate(
         EvaluationError: as for `memojax.evaluate`; `error.partial` has the parts that were finished.
     """
     ray = imported_ray("memojax.ray.evaluate")
-    count, most = check_count("episodes", episodes), check_count("actors", actors)
+    count, most = as_count("episodes", episodes, EvaluationError), as_count("actors", actors, EvaluationError)
     _check_options(options, env)
     typed = model_of(policy)
     env = typed.metadata.get("env_id") if env is None else env
@@ -237,7 +238,7 @@ def _width(typed: TypedModel, episodes: int, num_envs: int | None) -> int:
             "episodes depend on how they "
             "are dealt out: call memojax.evaluate, or export the noise as an input"
         )
-    wanted = None if num_envs is None else check_count("num_envs", num_envs)
+    wanted = None if num_envs is None else as_count("num_envs", num_envs, EvaluationError)
     mixing = typed.mixing_outputs()
     if mixing and wanted not in (None, 1):
         raise RowsMixError(

@@ -1,1 +1,1 @@
-"""A batch as arrays: states, responses, checks, the scratch pad, and where device arrays run."""
+"""A batch as arrays: states, responses, checks, the scratch pad, and the choice of a device."""

@@ -1,4 +1,4 @@
-"""Whole batches as callers give them, checked against what a model takes: names, kinds of numbers, shapes."""
+"""Check a caller's batch against a model's inputs: names, kinds of numbers, shapes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Array
-from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
+from ..errors import InputError, InputShapeError
 from ..model.signature import TensorSpec
 from ..xla.settings import operator_settings, own_settings
 from .device_choice import DeviceChoice
-from .states import as_dtype, can_cast, check_fits, dtype_message
+from .input_checks import as_dtype, check_fits, check_kind
+from .input_checks import check_names as check_given
 
 
 def check_mapping(inputs: Any) -> None:
-    """See that inputs come by name.
+    """Check that `inputs` is a mapping of names.
 
     Raises:
-        InputError: they do not.
+        InputError: `inputs` is not a mapping.
     """
     if not isinstance(inputs, Mapping):
         raise InputError(
-            f"inputs is {type(inputs).__name__}, expected input name -> array with one row per agent"
+            f"inputs is {type(inputs).__name__}, expected a mapping of input names to arrays with a row for "
+            "each agent"
         )
 
 
 def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tuple[list[np.ndarray], int]:
-    """Inputs as C-contiguous arrays of the model's dtypes, `[n, *element_shape]`, and n; a shared input as
-    one value.
+    """Inputs as C-contiguous arrays `[n, *element_shape]` of the model's dtypes, and n.
+
+    A shared input is one value, without n.
 
     Raises:
-        InputError: an unknown, missing, misshapen or mistyped input.
+        InputError: an input is unknown, missing, or of the wrong shape or dtype.
     """
     check_names(specs, inputs)
     rows = [as_dtype(spec, inputs[spec.name]) for spec in specs]
@@ -45,11 +48,11 @@ def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tupl
 def device_rows(
     specs: Sequence[TensorSpec], inputs: Mapping[str, Any], choice: DeviceChoice
 ) -> tuple[list[jax.Array], int, jax.Device]:
-    """Inputs as arrays on the device that `choice` names, the number of rows, and that device.
+    """Inputs as arrays on the device that `choice` names, the number of rows, and the device.
 
     Raises:
-        InputError: an unknown, missing, misshapen or mistyped input.
-        DeviceError: `jax.Array`s on several devices, where that is refused.
+        InputError: an input is unknown, missing, or of the wrong shape or dtype.
+        DeviceError: `jax.Array`s are on several devices, and `choice` refuses that.
     """
     chosen, device = chosen_device(specs, inputs, choice)
     given = list(chosen.values())
@@ -60,8 +63,8 @@ def device_rows(
             if value.dtype != spec.dtype:
                 value = _cast(spec, value)
             if not isinstance(value, jax.Array):
-                # A copy: the CPU backend may take over the caller's memory, and read it after this call has
-                # returned.
+                # A copy, since the CPU backend may take over the caller's memory, and read it after this
+                # call.
                 value = jax.device_put(np.array(value), device)
             elif value.devices() != {device}:
                 value = jax.device_put(value, device)
@@ -75,8 +78,8 @@ def chosen_device(
     """Inputs by name as NumPy arrays and `jax.Array`s, and the device that `choice` names for them.
 
     Raises:
-        InputError: an unknown or missing input.
-        DeviceError: `jax.Array`s on several devices, where that is refused.
+        InputError: an input is unknown or missing.
+        DeviceError: `jax.Array`s are on several devices, and `choice` refuses that.
     """
     check_names(specs, inputs)
     given = {spec.name: as_jax(inputs[spec.name]) for spec in specs}
@@ -84,23 +87,21 @@ def chosen_device(
 
 
 def _cast(spec: TensorSpec, value: Any) -> np.ndarray:
-    if not can_cast(np.dtype(value.dtype), spec.dtype):
-        raise InputDtypeError(dtype_message(spec, value.dtype))
-    check_fits(spec, value)
-    # By NumPy, even from an accelerator: JAX would compile the cast for each number of rows, and keep it for
-    # good.
+    check_kind(spec.name, value.dtype, spec.dtype)
+    check_fits(spec.name, value, spec.dtype)
+    # By NumPy, even from an accelerator: JAX would compile the cast for each number of rows, and keep it.
     return np.asarray(value).astype(spec.dtype)
 
 
 def on_device(rows: Array, device: jax.Device) -> jax.Array:
-    """`rows` on `device`, in their own dtype whatever the x64 setting."""
+    """`rows` on `device`, in their own dtype, whatever JAX's x64 setting is."""
     # Only 64-bit rows need another setting of x64, which costs 20 us.
     with own_settings() if rows.dtype.itemsize >= 8 else operator_settings():
         return jax.device_put(rows, device)
 
 
 def lives_on_device(given: Any) -> bool:
-    """Whether `given` is a `jax.Array`, or another library's array that JAX can take over."""
+    """Whether `given` is a `jax.Array`, or an array of another library that JAX can read by DLPack."""
     return isinstance(given, jax.Array) or (
         hasattr(given, "__dlpack__") and not isinstance(given, np.ndarray)
     )
@@ -114,10 +115,10 @@ def as_jax(given: Any) -> Any:
 
 
 def shared_value(spec: TensorSpec, given: Any) -> Any:
-    """The one value of a shared input, given once or the same for each agent.
+    """The one value of a shared input, which is given once, or as equal rows.
 
     Raises:
-        InputError: agents give different values.
+        InputError: the rows differ.
     """
     if len(given.shape) == len(spec.shape):
         return given
@@ -127,33 +128,28 @@ def shared_value(spec: TensorSpec, given: Any) -> Any:
         if differs.any():
             row = int(np.argwhere(differs.reshape(len(host), -1).any(1))[0, 0])
             raise InputError(
-                f"input {spec.name!r} is shared by all agents: the file gives it no batch axis, but row "
-                f"{row} differs from row 0. "
-                f"Give it once, {list(spec.shape)}, bind it with constants=, or run agents with different "
-                "values in calls of their own"
+                f"input {spec.name!r} is shared by all agents, since the file gives it no batch axis, but "
+                f"row {row} differs from row 0. Give it once, with shape {list(spec.shape)}, bind it with "
+                "constants=, or run agents with different values in separate calls"
             )
     return np.asarray(given)[0]  # JAX would compile the look-up for each number of rows
 
 
 def check_names(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> None:
-    """See that every input is given, and no other.
+    """Check that every input is given, and no other.
 
     Raises:
-        InputError: it is not, or inputs come without names.
+        InputError: an input is unknown or missing, or `inputs` is not a mapping.
     """
     check_mapping(inputs)
-    names = [spec.name for spec in specs]
-    if unknown := [name for name in inputs if name not in names]:
-        raise UnknownInputError(unknown, names)
-    if missing := [name for name in names if name not in inputs]:
-        raise MissingInputError(missing, inputs)
+    check_given([spec.name for spec in specs], inputs)
 
 
 def check_shapes(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> int:
-    """The number of rows, once every shape fits; symbols take any size. -1 where no input has rows.
+    """Check all shapes, where symbols fit any size; return the number of rows, or -1 if no input has rows.
 
     Raises:
-        InputShapeError: a shape that does not fit, or inputs with different numbers of rows.
+        InputShapeError: a shape does not fit, or inputs have different numbers of rows.
     """
     batched = [(spec, row) for spec, row in zip(specs, rows, strict=True) if not spec.shared]
     if not batched:
@@ -168,7 +164,7 @@ def check_shapes(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> int:
             raise InputShapeError(_shape_message(spec, shape, n, first.name))
         if spec.shared and n == 0:
             raise InputShapeError(
-                f"input {spec.name!r} is shared by all agents: give it once, {list(spec.shape)}"
+                f"input {spec.name!r} is shared by all agents: give it once, with shape {list(spec.shape)}"
             )
     return n
 
@@ -176,11 +172,13 @@ def check_shapes(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> int:
 def _shape_message(spec: TensorSpec, given: Sequence[int], n: int, first: str) -> str:
     wanted = f"[n, {', '.join(map(str, spec.shape))}]" if spec.shape else "[n]"
     if spec.accepts(given[1:]) and len(given) == len(spec.shape) + 1:
-        return f"input {spec.name!r} has {given[0]} rows, but {first!r} has {n}: all inputs need one row per agent"
-    if spec.shared:
         return (
-            f"input {spec.name!r} has shape {list(given)}, expected {list(spec.shape)}, once for all agents"
+            f"input {spec.name!r} has {given[0]} rows, but {first!r} has {n}: give each input one row for "
+            "each agent"
         )
+    shown = f"input {spec.name!r} has shape {list(given)}"
+    if spec.shared:
+        return f"{shown}, expected {list(spec.shape)}, once for all agents"
     if spec.accepts(given):
-        return f"input {spec.name!r} has shape {list(given)}, one agent without a batch axis; expected {wanted}: add one with x[None]"
-    return f"input {spec.name!r} has shape {list(given)}, expected {wanted}, a row per agent"
+        return f"{shown}, one agent without a batch axis; expected {wanted}: add the axis with x[None]"
+    return f"{shown}, expected {wanted}, with a row for each agent"

@@ -16,19 +16,19 @@ log: logging.Logger = logging.getLogger("memojax")
 
 
 class DeviceChoice:
-    """Chooses the device of each call and warns once about arrays that it moves; each inferer has its own.
+    """Chooses the device of each call, and warns once about arrays that it moves; each inferer has its own.
 
-    A call runs where its `jax.Array`s lie: on the device of the first committed array. Committed arrays on
-    other devices are moved there with a warning, or refused if `strict`. NumPy arrays and uncommitted arrays
-    are moved without a warning.
+    A call runs on the device of its first committed `jax.Array`. Committed arrays on other devices are moved
+    there with a warning, or refused if `strict`. NumPy arrays and uncommitted arrays are moved without a
+    warning.
     """
 
     def __init__(self, strict: bool = False, device: jax.Device | None = None):
-        """Choose for one inferer.
+        """The rule of one inferer.
 
         Args:
-        strict: refuse arrays that would be moved, and arrays that do not lie on `device`.
-        device: the accelerator that the inferer was made for, if any.
+            strict: whether to refuse arrays that would be moved, and arrays on another device than `device`.
+            device: the accelerator for which the inferer was made, if any.
         """
         self.strict = strict
         self._device = device
@@ -39,7 +39,7 @@ class DeviceChoice:
 
         Raises:
             InputError: an array is a tracer: JAX cannot call an executable while it traces.
-            DeviceError: strict, and the arrays lie on several devices or not on the requested one.
+            DeviceError: with `strict`, the arrays are on several devices or not on the inferer's.
         """
         arrays = [
             (spec, value) for spec, value in zip(specs, given, strict=True) if isinstance(value, jax.Array)
@@ -47,8 +47,7 @@ class DeviceChoice:
         if traced := [spec.name for spec, value in arrays if isinstance(value, Tracer)]:
             raise InputError(
                 f"input {traced[0]!r} is being traced (jit, vmap, grad, scan), but an inferer runs "
-                "executables: inside, call the function of "
-                "fn, params = memojax.to_jax(policy)"
+                "executables: in a traced function, call fn of fn, params = memojax.to_jax(policy)"
             )
         anchor = next((value for _, value in arrays if is_committed(value)), arrays[0][1])
         device = min(anchor.devices(), key=lambda one: one.id)
@@ -61,9 +60,9 @@ class DeviceChoice:
             self._say(moved, device)
         if self.strict and self._device is not None and device != self._device:
             raise DeviceError(
-                f"input {arrays[0][0].name!r} lies on {_name(device)}, this inferer was made for "
-                f"{_name(self._device)}, and strict=True moves "
-                f"nothing: jax.device_put(x, device) puts it there"
+                f"input {arrays[0][0].name!r} is on {_name(device)}, but this inferer was made for "
+                f"{_name(self._device)}, and strict=True moves nothing: move it with jax.device_put(x, "
+                "device)"
             )
         return device
 
@@ -73,15 +72,14 @@ class DeviceChoice:
         )
         if self.strict:
             raise DeviceError(
-                f"the inputs of a call must lie on one device: this one runs on {_name(device)}, but "
-                f"{listing}, and strict=True moves nothing: "
-                "jax.device_put(x, device) puts them together"
+                f"the inputs of a call must be on one device: this call runs on {_name(device)}, but "
+                f"{listing}, and strict=True moves nothing: move them with jax.device_put(x, device)"
             )
         if not self._warned:
             self._warned = True
             log.warning(
-                "inputs lie on several devices: %s; every call moves them to %s (this warning comes once; "
-                "strict=True refuses)",
+                "inputs are on several devices: %s; every call moves them to %s (this warning comes once; "
+                "strict=True refuses such calls)",
                 listing,
                 _name(device),
             )

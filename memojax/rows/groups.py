@@ -1,4 +1,4 @@
-"""Agents grouped by what must be equal within one call: free dimensions and static inputs."""
+"""Group agents by free dimensions and static inputs, which must be equal within one call."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 from ..errors import InputShapeError
 from ..model.dimension import solve
 from ..model.signature import ModelApi, TensorSpec
-from .states import as_dtype, check_names, gather
+from .input_checks import as_dtype
+from .states import check_state, gather
 
 Group = tuple[list[int], dict[str, np.ndarray]]
 
 
 def grouped(api: ModelApi, agents: Sequence[int], states: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """The agents of each group with their rows, in the order in which groups and agents come.
+    """The agents of each group with their rows; groups and agents keep the order of `agents`.
 
     Raises:
-        InputError: an unknown, missing, misshapen or mistyped input; the agent is named, and no group is
-            given.
+        InputError: an input is unknown, missing, or of the wrong shape or dtype; it names the agent.
     """
     groups: dict[Any, tuple[list[int], list[Mapping[str, Any]]]] = {}
     for agent, state in zip(agents, states, strict=True):
-        check_names(api.inputs, agent, state)
+        check_state(api.inputs, agent, state)
         arrays = {spec.name: as_dtype(spec, state[spec.name]) for spec in api.inputs}
         key = group_key(api, agent, arrays)
         members, kept = groups.setdefault(key, ([], []))
@@ -34,10 +34,10 @@ def grouped(api: ModelApi, agents: Sequence[int], states: Sequence[Mapping[str, 
 
 
 def group_key(api: ModelApi, agent: int, arrays: Mapping[str, np.ndarray]) -> Any:
-    """What agents of one group have in common.
+    """A key of an agent's sizes of free dimensions and values of static inputs, equal within a group.
 
     Raises:
-        InputShapeError: an array that does not fit, or sizes that contradict each other.
+        InputShapeError: an array does not fit, or sizes contradict each other.
     """
     places, values = [], []
     for spec in api.inputs:
@@ -60,10 +60,10 @@ def group_key(api: ModelApi, agent: int, arrays: Mapping[str, np.ndarray]) -> An
 def rows_of_group(
     api: ModelApi, agents: Sequence[int], states: Sequence[Mapping[str, Any]]
 ) -> dict[str, np.ndarray]:
-    """The states of agents that have one key as rows; a shared input has a row for each agent here.
+    """The states of the agents of one group, as rows; a shared input has a row for each agent here.
 
     Raises:
-        InputError: as for `gather`.
+        InputError: an array does not fit, see `gather`.
     """
     first = states[0]
     specs = [_fixed(spec, first[spec.name].shape) for spec in api.inputs]

@@ -1,4 +1,4 @@
-"""Changes of several places at once that survive an interrupt in their middle."""
+"""Change several objects at once, so an interrupt in the middle does no harm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import final
 
 @final
 class Journal:
-    """Notes the last step of a change before doing it, so the next caller finishes a step that an interrupt
-    cut short.
+    """Notes the last step of a change before doing it, so the next caller can finish an interrupted step.
 
     Ctrl-C or a lack of memory can interrupt Python between any two lines. Work that may fail comes before
     `commit`. The owner of a journal calls `finish` before it reads or changes the state that the journal
@@ -22,8 +21,7 @@ class Journal:
         self.owed: Callable[[], None] | None = None
 
     def commit(self, step: Callable[[], None]) -> None:
-        """Do `step`. It must be repeatable: a second run, after an interrupt anywhere in the first, gives the
-        same result."""
+        """Do `step`, which must be repeatable: a run after an interrupted one gives the same result."""
         try:
             self.owed = step
             self.finish()

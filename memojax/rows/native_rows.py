@@ -1,9 +1,8 @@
-"""States gathered into rows by a compiled helper, where it was built; without it NumPy does the same, more
-slowly.
+"""Gather states into rows by a compiled helper, if it was built; otherwise NumPy does the same, more slowly.
 
-The helper reads Python's and NumPy's objects as CPython lays them out. It is used only after each place that
-it reads was compared with what Python says of an array, and not with the free-threaded build, whose objects
-look otherwise.
+The helper reads the memory of Python's and NumPy's objects as CPython lays them out. `_as_expected` compares
+each field that it reads with Python's answer for an array, before the helper is used. The helper does not run
+with the free-threaded build, whose objects have another layout.
 """
 
 from __future__ import annotations
@@ -78,13 +77,13 @@ class Gatherer:
     """Copies the arrays of states into rows, for inputs of fixed shapes."""
 
     def __init__(self, specs: Sequence[TensorSpec], state_type: type[Any]):
-        """For states with just these inputs, in a `dict` or a `state_type`.
+        """A gatherer for states that are a `dict` or a `state_type` with exactly these inputs.
 
         Raises:
-            OSError: there is no compiled helper for such inputs.
+            OSError: there is no compiled helper, or it does not take such inputs.
         """
         if any(not spec.is_fixed or spec.shared or len(spec.shape) > _MOST_RANK for spec in specs):
-            raise OSError("the helper takes inputs of fixed shapes")
+            raise OSError("the helper takes only inputs of fixed shapes")
         self._function = _opened()
         self._kept = [(spec.name, spec.dtype) for spec in specs]
         self._count = len(self._kept)
@@ -97,8 +96,10 @@ class Gatherer:
             field.shape[: field.rank] = spec.shape
 
     def aim(self, rows: Sequence[np.ndarray]) -> Aim:
-        """Where rows `[capacity, *element_shape]` lie, one array for each input, in order; it keeps them
-        alive."""
+        """An `Aim` at rows `[capacity, *element_shape]`, one array for each input; it keeps them alive.
+
+        The arrays must be C-contiguous and have the dtypes of the inputs.
+        """
         for array, (_, dtype) in zip(rows, self._kept, strict=True):
             assert array.dtype == dtype
             assert array.flags.c_contiguous
@@ -111,10 +112,9 @@ class Gatherer:
 
 @final
 class Aim:
-    """Rows that states are copied into. There must be room for them.
+    """Rows into which states are copied; the caller makes sure that there is room.
 
-    All answers are False where a state needs a cast, a check or an error; some of the rows may have been
-    written then.
+    A method returns False if a state needs a cast, a check or an error. Some rows may have been written then.
     """
 
     __slots__ = ("_function", "_kept", "_place")
@@ -127,7 +127,7 @@ class Aim:
         return self._function(self._place, state, -1, at) == 1
 
     def all(self, states: list[Any], first: int = 0) -> bool:
-        """Copy states into the rows from `first` on."""
+        """Copy states into the rows that begin at `first`."""
         return self._function(self._place, states, len(states), first) == 1
 
 
@@ -148,19 +148,19 @@ def _functions() -> tuple[Any, ...]:
 
 @functools.cache
 def _library() -> Any:
-    """The function, or why there is none, as text."""
+    """The compiled function, or the reason why there is none, as text."""
     if os.environ.get("MEMOJAX_KERNELS") == "0":
         return "turned off by MEMOJAX_KERNELS=0"
     if not LIBRARY.is_file():
         return "not built"
     if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
-        return "this Python lays out its objects in another way"
+        return "this Python has another memory layout of objects"
     try:
         function = ctypes.PyDLL(str(LIBRARY)).memojax_gather
     except (OSError, AttributeError) as cause:
         return str(cause)
     if not _as_expected():
-        return "this Python or NumPy lays out its objects in another way"
+        return "this Python or NumPy has another memory layout of objects"
     number = ctypes.c_int64
     function.argtypes = [ctypes.c_void_p, ctypes.py_object, number, number]
     function.restype = number
@@ -175,7 +175,7 @@ def _opened() -> Any:
 
 
 def _as_expected() -> bool:
-    """Whether arrays lie in memory as the helper reads them. All reads stay inside of the objects."""
+    """Whether arrays have the memory layout that the helper reads; all reads stay inside the objects."""
     whole = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     if ctypes.sizeof(_Array) > np.ndarray.__basicsize__:
         return False

@@ -1,4 +1,4 @@
-"""Reusable buffers for a batch: one slot per input and output, rows by agent."""
+"""Reusable buffers for a batch, with a slot for each input and output, and a row for each agent."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from ..model.signature import TensorSpec
 from .journal import Outcome
 
 COPIED_BYTES = 32 * 1024
-"""Up to this size, copying into a buffer (0.5 us plus 50 us/MB) is cheaper than JAX's check of a NumPy array
-(3 us)."""
+"""Up to this size, a copy (0.5 us and 50 us/MB) takes less time than JAX's check of an array (3 us)."""
 
 _ALIGNMENT = 64
-"""Bytes; XLA:CPU takes an aligned NumPy array without a copy."""
+"""Alignment in bytes at which XLA:CPU reads a NumPy array without a copy."""
 
 DEFAULT_CAPACITY = 6
 
@@ -37,8 +36,8 @@ def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
 class ScratchPad:
     """Preallocated rows for a growing batch.
 
-    Inputs are written by `next` and `push`; a model reads and writes a range of rows through a
-    `ScratchPadView` from `chunk`.
+    `next` and `push` write inputs. A model reads and writes a range of rows by a `ScratchPadView` from
+    `chunk`.
 
     >>> pad = memojax.ScratchPad([memojax.TensorSpec("obs", (2,), np.float32)], [])
     >>> pad.next(7)
@@ -53,7 +52,7 @@ class ScratchPad:
     def __init__(
         self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int = DEFAULT_CAPACITY
     ):
-        """Room for `capacity` agents; it doubles when it is exceeded."""
+        """A pad with room for `capacity` agents; its room doubles when it is full."""
         self.input_specs = tuple(inputs)
         self.output_specs = tuple(outputs)
         self.ids: list[int] = []
@@ -71,7 +70,7 @@ class ScratchPad:
 
     @property
     def batch_size(self) -> int:
-        """Number of agents begun."""
+        """The number of agents with a row."""
         return len(self.ids)
 
     def next(self, agent: int) -> None:
@@ -80,8 +79,10 @@ class ScratchPad:
         self.ids.append(agent)
 
     def add(self, agent: int, rows: Iterable[tuple[int, np.ndarray]]) -> None:
-        """Copy an array of the element shape into each (slot, array); the row is there for `agent` once all
-        are copied."""
+        """Begin a row for `agent` with an array of the element shape for each (slot, array).
+
+        If a copy fails, the row is not begun.
+        """
         at = len(self.ids)
         if at == self._room[0]:
             self.reserve(at + 1)
@@ -91,17 +92,18 @@ class ScratchPad:
         self.ids.append(agent)
 
     def push(self, slot: int, data: Any) -> None:
-        """Copy `data` into the row of the agent begun last, for the input at `slot`.
+        """Copy `data` into the latest row, for the input at `slot`.
 
         Raises:
-            InputShapeError: `data` does not have the slot's element shape, or no agent was begun.
+            InputShapeError: `data` does not have the slot's element shape, or there is no row.
         """
         spec = self.input_specs[slot]
         if not self.ids:
             raise InputShapeError(f"there is no row for input {spec.name!r} yet: begin one with next(agent)")
         if np.shape(data) != spec.shape:
             raise InputShapeError(
-                f"input {spec.name!r} takes {list(spec.shape)} per agent, got {list(np.shape(data))}"
+                f"input {spec.name!r} has shape {list(np.shape(data))}, expected {list(spec.shape)}, one "
+                "agent"
             )
         self._room[1][slot][self.batch_size - 1] = data
 
@@ -114,13 +116,13 @@ class ScratchPad:
         return [array[:count] for array in self._room[1]]
 
     def room(self, count: int) -> list[np.ndarray]:
-        """The arrays of all input slots, with room for `count` agents; another list once they have grown."""
+        """The arrays of all input slots, with room for `count` agents; the list is a new one after growth."""
         if count > self._room[0]:
             self.reserve(count)
         return self._room[1]
 
     def reserve(self, count: int) -> None:
-        """Make room for `count` agents in all; existing rows stay."""
+        """Make room for `count` agents in total; existing rows stay."""
         capacity, arrays = self._room
         if count <= capacity:
             return
@@ -133,15 +135,15 @@ class ScratchPad:
         self._room = capacity, grown
 
     def truncate(self, count: int) -> None:
-        """Forget the agents from the `count`-th on."""
+        """Drop all agents but the first `count`."""
         del self.ids[count:]
 
     def clear(self) -> None:
-        """Forget all agents; the memory stays."""
+        """Drop all agents; the memory stays."""
         self.ids.clear()
 
     def emptied(self) -> ScratchPad:
-        """An empty pad that takes over the memory of this one; do not use this one afterwards."""
+        """An empty pad with the memory of this pad, which must not be used afterwards."""
         pad = ScratchPad.__new__(ScratchPad)
         pad.input_specs, pad.output_specs, pad._room, pad.ids = (
             self.input_specs,
@@ -152,7 +154,7 @@ class ScratchPad:
         return pad
 
     def chunk(self, offset: int, size: int) -> ScratchPadView:
-        """A view of `size` agents from `offset` on."""
+        """A view of up to `size` agents, from the agent at `offset`."""
         stop = min(offset + size, self.batch_size)
         inputs = [array[offset:stop] for array in self._room[1]]
         return ScratchPadView(
@@ -163,10 +165,10 @@ class ScratchPad:
 class ScratchPadView:
     """One batch on its way through an inferer: input rows to read, output rows to fill.
 
-    `set_input` and `set_output` give a whole slot without a copy. `input_slot_mut` and `output_slot_mut` give
-    an array to write to, and copy the slot first if its array is read-only. Rows live on the host, or as
-    `jax.Array`s on `device`. The `*_slot` methods always give NumPy arrays; `inputs` and `output` give the
-    arrays as they are.
+    `set_input` and `set_output` set a whole slot without a copy. `input_slot_mut` and `output_slot_mut`
+    return an array to write to, and copy the slot first if its array is read-only. Rows are on the host, or
+    are `jax.Array`s on `device`. The `*_slot` methods always return NumPy arrays; `inputs` and `output`
+    return the arrays as they are.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> rows = [np.zeros((4, 6), np.float32)]
@@ -176,12 +178,12 @@ class ScratchPadView:
     ('logits', (4, 3))
 
     Attributes:
-        ids: the agents of the rows.
-        anonymous: whether the caller named no agents. They are then 0, 1, ..., and new ones are begun
-            automatically.
-        dones: bool[n] or None; True zeroes the state of a row before it runs.
+        ids: the agent of each row.
+        anonymous: whether the caller named no agents. Then they are 0, 1, ..., and wrappers begin new ones by
+            themselves.
+        dones: `bool[n]` or None; True zeroes the hidden state of a row before it runs.
         device: the device of the rows; None is the host.
-        whole: rows of the batch that begins with this view; 0 for a later part of one.
+        whole: the size of the batch that begins with this view; 0 for a later part of a batch.
     """
 
     device: jax.Device | None
@@ -215,7 +217,7 @@ class ScratchPadView:
         device: jax.Device | None = None,
         anonymous: bool | None = None,
     ):
-        """View `size` rows; a wrapper fills the inputs that are None."""
+        """A view of `size` rows; a wrapper fills the inputs that are None."""
         self.input_specs: Sequence[TensorSpec] = input_specs
         self.output_specs: Sequence[TensorSpec] = output_specs
         self._inputs = list(inputs)
@@ -235,12 +237,14 @@ class ScratchPadView:
 
     @property
     def ran(self) -> bool:
-        """Whether the batch has run to its end."""
+        """Whether the batch has run."""
         return self._outcome is not None and self._outcome.counts
 
     def enter(self, driver: object) -> bool:
-        """Note that `driver` is about to run the batch; returns whether it is the outermost driver, which
-        calls `settle`."""
+        """Note that `driver` is about to run the batch; return whether it is the outermost driver.
+
+        The outermost driver calls `settle` or `leave` afterwards.
+        """
         if self._driver is not None and self._driver is not driver:
             return False
         self._followers, self._outcome = [], None
@@ -252,7 +256,7 @@ class ScratchPadView:
         self._driver = None
 
     def follow(self, finish: Callable[[], None]) -> Outcome:
-        """The outcome of the batch; `settle` calls `finish` once the batch has run."""
+        """The outcome of the batch, which is still open; `settle` calls `finish` once the batch has run."""
         if self._outcome is None:
             self._outcome = Outcome()
         self._followers.append(finish)
@@ -269,13 +273,15 @@ class ScratchPadView:
 
     @property
     def inputs(self) -> list[Array]:
-        """Rows of every input slot, on their own device."""
+        """Rows `[n, *element_shape]` of every input, on their own device."""
         return [self._input(slot) if rows is None else rows for slot, rows in enumerate(self._inputs)]
 
     def input_name(self, slot: int) -> str:
+        """The name of an input."""
         return self.input_specs[slot].name
 
     def output_name(self, slot: int) -> str:
+        """The name of an output."""
         return self.output_specs[slot].name
 
     def input_slot(self, slot: int) -> np.ndarray:
@@ -283,7 +289,7 @@ class ScratchPadView:
         return _read_only(self._input(slot))
 
     def input_slot_mut(self, slot: int) -> np.ndarray:
-        """Rows `[n, *element_shape]` of an input, to write."""
+        """Rows `[n, *element_shape]` of an input, to write to."""
         rows = self._inputs[slot] = _writable(self._input(slot))
         return rows
 
@@ -292,7 +298,7 @@ class ScratchPadView:
         return self.ids, self.input_slot(slot)
 
     def input_slot_mut_with_id(self, slot: int) -> tuple[Sequence[int], np.ndarray]:
-        """Agents, and the rows of an input, to write."""
+        """Agents, and the rows of an input, to write to."""
         return self.ids, self.input_slot_mut(slot)
 
     def output_slot(self, slot: int) -> np.ndarray:
@@ -300,7 +306,7 @@ class ScratchPadView:
         return _read_only(self.output(slot))
 
     def output_slot_mut(self, slot: int) -> np.ndarray:
-        """Rows `[n, *element_shape]` of an output, to write."""
+        """Rows `[n, *element_shape]` of an output, to write to."""
         rows = self._outputs[slot] = _writable(self.output(slot))
         return rows
 
@@ -309,11 +315,11 @@ class ScratchPadView:
         return self.ids, self.output_slot(slot)
 
     def output_slot_mut_with_id(self, slot: int) -> tuple[Sequence[int], np.ndarray]:
-        """Agents, and the rows of an output, to write."""
+        """Agents, and the rows of an output, to write to."""
         return self.ids, self.output_slot_mut(slot)
 
     def output(self, slot: int) -> Array:
-        """Rows `[n, *element_shape]` of an output, on their own device; zeros if it was never set."""
+        """Rows `[n, *element_shape]` of an output, on their own device; zeros if they were never set."""
         rows = self._outputs[slot]
         if rows is None:
             spec = self.output_specs[slot]
@@ -321,7 +327,7 @@ class ScratchPadView:
         return rows
 
     def set_input(self, slot: int, rows: Array) -> None:
-        """Give the rows of an input without copying them.
+        """Set the rows of an input without copying them.
 
         Raises:
             InputShapeError: `rows` is not `[n, *element_shape]`.
@@ -329,7 +335,7 @@ class ScratchPadView:
         self._inputs[slot] = self._checked("input", self.input_specs[slot], rows)
 
     def set_output(self, slot: int, rows: Array) -> None:
-        """Give the rows of an output without copying them.
+        """Set the rows of an output without copying them.
 
         Raises:
             InputShapeError: `rows` is not `[n, *element_shape]`.
@@ -368,7 +374,7 @@ class ScratchPadView:
             return rows
         if shape[:1] != (self._size,) or not spec.accepts(shape[1:]):
             raise InputShapeError(
-                f"{kind} {spec.name!r} must be {[self._size, *spec.shape]}, got {list(rows.shape)}"
+                f"{kind} {spec.name!r} has shape {list(rows.shape)}, expected {[self._size, *spec.shape]}"
             )
         return rows
 

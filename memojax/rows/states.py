@@ -1,5 +1,4 @@
-"""States and responses of agents: checks of dtypes and shapes, states gathered into rows, rows dealt out as
-responses."""
+"""States and responses of agents: gather states into rows, and make responses of rows."""
 
 from __future__ import annotations
 
@@ -8,17 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from ..errors import InputDtypeError, InputError, InputShapeError, MissingInputError, UnknownInputError
+from ..errors import InputError, InputShapeError
 from ..model.signature import TensorSpec
-from ..model.tensor import overflow
+from .input_checks import as_dtype, check_names
 from .native_rows import gatherer
 from .scratch import COPIED_BYTES, aligned_empty
 
 _MANY = 8
-"""States from which the compiled helper is worth a call."""
+"""From this many states on, the compiled helper is worth its call."""
 
 
 class State(dict[str, Any]):
@@ -31,19 +29,19 @@ class State(dict[str, Any]):
 
     @classmethod
     def empty(cls) -> State:
-        """A state to be filled."""
+        """An empty state to fill."""
         return cls()
 
     @property
     def data(self) -> State:
-        """The state itself, by cervo's name for it."""
+        """The state itself; cervo's states have an attribute `data`."""
         return self
 
 
 class Response(dict[str, np.ndarray]):
     """The answer for one agent: output name -> array of the element shape.
 
-    The arrays are rows of one array per output. The responses of a batch own that array together.
+    The arrays are rows of one array for each output, which the responses of a batch own together.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> answer = policy.infer_single({"obs": np.zeros(6)})
@@ -55,12 +53,12 @@ class Response(dict[str, np.ndarray]):
 
     @classmethod
     def empty(cls) -> Response:
-        """A response to be filled."""
+        """An empty response to fill."""
         return cls()
 
     @property
     def data(self) -> Response:
-        """The response itself, by cervo's name for it."""
+        """The response itself; cervo's responses have an attribute `data`."""
         return self
 
 
@@ -70,7 +68,7 @@ def gather(
     """The states of `agents` as rows, `[n, *element_shape]` for each of `specs`.
 
     Raises:
-        InputError: an unknown or missing input, a wrong shape or dtype; the message names the agent.
+        InputError: an input is unknown, missing, or of the wrong shape or dtype; it names the agent.
     """
     if len(states) >= _MANY and (quick := gatherer(tuple(specs), State)) is not None:
         rows = [_room(spec, len(states)) for spec in specs]
@@ -83,7 +81,7 @@ def gather(
 def columns_of(
     specs: Sequence[TensorSpec], agents: Sequence[int], states: Sequence[Mapping[str, Any]]
 ) -> list[tuple[TensorSpec, list[Any]]]:
-    """For each input, the values of all agents, unconverted.
+    """For each input, the values of all agents, as given.
 
     Raises:
         UnknownInputError, MissingInputError: an agent's input names differ from `specs`.
@@ -94,16 +92,17 @@ def columns_of(
     except (KeyError, TypeError):
         pass
     for agent, state in zip(agents, states, strict=True):
-        check_names(specs, agent, state)
+        check_state(specs, agent, state)
     return [(spec, [state[spec.name] for state in states]) for spec in specs]
 
 
 def rows_into(spec: TensorSpec, agents: Iterable[int], column: list[Any], out: np.ndarray) -> np.ndarray:
-    """Write the agents' values of an input into `out`, `[n, *element_shape]`; in one go if none needs a cast.
+    """Write the agents' values of an input into `out`, `[n, *element_shape]`, and return it.
 
     Raises:
-        InputDtypeError, InputShapeError: an agent's array does not fit; `out` is then left half-written.
+        InputDtypeError, InputShapeError: an agent's array does not fit; `out` is then partly written.
     """
+    # One concatenation copies all values, if none needs a cast; its errors do not name the agent.
     if spec.shape and column:
         try:
             if set(map(len, column)) == {spec.shape[0]}:
@@ -119,7 +118,7 @@ def rows_into(spec: TensorSpec, agents: Iterable[int], column: list[Any], out: n
 
 
 def _room(spec: TensorSpec, n: int) -> np.ndarray:
-    """Uninitialised rows; aligned (3 us more) only if they are large enough for XLA to read them in place."""
+    """Uninitialised rows; aligned (which takes 3 us more) only if XLA reads such large rows in place."""
     shape = (n, *spec.shape)
     return (
         np.empty(shape, spec.dtype)
@@ -142,7 +141,7 @@ def row_of(spec: TensorSpec, agent: int, given: Any) -> np.ndarray:
     return row
 
 
-def check_names(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any]) -> None:
+def check_state(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any]) -> None:
     """Check that `state` has exactly the inputs of `specs`.
 
     Raises:
@@ -150,20 +149,19 @@ def check_names(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any
     """
     if not isinstance(state, Mapping):
         raise InputError(
-            f"the state of agent {agent} is {type(state).__name__}, expected input name -> array"
+            f"the state of agent {agent} is {type(state).__name__}, expected a mapping of input names to "
+            "arrays"
         )
-    names = [spec.name for spec in specs]
-    if unknown := [name for name in state if name not in names]:
-        raise UnknownInputError(unknown, names, f"agent {agent}'s model")
-    if missing := [name for name in names if name not in state]:
-        raise MissingInputError(missing, state, f"agent {agent}")
+    check_names([spec.name for spec in specs], state, f"agent {agent}'s model")
 
 
 def responses_of(
     names: Sequence[str], agents: Iterable[int], outputs: Iterable[np.ndarray]
 ) -> dict[int, Response]:
-    """Responses by agent, from an array `[n, *element_shape]` for each of `names`; the responses own these
-    arrays afterwards."""
+    """Responses by agent, from an array `[n, *element_shape]` for each of `names`.
+
+    The responses own the arrays afterwards.
+    """
     answers = {agent: Response() for agent in agents}
     for name, rows in zip(names, outputs, strict=True):
         for answer, row in zip(
@@ -171,53 +169,3 @@ def responses_of(
         ):
             answer[name] = row
     return answers
-
-
-def as_dtype(spec: TensorSpec, given: Any) -> np.ndarray:
-    """Convert `given` to a C-contiguous array of the spec's dtype; the width may change, the kind (float,
-    integer) may not.
-
-    Raises:
-        InputDtypeError: `given` holds another kind of number, or a whole number that does not fit.
-        InputShapeError: `given` is not rectangular.
-    """
-    try:
-        array = np.asarray(given)
-    except ValueError as cause:
-        raise InputShapeError(f"input {spec.name!r} is not a rectangular array: {cause}") from cause
-    if array.dtype == spec.dtype:
-        return np.ascontiguousarray(array) if array.ndim else array
-    if not can_cast(array.dtype, spec.dtype):
-        raise InputDtypeError(dtype_message(spec, array.dtype))
-    check_fits(spec, array)
-    return np.asarray(array.astype(spec.dtype), order="C")
-
-
-def check_fits(spec: TensorSpec, given: Any) -> None:
-    """Check that the spec's dtype can hold every whole number of an array, because NumPy would wrap it
-    around.
-
-    Raises:
-        InputDtypeError: a number does not fit; the message names it.
-    """
-    if given.dtype.kind in "iu" and (outside := overflow(np.asarray(given), spec.dtype)) is not None:
-        raise InputDtypeError(f"input {spec.name!r} takes {spec.dtype}, which cannot hold {outside}")
-
-
-def can_cast(given: np.dtype, wanted: np.dtype) -> bool:
-    """Whether values may be cast silently: to another width of their kind, or from integers and booleans to
-    floats."""
-    if given == np.bool_ or wanted == np.bool_ or given.kind in "OSUMm":
-        return given == wanted or (given == np.bool_ and wanted.kind in "iuf")
-    if "V" in (given.kind, wanted.kind):
-        return given.kind != "c" and (
-            jnp.issubdtype(wanted, jnp.floating) or not jnp.issubdtype(given, jnp.floating)
-        )
-    if given.kind in "iu" and wanted.kind in "iu":
-        return True
-    return np.can_cast(given, wanted, "same_kind")
-
-
-def dtype_message(spec: TensorSpec, given: Any) -> str:
-    """The message for an input of the wrong dtype."""
-    return f"input {spec.name!r} is {given}, the model takes {spec.dtype}: cast it first if you mean that"

@@ -1,4 +1,4 @@
-"""PyTorch tensors in and out without a copy; PyTorch itself is never imported before a tensor is given."""
+"""PyTorch tensors in and out without a copy; PyTorch is imported only after a caller gives a tensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def is_torch(value: Any) -> bool:
 
 
 def from_torch(name: str, tensor: Any) -> Any:
-    """The same memory as a NumPy array, or, from an accelerator, as a `jax.Array`.
+    """The tensor's memory as a NumPy array, or as a `jax.Array` if it is on an accelerator.
 
     Raises:
         InputError: the tensor requires a gradient, which does not flow through an executable.
@@ -25,8 +25,7 @@ def from_torch(name: str, tensor: Any) -> Any:
     if tensor.requires_grad:
         raise InputError(
             f"{name!r} requires a gradient, which does not flow through a compiled policy: give "
-            "tensor.detach(), "
-            "or differentiate the function that memojax.to_jax gives"
+            "tensor.detach(), or differentiate the function that memojax.to_jax returns"
         )
     try:
         return tensor.numpy() if tensor.device.type == "cpu" else jnp.from_dlpack(tensor)
@@ -35,8 +34,10 @@ def from_torch(name: str, tensor: Any) -> Any:
 
 
 def to_torch(array: Any, copy: bool) -> Any:
-    """The same memory as a tensor, or a copy; a tensor is always writable, so what others hold too must be
-    copied."""
+    """The array's memory as a tensor, or a copy.
+
+    A tensor is always writable, so an array that others hold as well must be copied.
+    """
     import torch  # pyright: ignore[reportMissingImports]
 
     if isinstance(array, jax.Array):

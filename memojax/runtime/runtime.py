@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from operator import attrgetter
 from typing import Any, final
 
+from .._argument_checks import as_count
 from ..display import Card, html_of, text_of
 from ..errors import InputError, OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Shapes, check_inferer
@@ -62,9 +63,8 @@ class Runtime:
         Raises:
             InputError: `threads` is less than 1.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is a positive whole number, got {threads!r}")
-        self._threads = threads or os.cpu_count() or 1
+        given = None if threads is None else as_count("threads", threads, InputError)
+        self._threads = given or os.cpu_count() or 1
         self._clock = clock
         self._compiles = CompileTimings(clock)
         self._brains: dict[BrainId, BrainState] = {}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import IncompatibleModelError, UnknownInputError
+from ..errors import IncompatibleModelError
 from ..model.exporter_names import COMMON_STATE, EQUAL_STATE, TENSORFLOW_STATE, continuations
 from ..model.signature import ModelApi, TensorSpec
-from ..rows.states import can_cast
+from ..rows.input_checks import can_cast, check_names
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def checked_pairs(api: ModelApi, infos: Sequence[RecurrentInfo]) -> list[tuple[T
     inputs, outputs = ({spec.name: spec for spec in specs} for specs in (api.inputs, api.outputs))
     pairs = []
     for info in infos:
-        if info.inkey not in inputs:
-            raise UnknownInputError([info.inkey], [spec.name for spec in api.inputs])
+        check_names(inputs, [info.inkey], optional=inputs)
         if info.outkey not in outputs:
             raise IncompatibleModelError(
                 f"no output {info.outkey!r} to continue input {info.inkey!r}; the model has {api}"

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import SpaceMismatchError
 from ..model.exporter_names import canonical
 from ..model.signature import TensorSpec
-from ..rows.states import can_cast
+from ..rows.input_checks import can_cast
 from .transforms import Observations
 
 Rows = np.ndarray

@@ -1,5 +1,4 @@
-"""Policies without their ONNX file: a StableHLO program in a CRVO asset. `lowering/exported/` reads what is
-written here."""
+"""Write a policy as a StableHLO program in a CRVO asset, which `lowering/exported/` reads."""
 
 from ..lowering.exported import find_stablehlo as find_stablehlo
 from ..lowering.exported import load_stablehlo as load_stablehlo

@@ -37,11 +37,10 @@ def to_stablehlo(
     precision: str | None = "highest",
     **options: Any,
 ) -> AssetData:
-    """Export a policy with its weights: loading the result needs neither the ONNX file nor support for its
-    operators.
+    """Export a policy with its weights, so loading it needs neither the ONNX file nor its operators.
 
-    `memojax.load` and every inferer take the result and give the same answers as for the file. One case
-    differs: a model that draws random numbers and needs a fixed batch size may draw other numbers of the same
+    `memojax.load` and every inferer take the result, and return the same answers as for the file, with one
+    exception: a random model that needs its batch size as a number may draw other numbers of the same
     distribution.
 
     >>> asset = memojax.to_stablehlo(memojax.policies.bundled("acrobot_ppo"))
@@ -52,38 +51,36 @@ def to_stablehlo(
 
     Args:
         source: as for `memojax.load`, or a `TypedModel`.
-        batch_size: the only number of rows that the program runs; None: any number, compiled per size on
-            demand.
+        batch_size: the only batch size that the program runs; None: any, and each size compiles on demand.
         platforms: JAX's names of the platforms to export for; None: all of `PLATFORMS`, or the platforms of
             the asset `source`.
-        precision: of matrix products on accelerators (JAX's names); it is fixed in the asset.
+        precision: precision of matrix products on accelerators (JAX's names); it is fixed in the asset.
         options: loading options, see `TypedModel.from_model`.
 
     Raises:
         InputError: `platforms` names an unknown platform.
         AssetError: `source` is an asset that was exported for other platforms.
-        DimensionError: the model cannot be exported for any number of rows; the message says why, and what is
-            possible.
-        ModelLoadError, UnsupportedOpError: as for `memojax.load`.
+        DimensionError: the model cannot be exported for this batch size, or for any; the message says why,
+            and what is possible.
+        ModelLoadError, UnsupportedOpError: `source` cannot be loaded, see `memojax.load`.
     """
     check_not_forked()
 
     typed = typed_model(source, **options)
     if batch_size is not None and batch_size < 1:
-        raise DimensionError(f"batch_size must be at least 1 (or None for any), got {batch_size}")
+        raise DimensionError(f"batch_size is {batch_size}, expected at least 1, or None for any size")
     if isinstance(typed.fn, HostRows):
         raise DimensionError(
-            f"{typed.name}: its graph breaks at {', '.join(typed.fn.breaks)}, which run on the host, and a "
-            "program has no host: leave "
-            "out with outputs= what needs them"
+            f"{typed.name}: its graph breaks at {', '.join(typed.fn.breaks)}, which run on the host, and an "
+            "exported program has no host: use outputs= to keep only outputs that do not need them"
         )
     _check_closed(typed)
     batch_size = typed.only_rows if batch_size is None else batch_size
     chosen = _platforms(typed, platforms)
     if (only := only_size(typed)) not in (None, batch_size):
         raise DimensionError(
-            f"this asset was exported for {only} rows only: give batch_size={only}, or export the ONNX "
-            "file again"
+            f"this model runs {only} rows only: give batch_size={only}, or export the original ONNX file "
+            "again"
         )
     names, leaves = _named_leaves(typed.params)
     exported, fn = _exported(typed, batch_size, chosen, precision)
@@ -126,36 +123,37 @@ def to_stablehlo(
 
 
 def _check_closed(typed: TypedModel) -> None:
-    """See that every size but the batch's is known.
+    """Check that every dimension but the batch has a known size.
 
     Raises:
-        DimensionError: a free dimension, a static input, or an element whose shape follows the batch.
+        DimensionError: there is a free dimension, a static input, or an element shape that depends on the
+            batch size.
     """
     if typed.is_open:
         names = [*typed.api.free, *(spec.name for spec in typed.api.inputs if spec.static)]
         raise DimensionError(
-            "an exported policy has one size for each dimension but the batch: give "
-            f"{', '.join(map(repr, names))} by dims= or constants="
+            "an exported policy has one size for each dimension but the batch: set "
+            f"{', '.join(map(repr, names))} with dims= or constants="
         )
     if odd := [spec.name for spec in typed.api.outputs if not spec.is_fixed]:
         raise DimensionError(
-            f"output {odd[0]!r} has elements whose shape follows the batch, which cannot be exported: "
-            "leave it out with outputs=[...]"
+            f"output {odd[0]!r} has elements whose shape depends on the batch size, which cannot be "
+            "exported: keep only the other outputs with outputs=[...]"
         )
 
 
 def _platforms(typed: TypedModel, wanted: Sequence[str] | None) -> tuple[str, ...]:
     if wanted is not None and (not wanted or isinstance(wanted, str) or not set(wanted) <= set(PLATFORMS)):
         raise InputError(
-            f"platforms= takes a list of {', '.join(map(repr, PLATFORMS))} (or None for all), got {wanted!r}"
+            f"platforms= takes a list of {', '.join(map(repr, PLATFORMS))} (or None for all), not {wanted!r}"
         )
     if not isinstance(typed.fn, ExportedFunction):
         return PLATFORMS if wanted is None else tuple(wanted)
     there = typed.fn.header.platforms
     if missing := [name for name in wanted or () if name not in there]:
         raise AssetError(
-            f"this asset was exported for {', '.join(there)}, not for {', '.join(missing)}: export its "
-            "ONNX file again"
+            f"this asset was exported for {', '.join(there)}, not for {', '.join(missing)}: export its ONNX "
+            "file again"
         )
     return there if wanted is None else tuple(wanted)
 
@@ -163,7 +161,7 @@ def _platforms(typed: TypedModel, wanted: Sequence[str] | None) -> tuple[str, ..
 def _exported(
     typed: TypedModel, batch_size: int | None, platforms: tuple[str, ...], precision: str | None
 ) -> tuple[export.Exported, str]:
-    """The exported function, and how it was traced: the whole "batch", or one row mapped over the "rows"."""
+    """The exported function, and how it was traced: the whole "batch", or one row, mapped over all "rows"."""
     structure = jax.tree.structure(typed.params)
     leaves = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(typed.params)]
     key = [jax.ShapeDtypeStruct((2,), np.uint32)] if typed.random else []
@@ -191,13 +189,12 @@ def _exported(
     try:
         return run(whole, n), "batch"
     except Exception as cause:
-        # An operator needs the batch size as a number. The function of one row never asks for it.
+        # An operator needs the batch size as a number, but the function of one row never does.
         if mixing := typed.mixing_outputs():
             raise DimensionError(
-                "this model cannot be exported for any number of rows: an operator needs the batch size "
-                "as a number, and rows influence "
-                f"each other (output {', '.join(map(repr, mixing))}); export it for one size, batch_size=8 "
-                "(the operator says: "
+                "this model cannot be exported for any number of rows: an operator needs the batch size as a "
+                f"number, and rows influence each other (output {', '.join(map(repr, mixing))}); export it "
+                "for one size, such as batch_size=8 (the operator's error: "
                 f"{str(cause).splitlines()[0][:200]})"
             ) from cause
         return run(by_row, n), "rows"

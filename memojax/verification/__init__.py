@@ -1,4 +1,4 @@
-"""Is it the same policy? memojax against ONNX Runtime and tract, row by row."""
+"""Compare memojax with ONNX Runtime and tract, row by row: is it the same policy?"""
 
 from .check import ATOL as ATOL
 from .check import RTOL as RTOL

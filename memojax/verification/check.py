@@ -1,4 +1,4 @@
-"""Is it the same policy? memojax against another runtime, over several batch sizes."""
+"""`verify`: compare memojax with another runtime on random inputs, at several batch sizes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ class Check:
     """One output at one batch size, on random inputs.
 
     Attributes:
+        size: the batch size.
+        output: name of the output.
         max_abs: largest absolute difference.
-        max_rel: largest difference relative to the other runtime's value, where that is above `ATOL`.
+        max_rel: largest difference relative to the other runtime's value, if that is above `ATOL`.
         argmax_agreement: share of rows with the same largest element; None for an output that is not a vector
             of numbers.
-        same: whether the output is within `RTOL` and `ATOL`, in the same shape and dtype, and `alone` is not
-            False; None where it is not compared.
-        note: why not, or what differs beside the numbers.
-        alone: whether every row, run alone by the other runtime in the file's own layout, gives the same;
-            None where that is not known. It is False where memojax took another axis for the batch, and where
-            the file mixes the rows of a batch.
+        same: whether the output is within `RTOL` and `ATOL`, has the same shape and dtype, and `alone` is not
+            False; None if it is not compared.
+        note: why it is not compared, or how it differs apart from the numbers.
+        alone: whether the other runtime gives the same for every row alone, in the file layout; None if that
+            is not known. False means that memojax took another axis for the batch, or that the file mixes the
+            rows of a batch.
     """
 
     size: int
@@ -57,30 +59,32 @@ def verify(
     reference: Source | TypedModel | None = None,
     seed: int = 0,
 ) -> list[Check]:
-    """Compare every output at every size with another runtime. Outputs that are drawn at random are
-    recognised and left out.
+    """Compare every output at every batch size with another runtime; random outputs are left out.
 
-    The other runtime runs the whole batch, and each row alone in the file's own layout: a wrong batch axis
-    shows there. Where the file declares a batch and memojax runs it row by row, the file's own batch is
-    compared, too.
+    The other runtime runs the whole batch, and then each row alone in the file layout, where a wrong batch
+    axis shows. If the file declares a batch but memojax runs it row by row, the file's own batch is compared
+    too.
 
     >>> import memojax
     >>> all(check.same for check in memojax.verify(memojax.policies.bundled("acrobot_ppo"), [1, 3]))
     True
 
     Args:
-        against: "onnxruntime" or "tract".
-        reference: the ONNX model that the other runtime runs, for a policy that has none inside (an exported
-            one, a function).
-        seed: of the random inputs.
+        source: as for `memojax.load`, or a `TypedModel`.
+        sizes: batch sizes to compare.
+        against: the other runtime, "onnxruntime" or "tract".
+        reference: the ONNX model for the other runtime, if `source` has none (an exported policy, a
+            function).
+        seed: seed of the random inputs.
 
     Raises:
+        InputError: `against` is not the name of a runtime.
         IncompatibleModelError: `reference` has other inputs or outputs.
         MissingPackageError: the other runtime is not installed.
-        ContenderError: it cannot run the model.
+        ContenderError: the other runtime cannot run the model.
     """
     if against not in CONTENDERS:
-        raise InputError(f"no runtime is called {against!r}: there are {', '.join(CONTENDERS)}")
+        raise InputError(f"against= takes {' or '.join(map(repr, CONTENDERS))}, not {against!r}")
     typed = at_trial(typed_model(source))
     wanted = [checked_size(size) for size in sizes]
     inferer: Inferer = MemoizingDynamicInferer.from_typed(typed)
@@ -102,11 +106,10 @@ def verify(
 
 
 def contender(name: str, typed: TypedModel, reference: Source | TypedModel | None = None) -> Contender:
-    """Another runtime with the ONNX file of `typed`, or with that of `reference`, which takes and gives the
-    same.
+    """Another runtime with the ONNX file of `typed`, or of `reference`, which must have equal names and shapes.
 
     Raises:
-        IncompatibleModelError: it does not.
+        IncompatibleModelError: `reference` has other inputs or outputs.
         MissingPackageError, ContenderError: see `verify`.
     """
     if reference is None:
@@ -119,31 +122,31 @@ def contender(name: str, typed: TypedModel, reference: Source | TypedModel | Non
         if {spec.name: spec for spec in mine} != {spec.name: spec for spec in other}:
             have, want = (", ".join(map(str, specs)) for specs in (other, mine))
             raise IncompatibleModelError(
-                f"the reference has the {side}s {have}, the policy {want}: give the file that it was made "
-                "from"
+                f"the reference has the {side}s {have}, but the policy has {want}: give the file from which "
+                "the policy was made"
             )
     return CONTENDERS[name](theirs)
 
 
 _NAN = float("nan")
 _SHOWN = 200
-"""Characters of another runtime's message that a note quotes."""
+"""Characters that a note quotes of another runtime's message."""
 _DRAWS = 16
-"""Runs that show which outputs are random; an output that never differs in so many is not."""
+"""Runs that show which outputs are random: an output that never differs is not."""
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the other runtime gives for a batch.
+    """The outputs of the other runtime for a batch.
 
     Attributes:
-        batch: rows `[n, *element_shape]` of each output, laid out as memojax takes the file to be; None where
-            that does not run.
-        alone: the outputs of each row, in the file's own layout; None where that does not run.
-        whole: the outputs of all rows at once, in the file's own layout; None where the file has no batch, or
-            does not run so.
-        wrong: output -> how a single row contradicts what the file declares.
-        failure: which of these did not run, and why.
+        batch: rows `[n, *element_shape]` of each output, by the batch axis that memojax found; None if that
+            does not run.
+        alone: the outputs of each row alone, in the file layout; None if that does not run.
+        whole: the outputs of all rows at once, in the file layout; None if the file has no batch, or does not
+            run so.
+        wrong: output -> how a single row contradicts the file's declaration.
+        failure: the runs of these that failed, and why.
     """
 
     batch: Mapping[str, np.ndarray] | None
@@ -219,8 +222,10 @@ def _compared(size: int, name: str, mine: np.ndarray, theirs: np.ndarray) -> Che
 
 
 def _close_in_file(mine: np.ndarray, theirs: np.ndarray, rows_apart: bool = False) -> bool:
-    """Whether memojax's numbers are those of the file, whose layout may have more axes of 1, or the rows on
-    another axis."""
+    """Whether memojax's numbers are those of the file.
+
+    The file layout may have more axes of 1, and with `rows_apart` the rows may be on another axis.
+    """
     if rows_apart and theirs.ndim == mine.ndim:
         found = [
             np.moveaxis(theirs, axis, 0) for axis in range(theirs.ndim) if theirs.shape[axis] == len(mine)

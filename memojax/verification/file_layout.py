@@ -1,4 +1,4 @@
-"""How rows look in the file's own layout, by what the file declares and not by what memojax made of it."""
+"""Rows in the file layout, by the file's declaration alone: memojax's own answer is what gets checked."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ class FileLayout:
     """The inputs of a file, and rows in their declared shapes.
 
     Attributes:
-        graph: as the file has it.
-        api: what an inferer takes and gives.
+        graph: the graph of the file.
+        api: inputs and outputs of an inferer.
         bound: inputs that are the same for all rows, by their names in the file.
-        hints: name in the file -> the axis that memojax takes for the batch; it decides only where the file
-            fits several.
+        hints: name in the file -> memojax's batch axis; it decides only if the declaration fits several axes.
     """
 
     graph: Graph
@@ -39,8 +38,7 @@ class FileLayout:
         return {names[spec.name] for spec in self.api.inputs if spec.shared and spec.name in names}
 
     def alone(self, inputs: Rows, row: int) -> dict[str, Any]:
-        """What the file takes for one row by itself: every dimension is the row's own, and the batch, if
-        there is one, is 1."""
+        """The file's inputs for one row alone: its dimensions are the row's own, and a batch axis is 1."""
         feeds = dict(self.bound)
         for name, declared, rows in self._each(inputs):
             if name in self._shared:
@@ -51,8 +49,7 @@ class FileLayout:
         return feeds
 
     def whole(self, inputs: Rows) -> dict[str, Any] | None:
-        """What the file takes for all rows at once; None where it declares no batch axis that all inputs
-        share."""
+        """The file's inputs for all rows at once; None if it declares no batch axis that all inputs share."""
         feeds = dict(self.bound)
         symbols: set[Dim] = set()
         for name, declared, rows in self._each(inputs):
@@ -67,8 +64,7 @@ class FileLayout:
         return feeds if len(symbols) == 1 else None
 
     def contradictions(self, feeds: Mapping[str, Any], outputs: Mapping[str, np.ndarray]) -> dict[str, str]:
-        """Output -> what is wrong, where a run contradicts the size that the file declares by one of its
-        inputs' symbols."""
+        """Output -> the fault, for outputs with another size than the file declares by an input's symbol."""
         sizes: dict[Dim, int] = {}
         for value in self.graph.inputs:
             if value.name in feeds and value.shape is not None:
@@ -82,7 +78,7 @@ class FileLayout:
                 isinstance(want, str) and sizes.get(want, size) != size
                 for want, size in zip(value.shape, got, strict=True)
             ):
-                found[value.name] = f"the file declares {list(value.shape)}, one row gives {list(got)}"
+                found[value.name] = f"the file declares {list(value.shape)}, but one row gives {list(got)}"
         return found
 
     def _each(self, inputs: Rows) -> Iterator[tuple[str, tuple[Dim, ...], np.ndarray]]:
@@ -93,7 +89,7 @@ class FileLayout:
 
 
 def same_up_to_ones(one: Shape, other: Shape) -> bool:
-    """Whether two shapes hold the same numbers in the same order, but for axes of 1."""
+    """Whether two shapes are the same apart from axes of 1."""
     return [dim for dim in one if dim != 1] == [dim for dim in other if dim != 1]
 
 
@@ -102,8 +98,7 @@ def _in_file(values: Any) -> dict[str, str]:
 
 
 def _axis(declared: tuple[Dim, ...], element: Shape, hint: int | None) -> int | None:
-    """The axis that one row, of shape `element`, leaves out of the declared shape; None where it has them
-    all."""
+    """The axis of the declared shape that one row, of shape `element`, lacks; None if it lacks none."""
     if len(declared) != len(element) + 1:
         return None
     fitting = [

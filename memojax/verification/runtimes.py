@@ -1,4 +1,4 @@
-"""Other runtimes behind one face, to check results against them and to time them beside memojax."""
+"""Other runtimes behind one interface, to compare results with them, and to time them beside memojax."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from .file_layout import FileLayout, Rows
 
 
 class ContenderError(MemojaxError):
-    """Another runtime cannot load or run a model; it says nothing about memojax."""
+    """Another runtime cannot load or run a model, which says nothing about memojax."""
 
 
 class Contender(abc.ABC):
-    """A model in another runtime; rows go in and out as in `Inferer.infer_arrays`, whatever the file's
-    layout.
+    """A model in another runtime, with rows in and out as for `Inferer.infer_arrays`.
 
-    A file whose batch is fixed runs row by row.
+    A file whose batch is fixed to 1 runs row by row.
     """
 
     name: str
@@ -37,13 +36,13 @@ class Contender(abc.ABC):
 
         Raises:
             MissingPackageError: the runtime is not installed.
-            ContenderError: it cannot load the model, or there is no file.
+            ContenderError: the runtime cannot load the model, or `typed` has no file.
         """
         if typed.model is None or not isinstance(typed.fn, (BatchedFunction, HostRows)):
             raise ContenderError(
-                f"{self.name} runs ONNX files, and this policy has none (it was exported, or is a "
-                "function): name the file that it was "
-                "made from (on the command line --onnx FILE, in memojax.verify reference=FILE)"
+                f"{self.name} runs ONNX files, and this policy has none (it was exported, or is a function): "
+                "name the file from which it was made (--onnx FILE on the command line, reference=FILE of "
+                "memojax.verify)"
             )
         self._rows = typed.fn
         self._shown = {
@@ -62,11 +61,11 @@ class Contender(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, n: int) -> None:
-        """Whatever a first call with `n` rows would have to do."""
+        """Do the work of a first call with `n` rows, such as compiling."""
 
     @abc.abstractmethod
     def _run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Outputs by the file's names, in its layout."""
+        """Outputs by their names in the file, in the file layout."""
 
     def __call__(self, inputs: Rows) -> dict[str, np.ndarray]:
         """Run a batch.
@@ -85,20 +84,20 @@ class Contender(abc.ABC):
             raise ContenderError(f"{self.name}, batch of {n}: {cause}") from cause
 
     def alone(self, inputs: Rows) -> list[dict[str, np.ndarray]]:
-        """Each row by itself, in the file's own layout: shown name -> what the file gives, for each row.
+        """Run each row alone; for each row, shown name -> output in the file layout.
 
         Raises:
             ContenderError: the runtime fails.
         """
         if self._rows.rule.only_rows:
             raise ContenderError(
-                f"{self.name}: the file runs {self._rows.rule.only_rows} rows only, so none alone"
+                f"{self.name}: the file runs {self._rows.rule.only_rows} rows only, so no row runs alone"
             )
         count = self._count(inputs)
         return [self._shown_of(self.layout.alone(inputs, row), f"row {row} alone") for row in range(count)]
 
     def whole(self, inputs: Rows) -> dict[str, np.ndarray] | None:
-        """All rows at once, in the file's own layout; None where the file declares no batch.
+        """Run all rows at once; shown name -> output in the file layout. None if the file declares no batch.
 
         Raises:
             ContenderError: the runtime fails.
@@ -107,8 +106,7 @@ class Contender(abc.ABC):
         return None if feeds is None else self._shown_of(feeds, "all rows at once")
 
     def contradictions(self, inputs: Rows, first: Rows) -> dict[str, str]:
-        """Shown name -> what is wrong, where `first`, the first row alone, contradicts the sizes that the
-        file declares."""
+        """Shown name -> the fault, for outputs of `first`, the first row alone, with an undeclared size."""
         in_file = {file_name: name for name, (_, file_name) in self._shown.items()}
         outputs = {name: first[shown] for name, shown in in_file.items()}
         found = self.layout.contradictions(self.layout.alone(inputs, 0), outputs)
@@ -124,7 +122,7 @@ class Contender(abc.ABC):
         return {name: np.asarray(results[in_file]) for name, (_, in_file) in self._shown.items()}
 
     def bound(self, inputs: Rows) -> Callable[[], Any]:
-        """A call with its inputs laid out already, as a benchmark wants it."""
+        """A call without arguments, whose inputs are prepared already, for benchmarks."""
         if self.row_by_row:
             rows = [self._single(inputs, i) for i in range(self._count(inputs))]
             return lambda: [self._run(row) for row in rows]
@@ -146,7 +144,7 @@ class Contender(abc.ABC):
         return shown
 
     def _padded(self, inputs: Rows, n: int, size: int) -> dict[str, np.ndarray]:
-        """A file that runs `size` rows only, padded and split."""
+        """Run a file that takes `size` rows only: pad and split the batch."""
         shared = {spec.name for spec in self._rows.api.inputs if spec.shared}
         parts = []
         for start in range(0, n, size):
@@ -188,7 +186,7 @@ class Contender(abc.ABC):
 
 @final
 class OnnxRuntime(Contender):
-    """ONNX Runtime on the CPU, with its own default options."""
+    """ONNX Runtime on the CPU, with its default options."""
 
     name = "onnxruntime"
 
@@ -211,7 +209,7 @@ class OnnxRuntime(Contender):
         self._takes = {given.name for given in self._session.get_inputs()}
 
     def prepare(self, n: int) -> None:
-        """A session takes any batch size."""
+        """Do nothing: a session takes any batch size."""
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         values = self._session.run(
@@ -222,7 +220,7 @@ class OnnxRuntime(Contender):
 
 @final
 class Tract(Contender):
-    """tract, cervo's engine, by its Python wheel; one optimized model per batch size."""
+    """tract, cervo's engine, by its Python wheel, with an optimized model for each batch size."""
 
     name = "tract"
 
@@ -236,9 +234,8 @@ class Tract(Contender):
         assert typed.model is not None
         self._model = typed.model
         proto = onnx.ModelProto.FromString(typed.model.content)
-        del proto.graph.value_info[
-            :
-        ]  # what files declare about shapes in between is often wrong, and tract believes it
+        # Files often declare wrong shapes of intermediate values, and tract relies on them.
+        del proto.graph.value_info[:]
         self._content = proto.SerializeToString()
         self._outputs = [output.name for output in proto.graph.output]
         self._dtypes = {name: _tract_dtype(value.dtype) for name, value in self.layout.bound.items()}

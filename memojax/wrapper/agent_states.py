@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Array
-from ..errors import DuplicateIdError, InputShapeError, UnknownAgentError, UnknownInputError
+from ..errors import DuplicateIdError, InputShapeError, UnknownAgentError
 from ..model.signature import TensorSpec
+from ..rows.input_checks import as_dtype, check_names
 from ..rows.journal import Journal, Outcome
 from ..rows.scratch import ScratchPadView
-from ..rows.states import as_dtype
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,7 @@ class AgentStates:
 
     def write(self, agent: int, state: Mapping[str, Any]) -> None:
         names = [spec.name for spec in self._specs]
-        if unknown := [name for name in state if name not in names]:
-            raise UnknownInputError(unknown, names, "the hidden state")
+        check_names(names, state, "the hidden state", optional=names)
         given = {
             spec.name: np.array(as_dtype(spec, state[spec.name]))
             for spec in self._specs

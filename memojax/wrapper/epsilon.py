@@ -8,9 +8,10 @@ from typing import final
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import IncompatibleModelError, InputDtypeError, UnknownInputError
+from ..errors import IncompatibleModelError, InputDtypeError
 from ..inferer.base import Inferer, check_inferer
 from ..model.signature import ModelApi
+from ..rows.input_checks import check_names
 from ..rows.scratch import ScratchPadView
 from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
@@ -119,8 +120,7 @@ class EpsilonInjectorWrapper(InfererWrapper):
         self.generator: NoiseGenerator | HighQualityNoiseGenerator = generator or HighQualityNoiseGenerator()
         self._inner = inner
         names = [spec.name for spec in inner.api(inferer).inputs]
-        if key not in names:
-            raise UnknownInputError([key], names)
+        check_names(names, [key], optional=names)
         self._slot = next(slot for slot, spec in enumerate(inferer.raw_api.inputs) if spec.name == key)
         self._spec = inferer.raw_api.inputs[self._slot]
         self._seen: tuple[ModelApi, ModelApi] | None = None

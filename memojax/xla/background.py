@@ -1,5 +1,4 @@
-"""One low-priority thread for compiles in the background and for autotuning, and one for what must not wait
-for these.
+"""Two low-priority threads: one for background compiles and autotuning, one for tasks that wait for neither.
 
 While a task runs, Python's switch interval is short. JAX traces in Python, and by default another thread
 waits up to 5 ms for its turn, which is the time of a hundred calls.
@@ -30,10 +29,11 @@ _exiting = False
 _before_exit: list[Callable[[], None]] = []
 _LAST_CALLS_SECONDS = 0.05
 _EXIT_SECONDS = 30
+"""At exit, the longest time to wait for running compiles."""
 
 
 class _Worker:
-    """A thread that runs tasks in their order; it starts with the first."""
+    """A thread that runs tasks in order; it starts with the first task."""
 
     def __init__(self, name: str):
         self._name = name
@@ -62,7 +62,7 @@ class _Worker:
             del entry  # an idle worker must not keep the last task's objects alive
 
     def stop(self, seconds: float) -> None:
-        """Finish the task at hand, drop the others."""
+        """Drop the tasks that wait, and let the running one finish."""
         thread = self.thread if self._owner == os.getpid() else None
         if thread is None or not thread.is_alive():
             return
@@ -75,7 +75,7 @@ class _Worker:
         thread.join(timeout=seconds)
 
     def forked(self) -> None:
-        """Forget the parent's thread and tasks, in a child."""
+        """In a forked child, forget the parent's thread and tasks."""
         self._tasks, self.thread = queue.SimpleQueue(), None
 
 
@@ -83,26 +83,25 @@ _compiles, _errands = _Worker("memojax-worker"), _Worker("memojax-errands")
 
 
 def submit(task: Callable[[], T]) -> Future[T]:
-    """Run `task` on the worker, after all tasks submitted before; the future can be cancelled until the task
-    starts.
+    """Run `task` on the compile worker, after all earlier tasks; the future can be cancelled until it starts.
 
-    While the interpreter exits, it comes back cancelled.
+    While the interpreter exits, the future is cancelled at once.
     """
     return _compiles.submit(task)
 
 
 def submit_errand(task: Callable[[], T]) -> Future[T]:
-    """As `submit`, for a task that waits for no compile, only for other errands."""
+    """Run `task` on the errand worker, where it does not wait for compiles; see `submit`."""
     return _errands.submit(task)
 
 
 def is_worker() -> bool:
-    """Whether the caller runs on one of the two threads."""
+    """Whether the caller runs on one of the two worker threads."""
     return threading.current_thread() in (_compiles.thread, _errands.thread)
 
 
 def is_compile_worker() -> bool:
-    """Whether the caller runs on the thread of the compiles, which may wait for one another."""
+    """Whether the caller runs on the compile worker."""
     return threading.current_thread() is _compiles.thread
 
 
@@ -129,16 +128,15 @@ def _short_turns() -> Iterator[None]:
     try:
         yield
     finally:
-        if (
-            abs(sys.getswitchinterval() - _SWITCH_INTERVAL) < 1e-6
-        ):  # another library may have set it meanwhile
+        # Another library may have set it meanwhile.
+        if abs(sys.getswitchinterval() - _SWITCH_INTERVAL) < 1e-6:
             sys.setswitchinterval(before)
 
 
 class AtWork:
-    """A piece of work in XLA that the interpreter waits for when it exits; for a `with` block.
+    """A `with` block around work in XLA, for which the interpreter waits when it exits.
 
-    A thread that comes out of XLA's code while the interpreter takes itself apart aborts the process.
+    A thread that returns from XLA's code while the interpreter shuts down aborts the process.
     """
 
     __slots__ = ("_inside",)
@@ -147,8 +145,8 @@ class AtWork:
         thread = threading.current_thread()
         self._inside = threading.get_ident() in _compiling
         if _exiting and thread.daemon and not is_worker():
-            # It ends the thread, without a word, and releases what that holds.
-            raise SystemExit("the interpreter exits: daemon threads compile nothing any more")
+            # SystemExit ends the thread silently, and releases its locks.
+            raise SystemExit("the interpreter exits, so daemon threads cannot compile any more")
         _compiling[threading.get_ident()] = thread
 
     def __exit__(self, *failure: object) -> None:
@@ -158,7 +156,7 @@ class AtWork:
 
 @atexit.register
 def _stop() -> None:
-    """Let compiles end before the interpreter goes: finish those at hand, drop the rest."""
+    """Before the interpreter shuts down, drop the tasks that wait, and wait for the running compiles."""
     global _exiting
     _exiting = True
     for prepare in _before_exit:
@@ -175,16 +173,16 @@ def _stop() -> None:
         other.daemon and other not in (here, _compiles.thread, _errands.thread)
         for other in threading.enumerate()
     ):
-        time.sleep(_LAST_CALLS_SECONDS)  # calls that had found their plan come to their end
+        time.sleep(_LAST_CALLS_SECONDS)  # for calls of daemon threads that are in an executable
 
 
 def before_exit(prepare: Callable[[], None]) -> None:
-    """Call `prepare` when the interpreter exits, before compiles are waited for."""
+    """Call `prepare` when the interpreter exits, before it waits for compiles."""
     _before_exit.append(prepare)
 
 
 def _after_fork() -> None:
-    """Tasks and locks of the parent are none of the child's."""
+    """In a forked child, forget the parent's tasks and locks."""
     global _lock
     _lock = threading.Lock()
     for worker in (_compiles, _errands):

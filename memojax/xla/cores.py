@@ -1,4 +1,4 @@
-"""Cores of a process: claimed among processes of one user, and pinned before the CPU client starts."""
+"""Pin a process to cores, and divide cores among the processes of one user."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ except ImportError:  # Windows
 log: logging.Logger = logging.getLogger("memojax")
 
 _claimed: dict[int, int] = {}
-"""Core -> open lock file; the system drops the lock when the process ends, however it ends."""
+"""Core -> open lock file. The system releases the lock when the process ends, however it ends."""
 
 
 def pin_cores(cores: int | Iterable[int]) -> tuple[int, ...]:
-    """Run this process on some cores only: the threads that it has, and those that XLA and the kernels start
-    later.
+    """Run this process, with the threads that XLA and the kernels start later, on some cores only.
 
-    Call it before the first policy is loaded: XLA sizes its pool by the cores that it sees then.
+    Call it before you load the first policy: XLA then sizes its thread pool by the cores that it sees.
 
     >>> import os
     >>> usable = sorted(os.sched_getaffinity(0))
@@ -35,22 +34,22 @@ def pin_cores(cores: int | Iterable[int]) -> tuple[int, ...]:
     True
 
     Args:
-        cores: numbers of cores; or how many, which are taken from those that no other process of yours has
-            claimed.
+        cores: the numbers of the cores, or how many cores to take. In the second case they are cores that no
+            other process of yours has claimed by this function.
 
     Returns:
-        The cores; empty where nothing was pinned, because too few were unclaimed or the system has no
-        affinity.
+        The cores; empty if nothing was pinned, since too few are unclaimed or the system has no affinity.
 
     Raises:
-        DeviceError: no such core, or this process may not run on it.
+        DeviceError: a core does not exist, or this process may not run on it.
     """
     if not hasattr(os, "sched_setaffinity"):
-        log.warning("cores cannot be pinned on this system")
+        log.warning("this system cannot pin cores: nothing is pinned")
         return ()
-    if isinstance(cores, bool) or (hasattr(cores, "__index__") and int(cores) < 1):  # pyright: ignore[reportArgumentType]
-        raise DeviceError(f"cores is a positive number of cores, or their numbers, got {cores!r}")
-    if hasattr(cores, "__index__"):
+    counted = hasattr(cores, "__index__")
+    if isinstance(cores, bool) or (counted and int(cores) < 1):  # pyright: ignore[reportArgumentType]
+        raise DeviceError(f"cores is {cores!r}, expected how many cores, or the numbers of the cores")
+    if counted:
         chosen = _claim(int(cores))  # pyright: ignore[reportArgumentType]
         if not chosen:
             log.warning("fewer than %s cores are unclaimed: nothing is pinned", cores)
@@ -60,7 +59,7 @@ def pin_cores(cores: int | Iterable[int]) -> tuple[int, ...]:
     allowed = os.sched_getaffinity(0)
     if not chosen or not set(chosen) <= allowed:
         raise DeviceError(
-            f"this process may run on the cores {sorted(allowed)}, and was given {list(chosen)}"
+            f"cores is {list(chosen)}, but this process may run on the cores {sorted(allowed)} only"
         )
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):  # a thread that has ended meanwhile
@@ -69,7 +68,7 @@ def pin_cores(cores: int | Iterable[int]) -> tuple[int, ...]:
 
 
 def _claim(count: int) -> tuple[int, ...]:
-    """`count` cores that this process holds from now on; none if there are not as many."""
+    """Claim `count` cores until this process ends; empty if fewer are unclaimed."""
     folder = _folder()
     if folder is None or fcntl is None:
         return ()
@@ -96,7 +95,7 @@ def _claim(count: int) -> tuple[int, ...]:
 
 
 def _folder() -> Path | None:
-    """Where the locks are: a folder of this user alone; None where somebody else made it."""
+    """The folder of the locks, which only this user can change; None if there is no such folder."""
     folder = Path(tempfile.gettempdir()) / f"memojax-cores-{os.geteuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

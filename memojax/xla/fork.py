@@ -1,5 +1,4 @@
-"""Whether this process was forked from one that had used memojax. A fork has none of XLA's threads, so XLA
-would hang in it."""
+"""Detect that this process was forked from one that had used memojax: XLA, without threads, would hang."""
 
 from __future__ import annotations
 
@@ -12,12 +11,12 @@ _forked = False
 
 
 def was_forked() -> bool:
-    """Whether this process is such a fork, in which XLA must not be called."""
+    """Whether this process is a fork of one that had used memojax, so it must not call XLA."""
     return _forked
 
 
 def check_not_forked() -> None:
-    """Check that XLA can be used in this process.
+    """Check that this process can use XLA.
 
     Raises:
         ForkError: this process is a fork of one that had used memojax.

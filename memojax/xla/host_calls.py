@@ -1,5 +1,4 @@
-"""Python that an executable calls back: what it raises reaches the caller as it was raised, and not as XLA's
-text about it."""
+"""Host callbacks of an executable: their exceptions reach the caller as they are, and not as XLA's text."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ _failures: OrderedDict[int, Exception] = OrderedDict()
 
 
 def called_back(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` for `jax.pure_callback`: what it raises is kept, for `failure_behind` to find."""
+    """`call` for `jax.pure_callback`; its exceptions are kept for `failure_behind`."""
 
     def kept(*args: Any) -> Any:
         try:
@@ -32,7 +31,6 @@ def called_back(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def failure_behind(error: Exception) -> Exception:
-    """What was raised in a call back from the executable that raised `error`; `error` itself where nothing
-    was."""
+    """The exception of the host callback behind `error`; `error` itself if no callback failed."""
     found = re.search(rf"{_MARK} (\d+)", str(error))
     return _failures.pop(int(found[1]), error) if found else error

@@ -1,7 +1,7 @@
-"""How much a model file may ask for: each limit, its default, and the environment variable that raises it.
+"""Limits on model files: each with its default and the environment variable that raises it.
 
-A policy is small, a hostile file asks for terabytes in a few bytes. What a file brings along byte by byte is
-not limited here; what it makes out of little is.
+A policy is small, but a few bytes of a hostile file can ask for terabytes. Data that a file stores are not
+limited here, only the data that it makes out of them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Limit:
     """One limit.
 
     Attributes:
-        what: what is counted, in the plural.
-        default: how many are allowed where the environment does not say otherwise.
-        variable: the environment variable that does.
-        rows: for how many rows of a batch the limit is doubled, where it grows with the batch.
+        what: the things that it counts, in the plural.
+        default: the number that is allowed by default.
+        variable: the environment variable with another number.
+        rows: the batch size at which the limit has doubled, if it grows with the batch; otherwise 0.
     """
 
     what: str
@@ -34,10 +34,10 @@ class Limit:
 
     @property
     def allowed(self) -> int:
-        """How many are allowed now.
+        """The number that is allowed now.
 
         Raises:
-            InputError: the environment variable holds no whole number.
+            InputError: the environment variable does not hold a whole number.
         """
         text = os.environ.get(self.variable)
         if text is None:
@@ -45,33 +45,34 @@ class Limit:
         try:
             return int(text.replace("_", ""))
         except ValueError:
-            raise InputError(f"{self.variable}={text!r} in the environment is not a whole number") from None
+            raise InputError(
+                f"the environment variable {self.variable} is {text!r}, expected a whole number"
+            ) from None
 
     def check(self, asked: int, where: str, allowed: int | None = None) -> None:
-        """See that `asked` is allowed; `allowed` if it is not simply the limit.
+        """Check that `asked` is at most `allowed`, by default the limit.
 
         Raises:
-            LimitError: it is not; the message names the limit, what was asked, and the variable.
+            LimitError: it is more; the message names the limit, both numbers, and the variable.
         """
         allowed = self.allowed if allowed is None else allowed
         if asked > allowed:
             raise self.exceeded(asked, where, allowed)
 
     def exceeded(self, asked: int, where: str, allowed: int) -> LimitError:
-        """The error that says so."""
+        """The error for exceeding the limit."""
         return LimitError(
-            f"{where} asks for {_grouped(asked)} {self.what}, and {_grouped(allowed)} are allowed: "
-            f"if the file is to be trusted, set {self.variable} in the environment to a number above "
-            f"{self.default:,}"
+            f"{where} asks for {_grouped(asked)} {self.what}, but {_grouped(allowed)} are allowed: if you "
+            f"trust the file, set the environment variable {self.variable} to a number above {self.default:,}"
         )
 
 
-NODES = Limit("nodes, after functions are written out", 250_000, "MEMOJAX_MAX_NODES")
-DEPTH = Limit("levels of subgraphs and functions in each other", 64, "MEMOJAX_MAX_DEPTH")
+NODES = Limit("nodes, with functions inlined", 250_000, "MEMOJAX_MAX_NODES")
+DEPTH = Limit("levels of nested subgraphs and functions", 64, "MEMOJAX_MAX_DEPTH")
 ELEMENTS = Limit("elements in one value", 1 << 26, "MEMOJAX_MAX_ELEMENTS", 4)
 FOLDED = Limit("bytes of values that are computed while tracing", 256 << 20, "MEMOJAX_MAX_FOLDED_BYTES", 64)
 EMBEDDED = Limit("bytes of computed constants in one function", 128 << 20, "MEMOJAX_MAX_EMBEDDED_BYTES", 64)
-STEPS = Limit("steps while tracing, of loops that are written out", 1 << 17, "MEMOJAX_MAX_TRACED_STEPS")
+STEPS = Limit("steps while tracing, with loops unrolled", 1 << 17, "MEMOJAX_MAX_TRACED_STEPS")
 TRIPS = Limit("trips of a loop whose end depends on data", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
 BREAKS = Limit("graph breaks", 100, "MEMOJAX_MAX_GRAPH_BREAKS")
 HOISTED = Limit("bytes of values made of weights alone", 256 << 20, "MEMOJAX_MAX_HOISTED_BYTES")
@@ -83,7 +84,7 @@ PATTERN = Limit("steps of a regular expression", 1 << 22, "MEMOJAX_MAX_REGEX_STE
 ALL = (NODES, DEPTH, ELEMENTS, FOLDED, EMBEDDED, STEPS, TRIPS, BREAKS, HOISTED, MEMORY, PATTERN)
 
 rows: ContextVar[int] = ContextVar("memojax_rows", default=1)
-"""How many rows the function is traced for: what grows with the batch is allowed to."""
+"""The number of rows for which a function is traced: some limits grow with the batch."""
 
 
 @contextlib.contextmanager
@@ -97,17 +98,17 @@ def counting_rows(count: int) -> Iterator[None]:
 
 
 def for_rows(limit: Limit) -> int:
-    """What `limit` allows for what may grow with the batch.
+    """The number that `limit` allows for the current rows.
 
-    A value that is computed while tracing takes memory even where a batch size is only probed, so that it
-    grows more slowly.
+    A value that is computed while tracing takes memory even if a batch size is only probed. So the limits on
+    such values grow more slowly.
     """
     return limit.allowed + limit.allowed // limit.rows * rows.get()
 
 
 @dataclass
 class Budget:
-    """What tracing a graph once has used up; one for each walk, handed on to subgraphs."""
+    """The steps and bytes that one walk over a graph has used so far; its subgraphs share it."""
 
     nodes: int
     folded: int = 0
@@ -115,31 +116,47 @@ class Budget:
     embedded_bytes: int = 0
     steps: int = 0
     parts: dict[int, tuple[Any, int]] = field(default_factory=dict)
-    """By identity: a value that Concat made, and of how many parts."""
+    """Identity of an output of Concat -> (the output, the number of its parts)."""
 
     def __post_init__(self) -> None:
         self._folded, self._embedded = for_rows(FOLDED), for_rows(EMBEDDED)
         self._steps = STEPS.allowed + self.nodes * 8
 
     def step(self, cost: int) -> None:
-        """A node is run; one that is traced costs eight times one that is computed."""
+        """Count a node of this cost.
+
+        Raises:
+            LimitError: there are too many.
+        """
         self.steps += cost
         if self.steps > self._steps:
             raise STEPS.exceeded(self.steps, "this graph", self._steps)
 
     def fold(self, size: int) -> None:
-        """`size` bytes are computed while tracing."""
+        """Count `size` bytes that were computed while tracing.
+
+        Raises:
+            LimitError: there are too many.
+        """
         self.folded += size
         if self.folded > self._folded:
             raise FOLDED.exceeded(self.folded, "folding constants", self._folded)
 
     def check_room(self, size: int) -> None:
-        """See that `size` more bytes could be computed."""
+        """Check that `size` more bytes may be computed.
+
+        Raises:
+            LimitError: they may not.
+        """
         if self.folded + size > self._folded:
             raise FOLDED.exceeded(self.folded + size, "folding constants", self._folded)
 
     def embed(self, value: Any) -> None:
-        """An array becomes a constant of the function, if it is none already."""
+        """Count an array that becomes a constant of the function, once.
+
+        Raises:
+            LimitError: the constants are too large.
+        """
         if id(value) in self.embedded:
             return
         self.embedded[id(value)] = value
@@ -149,5 +166,5 @@ class Budget:
 
 
 def _grouped(count: int) -> str:
-    """`count` with commas, or by its size where it has too many digits to read."""
+    """`count` with commas; a power of two if it has too many digits to read."""
     return f"{count:,}" if count < 1 << 80 else f"more than 2**{count.bit_length() - 1}"

@@ -23,8 +23,10 @@ def available_bytes(device: jax.Device) -> int | None:
 
 
 def bytes_per_row(compiled: Any, size: int) -> float:
-    """Bytes of outputs and temporaries per row, as reported by an executable for `size` rows; 0 if it reports
-    nothing."""
+    """Bytes of outputs and temporaries for each row, by the report of an executable for `size` rows.
+
+    0 if the executable reports nothing.
+    """
     try:
         analysis = compiled.memory_analysis()
         return (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / size
@@ -33,10 +35,10 @@ def bytes_per_row(compiled: Any, size: int) -> float:
 
 
 def check_memory(compiled: Any, rows: int) -> None:
-    """See that an executable made of a file needs no more memory to run than a file may ask for.
+    """Check that an executable made of a file needs no more memory to run than a file may use.
 
     Raises:
-        LimitError: it does.
+        LimitError: it needs more.
     """
     with counting_rows(rows):
         MEMORY.check(int(bytes_per_row(compiled, 1)), f"this model, run on {rows} row(s),", for_rows(MEMORY))

@@ -1,4 +1,4 @@
-"""Compile options of one executable, above all what XLA's CPU backend hands to the library YNNPACK."""
+"""Compile options of one executable, above all the operations that XLA's CPU backend gives to YNNPACK."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import jax
 import jaxlib.version
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"
-"""XLA's option for the operations that its CPU backend gives to YNNPACK. XLA compiles the others itself or
-calls Eigen."""
+"""XLA's option for the operations that go to YNNPACK; for others XLA compiles code or calls Eigen."""
 
 
 def ynn(*kinds: str) -> dict[str, str]:
-    """The option for these kinds of fusions, of XLA's `LIBRARY_FUSION_TYPE_*`."""
+    """The option for kinds of fusions, by the names of XLA's `LIBRARY_FUSION_TYPE_*`."""
     return {YNN: ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)}
 
 
@@ -51,7 +50,7 @@ def has_avx512() -> bool:
 
 @functools.cache
 def has_sound_convolutions() -> bool:
-    """Whether YNNPACK computes convolutions right: XLA itself uses it for them from jaxlib 0.10 on.
+    """Whether YNNPACK computes convolutions correctly: XLA itself uses it for them from jaxlib 0.10 on.
 
     In 0.8.3 the last rows of a padded convolution came out wrong about once in 300 runs; 4,000 runs of 0.9.2
     showed no error.

@@ -1,5 +1,4 @@
-"""Ctrl-C while the command line is imported ends the process at once and without a traceback, as it ends
-programs in C."""
+"""Let Ctrl-C end the process at once and without a traceback while the command line is imported."""
 
 from __future__ import annotations
 
@@ -13,14 +12,14 @@ from pathlib import PurePath
 def _is_command_line() -> bool:
     """Whether this process was started as `memojax` or as `python -m memojax`."""
     (program, *_) = getattr(sys, "argv", None) or [""]
-    if program == "-m":  # what it is while the module's package is imported
+    if program == "-m":  # Python's placeholder while it imports the package of the module
         given = sys.orig_argv
         return "memojax" in (after for dash, after in itertools.pairwise(given) if dash == "-m")
     return PurePath(program).stem == "memojax"
 
 
 def _hush() -> bool:
-    """Give SIGINT its default effect; whether that was done."""
+    """Give SIGINT its default effect, and return whether that was done."""
     if threading.current_thread() is not threading.main_thread() or not _is_command_line():
         return False
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -30,7 +29,7 @@ def _hush() -> bool:
 
 
 def restore() -> None:
-    """From here on Ctrl-C raises `KeyboardInterrupt` again."""
+    """Let Ctrl-C raise `KeyboardInterrupt` again."""
     if hushed:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

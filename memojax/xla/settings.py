@@ -1,5 +1,4 @@
-"""JAX's settings while memojax traces, compiles and moves data: what the user has set for their own code
-changes no answer of ours."""
+"""JAX's settings while memojax traces, compiles and moves data, so the user's settings change no answer."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ _OPERATORS: tuple[_Setting, ...] = (
     ("jax_transfer_guard_device_to_host", "allow", jax.transfer_guard_device_to_host),
     ("jax_transfer_guard_device_to_device", "allow", jax.transfer_guard_device_to_device),
 )
-"""What operators rely on wherever they run: they broadcast, infinities mask scores, and NaN is a number like
-others."""
+"""Settings that operators need in every trace: they broadcast, mask with infinities, and compute NaN."""
 
 _PROGRAMS: tuple[_Setting, ...] = (
     *_OPERATORS,
@@ -32,26 +30,26 @@ _PROGRAMS: tuple[_Setting, ...] = (
     ("jax_threefry_partitionable", True, jax.threefry_partitionable),
     ("jax_legacy_prng_key", "allow", jax.legacy_prng_key),
 )
-"""What a program of ours is traced, compiled and called under, beside the precision of its products."""
+"""Settings under which memojax's own functions are traced, compiled and called."""
 
 _PRECISION = "jax_default_matmul_precision"
 _AS_GUARDED = {"allow": (None, "allow")}
-"""Values that mean the same as the wanted one."""
+"""Wanted value -> values that mean the same."""
 
 
 def own_settings(precision: str | None = None) -> Any:
-    """A context in which JAX works as memojax needs it: 64 bits, jit, no checks of the user's; `precision` is
-    that of products.
+    """A context for memojax's own functions: x64, jit, no checks by the user, and this precision of products.
 
-    Entering costs a few microseconds where the user has changed nothing; a call that finds its plan does not
-    enter.
+    Entering takes a few microseconds if the user has changed no setting. A plan hit does not enter it.
     """
     return _within(_PROGRAMS, precision)
 
 
 def operator_settings() -> Any:
-    """A context for operators in the user's own trace: x64, jit, devices and the precision of products stay
-    as the user has them."""
+    """A context for operators in the user's own trace.
+
+    The user's settings of x64, jit, devices and the precision of products stay.
+    """
     return _within(_OPERATORS, getattr(jax.config, _PRECISION))
 
 
@@ -68,7 +66,7 @@ def _within(settings: tuple[_Setting, ...], precision: str | None) -> Iterator[N
 
 
 def with_own_settings(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` under `own_settings`; what it raises in a call back to the host is raised as it was."""
+    """`call` under `own_settings`; an exception of a host callback is raised as it was."""
 
     def settled(*args: Any) -> Any:
         try:

@@ -272,7 +272,7 @@ def test_verify_says_how_to_check_a_policy_without_a_graph(files: dict[str, Path
     for command in ("verify", "benchmark"):
         extra = ("--against", "onnxruntime")
         assert (
-            "name the file that it was made from (on the command line --onnx FILE"
+            "name the file from which it was made (--onnx FILE on the command line"
             in run(command, files["stablehlo"], *extra, code=1).stderr
         )
         stderr = run(command, files["stablehlo"], *extra, "--onnx", "pendulum_ppo", code=1).stderr

@@ -440,7 +440,7 @@ def test_what_is_no_mapping_is_said_to_be_none() -> None:
     policy = mj.load(mj.policies.bundled("acrobot_ppo"))
     rows: Any = np.zeros((2, 6), np.float32)
     for call, message in (
-        (lambda: policy.infer_arrays(rows), "inputs is ndarray, expected input name"),
+        (lambda: policy.infer_arrays(rows), "inputs is ndarray, expected a mapping of input names"),
         (lambda: policy.infer_arrays(None), "inputs is NoneType"),  # pyright: ignore[reportArgumentType]
         (lambda: policy.infer_batch([rows]), "the batch is list, expected agent -> state"),  # pyright: ignore[reportArgumentType]
         (lambda: policy.infer_batch({3: rows}), "the state of agent 3 is ndarray"),

@@ -15,7 +15,7 @@ import memojax
 
 ROOT = Path(memojax.__file__).parent
 LAYERS = [
-    "errors _types _options policies",
+    "errors _types _argument_checks policies",
     "xla",
     "model",
     "ops",

@@ -55,7 +55,6 @@ PUBLIC = [
     "StatefulInferer",
     "TensorSpec",
     "TypedModel",
-    "disable_loop_unrolling",
     "errors",
     "evaluate",
     "forbid_compile",
@@ -84,6 +83,7 @@ PATHS = [
     "memojax.stablehlo:to_stablehlo",
     "memojax.verification:verify",
     "memojax.wrapper",
+    "memojax.xla.flags:disable_loop_unrolling",
 ]
 """Import paths that stay: `module`, `module:name`, or an attribute path from a module."""
 
@@ -93,6 +93,13 @@ def test_the_public_names_are_these() -> None:
     assert len(set(memojax.__all__)) == len(memojax.__all__)
     for name in memojax.__all__:
         assert getattr(memojax, name) is not None
+
+
+def test_a_name_that_moved_is_found_with_a_warning() -> None:
+    from memojax.xla.flags import disable_loop_unrolling
+
+    with pytest.warns(DeprecationWarning, match=r"import it from memojax\.xla\.flags"):
+        assert memojax.disable_loop_unrolling is disable_loop_unrolling  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_submodules_do_not_leak() -> None:

@@ -1,5 +1,4 @@
-"""How inferers show themselves: as text, as HTML, and as a figure; looking at one computes nothing and
-changes nothing."""
+"""Views of inferers as text, HTML and figures; a view computes and changes nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ def both(shown: Any) -> list[str]:
     return [repr(shown), Tags(shown._repr_html_()).text]
 
 
-def test_an_inferer_shows_its_api_and_that_there_are_no_plans() -> None:
+def test_an_inferer_without_plans_shows_its_api() -> None:
     inferer = mj.load(mj.policies.bundled("acrobot_ppo"))
     for text in both(inferer):
         for part in (
@@ -82,7 +81,7 @@ def test_plans_are_a_table_with_a_bar_per_call_time() -> None:
     assert "width: 8.00em" in html
 
 
-def test_colours_are_those_of_the_page() -> None:
+def test_colours_come_from_the_page() -> None:
     html = mj.MemoizingDynamicInferer(scaling(), [1])._repr_html_()
     assert set(re.findall(r"background: *([^;]+);", html)) == {"currentColor"}
     assert not re.search(r"[^-]color: *#|rgb\(|black|white", html)
@@ -96,7 +95,7 @@ def test_the_candidate_and_the_device_are_shown_where_they_differ() -> None:
     assert [(row[0], row[5]) for row in rows] == [("4", "NumPy"), ("5", "cpu:0")]
 
 
-def test_of_many_plans_the_busiest_are_shown() -> None:
+def test_the_busiest_of_many_plans_are_shown() -> None:
     inferer = mj.MemoizingDynamicInferer(scaling())
     for n in range(1, MOST_PLANS + 4):
         for _ in range(1 + (n > 3)):
@@ -168,7 +167,7 @@ def test_each_kind_shows_its_options(inferer: Any, part: str) -> None:
         assert part in text
 
 
-def test_wrappers_show_what_they_are_around() -> None:
+def test_wrappers_show_the_inferer_inside() -> None:
     inferer = mj.MemoizingDynamicInferer(policy())
     both_wrapped = mj.EpsilonInjector(
         mj.RecurrentTracker.wrap(inferer), "epsilon", mj.ConstantGenerator.zeros()
@@ -186,7 +185,7 @@ def test_wrappers_show_what_they_are_around() -> None:
     assert [line for line in lines if line.startswith("    input")] != []
 
 
-def test_batched_and_runtime_say_who_waits() -> None:
+def test_batched_and_runtime_show_waiting_agents() -> None:
     inferer = mj.MemoizingDynamicInferer(scaling())
     batched = inferer.into_batched()
     batched.push(1, {"obs": np.ones(3)})
@@ -201,7 +200,7 @@ def test_batched_and_runtime_say_who_waits() -> None:
         assert "MemoizingDynamicInferer, 1 agents wait" in text
 
 
-def test_looking_compiles_nothing_and_is_no_call() -> None:
+def test_a_view_compiles_nothing_and_counts_no_call() -> None:
     inferer = mj.MemoizingDynamicInferer(scaling(), [4])
     with mj.forbid_compile():
         for _ in range(5):
@@ -266,7 +265,7 @@ def test_plot_draws_into_the_users_axes_and_leaves_pyplot_alone() -> None:
     assert ("matplotlib.pyplot" in sys.modules) == before
 
 
-def test_plot_of_nothing_says_so() -> None:
+def test_a_plot_without_plans_says_so() -> None:
     pytest.importorskip("matplotlib")
     figure = mj.MemoizingDynamicInferer(scaling()).plot()
     assert "no plans yet" in figure.axes[0].texts[0].get_text()

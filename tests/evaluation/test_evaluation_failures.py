@@ -182,7 +182,7 @@ def test_bad_options(options: Any, message: str) -> None:
 
 def test_a_misspelt_keyword_is_answered_with_the_closest() -> None:
     options: Any = {"max_step": 3}
-    with pytest.raises(TypeError, match=r"'max_step'; did you mean 'max_steps'\?"):
+    with pytest.raises(TypeError, match=r"'max_step': did you mean 'max_steps'\?"):
         mj.evaluate(Policy(first), Tiny, **options)
 
 

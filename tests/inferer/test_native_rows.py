@@ -146,8 +146,8 @@ def test_a_batcher_takes_them_one_by_one_and_together() -> None:
 def test_it_is_off_where_arrays_look_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_rows, "_C_CONTIGUOUS", 2)
     native_rows._library.cache_clear()
-    assert "in another way" in native_rows._library()
-    with pytest.raises(OSError, match="in another way"):
+    assert "another memory layout" in native_rows._library()
+    with pytest.raises(OSError, match="another memory layout"):
         Gatherer(SPECS, State)
     native_rows._library.cache_clear()
     monkeypatch.setenv("MEMOJAX_KERNELS", "0")

@@ -1,4 +1,4 @@
-"""The batch rule: what is found in files of every kind, and that rows mean the same under each."""
+"""The batch rule: what is found in files of every kind, with rows that mean the same under each rule."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def test_a_declared_batch_that_does_not_hold_is_mapped() -> None:
     np.testing.assert_allclose(inferer.infer_arrays({"x": x})["y"], x @ W, rtol=1e-5)
 
 
-def test_layers_first_state_of_a_single_run_is_not_the_batch() -> None:
-    """`h_in [1, 1, H]` beside `x [1, 4]`: rows are runs, whatever the axes mean."""
+def test_a_layers_first_state_is_not_the_batch() -> None:
+    """`h_in [1, 1, H]` beside `x [1, 4]`: a row is a run, and no axis of a state is the batch."""
     nodes = [
         helper.make_node("Squeeze", ["h_in", "zero"], ["h"]),
         helper.make_node("Add", ["x", "h"], ["h_new"]),
@@ -157,7 +157,7 @@ def test_batch_axis_overrides() -> None:
     np.testing.assert_array_equal(inferer.infer_arrays({"x": x})["y"], x)
     with pytest.raises(DimensionError, match="out of range"):
         memojax.load(model, batch_axis=5)
-    with pytest.raises(DimensionError, match="'obs', which is no input"):
+    with pytest.raises(DimensionError, match="'obs', which is not an input"):
         memojax.load(model, batch_axis={"obs": 0})
 
 

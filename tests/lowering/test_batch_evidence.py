@@ -1,5 +1,4 @@
-"""Which axis holds the agents: files of every kind, against ONNX Runtime run row by row, or refused with what
-would settle it."""
+"""The axis of the agents in files of every kind: right by ONNX Runtime row by row, or refused with advice."""
 
 from __future__ import annotations
 
@@ -49,7 +48,7 @@ def in_file(model: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 MEAN = op("ReduceMean", "x", "m", axes=[0], keepdims=1)
-"""The mean over axis 0: what no agent's answer may depend on."""
+"""The mean over axis 0, on which no agent's answer may depend."""
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
@@ -79,7 +78,7 @@ def test_height_and_width_are_never_the_batch() -> None:
     assert memojax.load(model, dims={"height": 9}).input_shapes() == [("x", [3, 9, "width"])]
 
 
-def test_a_symbol_that_leads_but_that_no_output_carries_is_no_batch() -> None:
+def test_a_leading_symbol_without_an_output_is_not_the_batch() -> None:
     nodes = [op("ReduceMax", "x", "y", axes=[0], keepdims=1)]
     policy = memojax.load(model_of(nodes, {"x": ["nodes", 4], "edges": [2, "count"]}, {"y": [1, 4]}))
     assert policy.input_shapes() == [("x", ["nodes", 4]), ("edges", [2, "count"])]
@@ -97,9 +96,7 @@ TWO_LEAD = model_of(
 
 
 @pytest.mark.parametrize(("model", "symbols"), [(GRAPH, ("nodes", "count")), (TWO_LEAD, ("queries", "keys"))])
-def test_evidence_that_is_not_enough_is_refused_with_every_symbol(
-    model: Any, symbols: tuple[str, ...]
-) -> None:
+def test_too_little_evidence_is_refused_with_every_symbol(model: Any, symbols: tuple[str, ...]) -> None:
     with pytest.raises(DimensionError, match="not clear") as failure:
         memojax.load(model)
     said = str(failure.value)
@@ -109,7 +106,7 @@ def test_evidence_that_is_not_enough_is_refused_with_every_symbol(
     assert "dims=" in said
 
 
-def test_what_the_refusal_offers_works() -> None:
+def test_the_advice_of_the_refusal_works() -> None:
     x, edges = f32(3, 6, 4), np.zeros((3, 2, 5), np.float32)
     each = memojax.load(GRAPH, batch_axis=False)
     np.testing.assert_array_equal(each.infer_arrays({"x": x, "edges": edges})["y"], np.maximum(x, 0))
@@ -134,7 +131,7 @@ def test_the_refusal_is_the_same_under_any_hash_seed(tmp_path: Any) -> None:
     assert "nodes" in said.pop()
 
 
-def test_rows_that_mix_refute_a_symbol_that_only_leads() -> None:
+def test_rows_that_mix_refute_a_leading_symbol() -> None:
     model = model_of([MEAN, op("Sub", "x m", "y")], {"x": ["steps", 4]}, {"y": ["steps", 4]})
     policy = memojax.load(model)
     policy.infer_arrays({"x": f32(1, 4)})
@@ -148,7 +145,7 @@ def test_rows_that_mix_refute_a_symbol_that_only_leads() -> None:
     np.testing.assert_allclose(got, x - x.mean(1, keepdims=True), atol=1e-6)
 
 
-def test_rows_that_mix_by_the_files_own_word_run_whole(caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_that_mix_run_whole_if_the_file_names_the_batch(caplog: pytest.LogCaptureFixture) -> None:
     policy = memojax.load(model_of([MEAN, op("Sub", "x m", "y")], {"x": ["batch", 4]}, {"y": ["batch", 4]}))
     for n in (3, 5):
         x = f32(n, 4)
@@ -162,7 +159,7 @@ def test_rows_that_mix_by_the_files_own_word_run_whole(caplog: pytest.LogCapture
         padded.infer_arrays({"x": f32(3, 4)})
 
 
-def test_an_output_of_pairs_is_given_per_row() -> None:
+def test_an_output_of_pairs_has_rows() -> None:
     nodes = [op("Transpose", "x", "t", perm=[1, 0]), op("MatMul", "x t", "w"), op("Relu", "x", "y")]
     model = model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4], "w": ["batch", "batch"]})
     policy = memojax.load(model)
@@ -186,7 +183,7 @@ def test_an_output_with_several_entries_for_each_row_is_split() -> None:
     )
 
 
-def test_an_output_that_grows_in_another_way_is_named() -> None:
+def test_an_output_that_does_not_divide_into_rows_is_named() -> None:
     nodes = [op("Concat", "x extra", "y", axis=0), op("Relu", "x", "z")]
     model = model_of(nodes, {"x": ["batch", 4]}, {"y": [None, 4], "z": ["batch", 4]}, extra=f32(1, 4))
     with pytest.raises(DimensionError, match=r"output 'y' .*outputs="):
@@ -226,10 +223,10 @@ def test_a_baked_batch_whose_rows_mix_is_refused_by_the_constants_name() -> None
         memojax.load(model).infer_arrays({"x": f32(5, 3)})
 
 
-def test_rows_that_come_in_multiples_are_said() -> None:
+def test_a_file_for_multiples_of_rows_is_refused() -> None:
     nodes = [op("Reshape", "x s", "r"), op("ReduceMean", "r", "y", axes=[1], keepdims=0)]
     model = model_of(nodes, {"x": ["rows", 6]}, {"y": ["groups", 6]}, s=np.array([-1, 3, 6], np.int64))
-    with pytest.raises(DimensionError, match=r"multiples of 3.*memojax\.run and memojax\.to_jax"):
+    with pytest.raises(DimensionError, match=r"multiples of 3.*memojax\.run or memojax\.to_jax"):
         memojax.load(model)
     x = f32(6, 6)
     np.testing.assert_allclose(
@@ -274,7 +271,7 @@ def test_free_dimensions_have_plans_of_their_own() -> None:
     info = policy.cache_info()
     assert (info.misses, info.evictions, info.currsize) == (3, 2, 3)
     assert policy.batch_sizes() == {2: 1, 3: 3}
-    with pytest.raises(DimensionError, match="'seq' open"):
+    with pytest.raises(DimensionError, match="lacks 'seq'"):
         policy.preload([{"batch": 2}])
     with pytest.raises(DimensionError, match="names 'sequence'"):
         policy.preload([{"batch": 2, "sequence": 3}])
@@ -336,7 +333,7 @@ def test_free_models_pickle_with_their_plans() -> None:
     assert [(plan.size, dict(plan.dims)) for plan in again.plans()] == [(2, {"seq": 4})]
 
 
-def test_a_default_of_the_file_can_be_given_bound_or_left() -> None:
+def test_a_default_of_the_file_can_be_left_out_given_or_bound() -> None:
     nodes = [op("Mul", "x gain", "y")]
     model = model_of(
         nodes, {"x": ["batch", 3], "gain": [1]}, {"y": ["batch", 3]}, gain=np.array([2], np.float32)
@@ -350,7 +347,7 @@ def test_a_default_of_the_file_can_be_given_bound_or_left() -> None:
     np.testing.assert_array_equal(given["y"], 3 * x)
 
 
-def test_checked_names_the_agent_whose_index_points_at_nothing() -> None:
+def test_checked_names_the_agent_of_an_index_out_of_range() -> None:
     graph = helper.make_graph(
         [helper.make_node("Gather", ["table", "i"], ["y"], name="look_up")],
         "g",

@@ -1,7 +1,7 @@
-"""Random graphs: an inferer gives each row what the file gives it alone, or whole batches where the file
-mixes rows, or a typed error.
+"""Random graphs: an inferer gives each row the file's answer for it alone, runs whole batches, or raises.
 
-`python -m tests.lowering.test_batch_property 2000` runs as many graphs by hand.
+It runs whole batches if the file mixes rows. `python -m tests.lowering.test_batch_property 2000` runs as many
+graphs by hand.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SYMBOL_SIZE = 3
 
 
 class Case:
-    """One random graph with the layout that its maker had in mind."""
+    """One random graph with the layout that its generator intended."""
 
     def __init__(self, seed: int):
         rng = random.Random(seed)
@@ -135,7 +135,7 @@ class Case:
 
 
 class Oracle:
-    """ONNX Runtime on the file, in the file's own layout, for rows as an inferer takes them."""
+    """ONNX Runtime on the file, in the file layout, for rows `[n, *element_shape]`."""
 
     def __init__(self, case: Case, model: Any, policy: Any):
         options = ort.SessionOptions()
@@ -156,7 +156,7 @@ class Oracle:
         return rows
 
     def alone(self, rows: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray] | None:
-        """The outputs for one row by itself; None where the file does not run so."""
+        """The outputs for one row alone; None if the file does not run so."""
         feeds = {}
         for name, value in rows.items():
             one = value if self._elements[name].shared else value[row]
@@ -164,7 +164,7 @@ class Oracle:
         return self._run(feeds)
 
     def whole(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-        """The outputs for all rows at once; None where the file does not run so."""
+        """The outputs for all rows at once; None if the file does not run so."""
         feeds = {}
         for name, value in rows.items():
             if self._elements[name].shared:
@@ -176,7 +176,7 @@ class Oracle:
         return self._run(feeds)
 
     def _axis(self, name: str) -> int:
-        """The axis that an element leaves out of the file's shape."""
+        """The axis of the file's shape that an element lacks."""
         shape, element = self._file[name], list(self._elements[name].shape)
         for axis, dim in enumerate(shape):
             rest = [*shape[:axis], *shape[axis + 1 :]]
@@ -194,7 +194,7 @@ class Oracle:
 
 
 def check(seed: int) -> str:
-    """Run one case; what came of it, in a word."""
+    """Run one case, and return its outcome as a word."""
     case = Case(seed)
     model = case.model()
     try:
@@ -264,7 +264,7 @@ def _same_padded(
     n: int,
     only: int,
 ) -> bool:
-    """Whether the file gives the same at its one size, the other rows being zeros."""
+    """Whether the file gives the same at its only batch size, with zeros for the other rows."""
     if n > only:
         return all(
             _close(got[name][:only], value[:only])

@@ -1,4 +1,4 @@
-"""Bound inputs are constants that fold, and inputs with a default can be given, bound or left."""
+"""Bound inputs are constants that fold, and inputs with a default can be given, bound or left out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BRANCH = model("""g (float[N,4] x, int64 rate) => (float[] y) <int64 k = {16000}
     y = If (c) <then_branch = a () => (float[] t) { t = Neg (x) },
                 else_branch = b () => (float[] e) { e = Concat <axis = 1> (x, x) }>
 }""")
-"""The branches declare no shapes, and give different ones."""
+"""The branches declare no shapes, and return different ones."""
 SHAPE = model("""g (float[N,4] x, int64[2] shape) => (float[] y) {
     two = Constant <value_ints = [2]> ()
     all = Concat <axis = 0> (shape, two)
@@ -95,7 +95,7 @@ def test_a_branch_that_cannot_be_traced_names_the_input_to_bind() -> None:
     np.testing.assert_array_equal(fn(params, {"x": X, "rate": 16000})["y"], -X)
 
 
-def test_a_bound_array_is_no_weight() -> None:
+def test_a_bound_array_is_not_a_weight() -> None:
     gain = model("g (float[N,4] x, float[4] gain) => (float[N,4] y) { y = Mul (x, gain) }")
     _, params = memojax.to_jax(gain, constants={"gain": np.arange(4)})
     assert params == {}
@@ -107,11 +107,11 @@ def test_a_bound_array_is_no_weight() -> None:
     ("bound", "error", "message"),
     [
         ({"rates": 1}, UnknownInputError, "'rates'.*'x', 'rate'"),
-        ({"rate": 1.5}, InputDtypeError, "takes int64, it cannot be bound to float64 1.5"),
-        ({"rate": [1, 2]}, InputShapeError, r"shape \[\] in the file.* int64\[2\]"),
+        ({"rate": 1.5}, InputDtypeError, "is float64, the model takes int64"),
+        ({"rate": [1, 2]}, InputShapeError, r"declared with shape \[\].* int64\[2\]"),
     ],
 )
-def test_what_cannot_be_bound_is_refused_by_every_door(bound: Any, error: Any, message: str) -> None:
+def test_every_entry_point_refuses_a_value_that_does_not_fit(bound: Any, error: Any, message: str) -> None:
     for door in (memojax.load, memojax.to_jax, memojax.OneShot):
         with pytest.raises(error, match=message):
             door(BRANCH, constants=bound)
@@ -142,7 +142,7 @@ DEFAULTS = """g (float[N,4] x, float[4] gain = {1.0, 2.0, 3.0, 4.0}, int64[2] sh
         {"gain": np.zeros(4, np.float32), "shape": np.array([2, -1])},
     ],
 )
-def test_a_default_is_left_given_or_bound(given: dict[str, Any]) -> None:
+def test_a_default_is_left_out_given_or_bound(given: dict[str, Any]) -> None:
     listed = model(DEFAULTS)
     expected = onnx_runtime(listed, {"x": X, **given})["y"]
     fn, params = memojax.to_jax(listed)
@@ -191,7 +191,7 @@ g (float[N,4] x, bool flag, int64 level, float[N,4] noise) => (float[N,4] y) <fl
         },
         else_branch = b () => (float[N,4] e) { e = my.domain.Strange (x) }>
 }""")
-"""One branch has an unknown operator, and an If inside of the other drops an input."""
+"""One branch has an unknown operator, and in the other an If does not read an input."""
 
 
 def test_a_bound_condition_drops_the_branch_that_is_not_taken() -> None:

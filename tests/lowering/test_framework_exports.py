@@ -1,5 +1,4 @@
-"""Small policies exported by torch (both exporters), Stable-Baselines3, tf2onnx, jax2onnx and skl2onnx give
-the numbers that were recorded."""
+"""Policies of torch (both exporters), Stable-Baselines3, tf2onnx, jax2onnx, skl2onnx: recorded numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ from memojax.errors import IncompatibleModelError
 FOLDER = Path(__file__).parents[1] / "models"
 EXPORTS = sorted(path.stem for path in FOLDER.glob("*.npz"))
 DRAWN = {"sb3_sac_sampling": {"action"}}
-"""Outputs that the network draws itself."""
+"""Outputs that the network draws at random."""
 
 
 def recorded(stem: str, batch: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Inputs, and what the trainer's side or ONNX Runtime gave for them."""
+    """Inputs, and the outputs that the trainer or ONNX Runtime gave for them."""
     with np.load(FOLDER / f"{stem}.npz") as file:
         inputs = {key.rsplit("/", 1)[1]: file[key] for key in file.files if key.startswith(f"b{batch}/in/")}
         outputs = {key.split("/", 3)[3]: file[key] for key in file.files if key.startswith(f"b{batch}/out/")}
@@ -58,11 +57,10 @@ def test_it_is_a_pure_function_of_its_weights(stem: str) -> None:
 
 
 @pytest.mark.parametrize("other", ["sb3_ppo_opset17", "sb3_ppo_dynamo_opset18", "sb3_sac_epsilon"])
-def test_weights_are_not_taken_from_a_graph_that_uses_them_otherwise(other: str) -> None:
-    """Another exporter may transpose them: such a file is loaded anew, it does not become these weights by
-    the look of their shapes."""
+def test_weights_of_another_graph_are_refused(other: str) -> None:
+    """Another exporter may transpose weights, so equal shapes are no proof: such a file is refused."""
     policy = memojax.load(FOLDER / "sb3_ppo_opset11.onnx", preload=[5], weights="argument")
     inputs, outputs = recorded("sb3_ppo_opset11", 5)
-    with pytest.raises(IncompatibleModelError, match="load it anew"):
+    with pytest.raises(IncompatibleModelError, match="load it with memojax.load instead"):
         policy.update_params(FOLDER / f"{other}.onnx")
     np.testing.assert_allclose(policy.infer_arrays(inputs)["values"], outputs["values"], rtol=1e-4, atol=1e-5)

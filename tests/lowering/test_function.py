@@ -1,5 +1,4 @@
-"""Graph -> pure function: what is static and stays exact, scopes, errors, keys, and which initializers are
-weights."""
+"""A graph as a pure function: static values stay exact; scopes, errors, keys, weights and structure."""
 
 from __future__ import annotations
 
@@ -64,7 +63,7 @@ X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_shape_arithmetic_is_exact_in_64_bits(x64: bool) -> None:
-    """Bounds that no 32-bit integer holds, also where the caller's JAX has only 32 bits."""
+    """Bounds that no 32-bit integer can hold, even if the caller's JAX has only 32 bits."""
     top = np.iinfo(np.int64).max
     fn = function(
         [
@@ -88,7 +87,7 @@ def test_shape_arithmetic_is_exact_in_64_bits(x64: bool) -> None:
 
 
 def test_shapes_of_traced_values_are_folded() -> None:
-    """Shape, Gather, Concat, Reshape: nothing of it is left in the jaxpr but the reshape."""
+    """Shape, Gather, Concat, Reshape: only the reshape is left in the jaxpr."""
     fn = function(
         [
             node("Shape", ["x"], ["shape"]),
@@ -141,7 +140,7 @@ def test_a_traced_if_traces_both() -> None:
 
 
 def test_a_body_sees_names_around_it() -> None:
-    """x and scale from outside, through two levels."""
+    """The body reads x and scale through two levels."""
     inner = body([node("Mul", ["x", "scale"], ["t"])], [], ["t"])
     same = body([node("Identity", ["x"], ["e"])], [], ["e"])
     outer = body(
@@ -161,7 +160,7 @@ def test_a_body_sees_names_around_it() -> None:
 
 @pytest.mark.parametrize("static", [False, True])
 def test_names_of_a_body_hide_those_around_it_and_do_not_leak(static: bool) -> None:
-    """The body's own `step` and `x` are not the graph's; after the loop the graph's are as they were."""
+    """The body's own `step` and `x` are not the graph's, which are unchanged after the loop."""
     loop = body(
         [node("Add", ["x", "step"], ["next"]), node("Identity", ["going"], ["still"])],
         ["i", "going", "x"],
@@ -179,7 +178,7 @@ def test_names_of_a_body_hide_those_around_it_and_do_not_leak(static: bool) -> N
     np.testing.assert_array_equal(out["after"], X + 1)
 
 
-def test_errors_name_the_node_its_operator_and_what_it_was_given() -> None:
+def test_errors_name_the_node_its_operator_and_its_inputs() -> None:
     fn = function(
         [node("MatMul", ["x", "w"], ["y"])],
         {"x": (FLOAT, ["n", "m"])},
@@ -201,7 +200,7 @@ def test_errors_in_bodies_name_the_innermost_node_once() -> None:
     assert "the_If" not in str(caught.value)
 
 
-def test_a_shape_that_depends_on_data_is_traced_back_to_where_it_comes_from() -> None:
+def test_a_shape_that_depends_on_data_is_traced_back_to_its_origin() -> None:
     fn = function(
         [node("Abs", ["s"], ["size"]), node("Reshape", ["x", "size"], ["y"])],
         {"x": (FLOAT, [3, 4]), "s": (INT64, [1])},
@@ -233,8 +232,7 @@ def test_all_unknown_operators_are_listed_at_once() -> None:
 
 
 def test_initializers_are_weights_structure_or_constants() -> None:
-    """Floats of rank 1 and more are weights, and so are large tables; scalars, integers and what decides a
-    shape are not."""
+    """Weights are floats of rank 1 and more, and large tables; other initializers are structure."""
     weights = {
         "kernel": np.ones((4, 4), np.float32),
         "half": np.ones(4, np.float16),
@@ -296,7 +294,7 @@ def test_each_step_of_a_loop_draws_anew() -> None:
         assert len(np.unique(rows)) == rows.size
 
 
-def test_runs_under_to_jax_as_such() -> None:
+def test_random_operators_run_under_to_jax() -> None:
     proto = onnx.helper.make_model(
         body([node("Relu", ["x"], ["y"])], ["x"], ["y"]),
         opset_imports=[helper.make_opsetid("", 17)],
@@ -308,8 +306,7 @@ def test_runs_under_to_jax_as_such() -> None:
 
 
 def test_tracing_is_fast_and_its_cost_per_node_flat() -> None:
-    """In CPU time, so that a busy machine does not matter; `benchmarks/tracing.py` measures up to 5,000
-    nodes."""
+    """The test uses CPU time, for a busy machine; `benchmarks/tracing.py` measures up to 5,000 nodes."""
 
     def layers(count: int) -> GraphFunction:
         nodes = []

@@ -1,4 +1,4 @@
-"""Files whose graph breaks, in inferers: each row runs by itself, as ONNX Runtime runs it."""
+"""Files whose graph breaks, in inferers: each row runs by itself, as in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model(nodes: str, batch: Any = "batch", outputs: str = "float[] y") -> onnx.
 
 
 DISTINCT = "u = Unique (x)\n s = Size (u)\n f = Cast <to = 1> (s)\n m = ReduceSum <keepdims = 0> (u)\n y = Add (f, m)"
-"""How many distinct numbers a row has, and their sum."""
+"""The number of distinct numbers in a row, and their sum."""
 LARGEST = """z = Greater (x, half)
     c = NonZero (z)
     i = Transpose <perm = [1, 0]> (c)
@@ -47,7 +47,7 @@ def test_rows_run_as_the_file_says(nodes: str, batch: Any, caplog: pytest.LogCap
     made = model(nodes, batch)
     policy = memojax.load(made)
     assert policy.typed.rule.startswith("host (each row by itself: the graph breaks at ")
-    assert "strict=True refuses this" in caplog.text
+    assert "strict=True refuses such files" in caplog.text
     expected = alone(made, X)
     for n in (1, 2, 6):
         np.testing.assert_allclose(
@@ -78,7 +78,7 @@ def test_threads_and_pickles() -> None:
     np.testing.assert_allclose(again.infer_arrays({"x": X})["y"].ravel(), expected)
 
 
-def test_a_row_that_cannot_run_raises_what_it_raised() -> None:
+def test_a_row_that_cannot_run_raises_its_own_error() -> None:
     policy = memojax.load(model(LARGEST))
     policy.infer_arrays({"x": X})
     for _ in range(2):
@@ -116,7 +116,7 @@ def test_strict_and_outputs_whose_shape_depends_on_data_are_refused() -> None:
         memojax.load(made, strict=True)
     with pytest.raises(
         DimensionError,
-        match=r"output 'w' is not the same kind of array for every row \(float32\[\d\].*outputs=",
+        match=r"output 'w' does not have the same dtype and shape for every row \(float32\[\d\].*outputs=",
     ):
         memojax.load(made)
     np.testing.assert_allclose(

@@ -1,5 +1,4 @@
-"""An index that data gives and that points at nothing: NaN, an error with `checked=True`, never another
-entry."""
+"""An index out of range that depends on data: NaN, an error with `checked=True`, never another entry."""
 
 from __future__ import annotations
 
@@ -69,7 +68,7 @@ def feeds_of(made: onnx.ModelProto, indices: Any) -> dict[str, np.ndarray]:
         (PER_ROW, [[4], [-5]], [[5], [-5]], [True, False]),
     ],
 )
-def test_out_of_range_is_nan_and_in_range_is_what_onnx_runtime_gives(
+def test_out_of_range_is_nan_and_in_range_equals_onnx_runtime(
     made: onnx.ModelProto, good: Any, bad: Any, spoilt: Any
 ) -> None:
     policy = memojax.load(made)
@@ -91,7 +90,7 @@ def test_out_of_range_is_nan_and_in_range_is_what_onnx_runtime_gives(
 
 
 @pytest.mark.parametrize(("dtype", "filled"), [("int32", -(2**31)), ("int64", -(2**63)), ("uint8", 255)])
-def test_whole_numbers_become_the_outermost(dtype: str, filled: int) -> None:
+def test_whole_numbers_become_the_fill_value(dtype: str, filled: int) -> None:
     made = model(
         f"g (int64[batch,1] i) => ({dtype}[batch,1] y) {{ y = Gather (t, i) }}", t=np.arange(3, dtype=dtype)
     )
@@ -99,7 +98,7 @@ def test_whole_numbers_become_the_outermost(dtype: str, filled: int) -> None:
     np.testing.assert_array_equal(answer, np.array([[2], [0], [filled]], dtype))
 
 
-def test_an_index_that_comes_of_a_wrong_index_is_wrong_too() -> None:
+def test_an_index_computed_from_a_wrong_index_is_wrong_too() -> None:
     made = model(
         "g (int64[batch,1] i) => (float[batch,1,4] y) { j = Gather (chain, i)\n y = Gather (t, j) }",
         chain=np.arange(5)[::-1].copy(),
@@ -139,7 +138,7 @@ NUMBERS: dict[str, Any] = {"zero": 0, "one": 1, "four": 4, "five": 5, "low": -5,
 @pytest.mark.parametrize(
     ("nodes", "known"), [*((n, True) for n in KNOWN.values()), *((n, False) for n in UNKNOWN.values())]
 )
-def test_an_index_that_is_known_to_be_in_range_pays_nothing(nodes: str, known: bool) -> None:
+def test_an_index_known_to_be_in_range_costs_nothing(nodes: str, known: bool) -> None:
     numbers = {
         name: np.array(value)
         for name, value in NUMBERS.items()

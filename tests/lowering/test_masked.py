@@ -44,7 +44,7 @@ NUMBERS: dict[str, Any] = {
     "first": np.array(0),
 }
 
-# Each takes x: float[batch, 4] and gives y, and is made of nodes of one row or of many.
+# Each graph maps x, float[batch, 4], to y; its nodes work for one row or for many.
 PICKED = "m = Greater (x, zero)\n c = NonZero (m)\n i = Transpose <perm = [1, 0]> (c)\n"
 ROW_WISE = {
     "x[m] = number, by the newest exporter": """m = Greater (x, zero)
@@ -170,7 +170,7 @@ X[3] = [-1, -2, -3, -4]
 X[4] = [1, 2, 3, 4]
 X[:, 0] = np.abs(X[:, 0]) * [1, -1, 1, -1, 1, -1]
 SOME = [0, 1, 2, 4, 5]
-"""Rows in which something is picked: of nothing, some reductions have no value."""
+"""Rows of which the mask picks entries: some reductions of no entries have no value."""
 
 
 @pytest.mark.parametrize("nodes", ROW_WISE.values(), ids=ROW_WISE)
@@ -211,7 +211,7 @@ def test_boolean_assignment_is_a_where() -> None:
     assert "gather" not in program
 
 
-def test_nothing_picked() -> None:
+def test_a_mask_that_picks_no_entry() -> None:
     x = np.array([[-1, -2, -3, -4]], np.float32)
     for name, expected in (("how many", 0.0), ("root of squares", 0.0)):
         answer = memojax.load(made_of(SINGLE[name], 1)).infer_arrays({"x": x})["y"]
@@ -244,23 +244,23 @@ REFUSED = {
     "sorted": (PICKED + "g = GatherND (x, i)\n v, y = TopK (g, i1)", "TopK cannot take entries"),
     "the first entry": (
         PICKED + "g = GatherND (x, i)\n y = Gather (g, first)",
-        "which entry of a mask it takes",
+        "its index picks entries of a mask",
     ),
     "two masks": (
         PICKED
         + "n2 = Neg (x)\n m2 = Greater (n2, zero)\n c2 = NonZero (m2)\n j = Transpose <perm = [1, 0]> (c2)\n"
         "g = GatherND (x, i)\n y = ScatterND (x, j, g)",
-        "different masks pick",
+        "entries of different masks",
     ),
     "a matrix of itself": (
         PICKED + "f = Cast <to = 1> (i)\n t = Transpose (f)\n y = MatMul (t, f)",
-        "sums over, or pairs",
+        "it sums over entries that a mask picks",
     ),
 }
 
 
 @pytest.mark.parametrize(("nodes", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_needs_their_number_is_refused_by_name(nodes: str, message: str) -> None:
+def test_an_operator_that_needs_the_number_of_entries_is_refused(nodes: str, message: str) -> None:
     made = made_of(nodes, 1)
     fn, params = memojax.to_jax(made)
     with pytest.raises(LoweringError, match=message):
@@ -271,7 +271,7 @@ def test_what_needs_their_number_is_refused_by_name(nodes: str, message: str) ->
         assert memojax.run(made, {"x": X[:1]})["y"].dtype in (np.float32, np.int64)
 
 
-def test_a_mask_that_is_known_while_tracing_is_no_mask() -> None:
+def test_a_mask_known_while_tracing_picks_at_once() -> None:
     made = made_of(
         "m = Greater (w, zero)\n c = NonZero (m)\n k = Squeeze (c, i0)\n y = Gather <axis = 1> (x, k)",
         "batch",

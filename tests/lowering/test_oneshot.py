@@ -1,4 +1,4 @@
-"""`memojax.run` and the ONNX backend: any model, in the file's own layout."""
+"""`memojax.run` and the ONNX backend: any model, in the file layout."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_backend_interface() -> None:
 
 
 def nonzero_model() -> onnx.ModelProto:
-    """relu -> NonZero -> Gather from the relu's output -> sum: two parts around one break."""
+    """relu -> NonZero -> Gather from the output of relu -> sum: two parts around one break."""
     nodes = [
         helper.make_node("Relu", ["x"], ["r"]),
         helper.make_node("NonZero", ["r"], ["where"], name="find"),
@@ -87,7 +87,7 @@ def test_graph_breaks(caplog: pytest.LogCaptureFixture) -> None:
         np.testing.assert_array_equal(got["where"], [np.flatnonzero(x > 0)])
         np.testing.assert_array_equal(got["values"], x[x > 0])
         assert got["total"] == x[x > 0].sum()
-    assert model.plans == 1 + 2  # the first part once, the second for 2 and for 1 rows found
+    assert model.plans == 1 + 2  # The first part once, the second for 2 and for 1 found entries.
 
 
 def test_strict_refuses_breaks_and_so_do_inferers() -> None:
@@ -96,7 +96,7 @@ def test_strict_refuses_breaks_and_so_do_inferers() -> None:
     with pytest.raises(errors.UnsupportedOpError, match="find.*runs on the host"):
         memojax.TypedModel.from_model(nonzero_model(), strict=True)
     with pytest.raises(
-        errors.DimensionError, match="output 'where' is not the same kind of array for every row"
+        errors.DimensionError, match="output 'where' does not have the same dtype and shape for every row"
     ):
         memojax.load(nonzero_model())
 

@@ -1,5 +1,4 @@
-"""The development models in ../shared/models against ONNX Runtime, at batch 1 and 5; skipped where that
-folder is not there."""
+"""The development models in ../shared/models against ONNX Runtime, at batch 1 and 5, if they exist."""
 
 from __future__ import annotations
 
@@ -65,7 +64,7 @@ def _reference(
     n: int,
     whole: bool,
 ) -> dict[str, np.ndarray]:
-    """ONNX Runtime's outputs for all rows at once, or, where the file's batch is fixed at 1, row by row."""
+    """ONNX Runtime's outputs for all rows at once; row by row if the file's batch is fixed to 1."""
     inputs, outputs = session.get_inputs(), [info.name for info in session.get_outputs()]
     given = dict(
         zip((info.name for info in inputs), (rows[spec.name] for spec in inferer.api.inputs), strict=True)

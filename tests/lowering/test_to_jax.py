@@ -141,8 +141,7 @@ def test_a_shape_deciding_input_is_closed_over() -> None:
 
 
 def test_a_state_declared_for_one_row_holds_for_more() -> None:
-    """Recurrent exports write `[layers, 1, hidden]`, batch second, beside `[1, features]`; a feature more is
-    still refused."""
+    """Recurrent exports write `[layers, 1, hidden]`, batch second, beside `[1, features]`."""
     value = helper.make_tensor_value_info
     nodes = [
         helper.make_node("Squeeze", ["h", "first"], ["flat"]),
@@ -167,7 +166,7 @@ def test_a_state_declared_for_one_row_holds_for_more() -> None:
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_an_inferer_gives_the_function_of_its_rows(x64: bool) -> None:
-    """Also where the file is fixed to one row, with what was bound when it was loaded."""
+    """The file may be fixed to one row, and the inferer's bound inputs stay bound."""
     typed = memojax.TypedModel.from_model(fixed_to_one_row())
     fn, params = memojax.to_jax(memojax.BasicInferer(typed))
     rows = np.random.default_rng(3).standard_normal((4, 3)).astype(np.float32)
@@ -184,7 +183,7 @@ def test_an_inferer_gives_the_function_of_its_rows(x64: bool) -> None:
 
 
 def fixed_to_one_row() -> onnx.ModelProto:
-    """y = w * x with the shape baked in, and an output that no input reaches."""
+    """y = w * x with the shape baked in, and an output that depends on no input."""
     nodes = [
         helper.make_node("Mul", ["x", "w"], ["product"]),
         helper.make_node("Reshape", ["product", "shape"], ["y"]),
@@ -231,8 +230,8 @@ def test_an_exported_program_is_a_function_too(policy, expected) -> None:
 
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("loaded", [False, True])
-def test_what_does_not_fit_is_named(policy, jit: bool, loaded: bool) -> None:
-    """A shape that would broadcast, an input that would be ignored: no wrong numbers, and no KeyError."""
+def test_an_input_that_does_not_fit_is_named(policy, jit: bool, loaded: bool) -> None:
+    """Without the checks, such shapes would broadcast, and such inputs would be ignored."""
     fn, params = memojax.to_jax(memojax.load(POLICIES / "acrobot_ppo.onnx")) if loaded else policy
     call = jax.jit(fn) if jit else fn
     for inputs, error, message in (
@@ -260,7 +259,7 @@ def test_weights_that_do_not_fit_are_named(policy) -> None:
         fn({**params, name: np.zeros(1, np.float32)}, {"obs": OBS})
 
 
-def test_options_and_wrappers_are_refused_where_they_mean_nothing() -> None:
+def test_options_and_wrappers_without_effect_are_refused() -> None:
     policy = memojax.load(POLICIES / "pendulum_ppo.onnx")
     with pytest.raises(errors.InputError, match="loaded already"):
         memojax.to_jax(policy, constants={"epsilon": 0})

@@ -1,4 +1,4 @@
-"""TypedModel: functions of your own, the probe for rows that mix, and which weights fit."""
+"""TypedModel: functions of the user's own, the probe for rows that mix, and weights that fit."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ NET = {"w": np.zeros((3, 2), np.float32), "b": [np.zeros(2, np.float32)]}
     ("new", "message"),
     [
         ({"w": NET["w"]}, r"\['b'\]\[0\].*missing"),
-        ({**NET, "c": np.zeros(1)}, r"\['c'\] is not one"),
+        ({**NET, "c": np.zeros(1)}, r"\['c'\], which the model does not have"),
         ({**NET, "w": np.zeros((2, 3), np.float32)}, r"\['w'\].*\[2, 3\].*\[3, 2\]"),
         ({**NET, "w": np.zeros((3, 2))}, r"\['w'\].*float64.*float32"),
     ],

@@ -55,5 +55,5 @@ def test_a_whole_number_that_does_not_fit_is_an_error(policy: Any, value: int) -
         (np.zeros(0, np.int64), np.int8, None),
     ],
 )
-def test_which_number_does_not_fit(given: np.ndarray, dtype: Any, outside: int | None) -> None:
+def test_the_number_that_does_not_fit(given: np.ndarray, dtype: Any, outside: int | None) -> None:
     assert overflow(given, np.dtype(dtype)) == outside

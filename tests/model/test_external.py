@@ -1,5 +1,4 @@
-"""External data comes from the model's own folder, wherever the tensor stands, and is part of what a model is
-told apart by."""
+"""External data come from the model's folder, wherever the tensor is, and are part of its identity."""
 
 from __future__ import annotations
 

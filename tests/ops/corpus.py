@@ -1,5 +1,4 @@
-"""ONNX's own backend cases, run through `memojax.backend`; `python -m tests.ops.corpus PATTERN` prints what
-fails.
+"""ONNX's backend cases, run by `memojax.backend`; `python -m tests.ops.corpus PATTERN` prints the failures.
 
 `--kind simple|pytorch-converted|pytorch-operator|light`, `--exact OpType` (cases that contain the operator),
 `-v` for tracebacks.
@@ -29,22 +28,21 @@ from onnx.backend.test.loader import DATA_DIR, load_model_tests
 from onnx.backend.test.runner import Runner
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "light")
-"""`light` are the model zoo's architectures with made-up weights, which ONNX files under "real"."""
+"""`light` are the architectures of the model zoo with made-up weights, which ONNX files under "real"."""
 
 XFAILS = Path(__file__).with_name("backend_xfails.txt")
 
 
 @functools.cache
 def cases(kind: str) -> dict[str, TestCase]:
-    """Test cases of one kind, by name; ONNX computes the node cases anew, in NumPy, which warns."""
+    """Test cases of one kind, by name; ONNX computes the node cases by NumPy each time, with warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return {case.name: case for case in load_model_tests(kind="real" if kind == "light" else kind)}
 
 
 def known_failures(text: str | None = None) -> dict[str, str]:
-    """Case name -> cause, from `backend_xfails.txt`: a group is a `#` comment that says why, then names, one
-    a line.
+    """Case name -> cause, from `backend_xfails.txt`: a `#` comment says the cause of the names below it.
 
     Raises:
         ValueError: a name is listed twice, or without a cause above it.
@@ -65,8 +63,7 @@ def known_failures(text: str | None = None) -> dict[str, str]:
 
 
 def tally() -> dict[str, tuple[int, int]]:
-    """(cases that pass, all cases) of each kind, as the known failures have it; `test_backend.py` holds them
-    to it."""
+    """(cases that pass, all cases) of each kind, by the known failures; `test_backend.py` checks these."""
     failing = known_failures()
     total = {kind: len(cases(kind)) for kind in KINDS}
     failed = Counter(kind for kind in KINDS for name in cases(kind) if name in failing)
@@ -74,7 +71,7 @@ def tally() -> dict[str, tuple[int, int]]:
 
 
 def model_of(case: TestCase) -> onnx.ModelProto:
-    """The case's model, read where it is a file."""
+    """The model of a case, read from its file if it has one."""
     if case.model is not None:
         return case.model
     return onnx.load(_light_path(case) if case.model_dir is None else Path(case.model_dir) / "model.onnx")
@@ -99,7 +96,7 @@ def data_of(case: TestCase, model: onnx.ModelProto) -> list[tuple[list[Any], lis
 
 
 def run_case(case: TestCase) -> None:
-    """Run all data sets of a case and compare, at the case's own tolerance but at least rtol 1e-3, atol 1e-5.
+    """Run all data sets of a case and compare, with the case's tolerance or rtol 1e-3, atol 1e-5, if larger.
 
     Raises:
         AssertionError: an output differs in value, shape or dtype.
@@ -113,8 +110,7 @@ def run_case(case: TestCase) -> None:
 
 
 def _assert_similar(expected: Sequence[Any], outputs: Sequence[Any], **tolerance: float) -> None:
-    """As ONNX's runner compares tensors; sequences by element, whose own recursion takes a tensor for a
-    sequence of rows."""
+    """Compare tensors as ONNX's runner does; sequences element by element, since ONNX's code stacks them."""
     assert len(outputs) == len(expected)
     for want, got in zip(expected, outputs, strict=True):
         if isinstance(want, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Random graphs whose values stay small, and exact where an operator jumps."""
+"""Random graphs whose values stay small, and exact for operators with jumps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ OPSETS = (11, 13, 17, 21)
 F32, F64, I32, I64, BOOL = map(np.dtype, ("float32", "float64", "int32", "int64", "bool"))
 FLOATS, INTS = (F32, F64), (I32, I64)
 LIMIT = {F32: 2.0**10, F64: 2.0**10, I32: 2.0**24, I64: 2.0**40, BOOL: 1.0}
-"""Operators that would make a larger value are not drawn."""
+"""The largest magnitude; operators that would exceed it are not drawn."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """A value of the graph; it is at most `bound`, and a multiple of `step` (0: not exact)."""
+    """A value of the graph: at most `bound`, and a multiple of `step` (0: not exact)."""
 
     name: str
     dtype: np.dtype
@@ -46,7 +46,7 @@ class Builder:
     weights: dict[str, np.ndarray] = field(default_factory=dict)
 
     def name(self) -> str:
-        """One that no value has."""
+        """A new name."""
         return f"x{len(self.inputs) + len(self.weights)}"
 
     def pick(self, options: Any) -> Any:
@@ -60,13 +60,13 @@ class Builder:
         return sorted(self.draw(st.sets(st.integers(0, count - 1), min_size=least, max_size=count)))
 
     def axis(self, rank: int) -> int:
-        """Any way to name one of `rank` axes."""
+        """An axis of `rank` axes, positive or negative."""
         return self.number(-rank, rank - 1)
 
     def term(
         self, dtypes: Any = (*FLOATS, *INTS, BOOL), accept: Callable[[Term], bool] = lambda _: True
     ) -> Term:
-        """A value made before, or a new one where none fits."""
+        """An earlier value, or a new one if none fits."""
         fitting = [term for term in self.terms if term.dtype in dtypes and accept(term)]
         if fitting and self.number(0, 3):
             return self.pick(fitting)
@@ -122,7 +122,7 @@ class Builder:
         dtype: Any = None,
         **attributes: Any,
     ) -> list[Term]:
-        """A node; `shapes` of its outputs, which have the first input's dtype unless `dtype` says another."""
+        """Add a node with outputs of these `shapes`, in the dtype of the first input or `dtype`."""
         first = inputs[0]
         dtype = dtype or (first.dtype if isinstance(first, Term) else F32)
         names = [f"v{len(self.nodes)}_{index}" for index in range(len(shapes))]
@@ -139,14 +139,14 @@ class Builder:
         return made
 
     def axes(self, op_type: str, *inputs: Term, axes: list[int], input_since: int, **options: Any) -> None:
-        """A node whose axes are an attribute before opset `input_since`, and an input from there on."""
+        """Add a node whose axes are an attribute before opset `input_since`, and an input from there on."""
         if self.opset >= input_since:
             self.add(op_type, *inputs, self.constant(axes), **options)
         else:
             self.add(op_type, *inputs, **options, axes=axes)
 
     def model(self) -> onnx.ModelProto:
-        """Outputs are the values that nobody reads."""
+        """The outputs are the values that no node reads."""
         read = {name for node in self.nodes for name in node.input}
         made = {name for node in self.nodes for name in node.output}
         infos = [

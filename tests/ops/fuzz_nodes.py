@@ -158,7 +158,7 @@ def reshape(b: Builder) -> None:
 
 
 def computed_reshape(b: Builder) -> None:
-    """The shape arithmetic of exporters: the shape of one value, taken apart and put together."""
+    """Shape arithmetic as exporters write it: the shape of a value, taken apart and put together."""
     x = b.term(accept=lambda term: len(term.shape) > 1)
     if len(x.shape) < 2:
         return

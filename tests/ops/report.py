@@ -1,5 +1,4 @@
-"""The tables of docs/operators.md, from the known failures and the registry; `python -m tests.ops.report`
-writes them there."""
+"""The tables of docs/operators.md; `python -m tests.ops.report` writes them from failures and registry."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ LOWERINGS = ("ours", "delegated", "function body", "host", "no")
 TITLES = ("written here", "by jaxonnxruntime", "by the spec's function body", "on the host", "not")
 DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft")
 OLDEST = 7
-"""Op-versions that opset 7 has replaced are not counted."""
+"""The oldest opset in the tables; op-versions that it has replaced are left out."""
 
 LOWERED_BY = {
     "ours": "memojax",
@@ -29,13 +28,13 @@ LOWERED_BY = {
 
 
 def cases_table() -> str:
-    """ONNX's own cases by kind: how many pass."""
+    """Table of ONNX's own cases by kind, with the numbers of cases that pass."""
     rows = [f"| `{kind}` | {passed:,} | {total:,} |" for kind, (passed, total) in corpus.tally().items()]
     return "\n".join([f"| ONNX {onnx.__version__}'s own cases | passed | of |", "|---|---:|---:|", *rows])
 
 
 def operators_table() -> str:
-    """Op-versions in force at opset 7 or later, by who lowers them."""
+    """Table of op-versions at opset 7 or later, by how they are lowered."""
     counts = {domain: Counter[str]() for domain in DOMAINS}
     for row in coverage():
         for version, until in zip(
@@ -53,7 +52,7 @@ def operators_table() -> str:
 
 
 def listing() -> str:
-    """Every operator, its versions, and what lowers them."""
+    """Table of all operators, with their versions and how these are lowered."""
     lines = ["| operator | versions | lowered by | why not |", "|---|---|---|---|"]
     for row in coverage():
         for by, reason, versions in row.groups():
@@ -62,12 +61,12 @@ def listing() -> str:
 
 
 def block() -> str:
-    """The text between the markers."""
+    """The table between its markers."""
     return f"{cases_table()}\n\n{operators_table()}\n\n{listing()}\n"
 
 
 def written() -> str:
-    """The text that the page has there."""
+    """The table as the page has it now."""
     return PAGE.read_text().split(BEGIN)[1].split(END)[0]
 
 

@@ -1,5 +1,4 @@
-"""ONNX's own cases through `memojax.backend`: under jit, dtypes exact, warnings as errors;
-`backend_xfails.txt` lists what fails and why."""
+"""ONNX's own cases in `memojax.backend`, under jit, with exact dtypes; `backend_xfails.txt` has failures."""
 
 from __future__ import annotations
 
@@ -37,9 +36,8 @@ def test_case(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_resnet50", "test_squeezenet"])
-def test_what_goes_into_the_last_softmax(name: str) -> None:
-    """The softmax of 1,000 equal logits is the same whatever they are, so that the cases above would not see
-    that they are wrong."""
+def test_the_logits_before_the_last_softmax(name: str) -> None:
+    """The softmax of 1,000 equal logits is always the same, so the cases above cannot notice wrong logits."""
     case = corpus.cases("light")[name]
     model = onnx.ModelProto.FromString(corpus.model_of(case).SerializeToString())
     ((inputs, _),) = corpus.data_of(case, model)
@@ -62,8 +60,7 @@ def test_known_failures_exist() -> None:
 
 
 def test_the_tables_of_the_docs_are_those_of_this_run() -> None:
-    """The cases above pass but for the known failures, and the registry says the rest;
-    `python -m tests.ops.report` writes them."""
+    """The cases above pass except for known failures; `python -m tests.ops.report` writes the tables."""
     if f"ONNX {onnx.__version__}'s" not in report.written():
         pytest.skip(f"docs/operators.md counts the cases of another version than onnx {onnx.__version__}")
     assert report.written() == report.block()
@@ -83,8 +80,7 @@ def test_known_failures_have_causes() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx_own_runner() -> None:
-    """The runner that ONNX gives to authors of backends; here a handful of its cases, on CPU and CUDA
-    names."""
+    """ONNX's runner for authors of backends, with a few of its cases, on CPU and CUDA names."""
     runner = onnx.backend.test.BackendTest(memojax.backend.MemojaxBackend, __name__)
     runner.include(
         r"^test_(relu|gemm_all_attributes|split_equal_parts_1d_opset18|sequence_insert_at_back|Linear|sign_model)_(cpu|cuda)$"
@@ -96,8 +92,7 @@ def test_onnx_own_runner() -> None:
 
 
 class _Result(unittest.TestResult):
-    """With a count of what passed; whether `testsRun` counts what was skipped differs between versions of
-    Python."""
+    """Counts the cases that pass, since Python versions differ in whether `testsRun` counts skipped cases."""
 
     passed = 0
 

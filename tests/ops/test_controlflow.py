@@ -22,7 +22,7 @@ F32 = np.float32
 
 
 def model(text: str, opset: int) -> onnx.ModelProto:
-    """A model in ONNX's text format; `_` stands for an absent input."""
+    """A model in ONNX's text format, in which `_` is an absent input."""
     made = parser.parse_model(
         f'<ir_version: {max(4, OPSET_IR.get(opset, 12))}, opset_import: ["": {opset}]>\n{text}'
     )
@@ -42,7 +42,7 @@ def expected(made: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
 
 
 def check(made: onnx.ModelProto, feeds: dict[str, Any]) -> None:
-    """Same results as onnxruntime under x64; without it, same values under jit and no warning."""
+    """Compare with onnxruntime under x64; without x64, compare values under jit, without a warning."""
     want = expected(made, feeds)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -176,7 +176,7 @@ def test_loop_whose_trip_count_depends_on_data() -> None:
     check(model(text, 17), {"v": np.array([1, 2, 4]), "x": np.array([1, 3], F32)})
 
 
-def test_scan_outputs_make_what_decides_the_number_of_steps_static() -> None:
+def test_scan_outputs_make_the_trip_count_static() -> None:
     text = """agraph (int64[n] v, float[2] x) => (float[k,2] y) {
       m = ReduceSum<keepdims = 0>(v)
       big = Less(m, m)

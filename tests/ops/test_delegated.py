@@ -1,5 +1,4 @@
-"""jaxonnxruntime's handlers: those that we use agree with onnxruntime on every op-version, those that were
-found wanting still are."""
+"""jaxonnxruntime's handlers: those in use agree with onnxruntime on all op-versions; others still fail."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ AGREEMENTS: dict[str, list[Case]] = {
         for opset in (11, 22)
         for dtype in (np.uint8, np.uint16, np.uint32, np.uint64)
         for direction in ("LEFT", "RIGHT")
-        if dtype != np.uint16  # onnxruntime has no kernel
+        if dtype != np.uint16  # onnxruntime has no kernel for it
     ],
     "Einsum": [
         Case("Einsum", opset, inputs, {"equation": equation})
@@ -62,7 +61,7 @@ AGREEMENTS: dict[str, list[Case]] = {
 
 
 def op_versions(definition: OpDef) -> list[int]:
-    """Versions of the schema that a definition is in force for."""
+    """The versions of the schema that a definition covers."""
     known = {
         s.since_version
         for s in onnx.defs.get_all_schemas_with_history()
@@ -77,7 +76,7 @@ def in_force(definition: OpDef, opset: int) -> int:
 
 @pytest.mark.parametrize("definition", DELEGATED, ids=lambda definition: definition.op_type)
 def test_every_delegated_op_version_has_cases(definition: OpDef) -> None:
-    """From onnxruntime, or of ONNX's own where onnxruntime is too old for the version."""
+    """Cases of onnxruntime, or of ONNX if onnxruntime is too old for the version."""
     tested = {in_force(definition, case.opset) for case in AGREEMENTS[definition.op_type]}
     for case in corpus.cases("node").values():
         opset = next((entry.version for entry in case.model.opset_import if not entry.domain), 0)
@@ -98,8 +97,8 @@ def test_a_delegated_handler_agrees_with_onnxruntime(case: Case) -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("op_type", AGREEMENTS)
-def test_a_delegated_handler_is_a_good_function(op_type: str, x64: bool) -> None:
-    """Under jit, vmap and grad, in both x64 settings, dtypes kept in half precision."""
+def test_a_delegated_handler_works_under_transformations(op_type: str, x64: bool) -> None:
+    """It works under jit, vmap and grad, in both x64 settings, and keeps dtypes of half precision."""
     for dtype in (np.float16, np.float32) if op_type != "BitShift" else (np.uint8, np.uint32):
         case = next(case for case in AGREEMENTS[op_type] if len(case.inputs) == 2)
         fn, params = memojax.to_jax(case.model())
@@ -117,7 +116,7 @@ def test_a_delegated_handler_is_a_good_function(op_type: str, x64: bool) -> None
 
 @contextmanager
 def handled(op_type: str, version: int) -> Iterator[None]:
-    """The operator lowered by jaxonnxruntime's handler, for all opsets."""
+    """The operator, lowered by jaxonnxruntime's handler, for all opsets."""
     from jaxonnxruntime import config
 
     ours = registry._ops["", op_type]
@@ -146,7 +145,7 @@ def handled(op_type: str, version: int) -> Iterator[None]:
 
 
 def agrees(case: Case) -> None:
-    """It gives onnxruntime's outputs, in its dtypes and shapes."""
+    """Compare with onnxruntime's outputs, dtypes and shapes."""
     expected = oracle(case)
     outputs = oneshot.run(case.model(), case.feeds())
     assert len(outputs) == len(expected)
@@ -224,15 +223,15 @@ DISAGREEMENTS: dict[tuple[str, int], tuple[Case, Callable[[Case], None]]] = {
 }
 
 
-def test_every_handler_that_was_found_wanting_is_shown_to_be() -> None:
+def test_every_rejected_handler_has_a_case() -> None:
     assert DISAGREEMENTS.keys() == FOUND_WANTING.keys()
     assert not {op_type for op_type, _ in FOUND_WANTING} & {definition.op_type for definition in DELEGATED}
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("key", FOUND_WANTING, ids=str)
-def test_a_handler_found_wanting_still_is(key: tuple[str, int]) -> None:
-    """Ours agrees and the handler does not; once it does, it may earn its delegation."""
+def test_a_rejected_handler_still_fails(key: tuple[str, int]) -> None:
+    """Ours agrees, and the handler does not. Once the handler agrees, it may be used."""
     if key == ("Clip", 13) and "a_min" in inspect.signature(jnp.clip).parameters:
         pytest.skip(f"jax {jax.__version__} still has the names that it calls jnp.clip by")
     case, check = DISAGREEMENTS[key]

@@ -1,9 +1,7 @@
-"""Random small graphs, here and in onnxruntime: elementwise, shape, reduction and product operators, composed
-and broadcast at will.
+"""Random small graphs against onnxruntime: elementwise, shape, reduction and product operators.
 
-A value's magnitude and the power of two that it is a multiple of are tracked, so that a graph never compares
-rounding errors: operators with jumps (Floor, ArgMax, Less, ...) only take values that are exact in both
-runtimes.
+Each value has a known bound, and a power of two of which it is a multiple. Operators with jumps (Floor,
+ArgMax, Less, ...) only get values that are exact in both runtimes, so no graph compares rounding errors.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ def check(builder: Builder) -> None:
     note("\n".join(f"{n.op_type}({', '.join(n.input)}) -> {', '.join(n.output)}" for n in model.graph.node))
     try:
         expected = onnxruntime_session(model).run(None, builder.inputs)
-    except NotImplemented:  # a type that some version of onnxruntime has no kernel for
+    except NotImplemented:  # Some version of onnxruntime has no kernel for this type.
         reject()
     scale = max(1.0, *(term.bound for term in builder.terms if term.dtype in FLOATS), 1.0)
     assert_same(oneshot.run(model, builder.inputs).values(), expected, atol=1e-5 * scale)

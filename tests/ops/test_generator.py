@@ -1,4 +1,4 @@
-"""Random operators: their distributions, and that a row's numbers depend on the seed and the row alone."""
+"""Random operators: their distributions; a row's numbers depend on the seed and the row only."""
 
 from __future__ import annotations
 

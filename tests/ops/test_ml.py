@@ -21,7 +21,7 @@ MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRA
 
 
 def check(op_type: str, x: np.ndarray, n_outputs: int = 1, version: int = 1, **attributes: Any) -> None:
-    """One operator gives what onnxruntime gives."""
+    """Compare one operator with onnxruntime."""
     outputs = [f"y{index}" for index in range(n_outputs)]
     node = helper.make_node(
         op_type, ["x"], outputs, domain="ai.onnx.ml", **{k: v for k, v in attributes.items() if v is not None}
@@ -40,14 +40,14 @@ def compare(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> None:
         warnings.simplefilter("error")
         got = oneshot.run(model, feeds).values()
     for one, other in zip(got, want, strict=True):
-        if isinstance(other, list):  # a ZipMap: a dictionary for each row
+        if isinstance(other, list):  # The output of a ZipMap is a dictionary for each row.
             other = np.array([list(row.values()) for row in other], F32)
         assert one.dtype == other.dtype
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-4)
 
 
 def features(rng: np.random.Generator, dtype: Any) -> np.ndarray:
-    """Small whole numbers, so that equality happens, with holes where the dtype has them."""
+    """Small whole numbers, so some are equal, with NaN holes if the dtype has them."""
     x = rng.integers(-3, 4, size=(9, 3)).astype(F32)
     if dtype != np.int64 and rng.random() < 0.5:
         x[rng.random(x.shape) < 0.15] = np.nan
@@ -57,7 +57,7 @@ def features(rng: np.random.Generator, dtype: Any) -> np.ndarray:
 def random_trees(
     rng: np.random.Generator, n_trees: int, depth: int, modes: tuple[str, ...], missing: bool
 ) -> tuple[dict[str, list[Any]], list[tuple[int, int]]]:
-    """Node attributes of versions 1 and 3, and the (tree, node) of each leaf."""
+    """Node attributes of versions 1 and 3, and (tree, node) of each leaf."""
     names = (
         "treeids",
         "nodeids",
@@ -216,7 +216,7 @@ def test_string_labels_are_strings_on_the_host_and_positions_in_inferers() -> No
     np.testing.assert_allclose(result["z"], expected[1], rtol=1e-6)
     policy = memojax.load(model)
     np.testing.assert_array_equal(policy.infer_arrays({"x": x})["label"], [[0], [1]])
-    assert "output label gives positions of the labels 'no', 'yes'" in " ".join(str(policy).split())
+    assert "output label has positions in the labels 'no', 'yes'" in " ".join(str(policy).split())
 
 
 def test_string_labels_as_numbers_are_refused() -> None:
@@ -224,7 +224,7 @@ def test_string_labels_as_numbers_are_refused() -> None:
     model.graph.node.append(helper.make_node("Cast", ["label"], ["number"], to=onnx.TensorProto.INT64))
     model.graph.output.append(helper.make_tensor_value_info("number", onnx.TensorProto.INT64, ("batch", 1)))
     for door in (memojax.load, memojax.to_jax, memojax.OneShot):
-        with pytest.raises(LoweringError, match="makes numbers of the string labels 'no', 'yes'"):
+        with pytest.raises(LoweringError, match="casts the string labels 'no', 'yes' to numbers"):
             door(model)
 
 
@@ -244,8 +244,7 @@ def test_strings_picked_by_data_are_strings_on_the_host() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_tree_ensemble(seed: int) -> None:
-    """Version 5; onnxruntime reads post_transform 1 as LOGISTIC and 2 as SOFTMAX, the spec the other way
-    round."""
+    """Version 5; onnxruntime reads post_transform 1 as LOGISTIC and 2 as SOFTMAX, unlike ONNX."""
     rng = np.random.default_rng(seed)
     dtype, n, missing = (F32, np.float64)[seed % 2], int(rng.choice([1, 2, 3])), seed % 4 == 1
     modes = [0] if seed % 3 == 0 else list(range(6 + seed % 2))

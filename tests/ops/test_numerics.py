@@ -38,12 +38,11 @@ def _numbers(values: Any) -> bool:
 
 
 PICKING = {"Compress", "NonZero"}
-"""What they give is as long as the data says, which a pure function cannot."""
+"""Operators whose output length depends on data, so a pure function cannot return them."""
 
 
 def sample() -> dict[str, Any]:
-    """For each operator of ONNX's node cases a few that take and give numbers, picked by a hash of their
-    names."""
+    """For each operator of ONNX's node cases, a few numeric cases, picked by a hash of their names."""
     found = defaultdict(list)
     for name, case in sorted(corpus.cases("node").items(), key=lambda item: zlib.crc32(item[0].encode())):
         operators = {node.op_type for node in case.model.graph.node}
@@ -71,7 +70,7 @@ def _fits(value: np.ndarray, dtype: Any) -> bool:
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("name", SAMPLE)
 def test_pure_function_follows_the_callers_x64(name: str, x64: bool) -> None:
-    """The file's numbers in the caller's widest dtypes, and no warning about it."""
+    """The file's numbers in the caller's widest dtypes, without a warning."""
     case = SAMPLE[name]
     model = load_model(case.model)
     inputs, expected = corpus.data_of(case, case.model)[0]
@@ -92,8 +91,8 @@ def test_pure_function_follows_the_callers_x64(name: str, x64: bool) -> None:
             assert_same([got], [want.astype(dtype)], rtol=max(case.rtol, 1e-3), atol=max(case.atol, 1e-5))
 
 
-def test_bits_of_64_bit_numbers_need_x64() -> None:
-    """Without, the caller's arrays are 32-bit, and other bits would come out."""
+def test_a_bit_cast_to_64_bits_needs_x64() -> None:
+    """Without x64 the caller's arrays have 32 bits, so BitCast would return wrong bits."""
     case = corpus.cases("node")["test_bitcast_int64_to_float64"]
     fn, params = memojax.to_jax(case.model)
     (name,) = [value.name for value in case.model.graph.input]
@@ -187,7 +186,7 @@ def test_float16_models_give_onnxruntimes_numbers(policy: Any) -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_bfloat16_models_are_close_to_float32(policy: Any) -> None:
-    """onnxruntime has no bfloat16 on CPU; the same weights, rounded to bfloat16, run in float32."""
+    """onnxruntime has no bfloat16 on CPU, so the same weights, rounded to bfloat16, run there in float32."""
     model, x = policy(ml_dtypes.bfloat16)
     (got,) = oneshot.run(model, {"x": x}).values()
     assert got.dtype == ml_dtypes.bfloat16
@@ -207,7 +206,7 @@ def test_bfloat16_models_are_close_to_float32(policy: Any) -> None:
     [("gpu", "highest", "HIGHEST"), ("gpu", "default", "DEFAULT"), ("cpu", "highest", None)],
 )
 def test_precision_of_matrix_products(policy: Any, platform: str, asked: str, found: str | None) -> None:
-    """Full float32 by default on accelerators, less where the user asks for it; a CPU has nothing else."""
+    """Full float32 is the default on accelerators, where the user may ask for less; a CPU always has it."""
     model, x = policy(np.float32)
     typed = TypedModel.from_model(model)
     device: Any = SimpleNamespace(platform=platform)

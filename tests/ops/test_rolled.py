@@ -1,5 +1,4 @@
-"""Tracing without JAX's inner jits: loops stay loops, functions of the user's stay jitted, and no size leaves
-traces behind."""
+"""Tracing without JAX's inner jits: loops stay loops, users' functions stay jitted, sizes leave no traces."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def test_control_flow_stays_rolled_up_and_gives_the_same_numbers() -> None:
 
     x = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
     primitives = [eqn.primitive.name for eqn in jax.make_jaxpr(traced)(x).eqns]
-    assert primitives.count("scan") == 2  # a fori_loop with a known count is one too
+    assert primitives.count("scan") == 2  # A fori_loop with a known count is a scan.
     assert "cond" in primitives
     assert "while" in primitives
     assert "tanh" not in primitives
@@ -60,7 +59,7 @@ def test_a_function_of_the_users_own_is_traced_as_it_is() -> None:
     assert "scan" in names(residual(typed))
 
 
-def test_the_settings_are_back_afterwards_also_after_an_error() -> None:
+def test_settings_are_restored_even_after_an_error() -> None:
     before = jax.config.jax_disable_jit
     with pytest.raises(ValueError, match="stop"), rolled.inlined():
         raise ValueError("stop")
@@ -87,8 +86,7 @@ print(inlined, left_behind(200))
 
 
 def test_sizes_leave_less_than_a_third_of_the_traces_in_jaxs_caches() -> None:
-    """In a process of its own, where those caches are not full yet. How much JAX keeps differs by its
-    version, the share hardly."""
+    """It needs a new process, whose caches are not full. JAX versions differ in counts, hardly in shares."""
     output = subprocess.run([sys.executable, "-c", _OBJECTS], capture_output=True, text=True, timeout=120)
     assert output.returncode == 0, output.stderr
     inlined, jitted = map(int, output.stdout.split())

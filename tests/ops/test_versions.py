@@ -1,4 +1,4 @@
-"""Old op-versions, and domains without a corpus, against onnxruntime."""
+"""Old op-versions, and domains without ONNX cases, against onnxruntime."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES: list[Case] = [
 
 
 def onnxruntime_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session on one thread that keeps quiet."""
+    """A session with one thread and without log messages."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -33,7 +33,7 @@ def onnxruntime_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def oracle(case: Case) -> list[np.ndarray]:
-    """The right outputs: as the case says, else onnxruntime's."""
+    """The expected outputs: those of the case, else onnxruntime's."""
     if case.expected is not None:
         return list(case.expected)
     return onnxruntime_session(case.model()).run(None, case.feeds())
@@ -42,7 +42,7 @@ def oracle(case: Case) -> list[np.ndarray]:
 def assert_same(
     got: Iterable[np.ndarray], expected: Iterable[np.ndarray], rtol: float = 1e-3, atol: float = 1e-5
 ) -> None:
-    """Equal dtypes and shapes, close values; narrow floats are compared as float64."""
+    """Compare dtypes, shapes and values; narrow floats are compared as float64."""
     for ours, theirs in zip(got, expected, strict=True):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         wide = [value.astype(np.float64) if value.dtype.kind == "V" else value for value in (ours, theirs)]

@@ -71,7 +71,7 @@ def exported():
 # The container
 
 
-def test_the_layout_is_cervos(onnx_file):
+def test_the_layout_matches_cervo(onnx_file):
     asset = AssetData(AssetKind.ONNX, onnx_file)
     assert asset.serialize() == b"CRVO\x00\x00\x00\x01" + onnx_file
     assert AssetData(AssetKind.NNEF, b"tar").serialize() == b"CRVO\x00\x00\x00\x02tar"
@@ -81,7 +81,7 @@ def test_the_layout_is_cervos(onnx_file):
 
 
 @given(st.sampled_from(AssetKind), st.binary(min_size=1))
-def test_an_asset_comes_back_as_it_was(kind, data):
+def test_an_asset_round_trips(kind, data):
     asset = AssetData(kind, data)
     assert (
         AssetData.deserialize(asset.serialize())
@@ -168,7 +168,7 @@ def test_nnef_is_recognised_and_refused():
 
 
 @pytest.mark.parametrize("stem", [*POLICIES, *MODELS])
-def test_an_exported_policy_gives_the_same(stem, tmp_path):
+def test_an_exported_policy_gives_the_same_outputs(stem, tmp_path):
     path = tmp_path / "policy.crvo"
     to_stablehlo(model_path(stem), platforms=["cpu"]).write(path)
     reference, loaded = mj.load(model_path(stem), seed=5), mj.load(path, seed=5)
@@ -284,11 +284,11 @@ def test_it_loads_by_content(exported, tmp_path):
         assert mj.load(source).api == mj.load(exported).api
     with pytest.raises(InputError, match="loaded already"):
         mj.load(exported, dims={"batch": 3})
-    with pytest.raises(AssetError, match=r"holds stablehlo: it has no ONNX graph; memojax\.load"):
+    with pytest.raises(AssetError, match=r"holds stablehlo: it has no ONNX graph; use memojax\.load"):
         mj.to_jax(path)
 
 
-def test_a_file_is_left_where_it_was(exported):
+def test_a_file_object_keeps_its_position(exported):
     file = io.BytesIO(b"skip" + exported.serialize())
     file.seek(4)
     assert find_stablehlo(file).serialize() == exported.serialize()
@@ -301,7 +301,7 @@ def test_an_exported_policy_can_be_exported_again(exported):
     assert_same(mj.load(exported), mj.load(to_stablehlo(exported)), 3, rtol=0)
 
 
-def test_what_it_says_about_itself(exported):
+def test_an_exported_policy_describes_itself(exported):
     header = read_header(exported)
     assert header.batch_size is None
     assert not header.random
@@ -358,7 +358,7 @@ def wants_a_number(mix):
     return mj.TypedModel.from_function(fn, (), {"obs": ((3,), np.float32)})
 
 
-def test_operators_that_want_the_batch_as_a_number():
+def test_operators_that_need_the_batch_size_as_a_number():
     assert_same(mj.load(wants_a_number(False)), mj.load(to_stablehlo(wants_a_number(False))), 5, rtol=0)
     with pytest.raises(DimensionError, match=r"batch_size=8"):
         to_stablehlo(wants_a_number(True))

@@ -1,7 +1,6 @@
-"""Every door through which a file comes in, opened on one file after the other; run as a process that a
-`Guard` watches.
+"""Every way to load or run a file, on one file after the other, in a process that a `Guard` watches.
 
-It reads a path per line, and answers with a line of JSON: door -> what came of it.
+The process reads one path per line, and answers with a line of JSON: way -> outcome.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from memojax.model import load_model
 LONGEST_MESSAGE = 2000
 _ROWS = 2
 _ENDLESS = 1000
-"""Trip limit that is given to `memojax.run`, so that a loop which ends only by its input is no hang."""
+"""Trip limit for `memojax.run`, so a loop that ends only by its input does not count as a hang."""
 
 
 def example_inputs(path: str, rows: int = _ROWS) -> dict[str, Any]:
-    """Small values for every declared input of a file, in its own layout; each symbol is `rows`."""
+    """Small values for every declared input of a file, in the file layout; each symbol is `rows`."""
     rng = np.random.default_rng(0)
     given = {}
     for value in load_model(path).graph.inputs:
@@ -51,7 +50,7 @@ def _sample(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -
 
 
 def load(path: str) -> None:
-    """An inferer, and two rows through it."""
+    """Make an inferer, and run two rows."""
     policy = memojax.load(path)
     rng = np.random.default_rng(0)
     rows = {
@@ -64,23 +63,23 @@ def load(path: str) -> None:
 
 
 def run(path: str) -> None:
-    """One run in the file's own layout."""
+    """Run once in the file layout."""
     memojax.run(path, example_inputs(path))
 
 
 def to_jax(path: str) -> None:
-    """The pure function under the caller's own `jit`."""
+    """Call the pure function under the caller's own `jit`."""
     fn, params = memojax.to_jax(path)
     jax.block_until_ready(jax.jit(fn)(params, example_inputs(path), jax.random.key(0)))
 
 
 def typed(path: str) -> None:
-    """The typed model."""
+    """Load the typed model."""
     str(memojax.TypedModel.from_model(path))
 
 
 def api(path: str) -> None:
-    """`memojax api`, whose terminal output may carry no control character."""
+    """Run `memojax api`, whose output must not have control characters."""
     from memojax.cli.main import cli
 
     out, err = io.StringIO(), io.StringIO()
@@ -94,7 +93,7 @@ def api(path: str) -> None:
 
 
 def compare(path: str) -> None:
-    """The same as ONNX Runtime gives, where that takes the file.
+    """Compare with ONNX Runtime, if it takes the file.
 
     Raises:
         AssertionError: an output differs.
@@ -109,7 +108,7 @@ def compare(path: str) -> None:
         names = [value.name for value in session.get_outputs() if value.name in given]
         fed = {value.name: inputs[value.name] for value in session.get_inputs() if value.name in inputs}
         wanted = dict(zip(names, session.run(names, fed), strict=True))
-    except Exception:  # what it refuses it cannot tell us about
+    except Exception:  # A file that ONNX Runtime refuses has no oracle.
         return
     if any(word in Path(path).read_bytes() for word in (b"Random", b"Multinomial", b"Bernoulli")):
         return
@@ -136,7 +135,7 @@ DOORS: Mapping[str, Callable[[str], None]] = {
 
 
 def through(door: str, path: str) -> dict[str, Any]:
-    """What came of one door: `kind` is "right" (it gave an answer), "typed" or "foreign"."""
+    """The outcome of one way: `kind` is "right" (there was an answer), "typed" or "foreign"."""
     begun = time.monotonic()
     try:
         (compare if door == "compare" else DOORS[door])(path)
@@ -157,7 +156,7 @@ def _unprintable(message: str) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """The deepest line of ours that an exception went through."""
+    """The deepest line of memojax that an exception passed."""
     place, trace = "?", error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
@@ -170,7 +169,7 @@ def _place(error: BaseException) -> str:
 def main() -> None:
     """Answer line by line until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # Text that libraries print is no answer.
     answers.write("ready\n")
     answers.flush()
     for line in sys.stdin:

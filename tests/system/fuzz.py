@@ -1,9 +1,9 @@
-"""Mutated models through every door, by hand for as long as one likes.
+"""Mutated models through every door, by hand, for as long as you like.
 
     python -m tests.system.fuzz --cases 20000 --seed 0
 
-Each case is made of its seed alone, so `--cases 1 --seed N` is case N of any run. Files with a bad outcome
-are kept in `--keep`.
+The seed alone makes a case, so `--cases 1 --seed N` is case N of any run. Files with a bad outcome are kept
+in `--keep`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .mutate import mutant
 
 
 def cases(count: int, seed: int, guard: Guard, folder: Path) -> Iterator[tuple[int, str, bytes, Outcome]]:
-    """(seed, what it is, content, outcome) of each case; one door for each, since most stop at loading."""
+    """(seed, mutation, content, outcome) of each case; each has one door, since most stop at loading."""
     doors = list(DOORS)
     path = folder / "mutant.onnx"
     for case in range(seed, seed + count):
         what, content = mutant(case)
         path.write_bytes(content)
-        # A file that gives an answer goes on to the other doors, and to the comparison with ONNX Runtime.
+        # A file with an answer goes through the other doors as well, and is compared with ONNX Runtime.
         first = guard.outcome(path, doors[case % len(doors)])
         yield case, what, content, first
         if first.kind == "right":
@@ -34,12 +34,12 @@ def cases(count: int, seed: int, guard: Guard, folder: Path) -> Iterator[tuple[i
                 if door != first.door:
                     yield case, what, content, guard.outcome(path, door)
             compared = guard.outcome(path, "compare")
-            if compared.kind == "wrong":  # whatever else happens there is ONNX Runtime's
+            if compared.kind == "wrong":  # Other faults there are ONNX Runtime's own.
                 yield case, what, content, compared
 
 
 def main() -> int:
-    """Run cases, print bad outcomes as they come and a count of all at the end; 1 if there was a bad one."""
+    """Run cases, print bad outcomes at once and counts at the end; return 1 if there was a bad one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

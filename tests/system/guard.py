@@ -1,4 +1,4 @@
-"""Files through memojax's doors in a process of their own, within a budget of time and memory."""
+"""Run files through memojax's doors in a process of their own, with limits on time and memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 BAD = ("wrong", "foreign", "hang", "memory", "crash")
-"""Kinds of outcome that no file may have."""
+"""Outcomes that no file may have."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a file at a door: `kind` is "right", "typed", "wrong", "foreign", "hang", "memory" or
-    "crash"."""
+    """The outcome of a file at a door.
+
+    `kind` is "right", "typed", "wrong", "foreign", "hang", "memory" or "crash".
+    """
 
     door: str
     kind: str
@@ -32,7 +34,7 @@ class Outcome:
 
     @property
     def bad(self) -> bool:
-        """Whether no file may have this outcome."""
+        """Whether the outcome is one that no file may have."""
         return self.kind in BAD
 
     def __str__(self) -> str:
@@ -40,12 +42,12 @@ class Outcome:
 
 
 class Guard:
-    """Runs doors in a child process, which is replaced when it went over its budget or has grown.
+    """Runs doors in a child process, which is replaced once it exceeds a limit or has grown.
 
     Args:
-        seconds: of processor time for one door; on the clock it may take six times as long, since other work
-            may be going on.
-        peak: bytes that the child may hold at any time, its own libraries included.
+        seconds: processor time for one door. On the clock it may take six times as long, since the machine
+            may be busy.
+        peak: bytes that the child may hold at any time, with its libraries.
         keep: bytes at which a child is replaced between two files.
     """
 
@@ -60,11 +62,11 @@ class Guard:
         self._stop()
 
     def outcomes(self, path: str | Path, doors: Iterable[str]) -> list[Outcome]:
-        """What comes of a file at each door."""
+        """The outcome of a file at each door."""
         return [self.outcome(path, door) for door in doors]
 
     def outcome(self, path: str | Path, door: str) -> Outcome:
-        """What comes of a file at one door."""
+        """The outcome of a file at one door."""
         child = self._ready()
         assert child.stdin is not None
         assert child.stdout is not None
@@ -117,7 +119,7 @@ class Guard:
 
 
 def _memory(pid: int, what: str) -> int:
-    """Bytes of a process from the kernel's status of it; 0 where that is not known."""
+    """Memory of a process in bytes, from the kernel's status; 0 if unknown."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -129,7 +131,7 @@ def _memory(pid: int, what: str) -> int:
 
 
 def _processor_seconds(pid: int) -> float:
-    """Seconds that a process has computed for; 0 where that is not known."""
+    """Processor time of a process in seconds; 0 if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -145,7 +147,7 @@ def _forget_peak(pid: int) -> None:
 
 
 def main() -> None:
-    """`python -m tests.system.guard FILE...`: outcomes of each file at every door."""
+    """`python -m tests.system.guard FILE...`: print the outcome of each file at every door."""
     from .doors import DOORS
 
     with Guard() as guard:

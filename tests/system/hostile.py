@@ -1,5 +1,4 @@
-"""Small builders of files that mean harm, or that nobody meant: one for each kind that was ever seen to
-raise, hang or eat memory."""
+"""Small builders of hostile and broken files, one for each kind that once crashed, hung or used up memory."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ def model(
     sparse: Sequence[onnx.SparseTensorProto] = (),
     **weights: Any,
 ) -> onnx.ModelProto:
-    """A model of these nodes; weights by name."""
+    """A model of these nodes, with weights by name."""
     graph = helper.make_graph(
         list(nodes),
         "hostile",
@@ -63,7 +62,7 @@ def function(
 
 
 def attribute_of(broken: onnx.ModelProto, kind: str, **fields: Any) -> onnx.ModelProto:
-    """`broken` with the attributes of its first node of a kind replaced."""
+    """`broken`, with other attributes for the first node of an operator."""
     found = next(node for node in broken.graph.node if node.op_type == kind)
     del found.attribute[:]
     found.attribute.extend(onnx.AttributeProto(**{"name": key, **value}) for key, value in fields.items())
@@ -71,7 +70,7 @@ def attribute_of(broken: onnx.ModelProto, kind: str, **fields: Any) -> onnx.Mode
 
 
 def external(location: str, **entries: str) -> onnx.TensorProto:
-    """A tensor of four floats that lies in a file."""
+    """A tensor of four floats in an external file."""
     tensor = onnx.TensorProto(name="w", data_type=FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     for key, value in {"location": location, **entries}.items():
         tensor.external_data.append(onnx.StringStringEntryProto(key=key, value=value))
@@ -79,19 +78,19 @@ def external(location: str, **entries: str) -> onnx.TensorProto:
 
 
 def with_external(**entries: str) -> onnx.ModelProto:
-    """A model whose constant's attribute lies in a file."""
+    """A model with an attribute of a Constant in an external file."""
     return model([node("Constant", [], ["w"], value=external(**entries)), node("Add", ["x", "w"], ["y"])])
 
 
 def doubling(times: int, start: str = "x", **weights: Any) -> onnx.ModelProto:
-    """Concat of a value with itself, over and over."""
+    """Concats of a value with itself, many times."""
     nodes = [node("Concat", [f"d{i}" if i else start] * 2, [f"d{i + 1}"], axis=-1) for i in range(times)]
     total = node("ReduceSum", [f"d{times}"], ["s"], keepdims=0)
     return model([*nodes, total, node("Add", ["x", "s"], ["y"])], **weights)
 
 
 def laughs(depth: int) -> onnx.ModelProto:
-    """Functions that each call the one before twice."""
+    """Functions, each of which calls the one before twice."""
     functions = [function("F0", [node("Neg", ["a"], ["b"])])]
     for i in range(1, depth):
         calls = [node(f"F{i - 1}", ["a"], ["m"], domain="f"), node(f"F{i - 1}", ["m"], ["b"], domain="f")]
@@ -100,7 +99,7 @@ def laughs(depth: int) -> onnx.ModelProto:
 
 
 def endless(trips: int | None) -> onnx.ModelProto:
-    """A loop that goes on for as long as its input is above -1: for ever, for most."""
+    """A loop that runs while its input is above -1, which is for ever for most inputs."""
     step = body(
         [
             node("Add", ["s", "one"], ["t"]),
@@ -116,7 +115,7 @@ def endless(trips: int | None) -> onnx.ModelProto:
 
 
 def nested(depth: int) -> onnx.ModelProto:
-    """Branches in branches."""
+    """Branches within branches."""
     inner = body([node("Neg", ["x"], ["z"])], [], ["z"])
     for i in range(depth):
         inner = body([node("If", ["c"], [f"z{i}"], then_branch=inner, else_branch=inner)], [], [f"z{i}"])
@@ -127,7 +126,7 @@ def nested(depth: int) -> onnx.ModelProto:
 
 
 def loops_in_loops(depth: int, trips: int) -> onnx.ModelProto:
-    """Known numbers of trips that multiply."""
+    """Nested loops whose known numbers of trips multiply."""
     inner = [node("Add", [f"s{depth}", "one"], [f"t{depth}"]), node("Identity", ["yes"], [f"g{depth}"])]
     for i in reversed(range(1, depth + 1)):
         inputs = [(f"i{i}", INT64, []), (f"c{i}", BOOL, []), (f"s{i}", FLOAT, ["n", 4])]
@@ -141,7 +140,7 @@ def loops_in_loops(depth: int, trips: int) -> onnx.ModelProto:
 
 
 def filled(shape: Sequence[int], value: Any, *after: onnx.NodeProto) -> onnx.ModelProto:
-    """A tensor made from its shape alone, and what is done with it: `c` is the tensor, `r` the result."""
+    """A tensor made from its shape alone, and a node on it: `c` is the tensor, `r` the result."""
     make = node("ConstantOfShape", ["shape"], ["c"], value=numpy_helper.from_array(np.array([value])))
     tail = [
         node("ReduceSum", ["r"], ["s"], keepdims=0),
@@ -162,7 +161,7 @@ def sparse(indices: Any, dims: Sequence[int], values: Sequence[float] = (1.0, 2.
 
 
 def matching(pattern: str, text: str) -> onnx.ModelProto:
-    """A regular expression that is matched while the model loads."""
+    """A regular expression that matches while the model loads."""
     nodes = [
         node("RegexFullMatch", ["text"], ["m"], pattern=pattern),
         node("Cast", ["m"], ["f"], to=FLOAT),
@@ -174,7 +173,7 @@ def matching(pattern: str, text: str) -> onnx.ModelProto:
 
 
 def strings(times: int) -> onnx.ModelProto:
-    """A text that doubles."""
+    """A text that doubles with each node."""
     nodes = [node("StringConcat", [f"t{i}"] * 2, [f"t{i + 1}"]) for i in range(times)]
     match = [node("RegexFullMatch", [f"t{times}"], ["m"], pattern="b"), node("Cast", ["m"], ["f"], to=FLOAT)]
     made = model([*nodes, *match, node("Add", ["x", "f"], ["y"])])
@@ -183,7 +182,7 @@ def strings(times: int) -> onnx.ModelProto:
 
 
 def weights_alone(count: int) -> onnx.ModelProto:
-    """Many large values that are made of one weight."""
+    """Many large values made of one weight."""
     nodes = [node("Cos", [f"w{i}" if i else "w"], [f"w{i + 1}"]) for i in range(count)]
     nodes += [node("MatMul", [f"h{i}" if i else "x", f"w{i + 1}"], [f"h{i + 1}"]) for i in range(count)]
     weight = np.ones((1024, 1024), np.float32)
@@ -191,7 +190,7 @@ def weights_alone(count: int) -> onnx.ModelProto:
 
 
 def chain(length: int, weight: bool = False) -> onnx.ModelProto:
-    """One node after the other, over the input or over a weight."""
+    """A chain of nodes, on the input or on a weight."""
     kinds = ("Neg", "Abs", "Tanh")
     nodes = [node(kinds[i % 3], [f"v{i}"], [f"v{i + 1}"]) for i in range(length)]
     nodes.append(node("Add", ["x", f"v{length}"], ["y"]))
@@ -201,7 +200,7 @@ def chain(length: int, weight: bool = False) -> onnx.ModelProto:
 
 
 def damaged(made: onnx.ModelProto, old: bytes, new: bytes) -> bytes:
-    """A model's bytes with others of the same length in the place of `old`."""
+    """The bytes of a model, with `old` replaced by other bytes of the same length."""
     assert len(old) == len(new)
     raw = made.SerializeToString()
     assert old in raw

@@ -1,4 +1,4 @@
-"""Batches that an interrupt meets."""
+"""Interrupts of calls with batches."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ def expected(versions: Versions) -> dict[int, list[float]]:
 
 
 # --- Batcher
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------
 
 
 def batch_world(
     before: Versions, after: Versions, call: Callable[[mj.Batcher], Any], retry: bool, failed: bool = False
 ) -> World:
-    """A batcher with the agents of `before`, to which `call` does something; `failed`: after an execute that
-    broke off at row 4."""
+    """A batcher with the agents of `before`, and a `call` on it; `failed`: an execute failed at row 4."""
     batcher = mj.Batcher(policy(), capacity=len(before))
     for agent, version in before.items():
         batcher.push(agent, state(agent, version))
@@ -69,7 +68,7 @@ def batch_world(
 
 
 def _breaking(batcher: mj.Batcher, parts: int) -> Exception:
-    """Execute, but for a model that raises after so many parts."""
+    """Execute with a model that raises after so many parts."""
     ran, real = [0], policy().infer_raw
 
     def infer_raw(view: Any) -> None:

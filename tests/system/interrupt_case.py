@@ -1,4 +1,4 @@
-"""A call that the injector interrupts, and the list of them."""
+"""A call for the injector to interrupt, and the list of all such calls."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ Versions = Mapping[int, int]
 
 @dataclass(frozen=True)
 class Case:
-    """`scenario` gives a call and its check; lines of the files that begin with `skip` are not points; the
-    tests run `most` of them."""
+    """`scenario` returns a call and its check.
+
+    Lines of files that begin with `skip` are no points; the tests run at most `most` points.
+    """
 
     scenario: Callable[[], World]
     skip: tuple[str, ...] = ()
@@ -45,7 +47,7 @@ PLANNING = (
     "plans/plan.py",
     "plans/dis",
 )
-"""What runs while a plan is made: it holds nothing that outlives the call."""
+"""Files that run while a plan is made, and hold nothing that outlives the call."""
 
 
 def case(*given: Any, skip: tuple[str, ...] = (), name: str = "", most: int = 300) -> Callable[[Any], Any]:
@@ -60,7 +62,7 @@ def case(*given: Any, skip: tuple[str, ...] = (), name: str = "", most: int = 30
 
 @functools.cache
 def policy() -> mj.MemoizingDynamicInferer:
-    """out = 10 a + b, in batches of at most four; all plans are there."""
+    """out = 10 a + b, in batches of at most four; all plans are ready."""
     typed = mj.TypedModel.from_function(
         lambda _, x: {"out": 10 * x["a"] + x["b"]}, (), {"a": ((2,), np.float32), "b": ((2,), np.float32)}
     )

@@ -1,4 +1,4 @@
-"""All calls that the injector interrupts."""
+"""All calls for the injector to interrupt."""
 
 from __future__ import annotations
 

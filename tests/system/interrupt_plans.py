@@ -1,4 +1,4 @@
-"""Plans and weights that an interrupt meets."""
+"""Interrupts of calls that change plans and weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from memojax.plans.disk_cache import DiskCache
 from .interrupt_case import COMPILING, PLANNING, World, case
 
 # --- Plans
-# ---------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------
 
 
 def _plan(size: int) -> Any:
@@ -29,8 +29,7 @@ def _plan(size: int) -> Any:
 def cache_world(
     call: Callable[[PlanCache], Any], sizes: Sequence[Sequence[int]], failing: bool = False
 ) -> World:
-    """A cache of at most two plans, with those for 1 (preloaded), 2 and 3; `sizes`: what it may hold
-    afterwards."""
+    """A cache of at most two plans, with plans for 1 (preloaded), 2 and 3; it may hold `sizes` afterwards."""
     broken = [False]
 
     def lower(size: int) -> Any:
@@ -75,7 +74,7 @@ def cache_world(
 
 
 def _in_time(call: Callable[[], Any]) -> Any:
-    """The result of `call` in another thread, which must not wait for ever."""
+    """The result of `call` in another thread, which must end."""
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
     thread.start()

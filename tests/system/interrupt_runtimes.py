@@ -1,4 +1,4 @@
-"""Runtimes that an interrupt meets."""
+"""Interrupts of calls of runtimes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .interrupt_case import Versions, World, case
 from .interrupt_trackers import observed, tracked
 
 # --- Runtime
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------
 
 
 def queued(agent: int, version: int) -> dict[str, np.ndarray]:
@@ -25,8 +25,7 @@ def queued(agent: int, version: int) -> dict[str, np.ndarray]:
 
 
 class Stage:
-    """A runtime with two brains that give back what they take, and one with hidden state; all agents have
-    version 1."""
+    """A runtime with two brains that return their inputs, and one with hidden state; all agents are at 1."""
 
     def __init__(self, sealed: bool = False) -> None:
         self.runtime = mj.Runtime(threads=2)
@@ -47,7 +46,7 @@ class Stage:
             self.fakes[0].failing = False
 
     def seen(self, responses: Any) -> list[dict[int, float]]:
-        """Versions that were answered by the first two brains, and what the third gave."""
+        """Versions that the first two brains answered, and the outputs of the third."""
         first, second, third = (responses.get(brain, {}) for brain in self.brains)
         return [
             *({agent: float(r["out"][1]) for agent, r in part.items()} for part in (first, second)),
@@ -66,7 +65,7 @@ class Stage:
 
 
 ONCE = {1: 2.0, 2: 3.0, 3: 4.0}
-"""What the brain with hidden state answers to its first states."""
+"""The outputs of the brain with hidden state for its first states."""
 
 
 @case("run")
@@ -98,7 +97,7 @@ def run(how: str) -> World:
             found = stage.seen(collect())
         end = time.monotonic() + 10
         while how == "run_threaded" and found != wanted and time.monotonic() < end:
-            time.sleep(0.001)  # another thread is at it still
+            time.sleep(0.001)  # Another thread still works on it.
             found = [{**a, **b} for a, b in zip(found, stage.seen(collect()), strict=True)]
         assert found == wanted, f"answers {found}"
         stage.still_works()
@@ -106,7 +105,7 @@ def run(how: str) -> World:
     def guarded() -> None:
         try:
             call()
-        except mj.errors.RuntimeErrors as failure:  # a memory error in one brain
+        except mj.errors.RuntimeErrors as failure:  # A memory error in one brain.
             returned.append({})
             rest = stage.runtime.run()
             for part in (failure.responses, rest):
@@ -117,7 +116,7 @@ def run(how: str) -> World:
 
 
 def queue_world(call: Callable[[Stage], Any], sealed: bool, before: Versions, after: Versions) -> World:
-    """What waits for the first brain: agent -> version."""
+    """The states that wait for the first brain: agent -> version."""
     stage = Stage(sealed)
 
     def check(interrupted: bool) -> None:

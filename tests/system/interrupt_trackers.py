@@ -1,4 +1,4 @@
-"""Hidden state and noise that an interrupt meets."""
+"""Interrupts of calls with hidden state and noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..helpers import FakeInferer, counting_lstm, summing
 from .interrupt_case import World, case
 
 # --- Hidden state
-# --------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------
 
 
 def tracked(layers: int = 1) -> mj.Inferer:
@@ -171,8 +171,10 @@ def tracker_in_batches(layers: int) -> World:
 
 
 def _agent_calls() -> dict[str, tuple[Callable[[Any], Any], set[int], dict[int, float]]]:
-    """name -> (call, agents afterwards, states that it changes); before it, agents 0 to 15 have the state
-    7."""
+    """Name -> (call, agents afterwards, agents whose states it changes).
+
+    Before the call, agents 0 to 15 have the state 7.
+    """
     return {
         "begin an agent": (lambda t: t.begin_agent(50), {*range(16), 50}, {50: 0.0}),
         "begin an agent again": (lambda t: t.begin_agent(3), set(range(16)), {3: 0.0}),
@@ -200,7 +202,7 @@ def agent_world(call: Callable[[Any], Any], agents: set[int], changed: dict[int,
             call(tracker)
             now = hidden(tracker, tracker.agents)
             assert now == after, f"states {now} after another try"
-        for agent in range(100, 140):  # rows that are free, and more
+        for agent in range(100, 140):  # Free rows, and some more.
             tracker.begin_agent(agent)
             tracker.set_state(agent, {"h_in": np.array([agent], np.float32)})
         wanted = {**now, **{agent: float(agent) for agent in range(100, 140)}}

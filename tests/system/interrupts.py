@@ -1,11 +1,11 @@
-"""Injects an exception at every line (or instruction) that a call runs inside of memojax, one run per point.
+"""Inject an exception at every line (or instruction) of memojax that a call runs, one run for each point.
 
     python -m tests.system.interrupts [--instructions] [--only NAME] [--list]
 
-A signal handler of Python's runs between two instructions, and an allocation can fail at most of them, so
-that each line of ours may be the last one of a call. Left out is the way out of a `with` block: CPython runs
-no handler between its body and the lock's release (https://bugs.python.org/issue29988), while a trace
-function is called there.
+Python runs signal handlers between any two instructions, and an allocation can fail at most of them, so each
+line of memojax may be the last one of a call. The exit of a `with` block is left out: CPython runs no handler
+between the body and the release of the lock (https://bugs.python.org/issue29988), but it calls a trace
+function there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Tracer:
         self._skip = tuple(f"{PACKAGE}/{name}" for name in skip)
 
     def run(self, call: Callable[[], Any]) -> Any:
-        """The result of `call`, unless it gets to the point."""
+        """The result of `call`, unless it reaches the point."""
         before = sys.gettrace()
         sys.settrace(self._enter)
         try:
@@ -79,8 +79,10 @@ def _with_lines(path: str) -> frozenset[int]:
 
 @functools.cache
 def leaving(code: CodeType) -> frozenset[int]:
-    """Offsets where CPython treats a trace function's fault unlike a signal handler's: the way out of a `with`
-    block and, from 3.12 on, a jump back."""
+    """Offsets where CPython treats a fault of a trace function unlike one of a signal handler.
+
+    These are the exit of a `with` block, and from Python 3.12 on a jump back.
+    """
     lines = _with_lines(code.co_filename)
     entered: set[int] = set()
     found = set()
@@ -99,7 +101,7 @@ def leaving(code: CodeType) -> frozenset[int]:
 
 
 def points(call: Callable[[], Any], **options: Any) -> int:
-    """Points of a call that nothing interrupts."""
+    """The number of points of a call without a fault."""
     tracer = Tracer(**options)
     tracer.run(call)
     return tracer.count
@@ -111,9 +113,9 @@ def bad_points(
     every: int = 1,
     **options: Any,
 ) -> Iterator[tuple[int, str]]:
-    """Where a fault leaves something between: (points so far, what is wrong there or "").
+    """Points where a fault leaves a state between before and after: (points so far, the fault there or "").
 
-    `scenario` gives a fresh call, and the check to run afterwards, which is told whether the call was
+    `scenario` returns a fresh call, and the check to run afterwards, which is told whether the call was
     interrupted.
     """
     for fault in faults:
@@ -126,9 +128,12 @@ def bad_points(
             except BaseException as failure:
                 if not tracer.where:
                     raise
-                interrupted, kept = True, failure  # kept: a traceback keeps frames alive, as in a debugger
+                interrupted, kept = (
+                    True,
+                    failure,
+                )  # Kept, since a traceback keeps frames alive, as in a debugger.
             else:
-                interrupted, kept = False, None  # nothing was injected, or nobody has seen it
+                interrupted, kept = False, None  # No fault was injected, or no code has seen it.
             try:
                 check(interrupted)
             except Exception as wrong:

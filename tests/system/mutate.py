@@ -1,4 +1,4 @@
-"""Seeded mutations of model files: of their bytes, and of the messages that they hold."""
+"""Mutate model files by a seed: their bytes, and their protobuf messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODELS = tuple(
         ]
     )
 )
-"""Small models of every exporter that the repository has."""
+"""Small models of every exporter in the repository."""
 
 _NUMBERS = (0, 1, -1, 2, 3, 7, 16, 127, 255, 1 << 20, 1 << 31, -(1 << 31), (1 << 63) - 1, -(1 << 63))
 _TEXTS = (
@@ -42,7 +42,7 @@ _BYTES = (b"", b"\xff\xfe", b"\x00" * 64, b"\xc3\x28")
 
 
 def mutant(seed: int) -> tuple[str, bytes]:
-    """One mutated file and what it was made from."""
+    """A mutated file and its original."""
     rng = np.random.default_rng(seed)
     source = MODELS[int(rng.integers(len(MODELS)))]
     raw = source.read_bytes()
@@ -53,13 +53,13 @@ def mutant(seed: int) -> tuple[str, bytes]:
         _change(rng, model)
     try:
         return f"{source.name}, message", model.SerializeToString()
-    except Exception:  # a change made it a message that cannot be written
+    except Exception:  # A mutation made it a message that cannot be serialized.
         return f"{source.name}, bytes", _bytes_changed(rng, raw)
 
 
 def _bytes_changed(rng: np.random.Generator, raw: bytes) -> bytes:
     data = bytearray(raw)
-    # Most of a file are weights: half of the changes go to its beginning and end, where the structure is.
+    # Most bytes of a file are weights: half of the mutations go to its start and end, where the structure is.
     for _ in range(1 + int(rng.geometric(0.4))):
         if not data:
             break
@@ -85,8 +85,7 @@ def _bytes_changed(rng: np.random.Generator, raw: bytes) -> bytes:
 
 
 def _change(rng: np.random.Generator, model: onnx.ModelProto) -> None:
-    """Change one field of one message, found by a walk from the root; nodes are met more often than
-    tensors."""
+    """Change one field of one message, found by a walk from the root that prefers nodes to tensors."""
     message: Any = model
     for _ in range(int(rng.integers(1, 8))):
         inner = [
@@ -104,7 +103,7 @@ def _change(rng: np.random.Generator, model: onnx.ModelProto) -> None:
     try:
         _change_field(rng, message, field, model)
     except (ValueError, TypeError, OverflowError, AttributeError):
-        return  # a value that the field does not take
+        return  # The field does not take this value.
 
 
 def _change_field(rng: np.random.Generator, message: Any, field: Any, model: onnx.ModelProto) -> None:

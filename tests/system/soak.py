@@ -1,10 +1,10 @@
-"""Everything at once, for a while: every row is checked against NumPy, and memory must not grow.
+"""Everything at once, for a while: NumPy checks every row, and memory must not grow.
 
     python -m tests.system.soak [--seconds 600] [--sizes 2000] [--loads 200]
 
-Threads call one inferer with NumPy arrays and `jax.Array`s of any number of rows, while others swap its
-weights, evict and clear its plans, and run a runtime whose models are swapped. `--sizes` and `--loads`
-measure what one size, and one load, leave behind.
+Threads call one inferer with NumPy arrays and `jax.Array`s of any number of rows. Others swap its weights,
+evict and clear its plans, and run a runtime whose models are swapped. `--sizes` and `--loads` measure the
+memory that one size, and one load, leave behind.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RIGHT = [np.tanh(OBS @ weights) for weights in WEIGHTS]
 
 
 def resident() -> float:
-    """MB of this process that are in memory."""
+    """Memory of this process in MB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
@@ -48,7 +48,7 @@ def policy() -> mj.TypedModel:
 
 
 def settled() -> None:
-    """Free what can be freed."""
+    """Free all memory that can be freed."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         import ctypes
@@ -57,12 +57,12 @@ def settled() -> None:
 
 
 class Soak:
-    """Threads at work on one inferer and one runtime.
+    """Threads that work on one inferer and one runtime.
 
     Attributes:
-        rows: rows that were checked.
-        wrong: what was wrong with some.
-        calls: calls by kind.
+        rows: the number of checked rows.
+        wrong: the faults that were found.
+        calls: the number of calls by kind.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Soak:
         self._brains = [self._runtime.add_inferer(mj.load(policy(), bucketing=[8])) for _ in range(2)]
 
     def run(self, seconds: float, warm: float) -> None:
-        """Work for so long; memory counts from `warm` seconds on."""
+        """Work for `seconds`; memory counts after `warm` seconds."""
         started = time.monotonic()
         self._end = started + seconds
         tasks = [self._arrays, self._on_device, self._agents, self._in_runtime, self._swap, self._clear]
@@ -98,7 +98,7 @@ class Soak:
 
     @property
     def growth(self) -> float:
-        """Growth of memory: medians of the last and the first quarter of the samples."""
+        """Growth of memory: the median of the last quarter of samples minus that of the first."""
         sizes = [size for _, size in self.memory]
         quarter = max(1, len(sizes) // 4)
         first, last = np.median(sizes[:quarter]), np.median(sizes[-quarter:])
@@ -114,7 +114,7 @@ class Soak:
             self.wrong.append(f"{task.__name__}: {type(failure).__name__}: {failure}")
 
     def _check(self, which: Any, found: Any, sets: tuple[int, ...] = (0, 1)) -> None:
-        """`found` are the answers for the rows `which`, all by one set of weights."""
+        """Whether `found` are the answers for the rows `which`, all by one set of weights."""
         found = np.asarray(found)
         self.rows += len(found)
         if not any(np.allclose(found, RIGHT[one][which], atol=1e-5) for one in sets):
@@ -180,7 +180,7 @@ def left_by_sizes(count: int) -> float:
 
 
 def left_by_loads(count: int) -> float:
-    """MB that each of `count` inferers leaves behind that was loaded, called and deleted."""
+    """MB that each of `count` inferers leaves behind after it was loaded, called and deleted."""
 
     def load() -> None:
         mj.load(mj.policies.bundled("acrobot_ppo")).infer_arrays({"obs": np.zeros((3, 6), np.float32)})
@@ -196,7 +196,7 @@ def left_by_loads(count: int) -> float:
 
 
 def report(given: argparse.Namespace) -> Iterator[tuple[str, bool]]:
-    """Lines, and whether what they say is right."""
+    """Lines of the report, and whether all is right."""
     if given.sizes:
         left = left_by_sizes(given.sizes)
         yield f"{given.sizes} sizes with maxsize=4 leave {left:.4f} MB each (at most 0.03)", left <= 0.03

@@ -1,5 +1,4 @@
-"""On which device calls run: where their arrays lie, together, or not at all; with several CPU devices, in a
-process of its own."""
+"""The devices of calls, with several CPU devices, in a process of its own: found, moved to, or refused."""
 
 from __future__ import annotations
 
@@ -57,13 +56,13 @@ def test_inputs_on_several_devices_are_moved_with_one_warning() -> None:
             assert np.asarray(answers["sum"]).tolist() == [[3, 3]] * 4
         mj.MemoizingDynamicInferer(typed).infer_arrays(batch(first, second, second))
     """)
-    lines = [line for line in out.splitlines() if line.startswith("WARNING inputs lie on several devices")]
+    lines = [line for line in out.splitlines() if line.startswith("WARNING inputs are on several devices")]
     assert len(lines) == 2, "one per inferer"
     assert "'b' on cpu:0; every call moves them to cpu:1" in lines[0]
     assert "'b' on cpu:1, 'h_in' on cpu:1; every call moves them to cpu:0" in lines[1]
 
 
-def test_what_lies_together_runs_there_and_numpy_goes_along() -> None:
+def test_arrays_on_one_device_run_there_with_numpy_arrays() -> None:
     out = two_devices("""
         policy = mj.MemoizingDynamicInferer(typed, strict=True)
         for device in (first, second):
@@ -100,10 +99,10 @@ def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
     together, tracked, elsewhere = out.splitlines()
     assert together == tracked
     assert together.startswith(
-        "the inputs of a call must lie on one device: this one runs on cpu:0, but 'b' on cpu:1"
+        "the inputs of a call must be on one device: this call runs on cpu:0, but 'b' on cpu:1"
     )
     assert "jax.device_put" in together
-    assert elsewhere.startswith("input 'a' lies on cpu:0, this inferer was made for cpu:1")
+    assert elsewhere.startswith("input 'a' is on cpu:0, but this inferer was made for cpu:1")
 
 
 def test_sharded_inputs_are_gathered_or_refused() -> None:
@@ -119,7 +118,7 @@ def test_sharded_inputs_are_gathered_or_refused() -> None:
             print("refused:", error)
     """)
     assert "'a' on cpu:0, cpu:1" in out
-    assert "refused: the inputs of a call must lie on one device" in out
+    assert "refused: the inputs of a call must be on one device" in out
 
 
 def test_hidden_state_follows_and_wrappers_warn_once() -> None:
@@ -134,9 +133,8 @@ def test_hidden_state_follows_and_wrappers_warn_once() -> None:
     assert out.count("WARNING") == 1
 
 
-def test_promises_hold_on_a_device_that_numpy_cannot_read() -> None:
-    """The second device stands for an accelerator, whose memory NumPy cannot read; it is JAX's own, not
-    memojax's client."""
+def test_inferers_work_on_a_device_that_numpy_cannot_read() -> None:
+    """The second device is JAX's own, and stands for an accelerator whose memory NumPy cannot read."""
     out = two_devices("""
         import gc
         from memojax.errors import CompileForbiddenError
@@ -214,7 +212,7 @@ def test_every_inferer_has_a_placement() -> None:
 
 
 @pytest.mark.parametrize("device", [3, "cpu:-1", "cpu:x", "gpu:7", "CPUs"])
-def test_a_device_that_is_none_is_refused(device: object) -> None:
+def test_an_unknown_device_is_refused(device: object) -> None:
     with pytest.raises(DeviceError, match="device"):
         mj.load(scaling(2.0), device=device)
 

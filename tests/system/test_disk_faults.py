@@ -1,5 +1,4 @@
-"""The folder of compiled plans when the disk is full, read-only or somebody else's, and when writers die,
-race or lie."""
+"""The plan folder when the disk is full, read-only or somebody else's, and when writers die, race or lie."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSI
 
 
 def in_process(code: str, *arguments: object, wait: bool = True) -> subprocess.Popen[str]:
-    """Run Python code in another process, which has `cache`, a `DiskCache` of the first argument, and
-    `KEY`."""
+    """Run Python code in another process, with `cache`, a `DiskCache` of the first argument, and `KEY`."""
     head = f"""
         import os, signal, sys, time
         from memojax.plans import disk_cache
@@ -50,7 +48,7 @@ def in_process(code: str, *arguments: object, wait: bool = True) -> subprocess.P
     return process
 
 
-def test_a_full_disk_is_said_once_and_leaves_no_half_entry(
+def test_a_full_disk_warns_once_and_leaves_no_half_entry(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = DiskCache(tmp_path)
@@ -59,7 +57,7 @@ def test_a_full_disk_is_said_once_and_leaves_no_half_entry(
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (20_000, before[1])
-    )  # as a full disk: a write stops in its middle
+    )  # As on a full disk, a write stops in the middle.
     try:
         for _ in range(2):
             cache.put({**KEY, "size": 4}, bytes(100_000))
@@ -77,7 +75,7 @@ def test_a_full_disk_is_said_once_and_leaves_no_half_entry(
 def test_a_read_only_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     DiskCache(tmp_path).put(KEY, b"there")
     tmp_path.chmod(0o500)
-    if os.geteuid() == 0:  # to whom modes are nothing
+    if os.geteuid() == 0:  # Modes do not bind root.
 
         def refused(**options: object) -> None:
             raise PermissionError(13, "Permission denied", str(tmp_path))
@@ -93,7 +91,7 @@ def test_a_read_only_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         tmp_path.chmod(0o700)
 
 
-def test_what_a_killed_writer_leaves_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     killed = """
         real = os.replace
         def replace(*names):
@@ -117,7 +115,7 @@ def test_what_a_killed_writer_leaves_is_removed(tmp_path: Path) -> None:
     assert cache.get(KEY) == b"x" * 100_000
 
 
-def test_what_a_living_writer_has_not_finished_stays(tmp_path: Path) -> None:
+def test_an_unfinished_file_of_a_living_writer_stays(tmp_path: Path) -> None:
     slow = """
         real = os.replace
         def replace(*names):
@@ -156,7 +154,7 @@ def test_two_writers_and_a_reader_see_whole_entries(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Leaves a file behind when it is unpickled."""
+    """It leaves a file behind when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -174,7 +172,7 @@ def test_a_foreign_entry_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.
     DiskCache(folder).put(key, pickle.dumps(Trap(sprung)))
     (theirs,) = folder.iterdir()
     monkeypatch.undo()
-    # Under the name that this user's entry would have, and under its own.
+    # Under the name of this user's entry, and under its own.
     mine = DiskCache(folder)
     (folder / f"{mine._signer().name(key).hex()}.plan").write_bytes(theirs.read_bytes())
     answer = inferer.infer_arrays({"obs": OBS})["logits"]
@@ -296,7 +294,7 @@ def test_the_size_limit_comes_from_the_environment(tmp_path: Path, monkeypatch: 
         cache.put({**KEY, "size": size}, bytes(40_000))
         entry = next(one for one in cache.entries() if one.size == size)
         os.utime(entry.path, (size, size))
-    assert cache.get({**KEY, "size": 2}) is not None  # used: the other one goes next
+    assert cache.get({**KEY, "size": 2}) is not None  # It was used, so the other one is removed next.
     cache.put({**KEY, "size": 5}, bytes(40_000))
     assert sorted(filter(None, (entry.size for entry in cache.entries()))) == [2, 5]
     cache.put({**KEY, "size": 6}, bytes(200_000))

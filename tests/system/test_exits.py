@@ -1,5 +1,4 @@
-"""Forked pools, Ctrl-C while the command line starts, and exits amid compiles: an error or silence, never a
-hang or an abort."""
+"""Forked pools, Ctrl-C while the command line starts, and exits amid compiles: never a hang or an abort."""
 
 from __future__ import annotations
 
@@ -86,7 +85,7 @@ def test_ctrl_c_while_the_command_line_is_imported_is_quiet(seconds: float) -> N
 
 
 @posix
-def test_a_program_of_ones_own_keeps_its_handler() -> None:
+def test_another_program_keeps_its_handler() -> None:
     done = run(
         """
         import signal, memojax

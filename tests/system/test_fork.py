@@ -1,4 +1,4 @@
-"""A forked child gets an error, never a hang; a child of a parent that did nothing yet works."""
+"""A forked child gets an error, never a hang; it works if its parent has not used memojax."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_nothing_hangs_in_the_child() -> None:
     ]
 
 
-def test_a_pool_of_forked_workers_hands_the_error_to_its_owner() -> None:
+def test_a_pool_of_forked_workers_passes_the_error_to_its_owner() -> None:
     out = run("""
         import multiprocessing, numpy as np, memojax
         policy = memojax.load("memojax/policies/acrobot_ppo.onnx", preload=[1])

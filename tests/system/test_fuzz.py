@@ -1,4 +1,4 @@
-"""A few of the fuzzer's cases; `python -m tests.system.fuzz` runs as many as one likes."""
+"""A few of the fuzzer's cases; `python -m tests.system.fuzz` runs any number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CASES = 200
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
-def test_mutants_give_an_answer_or_an_error_of_ours(part: int, tmp_path: Path) -> None:
+def test_mutants_give_an_answer_or_a_typed_error(part: int, tmp_path: Path) -> None:
     doors = list(DOORS)
     path = tmp_path / "mutant.onnx"
     bad = []
@@ -29,6 +29,6 @@ def test_mutants_give_an_answer_or_an_error_of_ours(part: int, tmp_path: Path) -
     assert not bad, "\n".join(bad)
 
 
-def test_a_mutant_is_made_of_its_seed_alone() -> None:
+def test_a_mutant_depends_on_its_seed_alone() -> None:
     assert mutant(7) == mutant(7)
     assert len({mutant(seed)[1] for seed in range(20)}) > 10

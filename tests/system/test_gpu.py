@@ -1,6 +1,6 @@
-"""On a GPU: the CPU's numbers, arrays that stay where they are, and memory taken over from other libraries.
+"""On a GPU: the CPU's numbers, arrays that stay on the device, and memory of other libraries.
 
-`JAX_PLATFORMS=cuda,cpu python -m pytest -m gpu` runs them; without the variable the tests keep to the CPU.
+`JAX_PLATFORMS=cuda,cpu python -m pytest -m gpu` runs them; without the variable the tests run on the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memojax.errors import DeviceError
 
 @functools.cache
 def _why_not() -> str:
-    """Why nothing here can run; nothing where it can."""
+    """The reason why these tests cannot run; empty if they can."""
     try:
         return "" if jax.devices("gpu") else "JAX has no GPU here"
     except RuntimeError as cause:
@@ -29,7 +29,7 @@ def _why_not() -> str:
 
 @pytest.fixture(autouse=True)
 def gpu() -> jax.Device:
-    """The first GPU. Asked for when a test runs: to collect tests must start no backend."""
+    """The first GPU. Tests ask for it when they run, since collecting tests must not start a backend."""
     if why := _why_not():
         pytest.skip(why)
     return jax.devices("gpu")[0]
@@ -82,7 +82,7 @@ def test_hidden_state_stays_on_the_device(gpu: jax.Device) -> None:
 
 
 class Lent:
-    """An array of another library: all that it has is DLPack."""
+    """An array of another library, with DLPack only."""
 
     def __init__(self, array: jax.Array):
         self._array = array

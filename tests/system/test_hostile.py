@@ -1,4 +1,4 @@
-"""Hostile and broken files: an answer or an error of ours, in bounded time and memory, and nothing else."""
+"""Hostile and broken files give an answer or a typed error, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVERYWHERE = (
     "not_utf8",
     "concat_near_limit",
 )
-"""Kinds that go through every door; the others through one each."""
+"""Kinds that go through every door; the others go through one door each."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def _through() -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "door"), _through())
-def test_a_hostile_file_gives_an_answer_or_an_error_of_ours(
+def test_a_hostile_file_gives_an_answer_or_a_typed_error(
     name: str, door: str, guard: Guard, tmp_path: Path
 ) -> None:
     outcome = guard.outcome(hostile.write(name, tmp_path), door)
@@ -55,7 +55,7 @@ def test_a_hostile_file_gives_an_answer_or_an_error_of_ours(
 @pytest.mark.parametrize(
     "name", ["laughs", "sparse_huge", "fill_near_limit", "concat_doubling", "function_calls_itself"]
 )
-def test_a_limit_says_what_raises_it(name: str, tmp_path: Path) -> None:
+def test_a_limit_error_names_its_variable(name: str, tmp_path: Path) -> None:
     with pytest.raises(LimitError, match=r"MEMOJAX_MAX_\w+ in the environment"):
         memojax.TypedModel.from_model(hostile.write(name, tmp_path))
 
@@ -133,7 +133,7 @@ def test_messages_are_short_and_printable() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_file_that_is_not_regular_is_refused_at_once(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.onnx"
     os.mkfifo(pipe)
     for path, what in ((pipe, "a pipe"), (tmp_path, "a folder"), (Path("/dev/null"), "a device")):

@@ -1,4 +1,4 @@
-"""The program for many actors in docs/deployment.md: saved as a file and run, as a reader would."""
+"""The program for many actors in docs/deployment.md, saved as a file and run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(folder: Path, source: str) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_threads_share_what_was_compiled_once(tmp_path: Path) -> None:
+def test_two_processes_of_two_threads_share_compiled_plans(tmp_path: Path) -> None:
     lines = sorted(run(tmp_path, program()).splitlines())
     assert lines == [f"actor {i}: 200 calls, 2 plans from disk, 0 compiled in the loop" for i in range(2)]
 
@@ -46,7 +46,7 @@ def test_two_processes_of_two_threads_share_what_was_compiled_once(tmp_path: Pat
     len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True, reason="needs two cores"
 )
 def test_fewer_cores_are_fewer_threads(tmp_path: Path) -> None:
-    """What docs/deployment.md says of affinity: XLA sizes its thread pool by it."""
+    """docs/deployment.md says that XLA sizes its thread pool by the affinity."""
     source = (
         "import os, sys, threading, numpy as np, memojax\n"
         "cores = sorted(os.sched_getaffinity(0))\n"

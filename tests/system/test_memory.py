@@ -1,5 +1,4 @@
-"""Memory: sizes that do not fit are refused before XLA allocates, and plans that come and go leave nothing
-behind."""
+"""Memory: too large sizes are refused before XLA allocates, and dropped plans leave nothing behind."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ from memojax.xla.memory import available_bytes, readable
 
 
 def wide(width: int = 1 << 20) -> Any:
-    """A model whose temporaries are far larger than what goes in and out: 4 MiB a row between two small
-    vectors."""
+    """A model with temporaries of 4 MiB for each row, between two small vectors."""
 
     def fn(params: Any, inputs: Any) -> Any:
         grown = jnp.sort(jnp.sin(inputs["x"] * params), axis=1)
@@ -39,7 +37,7 @@ def one_gigabyte(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_gigabyte")
-def test_what_inputs_and_outputs_alone_exceed_is_refused_without_a_compile() -> None:
+def test_too_large_inputs_and_outputs_are_refused_without_a_compile() -> None:
     policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     with pytest.raises(
         BatchMemoryError, match=r"batch size 1000000000 .*33.5 GiB.*1 GiB left.*max_batch_size"
@@ -59,15 +57,15 @@ def test_temporaries_are_known_from_a_smaller_size() -> None:
 
 
 @pytest.mark.usefixtures("one_gigabyte")
-def test_without_a_smaller_size_one_is_made_to_tell() -> None:
+def test_without_a_smaller_size_one_is_compiled_first() -> None:
     with pytest.raises(BatchMemoryError, match="by what it needs for 8"):
         wide().preload([2_000_000])
 
 
-def test_memory_there_is() -> None:
+def test_available_memory_is_plausible() -> None:
     policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     room = available_bytes(policy.device)
-    if sys.platform == "linux":  # elsewhere it is not known
+    if sys.platform == "linux":  # Other systems do not tell.
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         assert room is not None
         assert 1 << 20 < room <= machine
@@ -97,8 +95,7 @@ print((seen[-1] - seen[0]) / (count * 3 // 4), policy.cache_info().evictions)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_stays_flat_while_sizes_come_and_go() -> None:
-    """All 2,000 sizes of the issue are run by `benchmarks/engine.py churn`; a leak of an executable (half a
-    megabyte) shows in 160."""
+    """`benchmarks/engine.py churn` runs 2,000 sizes; 160 are enough to show a leak of executables."""
     output = subprocess.run(
         [sys.executable, "-c", _CHURN, "160"], capture_output=True, text=True, timeout=300
     )

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import memojax
-from memojax import errors
 from memojax.errors import DeviceError
 
 POLICIES = Path(memojax.__file__).parent / "policies"
@@ -21,7 +20,7 @@ OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
 
 @functools.cache
 def _builder() -> memojax.InfererBuilder:
-    """Loaded by the first test, not when tests are collected."""
+    """Loaded by the first test, and not when tests are collected."""
     return memojax.InfererBuilder(POLICIES / "acrobot_ppo.onnx")
 
 
@@ -54,7 +53,7 @@ def _double(weights: np.ndarray, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return weights * inputs["obs"]
 
 
-def test_functions_of_ones_own_pickle_too() -> None:
+def test_functions_of_the_user_pickle_too() -> None:
     typed = memojax.TypedModel.from_function(
         _double, np.float32(2.0), {"obs": ((6,), np.float32)}, name="twice"
     )
@@ -77,25 +76,3 @@ def test_spawned_worker() -> None:
 def test_unknown_device_is_named() -> None:
     with pytest.raises(DeviceError, match="no device 'tpu:7'"):
         _builder().build_memoizing(device="tpu:7")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        errors.UnknownInputError(["x"], ["obs"]),
-        errors.MissingInputError(["obs"], []),
-        errors.UnsupportedOpError([errors.Unsupported("", "Foo", 17, ("node",), "no such operator")]),
-        errors.CompileForbiddenError(3, [1, 2], "here"),
-        errors.OrphanedDataError({"brain 1": [7]}),
-        errors.RuntimeErrors({"brain 1": ValueError("odd")}, {}),
-        errors.MissingPackageError("gymnasium", "an evaluation", "rl"),
-        errors.ForkError(),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_errors_come_back_from_other_processes(error: errors.MemojaxError) -> None:
-    """An error that cannot be read would leave the owner of a pool waiting for ever."""
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is type(error)
-    assert str(copy) == str(error)
-    assert repr(vars(copy)) == repr(vars(error))

@@ -1,4 +1,4 @@
-"""The user's own JAX settings change neither loading nor answers."""
+"""The user's JAX settings change neither loading nor answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ g (float[batch,4] x, int64[batch,1] i) => (float[batch,3] y, float[batch,4] z, i
         new = Add (old, old)
     }>
 }""")
-"""Broadcasts, infinities, NaN (0 / 0), a loop, 64-bit integers, 64-bit indices."""
+"""It has broadcasts, infinities, NaN (0 / 0), a loop, 64-bit integers and 64-bit indices."""
 ROWS = {"x": np.arange(12, dtype=np.float32).reshape(3, 4) - 5, "i": np.array([[0], [3], [4]])}
 
 Settings = Callable[[], Any]
@@ -62,7 +62,7 @@ def assert_same(answer: Any, expected: Any, widths: bool = True) -> None:
 
 @pytest.fixture(scope="module")
 def policy() -> Any:
-    """Loaded, and called once, before anything is set."""
+    """A policy that was loaded and called once before any setting."""
     loaded = memojax.load(MODEL)
     loaded.infer_arrays(ROWS)
     return loaded
@@ -112,8 +112,7 @@ def test_run(setting: Settings, expected: Any) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_to_jax(setting: Settings, expected: Any) -> None:
-    """Dtypes follow the caller's x64 setting; what the caller's own `jit` returns, the caller's own checks
-    look at."""
+    """Dtypes follow the caller's x64 setting; the caller's checks see results of the caller's `jit`."""
     with setting() as _:
         fn, params = memojax.to_jax(MODEL)
         wide = jax.config.jax_enable_x64

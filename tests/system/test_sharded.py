@@ -1,4 +1,4 @@
-"""Rows over several devices, on 4 and 8 devices of the CPU backend, in processes of their own."""
+"""Rows over several devices: 4 and 8 devices of the CPU backend, in processes of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short soak; `python -m tests.system.soak` is the long one."""
+"""A short soak test; `python -m tests.system.soak` is the long one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_every_row_is_right_while_weights_plans_and_models_change() -> None:
     assert not soak.wrong
     assert soak.calls.keys() == {"arrays", "on_device", "agents", "in_runtime", "swap", "clear"}
     assert soak.rows > 1000
-    assert soak.growth < 0.15  # allocators are not settled so early; the long soak allows 5 %
+    assert soak.growth < 0.15  # Allocators have not settled by then; the long soak allows 5 %.
 
 
 def test_sizes_and_loads_leave_little_behind() -> None:

@@ -1,4 +1,4 @@
-"""`memojax.verify` sees a wrong batch: each row alone, in the file's own layout, says what the file means."""
+"""`memojax.verify` detects a wrong batch: each row alone, in the file layout, shows the file's meaning."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def checks(typed: Any) -> list[memojax.verification.Check]:
         (running_sum(0, "batch", 5), {}),
     ],
 )
-def test_time_taken_for_the_batch_is_not_the_same(file: onnx.ModelProto, loading: dict[str, Any]) -> None:
+def test_a_time_axis_as_the_batch_is_not_the_same(file: onnx.ModelProto, loading: dict[str, Any]) -> None:
     single, three = checks(TypedModel.from_model(file, **loading))
     assert (single.same, single.alone) == (True, True)
     assert (three.same, three.alone) == (False, False)
@@ -71,7 +71,7 @@ def test_rows_mixed_by_the_function_are_not_the_same() -> None:
 
 
 class _Mixing:
-    """Every row is given the first one's answer."""
+    """Every row gets the answer of the first one."""
 
     def __init__(self, fn: Any):
         self.fn = fn
@@ -134,5 +134,7 @@ def test_a_batch_that_the_other_runtime_cannot_run_is_compared_row_by_row() -> N
         ((4, 3), (3,), None, None),
     ],
 )
-def test_where_a_row_fits(declared: tuple, element: tuple, hint: int | None, axis: int | None) -> None:
+def test_the_axis_that_a_row_lacks(
+    declared: tuple, element: tuple, hint: int | None, axis: int | None
+) -> None:
     assert file_layout._axis(declared, element, hint) == axis

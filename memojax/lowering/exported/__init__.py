@@ -1,4 +1,4 @@
-"""A function that `jax.export` wrote into a CRVO asset, read as a function of rows."""
+"""Read a function that `jax.export` wrote into a CRVO asset, as a function of rows."""
 
 from .load import ExportedFunction as ExportedFunction
 from .load import find_stablehlo as find_stablehlo

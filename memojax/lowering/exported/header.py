@@ -68,7 +68,7 @@ class Header:
         batch_size: the only number of rows that the program runs; None: any.
         random: whether the program takes a random key.
         independent: whether rows are known to be independent.
-        platforms: JAX's names of the platforms that it runs on.
+        platforms: JAX's names of the platforms on which the program runs.
         rule: how the batch was found in the model's file.
         name: name of the model.
         metadata: `metadata_props` of the model's file.
@@ -111,8 +111,8 @@ def header_and_body(asset: Asset) -> tuple[Header, memoryview]:
     length = PREFIX.unpack_from(data)[1]
     if length > min(len(data) - PREFIX.size, _MOST_HEADER_BYTES):
         raise AssetError(
-            f"this asset is truncated: its header should have {length:,} bytes, "
-            f"{len(data) - PREFIX.size:,} follow"
+            f"this asset is truncated: its header should have {length:,} bytes, but only "
+            f"{len(data) - PREFIX.size:,} follow: export or copy it again"
         )
     body = data[PREFIX.size + length :]
     try:
@@ -127,8 +127,8 @@ def header_and_body(asset: Asset) -> tuple[Header, memoryview]:
     expected = header.program_bytes + sum(map(_size, (*header.params, *header.constants)))
     if expected != len(body):
         raise AssetError(
-            f"this asset is truncated or damaged: {expected:,} bytes should follow its header, there are "
-            f"{len(body):,}"
+            f"this asset is truncated or damaged: {expected:,} bytes should follow its header, but "
+            f"{len(body):,} do: export or copy it again"
         )
     return header, body
 
@@ -137,8 +137,8 @@ def _parsed(fields: Any) -> Header:
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
         raise AssetError(
-            f"this asset has format {found!r}, this memojax reads {FORMAT}: update memojax, or export the "
-            "policy again"
+            f"this asset has format {found!r}, but this memojax reads format {FORMAT}: update memojax, or "
+            "export the policy again"
         )
     api = ModelApi(_specs(fields["inputs"], _MOST_ELEMENTS), _specs(fields["outputs"], _MOST_ELEMENTS))
     header = Header(
@@ -165,7 +165,7 @@ def _parsed(fields: Any) -> Header:
         or set(given) != set(outputs)
         or any(outputs[spec.name] != spec for spec in header.constants)
     ):
-        raise ValueError("computed and constant outputs together are not the list of outputs")
+        raise ValueError("the computed and the constant outputs do not add up to the list of outputs")
     return header
 
 
@@ -177,7 +177,7 @@ def _specs(described: Any, most: int | None = None) -> tuple[TensorSpec, ...]:
             raise ValueError(f"unknown dtype {one['dtype']!r}")
         shape = tuple(_number(dim, 0, 1 << 31) for dim in one["shape"])
         if len(shape) > 64 or (most is not None and math.prod(shape) > most):
-            raise ValueError(f"tensor {one['name']!r} of shape {list(shape)[:8]} is larger than any policy's")
+            raise ValueError(f"tensor {one['name']!r} of shape {list(shape)[:8]} is too large for a policy")
         specs.append(TensorSpec(_text(one["name"]), shape, dtype, _flag(one.get("shared", False))))
     if len({spec.name for spec in specs}) != len(specs):
         raise ValueError("two tensors have one name")

@@ -1,9 +1,8 @@
-"""Load a policy from a CRVO asset that holds a function exported by `jax.export`, its weights and its
-`ModelApi`.
+"""Load a policy from a CRVO asset that holds a function exported by `jax.export`, and its weights.
 
 The payload of the asset is the magic `MJXA`, the length of a JSON header as a little-endian uint32, and the
 header. The exported program, the weights and the constant outputs follow end to end. The header holds the
-length of each, and a SHA-256 of all bytes behind it.
+length of each, the `ModelApi`, and a SHA-256 of all bytes behind the header.
 
 jax.export promises that newer versions of JAX can read a program for at least six months, and older ones for
 three weeks. The header names the versions that wrote the program, for the error message after that time.
@@ -33,21 +32,21 @@ from .parse_guard import parse_failure
 _CUSTOM_CALLS = re.compile(
     r"(?:mhlo|chlo|stablehlo)\..*|Sharding|shape_assertion|cu_threefry2x32_ffi|hip_threefry2x32_ffi"
 )
-"""Custom calls that a program may make; all others are refused, for example a Python callback by its
-address."""
+"""Custom calls that a program may make. All others are refused: a Python callback, say, is a bare address."""
 
 
 def only_size(typed: TypedModel) -> int | None:
-    """The number of rows that a model was exported for, if it runs no other."""
+    """The only batch size that a model runs; None if it runs any."""
     return typed.only_rows
 
 
 def find_stablehlo(source: Any) -> Asset | None:
-    """The StableHLO asset in `source` (path, bytes, seekable file or `Asset`); None if its first bytes say
-    that it is something else.
+    """The StableHLO asset in `source`; None if the first bytes of `source` are not those of such an asset.
+
+    `source` may be a path, bytes, a seekable file or an `Asset`; other objects give None.
 
     Raises:
-        AssetError: `source` is such an asset but cannot be read.
+        AssetError: `source` is a StableHLO asset, but it cannot be read.
     """
     if isinstance(source, Asset):
         return source if source.kind is AssetKind.STABLEHLO else None
@@ -70,9 +69,9 @@ def read_header(asset: Asset) -> Header:
 def load_stablehlo(asset: Asset, *, trusted: bool = False) -> TypedModel:
     """Load the model in a StableHLO asset.
 
-    On first load, a child process parses the program before this process does (about 0.3 s), because crafted
-    bytes can crash XLA's parser; `trusted` skips the child. A program can only compute, but like any model it
-    may run long or need much memory.
+    On the first load, a child process parses the program before this process does (about 0.3 s), because
+    crafted bytes can crash XLA's parser; `trusted` skips the child. A program can only compute, but like any
+    model it may run long or need much memory.
 
     >>> asset = memojax.to_stablehlo(memojax.policies.bundled("acrobot_ppo"))
     >>> memojax.load_stablehlo(asset).api.output_shapes()
@@ -89,7 +88,8 @@ def load_stablehlo(asset: Asset, *, trusted: bool = False) -> TypedModel:
         digest = hashlib.sha256(body).hexdigest()
         if digest != header.sha256:
             raise AssetError(
-                f"this asset is damaged: its content has SHA-256 {digest}, the header says {header.sha256}"
+                f"this asset is damaged: its content has SHA-256 {digest}, but the header says "
+                f"{header.sha256}: export or copy it again"
             )
         exported = _program(header, bytes(body[: header.program_bytes]), trusted)
     arrays = arrays_of(body[header.program_bytes :], (*header.params, *header.constants))
@@ -121,18 +121,17 @@ class ExportedFunction:
     exported: export.Exported
 
     def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
-        """One array for each of `header.computed`.
+        """One array for each name in `header.computed`.
 
         Raises:
-            DimensionError: the program was exported for another number of rows.
+            DimensionError: the program was exported for another batch size.
         """
         batched = [row for spec, row in zip(self.header.api.inputs, rows, strict=True) if not spec.shared]
         count = batched[0].shape[0] if batched else 1
         if self.header.batch_size not in (None, count):
             raise DimensionError(
-                f"this asset was exported for {self.header.batch_size} rows only, not for {count}: an "
-                "inferer pads and splits, "
-                "or export with batch_size=None"
+                f"this asset was exported for {self.header.batch_size} rows only, not for {count}: use an "
+                "inferer, which pads and splits, or export with batch_size=None"
             )
         leaves = [params[spec.name] for spec in self.header.params]
         return tuple(
@@ -151,13 +150,15 @@ def _revived(asset: Asset) -> Any:
 
 @dataclass(frozen=True)
 class ForkedFunction:
-    """What the program of an asset becomes in a forked worker, where unpickling must not raise: a pool would
-    wait for ever."""
+    """Stands for the program of an asset in a forked process.
+
+    Unpickling must not raise there: a `multiprocessing` pool would wait for ever. The call raises instead.
+    """
 
     asset: Asset
 
     def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
-        """Nothing.
+        """Raise an error.
 
         Raises:
             ForkError: always.
@@ -193,9 +194,8 @@ def _check_versions(header: Header) -> None:
         "export the policy again from its ONNX file" if header.calling_convention < low else "update jax"
     )
     raise AssetError(
-        f"this asset was written with JAX {wrote} (calling convention {header.calling_convention}); JAX "
-        f"{jax.__version__} reads {low} to "
-        f"{high}: {way_out}"
+        f"this asset was written with JAX {wrote} (calling convention {header.calling_convention}), but JAX "
+        f"{jax.__version__} reads calling conventions {low} to {high}: {way_out}"
     )
 
 
@@ -210,24 +210,24 @@ def _program(header: Header, program: bytes, trusted: bool) -> export.Exported:
     if failure:
         wrote = ", ".join(f"{name} {version}" for name, version in header.written_by.items())
         raise AssetError(
-            f"the program in this asset cannot be read by JAX {jax.__version__} ({failure}). It is "
-            "damaged, or too old or new: it was "
-            f"written by {wrote}. Export the policy again, or use such versions"
+            f"JAX {jax.__version__} cannot read the program in this asset ({failure}). The program is "
+            f"damaged, too old or too new: it was written by {wrote}. Export the policy again, or use these "
+            "versions"
         )
     called = set(re.findall(r"custom_call\s+@\"?([\w.$-]+)", text)) | set(
         re.findall(r"call_target_name\s*=\s*\"([^\"]*)\"", text)
     )
     if strange := sorted(name for name in called if not _CUSTOM_CALLS.fullmatch(name)):
         raise AssetError(
-            f"the program in this asset wants to call {', '.join(map(repr, strange))}, which is not "
-            "computation: refused"
+            f"the program in this asset calls {', '.join(map(repr, strange))}, which is not known to be "
+            "plain computation, so it is refused: export the policy without callbacks"
         )
     _check_signature(header, exported)
     return exported
 
 
 def _check_signature(header: Header, exported: export.Exported) -> None:
-    """Check that the program's inputs and outputs are those of the header."""
+    """Check that the program has the inputs and outputs that the header describes."""
     named = {spec.name: spec for spec in header.api.outputs}
     key = [((2,), np.dtype(np.uint32))] if header.random else []
     takes = [(spec.shape, spec.dtype) for spec in header.params]
@@ -243,6 +243,6 @@ def _check_signature(header: Header, exported: export.Exported) -> None:
         ]
         if real != said:
             raise AssetError(
-                f"the program in this asset does not fit its header: it {what} {real}, the header says "
+                f"the program in this asset does not fit its header: it {what} {real}, but the header says "
                 f"{said}"[:600]
             )

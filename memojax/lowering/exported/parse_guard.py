@@ -53,6 +53,5 @@ def parse_failure(program: bytes) -> str | None:
     if child.returncode < 0:
         return f"its parser crashed (signal {-child.returncode})"
     lines = child.stderr.decode(errors="replace").strip().splitlines()
-    return next(
-        (line.strip() for line in lines if "error:" in line), lines[-1] if lines else "no reason was given"
-    )[:300]
+    last = lines[-1] if lines else "no reason was given"
+    return next((line.strip() for line in lines if "error:" in line), last)[:300]

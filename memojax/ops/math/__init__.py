@@ -1,4 +1,4 @@
-"""The math family, split by what an operator does."""
+"""The math family, split by kind of operator."""
 
 from . import activation, along_axis, elementwise, linear, loss, signal
 

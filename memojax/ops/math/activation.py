@@ -16,11 +16,11 @@ def relu(x):
     """max(x, 0), whose derivative at 0 is 0. https://onnx.ai/onnx/operators/onnx__Relu.html"""
     if not is_inlining():
         return jax.nn.relu(x)
-    # A plan has no use for the derivative, which takes ten times as long to trace as this, nor for
-    # jnp.maximum's promotion.
+    # A plan needs neither the derivative, which takes ten times as long to trace, nor jnp.maximum's
+    # promotion.
     try:
         return lax.max(x, np.zeros((), x.dtype))
-    except TypeError:  # a JAX whose lax does not broadcast scalars
+    except TypeError:  # the lax of this JAX version does not broadcast scalars
         return jnp.maximum(x, 0)
 
 
@@ -31,7 +31,9 @@ def softplus(x):
 
 def hard_swish(x):
     """x * hard_sigmoid(x), with alpha 1/6 and beta 1/2.
-    https://onnx.ai/onnx/operators/onnx__HardSwish.html"""
+
+    https://onnx.ai/onnx/operators/onnx__HardSwish.html
+    """
     return x * hard_sigmoid(x, alpha=1 / 6)
 
 
@@ -56,14 +58,16 @@ def celu(X, *, alpha=1.0):
 
 @op("Elu")
 def elu(X, *, alpha=1.0):
-    """x, or alpha * (exp(x) - 1) where negative. https://onnx.ai/onnx/operators/onnx__Elu.html"""
+    """x, or `alpha * (exp(x) - 1)` where x is negative. https://onnx.ai/onnx/operators/onnx__Elu.html"""
     return jax.nn.elu(traced(X), alpha)
 
 
 @op("Gelu", since=20)
 def gelu(X, *, approximate="none"):
     """x times the normal distribution function of x, exact or by tanh.
-    https://onnx.ai/onnx/operators/onnx__Gelu.html"""
+
+    https://onnx.ai/onnx/operators/onnx__Gelu.html
+    """
     return jax.nn.gelu(traced(X), approximate == "tanh")
 
 
@@ -75,14 +79,16 @@ def hard_sigmoid(X, *, alpha=0.20000000298023224, beta=0.5):
 
 @op("LeakyRelu")
 def leaky_relu(X, *, alpha=0.009999999776482582):
-    """x, or alpha * x where negative. https://onnx.ai/onnx/operators/onnx__LeakyRelu.html"""
+    """x, or `alpha * x` where x is negative. https://onnx.ai/onnx/operators/onnx__LeakyRelu.html"""
     return nx.where(X < 0, alpha * traced(X), X)
 
 
 @op("PRelu", until=7)
 def prelu_by_channel(X, slope):
     """PRelu with one slope, or one for each channel (axis 1).
-    https://onnx.ai/onnx/operators/onnx__PRelu.html"""
+
+    https://onnx.ai/onnx/operators/onnx__PRelu.html
+    """
     slope = nx.reshape(slope, slope.shape + (1,) * (X.ndim - 2)) if slope.size > 1 else slope
     return nx.where(X < 0, slope * X, X)
 
@@ -108,5 +114,5 @@ def swish(X, *, alpha=1.0):
 
 @op("ThresholdedRelu", since=10)
 def thresholded_relu(X, *, alpha=1.0):
-    """x where above alpha, else 0. https://onnx.ai/onnx/operators/onnx__ThresholdedRelu.html"""
+    """x where it is above alpha, else 0. https://onnx.ai/onnx/operators/onnx__ThresholdedRelu.html"""
     return nx.where(alpha < X, X, nx.zeros_like(X))

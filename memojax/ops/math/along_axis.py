@@ -1,4 +1,4 @@
-"""Operators along an axis: CumSum, TopK, Softmax and kin."""
+"""Operators along an axis: CumSum, CumProd, TopK, Softmax, LogSoftmax and Hardmax."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ def hardmax_flattened(input, *, axis=1):
 
 @op("Hardmax", since=13)
 def hardmax(input, *, axis=-1):
-    """1 at the first greatest value along `axis`, else 0.
-    https://onnx.ai/onnx/operators/onnx__Hardmax.html"""
+    """1 at the first greatest value along `axis`, 0 elsewhere.
+
+    https://onnx.ai/onnx/operators/onnx__Hardmax.html
+    """
     axis = normalize_axis(axis, input.ndim)
     positions = np.arange(input.shape[axis]).reshape((-1,) + (1,) * (input.ndim - axis - 1))
     return cast(nx.argmax(input, axis, keepdims=True) == positions, input.dtype)
@@ -81,7 +83,9 @@ def top_k_by_attribute(X, *, k, axis=-1):
 @op("TopK", since=10, static=("K",))
 def top_k(X, K, *, axis=-1, largest=1, sorted=1):
     """The `K` greatest or least along `axis`, in order, and their positions.
-    https://onnx.ai/onnx/operators/onnx__TopK.html"""
+
+    https://onnx.ai/onnx/operators/onnx__TopK.html
+    """
     axis, k = normalize_axis(axis, X.ndim), scalar(K)
     if not 0 <= k <= X.shape[axis]:
         raise ValueError(f"K is {k}, but axis {axis} has {X.shape[axis]} elements")
@@ -92,4 +96,5 @@ def top_k(X, K, *, axis=-1, largest=1, sorted=1):
 
 
 def _reversed_order(x):
+    # -x of the least integer would overflow; ~x reverses the order of all.
     return ~x if jnp.issubdtype(x.dtype, jnp.integer) else -x

@@ -1,4 +1,4 @@
-"""Elementwise math: a row each where an operator has no attributes."""
+"""Elementwise math; operators without attributes are rows of tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_UNROLLED_POWER = 16
 
 
 def divide(a: Any, b: Any) -> Any:
-    """Quotient; of integers, truncated toward zero. https://onnx.ai/onnx/operators/onnx__Div.html"""
+    """The quotient, truncated toward zero for integers. https://onnx.ai/onnx/operators/onnx__Div.html"""
     if not np.issubdtype(a.dtype, np.integer):
         return nx.divide(a, b)
     if is_static(a, b):
@@ -41,8 +41,7 @@ def power(x: Any, y: Any) -> Any:
 
 
 def before_7(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """A binary operator as it was before opset 7: `B` is broadcast only if `broadcast`, from `axis` of `A` on
-    (default: its last axes)."""
+    """A binary operator before opset 7; `broadcast` aligns `B` with `axis`, or the last axes, of `A`."""
 
     def legacy(A: Any, B: Any, *, axis: int | None = None, broadcast: int = 0) -> Any:
         if broadcast and axis is not None:
@@ -111,16 +110,18 @@ for _op_type, _function in _ARITHMETIC.items():
 
 @op("Clip", until=11)
 def clip_to_attributes(input, *, min=-3.4028234663852886e38, max=3.4028234663852886e38):
-    """Values limited to the range of float32, or less. https://onnx.ai/onnx/operators/onnx__Clip.html"""
+    """Before opset 11 the bounds are attributes. https://onnx.ai/onnx/operators/onnx__Clip.html"""
     return nx.minimum(nx.maximum(input, min), max)
 
 
 @op("Clip", since=11)
 def clip(input, min=None, max=None):
-    """Values limited to `min` and `max`, scalars; `max` wins. https://onnx.ai/onnx/operators/onnx__Clip.html
+    """Values limited to the scalars `min` and `max`; `max` wins if they contradict each other.
 
-    An absent bound lets infinities through, as the spec's function body does; its text (and onnxruntime)
-    limit to finite values.
+    Without a bound, infinities pass, as in ONNX's function body. ONNX's text and ONNX Runtime limit them to
+    finite values.
+
+    https://onnx.ai/onnx/operators/onnx__Clip.html
     """
     if min is not None:
         input = nx.maximum(input, nx.reshape(min, ()))
@@ -136,5 +137,7 @@ def expand(input, shape):
 @op("Mod", since=10)
 def mod(A, B, *, fmod=0):
     """Remainder with the sign of `B`, or with that of `A` if `fmod`.
-    https://onnx.ai/onnx/operators/onnx__Mod.html"""
+
+    https://onnx.ai/onnx/operators/onnx__Mod.html
+    """
     return nx.fmod(A, B) if fmod else nx.mod(A, B)

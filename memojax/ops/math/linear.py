@@ -18,15 +18,19 @@ def det(X):
 
 @op("Gemm", until=7)
 def gemm_with_broadcast(A, B, C, *, alpha=1.0, beta=1.0, transA=0, transB=0, broadcast=0):
-    """Gemm that names what every later one does: broadcast `C`.
-    https://onnx.ai/onnx/operators/onnx__Gemm.html"""
+    """Before opset 7 Gemm has an attribute `broadcast`; later versions always broadcast `C`.
+
+    https://onnx.ai/onnx/operators/onnx__Gemm.html
+    """
     return gemm(A, B, C, alpha=alpha, beta=beta, transA=transA, transB=transB)
 
 
 @op("Gemm", since=7)
 def gemm(A, B, C=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):
-    """alpha * A @ B + beta * C; a factor of 0 drops its term, NaN or not.
-    https://onnx.ai/onnx/operators/onnx__Gemm.html"""
+    """`alpha * A @ B + beta * C`; a factor of 0 drops its term, even if that has NaN.
+
+    https://onnx.ai/onnx/operators/onnx__Gemm.html
+    """
     product = _scaled(matmul(A.T if transA else A, B.T if transB else B), alpha)
     return product if C is None or beta == 0 else product + _scaled(C, beta)
 
@@ -45,15 +49,19 @@ def matmul(A, B):
 
 @op("MatMulInteger", since=10)
 def matmul_integer(A, B, a_zero_point=None, b_zero_point=None):
-    """int32 product of 8-bit matrices less their zero points.
-    https://onnx.ai/onnx/operators/onnx__MatMulInteger.html"""
+    """Product of 8-bit matrices minus their zero points, in int32.
+
+    https://onnx.ai/onnx/operators/onnx__MatMulInteger.html
+    """
     return nx.matmul(_centered(A, _by_row(a_zero_point), np.int32), _centered(B, b_zero_point, np.int32))
 
 
 @op("QLinearMatMul", since=10)
 def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
     """Product of quantized matrices, quantized again.
-    https://onnx.ai/onnx/operators/onnx__QLinearMatMul.html"""
+
+    https://onnx.ai/onnx/operators/onnx__QLinearMatMul.html
+    """
     wide = np.int32 if np.issubdtype(a.dtype, np.integer) else np.float32
     product = nx.matmul(_centered(a, _by_row(a_zero_point), wide), _centered(b, b_zero_point, wide))
     scale = cast(_by_row(a_scale), np.float32) * cast(b_scale, np.float32) / cast(y_scale, np.float32)

@@ -11,7 +11,7 @@ from ..registry import op
 
 @op("NegativeLogLikelihoodLoss", since=12)
 def negative_log_likelihood_loss(input, target, weight=None, *, ignore_index=None, reduction="mean"):
-    """Minus the weighted log-probability (classes on axis 1) of `target`; the mean is over the weights.
+    """Weighted negative log-likelihood of `target`, with classes on axis 1; the mean divides by the weights.
 
     https://onnx.ai/onnx/operators/onnx__NegativeLogLikelihoodLoss.html
     """

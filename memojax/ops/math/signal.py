@@ -13,20 +13,22 @@ from ..registry import op
 
 @op("BlackmanWindow", since=17, static=("size",))
 def blackman_window(size, *, output_datatype=1, periodic=1):
-    """0.42 - 0.5 cos + 0.08 cos of twice the angle.
-    https://onnx.ai/onnx/operators/onnx__BlackmanWindow.html"""
+    """`0.42 - 0.5 cos(angle) + 0.08 cos(2 angle)`.
+
+    https://onnx.ai/onnx/operators/onnx__BlackmanWindow.html
+    """
     return _window((0.42, -0.5, 0.08), size, output_datatype, periodic)
 
 
 @op("HammingWindow", since=17, static=("size",))
 def hamming_window(size, *, output_datatype=1, periodic=1):
-    """25/46 - 21/46 cos. https://onnx.ai/onnx/operators/onnx__HammingWindow.html"""
+    """`25/46 - 21/46 cos(angle)`. https://onnx.ai/onnx/operators/onnx__HammingWindow.html"""
     return _window((25 / 46, -21 / 46), size, output_datatype, periodic)
 
 
 @op("HannWindow", since=17, static=("size",))
 def hann_window(size, *, output_datatype=1, periodic=1):
-    """0.5 - 0.5 cos. https://onnx.ai/onnx/operators/onnx__HannWindow.html"""
+    """`0.5 - 0.5 cos(angle)`. https://onnx.ai/onnx/operators/onnx__HannWindow.html"""
     return _window((0.5, -0.5), size, output_datatype, periodic)
 
 
@@ -40,14 +42,16 @@ def _window(coefficients, size, output_datatype, periodic):
 
 @op("DFT", since=17, until=20, static=("dft_length",))
 def dft_with_axis_attribute(input, dft_length=None, *, axis=1, inverse=0, onesided=0):
-    """DFT whose axis is an attribute. https://onnx.ai/onnx/operators/onnx__DFT.html"""
+    """Before opset 20 the axis is an attribute. https://onnx.ai/onnx/operators/onnx__DFT.html"""
     return dft(input, dft_length, np.array(axis), inverse=inverse, onesided=onesided)
 
 
 @op("DFT", since=20, static=("dft_length", "axis"))
 def dft(input, dft_length=None, axis=None, *, inverse=0, onesided=0):
-    """Fourier transform along `axis`; the last axis holds real and imaginary part.
-    https://onnx.ai/onnx/operators/onnx__DFT.html"""
+    """Fourier transform along `axis`; the last axis holds real and imaginary parts.
+
+    https://onnx.ai/onnx/operators/onnx__DFT.html
+    """
     axis = normalize_axis(-2 if axis is None else scalar(axis), input.ndim)
     length = None if dft_length is None else scalar(dft_length)
     signal = _complex(input)
@@ -67,11 +71,12 @@ def dft(input, dft_length=None, axis=None, *, inverse=0, onesided=0):
 def mel_weight_matrix(
     num_mel_bins, dft_length, sample_rate, lower_edge_hertz, upper_edge_hertz, *, output_datatype=1
 ):
-    """One triangle over the DFT's bins for each mel band.
-    https://onnx.ai/onnx/operators/onnx__MelWeightMatrix.html
+    """Weights `[dft_length // 2 + 1, num_mel_bins]`: a triangle over the bins of the DFT for each mel band.
 
-    The bands are (upper - lower) / (num_mel_bins + 2) mel apart, as in ONNX's reference and onnxruntime; the
-    spec does not say.
+    The bands are `(upper - lower) / (num_mel_bins + 2)` mel apart, as in ONNX's reference and ONNX Runtime;
+    the specification does not define it.
+
+    https://onnx.ai/onnx/operators/onnx__MelWeightMatrix.html
     """
     bands, length = scalar(num_mel_bins), scalar(dft_length)
     spectrum, _ = checked_shape((length // 2 + 1, bands + 2), 40)
@@ -90,7 +95,9 @@ def mel_weight_matrix(
 @op("STFT", since=17, static=("frame_step", "frame_length"))
 def stft(signal, frame_step, window=None, frame_length=None, *, onesided=1):
     """Fourier transforms of windowed frames, `frame_step` apart.
-    https://onnx.ai/onnx/operators/onnx__STFT.html"""
+
+    https://onnx.ai/onnx/operators/onnx__STFT.html
+    """
     whole = signal.shape[1] if window is None else window.shape[0]
     length, step = whole if frame_length is None else scalar(frame_length), scalar(frame_step)
     if not 0 < length <= signal.shape[1] or step <= 0:
@@ -109,14 +116,14 @@ def _wide(dtype):
 
 
 def _complex(x):
-    """The signal whose parts are the last axis of `x`; half types, which XLA cannot transform, widened."""
+    """The complex signal whose parts are the last axis of `x`; half types widen, as XLA's FFT has none."""
     x = traced(cast(x, _wide(x.dtype)))
     return x[..., 0] if x.shape[-1] == 1 else jax.lax.complex(x[..., 0], x[..., 1])
 
 
 def _forward(signal, length, axis, onesided):
     if onesided and jnp.iscomplexobj(signal):
-        raise ValueError("onesided needs a real signal (last axis 1), this one is complex")
+        raise ValueError("onesided needs a real signal (last axis of length 1), but this signal is complex")
     return (jnp.fft.rfft if onesided else jnp.fft.fft)(signal, length, axis)
 
 

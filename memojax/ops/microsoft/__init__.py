@@ -1,7 +1,7 @@
-"""The com.microsoft domain: what ONNX Runtime's optimizer and quantizer put into a file, split by kind.
+"""The com.microsoft domain: operators that ONNX Runtime's optimizer and quantizer write, split by kind.
 
-Specified in https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md, where each operator
-has a section of its name.
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md specifies them, with a section for
+each operator.
 """
 
 from . import attention, fused, quantized, tensor

@@ -1,4 +1,4 @@
-"""What the com.microsoft operators share."""
+"""Names and activations that the com.microsoft operators share."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _ACTIVATIONS: dict[str, Callable[..., Any]] = {
 
 
 def activated(x: GraphValue, name: str | None, parameters: Sequence[float | None] = ()) -> GraphValue:
-    """An activation that was fused into another operator; `parameters` are its attributes in order.
+    """Apply an activation that was fused into another operator; `parameters` are its attributes in order.
 
     Raises:
-        ValueError: an activation that ONNX Runtime does not fuse.
+        ValueError: ONNX Runtime does not fuse such an activation.
     """
     if not name:
         return x

@@ -1,4 +1,4 @@
-"""Attention in ONNX Runtime's forms, and what stands around it in a transformer."""
+"""ONNX Runtime's forms of attention, RotaryEmbedding and EmbedLayerNormalization."""
 
 from __future__ import annotations
 
@@ -42,13 +42,15 @@ def attention(
     unidirectional: int = 0,
     n_outputs: int,
 ) -> GraphValue:
-    """Self-attention with the projection to queries, keys and values fused in.
+    """Self-attention, with the projection to queries, keys and values fused in.
 
     Raises:
-        ValueError: rotary embedding or a shared cache buffer, which only ONNX Runtime's GPU kernels have.
+        ValueError: the node has rotary embedding or a shared cache buffer, for ONNX Runtime's GPU kernels.
     """
     if do_rotary or past_present_share_buffer:
-        raise ValueError("do_rotary and past_present_share_buffer are not supported")
+        raise ValueError(
+            "do_rotary and past_present_share_buffer are not supported: export the model for CPU"
+        )
     hidden = weights.shape[1]
     sizes = ints(qkv_hidden_sizes) or (hidden // 3,) * 3
     projected = nx.matmul(input, weights) if bias is None else nx.matmul(input, weights) + bias
@@ -80,10 +82,13 @@ def multi_head_attention(
     """Attention of projected queries, keys and values, which may be packed into one input, with a cache.
 
     Raises:
-        ValueError: a shared cache buffer, which is for beam search inside ONNX Runtime.
+        ValueError: the node has a shared cache buffer, which is for ONNX Runtime's own beam search.
     """
     if past_sequence_length is not None or cache_indirection is not None:
-        raise ValueError("past_sequence_length and cache_indirection are not supported")
+        raise ValueError(
+            "past_sequence_length and cache_indirection are not supported: export the model without beam "
+            "search"
+        )
     if query.ndim == 5:  # (batch, sequence, heads, 3, size)
         query, key, value = (nx.reshape(query[:, :, :, i], (*query.shape[:2], -1)) for i in range(3))
     elif key is not None and key.ndim == 5:  # (batch, sequence, heads, 2, size)
@@ -112,7 +117,7 @@ def _attend(
     mask_filter_value: float,
     unidirectional: int,
 ) -> tuple[GraphValue, GraphValue]:
-    """(batch, heads, queries, size) of the result, and the scores before softmax."""
+    """The result, (batch, heads, queries, size), and the scores before softmax."""
     queries, keys = q.shape[2], k.shape[2]
     scores = jnp.einsum("bhqd,bhkd->bhqk", wide(traced(q)), wide(traced(k))) * (
         scale or 1 / math.sqrt(q.shape[-1])
@@ -129,13 +134,13 @@ def _attend(
 
 
 def _kept(mask: GraphValue, batch: int, keys: int) -> GraphValue:
-    """Which keys a mask keeps, to be broadcast against (batch, heads, queries, keys).
+    """The keys that a mask keeps, in a shape that broadcasts against (batch, heads, queries, keys).
 
-    A mask is (batch, keys) or (batch, queries, keys) of 0 and 1; or the length of each row, perhaps followed
-    by their starts.
+    A mask is (batch, keys) or (batch, queries, keys) of 0 and 1. Or it holds the length of each row, perhaps
+    followed by the start of each row.
 
     Raises:
-        ValueError: a mask of another form.
+        ValueError: the mask has another shape.
     """
     if mask.ndim in (2, 3):
         return nx.reshape(mask, (mask.shape[0], 1, -1, mask.shape[-1])) != 0
@@ -168,7 +173,7 @@ def rotary_embedding_with_offset(
     rotary_embedding_dim: int = 0,
     scale: float = 1.0,
 ) -> GraphValue:
-    """Rotary embedding; a single position is that of the first token."""
+    """Rotary embedding; a single position counts from the first token."""
     length = input.shape[2] if input.ndim == 4 else input.shape[1]
     if position_ids.ndim == 1:
         position_ids = nx.broadcast_to(position_ids + np.arange(length), (input.shape[0], length))
@@ -201,8 +206,7 @@ def embed_layer_normalization(
     mask_index_type: int = 0,
     in_range: InRange,
 ) -> tuple[GraphValue, GraphValue, GraphValue]:
-    """Word, position and segment embeddings added up and normalised; the length of each row by its mask; the
-    sum."""
+    """The normalized sum of word, position and segment embeddings, the length of each row, and the sum."""
 
     def embedded(table: GraphValue, ids: GraphValue, position: int) -> GraphValue:
         return take_by_data(table, ids, 0, functools.partial(in_range, position))

@@ -1,4 +1,4 @@
-"""Products, convolutions, activations and normalisations with something fused in."""
+"""Products, convolutions, activations and normalizations into which other operators are fused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._common import MICROSOFT, activated
 
 
 def _operand(x: GraphValue, transposed: int, batch_transposed: int) -> GraphValue:
-    """A stack of matrices as FusedMatMul multiplies it."""
+    """An operand of FusedMatMul, after its transpositions."""
     x = nx.moveaxis(x, 0, -2) if batch_transposed else x
     return nx.swapaxes(x, -1, -2) if transposed and x.ndim > 1 else x
 
@@ -34,7 +34,7 @@ def fused_matmul(
     transBatchA: int = 0,
     transBatchB: int = 0,
 ) -> GraphValue:
-    """alpha * A @ B, of transposed matrices; `transBatch` brings the first axis beside the last one first."""
+    """`alpha * A @ B`, after transpositions; `transBatchA` or `B` first moves axis 0 to position -2."""
     product = matmul(_operand(A, transA, transBatchA), _operand(B, transB, transBatchB))
     return product if alpha == 1 else cast(alpha * product, product.dtype)
 
@@ -106,12 +106,10 @@ def matmul_n_bits(
     accuracy_level: int = 0,
     weight_prepacked: int = 0,
 ) -> GraphValue:
-    """A @ B.T, where B [N, K] is packed into `bits` bits in blocks along K with a scale and a zero point
-    each.
+    """`A @ B.T`, where `B`, `[N, K]`, has `bits` bits and a scale and zero point for each block along K.
 
     Raises:
-        ValueError: a form that only ONNX Runtime itself can read (`weight_prepacked`), or the deprecated
-            `g_idx`.
+        ValueError: the weights are prepacked for one machine, or the node has the deprecated `g_idx`.
     """
     if weight_prepacked or g_idx is not None:
         raise ValueError("weight_prepacked and g_idx are not supported: export the model without them")
@@ -130,7 +128,7 @@ def matmul_n_bits(
 
 
 def _unpacked(packed: GraphValue, bits: int) -> GraphValue:
-    """Numbers of `bits` bits from the bytes that hold them, low bits first, along the last axis."""
+    """Numbers of `bits` bits, unpacked from bytes along the last axis, low bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     return nx.reshape((packed[..., None] >> shifts) & np.uint8((1 << bits) - 1), (*packed.shape[:-1], -1))
 
@@ -144,9 +142,8 @@ def inverse(X: GraphValue) -> GraphValue:
 @op("CDist", domain=MICROSOFT)
 def cdist(A: GraphValue, B: GraphValue, *, metric: str = "sqeuclidean") -> GraphValue:
     """Distances between the rows of two matrices."""
-    squares = nx.sum(
-        nx.square(A[:, None, :] - B[None]), axis=-1
-    )  # |a|^2 - 2 a.b + |b|^2 would cancel where rows are close
+    # |a|^2 - 2 a.b + |b|^2 would lose precision where rows are close.
+    squares = nx.sum(nx.square(A[:, None, :] - B[None]), axis=-1)
     return nx.sqrt(squares) if metric == "euclidean" else squares
 
 
@@ -174,13 +171,12 @@ def quick_gelu(X: GraphValue, *, alpha: float = 1.7020000219345093) -> GraphValu
     return X * jax.nn.sigmoid(alpha * traced(X))
 
 
-op("LayerNormalization", since=1, until=17)(
-    layer_normalization
-)  # ONNX Runtime had it in ai.onnx before ONNX did
+# ONNX Runtime wrote this operator into ai.onnx before ONNX had it.
+op("LayerNormalization", since=1, until=17)(layer_normalization)
 
 
 def _rms(x: GraphValue, scale: GraphValue, epsilon: float, axis: int = -1) -> tuple[GraphValue, GraphValue]:
-    """Unit root mean square over the axes from `axis`, then scaled; and the factor."""
+    """`x`, normalized to unit root mean square over the axes from `axis` and scaled, and the factor."""
     given = wide(x)
     axes = tuple(range(axis % x.ndim, x.ndim))
     factor = 1 / nx.sqrt(nx.mean(nx.square(given), axis=axes, keepdims=True) + epsilon)
@@ -196,7 +192,7 @@ def simplified_layer_normalization(
     epsilon: float = 9.999999747378752e-06,
     stash_type: int = 1,
 ) -> tuple[GraphValue, GraphValue]:
-    """Layer normalization without mean and bias; ONNX Runtime writes it into ai.onnx."""
+    """Layer normalization without mean and bias, which ONNX Runtime writes into ai.onnx."""
     return _rms(X, scale, epsilon, axis)
 
 
@@ -210,7 +206,7 @@ def skip_layer_normalization(
     *,
     epsilon: float = 9.999999960041972e-13,
 ) -> tuple[GraphValue, GraphValue, GraphValue, GraphValue]:
-    """Layer normalization of input + skip + bias, and that sum as fourth output."""
+    """Layer normalization of `input + skip + bias`, and the sum as fourth output."""
     total = _total(input, skip, bias)
     return *layer_normalization(total, gamma, beta, epsilon=epsilon), total
 
@@ -224,7 +220,7 @@ def skip_simplified_layer_normalization(
     *,
     epsilon: float = 9.999999960041972e-13,
 ) -> tuple[GraphValue, None, GraphValue, GraphValue]:
-    """The same without mean and shift."""
+    """SkipLayerNormalization without mean and shift."""
     total = _total(input, skip, bias)
     y, factor = _rms(total, gamma, epsilon)
     return y, None, factor, total

@@ -1,4 +1,4 @@
-"""Operators on 8-bit integers with a scale and a zero point for each tensor."""
+"""Operators on 8-bit tensors that have a scale and a zero point."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ op("DequantizeLinear", domain=MICROSOFT)(dequantize_linear)
 
 
 def _real(x: GraphValue, scale: GraphValue, zero_point: GraphValue) -> GraphValue:
-    """Dequantized, in float32."""
+    """`x` dequantized, in float32."""
     return cast(dequantize_linear(x, scale, zero_point), np.float32)
 
 
@@ -59,7 +59,7 @@ def qlinear_sigmoid(
     Y_scale: GraphValue,
     Y_zero_point: GraphValue = None,
 ) -> GraphValue:
-    """Sigmoid of a quantized tensor, quantized again."""
+    """Sigmoid of a quantized tensor, with a quantized result."""
     return _again(jax.nn.sigmoid(traced(_real(X, X_scale, X_zero_point))), Y_scale, Y_zero_point, X.dtype)
 
 
@@ -73,7 +73,7 @@ def qlinear_leaky_relu(
     *,
     alpha: float = 0.009999999776482582,
 ) -> GraphValue:
-    """LeakyRelu of a quantized tensor, quantized again."""
+    """LeakyRelu of a quantized tensor, with a quantized result."""
     return _again(leaky_relu(_real(X, X_scale, X_zero_point), alpha=alpha), Y_scale, Y_zero_point, X.dtype)
 
 
@@ -92,7 +92,7 @@ def qlinear_softmax(
     opset: int,
     axis: int = -1,
 ) -> GraphValue:
-    """Softmax of a quantized tensor, quantized again; before opset 13 over all axes from `axis` on."""
+    """Softmax of a quantized tensor, with a quantized result; before opset 13 over all axes from `axis`."""
     x = traced(_real(X, X_scale, x_zero_point))
     axes: Any = axis if opset >= 13 else tuple(range(axis % x.ndim, x.ndim))
     return quantize_linear(jax.nn.softmax(x, axis=axes), y_scale, y_zero_point)
@@ -102,7 +102,7 @@ def qlinear_softmax(
 def qlinear_concat(
     Y_scale: GraphValue, Y_zero_point: GraphValue, *inputs: GraphValue, axis: int
 ) -> GraphValue:
-    """Quantized tensors, each with its scale and zero point, joined along an axis and quantized again."""
+    """Join quantized tensors, each with its scale and zero point, to one quantized tensor."""
     triples = zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
     return quantize_linear(
         nx.concatenate([_real(*triple) for triple in triples], axis=axis), Y_scale, Y_zero_point
@@ -121,7 +121,7 @@ def qlinear_where(
     z_scale: GraphValue,
     z_zero_point: GraphValue,
 ) -> GraphValue:
-    """Elements of one of two quantized tensors, quantized again."""
+    """Elements of one of two quantized tensors, with a quantized result."""
     return quantize_linear(
         nx.where(condition, _real(X, x_scale, x_zero_point), _real(Y, y_scale, y_zero_point)),
         z_scale,
@@ -145,7 +145,7 @@ def qlinear_average_pool(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> GraphValue:
-    """AveragePool of a quantized tensor, quantized again."""
+    """AveragePool of a quantized tensor, with a quantized result."""
     pooled = average_pool(
         _channels_first(_real(X, x_scale, x_zero_point), channels_last),
         kernel_shape=kernel_shape,
@@ -168,7 +168,7 @@ def qlinear_global_average_pool(
     *,
     channels_last: int = 0,
 ) -> GraphValue:
-    """GlobalAveragePool of a quantized tensor, quantized again."""
+    """GlobalAveragePool of a quantized tensor, with a quantized result."""
     axes = tuple(range(1, X.ndim - 1) if channels_last else range(2, X.ndim))
     return quantize_linear(
         nx.mean(_real(X, x_scale, x_zero_point), axis=axes, keepdims=True), y_scale, y_zero_point
@@ -195,7 +195,7 @@ def qlinear_conv_any_layout(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> GraphValue:
-    """Convolution of quantized tensors, with channels last if asked for."""
+    """Convolution of quantized tensors, whose channels may be last."""
     y = qlinear_conv(
         _channels_first(x, channels_last),
         x_scale,
@@ -240,7 +240,7 @@ def qgemm(
     transA: int = 0,
     transB: int = 0,
 ) -> GraphValue:
-    """Gemm of quantized matrices, with an int32 bias; float32 without `y_scale`."""
+    """Gemm of quantized matrices with an int32 bias; the result is float32 without `y_scale`."""
     total = matmul_integer(A.T if transA else A, B.T if transB else B, a_zero_point, b_zero_point)
     total = total if C is None else total + C
     scale = alpha * a_scale * b_scale
@@ -259,7 +259,7 @@ def matmul_integer_to_float(
     b_zero_point: GraphValue = None,
     bias: GraphValue = None,
 ) -> GraphValue:
-    """Product of quantized matrices, plus a bias, dequantized."""
+    """Dequantized product of quantized matrices, plus a bias."""
     y = cast(matmul_integer(A, B, a_zero_point, b_zero_point), a_scale.dtype) * (a_scale * b_scale)
     return y if bias is None else y + bias
 
@@ -272,7 +272,7 @@ def dynamic_quantize_matmul(
     b_zero_point: GraphValue = None,
     bias: GraphValue = None,
 ) -> GraphValue:
-    """A quantized by its own range, times a quantized matrix, dequantized."""
+    """Quantize `A` by its own range, and multiply it with a quantized matrix; the result is dequantized."""
     a, a_scale, a_zero_point = dynamic_quantize_linear(A)
     return matmul_integer_to_float(a, B, a_scale, b_scale, a_zero_point, b_zero_point, bias)
 
@@ -300,8 +300,10 @@ def dynamic_quantize_lstm(
     hidden_size: int | None = None,
     input_forget: int = 0,
 ) -> GraphValue:
-    """LSTM whose input and hidden state are quantized by their own range, for products with quantized W and R
-    (input size first)."""
+    """LSTM that quantizes input and hidden state by their ranges, for products with quantized `W` and `R`.
+
+    Unlike for LSTM, the input size is the first matrix axis of `W` and `R`.
+    """
 
     def times(weights: GraphValue, scale: GraphValue, zero_point: GraphValue) -> Product:
         return lambda x, d: dynamic_quantize_matmul(x, weights[d], scale[d], zero_point[d])

@@ -1,4 +1,4 @@
-"""Operators that ONNX has taken over since, in their older form."""
+"""Older forms of operators that have since become part of ONNX."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def grid_sample_bilinear(
     mode: str = "bilinear",
     padding_mode: str = "zeros",
 ) -> GraphValue:
-    """The input at any positions, interpolated."""
+    """The input, interpolated at the positions in `Grid`."""
     return grid_sample(X, Grid, align_corners=align_corners, mode=mode, padding_mode=padding_mode)
 
 
@@ -33,13 +33,13 @@ def grid_sample_bilinear(
 def pad_all_axes(
     data: GraphValue, pads: GraphValue, value: GraphValue = None, *, mode: str = "constant"
 ) -> GraphValue:
-    """Wider, or narrower where a pad is negative."""
+    """Pad all axes; a negative pad crops."""
     return pad(data, np.ravel(pads), value, mode=mode)
 
 
 @op("ExpandDims", domain=MICROSOFT, static=("axis",))
 def expand_dims(X: GraphValue, axis: GraphValue) -> GraphValue:
-    """With a dimension of size 1 at `axis` of the result."""
+    """Insert a dimension of size 1 at `axis` of the result."""
     return nx.expand_dims(X, int(scalar(axis)))
 
 
@@ -61,7 +61,7 @@ for _op_type in (
 ):
     unsupported(
         _op_type,
-        "the file was optimized for the blocked layout of one machine: save it with ORT_ENABLE_EXTENDED, "
-        "not ORT_ENABLE_ALL",
+        "the file was optimized for the blocked layout of one machine: save it with ORT_ENABLE_EXTENDED, not "
+        "ORT_ENABLE_ALL",
         domain="com.microsoft.nchwc",
     )

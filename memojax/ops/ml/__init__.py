@@ -1,7 +1,6 @@
 """The ai.onnx.ml domain: classic machine learning, split by kind of model.
 
-Labels that are strings cannot leave an XLA executable: a classifier gives int64 positions in its list of
-labels instead.
+String labels cannot leave an XLA executable, so a classifier returns int64 positions in its list of labels.
 """
 
 from . import features, linear, lookup, svm, tree

@@ -1,4 +1,4 @@
-"""What classifiers and regressors share: post transforms, labels, rows of features."""
+"""Post transforms, labels and rows of features, which classifiers and regressors share."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _TRANSFORMS: dict[str, Any] = {
 
 
 def transformed(scores: GraphValue, post_transform: str) -> GraphValue:
-    """Scores after a post transform; of a single score ONNX Runtime transforms only PROBIT."""
+    """Scores after a post transform; for a single score, ONNX Runtime applies only PROBIT."""
     return (
         scores
         if scores.shape[-1] == 1 and post_transform != "PROBIT"
@@ -65,8 +65,10 @@ def transformed(scores: GraphValue, post_transform: str) -> GraphValue:
 
 
 def two_scores(score: GraphValue, post_transform: str, margin: bool = False) -> GraphValue:
-    """Scores of both classes from the second's, a single column: its opposite beside a `margin`, else its
-    complement to 1."""
+    """Scores of both classes, from the score of the second class, a single column.
+
+    The first class gets the negative of a `margin`, else the complement to 1.
+    """
     if post_transform == "LOGISTIC":
         return jax.nn.sigmoid(jnp.concatenate([-score, score], -1))
     score = transformed(score, post_transform)
@@ -74,7 +76,7 @@ def two_scores(score: GraphValue, post_transform: str, margin: bool = False) -> 
 
 
 def labels(index: GraphValue, ints: Sequence[int], strings: Sequence[str]) -> GraphValue:
-    """Class labels at positions; the positions themselves where labels are strings."""
+    """Class labels at positions; the positions themselves if labels are strings."""
     if strings or list(ints) == list(range(len(ints))):
         return cast(index, np.int64)
     return traced(np.asarray(ints, np.int64)).at[index].get(mode="clip")

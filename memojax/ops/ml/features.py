@@ -1,4 +1,4 @@
-"""Preparing numeric features."""
+"""Operators that prepare features."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def scaler(X: GraphValue, *, offset: tuple[float, ...] = (), scale: tuple[float,
 
 @op("Normalizer", domain=ML)
 def normalizer(X: GraphValue, *, norm: str = "MAX") -> GraphValue:
-    """Rows divided by their maximum, L1 or L2 norm, where that is not 0.
-    https://onnx.ai/onnx/operators/onnx_aionnxml_Normalizer.html"""
+    """Divide rows by their maximum, L1 norm or L2 norm, unless that is 0.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_Normalizer.html
+    """
     x = cast(X, np.float32)
     if norm == "MAX":
         size = nx.max(x, axis=-1, keepdims=True)
@@ -49,7 +51,7 @@ def imputer(
     replaced_value_float: float = 0.0,
     replaced_value_int64: int = 0,
 ) -> GraphValue:
-    """Another value, one for all or one for each feature, in place of `replaced_value`, which may be NaN.
+    """Replace `replaced_value`, which may be NaN, by one value for all features or one for each.
 
     https://onnx.ai/onnx/operators/onnx_aionnxml_Imputer.html
     """
@@ -62,7 +64,7 @@ def imputer(
 
 @op("FeatureVectorizer", domain=ML)
 def feature_vectorizer(*X: GraphValue, inputdimensions: tuple[int, ...] = ()) -> GraphValue:
-    """Inputs side by side as float32, each cut or padded with 0 to its dimension; a vector is one row.
+    """Join inputs as float32 columns, each cut or padded with 0 to its dimension; a vector is one row.
 
     https://onnx.ai/onnx/operators/onnx_aionnxml_FeatureVectorizer.html
     """
@@ -76,9 +78,10 @@ def feature_vectorizer(*X: GraphValue, inputdimensions: tuple[int, ...] = ()) ->
 @op("ArrayFeatureExtractor", domain=ML)
 def array_feature_extractor(X: GraphValue, Y: GraphValue, *, in_range: InRange) -> GraphValue:
     """Elements of the last axis; a vector is one row.
-    https://onnx.ai/onnx/operators/onnx_aionnxml_ArrayFeatureExtractor.html
 
-    Of strings at positions that depend on data, the positions themselves.
+    If the elements are strings and the positions depend on data, the result is the positions themselves.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_ArrayFeatureExtractor.html
     """
     X, Y = nx.atleast_2d(X), nx.ravel(Y)
     if X.dtype == object and not is_static(Y):
@@ -96,7 +99,7 @@ def array_feature_extractor(X: GraphValue, Y: GraphValue, *, in_range: InRange) 
 def zip_map(
     X: GraphValue, *, classlabels_int64s: tuple[int, ...] = (), classlabels_strings: tuple[str, ...] = ()
 ) -> GraphValue:
-    """The probabilities as they are, a column for each label, in place of a dictionary for each row.
+    """The input, with a column for each label; ONNX makes a dictionary for each row.
 
     https://onnx.ai/onnx/operators/onnx_aionnxml_ZipMap.html
     """

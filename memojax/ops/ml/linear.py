@@ -41,10 +41,11 @@ def linear_classifier(
     classlabels_strings: tuple[str, ...] = (),
 ) -> tuple[GraphValue, GraphValue]:
     """Labels, and scores from an affine function.
-    https://onnx.ai/onnx/operators/onnx_aionnxml_LinearClassifier.html
 
-    A single score with two labels becomes two, 1 - score and score unless `post_transform` is LOGISTIC: as in
-    ONNX Runtime.
+    As in ONNX Runtime, a single score with two labels becomes two: `1 - score` and `score`, or with the post
+    transform LOGISTIC the sigmoids of `-score` and `score`.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_LinearClassifier.html
     """
     n_labels = max(len(classlabels_ints), len(classlabels_strings))
     scores = _scores(X, coefficients, intercepts, len(intercepts) or n_labels)

@@ -1,4 +1,4 @@
-"""Looking keys up: numbers by comparison in the executable, strings while tracing."""
+"""Operators that look up keys: numbers by comparison in the executable, strings while tracing."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ _STRING_ATTRIBUTES = ("cats_strings", "keys_strings", "classes_strings")
 
 
 def _takes_strings(node: Any) -> bool:
-    """Whether a node looks strings up; which side of `classes_strings` and `cats_strings` is meant decides
-    the input's dtype."""
+    """Whether a node may look up strings, so its input must be known while tracing.
+
+    For `classes_strings` and `cats_strings` the input's dtype decides whether strings are looked up or
+    returned.
+    """
     return any(node.attributes.get(name) for name in _STRING_ATTRIBUTES)
 
 
 def _position(X: GraphValue, keys: Sequence[Any] | np.ndarray) -> GraphValue:
-    """Position of each element among `keys`, or their number where it is not there; the first of equal keys
-    counts."""
+    """Position of each element among `keys`, the first of equal ones; `len(keys)` for an unknown element."""
     if X.dtype == object:
         known = {key: index for index, key in reversed(list(enumerate(keys)))}
         return np.array([known.get(key, len(keys)) for key in X.ravel()], np.int64).reshape(X.shape)
@@ -44,10 +46,10 @@ def _looked_up(
     default: Any,
     dtype: Any,
 ) -> GraphValue:
-    """`values` where `keys` are, `default` elsewhere.
+    """The value for each key in `X`, or `default` for an unknown key.
 
     Raises:
-        ValueError: strings would have to come out of numbers that depend on data.
+        ValueError: the values are strings, and the keys depend on data.
     """
     position = _position(X, keys)
     table = np.empty(len(values) + 1, dtype)
@@ -56,8 +58,8 @@ def _looked_up(
         return table[position]
     if table.dtype == object:
         raise ValueError(
-            "strings cannot be the result of data: take the output before this one, and look its labels up "
-            "yourself"
+            "its result would be strings that depend on data, which an executable cannot return: load the "
+            "output before this node with outputs=, and look up its labels yourself"
         )
     return traced(table).at[position].get(mode="clip")
 
@@ -70,8 +72,10 @@ def label_encoder_1(
     default_int64: int = -1,
     default_string: str = "_Unused",
 ) -> GraphValue:
-    """Version 1: strings to their positions, or positions to strings.
-    https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
+    """Before version 2, map strings to their positions, or positions to strings.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html
+    """
     if X.dtype == object:
         return _looked_up(X, classes_strings, range(len(classes_strings)), default_int64, np.int64)
     return _looked_up(X, range(len(classes_strings)), classes_strings, default_string, object)
@@ -95,8 +99,10 @@ def label_encoder(
     default_tensor: Any = None,
     opset: int,
 ) -> GraphValue:
-    """Keys replaced by values; since version 4 NaN is a key like any other.
-    https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html"""
+    """Map keys to values; since version 4 NaN can be a key.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_LabelEncoder.html
+    """
     keys = next(
         (
             keys
@@ -130,8 +136,10 @@ def category_mapper(
     default_int64: int = -1,
     default_string: str = "_Unused",
 ) -> GraphValue:
-    """Strings to numbers, or numbers to strings.
-    https://onnx.ai/onnx/operators/onnx_aionnxml_CategoryMapper.html"""
+    """Map strings to numbers, or numbers to strings.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_CategoryMapper.html
+    """
     if X.dtype == object:
         return _looked_up(X, cats_strings, cats_int64s, default_int64, np.int64)
     return _looked_up(X, cats_int64s, cats_strings, default_string, object)
@@ -141,16 +149,18 @@ def category_mapper(
 def one_hot_encoder(
     X: GraphValue, *, cats_int64s: tuple[int, ...] = (), cats_strings: tuple[str, ...] = (), zeros: int = 1
 ) -> GraphValue:
-    """A 1 at the place of each category, along a new last axis.
-    https://onnx.ai/onnx/operators/onnx_aionnxml_OneHotEncoder.html
+    """1 at the position of each category along a new last axis, 0 elsewhere.
 
-    An unknown category gives zeros also where `zeros` is 0, but for static input: data cannot raise an error.
+    An unknown category gives zeros. If `zeros` is 0, it is an error for static input only, since data cannot
+    raise an error in an executable.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_OneHotEncoder.html
     """
     if X.dtype == object or is_static(X):
         hot = _position(X if X.dtype == object else cast(X, np.int64), cats_strings or cats_int64s)
         count = len(cats_strings or cats_int64s)
         if not zeros and (hot == count).any():
-            raise ValueError("a category is unknown, and zeros = 0")
+            raise ValueError("its input has an unknown category, which zeros=0 does not allow")
         return np.eye(count + 1, dtype=np.float32)[hot][..., :count]
     return cast(cast(X, np.int64)[..., None] == np.asarray(cats_int64s, np.int64), np.float32)
 
@@ -158,7 +168,7 @@ def one_hot_encoder(
 for _op_type in ("CastMap", "DictVectorizer"):
     unsupported(
         _op_type,
-        "its input is a dictionary, which a graph of arrays cannot hold: make a dense array of it before "
-        "the model",
+        "its input is a dictionary, which a graph of arrays cannot hold: make a dense array of it before the "
+        "model",
         domain=ML,
     )

@@ -47,10 +47,9 @@ def svm_regressor(
     rho: tuple[float, ...] = (),
     support_vectors: tuple[float, ...] = (),
 ) -> GraphValue:
-    """Support vector regression, or +1 and -1 for `one_class`.
-    https://onnx.ai/onnx/operators/onnx_aionnxml_SVMRegressor.html
+    """Support vector regression, or +1 and -1 for `one_class`; as in ONNX Runtime without post transform.
 
-    `post_transform` is ignored, as in ONNX Runtime.
+    https://onnx.ai/onnx/operators/onnx_aionnxml_SVMRegressor.html
     """
     x = floats(X)
     kernels = _kernel(x, matrix(support_vectors, n_supports), kernel_type, kernel_params) if n_supports else x
@@ -74,11 +73,12 @@ def svm_classifier(
     support_vectors: tuple[float, ...] = (),
     vectors_per_class: tuple[int, ...] = (),
 ) -> tuple[GraphValue, GraphValue]:
-    """Labels and scores, or probabilities with `prob_a`.
-    https://onnx.ai/onnx/operators/onnx_aionnxml_SVMClassifier.html
+    """Labels and scores, or labels and probabilities with `prob_a`.
 
-    Without support vectors the label is that of the largest score; ONNX Runtime takes the second of two
-    wherever a score is positive.
+    Without support vectors the label is that of the largest score. Here ONNX Runtime differs: of two labels,
+    it returns the second one if any score is positive.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_SVMClassifier.html
     """
     x, n = floats(X), max(len(classlabels_ints), len(classlabels_strings))
     if not sum(vectors_per_class):
@@ -88,6 +88,7 @@ def svm_classifier(
         )
     kernels = _kernel(x, matrix(support_vectors, sum(vectors_per_class)), kernel_type, kernel_params)
     scores = kernels @ _pairwise(matrix(coefficients, n - 1), vectors_per_class) + np.asarray(rho, np.float32)
+    # Each pair of classes votes for one of its two; the class with most votes wins.
     wins = np.zeros((len(rho), n, 2), np.float32)
     for k, (i, j) in enumerate(combinations(range(n), 2)):
         wins[k, i, 0] = wins[k, j, 1] = 1

@@ -1,4 +1,4 @@
-"""Ensembles of decision trees: all trees of all rows go down one level at a time."""
+"""Ensembles of decision trees: all rows descend all trees at once, one level at a time."""
 
 from __future__ import annotations
 
@@ -29,9 +29,17 @@ _MEMBER = len(_MODES)
 
 @dataclass(frozen=True)
 class Forest:
-    """Nodes of all trees, an array for each field; both children of a leaf are the leaf itself.
+    """The nodes of all trees, with an array for each field; both children of a leaf are the leaf itself.
 
-    `weights[node, target]` is what a leaf adds to a target, NaN where it says nothing about it.
+    Attributes:
+        roots: the root of each tree.
+        feature: the feature that each node compares.
+        value: the threshold of each node.
+        mode: the comparison of each node, an index of `_MODES`.
+        yes: the child of each node if the comparison holds.
+        no: the child of each node if it does not hold.
+        missing: whether a NaN goes to `yes`.
+        weights: `[node, target]`, the weight of a leaf for a target, or NaN if it has none.
     """
 
     roots: np.ndarray
@@ -44,7 +52,7 @@ class Forest:
     weights: np.ndarray
 
     def depth(self) -> int:
-        """Most decisions on a way from a root to a leaf.
+        """The largest number of decisions from a root to a leaf.
 
         Raises:
             ValueError: a node is its own descendant.
@@ -61,7 +69,7 @@ class Forest:
         """The leaf that each row of X reaches in each tree: [batch, trees]."""
         modes = [
             mode
-            for mode in range(len(_MODES))
+            for mode in range(len(_MODES))  # only comparisons that some inner node makes
             if np.any((self.mode == mode) & (self.yes != np.arange(len(self.yes))))
         ]
         offsets = np.arange(X.shape[0], dtype=np.int32)[:, None] * X.shape[1]
@@ -80,7 +88,7 @@ class Forest:
             return jnp.where(go, at(self.yes, node), at(self.no, node))
 
         start = jnp.broadcast_to(jnp.asarray(self.roots), (X.shape[0], len(self.roots)))
-        # Written out, XLA would fuse the levels into one expression that is exponential in the depth.
+        # XLA would fuse unrolled levels into one expression that is exponential in the depth.
         return rolled.fori_loop(0, self.depth(), descend, start)
 
     def scores(self, X: GraphValue, aggregate: str = "SUM") -> GraphValue:
@@ -96,7 +104,7 @@ class Forest:
 
 
 def _comparable(X: GraphValue, values: np.ndarray) -> GraphValue:
-    """Features in a type that can be compared with thresholds."""
+    """Features in a dtype that can be compared with thresholds."""
     X = rows(X)
     return X if X.dtype in (np.float32, np.float64) or X.dtype == values.dtype else cast(X, values.dtype)
 
@@ -118,8 +126,10 @@ def _forest(
     n: int,
     dtype: Any,
 ) -> Forest:
-    """A Forest from versions 1 and 3, where a node is named by its tree and its number in it; `leaves` are
-    (tree, node, target, weight)."""
+    """A forest from the attributes of versions 1 and 3, where tree and number in the tree identify a node.
+
+    `leaves` are (tree, node, target, weight).
+    """
     place = {name: index for index, name in enumerate(zip(treeids, nodeids, strict=True))}
     inner = np.array([mode != "LEAF" for mode in modes])
 
@@ -223,11 +233,14 @@ def tree_ensemble_classifier(
     class_weights: tuple[float, ...] = (),
     class_weights_as_tensor: Any = None,
 ) -> tuple[GraphValue, GraphValue]:
-    """Labels and scores by trees. https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsembleClassifier.html
+    """Labels and scores by trees.
 
-    Of two labels, weights that are all for class 0 speak for the second label: a probability where none is
-    negative, else a margin; as in ONNX Runtime. Where both have weights the label is that of the larger
-    score; ONNX Runtime takes the second if its is positive.
+    As in ONNX Runtime, if there are two labels and all weights are for class 0, they are the score of the
+    second label: a probability if no weight is negative, else a margin. If both classes have weights, the
+    label is that of the larger score; here ONNX Runtime differs, and returns the second label if its score is
+    positive.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsembleClassifier.html
     """
     n = max(len(classlabels_int64s), len(classlabels_strings))
     values, weights = (
@@ -286,8 +299,10 @@ def tree_ensemble(
     post_transform: int = 0,
     tree_roots: tuple[int, ...],
 ) -> GraphValue:
-    """Scores by trees whose leaves stand apart from their nodes.
-    https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsemble.html"""
+    """Scores by trees, whose leaves have attributes of their own.
+
+    https://onnx.ai/onnx/operators/onnx_aionnxml_TreeEnsemble.html
+    """
     n, n_leaves = len(nodes_modes), len(leaf_targetids)
     itself = n + np.arange(n_leaves)
     yes = np.array(
@@ -318,8 +333,7 @@ def tree_ensemble(
 
 
 def _without_members(forest: Forest, members: np.ndarray) -> Forest:
-    """Each node that asks for membership in a set, replaced by a chain of nodes that ask for equality with
-    one member."""
+    """`forest` without tests of membership: each becomes a chain of nodes that compare with one member."""
     ends = np.flatnonzero(np.isnan(members))
     sets = [members[start:end] for start, end in zip([0, *ends + 1], ends, strict=False)]
     fields = {

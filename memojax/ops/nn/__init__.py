@@ -1,4 +1,4 @@
-"""The nn family, split by what an operator does."""
+"""The nn family, split by kind of operator."""
 
 from . import attention, conv, misc, norm, pool
 

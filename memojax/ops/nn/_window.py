@@ -1,4 +1,4 @@
-"""Where the windows of a convolution or a pooling lie: pads resolved from `auto_pad` and `ceil_mode`."""
+"""Windows of convolutions and pools, with pads resolved from `auto_pad` and `ceil_mode`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ Pads = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Window:
-    """The spatial geometry of one node, every field with one entry per spatial axis.
+    """The spatial geometry of one node; every field has one entry for each spatial axis.
 
     Attributes:
-        declared: pads (before, after) that the node asks for.
-        pads: pads that give exactly the output; `ceil_mode` lets the last window reach beyond the declared
-            ones.
+        spatial: lengths of the input.
+        kernel: lengths of the kernel.
+        strides: strides.
+        dilations: dilations.
+        declared: pads (before, after) of the node.
+        pads: pads that give exactly the output; with `ceil_mode` the last window may reach beyond the
+            declared ones.
     """
 
     spatial: Shape
@@ -42,8 +46,7 @@ class Window:
         return tuple((size + sum(pads) - extent) // stride + 1 for size, pads, extent, stride in sizes)
 
     def counts(self, include_pads: bool) -> np.ndarray:
-        """How many elements each window covers, shape `output`; declared pads count only with
-        `include_pads`."""
+        """Number of elements in each window, shape `output`; declared pads count only with `include_pads`."""
         total = np.ones((), np.int64)
         for axis, size in enumerate(self.spatial):
             before, after = self.declared[axis]
@@ -63,17 +66,18 @@ def window(
     auto_pad: str,
     ceil_mode: int = 0,
 ) -> Window:
-    """Resolve the attributes that Conv and the pools share.
+    """The window of a node, from the attributes that Conv and the pools share.
 
     Raises:
-        ValueError: an attribute of the wrong length, an unknown `auto_pad`, or a kernel larger than the
+        ValueError: an attribute has the wrong length, `auto_pad` is unknown, or the kernel is larger than the
             padded input.
     """
     rank = len(spatial)
     strides, dilations = per_axis("strides", strides, rank), per_axis("dilations", dilations, rank)
     if len(kernel) != rank:
         raise ValueError(
-            f"kernel_shape {list(kernel)} does not have one entry for each of {rank} spatial axes"
+            f"kernel_shape {list(kernel)} has {len(kernel)} entries, expected one for each of {rank} spatial "
+            "axes"
         )
     reach = extents(kernel, dilations)
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
@@ -101,8 +105,7 @@ def window(
 
 
 def taps(x: Any, frame: Window, fill: Any) -> Iterator[jax.Array]:
-    """For each place in the kernel the elements of `x` (N x C x ...) that it meets; `fill` is what pads
-    hold."""
+    """For each position in the kernel, the elements of `x` (N x C x ...) under it; pads hold `fill`."""
     padding = [(0, 0, 0), (0, 0, 0), *((*pads, 0) for pads in frame.pads)]
     padded = lax.pad(x, np.asarray(fill, x.dtype), padding)
     for place in np.ndindex(*frame.kernel):
@@ -118,36 +121,40 @@ def extents(kernel: Sequence[int], dilations: Sequence[int]) -> Shape:
 
 
 def split(total: int, auto_pad: str) -> tuple[int, int]:
-    """Divide a padding over both ends; an odd one goes to the end for SAME_UPPER, else to the beginning."""
+    """Divide a padding over both ends; the odd element goes to the end for SAME_UPPER, else to the start."""
     smaller = total // 2
     return (smaller, total - smaller) if auto_pad == "SAME_UPPER" else (total - smaller, smaller)
 
 
 def explicit_pads(pads: Ints, auto_pad: str, rank: int) -> Pads:
-    """ONNX's `pads` (all beginnings, then all ends) as pairs; none for VALID.
+    """ONNX's `pads` (all starts, then all ends) as pairs; zeros for VALID.
 
     Raises:
-        ValueError: a wrong length, or an unknown `auto_pad`.
+        ValueError: `pads` has the wrong length, or `auto_pad` is unknown.
     """
     if auto_pad not in ("NOTSET", "VALID", ""):
-        raise ValueError(f"auto_pad {auto_pad!r} is none of NOTSET, SAME_UPPER, SAME_LOWER, VALID")
+        raise ValueError(f"auto_pad is {auto_pad!r}, expected NOTSET, SAME_UPPER, SAME_LOWER or VALID")
     if not pads or auto_pad == "VALID":
         return ((0, 0),) * rank
     if len(pads) != 2 * rank:
-        raise ValueError(f"pads {list(pads)} does not have two entries for each of {rank} spatial axes")
+        raise ValueError(
+            f"pads {list(pads)} has {len(pads)} entries, expected two for each of {rank} spatial axes"
+        )
     return tuple(zip(pads[:rank], pads[rank:], strict=True))
 
 
 def per_axis(name: str, values: Ints, rank: int, default: int = 1) -> Shape:
-    """An attribute with one entry per spatial axis.
+    """An attribute with one entry for each spatial axis; `default` everywhere if it is absent.
 
     Raises:
-        ValueError: a wrong length.
+        ValueError: the attribute has the wrong length.
     """
     if not values:
         return (default,) * rank
     if len(values) != rank:
-        raise ValueError(f"{name} {list(values)} does not have one entry for each of {rank} spatial axes")
+        raise ValueError(
+            f"{name} {list(values)} has {len(values)} entries, expected one for each of {rank} spatial axes"
+        )
     return tuple(values)
 
 

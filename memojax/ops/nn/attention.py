@@ -1,4 +1,4 @@
-"""Attention and rotary embedding."""
+"""Attention and RotaryEmbedding."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def attention(
     softcap=0.0,
     softmax_precision=None,
 ):
-    """Scaled dot-product attention with cache, mask, causal frontier and sliding window; half precision is
-    computed in float32.
+    """Scaled dot-product attention, with cache, mask, causal limit and sliding window.
+
+    Half-precision inputs are computed in float32.
 
     https://onnx.ai/onnx/operators/onnx__Attention.html
     """
@@ -54,7 +55,7 @@ def attention(
     batch, heads, queries, size = q.shape
     groups, keys = k.shape[1:3]
     if heads % groups:
-        raise ValueError(f"{heads} query heads cannot share {groups} key and value heads evenly")
+        raise ValueError(f"{heads} query heads are not a multiple of {groups} key and value heads")
     offset = 0 if past_key is None else past_key.shape[2]
     bias = _bias(
         attn_mask,
@@ -89,7 +90,7 @@ def _heads(x: Any, count: int | None) -> Any:
     batch, length, hidden = x.shape
     if not count or hidden % count:
         raise ValueError(
-            f"{count} heads do not divide a hidden size of {hidden}; 3-D inputs need q_num_heads and "
+            f"{count} heads do not divide a hidden size of {hidden}: inputs of rank 3 need q_num_heads and "
             "kv_num_heads"
         )
     return nx.swapaxes(nx.reshape(x, (batch, length, count, hidden // count)), 1, 2)
@@ -103,8 +104,10 @@ def _flat(x: Any) -> Any:
 def _bias(
     mask: Any, lengths: Any, shape: tuple[int, int], offset: Any, causal: bool, left: int, right: int
 ) -> Any:
-    """What is added to the scores, broadcastable against (batch, heads, queries, keys), or None; static where
-    it can be."""
+    """The bias of the scores, which broadcasts against (batch, heads, queries, keys); None if there is none.
+
+    It is static if the mask and the lengths are.
+    """
     queries, keys = shape
     position = np.arange(keys)[None, None, None]
     allowed = []
@@ -131,8 +134,10 @@ def _bias(
 
 
 def _with_bias(scores: jax.Array, bias: Any) -> tuple[jax.Array, Any]:
-    """Scores plus bias, and which queries may look at nothing (their scores stay finite, or softmax would
-    give NaN)."""
+    """Scores plus bias, and the mask of queries that may attend to no key.
+
+    The scores of such queries stay finite, since softmax would give NaN.
+    """
     if bias is None:
         return scores, None
     masked = nx.max(bias, axis=-1, keepdims=True) == -np.inf
@@ -154,7 +159,9 @@ def rotary_embedding(
     in_range,
 ):
     """Rotate pairs of features by angles that depend on the position.
-    https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html"""
+
+    https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html
+    """
     split = nx.reshape(x, (*x.shape[:2], num_heads, -1)) if x.ndim == 3 else x
     head_axis = 2 if x.ndim == 3 else 1
     if position_ids is not None:
@@ -171,7 +178,7 @@ def rotary_embedding(
     )
     half = turned.shape[-1] // 2
     if cos.shape[-1] != half:
-        raise ValueError(f"cos_cache has {cos.shape[-1]} angles per position, {half} are needed")
+        raise ValueError(f"cos_cache has {cos.shape[-1]} angles for each position, expected {half}")
     a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else (turned[..., :half], turned[..., half:])
     pair = (cos * a - sin * b, sin * a + cos * b)
     turned = (

@@ -34,7 +34,9 @@ def _convolved(
     x: Any, w: Any, auto_pad: str, dilations: Any, group: int, pads: Any, strides: Any, precision: Any = None
 ) -> jax.Array:
     if x.shape[1] != w.shape[1] * group:
-        raise ValueError(f"X has {x.shape[1]} channels, W takes {w.shape[1]} for each of {group} group(s)")
+        raise ValueError(
+            f"X has {x.shape[1]} channels, but W takes {w.shape[1]} for each of {group} group(s)"
+        )
     frame = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
     if 1 < group == w.shape[0] and w.shape[1] == 1 and math.prod(frame.kernel) <= _DEPTHWISE_TAPS:
         return _depthwise(x, w, frame)
@@ -50,8 +52,10 @@ def _convolved(
 
 
 def _depthwise(x: Any, w: Any, frame: Window) -> jax.Array:
-    """One kernel for each channel, as a sum over its taps; XLA's own grouped convolution is some forty times
-    slower on a CPU."""
+    """A convolution with one kernel for each channel, as a sum over the taps of the kernel.
+
+    XLA's own grouped convolution is some forty times slower on a CPU.
+    """
     given = wide(x)
     kernel = cast(nx.reshape(w, (w.shape[0], -1)), given.dtype)
     parts = (
@@ -79,8 +83,10 @@ def conv_integer(
 
 
 def _convolved_integers(x: Any, w: Any, x_zero_point: Any, w_zero_point: Any, *geometry: Any) -> jax.Array:
-    """Exact sums of products of 8-bit integers; in float32 where it holds them, since XLA's int32 convolution
-    is slow on a CPU."""
+    """Exact sums of products of 8-bit integers.
+
+    They are computed in float32 if it holds them exactly, since XLA's int32 convolution is slow on a CPU.
+    """
     x, w = _centered(x, x_zero_point), _centered(w, w_zero_point)
     if math.prod(w.shape[1:]) * 255 * 255 < 1 << 24:
         return cast(
@@ -91,7 +97,7 @@ def _convolved_integers(x: Any, w: Any, x_zero_point: Any, w_zero_point: Any, *g
 
 
 def _centered(x: Any, zero_point: Any) -> Any:
-    """Integers less their zero point, which is one or has one entry per entry of the first axis."""
+    """Integers minus their zero point, a scalar or one value for each entry of the first axis."""
     x = cast(x, np.int32)
     return (
         x if zero_point is None else x - nx.reshape(cast(zero_point, np.int32), (-1,) + (1,) * (x.ndim - 1))
@@ -118,7 +124,9 @@ def qlinear_conv(
     strides=None,
 ):
     """Convolution of quantized tensors, summed in int32.
-    https://onnx.ai/onnx/operators/onnx__QLinearConv.html"""
+
+    https://onnx.ai/onnx/operators/onnx__QLinearConv.html
+    """
     total = _convolved_integers(x, w, x_zero_point, w_zero_point, auto_pad, dilations, group, pads, strides)
     total = total if b is None else total + per_channel(b, total.ndim)
     scale = nx.reshape(x_scale, (1,)) * nx.reshape(w_scale, (-1,)) / nx.reshape(y_scale, (1,))
@@ -144,7 +152,7 @@ def conv_transpose(
     pads=None,
     strides=None,
 ):
-    """Transposed convolution: a convolution with the flipped kernel over the input spread out by `strides`.
+    """Transposed convolution: a convolution of the input, spread out by `strides`, with the flipped kernel.
 
     https://onnx.ai/onnx/operators/onnx__ConvTranspose.html
     """
@@ -207,8 +215,7 @@ def deform_conv(
     pads=None,
     strides=None,
 ):
-    """Convolution whose samples are moved by `offset` and weighed by `mask`, between pixels linearly
-    interpolated.
+    """Convolution at positions moved by `offset` and weighted by `mask`, interpolated between pixels.
 
     https://onnx.ai/onnx/operators/onnx__DeformConv.html
     """
@@ -237,8 +244,10 @@ def deform_conv(
 
 
 def _interpolated(images: Any, spatial: tuple[int, ...], points: list[Any]) -> Any:
-    """Values of `images` (..., pixels) at real positions, one array (..., count) per spatial axis; zero
-    outside."""
+    """Values of `images` (..., pixels) at real positions, one array (..., count) for each spatial axis.
+
+    Outside the image the value is zero.
+    """
     total = 0
     floors = [jnp.floor(point) for point in points]
     for corner in itertools.product((0, 1), repeat=len(spatial)):
@@ -255,8 +264,10 @@ def _interpolated(images: Any, spatial: tuple[int, ...], points: list[Any]) -> A
 
 @op("Col2Im", since=18, static=("image_shape", "block_shape"))
 def col2im(x, image_shape, block_shape, *, dilations=None, pads=None, strides=None):
-    """Add up columns of blocks where they overlap in an image.
-    https://onnx.ai/onnx/operators/onnx__Col2Im.html"""
+    """Add columns of blocks to an image, where blocks may overlap.
+
+    https://onnx.ai/onnx/operators/onnx__Col2Im.html
+    """
     image, block = checked_shape(ints(image_shape)), checked_shape(ints(block_shape))
     frame = window(image, block, strides, dilations, pads, "NOTSET")
     blocks = jnp.reshape(x, (x.shape[0], -1, math.prod(block), *frame.output))

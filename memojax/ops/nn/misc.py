@@ -1,4 +1,4 @@
-"""Dropout, Flatten and TfIdfVectorizer; Shrink is left to the spec's function body."""
+"""Dropout, Flatten and TfIdfVectorizer; Shrink uses ONNX's function body."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from ..registry import op
 
 @op("Flatten")
 def flatten(x, *, axis=1):
-    """A matrix, split at `axis`. https://onnx.ai/onnx/operators/onnx__Flatten.html"""
+    """The input as a matrix, split at `axis`. https://onnx.ai/onnx/operators/onnx__Flatten.html"""
     return flatten_to_2d(x, axis)
 
 
 @op("Dropout", until=10)
 def dropout_1(x, *, ratio=0.5, is_test=0, consumed_inputs=None):
-    """The input, as in inference; the mask is not filled.
-    https://onnx.ai/onnx/operators/onnx__Dropout.html"""
+    """The input, as in inference, and a mask of zeros.
+
+    https://onnx.ai/onnx/operators/onnx__Dropout.html
+    """
     return x, nx.zeros_like(x)
 
 
 @op("Dropout", since=10, until=12)
 def dropout_10(x, *, ratio=0.5):
-    """As before version 10, with a mask of booleans. https://onnx.ai/onnx/operators/onnx__Dropout.html"""
+    """The input, and a mask of booleans. https://onnx.ai/onnx/operators/onnx__Dropout.html"""
     return x, np.zeros(x.shape, np.bool_)
 
 
@@ -38,8 +40,9 @@ def dropout_10(x, *, ratio=0.5):
     random_if=lambda node: len(node.inputs) > 2 and bool(node.inputs[2]),
 )
 def dropout(x, ratio=None, training_mode=None, *, seed=None, key):
-    """Zeros at random with `training_mode`, else the input; `seed` picks a stream, the model's key the draw
-    from it.
+    """The input, with random elements set to zero in `training_mode`, and the mask of those that are kept.
+
+    `seed` chooses a stream of random numbers, and the model's key the draw from it.
 
     https://onnx.ai/onnx/operators/onnx__Dropout.html
     """
@@ -67,8 +70,10 @@ def tf_idf_vectorizer(
     pool_strings=None,
     weights=None,
 ):
-    """How often the n-grams of a pool occur in each row of integers.
-    https://onnx.ai/onnx/operators/onnx__TfIdfVectorizer.html"""
+    """Counts of a pool's n-grams in each row of integers.
+
+    https://onnx.ai/onnx/operators/onnx__TfIdfVectorizer.html
+    """
     if pool_int64s is None:
         raise ValueError(
             "TfIdfVectorizer on strings cannot run on XLA: map the tokens to integers, and use pool_int64s"
@@ -96,8 +101,7 @@ def tf_idf_vectorizer(
 
 
 def _occurrences(rows, grams, max_skip_count):
-    """Number of matches of each of `grams` (count, length) in each of `rows`, at all distances allowed; shape
-    (rows, count)."""
+    """Matches (rows, count) of each of `grams` (count, length) in each row, at all allowed distances."""
     length = grams.shape[1]
     total = 0
     for distance in range(1, 2 if length == 1 else max_skip_count + 2):

@@ -1,4 +1,4 @@
-"""Normalisation. Statistics of half-precision inputs are taken in float32."""
+"""Normalizations; statistics of half-precision inputs are computed in float32."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..registry import op
 
 
 def wide(x: Any) -> Any:
-    """Half precision as float32, anything else as it is."""
+    """`x` in float32 if it has half precision, else unchanged."""
     half = x is not None and jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
     return cast(x, np.float32) if half else x
 
 
 def per_channel(values: Any, rank: int) -> Any:
-    """A vector over channels, to be broadcast against N x C x ..."""
+    """A vector over channels, in a shape that broadcasts against N x C x ..."""
     return nx.reshape(values, (1, -1) + (1,) * (rank - 2))
 
 
@@ -35,7 +35,7 @@ def _moments(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
 
 @op("BatchNormalization", since=14)
 def batch_normalization(x, scale, b, mean, var, *, epsilon=1e-5, momentum=0.9, training_mode=0):
-    """Normalise each channel by given statistics, or by the batch's own with `training_mode`.
+    """Normalize each channel by the given statistics, or in `training_mode` by those of the batch.
 
     https://onnx.ai/onnx/operators/onnx__BatchNormalization.html
     """
@@ -61,8 +61,7 @@ def batch_normalization_1(
     consumed_inputs=None,
     n_outputs,
 ):
-    """As from version 14 on, but it trains if it has more than one output; with `spatial` 0, statistics are
-    per element.
+    """Before opset 14, more than one output means training, and `spatial` 0 statistics for each element.
 
     https://onnx.ai/onnx/operators/onnx__BatchNormalization.html
     """
@@ -97,22 +96,26 @@ def _batch_normalized(
 
 @op("InstanceNormalization")
 def instance_normalization(x, scale, b, *, epsilon=1e-5, consumed_inputs=None):
-    """Normalise each channel of each sample.
-    https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html"""
+    """Normalize each channel of each sample.
+
+    https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html
+    """
     return _group_normalized(x, x.shape[1], scale, b, epsilon)
 
 
 @op("GroupNormalization", since=18, until=21)
 def group_normalization_18(x, scale, b, *, num_groups, epsilon=1e-5):
-    """As from version 21 on, but scale and bias are per group.
-    https://onnx.ai/onnx/operators/onnx__GroupNormalization.html"""
+    """Before opset 21 scale and bias have one entry for each group.
+
+    https://onnx.ai/onnx/operators/onnx__GroupNormalization.html
+    """
     repeats = x.shape[1] // num_groups
     return _group_normalized(x, num_groups, nx.repeat(scale, repeats), nx.repeat(b, repeats), epsilon)
 
 
 @op("GroupNormalization", since=21)
 def group_normalization(x, scale, b, *, num_groups, epsilon=1e-5, stash_type=1):
-    """Normalise groups of channels of each sample, then scale and shift each channel.
+    """Normalize groups of channels of each sample, then scale and shift each channel.
 
     https://onnx.ai/onnx/operators/onnx__GroupNormalization.html
     """
@@ -121,7 +124,7 @@ def group_normalization(x, scale, b, *, num_groups, epsilon=1e-5, stash_type=1):
 
 def _group_normalized(x: Any, groups: int, scale: Any, b: Any, epsilon: float) -> Any:
     if x.shape[1] % groups:
-        raise ValueError(f"{groups} groups do not divide {x.shape[1]} channels")
+        raise ValueError(f"{x.shape[1]} channels cannot be divided into {groups} groups")
     grouped = nx.reshape(wide(x), (x.shape[0], groups, math.prod(x.shape[1:]) // groups))
     mean, variance = _moments(grouped, (2,))
     y = nx.reshape((grouped - mean) * (1 / nx.sqrt(variance + epsilon)), x.shape)
@@ -130,9 +133,10 @@ def _group_normalized(x: Any, groups: int, scale: Any, b: Any, epsilon: float) -
 
 @op("LayerNormalization", since=17)
 def layer_normalization(x, scale, b=None, *, axis=-1, epsilon=1e-5, stash_type=1):
-    """Zero mean and unit variance over the axes from `axis`, then scale and shift.
+    """Normalize to zero mean and unit variance over the axes from `axis`, then scale and shift.
 
-    Float64 is not narrowed for the statistics, only the second and third output are.
+    The statistics of float64 inputs are computed in float64; the second and third output are float32.
+
     https://onnx.ai/onnx/operators/onnx__LayerNormalization.html
     """
     given = wide(x)
@@ -145,7 +149,7 @@ def layer_normalization(x, scale, b=None, *, axis=-1, epsilon=1e-5, stash_type=1
 
 @op("RMSNormalization", since=23)
 def rms_normalization(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):
-    """Unit root mean square over the axes from `axis`, then scale; `scale` decides the dtype.
+    """Normalize to unit root mean square over the axes from `axis`, then scale; `scale` decides the dtype.
 
     https://onnx.ai/onnx/operators/onnx__RMSNormalization.html
     """
@@ -159,7 +163,9 @@ def rms_normalization(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):
 @op("LpNormalization")
 def lp_normalization(x, *, axis=-1, p=2):
     """Divide by the p-norm along `axis`; zeros stay zeros.
-    https://onnx.ai/onnx/operators/onnx__LpNormalization.html"""
+
+    https://onnx.ai/onnx/operators/onnx__LpNormalization.html
+    """
     given = wide(x)
     total = nx.sum(nx.abs(given) if p == 1 else nx.square(given), axis=axis, keepdims=True)
     total = nx.where(total == 0, nx.ones_like(total), total)
@@ -169,7 +175,9 @@ def lp_normalization(x, *, axis=-1, p=2):
 @op("LRN")
 def lrn(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
     """Divide by a power of the mean square over `size` neighbouring channels.
-    https://onnx.ai/onnx/operators/onnx__LRN.html"""
+
+    https://onnx.ai/onnx/operators/onnx__LRN.html
+    """
     square = jnp.square(traced(wide(x)))
     rest = (1,) * (x.ndim - 2)
     pads = ((0, 0), ((size - 1) // 2, size // 2), *((0, 0) for _ in rest))

@@ -1,4 +1,4 @@
-"""Pooling."""
+"""Pools over windows, whole images and regions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def average_pool(
     strides=None,
 ):
     """Mean of each window; pads count only with `count_include_pad`.
-    https://onnx.ai/onnx/operators/onnx__AveragePool.html"""
+
+    https://onnx.ai/onnx/operators/onnx__AveragePool.html
+    """
     frame = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     total = _sums(x, frame)
     counts = frame.counts(bool(count_include_pad))
@@ -52,7 +54,7 @@ def max_pool(
     strides=None,
     n_outputs,
 ):
-    """Largest element of each window, and where it was. https://onnx.ai/onnx/operators/onnx__MaxPool.html"""
+    """Largest element of each window, and its index. https://onnx.ai/onnx/operators/onnx__MaxPool.html"""
     frame = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     if max(frame.dilations, default=1) > 1:  # JAX has no gradient of reduce_window with dilation
         largest = functools.reduce(lax.max, taps(x, frame, _lowest(x.dtype)))
@@ -70,8 +72,7 @@ def _lowest(dtype: Any) -> np.ndarray:
 
 
 def _positions(x: jax.Array, frame: Window, storage_order: int) -> jax.Array:
-    """Index of each window's first largest element in the flattened input (in Fortran order with
-    `storage_order`)."""
+    """Index in the flattened input of each window's first largest element; `storage_order` is the order."""
     inside = np.arange(math.prod(frame.spatial)).reshape(frame.spatial, order="F" if storage_order else "C")
     images = np.arange(math.prod(x.shape[:2])).reshape(x.shape[0], x.shape[1], *(1,) * len(frame.spatial))
     index_type = np.int32 if x.size < 1 << 31 else np.int64
@@ -132,9 +133,10 @@ def _powers(x: Any, p: float) -> Any:
 
 @op("MaxUnpool", since=9, static=("output_shape",))
 def max_unpool(x, indices, output_shape=None, *, kernel_shape, pads=None, strides=None):
-    """Put elements back to where MaxPool found them, zeros elsewhere.
+    """Put elements back where MaxPool found them, and zeros elsewhere.
 
-    Indices count in the shape that the attributes imply, even where `output_shape` is larger.
+    Indices refer to the shape that the attributes imply, even if `output_shape` is larger.
+
     https://onnx.ai/onnx/operators/onnx__MaxUnpool.html
     """
     rank = x.ndim - 2
@@ -167,7 +169,7 @@ def max_roi_pool(x, rois, *, pooled_shape, spatial_scale=1.0):
 
 
 def _in_bins(start: Any, end: Any, bins: int, size: int) -> jax.Array:
-    """Which of `size` pixels belong to which bin, shape (regions, bins, size)."""
+    """Whether each of `size` pixels belongs to each bin: (regions, bins, size)."""
     step = cast(jnp.maximum(end - start + 1, 1), np.float32)[:, None] / bins
     index, pixel = np.arange(bins, dtype=np.float32)[None], np.arange(size, dtype=np.int32)[None, None]
     first = cast(jnp.floor(index * step), np.int32) + start[:, None]

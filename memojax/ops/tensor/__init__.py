@@ -1,4 +1,4 @@
-"""The tensor family, split by what an operator does."""
+"""The tensor family, split by kind of operator."""
 
 from . import cast, index, resize, shape
 

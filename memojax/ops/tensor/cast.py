@@ -1,4 +1,4 @@
-"""Casts, and tests for special floats."""
+"""Cast, CastLike, BitCast, IsInf and IsNaN."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ _SMALL_INTEGERS = frozenset(
 
 @op("Cast", since=6)
 def cast_to(input: GraphValue, *, to: int, saturate: int = 1, round_mode: str = "up") -> GraphValue:
-    """Another element type; strings only while tracing. https://onnx.ai/onnx/operators/onnx__Cast.html"""
+    """Cast to another element type; strings only while tracing.
+
+    https://onnx.ai/onnx/operators/onnx__Cast.html
+    """
     return convert(input, dtype_of(to), bool(saturate), round_mode)
 
 
@@ -55,15 +58,15 @@ def cast_to(input: GraphValue, *, to: int, saturate: int = 1, round_mode: str = 
 def cast_like(
     input: GraphValue, target_type: GraphValue, *, saturate: int = 1, round_mode: str = "up"
 ) -> GraphValue:
-    """The element type of another tensor. https://onnx.ai/onnx/operators/onnx__CastLike.html"""
+    """Cast to the element type of another tensor. https://onnx.ai/onnx/operators/onnx__CastLike.html"""
     return convert(input, np.dtype(target_type.dtype), bool(saturate), round_mode)
 
 
 def convert(x: GraphValue, dtype: np.dtype, saturate: bool = True, round_mode: str = "up") -> GraphValue:
-    """`x` as `dtype` by the rules of Cast: float 8 saturates, small integers wrap.
+    """`x` as `dtype` by the rules of Cast: 8-bit floats saturate, and small integers wrap.
 
     Raises:
-        ValueError: a traced string, or a string that is no number.
+        ValueError: a traced number would become a string, or a string is not a number.
     """
     if "O" in (dtype.kind, x.dtype.kind):
         return _convert_text(x, dtype)
@@ -79,7 +82,7 @@ def convert(x: GraphValue, dtype: np.dtype, saturate: bool = True, round_mode: s
 
 
 def _to_e8m0(x: GraphValue, saturate: bool, round_mode: str) -> GraphValue:
-    # the result is the exponent field of the float32, rounded by adding to the mantissa
+    # The result is the exponent field of the float32, rounded by an addition to the mantissa.
     bits = _bitcast(x, np.dtype(np.uint32)) & np.uint32(0x7FFFFFFF)
     increment = {"up": 0x7FFFFF, "nearest": 0x400000, "down": 0}[round_mode]
     code = nx.minimum((bits + np.uint32(increment)) >> np.uint32(23), np.uint32(254 if saturate else 255))
@@ -89,7 +92,9 @@ def _to_e8m0(x: GraphValue, saturate: bool, round_mode: str) -> GraphValue:
 
 def _convert_text(x: GraphValue, dtype: np.dtype) -> np.ndarray:
     if not is_static(x):
-        raise ValueError("a number that is computed cannot become a string: an XLA executable has no strings")
+        raise ValueError(
+            "a number that depends on data cannot become a string, since an XLA executable has no strings"
+        )
     if x.dtype == dtype:
         return x
     read = _text if dtype.kind == "O" else _integer if np.issubdtype(dtype, np.integer) else float
@@ -115,8 +120,10 @@ def _text(item: Any) -> str:
 
 @op("BitCast", since=26)
 def bit_cast(input: GraphValue, *, to: int) -> GraphValue:
-    """The same bits as another element type of the same width.
-    https://onnx.ai/onnx/operators/onnx__BitCast.html"""
+    """Read the bits as another element type of the same width.
+
+    https://onnx.ai/onnx/operators/onnx__BitCast.html
+    """
     return _bitcast(input, dtype_of(to))
 
 
@@ -128,14 +135,15 @@ def _bitcast(x: GraphValue, dtype: np.dtype) -> GraphValue:
     x = x.astype(np.uint8) if x.dtype == np.bool_ else x
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
-            f"the bits of {dtype} are asked for, and this trace has 32-bit numbers only: set jax_enable_x64"
+            f"BitCast to {dtype} needs 64-bit numbers, but this trace has only 32-bit ones: set "
+            "jax_enable_x64"
         )
     return lax.bitcast_convert_type(x, dtype)
 
 
 @op("IsInf", since=10)
 def is_inf(x: GraphValue, *, detect_negative: int = 1, detect_positive: int = 1) -> GraphValue:
-    """Which elements are infinite, of the signs asked for. https://onnx.ai/onnx/operators/onnx__IsInf.html"""
+    """Whether elements are infinite, with a detected sign. https://onnx.ai/onnx/operators/onnx__IsInf.html"""
     if detect_negative and detect_positive:
         return nx.isinf(x)
     if not detect_negative and not detect_positive:
@@ -145,5 +153,5 @@ def is_inf(x: GraphValue, *, detect_negative: int = 1, detect_positive: int = 1)
 
 @op("IsNaN", since=9)
 def is_nan(x: GraphValue) -> GraphValue:
-    """Which elements are not a number. https://onnx.ai/onnx/operators/onnx__IsNaN.html"""
+    """Whether elements are NaN. https://onnx.ai/onnx/operators/onnx__IsNaN.html"""
     return nx.isnan(x)

@@ -17,8 +17,7 @@ from .._common import cast, checked_shape, ints, is_static, normalize_axes, norm
 from ..registry import op
 
 InRange = Callable[..., bool]
-"""(position of an input, least value, greatest value) -> whether it is known to lie between them; see
-`op`."""
+"""(position of an input, least value, greatest value) -> whether the input is known to lie between them."""
 
 
 @op("Slice", until=10)
@@ -33,8 +32,10 @@ def slice_attribute(
 def slice_input(
     data: GraphValue, starts: GraphValue, ends: GraphValue, axes: GraphValue = None, steps: GraphValue = None
 ) -> GraphValue:
-    """Ranges along some axes, with NumPy's meaning of negative and too large bounds.
-    https://onnx.ai/onnx/operators/onnx__Slice.html"""
+    """Ranges along some axes; negative and too large bounds mean the same as in NumPy.
+
+    https://onnx.ai/onnx/operators/onnx__Slice.html
+    """
     return _slice(
         data,
         ints(starts),
@@ -63,8 +64,7 @@ def _slice(
 
 
 def take_ranges(x: jax.Array, ranges: Sequence[range | None]) -> jax.Array:
-    """A part of `x`, a range along each axis (None: all of it): a plain slice, and a reversal where a step is
-    negative."""
+    """A range of `x` along each axis (None: the whole axis): a slice, then a reversal for negative steps."""
     backward = tuple(
         axis for axis, part in enumerate(ranges) if part is not None and part.step < 0 and len(part) > 1
     )
@@ -78,15 +78,17 @@ def take_ranges(x: jax.Array, ranges: Sequence[range | None]) -> jax.Array:
     return lax.rev(x, backward) if backward else x
 
 
-# An index that data gives may lie outside of what it points into. Clamped, it would point at another entry, a
-# plausible wrong answer: what it takes is NaN instead, or the least number of a signed and the greatest of an
-# unsigned dtype (JAX's mode "fill"). ONNX Runtime raises an error, which an executable cannot.
+# An index that depends on data may be out of range. Clamped, it would point at another entry, a plausible
+# wrong answer. Instead it gives JAX's fill value: NaN, the least number of a signed dtype, or the greatest
+# number of an unsigned one. ONNX Runtime raises an error, which an executable cannot do.
 
 
 @op("Gather")
 def gather(data: GraphValue, indices: GraphValue, *, axis: int = 0, in_range: InRange) -> GraphValue:
-    """Entries along `axis`, a slice where the indices are a known range.
-    https://onnx.ai/onnx/operators/onnx__Gather.html"""
+    """Entries along `axis`; a slice if the indices are a known range.
+
+    https://onnx.ai/onnx/operators/onnx__Gather.html
+    """
     axis = normalize_axis(axis, data.ndim)
     if is_static(data, indices):
         return np.take(data, indices, axis=axis)
@@ -96,7 +98,7 @@ def gather(data: GraphValue, indices: GraphValue, *, axis: int = 0, in_range: In
 
 
 def take_by_data(data: GraphValue, indices: GraphValue, axis: int, known: Callable[..., bool]) -> jax.Array:
-    """`jnp.take` with indices that data gives; `known` tells whether they lie between two bounds."""
+    """`jnp.take` with indices that depend on data; `known` tells whether they lie between two bounds."""
     length = data.shape[axis]
     if not known(-length, length - 1):
         return jnp.take(traced(data), indices, axis=axis, mode="fill")
@@ -106,7 +108,7 @@ def take_by_data(data: GraphValue, indices: GraphValue, axis: int, known: Callab
 
 
 def take_static(data: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
-    """`jnp.take` with known indices: a slice where they are a range."""
+    """`jnp.take` with known indices; a slice if they are a range."""
     length = data.shape[axis]
     flat = np.asarray(indices, np.int64).ravel()
     _check_known(flat, length, axis)
@@ -124,7 +126,9 @@ def take_static(data: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
 @op("GatherElements", since=11)
 def gather_elements(data: GraphValue, indices: GraphValue, *, axis: int = 0, in_range: InRange) -> GraphValue:
     """An element of `data` for each index, along `axis`.
-    https://onnx.ai/onnx/operators/onnx__GatherElements.html"""
+
+    https://onnx.ai/onnx/operators/onnx__GatherElements.html
+    """
     axis = normalize_axis(axis, data.ndim)
     if data.shape != indices.shape:
         data = data[tuple(slice(None) if i == axis else slice(dim) for i, dim in enumerate(indices.shape))]
@@ -141,8 +145,10 @@ def _take_along(data: GraphValue, indices: GraphValue, axis: int, mode: Any = "c
 
 @op("GatherND", since=11)
 def gather_nd(data: GraphValue, indices: GraphValue, *, batch_dims: int = 0, in_range: InRange) -> GraphValue:
-    """Slices of `data` at index tuples, the first `batch_dims` axes in step.
-    https://onnx.ai/onnx/operators/onnx__GatherND.html"""
+    """Slices of `data` at index tuples; the first `batch_dims` axes of data and indices go together.
+
+    https://onnx.ai/onnx/operators/onnx__GatherND.html
+    """
     rank = indices.ndim - 1
     batch = [
         np.arange(data.shape[i]).reshape([-1 if j == i else 1 for j in range(rank)])
@@ -160,10 +166,10 @@ def gather_nd(data: GraphValue, indices: GraphValue, *, batch_dims: int = 0, in_
 
 
 def _check_known(indices: GraphValue, length: int, axis: int) -> None:
-    """See that indices that are known while tracing lie in range.
+    """Check that indices are in range, if they are known while tracing.
 
     Raises:
-        ValueError: one does not.
+        ValueError: an index is out of range.
     """
     if is_static(indices) and np.any(wrong := (indices < -length) | (indices >= length)):
         raise ValueError(
@@ -181,8 +187,10 @@ def where(condition: GraphValue, x: GraphValue, y: GraphValue) -> GraphValue:
 def scatter_nd(
     data: GraphValue, indices: GraphValue, updates: GraphValue, *, reduction: str = "none"
 ) -> GraphValue:
-    """`data` with slices at index tuples set, added to, ...; repeated indices reduce.
-    https://onnx.ai/onnx/operators/onnx__ScatterND.html"""
+    """`data` with slices at index tuples replaced, or combined with `updates` by `reduction`.
+
+    https://onnx.ai/onnx/operators/onnx__ScatterND.html
+    """
     return _scatter(data, tuple(indices[..., i] for i in range(indices.shape[-1])), updates, reduction)
 
 
@@ -191,8 +199,10 @@ def scatter_nd(
 def scatter_elements(
     data: GraphValue, indices: GraphValue, updates: GraphValue, *, axis: int = 0, reduction: str = "none"
 ) -> GraphValue:
-    """`data` with elements along `axis` set, added to, ...
-    https://onnx.ai/onnx/operators/onnx__ScatterElements.html"""
+    """`data` with elements along `axis` replaced, or combined with `updates` by `reduction`.
+
+    https://onnx.ai/onnx/operators/onnx__ScatterElements.html
+    """
     where: list[Any] = list(np.indices(indices.shape, sparse=True))
     where[normalize_axis(axis, data.ndim)] = indices
     return _scatter(data, tuple(where), updates, reduction)
@@ -217,12 +227,12 @@ def _scatter(
         case "max":
             return at.max(updates)
         case _:
-            raise ValueError(f"reduction {reduction!r} is not one of none, add, mul, min, max")
+            raise ValueError(f"reduction is {reduction!r}, expected none, add, mul, min or max")
 
 
 def _put(data: jax.Array, where: tuple[np.ndarray, ...], updates: jax.Array) -> jax.Array:
-    # XLA:CPU runs a scatter as a loop over the indices; known indices turn it into a select, the last of
-    # repeated ones winning
+    # XLA:CPU runs a scatter as a loop over the indices. Known indices turn it into a select, in which the
+    # last of repeated indices wins.
     if not updates.size:
         return data
     source, row = np.full(data.shape[: len(where)], -1), data.shape[len(where) :]
@@ -245,8 +255,10 @@ def tensor_scatter(
     axis: int = -2,
     mode: str = "linear",
 ) -> GraphValue:
-    """A cache with new entries of each row written at its index.
-    https://onnx.ai/onnx/operators/onnx__TensorScatter.html"""
+    """A cache, with each row's new entries written at the row's index.
+
+    https://onnx.ai/onnx/operators/onnx__TensorScatter.html
+    """
     axis = normalize_axis(axis, past_cache.ndim)
     length, written = past_cache.shape[axis], update.shape[axis]
     column = [-1 if i == axis else 1 for i in range(past_cache.ndim)]
@@ -262,7 +274,9 @@ def tensor_scatter(
 @op("OneHot", since=9, static=("depth",))
 def one_hot(indices: GraphValue, depth: GraphValue, values: GraphValue, *, axis: int = -1) -> GraphValue:
     """`values[1]` at each index along a new axis, `values[0]` elsewhere.
-    https://onnx.ai/onnx/operators/onnx__OneHot.html"""
+
+    https://onnx.ai/onnx/operators/onnx__OneHot.html
+    """
     rank, count = indices.ndim + 1, int(scalar(depth))
     axis = normalize_axis(axis, rank)
     checked_shape((*indices.shape, count))
@@ -275,7 +289,9 @@ def one_hot(indices: GraphValue, depth: GraphValue, values: GraphValue, *, axis:
 @op("Trilu", since=14)
 def trilu(input: GraphValue, k: GraphValue = None, *, upper: int = 1) -> GraphValue:
     """The upper or lower triangle of matrices, from diagonal `k` on.
-    https://onnx.ai/onnx/operators/onnx__Trilu.html"""
+
+    https://onnx.ai/onnx/operators/onnx__Trilu.html
+    """
     diagonal = 0 if k is None else nx.reshape(k, ())
     rows, columns = np.indices(input.shape[-2:], sparse=True)
     keep = columns - rows >= diagonal if upper else columns - rows <= diagonal
@@ -287,7 +303,9 @@ def reverse_sequence(
     input: GraphValue, sequence_lens: GraphValue, *, batch_axis: int = 1, time_axis: int = 0
 ) -> GraphValue:
     """Each row's first `sequence_lens` steps reversed.
-    https://onnx.ai/onnx/operators/onnx__ReverseSequence.html"""
+
+    https://onnx.ai/onnx/operators/onnx__ReverseSequence.html
+    """
     batch_axis, time_axis = normalize_axes((batch_axis, time_axis), input.ndim)
     step = np.arange(input.shape[time_axis]).reshape([-1 if i == time_axis else 1 for i in range(input.ndim)])
     length = nx.reshape(
@@ -296,8 +314,8 @@ def reverse_sequence(
     return _take_along(input, nx.where(step < length, length - 1 - step, step), time_axis)
 
 
-# NonZero, Unique and Compress have outputs whose shapes depend on data: NumPy computes them, while tracing or
-# between compiled parts.
+# The shapes of the outputs of NonZero, Unique and Compress depend on data, so NumPy computes them, while
+# tracing or between compiled parts.
 
 
 @op("NonZero", since=9, host=("x",))
@@ -309,7 +327,9 @@ def nonzero(x: GraphValue) -> GraphValue:
 @op("Compress", since=9, host=("condition",))
 def compress(input: GraphValue, condition: GraphValue, *, axis: int | None = None) -> GraphValue:
     """Slices, or elements without `axis`, where the condition holds.
-    https://onnx.ai/onnx/operators/onnx__Compress.html"""
+
+    https://onnx.ai/onnx/operators/onnx__Compress.html
+    """
     source = nx.reshape(input, (-1,)) if axis is None else input
     return nx.take(source, np.flatnonzero(condition), axis=axis or 0)
 

@@ -1,4 +1,4 @@
-"""Resize, Upsample, grids and sampling."""
+"""Pad, CenterCropPad, Resize, Upsample, AffineGrid and GridSample."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pad(
     *,
     mode: str = "constant",
 ) -> GraphValue:
-    """Wider, or narrower where a pad is negative. https://onnx.ai/onnx/operators/onnx__Pad.html"""
+    """Pad the input; a negative pad crops. https://onnx.ai/onnx/operators/onnx__Pad.html"""
     fill = np.zeros((), data.dtype) if constant_value is None else constant_value.reshape(())
     return _pad(data, ints(pads), fill, range(data.ndim) if axes is None else ints(axes), mode)
 
@@ -43,7 +43,7 @@ def pad(
 def _pad(data: GraphValue, pads: Shape, fill: GraphValue, axes: Any, mode: str) -> GraphValue:
     axes = normalize_axes(axes, data.ndim)
     if len(pads) != 2 * len(axes):
-        raise ValueError(f"{len(pads)} pads given for {len(axes)} axes")
+        raise ValueError(f"pads has {len(pads)} entries, expected two for each of {len(axes)} axes")
     widths = [(0, 0)] * data.ndim
     for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
         widths[axis] = (before, after)
@@ -71,13 +71,14 @@ def _pad(data: GraphValue, pads: Shape, fill: GraphValue, axes: Any, mode: str) 
 def center_crop_pad(
     input_data: GraphValue, shape: GraphValue, *, axes: tuple[int, ...] | None = None
 ) -> GraphValue:
-    """The middle of the input, or the input in the middle of zeros.
-    https://onnx.ai/onnx/operators/onnx__CenterCropPad.html"""
+    """Crop to the centre of the input, or pad it with zeros on both sides.
+
+    https://onnx.ai/onnx/operators/onnx__CenterCropPad.html
+    """
     axes = normalize_axes(range(input_data.ndim) if axes is None else axes, input_data.ndim)
     extra = [size - input_data.shape[axis] for size, axis in zip(ints(shape), axes, strict=True)]
-    before = [
-        int(width / 2) for width in extra
-    ]  # towards zero: of an odd crop or pad, the larger part is at the end
+    # Rounded towards zero: of an odd crop or pad, the larger part is at the end.
+    before = [int(width / 2) for width in extra]
     after = [width - low for width, low in zip(extra, before, strict=True)]
     return _pad(input_data, (*before, *after), np.zeros((), input_data.dtype), axes, "constant")
 
@@ -99,8 +100,10 @@ def upsample_attribute(x: GraphValue, *, scales: tuple[float, ...], mode: str = 
 @op("Upsample", since=9, until=10, static=("scales",))
 @op("Resize", since=10, until=11, static=("scales",))
 def resize_first_version(x: GraphValue, scales: GraphValue, *, mode: str = "nearest") -> GraphValue:
-    """Before opset 11 coordinates are `x / scale`; nearest means floor, ceil when shrinking.
-    https://onnx.ai/onnx/operators/onnx__Resize.html"""
+    """Before opset 11 coordinates are `x / scale`, and nearest means floor, or ceil where the image shrinks.
+
+    https://onnx.ai/onnx/operators/onnx__Resize.html
+    """
     y = _promoted(x, mode)
     for axis, scale in enumerate(scales.tolist()):
         kernel = _Kernel(mode, -0.75, "floor" if scale >= 1 else "ceil", "asymmetric", False, False)
@@ -125,10 +128,10 @@ def resize(
     keep_aspect_ratio_policy: str = "stretch",
     nearest_mode: str = "round_prefer_floor",
 ) -> GraphValue:
-    """Interpolation, one axis after the other. https://onnx.ai/onnx/operators/onnx__Resize.html
+    """Interpolate along one axis after the other. https://onnx.ai/onnx/operators/onnx__Resize.html
 
-    Where onnxruntime departs from ONNX's cases, the cases are followed: `align_corners` with a fractional
-    output length, `roi` on an axis that keeps its length.
+    ONNX Runtime differs from ONNX's cases for `align_corners` with a fractional output length, and for `roi`
+    on an axis that keeps its length. Here the results are those of the cases.
     """
     axes = normalize_axes(range(x.ndim) if axes is None else axes, x.ndim)
     lengths = [x.shape[axis] for axis in axes]
@@ -169,9 +172,8 @@ def _promoted(x: GraphValue, mode: str) -> jax.Array:
 def _rounded(y: jax.Array, dtype: np.dtype) -> jax.Array:
     if y.dtype == dtype or jnp.issubdtype(dtype, jnp.floating):
         return cast(y, dtype)
-    return cast(
-        jnp.clip(y, float(jnp.iinfo(dtype).min), float(jnp.iinfo(dtype).max)), dtype
-    )  # truncated, as onnxruntime does
+    # The cast truncates, as ONNX Runtime does.
+    return cast(jnp.clip(y, float(jnp.iinfo(dtype).min), float(jnp.iinfo(dtype).max)), dtype)
 
 
 def _scaled(length: int, scale: float) -> int:
@@ -226,8 +228,10 @@ _ROUNDINGS = {
 def _source_positions(
     transform: str, length: int, target: int, scale: float, region: Sequence[float]
 ) -> np.ndarray:
-    """Where in the input each output element lies, rounded to float32 at each step as onnxruntime does, so
-    that ties fall the same way."""
+    """Position in the input of each output element.
+
+    Each step rounds to float32, as in ONNX Runtime, so ties fall the same way.
+    """
     one, half = np.float32(1), np.float32(0.5)
     i, n, m, s = (
         np.arange(target, dtype=np.float32),
@@ -247,9 +251,8 @@ def _source_positions(
             position = (i + half) / s
         case "asymmetric":
             position = i / s
-        case (
-            "align_corners"
-        ):  # by ONNX's cases the output length before rounding counts; onnxruntime takes it rounded
+        case "align_corners":
+            # ONNX's cases use the output length before rounding; ONNX Runtime uses the rounded one.
             position = i * (n - one) / (s * n - one) if target > 1 else i
         case "tf_crop_and_resize":
             start, end = np.float32(region[0]), np.float32(region[1])
@@ -259,12 +262,12 @@ def _source_positions(
                 else half * (start + end) * (n - one) + i
             )
         case _:
-            raise ValueError(f"coordinate_transformation_mode {transform!r} is not one of the spec's")
+            raise ValueError(f"coordinate_transformation_mode {transform!r} is not one that ONNX defines")
     return position.astype(np.float64)
 
 
 def _taps(kernel: _Kernel, position: np.ndarray, scale: float, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the input elements that make each output element, and their weights: both (target, taps)."""
+    """Indices of the input elements behind each output element, and their weights: both (target, taps)."""
     stretch = min(scale, 1.0) if kernel.antialias else 1.0
     support = (1 if kernel.mode == "linear" else 2) / stretch
     first = np.floor(position - support) + 1
@@ -287,9 +290,8 @@ def _cubic(distance: Any, a: float, xp: Any) -> Any:
 
 def _interpolate(x: jax.Array, axis: int, index: np.ndarray, weight: np.ndarray) -> jax.Array:
     weight, length, taps = weight.astype(x.dtype), x.shape[axis], index.shape[1]
-    if (
-        length <= 16 * taps
-    ):  # measured on XLA:CPU: a product with a dense matrix is faster than gathers up to here
+    # Measured on XLA:CPU: up to this length a product with a dense matrix is faster than gathers.
+    if length <= 16 * taps:
         matrix = np.zeros((len(index), length), x.dtype)
         np.add.at(matrix, (np.arange(len(index))[:, None], index), weight)
         return jnp.moveaxis(
@@ -311,14 +313,14 @@ def _take_repeated(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
 
 @op("AffineGrid", since=20, static=("size",))
 def affine_grid(theta: GraphValue, size: GraphValue, *, align_corners: int = 0) -> GraphValue:
-    """Sampling positions of affine maps, for GridSample.
-    https://onnx.ai/onnx/operators/onnx__AffineGrid.html"""
+    """The sampling positions of affine maps, for GridSample.
+
+    https://onnx.ai/onnx/operators/onnx__AffineGrid.html
+    """
     lengths = checked_shape(ints(size)[2:])
     centers = [_centers(length, bool(align_corners)) for length in lengths]
-    grid = [
-        *reversed(np.meshgrid(*centers, indexing="ij")),
-        np.ones(lengths),
-    ]  # x comes first, and the constant last
+    # The last axis of the image, x, is the first coordinate, and the constant is the last.
+    grid = [*reversed(np.meshgrid(*centers, indexing="ij")), np.ones(lengths)]
     points = np.stack(grid, axis=-1).reshape(-1, len(grid)).astype(theta.dtype)
     mapped = jnp.einsum("mk,nik->nmi", points, traced(theta), precision="highest")
     return jnp.reshape(mapped, (theta.shape[0], *lengths, len(lengths)))
@@ -339,8 +341,10 @@ def grid_sample(
     mode: str = "linear",
     padding_mode: str = "zeros",
 ) -> GraphValue:
-    """The input at any positions, interpolated; before opset 20 linear is bilinear.
-    https://onnx.ai/onnx/operators/onnx__GridSample.html"""
+    """The input, interpolated at the positions in `grid`; before opset 20 linear is called bilinear.
+
+    https://onnx.ai/onnx/operators/onnx__GridSample.html
+    """
     x, grid = traced(x), traced(grid)
     kind = jnp.promote_types(
         jnp.promote_types(grid.dtype, np.float32),

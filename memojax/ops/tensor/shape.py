@@ -1,4 +1,4 @@
-"""Operators that move or describe elements and keep their values."""
+"""Operators that move or count elements, and keep their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..registry import op
 
 @op("Identity")
 def identity(input: GraphValue) -> GraphValue:
-    """The input itself, also a sequence or an optional. https://onnx.ai/onnx/operators/onnx__Identity.html"""
+    """The input, also if a sequence or an optional. https://onnx.ai/onnx/operators/onnx__Identity.html"""
     return (input,)
 
 
@@ -39,8 +39,10 @@ def reshape_attribute(
 
 @op("Reshape", since=5, static=("shape",))
 def reshape(data: GraphValue, shape: GraphValue, *, allowzero: int = 0) -> GraphValue:
-    """Another shape; -1 is inferred, 0 copies a dimension unless `allowzero`.
-    https://onnx.ai/onnx/operators/onnx__Reshape.html"""
+    """Change the shape: -1 is inferred, and 0 copies a dimension, unless `allowzero` is set.
+
+    https://onnx.ai/onnx/operators/onnx__Reshape.html
+    """
     return _reshape(data, ints(shape), copy_zeros=not allowzero)
 
 
@@ -62,8 +64,10 @@ def squeeze_attribute(data: GraphValue, *, axes: tuple[int, ...] | None = None) 
 
 @op("Squeeze", since=13, static=("axes",))
 def squeeze(data: GraphValue, axes: GraphValue = None) -> GraphValue:
-    """Without the given dimensions of size 1; without all such dimensions by default.
-    https://onnx.ai/onnx/operators/onnx__Squeeze.html"""
+    """Remove the given dimensions of size 1, by default all of them.
+
+    https://onnx.ai/onnx/operators/onnx__Squeeze.html
+    """
     return squeeze_attribute(data, axes=None if axes is None else ints(axes))
 
 
@@ -75,15 +79,19 @@ def unsqueeze_attribute(data: GraphValue, *, axes: tuple[int, ...]) -> GraphValu
 
 @op("Unsqueeze", since=13, static=("axes",))
 def unsqueeze(data: GraphValue, axes: GraphValue) -> GraphValue:
-    """With dimensions of size 1 at `axes` of the result.
-    https://onnx.ai/onnx/operators/onnx__Unsqueeze.html"""
+    """Insert dimensions of size 1 at `axes` of the result.
+
+    https://onnx.ai/onnx/operators/onnx__Unsqueeze.html
+    """
     return nx.expand_dims(data, ints(axes))
 
 
 @op("Transpose")
 def transpose(data: GraphValue, *, perm: tuple[int, ...] | None = None) -> GraphValue:
-    """Axes in the order of `perm`, reversed by default.
-    https://onnx.ai/onnx/operators/onnx__Transpose.html"""
+    """Put axes in the order of `perm`, by default in reverse order.
+
+    https://onnx.ai/onnx/operators/onnx__Transpose.html
+    """
     return nx.transpose(data, perm)
 
 
@@ -95,7 +103,7 @@ def concat_first_version(*inputs: GraphValue, axis: int = 1) -> GraphValue:
 
 @op("Concat", since=4)
 def concat(*inputs: GraphValue, axis: int) -> GraphValue:
-    """The inputs one after the other along `axis`. https://onnx.ai/onnx/operators/onnx__Concat.html"""
+    """Join the inputs along `axis`. https://onnx.ai/onnx/operators/onnx__Concat.html"""
     return nx.concatenate(inputs, axis=axis)
 
 
@@ -121,8 +129,10 @@ def split(
     num_outputs: int | None = None,
     n_outputs: int,
 ) -> GraphValue:
-    """Parts of the sizes `split`, or equal ones with a smaller last.
-    https://onnx.ai/onnx/operators/onnx__Split.html"""
+    """Split into parts of the sizes `split`, or into equal parts, of which the last may be smaller.
+
+    https://onnx.ai/onnx/operators/onnx__Split.html
+    """
     return _split(input, None if split is None else ints(split), axis, num_outputs or n_outputs)
 
 
@@ -133,7 +143,7 @@ def _split(x: GraphValue, sizes: Shape | None, axis: int, parts: int) -> tuple[G
         chunk = -(-length // parts)
         sizes = tuple(min(chunk, max(length - i * chunk, 0)) for i in range(parts))
     if sum(sizes) != length or min(sizes, default=0) < 0:
-        raise ValueError(f"sizes {list(sizes)} do not add up to the {length} elements of axis {axis}")
+        raise ValueError(f"the sizes {list(sizes)} do not add up to the length of axis {axis}, {length}")
     return tuple(nx.split(x, np.cumsum(sizes)[:-1].tolist(), axis=axis))
 
 
@@ -142,7 +152,7 @@ def tile(input: GraphValue, repeats: GraphValue) -> GraphValue:
     """The input repeated along each axis. https://onnx.ai/onnx/operators/onnx__Tile.html"""
     counts = ints(repeats)
     if len(counts) != input.ndim:
-        raise ValueError(f"{len(counts)} repeats given for an input of rank {input.ndim}")
+        raise ValueError(f"repeats has {len(counts)} entries, expected {input.ndim}, the rank of the input")
     made = [dim * count for dim, count in zip(input.shape, counts, strict=True)]
     checked_shape(made, input.dtype.itemsize if is_static(input) else 0)
     return nx.tile(input, counts)
@@ -150,8 +160,10 @@ def tile(input: GraphValue, repeats: GraphValue) -> GraphValue:
 
 @op("DepthToSpace")
 def depth_to_space(input: GraphValue, *, blocksize: int, mode: str = "DCR") -> GraphValue:
-    """Channels to blocks of pixels, depth-column-row or column-row-depth.
-    https://onnx.ai/onnx/operators/onnx__DepthToSpace.html"""
+    """Move channels to blocks of pixels, in the order depth-column-row (DCR) or column-row-depth (CRD).
+
+    https://onnx.ai/onnx/operators/onnx__DepthToSpace.html
+    """
     n, c, h, w = input.shape
     b, depth = blocksize, c // blocksize**2
     if mode == "DCR":
@@ -163,8 +175,10 @@ def depth_to_space(input: GraphValue, *, blocksize: int, mode: str = "DCR") -> G
 
 @op("SpaceToDepth")
 def space_to_depth(input: GraphValue, *, blocksize: int, mode: str = "DCR") -> GraphValue:
-    """Blocks of pixels to channels; the inverse of DepthToSpace.
-    https://onnx.ai/onnx/operators/onnx__SpaceToDepth.html"""
+    """Move blocks of pixels to channels, the inverse of DepthToSpace.
+
+    https://onnx.ai/onnx/operators/onnx__SpaceToDepth.html
+    """
     n, c, h, w = input.shape
     b = blocksize
     blocks = nx.reshape(input, (n, c, h // b, b, w // b, b))

@@ -1,4 +1,4 @@
-"""One-node models for the op-versions that ONNX's own cases do not touch, a file per family."""
+"""One-node models for the op-versions that ONNX's own cases leave out, in a file for each family."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPSET_IR = {
 
 @dataclass(frozen=True)
 class Case:
-    """One operator at one opset on given inputs; `expected` only where onnxruntime cannot be the oracle."""
+    """One operator at one opset, with inputs; `expected` is set only if onnxruntime cannot be the oracle."""
 
     op_type: str
     opset: int

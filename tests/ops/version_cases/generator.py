@@ -1,4 +1,4 @@
-"""The generator family; random operators where their parameters leave no choice."""
+"""The generator family; random operators with parameters that leave only one possible value."""
 
 from __future__ import annotations
 

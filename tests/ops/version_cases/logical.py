@@ -1,4 +1,4 @@
-"""Versions of the logical operators that ONNX's own cases do not touch."""
+"""Versions of the logical operators that ONNX's own cases leave out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = [
         Case("BitShift", 11, (A.astype(np.uint64), B.astype(np.uint64)), {"direction": direction})
         for direction in ("LEFT", "RIGHT")
     ),
-    # A shift by the type's width or more leaves nothing; C, and so onnxruntime, does not define it.
+    # A shift by the width of the type or more gives zero; C, and so onnxruntime, does not define it.
     Case(
         "BitShift",
         11,

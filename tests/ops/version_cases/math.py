@@ -1,4 +1,4 @@
-"""Versions of the math operators that ONNX's own cases do not touch."""
+"""Versions of the math operators that ONNX's own cases leave out."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def _clip() -> list[Case]:
     cases += [Case("Clip", 12, (INTS, np.array(-2, np.int32), np.array(6, np.int32)))]
     cases += [
         Case("Clip", 12, (X, high, low), expected=(np.full_like(X, low),))
-    ]  # min above max: max wins since 13, no rule before
+    ]  # If min is above max, max wins since opset 13; before there is no rule.
     cases += [
         Case("Clip", 13, (INF, low), expected=(np.array([-0.5, -0.5, 2, np.inf], np.float32),))
-    ]  # onnxruntime limits to the largest finite
+    ]  # onnxruntime limits to the largest finite value.
     return cases
 
 

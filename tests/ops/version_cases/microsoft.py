@@ -1,5 +1,4 @@
-"""The com.microsoft domain, of which ONNX has no cases; 8-bit weights stay small, since onnxruntime saturates
-sums of large ones."""
+"""The com.microsoft domain, without ONNX cases; 8-bit weights are small, since onnxruntime saturates sums."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The ai.onnx.ml domain, of which ONNX's own cases hold six operators; trees and support vector machines are
-in `test_ml.py`."""
+"""The ai.onnx.ml domain, where ONNX has cases for six operators; trees and SVMs are in `test_ml.py`."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ def _linear() -> list[Case]:
             cases.append(case("LinearRegressor", X, targets=targets, **shared))
             if (
                 targets == 3 or transform != "PROBIT"
-            ):  # onnxruntime puts PROBIT of a single score into the wrong rows
+            ):  # onnxruntime writes PROBIT of a single score into the wrong rows.
                 labels = [4, 7] if targets == 1 else [3, 1, 2]
                 cases.append(case("LinearClassifier", X, n_outputs=2, classlabels_ints=labels, **shared))
     cases.append(case("LinearRegressor", X, coefficients=floats(3)))

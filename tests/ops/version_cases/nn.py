@@ -1,5 +1,4 @@
-"""Convolution, pooling, normalisation and their kin: old versions, and options that ONNX's own cases leave
-out."""
+"""Convolution, pooling, normalization, attention: old versions and options that ONNX's cases leave out."""
 
 from __future__ import annotations
 
@@ -291,7 +290,7 @@ REGION_POOLS = [
 
 
 def batch_norm_training(opset: int) -> Case:
-    """Five outputs: normalised by the batch's own statistics, moved averages, and the batch's statistics."""
+    """Five outputs: normalized by the batch's statistics, moving averages, and the batch's statistics."""
     case = batch_norm(opset, 2, 3, 4, n_outputs=5, momentum=0.7)
     x, scale, b, mean, var = (value.astype(f64) for value in case.inputs if value is not None)
     own_mean, own_var = x.mean((0, 2)), x.var((0, 2))

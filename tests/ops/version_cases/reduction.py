@@ -1,4 +1,4 @@
-"""Versions of the reductions that ONNX's own cases do not touch."""
+"""Versions of the reductions that ONNX's own cases leave out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tensor family: old versions, and what ONNX's own cases leave out of the current ones."""
+"""The tensor family: old versions, and options of current ones that ONNX's own cases leave out."""
 
 from __future__ import annotations
 

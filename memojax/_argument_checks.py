@@ -1,4 +1,4 @@
-"""Options by name and kind: a wrong one is refused with the nearest right one, before anything is done."""
+"""Check names, kinds and sizes of arguments before work begins; an error names the nearest right one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
-from .errors import OptionError
+from .errors import MemojaxError, OptionError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def named_options(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, which refuses a keyword that it does not have with an `OptionError` that names the nearest
-    one."""
+    """`function`, with an `OptionError` that names the nearest keyword for one that it does not have."""
     parameters = inspect.signature(function).parameters
     known = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = frozenset(known)
@@ -34,7 +33,7 @@ def named_options(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def unknown_option(what: str, name: str, known: Iterable[str]) -> str:
-    """What to say of an option that does not exist."""
+    """The message for an option that does not exist."""
     known = list(known)
     near = difflib.get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -42,10 +41,10 @@ def unknown_option(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def one_of(name: str, given: Any, allowed: Iterable[Any]) -> None:
-    """See that an option is one of a few words.
+    """Check that an option is one of a few words.
 
     Raises:
-        OptionError: it is another; the nearest one is named.
+        OptionError: it is not; the message names the nearest one.
     """
     allowed = list(allowed)
     if given in allowed:
@@ -56,11 +55,23 @@ def one_of(name: str, given: Any, allowed: Iterable[Any]) -> None:
 
 
 def of_kind(name: str, given: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
-    """See that an option is of a kind; a boolean is no number.
+    """Check that an option has the right type; a boolean does not count as a number.
 
     Raises:
-        OptionError: it is of another.
+        OptionError: it has another type.
     """
     allowed = kinds if isinstance(kinds, tuple) else (kinds,)
     if not isinstance(given, allowed) or (isinstance(given, bool) and bool not in allowed):
         raise OptionError(f"{name}= takes {wanted}, not {given!r}")
+
+
+def as_count(what: str, given: Any, error: type[MemojaxError], least: int = 1) -> int:
+    """`given` as an int; a boolean is no number.
+
+    Raises:
+        MemojaxError: it is no whole number, or less than `least`; of the class `error`.
+    """
+    if isinstance(given, bool) or not hasattr(given, "__index__") or (number := given.__index__()) < least:
+        wanted = "a positive whole number" if least == 1 else f"a whole number from {least}"
+        raise error(f"{what} is {wanted}, got {given!r}")
+    return number
