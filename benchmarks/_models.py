@@ -111,16 +111,20 @@ def dense_layer(width: int) -> bytes:
 
 
 def conv_layer(shape: tuple[int, int, int], channels: int, window: int, stride: int) -> bytes:
-    """One convolution of [channels, height, width] images without padding, with bias and relu."""
+    """One convolution of [channels, height, width] images without padding, with bias and relu.
+
+    The result has its channels last, as the kernels keep what lies between layers.
+    """
     rng = np.random.default_rng(0)
     depth, *sides = shape
     kernel = rng.standard_normal((channels, depth, window, window)) / np.sqrt(depth * window * window)
     weights = {"k": kernel.astype(np.float32), "b": rng.standard_normal(channels).astype(np.float32)}
     nodes = [
         helper.make_node("Conv", ["x", "k", "b"], ["c"], strides=[stride, stride]),
-        helper.make_node("Relu", ["c"], ["y"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["y"], perm=[0, 2, 3, 1]),
     ]
-    made = [channels, *((side - window) // stride + 1 for side in sides)]
+    made = [*((side - window) // stride + 1 for side in sides), channels]
     return _file(nodes, weights, {"x": list(shape)}, {"y": made})
 
 

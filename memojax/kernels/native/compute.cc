@@ -88,6 +88,8 @@ template <int Rows, int Vectors>
 inline void block(const float* const* starts, float* const* ends, const Product& p, const float* w, const float* bias,
                   int64_t left) {
   constexpr int kSplit = Rows * Vectors >= 8 ? 1 : Rows * Vectors >= 4 ? 2 : Rows * Vectors >= 2 ? 4 : 8;
+  // Places of rows are more than there are registers for: each is fetched for several steps at a time.
+  constexpr int kStep = kSplit > 1 ? kSplit : Vectors == 1 ? 4 : 2;
   V sum[kSplit][Rows][Vectors];
   MEMOJAX_UNROLL
   for (int s = 0; s < kSplit; s++)
@@ -100,9 +102,9 @@ inline void block(const float* const* starts, float* const* ends, const Product&
     MEMOJAX_UNROLL
     for (int i = 0; i < Rows; i++) x[i] = starts[i] + p.run_offsets[r];
     int64_t k = 0;
-    for (; k + kSplit <= p.length; k += kSplit) {
+    for (; k + kStep <= p.length; k += kStep) {
       MEMOJAX_UNROLL
-      for (int s = 0; s < kSplit; s++) {
+      for (int s = 0; s < kStep; s++) {
         V b[Vectors];
         MEMOJAX_UNROLL
         for (int j = 0; j < Vectors; j++) b[j] = load(w + j * kLanes);
@@ -110,12 +112,12 @@ inline void block(const float* const* starts, float* const* ends, const Product&
         for (int i = 0; i < Rows; i++) {
           V a = all(x[i][k + s]);
           MEMOJAX_UNROLL
-          for (int j = 0; j < Vectors; j++) sum[s][i][j] += a * b[j];
+          for (int j = 0; j < Vectors; j++) sum[s % kSplit][i][j] += a * b[j];
         }
         w += Vectors * kLanes;
       }
     }
-    if constexpr (kSplit > 1) {
+    if constexpr (kStep > 1) {
       for (; k < p.length; k++) {
         MEMOJAX_UNROLL
         for (int i = 0; i < Rows; i++) {
