@@ -1,4 +1,4 @@
-"""Contenders of the benchmarks: calls with their inputs laid out beforehand, NumPy arrays out."""
+"""Contenders of the benchmarks: calls with prepared inputs, which return NumPy arrays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ORT, ORT1, BOUND, TRACT, JIT, JAXORT = (
 def contenders(
     case: Case, inferer: memojax.Inferer, rows: Rows, wanted: tuple[str, ...]
 ) -> tuple[dict[str, Call], dict[str, str]]:
-    """Calls by name, and why the others are not there."""
+    """Calls by name, and the reasons that other contenders are absent."""
     calls: dict[str, Call] = {}
     absent: dict[str, str] = {}
     makers = {ORT: _ort, ORT1: _ort1, BOUND: _bound, TRACT: _tract, JIT: _jit, JAXORT: _jaxonnxruntime}
@@ -51,7 +51,7 @@ def contenders(
 
 
 def session(content: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session; `threads` 0 is its own default."""
+    """An ONNX Runtime session; `threads` 0 means ONNX Runtime's default."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
@@ -59,7 +59,7 @@ def session(content: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
 
 
 def row_by_row(ort: onnxruntime.InferenceSession, inferer: Any, rows: Rows) -> Call:
-    """What can be done with a file whose batch is fixed to 1: a call for each row."""
+    """A call for each row, the only way for a file with its batch fixed to 1."""
     function, takes = inferer.typed.fn, {value.name for value in ort.get_inputs()}
     size = len(next(iter(rows.values())))
     calls = []
@@ -82,7 +82,7 @@ def feeds(ort: onnxruntime.InferenceSession, inferer: Any, rows: Rows) -> dict[s
     """`rows` under the file's names and in its layout.
 
     Raises:
-        ContenderError: the file runs one row at a time only.
+        ContenderError: the file only runs one row at a time.
     """
     function = inferer.typed.fn
     if function.rule.kind == "vmap":
@@ -128,7 +128,7 @@ def _tract(case: Case, inferer: Any, rows: Rows) -> Call:
 
 def _jit(case: Case, inferer: Any, rows: Rows) -> Call:
     if case.written is None:
-        raise ContenderError("nobody wrote this network by hand")
+        raise ContenderError("this network has no handwritten version")
     place = SingleDeviceSharding(cpu_device())
     fn = jax.jit(case.written, in_shardings=place, out_shardings=place)
     given = [rows[spec.name] for spec in inferer.typed.api.inputs]

@@ -1,5 +1,4 @@
-"""Timing of several contenders in one process, turn by turn: medians, ratios of medians with their spread,
-and what else the machine did."""
+"""Times several contenders in one process, turn by turn: medians, ratios with their spread, machine load."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from typing import Any
 Call = Callable[[], Any]
 
 _SETTLE_S = 0.002
-"""Pause before a contender's turn: thread pools of the one before spin on for about so long."""
+"""Pause before a contender's turn: the previous one's thread pools spin for about this long."""
 
 _WARM_CALLS = 3
 _BLOCK_S = 0.003
@@ -29,10 +28,10 @@ class Timing:
 
     Attributes:
         median, low, high: median and quartiles over the rounds.
-        ratio: median over the median of the contender that is compared with; None for itself.
+        ratio: median over the median of the base contender; None for the base itself.
         ratio_low, ratio_high: quartiles of the ratio within a round, in which machine load is the same for
             both.
-        best, ratio_best: the third-fastest round and the ratio of those, for a machine that others keep busy.
+        best, ratio_best: the third-fastest round and its ratio, for a machine that others keep busy.
     """
 
     median: float
@@ -48,7 +47,7 @@ class Timing:
 def interleaved(
     calls: Mapping[str, Call], base: str | None = None, seconds: float = 1.0, min_rounds: int = 12
 ) -> dict[str, Timing]:
-    """Time `calls` turn by turn, `seconds` in all; ratios are over `base`."""
+    """Time `calls` turn by turn, for `seconds` in total; ratios are over `base`."""
     block = {name: _block_size(call) for name, call in calls.items()}
     rounds: dict[str, list[float]] = {name: [] for name in calls}
     stop = time.perf_counter() + seconds
@@ -69,20 +68,19 @@ def interleaved(
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
-    """The mean for ratios; NaN of none."""
+    """The geometric mean; NaN without values."""
     logs = [math.log(ratio) for ratio in ratios]
     return math.exp(statistics.fmean(logs)) if logs else math.nan
 
 
 class ForeignLoad:
-    """Cores that other processes kept busy between `start` and `stop`, by /proc/stat; None where there is
-    none."""
+    """Cores that other processes kept busy from `start` to `stop`, by /proc/stat; None without that file."""
 
     def __init__(self) -> None:
         self._began = self._now()
 
     def cores(self) -> float | None:
-        """Busy cores of others since construction."""
+        """Cores that others kept busy since construction."""
         began, now = self._began, self._now()
         if began is None or now is None or now[2] <= began[2]:
             return None
@@ -99,7 +97,7 @@ class ForeignLoad:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
+    """The machine and the versions behind the numbers."""
     import jax
     import numpy
     import onnxruntime

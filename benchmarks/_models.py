@@ -1,5 +1,4 @@
-"""The networks that are timed: built here with `onnx.helper`, shipped with memojax, or found in
-../shared/models."""
+"""The networks to time: built here with `onnx.helper`, bundled with memojax, or in ../shared/models."""
 
 from __future__ import annotations
 
@@ -26,11 +25,10 @@ class Case:
     """A network to time.
 
     Attributes:
-        name: for tables.
+        name: name in tables.
         content: the ONNX file.
-        written: the same network by hand, rows in the model's order to a tuple of outputs; None where nobody
-            wrote one.
-        largest: batch size that is still timed; beyond, a call takes too long.
+        written: the network written by hand, from rows in the model's order to a tuple of outputs; or None.
+        largest: largest batch size to time; beyond it, a call takes too long.
     """
 
     name: str
@@ -40,7 +38,7 @@ class Case:
 
 
 def mlp(sizes: Sequence[int], activation: str = "Relu") -> Case:
-    """Gemm layers as PyTorch exports them (weights [out, in], transB=1) with an activation between them."""
+    """Gemm layers in PyTorch's export form (weights [out, in], transB=1), with activations between them."""
     rng = np.random.default_rng(0)
     weights, nodes, flow = {}, [], "x"
     for i, (a, b) in enumerate(itertools.pairwise(sizes)):
@@ -164,7 +162,7 @@ def lstm(hidden: int) -> Case:
 
 
 def dictionary_policy() -> tuple[Case, dict[str, list[int]]]:
-    """A small policy of three inputs, and their shapes: what callers with dictionaries of agents have."""
+    """A small policy with three inputs, as for dictionaries of agents, and the shapes of these."""
     shapes = {"obs": [8], "goal": [3], "image": [4, 4]}
     rng = np.random.default_rng(0)
     weights = {
@@ -193,12 +191,12 @@ def built(quick: bool = False) -> list[Case]:
 
 
 def bundled() -> list[Case]:
-    """The policies that memojax ships."""
+    """The bundled policies."""
     return [Case(path.stem, path.read_bytes()) for path in sorted(POLICIES.glob("*.onnx"))]
 
 
 def shared() -> list[Case]:
-    """Real policies from ../shared/models; none where that folder is not there."""
+    """Real policies from ../shared/models; none without that folder."""
     return [
         Case(name, (SHARED / f"{name}.onnx").read_bytes())
         for name in FROM_SHARED

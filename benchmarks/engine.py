@@ -1,12 +1,10 @@
-"""What the plan engine promises beside speed per call, each against its target: no spike, cheap to make,
-cheap to keep, weights that move.
+"""The plan engine's promises beside speed, each with its target: no spikes, cheap plans, changing weights.
 
     python benchmarks/engine.py [spike warm memory churn update foreground dictionary] [--json FILE]
     [--markdown FILE]
 
-All of it is relative to something measured in the same process (a median, a cold start, a loop written by
-hand), so that a busy machine changes the numbers less than their ratios. `warm`, `memory` and `churn` start
-processes of their own.
+Each number is relative to another one from the same process: a median, a cold start, or a loop written by
+hand. A busy machine changes ratios less than times. `warm`, `memory` and `churn` start separate processes.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ import memojax
 NETWORK = (376, 256, 256, 17)
 LARGE = (512, 1024, 1024, 1024, 64)
 Row = tuple[str, str, str, str, bool]
-"""What, measured, target, in what, and whether the target is met."""
+"""Promise, measurement, target, unit, and whether the target is met."""
 
 
 def _row(what: str, value: float, target: float, unit: str) -> Row:
@@ -49,8 +47,7 @@ def _rows(n: int, width: int = NETWORK[0]) -> dict[str, np.ndarray]:
 
 
 def _latencies(call: Callable[[int], Any], sizes: list[int], rest: float = 0.0) -> np.ndarray:
-    """Seconds of each call, without Python's garbage collector, which would be blamed on whoever runs when it
-    comes."""
+    """Seconds of each call, without Python's garbage collector, which would hit a random call."""
     taken = np.empty(len(sizes))
     gc.collect()
     gc.disable()
@@ -67,8 +64,7 @@ def _latencies(call: Callable[[int], Any], sizes: list[int], rest: float = 0.0) 
 
 
 def spike() -> list[Row]:
-    """2,000 calls with sizes from 1..64 and nothing compiled: `on_miss="pad"`, and what an inline compile
-    costs."""
+    """2,000 calls with sizes from 1..64 and no plans: `on_miss="pad"`, and the cost of an inline compile."""
     content = mlp(NETWORK).content
     sizes = np.random.default_rng(0).integers(1, 65, 2000).tolist()
     rows = {size: _rows(size) for size in set(sizes)}
@@ -97,7 +93,7 @@ print(time.perf_counter() - started, policy.cache_info().disk_hits)
 
 
 def warm() -> list[Row]:
-    """A second process that preloads 32 sizes from `cache_dir`, over the first one."""
+    """Time of a second process that preloads 32 sizes from `cache_dir`, over that of the first one."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "policy.onnx"
         file.write_bytes(mlp(NETWORK).content)
@@ -127,7 +123,7 @@ print((rss() - before) / count)
 
 
 def memory() -> list[Row]:
-    """Megabytes that each further size adds to the process, on a net whose weights alone are 10.8 MB."""
+    """Megabytes that each further size adds to the process, for a network with 10.8 MB of weights."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "policy.onnx"
         file.write_bytes(mlp(LARGE).content)
@@ -152,7 +148,7 @@ print(rss() - before, policy.cache_info().currsize)
 
 
 def churn() -> list[Row]:
-    """Growth of the process while 2,000 sizes come and go, of which four are kept."""
+    """Growth of the process during 2,000 sizes, of which the cache keeps four."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "policy.onnx"
         file.write_bytes(mlp((8, 64, 64, 4)).content)
@@ -162,7 +158,7 @@ def churn() -> list[Row]:
 
 
 def update() -> list[Row]:
-    """`update_params` over a call with one row."""
+    """Time of `update_params` over that of a call with one row."""
     content = mlp(NETWORK).content
     policy = memojax.load(content, preload=[1, 8, 32], weights="argument")
     rows = _rows(1)
@@ -185,7 +181,7 @@ def update() -> list[Row]:
 
 
 def foreground() -> list[Row]:
-    """A 500 Hz loop of calls with one row, idle and while sizes are compiled in the background."""
+    """A 500 Hz loop of calls with one row, alone and during background compiles."""
     policy = memojax.load(mlp(NETWORK).content, preload=[1])
     rows = _rows(1)
 
@@ -208,8 +204,7 @@ def foreground() -> list[Row]:
 
 
 def dictionary() -> list[Row]:
-    """`infer_batch` of 1,000 agents with three inputs, over ONNX Runtime with NumPy by hand and with a loop
-    over agents."""
+    """`infer_batch` of 1,000 agents with three inputs, over ONNX Runtime with NumPy by hand or in a loop."""
     case, shapes = dictionary_policy()
     rng = np.random.default_rng(0)
     agents = {

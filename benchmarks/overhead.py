@@ -1,11 +1,10 @@
-"""Time per call of `infer_arrays` and `infer_batch` on three small policies, against ONNX Runtime, tract and
-a `jax.jit` written by hand.
+"""Time per call of `infer_arrays` and `infer_batch` on three small policies, compared with other runtimes.
 
     python benchmarks/overhead.py [--quick] [--sizes 1 8 32 128 512] [--json FILE] [--markdown FILE]
 
-`infer_batch` takes a dictionary of agents; beside it stand the same dictionary stacked by hand for ONNX
-Runtime and unstacked again. All contenders run turn by turn in one process; ratios are memojax over the
-other, below 1 means that memojax is faster.
+The others are ONNX Runtime, tract and a `jax.jit` written by hand. `infer_batch` takes a dictionary of
+agents; for ONNX Runtime, the same dictionary is stacked and unstacked by hand. All contenders run turn by
+turn in one process. Ratios are memojax over the other, so memojax is faster below 1.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Time of `infer_arrays` over the batch size, against ONNX Runtime, tract, jaxonnxruntime and a `jax.jit`
-written by hand.
+"""Time of `infer_arrays` by batch size, compared with ONNX Runtime, tract, jaxonnxruntime and `jax.jit`.
 
     python benchmarks/plans.py [--quick] [--autotune off|preload] [--cases MLP LSTM] [--sizes 1 8 32] [--json
     FILE] [--markdown FILE]
 
-All contenders run turn by turn in one process, with their inputs laid out beforehand; ratios are memojax over
-the other, below 1 means that memojax is faster. ONNX Runtime has its default threads unless a column says
-otherwise; a file whose batch is fixed to 1 it runs row by row.
+All contenders run turn by turn in one process, with prepared inputs; the `jax.jit` is written by hand. Ratios
+are memojax over the other, so memojax is faster below 1. ONNX Runtime has its default threads unless a column
+says otherwise. It runs a file whose batch is fixed to 1 row by row.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ MEMOJAX = "memojax"
 def timed(
     case: Case, size: int, options: dict[str, Any], seconds: float, others: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Timings of one case at one batch size, and who could not take part."""
+    """Timings of one case at one batch size, and the absent contenders."""
     inferer = memojax.load(case.content, **options, preload=[size])
     rng = np.random.default_rng(0)
     rows = {spec.name: random_rows(rng, size, spec) for spec in inferer.typed.api.inputs}
     calls, absent = contenders(case, inferer, rows, others)
     load = ForeignLoad()
-    # memojax is the base of the measured ratios; they are turned round below.
+    # memojax is the base of the measured ratios, which are inverted below.
     timings = interleaved({MEMOJAX: lambda: inferer.infer_arrays(rows), **calls}, MEMOJAX, seconds)
     (plan,) = (info for info in inferer.plans() if info.size == size)
     return {
@@ -60,7 +59,7 @@ def timed(
 
 
 def _turned(timing: Timing) -> Timing:
-    """memojax over the other, where the other over memojax was measured."""
+    """memojax over the other, from the measured inverse."""
     if (
         timing.ratio is None
         or timing.ratio_low is None
@@ -78,7 +77,7 @@ def _turned(timing: Timing) -> Timing:
 
 
 def means(results: list[dict[str, Any]], which: str = "ratio") -> dict[str, float]:
-    """Geometric mean of the ratios to each contender, over the cases that it took part in."""
+    """Geometric mean of the ratios to each contender, over its cases."""
     found = {}
     for name in OTHERS:
         if ratios := [result["us"][name][which] for result in results if name in result["us"]]:
@@ -148,7 +147,7 @@ def main() -> None:
     parser.add_argument(
         "--best",
         action="store_true",
-        help="show the best rounds, not medians: for a machine that others keep busy",
+        help="show the best rounds instead of medians, for a machine that others keep busy",
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
@@ -156,7 +155,7 @@ def main() -> None:
     console = Console(width=180)
     cases = [*built(given.quick), *([] if given.quick else [*bundled(), *shared()])]
     if not given.quick and not SHARED.is_dir():
-        console.print(f"{SHARED} is not there: the models of others are left out")
+        console.print(f"{SHARED} does not exist, so real models are left out")
     if given.cases:
         cases = [case for case in cases if any(text.lower() in case.name.lower() for text in given.cases)]
     sizes = given.sizes or ((1, 8, 32) if given.quick else SIZES)

@@ -1,4 +1,4 @@
-"""Write the measurements (`benchmarks/results/*.json`) into docs/benchmarks.md, and the short table into the
+"""Writes the measurements (`benchmarks/results/*.json`) to docs/benchmarks.md, and the short table to the
 README.
 
     python benchmarks/plans.py --json benchmarks/results/plans.json
@@ -8,7 +8,7 @@ README.
     python benchmarks/report.py
 
 The text goes between the `<!-- benchmarks -->` marks of the page and the `<!-- speed -->` marks of the
-README. A test compares both with the result files, so nobody edits them by hand.
+README. A test compares both with the result files, so do not edit them by hand.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ CONTENDERS = {
 
 
 SHORT = ("MLP 8-64-64-4", "MLP 376-256-256-17", "Nature CNN 84x84x4", "LSTM 64", "mjpg_g1")
-"""Rows of the README's table: a small and a middling MLP, a convolutional and a recurrent network, a file
-fixed to batch 1."""
+"""Rows of the README's table: two MLPs, a convolutional and a recurrent network, a file fixed to batch 1."""
 
 
 def summary() -> str:
@@ -130,8 +129,7 @@ def _ratios(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 _SMALL_CALL = 60
-"""Microseconds below which the fixed cost of a call (5 to 10) explains the ratio better than the kernels
-do."""
+"""Microseconds below which the fixed cost of a call (5 to 10) explains the ratio better than the kernels."""
 
 _ABOUT = 1.15
 CAUSES = {
@@ -143,7 +141,7 @@ CAUSES = {
 
 
 def _causes(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Where ONNX Runtime is faster, and which measured ratio says why."""
+    """The cases in which ONNX Runtime is faster, with the causes that the measured ratios show."""
     found: dict[str, dict[str, list[int]]] = {cause: {} for cause in CAUSES}
     for result in results:
         us = result["us"]

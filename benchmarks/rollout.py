@@ -1,10 +1,9 @@
-"""A whole rollout on the device against stepping ONNX Runtime from Python: 1,024 steps of N pendulums with
-the bundled policy.
+"""A rollout on the device compared with a Python loop over ONNX Runtime: 1,024 steps of N pendulums.
 
     python benchmarks/rollout.py [--steps 1024] [--envs 16 256 2048] [--rounds 5] [--json FILE]
 
-Left: environments in JAX, the policy inside `lax.scan`, one call for all steps. Right: the same environments
-in NumPy, the same policy in ONNX Runtime, called at each step.
+First: environments in JAX, the bundled policy inside `lax.scan`, one call for all steps. Second: the same
+environments in NumPy, and the same policy in ONNX Runtime, called at each step.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ POLICY = Path(memojax.__file__).parent / "policies" / "pendulum_ppo.onnx"
 
 
 def step(xp: ModuleType, state: Any, action: Any) -> tuple[Any, Any]:
-    """Gymnasium's Pendulum-v1 dynamics: state [N, 2] (angle, velocity) and torque [N] to the next state and
-    the reward [N]."""
+    """Gymnasium's Pendulum-v1: state [N, 2] (angle, velocity) and torque [N] to next state and reward [N]."""
     angle, velocity = state[:, 0], state[:, 1]
     torque = xp.clip(action, -2.0, 2.0)
     wrapped = (angle + xp.pi) % (2 * xp.pi) - xp.pi
@@ -48,7 +46,7 @@ def observe(xp: ModuleType, state: Any) -> Any:
 
 
 def in_scan(steps: int) -> Callable[[np.ndarray], float]:
-    """The rollout as one JAX function; gives the mean reward."""
+    """The rollout as one JAX function, which returns the mean reward."""
     fn, params = memojax.to_jax(POLICY)
 
     @jax.jit
@@ -64,7 +62,7 @@ def in_scan(steps: int) -> Callable[[np.ndarray], float]:
 
 
 def in_python(steps: int) -> Callable[[np.ndarray], float]:
-    """The rollout step by step, with the policy in ONNX Runtime; gives the mean reward."""
+    """The rollout step by step, with the policy in ONNX Runtime; returns the mean reward."""
     session = onnxruntime.InferenceSession(str(POLICY), providers=["CPUExecutionProvider"])
 
     def rollout(state: np.ndarray) -> float:

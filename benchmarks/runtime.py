@@ -1,18 +1,16 @@
-"""A `Runtime` of 30 models: threads against one thread, and how well `run_for` keeps to its budget, against a
-loop over ONNX Runtime.
+"""A `Runtime` of 30 models: threads and one thread, and the budget of `run_for`, compared with ONNX Runtime.
 
     python benchmarks/runtime.py [--quick] [--sizes 1 4 18] [--frames 1000] [--hz 60] [--markdown] [--json
     FILE]
 
-Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table runs everything that
-waits at one batch size. The second plays frames: each gives every model 1 to 18 agents, new numbers in each
-frame, and then has a budget of a quarter, a half or all of the time that running everything takes. *Warm*:
-all plans are there. *Pad*: one per model is at the start, the others come in the background while it serves
-(`on_miss="pad"`). *Cold*: none is at the start, and they come as sizes are first seen. The loop over ONNX
-Runtime sessions takes the models in turn and stops when the time is up. A frame is *late* if it is over its
-budget by more than the slowest model takes at 18 agents. `--clock cpu` counts the time that the calling
-thread runs instead of the time on the wall: for a machine that others keep busy (what other threads take from
-it, a compile in the background say, does not count then).
+Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table runs all waiting agents at
+one batch size. The second table plays frames. In each frame every model gets 1 to 18 agents, in new numbers. The
+budget is a quarter, a half or all of the time of a full run. *Warm* starts with all plans. *Pad* starts with one
+plan per model, and the others compile in the background (`on_miss="pad"`). *Cold* starts without plans. The loop
+over ONNX Runtime sessions takes the models in turn, and stops when the time is up. A frame is *late* if it
+exceeds its budget by more than the slowest model takes at 18 agents. `--clock cpu` counts the CPU time of the
+calling thread instead of wall time, for a machine that others keep busy. Time of other threads, such as a
+background compile, then does not count.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ from memojax.lowering.row_probe import random_rows
 EACH, LARGEST = 10, 18
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 STATES_EACH = 64
-"""Agents whose states are made beforehand, per kind."""
+"""Agents with prepared states, per kind."""
 
 Answers = Mapping[Any, Mapping[int, Any]]
 States = Sequence[Mapping[str, np.ndarray]]
@@ -50,13 +48,13 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Kept:
-    """How frames kept to a budget; times in milliseconds.
+    """Frames and their budget; times in milliseconds.
 
     Attributes:
-        over: share of frames over budget.
+        over: share of frames over the budget.
         late: share over it by more than the slowest model takes.
         p99, worst: overshoot that one frame in a hundred exceeds, and the largest.
-        answered: agents answered, of those that got a new state.
+        answered: share of agents with a new state that got an answer.
     """
 
     contender: str
@@ -74,7 +72,7 @@ def kinds() -> list[Case]:
 
 
 def states_of(typed: memojax.TypedModel) -> States:
-    """Made-up states."""
+    """Random states."""
     columns = {
         spec.name: random_rows(np.random.default_rng(0), STATES_EACH, spec) for spec in typed.api.inputs
     }
@@ -107,14 +105,14 @@ class Ours:
         return self.runtime.run_threaded() if threaded else self.runtime.run()
 
     def close(self) -> None:
-        """Let the compiles in the background end, so that they do not fall into somebody else's time."""
+        """Wait for background compiles, so that they do not take another contender's time."""
         for brain in self.brains:
             with contextlib.suppress(memojax.errors.OrphanedDataError):
                 self.runtime.remove_inferer(brain)
         self.inferers[0].preload([1], background=True).wait()
 
     def slowest(self) -> float:
-        """Seconds that the slowest model takes for the most agents."""
+        """Seconds of the slowest model for the most agents."""
         timings = [
             timing.mean
             for brain in self.brains
@@ -125,7 +123,7 @@ class Ours:
 
 
 class Loop:
-    """The models as ONNX Runtime sessions, one thread each, and a loop over them that looks at the clock."""
+    """The models as ONNX Runtime sessions, one thread each, in a loop that watches the clock."""
 
     def __init__(self, cases: Sequence[Case], clock: Clock = time.perf_counter):
         self.clock = clock
@@ -157,7 +155,7 @@ class Loop:
         return {index: self._run(index) for index in range(len(self.sessions))}
 
     def close(self) -> None:
-        """As `Ours.close`: nothing goes on here."""
+        """As `Ours.close`; nothing runs here."""
 
     def _run(self, index: int) -> Mapping[int, Any]:
         waiting, names = self.waiting[index], self.outputs[index]
@@ -175,7 +173,7 @@ class Loop:
 
 
 def threads_table(cases: Sequence[Case], sizes: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    """Microseconds for one run over all models, at each batch size; pushes are part of it."""
+    """Microseconds of one run over all models, pushes included, at each batch size."""
     ours, loop = Ours(cases, sizes), Loop(cases)
     found = []
     for size in sizes:
@@ -288,8 +286,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few sizes, few frames: a smoke test")
     parser.add_argument("--sizes", nargs="+", type=int, default=None)
     parser.add_argument("--frames", type=int, default=None)
-    parser.add_argument("--hz", type=float, default=60.0, help="frames per second that are played")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what a budget is counted in")
+    parser.add_argument("--hz", type=float, default=60.0, help="frames per second to play")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="clock of the budget")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()

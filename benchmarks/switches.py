@@ -1,12 +1,13 @@
-"""Voluntary context switches per call: how often a call of `infer_arrays` waits for a thread or wakes one.
+"""Counts voluntary context switches per call: how often `infer_arrays` waits for a thread or wakes one.
 
-    python benchmarks/switches.py [--kernels on off] [--cases TEXT] [--sizes 1 8] [--calls 200] [--json FILE]
-    [--most 0.05]
+    python benchmarks/switches.py [--kernels on off] [--threads N] [--cases TEXT] [--sizes 1 8] [--calls 200]
+    [--json FILE] [--most 0.05]
 
-A plan that runs in order on the calling thread switches at no call. The numbers are the kernel's own counts
-for this process alone (`getrusage`), so work of others on the machine does not enter: what they take from us
-is an involuntary switch. Each number is the median over several blocks of calls. Kernels are chosen when
-memojax is imported, so each of their settings runs in a process of its own.
+A plan that runs in order on the calling thread makes no switch. A plan with parallel kernels does, when their
+threads go to sleep: `--threads 1` leaves the kernels one thread, so only XLA's switches count. The numbers are the
+system's counts for this process (`getrusage`). Work of other processes does not count, because it causes
+involuntary switches. Each number is the median over several blocks of calls. memojax chooses its kernels at import,
+so each setting runs in a separate process.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ GOAL = 0.05
 
 
 def switches(call: Callable[[], Any], calls: int, blocks: int = _BLOCKS) -> dict[str, float]:
-    """Voluntary switches per call of `call`: of the calling thread, and of all threads of the process."""
+    """Voluntary switches per call of `call`: by the calling thread, and by all threads of the process."""
     for _ in range(_WARM_CALLS):
         call()
     counts: list[tuple[int, int]] = []
@@ -55,7 +56,7 @@ def _voluntary() -> tuple[int, int]:
 
 
 def measured(path: Path, size: int, calls: int) -> dict[str, Any]:
-    """Switches, and how the plan was made, of one file at one batch size."""
+    """Switches and plan candidate of one file at one batch size."""
     import numpy as np
 
     import memojax
@@ -76,7 +77,7 @@ def measured(path: Path, size: int, calls: int) -> dict[str, Any]:
 
 
 def files(texts: Sequence[str] | None) -> list[Path]:
-    """The shared models, or the policies that memojax ships where there are none."""
+    """The shared models, or the bundled policies without them."""
     from _models import POLICIES, SHARED
 
     found = sorted((SHARED if SHARED.is_dir() else POLICIES).glob("*.onnx"))
@@ -84,7 +85,7 @@ def files(texts: Sequence[str] | None) -> list[Path]:
 
 
 def run_here(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """All files and sizes, with the kernels that this process has."""
+    """All files and sizes, with this process's kernels."""
     from memojax import kernels as own_kernels
 
     kernels = own_kernels.available() or "none"
@@ -93,17 +94,19 @@ def run_here(given: argparse.Namespace) -> list[dict[str, Any]]:
         for size in given.sizes:
             try:
                 result = measured(path, size, given.calls)
-            except Exception as cause:  # one file must not keep the others from being measured
+            except Exception as cause:  # One failing file must not stop the others.
                 result = {"case": path.stem, "size": size, "error": " ".join(str(cause).split())[:200]}
             results.append({"kernels": kernels, **result})
     return results
 
 
 def run_apart(given: argparse.Namespace, kernels: str) -> list[dict[str, Any]]:
-    """The same in a process of its own, with kernels "on" or "off"."""
+    """The same in a separate process, with kernels "on" or "off"."""
     environment = {name: value for name, value in os.environ.items() if name != "MEMOJAX_KERNELS"}
     if kernels == "off":
         environment["MEMOJAX_KERNELS"] = "0"
+    if given.threads:
+        environment["MEMOJAX_KERNELS_THREADS"] = str(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
         command = [sys.executable, __file__, "--here", "--json", str(out), "--calls", str(given.calls)]
@@ -135,11 +138,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kernels", nargs="+", choices=("on", "off"), default=["on", "off"])
+    parser.add_argument("--threads", type=int, metavar="N", help="of memojax's kernels (default: all cores)")
     parser.add_argument(
         "--cases", nargs="+", metavar="TEXT", help="only files whose name contains one of these"
     )
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 8], metavar="N")
-    parser.add_argument("--calls", type=int, default=200, help="in each block")
+    parser.add_argument("--calls", type=int, default=200, help="calls per block")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--most", type=float, help="fail if a file switches more often per call")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)

@@ -1,9 +1,8 @@
-"""Seconds to load and to trace graphs of 50, 500 and 5,000 nodes, and the cost per node;
-`python benchmarks/tracing.py`.
+"""Seconds to load and trace graphs of 50, 500 and 5,000 nodes: `python benchmarks/tracing.py`.
 
-Each graph is layers of a small MLP with the shape arithmetic that exporters write around them (Shape, Gather,
-Unsqueeze, Concat, Reshape), 10 nodes a layer. Times are CPU seconds of this process, the best of a few runs:
-other load on the machine does not show.
+Each graph has layers of a small MLP with exporters' shape arithmetic (Shape, Gather, Unsqueeze, Concat,
+Reshape), 10 nodes per layer. Times are CPU seconds of this process, the best of a few runs, so other load on
+the machine does not count.
 """
 
 from __future__ import annotations

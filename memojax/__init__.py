@@ -15,8 +15,8 @@ from .xla import quiet_start as _quiet_start  # noqa: F401  (before JAX, whose i
 
 __version__ = "0.1.0"
 
-# The stub beside this file lists the public names; nothing is imported before its first use, so that
-# `memojax --help` is quick.
+# The stub beside this file lists the public names. Nothing is imported before its first use, which keeps
+# `memojax --help` quick.
 _public, _, __all__ = _lazy_loader.attach_stub(__name__, __file__)
 _MOVED = {"disable_loop_unrolling": "memojax.xla.flags"}
 """Names of 0.1.0 that have another home now."""

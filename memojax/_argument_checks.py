@@ -66,12 +66,12 @@ def of_kind(name: str, given: Any, kinds: type | tuple[type, ...], wanted: str) 
 
 
 def as_count(what: str, given: Any, error: type[MemojaxError], least: int = 1) -> int:
-    """`given` as an int; a boolean is no number.
+    """`given` as an int; a boolean does not count as a number.
 
     Raises:
-        MemojaxError: it is no whole number, or less than `least`; of the class `error`.
+        MemojaxError: `given` is not a whole number, or is below `least`; the class is `error`.
     """
     if isinstance(given, bool) or not hasattr(given, "__index__") or (number := given.__index__()) < least:
-        wanted = "a positive whole number" if least == 1 else f"a whole number from {least}"
+        wanted = "a positive whole number" if least == 1 else f"a whole number, {least} or more"
         raise error(f"{what} is {wanted}, got {given!r}")
     return number

@@ -1,4 +1,4 @@
-"""The two front doors: `load` for an inferer, `to_jax` for a pure function."""
+"""The main functions: `load` gives an inferer, `to_jax` a pure function."""
 
 from __future__ import annotations
 
@@ -61,16 +61,17 @@ def load(
     Args:
         source: path, name of a bundled policy, bytes, file object, `onnx.ModelProto`, or `TypedModel`.
         preload: batch sizes to compile now; {"batch": 8, "seq": 16} for a model with free dimensions.
-        dims, batch_axis, constants, outputs, inputs: what the file leaves open, see `TypedModel.from_model`.
-        bucketing, max_batch_size, on_miss: how sizes get plans, see `MemoizingDynamicInferer`.
+        dims, batch_axis, constants, outputs, inputs: facts that the file leaves open; see
+            `TypedModel.from_model`.
+        bucketing, max_batch_size, on_miss: how sizes get plans; see `MemoizingDynamicInferer`.
         maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked,
         compile_in:
             see `InferOptions`.
 
     Raises:
-        OptionError: an option that does not exist, or of another kind.
+        OptionError: an option does not exist, or has the wrong type.
         ModelLoadError: the file cannot be loaded.
-        UnsupportedOpError: operators that cannot be lowered, all at once.
+        UnsupportedOpError: the file has operators that cannot be lowered; the message lists all of them.
         DimensionError: the batch or a dimension is not determined.
     """
     return MemoizingDynamicInferer.from_model(
@@ -106,11 +107,11 @@ def to_jax(
 ) -> tuple[PureFunction, Params]:
     """A policy as a pure function and its weights.
 
-    `fn(params, inputs)` (`fn(params, inputs, key)` for a model with random operators) takes and gives
-    `{name: array}`: of a file in the file's own layout, of an inferer in its rows `[n, *element_shape]`, with
-    its present weights. It may be used under `jit`, `vmap`, `grad`, `lax.scan` and `shard_map` (of an
-    exported program without `vmap` and `grad`); dtypes follow the caller's x64 setting. Names, shapes and
-    kinds of numbers are checked while it is traced.
+    `fn(params, inputs)` maps `{name: array}` to `{name: array}`; a model with random operators has
+    `fn(params, inputs, key)`. Arrays have the file's own layout, or, for an inferer, rows `[n,
+    *element_shape]` and its present weights. `fn` works under `jit`, `vmap`, `grad`, `lax.scan` and
+    `shard_map` (an exported program not under `vmap` and `grad`). Dtypes follow the caller's x64 setting.
+    Tracing checks names, shapes and kinds of numbers.
 
     >>> fn, params = memojax.to_jax(memojax.policies.bundled("acrobot_ppo"))
     >>> loss = lambda params: (fn(params, {"obs": np.ones((4, 6), np.float32)})["logits"] ** 2).mean()
@@ -118,29 +119,26 @@ def to_jax(
     True
 
     Args:
-        source: as for `load`; or an inferer or a `TypedModel`, which is loaded already.
-        outputs: keep only these outputs and what they need.
-        constants: inputs bound now; those that decide a shape must be.
+        source: a source for `load`, an inferer, or a `TypedModel`.
+        outputs: outputs to keep, with the nodes that they need.
+        constants: values of inputs, bound now. Inputs that decide a shape need one.
 
     Raises:
         ModelLoadError, UnsupportedOpError: as for `load`.
-        UnknownInputError: `constants` names no input.
-        InputError: `outputs` or `constants` for what is loaded already; from `fn`, inputs that do not fit the
-            model.
-        IncompatibleModelError: an inferer that keeps state of its own; from `fn`, weights that do not fit the
-            model.
+        UnknownInputError: `constants` names an unknown input.
+        InputError: `outputs` or `constants` for a loaded policy; from `fn`, inputs that do not fit.
+        IncompatibleModelError: an inferer that keeps state; from `fn`, weights that do not fit.
     """
     if isinstance(source, Inferer) and not isinstance(source, InfererOfModel):
         raise IncompatibleModelError(
-            f"a pure function keeps nothing between calls, {type(source).__name__} does: give the inferer "
-            "inside, whose function takes noise "
-            "and hidden state as inputs"
+            f"a pure function keeps no state between calls, but {type(source).__name__} does: pass the "
+            "inferer inside, whose function has noise and hidden state as inputs"
         )
     if isinstance(source, (InfererOfModel, TypedModel)):
         if outputs is not None or constants is not None:
             raise InputError(
-                "outputs= and constants= belong to loading, but this policy is loaded already: give them "
-                "there"
+                "outputs= and constants= concern loading, but this policy is loaded already: pass them to "
+                "memojax.load"
             )
         return of_rows(source if isinstance(source, TypedModel) else source.typed)
     return of_graph(

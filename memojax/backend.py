@@ -1,5 +1,4 @@
-"""memojax as an ONNX backend: `prepare`, `run_model`, `run_node` and `supports_device` for ONNX's own test
-runner and other tools."""
+"""ONNX's backend interface: `prepare`, `run_model`, `run_node`, `supports_device` for tools of ONNX."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ class MemojaxBackendRep(BackendRep):
         self.model = model
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Outputs in the model's order; `inputs` is a sequence in the model's order, a mapping, or one
-        array."""
+        """Outputs in the model's order; `inputs` is a sequence in that order, a mapping, or one array."""
         names = [value.name for value in self.model.model.graph.inputs]
         if isinstance(inputs, np.ndarray):
             inputs = [inputs]
@@ -34,7 +32,7 @@ class MemojaxBackendRep(BackendRep):
 
 
 class MemojaxBackend(Backend):
-    """ONNX models on XLA executables."""
+    """Runs ONNX models as XLA executables."""
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> MemojaxBackendRep:
@@ -42,8 +40,8 @@ class MemojaxBackend(Backend):
 
         Raises:
             ModelLoadError: the model cannot be loaded.
-            UnsupportedOpError: it has operators that cannot be lowered.
-            DeviceError: there is no such device.
+            UnsupportedOpError: the model has operators that cannot be lowered.
+            DeviceError: the machine has no such device.
         """
         return MemojaxBackendRep(OneShot(model, device=resolve_device(device.lower())))
 
@@ -51,7 +49,7 @@ class MemojaxBackend(Backend):
     def run_model(
         cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any
     ) -> tuple[Any, ...]:
-        """Load and run once."""
+        """Load a model and run it once."""
         return cls.prepare(model, device).run(inputs)
 
     @classmethod

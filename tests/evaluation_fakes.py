@@ -10,11 +10,13 @@ import numpy as np
 
 import memojax as mj
 
+from .helpers import Fake
+
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]
 
 
 @final
-class Policy(mj.Inferer):
+class Policy(Fake):
     """A policy of NumPy closures: nothing compiles; it notes the batches and the agents that it saw."""
 
     def __init__(
@@ -24,22 +26,11 @@ class Policy(mj.Inferer):
         outputs: Mapping[str, Any] = {"logits": (2,)},
         metadata: Mapping[str, str] = {},
     ):
+        super().__init__(mj.ModelApi(specs_of(inputs), specs_of(outputs)))
         self.run, self.metadata = run, metadata
-        self._api = mj.ModelApi(specs_of(inputs), specs_of(outputs))
         self.batches: list[Mapping[str, np.ndarray]] = []
         self.sizes: list[int] = []
         self.alive: set[int] = set()
-
-    @property
-    def raw_api(self) -> mj.ModelApi:
-        return self._api
-
-    @property
-    def api(self) -> mj.ModelApi:
-        return self._api
-
-    def select_batch_size(self, max_count: int) -> int:
-        return max_count
 
     def infer_raw(self, view: mj.ScratchPadView) -> None:
         given = {spec.name: np.array(view.input_slot(slot)) for slot, spec in enumerate(self._api.inputs)}
@@ -65,9 +56,6 @@ class Policy(mj.Inferer):
             s.name: np.broadcast_to(np.asarray(answers[s.name], s.dtype), (n, *s.shape))
             for s in self._api.outputs
         }
-
-    def is_ready(self, count: int) -> bool:
-        return True
 
     def prepare(self, count: int) -> Future[None]:
         raise AssertionError("an evaluation prepares no sizes")

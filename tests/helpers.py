@@ -24,24 +24,15 @@ def model_api(inputs: Shapes, outputs: Shapes, dtype: Any = np.float32) -> mj.Mo
     )
 
 
-@final
-class FakeInferer(mj.Inferer):
-    """An inferer made of closures; it notes the sizes that it ran and the agents that came and went."""
+class Fake(mj.Inferer):
+    """Base of all fakes: an inferer that compiles nothing and is always ready.
 
-    def __init__(
-        self,
-        run: Callable[[mj.ScratchPadView], None] = lambda view: None,
-        *,
-        take: Callable[[int], int] = lambda count: count,
-        inputs: Shapes = {"first": (11,)},
-        outputs: Shapes = {"out": (11,)},
-        dtype: Any = np.float32,
-    ):
-        self.run, self.take = run, take
-        self._api = model_api(inputs, outputs, dtype)
-        self.sizes: list[int] = []
-        self.begun: list[int] = []
-        self.ended: list[int] = []
+    Attributes:
+        take: count of waiting rows -> how many to take at once.
+    """
+
+    def __init__(self, api: mj.ModelApi, take: Callable[[int], int] = lambda count: count):
+        self._api, self.take = api, take
 
     @property
     def raw_api(self) -> mj.ModelApi:
@@ -53,6 +44,34 @@ class FakeInferer(mj.Inferer):
 
     def select_batch_size(self, max_count: int) -> int:
         return self.take(max_count)
+
+    def is_ready(self, count: int) -> bool:
+        return True
+
+    def prepare(self, count: int) -> Future[None]:
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+
+@final
+class FakeInferer(Fake):
+    """An inferer made of closures; it notes the sizes that it ran and the agents that came and went."""
+
+    def __init__(
+        self,
+        run: Callable[[mj.ScratchPadView], None] = lambda view: None,
+        *,
+        take: Callable[[int], int] = lambda count: count,
+        inputs: Shapes = {"first": (11,)},
+        outputs: Shapes = {"out": (11,)},
+        dtype: Any = np.float32,
+    ):
+        super().__init__(model_api(inputs, outputs, dtype), take)
+        self.run = run
+        self.sizes: list[int] = []
+        self.begun: list[int] = []
+        self.ended: list[int] = []
 
     def infer_raw(self, view: mj.ScratchPadView) -> None:
         self.run(view)
@@ -70,14 +89,6 @@ class FakeInferer(mj.Inferer):
 
     def end_agent(self, agent: int) -> None:
         self.ended.append(agent)
-
-    def is_ready(self, count: int) -> bool:
-        return True
-
-    def prepare(self, count: int) -> Future[None]:
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
 
 
 def echo(view: mj.ScratchPadView) -> None:

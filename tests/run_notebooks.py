@@ -1,9 +1,14 @@
 """Execute notebooks: `python -m tests.run_notebooks [--write] FILE...`; an error in a cell fails, `--write`
-keeps the output."""
+keeps the output.
+
+A notebook whose metadata names packages that are not installed (`"memojax": {"needs": [...]}`) is skipped, and
+that is said.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -21,6 +26,10 @@ def main() -> int:
     failed = 0
     for path in options.files:
         notebook = nbformat.read(path, as_version=4)
+        needs = notebook.metadata.get("memojax", {}).get("needs", [])
+        if absent := [package for package in needs if importlib.util.find_spec(package) is None]:
+            print(f"skip {path}: it needs {', '.join(absent)}")
+            continue
         started = time.perf_counter()
         client = NotebookClient(
             notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}

@@ -1,5 +1,4 @@
-"""Models for the runtime's tests: they cost what a made-up clock says, compile when told, and fail on
-demand."""
+"""Models for the runtime's tests: a fake clock sets their cost, and tests control compiles and failures."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import numpy as np
 
 import memojax as mj
 
-from .helpers import model_api
+from .helpers import Fake, model_api
 
 
 @final
@@ -27,11 +26,11 @@ class Clock:
 
 
 class Broken(Exception):
-    """What a `Brain` raises that was told to fail."""
+    """The error of a `Brain` that a test lets fail."""
 
 
 @final
-class Brain(mj.Inferer):
+class Brain(Fake):
     """Gives `obs` back as `out`.
 
     Attributes:
@@ -54,9 +53,10 @@ class Brain(mj.Inferer):
         take: Callable[[int], int] = lambda count: count,
         width: int = 3,
     ):
+        super().__init__(model_api({"obs": (width,)}, {"out": (width,)}), take)
         self._clock = clock or Clock()
         self.cost = cost if callable(cost) else lambda count: cost
-        self.ready, self.compile_cost, self.take = ready, compile_cost, take
+        self.ready, self.compile_cost = ready, compile_cost
         self.failing = False
         self.fail_at_call = 0
         self.during: Callable[[], None] = lambda: None
@@ -64,19 +64,7 @@ class Brain(mj.Inferer):
         self.ran: list[int] = []
         self.compiled_in_frame: list[int] = []
         self.agents: list[int] = []
-        self._api = model_api({"obs": (width,)}, {"out": (width,)})
         self._calls = 0
-
-    @property
-    def raw_api(self) -> mj.ModelApi:
-        return self._api
-
-    @property
-    def api(self) -> mj.ModelApi:
-        return self._api
-
-    def select_batch_size(self, max_count: int) -> int:
-        return self.take(max_count)
 
     def infer_raw(self, view: mj.ScratchPadView) -> None:
         size = len(view)
@@ -150,7 +138,7 @@ class Stage:
             self.runtime.push(brain, agent, obs(value))
 
     def hold(self, fake):
-        """Have the batches of a fake last until `leave`; `entered` says that one is under way."""
+        """Let the batches of a fake last until `leave`; `entered` tells that one is running."""
         entered, leave = threading.Event(), threading.Event()
 
         def during():

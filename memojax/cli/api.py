@@ -16,7 +16,7 @@ from .options import find_model, json_option, loading_of, loading_options, model
 @click.option(
     "--probe/--no-probe",
     default=True,
-    help="Run two small batches to find out whether rows influence each other.",
+    help="Run two small batches to see whether rows influence each other.",
 )
 @json_option
 def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> None:
@@ -42,12 +42,12 @@ def command(model: str, probe: bool, json_file: str | None, **loading: Any) -> N
     notes = (
         list(graph.notes)
         if graph
-        else ["an exported program (StableHLO): it needs neither its ONNX file nor its operators"]
+        else ["an exported program (StableHLO), which needs neither its ONNX file nor its operators"]
     )
     if typed.random:
-        notes.append("draws random numbers itself: its inferer's seed= makes runs repeat")
+        notes.append("draws random numbers itself; its inferer's seed= makes runs repeatable")
     if wide := [spec.name for spec in (*typed.api.inputs, *typed.api.outputs) if spec.dtype.itemsize == 8]:
-        notes.append(f"64-bit numbers in {', '.join(wide)}: kept as they are, whatever JAX's x64 setting")
+        notes.append(f"64-bit numbers in {', '.join(wide)}: they stay so, whatever JAX's x64 setting")
     if host := [op for _, op, _, _, by, _ in ops if by == "host"]:
         notes.append(f"graph breaks: {', '.join(host)} run on the host, between compiled parts")
     if typed.constant:

@@ -1,4 +1,4 @@
-"""`memojax benchmark`: time per call over the batch size."""
+"""`memojax benchmark`: time per call by batch size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .wrapping import wrapped, wrapping_options
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 _BLOCK = 8
-"""Calls of one contender before the next takes its turn; a few in a row keep its caches warm."""
+"""Calls of one contender before the next one's turn; several in a row keep its caches warm."""
 
 _WARM_UP = 3
 
@@ -61,7 +61,7 @@ _WARM_UP = 3
     "--against",
     type=click.Choice(("onnxruntime", "tract")),
     multiple=True,
-    help="Time another runtime beside it.",
+    help="Also time another runtime.",
 )
 @click.option("--plot", metavar="FILE.png", help="Draw the median time over the batch size.")
 @onnx_option
@@ -172,8 +172,7 @@ def _contenders(
     call: str,
     unable: dict[str, Exception],
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """Calls to time, and milliseconds that each runtime took to prepare this size; runtimes that fail go into
-    `unable`."""
+    """Calls to time, and each runtime's milliseconds to prepare this size; failing ones go to `unable`."""
     from ..verification.runtimes import ContenderError
 
     given = {spec.name: rows[spec.name] for spec in inferer.api.inputs}
@@ -203,7 +202,7 @@ def _contenders(
 
 
 def _timed(calls: Mapping[str, Callable[[], Any]], count: int) -> dict[str, list[float]]:
-    """Seconds of `count` calls of each, in blocks that take turns."""
+    """Seconds of `count` calls of each contender, in alternating blocks."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(_WARM_UP):

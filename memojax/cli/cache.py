@@ -155,9 +155,9 @@ def _open(folder: Path | None) -> tuple[Any, Any]:
     from ..plans.disk_cache import ENVIRONMENT, disk_cache
     from ..plans.tuning_log import Choices
 
-    cache = disk_cache(folder, shared=True)  # to look at headers and to remove files is safe anywhere
+    cache = disk_cache(folder, shared=True)  # Safe in any folder, as nothing here loads an entry.
     if cache is None:
-        raise click.UsageError(f"which folder? The cache is opt-in: give --dir FOLDER, or set {ENVIRONMENT}")
+        raise click.UsageError(f"no cache folder is set: give --dir FOLDER, or set {ENVIRONMENT}")
     return cache, Choices(cache.folder)
 
 
@@ -173,7 +173,8 @@ def _report(data: dict[str, Any], json_file: str | None, shown: Callable[[], lis
 def _total(cache: Any, entries: list[Any], labels: list[str], model: str | None = None) -> str:
     plans = f"{len(entries)} plan{'' if len(entries) == 1 else 's'}"
     tuned = f", {len(labels)} autotuned choice{'' if len(labels) == 1 else 's'}" if labels else ""
-    return f"{plans}{f' of {model}' if model else ''} ({sum(entry.bytes for entry in entries):,} bytes){tuned} in {cache.folder}"
+    size = sum(entry.bytes for entry in entries)
+    return f"{plans}{f' of {model}' if model else ''} ({size:,} bytes){tuned} in {cache.folder}"
 
 
 def _date(seconds: float) -> str:

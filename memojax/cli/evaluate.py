@@ -1,4 +1,4 @@
-"""`memojax evaluate`: play episodes with policies and say how good, how sure and how fast."""
+"""`memojax evaluate`: plays episodes with policies, and reports returns, uncertainty and speed."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ if TYPE_CHECKING:
 
 @click.command("evaluate", short_help="Play episodes with one policy, or compare several.")
 @click.argument("models", nargs=-1, metavar="[MODEL]...", type=ModelName())
-@click.option("--env", metavar="ID", help="Gymnasium id, or module:id. Default: the one the model names.")
+@click.option("--env", metavar="ID", help="Gymnasium id, or module:id.  [default: the model's own]")
 @click.option(
     "--episodes",
     type=click.IntRange(1),
     metavar="N",
     default=100,
-    help="Number i is seeded with --seed + i.  [default: 100]",
+    help="Number of episodes; number i has the seed --seed + i.  [default: 100]",
 )
 @click.option(
     "--num-envs", type=click.IntRange(1), metavar="N", help="Environments side by side.  [default: 16]"
 )
 @click.option(
-    "--preload", type=SIZES, metavar="SIZES", help="Batch sizes to compile before the start, as 1-8,16."
+    "--preload", type=SIZES, metavar="SIZES", help="Batch sizes to compile before the start, such as 1-8,16."
 )
 @click.option(
     "--bucketing",
     type=BUCKETING,
     metavar="exact|pow2|SIZES",
-    help="Batch sizes that get a plan; others are padded.  [default: pow2, exact where rows mix]",
+    help="Batch sizes that get a plan; others are padded.  [default: pow2, or exact if rows mix]",
 )
 @click.option(
     "--on-miss",
     type=click.Choice(["compile", "pad", "warn", "error"]),
     default="compile",
-    help="What a batch size without a plan does.  [default: compile, ahead where possible]",
+    help="Action of a batch size without a plan.  [default: compile, ahead where possible]",
 )
 @click.option("--cache-dir", metavar="DIR", help="Keep compiled plans in this folder for the next run.")
 @click.option("--maxsize", type=click.IntRange(1), metavar="N", help="Most plans to keep.")
@@ -69,27 +69,27 @@ if TYPE_CHECKING:
     metavar="N",
     help="Worker processes for --async.  [default: one per core]",
 )
-@click.option("--max-steps", type=click.IntRange(1), metavar="N", help="End an episode after so many steps.")
+@click.option("--max-steps", type=click.IntRange(1), metavar="N", help="End an episode after N steps.")
 @click.option(
     "--observation",
     multiple=True,
     metavar="PART=INPUT",
-    help="Which part of the observation feeds which input.",
+    help="Part of the observation that feeds an input.",
 )
-@click.option("--action", metavar="OUTPUT", help="The output that gives the action.")
-@click.option("--epsilon", metavar="INPUT", help="The input that takes noise.")
+@click.option("--action", metavar="OUTPUT", help="Output that gives the action.")
+@click.option("--epsilon", metavar="INPUT", help="Input for noise.")
 @click.option(
     "--recurrent",
     multiple=True,
     metavar="auto|IN:OUT,...",
-    help="Hidden state: the input that takes what the output gave.  [default: auto]",
+    help="Hidden state: an input, and the output with its next value.  [default: auto]",
 )
 @click.option(
     "--vecnormalize",
     metavar="FILE",
     help="Normalize observations with statistics that SB3's VecNormalize saved.",
 )
-@click.option("--select", metavar="INDICES", help="Elements of the observation that the policy sees, as 0,2.")
+@click.option("--select", metavar="INDICES", help="Elements of the observation for the policy, such as 0,2.")
 @click.option(
     "--scale-actions", is_flag=True, help="Stretch actions from [-1, 1] to the action space (SAC, TD3)."
 )
@@ -97,24 +97,22 @@ if TYPE_CHECKING:
 @loading_options
 @device_option
 @click.option("--render", is_flag=True, help="Open a window that shows the first environment.")
-@click.option("--video", metavar="DIR", help="Film the first environment's episodes into this folder.")
+@click.option("--video", metavar="DIR", help="Write videos of the first environment to this folder.")
 @click.option(
     "--save",
     metavar="FILE.json|.csv",
     callback=checked_target,
-    help="Keep the results: .json for memojax.evaluation.load, .csv with a line per episode.",
+    help="Write the results: .json for memojax.evaluation.load, .csv with a line per episode.",
 )
-@click.option(
-    "--plot", metavar="FILE.png", help="Draw the returns, and the time per call over the batch size."
-)
+@click.option("--plot", metavar="FILE.png", help="Draw the returns, and the time per call by batch size.")
 @json_option
 def command(
     models: tuple[str, ...], json_file: str | None, plot: str | None, save: str | None, **given: Any
 ) -> None:
     """Play episodes with one policy, or compare several on the same seeds.
 
-    Environments run side by side and the policy is asked once per step for all of them, so the batch shrinks
-    as episodes end. A few batch sizes have an executable, the others are padded. Without MODEL, the bundled
+    Environments run side by side. Each step is one call of the policy for all of them, so the batch shrinks
+    as episodes end. A few batch sizes have an executable; others are padded. Without MODEL, the bundled
     acrobot_ppo plays Acrobot-v1.
 
     \b
@@ -215,7 +213,7 @@ def _transforms(given: Mapping[str, Any]) -> dict[str, Any]:
         try:
             observation.append(SelectObs([int(index) for index in given["select"].split(",")]))
         except ValueError:
-            raise click.UsageError(f"--select {given['select']!r}: write indices as 0,2") from None
+            raise click.UsageError(f"--select {given['select']!r}: write indices such as 0,2") from None
     if given["vecnormalize"]:
         observation.append(NormalizeObs.from_vecnormalize(given["vecnormalize"]))
     action: list[Any] | None = None
@@ -228,19 +226,17 @@ def _transforms(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _common_env(files: Sequence[ModelFile]) -> str | None:
-    """The environment that the cards name, where several models are to be compared."""
+    """The environment of the models' cards, if several models are to be compared."""
     named = {str(file.card["env_id"]) for file in files if file.card}
     if len(named) > 1:
         raise click.UsageError(
-            f"the models were trained for {' and '.join(sorted(named))}: say with --env on which to "
-            "compare them"
+            f"the models were trained for {' and '.join(sorted(named))}: choose one environment with --env"
         )
     return named.pop() if named else None
 
 
 def _names(files: Sequence[ModelFile]) -> list[str]:
-    """File names; those that are alike with as much of the folder as tells them apart, or numbered where it
-    is one file."""
+    """File names made unique: with the distinguishing folder, or a number for the same file."""
     names: list[str] = []
     for file in files:
         alike = [other.path.resolve() for other in files if other.name == file.name]
@@ -395,7 +391,8 @@ def _title(done: Evaluation, several: bool = False) -> str:
         else ""
     )
     name = "" if several else f"{escape(done.model)} on "
-    return f"[bold]{name}{escape(done.env_id)}[/]: {count}, {done.num_envs} side by side, {how}, seeds from {first}{stopped}"
+    rest = f"{count}, {done.num_envs} side by side, {how}, seeds from {first}{stopped}"
+    return f"[bold]{name}{escape(done.env_id)}[/]: {rest}"
 
 
 def _mean(done: Evaluation) -> str:
@@ -417,11 +414,12 @@ def _speed(done: Evaluation) -> str:
         f"{done.environment_seconds:.1f} s in the environment",
     ]
     plans = f"; plans took {done.compile_seconds:.1f} s" if done.compile_seconds else ""
-    return f"{done.steps_per_second:,.0f}   ({done.steps:,} steps in {done.seconds:.1f} s: {', '.join(parts)}{plans})"
+    about = f"{done.steps:,} steps in {done.seconds:.1f} s: {', '.join(parts)}{plans}"
+    return f"{done.steps_per_second:,.0f}   ({about})"
 
 
 def _call(done: Evaluation, plan: Any) -> tuple[str, str]:
-    """Microseconds per call of a plan and per agent in it, over the batch sizes that it served."""
+    """Microseconds per call of a plan and per agent, over the batch sizes that it served."""
     from .output import number
 
     served = [size for size in done.call_us if done.plan_size(size) == plan.size]

@@ -33,8 +33,8 @@ Examples:
 MODEL is an ONNX file or the name of a bundled policy: acrobot_ppo, pendulum_ppo, recurrent_lstm.
 
 \b
-Exit codes: 0 done; 1 a fault in the model, the environment or the data, or a difference in 'verify' (--debug shows the traceback);
-2 a fault in the command line; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 an error of the model, the environment or the data, or a difference in 'verify'
+(--debug shows the traceback); 2 an error in the command line; 130 stopped by Ctrl-C.
 
 \b
 Shell completion, for bash (zsh and fish likewise), in ~/.bashrc:
@@ -116,7 +116,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
     given = sys.argv[1:] if args is None else list(args)
     if given and not {"-h", "--help", "--version"}.intersection(given):
-        # Here Ctrl-C still ends the process at once: NumPy reports an interrupted import as a fault of its own.
+        # Before `restore`, while Ctrl-C still ends the process at once: NumPy would report an interrupted
+        # import as an error of its own.
         importlib.import_module("memojax.api")
     restore()
     cli.main(args=given, prog_name="memojax")

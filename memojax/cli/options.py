@@ -18,8 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A MODEL argument: its name, its file, and the card beside it (`NAME.json` with an `env_id`), or an
-    empty one."""
+    """A MODEL argument: its name, its file, and the card beside it (`NAME.json` with an `env_id`) or {}."""
 
     name: str
     path: Path
@@ -100,8 +99,7 @@ def loading_options(command: Command) -> Command:
                 "--batch-axis",
                 multiple=True,
                 metavar="AXIS|SYMBOL|none|INPUT=AXIS",
-                help="Where the batch is, if the file does not say it right; none: it runs once for each "
-                "agent.",
+                help="Place of the batch, if the file states it wrongly; none: one run for each agent.",
             ),
         )
     ):
@@ -172,10 +170,10 @@ def checked_target(ctx: click.Context, param: click.Parameter, value: str | None
 
 
 def check_bound(api: Any) -> None:
-    """See that random rows can be made: every dimension and static input has a value.
+    """Check that random rows can be made: every dimension and static input must have a value.
 
     Raises:
-        DimensionError: one is open; the options that give it one are named.
+        DimensionError: one has none; the message names the options that set it.
     """
     from ..errors import DimensionError
 
@@ -195,7 +193,7 @@ def check_target(path: str | Path) -> None:
 
     target = Path(path)
     if not target.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {target.parent}: make it first")
+        raise InputError(f"{path}: the folder {target.parent} does not exist: make it first")
     if target.is_dir():
         raise InputError(f"{path} is a folder: name a file in it")
 
@@ -266,7 +264,7 @@ def check_plot(path: str | None) -> None:
     known = NotebookFigure().canvas.get_supported_filetypes()
     if target.suffix.lstrip(".").lower() not in known:
         raise InputError(
-            f"{path}: matplotlib cannot write a picture as {target.suffix or 'a file without a suffix'!r}: "
+            f"{path}: matplotlib cannot write {target.suffix or 'a file without a suffix'!r}: "
             f"use {', '.join(sorted(known))}"
         )
     check_target(path)

@@ -1,4 +1,4 @@
-"""`memojax package`: a policy as a CRVO asset."""
+"""`memojax package`: puts a policy into a CRVO asset."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "--batch-size",
     type=click.IntRange(1),
     metavar="N",
-    help="With -O: the only number of rows that it runs.  [default: any]",
+    help="With -O: the only number of rows that the asset runs.  [default: any]",
 )
 @force_option
 @json_option
@@ -42,7 +42,7 @@ def command(
 ) -> None:
     """Put an ONNX file into a CRVO asset, cervo's container.
 
-    OUTPUT defaults to NAME.crvo in the current folder. An older asset there is replaced; no other file is.
+    OUTPUT defaults to NAME.crvo in the current folder. It replaces an older asset there, but no other file.
     Every command and `memojax.load` take assets like ONNX files. cervo reads assets that are not optimized.
 
     \b

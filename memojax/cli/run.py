@@ -1,4 +1,4 @@
-"""`memojax run`: one batch through a model."""
+"""`memojax run`: runs one batch through a model."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def command(
             short := [name for name, rows in inputs.items() if len(rows) < batch_size]
         ):
             raise click.UsageError(
-                f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has {len(inputs[short[0]])} "
-                "rows"
+                f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has only "
+                f"{len(inputs[short[0]])} rows"
             )
         shared = {spec.name for spec in inferer.api.inputs if spec.shared}
         inputs = {name: rows if name in shared else rows[:batch_size] for name, rows in inputs.items()}
@@ -136,9 +136,8 @@ def command(
 
 def _print_rows(side: str, arrays: Mapping[str, Any]) -> None:
     for name, rows in arrays.items():
-        click.echo(
-            f"\n{side} {name}:\n{np.array2string(np.asarray(rows), threshold=sys.maxsize, max_line_width=120)}"
-        )
+        text = np.array2string(np.asarray(rows), threshold=sys.maxsize, max_line_width=120)
+        click.echo(f"\n{side} {name}:\n{text}")
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
@@ -151,7 +150,7 @@ def _read(path: str) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
     except Exception as cause:
         raise InputError(
-            f"{path}: not an .npz file of plain arrays, as numpy.savez(file, {{input}}=array) writes it"
+            f"{path}: not an .npz file of plain arrays: write it with numpy.savez(file, {{input}}=array)"
         ) from cause
     if arrays is None:
         raise InputError(

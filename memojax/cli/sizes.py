@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 MAX_SIZES = 4096
-"""Upper limit of a list; a longer one is taken for a typing error."""
+"""Upper limit of a list; a longer one counts as a typing error."""
 
 
 def parse_sizes(text: str) -> list[int]:

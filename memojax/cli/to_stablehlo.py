@@ -1,4 +1,4 @@
-"""`memojax to-stablehlo`: policies that load without their ONNX files."""
+"""`memojax to-stablehlo`: exports policies, which then load without their ONNX files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def force_option(command: Command) -> Command:
     "--batch-size",
     type=click.IntRange(1),
     metavar="N",
-    help="The only number of rows that it runs.  [default: any]",
+    help="The only number of rows that the export runs.  [default: any]",
 )
 @click.option(
     "--platform",
@@ -64,12 +64,11 @@ def command(
     json_file: str | None,
     **loading: Any,
 ) -> None:
-    """Export policies with jax.export: the StableHLO program, the weights and the names, in one CRVO asset
-    each.
+    """Export policies with jax.export: program (StableHLO), weights and names, in one CRVO asset each.
 
-    Every command and `memojax.load` take the result and give the same answers as for the ONNX file. By
-    default it runs batches of any size. Several MODELs get a file each in the folder --output; a failed
-    export does not stop the others. An older asset is replaced; no other file is.
+    Every command and `memojax.load` take the result, with the same answers as the ONNX file's. By default it
+    runs batches of any size. Several MODELs get a file each in the folder --output; a failed export does not
+    stop the others. An older asset is replaced, but no other file.
 
     \b
     Examples:
@@ -88,7 +87,7 @@ def command(
     ]
     if twice := [target for target in targets if targets.count(target) > 1]:
         raise click.UsageError(
-            f"two models would be written to {twice[0]}: convert them one by one, with --output"
+            f"two models would be written to {twice[0]}: export them one by one, with --output"
         )
     for file, target in zip(files, targets, strict=True):
         check_replaced(file, target, force)
@@ -113,7 +112,7 @@ def command(
 
 
 def check_replaced(file: ModelFile, target: Path, force: bool) -> None:
-    """Check that writing `target` overwrites nothing but an older asset.
+    """Check that writing `target` can only replace an older asset.
 
     Raises:
         InputError: the folder of `target` does not exist.

@@ -1,4 +1,4 @@
-"""`memojax verify`: compare with another runtime."""
+"""`memojax verify`: compares with another runtime."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _SIZES = (1, 5, 32)
     "sizes",
     type=SIZES,
     metavar="SIZES",
-    help="Batch sizes, such as 1-8,16.  [default: 1,5,32, or the only one that MODEL runs]",
+    help="Batch sizes, such as 1-8,16.  [default: 1,5,32, or the model's only size]",
 )
 @click.option(
     "--against",
     type=click.Choice(("onnxruntime", "tract")),
     default="onnxruntime",
-    help="[default: onnxruntime]",
+    help="Other runtime.  [default: onnxruntime]",
 )
 @onnx_option
 @click.option(
@@ -55,10 +55,10 @@ def command(
 ) -> None:
     """Compare every output with another runtime on random inputs, at several batch sizes.
 
-    Prints the largest error, and how often the largest element is the same, which is the action of a discrete
-    policy. Exits with 1 if an output is off by more than rtol 1e-3 and atol 1e-5, in the batch or in a row
-    that the other runtime runs alone. Files that mix the rows of a batch therefore exit with 1. An exported
-    policy (StableHLO) has no graph for another runtime: name its file with --onnx.
+    Prints the largest error, and how often the largest element (the action of a discrete policy) is the same.
+    Exits with 1 if an output differs by more than rtol 1e-3 and atol 1e-5. It compares with the other runtime
+    on the batch and on each row alone, so a file that mixes rows also exits with 1. An exported policy
+    (StableHLO) has no graph for another runtime: name its file with --onnx.
 
     \b
     Examples:

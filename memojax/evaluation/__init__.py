@@ -1,4 +1,4 @@
-"""Evaluate policies in Gymnasium environments; Gymnasium itself is imported only when an evaluation runs."""
+"""Evaluates policies in Gymnasium environments; only a running evaluation imports Gymnasium."""
 
 from ..spaces.transforms import ClipAction as ClipAction
 from ..spaces.transforms import NormalizeObs as NormalizeObs

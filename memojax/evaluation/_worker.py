@@ -1,5 +1,4 @@
-"""A worker process of an asynchronous evaluation: run as a script, it imports nothing of memojax (and so no
-JAX).
+"""A worker process of an asynchronous evaluation, run as a script: it imports neither memojax nor JAX.
 
 Messages are pickles over standard input and output: ("make", sys.path, factory, count), ("reset", [(index,
 seed)]), ("step", [(index, action)]). An answer is (True, result) or (False, (position, traceback)).
@@ -15,9 +14,9 @@ from typing import Any
 
 def main() -> None:
     """Answer until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides.
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # What an environment prints must not end up among the answers.
+    os.dup2(2, 1)  # An environment may print, which must not mix with the answers.
     envs: list[Any] = []
     while True:
         try:
@@ -37,7 +36,7 @@ def main() -> None:
 
 
 class _Failed(Exception):
-    """Position in the request, and the traceback."""
+    """An environment's failure: its position in the request, and the traceback."""
 
 
 def _make(envs: list[Any], path: list[str], factory: bytes, count: int) -> bytes:
@@ -58,11 +57,13 @@ def _run(envs: list[Any], verb: str, requests: list[tuple[int, Any]]) -> list[An
 
 
 def ask(env: Any, verb: str, value: Any) -> tuple[Any, float, bool, bool, Any]:
-    """Reset `env` with a seed, or step it with an action: observation, reward, terminated, truncated, action
-    mask.
+    """Reset `env` with a seed, or step it with an action.
+
+    Returns observation, reward, terminated, truncated, action mask.
 
     Raises:
-        ValueError: the environment does not speak Gymnasium's API; whatever it raises itself.
+        ValueError: the environment does not follow Gymnasium's API. The environment's own errors pass
+            through.
     """
     if verb == "reset":
         observation, info = _values("reset", env.reset(seed=value), "observation, info")
@@ -76,10 +77,10 @@ def check_reward(reward: Any) -> float:
     """`reward` as a float.
 
     Raises:
-        ValueError: it is NaN.
+        ValueError: the reward is NaN.
     """
     if (number := float(reward)) != number:
-        raise ValueError("step gave the reward NaN, which no return can be summed from")
+        raise ValueError("step gave the reward NaN, which would make the return NaN")
     return number
 
 

@@ -1,4 +1,4 @@
-"""One policy at work: observations of those whose turn it is become a batch, its outputs become actions."""
+"""One policy at work: it makes a batch of the observations, and actions of the outputs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .envs import as_actions
 
 @dataclass(eq=False)
 class Seat:
-    """An agent in an environment: what it sees, and what a policy keeps for it.
+    """An agent in an environment, with its observation and its policy.
 
     Attributes:
-        name: of the agent in its environment; empty where there is only one.
-        agent: its number for the inferer.
-        generator: its own stream of random numbers.
-        player: the policy that acts for it.
-        episode, seed, steps: where it is.
+        name: the agent's name in its environment; empty for a single agent.
+        agent: the agent's number for the inferer.
+        generator: the agent's own stream of random numbers.
+        player: the policy that acts for the agent.
+        episode, seed, steps: the agent's place in the evaluation.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Seat:
     steps: int = 0
 
     def where(self) -> str:
-        """The step that it is about to take, for an error."""
+        """The coming step, for an error."""
         name = f", agent {self.name}" if self.name else ""
         return f"episode {self.episode}, seed {self.seed}, step {self.steps + 1}{name}"
 
     def seen_in(self) -> str:
-        """The step that its observation comes from, for an error."""
+        """The step that gave the observation, for an error."""
         name = f", agent {self.name}" if self.name else ""
         when = f"step {self.steps}" if self.steps else "reset"
         return f"episode {self.episode}, seed {self.seed}, {when}{name}"
@@ -57,17 +57,17 @@ class Player:
     def __init__(
         self, inferer: Inferer, connection: Connection, model: str, env_id: str, deterministic: bool
     ):
-        """Put a tracker around `inferer` where it has hidden state; names are for errors."""
+        """Put a tracker around `inferer` if it has hidden state; the names are for errors."""
         self.connection = connection
         self.inferer: Inferer = RecurrentTracker(inferer, connection.memory) if connection.memory else inferer
         self._model, self._env_id, self._deterministic = model, env_id, deterministic
 
     def act(self, seats: Sequence[Seat], calls: dict[int, list[float]]) -> list[Any]:
-        """An action for each seat, as environments take them; the call's seconds are noted by batch size.
+        """An action for each seat, in the environments' form; `calls` takes the seconds by batch size.
 
         Raises:
-            SpaceMismatchError: an observation that is not in the space which the environment declares.
-            ActionError: NaN, or an action outside of a discrete space.
+            SpaceMismatchError: an observation is not in the declared space.
+            ActionError: an output is NaN, or an action lies outside of a discrete space.
             EvaluationError: the inferer raised.
         """
         join = self.connection
@@ -96,7 +96,7 @@ class Player:
                 raise
             where = f"[{self._env_id}, {seats[failure.row].seen_in()}]"
             raise SpaceMismatchError(
-                f"{failure} {where}: mend its observation_space, or wrap it", failure.row
+                f"{failure} {where}: correct its observation_space, or wrap it", failure.row
             ) from failure.__cause__
         inputs = {feed.input.name: feed(rows) for feed in join.feeds}
         inputs.update((spec.name, self._noise(spec, seats)) for spec in join.noise)
@@ -132,4 +132,4 @@ def _starts(spec: TensorSpec, seats: Sequence[Seat]) -> np.ndarray:
 
 def _blame(inputs: Mapping[str, np.ndarray], row: int) -> str:
     fed = [name for name, value in inputs.items() if value.dtype.kind == "f" and np.isnan(value[row]).any()]
-    return f"its input {fed[0]!r} was NaN already" if fed else "its inputs were numbers"
+    return f"its input {fed[0]!r} was already NaN" if fed else "its inputs were numbers"

@@ -1,5 +1,4 @@
-"""What looks like a mistake in how a policy and an environment are joined; only said, never mended
-silently."""
+"""Finds likely mistakes in the joint of a policy and an environment; it reports them and changes nothing."""
 
 from __future__ import annotations
 
@@ -18,20 +17,20 @@ from ..spaces.connection import Connection
 from ..spaces.transforms import ClipAction
 
 _BOUNDED = ("Tanh", "Softsign", "Sin", "Cos")
-"""Operators whose results lie in [-1, 1]."""
+"""Operators with results in [-1, 1]."""
 
 _PASSING = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split")
 """Operators that only rearrange the numbers of their first input."""
 
 
 def advice_on(inferer: Inferer, connection: Connection) -> tuple[str, ...]:
-    """What looks like a mistake, a sentence each."""
+    """One sentence for each likely mistake."""
     typed = getattr(innermost(inferer), "typed", None)
     return _unscaled(connection.actor, connection.action_transforms, typed)
 
 
 def _unscaled(actor: Actor, transforms: Sequence[Any], typed: TypedModel | None) -> tuple[str, ...]:
-    """A policy whose actions lie in [-1, 1], on a Box with other bounds, and nothing that scales them."""
+    """The advice for unscaled actions in [-1, 1] on a Box with other bounds."""
     from gymnasium import spaces
 
     space, output = actor.space, actor.reading.output.name
@@ -47,15 +46,14 @@ def _unscaled(actor: Actor, transforms: Sequence[Any], typed: TypedModel | None)
         return ()
     low, high = float(space.low.min()), float(space.high.max())
     return (
-        f"output {output!r} lies in [-1, 1] ({last.op_type} comes last), the environment takes {low:g} to "
-        f"{high:g}: "
-        "if the policy was trained on scaled actions, give action_transforms=[ScaleAction()] "
-        "(--scale-actions)",
+        f"output {output!r} lies in [-1, 1] ({last.op_type} comes last), but the environment takes "
+        f"{low:g} to {high:g}: if the policy was trained on scaled actions, pass "
+        "action_transforms=[ScaleAction()] (--scale-actions)",
     )
 
 
 def _bounding_node(graph: Graph, name: str) -> Node | None:
-    """The operator that keeps the value `name` in [-1, 1]; None where none is seen to."""
+    """The operator that keeps the value `name` in [-1, 1]; None if no such operator is found."""
     made_by = {output: node for node in graph.nodes for output in node.outputs}
     while (node := made_by.get(name)) is not None and not node.domain:
         if node.op_type in _BOUNDED or _clips_to_one(node, graph):
@@ -67,7 +65,7 @@ def _bounding_node(graph: Graph, name: str) -> Node | None:
 
 
 def _clips_to_one(node: Node, graph: Graph) -> bool:
-    """Whether `node` is a Clip to [-1, 1]: its bounds are attributes up to opset 10, inputs later."""
+    """Whether `node` is a Clip to [-1, 1]; its bounds are attributes up to opset 10, inputs later."""
     if node.op_type != "Clip":
         return False
     given = [graph.initializers.get(name) for name in node.inputs[1:3]]

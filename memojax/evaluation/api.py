@@ -1,4 +1,4 @@
-"""`evaluate`: the front door of evaluations."""
+"""The function `evaluate`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .watching import Watching, watched_maker
 log: logging.Logger = logging.getLogger("memojax")
 
 DEFAULT_ENVS = 16
-"""Environments side by side where the caller gives no number: enough to fill a batch."""
+"""Default number of environments side by side: enough to fill a batch."""
 
 
 Policy: TypeAlias = "Inferer | TypedModel | Source"
@@ -54,12 +54,12 @@ def evaluate(
     on_episode: Callable[[Episode], None] | None = None,
     **options: Unpack[EvaluateOptions],
 ) -> Evaluation:
-    """Play episodes of a Gymnasium environment; report the return with its uncertainty, and what it cost.
+    """Play episodes of a Gymnasium environment; report the return with its uncertainty, and the costs.
 
-    Environments run side by side, and the inferer is asked once per step for all of them. An environment
-    whose episode ends goes on with the next one; when none is left, the batch shrinks. Episode `i` is reset
-    with `seed + i`: a run repeats, does not depend on `num_envs`, and meets the same luck as another model's
-    run.
+    Environments run side by side, and each step is one call of the inferer for all of them. An environment
+    whose episode ends begins the next one; when no episode is left, the batch shrinks. Episode `i` is reset
+    with `seed + i`. So a run can be repeated, does not depend on `num_envs`, and has the same luck as another
+    model's run.
 
     >>> import memojax
     >>> result = memojax.evaluate(memojax.policies.bundled("acrobot_ppo"), "Acrobot-v1", episodes=4)
@@ -67,60 +67,62 @@ def evaluate(
     (4, True)
 
     Args:
-        inferer: any inferer; or what `memojax.load` takes. For several agents, one policy for all, or agent
-            -> policy; "archer" stands for "archer_0", "archer_1", ...
-        env: a Gymnasium id, an `EnvSpec`, a function that makes one environment, or one environment. None:
-            the `env_id` in the model's own metadata. PettingZoo's parallel environments have several agents;
-            the return of an episode is the sum over them, `Evaluation.agent_returns` has each agent's own.
-        episodes: how many to play.
-        num_envs: environments side by side; `DEFAULT_ENVS`, or as many as there are episodes.
-        seed: of the first episode.
-        deterministic: take the best action and feed zeros as noise. Otherwise draw actions and noise, for
-            each episode from a stream of its own. A model that draws its own random numbers goes by the
-            inferer's seed.
+        inferer: any inferer, or any source for `memojax.load`. For several agents: one policy for all, or a
+            mapping agent -> policy; "archer" stands for "archer_0", "archer_1", ...
+        env: a Gymnasium id, an `EnvSpec`, a function that makes one environment, or one environment. None
+            means the `env_id` in the model's metadata. PettingZoo's parallel environments have several
+            agents. An episode's return is then the sum over them, and `Evaluation.agent_returns` has each
+            agent's own.
+        episodes: number of episodes.
+        num_envs: number of environments side by side; by default `DEFAULT_ENVS`, or the number of episodes if
+            that is smaller.
+        seed: seed of the first episode.
+        deterministic: take the best action, and feed zeros as noise. Otherwise draw actions and noise, for
+            each episode from its own stream. The inferer's seed governs a model that itself draws random
+            numbers.
         progress: whether to show a bar with the running mean.
-        on_episode: called with each finished `Episode`.
+        on_episode: function that is called with each finished `Episode`.
 
     Keyword Args:
         vectorization: "sync" steps the environments in this process, "async" in worker processes.
-        workers: how many processes; one per core without it.
-        max_steps: ends an episode after so many steps, as truncated.
-        observation: part of the observation -> input, where names and shapes do not tell; the input's name
-            for an observation in one piece.
-        action: the output that gives the action, where names and shapes do not tell.
-        epsilon: the noise input, where its name does not tell.
-        recurrent: pairs of (input, output) of hidden state, kept by episode. None: found by name; empty: no
-            state.
-        observation_transforms: run on each batch of observations before the model, in order:
+        workers: number of worker processes; by default one per core.
+        max_steps: number of steps after which an episode ends as truncated.
+        observation: part of the observation -> input, if names and shapes do not tell. For an observation in
+            one piece, the input's name.
+        action: output that gives the action, if names and shapes do not tell.
+        epsilon: noise input, if its name does not tell.
+        recurrent: pairs of (input, output) of hidden state, kept by episode. None finds them by name; an
+            empty list means no state.
+        observation_transforms: applied in order to each batch of observations before the model:
             `NormalizeObs`, `SelectObs`, any callable.
-        action_transforms: run on each batch of actions before the environment: `ScaleAction`, `ClipAction`,
-            any callable. None: Box actions are clipped to the space, unless the metadata says
+        action_transforms: applied to each batch of actions before the environment: `ScaleAction`,
+            `ClipAction`, any callable. None clips Box actions to the space, unless the metadata says
             `clip_actions: false`.
-        bucketing: which batch sizes get a plan, as for `memojax.load`; the others are padded. None: powers of
-            two up to `num_envs` where rows are independent, each size where they are not.
-        on_miss: as for `memojax.load`. With the default, "compile", the plans for the full batch and for the
-            smaller batches that come next are compiled ahead, beside the run. With "pad", a row's plan
-            depends on time, so runs may differ in the last bits.
+        bucketing: batch sizes that get a plan, as in `memojax.load`; others are padded. None means powers of
+            two up to `num_envs` if rows are independent, else each size.
+        on_miss: as in `memojax.load`. With the default, "compile", the plans for the full batch and for the
+            next smaller batches compile ahead, beside the run. With "pad", a row's plan depends on time, so
+            runs may differ in the last bits.
         preload: batch sizes to compile before the first step, while the environments are made and reset.
         cache_dir: folder that keeps compiled plans for other processes.
-        maxsize: the most plans to keep, the one for the full batch not counted.
-        device: where the policy runs: "cpu", "gpu", "gpu:1", or a `jax.Device`.
+        maxsize: number of plans to keep beside the one for the full batch.
+        device: device of the policy: "cpu", "gpu", "gpu:1", or a `jax.Device`.
         render: open a window that shows the first environment.
-        video: folder for films of the first environment's episodes, by Gymnasium's `RecordVideo`.
-        name: what to call the policy in the result.
+        video: folder for videos of the first environment's episodes, made by Gymnasium's `RecordVideo`.
+        name: name of the policy in the result.
 
-    `bucketing` to `device` belong to loading: for an inferer, which is loaded already, give them to
-    `memojax.load`.
+    `bucketing` to `device` concern loading: for an inferer, pass them to `memojax.load` instead.
 
     Returns:
-        The result. After Ctrl-C it has the episodes that were finished, and is marked as `interrupted`.
+        The result. After Ctrl-C it holds the finished episodes, and is marked as `interrupted`.
 
     Raises:
-        UnknownEnvironmentError: no such environment; the closest are named.
-        SpaceMismatchError: the spaces do not fit the model; both sides are named.
+        UnknownEnvironmentError: no such environment; the message names the closest ones.
+        SpaceMismatchError: the spaces do not fit the model; the message names both sides.
         EnvironmentFailedError, WorkerDiedError: an environment raised, or its process died.
         ActionError: the policy gave NaN, or an action outside of a discrete space.
-        EvaluationError: the base of these; `error.partial` is the `Evaluation` of the episodes before.
+        EvaluationError: the base of these errors; `error.partial` is the `Evaluation` of the finished
+            episodes.
     """
     count = as_count("episodes", episodes, EvaluationError)
     seed = as_count("seed", seed, EvaluationError, least=0)
@@ -134,8 +136,8 @@ def evaluate(
     metadata = metadata_of(loaded[""]) if "" in loaded else {}
     if env is None and "env_id" not in metadata:
         raise EvaluationError(
-            "which environment? The model's metadata names none (`env_id`): give env=, on the command line "
-            "--env"
+            "no environment is given, and the model's metadata names none (`env_id`): pass env=, on the "
+            "command line --env"
         )
     env = metadata["env_id"] if env is None else env
     width = _width(env, count, num_envs)
@@ -171,13 +173,13 @@ def _pool(env: Any, width: int, stepping: Stepping, watching: Watching, name: st
         if hasattr(local.envs[0], "agent_iter"):
             local.close()
             raise EvaluationError(
-                f"{local.name}: agents take turns here, but evaluate asks all at once: give "
+                f"{local.name}: agents take turns here, but evaluate asks them all at once: pass "
                 "pettingzoo.utils.conversions.aec_to_parallel(env)"
             )
         return ParallelPool(local) if is_parallel(local.envs[0]) else local
     if watching.render_mode:
         raise EvaluationError(
-            "an environment in a worker process cannot be watched: leave out vectorization='async'"
+            "an environment in a worker process cannot be shown or filmed: leave out vectorization='async'"
         )
     return WorkerPool(env, width, stepping.workers)
 
@@ -186,7 +188,7 @@ def _width(env: Any, episodes: int, num_envs: int | None) -> int:
     if is_env(env):
         if num_envs not in (None, 1):
             raise EvaluationError(
-                f"num_envs={num_envs}, but one environment was given: give its id, or a function that "
+                f"num_envs={num_envs}, but env= is a single environment: pass its id, or a function that "
                 "makes one"
             )
         return 1
@@ -196,7 +198,7 @@ def _width(env: Any, episodes: int, num_envs: int | None) -> int:
 
 
 def _names_of(given: Mapping[str, Any], loaded: Mapping[str, Any]) -> str:
-    """The policy's name; of several, each after the agents that it acts for."""
+    """The policy's name; several policies are listed after the agents that they act for."""
     names = {key: _name_of(one, innermost(loaded[key])) for key, one in given.items()}
     return names[""] if "" in names else ", ".join(f"{key}: {name}" for key, name in names.items())
 

@@ -1,4 +1,4 @@
-"""Two policies on the same seeds."""
+"""Compares two policies on the same seeds."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Comparison:
         baseline, other: names of the policies.
         differences: seed -> difference of returns, for the seeds that both have finished.
         difference: mean of the differences.
-        standard_error: of that mean.
-        interval: its 95 % Student interval.
+        standard_error: standard error of that mean.
+        interval: 95 % Student interval of that mean.
     """
 
     baseline: str
@@ -35,7 +35,7 @@ class Comparison:
 
     @property
     def episodes(self) -> int:
-        """How many seeds both have finished."""
+        """Number of seeds that both have finished."""
         return len(self.differences)
 
     @property
@@ -44,7 +44,7 @@ class Comparison:
         return self.interval[0] > 0 or self.interval[1] < 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+        """All values in JSON's types."""
         return {
             "baseline": self.baseline,
             "other": self.other,
@@ -67,7 +67,7 @@ class Comparison:
 
 
 def compare(baseline: Evaluation, other: Evaluation) -> Comparison:
-    """Paired comparison of two policies: the luck of a seed, which both share, cancels out.
+    """Paired comparison of two policies: both share the luck of a seed, so it cancels out.
 
     >>> a, b = (
     ...     memojax.evaluate(memojax.policies.bundled("acrobot_ppo"), episodes=3, max_steps=9, name=name)
@@ -77,7 +77,7 @@ def compare(baseline: Evaluation, other: Evaluation) -> Comparison:
     new minus old: return 0.0 ± 0.0 (95 % interval 0 to 0, 3 paired episodes: they may be equal)
 
     Raises:
-        EvaluationError: different environments, or no seed in common.
+        EvaluationError: the environments differ, or no seed is common.
     """
     if baseline.env_id != other.env_id:
         raise EvaluationError(

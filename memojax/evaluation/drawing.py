@@ -1,4 +1,4 @@
-"""Draw evaluations: how good, and how fast at which batch size."""
+"""Draws evaluations: the returns, and the time per call by batch size."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEW_CALLS = 5
-"""A median of fewer calls says nothing."""
+"""Calls below which a median says too little to draw."""
+
+_FEW_SIZES = 8
+"""Up to so many batch sizes are all named on the axis."""
+
+_MARKERS = "os^Dv<>P"
+"""One for each evaluation, so that lines are told apart in print without color."""
 
 
 class Drawn(Protocol):
-    """What the picture shows of an `Evaluation`."""
+    """The part of an `Evaluation` that the picture shows."""
 
     @property
     def model(self) -> str: ...
@@ -38,20 +44,20 @@ class Drawn(Protocol):
     @property
     def call_us(self) -> Mapping[int, float]: ...
     def confidence_interval(self) -> tuple[float, float]:
-        """Of the mean return."""
+        """The confidence interval of the mean return."""
         ...
 
 
 def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None = None) -> Figure:
-    """A matplotlib figure of the returns (each episode, mean, 95 % interval) and of the median time per call
-    over the batch size.
+    """A matplotlib figure of the returns (episodes, mean, 95 % interval) and of the median time per call.
 
     Args:
-        path: where to write it too; the suffix says as what.
+        evaluations: one evaluation or several.
+        path: file to write as well; the suffix gives the format.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
-        EvaluationError: nothing to draw, or matplotlib does not know the file's suffix.
+        EvaluationError: there is nothing to draw, or matplotlib does not know the suffix.
     """
     from ..display.figure import NotebookFigure, tidy
 
@@ -61,6 +67,7 @@ def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None 
     figure = NotebookFigure(figsize=(11, 4.2), layout="constrained")
     returns, latency = figure.subplots(1, 2)
     rng = np.random.default_rng(0)
+    slowest, drawn = 0.0, set[int]()
     for index, one in enumerate(evaluations):
         color = f"C{index}"
         spread = rng.uniform(-0.18, 0.18, len(one.episodes))
@@ -73,14 +80,19 @@ def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None 
         note = plus_minus(one.mean_return, one.standard_error)
         returns.annotate(note, (index + 0.24, one.mean_return), va="center", fontsize=9)
         sizes = sorted(size for size in one.call_us if one.batch_sizes[size] >= _FEW_CALLS)
-        latency.plot(sizes, [one.call_us[size] for size in sizes], "o-", ms=4, color=color, label=one.model)
+        medians, marker = [one.call_us[size] for size in sizes], _MARKERS[index % len(_MARKERS)]
+        latency.plot(sizes, medians, f"{marker}-", ms=5, color=color, label=one.model)
+        slowest = max([slowest, *medians])
+        drawn.update(sizes)
     returns.set_xticks(range(len(evaluations)), [one.model for one in evaluations])
-    returns.set_xlim(-0.6, len(evaluations) - 0.4)
+    returns.set_xlim(-0.6, len(evaluations) - 0.2)
     returns.set(
         title=f"{evaluations[0].env_id}: return of {len(evaluations[0].episodes)} episodes", ylabel="return"
     )
     latency.set(title="time per call of the policy", xlabel="batch size", ylabel="median microseconds")
-    latency.set_ylim(bottom=0)
+    latency.set_ylim(0, 1.2 * slowest or 1.0)
+    if len(drawn) <= _FEW_SIZES:
+        latency.set_xticks(sorted(drawn), [str(size) for size in sorted(drawn)])
     if len(evaluations) > 1:
         latency.legend(frameon=False)
     for axes in (returns, latency):

@@ -1,4 +1,4 @@
-"""Environments to step: in this process, or spread over worker processes."""
+"""Steps environments, in this process or spread over worker processes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ Vectorization = Literal["sync", "async"]
 
 
 class Outcome(NamedTuple):
-    """What an environment says after a reset (reward 0, not over) or a step; `mask` is its
-    `info["action_mask"]`."""
+    """The result of a reset (reward 0, not over) or a step; `mask` is the `info["action_mask"]`."""
 
     observation: Any
     reward: float
@@ -40,8 +39,7 @@ class Outcome(NamedTuple):
 
 
 class EnvPool(abc.ABC):
-    """A number of like environments, each in a slot of its own, that are reset and stepped as they are
-    asked."""
+    """Equal environments, each in its own slot, that are reset and stepped on request."""
 
     name: str
     observation_space: Any
@@ -52,17 +50,17 @@ class EnvPool(abc.ABC):
         """Begin an episode in each slot, slot -> seed.
 
         Raises:
-            EnvironmentFailedError: an environment raised; `error.slot` tells which.
-            WorkerDiedError: its process is gone.
+            EnvironmentFailedError: an environment raised; `error.slot` gives its slot.
+            WorkerDiedError: a worker process died.
         """
 
     @abc.abstractmethod
     def step(self, actions: Mapping[int, Any]) -> Sequence[Any]:
-        """Step each slot, slot -> action; raises as `reset` does."""
+        """Step each slot, slot -> action; raises like `reset`."""
 
     @abc.abstractmethod
     def seen(self, outcome: Any) -> Mapping[str, tuple[Any, Any]]:
-        """Agent -> (observation, action mask), for the agents that act next; the only agent is called ""."""
+        """Agent -> (observation, action mask), for the agents that act next; a single agent is called ""."""
 
     @abc.abstractmethod
     def rewards(self, outcome: Any) -> Mapping[str, float]:
@@ -70,15 +68,15 @@ class EnvPool(abc.ABC):
 
     @abc.abstractmethod
     def joint(self, actions: Mapping[str, Any]) -> Any:
-        """Actions by agent as `step` takes them."""
+        """Actions by agent, in the form that `step` takes."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Close what was opened here."""
+        """Close the environments that this pool opened."""
 
 
 class SinglePool(EnvPool):
-    """Environments with one agent each (abstract: where they are stepped differs)."""
+    """Environments with one agent each (abstract: the two kinds differ in where they step)."""
 
     def seen(self, outcome: Outcome) -> Mapping[str, tuple[Any, Any]]:
         return {"": (outcome.observation, outcome.mask)}
@@ -99,8 +97,7 @@ class LocalPool(SinglePool):
     action_space: Any
 
     def __init__(self, env: Any, size: int, first: Callable[[], Any] | None = None):
-        """Make `size` of `env` (see `maker_of`), or take the one that is given; `first` makes the first
-        instead."""
+        """Make `size` of `env` (see `maker_of`), or use the one given; `first` makes the first one."""
         make, self.name = maker_of(env)
         self._owned = not is_env(env)
         self.envs: list[Any] = []
@@ -130,7 +127,7 @@ class LocalPool(SinglePool):
                 if self._owned:
                     env.close()
                 elif getattr(env, "recording", False):
-                    env.stop_recording()  # writes the video; the environment itself is the caller's
+                    env.stop_recording()  # Writes the video; the environment itself belongs to the caller.
 
     def _ask(self, slot: int, verb: str, value: Any) -> Outcome:
         try:
@@ -141,10 +138,9 @@ class LocalPool(SinglePool):
 
 @final
 class WorkerPool(SinglePool):
-    """Environments spread over worker processes, which run beside each other.
+    """Environments spread over worker processes, which run at the same time.
 
-    The workers are fresh interpreters that import neither JAX nor the caller's main script: nothing is
-    forked.
+    The workers are fresh interpreters, not forks, and import neither JAX nor the caller's main script.
     """
 
     name: str
@@ -152,10 +148,10 @@ class WorkerPool(SinglePool):
     action_space: Any
 
     def __init__(self, env: Any, size: int, workers: int | None = None):
-        """Start `workers` processes (one per core by default) with `size` environments in all."""
+        """Start `workers` processes (by default one per core) with `size` environments in total."""
         if is_env(env):
             raise EvaluationError(
-                "an environment object cannot be sent to worker processes: give its id, or a function that "
+                "an environment object cannot be sent to worker processes: pass its id, or a function that "
                 "makes one"
             )
         make, self.name = maker_of(env)
@@ -266,9 +262,8 @@ class _Worker:
         )
         return WorkerDiedError(
             f"worker {self.index} (process {self._process.pid}) {how} without an answer, and its "
-            "environments with it: look at what it "
-            "wrote to stderr, at the memory of the machine, or run with vectorization='sync' to see the "
-            "failure itself"
+            "environments are lost: look at its stderr output and at the machine's memory, or run with "
+            "vectorization='sync' to see the error itself"
         )
 
 
@@ -278,20 +273,20 @@ def maker_of(env: Any, render_mode: str | None = None) -> tuple[Callable[[], Any
     Args:
         env: a Gymnasium id ("CartPole-v1", "module:Id-v0"), an `EnvSpec`, a function without arguments, or
             one environment.
-        render_mode: for an id or an `EnvSpec`: how the environment shows itself.
+        render_mode: Gymnasium's render mode, for an id or an `EnvSpec`.
 
     Raises:
         MissingPackageError: Gymnasium is not installed.
-        UnknownEnvironmentError: an id that is not registered, or whose packages are missing.
-        EvaluationError: something else; or a vector environment, whose episodes cannot be dealt out one by
-            one.
+        UnknownEnvironmentError: the id is not registered, or its packages are missing.
+        EvaluationError: `env` is something else, or a vector environment, whose episodes cannot be dealt out
+            one by one.
     """
     gymnasium = import_gymnasium()
     if isinstance(env, gymnasium.vector.VectorEnv):
         raise EvaluationError(
-            "a vector environment restarts its episodes by itself: evaluate cannot deal them out and seed "
-            "them one by one: give its id, or "
-            "a function that makes one environment; num_envs= and vectorization= say how many run, and where"
+            "a vector environment restarts its episodes by itself, but evaluate must seed and start each: "
+            "pass its id, or a function that makes one environment; num_envs= and vectorization= set the "
+            "number and the processes"
         )
     if isinstance(env, gymnasium.Env):
         return lambda: env, env.spec.id if env.spec else type(env.unwrapped).__name__
@@ -303,9 +298,8 @@ def maker_of(env: Any, render_mode: str | None = None) -> tuple[Callable[[], Any
         spec = env
         mode: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
 
-        def make() -> (
-            Any
-        ):  # sent to workers by value: it must not refer to memojax, which would import JAX there
+        # Sent to workers by value: a reference to memojax would import JAX there.
+        def make() -> Any:
             import gymnasium
 
             return gymnasium.make(spec, disable_env_checker=True, **mode)
@@ -320,10 +314,10 @@ def maker_of(env: Any, render_mode: str | None = None) -> tuple[Callable[[], Any
 
 
 def import_gymnasium() -> Any:
-    """Gymnasium, which is imported only where an evaluation runs.
+    """Gymnasium, imported only when an evaluation runs.
 
     Raises:
-        MissingPackageError: it is not installed.
+        MissingPackageError: Gymnasium is not installed.
     """
     try:
         import gymnasium
@@ -356,7 +350,7 @@ def _spec_of(env_id: str, gymnasium: Any) -> Any:
 
 
 def _closest(name: str, known: Sequence[str]) -> list[str]:
-    """Newer versions of the same name first, then similar ones."""
+    """The newest version of the same name if there is one, else similar names."""
     base = name.partition("-v")[0].casefold()
     same = [other for other in known if other.partition("-v")[0].casefold() == base]
     lower = {other.casefold(): other for other in known}
@@ -364,7 +358,7 @@ def _closest(name: str, known: Sequence[str]) -> list[str]:
 
 
 def is_env(env: Any) -> bool:
-    """Whether `env` is one environment, of Gymnasium or (by what it has) a parallel one of PettingZoo."""
+    """Whether `env` is one environment: Gymnasium's, or a parallel one with PettingZoo's attributes."""
     return isinstance(env, import_gymnasium().Env) or is_parallel(env)
 
 
@@ -382,7 +376,7 @@ def _not_made(name: str, what: str) -> EvaluationError:
 
 
 def _quoted(where: str, trace: str) -> str:
-    """A traceback of another process, its last line first."""
+    """A traceback of another process, with its last line first."""
     return f"{trace.rstrip().rpartition(chr(10))[2]}\n({where})\n{trace.rstrip()}"
 
 
@@ -392,7 +386,7 @@ def failed(name: str, slot: int, verb: str, what: str) -> EnvironmentFailedError
 
 
 def as_actions(rows: np.ndarray) -> list[Any]:
-    """Rows of actions as environments take them: ints, or NumPy arrays."""
+    """Rows of actions in the form that environments take: ints, or NumPy arrays."""
     if rows.ndim > 1:
         return list(rows)
     return rows.tolist() if rows.dtype.kind in "iu" else list(map(np.asarray, rows))

@@ -1,4 +1,4 @@
-"""Evaluations in files: JSON to load again, CSV with a line per episode for a spreadsheet."""
+"""Stores evaluations in files: JSON, which `load` reads, or CSV with a line per episode."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ SUFFIXES = (".json", ".csv")
 
 
 def check_suffix(path: str | PathLike[str]) -> None:
-    """See that evaluations can be written as `path` is called.
+    """Check that the suffix of `path` names a format for evaluations.
 
     Raises:
-        EvaluationError: they cannot.
+        EvaluationError: it does not.
     """
     if Path(path).suffix.casefold() not in SUFFIXES:
         raise EvaluationError(f"{path}: evaluations are written as {' or '.join(SUFFIXES)}")
 
 
 def save(evaluations: Evaluation | Iterable[Evaluation], path: str | PathLike[str]) -> None:
-    """Write evaluations: `.json` is what `load` reads, `.csv` has a line per episode.
+    """Write evaluations: `.json` for `load`, or `.csv` with a line per episode.
 
     Raises:
-        EvaluationError: another suffix, or the file cannot be written.
+        EvaluationError: the suffix is unknown, or the file cannot be written.
     """
     check_suffix(path)
     several = [evaluations] if isinstance(evaluations, Evaluation) else list(evaluations)
@@ -68,12 +68,12 @@ def load(path: str | PathLike[str]) -> list[Evaluation]:
         raise EvaluationError(f"{path}: cannot be read: {cause.strerror or cause}") from cause
     except (ValueError, KeyError, TypeError, AttributeError) as cause:
         raise EvaluationError(
-            f"{path}: no evaluations in it, as --save FILE.json writes them: {type(cause).__name__}: {cause}"
+            f"{path}: no evaluations as --save FILE.json writes them: {type(cause).__name__}: {cause}"
         ) from cause
 
 
 def _evaluation(data: Mapping[str, Any]) -> Evaluation:
-    """What `Evaluation.to_dict` gave, as an evaluation."""
+    """The inverse of `Evaluation.to_dict`."""
     columns = (data[name] for name in ("indices", "seeds", "returns", "lengths", "truncated"))
     agents = data.get("agent_returns") or [{}] * len(data["seeds"])
     episodes = tuple(
@@ -106,7 +106,7 @@ def _write_csv(evaluations: Sequence[Evaluation], target: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: null stands for it, as in what `--json` writes."""
+    """`value` for JSON, which has no NaN: null stands for it, as in the output of `--json`."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list):

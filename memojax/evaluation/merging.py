@@ -1,4 +1,4 @@
-"""Parts of one evaluation, played by several processes or at several times, as one."""
+"""Merges parts of one evaluation, from several processes or times, into one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from ..plans.plan import PlanInfo
 from .result import Episode, Evaluation
 
 _SAME = ("model", "env_id", "deterministic", "action", "feeds", "observation_transforms", "action_transforms")
-"""What parts of one evaluation have in common."""
+"""Fields that are equal in all parts of one evaluation."""
 
 
 def merge(parts: Iterable[Evaluation]) -> Evaluation:
-    """The parts as one evaluation: its episodes, statistics and intervals are those of one run over all
-    seeds.
+    """The parts as one evaluation, with the episodes, statistics and intervals of one run over all seeds.
 
-    Times add up, so they are those of the work, not of a clock on the wall where parts ran beside each other.
+    Times add up, so they give the total work, not the wall clock of parts that ran at the same time.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
     >>> parts = [memojax.evaluate(policy, episodes=2, seed=seed, max_steps=5) for seed in (0, 2)]
@@ -26,7 +25,7 @@ def merge(parts: Iterable[Evaluation]) -> Evaluation:
     array([0, 1, 2, 3])
 
     Raises:
-        EvaluationError: no parts, parts of different evaluations, or a seed that two parts have played.
+        EvaluationError: no parts, parts of different evaluations, or a seed that is in two parts.
     """
     parts = list(parts)
     if not parts:
@@ -38,7 +37,7 @@ def merge(parts: Iterable[Evaluation]) -> Evaluation:
                 raise EvaluationError(f"parts of different evaluations: {name} is {mine!r} and {theirs!r}")
     played = Counter(episode.seed for part in parts for episode in part.episodes)
     if twice := [seed for seed, count in played.items() if count > 1]:
-        raise EvaluationError(f"seed {twice[0]} was played in two parts: give each part seeds of its own")
+        raise EvaluationError(f"seed {twice[0]} was played in two parts: give each part different seeds")
     return replace(
         first,
         episodes=_renumbered(parts),
@@ -57,7 +56,7 @@ def merge(parts: Iterable[Evaluation]) -> Evaluation:
 
 
 def _renumbered(parts: list[Evaluation]) -> tuple[Episode, ...]:
-    """All episodes, numbered by seed; episodes that an interrupted part has not finished leave a gap."""
+    """All episodes, numbered by seed; unfinished episodes of an interrupted part leave a gap."""
     episodes = [episode for part in parts for episode in part.episodes]
     begin = min((episode.seed - episode.index for episode in episodes), default=0)
     numbered = [replace(episode, index=episode.seed - begin) for episode in episodes]
@@ -72,7 +71,7 @@ def _calls(parts: list[Evaluation]) -> dict[int, int]:
 
 
 def _call_us(parts: list[Evaluation]) -> dict[int, float]:
-    """The parts' medians, weighted by their calls: the calls themselves are not kept."""
+    """The parts' medians, weighted by their calls, since the single times are no longer known."""
     result = {}
     for size in sorted({size for part in parts for size in part.call_us}):
         timed = [part for part in parts if size in part.call_us]

@@ -1,4 +1,4 @@
-"""The keywords of `evaluate`, grouped by what they are about."""
+"""The keywords of `evaluate`, in groups."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Group = TypeVar("Group")
 
 
 class EvaluateOptions(TypedDict, total=False):
-    """The keywords of `evaluate` that most calls leave out; its docstring says what each does."""
+    """The optional keywords of `evaluate`; its docstring describes each."""
 
     vectorization: Vectorization
     workers: int | None
@@ -50,7 +50,7 @@ class EvaluateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Stepping:
-    """Where environments are stepped, and for how long."""
+    """Where environments are stepped, and for how many steps."""
 
     vectorization: Vectorization = "sync"
     workers: int | None = None
@@ -66,7 +66,7 @@ class Stepping:
 
 @dataclass(frozen=True)
 class Naming:
-    """What to call the policy in the result."""
+    """Name of the policy in the result."""
 
     name: str | None = None
 
@@ -75,10 +75,10 @@ GROUPS = (Stepping, Wiring, Planning, Watching, Naming)
 
 
 def check_names(options: Mapping[str, Any]) -> None:
-    """See that every keyword belongs to a group.
+    """Check that every keyword belongs to a group.
 
     Raises:
-        OptionError: one does not; the closest is named.
+        OptionError: one does not; the message names the closest keyword.
     """
     known = [field.name for group in GROUPS for field in dataclasses.fields(group)]
     for name in options:
@@ -90,21 +90,21 @@ def group_of(kind: type[Group], options: Mapping[str, Any]) -> Group:
     """The keywords of one group as its dataclass.
 
     Raises:
-        EvaluationError: a value that is not possible.
+        EvaluationError: a value is invalid.
     """
     names = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     return kind(**{name: value for name, value in options.items() if name in names})
 
 
 def refuse_planning(options: Mapping[str, Any]) -> None:
-    """See that nothing is said about the plans of an inferer that is loaded already.
+    """Check that no option concerns the plans of an inferer, which is loaded already.
 
     Raises:
-        EvaluationError: something is.
+        EvaluationError: one does.
     """
     names = {field.name for field in dataclasses.fields(Planning)}
     if given := [f"{name}=" for name in options if name in names]:
         raise EvaluationError(
-            f"{', '.join(given)} say how a policy is loaded, but this one is loaded already: give them to "
+            f"{', '.join(given)} concern loading, but this policy is loaded already: pass them to "
             "memojax.load"
         )

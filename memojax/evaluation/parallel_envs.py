@@ -1,4 +1,4 @@
-"""PettingZoo's parallel environments: several agents that act at once, each with spaces of its own."""
+"""PettingZoo's parallel environments: several agents act at once, each with its own spaces."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .envs import EnvPool, LocalPool, failed
 
 @dataclass(frozen=True)
 class TeamOutcome:
-    """What a parallel environment says after a reset or a step.
+    """The result of a reset or a step of a parallel environment.
 
     Attributes:
         seen: agent -> (observation, action mask), for the agents that act next.
         rewards: agent -> reward.
-        terminated: whether the episode is over, by the task.
-        truncated: whether it is over, by a limit for all who were left.
+        terminated: whether the task has ended the episode.
+        truncated: whether a limit has ended it for all remaining agents.
     """
 
     seen: Mapping[str, tuple[Any, Any]]
@@ -31,7 +31,7 @@ class TeamOutcome:
 
 @dataclass(frozen=True)
 class AgentSpaces:
-    """The spaces of one agent, as `connect` takes them."""
+    """The spaces of one agent, for `connect`."""
 
     name: str
     observation_space: Any
@@ -52,7 +52,7 @@ class ParallelPool(EnvPool):
         self._keys = {str(agent): agent for agent in self._envs[0].possible_agents}
 
     def spaces_of(self, agent: str) -> AgentSpaces:
-        """What an agent sees and does."""
+        """The spaces of an agent."""
         env, key = self._envs[0], self._keys[agent]
         return AgentSpaces(f"{self.name} ({agent})", env.observation_space(key), env.action_space(key))
 
@@ -89,7 +89,7 @@ class ParallelPool(EnvPool):
             observations, rewards, ended, _, infos = self._envs[slot].step(dict(actions))
             seen = self._seen(slot, observations, infos)
             counted = {str(agent): check_reward(reward) for agent, reward in rewards.items()}
-            # An agent may be ended by the task and cut off in the same step; the task counts then.
+            # The task may end an agent in the step that also reaches the limit; then the task counts.
             over = not seen
             by_task = over and any(ended.values())
             return TeamOutcome(seen, counted, by_task, over and not by_task)
@@ -104,11 +104,10 @@ class ParallelPool(EnvPool):
 
 
 def policy_names(agents: list[str], given: Mapping[str, Any]) -> dict[str, str]:
-    """Agent -> the key of its policy: the agent's name, or that name without the number at its end
-    (`archer_0`).
+    """Agent -> key of its policy: the agent's name, with or without the number at its end (`archer_0`).
 
     Raises:
-        EvaluationError: an agent without a policy, or a policy without an agent.
+        EvaluationError: an agent has no policy, or a policy has no agent.
     """
     chosen = {agent: agent if agent in given else agent.rpartition("_")[0] for agent in agents}
     missing = [agent for agent, key in chosen.items() if key not in given]

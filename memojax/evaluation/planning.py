@@ -1,9 +1,8 @@
-"""Which plans an evaluation runs on, for a policy that `evaluate` loads itself; they are compiled beside the
-run.
+"""Chooses the plans of a policy that `evaluate` loads, and compiles them beside the run.
 
-The rule must not depend on time: two plans may differ in the last bit of a row, so a run would not repeat if
-a plan were used as soon as it happened to be ready. A batch size therefore always has the same plan; the next
-plan that a shrinking batch will need is compiled ahead, and a call that comes too early waits for it.
+The choice must not depend on time. Two plans may differ in the last bit of a row. A run that used each plan
+as soon as it was ready could not be repeated. Therefore a batch size always has the same plan. The next plan
+of a shrinking batch compiles ahead, and a call that needs it early waits.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ..plans.batch_sizes import Bucketing, bucket_of, checked_size
 
 @dataclass(frozen=True)
 class Planning:
-    """Which plans a policy gets; the keywords of `evaluate` describe each field."""
+    """The choice of plans; the keywords of `evaluate` describe each field."""
 
     bucketing: Bucketing | None = None
     on_miss: OnMiss = "compile"
@@ -37,22 +36,22 @@ class Planning:
     device: str | jax.Device | None = None
 
     def __post_init__(self) -> None:
-        # Read once, for several policies: an iterator would be empty for the second.
+        # Read once: the options serve several policies, and an iterator would be empty for the second.
         object.__setattr__(self, "preload", tuple(checked_size(size) for size in self.preload))
         if not isinstance(self.bucketing, (str, type(None))) and not callable(self.bucketing):
             object.__setattr__(self, "bucketing", tuple(self.bucketing))
 
 
 class FewSizes:
-    """The default rule: powers of two up to the number of environments, or each size where rows mix.
+    """The default rule: powers of two up to the number of environments, or every size if rows mix.
 
-    Whether rows mix is found out when the batch first shrinks: many evaluations end before that.
+    The test whether rows mix runs when the batch first shrinks, because many evaluations end before that.
     """
 
     def __init__(self, width: int):
         self.width = width
         self.mixing: Callable[[], Sequence[str]] = tuple
-        """The outputs in which rows influence each other."""
+        """Gives the outputs in which rows influence each other."""
         self.independent: bool | None = None
 
     def __call__(self, rows: int) -> int:
@@ -61,7 +60,7 @@ class FewSizes:
         if self.independent is None:
             try:
                 self.independent = not self.mixing()
-            except MemojaxError:  # a file that runs at one size only, say
+            except MemojaxError:  # For example a file that runs at one size only.
                 self.independent = False
         if not self.independent:
             return rows
@@ -72,8 +71,7 @@ class FewSizes:
         return f"'pow2' up to {self.width}, 'exact' where rows mix"
 
     def below(self, rows: int) -> int | None:
-        """The next smaller plan than that of `rows`, once the batch shrinks; None below a plan for one row,
-        and before that."""
+        """The next smaller plan than that of `rows`; None if there is none, or before the batch shrinks."""
         if not self.independent:
             return None
         return power_of_two(self(rows)) // 2 or None
@@ -85,7 +83,7 @@ def power_of_two(rows: int) -> int:
 
 
 class Warmup:
-    """Compiles on a thread of its own what an evaluation is about to need; without a rule, nothing."""
+    """Compiles on its own thread the plans that an evaluation needs next; without a rule, none."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "memojax-evaluate")
@@ -94,28 +92,27 @@ class Warmup:
         self._follow: tuple[FewSizes, Callable[[list[int]], Any]] | None = None
 
     def begin(self, inferer: MemoizingDynamicInferer, first: int | None, sizes: list[int]) -> None:
-        """Compile the plan for `first`, whose failure is the first call's own affair, and those for
-        `sizes`."""
+        """Compile the plan for `first`, whose errors the first call reports, and those for `sizes`."""
         if first is not None:
             self._submit(lambda: inferer.preload([first]))
         if sizes:
             self._preloading = self._submit(lambda: inferer.preload(sizes))
 
     def follow(self, inferer: MemoizingDynamicInferer, rule: FewSizes) -> None:
-        """Compile ahead what a shrinking batch needs by `rule`."""
+        """Compile ahead the plans that a shrinking batch needs by `rule`."""
         self._follow = rule, inferer.preload if inferer.cache_info().maxsize is None else _nothing
 
     def wait(self) -> None:
-        """Return when the sizes that the caller asked for are there.
+        """Wait for the sizes that the caller asked for.
 
         Raises:
-            LoweringError, CompileError: one of them cannot be compiled.
+            LoweringError, CompileError: a size cannot be compiled.
         """
         if self._preloading is not None:
             self._preloading.result()
 
     def ahead(self, rows: int) -> None:
-        """Compile the plan that the batch needs once it has shrunk well below `rows`."""
+        """Compile the plan that the batch needs after it has shrunk well below `rows`."""
         if self._follow is None:
             return
         rule, compile_sizes = self._follow
@@ -125,27 +122,29 @@ class Warmup:
             self._submit(lambda: compile_sizes([size]))
 
     def close(self) -> None:
-        """Drop the compiles that have not been started, and wait for none."""
+        """Drop the compiles that have not started, without waiting for the others."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, task: Callable[[], Any]) -> Future[Any]:
-        # In the caller's context, where `forbid_compile` may hold.
+        # In the caller's context, which may hold a `forbid_compile`.
         return self._pool.submit(contextvars.copy_context().run, task)
 
 
 def _nothing(sizes: list[int]) -> None:
-    """With `maxsize`, plans are not made ahead: preloaded ones would not count."""
+    """With `maxsize`, no plan is made ahead, because preloaded plans would not count."""
 
 
 def load_policy(typed: TypedModel, planning: Planning, width: int, seed: int) -> tuple[Inferer, Warmup]:
-    """The policy, and its first plan under way.
+    """The policy, whose first plan is already compiling.
 
     Args:
-        width: the most rows in a batch.
-        seed: of the numbers that a random model draws.
+        typed: the model.
+        planning: the choice of plans.
+        width: most rows in a batch.
+        seed: seed of the numbers that a random model draws.
 
     Raises:
-        BatchSizeError: an unknown rule, or a size that is not a positive whole number.
+        BatchSizeError: the rule is unknown, or a size is not a positive whole number.
         RowsMixError: on_miss="pad" for a model in which rows influence each other.
     """
     only = only_size(typed)
@@ -164,7 +163,7 @@ def load_policy(typed: TypedModel, planning: Planning, width: int, seed: int) ->
         seed=seed,
     )
     warmup = Warmup()
-    # An inferer that must not compile on a miss, or says so, is not helped behind its back.
+    # With another `on_miss`, the caller wants to see misses, so nothing compiles ahead.
     helped = planning.on_miss == "compile"
     warmup.begin(inferer, bucket_of(bucketing, only)(width) if helped else None, list(planning.preload))
     rule.mixing = lambda: inferer.mixing_outputs

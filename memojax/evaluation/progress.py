@@ -15,8 +15,7 @@ Report = Callable[[int, float, float, int], None]
 
 @contextlib.contextmanager
 def progress_bar(name: str, episodes: int) -> Iterator[Report]:
-    """A bar on stderr that goes away when it is full, or below a notebook's cell; nothing where stderr is not
-    watched."""
+    """A bar on stderr that goes away when full, or below a notebook's cell; nothing if stderr is a file."""
     with bar_of(name, episodes, transient=True) as show:
 
         def report(done: int, mean: float, error: float, size: int) -> None:

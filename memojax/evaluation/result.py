@@ -1,4 +1,4 @@
-"""What an evaluation found: returns with their uncertainty, and what the inferer did for it."""
+"""The result of an evaluation: returns with their uncertainty, and the inferer's work."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Episode:
     """One finished episode.
 
     Attributes:
-        index: its number, from 0.
-        seed: what its environment was reset with.
-        total: sum of rewards; of several agents, over all of them.
-        length: steps.
-        truncated: whether a limit of steps ended it rather than the task.
+        index: the episode's number, from 0.
+        seed: seed of the environment's reset.
+        total: sum of rewards, over all agents.
+        length: number of steps.
+        truncated: whether a limit of steps ended it, not the task.
         agents: agent -> sum of its rewards, in an environment with several agents.
     """
 
@@ -50,9 +50,10 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The result of `memojax.evaluate`; arrays are in the order of the episodes' numbers.
+    """The result of `memojax.evaluate`; arrays are in the order of the episode numbers.
 
-    >>> result = memojax.evaluate(memojax.policies.bundled("acrobot_ppo"), "Acrobot-v1", episodes=2, num_envs=2)
+    >>> policy = memojax.policies.bundled("acrobot_ppo")
+    >>> result = memojax.evaluate(policy, "Acrobot-v1", episodes=2, num_envs=2)
     >>> low, high = result.confidence_interval()
     >>> low <= result.mean_return <= high
     True
@@ -61,26 +62,26 @@ class Evaluation:
         model: name of the policy.
         env_id: name of the environment.
         episodes: finished episodes.
-        asked: how many episodes were asked for.
-        num_envs: environments that ran side by side.
-        deterministic: whether the policy was asked for its best action rather than for a drawn one.
-        steps: environment steps, those of unfinished episodes too.
-        seconds: wall clock from the first reset to the last step; environments and workers are made before.
-        policy_seconds: the part of it that the inferer took, compiles included.
-        compile_seconds: what plans took that were not there before; a plan that was made ahead is no part of
-            `policy_seconds`.
+        asked: number of episodes asked for.
+        num_envs: number of environments side by side.
+        deterministic: whether the policy gave its best action, not a drawn one.
+        steps: environment steps, including unfinished episodes.
+        seconds: wall clock from the first reset to the last step, without the making of environments.
+        policy_seconds: the inferer's part of `seconds`, compiles included.
+        compile_seconds: compile time of plans that did not exist before; `policy_seconds` does not include
+            plans compiled ahead.
         batch_sizes: batch size -> number of calls.
-        call_us: batch size -> median microseconds of a call as seen from here; the first call of a size is
-            left out, so that a size called once is not there.
-        plans: plans of the inferer; `calls` counts this evaluation's only.
-        padded_rows: rows that were computed only to fill a plan.
-        action: how the action was read from the outputs.
+        call_us: batch size -> median microseconds of a call, measured here. The first call of a size is left
+            out, so a size called once is missing.
+        plans: plans of the inferer; `calls` counts only this evaluation.
+        padded_rows: rows computed only to fill a plan.
+        action: how the outputs gave the action.
         feeds: how the inputs were fed.
-        observation_transforms, action_transforms: what happened to observations before the model, to actions
+        observation_transforms, action_transforms: transforms of observations before the model, of actions
             after it.
-        advice: what looks like a mistake, a sentence each.
-        metadata: what the model file says about itself.
-        interrupted: whether it was stopped (Ctrl-C, or an error that carries this as `partial`).
+        advice: likely mistakes, one sentence each.
+        metadata: metadata of the model file.
+        interrupted: whether it was stopped by Ctrl-C, or by an error that carries this as `partial`.
     """
 
     model: str
@@ -112,17 +113,17 @@ class Evaluation:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64[episodes]: steps."""
+        """int64[episodes]: number of steps."""
         return np.array([episode.length for episode in self.episodes], np.int64)
 
     @property
     def seeds(self) -> np.ndarray:
-        """int64[episodes]: what each environment was reset with."""
+        """int64[episodes]: seed of each environment's reset."""
         return np.array([episode.seed for episode in self.episodes], np.int64)
 
     @property
     def mean_return(self) -> float:
-        """Mean over episodes; NaN where none has finished."""
+        """Mean over episodes; NaN without finished episodes."""
         return float(self.returns.mean()) if self.episodes else math.nan
 
     @property
@@ -132,7 +133,7 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean return; NaN for fewer than two episodes."""
+        """Standard error of the mean return; NaN for fewer than two episodes."""
         return self.std_return / math.sqrt(len(self.episodes)) if self.episodes else math.nan
 
     @property
@@ -142,22 +143,21 @@ class Evaluation:
 
     @property
     def mean_length(self) -> float:
-        """Mean steps of an episode; NaN where none has finished."""
+        """Mean number of steps of an episode; NaN without finished episodes."""
         return float(self.lengths.mean()) if self.episodes else math.nan
 
     @property
     def steps_per_second(self) -> float:
-        """Environment steps over wall clock, compiles included."""
+        """Environment steps per second of wall clock, compiles included."""
         return self.steps / self.seconds if self.seconds else math.nan
 
     @property
     def environment_seconds(self) -> float:
-        """Wall clock that was not the policy's."""
+        """Wall clock without the policy's part."""
         return max(0.0, self.seconds - self.policy_seconds)
 
     def plan_size(self, size: int) -> int | None:
-        """The plan that a batch of `size` ran on: the smallest that holds it; None where it was split or has
-        no plan."""
+        """Size of the smallest plan that holds a batch of `size`; None if there is none."""
         return min((plan.size for plan in self.plans if plan.size >= size), default=None)
 
     def confidence_interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -167,17 +167,15 @@ class Evaluation:
     def interquartile_interval(
         self, level: float = 0.95, repetitions: int = BOOTSTRAPS, seed: int = 0
     ) -> tuple[float, float]:
-        """Bootstrapped percentile interval for the interquartile mean (rliable's); NaN for fewer than two
-        episodes."""
+        """Bootstrapped percentile interval of the interquartile mean (rliable's); NaN below two episodes."""
         return bootstrap_interval(self.returns, level, repetitions, seed)
 
     def agent_returns(self, agent: str) -> np.ndarray:
-        """float64[episodes]: sum of the rewards of one agent of several; NaN where it never appeared."""
+        """float64[episodes]: sum of rewards of one of several agents; NaN where it did not appear."""
         return np.array([episode.agents.get(agent, math.nan) for episode in self.episodes], np.float64)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Draw the returns and the time per call; see `memojax.evaluation.plot`, which takes several
-        evaluations."""
+        """Draw the returns and the time per call; `memojax.evaluation.plot` draws several evaluations."""
         return plot(self, path)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -209,7 +207,7 @@ class Evaluation:
         return pandas.DataFrame(self.rows())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+        """All values in JSON's types."""
         low, high = self.confidence_interval()
         return {
             "model": self.model,
@@ -260,7 +258,7 @@ class Evaluation:
     __repr__ = __str__
 
     def transforms(self) -> list[tuple[str, Sequence[str]]]:
-        """("observations", what happened to them) and ("actions", ...), as far as something did."""
+        """("observations", their transforms) and ("actions", their transforms), without empty ones."""
         sides = ("observations", self.observation_transforms), ("actions", self.action_transforms)
         return [(side, done) for side, done in sides if done]
 

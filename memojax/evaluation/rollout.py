@@ -1,4 +1,4 @@
-"""Play episodes: many environments side by side, one call of each policy per step."""
+"""Plays episodes: many environments side by side, one call of each policy per step."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from .progress import Report
 from .result import Episode, Evaluation
 
 _agents = itertools.count(1 << 40)
-"""Agents of evaluations have numbers of their own, so that evaluating an inferer disturbs none that it
-serves."""
+"""Agents of evaluations have separate numbers, so evaluating an inferer does not disturb agents it serves."""
 
 _STREAM = 0x6D6A
-"""Keeps the draws of a policy apart from those of an environment with the same seed."""
+"""Separates a policy's draws from those of an environment with the same seed."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of an evaluation before its first reset; `Evaluation` has the same fields."""
+    """The facts about an evaluation before its first reset; `Evaluation` has the same fields."""
 
     model: str
     asked: int
@@ -47,7 +46,7 @@ class Setting:
 
 @dataclass(eq=False)
 class _Playing:
-    """An episode under way."""
+    """An episode in progress."""
 
     index: int
     seed: int
@@ -59,7 +58,7 @@ class _Playing:
 
 
 class Rollout:
-    """One evaluation from its first reset on."""
+    """One evaluation, from its first reset."""
 
     def __init__(
         self,
@@ -74,8 +73,13 @@ class Rollout:
         """Play one episode for each of `seeds`, each of at most `max_steps`.
 
         Args:
-            players: agent -> the policy that acts for it; "" for the only agent of an environment.
-            warmups: what compiles beside the run.
+            players: agent -> the policy that acts for it; "" stands for a single agent.
+            pool: the environments.
+            setting: the facts for the result.
+            seeds: one seed per episode.
+            max_steps: limit of steps per episode.
+            on_episode: called with each finished episode.
+            warmups: compiles that run beside the evaluation.
         """
         self._players, self._pool, self._setting = players, pool, setting
         self._waiting = enumerate(seeds)
@@ -102,7 +106,7 @@ class Rollout:
             while self._alive:
                 rows = self._step()
                 report(len(self._finished), *self._running(), rows)
-                if not self._undealt:  # from now on the batch shrinks
+                if not self._undealt:  # From now on the batch shrinks.
                     for warmup in self._warmups:
                         warmup.ahead(rows)
         except KeyboardInterrupt:
@@ -123,7 +127,7 @@ class Rollout:
         return self._result(interrupted)
 
     def _begin(self, slots: Iterable[int]) -> None:
-        """Deal the next episodes to `slots`, as far as there are any."""
+        """Give the next episodes to `slots`, as far as there are any."""
         dealt = [
             _Playing(index, seed, slot) for slot, (index, seed) in zip(slots, self._waiting, strict=False)
         ]
@@ -143,7 +147,7 @@ class Rollout:
         self._alive.sort(key=lambda playing: playing.slot)
 
     def _seat(self, playing: _Playing, outcome: Any) -> None:
-        """Let the agents that are in the environment now see what there is; those that are gone leave."""
+        """Give the present agents their observations; agents that are gone leave their seats."""
         seen = self._pool.seen(outcome)
         for name in [name for name in playing.seats if name not in seen]:
             seat = playing.seats.pop(name)
@@ -161,7 +165,7 @@ class Rollout:
         return Seat(name, agent, generator, player, playing.index, playing.seed)
 
     def _step(self) -> int:
-        """One call of each policy, one step of each environment that is alive; the most rows in a call."""
+        """One call of each policy, one step of each living environment; returns the most rows of a call."""
         turns: dict[Player, list[tuple[_Playing, Seat]]] = {}
         for playing in self._alive:
             for seat in playing.seats.values():
@@ -185,7 +189,7 @@ class Rollout:
         return max(len(turn) for turn in turns.values())
 
     def _take_in(self, outcomes: Sequence[Any]) -> None:
-        """Count rewards, finish the episodes that are over, begin others in their place."""
+        """Count rewards, finish episodes that are over, and begin others in their place."""
         going: list[_Playing] = []
         ended: list[tuple[_Playing, bool]] = []
         for playing, outcome in zip(self._alive, outcomes, strict=True):
@@ -251,7 +255,7 @@ class Rollout:
 
 
 class _Before:
-    """An inferer as it was before the run, so that its counts are this run's only."""
+    """The state of an inferer before the run, to count this run's work only."""
 
     def __init__(self, base: Any):
         self._base = base
@@ -259,7 +263,7 @@ class _Before:
         self._padded = self._padding()
 
     def plans(self) -> list[PlanInfo]:
-        """Its plans, with the calls since."""
+        """The inferer's plans, with the calls since then."""
         known = self._plans
         return [
             replace(plan, calls=plan.calls - (known[plan.size].calls if plan.size in known else 0))
@@ -267,12 +271,12 @@ class _Before:
         ]
 
     def compiled(self) -> float:
-        """Seconds that plans took which were not there before."""
+        """Compile seconds of the plans made since then."""
         old = {size: plan.compile_ms for size, plan in self._plans.items()}
         return sum(plan.compile_ms for plan in self._now() if old.get(plan.size) != plan.compile_ms) / 1e3
 
     def padded(self) -> int:
-        """Rows of padding since."""
+        """Padded rows since then."""
         return self._padding() - self._padded
 
     def _now(self) -> list[PlanInfo]:

@@ -1,4 +1,4 @@
-"""How sure a mean is: Student's interval, and rliable's interquartile mean with a bootstrapped interval."""
+"""Uncertainty of a mean: Student's interval, and rliable's interquartile mean with its interval."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import numpy as np
 
 BOOTSTRAPS = 2000
-"""Resamples of a bootstrapped interval; rliable's default."""
+"""Resamples of a bootstrapped interval, as in rliable."""
 
 _CHUNK = 1 << 22
-"""Numbers in memory at once while resampling."""
+"""Upper limit of numbers in memory at once while resampling."""
 
 
 def deviation(values: np.ndarray) -> float:
-    """Sample standard deviation; NaN for fewer than two values, and where one is infinite."""
+    """Sample standard deviation; NaN for fewer than two values or an infinite one."""
     with np.errstate(invalid="ignore"):
         return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
@@ -31,10 +31,9 @@ def student_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, fl
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of the middle half along the last axis: a quarter of the values is cut at each end, rounded down.
+    """Mean of the middle half along the last axis, without a quarter at each end (rounded down).
 
-    This is rliable's `aggregate_iqm`, that is `scipy.stats.trim_mean(values, 0.25)`. NaN where there is no
-    value.
+    This is rliable's `aggregate_iqm`, which is `scipy.stats.trim_mean(values, 0.25)`. NaN without values.
     """
     count = values.shape[-1]
     if not count:
@@ -46,10 +45,9 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, level: float = 0.95, repetitions: int = BOOTSTRAPS, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the interquartile mean over resampled episodes, as rliable's
-    `get_interval_estimates`.
+    """Percentile interval of the interquartile mean over resampled episodes; NaN for fewer than two values.
 
-    NaN for fewer than two values.
+    It equals rliable's `get_interval_estimates`.
     """
     if len(values) < 2:
         return math.nan, math.nan
@@ -65,7 +63,7 @@ def bootstrap_interval(
 
 
 def plus_minus(mean: float, error: float) -> str:
-    """`-81.9 ± 1.5`: as many digits as the error justifies."""
+    """`-81.9 ± 1.5`, with as many digits as the error justifies."""
     if math.isnan(mean):
         return "-"
     digits = 1 if math.isnan(error) or error == 0 else max(0, min(6, 1 - math.floor(math.log10(error))))

@@ -1,4 +1,4 @@
-"""Which policy acts for which agent, and how each is joined to the environment."""
+"""Assigns policies to agents, and connects each policy with the environment."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def connect(inferer: Inferer, pool: Spaces, wiring: Wiring, deterministic: bool)
 def join_players(
     pool: EnvPool, policies: Mapping[str, Inferer], wiring: Wiring, model: str, deterministic: bool
 ) -> dict[str, Player]:
-    """Agent -> the policy that acts for it; agents with one policy and equal spaces share one, and its batch.
+    """Agent -> its policy; agents with the same policy and equal spaces share one player, and its batch.
 
     Raises:
-        SpaceMismatchError: spaces that do not fit a model; both sides are named.
-        EvaluationError: an agent without a policy, or a policy without an agent.
+        SpaceMismatchError: spaces do not fit a model; the message names both sides.
+        EvaluationError: an agent has no policy, or a policy has no agent.
     """
     if not isinstance(pool, ParallelPool):
         if "" not in policies:
-            raise EvaluationError(f"{pool.name} has one agent: give one policy, not a mapping of agents")
+            raise EvaluationError(f"{pool.name} has one agent: pass one policy, not a mapping of agents")
         connection = connect(policies[""], pool, wiring, deterministic)
         return {"": Player(policies[""], connection, model, pool.name, deterministic)}
     keys = dict.fromkeys(pool.agents, "") if "" in policies else policy_names(pool.agents, policies)
@@ -86,8 +86,7 @@ def setting_of(
     deterministic: bool,
     metadata: Mapping[str, str],
 ) -> Setting:
-    """What is known before the first reset; of several policies, each after the first agent that it acts
-    for."""
+    """The facts before the first reset; each of several policies is named after its first agent."""
     distinct: dict[Player, str] = {}
     for agent, player in players.items():
         distinct.setdefault(player, f"{agent}: " if agent else "")

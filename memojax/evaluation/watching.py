@@ -1,4 +1,4 @@
-"""See what a policy does: a window, or Gymnasium's video recorder, around the first of the environments."""
+"""Shows or films a policy: a window or Gymnasium's video recorder around the first environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .envs import import_gymnasium, is_env, maker_of
 
 @dataclass(frozen=True)
 class Watching:
-    """Whether the first environment is shown or filmed; the keywords of `evaluate` describe each field."""
+    """Whether to show or film the first environment; the keywords of `evaluate` describe each field."""
 
     render: bool = False
     video: str | PathLike[str] | None = None
@@ -21,23 +21,25 @@ class Watching:
     def __post_init__(self) -> None:
         if self.render and self.video is not None:
             raise EvaluationError(
-                "render= opens a window and video= needs pictures: one environment gives only one"
+                "render= opens a window and video= needs images, but an environment can give only one of them"
             )
 
     @property
     def render_mode(self) -> str | None:
-        """What the environment is asked for; None where nobody watches."""
+        """Gymnasium's render mode for the first environment; None without a watcher."""
         return "human" if self.render else None if self.video is None else "rgb_array"
 
 
 def watched_maker(env: Any, watching: Watching, prefix: str) -> Callable[[], Any]:
-    """A function that makes the environment that is watched.
+    """A function that makes the environment to show or film.
 
     Args:
-        prefix: what the names of video files begin with.
+        env: see `maker_of`.
+        watching: window or video.
+        prefix: beginning of the video files' names.
 
     Raises:
-        EvaluationError: `env` cannot be made with a render mode.
+        EvaluationError: `env` cannot be made with the render mode.
     """
     make = _maker_in_mode(env, str(watching.render_mode))
     if watching.video is None:
@@ -56,8 +58,8 @@ def _maker_in_mode(env: Any, mode: str) -> Callable[[], Any]:
         made = env if is_env(env) else env()
         if made.render_mode != mode:
             raise EvaluationError(
-                f"the environment has render_mode={made.render_mode!r}, to be watched it needs {mode!r}: "
-                "make it so, or give its id"
+                f"the environment has render_mode={made.render_mode!r}, but showing it needs {mode!r}: make "
+                "it so, or pass its id"
             )
         return made
 

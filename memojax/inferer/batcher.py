@@ -56,8 +56,7 @@ class _Batch:
     def overwrite(
         self, where: Any, rows: Iterable[tuple[int, np.ndarray]], count: int, added: Sequence[int] = ()
     ) -> None:
-        """Copy `rows` into the rows `where` of each slot; `added` are the agents of new rows from `count`
-        on."""
+        """Copy `rows` into the rows `where` of each slot; rows from `count` on belong to agents `added`."""
         stop = self.pad.capacity
         for slot, row in rows:
             self.pad.rows(slot, 0, stop)[where] = row

@@ -105,7 +105,6 @@ def _buffer(spec: TensorSpec, buffer: Any, shape: tuple[int, ...]) -> np.ndarray
     array = from_torch(spec.name, buffer) if is_torch(buffer) else buffer
     if not isinstance(array, np.ndarray) or not array.flags.writeable:
         raise InputError(f"out= for {spec.name!r} is not a writable array in host memory")
-
     if array.shape != shape:
         raise InputShapeError(f"out= for {spec.name!r} has shape {list(array.shape)}, expected {list(shape)}")
     if array.dtype != spec.dtype:

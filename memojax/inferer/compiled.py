@@ -115,7 +115,7 @@ class ModelInferer(InfererOfModel):
         """The options of this kind's constructor beside the shared ones."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle model, options and sizes; the unpickled inferer compiles or loads a plan at its first use."""
+        """Pickle model, options and sizes; the unpickled inferer compiles or loads plans at first use."""
         options = {**self.options.arguments(), "device": device_name(self._device), **self._arguments()}
         return _rebuild, (type(self), self.typed, options, self._ready_sizes())
 

@@ -69,8 +69,7 @@ class CompiledRows:
         return self.engine.typed
 
     def hit(self, inputs: Mapping[str, Any]) -> Arrays | None:
-        """Outputs by name, if a plan exists and takes the inputs unchanged; else None, and nothing has
-        run."""
+        """Outputs by name, if a plan takes the inputs unchanged; else None, and nothing has run."""
         try:
             plan = self.cache.hit(inputs[self.first_name].shape[0])
         except (KeyError, IndexError, AttributeError, TypeError):

@@ -1,4 +1,4 @@
-"""What lies beneath the wrappers of an inferer."""
+"""Finds the model inside the wrappers of an inferer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Any
 
 
 def innermost(inferer: Any) -> Any:
-    """The inferer that holds the plans, beneath all wrappers."""
+    """The inferer that holds the plans, inside all wrappers."""
     while hasattr(inferer, "inferer"):
         inferer = inferer.inferer
     return inferer
 
 
 def metadata_of(policy: Any) -> Mapping[str, str]:
-    """What the model file of an inferer or a `TypedModel` says about itself; nothing where there is no
-    file."""
+    """The metadata in the model file of an inferer or `TypedModel`; empty without a file."""
     return getattr(innermost(policy), "metadata", {})

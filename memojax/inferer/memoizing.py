@@ -74,8 +74,8 @@ class MemoizingDynamicInferer(ModelInferer):
                 padded.
             max_batch_size: largest plan; larger batches are split.
             on_miss: action of a call whose size has no plan yet. "compile": it waits for the compile. "pad":
-                it runs at once, padded to the next larger plan or split over smaller ones, while the
-                background compiles the right plan (the very first call waits). "warn": like "compile", with a
+                it runs at once, padded to the next larger plan or split over smaller ones. The background
+                then compiles the right plan. Only the very first call waits. "warn": like "compile", with a
                 warning in the log. "error": it raises.
             maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict,
             checked, compile_in:

@@ -1,5 +1,4 @@
-"""Many weight sets of one network behind one call, as league training and population-based evaluation want
-them."""
+"""Many weight sets of one network behind one call, for league training and population-based evaluation."""
 
 from __future__ import annotations
 
@@ -28,12 +27,12 @@ FIRST_CAPACITY = 8
 
 @final
 class PolicyPool:
-    """Weight sets of one network by name; agents with different weights run in one call, by `vmap` over the
-    weights.
+    """Weight sets of one network by name; agents with different weights run in one call.
 
-    A call deals its rows to the weight sets and runs all sets on as many rows as the busiest has, rounded up
-    to a power of two. Weights are arguments of the executables: to add, drop or swap a set compiles nothing,
-    until there are more sets than `capacity`, which then doubles.
+    A call deals its rows to the weight sets, and uses `vmap` over the weights. It runs every set on as many
+    rows as the busiest set has, rounded up to a power of two. Weights are arguments of the executables, so
+    adding, dropping or swapping a set compiles nothing. Only more sets than `capacity` do; the capacity then
+    doubles.
 
     >>> pool = memojax.PolicyPool(memojax.policies.bundled("acrobot_ppo"))
     >>> pool.add("main")
@@ -45,12 +44,12 @@ class PolicyPool:
     """
 
     def __init__(self, source: Source | TypedModel, capacity: int = FIRST_CAPACITY, **options: Any):
-        """Take the network of `source`; there are no weight sets yet.
+        """Take the network of `source`, at first without weight sets.
 
         Args:
-            source: what `memojax.load` takes.
-            capacity: how many weight sets fit before plans must be compiled anew.
-            options: `maxsize`, `device`, `seed`, `precision` and the others of `MemoizingDynamicInferer`.
+            source: a source for `memojax.load`.
+            capacity: number of weight sets that fit without a new compile.
+            options: options of `MemoizingDynamicInferer`, such as `maxsize`, `device`, `seed` or `precision`.
 
         Raises:
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
@@ -61,7 +60,7 @@ class PolicyPool:
         self._typed = typed_model(source)
         if isinstance(self._typed.fn, ExportedFunction):
             raise IncompatibleModelError(
-                "an exported program holds one weight set: give the ONNX file that it was exported from"
+                "an exported program holds one weight set: pass the ONNX file that it was exported from"
             )
         if mixing := self._typed.mixing_outputs():
             raise RowsMixError(
@@ -71,7 +70,7 @@ class PolicyPool:
         capacity = as_count("capacity", capacity, InputError)
         self._options = {"bucketing": "pow2", **options, "weights": "argument"}
         self._slots: dict[Hashable, int] = {}
-        # Calls and changes take turns: a call must not find another set in a slot that it has looked up.
+        # Calls and changes take turns, so a call never finds another set in a slot that it has looked up.
         self._lock = threading.RLock()
         self._build(_stacked(self._typed.params, capacity), capacity)
 
@@ -87,28 +86,29 @@ class PolicyPool:
 
     @property
     def names(self) -> list[Hashable]:
-        """The weight sets, in the order in which they were added."""
+        """The weight sets, in the order of their addition."""
         return list(self._slots)
 
     @property
     def api(self) -> ModelApi:
-        """What one agent takes and gives."""
+        """The inputs and outputs of one agent."""
         return self._typed.api
 
     def add(self, name: Hashable, weights: Any = None) -> None:
         """Add a weight set.
 
         Args:
-            weights: by name, a pytree, or another export of the same network, as `update_params` takes them.
-                Names that are left out keep the network's own weights; so do all with None.
+            name: any hashable name.
+            weights: by name, a pytree, or another export of the same network, as for `update_params`. Missing
+                names keep the network's own weights, and None keeps all of them.
 
         Raises:
-            IncompatibleModelError: `name` is there already, or weights of another network; nothing is changed
-                then.
+            IncompatibleModelError: `name` is taken, or the weights belong to another network; nothing
+                changes.
         """
         with self._lock:
             if name in self._slots:
-                raise IncompatibleModelError(f"{name!r} is in the pool already: swap it, or drop it first")
+                raise IncompatibleModelError(f"{name!r} is already in the pool: swap it, or drop it first")
             params = self._checked(weights)
             slot = next(free for free in range(len(self) + 1) if free not in self._slots.values())
             if slot >= self.capacity:
@@ -121,20 +121,20 @@ class PolicyPool:
             self._slots[name] = slot
 
     def swap(self, name: Hashable, weights: Any) -> None:
-        """Replace a weight set; calls that start after this returns use the new one.
+        """Replace a weight set; calls that start after this method returns use the new one.
 
         Raises:
-            IncompatibleModelError: `name` is not there, or weights of another network; nothing is changed
-                then.
+            IncompatibleModelError: `name` is unknown, or the weights belong to another network; nothing
+                changes.
         """
         with self._lock:
             self._write(self._slot(name), self._checked(weights))
 
     def drop(self, name: Hashable) -> None:
-        """Forget a weight set; its place is free.
+        """Forget a weight set, which frees its slot.
 
         Raises:
-            IncompatibleModelError: `name` is not there.
+            IncompatibleModelError: `name` is unknown.
         """
         with self._lock:
             self._slot(name)
@@ -144,7 +144,7 @@ class PolicyPool:
         """A copy of the weights of one set.
 
         Raises:
-            IncompatibleModelError: `name` is not there.
+            IncompatibleModelError: `name` is unknown.
         """
         with self._lock:
             slot = self._slot(name)
@@ -154,18 +154,17 @@ class PolicyPool:
         """Run a batch whose rows belong to the weight sets that `policies` names, one name per row.
 
         Returns:
-            Output name -> `[n, *element_shape]`, rows in the order in which they were given.
+            Output name -> `[n, *element_shape]`, in the order of the given rows.
 
         Raises:
-            InputError: an unknown, missing, misshapen or mistyped input, or another number of names than
-                rows.
-            IncompatibleModelError: a name that is not in the pool.
+            InputError: an input is unknown, missing, misshapen or mistyped, or there is not one name per row.
+            IncompatibleModelError: a name is not in the pool.
         """
         specs = self._typed.api.inputs
         rows, n = checked_rows(specs, inputs)
         if len(policies) != n:
             raise InputShapeError(
-                f"policies names {len(policies)} weight sets for {n} rows: give one name per row"
+                f"policies names {len(policies)} weight sets for {n} rows, expected one name per row"
             )
         if n == 0:
             return {spec.name: np.zeros((0, *spec.shape), spec.dtype) for spec in self._typed.api.outputs}
@@ -186,19 +185,19 @@ class PolicyPool:
         return {spec.name: named[spec.name] for spec in self._typed.api.outputs}
 
     def preload(self, sizes: Iterable[int]) -> None:
-        """Compile for so many rows per weight set.
+        """Compile plans for these numbers of rows per weight set.
 
         Raises:
-            BatchSizeError: a size that is no positive whole number.
+            BatchSizeError: a size is not a positive whole number.
         """
         self._inferer.preload(sizes)
 
     def plans(self) -> list[PlanInfo]:
-        """What is compiled; `size` counts rows per weight set."""
+        """One `PlanInfo` per plan; `size` counts rows per weight set."""
         return self._inferer.plans()
 
     def _build(self, stack: Any, capacity: int) -> None:
-        """An inferer for `capacity` weight sets; its plans are compiled when they are needed."""
+        """Make an inferer for `capacity` weight sets; it compiles a plan at its first use."""
         typed = self._typed
         stacked = replace(
             typed,
@@ -230,15 +229,15 @@ class PolicyPool:
         for name, value in self._typed.constant.items():
             if not np.array_equal(value, new.constant[name], equal_nan=value.dtype.kind == "f"):
                 raise IncompatibleModelError(
-                    f"output {name!r} depends on the weights alone, and these give another value than the "
+                    f"output {name!r} depends only on the weights, and these give it another value than the "
                     "network's own"
                 )
         return new.params
 
     def _slot(self, name: Hashable) -> int:
         if name not in self._slots:
-            known = ", ".join(map(repr, self._slots)) or "nothing yet"
-            raise IncompatibleModelError(f"{name!r} is not in the pool; in it is {known}")
+            known = ", ".join(map(repr, self._slots)) or "none"
+            raise IncompatibleModelError(f"{name!r} is not in the pool; the weight sets are: {known}")
         return self._slots[name]
 
 
@@ -251,7 +250,7 @@ class _OverWeights:
     random: bool
 
     def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
-        # Each weight set draws numbers of its own.
+        # Each weight set draws its own numbers.
         keys = jax.random.split(key, self.capacity) if self.random else None
         over = jax.vmap(self.fn, in_axes=(0, 1, 0 if self.random else None), out_axes=1)
         return over(params, list(rows), keys)
@@ -267,7 +266,7 @@ def _stacked(params: Any, count: int) -> Any:
 
 def _with_slot(stack: Any, slot: int, params: Any) -> Any:
     def written(stack: np.ndarray, leaf: Any) -> np.ndarray:
-        stack = stack.copy()  # calls in flight read the old one
+        stack = stack.copy()  # Concurrent calls still read the old array.
         stack[slot] = np.asarray(leaf)
         return stack
 
@@ -275,7 +274,7 @@ def _with_slot(stack: Any, slot: int, params: Any) -> Any:
 
 
 def _turns(slots: np.ndarray, capacity: int) -> np.ndarray:
-    """For each row, how many rows before it have the same slot."""
+    """For each row, the number of earlier rows with the same slot."""
     order = np.argsort(slots, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(slots, minlength=capacity))[:-1]])
     turns = np.empty(len(slots), np.int64)

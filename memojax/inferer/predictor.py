@@ -1,5 +1,4 @@
-"""`predict` with Stable-Baselines3's signature, so its `evaluate_policy` and callbacks take a policy of
-memojax."""
+"""`predict` with Stable-Baselines3's signature, for its `evaluate_policy` and callbacks."""
 
 from __future__ import annotations
 
@@ -21,18 +20,17 @@ from .layers import innermost, metadata_of
 log: logging.Logger = logging.getLogger("memojax")
 
 State = tuple[np.ndarray, ...]
-"""Hidden state of all agents: an array `[n, *shape]` for each piece."""
+"""Hidden state of all agents: one array `[n, *shape]` per piece."""
 
 _UNCLIPPED = (
-    "predict gives the actions of output %r as they are: without the action space they are neither clipped "
-    "nor scaled; "
-    "policy.for_env(env) knows the space"
+    "predict gives the actions of output %r unchanged: without the action space they are neither clipped "
+    "nor scaled; policy.for_env(env) knows the space"
 )
 
 
 @final
 class Predictor:
-    """A policy for the spaces of an environment; where Stable-Baselines3 expects a model, this fits.
+    """A policy for the spaces of an environment, which Stable-Baselines3 accepts as a model.
 
     >>> import gymnasium
     >>> env = gymnasium.make("Acrobot-v1")
@@ -43,14 +41,16 @@ class Predictor:
     """
 
     def __init__(self, policy: Inferer, env: Any = None, wiring: Wiring | None = None, seed: int = 0):
-        """Join `policy` to the spaces of `env`; without one, to whatever observations come.
+        """Connect `policy` with the spaces of `env`, or, without `env`, with any observations.
 
         Args:
-            env: anything with an `observation_space` and an `action_space`.
-            seed: of the draws where `deterministic` is False.
+            policy: an inferer.
+            env: any object with an `observation_space` and an `action_space`.
+            wiring: the caller's choices; see `Wiring`.
+            seed: seed of the draws if `deterministic` is False.
 
         Raises:
-            SpaceMismatchError: the spaces do not fit the model; both sides are named.
+            SpaceMismatchError: the spaces do not fit the model; the message names both sides.
         """
         self.policy: Inferer = policy
         self.env: Any = env
@@ -59,7 +59,7 @@ class Predictor:
         self._joined: dict[Any, Connection] = {}
         if env is not None:
             name = getattr(getattr(env, "spec", None), "id", type(env).__name__)
-            # A vector environment of Gymnasium has the spaces of all its environments together, too.
+            # Gymnasium's vector environments have joint spaces too, so the single ones come first.
             seen, done = (
                 getattr(env, f"single_{side}", None) or getattr(env, side)
                 for side in ("observation_space", "action_space")
@@ -83,15 +83,15 @@ class Predictor:
         """Actions for one observation or a batch of them, and the next hidden state.
 
         Args:
-            observation: array, or part -> array; with or without an axis for agents in front. A tensor gives
+            observation: array, or part -> array, with or without an axis for agents in front. A tensor gives
                 a tensor.
-            state: what the last call gave; None at the very start.
-            episode_start: bool[n], agents whose episode is new, and whose state is therefore zeroed.
-            deterministic: take the best action rather than draw one.
-            action_masks: bool[n, actions], the actions that are allowed (sb3-contrib's `MaskablePPO`).
+            state: the state that the last call gave; None at the start.
+            episode_start: bool[n]; True zeroes the agent's state, because its episode is new.
+            deterministic: take the best action instead of drawing one.
+            action_masks: bool[n, actions], the allowed actions (sb3-contrib's `MaskablePPO`).
 
         Raises:
-            SpaceMismatchError: the observation does not fit, or which output is the action is not known.
+            SpaceMismatchError: the observation does not fit, or no output is clearly the action.
             ActionError: the policy gave NaN, or an action outside of a discrete space.
         """
         tensor = is_torch(observation)
@@ -107,7 +107,7 @@ class Predictor:
             (spec.name, fresh.reshape(n, *spec.shape).astype(spec.dtype)) for spec in connection.starts
         )
         hidden = self._hidden(connection, state, n, fresh)
-        # A policy that keeps state itself, by agent, learns whose episode is new.
+        # `dones` also tells a policy that itself keeps state by agent whose episode is new.
         outputs = self.policy.infer_arrays({**inputs, **hidden}, dones=fresh)
         allowed = None if action_masks is None or connection.masks else np.asarray(action_masks)
         actions = connection.actor(outputs, [self._generator] * n, allowed)
@@ -120,13 +120,13 @@ class Predictor:
         actions = np.array(actions) if batched else np.array(actions[0])
         return (to_torch(actions, False) if tensor else actions), state
 
-    # What Stable-Baselines3's callbacks ask a model for.
+    # Stable-Baselines3's callbacks read the attributes below from a model.
 
     num_timesteps = 0
 
     @property
     def logger(self) -> Any:
-        """Stable-Baselines3's logger, which writes nowhere until it is configured."""
+        """Stable-Baselines3's logger, without any output until it is configured."""
         if "_logger" not in self.__dict__:
             from stable_baselines3.common.logger import Logger  # pyright: ignore[reportMissingImports]
 
@@ -134,12 +134,11 @@ class Predictor:
         return self._logger
 
     def get_env(self) -> Any:
-        """The environment that this policy was joined to."""
+        """The environment that this policy is connected with."""
         return self.env
 
     def get_vec_normalize_env(self) -> Any:
-        """The `VecNormalize` around that environment, or None; its statistics are not this policy's to
-        change."""
+        """None: the statistics of a `VecNormalize` around the environment are not this policy's to change."""
         return None
 
     def _read(self, observation: Any, deterministic: bool) -> tuple[Mapping[str, Rows], bool, Connection]:
@@ -176,7 +175,7 @@ class Predictor:
     def _hidden(
         self, connection: Connection, state: Sequence[Any] | None, n: int, fresh: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Hidden state by input name, zeros for those whose episode is new."""
+        """Hidden state by input name, with zeros for new episodes."""
         specs = {spec.name: spec for spec in self.policy.api.inputs}
         wanted = [specs[pair.inkey] for pair in connection.memory]
         if not wanted:
@@ -188,20 +187,20 @@ class Predictor:
             if piece.shape != (n, *spec.shape):
                 raise InputShapeError(
                     f"state for {spec.name!r} has shape {list(piece.shape)}, expected {[n, *spec.shape]}: "
-                    "give back what predict gave"
+                    "pass the state that predict gave"
                 )
             piece[fresh] = 0
         return {spec.name: piece.astype(spec.dtype) for spec, piece in zip(wanted, given, strict=True)}
 
 
 def facts_of(inferer: Any) -> ModelFacts:
-    """What joins an inferer to an environment: what callers give and get, and what its model says of itself."""
+    """The facts about an inferer that a connection with an environment needs."""
     typed = getattr(innermost(inferer), "typed", None)
     return ModelFacts(inferer.api, bool(getattr(typed, "random", False)), metadata_of(inferer))
 
 
 class _GivenReader:
-    """Observations of an unknown space, as they come."""
+    """Reads observations of an unknown space unchanged."""
 
     def __init__(self, observation: Any, batched: bool):
         parts = observation if isinstance(observation, Mapping) else {WHOLE: observation}

@@ -398,7 +398,6 @@ def first_of(names: Sequence[Any]) -> str:
 
 def _shared_client(device: str | jax.Device) -> jax.Device:
     # The name "cpu" means memojax's own client, which has a single device; "cpu:0" is JAX's first one.
-
     return resolve_device("cpu:0" if device == "cpu" else device)
 
 

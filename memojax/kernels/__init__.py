@@ -1,12 +1,11 @@
-"""memojax's own kernels for CPUs, which XLA calls through its FFI: products, convolutions and what stands
-between them.
+"""memojax's own CPU kernels, which XLA calls through its FFI: products, convolutions and the steps between.
 
-They are C++ (`native/`), compiled when memojax is installed. A plan's traced function is searched for the
-parts that they can run (`rewrite.py`); each part becomes one program (`emitter.py`, `program.py`), which is
-one call. Where there are no kernels, XLA's own code runs everything.
+The kernels are C++ (`native/`), compiled when memojax is installed. `rewrite.py` searches a plan's traced
+function for the parts that they can run. Each part becomes one program (`emitter.py`, `program.py`), and one
+call. Without kernels, XLA's own code runs everything.
 
-$MEMOJAX_KERNELS=0 turns them off, at installation too; $MEMOJAX_KERNELS_ISA=avx2 (or portable) keeps them to
-narrower vectors than the CPU has; $MEMOJAX_KERNELS_THREADS sets how many threads a call may use.
+$MEMOJAX_KERNELS=0 turns the kernels off, also at installation. $MEMOJAX_KERNELS_ISA=avx2 (or portable) limits
+them to narrower vectors than the CPU has. $MEMOJAX_KERNELS_THREADS sets the number of threads of a call.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from .library import opened
 
 
 def available() -> str | None:
-    """The instruction set of the kernels in use: "avx512", "avx2" or "portable"; None where there are none.
+    """The instruction set of the kernels in use: "avx512", "avx2" or "portable"; None without kernels.
 
     >>> memojax.kernels.available() in ("avx512", "avx2", "portable", None)
     True
@@ -25,7 +24,7 @@ def available() -> str | None:
 
 
 def why_not() -> str:
-    """Why there are no kernels, in words; empty where there are."""
+    """The reason that there are no kernels, in words; empty if there are."""
     from .library import why_not
 
     return why_not()

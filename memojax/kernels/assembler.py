@@ -1,4 +1,4 @@
-"""Programs under way: room for values, arguments made of weights, steps in order, and the words that they become."""
+"""Assembles a program: memory for values, arguments made of weights, steps in order, and the final words."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from .values import Constant, Recipe, Refused, Value, contiguous, merged, outsid
 Known = Value | Constant | Pending
 
 _MANY_ROWS = 32
-"""Rows from which a large matrix is read often enough for each time that it comes from memory."""
+"""Rows from which it pays to read a large matrix from memory once per pass."""
 
 _LARGE_MATRIX = 1 << 16
-"""Floats of a matrix that does not stay in a core's cache beside others."""
+"""Floats of a matrix that does not fit a core's cache beside others."""
 
 
 @dataclass
 class _Slot:
-    """Room in the arena: floats for each block, and the steps that use it."""
+    """A place in the arena: floats per block, and the first and last step that use it."""
 
     size: int
     first: int
@@ -44,7 +44,7 @@ class _Slot:
 
 @dataclass
 class Weight:
-    """An argument of the program that is made of weights: `source` by `recipe`."""
+    """An argument of the program that is made of weights: `source` after `recipe`."""
 
     source: Any
     recipe: Recipe
@@ -53,12 +53,12 @@ class Weight:
 
 @dataclass
 class Assembler:
-    """A program under way, for one island (abstract: an emitter adds the operators of the network).
+    """A program in progress, for one island (abstract: an emitter adds the network's operators).
 
     Attributes:
         blocks: rows of the plan.
         panel: columns of a panel of packed weights.
-        weights: arguments that are made of weights; they stand behind the `n_inputs` others.
+        weights: arguments made of weights; they follow the `n_inputs` others.
     """
 
     blocks: int
@@ -73,7 +73,7 @@ class Assembler:
     has_product: bool = False
 
     def new(self, shape: Sequence[int], axis: int | None, order: Sequence[int] | None = None) -> Value:
-        """A value in the arena, without gaps, the last dimension of `order` innermost."""
+        """A dense value in the arena, with the last dimension of `order` innermost."""
         dims, size = contiguous(shape, axis, self.blocks, order)
         self._slots.append(_Slot(size, len(self._ops), len(self._ops)))
         return Value(tuple(shape), axis, size, dims, ARENA, slot=len(self._slots) - 1)
@@ -109,7 +109,7 @@ class Assembler:
         return value
 
     def flush(self) -> None:
-        """Emit the elementwise code that waits."""
+        """Emit the pending elementwise code."""
         if self.group is not None:
             group, self.group = self.group, None
             try:
@@ -132,7 +132,7 @@ class Assembler:
         self.emit("product", [x, out, *others], x=x.place, weights=weight, bias=bias, y=out.place, **given)
 
     def copied(self, value: Value, order: Sequence[int] | None = None) -> Value:
-        """A copy without gaps."""
+        """A dense copy."""
         target = self.new(value.shape, value.axis, order)
         self.copy(value, target)
         return target
@@ -156,8 +156,10 @@ class Assembler:
         )
 
     def finish(self, outputs: Sequence[Value], dtypes: Sequence[Any]) -> np.ndarray:
-        """The program, whose results are `outputs`, in row-major order; of `dtypes`, which are float32,
-        int32 or int64."""
+        """The words of the program with results `outputs`, in row-major order.
+
+        `dtypes` are those of the results: float32, int32 or int64.
+        """
         first = self.n_inputs + len(self.weights)
         made: dict[int, Value] = {}
         for index, (value, dtype) in enumerate(zip(outputs, dtypes, strict=True)):
@@ -170,7 +172,7 @@ class Assembler:
                     raise Refused("blocks of an output in an unexpected place")
                 target = _with_axis(value, first + index, self.blocks)
             if value.slot >= 0 and value.slot not in made and self._is(value, target):
-                made[value.slot] = target  # the result itself takes the place of the slot
+                made[value.slot] = target  # The value is made in the result's own memory.
             else:
                 self.copy(value, target)
         self._made = made
@@ -196,11 +198,10 @@ class Assembler:
         self.emit("whole", [value], x=value.place, y=y, count=value.size, bits=bits)
 
     def _sections(self) -> dict[int, tuple[int, int]]:
-        """First steps of sections; how many blocks each works through at a time, and how few a thread may
-        take.
+        """First steps of sections, the number of blocks per pass of each, and the fewest for a thread.
 
-        Images go few at a time, so that what lies between two convolutions stays in the cache. A large dense
-        layer behind them wants many rows, or its weights are read again for each few of them.
+        Images go through in small numbers, so that the values between two convolutions stay in the cache. A
+        large dense layer after them wants many rows, because each pass reads all of its weights.
         """
         found: dict[int, tuple[int, int]] = {}
         start, largest, rows, matrix = 0, -1, 1, 0
@@ -229,15 +230,13 @@ class Assembler:
         return found
 
     def _mostly(self, rows: int, start: int, index: int) -> bool:
-        """Whether products of so few rows, from step `index` on, are most of the work since `start`: a loop's
-        rounds."""
+        """Whether most work since `start` is in products of this few rows from step `index` on: a loop."""
         before = sum(Product(**given).flops for name, given in self._ops[start:index] if name == "product")
         after = [Product(**given) for name, given in self._ops[index:] if name == "product"]
         return sum(one.flops for one in after if one.rows <= rows) > 2 * before
 
     def _floats(self, start: int, stop: int) -> int:
-        """Floats of the arena, for each block, that steps from `start` to `stop` use at the same time at
-        most."""
+        """Most floats of the arena per block that the steps from `start` to `stop` use at the same time."""
         alive = [
             slot
             for number, slot in enumerate(self._slots)
@@ -248,7 +247,7 @@ class Assembler:
         )
 
     def _is(self, value: Value, target: Value) -> bool:
-        """Whether `value` fills its slot just as `target` would."""
+        """Whether `value` has the layout of `target`, and fills its slot."""
         if value.offset or value.size != self._slots[value.slot].size or value.block != target.block:
             return False
         return all(
@@ -258,6 +257,7 @@ class Assembler:
         )
 
     def _resolved(self, item: Any, places: list[Place]) -> Any:
+        # A slot's place is known only at the end, so steps carry the slot's number until then.
         if isinstance(item, Operand):
             return item._replace(place=self._resolved(item.place, places))
         if isinstance(item, Place):
@@ -274,10 +274,10 @@ class Assembler:
         return item
 
     def _arena(self, sections: Mapping[int, Any]) -> tuple[list[Place], int, int]:
-        """Where each slot begins, so that slots in use at the same time do not overlap.
+        """Place the slots so that those in use at the same time do not overlap.
 
         Returns:
-            The beginnings; floats of the arena for each block; floats shared by sections.
+            The place of each slot; floats of the arena per block; floats that sections share.
         """
         starts = sorted(sections)
         placed: list[tuple[int, int, _Slot]] = []
@@ -289,10 +289,12 @@ class Assembler:
                 target = self._made[number]
                 places.append(Place(target.buffer, 0, target.block))
             elif bisect_right(starts, slot.first) != bisect_right(starts, slot.last):
+                # Used by several sections, so its blocks must outlive a pass: they lie in shared memory.
                 places.append(Place(SHARED, shared, slot.size))
                 shared += size * self.blocks
             else:
                 offset = 0
+                # First fit: the lowest gap between the slots whose steps overlap.
                 for begin, end, other in sorted(placed, key=lambda one: one[0]):
                     if other.last < slot.first or slot.last < other.first:
                         continue

@@ -1,7 +1,6 @@
-"""Compiles the kernels; used by the build of the wheel, by tests, and as
-`python -m memojax.kernels.build [FOLDER]`.
+"""Compiles the kernels, for the wheel's build, for tests, or by `python -m memojax.kernels.build [FOLDER]`.
 
-It needs nothing but the standard library, because it runs where neither JAX nor memojax is installed.
+It needs only the standard library, because it also runs without JAX and memojax.
 """
 
 from __future__ import annotations
@@ -45,26 +44,26 @@ _X86 = {
 
 
 class BuildError(Exception):
-    """The kernels cannot be compiled here."""
+    """The kernels cannot be compiled on this machine."""
 
 
 def library_name() -> str:
-    """Name of the file, beside this one."""
+    """Name of the compiled file, which lies beside this one."""
     return "_kernels.dylib" if sys.platform == "darwin" else "_kernels.so"
 
 
 def rows_library_name() -> str:
-    """Name of the file in `memojax/rows` that gathers states."""
+    """Name of the compiled file in `memojax/rows` that gathers states."""
     return "_rows.dylib" if sys.platform == "darwin" else "_rows.so"
 
 
 def supported() -> bool:
-    """Whether there are kernels for this kind of machine."""
+    """Whether the kernels exist for this kind of machine."""
     return sys.platform in ("linux", "darwin") and sys.byteorder == "little" and sys.maxsize > 1 << 32
 
 
 def sources_digest() -> str:
-    """Tells whether a library was built from these sources."""
+    """A digest that tells whether a library was built from these sources."""
     digest = hashlib.sha256()
     for path in sorted(NATIVE.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -73,7 +72,7 @@ def sources_digest() -> str:
 
 @dataclass(frozen=True)
 class Compiler:
-    """Commands that compile and link."""
+    """The commands that compile and link."""
 
     compile: list[str]
     link: list[str]
@@ -88,28 +87,28 @@ def system_compiler() -> Compiler | None:
 
 
 def ziglang() -> Compiler | None:
-    """The compiler in the Python package `ziglang`, where that is installed."""
+    """The compiler in the Python package `ziglang`; None if that is not installed."""
     try:
         import ziglang  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     command = [sys.executable, "-m", "ziglang"]
-    # Left alone it compiles for this very CPU. Linked as C, it need not build a C++ library first, which
-    # takes a minute.
+    # By default zig compiles for the present CPU only. Linked as C, it need not first build a C++ library,
+    # which takes a minute.
     return Compiler([*command, "c++", "-mcpu=baseline", "-fno-sanitize=undefined"], [*command, "cc"])
 
 
 def build(folder: Path, flags: Sequence[str] = ()) -> Path:
-    """Compile the library into `folder`, with further flags for compiler and linker.
+    """Compile the library into `folder`, with additional flags for compiler and linker.
 
     Raises:
-        BuildError: no compiler is there, or none can do it.
+        BuildError: there is no compiler, or none succeeds.
     """
     if not supported():
         raise BuildError(f"no kernels for {sys.platform} {platform.machine()}")
     compilers = [compiler for compiler in (system_compiler(), ziglang()) if compiler]
     if not compilers:
-        raise BuildError("no C++ compiler: none of $CXX, c++, g++, clang++, ziglang")
+        raise BuildError("no C++ compiler: none of $CXX, c++, g++, clang++, ziglang exists")
     failures = []
     for compiler in compilers:
         try:
@@ -120,10 +119,10 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
 
 
 def build_rows(folder: Path) -> Path:
-    """Compile what gathers states into rows into `folder`.
+    """Compile the code that gathers states into `folder`.
 
     Raises:
-        BuildError: no compiler is there, or none can do it.
+        BuildError: there is no compiler, or none succeeds.
     """
     failures = ["no C compiler"]
     for compiler in [compiler for compiler in (system_compiler(), ziglang()) if compiler and supported()]:
@@ -141,7 +140,7 @@ def build_rows(folder: Path) -> Path:
 
 
 def _as_c(command: Sequence[str]) -> list[str]:
-    """The command of a compiler, for C: zig would build a C++ library first."""
+    """A compiler's command for C; zig's C++ command would first build a C++ library."""
     return ["cc" if word == "c++" and "ziglang" in command else word for word in command]
 
 

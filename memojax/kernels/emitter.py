@@ -1,4 +1,4 @@
-"""From steps of a traced function to the steps of a program."""
+"""Turns steps of a traced function into steps of a program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .values import Constant, Dim, Factor, Refused, Value, merged, outside
 @final
 @dataclass
 class Emitter(Assembler):
-    """A program under way, to which each method adds an operator of the network."""
+    """A program in progress; each method adds one operator of the network."""
 
     def dense(
         self,
@@ -32,7 +32,7 @@ class Emitter(Assembler):
         relu: bool,
         addend: Value | None = None,
     ) -> Value:
-        """`x` times a matrix of weights; added to `addend`, in its place, if there is one."""
+        """`x` times a matrix of weights; the result is added to `addend`, if given, in its place."""
         over_x, over_w = contract
         if x.axis in over_x:
             raise Refused("a product over blocks")
@@ -41,12 +41,14 @@ class Emitter(Assembler):
         depth = math.prod(weight.shape[i] for i in over_w)
         if weight.held != weight.shape or not columns or not depth:
             raise Refused("a product with a broadcast matrix")
-        # Parts of the dimensions that are summed over, in the order in which they lie in memory.
+        # The kernel sums in the order of memory, so the packed weights are put in that order, too.
         parts = [factor for i in over_x for factor in x.dims[i]]
         order = sorted((i for i in range(len(parts)) if parts[i].size != 1), key=lambda i: -parts[i].stride)
+        # A row is read as runs of adjacent floats, so adjacent parts are joined.
         inner = merged([parts[i] for i in order])
         rest_x = [i for i in range(len(x.shape)) if i not in over_x]
         rows = merged([factor for i in rest_x for factor in x.dims[i]])
+        # Too many runs for the kernel's loops: a dense copy of x has a single one.
         if (
             len(inner) > 4
             or (inner and inner[-1].stride != 1 and len(inner) > 3)
@@ -93,7 +95,7 @@ class Emitter(Assembler):
         return replace(out, shape=tuple(shape))
 
     def _rows(self, x: Value, rows: Dim) -> tuple[int, tuple[int, int], tuple[int, int, int]]:
-        """Images, lines and rows of them for each block, and their steps."""
+        """Images per block, their lines and rows, and the steps of these three in floats."""
         outer = [*rows]
         if self.blocks == 1:
             outer = [Factor(1, 0)] * (3 - len(outer)) + outer
@@ -112,8 +114,11 @@ class Emitter(Assembler):
     def _bias(self, bias: Constant | None, groups: int, columns: int) -> Place:
         if bias is None:
             return ABSENT
-        recipe = bias.then(("broadcast", (groups * columns,)) if math.prod(bias.held) == 1 else ("reshape", (-1,)),
-                           ("reshape", (groups, columns)), ("vectors",))  # fmt: skip
+        recipe = bias.then(
+            ("broadcast", (groups * columns,)) if math.prod(bias.held) == 1 else ("reshape", (-1,)),
+            ("reshape", (groups, columns)),
+            ("vectors",),
+        )
         if math.prod(bias.held) == 1:
             recipe = bias.then(("reshape", (1,)), *recipe[len(bias.recipe) :])
         return self.weight(bias.source, recipe, 0)
@@ -127,7 +132,11 @@ class Emitter(Assembler):
         bias: Constant | None,
         relu: bool,
     ) -> Value:
-        """A convolution over one or two dimensions."""
+        """A convolution over one or two dimensions.
+
+        The kernel reads each window in place, as runs of adjacent floats: it never copies windows to a
+        matrix.
+        """
         lhs, rhs, out_spec = params["dimension_numbers"]
         groups = params["feature_group_count"]
         spatial = len(lhs) - 2
@@ -162,7 +171,8 @@ class Emitter(Assembler):
         image_step = x.block if images == 1 else steps[0]
         if self.blocks > 1 and images > 1 and images * steps[0] != x.block:
             raise Refused("images that lie apart")
-        if depth == 1 or s_channel == 1:  # channels innermost
+        if depth == 1 or s_channel == 1:
+            # Channels innermost: a window's line is one run, if nothing lies between its pixels.
             order = (*rhs[2:], rhs[1], rhs[0])
             if window[1] == 1 or (dilation[1] == 1 and s_width == depth):
                 length, runs = window[1] * depth, ((window[0], dilation[0] * s_height),)
@@ -172,9 +182,11 @@ class Emitter(Assembler):
                     ((window[0], dilation[0] * s_height), (window[1], dilation[1] * s_width)),
                 )
         elif dilation[1] == 1 and s_width in (0, 1):
+            # Pixels innermost: each channel's line of the window is a run.
             order = (rhs[1], *rhs[2:], rhs[0])
             length, runs = window[1], ((depth, s_channel), (window[0], dilation[0] * s_height))
         else:
+            # Gaps between the pixels: each float of the window is a run of its own.
             order = (rhs[1], *rhs[2:], rhs[0])
             length = 1
             runs = (
@@ -195,17 +207,27 @@ class Emitter(Assembler):
         wide = -(-n_out // 16) * 16
         k = window[0] * window[1] * depth
         self.product_step(
-            out, x, weight=self.weight(weight.source, recipe, 0), bias=self._bias(bias, groups, n_out), images=images, size=(height, width),
-            columns=n_out, length=length, runs=_three(runs), x_steps=(image_step, strides[0] * s_height, strides[1] * s_width),
-            y_steps=(height * width * channels, width * channels, channels), relu=relu, groups=groups,
+            out,
+            x,
+            weight=self.weight(weight.source, recipe, 0),
+            bias=self._bias(bias, groups, n_out),
+            images=images,
+            size=(height, width),
+            columns=n_out,
+            length=length,
+            runs=_three(runs),
+            x_steps=(image_step, strides[0] * s_height, strides[1] * s_width),
+            y_steps=(height * width * channels, width * channels, channels),
+            relu=relu,
+            groups=groups,
             group_steps=(depth * s_channel, k * wide, wide, n_out),
-        )  # fmt: skip
+        )
         return out.transposed([out_spec.index(i) for i in range(len(out_spec))])
 
     def _padded(
         self, x: Value, padding: Sequence[tuple[int, int]], spec: Sequence[int], value: float = 0.0
     ) -> Value:
-        """A copy with `value` around it; `padding` is for the dimensions in the order of `spec`."""
+        """A copy with a border of `value`; `padding` is in the order of `spec`."""
         x = x.transposed(spec)
         shape = [size + low + high for size, (low, high) in zip(x.shape, padding, strict=True)]
         strides = [merged(dim)[-1].stride if merged(dim) else 1 << 60 for dim in x.dims]
@@ -222,7 +244,7 @@ class Emitter(Assembler):
         return target.transposed([list(spec).index(i) for i in range(len(spec))])
 
     def filled(self, shape: Sequence[int], value: float) -> Value:
-        """One number throughout, with blocks where an array of XLA's would have them."""
+        """An array of one number, with its blocks where an array of XLA's has them."""
         target = self.new(shape, outside(shape, self.blocks, 0).axis)
         self.emit("fill", [target], y=target.place, count=target.size, value=value)
         return target
@@ -237,7 +259,7 @@ class Emitter(Assembler):
         return target
 
     def pad(self, x: Value, config: Sequence[tuple[int, int, int]], value: float) -> Value:
-        """Numbers around an array."""
+        """`x` with a border of numbers."""
         if any(low < 0 or high < 0 or inner for low, high, inner in config) or (
             x.axis is not None and any(config[x.axis])
         ):
@@ -245,7 +267,7 @@ class Emitter(Assembler):
         return self._padded(x, [(low, high) for low, high, _ in config], range(len(x.shape)), value)
 
     def concatenate(self, parts: Sequence[Value], dimension: int, shape: Sequence[int]) -> Value:
-        """Arrays one behind the other."""
+        """Arrays joined along a dimension."""
         axis = parts[0].axis
         if axis == dimension or any(part.axis != axis for part in parts):
             raise Refused("a concatenation of blocks")
@@ -266,6 +288,7 @@ class Emitter(Assembler):
             raise Refused("a reduction over blocks")
         kept = [i for i in range(len(x.shape)) if i not in axes]
         parts = [(factor, i in axes) for i, dim in enumerate(x.dims) for factor in dim if factor.size != 1]
+        # The kernel reduces [outer, reduced, inner]. If memory does not have this form, a copy gets it.
         parts.sort(key=lambda part: -part[0].stride)
         flags = [flag for _, flag in parts]
         whole = self._without_gaps(x, [factor for factor, _ in parts])
@@ -341,7 +364,7 @@ class Emitter(Assembler):
         return (not one or (len(one) == 1 and one[0].stride == 1)) and (self.blocks == 1 or x.block == x.size)
 
     def broadcast(self, x: Value, shape: Sequence[int], dimensions: Sequence[int]) -> Value:
-        """New dimensions, and repeated ones."""
+        """New dimensions, and repeated ones, without a copy: a stride of 0 repeats an element."""
         dims: list[Dim] = [(Factor(size, 0),) for size in shape]
         for source, target in enumerate(dimensions):
             if x.shape[source] == shape[target]:
@@ -362,5 +385,5 @@ def _three(runs: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int,
 
 
 def _one_run(flags: Sequence[bool]) -> bool:
-    """Whether the true ones stand together."""
+    """Whether the true flags are adjacent."""
     return sum(1 for i, flag in enumerate(flags) if flag and (i == 0 or not flags[i - 1])) <= 1

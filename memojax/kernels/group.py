@@ -1,4 +1,4 @@
-"""Elementwise steps, gathered into one piece of elementwise code."""
+"""Gathers elementwise steps into one piece of elementwise code."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .program import REGISTERS, Instruction, Operand, Place
 from .values import Constant, Factor, Recipe, Refused, Value, merged, refined, row_major
 
 _LARGEST_CONSTANT = 1 << 16
-"""Floats of a constant that is spread over the dimensions it is broadcast to."""
+"""Limit of floats of a constant that is expanded over its broadcast dimensions."""
 
 
 class Memory(Protocol):
-    """The program under way, as elementwise code needs it: memory for values, and steps; an `Emitter`."""
+    """The part of an `Emitter` that elementwise code needs: memory for values, and steps."""
 
     blocks: int
 
     def new(self, shape: Sequence[int], axis: int | None, order: Sequence[int] | None = None) -> Value:
-        """A value without gaps, the last dimension of `order` innermost."""
+        """A dense value, with the last dimension of `order` innermost."""
         ...
 
     def weight(self, source: Any, recipe: Recipe, size: int) -> Place:
@@ -28,7 +28,7 @@ class Memory(Protocol):
         ...
 
     def copied(self, value: Value, order: Sequence[int] | None = None) -> Value:
-        """A copy without gaps."""
+        """A dense copy."""
         ...
 
     def copy(self, value: Value, target: Value) -> None:
@@ -41,7 +41,7 @@ class Memory(Protocol):
 
 
 class _Part(NamedTuple):
-    """A part of dimension `dim`, and its stride in each input (of a constant: whether it varies)."""
+    """A part of dimension `dim`, and its stride in each input (for a constant: whether it varies)."""
 
     position: int
     dim: int
@@ -51,8 +51,7 @@ class _Part(NamedTuple):
 
 @dataclass(eq=False)
 class Pending:
-    """A result of elementwise code that waits; `value` once it is in memory, `uses` how many readers are
-    still to come."""
+    """A result of elementwise code that is not in memory yet; `uses` counts the readers still to come."""
 
     group: Group
     register: int
@@ -61,7 +60,7 @@ class Pending:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """All of it, as a value has it."""
+        """The shape of the result."""
         return self.group.shape
 
 
@@ -74,12 +73,12 @@ class Group:
     code: list[Instruction] = field(default_factory=list)
     results: list[Pending] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
-    """Which steps it is made of."""
+    """Indices of the steps in this code."""
     _registers: dict[Any, int] = field(default_factory=dict)
     _next: int = 0
 
     def room(self, instructions: int) -> bool:
-        """Whether so many further instructions fit, each with two new inputs."""
+        """Whether this many more instructions fit, each with two new inputs."""
         return self._next + 3 * instructions <= REGISTERS
 
     def operand(self, value: Value | Constant | Pending) -> int:
@@ -96,15 +95,14 @@ class Group:
         return self._registers[value]
 
     def add(self, name: str, *operands: Any, immediate: float = 0.0) -> int:
-        """Add an instruction; an operand is a register, or None for `immediate`. Gives the register of its
-        result."""
+        """Add an instruction, and return its result's register; an operand of None means `immediate`."""
         to = self._new()
         a, b, c = (*operands, 0, 0, 0)[:3]
         self.code.append(Instruction(name, to, a, b, c, immediate))
         return to
 
     def result(self, register: int, uses: int) -> Pending:
-        """The result in a register, for so many readers."""
+        """The result in a register, for `uses` readers."""
         pending = Pending(self, register, uses)
         self.results.append(pending)
         return pending
@@ -116,10 +114,10 @@ class Group:
         return self._next - 1
 
     # To memory
-    # ------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def emit(self, memory: Memory) -> None:
-        """Add the code to a program, and put the results that are wanted into memory."""
+        """Add the code to a program, and place the results with readers in memory."""
         wanted = [result for result in self.results if result.uses > 0]
         if not wanted:
             return
@@ -134,6 +132,7 @@ class Group:
             parts = self._parts(inputs)
         except Refused:
             inputs = [
+                # Some dimension has no parts common to all inputs, until dense copies replace scattered ones.
                 memory.copied(v) if isinstance(v, Value) and any(len(merged(d)) > 1 for d in v.dims) else v
                 for v in inputs
             ]
@@ -141,7 +140,7 @@ class Group:
         start = self._columns(inputs, parts, memory.blocks)
         for number, value in enumerate(inputs):
             if isinstance(value, Value) and not _fits(value, parts, number, start, memory.blocks):
-                # The copy lies as the results do, so that it fits wherever a row begins.
+                # The copy has the layout of the results, so it fits wherever a row begins.
                 copy = self._like(memory, parts, axis)
                 memory.copy(value, copy)
                 inputs[number] = copy
@@ -178,7 +177,7 @@ class Group:
         )
 
     def _parts(self, inputs: Sequence[Value | Constant]) -> list[_Part]:
-        """What the dimensions of one block consist of, the outermost in memory first."""
+        """The parts of one block's dimensions, the outermost in memory first."""
         axis = next(value.axis for value in inputs if isinstance(value, Value))
         sizes = next(value for value in inputs if isinstance(value, Value)).per_block()
         found = []
@@ -202,8 +201,7 @@ class Group:
         return sorted(found, key=lambda part: -part.strides[lead])
 
     def _columns(self, inputs: Sequence[Value | Constant], parts: Sequence[_Part], blocks: int) -> int:
-        """The first of the parts that make a row: where most inputs fit, and of those the one with the
-        longest rows."""
+        """Index of the first part of a row: the choice that most inputs fit, then the longest rows."""
         latest = len(parts)
         for number, value in enumerate(inputs):
             if isinstance(value, Constant):
@@ -235,6 +233,7 @@ class Group:
         register: int,
     ) -> Operand:
         inner = parts[start:]
+        # Expanded over the parts of a row only: the operand's row stride of 0 repeats it for each row.
         if math.prod(value.held) == 1:
             return Operand(memory.weight(value.source, value.then(("reshape", (1,))), 1), 0, 0, register)
         columns = math.prod(part.size for part in inner)
@@ -257,7 +256,7 @@ def _fits(value: Value, parts: Sequence[_Part], number: int, start: int, blocks:
 
 
 def _row_stride(value: Value, parts: Sequence[_Part], number: int, start: int, blocks: int) -> int | None:
-    """Floats from row to row, where rows begin with part `start`; None where `value` does not lie so."""
+    """Floats from row to row, if rows begin with part `start`; None if `value` lies otherwise."""
     inner = merged([Factor(part.size, part.strides[number]) for part in parts[start:]])
     if len(inner) > 1 or (inner and inner[0].stride not in (0, 1)):
         return None

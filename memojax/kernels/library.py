@@ -1,4 +1,4 @@
-"""The compiled kernels: found, opened and made known to XLA, once."""
+"""Finds and opens the compiled kernels, and registers them with XLA, once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log: logging.Logger = logging.getLogger("memojax")
 
 TARGET = "memojax_program"
 _SPIN_US = 100
-"""How long workers look for further work before they sleep."""
+"""Microseconds that workers look for further work before they sleep."""
 
 _lock = threading.Lock()
 
@@ -34,7 +34,7 @@ class Library:
     Attributes:
         isa: "avx512", "avx2" or "portable" (which is NEON on ARM).
         panel: columns of a panel of packed weights.
-        run: `run(program, arrays)` without XLA; the arrays are arguments and results.
+        run: `run(program, arrays)` runs a program without XLA; the arrays are arguments and results.
         call: the C function that runs a prepared program (`kernels/direct.py`).
     """
 
@@ -49,36 +49,34 @@ class Library:
         return self._handle.memojax_multiply_adds(ctypes.c_int64(rounds))
 
     def use_threads(self) -> None:
-        """Let jobs take as many threads as this thread may run on, or as $MEMOJAX_KERNELS_THREADS says."""
+        """Let jobs use as many threads as this thread's cores allow, or as $MEMOJAX_KERNELS_THREADS says."""
         wanted = _whole("MEMOJAX_KERNELS_THREADS", 0) or usable_cores()
         self._handle.memojax_set_threads(wanted, _whole("MEMOJAX_KERNELS_SPIN_US", _SPIN_US))
 
 
 def opened() -> Library | None:
-    """The kernels; None where they are off, were not built, or do not work here. `why_not` says the
-    reason."""
+    """The kernels; None if they are off, not built, or unusable here. `why_not` gives the reason."""
     with _lock:
         return _open()[0]
 
 
 def why_not() -> str:
-    """Why there are no kernels; empty where there are."""
+    """The reason that there are no kernels; empty if there are."""
     with _lock:
         return _open()[1]
 
 
 def kernels_key() -> str | None:
-    """What a stored executable depends on beside XLA: the kernels' sources and instruction set; None without
-    kernels."""
+    """The kernels' part of a stored executable's key: sources and instruction set; None without any."""
     kernels = opened()
     return f"{sources_digest()} {kernels.isa}" if kernels else None
 
 
 def open_library(path: Path) -> Library:
-    """The kernels in a file.
+    """Open the kernels in a file.
 
     Raises:
-        OSError: it cannot be opened, or was built from other sources.
+        OSError: the file cannot be opened, or was built from other sources.
     """
     handle = ctypes.CDLL(str(path))
     handle.memojax_sources.restype = ctypes.c_char_p
@@ -116,7 +114,7 @@ def _open() -> tuple[Library | None, str]:
         capsule = jax.ffi.pycapsule(found._handle.memojax_program)
         jax.ffi.register_ffi_target(TARGET, capsule, platform="cpu")
     except Exception as cause:
-        log.warning("memojax's kernels cannot be used (%s): XLA's own are", cause)
+        log.warning("memojax's kernels cannot be used (%s), so plans use XLA's own code", cause)
         return None, str(cause)
     return found, ""
 

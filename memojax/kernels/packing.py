@@ -1,4 +1,4 @@
-"""Weights as the kernels read them: panels of neighbouring columns, one after the other."""
+"""Packs weights in the order in which the kernels read them: panels of adjacent columns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 LANES = 16
-"""Columns are padded to a multiple of these."""
+"""Columns are padded to a multiple of this number."""
 
 
 def padded(columns: int) -> int:
@@ -16,7 +16,7 @@ def padded(columns: int) -> int:
 
 
 def pack_matrix(matrix: Any, panel: int, xp: Any = np) -> Any:
-    """[K, N] float32 to flat panels of `panel` columns for each of K rows; zeros fill up the last one.
+    """[K, N] float32 to flat panels of `panel` columns, K rows each; zeros pad the last panel.
 
     `xp` is NumPy, or JAX's NumPy for a traced matrix.
     """
@@ -27,5 +27,5 @@ def pack_matrix(matrix: Any, panel: int, xp: Any = np) -> Any:
 
 
 def pack_vector(vector: Any, xp: Any = np) -> Any:
-    """[N] float32, filled up with zeros; `xp` as above."""
+    """[N] float32, padded with zeros; `xp` as in `pack_matrix`."""
     return xp.pad(vector.reshape(-1), (0, padded(vector.size) - vector.size))

@@ -1,7 +1,6 @@
-"""Programs for the kernels: what `native/program.cc` reads.
+"""Programs for the kernels, in the form that `native/program.cc` reads.
 
-A program is a run of int64 words: a header, then one step after the other, each with its opcode and its
-number of words.
+A program is an array of int64 words: a header, then one step after another, each with its opcode and length.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ _HEADER_WORDS = 8
 _PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION, _DRAW, _WHOLE = range(1, 10)
 
 INSTRUCTIONS = (
-    "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "log", "log1p", "expm1", "tanh", "logistic", "erf", "sqrt", "rsqrt",
-    "floor", "ceil", "sign", "lt", "le", "gt", "ge", "eq", "ne", "select", "not", "and", "or", "is_finite", "move", "erf_inv",
-)  # fmt: skip
+    *("add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "log", "log1p", "expm1", "tanh"),
+    *("logistic", "erf", "sqrt", "rsqrt", "floor", "ceil", "sign", "lt", "le", "gt", "ge", "eq", "ne"),
+    *("select", "not", "and", "or", "is_finite", "move", "erf_inv"),
+)
 _CODES = {name: number for number, name in enumerate(INSTRUCTIONS)}
 REDUCTIONS = {"sum": 0, "max": 1, "min": 2, "argmax": 3, "argmin": 4}
 REGISTERS = 24
@@ -31,13 +31,13 @@ MOST_RANK = 8
 ARENA = -1
 SHARED = -3
 ALIGNED = 16
-"""Floats between two values in the arena: a cache line."""
+"""Floats to which values in the arena are aligned: a cache line."""
 
 _CHUNK_FLOATS = 48 * 1024
-"""Floats of a chunk's values in between that still leave room in a core's cache for weights."""
+"""Floats of a chunk's intermediate values that still leave a core's cache room for weights."""
 
 _CHUNK_ROWS = 32
-"""Rows from which a further one in a product saves nothing."""
+"""Rows in a product from which additional rows bring no more speed."""
 
 
 _LEAST_ROWS = 12
@@ -45,10 +45,10 @@ _LEAST_ROWS = 12
 
 
 class Place(NamedTuple):
-    """Where a value lies: in a buffer, from `offset` floats on, `stride` floats for each block of rows.
+    """Where a value lies: in a buffer, from `offset` floats on, with `stride` floats per block of rows.
 
-    `SHARED` is a buffer like others: what one section leaves for later ones. In the arena (`ARENA`) the
-    value's blocks begin at `offset` times their number, and `stride` is what is added to that.
+    `SHARED` is a buffer for values that one section makes and later ones read. In the arena (`ARENA`) a
+    value's blocks begin at `offset` times their number, plus `stride`.
     """
 
     buffer: int
@@ -61,16 +61,16 @@ ABSENT = Place(-2)
 
 @dataclass(frozen=True)
 class Product:
-    """Rows times a packed matrix, plus bias, through relu if wished; see `native/compute.h`.
+    """Rows times a packed matrix, plus bias, optionally through relu; see `native/compute.h`.
 
     Attributes:
-        images: images (of a dense layer, rows) for each block; each has `size` rows.
-        runs: three pairs (count, step): where the runs of `length` neighbours of a row begin.
-        groups: how many products of `columns` columns each.
-        group_steps: floats from one group to the next: of x, weights, bias, y.
+        images: images per block (rows, for a dense layer); each has `size` rows.
+        runs: three pairs (count, step) that give the begins of a row's runs of `length` adjacent floats.
+        groups: number of products, of `columns` columns each.
+        group_steps: floats from one group to the next, in x, weights, bias and y.
         x_steps: floats from one image, line and row to the next; `y_steps` likewise.
-        grows: whether the product is added to what is in y.
-        pairs: whether each block has matrices of its own, one for each group, one behind the other.
+        grows: whether the product is added to the content of y.
+        pairs: whether each block has its own matrices, one per group, one after the other.
     """
 
     x: Place
@@ -92,18 +92,18 @@ class Product:
 
     @property
     def rows(self) -> int:
-        """Rows for each block that meet a matrix."""
+        """Rows per block that one matrix multiplies."""
         return self.images * self.size[0] * self.size[1]
 
     @property
     def flops(self) -> int:
-        """Additions and multiplications for each block."""
+        """Additions and multiplications per block."""
         depth = self.length * self.runs[0][0] * self.runs[1][0] * self.runs[2][0]
         return 2 * self.rows * self.columns * self.groups * depth
 
 
 class Operand(NamedTuple):
-    """An operand of elementwise code: `step` is 0 where one number fills a row."""
+    """An operand of elementwise code; `step` 0 means that one number fills a row."""
 
     place: Place
     row_stride: int
@@ -112,7 +112,7 @@ class Operand(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One instruction; a register None is the number `immediate`."""
+    """One instruction; a register of None stands for the number `immediate`."""
 
     name: str
     to: int
@@ -128,8 +128,7 @@ def least_of(rows: int) -> int:
 
 
 def chunk_of(blocks: int, rows: int, arena_row: int) -> int:
-    """How many blocks to work through at a time: `rows` rows of a product each, and `arena_row` floats in
-    between."""
+    """Blocks per pass, for products of `rows` rows and `arena_row` intermediate floats per block."""
     by_rows = max(1, _CHUNK_ROWS // max(1, rows))
     by_room = max(1, _CHUNK_FLOATS // max(1, arena_row))
     return max(1, min(blocks, max(by_rows, min(by_room, 2 * by_rows))))
@@ -137,11 +136,11 @@ def chunk_of(blocks: int, rows: int, arena_row: int) -> int:
 
 @dataclass
 class Program:
-    """The words of a program under way, for `blocks` blocks of rows and `buffers` arguments and results.
+    """The words of a program in progress, for `blocks` blocks of rows and `buffers` arguments and results.
 
     Attributes:
-        arena_row: floats of the arena for each block of a chunk.
-        shared: floats of values that later sections read, for all blocks.
+        arena_row: floats of the arena per block of a chunk.
+        shared: floats that later sections read, for all blocks.
     """
 
     blocks: int
@@ -153,8 +152,8 @@ class Program:
     shared: int = 0
 
     def array(self) -> np.ndarray:
-        """The program; without a section of its own it is one."""
-        first = [] if self.words and self.words[0] == _SECTION else [_SECTION, 4, max(1, self.blocks), max(1, self.blocks)]
+        """The program; without an explicit section, all of it is one."""
+        first = [] if self.words and self.words[0] == _SECTION else [_SECTION, 4, *[max(1, self.blocks)] * 2]
         words = [*first, *self.words]
         steps = self.steps + bool(first)
         count = _HEADER_WORDS + len(words)
@@ -162,8 +161,10 @@ class Program:
         return np.array([*header, *words], np.int64)
 
     def section(self, chunk: int, least: int) -> None:
-        """What follows is worked through `chunk` blocks at a time, once all blocks are through what stands
-        before; threads may take as few as `least` each."""
+        """Begin a section of `chunk` blocks per pass, which waits for all blocks of the section before.
+
+        A thread may take as few as `least` blocks.
+        """
         self._add(_SECTION, [chunk, least])
 
     def product(self, p: Product) -> None:
@@ -172,16 +173,35 @@ class Program:
         self._add(
             _PRODUCT,
             [
-                *p.x, *p.weights, *p.bias, *p.y, p.images, *p.size, p.columns, p.length, p.groups, *p.group_steps,
-                *p.x_steps, *p.y_steps, int(p.relu), int(p.grows), int(p.pairs), *runs,
+                *p.x,
+                *p.weights,
+                *p.bias,
+                *p.y,
+                p.images,
+                *p.size,
+                p.columns,
+                p.length,
+                p.groups,
+                *p.group_steps,
+                *p.x_steps,
+                *p.y_steps,
+                int(p.relu),
+                int(p.grows),
+                int(p.pairs),
+                *runs,
             ],
-        )  # fmt: skip
+        )
         self.flops += p.flops
 
     def elementwise(
-        self, rows: int, columns: int, inputs: Sequence[Operand], outputs: Sequence[Operand], code: Sequence[Instruction]
-    ) -> None:  # fmt: skip
-        """Add elementwise code over `rows` x `columns` for each block."""
+        self,
+        rows: int,
+        columns: int,
+        inputs: Sequence[Operand],
+        outputs: Sequence[Operand],
+        code: Sequence[Instruction],
+    ) -> None:
+        """Add elementwise code over `rows` x `columns` per block."""
         words = [rows, columns, len(inputs), len(outputs), len(code)]
         for operand in (*inputs, *outputs):
             words += [*operand.place, operand.row_stride, operand.step, operand.register]
@@ -195,7 +215,7 @@ class Program:
         self.flops += 6 * rows * columns * (len(code) + 2)
 
     def reduce(self, x: Place, y: Place, outer: int, reduced: int, inner: int, kind: str) -> None:
-        """Add a reduction from [outer, reduced, inner] to [outer, inner] for each block."""
+        """Add a reduction from [outer, reduced, inner] to [outer, inner] per block."""
         self._add(_REDUCE, [*x, *y, outer, reduced, inner, REDUCTIONS[kind]])
         self.flops += 2 * outer * reduced * inner
 
@@ -206,7 +226,7 @@ class Program:
         self.flops += 8 * int(np.prod([size for size, _, _ in dims], dtype=np.int64))
 
     def fill(self, y: Place, count: int, value: float) -> None:
-        """Add the filling of `count` floats for each block."""
+        """Fill `count` floats per block with `value`."""
         self._add(_FILL, [*y, count, _float_bits(value)])
         self.flops += count
 
@@ -221,8 +241,10 @@ class Program:
         self.flops += 4 * count
 
     def pool(self, x: Place, y: Place, images: int, channels: int, kind: str, sizes: Sequence[int]) -> None:
-        """Add a reduction over windows; `sizes` are pairs: input, output, window, strides, dilation, padding
-        before."""
+        """Add a reduction over windows.
+
+        `sizes` are pairs: input, output, window, strides, dilation, padding before.
+        """
         self._add(_POOL, [*x, *y, images, channels, REDUCTIONS[kind], *sizes])
         self.flops += 2 * images * channels * sizes[2] * sizes[3] * sizes[4] * sizes[5]
 

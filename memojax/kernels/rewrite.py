@@ -1,5 +1,4 @@
-"""Finds the parts of a traced function that the kernels can run, and puts one call of them in the place of
-each."""
+"""Finds the parts of a traced function that the kernels can run, and replaces each by one call."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ _MOST_TRIES = 60
 
 
 class _Primitive:
-    """What stands in for a JAX primitive in a step of ours."""
+    """The stand-in for a JAX primitive in a step of ours."""
 
     multiple_results = True
 
@@ -52,7 +51,7 @@ _PACKED, _CALL = _Primitive("packed"), _Primitive("kernels")
 
 
 class _Pack(Step):
-    """Weights, packed for the kernels."""
+    """Packs weights for the kernels."""
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
         return [cook(jnp.asarray(inputs[0]), self.params["recipe"], jnp)]
@@ -65,7 +64,7 @@ class _Pack(Step):
 
 
 class _Call(Step):
-    """One run of a program."""
+    """Runs one program."""
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
         shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in self.avals]
@@ -79,10 +78,10 @@ def is_call(step: Step) -> bool:
 
 
 def rewrite(residual: Residual, size: int, hoister: Hoister, kernels: Library) -> Residual | None:
-    """`residual`, traced for `size` rows, with calls of the kernels in it; None where they have nothing to
-    do."""
+    """`residual`, traced for `size` rows, with calls of kernels; None if they can run no part of it."""
     residual = with_draws(residual)
     written = unrolled(residual)
+    # Unrolled loops pay only if programs run all of their steps, so the loops stay whole otherwise.
     made = _rewritten(*written, size, hoister, kernels) if written is not None else None
     made = made or _rewritten(residual, None, size, hoister, kernels)
     return without_draws(made) if made else None
@@ -91,9 +90,10 @@ def rewrite(residual: Residual, size: int, hoister: Hoister, kernels: Library) -
 def _rewritten(
     residual: Residual, first: int | None, size: int, hoister: Hoister, kernels: Library
 ) -> Residual | None:
-    """The same; None as well where a loop's steps, whose numbers begin with `first`, are not all in
-    programs."""
+    """The same; also None if a step of an unrolled loop, with a number from `first` on, is in no program."""
     refused: set[int] = set()
+    # A step may turn out to be impossible late, while its program is written. It is then left to XLA, and the
+    # whole search starts again.
     for _ in range(_MOST_TRIES):
         try:
             made = _Rewriter(residual, size, hoister, kernels, refused).run()
@@ -113,7 +113,7 @@ def _belongs(step: Step, first: int | None) -> bool:
 
 
 class _StepRefused(Exception):
-    """Steps cannot be part of a program, as it turned out."""
+    """Steps turned out to be impossible in a program."""
 
     def __init__(self, cause: Refused, index: int):
         super().__init__(str(cause))
@@ -154,6 +154,7 @@ class _Rewriter:
         self.new_nodes: dict[Node, int] = {}
 
     def run(self) -> Residual | None:
+        # Steps of one level depend only on lower levels, so each level's steps can be one program.
         levels = self._levels(self._supported())
         islands = {}
         for level in sorted({level for level, inside in levels.values() if inside}):
@@ -174,7 +175,7 @@ class _Rewriter:
         return self._with(steps)
 
     def _with(self, steps: Sequence[Step]) -> Residual:
-        """The residual of other steps, without what nobody needs."""
+        """The residual with other steps, without those that no output needs."""
         needed = set(self.leaving)
         alive = []
         for step in reversed(steps):
@@ -184,14 +185,17 @@ class _Rewriter:
         known = self.node_of | {number: node for node, number in self.new_nodes.items()}
         leading = tuple(number for number in known if number in needed)
         return replace(
-            self.residual, nodes=tuple(known[n] for n in leading), steps=tuple(reversed(alive)), leading=leading
-        )  # fmt: skip
+            self.residual,
+            nodes=tuple(known[n] for n in leading),
+            steps=tuple(reversed(alive)),
+            leading=leading,
+        )
 
     # Which steps
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _constant_steps(self) -> set[int]:
-        """Moves of weights and literals alone: they belong to whoever reads them."""
+        """Moves of weights and literals alone, which become part of their readers."""
         found: set[int] = set()
         for index, step in enumerate(self.residual.steps):
             if step.primitive.name in _MOVES and all(self._is_constant(atom, found) for atom in step.inputs):
@@ -209,7 +213,9 @@ class _Rewriter:
                 continue
             if self._takes(step) and all(math.prod(aval.shape) for aval in step.avals):
                 found.add(index)
-        while True:  # truth values stay within one program, and whole numbers come from it
+        # Truth values have no form outside of a program, so their makers and readers stay together. Whole
+        # numbers come from within one.
+        while True:
             levels = self._levels(found)
             out = {index for index in found if not self._keeps_truth(index, levels)}
             if not out:
@@ -249,8 +255,7 @@ class _Rewriter:
         return True
 
     def _levels(self, supported: set[int]) -> dict[int, tuple[int, bool]]:
-        """For each step how many programs run before it at least, and whether it is part of that program
-        itself."""
+        """For each step, the least number of programs before it, and whether it is inside that program."""
         levels: dict[int, tuple[int, bool]] = {}
         for index, step in enumerate(self.residual.steps):
             if index in self.constants:
@@ -294,7 +299,7 @@ class _Rewriter:
         return _Island(tuple(members), tuple(inputs), tuple(outputs))
 
     # One program
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _call(self, island: _Island) -> Step:
         emitter = Emitter(self.size, self.kernels.panel, len(island.inputs))
@@ -335,11 +340,15 @@ class _Rewriter:
             raise _StepRefused(cause, index) from cause
         weights = tuple(self._weight(weight.source, weight.recipe) for weight in emitter.weights)
         return _Call(
-            _CALL, {"program": program}, (*island.inputs, *weights), island.outputs, tuple(self.avals[n] for n in island.outputs)
-        )  # fmt: skip
+            _CALL,
+            {"program": program},
+            (*island.inputs, *weights),
+            island.outputs,
+            tuple(self.avals[n] for n in island.outputs),
+        )
 
     def _check_output(self, value: Any) -> None:
-        """See that a result has its blocks where XLA wants them."""
+        """Check that a result has its blocks in the order that XLA expects."""
         if self.size > 1 and value.axis is None:
             raise Refused("an output without blocks")
 
@@ -356,7 +365,7 @@ class _Rewriter:
         return translator.known[atom]
 
     def _fused(self, index: int, translator: Translator, inside: set[int]) -> tuple[Fused, list[int]] | None:
-        """What stands behind a product and is done with it, and the steps that this takes."""
+        """Steps after a product that it can absorb, and their indices."""
         step = self.residual.steps[index]
         columns = self._columns(step)
         if columns is None:
@@ -388,7 +397,7 @@ class _Rewriter:
             else:
                 break
             number = after.outputs[0]
-            if follower not in moved:  # a reshape at the end is not worth it by itself
+            if follower not in moved:  # A reshape at the end gains nothing, so it is not absorbed.
                 taken = [*taken, *moved, follower]
                 last, moved = number, []
         if not taken:
@@ -397,8 +406,7 @@ class _Rewriter:
         return Fused(bias, relu, (last,), shape, addend if isinstance(addend, Value) else None), taken
 
     def _columns(self, product: Step) -> tuple[int, int] | None:
-        """How many columns a product makes, and how far they lie apart in its result; None if it is no
-        product."""
+        """A product's columns, and their distance in its result; None if the step is not a product."""
         name, shape = product.primitive.name, tuple(product.avals[0].shape)
         if name == "conv_general_dilated":
             channel = product.params["dimension_numbers"].out_spec[1]
@@ -411,8 +419,7 @@ class _Rewriter:
         return math.prod(size for i, size in enumerate(held) if i not in over_b), 1
 
     def _may_grow(self, add: Step, other: Atom | None, translator: Translator) -> bool:
-        """Whether a product can be added to `other` where that lies: nobody else reads it, and it has no
-        gaps."""
+        """Whether a product can be added to `other` in place: it is dense and has no other reader."""
         if not isinstance(other, int) or translator.uses[other] != 1:
             return False
         value = translator.known.get(other)
@@ -434,7 +441,7 @@ class _Rewriter:
         return known if isinstance(known, Constant) else None
 
     def _bias(self, columns: tuple[int, int], add: Step, other: Atom | None) -> Constant | None:
-        """What is added to a product, if it is one number for each of its columns."""
+        """The array that is added to a product, if it holds one number per column; else None."""
         constant = self._maybe_constant(other)
         shape = tuple(add.avals[0].shape)
         held = spread(constant, shape) if constant is not None else None

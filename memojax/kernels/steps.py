@@ -1,4 +1,4 @@
-"""How each primitive of a traced function becomes part of a program."""
+"""Translates each primitive of a traced function into steps of a program."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from .emitter import Emitter
 from .group import Group, Pending
 from .pairs import product_of_pairs
+from .program import INSTRUCTIONS
 from .values import Constant, Refused, Value
 
 Known: TypeAlias = "Value | Constant | Pending"
@@ -19,17 +20,17 @@ Known: TypeAlias = "Value | Constant | Pending"
 
 @dataclass
 class Translator:
-    """Adds steps to an emitter; `uses` says how many readers each number has."""
+    """Adds steps to an emitter; `uses` is the number of readers of each value."""
 
     emitter: Emitter
     uses: Mapping[int, int]
     known: dict[int, Known] = field(default_factory=dict)
 
     def add(self, index: int, step: Any, operands: Sequence[Known], fused: Fused | None = None) -> None:
-        """Add the step number `index`; `fused` are the steps behind a product that it takes with it.
+        """Add the step with number `index`; `fused` holds the steps after a product that it absorbs.
 
         Raises:
-            Refused: it cannot be part of a program.
+            Refused: the step cannot be part of a program.
         """
         name = step.primitive.name
         if name in ELEMENTWISE:
@@ -45,7 +46,7 @@ class Translator:
         self.known.update(zip(fused.outputs if fused else step.outputs, made, strict=True))
 
     def value(self, known: Known) -> Value:
-        """In memory."""
+        """A known value in memory."""
         return self.emitter.here(known)
 
     def _elementwise(self, index: int, step: Any, operands: Sequence[Known]) -> Known:
@@ -59,6 +60,7 @@ class Translator:
             for one in operands
         ]
         if emitter.group is not None and (emitter.group.shape != shape or not emitter.group.room(3)):
+            # A group runs over arrays of one shape and one block dimension; others start a new group.
             emitter.flush()
         group = emitter.group
         if group is not None:
@@ -101,8 +103,7 @@ class Translator:
 
 @dataclass(frozen=True)
 class Fused:
-    """What follows a product and is done with it: an array added to it, a bias, relu; and the shape of it
-    all."""
+    """Steps that a product absorbs: an array to add, a bias, relu; and the shape of the final result."""
 
     bias: Constant | None = None
     relu: bool = False
@@ -112,7 +113,7 @@ class Fused:
 
 
 def spread(constant: Constant, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """What a constant holds of `shape`, to which it is repeated; None where it cannot be."""
+    """The part of `shape` that a constant holds before it is repeated; None if it does not fit."""
     if math.prod(constant.held) == 1:
         return (1,) * len(shape)
     fits = len(constant.shape) == len(shape) and all(
@@ -129,7 +130,7 @@ def _held(constant: Constant, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 # Elementwise primitives
-# ---------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _plain(name: str) -> Callable[..., int]:
@@ -161,21 +162,18 @@ def _convert(group: Group, step: Any, registers: list[int | None], immediate: fl
 
 
 ELEMENTWISE: dict[str, Callable[..., int]] = {
-    **{name: _plain(name) for name in (
-        "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "log", "log1p", "expm1", "tanh", "logistic", "erf", "sqrt", "rsqrt",
-        "floor", "ceil", "sign", "erf_inv", "lt", "le", "gt", "ge", "eq", "ne", "not", "and", "or", "is_finite",
-    )},
+    **{name: _plain(name) for name in INSTRUCTIONS if name not in ("select", "move")},
     "integer_pow": _power,
     "square": lambda group, step, registers, immediate: group.add("mul", registers[0], registers[0]),
     "select_n": _select,
     "convert_element_type": _convert,
     "copy": lambda group, step, registers, immediate: group.add("move", *registers),
     "stop_gradient": lambda group, step, registers, immediate: group.add("move", *registers),
-}  # fmt: skip
+}
 
 
 # Moves
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _reshape(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
@@ -198,7 +196,7 @@ def _as_shape(t: Translator, known: Known, shape: tuple[int, ...]) -> Value:
 
 
 def _reshaped_hold(x: Constant, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A broadcast constant in another shape, where only dimensions of size 1 come and go."""
+    """A broadcast constant in another shape, if only dimensions of size 1 come and go."""
     if [size for size in x.shape if size != 1] != [size for size in shape if size != 1]:
         raise Refused("a reshape of a broadcast constant")
     held = iter([kept for kept, size in zip(x.held, x.shape, strict=True) if size != 1])
@@ -207,7 +205,7 @@ def _reshaped_hold(x: Constant, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _must(value: Value | None) -> Value:
     if value is None:
-        raise Refused("a reshape of what lies apart")
+        raise Refused("a reshape of scattered elements")
     return value
 
 
@@ -294,7 +292,7 @@ def _pad(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
 
 
 # Products and reductions
-# --------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | None) -> list[Known]:

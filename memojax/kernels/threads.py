@@ -1,4 +1,4 @@
-"""How many threads a call may use."""
+"""The number of threads that a call may use."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import os
 from pathlib import Path
 
 _MOST = 16
-"""More threads than these wait for each other longer than they work, for networks of a policy's size."""
+"""Most threads that pay for a policy's network; more wait for each other longer than they work."""
 
 
 def usable_cores() -> int:
-    """Cores that the calling thread may run on: hardware threads of one core count once, and a container's
-    quota limits them."""
+    """Cores for the calling thread: hardware threads of a core count once, and a container's quota limits."""
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:
@@ -32,7 +31,7 @@ def _core_of(cpu: int) -> str:
 
 
 def _quota() -> int | None:
-    """Whole cores that the control group grants, rounded down."""
+    """Whole cores that the control group grants, rounded down; None without a limit."""
     try:
         granted, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, math.floor(int(granted) / int(period))) if granted != "max" else None

@@ -1,4 +1,4 @@
-"""Loops of known length, written out, so that a program can run all of their steps."""
+"""Unrolls loops of known length, so that a program can run all of their steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from jax import lax
 from ..plans.hoist import Atom, Residual, Step, alive, flattened, literal
 
 _MOST_STEPS = 1500
-"""Steps that a loop may become: more would make the program slow to write."""
+"""Most steps of an unrolled loop; more would make the program slow to write."""
 
 
 def unrolled(residual: Residual) -> tuple[Residual, int] | None:
-    """`residual` with its loops written out, and the first number of theirs; None where there is no loop
-    short enough."""
+    """`residual` with its short loops unrolled, and the first of their numbers; None without any."""
     if not any(map(_is_short, residual.steps)):
         return None
     return _Unroller(residual).run()
@@ -30,6 +29,15 @@ def _is_short(step: Step) -> bool:
     return 0 < step.params["length"] * len(step.params["jaxpr"].jaxpr.eqns) <= _MOST_STEPS
 
 
+def _constants_and_carries(loop: Step) -> tuple[int, int]:
+    """How many of a scan's inputs are constants, and how many its rounds hand on."""
+    if "num_consts" in loop.params:
+        return loop.params["num_consts"], loop.params["num_carry"]
+    # From JAX 0.12 on, a scan has its inputs in three groups in place of two counts.
+    constants, carries, _ = loop.params["ft_in"].update(loop.inputs).unpack()
+    return len(list(constants)), len(list(carries))
+
+
 class _Unroller:
     def __init__(self, residual: Residual):
         self.residual = residual
@@ -39,9 +47,9 @@ class _Unroller:
         self.first = self.next = 1 + max(self.avals, default=0)
         self.steps: list[Step] = []
         self.same: dict[int, Atom] = {}
-        """What stands in for a number."""
+        """Atoms that replace numbers."""
         self.parts: dict[int, list[Atom]] = {}
-        """Of what a loop gathers: one part for each of its rounds."""
+        """Parts of a loop's gathered results, one per round."""
 
     def run(self) -> tuple[Residual, int]:
         for step in self.residual.steps:
@@ -74,7 +82,7 @@ class _Unroller:
             self.same.update(zip(step.outputs, found, strict=True))
 
     def _folded(self, step: Step) -> list[Atom] | None:
-        """The results of a step over literals alone."""
+        """Results of a step over literals alone, computed now; else None."""
         if not step.inputs or any(isinstance(atom, int) for atom in step.inputs):
             return None
         try:
@@ -84,7 +92,7 @@ class _Unroller:
             return None
 
     def _passed_on(self, step: Step) -> list[Atom] | None:
-        """What a step gives that changes nothing, or that takes one round's part of what a loop gathers."""
+        """Result of a step that changes nothing, or takes one round's part of a loop's results."""
         name = step.primitive.name
         (atom, *others) = step.inputs or (None,)
         if others or not isinstance(atom, int):
@@ -101,7 +109,7 @@ class _Unroller:
             if atom in self.parts and cut[1:] == whole[1:] and limits[0] - starts[0] == 1:
                 return [self.parts[atom][starts[0]]]
         if name == "squeeze" and atom in self.parts and step.params["dimensions"] == (1,):
-            # What `stack` along the second dimension put there: the parts are those of before.
+            # Undoes a `stack` along the second dimension, so the parts are those before the `stack`.
             source = next((one for one in self.steps if atom in one.outputs), None)
             if source is not None and source.primitive.name == "stack":
                 return [source.inputs[0]]
@@ -110,15 +118,15 @@ class _Unroller:
         return None
 
     # A loop
-    # ---------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _write_out(self, loop: Step) -> None:
         params = loop.params
         arguments, body, outputs = flattened(params["jaxpr"])
-        consts, carries = params["num_consts"], params["num_carry"]
+        consts, carries = _constants_and_carries(loop)
         length = params["length"]
         env: dict[int, Atom] = dict(zip(arguments[:consts], loop.inputs[:consts], strict=True))
-        # What depends on the loop's constants alone is done once.
+        # Steps that depend on the loop's constants alone are done once.
         fixed = set(env)
         varying = []
         for step in body:
@@ -147,7 +155,7 @@ class _Unroller:
             self._gather(number, found[::-1] if params["reverse"] else found, aval)
 
     def _round(self, step: Step, env: dict[int, Atom]) -> None:
-        """Add one step of a loop's body, under numbers of its own."""
+        """Add one step of a loop's body under new numbers."""
         inputs = tuple(env[atom] if isinstance(atom, int) else atom for atom in step.inputs)
         outputs = tuple(self._number(aval) for aval in step.avals)
         self._add(replace(step, inputs=tuple(map(self._now, inputs)), outputs=outputs))
@@ -181,7 +189,7 @@ class _Unroller:
         return self._step(lax.squeeze_p, {"dimensions": (0,)}, (one,), aval.update(shape=aval.shape[1:]))
 
     def _gather(self, number: int, results: Sequence[Atom], aval: Any) -> None:
-        """What a loop gives for all its rounds, as the number that its readers know."""
+        """Join the results of all rounds under the number that their readers know."""
         shape = tuple(aval.shape[1:])
         params = {"new_sizes": (1, *shape), "dimensions": None, "sharding": None}
         parts = [

@@ -1,4 +1,4 @@
-"""Values inside a program: where each element lies, so that most moves of arrays need no copy."""
+"""Values inside a program, with the place of each element, so that most moves of arrays need no copy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .program import ARENA, Place
 
 
 class Refused(Exception):
-    """A step cannot be part of a program; `steps` are the ones to blame, where it is not the one at hand."""
+    """A step cannot be part of a program; `steps` are the ones at fault, if not the current one."""
 
     steps: tuple[int, ...] = ()
 
@@ -31,16 +31,16 @@ Dim = tuple[Factor, ...]
 
 @dataclass(frozen=True)
 class Value:
-    """An array of float32 in memory, seen block by block.
+    """An array of float32 in memory, divided into blocks.
 
     Attributes:
-        shape: all of it.
-        axis: the dimension whose outermost part are the blocks; None where there is one block.
+        shape: shape of the whole array.
+        axis: the dimension whose outermost part is the blocks; None if there is one block.
         block: floats from block to block.
-        dims: for each dimension of one block, its parts from the outermost to the innermost.
+        dims: parts of each dimension of one block, from the outermost to the innermost.
         buffer: argument or result of the program, or `ARENA`.
-        offset: floats before the first element; in the arena, behind the beginning of `slot`.
-        slot: which allocation of the arena.
+        offset: floats before the first element; in the arena, from the beginning of `slot`.
+        slot: number of the allocation in the arena.
     """
 
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Value:
 
     @property
     def place(self) -> Place:
-        """As words for a step; the offset of an arena's slot is filled in later."""
+        """The words for a step; the offset of an arena slot is filled in at the end."""
         return (
             Place(ARENA, self.slot, self.offset)
             if self.buffer == ARENA
@@ -62,7 +62,7 @@ class Value:
 
     @property
     def size(self) -> int:
-        """Elements of one block."""
+        """Number of elements of one block."""
         return math.prod(factor.size for dim in self.dims for factor in dim)
 
     def per_block(self) -> tuple[int, ...]:
@@ -70,17 +70,20 @@ class Value:
         return tuple(math.prod(factor.size for factor in dim) for dim in self.dims)
 
     def transposed(self, order: Sequence[int]) -> Value:
-        """The same elements, dimensions in another order."""
+        """The same elements with the dimensions in another order."""
         axis = None if self.axis is None else list(order).index(self.axis)
         return replace(
-            self, shape=tuple(self.shape[i] for i in order), dims=tuple(self.dims[i] for i in order), axis=axis
-        )  # fmt: skip
+            self,
+            shape=tuple(self.shape[i] for i in order),
+            dims=tuple(self.dims[i] for i in order),
+            axis=axis,
+        )
 
     def reshaped(self, shape: Sequence[int], blocks: int) -> Value | None:
-        """The same elements in another shape; None where they lie too far apart for that.
+        """The same elements in another shape; None if they lie too far apart.
 
         Raises:
-            Refused: blocks would not stay together.
+            Refused: a block would fall apart.
         """
         axis = None
         if self.axis is not None:
@@ -99,7 +102,7 @@ class Value:
         return None if dims is None else replace(self, shape=tuple(shape), axis=axis, dims=dims)
 
     def sliced(self, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]) -> Value | None:
-        """A part of each dimension but that of the blocks; None where parts of dimensions are cut."""
+        """A part of each dimension except the blocks'; None if that would cut a dimension's parts."""
         dims, shape, offset = list(self.dims), list(self.shape), self.offset
         for i, (start, limit, stride) in enumerate(zip(starts, limits, strides, strict=True)):
             size = -(-(limit - start) // stride)
@@ -141,7 +144,7 @@ def _dealt(factors: Sequence[Factor], sizes: Sequence[int]) -> tuple[Dim, ...] |
 
 
 def merged(dim: Sequence[Factor]) -> Dim:
-    """The same parts in as few as they can be."""
+    """The same parts, joined where they are adjacent."""
     found: list[Factor] = []
     for factor in dim:
         if factor.size == 1:
@@ -154,10 +157,10 @@ def merged(dim: Sequence[Factor]) -> Dim:
 
 
 def refined(dims: Sequence[Dim]) -> list[tuple[int, ...]]:
-    """Parts of one dimension that are parts of each of `dims`: (size, a stride for each).
+    """Common parts of one dimension of several values: (size, a stride for each value).
 
     Raises:
-        Refused: there are no such parts.
+        Refused: the dimensions have no common parts.
     """
     left = [[factor for factor in dim if factor.size != 1] for dim in dims]
     found: list[tuple[int, ...]] = []
@@ -178,7 +181,7 @@ def refined(dims: Sequence[Dim]) -> list[tuple[int, ...]]:
 
 
 def row_major(sizes: Sequence[int]) -> list[int]:
-    """Strides of an array without gaps."""
+    """Strides of a dense array."""
     strides, step = [], 1
     for size in reversed(sizes):
         strides.insert(0, step)
@@ -189,7 +192,7 @@ def row_major(sizes: Sequence[int]) -> list[int]:
 def contiguous(
     shape: Sequence[int], axis: int | None, blocks: int, order: Sequence[int] | None = None
 ) -> tuple[tuple[Dim, ...], int]:
-    """Dimensions of a block without gaps, the last of `order` innermost; and the floats of a block."""
+    """Dimensions of a dense block, the last of `order` innermost; and its number of floats."""
     sizes = [size // blocks if i == axis else size for i, size in enumerate(shape)]
     order = range(len(sizes)) if order is None else order
     strides = dict(zip(order, row_major([sizes[i] for i in order]), strict=True))
@@ -197,10 +200,10 @@ def contiguous(
 
 
 def outside(shape: Sequence[int], blocks: int, buffer: int) -> Value:
-    """A value of XLA's, in row-major order.
+    """An array of XLA's, in row-major order, as a value.
 
     Raises:
-        Refused: it has no dimension that consists of the blocks.
+        Refused: no dimension of it consists of the blocks.
     """
     axis = None
     strides = row_major(shape)
@@ -222,13 +225,13 @@ Recipe = tuple[tuple[Any, ...], ...]
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """An array made of weights or literals, the same for all blocks.
+    """An array made of weights or literals, equal for all blocks.
 
     Attributes:
-        shape: as the steps see it.
-        held: its shape without repetition: 1 where it is broadcast.
+        shape: the shape that the steps see.
+        held: the shape without repetition: 1 in broadcast dimensions.
         source: number of a known value, or the array itself.
-        recipe: what is done to the source, to give an array of the shape `held`.
+        recipe: operations that turn the source into an array of the shape `held`.
     """
 
     shape: tuple[int, ...]
@@ -238,13 +241,13 @@ class Constant:
 
     @property
     def number(self) -> float | None:
-        """Its value, where it is one literal number throughout."""
+        """The value of a constant that is a single literal number; else None."""
         if isinstance(self.source, np.ndarray) and self.source.size == 1:
             return float(self.source.reshape(()))
         return None
 
     def then(self, *steps: tuple[Any, ...]) -> Recipe:
-        """The recipe, and further steps."""
+        """The recipe with additional steps."""
         return (*self.recipe, *steps)
 
 

@@ -1,8 +1,8 @@
 """A graph as a function of rows `[n, *element_shape]`, on whichever axis its file has the batch.
 
-There are two batch rules. `axis`: the file itself runs a whole batch, so it is traced at n. `vmap`: the file
-runs one agent at a time (its batch is 1, or it has none), so the function of a single run is mapped over the
-rows. Under `vmap` rows cannot mix.
+There are two batch rules. `axis`: the file itself runs a whole batch, so it is traced at n. `vmap`: the batch
+of the file is 1, or it has none, so the function of a single run is mapped over the rows. Under `vmap` rows
+cannot mix.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class BatchedFunction:
     def _native(self, params: Params, rows: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
         """The function of a file that runs a whole batch: one run for all rows."""
         inputs: dict[str, Array] = dict(self.constants)
-        n = 1
+        n = 1  # if all inputs are shared
         for name, row in zip(self.file_names[0], rows, strict=True):
             axis = self.rule.inputs[name][0]
             if axis is not None:
@@ -120,6 +120,7 @@ class BatchedFunction:
     def _rows_of(self, name: str, value: jax.Array, n: int) -> jax.Array:
         """An output in the file layout as rows `[n, *element_shape]`."""
         how = self.rule.outputs[name]
+        # The value is the same for all agents, but callers expect a row for each.
         if how.axis is None:
             return jnp.broadcast_to(value, (n, *value.shape))
         if n == 1 and is_fixed_shape(shape := self._element_shapes()[name]):
@@ -137,6 +138,7 @@ class BatchedFunction:
             # A row lacks the batch axis of size 1 that the file declares.
             inputs[name] = value.reshape(self.rule.inputs[name][1])
         outputs = self.function(params, inputs, key)
+        # The output of a run may have a batch axis of size 1 as well, which the element shape lacks.
         shapes = self._element_shapes()
         return tuple(jnp.asarray(outputs[name]).reshape(shapes[name]) for name in self._computed_in_file())
 
@@ -183,6 +185,7 @@ class Traced:
 
         def run(params: Any, inputs: Any, key: Any) -> dict[str, jax.Array]:
             drawn = jax.random.wrap_key_data(key, impl="threefry2x32") if self.function.random else None
+            # JAX would keep the traces of its inner jits for good, and a probe is never used again.
             with inlined():
                 results = self.function(params, {**self.constants, **inputs}, drawn)
             for name in self.outputs:
@@ -231,6 +234,8 @@ def rows_of_output(
     multiple = [
         axis for axis in growing if first[axis] % small == 0 and second[axis] == first[axis] // small * large
     ]
+    # Either all growing axes equal the batch size, or a single one is a multiple of it. With any other
+    # growth, nothing tells which entries belong to which agent.
     if len(first) != len(second) or not multiple or len(exact) + (not exact) < len(growing):
         raise OddOutputError(
             f"output {name!r} has shape {list(first)} for {small} rows and {list(second)} for {large}, so it "
@@ -244,6 +249,7 @@ def rows_of_output(
     batch = symbols[0] if symbols else "n"
     # The others stay in the element, as a symbol: their length is the batch size.
     rest: list[Element] = [batch if at in exact else dim for at, dim in enumerate(first)]
+    # `_rows_of` splits an axis of n * per_row entries, so per_row takes the place of the batch in an element.
     rest[axis : axis + 1] = [per_row] if per_row != 1 else []
     return OutputRows(axis, per_row), tuple(rest)
 
@@ -287,6 +293,7 @@ def assemble(
     values = {value.name: value for value in graph.inputs}
     shown_in = plain_names(list(rule.inputs))
     shown_out = plain_names([value.name for value in graph.outputs])
+    # Outputs that depend on no input have no element shape: they are computed here, once.
     moving = [value.name for value in graph.outputs if value.name in elements]
     still = [value.name for value in graph.outputs if value.name not in elements]
     constants = dict(graph.bound)

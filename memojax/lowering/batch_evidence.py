@@ -72,6 +72,7 @@ def find_layout(declared: Mapping[str, Sequence[Element]], batch_axis: BatchAxis
     """
     if batch_axis is False:
         return _layout(declared, dict.fromkeys(declared), "absent", (), "batch_axis=False")
+    # The order of the checks is the order of trust, see `Strength`.
     if batch_axis is not None:
         axes, symbols = _said(declared, batch_axis)
         return _layout(declared, axes, "said", symbols, "batch_axis= says so")
@@ -191,6 +192,7 @@ def _layout(
     symbols: tuple[str, ...],
     reason: str,
 ) -> Layout:
+    # The batch may also be part of an expression on another axis, as in `batch * heads`.
     gone = dict.fromkeys(symbols, 1)
 
     def run_of(name: str, shape: Sequence[Element]) -> tuple[Element, ...]:
@@ -241,6 +243,7 @@ def _said(
             )
         given[name] = axis % rank
     symbols = _used(declared, given)
+    # Inputs that the option leaves out follow its symbols; without a symbol, the file is asked.
     others = {name: shape for name, shape in declared.items() if name not in given}
     if not symbols and others:
         found = find_layout(others)

@@ -62,6 +62,7 @@ def batched(
     declared = declared_shapes(function.graph, dims or {})
     open_shapes = {name: shape for name, shape in declared.items() if name not in static}
     layout = find_layout(open_shapes, batch_axis)
+    # A graph with static inputs cannot be traced before a call gives their values, so nothing can confirm it.
     if layout.strength == "leading" and not static:
         layout = _confirmed(function, layout, open_shapes)
     if not layout.free and not static:
@@ -183,6 +184,7 @@ def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, S
             raise
         except LoweringError:
             continue
+        # No output grows: the symbol is a free dimension of one agent, such as the length of a sequence.
         if all(small[name].shape == large[name].shape for name in traced.outputs):
             return without_batch(declared)
         break
@@ -210,6 +212,7 @@ def _not_native(traced: Traced, cause: LoweringError) -> BatchedFunction:
     Raises:
         DimensionError: the file runs neither for one row nor at one fixed size.
     """
+    # The declared batch may be a mere name, if the exporter traced one row, or one batch, into the graph.
     why = str(cause).splitlines()[0][:160]
     reason = f"the declared batch axis does not hold: {why}"
     try:
@@ -242,6 +245,7 @@ def _one_by_one(traced: Traced, reason: str) -> BatchedFunction:
     results = traced.at(1)
     declared = {value.name: value.shape for value in traced.function.graph.outputs}
     axes = dict(layout.axes)
+    # An input without the batch, such as a state `[1, H]`, is one agent's own: its 1 stands for the agent.
     for name, axis in axes.items():
         if axis is None and layout.strength != "absent":
             axes[name] = next((at for at, dim in enumerate(layout.shapes[name]) if dim == 1), None)
@@ -355,6 +359,7 @@ def _open_outputs(
     # One symbol at a time grows: the dimensions that change with it are written as expressions of it.
     shapes = [list(spec.shape) for spec in trial.api.outputs]
     for symbol, size in sizes.items():
+        # A graph may run only at even sizes, or only at multiples of a size.
         for more in (2, size):
             try:
                 moved = _settled(function, layout.bound({**sizes, symbol: size + more}))

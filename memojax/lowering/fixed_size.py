@@ -48,6 +48,7 @@ def baked_size(traced: Traced, single: BatchedFunction | None) -> BatchedFunctio
             continue
         if not all(_holds(traced, name, result.shape, size) for name, result in results.items()):
             continue
+        # A file that runs for one row is taken as fixed only if one row already gives `size` rows.
         if single is not None and not _grew_from_one(traced, results, size):
             continue
         return _at_only(traced, size, f"{holder} holds {size} rows")
@@ -74,6 +75,7 @@ def _sizes_in(traced: Traced) -> Iterator[tuple[int, str]]:
     function = traced.function
     found: dict[int, str] = {}
     for name, array in {**function.constants, **function.params}.items():
+        # The size may be a dimension of a constant (a zero state), or an entry (the shape of a Reshape).
         small = array.dtype.kind in "iu" and array.size <= 16
         for size in [*array.shape, *(map(int, array.ravel()) if small else ())]:
             found.setdefault(int(size), f"constant {name!r}")

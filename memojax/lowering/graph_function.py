@@ -99,8 +99,8 @@ class GraphFunction:
     ) -> Arrays:
         """Outputs by name.
 
-        A compiled function cannot raise. So if a loop whose end depends on data runs for more trips than
-        `memojax.xla.limits.TRIPS`, the outputs are NaN, or the least whole number of their dtype.
+        A compiled function cannot raise. So if loops whose end depends on data exceed the limit on trips, the
+        outputs are NaN, or the least whole number of their dtype.
 
         Args:
             params: arrays or tracers, by the names of `self.params`.
@@ -140,6 +140,7 @@ class GraphFunction:
                 env[value.name] = np.asarray(given, value.dtype)
             else:
                 env[value.name] = _traced(given)
+        # Shapes and branches are decided above: static inputs stay NumPy arrays, and all others are traced.
         if self.random and key is None:
             raise LoweringError("this model has random operators: pass a JAX PRNG key")
         with counting_rows(self.rows(inputs)):
@@ -217,7 +218,7 @@ def _check_supported(graph: Graph, operators: Operators) -> None:
             definition is None and has_function_body(node)
         ):
             continue
-        reason = definition.reason if definition else "no such operator is known here"
+        reason = definition.reason if definition else "memojax has no such operator"
         key = (node.domain, node.op_type, node.opset)
         nodes = missing[key].nodes if key in missing else ()
         missing[key] = Unsupported(node.domain, node.op_type, node.opset, (*nodes, node.name), reason)

@@ -49,8 +49,7 @@ _BYTES_SHIFT, _PRODUCTS_SHIFT = 14, 12
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
 
 _SMALL = 1 << 22
-"""If the sizes of its inputs multiply to no more, an operator's output is small, and needs no check of its
-shape before it is computed."""
+"""If the sizes of an operator's inputs multiply to no more, its output is small and needs no check."""
 
 _EMBEDDED = 1 << 12
 """Constants of up to this many bytes do not count towards the limit of embedded constants."""
@@ -171,10 +170,12 @@ class Run:
                 return outputs
             _check_shapes(outputs)
             # The operator gave a JAX array for known inputs. If a shape needs its value, it is computed now.
+            # Random values stay traced, since each call draws anew.
             folds = static and not call.draws and not self.needed.isdisjoint(node.outputs)
             if folds and is_static([env[name] for name in node.reads()]):
                 self.trips.used = around
                 return self._at_once(node, call, inputs, env)
+            # A known input of a traced node becomes a constant of the executable.
             for value in inputs:
                 if isinstance(value, np.ndarray) and value.nbytes > _EMBEDDED:
                     self.budget.embed(value)
@@ -237,6 +238,8 @@ class Run:
         Raises:
             LimitError: the outputs are too large.
         """
+        # No output has more elements than the product of the inputs' sizes, unless an input or attribute
+        # holds its shape. Such operators check the shape themselves, see `checked_shape`.
         bound = math.prod(value.size for value in inputs if isinstance(value, np.ndarray) and value.size > 1)
         if bound <= _SMALL or call.host or node.bodies:
             return
@@ -352,6 +355,7 @@ class Run:
         """
         reached = set(given)
         inner: Env = ChainMap(dict(given), env)
+        # The new values go to the first map of the ChainMap, so `env` itself does not change.
         for node in self.graph.nodes:
             if wanted in inner.maps[0]:  # pyright: ignore[reportAttributeAccessIssue]
                 break

@@ -67,7 +67,7 @@ def lowered(
 
 def _elementwise(inputs: Sequence[GraphValue], lower: Callable[[Sequence[GraphValue]], GraphValue]) -> Masked:
     first = _one_mask(inputs)
-    # ONNX broadcasts from the last axis, so shorter shapes move the axis of entries towards the end.
+    # ONNX aligns shapes at their last axes: in a result of larger rank, the axis of entries comes later.
     rank = max(
         value.rank if isinstance(value, Masked) else np.ndim(value) for value in inputs if value is not None
     )

@@ -110,6 +110,7 @@ class Masking:
         definition = lookup(node.domain, node.op_type, node.opset) if node is not None else None
         if node is None or definition is None or definition.draws(node) or any(node.bodies):
             return name
+        # Exporters expand a mask to the shape that it has already.
         if node.op_type in _SHAPING and np.shape(self.env[name]) == np.shape(self.env[node.inputs[0]]):
             return self.key(node.inputs[0])
         plain = tuple(sorted((k, _plain(v)) for k, v in node.attributes.items()))
@@ -128,6 +129,7 @@ class Masking:
         `x[mask]` and `x[expanded mask]` pick the same entries, in the same order, if the mask is constant
         along the new axes. `_spread` in masked.py makes the same key when it spreads entries over these axes.
         """
+        # Walk back over broadcasts to the mask before them, as long as they only add axes at the end.
         root = name
         while (node := self.makers.get(root)) is not None and not node.domain:
             if node.op_type not in ("Expand", "Unsqueeze", "Identity"):

@@ -136,6 +136,8 @@ class TypedModel:
         breaks = host_nodes(graph, operators)
         check_no_text(graph)
         failure: LoweringError | None = None
+        # Breaks at NonZero and Compress may be unnecessary, if the nodes after them can work in place (see
+        # masked.py). If they cannot, tracing fails, and the file runs with its breaks.
         if not host_nodes(graph, operators, masked=True):
             try:
                 rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
@@ -420,9 +422,8 @@ def at_trial(typed: TypedModel) -> TypedModel:
     if trial is None:
         names = [*typed.api.free, *(spec.name for spec in typed.api.inputs if spec.static)]
         raise DimensionError(
-            f"{typed.name or 'this model'} has free dimensions or static inputs "
-            f"({', '.join(map(repr, names))}), for which no working values are known: load it with dims= or "
-            "constants="
+            f"{typed.name or 'this model'} has free dimensions or static inputs, and no values are known for "
+            f"{', '.join(map(repr, names))}: load it with dims= or constants="
         )
     return typed.at(trial)
 

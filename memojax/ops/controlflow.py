@@ -72,6 +72,7 @@ def if_(cond: GraphValue, *, then_branch: Any, else_branch: Any, trips: Trips) -
     if is_static(cond):
         return then_branch() if scalar(cond) else else_branch()
     seen: list[Any] = []
+    # Both branches start from the same count of trips, and the count of the branch that ran is carried on.
     counts = then_branch.loops or else_branch.loops
     before = trips.start() if counts else None
 
@@ -290,6 +291,7 @@ def _scanned(
 
     def run(kept: _Kept, carried: list[GraphValue]) -> tuple[GraphValue, ...]:
         def one(carry: Any, x: tuple[GraphValue, list[GraphValue]]) -> tuple[Any, list[GraphValue]]:
+            # Loops in the body count their trips in the carry of this loop.
             before = kept.join(carry[1])
             if counter is not None:
                 counter.used = carry[0]
@@ -313,6 +315,7 @@ def _while(
     step: Step, state: Sequence[GraphValue], M: GraphValue, cond: GraphValue, counter: Trips
 ) -> tuple[GraphValue, ...]:
     """The loop as one `lax.while_loop`."""
+    # ONNX counts in int64, which a caller's trace without x64 does not have.
     first = traced(cast(np.asarray(0), np.int64))
     limit = np.iinfo(first.dtype).max
     last = limit if M is None else min(scalar(M), limit) if is_static(M) else jnp.reshape(M, ())

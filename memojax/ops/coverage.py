@@ -19,7 +19,7 @@ ours: a function in `ops/`; delegated: a jaxonnxruntime handler; function body: 
 operators; host: NumPy, outside XLA; no: it is refused.
 """
 
-UNKNOWN_OP = "no such operator is known here"
+UNKNOWN_OP = "memojax has no such operator"
 
 
 @dataclass(frozen=True)

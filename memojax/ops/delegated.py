@@ -1,8 +1,8 @@
 """Operators lowered by a jaxonnxruntime handler; the only file that imports jaxonnxruntime.
 
-A handler is called at a named version, never through its global `SINCE_VERSION`. It is used only if it passes
-all cases of every version for which it is registered (`tests/ops/test_delegated.py`), costs no more than ours
-to trace and to run, and is right in both x64 settings.
+A handler is called at a named version, never through its global `SINCE_VERSION`. It must pass all cases of
+every version for which it is registered (`tests/ops/test_delegated.py`), in both x64 settings. It must also
+cost no more than ours to trace and to run.
 
 Operators of shape arithmetic (Shape, Gather, Slice, Concat, ...) are ours even if a handler is right, since
 it would turn known values into traced ones. The activations and ArgMax of most policies are ours too, since

@@ -1,9 +1,9 @@
 """Trace without JAX's inner jits, but keep loops and branches as XLA loops and branches.
 
-`jax.numpy` jits nearly every function. Each batch size would leave the traces of these jits in JAX's global
-caches for good, half a megabyte for a small policy, and take half as long again to trace. `jax.disable_jit`
-drops the inner jits, but also turns loops into Python loops. So operators use `scan`, `cond`, `while_loop`
-and `fori_loop` from this file.
+`jax.numpy` jits nearly every function. JAX's global caches would keep the traces of these jits for good, half
+a megabyte for each batch size of a small policy. Tracing would also take half as long again.
+`jax.disable_jit` drops the inner jits, but also turns loops into Python loops. So operators use `scan`,
+`cond`, `while_loop` and `fori_loop` from this file.
 """
 
 from __future__ import annotations

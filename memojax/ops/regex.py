@@ -1,4 +1,4 @@
-"""Match regular expressions from a file, which nobody trusts, in bounded time.
+"""Match regular expressions of untrusted files in bounded time.
 
 With google-re2 installed (`pip install memojax[regex]`) every pattern runs in linear time. Python's `re`
 backtracks, for some patterns without end. So without google-re2, a pattern runs only if the number of its

@@ -1,1 +1,1 @@
-"""From a function of rows to executables, one for each batch size."""
+"""Turns a function of rows into executables, one for each batch size."""

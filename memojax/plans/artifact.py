@@ -11,12 +11,12 @@ from typing import Any, final
 
 @final
 class PlanArtifact:
-    """Plans by key, in memory; give it as `cache_dir=`, and it pickles together with the policy.
+    """Plans by key, in memory. Pass it as `cache_dir=`; it pickles together with the policy.
 
-    An entry is machine code and a pickle, as in the cache folder. There is no signature: whoever can change
-    the bytes of this object can change any other pickle that your processes exchange. Make it in your own
-    process, and take it from your own processes only. A plan for another CPU, JAX or kernels has another key
-    and is compiled where it is used.
+    An entry is machine code and a pickle, as in the cache folder, but without a signature. Anyone who can
+    change these bytes can also change the other pickles that your processes exchange. Take such an object
+    from your own processes only. A plan for another CPU, JAX version or kernel build has another key, so it
+    is ignored and compiled again.
 
     >>> import pickle
     >>> policy = memojax.load("acrobot_ppo", preload=[4], cache_dir=memojax.PlanArtifact())
@@ -27,7 +27,7 @@ class PlanArtifact:
     """
 
     def __init__(self) -> None:
-        """No plans yet: each plan that is compiled for a policy that holds this is added."""
+        """Start without plans; each plan that a policy with this artifact compiles is added."""
         self._entries: dict[str, bytes] = {}
         self._lock = threading.Lock()
 

@@ -1,5 +1,4 @@
-"""Autotuning: compile and time candidates of a size beside its plan, and swap the fastest in between two
-calls."""
+"""Autotuning: compile other candidates of a size, time them, and swap in the fastest between two calls."""
 
 from __future__ import annotations
 
@@ -53,8 +52,7 @@ _SECONDS = 0.15
 _ROUNDS = 9
 _BLOCK_SECONDS = 0.001
 _WIDE_MATRIX = 2 << 20
-"""Bytes from which a weight matrix no longer fits a core's cache, so other layouts may help a batch of
-one."""
+"""Bytes of a weight matrix that exceed a core's cache, so other layouts may help a batch of one."""
 
 _PRODUCTS = ("dot_general", "scan", "while", "cond")
 
@@ -89,9 +87,8 @@ class Tuner:
             pass
 
     def when_hot(self, compiler: PlanCompiler, plan: Plan, alive: Callable[[Plan], bool], done: Done) -> None:
-        """Tune `plan` on the worker, step by step, after some fifty calls, unless `alive(plan)` is false by
-        then."""
-        reference = weakref.ref(plan)  # the meter belongs to the plan, and must not keep it alive
+        """Tune `plan` on the worker after about fifty calls, while `alive(plan)`; then `done(plan)`."""
+        reference = weakref.ref(plan)  # The meter belongs to the plan and must not keep it alive.
 
         def start() -> None:
             if (plan := reference()) is not None:
@@ -144,7 +141,7 @@ class Tuner:
             log.info(
                 "batch size %d: %r is %.2f times as fast as the default", plan.size, best.candidate, gain
             )
-        # 1.0 says that the default was found best, which is remembered as well.
+        # 1.0 records that the default won, so no other process tunes this size again.
         plan.gain = gain if gain > _MARGIN else 1.0
         done(plan)
 
@@ -162,7 +159,7 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
         found.append(FUSED)
     if products > 1:
         found.append(LAYERS)
-    if products and size > 1:  # XLA compiles a row times a matrix itself, with or without Eigen
+    if products and size > 1:  # XLA itself compiles a row times a matrix, with or without Eigen.
         found.append(EIGEN)
     if convolutions:
         found += [CONVOLUTIONS, EIGEN_CONVOLUTIONS] if has_sound_convolutions() else [EIGEN_CONVOLUTIONS]
@@ -185,8 +182,7 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
 def compare(
     old: Callable[[Any], Any], new: Callable[[Any], Any], rows: Sequence[Any], pause: bool = False
 ) -> float:
-    """Cautious estimate of how many times as fast `new` is: the lower ratio, of the medians and of the fast
-    rounds."""
+    """Cautious speed of `new` over `old`: the lower of two ratios, of the medians and of the fast rounds."""
     # Both take turns in short blocks, in alternating order, so a change of clock or load hits both alike.
     # The first calls find caches cold, and link code.
     for run in (old, new):
@@ -230,8 +226,7 @@ def _compiled(
 def _agrees(
     plan: Plan, executable: Executable, rows: Sequence[np.ndarray], expected: Sequence[np.ndarray]
 ) -> bool:
-    """Whether a candidate runs and gives the numbers of the default; some jaxlibs compile code that they
-    cannot run."""
+    """Whether a candidate runs and agrees with the default; some jaxlibs compile code that cannot run."""
     try:
         given = executable.run(rows)
     except Exception as cause:
@@ -240,7 +235,7 @@ def _agrees(
     if _equal(expected, given):
         return True
     log.warning(
-        "batch size %d: candidate %r gives other numbers than the default: dropped",
+        "batch size %d: candidate %r gives other numbers than the default, so it is dropped",
         plan.size,
         executable.candidate,
     )
@@ -268,8 +263,7 @@ def _rows(compiler: PlanCompiler, size: int) -> list[np.ndarray]:
 
 
 def _in_background(steps: Iterator[None]) -> None:
-    """Run `steps` on the worker, each as a task of its own, so urgent compiles come in between and the
-    program can end."""
+    """Run each of `steps` as one task of the worker: compiles come between, and the program can end."""
 
     def step() -> None:
         with contextlib.suppress(StopIteration):

@@ -17,8 +17,8 @@ def bucket_of(policy: Bucketing, max_batch_size: int | None = None) -> Bucket:
     """The function from rows to plan size, for a user's choice.
 
     Args:
-        policy: "exact" (each size its own plan), "pow2" (the next power of two), sizes (the next larger one;
-            more rows than the largest are split), or a function of the number of rows.
+        policy: "exact" (each size has its own plan), "pow2" (the next power of two), a list of sizes (the
+            next larger one; rows beyond the largest are split), or a function of the number of rows.
         max_batch_size: upper limit of rows in one plan. It is always a plan size, so a full batch is never
             padded.
 
@@ -34,7 +34,7 @@ def bucket_of(policy: Bucketing, max_batch_size: int | None = None) -> Bucket:
         return lambda n: _limited(1 << (n - 1).bit_length(), limit)
     if isinstance(policy, str):
         raise BatchSizeError(
-            f"unknown bucketing {policy!r}: give 'exact', 'pow2', a list of sizes, or a function"
+            f"unknown bucketing {policy!r}: pass 'exact', 'pow2', a list of sizes, or a function"
         )
     sizes = sorted({checked_size(size) for size in policy} | ({limit} if limit else set()))
     if not sizes:
@@ -50,8 +50,8 @@ def _answer(policy: Callable[[int], int], n: int) -> int:
     size = checked_size(policy(n))
     if size < n:
         raise BatchSizeError(
-            f"the bucketing function gave {size} for {n} rows: it must give at least as many (use "
-            "max_batch_size= to split)"
+            f"the bucketing function gave {size} for {n} rows: it must give {n} or more "
+            "(max_batch_size= splits batches)"
         )
     return size
 

@@ -1,5 +1,4 @@
-"""Batch size -> plan. A hit is one dictionary look-up without a lock; a miss compiles once, however many
-threads ask."""
+"""Batch size -> plan: a hit is one dictionary look-up without a lock, and threads share one compile."""
 
 from __future__ import annotations
 
@@ -36,10 +35,10 @@ class CacheInfo:
         misses: calls that had to compile it.
         evictions: plans dropped because of `maxsize`.
         maxsize, currsize: most plans to keep (None: no limit; preloaded ones do not count), plans held now.
-        compile_seconds: seconds spent tracing, lowering and compiling, in all.
+        compile_seconds: total seconds of tracing, lowering and compiling.
         padded_rows: rows computed only to fill a larger plan.
-        failed: batch size -> why it could not be compiled in the background; it is not tried there again
-            before `cache_clear` or new weights.
+        failed: batch size -> error of its background compile. The background tries such a size again only
+            after `cache_clear` or new weights.
         disk_hits: plans that came from `cache_dir` rather than from the compiler.
     """
 
@@ -55,7 +54,7 @@ class CacheInfo:
 
     @classmethod
     def total(cls, infos: Sequence[CacheInfo], maxsize: int | None) -> CacheInfo:
-        """The counts of several caches that share `maxsize`, in one."""
+        """The sum of several caches that share `maxsize`."""
         if len(infos) == 1:
             return infos[0]
         counts = ("hits", "misses", "evictions", "currsize", "compile_seconds", "padded_rows", "disk_hits")
@@ -67,17 +66,17 @@ class CacheInfo:
 class PlanCache:
     """Plans by batch size.
 
-    Each missing size has one lock: its first asker lowers and compiles, the others wait for that size alone,
-    and get what it got. A compile that fails is not kept, so the next call tries again.
+    Each missing size has one lock. The first thread lowers and compiles; others wait for that size alone, and
+    share its plan or its error. A failed compile is not kept, so the next call tries again.
     """
 
     def __init__(
         self, lower: Callable[[int], Lowered], maxsize: int | None = None, beside: PlanCache | None = None
     ):
-        """Make plans by `lower(size).compile()`; of those not preloaded, keep the `maxsize` most recently
-        used.
+        """Make plans by `lower(size).compile()`.
 
-        `beside` is a cache that this one shares its `maxsize` and lock with.
+        Beside the preloaded plans, the cache keeps the `maxsize` most recently used ones. It shares `maxsize`
+        and its lock with the cache `beside`.
 
         Raises:
             BatchSizeError: `maxsize` is less than 1.
@@ -124,7 +123,7 @@ class PlanCache:
         return self.hit(size) or self._miss(size)
 
     def compile_later(self, size: int) -> None:
-        """Compile `size` on the background worker, unless that is under way or has failed there."""
+        """Compile `size` on the background worker, unless that has begun or has failed."""
         with self._lock:
             if size in self._plans or size in self._behind or size in self._failed:
                 return
@@ -145,7 +144,7 @@ class PlanCache:
             with self._lock:
                 self._failed[size] = str(cause)
             log.warning(
-                "batch size %d could not be compiled in the background, and is not tried again: %s",
+                "batch size %d could not be compiled in the background, which does not try it again: %s",
                 size,
                 cause,
             )
@@ -168,15 +167,13 @@ class PlanCache:
         return sorted(self._plans)
 
     def next_larger(self, size: int) -> int | None:
-        """The smallest size with a plan that is at least `size`; where there is no plan yet, the smallest
-        expected one."""
+        """The smallest planned size that is at least `size`; without any plan, the smallest expected one."""
         sizes = self.sizes() or self.expected()
         index = bisect.bisect_left(sizes, size)
         return sizes[index] if index < len(sizes) else None
 
     def next_smaller(self, size: int) -> int | None:
-        """The largest size with a plan that is at most `size`; where there is no plan yet, the largest
-        expected one."""
+        """The largest planned size that is at most `size`; without any plan, the largest expected one."""
         sizes = self.sizes() or self.expected()
         index = bisect.bisect_right(sizes, size)
         return sizes[index - 1] if index else None
@@ -193,7 +190,7 @@ class PlanCache:
         return wanted
 
     def expect(self, sizes: Iterable[int]) -> None:
-        """Mark sizes as preloaded, but compile each at its first use, or behind the first use of another.
+        """Mark sizes as preloaded without compiling; the first use of any of them starts all compiles.
 
         Raises:
             BatchSizeError: a size is not a positive whole number; no size is marked.
@@ -203,7 +200,7 @@ class PlanCache:
             self._expected.update(size for size in wanted if size not in self._plans)
 
     def expected(self) -> list[int]:
-        """Sizes that are expected and have no plan yet, ascending."""
+        """Expected sizes that have no plan yet, ascending."""
         with self._lock:
             return sorted(self._expected)
 
@@ -260,16 +257,15 @@ class PlanCache:
         check_not_forked()
         check_allowed(size, self.sizes())
         while True:
-            # The cache's lock is held for look-ups only. `making.lock` is held during the compile, so other
-            # sizes never wait.
+            # This lock is held for look-ups only; `making.lock` is held during the compile. So a compile of
+            # one size never delays another size.
             with self._lock:
                 self._journal.finish()
                 plan = self._plans.get(size)
                 if plan is not None:
                     return plan
                 making = self._pending.setdefault(size, _Making())
-            # Read before the lock is taken: a locked lock means that another thread compiles this size right
-            # now.
+            # Asked before the lock is taken: a held lock means that another thread compiles this size now.
             waited = making.lock.locked()
             with making.lock:
                 plan = self._make(size, making, waited)
@@ -277,13 +273,11 @@ class PlanCache:
                 return plan
 
     def _make(self, size: int, making: _Making, waited: bool) -> Plan | None:
-        """The plan that another thread made meanwhile, or a new one; None if new weights outdated it during
-        the compile."""
+        """This size's plan, from another thread or new; None if new weights came during the compile."""
         plan = self._plans.get(size)
         if plan is not None:
             return plan
-        # Threads that waited get the failure of the compile that they waited for. A thread that comes later
-        # tries again.
+        # Threads that waited share the error of that compile. A thread that comes later tries again.
         if waited and making.failure is not None:
             raise making.failure
         generation, started = self._generation, time.perf_counter()
@@ -291,16 +285,15 @@ class PlanCache:
             with AtWork():
                 plan = self._lower(size).compile()
         except Exception as failure:
-            # Only an Exception is shared. An interrupt (Ctrl-C) concerns this thread; waiting threads then
-            # compile themselves.
+            # Only an Exception is shared. A KeyboardInterrupt concerns this thread alone, so waiting threads
+            # compile for themselves.
             self._pending.pop(size, None)
             making.failure = failure
             raise
         with self._lock:
             self._journal.finish()
             self._pending.pop(size, None)
-            # `replace` came during the compile, so this plan may hold old weights: it is dropped, and `_miss`
-            # begins again.
+            # `replace` ran during the compile, so this plan may hold old weights. `_miss` starts again.
             if generation != self._generation:
                 return None
             self._misses += size not in self._pinned
@@ -326,13 +319,15 @@ class PlanCache:
         return plan
 
     def replace(self, plans: Mapping[int, Plan]) -> None:
-        """Replace all plans at once; compiles under way are discarded and made again."""
+        """Replace all plans at once; a compile in progress is discarded and repeated."""
         with self._lock:
             self._journal.finish()
             self._failed = {}
             calls = self._dropped_calls + Counter({size: plan.calls for size, plan in self._plans.items()})
             self._journal.commit(functools.partial(self._replace, dict(plans), calls, self._generation + 1))
 
+    # A journal step: if an interrupt cuts it short, it runs again. So it only assigns values that were
+    # computed before it, and a repetition changes nothing.
     def _replace(self, plans: dict[int, Plan], calls: Counter[int], generation: int) -> None:
         self._generation = generation
         self._dropped_calls = calls
@@ -342,6 +337,7 @@ class PlanCache:
             self._used.pop(size, None)
 
     def _evict(self, keep: int) -> None:
+        # Least recently used first, over all caches of the group, because these share one limit.
         if self.maxsize is None:
             return
         loose = [
@@ -357,8 +353,7 @@ class PlanCache:
     def _drop(self, size: int, evicted: bool = False) -> None:
         plan = self._plans.get(size)
         if plan is not None:
-            # Sums are computed before the commit, so repeating the step after an interrupt counts nothing
-            # twice.
+            # Sums are computed before the commit, so a step repeated after an interrupt counts nothing twice.
             calls, evictions = self._dropped_calls[size] + plan.calls, self._evictions + evicted
             self._journal.commit(functools.partial(self._dropped, size, calls, evictions))
 
@@ -369,7 +364,7 @@ class PlanCache:
         self._plans.pop(size, None)
 
     def _emptied(self) -> None:
-        self._plans.clear()  # in place: `hit` is bound to this dictionary
+        self._plans.clear()  # In place, because `hit` is bound to this dictionary.
         self._pinned.clear()
         self._expected.clear()
         self._used.clear()
@@ -380,11 +375,10 @@ class PlanCache:
 
 
 class _Making:
-    """A plan that a thread compiles while it holds `lock`. An interrupt releases the lock, so no thread waits
-    forever.
+    """A compile of one size by the thread that holds `lock`; an interrupt releases it, so no thread hangs.
 
     Attributes:
-        failure: the exception that ended the compile, for the threads that waited.
+        failure: the exception that ended the compile, shared by the threads that waited.
     """
 
     __slots__ = ("failure", "lock")
@@ -395,8 +389,7 @@ class _Making:
 
 
 def _drop_at_exit() -> None:
-    """Let daemon threads find no plan any more: they then end where they would compile, and not in XLA's
-    code."""
+    """Empty all caches, so daemon threads stop where they would compile instead of inside XLA's code."""
     for cache in list(_caches):
         cache._plans.clear()
 
@@ -405,13 +398,12 @@ before_exit(_drop_at_exit)
 
 
 def _after_fork() -> None:
-    """Drop all plans in a forked child, where they would hang without XLA's threads; the next call then
-    raises."""
+    """Drop all plans in a forked child, where they would hang without XLA's threads; calls then raise."""
     if was_forked():
         for cache in _caches:
             cache._lock = threading.Lock()
             cache._journal = Journal()
-            cache._plans.clear()  # in place: `hit` is bound to this dictionary
+            cache._plans.clear()  # In place, because `hit` is bound to this dictionary.
             cache._pending = {}
 
 

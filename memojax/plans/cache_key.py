@@ -1,5 +1,4 @@
-"""The key that makes entries of the plan cache one's own: 32 random bytes in a file that only its owner can
-read."""
+"""The secret key that signs the entries of the plan cache: 32 bytes that only the user can read."""
 
 from __future__ import annotations
 
@@ -15,10 +14,10 @@ _BYTES = 32
 
 
 def key_path() -> Path:
-    """$MEMOJAX_CACHE_KEY, or `memojax/cache.key` in the user's folder for state.
+    """$MEMOJAX_CACHE_KEY, or `memojax/cache.key` in the user's state folder.
 
     Raises:
-        OSError: the user has no folder.
+        OSError: the user has no home folder.
     """
     if chosen := os.environ.get(ENVIRONMENT):
         return Path(chosen)
@@ -32,11 +31,12 @@ def key_path() -> Path:
 
 
 def cache_key(path: Path | None = None) -> bytes:
-    """The key in `path` (or `key_path()`), which is made when there is none yet; processes that race for it
-    get the same one.
+    """The key in `path` (by default `key_path()`), made at the first use.
+
+    Processes that race to make it get the same key.
 
     Raises:
-        OSError: it can be neither read nor made, or others can read or replace it.
+        OSError: the key cannot be read or made, or others can read or replace it.
     """
     path = path or key_path()
     try:
@@ -52,9 +52,8 @@ def _read(path: Path) -> bytes:
         if os.name == "posix":
             if status.st_mode & 0o077:
                 raise OSError(
-                    f"the key {path} can be read or replaced by others (mode "
-                    f"{stat.S_IMODE(status.st_mode):04o}): "
-                    f"chmod 600 {path}"
+                    f"others can read or replace the key {path} (mode "
+                    f"{stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}"
                 )
             if status.st_uid != os.geteuid():
                 raise OSError(
@@ -63,13 +62,13 @@ def _read(path: Path) -> bytes:
         key = file.read(_BYTES + 1)
     if len(key) != _BYTES:
         raise OSError(
-            f"the key {path} has {len(key)} bytes, expected {_BYTES}: remove it, and a new one is made"
+            f"the key {path} has {len(key)} bytes, expected {_BYTES}: remove it, and a new one will be made"
         )
     return key
 
 
 def _make(path: Path) -> None:
-    """Write a new key to a file of another name, then give it its name, unless another process was faster."""
+    """Write a new key under a temporary name, then link it to `path`, unless another process was faster."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix="memojax-", suffix=".tmp")  # mode 0600
     try:
@@ -82,13 +81,13 @@ def _make(path: Path) -> None:
 
 
 def open_plain(path: str, flags: int) -> int:
-    """An opener that follows no link at the end of `path`, and does not wait for the other end of a pipe.
+    """An opener for plain files only: it follows no final link and never waits for the writer of a pipe.
 
     Raises:
-        OSError: `path` is no plain file.
+        OSError: `path` is not a plain file.
     """
     handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(f"{path} is no plain file")
+        raise OSError(f"{path} is not a plain file")
     return handle

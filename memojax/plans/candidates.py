@@ -19,14 +19,14 @@ class Candidate:
     """A way to compile one size.
 
     Attributes:
-        name: its name in `plans()`.
+        name: the candidate's name in `plans()`.
         options: XLA's options for this executable.
         rewrite: replaces the evaluation of single steps.
         packs: whether the executable holds a second copy of its weights, packed for its kernels.
-        rows: run a batch of one as this many equal rows, for a matrix-matrix kernel; rows must be
+        rows: number of equal rows that run a batch of one, for a matrix-matrix kernel; rows must be
             independent.
-        kernels: whether memojax's own kernels run what they can.
-        ordered: whether the plan is made of nested calls where XLA would wake threads between its parts.
+        kernels: whether memojax's own kernels run the parts that they can.
+        ordered: whether nested calls keep XLA from waking threads between the plan's parts; see `in_order`.
     """
 
     name: str
@@ -38,8 +38,7 @@ class Candidate:
     ordered: bool = False
 
     def trace(self, residual: Residual, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        """The outputs of `residual`, in a traced function; `residual` was traced for `rows` times the
-        size."""
+        """Outputs of `residual` inside a traced function; it was traced for `rows` times the size."""
         if self.rows > 1:
             inputs = [lax.broadcast_in_dim(x, (self.rows, *x.shape[1:]), range(x.ndim)) for x in inputs]
         outputs = residual(leading, inputs, self.rewrite)
@@ -60,8 +59,7 @@ def _kept_apart(step: Step, inputs: list[Any]) -> list[Any]:
 
 
 def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
-    """A row times a matrix, written as transposed matrix times column, so each output reads contiguous
-    weights."""
+    """A row times a matrix as transposed matrix times column: each output then reads contiguous weights."""
     if step.primitive.name != "dot_general" or step.params["dimension_numbers"] != _ROWS_BY_MATRIX:
         return step.bind(inputs)
     row, matrix = inputs
@@ -107,10 +105,10 @@ CANDIDATES = {
 
 
 def fits(candidate: Candidate, residual: Residual, constants: Sequence[Any]) -> bool:
-    """Whether `candidate` is safe for a model; `constants` are the weights that `residual` begins with.
+    """Whether `candidate` is safe for a model; `constants` are the leading weights of `residual`.
 
-    A fusion of more than a product must not have an operand that is one number throughout; `xla/options.py`
-    says why.
+    A packing candidate fuses more than one product, and such a fusion must not have an operand of equal
+    numbers; `xla/options.py` says why.
     """
     return not candidate.packs or not _multiplies_one_number(residual, constants)
 

@@ -1,5 +1,4 @@
-"""The compiler of plans for one model on one device: it traces and lowers under one lock, and compiles
-outside of it."""
+"""Compiles the plans of one model on one device: traces and lowers under one lock, compiles outside of it."""
 
 from __future__ import annotations
 
@@ -47,13 +46,12 @@ trace_lock: threading.RLock = threading.RLock()
 """Held while JAX traces, which is Python work that only one thread can do at a time anyway."""
 
 _LARGE = 8 << 20
-"""Bytes of weights from which "auto" makes them arguments on CPU too; as constants they would double compile
+"""Bytes of weights from which "auto" passes them as arguments on CPU, because constants double compile
 times."""
 
 
 _LINKED_NOW = 1 << 20
-"""Bytes of input up to which a new plan is called once: the first call links code for 1.5 ms, which small
-plans would feel."""
+"""Input bytes up to which a new plan is called once, which saves its first user 1.5 ms for linking."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Lowered:
     compile: Callable[[], Plan]
 
     def then(self, finish: Callable[[Plan], None]) -> Lowered:
-        """The same, but `compile` also calls `finish(plan)`."""
+        """A lowered size whose `compile` also calls `finish(plan)`."""
 
         def compile_and_finish() -> Plan:
             plan = self.compile()
@@ -89,14 +87,16 @@ class PlanCompiler:
     ):
         """Prepare to compile `typed` for `device`.
 
+        Set `keep_traces` to keep the trace of each plan for autotuning.
+
         Args:
+            typed: the model.
+            device: the device that runs the plans.
             weights: "constant" (part of the executables), "argument" (passed with each call), or "auto":
                 constant for small weights on CPU.
-            precision: of matrix products on accelerators (JAX's names).
+            precision: precision of matrix products on accelerators, by JAX's names.
             host: whether the plans take and give NumPy arrays (else `jax.Array`s).
-            like: a compiler of the same weights on the same device, which shares what it made of them.
-
-        Set `keep_traces` to have plans keep what was traced, for autotuning.
+            like: a compiler of the same weights on the same device, with which to share computed values.
         """
         self.typed = typed
         self.device = device
@@ -123,13 +123,13 @@ class PlanCompiler:
         self.row_bytes: int = self.input_bytes + sum(map(_bytes, self._outputs))
 
     def holds(self, leaves: Sequence[Any]) -> bool:
-        """Whether these are the weights that this compiler works with."""
+        """Whether this compiler works with exactly these weights."""
         own = self._hoister.leaves
         return len(own) == len(leaves) and all(a is b for a, b in zip(own, leaves, strict=True))
 
     @property
     def default(self) -> Candidate:
-        """The candidate for sizes without a remembered one."""
+        """The candidate for sizes that have no remembered choice."""
         return KERNELS if self.device.platform == "cpu" and opened() is not None else DEFAULT
 
     def lower(
@@ -146,7 +146,7 @@ class PlanCompiler:
         meter = Meter()
         started = time.perf_counter()
         with trace_lock:
-            # Both under one lock: a thread that traces while another lowers would only take turns with it.
+            # One lock around both steps: they are Python work, so another thread would only take turns here.
             residual = residual or self.trace(size * candidate.rows)
             finish = self.prepare(size, residual, meter, candidate)
         spent = time.perf_counter() - started
@@ -169,8 +169,7 @@ class PlanCompiler:
         candidate: Candidate = DEFAULT,
         residual: Residual | None = None,
     ) -> Plan:
-        """A plan of an executable that was compiled before; `residual` names its weight arguments, if it has
-        any."""
+        """A plan from an executable compiled elsewhere; `residual` names its weight arguments, if any."""
         meter = Meter()
         packing = self._output_packing(size)
         if residual:
@@ -180,11 +179,10 @@ class PlanCompiler:
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
     def updating(self, typed: TypedModel) -> Callable[[], None]:
-        """What gives all plans, and those still to be made, the weights of `typed`; only where they are
-        arguments.
+        """Prepare the weights of `typed`; the returned function switches all plans to them, also later ones.
 
-        Names, shapes and dtypes are the same. A call that runs meanwhile sees all the old weights or all the
-        new ones.
+        This needs weights that are arguments, and equal names, shapes and dtypes. A concurrent call sees all
+        the old weights or all the new ones.
         """
         replace = self._placing.replacing(jax.tree.leaves(typed.params))
 
@@ -201,16 +199,15 @@ class PlanCompiler:
             return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
-        """The values of the weights' part that `residual` begins with."""
+        """The values of the leading arguments of `residual`, computed from the weights."""
         return self._hoister.values(residual.nodes)
 
     def prepare(
         self, size: int, residual: Residual, meter: Meter, candidate: Candidate = DEFAULT
     ) -> Callable[[], Executable]:
-        """Lower a traced size for a candidate; returns a function that compiles it. `meter` counts the
-        executable's calls.
+        """Lower a traced size for a candidate, and return the function that compiles it.
 
-        `residual` was traced for `candidate.rows` times the size.
+        `residual` was traced for `candidate.rows` times the size. `meter` counts the executable's calls.
         """
         packing = self._output_packing(size)
         plain, wanted = residual, candidate
@@ -236,15 +233,16 @@ class PlanCompiler:
             outputs = candidate.trace(residual, given[:count] if constants is None else constants, rows)
             return packing.pack(outputs) if self.host else tuple(outputs)
 
-        # The name of the executable in profiles and dumps.
+        # XLA shows this name in profiles and dumps.
         run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
-        # The user's JAX settings must not change the executable.
+        # The user's JAX settings must not change what is compiled.
         with trace_lock, own_settings(self.precision):
             try:
                 lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
             except Exception as cause:
+                # Without groups of ours, the error concerns the model itself.
                 if ordered is None:
                     raise
                 log.debug("batch size %d cannot be traced in order: %s", size, cause)
@@ -263,6 +261,7 @@ class PlanCompiler:
             except LoweringError:
                 raise
             except Exception as cause:
+                # First without groups, then without kernels: a problem with either costs only speed.
                 if ordered is not None:
                     log.debug("batch size %d does not compile in order: %s", size, cause)
                     return self.prepare(size, plain, meter, _unordered(wanted))()
@@ -278,15 +277,14 @@ class PlanCompiler:
     def _with_kernels(
         self, size: int, residual: Residual, candidate: Candidate
     ) -> tuple[Residual, Candidate]:
-        """What is left for XLA where the kernels take what they can, if `candidate` wants them and they can
-        anything."""
+        """The residual with calls of kernels in it, if `candidate` wants kernels and they can run a part."""
         kernels = opened() if candidate.kernels and self.device.platform == "cpu" else None
         if kernels is None:
             return residual, candidate if not candidate.kernels else _without_kernels(candidate)
         kernels.use_threads()
         try:
             rewritten = rewrite(residual, size, self._hoister, kernels)
-        except Exception as cause:  # a mistake of ours must not keep a model from running
+        except Exception as cause:  # A mistake in the rewriting must not keep a model from running.
             log.warning("batch size %d: no kernels for this model (%r): XLA uses its own", size, cause)
             return residual, _without_kernels(candidate)
         return (rewritten, candidate) if rewritten else (residual, _without_kernels(candidate))
@@ -294,13 +292,13 @@ class PlanCompiler:
     def _ordered(
         self, size: int, residual: Residual, candidate: Candidate
     ) -> tuple[Residual, Candidate] | None:
-        """What runs in order on memojax's own client, if `candidate` wants that and it pays."""
+        """The residual in groups that run in order, if `candidate` wants that and groups pay."""
         if not candidate.ordered or self.device != cpu_device():
             return None
         try:
             grouped = in_order(residual)
-        except Exception as cause:  # a mistake of ours must not keep a model from running
-            log.warning("batch size %d: no plan that runs in order (%r): XLA orders it", size, cause)
+        except Exception as cause:  # A mistake in the grouping must not keep a model from running.
+            log.warning("batch size %d: no plan in order (%r): XLA chooses the order", size, cause)
             return None
         return (grouped, candidate) if grouped else None
 
@@ -328,7 +326,7 @@ class PlanCompiler:
         return Executable(compiled, run, answer, candidate.name)
 
     def _function(self) -> Callable[..., Any]:
-        """A new function for each size, because JAX frees an executable only together with its jit object."""
+        """A new function for each size, because JAX frees an executable only with its jit object."""
         n_weights, n_inputs, typed, structure = (
             len(self._hoister.leaves),
             len(self.typed.api.inputs),
@@ -345,13 +343,12 @@ class PlanCompiler:
         return run
 
     def _rows(self, size: int) -> list[jax.ShapeDtypeStruct]:
-        """Inputs at `size` rows, and the key of a random model."""
+        """Abstract inputs at `size` rows, and the key of a random model."""
         rows = [jax.ShapeDtypeStruct(spec.rows(size), spec.dtype) for spec in self.typed.api.inputs]
         return [*rows, jax.ShapeDtypeStruct((2,), np.uint32)] if self.typed.random else rows
 
     def _output_packing(self, size: int) -> Packing:
-        """How outputs are laid out; where an element's shape depends on the batch, the shapes are
-        evaluated."""
+        """The layout of outputs; shapes that depend on the batch size are evaluated abstractly."""
         dtypes = [spec.dtype for spec in self._outputs]
         if all(spec.is_fixed for spec in self._outputs):
             return Packing.of([spec.rows(size) for spec in self._outputs], dtypes)
@@ -367,8 +364,7 @@ class PlanCompiler:
         return Packing.of([value.shape for value in found], dtypes)
 
     def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
-        """The packing of inputs for an accelerator: a small batch waits for each transfer, a microsecond
-        apiece."""
+        """The packing of small inputs for an accelerator, where each transfer costs a microsecond."""
         small = sum(math.prod(row.shape) * row.dtype.itemsize for row in rows) <= PACKED_BYTES
         if not (self.host and self._packs_inputs and small and len(rows) > 1):
             return None
@@ -376,7 +372,7 @@ class PlanCompiler:
 
 
 def plain_name(name: str) -> str:
-    """A model's name in XLA's characters: the last part of its path, with letters, digits and underscores."""
+    """A model's name in XLA's alphabet: the last part of its path, in letters, digits and underscores."""
     return (
         re.sub(
             r"\W+", "_", name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".onnx"), flags=re.ASCII
@@ -390,7 +386,7 @@ def _without_kernels(candidate: Candidate) -> Candidate:
 
 
 def _unordered(candidate: Candidate) -> Candidate:
-    """The same candidate with XLA's order."""
+    """The candidate without nested calls."""
     if not candidate.ordered:
         return candidate
     return KERNELS if candidate.kernels else DEFAULT

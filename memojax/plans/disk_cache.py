@@ -1,9 +1,9 @@
-"""Compiled plans on disk: a folder of signed entries, each written as a whole.
+"""Compiled plans on disk: a folder of signed entries, each written atomically.
 
-Trust boundary: an entry is machine code and a pickle, so whoever forges one runs code as you. Each entry is
-therefore signed (HMAC) with a key that only you can read (`cache_key`). One with another signature counts as
-absent and is never unpickled. A folder that others can write to is refused, unless you accept it: they could
-still remove entries, or put old ones back.
+Trust boundary: an entry is machine code and a pickle, so a forged entry runs code as you. Each entry is
+therefore signed (HMAC) with a key that only you can read (`cache_key`). An entry with another signature
+counts as absent and is never unpickled. A folder that others can write to is refused unless you accept it,
+because they could remove entries or restore old ones.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _HEADER = struct.Struct("<8s32s32sQ")
 
 _MOST_DESCRIPTION = 200
 _LEFTOVER_SECONDS = 3600
-"""Age from which an unfinished file counts as a leftover, where files cannot be locked."""
+"""Age from which an unfinished file counts as a leftover, on systems that cannot lock files."""
 
 _TRIES = 3
 
@@ -58,7 +58,7 @@ SHARED_ENVIRONMENT = "MEMOJAX_CACHE_SHARED"
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of the cache, as listings show it."""
+    """One entry of the cache, for listings."""
 
     path: Path
     bytes: int
@@ -80,16 +80,15 @@ class Entry:
 class DiskCache:
     """Payloads by key in one folder, which several processes of one user may share.
 
-    A damaged, truncated or foreign entry counts as absent and is removed. If the folder or the key cannot be
-    used, a warning says so once, and nothing is stored. If the folder exceeds `max_bytes`, the least recently
-    used entries are removed.
+    A damaged, truncated or foreign entry counts as absent and is removed. If the folder or the key is
+    unusable, one warning says so, and nothing is stored. If the folder exceeds `max_bytes`, the least
+    recently used entries are removed.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES, *, shared: bool = False
     ):
-        """Use `folder`; the first entry creates it for its owner alone. With `shared`, others may write to
-        it.
+        """Use `folder`, which the first entry creates for its owner alone; `shared` accepts other writers.
 
         Raises:
             CacheFolderError: `folder` belongs to somebody else, or others can write to it.
@@ -119,7 +118,9 @@ class DiskCache:
             return None
         payload = signer.payload(raw, key)
         if payload is None:
-            log.warning("cache entry %s is damaged or foreign: it is removed and compiled anew", path.name)
+            log.warning(
+                "cache entry %s is damaged or foreign, so it is removed and compiled again", path.name
+            )
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -153,8 +154,7 @@ class DiskCache:
             self._path(self._signer().name(key)).unlink()
 
     def entries(self, model: str | None = None) -> list[Entry]:
-        """Entries of all models, or of `model` (a file name with or without suffix), most recently used
-        first."""
+        """Entries of all models or of `model` (a file name, suffix optional), most recently used first."""
         found = []
         for path in self._files():
             with contextlib.suppress(OSError):
@@ -165,8 +165,7 @@ class DiskCache:
         )
 
     def clear(self, model: str | None = None) -> int:
-        """Remove all entries, or those of `model`, and return their number; other files in the folder
-        stay."""
+        """Remove all entries, or those of `model`, and return their number; other files stay."""
         removed = 0
         for entry in self.entries(model):
             with contextlib.suppress(OSError):
@@ -176,17 +175,17 @@ class DiskCache:
         return removed
 
     def _signer(self) -> _Signer:
-        """What signs entries.
+        """The signer of entries, after a check of the folder.
 
         Raises:
-            OSError: the folder or the key cannot be used.
+            OSError: the folder or the key is unusable.
         """
         if reason := self._refusal():
             raise OSError(reason)
         return _Signer(cache_key())
 
     def _refusal(self) -> str | None:
-        """Why the folder is not used, if it is there and others can change it."""
+        """The reason to refuse the folder, because others can change it; None if it is safe or absent."""
         if self._shared or os.name != "posix":
             return None
         try:
@@ -196,15 +195,13 @@ class DiskCache:
         accept = f"or set {SHARED_ENVIRONMENT}=1 to accept it"
         if status.st_uid not in (os.geteuid(), 0):
             return (
-                f"the cache folder {self.folder} belongs to user {status.st_uid}, and this process runs as "
-                f"user {os.geteuid()}: "
-                f"use a folder of your own, {accept}"
+                f"the cache folder {self.folder} belongs to user {status.st_uid}, but this process runs as "
+                f"user {os.geteuid()}: use a folder of your own, {accept}"
             )
         if status.st_mode & 0o022:
             return (
                 f"others can write to the cache folder {self.folder} (mode "
-                f"{stat.S_IMODE(status.st_mode):04o}): "
-                f"chmod 700 {self.folder}, {accept}"
+                f"{stat.S_IMODE(status.st_mode):04o}): chmod 700 {self.folder}, {accept}"
             )
         return None
 
@@ -217,7 +214,7 @@ class DiskCache:
         )
 
     def _files(self) -> list[Path]:
-        """Files whose names and headers are those of entries."""
+        """Files whose names and headers mark them as entries."""
         return (
             [path for path in self.folder.glob("*.plan") if _is_entry(path)] if self.folder.is_dir() else []
         )
@@ -247,16 +244,16 @@ class _Signer:
         self._secret = secret
 
     def name(self, key: Mapping[str, Any]) -> bytes:
-        """What the entry for `key` is called: other users' entries have other names."""
+        """Name of the entry for `key`; each user's secret gives other names."""
         return self._sign(b"name", json.dumps(key, sort_keys=True, default=str).encode())
 
     def header(self, key: Mapping[str, Any], payload: bytes) -> tuple[bytes, bytes]:
-        """An entry, but for its description: its header, and `payload`."""
+        """Header and payload of an entry; its description follows them."""
         name = self.name(key)
         return _HEADER.pack(_MAGIC, name, self._sign(b"entry", name, payload), len(payload)), payload
 
     def payload(self, raw: bytes, key: Mapping[str, Any]) -> bytes | None:
-        """What the entry `raw` for `key` holds; None if it is damaged, or was not signed with this key."""
+        """The payload of the entry `raw` for `key`; None if it is damaged or has a foreign signature."""
         if len(raw) < _HEADER.size:
             return None
         magic, name, signature, length = _HEADER.unpack_from(raw)
@@ -273,10 +270,10 @@ class _Signer:
 
 
 def write_whole(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file that readers see as a whole, old or new.
+    """Write a file atomically: readers see the old or the new content.
 
     Raises:
-        OSError: it cannot be written; what was written of it is removed.
+        OSError: the file cannot be written; the partial file is removed.
     """
     for left in reversed(range(_TRIES)):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix="memojax-", suffix=".tmp")
@@ -289,7 +286,7 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
                 os.replace(name, path)
             return
         except (FileNotFoundError, BlockingIOError):
-            # Another process took the file for a leftover before it was locked, or the folder is gone.
+            # Another process took the file for a leftover before it was locked, or removed the folder.
             if not left:
                 raise
         except BaseException:
@@ -299,7 +296,7 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers left unfinished that were killed: a writer that lives holds a lock."""
+    """Remove the unfinished files of killed writers; a living writer holds a lock on its file."""
     for path in folder.glob("memojax-*.tmp"):
         with contextlib.suppress(OSError), open(path, "r+b", opener=open_plain) as file:
             if fcntl is None and time.time() - os.fstat(file.fileno()).st_mtime < _LEFTOVER_SECONDS:
@@ -325,7 +322,7 @@ def disk_cache(folder: str | os.PathLike[str] | None, *, shared: bool = False) -
     Raises:
         CacheFolderError: others can change the folder, and neither `shared` nor $MEMOJAX_CACHE_SHARED accepts
             that.
-        InputError: $MEMOJAX_CACHE_SIZE is no size.
+        InputError: $MEMOJAX_CACHE_SIZE is not a size.
     """
     chosen = folder if folder is not None else os.environ.get(ENVIRONMENT)
     if not chosen:
@@ -343,7 +340,7 @@ def bytes_of(text: str) -> int:
     """A size such as "500M", "2GiB" or "1000000" in bytes; K, M, G and T are powers of 1024.
 
     Raises:
-        InputError: `text` is no size.
+        InputError: `text` is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE | re.ASCII)
     if match is None or len(match[1]) > 20:
@@ -353,7 +350,7 @@ def bytes_of(text: str) -> int:
 
 @functools.cache
 def environment_key() -> dict[str, str]:
-    """Everything but the model on which an executable depends: versions, the CPU and its features, flags."""
+    """Everything except the model that an executable depends on: versions, the CPU, its features, flags."""
     flags = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -389,7 +386,7 @@ def _is_entry(path: Path) -> bool:
 
 
 def _description(path: Path) -> str:
-    """The text that `_describe` wrote behind the payload; "?" for a damaged entry."""
+    """The text that `_describe` wrote after the payload; "?" for a damaged entry."""
     try:
         with path.open("rb") as file:
             end = _HEADER.size + _HEADER.unpack(file.read(_HEADER.size))[3]

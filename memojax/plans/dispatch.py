@@ -1,5 +1,4 @@
-"""The lines between rows and an executable. Every call pays for them, so they are closures without frames in
-between."""
+"""The code between rows and an executable: closures without inner frames, as every call pays for each."""
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from ..model.signature import ModelApi
+from ..rows.scratch import is_readable
 from ..xla.settings import with_own_settings
 from .input_buffers import Staging
 from .packing import Packing
@@ -21,10 +21,10 @@ from .weight_arguments import Leading
 
 Rows: TypeAlias = Sequence[Any]
 Run: TypeAlias = Callable[[Rows], list[Any]]
-"""One array per input (and the key of a random model) to one array per output."""
+"""Takes one array per input (and the key of a random model), gives one array per output."""
 
 Answer: TypeAlias = Callable[[Mapping[str, Any], Any], "dict[str, np.ndarray] | None"]
-"""Inputs by name, and a function that draws a random model's key, to outputs by name.
+"""Takes inputs by name and a function that draws a random model's key, gives outputs by name.
 
 It gives None, before anything runs, if an input does not fit."""
 
@@ -37,7 +37,7 @@ _HOT = 4
 
 @dataclass
 class Meter:
-    """Counts the calls of a plan over all its executables, and keeps the seconds of the last timed ones.
+    """Counts the calls of a plan over all its executables, and keeps the seconds of recent timed calls.
 
     Attributes:
         counter: the number of the next call.
@@ -56,8 +56,7 @@ class Meter:
     @property
     def calls(self) -> int:
         """Number of calls."""
-        # `next` would count this look as a call. Only the text of an itertools.count shows its value
-        # unchanged.
+        # `next` would count this look as a call; only the repr shows the value without changing it.
         return int(repr(self.counter).removeprefix("count(").removesuffix(")"))
 
     def timed(self, run: Run, rows: Rows) -> list[Any]:
@@ -74,14 +73,14 @@ class Meter:
 
 
 def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leading: Leading) -> Run:
-    """The closure for NumPy rows, in and out; `leading` holds the weights that `call` takes first.
+    """The closure for NumPy rows, in and out; `leading` holds the weight arguments of `call`.
 
-    A call takes a slot of input buffers and returns it, so two threads never write to the same one. A failed
-    call runs again under memojax's own settings, because the user's may refuse NaN, jit or transfers.
-    Checking them first would cost every call.
+    A call takes a slot of input buffers and returns it, so two threads never write to the same slot. If a
+    call fails, it runs again under memojax's own settings, because the user's settings may refuse NaN, jit or
+    transfers. Checking the settings first would cost every call.
     """
-    # Locals of the closures: an attribute look-up would cost each call some 30 ns. pop and append are atomic,
-    # so no lock is needed.
+    # Locals of the closures, because an attribute look-up costs each call about 30 ns. `pop` and `append` are
+    # atomic, so threads need no lock.
     take, give, fresh, unpack, asarray = (
         staging.free.pop,
         staging.free.append,
@@ -92,7 +91,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
 
     again = with_own_settings(call)
 
-    # All inputs have a buffer: the usual case of small batches.
+    # The usual case of small batches: every input has a buffer.
     def staged(rows: Rows) -> list[np.ndarray]:
         try:
             slot = take()
@@ -109,18 +108,20 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         give(slot)
         return results
 
-    # Some inputs are too large to copy.
+    # For batches with inputs that are too large to copy.
     def mixed(rows: Rows) -> list[np.ndarray]:
         try:
             slot = take()
         except IndexError:
             slot = fresh()
-        # Inputs without a buffer are too large to copy: JAX takes the caller's array.
+        # XLA reads the caller's array in place, if that array is aligned and contiguous.
         given = []
-        for buffer, array, row in zip(*slot, rows):
-            if buffer is not None:
-                buffer[...] = row  # pyright: ignore[reportOptionalSubscript]
-            given.append(row if buffer is None else array)
+        for buffer, array, row, always in zip(*slot, rows, staging.staged):
+            if buffer is None or (not always and is_readable(row)):
+                given.append(row)
+            else:
+                buffer[...] = row
+                given.append(array)
         try:
             result = call(*leading.values, *given)
         except Exception:
@@ -129,7 +130,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         give(slot)
         return results
 
-    # 64-bit arrays pass a call whole only with x64 on. The switch costs time, so other models do without.
+    # Only x64 mode passes 64-bit arrays unnarrowed. The switch costs time, so other models avoid it.
     def mixed_x64(rows: Rows) -> list[np.ndarray]:
         with jax.enable_x64(True):
             return mixed(rows)
@@ -154,9 +155,9 @@ def by_name(
     random: bool,
     meter: Meter,
 ) -> Answer:
-    """The closure for inputs and outputs by name, with the checks.
+    """The closure for inputs and outputs by name, including the checks.
 
-    A model with one input and one output gets a copy of `run`'s body, because a frame costs 1 us.
+    A model with one input and one output gets a copy of `run`'s body, because a Python frame costs 1 us.
     """
     tick, timed, ndarray = meter.tick, meter.timed, np.ndarray
     take, give, fresh, unpack, asarray = (
@@ -171,8 +172,8 @@ def by_name(
 
     def answer_one(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
         row = given.get(name)
-        # An exact type: a subclass (a matrix, a masked array) may define assignment otherwise. The checked
-        # path takes it.
+        # The exact type: a subclass (matrix, masked array) may assign differently, so it takes the checked
+        # path.
         if type(row) is not ndarray or row.shape != shape or row.dtype != dtype:
             return None
         if not tick() % SAMPLE_EVERY:
@@ -187,8 +188,7 @@ def by_name(
             result = asarray(call(*leading.values, array))
         except Exception:
             result = asarray(again(*leading.values, array))
-        # The slot goes back after the result is there: on a synchronous client nothing reads the buffers any
-        # more.
+        # The slot is free once the result exists: on a synchronous client nothing reads the buffers any more.
         give(slot)
         return {output: result}
 
@@ -203,7 +203,7 @@ def by_name(
             rows.append(draw())
         return dict(zip(outputs, run(rows) if tick() % SAMPLE_EVERY else timed(run, rows)))
 
-    # The names of `answer_one` are bound here, after the checks that make it possible.
+    # `answer_one` reads these names when it runs, after this check has shown that they exist.
     if (
         len(inputs) == len(outputs) == 1
         and all(staging.staged)
@@ -234,7 +234,7 @@ def on_device(call: Callable[..., Any], leading: Leading) -> Run:
 
 
 def lean_call(compiled: Any) -> Callable[..., Any]:
-    """The compiled function without JAX's Python frame around it (1 us), if this JAX allows that."""
+    """The compiled function without JAX's Python frame around it (1 us), if this JAX offers that."""
     try:
         return compiled._executable.create_cpp_call(compiled._params) or compiled
     except (AttributeError, TypeError):

@@ -1,22 +1,26 @@
 """Random draws as plain arithmetic that XLA:CPU fuses with what reads them.
 
-JAX hashes counters in a loop on CPUs, to compile large programs faster. For a policy this is the slow way: each
-draw becomes two loops of some twenty parts with copies between them, which take longer to compile and to run
-than the same hash without a loop. The numbers are the same, bit for bit.
+JAX hashes counters in a loop on CPUs, to compile large programs faster. For a policy this is the slow way.
+Each draw becomes two loops of some twenty parts with copies between them. They take longer to compile and to
+run than the same hash without a loop. The numbers are the same, bit for bit.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from ..xla.settings import own_settings
 from .hoist import Atom, Residual, Step, flattened
+
+log: logging.Logger = logging.getLogger("memojax")
 
 _HASH = "threefry2x32"
 
@@ -27,13 +31,15 @@ _PARITY = np.uint32(0x1BD11BDA)
 
 
 def without_loops(residual: Residual) -> Residual:
-    """`residual` with its draws as plain arithmetic; unchanged where it draws nothing, or keeps keys of
-    another kind."""
+    """`residual` with its draws as plain arithmetic; unchanged without draws or with keys of another kind."""
     if not any(step.primitive.name in ("random_bits", _HASH) for step in residual.steps):
         return residual
     try:
         return _Expansion(residual).run()
     except _NotOurs:
+        return residual
+    except Exception as cause:  # a mistake of ours must not keep a model from running
+        log.warning("draws stay as JAX makes them: %r", cause)
         return residual
 
 
@@ -57,7 +63,10 @@ class _Expansion:
             (*residual.avals, *(number for step in residual.steps for number in step.outputs)), default=0
         )
         self.data: dict[int, Atom] = {}
-        """For each key, the atom of its data."""
+        """For each key, or array of keys, the atom of its data."""
+        self.avals: dict[int, Any] = dict(residual.avals)
+        for step in residual.steps:
+            self.avals.update(zip(step.outputs, step.avals, strict=True))
 
     def run(self) -> Residual:
         steps: list[Step] = []
@@ -77,11 +86,13 @@ class _Expansion:
         keys = [atom for atom in step.inputs if isinstance(atom, int) and atom in self.data]
         if not keys:
             return [step]
+        data = self.data[keys[0]]
+        rank = self._abstract(data).ndim - 1
         if name == "random_fold_in":
-            if np.shape(self._abstract(step.inputs[1])):  # a key for each row
-                raise _NotOurs
-            made, (data,) = self._traced(_implementation().fold_in, [self.data[keys[0]], step.inputs[1]])
-            self.data[step.outputs[0]] = data
+            other = np.ndim(self._abstract(step.inputs[1]))
+            fold = _over_keys(_implementation().fold_in, rank, other)
+            made, (folded,) = self._traced(fold, [data, step.inputs[1]])
+            self.data[step.outputs[0]] = folded
             return made
         if name == "random_bits":
             width, shape = step.params["bit_width"], step.params["shape"]
@@ -89,14 +100,13 @@ class _Expansion:
             def bits(key: Any) -> Any:
                 return _implementation().random_bits(key, width, shape)
 
-            made, (drawn,) = self._traced(bits, [self.data[keys[0]]])
+            made, (drawn,) = self._traced(_over_keys(bits, rank), [data])
             # What follows reads the number that the draw had.
             return _renumbered(made, drawn, step.outputs[0])
         raise _NotOurs
 
     def _wrapped(self, step: Step) -> list[Step]:
-        (aval,) = step.avals
-        if aval.shape or str(aval.dtype) != "key<fry>":
+        if str(step.avals[0].dtype) != "key<fry>":
             raise _NotOurs
         self.data[step.outputs[0]] = step.inputs[0]
         return []
@@ -109,30 +119,17 @@ class _Expansion:
         numbers: dict[int, Atom] = dict(zip(arguments, inputs, strict=True))
         made = []
         for step in steps:
-            for number in step.outputs:
-                numbers[number] = self.next_number
-                self.next_number += 1
+            outputs = tuple(range(self.next_number, self.next_number + len(step.outputs)))
+            self.next_number += len(outputs)
             kind = _Hash if step.primitive.name == _HASH else Step
-            outputs = tuple(self._number(numbers, number) for number in step.outputs)
             read = tuple(_moved(numbers, atom) for atom in step.inputs)
             made.append(kind(step.primitive, step.params, read, outputs, step.avals))
+            numbers.update(zip(step.outputs, outputs, strict=True))
+            self.avals.update(zip(outputs, step.avals, strict=True))
         return made, [_moved(numbers, atom) for atom in results]
 
-    @staticmethod
-    def _number(numbers: Mapping[int, Atom], number: int) -> int:
-        found = numbers[number]
-        assert isinstance(found, int)
-        return found
-
     def _abstract(self, atom: Atom) -> Any:
-        if not isinstance(atom, int):
-            return atom.value
-        if atom in self.residual.avals:
-            return self.residual.avals[atom]
-        for step in self.residual.steps:
-            if atom in step.outputs:
-                return step.avals[step.outputs.index(atom)]
-        return jax.ShapeDtypeStruct((2,), np.uint32)  # the data of a key that was made here
+        return self.avals[atom] if isinstance(atom, int) else atom.value
 
 
 def _moved(numbers: Mapping[int, Atom], atom: Atom) -> Atom:
@@ -144,6 +141,16 @@ def _renumbered(steps: Sequence[Step], old: Atom, new: int) -> list[Step]:
         replace(step, outputs=tuple(new if number == old else number for number in step.outputs))
         for step in steps
     ]
+
+
+def _over_keys(function: Callable[..., Any], *ranks: int) -> Callable[..., Any]:
+    """`function` of one key, mapped over arrays of keys of the first rank and of what goes with them."""
+    deep = max(ranks)
+    if any(rank not in (0, deep) for rank in ranks):
+        raise _NotOurs
+    for _ in range(deep):
+        function = jax.vmap(function, in_axes=tuple(0 if rank else None for rank in ranks))
+    return function
 
 
 def _implementation() -> Any:
@@ -159,11 +166,11 @@ def _hashed(key0: Any, key1: Any, x0: Any, x1: Any) -> tuple[Any, Any]:
     """Threefry-2x32 of the counters `(x0, x1)`; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
     (2011)."""
     shape = lax.broadcast_shapes(*(np.shape(value) for value in (key0, key1, x0, x1)))
-    x0, x1 = (lax.broadcast(x, shape[: len(shape) - np.ndim(x)]) for x in (x0, x1))
+    x0, x1 = (jnp.broadcast_to(x, shape) for x in (x0, x1))
     keys = (key0, key1, lax.bitwise_xor(lax.bitwise_xor(key0, key1), _PARITY))
 
     def plus(x: Any, key: Any) -> Any:
-        return lax.add(x, lax.broadcast(key, shape) if np.shape(key) != shape else key)
+        return lax.add(x, jnp.broadcast_to(key, shape))
 
     x0, x1 = plus(x0, keys[0]), plus(x1, keys[1])
     for number in range(_ROUNDS):

@@ -1,5 +1,4 @@
-"""The engine of an inferer: plan caches for NumPy batches and for each device, the weights in use, and plans
-on disk."""
+"""The engine of an inferer: its weights, its plan caches for NumPy and for each device, its plans on disk."""
 
 from __future__ import annotations
 
@@ -48,8 +47,8 @@ T = TypeVar("T")
 class Engine:
     """Plan caches by device, over one set of weights.
 
-    `cache` holds the plans for NumPy batches and is never replaced; `typed` is the model with its present
-    weights.
+    `cache` holds the plans for NumPy batches, and is the same object forever. `typed` is the model with its
+    present weights.
     """
 
     typed: TypedModel
@@ -68,8 +67,10 @@ class Engine:
         beside: Engine | None = None,
         compile_in: CompileIn = "auto",
     ):
-        """Plans for `typed` on `device`; `beside` has the same weights, another binding, and shares
-        `maxsize`."""
+        """Make plans for `typed` on `device`.
+
+        `beside` is an engine of the same weights with another binding; both share `maxsize`.
+        """
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
         self.typed = typed
@@ -77,7 +78,7 @@ class Engine:
         self.device = device
         self._precision = precision
         self._fingerprint = typed.fingerprint
-        # A model without a fingerprint (a function, new weights) cannot be told from others on disk.
+        # Without a fingerprint (a function, new weights), a model's entries on disk could be another's.
         self._disk = disk if typed.fingerprint else None
         self._tuner = tuner or Tuner()
         self._compile_in: CompileIn = compile_in
@@ -86,7 +87,7 @@ class Engine:
             and device.platform == "cpu"
             and (self._disk is not None or self._tuner.mode != "off")
         ):
-            # Only such plans can be tuned, and load from disk without a trace.
+            # Only plans with constant weights can be tuned, and load from disk without a trace.
             weights = "constant"
         like = beside._compiler if beside else None
         self._compiler = PlanCompiler(typed, device, like.weights if like else weights, precision, like=like)
@@ -97,13 +98,12 @@ class Engine:
         self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
         self._lock = threading.Lock()
         self._journal = Journal()
-        # Even, and another number after each change of weights; odd while one is under way.
+        # Changes with each update of the weights; odd while an update is in progress.
         self.version = 0
         self.switching: threading.Lock = threading.Lock()
         self.cache = PlanCache(self._lower, maxsize, beside.cache if beside else None)
         self.mixing: tuple[str, ...] | None = () if typed.independent else None
-        """Outputs in which rows influence each other; None before a plan of two rows or more has been
-        checked."""
+        """Outputs in which rows influence each other; None until a plan of two or more rows was checked."""
 
     def clear(self, size: int | None = None) -> None:
         """Drop the plans of a size, or all plans and counts, on every device."""
@@ -114,7 +114,7 @@ class Engine:
         """The plans for `jax.Array`s on a device."""
         with self._lock:
             if device not in self._elsewhere:
-                # A compiler of its own: its plans take `jax.Array`s and hold their weights on this device.
+                # A separate compiler: its plans take `jax.Array`s and hold their weights on this device.
                 compiler = PlanCompiler(
                     self.typed,
                     device,
@@ -129,8 +129,7 @@ class Engine:
             return self._elsewhere[device][1]
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
-        """The result of `run`; it runs again if the weights changed meanwhile, and after some tries they must
-        wait for it."""
+        """The result of `run`, repeated if weights change meanwhile; after some tries, updates must wait."""
         for _ in range(_TRIES):
             before = self.version
             result = run()
@@ -150,7 +149,7 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no plan is held, so that nothing is lost with this engine but its counts."""
+        """Whether the engine holds no plan, so that dropping it loses only counts."""
         return (
             not len(self.cache)
             and not self.cache.expected()
@@ -158,8 +157,7 @@ class Engine:
         )
 
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
-        """Plan caches for `jax.Array`s by device. It takes no lock, because an update may hold it during a
-        compile."""
+        """Plan caches for `jax.Array`s by device; no lock, because an update may hold it during a compile."""
         return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
@@ -167,40 +165,38 @@ class Engine:
         return compiler.lower(size).then(functools.partial(self._check_rows, compiler))
 
     def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
-        """Run the first plan of two rows or more on rows of which one changes, and note what else changes.
+        """Run the first plan of two rows or more on rows of which one changes; note outputs of other rows.
 
         Raises:
-            DimensionError: others do, and only its place says that an axis is the batch.
+            DimensionError: rows mix, and only the axis position suggested that the axis is a batch.
         """
         if self.mixing is not None or plan.size < 2:
             return
         mixing = plan_mixing(compiler, plan)
         if mixing and self.typed.weak:
             raise DimensionError(
-                f"rows influence each other in output {', '.join(map(repr, mixing))}, so what leads the "
-                "inputs may be no "
-                f"batch of agents. {self.typed.weak}"
+                f"rows influence each other in output {', '.join(map(repr, mixing))}, so the first axis of "
+                f"the inputs may not be a batch of agents. {self.typed.weak}"
             )
         self.mixing = mixing
         if mixing:
             log.warning(
-                "%s: rows of a batch influence each other (output %s): every batch runs whole, at its "
-                "exact size (said once)",
+                "%s: rows of a batch influence each other (output %s), so every batch runs whole, at its "
+                "exact size",
                 self.typed.name or "this model",
                 ", ".join(map(repr, mixing)),
             )
 
     def update(self, typed: TypedModel, like: Engine | None = None) -> None:
-        """Switch to the weights of `typed`: a call under way sees all old or all new ones, later calls see
-        the new ones.
+        """Switch to the weights of `typed`; a concurrent call sees either all old or all new weights.
 
         If weights are constants of the executables, this thread first makes plans that take them as
-        arguments, for the sizes in use. Other threads run the old plans meanwhile. Later updates compile
-        nothing. `like` is an engine of the same weights that has them already.
+        arguments, for the sizes in use. Other threads run the old plans meanwhile, and later updates compile
+        nothing. `like` is an engine of the same weights that has done this already.
         """
         with self._lock:
-            # All work that can fail, or takes time or memory, happens while `steps` are made; `switch` only
-            # assigns.
+            # Making `steps` does all work that can fail or takes time or memory. `switch` only assigns, so an
+            # error leaves the old weights in use.
             if self._compiler.weights == "constant":
                 steps = [self._becoming_argument(typed, like._compiler if like else None)]
             else:
@@ -209,8 +205,8 @@ class Engine:
                 if compiler.weights == "argument":
                     steps.append(compiler.updating(typed))
                 else:
-                    # Plans with constant weights cannot switch. They are dropped, and compile again when a
-                    # call needs them.
+                    # Plans with constant weights cannot switch: they are dropped, and a call that needs one
+                    # compiles it again.
                     steps.append(functools.partial(self._leave, device, cache))
 
             def switch() -> None:
@@ -228,15 +224,14 @@ class Engine:
         cache.clear()
 
     def _becoming_argument(self, typed: TypedModel, like: PlanCompiler | None) -> Callable[[], None]:
-        """Make plans whose weights are arguments for the sizes in use; gives what puts them in place."""
+        """Make plans with weight arguments for the sizes in use; the returned function puts them in place."""
         started = time.perf_counter()
         compiler = PlanCompiler(typed, self.device, "argument", self._precision, like=like)
         with AtWork():
             plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
         log.info(
-            "first update_params: weights become arguments; %d plan(s) made anew in %.0f ms, later updates "
-            "compile nothing "
-            "(load with weights='argument' to begin that way)",
+            "first update_params: weights become arguments; compiled %d plan(s) again in %.0f ms, later "
+            "updates compile nothing (weights='argument' avoids this step)",
             len(plans),
             (time.perf_counter() - started) * 1e3,
         )
@@ -254,40 +249,42 @@ class Engine:
         return self._lower_with(compiler, size).then(functools.partial(self._check_rows, compiler))
 
     def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
-        """Check that `size` rows fit the memory, judging by the next smaller plan, or by a small one compiled
-        for this.
+        """Check that `size` rows fit in memory, judging by the next smaller plan or by a small new one.
 
         Raises:
             BatchMemoryError: the rows do not fit.
         """
         room = available_bytes(compiler.device)
         needed = size * compiler.row_bytes
-        # Most sizes are far from the limit; they must not pay for the closer look below.
+        # Most sizes are far from the limit, so they skip the closer look below.
         if room is None or needed * _SURELY_FITS < room:
             return
         known = self.cache.next_smaller(size)
         plan = self.cache.peek(known) if known else None
         if plan is None and needed <= room:
-            # No plan to judge by, but temporaries may be many times the inputs: a small plan tells, for one
-            # small compile.
+            # Temporaries may be many times the inputs, so a small plan is compiled to measure them.
             plan = compiler.lower(_PROBE).compile() if size > _PROBE else None
         if plan is not None:
             needed = max(
                 needed, size * (compiler.input_bytes + bytes_per_row(plan.executable.compiled, plan.size))
             )
         if needed > room:
-            by = f"by what it needs for {plan.size}" if plan else "for inputs and outputs alone"
+            by = f"estimated from its plan for {plan.size}" if plan else "for inputs and outputs alone"
             raise BatchMemoryError(
-                f"batch size {size} would need some {readable(needed)} ({by}), and {compiler.device} has "
-                f"{readable(room)} left: "
-                "use max_batch_size=, which splits larger batches, or fewer rows"
+                f"batch size {size} would need about {readable(needed)} ({by}), but {compiler.device} has "
+                f"{readable(room)} left: use fewer rows, or max_batch_size=, which splits larger batches"
             )
 
     def _lower_with(self, compiler: PlanCompiler, size: int) -> Lowered:
         """Lower a size for the remembered candidate, or for the default, which is tuned afterwards."""
         candidate, gain = self._remembered(compiler, size)
-        lowered = self._load_or_lower(compiler, size, candidate)
-        # No process has tuned this size, so tuning follows the compile.
+        try:
+            lowered = self._load_or_lower(compiler, size, candidate)
+        except CompileError:  # the helper compiles, too, so its errors come here
+            if candidate == compiler.default:
+                raise
+            lowered, gain = self._load_or_lower(compiler, size, compiler.default), None
+        # No process has tuned this size yet, so tuning follows the compile.
         if gain is None:
             return (
                 lowered.then(lambda plan: self._tune(compiler, plan))
@@ -301,7 +298,7 @@ class Engine:
                 plan.gain = gain
             except CompileError as cause:
                 log.debug(
-                    "batch size %d: the remembered candidate %r is not possible: %s",
+                    "batch size %d: the remembered candidate %r does not compile: %s",
                     size,
                     candidate.name,
                     cause,
@@ -312,15 +309,15 @@ class Engine:
         return Lowered(size, compile_remembered)
 
     def _tune(self, compiler: PlanCompiler, plan: Plan) -> None:
-        """Tune a preloaded plan now, and another one once it is in use, if the mode is "background"."""
-        # Weak references: a plan that waits to be tuned must not keep the engine of a dropped inferer alive.
+        """Tune a preloaded plan now; in mode "background", tune another plan once it is in use."""
+        # Weak references: a plan that waits for tuning must not keep the engine of a dropped inferer alive.
         chosen = weakref.WeakMethod(self._chosen)
 
         def done(plan: Plan) -> None:
             if (method := chosen()) is not None:
                 method(compiler, plan)
 
-        # A preload may wait for tuning. A call in a loop may not, so its plan is tuned later on the worker.
+        # A preload may wait for tuning. A call in a loop must not, so the worker tunes its plan later.
         if self.cache.is_pinned(plan.size):
             self._tuner.now(compiler, plan, done)
         elif self._tuner.mode == "background":
@@ -333,7 +330,7 @@ class Engine:
             )
 
     def _remembered(self, compiler: PlanCompiler, size: int) -> tuple[Candidate, float | None]:
-        """The candidate that a process chose before, and its gain; the default and None if none did."""
+        """The candidate and gain that a process stored before; the default and None if no process did."""
         if self._choices is None or not self._tuner.handles(compiler):
             return compiler.default, None
         name, gain = self._choices.get(self._key(compiler, size, None)) or ("", None)
@@ -347,14 +344,13 @@ class Engine:
             )
 
     def _load_or_lower(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Lowered:
-        """Load a size from disk; else have the helper make it, or trace and lower it here. It is stored once
-        compiled."""
+        """Load a size from disk, ask the helper for it, or lower it here; a new plan is stored on disk."""
         as_arguments = compiler.weights == "argument"
         disk = None if as_arguments and self.device.platform != "cpu" else self._disk
         helped = wanted(self._compile_in)
         if disk is None and not helped:
             return compiler.lower(size, candidate)
-        # With argument weights, the trace says in which order the executable takes them.
+        # A plan with weight arguments needs the trace, which gives their order.
         started = time.perf_counter()
         residual = compiler.trace(size * candidate.rows) if as_arguments else None
         if disk is None:
@@ -368,11 +364,11 @@ class Engine:
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
-            # Whatever is wrong with an entry, compiling again is right. The entry is removed, or each start
-            # would try it.
+            # Whatever the entry's fault, a compile is right. The entry goes, or each start would try it
+            # again.
             except Exception as cause:
                 log.warning(
-                    "a stored plan for batch size %d could not be loaded (%s): it compiles again",
+                    "a stored plan for batch size %d could not be loaded (%s), so it compiles again",
                     size,
                     cause,
                 )
@@ -400,7 +396,7 @@ class Engine:
         residual: Residual | None,
         key: dict[str, Any] | None = None,
     ) -> Plan | None:
-        """A plan from the helper process, stored on disk under `key`; None where it must be made here."""
+        """A plan from the helper process, stored on disk under `key`; None if this process must make it."""
         made = helper.make(compiler, size, candidate)
         if made is None or made.origin != (residual.origin() if residual else None):
             return None
@@ -425,7 +421,8 @@ class Engine:
             if stored is None:
                 self._disk.put(key, dumped(plan.executable.compiled))
             elif stored != key and (payload := self._disk.get(stored)) is not None:
-                # What is serialized of an executable that was loaded lacks parts, and may not load again.
+                # A loaded executable serializes incompletely and may not load again, so the bytes it came
+                # from are copied.
                 self._disk.put(key, payload)
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
@@ -437,9 +434,9 @@ class Engine:
         candidate: Candidate | None = DEFAULT,
         residual: Residual | None = None,
     ) -> dict[str, Any]:
-        """The key of a plan on disk; without a candidate, the key of the choice of one.
+        """The key of a plan on disk; without a candidate, the key of the tuning choice.
 
-        If weights are arguments, `residual` gives their order; their values do not matter then.
+        If weights are arguments, `residual` gives their order, and their values do not matter.
         """
         name = self.typed.name or "function"
         return {
@@ -453,6 +450,6 @@ class Engine:
             "kernels": kernels_key() if candidate is None or candidate.kernels else None,
             "options": over_defaults(self.device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
-            # Raised whenever the meaning of an entry changes, so older entries are not found.
+            # Raised with each change of an entry's meaning, so that older entries are not found.
             "layout": 2,
         }

@@ -1,4 +1,4 @@
-"""The engines of one model: one, or one for each binding of its free symbols and static inputs."""
+"""The engines of one model: a single one, or one for each binding of its free symbols and static inputs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from ..lowering.typed_model import TypedModel
 from .engine import Engine
 
 _SPARE = 64
-"""Engines without a plan that are kept; with `maxsize`, bindings that are out of use would pile up."""
+"""Number of engines without plans to keep; under `maxsize`, engines of unused bindings would pile up."""
 
 
 class Family:
-    """Engines by binding; those of one model share weights, and `maxsize`.
+    """Engines by binding; all engines of a model share its weights and `maxsize`.
 
     Attributes:
         typed: the model with its present weights.
     """
 
     def __init__(self, typed: TypedModel, make: Callable[[TypedModel, Engine | None], Engine]):
-        """Engines for `typed` by `make(bound model, an engine beside it)`; the one of a model without a
-        binding is made now."""
+        """Make engines by `make(bound model, another engine)`; a model without free symbols gets one now."""
         self.typed = typed
         self._make = make
         self._lock = threading.RLock()
@@ -34,7 +33,7 @@ class Family:
         """The engine for `binding`, made now if there is none.
 
         Raises:
-            DimensionError, LoweringError: the model does not run there.
+            DimensionError, LoweringError: the model does not run with this binding.
         """
         engine = self._engines.get(binding)
         if engine is not None:
@@ -48,15 +47,15 @@ class Family:
             return self._engines[binding]
 
     def holds(self, engine: Engine) -> bool:
-        """Whether `engine` is one of these still."""
+        """Whether the family still holds `engine`."""
         return self._engines.get(engine.typed.binding) is engine
 
     def engines(self) -> list[Engine]:
-        """All engines, in the order in which their bindings came into use."""
+        """All engines, in the order of their bindings' first use."""
         return list(self._engines.copy().values())
 
     def update(self, typed: TypedModel) -> None:
-        """Go on with the weights of `typed`; see `Engine.update`."""
+        """Switch all engines to the weights of `typed`; see `Engine.update`."""
         with self._lock:
             first: Engine | None = None
             for binding, engine in self._engines.items():

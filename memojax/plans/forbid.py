@@ -13,7 +13,7 @@ _forbidden: ContextVar[bool] = ContextVar("memojax_forbid_compile", default=Fals
 
 @contextlib.contextmanager
 def forbid_compile() -> Iterator[None]:
-    """Make calls inside the block raise instead of compiling a plan; compiles in the background go on.
+    """Make calls inside the block raise instead of compiling a plan; background compiles continue.
 
     The block concerns the current thread (or task) only.
 
@@ -23,8 +23,8 @@ def forbid_compile() -> Iterator[None]:
     ...     action = policy.infer_single({"obs": [1, 0, 1, 0, 0, 0]})
 
     Raises:
-        CompileForbiddenError: inside, if a batch size has no plan; the message names the size and the nearest
-            plans.
+        CompileForbiddenError: a call inside has no plan for its batch size; the message names the size and
+            the nearest plans.
     """
     token = _forbidden.set(True)
     try:
@@ -37,7 +37,7 @@ def check_allowed(size: int, ready: list[int]) -> None:
     """Check that this thread may compile.
 
     Raises:
-        CompileForbiddenError: the caller is inside of `forbid_compile`.
+        CompileForbiddenError: the caller is inside `forbid_compile`.
     """
     if _forbidden.get():
         raise CompileForbiddenError(size, ready, "within memojax.forbid_compile()")

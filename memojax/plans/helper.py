@@ -1,10 +1,9 @@
-"""The process that compiles for this one: one for all inferers, started when a compile in the background
-first needs it.
+"""The process that compiles for this one, shared by all inferers; the first background compile starts it.
 
 Compiling in another process leaves Python's lock to the loop that calls policies. The helper sends
-executables as the plan cache stores them. It runs a clean `python -m`, so it never imports the user's
-`__main__`. Whatever goes wrong with it, this process compiles the plan itself, and then says what is wrong
-with the model, if it is the model.
+executables in the form that the disk cache stores. It runs a clean `python -m`, so it never imports the
+user's `__main__`. If the helper fails for any reason, this process compiles the plan itself; an error of the
+model itself then appears here.
 """
 
 from __future__ import annotations
@@ -28,15 +27,14 @@ from ..xla.memory import available_bytes, readable
 from .candidates import Candidate
 from .compiler import PlanCompiler
 from .disk_cache import environment_key
-from .helper_messages import LIMITS, Made, Order, packed, received, send, surroundings
+from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
 
 CompileIn = Literal["auto", "process", "thread"]
 
 log: logging.Logger = logging.getLogger("memojax")
 
 _ROOM = 1 << 30
-"""Bytes that must be free before a helper is started, beside its copies of the weights: it takes a third of
-that."""
+"""Bytes that must be free beside the helper's copies of the weights; it uses a third of that."""
 
 _WEIGHT_COPIES = 6
 _MOST_CRASHES = 3
@@ -47,9 +45,9 @@ class Helper:
     """The helper of this process; threads take turns with it.
 
     Attributes:
-        crashes: how many processes ended without being told to; after a few of them, no other is started.
-        started: how many processes were started.
-        plans: how many plans were made there.
+        crashes: number of helper processes that ended unasked; after some of them, no other starts.
+        started: number of helper processes started.
+        plans: number of plans that helpers made.
     """
 
     def __init__(self) -> None:
@@ -63,15 +61,16 @@ class Helper:
 
     @property
     def pid(self) -> int | None:
-        """The id of the process, if one runs."""
+        """The id of the process, or None if none runs."""
         running = self._running
         return None if running is None or running.process.poll() is not None else running.process.pid
 
     def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | None:
-        """A plan of `compiler`'s model, made by the helper; None where this process has to make it.
+        """A plan of `compiler`'s model from the helper; None if this process must make it.
 
         Raises:
             CancelledError: the interpreter exits.
+            CompileError, LoweringError: the model does not allow this plan; to compile it here would fail, too.
         """
         why = self._refused or self._why_not(compiler)
         if not why:
@@ -80,44 +79,46 @@ class Helper:
             if isinstance(answer, Made):
                 self.plans += 1
                 return answer
+            if isinstance(answer, Failed):
+                raise answer.error
             why = answer
         log.debug("batch size %d is compiled in this process: %s", size, why)
         return None
 
     def stop(self) -> None:
-        """End the process, if one runs; the next plan starts another."""
+        """End the process if one runs; the next plan starts another."""
         running, self._running = self._running, None
         if running is not None:
             running.end()
 
     def exit(self) -> None:
-        """End the process for good. It takes no lock: whoever holds that waits for the process."""
+        """End the process for good; no lock, because its holder waits for the process."""
         self._exiting = True
         self.stop()
 
     def forked(self) -> None:
-        """Forget the parent's process, in a forked child, and keep nothing open that it waits for."""
+        """In a forked child: forget the parent's process, and close all handles that it waits for."""
         if self._running is not None:
             self._running.let_go()
             _parents.append(self._running)
         self.__init__()
 
     def _why_not(self, compiler: PlanCompiler) -> str:
-        """Why the helper is not asked for this plan; empty if it is."""
+        """The reason not to ask the helper for this plan; empty if there is none."""
         if compiler.device != cpu_device() or not compiler.host:
-            return "a helper makes plans of NumPy batches for the CPU only"
+            return "a helper makes only plans for NumPy batches on the CPU"
         if not isinstance(compiler.typed.fn, BatchedFunction):
-            return "a helper makes plans of ONNX files only"
+            return "a helper makes only plans of ONNX files"
         if self._running is not None:
             return ""
         if os.name != "posix" or not sys.executable:
-            return self._refuse("there is no Python that could be started here")
+            return self._refuse("this system has no Python that could be started")
         processes = sys.modules.get("multiprocessing.process")
         if processes is not None and processes.current_process().daemon:
-            return self._refuse("this process is a daemon of multiprocessing, which may have no children")
+            return self._refuse("this process is a multiprocessing daemon, which may not have children")
         room, needed = available_bytes(cpu_device()), _ROOM + _WEIGHT_COPIES * compiler.weight_bytes
         if room is not None and room < needed:
-            return f"a helper would need up to {readable(needed)}, and {readable(room)} are free"
+            return f"a helper would need up to {readable(needed)}, but only {readable(room)} are free"
         return ""
 
     def _refuse(self, why: str) -> str:
@@ -125,8 +126,8 @@ class Helper:
         log.info("plans are compiled in this process from now on: %s", why)
         return why
 
-    def _ask(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | str:
-        """The answer of the process: a plan, or why there is none."""
+    def _ask(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | Failed | str:
+        """The answer of the process: a plan, or the reason that there is none."""
         try:
             for _ in range(2):
                 try:
@@ -134,14 +135,14 @@ class Helper:
                     if running is None:
                         return self._refused
                     return running.make(compiler, size, candidate)
-                except (EOFError, OSError, ValueError) as cause:  # ValueError: a pipe that `exit` has closed
+                except (EOFError, OSError, ValueError) as cause:  # ValueError: `exit` has closed a pipe.
                     if self._exiting:
                         raise CancelledError("the interpreter exits") from cause
                     if not self._was_idle():
                         return self._lost(cause)
-            return "helpers do not stay"
+            return "two helper processes in a row ended"
         except BaseException:
-            # An interrupt between order and answer: the next answer would be taken for that of another order.
+            # After an interrupt, the pending answer would be read as the answer to the next order.
             self.stop()
             raise
 
@@ -152,20 +153,19 @@ class Helper:
         if theirs != ours:
             self.stop()
             differing = [name for name in ours if theirs.get(name) != ours[name]]
-            self._refuse(f"a helper process finds other {', '.join(differing)} than this process")
+            self._refuse(f"a helper process has other {', '.join(differing)} than this process")
             return None
         return running
 
     def _was_idle(self) -> bool:
-        """End what is left of the process; whether it had ended for want of work, so that another one may be
-        asked."""
+        """End the rest of the process; True if it had ended for lack of work, so another may be started."""
         running = self._running
         self.stop()
         return running is not None and running.process.returncode == 0
 
     def _lost(self, cause: Exception) -> str:
         self.crashes += 1
-        log.warning("the process that compiles was lost (%s): this process compiles the plan", cause)
+        log.warning("the process that compiles was lost (%s), so this process compiles the plan", cause)
         if self.crashes >= _MOST_CRASHES:
             self._refuse(f"{self.crashes} helper processes were lost")
         return str(cause)
@@ -173,7 +173,7 @@ class Helper:
 
 @final
 class _Running:
-    """A helper process, and the models that it knows."""
+    """A helper process and the models that were sent to it."""
 
     def __init__(self, process: subprocess.Popen[bytes]):
         assert process.stdin is not None
@@ -184,8 +184,8 @@ class _Running:
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._gone: list[int] = []
 
-    def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | str:
-        """A plan, or why the process cannot make it.
+    def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | Failed | str:
+        """A plan, the error of its compile, or the reason that the process cannot make it.
 
         Raises:
             EOFError, OSError, ValueError: the process has ended.
@@ -196,15 +196,15 @@ class _Running:
             number = self._number_of(compiler)
         except (OSError, ValueError):
             raise
-        except Exception as cause:  # a part of the model has no name that another process could find it by
-            return f"the model cannot be sent: {cause}"
+        except Exception as cause:  # For example a part of the model that pickle cannot find by its name.
+            return f"the model cannot be pickled: {cause}"
         limits = {name: value for name, value in os.environ.items() if name.startswith(LIMITS)}
         order = Order(number, size, compiler.weights, compiler.precision, candidate.name, limits)
         send(self.orders, packed(("make", order)))
         return received(self.answers)
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process, even at work."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.orders, self.answers):
@@ -212,8 +212,7 @@ class _Running:
                 pipe.close()
 
     def let_go(self) -> None:
-        """Close the pipes in a forked child, without a word to the process; the numbers of their handles stay
-        taken."""
+        """Detach the pipes in a forked child without a message to the process; their handles stay open."""
         silence = os.open(os.devnull, os.O_RDWR)
         for pipe in (self.orders, self.answers):
             with contextlib.suppress(OSError, ValueError):
@@ -221,9 +220,9 @@ class _Running:
         os.close(silence)
 
     def _number_of(self, compiler: PlanCompiler) -> int:
-        """What the process knows a model by, which is sent once."""
-        # Constants are part of a plan. Where weights are arguments their values do not matter, and a compiler
-        # takes new ones.
+        """The number by which the process knows a model; the first call sends the model."""
+        # Constants are part of a plan, so new weights are a new model. If weights are arguments, their values
+        # do not matter, and one compiler keeps its number through updates.
         model: Any = compiler if compiler.weights == "argument" else compiler.typed
         key = id(model)
         if key not in self._known:
@@ -241,8 +240,8 @@ class _Running:
 def _spawned() -> subprocess.Popen[bytes]:
     """A new helper process.
 
-    It finds the modules that this process finds, XLA's flags as this process read them, no accelerator, and
-    no terminal: Ctrl-C there is meant for the program.
+    It finds the same modules and XLA flags as this process. It has no accelerator, and no terminal, because
+    Ctrl-C is meant for the program.
     """
     package = str(Path(__file__).resolve().parents[2])
     paths = [path for path in dict.fromkeys([*sys.path, package]) if path]
@@ -263,7 +262,7 @@ def _spawned() -> subprocess.Popen[bytes]:
 
 
 def wanted(compile_in: CompileIn) -> bool:
-    """Whether the calling thread asks the helper: always, never, or if it is the background worker."""
+    """Whether the calling thread should ask the helper: always, never, or if it is the background worker."""
     return compile_in == "process" or (compile_in == "auto" and is_compile_worker())
 
 
@@ -271,7 +270,7 @@ helper: Helper = Helper()
 """The helper of this process."""
 
 _parents: list[_Running] = []
-"""Handles of a parent's process, which are never freed: that would close what took their numbers."""
+"""The parent's processes in a forked child: freeing a handle could close a file that reuses its number."""
 
 before_exit(helper.exit)
 

@@ -1,4 +1,4 @@
-"""What a process and its compile helper say to each other, over two pipes whose ends nobody else has."""
+"""Messages between a process and its compile helper, over two pipes that only these two hold."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from ..errors import CompileError, LoweringError
 from ..kernels.library import kernels_key
 from ..ops.registry import definitions
 from .compiler import Weights
 from .disk_cache import environment_key
 
 LIMITS = "MEMOJAX_MAX_"
-"""What environment variables begin with that decide while a model is traced."""
+"""Prefix of the environment variables that limit a trace."""
 
 _COUNT = struct.Struct("<I")
 _LENGTH = struct.Struct("<Q")
@@ -41,7 +42,7 @@ class Made:
         payload: the executable, as the plan cache stores it on disk.
         candidate: the candidate that it became.
         ms: milliseconds to trace, lower and compile.
-        origin: of the weight arguments; None where weights are constants.
+        origin: origin of the weight arguments (`Residual.origin`); None if weights are constants.
     """
 
     payload: bytes
@@ -50,8 +51,15 @@ class Made:
     origin: str | None
 
 
+@dataclass(frozen=True)
+class Failed:
+    """The answer for a plan that the model does not allow, with the error of its compile."""
+
+    error: CompileError | LoweringError
+
+
 def surroundings() -> dict[str, Any]:
-    """What must be equal in both processes, so that the plan of one is right in the other."""
+    """Facts that must be equal in both processes, or the plan of one may be wrong in the other."""
     operators = sorted(
         (d.domain, d.op_type, d.since, d.until or 0, *_name_of(d.fn), sorted(d.static), sorted(d.host))
         for d in definitions()
@@ -68,7 +76,7 @@ def _name_of(function: Any) -> tuple[str, str]:
 
 
 def packed(message: Any) -> list[Any]:
-    """A message as the parts that `send` sends; arrays are sent as they lie in memory."""
+    """A message as the parts for `send`; arrays are not copied."""
     arrays: list[pickle.PickleBuffer] = []
     body = pickle.dumps(message, protocol=5, buffer_callback=arrays.append)
     return [body, *(array.raw() for array in arrays)]

@@ -1,8 +1,7 @@
-"""The process that compiles for its parent: `python -m memojax.plans.helper_process`; `helper` starts it and
-speaks to it.
+"""The process that compiles for its parent: `python -m memojax.plans.helper_process`, started by `helper`.
 
-It reads orders from its standard input and writes answers to what was its standard output. It ends with its
-parent, also in the middle of a compile, or when it is not asked for a while. Ctrl-C does not reach it.
+It reads orders from its standard input and writes answers to its original standard output. It ends with its
+parent, even during a compile, or after some minutes without an order. Ctrl-C does not reach it.
 """
 
 from __future__ import annotations
@@ -17,22 +16,23 @@ from typing import IO, Any, NoReturn
 
 import jax
 
+from ..errors import CompileError, LoweringError
 from ..lowering.typed_model import TypedModel
 from ..xla.cpu_client import cpu_device
 from .candidates import CANDIDATES
 from .compiler import PlanCompiler, Weights
-from .helper_messages import LIMITS, Made, Order, packed, received, send, surroundings
+from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
 from .payload import dumped
 
 IDLE_SECONDS = 300
-"""After so long without an order the process ends; the next order starts another."""
+"""Seconds without an order after which the process ends; the next order starts another."""
 
 _NICENESS = 10
 _WATCH_SECONDS = 1.0
 
 
 class _Workshop:
-    """Models that were sent, and what was made of them for all sizes."""
+    """The models that were sent, and their compilers, which share values among all sizes."""
 
     def __init__(self) -> None:
         self._models: dict[int, TypedModel] = {}
@@ -63,14 +63,14 @@ class _Workshop:
 
 
 def _take_limits(order: Order) -> None:
-    """Allow files what the parent allows them now."""
+    """Take over the parent's present limits for files."""
     for name in [name for name in os.environ if name.startswith(LIMITS)]:
         del os.environ[name]
     os.environ.update(order.environment)
 
 
 class _Orders:
-    """What waits to be done, read by a thread of its own that ends the process with its parent."""
+    """The queue of orders; one thread fills it, another ends the process with its parent."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
@@ -81,7 +81,7 @@ class _Orders:
             threading.Thread(target=work, daemon=True).start()
 
     def next(self) -> tuple[Any, ...]:
-        """What to do next."""
+        """The next order, waiting for it if necessary."""
         if self._waiting.empty():
             self._idle_since = time.monotonic()
         order = self._waiting.get()
@@ -96,8 +96,7 @@ class _Orders:
             _end()
 
     def _watch(self) -> None:
-        """End with the parent where a process that it forked keeps the pipe open, and after a long time
-        without work."""
+        """End with the parent, whose forks may keep the pipe open, or after a long time without work."""
         while os.getppid() == self._parent:
             idle = self._idle_since
             if idle is not None and self._waiting.empty() and time.monotonic() - idle > IDLE_SECONDS:
@@ -106,22 +105,34 @@ class _Orders:
         _end()
 
 
+def _failure(cause: Exception) -> Failed | str:
+    """The answer for a failed compile: `Failed` for an error of the model, else a text about this process.
+
+    The parent compiles again after a text, but not after `Failed`.
+    """
+    if isinstance(cause, (CompileError, LoweringError)):
+        with contextlib.suppress(Exception):
+            if str(pickle.loads(pickle.dumps(cause))) == str(cause):
+                return Failed(cause)
+    return f"{type(cause).__name__}: {cause}"
+
+
 def _end() -> NoReturn:
-    """End at once: XLA's threads may be at work, and nobody waits for them."""
+    """End at once: XLA's threads may be at work, and an orderly exit would wait for them."""
     os._exit(0)
 
 
 def main() -> None:
-    """Compile what is ordered, one plan after the other."""
+    """Compile the orders, one after the other."""
     with contextlib.suppress(AttributeError, OSError):
         os.nice(_NICENESS)
-    # What libraries print must not come between the answers.
+    # Libraries may print, which must not mix with the answers: those get a private copy of the handle.
     pipes = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_RDWR)
     for handle in (0, 1):
         os.dup2(silence, handle)
     orders, answers = _Orders(pipes[0]), pipes[1]
-    # The parent keeps what is worth keeping.
+    # The parent stores the plans; JAX's own cache here would store them twice.
     jax.config.update("jax_enable_compilation_cache", False)
     cpu_device()
     send(answers, packed(surroundings()))
@@ -132,7 +143,7 @@ def main() -> None:
             try:
                 answer: Any = workshop.make(*given)
             except Exception as cause:
-                answer = f"{type(cause).__name__}: {cause}"
+                answer = _failure(cause)
             send(answers, packed(answer))
         else:
             (workshop.learn if kind == "model" else workshop.forget)(*given)

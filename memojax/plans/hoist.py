@@ -292,6 +292,7 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
     # Most files only transpose and reshape weights; NumPy does that without compiling an executable.
     try:
         run = values(lambda step, given: step.on_host(given), leaves)
+        # A view of a weight becomes a contiguous copy: XLA reads such an argument without another copy.
         return [np.asarray(value, order="C") for value in run]
     except NotImplementedError:
         pass
@@ -385,6 +386,7 @@ def flattened(closed: Any) -> tuple[list[int], list[Step], list[Atom]]:
 
 def alive(steps: Sequence[Step], outputs: Iterable[Atom]) -> tuple[tuple[Step, ...], set[int]]:
     """The steps that the outputs need, and the numbers that these steps and the outputs read."""
+    # Backwards, a step is met after all steps that read it.
     needed = {atom for atom in outputs if isinstance(atom, int)}
     alive = []
     for step in reversed(steps):
@@ -413,6 +415,7 @@ def _frozen(value: Any) -> Any:
         return tuple((name, _frozen(value[name])) for name in sorted(value))
     if isinstance(value, (tuple, list)):
         return type(value).__name__, tuple(map(_frozen, value))
+    # Keys live as long as the hoister, so they hold no large arrays.
     if hasattr(value, "__array__") and hasattr(value, "shape") and np.size(value) <= 64:
         array = np.asarray(value)
         return array.dtype.str, array.shape, array.tobytes()

@@ -1,8 +1,8 @@
-"""Plans that run in order on the calling thread: steps in groups, each a call that XLA:CPU does not inline.
+"""Plans that run in order on the calling thread: groups of steps, each a call that XLA:CPU does not inline.
 
-XLA:CPU hands ready parts of an executable to a thread pool if there are more than eight of them and they are
-no chain. Waking a thread costs more than a small policy computes. A call has an executor of its own, with its
-own few parts, so nested calls stay below that number.
+XLA:CPU hands ready parts of an executable to a thread pool if it has more than eight of them and they form no
+chain. Waking a thread takes longer than a small policy's computation. A call has its own executor with its
+own few parts, so nested calls keep each executor below eight.
 """
 
 from __future__ import annotations
@@ -25,37 +25,35 @@ _MANY_PARTS = {
     **dict.fromkeys(("random_bits", "random_fold_in", "random_split", "random_seed"), 3),
 }
 _HEAVY = frozenset({*_MANY_PARTS, "kernels"})
-"""Steps that nothing is fused with from both sides."""
+"""Steps that end a fusion on both sides."""
 
 _ONE_PART = ("kernels", "gather", "scatter", "concatenate", "dynamic_slice", "dynamic_update_slice", "cumsum")
 
 _APART = ("conv_general_dilated",)
-"""Steps that stay outside of calls, where XLA:CPU runs them several times slower."""
+"""Steps that stay outside of calls, because XLA:CPU runs them several times slower inside."""
 
 _FEW = 8
-"""Parts that XLA:CPU runs in order, whatever their graph."""
+"""Number of parts that XLA:CPU runs in order, whatever their graph."""
 
 _IN_GROUP = 6.0
 _IN_PLAN = 5
-"""Calls beside which a plan has room for gathering its inputs and outputs."""
+"""Number of calls that leaves a plan room for parts that gather its inputs and outputs."""
 
 _LIGHT = 1 / 12
-"""Parts that a light step counts for, since XLA fuses most of them with others."""
+"""Share of a part that a light step counts for, since XLA fuses most of them with others."""
 
 _MOST_PRODUCTS = 8
-"""A transformer's many products gain nothing in groups: 1.0 to 1.3 of the time of one plan, and a longer
-compile."""
+"""A transformer's many products gain nothing in groups: 1.0 to 1.3 times one plan's time, longer compiles."""
 
 _LARGE_IMAGE = 1 << 14
-"""Results of a convolution from which several threads work on it in any order: then groups gain nothing."""
+"""Results of a convolution from which XLA uses several threads in any order, so groups gain nothing."""
 
 
 def in_order(residual: Residual) -> Residual | None:
-    """`residual` in groups; None where XLA's order is as good by its structure, or where this JAX has no such
-    calls.
+    """`residual` in groups; None if XLA's order is as good, or if this JAX cannot mark calls.
 
-    Groups pay where something stands beside the network, such as draws or a second branch. They do not where
-    a convolution or many products have work for several threads.
+    Groups pay if something stands beside the network, such as draws or a second branch. They do not pay if a
+    convolution or many products have work for several threads.
     """
     steps = residual.steps
     if _metadata() is None or sum(map(_parts, steps)) < _FEW or _is_chain(steps) or _has_much_work(steps):
@@ -68,12 +66,13 @@ def in_order(residual: Residual) -> Residual | None:
         if len(merged) >= len(items):
             break
         items = merged
-    # Convolutions between the groups keep the number up: then the order is XLA's anyway, and calls only cost.
+    # Convolutions between the groups keep the number up. XLA then chooses the order anyway, and calls only
+    # cost.
     return replace(residual, steps=tuple(items)) if len(items) <= _FEW else None
 
 
 class _Call:
-    """What stands in for a JAX primitive in a group."""
+    """The stand-in for a JAX primitive in a group."""
 
     name = "group"
     multiple_results = True
@@ -86,10 +85,10 @@ _CALL = _Call()
 
 
 class Group(Step):
-    """Steps that run as one call; `params["steps"]` are these."""
+    """Steps that run as one call; `params["steps"]` lists them."""
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
-        # Weights that are constants stay so inside of the call: there XLA packs them.
+        # Constant weights stay constants inside the call, because XLA packs them only then.
         fixed = {n: x for n, x in zip(self.inputs, inputs, strict=True) if not isinstance(x, Tracer)}
         given = {n: x for n, x in zip(self.inputs, inputs, strict=True) if n not in fixed}
 
@@ -107,11 +106,11 @@ class Group(Step):
             return list(jax.jit(group)(*given.values()))
 
     def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        raise NotImplementedError("a group is made after the work on weights has been taken out")
+        raise NotImplementedError("groups are made after hoisting, so no weight depends on one")
 
 
 def _metadata() -> Callable[..., Any] | None:
-    """JAX's context that marks calls for XLA; None where this JAX has none."""
+    """JAX's context that marks calls for XLA; None if this JAX has no such context."""
     try:
         from jax.experimental.xla_metadata import set_xla_metadata
     except ImportError:
@@ -120,8 +119,7 @@ def _metadata() -> Callable[..., Any] | None:
 
 
 def _parts(step: Step) -> int:
-    """Parts of an executable that a step becomes beside those around it: a product also ends what is fused
-    before it."""
+    """Number of parts that a step adds to an executable; a product also ends the fusion before it."""
     name = step.primitive.name
     if name in _ONE_PART or name.startswith("reduce_"):
         return 1
@@ -129,7 +127,7 @@ def _parts(step: Step) -> int:
 
 
 def _is_chain(steps: Sequence[Step]) -> bool:
-    """Whether each product, draw or loop needs the one before it."""
+    """Whether each product, draw or loop needs the result of the previous one."""
     last = -1
     behind: dict[int, int] = {}
     for index, step in enumerate(steps):
@@ -143,14 +141,14 @@ def _is_chain(steps: Sequence[Step]) -> bool:
 
 
 def _has_much_work(steps: Sequence[Step]) -> bool:
-    """Whether there are many products, or a convolution with so many results that XLA gives it several
-    threads."""
+    """Whether there are many products, or a convolution so large that XLA gives it several threads."""
     names = [step.primitive.name for step in steps]
     images = [math.prod(step.avals[0].shape) for step in steps if step.primitive.name in _APART]
     return names.count("dot_general") > _MOST_PRODUCTS or max(images, default=0) > _LARGE_IMAGE
 
 
 def _packed(steps: Sequence[Step], weights: Sequence[float]) -> Iterable[list[int]]:
+    """Cut `steps` into consecutive pieces of limited weight; a convolution is a piece of its own."""
     piece: list[int] = []
     weight = 0.0
     for index, (step, own) in enumerate(zip(steps, weights, strict=True)):
@@ -168,8 +166,9 @@ def _packed(steps: Sequence[Step], weights: Sequence[float]) -> Iterable[list[in
 
 
 def _grouped(steps: Sequence[Step], pieces: Sequence[Sequence[int]], leaving: set[int]) -> list[Step]:
-    """A step for each piece: a group of several, or the one itself."""
+    """A step for each piece: a group, or the step itself if it is alone."""
     later: list[set[int]] = []
+    # A group gives only the values that a later piece or the plan needs, so `later` is built from the end.
     wanted = set(leaving)
     for piece in reversed(pieces):
         later.insert(0, set(wanted))

@@ -1,5 +1,4 @@
-"""Input buffers: a call writes rows into them and the executable reads them in place, or in one transfer to
-an accelerator."""
+"""Input buffers: calls write rows into them, and the executable reads them in place or in one transfer."""
 
 from __future__ import annotations
 
@@ -17,23 +16,29 @@ from .packing import Packing
 Slot: TypeAlias = "tuple[list[np.ndarray | None], list[Any]]"
 """A buffer for each input (None: the caller's array is passed), and the arguments of the executable."""
 
+_SPARE_BYTES = 8 << 20
+"""Bytes of an input up to which there is a buffer for rows that do not lie as XLA reads them.
+
+XLA's client copies such rows on another thread, for which the call waits: 25 us more than a copy here."""
+
 
 class Staging:
     """Makes the slots of a plan.
 
     On a synchronous CPU client the executable reads the buffers in place, through device arrays that alias
-    them. On an accelerator the buffers of one dtype lie end to end in one argument (`packing` is not None). A
-    slot may be written again once its call has results.
+    them. For an accelerator the buffers of one dtype lie end to end in one argument (`packing` is not None).
+    A slot may be overwritten once its call has results.
 
     Attributes:
         specs: shape and dtype of each input.
         packing: layout of inputs that lie end to end, or None.
-        staged: which inputs have a buffer.
+        staged: which inputs are always copied into a buffer.
+        spare: which others have a buffer, for rows that XLA cannot read where they lie.
         needs_x64: whether a call passes 64-bit arrays, which JAX would narrow by default.
         free: slots that no call uses.
     """
 
-    __slots__ = ("_device", "free", "needs_x64", "packing", "specs", "staged")
+    __slots__ = ("_device", "free", "needs_x64", "packing", "spare", "specs", "staged")
 
     def __init__(
         self,
@@ -48,15 +53,18 @@ class Staging:
         self.specs: list[tuple[tuple[int, ...], np.dtype[Any]]] = [
             (shape, np.dtype(dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)
         ]
-        small = [0 < math.prod(shape) * dtype.itemsize <= COPIED_BYTES for shape, dtype in self.specs]
-        self.staged = [packing is not None or (fits and device.platform == "cpu") for fits in small]
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in self.specs]
+        here = device.platform == "cpu"
+        self.staged = [packing is not None or (here and 0 < size <= COPIED_BYTES) for size in sizes]
+        self.spare = [packing is None and here and COPIED_BYTES < size <= _SPARE_BYTES for size in sizes]
         first = self.slot()
-        # A client may copy instead of aliasing. Writing to the buffers would then have no effect, so none are
-        # used.
+        # A client may copy instead of aliasing. Writing to the buffers would then have no effect, so plans
+        # there use none.
         if packing is None and any(
             buffer is not None and not _aliases(buffer, array) for buffer, array in zip(*first, strict=True)
         ):
-            self.staged: list[bool] = [False] * len(small)
+            self.staged: list[bool] = [False] * len(sizes)
+            self.spare: list[bool] = [False] * len(sizes)
             first = self.slot()
         self.free: list[Slot] = [first]
         wide = [
@@ -71,8 +79,8 @@ class Staging:
         if self.packing is not None:
             return self._packed(self.packing)
         buffers = [
-            aligned_empty(*spec) if staged else None
-            for spec, staged in zip(self.specs, self.staged, strict=True)
+            aligned_empty(*spec) if staged or spare else None
+            for spec, staged, spare in zip(self.specs, self.staged, self.spare, strict=True)
         ]
         with own_settings():
             return buffers, [

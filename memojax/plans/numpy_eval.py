@@ -1,4 +1,4 @@
-"""Evaluate common primitives of weights by NumPy, which avoids compiling an executable for them."""
+"""Evaluates common primitives of weights with NumPy, which avoids compiling an executable for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fold(name: str, params: dict[str, Any], inputs: Sequence[Any], avals: Sequen
 
 
 _EXACT = (np.dtype(np.float32), np.dtype(np.float64))
-"""Dtypes for which NumPy and XLA agree; XLA evaluates the others (narrow floats, integer division)."""
+"""Dtypes for which NumPy and XLA agree; XLA evaluates others (narrow floats, integer division)."""
 
 
 def _broadcast(params: dict[str, Any], aval: Any, array: np.ndarray) -> np.ndarray:

@@ -1,5 +1,4 @@
-"""Small arrays of one dtype enter and leave an executable as one flat array, because each array costs a call
-microseconds."""
+"""Packs small arrays of one dtype into one flat array, because each array of a call costs microseconds."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PACKED_BYTES = 256 * 1024
-"""Upper limit of bytes packed together; beyond, the copy costs more than separate arrays."""
+"""Upper limit of bytes to pack; beyond it, the copy takes longer than separate arrays."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Packing:
         return cls(tuple(map(tuple, shapes)), tuple(packed))
 
     def pack(self, outputs: Sequence[Any]) -> Any:
-        """Outputs to results, in the traced function; a lone result is not in a tuple."""
+        """Outputs to results, in the traced function; a single result is not in a tuple."""
         results = [
             outputs[group[0]] if len(group) == 1 else jnp.concatenate([outputs[i].reshape(-1) for i in group])
             for group in self.groups
@@ -72,8 +71,7 @@ class Packing:
         ]
 
     def unpacker(self) -> Callable[[Any], list[np.ndarray]] | None:
-        """A function from results to read-only views, one for each output; None if the only result is the
-        output."""
+        """A function from results to read-only views, one per output; None for a single output."""
         if len(self.shapes) == 1:
             return None
         places: list[Any] = [None] * len(self.shapes)

@@ -21,13 +21,12 @@ class PlanInfo:
         compile_ms: milliseconds to trace, lower and compile.
         calls: number of calls.
         median_us: median microseconds of the last sampled calls; None before the first sample.
-        bytes: memory that XLA reports for code, constants and temporaries; None if it reports none.
+        bytes: memory that XLA reports for code, temporaries and outputs; None if it reports none.
         platform: "cpu", "gpu", ...
-        candidate: the candidate that it was compiled by; "default" until autotuning finds a better one.
-        dims: sizes of free dimensions and values of static inputs that the plan is for.
-        mixing: outputs in which rows influence each other, so that the plan runs whole batches only.
-        gain: time of the default over that of the candidate; 1.0 for the default itself, None before it was
-            timed.
+        candidate: name of the candidate; "default" until autotuning finds a better one.
+        dims: sizes of free dimensions and values of static inputs of this plan.
+        mixing: outputs in which rows influence each other, so the plan runs only whole batches.
+        gain: time of the default divided by the candidate's; 1.0 for the default, None before tuning.
     """
 
     size: int
@@ -48,12 +47,12 @@ class Executable:
 
     Attributes:
         compiled: JAX's compiled function.
-        run: `run(rows)`, from one array per input (and the key of a random model) to one array per computed
-            output.
+        run: `run(rows)` takes one array per input (and the key of a random model), and gives one array per
+            computed output.
         answer: `answer({name: array}, draw)` gives outputs by name, or None if an input has another type,
             shape or dtype.
         candidate: name of the candidate.
-        stored: key of the entry on disk that it was loaded from; None for one that was compiled here.
+        stored: key of the disk entry that it was loaded from; None if it was compiled here.
     """
 
     compiled: Any
@@ -63,7 +62,7 @@ class Executable:
     stored: Mapping[str, Any] | None = None
 
     def bytes(self) -> int | None:
-        """Memory for code, temporaries and outputs; None if XLA does not report it."""
+        """Bytes of code, temporaries and outputs; None if XLA does not report them."""
         try:
             memory = self.compiled.memory_analysis()
             return int(
@@ -76,12 +75,12 @@ class Executable:
 class Plan:
     """An executable for one batch size; call it with one `[n, *element_shape]` array per input.
 
-    A host plan takes and returns NumPy arrays, a device plan `jax.Array`s. `executable` may be replaced while
-    other threads call.
+    A host plan takes and returns NumPy arrays, a device plan `jax.Array`s. Other threads may call the plan
+    while `executable` is replaced.
 
     Attributes:
-        answer: outputs by name for inputs by name; None, before anything runs, if an input is missing or is
-            not a NumPy array of this plan's shape and dtype.
+        answer: gives outputs by name for inputs by name; None, before anything runs, if an input is missing
+            or is not a NumPy array of this plan's shape and dtype.
         traced: the trace, for autotuning; None if it was not kept.
     """
 
@@ -131,8 +130,10 @@ class Plan:
         self.answer: Answer = executable.answer
 
     def __call__(self, rows: Rows, key: np.ndarray | None = None) -> list[Any]:
-        """One array per computed output, in order; `key` is a uint32[2] for a random model. NumPy results are
-        read-only."""
+        """One array per computed output, in order; `key` is a uint32[2] for a random model.
+
+        NumPy results are read-only.
+        """
         if key is not None:
             rows = [*rows, key]
         return self._run(rows) if self._tick() % SAMPLE_EVERY else self.meter.timed(self._run, rows)
@@ -144,7 +145,7 @@ class Plan:
 
     def info(self) -> PlanInfo:
         """Size, costs and use so far."""
-        # The first call runs with cold caches, and of few samples it could be the median.
+        # The first call runs with cold caches, so it is left out: among few samples it could be the median.
         seconds = list(self.meter.seconds)
         times = sorted(seconds[1:] or seconds)
         median = times[len(times) // 2] * 1e6 if times else None

@@ -1,4 +1,4 @@
-"""The handle of a preload: wait, watch, cancel."""
+"""The handle of a preload, to wait for it, watch it or cancel it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ class Preload:
         background: bool = False,
         progress: bool = False,
     ):
-        """Compile `sizes` on the background worker or on `workers` threads; with `progress`, `wait` shows a
-        bar by default."""
+        """Compile `sizes` on the background worker, or on `workers` threads.
+
+        With `progress`, `wait` shows a bar by default.
+        """
         self.sizes: list[int] = list(sizes)
         self._progress = progress
         if background:
@@ -44,7 +46,7 @@ class Preload:
 
     @classmethod
     def finished(cls, sizes: Sequence[int]) -> Preload:
-        """A preload that is done already."""
+        """A preload that has already finished."""
         made = cls((), lambda size: None, background=True)
         made.sizes = list(sizes)
         made._futures = [Future() for _ in made.sizes]
@@ -75,7 +77,7 @@ class Preload:
             raise failure
 
     def done(self) -> bool:
-        """Whether nothing is left to compile."""
+        """Whether no size is left to compile."""
         return all(future.done() for future in self._futures)
 
     def cancel(self) -> int:

@@ -1,4 +1,4 @@
-"""Progress bars: by rich on a terminal, as HTML in a notebook, nothing where nobody looks."""
+"""Progress bars: rich's on a terminal, HTML in a notebook, none elsewhere."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from html import escape
 from typing import Any
 
 Report = Callable[[int, str], None]
-"""How many are done, and a note to show beside it."""
+"""Called with the number of finished steps and a note to show beside it."""
 
 _SECONDS_BETWEEN = 0.1
 
 
 @contextlib.contextmanager
 def progress_bar(name: str, total: int, *, transient: bool = False) -> Iterator[Report]:
-    """A bar of `total` steps, on stderr or below the notebook's cell; `transient`: a terminal's goes away
-    when it is full."""
+    """A bar of `total` steps, on stderr or below the notebook's cell.
+
+    With `transient`, a full bar on a terminal goes away.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -58,8 +60,7 @@ def _terminal_bar(console: Any, name: str, total: int, transient: bool) -> Itera
 
 
 class _NotebookBar:
-    """A `<progress>` element that is replaced in place: rich's bar needs ipywidgets, and leaves nothing in a
-    saved notebook."""
+    """A `<progress>` element; rich's bar needs ipywidgets, and is lost in a saved notebook."""
 
     def __init__(self, name: str, total: int):
         from IPython.display import display
@@ -70,19 +71,18 @@ class _NotebookBar:
         self._handle: Any = display(self._bundle(), raw=True, display_id=True)
 
     def report(self, done: int, note: str) -> None:
-        """Show it, unless that was just done."""
+        """Record the state, and show it unless that happened a moment ago."""
         self._done, self._note = done, note
         if time.monotonic() - self._shown >= _SECONDS_BETWEEN:
             self.show()
 
     def show(self) -> None:
-        """Show it as it is."""
+        """Show the present state."""
         self._shown = time.monotonic()
         self._handle.update(self._bundle(), raw=True)
 
     def _bundle(self) -> dict[str, str]:
-        text = f"{self._name} {self._done}/{self._total} {self._note} {time.monotonic() - self._started:.1f} s".replace(
-            "  ", " "
-        )
+        seconds = time.monotonic() - self._started
+        text = f"{self._name} {self._done}/{self._total} {self._note} {seconds:.1f} s".replace("  ", " ")
         bar = f'<progress value="{self._done}" max="{max(self._total, 1)}"></progress>'
         return {"text/plain": text, "text/html": f"<div>{bar} {escape(text)}</div>"}

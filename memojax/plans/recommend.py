@@ -1,5 +1,4 @@
-"""The few batch sizes that would have served past traffic best, by an exact dynamic programme over
-measurements."""
+"""The few batch sizes that would have served past batches best, by exact dynamic programming."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ class Recommendation:
     """The best fixed sizes for a histogram of batch sizes.
 
     Attributes:
-        sizes: sizes for `bucketing=` (and `preload=`); each batch is padded to the next larger one.
+        sizes: sizes for `bucketing=` and `preload=`; each batch is padded to the next larger one.
         seconds: total time of all calls padded to these sizes, and of compiling these plans.
-        seconds_exact: the same with a plan for each size seen.
+        seconds_exact: total time with a plan for each size seen, compiles included.
     """
 
     sizes: list[int]
@@ -27,7 +26,10 @@ class Recommendation:
     def __str__(self) -> str:
         saved = self.seconds_exact - self.seconds
         what = f"saves {saved:.3f} s of" if saved > -5e-4 else f"costs {-saved:.3f} s over"
-        return f"{len(self.sizes)} plan(s), sizes {self.sizes}: {what} {self.seconds_exact:.3f} s (calls and compiles together)"
+        return (
+            f"{len(self.sizes)} plan(s), sizes {self.sizes}: {what} {self.seconds_exact:.3f} s "
+            "(calls and compiles together)"
+        )
 
 
 def recommend(
@@ -37,7 +39,7 @@ def recommend(
     max_plans: int,
     calls: Mapping[int, int] | None = None,
 ) -> Recommendation:
-    """Up to `max_plans` sizes that minimise total time over `histogram`.
+    """Up to `max_plans` sizes that minimise the total time over `histogram`.
 
     Args:
         histogram: batch size -> number of calls.
@@ -46,7 +48,7 @@ def recommend(
         calls: batch size -> number of calls behind its latency, as the weight of the measurement.
 
     Raises:
-        BatchSizeError: nothing was seen or measured yet, or `max_plans` is less than 1.
+        BatchSizeError: no batch has run yet, or `max_plans` is less than 1.
     """
     if max_plans < 1:
         raise BatchSizeError(f"max_plans must be at least 1, got {max_plans}")
@@ -59,11 +61,11 @@ def recommend(
     mean = sum(compile_seconds.values()) / len(compile_seconds) if compile_seconds else 0.0
 
     def cost(first: int, last: int) -> float:
-        """Calls of sizes[first..last], all padded to sizes[last], and that plan's compile."""
+        """Seconds of all calls of sizes[first..last], padded to sizes[last], and of that plan's compile."""
         calls = sum(histogram[size] for size in sizes[first : last + 1])
         return calls * seconds(sizes[last]) + compile_seconds.get(sizes[last], mean)
 
-    # best[k][j]: the least cost of serving sizes[0..j] with k + 1 plans, the last of which is sizes[j].
+    # best[k][j] is the least cost of serving sizes[0..j] with k + 1 plans, the largest of them sizes[j].
     best = [[cost(0, j) for j in range(len(sizes))]]
     origin: list[list[int]] = [[-1] * len(sizes)]
     for _ in range(1, min(max_plans, len(sizes))):
@@ -90,8 +92,8 @@ def interpolator(
 ) -> Callable[[int], float]:
     """A non-decreasing function near `points`: linear between them, proportional beyond the last.
 
-    Measurements that fall while sizes grow are noise, for example a size that ran once with cold caches.
-    Their mean, weighted by `weights`, replaces them; this gives the closest non-decreasing function.
+    Times that fall while sizes grow are noise, for example from a single call with cold caches. Their mean,
+    weighted by `weights`, replaces them, which gives the closest non-decreasing function.
     """
     sizes: Sequence[int] = sorted(points)
     levels: list[tuple[float, float, int]] = []  # mean, weight, sizes

@@ -1,4 +1,4 @@
-"""Whether the rows of a plan influence each other: it is run on rows of which one changes."""
+"""Tests whether rows of a plan influence each other, by changing one row of a batch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from .plan import Plan
 
 
 def plan_mixing(compiler: PlanCompiler, plan: Plan) -> tuple[str, ...]:
-    """Outputs of a plan of two rows or more in which one row influences another; its calls are not
-    counted."""
+    """Outputs in which one row influences another, for a plan of two or more rows; no call is counted."""
     typed = compiler.typed
     key = [np.zeros(2, np.uint32)] if typed.random else []
 

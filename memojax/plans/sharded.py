@@ -1,4 +1,4 @@
-"""Plans whose rows lie over several devices: each device runs its own part of the rows, with all weights."""
+"""Plans over several devices: each device runs its own part of the rows, with a copy of all weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .plan import Executable, Plan
 
 
 class ShardedCompiler:
-    """Compiles one model for rows over the devices of a mesh, and holds its weights on each of them."""
+    """Compiles one model for rows over the devices of a mesh, and holds its weights on each device."""
 
     def __init__(self, typed: TypedModel, sharding: NamedSharding, precision: str | None):
-        """Put the weights of `typed` on every device of `sharding`, whose first axis is that of the rows."""
+        """Put the weights of `typed` on every device of `sharding`, which spreads the rows."""
         self.sharding: NamedSharding = sharding
         self._devices: Any = sharding.mesh.devices
         self.count: int = self._devices.size
@@ -36,11 +36,11 @@ class ShardedCompiler:
 
     @property
     def typed(self) -> TypedModel:
-        """The model with its present weights; another object after each update."""
+        """The model with its present weights; each update makes a new object."""
         return self._now[0]
 
     def update(self, typed: TypedModel) -> None:
-        """Go on with the weights of `typed`; a call under way sees all old or all new ones."""
+        """Switch to the weights of `typed`; a concurrent call sees all old or all new weights."""
         self._now = typed, self._placed(typed.params)
 
     def lower(self, size: int) -> Lowered:
@@ -52,7 +52,7 @@ class ShardedCompiler:
             with inlined() if typed.model else nullcontext():
                 return tuple(typed.fn(params, given, None))
 
-        # Each device runs the function of its own rows, so XLA has no reason to move any.
+        # `shard_map` gives each device a function of its own rows, so XLA has no reason to move rows.
         run = jax.shard_map(
             part,
             mesh=self.sharding.mesh,
@@ -87,7 +87,7 @@ class ShardedCompiler:
         return Lowered(size, finish)
 
     def put(self, value: Any, *, shared: bool) -> jax.Array:
-        """`value` over the devices, or whole on each if it is shared by all rows."""
+        """`value` spread over the devices, or copied whole to each if all rows share it."""
         with own_settings():
             return jax.device_put(value, self.everywhere if shared else self.sharding)
 
@@ -96,7 +96,7 @@ class ShardedCompiler:
             params = self._now[1]
             try:
                 return list(done(params, rows))
-            except FloatingPointError:  # the user's jax_debug_nans: NaN is a number like others here
+            except FloatingPointError:  # The user's jax_debug_nans; NaN is an ordinary number here.
                 with own_settings():
                     return list(done(params, rows))
 
@@ -104,5 +104,5 @@ class ShardedCompiler:
 
     def _placed(self, params: Any) -> Any:
         with own_settings():
-            # Copies: JAX may read a NumPy array's memory later, when its owner may already have changed it.
+            # Copies: JAX may read a NumPy array's memory later, after its owner has changed it.
             return jax.tree.map(lambda leaf: jax.device_put(np.array(leaf), self.everywhere), params)

@@ -1,4 +1,4 @@
-"""The log of autotuning: chosen candidates in a JSON file beside the compiled plans, shared by processes."""
+"""The log of autotuning: a JSON file of chosen candidates beside the stored plans, shared by processes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log: logging.Logger = logging.getLogger("memojax")
 
 NAME = "autotune.json"
 _MOST_BYTES = 4 << 20
-"""A longer file is none of ours."""
+"""Upper limit of the file's size; a longer file is not memojax's."""
 
 _MOST_ENTRIES = 10_000
 
 
 class Choices:
-    """Names of candidates and their gains, by key. A damaged or foreign file is ignored."""
+    """Candidates' names and gains by key. A damaged or foreign file is ignored."""
 
     def __init__(self, folder: str | os.PathLike[str]):
         """Use `autotune.json` in `folder`."""
@@ -44,7 +44,7 @@ class Choices:
         return None
 
     def put(self, key: Mapping[str, Any], candidate: str, gain: float) -> None:
-        """Store a choice atomically."""
+        """Store a choice; readers see the old file or the new one."""
         if not self._writable:
             return
         with self._lock:
@@ -58,14 +58,13 @@ class Choices:
             except (OSError, RecursionError) as cause:
                 self._writable = False
                 log.warning(
-                    "autotuning cannot write its choices to %s (%s): other processes tune again",
+                    "autotuning cannot write its choices to %s (%s), so other processes tune again",
                     self.path,
                     getattr(cause, "strerror", None) or cause,
                 )
 
     def labels(self, model: str | None = None) -> list[str]:
-        """Labels such as "policy.onnx x 8" of all choices, or of those for `model` (a file name with or
-        without suffix)."""
+        """Labels such as "policy.onnx x 8", of all choices or of `model`'s (a file name, suffix optional)."""
         return [
             entry["for"]
             for entry in self._read().values()
@@ -73,7 +72,7 @@ class Choices:
         ]
 
     def clear(self, model: str | None = None) -> int:
-        """Forget all choices, or those of `model`, and return their number; a file with other content stays.
+        """Forget all choices, or those of `model`, and return their number; foreign content stays.
 
         Raises:
             OSError: the file cannot be written.
@@ -93,7 +92,7 @@ class Choices:
         write_whole(self.path, [json.dumps(entries, indent=1).encode()])
 
     def _read(self) -> dict[str, Any]:
-        # RecursionError: brackets within brackets.
+        # RecursionError: deeply nested brackets.
         with contextlib.suppress(OSError, ValueError, RecursionError):
             with open(self.path, "rb", opener=open_plain) as file:
                 text = file.read(_MOST_BYTES + 1)
@@ -104,7 +103,7 @@ class Choices:
 
 
 def _without(entries: Mapping[str, Any], model: str | None) -> dict[str, Any]:
-    """`entries` without the choices for `model`, or without any."""
+    """`entries` without the choices for `model`, or without any choice if `model` is None."""
     return {
         key: entry
         for key, entry in entries.items()

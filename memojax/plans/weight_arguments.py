@@ -16,11 +16,10 @@ from .hoist import Hoister, Node, evaluate
 
 
 class Leading:
-    """The arguments that an executable takes before the rows: `values` of `nodes`. Replacing `values` swaps
-    them between two calls.
+    """The arguments that an executable takes before the rows; a new `values` swaps them between two calls.
 
     Each argument costs a call a third of a microsecond. One flat argument for all small weights would cost
-    more: XLA copies its slices, or fuses them into each reader until it runs out of memory.
+    more: XLA would copy its slices, or fuse them into each reader until memory runs out.
     """
 
     __slots__ = ("__weakref__", "nodes", "values")
@@ -51,10 +50,10 @@ class Placing:
             return leading
 
     def replacing(self, leaves: Sequence[Any]) -> Callable[[], None]:
-        """Prepare other weights, and return the function that switches to them; all work that takes time or
-        memory happens here.
+        """Prepare other weights, and return the function that switches to them.
 
-        A call under way sees either all old or all new weights.
+        The preparation does all work that takes time or memory. A concurrent call sees all old or all new
+        weights.
         """
         with self._lock:
             nodes = list(self._placed)
@@ -62,7 +61,7 @@ class Placing:
 
         def replace() -> None:
             with self._lock:
-                # Sizes that were planned since the preparation may have placed further nodes.
+                # Sizes compiled since the preparation may have placed further nodes.
                 fresh.update(self._fresh(list(filterfalse(fresh.__contains__, self._placed)), leaves))
                 self._hoister.replace(leaves)
                 self._placed = fresh
@@ -75,7 +74,6 @@ class Placing:
         return dict(zip(nodes, self._on_device(evaluate(nodes, leaves)), strict=True))
 
     def _on_device(self, values: Sequence[np.ndarray]) -> list[jax.Array]:
-        """Copies on the device. JAX may read a NumPy array's memory later, when its owner may already have
-        changed it."""
+        """Copies on the device, because JAX may read an array's memory after its owner has changed it."""
         with own_settings():
             return [jax.device_put(np.array(value), self._device) for value in values]

@@ -1,7 +1,6 @@
 """memojax on Ray: evaluations, batch inference and serving in many processes (extra `ray`).
 
-Inside this package `import ray` means Ray itself; it is imported when something runs, never by
-`import memojax`.
+Inside this package `import ray` means Ray itself. `import memojax` never imports it; a first call here does.
 """
 
 from .data import Predictor as Predictor

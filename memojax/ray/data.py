@@ -1,4 +1,4 @@
-"""`Predictor`: a policy for `Dataset.map_batches`."""
+"""`Predictor`: a policy that `Dataset.map_batches` applies."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _lock = threading.Lock()
 class Predictor:
     """A policy that turns columns into columns: `dataset.map_batches(Predictor(policy), batch_size=1024)`.
 
-    Every process that runs tasks holds one policy, however many tasks come; it gets its plan from here and
-    compiles nothing. A batch of fewer rows than the plan has is padded, one of more rows is split.
+    Every process that runs tasks holds one policy, however many tasks it runs. The plan travels with the
+    policy, so these processes compile nothing. A smaller batch than the plan's is padded, a larger one is
+    split.
     """
 
     def __init__(
@@ -44,17 +45,18 @@ class Predictor:
         """Compile the plan.
 
         Args:
-            policy: a file, or a loaded policy, whose present weights are used.
-            batch_size: rows of the plan; that of `map_batches`.
-            inputs: input -> its column, or several columns of numbers, which are stacked. None: the columns
-                are named as the inputs.
-            outputs: output -> its column; those left out are dropped. None: all, under their own names.
-            keep: the columns that the result keeps: all, none or these.
+            policy: a file, or a loaded policy with its present weights.
+            batch_size: rows of the plan, equal to the `batch_size` of `map_batches`.
+            inputs: input -> its column, or several columns of numbers to stack. None means columns with the
+                inputs' names.
+            outputs: output -> its column; missing outputs are dropped. None means all outputs, under their
+                own names.
+            keep: columns that stay in the result: all (True), none (False), or a list.
 
         Raises:
             MissingPackageError: Ray is not installed.
-            UnknownInputError: a name that the model does not have.
-            RowsMixError: rows influence each other, so an odd batch cannot be padded.
+            UnknownInputError: the model lacks a name.
+            RowsMixError: rows influence each other, so a smaller batch cannot be padded.
         """
         imported_ray("memojax.ray.Predictor")
         typed = model_of(policy)
@@ -68,7 +70,7 @@ class Predictor:
         check_names(names, self.inputs)
         if unknown := [name for name in self.outputs if name not in results]:
             raise OptionError(
-                f"outputs= names {unknown[0]!r}; the model gives {', '.join(map(repr, results))}"
+                f"outputs= names {unknown[0]!r}; the outputs are {', '.join(map(repr, results))}"
             )
         if mixing := typed.mixing_outputs():
             raise RowsMixError(
@@ -79,7 +81,7 @@ class Predictor:
         self._digest: str = hashlib.sha256(self._payload).hexdigest()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Columns `[n, ...]` to columns `[n, ...]`."""
+        """Turn columns `[n, ...]` into columns `[n, ...]`."""
         rows = {name: _column(batch, columns) for name, columns in self.inputs.items()}
         answers = self.policy.infer_arrays(rows)
         kept = list(batch) if self.keep is True else list(self.keep or ())
@@ -101,7 +103,7 @@ class Predictor:
         return found
 
     def compiles(self) -> int:
-        """Plans that this process had to compile."""
+        """Number of plans that this process had to compile."""
         return compiles(self.policy)
 
 

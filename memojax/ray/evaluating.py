@@ -33,12 +33,12 @@ from .shared import imported_ray, model_of, pin_assigned, with_plans
 log: logging.Logger = logging.getLogger("memojax")
 
 _SHARES = 4
-"""Parts for each actor: more balance the load better, and lose less with an actor."""
+"""Parts per actor: more parts balance the load better, and a lost actor loses less."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Episodes that one actor plays in one go."""
+    """Episodes that one actor plays in one call."""
 
     first: int
     count: int
@@ -60,39 +60,36 @@ def evaluate(
     on_episode: Callable[[Episode], None] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Play the episodes of `memojax.evaluate` in several actors of Ray; the numbers do not depend on how many
-    there are.
+    """Play the episodes of `memojax.evaluate` in several Ray actors; their number does not change the result.
 
-    Episode `i` is reset with `seed + i`. Its policy draws, where `deterministic` is False, from a stream of
-    its own that begins with this seed. All calls, on every actor, run on one plan for `num_envs` rows, and
-    smaller batches are padded: the same numbers as
-    `memojax.evaluate(..., num_envs=num_envs, bucketing=[num_envs])` in one process. An actor that is lost is
-    replaced, and the part that it was playing is played again.
+    Episode `i` is reset with `seed + i`. If `deterministic` is False, its policy draws from its own stream,
+    which starts from this seed. All calls, on every actor, run on one plan for `num_envs` rows, and smaller
+    batches are padded. The returns equal those of `memojax.evaluate(..., num_envs=num_envs,
+    bucketing=[num_envs])` in one process. A lost actor is replaced, and its part is played again.
 
     Args:
-        policy: a file, or a loaded policy, whose present weights are played.
-        env: as for `memojax.evaluate`; a function that makes an environment is pickled by Ray.
-        episodes, seed, deterministic, options: as for `memojax.evaluate`, but for those about plans and
-            films.
-        actors: how many; more than parts of the work are not started.
-        num_cpus, num_gpus: what Ray reserves for each. An actor with whole cores is pinned to as many of
-            them.
-        num_envs: environments side by side in each actor; 16, or as many as there are episodes, or one where
-            rows mix.
-        max_restarts: how many actors may be lost in all.
+        policy: a file, or a loaded policy with its present weights.
+        env: as for `memojax.evaluate`; Ray pickles a function that makes an environment.
+        episodes, seed, deterministic, options: as for `memojax.evaluate`, without the options for plans and
+            videos.
+        actors: number of actors; never more than parts of the work.
+        num_cpus, num_gpus: resources that Ray reserves for each actor. An actor with whole cores is pinned to
+            as many of them.
+        num_envs: environments side by side in each actor. By default 16, or the number of episodes if that is
+            smaller, or one if rows mix.
+        max_restarts: number of actors that may be lost in total.
         progress: whether to show a bar.
         on_episode: called with each finished `Episode`, part by part.
 
     Returns:
-        The result, whose `seconds` are those of the clock on the wall. After Ctrl-C it has the parts that
-        were finished.
+        The result, with wall-clock `seconds`. After Ctrl-C it has the finished parts.
 
     Raises:
         MissingPackageError: Ray is not installed.
-        IncompatibleModelError: the model draws its own random numbers, in the order of its calls.
-        RowsMixError: num_envs > 1, and rows influence each other: an episode would depend on those beside it.
+        IncompatibleModelError: the model itself draws random numbers, in the order of its calls.
+        RowsMixError: num_envs > 1 and rows influence each other, so an episode would depend on others.
         WorkerDiedError: more than `max_restarts` actors were lost.
-        EvaluationError: as for `memojax.evaluate`; `error.partial` has the parts that were finished.
+        EvaluationError: as for `memojax.evaluate`; `error.partial` has the finished parts.
     """
     ray = imported_ray("memojax.ray.evaluate")
     count, most = as_count("episodes", episodes, EvaluationError), as_count("actors", actors, EvaluationError)
@@ -100,7 +97,9 @@ def evaluate(
     typed = model_of(policy)
     env = typed.metadata.get("env_id") if env is None else env
     if env is None:
-        raise EvaluationError("which environment? The model's metadata names none (`env_id`): give env=")
+        raise EvaluationError(
+            "no environment is given, and the model's metadata names none (`env_id`): pass env="
+        )
     width = _width(typed, count, num_envs)
     parts = _parts(count, most, width)
     shared = with_plans(
@@ -111,7 +110,7 @@ def evaluate(
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     kind = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(_Actor)
-    # The policy travels as bytes: an actor pins its cores before XLA starts.
+    # The policy travels as bytes, because an actor must pin its cores before XLA starts.
     inputs = ray.put((pickle.dumps(shared), _spec_of(env), width, seed, call))
     crew = _Crew(ray, lambda: kind.remote(inputs), parts, max_restarts)
     bar = progress_bar(f"{blank.model} on {blank.env_id}", count) if progress else contextlib.nullcontext()
@@ -147,7 +146,7 @@ def evaluate(
 
 
 class _Actor:
-    """A process that plays parts."""
+    """A process that plays parts of an evaluation."""
 
     def __init__(self, inputs: Any):
         pin_assigned()
@@ -168,7 +167,7 @@ class _Actor:
 
 
 class _Crew:
-    """Actors at work: each has one part at a time, and one that is lost is replaced."""
+    """Actors at work: each plays one part at a time, and a lost actor is replaced."""
 
     def __init__(self, ray: Any, hire: Callable[[], Any], parts: Sequence[_Part], max_restarts: int):
         self._ray, self._hire = ray, hire
@@ -177,10 +176,10 @@ class _Crew:
         self._busy: dict[Any, tuple[Any, _Part]] = {}
 
     def results(self, actors: int) -> Any:
-        """What the parts give, in the order in which they end.
+        """Results of the parts, in the order in which they finish.
 
         Raises:
-            WorkerDiedError: too many actors were lost; whatever a part raises itself.
+            WorkerDiedError: too many actors were lost. Errors of a part pass through.
         """
         for _ in range(actors):
             self._give(self._hire())
@@ -209,11 +208,11 @@ class _Crew:
         if self._restarts == 0:
             raise WorkerDiedError(
                 f"an actor was lost while it played episodes {part.first} to "
-                f"{part.first + part.count - 1}, and "
-                f"max_restarts is used up: {cause or lost}"
+                f"{part.first + part.count - 1}, and max_restarts is used up: {cause or lost}"
             ) from lost
         self._restarts -= 1
-        log.warning("an actor was lost: episodes from %d are played again (%s)", part.first, lost)
+        reason = str(lost).partition("\n")[0]  # Ray adds a page of text.
+        log.warning("an actor was lost, so episodes from %d on are played again (%s)", part.first, reason)
         self._waiting.appendleft(part)
         self._give(self._hire())
 
@@ -234,17 +233,16 @@ def _parts(episodes: int, actors: int, width: int) -> list[_Part]:
 def _width(typed: TypedModel, episodes: int, num_envs: int | None) -> int:
     if typed.random:
         raise IncompatibleModelError(
-            f"{typed.name or 'this model'} draws its own random numbers, in the order of its calls, so its "
-            "episodes depend on how they "
-            "are dealt out: call memojax.evaluate, or export the noise as an input"
+            f"{typed.name or 'this model'} itself draws random numbers, in the order of its calls, so its "
+            "episodes would depend on the actors: call memojax.evaluate, or export the noise as an input"
         )
     wanted = None if num_envs is None else as_count("num_envs", num_envs, EvaluationError)
     mixing = typed.mixing_outputs()
     if mixing and wanted not in (None, 1):
         raise RowsMixError(
             f"num_envs={wanted}, but rows influence each other in output {', '.join(map(repr, mixing))}, "
-            "so an episode would "
-            "depend on those beside it: leave num_envs out, which plays one at a time"
+            "so an episode would depend on others in its batch: leave num_envs out, which plays one at a "
+            "time"
         )
     return 1 if mixing else min(episodes, wanted or DEFAULT_ENVS)
 
@@ -255,17 +253,16 @@ def _check_options(options: dict[str, Any], env: Any) -> None:
     if given := [f"{name}=" for name in options if name in ours]:
         raise EvaluationError(
             f"{', '.join(given)} cannot be chosen on Ray: each actor runs on one plan for num_envs rows, "
-            "which it gets from here, "
-            "and nobody watches it"
+            "which travels to it, and shows nothing"
         )
     if is_env(env):
         raise EvaluationError(
-            "one environment was given, but each actor needs its own: give its id, or a function"
+            "env= is a single environment, but each actor needs its own: pass its id, or a function"
         )
 
 
 def _spec_of(env: Any) -> Any:
-    """An id's registration, which actors have not made; what is no known id is left to them to refuse."""
+    """The registration of an id, which actors lack; an unknown id passes through, and actors refuse it."""
     if isinstance(env, str):
         with contextlib.suppress(Exception):
             import gymnasium
@@ -277,7 +274,7 @@ def _spec_of(env: Any) -> Any:
 def _blank(
     typed: TypedModel, env: Any, episodes: int, width: int, deterministic: bool, options: dict[str, Any]
 ) -> Evaluation:
-    """The result before the first part is done."""
+    """The result before the first part is finished."""
     return Evaluation(
         model=options.get("name") or typed.name.rsplit("/", 1)[-1].removesuffix(".onnx") or "policy",
         env_id=env if isinstance(env, str) else getattr(env, "id", getattr(env, "__name__", "environment")),

@@ -1,4 +1,4 @@
-"""`deployment`: a policy behind Ray Serve, whose requests are batched into plans."""
+"""`deployment`: a policy behind Ray Serve, which batches requests into plans."""
 
 from __future__ import annotations
 
@@ -28,26 +28,27 @@ def deployment(
     name: str = "policy",
     **options: Any,
 ) -> Any:
-    """An application for `ray.serve.run`: one request is one agent, and requests that come together run as
-    one batch.
+    """An application for `ray.serve.run`: each request is one agent, and concurrent requests run as one
+    batch.
 
-    Plans for powers of two up to `max_batch_size` are made here and travel to the replicas, which compile
-    nothing. A request through a handle is input name -> array and its answer output name -> array; over HTTP
-    both are JSON. A request that does not fit raises InputError (HTTP: 422) and disturbs none beside it.
-    `handle.broadcast("update_params", weights)` gives all replicas other weights, while requests go on: a
-    batch sees all the old ones or all the new ones.
+    The plans for powers of two up to `max_batch_size` are compiled here and travel to the replicas, which
+    compile nothing. Through a handle, a request is input name -> array, and its answer is output name ->
+    array; over HTTP both are JSON. A request that does not fit raises InputError (HTTP: 422) and does not
+    disturb others. `handle.broadcast("update_params", weights)` sends new weights to all replicas while
+    requests go on. A batch sees all the old weights or all the new ones.
 
     Args:
-        policy: a file, or a loaded policy, whose present weights are used.
-        max_batch_size: the most requests in one batch.
+        policy: a file, or a loaded policy with its present weights.
+        max_batch_size: most requests in one batch.
         batch_wait_timeout_s: seconds that the first request of a batch waits for others.
-        name: of the deployment.
-        options: of `serve.deployment`: `num_replicas`, `ray_actor_options`, `max_ongoing_requests`, ...
+        name: name of the deployment.
+        options: options of `serve.deployment`: `num_replicas`, `ray_actor_options`, `max_ongoing_requests`,
+            ...
 
     Raises:
         MissingPackageError: Ray Serve is not installed.
-        RowsMixError: rows influence each other, so that one request would change the answer of another.
-        BatchSizeError: a size or a time that is not possible.
+        RowsMixError: rows influence each other, so one request would change the answer of another.
+        BatchSizeError: the size or the time is invalid.
     """
     imported_ray("memojax.ray.deployment")
     serve: Any = importlib.import_module("ray.serve")
@@ -55,7 +56,7 @@ def deployment(
     most = checked_size(max_batch_size)
     if not batch_wait_timeout_s >= 0:
         raise BatchSizeError(
-            f"batch_wait_timeout_s is a number of seconds from 0, got {batch_wait_timeout_s!r}"
+            f"batch_wait_timeout_s is a number of seconds, 0 or more, got {batch_wait_timeout_s!r}"
         )
     typed = model_of(policy)
     if mixing := typed.mixing_outputs():
@@ -64,7 +65,7 @@ def deployment(
             "change the answer of another"
         )
     sizes = [1 << power for power in range((most - 1).bit_length())] + [most]
-    # Weights are arguments, so that an update compiles nothing.
+    # Weights are arguments, so an update compiles nothing.
     shared = with_plans(typed, sizes, weights="argument")
     options = {"max_ongoing_requests": 4 * most, "health_check_period_s": 10, **options}
     kind = serve.deployment(name=name, **options)(_replica(most, sizes, batch_wait_timeout_s))
@@ -77,7 +78,7 @@ def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
     batched: Any = serve.batch(max_batch_size=most, batch_wait_timeout_s=wait)
 
     class Replica:
-        """One process that answers requests."""
+        """A process that answers requests."""
 
         def __init__(self, policy: bytes):
             metrics: Any = importlib.import_module("ray.util.metrics")
@@ -93,14 +94,14 @@ def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
             self._compiles.set(compiles(self._policy))
 
         async def __call__(self, request: Any) -> Any:
-            """Answer one agent: input name -> array, or a request over HTTP with that as JSON."""
-            if not hasattr(request, "json"):  # Starlette's request is a mapping, too
+            """Answer one agent; the request is input name -> array, or an HTTP request with that as JSON."""
+            if not hasattr(request, "json"):  # Asked first, because Starlette's request is a mapping, too.
                 return await self._run(self._checked(request))
             JSONResponse: Any = importlib.import_module("starlette.responses").JSONResponse
 
             try:
                 state = self._checked(await request.json())
-            except (ValueError, TypeError) as error:  # InputError is one, and so is what JSON raises
+            except (ValueError, TypeError) as error:  # InputError and JSON's errors are ValueErrors.
                 return JSONResponse({"error": str(error)}, status_code=422)
             answer = await self._run(state)
             return JSONResponse({key: value.tolist() for key, value in answer.items()})
@@ -122,18 +123,18 @@ def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
             return [{key: value[row].copy() for key, value in answers.items()} for row in range(len(states))]
 
         async def update_params(self, source: Any) -> None:
-            """Go on with other weights; requests are answered meanwhile."""
+            """Replace the weights while requests go on."""
             await asyncio.to_thread(self._policy.update_params, source)
             self._compiles.set(compiles(self._policy))
 
         def check_health(self) -> None:
-            """Answer a row of zeros; Serve replaces a replica that cannot."""
+            """Answer a row of zeros; Serve replaces a replica that fails to."""
             row = {spec.name: np.zeros(spec.rows(1), spec.dtype) for spec in self._policy.api.inputs}
             with forbid_compile():
                 self._policy.infer_arrays(row)
 
         def stats(self) -> dict[str, Any]:
-            """Plans compiled here, plans found, batch sizes so far, padded rows."""
+            """Plans compiled here, plans from disk, batch sizes so far, padded rows."""
             info = self._policy.cache_info()
             return {
                 "compiles": compiles(self._policy),

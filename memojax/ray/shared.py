@@ -1,4 +1,4 @@
-"""What the parts of this room share: Ray, where it is installed, and a policy that travels with its plans."""
+"""Shared by this room: Ray, if it is installed, and a policy that travels with its plans."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..xla.cores import pin_cores
 
 
 def imported_ray(what: str) -> Any:
-    """Ray itself.
+    """Import Ray itself.
 
     Raises:
-        MissingPackageError: it is not installed.
+        MissingPackageError: Ray is not installed.
     """
     try:
         return importlib.import_module("ray")
@@ -31,17 +31,17 @@ def imported_ray(what: str) -> Any:
 
 
 def model_of(policy: InfererOfModel | TypedModel | Source) -> TypedModel:
-    """The model with its present weights.
+    """The model of a policy, with its present weights.
 
     Raises:
-        IncompatibleModelError: a wrapper, whose state is in this process.
-        ModelLoadError: what `memojax.load` raises.
+        IncompatibleModelError: `policy` is a wrapper, whose state stays in this process.
+        ModelLoadError: as for `memojax.load`.
     """
     if isinstance(policy, InfererOfModel):
         return policy.typed
     if isinstance(policy, Inferer):
         raise IncompatibleModelError(
-            f"{type(policy).__name__} keeps state in this process: give the inferer inside of it, or the "
+            f"{type(policy).__name__} keeps state in this process: pass the inferer inside it, or the "
             "model's file"
         )
     return policy if isinstance(policy, TypedModel) else typed_model(policy)
@@ -50,10 +50,9 @@ def model_of(policy: InfererOfModel | TypedModel | Source) -> TypedModel:
 def with_plans(
     typed: TypedModel, sizes: Iterable[int], *, compile_here: bool = True, **options: Any
 ) -> MemoizingDynamicInferer:
-    """A policy that has plans for `sizes` and takes them along when it is pickled: the other process compiles
-    nothing.
+    """A policy that pickles together with its plans for `sizes`, so the other process compiles nothing.
 
-    Where `compile_here` is False (this machine lacks the device), the other process compiles them.
+    With `compile_here` False (this machine lacks the device), the other process compiles them.
     """
     sizes = sorted(set(sizes))
     policy = MemoizingDynamicInferer.from_typed(typed, bucketing=sizes, cache_dir=PlanArtifact(), **options)
@@ -63,10 +62,10 @@ def with_plans(
 
 
 def pin_assigned() -> tuple[int, ...]:
-    """In a worker of Ray: pin this process to as many whole cores as Ray has assigned to it."""
+    """Pin a worker process of Ray to as many whole cores as Ray has assigned to it."""
     ray = imported_ray("pinning cores")
     assigned: Any = None
-    with contextlib.suppress(Exception):  # the driver is assigned nothing
+    with contextlib.suppress(Exception):  # Ray assigns nothing to the driver.
         assigned = ray.get_runtime_context().get_assigned_resources().get("CPU")
     if assigned is None or assigned < 1 or not float(assigned).is_integer():
         return ()
@@ -74,6 +73,6 @@ def pin_assigned() -> tuple[int, ...]:
 
 
 def compiles(policy: Inferer) -> int:
-    """Plans that this process compiled, rather than found."""
+    """Number of plans that this process compiled, without those from disk."""
     info: Any = policy.cache_info()  # pyright: ignore[reportAttributeAccessIssue]
     return info.currsize - info.disk_hits

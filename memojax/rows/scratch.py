@@ -33,6 +33,11 @@ def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(tuple(shape))
 
 
+def is_readable(array: np.ndarray) -> bool:
+    """Whether XLA:CPU reads an array without a copy: C-contiguous, from a 64-byte boundary on."""
+    return array.flags.c_contiguous and not array.__array_interface__["data"][0] % _ALIGNMENT
+
+
 class ScratchPad:
     """Preallocated rows for a growing batch.
 

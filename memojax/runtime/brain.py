@@ -25,7 +25,7 @@ from .layers import check_swap, innermost_layer, is_ready, on_accelerator
 from .timing import CompileTimings, Timings
 
 _RECENT = 32
-"""Batch sizes remembered as in use; a new policy is compiled for them before it is swapped in."""
+"""Number of recent batch sizes that count as in use: a new policy is compiled for them before its swap."""
 
 _ROUNDS = 8
 """Maximum rounds of compiling new sizes before a swap goes ahead anyway."""
@@ -44,7 +44,7 @@ class Verdict(Enum):
 
 
 class Turns:
-    """The clock of the queue: frames, and the order of service within them."""
+    """The order of the queue: numbers of frames, and of services within them."""
 
     def __init__(self) -> None:
         self.frame: int = 1
@@ -56,13 +56,13 @@ class Turns:
         return self.frame - 1
 
     def served(self) -> int:
-        """A number higher than any before."""
+        """A number higher than all before it."""
         return next(self._served)
 
 
 @dataclass(frozen=True)
 class _Compile:
-    """A compile in the background, of `inferer` for `count` rows."""
+    """A background compile of `inferer` for `count` rows."""
 
     inferer: Inferer
     count: int
@@ -70,13 +70,13 @@ class _Compile:
 
 
 class _Queue(NamedTuple):
-    """The two batches of a brain, as one record: a batch is sealed by a single assignment.
+    """The two batches of a brain as one record, so a single assignment seals a batch.
 
     Attributes:
-        open: takes new states.
-        sealed: runs, has failed, or waits for a compile; empty means that no batch is sealed.
+        open: the batch that takes new states.
+        sealed: the batch that runs, has failed, or waits for a compile; an empty one counts as absent.
         open_since: frame in which the open batch began to wait.
-        sealed_since: the same for the sealed batch.
+        sealed_since: frame in which the sealed batch began to wait.
     """
 
     open: Batcher | LooseBatcher
@@ -86,17 +86,17 @@ class _Queue(NamedTuple):
 
     @property
     def since(self) -> int:
-        """Frame from which the next batch waits; 0 if nothing waits."""
+        """Frame in which the next batch began to wait; 0 if nothing waits."""
         return self.sealed_since if len(self.sealed) else self.open_since if len(self.open) else 0
 
 
 class BrainState:
     """One brain of a runtime.
 
-    Two batches wait. The open batch takes new states. The sealed batch comes before it and takes no new
-    agents: it runs, has failed, or waits for a compile of its size. A new state of an agent replaces its
-    waiting state, unless that one has run. `_lock` guards the queue and is held briefly; `_running` is held
-    while the inferer runs.
+    Two batches wait. The open batch takes new states. The sealed batch runs before it and takes no new
+    agents: it runs, has failed, or waits for a compile of its size. A new state replaces the agent's waiting
+    state, unless that one has run. `_lock` guards the queue and is held briefly. `_running` is held while the
+    inferer runs.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class BrainState:
         return self._queue.since
 
     def count(self) -> int:
-        """About how many agents wait: another thread may change that at any time."""
+        """Approximate number of waiting agents, since another thread may change it at any time."""
         queue = self._queue
         return len(queue.sealed) + len(queue.open)
 
@@ -145,7 +145,7 @@ class BrainState:
 
     @property
     def compile(self) -> Future[None] | None:
-        """The most recent compile in the background."""
+        """The most recent background compile."""
         return self._compile and self._compile.future
 
     def waiting(self) -> list[int]:
@@ -165,7 +165,7 @@ class BrainState:
                 self._lives_on(agent)
 
     def extend(self, states: States) -> None:
-        """Queue the states of many agents, all or none."""
+        """Queue the states of many agents: all of them or, on an error, none."""
         pairs = pairs_of(states)
         with self._lock:
             self._check_alive()
@@ -177,8 +177,8 @@ class BrainState:
                 if self._ending is not None:
                     self._lives_on(*(agent for agent, _ in pairs))
                 return
-            # The states go to two batches. Checked copies let both take them again if an interrupt comes in
-            # between.
+            # The states go to two batches. From checked copies, both batches can take them again after an
+            # interrupt in between.
             copies = batcher_for(self.inferer, len(pairs))
             copies.extend(pairs)
             parts = [], []
@@ -188,7 +188,7 @@ class BrainState:
             self._lives_on(*(agent for agent, _ in pairs))
 
     def _sealed_among(self, pairs: Sequence[tuple[int, Any]]) -> set[int]:
-        """Agents of `pairs` whose states wait in the batch that takes no more agents."""
+        """Agents of `pairs` whose states wait in the sealed batch."""
         sealed = self._queue.sealed
         return {agent for agent, _ in pairs if self._batch_of(agent) is sealed} if len(sealed) else set()
 
@@ -210,8 +210,7 @@ class BrainState:
 
     def _begin(self, agent: int) -> None:
         known = agent in self._agents
-        # Noted before it begins: a swap would begin a surplus agent in vain, but would leave out a missing
-        # one.
+        # Noted before the agent begins: a swap may begin one agent too many, but must not leave one out.
         self._agents.add(agent)
         try:
             self.inferer.begin_agent(agent)
@@ -225,14 +224,16 @@ class BrainState:
         try:
             self.inferer.end_agent(agent)
         except Exception as failure:
-            if not isinstance(failure, MemoryError):  # a refusal: nothing has changed
+            if not isinstance(failure, MemoryError):  # A refusal, so nothing has changed.
                 self._ending = None
             raise
         self._forget(agent)
 
     def _finish_ending(self) -> None:
-        """End the agent whose end was interrupted. The inferer may or may not know it any more, so an error
-        is ignored."""
+        """Repeat the end of an agent that an interrupt cut short.
+
+        The inferer may no longer know the agent, so its error is ignored.
+        """
         if self._ending is not None:
             (agent,) = self._ending
             with contextlib.suppress(UnknownAgentError):
@@ -266,11 +267,10 @@ class BrainState:
             return response
 
     def offer(self, remaining: float | None, must: bool) -> Verdict:
-        """Decide what to do within `remaining` seconds (None: no limit); with `must`, run even if it does not
-        fit.
+        """Decide about `remaining` seconds (None: no limit); `must` runs the batch even if it does not fit.
 
-        RUN and COLD seal the batch. COLD starts a compile in the background. Once that has ended, also by a
-        failure, the batch is not COLD again.
+        RUN and COLD seal the batch. COLD starts a background compile. Once that has ended, or failed, the
+        batch is no longer COLD.
         """
         with self._lock:
             self._journal.finish()
@@ -290,19 +290,18 @@ class BrainState:
             return Verdict.LATE
 
     def run(self, started: float, answers: dict[BrainId, dict[int, Response]]) -> bool:
-        """Run the batch that has waited longest, and put its responses into `answers`; its cost counts from
-        `started` on.
+        """Run the batch that has waited longest, and add its responses to `answers`; False if none waits.
 
-        Returns whether there was anything to run.
+        The cost of the batch counts from `started`.
 
         Raises:
-            Exception: the model raised; the batch then waits at the end of the queue, and continues where it
+            Exception: the model raised. The batch then waits at the end of the queue, and continues where it
                 stopped.
         """
         elsewhere = self._running.locked()
         with self._running:
             if elsewhere:
-                started = self._clock()  # the wait for another thread is not the model's cost
+                started = self._clock()  # The wait for another thread is not the model's cost.
             if self._ending is not None:
                 self._finish_ending()
             with self._lock:
@@ -325,9 +324,9 @@ class BrainState:
     def _execute(
         self, batch: Batcher | LooseBatcher, count: int, answers: dict[BrainId, dict[int, Response]]
     ) -> tuple[bool, bool]:
-        """Run `batch`, and clear it once its responses are stored for the next frame.
+        """Run `batch`, and clear it once its responses are stored.
 
-        Returns whether all of it ran, and whether that needed no compile.
+        Returns whether the whole batch ran, and whether that needed no compile.
         """
         try:
             whole = ready = True
@@ -347,7 +346,7 @@ class BrainState:
             raise
 
     def remove(self) -> list[int]:
-        """Take the brain out of service after its current batch; returns the agents that still waited."""
+        """Take the brain out of service after its current batch, and return the agents that still waited."""
         with self._running, self._lock:
             self._journal.finish()
             self._removed = True
@@ -359,10 +358,10 @@ class BrainState:
 
     def replace_inferer(self, new: Inferer) -> Future[Inferer]:
         """Compile `new` in the background for the sizes in use, then swap it in; the future gives the old
-        inferer.
+        one.
 
         Raises:
-            IncompatibleModelError: `new` has other inputs or outputs; nothing is changed.
+            IncompatibleModelError: `new` has other inputs or outputs; nothing changes.
         """
         with self._lock:
             self._check_alive()
@@ -375,8 +374,7 @@ class BrainState:
         return handle
 
     def _prepare_swap(self, new: Inferer, handle: Future[Inferer], rounds: int) -> None:
-        """Compile `new` for the sizes in use, repeat for sizes that came into use meanwhile, and swap it
-        in."""
+        """Compile `new` for the sizes in use, repeat that for newer sizes, then swap it in."""
         try:
             with self._lock:
                 sizes = {*self._recent, len(self._queue.open), len(self._queue.sealed)} - {0}
@@ -388,7 +386,7 @@ class BrainState:
         except BaseException as failure:
             _fail(handle, failure)
             return
-        # The last compile to end continues here, on its own thread: waiting would hold up the caller.
+        # The last compile to end continues here, on its own thread, so the caller need not wait.
         left, lock = len(compiles), threading.Lock()
 
         def done(compile: Future[None]) -> None:
@@ -424,8 +422,7 @@ class BrainState:
 
     @property
     def _busy(self) -> bool:
-        """Whether the sealed batch is running; the flag alone could be stale, but an interrupt releases the
-        lock."""
+        """Whether the sealed batch runs; after an interrupt the flag may be stale, but the lock is free."""
         return self._executing and self._running.locked()
 
     def _waiting(self) -> list[int]:
@@ -487,7 +484,7 @@ def _extend_both(
 
 
 def _fail(handle: Future[Inferer], failure: BaseException | None) -> None:
-    """Fail a swap, unless it was cancelled or has failed already."""
-    with contextlib.suppress(InvalidStateError, RuntimeError):  # RuntimeError: another thread was faster
+    """Fail a swap, unless it was cancelled or has already failed."""
+    with contextlib.suppress(InvalidStateError, RuntimeError):  # RuntimeError: another thread was faster.
         if not handle.done() and (handle.running() or handle.set_running_or_notify_cancel()):
             handle.set_exception(failure)

@@ -1,4 +1,4 @@
-"""Ids of policies in runtimes."""
+"""Ids of brains, the policies of a runtime."""
 
 from __future__ import annotations
 

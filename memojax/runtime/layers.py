@@ -1,4 +1,4 @@
-"""A brain's inferer seen through its wrappers."""
+"""Finds the model and the innermost layer inside a brain's wrappers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def is_ready(inferer: Inferer, count: int) -> bool:
     try:
         return inferer.is_ready(count)
     except Exception:
-        return True  # the run will raise the same error, and its caller will see it
+        return True  # The run raises the same error, where the caller sees it.
 
 
 def innermost_layer(inferer: Inferer) -> LayeredInferer | None:
-    """The layer of wrappers next to the model; None without wrappers."""
+    """The wrapper layer next to the model; None without wrappers."""
     layer = None
     while isinstance(inferer, LayeredInferer):
         layer, inferer = inferer, inferer.inferer
@@ -30,10 +30,10 @@ def on_accelerator(inferer: Inferer) -> bool:
 
 
 def check_swap(old: Inferer, new: Inferer) -> None:
-    """See that `new` can take the place of the model of `old`.
+    """Check that `new` can replace the model of `old`.
 
     Raises:
-        IncompatibleModelError: it takes or gives something else, or has wrappers of its own.
+        IncompatibleModelError: it has other inputs or outputs, or wrappers of its own.
     """
     check_inferer(new)
     layer = innermost_layer(old)
@@ -41,12 +41,12 @@ def check_swap(old: Inferer, new: Inferer) -> None:
         check_compatible(old, new)
         if old.api != new.api:
             raise IncompatibleModelError(
-                f"the brain takes and gives {old.api}, the new inferer {new.api}: wrap it as the old one is"
+                f"the brain has {old.api}, but the new inferer has {new.api}: wrap it like the old one"
             )
         return
     if isinstance(new, LayeredInferer):
         raise IncompatibleModelError(
-            f"the brain keeps its own {type(old).__name__} and the state of its agents: give the inferer "
+            f"the brain keeps its own {type(old).__name__} and the state of its agents: pass the inferer "
             "without wrappers"
         )
     check_compatible(layer.inferer, new)

@@ -1,5 +1,4 @@
-"""Whether threads pay: frames are measured with and without them, and the faster way is kept until the other
-one proves faster."""
+"""Decides whether threads pay: it times frames with and without them, and keeps the faster way."""
 
 from __future__ import annotations
 
@@ -10,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import final
 
 _TRIALS = 3
-"""Frames of each way before one is chosen, so that a compile in one of them decides nothing."""
+"""Frames of each way before the choice, so a compile in one of them decides nothing."""
 
 _AGAIN = 64
-"""One frame in so many tries the other way, so that a change of the models or of the machine is seen."""
+"""One frame in this many tries the other way, which notices changes of the models or the machine."""
 
 _KEPT = 5
 _MOST_LOADS = 64
@@ -21,7 +20,7 @@ _MOST_LOADS = 64
 
 @dataclass
 class _Load:
-    """What was measured of one load: seconds of the last frames, without threads and with them."""
+    """Seconds of the last frames of one load, without threads and with them."""
 
     frames: int = 0
     seconds: tuple[deque[float], deque[float]] = field(
@@ -31,16 +30,16 @@ class _Load:
 
 @final
 class Pace:
-    """Chooses between one thread and several, for each load by itself.
+    """Chooses between one thread and several, separately for each load.
 
-    A load is whatever the caller tells apart; the least recently seen are forgotten.
+    A load is any key that the caller chooses; the least recently seen loads are forgotten.
     """
 
     def __init__(self) -> None:
         self._loads: OrderedDict[Hashable, _Load] = OrderedDict()
 
     def threads_pay(self, load: Hashable) -> bool:
-        """Whether the next frame of `load` is to run on several threads."""
+        """Whether the next frame of `load` should run on several threads."""
         known = self._loads.get(load)
         if known is None:
             known = self._loads[load] = _Load()
@@ -57,7 +56,7 @@ class Pace:
         return faster if known.frames % _AGAIN else not faster
 
     def note(self, load: Hashable, threaded: bool, seconds: float) -> None:
-        """A frame of `load` took `seconds`."""
+        """Record that a frame of `load` took `seconds`."""
         known = self._loads.get(load)
         if known is not None:
             known.seconds[threaded].append(seconds)

@@ -1,4 +1,4 @@
-"""Many policies in one frame: a fair queue, a time budget, and swaps while it runs."""
+"""The runtime: many policies in one frame, with a fair queue, a time budget, and swaps at run time."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ Responses = dict[BrainId, dict[int, Response]]
 
 @final
 class Runtime:
-    """Runs many models, each for its own agents, and keeps to a time budget.
+    """Runs many models, each for its own agents, within a time budget.
 
-    Push states as they come, then call `run` (everything) or `run_for` (as much as fits the budget) once per
-    frame. An agent has one state at a time: a newer state replaces one that waits. A state that does not run
-    in a frame waits for the next, and goes first there.
+    Push states as they come. Once per frame call `run` (everything) or `run_for` (as much as fits the
+    budget). An agent has one waiting state; a newer one replaces it. A state that does not run in a frame
+    waits for the next frame and goes first there.
 
-    - **Fair.** The model that has waited longest goes first. The first runs even if it does not fit, so each
-      gets its turn.
-    - **In time.** A model starts if its usual time fits the rest of the budget: mean plus deviation of past
-      calls by batch size, interpolated between sizes.
-    - **No compile in a frame.** A batch whose size has no plan is set aside while the plan compiles in the
-      background. It keeps its place in the queue. `run_for` compiles only if it could answer nothing else;
-      `run` compiles whatever it needs.
-    - **Nothing is lost.** A model that raises does not keep the others from answering: see `RuntimeErrors`.
-      If an interrupt ends a frame, the next frame gives its responses.
+    - **Fair.** The model that has waited longest goes first, and runs even if it does not fit the budget. So
+      each model gets its turn.
+    - **In time.** A model starts if its usual time fits the rest of the budget. The usual time is mean plus
+      deviation of past calls by batch size, interpolated between sizes.
+    - **No compile in a frame.** A batch without a plan is set aside while the background compiles. It keeps
+      its place in the queue. `run_for` compiles only if it could answer nothing else; `run` compiles as
+      needed.
+    - **Nothing is lost.** If a model raises, the others still answer; see `RuntimeErrors`. If an interrupt
+      ends a frame, the next frame returns its responses.
 
-    All methods may be called from any thread; one model runs one batch at a time.
+    Threads may call all methods; a model runs one batch at a time.
 
     >>> runtime = memojax.Runtime()
     >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
@@ -54,10 +54,10 @@ class Runtime:
     """
 
     def __init__(self, *, threads: int | None = None, clock: Callable[[], float] = time.perf_counter):
-        """A runtime without models.
+        """Start without models.
 
         Args:
-            threads: how many threads `run_threaded` uses, the caller's included; by default one per core.
+            threads: number of threads of `run_threaded`, including the caller's; by default one per core.
             clock: function that returns seconds; tests replace it.
 
         Raises:
@@ -118,7 +118,7 @@ class Runtime:
         """Remove a model after its current batch, and return it.
 
         Raises:
-            UnknownBrainError: there is no such brain.
+            UnknownBrainError: this runtime does not have the brain.
             OrphanedDataError: agents waited for the model, which is removed nevertheless.
         """
         state = self._state(brain)
@@ -131,10 +131,10 @@ class Runtime:
     def replace_inferer(self, brain: BrainId, inferer: Inferer) -> Future[Inferer]:
         """Swap the model of a brain for another with the same inputs and outputs, without a stall.
 
-        `inferer` compiles in the background for the batch sizes in use, then takes over between two batches.
-        Agents, their hidden state and waiting states stay. If the brain has wrappers, give `inferer` without
-        them: it replaces the model inside. The future gives the old model once it is out of use. Cancel the
-        future to cancel the swap; a second swap cancels the first.
+        The background compiles `inferer` for the batch sizes in use; then it takes over between two batches.
+        Agents, their hidden state and waiting states stay. If the brain has wrappers, pass `inferer` without
+        them, because it replaces the model inside. The future returns the old model once it is out of use.
+        Cancelling the future cancels the swap, and a second swap cancels the first.
 
         >>> runtime = memojax.Runtime()
         >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo")))
@@ -144,8 +144,8 @@ class Runtime:
         True
 
         Raises:
-            UnknownBrainError: there is no such brain.
-            IncompatibleModelError: `inferer` has other inputs or outputs; nothing is changed.
+            UnknownBrainError: this runtime does not have the brain.
+            IncompatibleModelError: `inferer` has other inputs or outputs; nothing changes.
         """
         return self._state(brain).replace_inferer(inferer)
 
@@ -157,17 +157,17 @@ class Runtime:
         """Queue a copy of the state of an agent; it replaces a waiting one.
 
         Raises:
-            UnknownBrainError: there is no such brain.
-            InputError: an unknown or missing input, a wrong shape or dtype; nothing is queued.
+            UnknownBrainError: this runtime does not have the brain.
+            InputError: an unknown or missing input, or a wrong shape or dtype; nothing is queued.
         """
         self._state(brain).push(agent, state)
 
     def extend(self, brain: BrainId, states: States) -> None:
-        """Queue the states of many agents: all, or none if one is refused.
+        """Queue the states of many agents: all of them or, on an error, none.
 
         Raises:
             UnknownBrainError, InputError: as for `push`.
-            DuplicateIdError: an agent is in `states` twice.
+            DuplicateIdError: an agent is twice in `states`.
         """
         self._state(brain).extend(states)
 
@@ -192,7 +192,7 @@ class Runtime:
         return self._state(brain).infer_single(agent, state)
 
     def run(self) -> Responses:
-        """Run all waiting states: brain -> agent -> response, for the brains with any.
+        """Run all waiting states: brain -> agent -> response, for brains with waiting agents.
 
         Raises:
             RuntimeErrors: models raised; the error carries the responses of the others.
@@ -200,7 +200,7 @@ class Runtime:
         return self._run(None, threaded=False)
 
     def run_for(self, seconds: float) -> Responses:
-        """Run as many models as fit into `seconds`, longest waiting first, but at least one.
+        """Run as many models as fit into `seconds`, but at least one; the longest waiting goes first.
 
         >>> runtime = memojax.Runtime()
         >>> brain = runtime.add_inferer(memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1]))
@@ -214,7 +214,7 @@ class Runtime:
         return self._run(seconds, threaded=False)
 
     def run_threaded(self) -> Responses:
-        """`run` with the models dealt out to several threads, where that is faster, as the first frames show.
+        """`run`, with the models on several threads if the first frames show that this is faster.
 
         Raises:
             RuntimeErrors: as for `run`.
@@ -222,7 +222,7 @@ class Runtime:
         return self._run(None, threaded=True)
 
     def run_for_threaded(self, seconds: float) -> Responses:
-        """`run_for` with the models dealt out to several threads.
+        """`run_for`, with the models on several threads.
 
         Raises:
             RuntimeErrors: as for `run`.
@@ -238,7 +238,7 @@ class Runtime:
         return self._state(brain).inferer.output_shapes()
 
     def timings(self, brain: BrainId) -> dict[int, Timing]:
-        """Measurements so far: batch size -> seconds per batch, without compiles."""
+        """Time per batch by batch size, without compiles."""
         return dict(self._state(brain).timings.items())
 
     def clear(self) -> None:
@@ -264,7 +264,7 @@ class Runtime:
         return state
 
     def _run(self, seconds: float | None, threaded: bool) -> Responses:
-        check_not_forked()  # before a lock that a thread of the parent may have held
+        check_not_forked()  # First, because in a forked child the lock below may be held forever.
         deadline = None if seconds is None else self._clock() + seconds
         with self._lock:
             frame_number = self._turns.begin_frame()
@@ -272,7 +272,7 @@ class Runtime:
         frame = _Frame(states, frame_number, self._clock, deadline)
         with frame.active:
             self._register(frame)
-            # A thread that waits for an accelerator uses no core, so such models overlap in `run` too.
+            # A thread that waits for an accelerator uses no core, so such models overlap even in `run`.
             accelerated = any(state.on_accelerator for state in states)
             threads = min(self._threads, len(states)) if threaded or accelerated else 1
             if threads > 1 and seconds is None and not accelerated:
@@ -288,12 +288,12 @@ class Runtime:
             return (self._frames.pop(frame_number, None), responses)[1]
 
     def _run_cold(self, frame: _Frame, threads: int) -> None:
-        """Run the models without a plan that the budget has room for."""
+        """Run models that had no plan, as far as the budget has room."""
         while frame.cold and (frame.run_first_cold() or frame.await_cold(self._compiles)):
             self._work(frame, threads)
 
     def _register(self, frame: _Frame) -> None:
-        """Register `frame`; it takes over the responses of interrupted frames."""
+        """Register `frame`, which takes over the responses of interrupted frames."""
         with self._lock:
             abandoned = list(filter(attrgetter("abandoned"), self._frames.values()))
             for other in abandoned:
@@ -303,7 +303,7 @@ class Runtime:
                 self._frames.pop(other.number, None)
 
     def _work_as_it_pays(self, frame: _Frame, states: list[BrainState], threads: int) -> None:
-        """Work on one thread where that takes no longer, for these models and about as many agents."""
+        """Work on one thread if that is no slower for these models and this number of agents."""
         load = sum(map(BrainState.count, states)).bit_length(), *(state.brain for state in states)
         threaded = self._pace.threads_pay(load)
         started = time.perf_counter()
@@ -337,19 +337,19 @@ class _Frame:
     """One run over the waiting models: the queue, responses, failures, and models that must compile first.
 
     Attributes:
-        number: its number, from 1.
+        number: the frame's number, from 1.
         responses: responses of this frame.
-        earlier: responses of interrupted frames, which their callers never got.
+        earlier: responses of interrupted frames, which their callers never received.
         failures: exceptions of models.
         cold: models that must compile first.
-        helping: threads that work on it, without the caller's.
+        helping: threads at work beside the caller's.
         active: locked while the caller waits for the responses; an interrupt releases it.
     """
 
     def __init__(
         self, states: list[BrainState], number: int, clock: Callable[[], float], deadline: float | None
     ):
-        """States queued after the beginning of frame `number` are left to the next frame."""
+        """Make a frame; states queued after the beginning of frame `number` belong to the next frame."""
         self.number = number
         self.responses: Responses = {}
         self.earlier: Responses = {}
@@ -366,7 +366,7 @@ class _Frame:
 
     @property
     def abandoned(self) -> bool:
-        """Whether its caller is gone and no thread adds responses."""
+        """Whether the caller is gone and no thread adds responses."""
         return not self.active.locked() and not self.helping
 
     def all_responses(self) -> Responses:
@@ -388,7 +388,7 @@ class _Frame:
             self.helping.discard(thread)
 
     def run_first_cold(self) -> bool:
-        """Run the first model without a plan if nothing was answered: each call answers something."""
+        """Run the first model without a plan, but only if nothing else answered in this frame."""
         if self.responses:
             return False
         self._at_work += 1
@@ -411,12 +411,12 @@ class _Frame:
         return bool(ready)
 
     def _next(self) -> tuple[BrainState, float] | None:
-        """The next model to run, and the start of the search, which is part of its cost."""
+        """The next model to run, and the time when the search began, which counts as its cost."""
         with self._lock:
             return self._offered()
 
     def _offered(self) -> tuple[BrainState, float] | None:
-        """As `_next`, which holds the lock. The loop has a frame of its own (tests/contracts/test_locks.py)."""
+        """The same, with the lock held. The loop needs a Python frame of its own; see test_locks.py."""
         while self._queue and self.active.locked():
             started, must = self._clock(), not self.responses and not self._at_work
             if self._deadline is None:
@@ -424,7 +424,7 @@ class _Frame:
                 return heapq.heappop(self._queue)[1], started
             remaining = self._deadline - started
             if not must and (remaining <= 0 or remaining < self._least):
-                return None  # asking the others would only use up the rest of the budget
+                return None  # Asking the other models would only use up the rest of the budget.
             state = heapq.heappop(self._queue)[1]
             verdict = state.offer(remaining, must)
             if verdict is Verdict.COLD:

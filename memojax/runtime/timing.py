@@ -23,8 +23,7 @@ _MOST_RATIO = 2.0
 
 @dataclass
 class Timing:
-    """Mean and variance of a stream of seconds, by Welford's method; the weight of a sample is never less
-    than 1 / `WINDOW`."""
+    """Mean and variance of seconds, by Welford's method; no new sample weighs less than 1 / `WINDOW`."""
 
     count: int = 0
     mean: float = 0.0
@@ -39,7 +38,7 @@ class Timing:
         self.variance = (1 - weight) * (self.variance + weight * delta * delta)
 
     def age(self) -> None:
-        """Weigh all samples so far as one, so new ones soon outweigh them."""
+        """Let all samples so far count as one, so new samples soon outweigh them."""
         self.count = min(self.count, 1)
 
     @property
@@ -66,12 +65,11 @@ class Timings:
 
     @property
     def least(self) -> float:
-        """Seconds that the smallest batch seen takes, so less time is likely to fit nothing; 0 before the
-        first sample."""
+        """Usual seconds of the smallest batch seen, below which little fits; 0 before the first sample."""
         return self._upper(self._sizes[0]) if self._sizes else 0.0
 
     def add(self, size: int, seconds: float) -> None:
-        """Note that a batch of `size` took `seconds`."""
+        """Record that a batch of `size` took `seconds`."""
         timing = self._by_size.get(size)
         if timing is None:
             timing = Timing()
@@ -101,8 +99,9 @@ class Timings:
     def estimate(self, size: int) -> float | None:
         """Seconds that a batch of `size` rarely exceeds; None before the first sample.
 
-        Sizes between two measured ones lie on the line between them; larger ones on the line through the last
-        two, or in proportion if only one size was measured. Smaller ones count as the smallest measured.
+        Between two measured sizes the estimate is linear. Beyond the largest it continues the line through
+        the last two sizes, or is proportional if only one was measured. Below the smallest it is the
+        smallest's.
         """
         exact = self._by_size.get(size)
         if exact is not None:
@@ -125,7 +124,7 @@ class Timings:
         return low + (high - low) * (size - small) / (large - small)
 
     def _upper(self, size: int) -> float:
-        """`Timing.upper`; a size with few samples gets at least the relative deviation of the whole model."""
+        """`Timing.upper`; a size with few samples takes at least the model's relative deviation."""
         timing = self._by_size[size]
         if timing.count >= _FEW:
             return timing.upper
@@ -135,8 +134,8 @@ class Timings:
 class CompileTimings:
     """Seconds of compiles by brain; threads may share it.
 
-    Compiles in the background queue up. One therefore took the time since its request or since the end of the
-    one before, whichever is less.
+    Background compiles wait in a queue. So a compile took the time since its request, or since the end of the
+    previous compile, whichever is less.
     """
 
     def __init__(self, clock: Callable[[], float]):
@@ -147,12 +146,12 @@ class CompileTimings:
         self._last_done = float("-inf")
 
     def add(self, brain: Hashable, seconds: float) -> None:
-        """Note a compile of `brain`."""
+        """Record a compile of `brain`."""
         with self._lock:
             self._add(brain, seconds)
 
     def watch(self, brain: Hashable, compile: Future[None]) -> None:
-        """Note a compile in the background once it is done."""
+        """Record a background compile when it is done."""
         asked = self._clock()
 
         def done(future: Future[None]) -> None:
@@ -165,8 +164,7 @@ class CompileTimings:
         compile.add_done_callback(done)
 
     def expected(self, brain: Hashable) -> float | None:
-        """Seconds that a compile of `brain` rarely exceeds; of all brains if it had none; None if none was
-        measured."""
+        """Seconds that a compile of `brain` rarely exceeds, by its own or all compiles; None at first."""
         with self._lock:
             timing = self._by_brain.get(brain, self._all)
             return timing.upper if timing.count else None

@@ -1,4 +1,4 @@
-"""How the spaces of an environment and a model fit: observations to inputs, outputs to actions, hidden state.
+"""Connects an environment with a model: observations to inputs, outputs to actions, and hidden state.
 
-No inferer is needed here: all that counts is the inputs and outputs of the model, by name and shape.
+This room needs no inferer, only the names and shapes of the model's inputs and outputs.
 """

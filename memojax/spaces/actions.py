@@ -1,5 +1,4 @@
-"""How outputs become actions: one class per kind of action space, and the choice of the output that gives the
-action."""
+"""Turns outputs into actions: one class per kind of action space, and the choice of the output."""
 
 from __future__ import annotations
 
@@ -25,16 +24,15 @@ from ..model.signature import TensorSpec
 from .observations import Rows, without_ones
 
 How = Literal["value", "index", "argmax", "sample", "threshold"]
-"""How an output is read: as the action itself, as its index, or as scores, the best of which is taken or one
-drawn."""
+"""How to read an output: as the action itself, as its index, or as scores (the best one, or a draw)."""
 
 Generators = Sequence[np.random.Generator]
-"""One generator per row: a draw does not depend on the batch."""
+"""One generator per row, so a draw does not depend on the batch."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """An output, and how it is read."""
+    """An output, and how to read it."""
 
     output: TensorSpec
     how: How
@@ -43,7 +41,7 @@ class Reading:
         return self.output.name if self.how == "value" else f"{self.how} of {self.output.name}"
 
     def drawn(self) -> Reading:
-        """The same, but scores are drawn from; values of actions are not scores to draw from."""
+        """The same output with a draw by its scores; Q-values are not scores to draw by."""
         scores = self.how in ("argmax", "threshold") and not are_q_values(self.output.name)
         return Reading(self.output, "sample") if scores else self
 
@@ -57,24 +55,24 @@ class ActionKind(abc.ABC):
     @property
     @abc.abstractmethod
     def needs(self) -> str:
-        """What the space asks of a model's output, in words."""
+        """The output that the space needs, in words."""
 
     @abc.abstractmethod
     def fits(self, output: TensorSpec) -> How | None:
-        """How `output` can be read as an action, or None."""
+        """How to read `output` as an action; None if that is impossible."""
 
     @abc.abstractmethod
     def decode(self, rows: Rows, reading: Reading, generators: Generators) -> Rows:
         """One action for each row of the output.
 
         Raises:
-            ActionError: an index outside of the space.
+            ActionError: an index lies outside of the space.
         """
 
 
 @final
 class BoxActions(ActionKind):
-    """`Box`: the output is the action."""
+    """`Box`: the output is the action itself."""
 
     @property
     def needs(self) -> str:
@@ -92,7 +90,7 @@ class BoxActions(ActionKind):
 
 @final
 class DiscreteActions(ActionKind):
-    """`Discrete`: the output is an index, or has a score per action."""
+    """`Discrete`: the output is an index, or holds a score per action."""
 
     @property
     def needs(self) -> str:
@@ -114,7 +112,7 @@ class DiscreteActions(ActionKind):
 
 @final
 class MultiDiscreteActions(ActionKind):
-    """`MultiDiscrete`: the output has an index per part, or all scores of all parts."""
+    """`MultiDiscrete`: the output holds an index per part, or all scores of all parts."""
 
     @property
     def needs(self) -> str:
@@ -143,7 +141,7 @@ class MultiDiscreteActions(ActionKind):
 
 @final
 class MultiBinaryActions(ActionKind):
-    """`MultiBinary`: the output has bits, or a logit (a probability) per bit."""
+    """`MultiBinary`: the output holds bits, or a logit (or probability) per bit."""
 
     @property
     def needs(self) -> str:
@@ -168,14 +166,13 @@ class MultiBinaryActions(ActionKind):
 
 @final
 class UnknownActions(ActionKind):
-    """No space is known: dtype and name of an output say how it is read, or it is not taken for an action."""
+    """No space is known, so dtype and name of an output decide how to read it, or to leave it out."""
 
     @property
     def needs(self) -> str:
         return (
-            "int[n, ...] (an index), a float output that its name calls scores (logits, probabilities, "
-            "q_values), "
-            "or one that its name calls an action (actions, mean)"
+            "int[n, ...] (an index), a float output named as scores (logits, probabilities, q_values), "
+            "or one named as an action (actions, mean)"
         )
 
     def fits(self, output: TensorSpec) -> How | None:
@@ -196,7 +193,7 @@ def action_kind(space: Any, where: str) -> ActionKind:
     """The kind of an action space.
 
     Raises:
-        SpaceMismatchError: no action of it could come from one output (Dict, Tuple, Text, ...).
+        SpaceMismatchError: one output cannot hold an action of this space (Dict, Tuple, Text, ...).
     """
     from gymnasium import spaces
 
@@ -210,7 +207,8 @@ def action_kind(space: Any, where: str) -> ActionKind:
         if isinstance(space, gymnasiums):
             return ours(space)
     raise SpaceMismatchError(
-        f"the action space of {where} is {space}: Box, Discrete, MultiDiscrete and MultiBinary are supported"
+        f"the action space of {where} is {space}, but only Box, Discrete, MultiDiscrete and MultiBinary are "
+        "supported"
     )
 
 
@@ -231,12 +229,11 @@ class Actor:
     def __call__(
         self, outputs: Mapping[str, Any], generators: Generators, allowed: Rows | None = None
     ) -> Rows:
-        """One action for each row; `allowed` has a bool for each score, for a policy that takes no mask
-        itself.
+        """One action for each row; `allowed` is a bool per score, for a policy without a mask input.
 
         Raises:
-            ActionError: NaN, or an index outside of the space; `error.row` tells which.
-            SpaceMismatchError: `allowed` for an output that has no scores, or another number of them.
+            ActionError: an output is NaN, or an index lies outside of the space; `error.row` gives the row.
+            SpaceMismatchError: the output has no scores for `allowed`, or another number of them.
         """
         name = self.reading.output.name
         rows = np.asarray(outputs[name])
@@ -251,13 +248,13 @@ class Actor:
         spec = self.reading.output
         if self.reading.how not in ("argmax", "sample"):
             raise SpaceMismatchError(
-                f"output {spec.name!r} is the action already, and the model takes no mask: no action can "
-                "be ruled out"
+                f"output {spec.name!r} is already the action, and the model has no mask input: a mask cannot "
+                "rule out actions"
             )
         if allowed.size != rows.size:
             raise SpaceMismatchError(
-                f"a mask of shape {list(allowed.shape)} for {len(rows)} rows of output {spec}: give a bool "
-                "per score"
+                f"a mask of shape {list(allowed.shape)} for {len(rows)} rows of output {spec}: expected one "
+                "bool per score"
             )
         nothing = 0.0 if are_probabilities(spec.name) else -np.inf
         return np.where(allowed.reshape(rows.shape).astype(bool), rows, nothing)
@@ -272,16 +269,18 @@ def match_action(
     deterministic: bool = True,
     random: bool = False,
 ) -> Actor:
-    """The output that gives the action.
+    """Choose the output that gives the action.
 
     Args:
+        kind: the kind of action space.
+        outputs: the model's outputs.
         where: the environment's name, for the error.
-        chosen: the output's name, where the caller says it.
+        chosen: the output's name, if the caller gave one.
         deterministic: prefer outputs that are not drawn at random.
-        random: whether the model draws random numbers itself.
+        random: whether the model itself draws random numbers.
 
     Raises:
-        SpaceMismatchError: no output fits the action space, or several do alike.
+        SpaceMismatchError: no output fits the action space, or several fit equally well.
     """
     space = kind.space
     candidates = _named(outputs, chosen) if chosen is not None else outputs
@@ -301,7 +300,7 @@ def match_action(
     spec = best[0].output
     if isinstance(kind, BoxActions) and space.dtype.kind in "iu" and spec.dtype.kind not in "iu":
         raise SpaceMismatchError(
-            f"the action space is {space}, whole numbers, but output {spec} is not: wrap the environment"
+            f"the action space {space} has whole numbers, but output {spec} has not: wrap the environment"
         )
     return Actor(kind, best[0] if deterministic else best[0].drawn())
 
@@ -310,17 +309,16 @@ def _named(outputs: Sequence[TensorSpec], name: str) -> list[TensorSpec]:
     found = [spec for spec in outputs if spec.name == name]
     if not found:
         known = ", ".join(repr(spec.name) for spec in outputs)
-        raise SpaceMismatchError(f"action= names the output {name!r}; there are {known}")
+        raise SpaceMismatchError(f"action= names the output {name!r}; the outputs are {known}")
     return found
 
 
 def _rank(reading: Reading, deterministic: bool, random: bool) -> tuple[int, int]:
-    """The place of a reading in the order of preference, smaller first: by the kind that is asked for, then
-    by name."""
+    """Rank of a reading, smaller first: by its kind, then by its name."""
     name = reading.output.name
     is_action = reading.how in ("value", "index")
     if deterministic:
-        # An action that may be drawn at random comes last.
+        # An action that the model may draw at random comes last.
         order = 0 if is_best_action(name) else 2 if not is_action else 3 if random else 1
     else:
         order = 2 if is_best_action(name) else 0 if is_action else 1
@@ -330,9 +328,9 @@ def _rank(reading: Reading, deterministic: bool, random: bool) -> tuple[int, int
 def _no_action(kind: ActionKind, outputs: Iterable[TensorSpec], where: str) -> str:
     if isinstance(kind, UnknownActions):
         return (
-            f"which output is the action? The model gives {'; '.join(map(str, outputs))}, and no space is "
-            "known.\n"
-            f"Without one, it is {kind.needs}: give the spaces, policy.for_env(env).predict(...)"
+            f"no output is clearly the action; the model gives {'; '.join(map(str, outputs))}.\n"
+            f"Without an action space it must be {kind.needs}: give the spaces, "
+            "policy.for_env(env).predict(...)"
         )
     return (
         f"no output of the model fits the action space of {where}:\n"
@@ -347,7 +345,7 @@ def _dims(space: Any) -> str:
 
 
 def _is_floating(output: TensorSpec) -> bool:
-    return output.dtype.kind in "fV"  # V: bfloat16 and its like
+    return output.dtype.kind in "fV"  # V: bfloat16 and similar types.
 
 
 def _is_whole(output: TensorSpec) -> bool:
@@ -370,7 +368,7 @@ def _check_range(actions: Rows, low: Any, high: Any, reading: Reading) -> Rows:
         row = int(np.nonzero(outside)[0][0])
         limits = f"{np.asarray(low).tolist()} to {(np.asarray(high) - 1).tolist()}"
         raise ActionError(
-            f"output {reading.output.name!r} gives the action {actions[row].tolist()}, the environment "
+            f"output {reading.output.name!r} gives the action {actions[row].tolist()}, but the environment "
             f"takes {limits}",
             row,
         )

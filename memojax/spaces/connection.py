@@ -1,4 +1,4 @@
-"""How an environment and a model are joined: what feeds each input, what becomes of the outputs."""
+"""The connection of an environment and a model: a source for each input, and the use of each output."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ ActionTransform = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Wiring:
-    """What the caller says about how environment and model go together; the keywords of `evaluate` describe
-    each field."""
+    """The caller's choices for connecting environment and model; `evaluate` describes each field."""
 
     observation: Mapping[str, str] | str | None = None
     action: str | None = None
@@ -35,12 +34,12 @@ class Wiring:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model says of itself.
+    """The facts about a model that a connection needs.
 
     Attributes:
-        api: inputs that callers give, and outputs that they get.
-        random: whether it draws numbers, so that its actions are drawn already.
-        metadata: what the exporter wrote into the file.
+        api: the inputs and outputs that callers see.
+        random: whether the model itself draws random numbers.
+        metadata: the `metadata_props` of the file.
     """
 
     api: ModelApi
@@ -50,18 +49,18 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Connection:
-    """How an environment and a model are joined.
+    """The connection of an environment and a model.
 
     Attributes:
-        reader: observations -> rows of fields.
-        feeds: fields -> inputs.
-        noise: inputs that take noise, or zeros.
-        masks: inputs that take the actions which are allowed.
+        reader: turns observations into rows of fields.
+        feeds: field of each observed input.
+        noise: inputs for noise, or zeros.
+        masks: inputs for the mask of allowed actions.
         starts: inputs that mark the first step of an episode.
-        memory: pieces of hidden state, which somebody must keep between calls.
-        actor: outputs -> actions.
-        observation_transforms, action_transforms: what happens to observations before the model, to actions
-            after it.
+        memory: pieces of hidden state, which the caller must keep between calls.
+        actor: turns outputs into actions.
+        observation_transforms, action_transforms: applied to observations before the model, to actions after
+            it.
     """
 
     reader: Reader
@@ -75,7 +74,7 @@ class Connection:
     action_transforms: Sequence[ActionTransform]
 
     def told(self, deterministic: bool) -> tuple[str, ...]:
-        """How each input is fed, for a reader."""
+        """The source of each input, as text."""
         return (
             *map(str, self.feeds),
             *(f"{'zeros' if deterministic else 'noise'} -> {spec.name}" for spec in self.noise),
@@ -86,11 +85,11 @@ class Connection:
 
 
 class Reader(Protocol):
-    """What gives an observation as fields."""
+    """Turns observations into fields."""
 
     @property
     def fields(self) -> Sequence[Field]:
-        """What model inputs can be fed from."""
+        """The fields that model inputs can be fed from."""
         ...
 
     def __call__(self, observations: Sequence[Any]) -> dict[str, Rows]:
@@ -101,12 +100,11 @@ class Reader(Protocol):
 def join(
     model: ModelFacts, reader: Reader, kind: ActionKind, where: str, wiring: Wiring, deterministic: bool
 ) -> Connection:
-    """Join observations, a model and a kind of action; `where` names the environment in errors.
+    """Connect observations and a kind of action with a model; `where` names the environment in errors.
 
     Raises:
-        SpaceMismatchError: they do not fit; both sides are named.
-        UnknownInputError, IncompatibleModelError: `wiring.recurrent` names pairs that the model does not
-            have.
+        SpaceMismatchError: they do not fit; the message names both sides.
+        UnknownInputError, IncompatibleModelError: the model lacks a pair of `wiring.recurrent`.
     """
     pairs = _recurrent_pairs(model.api, reader.fields, wiring.recurrent)
     checked_pairs(model.api, pairs)
@@ -133,7 +131,7 @@ def join(
 def _recurrent_pairs(
     api: ModelApi, fields: Sequence[Field], given: Iterable[RecurrentInfo | tuple[str, str]] | None
 ) -> list[RecurrentInfo]:
-    """Hidden state to keep; inputs that an observation feeds by name are never taken for hidden state."""
+    """Hidden state to keep; an input that an observation feeds by name is never hidden state."""
     if given is not None:
         return [pair if isinstance(pair, RecurrentInfo) else RecurrentInfo(*pair) for pair in given]
     try:
@@ -151,20 +149,20 @@ def _noise_inputs(rest: Sequence[TensorSpec], chosen: str | None, visible: Model
     noise = [spec for spec in rest if spec.name == chosen]
     if not noise:
         known = ", ".join(repr(spec.name) for spec in visible.inputs)
-        raise SpaceMismatchError(f"epsilon= names the input {chosen!r}; there are {known}")
+        raise SpaceMismatchError(f"epsilon= names the input {chosen!r}; the inputs are {known}")
     return noise
 
 
 def _action_transforms(
     given: Sequence[ActionTransform] | None, kind: ActionKind, where: str, metadata: Mapping[str, str]
 ) -> list[ActionTransform]:
-    """The transforms, with open bounds taken from the action space."""
+    """The transforms; bounds that are missing come from the action space."""
     is_box = isinstance(kind, BoxActions)
     if given is None:
         given = [ClipAction()] if is_box and wants_clipping(metadata) else []
     elif not is_box and any(hasattr(transform, "bind") for transform in given):
         raise SpaceMismatchError(
-            f"ClipAction and ScaleAction are for Box actions; those of {where} are {kind.space}"
+            f"ClipAction and ScaleAction need Box actions, but those of {where} are {kind.space}"
         )
     bind: Any = lambda transform: getattr(transform, "bind", lambda _: transform)(kind.space)  # noqa: E731
     return [bind(transform) for transform in given]

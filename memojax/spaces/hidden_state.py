@@ -1,4 +1,4 @@
-"""Hidden state of a model: which output holds for the next call what which input takes."""
+"""Hidden state of a model: pairs of an input and the output with its value for the next call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..rows.input_checks import can_cast, check_names
 
 @dataclass(frozen=True)
 class RecurrentInfo:
-    """One piece of hidden state: the input that takes it, and the output that holds it for the next call.
+    """One piece of hidden state: an input, and the output with its value for the next call.
 
     >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
     >>> pairs = [memojax.RecurrentInfo("h_in", "h_out"), memojax.RecurrentInfo("c_in", "c_out")]
@@ -26,11 +26,11 @@ class RecurrentInfo:
 
 
 def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
-    """Pairs of an input and the output of the same shape that continues it, by name.
+    """Pairs of an input and its continuing output, which has the same shape and a matching name.
 
     Equal names come first. Without any, common pairs count: `h_in` and `h_out`, `state_ins` and `state_outs`,
     `cache` and `cache_out`, `next_cache` or `new_cache`, `h0` and `hn`. TensorFlow's `input_2` and `output_2`
-    come last, unless callers would then have no input left.
+    come last, and only if callers still have an input left.
 
     Raises:
         IncompatibleModelError: no pair was found.
@@ -46,17 +46,17 @@ def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
         if found and (rules is not TENSORFLOW_STATE or len(found) < len(api.inputs)):
             return found
     raise IncompatibleModelError(
-        f"no output continues an input by name and shape; the model has {api}: name the pairs, "
+        f"no output continues an input by name and shape; the model has {api}: name the pairs in "
         "RecurrentTracker(inferer, [RecurrentInfo(inkey, outkey)])"
     )
 
 
 def checked_pairs(api: ModelApi, infos: Sequence[RecurrentInfo]) -> list[tuple[TensorSpec, TensorSpec]]:
-    """The input and the output of each of `infos`.
+    """The input and output of each of `infos`.
 
     Raises:
-        UnknownInputError: the model has no such input.
-        IncompatibleModelError: it has no such output, or a pair does not fit together.
+        UnknownInputError: the model lacks an input.
+        IncompatibleModelError: the model lacks an output, or a pair does not fit together.
     """
     inputs, outputs = ({spec.name: spec for spec in specs} for specs in (api.inputs, api.outputs))
     pairs = []
@@ -69,7 +69,7 @@ def checked_pairs(api: ModelApi, infos: Sequence[RecurrentInfo]) -> list[tuple[T
         into, out = inputs.pop(info.inkey), outputs.pop(info.outkey)
         if not _fits(into, out):
             raise IncompatibleModelError(
-                f"output {out} cannot continue input {into}: shape and kind of number must be the same"
+                f"output {out} cannot continue input {into}: expected equal shapes and kinds of number"
             )
         pairs.append((into, out))
     return pairs

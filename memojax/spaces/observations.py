@@ -1,8 +1,7 @@
-"""How the parts of an observation reach the inputs of a model: one class per kind of space, and who feeds
-whom.
+"""Feeds parts of an observation to the inputs of a model: one class per kind of space, and the matching.
 
-Parts and inputs are matched by name first, then by the only shape that fits; where that leaves a choice, the
-error names both sides.
+Parts and inputs are matched first by name, then by the only shape that fits. If a choice remains, the error
+names both sides.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from .transforms import Observations
 
 Rows = np.ndarray
 Way = Literal["as it is", "reshaped", "channels first", "one-hot"]
-"""How rows of a field become rows of an input."""
+"""Conversion from rows of a field to rows of an input."""
 
 WHOLE = "observation"
-"""The name of the only part of an observation that is neither a Dict nor a Tuple."""
+"""Name of the only part of an observation that is neither a Dict nor a Tuple."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Field:
-    """A part after the observation transforms: what a model input is fed from."""
+    """A part after the observation transforms: the source of a model input."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,27 +58,27 @@ class Field:
 
 
 class ObservationKind(abc.ABC):
-    """A kind of observation space, or of what the observation transforms made of one."""
+    """A kind of observation space, or of an array that the observation transforms made."""
 
     def __init__(self, space: Any):
         self.space = space
 
     @abc.abstractmethod
     def fits(self, field: Field, spec: TensorSpec) -> Way | None:
-        """How rows of `field` become rows of `spec`, or None where they do not."""
+        """The conversion from rows of `field` to rows of `spec`; None if they do not fit."""
 
     @abc.abstractmethod
     def encode(self, rows: Rows, spec: TensorSpec, way: Way) -> Rows:
-        """Rows of a field as rows of `spec`, in the way that `fits` found."""
+        """Rows of a field as rows of `spec`, by the conversion that `fits` found."""
 
     @abc.abstractmethod
     def flat_size(self, field: Field) -> int:
-        """Elements of one observation, as `gymnasium.wrappers.FlattenObservation` gives them."""
+        """Number of elements after `gymnasium.wrappers.FlattenObservation`."""
 
 
 @final
 class BoxObservations(ObservationKind):
-    """`Box`: numbers; of an image the channels may have to come first."""
+    """`Box`: numbers; an image may have to move its channels to the front."""
 
     def fits(self, field: Field, spec: TensorSpec) -> Way | None:
         if way := _fits_plainly(field, spec):
@@ -98,7 +97,7 @@ class BoxObservations(ObservationKind):
 
 @final
 class DiscreteObservations(ObservationKind):
-    """`Discrete`: an index, one-hot where the input has an element for each."""
+    """`Discrete`: an index, or one-hot if the input has an element for each value."""
 
     def fits(self, field: Field, spec: TensorSpec) -> Way | None:
         one_hot = spec.shape == (int(self.space.n),) and spec.shape != (1,)
@@ -115,7 +114,7 @@ class DiscreteObservations(ObservationKind):
 
 @final
 class MultiDiscreteObservations(ObservationKind):
-    """`MultiDiscrete`: indices, one-hot side by side where the input has an element for each."""
+    """`MultiDiscrete`: indices, or one-hot parts side by side if the input has an element for each value."""
 
     def fits(self, field: Field, spec: TensorSpec) -> Way | None:
         one_hot = spec.shape == (int(self.space.nvec.sum()),) and spec.shape != field.shape
@@ -132,7 +131,7 @@ class MultiDiscreteObservations(ObservationKind):
 
 @final
 class PlainObservations(ObservationKind):
-    """`MultiBinary`, and arrays that a transform made: taken as they are."""
+    """`MultiBinary`, and arrays from a transform: used unchanged."""
 
     def fits(self, field: Field, spec: TensorSpec) -> Way | None:
         return _fits_plainly(field, spec)
@@ -145,7 +144,7 @@ class PlainObservations(ObservationKind):
 
 
 def observation_kind(space: Any) -> ObservationKind:
-    """The kind of the space of one part; `None` stands for an array that a transform made."""
+    """The kind of one part's space; `None` stands for an array from a transform."""
     from gymnasium import spaces
 
     kinds: tuple[tuple[Any, type[ObservationKind]], ...] = (
@@ -184,8 +183,7 @@ def parts_of(space: Any) -> list[Part]:
     """The leaves of an observation space.
 
     Raises:
-        SpaceMismatchError: a kind of space that no model input could be fed from (Text, Graph, Sequence,
-            ...).
+        SpaceMismatchError: a kind of space that cannot feed a model input (Text, Graph, Sequence, ...).
     """
     from gymnasium import spaces
 
@@ -200,18 +198,17 @@ def parts_of(space: Any) -> list[Part]:
             yield Part(".".join(map(str, path)) or WHOLE, space, path)
         else:
             raise SpaceMismatchError(
-                f"observations of {space} cannot be fed to a model: wrap the environment so that it gives "
-                "arrays"
+                f"observations of {space} cannot feed a model: wrap the environment so that it gives arrays"
             )
 
     return list(walk(space, ()))
 
 
 class ObservationReader:
-    """Observations of several agents as rows, through the transforms."""
+    """Reads observations of several agents as rows, and applies the transforms."""
 
     def __init__(self, space: Any, transforms: Sequence[Callable[[Observations], Observations]]):
-        """Learn the space; the transforms are run once on an observation of zeros to see what they give."""
+        """Learn the space, and run the transforms once on zeros to learn their results."""
         self.space = space
         self.parts: list[Part] = parts_of(space)
         self._transforms = transforms
@@ -229,18 +226,16 @@ class ObservationReader:
         """Part name -> rows `[n, ...]`.
 
         Raises:
-            SpaceMismatchError: an observation that is not in the space which the environment declares;
-                `error.row` tells which.
+            SpaceMismatchError: an observation is not in the declared space; `error.row` gives its row.
         """
         rows = {part.name: self._column(part, observations) for part in self.parts}
         return self._transformed(rows) if self._transforms else rows
 
     def batch(self, observation: Any) -> tuple[dict[str, Rows], bool]:
-        """Part name -> rows, and whether they were a batch: an observation with or without an axis for agents
-        in front.
+        """Part name -> rows, and whether `observation` was a batch, with an axis for agents in front.
 
         Raises:
-            SpaceMismatchError: neither is in the space.
+            SpaceMismatchError: the observation is neither an element of the space nor a batch of elements.
         """
         rows, batched = {}, False
         for part in self.parts:
@@ -301,7 +296,7 @@ class ObservationReader:
 
 @dataclass(frozen=True)
 class Feed:
-    """One model input, the field it is fed from, and how."""
+    """One model input, its field, and the conversion."""
 
     input: TensorSpec
     field: Field
@@ -321,15 +316,17 @@ def match_observation(
     where: str,
     chosen: Mapping[str, str] | str | None = None,
 ) -> tuple[list[Feed], list[TensorSpec]]:
-    """Which field feeds which input, as the caller or their names say; and the inputs that are left.
+    """Match fields and inputs by the caller's choice or by name; also gives the inputs that are left.
 
     Args:
+        fields: the parts of the observation.
+        inputs: the model's inputs.
         where: the environment's name, for the error.
-        chosen: field name -> input name, where the caller says it; an input name alone for an observation in
-            one piece.
+        chosen: field name -> input name, if the caller gave it. For an observation in one piece, an input
+            name alone.
 
     Raises:
-        SpaceMismatchError: a named pair that is not there or does not fit.
+        SpaceMismatchError: a named pair does not exist or does not fit.
     """
     by_field = {field.name: field for field in fields}
     by_input = {spec.name: spec for spec in inputs}
@@ -347,7 +344,7 @@ def match_observation(
                 ("part", part, by_field) if part not in by_field else ("model input", name, by_input)
             )
             raise SpaceMismatchError(
-                f"observation= names the {side} {given!r}; there are {', '.join(map(repr, known))}"
+                f"observation= names the {side} {given!r}; the known ones are {', '.join(map(repr, known))}"
             )
         sources[name] = by_field[part]
     free = [field for field in fields if not any(field is taken for taken in sources.values())]
@@ -371,10 +368,10 @@ def match_observation(
 def match_by_shape(
     fields: Sequence[Field], feeds: list[Feed], inputs: Sequence[TensorSpec], where: str
 ) -> list[Feed]:
-    """`feeds` and one for each of `inputs`, from the only field that fits it.
+    """`feeds`, and one feed for each of `inputs` from the only field that fits it.
 
     Raises:
-        SpaceMismatchError: no field fits an input, or more than one does.
+        SpaceMismatchError: no field fits an input, or several do.
     """
     free = [field for field in fields if not any(feed.field is field for feed in feeds)]
     fits = [
@@ -392,9 +389,9 @@ def _unmatched(
 ) -> str:
     size = sum(field.kind.flat_size(field) for field in fields)
     if len(fields) == 1:
-        hint = "is it the environment that the policy was trained for? If so, wrap it or transform its observations"
+        hint = "was the policy trained for this environment? If so, wrap it or transform its observations"
     elif len(inputs) == 1 and inputs[0].shape == (size,):
-        hint = "gymnasium.wrappers.FlattenObservation joins the parts to one array of that size"
+        hint = "gymnasium.wrappers.FlattenObservation joins the parts into one array of that size"
     else:
         hint = "name the pairs with observation={part: input}, or wrap the environment"
     done = "".join(f"\n  {feed.field.name} -> {feed.input.name} fits" for feed in feeds)

@@ -1,6 +1,6 @@
-"""What happens to observations before the policy sees them, and to its actions before the environment does.
+"""Transforms of observations before the policy, and of its actions before the environment.
 
-Each transform is a plain callable on a batch; those that need to know the environment's space learn it by
+Each transform is a callable on a batch. A transform that needs the environment's space has a method
 `bind(space)`.
 """
 
@@ -24,8 +24,7 @@ Observations = Any
 
 @final
 class NormalizeObs:
-    """`(obs - mean) / sqrt(var + epsilon)`, clipped to `[-clip, clip]`, in float32: what Stable-Baselines3's
-    `VecNormalize` does.
+    """`(obs - mean) / sqrt(var + epsilon)` in float32, clipped to `[-clip, clip]`, like SB3's `VecNormalize`.
 
     >>> import numpy as np
     >>> memojax.NormalizeObs(mean=[1.0, 2.0], var=[4.0, 4.0], epsilon=0.0)(np.array([[3.0, 2.0]]))
@@ -36,21 +35,21 @@ class NormalizeObs:
         """Normalize with these statistics.
 
         Args:
-            mean: of the shape of one observation; or part name -> array for an observation in parts (Dict,
-                Tuple).
-            var: likewise.
-            clip: largest magnitude after normalizing; None for no limit.
+            mean: array in the shape of one observation; for an observation in parts (Dict, Tuple), part name
+                -> array.
+            var: variances, in the same form.
+            epsilon: added to the variances.
+            clip: largest magnitude after normalizing; None means no limit.
 
         Raises:
-            EvaluationError: `mean` and `var` do not go together, or a variance is negative.
+            EvaluationError: `mean` and `var` do not match, or a variance is negative.
         """
         self.epsilon: float = float(epsilon)
         self.clip: float | None = clip
         means, variances = _parts(mean), _parts(var)
         if means.keys() != variances.keys() or any(means[k].shape != variances[k].shape for k in means):
             raise EvaluationError(
-                f"mean and var of an observation must be alike: {_shapes(means)} and {_shapes(variances)} "
-                "were given"
+                f"mean and var need equal names and shapes, got {_shapes(means)} and {_shapes(variances)}"
             )
         if any((array < 0).any() for array in variances.values()):
             raise EvaluationError("a variance is negative: were mean and var swapped?")
@@ -58,20 +57,19 @@ class NormalizeObs:
 
     @classmethod
     def from_vecnormalize(cls, source: str | PathLike[str] | Mapping[str, Any] | Any) -> NormalizeObs:
-        """Statistics saved by `VecNormalize.save`, or collected otherwise; Stable-Baselines3 need not be
-        installed.
+        """Statistics saved by `VecNormalize.save`, or from elsewhere; Stable-Baselines3 is not needed.
 
         >>> normalize = memojax.NormalizeObs.from_vecnormalize({"mean": [1.0, 2.0], "var": [4.0, 4.0]})
         >>> normalize(np.array([[3.0, 2.0]]))
         array([[1., 0.]], dtype=float32)
 
         Args:
-            source: the pickle that `VecNormalize.save` wrote (nothing in it is executed); an `.npz` or
-                `.json` file, or a mapping, with `mean` and `var`, and if they differ from the defaults
-                `epsilon` and `clip_obs`; or a `VecNormalize` object.
+            source: the pickle that `VecNormalize.save` wrote (nothing in it is executed), an `.npz` or
+                `.json` file, a mapping, or a `VecNormalize` object. Files and mappings have `mean` and `var`,
+                and optionally `epsilon` and `clip_obs`.
 
         Raises:
-            EvaluationError: no such statistics are in it.
+            EvaluationError: the source has no such statistics.
         """
         given = _read(Path(source)) if isinstance(source, (str, PathLike)) else source
         values = dict(given) if isinstance(given, Mapping) else dict(vars(given))
@@ -85,7 +83,7 @@ class NormalizeObs:
                 mean, var = _get(statistics, "mean"), _get(statistics, "var")
         except (KeyError, AttributeError, TypeError) as cause:
             raise EvaluationError(
-                f"{_name(source)}: no observation statistics in it: expected `obs_rms` with `mean` and `var`"
+                f"{_name(source)} has no observation statistics: expected `obs_rms` with `mean` and `var`"
             ) from cause
         return cls(mean, var, float(values.get("epsilon", 1e-8)), float(values.get("clip_obs", 10.0)))
 
@@ -93,17 +91,19 @@ class NormalizeObs:
         if not isinstance(observations, Mapping):
             if "" not in self._moments:
                 raise SpaceMismatchError(
-                    f"the statistics are of the parts {', '.join(self._moments)}, the observation is one "
+                    f"the statistics have the parts {', '.join(self._moments)}, but the observation is one "
                     "array"
                 )
             return self._normalize("", observations)
         if "" in self._moments:
             raise SpaceMismatchError(
-                f"the statistics are of one array, the observation has the parts {', '.join(observations)}"
+                f"the statistics are for one array, but the observation has the parts "
+                f"{', '.join(observations)}"
             )
         if missing := [name for name in self._moments if name not in observations]:
             raise SpaceMismatchError(
-                f"statistics of {missing[0]!r}, but the observation has the parts {', '.join(observations)}"
+                f"the statistics have {missing[0]!r}, but the observation has the parts "
+                f"{', '.join(observations)}"
             )
         return {
             name: self._normalize(name, rows) if name in self._moments else rows
@@ -114,18 +114,19 @@ class NormalizeObs:
         mean, std = self._moments[name]
         if rows.shape[1:] != mean.shape:
             raise SpaceMismatchError(
-                f"the statistics are of shape {list(mean.shape)}, the observation is {list(rows.shape[1:])}"
+                f"the statistics have shape {list(mean.shape)}, but the observation {list(rows.shape[1:])}"
             )
         scaled = (rows - mean) / std
         return (scaled if self.clip is None else np.clip(scaled, -self.clip, self.clip)).astype(np.float32)
 
     def __repr__(self) -> str:
-        return f"NormalizeObs({_shapes({name: mean for name, (mean, _) in self._moments.items()})}, epsilon={self.epsilon}, clip={self.clip})"
+        shapes = _shapes({name: mean for name, (mean, _) in self._moments.items()})
+        return f"NormalizeObs({shapes}, epsilon={self.epsilon}, clip={self.clip})"
 
 
 @final
 class SelectObs:
-    """Only some elements of a flat observation, for a policy that was trained on those.
+    """Selected elements of a flat observation, for a policy that was trained on these.
 
     >>> import numpy as np
     >>> memojax.SelectObs([0, 2])(np.array([[1.0, 2.0, 3.0, 4.0]]))
@@ -133,20 +134,20 @@ class SelectObs:
     """
 
     def __init__(self, indices: Sequence[int]):
-        """Keep the elements at `indices` of the last axis, in that order."""
+        """Keep the elements at `indices` of the last axis, in this order."""
         self.indices: list[int] = [int(index) for index in indices]
 
     def __call__(self, observations: Observations) -> Observations:
         if isinstance(observations, Mapping):
             raise SpaceMismatchError(
-                f"elements {self.indices} are to be selected, but the observation has the parts "
+                f"SelectObs selects elements {self.indices} of one array, but the observation has the parts "
                 f"{', '.join(observations)}"
             )
         if observations.ndim < 2 or not all(
             -observations.shape[-1] <= index < observations.shape[-1] for index in self.indices
         ):
             raise SpaceMismatchError(
-                f"elements {self.indices} are to be selected from an observation of shape "
+                f"SelectObs selects elements {self.indices}, but the observation has shape "
                 f"{list(observations.shape[1:])}"
             )
         return observations[..., self.indices]
@@ -156,15 +157,15 @@ class SelectObs:
 
 
 class _Bounded:
-    """An action transform with bounds, given or taken from the environment's action space."""
+    """An action transform with bounds, from the caller or from the environment's action space."""
 
     def __init__(self, low: Any = None, high: Any = None):
-        """Bounds, scalars or of the shape of one action; those of the action space where none are given."""
+        """Set bounds, scalars or in the shape of one action; None takes the action space's bounds."""
         self.low = None if low is None else np.asarray(low, np.float64)
         self.high = None if high is None else np.asarray(high, np.float64)
 
     def bind(self, space: Any) -> Any:
-        """The same with open bounds taken from a Box space."""
+        """The same transform, with missing bounds taken from a Box space."""
         return type(self)(
             space.low if self.low is None else self.low, space.high if self.high is None else self.high
         )
@@ -175,7 +176,7 @@ class _Bounded:
 
 @final
 class ClipAction(_Bounded):
-    """Actions limited to the bounds of the action space, or to those given.
+    """Limits actions to the bounds of the action space, or to given bounds.
 
     >>> import numpy as np
     >>> memojax.ClipAction(-1.0, 1.0)(np.array([[-3.0, 0.5]]))
@@ -188,8 +189,7 @@ class ClipAction(_Bounded):
 
 @final
 class ScaleAction(_Bounded):
-    """Actions in [-1, 1] stretched to the bounds of the action space, or to those given; for SAC, TD3 and
-    other squashed policies.
+    """Stretches actions in [-1, 1] to the bounds of the action space, or to given bounds (SAC, TD3).
 
     >>> import numpy as np
     >>> memojax.ScaleAction(0.0, 10.0)(np.array([[-1.0, 0.0, 1.0]]))
@@ -200,21 +200,21 @@ class ScaleAction(_Bounded):
         bound = super().bind(space)
         if not (np.isfinite(bound.low).all() and np.isfinite(bound.high).all()):
             raise SpaceMismatchError(
-                f"{space} has no finite bounds that actions could be scaled to: give ScaleAction(low, high)"
+                f"{space} has no finite bounds to scale actions to: pass ScaleAction(low, high)"
             )
         return bound
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         if self.low is None or self.high is None:
             raise EvaluationError(
-                "ScaleAction without bounds belongs into evaluate(), which knows the action space: give "
+                "ScaleAction without bounds only works in evaluate(), which knows the action space: pass "
                 "low and high"
             )
         return (self.low + (actions + 1.0) * 0.5 * (self.high - self.low)).astype(actions.dtype, copy=False)
 
 
 class _Plain:
-    """Stands for any object in a pickle: keeps its state, runs nothing."""
+    """Stands for any object in a pickle: it keeps the state and runs nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Plain:
         return super().__new__(cls)
@@ -229,8 +229,7 @@ class _Plain:
 
 
 class _StatisticsUnpickler(pickle.Unpickler):
-    """Reads NumPy arrays and plain attributes; every other class becomes `_Plain`, so that no code of the
-    file runs."""
+    """Reads NumPy arrays and plain attributes; other classes become `_Plain`, so no code of the file runs."""
 
     _ARRAYS = frozenset({"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"})
 
@@ -245,7 +244,7 @@ def _reconstruct(cls: Any, base: Any, state: Any) -> _Plain:
 
 
 def _bound(bound: np.ndarray | None) -> str:
-    """One number where all are the same, the first few otherwise."""
+    """One number if all are equal, else the first few."""
     if bound is None:
         return "None"
     values = np.unique(bound)
@@ -256,7 +255,7 @@ def _bound(bound: np.ndarray | None) -> str:
 
 
 def name_of(transform: Any) -> str:
-    """What a transform is called in a result: our own say it themselves, a function has a name."""
+    """Name of a transform in a result: a function's name, or the repr of memojax's own transforms."""
     return getattr(transform, "__name__", None) or repr(transform)
 
 

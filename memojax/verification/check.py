@@ -106,7 +106,7 @@ def verify(
 
 
 def contender(name: str, typed: TypedModel, reference: Source | TypedModel | None = None) -> Contender:
-    """Another runtime with the ONNX file of `typed`, or of `reference`, which must have equal names and shapes.
+    """Another runtime with the ONNX file of `typed`, or of `reference`, if that has the same inputs.
 
     Raises:
         IncompatibleModelError: `reference` has other inputs or outputs.

@@ -1,4 +1,4 @@
-"""Rows in the file layout, by the file's declaration alone: memojax's own answer is what gets checked."""
+"""Rows in the file layout, by the file's declaration and not by memojax's batch axis, which is under test."""
 
 from __future__ import annotations
 

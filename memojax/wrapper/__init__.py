@@ -1,1 +1,1 @@
-"""Logic around inferers."""
+"""Wrappers: layers of logic around an inferer, for noise and for hidden state."""

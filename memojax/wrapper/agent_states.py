@@ -26,7 +26,7 @@ from ..rows.scratch import ScratchPadView
 
 @dataclass(frozen=True)
 class Ticket:
-    """Rows of a call under way: their state goes back there, unless the agent is reset or ended meanwhile."""
+    """Rows of a call in progress, and their epochs: a later reset or end of an agent changes its epoch."""
 
     rows: np.ndarray
     epochs: np.ndarray
@@ -34,8 +34,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class _Staged:
-    """New state from a batch, applied once its `outcome` counts, and dropped if the batch goes away
-    before."""
+    """New state from a batch: applied once its `outcome` counts, dropped if the batch goes away before."""
 
     ticket: Ticket
     states: Sequence[Array]
@@ -48,10 +47,10 @@ class _Table:
     """State by row, replaced as a whole when it grows or moves.
 
     Attributes:
-        device: device of `stores`; None is the host.
+        device: device of `stores`; None means the host.
         stores: one array `[capacity, *shape]` for each piece of state.
-        fresh: bool[capacity], rows that count as zeros, whatever they hold.
-        epochs: int[capacity], number of times that a row was begun, ended or set.
+        fresh: bool[capacity]; such a row counts as zeros, whatever it holds.
+        epochs: int[capacity]; the number of times that the row was begun, ended or set.
     """
 
     device: jax.Device | None
@@ -61,18 +60,17 @@ class _Table:
 
 
 class AgentStates:
-    """One array `[capacity, *shape]` for each piece of state, and the row of each agent; threads may share
-    it.
+    """One array `[capacity, *shape]` for each piece of state, and the row of each agent; safe for threads.
 
     A row's epoch changes when its agent begins, ends or is set, so a call that started before does not
     overwrite it. The rows of the last batch are remembered, because the next batch often has the same agents.
 
-    Each change takes effect by a single assignment, so an interrupt leaves the state either as before or as
-    after it.
+    Each change takes effect by a single assignment, so an interrupt leaves the state as before or as after
+    it.
     """
 
     def __init__(self, specs: Sequence[TensorSpec]):
-        """Begin without agents; the arrays of `specs` lie on the host until rows on a device need them."""
+        """Start without agents; the arrays of `specs` stay on the host until rows on a device need them."""
         self._specs = specs
         stores = [np.zeros((0, *spec.shape), spec.dtype) for spec in specs]
         self._table = _Table(None, stores, np.zeros(0, np.bool_), np.zeros(0, np.int64))
@@ -124,7 +122,7 @@ class AgentStates:
             row = self._row_of(agent)
             self._last = None
             del self._row[agent]
-            # If an interrupt comes before these two, `begin` and `_find_free` make up for them.
+            # After an interrupt at this point, `begin` and `_find_free` make up for both lines.
             self._table.epochs[row] += 1
             self._free.append(row)
 
@@ -163,7 +161,7 @@ class AgentStates:
         """Put the state of the view's agents into its input `slots`.
 
         Raises:
-            UnknownAgentError, DuplicateIdError: an agent is unknown, or twice in the batch.
+            UnknownAgentError, DuplicateIdError: an agent is unknown, or is twice in the batch.
         """
         with self._lock:
             self._settle()
@@ -182,8 +180,7 @@ class AgentStates:
             return Ticket(rows, table.epochs[rows])
 
     def stage(self, ticket: Ticket, view: ScratchPadView, states: Sequence[Array]) -> None:
-        """Store `states`, one array of rows per piece, for the agents of `ticket` once `view` has run to its
-        end."""
+        """Store `states`, one array per piece, for the agents of `ticket`, once `view` has run to its end."""
         outcome = view.follow(self.finish)
         with self._lock:
             self._staged.append(_Staged(ticket, states, outcome, weakref.ref(view)))
@@ -194,24 +191,24 @@ class AgentStates:
             self._settle()
 
     def _settle(self) -> None:
-        """Apply pending changes that count; call it with the lock, before anything else."""
+        """Apply pending changes whose batches have run; call it first in each method, with the lock."""
         self._journal.finish()
         if not self._staged:
             return
         left = []
         for staged in self._staged:
-            alive = (
-                staged.view() is not None
-            )  # read before `counts`, whose last change happens while the view is alive
+            # Read before `counts`, which changes for the last time while the view is alive.
+            alive = staged.view() is not None
             if staged.outcome.counts:
                 self._keep(staged)
             elif alive:
                 left.append(staged)
-        # After an interrupt before this line, all changes are applied once more, in the same order.
+        # After an interrupt above, all changes are applied again in the same order, which changes nothing.
         self._staged = left
 
     def _keep(self, staged: _Staged) -> None:
         rows, states, table = staged.ticket.rows, staged.states, self._table
+        # Agents that began, ended or were set since the call started keep their newer state.
         valid = table.epochs[rows] == staged.ticket.epochs
         if not valid.all():
             rows, states = rows[valid], [state[valid] for state in states]
@@ -247,7 +244,7 @@ class AgentStates:
         if len(set(agents)) < len(agents):
             twice = next(agent for agent, count in Counter(agents).items() if count > 1)
             raise DuplicateIdError(
-                f"agent {twice} is in this batch twice: its state can only be continued once"
+                f"agent {twice} is twice in this batch: each agent may have one row, because it has one state"
             )
         self._last = agents if isinstance(agents, range) else list(agents), rows
         return rows
@@ -259,7 +256,7 @@ class AgentStates:
         return row
 
     def _find_free(self) -> None:
-        """Make sure that a row without an agent exists."""
+        """Find the rows without an agent; grow the table if there are none."""
         old = len(self._table.fresh)
         if len(self._row) >= old:
             self._grow(max(2 * old, _FIRST_ROWS))
@@ -293,12 +290,12 @@ class AgentStates:
             return [jax.device_put(store, device) for store in stores]
 
     def _scope(self) -> AbstractContextManager[Any]:
-        """A scope in which 64-bit state stays 64 bits wide, whatever the caller's x64 setting."""
+        """A scope in which 64-bit state stays 64-bit, whatever the caller's x64 setting."""
         return jax.enable_x64(True) if self._wide else nullcontext()
 
 
 _FIRST_ROWS = 16
-_UNKNOWN = "no hidden state for agent {}: it was never begun, or has ended; call begin_agent first"
+_UNKNOWN = "no hidden state for agent {}: it has not begun, or has ended; call begin_agent first"
 
 
 def _picklable(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,7 +309,7 @@ def _fill(
     rows: np.ndarray,
     fresh: np.ndarray,
 ) -> None:
-    """Copy `rows` of the host's `stores` into the input `slots` of `view`, zeros for those that begin."""
+    """Copy `rows` of the host's `stores` into the input `slots` of `view`; new episodes get zeros."""
     zeroed = fresh if view.dones is None else fresh | view.dones
     for slot, store in zip(slots, stores, strict=True):
         states = view.input_slot_mut(slot)
@@ -334,7 +331,7 @@ def _take(
 
 @jax.jit
 def _put(stores: list[jax.Array], rows: jax.Array, states: list[jax.Array]) -> list[jax.Array]:
-    # The old stores are not donated: an interrupt before the new ones are in place must not lose both.
+    # The old stores are not donated: an interrupt before the assignment of the new ones would lose both.
     return [
         store.at[rows].set(state.astype(store.dtype)) for store, state in zip(stores, states, strict=True)
     ]

@@ -1,5 +1,4 @@
-"""Wrappers: logic around an inferer. An `InfererWrapper` holds no inferer, so the inferer can be swapped
-while its state stays."""
+"""Wrappers: layers of logic without an inferer of their own, so a swap of the inferer keeps their state."""
 
 from __future__ import annotations
 
@@ -92,11 +91,10 @@ class BaseWrapper(InfererWrapper):
 
 
 class LayeredInferer(Inferer):
-    """An inferer with wrappers around it; base of `StatefulInferer` and of the wrappers that own their
-    inferer.
+    """An inferer with wrappers around it: the base of `StatefulInferer` and of wrappers that own an inferer.
 
-    `infer_raw` takes any number of rows. They are split below the wrappers, so the wrappers' state changes
-    once all rows have run.
+    `infer_raw` takes any number of rows. It splits them below the wrappers, so the wrappers' state changes
+    only after all rows have run.
     """
 
     def __init__(self, wrapper_stack: InfererWrapper, inferer: Inferer):
@@ -139,7 +137,7 @@ class LayeredInferer(Inferer):
         return self.inferer.select_batch_size(max_count)
 
     def infer_raw(self, view: ScratchPadView) -> None:
-        check_not_forked()  # before a lock that a thread of the parent may have held
+        check_not_forked()  # First, because in a forked child the locks below may be held forever.
         outermost = view.enter(self)
         try:
             self.wrapper_stack.invoke(self.inferer, view)
@@ -231,7 +229,7 @@ def _view_of(
     if n < 0:
         n = 0 if ids is None else len(ids)
     if ids is not None and len(ids) != n:
-        raise InputShapeError(f"ids names {len(ids)} agents for {n} rows: give one id per row")
+        raise InputShapeError(f"ids names {len(ids)} agents for {n} rows, expected one id per row")
     if dones is not None:
         on_device = isinstance(dones, jax.Array) and device is not None
         dones = jax.device_put(dones, device) if on_device else np.array(dones, np.bool_)
@@ -244,7 +242,7 @@ def _view_of(
 
 
 def _borrowed(rows: Array) -> Array:
-    """A read-only view of the caller's rows, which wrappers that write in place must not change."""
+    """A read-only view of the caller's rows: a wrapper that writes in place must not change them."""
     if not isinstance(rows, np.ndarray):
         return rows
     rows = rows.view()
@@ -286,11 +284,11 @@ def _check_same(kind: str, old: Sequence[TensorSpec], new: Sequence[TensorSpec])
     for before, after in zip(old, new, strict=False):
         if before != after:
             raise IncompatibleModelError(
-                f"{kind} {before} of the old inferer is {after} in the new one: export it with the same "
-                f"{kind}s"
+                f"{kind} {before} of the old inferer is {after} in the new one: export the new model with "
+                f"the same {kind}s"
             )
     if len(old) != len(new):
         longer = (old if len(old) > len(new) else new)[min(len(old), len(new))]
         raise IncompatibleModelError(
-            f"the old inferer has {len(old)} {kind}s, the new one {len(new)}: {longer} is on one side only"
+            f"the old inferer has {len(old)} {kind}s, the new one {len(new)}: only one of them has {longer}"
         )

@@ -1,4 +1,4 @@
-"""Noise for policies that take it as an input (the reparametrisation trick): generators and wrappers."""
+"""Noise generators, and wrappers that feed noise to a policy that has it as an input."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class HighQualityNoiseGenerator(NoiseGenerator):
 
 @final
 class LowQualityNoiseGenerator(NoiseGenerator):
-    """Standard normal noise from SFC64, which is faster and has no proven period.
+    """Standard normal noise from SFC64, which is faster but has no proven period.
 
     >>> noise = np.empty((1000, 2), np.float32)
     >>> memojax.LowQualityNoiseGenerator(seed=0).generate(noise)
@@ -109,11 +109,12 @@ class EpsilonInjectorWrapper(InfererWrapper):
     def __init__(
         self, inner: InfererWrapper, inferer: Inferer, key: str, generator: NoiseGenerator | None = None
     ):
-        """Fill the input `key` of `inferer` from `generator` (`HighQualityNoiseGenerator` by default),
-        outside of `inner`.
+        """Fill the input `key` of `inferer` from `generator`, outside of the wrapper `inner`.
+
+        The default generator is `HighQualityNoiseGenerator`.
 
         Raises:
-            UnknownInputError: there is no input `key`, or `inner` hides it.
+            UnknownInputError: the model has no input `key`, or `inner` hides it.
         """
         check_inferer(inferer)
         self.key = key
@@ -133,7 +134,7 @@ class EpsilonInjectorWrapper(InfererWrapper):
         if self._seen is None or self._seen[0] is not around:
             if self._spec not in around.inputs or inferer.raw_api.inputs.index(self._spec) != self._slot:
                 raise IncompatibleModelError(
-                    f"this wrapper fills input {self._spec}, the inferer has {around}"
+                    f"this wrapper fills input {self._spec}, but the inferer has {around}: make a new wrapper"
                 )
             self._seen = around, around.without(inputs=[self.key])
         return self._seen[1]
@@ -153,8 +154,8 @@ class EpsilonInjectorWrapper(InfererWrapper):
 class EpsilonInjector(LayeredInferer):
     """Fills one input of the inferer that it owns with noise.
 
-    Pick it for a policy exported with its noise as an input; `EpsilonInjectorWrapper` does the same where the
-    inferer is to be swapped.
+    Pick it for a policy exported with its noise as an input. If you want to swap the inferer later, use
+    `EpsilonInjectorWrapper` instead.
 
     >>> policy = memojax.load(memojax.policies.bundled("pendulum_ppo"))
     >>> noisy = memojax.EpsilonInjector(policy, "epsilon", memojax.HighQualityNoiseGenerator(seed=0))
@@ -182,13 +183,13 @@ class EpsilonInjector(LayeredInferer):
 
 
 def _fill_normal(rng: np.random.Generator, out: np.ndarray) -> None:
-    """Fill `out` in place. NumPy locks the bit generator meanwhile, so threads may share `rng`."""
+    """Fill `out` in place. NumPy locks the bit generator, so threads may share `rng`."""
     if out.dtype in (np.float32, np.float64):
         rng.standard_normal(dtype=out.dtype, out=out)
     elif jnp.issubdtype(out.dtype, jnp.floating):
         out[...] = rng.standard_normal(out.shape, np.float32)
     else:
         raise InputDtypeError(
-            f"normal noise cannot fill an input of {out.dtype}: use a ConstantGenerator, or a generator of "
-            "your own"
+            f"normal noise cannot fill an input of {out.dtype}: use a ConstantGenerator, or write a "
+            "NoiseGenerator"
         )

@@ -1,4 +1,4 @@
-"""Hidden state by agent: state outputs of one call become state inputs of the same agent's next call."""
+"""Hidden state by agent: an agent's state outputs become its state inputs at the next call."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from .base import BaseWrapper, InfererWrapper, LayeredInferer
 
 @final
 class RecurrentTrackerWrapper(InfererWrapper):
-    """Keeps the hidden state of each agent; stack it around an inferer that you want to swap later. See
-    `RecurrentTracker`.
+    """Keeps the hidden state of each agent around an inferer that can be swapped; see `RecurrentTracker`.
 
     >>> policy = memojax.load(memojax.policies.bundled("recurrent_lstm"))
     >>> tracker = memojax.RecurrentTrackerWrapper(memojax.BaseWrapper(), policy)
@@ -33,12 +32,12 @@ class RecurrentTrackerWrapper(InfererWrapper):
     """
 
     def __init__(self, inner: InfererWrapper, inferer: Inferer, infos: Iterable[RecurrentInfo] | None = None):
-        """Track `infos` of `inferer` outside of `inner`; None takes the pairs that `find_pairs` finds.
+        """Track `infos` of `inferer` outside of the wrapper `inner`; None tracks the result of `find_pairs`.
 
         Raises:
-            UnknownInputError: the model has no such input, or `inner` hides it.
-            IncompatibleModelError: the model has no such output, a pair does not fit together, or no pair was
-                found.
+            UnknownInputError: the model lacks such an input, or `inner` hides it.
+            IncompatibleModelError: the model lacks such an output, a pair does not fit together, or no pair
+                was found.
         """
         check_inferer(inferer)
         around = inner.api(inferer)
@@ -63,7 +62,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
         """A copy of the state of `agent`: input name -> array.
 
         Raises:
-            UnknownAgentError: `agent` was never begun, or has ended.
+            UnknownAgentError: `agent` has not begun, or has ended.
         """
         return self._states.read(agent)
 
@@ -71,8 +70,8 @@ class RecurrentTrackerWrapper(InfererWrapper):
         """Replace the given parts of the state of `agent`.
 
         Raises:
-            UnknownAgentError: `agent` was never begun, or has ended.
-            InputError: an unknown name, another shape or dtype; the state stays as it was.
+            UnknownAgentError: `agent` has not begun, or has ended.
+            InputError: an unknown name, or another shape or dtype; the state does not change.
         """
         self._states.write(agent, state)
 
@@ -83,7 +82,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
             for (into, out), (inslot, outslot) in zip(self._pairs, self._slots, strict=True):
                 if raw.inputs[inslot : inslot + 1] != (into,) or raw.outputs[outslot : outslot + 1] != (out,):
                     raise IncompatibleModelError(
-                        f"this wrapper keeps {into} <- {out}, the inferer has {around}"
+                        f"this wrapper keeps {into} <- {out}, but the inferer has {around}: make a new one"
                     )
             self._seen = (
                 around,
@@ -108,8 +107,8 @@ class RecurrentTrackerWrapper(InfererWrapper):
             view.settle()
 
     def begin_agent(self, inferer: Inferer, agent: int) -> None:
-        # Last begun, first ended: an agent that this wrapper does not know counts as unknown, whatever the
-        # inner layers hold.
+        # This wrapper begins last and ends first. An agent that it does not know counts as unknown, whatever
+        # an interrupt has left in the inner layers.
         self._inner.begin_agent(inferer, agent)
         self._states.begin(agent)
 
@@ -120,13 +119,12 @@ class RecurrentTrackerWrapper(InfererWrapper):
 
 @final
 class RecurrentTracker(LayeredInferer):
-    """Owns an inferer and keeps the hidden state of each agent; callers see neither its inputs nor its
-    outputs.
+    """Keeps the hidden state of each agent of the inferer that it owns; callers no longer see the state.
 
-    `begin_agent` begins an agent, or resets its state; `end_agent` forgets it. Vectorised environments call
-    `infer_arrays` without `ids`: rows are then agents 0, 1, ..., begun when first seen, and `dones` resets
-    rows whose episode is new. The state changes only after the model has run. Threads may run disjoint agents
-    at once. For `jax.Array` rows the state lies on their device.
+    `begin_agent` begins an agent or resets its state, and `end_agent` forgets it. Vectorised environments
+    call `infer_arrays` without `ids`. Rows then belong to agents 0, 1, ..., begun at their first call, and
+    `dones` resets the rows of new episodes. The state changes only after the model has run. Threads may run
+    disjoint agents at the same time. For `jax.Array` rows the state stays on their device.
 
     >>> policy = memojax.RecurrentTracker.wrap(memojax.load(memojax.policies.bundled("recurrent_lstm")))
     >>> rows = {"obs": np.zeros((3, 2), np.float32)}
@@ -137,11 +135,11 @@ class RecurrentTracker(LayeredInferer):
     """
 
     def __init__(self, inferer: Inferer, infos: Iterable[RecurrentInfo]):
-        """Track `infos`; `wrap` finds them.
+        """Track `infos`; the method `wrap` finds them by itself.
 
         Raises:
-            UnknownInputError: the model has no such input.
-            IncompatibleModelError: the model has no such output, or a pair does not fit together.
+            UnknownInputError: the model lacks such an input.
+            IncompatibleModelError: the model lacks such an output, or a pair does not fit together.
         """
         self._tracker = RecurrentTrackerWrapper(BaseWrapper(), inferer, tuple(infos))
         super().__init__(self._tracker, inferer)
@@ -158,7 +156,7 @@ class RecurrentTracker(LayeredInferer):
 
     @property
     def infos(self) -> tuple[RecurrentInfo, ...]:
-        """Pairs of inputs and outputs that are tracked."""
+        """The tracked pairs of inputs and outputs."""
         return self._tracker.infos
 
     @property

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its JSON, its exit codes, its errors."""
+"""The command line: its output, its JSON, its exit codes, its errors."""
 
 from __future__ import annotations
 
@@ -109,30 +109,30 @@ def test_a_bundled_name_is_suggested() -> None:
 
 def test_json_that_cannot_be_written_is_an_error() -> None:
     assert (
-        "there is no folder /no/such/folder: make it first"
+        "the folder /no/such/folder does not exist: make it first"
         in run("describe", "acrobot_ppo", "--json", "/no/such/folder/x.json", code=1).stderr
     )
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
-def test_what_cannot_be_written_is_found_out_before_the_work(
+def test_unwritable_targets_are_found_before_the_work(
     option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("memojax.cli.evaluate._evaluate", lambda *arguments: pytest.fail("evaluated"))
     (tmp_path / "folder.png").mkdir()
     for path, message in (
-        (tmp_path / "none" / "x.png", "there is no folder"),
+        (tmp_path / "none" / "x.png", "does not exist: make it first"),
         (tmp_path / "folder.png", "is a folder"),
     ):
         assert message in run("evaluate", option, path, code=1).stderr
 
 
-def test_memory_that_is_not_there_is_an_error_of_one_line() -> None:
+def test_missing_memory_is_an_error_of_one_line() -> None:
     result = run("run", "acrobot_ppo", "--batch-size", "999999999999", code=1)
     assert result.stderr.startswith("error: Unable to allocate")
 
 
-def test_a_model_that_does_not_load_leaves_what_others_did(tmp_path: Path) -> None:
+def test_a_model_that_does_not_load_keeps_the_results_of_others(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     arguments = (
         "evaluate",
@@ -198,7 +198,7 @@ def test_size_lists(text: str, sizes: list[int]) -> None:
         ("²", "neither a size"),
     ],
 )
-def test_size_lists_that_are_none(text: str, message: str) -> None:
+def test_malformed_size_lists_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_sizes(text)
     assert message in run("benchmark", "acrobot_ppo", "--batch-sizes", text, code=2).stderr
@@ -222,7 +222,7 @@ def test_api_tells_inputs_outputs_rule_and_ops(mixing: Path) -> None:
     assert "is not a whole number" in run("api", mixing, "--dim", "nope=x", code=2).stderr
 
 
-def test_describe_tells_what_is_in_the_file() -> None:
+def test_describe_prints_the_content_of_the_file() -> None:
     data = json_of("describe", "pendulum_ppo")
     assert data["opsets"] == {"ai.onnx": 18}
     assert data["parameters"] == 4485
@@ -265,7 +265,7 @@ def test_run_refuses(tmp_path: Path) -> None:
     ):
         assert message in run("run", "acrobot_ppo", "--inputs", tmp_path / name, code=1).stderr
     assert (
-        "has 2 rows"
+        "has only 2 rows"
         in run("run", "acrobot_ppo", "--inputs", tmp_path / "good.npz", "--batch-size", "3", code=2).stderr
     )
 
@@ -349,7 +349,7 @@ def test_benchmark_draws_a_picture(tmp_path: Path) -> None:
     assert f"drawn: {target}" in run(*options, target).stdout
     assert target.read_bytes().startswith(b"\x89PNG")
     assert "png, ps" in run(*options, "x.nonsense", code=1).stderr
-    assert "there is no folder" in run(*options, tmp_path / "nowhere" / "x.png", code=1).stderr
+    assert "does not exist: make it first" in run(*options, tmp_path / "nowhere" / "x.png", code=1).stderr
 
 
 @needs_onnxruntime
@@ -440,9 +440,9 @@ def test_ops_lists_all_of_onnx() -> None:
     assert "% supported)" in run("ops", "--domain", "ai.onnx").stdout
 
 
-def test_coverage_knows_functions_and_strangers() -> None:
+def test_coverage_knows_functions_and_foreign_domains() -> None:
     assert who_lowers("", "Relu", 14) == ("ours", "")
-    assert who_lowers("my.domain", "Snake", 1) == ("no", "no such operator is known here")
+    assert who_lowers("my.domain", "Snake", 1) == ("no", "memojax has no such operator")
     memojax.ops.register("Snake", domain="my.domain")(lambda x: x)
     try:
         row = next(row for row in coverage() if row.op_type == "Snake")

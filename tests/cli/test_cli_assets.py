@@ -1,5 +1,4 @@
-"""`package` and `to-stablehlo`, and every command over ONNX files, CRVO and StableHLO assets by their
-content."""
+"""`package` and `to-stablehlo`, and every command on ONNX files, CRVO and StableHLO assets."""
 
 from __future__ import annotations
 
@@ -89,7 +88,7 @@ def test_onnx_to_crvo_to_stablehlo_keeps_the_outputs(name: str, tmp_path: Path) 
             assert_same_answers(reference, memojax.load(path), n)
 
 
-def test_package_exports_what_is_to_be_optimized(tmp_path: Path) -> None:
+def test_package_with_optimize_exports(tmp_path: Path) -> None:
     target = tmp_path / "fast.crvo"
     text = run("package", "pendulum_ppo", target, "-O", "-N", "2").stdout
     assert "stablehlo" in text
@@ -153,10 +152,10 @@ def test_targets_are_checked_before_anything_is_exported(tmp_path: Path) -> None
         ("package", "acrobot_ppo", "/no/such/folder/x.crvo"),
         ("to-stablehlo", "acrobot_ppo", "-o", "/no/such/folder/x.crvo"),
     ):
-        assert "there is no folder /no/such/folder: make it first" in run(*command, code=1).stderr
+        assert "the folder /no/such/folder does not exist: make it first" in run(*command, code=1).stderr
 
 
-def test_a_model_that_cannot_be_exported_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+def test_a_failed_export_does_not_stop_the_others(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
     result = run(
@@ -177,7 +176,7 @@ def test_a_model_that_cannot_be_exported_does_not_keep_the_others_from_it(tmp_pa
     assert "broken.onnx: not an ONNX model" in result.stderr
 
 
-def test_an_exported_policy_still_knows_what_it_is(files: dict[str, Path], tmp_path: Path) -> None:
+def test_an_exported_policy_keeps_its_metadata(files: dict[str, Path], tmp_path: Path) -> None:
     run("to-stablehlo", files["stablehlo"], "-o", tmp_path / "again.crvo", "--platform", "cpu")
     for path in (files["stablehlo"], tmp_path / "again.crvo"):
         (one,) = json_of("evaluate", path, "--episodes", "1", "--max-steps", "2")["evaluations"]
@@ -277,7 +276,7 @@ def test_verify_says_how_to_check_a_policy_without_a_graph(files: dict[str, Path
         )
         stderr = run(command, files["stablehlo"], *extra, "--onnx", "pendulum_ppo", code=1).stderr
         assert "the reference has the inputs obs: float32[n, 3]" in stderr
-        assert "the policy obs: float32[n, 6]" in stderr
+        assert "the policy has obs: float32[n, 6]" in stderr
     with pytest.raises(IncompatibleModelError):
         memojax.verify(policies.bundled("acrobot_ppo"), [1], reference=policies.bundled("pendulum_ppo"))
 
@@ -305,9 +304,11 @@ def test_a_policy_for_one_size_is_run_at_that_size(fixed: Path) -> None:
     assert one["lengths"] == [3] * 6
 
 
-def test_what_was_exported_cannot_be_widened(fixed: Path, files: dict[str, Path], tmp_path: Path) -> None:
+def test_an_export_for_one_size_cannot_be_widened(
+    fixed: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
     target = tmp_path / "out.crvo"
-    assert "exported for 4 rows only" in run("to-stablehlo", fixed, "-b", "2", "-o", target, code=1).stderr
+    assert "this model runs 4 rows only" in run("to-stablehlo", fixed, "-b", "2", "-o", target, code=1).stderr
     assert (
         "exported for cpu, not for cuda"
         in run("to-stablehlo", files["stablehlo"], "--platform", "cuda", "-o", target, code=1).stderr

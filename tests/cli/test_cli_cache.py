@@ -1,4 +1,4 @@
-"""`memojax cache`: what is in the folder of compiled plans, and what goes when it is cleared."""
+"""`memojax cache`: the content of the folder of compiled plans, and the effect of clearing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def key(name: str, size: int) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three plans of two models, a choice for one of them, and files of somebody else."""
+    """Three plans of two models, a choice for one of them, and foreign files."""
     cache, choices = DiskCache(tmp_path), Choices(tmp_path)
     for name, size, payload in (("walk.onnx", 8, 100), ("walk.onnx", 16, 200), ("run.onnx", 8, 400)):
         cache.put(key(name, size), bytes(payload))
@@ -180,7 +180,7 @@ def test_a_file_of_choices_that_is_not_ours_stays(folder: Path) -> None:
     assert json.loads(path.read_text()) == {"somebody": "else"}
 
 
-def test_entries_that_cannot_be_removed_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_that_cannot_be_removed_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unlink = Path.unlink
 
     def stubborn(self: Path, missing_ok: bool = False) -> None:

@@ -1,5 +1,4 @@
-"""`memojax evaluate`: tables and JSON, several models, wrappers, and what is left of a run that is cut
-short."""
+"""`memojax evaluate`: tables and JSON, several models, wrappers, and partial results."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from memojax.evaluation import Episode, load
 from .test_cli import json_of, run
 
 
-def test_evaluate_prints_what_matters() -> None:
+def test_evaluate_prints_return_plans_and_speed() -> None:
     text = run("evaluate", "--episodes", "3", "--max-steps", "20", "--preload", "2,3").stdout
     assert text.startswith(
         "acrobot_ppo on Acrobot-v1: 3 episodes, 3 side by side, deterministic, seeds from 0\n"
@@ -176,11 +175,11 @@ def test_evaluate_normalizes_scales_and_selects(tmp_path: Path) -> None:
     statistics.write_text(json.dumps({"mean": [0, 0, 0], "var": [1, 1, 1]}))
     options = ("--episodes", "1", "--max-steps", "3", "--vecnormalize", statistics, "--scale-actions")
     assert json_of("evaluate", "pendulum_ppo", *options)["evaluations"][0]["lengths"] == [3]
-    assert "are to be selected from" in run("evaluate", "pendulum_ppo", "--select", "0,9", code=1).stderr
-    assert "write indices as 0,2" in run("evaluate", "pendulum_ppo", "--select", "x", code=2).stderr
+    assert "selects elements" in run("evaluate", "pendulum_ppo", "--select", "0,9", code=1).stderr
+    assert "write indices such as 0,2" in run("evaluate", "pendulum_ppo", "--select", "x", code=2).stderr
 
 
-def test_evaluate_stopped_by_ctrl_c_prints_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_stopped_by_ctrl_c_prints_the_finished_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     import memojax.evaluation.rollout as rollout
 
     def episode(index: int, *rest: Any) -> Episode:
@@ -195,7 +194,7 @@ def test_evaluate_stopped_by_ctrl_c_prints_what_is_done(monkeypatch: pytest.Monk
     assert "-4.0" in text
 
 
-def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_prints_the_partial_result_before_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     options = (
         "--env",
         "tests.tiny_envs:Late-v0",
@@ -217,7 +216,7 @@ def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.Monke
         (("--env", "Acrobt-v1"), 1, "did you mean 'Acrobot-v1'"),
         (("--env", "Pendulum-v1"), 1, "obs: float32[n, 6]"),
         (("pendulum_ppo", "--env", "MountainCar-v0", "--select", "0,1,1"), 1, "Discrete(3): float[n, 3]"),
-        (("pendulum_ppo", "recurrent_lstm"), 2, "say with --env"),
+        (("pendulum_ppo", "recurrent_lstm"), 2, "choose one environment with --env"),
         (("--episodes", "0"), 2, "--episodes"),
         (("--num-envs", "-1"), 2, "--num-envs"),
         (("--preload", "0"), 2, "start at 1"),
@@ -227,7 +226,7 @@ def test_evaluate_prints_what_was_done_before_an_error(monkeypatch: pytest.Monke
         (("--bucketing", "pow3"), 2, "neither a size"),
         (("--on-miss", "wait"), 2, "'compile', 'pad', 'warn', 'error'"),
         (("--on-miss", "error"), 1, "has no plan"),
-        (("--render", "--async"), 1, "cannot be watched"),
+        (("--render", "--async"), 1, "cannot be shown"),
     ],
 )
 def test_evaluate_refuses(arguments: tuple[str, ...], code: int, message: str) -> None:

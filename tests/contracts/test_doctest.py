@@ -19,8 +19,7 @@ PUBLIC = {
     for name in memojax.__all__
     if not isinstance(value := getattr(memojax, name), types.ModuleType)
 }
-"""Classes and functions; the modules among the public names are `errors` (whose classes are raised, not
-called), and those below."""
+"""Classes and functions. Modules are left out: `errors`, whose classes are raised, and the ones below."""
 
 INSIDE = {
     "memojax.policies": ["names", "bundled", "card"],
@@ -68,7 +67,7 @@ def _objects() -> dict[str, Any]:
 @pytest.mark.parametrize("name", OBJECTS := _objects())
 def test_example(name: str) -> None:
     text = inspect.getdoc(OBJECTS[name]) or ""
-    # What examples may use without importing it.
+    # Names that examples may use without an import.
     test = doctest.DocTestParser().get_doctest(
         text, {"memojax": memojax, "np": np, "jax": jax}, name, None, None
     )

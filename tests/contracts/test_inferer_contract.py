@@ -1,4 +1,4 @@
-"""One contract for every inferer, bare and wrapped; then what each of the four promises beyond it."""
+"""One contract for every inferer, bare and wrapped; then the promises of each of the four."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_bad_input_on_a_device_is_refused_by_name(inferer: Inferer, case: str) -
         inferer.infer_arrays(given)
 
 
-def test_rows_must_be_as_many_for_all_inputs(kind: str) -> None:
+def test_all_inputs_must_have_the_same_number_of_rows(kind: str) -> None:
     given = batch(3)
     with pytest.raises(InputShapeError, match=r"'epsilon' has 2 rows.*'obs' has 3"):
         built(kind).infer_arrays({**given, "epsilon": given["epsilon"][:2]})
@@ -436,7 +436,7 @@ def test_random_models_repeat_by_seed_and_rows_differ() -> None:
     assert isinstance(first.infer_arrays({"obs": jnp.zeros((4, 3))})["noise"], jax.Array)
 
 
-def test_what_is_no_mapping_is_said_to_be_none() -> None:
+def test_inputs_of_other_types_are_refused_by_name() -> None:
     policy = mj.load(mj.policies.bundled("acrobot_ppo"))
     rows: Any = np.zeros((2, 6), np.float32)
     for call, message in (
@@ -454,7 +454,7 @@ def test_what_is_no_mapping_is_said_to_be_none() -> None:
     "wrap",
     [mj.RecurrentTracker.wrap, lambda given: mj.EpsilonInjector(given, "epsilon"), mj.Batched, mj.Batcher],
 )
-def test_a_file_is_no_inferer(wrap: Any) -> None:
+def test_a_file_is_refused_as_an_inferer(wrap: Any) -> None:
     with pytest.raises(mj.errors.IncompatibleModelError, match="expected an inferer, got .*memojax.load"):
         wrap(mj.policies.bundled("pendulum_ppo"))
 
@@ -476,6 +476,6 @@ def test_a_wrong_option_is_refused_with_the_nearest_right_one(options: Any, mess
             load(mj.policies.bundled("acrobot_ppo"), **options)
 
 
-def test_options_take_one_in_place_of_a_list() -> None:
+def test_options_take_a_single_value_for_a_list() -> None:
     policy = mj.load("acrobot_ppo", outputs="logits", preload=8)
     assert [plan.size for plan in policy.plans()] == [8]

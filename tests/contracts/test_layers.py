@@ -1,5 +1,4 @@
-"""Imports point one way: a file imports only rooms above its own in `LAYERS`, and no two files import each
-other."""
+"""Imports point one way: a file imports only from rooms above its own, and no two files import each other."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ EXEMPT = ("__init__", "__main__")
 SANCTIONED = {
     ("memojax.inferer.base", "memojax.wrapper"): "cervo's methods with_epsilon and into_stateful",
 }
-"""Late imports that may point down: (module, room) -> why."""
+"""Late imports that may point down: (module, room) -> reason."""
 
 
 def _name(path: Path) -> str:
@@ -56,8 +55,7 @@ def _for_types_only(node: ast.AST) -> bool:
 
 @functools.cache
 def imports(module: str) -> list[tuple[str, bool]]:
-    """(module of ours, whether the import stands in a function) for each import in `module`, those for types
-    alone left out."""
+    """(imported module, whether the import is in a function) for each import of ours, except for types."""
     path = MODULES[module]
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     found: list[tuple[str, bool]] = []
@@ -144,7 +142,7 @@ def test_no_two_files_import_each_other() -> None:
 
 
 @pytest.mark.parametrize("library", ["jaxonnxruntime"])
-def test_one_file_imports_it(library: str) -> None:
+def test_only_one_file_imports_the_library(library: str) -> None:
     importing = [
         module
         for module, path in MODULES.items()

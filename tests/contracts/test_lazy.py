@@ -1,4 +1,4 @@
-"""`import memojax` is a guest: it starts no backend, no thread, and changes no setting."""
+"""`import memojax` is a guest: it starts no backend and no thread, and changes no setting."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jax._src import xla_bridge
 before = dict(jax.config.values)
 filters, level, errors = list(warnings.filters), logging.getLogger().level, numpy.geterr()
 import memojax
+heavy = "torch onnxruntime gymnasium matplotlib rich click tensorflow flax"
 [getattr(memojax, name) for name in memojax.__all__]  # each name is imported when it is first used
 print(json.dumps({
     "config": [name for name, value in jax.config.values.items() if before.get(name) != value],
@@ -22,7 +23,7 @@ print(json.dumps({
     "warnings": filters != list(warnings.filters),
     "logging": level != logging.getLogger().level,
     "numpy": errors != numpy.geterr(),
-    "heavy": [name for name in "torch onnxruntime gymnasium matplotlib rich click tensorflow flax".split() if name in sys.modules],
+    "heavy": [name for name in heavy.split() if name in sys.modules],
 }))
 """
 

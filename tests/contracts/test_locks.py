@@ -1,8 +1,8 @@
 """No lock stays held after Ctrl-C in a loop.
 
-CPython 3.12 and 3.13 leave the jump back of a loop with a condition out of the table of handlers, and 3.13 runs
-signal handlers at such a jump. A `KeyboardInterrupt` there passes by the release of a lock whose `with` block
-is in the same function. So a loop with a condition does not stand in such a block, but in a function of its own.
+CPython 3.12 and 3.13 leave the jump back of a loop with a condition out of the table of handlers. 3.13 runs
+signal handlers at such a jump. A `KeyboardInterrupt` there skips the release of a lock whose `with` block
+is in the same function. So a loop with a condition must not be in such a block, but in its own function.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _open_jumps(source: str) -> list[int]:
             line = instruction.positions.lineno if instruction.positions else None
             if (
                 instruction.opname == "JUMP_BACKWARD"
-                and code.co_name != "<genexpr>"  # what it raises goes to its reader, where handlers are
+                and code.co_name != "<genexpr>"  # Its errors reach its reader, which has handlers.
                 and any(line in block for block in blocks)
                 and any(entry.start <= instruction.argval < entry.end for entry in entries)
                 and not any(entry.start <= instruction.offset < entry.end for entry in entries)

@@ -88,7 +88,7 @@ PATHS = [
 """Import paths that stay: `module`, `module:name`, or an attribute path from a module."""
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_public_names_match_the_list() -> None:
     assert sorted(memojax.__all__) == sorted(PUBLIC)
     assert len(set(memojax.__all__)) == len(memojax.__all__)
     for name in memojax.__all__:

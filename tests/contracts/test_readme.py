@@ -40,8 +40,7 @@ class Block:
 
 
 def sections(page: Path) -> dict[str, list[Block]]:
-    """Blocks that run together: those of a whole page, or of each section of the recipes, which stand
-    alone."""
+    """Blocks that run together: a whole page, or a section of the recipes, which stand alone."""
     text = page.read_text()
     parts = re.split(r"^## ", text, flags=re.MULTILINE) if page.name == "recipes.md" else [text]
     found = {}
@@ -97,7 +96,7 @@ def run_shell(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_most_pages_have_blocks() -> None:
-    """A change of the pattern above must not make the tests above run nothing."""
+    """After a change of the pattern, the tests above must still run blocks."""
     languages = [block.language for blocks in SECTIONS.values() for block in blocks]
     assert languages.count("python") > 25
     assert languages.count("sh") > 6
@@ -128,7 +127,7 @@ def test_every_command_is_listed() -> None:
     assert sorted(re.findall(r"^\| `memojax ([a-z-]+)", section, re.MULTILINE)) == sorted(COMMANDS)
 
 
-def test_the_benchmark_blocks_are_what_was_measured() -> None:
+def test_the_benchmark_blocks_match_the_results() -> None:
     """`benchmarks/report.py` writes them from the files in benchmarks/results."""
     spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
     assert spec is not None

@@ -1,5 +1,4 @@
-"""`memojax.evaluate`: episodes dealt to a shrinking batch, spaces matched to inputs and outputs, errors that
-keep what was done."""
+"""`memojax.evaluate`: episodes in a shrinking batch, matched spaces, errors with partial results."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ def test_bundled_policies_reach_their_recorded_return(name: str, episodes: int) 
 
 
 @pytest.mark.slow
-def test_evaluating_the_trainings_own_seeds_gives_its_own_return_back() -> None:
+def test_evaluating_the_training_seeds_gives_the_recorded_return() -> None:
     result = mj.evaluate(policies.bundled("pendulum_ppo"), episodes=200, num_envs=50, seed=10_000)
     assert result.mean_return == pytest.approx(policies.card("pendulum_ppo")["mean_return"], abs=0.05)
 
@@ -64,10 +63,10 @@ def test_the_recurrent_policy_needs_its_memory() -> None:
     assert mj.evaluate(tracked, env="CartPole-v1", **options).mean_length == 120
     assert tracked.agents == [
         0
-    ]  # those that it served before are still there, those of the evaluation are gone
+    ]  # Agents that it served before are still there, and agents of the evaluation are gone.
 
 
-def test_plans_tell_what_ran() -> None:
+def test_plans_count_the_calls_of_the_run() -> None:
     inferer = mj.load(policies.bundled("acrobot_ppo"), preload=[3])
     inferer.infer_arrays({"obs": np.zeros((3, 6), np.float32)})
     result = mj.evaluate(inferer, episodes=3, max_steps=70)
@@ -130,7 +129,7 @@ def test_environments_may_be_given_in_many_ways() -> None:
         np.testing.assert_array_equal(
             mj.evaluate(policy, env, episodes=2, max_steps=20).lengths, by_id.lengths
         )
-    assert one.reset()[0].shape == (4,)  # not closed: it is not ours
+    assert one.reset()[0].shape == (4,)  # Not closed, because it belongs to the caller.
 
 
 def test_max_steps_truncates() -> None:
@@ -148,7 +147,7 @@ def test_episodes_are_told_as_they_finish() -> None:
     assert sorted(told, key=lambda episode: episode.index) == list(result.episodes)
 
 
-def test_ctrl_c_gives_what_is_done_so_far() -> None:
+def test_ctrl_c_gives_the_finished_episodes() -> None:
     policy = Policy(first)
 
     def stop(episode: Episode) -> None:
@@ -165,7 +164,7 @@ def test_ctrl_c_gives_what_is_done_so_far() -> None:
     assert policy.alive == set()
 
 
-def test_an_exception_of_the_caller_keeps_its_type_and_says_how_far_it_was() -> None:
+def test_an_exception_of_the_caller_keeps_its_type_and_notes_the_progress() -> None:
     def complain(episode: Episode) -> None:
         raise LookupError("mine")
 
@@ -239,7 +238,7 @@ def test_numbers_have_as_many_digits_as_their_error_justifies(mean: float, error
         ("s", "s"),
     ],
 )
-def test_names_are_compared_by_what_matters(name: str, plain: str) -> None:
+def test_names_are_compared_without_decoration(name: str, plain: str) -> None:
     assert canonical(name) == plain
 
 
@@ -253,7 +252,7 @@ def test_results_can_be_drawn_in_a_notebook() -> None:
         plot([])
 
 
-def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     mj.evaluate(Policy(first), Tiny, episodes=3, progress=True)
     captured = capsys.readouterr()
     assert captured.out == captured.err.strip() == ""

@@ -1,5 +1,4 @@
-"""Which plans an evaluation runs on: few by default, exact where rows mix, and the same numbers either
-way."""
+"""The plans of an evaluation: few by default, exact if rows mix, and the same numbers either way."""
 
 from __future__ import annotations
 
@@ -171,9 +170,9 @@ def test_bad_options_are_refused_before_an_environment_is_made(
         mj.evaluate(linear, make, **options)
 
 
-def test_the_plans_of_a_loaded_policy_are_its_own_affair() -> None:
+def test_options_for_plans_of_a_loaded_policy_are_refused() -> None:
     options: Any = {"preload": [3], "device": "cpu"}
-    with pytest.raises(errors.EvaluationError, match=r"preload=, device= say how a policy is loaded"):
+    with pytest.raises(errors.EvaluationError, match=r"preload=, device= concern loading"):
         mj.evaluate(Policy(first), Tiny, **options)
 
 

@@ -1,4 +1,4 @@
-"""What becomes of an evaluation: statistics, comparison, merging, files, tables, pictures, films, advice."""
+"""The uses of an evaluation: statistics, comparison, merging, files, tables, pictures, videos, advice."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_gap_of_an_interrupted_part_stays_a_gap() -> None:
 # Files and tables
 
 
-def test_what_is_saved_is_loaded_again(result: mj.Evaluation, tmp_path: Path) -> None:
+def test_saved_evaluations_load_again(result: mj.Evaluation, tmp_path: Path) -> None:
     real = mj.evaluate(policies.bundled("pendulum_ppo"), episodes=2, max_steps=4)
     evaluation.save([result, real], tmp_path / "both.json")
     again = evaluation.load(tmp_path / "both.json")
@@ -327,7 +327,7 @@ def test_advice_is_given_only_where_it_applies(space: Any, transforms: Any, tmp_
 
 
 class Shown(Tiny):
-    """Draws a grey picture."""
+    """Renders a grey picture."""
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012
 
@@ -372,13 +372,13 @@ def test_episodes_are_filmed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("env", "options", "message"),
     [
-        (Shown, {"video": "x"}, "render_mode=None, to be watched it needs 'rgb_array'"),
+        (Shown, {"video": "x"}, "render_mode=None, but showing it needs 'rgb_array'"),
         (Shown("rgb_array"), {"render": True}, "needs 'human'"),
         ("Shown-v0", {"render": True, "video": "x"}, "only one"),
-        ("Shown-v0", {"render": True, "vectorization": "async"}, "in a worker process cannot be watched"),
+        ("Shown-v0", {"render": True, "vectorization": "async"}, "in a worker process cannot be shown"),
     ],
 )
-def test_what_cannot_be_watched_is_refused(env: Any, options: Any, message: str) -> None:
+def test_environments_that_cannot_be_shown_are_refused(env: Any, options: Any, message: str) -> None:
     with pytest.raises(errors.EvaluationError, match=message):
         mj.evaluate(Policy(first), env, episodes=1, **options)
 

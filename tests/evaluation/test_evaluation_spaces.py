@@ -1,5 +1,4 @@
-"""How `memojax.evaluate` matches observations and actions to inputs and outputs: spaces, noise, masks,
-memory, transforms."""
+"""Matching of observations and actions in `memojax.evaluate`: spaces, noise, masks, memory, transforms."""
 
 from __future__ import annotations
 
@@ -121,7 +120,7 @@ def test_observations_that_do_not_fit_name_both_sides(
     [
         (
             {"a": np.zeros(2, np.float32)},
-            r"part 'b'.*only 'a' \[<lambda>, episode 0, seed 0, step 2\]: mend its observation_space",
+            r"part 'b'.*only 'a' \[<lambda>, episode 0, seed 0, step 2\]: correct its observation_space",
         ),
         (
             {"a": np.zeros(3, np.float32), "b": np.zeros(1, np.float32)},
@@ -131,7 +130,7 @@ def test_observations_that_do_not_fit_name_both_sides(
         (np.zeros(3), "part 'a'.*but gave"),
     ],
 )
-def test_an_environment_that_leaves_its_own_space_is_named_with_what_was_done(
+def test_an_environment_that_leaves_its_space_is_named_with_the_partial_result(
     wrong: Any, message: str
 ) -> None:
     space = spaces.Dict({"a": UNIT, "b": spaces.Box(0, 1, (1,))})
@@ -140,7 +139,7 @@ def test_an_environment_that_leaves_its_own_space_is_named_with_what_was_done(
     assert caught.value.partial.steps == 4
 
 
-def test_an_environment_in_a_worker_that_leaves_its_own_space_is_named_with_what_was_done() -> None:
+def test_a_worker_environment_that_leaves_its_space_is_named_with_the_partial_result() -> None:
     with pytest.raises(
         errors.SpaceMismatchError, match=r"declares 'observation' as float32\[2\], but gave float32\[5\]"
     ) as caught:
@@ -215,7 +214,7 @@ def test_box_actions_are_clipped_unless_the_model_or_the_caller_says_otherwise()
     assert _acted(space, {"action": (1, 2)}, {"action": [[0, 1]]})[0].tolist() == [0, 1]
 
 
-def test_deterministic_outputs_are_preferred_where_that_is_asked() -> None:
+def test_deterministic_outputs_are_preferred_on_request() -> None:
     outputs = {
         "continuous_actions": (1,),
         "deterministic_continuous_actions": (1,),
@@ -275,11 +274,11 @@ def _sampled(outputs: Mapping[str, Any], answers: Mapping[str, Any]) -> list[Any
         (spaces.Discrete(4), {"logits": (3,)}, {}, r"Discrete\(4\): float\[n, 4\].*logits: float32\[n, 3\]"),
         (UNIT, {"value": (2,), "log_prob": ()}, {}, r"value: float32\[n, 2\]; log_prob"),
         (UNIT, {"a": (2,), "b": (2,)}, {}, "several outputs fit.*'a', 'b'.*action="),
-        (UNIT, {"a": (2,)}, {"action": "nope"}, "'nope'; there are 'a'"),
+        (UNIT, {"a": (2,)}, {"action": "nope"}, "'nope'; the outputs are 'a'"),
         (UNIT, {"a": (2,), "b": (3,)}, {"action": "b"}, r"b: float32\[n, 3\]"),
         (spaces.Dict({"a": UNIT}), {"a": (2,)}, {}, "Dict.*are supported"),
         (spaces.Box(0, 9, (2,), np.int32), {"a": (2,)}, {}, "whole numbers"),
-        (spaces.Discrete(2), {"logits": (2,)}, {"action_transforms": [mj.ClipAction()]}, "for Box actions"),
+        (spaces.Discrete(2), {"logits": (2,)}, {"action_transforms": [mj.ClipAction()]}, "need Box actions"),
         (
             spaces.Box(-np.inf, np.inf, (2,)),
             {"a": (2,)},
@@ -295,7 +294,7 @@ def test_actions_that_do_not_fit_name_both_sides(
         _acted(space, outputs, {}, **options)
 
 
-def test_nan_and_impossible_actions_are_named_with_what_was_done() -> None:
+def test_nan_and_impossible_actions_are_named_with_the_partial_result() -> None:
     def late(inputs: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
         return {"action": np.nan if len(policy.sizes) == 6 else 0.5}
 
@@ -308,7 +307,7 @@ def test_nan_and_impossible_actions_are_named_with_what_was_done() -> None:
     assert policy.alive == set()
     with pytest.raises(errors.ActionError, match=r"gives the action 7.*takes 0 to 2"):
         _acted(spaces.Discrete(3), {"action": ((), np.int64)}, {"action": 7})
-    with pytest.raises(errors.ActionError, match="input 'obs' was NaN already"):
+    with pytest.raises(errors.ActionError, match="input 'obs' was already NaN"):
         mj.evaluate(
             Policy(linear), lambda: Wrong(wrong=np.full(2, np.nan, np.float32)), episodes=1, max_steps=3
         )
@@ -336,7 +335,7 @@ def test_epsilon_is_zero_or_a_stream_of_each_episode() -> None:
     assert named.feeds == ("observation -> obs", "zeros -> z")
 
 
-def test_action_masks_are_ones_or_what_the_environment_allows() -> None:
+def test_action_masks_are_ones_or_the_environments_own() -> None:
     inputs = {"obs": (2,), "action_masks": (3,)}
     run = lambda inputs: {"logits": np.where(inputs["action_masks"] > 0, [3.0, 2.0, 1.0], -np.inf)}  # noqa: E731
     for env, wanted in ((Tiny, 0), (Masked, 2)):
@@ -369,7 +368,7 @@ def test_hidden_state_starts_at_zero_in_every_episode(recurrent: Any) -> None:
         assert total_return == sum(step * (step + 1) / 2 for step in range(1, n + 1))
 
 
-def test_an_observed_input_is_no_hidden_state() -> None:
+def test_an_observed_input_is_not_hidden_state() -> None:
     policy = Policy(
         lambda inputs: {"obs": inputs["obs"], "logits": [1, 0]}, {"obs": (2,)}, {"obs": (2,), "logits": (2,)}
     )
@@ -379,7 +378,7 @@ def test_an_observed_input_is_no_hidden_state() -> None:
 # Transforms
 
 
-def test_normalize_reads_what_stable_baselines3_saved(tmp_path: Path) -> None:
+def test_normalize_reads_statistics_of_stable_baselines3(tmp_path: Path) -> None:
     mean, var = (
         [-0.2209197614000545, -0.014244381514218935, 0.9692461583762729],
         [0.4105259192061474, 0.540466135884771, 15.805067418202954],
@@ -409,15 +408,15 @@ def test_normalize_parts() -> None:
     result = normalize({"a": np.array([[5.0]]), "b": np.array([[7.0]])})
     assert result["a"] == pytest.approx(2.0)
     assert result["b"] == 7.0
-    with pytest.raises(errors.SpaceMismatchError, match="parts a, the observation is one array"):
+    with pytest.raises(errors.SpaceMismatchError, match="parts a, but the observation is one array"):
         normalize(np.zeros((1, 1)))
-    with pytest.raises(errors.SpaceMismatchError, match="has the parts c"):
+    with pytest.raises(errors.SpaceMismatchError, match="but the observation has the parts c"):
         normalize({"c": np.zeros((1, 1))})
-    with pytest.raises(errors.SpaceMismatchError, match=r"shape \[1\], the observation is \[2\]"):
+    with pytest.raises(errors.SpaceMismatchError, match=r"shape \[1\], but the observation \[2\]"):
         normalize({"a": np.zeros((1, 2))})
 
 
-def test_normalize_refuses_what_is_no_statistics(tmp_path: Path) -> None:
+def test_normalize_refuses_files_without_statistics(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "exploded",)
@@ -429,7 +428,7 @@ def test_normalize_refuses_what_is_no_statistics(tmp_path: Path) -> None:
         with pytest.raises(errors.EvaluationError, match=name):
             mj.NormalizeObs.from_vecnormalize(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
-    with pytest.raises(errors.EvaluationError, match="must be alike"):
+    with pytest.raises(errors.EvaluationError, match="need equal names and shapes"):
         mj.NormalizeObs([0.0, 0.0], [1.0])
     with pytest.raises(errors.EvaluationError, match="negative"):
         mj.NormalizeObs([0.0], [-1.0])
@@ -444,6 +443,6 @@ def test_transforms_run_before_the_model() -> None:
     assert batches[0]["obs"].max() < -7
 
 
-def test_scaling_without_bounds_says_where_it_belongs() -> None:
-    with pytest.raises(errors.EvaluationError, match="give low and high"):
+def test_scaling_without_bounds_raises_with_the_way_out() -> None:
+    with pytest.raises(errors.EvaluationError, match="pass low and high"):
         mj.ScaleAction()(np.zeros((1, 1)))

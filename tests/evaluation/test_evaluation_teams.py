@@ -1,4 +1,4 @@
-"""Environments with several agents: one policy for all or one for each, and what each agent has won."""
+"""Environments with several agents: one policy for all or one for each, and each agent's return."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_limits_cut_episodes_off() -> None:
 def test_one_environment_may_be_given_and_stays_open() -> None:
     env = Team(scout=False)
     assert len(mj.evaluate(Policy(first), env, episodes=3).episodes) == 3
-    with pytest.raises(errors.EvaluationError, match="one environment was given"):
+    with pytest.raises(errors.EvaluationError, match="is a single environment"):
         mj.evaluate(Policy(first), env, episodes=3, num_envs=2)
 
 
@@ -173,11 +173,11 @@ def test_policies_that_do_not_fit_the_agents_are_refused(given: Any, message: st
 
 
 def test_a_mapping_for_a_single_agent_is_refused() -> None:
-    with pytest.raises(errors.EvaluationError, match="one agent: give one policy"):
+    with pytest.raises(errors.EvaluationError, match="one agent: pass one policy"):
         mj.evaluate({"a": Policy(first)}, Tiny)
 
 
-def test_an_environment_that_raises_is_named_with_what_was_done() -> None:
+def test_an_environment_that_raises_is_named_with_the_partial_result() -> None:
     with pytest.raises(
         errors.EnvironmentFailedError,
         match=r"the ball is lost.*step 4, action \{'walker_1': 0, 'walker_2': 0\}",

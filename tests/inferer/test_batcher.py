@@ -1,5 +1,4 @@
-"""Batcher and Batched: order, splitting, failures, and input that is not what it should be. Fakes are
-closures, as in cervo's tests."""
+"""Batcher and Batched: order, splitting, failures and bad input. Fakes are closures, as in cervo's tests."""
 
 from __future__ import annotations
 
@@ -141,7 +140,7 @@ def test_a_thousand_agents() -> None:
 
 
 class Flaky:
-    """Echoes, but fails on the calls that it is told to."""
+    """Echoes its input, but fails on chosen calls."""
 
     def __init__(self, *failing: int):
         self.failing, self.calls = failing, 0
@@ -153,7 +152,7 @@ class Flaky:
         echo(view)
 
 
-def test_a_failed_execute_loses_nothing_and_goes_on_where_it_stopped() -> None:
+def test_a_failed_execute_loses_nothing_and_continues() -> None:
     fake = FakeInferer(Flaky(2, 3), take=lambda count: min(count, 2))
     batched = fake.into_batched()
     extend_all(batched, {agent: state(agent) for agent in range(5)})
@@ -169,7 +168,7 @@ def test_a_failed_execute_loses_nothing_and_goes_on_where_it_stopped() -> None:
     assert fake.sizes == [2, 2, 2], "the rows that had run did not run again"
 
 
-def test_clear_forgets_what_has_run_too() -> None:
+def test_clear_also_forgets_agents_that_ran() -> None:
     fake = FakeInferer(Flaky(2), take=lambda count: 1)
     batched = fake.into_batched()
     extend_all(batched, {0: state(0), 1: state(1)})
@@ -283,7 +282,7 @@ def test_a_waiting_state_is_replaced_or_discarded(fill: Callable[..., None]) -> 
     }
 
 
-def test_what_has_run_is_not_replaced_but_may_be_discarded() -> None:
+def test_an_agent_that_ran_is_not_replaced_but_may_be_discarded() -> None:
     fake = FakeInferer(Flaky(2), take=lambda count: 1)
     batcher = Batcher(fake)
     batcher.extend({agent: state(agent) for agent in range(3)})
@@ -309,7 +308,7 @@ def test_a_batcher_serves_inferers_of_the_same_model_only() -> None:
     assert batcher.execute(FakeInferer(echo))[0]["out"][0] == 3
 
 
-def test_a_batcher_made_for_the_bare_inferer_serves_the_wrapped_one_but_not_the_other_way_round() -> None:
+def test_a_bare_inferers_batcher_serves_wrappers_but_not_the_reverse() -> None:
     fake = summing()
     tracker = RecurrentTracker.wrap(fake)
     tracker.begin_agent(0)
@@ -343,9 +342,7 @@ def test_wrappers_may_write_into_rows() -> None:
     ),
     st.integers(1, 4),
 )
-def test_any_sequence_of_calls_answers_as_a_dictionary_would(
-    actions: list[tuple[str, Any]], take: int
-) -> None:
+def test_random_calls_match_a_dictionary(actions: list[tuple[str, Any]], take: int) -> None:
     broken: set[int] = set()
 
     def run(view: ScratchPadView) -> None:
@@ -378,7 +375,7 @@ def test_any_sequence_of_calls_answers_as_a_dictionary_would(
             with pytest.raises(RuntimeError):
                 batched.execute()
             broken.clear()
-            # What failed is pushed anew by its owner in real life; here it simply waits for the next execute.
+            # A user might push failed states again; here they wait for the next execute.
         elif action == "execute":
             responses = batched.execute()
             assert list(responses) == list(waiting)

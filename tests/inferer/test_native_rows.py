@@ -1,4 +1,4 @@
-"""States by the compiled helper: the same rows, the same errors, and nothing else where it cannot."""
+"""States copied by native code: the same rows, the same errors, and NumPy for everything else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPECS = (
 
 @pytest.fixture(scope="module", autouse=True)
 def _built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The helper, built anew from its source."""
+    """The native code, newly built from its source."""
     try:
         path = build.build_rows(tmp_path_factory.mktemp("rows"))
     except build.BuildError as cause:
@@ -93,7 +93,7 @@ class Odd(dict[str, Any]):
         ("more", np.zeros(3, np.float32)),
     ],
 )
-def test_what_is_not_just_so_is_left_to_numpy(name: str, value: Any) -> None:
+def test_other_arrays_are_left_to_numpy(name: str, value: Any) -> None:
     aim = Gatherer(SPECS, State).aim(rows(9))
     given = states(9)
     given[4][name] = value
@@ -103,7 +103,7 @@ def test_what_is_not_just_so_is_left_to_numpy(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("state", [Odd(states(1)[0]), [], None, {}, {1: 2}, {"obs": np.zeros(3, np.float32)}])
-def test_so_is_what_is_no_dictionary_of_these_names(state: Any) -> None:
+def test_other_mappings_are_left_to_numpy(state: Any) -> None:
     aim = Gatherer(SPECS, State).aim(rows(2))
     assert not aim.one(state, 0)
     assert not aim.all([states(1)[0], state])
@@ -143,7 +143,7 @@ def test_a_batcher_takes_them_one_by_one_and_together() -> None:
     np.testing.assert_array_equal(np.stack([answers[agent]["logits"] for agent in range(40)]), wanted)
 
 
-def test_it_is_off_where_arrays_look_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_helper_is_off_with_other_array_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_rows, "_C_CONTIGUOUS", 2)
     native_rows._library.cache_clear()
     assert "another memory layout" in native_rows._library()

@@ -1,4 +1,4 @@
-"""`PolicyPool`: rows of several weight sets in one call, each as its own policy would answer."""
+"""`PolicyPool`: rows of several weight sets in one call, each with its own policy's answer."""
 
 from __future__ import annotations
 
@@ -100,13 +100,13 @@ def test_the_rows_of_the_busiest_set_decide_the_plan(pool: mj.PolicyPool) -> Non
     assert [plan.size for plan in pool.plans()] == [8]
 
 
-def test_changes_that_cannot_be_made_change_nothing(pool: mj.PolicyPool) -> None:
+def test_impossible_changes_change_nothing(pool: mj.PolicyPool) -> None:
     pool.add("main")
     before = pool.infer_arrays(ROWS, ["main"] * 9)["logits"]
     wrong = {name: np.zeros((1, 1), np.float32) for name in pool.params("main")}
     for change, message in (
-        (lambda: pool.add("main"), "in the pool already"),
-        (lambda: pool.swap("rival", None), "'rival' is not in the pool; in it is 'main'"),
+        (lambda: pool.add("main"), "already in the pool"),
+        (lambda: pool.swap("rival", None), "'rival' is not in the pool; the weight sets are: 'main'"),
         (lambda: pool.drop("rival"), "'rival' is not in the pool"),
         (lambda: pool.add("rival", wrong), "the model has"),
         (lambda: pool.add("rival", policies.bundled("pendulum_ppo")), "another network"),
@@ -138,7 +138,7 @@ def test_models_that_mix_rows_or_are_exported_are_refused(tmp_path: Path) -> Non
         mj.PolicyPool(asset)
 
 
-def test_an_output_of_the_weights_alone_is_one_for_the_pool() -> None:
+def test_an_output_of_weights_alone_is_shared_by_the_pool() -> None:
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["obs", "w"], ["action"]), helper.make_node("Exp", ["s"], ["std"])],
@@ -156,7 +156,7 @@ def test_an_output_of_the_weights_alone_is_one_for_the_pool() -> None:
     answers = pool.infer_arrays({"obs": np.ones((2, 2), np.float32)}, ["double", "main"])
     assert answers["action"].tolist() == [[2, 2], [1, 1]]
     assert answers["std"].tolist() == [[1, 1], [1, 1]]
-    with pytest.raises(errors.IncompatibleModelError, match="output 'std' depends on the weights alone"):
+    with pytest.raises(errors.IncompatibleModelError, match="output 'std' depends only on the weights"):
         pool.add("wide", {"s": np.ones(2, np.float32)})
 
 
@@ -183,7 +183,7 @@ def test_a_call_sees_old_weights_or_new_ones_while_another_thread_swaps(pool: mj
     thread.join()
 
 
-def test_each_set_of_a_random_model_draws_numbers_of_its_own() -> None:
+def test_each_set_of_a_random_model_draws_its_own_numbers() -> None:
     pool = mj.PolicyPool(MODELS / "sb3_sac_sampling.onnx", capacity=2)
     pool.add("a")
     pool.add("b")

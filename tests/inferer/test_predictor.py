@@ -1,5 +1,4 @@
-"""`policy(inputs)` and `predict` without a trainer at hand: arrays of each kind, buffers, spaces that are not
-known."""
+"""`policy(inputs)` and `predict` without a trainer: arrays of each kind, buffers, unknown spaces."""
 
 from __future__ import annotations
 
@@ -49,7 +48,7 @@ def test_one_input_and_one_output_need_no_names(policy: mj.Inferer) -> None:
     np.testing.assert_allclose(single, wanted[1], rtol=1e-5)
 
 
-def test_several_are_named(several: mj.Inferer) -> None:
+def test_several_inputs_need_names(several: mj.Inferer) -> None:
     a, b = np.ones((4, 2), np.float32), np.full((4, 2), 3, np.float32)
     answer = several({"a": a, "b": b})
     np.testing.assert_array_equal(answer["sum"], np.full((4, 2), 5))
@@ -66,7 +65,7 @@ def test_jax_arrays_stay_jax_arrays(policy: mj.Inferer) -> None:
     np.testing.assert_allclose(answer, policy(ROWS), rtol=1e-5)
 
 
-def test_copies_are_the_callers_own(policy: mj.Inferer) -> None:
+def test_the_caller_owns_copies(policy: mj.Inferer) -> None:
     assert not policy(ROWS).flags.writeable
     before = policy(ROWS)
     answer = policy(ROWS, copy=True)
@@ -180,7 +179,7 @@ def _any_agents(monkeypatch: pytest.MonkeyPatch) -> None:
 OBS = np.zeros((3, 2), np.float32)
 
 
-def test_names_and_dtypes_say_what_an_output_is() -> None:
+def test_names_and_dtypes_decide_how_an_output_is_read() -> None:
     assert _predictable({"logits": (3,)}, {"logits": [0, 5, 1]}).predict(OBS)[0].tolist() == [1, 1, 1]
     assert _predictable({"q_values": (3,)}, {"q_values": [0, 5, 1]}).predict(OBS[0])[0] == 1
     index = _predictable({"actions": ((), np.int64), "values": (1,)}, {"actions": 2, "values": [0.5]})
@@ -189,7 +188,7 @@ def test_names_and_dtypes_say_what_an_output_is() -> None:
     assert mean.predict(OBS)[0].tolist() == [[0.5, -9]] * 3
 
 
-def test_actions_of_an_unknown_space_are_said_to_be_unclipped_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_actions_of_an_unknown_space_warn_once(caplog: pytest.LogCaptureFixture) -> None:
     policy = _predictable({"action": (2,)}, {"action": [0.5, -9]})
     with caplog.at_level(logging.WARNING, "memojax"):
         policy.predict(OBS)
@@ -202,12 +201,15 @@ def test_actions_of_an_unknown_space_are_said_to_be_unclipped_once(caplog: pytes
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        ({"output": (3,)}, r"which output is the action\? The model gives output: float32\[n, 3\].*for_env"),
+        (
+            {"output": (3,)},
+            r"no output is clearly the action; the model gives output: float32\[n, 3\].*for_env",
+        ),
         ({"actions": (2,), "action": (2,)}, "several outputs may be the action: 'actions', 'action'"),
-        ({"value": (1,)}, "which output is the action"),
+        ({"value": (1,)}, "no output is clearly the action"),
     ],
 )
-def test_what_is_not_known_is_not_guessed(outputs: Any, message: str) -> None:
+def test_an_unclear_output_raises(outputs: Any, message: str) -> None:
     with pytest.raises(errors.SpaceMismatchError, match=f"(?s){message}"):
         _predictable(outputs, dict.fromkeys(outputs, 0.0)).predict(OBS)
 
@@ -229,9 +231,9 @@ def test_masks_rule_actions_out_where_there_are_scores() -> None:
     assert _predictable({"logits": (3,)}, {"logits": [0, 5, 1]}).predict(OBS, action_masks=allowed)[
         0
     ].tolist() == [2, 1, 1]
-    with pytest.raises(errors.SpaceMismatchError, match="is the action already"):
+    with pytest.raises(errors.SpaceMismatchError, match="is already the action"):
         _predictable({"actions": ((), np.int64)}, {"actions": 2}).predict(OBS, action_masks=allowed)
-    with pytest.raises(errors.SpaceMismatchError, match="a bool per score"):
+    with pytest.raises(errors.SpaceMismatchError, match="one bool per score"):
         _predictable({"logits": (3,)}, {"logits": [0, 5, 1]}).predict(OBS, action_masks=allowed[:, :2])
 
 
@@ -303,7 +305,7 @@ def test_a_predictor_acts_for_all_of_a_vector_environment() -> None:
 
 
 @pytest.mark.parametrize("tracked", [False, True])
-def test_hidden_state_goes_around_and_starts_anew(tracked: bool) -> None:
+def test_hidden_state_passes_through_and_resets(tracked: bool) -> None:
     policy: Any = mj.load(policies.bundled("recurrent_lstm"))
     policy = mj.RecurrentTracker.wrap(policy) if tracked else policy
     rows = np.full((2, 2), 0.3, np.float32)

@@ -1,5 +1,4 @@
-"""A policy of memojax where Stable-Baselines3 expects a model: the same returns, to the digit; skipped
-without it."""
+"""A policy in the place of a Stable-Baselines3 model: equal returns to the digit; skipped without it."""
 
 from __future__ import annotations
 
@@ -79,8 +78,7 @@ class Recurrent(torch.nn.Module):
 
 
 class Masked(torch.nn.Module):
-    """Logits of a maskable policy from one-hot rows; `action_masks` is applied in the file where it is an
-    input."""
+    """Logits of a maskable policy from one-hot rows; the file applies `action_masks` if it is an input."""
 
     def __init__(self, policy: Any):
         super().__init__()
@@ -270,12 +268,12 @@ def test_eval_callback(tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
-def test_what_sb3_gives_wrongly_is_refused(recurrent: tuple[Any, Path]) -> None:
+def test_wrong_arguments_of_sb3_are_refused(recurrent: tuple[Any, Path]) -> None:
     _, path = recurrent
     policy = mj.load(path)
     _, state = policy.predict(np.zeros((3, 4), np.float32))
     assert state is not None
-    with pytest.raises(errors.InputShapeError, match="give back what predict gave"):
+    with pytest.raises(errors.InputShapeError, match="pass the state that predict gave"):
         policy.predict(np.zeros((2, 4), np.float32), state)
     with pytest.raises(errors.InputShapeError, match="3 flags for 2 observations"):
         policy.predict(np.zeros((2, 4), np.float32), episode_start=[True] * 3)

@@ -1,5 +1,4 @@
-"""What an inferer promises holds for `jax.Array`s, under eviction, and while weights change: one call, one
-set of weights."""
+"""An inferer keeps its promises for `jax.Array`s, under eviction, and during weight updates."""
 
 from __future__ import annotations
 
@@ -76,7 +75,7 @@ def test_rows_of_another_width_are_cast_without_a_compile() -> None:
     assert len(CPU.client.live_executables()) == before
 
 
-def test_a_failing_compile_in_the_background_is_tried_and_said_once(
+def test_a_failing_background_compile_is_tried_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = memojax.load(scaling(), preload=[4], on_miss="pad")
@@ -108,7 +107,7 @@ def short_turns() -> Iterator[None]:
 
 
 def hammer(seconds: float, calls: list[Callable[[int], None]]) -> None:
-    """Call all of `calls` over and over, each in its own thread; raises the first of what they raise."""
+    """Repeat all of `calls`, each in its own thread; raises the first of their errors."""
     end, failures = time.monotonic() + seconds, []
 
     def work(call: Callable[[int], None]) -> None:

@@ -1,4 +1,4 @@
-"""A copy of an inferer compiles nothing until a size is used; then it has the plans that the original had."""
+"""A copy of an inferer compiles nothing before its first call; then it gets the original's plans."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 class Compiles:
-    """Counts what XLA compiles."""
+    """Counts the compiles of XLA."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -64,7 +64,7 @@ def test_a_copy_compiles_nothing_before_its_first_call(
     np.testing.assert_allclose(again.infer_arrays({"obs": OBS})["logits"], wanted, rtol=1e-5)
 
 
-def test_the_other_sizes_are_compiled_behind_the_first_use() -> None:
+def test_the_other_sizes_compile_after_the_first_use() -> None:
     made = pickle.loads(pickle.dumps(memojax.load(NAME, preload=[2, 5, 9], maxsize=1)))
     made.infer_arrays({"obs": OBS})
     end = time.monotonic() + 60
@@ -74,7 +74,7 @@ def test_the_other_sizes_are_compiled_behind_the_first_use() -> None:
     assert made.cache_info().misses == 0
 
 
-def test_a_size_that_no_copy_had_is_refused_still() -> None:
+def test_a_new_size_is_still_refused() -> None:
     made = pickle.loads(pickle.dumps(memojax.load(NAME, preload=[5], on_miss="error")))
     with pytest.raises(memojax.errors.CompileForbiddenError):
         made.infer_arrays({"obs": OBS[:3]})

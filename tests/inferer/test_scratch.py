@@ -67,7 +67,7 @@ def test_pushed_data_is_not_broadcast(data: Any) -> None:
         pad.push(0, data)
 
 
-def test_push_needs_an_agent() -> None:
+def test_a_push_needs_an_agent() -> None:
     with pytest.raises(InputShapeError, match="next"):
         ScratchPad(API.inputs, API.outputs).push(0, np.zeros(2))
 
@@ -113,7 +113,7 @@ def test_write_slots_write_in_place() -> None:
     assert (view.output_slot(0) == 8).all()
 
 
-def test_somebody_elses_rows_are_copied_before_they_are_written() -> None:
+def test_the_callers_rows_are_copied_before_a_write() -> None:
     theirs = rows(1, 2).repeat(2, axis=1)
     theirs.flags.writeable = False
     view = ScratchPadView(API.inputs, API.outputs, [theirs, None], 2)
@@ -133,11 +133,11 @@ def test_slots_given_as_a_whole_are_checked() -> None:
         view.set_input(1, np.zeros((2, 2), np.float32))
 
 
-def test_an_output_that_nobody_fills_is_zeros() -> None:
+def test_an_unfilled_output_is_zeros() -> None:
     assert not view_of(2).output_slot(0).any()
 
 
-def test_rows_on_a_device_are_numpy_for_who_wants_numpy() -> None:
+def test_rows_on_a_device_can_be_read_as_numpy() -> None:
     data = jnp.ones((2, 2))
     view = ScratchPadView(API.inputs, API.outputs, [data, None], 2, device=next(iter(data.devices())))
     assert view.inputs[0] is data

@@ -11,8 +11,7 @@ from memojax.kernels import build, library
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled kernels: those of the installation, those that $MEMOJAX_KERNELS_LIBRARY names, or ones
-    built here."""
+    """The compiled kernels: the installed ones, those in $MEMOJAX_KERNELS_LIBRARY, or newly built ones."""
     for path in (
         os.environ.get("MEMOJAX_KERNELS_LIBRARY", ""),
         Path(library.__file__).with_name(build.library_name()),

@@ -1,4 +1,4 @@
-"""What the handler reads lies where XLA puts it: compared with the header of the installed jaxlib."""
+"""The handler's structs have XLA's layout, by comparison with the header of the installed jaxlib."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ import pytest
 
 from memojax.kernels.build import NATIVE, system_compiler
 
+HEADER = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+# JAX 0.12 renamed this struct; its fields kept their places.
+EXTENSION = next(
+    name for name in ("XLA_FFI_Extension_Base", "XLA_FFI_InternalExtension") if name in HEADER.read_text()
+)
 FIELDS = {
-    "Extension": ("XLA_FFI_Extension_Base", {"struct_size": "struct_size", "type": "type", "next": "next"}),
+    "Extension": (EXTENSION, {"struct_size": "struct_size", "type": "type", "next": "next"}),
     "Version": ("XLA_FFI_Api_Version", {"major": "major_version", "minor": "minor_version"}),
-    "ErrorArgs": ("XLA_FFI_Error_Create_Args", {"struct_size": "struct_size", "message": "message", "code": "errc"}),
+    "ErrorArgs": (
+        "XLA_FFI_Error_Create_Args",
+        {"struct_size": "struct_size", "message": "message", "code": "errc"},
+    ),
     "Api": ("XLA_FFI_Api", {"version": "api_version", "create_error": "XLA_FFI_Error_Create"}),
-    "Metadata": ("XLA_FFI_Metadata", {"struct_size": "struct_size", "version": "api_version", "traits": "traits"}),
+    "Metadata": (
+        "XLA_FFI_Metadata",
+        {"struct_size": "struct_size", "version": "api_version", "traits": "traits"},
+    ),
     "MetadataExtension": ("XLA_FFI_Metadata_Extension", {"metadata": "metadata"}),
     "Buffer": ("XLA_FFI_Buffer", {"dtype": "dtype", "data": "data", "rank": "rank", "dims": "dims"}),
     "Array": ("XLA_FFI_Array", {"dtype": "dtype", "size": "size", "data": "data"}),
@@ -23,11 +34,16 @@ FIELDS = {
     "CallFrame": (
         "XLA_FFI_CallFrame",
         {
-            "extensions": "extension_start", "api": "api", "context": "ctx", "stage": "stage",
-            "arguments": "args", "results": "rets", "attributes": "attrs",
+            "extensions": "extension_start",
+            "api": "api",
+            "context": "ctx",
+            "stage": "stage",
+            "arguments": "args",
+            "results": "rets",
+            "attributes": "attrs",
         },
     ),
-}  # fmt: skip
+}
 CONSTANTS = {
     "kMetadataExtension": "XLA_FFI_Extension_Metadata",
     "kInvalidArgument": "XLA_FFI_Error_Code_INVALID_ARGUMENT",

@@ -1,4 +1,4 @@
-"""The kernels by themselves, without XLA: what the sanitizers run too."""
+"""The kernels alone, without XLA; the sanitizers also run these tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def numbers(*shape: int) -> np.ndarray:
 
 
 def unaligned(array: np.ndarray) -> np.ndarray:
-    """A copy that begins 4 bytes behind a cache line."""
+    """A copy that begins 4 bytes after a cache line."""
     room = np.empty(array.size + 32, np.float32)
     start = (-room.ctypes.data // 4) % 16 + 1
     found = room[start : start + array.size].reshape(array.shape)
@@ -70,7 +70,7 @@ def test_without_a_bias(native: Library) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 16, 37, 64, 65])
-def test_a_product_added_to_what_is_there(native: Library, columns: int) -> None:
+def test_a_product_can_be_added_in_place(native: Library, columns: int) -> None:
     x, w, y = numbers(7, 20), numbers(20, columns), numbers(7, columns)
     program = Program(7, 3)
     steps = (20, 0, 0), (columns, columns, columns)
@@ -252,7 +252,7 @@ def test_copies_and_fills(native: Library) -> None:
 
 
 def test_many_callers_at_once(native: Library) -> None:
-    """One of them gets the threads, the others work alone; all are right."""
+    """One caller gets the threads, the others work alone; all results are right."""
     x, w, b = numbers(64, 300), numbers(300, 256) / 17, numbers(256)
     expected = x @ w + b
     wrong = []

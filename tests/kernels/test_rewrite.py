@@ -1,4 +1,4 @@
-"""Plans with kernels give the numbers of plans without, and say which they are."""
+"""Plans with kernels give the same numbers as plans without, and name their candidate."""
 
 from __future__ import annotations
 
@@ -128,7 +128,8 @@ def test_convolutions(shape: list[int], kernel: list[int], attributes: dict[str,
     nodes = [
         helper.make_node("Conv", ["x", "k0", "b0"], ["c"], **attributes),
         helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("Conv", ["r", "k1"], ["d"]),  # reads what the first one wrote, channels innermost
+        # Reads the output of the first one, which has its channels innermost.
+        helper.make_node("Conv", ["r", "k1"], ["d"]),
         helper.make_node("Flatten", ["d"], ["y"]),
     ]
     agree(file(nodes, weights, {"x": shape}, ["y", "r"]), (1, 2, 9))
@@ -162,7 +163,7 @@ def test_a_flattened_image_meets_a_dense_layer_and_a_residual_sum() -> None:
 
 
 def test_a_large_dense_layer_behind_a_convolution() -> None:
-    """Images go few at a time, rows of the large layer all together: two sections of one program."""
+    """A few images per pass, then all rows of the large layer: two sections of one program."""
     weights = {"k": weight(32, 3, 3, 3), "w": weight(32 * 64, 70), "b": weight(70), "v": weight(70, 9)}
     nodes = [
         helper.make_node("Conv", ["x", "k"], ["c"], pads=[1, 1, 1, 1]),
@@ -187,8 +188,8 @@ def test_biases_and_relu_behind_a_reshape() -> None:
     agree(file(nodes, weights, {"x": [4, 1, 10]}, ["y"]), (1, 2, 6))
 
 
-def test_what_stands_behind_a_product_is_done_with_it() -> None:
-    """One step each: a product with bias and relu, however the file spells them."""
+def test_a_product_absorbs_the_steps_after_it() -> None:
+    """A product with bias and relu is one step, in every spelling of the file."""
     for content in (mlp("Relu"), _fixed_batch()):
         inferer = memojax.load(content)
         compiler = PlanCompiler(inferer.typed, cpu_device())
@@ -198,7 +199,7 @@ def test_what_stands_behind_a_product_is_done_with_it() -> None:
 
 
 def _fixed_batch() -> bytes:
-    """A network whose batch is fixed to 1: it is vectorized, and reshapes stand between everything."""
+    """A network with its batch fixed to 1: it is vectorized, with reshapes between all steps."""
     model = onnx.ModelProto.FromString(mlp("Relu"))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
@@ -215,7 +216,7 @@ def test_two_products_in_one_sum() -> None:
         helper.make_node("Relu", ["a"], ["y"]),
     ]
     agree(file(nodes, weights, {"x": [9], "h": [5]}, ["y"]), (1, 2, 6))
-    agree(file(nodes, weights, {"x": [9], "h": [5]}, ["y", "g"]), (1, 3))  # the first one is wanted too
+    agree(file(nodes, weights, {"x": [9], "h": [5]}, ["y", "g"]), (1, 3))  # The first sum is an output, too.
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
@@ -268,7 +269,7 @@ def test_nan_and_infinity_arrive_as_from_xla() -> None:
     assert np.isfinite(given[0][0]).all()
 
 
-def test_what_has_no_product_stays_with_xla() -> None:
+def test_a_network_without_products_stays_with_xla() -> None:
     agree(file([helper.make_node("Tanh", ["x"], ["y"])], {}, {"x": [5]}, ["y"]), (3,), expects="default")
 
 
@@ -300,7 +301,7 @@ def test_rows_on_the_users_own_cpu_device() -> None:
     np.testing.assert_allclose(np.asarray(given), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_wrong_call_fails_with_words() -> None:
+def test_a_wrong_call_fails_with_a_message() -> None:
     call = jax.ffi.ffi_call("memojax_program", jax.ShapeDtypeStruct((2,), np.float32))
     with pytest.raises(Exception, match="other kernels"):
         jax.jit(lambda x: call(x, program=np.zeros(8, np.int64)))(np.zeros(2, np.float32)).block_until_ready()
@@ -348,7 +349,8 @@ from memojax.kernels.program import ABSENT, Place, Product, Program
 n = 256
 program = Program(n, 3)
 none = ((1, 0), (1, 0), (1, 0))
-program.product(Product(Place(0, 0, n), Place(1), ABSENT, Place(2, 0, n), 1, (1, 1), n, n, none, (n, 0, 0), (n, n, n)))
+places = Place(0, 0, n), Place(1), ABSENT, Place(2, 0, n)
+program.product(Product(*places, 1, (1, 1), n, n, none, (n, 0, 0), (n, n, n)))
 x, w, y = np.ones((n, n), np.float32), np.eye(n, dtype=np.float32), np.zeros((n, n), np.float32)
 arrays = [x, pack_matrix(w, opened().panel), y]
 for _ in range(5):
@@ -366,5 +368,5 @@ print("done")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.slow
-def test_the_child_of_a_fork_does_not_wait_for_threads_that_it_has_not() -> None:
+def test_a_forked_child_does_not_wait_for_missing_threads() -> None:
     assert _run(_FORKED, MEMOJAX_KERNELS_THREADS="3") == "done\n"

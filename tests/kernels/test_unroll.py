@@ -26,7 +26,7 @@ def with_kernels() -> None:
 
 
 def recurrent(kind: str, direction: str, last: bool) -> bytes:
-    """Observations of several times through a recurrent layer: its last state, or those of all times."""
+    """Observations of several times through a recurrent layer: its last state, or all states."""
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
     ways = 2 if direction == "bidirectional" else 1
     weights = {

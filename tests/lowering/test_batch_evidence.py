@@ -116,7 +116,8 @@ def test_the_advice_of_the_refusal_works() -> None:
 
 def test_the_refusal_is_the_same_under_any_hash_seed(tmp_path: Any) -> None:
     onnx.save(GRAPH, tmp_path / "graph.onnx")
-    code = "import memojax, sys\ntry: memojax.load(sys.argv[1])\nexcept memojax.errors.DimensionError as e: print(e)"
+    load = "try: memojax.load(sys.argv[1])\nexcept memojax.errors.DimensionError as e: print(e)"
+    code = f"import memojax, sys\n{load}"
     said = {
         subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "graph.onnx")],

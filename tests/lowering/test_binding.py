@@ -127,7 +127,8 @@ def test_a_whole_number_that_does_not_fit_is_refused() -> None:
         memojax.run(narrow, {"x": X, "shift": -129})
 
 
-DEFAULTS = """g (float[N,4] x, float[4] gain = {1.0, 2.0, 3.0, 4.0}, int64[2] shape = {-1, 4}) => (float[] y) {
+DEFAULTS = """g (float[N,4] x, float[4] gain = {1.0, 2.0, 3.0, 4.0}, int64[2] shape = {-1, 4})
+    => (float[] y) {
     scaled = Mul (x, gain)
     y = Reshape (scaled, shape)
 }"""
@@ -181,7 +182,8 @@ def test_defaults_become_inputs_by_name() -> None:
 
 
 STRANGE = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "my.domain": 1]>
-g (float[N,4] x, bool flag, int64 level, float[N,4] noise) => (float[N,4] y) <float[4] w = {1, 2, 3, 4}, int64 two = {2}> {
+g (float[N,4] x, bool flag, int64 level, float[N,4] noise) => (float[N,4] y)
+<float[4] w = {1, 2, 3, 4}, int64 two = {2}> {
     y = If (flag) <then_branch = a () => (float[N,4] t) {
             high = Greater (level, two)
             m = Mul (x, w)

@@ -26,7 +26,11 @@ def model(nodes: str, batch: Any = "batch", outputs: str = "float[] y") -> onnx.
     g (float[{batch},5] x) => ({outputs}) <float half = {{0.5}}, int64[1] one = {{1}}> {{ {nodes} }}""")
 
 
-DISTINCT = "u = Unique (x)\n s = Size (u)\n f = Cast <to = 1> (s)\n m = ReduceSum <keepdims = 0> (u)\n y = Add (f, m)"
+DISTINCT = """u = Unique (x)
+    s = Size (u)
+    f = Cast <to = 1> (s)
+    m = ReduceSum <keepdims = 0> (u)
+    y = Add (f, m)"""
 """The number of distinct numbers in a row, and their sum."""
 LARGEST = """z = Greater (x, half)
     c = NonZero (z)

@@ -263,7 +263,7 @@ def test_options_and_wrappers_without_effect_are_refused() -> None:
     policy = memojax.load(POLICIES / "pendulum_ppo.onnx")
     with pytest.raises(errors.InputError, match="loaded already"):
         memojax.to_jax(policy, constants={"epsilon": 0})
-    with pytest.raises(errors.IncompatibleModelError, match="give the inferer inside"):
+    with pytest.raises(errors.IncompatibleModelError, match="pass the inferer inside"):
         memojax.to_jax(policy.with_default_epsilon("epsilon"))
     with pytest.raises(errors.UnknownInputError, match="unknown input 'eps'"):
         memojax.to_jax(POLICIES / "pendulum_ppo.onnx", constants={"eps": 0})

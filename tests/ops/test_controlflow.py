@@ -73,7 +73,8 @@ def narrow_run(
 
 
 IF = """agraph (bool cond, float[2,3] x) => (float[2,3] y) {
-  y = If (cond) <then_branch = t () => (float[2,3] a) { a = Neg(x) }, else_branch = e () => (float[2,3] b) { b = Mul(x, x) }>
+  y = If (cond) <then_branch = t () => (float[2,3] a) { a = Neg(x) },
+                 else_branch = e () => (float[2,3] b) { b = Mul(x, x) }>
 }"""
 
 
@@ -110,7 +111,8 @@ def load_and_static(made: onnx.ModelProto) -> tuple[str, ...]:
 
 COUNTED = """agraph (float[2] x, float[2] w) => (float[2] y, float[k,2] ys)
 <int64 m = {TRIPS}, bool go = {1}> {
-  y, ys = Loop (m, go, x) <body = b (int64 i, bool c, float[2] s) => (bool c_out, float[2] s_out, float[2] row) {
+  y, ys = Loop (m, go, x) <body = b (int64 i, bool c, float[2] s)
+    => (bool c_out, float[2] s_out, float[2] row) {
     f = Cast<to = 1>(i)
     sw = Mul(s, w)
     s_out = Add(sw, f)
@@ -145,7 +147,8 @@ WHILE = """agraph (float[2] x) => (float[2] y, int64 n)
 <int64 m = {TRIPS}, int64 zero = {0}, float limit = {100.0}, int64 one = {1}, float[2] two = {2.0, 2.0}> {
   total0 = ReduceSum<keepdims = 0>(x)
   go = Less(total0, limit)
-  y, n = Loop (M, GO, x, zero) <body = b (int64 i, bool c, float[2] s, int64 count) => (bool c_out, float[2] s_out, int64 next) {
+  y, n = Loop (M, GO, x, zero) <body = b (int64 i, bool c, float[2] s, int64 count)
+    => (bool c_out, float[2] s_out, int64 next) {
     s_out = Mul(s, two)
     total = ReduceSum<keepdims = 0>(s_out)
     c_out = Less(total, limit)
@@ -206,7 +209,8 @@ def test_loop_that_grows_its_state(trips: int) -> None:
 
 @pytest.mark.parametrize("trips", [3, 12])
 def test_loop_that_slices_by_its_step_number(trips: int) -> None:
-    text = """agraph (float[30] x) => (float[k,2] y) <int64 m = {TRIPS}, int64[1] two = {2}, int64[1] one = {1}> {
+    text = """agraph (float[30] x) => (float[k,2] y)
+    <int64 m = {TRIPS}, int64[1] two = {2}, int64[1] one = {1}> {
       y = Loop (m, _) <body = b (int64 i, bool c) => (bool c_out, float[2] row) {
         c_out = Identity(c)
         begin = Reshape(i, one)
@@ -219,7 +223,8 @@ def test_loop_that_slices_by_its_step_number(trips: int) -> None:
 
 def test_loop_whose_static_condition_ends_it() -> None:
     text = """agraph (float[2] x) => (float[2] y, float[k,2] ys) <int64 m = {100}, int64 last = {10}> {
-      y, ys = Loop (m, _, x) <body = b (int64 i, bool c, float[2] s) => (bool c_out, float[2] s_out, float[2] row) {
+      y, ys = Loop (m, _, x) <body = b (int64 i, bool c, float[2] s)
+        => (bool c_out, float[2] s_out, float[2] row) {
         c_out = Less(i, last)
         s_out = Add(s, x)
         row = Identity(s_out)
@@ -243,7 +248,8 @@ def test_loop_over_static_values_stays_static() -> None:
 
 
 def test_nested_loops() -> None:
-    text = """agraph (float[2] x) => (float[2] y) <int64 m = {10}, int64 n = {9}, float[2] half = {0.5, 0.25}> {
+    text = """agraph (float[2] x) => (float[2] y)
+    <int64 m = {10}, int64 n = {9}, float[2] half = {0.5, 0.25}> {
       y = Loop (m, _, x) <body = outer (int64 i, bool c, float[2] s) => (bool c_out, float[2] s_out) {
         c_out = Identity(c)
         f = Cast<to = 1>(i)
@@ -284,7 +290,8 @@ def test_loops_can_be_batched_and_differentiated() -> None:
     np.testing.assert_allclose(jax.grad(last)(xs[0]), np.array([0.5, 0.9]) ** 20, rtol=1e-4)
 
 
-SCAN = """agraph (float[3] s0, float[SHAPE] x, float[4,LENGTH] z) => (float[3] s, float[a,b] p, float[c,d] q) {
+SCAN = """agraph (float[3] s0, float[SHAPE] x, float[4,LENGTH] z)
+  => (float[3] s, float[a,b] p, float[c,d] q) {
   s, p, q = Scan <num_scan_inputs = 2, ATTRIBUTES
       body = b (float[3] s_in, float[3] xi, float[4] zi) => (float[3] s_out, float[3] pi, float[4] qi) {
     t = Mul(s_in, xi)

@@ -1,9 +1,9 @@
-"""Autotuning: what is faster takes over between two calls, what is wrong never does, and nothing happens
-unasked."""
+"""Autotuning: a faster candidate takes over between two calls, and a wrong one never does."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import logging
 import threading
@@ -21,7 +21,7 @@ from jax import lax
 
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
-from memojax.plans import autotune
+from memojax.plans import autotune, compiler
 from memojax.plans.candidates import (
     CANDIDATES,
     CONVOLUTIONS,
@@ -47,7 +47,7 @@ POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
 
 @pytest.fixture(autouse=True)
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans begin with XLA's default, so that the tests know what they begin with."""
+    """Plans start from XLA's default, so that tests know their starting point."""
     monkeypatch.setattr("memojax.plans.compiler.opened", lambda: None)
 
 
@@ -74,7 +74,7 @@ def check(inferer: MemoizingDynamicInferer, n: int) -> None:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A candidate that is off by a little."""
+    """A candidate with slightly wrong results."""
 
     name: str = "wrong"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Wrong:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Candidates to try, all of which look `gain` times as fast."""
+    """Candidates to try, each of which seems `gain` times as fast."""
 
     def use(*candidates: Any, gain: float = 2.0) -> None:
         monkeypatch.setattr(autotune, "candidates", lambda *_: list(candidates))
@@ -112,7 +112,7 @@ def executables() -> int:
     return len(cpu_device().client.live_executables())
 
 
-def test_off_compiles_nothing_more(tried: Callable[..., None]) -> None:
+def test_off_compiles_only_the_default(tried: Callable[..., None]) -> None:
     tried(FUSED)
     before = executables()
     inferer = MemoizingDynamicInferer(typed(), [2])
@@ -142,7 +142,7 @@ def test_winners_give_the_defaults_numbers(tried: Callable[..., None], candidate
     assert (plan.candidate, plan.gain) == (
         candidate.name,
         2.0,
-    ) or plan.candidate == "default"  # an option that this jaxlib lacks
+    ) or plan.candidate == "default"  # This jaxlib lacks the option.
     plain = MemoizingDynamicInferer(typed(), [1])
     for _ in range(3):
         given, want = inferer.infer_arrays({"x": X[:1]}), plain.infer_arrays({"x": X[:1]})
@@ -151,7 +151,7 @@ def test_winners_give_the_defaults_numbers(tried: Callable[..., None], candidate
         check(inferer, 1)
 
 
-def test_wrong_numbers_are_dropped_and_said(
+def test_a_candidate_with_wrong_numbers_is_dropped_with_a_warning(
     tried: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     tried(Wrong())
@@ -163,7 +163,7 @@ def test_wrong_numbers_are_dropped_and_said(
 
 @dataclass(frozen=True)
 class Breaking(Wrong):
-    """A candidate that compiles and cannot run."""
+    """A candidate that compiles but cannot run."""
 
     name: str = "breaking"
 
@@ -175,20 +175,20 @@ class Breaking(Wrong):
         return [jax.pure_callback(refuse, jax.ShapeDtypeStruct(first.shape, first.dtype), first), *others]
 
 
-def test_what_compiles_but_cannot_run_is_dropped(tried: Callable[..., None]) -> None:
+def test_a_candidate_that_cannot_run_is_dropped(tried: Callable[..., None]) -> None:
     tried(Breaking(), FUSED)
     inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
     check(inferer, 2)
     assert inferer.plans()[0].candidate == "ynn"
 
 
-def test_no_gain_no_change(tried: Callable[..., None]) -> None:
+def test_no_gain_changes_nothing(tried: Callable[..., None]) -> None:
     tried(FUSED, LAYERS, gain=1.01)
     inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
     assert [(plan.candidate, plan.gain) for plan in inferer.plans()] == [("default", 1.0)]
 
 
-def test_unknown_options_are_dropped_silently(
+def test_a_candidate_with_unknown_options_is_dropped_silently(
     tried: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     tried(Candidate("unheard-of", {"xla_cpu_no_such_option": "1"}))
@@ -227,7 +227,7 @@ def test_calls_are_right_while_a_size_is_tuned(tried: Callable[..., None]) -> No
     check(inferer, 3)
 
 
-def test_sizes_that_are_rarely_used_are_left_alone(tried: Callable[..., None]) -> None:
+def test_rarely_used_sizes_are_not_tuned(tried: Callable[..., None]) -> None:
     tried(FUSED)
     inferer = MemoizingDynamicInferer(typed(), autotune="background")
     check(inferer, 2)
@@ -236,9 +236,7 @@ def test_sizes_that_are_rarely_used_are_left_alone(tried: Callable[..., None]) -
     assert [plan.gain for plan in inferer.plans()] == [None, None]
 
 
-def test_a_plan_that_was_dropped_is_not_tuned_on(
-    tried: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tuning_of_a_dropped_plan_stops(tried: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     tried(FUSED)
     gate = threading.Event()
     worker.submit(lambda: gate.wait(30))
@@ -253,7 +251,7 @@ def test_a_plan_that_was_dropped_is_not_tuned_on(
     assert executables() <= before
 
 
-def test_update_params_ends_it(tried: Callable[..., None]) -> None:
+def test_update_params_ends_tuning(tried: Callable[..., None]) -> None:
     tried(FUSED)
     inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
     inferer.update_params([w * 0 for w in WEIGHTS])
@@ -262,7 +260,7 @@ def test_update_params_ends_it(tried: Callable[..., None]) -> None:
     assert {plan.candidate for plan in inferer.plans()} == {"default"}
 
 
-def test_budget(tried: Callable[..., None]) -> None:
+def test_tuning_stays_within_its_budget(tried: Callable[..., None]) -> None:
     tried(Candidate("packed", packs=True))
     weights = sum(w.nbytes for w in WEIGHTS)
     inferer = MemoizingDynamicInferer(
@@ -288,7 +286,7 @@ def test_choices_are_remembered_on_disk(tried: Callable[..., None], tmp_path: Pa
     assert off.plans()[0].candidate == "default"
 
 
-def test_nothing_is_written_unasked(
+def test_nothing_is_written_without_a_folder(
     tried: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MEMOJAX_CACHE_DIR", raising=False)
@@ -310,7 +308,7 @@ def test_odd_choice_files_are_ignored(tmp_path: Path, content: str) -> None:
     assert choices.get(key) == ("v512", 1.2)
 
 
-def test_a_name_from_elsewhere_is_the_default(tried: Callable[..., None], tmp_path: Path) -> None:
+def test_an_unknown_candidate_name_means_the_default(tried: Callable[..., None], tmp_path: Path) -> None:
     tried(WIDE)
     memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     text = (tmp_path / NAME).read_text()
@@ -320,7 +318,7 @@ def test_a_name_from_elsewhere_is_the_default(tried: Callable[..., None], tmp_pa
     assert inferer.plans()[0].candidate == "default"
 
 
-def test_a_remembered_candidate_that_is_no_longer_possible(
+def test_a_remembered_candidate_that_does_not_compile_gives_the_default(
     tried: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried(WIDE)
@@ -340,7 +338,7 @@ def test_an_unwritable_folder_causes_one_warning(tmp_path: Path, caplog: pytest.
     assert caplog.text.count("cannot write its choices") == 1
 
 
-def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_follow_the_models_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "has_avx512", lambda: False)
     monkeypatch.setattr(autotune, "has_sound_convolutions", lambda: True)
 
@@ -376,9 +374,8 @@ def test_candidates_follow_what_the_model_computes(monkeypatch: pytest.MonkeyPat
     assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == [WIDE.name]
 
 
-def test_no_fusion_of_weights_that_are_one_number() -> None:
-    """YNNPACK takes such a matrix for the number alone, and reads what lies behind it: with these zeros it
-    gave 1e30 (jaxlib 0.10.2)."""
+def test_weights_of_one_number_are_not_fused() -> None:
+    """YNNPACK reads such a matrix as one number and beyond: these zeros gave 1e30 (jaxlib 0.10.2)."""
 
     def names(fn: Any, weights: Any, shape: tuple[int, ...] = (16,)) -> set[str]:
         compiler = PlanCompiler(
@@ -399,22 +396,51 @@ def test_no_fusion_of_weights_that_are_one_number() -> None:
     assert names(lambda w, x: lax.conv(x["x"], w, (1, 1), "SAME"), kernel, (2, 8, 8)) == {"eigen-conv"}
 
 
-def test_comparison_sees_what_is_faster_and_doubts_noise() -> None:
-    def work(n: int) -> Callable[[Any], Any]:
-        a = np.ones((n, n), np.float32)
-        return lambda rows: a @ a
+class Clock:
+    """Time that passes only when a contender runs."""
 
-    assert autotune.compare(work(300), work(60), ()) > 1.5
-    assert autotune.compare(work(60), work(300), ()) < 0.9
-    same = work(100)
-    assert autotune.compare(same, same, ()) < 1.2
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 0.0
+        monkeypatch.setattr(autotune.time, "perf_counter", lambda: self.now)
+
+    def work(self, *seconds: float) -> Callable[[Any], Any]:
+        """A contender whose calls take these times, one after the other and over again."""
+        turns = itertools.cycle(seconds)
+
+        def run(rows: Any) -> None:
+            self.now += next(turns)
+
+        return run
 
 
-def test_unknown_mode() -> None:
+def test_comparison_tells_the_ratio_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert autotune.compare(clock.work(0.003), clock.work(0.001), ()) == pytest.approx(3)
+    assert autotune.compare(clock.work(0.001), clock.work(0.003), ()) == pytest.approx(1 / 3)
+
+
+def test_comparison_doubts_what_is_faster_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lucky block in four changes the fast rounds, but not the median."""
+    clock = Clock(monkeypatch)
+    luck = [0.002] * 6 + [0.001] * 2  # a block is two calls, and the first one is not counted
+    assert autotune.compare(clock.work(0.002), clock.work(*luck), ()) == pytest.approx(1)
+    assert autotune.compare(clock.work(*luck), clock.work(0.001), ()) == pytest.approx(1)
+
+
+def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="'off', 'preload', 'background'"):
         MemoizingDynamicInferer(typed(), autotune="always")  # pyright: ignore[reportArgumentType]
 
 
-def test_what_is_not_tuned_compiles_with_no_options_of_its_own() -> None:
+def test_an_untuned_plan_compiles_with_default_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    compiled = compiler.compiled_for
+
+    def noted(lowered: Any, device: jax.Device, options: Any = None) -> Any:
+        given.append(options)
+        return compiled(lowered, device, options)
+
+    monkeypatch.setattr(compiler, "compiled_for", noted)
     policy = MemoizingDynamicInferer(typed(), [2])
-    assert policy.plans()[0].candidate in (DEFAULT.name, "kernels")
+    assert policy.plans()[0].candidate == DEFAULT.name
+    assert given == [{}]

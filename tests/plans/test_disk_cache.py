@@ -37,7 +37,9 @@ def test_stores_and_finds_by_the_whole_key(tmp_path: Path) -> None:
     "damage",
     [lambda b: b[:-20], lambda b: b[:10], lambda b: b"", lambda b: b[:80] + bytes([b[80] ^ 1]) + b[81:]],
 )
-def test_damage_is_found_said_and_removed(tmp_path: Path, damage, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_entry_is_removed_with_a_warning(
+    tmp_path: Path, damage, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = DiskCache(tmp_path)
     cache.put(KEY, b"payload" * 10)
     path = only(cache)
@@ -57,7 +59,7 @@ def test_an_entry_under_another_name_is_foreign(tmp_path: Path) -> None:
     assert cache.get({**KEY, "size": 4}) is None
 
 
-def test_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_folder_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     cache = DiskCache(blocked / "cache")
@@ -68,7 +70,7 @@ def test_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pyte
     assert cache.get(KEY) is None
 
 
-def test_least_recently_used_go_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_entries_are_removed_first(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, max_bytes=3500)
     for size in range(3):
         cache.put({**KEY, "size": size}, bytes(1000))
@@ -79,7 +81,7 @@ def test_least_recently_used_go_first(tmp_path: Path) -> None:
     assert cache.get({**KEY, "size": 1}) is None
 
 
-def test_many_writers_and_readers_never_see_half_an_entry(
+def test_concurrent_writers_and_readers_see_whole_entries(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stop = time.monotonic() + 0.5

@@ -23,7 +23,7 @@ Draw = Callable[[Any, Any], Any]
 
 
 def sampler(draw: Draw) -> PlanCompiler:
-    """A compiler of `draw(rows, key)`, with the key as it reaches the function of a random file."""
+    """A compiler of `draw(rows, key)`, with the key in the form of a random file."""
 
     def fn(params: Any, x: Mapping[str, Any]) -> dict[str, Any]:
         return {"y": draw(x["x"], jax.random.wrap_key_data(x["key"][0], impl="threefry2x32"))}
@@ -33,7 +33,7 @@ def sampler(draw: Draw) -> PlanCompiler:
 
 
 def drawn(compiler: PlanCompiler) -> tuple[np.ndarray, str]:
-    """What a plan of five rows draws, and its program."""
+    """The draws of a plan of five rows, and its program."""
     plan = compiler.lower(5, DEFAULT).compile()
     keys = np.tile(KEY, (5, 1))
     return np.array(plan.executable.run([ROWS, keys])[0]), plan.executable.compiled.as_text()
@@ -52,6 +52,12 @@ DRAWS: dict[str, Draw] = {
     "bernoulli": lambda x, key: jax.random.bernoulli(key, jax.nn.sigmoid(x), x.shape),
     "bytes": lambda x, key: jax.random.bits(key, x.shape, "uint8"),
     "halves": lambda x, key: jax.random.normal(key, x.shape, "float16"),
+    "a key a row": lambda x, key: jax.vmap(
+        lambda n, row: jax.random.normal(jax.random.fold_in(key, n), row.shape)
+    )(jnp.arange(x.shape[0]), x),
+    "a key an entry": lambda x, key: jax.vmap(
+        jax.vmap(lambda n: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, n), 3)))
+    )(jnp.arange(x.size).reshape(x.shape)),
     "two draws of one key": lambda x, key: (
         jax.random.normal(key, x.shape) * jax.random.uniform(jax.random.fold_in(key, 1), x.shape)
     ),
@@ -59,7 +65,7 @@ DRAWS: dict[str, Draw] = {
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_the_numbers_are_jax_s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_numbers_are_those_of_jax(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found, program = drawn(sampler(DRAWS[name]))
     monkeypatch.setattr("memojax.plans.compiler.without_loops", lambda residual: residual)
     expected, loops = drawn(sampler(DRAWS[name]))

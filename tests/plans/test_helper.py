@@ -1,5 +1,4 @@
-"""The process that compiles: its plans are ours, nothing is compiled twice, and whatever happens to it, calls
-go on."""
+"""The compile helper: it makes the same plans, nothing compiles twice, and calls go on if it fails."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def _ended() -> Iterator[None]:
 
 @pytest.fixture
 def not_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever would be compiled in this process fails."""
+    """Make every compile in this process fail."""
 
     def refuse(*given: Any, **options: Any) -> Any:
         raise CompileError("compiled in this process")
@@ -51,7 +50,7 @@ def not_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Helper:
-    """Another helper in the place of the one that tests share."""
+    """A separate helper instead of the one that tests share."""
     made = Helper()
     monkeypatch.setattr("memojax.plans.engine.helper", made)
     return made
@@ -70,7 +69,7 @@ def expected(n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("weights", ["constant", "argument"])
 @pytest.mark.usefixtures("not_here")
-def test_it_makes_the_plans_of_this_process(weights: Any) -> None:
+def test_the_helper_makes_the_plans_of_this_process(weights: Any) -> None:
     policy = memojax.load(POLICY, weights=weights)
     policy.preload([2, 5], background=True).wait(60)
     inside = memojax.load(POLICY, preload=[3], weights=weights, compile_in="process")
@@ -85,7 +84,7 @@ def test_it_makes_the_plans_of_this_process(weights: Any) -> None:
 
 
 @pytest.mark.parametrize("weights", ["constant", "argument"])
-def test_its_plans_give_the_numbers_of_ours(weights: Any) -> None:
+def test_helper_plans_give_the_same_numbers(weights: Any) -> None:
     made = helper.plans
     policy = memojax.load(POLICY, weights=weights, preload=[2, 9], compile_in="process")
     assert helper.plans == made + 2
@@ -101,14 +100,14 @@ def test_its_plans_give_the_numbers_of_ours(weights: Any) -> None:
     )
 
 
-def test_settings_of_the_user_change_nothing() -> None:
+def test_user_settings_do_not_change_helper_plans() -> None:
     with jax.enable_x64(True), jax.default_matmul_precision("bfloat16"), jax.debug_nans(True):
         policy = memojax.load(POLICY, preload=[7], compile_in="process")
         got = policy.infer_arrays({"obs": OBS[:7]})["logits"]
     np.testing.assert_array_equal(got, expected(7))
 
 
-def test_a_random_model_and_a_model_with_free_dimensions() -> None:
+def test_the_helper_takes_random_models_and_free_dimensions() -> None:
     noisy = memojax.policies.bundled("pendulum_ppo")
     rows = {spec.name: np.ones((4, *spec.shape), spec.dtype) for spec in memojax.load(noisy).api.inputs}
     answers = [
@@ -146,11 +145,31 @@ def test_a_function_is_compiled_here() -> None:
     assert helper.plans == made
 
 
-def test_what_it_cannot_compile_says_so_as_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_compile_raises_the_usual_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMOJAX_MAX_RUN_BYTES", "1")
     for where in ("process", "thread"):
         with pytest.raises(memojax.errors.LimitError, match="MEMOJAX_MAX_RUN_BYTES"):
             memojax.load(POLICY, preload=[6], compile_in=where)
+
+
+def test_a_plan_that_fails_in_the_helper_is_not_compiled_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = memojax.load(POLICY, preload=[1], compile_in="process")
+    monkeypatch.setenv("MEMOJAX_MAX_RUN_BYTES", "1")
+    here: list[int] = []
+    lower = PlanCompiler.lower
+
+    def noted(self: PlanCompiler, size: int, *given: Any, **options: Any) -> Any:
+        here.append(size)
+        return lower(self, size, *given, **options)
+
+    monkeypatch.setattr(PlanCompiler, "lower", noted)
+    for background in (True, False):
+        with pytest.raises(memojax.errors.LimitError, match="MEMOJAX_MAX_RUN_BYTES"):
+            policy.preload([8], background=background).wait(60)
+    assert here == []
+    monkeypatch.delenv("MEMOJAX_MAX_RUN_BYTES")
+    policy.preload([8])
+    np.testing.assert_array_equal(policy.infer_arrays({"obs": OBS[:8]})["logits"], expected(8))
 
 
 def test_a_killed_process_costs_nothing_but_time(
@@ -172,20 +191,20 @@ def test_a_killed_process_costs_nothing_but_time(
     assert "helper processes were lost" in caplog.text
 
 
-def test_a_process_that_ended_for_want_of_work_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_that_ended_without_work_is_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     made = fresh(monkeypatch)
     policy = memojax.load(POLICY, preload=[1], compile_in="process")
     assert made._running is not None
-    made._running.let_go()  # the process is told that nobody is there any more
+    made._running.let_go()  # The process sees that its parent is gone.
     made._running.process.wait(30)
     policy.preload([2])
     assert (made.crashes, made.started, made.plans) == (0, 2, 2)
     made.stop()
 
 
-def test_where_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cases_without_the_helper(monkeypatch: pytest.MonkeyPatch) -> None:
     made = fresh(monkeypatch)
-    memojax.load(POLICY, preload=[1])  # nobody works in the background here
+    memojax.load(POLICY, preload=[1])  # Nothing compiles in the background here.
     memojax.load(POLICY, compile_in="thread").preload([1], background=True).wait(60)
     with monkeypatch.context() as patch:
         patch.setattr(helper_module, "available_bytes", lambda device: 1 << 20)
@@ -201,7 +220,7 @@ def test_where_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
         memojax.load(POLICY, compile_in="fork")  # pyright: ignore[reportArgumentType]
 
 
-def test_operators_of_ones_own_are_compiled_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_with_registered_operators_compile_here(monkeypatch: pytest.MonkeyPatch) -> None:
     made = fresh(monkeypatch)
 
     @memojax.ops.register("OnlyHere", domain="my.helper")
@@ -215,14 +234,14 @@ def test_operators_of_ones_own_are_compiled_here(monkeypatch: pytest.MonkeyPatch
         memojax.ops.registry.remove("my.helper", "OnlyHere")
 
 
-def test_plans_are_stored_and_found_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_helper_plans_are_stored_for_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memojax.load(POLICY, preload=[3], compile_in="process", cache_dir=tmp_path)
     other = memojax.load(POLICY, preload=[3], compile_in="process", cache_dir=tmp_path)
     assert other.cache_info().disk_hits == 1
     np.testing.assert_array_equal(other.infer_arrays({"obs": OBS[:3]})["logits"], expected(3))
 
 
-def test_an_interrupt_between_order_and_answer_mixes_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_between_order_and_answer_does_not_mix_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     made = fresh(monkeypatch)
     policy = memojax.load(POLICY, preload=[1], compile_in="process")
     with monkeypatch.context() as patch:
@@ -253,13 +272,62 @@ def test_new_weights_in_the_background_do_not_wait_for_compiles() -> None:
     assert not policy.infer_arrays({"obs": OBS[:2]})["logits"].any()
 
 
+def test_new_weights_in_the_background_during_a_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that compiles during the update gives the new numbers, too."""
+    policy = memojax.load(POLICY, preload=[2], weights="argument")
+    asked, go = threading.Event(), threading.Event()
+    make = Helper.make
+
+    def slow(self: Helper, *given: Any) -> Any:
+        made = make(self, *given)  # a real compile in the helper process
+        asked.set()
+        assert go.wait(60)
+        return made
+
+    monkeypatch.setattr(Helper, "make", slow)
+    compile = policy.preload([4], background=True)
+    assert asked.wait(60)
+    new = {name: value * np.float32(0.5) for name, value in policy.params.items()}
+    policy.update_params(new, background=True).result(60)
+    assert not compile.done()
+    updated = policy.infer_arrays({"obs": OBS[:2]})["logits"]
+    go.set()
+    compile.wait(60)
+    assert policy.is_ready(4)
+    other = memojax.load(POLICY, compile_in="thread", weights="argument")
+    other.update_params(new)
+    for n, found in ((2, updated), (4, policy.infer_arrays({"obs": OBS[:4]})["logits"])):
+        np.testing.assert_allclose(found, other.infer_arrays({"obs": OBS[:n]})["logits"], rtol=1e-6)
+        assert not np.allclose(found, expected(n))
+
+
+@pytest.mark.parametrize("weights", ["constant", "argument"])
+def test_new_weights_in_the_background_while_xla_compiles(weights: Any) -> None:
+    policy = memojax.load(POLICY, preload=[2], weights=weights)
+    compiles = policy.preload(range(10, 40, 3), background=True)
+    new = {name: value * np.float32(0.5) for name, value in policy.params.items()}
+    policy.update_params(new, background=True).result(60)
+    compiles.wait(60)
+    other = memojax.load(POLICY, compile_in="thread")
+    other.update_params(new)
+    for n in (2, 9):
+        found = policy.infer_arrays({"obs": OBS[:n]})["logits"]
+        np.testing.assert_allclose(found, other.infer_arrays({"obs": OBS[:n]})["logits"], rtol=1e-6)
+        assert not np.allclose(found, expected(n))
+
+
 def _run(folder: Path, script: str, **options: Any) -> subprocess.Popen[str]:
     path = folder / "script.py"
     path.write_text(textwrap.dedent(script))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-    )  # fmt: skip
+        [sys.executable, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
 
 
 SCRIPT = """
@@ -282,7 +350,7 @@ def _lives(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="it looks into /proc")
 @pytest.mark.parametrize("end", ["exit", "kill", "ctrl-c", "amid"])
-def test_it_needs_no_main_guard_and_ends_with_its_parent(tmp_path: Path, end: str) -> None:
+def test_the_helper_needs_no_main_guard_and_ends_with_its_parent(tmp_path: Path, end: str) -> None:
     last = {
         "exit": "",
         "amid": "policy.preload(range(3, 300), background=True); time.sleep(0.3)",
@@ -293,7 +361,7 @@ def test_it_needs_no_main_guard_and_ends_with_its_parent(tmp_path: Path, end: st
     if end == "kill":
         assert _lives(pid)
         process.kill()
-    elif end == "ctrl-c":  # as a terminal sends it: to the whole group
+    elif end == "ctrl-c":  # A terminal sends it to the whole group.
         os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     until(lambda: not _lives(pid))

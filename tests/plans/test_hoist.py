@@ -1,4 +1,4 @@
-"""What depends on weights alone is taken out of a traced function, once for all batch sizes."""
+"""Work on weights alone is taken out of a traced function, and done once for all batch sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def split(hoister: Hoister, fn: Callable[..., Any], *rows: Any) -> Residual:
 
 
 def check(fn: Callable[..., Any], leaves: list[np.ndarray], *rows: np.ndarray) -> Residual:
-    """The split function gives what the whole one gives; gives the residual."""
+    """Check that the split function equals the whole one; returns the residual."""
     hoister = Hoister(leaves)
     residual = split(hoister, fn, *rows)
     results = jax.jit(lambda leading, rows: residual(leading, rows))(hoister.values(residual.nodes), rows)
@@ -42,7 +42,7 @@ def gemm(w: Any, b: Any, x: Any) -> Any:
     return (x @ w.T + b,)
 
 
-def test_transposes_leave_and_broadcasts_to_the_batch_stay() -> None:
+def test_transposes_are_hoisted_and_broadcasts_to_the_batch_stay() -> None:
     residual = check(gemm, [W, B], ROWS)
     assert "transpose" not in names(residual)
     assert names(residual)[0] == "dot_general"
@@ -65,7 +65,7 @@ def test_batch_norm_becomes_scale_and_shift() -> None:
     assert len(residual.nodes) == 2
 
 
-def test_all_sizes_share_what_is_hoisted() -> None:
+def test_all_sizes_share_hoisted_values() -> None:
     hoister = Hoister([W, B])
     nodes = [split(hoister, gemm, np.zeros((n, 3), np.float32)).nodes for n in (2, 5, 64)]
     assert nodes[0] == nodes[1] == nodes[2]
@@ -73,13 +73,13 @@ def test_all_sizes_share_what_is_hoisted() -> None:
     assert all(a is b for a, b in zip(first, again, strict=True) if a is not B)
 
 
-def test_nested_jits_are_looked_into() -> None:
+def test_steps_inside_nested_jits_are_hoisted() -> None:
     inner = jax.jit(lambda w: jnp.square(w).T)
     residual = check(lambda w, x: (jax.jit(lambda a, b: a @ inner(b))(x, w),), [W], ROWS)
     assert names(residual) == ["dot_general"]
 
 
-def test_what_would_grow_is_not_hoisted() -> None:
+def test_a_step_that_enlarges_weights_is_not_hoisted() -> None:
     residual = check(lambda b, x: (jnp.broadcast_to(b, (1000, 5)).sum() + x,), [B], ROWS)
     assert [value.size for value in Hoister([B]).values(residual.nodes)] == [B.size]
     assert "reduce_sum" in names(residual)
@@ -125,7 +125,7 @@ def test_other_weights_give_other_values() -> None:
         lambda w: jnp.expand_dims(w, 0)[0],
     ],
 )
-def test_numpy_evaluates_what_xla_would(fn: Callable[[Any], Any]) -> None:
+def test_numpy_evaluates_like_xla(fn: Callable[[Any], Any]) -> None:
     hoister = Hoister([W])
     residual = split(hoister, lambda w: (fn(w),))
     (node,) = residual.nodes
@@ -135,14 +135,14 @@ def test_numpy_evaluates_what_xla_would(fn: Callable[[Any], Any]) -> None:
     np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_what_numpy_does_not_know_goes_to_xla() -> None:
+def test_steps_unknown_to_numpy_go_to_xla() -> None:
     hoister = Hoister([W])
     residual = split(hoister, lambda w: (jnp.tanh(w).T @ w,))
     (value,) = evaluate(residual.nodes, [W])
     np.testing.assert_allclose(value, np.tanh(W).T @ W, rtol=1e-5)
 
 
-def test_sixty_four_bits_stay() -> None:
+def test_64_bit_weights_stay_64_bit() -> None:
     table = np.arange(5000, dtype=np.int64) << 40
     typed = TypedModel.from_function(
         lambda p, x: p.reshape(50, 100).T[x["row"][:, 0], x["row"][:, 1]], table, {"row": ((2,), np.int64)}

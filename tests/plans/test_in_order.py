@@ -1,5 +1,4 @@
-"""Plans in nested calls: the same numbers, few parts at each level, and XLA's order wherever calls are not
-possible."""
+"""Plans of nested calls: the same numbers, few parts per level, else XLA's order."""
 
 from __future__ import annotations
 
@@ -80,7 +79,7 @@ def test_the_executable_keeps_the_calls() -> None:
     assert not re.search(r" dot\(", entry)
 
 
-def test_tuning_tries_it_where_it_may_pay() -> None:
+def test_tuning_tries_groups_if_they_may_pay() -> None:
     branches, line = network(2), network(1, 9)
     assert ORDERED in candidates(branches.trace(3), 3, branches)
     assert ORDERED not in candidates(line.trace(3), 3, line)
@@ -127,7 +126,7 @@ def test_a_group_that_cannot_be_traced_leaves_the_order_to_xla(monkeypatch: pyte
     assert ordered(network(2)).executable.candidate == "default"
 
 
-def test_what_xla_refuses_is_compiled_in_xlas_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_xla_refuses_compiles_in_xlas_order(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_it = compilers.compiled_for
 
     def refuses_calls(lowered: Any, *rest: Any) -> Any:

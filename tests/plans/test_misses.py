@@ -1,5 +1,4 @@
-"""What happens when a batch size has no plan: policies, buckets, preloads, and what is recommended
-afterwards."""
+"""Calls without a plan of their size: policies, buckets, preloads and recommendations."""
 
 from __future__ import annotations
 
@@ -54,7 +53,7 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("never happened")
 
 
-def test_pad_answers_at_once_and_compiles_the_right_size_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pad_answers_at_once_and_compiles_the_right_size_later(monkeypatch: pytest.MonkeyPatch) -> None:
     inferer = MemoizingDynamicInferer(TYPED, [8], on_miss="pad")
     gate = threading.Event()
     lower = inferer._cache._lower
@@ -80,7 +79,7 @@ def test_first_call_of_all_compiles_whatever_the_policy() -> None:
     assert ready(inferer) == [3]
 
 
-def test_error_warn_and_unknown_policies(caplog: pytest.LogCaptureFixture) -> None:
+def test_error_and_warn_policies_and_unknown_ones(caplog: pytest.LogCaptureFixture) -> None:
     strict = MemoizingDynamicInferer(TYPED, [2, 8], on_miss="error")
     check(strict, 8)
     with pytest.raises(CompileForbiddenError, match=r"size 3 .*plans for 2, 8.*preload\(\[3\]\)"):
@@ -155,15 +154,15 @@ def test_buckets(bucketing: Any, limit: int | None, expected: dict[int, list[int
         assert ready(inferer) == sizes
 
 
-def test_bad_buckets() -> None:
+def test_bad_buckets_are_refused() -> None:
     for bad in ("pow3", [], [0], [-1], [2.5]):
         with pytest.raises(BatchSizeError):
             bucket_of(bad)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(BatchSizeError, match="at least as many"):
+    with pytest.raises(BatchSizeError, match="must give .* or more"):
         bucket_of(lambda n: n - 1)(5)
 
 
-def test_preload_handle() -> None:
+def test_a_preload_can_be_waited_for() -> None:
     inferer = MemoizingDynamicInferer(TYPED)
     handle = inferer.preload([3, 5, 7], background=True)
     handle.wait(60)
@@ -178,7 +177,7 @@ def test_preload_handle() -> None:
     assert 99 not in ready(inferer)
 
 
-def test_cancelled_preload_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_preload_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     inferer = MemoizingDynamicInferer(TYPED)
     gate, lower = threading.Event(), inferer._cache._lower
     monkeypatch.setattr(inferer._cache, "_lower", lambda size: (gate.wait(30), lower(size))[1])
@@ -210,7 +209,7 @@ def test_recommendation_is_the_best_of_all(histogram: dict[int, int], k: int, co
     assert cost(tuple(found.sizes)) == pytest.approx(found.seconds)
 
 
-def test_recommend_needs_something_to_go_by() -> None:
+def test_recommend_needs_measurements() -> None:
     inferer = MemoizingDynamicInferer(TYPED)
     with pytest.raises(BatchSizeError, match="no batch has run yet"):
         inferer.recommend_sizes(3)
@@ -226,7 +225,7 @@ def test_the_worker_takes_short_turns_only_while_it_works() -> None:
     seen = worker.submit(sys.getswitchinterval).result(30)
     assert seen == pytest.approx(1e-4) or before < 1e-4
     worker.submit(lambda: None).result(30)
-    for _ in range(100):  # the result comes a moment before the task is over
+    for _ in range(100):  # The result arrives a moment before the task ends.
         if sys.getswitchinterval() == pytest.approx(before):
             break
         time.sleep(0.01)
@@ -248,7 +247,7 @@ def test_the_worker_keeps_nothing_alive() -> None:
     assert gone() is None
 
 
-def test_one_cold_measurement_does_not_lift_all_that_follow() -> None:
+def test_one_cold_measurement_does_not_raise_larger_sizes() -> None:
     latency = {1: 500.0, 8: 20.0, 16: 30.0}
     at = interpolator(latency, {1: 1, 8: 99, 16: 100})
     assert [at(size) for size in (1, 8, 16, 32)] == [pytest.approx(24.8), pytest.approx(24.8), 30.0, 60.0]

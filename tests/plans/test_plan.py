@@ -15,9 +15,12 @@ import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
 from memojax.plans.candidates import DEFAULT
 from memojax.plans.compiler import PlanCompiler, Weights, plain_name
+from memojax.plans.dispatch import on_host
 from memojax.plans.input_buffers import Staging
 from memojax.plans.packing import PACKED_BYTES, Packing
+from memojax.plans.weight_arguments import Leading
 from memojax.rows.scratch import COPIED_BYTES as STAGED
+from memojax.rows.scratch import aligned_empty
 from memojax.xla.cpu_client import cpu_device
 from tests.helpers import in_threads
 
@@ -90,7 +93,7 @@ def test_update_swaps_weights_without_a_compile() -> None:
     np.testing.assert_allclose(later([x[:2]])[0], chain(new, x[:2]), rtol=1e-4, atol=1e-5)
 
 
-def test_update_copies_what_it_is_given() -> None:
+def test_update_copies_the_given_weights() -> None:
     typed = TypedModel.from_function(
         lambda w, x: {"y": x["x"] + w}, np.zeros(64, np.float32), {"x": ((64,), np.float32)}
     )
@@ -181,7 +184,7 @@ def test_results_do_not_change_when_inputs_do() -> None:
 
 
 @pytest.mark.parametrize("width", [3, STAGED])
-def test_odd_memory_layouts(width: int) -> None:
+def test_odd_memory_layouts_give_the_same_numbers(width: int) -> None:
     inferer = MemoizingDynamicInferer(
         TypedModel.from_function(lambda _, x: {"y": x["x"] + 1}, (), {"x": ((width,), np.float32)})
     )
@@ -202,7 +205,7 @@ def test_odd_memory_layouts(width: int) -> None:
 @pytest.mark.parametrize(
     "given", [np.ones((2, 3)), np.ones((2, 3), np.float16), [[1, 1, 1], [1, 1, 1]], np.ones((2, 3), ">f4")]
 )
-def test_what_the_fast_path_does_not_take_goes_the_checked_way(given: Any) -> None:
+def test_other_inputs_take_the_checked_way(given: Any) -> None:
     inferer = MemoizingDynamicInferer(
         TypedModel.from_function(lambda _, x: {"y": x["x"] + 1}, (), {"x": ((3,), np.float32)}), [2]
     )
@@ -211,7 +214,7 @@ def test_what_the_fast_path_does_not_take_goes_the_checked_way(given: Any) -> No
     assert (result == 2).all()
 
 
-def test_random_models_draw_anew_and_repeat_by_seed() -> None:
+def test_random_models_draw_new_numbers_and_repeat_by_seed() -> None:
     def fn(_: Any, x: Mapping[str, Any], key: Any) -> dict[str, Any]:
         return {"y": x["x"] + jax.random.normal(key, x["x"].shape, jnp.float32)}
 
@@ -276,7 +279,7 @@ def test_users_own_settings_do_not_matter() -> None:
     assert inferer.cache_info().currsize == 1
 
 
-def test_aliases_are_seen_by_xla() -> None:
+def test_xla_reads_the_aliased_buffers() -> None:
     staging = Staging([(2, 3)], [np.float32], cpu_device())
     if not all(staging.staged):
         pytest.skip("this JAX copies NumPy arrays")
@@ -289,7 +292,32 @@ def test_aliases_are_seen_by_xla() -> None:
     assert (np.asarray(jax.jit(lambda a: a + 1)(array)) == 5).all()
 
 
-def test_infos_count_and_time() -> None:
+def test_large_rows_are_copied_only_if_xla_cannot_read_them() -> None:
+    shape = (2, 10_000)
+    staging = Staging([shape], [np.float32], cpu_device())
+    if not all(staging.spare):
+        pytest.skip("this JAX copies NumPy arrays")
+    taken: list[Any] = []
+
+    def call(array: Any) -> np.ndarray:
+        taken.append(array)
+        return np.array(array)
+
+    run = on_host(call, staging, Packing.of([shape], [np.float32]), Leading())
+    well = aligned_empty(shape, np.float32)
+    well[:] = 1
+    shifted = aligned_empty((20_001,), np.float32)[1:].reshape(shape)
+    shifted[:] = 2
+    spread = aligned_empty((2, 20_000), np.float32)[:, ::2]
+    spread[:] = 3
+    for number, rows in enumerate((well, shifted, spread), 1):
+        (result,) = run([rows])
+        assert (result == number).all()
+    assert taken[0] is well
+    assert taken[1] is taken[2] is staging.free[0][1][0]
+
+
+def test_plan_infos_count_calls_and_times() -> None:
     typed, _ = deep(1)
     inferer = MemoizingDynamicInferer(typed, [2])
     for _ in range(40):
@@ -311,9 +339,9 @@ def test_profiles_name_the_model_and_the_size() -> None:
     assert plain_name("//") == "model"
 
 
-def test_weights_that_are_one_number_throughout() -> None:
-    """By XLA's own defaults the pooled convolution reads past the one number (jaxlib 0.10.2 with AVX-512: 0,
-    or some 1e30)."""
+def test_weights_of_one_number_give_right_numbers() -> None:
+    """With XLA's defaults, the pooled convolution reads beyond the number (jaxlib 0.10.2 with AVX-512: 0, or
+    about 1e30)."""
     kernel = np.full((1000, 512, 1, 1), 0.02, np.float32)
 
     def pooled(w: Any, x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Plans that travel as a value, and cores: what memojax.ray is built on, without Ray."""
+"""Plans that travel as a value, and pinned cores: the base of memojax.ray, without Ray."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_pickled_policy_compiles_nothing() -> None:
     assert copy.cache_info().disk_hits == 1
 
 
-def test_another_model_finds_nothing_in_it() -> None:
+def test_another_model_finds_nothing_in_the_artifact() -> None:
     artifact = memojax.PlanArtifact()
     memojax.load("acrobot_ppo", preload=[4], cache_dir=artifact)
     other = memojax.load("pendulum_ppo", preload=[4], cache_dir=artifact)
@@ -36,7 +36,8 @@ import json, os, threading, memojax
 pinned = memojax.pin_cores(1)
 memojax.load("acrobot_ppo", preload=[4])
 tasks = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
-print(json.dumps({"pinned": pinned, "masks": sorted({tuple(mask) for mask in tasks}), "threads": len(tasks)}), flush=True)
+masks = sorted({tuple(mask) for mask in tasks})
+print(json.dumps({"pinned": pinned, "masks": masks, "threads": len(tasks)}), flush=True)
 input()
 """
 

@@ -1,5 +1,4 @@
-"""The plan cache: one compile per size however many threads ask, hits that never wait, failures that leave
-nothing behind."""
+"""The plan cache: threads share one compile per size, hits never wait, and failures leave nothing."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ WAIT = 30
 
 
 class Compiler:
-    """Stands in for the compiler: makes plans that count their calls, and lets a test hold or break a
-    compile."""
+    """A stand-in for the compiler: plans count their calls, and a test can hold or break a compile."""
 
     def __init__(self) -> None:
         self.made: list[int] = []
@@ -37,7 +35,7 @@ class Compiler:
         self.started: dict[int, threading.Event] = {}
 
     def hold(self, size: int) -> threading.Event:
-        """From now on a compile of `size` waits for the event."""
+        """Let the next compile of `size` wait for the event."""
         self.started[size] = threading.Event()
         return self.gates.setdefault(size, threading.Event())
 
@@ -123,7 +121,7 @@ def test_a_failed_compile_is_not_kept_and_harms_nobody(failure: Exception) -> No
     assert cache.get(2).size == 2
 
 
-def test_an_interrupt_is_not_passed_on_to_those_who_wait() -> None:
+def test_an_interrupt_does_not_reach_waiting_threads() -> None:
     compiler = Compiler()
     cache = compiler.cache()
     compiler.broken[2] = KeyboardInterrupt()
@@ -175,14 +173,14 @@ def test_a_cache_holds_at_least_one(maxsize: int) -> None:
         Compiler().cache(maxsize=maxsize)
 
 
-def test_counts() -> None:
+def test_cache_info_counts_hits_misses_and_evictions() -> None:
     cache = Compiler().cache(maxsize=1)
     preload(cache, [7])
     for size in (7, 1, 1, 2, 1, 7):
         call(cache, size)
     info = cache.info()
     assert (info.hits, info.misses, info.evictions, info.maxsize, info.currsize) == (3, 3, 2, 1, 2)
-    assert info.compile_seconds >= 0
+    assert info.compile_seconds > 0
     cache.count_padding(3)
     assert cache.info().padded_rows == 3
     cache.clear()
@@ -223,9 +221,7 @@ def test_only_positive_whole_numbers_are_sizes(size: Any) -> None:
     st.sets(st.integers(1, 6), max_size=2),
     st.none() | st.integers(1, 3),
 )
-def test_any_calls_leave_what_an_lru_of_the_rest_would(
-    calls: list[int], pinned: set[int], maxsize: int | None
-) -> None:
+def test_random_calls_match_an_lru_cache(calls: list[int], pinned: set[int], maxsize: int | None) -> None:
     compiler = Compiler()
     cache = compiler.cache(maxsize=maxsize)
     preload(cache, sorted(pinned))
@@ -261,7 +257,7 @@ def test_racing_threads_on_real_plans_are_right_and_compile_once(monkeypatch: py
 
 
 def live() -> int:
-    submit(gc.collect).result(60)  # behind what tests before this one have left to the worker
+    submit(gc.collect).result(60)  # After the tasks that earlier tests left to the worker.
     gc.collect()
     return len(cpu_device().client.live_executables())
 
@@ -294,7 +290,7 @@ def test_evicted_executables_are_freed() -> None:
     assert live() == before + 2
 
 
-def test_plans_say_what_they_cost_and_did() -> None:
+def test_plans_tell_their_cost_and_use() -> None:
     inferer = DynamicInferer(scaling(), 4)
     for _ in range(20):
         inferer.infer_arrays({"obs": np.ones((4, 3), np.float32)})

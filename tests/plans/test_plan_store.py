@@ -1,4 +1,4 @@
-"""Plans on disk: found by a second store, in a second process, and never trusted when they do not fit."""
+"""Plans on disk: a second engine or process finds them, and never trusts entries that do not fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_stored_plans_give_the_same_numbers(tmp_path: Path, policy: str) -> None
 
 
 def test_plans_that_take_their_weights_as_arguments(tmp_path: Path) -> None:
-    """The second store finds the plan, and runs it with its own weights, new ones too."""
+    """The second engine finds the plan, and runs it with its own weights, also with new ones."""
     path = POLICY.with_name("recurrent_lstm.onnx")
     first = memojax.load(path, preload=[3], cache_dir=tmp_path, weights="argument")
     second = memojax.load(path, preload=[3], cache_dir=tmp_path, weights="argument")
@@ -57,7 +57,7 @@ def test_plans_that_take_their_weights_as_arguments(tmp_path: Path) -> None:
     )
 
 
-def test_damaged_entries_are_compiled_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_entries_compile_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     memojax.load(POLICY, preload=[5], cache_dir=tmp_path)
     (entry,) = DiskCache(tmp_path).entries()
     raw = entry.path.read_bytes()
@@ -73,7 +73,7 @@ def test_damaged_entries_are_compiled_anew(tmp_path: Path, caplog: pytest.LogCap
     )
 
 
-def test_a_payload_that_is_no_executable_is_compiled_anew(
+def test_a_payload_without_an_executable_compiles_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     inferer = memojax.load(POLICY, cache_dir=tmp_path)
@@ -83,7 +83,7 @@ def test_a_payload_that_is_no_executable_is_compiled_anew(
     assert "could not be loaded" in caplog.text
 
 
-def test_other_options_and_weights_do_not_meet(tmp_path: Path) -> None:
+def test_other_options_and_weights_have_other_entries(tmp_path: Path) -> None:
     model = POLICY.read_bytes()
     memojax.load(model, preload=[2], cache_dir=tmp_path)
     assert memojax.load(model, preload=[2], cache_dir=tmp_path, batch_axis=0).cache_info().disk_hits == 0
@@ -94,7 +94,7 @@ def test_other_options_and_weights_do_not_meet(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_second_process_finds_what_the_first_left(tmp_path: Path) -> None:
+def test_a_second_process_finds_the_plans_of_the_first(tmp_path: Path) -> None:
     script = f"import memojax; print(memojax.load({str(POLICY)!r}, preload=[1, 2, 3]).cache_info().disk_hits)"
     import os
 

@@ -16,7 +16,7 @@ from ..helpers import scaling
 
 
 class Display:
-    """What `IPython.display.display` was given, and what it was replaced by."""
+    """The arguments of `IPython.display.display`, and the later updates."""
 
     def __init__(self) -> None:
         self.shown: list[dict[str, str]] = []
@@ -62,7 +62,7 @@ def test_preload_shows_a_bar_in_a_notebook(options: Any, notebook: Display) -> N
     assert '<progress value="3" max="3">' in notebook.shown[-1]["text/html"]
 
 
-def test_nothing_is_shown_where_nobody_looks(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_shown_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     mj.MemoizingDynamicInferer(scaling()).preload([1, 2], progress=True)
     captured = capfd.readouterr()
     assert captured.out == captured.err.strip() == ""
@@ -73,7 +73,7 @@ def test_nothing_is_shown_unless_asked(notebook: Display) -> None:
     assert notebook.shown == []
 
 
-def test_a_notebooks_bar_is_escaped_and_stays_where_it_was_left(notebook: Display) -> None:
+def test_a_notebook_bar_is_escaped_and_stays(notebook: Display) -> None:
     with pytest.raises(KeyboardInterrupt), progress_bar("<b>", 4) as report:
         report(2, "& more")
         raise KeyboardInterrupt
@@ -81,7 +81,7 @@ def test_a_notebooks_bar_is_escaped_and_stays_where_it_was_left(notebook: Displa
     assert "&lt;b&gt; 2/4 &amp; more" in notebook.shown[-1]["text/html"]
 
 
-def test_terminal_notes_are_no_markup(
+def test_terminal_notes_are_not_read_as_markup(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -91,10 +91,12 @@ def test_terminal_notes_are_no_markup(
 
 
 @pytest.mark.slow
-def test_in_a_real_kernel() -> None:
+def test_a_bar_works_in_a_real_notebook_kernel() -> None:
     pytest.importorskip("ipykernel")
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    source = "import memojax\npolicy = memojax.load(memojax.policies.bundled('acrobot_ppo'))\npolicy.preload([1, 2], progress=True)\npolicy"
+    source = (
+        "import memojax\npolicy = memojax.load('acrobot_ppo')\npolicy.preload([1, 2], progress=True)\npolicy"
+    )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     bar, shown = notebook.cells[0].outputs

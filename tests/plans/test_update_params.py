@@ -80,7 +80,7 @@ def test_some_weights_only_and_device_arrays() -> None:
         (lambda p: POLICY.with_name("pendulum_ppo.onnx"), "another network"),
     ],
 )
-def test_what_does_not_fit_changes_nothing(change: Any, message: str) -> None:
+def test_weights_that_do_not_fit_change_nothing(change: Any, message: str) -> None:
     inferer = memojax.load(POLICY)
     before = inferer.infer_arrays({"obs": OBS})["logits"]
     with pytest.raises(IncompatibleModelError, match=message):
@@ -132,9 +132,8 @@ def test_a_call_sees_all_old_or_all_new_weights(weights: str) -> None:
     assert wrong == []
 
 
-def test_gradients_step_through_the_same_names() -> None:
-    """What a training loop does: gradients of `to_jax` on the same weights, then an update of the inferer
-    that serves the rollouts."""
+def test_gradients_have_the_names_of_the_weights() -> None:
+    """As in a training loop: gradients of `to_jax` on the same weights, then an update."""
     inferer = memojax.load(POLICY, weights="argument")
     fn, params = memojax.to_jax(POLICY)
     compiled = [plan.size for plan in inferer.plans()]

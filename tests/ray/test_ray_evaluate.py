@@ -20,7 +20,7 @@ gymnasium = pytest.importorskip("gymnasium")
 
 
 class DiesOnce(gymnasium.Wrapper):
-    """Kills its process in the episode with seed 7, if `mark` is there, which it removes."""
+    """Kills its process in the episode with seed 7, if the file `mark` exists, and removes the file."""
 
     def __init__(self, mark: Path):
         super().__init__(gymnasium.make("Pendulum-v1"))
@@ -75,7 +75,7 @@ def test_a_killed_actor_is_replaced_and_its_episodes_are_played_again(ray: Any, 
     np.testing.assert_array_equal(found.returns, here("Pendulum-v1", True).returns)
 
 
-def test_too_many_lost_actors_raise_with_what_was_done(ray: Any, tmp_path: Path) -> None:
+def test_too_many_lost_actors_raise_with_the_partial_result(ray: Any, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     mark.touch()
     make = functools.partial(DiesOnce, mark)

@@ -1,4 +1,4 @@
-"""Threads are used where they pay, as measured, and the choice follows a change."""
+"""Threads are used if measurements show that they pay, and the choice follows changes."""
 
 from __future__ import annotations
 

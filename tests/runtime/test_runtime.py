@@ -1,4 +1,4 @@
-"""Many models in one frame: who runs, who waits, who answers what."""
+"""Many models in one frame: which run, which wait, and their answers."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def test_agents_are_begun_and_ended_at_their_model():
     assert [fake.agents for fake in stage.fakes] == [[], []]
 
 
-def test_what_waits_of_an_agent_ends_with_it():
+def test_an_agents_waiting_state_ends_with_it():
     stage = Stage(0)
     (brain,) = stage.ids
     for agent in range(4):
@@ -357,7 +357,7 @@ def test_an_agent_that_was_not_begun_can_be_begun_late():
     np.testing.assert_array_equal(runtime.run()[brain][1]["act"], [1])
 
 
-def test_what_is_no_inferer_and_no_state_is_said_to_be_none() -> None:
+def test_arguments_of_other_types_are_refused_by_name() -> None:
     runtime = mj.Runtime()
     for given in (mj.policies.bundled("acrobot_ppo"), None, 5):
         with pytest.raises(mj.errors.IncompatibleModelError, match="expected an inferer, got .*memojax.load"):

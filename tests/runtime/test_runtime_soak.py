@@ -1,4 +1,4 @@
-"""A runtime under random use, against a simple model of what should come back."""
+"""A runtime under random use, compared with a simple model of its answers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ AGENTS = st.integers(0, 6)
 
 @dataclasses.dataclass
 class Echo:
-    """What is known of a brain that gives back what it gets: the serials pushed and not answered yet, oldest
-    first."""
+    """The state of an echoing brain: serials pushed and not answered yet, oldest first."""
 
     number: int
     fake: Brain
@@ -52,7 +51,7 @@ class Echo:
 
 @dataclasses.dataclass
 class Counter:
-    """What is known of a brain with hidden state, h = 2 h + obs in float32, which it also answers."""
+    """The state of a brain with hidden state, h = 2 h + obs in float32, which it also answers."""
 
     number: int
     fake: FakeInferer
@@ -274,7 +273,7 @@ class Soak(RuleBasedStateMachine):
             assert sorted(self.runtime.waiting(brain)) == sorted(known.waiting)
 
     def teardown(self):
-        """Once all is mended, everything that waits is answered."""
+        """After all repairs, every waiting state gets its answer."""
         for known in self.known.values():
             if isinstance(known, Echo):
                 known.fake.failing = False
@@ -295,7 +294,7 @@ TestSoak = Soak.TestCase
 
 
 class Scaled:
-    """A brain that multiplies what it gets, for the large soak: the serials that wait, by agent."""
+    """A brain that multiplies its input, for the large soak: the waiting serials by agent."""
 
     def __init__(self, number, inferer):
         self.number, self.inferer = number, inferer
@@ -322,7 +321,7 @@ class Scaled:
 
 
 class Remembering(Scaled):
-    """A brain that adds up what it gets, h = h / 2 + obs; only the newest state waits."""
+    """A brain that adds up its inputs, h = h / 2 + obs; only the newest state waits."""
 
     def __init__(self, number, inferer):
         super().__init__(number, inferer)
@@ -348,8 +347,7 @@ def halving():
 
 @pytest.mark.slow
 def test_ten_thousand_agents_over_thirty_brains():
-    """Real models, some that remember and some that fail, brains and agents that come and go, swaps, and
-    budgets that fit a part."""
+    """Real models (some with memory, some failing), changing brains and agents, swaps, and short budgets."""
     rng = np.random.default_rng(11)
     runtime = mj.Runtime(threads=3)
     doubling = mj.TypedModel.from_function(

@@ -40,7 +40,7 @@ def test_a_swap_compiles_first_and_then_takes_over():
     assert new.compiled_in_frame == []
 
 
-def test_what_waits_is_answered_by_the_new_model():
+def test_the_new_model_answers_waiting_states():
     runtime = mj.Runtime()
     brain = runtime.add_inferer(mj.MemoizingDynamicInferer(scaling(2)))
     runtime.push(brain, 1, {"obs": np.ones(3, np.float32)})
@@ -88,7 +88,7 @@ def test_a_swap_that_does_not_fit_changes_nothing():
     with pytest.raises(IncompatibleModelError, match="without wrappers"):
         stage.runtime.replace_inferer(wrapped, mj.RecurrentTracker.wrap(summing()))
     bare = stage.runtime.add_inferer(summing())
-    with pytest.raises(IncompatibleModelError, match="wrap it as the old one"):
+    with pytest.raises(IncompatibleModelError, match="wrap it like the old one"):
         stage.runtime.replace_inferer(bare, mj.RecurrentTracker.wrap(summing()))
     assert stage.runtime.inferer(brain) is stage.fakes[0]
 
@@ -105,7 +105,7 @@ def test_a_swap_whose_compile_fails_leaves_the_old_model():
     assert stage.runtime.inferer(brain) is stage.fakes[0]
 
 
-def test_a_swap_can_be_called_off():
+def test_a_swap_can_be_cancelled():
     stage = Stage(0)
     (brain,) = stage.ids
     stage.push_all()
@@ -184,7 +184,7 @@ def test_a_swap_does_not_wait_for_ever_for_new_sizes():
     assert size < 15
 
 
-def test_what_cannot_be_prepared_is_told_by_the_future():
+def test_the_future_raises_errors_of_the_preparation():
     stage = Stage(0)
     (brain,) = stage.ids
     stage.push_all()
@@ -229,7 +229,7 @@ def scaled_by(factor):
 
 
 def sizes_in_frames(rng, frames):
-    """Which agents are asked in each frame; sizes 1 to `AGENTS` come up from the start."""
+    """The agents of each frame; sizes 1 to `AGENTS` come up from the start."""
     first = [list(range(size)) for size in range(1, AGENTS + 1)]
     return first + [
         sorted(rng.choice(AGENTS, rng.integers(1, AGENTS + 1), replace=False).tolist()) for _ in range(frames)
@@ -249,7 +249,7 @@ class Game:
             self.oracle.begin(agent)
 
     def frame(self, rng, agents):
-        """Push for `agents` and run; agent -> what it saw and what it was answered."""
+        """Push for `agents` and run; agent -> its observation and its answer."""
         seen = {agent: rng.normal(size=2).astype(np.float32) for agent in agents}
         with mj.forbid_compile():
             self.runtime.extend(self.brain, {agent: {"obs": value} for agent, value in seen.items()})
@@ -274,8 +274,8 @@ class Game:
         )
 
 
-def test_a_swap_between_frames_is_not_noticed_with_the_same_weights(rng):
-    """Beside a brain that is never swapped: the same answers to the last bit, and no frame that compiles."""
+def test_a_swap_to_equal_weights_changes_no_answer(rng):
+    """Compared with a brain without swaps: equal answers to the last bit, and no compile in a frame."""
     swapped, steady = Game(), Game()
     played = sizes_in_frames(rng, 40)
     seeds = rng.integers(1 << 30, size=len(played))
@@ -308,7 +308,7 @@ def test_new_weights_take_over_and_agents_keep_their_state(rng):
         over = handle.done()
         now = game.frame(rng, list(range(AGENTS)))
         if over or not game.fits(now, current):
-            current = new  # it may have come in the middle of the loop's turn; from then on for good
+            current = new  # The swap may have come during this turn; from now on it holds.
         game.check(now, current)
         frames += not over
     assert frames > 0
@@ -318,7 +318,7 @@ def test_new_weights_take_over_and_agents_keep_their_state(rng):
 
 
 def test_a_policy_that_does_not_fit_changes_nothing(rng):
-    """Neither the brain, nor a swap that is under way."""
+    """Neither the brain, nor a swap in progress."""
     game = Game()
     for agents in sizes_in_frames(rng, 3):
         game.check(game.frame(rng, agents), game.old)

@@ -51,7 +51,7 @@ def test_threads_overlap():
     assert len(runtime.run_threaded()) == 4
 
 
-def test_models_on_accelerators_overlap_without_being_asked():
+def test_models_on_accelerators_overlap_in_run():
     runtime = mj.Runtime(threads=3)
     meeting = threading.Barrier(3, timeout=30)
     for _ in range(3):
@@ -84,7 +84,7 @@ def test_compiles_are_forbidden_in_helper_threads_too():
 
 
 def test_pushes_and_runs_from_many_threads():
-    """Every state that is pushed once is answered exactly once, to the right agent, whoever runs."""
+    """Every pushed state is answered exactly once, to the right agent, whichever thread runs."""
     runtime = mj.Runtime(threads=2)
     brains = [
         runtime.add_inferer(mj.MemoizingDynamicInferer(scaling(index + 1), bucketing=[64]))

@@ -1,4 +1,4 @@
-"""What a model costs, by batch size."""
+"""The cost of a model by batch size."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_deviation_counts():
 
 
 @given(st.dictionaries(st.integers(1, 100), seconds, min_size=1), st.integers(1, 200))
-def test_estimates_stay_within_what_was_seen(costs, size):
+def test_estimates_stay_within_the_samples(costs, size):
     timings = Timings()
     for at, cost in costs.items():
         timings.add(at, cost)
@@ -120,7 +120,7 @@ def test_one_interruption_does_not_count_for_all_sizes():
     assert timings.estimate(8) < 13.0
 
 
-def test_the_least_is_what_the_smallest_batch_takes():
+def test_the_least_is_the_smallest_batchs_time():
     assert Timings().least == 0.0
     assert table(n8=20.0, n4=10.0).least == 10.0
 

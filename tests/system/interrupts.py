@@ -2,7 +2,7 @@
 
     python -m tests.system.interrupts [--instructions] [--only NAME] [--list]
 
-Python runs signal handlers between any two instructions, and an allocation can fail at most of them, so each
+Python runs signal handlers between any two instructions, and an allocation can fail at most of them. So each
 line of memojax may be the last one of a call. The exit of a `with` block is left out: CPython runs no handler
 between the body and the release of the lock (https://bugs.python.org/issue29988), but it calls a trace
 function there.

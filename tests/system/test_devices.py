@@ -32,7 +32,8 @@ SETUP = """
         {"a": ((2,), np.float32), "b": ((2,), np.float32), "h_in": ((2,), np.float32)})
     on = lambda device, value: jax.device_put(jnp.full((4, 2), value, jnp.float32), device)
     def batch(*devices):
-        rows = [on(device, value) if device else np.full((4, 2), value, np.float32) for device, value in zip(devices, (1, 2, 3))]
+        rows = [on(device, value) if device else np.full((4, 2), value, np.float32)
+                for device, value in zip(devices, (1, 2, 3))]
         return dict(zip(("a", "b", "h_in"), rows))
 """
 
@@ -80,7 +81,8 @@ def test_arrays_on_one_device_run_there_with_numpy_arrays() -> None:
 
 def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
     out = two_devices("""
-        assert pickle.loads(pickle.dumps(mj.load("memojax/policies/acrobot_ppo.onnx", strict=True))).placement.strict
+        policy = mj.load("memojax/policies/acrobot_ppo.onnx", strict=True)
+        assert pickle.loads(pickle.dumps(policy)).placement.strict
         policy = mj.MemoizingDynamicInferer(typed, strict=True)
         tracker = mj.RecurrentTracker.wrap(policy)
         rows = batch(first, second, first)
@@ -108,12 +110,14 @@ def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
 def test_sharded_inputs_are_gathered_or_refused() -> None:
     out = two_devices("""
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("n",))
-        split = jax.device_put(np.ones((4, 2), np.float32), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("n")))
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("n"))
+        split = jax.device_put(np.ones((4, 2), np.float32), sharding)
         answers = mj.MemoizingDynamicInferer(typed).infer_arrays({name: split for name in ("a", "b", "h_in")})
         assert answers["sum"].devices() == {first}
         assert np.asarray(answers["sum"]).tolist() == [[2, 2]] * 4
         try:
-            mj.MemoizingDynamicInferer(typed, strict=True).infer_arrays({name: split for name in ("a", "b", "h_in")})
+            inputs = {name: split for name in ("a", "b", "h_in")}
+            mj.MemoizingDynamicInferer(typed, strict=True).infer_arrays(inputs)
         except DeviceError as error:
             print("refused:", error)
     """)
@@ -141,7 +145,8 @@ def test_inferers_work_on_a_device_that_numpy_cannot_read() -> None:
         from memojax.inferer import compiled_rows
         compiled_rows.share_host_memory = lambda device, other: False
         OBS = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
-        model = mj.TypedModel.from_function(lambda w, x: {"out": w * x["obs"]}, np.float32(2), {"obs": ((3,), np.float32)})
+        fn = lambda w, x: {"out": w * x["obs"]}
+        model = mj.TypedModel.from_function(fn, np.float32(2), {"obs": ((3,), np.float32)})
         def check(policy, n, dtype=np.float32):
             answer = policy.infer_arrays({"obs": jax.device_put(OBS[:n].astype(dtype), second)})["out"]
             assert answer.devices() == {second} and answer.shape == (n, 3)

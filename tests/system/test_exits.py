@@ -45,13 +45,16 @@ def test_every_kind_of_inferer_that_is_sent_into_a_forked_pool_raises_there() ->
             return inferer.infer_arrays({"obs": np.zeros((1, width), np.float32)})
 
         kinds = {
-            "basic": build.build_basic(), "fixed": build.build_fixed([1, 2]), "dynamic": build.build_dynamic(4),
+            "basic": build.build_basic(), "fixed": build.build_fixed([1, 2]),
+            "dynamic": build.build_dynamic(4),
             "memoizing": build.build_memoizing([1]), "pad": memojax.load(path, preload=[2], on_miss="pad"),
             "asset": asset, "fixed asset": memojax.FixedBatchInferer(asset.typed, [1]),
             "tracker": memojax.RecurrentTracker.wrap(memojax.load(lstm)),
             "asset's tracker": memojax.RecurrentTracker.wrap(memojax.load(memojax.to_stablehlo(lstm))),
-            "batched": build.build_memoizing().into_batched(), "stateful": asset.into_stateful(memojax.BaseWrapper()),
-            "function": memojax.load(memojax.TypedModel.from_function(double, np.float32(2), {"obs": ((6,), np.float32)})),
+            "batched": build.build_memoizing().into_batched(),
+            "stateful": asset.into_stateful(memojax.BaseWrapper()),
+            "function": memojax.load(
+                memojax.TypedModel.from_function(double, np.float32(2), {"obs": ((6,), np.float32)})),
         }
         with multiprocessing.get_context("fork").Pool(2) as pool:
             calls = {name: pool.apply_async(use, (inferer,)) for name, inferer in kinds.items()}

@@ -48,7 +48,8 @@ def test_a_child_may_load_what_the_parent_did_not() -> None:
         child = os.fork()
         if child == 0:
             policy = memojax.load("memojax/policies/acrobot_ppo.onnx")
-            print("child", policy.infer_arrays({"obs": np.zeros((2, 6), np.float32)})["logits"].shape, flush=True)
+            answer = policy.infer_arrays({"obs": np.zeros((2, 6), np.float32)})["logits"]
+            print("child", answer.shape, flush=True)
             os._exit(0)
         os.waitpid(child, 0)
     """)
@@ -62,7 +63,8 @@ def test_nothing_hangs_in_the_child() -> None:
         policy, once, asset = memojax.load(path), memojax.OneShot(path), memojax.to_stablehlo(path)
         once(x)
         calls = {
-            "run": lambda: memojax.run(path, x), "ready": lambda: once(x), "export": lambda: memojax.to_stablehlo(path),
+            "run": lambda: memojax.run(path, x), "ready": lambda: once(x),
+            "export": lambda: memojax.to_stablehlo(path),
             "asset": lambda: memojax.load(asset), "probe": lambda: policy.mixing_outputs,
         }
         for name, call in calls.items():

@@ -24,7 +24,8 @@ def _why_not() -> str:
     try:
         return "" if jax.devices("gpu") else "JAX has no GPU here"
     except RuntimeError as cause:
-        return f"no GPU that JAX can use (JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')!r}; {str(cause).splitlines()[0][:120]})"
+        platforms = os.environ.get("JAX_PLATFORMS")
+        return f"JAX has no GPU here (JAX_PLATFORMS is {platforms!r}; {str(cause).splitlines()[0][:120]})"
 
 
 @pytest.fixture(autouse=True)

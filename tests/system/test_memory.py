@@ -51,14 +51,14 @@ def test_too_large_inputs_and_outputs_are_refused_without_a_compile() -> None:
 def test_temporaries_are_known_from_a_smaller_size() -> None:
     policy = wide()
     policy.preload([4])
-    with pytest.raises(BatchMemoryError, match="by what it needs for 4"):
+    with pytest.raises(BatchMemoryError, match="estimated from its plan for 4"):
         policy.preload([2_000_000])
     assert [plan.size for plan in policy.plans()] == [4]
 
 
 @pytest.mark.usefixtures("one_gigabyte")
 def test_without_a_smaller_size_one_is_compiled_first() -> None:
-    with pytest.raises(BatchMemoryError, match="by what it needs for 8"):
+    with pytest.raises(BatchMemoryError, match="estimated from its plan for 8"):
         wide().preload([2_000_000])
 
 
@@ -87,7 +87,8 @@ for size in range(1, count + 1):
     policy.infer_arrays({"obs": np.zeros((size, 6), np.float32)})
     if size % (count // 4) == 0:
         seen.append(rss())
-        assert len(cpu_device().client.live_executables()) <= 4 + 1, len(cpu_device().client.live_executables())
+        alive = len(cpu_device().client.live_executables())
+        assert alive <= 4 + 1, alive
 print((seen[-1] - seen[0]) / (count * 3 // 4), policy.cache_info().evictions)
 """
 

@@ -19,15 +19,17 @@ from memojax.lowering.typed_model import TypedModel
 from memojax.xla.settings import own_settings
 
 MODEL = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
-g (float[batch,4] x, int64[batch,1] i) => (float[batch,3] y, float[batch,4] z, int64[batch] a, float[batch,1] e, float[batch,4] s)
-<float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3] b = {0.1,0.2,0.3}, float[5] t = {1,2,3,4,5}, float zero = {0},
- int64 three = {3}, bool yes = {1}> {
+g (float[batch,4] x, int64[batch,1] i)
+  => (float[batch,3] y, float[batch,4] z, int64[batch] a, float[batch,1] e, float[batch,4] s)
+<float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3] b = {0.1,0.2,0.3}, float[5] t = {1,2,3,4,5},
+ float zero = {0}, int64 three = {3}, bool yes = {1}> {
     p = MatMul (x, w)
     y = Add (p, b)
     z = Div (x, zero)
     a = ArgMax <axis = 1, keepdims = 0> (y)
     e = Gather (t, i)
-    s = Loop (three, yes, x) <body = l (int64 n, bool go, float[batch,4] old) => (bool on, float[batch,4] new) {
+    s = Loop (three, yes, x) <body = l (int64 n, bool go, float[batch,4] old)
+      => (bool on, float[batch,4] new) {
         on = Identity (go)
         new = Add (old, old)
     }>

@@ -50,7 +50,7 @@ def test_rows_over_devices(on_devices) -> None:
     on_devices("""
         policy = mj.ShardedInferer.from_model("acrobot_ppo", [count], devices="all")
 
-        # NumPy in, NumPy out, padded to multiples, equal to one device that runs as many rows as each of these.
+        # NumPy in, NumPy out, padded to multiples; equal to one device that runs as many rows as each.
         for n in (1, count - 1, count, count + 1, 2 * count):
             answer = policy.infer_arrays({"obs": obs[:n]})["logits"]
             each = policy.padded(n) // count

@@ -102,7 +102,7 @@ def test_rows_that_the_file_does_not_declare_are_not_the_same() -> None:
     )
     one, _ = checks(replace(single, model=load_model(baked)))
     assert (one.same, one.alone) == (False, True)
-    assert "declares ['batch', 3], one row gives [4, 3]" in one.note
+    assert "declares ['batch', 3], but one row gives [4, 3]" in one.note
 
 
 def test_a_batch_that_the_other_runtime_cannot_run_is_compared_row_by_row() -> None:

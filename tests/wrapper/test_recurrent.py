@@ -109,7 +109,7 @@ def test_unknown_agents_are_named_before_anything_runs(track: Wrap) -> None:
     assert fake.ended == []
 
 
-def test_rows_are_begun_by_themselves_only_where_nobody_names_them() -> None:
+def test_rows_begin_by_themselves_only_without_ids() -> None:
     tracker = RecurrentTracker.wrap(fake := summing(take=lambda count: min(count, 2)))
     assert tracker.infer_arrays({"obs": rows(1, 2, 3, 4, 5)})["act"].ravel().tolist() == [1, 2, 3, 4, 5]
     assert fake.begun == [0, 1, 2, 3, 4]
@@ -330,7 +330,7 @@ def test_int64_state_stays_exact_on_a_device_too() -> None:
     ),
     st.integers(1, 4),
 )
-def test_any_life_of_agents_goes_as_a_dictionary_would(actions: list[tuple[str, Any]], take: int) -> None:
+def test_random_lives_of_agents_match_a_dictionary(actions: list[tuple[str, Any]], take: int) -> None:
     fake = summing(take=lambda count: min(count, take), dtype=np.float64)
     run = fake.run
     tracker = RecurrentTracker.wrap(fake)

@@ -90,7 +90,7 @@ def test_pairs_are_found(inputs: Any, outputs: Any, pairs: list[tuple[str, str]]
     ],
     ids=str,
 )
-def test_where_no_pairs_are_found_all_names_are_listed(inputs: Any, outputs: Any) -> None:
+def test_without_pairs_the_error_lists_all_names(inputs: Any, outputs: Any) -> None:
     for wrap in (RecurrentTracker.wrap, track_stacked):
         with pytest.raises(IncompatibleModelError) as caught:
             wrap(FakeInferer(inputs=inputs, outputs=outputs))

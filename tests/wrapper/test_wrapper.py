@@ -1,5 +1,4 @@
-"""Wrappers stacked in either order, swapping the inferer beneath them, and the bundled policies that need
-them."""
+"""Wrappers stacked in either order, swaps of the inferer inside, and bundled policies that need them."""
 
 from __future__ import annotations
 
@@ -125,7 +124,7 @@ def test_two_trackers_share_out_the_state() -> None:
 
 
 class Centre(InfererWrapper):
-    """A wrapper as a user writes one: it changes an input in place."""
+    """A user's wrapper that changes an input in place."""
 
     def api(self, inferer: Inferer) -> Any:
         return inferer.api

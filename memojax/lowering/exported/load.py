@@ -79,7 +79,7 @@ def load_stablehlo(asset: Asset, *, trusted: bool = False) -> TypedModel:
 
     Raises:
         AssetError: the asset is of another kind or damaged, its JAX version is too old or too new, or its
-            program makes a custom call that is not computation.
+            program is not plain computation.
     """
     check_not_forked()
     with naming(asset):

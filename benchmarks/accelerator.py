@@ -1,0 +1,352 @@
+"""What memojax does on an accelerator, in one run of at most eight minutes: the GPU tests, latency and throughput
+by batch size, transfers, preload times.
+
+    python benchmarks/accelerator.py [--dry] [--seconds 480] [--json FILE] [--markdown FILE]
+
+Contenders: memojax with NumPy and with `jax.Array`s, its variants (other precisions of products, weights inside of
+the executable, no Triton), and PyTorch (eager, `torch.compile`, the same with CUDA graphs) and ONNX Runtime's
+CUDA provider where these are installed. What is absent, or has no time left, is listed with its reason. `--dry`
+plays the script on the CPU with few calls, to see that all of it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+from _measure import as_dict, interleaved, machine
+from _models import Case, lstm, mlp, nature_cnn
+from onnx import numpy_helper
+
+import memojax
+from memojax.lowering.row_probe import random_rows
+from memojax.plans.candidates import Candidate
+from memojax.plans.compiler import PlanCompiler
+
+Rows = dict[str, np.ndarray]
+Call = Callable[[], Any]
+
+SIZES = (1, 8, 64, 512, 4096)
+TORCH_COMPILES = (1, 64, 4096)
+"""Sizes for `torch.compile`, which takes some ten seconds for each."""
+
+BYTES = (4 << 10, 256 << 10, 16 << 20, 256 << 20)
+BASE = "memojax, NumPy"
+_TESTS_SHARE = 0.35
+"""Part of the time that the tests may take."""
+
+_LAST_SECONDS = 20
+"""Time left from which nothing new begins."""
+
+NO_TRITON = Candidate("no-triton", {"xla_gpu_enable_triton_gemm": False})
+
+
+@dataclass
+class Report:
+    """What was measured, and what was not."""
+
+    device: str
+    machine: dict[str, Any]
+    tests: dict[str, Any] = field(default_factory=dict)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    transfers: list[dict[str, Any]] = field(default_factory=list)
+    preloads: list[dict[str, Any]] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+class Clock:
+    """The time that is left."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+
+def tests(report: Report, clock: Clock) -> None:
+    """Run the tests that need a GPU in a process of its own, before this one takes the GPU's memory."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda,cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    root = Path(__file__).parents[1]
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            [*command, "tests/system/test_gpu.py", "tests/system/test_devices.py"],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=clock.seconds * _TESTS_SHARE,
+        )
+    except subprocess.TimeoutExpired:
+        report.absent["tests"] = "they took more than their share of the time"
+        return
+    lines = done.stdout.strip().splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    report.tests = {
+        "exit": done.returncode,
+        "summary": lines[-1] if lines else done.stderr[-300:],
+        "failed": failed,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def cases(dry: bool) -> list[Case]:
+    """A small MLP, a wide one, a convolutional and a recurrent policy."""
+    small = mlp([64, 256, 256, 8])
+    return [small, lstm(64)] if dry else [small, mlp([512, 1024, 1024, 1024, 64]), nature_cnn(), lstm(64)]
+
+
+def contenders(
+    case: Case, size: int, device: jax.Device, clock: Clock, absent: dict[str, str]
+) -> dict[str, Call]:
+    """Calls with `size` rows that end when the results are there."""
+    typed = memojax.TypedModel.from_model(case.content)
+    rng = np.random.default_rng(0)
+    rows: Rows = {spec.name: random_rows(rng, size, spec) for spec in typed.api.inputs}
+    makers: dict[str, Callable[[], Call]] = {
+        BASE: lambda: _numpy(typed, rows, device),
+        "memojax, jax.Array": lambda: _arrays(typed, rows, device),
+        "memojax, precision default": lambda: _numpy(typed, rows, device, precision="default"),
+        "memojax, precision high": lambda: _numpy(typed, rows, device, precision="high"),
+        "memojax, weights constant": lambda: _numpy(typed, rows, device, weights="constant"),
+        "memojax, no Triton": lambda: _candidate(typed, rows, device, NO_TRITON),
+        "torch": lambda: _torch(case, rows, device, None),
+        "torch.compile": lambda: _torch(case, rows, device, "default"),
+        "torch.compile, CUDA graphs": lambda: _torch(case, rows, device, "reduce-overhead"),
+        "ORT CUDA": lambda: _onnxruntime(case, rows, device),
+    }
+    calls: dict[str, Call] = {}
+    for name, make in makers.items():
+        if "compile" in name and size not in TORCH_COMPILES:
+            continue
+        try:
+            if clock.left() < _LAST_SECONDS:
+                raise TimeoutError("no time left")
+            call = make()
+            call()
+        except Exception as cause:
+            why = " ".join(str(cause).split())[:160] or type(cause).__name__
+            absent.setdefault(f"{name}: {case.name}, {size} rows", why)
+        else:
+            calls[name] = call
+    return calls
+
+
+def _numpy(typed: memojax.TypedModel, rows: Rows, device: jax.Device, **options: Any) -> Call:
+    size = len(next(iter(rows.values())))
+    inferer = memojax.MemoizingDynamicInferer(typed, [size], device=device, **options)
+    return lambda: inferer.infer_arrays(rows)
+
+
+def _arrays(typed: memojax.TypedModel, rows: Rows, device: jax.Device) -> Call:
+    inferer = memojax.MemoizingDynamicInferer(typed, device=device)
+    there = {name: jax.device_put(value, device) for name, value in rows.items()}
+    return lambda: jax.block_until_ready(dict(inferer.infer_arrays(there)))
+
+
+def _candidate(typed: memojax.TypedModel, rows: Rows, device: jax.Device, candidate: Candidate) -> Call:
+    size = len(next(iter(rows.values())))
+    plan = PlanCompiler(typed, device).lower(size, candidate).compile()
+    given = list(rows.values())
+    return lambda: plan(given)
+
+
+def _torch(case: Case, rows: Rows, device: jax.Device, mode: str | None) -> Call:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if mode is not None and device.platform == "cpu":
+        raise RuntimeError("no accelerator, so torch.compile is left out")
+    module = _module(torch, onnx.load_from_string(case.content))
+    place = "cpu" if device.platform == "cpu" else "cuda"
+    module = module.to(place).eval()
+    run = module if mode is None else torch.compile(module, mode=mode)
+    (given,) = rows.values()
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return run(torch.from_numpy(given).to(place)).cpu().numpy()
+
+    return call
+
+
+def _module(torch: Any, model: onnx.ModelProto) -> Any:
+    """A `torch.nn.Sequential` of a file that is a chain of layers."""
+    nn, graph = torch.nn, model.graph
+    weights = {item.name: numpy_helper.to_array(item).copy() for item in graph.initializer}
+    layers: list[Any] = []
+    for node in graph.node:
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        if node.op_type == "Gemm":
+            w, b = (torch.from_numpy(weights[name]) for name in node.input[1:])
+            layer = nn.Linear(w.shape[1], w.shape[0])
+        elif node.op_type == "Conv":
+            w, b = (torch.from_numpy(weights[name]) for name in node.input[1:])
+            layer = nn.Conv2d(w.shape[1], w.shape[0], w.shape[2:], attributes.get("strides", [1, 1]))
+        else:
+            simple = {"Relu": nn.ReLU, "Tanh": nn.Tanh, "Flatten": nn.Flatten}
+            if node.op_type not in simple:
+                raise RuntimeError(f"written for chains of layers, and this file has {node.op_type}")
+            layers.append(simple[node.op_type]())
+            continue
+        layer.weight.data, layer.bias.data = w, b
+        layers.append(layer)
+    return nn.Sequential(*layers)
+
+
+def _onnxruntime(case: Case, rows: Rows, device: jax.Device) -> Call:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise RuntimeError("this onnxruntime has no CUDA provider")
+    session = onnxruntime.InferenceSession(case.content, providers=["CUDAExecutionProvider"])
+    return lambda: session.run(None, rows)
+
+
+def calls(report: Report, clock: Clock, device: jax.Device, dry: bool) -> None:
+    """Microseconds a call and rows a second, by network, batch size and contender."""
+    chosen, sizes = cases(dry), (1, 8) if dry else SIZES
+    left_to_do = len(chosen) * len(sizes)
+    for case in chosen:
+        for size in sizes:
+            share = clock.left() / left_to_do
+            left_to_do -= 1
+            if clock.left() < _LAST_SECONDS:
+                report.absent[f"calls: {case.name}, {size} rows"] = "no time left"
+                continue
+            made = contenders(case, size, device, clock, report.absent)
+            if BASE not in made:
+                continue
+            seconds = 0.02 if dry else max(0.5, min(3.0, share / 3))
+            found = as_dict(interleaved(made, BASE, seconds, 4 if dry else 12))
+            for name, timing in found.items():
+                rate = size / timing["median"] * 1e6
+                row = {"case": case.name, "size": size, "contender": name, "rows_per_s": round(rate)}
+                report.calls.append({**row, **timing})
+
+
+def transfers(report: Report, device: jax.Device, dry: bool) -> None:
+    """GB/s and microseconds for arrays of several sizes, to the device and back."""
+    for count in BYTES[:1] if dry else BYTES:
+        host = np.ones(count // 4, np.float32)
+        there = jax.block_until_ready(jax.device_put(host, device))
+
+        def to(host: np.ndarray = host) -> Any:
+            return jax.block_until_ready(jax.device_put(host, device))
+
+        def back(there: Any = there) -> Any:
+            return np.asarray(there + 0)  # a new array: JAX keeps what it has fetched
+
+        timings = interleaved({"to": to, "back": back}, None, 0.02 if dry else 1.0, 4 if dry else 8)
+        for way, timing in timings.items():
+            rate = count / timing.median / 1e3
+            report.transfers.append(
+                {"way": way, "bytes": count, "us": round(timing.median, 1), "gb_per_s": round(rate, 3)}
+            )
+
+
+def preloads(report: Report, clock: Clock, device: jax.Device, dry: bool) -> None:
+    """Seconds until the plans of several sizes are there, in this process, with nothing stored."""
+    sizes = (1, 2) if dry else (1, 2, 4, 8, 16, 32, 64)
+    for case in cases(dry):
+        if clock.left() < _LAST_SECONDS:
+            report.absent[f"preload: {case.name}"] = "no time left"
+            continue
+        typed = memojax.TypedModel.from_model(case.content)
+        started = time.perf_counter()
+        inferer = memojax.MemoizingDynamicInferer(typed, device=device)
+        inferer.preload(sizes)
+        seconds = time.perf_counter() - started
+        report.preloads.append({"case": case.name, "sizes": len(sizes), "seconds": round(seconds, 3)})
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown."""
+    parts = [f"# memojax on {report.device}", f"`{json.dumps(report.machine)}`"]
+    if report.tests:
+        parts.append(f"Tests: {report.tests['summary']} ({report.tests['seconds']} s)")
+        parts += [f"- {line}" for line in report.tests["failed"]]
+    names = list(dict.fromkeys(row["contender"] for row in report.calls))
+    cells = {(row["case"], row["size"], row["contender"]): row for row in report.calls}
+    body = [
+        [case, str(size), *(_cell(cells.get((case, size, name))) for name in names)]
+        for case, size in dict.fromkeys((row["case"], row["size"]) for row in report.calls)
+    ]
+    parts.append("## Microseconds a call (rows a second)")
+    parts.append(_table(["network", "rows", *names], body))
+    parts.append("## Transfers")
+    moved = [[r["way"], f"{r['bytes']:,}", f"{r['us']}", f"{r['gb_per_s']}"] for r in report.transfers]
+    parts.append(_table(["way", "bytes", "us", "GB/s"], moved))
+    parts.append("## Preloading")
+    loaded = [[r["case"], str(r["sizes"]), f"{r['seconds']}"] for r in report.preloads]
+    parts.append(_table(["network", "sizes", "seconds"], loaded))
+    if report.absent:
+        parts.append("## Not measured")
+        parts.append("\n".join(f"- {name}: {why}" for name, why in report.absent.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    return "-" if row is None else f"{row['median']:.0f} ({row['rows_per_s']:,})"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
+
+
+def accelerator(dry: bool) -> jax.Device:
+    """The first accelerator; the CPU in a dry run."""
+    if dry:
+        return jax.devices("cpu")[0]
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        raise SystemExit("JAX has no accelerator here; --dry plays the script on the CPU")
+    return device
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dry", action="store_true", help="on the CPU, few calls")
+    parser.add_argument("--seconds", type=float, default=480.0, help="for all of it")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    clock = Clock(given.seconds)
+    report = Report("", {})
+    if given.dry:
+        report.absent["tests"] = "a dry run has no GPU"
+    else:
+        tests(report, clock)
+    device = accelerator(given.dry)
+    report.device, report.machine = f"{device.device_kind} ({device.platform})", machine()
+    # Short parts first, so that the long one takes what is left.
+    transfers(report, device, given.dry)
+    preloads(report, clock, device, given.dry)
+    calls(report, clock, device, given.dry)
+    text = markdown(report)
+    print(text)
+    if given.json:
+        given.json.write_text(json.dumps(vars(report), indent=1) + "\n")
+    if given.markdown:
+        given.markdown.write_text(text)
+    if report.tests.get("failed"):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
