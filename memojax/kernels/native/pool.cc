@@ -127,8 +127,10 @@ void Pool::serve() {
     } else {
       Lock lock(&door);
       asleep.fetch_add(1);
-      while (!inviting()) pthread_cond_wait(&bell, &door);
+      if (!inviting()) pthread_cond_wait(&bell, &door);
       asleep.fetch_sub(1);
+      // Waking takes longer than a short job. Whoever comes too late for it stays awake for the next one.
+      until = microseconds() + spin_us.load();
     }
   }
 }
