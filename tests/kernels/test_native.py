@@ -64,6 +64,15 @@ def test_large_layers_on_two_threads(native: Library, rows: int) -> None:
     )
 
 
+@pytest.mark.parametrize("rows", [23, 24, 49])
+@pytest.mark.parametrize("columns", [64, 70])
+def test_long_sums_in_parts(native: Library, rows: int, columns: int) -> None:
+    """So long that the weights of a panel do not stay in the innermost cache."""
+    x, w, b = numbers(rows, 1701), numbers(1701, columns) / 41, numbers(columns)
+    expected = np.maximum(x.astype(np.float64) @ w + b, 0)
+    np.testing.assert_allclose(dense(native, x, w, b, relu=True), expected, rtol=1e-4, atol=2e-5)
+
+
 def test_without_a_bias(native: Library) -> None:
     x, w = numbers(5, 40), numbers(40, 20)
     np.testing.assert_allclose(dense(native, x, w, None), x @ w, rtol=1e-5, atol=1e-5)
