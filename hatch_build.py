@@ -1,4 +1,4 @@
-"""The build's hook: compiles the kernels where it can. Without them the wheel is pure Python, and everything still runs."""
+"""A build hook that compiles the kernels if it can; without them the wheel is pure Python, and works."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""What memojax does on an accelerator, in one run of at most eight minutes: the GPU tests, latency and throughput
-by batch size, transfers, preload times.
+"""Measures memojax on an accelerator: GPU tests, times by batch size, transfers and preloads.
 
     python benchmarks/accelerator.py [--dry] [--seconds 480] [--json FILE] [--markdown FILE]
 
-Contenders: memojax with NumPy and with `jax.Array`s, its variants (other precisions of products, weights inside of
-the executable, no Triton), and PyTorch (eager, `torch.compile`, the same with CUDA graphs) and ONNX Runtime's
-CUDA provider where these are installed. What is absent, or has no time left, is listed with its reason. `--dry`
-plays the script on the CPU with few calls, to see that all of it runs.
+A run takes at most `--seconds`. It compares memojax with NumPy arrays, with `jax.Array`s, and with other
+options: other precisions of products, constant weights, and no Triton. If they are installed, it adds PyTorch
+(eager, `torch.compile`, CUDA graphs) and ONNX Runtime's CUDA provider. The report lists each missing
+measurement with its reason. `--dry` runs the script on the CPU with few calls, as a test of the script
+itself.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ TORCH_COMPILES = (1, 64, 4096)
 BYTES = (4 << 10, 256 << 10, 16 << 20, 256 << 20)
 BASE = "memojax, NumPy"
 _TESTS_SHARE = 0.35
-"""Part of the time that the tests may take."""
+"""Share of the time that the tests may take."""
 
 _LAST_SECONDS = 20
-"""Time left from which nothing new begins."""
+"""With fewer seconds left, no new measurement begins."""
 
 NO_TRITON = Candidate("no-triton", {"xla_gpu_enable_triton_gemm": False})
 
 
 @dataclass
 class Report:
-    """What was measured, and what was not."""
+    """Results of all measurements; `absent` has the reason for each missing one."""
 
     device: str
     machine: dict[str, Any]
@@ -66,7 +66,7 @@ class Report:
 
 
 class Clock:
-    """The time that is left."""
+    """Counts down the seconds of a run."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -77,7 +77,7 @@ class Clock:
 
 
 def tests(report: Report, clock: Clock) -> None:
-    """Run the tests that need a GPU in a process of its own, before this one takes the GPU's memory."""
+    """Run the tests that need a GPU, in another process, before this process takes the GPU's memory."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider"]
     environment = {**os.environ, "JAX_PLATFORMS": "cuda,cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     root = Path(__file__).parents[1]
@@ -105,7 +105,7 @@ def tests(report: Report, clock: Clock) -> None:
 
 
 def cases(dry: bool) -> list[Case]:
-    """A small MLP, a wide one, a convolutional and a recurrent policy."""
+    """A small MLP, a wide MLP, a convolutional and a recurrent policy; a dry run has only two of them."""
     small = mlp([64, 256, 256, 8])
     return [small, lstm(64)] if dry else [small, mlp([512, 1024, 1024, 1024, 64]), nature_cnn(), lstm(64)]
 
@@ -113,7 +113,7 @@ def cases(dry: bool) -> list[Case]:
 def contenders(
     case: Case, size: int, device: jax.Device, clock: Clock, absent: dict[str, str]
 ) -> dict[str, Call]:
-    """Calls with `size` rows that end when the results are there."""
+    """Calls with `size` rows, by contender; each call waits for its results."""
     typed = memojax.TypedModel.from_model(case.content)
     rng = np.random.default_rng(0)
     rows: Rows = {spec.name: random_rows(rng, size, spec) for spec in typed.api.inputs}
@@ -169,7 +169,7 @@ def _torch(case: Case, rows: Rows, device: jax.Device, mode: str | None) -> Call
     import torch  # pyright: ignore[reportMissingImports]
 
     if mode is not None and device.platform == "cpu":
-        raise RuntimeError("no accelerator, so torch.compile is left out")
+        raise RuntimeError("torch.compile is measured on accelerators only")
     module = _module(torch, onnx.load_from_string(case.content))
     place = "cpu" if device.platform == "cpu" else "cuda"
     module = module.to(place).eval()
@@ -184,7 +184,7 @@ def _torch(case: Case, rows: Rows, device: jax.Device, mode: str | None) -> Call
 
 
 def _module(torch: Any, model: onnx.ModelProto) -> Any:
-    """A `torch.nn.Sequential` of a file that is a chain of layers."""
+    """The `torch.nn.Sequential` for a file that is a chain of layers."""
     nn, graph = torch.nn, model.graph
     weights = {item.name: numpy_helper.to_array(item).copy() for item in graph.initializer}
     layers: list[Any] = []
@@ -199,7 +199,7 @@ def _module(torch: Any, model: onnx.ModelProto) -> Any:
         else:
             simple = {"Relu": nn.ReLU, "Tanh": nn.Tanh, "Flatten": nn.Flatten}
             if node.op_type not in simple:
-                raise RuntimeError(f"written for chains of layers, and this file has {node.op_type}")
+                raise RuntimeError(f"only chains of layers become torch modules, not {node.op_type}")
             layers.append(simple[node.op_type]())
             continue
         layer.weight.data, layer.bias.data = w, b
@@ -217,7 +217,7 @@ def _onnxruntime(case: Case, rows: Rows, device: jax.Device) -> Call:
 
 
 def calls(report: Report, clock: Clock, device: jax.Device, dry: bool) -> None:
-    """Microseconds a call and rows a second, by network, batch size and contender."""
+    """Measure microseconds per call and rows per second, by network, batch size and contender."""
     chosen, sizes = cases(dry), (1, 8) if dry else SIZES
     left_to_do = len(chosen) * len(sizes)
     for case in chosen:
@@ -239,7 +239,7 @@ def calls(report: Report, clock: Clock, device: jax.Device, dry: bool) -> None:
 
 
 def transfers(report: Report, device: jax.Device, dry: bool) -> None:
-    """GB/s and microseconds for arrays of several sizes, to the device and back."""
+    """Measure GB/s and microseconds for arrays of several sizes, to the device and back."""
     for count in BYTES[:1] if dry else BYTES:
         host = np.ones(count // 4, np.float32)
         there = jax.block_until_ready(jax.device_put(host, device))
@@ -248,7 +248,8 @@ def transfers(report: Report, device: jax.Device, dry: bool) -> None:
             return jax.block_until_ready(jax.device_put(host, device))
 
         def back(there: Any = there) -> Any:
-            return np.asarray(there + 0)  # a new array: JAX keeps what it has fetched
+            # JAX caches an array's copy in the host's memory, so each round fetches a new array.
+            return np.asarray(there + 0)
 
         timings = interleaved({"to": to, "back": back}, None, 0.02 if dry else 1.0, 4 if dry else 8)
         for way, timing in timings.items():
@@ -259,7 +260,7 @@ def transfers(report: Report, device: jax.Device, dry: bool) -> None:
 
 
 def preloads(report: Report, clock: Clock, device: jax.Device, dry: bool) -> None:
-    """Seconds until the plans of several sizes are there, in this process, with nothing stored."""
+    """Measure seconds for the plans of several sizes, compiled in this process without a cache on disk."""
     sizes = (1, 2) if dry else (1, 2, 4, 8, 16, 32, 64)
     for case in cases(dry):
         if clock.left() < _LAST_SECONDS:
@@ -285,7 +286,7 @@ def markdown(report: Report) -> str:
         [case, str(size), *(_cell(cells.get((case, size, name))) for name in names)]
         for case, size in dict.fromkeys((row["case"], row["size"]) for row in report.calls)
     ]
-    parts.append("## Microseconds a call (rows a second)")
+    parts.append("## Microseconds per call (rows per second)")
     parts.append(_table(["network", "rows", *names], body))
     parts.append("## Transfers")
     moved = [[r["way"], f"{r['bytes']:,}", f"{r['us']}", f"{r['gb_per_s']}"] for r in report.transfers]
@@ -313,7 +314,7 @@ def accelerator(dry: bool) -> jax.Device:
         return jax.devices("cpu")[0]
     device = jax.devices()[0]
     if device.platform == "cpu":
-        raise SystemExit("JAX has no accelerator here; --dry plays the script on the CPU")
+        raise SystemExit("JAX has no accelerator here; --dry runs the script on the CPU")
     return device
 
 
@@ -321,8 +322,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dry", action="store_true", help="on the CPU, few calls")
-    parser.add_argument("--seconds", type=float, default=480.0, help="for all of it")
+    parser.add_argument("--dry", action="store_true", help="run on the CPU with few calls")
+    parser.add_argument("--seconds", type=float, default=480.0, help="limit for the whole run")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     given = parser.parse_args()
@@ -334,7 +335,7 @@ def main() -> None:
         tests(report, clock)
     device = accelerator(given.dry)
     report.device, report.machine = f"{device.device_kind} ({device.platform})", machine()
-    # Short parts first, so that the long one takes what is left.
+    # Short parts run first, and the long one takes the rest of the time.
     transfers(report, device, given.dry)
     preloads(report, clock, device, given.dry)
     calls(report, clock, device, given.dry)

@@ -45,7 +45,7 @@ ONE_THREAD = {
 
 
 def networks() -> dict[str, tuple[bytes, str, int]]:
-    """Name -> (ONNX file, its input, numbers in a row)."""
+    """ONNX file, name of the input and length of a row, by network."""
     acrobot = (POLICIES / "acrobot_ppo.onnx").read_bytes()
     return {
         "acrobot_ppo": (acrobot, "obs", 6),
@@ -70,7 +70,7 @@ class Session:
 
 @ray.remote(num_cpus=1)
 class Worker:
-    """Runs blocks of rows through whatever `make` makes."""
+    """Runs blocks of rows through the callable that `make` returns."""
 
     def __init__(self, make: Callable[[], Callable[[Any], Any]]):
         self.run = make()
@@ -116,7 +116,7 @@ def rows_per_second(actors: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def theirs_behind_serve(content: bytes, replicas: int) -> Any:
-    """What `memojax.ray.deployment` is for memojax, written by hand for ONNX Runtime."""
+    """The counterpart of `memojax.ray.deployment` for ONNX Runtime, written by hand."""
 
     class Replica:
         def __init__(self, content: bytes):
@@ -140,7 +140,7 @@ def serve_options(replicas: int) -> dict[str, Any]:
 
 
 def ask(handle: Any, row: np.ndarray, key: str, seconds: float) -> list[float]:
-    """Milliseconds of each request of `CLIENTS` clients, each of which waits for its answer."""
+    """Milliseconds of each request of `CLIENTS` clients; a client has one request at a time."""
     found: list[float] = []
 
     async def client(end: float) -> None:
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("what", choices=["rows", "requests"])
     parser.add_argument("--actors", type=int, nargs="+", default=list(ACTORS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn of requests")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of each round of requests")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ.update(ONE_THREAD)  # before XLA and Ray start; workers inherit it

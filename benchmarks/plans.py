@@ -115,9 +115,8 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     for row in rows_of(results):
         lines.append(f"| {' | '.join([*row[:4], *(cell.split(' ')[0] for cell in row[4:])])} |")
     mean = means(results)
-    lines.append(
-        f"| **geometric mean** | | | | {' | '.join(f'**{mean[name]:.2f}**' if name in mean else '-' for name in OTHERS)} |"
-    )
+    cells = [f"**{mean[name]:.2f}**" if name in mean else "-" for name in OTHERS]
+    lines.append(f"| **geometric mean** | | | | {' | '.join(cells)} |")
     versions = ", ".join(f"{key} {value}" for key, value in about.items())
     return "\n".join(
         [

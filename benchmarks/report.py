@@ -1,5 +1,4 @@
-"""Writes the measurements (`benchmarks/results/*.json`) to docs/benchmarks.md, and the short table to the
-README.
+"""Writes the measurements (`benchmarks/results/*.json`) to docs/benchmarks.md and the README.
 
     python benchmarks/plans.py --json benchmarks/results/plans.json
     python benchmarks/engine.py --json benchmarks/results/engine.json
@@ -17,6 +16,7 @@ import json
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,11 @@ def summary() -> str:
         [
             *lines,
             "",
-            f"{verdict}: over {len(loose)} cases memojax takes {mean:.2f} times as long (geometric mean; "
-            f"{min(loose):.2f} to "
-            f"{max(loose):.2f}), and with a file whose batch is fixed to 1 it is {min(fixed):.0f} to "
-            f"{max(fixed):.0f} times faster from 8 "
-            "rows on.",
+            _prose(
+                f"{verdict}: over {len(loose)} cases, memojax takes {mean:.2f} times as long (geometric "
+                f"mean; {min(loose):.2f} to {max(loose):.2f}). With a file whose batch is fixed to 1, "
+                f"memojax is {min(fixed):.0f} to {max(fixed):.0f} times faster from 8 rows on."
+            ),
         ]
     )
 
@@ -90,21 +90,29 @@ def report() -> str:
 
 def _machine(about: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {about[name]}" for name in ("jax", "onnxruntime", "numpy"))
-    return f"{about['cores']} cores of an {about['cpu']}, Python {about['python']}, {versions}."
+    return _prose(f"{about['cores']} cores of an {about['cpu']}, Python {about['python']}, {versions}.")
+
+
+def _prose(text: str, indent: str = "") -> str:
+    """Text in lines of the pages' width; later lines begin with `indent`."""
+    return textwrap.fill(text, 110, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _calls(results: Sequence[dict[str, Any]], options: dict[str, Any]) -> list[str]:
     """Time of `infer_arrays` over ONNX Runtime's, by network and size."""
     given = "".join(f", {name}={value!r}" for name, value in options.items())
     return [
-        f"Time of `infer_arrays` (`memojax.load(file, preload=[size]{given})`) divided by the time of ONNX "
-        "Runtime with its default "
-        "threads. Below 1, memojax is faster. Microseconds of memojax are in brackets.",
+        _prose(
+            f"The table gives the time of `infer_arrays` (`memojax.load(file, preload=[size]{given})`) "
+            "divided by the time of ONNX Runtime with its default threads, by batch size. Brackets hold "
+            "microseconds of memojax. Below 1, memojax is faster."
+        ),
         "",
         *_ratios(results),
         "",
-        "ONNX Runtime can run a file whose batch is fixed to 1 only row by row; memojax maps it over the "
-        "rows.",
+        _prose(
+            "ONNX Runtime can run a file whose batch is fixed to 1 only row by row; memojax uses `jax.vmap`."
+        ),
     ]
 
 
@@ -135,8 +143,7 @@ _ABOUT = 1.15
 CAUSES = {
     "call": "the fixed cost of a call, which `jax.jit` by hand has too",
     "threads": "one core against two (ONNX Runtime with one thread takes as long)",
-    "kernels": "XLA's kernels are slower, also against one thread of ONNX Runtime (`jax.jit` by hand is no "
-    "faster)",
+    "kernels": "XLA's kernels are slower than even one thread of ONNX Runtime (so is `jax.jit` by hand)",
 }
 
 
@@ -155,11 +162,11 @@ def _causes(results: Sequence[dict[str, Any]]) -> list[str]:
                 else "kernels"
             )
             found[cause].setdefault(result["case"], []).append(result["size"])
-    lines = ["Where ONNX Runtime is more than 5 % faster, and why:", ""]
+    lines = ["Cases in which ONNX Runtime is more than 5 % faster, by cause:", ""]
     for cause, cases in found.items():
         if cases:
             listed = "; ".join(f"{name} at {', '.join(map(str, sizes))}" for name, sizes in cases.items())
-            lines.append(f"- {CAUSES[cause]}: {listed}.")
+            lines.append(_prose(f"- {CAUSES[cause]}: {listed}.", "  "))
     return lines
 
 
@@ -194,20 +201,26 @@ def _frames(measured: dict[str, Any]) -> list[str]:
     """A `Runtime` of 30 models: everything at once, and within a budget."""
     runs = {run["size"]: run for run in measured["runs"]}
     at = [size for size in (1, 8, 18) if size in runs]
-    whole = ", ".join(
-        f"{runs[size]['us']['one'] / 1e3:.2f} ms ({runs[size]['threaded_ratio']:.2f} of that with threads, "
-        f"{runs[size]['ort_ratio']:.2f} of "
-        f"a loop over ONNX Runtime)"
-        for size in at
-    )
     lines = [
-        f"A `Runtime` of 30 models (two MLPs and an LSTM, ten of each) answers {', '.join(map(str, at))} "
-        f"agents per model in {whole}. "
-        f"{measured['count']:,} frames follow, each with 1 to 18 agents per model. A frame is *late* if it "
-        "exceeds its budget by more "
-        "than the slowest model takes. *warm* starts with all plans, *pad* with one plan per model and "
-        "`on_miss='pad'`, *cold* with none "
-        "(a plan then compiles in a frame in which nothing else can be answered):",
+        _prose(
+            "A `Runtime` of 30 models (two MLPs and an LSTM, ten of each) answers all agents in one run. The "
+            "ratio is the time on one thread divided by the time of the loop over ONNX Runtime."
+        ),
+        "",
+        "| agents per model | one thread, ms | with threads, ms | loop over ONNX Runtime, ms | ratio |",
+        "|---:|---:|---:|---:|---:|",
+        *(
+            f"| {size} | {_ms(runs[size], 'one')} | {_ms(runs[size], 'threads')} | {_ms(runs[size], 'ort')} "
+            f"| {runs[size]['ort_ratio']:.2f} |"
+            for size in at
+        ),
+        "",
+        _prose(
+            f"The next table plays {measured['count']:,} frames, each with 1 to 18 agents per model. A frame "
+            "is *late* if it exceeds its budget by more than the slowest model takes. *Warm* starts with all "
+            "plans. *Pad* starts with one plan per model and `on_miss='pad'`. *Cold* starts without plans; a "
+            "plan then compiles in a frame that could answer nothing else."
+        ),
         "",
         "| budget, ms | | frames late | p99 over budget, ms | agents answered |",
         "|---:|---|---:|---:|---:|",
@@ -220,10 +233,16 @@ def _frames(measured: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _ms(run: dict[str, Any], contender: str) -> str:
+    return f"{run['us'][contender] / 1e3:.2f}"
+
+
 def _rollouts(results: Sequence[dict[str, Any]]) -> list[str]:
     return [
-        "1,024 steps of N pendulums: the policy inside `lax.scan`, against NumPy physics with a call of "
-        "ONNX Runtime per step:",
+        _prose(
+            "1,024 steps of N pendulums: the policy inside `lax.scan`, against NumPy physics with a call of "
+            "ONNX Runtime per step:"
+        ),
         "",
         "| environments | `lax.scan`, ms | ONNX Runtime, ms | times faster |",
         "|---:|---:|---:|---:|",

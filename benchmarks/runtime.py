@@ -1,16 +1,16 @@
 """A `Runtime` of 30 models: threads and one thread, and the budget of `run_for`, compared with ONNX Runtime.
 
-    python benchmarks/runtime.py [--quick] [--sizes 1 4 18] [--frames 1000] [--hz 60] [--markdown] [--json
-    FILE]
+    python benchmarks/runtime.py [--quick] [--sizes 1 4 18] [--frames 1000] [--hz 60] [--markdown]
+    [--json FILE]
 
-Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table runs all waiting agents at
-one batch size. The second table plays frames. In each frame every model gets 1 to 18 agents, in new numbers. The
-budget is a quarter, a half or all of the time of a full run. *Warm* starts with all plans. *Pad* starts with one
-plan per model, and the others compile in the background (`on_miss="pad"`). *Cold* starts without plans. The loop
-over ONNX Runtime sessions takes the models in turn, and stops when the time is up. A frame is *late* if it
-exceeds its budget by more than the slowest model takes at 18 agents. `--clock cpu` counts the CPU time of the
-calling thread instead of wall time, for a machine that others keep busy. Time of other threads, such as a
-background compile, then does not count.
+Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table runs all waiting agents
+at one batch size. The second table plays frames. In each frame every model gets 1 to 18 agents, in new
+numbers. The budget is a quarter, a half or all of the time of a full run. *Warm* starts with all plans. *Pad*
+starts with one plan per model, and the others compile in the background (`on_miss="pad"`). *Cold* starts
+without plans. The loop over ONNX Runtime sessions takes the models in turn, and stops when the time is up. A
+frame is *late* if it exceeds its budget by more than the slowest model takes at 18 agents. `--clock cpu`
+counts the CPU time of the calling thread instead of wall time, for a machine that others keep busy. Time of
+other threads, such as a background compile, then does not count.
 """
 
 from __future__ import annotations

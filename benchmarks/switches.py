@@ -4,10 +4,10 @@
     [--json FILE] [--most 0.05]
 
 A plan that runs in order on the calling thread makes no switch. A plan with parallel kernels does, when their
-threads go to sleep: `--threads 1` leaves the kernels one thread, so only XLA's switches count. The numbers are the
-system's counts for this process (`getrusage`). Work of other processes does not count, because it causes
-involuntary switches. Each number is the median over several blocks of calls. memojax chooses its kernels at import,
-so each setting runs in a separate process.
+threads go to sleep: `--threads 1` leaves the kernels one thread, so only XLA's switches count. The numbers
+are the system's counts for this process (`getrusage`). Work of other processes does not count, because it
+causes involuntary switches. Each number is the median over several blocks of calls. memojax chooses its
+kernels at import, so each setting runs in a separate process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A griffe extension: examples in docstrings (`>>> ...`) become fenced code, which Markdown would take for quotations."""
+"""A griffe extension: fences examples in docstrings (`>>> ...`), which Markdown would read as quotations."""
 
 import re
 import textwrap

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def named_options(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, with an `OptionError` that names the nearest keyword for one that it does not have."""
+    """`function`, with an `OptionError` for an unknown keyword that names the nearest known one."""
     parameters = inspect.signature(function).parameters
     known = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = frozenset(known)
@@ -41,7 +41,7 @@ def unknown_option(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def one_of(name: str, given: Any, allowed: Iterable[Any]) -> None:
-    """Check that an option is one of a few words.
+    """Check that an option is one of the allowed words.
 
     Raises:
         OptionError: it is not; the message names the nearest one.

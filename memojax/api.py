@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast, overload
 
 import jax
+from jax.sharding import NamedSharding
 
 from ._argument_checks import named_options
 from ._types import Params, Source
-from .errors import IncompatibleModelError, InputError
+from .errors import IncompatibleModelError, InputError, OptionError
 from .inferer.base import Inferer
 from .inferer.memoizing import MemoizingDynamicInferer
 from .inferer.of_model import InfererOfModel
+from .inferer.options import InferOptions
 from .inferer.routes import OnMiss
+from .inferer.sharded import ShardedInferer
 from .inferer.sizes import Size
 from .lowering.batch_evidence import BatchAxis
 from .lowering.pure_function import PureFunction, of_graph, of_rows
@@ -27,6 +30,65 @@ from .plans.compiler import Weights
 from .plans.helper import CompileIn
 
 
+class ShardedOptions(TypedDict, total=False):
+    """Options of `load` for policies over several devices."""
+
+    preload: Iterable[int] | int
+    dims: Mapping[str, int] | None
+    batch_axis: BatchAxis
+    constants: Mapping[str, Any] | None
+    outputs: Sequence[str] | str | None
+    inputs: Sequence[str] | str
+    bucketing: Bucketing
+    max_batch_size: int | None
+    on_miss: OnMiss
+    maxsize: int | None
+    precision: str | None
+    cache_dir: str | PathLike[str] | PlanArtifact | None
+    strict: bool
+
+
+@overload
+def load(
+    source: Source | TypedModel,
+    *,
+    devices: str | Sequence[str | jax.Device],
+    **options: Unpack[ShardedOptions],
+) -> ShardedInferer: ...
+@overload
+def load(
+    source: Source | TypedModel,
+    *,
+    sharding: NamedSharding,
+    **options: Unpack[ShardedOptions],
+) -> ShardedInferer: ...
+@overload
+def load(
+    source: Source | TypedModel,
+    *,
+    preload: Iterable[Size] | Size = (),
+    dims: Mapping[str, int] | None = None,
+    batch_axis: BatchAxis = None,
+    constants: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] | str | None = None,
+    inputs: Sequence[str] | str = (),
+    bucketing: Bucketing = "exact",
+    max_batch_size: int | None = None,
+    on_miss: OnMiss = "compile",
+    maxsize: int | None = None,
+    devices: None = None,
+    sharding: None = None,
+    device: str | jax.Device | None = "auto",
+    seed: int = 0,
+    precision: str | None = "highest",
+    weights: Weights = "auto",
+    cache_dir: str | PathLike[str] | PlanArtifact | None = None,
+    autotune: Autotune = "off",
+    autotune_budget_mb: float = DEFAULT_BUDGET_MB,
+    strict: bool = False,
+    checked: bool = False,
+    compile_in: CompileIn = "auto",
+) -> MemoizingDynamicInferer: ...
 @named_options
 def load(
     source: Source | TypedModel,
@@ -41,7 +103,9 @@ def load(
     max_batch_size: int | None = None,
     on_miss: OnMiss = "compile",
     maxsize: int | None = None,
-    device: str | jax.Device | None = None,
+    devices: str | Sequence[str | jax.Device] | None = None,
+    sharding: NamedSharding | None = None,
+    device: str | jax.Device | None = "auto",
     seed: int = 0,
     precision: str | None = "highest",
     weights: Weights = "auto",
@@ -51,7 +115,7 @@ def load(
     strict: bool = False,
     checked: bool = False,
     compile_in: CompileIn = "auto",
-) -> MemoizingDynamicInferer:
+) -> MemoizingDynamicInferer | ShardedInferer:
     """Load a policy for any number of agents.
 
     >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[4])
@@ -64,16 +128,54 @@ def load(
         dims, batch_axis, constants, outputs, inputs: facts that the file leaves open; see
             `TypedModel.from_model`.
         bucketing, max_batch_size, on_miss: how sizes get plans; see `MemoizingDynamicInferer`.
+        devices, sharding: spread the rows of each batch over several devices: "all", a list, or
+            `NamedSharding(mesh, PartitionSpec("batch"))`. The result is then a `ShardedInferer`.
         maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked,
         compile_in:
             see `InferOptions`.
 
     Raises:
-        OptionError: an option does not exist, or has the wrong type.
+        OptionError: an option does not exist, has the wrong type, or does not fit several devices.
+        DeviceError: the machine has no such device.
         ModelLoadError: the file cannot be loaded.
         UnsupportedOpError: the file has operators that cannot be lowered; the message lists all of them.
         DimensionError: the batch or a dimension is not determined.
     """
+    if devices is not None or sharding is not None:
+        # The other options choose between ways to run on one device, so they are refused here.
+        one = InferOptions()
+        given = {
+            "device": device,
+            "seed": seed,
+            "weights": weights,
+            "autotune": autotune,
+            "autotune_budget_mb": autotune_budget_mb,
+            "checked": checked,
+            "compile_in": compile_in,
+        }
+        if unfit := [name for name, value in given.items() if value != getattr(one, name)]:
+            raise OptionError(
+                f"{unfit[0]}= is for one device, but {'devices' if devices is not None else 'sharding'}= "
+                "spreads rows over several: leave one of them out"
+            )
+        return ShardedInferer.from_model(
+            source,
+            cast("Iterable[int]", preload),
+            dims=dims,
+            batch_axis=batch_axis,
+            constants=constants,
+            outputs=outputs,
+            inputs=inputs,
+            devices="all" if devices is None else devices,
+            sharding=sharding,
+            bucketing=bucketing,
+            max_batch_size=max_batch_size,
+            on_miss=on_miss,
+            maxsize=maxsize,
+            precision=precision,
+            cache_dir=cache_dir,
+            strict=strict,
+        )
     return MemoizingDynamicInferer.from_model(
         source,
         preload,

@@ -1,8 +1,9 @@
-"""Execute notebooks: `python -m tests.run_notebooks [--write] FILE...`; an error in a cell fails, `--write`
-keeps the output.
+"""Execute notebooks: `python -m tests.run_notebooks [--write] FILE...`; `--write` keeps the output.
 
-A notebook whose metadata names packages that are not installed (`"memojax": {"needs": [...]}`) is skipped, and
-that is said.
+An error in a cell is a failure.
+
+A notebook is skipped, with a message, if packages that its metadata name are not installed
+(`"memojax": {"needs": [...]}`).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from .options import (
     check_bound,
     check_plot,
     device_option,
+    devices_option,
     find_model,
     json_option,
     loaded_pair,
@@ -21,6 +22,7 @@ from .options import (
     loading_options,
     model_argument,
     onnx_option,
+    places,
 )
 from .sizes import SIZES
 from .wrapping import wrapped, wrapping_options
@@ -70,6 +72,7 @@ _WARM_UP = 3
 )
 @loading_options
 @device_option
+@devices_option
 @json_option
 def command(
     model: str,
@@ -83,6 +86,7 @@ def command(
     onnx: str | None,
     seed: int,
     device: str | None,
+    devices: str | None,
     json_file: str | None,
     **loading: Any,
 ) -> None:
@@ -110,7 +114,7 @@ def command(
     typed, reference = loaded_pair(file, onnx, loading_of(**loading))
     only = only_size(typed)
     sizes = batch_sizes or ([only] if only else _SIZES)
-    inferer = load(typed, seed=seed, device=device)
+    inferer: Any = load(typed, **places(device, devices, seed=seed))
     check_bound(inferer.api)
     agents = wrapped(inferer, recurrent, with_epsilon, seed)
     others = {name: contender(name, typed, reference) for name in dict.fromkeys(against)}
@@ -130,7 +134,7 @@ def command(
         "model": file.name,
         "call": f"infer_{call}",
         "count": count,
-        "device": str(inferer.device),
+        "device": f"{inferer.sharding.num_devices} devices" if devices else str(inferer.device),
         "results": results,
     }
     if unable:

@@ -15,11 +15,13 @@ from .options import (
     check_plot,
     checked_target,
     device_option,
+    devices_option,
     find_model,
     json_option,
     loading_of,
     loading_options,
     pairs,
+    places,
     recurrent_pairs,
 )
 from .sizes import BUCKETING, SIZES
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
 @click.option("--no-clip", is_flag=True, help="Do not clip actions to the action space.")
 @loading_options
 @device_option
+@devices_option
 @click.option("--render", is_flag=True, help="Open a window that shows the first environment.")
 @click.option("--video", metavar="DIR", help="Write videos of the first environment to this folder.")
 @click.option(
@@ -199,7 +202,8 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         "epsilon": given["epsilon"],
         "recurrent": recurrent_pairs(given["recurrent"]) or None,
         "preload": given["preload"] or (),
-        **{name: given[name] for name in ("bucketing", "on_miss", "cache_dir", "maxsize", "device")},
+        **{name: given[name] for name in ("bucketing", "on_miss", "cache_dir", "maxsize")},
+        **places(given["device"], given["devices"]),
         "render": given["render"],
         "video": given["video"],
     }

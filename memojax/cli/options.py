@@ -200,7 +200,33 @@ def check_target(path: str | Path) -> None:
 
 def device_option(command: Command) -> Command:
     """`--device D`."""
-    return click.option("--device", metavar="DEVICE", help="cpu (default), gpu, gpu:1, tpu, ...")(command)
+    return click.option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, gpu, gpu:1, tpu, ...  [default: auto, the accelerator if the model is big enough to gain]",
+    )(command)
+
+
+def devices_option(command: Command) -> Command:
+    """`--devices all|D,D`."""
+    return click.option(
+        "--devices",
+        metavar="all|DEVICE,...",
+        help="Spread the rows of each batch over several devices.",
+    )(command)
+
+
+def places(device: str | None, devices: str | None, **alone: Any) -> dict[str, Any]:
+    """`device=` (with `alone`) or `devices=` of `memojax.load`, from the options of the command line.
+
+    Raises:
+        click.UsageError: both are given.
+    """
+    if device and devices:
+        raise click.UsageError("--device names one device, --devices several: give one of them")
+    if devices:
+        return {"devices": devices if devices == "all" else devices.split(",")}
+    return {"device": device or "auto", **alone}
 
 
 def recurrent_pairs(given: Iterable[str]) -> list[tuple[str, str]] | None:

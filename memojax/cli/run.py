@@ -15,11 +15,13 @@ from .options import (
     check_bound,
     checked_target,
     device_option,
+    devices_option,
     find_model,
     json_option,
     loading_of,
     loading_options,
     model_argument,
+    places,
 )
 from .wrapping import wrapped, wrapping_options
 
@@ -54,6 +56,7 @@ from .wrapping import wrapped, wrapping_options
 )
 @loading_options
 @device_option
+@devices_option
 @json_option
 def command(
     model: str,
@@ -66,6 +69,7 @@ def command(
     print_output: bool,
     seed: int,
     device: str | None,
+    devices: str | None,
     json_file: str | None,
     **loading: Any,
 ) -> None:
@@ -84,7 +88,7 @@ def command(
     from ..lowering.row_probe import random_rows
 
     file = find_model(model)
-    bare = load(file.path, seed=seed, device=device, **loading_of(**loading))
+    bare: Any = load(file.path, **places(device, devices, seed=seed), **loading_of(**loading))
     inferer = wrapped(bare, recurrent, with_epsilon, seed)
     if inputs_file:
         inputs = _read(inputs_file)

@@ -26,6 +26,7 @@ def model_card(
     cache: CacheInfo,
     plans: Sequence[tuple[Plan, str]],
     mixing: Sequence[str],
+    why: str = "",
 ) -> Card:
     """The card of an inferer of class `kind` for `typed`.
 
@@ -33,6 +34,7 @@ def model_card(
         kind: class of the inferer.
         typed: its model.
         device: the device on which it runs NumPy batches.
+        why: the reason where `device="auto"` chose it.
         options: arguments of its constructor.
         cache: counts of hits and misses so far.
         plans: pairs of a plan and the kind of batches that it runs.
@@ -42,7 +44,7 @@ def model_card(
     weights = sum(int(np.size(leaf)) for leaf in leaves), sum(int(leaf.nbytes) for leaf in leaves)
     facts = [
         ("batch", typed.rule),
-        ("device", device),
+        ("device", f"{device} (auto: {why})" if why else device),
         *([("kernels", available() or f"XLA's own ({why_not()})")] if device == "cpu" else []),
         ("weights", f"{weights[0]:,} numbers, {weights[1]:,} bytes"),
         *([("options", given)] if (given := _options(options)) else []),

@@ -11,5 +11,6 @@ from .drawing import plot as plot
 from .files import load as load
 from .files import save as save
 from .merging import merge as merge
+from .population import evaluate_pool as evaluate_pool
 from .result import Episode as Episode
 from .result import Evaluation as Evaluation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import ActionError, EvaluationError, MemojaxError, SpaceMismatchError
 from ..inferer.base import Inferer
+from ..inferer.pool_members import PoolSeats
 from ..model.signature import TensorSpec
 from ..spaces.connection import Connection
 from ..wrapper.recurrent import RecurrentTracker
@@ -61,6 +62,15 @@ class Player:
         self.connection = connection
         self.inferer: Inferer = RecurrentTracker(inferer, connection.memory) if connection.memory else inferer
         self._model, self._env_id, self._deterministic = model, env_id, deterministic
+        self._pool = inferer if isinstance(inferer, PoolSeats) else None
+        self.sets: Callable[[str, int], Hashable] = lambda name, episode: None
+        """The weight set of an agent, by its name and its episode's number, for a player of a pool."""
+
+    def begin(self, agent: int, name: str, episode: int) -> None:
+        """Let the inferer know a new agent, whose name in the environment is `name`."""
+        self.inferer.begin_agent(agent)
+        if self._pool is not None:
+            self._pool.assign(agent, self.sets(name, episode))
 
     def act(self, seats: Sequence[Seat], calls: dict[int, list[float]]) -> list[Any]:
         """An action for each seat, in the environments' form; `calls` takes the seconds by batch size.

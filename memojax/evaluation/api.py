@@ -106,12 +106,14 @@ def evaluate(
         preload: batch sizes to compile before the first step, while the environments are made and reset.
         cache_dir: folder that keeps compiled plans for other processes.
         maxsize: number of plans to keep beside the one for the full batch.
-        device: device of the policy: "cpu", "gpu", "gpu:1", or a `jax.Device`.
+        device: device of the policy, as for `memojax.load`: "auto", "cpu", "gpu", "gpu:1", or a
+            `jax.Device`.
+        devices, sharding: devices that share the rows of each batch, as for `memojax.load`.
         render: open a window that shows the first environment.
         video: folder for videos of the first environment's episodes, made by Gymnasium's `RecordVideo`.
         name: name of the policy in the result.
 
-    `bucketing` to `device` concern loading: for an inferer, pass them to `memojax.load` instead.
+    `bucketing` to `sharding` concern loading: for an inferer, pass them to `memojax.load` instead.
 
     Returns:
         The result. After Ctrl-C it holds the finished episodes, and is marked as `interrupted`.
@@ -152,7 +154,7 @@ def evaluate(
             policies[key], warmup = load_policy(one, planning, width, seed)
             stack.callback(warmup.close)
             warmups.append(warmup)
-        pool = _pool(env, width, stepping, watching, name)
+        pool = make_pool(env, width, stepping, watching, name)
         stack.callback(pool.close)
         players = join_players(pool, policies, wiring, name, deterministic)
         setting = setting_of(players, name, count, width, deterministic, metadata)
@@ -166,7 +168,8 @@ def evaluate(
             return rollout.run(report)
 
 
-def _pool(env: Any, width: int, stepping: Stepping, watching: Watching, name: str) -> EnvPool:
+def make_pool(env: Any, width: int, stepping: Stepping, watching: Watching, name: str) -> EnvPool:
+    """The environments of an evaluation."""
     if stepping.vectorization == "sync":
         watched = watched_maker(env, watching, name) if watching.render_mode else None
         local = LocalPool(env, width, watched)

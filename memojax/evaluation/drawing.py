@@ -18,7 +18,7 @@ _FEW_CALLS = 5
 """Calls below which a median says too little to draw."""
 
 _FEW_SIZES = 8
-"""Up to so many batch sizes are all named on the axis."""
+"""Up to this number of batch sizes, the axis names each."""
 
 _MARKERS = "os^Dv<>P"
 """One for each evaluation, so that lines are told apart in print without color."""

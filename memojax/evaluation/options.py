@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from .._argument_checks import as_count, unknown_option
 from ..errors import EvaluationError, OptionError
@@ -43,6 +44,8 @@ class EvaluateOptions(TypedDict, total=False):
     cache_dir: str | PathLike[str] | None
     maxsize: int | None
     device: str | jax.Device | None
+    devices: str | Sequence[str | jax.Device] | None
+    sharding: NamedSharding | None
     render: bool
     video: str | PathLike[str] | None
     name: str | None
@@ -50,7 +53,7 @@ class EvaluateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Stepping:
-    """Where environments are stepped, and for how many steps."""
+    """The processes that step the environments, and the limit of steps."""
 
     vectorization: Vectorization = "sync"
     workers: int | None = None

@@ -15,10 +15,12 @@ from os import PathLike
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
-from ..errors import MemojaxError
+from ..errors import MemojaxError, OptionError
 from ..inferer.base import Inferer
 from ..inferer.memoizing import MemoizingDynamicInferer, OnMiss
+from ..inferer.sharded import ShardedInferer
 from ..lowering.exported import only_size
 from ..lowering.typed_model import TypedModel
 from ..plans.batch_sizes import Bucketing, bucket_of, checked_size
@@ -33,7 +35,9 @@ class Planning:
     preload: Iterable[int] = ()
     cache_dir: str | PathLike[str] | None = None
     maxsize: int | None = None
-    device: str | jax.Device | None = None
+    device: str | jax.Device | None = "auto"
+    devices: str | Sequence[str | jax.Device] | None = None
+    sharding: NamedSharding | None = None
 
     def __post_init__(self) -> None:
         # Read once: the options serve several policies, and an iterator would be empty for the second.
@@ -91,14 +95,16 @@ class Warmup:
         self._preloading: Future[Any] | None = None
         self._follow: tuple[FewSizes, Callable[[list[int]], Any]] | None = None
 
-    def begin(self, inferer: MemoizingDynamicInferer, first: int | None, sizes: list[int]) -> None:
+    def begin(
+        self, inferer: MemoizingDynamicInferer | ShardedInferer, first: int | None, sizes: list[int]
+    ) -> None:
         """Compile the plan for `first`, whose errors the first call reports, and those for `sizes`."""
         if first is not None:
             self._submit(lambda: inferer.preload([first]))
         if sizes:
             self._preloading = self._submit(lambda: inferer.preload(sizes))
 
-    def follow(self, inferer: MemoizingDynamicInferer, rule: FewSizes) -> None:
+    def follow(self, inferer: MemoizingDynamicInferer | ShardedInferer, rule: FewSizes) -> None:
         """Compile ahead the plans that a shrinking batch needs by `rule`."""
         self._follow = rule, inferer.preload if inferer.cache_info().maxsize is None else _nothing
 
@@ -152,7 +158,34 @@ def load_policy(typed: TypedModel, planning: Planning, width: int, seed: int) ->
     bucketing: Bucketing = [only] if only else rule
     if planning.bucketing is not None:
         bucketing = planning.bucketing
-    inferer = MemoizingDynamicInferer.from_typed(
+    inferer = _inferer(typed, planning, bucketing, only, seed)
+    warmup = Warmup()
+    # With another `on_miss`, the caller wants to see misses, so nothing compiles ahead.
+    helped = planning.on_miss == "compile"
+    warmup.begin(inferer, bucket_of(bucketing, only)(width) if helped else None, list(planning.preload))
+    if isinstance(inferer, MemoizingDynamicInferer):
+        rule.mixing = lambda: inferer.mixing_outputs
+    if bucketing is rule:
+        warmup.follow(inferer, rule)
+    return inferer, warmup
+
+
+def _inferer(
+    typed: TypedModel, planning: Planning, bucketing: Bucketing, only: int | None, seed: int
+) -> MemoizingDynamicInferer | ShardedInferer:
+    if planning.devices is not None or planning.sharding is not None:
+        if planning.device not in ("auto", None):
+            raise OptionError("device= names one device, devices= and sharding= several: give one of them")
+        return ShardedInferer(
+            typed,
+            devices="all" if planning.devices is None else planning.devices,
+            sharding=planning.sharding,
+            bucketing=bucketing,
+            on_miss=planning.on_miss,
+            cache_dir=planning.cache_dir,
+            maxsize=planning.maxsize,
+        )
+    return MemoizingDynamicInferer.from_typed(
         typed,
         bucketing=bucketing,
         max_batch_size=only,
@@ -162,11 +195,3 @@ def load_policy(typed: TypedModel, planning: Planning, width: int, seed: int) ->
         device=planning.device,
         seed=seed,
     )
-    warmup = Warmup()
-    # With another `on_miss`, the caller wants to see misses, so nothing compiles ahead.
-    helped = planning.on_miss == "compile"
-    warmup.begin(inferer, bucket_of(bucketing, only)(width) if helped else None, list(planning.preload))
-    rule.mixing = lambda: inferer.mixing_outputs
-    if bucketing is rule:
-        warmup.follow(inferer, rule)
-    return inferer, warmup

@@ -65,7 +65,7 @@ class Rollout:
         players: Mapping[str, Player],
         pool: EnvPool,
         setting: Setting,
-        seeds: range,
+        seeds: Sequence[int],
         max_steps: int | None = None,
         on_episode: Callable[[Episode], None] | None = None,
         warmups: Sequence[Warmup] = (),
@@ -159,7 +159,7 @@ class Rollout:
 
     def _new_seat(self, playing: _Playing, name: str) -> Seat:
         player, agent = self._players[name], next(_agents)
-        player.inferer.begin_agent(agent)
+        player.begin(agent, name, playing.index)
         own = [list(self._players).index(name)] if name else []
         generator = np.random.Generator(np.random.SFC64([playing.seed, _STREAM, *own]))
         return Seat(name, agent, generator, player, playing.index, playing.seed)

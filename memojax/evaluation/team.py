@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Protocol
 
 from ..errors import EvaluationError
 from ..inferer.base import Inferer
+from ..inferer.pool_members import PoolMember, PoolSeats
 from ..inferer.predictor import facts_of
 from ..spaces.actions import action_kind
 from ..spaces.connection import Connection, Wiring, join
@@ -20,7 +21,7 @@ from .rollout import Setting
 
 
 class Spaces(Protocol):
-    """What has an observation space and an action space: a pool, or an agent of it."""
+    """An object with an observation space and an action space: a pool, or an agent of it."""
 
     @property
     def name(self) -> str:
@@ -64,16 +65,23 @@ def join_players(
         connection = connect(policies[""], pool, wiring, deterministic)
         return {"": Player(policies[""], connection, model, pool.name, deterministic)}
     keys = dict.fromkeys(pool.agents, "") if "" in policies else policy_names(pool.agents, policies)
-    joined: list[tuple[str, Any, Player]] = []
+    joined: list[tuple[Any, Any, Player]] = []
     players = {}
+    sets: dict[str, Hashable] = {}
     for agent, key in keys.items():
-        spaces = pool.spaces_of(agent)
+        spaces, policy = pool.spaces_of(agent), policies[key]
         both = spaces.observation_space, spaces.action_space
-        player = next((player for known, its, player in joined if known == key and its == both), None)
+        # Members of one pool share a player, so that all of them are answered in one call.
+        shared: Any = key
+        if isinstance(policy, PoolMember):
+            sets[agent], shared = policy.name, policy.pool
+        player = next((player for known, its, player in joined if known == shared and its == both), None)
         if player is None:
-            connection = connect(policies[key], spaces, wiring, deterministic)
-            player = Player(policies[key], connection, model, pool.name, deterministic)
-            joined.append((key, both, player))
+            policy = PoolSeats(policy.pool) if isinstance(policy, PoolMember) else policy
+            connection = connect(policy, spaces, wiring, deterministic)
+            player = Player(policy, connection, model, pool.name, deterministic)
+            player.sets = lambda name, episode: sets[name]
+            joined.append((shared, both, player))
         players[agent] = player
     return players
 

@@ -1,4 +1,4 @@
-"""The four inferers, the one over several devices, and what they share."""
+"""The four inferers, the one over several devices, and their common code."""
 
 from ..rows.states import Response as Response
 from ..rows.states import State as State

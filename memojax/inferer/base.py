@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,7 +57,7 @@ class Inferer(abc.ABC):
 
     @property
     def placement(self) -> DeviceChoice:
-        """Where calls with `jax.Array`s run."""
+        """Devices on which calls with `jax.Array`s run."""
         return _WHERE_THEY_LIE
 
     @property
@@ -184,8 +183,12 @@ class Inferer(abc.ABC):
         return self.infer_batch({0: state})[0]
 
     def infer(self, batch: Mapping[int, Mapping[str, Any]]) -> dict[int, Response]:
-        """Deprecated name of `infer_batch`."""
-        warnings.warn("Inferer.infer is deprecated: call infer_batch", DeprecationWarning, stacklevel=2)
+        """cervo's older name of `infer_batch`.
+
+        >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+        >>> list(policy.infer({7: {"obs": np.zeros(6)}}))
+        [7]
+        """
         return self.infer_batch(batch)
 
     def __call__(self, inputs: Any, *, copy: bool = False, out: Any = None) -> Any:

@@ -32,7 +32,7 @@ class BasicInferer(ModelInferer):
         Raises:
             OptionError: an option does not exist, or has the wrong type.
         """
-        super().__init__(typed, [1], infer_options(type(self).__name__, options), OneByOne())
+        super().__init__(typed, [1], infer_options(type(self).__name__, options), OneByOne(), 1)
 
     def _arguments(self) -> dict[str, Any]:
         return {}

@@ -35,6 +35,7 @@ from ..rows.scratch import ScratchPadView
 from ..xla.background import submit, submit_errand
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
+from .auto_device import verdict_on
 from .base import Inferer
 from .compiled_rows import CompiledRows, refuse_mixing
 from .forked import ForkedInferer
@@ -56,7 +57,12 @@ class ModelInferer(InfererOfModel):
     """An inferer that runs a `TypedModel` itself (abstract: the four kinds differ in their `Route`)."""
 
     def __init__(
-        self, typed: TypedModel, preloaded_sizes: Iterable[Size] | Size, options: InferOptions, route: Route
+        self,
+        typed: TypedModel,
+        preloaded_sizes: Iterable[Size] | Size,
+        options: InferOptions,
+        route: Route,
+        rows: int = 0,
     ):
         """Compile `preloaded_sizes` now.
 
@@ -65,12 +71,14 @@ class ModelInferer(InfererOfModel):
             preloaded_sizes: batch sizes to compile now and never drop; see `preload`.
             options: the options that the four kinds share.
             route: the rule that deals rows out to plans.
+            rows: the most rows that are expected in a plan, for `device="auto"`; 0 where nothing says so.
 
         Raises:
             DeviceError: the machine has no such device.
         """
         self.options = options
-        self._device = resolve_device(options.device)
+        self._verdict = verdict_on(options.device, typed, rows)
+        self._device = self._verdict.device
         self._choice = DeviceChoice(options.strict, None if self._device == cpu_device() else self._device)
         self._tuner = Tuner(options.autotune, options.autotune_budget_mb)
         given = options.cache_dir
@@ -102,6 +110,7 @@ class ModelInferer(InfererOfModel):
             tuner=self._tuner,
             beside=beside,
             compile_in=self.options.compile_in,
+            pads=self._route.pads or bool(typed.only_rows),
         )
 
     def _rows_of(self, engine: Engine) -> CompiledRows:
@@ -116,7 +125,9 @@ class ModelInferer(InfererOfModel):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle model, options and sizes; the unpickled inferer compiles or loads plans at first use."""
-        options = {**self.options.arguments(), "device": device_name(self._device), **self._arguments()}
+        # "auto" may choose another device on another machine.
+        device = "auto" if self._verdict.why else device_name(self._device)
+        options = {**self.options.arguments(), "device": device, **self._arguments()}
         return _rebuild, (type(self), self.typed, options, self._ready_sizes())
 
     def __repr__(self) -> str:
@@ -131,6 +142,7 @@ class ModelInferer(InfererOfModel):
             type(self).__name__,
             self.typed,
             device=device_name(self._device),
+            why=self._verdict.why,
             options={**self._arguments(), "maxsize": self.options.maxsize},
             cache=self.cache_info(),
             plans=self._all_plans(),
@@ -144,7 +156,7 @@ class ModelInferer(InfererOfModel):
 
     @property
     def device(self) -> jax.Device:
-        """Where NumPy batches run."""
+        """The device on which NumPy batches run."""
         return self._device
 
     @property
@@ -214,7 +226,7 @@ class ModelInferer(InfererOfModel):
         check_mapping(inputs)
         rows, given = (self._only, inputs) if self._only else self._rows.of_inputs(inputs)
         if any(lives_on_device(value) for value in given.values()):
-            return rows.infer_on_device(given)
+            return rows.on_device.infer(given)
         quick = self._only is None and not self.options.checked
         return (rows.hit(given) if quick else None) or rows.infer(given, ids)
 
@@ -243,6 +255,7 @@ class ModelInferer(InfererOfModel):
         workers: int = 1,
         background: bool = False,
         progress: bool = False,
+        device: str | jax.Device | None = None,
     ) -> Preload:
         """Compile plans for `sizes`; `maxsize` never drops these plans.
 
@@ -261,15 +274,20 @@ class ModelInferer(InfererOfModel):
             background: return at once and compile on the background worker, at low priority.
             progress: show a bar in a terminal or notebook. In the background, the bar shows during the
                 handle's `wait`.
+            device: compile plans for `jax.Array`s on this device. Without it, plans for NumPy batches compile
+                now, and those for `jax.Array`s on an accelerator behind the first call there. On a CPU both
+                have the same plans.
 
         Raises:
             BatchSizeError: a size is not a positive whole number; nothing is compiled.
             DimensionError: a dimension is missing or unknown; nothing is compiled.
+            DeviceError: the machine has no such device.
         """
         wanted = sizes_of(sizes, self.api)
         if is_revived():
             self._expect(wanted)
             return Preload.finished([])
+        where = None if device is None else resolve_device(device)
         alone = [size for size, binding in wanted if binding is None]
         if self._only is None:
             self._rows.pin(alone)
@@ -277,15 +295,17 @@ class ModelInferer(InfererOfModel):
         if self._only is not None:
             only = self._only
             tasks += [(only, self._planned(only, size)) for size in alone]
-        tasks = list(dict.fromkeys(tasks))
-        for rows, size in tasks:
-            rows.cache.pin([size])
-        named = {bound_size(size, rows.typed.binding): (rows, size) for rows, size in tasks}
+        caches = {
+            bound_size(size, rows.typed.binding): (rows.cache_on(where), size)
+            for rows, size in dict.fromkeys(tasks)
+        }
+        for cache, size in caches.values():
+            cache.pin([size])
         if not background and workers <= 1 and not progress:
-            for rows, size in tasks:
-                rows.cache.get(size)
-            return Preload.finished(list(named))
-        handle = Preload(list(named), lambda one: _compiled(*named[one]), workers, background, progress)
+            for cache, size in caches.values():
+                cache.get(size)
+            return Preload.finished(list(caches))
+        handle = Preload(list(caches), lambda one: PlanCache.get(*caches[one]), workers, background, progress)
         if not background:
             handle.wait()
         return handle
@@ -378,7 +398,8 @@ class ModelInferer(InfererOfModel):
         Raises:
             BatchSizeError: nothing has run yet.
         """
-        plans = self.plans()
+        # The last plan of a size counts, which is the most used one.
+        plans = sorted(self.plans(), key=lambda plan: plan.calls)
         latency = {plan.size: plan.median_us / 1e6 for plan in plans if plan.median_us is not None}
         compiling = {plan.size: plan.compile_ms / 1e3 for plan in plans}
         return recommend(
@@ -386,7 +407,8 @@ class ModelInferer(InfererOfModel):
         )
 
     def cache_info(self) -> CacheInfo:
-        """Counts of hits, misses and evictions, the sizes, seconds spent compiling, and padded rows.
+        """Counts of hits, misses and evictions, the sizes, seconds spent compiling, and padded rows, over all
+        devices.
 
         >>> policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[1])
         >>> answers = policy.infer_arrays({"obs": np.zeros((1, 6), np.float32)})
@@ -436,13 +458,11 @@ class ModelInferer(InfererOfModel):
         return draw_latency(times, self.batch_sizes(), ax)
 
     def _all_plans(self) -> list[tuple[Plan, str]]:
-        """Every plan, with a label of the batches that it runs: NumPy's or a device's."""
+        """Every plan, and whose batches it runs."""
         found: list[tuple[Plan, str]] = []
         for engine in self._family.engines():
             where = f" {engine.typed.binding}" if engine.typed.binding else ""
-            found += [(plan, f"NumPy{where}") for plan in engine.cache.plans()]
-            for device, cache in engine.elsewhere().items():
-                found += [(plan, f"{device.platform}:{device.id}{where}") for plan in cache.plans()]
+            found += [(plan, f"{arrays}{where}") for plan, arrays in engine.all_plans()]
         return found
 
     def _ready_sizes(self) -> list[Any]:
@@ -476,10 +496,6 @@ class ModelInferer(InfererOfModel):
 
 def _ready(cache: PlanCache) -> list[int]:
     return sorted({*cache.sizes(), *cache.expected()})
-
-
-def _compiled(rows: CompiledRows, size: int) -> Any:
-    return rows.cache.get(size)
 
 
 def _no_plan(size: int) -> None:

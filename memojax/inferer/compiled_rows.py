@@ -1,4 +1,4 @@
-"""Runs rows through the plans of one engine, on the host and on devices."""
+"""Runs NumPy rows through the plans of one engine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..plans.cache import PlanCache
 from ..plans.engine import Engine
-from ..plans.plan import Plan
-from ..rows.checks import checked_rows, chosen_device, device_rows, on_device, shared_value
+from ..rows.checks import checked_rows, shared_value
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import aligned_empty
-from ..xla.settings import own_settings
 from .constant_outputs import ConstantOutputs
+from .device_rows import NO_ROWS, DeviceRows, share_host_memory
 from .histogram import BatchHistogram
 from .routes import OnePlan, Route
 
@@ -53,7 +52,7 @@ class CompiledRows:
         self.route: OnePlan | Route = OnePlan(typed.only_rows) if typed.only_rows else route
         self.histogram: BatchHistogram = BatchHistogram()
         self._key = key
-        self._choice = choice
+        self.on_device: DeviceRows = DeviceRows(self, key, choice)
         self._local = threading.local()
         self._constants = ConstantOutputs(typed)
         self._inputs = typed.api.inputs
@@ -67,6 +66,12 @@ class CompiledRows:
     def typed(self) -> TypedModel:
         """The model with its present weights."""
         return self.engine.typed
+
+    def cache_on(self, device: jax.Device | None) -> PlanCache:
+        """The plans for `jax.Array`s on a device; for None or a shared CPU, the plans for NumPy batches."""
+        if device is None or share_host_memory(device, self.engine.device):
+            return self.cache
+        return self.engine.on(device).cache
 
     def hit(self, inputs: Mapping[str, Any]) -> Arrays | None:
         """Outputs by name, if a plan takes the inputs unchanged; else None, and nothing has run."""
@@ -107,16 +112,18 @@ class CompiledRows:
         """
         rows, n = checked_rows(self._inputs, inputs)
         if n < 0:
-            raise InputShapeError(
-                "no input of this model has a row for each agent, so there is no batch to run: call "
-                "memojax.run, which runs the model once"
-            )
+            raise InputShapeError(NO_ROWS)
         if n == 0:
             return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self.typed.api.outputs}
-        self._check_indices(rows, n, ids)
+        self.check_indices(rows, n, ids)
         return self.in_order(dict(zip(self._computed, self.run(rows, n), strict=True)), n)
 
-    def _check_indices(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None) -> None:
+    def check_indices(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None) -> None:
+        """Check that every index is in range, if the model is loaded with `checked=True`.
+
+        Raises:
+            IndexRangeError: one does not.
+        """
         if self._checks is not None:
             each = [
                 np.broadcast_to(row, (n, *row.shape)) if spec.shared else np.asarray(row)
@@ -159,7 +166,7 @@ class CompiledRows:
             shared_value(spec, row) if spec.shared else row
             for spec, row in zip(self._inputs, rows, strict=True)
         ]
-        self._check_indices(alone, n, ids)
+        self.check_indices(alone, n, ids)
         return self._run_part(alone, n, size)
 
     def arrived(self, n: int) -> None:
@@ -193,9 +200,10 @@ class CompiledRows:
             return plan(rows, key)
         self.refuse_mixing(f"padding {n} rows to a plan for {size}")
         self.cache.count_padding(size - n)
-        return [result[:n] for result in plan(self._padded(rows, n, size), key)]
+        return [result[:n] for result in plan(self.padded(rows, n, size), key)]
 
-    def _padded(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
+    def padded(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
+        """`n` rows with zeros behind them, in buffers of this thread that its next call writes to."""
         kept: dict[int, list[np.ndarray]] = self._local.__dict__.setdefault("buffers", {})
         if (buffers := kept.get(size)) is None:
             buffers = kept[size] = [aligned_empty(spec.rows(size), spec.dtype) for spec in self._inputs]
@@ -206,82 +214,6 @@ class CompiledRows:
                 buffer[:n] = row
                 buffer[n:] = 0
         return buffers
-
-    def infer_on_device(self, inputs: Mapping[str, Any]) -> Arrays:
-        """Run `jax.Array`s on the device where they lie.
-
-        Raises:
-            InputError: the inputs do not fit.
-            DeviceError: they lie on several devices, and `strict` refuses that.
-        """
-        given, device = chosen_device(self._inputs, inputs, self._choice)
-        if share_host_memory(device, self.engine.device):
-            # NumPy reads the memory of CPU arrays without a copy. Running them as NumPy rows gives them the
-            # same plans, and so bit-identical results.
-            rows = {name: np.asarray(row) for name, row in given.items()}
-            return {
-                name: on_device(answer, device)
-                for name, answer in (self.hit(rows) or self.infer(rows)).items()
-            }
-        rows, n, device = device_rows(self._inputs, given, self._choice)
-        outputs = self.typed.api.outputs
-        if n == 0:
-            return {spec.name: on_device(np.zeros(spec.rows(0), spec.dtype), device) for spec in outputs}
-        self._check_indices(rows, n, None)
-        cache = self.engine.on(device)
-        self.histogram.arrived(n)
-        self.route.arrived(n, cache)
-        results = self._run_on_device(cache, rows, n, device)
-        named: Arrays = dict(zip(self._computed, results, strict=True))
-        for name in self.typed.constant:
-            named[name] = on_device(self.constant_rows(name, n), device)
-        return {spec.name: named[spec.name] for spec in outputs}
-
-    def _run_on_device(
-        self, cache: PlanCache, rows: Sequence[jax.Array], n: int, device: jax.Device
-    ) -> list[jax.Array]:
-        """Computed outputs for `n` rows on a device.
-
-        Rows to pad or split go through the host's memory, where NumPy does both. JAX would compile a padding
-        program for each number of rows during the loop, and keep it for good.
-        """
-        taken, size = self.route.of(n, cache)
-        if taken == size == n:
-            plan: Plan = cache.get(size)
-            return list(plan(rows, self._key() if plan.random else None))
-        with own_settings():
-            host = [np.asarray(row) for row in rows]
-            parts = self.engine.with_one_set_of_weights(
-                lambda: self._run_device_parts(cache, host, n, device)
-            )
-            return [on_device(np.concatenate(pieces), device) for pieces in zip(*parts, strict=True)]
-
-    def _run_device_parts(
-        self, cache: PlanCache, rows: Sequence[np.ndarray], n: int, device: jax.Device
-    ) -> list[list[np.ndarray]]:
-        parts, done = [], 0
-        while done < n:
-            taken, size = self.route.of(n - done, cache)
-            if taken < n:
-                self.refuse_mixing(f"running {n} rows in parts")
-            part = _part(self._inputs, rows, done, done + taken)
-            plan = cache.get(size)
-            key = self._key() if plan.random else None
-            if size != taken:
-                self.refuse_mixing(f"padding {taken} rows to a plan for {size}")
-                cache.count_padding(size - taken)
-                part = self._padded(part, taken, size)
-            # Copies: the device may read or own this memory after the call, while the next part overwrites
-            # the padding buffers.
-            results = plan([on_device(np.array(row), device) for row in part], key)
-            parts.append([np.asarray(result)[:taken] for result in results])
-            done += taken
-        return parts
-
-
-def share_host_memory(device: jax.Device, other: jax.Device) -> bool:
-    """Whether NumPy reads the memory of both devices, so arrays of one may run on plans of the other."""
-    return device.platform == other.platform == "cpu"
 
 
 def _part(specs: Sequence[TensorSpec], rows: Sequence[Any], start: int, stop: int) -> list[Any]:

@@ -39,7 +39,8 @@ class DynamicInferer(ModelInferer):
             RowsMixError: rows of the model influence each other, so they cannot be padded or split.
         """
         self.capacity: int = checked_size(capacity)
-        super().__init__(typed, (), infer_options(type(self).__name__, options), OnePlan(self.capacity))
+        given = infer_options(type(self).__name__, options)
+        super().__init__(typed, (), given, OnePlan(self.capacity), self.capacity)
         self._refuse_mixing("DynamicInferer")
         self.preload([self.capacity])
 

@@ -42,7 +42,11 @@ class FixedBatchInferer(ModelInferer):
         if not self.sizes:
             raise BatchSizeError("FixedBatchInferer needs at least one batch size, for example [1, 8, 32]")
         super().__init__(
-            typed, self.sizes, infer_options(type(self).__name__, options), FixedSizes(self.sizes)
+            typed,
+            self.sizes,
+            infer_options(type(self).__name__, options),
+            FixedSizes(self.sizes),
+            max(self.sizes),
         )
 
     def _arguments(self) -> dict[str, Any]:

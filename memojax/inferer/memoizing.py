@@ -15,13 +15,13 @@ from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
 from ..plans.artifact import PlanArtifact
 from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune
-from ..plans.batch_sizes import Bucketing, bucket_of
+from ..plans.batch_sizes import Bucketing, bucket_of, is_exact
 from ..plans.compiler import Weights
 from ..plans.helper import CompileIn
 from .compiled import ModelInferer
 from .options import InferOptions
 from .routes import Buckets, OnMiss
-from .sizes import Size
+from .sizes import Size, most_rows
 
 
 @final
@@ -54,7 +54,7 @@ class MemoizingDynamicInferer(ModelInferer):
         max_batch_size: int | None = None,
         on_miss: OnMiss = "compile",
         maxsize: int | None = None,
-        device: str | jax.Device | None = None,
+        device: str | jax.Device | None = "auto",
         seed: int = 0,
         precision: str | None = "highest",
         weights: Weights = "auto",
@@ -101,7 +101,13 @@ class MemoizingDynamicInferer(ModelInferer):
             checked,
             compile_in,
         )
-        super().__init__(typed, (), options, Buckets(bucket_of(bucketing, max_batch_size), on_miss))
+        route = Buckets(
+            bucket_of(bucketing, max_batch_size), on_miss, exact=is_exact(bucketing, max_batch_size)
+        )
+        if isinstance(preloaded_sizes, Iterable) and not isinstance(preloaded_sizes, (str, bytes, Mapping)):
+            preloaded_sizes = list(preloaded_sizes)
+        rows = most_rows(preloaded_sizes, bucketing, max_batch_size)
+        super().__init__(typed, (), options, route, rows)
         if on_miss == "pad":
             self._refuse_mixing("on_miss='pad'")
         self.preload(preloaded_sizes)
@@ -122,7 +128,7 @@ class MemoizingDynamicInferer(ModelInferer):
         max_batch_size: int | None = None,
         on_miss: OnMiss = "compile",
         maxsize: int | None = None,
-        device: str | jax.Device | None = None,
+        device: str | jax.Device | None = "auto",
         seed: int = 0,
         precision: str | None = "highest",
         weights: Weights = "auto",
@@ -178,7 +184,7 @@ class MemoizingDynamicInferer(ModelInferer):
         max_batch_size: int | None = None,
         on_miss: OnMiss = "compile",
         maxsize: int | None = None,
-        device: str | jax.Device | None = None,
+        device: str | jax.Device | None = "auto",
         seed: int = 0,
         precision: str | None = "highest",
         weights: Weights = "auto",

@@ -50,7 +50,9 @@ class InferOptions:
     Attributes:
         maxsize: number of plans to keep beside the preloaded ones, over all devices. The cache drops the
             least recently used plan first. None means no limit.
-        device: device of NumPy batches: None or "cpu", "gpu", "gpu:1", or a `jax.Device`.
+        device: device of NumPy batches: "cpu" (or None), "gpu", "gpu:1", or a `jax.Device`. "auto" takes the
+            accelerator where JAX has one and the model is big enough to gain, else the CPU; the card says
+            which, and why.
         seed: seed of the numbers that a random model draws.
         precision: precision of matrix products on accelerators, by JAX's names.
         weights: "constant" (part of each executable), "argument" (`update_params` then recompiles nothing),
@@ -73,7 +75,7 @@ class InferOptions:
     """
 
     maxsize: int | None = None
-    device: str | jax.Device | None = None
+    device: str | jax.Device | None = "auto"
     seed: int = 0
     precision: str | None = "highest"
     weights: Weights = "auto"

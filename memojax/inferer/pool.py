@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import jax
 import numpy as np
 
 from .._argument_checks import as_count
-from .._types import Source
+from .._types import Arrays, Source
 from ..errors import IncompatibleModelError, InputError, InputShapeError, RowsMixError
 from ..lowering.exported import ExportedFunction
 from ..lowering.loading import typed_model
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi, TensorSpec
+from ..plans.cache import CacheInfo
 from ..plans.plan import PlanInfo
-from ..rows.checks import checked_rows
+from ..rows.checks import as_jax, check_names, checked_rows
+from ..rows.device_choice import DeviceChoice
 from .memoizing import MemoizingDynamicInferer
+
+if TYPE_CHECKING:
+    from .pool_members import PoolMember
 
 FIRST_CAPACITY = 8
 
@@ -33,6 +39,8 @@ class PolicyPool:
     rows as the busiest set has, rounded up to a power of two. Weights are arguments of the executables, so
     adding, dropping or swapping a set compiles nothing. Only more sets than `capacity` do; the capacity then
     doubles.
+
+    `pool["main"]` is an inferer of one set, for `evaluate`, `predict` and all else that takes an inferer.
 
     >>> pool = memojax.PolicyPool(memojax.policies.bundled("acrobot_ppo"))
     >>> pool.add("main")
@@ -70,6 +78,7 @@ class PolicyPool:
         capacity = as_count("capacity", capacity, InputError)
         self._options = {"bucketing": "pow2", **options, "weights": "argument"}
         self._slots: dict[Hashable, int] = {}
+        self._choice = DeviceChoice()
         # Calls and changes take turns, so a call never finds another set in a slot that it has looked up.
         self._lock = threading.RLock()
         self._build(_stacked(self._typed.params, capacity), capacity)
@@ -150,39 +159,86 @@ class PolicyPool:
             slot = self._slot(name)
             return jax.tree.map(lambda stack: stack[slot].copy(), self._stack)
 
-    def infer_arrays(self, inputs: Mapping[str, Any], policies: Sequence[Hashable]) -> dict[str, np.ndarray]:
+    def __getitem__(self, name: Hashable) -> PoolMember:
+        """The inferer of one weight set; it follows `swap`.
+
+        Raises:
+            IncompatibleModelError: `name` is not in the pool.
+        """
+        from .pool_members import PoolMember
+
+        return PoolMember(self, name)
+
+    def infer_arrays(self, inputs: Mapping[str, Any], policies: Sequence[Hashable]) -> Arrays:
         """Run a batch whose rows belong to the weight sets that `policies` names, one name per row.
 
+        The pool deals rows out in the host's memory, those of `jax.Array`s too.
+
         Returns:
-            Output name -> `[n, *element_shape]`, in the order of the given rows.
+            Output name -> `[n, *element_shape]`, in the order of the given rows: `jax.Array`s on the device
+            of the inputs if an input is one, else NumPy arrays.
 
         Raises:
             InputError: an input is unknown, missing, misshapen or mistyped, or there is not one name per row.
             IncompatibleModelError: a name is not in the pool.
         """
+        return self.answer(inputs, lambda n: policies)
+
+    def answer(self, inputs: Mapping[str, Any], names_of: Callable[[int], Sequence[Hashable]]) -> Arrays:
+        """`infer_arrays` with the names that `names_of` gives for the number of rows."""
         specs = self._typed.api.inputs
-        rows, n = checked_rows(specs, inputs)
+        check_names(specs, inputs)
+        given = [as_jax(inputs[spec.name]) for spec in specs]
+        device = None
+        if any(isinstance(value, jax.Array) for value in given):
+            device = self._choice.choose(specs, given)
+            given = [np.asarray(value) if isinstance(value, jax.Array) else value for value in given]
+        rows, n = checked_rows(specs, {spec.name: value for spec, value in zip(specs, given, strict=True)})
+        policies = names_of(n)
         if len(policies) != n:
             raise InputShapeError(
                 f"policies names {len(policies)} weight sets for {n} rows, expected one name per row"
             )
-        if n == 0:
-            return {spec.name: np.zeros((0, *spec.shape), spec.dtype) for spec in self._typed.api.outputs}
+        named = self._run(rows, n, policies) if n else self._nothing()
+        answers: Arrays = {}
+        for name, row in named.items():
+            answers[name] = row if device is None else jax.device_put(row, device)
+        return answers
+
+    def _nothing(self) -> dict[str, np.ndarray]:
+        return {spec.name: np.zeros((0, *spec.shape), spec.dtype) for spec in self._typed.api.outputs}
+
+    def _run(self, rows: Sequence[np.ndarray], n: int, policies: Sequence[Hashable]) -> dict[str, np.ndarray]:
         with self._lock:
             slots = np.array([self._slot(name) for name in policies])
             turns = _turns(slots, self.capacity)
             shape = int(turns.max()) + 1, self.capacity
             dealt = {}
-            for spec, row in zip(specs, rows, strict=True):
+            for spec, row in zip(self._typed.api.inputs, rows, strict=True):
                 dealt[spec.name] = np.zeros((*shape, *spec.shape), spec.dtype)
                 dealt[spec.name][turns, slots] = row
             outputs = self._inferer.infer_arrays(dealt)
-        named: dict[str, np.ndarray] = {
-            name: np.asarray(rows)[turns, slots] for name, rows in outputs.items()
-        }
+        named = {name: np.asarray(rows)[turns, slots] for name, rows in outputs.items()}
         for name, value in self._typed.constant.items():
             named[name] = np.broadcast_to(value, (n, *value.shape))
         return {spec.name: named[spec.name] for spec in self._typed.api.outputs}
+
+    @property
+    def network(self) -> TypedModel:
+        """The network with the weights of its file."""
+        return self._typed
+
+    def is_ready(self, count: int) -> bool:
+        """Whether `count` rows of one weight set would run now without a compile."""
+        return self._inferer.is_ready(count)
+
+    def prepare(self, count: int) -> Future[None]:
+        """Compile, on the background worker, the plan for `count` rows of one weight set."""
+        return self._inferer.prepare(count)
+
+    def cache_info(self) -> CacheInfo:
+        """Counts of plans and calls, for all weight sets together."""
+        return self._inferer.cache_info()
 
     def preload(self, sizes: Iterable[int]) -> None:
         """Compile plans for these numbers of rows per weight set.

@@ -19,6 +19,9 @@ log: logging.Logger = logging.getLogger("memojax")
 class Route(abc.ABC):
     """Deals rows out to plans. Asking changes nothing."""
 
+    pads: bool = True
+    """Whether rows may be padded or split."""
+
     @abc.abstractmethod
     def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
         """(rows to take now of `count`, size of the plan that runs them). A larger size means padding."""
@@ -73,9 +76,11 @@ class FixedSizes(Route):
 class Buckets(Route):
     """The plan of the rows' bucket. With "pad", other plans serve while the background compiles it."""
 
-    def __init__(self, bucket: Bucket, on_miss: OnMiss):
+    def __init__(self, bucket: Bucket, on_miss: OnMiss, *, exact: bool = False):
+        """Give rows the plan of their `bucket`; with `exact`, each size is a bucket."""
         self._bucket = bucket
         self._on_miss = on_miss
+        self.pads: bool = not exact or on_miss == "pad"
 
     def of(self, count: int, cache: PlanCache) -> tuple[int, int]:
         size = self._bucket(count)

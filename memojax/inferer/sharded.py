@@ -5,39 +5,48 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar, final
+from dataclasses import replace
+from os import PathLike
+from typing import Any, TypeVar, final, get_args
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._argument_checks import named_options
+from .._argument_checks import named_options, one_of
 from .._types import Arrays, Source
-from ..errors import DeviceError, DimensionError, InputShapeError, RowsMixError
+from ..display import Card, html_of, text_of
+from ..display.inferer_card import model_card
+from ..errors import DeviceError, InputShapeError
+from ..lowering.batch_evidence import BatchAxis
 from ..lowering.loading import typed_model
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
-from ..plans.batch_sizes import checked_size
+from ..model.signature import TensorSpec
+from ..plans.artifact import PlanArtifact
+from ..plans.batch_sizes import Bucketing, bucket_of, checked_size
 from ..plans.cache import CacheInfo, PlanCache
+from ..plans.disk_cache import disk_cache
 from ..plans.plan import PlanInfo
+from ..plans.preload import Preload
 from ..plans.sharded import ShardedCompiler
 from ..rows.checks import as_jax, check_mapping, check_names, checked_rows, lives_on_device, shared_value
 from ..rows.device_choice import DeviceChoice
+from ..rows.input_checks import as_dtype, can_cast
 from ..rows.scratch import ScratchPadView
-from ..xla.background import submit
-from ..xla.cpu_client import resolve_device
+from ..xla.background import submit, submit_errand
 from ..xla.fork import was_forked
 from .base import Inferer
-from .constant_outputs import ConstantOutputs
 from .forked import ForkedInferer
-from .histogram import BatchHistogram
 from .of_model import InfererOfModel
 from .revival import is_revived, revival
+from .routes import Buckets, OnMiss
+from .sharded_rows import NO_ROWS, ShardedRows
+from .sharding import check_shardable, first_of, names_of, rows_sharding, shared_client
 
 T = TypeVar("T")
 
 _TRIES = 3
-_NO_ROWS = "no input of this model has a row for each agent: there are no rows to spread"
 
 
 @final
@@ -62,12 +71,16 @@ class ShardedInferer(InfererOfModel):
     def __init__(
         self,
         typed: TypedModel,
-        preloaded_sizes: Iterable[int] = (),
+        preloaded_sizes: Iterable[int] | int = (),
         *,
         devices: str | Sequence[str | jax.Device] = "all",
         sharding: NamedSharding | None = None,
+        bucketing: Bucketing = "exact",
+        max_batch_size: int | None = None,
+        on_miss: OnMiss = "compile",
         maxsize: int | None = None,
         precision: str | None = "highest",
+        cache_dir: str | PathLike[str] | PlanArtifact | None = None,
         strict: bool = False,
     ):
         """Put the weights on every device, and compile `preloaded_sizes`.
@@ -80,24 +93,42 @@ class ShardedInferer(InfererOfModel):
                 ["gpu:0", "gpu:1"].
             sharding: alternative to `devices`: `NamedSharding(mesh, PartitionSpec("batch"))` spreads rows
                 over all axes of a mesh.
+            bucketing, max_batch_size, on_miss: as for `MemoizingDynamicInferer`; every size is rounded up to
+                a multiple of the number of devices.
             maxsize: number of plans to keep beside the preloaded ones.
             precision: precision of matrix products on accelerators, by JAX's names.
+            cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes with as many
+                devices; `MEMOJAX_CACHE_DIR` without it.
             strict: refuse `jax.Array`s that would have to move.
 
         Raises:
+            OptionError: an option that does not exist, or of another kind.
+            BatchSizeError: a size that is no positive whole number, or an unknown policy.
             DeviceError: a device does not exist, or the sharding is of another kind.
             RowsMixError: rows of the model influence each other, so devices cannot compute them apart.
             DimensionError: the model has free dimensions, or runs only one number of rows.
         """
-        self._sharding = _rows_sharding(devices, sharding)
-        self._maxsize, self._precision, self._strict = maxsize, precision, strict
+        one_of("on_miss", on_miss, get_args(OnMiss))
+        self._sharding = rows_sharding(devices, sharding)
+        self._options: dict[str, Any] = {
+            "bucketing": bucketing,
+            "max_batch_size": max_batch_size,
+            "on_miss": on_miss,
+            "maxsize": maxsize,
+            "precision": precision,
+            "cache_dir": cache_dir,
+            "strict": strict,
+        }
         self._choice = DeviceChoice(strict)
-        _check_shardable(typed)
-        self._compiler = ShardedCompiler(typed, self._sharding, precision)
+        check_shardable(typed)
+        disk = cache_dir if isinstance(cache_dir, PlanArtifact) else disk_cache(cache_dir)
+        self._compiler = ShardedCompiler(typed, self._sharding, precision, disk)
+        bucket = bucket_of(bucketing, max_batch_size)
+        self._route = Buckets(lambda count: self.padded(bucket(count)), on_miss)
         self._cache = PlanCache(lambda size: self._compiler.lower(size), maxsize)
-        self._constants = ConstantOutputs(typed)
-        self._histogram = BatchHistogram()
-        self._updating = threading.Lock()
+        self._rows = ShardedRows(self._compiler, self._cache, self._route)
+        self._updating, self._accepting = threading.Lock(), threading.Lock()
+        self._wanted = typed
         self.preload(preloaded_sizes)
 
     @classmethod
@@ -105,45 +136,89 @@ class ShardedInferer(InfererOfModel):
     def from_model(
         cls,
         model: Source | TypedModel,
-        preloaded_sizes: Iterable[int] = (),
+        preloaded_sizes: Iterable[int] | int = (),
         *,
+        dims: Mapping[str, int] | None = None,
+        batch_axis: BatchAxis = None,
+        constants: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] | str | None = None,
+        inputs: Sequence[str] | str = (),
         devices: str | Sequence[str | jax.Device] = "all",
         sharding: NamedSharding | None = None,
+        bucketing: Bucketing = "exact",
+        max_batch_size: int | None = None,
+        on_miss: OnMiss = "compile",
         maxsize: int | None = None,
         precision: str | None = "highest",
+        cache_dir: str | PathLike[str] | PlanArtifact | None = None,
         strict: bool = False,
-        dims: Mapping[str, int] | None = None,
     ) -> ShardedInferer:
-        """Load an ONNX model; `dims` is as in `TypedModel.from_model`, other options as in the constructor.
+        """Load an ONNX model; options are those of `TypedModel.from_model` and of the constructor.
 
         Raises:
+            OptionError: an option that does not exist, or of another kind.
             ModelLoadError, UnsupportedOpError, DimensionError: see `TypedModel.from_model`.
             DeviceError, RowsMixError: see the constructor.
         """
+        typed = typed_model(
+            model,
+            dims=dims,
+            batch_axis=batch_axis,
+            constants=constants,
+            outputs=outputs,
+            inputs=inputs,
+            strict=strict,
+        )
         return cls(
-            typed_model(model, dims=dims),
+            typed,
             preloaded_sizes,
             devices=devices,
             sharding=sharding,
+            bucketing=bucketing,
+            max_batch_size=max_batch_size,
+            on_miss=on_miss,
             maxsize=maxsize,
             precision=precision,
+            cache_dir=cache_dir,
             strict=strict,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the model, options, sizes and device names; the unpickled inferer compiles at first use."""
         mesh: Any = self._sharding.mesh
-        names = [f"{device.platform}:{index}" for device, index in _places(mesh)]
-        options = {"maxsize": self._maxsize, "precision": self._precision, "strict": self._strict}
         sizes = sorted({*self._cache.sizes(), *self._cache.expected()})
         return _rebuild, (
             self.typed,
             sizes,
-            names,
+            names_of(mesh),
             mesh.devices.shape,
             mesh.axis_names,
             self._sharding.spec[0],
-            options,
+            self._options,
+        )
+
+    def __repr__(self) -> str:
+        """Inputs, outputs, devices and plans as text; this computes nothing."""
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def _card(self) -> Card:
+        mesh = self._sharding.mesh
+        names = names_of(mesh)
+        listing = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        count = f"{len(names)} device{'s' if len(names) > 1 else ''}"
+        return model_card(
+            type(self).__name__,
+            self.typed,
+            device=f"{count} ({listing}), rows over {first_of(mesh.axis_names)}, weights on each",
+            options={
+                name: self._options[name] for name in ("bucketing", "max_batch_size", "on_miss", "maxsize")
+            },
+            cache=self.cache_info(),
+            plans=[(plan, "NumPy") for plan in self._cache.plans()],
+            mixing=(),
         )
 
     @property
@@ -168,27 +243,50 @@ class ShardedInferer(InfererOfModel):
         return -(-count // self._compiler.count) * self._compiler.count
 
     def is_ready(self, count: int) -> bool:
-        return count < 1 or self.padded(count) in self._cache
+        return all(size in self._cache for size in self._rows.sizes_for(count))
 
     def prepare(self, count: int) -> Future[None]:
-        return submit(lambda: self.preload([count] if count > 0 else []))
+        wanted = self._rows.sizes_for(count)
 
-    def preload(self, sizes: Iterable[int]) -> None:
+        def compile_all() -> None:
+            for size in wanted:
+                self._cache.get(size)
+
+        return submit(compile_all)
+
+    def preload(
+        self,
+        sizes: Iterable[int] | int,
+        *,
+        workers: int = 1,
+        background: bool = False,
+        progress: bool = False,
+    ) -> Preload:
         """Compile plans for `sizes`; `maxsize` never drops these plans.
+
+        The keywords are those of `MemoizingDynamicInferer.preload`.
 
         Raises:
             BatchSizeError: a size is not a positive whole number; nothing is compiled.
         """
-        wanted = [self.padded(size) for size in map(checked_size, sizes)]
+        given = [sizes] if isinstance(sizes, int) or hasattr(sizes, "__index__") else sizes
+        wanted = [self.padded(size) for size in map(checked_size, given)]  # pyright: ignore[reportArgumentType]
         if is_revived():
             self._cache.expect(wanted)
-            return
-        for size in self._cache.pin(wanted):
-            self._cache.get(size)
+            return Preload.finished([])
+        wanted = self._cache.pin(wanted)
+        if not background and workers <= 1 and not progress:
+            for size in wanted:
+                self._cache.get(size)
+            return Preload.finished(wanted)
+        handle = Preload(wanted, self._cache.get, workers, background, progress)
+        if not background:
+            handle.wait()
+        return handle
 
     def cache_info(self) -> CacheInfo:
         """Counts of hits, misses and evictions, the sizes, seconds spent compiling, and padded rows."""
-        return self._cache.info()
+        return replace(self._cache.info(), disk_hits=self._compiler.disk_hits)
 
     def cache_clear(self, size: int | None = None) -> None:
         """Drop the plans for a padded size, or all plans and counts."""
@@ -200,16 +298,36 @@ class ShardedInferer(InfererOfModel):
 
     def batch_sizes(self) -> dict[int, int]:
         """Number of batches of each size that callers asked for."""
-        return dict(sorted(self._histogram.counts(self._cache.calls()).items()))
+        return dict(sorted(self._rows.histogram.counts(self._cache.calls()).items()))
 
-    def update_params(self, source: Any) -> None:
-        """Replace the weights without a recompile; `source` is as in `MemoizingDynamicInferer.update_params`.
+    def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
+        """Switch to other weights on every device, without a recompile.
+
+        `source` and `background` are as in `MemoizingDynamicInferer.update_params`.
 
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ; nothing changes.
         """
+        with self._accepting:
+            self._wanted = with_new_weights(self._wanted, source)
+        if background:
+            return submit_errand(self._apply_wanted)
+        self._apply_wanted()
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _apply_wanted(self) -> None:
         with self._updating:
-            self._compiler.update(with_new_weights(self.typed, source))
+            wanted = self._wanted
+            try:
+                if self.typed is not wanted:
+                    self._compiler.update(wanted)
+            except BaseException:
+                with self._accepting:
+                    if self._wanted is wanted:
+                        self._wanted = self.typed
+                raise
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
         # A weight update between two parts would mix old and new rows, so such a run is repeated. A loop that
@@ -231,7 +349,9 @@ class ShardedInferer(InfererOfModel):
             shared_value(spec, row) if spec.shared else row
             for spec, row in zip(specs, view.inputs, strict=True)
         ]
-        named = self.with_one_set_of_weights(lambda: self._on_host(rows, n))
+        if view.whole:
+            self._rows.arrived(view.whole)
+        named = self.with_one_set_of_weights(lambda: self._rows.on_host(rows, n))
         for slot, spec in enumerate(self.raw_api.outputs):
             view.set_output(slot, named[spec.name])
 
@@ -243,13 +363,21 @@ class ShardedInferer(InfererOfModel):
         check_names(specs, inputs)
         if not any(lives_on_device(value) for value in inputs.values()):
             rows, n = checked_rows(specs, inputs)
-            return self.with_one_set_of_weights(lambda: self._on_host(rows, n))
+            return self._run_on_host(rows, n)
         given = {spec.name: as_jax(inputs[spec.name]) for spec in specs}
-        if all(self._lies_right(spec.shared, spec.dtype, given[spec.name]) for spec in specs):
+        if all(self._lies_right(spec, given[spec.name]) for spec in specs):
             n = self._rows_in(given)
-            return self.with_one_set_of_weights(lambda: self._in_place(given, n))
+            there = {
+                spec.name: value
+                if isinstance(value := given[spec.name], jax.Array)
+                else self._compiler.put(as_dtype(spec, value), shared=spec.shared)
+                for spec in specs
+            }
+            if n:
+                self._rows.arrived(n)
+            return self.with_one_set_of_weights(lambda: self._rows.in_place(there, n))
         moved = [name for name, value in given.items() if isinstance(value, jax.Array)]
-        if self._strict:
+        if self._choice.strict:
             raise DeviceError(
                 f"strict=True refuses to move input {moved[0]!r}, which does not lie as {self._sharding} "
                 f"in {self._compiler.count} equal parts: jax.device_put(x, policy.sharding) puts it there"
@@ -257,19 +385,26 @@ class ShardedInferer(InfererOfModel):
         rows, n = checked_rows(specs, {name: np.asarray(value) for name, value in given.items()})
         home = given[moved[0]].sharding
         back = home if isinstance(home, jax.sharding.SingleDeviceSharding) else min(home.device_set, key=_id)
-        results = self.with_one_set_of_weights(lambda: self._on_host(rows, n))
-        return {name: jax.device_put(value, back) for name, value in results.items()}
+        return {name: jax.device_put(value, back) for name, value in self._run_on_host(rows, n).items()}
 
-    def _lies_right(self, shared: bool, dtype: Any, value: Any) -> bool:
-        if not isinstance(value, jax.Array) or value.dtype != dtype:
+    def _run_on_host(self, rows: Sequence[np.ndarray], n: int) -> Arrays:
+        if n > 0:
+            self._rows.arrived(n)
+        return self.with_one_set_of_weights(lambda: self._rows.on_host(rows, n))
+
+    def _lies_right(self, spec: TensorSpec, value: Any) -> bool:
+        """Whether a value needs no move: it is no `jax.Array`, or it has the right sharding and dtype."""
+        if not isinstance(value, jax.Array):
+            return True
+        if value.dtype != spec.dtype and (spec.shared or not _cast_in_place(value.dtype, spec.dtype)):
             return False
-        if not shared and not value.ndim:
+        if not spec.shared and not value.ndim:
             return False  # `checked_rows` raises the error for it.
-        wanted = self._compiler.everywhere if shared else self._sharding
+        wanted = self._compiler.everywhere if spec.shared else self._sharding
         return value.sharding.is_equivalent_to(wanted, value.ndim)
 
     def _rows_in(self, given: Mapping[str, jax.Array]) -> int:
-        """Number of rows that lie over the devices.
+        """Number of rows that are spread over the devices.
 
         Raises:
             InputShapeError: no input has rows, or the shapes do not fit.
@@ -277,7 +412,7 @@ class ShardedInferer(InfererOfModel):
         specs = self.api.inputs
         n = next((given[spec.name].shape[0] for spec in specs if not spec.shared), -1)
         if n < 0:
-            raise InputShapeError(_NO_ROWS)
+            raise InputShapeError(NO_ROWS)
         for spec, value in zip(specs, given.values(), strict=True):
             wanted = tuple(spec.shape) if spec.shared else (n, *spec.shape)
             if value.shape != wanted:
@@ -286,123 +421,9 @@ class ShardedInferer(InfererOfModel):
                 )
         return n
 
-    def _in_place(self, given: Mapping[str, jax.Array], n: int) -> Arrays:
-        """Run `n` rows that already lie over the devices, without moving them."""
-        self._histogram.arrived(n)
-        self._histogram.ran(n)
-        named = dict(zip(self.typed.computed, self._cache.get(n)(list(given.values())), strict=True))
-        for name in self.typed.constant:
-            named[name] = self._compiler.put(self._constants.template(self.typed, n)[name], shared=False)
-        return {spec.name: named[spec.name] for spec in self.api.outputs}
 
-    def _on_host(self, rows: Sequence[np.ndarray], n: int) -> Arrays:
-        """Run NumPy rows: pad, spread, compute, gather and cut them."""
-        if n < 0:
-            raise InputShapeError(_NO_ROWS)
-        if n == 0:
-            return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self.api.outputs}
-        size = self.padded(n)
-        plan = self._cache.get(size)
-        self._histogram.arrived(n)
-        self._histogram.ran(size)
-        self._cache.count_padding(size - n)
-        spread = [
-            self._compiler.put(row if spec.shared else _padded(row, n, size), shared=spec.shared)
-            for spec, row in zip(self.api.inputs, rows, strict=True)
-        ]
-        results = [np.asarray(value)[:n] for value in plan(spread)]
-        return self._constants.in_order(self.typed, dict(zip(self.typed.computed, results, strict=True)), n)
-
-
-def _padded(row: np.ndarray, n: int, size: int) -> np.ndarray:
-    """A copy of `row`, padded with zeros, which JAX may keep."""
-    padded = np.zeros((size, *row.shape[1:]), row.dtype)
-    padded[:n] = row
-    return padded
-
-
-def _check_shardable(typed: TypedModel) -> None:
-    """Check that devices can compute rows of `typed` apart.
-
-    Raises:
-        DimensionError, RowsMixError: they cannot; the message says why.
-    """
-    name = typed.name or "this model"
-    if typed.is_open:
-        raise DimensionError(
-            f"{name} has free dimensions ({', '.join(typed.api.free)}): load it with dims= to spread its "
-            "rows over devices"
-        )
-    if typed.only_rows:
-        raise DimensionError(
-            f"{name} runs exactly {typed.only_rows} row(s) at a time, so its rows cannot be spread over "
-            "devices: use MemoizingDynamicInferer on one device"
-        )
-    if typed.random:
-        raise RowsMixError(
-            f"{name} draws random numbers for the whole batch, so devices would repeat each other's draws: "
-            "use MemoizingDynamicInferer on one device"
-        )
-    mixing = () if is_revived() else typed.mixing_outputs()
-    if mixing:
-        raise RowsMixError(
-            f"rows over devices must not influence each other, but in {name} they do (output "
-            f"{', '.join(map(repr, mixing))}): use MemoizingDynamicInferer on one device"
-        )
-
-
-def _rows_sharding(
-    devices: str | Sequence[str | jax.Device], sharding: NamedSharding | None
-) -> NamedSharding:
-    """The sharding of rows, from either option.
-
-    Raises:
-        DeviceError: a device does not exist, or the sharding is of another kind.
-    """
-    if sharding is not None:
-        return _checked_sharding(sharding)
-    if devices == "all":
-        chosen = jax.devices()
-    elif isinstance(devices, str):
-        raise DeviceError(f"devices= is 'all' or a list such as ['gpu:0', 'gpu:1'], not {devices!r}")
-    else:
-        chosen = [_shared_client(device) for device in devices]
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise DeviceError(f"devices= needs one or more different devices, got {devices!r}")
-    if len({device.platform for device in chosen}) > 1:
-        raise DeviceError(f"devices= needs devices of one kind, got {devices!r}")
-    return NamedSharding(Mesh(np.array(chosen), ("batch",)), PartitionSpec("batch"))
-
-
-def _checked_sharding(sharding: Any) -> NamedSharding:
-    if not isinstance(sharding, NamedSharding):
-        raise DeviceError(
-            f"sharding= is NamedSharding(mesh, PartitionSpec('batch')), not {type(sharding).__name__}"
-        )
-    first = sharding.spec[0] if len(sharding.spec) else None
-    axes = first if isinstance(first, tuple) else (first,)
-    names = sharding.mesh.axis_names
-    if set(axes) != set(names) or any(entry is not None for entry in sharding.spec[1:]):
-        raise DeviceError(
-            "sharding= must spread the first axis over every axis of the mesh "
-            f"({', '.join(map(str, names))}) and nothing else; got {sharding.spec}, expected "
-            f"PartitionSpec({first_of(names)})"
-        )
-    return NamedSharding(sharding.mesh, PartitionSpec(first))
-
-
-def first_of(names: Sequence[Any]) -> str:
-    """The axes of a mesh as the first entry of a `PartitionSpec`."""
-    return repr(names[0]) if len(names) == 1 else repr(tuple(names))
-
-
-def _shared_client(device: str | jax.Device) -> jax.Device:
-    # The name "cpu" means memojax's own client, which has a single device; "cpu:0" is JAX's first one.
-    return resolve_device("cpu:0" if device == "cpu" else device)
-
-
-def _places(mesh: Any) -> list[tuple[jax.Device, int]]:
-    return [(device, jax.devices(device.platform).index(device)) for device in mesh.devices.flat]
+def _cast_in_place(given: Any, wanted: Any) -> bool:
+    return jax.numpy.issubdtype(wanted, jax.numpy.floating) and can_cast(np.dtype(given), wanted)
 
 
 def _id(device: jax.Device) -> int:
@@ -420,6 +441,6 @@ def _rebuild(
 ) -> Inferer:
     if was_forked():
         return ForkedInferer(typed.api)
-    mesh = Mesh(np.array([_shared_client(name) for name in names]).reshape(shape), axes)
+    mesh = Mesh(np.array([shared_client(name) for name in names]).reshape(shape), axes)
     with revival():
         return ShardedInferer(typed, sizes, sharding=NamedSharding(mesh, PartitionSpec(rows)), **options)

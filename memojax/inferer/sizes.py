@@ -37,6 +37,17 @@ def sizes_of(given: Iterable[Size] | Size, api: ModelApi) -> list[tuple[int, Bin
     ]
 
 
+def most_rows(preloaded: Any, bucketing: Any = (), limit: int | None = None) -> int:
+    """The largest plan size in the options; 0 if they give none."""
+    named = [
+        size.get("batch", 0) if isinstance(size, Mapping) else size
+        for given in (preloaded, bucketing)
+        for size in (given if isinstance(given, (list, tuple, range)) else [given])
+    ]
+    rows = max((size for size in named if isinstance(size, (int, np.integer))), default=0)
+    return int(rows) or (limit if isinstance(limit, int) else 0)
+
+
 def _batch(size: Mapping[str, Any]) -> int:
     if "batch" not in size:
         raise BatchSizeError(f'{dict(size)} has no batch size: add "batch", for example {{"batch": 8}}')

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,6 +103,15 @@ def open_library(path: Path) -> Library:
     return found
 
 
+def api_version() -> tuple[int, int]:
+    """Major and minor version of XLA's FFI, from the header of the installed jaxlib."""
+    header = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text()
+    major, minor = (re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR"))
+    if major is None or minor is None:
+        raise OSError("jaxlib's header does not say the version of its FFI")
+    return int(major[1]), int(minor[1])
+
+
 @functools.cache
 def _open() -> tuple[Library | None, str]:
     if os.environ.get("MEMOJAX_KERNELS") == "0":
@@ -111,6 +121,7 @@ def _open() -> tuple[Library | None, str]:
         return None, "not built: no C++ compiler was found when memojax was installed"
     try:
         found = open_library(path)
+        found._handle.memojax_use_api(*api_version())
         capsule = jax.ffi.pycapsule(found._handle.memojax_program)
         jax.ffi.register_ffi_target(TARGET, capsule, platform="cpu")
     except Exception as cause:

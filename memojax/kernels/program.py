@@ -45,7 +45,7 @@ _LEAST_ROWS = 12
 
 
 class Place(NamedTuple):
-    """Where a value lies: in a buffer, from `offset` floats on, with `stride` floats per block of rows.
+    """The place of a value: it begins `offset` floats into a buffer, with `stride` floats per block of rows.
 
     `SHARED` is a buffer for values that one section makes and later ones read. In the arena (`ARENA`) a
     value's blocks begin at `offset` times their number, plus `stride`.

@@ -175,7 +175,7 @@ class _Rewriter:
         return self._with(steps)
 
     def _with(self, steps: Sequence[Step]) -> Residual:
-        """The residual with other steps, without those that no output needs."""
+        """The residual with other steps; steps that no output needs are left out."""
         needed = set(self.leaving)
         alive = []
         for step in reversed(steps):

@@ -30,10 +30,10 @@ def _is_short(step: Step) -> bool:
 
 
 def _constants_and_carries(loop: Step) -> tuple[int, int]:
-    """How many of a scan's inputs are constants, and how many its rounds hand on."""
+    """The numbers of a scan's constants and of its carries."""
     if "num_consts" in loop.params:
         return loop.params["num_consts"], loop.params["num_carry"]
-    # From JAX 0.12 on, a scan has its inputs in three groups in place of two counts.
+    # From JAX 0.12 on, a scan has three groups of inputs in place of two counts.
     constants, carries, _ = loop.params["ft_in"].update(loop.inputs).unpack()
     return len(list(constants)), len(list(carries))
 

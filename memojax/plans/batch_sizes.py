@@ -42,6 +42,11 @@ def bucket_of(policy: Bucketing, max_batch_size: int | None = None) -> Bucket:
     return lambda n: next((size for size in sizes if size >= n), sizes[-1])
 
 
+def is_exact(policy: Bucketing, max_batch_size: int | None = None) -> bool:
+    """Whether each size has its own plan, so that rows are neither padded nor split."""
+    return isinstance(policy, str) and policy == "exact" and max_batch_size is None
+
+
 def _limited(size: int, limit: int | None) -> int:
     return size if limit is None else min(size, limit)
 

@@ -204,6 +204,11 @@ class PlanCache:
         with self._lock:
             return sorted(self._expected)
 
+    def pinned(self) -> list[int]:
+        """Sizes that were preloaded, ascending."""
+        with self._lock:
+            return sorted(self._pinned)
+
     def is_pinned(self, size: int) -> bool:
         """Whether `size` was preloaded."""
         return size in self._pinned

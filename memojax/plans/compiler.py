@@ -36,6 +36,7 @@ from .in_order import in_order
 from .input_buffers import Staging
 from .packing import PACKED_BYTES, Packing
 from .plan import Executable, Plan
+from .strides import without_strides
 from .weight_arguments import Leading, Placing
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -196,7 +197,10 @@ class PlanCompiler:
         """Trace the model at `size` rows, and split off the computation on weights alone."""
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
         with trace_lock, own_settings(self.precision):
-            return self._hoister.split(jax.make_jaxpr(self._function())(*arguments))
+            closed = jax.make_jaxpr(self._function())(*arguments)
+            if self.device.platform == "cpu" and opened() is None:  # the kernels have their own way
+                closed = without_strides(closed)
+            return self._hoister.split(closed)
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
         """The values of the leading arguments of `residual`, computed from the weights."""

@@ -1,4 +1,4 @@
-"""Random draws as plain arithmetic that XLA:CPU fuses with what reads them.
+"""Random draws as plain arithmetic, which XLA:CPU fuses with the steps that read them.
 
 JAX hashes counters in a loop on CPUs, to compile large programs faster. For a policy this is the slow way.
 Each draw becomes two loops of some twenty parts with copies between them. They take longer to compile and to
@@ -44,7 +44,7 @@ def without_loops(residual: Residual) -> Residual:
 
 
 class _NotOurs(Exception):
-    """A key goes where this module does not follow it."""
+    """A step uses a key in a way that this module does not handle."""
 
 
 class _Hash(Step):
@@ -55,7 +55,7 @@ class _Hash(Step):
 
 
 class _Expansion:
-    """One residual: numbers of keys stand for their uint32[2] afterwards."""
+    """Rewrites one residual: a key becomes its data, uint32[2] with leading axes for arrays of keys."""
 
     def __init__(self, residual: Residual) -> None:
         self.residual = residual
@@ -72,6 +72,7 @@ class _Expansion:
         steps: list[Step] = []
         for step in self.residual.steps:
             steps += self._plain(step)
+        # A key has no value any more, so it cannot be an output.
         if any(atom in self.data for atom in self.residual.outputs if isinstance(atom, int)):
             raise _NotOurs
         outputs = tuple(self.residual.outputs)
@@ -101,7 +102,7 @@ class _Expansion:
                 return _implementation().random_bits(key, width, shape)
 
             made, (drawn,) = self._traced(_over_keys(bits, rank), [data])
-            # What follows reads the number that the draw had.
+            # Later steps read the result of the draw by its old number.
             return _renumbered(made, drawn, step.outputs[0])
         raise _NotOurs
 
@@ -112,7 +113,7 @@ class _Expansion:
         return []
 
     def _traced(self, function: Callable[..., Any], inputs: Sequence[Atom]) -> tuple[list[Step], list[Atom]]:
-        """The steps of a function of `inputs`, with numbers that are free here, and its results."""
+        """The steps and results of a function of `inputs`, with numbers that the residual has free."""
         with own_settings():
             closed = jax.make_jaxpr(function)(*map(self._abstract, inputs))
         arguments, steps, results = flattened(closed)
@@ -144,7 +145,7 @@ def _renumbered(steps: Sequence[Step], old: Atom, new: int) -> list[Step]:
 
 
 def _over_keys(function: Callable[..., Any], *ranks: int) -> Callable[..., Any]:
-    """`function` of one key, mapped over arrays of keys of the first rank and of what goes with them."""
+    """`function` of one key, mapped over arrays of keys; an argument has all axes of the arrays, or none."""
     deep = max(ranks)
     if any(rank not in (0, deep) for rank in ranks):
         raise _NotOurs
@@ -154,7 +155,7 @@ def _over_keys(function: Callable[..., Any], *ranks: int) -> Callable[..., Any]:
 
 
 def _implementation() -> Any:
-    """JAX's functions of Threefry keys."""
+    """JAX's functions for Threefry keys."""
     try:
         from jax.extend.random import threefry_prng_impl
     except ImportError:
@@ -163,8 +164,10 @@ def _implementation() -> Any:
 
 
 def _hashed(key0: Any, key1: Any, x0: Any, x1: Any) -> tuple[Any, Any]:
-    """Threefry-2x32 of the counters `(x0, x1)`; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
-    (2011)."""
+    """The Threefry-2x32 hash of the counters `(x0, x1)`.
+
+    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
+    """
     shape = lax.broadcast_shapes(*(np.shape(value) for value in (key0, key1, x0, x1)))
     x0, x1 = (jnp.broadcast_to(x, shape) for x in (x0, x1))
     keys = (key0, key1, lax.bitwise_xor(lax.bitwise_xor(key0, key1), _PARITY))

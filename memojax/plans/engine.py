@@ -26,11 +26,13 @@ from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
 from .compiler import Lowered, PlanCompiler, Weights
 from .disk_cache import DiskCache, environment_key
+from .elsewhere import Elsewhere
 from .helper import CompileIn, helper, wanted
 from .hoist import Residual
-from .payload import dumped, loaded
 from .plan import Plan, PlanInfo
+from .row_assembly import RowAssembly, RowJoin
 from .row_check import plan_mixing
+from .serialized import accelerator_key, as_bytes, from_bytes
 from .tuning_log import Choices
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -66,10 +68,12 @@ class Engine:
         tuner: Tuner | None = None,
         beside: Engine | None = None,
         compile_in: CompileIn = "auto",
+        pads: bool = False,
     ):
         """Make plans for `typed` on `device`.
 
-        `beside` is an engine of the same weights with another binding; both share `maxsize`.
+        `beside` is an engine of the same weights with another binding; both share `maxsize`. With `pads`,
+        batches may need padding or a split.
         """
         if weights not in get_args(Weights):
             raise InputError(f"weights must be 'auto', 'constant' or 'argument', got {weights!r}")
@@ -95,7 +99,8 @@ class Engine:
         self._choices = (
             Choices(disk.folder) if self._disk is not None and isinstance(disk, DiskCache) else None
         )
-        self._elsewhere: dict[jax.Device, tuple[PlanCompiler, PlanCache]] = {}
+        self._pads = pads
+        self._elsewhere: dict[jax.Device, Elsewhere] = {}
         self._lock = threading.Lock()
         self._journal = Journal()
         # Changes with each update of the weights; odd while an update is in progress.
@@ -110,8 +115,11 @@ class Engine:
         for cache in (self.cache, *self.elsewhere().values()):
             cache.clear(size)
 
-    def on(self, device: jax.Device) -> PlanCache:
-        """The plans for `jax.Array`s on a device."""
+    def on(self, device: jax.Device) -> Elsewhere:
+        """The plans for `jax.Array`s on a device. The first call starts compiles of the preloaded sizes."""
+        found = self._elsewhere.get(device)
+        if found is not None:
+            return found
         with self._lock:
             if device not in self._elsewhere:
                 # A separate compiler: its plans take `jax.Array`s and hold their weights on this device.
@@ -122,11 +130,10 @@ class Engine:
                     self._precision,
                     host=False,
                 )
-                self._elsewhere[device] = (
-                    compiler,
-                    PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize, self.cache),
-                )
-            return self._elsewhere[device][1]
+                cache = PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize, self.cache)
+                cache.expect(self.cache.pinned())
+                self._elsewhere[device] = Elsewhere(compiler, cache, RowJoin(device))
+            return self._elsewhere[device]
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
         """The result of `run`, repeated if weights change meanwhile; after some tries, updates must wait."""
@@ -139,13 +146,23 @@ class Engine:
             return run()
 
     def cache_info(self) -> CacheInfo:
-        """Counts of the plans for NumPy batches."""
-        return replace(self.cache.info(), disk_hits=self.disk_hits)
+        """Counts of the plans for NumPy batches and for `jax.Array`s, on all devices together."""
+        infos = [self.cache.info(), *(cache.info() for cache in self.elsewhere().values())]
+        return replace(CacheInfo.total(infos, self.cache.maxsize), disk_hits=self.disk_hits)
+
+    def all_plans(self) -> list[tuple[Plan, str]]:
+        """Every plan with the kind of its batches: "NumPy", or the device of `jax.Array`s."""
+        found = [(plan, "NumPy") for plan in self.cache.plans()]
+        for device, cache in self.elsewhere().items():
+            found += [(plan, f"{device.platform}:{device.id}") for plan in cache.plans()]
+        return found
 
     def plan_infos(self) -> list[PlanInfo]:
-        """The plans for NumPy batches, by size."""
+        """The plans for NumPy batches, by size, then those for `jax.Array`s, by device."""
         dims, mixing = self.typed.binding.shown(), self.mixing or ()
-        return [replace(plan.info(), dims=dims, mixing=mixing) for plan in self.cache.plans()]
+        return [
+            replace(plan.info(), dims=dims, mixing=mixing, arrays=arrays) for plan, arrays in self.all_plans()
+        ]
 
     @property
     def is_idle(self) -> bool:
@@ -158,11 +175,18 @@ class Engine:
 
     def elsewhere(self) -> dict[jax.Device, PlanCache]:
         """Plan caches for `jax.Array`s by device; no lock, because an update may hold it during a compile."""
-        return {device: cache for device, (_, cache) in self._elsewhere.copy().items()}
+        return {device: there.cache for device, there in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
         self._check_fits(compiler, size)
-        return compiler.lower(size).then(functools.partial(self._check_rows, compiler))
+        lowered = self._load_or_lower(compiler, size, compiler.default)
+        finish = functools.partial(self._assembled, compiler), functools.partial(self._check_rows, compiler)
+        return lowered.then(finish[0]).then(finish[1])
+
+    def _assembled(self, compiler: PlanCompiler, plan: Plan) -> None:
+        plan.assembly = RowAssembly(self.typed.api.inputs, plan.size, compiler.device)
+        if self._pads:
+            plan.assembly.prepare()
 
     def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
         """Run the first plan of two rows or more on rows of which one changes; note outputs of other rows.
@@ -201,7 +225,7 @@ class Engine:
                 steps = [self._becoming_argument(typed, like._compiler if like else None)]
             else:
                 steps = [self._compiler.updating(typed)]
-            for device, (compiler, cache) in list(self._elsewhere.items()):
+            for device, (compiler, cache, _) in list(self._elsewhere.items()):
                 if compiler.weights == "argument":
                     steps.append(compiler.updating(typed))
                 else:
@@ -346,8 +370,7 @@ class Engine:
     def _load_or_lower(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Lowered:
         """Load a size from disk, ask the helper for it, or lower it here; a new plan is stored on disk."""
         as_arguments = compiler.weights == "argument"
-        disk = None if as_arguments and self.device.platform != "cpu" else self._disk
-        helped = wanted(self._compile_in)
+        disk, helped = self._disk, wanted(self._compile_in)
         if disk is None and not helped:
             return compiler.lower(size, candidate)
         # A plan with weight arguments needs the trace, which gives their order.
@@ -360,11 +383,11 @@ class Engine:
         payload = disk.get(key)
         if payload is not None:
             try:
-                compiled = loaded(payload, self.device)
+                compiled = from_bytes(payload, [compiler.device])
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
-            # Whatever the entry's fault, a compile is right. The entry goes, or each start would try it
+            # A compile replaces an entry with any fault. The entry is deleted, or each start would try it
             # again.
             except Exception as cause:
                 log.warning(
@@ -402,7 +425,7 @@ class Engine:
             return None
         started = time.perf_counter()
         try:
-            compiled = loaded(made.payload, self.device)
+            compiled = from_bytes(made.payload, [compiler.device])
             plan = compiler.adopt(size, compiled, made.ms, CANDIDATES[made.candidate], residual)
         except Exception as cause:
             log.warning("batch size %d came from the helper process and does not load: %s", size, cause)
@@ -419,7 +442,7 @@ class Engine:
         stored = plan.executable.stored
         try:
             if stored is None:
-                self._disk.put(key, dumped(plan.executable.compiled))
+                self._disk.put(key, as_bytes(plan.executable.compiled))
             elif stored != key and (payload := self._disk.get(stored)) is not None:
                 # A loaded executable serializes incompletely and may not load again, so the bytes it came
                 # from are copied.
@@ -444,12 +467,14 @@ class Engine:
             "model": self._fingerprint,
             "name": name.rsplit("/", 1)[-1],
             "size": size,
-            "platform": self.device.platform,
+            "platform": compiler.device.platform,
             "precision": compiler.precision,
             "candidate": candidate.name if candidate else None,
             "kernels": kernels_key() if candidate is None or candidate.kernels else None,
-            "options": over_defaults(self.device, candidate.options if candidate else {}),
+            "options": over_defaults(compiler.device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
             # Raised with each change of an entry's meaning, so that older entries are not found.
             "layout": 2,
+            **accelerator_key(compiler.device),
+            **({} if compiler.host else {"arrays": "jax"}),
         }

@@ -41,3 +41,8 @@ def check_allowed(size: int, ready: list[int]) -> None:
     """
     if _forbidden.get():
         raise CompileForbiddenError(size, ready, "within memojax.forbid_compile()")
+
+
+def is_forbidden() -> bool:
+    """Whether the caller is inside of `forbid_compile`."""
+    return _forbidden.get()

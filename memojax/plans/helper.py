@@ -70,7 +70,7 @@ class Helper:
 
         Raises:
             CancelledError: the interpreter exits.
-            CompileError, LoweringError: the model does not allow this plan; to compile it here would fail, too.
+            CompileError, LoweringError: the model does not allow this plan; a compile here would fail, too.
         """
         why = self._refused or self._why_not(compiler)
         if not why:

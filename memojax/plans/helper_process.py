@@ -23,7 +23,7 @@ from ..xla.cpu_client import cpu_device
 from .candidates import CANDIDATES
 from .compiler import PlanCompiler, Weights
 from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
-from .payload import dumped
+from .serialized import as_bytes
 
 IDLE_SECONDS = 300
 """Seconds without an order after which the process ends; the next order starts another."""
@@ -59,7 +59,7 @@ class _Workshop:
         residual = compiler.trace(order.size * candidate.rows) if as_arguments else None
         plan = compiler.lower(order.size, candidate, residual).compile()
         made = plan.executable
-        payload = dumped(made.compiled)
+        payload = as_bytes(made.compiled)
         return Made(payload, made.candidate, plan.compile_ms, residual.origin() if residual else None)
 
 

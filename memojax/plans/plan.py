@@ -10,6 +10,7 @@ import numpy as np
 
 from .dispatch import SAMPLE_EVERY, Answer, Meter, Rows, Run
 from .hoist import Residual
+from .row_assembly import RowAssembly
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class PlanInfo:
         candidate: name of the candidate; "default" until autotuning finds a better one.
         dims: sizes of free dimensions and values of static inputs of this plan.
         mixing: outputs in which rows influence each other, so the plan runs only whole batches.
+        arrays: owner of the batches that it runs: "NumPy", or the device of `jax.Array`s, such as "gpu:0".
         gain: time of the default divided by the candidate's; 1.0 for the default, None before tuning.
     """
 
@@ -39,6 +41,7 @@ class PlanInfo:
     gain: float | None = None
     dims: Mapping[str, Any] = field(default_factory=dict)
     mixing: tuple[str, ...] = ()
+    arrays: str = "NumPy"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Plan:
         answer: gives outputs by name for inputs by name; None, before anything runs, if an input is missing
             or is not a NumPy array of this plan's shape and dtype.
         traced: the trace, for autotuning; None if it was not kept.
+        assembly: makes the rows of this plan from others on its device; None for a plan of NumPy rows.
     """
 
     __slots__ = (
@@ -90,6 +94,7 @@ class Plan:
         "_run",
         "_tick",
         "answer",
+        "assembly",
         "compile_ms",
         "gain",
         "meter",
@@ -114,6 +119,7 @@ class Plan:
         self.compile_ms: float = compile_ms
         self.gain: float | None = None
         self.traced: Residual | None = None
+        self.assembly: RowAssembly | None = None
         self.executable = executable
         self.meter: Meter = meter
         self._tick = meter.tick

@@ -28,8 +28,7 @@ def deployment(
     name: str = "policy",
     **options: Any,
 ) -> Any:
-    """An application for `ray.serve.run`: each request is one agent, and concurrent requests run as one
-    batch.
+    """An application for `ray.serve.run`: a request is one agent, and concurrent requests are one batch.
 
     The plans for powers of two up to `max_batch_size` are compiled here and travel to the replicas, which
     compile nothing. Through a handle, a request is input name -> array, and its answer is output name ->

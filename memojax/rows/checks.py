@@ -13,6 +13,7 @@ from .._types import Array
 from ..errors import InputError, InputShapeError
 from ..model.signature import TensorSpec
 from ..xla.settings import operator_settings, own_settings
+from ..xla.views import has_views
 from .device_choice import DeviceChoice
 from .input_checks import as_dtype, check_fits, check_kind
 from .input_checks import check_names as check_given
@@ -46,22 +47,29 @@ def checked_rows(specs: Sequence[TensorSpec], inputs: Mapping[str, Any]) -> tupl
 
 
 def device_rows(
-    specs: Sequence[TensorSpec], inputs: Mapping[str, Any], choice: DeviceChoice
+    specs: Sequence[TensorSpec],
+    inputs: Mapping[str, Any],
+    choice: DeviceChoice,
+    *,
+    cast_later: bool = False,
 ) -> tuple[list[jax.Array], int, jax.Device]:
     """Inputs as arrays on the device that `choice` names, the number of rows, and the device.
+
+    With `cast_later`, numbers that become floats keep their dtype where that spares a trip to the host.
 
     Raises:
         InputError: an input is unknown, missing, or of the wrong shape or dtype.
         DeviceError: `jax.Array`s are on several devices, and `choice` refuses that.
     """
     chosen, device = chosen_device(specs, inputs, choice)
+    cast_later = cast_later and has_views(device)
     given = list(chosen.values())
     n = check_shapes(specs, given)
     given = [shared_value(spec, row) if spec.shared else row for spec, row in zip(specs, given, strict=True)]
     with own_settings():
         for index, (spec, value) in enumerate(zip(specs, given, strict=True)):
             if value.dtype != spec.dtype:
-                value = _cast(spec, value)
+                value = _checked_cast(spec, value, cast_later)
             if not isinstance(value, jax.Array):
                 # A copy, since the CPU backend may take over the caller's memory, and read it after this
                 # call.
@@ -86,8 +94,15 @@ def chosen_device(
     return given, choice.choose(specs, list(given.values()))
 
 
-def _cast(spec: TensorSpec, value: Any) -> np.ndarray:
+def _checked_cast(spec: TensorSpec, value: Any, cast_later: bool) -> Any:
     check_kind(spec.name, value.dtype, spec.dtype)
+    if (
+        cast_later
+        and isinstance(value, jax.Array)
+        and not spec.shared
+        and jnp.issubdtype(spec.dtype, jnp.floating)
+    ):
+        return value
     check_fits(spec.name, value, spec.dtype)
     # By NumPy, even from an accelerator: JAX would compile the cast for each number of rows, and keep it.
     return np.asarray(value).astype(spec.dtype)

@@ -87,7 +87,7 @@ def verify(
         raise InputError(f"against= takes {' or '.join(map(repr, CONTENDERS))}, not {against!r}")
     typed = at_trial(typed_model(source))
     wanted = [checked_size(size) for size in sizes]
-    inferer: Inferer = MemoizingDynamicInferer.from_typed(typed)
+    inferer: Inferer = MemoizingDynamicInferer.from_typed(typed, device="cpu")
     other = contender(against, typed, reference)
     rng = np.random.default_rng(seed)
     drawn: set[str] = set()

@@ -7,21 +7,22 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import filterfalse
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._types import Array
 from ..errors import DuplicateIdError, InputShapeError, UnknownAgentError
 from ..model.signature import TensorSpec
+from ..rows.checks import on_device
 from ..rows.input_checks import as_dtype, check_names
 from ..rows.journal import Journal, Outcome
 from ..rows.scratch import ScratchPadView
+from ..xla.settings import own_settings
+from .state_rows import StateRows, on_host
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class AgentStates:
         self._free: list[int] = []
         self._staged: list[_Staged] = []
         self._journal = Journal()
-        self._wide = any(spec.dtype.itemsize >= 8 for spec in specs)
+        self._on: StateRows | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class AgentStates:
             return _picklable(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _journal=Journal(), _staged=[])
+        self.__dict__.update(state, _lock=threading.Lock(), _journal=Journal(), _staged=[], _on=None)
 
     @property
     def agents(self) -> list[int]:
@@ -166,17 +167,20 @@ class AgentStates:
         with self._lock:
             self._settle()
             rows = self._rows_of(view.ids)
-            self._move(view.device)
+            self._move(None if view.device is None or on_host(view.device) else view.device)
             table = self._table
             zeroed = table.fresh[rows]
             if view.device is None:
                 _fill(view, slots, table.stores, rows, zeroed)
+            elif table.device is None:
+                if view.dones is not None:
+                    zeroed = zeroed | np.asarray(view.dones).astype(np.bool_)
+                for slot, store in zip(slots, table.stores, strict=True):
+                    view.set_input(slot, on_device(_taken(store, rows, zeroed), view.device))
             else:
-                with self._scope():
-                    for slot, states in zip(
-                        slots, _take(table.stores, rows, zeroed, view.dones), strict=True
-                    ):
-                        view.set_input(slot, states)
+                on = self._rows_on(table.device)
+                for slot, states in zip(slots, on.take(table.stores, rows, zeroed, view.dones), strict=True):
+                    view.set_input(slot, states)
             return Ticket(rows, table.epochs[rows])
 
     def stage(self, ticket: Ticket, view: ScratchPadView, states: Sequence[Array]) -> None:
@@ -210,16 +214,13 @@ class AgentStates:
         rows, states, table = staged.ticket.rows, staged.states, self._table
         # Agents that began, ended or were set since the call started keep their newer state.
         valid = table.epochs[rows] == staged.ticket.epochs
-        if not valid.all():
-            rows, states = rows[valid], [state[valid] for state in states]
         if table.device is None:
             for store, state in zip(table.stores, states, strict=True):
-                store[rows] = state
+                store[rows[valid]] = np.asarray(state)[valid]
         else:
-            with self._scope():
-                placed = [jax.device_put(state, table.device) for state in states]
-                self._table = replace(table, stores=_put(table.stores, rows, placed))
-        table.fresh[rows] = False
+            stores = self._rows_on(table.device).put(table.stores, rows, valid, states)
+            self._table = replace(table, stores=stores)
+        table.fresh[rows[valid]] = False
 
     def _reset(self, row: int, epoch: int) -> None:
         self._table.epochs[row] = epoch
@@ -286,12 +287,13 @@ class AgentStates:
     def _placed(self, stores: list[Any], device: jax.Device | None) -> list[Any]:
         if device is None:
             return stores
-        with self._scope():
+        with own_settings():
             return [jax.device_put(store, device) for store in stores]
 
-    def _scope(self) -> AbstractContextManager[Any]:
-        """A scope in which 64-bit state stays 64-bit, whatever the caller's x64 setting."""
-        return jax.enable_x64(True) if self._wide else nullcontext()
+    def _rows_on(self, device: jax.Device) -> StateRows:
+        if self._on is None or self._on.device != device:
+            self._on = StateRows(self._specs, device)
+        return self._on
 
 
 _FIRST_ROWS = 16
@@ -299,7 +301,9 @@ _UNKNOWN = "no hidden state for agent {}: it has not begun, or has ended; call b
 
 
 def _picklable(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in ("_lock", "_journal", "_staged")}
+    return {
+        name: value for name, value in fields.items() if name not in ("_lock", "_journal", "_staged", "_on")
+    }
 
 
 def _fill(
@@ -318,20 +322,7 @@ def _fill(
             states[zeroed] = 0
 
 
-@jax.jit
-def _take(
-    stores: list[jax.Array], rows: jax.Array, fresh: jax.Array, dones: jax.Array | None
-) -> list[jax.Array]:
-    zeroed = fresh if dones is None else fresh | dones.astype(bool)
-    return [
-        jnp.where(zeroed.reshape(-1, *[1] * (store.ndim - 1)), jnp.zeros((), store.dtype), store[rows])
-        for store in stores
-    ]
-
-
-@jax.jit
-def _put(stores: list[jax.Array], rows: jax.Array, states: list[jax.Array]) -> list[jax.Array]:
-    # The old stores are not donated: an interrupt before the assignment of the new ones would lose both.
-    return [
-        store.at[rows].set(state.astype(store.dtype)) for store, state in zip(stores, states, strict=True)
-    ]
+def _taken(store: Array, rows: np.ndarray, zeroed: np.ndarray) -> np.ndarray:
+    states = np.take(store, rows, axis=0)
+    states[zeroed] = 0
+    return states

@@ -223,7 +223,7 @@ def _view_of(
     if isinstance(ids, (np.ndarray, jax.Array)):
         ids = ids.tolist()
     if any(map(lives_on_device, inputs.values())):
-        rows, n, device = device_rows(api.inputs, inputs, placement)
+        rows, n, device = device_rows(api.inputs, inputs, placement, cast_later=True)
     else:
         (rows, n), device = checked_rows(api.inputs, inputs), None
     if n < 0:

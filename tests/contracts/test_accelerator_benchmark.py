@@ -1,4 +1,4 @@
-"""The benchmark for accelerators runs through on the CPU, so that it does not fail on the day of the GPU."""
+"""The benchmark for accelerators runs on the CPU, so time on a GPU is not lost to a bug in the script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_dry_run_measures_and_says_what_is_absent(tmp_path: Path) -> None:
+def test_a_dry_run_measures_and_gives_reasons_for_missing_parts(tmp_path: Path) -> None:
     numbers, page = tmp_path / "numbers.json", tmp_path / "page.md"
     command = [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), "--dry"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -35,7 +35,7 @@ def test_a_dry_run_measures_and_says_what_is_absent(tmp_path: Path) -> None:
     )
 
 
-def test_without_an_accelerator_it_says_so() -> None:
+def test_without_an_accelerator_the_error_names_dry() -> None:
     command = [sys.executable, "-c", "import accelerator; accelerator.accelerator(False)"]
     path = os.pathsep.join((str(ROOT), str(ROOT / "benchmarks")))
     done = subprocess.run(

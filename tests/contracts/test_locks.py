@@ -63,6 +63,8 @@ def test_no_loop_leaves_a_lock_held(path: Path) -> None:
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 13), reason="seen in CPython 3.13")
 def test_the_search_finds_such_a_loop() -> None:
-    inside = "def f(self, items):\n  with self._lock:\n    return [item for item in items if item not in self.known]"
+    inside = (
+        "def f(self, items):\n  with self._lock:\n    return [one for one in items if one not in self.known]"
+    )
     assert _open_jumps(inside) == [3]
     assert not _open_jumps("def f(self, items):\n  with self._lock:\n    return g(items)")

@@ -88,9 +88,13 @@ def test_colours_come_from_the_page() -> None:
 
 
 def test_the_candidate_and_the_device_are_shown_where_they_differ() -> None:
-    inferer = mj.MemoizingDynamicInferer(scaling(), [4])
+    inferer = mj.MemoizingDynamicInferer(scaling())
+    inferer.infer_arrays({"obs": np.ones((4, 3), np.float32)})
     assert "batches" not in repr(inferer)
-    inferer._engine.on(jax.devices()[0]).get(5)
+    inferer.preload(5, device=jax.devices()[0])
+    assert "batches" not in repr(inferer), "on a CPU, arrays have the plans of NumPy rows"
+    inferer.cache_clear(5)
+    inferer._engine.on(jax.devices()[0]).cache.get(5)
     rows = [line.split() for line in repr(inferer).splitlines() if line.strip()[:1] in "45"]
     assert [(row[0], row[5]) for row in rows] == [("4", "NumPy"), ("5", "cpu:0")]
 

@@ -15,12 +15,13 @@ import onnx
 import pytest
 from gymnasium import spaces
 from onnx import TensorProto, helper, numpy_helper
+from scipy.special import stdtrit
 from scipy.stats import trim_mean
 
 import memojax as mj
 from memojax import errors, evaluation, policies
 from memojax.evaluation import Episode
-from memojax.evaluation.statistics import bootstrap_interval, interquartile_mean
+from memojax.evaluation.statistics import bootstrap_interval, interquartile_mean, student_quantile
 
 from ..evaluation_fakes import Policy, first, linear
 from ..tiny_envs import UNIT, Tiny
@@ -32,6 +33,13 @@ def result() -> mj.Evaluation:
 
 
 # Statistics
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+def test_students_quantile_is_scipys(level: float) -> None:
+    for freedom in [*range(1, 60), 99, 100, 4999, 100_000]:
+        wanted = stdtrit(freedom, 0.5 + level / 2)
+        assert student_quantile(level, freedom) == pytest.approx(wanted, rel=1e-9), freedom
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 100])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -254,9 +255,12 @@ def test_state_and_response_are_cervos_too() -> None:
     assert FakeInferer(echo).infer_single(one).data["out"].sum() == 11
 
 
-def test_infer_is_deprecated() -> None:
-    with pytest.warns(DeprecationWarning, match="infer_batch"):
-        FakeInferer(echo).infer({0: state(0)})
+def test_infer_is_cervos_name_of_infer_batch() -> None:
+    fake = FakeInferer(echo)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        named = fake.infer({0: state(0)})
+    np.testing.assert_array_equal(named[0]["out"], fake.infer_batch({0: state(0)})[0]["out"])
 
 
 @pytest.mark.parametrize("size", [0, -1, 5])

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import memojax as mj
 from memojax import errors, policies
+from memojax.inferer.pool_members import PoolSeats
 
 MODELS = Path(__file__).parents[1] / "models"
 FILES = [
@@ -190,3 +191,84 @@ def test_each_set_of_a_random_model_draws_its_own_numbers() -> None:
     drawn = pool.infer_arrays({"obs": np.ones((4, 8), np.float32)}, list("abab"))
     assert len({row.tobytes() for row in drawn["action"]}) == 4
     assert len({row.tobytes() for row in drawn["deterministic_action"]}) == 1
+
+
+# Members as inferers
+
+
+@pytest.fixture
+def league(pool: mj.PolicyPool) -> mj.PolicyPool:
+    """Three sets, of which "half" and "other" act otherwise than "main"."""
+    pool.add("main")
+    half, other = _variants(pool.params("main"), 2)
+    pool.add("half", half)
+    pool.add("other", other)
+    return pool
+
+
+def test_a_member_answers_as_a_policy_of_its_own(league: mj.PolicyPool) -> None:
+    for name in league.names:
+        alone = mj.load(
+            mj.TypedModel.from_model(policies.bundled("acrobot_ppo")).with_params(league.params(name))
+        )
+        wanted = alone.infer_arrays(ROWS)["logits"]
+        np.testing.assert_allclose(league[name].infer_arrays(ROWS)["logits"], wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(league[name](ROWS["obs"]), wanted, rtol=1e-4, atol=1e-5)
+        actions, _ = league[name].predict(ROWS["obs"])
+        np.testing.assert_array_equal(actions, wanted.argmax(1))
+        answers = league[name].infer_batch({7: {"obs": ROWS["obs"][0]}})
+        np.testing.assert_allclose(answers[7]["logits"], wanted[0], rtol=1e-4, atol=1e-5)
+        batched = league[name].into_batched()
+        batched.push(3, {"obs": ROWS["obs"][1]})
+        np.testing.assert_allclose(batched.execute()[3]["logits"], wanted[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_member_follows_its_set(league: mj.PolicyPool) -> None:
+    member = league["main"]
+    league.swap("main", league.params("half"))
+    np.testing.assert_array_equal(member(ROWS["obs"]), league["half"](ROWS["obs"]))
+    member.update_params(league.params("other"))
+    np.testing.assert_array_equal(member(ROWS["obs"]), league["other"](ROWS["obs"]))
+    league.drop("main")
+    with pytest.raises(errors.IncompatibleModelError, match="'main' is not in the pool"):
+        member(ROWS["obs"])
+    with pytest.raises(errors.IncompatibleModelError, match="'main' is not in the pool"):
+        league["main"]
+
+
+def test_jax_arrays_give_jax_arrays(league: mj.PolicyPool) -> None:
+    names = ["main", "half", "other"] * 3
+    wanted = league.infer_arrays(ROWS, names)["logits"]
+    found = league.infer_arrays({"obs": jax.numpy.asarray(ROWS["obs"])}, names)["logits"]
+    assert isinstance(found, jax.Array)
+    np.testing.assert_array_equal(found, wanted)
+    assert isinstance(league["main"](jax.numpy.asarray(ROWS["obs"])), jax.Array)
+    none = league.infer_arrays({"obs": jax.numpy.zeros((0, 6))}, [])["logits"]
+    assert isinstance(none, jax.Array)
+    assert none.shape == (0, 3)
+    with pytest.raises(errors.InputError, match="being traced"):
+        jax.jit(lambda rows: league["main"].infer_arrays({"obs": rows}))(ROWS["obs"])
+
+
+def test_hidden_state_is_kept_around_members() -> None:
+    pool = mj.PolicyPool(policies.bundled("recurrent_lstm"))
+    pool.add("main")
+    tracked = mj.RecurrentTracker.wrap(pool["main"])
+    alone = mj.RecurrentTracker.wrap(mj.load("recurrent_lstm"))
+    rows = {"obs": np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)}
+    for _ in range(3):
+        found, wanted = tracked.infer_arrays(rows)["logits"], alone.infer_arrays(rows)["logits"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_seats_answer_each_agent_by_its_own_set(league: mj.PolicyPool) -> None:
+    seats = PoolSeats(league)
+    for agent, name in ((5, "half"), (9, "main")):
+        seats.begin_agent(agent)
+        seats.assign(agent, name)
+    rows = {"obs": ROWS["obs"][:2]}
+    found = seats.infer_arrays(rows, ids=[9, 5])["logits"]
+    np.testing.assert_array_equal(found, league.infer_arrays(rows, ["main", "half"])["logits"])
+    seats.end_agent(5)
+    with pytest.raises(errors.UnknownAgentError, match="agent 5"):
+        seats.infer_arrays(rows, ids=[9, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import jax
 import pytest
 
 from memojax.kernels.build import NATIVE, system_compiler
+from memojax.kernels.library import Library, api_version
 
 HEADER = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
 # JAX 0.12 renamed this struct; its fields kept their places.
@@ -25,7 +27,12 @@ FIELDS = {
     "Api": ("XLA_FFI_Api", {"version": "api_version", "create_error": "XLA_FFI_Error_Create"}),
     "Metadata": (
         "XLA_FFI_Metadata",
-        {"struct_size": "struct_size", "version": "api_version", "traits": "traits"},
+        {
+            "struct_size": "struct_size",
+            "version": "api_version",
+            "traits": "traits",
+            "state_type": "state_type_id",
+        },
     ),
     "MetadataExtension": ("XLA_FFI_Metadata_Extension", {"metadata": "metadata"}),
     "Buffer": ("XLA_FFI_Buffer", {"dtype": "dtype", "data": "data", "rank": "rank", "dims": "dims"}),
@@ -80,3 +87,34 @@ def test_structs_lie_as_in_the_installed_jaxlib(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+class Extension(ctypes.Structure):
+    _fields_ = (
+        ("struct_size", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("next", ctypes.c_void_p),
+        ("metadata", ctypes.c_void_p),
+    )
+
+
+class Metadata(ctypes.Structure):
+    _fields_ = (
+        ("struct_size", ctypes.c_size_t),
+        ("version_size", ctypes.c_size_t),
+        ("version_extensions", ctypes.c_void_p),
+        ("major", ctypes.c_int),
+        ("minor", ctypes.c_int),
+        ("traits", ctypes.c_uint32),
+        ("state_type", ctypes.c_int64),
+    )
+
+
+def test_an_xla_that_asks_without_its_api_gets_the_version_of_its_header(native: Library) -> None:
+    asked = Metadata(major=-1, minor=-1, traits=7, state_type=7)
+    extension = Extension(type=1, metadata=ctypes.addressof(asked))
+    frame = (ctypes.c_void_p * 40)()  # all of it 0, the api too, as in JAX 0.8
+    frame[1] = ctypes.addressof(extension)
+    native._handle.memojax_use_api(*api_version())
+    assert not native._handle.memojax_program(frame)
+    assert (asked.major, asked.minor, asked.traits, asked.state_type) == (*api_version(), 0, 0)

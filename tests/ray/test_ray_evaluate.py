@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def here(env: Any, deterministic: bool, episodes: int = 10) -> memojax.Evaluatio
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("actors", [1, 2])
+@pytest.mark.parametrize("actors", [1, 2, 4])
 def test_numbers_do_not_depend_on_the_number_of_actors(ray: Any, actors: int, deterministic: bool) -> None:
     found = memojax.ray.evaluate(
         "pendulum_ppo",
@@ -54,6 +56,7 @@ def test_numbers_do_not_depend_on_the_number_of_actors(ray: Any, actors: int, de
         episodes=10,
         num_envs=4,
         actors=actors,
+        num_cpus=0.5,  # four fit into the tests' Ray
         deterministic=deterministic,
         max_steps=30,
     )
@@ -101,6 +104,35 @@ def test_ctrl_c_gives_the_parts_that_are_done(ray: Any) -> None:
     )
     assert found.interrupted
     assert len(found.episodes) == 2
+
+
+DRIVER = """
+import os
+import sys
+import ray
+import memojax.ray
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+found = memojax.ray.evaluate(
+    "pendulum_ppo", "Pendulum-v1", episodes=4000, num_envs=2, actors=1, num_cpus=0.5,
+    on_episode=lambda episode: os.write(1, b"episode\\n"), progress=True,
+)
+print("end", found.interrupted, len(found.episodes), found.asked, flush=True)
+"""
+
+
+def test_a_signal_to_the_driver_ends_with_the_parts_that_are_done(ray: Any) -> None:
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", DRIVER, address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "episode\n"
+        driver.send_signal(signal.SIGINT)
+        printed, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 0, errors
+    end, interrupted, done, asked = printed.splitlines()[-1].split()
+    assert (end, interrupted, asked) == ("end", "True", "4000")
+    assert 0 < int(done) < 4000
 
 
 @pytest.mark.parametrize("option", [{"bucketing": "pow2"}, {"render": True}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 
 import memojax as mj
 from memojax.errors import DeviceError, InputError
+from memojax.plans.row_assembly import RowAssembly
 from memojax.rows.device_choice import DeviceChoice, is_committed
+from memojax.xla import views
 
 from ..helpers import scaling
 
@@ -137,37 +140,62 @@ def test_hidden_state_follows_and_wrappers_warn_once() -> None:
     assert out.count("WARNING") == 1
 
 
+UNREADABLE = """
+    import gc
+    from memojax.errors import CompileForbiddenError, InputError
+    from memojax.inferer import device_rows, compiled_rows
+    from memojax.plans import row_assembly
+    from memojax.xla import views
+
+    # The second device stands for an accelerator, whose memory NumPy cannot read. Whoever moves its rows to
+    # the host is caught, but for the views, which on a CPU are copies by NumPy.
+    compiled_rows.share_host_memory = device_rows.share_host_memory = lambda device, other: False
+    trips = []
+    for kind in (row_assembly.RowAssembly, row_assembly.RowJoin):
+        def by_host(self, *given, known=kind.by_host):
+            trips.append(given)
+            return known(self, *given)
+        kind.by_host = by_host
+    OBS = np.random.default_rng(0).standard_normal((700, 3)).astype(np.float32)
+    fn = lambda w, x: {"out": w * x["obs"]}
+    model = mj.TypedModel.from_function(fn, np.float32(2), {"obs": ((3,), np.float32)})
+    def check(policy, n, dtype=np.float32):
+        answer = policy.infer_arrays({"obs": jax.device_put(OBS[:n].astype(dtype), second)})["out"]
+        assert answer.devices() == {second} and answer.shape == (n, 3)
+        np.testing.assert_array_equal(answer, 2 * OBS[:n].astype(dtype).astype(np.float32))
+    def executables():
+        gc.collect()
+        return len(second.client.live_executables())
+"""
+
+
 def test_inferers_work_on_a_device_that_numpy_cannot_read() -> None:
-    """The second device is JAX's own, and stands for an accelerator whose memory NumPy cannot read."""
-    out = two_devices("""
-        import gc
-        from memojax.errors import CompileForbiddenError
-        from memojax.inferer import compiled_rows
-        compiled_rows.share_host_memory = lambda device, other: False
-        OBS = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
-        fn = lambda w, x: {"out": w * x["obs"]}
-        model = mj.TypedModel.from_function(fn, np.float32(2), {"obs": ((3,), np.float32)})
-        def check(policy, n, dtype=np.float32):
-            answer = policy.infer_arrays({"obs": jax.device_put(OBS[:n].astype(dtype), second)})["out"]
-            assert answer.devices() == {second} and answer.shape == (n, 3)
-            np.testing.assert_array_equal(answer, 2 * OBS[:n].astype(dtype).astype(np.float32))
-        def executables():
-            gc.collect()
-            return len(second.client.live_executables())
+    """The second device is JAX's own, not memojax's client."""
+    out = two_devices(
+        textwrap.dedent(UNREADABLE)
+        + textwrap.dedent("""
         policy = mj.load(model, bucketing="pow2", max_batch_size=64)
         for n in (32, 64):
             check(policy, n)
         before = executables()
         with mj.forbid_compile():
-            for n in [*range(17, 33), *range(81, 97), *range(161, 193)]:
+            for n in [*range(17, 33), *range(33, 65)]:
+                check(policy, n)
+            assert trips == []
+            # What is not compiled before a call, goes through the host here.
+            for n in [*range(81, 97), *range(161, 193)]:
                 check(policy, n)
             for n in range(17, 33):
                 check(policy, n, np.float16)
         assert executables() == before, (before, executables())
+        assert len(trips) == 16 + 32 + 16, len(trips)
         sizes = policy.batch_sizes()
         assert (sizes[17], sizes[32], sizes[81]) == (2, 3, 1), sizes
         cache, = policy._engine.elsewhere().values()
         assert cache.sizes() == [32, 64] and policy._cache.sizes() == []
+        assert [(plan.size, plan.arrays) for plan in policy.plans()] == [(32, "cpu:1"), (64, "cpu:1")]
+        info = policy.cache_info()
+        assert (info.misses, info.currsize) == (2, 2) and info.padded_rows > 100, info
         policy.cache_clear(32)
         assert cache.sizes() == [64]
         policy.cache_clear()
@@ -191,8 +219,143 @@ def test_inferers_work_on_a_device_that_numpy_cannot_read() -> None:
         except CompileForbiddenError:
             print("refused")
         assert policy.batch_sizes() == {5: 1}
+        policy.preload([5, 6], device=second)
+        with mj.forbid_compile():
+            check(policy, 5)
+        policy.preload([7])
+        assert [plan.size for plan in policy.plans()] == [7, 5, 6]
     """)
+    )
     assert out.split() == ["refused", "refused"]
+
+
+def test_no_executable_and_no_memory_for_each_number_of_rows() -> None:
+    """200 numbers of rows, padded, split and cast: the executables are those of the plans, whatever comes."""
+    two_devices(
+        textwrap.dedent(UNREADABLE)
+        + textwrap.dedent("""
+        compiles = []
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda event, *_, **__: compiles.append(event) if "backend_compile" in event else None)
+        policies = [
+            mj.load(model, bucketing="pow2", max_batch_size=64),
+            mj.load(model, bucketing=[48, 200]),
+            mj.load(model, on_miss="pad", preload=[16]),
+            mj.DynamicInferer(model, 32),
+            mj.FixedBatchInferer(model, [3, 40]),
+        ]
+        def sweep(sizes):
+            for policy in policies:
+                for n in sizes:
+                    for dtype in (np.float32, np.float16):
+                        check(policy, n, dtype)
+        policies.pop(2)  # its plans for other sizes are compiled behind the calls
+        sweep(range(1, 201))
+        first, before = len(compiles), executables()
+        sweep(range(201, 401))
+        later = len(compiles) - first
+        # Those with room for the results of up to 512 rows: two for each plan and policy.
+        assert later <= 24, later
+        assert executables() <= before + 24, (before, executables())
+        sweep([401])
+        known = len(compiles)
+        sweep(range(402, 441))
+        assert len(compiles) == known, "the same plans and the same room"
+        assert first < 200, first
+        assert trips == [], len(trips)
+    """)
+    )
+
+
+@pytest.mark.parametrize("unreadable", [False, True], ids=["cpu", "unreadable"])
+def test_hidden_state_compiles_nothing_for_a_number_of_agents(unreadable: bool) -> None:
+    """Agents come and go, some begin anew: states are those of NumPy rows, and no number of them compiles."""
+    two_devices(
+        (
+            textwrap.dedent(UNREADABLE)
+            if unreadable
+            else "import gc\nexecutables = lambda: (gc.collect(), len(second.client.live_executables()))[1]\n"
+        )
+        + textwrap.dedent("""
+        if "device_rows" in globals():
+            from memojax.wrapper import agent_states
+            agent_states.on_host = lambda device: False
+        from memojax.plans.row_assembly import RowAssembly
+        model = mj.TypedModel.from_function(
+            lambda _, x: {"sum": x["a"] + x["h_in"], "h_out": x["h_in"] + x["a"]}, (),
+            {"a": ((3,), np.float32), "h_in": ((3,), np.float32)})
+        there, here = (mj.RecurrentTracker.wrap(mj.load(model, bucketing="pow2")) for _ in range(2))
+        rng = np.random.default_rng(0)
+        def step(n, dones):
+            rows = rng.standard_normal((n, 3)).astype(np.float32)
+            given = None if dones is None else rng.random(n) < 0.3
+            wanted = here.infer_arrays({"a": rows}, dones=given)["sum"]
+            if dones == "device":
+                given = jax.device_put(given, second)
+            found = there.infer_arrays({"a": jax.device_put(rows, second)}, dones=given)["sum"]
+            assert found.devices() == {second}
+            np.testing.assert_array_equal(found, wanted)
+        for n in (200, *(1 << power for power in range(9)), 3, 5, 7):
+            for dones in (None, "host", "device"):
+                step(n, dones)
+        before = executables()
+        for n in range(1, 201):
+            step(n, (None, "host", "device")[n % 3])
+        assert executables() == before, (before, executables())
+        for agent in (0, 3, 199):
+            assert np.array_equal(there.states(agent)["h_in"], here.states(agent)["h_in"])
+        """)
+    )
+
+
+def test_views_through_dlpack_are_rows_that_lie_where_they_are() -> None:
+    """What accelerators do; a CPU has addresses as well. One that is not aligned is copied there."""
+    for dtype in (np.float32, np.float16, np.int8, np.bool_, jnp.bfloat16):
+        rows = np.arange(90 * 5).reshape(90, 5).astype(dtype)
+        whole = jax.device_put(rows, jax.devices()[0])
+        unit = views.granule(5 * np.dtype(dtype).itemsize)
+        for start, stop in ((0, 7), (4 * unit, 5 * unit), (unit, 90), (0, 90)):
+            part = views.lent(whole, start, stop)
+            np.testing.assert_array_equal(np.asarray(part), rows[start:stop])
+        assert views.lent(whole, 0, 7).unsafe_buffer_pointer() == whole.unsafe_buffer_pointer()
+    part = views.lent(jax.device_put(np.arange(64, dtype=np.float32), jax.devices()[0]), 16, 32)
+    assert np.asarray(part).tolist() == list(range(16, 32)), "a view keeps its array alive"
+    assert [views.granule(size) for size in (16, 24, 12, 4, 2, 1, 3)] == [1, 2, 4, 4, 8, 16, 16]
+
+
+@pytest.mark.parametrize("shape", [(3,), (), (2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.bool_, np.float64], ids=lambda one: one.__name__)
+def test_rows_are_put_together_from_any_range(shape: tuple[int, ...], dtype: type) -> None:
+    device, rng = jax.devices()[0], np.random.default_rng(0)
+    specs = [mj.TensorSpec("a", shape, dtype), mj.TensorSpec("b", (2,), np.float32)]
+    for size in (1, 6, 33):
+        assembly = RowAssembly(specs, size, device)
+        for n in (1, 2, 5, 17, 40):
+            rows = [(100 * rng.standard_normal((n, *spec.shape))).astype(spec.dtype) for spec in specs]
+            with jax.enable_x64(True):
+                given = [jax.device_put(row, device) for row in rows]
+            for start in range(0, n, 3):
+                count = min(size, n - start)
+                found = assembly(given, start, count)
+                odd = (math.prod(shape) * np.dtype(dtype).itemsize) % 2
+                assert (found is None) == bool(odd), "rows of an odd number of bytes go through the host"
+                found = assembly.by_host(given, start, count) if found is None else found
+                for array, row in zip(found, rows, strict=True):
+                    assert array.dtype == row.dtype
+                    np.testing.assert_array_equal(np.asarray(array)[:count], row[start : start + count])
+                    assert not np.asarray(array)[count:].any()
+
+
+def test_rows_without_agents_are_refused_alike() -> None:
+    shared = mj.TypedModel.from_function(lambda _, x: {"out": 2 * x["a"]}, (), {"a": ((3,), np.float32)})
+    policy = mj.load(shared)
+    for wrong in (np.ones(3), np.ones((2, 4)), np.ones((2, 3, 1)), np.float32(1), np.ones((2, 3), complex)):
+        errors = []
+        for given in (np.asarray(wrong), jnp.asarray(wrong)):
+            with pytest.raises(InputError) as caught:
+                policy.infer_arrays({"a": given})
+            errors.append((type(caught.value), str(caught.value).replace("complex64", "complex128")))
+        assert errors[0] == errors[1]
 
 
 def test_one_device_is_never_warned_about(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 import memojax as mj
 from memojax.errors import DeviceError
+from memojax.xla.views import has_views, lent
 
 
 @functools.cache
@@ -80,6 +82,56 @@ def test_hidden_state_stays_on_the_device(gpu: jax.Device) -> None:
         np.testing.assert_allclose(
             np.asarray(logits), cpu.infer_arrays({"obs": obs})["logits"], rtol=1e-4, atol=1e-5
         )
+
+
+def test_rows_that_fit_no_plan_stay_on_the_device(gpu: jax.Device) -> None:
+    assert has_views(gpu), "views of rows work on GPUs"
+    policy = mj.load(mj.policies.bundled("acrobot_ppo"), bucketing="pow2", max_batch_size=64)
+    rng = np.random.default_rng(0)
+    obs = rng.standard_normal((300, 6)).astype(np.float32)
+    wanted = mj.load(mj.policies.bundled("acrobot_ppo"), device="cpu").infer_arrays({"obs": obs})["logits"]
+
+    def check(n: int) -> None:
+        rows = jax.device_put(obs[:n], gpu)
+        with jax.transfer_guard_device_to_host("disallow"):
+            logits = policy.infer_arrays({"obs": rows})["logits"]
+        assert logits.devices() == {gpu}
+        np.testing.assert_allclose(np.asarray(logits), wanted[:n], rtol=1e-4, atol=1e-5)
+
+    for n in (*range(1, 65), 300):
+        check(n)
+    gc.collect()
+    before = len(gpu.client.live_executables())
+    for n in range(100, 257):
+        check(n)
+    gc.collect()
+    assert len(gpu.client.live_executables()) <= before + 8, "joins for 128 and 256 rows"
+
+
+def test_views_on_the_device_are_rows(gpu: jax.Device) -> None:
+    for dtype in (np.float32, np.float16, np.int32, jnp.bfloat16):
+        rows = np.arange(90 * 6).reshape(90, 6).astype(dtype)
+        whole = jax.device_put(rows, gpu)
+        for start, stop in ((0, 7), (8, 40), (16, 90)):
+            part = lent(whole, start, stop)
+            assert part.devices() == {gpu}
+            np.testing.assert_array_equal(np.asarray(part), rows[start:stop])
+            np.testing.assert_array_equal(np.asarray(part + part), rows[start:stop] + rows[start:stop])
+
+
+def test_plans_on_the_device_are_kept_on_disk(gpu: jax.Device, tmp_path: Path) -> None:
+    path, rows = mj.policies.bundled("acrobot_ppo"), np.ones((4, 6), np.float32)
+    first, again = (mj.load(path, device="gpu", cache_dir=tmp_path) for _ in range(2))
+    for given in (rows, jax.device_put(rows, gpu)):
+        wanted = np.asarray(first.infer_arrays({"obs": given})["logits"])
+        np.testing.assert_array_equal(np.asarray(again.infer_arrays({"obs": given})["logits"]), wanted)
+    assert (first.cache_info().disk_hits, again.cache_info().disk_hits) == (0, 2)
+
+
+def test_auto_takes_the_device_for_a_model_that_gains(gpu: jax.Device) -> None:
+    path = mj.policies.bundled("acrobot_ppo")
+    assert mj.load(path).device.platform == "cpu"
+    assert mj.load(path, max_batch_size=1 << 22).device == gpu
 
 
 class Lent:

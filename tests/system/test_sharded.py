@@ -194,3 +194,149 @@ def test_devices_and_shardings_of_another_kind_are_refused() -> None:
     ):
         with pytest.raises(DeviceError, match="device|sharding"):
             mj.ShardedInferer(scaling(), **given)
+
+
+def test_options_hold_over_devices(on_devices, tmp_path: Path) -> None:
+    on_devices(f"""
+        folder = {str(tmp_path / "plans")!r}
+        from memojax.errors import CompileForbiddenError, OptionError, DeviceError
+        obs = np.random.default_rng(0).standard_normal((16 * count, 6)).astype(np.float32)
+        wanted = one.infer_arrays({{"obs": obs}})["logits"]
+        def right(found, n):
+            np.testing.assert_allclose(found, wanted[:n], rtol=1e-5, atol=1e-6)
+
+        # Bucketing pads to multiples of the number of devices, and max_batch_size splits.
+        sizes = [1, 4 * count, 8 * count]
+        policy = mj.load(
+            "acrobot_ppo", devices="all", bucketing="pow2", max_batch_size=8 * count, preload=sizes)
+        assert isinstance(policy, mj.ShardedInferer)
+        with mj.forbid_compile():
+            for n in (1, count, 4 * count, 4 * count + 1, 8 * count, 12 * count, 16 * count - 3):
+                right(policy.infer_arrays({{"obs": obs[:n]}})["logits"], n)
+        assert [plan.size for plan in policy.plans()] == [count, 4 * count, 8 * count]
+        assert policy.is_ready(3 * count) and not policy.is_ready(2 * count)
+        policy.prepare(2 * count).result(60)
+        assert policy.is_ready(2 * count)
+        policy.preload([2 * count], background=True).wait(60)
+
+        # Sharded rows are padded, split, cast and cut by each device.
+        for n in (count, 3 * count, 5 * count, 9 * count, 16 * count):
+            for dtype in (np.float32, np.float16):
+                given = jax.device_put(obs[:n].astype(dtype), policy.sharding)
+                with jax.transfer_guard_device_to_device("disallow"):
+                    answer = policy.infer_arrays({{"obs": given}})["logits"]
+                assert answer.sharding.is_equivalent_to(policy.sharding, 2) and answer.shape == (n, 3)
+                assert len(answer.addressable_shards) == count
+                near = 1e-6 if dtype == np.float32 else 0.05
+                np.testing.assert_allclose(np.asarray(answer), wanted[:n], rtol=1e-5, atol=near)
+        executables = lambda: len(devices[0].client.live_executables())
+        for sweep in range(2):
+            before = executables()
+            for n in range(count, 16 * count, count):
+                policy.infer_arrays({{"obs": jax.device_put(obs[:n], policy.sharding)}})
+        assert executables() == before, "nothing is compiled for a number of rows"
+        nobody = jax.device_put(obs[:0], policy.sharding)
+        assert policy.infer_arrays({{"obs": nobody}})["logits"].shape == (0, 3)
+
+        # on_miss.
+        refusing = mj.load("acrobot_ppo", devices=devices, on_miss="error", preload=[count])
+        right(refusing.infer_arrays({{"obs": obs[:2]}})["logits"], 2)
+        for given in (obs[: 2 * count], jax.device_put(obs[: 2 * count], refusing.sharding)):
+            try:
+                refusing.infer_arrays({{"obs": given}})
+            except CompileForbiddenError:
+                pass
+            else:
+                raise AssertionError("compiled")
+        padding = mj.load("acrobot_ppo", devices=devices, on_miss="pad", preload=[4 * count])
+        with mj.forbid_compile():
+            right(padding.infer_arrays({{"obs": obs[: 2 * count]}})["logits"], 2 * count)
+        assert padding.cache_info().padded_rows == 2 * count
+
+        # Plans on disk, and in an artifact that goes along with the policy.
+        first = mj.load("acrobot_ppo", devices="all", cache_dir=folder, preload=[count])
+        again = mj.load("acrobot_ppo", devices="all", cache_dir=folder, preload=[count])
+        fewer = mj.load("acrobot_ppo", devices=devices[:2], cache_dir=folder, preload=[count])
+        assert [policy.cache_info().disk_hits for policy in (first, again, fewer)] == [0, 1, 0]
+        rows = {{"obs": obs[:count]}}
+        assert np.array_equal(first.infer_arrays(rows)["logits"], again.infer_arrays(rows)["logits"])
+        again.update_params({{name: 0 * weight for name, weight in again.params.items()}})
+        assert not again.infer_arrays({{"obs": obs[:count]}})["logits"].any()
+        packed = mj.load("acrobot_ppo", devices="all", cache_dir=mj.PlanArtifact(), preload=[count])
+        copy = pickle.loads(pickle.dumps(packed))
+        right(copy.infer_arrays({{"obs": obs[:count]}})["logits"], count)
+        assert copy.cache_info().disk_hits == 1
+
+        # Weights, in the background too; the card; what does not go together.
+        zeros = {{name: 0 * weight for name, weight in policy.params.items()}}
+        policy.update_params(zeros, background=True).result(60)
+        assert not policy.infer_arrays({{"obs": obs[:count]}})["logits"].any()
+        assert f"{{count}} devices (cpu:0" in repr(policy) and "acrobot_ppo" in repr(policy), repr(policy)
+        for wrong in ({{"device": "cpu"}}, {{"weights": "constant"}}, {{"checked": True}}, {{"seed": 1}}):
+            try:
+                mj.load("acrobot_ppo", devices="all", **wrong)
+            except OptionError as error:
+                assert "one device" in str(error)
+            else:
+                raise AssertionError(wrong)
+    """)
+
+
+def test_evaluate_and_wrappers_run_over_devices(on_devices) -> None:
+    on_devices("""
+        spread = mj.evaluate("acrobot_ppo", "Acrobot-v1", episodes=4, num_envs=4, max_steps=40, devices="all")
+        alone = mj.evaluate("acrobot_ppo", "Acrobot-v1", episodes=4, num_envs=4, max_steps=40)
+        assert list(spread.returns) == list(alone.returns) and spread.plans
+        loaded = mj.load("acrobot_ppo", sharding=NamedSharding(Mesh(devices, ("rows",)), P("rows")))
+        again = mj.evaluate(loaded, "Acrobot-v1", episodes=4, num_envs=4, max_steps=40)
+        assert list(again.returns) == list(alone.returns)
+        noisy = mj.load("pendulum_ppo", devices="all").with_epsilon(mj.ConstantGenerator.zeros(), "epsilon")
+        plain = mj.load("pendulum_ppo").with_epsilon(mj.ConstantGenerator.zeros(), "epsilon")
+        rows = {"obs": obs[:5, :3]}
+        found, wanted = (policy.infer_arrays(rows)["action"] for policy in (noisy, plain))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        batched = mj.load("acrobot_ppo", devices="all").into_batched()
+        for agent in range(5):
+            batched.push(agent, {"obs": obs[agent]})
+        answers = batched.execute()
+        wanted = one.infer_arrays({"obs": obs[:5]})["logits"]
+        for agent in range(5):
+            np.testing.assert_allclose(answers[agent]["logits"], wanted[agent], rtol=1e-5, atol=1e-6)
+
+        # Sharded rows through a wrapper that keeps state.
+        model = mj.TypedModel.from_function(
+            lambda _, x: {"sum": x["a"] + x["h_in"], "h_out": x["h_in"] + x["a"]}, (),
+            {"a": ((3,), np.float32), "h_in": ((3,), np.float32)})
+        tracker = mj.RecurrentTracker.wrap(mj.ShardedInferer(model))
+        for step in range(3):
+            found = tracker.infer_arrays({"a": np.full((count + 1, 3), 1, np.float32)})["sum"]
+            assert (found == step + 1).all()
+    """)
+
+
+@pytest.mark.parametrize("kernels", ["0", "1"], ids=["without kernels", "with kernels"])
+def test_one_device_and_several_agree_with_kernels_or_without(kernels: str) -> None:
+    """A sharded plan is XLA's own code; beside it, policies on one device run on the kernels."""
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "MEMOJAX_KERNELS": kernels,
+    }
+    script = textwrap.dedent(SETUP) + textwrap.dedent("""
+        for name in ("acrobot_ppo", "pendulum_ppo", "recurrent_lstm"):
+            here, there = mj.load(name), mj.load(name, devices="all")
+            rng = np.random.default_rng(0)
+            rows = {
+                spec.name: rng.standard_normal((13, *spec.shape)).astype(spec.dtype)
+                for spec in here.api.inputs
+            }
+            found, wanted = there.infer_arrays(rows), here.infer_arrays(rows)
+            assert list(found) == list(wanted)
+            for output in wanted:
+                np.testing.assert_allclose(found[output], wanted[output], rtol=2e-5, atol=2e-6)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=ROOT, env=env
+    )
+    assert done.returncode == 0, done.stderr

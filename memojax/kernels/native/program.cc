@@ -441,15 +441,27 @@ using namespace memojax;
 
 #define MEMOJAX_EXPORT extern "C" __attribute__((visibility("default")))
 
+namespace {
+int xla_major = 0, xla_minor = 0;
+}  // namespace
+
+// The version of XLA's interface in the installed jaxlib, for an XLA that does not say it.
+MEMOJAX_EXPORT void memojax_use_api(int major, int minor) {
+  xla_major = major;
+  xla_minor = minor;
+}
+
 // The handler that XLA calls.
 MEMOJAX_EXPORT ffi::Error* memojax_program(ffi::CallFrame* frame) {
   for (ffi::Extension* extension = frame->extensions; extension; extension = extension->next) {
     if (extension->type != ffi::kMetadataExtension) continue;
-    // We read nothing that a version has changed, so that we are of whichever version asks.
+    // The handler reads nothing that differs between versions, so it claims the version of the asker.
+    // XLA of JAX 0.8 asks without its api; then the version is the one that Python has read.
     ffi::Metadata* metadata = reinterpret_cast<ffi::MetadataExtension*>(extension)->metadata;
-    metadata->version.major = frame->api->version.major;
-    metadata->version.minor = frame->api->version.minor;
+    metadata->version.major = frame->api ? frame->api->version.major : xla_major;
+    metadata->version.minor = frame->api ? frame->api->version.minor : xla_minor;
     metadata->traits = 0;
+    metadata->state_type = 0;  // unknown: the handler keeps no state
     return nullptr;
   }
   if (frame->stage != ffi::kExecute) return nullptr;

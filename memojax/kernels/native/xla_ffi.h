@@ -43,6 +43,7 @@ struct Metadata {
   size_t struct_size;
   Version version;
   uint32_t traits;
+  int64_t state_type;
 };
 
 struct MetadataExtension {

@@ -1,0 +1,95 @@
+"""How much a model computes for a row: floating point operations of its trace, counted without a compile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..ops.inline import inlined
+from ..xla.settings import own_settings
+from .typed_model import TypedModel
+
+_MOVES = frozenset(
+    [
+        "broadcast_in_dim",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "gather",
+        "iota",
+        "pad",
+        "reshape",
+        "rev",
+        "slice",
+        "split",
+        "squeeze",
+        "transpose",
+    ]
+)
+"""Operations that compute nothing; those on weights alone are done once, before any row comes."""
+
+
+def flops_per_row(typed: TypedModel) -> float | None:
+    """Floating point operations for one more row, by a trace of the model; None where that is not known.
+
+    Products and convolutions count two for each multiplication, moves nothing, anything else one for each
+    number that it gives. Of a loop whose end depends on data, one turn counts.
+    """
+    if typed.is_open:
+        return None
+    rows = typed.only_rows or 1
+    try:
+        return _of_jaxpr(_trace(typed, rows)) / rows
+    except Exception:  # a model that cannot be traced says so when it is compiled
+        return None
+
+
+def _trace(typed: TypedModel, rows: int) -> Any:
+    def run(params: Any, given: Any, key: Any) -> Any:
+        drawn = jax.random.wrap_key_data(key, impl="threefry2x32") if typed.random else None
+        with inlined():
+            return typed.fn(params, given, drawn)
+
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), typed.params)
+    given = [jax.ShapeDtypeStruct(spec.rows(rows), spec.dtype) for spec in typed.api.inputs]
+    with own_settings():
+        return jax.make_jaxpr(run)(abstract, given, jax.ShapeDtypeStruct((2,), np.uint32)).jaxpr
+
+
+def _of_jaxpr(jaxpr: Any) -> float:
+    return sum(map(_of_equation, jaxpr.eqns))
+
+
+def _of_equation(eqn: Any) -> float:
+    made = sum(math.prod(getattr(out.aval, "shape", ())) for out in eqn.outvars)
+    name, given = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+        (contracted, _), _ = given["dimension_numbers"]
+        shape = eqn.invars[0].aval.shape
+        return 2.0 * made * math.prod(shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        outs = given["dimension_numbers"].rhs_spec[0]
+        return 2.0 * made * math.prod(kernel) / kernel[outs]
+    inner = [_of_jaxpr(one) for one in _inside(given)]
+    if not inner:
+        return 0.0 if name in _MOVES else float(made)
+    if name == "scan":
+        return given["length"] * sum(inner)
+    return max(inner) if name == "cond" else sum(inner)
+
+
+def _inside(given: dict[str, Any]) -> Iterator[Any]:
+    """The traces that an operation runs."""
+    for value in given.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            one = getattr(one, "jaxpr", one)
+            if hasattr(one, "eqns"):
+                yield one
