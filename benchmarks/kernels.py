@@ -2,9 +2,9 @@
 
     python benchmarks/kernels.py [--json FILE]
 
-The peak is measured first: multiply-adds of vectors that stay in registers. Each row of the table is one layer
-with bias and relu, as a file of one layer becomes it, on one thread. The best of many rounds counts, since
-whatever else runs on the machine only makes a round slower.
+The peak is measured first: multiply-adds of vectors that stay in registers. Each row of the table is one
+layer with bias and relu on one thread, as a plan of such a file runs it. The best of many rounds counts,
+since other work on the machine only makes rounds slower.
 """
 
 from __future__ import annotations

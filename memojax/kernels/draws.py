@@ -1,4 +1,4 @@
-"""Random numbers as one step: a policy that samples its actions would else leave the kernels for each draw."""
+"""Random numbers as one step, so that a policy that samples its actions stays with the kernels."""
 
 from __future__ import annotations
 
@@ -103,8 +103,7 @@ def _is_small(step: Step) -> bool:
 
 
 def _draw(last: Step, maker: Mapping[Any, Step], uses: Mapping[Any, int]) -> Draw | None:
-    """The draw that ends with `last`, which JAX writes as the bits, their highest 23 behind the exponent of 1,
-    seen as a float."""
+    """The draw that ends with `last`: random bits, of which 23 stand behind the exponent of 1, as a float."""
     if last.primitive.name != "bitcast_convert_type" or last.avals[0].dtype != np.float32:
         return None
     steps = [last]
