@@ -70,6 +70,9 @@ struct Pool {
   pthread_cond_t bell = PTHREAD_COND_INITIALIZER;
   std::atomic<int> asleep{0};
   int workers = 0;  // started ones; changed under `busy`
+  pthread_t threads[kMostThreads];
+
+  void keep_apart();
 
   void work() {
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tiles.load(std::memory_order_relaxed);)
@@ -152,8 +155,21 @@ void Pool::start(int wanted) {
     const int failed = pthread_create(&thread, &attributes, worker, this);
     pthread_attr_destroy(&attributes);
     if (failed) break;  // fewer threads, then
+    threads[workers] = thread;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+// On a virtual machine Linux takes an idle core that its host has suspended for a busy one, and lets a thread that wakes
+// wait for the core of the thread that woke it. So workers that sleep are kept off the core of the caller.
+void Pool::keep_apart() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  const int mine = sched_getcpu();
+  if (mine < 0 || sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) < 2) return;
+  CPU_CLR(mine, &allowed);
+  for (int i = 0; i < workers; i++) pthread_setaffinity_np(threads[i], sizeof allowed, &allowed);
+#endif
 }
 
 void Pool::run(Tile what, void* with, int64_t count, int most, bool wake) {
@@ -166,6 +182,7 @@ void Pool::run(Tile what, void* with, int64_t count, int most, bool wake) {
   seats.store(most - 1, std::memory_order_relaxed);
   open.store(true);
   if (wake && asleep.load() > 0) {
+    keep_apart();
     { Lock lock(&door); }
     pthread_cond_broadcast(&bell);
   }
