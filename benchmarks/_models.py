@@ -97,6 +97,35 @@ def nature_cnn() -> Case:
     )
 
 
+def dense_layer(width: int) -> bytes:
+    """One square Gemm with bias and relu."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": (rng.standard_normal((width, width)) / np.sqrt(width)).astype(np.float32),
+        "b": rng.standard_normal(width).astype(np.float32),
+    }
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["g"]), helper.make_node("Relu", ["g"], ["y"])]
+    return _file(nodes, weights, {"x": [width]}, {"y": [width]})
+
+
+def conv_layer(shape: tuple[int, int, int], channels: int, window: int, stride: int) -> bytes:
+    """One convolution of [channels, height, width] images without padding, with bias and relu.
+
+    The result has its channels last, as the kernels keep what lies between layers.
+    """
+    rng = np.random.default_rng(0)
+    depth, *sides = shape
+    kernel = rng.standard_normal((channels, depth, window, window)) / np.sqrt(depth * window * window)
+    weights = {"k": kernel.astype(np.float32), "b": rng.standard_normal(channels).astype(np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k", "b"], ["c"], strides=[stride, stride]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["y"], perm=[0, 2, 3, 1]),
+    ]
+    made = [*((side - window) // stride + 1 for side in sides), channels]
+    return _file(nodes, weights, {"x": list(shape)}, {"y": made})
+
+
 def lstm(hidden: int) -> Case:
     """One step of an LSTM whose state goes in and out, and a linear head."""
     rng = np.random.default_rng(0)

@@ -20,8 +20,9 @@ from .program import (
     Product,
     Program,
     chunk_of,
+    least_of,
 )
-from .values import Constant, Recipe, Refused, Value, contiguous, outside, refined
+from .values import Constant, Recipe, Refused, Value, contiguous, merged, outside, refined
 
 Known = Value | Constant | Pending
 
@@ -117,6 +118,19 @@ class Assembler:
                 cause.steps = cause.steps or tuple(group.steps)
                 raise
 
+    def is_whole(self, value: Value) -> bool:
+        """Whether a value fills its place in the arena, in row-major order."""
+        parts = merged([factor for dim in value.dims for factor in dim])
+        dense = not parts or (len(parts) == 1 and parts[0].stride == 1)
+        return value.slot >= 0 and value.offset == 0 and value.size == self._slots[value.slot].size and dense
+
+    def product_step(
+        self, out: Value, x: Value, *others: Value, weight: Place, bias: Place, **given: Any
+    ) -> None:
+        """Add a product of `x` into `out`; `others` are values that it reads, too."""
+        self.has_product = True
+        self.emit("product", [x, out, *others], x=x.place, weights=weight, bias=bias, y=out.place, **given)
+
     def copied(self, value: Value, order: Sequence[int] | None = None) -> Value:
         """A dense copy."""
         target = self.new(value.shape, value.axis, order)
@@ -141,11 +155,17 @@ class Assembler:
             dims=dims,
         )
 
-    def finish(self, outputs: Sequence[Value]) -> np.ndarray:
-        """The words of the program with results `outputs`, in row-major order."""
+    def finish(self, outputs: Sequence[Value], dtypes: Sequence[Any]) -> np.ndarray:
+        """The words of the program with results `outputs`, in row-major order.
+
+        `dtypes` are those of the results: float32, int32 or int64.
+        """
         first = self.n_inputs + len(self.weights)
         made: dict[int, Value] = {}
-        for index, value in enumerate(outputs):
+        for index, (value, dtype) in enumerate(zip(outputs, dtypes, strict=True)):
+            if dtype != np.float32:
+                self._whole(value, first + index, 8 * np.dtype(dtype).itemsize)
+                continue
             target = outside(value.shape, self.blocks, first + index)
             if target.axis != value.axis:
                 if value.axis is None or math.prod(value.shape[: value.axis]) != 1:
@@ -161,7 +181,7 @@ class Assembler:
         places, program.arena_row, program.shared = self._arena(sections)
         for index, (method, given) in enumerate(self._ops):
             if index in sections:
-                program.section(sections[index])
+                program.section(*sections[index])
             given = {name: self._resolved(item, places) for name, item in given.items()}
             if method == "product":
                 program.product(Product(**given))
@@ -169,29 +189,44 @@ class Assembler:
                 getattr(program, method)(**given)
         return program.array()
 
-    def _sections(self) -> dict[int, int]:
-        """First steps of sections, and the number of blocks per pass of each.
+    def _whole(self, value: Value, buffer: int, bits: int) -> None:
+        """Add the change of whole numbers, which are floats in a program, to integers in a result."""
+        if value.axis is not None and math.prod(value.shape[: value.axis]) != 1:
+            raise Refused("blocks of an output in an unexpected place")
+        value = self.copied(value)
+        y = Place(buffer, 0, value.size * bits // 32)
+        self.emit("whole", [value], x=value.place, y=y, count=value.size, bits=bits)
+
+    def _sections(self) -> dict[int, tuple[int, int]]:
+        """First steps of sections, the number of blocks per pass of each, and the fewest for a thread.
 
         Images go through in small numbers, so that the values between two convolutions stay in the cache. A
         large dense layer after them wants many rows, because each pass reads all of its weights.
         """
-        found: dict[int, int] = {0: 1}
-        start, largest, rows = 0, -1, 1
+        found: dict[int, tuple[int, int]] = {}
+        start, largest, rows, matrix = 0, -1, 1, 0
+
+        def end(stop: int) -> tuple[int, int]:
+            chunk = chunk_of(self.blocks, rows, self._floats(start, stop))
+            # Each thread reads the weights of all of its steps.
+            return chunk, least_of(rows) if matrix < _LARGE_MATRIX else chunk
+
         for index, (method, given) in enumerate(self._ops):
             if method != "product":
                 continue
             product = Product(**given)
             floats = product.flops // (2 * product.rows)
-            chunk = chunk_of(self.blocks, rows, self._floats(start, index))
+            chunk, _ = end(index)
             starved = largest >= 0 and product.rows * chunk < min(_MANY_ROWS, product.rows * self.blocks)
             if (starved and (floats >= _LARGE_MATRIX or self._mostly(product.rows, start, index))) or (
                 largest >= 0 and product.rows >= 16 * rows
             ):
-                found[start] = chunk
-                start, largest = index, -1
+                found[start] = end(index)
+                start, largest, matrix = index, -1, 0
+            matrix = max(matrix, floats)
             if product.flops > largest:
                 largest, rows = product.flops, product.rows
-        found[start] = chunk_of(self.blocks, rows, self._floats(start, len(self._ops)))
+        found[start] = end(len(self._ops))
         return found
 
     def _mostly(self, rows: int, start: int, index: int) -> bool:
@@ -238,7 +273,7 @@ class Assembler:
             return [self._resolved(one, places) for one in item]
         return item
 
-    def _arena(self, sections: Mapping[int, int]) -> tuple[list[Place], int, int]:
+    def _arena(self, sections: Mapping[int, Any]) -> tuple[list[Place], int, int]:
         """Place the slots so that those in use at the same time do not overlap.
 
         Returns:

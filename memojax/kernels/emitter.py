@@ -21,12 +21,6 @@ from .values import Constant, Dim, Factor, Refused, Value, merged, outside
 class Emitter(Assembler):
     """A program in progress; each method adds one operator of the network."""
 
-    def is_whole(self, value: Value) -> bool:
-        """Whether a value fills its slot of the arena, in row-major order."""
-        parts = merged([factor for dim in value.dims for factor in dim])
-        dense = not parts or (len(parts) == 1 and parts[0].stride == 1)
-        return value.slot >= 0 and value.offset == 0 and value.size == self._slots[value.slot].size and dense
-
     def dense(
         self,
         x: Value,
@@ -80,7 +74,7 @@ class Emitter(Assembler):
         if addend is not None and (weight_first or addend.axis != axis):
             raise Refused("a product added to blocks in another dimension")
         out = self.new(shown, axis) if addend is None else addend
-        self._product(
+        self.product_step(
             out,
             x,
             weight=self.weight(weight.source, recipe, 0),
@@ -128,10 +122,6 @@ class Emitter(Assembler):
         if math.prod(bias.held) == 1:
             recipe = bias.then(("reshape", (1,)), *recipe[len(bias.recipe) :])
         return self.weight(bias.source, recipe, 0)
-
-    def _product(self, out: Value, x: Value, weight: Place, bias: Place, **given: Any) -> None:
-        self.has_product = True
-        self.emit("product", [x, out], x=x.place, weights=weight, bias=bias, y=out.place, **given)
 
     def convolution(
         self,
@@ -216,7 +206,7 @@ class Emitter(Assembler):
         out = self.new(logical, None if x.axis is None else 0, [0, *range(2, 2 + spatial), 1])
         wide = -(-n_out // 16) * 16
         k = window[0] * window[1] * depth
-        self._product(
+        self.product_step(
             out,
             x,
             weight=self.weight(weight.source, recipe, 0),
@@ -257,6 +247,15 @@ class Emitter(Assembler):
         """An array of one number, with its blocks where an array of XLA's has them."""
         target = self.new(shape, outside(shape, self.blocks, 0).axis)
         self.emit("fill", [target], y=target.place, count=target.size, value=value)
+        return target
+
+    def draw(self, key: Value, folds: Sequence[int], shape: Sequence[int]) -> Value:
+        """Random numbers in [1, 2), counted along the array, from the two words of a key."""
+        axis = outside(shape, self.blocks, 0).axis
+        if axis is not None and math.prod(shape[:axis]) != 1:
+            raise Refused("draws whose blocks lie apart")
+        target = self.new(shape, axis)
+        self.emit("draw", [target], key=key.place, y=target.place, count=target.size, folds=list(folds))
         return target
 
     def pad(self, x: Value, config: Sequence[tuple[int, int, int]], value: float) -> Value:

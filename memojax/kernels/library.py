@@ -36,12 +36,18 @@ class Library:
         isa: "avx512", "avx2" or "portable" (which is NEON on ARM).
         panel: columns of a panel of packed weights.
         run: `run(program, arrays)` runs a program without XLA; the arrays are arguments and results.
+        call: the C function that runs a prepared program (`kernels/direct.py`).
     """
 
     isa: str
     panel: int
     run: Callable[[np.ndarray, list[np.ndarray]], None]
+    call: Callable[[ctypes.c_void_p], int]
     _handle: Any
+
+    def multiply_adds(self, rounds: int) -> int:
+        """Run multiply-adds that stay in registers, the most that a core can do; gives their number."""
+        return self._handle.memojax_multiply_adds(ctypes.c_int64(rounds))
 
     def use_threads(self) -> None:
         """Let jobs use as many threads as this thread's cores allow, or as $MEMOJAX_KERNELS_THREADS says."""
@@ -81,6 +87,7 @@ def open_library(path: Path) -> Library:
     handle.memojax_choose.restype = ctypes.c_char_p
     handle.memojax_panel.restype = ctypes.c_int64
     handle.memojax_run.restype = ctypes.c_char_p
+    handle.memojax_multiply_adds.restype = ctypes.c_int64
     isa = handle.memojax_choose(os.environ.get("MEMOJAX_KERNELS_ISA", "").encode()).decode()
 
     def run(program: np.ndarray, arrays: list[np.ndarray]) -> None:
@@ -91,7 +98,7 @@ def open_library(path: Path) -> Library:
         if said is not None:
             raise RuntimeError(said.decode())
 
-    found = Library(isa, handle.memojax_panel(), run, handle)
+    found = Library(isa, handle.memojax_panel(), run, handle.memojax_call, handle)
     found.use_threads()
     return found
 

@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-_MAGIC = 0x6D656D6F6A617802
+_MAGIC = 0x6D656D6F6A617804
 _HEADER_WORDS = 8
-_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION = range(1, 8)
+_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION, _DRAW, _WHOLE = range(1, 10)
 
 INSTRUCTIONS = (
     *("add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "log", "log1p", "expm1", "tanh"),
     *("logistic", "erf", "sqrt", "rsqrt", "floor", "ceil", "sign", "lt", "le", "gt", "ge", "eq", "ne"),
-    *("select", "not", "and", "or", "is_finite", "move"),
+    *("select", "not", "and", "or", "is_finite", "move", "erf_inv"),
 )
 _CODES = {name: number for number, name in enumerate(INSTRUCTIONS)}
-REDUCTIONS = {"sum": 0, "max": 1, "min": 2}
+REDUCTIONS = {"sum": 0, "max": 1, "min": 2, "argmax": 3, "argmin": 4}
 REGISTERS = 24
 MOST_RUNS = 4096
 MOST_BUFFERS = 512
@@ -38,6 +38,10 @@ _CHUNK_FLOATS = 48 * 1024
 
 _CHUNK_ROWS = 32
 """Rows in a product from which additional rows bring no more speed."""
+
+
+_LEAST_ROWS = 12
+"""Rows that fill a block of a product's registers."""
 
 
 class Place(NamedTuple):
@@ -66,6 +70,7 @@ class Product:
         group_steps: floats from one group to the next, in x, weights, bias and y.
         x_steps: floats from one image, line and row to the next; `y_steps` likewise.
         grows: whether the product is added to the content of y.
+        pairs: whether each block has its own matrices, one per group, one after the other.
     """
 
     x: Place
@@ -83,10 +88,11 @@ class Product:
     grows: bool = False
     groups: int = 1
     group_steps: tuple[int, int, int, int] = (0, 0, 0, 0)
+    pairs: bool = False
 
     @property
     def rows(self) -> int:
-        """Rows per block."""
+        """Rows per block that one matrix multiplies."""
         return self.images * self.size[0] * self.size[1]
 
     @property
@@ -116,6 +122,11 @@ class Instruction(NamedTuple):
     immediate: float = 0.0
 
 
+def least_of(rows: int) -> int:
+    """How few blocks, of `rows` rows of a product each, a thread may take instead of a share of each step."""
+    return -(-_LEAST_ROWS // max(1, rows))
+
+
 def chunk_of(blocks: int, rows: int, arena_row: int) -> int:
     """Blocks per pass, for products of `rows` rows and `arena_row` intermediate floats per block."""
     by_rows = max(1, _CHUNK_ROWS // max(1, rows))
@@ -142,16 +153,19 @@ class Program:
 
     def array(self) -> np.ndarray:
         """The program; without an explicit section, all of it is one."""
-        first = [] if self.words and self.words[0] == _SECTION else [_SECTION, 3, max(1, self.blocks)]
+        first = [] if self.words and self.words[0] == _SECTION else [_SECTION, 4, *[max(1, self.blocks)] * 2]
         words = [*first, *self.words]
         steps = self.steps + bool(first)
         count = _HEADER_WORDS + len(words)
         header = [_MAGIC, count, self.blocks, self.arena_row, self.shared, self.flops, steps, self.buffers]
         return np.array([*header, *words], np.int64)
 
-    def section(self, chunk: int) -> None:
-        """Begin a section of `chunk` blocks per pass, which waits for all blocks of the section before."""
-        self._add(_SECTION, [chunk])
+    def section(self, chunk: int, least: int) -> None:
+        """Begin a section of `chunk` blocks per pass, which waits for all blocks of the section before.
+
+        A thread may take as few as `least` blocks.
+        """
+        self._add(_SECTION, [chunk, least])
 
     def product(self, p: Product) -> None:
         """Add a dense layer or a convolution."""
@@ -173,6 +187,7 @@ class Program:
                 *p.y_steps,
                 int(p.relu),
                 int(p.grows),
+                int(p.pairs),
                 *runs,
             ],
         )
@@ -215,6 +230,16 @@ class Program:
         self._add(_FILL, [*y, count, _float_bits(value)])
         self.flops += count
 
+    def draw(self, key: Place, y: Place, count: int, folds: Sequence[int]) -> None:
+        """Add random numbers in [1, 2), `count` for each block."""
+        self._add(_DRAW, [*key, *y, count, len(folds), *folds])
+        self.flops += 60 * count
+
+    def whole(self, x: Place, y: Place, count: int, bits: int) -> None:
+        """Add the change of `count` floats for each block to integers of 32 or 64 bits."""
+        self._add(_WHOLE, [*x, *y, count, bits])
+        self.flops += 4 * count
+
     def pool(self, x: Place, y: Place, images: int, channels: int, kind: str, sizes: Sequence[int]) -> None:
         """Add a reduction over windows.
 
@@ -226,6 +251,17 @@ class Program:
     def _add(self, opcode: int, words: Sequence[int]) -> None:
         self.words += [opcode, len(words) + 2, *map(int, words)]
         self.steps += 1
+
+
+def memory_of(program: np.ndarray, threads: int) -> int:
+    """Bytes of values in between that a run needs at most, on so many threads."""
+    blocks, arena_row, shared = (int(word) for word in program[2:5])
+    chunk, at = 1, _HEADER_WORDS
+    while at < program.size:
+        if program[at] == _SECTION:
+            chunk = max(chunk, int(program[at + 2]))
+        at += int(program[at + 1])
+    return 4 * (arena_row * min(blocks, chunk * threads) + shared)
 
 
 def _float_bits(value: float) -> int:

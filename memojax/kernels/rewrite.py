@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..plans.hoist import Atom, Hoister, Node, Residual, Step, literal
+from ..rows.scratch import aligned_empty
+from .draws import with_draws, without_draws
 from .emitter import Emitter
 from .library import TARGET, Library
 from .program import MOST_BUFFERS
@@ -25,6 +27,11 @@ log: logging.Logger = logging.getLogger("memojax")
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 _MOVES = ("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim")
+_WHOLE = (np.dtype(np.int32), np.dtype(np.int64))
+"""Dtypes that are floats in a program: what `argmax` gives, which is then only moved."""
+
+_WHOLE_MOVES = (*_MOVES, "slice", "split", "concatenate", "stack", "convert_element_type")
+_WHOLE_MAKERS = ("argmax", "argmin")
 _MOST_TRIES = 60
 
 
@@ -50,25 +57,34 @@ class _Pack(Step):
         return [cook(jnp.asarray(inputs[0]), self.params["recipe"], jnp)]
 
     def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        return [np.ascontiguousarray(cook(np.asarray(inputs[0]), self.params["recipe"]))]
+        made = np.ascontiguousarray(cook(np.asarray(inputs[0]), self.params["recipe"]))
+        packed = aligned_empty(made.shape, made.dtype)
+        packed[...] = made
+        return [packed]
 
 
 class _Call(Step):
     """Runs one program."""
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
-        shapes = [jax.ShapeDtypeStruct(aval.shape, np.float32) for aval in self.avals]
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in self.avals]
         made = jax.ffi.ffi_call(TARGET, shapes)(*inputs, program=self.params["program"])
         return list(made)
 
 
+def is_call(step: Step) -> bool:
+    """Whether a step is a run of a program."""
+    return step.primitive is _CALL
+
+
 def rewrite(residual: Residual, size: int, hoister: Hoister, kernels: Library) -> Residual | None:
     """`residual`, traced for `size` rows, with calls of kernels; None if they can run no part of it."""
+    residual = with_draws(residual)
     written = unrolled(residual)
     # Unrolled loops pay only if programs run all of their steps, so the loops stay whole otherwise.
-    if written is not None and (made := _rewritten(*written, size, hoister, kernels)) is not None:
-        return made
-    return _rewritten(residual, None, size, hoister, kernels)
+    made = _rewritten(*written, size, hoister, kernels) if written is not None else None
+    made = made or _rewritten(residual, None, size, hoister, kernels)
+    return without_draws(made) if made else None
 
 
 def _rewritten(
@@ -195,13 +211,10 @@ class _Rewriter:
             name = step.primitive.name
             if index in self.refused or index in self.constants or not (name in STEPS or name in ELEMENTWISE):
                 continue
-            dtypes = [self._dtype(atom) for atom in step.inputs]
-            kinds = (np.float32, np.bool_) if name in ELEMENTWISE else (np.float32,)
-            if all(dtype in kinds for dtype in dtypes) and all(
-                aval.dtype in kinds and math.prod(aval.shape) for aval in step.avals
-            ):
+            if self._takes(step) and all(math.prod(aval.shape) for aval in step.avals):
                 found.add(index)
-        # Truth values have no form outside of a program, so their makers and readers stay together.
+        # Truth values have no form outside of a program, so their makers and readers stay together. Whole
+        # numbers come from within one.
         while True:
             levels = self._levels(found)
             out = {index for index in found if not self._keeps_truth(index, levels)}
@@ -209,11 +222,27 @@ class _Rewriter:
                 return found
             found -= out
 
+    def _takes(self, step: Step) -> bool:
+        """Whether a program has the dtypes of a step."""
+        name = step.primitive.name
+        if name == "draw":
+            return True
+        given: tuple[Any, ...] = (np.float32,)
+        if name in ELEMENTWISE:
+            given = (np.float32, np.bool_)
+        if name in _WHOLE_MOVES:
+            given = (*given, *_WHOLE)
+        inputs, outputs = [self._dtype(atom) for atom in step.inputs], [aval.dtype for aval in step.avals]
+        if name == "convert_element_type" and outputs[0] in _WHOLE and inputs[0] not in _WHOLE:
+            return False
+        made = _WHOLE if name in _WHOLE_MAKERS else given
+        return all(dtype in given for dtype in inputs) and all(dtype in made for dtype in outputs)
+
     def _keeps_truth(self, index: int, levels: Mapping[int, tuple[int, bool]]) -> bool:
         step = self.residual.steps[index]
         for atom in step.inputs:
             if (
-                self._dtype(atom) == np.bool_
+                self._dtype(atom) in (np.bool_, *_WHOLE)
                 and levels.get(self.maker.get(atom, -1) if isinstance(atom, int) else -1) != levels[index]
             ):
                 return False
@@ -287,7 +316,9 @@ class _Rewriter:
         try:
             for position, number in enumerate(island.inputs):
                 index = next(reader for reader in self.readers[number] if reader in inside)
-                translator.known[number] = outside(self.avals[number].shape, self.size, position)
+                shape = tuple(self.avals[number].shape)
+                is_key = self.residual.steps[index].primitive.name == "draw"
+                translator.known[number] = outside(shape, 1 if is_key else self.size, position)
             done: set[int] = set()
             for index in island.steps:
                 if index in done:
@@ -302,7 +333,7 @@ class _Rewriter:
             emitter.flush()
             for value in outputs:
                 self._check_output(value)
-            program = emitter.finish(outputs)
+            program = emitter.finish(outputs, [self.avals[number].dtype for number in island.outputs])
             if len(island.inputs) + len(emitter.weights) + len(outputs) > MOST_BUFFERS:
                 raise Refused("too many arguments")
         except Refused as cause:

@@ -11,6 +11,7 @@ import numpy as np
 
 from .emitter import Emitter
 from .group import Group, Pending
+from .pairs import product_of_pairs
 from .program import INSTRUCTIONS
 from .values import Constant, Refused, Value
 
@@ -154,7 +155,8 @@ def _select(group: Group, step: Any, registers: list[int | None], immediate: flo
 
 
 def _convert(group: Group, step: Any, registers: list[int | None], immediate: float) -> int:
-    if step.avals[0].dtype != np.float32:
+    # Whole numbers are floats here; truth values, too.
+    if step.avals[0].dtype == np.bool_:
         raise Refused("another dtype")
     return group.add("move", *registers)
 
@@ -296,9 +298,12 @@ def _pad(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
 def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | None) -> list[Known]:
     (over_a, over_b), (batch_a, batch_b) = step.params["dimension_numbers"]
     a, b = operands
+    shape = tuple(step.avals[0].shape)
+    if not isinstance(a, Constant) and not isinstance(b, Constant):
+        over, batch = (over_a, over_b), (batch_a, batch_b)
+        return [product_of_pairs(t.emitter, t.value(a), t.value(b), over, batch, shape)]
     if batch_a or batch_b:
         raise Refused("a product for each of a batch")
-    shape = tuple(step.avals[0].shape)
     fused = fused or Fused()
     if isinstance(a, Constant) and isinstance(b, Constant) and a.number is not None:
         a = t.emitter.filled(a.shape, a.number)
@@ -314,7 +319,7 @@ def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | N
                 t.value(b), a, (over_b, over_a), shape, True, fused.bias, fused.relu, fused.addend
             )
         ]
-    raise Refused("a product of two computed arrays")
+    raise Refused("a product of two constants")
 
 
 def _convolution(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | None) -> list[Known]:
@@ -331,6 +336,10 @@ def _reduce(kind: str) -> Callable[..., list[Known]]:
         return [t.emitter.reduce(t.value(operands[0]), step.params["axes"], kind, tuple(step.avals[0].shape))]
 
     return reduce
+
+
+def _draw(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
+    return [t.emitter.draw(t.value(operands[0]), step.params["folds"], tuple(step.avals[0].shape))]
 
 
 def _window(kind: str) -> Callable[..., list[Known]]:
@@ -357,6 +366,9 @@ STEPS: dict[str, Callable[..., list[Known]]] = {
     "reduce_sum": _reduce("sum"),
     "reduce_max": _reduce("max"),
     "reduce_min": _reduce("min"),
+    "argmax": _reduce("argmax"),
+    "argmin": _reduce("argmin"),
+    "draw": _draw,
     "reduce_window_max": _window("max"),
     "reduce_window_sum": _window("sum"),
 }

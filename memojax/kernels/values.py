@@ -97,25 +97,9 @@ class Value:
                 if shape[axis] % blocks:
                     raise Refused("a reshape across blocks")
         wanted = [size // blocks if i == axis else size for i, size in enumerate(shape)]
-        parts = [factor for dim in self.dims for factor in dim if factor.size != 1]
-        dims: list[Dim] = []
-        for size in reversed(wanted):
-            taken: list[Factor] = []
-            while size > 1:
-                if not parts:
-                    return None
-                last = parts.pop()
-                if size % last.size == 0:
-                    taken.insert(0, last)
-                    size //= last.size
-                elif last.size % size == 0:
-                    taken.insert(0, Factor(size, last.stride))
-                    parts.append(Factor(last.size // size, last.stride * size))
-                    size = 1
-                else:
-                    return None
-            dims.insert(0, tuple(taken))
-        return replace(self, shape=tuple(shape), axis=axis, dims=tuple(dims))
+        parts = [factor for dim in self.dims for factor in dim]
+        dims = _dealt(parts, wanted) or _dealt(merged(parts), wanted)
+        return None if dims is None else replace(self, shape=tuple(shape), axis=axis, dims=dims)
 
     def sliced(self, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]) -> Value | None:
         """A part of each dimension except the blocks'; None if that would cut a dimension's parts."""
@@ -133,6 +117,30 @@ class Value:
             dims[i], shape[i] = (Factor(size, step * stride),), size
             offset += start * step
         return replace(self, shape=tuple(shape), dims=tuple(dims), offset=offset)
+
+
+def _dealt(factors: Sequence[Factor], sizes: Sequence[int]) -> tuple[Dim, ...] | None:
+    """Parts of an array as dimensions of other sizes; None where a dimension would have to cut a part
+    unevenly."""
+    parts = [factor for factor in factors if factor.size != 1]
+    dims: list[Dim] = []
+    for size in reversed(sizes):
+        taken: list[Factor] = []
+        while size > 1:
+            if not parts:
+                return None
+            last = parts.pop()
+            if size % last.size == 0:
+                taken.insert(0, last)
+                size //= last.size
+            elif last.size % size == 0:
+                taken.insert(0, Factor(size, last.stride))
+                parts.append(Factor(last.size // size, last.stride * size))
+                size = 1
+            else:
+                return None
+        dims.insert(0, tuple(taken))
+    return tuple(dims)
 
 
 def merged(dim: Sequence[Factor]) -> Dim:

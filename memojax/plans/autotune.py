@@ -32,6 +32,7 @@ from .candidates import (
     fits,
 )
 from .compiler import PlanCompiler
+from .draws import without_loops
 from .hoist import Residual
 from .in_order import in_order
 from .plan import Executable, Plan
@@ -164,7 +165,7 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
         found += [CONVOLUTIONS, EIGEN_CONVOLUTIONS] if has_sound_convolutions() else [EIGEN_CONVOLUTIONS]
     if has_avx512():
         found.append(WIDE)
-    if in_order(residual) is not None:
+    if in_order(without_loops(residual)) is not None:
         found.append(ORDERED)
         if compiler.default.kernels:
             found.append(KERNELS_ORDERED)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from ..errors import BatchSizeError, CompileError, LoweringError
+from ..kernels.direct import direct
 from ..kernels.library import opened
 from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
@@ -27,6 +28,7 @@ from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.settings import own_settings
 from .candidates import DEFAULT, KERNELS, ORDERED, Candidate
+from .direct import direct_calls
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .draws import without_loops
 from .hoist import Hoister, Residual
@@ -34,7 +36,7 @@ from .in_order import in_order
 from .input_buffers import Staging
 from .long_chains import cut
 from .packing import PACKED_BYTES, Packing
-from .plan import Executable, Plan
+from .plan import Compiled, Executable, Plan
 from .strides import with_more_channels
 from .weight_arguments import Leading, Placing
 
@@ -164,7 +166,7 @@ class PlanCompiler:
     def adopt(
         self,
         size: int,
-        compiled: Any,
+        compiled: Compiled,
         ms: float,
         candidate: Candidate = DEFAULT,
         residual: Residual | None = None,
@@ -199,9 +201,7 @@ class PlanCompiler:
             closed = jax.make_jaxpr(self._function())(*arguments)
             if self.device.platform == "cpu" and opened() is None:  # the kernels have their own way
                 closed = with_more_channels(closed)
-            residual = self._hoister.split(closed)
-        # Accelerators have kernels of their own for draws.
-        return without_loops(residual) if self.device.platform == "cpu" else residual
+            return self._hoister.split(closed)
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
         """The values of the leading arguments of `residual`, computed from the weights."""
@@ -217,11 +217,16 @@ class PlanCompiler:
         packing = self._output_packing(size)
         plain, wanted = residual, candidate
         residual, candidate = self._with_kernels(size, residual, candidate)
+        if self.device.platform == "cpu":  # Accelerators have kernels of their own for draws.
+            residual = without_loops(residual)
+        whole = residual
         pieces = cut(residual) if self.device.platform == "cpu" else None
         ordered = self._ordered(size, residual, candidate) if pieces is None else None
         residual = pieces or residual
         residual, candidate = ordered or (residual, _unordered(candidate))
         constants = self.constants(residual) if self.weights == "constant" else None
+        # Such a plan has its executable as any other: for its memory, its file and its HLO.
+        program = direct(whole, constants) if candidate.kernels and self.host else None
         leading = Leading() if constants is not None else self._placing.place(residual.nodes)
         count = len(leading.values)
 
@@ -257,7 +262,10 @@ class PlanCompiler:
                         compiled = compiled_for(lowered, self.device, candidate.options)
                     if self.typed.model is not None:
                         check_memory(compiled, size)
-                    return self._executable(size, compiled, packing, leading, candidate, meter)
+                        if program is not None:
+                            check_memory(program, size)
+                    made = Compiled(compiled, program)
+                    return self._executable(size, made, packing, leading, candidate, meter)
             except LoweringError:
                 raise
             except Exception as cause:
@@ -303,12 +311,24 @@ class PlanCompiler:
         return (grouped, candidate) if grouped else None
 
     def _executable(
-        self, size: int, compiled: Any, packing: Packing, leading: Leading, candidate: Candidate, meter: Meter
+        self,
+        size: int,
+        made: Compiled,
+        packing: Packing,
+        leading: Leading,
+        candidate: Candidate,
+        meter: Meter,
     ) -> Executable:
-        call = lean_call(compiled)
-        if not self.host:
-            return Executable(compiled, on_device(call, leading), never, candidate.name)
         rows = self._rows(size)
+        if made.program is not None:
+            specs = [(row.shape, row.dtype) for row in rows]
+            run, answer = direct_calls(
+                made.program, specs, leading, self.typed.api, self.typed.computed, self.typed.random, meter
+            )
+            return Executable(made, run, answer, candidate.name)
+        call = lean_call(made.executable)
+        if not self.host:
+            return Executable(made, on_device(call, leading), never, candidate.name)
         staging = Staging(
             [row.shape for row in rows], [row.dtype for row in rows], self.device, self._input_packing(rows)
         )
@@ -317,7 +337,7 @@ class PlanCompiler:
         answer = by_name(run, call, staging, packing, leading, typed.api, typed.computed, typed.random, meter)
         if size * self.input_bytes <= _LINKED_NOW:
             run([np.zeros(row.shape, row.dtype) for row in rows])
-        return Executable(compiled, run, answer, candidate.name)
+        return Executable(made, run, answer, candidate.name)
 
     def _function(self) -> Callable[..., Any]:
         """A new function for each size, because JAX frees an executable only with its jit object."""

@@ -442,7 +442,7 @@ class Engine:
         stored = plan.executable.stored
         try:
             if stored is None:
-                self._disk.put(key, as_bytes(plan.executable.compiled))
+                self._disk.put(key, as_bytes(plan.executable.made))
             elif stored != key and (payload := self._disk.get(stored)) is not None:
                 # A loaded executable serializes incompletely and may not load again, so the bytes it came
                 # from are copied.

@@ -16,7 +16,6 @@ import time
 from typing import IO, Any, NoReturn
 
 import jax
-from jax.experimental import serialize_executable
 
 from ..errors import CompileError, LoweringError
 from ..lowering.typed_model import TypedModel
@@ -24,6 +23,7 @@ from ..xla.cpu_client import cpu_device
 from .candidates import CANDIDATES
 from .compiler import PlanCompiler, Weights
 from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
+from .serialized import as_bytes
 
 IDLE_SECONDS = 300
 """Seconds without an order after which the process ends; the next order starts another."""
@@ -58,9 +58,9 @@ class _Workshop:
         as_arguments = compiler.weights == "argument"
         residual = compiler.trace(order.size * candidate.rows) if as_arguments else None
         plan = compiler.lower(order.size, candidate, residual).compile()
-        made = plan.executable
-        payload = pickle.dumps(serialize_executable.serialize(made.compiled))
-        return Made(payload, made.candidate, plan.compile_ms, residual.origin() if residual else None)
+        executable = plan.executable
+        payload = as_bytes(executable.made)
+        return Made(payload, executable.candidate, plan.compile_ms, residual.origin() if residual else None)
 
 
 def _take_limits(order: Order) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.direct import Direct
 from .dispatch import SAMPLE_EVERY, Answer, Meter, Rows, Run
 from .hoist import Residual
 from .row_assembly import RowAssembly
@@ -45,11 +46,25 @@ class PlanInfo:
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """A size as XLA compiled it.
+
+    Attributes:
+        executable: JAX's compiled function.
+        program: the same as one program of the kernels, which NumPy calls run without XLA's client; None
+            where a part of the size is XLA's own code.
+    """
+
+    executable: Any
+    program: Direct | None = None
+
+
+@dataclass(frozen=True)
 class Executable:
     """An executable of XLA for one size, with the closures that call it.
 
     Attributes:
-        compiled: JAX's compiled function.
+        made: XLA's executable, and the program that stands for it.
         run: `run(rows)` takes one array per input (and the key of a random model), and gives one array per
             computed output.
         answer: `answer({name: array}, draw)` gives outputs by name, or None if an input has another type,
@@ -58,11 +73,16 @@ class Executable:
         stored: key of the disk entry that it was loaded from; None if it was compiled here.
     """
 
-    compiled: Any
+    made: Compiled
     run: Run
     answer: Answer
     candidate: str = "default"
     stored: Mapping[str, Any] | None = None
+
+    @property
+    def compiled(self) -> Any:
+        """JAX's compiled function."""
+        return self.made.executable
 
     def bytes(self) -> int | None:
         """Bytes of code, temporaries and outputs; None if XLA does not report them."""

@@ -8,21 +8,25 @@ from typing import Any
 
 import jax
 
+from .plan import Compiled
 
-def as_bytes(compiled: Any) -> bytes:
-    """Serialize an executable of this process."""
+
+def as_bytes(made: Compiled) -> bytes:
+    """Serialize an executable of this process, and the program that stands for it."""
     from jax.experimental import serialize_executable
 
-    return pickle.dumps(serialize_executable.serialize(compiled))
+    return pickle.dumps((serialize_executable.serialize(made.executable), made.program))
 
 
-def from_bytes(payload: bytes, devices: Sequence[jax.Device]) -> Any:
+def from_bytes(payload: bytes, devices: Sequence[jax.Device]) -> Compiled:
     """Load an executable on `devices`. The bytes must come from this user, or from this process's helper."""
     from jax.experimental import serialize_executable
 
-    return serialize_executable.deserialize_and_load(
-        *pickle.loads(payload), backend=devices[0].client, execution_devices=list(devices)
+    serialized, program = pickle.loads(payload)
+    executable = serialize_executable.deserialize_and_load(
+        *serialized, backend=devices[0].client, execution_devices=list(devices)
     )
+    return Compiled(executable, program)
 
 
 def accelerator_key(device: jax.Device) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .artifact import PlanArtifact
 from .compiler import Lowered, plain_name, trace_lock
 from .disk_cache import DiskCache, environment_key
 from .dispatch import Meter, never
-from .plan import Executable, Plan
+from .plan import Compiled, Executable, Plan
 from .serialized import accelerator_key, as_bytes, from_bytes
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -114,7 +114,7 @@ class ShardedCompiler:
 
     def _plan(self, size: int, done: Any, started: float) -> Plan:
         ms = (time.perf_counter() - started) * 1e3
-        return Plan(size, Executable(done, self._caller(done), never), Meter(), self._platform, ms)
+        return Plan(size, Executable(Compiled(done), self._caller(done), never), Meter(), self._platform, ms)
 
     def _loaded(self, size: int, disk: DiskCache | PlanArtifact, started: float) -> Plan | None:
         """The plan from disk; None if no stored plan loads."""
@@ -123,7 +123,7 @@ class ShardedCompiler:
         if payload is None:
             return None
         try:
-            plan = self._plan(size, from_bytes(payload, self.devices), started)
+            plan = self._plan(size, from_bytes(payload, self.devices).executable, started)
         # A compile replaces an entry with any fault.
         except Exception as cause:
             log.warning(
@@ -138,7 +138,7 @@ class ShardedCompiler:
         if self._disk is None:
             return
         try:
-            self._disk.put(self._key(size), as_bytes(done))
+            self._disk.put(self._key(size), as_bytes(Compiled(done)))
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", size, cause)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -60,6 +62,15 @@ def test_large_layers_on_two_threads(native: Library, rows: int) -> None:
     np.testing.assert_allclose(
         dense(native, x, w, b, relu=True), np.maximum(x @ w + b, 0), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("rows", [23, 24, 49])
+@pytest.mark.parametrize("columns", [64, 70])
+def test_long_sums_in_parts(native: Library, rows: int, columns: int) -> None:
+    """So long that the weights of a panel do not stay in the innermost cache."""
+    x, w, b = numbers(rows, 1701), numbers(1701, columns) / 41, numbers(columns)
+    expected = np.maximum(x.astype(np.float64) @ w + b, 0)
+    np.testing.assert_allclose(dense(native, x, w, b, relu=True), expected, rtol=1e-4, atol=2e-5)
 
 
 def test_without_a_bias(native: Library) -> None:
@@ -186,6 +197,55 @@ def test_reductions(native: Library, shape: tuple[int, int, int], kind: str) -> 
     y = unaligned(np.zeros((3, outer, inner), np.float32))
     native.run(program.array(), [unaligned(x), y])
     np.testing.assert_allclose(y, getattr(x, kind)(2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 1), (2, 300, 1), (4, 5, 33)])
+@pytest.mark.parametrize("kind", ["argmax", "argmin"])
+def test_places_of_extremes(native: Library, shape: tuple[int, int, int], kind: str) -> None:
+    outer, reduced, inner = shape
+    x = rng.integers(-3, 4, (3, *shape)).astype(np.float32)
+    x[1].reshape(-1)[:: 1 + x[1].size // 3] = np.nan
+    program = Program(3, 2)
+    program.reduce(Place(0, 0, x[0].size), Place(1, 0, outer * inner), outer, reduced, inner, kind)
+    y = unaligned(np.zeros((3, outer, inner), np.float32))
+    native.run(program.array(), [unaligned(x), y])
+    np.testing.assert_array_equal(y, getattr(np, kind)(x, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_whole_numbers(native: Library, dtype: Any) -> None:
+    x = rng.integers(0, 1 << 24, (3, 7)).astype(np.float32)
+    bits = np.dtype(dtype).itemsize * 8
+    program = Program(3, 2)
+    program.whole(Place(0, 0, 7), Place(1, 0, 7 * bits // 32), 7, bits)
+    y = np.zeros((3, 7), dtype)
+    native.run(program.array(), [unaligned(x), y])
+    np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 700])
+@pytest.mark.parametrize("folds", [(), (1,), (7, 2**31 + 5)])
+def test_draws_are_those_of_jax(native: Library, count: int, folds: tuple[int, ...]) -> None:
+    words = np.array([0x12345678, 0xFEDCBA98], np.uint32)
+    program = Program(5, 2)
+    program.draw(Place(0), Place(1, 0, count), count, folds)
+    y = unaligned(np.zeros((5, count), np.float32))
+    native.run(program.array(), [words, y])
+    with jax.threefry_partitionable(True):
+        key = jax.random.wrap_key_data(words, impl="threefry2x32")
+        for fold in folds:
+            key = jax.random.fold_in(key, np.uint32(fold))
+        bits = np.asarray(jax.random.bits(key, (5, count)))
+    np.testing.assert_array_equal(y, (bits >> 9 | 0x3F800000).view(np.float32))
+
+
+def test_the_inverse_of_the_error_function(native: Library) -> None:
+    """At the ends of what 32-bit uniform numbers reach, too."""
+    x = np.concatenate([np.linspace(-1, 1, 4001), [-0.99999994, 0.99999994, 1e-20, 0.0, np.nan, 1.5]])
+    x = x.astype(np.float32).reshape(1, -1)
+    given = elementwise(native, 1, x.size, [x], [Instruction("erf_inv", 1, 0)])
+    expected = np.asarray(jax.lax.erf_inv(x))
+    np.testing.assert_allclose(given, expected, rtol=3e-6, atol=1e-37)
 
 
 def test_copies_and_fills(native: Library) -> None:

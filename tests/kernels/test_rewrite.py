@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import memojax
+from memojax.kernels.direct import Direct
 from memojax.kernels.library import opened, why_not
 from memojax.lowering.row_probe import random_rows
 from memojax.plans.candidates import DEFAULT, KERNELS
@@ -133,6 +134,17 @@ def test_convolutions(shape: list[int], kernel: list[int], attributes: dict[str,
         helper.make_node("Flatten", ["d"], ["y"]),
     ]
     agree(file(nodes, weights, {"x": shape}, ["y", "r"]), (1, 2, 9))
+
+
+def test_convolutions_with_long_sums() -> None:
+    """Of images as the file has them, and of those that a layer before left with channels last."""
+    weights = {"k0": weight(70, 64, 3, 3), "b0": weight(70), "k1": weight(20, 70, 3, 3)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k0", "b0"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "k1"], ["y"]),
+    ]
+    agree(file(nodes, weights, {"x": [64, 9, 9]}, ["y"]), [1, 3])
 
 
 @pytest.mark.parametrize("kind", ["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"])
@@ -370,3 +382,41 @@ print("done")
 @pytest.mark.slow
 def test_a_forked_child_does_not_wait_for_missing_threads() -> None:
     assert _run(_FORKED, MEMOJAX_KERNELS_THREADS="3") == "done\n"
+
+
+@pytest.mark.parametrize("times", [1, 3, 16, 17, 70])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_is_part_of_a_program(times: int, heads: int) -> None:
+    """Products of computed arrays, whose columns fill one panel of packed weights, or several, or a part."""
+    width = 6 * heads
+    weights: dict[str, np.ndarray] = {name: weight(8, width) for name in ("wq", "wk", "wv")}
+    weights["split"] = np.array([0, times, heads, 6], np.int64)
+    weights["joined"] = np.array([0, times * width], np.int64)
+    nodes = []
+    for name, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        nodes += [
+            helper.make_node("MatMul", ["x", f"w{name}"], [f"{name}0"]),
+            helper.make_node("Reshape", [f"{name}0", "split"], [f"{name}1"]),
+            helper.make_node("Transpose", [f"{name}1"], [name], perm=order),
+        ]
+    nodes += [
+        helper.make_node("MatMul", ["q", "k"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["p"], axis=3),
+        helper.make_node("MatMul", ["p", "v"], ["each"]),
+        helper.make_node("Transpose", ["each"], ["rows"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["rows", "joined"], ["y"]),
+    ]
+    content = file(nodes, weights, {"x": [times, 8]}, ["y"])
+    agree(content, [1, 2, 5, 33])
+    compiler = PlanCompiler(memojax.load(content).typed, cpu_device())
+    assert isinstance(compiler.lower(5, KERNELS).compile().executable.made.program, Direct)
+
+
+def test_a_reshape_may_join_what_a_transpose_has_moved() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("Reshape", ["t", "shape"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["y"]),
+    ]
+    weights = {"w": weight(7, 3), "shape": np.array([0, 5, 7], np.int64)}
+    agree(file(nodes, weights, {"x": [5, 7]}, ["y"]), [1, 4])

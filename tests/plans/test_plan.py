@@ -13,6 +13,7 @@ import pytest
 
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
+from memojax.plans.candidates import DEFAULT
 from memojax.plans.compiler import PlanCompiler, Weights, plain_name
 from memojax.plans.dispatch import on_host
 from memojax.plans.input_buffers import Staging
@@ -330,8 +331,8 @@ def test_plan_infos_count_calls_and_times() -> None:
 
 
 def test_profiles_name_the_model_and_the_size() -> None:
-    inferer = memojax.load(memojax.policies.bundled("acrobot_ppo"), preload=[3])
-    (plan,) = inferer._engine.cache.plans()
+    typed = memojax.load(memojax.policies.bundled("acrobot_ppo")).typed
+    plan = PlanCompiler(typed, cpu_device()).lower(3, DEFAULT).compile()
     assert plan.executable.compiled.as_text().startswith("HloModule jit_acrobot_ppo_batch_3,")
     assert plain_name("C:\\a\\my policy (v2).onnx") == "my_policy_v2"
     assert plain_name("<bytes>") == "bytes"

@@ -88,6 +88,8 @@ template <int Rows, int Vectors>
 inline void block(const float* const* starts, float* const* ends, const Product& p, const float* w,
                   const float* bias, int64_t left) {
   constexpr int kSplit = Rows * Vectors >= 8 ? 1 : Rows * Vectors >= 4 ? 2 : Rows * Vectors >= 2 ? 4 : 8;
+  // Places of rows are more than there are registers for: each is fetched for several steps at a time.
+  constexpr int kStep = kSplit > 1 ? kSplit : Vectors == 1 ? 4 : 2;
   V sum[kSplit][Rows][Vectors];
   MEMOJAX_UNROLL
   for (int s = 0; s < kSplit; s++)
@@ -100,9 +102,9 @@ inline void block(const float* const* starts, float* const* ends, const Product&
     MEMOJAX_UNROLL
     for (int i = 0; i < Rows; i++) x[i] = starts[i] + p.run_offsets[r];
     int64_t k = 0;
-    for (; k + kSplit <= p.length; k += kSplit) {
+    for (; k + kStep <= p.length; k += kStep) {
       MEMOJAX_UNROLL
-      for (int s = 0; s < kSplit; s++) {
+      for (int s = 0; s < kStep; s++) {
         V b[Vectors];
         MEMOJAX_UNROLL
         for (int j = 0; j < Vectors; j++) b[j] = load(w + j * kLanes);
@@ -110,12 +112,12 @@ inline void block(const float* const* starts, float* const* ends, const Product&
         for (int i = 0; i < Rows; i++) {
           V a = all(x[i][k + s]);
           MEMOJAX_UNROLL
-          for (int j = 0; j < Vectors; j++) sum[s][i][j] += a * b[j];
+          for (int j = 0; j < Vectors; j++) sum[s % kSplit][i][j] += a * b[j];
         }
         w += Vectors * kLanes;
       }
     }
-    if constexpr (kSplit > 1) {
+    if constexpr (kStep > 1) {
       for (; k < p.length; k++) {
         MEMOJAX_UNROLL
         for (int i = 0; i < Rows; i++) {
@@ -184,21 +186,51 @@ void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const f
   }
 }
 
+void panel_of(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias, int64_t column) {
+#if defined(__AVX512F__)
+  const int64_t left = p.columns - column;
+  if (left > 48) panel<4>(p, row0, row1, w, bias, column);
+  else if (left > 32) panel<3>(p, row0, row1, w, bias, column);
+  else if (left > 16) panel<2>(p, row0, row1, w, bias, column);
+  else panel<1>(p, row0, row1, w, bias, column);
+#else
+  panel<16 / kLanes>(p, row0, row1, w, bias, column);
+#endif
+}
+
+// Floats of a piece of a panel that stays in the innermost cache while all rows go by it.
+constexpr int64_t kCached = 8192;
+
 void product(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1) {
   const int64_t depth = p.runs * p.length;
   for (int64_t n = panel0; n < panel1; n++) {
     const int64_t column = n * kPanel;
     const float* w = p.weights + column * depth;
     const float* bias = p.bias ? p.bias + column : nullptr;
-#if defined(__AVX512F__)
-    const int64_t left = p.columns - column;
-    if (left > 48) panel<4>(p, row0, row1, w, bias, column);
-    else if (left > 32) panel<3>(p, row0, row1, w, bias, column);
-    else if (left > 16) panel<2>(p, row0, row1, w, bias, column);
-    else panel<1>(p, row0, row1, w, bias, column);
-#else
-    panel<16 / kLanes>(p, row0, row1, w, bias, column);
-#endif
+    const int64_t left = p.columns - column, wide = left < kPanel ? (left + 15) / 16 * 16 : kPanel;
+    const int64_t most = kCached / wide;
+    if (row1 - row0 < 4 * rows_of(kPanel / kLanes) || depth <= most + most / 2) {
+      panel_of(p, row0, row1, w, bias, column);
+      continue;
+    }
+    // The sum in several parts, each added to those before it.
+    const bool one = p.runs == 1;
+    const int64_t total = one ? p.length : p.runs, unit = one ? 1 : p.length;
+    const int64_t pieces = (depth + most - 1) / most < total ? (depth + most - 1) / most : total;
+    for (int64_t i = 0; i < pieces; i++) {
+      const int64_t begin = total * i / pieces, end = total * (i + 1) / pieces;
+      Product part = p;
+      if (one) {
+        part.x += begin;
+        part.length = end - begin;
+      } else {
+        part.run_offsets += begin;
+        part.runs = end - begin;
+      }
+      part.grows = p.grows || i;
+      part.relu = p.relu && i == pieces - 1;
+      panel_of(part, row0, row1, w + begin * unit * wide, i ? nullptr : bias, column);
+    }
   }
 }
 
@@ -329,6 +361,21 @@ inline V sqrt_(V x) {
   return x;
 }
 
+// Giles, "Approximating the erfinv function": two polynomials in -log(1 - x^2).
+inline V erf_inv_(V x) {
+  const V w = -log1p_(-(x * x));
+  const I near = w < all(5.0f);
+  const V t = pick(near, w - 2.5f, sqrt_(w) - 3.0f);
+  const float terms[9][2] = {{2.81022636e-08f, -0.000200214257f}, {3.43273939e-07f, 0.000100950558f},
+                             {-3.5233877e-06f, 0.00134934322f},   {-4.39150654e-06f, -0.00367342844f},
+                             {0.00021858087f, 0.00573950773f},    {-0.00125372503f, -0.0076224613f},
+                             {-0.00417768164f, 0.00943887047f},   {0.246640727f, 1.00167406f},
+                             {1.50140941f, 2.83297682f}};
+  V p = pick(near, all(terms[0][0]), all(terms[0][1]));
+  for (int i = 1; i < 9; i++) p = p * t + pick(near, all(terms[i][0]), all(terms[i][1]));
+  return pick(abs_(x) == all(1.0f), x * all(__builtin_inff()), p * x);
+}
+
 inline V floor_(V x) {
   const V held = clamp(pick(x != x, V{}, x), -8388608.0f, 8388608.0f);
   V n = __builtin_convertvector(__builtin_convertvector(held, I), V);
@@ -417,6 +464,7 @@ void step(Registers& r, const Code& code, int64_t n) {
     case kAnd: return each(r, code, n, [](V a, V b) { return mask((a != V{}) & (b != V{})); });
     case kOr: return each(r, code, n, [](V a, V b) { return mask((a != V{}) | (b != V{})); });
     case kFinite: return each1(r, code, n, [](V a) { return mask(abs_(a) < all(__builtin_inff())); });
+    case kErfInv: return each1(r, code, n, [](V a) { return erf_inv_(a); });
     case kMove: return each1(r, code, n, [](V a) { return a; });
     case kSelect: {  // c if a is true, else b.
       float* to = r.data[code.to];
@@ -524,9 +572,24 @@ void reduce_kind(const Reduce& r, int64_t outer0, int64_t outer1) {
   }
 }
 
+void place_of(const Reduce& r, int64_t outer0, int64_t outer1) {
+  for (int64_t o = outer0; o < outer1; o++) {
+    for (int64_t c = 0; c < r.inner; c++) {
+      const float* x = r.x + o * r.reduced * r.inner + c;
+      int64_t best = 0;
+      for (int64_t i = 1; i < r.reduced && x[best * r.inner] == x[best * r.inner]; i++) {
+        const float now = x[i * r.inner], most = x[best * r.inner];
+        if (now != now || (r.kind == kArgMax ? now > most : now < most)) best = i;
+      }
+      r.y[o * r.inner + c] = static_cast<float>(best);
+    }
+  }
+}
+
 void reduce(const Reduce& r, int64_t outer0, int64_t outer1) {
   if (r.kind == kReduceSum) return reduce_kind<kReduceSum>(r, outer0, outer1);
   if (r.kind == kReduceMax) return reduce_kind<kReduceMax>(r, outer0, outer1);
+  if (r.kind >= kArgMax) return place_of(r, outer0, outer1);
   reduce_kind<kReduceMin>(r, outer0, outer1);
 }
 
@@ -558,11 +621,62 @@ void pool2d(const Pool2d& p, int64_t image0, int64_t image1) {
   }
 }
 
+// Random numbers -----------------------------------------------------------------------------------------------------
+
+template <int kRotation>
+inline void mix(U& a, U& b) {
+  a += b;
+  b = (b << kRotation | b >> (32 - kRotation)) ^ a;
+}
+
+// Threefry-2x32 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3": 20 rounds.
+void draw(const uint32_t* key, uint64_t start, float* y, int64_t count) {
+  const uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1bd11bdau};
+  U lane;
+  for (int i = 0; i < kLanes; i++) lane[i] = static_cast<unsigned>(i);
+  for (int64_t at = 0; at < count; at += kLanes) {
+    const uint64_t first = start + static_cast<uint64_t>(at);
+    U b = lane + static_cast<uint32_t>(first);
+    U a = U{} + static_cast<uint32_t>(first >> 32);
+    a -= reinterpret_cast<U>(b < lane);  // the lower word went over
+    a += keys[0], b += keys[1];
+    for (unsigned i = 0; i < 5; i++) {
+      if (i % 2 == 0)
+        mix<13>(a, b), mix<15>(a, b), mix<26>(a, b), mix<6>(a, b);
+      else
+        mix<17>(a, b), mix<29>(a, b), mix<16>(a, b), mix<24>(a, b);
+      a += keys[(i + 1) % 3], b += keys[(i + 2) % 3] + i + 1;
+    }
+    const V made = floats((a ^ b) >> 9 | 0x3f800000u);
+    if (count - at >= kLanes)
+      store(y + at, made);
+    else
+      store_some(y + at, made, static_cast<int>(count - at));
+  }
+}
+
+int64_t multiply_adds(int64_t rounds) {
+  constexpr int kChains = 12;
+  V sum[kChains];
+  for (int i = 0; i < kChains; i++) sum[i] = all(static_cast<float>(i));
+  V factor = all(0.5f), addend = all(1.0f);
+  for (int64_t round = 0; round < rounds; round++) {
+    MEMOJAX_UNROLL
+    for (int i = 0; i < kChains; i++) sum[i] = sum[i] * factor + addend;
+  }
+  V total{};
+  for (int i = 0; i < kChains; i++) total += sum[i];
+  volatile float kept = total[0];
+  (void)kept;
+  return rounds * kChains * kLanes;
+}
+
 #define MEMOJAX_TEXT_(x) #x
 #define MEMOJAX_TEXT(x) MEMOJAX_TEXT_(x)
 }  // namespace
 
 extern const Compute compute;
-const Compute compute = {MEMOJAX_TEXT(MEMOJAX_ISA), kPanel, rows_of(kPanel / kLanes), product, elementwise, reduce, pool2d};
+const Compute compute = {MEMOJAX_TEXT(MEMOJAX_ISA), kPanel, rows_of(kPanel / kLanes), product, elementwise, reduce,
+                         draw, multiply_adds, pool2d};
 
 }  // namespace memojax::MEMOJAX_ISA

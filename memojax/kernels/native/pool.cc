@@ -72,6 +72,9 @@ struct Pool {
   pthread_cond_t bell = PTHREAD_COND_INITIALIZER;
   std::atomic<int> asleep{0};
   int workers = 0;  // Number of started workers; changed only under `busy`.
+  pthread_t threads[kMostThreads];
+
+  void keep_apart();
 
   void work() {
     constexpr auto relaxed = std::memory_order_relaxed;
@@ -129,8 +132,10 @@ void Pool::serve() {
     } else {
       Lock lock(&door);
       asleep.fetch_add(1);
-      while (!inviting()) pthread_cond_wait(&bell, &door);
+      if (!inviting()) pthread_cond_wait(&bell, &door);
       asleep.fetch_sub(1);
+      // Waking takes longer than a short job. Whoever comes too late for it stays awake for the next one.
+      until = microseconds() + spin_us.load();
     }
   }
 }
@@ -152,8 +157,21 @@ void Pool::start(int wanted) {
     const int failed = pthread_create(&thread, &attributes, worker, this);
     pthread_attr_destroy(&attributes);
     if (failed) break;  // Then there are fewer threads.
+    threads[workers] = thread;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+// On a virtual machine Linux takes an idle core that its host has suspended for a busy one, and lets a thread that wakes
+// wait for the core of the thread that woke it. So workers that sleep are kept off the core of the caller.
+void Pool::keep_apart() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  const int mine = sched_getcpu();
+  if (mine < 0 || sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) < 2) return;
+  CPU_CLR(mine, &allowed);
+  for (int i = 0; i < workers; i++) pthread_setaffinity_np(threads[i], sizeof allowed, &allowed);
+#endif
 }
 
 void Pool::run(Tile what, void* with, int64_t count, int most, bool wake) {
@@ -166,6 +184,7 @@ void Pool::run(Tile what, void* with, int64_t count, int most, bool wake) {
   seats.store(most - 1, std::memory_order_relaxed);
   open.store(true);
   if (wake && asleep.load() > 0) {
+    keep_apart();
     { Lock lock(&door); }
     pthread_cond_broadcast(&bell);
   }
@@ -198,6 +217,16 @@ void run_tiles(Tile tile, void* job, int64_t tiles, int threads, bool wake) {
   }
   for (int64_t i = 0; i < tiles; i++) tile(job, i);
 }
+
+#if defined(__x86_64__)
+constexpr uint64_t kFlush = 0x8040;
+#elif defined(__aarch64__)
+constexpr uint64_t kFlush = 1 << 24;
+#else
+constexpr uint64_t kFlush = 0;
+#endif
+FlushedDenormals::FlushedDenormals() : before_(float_mode()) { set_float_mode(before_ | kFlush); }
+FlushedDenormals::~FlushedDenormals() { set_float_mode(before_); }
 
 void set_threads(int threads, int spin_microseconds) {
   thread_count.store(threads < 1 ? 1 : threads > kMostThreads ? kMostThreads : threads);

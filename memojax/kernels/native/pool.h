@@ -16,6 +16,17 @@ void run_tiles(Tile tile, void* job, int64_t tiles, int threads, bool wake);
 void set_threads(int threads, int spin_microseconds);
 int threads();
 
+// While it lives, this thread takes denormals for zero, as in XLA.
+class FlushedDenormals {
+ public:
+  FlushedDenormals();
+  ~FlushedDenormals();
+  FlushedDenormals(const FlushedDenormals&) = delete;
+
+ private:
+  uint64_t before_;
+};
+
 // Of a clock that only goes forward.
 int64_t microseconds();
 

@@ -22,11 +22,11 @@ namespace {
 
 const Compute* chosen = nullptr;
 
-constexpr int64_t kMagic = 0x6d656d6f6a617802;
+constexpr int64_t kMagic = 0x6d656d6f6a617804;
 constexpr int64_t kArena = -1, kAbsent = -2, kShared = -3;
 constexpr int kMostRuns = 4096;
 
-enum Op : int64_t { kProduct = 1, kElementwise = 2, kReduceOp = 3, kCopy = 4, kFill = 5, kPool2d = 6, kSection = 7 };
+enum Op : int64_t { kProduct = 1, kElementwise = 2, kReduceOp = 3, kCopy = 4, kFill = 5, kPool2d = 6, kSection = 7, kDraw = 8, kWhole = 9 };
 
 struct Header {
   int64_t magic, words, blocks, arena_row, shared, flops, operations, buffers;
@@ -130,12 +130,15 @@ void split(const Chunk& chunk, int64_t total, int64_t grain, double work, F&& fu
 void product(const Chunk& chunk, Reader r) {
   Product p{};
   const Place x = r.place(), w = r.place(), bias = r.place(), y = r.place();
-  const int64_t images = r.word() * chunk.count;
+  int64_t images = r.word() * chunk.count;
   p.height = r.word(), p.width = r.word(), p.columns = r.word(), p.length = r.word();
-  const int64_t groups = r.word(), x_group = r.word(), w_group = r.word(), b_group = r.word(), y_group = r.word();
+  int64_t groups = r.word();
+  const int64_t x_group = r.word(), w_group = r.word(), b_group = r.word(), y_group = r.word();
   p.x_image = r.word(), p.x_height = r.word(), p.x_width = r.word();
   p.y_image = r.word(), p.y_height = r.word(), p.y_width = r.word();
   p.relu = r.word(), p.grows = r.word();
+  const bool pairs = r.word();
+  if (pairs) images /= chunk.count, groups *= chunk.count;  // the blocks' groups lie one behind the other
   int64_t counts[3], steps[3];
   for (int i = 0; i < 3; i++) counts[i] = r.word(), steps[i] = r.word();
   int64_t offsets[kMostRuns];
@@ -145,6 +148,18 @@ void product(const Chunk& chunk, Reader r) {
   p.run_offsets = offsets;
   const int64_t rows = images * p.height * p.width, panels = (p.columns + chosen->panel - 1) / chosen->panel;
   const double work = 2.0 * static_cast<double>(rows * p.columns * p.runs * p.length);
+  if (pairs) {
+    const float *const xs = chunk.at(x), *const ws = chunk.at(w);
+    float* const ys = chunk.at(y);
+    split(chunk, groups, 1, work * static_cast<double>(groups), [&](int64_t begin, int64_t end) {
+      Product one = p;
+      for (int64_t g = begin; g < end; g++) {
+        one.x = xs + g * x_group, one.weights = ws + g * w_group, one.y = ys + g * y_group;
+        chosen->product(one, 0, rows, 0, panels);
+      }
+    });
+    return;
+  }
   for (int64_t g = 0; g < groups; g++) {
     p.x = chunk.at(x) + g * x_group;
     p.weights = chunk.at(w) + g * w_group;
@@ -257,6 +272,44 @@ void fill(const Chunk& chunk, Reader r) {
   for (int64_t i = 0; i < total; i++) y[i] = value;
 }
 
+// A key with a number folded in, as JAX does it: the hash of the number.
+void fold(uint32_t* key, uint32_t number) {
+  static constexpr int kRotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
+  const uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1bd11bdau};
+  uint32_t a = keys[0], b = number + keys[1];
+  for (uint32_t i = 0; i < 5; i++) {
+    for (int rotation : kRotations[i % 2]) {
+      a += b;
+      b = (b << rotation | b >> (32 - rotation)) ^ a;
+    }
+    a += keys[(i + 1) % 3], b += keys[(i + 2) % 3] + i + 1;
+  }
+  key[0] = a, key[1] = b;
+}
+
+void draw(const Chunk& chunk, Reader r) {
+  const Place given = r.place(), to = r.place();
+  const int64_t count = r.word();
+  uint32_t key[2];
+  std::memcpy(key, chunk.at(given), sizeof key);
+  for (int64_t folds = r.word(); folds > 0; folds--) fold(key, static_cast<uint32_t>(r.word()));
+  float* y = chunk.at(to);
+  const int64_t total = count * chunk.count, start = count * chunk.block;
+  split(chunk, total, 256, static_cast<double>(total) * 60, [&](int64_t begin, int64_t end) {
+    chosen->draw(key, static_cast<uint64_t>(start + begin), y + begin, end - begin);
+  });
+}
+
+void whole(const Chunk& chunk, Reader r) {
+  const float* x = chunk.at(r.place());
+  void* y = chunk.at(r.place());
+  const int64_t total = r.word() * chunk.count, bits = r.word();
+  if (bits == 64)
+    for (int64_t i = 0; i < total; i++) static_cast<int64_t*>(y)[i] = static_cast<int64_t>(x[i]);
+  else
+    for (int64_t i = 0; i < total; i++) static_cast<int32_t*>(y)[i] = static_cast<int32_t>(x[i]);
+}
+
 void pool2d(const Chunk& chunk, Reader r) {
   Pool2d p{};
   p.x = chunk.at(r.place()), p.y = chunk.at(r.place());
@@ -270,10 +323,10 @@ void pool2d(const Chunk& chunk, Reader r) {
   split(chunk, p.images, 1, work, [&](int64_t begin, int64_t end) { chosen->pool2d(p, begin, end); });
 }
 
-// Steps that are worked through together, `chunk` blocks at a time.
+// Steps that are worked through together, `chunk` blocks at a time; threads also take fewer each, but `least`.
 struct Section {
   const int64_t* begin;
-  int64_t operations, chunk;
+  int64_t operations, chunk, least;
 };
 
 void run_chunk(const Chunk& chunk, const Section& section) {
@@ -287,6 +340,8 @@ void run_chunk(const Chunk& chunk, const Section& section) {
       case kCopy: copy(chunk, r); break;
       case kFill: fill(chunk, r); break;
       case kPool2d: pool2d(chunk, r); break;
+      case kDraw: draw(chunk, r); break;
+      case kWhole: whole(chunk, r); break;
       default: break;
     }
     at += at[1];
@@ -314,9 +369,12 @@ constexpr const char* kNoMemory = "memojax: out of memory";
 const char* run_section(const Run& run, const Section& section, int threads, bool wake) {
   const Header& header = run.header();
   const int64_t blocks = header.blocks;
-  if (threads < 2 || section.chunk * threads > blocks) {
+  int64_t size = section.chunk;
+  if (threads > 1 && size * threads > blocks && section.least * threads <= blocks)
+    size = (blocks + threads - 1) / threads;
+  if (threads < 2 || size * threads > blocks + threads - 1) {
     // One chunk after the other; a few rows on several threads share the work of each step.
-    const int64_t chunk = threads > 1 || section.chunk > blocks ? blocks : section.chunk;
+    const int64_t chunk = threads > 1 || size > blocks ? blocks : size;
     float* mine = arena_of(header.arena_row * chunk + 16);
     if (!mine) return kNoMemory;
     for (int64_t block = 0; block < blocks; block += chunk)
@@ -330,7 +388,7 @@ const char* run_section(const Run& run, const Section& section, int threads, boo
     int64_t chunks;
     std::atomic<bool> failed;
   };
-  int64_t chunks = (blocks + section.chunk - 1) / section.chunk;
+  int64_t chunks = (blocks + size - 1) / size;
   chunks = (chunks + threads - 1) / threads * threads;
   if (chunks > blocks) chunks = blocks;
   Job job{run, section, chunks, {false}};
@@ -365,7 +423,7 @@ const char* execute(Run run) {
     run.shared = mine + own;
   }
   for (const int64_t* at = run.program + kHeaderWords; at < end;) {
-    Section section{at + at[1], 0, at[2]};
+    Section section{at + at[1], 0, at[2], at[3]};
     for (at += at[1]; at < end && at[0] != kSection; at += at[1]) section.operations++;
     if (const char* failure = run_section(run, section, threads, wake)) return failure;
   }
@@ -437,6 +495,17 @@ MEMOJAX_EXPORT const char* memojax_run(const int64_t* program, int64_t words, fl
   return execute({program, buffers, nullptr});
 }
 
+// The same for plans that are one program; `memojax/kernels/direct.py` fills this in. Gives 0 where it worked.
+struct Prepared {
+  const int64_t* program;
+  int64_t words;
+  float* const* buffers;
+};
+MEMOJAX_EXPORT int memojax_call(const Prepared* call) {
+  const FlushedDenormals as_xla_does;
+  return memojax_run(call->program, call->words, call->buffers) != nullptr;
+}
+
 MEMOJAX_EXPORT void memojax_set_threads(int threads, int spin_microseconds) { set_threads(threads, spin_microseconds); }
 
 #if defined(__x86_64__)
@@ -468,6 +537,9 @@ MEMOJAX_EXPORT const char* memojax_choose(const char* widest) {
 }
 
 MEMOJAX_EXPORT int64_t memojax_panel() { return chosen ? chosen->panel : 0; }
+
+// For benchmarks: so many rounds of multiply-adds; gives the number of multiply-adds.
+MEMOJAX_EXPORT int64_t memojax_multiply_adds(int64_t rounds) { return chosen ? chosen->multiply_adds(rounds) : 0; }
 
 // Tells from which sources this library was built.
 MEMOJAX_EXPORT const char* memojax_sources() { return MEMOJAX_SOURCES; }

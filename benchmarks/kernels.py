@@ -1,0 +1,121 @@
+"""How near the kernels come to what a core can do: products and convolutions against its own peak.
+
+    python benchmarks/kernels.py [--json FILE]
+
+The peak is measured first: multiply-adds of vectors that stay in registers. Each row of the table is one
+layer with bias and relu on one thread, as a plan of such a file runs it. The best of many rounds counts,
+since other work on the machine only makes rounds slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["MEMOJAX_KERNELS_THREADS"] = "1"
+
+import numpy as np
+from _models import conv_layer, dense_layer
+
+import memojax
+from memojax.kernels.direct import Direct, Large, Slot, caller
+from memojax.kernels.library import opened, why_not
+from memojax.lowering.row_probe import random_rows
+
+DENSE = [(8, 64), (128, 64), (8, 256), (32, 256), (512, 256), (8, 512), (64, 512), (8, 1024), (32, 1024)]
+DENSE += [(512, 1024), (1, 1024)]
+"""Rows, and the width of a square layer: the table of `kernels.md`, and what policies have."""
+
+CONVOLUTIONS = [
+    ("84x64, 3 -> 16, 8x8 by 4", (3, 64, 84), 16, 8, 4),
+    ("20x15, 16 -> 32, 4x4 by 2", (16, 15, 20), 32, 4, 2),
+    ("84x84, 3 -> 32, 8x8 by 4", (3, 84, 84), 32, 8, 4),
+    ("84x84, 4 -> 32, 8x8 by 4", (4, 84, 84), 32, 8, 4),
+    ("20x20, 32 -> 64, 4x4 by 2", (32, 20, 20), 64, 4, 2),
+    ("9x9, 64 -> 64, 3x3", (64, 9, 9), 64, 3, 1),
+    ("42x42, 16 -> 16, 3x3", (16, 42, 42), 16, 3, 1),
+    ("40x40, 5 -> 35, 3x3", (5, 40, 40), 35, 3, 1),
+]
+GOALS = {"dense": 0.85, "convolution": 0.70}
+"""Parts of the peak, for layers of 8 x 256 and more."""
+
+_SECONDS = 0.25
+
+
+def best(call: Callable[[], Any]) -> float:
+    """Seconds of the fastest round."""
+    call()
+    found, stop = float("inf"), time.perf_counter() + _SECONDS
+    while time.perf_counter() < stop:
+        started = time.perf_counter()
+        call()
+        found = min(found, time.perf_counter() - started)
+    return found
+
+
+def peak() -> float:
+    """Operations a second of one core."""
+    kernels = opened()
+    assert kernels is not None
+    count = kernels.multiply_adds(100_000)
+    return 2 * count / best(lambda: kernels.multiply_adds(100_000))
+
+
+def layer_seconds(content: bytes, rows: int) -> float:
+    """Of one call of the program alone, without Python's part of a call."""
+    inferer = memojax.load(content, preload=[rows])
+    plan = inferer._cache.peek(rows)
+    direct = plan.executable.made.program
+    assert isinstance(direct, Direct)
+    specs = [(spec.rows(rows), spec.dtype) for spec in inferer.typed.api.inputs]
+    given = [random_rows(np.random.default_rng(0), rows, spec) for spec in inferer.typed.api.inputs]
+    slot, call = Slot(direct, specs, ()), caller()
+    for number, buffer in slot.inputs:
+        buffer[...] = given[number]
+    kept = Large(direct, specs, slot).placed(slot, given)
+    seconds = best(lambda: call(slot.prepared))
+    del kept
+    return seconds
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if opened() is None:
+        raise SystemExit(f"no kernels: {why_not()}")
+    core = peak()
+    print(f"kernels: {memojax.kernels.available()}; peak of one core: {core / 1e9:.1f} GFLOP/s\n")
+    print("| layer | rows | microseconds | GFLOP/s | of the peak |\n|---|---:|---:|---:|---:|")
+    found = []
+
+    def row(kind: str, name: str, rows: int, seconds: float, flops: int) -> None:
+        part = flops / seconds / core
+        found.append({"kind": kind, "layer": name, "rows": rows, "us": seconds * 1e6, "of_peak": part})
+        print(
+            f"| {name} | {rows} | {seconds * 1e6:,.1f} | {flops / seconds / 1e9:.1f} | {part:.0%} |",
+            flush=True,
+        )
+
+    for rows, width in DENSE:
+        seconds = layer_seconds(dense_layer(width), rows)
+        row("dense", f"{width} x {width}", rows, seconds, 2 * rows * width * width)
+    for name, shape, channels, window, stride in CONVOLUTIONS:
+        for rows in (1, 8, 64):
+            seconds = layer_seconds(conv_layer(shape, channels, window, stride), rows)
+            height, width = ((side - window) // stride + 1 for side in shape[1:])
+            flops = 2 * rows * height * width * channels * shape[0] * window * window
+            row("convolution", name, rows, seconds, flops)
+    if options.json:
+        report = {"isa": memojax.kernels.available(), "peak_gflops": core / 1e9, "rows": found}
+        options.json.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Random numbers as one step, so that a policy that samples its actions stays with the kernels."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..plans.hoist import Atom, Residual, Step, alive, literal
+
+_SMALL = 64
+"""Elements up to which a result of literals becomes a literal itself."""
+
+
+class _Primitive:
+    """What stands in for a JAX primitive in a draw."""
+
+    name = "draw"
+    multiple_results = True
+
+    def get_bind_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        return params
+
+
+_DRAW = _Primitive()
+
+
+class Draw(Step):
+    """Numbers in [1, 2) of JAX's threefry, from the two words of a key.
+
+    `params["folds"]` are the numbers that are folded into the key, one after the other; `params["steps"]` are
+    JAX's own steps.
+    """
+
+    def bind(self, inputs: Sequence[Any]) -> list[Any]:
+        env: dict[Atom, Any] = dict(zip(self.inputs, inputs, strict=True))
+        for step in self.params["steps"]:
+            given = [env[atom] if isinstance(atom, int) else atom.value for atom in step.inputs]
+            env.update(zip(step.outputs, step.bind(given), strict=True))
+        return [env[number] for number in self.outputs]
+
+    def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        raise NotImplementedError("draws differ from call to call")
+
+
+def with_draws(residual: Residual) -> Residual:
+    """`residual`, with its draws as one step each, and what literals alone give as literals."""
+    steps = _folded(residual.steps)
+    maker = {number: step for step in steps for number in step.outputs}
+    uses = Counter(atom for step in steps for atom in step.inputs if isinstance(atom, int))
+    uses.update(atom for atom in residual.outputs if isinstance(atom, int))
+    found: list[Step] = []
+    for step in steps:
+        found.append(_draw(step, maker, uses) or step)
+    kept, needed = alive(found, residual.outputs)
+    pairs = [pair for pair in zip(residual.leading, residual.nodes, strict=True) if pair[0] in needed]
+    return replace(
+        residual,
+        nodes=tuple(node for _, node in pairs),
+        leading=tuple(number for number, _ in pairs),
+        steps=kept,
+    )
+
+
+def without_draws(residual: Residual) -> Residual:
+    """`residual` with JAX's own steps in the place of draws."""
+    steps: list[Step] = []
+    there: set[int] = set()
+    for step in residual.steps:
+        for one in step.params["steps"] if isinstance(step, Draw) else (step,):
+            if not there.issuperset(one.outputs):
+                steps.append(one)
+                there.update(one.outputs)
+    return replace(residual, steps=tuple(steps))
+
+
+def _folded(steps: Sequence[Step]) -> list[Step]:
+    known: dict[Atom, Atom] = {}
+    kept = []
+    for step in steps:
+        inputs = tuple(known.get(atom, atom) if isinstance(atom, int) else atom for atom in step.inputs)
+        if inputs and all(map(_is_typed, inputs)) and _is_small(step):
+            try:
+                made = step.on_host([np.asarray(atom.value) for atom in inputs if not isinstance(atom, int)])
+            except NotImplementedError:
+                pass
+            else:
+                known.update(zip(step.outputs, map(literal, made), strict=True))
+        kept.append(replace(step, inputs=inputs))
+    return kept
+
+
+def _is_typed(atom: Atom) -> bool:
+    return not isinstance(atom, int) and hasattr(atom.value, "dtype")
+
+
+def _is_small(step: Step) -> bool:
+    return all(isinstance(aval.dtype, np.dtype) and math.prod(aval.shape) <= _SMALL for aval in step.avals)
+
+
+def _draw(last: Step, maker: Mapping[Any, Step], uses: Mapping[Any, int]) -> Draw | None:
+    """The draw that ends with `last`: random bits, of which 23 stand behind the exponent of 1, as a float."""
+    if last.primitive.name != "bitcast_convert_type" or last.avals[0].dtype != np.float32:
+        return None
+    steps = [last]
+    for name, operand in (("or", 0x3F800000), ("shift_right_logical", 9), ("random_bits", None)):
+        before = steps[0].inputs[0]
+        step = maker.get(before)
+        if step is None or step.primitive.name != name or uses[before] != 1:
+            return None
+        if operand is not None and not _is(step.inputs[1], operand):
+            return None
+        steps.insert(0, step)
+    if steps[0].params["bit_width"] != 32:
+        return None
+    folds: list[int] = []
+    while (step := maker.get(steps[0].inputs[0])) is not None:
+        steps.insert(0, step)
+        if step.primitive.name == "random_wrap":
+            break
+        if step.primitive.name != "random_fold_in" or isinstance(step.inputs[1], int):
+            return None
+        folds.insert(0, int(np.asarray(step.inputs[1].value)))
+    if steps[0].primitive.name != "random_wrap" or str(steps[0].params["impl"].name) != "threefry2x32":
+        return None
+    (key,) = steps[0].inputs
+    if not isinstance(key, int):
+        return None
+    given = {"folds": tuple(folds), "steps": tuple(steps)}
+    return Draw(_DRAW, given, (key,), last.outputs, last.avals)
+
+
+def _is(atom: Atom, number: int) -> bool:
+    if isinstance(atom, int):
+        return False
+    array = np.asarray(atom.value)
+    return array.size > 0 and bool((array == number).all())

@@ -1,0 +1,180 @@
+"""Plans that are one program run without XLA, and answer as plans of XLA do."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import memojax
+from memojax.kernels.direct import Direct
+from memojax.kernels.library import opened, why_not
+from memojax.lowering.row_probe import random_rows
+from memojax.plans.candidates import DEFAULT, KERNELS
+from memojax.plans.compiler import PlanCompiler
+from memojax.plans.plan import Plan
+from memojax.xla.cpu_client import cpu_device
+
+from .test_rewrite import file, mlp, weight
+
+
+@pytest.fixture(autouse=True)
+def with_kernels() -> None:
+    if opened() is None:
+        pytest.skip(f"no kernels: {why_not()}")
+
+
+def plans(content: bytes, size: int, weights: Any = "auto") -> tuple[Plan, Plan, list[np.ndarray]]:
+    """The direct plan, XLA's, and rows for both."""
+    typed = memojax.load(content).typed
+    compiler = PlanCompiler(typed, cpu_device(), weights)
+    ours, theirs = (compiler.lower(size, one).compile() for one in (KERNELS, DEFAULT))
+    assert isinstance(ours.executable.made.program, Direct)
+    rows = [random_rows(np.random.default_rng(size), size, spec) for spec in typed.api.inputs]
+    if typed.random:
+        rows.append(np.array([5, 7], np.uint32))
+    return ours, theirs, rows
+
+
+def same(ours: Plan, theirs: Plan, rows: list[np.ndarray]) -> None:
+    for _ in range(2):
+        for given, expected in zip(ours(rows), theirs(rows), strict=True):
+            assert (given.dtype, given.shape) == (expected.dtype, expected.shape)
+            assert not given.flags.writeable
+            np.testing.assert_allclose(given, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("weights", ["constant", "argument"])
+@pytest.mark.parametrize("size", [1, 9])
+def test_a_network_is_one_program(weights: str, size: int) -> None:
+    same(*plans(mlp("Tanh"), size, weights))
+
+
+@pytest.mark.parametrize("size", [1, 700])
+def test_large_rows_and_outputs_are_not_copied(size: int) -> None:
+    """Rows that lie apart, of another type, and outputs of which two are one array."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("Identity", ["y"], ["same"]),
+        helper.make_node("Relu", ["y"], ["z"]),
+    ]
+    content = file(nodes, {"w": weight(40, 30)}, {"x": [40]}, ["y", "z", "same"])
+    ours, theirs, rows = plans(content, size)
+    same(ours, theirs, rows)
+    apart = np.empty((size, 80), np.float32)[:, ::2]
+    apart[...] = rows[0]
+    same(ours, theirs, [apart])
+    first, again = ours(rows)[0], ours([rows[0] + 1])[0]
+    assert not np.allclose(first, again)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_an_input_may_be_an_output(size: int) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("Identity", ["state"], ["next"]),
+    ]
+    content = file(nodes, {"w": weight(6, 3)}, {"x": [6], "state": [2]}, ["y", "next"])
+    ours, theirs, rows = plans(content, size)
+    same(ours, theirs, rows)
+    assert not np.shares_memory(ours(rows)[1], rows[1])
+
+
+def _sampler(kind: str) -> bytes:
+    """A policy that draws its actions, as ML-Agents exports it, and names the likeliest one."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    if kind == "discrete":
+        nodes += [
+            helper.make_node("Softmax", ["y"], ["p"], axis=1),
+            helper.make_node("Log", ["p"], ["l"]),
+            helper.make_node("Multinomial", ["l"], ["a"], dtype=TensorProto.INT64, sample_size=1),
+            helper.make_node("Multinomial", ["l"], ["b"], dtype=TensorProto.INT32, sample_size=3),
+            helper.make_node("ArgMax", ["p"], ["likeliest"], axis=1, keepdims=1),
+            helper.make_node("Concat", ["a", "likeliest"], ["both"], axis=1),
+        ]
+        outputs = ["both", "b"]
+    else:
+        nodes += [
+            helper.make_node("RandomNormalLike", ["y"], ["noise"]),
+            helper.make_node("Add", ["y", "noise"], ["a"]),
+            helper.make_node("RandomUniformLike", ["y"], ["u"], low=-2.0, high=3.0),
+        ]
+        outputs = ["a", "u"]
+    return file(nodes, {"w": weight(6, 5)}, {"x": [6]}, outputs)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize("size", [1, 7, 300])
+def test_draws_are_those_of_the_plan_of_xla(kind: str, size: int) -> None:
+    same(*plans(_sampler(kind), size))
+
+
+def test_another_key_draws_other_numbers() -> None:
+    ours, theirs, rows = plans(_sampler("continuous"), 4)
+    first = ours(rows)[0]
+    rows[-1] = np.array([1, 2], np.uint32)
+    same(ours, theirs, rows)
+    assert not np.array_equal(first, ours(rows)[0])
+
+
+def test_threads_share_a_plan() -> None:
+    ours, theirs, _ = plans(mlp("Relu"), 5)
+    wrong = []
+
+    def work(seed: int) -> None:
+        rows = [np.random.default_rng(seed).standard_normal((5, 19)).astype(np.float32)]
+        expected = theirs(rows)[0]
+        for _ in range(200):
+            if not np.allclose(ours(rows)[0], expected, rtol=1e-5, atol=2e-5):
+                wrong.append(seed)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_new_weights_reach_a_direct_plan() -> None:
+    inferer = memojax.load(mlp("Relu"), weights="argument", preload=[3])
+    rows = {"x": np.ones((3, 19), np.float32)}
+    before = inferer.infer_arrays(rows)["y"]
+    inferer.update_params({name: 2 * np.asarray(value) for name, value in inferer.params.items()})
+    after = inferer.infer_arrays(rows)["y"]
+    expected = memojax.load(mlp("Relu")).infer_arrays(rows)["y"]
+    assert before.shape == after.shape == expected.shape
+    assert not np.allclose(before, after)
+
+
+def test_direct_plans_are_stored(tmp_path: Path) -> None:
+    content = mlp("Tanh")
+    rows = {"x": np.ones((3, 19), np.float32)}
+    first = memojax.load(content, preload=[3], cache_dir=tmp_path)
+    second = memojax.load(content, preload=[3], cache_dir=tmp_path)
+    assert second.cache_info().disk_hits == 1
+    np.testing.assert_array_equal(first.infer_arrays(rows)["y"], second.infer_arrays(rows)["y"])
+
+
+def test_sizes_that_are_unpickled_share_their_weights() -> None:
+    typed = memojax.load(mlp("Tanh")).typed
+    compiler = PlanCompiler(typed, cpu_device(), "constant")
+    made = [compiler.lower(size, KERNELS).compile().executable.made.program for size in (2, 3)]
+    copies = [pickle.loads(pickle.dumps(one)) for one in made]
+    for one, other in zip(copies[0].weights, copies[1].weights, strict=True):
+        assert one is other
+
+
+def test_denormals_are_zero_as_in_xla() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Mul", ["y", "s"], ["z"])]
+    weights = {"w": np.eye(4, dtype=np.float32), "s": np.array([1e-30], np.float32)}
+    ours, theirs, _ = plans(file(nodes, weights, {"x": [4]}, ["z"]), 2)
+    rows = [np.array([[1e-10, 1, 2e-9, 1e-39], [1, 1e-8, 0, -1e-12]], np.float32)]
+    for given, expected in zip(ours(rows), theirs(rows), strict=True):
+        np.testing.assert_array_equal(given, expected)
+    assert np.float32(1e-30) * np.float32(1e-10) != 0  # Python's own arithmetic is as before
