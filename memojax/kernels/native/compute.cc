@@ -88,7 +88,7 @@ template <int Rows, int Vectors>
 inline void block(const float* const* starts, float* const* ends, const Product& p, const float* w,
                   const float* bias, int64_t left) {
   constexpr int kSplit = Rows * Vectors >= 8 ? 1 : Rows * Vectors >= 4 ? 2 : Rows * Vectors >= 2 ? 4 : 8;
-  // Places of rows are more than there are registers for: each is fetched for several steps at a time.
+  // The pointers to rows do not fit the registers, so each is loaded once for several steps.
   constexpr int kStep = kSplit > 1 ? kSplit : Vectors == 1 ? 4 : 2;
   V sum[kSplit][Rows][Vectors];
   MEMOJAX_UNROLL
@@ -186,7 +186,8 @@ void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const f
   }
 }
 
-void panel_of(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias, int64_t column) {
+void panel_of(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias,
+              int64_t column) {
 #if defined(__AVX512F__)
   const int64_t left = p.columns - column;
   if (left > 48) panel<4>(p, row0, row1, w, bias, column);
@@ -198,7 +199,7 @@ void panel_of(const Product& p, int64_t row0, int64_t row1, const float* w, cons
 #endif
 }
 
-// Floats of a piece of a panel that stays in the innermost cache while all rows go by it.
+// Floats of a piece of a panel. The piece stays in the L1 cache while the loop goes over all rows.
 constexpr int64_t kCached = 8192;
 
 void product(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1) {
@@ -213,7 +214,7 @@ void product(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64
       panel_of(p, row0, row1, w, bias, column);
       continue;
     }
-    // The sum in several parts, each added to those before it.
+    // The sum is computed in several parts. Each is added to the result of the parts before it.
     const bool one = p.runs == 1;
     const int64_t total = one ? p.length : p.runs, unit = one ? 1 : p.length;
     const int64_t pieces = (depth + most - 1) / most < total ? (depth + most - 1) / most : total;
@@ -361,7 +362,7 @@ inline V sqrt_(V x) {
   return x;
 }
 
-// Giles, "Approximating the erfinv function": two polynomials in -log(1 - x^2).
+// Two polynomials in -log(1 - x^2), from Giles, "Approximating the erfinv function".
 inline V erf_inv_(V x) {
   const V w = -log1p_(-(x * x));
   const I near = w < all(5.0f);
@@ -621,7 +622,7 @@ void pool2d(const Pool2d& p, int64_t image0, int64_t image1) {
   }
 }
 
-// Random numbers -----------------------------------------------------------------------------------------------------
+// Random numbers ----------------------------------------------------------------------------------
 
 template <int kRotation>
 inline void mix(U& a, U& b) {
@@ -629,7 +630,7 @@ inline void mix(U& a, U& b) {
   b = (b << kRotation | b >> (32 - kRotation)) ^ a;
 }
 
-// Threefry-2x32 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3": 20 rounds.
+// Threefry-2x32 with 20 rounds, from Salmon et al., "Parallel random numbers: as easy as 1, 2, 3".
 void draw(const uint32_t* key, uint64_t start, float* y, int64_t count) {
   const uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1bd11bdau};
   U lane;
@@ -638,7 +639,7 @@ void draw(const uint32_t* key, uint64_t start, float* y, int64_t count) {
     const uint64_t first = start + static_cast<uint64_t>(at);
     U b = lane + static_cast<uint32_t>(first);
     U a = U{} + static_cast<uint32_t>(first >> 32);
-    a -= reinterpret_cast<U>(b < lane);  // the lower word went over
+    a -= reinterpret_cast<U>(b < lane);  // a carry out of the lower word
     a += keys[0], b += keys[1];
     for (unsigned i = 0; i < 5; i++) {
       if (i % 2 == 0)
@@ -676,7 +677,9 @@ int64_t multiply_adds(int64_t rounds) {
 }  // namespace
 
 extern const Compute compute;
-const Compute compute = {MEMOJAX_TEXT(MEMOJAX_ISA), kPanel, rows_of(kPanel / kLanes), product, elementwise, reduce,
-                         draw, multiply_adds, pool2d};
+const Compute compute = {
+    MEMOJAX_TEXT(MEMOJAX_ISA), kPanel, rows_of(kPanel / kLanes), product, elementwise, reduce, draw,
+    multiply_adds,             pool2d,
+};
 
 }  // namespace memojax::MEMOJAX_ISA

@@ -22,8 +22,9 @@ struct Product {
 };
 
 enum Instruction : uint8_t {
-  kAdd, kSub, kMul, kDiv, kMax, kMin, kNeg, kAbs, kExp, kLog, kLog1p, kExpm1, kTanh, kLogistic, kErf, kSqrt, kRsqrt,
-  kFloor, kCeil, kSign, kLt, kLe, kGt, kGe, kEq, kNe, kSelect, kNot, kAnd, kOr, kFinite, kMove, kErfInv, kInstructions
+  kAdd, kSub, kMul, kDiv, kMax, kMin, kNeg, kAbs, kExp, kLog, kLog1p, kExpm1, kTanh, kLogistic, kErf, kSqrt,
+  kRsqrt, kFloor, kCeil, kSign, kLt, kLe, kGt, kGe, kEq, kNe, kSelect, kNot, kAnd, kOr, kFinite, kMove,
+  kErfInv, kInstructions
 };
 
 struct Operand {
@@ -49,7 +50,8 @@ constexpr int kPiece = 256;
 
 enum Reduction : int64_t { kReduceSum, kReduceMax, kReduceMin, kArgMax, kArgMin };
 
-// [outer, reduced, inner] to [outer, inner]. The place of an extreme is that of the first one, or of the first NaN.
+// A reduction of [outer, reduced, inner] to [outer, inner]. ArgMax and ArgMin give the index of the
+// first extreme, or of the first NaN.
 struct Reduce {
   const float* x;
   float* y;
@@ -73,9 +75,11 @@ struct Compute {
   void (*product)(const Product&, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1);
   void (*elementwise)(const Elementwise&, int64_t row0, int64_t row1);
   void (*reduce)(const Reduce&, int64_t outer0, int64_t outer1);
-  // Numbers in [1, 2) from the hash of (key, place) for places [start, start + count), as JAX's threefry draws them.
+  // Draws numbers in [1, 2) as JAX's threefry does: each from the hash of the key and of its index, which
+  // runs from `start` to `start + count`.
   void (*draw)(const uint32_t* key, uint64_t start, float* y, int64_t count);
-  // So many rounds of multiply-adds in registers: what a core can do at most. Gives the number of multiply-adds.
+  // Runs `rounds` rounds of multiply-adds in registers, the most that a core can do. Returns the number of
+  // multiply-adds.
   int64_t (*multiply_adds)(int64_t rounds);
   void (*pool2d)(const Pool2d&, int64_t image0, int64_t image1);
 };

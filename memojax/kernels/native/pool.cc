@@ -162,8 +162,9 @@ void Pool::start(int wanted) {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-// On a virtual machine Linux takes an idle core that its host has suspended for a busy one, and lets a thread that wakes
-// wait for the core of the thread that woke it. So workers that sleep are kept off the core of the caller.
+// On a virtual machine Linux takes an idle core that its host has suspended for a busy one, and lets a thread
+// that wakes wait for the core of the thread that woke it. So workers that sleep are kept off the core of the
+// caller.
 void Pool::keep_apart() {
 #if defined(__linux__)
   cpu_set_t allowed;

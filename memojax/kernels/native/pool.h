@@ -16,7 +16,7 @@ void run_tiles(Tile tile, void* job, int64_t tiles, int threads, bool wake);
 void set_threads(int threads, int spin_microseconds);
 int threads();
 
-// While it lives, this thread takes denormals for zero, as in XLA.
+// During its lifetime, this thread flushes denormals to zero, as XLA does.
 class FlushedDenormals {
  public:
   FlushedDenormals();
@@ -27,7 +27,7 @@ class FlushedDenormals {
   uint64_t before_;
 };
 
-// Of a clock that only goes forward.
+// Time of a clock that only goes forward.
 int64_t microseconds();
 
 // Whether a worker is awake and would join a job at once.

@@ -26,7 +26,7 @@ constexpr int64_t kMagic = 0x6d656d6f6a617804;
 constexpr int64_t kArena = -1, kAbsent = -2, kShared = -3;
 constexpr int kMostRuns = 4096;
 
-enum Op : int64_t { kProduct = 1, kElementwise = 2, kReduceOp = 3, kCopy = 4, kFill = 5, kPool2d = 6, kSection = 7, kDraw = 8, kWhole = 9 };
+enum Op : int64_t { kProduct = 1, kElementwise, kReduceOp, kCopy, kFill, kPool2d, kSection, kDraw, kWhole };
 
 struct Header {
   int64_t magic, words, blocks, arena_row, shared, flops, operations, buffers;
@@ -138,7 +138,7 @@ void product(const Chunk& chunk, Reader r) {
   p.y_image = r.word(), p.y_height = r.word(), p.y_width = r.word();
   p.relu = r.word(), p.grows = r.word();
   const bool pairs = r.word();
-  if (pairs) images /= chunk.count, groups *= chunk.count;  // the blocks' groups lie one behind the other
+  if (pairs) images /= chunk.count, groups *= chunk.count;  // groups of all blocks follow each other
   int64_t counts[3], steps[3];
   for (int i = 0; i < 3; i++) counts[i] = r.word(), steps[i] = r.word();
   int64_t offsets[kMostRuns];
@@ -272,7 +272,7 @@ void fill(const Chunk& chunk, Reader r) {
   for (int64_t i = 0; i < total; i++) y[i] = value;
 }
 
-// A key with a number folded in, as JAX does it: the hash of the number.
+// Folds a number into a key, as JAX's `fold_in` does: the new key is the hash of the number.
 void fold(uint32_t* key, uint32_t number) {
   static constexpr int kRotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
   const uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1bd11bdau};
@@ -323,7 +323,8 @@ void pool2d(const Chunk& chunk, Reader r) {
   split(chunk, p.images, 1, work, [&](int64_t begin, int64_t end) { chosen->pool2d(p, begin, end); });
 }
 
-// Steps that are worked through together, `chunk` blocks at a time; threads also take fewer each, but `least`.
+// Steps that run together, `chunk` blocks per pass. With few blocks, a thread takes fewer, but at least
+// `least`.
 struct Section {
   const int64_t* begin;
   int64_t operations, chunk, least;
@@ -373,7 +374,7 @@ const char* run_section(const Run& run, const Section& section, int threads, boo
   if (threads > 1 && size * threads > blocks && section.least * threads <= blocks)
     size = (blocks + threads - 1) / threads;
   if (threads < 2 || size * threads > blocks + threads - 1) {
-    // One chunk after the other; a few rows on several threads share the work of each step.
+    // One chunk after the other. With few rows and several threads, the threads share the work of each step.
     const int64_t chunk = threads > 1 || size > blocks ? blocks : size;
     float* mine = arena_of(header.arena_row * chunk + 16);
     if (!mine) return kNoMemory;
@@ -495,7 +496,8 @@ MEMOJAX_EXPORT const char* memojax_run(const int64_t* program, int64_t words, fl
   return execute({program, buffers, nullptr});
 }
 
-// The same for plans that are one program; `memojax/kernels/direct.py` fills this in. Gives 0 where it worked.
+// The arguments of a call without XLA, for a plan that is one program. `memojax/kernels/direct.py` fills
+// them in. The call returns 0 after success.
 struct Prepared {
   const int64_t* program;
   int64_t words;
@@ -506,7 +508,9 @@ MEMOJAX_EXPORT int memojax_call(const Prepared* call) {
   return memojax_run(call->program, call->words, call->buffers) != nullptr;
 }
 
-MEMOJAX_EXPORT void memojax_set_threads(int threads, int spin_microseconds) { set_threads(threads, spin_microseconds); }
+MEMOJAX_EXPORT void memojax_set_threads(int threads, int spin_microseconds) {
+  set_threads(threads, spin_microseconds);
+}
 
 #if defined(__x86_64__)
 // The vectors that the processor has and the system saves, by CPUID: 2 AVX-512, 1 AVX2 with FMA, 0 neither.
@@ -538,8 +542,10 @@ MEMOJAX_EXPORT const char* memojax_choose(const char* widest) {
 
 MEMOJAX_EXPORT int64_t memojax_panel() { return chosen ? chosen->panel : 0; }
 
-// For benchmarks: so many rounds of multiply-adds; gives the number of multiply-adds.
-MEMOJAX_EXPORT int64_t memojax_multiply_adds(int64_t rounds) { return chosen ? chosen->multiply_adds(rounds) : 0; }
+// For benchmarks: runs `rounds` rounds of multiply-adds, and returns their number.
+MEMOJAX_EXPORT int64_t memojax_multiply_adds(int64_t rounds) {
+  return chosen ? chosen->multiply_adds(rounds) : 0;
+}
 
-// Tells from which sources this library was built.
+// The digest of the sources of this library.
 MEMOJAX_EXPORT const char* memojax_sources() { return MEMOJAX_SOURCES; }
