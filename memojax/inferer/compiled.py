@@ -35,7 +35,8 @@ from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
 from .auto_device import verdict_on
 from .base import Inferer
-from .compiled_rows import CompiledRows, refuse_mixing
+from .compiled_rows import CompiledRows
+from .engine_rows import refuse_mixing
 from .forked import ForkedInferer
 from .of_model import InfererOfModel
 from .options import InferOptions

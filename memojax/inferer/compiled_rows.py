@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, final
 
 import jax
 import numpy as np
 
 from .._types import Arrays
-from ..errors import BatchSizeError, InputShapeError, RowsMixError
-from ..lowering.batch_axis import BatchedFunction
-from ..lowering.index_checks import RowChecks
-from ..lowering.typed_model import TypedModel
+from ..errors import BatchSizeError, InputShapeError
 from ..model.signature import TensorSpec
 from ..plans.cache import PlanCache
 from ..plans.engine import Engine
 from ..rows.checks import checked_rows, shared_value
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import aligned_empty
-from .constant_outputs import ConstantOutputs
 from .device_rows import NO_ROWS, DeviceRows, share_host_memory
-from .histogram import BatchHistogram
-from .routes import OnePlan, Route
+from .engine_rows import EngineRows
+from .routes import Route
 
 
-class CompiledRows:
+@final
+class CompiledRows(EngineRows):
     """Runs batches of a model whose element shapes are numbers."""
 
     def __init__(
@@ -46,26 +43,15 @@ class CompiledRows:
             choice: the device rule for `jax.Array`s.
             checked: see `InferOptions`.
         """
+        super().__init__(engine, route, checked)
         typed = engine.typed
-        self.engine = engine
-        self.cache: PlanCache = engine.cache
-        self.route: OnePlan | Route = OnePlan(typed.only_rows) if typed.only_rows else route
-        self.histogram: BatchHistogram = BatchHistogram()
         self._key = key
         self.on_device: DeviceRows = DeviceRows(self, key, choice)
         self._local = threading.local()
-        self._constants = ConstantOutputs(typed)
-        self._inputs = typed.api.inputs
         self._computed = typed.computed
         batched = [spec.name for spec in self._inputs if not spec.shared]
         self.first_name: str = batched[0] if batched else ""
         self.has_constants: bool = bool(typed.constant)
-        self._checks = RowChecks(typed.fn) if checked and isinstance(typed.fn, BatchedFunction) else None
-
-    @property
-    def typed(self) -> TypedModel:
-        """The model with its present weights."""
-        return self.engine.typed
 
     def cache_on(self, device: jax.Device | None) -> PlanCache:
         """The plans for `jax.Array`s on a device; for None or a shared CPU, the plans for NumPy batches."""
@@ -118,19 +104,6 @@ class CompiledRows:
         self.check_indices(rows, n, ids)
         return self.in_order(dict(zip(self._computed, self.run(rows, n), strict=True)), n)
 
-    def check_indices(self, rows: Sequence[Any], n: int, ids: Sequence[int] | None) -> None:
-        """Check that every index is in range, if the model is loaded with `checked=True`.
-
-        Raises:
-            IndexRangeError: one does not.
-        """
-        if self._checks is not None:
-            each = [
-                np.broadcast_to(row, (n, *row.shape)) if spec.shared else np.asarray(row)
-                for spec, row in zip(self._inputs, rows, strict=True)
-            ]
-            self._checks(self.typed.params, each, ids)
-
     def run(self, rows: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
         """Computed outputs of a whole batch of `n` rows, in as many parts as the route asks for."""
         taken, size = self.arrived(n)
@@ -170,32 +143,6 @@ class CompiledRows:
         self.check_indices(alone, n, ids)
         return self._run_part(alone, n, size)
 
-    def arrived(self, n: int, cache: PlanCache | None = None) -> tuple[int, int]:
-        """Count a batch of `n` rows, and let the route prepare for it.
-
-        Returns:
-            How many rows to take at first, and the size of the plan that runs them.
-
-        Raises:
-            CompileForbiddenError: the batch needs a compile that the options forbid.
-        """
-        self.histogram.arrived(n)
-        return self.route.arrived(n, self.cache if cache is None else cache)
-
-    def constant_rows(self, name: str, n: int) -> np.ndarray:
-        """A constant output for `n` rows."""
-        return self._constants.template(self.typed, n)[name]
-
-    def refuse_mixing(self, what: str) -> None:
-        """Check that rows do not influence each other, before `what` is done to them.
-
-        Raises:
-            RowsMixError: they do; the message names the outputs.
-        """
-        if self.engine.mixing is None:
-            self.engine.mixing = self.typed.mixing_outputs()
-        refuse_mixing(self.engine.mixing, what, self.typed.rule if self.typed.only_rows else "")
-
     def _run_part(self, rows: Sequence[np.ndarray], n: int, size: int) -> list[np.ndarray]:
         plan = self.cache.get(size)
         self.histogram.ran(size)
@@ -222,18 +169,3 @@ class CompiledRows:
 
 def _part(specs: Sequence[TensorSpec], rows: Sequence[Any], start: int, stop: int) -> list[Any]:
     return [row if spec.shared else row[start:stop] for spec, row in zip(specs, rows, strict=True)]
-
-
-def refuse_mixing(mixing: Sequence[str], what: str, rule: str = "") -> None:
-    """Check that `mixing` is empty.
-
-    Raises:
-        RowsMixError: it names outputs in which rows influence each other.
-    """
-    if mixing:
-        why = f" ({rule})" if rule else ""
-        raise RowsMixError(
-            f"{what} needs rows that do not influence each other, but in this model{why} they do (output "
-            f"{', '.join(map(repr, mixing))}): use MemoizingDynamicInferer, which runs every batch at its "
-            "exact size"
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,9 +15,7 @@ from ..rows.checks import chosen_device, device_rows, on_device
 from ..rows.device_choice import DeviceChoice
 from ..xla.settings import own_settings
 from ..xla.views import can_view, has_views, view
-
-if TYPE_CHECKING:
-    from .compiled_rows import CompiledRows
+from .engine_rows import EngineRows
 
 NO_ROWS = (
     "no input of this model has a row for each agent, so there is no batch to run: call memojax.run, which "
@@ -33,7 +31,7 @@ class DeviceRows:
     If a device has no views, or a compile is forbidden, rows go through the host's memory.
     """
 
-    def __init__(self, rows: CompiledRows, key: Callable[[], np.ndarray], choice: DeviceChoice):
+    def __init__(self, rows: EngineRows, key: Callable[[], np.ndarray], choice: DeviceChoice):
         """Deal rows out as `rows` does; `key` draws the keys of a random model."""
         self._rows = rows
         self._key = key
