@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ActionError, EvaluationError, MemojaxError, SpaceMismatchError
 from ..inferer.base import Inferer
-from ..inferer.pool_members import PoolSeats
+from ..inferer.pool_seats import PoolSeats
 from ..model.signature import TensorSpec
 from ..spaces.connection import Connection
 from ..wrapper.recurrent import RecurrentTracker

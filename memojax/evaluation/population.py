@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from .._argument_checks import as_count
 from ..errors import EvaluationError
 from ..inferer.pool import PolicyPool
-from ..inferer.pool_members import PoolSeats
+from ..inferer.pool_seats import PoolSeats
 from .acting import Player
 from .api import DEFAULT_ENVS, make_pool
 from .options import (

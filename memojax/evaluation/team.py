@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from ..errors import EvaluationError
 from ..inferer.base import Inferer
-from ..inferer.pool_members import PoolMember, PoolSeats
+from ..inferer.pool import PoolMember
+from ..inferer.pool_seats import PoolSeats
 from ..inferer.predictor import facts_of
 from ..spaces.actions import action_kind
 from ..spaces.connection import Connection, Wiring, join

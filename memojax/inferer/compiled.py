@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import abc
 import itertools
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
@@ -18,7 +16,6 @@ from .._types import Arrays
 from ..display import Card, html_of, text_of
 from ..display.inferer_card import model_card
 from ..lowering.free_function import Binding
-from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import ModelApi
 from ..plans.artifact import PlanArtifact
@@ -33,7 +30,7 @@ from ..plans.recommend import Recommendation, recommend
 from ..rows.checks import check_mapping, lives_on_device
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import ScratchPadView
-from ..xla.background import submit, submit_errand
+from ..xla.background import submit
 from ..xla.cpu_client import cpu_device, device_name, resolve_device
 from ..xla.fork import was_forked
 from .auto_device import verdict_on
@@ -46,6 +43,7 @@ from .revival import is_revived, revival
 from .routes import Route
 from .rows_by_binding import RowsByBinding
 from .sizes import Size, bound_size, sizes_of
+from .weight_updates import WeightUpdates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,9 +85,8 @@ class ModelInferer(InfererOfModel):
         self._route = route
         self._seed = options.seed & 0xFFFFFFFF
         self._draws = itertools.count()
-        self._updating, self._accepting = threading.Lock(), threading.Lock()
-        self._waiting: list[TypedModel] = []
         self._family = Family(typed, self._engine_for)
+        self._updates = WeightUpdates(self._family)
         self._rows = RowsByBinding(self._family, self._rows_of)
         self._only = None if typed.is_open else self._rows.at(Binding())
         self._n_names = len(typed.api.inputs)
@@ -346,43 +343,7 @@ class ModelInferer(InfererOfModel):
             IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network; nothing
                 changes.
         """
-        accepted = None
-        done: Future[None] = Future()
-        done.set_result(None)
-        try:
-            with self._accepting:
-                accepted = with_new_weights(self._wanted, source)
-                self._waiting.append(accepted)
-            if background:
-                return submit_errand(partial(self._apply, accepted))
-            self._apply(accepted)
-        except BaseException:
-            self._forget(accepted)
-            raise
-        return done
-
-    @property
-    def _wanted(self) -> TypedModel:
-        """The weights that were accepted last, or those in use."""
-        return (self._waiting or [self._family.typed])[-1]
-
-    def _apply(self, accepted: TypedModel) -> None:
-        """Switch to the weights that were accepted last: `accepted`, or later ones, which hold these too."""
-        try:
-            with self._updating:
-                if any(one is accepted for one in self._waiting):
-                    wanted = self._waiting[-1]
-                    self._family.update(wanted)
-                    with self._accepting:
-                        self._waiting = _behind(self._waiting, wanted)
-        except BaseException:
-            self._forget(accepted)
-            raise
-
-    def _forget(self, accepted: TypedModel | None) -> None:
-        """Go on without weights that were accepted and are not in use, as if they had not come."""
-        with self._accepting:
-            self._waiting = _without(self._waiting, accepted)
+        return self._updates.update(source, background)
 
     def batch_sizes(self) -> dict[int, int]:
         """Number of batches of each size that callers asked for.
@@ -515,11 +476,3 @@ def _rebuild(
         inferer = kind(typed, **arguments)
         inferer.preload(sizes)
     return inferer
-
-
-def _behind(models: Sequence[TypedModel], one: TypedModel) -> list[TypedModel]:
-    return list(models[1 + next(at for at, other in enumerate(models) if other is one) :])
-
-
-def _without(models: Sequence[TypedModel], one: TypedModel | None) -> list[TypedModel]:
-    return [other for other in models if other is not one]

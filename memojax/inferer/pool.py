@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import replace
+from typing import Any, final
 
 import jax
 import numpy as np
@@ -18,15 +19,15 @@ from ..lowering.exported import ExportedFunction
 from ..lowering.loading import typed_model
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
-from ..model.signature import ModelApi, TensorSpec
+from ..model.signature import ModelApi
 from ..plans.cache import CacheInfo
 from ..plans.plan import PlanInfo
 from ..rows.checks import as_jax, check_names, checked_rows
 from ..rows.device_choice import DeviceChoice
+from ..rows.scratch import ScratchPadView
 from .memoizing import MemoizingDynamicInferer
-
-if TYPE_CHECKING:
-    from .pool_members import PoolMember
+from .of_model import InfererOfModel
+from .stacked_weights import OverWeights, stacked, turns_of, widened, with_slot
 
 FIRST_CAPACITY = 8
 
@@ -81,7 +82,7 @@ class PolicyPool:
         self._choice = DeviceChoice()
         # Calls and changes take turns, so a call never finds another set in a slot that it has looked up.
         self._lock = threading.RLock()
-        self._build(_stacked(self._typed.params, capacity), capacity)
+        self._build(stacked(self._typed.params, capacity), capacity)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -122,9 +123,9 @@ class PolicyPool:
             slot = next(free for free in range(len(self) + 1) if free not in self._slots.values())
             if slot >= self.capacity:
                 grown = 2 * self.capacity
-                more = _stacked(self._typed.params, grown - self.capacity)
+                more = stacked(self._typed.params, grown - self.capacity)
                 stack = jax.tree.map(lambda old, new: np.concatenate([old, new]), self._stack, more)
-                self._build(_with_slot(stack, slot, params), grown)
+                self._build(with_slot(stack, slot, params), grown)
             else:
                 self._write(slot, params)
             self._slots[name] = slot
@@ -165,8 +166,6 @@ class PolicyPool:
         Raises:
             IncompatibleModelError: `name` is not in the pool.
         """
-        from .pool_members import PoolMember
-
         return PoolMember(self, name)
 
     def infer_arrays(self, inputs: Mapping[str, Any], policies: Sequence[Hashable]) -> Arrays:
@@ -211,7 +210,7 @@ class PolicyPool:
     def _run(self, rows: Sequence[np.ndarray], n: int, policies: Sequence[Hashable]) -> dict[str, np.ndarray]:
         with self._lock:
             slots = np.array([self._slot(name) for name in policies])
-            turns = _turns(slots, self.capacity)
+            turns = turns_of(slots, self.capacity)
             shape = int(turns.max()) + 1, self.capacity
             dealt = {}
             for spec, row in zip(self._typed.api.inputs, rows, strict=True):
@@ -257,11 +256,11 @@ class PolicyPool:
         typed = self._typed
         stacked = replace(
             typed,
-            fn=_OverWeights(typed.fn, capacity, typed.random),
+            fn=OverWeights(typed.fn, capacity, typed.random),
             params=stack,
             api=ModelApi(
-                _widened(typed.api.inputs, capacity),
-                _widened([spec for spec in typed.api.outputs if spec.name in typed.computed], capacity),
+                widened(typed.api.inputs, capacity),
+                widened([spec for spec in typed.api.outputs if spec.name in typed.computed], capacity),
             ),
             constant={},
             independent=True,
@@ -287,7 +286,7 @@ class PolicyPool:
         return self._inferer.params
 
     def _write(self, slot: int, params: Any) -> None:
-        self._inferer.update_params(_with_slot(self._stack, slot, params))
+        self._inferer.update_params(with_slot(self._stack, slot, params))
 
     def _checked(self, weights: Any) -> Any:
         if weights is None:
@@ -308,42 +307,87 @@ class PolicyPool:
         return self._slots[name]
 
 
-@dataclass(frozen=True)
-class _OverWeights:
-    """A model's function over weights `[capacity, ...]` and rows `[n, capacity, ...]`."""
+class InfererOfPool(InfererOfModel):
+    """Runs rows in a pool (abstract)."""
 
-    fn: Callable[..., Any]
-    capacity: int
-    random: bool
+    def __init__(self, pool: PolicyPool):
+        self.pool: PolicyPool = pool
 
-    def __call__(self, params: Any, rows: Sequence[Any], key: Any) -> tuple[Any, ...]:
-        # Each weight set draws its own numbers.
-        keys = jax.random.split(key, self.capacity) if self.random else None
-        over = jax.vmap(self.fn, in_axes=(0, 1, 0 if self.random else None), out_axes=1)
-        return over(params, list(rows), keys)
+    @abc.abstractmethod
+    def _names(self, ids: Sequence[int] | None, n: int) -> Sequence[Hashable]:
+        """The weight set of each of `n` rows."""
+
+    def infer_arrays(
+        self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
+    ) -> Arrays:
+        return self.pool.answer(inputs, lambda n: self._names(ids, n))
+
+    def infer_raw(self, view: ScratchPadView) -> None:
+        if not len(view):
+            return
+        inputs = {spec.name: rows for spec, rows in zip(self.raw_api.inputs, view.inputs, strict=True)}
+        outputs = self.pool.answer(inputs, lambda n: self._names(view.ids, n))
+        for slot, spec in enumerate(self.raw_api.outputs):
+            view.set_output(slot, outputs[spec.name])
+
+    def select_batch_size(self, max_count: int) -> int:
+        return max(0, max_count)
+
+    def is_ready(self, count: int) -> bool:
+        return count < 1 or self.pool.is_ready(count)
+
+    def prepare(self, count: int) -> Future[None]:
+        return self.pool.prepare(count)
+
+    def plans(self) -> list[PlanInfo]:
+        """The plans of the pool; `size` counts rows per weight set."""
+        return self.pool.plans()
+
+    def cache_info(self) -> CacheInfo:
+        """Counts of plans and calls of the pool."""
+        return self.pool.cache_info()
 
 
-def _widened(specs: Iterable[TensorSpec], capacity: int) -> tuple[TensorSpec, ...]:
-    return tuple(replace(spec, shape=(capacity, *spec.shape)) for spec in specs)
+@final
+class PoolMember(InfererOfPool):
+    """One weight set of a `PolicyPool` as an inferer; `pool[name]` gives it.
 
+    In `evaluate`, agents whose policies are members of one pool are answered in one call.
 
-def _stacked(params: Any, count: int) -> Any:
-    return jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], count, axis=0), params)
+    >>> pool = memojax.PolicyPool(memojax.policies.bundled("acrobot_ppo"))
+    >>> pool.add("main")
+    >>> pool["main"].infer_single({"obs": np.zeros(6)})["logits"].shape
+    (3,)
+    """
 
+    def __init__(self, pool: PolicyPool, name: Hashable):
+        """Take the set `name`.
 
-def _with_slot(stack: Any, slot: int, params: Any) -> Any:
-    def written(stack: np.ndarray, leaf: Any) -> np.ndarray:
-        stack = stack.copy()  # Concurrent calls still read the old array.
-        stack[slot] = np.asarray(leaf)
-        return stack
+        Raises:
+            IncompatibleModelError: `name` is not in the pool.
+        """
+        super().__init__(pool)
+        self.name: Hashable = name
+        pool.params(name)
 
-    return jax.tree.map(written, stack, params)
+    def __repr__(self) -> str:
+        return f"PoolMember({self.name!r} of {self.pool!r})"
 
+    @property
+    def typed(self) -> TypedModel:
+        return self.pool.network.with_params(self.pool.params(self.name))
 
-def _turns(slots: np.ndarray, capacity: int) -> np.ndarray:
-    """For each row, the number of earlier rows with the same slot."""
-    order = np.argsort(slots, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(slots, minlength=capacity))[:-1]])
-    turns = np.empty(len(slots), np.int64)
-    turns[order] = np.arange(len(slots)) - starts[slots[order]]
-    return turns
+    @property
+    def raw_api(self) -> Any:
+        return self.pool.api
+
+    @property
+    def api(self) -> Any:
+        return self.pool.api
+
+    def update_params(self, weights: Any) -> None:
+        """Replace the weights of this set; see `PolicyPool.swap`."""
+        self.pool.swap(self.name, weights)
+
+    def _names(self, ids: Sequence[int] | None, n: int) -> Sequence[Hashable]:
+        return [self.name] * n

@@ -349,9 +349,10 @@ class ShardedInferer(InfererOfModel):
             shared_value(spec, row) if spec.shared else row
             for spec, row in zip(specs, view.inputs, strict=True)
         ]
-        if view.whole:
-            self._rows.arrived(view.whole)
-        named = self.with_one_set_of_weights(lambda: self._rows.on_host(rows, n))
+        first = self._rows.arrived(view.whole) if view.whole else None
+        if view.whole != n:
+            first = None  # It says how the whole batch begins.
+        named = self.with_one_set_of_weights(lambda: self._rows.on_host(rows, n, first))
         for slot, spec in enumerate(self.raw_api.outputs):
             view.set_output(slot, named[spec.name])
 
@@ -373,9 +374,8 @@ class ShardedInferer(InfererOfModel):
                 else self._compiler.put(as_dtype(spec, value), shared=spec.shared)
                 for spec in specs
             }
-            if n:
-                self._rows.arrived(n)
-            return self.with_one_set_of_weights(lambda: self._rows.in_place(there, n))
+            first = self._rows.arrived(n) if n else None
+            return self.with_one_set_of_weights(lambda: self._rows.in_place(there, n, first))
         moved = [name for name, value in given.items() if isinstance(value, jax.Array)]
         if self._choice.strict:
             raise DeviceError(
@@ -388,9 +388,8 @@ class ShardedInferer(InfererOfModel):
         return {name: jax.device_put(value, back) for name, value in self._run_on_host(rows, n).items()}
 
     def _run_on_host(self, rows: Sequence[np.ndarray], n: int) -> Arrays:
-        if n > 0:
-            self._rows.arrived(n)
-        return self.with_one_set_of_weights(lambda: self._rows.on_host(rows, n))
+        first = self._rows.arrived(n) if n > 0 else None
+        return self.with_one_set_of_weights(lambda: self._rows.on_host(rows, n, first))
 
     def _lies_right(self, spec: TensorSpec, value: Any) -> bool:
         """Whether a value needs no move: it is no `jax.Array`, or it has the right sharding and dtype."""

@@ -43,24 +43,30 @@ class ShardedRows:
     def _typed(self) -> TypedModel:
         return self._compiler.typed
 
-    def arrived(self, n: int) -> None:
+    def arrived(self, n: int) -> tuple[int, int]:
         """Count a new batch of `n` rows, and let the route prepare for it.
+
+        Returns:
+            How many rows to take at first, and the size of the plan that runs them.
 
         Raises:
             CompileForbiddenError: it would need a compile that is not allowed.
         """
         self.histogram.arrived(n)
-        self._route.arrived(n, self._cache)
+        return self._route.arrived(n, self._cache)
 
-    def on_host(self, rows: Sequence[np.ndarray], n: int) -> Arrays:
-        """Run NumPy rows: padded, spread, computed, gathered and cut."""
+    def on_host(self, rows: Sequence[np.ndarray], n: int, first: tuple[int, int] | None = None) -> Arrays:
+        """Run NumPy rows: padded, spread, computed, gathered and cut.
+
+        `first` is what `arrived` said about them; without it, the route is asked.
+        """
         if n < 0:
             raise InputShapeError(NO_ROWS)
         if n == 0:
             return {spec.name: np.zeros(spec.rows(0), spec.dtype) for spec in self._typed.api.outputs}
+        taken, size = first or self._route.of(n, self._cache)
         parts, done = [], 0
-        while done < n:
-            taken, size = self._route.of(n - done, self._cache)
+        while True:
             plan = self._cache.get(size)
             self._ran(taken, size)
             spread = [
@@ -71,18 +77,24 @@ class ShardedRows:
             ]
             parts.append([np.asarray(value)[:taken] for value in plan(spread)])
             done += taken
+            if done == n:
+                break
+            taken, size = self._route.of(n - done, self._cache)
         results = (
             parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
         )
         return self._constants.in_order(self._typed, dict(zip(self._typed.computed, results, strict=True)), n)
 
-    def in_place(self, given: Mapping[str, jax.Array], n: int) -> Arrays:
-        """Run `n` rows that are already spread over the devices; no row moves to another device."""
+    def in_place(self, given: Mapping[str, jax.Array], n: int, first: tuple[int, int] | None) -> Arrays:
+        """Run `n` rows that are already spread over the devices; no row moves to another device.
+
+        `first` is what `arrived` said about them, and None for no rows.
+        """
         rows = list(given.values())
-        if n == 0:
+        if first is None:
             results = self._empty()
         else:
-            taken, size = self._route.of(n, self._cache)
+            taken, size = first
             as_they_are = taken == size == n and all(
                 row.dtype == spec.dtype for spec, row in zip(self._specs, rows, strict=True)
             )
@@ -91,7 +103,7 @@ class ShardedRows:
                 self._ran(n, size)
                 results = plan(rows)
             else:
-                results = self._in_parts(rows, n)
+                results = self._in_parts(rows, n, taken, size)
         named = dict(zip(self._typed.computed, results, strict=True))
         for name in self._typed.constant:
             named[name] = self._compiler.put(self._constants.template(self._typed, n)[name], shared=False)
@@ -104,15 +116,17 @@ class ShardedRows:
             for name in self._typed.computed
         ]
 
-    def _in_parts(self, rows: Sequence[jax.Array], n: int) -> list[jax.Array]:
-        """Each device pads and splits its own rows, and cuts its own results."""
+    def _in_parts(self, rows: Sequence[jax.Array], n: int, taken: int, size: int) -> list[jax.Array]:
+        """Each device pads and splits its own rows, and cuts its own results.
+
+        The first part has `taken` rows and runs on the plan for `size`.
+        """
         count, devices = self._count, self._compiler.devices
         own = [_shards(row, devices) for row in rows]
         places: list[int] = []
         parts: list[list[list[jax.Array]]] = [[] for _ in devices]
         done = 0
-        while done < n:
-            taken, size = self._route.of(n - done, self._cache)
+        while True:
             plan = self._cache.get(size)
             self._ran(taken, size)
             assemblies = self._assemblies_for(size // count)
@@ -125,6 +139,9 @@ class ShardedRows:
                 parts[index].append([shards[index] for shards in results])
             places.append(done // count)
             done += taken
+            if done == n:
+                break
+            taken, size = self._route.of(n - done, self._cache)
         ends = [_cut(join, part, places, n // count) for join, part in zip(self._joins, parts, strict=True)]
         return [self._whole(list(shards), n) for shards in zip(*ends, strict=True)]
 

@@ -11,7 +11,7 @@ import onnx
 import onnx.defs
 
 from ..errors import ModelLoadError
-from ..xla.limits import DEPTH, NODES
+from ..xla.limits import DEPTH, NAMES, NODES
 from .attribute import Reference, value_of
 from .graph import Graph, Node, domain_of, nodes_of, sort_nodes
 from .names import string, strings
@@ -91,7 +91,7 @@ class _Inliner:
     def __init__(self, functions: Functions):
         self._functions = functions
         self._nodes = self._calls = self._characters = 0
-        self._most, self._deepest = NODES.allowed, DEPTH.allowed
+        self._most, self._longest, self._deepest = NODES.allowed, NAMES.allowed, DEPTH.allowed
 
     def graph(self, graph: Graph, depth: int) -> Graph:
         return replace(graph, nodes=self._written_out(graph.nodes, depth))
@@ -123,8 +123,10 @@ class _Inliner:
     def _count(self, node: Node) -> None:
         self._nodes += 1
         self._characters += len(node.name) + sum(map(len, node.inputs)) + sum(map(len, node.outputs))
-        if self._nodes > self._most or self._characters > self._most * _LONGEST_PREFIX:
+        if self._nodes > self._most:
             raise NODES.exceeded(self._nodes, "this model", self._most)
+        if self._characters > self._longest:
+            raise NAMES.exceeded(self._characters, "this model", self._longest)
 
 
 _LONGEST_PREFIX = 400

@@ -166,13 +166,16 @@ def check_shapes(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> int:
     Raises:
         InputShapeError: a shape does not fit, or inputs have different numbers of rows.
     """
-    batched = [(spec, row) for spec, row in zip(specs, rows, strict=True) if not spec.shared]
-    if not batched:
+    for first, lead in zip(specs, rows, strict=True):
+        if not first.shared:
+            n = lead.shape[0] if len(lead.shape) else -1
+            break
+    else:
         return -1
-    first, lead = batched[0]
-    n = lead.shape[0] if len(lead.shape) else -1
     for spec, row in zip(specs, rows, strict=True):
         shape = tuple(row.shape)
+        if shape == (n, *spec.shape) and not spec.shared:
+            continue
         if spec.shared and spec.accepts(shape):
             continue
         if len(shape) != len(spec.shape) + 1 or shape[0] != n or not spec.accepts(shape[1:]):

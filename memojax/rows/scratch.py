@@ -374,6 +374,8 @@ class ScratchPadView:
         return rows
 
     def _checked(self, kind: str, spec: TensorSpec, rows: Array) -> Array:
+        if rows.shape == (self._size, *spec.shape):
+            return rows
         shape = tuple(rows.shape)
         if spec.shared and spec.accepts(shape):
             return rows

@@ -25,7 +25,7 @@ from ..xla.settings import own_settings
 from .state_rows import StateRows, on_host
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ticket:
     """Rows of a call in progress, and their epochs: a later reset or end of an agent changes its epoch."""
 
@@ -33,7 +33,7 @@ class Ticket:
     epochs: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Staged:
     """New state from a batch: applied once its `outcome` counts, dropped if the batch goes away before."""
 
@@ -169,7 +169,7 @@ class AgentStates:
             rows = self._rows_of(view.ids)
             self._move(None if view.device is None or on_host(view.device) else view.device)
             table = self._table
-            zeroed = table.fresh[rows]
+            zeroed = table.fresh.take(rows)
             if view.device is None:
                 _fill(view, slots, table.stores, rows, zeroed)
             elif table.device is None:
@@ -181,7 +181,7 @@ class AgentStates:
                 on = self._rows_on(table.device)
                 for slot, states in zip(slots, on.take(table.stores, rows, zeroed, view.dones), strict=True):
                     view.set_input(slot, states)
-            return Ticket(rows, table.epochs[rows])
+            return Ticket(rows, table.epochs.take(rows))
 
     def stage(self, ticket: Ticket, view: ScratchPadView, states: Sequence[Array]) -> None:
         """Store `states`, one array per piece, for the agents of `ticket`, once `view` has run to its end."""
@@ -196,7 +196,8 @@ class AgentStates:
 
     def _settle(self) -> None:
         """Apply pending changes whose batches have run; call it first in each method, with the lock."""
-        self._journal.finish()
+        if self._journal.owed is not None:
+            self._journal.finish()
         if not self._staged:
             return
         left = []
@@ -213,8 +214,8 @@ class AgentStates:
     def _keep(self, staged: _Staged) -> None:
         rows, states, table = staged.ticket.rows, staged.states, self._table
         # Agents that began, ended or were set since the call started keep their newer state.
-        valid = table.epochs[rows] == staged.ticket.epochs
-        every = bool(valid.all())
+        valid = table.epochs.take(rows) == staged.ticket.epochs
+        every = np.count_nonzero(valid) == len(rows)
         kept = rows if every else rows[valid]
         if table.device is None:
             for store, state in zip(table.stores, states, strict=True):
@@ -241,7 +242,8 @@ class AgentStates:
     def _rows_of(self, agents: Sequence[int]) -> np.ndarray:
         if self._last is not None and self._last[0] == agents:
             return self._last[1]
-        rows = np.array([self._row.get(agent, -1) for agent in agents], np.int32)
+        # NumPy's index type: with another one, each use of `rows` casts it first.
+        rows = np.array([self._row.get(agent, -1) for agent in agents], np.intp)
         if unknown := [agent for agent, row in zip(agents, rows, strict=True) if row < 0]:
             raise UnknownAgentError(_UNKNOWN.format(", ".join(map(str, unknown))))
         if len(set(agents)) < len(agents):
@@ -315,14 +317,14 @@ def _fill(
     rows: np.ndarray,
     fresh: np.ndarray,
 ) -> None:
-    """Copy `rows` of the host's `stores` into the input `slots` of `view`; new episodes get zeros."""
+    """Set the input `slots` of `view` to copies of `rows` of the host's `stores`; new episodes get zeros."""
     zeroed = fresh if view.dones is None else fresh | view.dones
-    begins = zeroed.any()
+    begins = np.count_nonzero(zeroed)
     for slot, store in zip(slots, stores, strict=True):
-        states = view.input_slot_mut(slot)
-        np.asarray(store).take(rows, 0, states, "clip")
+        states = np.asarray(store).take(rows, 0)
         if begins:
             states[zeroed] = 0
+        view.set_input(slot, states)
 
 
 def _taken(store: Array, rows: np.ndarray, zeroed: np.ndarray) -> np.ndarray:

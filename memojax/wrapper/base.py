@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, final
 
 import jax
@@ -105,6 +106,7 @@ class LayeredInferer(Inferer):
         """
         self.wrapper_stack: InfererWrapper = wrapper_stack
         self.inferer: Inferer = inferer
+        self._layout: _Layout | None = None
         wrapper_stack.api(inferer)
 
     def __repr__(self) -> str:
@@ -151,12 +153,17 @@ class LayeredInferer(Inferer):
     def infer_arrays(
         self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
     ) -> Arrays:
-        api = self.api
-        view = _view_of(self.raw_api, api, inputs, ids, dones, self.placement)
+        layout = self._layout_now()
+        view = _view_of(layout, inputs, ids, dones, self.placement)
         if len(view):
             self.infer_raw(view)
-        slots = {spec.name: slot for slot, spec in enumerate(view.output_specs)}
-        return {spec.name: _result(view, slots[spec.name]) for spec in api.outputs}
+        return {name: _result(view, slot) for name, slot in layout.outslots}
+
+    def _layout_now(self) -> _Layout:
+        raw, api, layout = self.raw_api, self.api, self._layout
+        if layout is None or layout.raw is not raw or layout.api is not api:
+            layout = self._layout = _layout_of(raw, api)
+        return layout
 
     def begin_agent(self, agent: int) -> None:
         self.wrapper_stack.begin_agent(self.inferer, agent)
@@ -210,15 +217,36 @@ class StatefulInferer(LayeredInferer):
         return old
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Where the inputs and outputs that callers see in `api` are among the slots of `raw`."""
+
+    raw: ModelApi
+    api: ModelApi
+    inslots: list[int]
+    outslots: list[tuple[str, int]]
+
+
+def _layout_of(raw: ModelApi, api: ModelApi) -> _Layout:
+    inputs = {spec.name: slot for slot, spec in enumerate(raw.inputs)}
+    outputs = {spec.name: slot for slot, spec in enumerate(raw.outputs)}
+    return _Layout(
+        raw,
+        api,
+        [inputs[spec.name] for spec in api.inputs],
+        [(spec.name, outputs[spec.name]) for spec in api.outputs],
+    )
+
+
 def _view_of(
-    raw: ModelApi,
-    api: ModelApi,
+    layout: _Layout,
     inputs: Mapping[str, Any],
     ids: Sequence[int] | None,
     dones: Any,
     placement: DeviceChoice,
 ) -> ScratchPadView:
-    """A batch as a view of all slots of `raw`; the wrappers fill the slots that `api` hides."""
+    """A batch as a view of all slots of the inferer; the wrappers fill the slots that they hide."""
+    raw, api = layout.raw, layout.api
     rows: Sequence[Array]
     if isinstance(ids, (np.ndarray, jax.Array)):
         ids = ids.tolist()
@@ -235,10 +263,10 @@ def _view_of(
         dones = jax.device_put(dones, device) if on_device else np.array(dones, np.bool_)
         if dones.shape != (n,):
             raise InputShapeError(f"dones has shape {list(dones.shape)} for {n} rows, expected [{n}]")
-    given = {spec.name: _borrowed(row) for spec, row in zip(api.inputs, rows, strict=True)}
-    return ScratchPadView(
-        raw.inputs, raw.outputs, [given.get(spec.name) for spec in raw.inputs], n, ids, dones, device=device
-    )
+    given: list[Array | None] = [None] * len(raw.inputs)
+    for slot, row in zip(layout.inslots, rows, strict=True):
+        given[slot] = _borrowed(row)
+    return ScratchPadView(raw.inputs, raw.outputs, given, n, ids, dones, device=device)
 
 
 def _borrowed(rows: Array) -> Array:

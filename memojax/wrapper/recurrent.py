@@ -45,7 +45,8 @@ class RecurrentTrackerWrapper(InfererWrapper):
         self._inner = inner
         self._pairs = checked_pairs(around, self.infos)
         raw = inferer.raw_api
-        self._slots = [(raw.inputs.index(into), raw.outputs.index(out)) for into, out in self._pairs]
+        self._inslots = [raw.inputs.index(into) for into, _ in self._pairs]
+        self._outslots = [raw.outputs.index(out) for _, out in self._pairs]
         self._states = AgentStates([into for into, _ in self._pairs])
         self._seen: tuple[ModelApi, ModelApi] | None = None
 
@@ -79,7 +80,7 @@ class RecurrentTrackerWrapper(InfererWrapper):
         around = self._inner.api(inferer)
         if self._seen is None or self._seen[0] is not around:
             raw = inferer.raw_api
-            for (into, out), (inslot, outslot) in zip(self._pairs, self._slots, strict=True):
+            for (into, out), inslot, outslot in zip(self._pairs, self._inslots, self._outslots, strict=True):
                 if raw.inputs[inslot : inslot + 1] != (into,) or raw.outputs[outslot : outslot + 1] != (out,):
                     raise IncompatibleModelError(
                         f"this wrapper keeps {into} <- {out}, but the inferer has {around}: make a new one"
@@ -96,9 +97,9 @@ class RecurrentTrackerWrapper(InfererWrapper):
                 self.begin_agent(inferer, agent)
         outermost = view.enter(self)
         try:
-            ticket = self._states.gather(view, [inslot for inslot, _ in self._slots])
+            ticket = self._states.gather(view, self._inslots)
             self._inner.invoke(inferer, view)
-            self._states.stage(ticket, view, [view.output(outslot) for _, outslot in self._slots])
+            self._states.stage(ticket, view, list(map(view.output, self._outslots)))
         except BaseException:
             if outermost:
                 view.leave()

@@ -63,11 +63,16 @@ class Limit:
         """The error for exceeding the limit."""
         return LimitError(
             f"{where} asks for {_grouped(asked)} {self.what}, but {_grouped(allowed)} are allowed: if you "
-            f"trust the file, set the environment variable {self.variable} to a number above {self.default:,}"
+            f"trust the file, set the environment variable {self.variable} to a number above {self.allowed:,}"
         )
 
 
 NODES = Limit("nodes, with functions inlined", 250_000, "MEMOJAX_MAX_NODES")
+NAMES = Limit(
+    "characters in the names of nodes and values, with functions inlined",
+    100_000_000,
+    "MEMOJAX_MAX_NAME_CHARACTERS",
+)
 DEPTH = Limit("levels of nested subgraphs and functions", 64, "MEMOJAX_MAX_DEPTH")
 ELEMENTS = Limit("elements in one value", 1 << 26, "MEMOJAX_MAX_ELEMENTS", 4)
 FOLDED = Limit("bytes of values that are computed while tracing", 256 << 20, "MEMOJAX_MAX_FOLDED_BYTES", 64)
@@ -87,6 +92,7 @@ PATTERN = Limit("steps of a regular expression", 1 << 22, "MEMOJAX_MAX_REGEX_STE
 
 ALL = (
     NODES,
+    NAMES,
     DEPTH,
     ELEMENTS,
     FOLDED,

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import memojax as mj
 from memojax import errors, policies
-from memojax.inferer.pool_members import PoolSeats
+from memojax.inferer.pool_seats import PoolSeats
 
 MODELS = Path(__file__).parents[1] / "models"
 FILES = [

@@ -198,7 +198,7 @@ def test_an_interrupted_update_is_not_part_of_the_next(monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(policy, "_apply", interrupted)
+        patched.setattr("memojax.inferer.weight_updates.WeightUpdates._apply", interrupted)
         with pytest.raises(KeyboardInterrupt):
             policy.update_params({first: 9 * before[first]})
     policy.update_params({second: 2 * before[second]})
@@ -212,7 +212,7 @@ def test_a_failed_update_takes_none_along_that_waits(monkeypatch: pytest.MonkeyP
     before = {name: np.array(value) for name, value in policy.params.items()}
     waiting: list[Any] = []
     with monkeypatch.context() as patched:
-        patched.setattr("memojax.inferer.compiled.submit_errand", waiting.append)
+        patched.setattr("memojax.inferer.weight_updates.submit_errand", waiting.append)
         policy.update_params({first: 9 * before[first]}, background=True)
 
     def failing(*_: Any) -> None:

@@ -19,6 +19,8 @@ from memojax import (
     RecurrentTracker,
     ScratchPadView,
     TypedModel,
+    load,
+    policies,
 )
 from memojax.errors import (
     DuplicateIdError,
@@ -390,3 +392,16 @@ def test_random_lives_of_agents_match_a_dictionary(actions: list[tuple[str, Any]
             assert step() == list(expected.values())
             states.update(expected)
     assert {agent: float(tracker.states(agent)["h_in"][0]) for agent in tracker.agents} == states
+
+
+def test_a_view_whose_caller_gave_state_rows_keeps_their_memory() -> None:
+    tracker = RecurrentTracker.wrap(load(policies.bundled("recurrent_lstm")))
+    tracker.begin_agent(4)
+    raw = tracker.raw_api
+    rows = [np.full(spec.rows(1), 7, spec.dtype) for spec in raw.inputs]
+    view = ScratchPadView(raw.inputs, raw.outputs, rows, 1, [4])
+    tracker.infer_raw(view)
+    assert all((row == 7).all() for row in rows)
+    for info in tracker.infos:
+        slot = [spec.name for spec in raw.inputs].index(info.inkey)
+        assert not view.input_slot(slot).any(), "the state of a new agent is zeros, whatever the caller gave"

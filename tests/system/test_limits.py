@@ -1,0 +1,120 @@
+"""Each limit says what a file asks for, what is allowed, and which variable allows more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import memojax
+from memojax.errors import LimitError
+from memojax.ops import trips
+from memojax.xla import limits
+from tests.system import hostile
+from tests.system.hostile import FLOAT, node
+
+MESSAGE = re.compile(
+    r"asks for ([\d,]+) (.+), but ([\d,]+) are allowed: .* variable (MEMOJAX_MAX_\w+) to a number above"
+)
+
+
+def _load(file: Path) -> None:
+    memojax.TypedModel.from_model(file)
+
+
+def _run(file: Path) -> None:
+    memojax.run(file, {"x": np.ones((2, 4), np.float32)})
+
+
+def _infer(file: Path) -> None:
+    policy = memojax.load(file)
+    policy.infer_arrays({spec.name: np.ones(spec.rows(2), spec.dtype) for spec in policy.api.inputs})
+
+
+def _filled(size: int) -> onnx.ModelProto:
+    return hostile.filled([size], 2.0, node("Cos", ["c"], ["r"]))
+
+
+def _shared_external_data() -> onnx.ModelProto:
+    """Tensors that all read the same four floats."""
+    made = hostile.model(
+        [node("Sum", ["x", *(f"w{index}" for index in range(9))], ["y"])],
+    )
+    for index in range(9):
+        tensor = hostile.external("data.bin", length="16")
+        tensor.name = f"w{index}"
+        made.graph.initializer.append(tensor)
+    return made
+
+
+def _picking() -> onnx.ModelProto:
+    cast = {"to": FLOAT}
+    return hostile.model(
+        [
+            node("NonZero", ["x"], ["i"]),
+            node("Cast", ["i"], ["f"], **cast),
+            node("NonZero", ["f"], ["j"]),
+            node("Cast", ["j"], ["y"], **cast),
+        ]
+    )
+
+
+CASES: dict[limits.Limit, tuple[Callable[[], onnx.ModelProto], Callable[[Path], None]]] = {
+    limits.NODES: (lambda: hostile.laughs(4), _load),
+    limits.NAMES: (lambda: hostile.laughs(4), _load),
+    limits.DEPTH: (lambda: hostile.nested(5), _load),
+    limits.ELEMENTS: (lambda: _filled(100), _load),
+    limits.FOLDED: (lambda: _filled(100), _load),
+    limits.STEPS: (lambda: hostile.loops_in_loops(2, 100), _load),
+    limits.CHAIN: (lambda: hostile.chain(5), _run),
+    limits.EXTERNAL: (_shared_external_data, _load),
+    limits.BREAKS: (_picking, _run),
+    limits.HOISTED: (lambda: hostile.weights_alone(12), _infer),
+    limits.MEMORY: (lambda: hostile.chain(3), _infer),
+}
+
+
+@pytest.mark.parametrize("limit", CASES, ids=lambda limit: limit.variable)
+def test_a_limit_says_what_is_asked_and_what_is_allowed(
+    limit: limits.Limit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, use = CASES[limit]
+    file = tmp_path / "model.onnx"
+    (tmp_path / "data.bin").write_bytes(np.ones(4, np.float32).tobytes())
+    file.write_bytes(made().SerializeToString())
+    monkeypatch.setenv(limit.variable, "1")
+    with pytest.raises(LimitError) as caught:
+        use(file)
+    _check(caught.value, limit)
+
+
+def test_the_limit_on_embedded_bytes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(limits.EMBEDDED.variable, "1")
+    with pytest.raises(LimitError) as caught:
+        limits.Budget(nodes=1).embed(np.ones(8, np.float32))
+    _check(caught.value, limits.EMBEDDED)
+
+
+def test_the_limit_on_trips_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(limits.TRIPS.variable, "1")
+    with pytest.raises(LimitError) as caught, trips.nested(5):
+        pass
+    _check(caught.value, limits.TRIPS)
+
+
+def _check(error: LimitError, limit: limits.Limit) -> None:
+    found: Any = MESSAGE.search(str(error))
+    assert found, str(error)
+    asked, what, allowed, variable = found.groups()
+    assert (what, variable) == (limit.what, limit.variable)
+    assert int(asked.replace(",", "")) > int(allowed.replace(",", ""))
+
+
+def test_every_limit_has_a_case() -> None:
+    # A pattern over its limit names the package that matches it in time instead.
+    assert {*CASES, limits.EMBEDDED, limits.TRIPS, limits.PATTERN} == {*limits.ALL}
