@@ -1,7 +1,7 @@
 """The call of a program as a primitive of JAX, which keeps no program.
 
-`jax.ffi.ffi_call` copies an array attribute into the call's parameters. JAX remembers the parameters of its last
-2,048 calls, so the programs of 2,048 dropped plans would stay.
+`jax.ffi.ffi_call` copies an array into the call's parameters. JAX remembers the parameters of its last 2,048
+calls, so the programs of dropped plans would stay.
 """
 
 from __future__ import annotations
