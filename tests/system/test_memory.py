@@ -119,7 +119,9 @@ def test_jax_keeps_no_programs_of_dropped_plans() -> None:
             policy.preload([size])
             policy.cache_clear()
         gc.collect()
-        traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)])
+        traces = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)]
+        )
         return sum(trace.size for trace in traces.traces)
 
     tracemalloc.start()
