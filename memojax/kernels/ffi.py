@@ -12,6 +12,7 @@ from typing import Any, final
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -44,7 +45,7 @@ class _Words:
 
 
 def _avals(*_: Any, program: _Words, results: Sequence[tuple[tuple[int, ...], Any]]) -> list[Any]:
-    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in results]
+    return [ShapedArray(shape, dtype) for shape, dtype in results]
 
 
 def _lowered(ctx: Any, *operands: Any, program: _Words, results: Any) -> Any:
