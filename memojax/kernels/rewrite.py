@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,7 +16,8 @@ from ..plans.hoist import Atom, Hoister, Node, Residual, Step, literal
 from ..rows.scratch import aligned_empty
 from .draws import with_draws, without_draws
 from .emitter import Emitter
-from .library import TARGET, Library
+from .ffi import bind
+from .library import Library
 from .program import MOST_BUFFERS
 from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
 from .unroll import unrolled
@@ -67,9 +67,7 @@ class _Call(Step):
     """Runs one program."""
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
-        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in self.avals]
-        made = jax.ffi.ffi_call(TARGET, shapes)(*inputs, program=self.params["program"])
-        return list(made)
+        return bind(self.params["program"], inputs, self.avals)
 
 
 def is_call(step: Step) -> bool:

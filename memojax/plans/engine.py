@@ -43,6 +43,7 @@ _SURELY_FITS = 64
 _PROBE = 8
 
 _TRIES = 3
+_CHECKS = 20
 T = TypeVar("T")
 
 
@@ -196,7 +197,9 @@ class Engine:
         """
         if self.mixing is not None or plan.size < 2:
             return
-        mixing = plan_mixing(compiler, plan)
+        mixing = self._mixing(compiler, plan)
+        if mixing is None:
+            return
         if mixing and self.typed.weak:
             raise DimensionError(
                 f"rows influence each other in output {', '.join(map(repr, mixing))}, so the first axis of "
@@ -211,6 +214,19 @@ class Engine:
                 ", ".join(map(repr, mixing)),
             )
 
+    def _mixing(self, compiler: PlanCompiler, plan: Plan) -> tuple[str, ...] | None:
+        """Outputs in which rows of `plan` mix; None if weights changed during each try.
+
+        New weights between two runs change all rows, as mixing does. No try waits for `switching`, because
+        its holder may wait for this plan.
+        """
+        for _ in range(_CHECKS):
+            before = self.version
+            mixing = plan_mixing(compiler, plan)
+            if not mixing or (self.version == before and not before % 2):
+                return mixing
+        return None
+
     def update(self, typed: TypedModel, like: Engine | None = None) -> None:
         """Switch to the weights of `typed`; a concurrent call sees either all old or all new weights.
 
@@ -218,7 +234,7 @@ class Engine:
         arguments, for the sizes in use. Other threads run the old plans meanwhile, and later updates compile
         nothing. `like` is an engine of the same weights that has done this already.
         """
-        with self._lock:
+        with AtWork(), self._lock:
             # Making `steps` does all work that can fail or takes time or memory. `switch` only assigns, so an
             # error leaves the old weights in use.
             if self._compiler.weights == "constant":
@@ -251,8 +267,7 @@ class Engine:
         """Make plans with weight arguments for the sizes in use; the returned function puts them in place."""
         started = time.perf_counter()
         compiler = PlanCompiler(typed, self.device, "argument", self._precision, like=like)
-        with AtWork():
-            plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
+        plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
         log.info(
             "first update_params: weights become arguments; compiled %d plan(s) again in %.0f ms, later "
             "updates compile nothing (weights='argument' avoids this step)",

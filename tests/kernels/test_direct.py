@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from memojax.lowering.row_probe import random_rows
 from memojax.plans.candidates import DEFAULT, KERNELS
 from memojax.plans.compiler import PlanCompiler
 from memojax.plans.plan import Plan
+from memojax.plans.row_check import plan_mixing
 from memojax.xla.cpu_client import cpu_device
 
 from .test_rewrite import file, mlp, weight
@@ -178,3 +180,16 @@ def test_denormals_are_zero_as_in_xla() -> None:
     for given, expected in zip(ours(rows), theirs(rows), strict=True):
         np.testing.assert_array_equal(given, expected)
     assert np.float32(1e-30) * np.float32(1e-10) != 0  # Python's own arithmetic is as before
+
+
+def test_another_order_of_sums_is_not_mixing() -> None:
+    """Threads share the rows differently from call to call, so long sums differ; XLA's plan decides."""
+    compiler = PlanCompiler(memojax.load(mlp("Tanh")).typed, cpu_device())
+    plan = compiler.lower(5, KERNELS).compile()
+    run, noise = plan.executable.run, np.random.default_rng(0)
+
+    def differing(rows: Any) -> list[Any]:
+        return [value + noise.uniform(1, 2) for value in run(rows)]
+
+    plan.executable = replace(plan.executable, run=differing)
+    assert plan_mixing(compiler, plan) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from onnx import numpy_helper
 
 import memojax
 from memojax.errors import CompileError, IncompatibleModelError
+from memojax.plans import engine
 
 POLICY = Path(memojax.__file__).parent / "policies" / "acrobot_ppo.onnx"
 OBS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
@@ -225,3 +227,31 @@ def test_a_failed_update_takes_none_along_that_waits(monkeypatch: pytest.MonkeyP
     waiting[0]()
     np.testing.assert_array_equal(policy.params[first], 9 * before[first])
     np.testing.assert_array_equal(policy.params[second], before[second])
+
+
+def test_weights_that_change_amid_the_row_check_are_not_taken_for_mixing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = memojax.load(scaled(1), weights="argument", preload=[1])
+    factors = iter([2, 3, 4])
+    check = engine.plan_mixing
+
+    def amid(compiler: Any, plan: Any) -> tuple[str, ...]:
+        run, calls = plan.executable.run, iter(range(9))
+
+        def swapped(rows: Any) -> Any:
+            # Between the first two runs, which the check compares.
+            if next(calls) == 1 and (factor := next(factors, None)):
+                policy.update_params(scaled(factor))
+            return run(rows)
+
+        plan.executable = replace(plan.executable, run=swapped)
+        try:
+            return check(compiler, plan)
+        finally:
+            plan.executable = replace(plan.executable, run=run)
+
+    monkeypatch.setattr(engine, "plan_mixing", amid)
+    policy.infer_arrays({"obs": np.ones((2, 6), np.float32)})
+    assert next(factors, None) is None
+    assert policy.mixing_outputs == ()

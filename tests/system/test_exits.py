@@ -127,6 +127,33 @@ def test_an_exit_amid_compiles_is_clean(seconds: float) -> None:
     assert not done.stderr
 
 
+def test_an_exit_amid_swaps_is_clean() -> None:
+    """A race, so it runs some times."""
+    for _ in range(4):
+        done = run("""
+            import threading, time, numpy as np, memojax
+            policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), weights="argument")
+            rows = {"obs": np.ones((4, 6), np.float32)}
+            policy.infer_arrays(rows)
+            sources = policy.params, {name: 2 * value for name, value in policy.params.items()}
+
+            def swap_for_ever():
+                while True:
+                    for source in sources:
+                        policy.update_params(source)
+
+            def call_for_ever():
+                while True:
+                    policy.infer_arrays(rows)
+
+            for work in (swap_for_ever, call_for_ever):
+                threading.Thread(target=work, daemon=True).start()
+            time.sleep(0.2)
+        """)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert not done.stderr
+
+
 def test_functions_of_operators_pickle() -> None:
     assert pickle.loads(pickle.dumps(nx.where)) is nx.where
     assert isinstance(

@@ -6,6 +6,8 @@ import gc
 import os
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import pytest
 
 import memojax
 from memojax.errors import BatchMemoryError
+from memojax.kernels.library import opened
 from memojax.lowering.typed_model import TypedModel
 from memojax.plans import engine as engine
 from memojax.xla.memory import available_bytes, readable
@@ -103,7 +106,30 @@ def test_memory_stays_flat_while_sizes_come_and_go() -> None:
     assert output.returncode == 0, output.stderr
     each, evictions = map(float, output.stdout.split())
     assert evictions == 156
-    assert each < 0.1
+    assert each < 0.04  # 0.012 over 2,000 sizes; the first hundred fill memory that is used again
+
+
+@pytest.mark.skipif(opened() is None, reason="needs the kernels")
+def test_jax_keeps_no_programs_of_dropped_plans() -> None:
+    """JAX's caches hold the parameters of calls; tracemalloc counts NumPy's data in a domain of its own."""
+    policy = memojax.load(memojax.policies.bundled("acrobot_ppo"))
+
+    def churn(sizes: Iterable[int]) -> int:
+        for size in sizes:
+            policy.preload([size])
+            policy.cache_clear()
+        gc.collect()
+        traces = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)]
+        )
+        return sum(trace.size for trace in traces.traces)
+
+    tracemalloc.start()
+    try:
+        before = churn(range(1, 4))
+        assert churn(range(4, 24)) - before < 20 * 500  # a program has 1,792 bytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_dropped_plans_are_freed_on_every_way_out() -> None:

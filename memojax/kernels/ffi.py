@@ -1,0 +1,58 @@
+"""The call of a program as a primitive of JAX, which keeps no program.
+
+`jax.ffi.ffi_call` copies an array into the call's parameters. JAX remembers the parameters of its last 2,048
+calls, so the programs of dropped plans would stay.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, final
+
+import jax
+import numpy as np
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from .library import TARGET
+
+
+def bind(program: np.ndarray, inputs: Sequence[Any], results: Sequence[Any]) -> list[Any]:
+    """Call `program` in the trace of JAX; the caller holds `program` until the trace is lowered.
+
+    `results` have the shapes and dtypes of what it gives.
+    """
+    shapes = tuple((tuple(result.shape), np.dtype(result.dtype)) for result in results)
+    return _program_p.bind(*inputs, program=_Words(program), results=shapes)
+
+
+@final
+class _Words:
+    """A program that is equal only to itself, and that lives no longer than its plan's trace."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, array: np.ndarray):
+        self._array = weakref.ref(array)
+
+    def array(self) -> np.ndarray:
+        array = self._array()
+        if array is None:
+            raise RuntimeError("a program was dropped before its call was lowered")
+        return array
+
+
+def _avals(*_: Any, program: _Words, results: Sequence[tuple[tuple[int, ...], Any]]) -> list[Any]:
+    return [ShapedArray(shape, dtype) for shape, dtype in results]
+
+
+def _lowered(ctx: Any, *operands: Any, program: _Words, results: Any) -> Any:
+    return jax.ffi.ffi_lowering(TARGET)(ctx, *operands, program=program.array())
+
+
+_program_p = Primitive(TARGET)
+_program_p.multiple_results = True
+_program_p.def_abstract_eval(_avals)
+mlir.register_lowering(_program_p, _lowered, platform="cpu")
