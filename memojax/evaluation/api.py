@@ -108,7 +108,8 @@ def evaluate(
         maxsize: number of plans to keep beside the one for the full batch.
         device: device of the policy, as for `memojax.load`: "auto", "cpu", "gpu", "gpu:1", or a
             `jax.Device`.
-        devices, sharding: devices that share the rows of each batch, as for `memojax.load`.
+        devices: devices that share the rows of each batch, as for `memojax.load`.
+        sharding: the same as a `NamedSharding`, as for `memojax.load`.
         render: open a window that shows the first environment.
         video: folder for videos of the first environment's episodes, made by Gymnasium's `RecordVideo`.
         name: name of the policy in the result.
