@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -284,3 +285,17 @@ def test_a_program_of_other_kernels_is_refused(native: Library) -> None:
     program[0] += 1
     with pytest.raises(RuntimeError, match="no such program"):
         native.run(program, [np.zeros(1, np.float32)])
+
+
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(40, 1500, 64), (300, 100, 100), (64, 260, 48)])
+def test_equal_calls_give_equal_bits_whether_workers_sleep(
+    native: Library, rows: int, depth: int, columns: int
+) -> None:
+    # Enough work for two threads, but not for waking one: the first call after a pause works alone.
+    x, w = numbers(rows, depth), numbers(depth, columns)
+    found = []
+    for pause in (0.05, 0, 0, 0.05, 0.05, 0):
+        time.sleep(pause)
+        found.append(dense(native, x, w, None))
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)

@@ -95,36 +95,44 @@ struct Run {
   const Header& header() const { return *reinterpret_cast<const Header*>(program); }
 };
 
+// The threads of a call. The work is cut for `threads` of them even where the caller works `alone`: the cuts
+// decide the order of sums, and equal calls must give equal bits whether workers sleep or not.
+struct Crew {
+  int threads = 1;
+  bool alone = true, wake = false;
+
+  void run(Tile tile, void* job, int64_t tiles) const { run_tiles(tile, job, tiles, alone ? 1 : threads, wake); }
+};
+
 // Blocks [block, block + count) of a run.
 struct Chunk {
   const Run& run;
   float* arena;
   int64_t block, count;
-  int threads;
-  bool wake;
+  Crew crew;
 
   float* at(const Place& p) const {
     if (p.buffer == kAbsent) return nullptr;
     if (p.buffer == kArena) return arena + p.offset * count + p.stride;
     return (p.buffer == kShared ? run.shared : run.buffers[p.buffer]) + p.offset + block * p.stride;
   }
-  bool shares(double work) const { return threads > 1 && work > 3e5; }
+  bool shares(double work) const { return crew.threads > 1 && work > 3e5; }
 };
 
 template <class F>
 void split(const Chunk& chunk, int64_t total, int64_t grain, double work, F&& function) {
   if (!chunk.shares(work) || total < 2 * grain) return function(int64_t{0}, total);
-  const int64_t pieces = chunk.threads * 2 < total / grain ? chunk.threads * 2 : total / grain;
+  const int64_t most = chunk.crew.threads * 2, pieces = most < total / grain ? most : total / grain;
   struct Job {
     F& function;
     int64_t total, pieces;
   } job{function, total, pieces};
-  run_tiles(
+  chunk.crew.run(
       [](void* given, int64_t i) {
         Job& job = *static_cast<Job*>(given);
         job.function(job.total * i / job.pieces, job.total * (i + 1) / job.pieces);
       },
-      &job, pieces, chunk.threads, chunk.wake);
+      &job, pieces);
 }
 
 void product(const Chunk& chunk, Reader r) {
@@ -174,18 +182,18 @@ void product(const Chunk& chunk, Reader r) {
       const Product& p;
       int64_t rows, panels, row_pieces, panel_pieces;
     } job{p, rows, panels, 1, panels};
-    const int64_t wanted = int64_t{4} * chunk.threads, most = (rows + chosen->block - 1) / chosen->block;
+    const int64_t wanted = int64_t{4} * chunk.crew.threads, most = (rows + chosen->block - 1) / chosen->block;
     if (panels > wanted) job.panel_pieces = wanted;
     if (job.panel_pieces < wanted) job.row_pieces = (wanted + job.panel_pieces - 1) / job.panel_pieces;
     if (job.row_pieces > most) job.row_pieces = most;
-    run_tiles(
+    chunk.crew.run(
         [](void* given, int64_t i) {
           const Job& j = *static_cast<const Job*>(given);
           const int64_t row = i / j.panel_pieces, panel = i % j.panel_pieces;
           chosen->product(j.p, j.rows * row / j.row_pieces, j.rows * (row + 1) / j.row_pieces,
                           j.panels * panel / j.panel_pieces, j.panels * (panel + 1) / j.panel_pieces);
         },
-        &job, job.row_pieces * job.panel_pieces, chunk.threads, chunk.wake);
+        &job, job.row_pieces * job.panel_pieces);
   }
 }
 
@@ -349,26 +357,25 @@ void run_chunk(const Chunk& chunk, const Section& section) {
   }
 }
 
-// The number of threads for a call, and whether to wake sleeping ones. A core does about 200,000 operations
-// per microsecond. Workers that are awake pay from a few microseconds of work on. Waking them takes 50
-// microseconds or more, so it pays only for long calls, and for frequent callers, which find them awake the
-// next time.
-int seats(double work, bool* wake) {
+// The threads for a call of `work` operations; a core does about 200,000 per microsecond. Workers that are awake
+// pay from a few microseconds of work on. Waking them takes 50 microseconds or more, so it pays only for long
+// calls, and for frequent callers, which find them awake the next time.
+Crew crew_for(double work) {
   constexpr double kWorthwhile = 8e5, kLong = 1e7, kSeat = 3e5;
-  int threads = memojax::threads();
-  if (threads < 2 || work < kWorthwhile) return 1;
+  const int threads = memojax::threads();
+  if (threads < 2 || work < kWorthwhile) return {};
   static std::atomic<int64_t> last{0};
   const int64_t now = microseconds();
   const bool soon = now - last.exchange(now, std::memory_order_relaxed) < 1000;
-  *wake = soon || work > kLong;
-  if (!*wake && !awake()) return 1;
-  return threads < work / kSeat ? threads : static_cast<int>(work / kSeat);
+  const bool wake = soon || work > kLong;
+  return {threads < work / kSeat ? threads : static_cast<int>(work / kSeat), !wake && !awake(), wake};
 }
 
 constexpr const char* kNoMemory = "memojax: out of memory";
 
-const char* run_section(const Run& run, const Section& section, int threads, bool wake) {
+const char* run_section(const Run& run, const Section& section, const Crew& crew) {
   const Header& header = run.header();
+  const int threads = crew.threads;
   const int64_t blocks = header.blocks;
   int64_t size = section.chunk;
   if (threads > 1 && size * threads > blocks && section.least * threads <= blocks)
@@ -379,7 +386,7 @@ const char* run_section(const Run& run, const Section& section, int threads, boo
     float* mine = arena_of(header.arena_row * chunk + 16);
     if (!mine) return kNoMemory;
     for (int64_t block = 0; block < blocks; block += chunk)
-      run_chunk({run, mine, block, blocks - block < chunk ? blocks - block : chunk, threads, wake}, section);
+      run_chunk({run, mine, block, blocks - block < chunk ? blocks - block : chunk, crew}, section);
     return nullptr;
   }
   // Threads take different chunks.
@@ -393,31 +400,30 @@ const char* run_section(const Run& run, const Section& section, int threads, boo
   chunks = (chunks + threads - 1) / threads * threads;
   if (chunks > blocks) chunks = blocks;
   Job job{run, section, chunks, {false}};
-  run_tiles(
+  crew.run(
       [](void* given, int64_t i) {
         Job& job = *static_cast<Job*>(given);
         const Header& header = job.run.header();
         const int64_t begin = header.blocks * i / job.chunks, end = header.blocks * (i + 1) / job.chunks;
         float* mine = arena_of(header.arena_row * (end - begin) + 16);
         if (!mine) return job.failed.store(true, std::memory_order_relaxed);
-        run_chunk({job.run, mine, begin, end - begin, 1, false}, job.section);
+        run_chunk({job.run, mine, begin, end - begin, {}}, job.section);
       },
-      &job, chunks, threads, wake);
+      &job, chunks);
   return job.failed.load() ? kNoMemory : nullptr;
 }
 
 const char* execute(Run run) {
   const Header& header = run.header();
   if (!header.blocks) return nullptr;
-  bool wake = false;
-  const int threads = seats(static_cast<double>(header.flops) * static_cast<double>(header.blocks), &wake);
+  const Crew crew = crew_for(static_cast<double>(header.flops) * static_cast<double>(header.blocks));
   const int64_t* const end = run.program + header.words;
   if (header.shared) {
     // Values for later sections lie in the same arena, after the most that this thread's chunks need.
     int64_t most = 1;
     for (const int64_t* at = run.program + kHeaderWords; at < end; at += at[1])
       if (at[0] == kSection && at[2] > most) most = at[2];
-    most = most * threads < header.blocks ? most * threads : header.blocks;
+    most = most * crew.threads < header.blocks ? most * crew.threads : header.blocks;
     const int64_t own = (header.arena_row * most + 31) / 16 * 16;
     float* mine = arena_of(own + header.shared);
     if (!mine) return kNoMemory;
@@ -426,7 +432,7 @@ const char* execute(Run run) {
   for (const int64_t* at = run.program + kHeaderWords; at < end;) {
     Section section{at + at[1], 0, at[2], at[3]};
     for (at += at[1]; at < end && at[0] != kSection; at += at[1]) section.operations++;
-    if (const char* failure = run_section(run, section, threads, wake)) return failure;
+    if (const char* failure = run_section(run, section, crew)) return failure;
   }
   return nullptr;
 }
