@@ -106,7 +106,7 @@ def test_memory_stays_flat_while_sizes_come_and_go() -> None:
     assert output.returncode == 0, output.stderr
     each, evictions = map(float, output.stdout.split())
     assert evictions == 156
-    assert each < 0.04  # 0.012 over 2,000 sizes; the first hundred fill memory that is used again
+    assert each < 0.06  # 0.012 over 2,000 sizes; the first hundred fill memory that is used again
 
 
 @pytest.mark.skipif(opened() is None, reason="needs the kernels")
