@@ -9,17 +9,12 @@ import numpy as np
 
 from ..lowering.row_probe import mixing_rows
 from ..xla.settings import own_settings
-from .candidates import CANDIDATES, DEFAULT
 from .compiler import PlanCompiler
 from .plan import Plan
 
 
 def plan_mixing(compiler: PlanCompiler, plan: Plan) -> tuple[str, ...]:
-    """Outputs in which one row influences another, for a plan of two or more rows; no call is counted.
-
-    The kernels may add in another order from call to call, as their threads share the rows. XLA adds in one
-    order, so its plan confirms what theirs finds.
-    """
+    """Outputs in which one row influences another, for a plan of two or more rows; no call is counted."""
     typed = compiler.typed
     key = [np.zeros(2, np.uint32)] if typed.random else []
 
@@ -31,7 +26,4 @@ def plan_mixing(compiler: PlanCompiler, plan: Plan) -> tuple[str, ...]:
             arrays = [jax.device_put(array, compiler.device) for array in given]
         return [np.asarray(value) for value in plan.executable.run(arrays)]
 
-    mixing = mixing_rows(typed.api.inputs, typed.computed, plan.size, run)
-    if mixing and CANDIDATES.get(plan.executable.candidate, DEFAULT).kernels:
-        return plan_mixing(compiler, compiler.lower(plan.size, DEFAULT).compile())
-    return mixing
+    return mixing_rows(typed.api.inputs, typed.computed, plan.size, run)
