@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, final
@@ -117,7 +117,7 @@ class Slot:
         inputs: numbers of the plan's inputs that are copied, and their buffers.
         outputs: for each output the buffer that it is copied from; None where each call has a new array.
         weights: the leading arguments whose places the call holds.
-        prepared: what `Caller.call` takes.
+        prepared: the argument of the C function that `caller` gives.
         places: of the arguments and results, for those that change from call to call.
     """
 
@@ -155,26 +155,31 @@ class Large:
             for place, number in enumerate(direct.rows)
             if number not in copied
         ]
+        self._outputs = [n for n, buffer in zip(direct.outputs, slot.outputs) if buffer is None]
         first = len(direct.rows) + len(direct.weights)
-        self._results = [
-            (first + number, number, *direct.results[number])
-            for number in {n for n, buffer in zip(direct.outputs, slot.outputs) if buffer is None}
-        ]
+        self._results = [(first + number, number, *direct.results[number]) for number in {*self._outputs}]
 
     def __bool__(self) -> bool:
         return bool(self._rows or self._results)
 
-    def placed(self, slot: Slot, rows: Sequence[Any]) -> tuple[list[np.ndarray], dict[int, np.ndarray]]:
-        """Point a slot to the caller's rows and to new results; gives both, the results by number."""
-        places, held, made = slot.places, [], {}
+    def placed(self, slot: Slot, rows: Sequence[Any]) -> Iterator[np.ndarray]:
+        """Point a slot to the caller's rows and to new results; gives the large outputs, after the call."""
+        held, made = [], {}
         for place, number, dtype in self._rows:
             row = np.require(rows[number], dtype, ["C", "A"])
             held.append(row)
-            places[place] = row.__array_interface__["data"][0]
+            slot.places[place] = _address(row)
         for place, number, shape, dtype in self._results:
             made[number] = result = np.empty(shape, dtype)
-            places[place] = result.__array_interface__["data"][0]
-        return held, made
+            slot.places[place] = _address(result)
+        return self._given(held, made)
+
+    def _given(self, held: list[np.ndarray], made: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
+        """The outputs in order. Until they are taken, `held` keeps the rows that the program reads."""
+        given: set[int] = set()
+        for number in self._outputs:
+            yield made[number].copy() if number in given else made[number]
+            given.add(number)
 
 
 def caller() -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..plans.hoist import Atom, Hoister, Node, Residual, Step, literal
+from ..plans.hoist import Atom, Hoister, Node, Residual, StandIn, Step, literal
 from ..rows.scratch import aligned_empty
 from .draws import with_draws, without_draws
 from .emitter import Emitter
@@ -35,19 +35,7 @@ _WHOLE_MAKERS = ("argmax", "argmin")
 _MOST_TRIES = 60
 
 
-class _Primitive:
-    """The stand-in for a JAX primitive in a step of ours."""
-
-    multiple_results = True
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def get_bind_params(self, params: dict[str, Any]) -> dict[str, Any]:
-        return params
-
-
-_PACKED, _CALL = _Primitive("packed"), _Primitive("kernels")
+_PACKED, _CALL = StandIn("packed"), StandIn("kernels")
 
 
 class _Pack(Step):

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from ..plans.hoist import Atom, Residual, Step, alive, flattened, literal
+from ..plans.numpy_eval import NotExactError
 
 _MOST_STEPS = 1500
 """Most steps of an unrolled loop; more would make the program slow to write."""
@@ -88,7 +89,7 @@ class _Unroller:
         try:
             given = [np.asarray(atom.value) for atom in step.inputs if not isinstance(atom, int)]
             return [literal(value) for value in step.on_host(given)]
-        except NotImplementedError:
+        except NotExactError:
             return None
 
     def _passed_on(self, step: Step) -> list[Atom] | None:

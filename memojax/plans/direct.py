@@ -6,14 +6,14 @@ several microseconds to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..kernels.direct import Direct, Large, Slot, caller
 from ..model.signature import ModelApi
-from .dispatch import SAMPLE_EVERY, Answer, Meter, Rows, Run
+from .dispatch import Answer, Meter, Rows, Run, checked
 from .weight_arguments import Leading
 
 
@@ -37,11 +37,12 @@ def direct_calls(
 
     call = caller()
     free = [fresh()]
-    take, give, numbers = free.pop, free.append, direct.outputs
+    take, give = free.pop, free.append
     large = Large(direct, specs, free[0])
 
-    # All arrays have a buffer: the usual case of small batches.
-    def staged(rows: Rows) -> list[np.ndarray]:
+    placed = large.placed if large else None
+
+    def run(rows: Rows) -> list[np.ndarray]:
         try:
             slot = take()
         except IndexError:
@@ -50,59 +51,20 @@ def direct_calls(
             slot = fresh()
         for number, buffer in slot.inputs:
             buffer[...] = rows[number]
+        # The program reads arrays that are too large to copy from the caller, and writes them to new ones.
+        made: Any = placed(slot, rows) if placed else None
         if call(slot.prepared):
             raise MemoryError(_NO_MEMORY)
         results = []
         for buffer in slot.outputs:
-            result = buffer.copy()
+            result = next(made) if buffer is None else buffer.copy()
             result.setflags(write=False)
             results.append(result)
         give(slot)
         return results
 
-    # Some are too large to copy: the program reads the caller's, and writes to new ones.
-    def mixed(rows: Rows) -> list[np.ndarray]:
-        try:
-            slot = take()
-        except IndexError:
-            slot = fresh()
-        if slot.weights is not leading.values:
-            slot = fresh()
-        for number, buffer in slot.inputs:
-            buffer[...] = rows[number]
-        held, made = large.placed(slot, rows)
-        if call(slot.prepared):
-            raise MemoryError(_NO_MEMORY)
-        del held
-        results = []
-        for number, buffer in zip(numbers, slot.outputs):
-            if buffer is not None:
-                result = buffer.copy()
-            elif (result := made.pop(number, None)) is None:  # given already, as an output before
-                result = results[numbers.index(number)].copy()
-            result.setflags(write=False)
-            results.append(result)
-        give(slot)
-        return results
-
-    run = mixed if large else staged
-    tick, timed, ndarray = meter.tick, meter.timed, np.ndarray
     inputs = [(spec.name, shape, np.dtype(dtype)) for spec, (shape, dtype) in zip(api.inputs, specs)]
-
-    def answer(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
-        rows = []
-        for name, shape, dtype in inputs:
-            row = given.get(name)
-            # An exact type: a subclass (a matrix, a masked array) may define assignment otherwise. The
-            # checked path takes it.
-            if type(row) is not ndarray or row.shape != shape or row.dtype != dtype:
-                return None
-            rows.append(row)
-        if random:
-            rows.append(draw())
-        return dict(zip(outputs, run(rows) if tick() % SAMPLE_EVERY else timed(run, rows)))
-
-    return run, answer
+    return run, checked(run, inputs, outputs, random, meter)
 
 
 _NO_MEMORY = "memojax's kernels found no memory for what lies between the layers of this batch"

@@ -192,17 +192,6 @@ def by_name(
         give(slot)
         return {output: result}
 
-    def answer(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
-        rows = []
-        for name, shape, dtype in inputs:
-            row = given.get(name)
-            if type(row) is not ndarray or row.shape != shape or row.dtype != dtype:
-                return None
-            rows.append(row)
-        if random:
-            rows.append(draw())
-        return dict(zip(outputs, run(rows) if tick() % SAMPLE_EVERY else timed(run, rows)))
-
     # `answer_one` reads these names when it runs, after this check has shown that they exist.
     if (
         len(inputs) == len(outputs) == 1
@@ -213,6 +202,31 @@ def by_name(
     ):
         ((name, shape, dtype),), (output,) = inputs, outputs
         return answer_one
+    return checked(run, inputs, outputs, random, meter)
+
+
+def checked(
+    run: Run,
+    inputs: Sequence[tuple[str, tuple[int, ...], np.dtype[Any]]],
+    outputs: Sequence[str],
+    random: bool,
+    meter: Meter,
+) -> Answer:
+    """The closure that checks the arrays of `inputs` (name, shape and dtype), and runs them in order."""
+    tick, timed, ndarray = meter.tick, meter.timed, np.ndarray
+
+    def answer(given: Mapping[str, Any], draw: Any = None) -> dict[str, np.ndarray] | None:
+        rows = []
+        for name, shape, dtype in inputs:
+            row = given.get(name)
+            # The exact type, as in `by_name`.
+            if type(row) is not ndarray or row.shape != shape or row.dtype != dtype:
+                return None
+            rows.append(row)
+        if random:
+            rows.append(draw())
+        return dict(zip(outputs, run(rows) if tick() % SAMPLE_EVERY else timed(run, rows)))
+
     return answer
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from ..xla.cpu_client import cpu_device
 from ..xla.limits import HOISTED
 from ..xla.options import compiled
 from ..xla.settings import own_settings
-from .numpy_eval import fold
+from .numpy_eval import NotExactError, fold
 
 Atom: TypeAlias = "int | _Literal"
 Rewrite: TypeAlias = "Callable[[Step, list[Any]], list[Any]]"
@@ -72,7 +72,7 @@ class Step:
         """The outputs for `inputs`, evaluated by NumPy.
 
         Raises:
-            NotImplementedError: NumPy is not known to give XLA's numbers for this primitive.
+            NotExactError: NumPy is not known to give XLA's numbers for this primitive.
         """
         return fold(self.primitive.name, self.params, list(inputs), self.avals)
 
@@ -89,6 +89,19 @@ class Node:
     index: int
     step: Step | None = None
     inputs: tuple[Node | _Literal, ...] = ()
+
+
+@final
+class StandIn:
+    """The stand-in for a JAX primitive in a step of ours."""
+
+    multiple_results = True
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def get_bind_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        return params
 
 
 @dataclass(frozen=True)
@@ -297,7 +310,7 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
         run = values(lambda step, given: step.on_host(given), leaves)
         # A view of a weight becomes a contiguous copy: XLA reads such an argument without another copy.
         return [np.asarray(value, order="C") for value in run]
-    except NotImplementedError:
+    except NotExactError:
         pass
     place = jax.sharding.SingleDeviceSharding(cpu_device())
 

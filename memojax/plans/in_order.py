@@ -13,10 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
 from jax.core import Tracer
 
-from .hoist import Residual, Step
+from .hoist import Residual, StandIn, Step
 
 _MANY_PARTS = {
     **dict.fromkeys(
@@ -71,17 +70,7 @@ def in_order(residual: Residual) -> Residual | None:
     return replace(residual, steps=tuple(items)) if len(items) <= _FEW else None
 
 
-class _Call:
-    """The stand-in for a JAX primitive in a group."""
-
-    name = "group"
-    multiple_results = True
-
-    def get_bind_params(self, params: dict[str, Any]) -> dict[str, Any]:
-        return params
-
-
-_CALL = _Call()
+_CALL = StandIn("group")
 
 
 class Group(Step):
@@ -104,9 +93,6 @@ class Group(Step):
             return group(*given.values())
         with metadata(inlineable="false"):
             return list(jax.jit(group)(*given.values()))
-
-    def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        raise NotImplementedError("groups are made after hoisting, so no weight depends on one")
 
 
 def _metadata() -> Callable[..., Any] | None:
