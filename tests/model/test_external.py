@@ -13,43 +13,45 @@ from onnx import helper, numpy_helper
 import memojax
 from memojax.errors import ModelLoadError
 from memojax.model import load_model
-from tests.system import hostile
+from tests.system import odd_models
 
 X = np.zeros((2, 4), np.float32)
 
 
 def in_attribute() -> onnx.ModelProto:
-    return hostile.with_external(location="w.bin")
+    return odd_models.with_external(location="w.bin")
 
 
 def in_initializer() -> onnx.ModelProto:
-    made = hostile.model([helper.make_node("Add", ["x", "w"], ["y"])])
-    made.graph.initializer.append(hostile.external("w.bin"))
+    made = odd_models.model([helper.make_node("Add", ["x", "w"], ["y"])])
+    made.graph.initializer.append(odd_models.external("w.bin"))
     return made
 
 
 def in_subgraph() -> onnx.ModelProto:
-    taken = hostile.body([helper.make_node("Add", ["x", "w"], ["z"])], [], ["z"])
-    taken.initializer.append(hostile.external("w.bin"))
-    other = hostile.body([helper.make_node("Neg", ["x"], ["z"])], [], ["z"])
+    taken = odd_models.body([helper.make_node("Add", ["x", "w"], ["z"])], [], ["z"])
+    taken.initializer.append(odd_models.external("w.bin"))
+    other = odd_models.body([helper.make_node("Neg", ["x"], ["z"])], [], ["z"])
     choice = helper.make_node("If", ["c"], ["y"], then_branch=taken, else_branch=other)
-    return hostile.model([choice], c=np.array(True))
+    return odd_models.model([choice], c=np.array(True))
 
 
 def in_sparse() -> onnx.ModelProto:
-    made = hostile.model([helper.make_node("Add", ["x", "w"], ["y"])])
+    made = odd_models.model([helper.make_node("Add", ["x", "w"], ["y"])])
     indices = numpy_helper.from_array(np.arange(4))
-    made.graph.sparse_initializer.append(helper.make_sparse_tensor(hostile.external("w.bin"), indices, [4]))
+    made.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(odd_models.external("w.bin"), indices, [4])
+    )
     return made
 
 
 def in_function() -> onnx.ModelProto:
     nodes = [
-        helper.make_node("Constant", [], ["w"], value=hostile.external("w.bin")),
+        helper.make_node("Constant", [], ["w"], value=odd_models.external("w.bin")),
         helper.make_node("Add", ["a", "w"], ["b"]),
     ]
-    return hostile.model(
-        [helper.make_node("F", ["x"], ["y"], domain="f")], functions=[hostile.function("F", nodes)]
+    return odd_models.model(
+        [helper.make_node("F", ["x"], ["y"], domain="f")], functions=[odd_models.function("F", nodes)]
     )
 
 
@@ -145,7 +147,7 @@ def test_urls_are_refused_and_the_home_folder_is_known(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     (tmp_path / "m.onnx").write_bytes(
-        hostile.model(hostile.LINEAR, w=np.eye(4, dtype=np.float32)).SerializeToString()
+        odd_models.model(odd_models.LINEAR, w=np.eye(4, dtype=np.float32)).SerializeToString()
     )
     np.testing.assert_array_equal(memojax.run("~/m.onnx", {"x": X + 1})["y"], X + 1)
     assert memojax.load("~/m.onnx").input_shapes() == [("x", [4])]

@@ -12,7 +12,7 @@ from memojax.errors import LimitError
 from memojax.plans.hoist import Residual
 from memojax.plans.long_chains import LONG, cut, longest
 from memojax.xla import limits
-from tests.system import hostile
+from tests.system import odd_models
 
 X = np.array([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]], np.float32)
 
@@ -47,12 +47,12 @@ def test_a_model_in_pieces_gives_the_numbers_of_numpy() -> None:
     wanted = X.copy()
     for step in range(LONG + 500):
         wanted = (np.negative, np.abs, np.tanh)[step % 3](wanted)
-    found = memojax.load(hostile.chain(LONG + 500).SerializeToString()).infer_arrays({"x": X})["y"]
+    found = memojax.load(odd_models.chain(LONG + 500).SerializeToString()).infer_arrays({"x": X})["y"]
     np.testing.assert_allclose(found, X + wanted, rtol=1e-4)
 
 
 def test_what_is_compiled_whole_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = hostile.chain(60).SerializeToString()
+    file = odd_models.chain(60).SerializeToString()
     monkeypatch.setenv(limits.CHAIN.variable, "50")
     with pytest.raises(LimitError, match=limits.CHAIN.variable):
         memojax.run(file, {"x": X})

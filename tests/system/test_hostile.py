@@ -14,7 +14,7 @@ from memojax.errors import LimitError, MissingPackageError, ModelLoadError, Trip
 from memojax.model import load_model
 from memojax.ops import regex
 from memojax.xla import limits
-from tests.system import hostile
+from tests.system import hostile, odd_models
 from tests.system.doors import DOORS
 from tests.system.guard import Guard
 
@@ -61,7 +61,7 @@ def test_a_limit_error_names_its_variable(name: str, tmp_path: Path) -> None:
 
 
 def test_the_environment_raises_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = hostile.laughs(8).SerializeToString()
+    file = odd_models.laughs(8).SerializeToString()
     monkeypatch.setenv(limits.NODES.variable, "100")
     with pytest.raises(LimitError, match="100 are allowed"):
         load_model(file)
@@ -73,7 +73,7 @@ def test_the_environment_raises_a_limit(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_loop_stops_at_its_limit_and_says_so() -> None:
-    file = hostile.endless(None).SerializeToString()
+    file = odd_models.endless(None).SerializeToString()
     with pytest.raises(TripCountError, match="max_trip_count="):
         memojax.run(file, {"x": X}, max_trip_count=10)
     assert np.isnan(memojax.load(file).infer_arrays({"x": X})["y"]).all(), (
@@ -82,17 +82,17 @@ def test_a_loop_stops_at_its_limit_and_says_so() -> None:
 
 
 def test_a_loop_below_its_limit_is_right() -> None:
-    step = hostile.body(
+    step = odd_models.body(
         [
-            hostile.node("Add", ["s", "one"], ["t"]),
-            hostile.node("ReduceMax", ["t"], ["m"], keepdims=0),
-            hostile.node("Less", ["m", "high"], ["g"]),
+            odd_models.node("Add", ["s", "one"], ["t"]),
+            odd_models.node("ReduceMax", ["t"], ["m"], keepdims=0),
+            odd_models.node("Less", ["m", "high"], ["g"]),
         ],
-        [("i", hostile.INT64, []), ("c", hostile.BOOL, []), ("s", hostile.FLOAT, ["n", 4])],
+        [("i", odd_models.INT64, []), ("c", odd_models.BOOL, []), ("s", odd_models.FLOAT, ["n", 4])],
         ["g", "t"],
     )
-    file = hostile.model(
-        [hostile.node("Loop", ["", "", "x"], ["y"], body=step)], one=np.float32(1), high=np.float32(20)
+    file = odd_models.model(
+        [odd_models.node("Loop", ["", "", "x"], ["y"], body=step)], one=np.float32(1), high=np.float32(20)
     )
     np.testing.assert_array_equal(memojax.run(file, {"x": X}, max_trip_count=16)["y"], X + 16)
     with pytest.raises(TripCountError):
@@ -148,7 +148,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     from memojax.model import files
 
     path = tmp_path / "model.onnx"
-    path.write_bytes(hostile.model(hostile.LINEAR, w=np.eye(4, dtype=np.float32)).SerializeToString())
+    path.write_bytes(odd_models.model(odd_models.LINEAR, w=np.eye(4, dtype=np.float32)).SerializeToString())
     unchanged = files.OpenFile.check_unchanged
 
     def meanwhile(self: files.OpenFile) -> None:

@@ -15,8 +15,8 @@ import memojax
 from memojax.errors import LimitError
 from memojax.ops import trips
 from memojax.xla import limits
-from tests.system import hostile
-from tests.system.hostile import FLOAT, node
+from tests.system import odd_models
+from tests.system.odd_models import FLOAT, node
 
 MESSAGE = re.compile(
     r"asks for ([\d,]+) (.+), but ([\d,]+) are allowed: .* variable (MEMOJAX_MAX_\w+) to a number above"
@@ -37,16 +37,16 @@ def _infer(file: Path) -> None:
 
 
 def _filled(size: int) -> onnx.ModelProto:
-    return hostile.filled([size], 2.0, node("Cos", ["c"], ["r"]))
+    return odd_models.filled([size], 2.0, node("Cos", ["c"], ["r"]))
 
 
 def _shared_external_data() -> onnx.ModelProto:
     """Tensors that all read the same four floats."""
-    made = hostile.model(
+    made = odd_models.model(
         [node("Sum", ["x", *(f"w{index}" for index in range(9))], ["y"])],
     )
     for index in range(9):
-        tensor = hostile.external("data.bin", length="16")
+        tensor = odd_models.external("data.bin", length="16")
         tensor.name = f"w{index}"
         made.graph.initializer.append(tensor)
     return made
@@ -54,7 +54,7 @@ def _shared_external_data() -> onnx.ModelProto:
 
 def _picking() -> onnx.ModelProto:
     cast = {"to": FLOAT}
-    return hostile.model(
+    return odd_models.model(
         [
             node("NonZero", ["x"], ["i"]),
             node("Cast", ["i"], ["f"], **cast),
@@ -65,17 +65,17 @@ def _picking() -> onnx.ModelProto:
 
 
 CASES: dict[limits.Limit, tuple[Callable[[], onnx.ModelProto], Callable[[Path], None]]] = {
-    limits.NODES: (lambda: hostile.laughs(4), _load),
-    limits.NAMES: (lambda: hostile.laughs(4), _load),
-    limits.DEPTH: (lambda: hostile.nested(5), _load),
+    limits.NODES: (lambda: odd_models.laughs(4), _load),
+    limits.NAMES: (lambda: odd_models.laughs(4), _load),
+    limits.DEPTH: (lambda: odd_models.nested(5), _load),
     limits.ELEMENTS: (lambda: _filled(100), _load),
     limits.FOLDED: (lambda: _filled(100), _load),
-    limits.STEPS: (lambda: hostile.loops_in_loops(2, 100), _load),
-    limits.CHAIN: (lambda: hostile.chain(5), _run),
+    limits.STEPS: (lambda: odd_models.loops_in_loops(2, 100), _load),
+    limits.CHAIN: (lambda: odd_models.chain(5), _run),
     limits.EXTERNAL: (_shared_external_data, _load),
     limits.BREAKS: (_picking, _run),
-    limits.HOISTED: (lambda: hostile.weights_alone(12), _infer),
-    limits.MEMORY: (lambda: hostile.chain(3), _infer),
+    limits.HOISTED: (lambda: odd_models.weights_alone(12), _infer),
+    limits.MEMORY: (lambda: odd_models.chain(3), _infer),
 }
 
 
