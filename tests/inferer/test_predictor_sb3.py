@@ -105,17 +105,23 @@ def _returns(
 N = {0: "n"}
 
 
-@pytest.mark.parametrize("envs", [1, 3])
-def test_ppo_with_discrete_actions(tmp_path: Path, envs: int) -> None:
-    model = sb3.PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, seed=1).learn(128)
+def _ppo(folder: Path, env: str, width: int, steps: int) -> tuple[Any, Path]:
+    """A model that has learned for `steps`, and its file for observations of `width` numbers."""
+    model = sb3.PPO("MlpPolicy", env, n_steps=64, batch_size=32, seed=1).learn(steps)
     path = _export(
         Best(model.policy),
-        (torch.zeros(1, 4),),
+        (torch.zeros(1, width),),
         ["obs"],
         ["actions", "values", "log_prob"],
-        tmp_path / "m.onnx",
+        folder / "m.onnx",
         {"obs": N, "actions": N},
     )
+    return model, path
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+def test_ppo_with_discrete_actions(tmp_path: Path, envs: int) -> None:
+    model, path = _ppo(tmp_path, "CartPole-v1", 4, 128)
     policy = mj.load(path)
     wanted = _returns(evaluate_policy, model, "CartPole-v1", envs)
     assert _returns(evaluate_policy, policy, "CartPole-v1", envs) == wanted
@@ -124,15 +130,7 @@ def test_ppo_with_discrete_actions(tmp_path: Path, envs: int) -> None:
 
 @pytest.mark.parametrize("envs", [1, 3])
 def test_ppo_with_box_actions_is_clipped_to_the_space(tmp_path: Path, envs: int) -> None:
-    model = sb3.PPO("MlpPolicy", "Pendulum-v1", n_steps=64, batch_size=32, seed=1).learn(64)
-    path = _export(
-        Best(model.policy),
-        (torch.zeros(1, 3),),
-        ["obs"],
-        ["actions", "values", "log_prob"],
-        tmp_path / "m.onnx",
-        {"obs": N, "actions": N},
-    )
+    model, path = _ppo(tmp_path, "Pendulum-v1", 3, 64)
     agent = mj.load(path).for_env(make_vec_env("Pendulum-v1"))
     mine, wanted = (
         _returns(evaluate_policy, agent, "Pendulum-v1", envs),
