@@ -19,23 +19,27 @@ from jax.interpreters import mlir
 from .library import TARGET
 
 
-def bind(program: np.ndarray, inputs: Sequence[Any], results: Sequence[Any]) -> list[Any]:
-    """Call `program` in the trace of JAX; the caller holds `program` until the trace is lowered.
+def bind(
+    program: np.ndarray, inputs: Sequence[Any], results: Sequence[Any], *, held: bool = False
+) -> list[Any]:
+    """Call `program` in the trace of JAX.
 
-    `results` have the shapes and dtypes of what it gives.
+    `results` have the shapes and dtypes of what it gives. The trace holds `program` if `held`; else the
+    caller holds it until the trace is lowered.
     """
     shapes = tuple((tuple(result.shape), np.dtype(result.dtype)) for result in results)
-    return _program_p.bind(*inputs, program=_Words(program), results=shapes)
+    return _program_p.bind(*inputs, program=_Words(program, held), results=shapes)
 
 
 @final
 class _Words:
-    """A program that is equal only to itself, and that lives no longer than its plan's trace."""
+    """A program that is equal only to itself; unless it is held, it lives no longer than its plan's trace."""
 
-    __slots__ = ("_array",)
+    __slots__ = ("_array", "_held")
 
-    def __init__(self, array: np.ndarray):
+    def __init__(self, array: np.ndarray, held: bool):
         self._array = weakref.ref(array)
+        self._held = array if held else None
 
     def array(self) -> np.ndarray:
         array = self._array()
