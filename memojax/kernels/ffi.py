@@ -12,7 +12,6 @@ from typing import Any, final
 
 import jax
 import numpy as np
-from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -24,11 +23,10 @@ def bind(
 ) -> list[Any]:
     """Call `program` in the trace of JAX.
 
-    `results` have the shapes and dtypes of what it gives. The trace holds `program` if `held`; else the
-    caller holds it until the trace is lowered.
+    `results` are the abstract arrays that it gives. The trace holds `program` if `held`; else the caller
+    holds it until the trace is lowered.
     """
-    shapes = tuple((tuple(result.shape), np.dtype(result.dtype)) for result in results)
-    return _program_p.bind(*inputs, program=_Words(program, held), results=shapes)
+    return _program_p.bind(*inputs, program=_Words(program, held), results=tuple(results))
 
 
 @final
@@ -48,8 +46,9 @@ class _Words:
         return array
 
 
-def _avals(*_: Any, program: _Words, results: Sequence[tuple[tuple[int, ...], Any]]) -> list[Any]:
-    return [ShapedArray(shape, dtype) for shape, dtype in results]
+def _avals(*_: Any, program: _Words, results: Sequence[Any]) -> list[Any]:
+    # As the trace had them: in a `shard_map` they say which axes of the mesh they vary over.
+    return [result.update(weak_type=False) for result in results]
 
 
 def _lowered(ctx: Any, *operands: Any, program: _Words, results: Any) -> Any:

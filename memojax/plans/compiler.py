@@ -225,17 +225,20 @@ class PlanCompiler:
         residual = pieces or residual
         residual, candidate = ordered or (residual, _unordered(candidate))
         constants = self.constants(residual) if self.weights == "constant" else None
-        # Such a plan has its executable as any other: for its memory, its file and its HLO.
+        # Such a plan has its executable as any other: for its memory, its file and its HLO. Calls run the
+        # program, which holds the weights, so the executable takes them as arguments and needs no copy.
         program = direct(whole, constants) if candidate.kernels and self.host else None
         leading = Leading() if constants is not None else self._placing.place(residual.nodes)
-        count = len(leading.values)
+        first = leading.values if program is None or constants is None else [*map(_abstract, constants)]
+        count = len(first)
 
         rows = self._rows(size)
         inputs = self._input_packing(rows)
 
         def run(*given: Any) -> Any:
             rows = given[count:] if inputs is None else inputs.parts(given[count:])
-            outputs = candidate.trace(residual, given[:count] if constants is None else constants, rows)
+            weights = given[:count] if count or constants is None else constants
+            outputs = candidate.trace(residual, weights, rows)
             return packing.pack(outputs) if self.host else tuple(outputs)
 
         # XLA shows this name in profiles and dumps.
@@ -245,7 +248,7 @@ class PlanCompiler:
         # The user's JAX settings must not change what is compiled.
         with trace_lock, own_settings(self.precision):
             try:
-                lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
+                lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*first, *given)
             except Exception as cause:
                 # Without groups of ours, the error concerns the model itself.
                 if ordered is None:
