@@ -80,7 +80,9 @@ def test_vmap_over_agents_and_over_groups_uses_kernels(both) -> None:
     nested = jax.vmap(alone)
     close(nested(groups), expected)
     assert calls(nested, groups) == 1
-    close(jax.vmap(lambda group: ours(params, {"obs": group})["logits"], 0, 1)(groups).swapaxes(0, 1), expected)
+    close(
+        jax.vmap(lambda group: ours(params, {"obs": group})["logits"], 0, 1)(groups).swapaxes(0, 1), expected
+    )
 
 
 def test_vmap_over_weights_is_that_of_the_pure_function(both) -> None:
@@ -134,7 +136,10 @@ def test_rows_of_an_inferer_with_its_present_weights(both) -> None:
     policy.update_params({name: np.asarray(value) * 0.5 for name, value in policy.params.items()})
     ours, halved = memojax.to_jax(policy, kernels=True)
     assert calls(ours, halved, {"obs": OBS}) == 1
-    close(ours(halved, {"obs": OBS}), pure({n: np.asarray(v) * np.float32(0.5) for n, v in params.items()}, {"obs": OBS}))
+    close(
+        ours(halved, {"obs": OBS}),
+        pure({n: np.asarray(v) * np.float32(0.5) for n, v in params.items()}, {"obs": OBS}),
+    )
 
 
 def test_random_operators_draw_the_same_numbers() -> None:
