@@ -126,16 +126,19 @@ def main() -> None:
                 begun = time.perf_counter()
                 run(start)
                 times[name].append(time.perf_counter() - begun)
+        ms = {name: statistics.median(taken) * 1e3 for name, taken in times.items()}
         ratios = {
-            name: sorted(slow / fast for fast, slow in zip(taken, times["onnxruntime"], strict=True))
-            for name, taken in times.items()
+            name: sorted(slow / fast for fast, slow in zip(times[name], times["onnxruntime"], strict=True))
+            for name in ("scan", "kernels")
         }
         results.append(
             {
                 "envs": count,
-                "ms": {name: statistics.median(taken) * 1e3 for name, taken in times.items()},
-                "ratio": {name: statistics.median(found) for name, found in ratios.items()},
-                "spread": {name: [found[0], found[-1]] for name, found in ratios.items()},
+                **{f"{name}_ms": taken for name, taken in ms.items()},
+                "ratio": statistics.median(ratios["scan"]),
+                "spread": [ratios["scan"][0], ratios["scan"][-1]],
+                "kernels_ratio": statistics.median(ratios["kernels"]),
+                "kernels_spread": [ratios["kernels"][0], ratios["kernels"][-1]],
                 "mean_reward": rewards,
             }
         )
@@ -155,13 +158,13 @@ def main() -> None:
     ):
         table.add_column(heading, justify="right")
     for row in results:
-        ms, ratio, (low, high) = row["ms"], row["ratio"], row["spread"]["kernels"]
+        low, high = row["kernels_spread"]
         table.add_row(
             str(row["envs"]),
-            *(f"{ms[name]:.1f}" for name in ("scan", "kernels", "onnxruntime")),
-            *(f"{ratio[name]:.1f}" for name in ("scan", "kernels")),
+            *(f"{row[f'{name}_ms']:.1f}" for name in ("scan", "kernels", "onnxruntime")),
+            *(f"{row[name]:.1f}" for name in ("ratio", "kernels_ratio")),
             f"{low:.1f}-{high:.1f}",
-            f"{ms['physics']:.1f}",
+            f"{row['physics_ms']:.1f}",
             " ".join(f"{value:.3f}" for value in row["mean_reward"].values()),
         )
     Console(width=160).print(table)
