@@ -70,7 +70,11 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         held = shared(pid)
-        return shared(pid, self._find(pid, held) if self._find else held)
+        if self._find is not None:
+            return shared(pid, self._find(pid, held))
+        if held is None:
+            raise LookupError("weights of this plan are stored apart from it")
+        return held
 
 
 def accelerator_key(device: jax.Device) -> dict[str, Any]:
