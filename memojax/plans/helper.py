@@ -27,11 +27,12 @@ from ..kernels.direct import shared
 from ..lowering.batch_axis import BatchedFunction
 from ..xla.background import before_exit, is_compile_worker
 from ..xla.cpu_client import cpu_device
+from ..xla.limits import limit_variables
 from ..xla.memory import available_bytes, readable
 from .candidates import Candidate
 from .compiler import PlanCompiler
 from .disk_cache import environment_key
-from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
+from .helper_messages import Failed, Made, Order, packed, received, send, surroundings
 
 CompileIn = Literal["auto", "process", "thread"]
 
@@ -203,7 +204,7 @@ class _Running:
             raise
         except Exception as cause:  # For example a part of the model that pickle cannot find by its name.
             return f"the model cannot be pickled: {cause}"
-        limits = {name: value for name, value in os.environ.items() if name.startswith(LIMITS)}
+        limits = {name: os.environ[name] for name in limit_variables() if name in os.environ}
         order = Order(number, size, compiler.weights, compiler.precision, candidate.name, limits)
         send(self.orders, packed(("make", order)))
         answer = received(self.answers)
