@@ -75,9 +75,11 @@ def _in_three_passes(step: Step, inputs: list[Any]) -> list[Any]:
     """A float32 product as three products on tensor cores, which together round about as float32 does."""
     if step.primitive.name != "dot_general" or any(x.dtype != np.float32 for x in (*inputs, *step.avals)):
         return step.bind(inputs)
+    left, right = inputs
     return [
         lax.dot_general(
-            *inputs,
+            left,
+            right,
             step.params["dimension_numbers"],
             precision=lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
             preferred_element_type=np.float32,
