@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 
 from ..errors import BatchSizeError, CompileError, LoweringError
@@ -179,7 +180,11 @@ class PlanCompiler:
         packing = self._output_packing(size)
         if residual:
             residual, candidate = self._with_kernels(size, residual, candidate)
-        leading = self._placing.place(residual.nodes) if residual else Leading()
+        leading = Leading()
+        if residual:
+            count = len(residual.nodes)
+            formats = _formats(compiled.executable, count) if candidate.layouts else ()
+            leading = self._placing.place(residual.nodes, formats)
         executable = self._executable(size, compiled, packing, leading, candidate, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
@@ -245,10 +250,15 @@ class PlanCompiler:
         run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
+        arguments: Sequence[Any] = leading.values
+        places: Any = place
+        if candidate.layouts:
+            arguments = [_abstract(value) for value in arguments]
+            places = (*[Format(Layout.AUTO, place)] * count, *[place] * len(given))
         # The user's JAX settings must not change what is compiled.
         with trace_lock, own_settings(self.precision):
             try:
-                lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
+                lowered = jax.jit(run, in_shardings=places, out_shardings=place).lower(*arguments, *given)
             except Exception as cause:
                 # Without groups of ours, the error concerns the model itself.
                 if ordered is None:
@@ -268,7 +278,10 @@ class PlanCompiler:
                         if program is not None:
                             check_memory(program, size)
                     made = Compiled(compiled, program)
-                    return self._executable(size, made, packing, leading, candidate, meter)
+                    kept = leading
+                    if candidate.layouts:
+                        kept = self._placing.place(leading.nodes, _formats(compiled, count))
+                    return self._executable(size, made, packing, kept, candidate, meter)
             except LoweringError:
                 raise
             except Exception as cause:
@@ -407,6 +420,11 @@ def _unordered(candidate: Candidate) -> Candidate:
     if not candidate.ordered:
         return candidate
     return KERNELS if candidate.kernels else DEFAULT
+
+
+def _formats(compiled: Any, count: int) -> tuple[Any, ...]:
+    """The layouts that an executable wants for its first `count` arguments."""
+    return compiled.input_formats[0][:count]
 
 
 def _bytes(spec: TensorSpec) -> int:
