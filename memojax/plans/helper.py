@@ -205,7 +205,9 @@ class _Running:
         except Exception as cause:  # For example a part of the model that pickle cannot find by its name.
             return f"the model cannot be pickled: {cause}"
         limits = {name: os.environ[name] for name in limit_variables() if name in os.environ}
-        order = Order(number, size, compiler.weights, compiler.precision, candidate.name, limits)
+        order = Order(
+            number, size, compiler.weights, compiler.precision, compiler.threads, candidate.name, limits
+        )
         send(self.orders, packed(("make", order)))
         answer = received(self.answers)
         return self._with_weights(number, answer) if isinstance(answer, Made) else answer
