@@ -20,6 +20,7 @@ from ..errors import (
     printable,
 )
 from ..model import load_model
+from ..model.dimension import fits_declared
 from ..model.graph import Graph, Node, Value
 from ..model.load import Model
 from ..ops.inline import inlined
@@ -323,14 +324,10 @@ def _checked(value: Value, given: Any) -> Any:
     array = np.asarray(given)
     if value.dtype is not None:
         array = as_kind(value.name, array, value.dtype)
-    if value.shape is not None:
-        wrong = len(array.shape) != len(value.shape) or any(
-            isinstance(want, int) and want != got for want, got in zip(value.shape, array.shape, strict=False)
+    if value.shape is not None and not fits_declared(array.shape, value.shape):
+        raise InputShapeError(
+            f"input {value.name!r} has shape {list(array.shape)}, the model takes {list(value.shape)}"
         )
-        if wrong:
-            raise InputShapeError(
-                f"input {value.name!r} has shape {list(array.shape)}, the model takes {list(value.shape)}"
-            )
     return array
 
 
