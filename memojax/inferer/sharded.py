@@ -92,8 +92,10 @@ class ShardedInferer(InfererOfModel):
                 ["gpu:0", "gpu:1"].
             sharding: alternative to `devices`: `NamedSharding(mesh, PartitionSpec("batch"))` spreads rows
                 over all axes of a mesh.
-            bucketing, max_batch_size, on_miss: as for `MemoizingDynamicInferer`; every size is rounded up to
-                a multiple of the number of devices.
+            bucketing: sizes that get a plan, as for `MemoizingDynamicInferer`; every size is rounded up to a
+                multiple of the number of devices.
+            max_batch_size: largest plan; larger batches are split.
+            on_miss: action of a call whose size has no plan yet, as for `MemoizingDynamicInferer`.
             maxsize: number of plans to keep beside the preloaded ones.
             precision: precision of matrix products on accelerators, by JAX's names.
             cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes with as many
