@@ -30,7 +30,7 @@ from .index_ranges import Ranges, outside
 from .masked_value import Masking, check_no_picks
 
 ON_HOST = (
-    "this operator runs on the host (its output shape depends on data, or it works on strings), and here it "
+    "this operator runs on the host (its output shape depends on data, or it works on strings). Here it "
     "depends on an input, so the model cannot be one XLA executable: use memojax.run or memojax.OneShot, "
     "which break the graph there"
 )

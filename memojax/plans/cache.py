@@ -28,7 +28,7 @@ _caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """Counts of a plan cache: those of `functools.lru_cache`, and more.
+    """Counts of a plan cache, named as in `functools.lru_cache` where that has them.
 
     Attributes:
         hits: calls that found their plan.

@@ -190,7 +190,7 @@ class Engine:
             plan.assembly.prepare()
 
     def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
-        """Run the first plan of two rows or more on rows of which one changes; note outputs of other rows.
+        """Run the first plan of two rows or more twice, with one row changed; note outputs that mix rows.
 
         Raises:
             DimensionError: rows mix, and only the axis position suggested that the axis is a batch.

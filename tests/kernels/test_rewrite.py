@@ -139,7 +139,7 @@ def test_convolutions(shape: list[int], kernel: list[int], attributes: dict[str,
 
 
 def test_convolutions_with_long_sums() -> None:
-    """Of images as the file has them, and of those that a layer before left with channels last."""
+    """The first reads images as the file has them, the second the first one's, which have channels last."""
     weights = {"k0": weight(70, 64, 3, 3), "b0": weight(70), "k1": weight(20, 70, 3, 3)}
     nodes = [
         helper.make_node("Conv", ["x", "k0", "b0"], ["c"]),
