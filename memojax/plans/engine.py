@@ -94,6 +94,7 @@ class Engine:
         ):
             # Only plans with constant weights can be tuned, and load from disk without a trace.
             weights = "constant"
+        # An update may have turned the weights into arguments: a new binding then begins with arguments, too.
         like = beside._compiler if beside else None
         self._compiler = PlanCompiler(typed, device, like.weights if like else weights, precision, like=like)
         self._compiler.keep_traces = self._tuner.handles(self._compiler)
@@ -251,6 +252,7 @@ class Engine:
 
             def switch() -> None:
                 with self.switching:
+                    # Odd until the end, so a call in several parts notices an update that is half done.
                     self.version |= 1
                     for step in steps:
                         step()
@@ -277,6 +279,7 @@ class Engine:
 
         def switch() -> None:
             self._compiler = compiler
+            # The journal may repeat this step, and a second `replace` would count the old plans' calls again.
             if self.cache.plans() != list(plans.values()):
                 self.cache.replace(plans)
 
@@ -376,6 +379,7 @@ class Engine:
         return (CANDIDATES[name], gain) if name in CANDIDATES else (compiler.default, None)
 
     def _chosen(self, compiler: PlanCompiler, plan: Plan) -> None:
+        # Tuning may end after an update, whose compiler makes plans that are not tuned.
         if self._choices is not None and plan.gain is not None and compiler is self._compiler:
             self._choices.put(self._key(compiler, plan.size, None), plan.executable.candidate, plan.gain)
             self._write(
@@ -436,6 +440,7 @@ class Engine:
     ) -> Plan | None:
         """A plan from the helper process, stored on disk under `key`; None if this process must make it."""
         made = helper.make(compiler, size, candidate)
+        # The executable must take the values that this process would give it, in this order.
         if made is None or made.origin != (residual.origin() if residual else None):
             return None
         started = time.perf_counter()
