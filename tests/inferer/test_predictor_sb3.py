@@ -247,7 +247,7 @@ def test_maskable_ppo(tmp_path: Path, envs: int, in_file: bool) -> None:
     assert _returns(evaluate_masked, agent, make, envs) == wanted
 
 
-def test_eval_callback(dqn: tuple[Any, Path]) -> None:
+def test_eval_callback(dqn: tuple[Any, Path], tmp_path: Path) -> None:
     model, path = dqn
     results = []
     for judged in (model, mj.load(path).for_env(make_vec_env("CartPole-v1", n_envs=2, seed=7))):
