@@ -174,7 +174,11 @@ def evaluate(
 
 
 def make_pool(env: Any, width: int, stepping: Stepping, watching: Watching, name: str) -> EnvPool:
-    """The environments of an evaluation."""
+    """The environments of an evaluation.
+
+    Raises:
+        EvaluationError: the agents take turns, or a window or video is asked of a worker process.
+    """
     if stepping.vectorization == "sync":
         watched = watched_maker(env, watching, name) if watching.render_mode else None
         local = LocalPool(env, width, watched)

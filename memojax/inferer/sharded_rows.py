@@ -59,6 +59,9 @@ class ShardedRows:
         """Run NumPy rows: padded, spread, computed, gathered and cut.
 
         `first` is the answer of `arrived` about them; without it, the route is asked.
+
+        Raises:
+            InputShapeError: no input has rows.
         """
         if n < 0:
             raise InputShapeError(NO_ROWS)

@@ -16,7 +16,10 @@ from .windows import Windows
 @final
 @dataclass
 class Emitter(Assembler):
-    """A program in progress; each method adds one operator of the network."""
+    """A program in progress; each method adds one operator of the network.
+
+    A method raises `Refused` for an operator that the kernels do not have, or not in the given layout.
+    """
 
     def dense(
         self,

@@ -375,7 +375,11 @@ class Run:
         return inner[wanted]
 
     def next_key(self) -> jax.Array:
-        """A new key, different from all earlier ones."""
+        """A new key, different from all earlier ones.
+
+        Raises:
+            LoweringError: the run has no key.
+        """
         if self.key is None:
             raise LoweringError("a random operator needs a JAX PRNG key")
         self.keys_used[0] += 1

@@ -177,6 +177,9 @@ class Budget:
         """Note that a traced node comes after the nodes that make its inputs.
 
         XLA's time grows with the square of the length of such a chain, and its stack with the length.
+
+        Raises:
+            LimitError: the chain is longer than the limit allows.
         """
         if self._chain is None:
             return
