@@ -88,6 +88,7 @@ def load(
     strict: bool = False,
     checked: bool = False,
     compile_in: CompileIn = "auto",
+    threads: int | None = None,
 ) -> MemoizingDynamicInferer: ...
 @named_options
 def load(
@@ -115,6 +116,7 @@ def load(
     strict: bool = False,
     checked: bool = False,
     compile_in: CompileIn = "auto",
+    threads: int | None = None,
 ) -> MemoizingDynamicInferer | ShardedInferer:
     """Load a policy for any number of agents.
 
@@ -149,6 +151,7 @@ def load(
         strict: raise instead of taking a slow way.
         checked: raise if an input makes an index point outside of its axis.
         compile_in: where plans for NumPy batches on the CPU are compiled.
+        threads: most threads of memojax's kernels in one call.
 
     Raises:
         OptionError: an option does not exist, has the wrong type, or does not fit several devices.
@@ -168,6 +171,7 @@ def load(
             "autotune_budget_mb": autotune_budget_mb,
             "checked": checked,
             "compile_in": compile_in,
+            "threads": threads,
         }
         if unfit := [name for name, value in given.items() if value != getattr(one, name)]:
             raise OptionError(
@@ -214,6 +218,7 @@ def load(
         strict=strict,
         checked=checked,
         compile_in=compile_in,
+        threads=threads,
     )
 
 

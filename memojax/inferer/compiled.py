@@ -109,6 +109,7 @@ class ModelInferer(InfererOfModel):
             tuner=self._tuner,
             beside=beside,
             compile_in=self.options.compile_in,
+            threads=self.options.threads,
             pads=self._route.pads or bool(typed.only_rows),
         )
 

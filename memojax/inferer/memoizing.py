@@ -64,6 +64,7 @@ class MemoizingDynamicInferer(ModelInferer):
         strict: bool = False,
         checked: bool = False,
         compile_in: CompileIn = "auto",
+        threads: int | None = None,
     ):
         """Compile `preloaded_sizes` now.
 
@@ -89,6 +90,7 @@ class MemoizingDynamicInferer(ModelInferer):
             strict: raise instead of taking a slow way.
             checked: raise if an input makes an index point outside of its axis.
             compile_in: where plans for NumPy batches on the CPU are compiled.
+            threads: most threads of memojax's kernels in one call.
 
         Raises:
             OptionError: an option does not exist, or has the wrong type.
@@ -109,6 +111,7 @@ class MemoizingDynamicInferer(ModelInferer):
             strict,
             checked,
             compile_in,
+            threads,
         )
         route = Buckets(
             bucket_of(bucketing, max_batch_size), on_miss, exact=is_exact(bucketing, max_batch_size)
@@ -147,6 +150,7 @@ class MemoizingDynamicInferer(ModelInferer):
         strict: bool = False,
         checked: bool = False,
         compile_in: CompileIn = "auto",
+        threads: int | None = None,
     ) -> MemoizingDynamicInferer:
         """Load an ONNX model; options are those of `TypedModel.from_model` and of the constructor.
 
@@ -180,6 +184,7 @@ class MemoizingDynamicInferer(ModelInferer):
             strict=strict,
             checked=checked,
             compile_in=compile_in,
+            threads=threads,
         )
 
     @classmethod
@@ -203,6 +208,7 @@ class MemoizingDynamicInferer(ModelInferer):
         strict: bool = False,
         checked: bool = False,
         compile_in: CompileIn = "auto",
+        threads: int | None = None,
     ) -> MemoizingDynamicInferer:
         """Use a loaded `TypedModel`.
 
@@ -226,6 +232,7 @@ class MemoizingDynamicInferer(ModelInferer):
             strict=strict,
             checked=checked,
             compile_in=compile_in,
+            threads=threads,
         )
 
     def _arguments(self) -> dict[str, Any]:
