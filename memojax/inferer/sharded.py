@@ -232,7 +232,7 @@ class ShardedInferer(InfererOfModel):
         return self._sharding
 
     @property
-    def placement(self) -> DeviceChoice:
+    def device_choice(self) -> DeviceChoice:
         return self._choice
 
     def select_batch_size(self, max_count: int) -> int:
