@@ -365,7 +365,7 @@ def test_one_device_is_never_warned_about(caplog: pytest.LogCaptureFixture) -> N
     assert caplog.records == []
 
 
-def test_every_inferer_has_a_placement() -> None:
+def test_every_inferer_has_a_device_choice() -> None:
     inferer = mj.MemoizingDynamicInferer(scaling())
     stateful = inferer.into_stateful(mj.BaseWrapper())
     assert stateful.device_choice is inferer.device_choice
