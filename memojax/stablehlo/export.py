@@ -84,6 +84,8 @@ def to_stablehlo(
         )
     names, leaves = _named_leaves(typed.params)
     exported, fn = _exported(typed, batch_size, chosen, precision)
+    mixing = () if fn == "rows" else typed.mixing_outputs()
+    typed.check_evidence(mixing)
     constants = [TensorSpec(name, value.shape, value.dtype) for name, value in typed.constant.items()]
     sections = [
         bytes(exported.serialize()),
@@ -97,12 +99,19 @@ def to_stablehlo(
             TensorSpec(name, np.shape(leaf), leaf.dtype) for name, leaf in zip(names, leaves, strict=True)
         ),
         "constants": _described(constants),
-        "independent": fn == "rows" or not typed.mixing_outputs(),
+        "independent": not mixing,
         "program_bytes": len(sections[0]),
-        "sha256": hashlib.sha256(b"".join(sections)).hexdigest(),
+        "sha256": _digest(sections),
     }
     text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return AssetData(AssetKind.STABLEHLO, b"".join([PREFIX.pack(MAGIC, len(text)), text, *sections]))
+
+
+def _digest(sections: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for section in sections:
+        digest.update(section)
+    return digest.hexdigest()
 
 
 def _about(typed: TypedModel, exported: export.Exported) -> dict[str, Any]:
