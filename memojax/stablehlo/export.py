@@ -107,7 +107,7 @@ def to_stablehlo(
     return AssetData(AssetKind.STABLEHLO, b"".join([PREFIX.pack(MAGIC, len(text)), text, *sections]))
 
 
-def _digest(sections: Iterable[bytes]) -> str:
+def _digest(sections: Sequence[bytes]) -> str:
     digest = hashlib.sha256()
     for section in sections:
         digest.update(section)
