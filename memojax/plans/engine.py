@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 import jax
 
-from ..errors import BatchMemoryError, CompileError, DimensionError, InputError
+from ..errors import BatchMemoryError, CompileError, InputError
 from ..kernels.library import kernels_key
 from ..lowering.typed_model import TypedModel
 from ..rows.journal import Journal
@@ -195,19 +195,23 @@ class Engine:
     def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
         """Run the first plan of two rows or more on rows of which one changes; note outputs of other rows.
 
+        If the batch is doubtful, and there are free dimensions, this is checked before the first row.
+
         Raises:
             DimensionError: rows mix, and only the axis position suggested that the axis is a batch.
         """
-        if self.mixing is not None or plan.size < 2:
+        if self.mixing is not None:
             return
-        mixing = self._mixing(compiler, plan)
+        if plan.size > 1:
+            mixing = self._mixing(compiler, plan)
+        elif self.typed.weak and self.typed.binding:
+            # Another symbol could be the batch as well, and then even the answer for one row is wrong.
+            mixing = self.typed.mixing_outputs()
+        else:
+            return
         if mixing is None:
             return
-        if mixing and self.typed.weak:
-            raise DimensionError(
-                f"rows influence each other in output {', '.join(map(repr, mixing))}, so the first axis of "
-                f"the inputs may not be a batch of agents. {self.typed.weak}"
-            )
+        self.typed.check_evidence(mixing)
         self.mixing = mixing
         if mixing:
             log.warning(
