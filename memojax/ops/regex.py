@@ -47,8 +47,8 @@ def full_match(pattern: str) -> Callable[[str], bool]:
     folds = bool(parsed.state.flags & re.IGNORECASE)
 
     def match(text: str) -> bool:
-        # In Python alone, `\s` has the vertical tab and `$` comes before a last newline. In RE2 alone, letters
-        # fold beyond ASCII.
+        # In Python alone, `\s` has the vertical tab, and `$` comes before a last newline. In RE2 alone, case
+        # folds beyond ASCII.
         if (
             strange
             or "\v" in text
