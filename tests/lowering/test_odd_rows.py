@@ -70,6 +70,40 @@ def test_rows_that_mix_by_rare_values_are_never_split(nodes: Any, second: Any, c
         policy.infer_arrays(rows)
 
 
+RANGE = [
+    op("Shape", "x", "s"),
+    op("Gather", "s zero", "n", axis=0),
+    op("Range", "zero n one", "r"),
+    op("Cast", "r", "rf", to=TensorProto.FLOAT),
+    op("Unsqueeze", "rf last", "place"),
+    op("Add", "x place", "y"),
+]
+NUMBER = [*RANGE[:2], op("Cast", "n", "nf", to=TensorProto.FLOAT), op("Div", "x nf", "y")]
+FIRST = [op("ScatterND", "x i u", "y")]
+PLACES = {
+    "zero": np.array(0, np.int64),
+    "one": np.array(1, np.int64),
+    "last": np.array([-1], np.int64),
+    "i": np.array([[0]], np.int64),
+    "u": np.full((1, 4), 7, np.float32),
+}
+
+
+@pytest.mark.parametrize("nodes", [RANGE, NUMBER, FIRST], ids=["place", "number of rows", "first row"])
+def test_rows_whose_place_or_number_matters_run_whole_or_are_refused(nodes: Any) -> None:
+    read = {name for node in nodes for name in node.input}
+    constants = {name: value for name, value in PLACES.items() if name in read}
+    named = model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]}, **constants)
+    x = f32(3, 4)
+    policy = memojax.load(named)
+    np.testing.assert_allclose(policy.infer_arrays({"x": x})["y"], in_file(named, {"x": x})["y"], rtol=1e-6)
+    with pytest.raises(RowsMixError, match="padding 3 rows"):
+        memojax.load(named, bucketing="pow2").infer_arrays({"x": x})
+    unnamed = model_of(nodes, {"x": [None, 4]}, {"y": [None, 4]}, **constants)
+    with pytest.raises(DimensionError, match="influence each other"):
+        memojax.load(unnamed).infer_arrays({"x": x})
+
+
 def test_a_row_of_nan_that_spoils_others_does_not_count_as_mixing() -> None:
     # Agents attend to themselves only: 0 * NaN is NaN, and no number of one row reaches another.
     nodes = [
