@@ -295,3 +295,16 @@ def test_a_file_updates_a_policy_with_free_dimensions() -> None:
     np.testing.assert_allclose(
         policy.infer_arrays({"x": x[:, :2]})["y"], 2 * x[:, :2].mean(1), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_default_that_callers_give_stays_an_input_for_verify_and_new_weights() -> None:
+    def gained(w: float) -> onnx.ModelProto:
+        nodes = [op("Mul", "x w", "h"), op("Mul", "h gain", "y")]
+        tensors = {"w": np.full(4, w, np.float32), "gain": np.ones(4, np.float32)}
+        return model_of(nodes, {"x": ["batch", 4], "gain": [4]}, {"y": ["batch", 4]}, **tensors)
+
+    policy = memojax.load(gained(1), inputs=["gain"])
+    assert all(check.same for check in memojax.verify(policy.typed, [1, 3]))
+    policy.update_params(gained(3))
+    x, gain = f32(2, 4), f32(4)
+    np.testing.assert_allclose(policy.infer_arrays({"x": x, "gain": gain})["y"], 3 * x * gain, rtol=1e-5)
