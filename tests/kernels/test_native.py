@@ -74,6 +74,46 @@ def test_long_sums_in_parts(native: Library, rows: int, columns: int) -> None:
     np.testing.assert_allclose(dense(native, x, w, b, relu=True), expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("rows", [6, 7, 8, 9])
+@pytest.mark.parametrize("columns", [49, 63, 64, 65, 130])
+def test_deep_layers_of_few_rows(native: Library, rows: int, columns: int) -> None:
+    """Seven and eight rows take half of a panel at a time."""
+    for depth in (255, 256, 301):
+        x, w, b = numbers(rows, depth), numbers(depth, columns) / 16, numbers(columns)
+        np.testing.assert_allclose(dense(native, x, w, b), x @ w + b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [(8, 4), (4, 2), (3, 1), (3, 2), (5, 1), (5, 2), (3, 3), (4, 6)])
+@pytest.mark.parametrize("channels", [1, 16, 17])
+def test_windows_along_a_line(native: Library, window: tuple[int, int], channels: int) -> None:
+    """Overlapping or not, in lines around the number that a block takes, for all of their rows."""
+    length, step = window
+    for lines, width in ((1, 1), (3, 5), (2, 6), (3, 7), (1, 12), (2, 13), (1, 25)):
+        images, depth, long = 3, 2, (width - 1) * step + length
+        x, w = numbers(images, depth, lines, long), numbers(channels, depth, length)
+        y = np.full((images, lines, width, channels), np.nan, np.float32)
+        packed = pack_matrix(w.reshape(channels, -1).T, native.panel)
+        program = Program(images, 4)
+        program.product(
+            Product(
+                *(Place(0, 0, x[0].size), Place(1), Place(2), Place(3, 0, y[0].size)),
+                images=1,
+                size=(lines, width),
+                columns=channels,
+                length=length,
+                runs=((1, 0), (1, 0), (depth, lines * long)),
+                x_steps=(x[0].size, long, step),
+                y_steps=(y[0].size, width * channels, channels),
+                relu=True,
+            )
+        )
+        b = numbers(channels)
+        native.run(program.array(), [x, packed, pack_vector(b), y])
+        seen = np.lib.stride_tricks.sliding_window_view(x, length, 3)[:, :, :, ::step]
+        expected = np.maximum(np.einsum("idhwk,cdk->ihwc", seen, w) + b, 0)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_without_a_bias(native: Library) -> None:
     x, w = numbers(5, 40), numbers(40, 20)
     np.testing.assert_allclose(dense(native, x, w, None), x @ w, rtol=1e-5, atol=1e-5)

@@ -82,9 +82,19 @@ inline V load_some(const float* from, int64_t count) {
 #define MEMOJAX_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// One block: Rows rows times Vectors vectors of columns. A few accumulators would wait for each other's sums,
-// so small blocks have several for each result.
-template <int Rows, int Vectors>
+// Writes sums to `room` columns or fewer.
+inline void finish(const Product& p, V v, float* to, int64_t room) {
+  if (p.grows) v += load_some(to, room);
+  if (p.relu) v = pick(v < V{}, V{}, v);  // Keeps NaN.
+  if (room >= kLanes)
+    store(to, v);
+  else if (room > 0)
+    store_some(to, v, static_cast<int>(room));
+}
+
+// One block: Rows rows times Vectors vectors of columns, of the Wide vectors of a panel. A few accumulators
+// would wait for each other's sums, so small blocks have several for each result.
+template <int Rows, int Vectors, int Wide = Vectors>
 inline void block(const float* const* starts, float* const* ends, const Product& p, const float* w,
                   const float* bias, int64_t left) {
   constexpr int kSplit = Rows * Vectors >= 8 ? 1 : Rows * Vectors >= 4 ? 2 : Rows * Vectors >= 2 ? 4 : 8;
@@ -114,7 +124,7 @@ inline void block(const float* const* starts, float* const* ends, const Product&
           MEMOJAX_UNROLL
           for (int j = 0; j < Vectors; j++) sum[s % kSplit][i][j] += a * b[j];
         }
-        w += Vectors * kLanes;
+        w += Wide * kLanes;
       }
     }
     if constexpr (kStep > 1) {
@@ -125,7 +135,7 @@ inline void block(const float* const* starts, float* const* ends, const Product&
           MEMOJAX_UNROLL
           for (int j = 0; j < Vectors; j++) sum[0][i][j] += a * load(w + j * kLanes);
         }
-        w += Vectors * kLanes;
+        w += Wide * kLanes;
       }
     }
   }
@@ -136,30 +146,23 @@ inline void block(const float* const* starts, float* const* ends, const Product&
       V v = sum[0][i][j];
       MEMOJAX_UNROLL
       for (int s = 1; s < kSplit; s++) v += sum[s][i][j];
-      if (p.grows) v += load_some(ends[i] + j * kLanes, left - j * kLanes);
-      if (p.relu) v = pick(v < V{}, V{}, v);  // Keeps NaN.
-      float* to = ends[i] + j * kLanes;
-      int64_t room = left - j * kLanes;
-      if (room >= kLanes)
-        store(to, v);
-      else if (room > 0)
-        store_some(to, v, static_cast<int>(room));
+      finish(p, v, ends[i] + j * kLanes, left - j * kLanes);
     }
   }
 }
 
-template <int Vectors, int Rows>
+template <int Vectors, int Wide, int Rows>
 inline void short_block(int count, const float* const* starts, float* const* ends, const Product& p,
                         const float* w, const float* bias, int64_t left) {
   if constexpr (Rows > 0) {
     if (count == Rows)
-      block<Rows, Vectors>(starts, ends, p, w, bias, left);
+      block<Rows, Vectors, Wide>(starts, ends, p, w, bias, left);
     else
-      short_block<Vectors, Rows - 1>(count, starts, ends, p, w, bias, left);
+      short_block<Vectors, Wide, Rows - 1>(count, starts, ends, p, w, bias, left);
   }
 }
 
-template <int Vectors>
+template <int Vectors, int Wide = Vectors>
 void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias, int64_t column) {
   constexpr int kRows = rows_of(Vectors);
   const int64_t per_image = p.height * p.width, left = p.columns - column;
@@ -181,26 +184,102 @@ void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const f
         }
       }
     }
-    short_block<Vectors, kRows>(count, starts, ends, p, w, bias, left);
+    short_block<Vectors, Wide, kRows>(count, starts, ends, p, w, bias, left);
     row += count;
   }
 }
 
+#if defined(__AVX512F__)
+// One vector of columns of `Rows` neighbours in a line, whose windows overlap: each float of the line is
+// loaded once for all windows that hold it. Otherwise, a load for each multiply-add would limit the speed.
+template <int Rows, int Length, int Step>
+inline void windows(const Product& p, const float* x, float* y, const float* w, const float* bias,
+                    int64_t left) {
+  constexpr int kOverlap = (Length + Step - 1) / Step;
+  V sum[Rows];
+  MEMOJAX_UNROLL
+  for (int i = 0; i < Rows; i++) sum[i] = bias ? load(bias) : V{};
+  for (int64_t r = 0; r < p.runs; r++, w += Length * kLanes) {
+    const float* line = x + p.run_offsets[r];
+    V tap[Length];
+    MEMOJAX_UNROLL
+    for (int i = 0; i < Length; i++) tap[i] = load(w + i * kLanes);
+    MEMOJAX_UNROLL
+    for (int first = 0; first < Step; first++) {
+      MEMOJAX_UNROLL
+      for (int q = 0; q < Rows + kOverlap - 1; q++) {
+        if (q * Step + first >= (Rows - 1) * Step + Length) continue;
+        V a = all(line[q * Step + first]);
+        MEMOJAX_UNROLL
+        for (int m = 0; m < kOverlap; m++)
+          if (q >= m && q - m < Rows && m * Step + first < Length) sum[q - m] += a * tap[m * Step + first];
+      }
+    }
+  }
+  MEMOJAX_UNROLL
+  for (int i = 0; i < Rows; i++) finish(p, sum[i], y + i * p.y_width, left);
+}
+
+template <int Rows, int Length, int Step>
+inline void some_windows(int count, const Product& p, const float* x, float* y, const float* w,
+                         const float* bias, int64_t left) {
+  if constexpr (Rows > 0) {
+    if (count == Rows)
+      windows<Rows, Length, Step>(p, x, y, w, bias, left);
+    else
+      some_windows<Rows - 1, Length, Step>(count, p, x, y, w, bias, left);
+  }
+}
+
+template <int Length, int Step>
+void lines(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias, int64_t column) {
+  constexpr int kRows = 12;
+  const int64_t per_image = p.height * p.width;
+  for (int64_t row = row0; row < row1;) {
+    const int64_t image = row / per_image, h = row % per_image / p.width, c = row % p.width;
+    const int64_t rest = p.width - c < row1 - row ? p.width - c : row1 - row;
+    const int count = static_cast<int>(rest / ((rest + kRows - 1) / kRows));
+    some_windows<kRows, Length, Step>(count, p, p.x + image * p.x_image + h * p.x_height + c * p.x_width,
+                                      p.y + image * p.y_image + h * p.y_height + c * p.y_width + column, w,
+                                      bias, p.columns - column);
+    row += count;
+  }
+}
+
+// Whether the rows are windows that overlap in a line, of a size that policies have; then it is done.
+bool windows_of(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias,
+                int64_t column) {
+  if (p.width < 6 || row1 - row0 < 6) return false;
+  auto is = [&](int length, int step) { return p.length == length && p.x_width == step; };
+  if (is(8, 4)) lines<8, 4>(p, row0, row1, w, bias, column);
+  else if (is(4, 2)) lines<4, 2>(p, row0, row1, w, bias, column);
+  else if (is(3, 1)) lines<3, 1>(p, row0, row1, w, bias, column);
+  else if (is(3, 2)) lines<3, 2>(p, row0, row1, w, bias, column);
+  else if (is(5, 1)) lines<5, 1>(p, row0, row1, w, bias, column);
+  else return false;
+  return true;
+}
+#endif
+
 void panel_of(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias,
               int64_t column) {
 #if defined(__AVX512F__)
-  const int64_t left = p.columns - column;
-  if (left > 48) panel<4>(p, row0, row1, w, bias, column);
+  const int64_t left = p.columns - column, rows = row1 - row0;
+  if (left > 48 && (rows == 7 || rows == 8) && p.runs * p.length >= 256) {
+    // Two blocks of four rows would read the panel twice. Half of its columns fit the registers of one block.
+    panel<2, 4>(p, row0, row1, w, bias, column);
+    panel<2, 4>(p, row0, row1, w + 2 * kLanes, bias ? bias + 2 * kLanes : nullptr, column + 2 * kLanes);
+  } else if (left > 48) panel<4>(p, row0, row1, w, bias, column);
   else if (left > 32) panel<3>(p, row0, row1, w, bias, column);
   else if (left > 16) panel<2>(p, row0, row1, w, bias, column);
-  else panel<1>(p, row0, row1, w, bias, column);
+  else if (!windows_of(p, row0, row1, w, bias, column)) panel<1>(p, row0, row1, w, bias, column);
 #else
   panel<16 / kLanes>(p, row0, row1, w, bias, column);
 #endif
 }
 
-// Floats of a piece of a panel. The piece stays in the L1 cache while the loop goes over all rows.
-constexpr int64_t kCached = 8192;
+// Floats of a piece of a panel. The piece stays in the L2 cache while the loop goes over all rows.
+constexpr int64_t kCached = 32768;
 
 void product(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1) {
   const int64_t depth = p.runs * p.length;
