@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -327,7 +330,9 @@ def test_a_program_of_other_kernels_is_refused(native: Library) -> None:
         native.run(program, [np.zeros(1, np.float32)])
 
 
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(40, 1500, 64), (300, 100, 100), (64, 260, 48)])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"), [(1, 1500, 700), (40, 1500, 64), (300, 100, 100), (64, 260, 48)]
+)
 def test_equal_calls_give_equal_bits_whether_workers_sleep(
     native: Library, rows: int, depth: int, columns: int
 ) -> None:
@@ -339,3 +344,38 @@ def test_equal_calls_give_equal_bits_whether_workers_sleep(
         found.append(dense(native, x, w, None))
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
+
+
+_ONE_CALL = """
+import ctypes, os, sys
+import numpy as np
+
+handle = ctypes.CDLL(sys.argv[1])
+program, sizes = (np.load(path) for path in sys.argv[2:])
+handle.memojax_choose(b"")
+handle.memojax_set_threads(2, 100)
+arrays = [np.zeros(size, np.float32) for size in sizes]
+before = len(os.listdir("/proc/self/task"))
+places = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+for _ in range(100):  # A worker is worth waking for frequent callers.
+    assert not handle.memojax_run(ctypes.c_void_p(program.ctypes.data), ctypes.c_int64(program.size), places)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.parametrize("rows", [1, 2, 30])
+def test_large_calls_have_a_worker(compiled: Path, tmp_path: Path, rows: int) -> None:
+    """One row is enough work for two threads if its layer is large."""
+    depth, columns = 1024, 1024
+    program = Program(rows, 4)
+    steps = (depth, 0, 0), (columns, columns, columns)
+    x, y = Place(0, 0, depth), Place(3, 0, columns)
+    program.product(Product(x, Place(1), Place(2), y, 1, (1, 1), columns, depth, NO_RUNS, *steps))
+    np.save(tmp_path / "program.npy", program.array())
+    np.save(tmp_path / "sizes.npy", [rows * depth, depth * columns, columns, rows * columns])
+    given = [str(compiled), str(tmp_path / "program.npy"), str(tmp_path / "sizes.npy")]
+    done = subprocess.run(
+        [sys.executable, "-c", _ONE_CALL, *given], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "1", done.stderr

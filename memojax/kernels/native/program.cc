@@ -380,7 +380,7 @@ const char* run_section(const Run& run, const Section& section, const Crew& crew
   int64_t size = section.chunk;
   if (threads > 1 && size * threads > blocks && section.least * threads <= blocks)
     size = (blocks + threads - 1) / threads;
-  if (threads < 2 || size * threads > blocks + threads - 1) {
+  if (threads < 2 || blocks < threads || size * threads > blocks + threads - 1) {
     // One chunk after the other. With few rows and several threads, the threads share the work of each step.
     const int64_t chunk = threads > 1 || size > blocks ? blocks : size;
     float* mine = arena_of(header.arena_row * chunk + 16);
