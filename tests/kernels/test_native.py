@@ -304,6 +304,38 @@ def test_copies_and_fills(native: Library) -> None:
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_large_copies_and_fills_on_two_threads(native: Library, blocks: int) -> None:
+    """Copies in which the last dimension is adjacent, and those in which it is not."""
+    x = numbers(blocks, 37, 53, 61)
+    for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
+        made = x.transpose(0, *(1 + i for i in order))
+        shape = tuple(size + 2 for size in made.shape[1:])
+        size, moved = int(np.prod(shape)), [made.strides[1 + i] // 4 for i in range(3)]
+        steps = [shape[1] * shape[2], shape[2], 1]
+        dims = list(zip(made.shape[1:], moved, steps, strict=True))
+        program = Program(blocks, 2)
+        program.fill(Place(1, 0, size), size, -1.0)
+        program.copy(Place(0, 0, x[0].size), Place(1, sum(steps), size), (x[0].size, size), dims)
+        y = np.zeros((blocks, *shape), np.float32)
+        native.run(program.array(), [x, y])
+        expected = np.full((blocks, *shape), -1, np.float32)
+        expected[:, 1:-1, 1:-1, 1:-1] = made
+        np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("channels", [5, 32])
+def test_windows_of_images_on_two_threads(native: Library, images: int, channels: int) -> None:
+    x = numbers(images, 64, 50, channels)
+    program = Program(images, 2)
+    sizes = (64, 50, 32, 25, 2, 2, 2, 2, 1, 1, 0, 0)
+    program.pool(Place(0, 0, x[0].size), Place(1, 0, x[0].size // 4), 1, channels, "max", sizes)
+    y = np.zeros((images, 32, 25, channels), np.float32)
+    native.run(program.array(), [x, y])
+    np.testing.assert_array_equal(y, x.reshape(images, 32, 2, 25, 2, channels).max((2, 4)))
+
+
 def test_many_callers_at_once(native: Library) -> None:
     """One caller gets the threads, the others work alone; all results are right."""
     x, w, b = numbers(64, 300), numbers(300, 256) / 17, numbers(256)
