@@ -31,7 +31,7 @@ from onnx import numpy_helper
 
 import memojax
 from memojax.lowering.row_probe import random_rows
-from memojax.plans.candidates import Candidate
+from memojax.plans.candidates import NO_TRITON, Candidate
 from memojax.plans.compiler import PlanCompiler
 
 Rows = dict[str, np.ndarray]
@@ -48,8 +48,6 @@ _TESTS_SHARE = 0.35
 
 _LAST_SECONDS = 20
 """With fewer seconds left, no new measurement begins."""
-
-NO_TRITON = Candidate("no-triton", {"xla_gpu_enable_triton_gemm": False})
 
 
 @dataclass

@@ -102,7 +102,8 @@ class Inferer(abc.ABC):
             inputs: every input by name.
             ids: the agent of each row, for inferers that keep state by agent. Without it, the rows belong to
                 agents 0, 1, ...
-            dones: bool[n]; inferers that keep state zero the state of these rows before they run.
+            dones: bool[n]; inferers that keep state zero the state of these rows before they run. True
+                belongs to the first observation of an episode.
 
         Raises:
             InputError: an unknown, missing, misshapen or mistyped input.

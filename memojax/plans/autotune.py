@@ -25,7 +25,10 @@ from .candidates import (
     FUSED,
     KERNELS_ORDERED,
     LAYERS,
+    LAYOUTS,
+    NO_TRITON,
     ORDERED,
+    THREE_PASSES,
     TWO_ROWS,
     WIDE,
     Candidate,
@@ -55,13 +58,14 @@ _WIDE_MATRIX = 2 << 20
 """Bytes of a weight matrix that exceed a core's cache, so other layouts may help a batch of one."""
 
 _PRODUCTS = ("dot_general", "scan", "while", "cond")
+_FULL_PRECISION = ("highest", "float32")
 
 
 class Tuner:
     """Tunes the plans of one inferer.
 
-    Only CPU plans with constant weights can be tuned. Tuning takes time on the background worker (or in
-    `preload`), and memory for executables that hold packed weights, up to `budget` bytes.
+    CPU plans can be tuned if their weights are constants, GPU plans always. Tuning takes time on the
+    background worker (or in `preload`), and memory for a second copy of weights, up to `budget` bytes.
     """
 
     def __init__(self, mode: Autotune = "off", budget_mb: float = DEFAULT_BUDGET_MB):
@@ -74,12 +78,9 @@ class Tuner:
 
     def handles(self, compiler: PlanCompiler) -> bool:
         """Whether the plans of `compiler` can be tuned."""
-        return (
-            self.mode != "off"
-            and compiler.host
-            and compiler.device.platform == "cpu"
-            and compiler.weights == "constant"
-        )
+        platform = compiler.device.platform
+        tunable = platform == "gpu" or (platform == "cpu" and compiler.weights == "constant")
+        return self.mode != "off" and compiler.host and tunable
 
     def now(self, compiler: PlanCompiler, plan: Plan, done: Done = lambda plan: None) -> None:
         """Tune `plan` in this thread; then `done(plan)`."""
@@ -102,9 +103,7 @@ class Tuner:
         # A generator: each yield is a point where the worker may do more urgent work.
         residual, plan.traced = plan.traced or compiler.trace(plan.size), None
         rows = _rows(compiler, plan.size)
-        # Candidates must give the numbers of the default, computed once here.
         default = best = plan.executable
-        expected = default.run(rows)
         tried = candidates(residual, plan.size, compiler)
         if default.candidate != DEFAULT.name:
             tried.insert(0, DEFAULT)
@@ -119,7 +118,7 @@ class Tuner:
             executable = _compiled(compiler, plan, residual, candidate)
             yield
             # Speed never counts without equal numbers.
-            if executable is None or not _agrees(plan, executable, rows, expected):
+            if executable is None or not _agrees(plan, executable, rows, default):
                 continue
             gain = compare(best.run, executable.run, rows, pause)
             log.debug(
@@ -150,7 +149,9 @@ class Tuner:
 
 
 def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Candidate]:
-    """Candidates worth trying, judging by the operations of a model."""
+    """Candidates worth trying on the compiler's device, judging by the operations of a model."""
+    if compiler.device.platform != "cpu":
+        return _on_gpu(residual, compiler)
     names = [step.primitive.name for step in residual.steps]
     products = sum(names.count(name) for name in _PRODUCTS)
     convolutions = "conv_general_dilated" in names
@@ -177,6 +178,19 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
             found.append(TWO_ROWS)
     constants = compiler.constants(residual)
     return [candidate for candidate in found if fits(candidate, residual, constants)]
+
+
+def _on_gpu(residual: Residual, compiler: PlanCompiler) -> list[Candidate]:
+    names = {step.primitive.name for step in residual.steps}
+    found = []
+    if names.intersection(_PRODUCTS):
+        found.append(NO_TRITON)
+    # With a lower precision, XLA may use one pass already.
+    if "dot_general" in names and compiler.precision in _FULL_PRECISION:
+        found.append(THREE_PASSES)
+    if names.intersection((*_PRODUCTS, "conv_general_dilated")) and compiler.weights == "argument":
+        found.append(LAYOUTS)
+    return found
 
 
 def compare(
@@ -223,17 +237,19 @@ def _compiled(
         return None
 
 
-def _agrees(
-    plan: Plan, executable: Executable, rows: Sequence[np.ndarray], expected: Sequence[np.ndarray]
-) -> bool:
+def _agrees(plan: Plan, executable: Executable, rows: Sequence[np.ndarray], default: Executable) -> bool:
     """Whether a candidate runs and agrees with the default; some jaxlibs compile code that cannot run."""
-    try:
-        given = executable.run(rows)
-    except Exception as cause:
-        log.debug("batch size %d: candidate %r does not run here: %s", plan.size, executable.candidate, cause)
-        return False
-    if _equal(expected, given):
-        return True
+    # Weights that are arguments may change between the two calls, so there is a second try.
+    for _ in range(2):
+        expected = default.run(rows)
+        try:
+            given = executable.run(rows)
+        except Exception as cause:
+            name = executable.candidate
+            log.debug("batch size %d: candidate %r does not run here: %s", plan.size, name, cause)
+            return False
+        if _equal(expected, given):
+            return True
     log.warning(
         "batch size %d: candidate %r gives other numbers than the default, so it is dropped",
         plan.size,

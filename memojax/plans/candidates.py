@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from jax import lax
 
-from ..xla.options import ynn
+from ..xla.options import YNN, ynn
 from .hoist import Residual, Rewrite, Step
 
 
@@ -27,6 +27,7 @@ class Candidate:
             independent.
         kernels: whether memojax's own kernels run the parts that they can.
         ordered: whether nested calls keep XLA from waking threads between the plan's parts; see `in_order`.
+        layouts: whether XLA chooses how weights that are arguments lie in memory.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Candidate:
     rows: int = 1
     kernels: bool = False
     ordered: bool = False
+    layouts: bool = False
 
     def trace(self, residual: Residual, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         """Outputs of `residual` inside a traced function; it was traced for `rows` times the size."""
@@ -69,6 +71,22 @@ def _flipped(step: Step, inputs: list[Any]) -> list[Any]:
     return [lax.transpose(column, (1, 0))]
 
 
+def _in_three_passes(step: Step, inputs: list[Any]) -> list[Any]:
+    """A float32 product as three products on tensor cores, which together round about as float32 does."""
+    if step.primitive.name != "dot_general" or any(x.dtype != np.float32 for x in (*inputs, *step.avals)):
+        return step.bind(inputs)
+    left, right = inputs
+    return [
+        lax.dot_general(
+            left,
+            right,
+            step.params["dimension_numbers"],
+            precision=lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
+            preferred_element_type=np.float32,
+        )
+    ]
+
+
 _ROWS_BY_MATRIX = (((1,), (0,)), ((), ()))
 
 
@@ -84,6 +102,9 @@ EIGEN_CONVOLUTIONS = Candidate("eigen-conv", ynn("INDIVIDUAL_DOT"))
 WIDE = Candidate("v512", {"xla_cpu_prefer_vector_width": "512"})
 FLIPPED = Candidate("flipped", rewrite=_flipped)
 TWO_ROWS = Candidate("two-rows", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True, rows=2)
+NO_TRITON = Candidate("no-triton", {"xla_gpu_enable_triton_gemm": False})
+THREE_PASSES = Candidate("tf32-x3", rewrite=_in_three_passes)
+LAYOUTS = Candidate("xla-layouts", packs=True, layouts=True)
 
 CANDIDATES = {
     candidate.name: candidate
@@ -100,6 +121,9 @@ CANDIDATES = {
         WIDE,
         FLIPPED,
         TWO_ROWS,
+        NO_TRITON,
+        THREE_PASSES,
+        LAYOUTS,
     )
 }
 
@@ -107,10 +131,11 @@ CANDIDATES = {
 def fits(candidate: Candidate, residual: Residual, constants: Sequence[Any]) -> bool:
     """Whether `candidate` is safe for a model; `constants` are the leading weights of `residual`.
 
-    A packing candidate fuses more than one product, and such a fusion must not have an operand of equal
-    numbers; `xla/options.py` says why.
+    A packing candidate of YNNPACK fuses more than one product, and such a fusion must not have an operand of
+    equal numbers; `xla/options.py` says why.
     """
-    return not candidate.packs or not _multiplies_one_number(residual, constants)
+    fuses = candidate.packs and YNN in candidate.options
+    return not fuses or not _multiplies_one_number(residual, constants)
 
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 
 from ..errors import BatchSizeError, CompileError, LoweringError
@@ -86,6 +87,7 @@ class PlanCompiler:
         *,
         host: bool = True,
         like: PlanCompiler | None = None,
+        threads: int | None = None,
     ):
         """Prepare to compile `typed` for `device`.
 
@@ -99,11 +101,13 @@ class PlanCompiler:
             precision: precision of matrix products on accelerators, by JAX's names.
             host: whether the plans take and give NumPy arrays (else `jax.Array`s).
             like: a compiler of the same weights on the same device, with which to share computed values.
+            threads: see `InferOptions`.
         """
         self.typed = typed
         self.device = device
         self.precision: str | None = precision if device.platform != "cpu" else None
         self.host = host
+        self.threads = threads
         self.keep_traces = False
         self._name = plain_name(typed.name or "function")
         self._packs_inputs = device.platform != "cpu"
@@ -176,7 +180,11 @@ class PlanCompiler:
         packing = self._output_packing(size)
         if residual:
             residual, candidate = self._with_kernels(size, residual, candidate)
-        leading = self._placing.place(residual.nodes) if residual else Leading()
+        leading = Leading()
+        if residual:
+            count = len(residual.nodes)
+            formats = _formats(compiled.executable, count) if candidate.layouts else ()
+            leading = self._placing.place(residual.nodes, formats)
         executable = self._executable(size, compiled, packing, leading, candidate, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
@@ -242,10 +250,15 @@ class PlanCompiler:
         run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
+        arguments: Sequence[Any] = leading.values
+        places: Any = place
+        if candidate.layouts:
+            arguments = [_abstract(value) for value in arguments]
+            places = (*[Format(Layout.AUTO, place)] * count, *[place] * len(given))
         # The user's JAX settings must not change what is compiled.
         with trace_lock, own_settings(self.precision):
             try:
-                lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(*leading.values, *given)
+                lowered = jax.jit(run, in_shardings=places, out_shardings=place).lower(*arguments, *given)
             except Exception as cause:
                 # Without groups of ours, the error concerns the model itself.
                 if ordered is None:
@@ -265,7 +278,10 @@ class PlanCompiler:
                         if program is not None:
                             check_memory(program, size)
                     made = Compiled(compiled, program)
-                    return self._executable(size, made, packing, leading, candidate, meter)
+                    kept = leading
+                    if candidate.layouts:
+                        kept = self._placing.place(leading.nodes, _formats(compiled, count))
+                    return self._executable(size, made, packing, kept, candidate, meter)
             except LoweringError:
                 raise
             except Exception as cause:
@@ -291,7 +307,7 @@ class PlanCompiler:
             return residual, candidate if not candidate.kernels else _without_kernels(candidate)
         kernels.use_threads()
         try:
-            rewritten = rewrite(residual, size, self._hoister, kernels)
+            rewritten = rewrite(residual, size, self._hoister, kernels, self.threads)
         except Exception as cause:  # A mistake in the rewriting must not keep a model from running.
             log.warning("batch size %d: no kernels for this model (%r): XLA uses its own", size, cause)
             return residual, _without_kernels(candidate)
@@ -404,6 +420,11 @@ def _unordered(candidate: Candidate) -> Candidate:
     if not candidate.ordered:
         return candidate
     return KERNELS if candidate.kernels else DEFAULT
+
+
+def _formats(compiled: Any, count: int) -> tuple[Any, ...]:
+    """The layouts that an executable wants for its first `count` arguments."""
+    return compiled.input_formats[0][:count]
 
 
 def _bytes(spec: TensorSpec) -> int:

@@ -22,11 +22,20 @@ class Leading:
     more: XLA would copy its slices, or fuse them into each reader until memory runs out.
     """
 
-    __slots__ = ("__weakref__", "nodes", "values")
+    __slots__ = ("__weakref__", "formats", "nodes", "values")
 
-    def __init__(self, nodes: Sequence[Node] = (), values: Sequence[Any] = ()):
+    def __init__(self, nodes: Sequence[Node] = (), values: Sequence[Any] = (), formats: Sequence[Any] = ()):
+        """`formats` are the layouts that an executable wants, one for each of `values`; empty for JAX's."""
         self.nodes: tuple[Node, ...] = tuple(nodes)
-        self.values: tuple[Any, ...] = tuple(values)
+        self.formats: tuple[Any, ...] = tuple(formats)
+        self.values: tuple[Any, ...] = self.laid_out(values)
+
+    def laid_out(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """`values` in the executable's layouts."""
+        if not self.formats:
+            return tuple(values)
+        with own_settings():
+            return tuple(jax.device_put(value, to) for value, to in zip(values, self.formats, strict=True))
 
 
 class Placing:
@@ -40,12 +49,12 @@ class Placing:
         self._leading: weakref.WeakSet[Leading] = weakref.WeakSet()
         self._lock = threading.Lock()
 
-    def place(self, nodes: Sequence[Node]) -> Leading:
-        """The arguments for `nodes`; sizes share the arrays of equal nodes."""
+    def place(self, nodes: Sequence[Node], formats: Sequence[Any] = ()) -> Leading:
+        """The arguments for `nodes`, in `formats` if given; sizes share the arrays of equal nodes."""
         with self._lock:
             missing = list(filterfalse(self._placed.__contains__, nodes))
             self._placed.update(zip(missing, self._on_device(self._hoister.values(missing)), strict=True))
-            leading = Leading(nodes, [self._placed[node] for node in nodes])
+            leading = Leading(nodes, [self._placed[node] for node in nodes], formats)
             self._leading.add(leading)
             return leading
 
@@ -57,7 +66,9 @@ class Placing:
         """
         with self._lock:
             nodes = list(self._placed)
+            with_layouts = [leading for leading in self._leading if leading.formats]
         fresh = self._fresh(nodes, leaves)
+        laid_out = {one: one.laid_out([fresh[node] for node in one.nodes]) for one in with_layouts}
 
         def replace() -> None:
             with self._lock:
@@ -66,7 +77,8 @@ class Placing:
                 self._hoister.replace(leaves)
                 self._placed = fresh
                 for leading in list(self._leading):
-                    leading.values = tuple(fresh[node] for node in leading.nodes)
+                    values = laid_out.get(leading)
+                    leading.values = values or leading.laid_out([fresh[node] for node in leading.nodes])
 
         return replace
 

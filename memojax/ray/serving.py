@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
+import os
 import pickle
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..lowering.typed_model import TypedModel
 from ..plans.batch_sizes import checked_size
 from ..plans.forbid import forbid_compile
 from ..rows.states import gather
+from .newest_weights import NewestWeights, keeper_class
 from .shared import compiles, imported_ray, model_of, pin_assigned, with_plans
 
 
@@ -34,7 +36,8 @@ def deployment(
     compile nothing. Through a handle, a request is input name -> array, and its answer is output name ->
     array; over HTTP both are JSON. A request that does not fit raises InputError (HTTP: 422) and does not
     disturb others. `handle.broadcast("update_params", weights)` sends new weights to all replicas while
-    requests go on. A batch sees all the old weights or all the new ones.
+    requests go on. A batch sees all the old weights or all the new ones. A second deployment of one small
+    process, `<name>-weights`, keeps the newest weights, with which later replicas start.
 
     Args:
         policy: a file, or a loaded policy with its present weights.
@@ -67,8 +70,10 @@ def deployment(
     # Weights are arguments, so an update compiles nothing.
     shared = with_plans(typed, sizes, weights="argument")
     options = {"max_ongoing_requests": 4 * most, "health_check_period_s": 10, **options}
+    identity = uuid.uuid4().hex
     kind = serve.deployment(name=name, **options)(_replica(most, sizes, batch_wait_timeout_s))
-    return kind.bind(pickle.dumps(shared))
+    keeper = serve.deployment(name=f"{name}-weights", ray_actor_options={"num_cpus": 0})(keeper_class())
+    return kind.bind(pickle.dumps(shared), keeper.bind(identity), identity)
 
 
 def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
@@ -79,12 +84,13 @@ def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
     class Replica:
         """A process that answers requests."""
 
-        def __init__(self, policy: bytes):
+        def __init__(self, policy: bytes, keeper: Any, identity: str):
             metrics: Any = importlib.import_module("ray.util.metrics")
 
             pin_assigned()
             self._policy = pickle.loads(policy)
             self._policy.preload(sizes)
+            self._weights = NewestWeights(self._policy, keeper, identity)
             self._padded = 0
             buckets = [2.0**power for power in range(most.bit_length())]
             self._sizes = metrics.Histogram("memojax_batch_size", "requests in a batch", boundaries=buckets)
@@ -123,19 +129,24 @@ def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
 
         async def update_params(self, source: Any) -> None:
             """Replace the weights while requests go on."""
-            await asyncio.to_thread(self._policy.update_params, source)
+            await self._weights.update(source)
             self._compiles.set(compiles(self._policy))
 
-        def check_health(self) -> None:
-            """Answer a row of zeros; Serve replaces a replica that fails to."""
+        async def check_health(self) -> None:
+            """Take weights that this replica has missed, then answer a row of zeros.
+
+            Serve asks before it sends the first request, and replaces a replica that fails.
+            """
+            await self._weights.follow()
             row = {spec.name: np.zeros(spec.rows(1), spec.dtype) for spec in self._policy.api.inputs}
             with forbid_compile():
                 self._policy.infer_arrays(row)
 
         def stats(self) -> dict[str, Any]:
-            """Plans compiled here, plans from disk, batch sizes so far, padded rows."""
+            """Process id, plans compiled here, plans from disk, batch sizes so far, padded rows."""
             info = self._policy.cache_info()
             return {
+                "pid": os.getpid(),
                 "compiles": compiles(self._policy),
                 "disk_hits": info.disk_hits,
                 "batch_sizes": self._policy.batch_sizes(),

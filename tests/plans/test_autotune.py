@@ -82,6 +82,7 @@ class Wrong:
     rows: int = 1
     kernels: bool = False
     ordered: bool = False
+    layouts: bool = False
 
     def trace(self, residual: Any, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         first, *others = residual(leading, inputs)

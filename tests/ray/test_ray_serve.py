@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,7 +29,11 @@ def handle(ray: Any) -> Iterator[Any]:
 
     serve.start(http_options={"port": 8123})
     app = memojax.ray.deployment(
-        "acrobot_ppo", max_batch_size=8, batch_wait_timeout_s=0.005, ray_actor_options={"num_cpus": 0.5}
+        "acrobot_ppo",
+        max_batch_size=8,
+        batch_wait_timeout_s=0.005,
+        ray_actor_options={"num_cpus": 0.5},
+        health_check_period_s=1,
     )
     yield serve.run(app, name="policy", route_prefix="/act")
     serve.shutdown()
@@ -88,6 +95,66 @@ def test_weights_change_without_a_dropped_request(handle: Any) -> None:
     np.testing.assert_allclose(after, new, rtol=1e-5)
     assert all(np.allclose(one, old, rtol=1e-4) or np.allclose(one, new, rtol=1e-4) for one in seen)
     assert handle.stats.remote().result()["compiles"] == 0
+
+
+def kill(handle: Any) -> None:
+    """Kill the one replica, and wait for the next one."""
+    old = handle.stats.remote().result()["pid"]
+    os.kill(old, signal.SIGKILL)
+
+    def pid() -> bool:
+        try:
+            return handle.stats.remote().result(timeout_s=20)["pid"] != old
+        except Exception:  # Ray has not noticed yet.
+            return False
+
+    wait_for(pid)
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 90
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def scaled(factor: float) -> tuple[dict[str, Any], np.ndarray]:
+    """New weights, and the answer for the first row with them."""
+    policy = memojax.load("acrobot_ppo")
+    weights = {name: np.asarray(weight) * factor for name, weight in policy.params.items()}
+    policy.update_params(weights)
+    return weights, policy(ROWS[:1])[0]
+
+
+def test_a_replica_that_starts_later_begins_with_the_newest_weights(handle: Any) -> None:
+    for factor in (0.25, 0.75):
+        weights, wanted = scaled(factor)
+        handle.broadcast("update_params", weights).results()
+        kill(handle)
+        np.testing.assert_allclose(handle.remote({"obs": ROWS[0]}).result()["logits"], wanted, rtol=1e-5)
+        stats = handle.stats.remote().result()
+        assert (stats["compiles"], stats["disk_hits"]) == (0, 4)
+
+
+def test_replicas_tell_a_new_keeper_of_the_newest_weights(handle: Any, ray: Any) -> None:
+    from ray import serve
+
+    weights, wanted = scaled(0.6)
+    handle.broadcast("update_params", weights).results()
+    keeper = serve.get_deployment_handle("policy-weights", "policy")
+    stamp = keeper.stats.remote().result()["stamp"]
+    assert stamp > 0
+    os.kill(keeper.stats.remote().result()["pid"], signal.SIGKILL)
+
+    def told() -> bool:
+        try:
+            return keeper.stats.remote().result(timeout_s=20)["stamp"] == stamp
+        except Exception:  # Ray has not noticed yet.
+            return False
+
+    wait_for(told)
+    kill(handle)
+    np.testing.assert_allclose(handle.remote({"obs": ROWS[0]}).result()["logits"], wanted, rtol=1e-5)
 
 
 def test_impossible_times_are_refused() -> None:
