@@ -101,10 +101,17 @@ def to_stablehlo(
         "constants": _described(constants),
         "independent": not mixing,
         "program_bytes": len(sections[0]),
-        "sha256": hashlib.sha256(b"".join(sections)).hexdigest(),
+        "sha256": _digest(sections),
     }
     text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return AssetData(AssetKind.STABLEHLO, b"".join([PREFIX.pack(MAGIC, len(text)), text, *sections]))
+
+
+def _digest(sections: Sequence[bytes]) -> str:
+    digest = hashlib.sha256()
+    for section in sections:
+        digest.update(section)
+    return digest.hexdigest()
 
 
 def _about(typed: TypedModel, exported: export.Exported) -> dict[str, Any]:
