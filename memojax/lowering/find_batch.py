@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DimensionError, LimitError, LoweringError, StaticInputError
-from ..model.dimension import Element, size_of, symbols_of
+from ..model.dimension import Element, fits_declared, size_of, symbols_of
 from ..model.exporter_names import continues_state
 from ..model.graph import Graph, Value
 from ..model.signature import ANY_SHAPE, ModelApi, TensorSpec, plain_names
@@ -23,11 +23,20 @@ from .batch_axis import (
     dtype_of,
     native_rows,
 )
-from .batch_evidence import BatchAxis, Layout, ambiguous, contradiction, find_layout, without_batch
+from .batch_evidence import (
+    BatchAxis,
+    Layout,
+    ambiguous,
+    by_count,
+    contradiction,
+    find_layout,
+    without_batch,
+)
 from .binding import bind_inputs
 from .fixed_size import baked_size, declared_size, in_multiples, row_multiple
 from .free_function import Binding, FreeFunction
 from .graph_function import GraphFunction
+from .row_order import in_row_order
 
 _MOST_ELEMENTS = 1 << 28
 _TRIAL_SIZES = (11, 16, 32, 64, 128, 224)
@@ -63,7 +72,7 @@ def batched(
     open_shapes = {name: shape for name, shape in declared.items() if name not in static}
     layout = find_layout(open_shapes, batch_axis)
     # A graph with static inputs cannot be traced before a call gives their values, so nothing can confirm it.
-    if layout.strength == "leading" and not static:
+    if (layout.strength == "leading" or by_count(layout)) and not static:
         layout = _confirmed(function, layout, open_shapes)
     if not layout.free and not static:
         return declared_size(_traced(function, layout)) or _settled(function, layout)
@@ -153,8 +162,10 @@ def _settled(function: GraphFunction, layout: Layout) -> BatchedFunction:
         raise
     except LoweringError as cause:
         return _not_native(traced, cause)
+    if layout.strength == "named" and traced.outputs and all(how.axis is None for how in rows.values()):
+        return _one_by_one(traced, "no output has the batch")
     rule = BatchRule("axis", _inputs(layout), rows, layout.reason, layout.strength)
-    return assemble(function, rule, elements, results, traced.layout)
+    return in_row_order(assemble(function, rule, elements, results, traced.layout))
 
 
 def _traced(function: GraphFunction, layout: Layout) -> Traced:
@@ -169,7 +180,7 @@ def _inputs(layout: Layout) -> dict[str, tuple[int | None, tuple[int, ...]]]:
 
 
 def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, Sequence[Element]]) -> Layout:
-    """The layout for a symbol that leads the inputs: it is the batch if an output grows with it.
+    """The layout for a leading symbol or a count: it is the batch if an output grows with it.
 
     If the graph runs at none of the sizes tried, the symbol stays the batch here, and later steps decide.
 
@@ -188,7 +199,7 @@ def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, S
         if all(small[name].shape == large[name].shape for name in traced.outputs):
             return without_batch(declared)
         break
-    if why := contradiction(declared, layout):
+    if layout.strength == "leading" and (why := contradiction(declared, layout)):
         raise ambiguous(declared, why)
     return layout
 
@@ -281,10 +292,7 @@ def _check_declared(name: str, shape: Sequence[int], declared: Sequence[Any] | N
     if declared is None:
         return
     wanted = [1 if dim in layout.symbols else dim for dim in declared]
-    differs = len(wanted) != len(shape) or any(
-        isinstance(want, int) and want > 0 and want != got for want, got in zip(wanted, shape, strict=False)
-    )
-    if differs:
+    if not fits_declared(shape, wanted):
         raise DimensionError(
             f"output {name!r} has shape {list(shape)} for one row, but the file declares {list(declared)}: "
             "keep only the other outputs with outputs=[...], or run the file in its own layout with "

@@ -30,7 +30,7 @@ from .index_ranges import Ranges, outside
 from .masked_value import Masking, check_no_picks
 
 ON_HOST = (
-    "this operator runs on the host (its output shape depends on data, or it works on strings), and here it "
+    "this operator runs on the host (its output shape depends on data, or it works on strings). Here it "
     "depends on an input, so the model cannot be one XLA executable: use memojax.run or memojax.OneShot, "
     "which break the graph there"
 )
@@ -375,7 +375,11 @@ class Run:
         return inner[wanted]
 
     def next_key(self) -> jax.Array:
-        """A new key, different from all earlier ones."""
+        """A new key, different from all earlier ones.
+
+        Raises:
+            LoweringError: the run has no key.
+        """
         if self.key is None:
             raise LoweringError("a random operator needs a JAX PRNG key")
         self.keys_used[0] += 1

@@ -112,12 +112,12 @@ rows: ContextVar[int] = ContextVar("memojax_rows", default=1)
 
 
 in_one_piece: ContextVar[bool] = ContextVar("memojax_in_one_piece", default=False)
-"""Whether XLA compiles as a whole what is traced; plans are cut where a chain is long."""
+"""Whether XLA compiles the traced code as a whole; plans are cut where a chain is long."""
 
 
 @contextlib.contextmanager
 def compiled_in_one_piece() -> Iterator[None]:
-    """Trace inside what is not cut, and whose chains therefore have a limit."""
+    """Trace code that is not cut into parts, so that its chains have a limit."""
     token = in_one_piece.set(True)
     try:
         yield
@@ -174,8 +174,13 @@ class Budget:
             raise STEPS.exceeded(self.steps, "this graph", self._steps)
 
     def follow(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """A node that is traced comes after those that make its inputs: XLA's time grows with the square of
-        the length of such a chain, and its stack with the length."""
+        """Note that a traced node comes after the nodes that make its inputs.
+
+        XLA's time grows with the square of the length of such a chain, and its stack with the length.
+
+        Raises:
+            LimitError: the chain is longer than the limit allows.
+        """
         if self._chain is None:
             return
         length = 1 + max((self.chains.get(name, 0) for name in inputs), default=0)

@@ -4,8 +4,8 @@
 
 CPython runs signal handlers where a frame begins, where a loop jumps back, and where a call of C code has
 ended; an allocation fails where an instruction makes or calls something. Between two instructions that do
-neither nothing can be raised: no return of a Python function comes apart from the assignment before it, and
-no release of a lock from the `with` block before it (https://bugs.python.org/issue29988). A trace function is
+neither, nothing can be raised. So no return of a Python function comes apart from the assignment before it,
+and no release of a lock from its `with` block (https://bugs.python.org/issue29988). A trace function is
 called there nevertheless. At the level of instructions the injector leaves such places out (`can_raise`), at
 the level of lines the way out of a `with` block only: a line is harder than CPython.
 """

@@ -80,7 +80,7 @@ CASES: dict[limits.Limit, tuple[Callable[[], onnx.ModelProto], Callable[[Path], 
 
 
 @pytest.mark.parametrize("limit", CASES, ids=lambda limit: limit.variable)
-def test_a_limit_says_what_is_asked_and_what_is_allowed(
+def test_a_limit_says_the_requested_and_the_allowed_amount(
     limit: limits.Limit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, use = CASES[limit]
