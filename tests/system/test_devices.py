@@ -237,6 +237,8 @@ def test_no_executable_and_no_memory_for_each_number_of_rows() -> None:
         compiles = []
         jax.monitoring.register_event_duration_secs_listener(
             lambda event, *_, **__: compiles.append(event) if "backend_compile" in event else None)
+        jax.jit(lambda x: x * 3).lower(jax.ShapeDtypeStruct((3,), np.float32)).compile()
+        each = len(compiles)  # events of one compile: JAX 0.8 gives two
         policies = [
             mj.load(model, bucketing="pow2", max_batch_size=64),
             mj.load(model, bucketing=[48, 200]),
@@ -253,7 +255,7 @@ def test_no_executable_and_no_memory_for_each_number_of_rows() -> None:
         sweep(range(1, 201))
         first, before = len(compiles), executables()
         sweep(range(201, 401))
-        later = len(compiles) - first
+        later = (len(compiles) - first) // each
         # Those with room for the results of up to 512 rows: two for each plan and policy.
         assert later <= 24, later
         assert executables() <= before + 24, (before, executables())
@@ -261,7 +263,7 @@ def test_no_executable_and_no_memory_for_each_number_of_rows() -> None:
         known = len(compiles)
         sweep(range(402, 441))
         assert len(compiles) == known, "the same plans and the same room"
-        assert first < 200, first
+        assert first // each < 200, first
         assert trips == [], len(trips)
     """)
     )
