@@ -489,7 +489,7 @@ class Engine:
             "options": over_defaults(compiler.device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
             # Raised with each change of an entry's meaning, so that older entries are not found.
-            "layout": 2,
+            "layout": 3,
             **accelerator_key(compiler.device),
             **({} if compiler.host else {"arrays": "jax"}),
         }
