@@ -14,8 +14,11 @@ from ..xla.options import YNN
 from .candidates import EIGEN_CONVOLUTIONS, ORDERED, Candidate
 from .hoist import Residual, Step
 
-EIGEN_FROM = 20e6
-"""Floating point operations of all convolutions of a call from which Eigen takes less time than YNNPACK."""
+WIDE = 32
+"""Channels from which a convolution is wide; YNNPACK computes 16 channels less well than 32."""
+
+EIGEN_FROM = {False: 16e6, True: 64e6}
+"""Operations of a call's convolutions from which Eigen takes less time, if the largest is narrow, or wide."""
 
 
 def chosen(residual: Residual, options: Mapping[str, Any]) -> Candidate:
@@ -26,22 +29,23 @@ def chosen(residual: Residual, options: Mapping[str, Any]) -> Candidate:
     """
     if "CONVOLUTION" not in options.get(YNN, ""):
         return ORDERED
-    return EIGEN_CONVOLUTIONS if convolution_work(residual) >= EIGEN_FROM else ORDERED
+    work, channels = convolution_work(residual)
+    return EIGEN_CONVOLUTIONS if work >= EIGEN_FROM[channels >= WIDE] else ORDERED
 
 
-def convolution_work(residual: Residual) -> float:
-    """Floating point operations of all convolutions of one call."""
+def convolution_work(residual: Residual) -> tuple[float, int]:
+    """Floating point operations of all convolutions of one call, and the channels that the largest makes."""
     shapes = {number: aval.shape for number, aval in residual.avals.items()}
-    work = 0.0
+    works = [(0.0, 0)]
     for step in residual.steps:
         shapes.update((n, aval.shape) for n, aval in zip(step.outputs, step.avals, strict=True))
         if step.primitive.name == "conv_general_dilated":
-            work += _work(step, shapes)
-    return work
+            works.append(_work(step, shapes))
+    return sum(work for work, _ in works), max(works)[1]
 
 
-def _work(step: Step, shapes: Mapping[int, tuple[int, ...]]) -> float:
+def _work(step: Step, shapes: Mapping[int, tuple[int, ...]]) -> tuple[float, int]:
     weights = step.inputs[1]
     window = shapes[weights] if isinstance(weights, int) else weights.value.shape
-    made = window[step.params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * math.prod(step.avals[0].shape) * math.prod(window) / max(made, 1)
+    channels = window[step.params["dimension_numbers"].rhs_spec[0]]
+    return 2.0 * math.prod(step.avals[0].shape) * math.prod(window) / max(channels, 1), channels
