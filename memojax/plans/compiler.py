@@ -288,9 +288,9 @@ class PlanCompiler:
             except LoweringError:
                 raise
             except Exception as cause:
-                # First without groups, then without kernels: a problem with either costs only speed.
-                if ordered is not None:
-                    log.debug("batch size %d does not compile in order: %s", size, cause)
+                # First without our choice, then without kernels: a problem with either costs only speed.
+                if ordered is not None or (chooses and candidate.options):
+                    log.debug("batch size %d does not compile as %r: %s", size, candidate.name, cause)
                     return self.prepare(size, plain, meter, _plain(wanted))()
                 if candidate.kernels:
                     log.warning("batch size %d: XLA takes no kernels here (%s): it uses its own", size, cause)

@@ -20,7 +20,7 @@ from memojax.plans.candidates import DEFAULT, EIGEN_CONVOLUTIONS, ORDERED, PLAIN
 from memojax.plans.choice import EIGEN_FROM, WIDE, chosen, convolution_work
 from memojax.plans.compiler import PlanCompiler
 from memojax.xla.cpu_client import cpu_device
-from memojax.xla.options import ynn
+from memojax.xla.options import has_sound_convolutions, ynn
 
 RNG = np.random.default_rng(0)
 BOTH = ynn("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION")
@@ -108,8 +108,9 @@ def test_where_ynnpack_has_no_convolutions_there_is_no_choice() -> None:
     assert chosen(images().trace(512), PRODUCTS) == ORDERED
 
 
+@pytest.mark.skipif(not has_sound_convolutions(), reason="this jaxlib has no YNNPACK for convolutions")
 def test_the_choice_has_its_name_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memojax.plans.compiler.over_defaults", lambda *_: BOTH)
+    monkeypatch.setattr(compilers, "over_defaults", lambda *_: BOTH)
     compiler = images()
     assert compiler.lower(1, DEFAULT).compile().executable.candidate == "default"
     many = compiler.lower(512).compile()
@@ -127,6 +128,21 @@ def test_branches_run_in_order_and_a_chain_as_it_is(count: int, name: str) -> No
     x = RNG.standard_normal((3, 12)).astype(np.float32)
     for one, other in zip(plan.executable.run([x]), plain.executable.run([x]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_an_option_that_xla_has_dropped_costs_only_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilers, "over_defaults", lambda *_: BOTH)
+    compile_it = compilers.compiled_for
+
+    def refuses_options(lowered: Any, device: Any, options: Mapping[str, Any]) -> Any:
+        if options:
+            raise RuntimeError("No such compile option: a fault of this test")
+        return compile_it(lowered, device, options)
+
+    monkeypatch.setattr(compilers, "compiled_for", refuses_options)
+    plan = images().lower(512).compile()
+    assert plan.executable.candidate == "xla"
+    assert np.isfinite(plan.executable.run([np.ones((512, 16, 12, 12), np.float32)])[0]).all()
 
 
 def test_what_does_not_compile_in_order_compiles_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
