@@ -88,6 +88,7 @@ def load(
     strict: bool = False,
     checked: bool = False,
     compile_in: CompileIn = "auto",
+    threads: int | None = None,
 ) -> MemoizingDynamicInferer: ...
 @named_options
 def load(
@@ -115,6 +116,7 @@ def load(
     strict: bool = False,
     checked: bool = False,
     compile_in: CompileIn = "auto",
+    threads: int | None = None,
 ) -> MemoizingDynamicInferer | ShardedInferer:
     """Load a policy for any number of agents.
 
@@ -131,7 +133,7 @@ def load(
         devices, sharding: spread the rows of each batch over several devices: "all", a list, or
             `NamedSharding(mesh, PartitionSpec("batch"))`. The result is then a `ShardedInferer`.
         maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked,
-        compile_in:
+        compile_in, threads:
             see `InferOptions`.
 
     Raises:
@@ -152,6 +154,7 @@ def load(
             "autotune_budget_mb": autotune_budget_mb,
             "checked": checked,
             "compile_in": compile_in,
+            "threads": threads,
         }
         if unfit := [name for name, value in given.items() if value != getattr(one, name)]:
             raise OptionError(
@@ -198,6 +201,7 @@ def load(
         strict=strict,
         checked=checked,
         compile_in=compile_in,
+        threads=threads,
     )
 
 

@@ -26,7 +26,7 @@ from ..plans.engine import Engine
 from ..plans.family import Family
 from ..plans.plan import Plan, PlanInfo
 from ..plans.preload import Preload
-from ..plans.recommend import Recommendation, recommend
+from ..plans.recommend import Recommendation, recommend_for
 from ..rows.checks import check_mapping, lives_on_device
 from ..rows.device_choice import DeviceChoice
 from ..rows.scratch import ScratchPadView
@@ -109,6 +109,7 @@ class ModelInferer(InfererOfModel):
             tuner=self._tuner,
             beside=beside,
             compile_in=self.options.compile_in,
+            threads=self.options.threads,
             pads=self._route.pads or bool(typed.only_rows),
         )
 
@@ -373,13 +374,7 @@ class ModelInferer(InfererOfModel):
         Raises:
             BatchSizeError: nothing has run yet.
         """
-        # The last plan of a size counts, which is the most used one.
-        plans = sorted(self.plans(), key=lambda plan: plan.calls)
-        latency = {plan.size: plan.median_us / 1e6 for plan in plans if plan.median_us is not None}
-        compiling = {plan.size: plan.compile_ms / 1e3 for plan in plans}
-        return recommend(
-            self.batch_sizes(), latency, compiling, max_plans, {plan.size: plan.calls for plan in plans}
-        )
+        return recommend_for(self.plans(), self.batch_sizes(), max_plans)
 
     def cache_info(self) -> CacheInfo:
         """Counts of hits, misses and evictions, the sizes, seconds spent compiling, and padded rows, over all

@@ -64,6 +64,7 @@ class MemoizingDynamicInferer(ModelInferer):
         strict: bool = False,
         checked: bool = False,
         compile_in: CompileIn = "auto",
+        threads: int | None = None,
     ):
         """Compile `preloaded_sizes` now.
 
@@ -78,7 +79,7 @@ class MemoizingDynamicInferer(ModelInferer):
                 then compiles the right plan. Only the very first call waits. "warn": like "compile", with a
                 warning in the log. "error": it raises.
             maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict,
-            checked, compile_in:
+            checked, compile_in, threads:
                 see `InferOptions`.
 
         Raises:
@@ -100,6 +101,7 @@ class MemoizingDynamicInferer(ModelInferer):
             strict,
             checked,
             compile_in,
+            threads,
         )
         route = Buckets(
             bucket_of(bucketing, max_batch_size), on_miss, exact=is_exact(bucketing, max_batch_size)
@@ -138,6 +140,7 @@ class MemoizingDynamicInferer(ModelInferer):
         strict: bool = False,
         checked: bool = False,
         compile_in: CompileIn = "auto",
+        threads: int | None = None,
     ) -> MemoizingDynamicInferer:
         """Load an ONNX model; options are those of `TypedModel.from_model` and of the constructor.
 
@@ -171,6 +174,7 @@ class MemoizingDynamicInferer(ModelInferer):
             strict=strict,
             checked=checked,
             compile_in=compile_in,
+            threads=threads,
         )
 
     @classmethod
@@ -194,6 +198,7 @@ class MemoizingDynamicInferer(ModelInferer):
         strict: bool = False,
         checked: bool = False,
         compile_in: CompileIn = "auto",
+        threads: int | None = None,
     ) -> MemoizingDynamicInferer:
         """Use a loaded `TypedModel`.
 
@@ -217,6 +222,7 @@ class MemoizingDynamicInferer(ModelInferer):
             strict=strict,
             checked=checked,
             compile_in=compile_in,
+            threads=threads,
         )
 
     def _arguments(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, get_args
 
 import jax
 
-from .._argument_checks import of_kind, one_of, unknown_option
+from .._argument_checks import as_count, of_kind, one_of, unknown_option
 from ..errors import OptionError
 from ..plans.artifact import PlanArtifact
 from ..plans.autotune import DEFAULT_BUDGET_MB, Autotune
@@ -33,6 +33,7 @@ class SharedOptions(TypedDict, total=False):
     strict: bool
     checked: bool
     compile_in: CompileIn
+    threads: int | None
 
 
 class MemoizingOptions(SharedOptions, total=False):
@@ -72,6 +73,8 @@ class InferOptions:
             "process": in a helper process that all inferers share, so compiles do not slow down calls.
             "auto": in the helper for background compiles (`on_miss="pad"`, `preload(background=True)`, a
             `Runtime`) if memory allows it.
+        threads: most threads of memojax's kernels in one call; None means as many as there are cores. XLA's
+            own code shares one pool in a process, which takes its size from `memojax.pin_cores`.
     """
 
     maxsize: int | None = None
@@ -85,6 +88,7 @@ class InferOptions:
     strict: bool = False
     checked: bool = False
     compile_in: CompileIn = "auto"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         """Check the type of each option.
@@ -101,6 +105,8 @@ class InferOptions:
         of_kind("strict", self.strict, bool, "True or False")
         of_kind("checked", self.checked, bool, "True or False")
         one_of("compile_in", self.compile_in, get_args(CompileIn))
+        if self.threads is not None:
+            as_count("threads", self.threads, OptionError)
         if self.cache_dir is not None:
             of_kind("cache_dir", self.cache_dir, (str, PathLike, PlanArtifact), "a folder or a PlanArtifact")
 

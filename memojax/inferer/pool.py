@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import jax
 import numpy as np
@@ -28,6 +30,9 @@ from ..rows.scratch import ScratchPadView
 from .memoizing import MemoizingDynamicInferer
 from .of_model import InfererOfModel
 from .stacked_weights import OverWeights, stacked, turns_of, widened, with_slot
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
 
 FIRST_CAPACITY = 8
 
@@ -80,6 +85,7 @@ class PolicyPool:
         self._options = {"bucketing": "pow2", **options, "weights": "argument"}
         self._slots: dict[Hashable, int] = {}
         self._choice = DeviceChoice()
+        self._predictor: Predictor | None = None
         # Calls and changes take turns, so a call never finds another set in a slot that it has looked up.
         self._lock = threading.RLock()
         self._build(stacked(self._typed.params, capacity), capacity)
@@ -171,7 +177,8 @@ class PolicyPool:
     def infer_arrays(self, inputs: Mapping[str, Any], policies: Sequence[Hashable]) -> Arrays:
         """Run a batch whose rows belong to the weight sets that `policies` names, one name per row.
 
-        The pool deals rows out in the host's memory, those of `jax.Array`s too.
+        The pool deals rows out in the host's memory, those of `jax.Array`s too: on an accelerator, that would
+        take an executable for each number of rows.
 
         Returns:
             Output name -> `[n, *element_shape]`, in the order of the given rows: `jax.Array`s on the device
@@ -221,6 +228,32 @@ class PolicyPool:
         for name, value in self._typed.constant.items():
             named[name] = np.broadcast_to(value, (n, *value.shape))
         return {spec.name: named[spec.name] for spec in self._typed.api.outputs}
+
+    def predict(
+        self,
+        observation: Any,
+        policies: Sequence[Hashable],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        action_masks: Any = None,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """Actions and hidden state of rows that belong to the weight sets `policies`, one name per row.
+
+        The other arguments and the results are those of `Predictor.predict`.
+
+        Raises:
+            InputError: there is not one name per row.
+            IncompatibleModelError: a name is not in the pool.
+            SpaceMismatchError, ActionError: as for `Predictor.predict`.
+        """
+        with self._lock:
+            if self._predictor is None:
+                from .predictor import Predictor
+
+                self._predictor = Predictor(_NamedRows(self))
+        with _naming(policies):
+            return self._predictor.predict(observation, state, episode_start, deterministic, action_masks)
 
     @property
     def network(self) -> TypedModel:
@@ -346,6 +379,31 @@ class InfererOfPool(InfererOfModel):
     def cache_info(self) -> CacheInfo:
         """Counts of plans and calls of the pool."""
         return self.pool.cache_info()
+
+
+_named: ContextVar[Sequence[Hashable]] = ContextVar("_named")
+
+
+@contextmanager
+def _naming(policies: Sequence[Hashable]) -> Iterator[None]:
+    """Name the weight sets of the rows of calls in this thread."""
+    before = _named.set(policies)
+    try:
+        yield
+    finally:
+        _named.reset(before)
+
+
+@final
+class _NamedRows(InfererOfPool):
+    """Runs rows whose weight sets `_naming` names."""
+
+    @property
+    def typed(self) -> TypedModel:
+        return self.pool.network
+
+    def _names(self, ids: Sequence[int] | None, n: int) -> Sequence[Hashable]:
+        return _named.get()
 
 
 @final

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from os import PathLike
-from typing import Any, TypeVar, final, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, final, get_args
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ from ..plans.cache import CacheInfo, PlanCache
 from ..plans.disk_cache import disk_cache
 from ..plans.plan import PlanInfo
 from ..plans.preload import Preload
+from ..plans.recommend import Recommendation, recommend_for
 from ..plans.sharded import ShardedCompiler
 from ..rows.checks import as_jax, check_mapping, check_names, checked_rows, lives_on_device, shared_value
 from ..rows.device_choice import DeviceChoice
@@ -43,6 +45,10 @@ from .revival import is_revived, revival
 from .routes import Buckets, OnMiss
 from .sharded_rows import NO_ROWS, ShardedRows
 from .sharding import check_shardable, first_of, names_of, rows_sharding, shared_client
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 T = TypeVar("T")
 
@@ -299,6 +305,30 @@ class ShardedInferer(InfererOfModel):
     def batch_sizes(self) -> dict[int, int]:
         """Number of batches of each size that callers asked for."""
         return dict(sorted(self._rows.histogram.counts(self._cache.calls()).items()))
+
+    def recommend_sizes(self, max_plans: int) -> Recommendation:
+        """The best fixed sizes for the batches so far, multiples of the number of devices.
+
+        See `MemoizingDynamicInferer.recommend_sizes`.
+
+        Raises:
+            BatchSizeError: nothing has run yet.
+        """
+        padded: Counter[int] = Counter()
+        for size, count in self.batch_sizes().items():
+            padded[self.padded(size)] += count
+        return recommend_for(self.plans(), padded, max_plans)
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the median time of a call against the batch size; see `MemoizingDynamicInferer.plot`.
+
+        Raises:
+            MissingPackageError: matplotlib is not installed.
+        """
+        from ..display.latency import draw_latency
+
+        times = {plan.size: plan.median_us for plan in self.plans()}
+        return draw_latency({f"{self._compiler.count} devices": times}, self.batch_sizes(), ax)
 
     def update_params(self, source: Any, *, background: bool = False) -> Future[None]:
         """Switch to other weights on every device, without a recompile.

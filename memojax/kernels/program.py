@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-_MAGIC = 0x6D656D6F6A617804
-_HEADER_WORDS = 8
+_MAGIC = 0x6D656D6F6A617805
+_HEADER_WORDS = 9
+_THREADS_WORD = 8
 _PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION, _DRAW, _WHOLE = range(1, 10)
 
 INSTRUCTIONS = (
@@ -157,7 +158,7 @@ class Program:
         words = [*first, *self.words]
         steps = self.steps + bool(first)
         count = _HEADER_WORDS + len(words)
-        header = [_MAGIC, count, self.blocks, self.arena_row, self.shared, self.flops, steps, self.buffers]
+        header = [_MAGIC, count, self.blocks, self.arena_row, self.shared, self.flops, steps, self.buffers, 0]
         return np.array([*header, *words], np.int64)
 
     def section(self, chunk: int, least: int) -> None:
@@ -253,8 +254,14 @@ class Program:
         self.steps += 1
 
 
+def bound_threads(program: np.ndarray, threads: int) -> None:
+    """Let a run use so many threads at most."""
+    program[_THREADS_WORD] = threads
+
+
 def memory_of(program: np.ndarray, threads: int) -> int:
     """Bytes of values in between that a run needs at most, on so many threads."""
+    threads = min(threads, int(program[_THREADS_WORD]) or threads)
     blocks, arena_row, shared = (int(word) for word in program[2:5])
     chunk, at = 1, _HEADER_WORDS
     while at < program.size:

@@ -18,7 +18,7 @@ from .draws import with_draws, without_draws
 from .emitter import Emitter
 from .ffi import bind
 from .library import Library
-from .program import MOST_BUFFERS
+from .program import MOST_BUFFERS, bound_threads
 from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
 from .unroll import unrolled
 from .values import Constant, Recipe, Refused, Value, cook, outside
@@ -63,13 +63,21 @@ def is_call(step: Step) -> bool:
     return step.primitive is _CALL
 
 
-def rewrite(residual: Residual, size: int, hoister: Hoister, kernels: Library) -> Residual | None:
-    """`residual`, traced for `size` rows, with calls of kernels; None if they can run no part of it."""
+def rewrite(
+    residual: Residual, size: int, hoister: Hoister, kernels: Library, threads: int | None = None
+) -> Residual | None:
+    """`residual`, traced for `size` rows, with calls of kernels; None if they can run no part of it.
+
+    A call uses `threads` threads at most.
+    """
     residual = with_draws(residual)
     written = unrolled(residual)
     # Unrolled loops pay only if programs run all of their steps, so the loops stay whole otherwise.
     made = _rewritten(*written, size, hoister, kernels) if written is not None else None
     made = made or _rewritten(residual, None, size, hoister, kernels)
+    for step in made.steps if made and threads else ():
+        if is_call(step):
+            bound_threads(step.params["program"], threads or 0)
     return without_draws(made) if made else None
 
 

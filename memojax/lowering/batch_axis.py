@@ -7,6 +7,7 @@ cannot mix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,10 +37,25 @@ class OutputRows:
     Attributes:
         axis: the axis in the file that grows with the batch; None for a value that all rows share.
         per_row: entries of that axis for each row; if more than 1, it is a dimension of the element.
+        rows_outermost: whether the entries of a row lie side by side, as after a Reshape to -1. Otherwise the
+            first entries of all rows come first, as in a Concat of two heads along the batch.
     """
 
     axis: int | None
     per_row: int = 1
+    rows_outermost: bool = True
+
+    def of(self, value: Any, n: int) -> Any:
+        """An output of `n` rows in the file layout, a NumPy or JAX array, as rows `[n, *element_shape]`."""
+        np_like: Any = np if isinstance(value, np.ndarray) else jnp
+        # The value is the same for all agents, but callers expect a row for each.
+        if self.axis is None:
+            return np_like.broadcast_to(value, (n, *value.shape))
+        if self.per_row == 1:
+            return np_like.moveaxis(value, self.axis, 0)
+        parts = (n, self.per_row) if self.rows_outermost else (self.per_row, n)
+        value = value.reshape(*value.shape[: self.axis], *parts, *value.shape[self.axis + 1 :])
+        return np_like.moveaxis(value, self.axis if self.rows_outermost else self.axis + 1, 0)
 
 
 @dataclass(frozen=True)
@@ -119,17 +135,28 @@ class BatchedFunction:
 
     def _rows_of(self, name: str, value: jax.Array, n: int) -> jax.Array:
         """An output in the file layout as rows `[n, *element_shape]`."""
-        how = self.rule.outputs[name]
-        # The value is the same for all agents, but callers expect a row for each.
-        if how.axis is None:
-            return jnp.broadcast_to(value, (n, *value.shape))
-        if n == 1 and is_fixed_shape(shape := self._element_shapes()[name]):
+        how, shape = self.rule.outputs[name], self._element_shapes()[name]
+        if n == 1 and how.axis is not None and is_fixed_shape(shape) and value.size == math.prod(shape):
             return value.reshape(1, *shape)  # a Squeeze without axes drops a batch of one as well
-        if how.per_row != 1:
-            # The file lays out [..., n * per_row, ...] with the agents outermost, as a reshape to -1 does.
-            split = (*value.shape[: how.axis], n, how.per_row, *value.shape[how.axis + 1 :])
-            value = value.reshape(split)
-        return jnp.moveaxis(value, how.axis, 0)
+        if how.axis is not None and (
+            len(value.shape) <= how.axis or value.shape[how.axis] != n * how.per_row
+        ):
+            raise self._odd(name, value.shape, n)
+        rows = how.of(value, n)
+        # Shapes were compared at two sizes only, and a Slice or an If may change its mind at others.
+        if len(rows.shape) != len(shape) + 1 or any(
+            isinstance(want, int) and want != got for want, got in zip(shape, rows.shape[1:], strict=True)
+        ):
+            raise self._odd(name, value.shape, n)
+        return rows
+
+    def _odd(self, name: str, found: Sequence[int], n: int) -> DimensionError:
+        how, element = self.rule.outputs[name], list(self._element_shapes()[name])
+        return DimensionError(
+            f"output {name!r} has shape {list(found)} for {n} rows, not one row of {element} for each on "
+            f"axis {how.axis}, as for {PROBE_SIZES[0]} and for {PROBE_SIZES[1]} rows: max_batch_size= splits "
+            "larger batches, outputs=[...] keeps only other outputs, and memojax.run runs the file as it is"
+        )
 
     def _single(self, params: Params, row: Sequence[Array], key: jax.Array | None) -> tuple[jax.Array, ...]:
         """The function of a single run, from one row of each input to one row of each output."""

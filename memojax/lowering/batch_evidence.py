@@ -106,6 +106,11 @@ def contradiction(declared: Mapping[str, Sequence[Element]], layout: Layout) -> 
     return ""
 
 
+def by_count(layout: Layout) -> bool:
+    """Whether the batch is named by a letter or a count alone: N points of one agent have the same name."""
+    return layout.strength == "named" and not any("batch" in symbol.lower() for symbol in layout.symbols)
+
+
 def ambiguous(declared: Mapping[str, Sequence[Element]], why: str) -> DimensionError:
     """The error for too little evidence: all symbols with their places, and the calls that settle it."""
     return DimensionError(f"the axis of the agents is not clear: {why}. {_settling(declared)}")
@@ -145,10 +150,14 @@ def _named(declared: Mapping[str, Sequence[Element]]) -> list[str]:
         ]
         batch = [dim for axis, dim in names if is_batch_dimension(dim, axis == 0)]
         if batch:
-            # An input has one batch: "batch" itself wins over names that contain it, these over other names.
+            # An input has one batch: "batch" itself wins over the leading name, which wins over other names.
             best = min(
                 batch,
-                key=lambda dim: (dim.lower() not in ("batch", "batch_size"), "batch" not in dim.lower()),
+                key=lambda dim: (
+                    dim.lower() not in ("batch", "batch_size"),
+                    dim != shape[0],
+                    "batch" not in dim.lower(),
+                ),
             )
             found[best] = True
     return list(found)

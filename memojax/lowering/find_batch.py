@@ -23,11 +23,20 @@ from .batch_axis import (
     dtype_of,
     native_rows,
 )
-from .batch_evidence import BatchAxis, Layout, ambiguous, contradiction, find_layout, without_batch
+from .batch_evidence import (
+    BatchAxis,
+    Layout,
+    ambiguous,
+    by_count,
+    contradiction,
+    find_layout,
+    without_batch,
+)
 from .binding import bind_inputs
 from .fixed_size import baked_size, declared_size, in_multiples, row_multiple
 from .free_function import Binding, FreeFunction
 from .graph_function import GraphFunction
+from .row_order import in_row_order
 
 _MOST_ELEMENTS = 1 << 28
 _TRIAL_SIZES = (11, 16, 32, 64, 128, 224)
@@ -63,7 +72,7 @@ def batched(
     open_shapes = {name: shape for name, shape in declared.items() if name not in static}
     layout = find_layout(open_shapes, batch_axis)
     # A graph with static inputs cannot be traced before a call gives their values, so nothing can confirm it.
-    if layout.strength == "leading" and not static:
+    if (layout.strength == "leading" or by_count(layout)) and not static:
         layout = _confirmed(function, layout, open_shapes)
     if not layout.free and not static:
         return declared_size(_traced(function, layout)) or _settled(function, layout)
@@ -153,8 +162,10 @@ def _settled(function: GraphFunction, layout: Layout) -> BatchedFunction:
         raise
     except LoweringError as cause:
         return _not_native(traced, cause)
+    if layout.strength == "named" and traced.outputs and all(how.axis is None for how in rows.values()):
+        return _one_by_one(traced, "no output has the batch")
     rule = BatchRule("axis", _inputs(layout), rows, layout.reason, layout.strength)
-    return assemble(function, rule, elements, results, traced.layout)
+    return in_row_order(assemble(function, rule, elements, results, traced.layout))
 
 
 def _traced(function: GraphFunction, layout: Layout) -> Traced:
@@ -169,7 +180,7 @@ def _inputs(layout: Layout) -> dict[str, tuple[int | None, tuple[int, ...]]]:
 
 
 def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, Sequence[Element]]) -> Layout:
-    """The layout for a symbol that leads the inputs: it is the batch if an output grows with it.
+    """The layout for a leading symbol or a count: it is the batch if an output grows with it.
 
     If the graph runs at none of the sizes tried, the symbol stays the batch here, and later steps decide.
 
@@ -188,7 +199,7 @@ def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, S
         if all(small[name].shape == large[name].shape for name in traced.outputs):
             return without_batch(declared)
         break
-    if why := contradiction(declared, layout):
+    if layout.strength == "leading" and (why := contradiction(declared, layout)):
         raise ambiguous(declared, why)
     return layout
 

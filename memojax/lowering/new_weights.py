@@ -11,10 +11,11 @@ import onnx
 
 from ..errors import IncompatibleModelError
 from ..model import Model, load_model
-from ..model.graph import Graph
 from .batch_axis import BatchedFunction
 from .binding import bind_inputs
+from .free_function import FreeFunction
 from .graph_function import GraphFunction
+from .skeleton import Skeleton
 from .typed_model import TypedModel, check_same_params
 
 
@@ -30,7 +31,13 @@ def with_new_weights(typed: TypedModel, source: Any) -> TypedModel:
         IncompatibleModelError: names, shapes or dtypes differ, or the file holds another network. It names
             the first difference.
     """
-    if not isinstance(typed.fn, BatchedFunction):
+    if not isinstance(typed.fn, (BatchedFunction, FreeFunction)):
+        if is_file(source):
+            what = "is a function or was exported" if typed.model is None else "runs partly on the host"
+            raise IncompatibleModelError(
+                f"{typed.name or 'this policy'} {what}, so a file's weights do not fit it: load the file "
+                "with memojax.load instead"
+            )
         return typed.with_params(source)
     if isinstance(source, Mapping):
         if unknown := [name for name in source if name not in typed.params]:
@@ -46,7 +53,7 @@ def with_new_weights(typed: TypedModel, source: Any) -> TypedModel:
     check_same_params(typed.params, params)
     function = typed.fn.function.with_params(params)
     constant = function.constant_outputs(
-        [n for n, shown in _shown(typed.fn).items() if shown in typed.constant], typed.fn.constants
+        [n for n, shown in _shown(typed.fn).items() if shown in typed.constant], function.graph.bound
     )
     named = {_shown(typed.fn)[name]: value for name, value in constant.items()}
     return replace(
@@ -72,44 +79,29 @@ def _params_of(old: GraphFunction, model: Model) -> dict[str, np.ndarray]:
 
     Exporters may number tensors anew, so weights are matched by their places in the graph and not by name.
     """
-    graph = GraphFunction(bind_inputs(model.graph, old.graph.bound))
-    if list(map(_shape_of_node, old.graph.nodes)) != list(map(_shape_of_node, graph.graph.nodes)):
+    new = GraphFunction(bind_inputs(model.graph, old.graph.bound))
+    loaded, other = Skeleton(old), Skeleton(new)
+    if loaded.nodes != other.nodes:
         raise IncompatibleModelError(
             f"{model.name}: this file holds another network (its nodes differ from the loaded model's): load "
             "it with memojax.load instead"
         )
-    places = _weight_places(old.graph, old.params)
-    found = _weight_places(graph.graph, graph.params)
-    if len(places) != len(found):
+    if len(loaded.weights) != len(other.weights):
         raise IncompatibleModelError(
-            f"{model.name}: this file has {len(found)} weights, but the loaded model has {len(places)}: load "
-            "it with memojax.load instead"
+            f"{model.name}: this file has {len(other.weights)} weights, but the loaded model has "
+            f"{len(loaded.weights)}: load it with memojax.load instead"
         )
-    names = dict(zip(places, found, strict=True))
-    for name, value in old.constants.items():
-        other = graph.constants.get(name)
-        if other is not None and not np.array_equal(value, other, equal_nan=value.dtype.kind == "f"):
+    for (name, before), (_, after) in zip(loaded.constants, other.constants, strict=True):
+        if before != after:
             raise IncompatibleModelError(
                 f"{model.name}: constant {name!r} differs from the loaded model's, and compiled plans hold "
                 "its value: load the file with memojax.load instead"
             )
-    return {name: graph.params[names[name]] for name in old.params}
+    places = dict(zip(loaded.weights, other.weights, strict=True))
+    return {name: new.params[places[name]] for name in old.params}
 
 
-def _weight_places(graph: Graph, params: Mapping[str, Any]) -> list[str]:
-    """Names of the weights in the order in which the nodes read them."""
-    read = [name for node in graph.all_nodes() for name in node.inputs if name in params]
-    return list(dict.fromkeys([*read, *params]))
-
-
-def _shape_of_node(node: Any) -> tuple[Any, ...]:
-    plain = {
-        name: value for name, value in node.attributes.items() if isinstance(value, (int, float, str, tuple))
-    }
-    return node.domain, node.op_type, len(node.inputs), len(node.outputs), tuple(sorted(plain.items()))
-
-
-def _shown(fn: BatchedFunction) -> dict[str, str]:
+def _shown(fn: BatchedFunction | FreeFunction) -> dict[str, str]:
     return dict(zip(fn.file_names[1], (spec.name for spec in fn.api.outputs), strict=True))
 
 

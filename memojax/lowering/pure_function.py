@@ -20,6 +20,7 @@ from ..errors import (
 )
 from ..model import Model
 from ..model.graph import Value
+from ..model.signature import TensorSpec
 from ..rows.input_checks import check_kind, check_names
 from ..xla.limits import compiled_in_one_piece
 from ..xla.settings import operator_settings
@@ -83,20 +84,26 @@ def _as_jax(name: str, value: Any) -> jax.Array:
 
 
 def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
-    """An inferer's function of rows `[n, *element_shape]`, and its weights; see `memojax.to_jax`."""
+    """An inferer's function of rows `[n, *element_shape]`, and its weights; see `memojax.to_jax`.
+
+    Raises:
+        DimensionError: only the place of a symbol suggested the batch, and rows influence each other.
+    """
+    typed.check_evidence()
     specs = {spec.name: spec for spec in typed.api.inputs}
 
     def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
         check_names(specs, inputs)
         rows = [
-            _declared(Value(name, spec.dtype, ("n", *spec.shape)), inputs[name], False)
+            _declared(Value(name, spec.dtype, _shape_of(spec)), inputs[name], False)
             for name, spec in specs.items()
         ]
         with operator_settings(), compiled_in_one_piece():
             computed = dict(
                 zip(typed.computed, typed.fn(params, [jnp.asarray(row) for row in rows], key), strict=True)
             )
-            n = np.shape(rows[0])[0] if rows else 1
+            batched = (len(row) for row, spec in zip(rows, specs.values(), strict=True) if not spec.shared)
+            n = next(batched, 1)
             constant = {
                 name: jnp.broadcast_to(jnp.asarray(value), (n, *value.shape))
                 for name, value in typed.constant.items()
@@ -105,6 +112,10 @@ def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
 
     fn.__doc__ = str(typed.api)
     return fn, typed.params
+
+
+def _shape_of(spec: TensorSpec) -> tuple[Any, ...]:
+    return spec.shape if spec.shared else ("n", *spec.shape)
 
 
 def _check_weights(own: Params, given: Params) -> None:

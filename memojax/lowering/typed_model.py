@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,11 +25,6 @@ from ..errors import (
 from ..model import Model, load_model
 from ..model.signature import ModelApi, TensorSpec
 from ..ops.resolve import Operators
-from ..xla.cpu_client import cpu_device
-from ..xla.fork import check_not_forked
-from ..xla.limits import ELEMENTS, compiled_in_one_piece
-from ..xla.memory import check_memory
-from ..xla.options import compiled
 from ..xla.settings import own_settings
 from .batch_axis import BatchedFunction
 from .batch_evidence import BatchAxis, settled_by
@@ -41,6 +35,7 @@ from .graph_breaks import host_nodes
 from .graph_function import GraphFunction
 from .host_rows import HostRows, host_rows, single_runs
 from .row_probe import mixing_rows
+from .trial_run import trial_run
 
 log: logging.Logger = logging.getLogger("memojax")
 RowFunction = Callable[[Any, Sequence[Any], Any], Sequence[Any]]
@@ -281,6 +276,22 @@ class TypedModel:
             fingerprint=print_ and hashlib.sha256(print_.encode()).hexdigest(),
         )
 
+    def check_evidence(self, mixing: Sequence[str] | None = None) -> None:
+        """Check that rows do not influence each other, if only the place of a symbol suggested the batch.
+
+        `mixing` are the outputs in which they do; None finds them by trial runs.
+
+        Raises:
+            DimensionError: they do, so that symbol may not be the batch.
+        """
+        if not self.weak:
+            return
+        if mixing := self.mixing_outputs() if mixing is None else mixing:
+            raise DimensionError(
+                f"rows influence each other in output {', '.join(map(repr, mixing))}, so the first axis of "
+                f"the inputs may not be a batch of agents. {self.weak}"
+            )
+
     def mixing_outputs(self) -> tuple[str, ...]:
         """Names of the outputs in which one row influences another, found by trial runs on random rows."""
         if self.independent:
@@ -288,32 +299,15 @@ class TypedModel:
         if isinstance(self.fn, FreeFunction):
             return () if self.fn.trial is None else self.at(self.fn.trial).mixing_outputs()
         n = self.only_rows or 2
-        return mixing_rows(self.api.inputs, self.computed, n, self._quickly_compiled(n))
-
-    def _quickly_compiled(self, n: int) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-        """This model for `n` rows and a few calls: XLA optimises little, and every call draws alike."""
-        check_not_forked()
-        device = cpu_device()
-
-        def model(params: Any, rows: Any, key: Any) -> Any:
-            return self.fn(params, rows, _as_key(key) if self.random else None)
-
-        place = jax.sharding.SingleDeviceSharding(device)
-        shapes = [jax.ShapeDtypeStruct(spec.rows(n), spec.dtype) for spec in self.api.inputs]
-        for spec, given in zip(self.api.inputs, shapes, strict=True):
-            ELEMENTS.check(math.prod(given.shape), f"trying out {n} rows of input {spec.name!r}")
-        with own_settings(), compiled_in_one_piece():
-            lowered = jax.jit(model, in_shardings=place, out_shardings=place).lower(self.params, shapes, _KEY)
-            executable = compiled(lowered, device, _FAST_COMPILE)
-            if self.model is not None:
-                check_memory(executable, n)
-
-        def run(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-            with own_settings():
-                results = executable(self.params, rows, np.zeros(2, np.uint32))
-                return [np.asarray(value) for value in results]
-
-        return run
+        run = trial_run(
+            self.fn,
+            self.params,
+            self.api.inputs,
+            n,
+            random=self.random,
+            limited=self.model is not None,
+        )
+        return mixing_rows(self.api.inputs, self.computed, n, run)
 
 
 @dataclass(frozen=True)
@@ -353,7 +347,6 @@ _NARROWED = {
     )
 }
 """64-bit dtypes -> the dtypes that JAX uses for them without x64."""
-_FAST_COMPILE: Any = {"xla_backend_optimization_level": 0}
 
 
 def check_same_params(old: Any, new: Any) -> None:

@@ -89,6 +89,7 @@ class PlanCompiler:
         *,
         host: bool = True,
         like: PlanCompiler | None = None,
+        threads: int | None = None,
     ):
         """Prepare to compile `typed` for `device`.
 
@@ -102,11 +103,13 @@ class PlanCompiler:
             precision: precision of matrix products on accelerators, by JAX's names.
             host: whether the plans take and give NumPy arrays (else `jax.Array`s).
             like: a compiler of the same weights on the same device, with which to share computed values.
+            threads: see `InferOptions`.
         """
         self.typed = typed
         self.device = device
         self.precision: str | None = precision if device.platform != "cpu" else None
         self.host = host
+        self.threads = threads
         self.keep_traces = False
         self._name = plain_name(typed.name or "function")
         self._packs_inputs = device.platform != "cpu"
@@ -310,7 +313,7 @@ class PlanCompiler:
             return residual, candidate if not candidate.kernels else _without_kernels(candidate)
         kernels.use_threads()
         try:
-            rewritten = rewrite(residual, size, self._hoister, kernels)
+            rewritten = rewrite(residual, size, self._hoister, kernels, self.threads)
         except Exception as cause:  # A mistake in the rewriting must not keep a model from running.
             log.warning("batch size %d: no kernels for this model (%r): XLA uses its own", size, cause)
             return residual, _without_kernels(candidate)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 import jax
 
-from ..errors import BatchMemoryError, CompileError, DimensionError, InputError
+from ..errors import BatchMemoryError, CompileError, InputError
 from ..kernels.library import kernels_key
 from ..lowering.typed_model import TypedModel
 from ..rows.journal import Journal
@@ -69,6 +69,7 @@ class Engine:
         tuner: Tuner | None = None,
         beside: Engine | None = None,
         compile_in: CompileIn = "auto",
+        threads: int | None = None,
         pads: bool = False,
     ):
         """Make plans for `typed` on `device`.
@@ -95,7 +96,8 @@ class Engine:
             # Only plans with constant weights can be tuned, and load from disk without a trace.
             weights = "constant"
         like = beside._compiler if beside else None
-        self._compiler = PlanCompiler(typed, device, like.weights if like else weights, precision, like=like)
+        weights = like.weights if like else weights
+        self._compiler = PlanCompiler(typed, device, weights, precision, like=like, threads=threads)
         self._compiler.keep_traces = self._tuner.handles(self._compiler)
         self._choices = (
             Choices(disk.folder) if self._disk is not None and isinstance(disk, DiskCache) else None
@@ -130,6 +132,7 @@ class Engine:
                     self._compiler.weights if device.platform == "cpu" else "auto",
                     self._precision,
                     host=False,
+                    threads=self._compiler.threads,
                 )
                 cache = PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize, self.cache)
                 cache.expect(self.cache.pinned())
@@ -192,19 +195,23 @@ class Engine:
     def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
         """Run the first plan of two rows or more on rows of which one changes; note outputs of other rows.
 
+        If the batch is doubtful, and there are free dimensions, this is checked before the first row.
+
         Raises:
             DimensionError: rows mix, and only the axis position suggested that the axis is a batch.
         """
-        if self.mixing is not None or plan.size < 2:
+        if self.mixing is not None:
             return
-        mixing = self._mixing(compiler, plan)
+        if plan.size > 1:
+            mixing = self._mixing(compiler, plan)
+        elif self.typed.weak and self.typed.binding:
+            # Another symbol could be the batch as well, and then even the answer for one row is wrong.
+            mixing = self.typed.mixing_outputs()
+        else:
+            return
         if mixing is None:
             return
-        if mixing and self.typed.weak:
-            raise DimensionError(
-                f"rows influence each other in output {', '.join(map(repr, mixing))}, so the first axis of "
-                f"the inputs may not be a batch of agents. {self.typed.weak}"
-            )
+        self.typed.check_evidence(mixing)
         self.mixing = mixing
         if mixing:
             log.warning(
@@ -266,7 +273,8 @@ class Engine:
     def _becoming_argument(self, typed: TypedModel, like: PlanCompiler | None) -> Callable[[], None]:
         """Make plans with weight arguments for the sizes in use; the returned function puts them in place."""
         started = time.perf_counter()
-        compiler = PlanCompiler(typed, self.device, "argument", self._precision, like=like)
+        threads = self._compiler.threads
+        compiler = PlanCompiler(typed, self.device, "argument", self._precision, like=like, threads=threads)
         plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
         log.info(
             "first update_params: weights become arguments; compiled %d plan(s) again in %.0f ms, later "
@@ -492,4 +500,5 @@ class Engine:
             "layout": 3,
             **accelerator_key(compiler.device),
             **({} if compiler.host else {"arrays": "jax"}),
+            **({} if compiler.threads is None else {"threads": compiler.threads}),
         }

@@ -199,7 +199,9 @@ class _Running:
         except Exception as cause:  # For example a part of the model that pickle cannot find by its name.
             return f"the model cannot be pickled: {cause}"
         limits = {name: value for name, value in os.environ.items() if name.startswith(LIMITS)}
-        order = Order(number, size, compiler.weights, compiler.precision, candidate.name, limits)
+        order = Order(
+            number, size, compiler.weights, compiler.precision, compiler.threads, candidate.name, limits
+        )
         send(self.orders, packed(("make", order)))
         return received(self.answers)
 

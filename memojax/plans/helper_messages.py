@@ -30,6 +30,7 @@ class Order:
     size: int
     weights: Weights
     precision: str | None
+    threads: int | None
     candidate: str
     environment: Mapping[str, str]
 

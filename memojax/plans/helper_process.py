@@ -37,7 +37,7 @@ class _Workshop:
 
     def __init__(self) -> None:
         self._models: dict[int, TypedModel] = {}
-        self._compilers: dict[tuple[int, Weights, str | None], PlanCompiler] = {}
+        self._compilers: dict[tuple[int, Weights, str | None, int | None], PlanCompiler] = {}
 
     def learn(self, number: int, typed: TypedModel) -> None:
         self._models[number] = typed
@@ -49,10 +49,14 @@ class _Workshop:
 
     def make(self, order: Order) -> Made:
         _take_limits(order)
-        key = order.number, order.weights, order.precision
+        key = order.number, order.weights, order.precision, order.threads
         if key not in self._compilers:
             self._compilers[key] = PlanCompiler(
-                self._models[order.number], cpu_device(), order.weights, order.precision
+                self._models[order.number],
+                cpu_device(),
+                order.weights,
+                order.precision,
+                threads=order.threads,
             )
         compiler, candidate = self._compilers[key], CANDIDATES[order.candidate]
         as_arguments = compiler.weights == "argument"

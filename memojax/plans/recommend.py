@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import BatchSizeError
+from .plan import PlanInfo
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,19 @@ class Recommendation:
             f"{len(self.sizes)} plan(s), sizes {self.sizes}: {what} {self.seconds_exact:.3f} s "
             "(calls and compiles together)"
         )
+
+
+def recommend_for(plans: Iterable[PlanInfo], histogram: Mapping[int, int], max_plans: int) -> Recommendation:
+    """`recommend` with the times of an inferer's plans.
+
+    Raises:
+        BatchSizeError: no batch has run yet, or `max_plans` is less than 1.
+    """
+    # The last plan of a size counts, which is the most used one.
+    plans = sorted(plans, key=lambda plan: plan.calls)
+    latency = {plan.size: plan.median_us / 1e6 for plan in plans if plan.median_us is not None}
+    compiling = {plan.size: plan.compile_ms / 1e3 for plan in plans}
+    return recommend(histogram, latency, compiling, max_plans, {plan.size: plan.calls for plan in plans})
 
 
 def recommend(

@@ -84,6 +84,8 @@ def to_stablehlo(
         )
     names, leaves = _named_leaves(typed.params)
     exported, fn = _exported(typed, batch_size, chosen, precision)
+    mixing = () if fn == "rows" else typed.mixing_outputs()
+    typed.check_evidence(mixing)
     constants = [TensorSpec(name, value.shape, value.dtype) for name, value in typed.constant.items()]
     sections = [
         bytes(exported.serialize()),
@@ -111,7 +113,7 @@ def to_stablehlo(
         ),
         "constants": _described(constants),
         "random": typed.random,
-        "independent": fn == "rows" or not typed.mixing_outputs(),
+        "independent": not mixing,
         "rule": typed.rule,
         "name": typed.name,
         "metadata": dict(typed.metadata),

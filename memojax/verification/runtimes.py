@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -132,15 +133,15 @@ class Contender(abc.ABC):
     def _whole(self, inputs: Rows, n: int) -> dict[str, np.ndarray]:
         results = self._run(self._feeds(inputs))
         shown = {}
-        for name, (_, in_file) in self._shown.items():
-            how = self._rows.rule.outputs.get(in_file)
+        for name, (spec, in_file) in self._shown.items():
             value = results[in_file]
-            if how is None or how.axis is None:
+            how = self._rows.rule.outputs.get(in_file)
+            if how is None:
                 shown[name] = np.broadcast_to(value, (n, *value.shape))
-                continue
-            if how.per_row != 1:
-                value = value.reshape(*value.shape[: how.axis], n, how.per_row, *value.shape[how.axis + 1 :])
-            shown[name] = np.moveaxis(value, how.axis, 0)
+            elif n == 1 and how.axis is not None and spec.is_fixed and value.size == math.prod(spec.shape):
+                shown[name] = value.reshape(1, *spec.shape)  # a Squeeze may have dropped the batch
+            else:
+                shown[name] = how.of(value, n)
         return shown
 
     def _padded(self, inputs: Rows, n: int, size: int) -> dict[str, np.ndarray]:

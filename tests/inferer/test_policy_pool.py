@@ -272,3 +272,36 @@ def test_seats_answer_each_agent_by_its_own_set(league: mj.PolicyPool) -> None:
     seats.end_agent(5)
     with pytest.raises(errors.UnknownAgentError, match="agent 5"):
         seats.infer_arrays(rows, ids=[9, 5])
+
+
+def test_predict_answers_a_whole_pool_as_its_members_would() -> None:
+    pool = mj.PolicyPool(policies.bundled("acrobot_ppo"), capacity=4)
+    pool.add("a")
+    pool.add("b", jax.tree.map(np.negative, pool.params("a")))
+    names = ["a", "b", "b", "a", "b", "a", "a", "b", "a"]
+    actions, state = pool.predict(ROWS["obs"], names)
+    alone = {name: pool[name].predict(ROWS["obs"])[0] for name in "ab"}
+    assert state is None
+    np.testing.assert_array_equal(actions, [alone[name][i] for i, name in enumerate(names)])
+    assert (alone["a"] != alone["b"]).any()
+    assert pool.predict(ROWS["obs"][0], ["b"])[0] == alone["b"][0]
+    with pytest.raises(errors.InputShapeError, match="one name per row"):
+        pool.predict(ROWS["obs"], names[1:])
+    with pytest.raises(errors.IncompatibleModelError, match="'c'"):
+        pool.predict(ROWS["obs"], [*names[1:], "c"])
+
+
+def test_predict_of_a_pool_keeps_hidden_state_by_row() -> None:
+    pool = mj.PolicyPool(policies.bundled("recurrent_lstm"), capacity=2)
+    pool.add("a")
+    pool.add("b", _variants(pool.params("a"), 1)[0])
+    rows = np.random.default_rng(1).standard_normal((5, 3, 2)).astype(np.float32)
+    names, state, states = ["b", "a", "b"], None, dict.fromkeys("ab")
+    for step, seen in enumerate(rows):
+        starts = np.array([step == 0, step == 2, False])
+        _, state = pool.predict(seen, names, state, starts)
+        for name in "ab":
+            states[name] = pool[name].predict(seen, states[name], starts)[1]
+    for i, name in enumerate(names):
+        for piece, wanted in zip(state or (), states[name] or (), strict=True):
+            np.testing.assert_allclose(piece[i], wanted[i], rtol=1e-4, atol=1e-6)

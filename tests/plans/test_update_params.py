@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -237,7 +238,7 @@ def test_weights_that_change_amid_the_row_check_are_not_taken_for_mixing(
     check = engine.plan_mixing
 
     def amid(compiler: Any, plan: Any) -> tuple[str, ...]:
-        run, calls = plan.executable.run, iter(range(9))
+        run, calls = plan.executable.run, itertools.count()
 
         def swapped(rows: Any) -> Any:
             # Between the first two runs, which the check compares.

@@ -354,3 +354,48 @@ def test_one_device_and_several_agree_with_kernels_or_without(kernels: str) -> N
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=ROOT, env=env
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_sizes_are_recommended_and_drawn_over_devices(on_devices) -> None:
+    pytest.importorskip("matplotlib")
+    on_devices("""
+        policy = mj.load("acrobot_ppo", devices="all")
+        try:
+            policy.recommend_sizes(2)
+        except mj.errors.BatchSizeError:
+            pass
+        else:
+            raise AssertionError("nothing has run")
+        for n in (1, 2, count + 1, 2 * count, 2 * count):
+            for _ in range(3):
+                policy.infer_arrays({"obs": obs[:n]})
+        assert policy.recommend_sizes(max_plans=1).sizes == [2 * count]
+        assert set(policy.recommend_sizes(max_plans=3).sizes) <= {count, 2 * count}
+        line = policy.plot().axes[0].get_lines()[0]
+        assert list(line.get_xdata()) == [count, 2 * count], line.get_xdata()
+    """)
+
+
+def test_the_commands_spread_rows_over_devices(on_devices) -> None:
+    on_devices("""
+        import contextlib, io, json, tempfile
+        from memojax.cli.main import main
+
+        def returns(*options):
+            with tempfile.NamedTemporaryFile(suffix=".json") as file:
+                command = ["evaluate", "acrobot_ppo", "--env", "Acrobot-v1", "--episodes", "6", "--num-envs",
+                           "6", "--max-steps", "20", "--json", file.name, *options]
+                try:
+                    main(command)
+                except SystemExit as end:
+                    assert not end.code
+                return json.load(file)["evaluations"][0]
+
+        alone, spread = returns(), returns("--devices", "all")
+        two = returns("--devices", "cpu:0,cpu:1")
+        for found in (spread, two):
+            assert found["returns"] == alone["returns"] and found["lengths"] == alone["lengths"]
+        # Batches are padded to multiples of the number of devices.
+        assert all(plan["size"] % count == 0 for plan in spread["plans"]), spread["plans"]
+        assert all(plan["size"] % 2 == 0 for plan in two["plans"]), two["plans"]
+    """)

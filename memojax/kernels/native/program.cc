@@ -22,7 +22,7 @@ namespace {
 
 const Compute* chosen = nullptr;
 
-constexpr int64_t kMagic = 0x6d656d6f6a617804;
+constexpr int64_t kMagic = 0x6d656d6f6a617805;
 constexpr int64_t kArena = -1, kAbsent = -2, kShared = -3;
 constexpr int kMostRuns = 4096;
 
@@ -30,6 +30,7 @@ enum Op : int64_t { kProduct = 1, kElementwise, kReduceOp, kCopy, kFill, kPool2d
 
 struct Header {
   int64_t magic, words, blocks, arena_row, shared, flops, operations, buffers;
+  int64_t threads;  // The most for a call; 0 without a limit.
 };
 constexpr int64_t kHeaderWords = sizeof(Header) / 8;
 
@@ -360,9 +361,9 @@ void run_chunk(const Chunk& chunk, const Section& section) {
 // The threads for a call of `work` operations; a core does about 200,000 per microsecond. Workers that are awake
 // pay from a few microseconds of work on. Waking them takes 50 microseconds or more, so it pays only for long
 // calls, and for frequent callers, which find them awake the next time.
-Crew crew_for(double work) {
+Crew crew_for(double work, int64_t most) {
   constexpr double kWorthwhile = 8e5, kLong = 1e7, kSeat = 3e5;
-  const int threads = memojax::threads();
+  const int all = memojax::threads(), threads = most && most < all ? static_cast<int>(most) : all;
   if (threads < 2 || work < kWorthwhile) return {};
   static std::atomic<int64_t> last{0};
   const int64_t now = microseconds();
@@ -416,7 +417,7 @@ const char* run_section(const Run& run, const Section& section, const Crew& crew
 const char* execute(Run run) {
   const Header& header = run.header();
   if (!header.blocks) return nullptr;
-  const Crew crew = crew_for(static_cast<double>(header.flops) * static_cast<double>(header.blocks));
+  const Crew crew = crew_for(static_cast<double>(header.flops) * static_cast<double>(header.blocks), header.threads);
   const int64_t* const end = run.program + header.words;
   if (header.shared) {
     // Values for later sections lie in the same arena, after the most that this thread's chunks need.

@@ -1,0 +1,71 @@
+"""`threads=` bounds the threads of one policy's calls, whatever other policies of the process use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+import memojax
+from memojax.errors import OptionError
+from memojax.kernels.library import opened, why_not
+
+from .test_rewrite import file, weight
+
+COUNT = """
+import os, sys
+import numpy as np
+import memojax
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+memojax.load("acrobot_ppo", preload=[2])  # XLA's threads start here
+before = threads()
+for most in map(eval, sys.argv[2:]):
+    policy = memojax.load(sys.argv[1], preload=[512], threads=most, compile_in="thread")
+    for _ in range(5):
+        policy(np.ones((512, 256), np.float32))
+    print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_a_call_wakes_no_more_workers_than_its_policy_allows(tmp_path: Path) -> None:
+    if opened() is None:
+        pytest.skip(f"no kernels: {why_not()}")
+    path = tmp_path / "mlp.onnx"
+    gemm = helper.make_node("Gemm", ["x", "w", "b"], ["y"])
+    path.write_bytes(file([gemm], {"w": weight(256, 1024), "b": weight(1024)}, {"x": [256]}, ["y"]))
+    run = subprocess.run(
+        [sys.executable, "-c", COUNT, str(path), "1", "2", "3", "None"],
+        env={**os.environ, "MEMOJAX_KERNELS_THREADS": "4"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    # Workers stay once they exist, so each bound adds one more.
+    assert run.stdout.split() == ["0", "1", "2", "3"]
+
+
+def test_plans_with_another_bound_are_not_taken_from_the_disk() -> None:
+    artifact = memojax.PlanArtifact()
+    found = [
+        memojax.load("acrobot_ppo", preload=[4], cache_dir=artifact, threads=most).cache_info().disk_hits
+        for most in (1, 2, 1, None)
+    ]
+    assert found == [0, 0, 1, 0]
+
+
+def test_the_bound_is_an_option_like_others() -> None:
+    rows = np.ones((4, 6), np.float32)
+    policy = memojax.load("acrobot_ppo", threads=1)
+    np.testing.assert_allclose(policy(rows), memojax.load("acrobot_ppo")(rows), rtol=1e-6)
+    for wrong in (0, -1, True, 1.5, "2"):
+        with pytest.raises(OptionError, match="threads"):
+            memojax.load("acrobot_ppo", threads=wrong)  # pyright: ignore[reportArgumentType]
