@@ -19,6 +19,7 @@ from .inferer.options import InferOptions
 from .inferer.routes import OnMiss
 from .inferer.sharded import ShardedInferer
 from .inferer.sizes import Size
+from .kernels.function import with_kernels
 from .lowering.batch_evidence import BatchAxis
 from .lowering.pure_function import PureFunction, of_graph, of_rows
 from .lowering.typed_model import TypedModel
@@ -127,14 +128,31 @@ def load(
     Args:
         source: path, name of a bundled policy, bytes, file object, `onnx.ModelProto`, or `TypedModel`.
         preload: batch sizes to compile now; {"batch": 8, "seq": 16} for a model with free dimensions.
-        dims, batch_axis, constants, outputs, inputs: facts that the file leaves open; see
-            `TypedModel.from_model`.
-        bucketing, max_batch_size, on_miss: how sizes get plans; see `MemoizingDynamicInferer`.
-        devices, sharding: spread the rows of each batch over several devices: "all", a list, or
-            `NamedSharding(mesh, PartitionSpec("batch"))`. The result is then a `ShardedInferer`.
-        maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked,
-        compile_in, threads:
-            see `InferOptions`.
+        dims: sizes of named dimensions that the file leaves open; as in `TypedModel.from_model`, like the
+            next four.
+        batch_axis: the batch axis, if the file does not determine it.
+        constants: inputs that are the same for all agents and calls, name -> value in the file layout.
+        outputs: outputs to keep.
+        inputs: inputs with a default in the file that callers give with each call.
+        bucketing: sizes that get a plan; as in `MemoizingDynamicInferer`, like the next two.
+        max_batch_size: largest plan; larger batches are split.
+        on_miss: action of a call whose size has no plan yet.
+        devices: devices that share the rows of each batch: "all", or a list. The result is then a
+            `ShardedInferer`.
+        sharding: alternative to `devices`: `NamedSharding(mesh, PartitionSpec("batch"))`.
+        maxsize: number of plans to keep beside the preloaded ones. The options from here on are those of
+            `InferOptions`, which says more.
+        device: device of NumPy batches.
+        seed: seed of the numbers that a random model draws.
+        precision: precision of matrix products on accelerators.
+        weights: "constant", "argument" or "auto".
+        cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes.
+        autotune: which plans to compile in several ways and keep the fastest.
+        autotune_budget_mb: megabytes that autotuning may use.
+        strict: raise instead of taking a slow way.
+        checked: raise if an input makes an index point outside of its axis.
+        compile_in: where plans for NumPy batches on the CPU are compiled.
+        threads: most threads of memojax's kernels in one call.
 
     Raises:
         OptionError: an option does not exist, has the wrong type, or does not fit several devices.
@@ -210,6 +228,7 @@ def to_jax(
     *,
     outputs: tuple[str, ...] | None = None,
     constants: Mapping[str, Any] | None = None,
+    kernels: bool = False,
 ) -> tuple[PureFunction, Params]:
     """A policy as a pure function and its weights.
 
@@ -228,6 +247,8 @@ def to_jax(
         source: a source for `load`, an inferer, or a `TypedModel`.
         outputs: outputs to keep, with the nodes that they need.
         constants: values of inputs, bound now. Inputs that decide a shape need one.
+        kernels: run layers in memojax's CPU kernels, if they are built. Derivatives and other devices take
+            the pure function; so does a part that the kernels cannot run.
 
     Raises:
         ModelLoadError, UnsupportedOpError: as for `load`.
@@ -240,14 +261,16 @@ def to_jax(
             f"a pure function keeps no state between calls, but {type(source).__name__} does: pass the "
             "inferer inside, whose function has noise and hidden state as inputs"
         )
+    way = with_kernels if kernels else None
     if isinstance(source, (InfererOfModel, TypedModel)):
         if outputs is not None or constants is not None:
             raise InputError(
                 "outputs= and constants= concern loading, but this policy is loaded already: pass them to "
                 "memojax.load"
             )
-        return of_rows(source if isinstance(source, TypedModel) else source.typed)
+        return of_rows(source if isinstance(source, TypedModel) else source.typed, way)
     return of_graph(
         source if isinstance(source, Model) else load_model(source, outputs=outputs),
         constants or {},
+        way,
     )
