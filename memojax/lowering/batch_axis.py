@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,6 +26,7 @@ from ..ops.inline import inlined
 from ..xla.settings import own_settings
 from .batch_evidence import Layout, Strength
 from .graph_function import GraphFunction
+from .size_numbers import fractions_in
 
 PROBE_SIZES = (5, 7)
 """Two batch sizes that are unlikely to be a dimension of the model by chance. Only shapes are evaluated."""
@@ -69,6 +71,7 @@ class BatchRule:
         reason: the evidence for this rule, in a few words.
         strength: how the batch is known.
         only_rows: the only batch size that the file runs; None if it runs any.
+        by_number: whether the number of rows is part of a computation, as in a hand-written mean.
     """
 
     kind: Literal["axis", "vmap"]
@@ -77,6 +80,7 @@ class BatchRule:
     reason: str
     strength: Strength = "unit"
     only_rows: int | None = None
+    by_number: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.reason})"
@@ -199,7 +203,11 @@ class Traced:
     outputs: tuple[str, ...]
 
     def at(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Output -> shape and dtype in the file layout, for `n` rows.
+        """Output -> shape and dtype in the file layout, for `n` rows; see `traced`."""
+        return self.traced(n)[1]
+
+    def traced(self, n: int) -> tuple[jax.extend.core.ClosedJaxpr, dict[str, jax.ShapeDtypeStruct]]:
+        """The trace for `n` rows, and output -> shape and dtype in the file layout.
 
         Raises:
             LoweringError: the graph does not run at this batch size.
@@ -224,7 +232,8 @@ class Traced:
             return {name: jnp.asarray(results[name]) for name in self.outputs}
 
         with own_settings():
-            return jax.eval_shape(run, self.function.params, specs, jax.ShapeDtypeStruct((2,), np.uint32))
+            key = jax.ShapeDtypeStruct((2,), np.uint32)
+            return jax.make_jaxpr(run, return_shape=True)(self.function.params, specs, key)
 
 
 def dtype_of(value: Value) -> np.dtype:
@@ -283,21 +292,22 @@ def rows_of_output(
 
 def native_rows(
     traced: Traced,
-) -> tuple[dict[str, OutputRows], dict[str, tuple[Element, ...]], Mapping[str, Any]]:
-    """Rows, element shapes and specs of the outputs of a file that runs whole batches.
+) -> tuple[dict[str, OutputRows], dict[str, tuple[Element, ...]], Mapping[str, Any], bool]:
+    """Rows, element shapes and specs of the outputs of a file that runs whole batches, and `by_number`.
 
     Raises:
         LoweringError: the file does not run at both of `PROBE_SIZES`.
         OddOutputError: an output does not divide into rows.
     """
-    first, second = map(traced.at, PROBE_SIZES)
+    (small, first), (large, second) = map(traced.traced, PROBE_SIZES)
     declared = {value.name: value.shape for value in traced.function.graph.outputs}
     rows, elements = {}, {}
     for name in traced.outputs:
         rows[name], elements[name] = rows_of_output(
             name, first[name].shape, second[name].shape, declared[name], traced.layout.symbols
         )
-    return rows, elements, first
+    few, many = fractions_in(small), fractions_in(large)
+    return rows, elements, first, len(few) == len(many) and not np.array_equal(few, many, equal_nan=True)
 
 
 def assemble(

@@ -20,10 +20,11 @@ from ..model.graph import Graph, Node, Value
 from ..ops._common import is_static
 from ..ops.resolve import Call, Operators
 from ..ops.static import inputs_behind, origin_of
-from ..ops.trips import Trips, most
+from ..ops.trips import Trips
+from ..ops.trips import check as check_trips
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
-from ..xla.limits import ELEMENTS, TRIPS, Budget, for_rows
+from ..xla.limits import ELEMENTS, Budget, for_rows
 from ..xla.settings import own_settings
 from . import masked
 from .index_ranges import Ranges, outside
@@ -301,7 +302,7 @@ class Run:
         ):
             outputs = tuple(jax.tree.map(np.asarray, self._call(node, call, inputs, env)))
             if self.trips.used is not None:
-                TRIPS.check(int(self.trips.used), "this loop", most())
+                check_trips(int(self.trips.used))
         self.budget.fold(sum(map(size_of, outputs)))
         return outputs
 

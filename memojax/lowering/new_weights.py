@@ -12,7 +12,7 @@ import onnx
 from ..errors import IncompatibleModelError
 from ..model import Model, load_model
 from .batch_axis import BatchedFunction
-from .binding import bind_inputs
+from .binding import bind_inputs, with_inputs
 from .free_function import FreeFunction
 from .graph_function import GraphFunction
 from .skeleton import Skeleton
@@ -79,7 +79,8 @@ def _params_of(old: GraphFunction, model: Model) -> dict[str, np.ndarray]:
 
     Exporters may number tensors anew, so weights are matched by their places in the graph and not by name.
     """
-    new = GraphFunction(bind_inputs(model.graph, old.graph.bound))
+    freed = [value.name for value in old.graph.inputs if value.name in model.graph.defaults]
+    new = GraphFunction(with_inputs(bind_inputs(model.graph, old.graph.bound), freed))
     loaded, other = Skeleton(old), Skeleton(new)
     if loaded.nodes != other.nodes:
         raise IncompatibleModelError(

@@ -11,9 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from .._argument_checks import as_count
 from .._types import GraphValue, Source
 from ..errors import (
     CompileError,
+    InputError,
     InputShapeError,
     TripCountError,
     Unsupported,
@@ -91,8 +93,10 @@ class OneShot:
         Raises:
             ModelLoadError: `source` cannot be loaded.
             UnsupportedOpError: operators cannot be lowered; with `strict`, also: the graph breaks.
-            InputError: `constants` names no input, or does not fit.
+            InputError: `constants` names no input, or does not fit; `max_trip_count` is below 1.
         """
+        if max_trip_count is not None:
+            max_trip_count = as_count("max_trip_count", max_trip_count, InputError)
         model = load_model(source, outputs=outputs)
         self.model = model
         self._set_up(bind_inputs(model.graph, constants or {}), device, max_trip_count, checked)
@@ -240,9 +244,10 @@ class _Compiled:
         check_indices(self.function.graph, checks)
         *values, overrun = values
         if overrun:
+            allowed = TRIPS.allowed if self._max_trip_count is None else self._max_trip_count
             raise TripCountError(
-                f"a loop did not end within {self._max_trip_count or TRIPS.allowed:,} trips: if you trust "
-                f"the file, give a larger max_trip_count=, or set the environment variable {TRIPS.variable}"
+                f"a loop did not end within {allowed:,} trips: if you trust the file, give a larger "
+                f"max_trip_count=, or set the environment variable {TRIPS.variable}"
             )
         named = zip((value.name for value in self.function.graph.outputs), values, strict=True)
         return with_strings(self.function.labels, dict(named)) if self.function.labels else dict(named)

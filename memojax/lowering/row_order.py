@@ -39,7 +39,7 @@ def _mixing(rows: BatchedFunction, names: list[str]) -> list[str]:
     function, n = rows.function, PROBE_SIZES[0]
     run = trial_run(rows, function.params, rows.api.inputs, n, random=function.random, limited=True)
     shown = dict(zip(rows.file_names[1], (spec.name for spec in rows.api.outputs), strict=True))
-    found = mixing_rows(rows.api.inputs, rows.computed, n, run)
+    found = mixing_rows(rows.api.inputs, rows.computed, n, run, by_place=not function.random)
     return [name for name in names if shown[name] in found]
 
 

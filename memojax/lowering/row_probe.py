@@ -1,7 +1,7 @@
 """Find out by trial whether a model's rows influence each other.
 
 The model runs on random rows, then on the same rows with one changed. If the outputs of another row differ,
-rows mix.
+rows mix. The rows in reverse show whether an answer depends on its place.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ def mixing_rows(
     computed: Sequence[str],
     n: int,
     run: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]],
+    *,
+    by_place: bool = True,
 ) -> tuple[str, ...]:
-    """Names of the computed outputs in which one of `n` rows influences another.
+    """Names of the computed outputs in which one of `n` rows influences another, or its place matters.
 
     Args:
         inputs: the model's inputs.
@@ -42,12 +44,21 @@ def mixing_rows(
         n: rows, at least 2.
         run: runs the model on one array for each input. A random model must draw the same numbers at each
             call.
+        by_place: whether to look at the places of rows: each place has draws, or a row of a constant, of its
+            own in some models.
     """
     rng = np.random.default_rng(0)
     found: dict[str, None] = {}
     for scale, changes in _TRIALS:
         rows = [_scaled(random_rows(rng, n, spec), spec, scale) for spec in inputs]
         before = [np.array(value) for value in run(rows)]
+        if scale == 1 and by_place:
+            turned = run(
+                [row if spec.shared else row[::-1].copy() for spec, row in zip(inputs, rows, strict=True)]
+            )
+            for name, a, b in zip(computed, before, turned, strict=True):
+                if not _alike(a[::-1], np.asarray(b)):
+                    found[name] = None
         for change in changes:
             for changed in _changed_rows(n, change is _normal):
                 others = [row.copy() for row in rows]

@@ -307,7 +307,17 @@ class TypedModel:
             random=self.random,
             limited=self.model is not None,
         )
-        return mixing_rows(self.api.inputs, self.computed, n, run)
+        return self.mixing_by(run, n)
+
+    def mixing_by(
+        self, run: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]], n: int
+    ) -> tuple[str, ...]:
+        """As `mixing_outputs`, by runs of this model for `n` rows, which must draw alike at each call."""
+        found = mixing_rows(
+            self.api.inputs, self.computed, n, run, by_place=not self.random and not self.only_rows
+        )
+        by_number = isinstance(self.fn, BatchedFunction) and self.fn.rule.by_number
+        return self.computed if by_number else found
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from ..lowering.row_probe import mixing_rows
 from ..xla.settings import own_settings
 from .compiler import PlanCompiler
 from .plan import Plan
@@ -26,4 +25,4 @@ def plan_mixing(compiler: PlanCompiler, plan: Plan) -> tuple[str, ...]:
             arrays = [jax.device_put(array, compiler.device) for array in given]
         return [np.asarray(value) for value in plan.executable.run(arrays)]
 
-    return mixing_rows(typed.api.inputs, typed.computed, plan.size, run)
+    return typed.mixing_by(run, plan.size)

@@ -15,6 +15,7 @@ import onnx
 from .._types import Shape
 from ..errors import MemojaxError, MissingPackageError
 from ..lowering.batch_axis import BatchedFunction
+from ..lowering.binding import with_inputs
 from ..lowering.host_rows import HostRows
 from ..lowering.typed_model import TypedModel
 from .file_layout import FileLayout, Rows
@@ -54,7 +55,9 @@ class Contender(abc.ABC):
         )
         self.row_by_row: bool = self._rows.rule.kind == "vmap"
         self.layout: FileLayout = FileLayout(
-            typed.model.graph,
+            with_inputs(
+                typed.model.graph, [n for n in self._files.values() if n in typed.model.graph.defaults]
+            ),
             typed.api,
             self._rows.constants,
             {name: axis for name, (axis, _) in self._rows.rule.inputs.items()},
@@ -207,7 +210,9 @@ class OnnxRuntime(Contender):
         except Exception as cause:
             raise ContenderError(f"onnxruntime cannot load {typed.model.name}: {cause}") from cause
         self._names = list(dict.fromkeys(in_file for _, in_file in self._shown.values()))
-        self._takes = {given.name for given in self._session.get_inputs()}
+        # An input with a default in the file is no input by ONNX Runtime's list, but takes a value as well.
+        given = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
+        self._takes = {value.name for value in given}
 
     def prepare(self, n: int) -> None:
         """Do nothing: a session takes any batch size."""

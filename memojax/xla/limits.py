@@ -61,9 +61,15 @@ class Limit:
 
     def exceeded(self, asked: int, where: str, allowed: int) -> LimitError:
         """The error for exceeding the limit."""
-        return LimitError(
+        return LimitError(self.message(asked, where, allowed))
+
+    def message(self, asked: int, where: str, allowed: int, option: str = "") -> str:
+        """The text of that error; `option` names an argument of the call that raises the limit too."""
+        either = f"give a larger {option}=, or " if option else ""
+        return (
             f"{where} asks for {_grouped(asked)} {self.what}, but {_grouped(allowed)} are allowed: if you "
-            f"trust the file, set the environment variable {self.variable} to a number above {self.allowed:,}"
+            f"trust the file, {either}set the environment variable {self.variable} to a number above "
+            f"{self.allowed:,}"
         )
 
 
@@ -79,7 +85,7 @@ FOLDED = Limit("bytes of values that are computed while tracing", 256 << 20, "ME
 EMBEDDED = Limit("bytes of computed constants in one function", 128 << 20, "MEMOJAX_MAX_EMBEDDED_BYTES", 64)
 STEPS = Limit("steps while tracing, with loops unrolled", 1 << 17, "MEMOJAX_MAX_TRACED_STEPS")
 CHAIN = Limit("nodes in a row without a product or a loop", 4096, "MEMOJAX_MAX_CHAIN")
-TRIPS = Limit("trips of a loop whose end depends on data", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
+TRIPS = Limit("trips of loops", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
 BREAKS = Limit("graph breaks", 100, "MEMOJAX_MAX_GRAPH_BREAKS")
 HOISTED = Limit("bytes of values made of weights alone", 256 << 20, "MEMOJAX_MAX_HOISTED_BYTES")
 EXTERNAL = Limit(
@@ -224,3 +230,8 @@ class Budget:
 def _grouped(count: int) -> str:
     """`count` with commas; a power of two if it has too many digits to read."""
     return f"{count:,}" if count < 1 << 80 else f"more than 2**{count.bit_length() - 1}"
+
+
+def limit_variables() -> list[str]:
+    """The environment variables of all limits."""
+    return [limit.variable for limit in globals().values() if isinstance(limit, Limit)]

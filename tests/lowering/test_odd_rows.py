@@ -70,6 +70,40 @@ def test_rows_that_mix_by_rare_values_are_never_split(nodes: Any, second: Any, c
         policy.infer_arrays(rows)
 
 
+RANGE = [
+    op("Shape", "x", "s"),
+    op("Gather", "s zero", "n", axis=0),
+    op("Range", "zero n one", "r"),
+    op("Cast", "r", "rf", to=TensorProto.FLOAT),
+    op("Unsqueeze", "rf last", "place"),
+    op("Add", "x place", "y"),
+]
+NUMBER = [*RANGE[:2], op("Cast", "n", "nf", to=TensorProto.FLOAT), op("Div", "x nf", "y")]
+FIRST = [op("ScatterND", "x i u", "y")]
+PLACES = {
+    "zero": np.array(0, np.int64),
+    "one": np.array(1, np.int64),
+    "last": np.array([-1], np.int64),
+    "i": np.array([[0]], np.int64),
+    "u": np.full((1, 4), 7, np.float32),
+}
+
+
+@pytest.mark.parametrize("nodes", [RANGE, NUMBER, FIRST], ids=["place", "number of rows", "first row"])
+def test_rows_whose_place_or_number_matters_run_whole_or_are_refused(nodes: Any) -> None:
+    read = {name for node in nodes for name in node.input}
+    constants = {name: value for name, value in PLACES.items() if name in read}
+    named = model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]}, **constants)
+    x = f32(3, 4)
+    policy = memojax.load(named)
+    np.testing.assert_allclose(policy.infer_arrays({"x": x})["y"], in_file(named, {"x": x})["y"], rtol=1e-6)
+    with pytest.raises(RowsMixError, match="padding 3 rows"):
+        memojax.load(named, bucketing="pow2").infer_arrays({"x": x})
+    unnamed = model_of(nodes, {"x": [None, 4]}, {"y": [None, 4]}, **constants)
+    with pytest.raises(DimensionError, match="influence each other"):
+        memojax.load(unnamed).infer_arrays({"x": x})
+
+
 def test_a_row_of_nan_that_spoils_others_does_not_count_as_mixing() -> None:
     # Agents attend to themselves only: 0 * NaN is NaN, and no number of one row reaches another.
     nodes = [
@@ -261,3 +295,16 @@ def test_a_file_updates_a_policy_with_free_dimensions() -> None:
     np.testing.assert_allclose(
         policy.infer_arrays({"x": x[:, :2]})["y"], 2 * x[:, :2].mean(1), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_default_that_callers_give_stays_an_input_for_verify_and_new_weights() -> None:
+    def gained(w: float) -> onnx.ModelProto:
+        nodes = [op("Mul", "x w", "h"), op("Mul", "h gain", "y")]
+        tensors = {"w": np.full(4, w, np.float32), "gain": np.ones(4, np.float32)}
+        return model_of(nodes, {"x": ["batch", 4], "gain": [4]}, {"y": ["batch", 4]}, **tensors)
+
+    policy = memojax.load(gained(1), inputs=["gain"])
+    assert all(check.same for check in memojax.verify(policy.typed, [1, 3]))
+    policy.update_params(gained(3))
+    x, gain = f32(2, 4), f32(4)
+    np.testing.assert_allclose(policy.infer_arrays({"x": x, "gain": gain})["y"], 3 * x * gain, rtol=1e-5)
