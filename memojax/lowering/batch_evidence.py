@@ -111,11 +111,13 @@ def contradiction(
         if layout.axes[name] is None and (others := [s for dim in shape for s in symbols_of(dim)]):
             leading = layout.symbols[0]
             return f"{leading!r} leads an input, but input {name!r} has {others[0]!r} and not {leading!r}"
-    single = next((name for name, shape in declared.items() if shape and shape[0] == 1), None)
-    for name, shape in outputs.items():
-        if single is not None and shape and shape[0] == 1 and set(layout.symbols) & set(shape[1:]):
-            leading = layout.symbols[0]
-            return f"{leading!r} leads an input, but input {single!r} and output {name!r} have one row"
+    # Neither says much alone: a state may be `[1, batch, H]`, and all agents may share a bias `[1, D]`.
+    single = next((n for n, s in declared.items() if s and s[0] == 1 and layout.axes[n] is None), None)
+    behind = [n for n, s in outputs.items() if s and s[0] == 1 and set(layout.symbols) & set(s[1:])]
+    leads = any(s and s[0] in layout.symbols for s in outputs.values())
+    if single is not None and behind and not leads:
+        leading = layout.symbols[0]
+        return f"{leading!r} leads an input, but input {single!r} and output {behind[0]!r} have one row"
     return ""
 
 

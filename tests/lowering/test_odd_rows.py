@@ -333,6 +333,21 @@ def test_a_leading_symbol_beside_an_input_and_an_output_of_one_row_is_not_the_ba
         np.testing.assert_allclose(got[row].ravel(), want.ravel(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_state_of_one_layer_does_not_contradict_a_leading_symbol() -> None:
+    nodes = [
+        op("Mul", "obs bias", "b"),
+        op("Squeeze", "h_in layer", "h"),
+        op("Add", "b h", "act"),
+        op("Unsqueeze", "act layer", "h_out"),
+    ]
+    inputs = {"obs": ["s12", 4], "h_in": [1, "s12", 4], "bias": [1, 4]}
+    outputs = {"act": ["s12", 4], "h_out": [1, "s12", 4]}
+    policy = memojax.load(model_of(nodes, inputs, outputs, layer=np.array([0], np.int64)))
+    obs, h, bias = f32(3, 4), f32(3, 1, 4), f32(1, 4)
+    got = policy.infer_arrays({"obs": obs, "h_in": h, "bias": bias})["act"]
+    np.testing.assert_allclose(got, obs * bias + h[:, 0], rtol=1e-5, atol=1e-6)
+
+
 def test_verify_finds_every_planted_fault() -> None:
     nodes = [op("MatMul", "x w", "h"), op("Mul", "h gain", "y")]
     model = model_of(nodes, {"x": ["batch", 4], "gain": [3]}, {"y": ["batch", 3]}, w=f32(4, 3))
