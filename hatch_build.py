@@ -28,7 +28,7 @@ class KernelsBuildHook(BuildHookInterface):
         return ["ziglang>=0.13"] if wanted and platform.machine() in _ZIG_MACHINES else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; whatever goes wrong is said, and the wheel goes without."""
+        """Compile. If that fails, a message says why, and the wheel goes without kernels."""
         if not _wanted():
             return
         build = _builder(self.root)

@@ -127,14 +127,31 @@ def load(
     Args:
         source: path, name of a bundled policy, bytes, file object, `onnx.ModelProto`, or `TypedModel`.
         preload: batch sizes to compile now; {"batch": 8, "seq": 16} for a model with free dimensions.
-        dims, batch_axis, constants, outputs, inputs: facts that the file leaves open; see
-            `TypedModel.from_model`.
-        bucketing, max_batch_size, on_miss: how sizes get plans; see `MemoizingDynamicInferer`.
-        devices, sharding: spread the rows of each batch over several devices: "all", a list, or
-            `NamedSharding(mesh, PartitionSpec("batch"))`. The result is then a `ShardedInferer`.
-        maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict, checked,
-        compile_in, threads:
-            see `InferOptions`.
+        dims: sizes of named dimensions that the file leaves open; as in `TypedModel.from_model`, like the
+            next four.
+        batch_axis: the batch axis, if the file does not determine it.
+        constants: inputs that are the same for all agents and calls, name -> value in the file layout.
+        outputs: outputs to keep.
+        inputs: inputs with a default in the file that callers give with each call.
+        bucketing: sizes that get a plan; as in `MemoizingDynamicInferer`, like the next two.
+        max_batch_size: largest plan; larger batches are split.
+        on_miss: action of a call whose size has no plan yet.
+        devices: devices that share the rows of each batch: "all", or a list. The result is then a
+            `ShardedInferer`.
+        sharding: alternative to `devices`: `NamedSharding(mesh, PartitionSpec("batch"))`.
+        maxsize: number of plans to keep beside the preloaded ones. The options from here on are those of
+            `InferOptions`, which says more.
+        device: device of NumPy batches.
+        seed: seed of the numbers that a random model draws.
+        precision: precision of matrix products on accelerators.
+        weights: "constant", "argument" or "auto".
+        cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes.
+        autotune: which plans to compile in several ways and keep the fastest.
+        autotune_budget_mb: megabytes that autotuning may use.
+        strict: raise instead of taking a slow way.
+        checked: raise if an input makes an index point outside of its axis.
+        compile_in: where plans for NumPy batches on the CPU are compiled.
+        threads: most threads of memojax's kernels in one call.
 
     Raises:
         OptionError: an option does not exist, has the wrong type, or does not fit several devices.

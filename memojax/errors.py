@@ -106,8 +106,8 @@ class LimitError(ModelLoadError, LoweringError):
     """A model asks for more than a limit allows; the message says how to raise it (see SECURITY.md)."""
 
 
-class TripCountError(MemojaxError):
-    """A loop whose end depends on data did not end within the allowed number of trips."""
+class TripCountError(LimitError):
+    """A loop did not end within the allowed number of trips."""
 
 
 class StaticInputError(LoweringError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,23 +90,14 @@ def command(
     file = find_model(model)
     bare: Any = load(file.path, **places(device, devices, seed=seed), **loading_of(**loading))
     inferer = wrapped(bare, recurrent, with_epsilon, seed)
+    shared = {spec.name for spec in inferer.api.inputs if spec.shared}
     if inputs_file:
-        inputs = _read(inputs_file)
-        if batch_size is not None and (
-            short := [name for name, rows in inputs.items() if len(rows) < batch_size]
-        ):
-            raise click.UsageError(
-                f"--batch-size {batch_size}, but {short[0]!r} in {inputs_file} has only "
-                f"{len(inputs[short[0]])} rows"
-            )
-        shared = {spec.name for spec in inferer.api.inputs if spec.shared}
-        inputs = {name: rows if name in shared else rows[:batch_size] for name, rows in inputs.items()}
+        inputs = _given(inputs_file, batch_size, shared)
     else:
         check_bound(inferer.api)
         rng = np.random.default_rng(seed)
         rows = batch_size or only_size(bare.typed) or 1
         inputs = {spec.name: random_rows(rng, rows, spec) for spec in inferer.api.inputs}
-    shared = {spec.name for spec in inferer.api.inputs if spec.shared}
     size = next((len(rows) for name, rows in inputs.items() if name not in shared), 0)
     ids = range(size)
     for agent in ids:
@@ -145,6 +136,22 @@ def _print_rows(side: str, arrays: Mapping[str, Any]) -> None:
     for name, rows in arrays.items():
         shown = np.array2string(np.asarray(rows), threshold=sys.maxsize, max_line_width=120)
         click.echo(f"\n{side} {brief(name)}:\n{printable(shown)}")
+
+
+def _given(path: str, batch_size: int | None, shared: Collection[str]) -> dict[str, np.ndarray]:
+    """The first `batch_size` rows of the arrays in a file, or all; inputs in `shared` have no rows.
+
+    Raises:
+        click.UsageError: the file has fewer rows.
+    """
+    inputs = _read(path)
+    if batch_size is not None and (
+        short := [name for name, rows in inputs.items() if len(rows) < batch_size]
+    ):
+        raise click.UsageError(
+            f"--batch-size {batch_size}, but {short[0]!r} in {path} has only {len(inputs[short[0]])} rows"
+        )
+    return {name: rows if name in shared else rows[:batch_size] for name, rows in inputs.items()}
 
 
 def _read(path: str) -> dict[str, np.ndarray]:

@@ -84,35 +84,39 @@ def evaluate(
         on_episode: function that is called with each finished `Episode`.
 
     Keyword Args:
-        vectorization: "sync" steps the environments in this process, "async" in worker processes.
-        workers: number of worker processes; by default one per core.
-        max_steps: number of steps after which an episode ends as truncated.
-        observation: part of the observation -> input, if names and shapes do not tell. For an observation in
-            one piece, the input's name.
-        action: output that gives the action, if names and shapes do not tell.
-        epsilon: noise input, if its name does not tell.
-        recurrent: pairs of (input, output) of hidden state, kept by episode. None finds them by name; an
-            empty list means no state.
-        observation_transforms: applied in order to each batch of observations before the model:
-            `NormalizeObs`, `SelectObs`, any callable.
-        action_transforms: applied to each batch of actions before the environment: `ScaleAction`,
-            `ClipAction`, any callable. None clips Box actions to the space, unless the metadata says
-            `clip_actions: false`.
-        bucketing: batch sizes that get a plan, as in `memojax.load`; others are padded. None means powers of
-            two up to `num_envs` if rows are independent, else each size.
-        on_miss: as in `memojax.load`. With the default, "compile", the plans for the full batch and for the
-            next smaller batches compile ahead, beside the run. With "pad", a row's plan depends on time, so
-            runs may differ in the last bits.
-        preload: batch sizes to compile before the first step, while the environments are made and reset.
-        cache_dir: folder that keeps compiled plans for other processes.
-        maxsize: number of plans to keep beside the one for the full batch.
-        device: device of the policy, as for `memojax.load`: "auto", "cpu", "gpu", "gpu:1", or a
-            `jax.Device`.
-        devices: devices that share the rows of each batch, as for `memojax.load`.
-        sharding: the same as a `NamedSharding`, as for `memojax.load`.
-        render: open a window that shows the first environment.
-        video: folder for videos of the first environment's episodes, made by Gymnasium's `RecordVideo`.
-        name: name of the policy in the result.
+        vectorization ("sync" | "async"): "sync" steps the environments in this process, "async" in worker
+            processes.
+        workers (int | None): number of worker processes; by default one per core.
+        max_steps (int | None): number of steps after which an episode ends as truncated.
+        observation (Mapping[str, str] | str | None): part of the observation -> input, if names and shapes do
+            not tell. For an observation in one piece, the input's name.
+        action (str | None): output that gives the action, if names and shapes do not tell.
+        epsilon (str | None): noise input, if its name does not tell.
+        recurrent (Iterable[tuple[str, str]] | None): pairs of (input, output) of hidden state, kept by
+            episode. None finds them by name; an empty list means no state.
+        observation_transforms (Sequence[Callable]): applied in order to each batch of observations before the
+            model: `NormalizeObs`, `SelectObs`, any callable.
+        action_transforms (Sequence[Callable] | None): applied to each batch of actions before the
+            environment: `ScaleAction`, `ClipAction`, any callable. None clips Box actions to the space,
+            unless the metadata says `clip_actions: false`.
+        bucketing (Bucketing | None): batch sizes that get a plan, as in `memojax.load`; others are padded.
+            None means powers of two up to `num_envs` if rows are independent, else each size.
+        on_miss (OnMiss): as in `memojax.load`. With the default, "compile", the plans for the full batch and
+            for the next smaller batches compile ahead, beside the run. With "pad", a row's plan depends on
+            time, so runs may differ in the last bits.
+        preload (Iterable[int]): batch sizes to compile before the first step, while the environments are made
+            and reset.
+        cache_dir (str | PathLike[str] | None): folder that keeps compiled plans for other processes.
+        maxsize (int | None): number of plans to keep beside the one for the full batch.
+        device (str | jax.Device | None): device of the policy, as for `memojax.load`: "auto", "cpu", "gpu",
+            "gpu:1", or a `jax.Device`.
+        devices (str | Sequence[str | jax.Device] | None): devices that share the rows of each batch, as for
+            `memojax.load`.
+        sharding (NamedSharding | None): alternative to `devices`, as for `memojax.load`.
+        render (bool): open a window that shows the first environment.
+        video (str | PathLike[str] | None): folder for videos of the first environment's episodes, made by
+            Gymnasium's `RecordVideo`.
+        name (str | None): name of the policy in the result.
 
     `bucketing` to `sharding` concern loading: for an inferer, pass them to `memojax.load` instead.
 
@@ -170,7 +174,11 @@ def evaluate(
 
 
 def make_pool(env: Any, width: int, stepping: Stepping, watching: Watching, name: str) -> EnvPool:
-    """The environments of an evaluation."""
+    """The environments of an evaluation.
+
+    Raises:
+        EvaluationError: the agents take turns, or a window or video is asked of a worker process.
+    """
     if stepping.vectorization == "sync":
         watched = watched_maker(env, watching, name) if watching.render_mode else None
         local = LocalPool(env, width, watched)

@@ -55,11 +55,15 @@ def evaluate_pool(
 
     Args:
         names: the sets that play; None means all.
+        env: the environment, as in `memojax.evaluate`.
         episodes: number of episodes of each set.
         num_envs: environments side by side, for all sets together; 16 for each set, or fewer if there are
             fewer episodes.
-        env, seed, deterministic, progress, options: as in `memojax.evaluate`. The pool has its own plans, so
-            options of loading are refused.
+        seed: seed of the first episode of each set.
+        deterministic: take the best action, and feed zeros as noise.
+        progress: whether to show a bar with the running mean.
+        **options: the keywords of `memojax.evaluate`. The pool has its own plans, so options of loading are
+            refused.
 
     Returns:
         Name -> its result. The times, the calls and the plans are those of all sets together. After Ctrl-C

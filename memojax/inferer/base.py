@@ -56,7 +56,7 @@ class Inferer(abc.ABC):
         """
 
     @property
-    def placement(self) -> DeviceChoice:
+    def device_choice(self) -> DeviceChoice:
         """Devices on which calls with `jax.Array`s run."""
         return _WHERE_THEY_LIE
 

@@ -160,7 +160,7 @@ class ModelInferer(InfererOfModel):
         return self._device
 
     @property
-    def placement(self) -> DeviceChoice:
+    def device_choice(self) -> DeviceChoice:
         return self._choice
 
     @property

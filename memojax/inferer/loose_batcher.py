@@ -53,7 +53,12 @@ class LooseBatcher:
         """None: groups of agents have no fast way; see `Batcher.run_quickly`."""
 
     def push(self, agent: int, state: Mapping[str, Any], *, replace: bool = False) -> None:
-        """Copy the state of one agent; see `Batcher.push`."""
+        """Copy the state of one agent; see `Batcher.push`.
+
+        Raises:
+            DuplicateIdError: the agent is in this batch already.
+            InputError: the state does not fit the model.
+        """
         if agent in self._waiting and not (replace and agent in self):
             raise DuplicateIdError(
                 f"agent {agent} is in this batch already: execute it first, or push one state per agent"
@@ -61,7 +66,11 @@ class LooseBatcher:
         self._waiting[agent] = self._checked(agent, state)
 
     def extend(self, states: States, *, replace: bool = False) -> None:
-        """Copy the states of many agents: all of them or, on an error, none."""
+        """Copy the states of many agents: all of them or, on an error, none.
+
+        Raises:
+            DuplicateIdError, InputError: as for `push`.
+        """
         checked: dict[int, _Waiting] = {}
         for agent, state in pairs_of(states):
             if agent in checked or (agent in self._waiting and not (replace and agent in self)):

@@ -78,9 +78,19 @@ class MemoizingDynamicInferer(ModelInferer):
                 it runs at once, padded to the next larger plan or split over smaller ones. The background
                 then compiles the right plan. Only the very first call waits. "warn": like "compile", with a
                 warning in the log. "error": it raises.
-            maxsize, device, seed, precision, weights, cache_dir, autotune, autotune_budget_mb, strict,
-            checked, compile_in, threads:
-                see `InferOptions`.
+            maxsize: number of plans to keep beside the preloaded ones. The options from here on are those of
+                `InferOptions`, which says more.
+            device: device of NumPy batches.
+            seed: seed of the numbers that a random model draws.
+            precision: precision of matrix products on accelerators.
+            weights: "constant", "argument" or "auto".
+            cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes.
+            autotune: which plans to compile in several ways and keep the fastest.
+            autotune_budget_mb: megabytes that autotuning may use.
+            strict: raise instead of taking a slow way.
+            checked: raise if an input makes an index point outside of its axis.
+            compile_in: where plans for NumPy batches on the CPU are compiled.
+            threads: most threads of memojax's kernels in one call.
 
         Raises:
             OptionError: an option does not exist, or has the wrong type.

@@ -191,7 +191,11 @@ class PolicyPool:
         return self.answer(inputs, lambda n: policies)
 
     def answer(self, inputs: Mapping[str, Any], names_of: Callable[[int], Sequence[Hashable]]) -> Arrays:
-        """`infer_arrays` with the names that `names_of` gives for the number of rows."""
+        """`infer_arrays` with the names that `names_of` gives for the number of rows.
+
+        Raises:
+            InputError, IncompatibleModelError: as for `infer_arrays`.
+        """
         specs = self._typed.api.inputs
         check_names(specs, inputs)
         given = [as_jax(inputs[spec.name]) for spec in specs]

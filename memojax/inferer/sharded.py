@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -21,7 +20,6 @@ from ..display.inferer_card import model_card
 from ..errors import DeviceError, InputShapeError
 from ..lowering.batch_evidence import BatchAxis
 from ..lowering.loading import typed_model
-from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..plans.artifact import PlanArtifact
@@ -36,7 +34,7 @@ from ..rows.checks import as_jax, check_mapping, check_names, checked_rows, live
 from ..rows.device_choice import DeviceChoice
 from ..rows.input_checks import as_dtype, can_cast
 from ..rows.scratch import ScratchPadView
-from ..xla.background import submit, submit_errand
+from ..xla.background import submit
 from ..xla.fork import was_forked
 from .base import Inferer
 from .forked import ForkedInferer
@@ -45,6 +43,7 @@ from .revival import is_revived, revival
 from .routes import Buckets, OnMiss
 from .sharded_rows import NO_ROWS, ShardedRows
 from .sharding import check_shardable, first_of, names_of, rows_sharding, shared_client
+from .weight_updates import WeightUpdates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,8 +98,10 @@ class ShardedInferer(InfererOfModel):
                 ["gpu:0", "gpu:1"].
             sharding: alternative to `devices`: `NamedSharding(mesh, PartitionSpec("batch"))` spreads rows
                 over all axes of a mesh.
-            bucketing, max_batch_size, on_miss: as for `MemoizingDynamicInferer`; every size is rounded up to
-                a multiple of the number of devices.
+            bucketing: sizes that get a plan, as for `MemoizingDynamicInferer`; every size is rounded up to a
+                multiple of the number of devices.
+            max_batch_size: largest plan; larger batches are split.
+            on_miss: action of a call whose size has no plan yet, as for `MemoizingDynamicInferer`.
             maxsize: number of plans to keep beside the preloaded ones.
             precision: precision of matrix products on accelerators, by JAX's names.
             cache_dir: folder, or `PlanArtifact`, that keeps compiled plans for other processes with as many
@@ -133,8 +134,7 @@ class ShardedInferer(InfererOfModel):
         self._route = Buckets(lambda count: self.padded(bucket(count)), on_miss)
         self._cache = PlanCache(lambda size: self._compiler.lower(size), maxsize)
         self._rows = ShardedRows(self._compiler, self._cache, self._route)
-        self._updating, self._accepting = threading.Lock(), threading.Lock()
-        self._wanted = typed
+        self._updates = WeightUpdates(self._compiler)
         self.preload(preloaded_sizes)
 
     @classmethod
@@ -238,7 +238,7 @@ class ShardedInferer(InfererOfModel):
         return self._sharding
 
     @property
-    def placement(self) -> DeviceChoice:
+    def device_choice(self) -> DeviceChoice:
         return self._choice
 
     def select_batch_size(self, max_count: int) -> int:
@@ -338,26 +338,7 @@ class ShardedInferer(InfererOfModel):
         Raises:
             IncompatibleModelError: names, shapes or dtypes differ; nothing changes.
         """
-        with self._accepting:
-            self._wanted = with_new_weights(self._wanted, source)
-        if background:
-            return submit_errand(self._apply_wanted)
-        self._apply_wanted()
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
-
-    def _apply_wanted(self) -> None:
-        with self._updating:
-            wanted = self._wanted
-            try:
-                if self.typed is not wanted:
-                    self._compiler.update(wanted)
-            except BaseException:
-                with self._accepting:
-                    if self._wanted is wanted:
-                        self._wanted = self.typed
-                raise
+        return self._updates.update(source, background)
 
     def with_one_set_of_weights(self, run: Callable[[], T]) -> T:
         # A weight update between two parts would mix old and new rows, so such a run is repeated. A loop that
@@ -367,7 +348,7 @@ class ShardedInferer(InfererOfModel):
             result = run()
             if self.typed is before:
                 return result
-        with self._updating:
+        with self._updates.updating:
             return run()
 
     def infer_raw(self, view: ScratchPadView) -> None:

@@ -58,7 +58,10 @@ class ShardedRows:
     def on_host(self, rows: Sequence[np.ndarray], n: int, first: tuple[int, int] | None = None) -> Arrays:
         """Run NumPy rows: padded, spread, computed, gathered and cut.
 
-        `first` is what `arrived` said about them; without it, the route is asked.
+        `first` is the answer of `arrived` about them; without it, the route is asked.
+
+        Raises:
+            InputShapeError: no input has rows.
         """
         if n < 0:
             raise InputShapeError(NO_ROWS)
@@ -88,7 +91,7 @@ class ShardedRows:
     def in_place(self, given: Mapping[str, jax.Array], n: int, first: tuple[int, int] | None) -> Arrays:
         """Run `n` rows that are already spread over the devices; no row moves to another device.
 
-        `first` is what `arrived` said about them, and None for no rows.
+        `first` is the answer of `arrived` about them, and None for no rows.
         """
         rows = list(given.values())
         if first is None:

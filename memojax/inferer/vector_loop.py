@@ -18,7 +18,7 @@ class VectorStep:
     """One step of all environments.
 
     Attributes:
-        observations: what the policy saw, as the environment gave it.
+        observations: the policy's input, as the environment gave it.
         actions: `[n, *action_shape]`.
         rewards: float[n].
         terminated, truncated: bool[n].

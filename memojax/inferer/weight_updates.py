@@ -6,22 +6,40 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from ..lowering.new_weights import with_new_weights
 from ..lowering.typed_model import TypedModel
-from ..plans.family import Family
 from ..xla.background import submit_errand
+
+
+class HoldsWeights(Protocol):
+    """The engines of an inferer, or the compiler of a sharded one."""
+
+    @property
+    def typed(self) -> TypedModel:
+        """The model with the weights in use."""
+        ...
+
+    def update(self, typed: TypedModel) -> None:
+        """Switch to the weights of `typed`."""
+        ...
 
 
 @final
 class WeightUpdates:
-    """The updates of one `Family`: each is checked at once, and they come into use in that order."""
+    """The updates of one `holder`: each is checked at once, and they come into use in that order.
 
-    def __init__(self, family: Family):
-        """Begin with the weights of `family`."""
-        self._family = family
-        self._updating, self._accepting = threading.Lock(), threading.Lock()
+    Attributes:
+        updating: the lock of a switch to new weights; while a thread holds it, the weights stay.
+    """
+
+    updating: threading.Lock
+
+    def __init__(self, holder: HoldsWeights):
+        """Begin with the weights of `holder`."""
+        self._holder = holder
+        self.updating, self._accepting = threading.Lock(), threading.Lock()
         self._waiting: list[TypedModel] = []
 
     def update(self, source: Any, background: bool) -> Future[None]:
@@ -48,15 +66,15 @@ class WeightUpdates:
     @property
     def _wanted(self) -> TypedModel:
         """The weights that were accepted last, or those in use."""
-        return (self._waiting or [self._family.typed])[-1]
+        return (self._waiting or [self._holder.typed])[-1]
 
     def _apply(self, accepted: TypedModel) -> None:
         """Switch to the weights that were accepted last: `accepted`, or later ones, which hold these too."""
         try:
-            with self._updating:
+            with self.updating:
                 if any(one is accepted for one in self._waiting):
                     wanted = self._waiting[-1]
-                    self._family.update(wanted)
+                    self._holder.update(wanted)
                     with self._accepting:
                         self._waiting = _behind(self._waiting, wanted)
         except BaseException:

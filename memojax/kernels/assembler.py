@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right, insort
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,28 @@ class _Slot:
     size: int
     first: int
     last: int
+
+
+class _Work:
+    """The products of a program by step, with sums of their work."""
+
+    def __init__(self, products: Sequence[Product | None]):
+        self._products = products
+        self._flops = np.array([0 if one is None else one.flops for one in products], np.float64)
+        self._rows = np.array([0 if one is None else one.rows for one in products], np.int64)
+        self._before = np.concatenate([[0.0], self._flops.cumsum()])
+        self._with: dict[int, np.ndarray] = {}
+
+    def products(self) -> Iterator[tuple[int, Product]]:
+        """The products, each with its step."""
+        return ((index, one) for index, one in enumerate(self._products) if one is not None)
+
+    def mostly(self, rows: int, start: int, index: int) -> bool:
+        """Whether most work since `start` is in products of this few rows from step `index` on: a loop."""
+        if rows not in self._with:
+            few = np.where(self._rows <= rows, self._flops, 0.0)
+            self._with[rows] = few[::-1].cumsum()[::-1]
+        return bool(self._with[rows][index] > 2 * (self._before[index] - self._before[start]))
 
 
 @dataclass
@@ -205,46 +227,40 @@ class Assembler:
         """
         found: dict[int, tuple[int, int]] = {}
         start, largest, rows, matrix = 0, -1, 1, 0
+        alive, most, seen = self._alive(), 0, 0
+        work = _Work([Product(**given) if name == "product" else None for name, given in self._ops])
 
-        def end(stop: int) -> tuple[int, int]:
-            chunk = chunk_of(self.blocks, rows, self._floats(start, stop))
+        def end() -> tuple[int, int]:
+            chunk = chunk_of(self.blocks, rows, most)
             # Each thread reads the weights of all of its steps.
             return chunk, least_of(rows) if matrix < _LARGE_MATRIX else chunk
 
-        for index, (method, given) in enumerate(self._ops):
-            if method != "product":
-                continue
-            product = Product(**given)
+        for index, product in work.products():
             floats = product.flops // (2 * product.rows)
-            chunk, _ = end(index)
+            # The most floats that the steps of this section so far use at the same time.
+            most, seen = max(most, int(alive[seen:index].max(initial=0))), index
+            chunk, _ = end()
             starved = largest >= 0 and product.rows * chunk < min(_MANY_ROWS, product.rows * self.blocks)
-            if (starved and (floats >= _LARGE_MATRIX or self._mostly(product.rows, start, index))) or (
+            if (starved and (floats >= _LARGE_MATRIX or work.mostly(product.rows, start, index))) or (
                 largest >= 0 and product.rows >= 16 * rows
             ):
-                found[start] = end(index)
-                start, largest, matrix = index, -1, 0
+                found[start] = end()
+                start, largest, matrix, most = index, -1, 0, 0
             matrix = max(matrix, floats)
             if product.flops > largest:
                 largest, rows = product.flops, product.rows
-        found[start] = end(len(self._ops))
+        most = max(most, int(alive[seen:].max(initial=0)))
+        found[start] = end()
         return found
 
-    def _mostly(self, rows: int, start: int, index: int) -> bool:
-        """Whether most work since `start` is in products of this few rows from step `index` on: a loop."""
-        before = sum(Product(**given).flops for name, given in self._ops[start:index] if name == "product")
-        after = [Product(**given) for name, given in self._ops[index:] if name == "product"]
-        return sum(one.flops for one in after if one.rows <= rows) > 2 * before
-
-    def _floats(self, start: int, stop: int) -> int:
-        """Most floats of the arena per block that the steps from `start` to `stop` use at the same time."""
-        alive = [
-            slot
-            for number, slot in enumerate(self._slots)
-            if number not in self._made and slot.last >= start and slot.first < stop
-        ]
-        return max(
-            (sum(s.size for s in alive if s.first <= i <= s.last) for i in range(start, stop)), default=0
-        )
+    def _alive(self) -> np.ndarray:
+        """Floats of the arena per block that each step finds in use."""
+        change = np.zeros(len(self._ops) + 2, np.int64)
+        for number, slot in enumerate(self._slots):
+            if number not in self._made:
+                change[slot.first] += slot.size
+                change[slot.last + 1] -= slot.size
+        return change.cumsum()[: len(self._ops)]
 
     def _is(self, value: Value, target: Value) -> bool:
         """Whether `value` has the layout of `target`, and fills its slot."""
@@ -280,9 +296,10 @@ class Assembler:
             The place of each slot; floats of the arena per block; floats that sections share.
         """
         starts = sorted(sections)
-        placed: list[tuple[int, int, _Slot]] = []
+        placed: list[tuple[int, int, int]] = []
+        """Begin, end and last step of slots in the arena, by their begin."""
         places: list[Place] = []
-        shared = 0
+        shared = top = 0
         for number, slot in enumerate(self._slots):
             size = -(-max(slot.size, 1) // ALIGNED) * ALIGNED
             if number in self._made:
@@ -294,16 +311,17 @@ class Assembler:
                 shared += size * self.blocks
             else:
                 offset = 0
+                # Slots come by their first step, so those whose last step is over overlap with no later one.
+                placed = [one for one in placed if one[2] >= slot.first]
                 # First fit: the lowest gap between the slots whose steps overlap.
-                for begin, end, other in sorted(placed, key=lambda one: one[0]):
-                    if other.last < slot.first or slot.last < other.first:
-                        continue
+                for begin, end, _ in placed:
                     if offset + size <= begin:
                         break
                     offset = max(offset, end)
-                placed.append((offset, offset + size, slot))
+                insort(placed, (offset, offset + size, slot.last))
+                top = max(top, offset + size)
                 places.append(Place(ARENA, offset))
-        return places, max((end for _, end, _ in placed), default=0), shared
+        return places, top, shared
 
 
 def _with_axis(value: Value, buffer: int, blocks: int) -> Value:

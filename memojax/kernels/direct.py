@@ -183,8 +183,11 @@ class Large:
 
 
 def caller() -> Any:
-    """The C function that runs a slot's prepared call; it gives 0, or another number where it ran out of
-    memory."""
+    """The C function that runs a slot's prepared call; it gives 0, or another number without enough memory.
+
+    Raises:
+        RuntimeError: the kernels are not there.
+    """
     library: Library | None = opened()
     if library is None:
         raise RuntimeError("this plan needs memojax's kernels, which are not there")

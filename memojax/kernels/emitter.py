@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from .assembler import Assembler
-from .program import (
-    ABSENT,
-    MOST_RUNS,
-    Place,
-)
+from .program import ABSENT, MOST_RUNS, Place
 from .values import Constant, Dim, Factor, Refused, Value, merged, outside
+from .windows import Windows
 
 
 @final
 @dataclass
 class Emitter(Assembler):
-    """A program in progress; each method adds one operator of the network."""
+    """A program in progress; each method adds one operator of the network.
+
+    A method raises `Refused` for an operator that the kernels do not have, or not in the given layout.
+    """
 
     def dense(
         self,
@@ -41,12 +41,8 @@ class Emitter(Assembler):
         depth = math.prod(weight.shape[i] for i in over_w)
         if weight.held != weight.shape or not columns or not depth:
             raise Refused("a product with a broadcast matrix")
-        # The kernel sums in the order of memory, so the packed weights are put in that order, too.
-        parts = [factor for i in over_x for factor in x.dims[i]]
-        order = sorted((i for i in range(len(parts)) if parts[i].size != 1), key=lambda i: -parts[i].stride)
-        # A row is read as runs of adjacent floats, so adjacent parts are joined.
-        inner = merged([parts[i] for i in order])
         rest_x = [i for i in range(len(x.shape)) if i not in over_x]
+        parts, order, inner = _summed(x, over_x)
         rows = merged([factor for i in rest_x for factor in x.dims[i]])
         # Too many runs for the kernel's loops: a dense copy of x has a single one.
         if (
@@ -56,9 +52,7 @@ class Emitter(Assembler):
             or len(rows) > 3
         ):
             x = self.copied(x, [*rest_x, *over_x])
-            parts = [factor for i in over_x for factor in x.dims[i]]
-            order = list(range(len(parts)))
-            inner = merged(parts)
+            parts, order, inner = _summed(x, over_x)
             rows = merged([factor for i in rest_x for factor in x.dims[i]])
         recipe = weight.then(
             ("transpose", (*over_w, *rest_w)),
@@ -138,89 +132,54 @@ class Emitter(Assembler):
         matrix.
         """
         lhs, rhs, out_spec = params["dimension_numbers"]
-        groups = params["feature_group_count"]
-        spatial = len(lhs) - 2
-        if (
-            spatial not in (1, 2)
-            or params["batch_group_count"] != 1
-            or any(d != 1 for d in params["lhs_dilation"])
-        ):
-            raise Refused("a convolution of another kind")
+        windows = Windows.of(weight.shape, params)
         if x.axis not in (None, lhs[0]) or weight.held != weight.shape:
             raise Refused("a convolution over blocks")
-        strides, dilation, padding = params["window_strides"], params["rhs_dilation"], params["padding"]
-        if any(low < 0 or high < 0 for low, high in padding):
-            raise Refused("negative padding")
-        n_out = weight.shape[rhs[0]] // groups
-        depth = weight.shape[rhs[1]]
-        if n_out < 8 and groups > 1:
-            raise Refused("a convolution of few channels for each group")
-        if any(low or high for low, high in padding):
-            x = self._padded(x, [(0, 0), (0, 0), *padding], lhs)
+        if any(low or high for low, high in params["padding"]):
+            x = self._padded(x, [(0, 0), (0, 0), *params["padding"]], lhs)
         x = x.transposed(lhs)
         if any(len(merged(dim)) > 1 for dim in x.dims):
             x = self.copied(x)
-        steps = [merged(dim)[0].stride if merged(dim) else 0 for dim in x.dims]
-        window = [weight.shape[i] for i in rhs[2:]]
-        if spatial == 1:
-            window, strides, dilation = [1, *window], [1, *strides], [1, *dilation]
-            steps = [steps[0], steps[1], 0, steps[2]]
-        _, s_channel, s_height, s_width = steps
-        per_block = x.per_block()
-        images = per_block[0]
-        image_step = x.block if images == 1 else steps[0]
-        if self.blocks > 1 and images > 1 and images * steps[0] != x.block:
+        image, channel, *steps = (merged(dim)[0].stride if merged(dim) else 0 for dim in x.dims)
+        line, pixel = steps if len(steps) == 2 else (0, steps[0])
+        images = x.per_block()[0]
+        if self.blocks > 1 and images > 1 and images * image != x.block:
             raise Refused("images that lie apart")
-        if depth == 1 or s_channel == 1:
-            # Channels innermost: a window's line is one run, if nothing lies between its pixels.
-            order = (*rhs[2:], rhs[1], rhs[0])
-            if window[1] == 1 or (dilation[1] == 1 and s_width == depth):
-                length, runs = window[1] * depth, ((window[0], dilation[0] * s_height),)
-            else:
-                length, runs = (
-                    depth,
-                    ((window[0], dilation[0] * s_height), (window[1], dilation[1] * s_width)),
-                )
-        elif dilation[1] == 1 and s_width in (0, 1):
-            # Pixels innermost: each channel's line of the window is a run.
-            order = (rhs[1], *rhs[2:], rhs[0])
-            length, runs = window[1], ((depth, s_channel), (window[0], dilation[0] * s_height))
-        else:
-            # Gaps between the pixels: each float of the window is a run of its own.
-            order = (rhs[1], *rhs[2:], rhs[0])
-            length = 1
-            runs = (
-                (depth, s_channel),
-                (window[0], dilation[0] * s_height),
-                (window[1], dilation[1] * s_width),
-            )
+        channels_inside, length, runs = windows.runs(channel, line, pixel)
+        # The kernel sums in the order of memory, so the packed weights are put in that order, too.
+        order = (*rhs[2:], rhs[1]) if channels_inside else (rhs[1], *rhs[2:])
+        groups, columns = windows.groups, windows.columns
         recipe = weight.then(
-            ("transpose", order),
-            ("reshape", (window[0] * window[1] * depth, groups, n_out)),
+            ("transpose", (*order, rhs[0])),
+            ("reshape", (windows.floats, groups, columns)),
             ("transpose", (1, 0, 2)),
             ("matrices", self.panel),
         )
-        height, width = ([1] if spatial == 1 else []) + [shape[i] for i in out_spec[2:]]
-        channels = groups * n_out
-        logical = [shape[i] for i in out_spec]
-        out = self.new(logical, None if x.axis is None else 0, [0, *range(2, 2 + spatial), 1])
-        wide = -(-n_out // 16) * 16
-        k = window[0] * window[1] * depth
+        out = self.new(
+            [shape[i] for i in out_spec], None if x.axis is None else 0, [0, *range(2, len(shape)), 1]
+        )
+        height, width = [1] * (4 - len(shape)) + [shape[i] for i in out_spec[2:]]
+        channels = groups * columns
+        panels = -(-columns // 16) * 16  # packed weights fill their last panel
         self.product_step(
             out,
             x,
             weight=self.weight(weight.source, recipe, 0),
-            bias=self._bias(bias, groups, n_out),
+            bias=self._bias(bias, groups, columns),
             images=images,
             size=(height, width),
-            columns=n_out,
+            columns=columns,
             length=length,
             runs=_three(runs),
-            x_steps=(image_step, strides[0] * s_height, strides[1] * s_width),
+            x_steps=(
+                x.block if images == 1 else image,
+                windows.strides[0] * line,
+                windows.strides[1] * pixel,
+            ),
             y_steps=(height * width * channels, width * channels, channels),
             relu=relu,
             groups=groups,
-            group_steps=(depth * s_channel, k * wide, wide, n_out),
+            group_steps=(windows.depth * channel, windows.floats * panels, panels, columns),
         )
         return out.transposed([out_spec.index(i) for i in range(len(out_spec))])
 
@@ -375,6 +334,15 @@ class Emitter(Assembler):
         if axis is not None and x.axis is not None and x.shape[x.axis] != shape[axis]:
             raise Refused("repeated blocks")
         return replace(x, shape=tuple(shape), dims=tuple(dims), axis=axis)
+
+
+def _summed(x: Value, axes: Sequence[int]) -> tuple[list[Factor], list[int], Dim]:
+    """The parts over which a product sums, their order in memory without parts of 1, and their runs."""
+    # The kernel sums in the order of memory, so the packed weights are put in that order, too.
+    parts = [factor for i in axes for factor in x.dims[i]]
+    order = sorted((i for i in range(len(parts)) if parts[i].size != 1), key=lambda i: -parts[i].stride)
+    # A row is read as runs of adjacent floats, so adjacent parts are joined.
+    return parts, order, merged([parts[i] for i in order])
 
 
 def _three(runs: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:

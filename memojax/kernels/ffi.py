@@ -22,7 +22,7 @@ from .library import TARGET
 def bind(program: np.ndarray, inputs: Sequence[Any], results: Sequence[Any]) -> list[Any]:
     """Call `program` in the trace of JAX; the caller holds `program` until the trace is lowered.
 
-    `results` have the shapes and dtypes of what it gives.
+    `results` have the shapes and dtypes of the arrays that it gives.
     """
     shapes = tuple((tuple(result.shape), np.dtype(result.dtype)) for result in results)
     return _program_p.bind(*inputs, program=_Words(program), results=shapes)

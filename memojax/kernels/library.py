@@ -104,7 +104,11 @@ def open_library(path: Path) -> Library:
 
 
 def api_version() -> tuple[int, int]:
-    """Major and minor version of XLA's FFI, from the header of the installed jaxlib."""
+    """Major and minor version of XLA's FFI, from the header of the installed jaxlib.
+
+    Raises:
+        OSError: the header cannot be read, or says no version.
+    """
     header = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text()
     major, minor = (re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR"))
     if major is None or minor is None:

@@ -20,7 +20,7 @@ def product_of_pairs(
     """`a` times `b` for each of `batch`, summed over `over`.
 
     Raises:
-        Refused: blocks are not among what the two are a batch of.
+        Refused: the blocks lie in none of the dimensions of `batch`.
     """
     a = _in_order(a, (batch[0], _rest(a, over[0], batch[0]), over[0]))
     b = _in_order(b, (batch[1], over[1], _rest(b, over[1], batch[1])))

@@ -27,7 +27,6 @@ REDUCTIONS = {"sum": 0, "max": 1, "min": 2, "argmax": 3, "argmin": 4}
 REGISTERS = 24
 MOST_RUNS = 4096
 MOST_BUFFERS = 512
-MOST_RANK = 8
 
 ARENA = -1
 SHARED = -3

@@ -188,7 +188,7 @@ def is_fixed_shape(shape: Sequence[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph at a layout, of which shapes alone are evaluated.
+    """A graph at a layout; only its shapes are evaluated, never its numbers.
 
     Attributes:
         function: the graph.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputDtypeError, InputShapeError
+from ..model.dimension import fits_declared
 from ..model.graph import Graph, Value
 from ..model.signature import plain_names
 from ..rows.input_checks import as_kind, check_names
@@ -105,11 +106,7 @@ def _declared(value: Value, array: np.ndarray) -> np.ndarray:
         return array
     if array.ndim == 0 and shape and all(dim == 1 for dim in shape):
         return array.reshape([1] * len(shape))
-    wrong = len(shape) != array.ndim or any(
-        isinstance(want, int) and want > 0 and want != got
-        for want, got in zip(shape, array.shape, strict=False)
-    )
-    if wrong:
+    if not fits_declared(array.shape, shape):
         raise InputShapeError(
             f"input {value.name!r} is declared with shape {list(shape)}, so it cannot be bound to "
             f"{_shown(array)}: give it in the file layout"

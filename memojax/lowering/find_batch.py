@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DimensionError, LimitError, LoweringError, StaticInputError
-from ..model.dimension import Element, size_of, symbols_of
+from ..model.dimension import Element, fits_declared, size_of, symbols_of
 from ..model.exporter_names import continues_state
 from ..model.graph import Graph, Value
 from ..model.signature import ANY_SHAPE, ModelApi, TensorSpec, plain_names
@@ -293,10 +293,7 @@ def _check_declared(name: str, shape: Sequence[int], declared: Sequence[Any] | N
     if declared is None:
         return
     wanted = [1 if dim in layout.symbols else dim for dim in declared]
-    differs = len(wanted) != len(shape) or any(
-        isinstance(want, int) and want > 0 and want != got for want, got in zip(wanted, shape, strict=False)
-    )
-    if differs:
+    if not fits_declared(shape, wanted):
         raise DimensionError(
             f"output {name!r} has shape {list(shape)} for one row, but the file declares {list(declared)}: "
             "keep only the other outputs with outputs=[...], or run the file in its own layout with "

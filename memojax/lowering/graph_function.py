@@ -127,8 +127,8 @@ class GraphFunction:
     ) -> tuple[Arrays, Any]:
         """Outputs by name, and whether a loop ran for too many trips, which makes the outputs invalid.
 
-        The second value is a boolean array, or None if no loop depends on data. For the arguments see
-        `__call__`.
+        The second value is a boolean array, or None if no loop depends on data. For the arguments and errors
+        see `__call__`.
         """
         env: dict[str, GraphValue] = dict(self.constants)
         env.update((name, jnp.asarray(value)) for name, value in params.items())

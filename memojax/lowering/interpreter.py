@@ -20,17 +20,18 @@ from ..model.graph import Graph, Node, Value
 from ..ops._common import is_static
 from ..ops.resolve import Call, Operators
 from ..ops.static import inputs_behind, origin_of
-from ..ops.trips import Trips, most
+from ..ops.trips import Trips
+from ..ops.trips import check as check_trips
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
-from ..xla.limits import ELEMENTS, TRIPS, Budget, for_rows
+from ..xla.limits import ELEMENTS, Budget, for_rows
 from ..xla.settings import own_settings
 from . import masked
 from .index_ranges import Ranges, outside
 from .masked_value import Masking, check_no_picks
 
 ON_HOST = (
-    "this operator runs on the host (its output shape depends on data, or it works on strings), and here it "
+    "this operator runs on the host (its output shape depends on data, or it works on strings). Here it "
     "depends on an input, so the model cannot be one XLA executable: use memojax.run or memojax.OneShot, "
     "which break the graph there"
 )
@@ -301,7 +302,7 @@ class Run:
         ):
             outputs = tuple(jax.tree.map(np.asarray, self._call(node, call, inputs, env)))
             if self.trips.used is not None:
-                TRIPS.check(int(self.trips.used), "this loop", most())
+                check_trips(int(self.trips.used))
         self.budget.fold(sum(map(size_of, outputs)))
         return outputs
 
@@ -375,7 +376,11 @@ class Run:
         return inner[wanted]
 
     def next_key(self) -> jax.Array:
-        """A new key, different from all earlier ones."""
+        """A new key, different from all earlier ones.
+
+        Raises:
+            LoweringError: the run has no key.
+        """
         if self.key is None:
             raise LoweringError("a random operator needs a JAX PRNG key")
         self.keys_used[0] += 1

@@ -233,7 +233,7 @@ def _expand(m: Masking, node: Node, inputs: list[GraphValue]) -> GraphValue:
 
 
 def _broadcast(x: GraphValue, wanted: list[int | Count]) -> Masked:
-    """`x` broadcast to a shape of which one length is the count of a mask."""
+    """`x` broadcast to a shape in which one length is the count of a mask."""
     counts = {axis: size for axis, size in enumerate(wanted) if isinstance(size, Count)}
     rest = tuple(size for size in wanted if isinstance(size, int))
     if len(counts) > 1:
@@ -272,8 +272,8 @@ def _listed(like: Masked, source: jax.Array, axis: int, exactly: bool = False) -
     """
     if not jnp.issubdtype(source.dtype, jnp.inexact):
         raise ValueError(
-            "a list of whole numbers goes to the entries of a mask, and whether there are as many depends on "
-            "data, for which whole numbers have no NaN"
+            "a list of whole numbers goes to the entries of a mask. Whether there are as many depends on "
+            "data, and whole numbers have no NaN to say that there are not"
         )
     values = jnp.take(source, _ranks(like.mask), axis=0, mode="fill")
     if exactly:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from .._argument_checks import as_count
 from .._types import GraphValue, Source
 from ..errors import (
     CompileError,
+    InputError,
     InputShapeError,
     TripCountError,
     Unsupported,
@@ -20,6 +23,7 @@ from ..errors import (
     printable,
 )
 from ..model import load_model
+from ..model.dimension import fits_declared
 from ..model.graph import Graph, Node, Value
 from ..model.load import Model
 from ..ops.inline import inlined
@@ -89,8 +93,10 @@ class OneShot:
         Raises:
             ModelLoadError: `source` cannot be loaded.
             UnsupportedOpError: operators cannot be lowered; with `strict`, also: the graph breaks.
-            InputError: `constants` names no input, or does not fit.
+            InputError: `constants` names no input, or does not fit; `max_trip_count` is below 1.
         """
+        if max_trip_count is not None:
+            max_trip_count = as_count("max_trip_count", max_trip_count, InputError)
         model = load_model(source, outputs=outputs)
         self.model = model
         self._set_up(bind_inputs(model.graph, constants or {}), device, max_trip_count, checked)
@@ -121,8 +127,13 @@ class OneShot:
     ) -> None:
         self.graph = graph
         self._operators = Operators()
-        self._max_trip_count = max_trip_count
-        self._device, self._checked = device or cpu_device(), checked
+        self._part = functools.partial(
+            _Compiled,
+            device=device or cpu_device(),
+            operators=self._operators,
+            max_trip_count=max_trip_count,
+            checked=checked,
+        )
         self.breaks = host_nodes(graph, self._operators)
         self._programs: dict[tuple[str, ...], _Program] = {}
 
@@ -158,7 +169,7 @@ class OneShot:
         return self._programs[given](inputs, seed)
 
     def _program(self, graph: Graph) -> _Program:
-        return _Program(graph, self._device, self._operators, self._max_trip_count, self._checked)
+        return _Program(graph, self._operators, self._part)
 
     @property
     def plans(self) -> int:
@@ -169,20 +180,10 @@ class OneShot:
 class _Program:
     """Runs the parts and host calls of a graph, in order."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        device: jax.Device,
-        operators: Operators,
-        max_trip_count: int | None,
-        checked: bool,
-    ):
+    def __init__(self, graph: Graph, operators: Operators, part: Callable[[Graph], _Compiled]):
         self._graph = graph
         self._steps = [
-            step
-            if isinstance(step, HostCall)
-            else _Compiled(step.graph, device, operators, max_trip_count, checked)
-            for step in split(graph, operators)
+            step if isinstance(step, HostCall) else part(step.graph) for step in split(graph, operators)
         ]
 
     def __call__(self, inputs: Mapping[str, Any], seed: int) -> dict[str, GraphValue]:
@@ -243,9 +244,10 @@ class _Compiled:
         check_indices(self.function.graph, checks)
         *values, overrun = values
         if overrun:
+            allowed = TRIPS.allowed if self._max_trip_count is None else self._max_trip_count
             raise TripCountError(
-                f"a loop did not end within {self._max_trip_count or TRIPS.allowed:,} trips: if you trust "
-                f"the file, give a larger max_trip_count=, or set the environment variable {TRIPS.variable}"
+                f"a loop did not end within {allowed:,} trips: if you trust the file, give a larger "
+                f"max_trip_count=, or set the environment variable {TRIPS.variable}"
             )
         named = zip((value.name for value in self.function.graph.outputs), values, strict=True)
         return with_strings(self.function.labels, dict(named)) if self.function.labels else dict(named)
@@ -323,14 +325,10 @@ def _checked(value: Value, given: Any) -> Any:
     array = np.asarray(given)
     if value.dtype is not None:
         array = as_kind(value.name, array, value.dtype)
-    if value.shape is not None:
-        wrong = len(array.shape) != len(value.shape) or any(
-            isinstance(want, int) and want != got for want, got in zip(value.shape, array.shape, strict=False)
+    if value.shape is not None and not fits_declared(array.shape, value.shape):
+        raise InputShapeError(
+            f"input {value.name!r} has shape {list(array.shape)}, the model takes {list(value.shape)}"
         )
-        if wrong:
-            raise InputShapeError(
-                f"input {value.name!r} has shape {list(array.shape)}, the model takes {list(value.shape)}"
-            )
     return array
 
 

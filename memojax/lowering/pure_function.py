@@ -19,6 +19,7 @@ from ..errors import (
     LoweringError,
 )
 from ..model import Model
+from ..model.dimension import fits_declared
 from ..model.graph import Value
 from ..model.signature import TensorSpec
 from ..rows.input_checks import check_kind, check_names
@@ -144,12 +145,9 @@ def _declared(value: Value, given: Any, static: bool) -> Any:
         given = np.asarray(given) if static else jnp.asarray(given)
     shape = np.shape(given)
     free = range(len(value.shape)) if len(value.shape) > 2 else (0,)
-    fixed = [
-        (axis, dim)
-        for axis, dim in enumerate(value.shape)
-        if isinstance(dim, int) and dim > 0 and not (dim == 1 and axis in free)
-    ]
-    if len(shape) != len(value.shape) or any(shape[axis] != dim for axis, dim in fixed):
+    if not fits_declared(
+        shape, [None if dim == 1 and i in free else dim for i, dim in enumerate(value.shape)]
+    ):
         raise InputShapeError(
             f"input {value.name!r} has shape {list(shape)}, the model takes {list(value.shape)}: jax.vmap "
             "maps the function over further axes"

@@ -45,6 +45,16 @@ def _is_arithmetic(node: ast.expr) -> bool:
     return isinstance(node, ast.Name)
 
 
+def fits_declared(shape: Sequence[int], declared: Sequence[Element | None]) -> bool:
+    """Whether an array's shape has the declared rank and sizes.
+
+    A symbol fits any size; so does 0, which some exporters write for a size that they do not know.
+    """
+    return len(shape) == len(declared) and all(
+        not isinstance(want, int) or want <= 0 or want == got for want, got in zip(declared, shape)
+    )
+
+
 def is_expression(dim: Element | None) -> bool:
     """Whether `dim` is computed from symbols, as in `past_seq + seq`."""
     return isinstance(dim, str) and _parsed(dim) is not None

@@ -1,4 +1,4 @@
-"""Replace functions by their bodies: those of a model at load, those of ONNX when a node is lowered."""
+"""Replace functions by their bodies: a model's own at load, ONNX's when a node is lowered."""
 
 from __future__ import annotations
 

@@ -120,7 +120,11 @@ class _Folder:
         self._asked = 0
 
     def file(self, location: str, tensor: str) -> OpenFile:
-        """The open file at `location`, if the model may read it."""
+        """The open file at `location`, for the external data of `tensor`.
+
+        Raises:
+            ModelLoadError: the model may not read it, or it cannot be read.
+        """
         if location in self._open:
             return self._open[location]
         if not _is_inside(location):

@@ -17,6 +17,7 @@ from . import inline as rolled
 from ._common import cast, is_static, normalize_axis, nx, scalar, traced
 from .registry import op
 from .trips import Trips, most, nested
+from .trips import check as check_trips
 
 UNROLLED = 8
 """A loop of up to this many steps is unrolled: XLA fuses across steps, and the step number stays static."""
@@ -215,9 +216,12 @@ def _unrolled(
 
     Raises:
         _DataDependent: the condition depends on data, or with `fold` another value does.
+        TripCountError: the loop takes more trips than it may; a loop over slices ends by itself.
     """
     rows: list[list[GraphValue]] = []
     for i in range(trips):
+        if not slices:
+            check_trips(i + 1)
         going, state, outputs = step(np.asarray(i, np.int64), state, [x[i] for x in slices])
         if not is_static(going) or (fold and not is_static(state, outputs)):
             raise _DataDependent
@@ -285,7 +289,7 @@ def _scanned(
     step: Step, state: Sequence[GraphValue], trips: int, slices: Sequence[GraphValue], counter: Trips | None
 ) -> tuple[GraphValue, ...]:
     """The loop as one `lax.scan`."""
-    if trips > most():
+    if trips > most() and not slices:
         raise _DataDependent
     used = counter.start() if counter is not None else ()
 

@@ -1,8 +1,9 @@
 """Match regular expressions of untrusted files in bounded time.
 
-With google-re2 installed (`pip install memojax[regex]`) every pattern runs in linear time. Python's `re`
-backtracks, for some patterns without end. So without google-re2, a pattern runs only if the number of its
-tries can be counted beforehand, and is small.
+ONNX's patterns have RE2's syntax. With google-re2 installed (`pip install memojax[regex]`) every pattern runs
+in linear time. Python's `re` backtracks, for some patterns without end, and reads some syntax otherwise. So
+without google-re2, a pattern runs only if both read it alike, and if the number of its tries can be counted
+beforehand, and is small.
 """
 
 from __future__ import annotations
@@ -35,29 +36,81 @@ def full_match(pattern: str) -> Callable[[str], bool]:
         )
     re2 = _re2()
     if re2 is not None:
-        options = re2.Options()
-        options.log_errors = False
-        try:
-            compiled = re2.compile(pattern, options)
-        except re2.error as cause:
-            raise LoweringError(f"{pattern!r} is not a regular expression of RE2: {cause}") from cause
-        return lambda text: compiled.fullmatch(text) is not None
+        return _linear(re2, pattern)
+    if any(sign in pattern for sign in _READ_OTHERWISE):
+        return lambda text: _refuse(pattern, "which only RE2 reads as ONNX does,")
     try:
-        parsed, compiled = _parser.parse(pattern), re.compile(pattern)
+        parsed, compiled = _parser.parse(pattern, re.ASCII), re.compile(pattern, re.ASCII)
     except (re.error, OverflowError, RecursionError) as cause:
         raise LoweringError(f"{pattern!r} is not a regular expression: {cause}") from cause
+    strange, ends = _is_read_otherwise(parsed), (_constants.AT, _constants.AT_END) in _flat(parsed)
+    folds = bool(parsed.state.flags & re.IGNORECASE)
 
     def match(text: str) -> bool:
-        steps = tries(parsed, len(text)) * (len(text) + 1)
-        if steps > PATTERN.allowed:
-            raise MissingPackageError(
-                "google-re2",
-                f"the regular expression {pattern[:200]!r}, which could take very long,",
-                "regex",
-            )
+        # In Python alone, `\s` has the vertical tab, and `$` comes before a last newline. In RE2 alone, case
+        # folds beyond ASCII.
+        if (
+            strange
+            or "\v" in text
+            or (ends and "\n" in text)
+            or (folds and not (pattern.isascii() and text.isascii()))
+        ):
+            _refuse(pattern, "which only RE2 reads as ONNX does,")
+        if tries(parsed, len(text)) * (len(text) + 1) > PATTERN.allowed:
+            _refuse(pattern, "which could take very long,")
         return compiled.fullmatch(text) is not None
 
     return match
+
+
+_READ_OTHERWISE = ("[:", "[[", "--", "&&", "~~", "||", "{,", "(?#")
+"""Signs that may mean other things in Python than in RE2."""
+
+
+def _linear(re2: Any, pattern: str) -> Callable[[str], bool]:
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        compiled = re2.compile(pattern, options)
+    except (re2.error, UnicodeEncodeError) as cause:
+        why = cause.args[0].decode(errors="replace") if isinstance(cause, re2.error) else "it is not UTF-8"
+        raise LoweringError(f"{pattern!r} is not a regular expression of RE2: {why}") from cause
+
+    def match(text: str) -> bool:
+        try:
+            return compiled.fullmatch(text) is not None
+        except UnicodeEncodeError:  # RE2 matches no byte that is not UTF-8.
+            return False
+
+    return match
+
+
+def _refuse(pattern: str, why: str) -> bool:
+    raise MissingPackageError("google-re2", f"the regular expression {pattern[:200]!r}, {why}", "regex")
+
+
+def _is_read_otherwise(parsed: Any) -> bool:
+    """Whether a pattern has flags or places that RE2 does not have, or has otherwise."""
+    if parsed.state.flags & ~(re.ASCII | re.IGNORECASE | re.DOTALL):
+        return True
+    return any(
+        (kind is _constants.SUBPATTERN and (argument[1] or argument[2]))
+        or (kind is _constants.AT and argument is _constants.AT_END_STRING)
+        for kind, argument in _flat(parsed)
+    )
+
+
+def _flat(parsed: Any) -> list[tuple[Any, Any]]:
+    """All parts of a parsed pattern, also those of its groups, branches and repetitions."""
+    found: list[tuple[Any, Any]] = []
+    for kind, argument in parsed:
+        found.append((kind, argument))
+        match kind:
+            case _constants.SUBPATTERN | _constants.MAX_REPEAT | _constants.MIN_REPEAT:
+                found += _flat(argument[-1])
+            case _constants.BRANCH:
+                found += [part for branch in argument[1] for part in _flat(branch)]
+    return found
 
 
 def tries(parsed: Any, length: int) -> int:

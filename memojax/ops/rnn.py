@@ -1,7 +1,7 @@
 """RNN, GRU and LSTM: one product for the inputs of all steps, then a scan over time (none for a single step).
 
 A step takes a direction (0, or 1 for the second of a bidirectional node), the projected input at one
-time, and the states, `(batch, hidden)` each. It returns the new states, the hidden state first.
+time, and the states `(batch, hidden)`. It returns the new states, the hidden state first.
 """
 
 from __future__ import annotations

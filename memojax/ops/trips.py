@@ -14,19 +14,25 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..errors import TripCountError
 from ..xla.limits import TRIPS
 
+OPTION = "max_trip_count"
+"""The argument of `memojax.run` and `OneShot` that sets the limit."""
+
+_has_option: ContextVar[bool] = ContextVar("memojax_has_max_trip_count", default=False)
 _given: ContextVar[int | None] = ContextVar("memojax_trips", default=None)
 _around: ContextVar[int] = ContextVar("memojax_trips_around", default=1)
 
 
 @contextlib.contextmanager
 def at_most(count: int | None) -> Iterator[None]:
-    """Trace the loops inside with another limit than that of the environment."""
-    token = _given.set(count)
+    """Trace the loops inside for a call with `max_trip_count=count`; None leaves the environment's limit."""
+    token, has = _given.set(count), _has_option.set(True)
     try:
         yield
     finally:
+        _has_option.reset(has)
         _given.reset(token)
 
 
@@ -34,6 +40,18 @@ def most() -> int:
     """Trips that all loops of a run may take together."""
     given = _given.get()
     return min(TRIPS.allowed if given is None else given, np.iinfo(np.int32).max - 1)
+
+
+def check(trips: int) -> None:
+    """Check that a loop may take so many trips.
+
+    Raises:
+        TripCountError: it may not; the message names `max_trip_count=` if the call has it.
+    """
+    allowed = most()
+    if trips > allowed:
+        option = OPTION if _has_option.get() else ""
+        raise TripCountError(TRIPS.message(trips, "this loop", allowed, option))
 
 
 class Trips:
@@ -71,13 +89,15 @@ class Trips:
 
 @contextlib.contextmanager
 def nested(trips: int) -> Iterator[None]:
-    """Trace the body of a loop whose number of trips is known.
+    """Trace the body of a loop whose number of trips is known, and therefore no matter of `max_trip_count`
+    if that is below the environment's limit.
 
     Raises:
-        LimitError: the trips of nested loops multiply to more than the limit.
+        TripCountError: the trips of nested loops multiply to more than the limit.
     """
     count = _around.get() * max(trips, 1)
-    TRIPS.check(count, "this loop", most())
+    if count > TRIPS.allowed:
+        check(count)
     token = _around.set(count)
     try:
         yield

@@ -58,7 +58,10 @@ _WIDE_MATRIX = 2 << 20
 """Bytes of a weight matrix that exceed a core's cache, so other layouts may help a batch of one."""
 
 _PRODUCTS = ("dot_general", "scan", "while", "cond")
+"""Primitives that are matrix products, or whose bodies usually hold some."""
+
 _FULL_PRECISION = ("highest", "float32")
+"""Precisions for which XLA takes all passes of a product, so fewer passes may be faster."""
 
 
 class Tuner:
@@ -105,6 +108,7 @@ class Tuner:
         rows = _rows(compiler, plan.size)
         default = best = plan.executable
         tried = candidates(residual, plan.size, compiler)
+        # Where the kernels are this plan's default, XLA's own code competes as well.
         if default.candidate != DEFAULT.name:
             tried.insert(0, DEFAULT)
         for candidate in tried:
@@ -173,6 +177,7 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
     typed = compiler.typed
     if size == 1 and products and compiler.largest_weight >= _WIDE_MATRIX:
         found.append(FLIPPED)
+        # The second row is only filling, so it must not reach the first one, nor the next random draw.
         plain = typed.only_rows is None and not any(spec.shared for spec in typed.api.inputs)
         if plain and not typed.random and not typed.mixing_outputs():
             found.append(TWO_ROWS)
@@ -213,6 +218,7 @@ def compare(
         # On the worker, half of the time belongs to the program that is being served.
         if pause:
             time.sleep(min(sum(times[-1]) * count, 0.05))
+    # The second fastest round: the very fastest may be a slip of the clock.
     before, after = zip(*times, strict=True)
     return min(statistics.median(before) / statistics.median(after), sorted(before)[1] / sorted(after)[1])
 

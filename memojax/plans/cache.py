@@ -28,7 +28,7 @@ _caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """Counts of a plan cache: those of `functools.lru_cache`, and more.
+    """Counts of a plan cache, named as in `functools.lru_cache` where that has them.
 
     Attributes:
         hits: calls that found their plan.
@@ -92,6 +92,7 @@ class PlanCache:
         self._pending: dict[int, _Making] = {}
         self._pinned: set[int] = set()
         self._used: dict[int, int] = {}
+        # One lock for the group, because each of its caches may evict a plan of another.
         self._lock = beside._lock if beside is not None else threading.Lock()
         self._group: weakref.WeakSet[PlanCache] = beside._group if beside is not None else weakref.WeakSet()
         self._group.add(self)
@@ -128,6 +129,7 @@ class PlanCache:
             if size in self._plans or size in self._behind or size in self._failed:
                 return
             self._behind.add(size)
+        # A waiting task must not keep the plans of a dropped inferer alive.
         held = weakref.ref(self)
 
         def compile_now() -> None:
@@ -141,6 +143,7 @@ class PlanCache:
         try:
             self.get(size)
         except MemojaxError as cause:
+            # Noted, or each later call of this size would start the same compile again.
             with self._lock:
                 self._failed[size] = str(cause)
             log.warning(
@@ -236,6 +239,7 @@ class PlanCache:
             self._journal.finish()
             calls = sum(plan.calls for plan in self._plans.values()) + self._dropped_calls.total()
             return CacheInfo(
+                # A miss counts as soon as its plan exists, and its call only when it runs.
                 max(0, calls - self._misses),
                 self._misses,
                 self._evictions,
@@ -310,6 +314,7 @@ class PlanCache:
             self._expected.discard(size)
             rest = sorted(self._expected)
             self._evict(keep=size)
+        # The first use of an expected size starts all of them, behind this call.
         for other in rest:
             self.compile_later(other)
         others = nearest([other for other in self.sizes() if other != size], size)
@@ -406,6 +411,7 @@ def _after_fork() -> None:
     """Drop all plans in a forked child, where they would hang without XLA's threads; calls then raise."""
     if was_forked():
         for cache in _caches:
+            # The old lock may be held forever, by a thread that the child does not have.
             cache._lock = threading.Lock()
             cache._journal = Journal()
             cache._plans.clear()  # In place, because `hit` is bound to this dictionary.

@@ -63,10 +63,12 @@ class Meter:
         """Run, and record the time."""
         started = time.perf_counter()
         results = run(rows)
+        # An accelerator returns arrays before it has computed them.
         if results and isinstance(results[0], jax.Array):
             jax.block_until_ready(results)
         self.seconds.append(time.perf_counter() - started)
         if self.when_hot is not None and len(self.seconds) >= _HOT:
+            # Cleared first, so the calls during `notify` do not notify again.
             notify, self.when_hot = self.when_hot, None
             notify()
         return results

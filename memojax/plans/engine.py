@@ -13,15 +13,15 @@ from typing import Any, TypeVar, get_args
 
 import jax
 
-from ..errors import BatchMemoryError, CompileError, InputError
+from ..errors import CompileError, InputError
 from ..kernels.library import kernels_key
 from ..lowering.typed_model import TypedModel
 from ..rows.journal import Journal
 from ..xla.background import AtWork
-from ..xla.memory import available_bytes, bytes_per_row, readable
 from ..xla.options import over_defaults
 from .artifact import PlanArtifact
 from .autotune import Tuner
+from .batch_memory import check_fits
 from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
 from .compiler import Lowered, PlanCompiler, Weights
@@ -36,11 +36,6 @@ from .serialized import accelerator_key, as_bytes, from_bytes
 from .tuning_log import Choices
 
 log: logging.Logger = logging.getLogger("memojax")
-
-_SURELY_FITS = 64
-"""Assumed upper bound of temporaries, as a multiple of input and output bytes."""
-
-_PROBE = 8
 
 _TRIES = 3
 _CHECKS = 20
@@ -95,6 +90,7 @@ class Engine:
         ):
             # Only plans with constant weights can be tuned, and load from disk without a trace.
             weights = "constant"
+        # An update may have turned the weights into arguments: a new binding then begins with arguments, too.
         like = beside._compiler if beside else None
         weights = like.weights if like else weights
         self._compiler = PlanCompiler(typed, device, weights, precision, like=like, threads=threads)
@@ -182,7 +178,7 @@ class Engine:
         return {device: there.cache for device, there in self._elsewhere.copy().items()}
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
-        self._check_fits(compiler, size)
+        check_fits(compiler, self.cache, size)
         lowered = self._load_or_lower(compiler, size, compiler.default)
         finish = functools.partial(self._assembled, compiler), functools.partial(self._check_rows, compiler)
         return lowered.then(finish[0]).then(finish[1])
@@ -193,7 +189,7 @@ class Engine:
             plan.assembly.prepare()
 
     def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
-        """Run the first plan of two rows or more on rows of which one changes; note outputs of other rows.
+        """Run the first plan of two rows or more twice, with one row changed; note outputs that mix rows.
 
         If the batch is doubtful, and there are free dimensions, this is checked before the first row.
 
@@ -258,6 +254,7 @@ class Engine:
 
             def switch() -> None:
                 with self.switching:
+                    # Odd until the end, so a call in several parts notices an update that is half done.
                     self.version |= 1
                     for step in steps:
                         step()
@@ -285,6 +282,7 @@ class Engine:
 
         def switch() -> None:
             self._compiler = compiler
+            # The journal may repeat this step, and a second `replace` would count the old plans' calls again.
             if self.cache.plans() != list(plans.values()):
                 self.cache.replace(plans)
 
@@ -292,35 +290,8 @@ class Engine:
 
     def _lower(self, size: int) -> Lowered:
         compiler = self._compiler
-        self._check_fits(compiler, size)
+        check_fits(compiler, self.cache, size)
         return self._lower_with(compiler, size).then(functools.partial(self._check_rows, compiler))
-
-    def _check_fits(self, compiler: PlanCompiler, size: int) -> None:
-        """Check that `size` rows fit in memory, judging by the next smaller plan or by a small new one.
-
-        Raises:
-            BatchMemoryError: the rows do not fit.
-        """
-        room = available_bytes(compiler.device)
-        needed = size * compiler.row_bytes
-        # Most sizes are far from the limit, so they skip the closer look below.
-        if room is None or needed * _SURELY_FITS < room:
-            return
-        known = self.cache.next_smaller(size)
-        plan = self.cache.peek(known) if known else None
-        if plan is None and needed <= room:
-            # Temporaries may be many times the inputs, so a small plan is compiled to measure them.
-            plan = compiler.lower(_PROBE).compile() if size > _PROBE else None
-        if plan is not None:
-            needed = max(
-                needed, size * (compiler.input_bytes + bytes_per_row(plan.executable.compiled, plan.size))
-            )
-        if needed > room:
-            by = f"estimated from its plan for {plan.size}" if plan else "for inputs and outputs alone"
-            raise BatchMemoryError(
-                f"batch size {size} would need about {readable(needed)} ({by}), but {compiler.device} has "
-                f"{readable(room)} left: use fewer rows, or max_batch_size=, which splits larger batches"
-            )
 
     def _lower_with(self, compiler: PlanCompiler, size: int) -> Lowered:
         """Lower a size for the remembered candidate, or for the default, which is tuned afterwards."""
@@ -384,6 +355,7 @@ class Engine:
         return (CANDIDATES[name], gain) if name in CANDIDATES else (compiler.default, None)
 
     def _chosen(self, compiler: PlanCompiler, plan: Plan) -> None:
+        # Tuning may end after an update, whose compiler makes plans that are not tuned.
         if self._choices is not None and plan.gain is not None and compiler is self._compiler:
             self._choices.put(self._key(compiler, plan.size, None), plan.executable.candidate, plan.gain)
             self._write(
@@ -444,6 +416,7 @@ class Engine:
     ) -> Plan | None:
         """A plan from the helper process, stored on disk under `key`; None if this process must make it."""
         made = helper.make(compiler, size, candidate)
+        # The executable must take the values that this process would give it, in this order.
         if made is None or made.origin != (residual.origin() if residual else None):
             return None
         started = time.perf_counter()

@@ -70,16 +70,18 @@ def evaluate(
     Args:
         policy: a file, or a loaded policy with its present weights.
         env: as for `memojax.evaluate`; Ray pickles a function that makes an environment.
-        episodes, seed, deterministic, options: as for `memojax.evaluate`, without the options for plans and
-            videos.
+        episodes: number of episodes.
         actors: number of actors; never more than parts of the work.
-        num_cpus, num_gpus: resources that Ray reserves for each actor. An actor with whole cores is pinned to
-            as many of them.
+        num_cpus: cores that Ray reserves for each actor. An actor with whole cores is pinned to as many.
+        num_gpus: accelerators that Ray reserves for each actor.
         num_envs: environments side by side in each actor. By default 16, or the number of episodes if that is
             smaller, or one if rows mix.
+        seed: seed of the first episode.
+        deterministic: take the best action, and feed zeros as noise.
         max_restarts: number of actors that may be lost in total.
         progress: whether to show a bar.
         on_episode: called with each finished `Episode`, part by part.
+        **options: the keywords of `memojax.evaluate`, without those for plans and videos.
 
     Returns:
         The result, with wall-clock `seconds`. After Ctrl-C it has the finished parts.

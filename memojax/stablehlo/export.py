@@ -92,10 +92,31 @@ def to_stablehlo(
         *map(_bytes_of, leaves),
         *(_bytes_of(typed.constant[spec.name]) for spec in constants),
     ]
+    header = {
+        **_about(typed, exported),
+        "batch_size": batch_size,
+        "params": _described(
+            TensorSpec(name, np.shape(leaf), leaf.dtype) for name, leaf in zip(names, leaves, strict=True)
+        ),
+        "constants": _described(constants),
+        "independent": not mixing,
+        "program_bytes": len(sections[0]),
+        "sha256": _digest(sections),
+    }
+    text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return AssetData(AssetKind.STABLEHLO, b"".join([PREFIX.pack(MAGIC, len(text)), text, *sections]))
+
+
+def _digest(sections: Sequence[bytes]) -> str:
     digest = hashlib.sha256()
     for section in sections:
         digest.update(section)
-    header = {
+    return digest.hexdigest()
+
+
+def _about(typed: TypedModel, exported: export.Exported) -> dict[str, Any]:
+    """The part of an asset's header that says what the program is, and what wrote it."""
+    return {
         "format": FORMAT,
         "written_by": {
             "memojax": version("memojax"),
@@ -104,24 +125,14 @@ def to_stablehlo(
         },
         "calling_convention": exported.calling_convention_version,
         "platforms": list(exported.platforms),
-        "batch_size": batch_size,
         "inputs": _described(typed.api.inputs),
         "outputs": _described(typed.api.outputs),
         "computed": list(typed.computed),
-        "params": _described(
-            TensorSpec(name, np.shape(leaf), leaf.dtype) for name, leaf in zip(names, leaves, strict=True)
-        ),
-        "constants": _described(constants),
         "random": typed.random,
-        "independent": not mixing,
         "rule": typed.rule,
         "name": typed.name,
         "metadata": dict(typed.metadata),
-        "program_bytes": len(sections[0]),
-        "sha256": digest.hexdigest(),
     }
-    text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    return AssetData(AssetKind.STABLEHLO, b"".join([PREFIX.pack(MAGIC, len(text)), text, *sections]))
 
 
 def _check_closed(typed: TypedModel) -> None:

@@ -124,8 +124,8 @@ class LayeredInferer(Inferer):
         return Card(type(self).__name__, facts, shown, inner=[card_of(self.inferer)])
 
     @property
-    def placement(self) -> DeviceChoice:
-        return self.inferer.placement
+    def device_choice(self) -> DeviceChoice:
+        return self.inferer.device_choice
 
     @property
     def raw_api(self) -> ModelApi:
@@ -154,7 +154,7 @@ class LayeredInferer(Inferer):
         self, inputs: Mapping[str, Any], *, ids: Sequence[int] | None = None, dones: Any = None
     ) -> Arrays:
         layout = self._layout_now()
-        view = _view_of(layout, inputs, ids, dones, self.placement)
+        view = _view_of(layout, inputs, ids, dones, self.device_choice)
         if len(view):
             self.infer_raw(view)
         return {name: _result(view, slot) for name, slot in layout.outslots}
@@ -243,7 +243,7 @@ def _view_of(
     inputs: Mapping[str, Any],
     ids: Sequence[int] | None,
     dones: Any,
-    placement: DeviceChoice,
+    device_choice: DeviceChoice,
 ) -> ScratchPadView:
     """A batch as a view of all slots of the inferer; the wrappers fill the slots that they hide."""
     raw, api = layout.raw, layout.api
@@ -251,7 +251,7 @@ def _view_of(
     if isinstance(ids, (np.ndarray, jax.Array)):
         ids = ids.tolist()
     if any(map(lives_on_device, inputs.values())):
-        rows, n, device = device_rows(api.inputs, inputs, placement, cast_later=True)
+        rows, n, device = device_rows(api.inputs, inputs, device_choice, cast_later=True)
     else:
         (rows, n), device = checked_rows(api.inputs, inputs), None
     if n < 0:

@@ -61,9 +61,15 @@ class Limit:
 
     def exceeded(self, asked: int, where: str, allowed: int) -> LimitError:
         """The error for exceeding the limit."""
-        return LimitError(
+        return LimitError(self.message(asked, where, allowed))
+
+    def message(self, asked: int, where: str, allowed: int, option: str = "") -> str:
+        """The text of that error; `option` names an argument of the call that raises the limit too."""
+        either = f"give a larger {option}=, or " if option else ""
+        return (
             f"{where} asks for {_grouped(asked)} {self.what}, but {_grouped(allowed)} are allowed: if you "
-            f"trust the file, set the environment variable {self.variable} to a number above {self.allowed:,}"
+            f"trust the file, {either}set the environment variable {self.variable} to a number above "
+            f"{self.allowed:,}"
         )
 
 
@@ -79,7 +85,7 @@ FOLDED = Limit("bytes of values that are computed while tracing", 256 << 20, "ME
 EMBEDDED = Limit("bytes of computed constants in one function", 128 << 20, "MEMOJAX_MAX_EMBEDDED_BYTES", 64)
 STEPS = Limit("steps while tracing, with loops unrolled", 1 << 17, "MEMOJAX_MAX_TRACED_STEPS")
 CHAIN = Limit("nodes in a row without a product or a loop", 4096, "MEMOJAX_MAX_CHAIN")
-TRIPS = Limit("trips of a loop whose end depends on data", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
+TRIPS = Limit("trips of loops", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
 BREAKS = Limit("graph breaks", 100, "MEMOJAX_MAX_GRAPH_BREAKS")
 HOISTED = Limit("bytes of values made of weights alone", 256 << 20, "MEMOJAX_MAX_HOISTED_BYTES")
 EXTERNAL = Limit(
@@ -112,12 +118,12 @@ rows: ContextVar[int] = ContextVar("memojax_rows", default=1)
 
 
 in_one_piece: ContextVar[bool] = ContextVar("memojax_in_one_piece", default=False)
-"""Whether XLA compiles as a whole what is traced; plans are cut where a chain is long."""
+"""Whether XLA compiles the traced code as a whole; plans are cut where a chain is long."""
 
 
 @contextlib.contextmanager
 def compiled_in_one_piece() -> Iterator[None]:
-    """Trace inside what is not cut, and whose chains therefore have a limit."""
+    """Trace code that is not cut into parts, so that its chains have a limit."""
     token = in_one_piece.set(True)
     try:
         yield
@@ -174,8 +180,13 @@ class Budget:
             raise STEPS.exceeded(self.steps, "this graph", self._steps)
 
     def follow(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """A node that is traced comes after those that make its inputs: XLA's time grows with the square of
-        the length of such a chain, and its stack with the length."""
+        """Note that a traced node comes after the nodes that make its inputs.
+
+        XLA's time grows with the square of the length of such a chain, and its stack with the length.
+
+        Raises:
+            LimitError: the chain is longer than the limit allows.
+        """
         if self._chain is None:
             return
         length = 1 + max((self.chains.get(name, 0) for name in inputs), default=0)

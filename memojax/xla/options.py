@@ -63,9 +63,9 @@ def has_sound_convolutions() -> bool:
 def _defaults() -> dict[str, str]:
     """Give YNNPACK single products and, with AVX-512, single convolutions.
 
-    XLA's own default also fuses reductions. It then shrinks a weight that is one number throughout (zeros of
-    an untrained head) to a scalar, and YNNPACK reads past its end (jaxlib 0.10.2). Over 25 policies, fused
-    reductions change no time (0.99).
+    XLA's own default also fuses reductions. It then shrinks a weight that is one number throughout, such as
+    the zeros of an untrained head, to a scalar. YNNPACK reads past its end (jaxlib 0.10.2). Over 25 policies,
+    fused reductions change no time (0.99).
 
     Without AVX-512, Eigen's convolutions are faster: an 84x84x4 Nature CNN takes 0.85 of the time for one
     frame and 0.25 for 128 (EPYC Milan).

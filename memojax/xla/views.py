@@ -125,7 +125,7 @@ class _Tensor(ctypes.Structure):
 
 
 _BEFORE = {b"dltensor": 0, b"dltensor_versioned": 32}
-"""Bytes before the tensor in what a capsule of each name holds."""
+"""Name of a capsule -> bytes before the tensor in the struct that it holds."""
 
 
 _name_of = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))

@@ -275,6 +275,6 @@ def test_bundled_policies_are_small_and_complete() -> None:
 
 
 @pytest.mark.parametrize("name", ["acrobat_ppo", "../policies/acrobot_ppo", ""])
-def test_other_names_are_answered_with_those_that_exist(name: str) -> None:
+def test_other_names_are_answered_with_existing_ones(name: str) -> None:
     with pytest.raises(errors.ModelLoadError, match="acrobot_ppo, pendulum_ppo, recurrent_lstm"):
         policies.bundled(name)

@@ -75,7 +75,7 @@ def test_some_sets_may_be_named() -> None:
         evaluation.evaluate_pool(pool, names=["nobody"], episodes=2)
 
 
-def test_what_cannot_be_evaluated_is_refused() -> None:
+def test_pools_that_cannot_be_evaluated_are_refused() -> None:
     with pytest.raises(errors.EvaluationError, match="no weight sets"):
         evaluation.evaluate_pool(mj.PolicyPool(policies.bundled("acrobot_ppo")))
     pool = _walkers()

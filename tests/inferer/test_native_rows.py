@@ -59,7 +59,7 @@ def rows(count: int) -> list[np.ndarray]:
     return [np.zeros((count, *spec.shape), spec.dtype) for spec in SPECS]
 
 
-def test_rows_are_those_of_numpy() -> None:
+def test_rows_equal_numpys() -> None:
     found = rows(12)
     aim = Gatherer(SPECS, State).aim(found)
     given = states(9)

@@ -161,17 +161,23 @@ def test_sac_is_scaled_to_the_space(tmp_path: Path, envs: int) -> None:
     np.testing.assert_allclose(mine[0], wanted[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("envs", [1, 3])
-def test_dqn(tmp_path: Path, envs: int) -> None:
+@pytest.fixture(scope="module")
+def dqn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     model = sb3.DQN("MlpPolicy", "CartPole-v1", learning_starts=10, seed=1).learn(60)
     path = _export(
         model.policy.q_net,
         (torch.zeros(1, 4),),
         ["obs"],
         ["q_values"],
-        tmp_path / "m.onnx",
+        tmp_path_factory.mktemp("dqn") / "m.onnx",
         {"obs": N, "q_values": N},
     )
+    return model, path
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+def test_dqn(dqn: tuple[Any, Path], envs: int) -> None:
+    model, path = dqn
     wanted = _returns(evaluate_policy, model, "CartPole-v1", envs)
     assert _returns(evaluate_policy, mj.load(path), "CartPole-v1", envs) == wanted
 
@@ -241,16 +247,8 @@ def test_maskable_ppo(tmp_path: Path, envs: int, in_file: bool) -> None:
     assert _returns(evaluate_masked, agent, make, envs) == wanted
 
 
-def test_eval_callback(tmp_path: Path) -> None:
-    model = sb3.DQN("MlpPolicy", "CartPole-v1", learning_starts=10, seed=1).learn(60)
-    path = _export(
-        model.policy.q_net,
-        (torch.zeros(1, 4),),
-        ["obs"],
-        ["q_values"],
-        tmp_path / "m.onnx",
-        {"obs": N, "q_values": N},
-    )
+def test_eval_callback(dqn: tuple[Any, Path], tmp_path: Path) -> None:
+    model, path = dqn
     results = []
     for judged in (model, mj.load(path).for_env(make_vec_env("CartPole-v1", n_envs=2, seed=7))):
         callback = EvalCallback(

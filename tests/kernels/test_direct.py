@@ -112,7 +112,7 @@ def _sampler(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 @pytest.mark.parametrize("size", [1, 7, 300])
-def test_draws_are_those_of_the_plan_of_xla(kind: str, size: int) -> None:
+def test_draws_equal_the_plan_of_xla(kind: str, size: int) -> None:
     same(*plans(_sampler(kind), size))
 
 

@@ -226,7 +226,7 @@ def test_whole_numbers(native: Library, dtype: Any) -> None:
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 700])
 @pytest.mark.parametrize("folds", [(), (1,), (7, 2**31 + 5)])
-def test_draws_are_those_of_jax(native: Library, count: int, folds: tuple[int, ...]) -> None:
+def test_draws_equal_jaxs(native: Library, count: int, folds: tuple[int, ...]) -> None:
     words = np.array([0x12345678, 0xFEDCBA98], np.uint32)
     program = Program(5, 2)
     program.draw(Place(0), Place(1, 0, count), count, folds)

@@ -159,7 +159,7 @@ def test_a_body_sees_names_around_it() -> None:
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_names_of_a_body_hide_those_around_it_and_do_not_leak(static: bool) -> None:
+def test_names_of_a_body_hide_outer_names_and_do_not_leak(static: bool) -> None:
     """The body's own `step` and `x` are not the graph's, which are unchanged after the loop."""
     loop = body(
         [node("Add", ["x", "step"], ["next"]), node("Identity", ["going"], ["still"])],

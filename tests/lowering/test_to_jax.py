@@ -52,7 +52,7 @@ def test_eager_jit_and_vmap_give_the_files_numbers(policy, expected, x64: bool) 
         np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_gradients_are_those_of_finite_differences(policy) -> None:
+def test_gradients_equal_finite_differences(policy) -> None:
     fn, params = policy
     obs = jnp.asarray(OBS)
 

@@ -61,7 +61,7 @@ def test_known_failures_exist() -> None:
     assert KNOWN_FAILURES.keys() - set(names) == set()
 
 
-def test_the_tables_of_the_docs_are_those_of_this_run() -> None:
+def test_the_tables_of_the_docs_equal_this_runs() -> None:
     """The cases above pass except for known failures; `python -m tests.ops.report` writes the tables."""
     if f"ONNX {onnx.__version__}'s" not in report.written():
         pytest.skip(f"docs/operators.md counts the cases of another version than onnx {onnx.__version__}")

@@ -420,7 +420,7 @@ def test_comparison_tells_the_ratio_of_times(monkeypatch: pytest.MonkeyPatch) ->
     assert autotune.compare(clock.work(0.001), clock.work(0.003), ()) == pytest.approx(1 / 3)
 
 
-def test_comparison_doubts_what_is_faster_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparison_doubts_a_candidate_that_is_faster_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lucky block in four changes the fast rounds, but not the median."""
     clock = Clock(monkeypatch)
     luck = [0.002] * 6 + [0.001] * 2  # a block is two calls, and the first one is not counted

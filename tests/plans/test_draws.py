@@ -65,7 +65,7 @@ DRAWS: dict[str, Draw] = {
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_the_numbers_are_those_of_jax(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_numbers_equal_jaxs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found, program = drawn(sampler(DRAWS[name]))
     monkeypatch.setattr("memojax.plans.compiler.without_loops", lambda residual: residual)
     expected, loops = drawn(sampler(DRAWS[name]))

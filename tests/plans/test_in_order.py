@@ -55,7 +55,7 @@ def ordered(compiler: PlanCompiler) -> Plan:
 
 @pytest.mark.parametrize("branches", [2, 3, 4])
 @pytest.mark.parametrize("draws", [False, True])
-def test_the_numbers_are_those_of_the_plain_plan(branches: int, draws: bool) -> None:
+def test_the_numbers_equal_the_plain_plans(branches: int, draws: bool) -> None:
     compiler = network(branches, 2, draws)
     plan, plain = ordered(compiler), compiler.lower(3, DEFAULT).compile()
     assert (plan.executable.candidate, plain.executable.candidate) == ("in-order", "default")

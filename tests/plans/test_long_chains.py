@@ -51,7 +51,7 @@ def test_a_model_in_pieces_gives_the_numbers_of_numpy() -> None:
     np.testing.assert_allclose(found, X + wanted, rtol=1e-4)
 
 
-def test_what_is_compiled_whole_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_compiled_as_a_whole_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     file = odd_models.chain(60).SerializeToString()
     monkeypatch.setenv(limits.CHAIN.variable, "50")
     with pytest.raises(LimitError, match=limits.CHAIN.variable):

@@ -73,7 +73,7 @@ def test_pad_answers_at_once_and_compiles_the_right_size_later(monkeypatch: pyte
     assert inferer.batch_sizes() == {3: 2, 8: 1, 20: 2}
 
 
-def test_first_call_of_all_compiles_whatever_the_policy() -> None:
+def test_the_very_first_call_compiles_under_every_policy() -> None:
     inferer = MemoizingDynamicInferer(TYPED, on_miss="pad")
     check(inferer, 3)
     assert ready(inferer) == [3]

@@ -58,7 +58,7 @@ def strides_of(closed: Any) -> list[tuple[int, ...]]:
     ],
 )
 @pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 2), (3, 0)), ((0, 5), (7, 1))])
-def test_the_numbers_are_those_of_the_file(
+def test_the_numbers_equal_the_files(
     channels: int, size: tuple[int, int], window: tuple[int, int], strides: tuple[int, int], padding: Any
 ) -> None:
     image, weights = (3, channels, *size), (5, channels, *window)
@@ -123,7 +123,7 @@ def test_others_stay_as_they_are(image: Any, window: Any, strides: Any, options:
 @pytest.mark.parametrize("window", [(3, 3), (4, 3), (5, 5)])
 @pytest.mark.parametrize("size", [(12, 13), (15, 20)])
 @pytest.mark.parametrize("padding", ["VALID", "SAME", ((0, 3), (2, 0))])
-def test_four_pixels_at_once_are_those_of_the_file(
+def test_four_pixels_at_once_give_the_files_numbers(
     channels: int, window: tuple[int, int], size: tuple[int, int], padding: Any
 ) -> None:
     image, weights = (2, channels, *size), (6, channels, *window)

@@ -60,7 +60,7 @@ def test_a_newer_state_takes_the_place_of_one_that_waits():
     assert stage.fakes[0].ran == [1]
 
 
-def test_extend_queues_many_and_refreshes_those_that_wait():
+def test_extend_queues_many_and_refreshes_waiting_agents():
     stage = Stage(0)
     (brain,) = stage.ids
     stage.runtime.extend(brain, {agent: obs(agent) for agent in range(4)})

@@ -246,7 +246,7 @@ def test_if_nothing_else_can_answer_the_first_compiles():
     assert [fake.compiled_in_frame for fake in stage.fakes] == [[1], [1]]
 
 
-def test_run_compiles_what_it_needs():
+def test_run_compiles_the_plans_it_needs():
     stage = Stage()
     brain = cold(stage)
     stage.push_all()

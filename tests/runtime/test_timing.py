@@ -24,7 +24,7 @@ def timing_of(samples):
 
 
 @given(st.lists(seconds, min_size=1, max_size=WINDOW))
-def test_mean_and_variance_are_those_of_the_samples(samples):
+def test_mean_and_variance_equal_the_samples(samples):
     timing = timing_of(samples)
     assert timing.count == len(samples)
     np.testing.assert_allclose(

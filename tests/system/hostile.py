@@ -34,6 +34,7 @@ from tests.system.odd_models import (
     node,
     odd_attribute,
     padded,
+    products,
     reshaped,
     sparse,
     strings,
@@ -273,6 +274,7 @@ KINDS: Mapping[str, Callable[[], onnx.ModelProto | bytes]] = {
     "chain": lambda: chain(1000),
     "chain_of_weights": lambda: chain(1500, weight=True),
     "chain_long": lambda: chain(9000),
+    "products_of_one_weight": lambda: products(2000),
     "adds_of_all": lambda: model(
         [
             node("Identity", ["x"], ["v0"]),

@@ -4,8 +4,8 @@
 
 CPython runs signal handlers where a frame begins, where a loop jumps back, and where a call of C code has
 ended; an allocation fails where an instruction makes or calls something. Between two instructions that do
-neither nothing can be raised: no return of a Python function comes apart from the assignment before it, and
-no release of a lock from the `with` block before it (https://bugs.python.org/issue29988). A trace function is
+neither, nothing can be raised. So no return of a Python function comes apart from the assignment before it,
+and no release of a lock from its `with` block (https://bugs.python.org/issue29988). A trace function is
 called there nevertheless. At the level of instructions the injector leaves such places out (`can_raise`), at
 the level of lines the way out of a `with` block only: a line is harder than CPython.
 """
@@ -135,7 +135,15 @@ def can_raise(fault: type[BaseException], code: CodeType, before: int, at: int, 
         return at not in leaving(code)
     if before < 0 or inlined or not issubclass(fault, KeyboardInterrupt):
         return False
-    return _opnames(code)[before] in _CHECKING
+    # A signal handler's fault belongs to the instruction before, which must have the same handler as `at`.
+    return _opnames(code)[before] in _CHECKING and _handler(code, before) == _handler(code, at)
+
+
+@functools.cache
+def _handler(code: CodeType, at: int) -> int | None:
+    """Where a fault of the instruction at `at` is handled in its frame."""
+    entries = dis.Bytecode(code).exception_entries  # pyright: ignore[reportAttributeAccessIssue]
+    return next((entry.target for entry in entries if entry.start <= at < entry.end), None)
 
 
 @functools.cache
@@ -193,6 +201,9 @@ def bad_points(
     for fault in faults:
         at = 0
         while True:
+            if sys.version_info >= (3, 12):
+                # A fault in a trace function ends events for instructions; they come back one call later.
+                points(scenario()[0], **options)
             call, check = scenario()
             tracer = Tracer(at, fault, **options)
             try:

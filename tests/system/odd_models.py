@@ -180,6 +180,12 @@ def strings(times: int) -> onnx.ModelProto:
     return made
 
 
+def products(count: int) -> onnx.ModelProto:
+    """A chain of products with one weight."""
+    nodes = [node("MatMul", [f"v{i}" if i else "x", "w"], [f"v{i + 1}"]) for i in range(count)]
+    return model([*nodes, node("Identity", [f"v{count}"], ["y"])], w=np.eye(4, dtype=np.float32))
+
+
 def weights_alone(count: int) -> onnx.ModelProto:
     """Many large values made of one weight."""
     nodes = [node("Cos", [f"w{i}" if i else "w"], [f"w{i + 1}"]) for i in range(count)]

@@ -85,7 +85,7 @@ def test_arrays_on_one_device_run_there_with_numpy_arrays() -> None:
 def test_strict_refuses_and_stays_strict_in_a_pickle() -> None:
     out = two_devices("""
         policy = mj.load("memojax/policies/acrobot_ppo.onnx", strict=True)
-        assert pickle.loads(pickle.dumps(policy)).placement.strict
+        assert pickle.loads(pickle.dumps(policy)).device_choice.strict
         policy = mj.MemoizingDynamicInferer(typed, strict=True)
         tracker = mj.RecurrentTracker.wrap(policy)
         rows = batch(first, second, first)
@@ -365,12 +365,12 @@ def test_one_device_is_never_warned_about(caplog: pytest.LogCaptureFixture) -> N
     assert caplog.records == []
 
 
-def test_every_inferer_has_a_placement() -> None:
+def test_every_inferer_has_a_device_choice() -> None:
     inferer = mj.MemoizingDynamicInferer(scaling())
     stateful = inferer.into_stateful(mj.BaseWrapper())
-    assert stateful.placement is inferer.placement
+    assert stateful.device_choice is inferer.device_choice
     stateful.replace_inferer(other := mj.MemoizingDynamicInferer(scaling()))
-    assert stateful.placement is other.placement
+    assert stateful.device_choice is other.device_choice
     array = jax.device_put(np.ones(3), jax.devices()[0])
     assert is_committed(array)
     specs = inferer.api.inputs

@@ -42,7 +42,7 @@ def test_a_used_inferer_refuses_in_the_child() -> None:
     assert "parent (1, 3)" in out
 
 
-def test_a_child_may_load_what_the_parent_did_not() -> None:
+def test_a_child_may_load_a_model_that_the_parent_did_not() -> None:
     out = run("""
         import os, numpy as np, memojax
         child = os.fork()

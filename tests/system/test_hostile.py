@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import memojax
-from memojax.errors import LimitError, MissingPackageError, ModelLoadError, TripCountError
+from memojax.errors import LimitError, LoweringError, MissingPackageError, ModelLoadError, TripCountError
 from memojax.model import load_model
 from memojax.ops import regex
 from memojax.xla import limits
@@ -120,6 +120,85 @@ def test_patterns_that_may_take_long_are_refused(pattern: str, monkeypatch: pyte
     monkeypatch.setattr(regex, "_re2", lambda: None)
     with pytest.raises(MissingPackageError, match=r"memojax\[regex\]"):
         regex.full_match(pattern)("a" * 50)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("[[:alpha:]]+", "abc"),
+        ("a{,3}", "aa"),
+        ("a$\n", "a\n"),
+        (r"a\s", "a\v"),
+        ("(?i)é", "É"),
+        ("(?m)^a", "a"),
+        ("(?x)a b", "ab"),
+        (r"a\Z", "a"),
+        ("(?i:a)b", "Ab"),
+        ("a++", "aa"),
+    ],
+)
+def test_patterns_that_python_reads_otherwise_are_refused(
+    pattern: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regex, "_re2", lambda: None)
+    with pytest.raises(MissingPackageError, match=r"memojax\[regex\]"):
+        regex.full_match(pattern)(text)
+
+
+PLAIN = [
+    (pattern, text)
+    for pattern in (
+        r"\w+",
+        r"\d+",
+        "a.c",
+        "[^a]+",
+        "(?i)abc",
+        "(?s)a.c",
+        "a|bc|",
+        "(ab)*",
+        "a?b",
+        r"\bé",
+        "^a$",
+    )
+    for text in ("", "é", "abc", "ABC", "a\nc", "٣", "3", "ab", "a", "b")
+]
+
+
+@pytest.mark.parametrize("pattern", sorted({pattern for pattern, _ in PLAIN}))
+def test_both_engines_give_the_same_answers(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("re2", reason="google-re2 is not installed")
+    texts = [text for own, text in PLAIN if own == pattern]
+    linear = [regex.full_match(pattern)(text) for text in texts]
+    monkeypatch.setattr(regex, "_re2", lambda: None)
+    plain = []
+    for text, wanted in zip(texts, linear, strict=True):
+        try:
+            plain.append(regex.full_match(pattern)(text))
+        except MissingPackageError:
+            plain.append(wanted)
+    assert plain == linear
+
+
+def test_digits_and_letters_are_those_of_re2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regex, "_re2", lambda: None)
+    assert not regex.full_match(r"\w")("é")
+    assert not regex.full_match(r"\d")("٣")
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a)*b", "(a*)*b", "a*a*a*a*a*a*b", "(.*)(.*)(.*)b"])
+def test_re2_matches_every_pattern_in_linear_time(pattern: str) -> None:
+    pytest.importorskip("re2", reason="google-re2 is not installed")
+    match = regex.full_match(pattern)
+    assert not match("a" * 100_000)
+    assert match("a" * 1000 + "b")
+    assert not match("a\udc80"), "RE2 matches no byte that is not UTF-8"
+
+
+@pytest.mark.parametrize("pattern", ["(a", "(?=a)a", r"(a)\1", "a\udc80", "((((a?){20}){20}){20}){20}"])
+def test_re2_refuses_what_is_no_pattern(pattern: str) -> None:
+    pytest.importorskip("re2", reason="google-re2 is not installed")
+    with pytest.raises(LoweringError, match="not a regular expression of RE2: [^b]"):
+        regex.full_match(pattern)
 
 
 def test_messages_are_short_and_printable() -> None:

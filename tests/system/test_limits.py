@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnx
 import pytest
 
 import memojax
-from memojax.errors import LimitError
+from memojax.errors import LimitError, TripCountError
 from memojax.ops import trips
 from memojax.xla import limits
 from tests.system import odd_models
@@ -80,7 +81,7 @@ CASES: dict[limits.Limit, tuple[Callable[[], onnx.ModelProto], Callable[[Path], 
 
 
 @pytest.mark.parametrize("limit", CASES, ids=lambda limit: limit.variable)
-def test_a_limit_says_what_is_asked_and_what_is_allowed(
+def test_a_limit_says_the_requested_and_the_allowed_amount(
     limit: limits.Limit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, use = CASES[limit]
@@ -102,9 +103,76 @@ def test_the_limit_on_embedded_bytes_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_limit_on_trips_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(limits.TRIPS.variable, "1")
-    with pytest.raises(LimitError) as caught, trips.nested(5):
+    with pytest.raises(TripCountError) as caught, trips.nested(5):
         pass
     _check(caught.value, limits.TRIPS)
+    assert trips.OPTION not in str(caught.value)
+
+
+def _loop_over_weights(name: str) -> onnx.ModelProto:
+    """20 steps on a constant: counted or until its end, with or without an output for each step."""
+    counted, stacked = "counted" in name, "stacked" in name
+    ends = [node("Identity", ["c"], ["g"])] if counted else [node("Less", ["s", "high"], ["g"])]
+    step = odd_models.body(
+        [node("Add", ["s", "one"], ["t"]), *ends, node("Identity", ["t"], ["each"])],
+        [("i", odd_models.INT64, []), ("c", odd_models.BOOL, []), ("s", FLOAT, [])],
+        ["g", "t", *["each"] * stacked],
+    )
+    loop = node("Loop", ["M" if counted else "", "", "zero"], ["end", *["all"] * stacked], body=step)
+    return odd_models.model(
+        [loop, node("Add", ["x", "end"], ["y"])],
+        one=np.float32(1),
+        zero=np.float32(0),
+        high=np.float32(19),
+        M=np.array(20),
+    )
+
+
+@pytest.mark.parametrize("name", ["counted", "counted, stacked", "until", "until, stacked"])
+def test_a_loop_over_weights_alone_has_the_same_limit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, x = _loop_over_weights(name).SerializeToString(), np.zeros((2, 4), np.float32)
+    np.testing.assert_array_equal(memojax.run(file, {"x": x}, max_trip_count=20)["y"], x + 20)
+    with pytest.raises(TripCountError, match=r"20 trips.*19 are allowed.* give a larger max_trip_count="):
+        memojax.run(file, {"x": x}, max_trip_count=19)
+    monkeypatch.setenv(limits.TRIPS.variable, "19")
+    with pytest.raises(TripCountError) as caught:
+        memojax.load(file)
+    _check(caught.value, limits.TRIPS)
+    assert "max_trip_count" not in str(caught.value), "an inferer has no such option"
+
+
+def test_a_scan_ends_with_its_inputs_whatever_max_trip_count_says() -> None:
+    step = odd_models.body([node("Add", ["s", "r"], ["t"])], [("s", FLOAT, [4]), ("r", FLOAT, [4])], ["t"])
+    scan = node("Scan", ["start", "x"], ["y"], body=step, num_scan_inputs=1)
+    file = odd_models.model([scan], start=np.zeros(4, np.float32)).SerializeToString()
+    x = np.ones((2000, 4), np.float32)
+    np.testing.assert_array_equal(memojax.run(file, {"x": x}, max_trip_count=10)["y"], x.sum(0))
+
+
+@pytest.mark.parametrize("given", [0, -1, 2.5, "many", True])
+def test_max_trip_count_is_a_positive_whole_number(given: Any) -> None:
+    with pytest.raises(memojax.errors.InputError, match="max_trip_count"):
+        memojax.run(
+            odd_models.endless(None).SerializeToString(), {"x": np.ones((2, 4))}, max_trip_count=given
+        )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have no holes here")
+@pytest.mark.parametrize("tensors", [1, 64])
+def test_holes_of_external_data_are_limited(tensors: int, tmp_path: Path) -> None:
+    """512 MiB out of a file that stores nothing, for one tensor or many."""
+    made = odd_models.model([node("Sum", ["x", *(f"w{index}" for index in range(tensors))], ["y"])])
+    for index in range(tensors):
+        tensor = odd_models.external("data.bin", offset=str(index * (512 << 20) // tensors))
+        tensor.name = f"w{index}"
+        tensor.dims[:] = [(128 << 20) // tensors]
+        made.graph.initializer.append(tensor)
+    with (tmp_path / "data.bin").open("wb") as file:
+        file.truncate(512 << 20)
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(LimitError) as caught:
+        _load(tmp_path / "model.onnx")
+    _check(caught.value, limits.EXTERNAL)
 
 
 def _check(error: LimitError, limit: limits.Limit) -> None:

@@ -18,7 +18,7 @@ import memojax
 from memojax.errors import BatchMemoryError
 from memojax.kernels.library import opened
 from memojax.lowering.typed_model import TypedModel
-from memojax.plans import engine as engine
+from memojax.plans import batch_memory
 from memojax.xla.memory import available_bytes, readable
 
 
@@ -36,7 +36,7 @@ def wide(width: int = 1 << 20) -> Any:
 
 @pytest.fixture
 def one_gigabyte(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "available_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(batch_memory, "available_bytes", lambda device: 1 << 30)
 
 
 @pytest.mark.usefixtures("one_gigabyte")

@@ -40,7 +40,7 @@ def dropout_10(x, *, ratio=0.5):
     random_if=lambda node: len(node.inputs) > 2 and bool(node.inputs[2]),
 )
 def dropout(x, ratio=None, training_mode=None, *, seed=None, key):
-    """The input, with random elements set to zero in `training_mode`, and the mask of those that are kept.
+    """The input, with random elements set to zero in `training_mode`, and the mask of the kept ones.
 
     `seed` chooses a stream of random numbers, and the model's key the draw from it.
 

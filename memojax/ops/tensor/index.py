@@ -332,7 +332,7 @@ def compress(input: GraphValue, condition: GraphValue, *, axis: int | None = Non
     """
     source = nx.reshape(input, (-1,)) if axis is None else input
     where = np.flatnonzero(condition)
-    # What a longer condition says about entries that are not there counts for nothing.
+    # A condition may be longer than the axis; its surplus entries count for nothing.
     return nx.take(source, where[where < source.shape[axis or 0]], axis=axis or 0)
 
 
