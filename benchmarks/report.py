@@ -262,16 +262,24 @@ def _rollouts(results: Sequence[dict[str, Any]]) -> list[str]:
     return [
         _prose(
             "1,024 steps of N pendulums: the policy inside `lax.scan`, against NumPy physics with a call of "
-            "ONNX Runtime per step:"
+            "ONNX Runtime per step. *Kernels* is `to_jax(kernels=True)`; *physics* is `lax.scan` over the "
+            "environments alone:"
         ),
         "",
-        "| environments | `lax.scan`, ms | ONNX Runtime, ms | times faster |",
-        "|---:|---:|---:|---:|",
+        "| environments | `lax.scan`, ms | kernels, ms | physics, ms | ONNX Runtime, ms | times faster | "
+        "with kernels |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
         *(
-            f"| {r['envs']:,} | {r['scan_ms']:.1f} | {r['onnxruntime_ms']:.1f} | {r['ratio']:.1f} |"
+            f"| {r['envs']:,} | {r['scan_ms']:.1f} | {_one(r, 'kernels_ms')} | {_one(r, 'physics_ms')} | "
+            f"{r['onnxruntime_ms']:.1f} | {r['ratio']:.1f} | {_one(r, 'kernels_ratio')} |"
             for r in results
         ),
     ]
+
+
+def _one(result: dict[str, Any], name: str) -> str:
+    """A number that older results do not have."""
+    return f"{result[name]:.1f}" if name in result else "-"
 
 
 def _write(path: Path, mark: str, block: str) -> None:

@@ -2,8 +2,10 @@
 
     python benchmarks/rollout.py [--steps 1024] [--envs 16 256 2048] [--rounds 5] [--json FILE]
 
-First: environments in JAX, the bundled policy inside `lax.scan`, one call for all steps. Second: the same
-environments in NumPy, and the same policy in ONNX Runtime, called at each step.
+The first two: environments in JAX, the bundled policy inside `lax.scan`, one call for all steps; by the pure
+function, and with the kernels in it (`to_jax(kernels=True)`). Then the same environments in NumPy, and the
+same policy in ONNX Runtime, called at each step. "Physics alone" is `lax.scan` over the environments, with
+the actions of the first rollout: no policy makes the loop faster than that.
 """
 
 from __future__ import annotations
@@ -45,20 +47,42 @@ def observe(xp: ModuleType, state: Any) -> Any:
     return xp.stack([xp.cos(state[:, 0]), xp.sin(state[:, 0]), state[:, 1]], axis=1)
 
 
-def in_scan(steps: int) -> Callable[[np.ndarray], float]:
+def in_scan(steps: int, kernels: bool = False) -> Callable[[np.ndarray], float]:
     """The rollout as one JAX function, which returns the mean reward."""
-    fn, params = memojax.to_jax(POLICY)
+    act = policy(kernels)
 
     @jax.jit
     def rollout(state: jax.Array) -> jax.Array:
         def one(state: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-            noise = jnp.zeros((state.shape[0], 1))
-            action = fn(params, {"obs": observe(jnp, state), "epsilon": noise})["action"][:, 0]
-            return step(jnp, state, action)
+            return step(jnp, state, act(state))
 
         return jax.lax.scan(one, state, length=steps)[1].mean()
 
     return lambda state: float(rollout(state))
+
+
+def policy(kernels: bool) -> Callable[[jax.Array], jax.Array]:
+    """The bundled policy, state [N, 2] to torque [N]."""
+    fn, params = memojax.to_jax(POLICY, kernels=kernels)
+
+    def act(state: jax.Array) -> jax.Array:
+        noise = jnp.zeros((state.shape[0], 1))
+        return fn(params, {"obs": observe(jnp, state), "epsilon": noise})["action"][:, 0]
+
+    return act
+
+
+def physics_alone(start: np.ndarray, steps: int) -> Callable[[np.ndarray], float]:
+    """The same rollout with the actions known before."""
+    act = policy(kernels=False)
+
+    def one(state: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        action = act(state)
+        return step(jnp, state, action)[0], action
+
+    actions = jax.jit(lambda state: jax.lax.scan(one, state, length=steps)[1])(start)
+    replay = jax.jit(lambda state: jax.lax.scan(lambda *given: step(jnp, *given), state, actions)[1].mean())
+    return lambda state: float(replay(state))
 
 
 def in_python(steps: int) -> Callable[[np.ndarray], float]:
@@ -89,7 +113,12 @@ def main() -> None:
     results = []
     for count in options.envs:
         start = np.random.default_rng(0).uniform([-np.pi, -1], [np.pi, 1], (count, 2)).astype(np.float32)
-        contenders = {"scan": in_scan(options.steps), "onnxruntime": in_python(options.steps)}
+        contenders = {
+            "scan": in_scan(options.steps),
+            "kernels": in_scan(options.steps, kernels=True),
+            "onnxruntime": in_python(options.steps),
+            "physics": physics_alone(start, options.steps),
+        }
         rewards = {name: run(start) for name, run in contenders.items()}
         times: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(options.rounds):
@@ -97,14 +126,19 @@ def main() -> None:
                 begun = time.perf_counter()
                 run(start)
                 times[name].append(time.perf_counter() - begun)
-        ratios = sorted(slow / fast for fast, slow in zip(times["scan"], times["onnxruntime"], strict=True))
+        ms = {name: statistics.median(taken) * 1e3 for name, taken in times.items()}
+        ratios = {
+            name: sorted(slow / fast for fast, slow in zip(times[name], times["onnxruntime"], strict=True))
+            for name in ("scan", "kernels")
+        }
         results.append(
             {
                 "envs": count,
-                "scan_ms": statistics.median(times["scan"]) * 1e3,
-                "onnxruntime_ms": statistics.median(times["onnxruntime"]) * 1e3,
-                "ratio": statistics.median(times["onnxruntime"]) / statistics.median(times["scan"]),
-                "spread": [ratios[0], ratios[-1]],
+                **{f"{name}_ms": taken for name, taken in ms.items()},
+                "ratio": statistics.median(ratios["scan"]),
+                "spread": [ratios["scan"][0], ratios["scan"][-1]],
+                "kernels_ratio": statistics.median(ratios["kernels"]),
+                "kernels_spread": [ratios["kernels"][0], ratios["kernels"][-1]],
                 "mean_reward": rewards,
             }
         )
@@ -114,24 +148,26 @@ def main() -> None:
     for heading in (
         "environments",
         "lax.scan ms",
+        "with kernels ms",
         "ONNX Runtime loop ms",
         "times faster",
+        "with kernels",
         "spread",
-        "mean reward (both)",
+        "physics alone ms",
+        "mean rewards",
     ):
         table.add_column(heading, justify="right")
     for row in results:
-        spread = f"{row['spread'][0]:.1f}-{row['spread'][1]:.1f}"
-        rewards = " ".join(f"{value:.3f}" for value in row["mean_reward"].values())
+        low, high = row["kernels_spread"]
         table.add_row(
             str(row["envs"]),
-            f"{row['scan_ms']:.1f}",
-            f"{row['onnxruntime_ms']:.1f}",
-            f"{row['ratio']:.1f}",
-            spread,
-            rewards,
+            *(f"{row[f'{name}_ms']:.1f}" for name in ("scan", "kernels", "onnxruntime")),
+            *(f"{row[name]:.1f}" for name in ("ratio", "kernels_ratio")),
+            f"{low:.1f}-{high:.1f}",
+            f"{row['physics_ms']:.1f}",
+            " ".join(f"{value:.3f}" for value in row["mean_reward"].values()),
         )
-    Console().print(table)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

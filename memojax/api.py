@@ -19,6 +19,7 @@ from .inferer.options import InferOptions
 from .inferer.routes import OnMiss
 from .inferer.sharded import ShardedInferer
 from .inferer.sizes import Size
+from .kernels.function import with_kernels
 from .lowering.batch_evidence import BatchAxis
 from .lowering.pure_function import PureFunction, of_graph, of_rows
 from .lowering.typed_model import TypedModel
@@ -227,6 +228,7 @@ def to_jax(
     *,
     outputs: tuple[str, ...] | None = None,
     constants: Mapping[str, Any] | None = None,
+    kernels: bool = False,
 ) -> tuple[PureFunction, Params]:
     """A policy as a pure function and its weights.
 
@@ -245,6 +247,8 @@ def to_jax(
         source: a source for `load`, an inferer, or a `TypedModel`.
         outputs: outputs to keep, with the nodes that they need.
         constants: values of inputs, bound now. Inputs that decide a shape need one.
+        kernels: run layers in memojax's CPU kernels, if they are built. Derivatives and other devices take
+            the pure function; so does a part that the kernels cannot run.
 
     Raises:
         ModelLoadError, UnsupportedOpError: as for `load`.
@@ -257,14 +261,16 @@ def to_jax(
             f"a pure function keeps no state between calls, but {type(source).__name__} does: pass the "
             "inferer inside, whose function has noise and hidden state as inputs"
         )
+    way = with_kernels if kernels else None
     if isinstance(source, (InfererOfModel, TypedModel)):
         if outputs is not None or constants is not None:
             raise InputError(
                 "outputs= and constants= concern loading, but this policy is loaded already: pass them to "
                 "memojax.load"
             )
-        return of_rows(source if isinstance(source, TypedModel) else source.typed)
+        return of_rows(source if isinstance(source, TypedModel) else source.typed, way)
     return of_graph(
         source if isinstance(source, Model) else load_model(source, outputs=outputs),
         constants or {},
+        way,
     )

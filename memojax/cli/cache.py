@@ -75,7 +75,7 @@ def list_(folder: Path | None, model: str | None, json_file: str | None) -> None
                 one.model,
                 _date(one.last_used),
                 one.path.stem[:12],
-                "?" if one.size is None else one.size,
+                one.size or ("?" if one.is_plan else "weights"),
                 f"{one.bytes:,}",
             )
             for one in entries
@@ -103,10 +103,10 @@ def size(folder: Path | None, json_file: str | None) -> None:
     }
     data = {
         "folder": str(cache.folder),
-        "plans": len(entries),
+        "plans": sum(one.is_plan for one in entries),
         "bytes": sum(entry.bytes for entry in entries),
         "models": [
-            {"model": name, "plans": len(own), "bytes": sum(one.bytes for one in own)}
+            {"model": name, "plans": sum(one.is_plan for one in own), "bytes": sum(one.bytes for one in own)}
             for name, own in models.items()
         ],
         "autotuned": len(labels),
@@ -171,7 +171,8 @@ def _report(data: dict[str, Any], json_file: str | None, shown: Callable[[], lis
 
 
 def _total(cache: Any, entries: list[Any], labels: list[str], model: str | None = None) -> str:
-    plans = f"{len(entries)} plan{'' if len(entries) == 1 else 's'}"
+    count = sum(one.is_plan for one in entries)
+    plans = f"{count} plan{'' if count == 1 else 's'}"
     tuned = f", {len(labels)} autotuned choice{'' if len(labels) == 1 else 's'}" if labels else ""
     size = sum(entry.bytes for entry in entries)
     return f"{plans}{f' of {model}' if model else ''} ({size:,} bytes){tuned} in {cache.folder}"

@@ -52,7 +52,8 @@ class Inferer(abc.ABC):
     ) -> list[np.ndarray] | None:
         """Outputs of `n` rows in the order of `quick_api`, if one compiled plan can run the rows unchanged.
 
-        None means that nothing has run; the caller then takes the checked way.
+        None means that nothing has run; the caller then takes the checked way. Arrays that are no views
+        belong to the caller.
         """
 
     @property

@@ -15,7 +15,7 @@ from ..model.signature import TensorSpec
 from ..rows.journal import Journal
 from ..rows.native_rows import Aim, gatherer
 from ..rows.scratch import DEFAULT_CAPACITY, ScratchPad, ScratchPadView
-from ..rows.states import Response, State, check_state, columns_of, responses_of, row_of, rows_into
+from ..rows.states import Response, State, check_state, columns_of, owned, responses_of, row_of, rows_into
 from .base import Inferer, check_inferer, next_size
 from .loose_batcher import LooseBatcher
 from .pairs import States, pairs_of
@@ -298,7 +298,7 @@ class Batcher:
         outputs = inferer.rows_at_once(pad.first(n), n) if n else None
         if outputs is None:
             return None
-        return responses_of(self._outputs, pad.ids, map(np.array, outputs))
+        return responses_of(self._outputs, pad.ids, map(owned, outputs))
 
     def run(self, inferer: Inferer) -> dict[int, Response]:
         """All answers, which stay available until `clear` forgets the agents; `execute` adds that step.

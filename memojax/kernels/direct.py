@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, final
+from typing import Any, final, overload
 
 import numpy as np
 
@@ -207,7 +207,29 @@ def _bytes(shape: Sequence[int], dtype: Any) -> int:
     return math.prod(shape) * np.dtype(dtype).itemsize
 
 
-_known: weakref.WeakValueDictionary[bytes, np.ndarray] = weakref.WeakValueDictionary()
+SHARED_BYTES = 1 << 16
+"""Bytes from which weights are stored apart from the programs that read them (`plans/serialized.py`)."""
+
+_known: weakref.WeakValueDictionary[str, np.ndarray] = weakref.WeakValueDictionary()
+
+
+def digest_of(array: np.ndarray) -> str:
+    """A name for the shape, dtype and contents of an array."""
+    made = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
+    made.update(np.ascontiguousarray(array).data)
+    return made.hexdigest()
+
+
+@overload
+def shared(digest: str, array: np.ndarray) -> np.ndarray: ...
+@overload
+def shared(digest: str, array: np.ndarray | None = None) -> np.ndarray | None: ...
+def shared(digest: str, array: np.ndarray | None = None) -> np.ndarray | None:
+    """The one array of this digest in the process; it becomes `array`, aligned, if there is none."""
+    held = _known.get(digest)
+    if held is not None or array is None:
+        return held
+    return _known.setdefault(digest, aligned(array))
 
 
 def _restored(
@@ -218,11 +240,10 @@ def _restored(
     outputs: tuple[int, ...],
 ) -> Direct:
     """A pickled one; sizes of one model share their weights, as where they were made."""
-    shared: list[np.ndarray | int] = []
-    for weight in weights:
-        if isinstance(weight, np.ndarray):
-            shape = repr((weight.shape, weight.dtype.str)).encode()
-            key = hashlib.sha256(shape + weight.tobytes()).digest()
-            weight = _known.setdefault(key, aligned(weight))
-        shared.append(weight)
-    return Direct(program, rows, tuple(shared), results, outputs)
+    found = tuple(
+        shared(digest_of(weight), weight)
+        if isinstance(weight, np.ndarray) and weight.nbytes < SHARED_BYTES
+        else weight
+        for weight in weights
+    )
+    return Direct(program, rows, found, results, outputs)

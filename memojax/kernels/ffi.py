@@ -12,30 +12,32 @@ from typing import Any, final
 
 import jax
 import numpy as np
-from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from .library import TARGET
 
 
-def bind(program: np.ndarray, inputs: Sequence[Any], results: Sequence[Any]) -> list[Any]:
-    """Call `program` in the trace of JAX; the caller holds `program` until the trace is lowered.
+def bind(
+    program: np.ndarray, inputs: Sequence[Any], results: Sequence[Any], *, held: bool = False
+) -> list[Any]:
+    """Call `program` in the trace of JAX.
 
-    `results` have the shapes and dtypes of the arrays that it gives.
+    `results` are the abstract arrays that it gives. The trace holds `program` if `held`; else the caller
+    holds it until the trace is lowered.
     """
-    shapes = tuple((tuple(result.shape), np.dtype(result.dtype)) for result in results)
-    return _program_p.bind(*inputs, program=_Words(program), results=shapes)
+    return _program_p.bind(*inputs, program=_Words(program, held), results=tuple(results))
 
 
 @final
 class _Words:
-    """A program that is equal only to itself, and that lives no longer than its plan's trace."""
+    """A program that is equal only to itself; unless it is held, it lives no longer than its plan's trace."""
 
-    __slots__ = ("_array",)
+    __slots__ = ("_array", "_held")
 
-    def __init__(self, array: np.ndarray):
+    def __init__(self, array: np.ndarray, held: bool):
         self._array = weakref.ref(array)
+        self._held = array if held else None
 
     def array(self) -> np.ndarray:
         array = self._array()
@@ -44,8 +46,9 @@ class _Words:
         return array
 
 
-def _avals(*_: Any, program: _Words, results: Sequence[tuple[tuple[int, ...], Any]]) -> list[Any]:
-    return [ShapedArray(shape, dtype) for shape, dtype in results]
+def _avals(*_: Any, program: _Words, results: Sequence[Any]) -> list[Any]:
+    # As the trace had them: in a `shard_map` they say which axes of the mesh they vary over.
+    return [result.update(weak_type=False) for result in results]
 
 
 def _lowered(ctx: Any, *operands: Any, program: _Words, results: Any) -> Any:

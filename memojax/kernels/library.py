@@ -33,12 +33,14 @@ class Library:
     """The kernels, ready for use.
 
     Attributes:
+        sources: digest of the C++ files that it was built from.
         isa: "avx512", "avx2" or "portable" (which is NEON on ARM).
         panel: columns of a panel of packed weights.
         run: `run(program, arrays)` runs a program without XLA; the arrays are arguments and results.
         call: the C function that runs a prepared program (`kernels/direct.py`).
     """
 
+    sources: str
     isa: str
     panel: int
     run: Callable[[np.ndarray, list[np.ndarray]], None]
@@ -70,7 +72,7 @@ def why_not() -> str:
 def kernels_key() -> str | None:
     """The kernels' part of a stored executable's key: sources and instruction set; None without any."""
     kernels = opened()
-    return f"{sources_digest()} {kernels.isa}" if kernels else None
+    return f"{kernels.sources} {kernels.isa}" if kernels else None
 
 
 def open_library(path: Path) -> Library:
@@ -98,7 +100,7 @@ def open_library(path: Path) -> Library:
         if said is not None:
             raise RuntimeError(said.decode())
 
-    found = Library(isa, handle.memojax_panel(), run, handle.memojax_call, handle)
+    found = Library(built_from, isa, handle.memojax_panel(), run, handle.memojax_call, handle)
     found.use_threads()
     return found
 

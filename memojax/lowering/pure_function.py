@@ -6,6 +6,7 @@ Inputs are checked while the function is traced, so a compiled loop pays nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,8 +32,16 @@ from .typed_model import TypedModel
 
 PureFunction = Callable[..., Arrays]
 
+Computation = Callable[[Params, Arrays, Any], Arrays]
+"""A pure function of weights, arrays by name and a key, after all checks."""
 
-def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, Params]:
+Way = Callable[[Computation], Computation]
+"""Another way to run a computation, with the same answers."""
+
+
+def of_graph(
+    model: Model, constants: Mapping[str, Any], way: Way | None = None
+) -> tuple[PureFunction, Params]:
     """The graph in the file layout, and its weights; see `memojax.to_jax`.
 
     Raises:
@@ -42,6 +51,7 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
     graph = bind_inputs(model.graph, constants)
     check_no_text(graph)
     functions: dict[tuple[str, ...], GraphFunction] = {(): GraphFunction(graph)}
+    computations: dict[Any, Computation] = {}
     own = functions[()].params
 
     def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
@@ -58,12 +68,29 @@ def of_graph(model: Model, constants: Mapping[str, Any]) -> tuple[PureFunction, 
             for name, value in values.items()
         }
         weights = {name: params[name] for name in function.params}
-        with operator_settings(), compiled_in_one_piece():
-            return {name: _as_jax(name, value) for name, value in function(weights, given, key).items()}
+        if way is None:
+            return _computed(function, {}, weights, given, key)
+        # What decides a shape, and the absence of an optional input, must stay outside of JAX's traces.
+        fixed = {
+            name: value for name, value in given.items() if value is None or name in function.static_inputs
+        }
+        known = replaced, tuple(fixed)
+        found = computations.get(known) if all(value is None for value in fixed.values()) else None
+        if found is None:
+            found = computations[known] = way(partial(_computed, function, fixed))
+        return found(weights, {name: value for name, value in given.items() if name not in fixed}, key)
 
     values = [value.name for value in graph.inputs]
     fn.__doc__ = f"{model.name}: {', '.join(values)} -> {', '.join(v.name for v in model.graph.outputs)}"
     return fn, dict(own)
+
+
+def _computed(
+    function: GraphFunction, fixed: Mapping[str, Any], weights: Params, given: Arrays, key: Any
+) -> Arrays:
+    with operator_settings(), compiled_in_one_piece():
+        made = function(weights, {**given, **fixed}, key)
+        return {name: _as_jax(name, value) for name, value in made.items()}
 
 
 def _as_jax(name: str, value: Any) -> jax.Array:
@@ -84,7 +111,7 @@ def _as_jax(name: str, value: Any) -> jax.Array:
     return jnp.asarray(value)
 
 
-def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
+def of_rows(typed: TypedModel, way: Way | None = None) -> tuple[PureFunction, Params]:
     """An inferer's function of rows `[n, *element_shape]`, and its weights; see `memojax.to_jax`.
 
     Raises:
@@ -93,16 +120,10 @@ def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
     typed.check_evidence()
     specs = {spec.name: spec for spec in typed.api.inputs}
 
-    def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
-        check_names(specs, inputs)
-        rows = [
-            _declared(Value(name, spec.dtype, _shape_of(spec)), inputs[name], False)
-            for name, spec in specs.items()
-        ]
+    def compute(params: Params, given: Arrays, key: Any) -> Arrays:
+        rows = [jnp.asarray(given[name]) for name in specs]
         with operator_settings(), compiled_in_one_piece():
-            computed = dict(
-                zip(typed.computed, typed.fn(params, [jnp.asarray(row) for row in rows], key), strict=True)
-            )
+            computed = dict(zip(typed.computed, typed.fn(params, rows, key), strict=True))
             batched = (len(row) for row, spec in zip(rows, specs.values(), strict=True) if not spec.shared)
             n = next(batched, 1)
             constant = {
@@ -110,6 +131,17 @@ def of_rows(typed: TypedModel) -> tuple[PureFunction, Params]:
                 for name, value in typed.constant.items()
             }
             return {spec.name: {**constant, **computed}[spec.name] for spec in typed.api.outputs}
+
+    # An exported program is one call, in which the kernels find nothing.
+    computation = way(compute) if way and typed.model is not None else compute
+
+    def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
+        check_names(specs, inputs)
+        rows = {
+            name: _declared(Value(name, spec.dtype, _shape_of(spec)), inputs[name], False)
+            for name, spec in specs.items()
+        }
+        return computation(params, rows, key)
 
     fn.__doc__ = str(typed.api)
     return fn, typed.params

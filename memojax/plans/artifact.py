@@ -8,6 +8,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, final
 
+from .disk_cache import WEIGHTS
+
 
 @final
 class PlanArtifact:
@@ -40,6 +42,10 @@ class PlanArtifact:
         with self._lock:
             self._entries[_name(key)] = payload
 
+    def touch(self, key: Mapping[str, Any]) -> bool:
+        """Whether there is an entry for `key`."""
+        return _name(key) in self._entries
+
     def forget(self, key: Mapping[str, Any]) -> None:
         """Remove the entry for `key`, if it exists."""
         with self._lock:
@@ -51,7 +57,8 @@ class PlanArtifact:
         return sum(map(len, self._entries.values()))
 
     def __len__(self) -> int:
-        return len(self._entries)
+        """Number of plans."""
+        return sum(not name.startswith(WEIGHTS) for name in self._entries)
 
     def __bool__(self) -> bool:
         return True
@@ -69,4 +76,5 @@ class PlanArtifact:
 
 
 def _name(key: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    kind = WEIGHTS if key.get("size") == WEIGHTS else ""
+    return kind + hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()

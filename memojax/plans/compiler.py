@@ -233,24 +233,28 @@ class PlanCompiler:
         residual = pieces or residual
         residual, candidate = ordered or (residual, _unordered(candidate))
         constants = self.constants(residual) if self.weights == "constant" else None
-        # Such a plan has its executable as any other: for its memory, its file and its HLO.
+        # Such a plan has its executable as any other: for its memory, its file and its HLO. Calls run the
+        # program, which holds the weights, so the executable takes them as arguments and needs no copy.
         program = direct(whole, constants) if candidate.kernels and self.host else None
         leading = Leading() if constants is not None else self._placing.place(residual.nodes)
-        count = len(leading.values)
+        arguments: Sequence[Any] = leading.values
+        if program is not None and constants is not None:
+            arguments = [*map(_abstract, constants)]
+        count = len(arguments)
 
         rows = self._rows(size)
         inputs = self._input_packing(rows)
 
         def run(*given: Any) -> Any:
             rows = given[count:] if inputs is None else inputs.parts(given[count:])
-            outputs = candidate.trace(residual, given[:count] if constants is None else constants, rows)
+            weights = given[:count] if count or constants is None else constants
+            outputs = candidate.trace(residual, weights, rows)
             return packing.pack(outputs) if self.host else tuple(outputs)
 
         # XLA shows this name in profiles and dumps.
         run.__name__ = f"{self._name}_batch_{size}"
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
-        arguments: Sequence[Any] = leading.values
         places: Any = place
         if candidate.layouts:
             arguments = [_abstract(value) for value in arguments]

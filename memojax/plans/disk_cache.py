@@ -50,6 +50,9 @@ _LEFTOVER_SECONDS = 3600
 
 _TRIES = 3
 
+WEIGHTS = "weights"
+"""The size of an entry that holds large weights, which the plans of a model share."""
+
 DEFAULT_MAX_BYTES = 1 << 30
 ENVIRONMENT = "MEMOJAX_CACHE_DIR"
 SIZE_ENVIRONMENT = "MEMOJAX_CACHE_SIZE"
@@ -69,6 +72,11 @@ class Entry:
     def model(self) -> str:
         """Name of the plan's model."""
         return self.description.rpartition(" x ")[0] or "?"
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether this is a plan, and not weights that plans share."""
+        return not self.description.endswith(f" x {WEIGHTS}")
 
     @property
     def size(self) -> int | None:
@@ -147,6 +155,16 @@ class DiskCache:
             write_whole(self._path(signer.name(key)), parts)
         except OSError as cause:
             self._give_up(cause)
+
+    def touch(self, key: Mapping[str, Any]) -> bool:
+        """Note a use of the entry for `key`; False if there is none."""
+        if not self._usable:
+            return False
+        try:
+            os.utime(self._path(self._signer().name(key)), follow_symlinks=False)
+        except OSError:
+            return False
+        return True
 
     def forget(self, key: Mapping[str, Any]) -> None:
         """Remove the entry for `key`, if it exists."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import logging
+import pickle
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
 import jax
+import numpy as np
 
 from ..errors import CompileError, InputError
 from ..kernels.library import kernels_key
@@ -25,7 +27,7 @@ from .batch_memory import check_fits
 from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
 from .compiler import Lowered, PlanCompiler, Weights
-from .disk_cache import DiskCache, environment_key
+from .disk_cache import WEIGHTS, DiskCache, environment_key
 from .elsewhere import Elsewhere
 from .helper import CompileIn, helper, wanted
 from .hoist import Residual
@@ -378,7 +380,7 @@ class Engine:
         payload = disk.get(key)
         if payload is not None:
             try:
-                compiled = from_bytes(payload, [compiler.device])
+                compiled = from_bytes(payload, [compiler.device], self._stored_weights)
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
@@ -421,14 +423,14 @@ class Engine:
             return None
         started = time.perf_counter()
         try:
-            compiled = from_bytes(made.payload, [compiler.device])
+            compiled = from_bytes(made.payload, [compiler.device], lambda digest, _: made.weights[digest])
             plan = compiler.adopt(size, compiled, made.ms, CANDIDATES[made.candidate], residual)
         except Exception as cause:
             log.warning("batch size %d came from the helper process and does not load: %s", size, cause)
             return None
         plan.compile_ms += (time.perf_counter() - started) * 1e3
         if key is not None and self._disk is not None:
-            self._disk.put(key, made.payload)
+            self._store(key, made.payload, made.weights)
             plan.executable = replace(plan.executable, stored=key)
         return plan
 
@@ -438,13 +440,42 @@ class Engine:
         stored = plan.executable.stored
         try:
             if stored is None:
-                self._disk.put(key, as_bytes(plan.executable.made))
+                self._store(key, *as_bytes(plan.executable.made))
             elif stored != key and (payload := self._disk.get(stored)) is not None:
                 # A loaded executable serializes incompletely and may not load again, so the bytes it came
                 # from are copied.
                 self._disk.put(key, payload)
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
+
+    def _store(self, key: dict[str, Any], payload: bytes, weights: Mapping[str, np.ndarray]) -> None:
+        """Store a plan, and its large weights if they are not there yet."""
+        assert self._disk is not None
+        # The weights first, so that a reader who finds the plan finds them, too.
+        for digest, array in weights.items():
+            place = self._weights_key(digest)
+            if not self._disk.touch(place):
+                self._disk.put(place, pickle.dumps(array, protocol=5))
+        self._disk.put(key, payload)
+
+    def _stored_weights(self, digest: str, held: np.ndarray | None) -> np.ndarray:
+        """Large weights of a stored plan; a use of the plan is a use of them."""
+        assert self._disk is not None
+        place = self._weights_key(digest)
+        if held is not None:
+            self._disk.touch(place)
+            return held
+        payload = self._disk.get(place)
+        if payload is None:
+            raise LookupError("its weights were removed")
+        return pickle.loads(payload)
+
+    def _weights_key(self, digest: str) -> dict[str, Any]:
+        return {"name": self._short_name, "size": WEIGHTS, "digest": digest}
+
+    @property
+    def _short_name(self) -> str:
+        return (self.typed.name or "function").rsplit("/", 1)[-1]
 
     def _key(
         self,
@@ -457,11 +488,10 @@ class Engine:
 
         If weights are arguments, `residual` gives their order, and their values do not matter.
         """
-        name = self.typed.name or "function"
         return {
             **environment_key(),
             "model": self._fingerprint,
-            "name": name.rsplit("/", 1)[-1],
+            "name": self._short_name,
             "size": size,
             "platform": compiler.device.platform,
             "precision": compiler.precision,
@@ -470,7 +500,7 @@ class Engine:
             "options": over_defaults(compiler.device, candidate.options if candidate else {}),
             "arguments": residual.origin() if residual else None,
             # Raised with each change of an entry's meaning, so that older entries are not found.
-            "layout": 2,
+            "layout": 3,
             **accelerator_key(compiler.device),
             **({} if compiler.host else {"arrays": "jax"}),
             **({} if compiler.threads is None else {"threads": compiler.threads}),

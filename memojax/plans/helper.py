@@ -17,17 +17,22 @@ import sys
 import threading
 import weakref
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, final
 
+import numpy as np
+
+from ..kernels.direct import shared
 from ..lowering.batch_axis import BatchedFunction
 from ..xla.background import before_exit, is_compile_worker
 from ..xla.cpu_client import cpu_device
+from ..xla.limits import limit_variables
 from ..xla.memory import available_bytes, readable
 from .candidates import Candidate
 from .compiler import PlanCompiler
 from .disk_cache import environment_key
-from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
+from .helper_messages import Failed, Made, Order, packed, received, send, surroundings
 
 CompileIn = Literal["auto", "process", "thread"]
 
@@ -182,6 +187,7 @@ class _Running:
         self.orders, self.answers = process.stdin, process.stdout
         self._numbers = itertools.count()
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._weights: dict[int, dict[str, np.ndarray]] = {}
         self._gone: list[int] = []
 
     def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | Failed | str:
@@ -198,12 +204,19 @@ class _Running:
             raise
         except Exception as cause:  # For example a part of the model that pickle cannot find by its name.
             return f"the model cannot be pickled: {cause}"
-        limits = {name: value for name, value in os.environ.items() if name.startswith(LIMITS)}
+        limits = {name: os.environ[name] for name in limit_variables() if name in os.environ}
         order = Order(
             number, size, compiler.weights, compiler.precision, compiler.threads, candidate.name, limits
         )
         send(self.orders, packed(("make", order)))
-        return received(self.answers)
+        answer = received(self.answers)
+        return self._with_weights(number, answer) if isinstance(answer, Made) else answer
+
+    def _with_weights(self, number: int, made: Made) -> Made:
+        """`made` with the weights that came with this model's plans so far; its other plans share them."""
+        known = self._weights.setdefault(number, {})
+        known.update((digest, shared(digest, array)) for digest, array in made.weights.items())
+        return replace(made, weights=known.copy())
 
     def end(self) -> None:
         """Kill the process, even at work."""
@@ -233,6 +246,7 @@ class _Running:
 
             def gone(_: object) -> None:
                 self._known.pop(key, None)
+                self._weights.pop(number, None)
                 self._gone.append(number)
 
             self._known[key] = weakref.ref(model, gone), number

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+import numpy as np
+
 from ..errors import CompileError, LoweringError
 from ..kernels.library import kernels_key
 from ..ops.registry import definitions
@@ -41,12 +43,14 @@ class Made:
 
     Attributes:
         payload: the executable, as the plan cache stores it on disk.
+        weights: its large weights by digest; on the way, only the ones that were not sent before.
         candidate: the candidate that it became.
         ms: milliseconds to trace, lower and compile.
         origin: origin of the weight arguments (`Residual.origin`); None if weights are constants.
     """
 
     payload: bytes
+    weights: Mapping[str, np.ndarray]
     candidate: str
     ms: float
     origin: str | None

@@ -38,12 +38,14 @@ class _Workshop:
     def __init__(self) -> None:
         self._models: dict[int, TypedModel] = {}
         self._compilers: dict[tuple[int, Weights, str | None, int | None], PlanCompiler] = {}
+        self._sent: dict[int, set[str]] = {}
 
     def learn(self, number: int, typed: TypedModel) -> None:
         self._models[number] = typed
 
     def forget(self, number: int) -> None:
         self._models.pop(number, None)
+        self._sent.pop(number, None)
         for key in [key for key in self._compilers if key[0] == number]:
             del self._compilers[key]
 
@@ -63,8 +65,13 @@ class _Workshop:
         residual = compiler.trace(order.size * candidate.rows) if as_arguments else None
         plan = compiler.lower(order.size, candidate, residual).compile()
         executable = plan.executable
-        payload = as_bytes(executable.made)
-        return Made(payload, executable.candidate, plan.compile_ms, residual.origin() if residual else None)
+        payload, weights = as_bytes(executable.made)
+        sent = self._sent.setdefault(order.number, set())
+        new = {digest: array for digest, array in weights.items() if digest not in sent}
+        sent.update(new)
+        return Made(
+            payload, new, executable.candidate, plan.compile_ms, residual.origin() if residual else None
+        )
 
 
 def _take_limits(order: Order) -> None:

@@ -293,21 +293,9 @@ class Hoister:
 
 def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
     """Values of `nodes`, by NumPy if it can evaluate all steps, else by one executable."""
-    behind = _behind(nodes)
-
-    def values(run: Callable[[Step, list[Any]], list[Any]], weights: Sequence[Any]) -> list[Any]:
-        memo: dict[Node, Any] = {}
-        for node in behind:
-            if node.step is None:
-                memo[node] = weights[node.index]
-            else:
-                given = [memo[source] if isinstance(source, Node) else source.value for source in node.inputs]
-                memo[node] = run(node.step, given)[node.index]
-        return [memo[node] for node in nodes]
-
     # Most files only transpose and reshape weights; NumPy does that without compiling an executable.
     try:
-        run = values(lambda step, given: step.on_host(given), leaves)
+        run = values_of(nodes, leaves, lambda step, given: step.on_host(given))
         # A view of a weight becomes a contiguous copy: XLA reads such an argument without another copy.
         return [np.asarray(value, order="C") for value in run]
     except NotExactError:
@@ -315,11 +303,23 @@ def evaluate(nodes: Sequence[Node], leaves: Sequence[Any]) -> list[np.ndarray]:
     place = jax.sharding.SingleDeviceSharding(cpu_device())
 
     def traced(weights: Sequence[Any]) -> list[Any]:
-        return values(lambda step, given: step.bind(given), weights)
+        return values_of(nodes, weights)
 
     with own_settings():
         lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(list(leaves))
         return [np.asarray(value) for value in compiled(lowered, cpu_device())(list(leaves))]
+
+
+def values_of(nodes: Sequence[Node], weights: Sequence[Any], run: Rewrite | None = None) -> list[Any]:
+    """Values of `nodes` for `weights`, by `run(step, inputs)` for each step; by default in JAX's trace."""
+    memo: dict[Node, Any] = {}
+    for node in _behind(nodes):
+        if node.step is None:
+            memo[node] = weights[node.index]
+        else:
+            given = [memo[source] if isinstance(source, Node) else source.value for source in node.inputs]
+            memo[node] = (run(node.step, given) if run else node.step.bind(given))[node.index]
+    return [memo[node] for node in nodes]
 
 
 def _behind(nodes: Iterable[Node]) -> list[Node]:

@@ -138,7 +138,7 @@ class ShardedCompiler:
         if self._disk is None:
             return
         try:
-            self._disk.put(self._key(size), as_bytes(Compiled(done)))
+            self._disk.put(self._key(size), as_bytes(Compiled(done))[0])
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", size, cause)
 

@@ -155,6 +155,14 @@ def check_state(specs: Sequence[TensorSpec], agent: int, state: Mapping[str, Any
     check_names([spec.name for spec in specs], state, f"agent {agent}'s model")
 
 
+def owned(array: np.ndarray) -> np.ndarray:
+    """`array` if it is no view, now writable; else a copy."""
+    if array.base is not None:
+        return np.array(array)
+    array.setflags(write=True)
+    return array
+
+
 def responses_of(
     names: Sequence[str], agents: Iterable[int], outputs: Iterable[np.ndarray]
 ) -> dict[int, Response]:
@@ -162,6 +170,10 @@ def responses_of(
 
     The responses own the arrays afterwards.
     """
+    agents = list(agents)
+    if len(agents) == 1:
+        pairs = [(name, rows[0, ...]) for name, rows in zip(names, outputs, strict=True)]
+        return {agents[0]: Response(pairs)}
     answers = {agent: Response() for agent in agents}
     for name, rows in zip(names, outputs, strict=True):
         for answer, row in zip(

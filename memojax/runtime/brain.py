@@ -31,6 +31,10 @@ _ROUNDS = 8
 """Maximum rounds of compiling new sizes before a swap goes ahead anyway."""
 
 
+Place = tuple[int, int, BrainId]
+"""A brain's place in the queue."""
+
+
 class Verdict(Enum):
     """A brain's decision in a frame."""
 
@@ -109,6 +113,7 @@ class BrainState:
     ):
         """All brains of a runtime share `turns` and `compiles`."""
         self.brain = brain
+        self.number: int = hash(brain)  # a number of its own, which is quicker to hash
         self.inferer: Inferer = inferer
         self.on_accelerator: bool = on_accelerator(inferer)
         self.timings: Timings = Timings()
@@ -139,7 +144,7 @@ class BrainState:
         return len(queue.sealed) + len(queue.open)
 
     @property
-    def place(self) -> tuple[int, int, BrainId]:
+    def place(self) -> Place:
         """Place in the queue, lowest first: by the frame in which waiting began, then by the last service."""
         return self.since, self._served, self.brain
 

@@ -12,7 +12,12 @@ _TRIALS = 3
 """Frames of each way before the choice, so a compile in one of them decides nothing."""
 
 _AGAIN = 64
-"""One frame in this many tries the other way, which notices changes of the models or the machine."""
+_SELDOM = 256
+"""Frames until the other way is tried again, which notices changes: at first, and at most."""
+
+_WORTH = 0.9
+"""Threads must take less than this share of the time: they also cost what no frame's time shows, in caches
+and in calls of other threads."""
 
 _KEPT = 5
 _MOST_LOADS = 64
@@ -23,6 +28,9 @@ class _Load:
     """Seconds of the last frames of one load, without threads and with them."""
 
     frames: int = 0
+    again: int = 2 * _TRIALS + _AGAIN
+    pause: int = _AGAIN
+    chosen: bool = False
     seconds: tuple[deque[float], deque[float]] = field(
         default_factory=lambda: (deque(maxlen=_KEPT), deque(maxlen=_KEPT))
     )
@@ -52,8 +60,12 @@ class Pace:
             return True
         if len(alone) < _TRIALS:
             return False
-        faster = statistics.median(together) < statistics.median(alone)
-        return faster if known.frames % _AGAIN else not faster
+        faster = statistics.median(together) < _WORTH * statistics.median(alone)
+        if known.frames < known.again:
+            return faster
+        known.pause = min(2 * known.pause, _SELDOM) if faster == known.chosen else _AGAIN
+        known.chosen, known.again = faster, known.frames + known.pause
+        return not faster
 
     def note(self, load: Hashable, threaded: bool, seconds: float) -> None:
         """Record that a frame of `load` took `seconds`."""

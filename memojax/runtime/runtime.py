@@ -19,7 +19,7 @@ from ..inferer.base import Inferer, Shapes, check_inferer
 from ..inferer.pairs import States
 from ..rows.states import Response
 from ..xla.fork import check_not_forked
-from .brain import BrainId, BrainState, Turns, Verdict
+from .brain import BrainId, BrainState, Place, Turns, Verdict
 from .pace import Pace
 from .timing import CompileTimings, Timing
 
@@ -268,8 +268,9 @@ class Runtime:
         deadline = None if seconds is None else self._clock() + seconds
         with self._lock:
             frame_number = self._turns.begin_frame()
-            states = list(filter(attrgetter("since"), self._brains.values()))
-        frame = _Frame(states, frame_number, self._clock, deadline)
+            queue = [entry for state in self._brains.values() if (entry := (state.place, state))[0][0]]
+        states = [state for _, state in queue]
+        frame = _Frame(queue, frame_number, self._clock, deadline)
         with frame.active:
             self._register(frame)
             # A thread that waits for an accelerator uses no core, so such models overlap even in `run`.
@@ -311,7 +312,7 @@ class Runtime:
 
     def _work_as_it_pays(self, frame: _Frame, states: list[BrainState], threads: int) -> None:
         """Work on one thread if that is no slower for these models and this number of agents."""
-        load = sum(map(BrainState.count, states)).bit_length(), *(state.brain for state in states)
+        load = sum(map(BrainState.count, states)).bit_length(), *map(attrgetter("number"), states)
         threaded = self._pace.threads_pay(load)
         started = time.perf_counter()
         self._work(frame, threads if threaded else 1)
@@ -355,9 +356,14 @@ class _Frame:
     """
 
     def __init__(
-        self, states: list[BrainState], number: int, clock: Callable[[], float], deadline: float | None
+        self,
+        queue: list[tuple[Place, BrainState]],
+        number: int,
+        clock: Callable[[], float],
+        deadline: float | None,
     ):
-        """Make a frame; states queued after the beginning of frame `number` belong to the next frame."""
+        """Make a frame for `queue`; states queued after the beginning of frame `number` belong to the next
+        frame."""
         self.number = number
         self.responses: Responses = {}
         self.earlier: Responses = {}
@@ -366,10 +372,12 @@ class _Frame:
         self.keeper: threading.Thread | None = None
         self.failures: dict[BrainId, Exception] = {}
         self.cold: list[BrainState] = []
-        self._queue = [(state.place, state) for state in states]
-        heapq.heapify(self._queue)
+        self._queue = queue
+        heapq.heapify(queue)
         self._clock, self._deadline = clock, deadline
-        self._least = 0.0 if deadline is None else min((state.timings.least for state in states), default=0.0)
+        self._least = (
+            0.0 if deadline is None else min((state.timings.least for _, state in queue), default=0.0)
+        )
         self._at_work = 0
         self._lock = threading.Lock()
 

@@ -230,3 +230,8 @@ class Budget:
 def _grouped(count: int) -> str:
     """`count` with commas; a power of two if it has too many digits to read."""
     return f"{count:,}" if count < 1 << 80 else f"more than 2**{count.bit_length() - 1}"
+
+
+def limit_variables() -> list[str]:
+    """The environment variables of all limits."""
+    return [limit.variable for limit in globals().values() if isinstance(limit, Limit)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import pickle
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -18,8 +21,11 @@ from memojax.kernels.library import opened, why_not
 from memojax.lowering.row_probe import random_rows
 from memojax.plans.candidates import DEFAULT, KERNELS
 from memojax.plans.compiler import PlanCompiler
+from memojax.plans.disk_cache import DiskCache
+from memojax.plans.helper import helper as helper_process
 from memojax.plans.plan import Plan
 from memojax.plans.row_check import plan_mixing
+from memojax.plans.serialized import as_bytes, from_bytes
 from memojax.xla.cpu_client import cpu_device
 
 from .test_rewrite import file, mlp, weight
@@ -163,13 +169,110 @@ def test_direct_plans_are_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.infer_arrays(rows)["y"], second.infer_arrays(rows)["y"])
 
 
-def test_sizes_that_are_unpickled_share_their_weights() -> None:
-    typed = memojax.load(mlp("Tanh")).typed
+def two_layers(width: int) -> bytes:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "v"], ["y"])]
+    return file(nodes, {"w": weight(64, width), "v": weight(width, 4)}, {"x": [64]}, ["y"])
+
+
+def test_large_weights_are_stored_once_and_found_again(tmp_path: Path) -> None:
+    content, rows = two_layers(300), {"x": np.ones((3, 64), np.float32)}
+    first = memojax.load(content, preload=[2, 3], cache_dir=tmp_path)
+    cache = DiskCache(tmp_path)
+    (weights,) = (entry for entry in cache.entries() if not entry.is_plan)
+    assert [entry.is_plan for entry in cache.entries()].count(True) == 2
+    assert weights.bytes > 64 * 300 * 4 > 2 * max(e.bytes for e in cache.entries() if e.is_plan)
+    expected = first.infer_arrays(rows)["y"]
+    del first
+    gc.collect()
+
+    os.utime(weights.path, (1, 1))
+    second = memojax.load(content, preload=[3], cache_dir=tmp_path)
+    assert second.cache_info().disk_hits == 1
+    np.testing.assert_array_equal(second.infer_arrays(rows)["y"], expected)
+    assert weights.path.stat().st_mtime > 1, "a plan's weights are as recently used as the plan"
+    os.utime(weights.path, (1, 1))
+    second.preload([2])
+    assert second.cache_info().disk_hits == 2
+    assert weights.path.stat().st_mtime > 1, "weights that are in memory count as used, too"
+
+
+@pytest.mark.parametrize("harm", ["removed", "damaged"])
+def test_plans_whose_weights_are_gone_compile_again(tmp_path: Path, harm: str) -> None:
+    content, rows = two_layers(300), {"x": np.ones((3, 64), np.float32)}
+    expected = memojax.load(content, preload=[3], cache_dir=tmp_path).infer_arrays(rows)["y"]
+    gc.collect()
+    (weights,) = (entry.path for entry in DiskCache(tmp_path).entries() if not entry.is_plan)
+    if harm == "removed":
+        weights.unlink()
+    else:
+        raw = bytearray(weights.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        weights.write_bytes(bytes(raw))
+    for hits in (0, 1):
+        policy = memojax.load(content, preload=[3], cache_dir=tmp_path)
+        assert policy.cache_info().disk_hits == hits
+        np.testing.assert_array_equal(policy.infer_arrays(rows)["y"], expected)
+        del policy
+        gc.collect()
+
+
+def test_an_artifact_carries_large_weights_once() -> None:
+    artifact = memojax.PlanArtifact()
+    policy = memojax.load(two_layers(300), preload=[2, 3], cache_dir=artifact)
+    assert len(artifact) == 2
+    assert artifact.nbytes < 2 * 64 * 300 * 4
+    copy = pickle.loads(pickle.dumps(policy))
+    copy.preload([2, 3])
+    assert copy.cache_info().disk_hits == 2
+
+
+def test_the_helper_sends_large_weights_once() -> None:
+    content = two_layers(300)
+    policy = memojax.load(content, compile_in="process", preload=[2, 3])
+    running = helper_process._running
+    if running is None:
+        pytest.skip("this machine has no room for a helper")
+    arrays = [found for found in running._weights.values() if found]
+    assert len(arrays[-1]) == 1
+    plans = [policy._engine.cache.peek(size).executable.made.program for size in (2, 3)]
+    large = [next(w for w in plan.weights if w.nbytes > 1 << 16) for plan in plans]
+    assert large[0] is large[1] is next(iter(arrays[-1].values()))
+    rows = {"x": np.ones((3, 64), np.float32)}
+    here = memojax.load(content, compile_in="thread")
+    np.testing.assert_array_equal(policy.infer_arrays(rows)["y"], here.infer_arrays(rows)["y"])
+
+
+def test_the_executable_of_a_program_holds_no_weights() -> None:
+    policy = memojax.load(two_layers(300))
+    typed = policy.typed
+    made = PlanCompiler(typed, cpu_device(), "constant").lower(3, KERNELS).compile().executable.made
+    assert made.program is not None
+    assert len(made.executable.as_text()) < 64 * 300
+    weights = [np.asarray(weight) for weight in made.program.weights]
+    x = np.ones((3, 64), np.float32)
+    (made_by_xla,) = jax.tree.leaves(made.executable(*weights, x))
+    np.testing.assert_array_equal(np.ravel(made_by_xla)[:12], np.ravel(policy.infer_arrays({"x": x})["y"]))
+
+
+@pytest.mark.parametrize("width", [32, 300], ids=["with the plan", "apart from it"])
+def test_sizes_that_are_loaded_share_their_weights(width: int) -> None:
+    typed = memojax.load(two_layers(width)).typed
     compiler = PlanCompiler(typed, cpu_device(), "constant")
-    made = [compiler.lower(size, KERNELS).compile().executable.made.program for size in (2, 3)]
-    copies = [pickle.loads(pickle.dumps(one)) for one in made]
-    for one, other in zip(copies[0].weights, copies[1].weights, strict=True):
+    stored = [as_bytes(compiler.lower(size, KERNELS).compile().executable.made) for size in (2, 3)]
+    weights = stored[0][1]
+    assert bool(weights) == (width == 300)
+    assert stored[1][1].keys() == weights.keys()
+    loaded = [
+        from_bytes(payload, [compiler.device], lambda digest, held: weights[digest] if held is None else held)
+        for payload, _ in stored
+    ]
+    first, second = (one.program for one in loaded)
+    assert first
+    assert second
+    assert len(first.weights) == len(second.weights) > 1
+    for one, other in zip(first.weights, second.weights, strict=True):
         assert one is other
+    assert all(len(payload) < 1 << 16 for payload, _ in stored)
 
 
 def test_denormals_are_zero_as_in_xla() -> None:

@@ -23,8 +23,26 @@ def test_the_faster_way_is_kept_and_the_other_one_tried_now_and_then(alone: floa
     chosen = frames(Pace(), 640, alone, together)
     faster = together < alone
     assert chosen[:6] == [True] * 3 + [False] * 3
-    assert chosen[6:63] == [faster] * 57
-    assert chosen[6:].count(not faster) == 10
+    assert chosen[6:69] == [faster] * 63
+    trials = [index for index, threaded in enumerate(chosen[6:]) if threaded != faster]
+    pauses = np.diff(trials).tolist()
+    assert pauses
+    assert pauses == sorted(pauses), "less and less often while nothing changes"
+
+
+def test_threads_that_gain_little_are_not_used() -> None:
+    assert not any(frames(Pace(), 60, 1.0, 0.95)[6:])
+    assert all(frames(Pace(), 60, 1.0, 0.85)[6:])
+
+
+def test_after_a_change_it_tries_as_often_as_at_first() -> None:
+    pace = Pace()
+    before = np.diff([index for index, threaded in enumerate(frames(pace, 1200, 1.0, 2.0)) if threaded])
+    changed = frames(pace, 900, 4.0, 2.0)
+    assert changed[-100:].count(True) >= 98
+    after = np.diff([index for index, threaded in enumerate(changed) if not threaded and index > 10])
+    assert after[0] < before[-1]
+    assert after[0] < after[-1]
 
 
 def test_it_follows_a_change_and_one_slow_frame_changes_nothing() -> None:
