@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import onnx
 import pytest
@@ -363,7 +364,8 @@ def test_verify_finds_every_planted_fault() -> None:
         {"y": ["batch", 4]},
     )
     whole = memojax.TypedModel.from_model(mean)
-    apart = replace(whole, fn=replace(whole.fn, rule=replace(whole.fn.rule, kind="vmap")))
+    fn: Any = whole.fn
+    apart = replace(whole, fn=replace(fn, rule=replace(fn.rule, kind="vmap")))
     assert not any(check.same for check in memojax.verify(apart, [3]))
     square = memojax.TypedModel.from_model(
         model_of([op("Softmax", "x", "y", axis=0)], {"x": [4, "batch"]}, {"y": [4, "batch"]})
@@ -376,3 +378,19 @@ def misread(typed: Any, field: str, value: Any) -> Any:
     rule = typed.fn.rule
     outputs = {name: replace(how, **{field: value}) for name, how in rule.outputs.items()}
     return replace(typed, fn=replace(typed.fn, rule=replace(rule, outputs=outputs)))
+
+
+def test_the_pure_function_says_that_a_traced_flag_decides_a_branch() -> None:
+    def branch(name: str, factor: float) -> onnx.GraphProto:
+        tensor = onnx.numpy_helper.from_array(np.array(factor, np.float32), f"{name}_k")
+        out = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["batch", 4])
+        return helper.make_graph([op("Mul", f"x {name}_k", f"{name}_y")], name, [], [out], [tensor])
+
+    nodes = [op("If", "train", "y", then_branch=branch("t", 2), else_branch=branch("e", 1))]
+    model = model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]})
+    model.graph.input.append(helper.make_tensor_value_info("train", TensorProto.BOOL, []))
+    fn, params = memojax.to_jax(memojax.load(model))
+    x = f32(3, 4)
+    np.testing.assert_allclose(fn(params, {"x": x, "train": np.array(True)})["y"], 2 * x, rtol=1e-6)
+    with pytest.raises(memojax.errors.StaticInputError, match="'train' decides"):
+        jax.jit(fn)(params, {"x": x, "train": np.array(True)})
