@@ -15,8 +15,9 @@ from typing import Any
 
 Call = Callable[[], Any]
 
-_SETTLE_S = 0.002
-"""Pause before a contender's turn: the previous one's thread pools spin for about this long."""
+_SETTLE_S, _MOST_SETTLE_S = 0.002, 0.1
+"""Pause before a contender's turn, and the longest one: the threads of the one before spin for a while (those
+of ONNX Runtime for 33 ms), and would take a core from the next."""
 
 _WARM_CALLS = 3
 _BLOCK_S = 0.003
@@ -122,13 +123,23 @@ def as_dict(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
 
 
 def _turn(call: Call, count: int) -> float:
-    time.sleep(_SETTLE_S)
+    _settle()
     for _ in range(_WARM_CALLS if count > 1 else 1):
         call()
     started = time.perf_counter()
     for _ in range(count):
         call()
     return (time.perf_counter() - started) / count
+
+
+def _settle() -> None:
+    """Wait until no thread of this process works any more."""
+    stop = time.perf_counter() + _MOST_SETTLE_S
+    quiet = 0
+    while quiet < 3 and time.perf_counter() < stop:
+        before = time.process_time()
+        time.sleep(_SETTLE_S)
+        quiet = quiet + 1 if time.process_time() - before < _SETTLE_S / 10 else 0
 
 
 def _block_size(call: Call) -> int:

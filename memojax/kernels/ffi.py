@@ -23,8 +23,8 @@ def bind(
 ) -> list[Any]:
     """Call `program` in the trace of JAX.
 
-    `results` are the abstract arrays that it gives. The trace holds `program` if `held`; else the caller
-    holds it until the trace is lowered.
+    `results` have the shapes and dtypes of the arrays that it gives. The trace holds `program` if `held`;
+    else the caller holds it until the trace is lowered.
     """
     return _program_p.bind(*inputs, program=_Words(program, held), results=tuple(results))
 

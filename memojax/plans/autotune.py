@@ -23,11 +23,13 @@ from .candidates import (
     EIGEN_CONVOLUTIONS,
     FLIPPED,
     FUSED,
+    KERNELS,
     KERNELS_ORDERED,
     LAYERS,
     LAYOUTS,
     NO_TRITON,
     ORDERED,
+    PLAIN,
     THREE_PASSES,
     TWO_ROWS,
     WIDE,
@@ -109,8 +111,11 @@ class Tuner:
         default = best = plan.executable
         tried = candidates(residual, plan.size, compiler)
         # Where the kernels are this plan's default, XLA's own code competes as well.
-        if default.candidate != DEFAULT.name:
+        if default.candidate.startswith(KERNELS.name):
             tried.insert(0, DEFAULT)
+        elif default.candidate != DEFAULT.name:
+            tried.insert(0, PLAIN)
+        tried = [candidate for candidate in tried if candidate.name != default.candidate]
         for candidate in tried:
             yield
             # The plan may have been dropped or replaced since the last step.
@@ -158,7 +163,7 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
         return _on_gpu(residual, compiler)
     names = [step.primitive.name for step in residual.steps]
     products = sum(names.count(name) for name in _PRODUCTS)
-    convolutions = "conv_general_dilated" in names
+    convolutions = _has_convolutions(residual)
     found = []
     if products or convolutions:
         found.append(FUSED)
@@ -236,11 +241,17 @@ def _compiled(
 ) -> Executable | None:
     """`plan` compiled by another candidate; None if this jaxlib cannot."""
     try:
-        traced = residual if candidate.rows == 1 else compiler.trace(plan.size * candidate.rows)
-        return compiler.prepare(plan.size, traced, plan.meter, candidate)()
+        as_default = candidate.kernels == compiler.default.kernels or not _has_convolutions(residual)
+        if candidate.rows > 1 or not as_default:
+            residual = compiler.trace(plan.size * candidate.rows, candidate)
+        return compiler.prepare(plan.size, residual, plan.meter, candidate)()
     except (CompileError, LoweringError) as cause:
         log.debug("batch size %d: candidate %r is not possible here: %s", plan.size, candidate.name, cause)
         return None
+
+
+def _has_convolutions(residual: Residual) -> bool:
+    return any(step.primitive.name == "conv_general_dilated" for step in residual.steps)
 
 
 def _agrees(plan: Plan, executable: Executable, rows: Sequence[np.ndarray], default: Executable) -> bool:

@@ -91,6 +91,9 @@ _ROWS_BY_MATRIX = (((1,), (0,)), ((), ()))
 
 
 DEFAULT = Candidate("default")
+"""Chosen by `choice.py`, which may make it another one; else it has XLA's order and our options."""
+
+PLAIN = Candidate("xla")
 ORDERED = Candidate("in-order", ordered=True)
 KERNELS = Candidate("kernels", kernels=True)
 KERNELS_ORDERED = Candidate("kernels-in-order", kernels=True, ordered=True)
@@ -110,6 +113,7 @@ CANDIDATES = {
     candidate.name: candidate
     for candidate in (
         DEFAULT,
+        PLAIN,
         ORDERED,
         KERNELS,
         KERNELS_ORDERED,

@@ -27,8 +27,10 @@ from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
 from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
+from ..xla.options import over_defaults
 from ..xla.settings import own_settings
-from .candidates import DEFAULT, KERNELS, ORDERED, Candidate
+from .candidates import DEFAULT, KERNELS, ORDERED, PLAIN, Candidate
+from .choice import chosen
 from .direct import direct_calls
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .draws import without_loops
@@ -153,7 +155,7 @@ class PlanCompiler:
         started = time.perf_counter()
         with trace_lock:
             # One lock around both steps: they are Python work, so another thread would only take turns here.
-            residual = residual or self.trace(size * candidate.rows)
+            residual = residual or self.trace(size * candidate.rows, candidate)
             finish = self.prepare(size, residual, meter, candidate)
         spent = time.perf_counter() - started
 
@@ -202,12 +204,13 @@ class PlanCompiler:
 
         return update
 
-    def trace(self, size: int) -> Residual:
-        """Trace the model at `size` rows, and split off the computation on weights alone."""
+    def trace(self, size: int, candidate: Candidate | None = None) -> Residual:
+        """Trace the model at `size` rows for a candidate, and split off the computation on weights alone."""
+        kernels = (candidate or self.default).kernels and opened() is not None
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
         with trace_lock, own_settings(self.precision):
             closed = jax.make_jaxpr(self._function())(*arguments)
-            if self.device.platform == "cpu" and opened() is None:  # the kernels have their own way
+            if self.device.platform == "cpu" and not kernels:  # the kernels have their own way
                 closed = with_more_channels(closed)
             return self._hoister.split(closed)
 
@@ -229,7 +232,10 @@ class PlanCompiler:
             residual = without_loops(residual)
         whole = residual
         pieces = cut(residual) if self.device.platform == "cpu" else None
-        ordered = self._ordered(size, residual, candidate) if pieces is None else None
+        chooses = candidate == DEFAULT and self.device.platform == "cpu"
+        if chooses:
+            candidate = chosen(residual, over_defaults(self.device, {}))
+        ordered = self._ordered(size, residual, candidate, not chooses) if pieces is None else None
         residual = pieces or residual
         residual, candidate = ordered or (residual, _unordered(candidate))
         constants = self.constants(residual) if self.weights == "constant" else None
@@ -268,7 +274,7 @@ class PlanCompiler:
                 if ordered is None:
                     raise
                 log.debug("batch size %d cannot be traced in order: %s", size, cause)
-                return self.prepare(size, plain, meter, _unordered(wanted))
+                return self.prepare(size, plain, meter, _plain(wanted))
 
         def finish() -> Executable:
             try:
@@ -289,10 +295,10 @@ class PlanCompiler:
             except LoweringError:
                 raise
             except Exception as cause:
-                # First without groups, then without kernels: a problem with either costs only speed.
-                if ordered is not None:
-                    log.debug("batch size %d does not compile in order: %s", size, cause)
-                    return self.prepare(size, plain, meter, _unordered(wanted))()
+                # First without our choice, then without kernels: a problem with either costs only speed.
+                if ordered is not None or (chooses and candidate.options):
+                    log.debug("batch size %d does not compile as %r: %s", size, candidate.name, cause)
+                    return self.prepare(size, plain, meter, _plain(wanted))()
                 if candidate.kernels:
                     log.warning("batch size %d: XLA takes no kernels here (%s): it uses its own", size, cause)
                     return self.prepare(size, plain, meter, DEFAULT)()
@@ -318,13 +324,13 @@ class PlanCompiler:
         return (rewritten, candidate) if rewritten else (residual, _without_kernels(candidate))
 
     def _ordered(
-        self, size: int, residual: Residual, candidate: Candidate
+        self, size: int, residual: Residual, candidate: Candidate, deep: bool
     ) -> tuple[Residual, Candidate] | None:
         """The residual in groups that run in order, if `candidate` wants that and groups pay."""
         if not candidate.ordered or self.device != cpu_device():
             return None
         try:
-            grouped = in_order(residual)
+            grouped = in_order(residual, deep)
         except Exception as cause:  # A mistake in the grouping must not keep a model from running.
             log.warning("batch size %d: no plan in order (%r): XLA chooses the order", size, cause)
             return None
@@ -424,6 +430,11 @@ def _unordered(candidate: Candidate) -> Candidate:
     if not candidate.ordered:
         return candidate
     return KERNELS if candidate.kernels else DEFAULT
+
+
+def _plain(candidate: Candidate) -> Candidate:
+    """What runs if a candidate's nested calls do not compile."""
+    return KERNELS if candidate.kernels else PLAIN
 
 
 def _formats(compiled: Any, count: int) -> tuple[Any, ...]:

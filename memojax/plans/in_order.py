@@ -48,18 +48,23 @@ _LARGE_IMAGE = 1 << 14
 """Results of a convolution from which XLA uses several threads in any order, so groups gain nothing."""
 
 
-def in_order(residual: Residual) -> Residual | None:
+def in_order(residual: Residual, deep: bool = True) -> Residual | None:
     """`residual` in groups; None if XLA's order is as good, or if this JAX cannot mark calls.
 
     Groups pay if something stands beside the network, such as draws or a second branch. They do not pay if a
-    convolution or many products have work for several threads.
+    convolution or many products have work for several threads. Groups of groups, and groups between
+    convolutions, sometimes pay and take up to 2.6 times as long to compile: only `deep` allows them.
     """
     steps = residual.steps
+    if not deep and any(step.primitive.name in _APART for step in steps):
+        return None
     if not calls_are_kept() or sum(map(_parts, steps)) < _FEW or _is_chain(steps) or _has_much_work(steps):
         return None
     wanted = {atom for atom in residual.outputs if isinstance(atom, int)}
     items = grouped(steps, list(_packed(steps, [_parts(step) or _LIGHT for step in steps])), wanted)
     while len(items) > _IN_PLAN:
+        if not deep:
+            return None
         sizes = [1.0 if isinstance(step, Group) else _IN_GROUP for step in items]
         merged = grouped(items, list(_packed(items, sizes)), wanted)
         if len(merged) >= len(items):

@@ -25,7 +25,7 @@ class PlanInfo:
         median_us: median microseconds of the last sampled calls; None before the first sample.
         bytes: memory that XLA reports for code, temporaries and outputs; None if it reports none.
         platform: "cpu", "gpu", ...
-        candidate: name of the candidate; "default" until autotuning finds a better one.
+        candidate: name of the candidate, such as "kernels"; "default" is XLA's own code as it comes.
         dims: sizes of free dimensions and values of static inputs of this plan.
         mixing: outputs in which rows influence each other, so the plan runs only whole batches.
         arrays: owner of the batches that it runs: "NumPy", or the device of `jax.Array`s, such as "gpu:0".

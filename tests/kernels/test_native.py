@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -72,6 +75,46 @@ def test_long_sums_in_parts(native: Library, rows: int, columns: int) -> None:
     x, w, b = numbers(rows, 1701), numbers(1701, columns) / 41, numbers(columns)
     expected = np.maximum(x.astype(np.float64) @ w + b, 0)
     np.testing.assert_allclose(dense(native, x, w, b, relu=True), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [6, 7, 8, 9])
+@pytest.mark.parametrize("columns", [49, 63, 64, 65, 130])
+def test_deep_layers_of_few_rows(native: Library, rows: int, columns: int) -> None:
+    """Seven and eight rows take half of a panel at a time."""
+    for depth in (255, 256, 301):
+        x, w, b = numbers(rows, depth), numbers(depth, columns) / 16, numbers(columns)
+        np.testing.assert_allclose(dense(native, x, w, b), x @ w + b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [(8, 4), (4, 2), (3, 1), (3, 2), (5, 1), (5, 2), (3, 3), (4, 6)])
+@pytest.mark.parametrize("channels", [1, 16, 17])
+def test_windows_along_a_line(native: Library, window: tuple[int, int], channels: int) -> None:
+    """Overlapping or not, in lines around the number that a block takes, for all of their rows."""
+    length, step = window
+    for lines, width in ((1, 1), (3, 5), (2, 6), (3, 7), (1, 12), (2, 13), (1, 25)):
+        images, depth, long = 3, 2, (width - 1) * step + length
+        x, w = numbers(images, depth, lines, long), numbers(channels, depth, length)
+        y = np.full((images, lines, width, channels), np.nan, np.float32)
+        packed = pack_matrix(w.reshape(channels, -1).T, native.panel)
+        program = Program(images, 4)
+        program.product(
+            Product(
+                *(Place(0, 0, x[0].size), Place(1), Place(2), Place(3, 0, y[0].size)),
+                images=1,
+                size=(lines, width),
+                columns=channels,
+                length=length,
+                runs=((1, 0), (1, 0), (depth, lines * long)),
+                x_steps=(x[0].size, long, step),
+                y_steps=(y[0].size, width * channels, channels),
+                relu=True,
+            )
+        )
+        b = numbers(channels)
+        native.run(program.array(), [x, packed, pack_vector(b), y])
+        seen = np.lib.stride_tricks.sliding_window_view(x, length, 3)[:, :, :, ::step]
+        expected = np.maximum(np.einsum("idhwk,cdk->ihwc", seen, w) + b, 0)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_without_a_bias(native: Library) -> None:
@@ -261,6 +304,38 @@ def test_copies_and_fills(native: Library) -> None:
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_large_copies_and_fills_on_two_threads(native: Library, blocks: int) -> None:
+    """Copies in which the last dimension is adjacent, and those in which it is not."""
+    x = numbers(blocks, 37, 53, 61)
+    for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
+        made = x.transpose(0, *(1 + i for i in order))
+        shape = tuple(size + 2 for size in made.shape[1:])
+        size, moved = int(np.prod(shape)), [made.strides[1 + i] // 4 for i in range(3)]
+        steps = [shape[1] * shape[2], shape[2], 1]
+        dims = list(zip(made.shape[1:], moved, steps, strict=True))
+        program = Program(blocks, 2)
+        program.fill(Place(1, 0, size), size, -1.0)
+        program.copy(Place(0, 0, x[0].size), Place(1, sum(steps), size), (x[0].size, size), dims)
+        y = np.zeros((blocks, *shape), np.float32)
+        native.run(program.array(), [x, y])
+        expected = np.full((blocks, *shape), -1, np.float32)
+        expected[:, 1:-1, 1:-1, 1:-1] = made
+        np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("channels", [5, 32])
+def test_windows_of_images_on_two_threads(native: Library, images: int, channels: int) -> None:
+    x = numbers(images, 64, 50, channels)
+    program = Program(images, 2)
+    sizes = (64, 50, 32, 25, 2, 2, 2, 2, 1, 1, 0, 0)
+    program.pool(Place(0, 0, x[0].size), Place(1, 0, x[0].size // 4), 1, channels, "max", sizes)
+    y = np.zeros((images, 32, 25, channels), np.float32)
+    native.run(program.array(), [x, y])
+    np.testing.assert_array_equal(y, x.reshape(images, 32, 2, 25, 2, channels).max((2, 4)))
+
+
 def test_many_callers_at_once(native: Library) -> None:
     """One caller gets the threads, the others work alone; all results are right."""
     x, w, b = numbers(64, 300), numbers(300, 256) / 17, numbers(256)
@@ -287,7 +362,9 @@ def test_a_program_of_other_kernels_is_refused(native: Library) -> None:
         native.run(program, [np.zeros(1, np.float32)])
 
 
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(40, 1500, 64), (300, 100, 100), (64, 260, 48)])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"), [(1, 1500, 700), (40, 1500, 64), (300, 100, 100), (64, 260, 48)]
+)
 def test_equal_calls_give_equal_bits_whether_workers_sleep(
     native: Library, rows: int, depth: int, columns: int
 ) -> None:
@@ -299,3 +376,38 @@ def test_equal_calls_give_equal_bits_whether_workers_sleep(
         found.append(dense(native, x, w, None))
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
+
+
+_ONE_CALL = """
+import ctypes, os, sys
+import numpy as np
+
+handle = ctypes.CDLL(sys.argv[1])
+program, sizes = (np.load(path) for path in sys.argv[2:])
+handle.memojax_choose(b"")
+handle.memojax_set_threads(2, 100)
+arrays = [np.zeros(size, np.float32) for size in sizes]
+before = len(os.listdir("/proc/self/task"))
+places = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+for _ in range(100):  # A worker is worth waking for frequent callers.
+    assert not handle.memojax_run(ctypes.c_void_p(program.ctypes.data), ctypes.c_int64(program.size), places)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.parametrize("rows", [1, 2, 30])
+def test_large_calls_have_a_worker(compiled: Path, tmp_path: Path, rows: int) -> None:
+    """One row is enough work for two threads if its layer is large."""
+    depth, columns = 1024, 1024
+    program = Program(rows, 4)
+    steps = (depth, 0, 0), (columns, columns, columns)
+    x, y = Place(0, 0, depth), Place(3, 0, columns)
+    program.product(Product(x, Place(1), Place(2), y, 1, (1, 1), columns, depth, NO_RUNS, *steps))
+    np.save(tmp_path / "program.npy", program.array())
+    np.save(tmp_path / "sizes.npy", [rows * depth, depth * columns, columns, rows * columns])
+    given = [str(compiled), str(tmp_path / "program.npy"), str(tmp_path / "sizes.npy")]
+    done = subprocess.run(
+        [sys.executable, "-c", _ONE_CALL, *given], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "1", done.stderr

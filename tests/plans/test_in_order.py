@@ -15,7 +15,7 @@ from memojax import TypedModel
 from memojax.plans import compiler as compilers
 from memojax.plans import in_order as orders
 from memojax.plans.autotune import candidates
-from memojax.plans.candidates import DEFAULT, ORDERED
+from memojax.plans.candidates import ORDERED, PLAIN
 from memojax.plans.compiler import PlanCompiler
 from memojax.plans.hoist import Residual
 from memojax.plans.plan import Plan
@@ -57,8 +57,8 @@ def ordered(compiler: PlanCompiler) -> Plan:
 @pytest.mark.parametrize("draws", [False, True])
 def test_the_numbers_equal_the_plain_plans(branches: int, draws: bool) -> None:
     compiler = network(branches, 2, draws)
-    plan, plain = ordered(compiler), compiler.lower(3, DEFAULT).compile()
-    assert (plan.executable.candidate, plain.executable.candidate) == ("in-order", "default")
+    plan, plain = ordered(compiler), compiler.lower(3, PLAIN).compile()
+    assert (plan.executable.candidate, plain.executable.candidate) == ("in-order", "xla")
     for one, other in zip(run(plan), run(plain), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
@@ -66,7 +66,7 @@ def test_the_numbers_equal_the_plain_plans(branches: int, draws: bool) -> None:
 def test_weights_that_are_arguments_stay_arguments() -> None:
     given = network(2)
     as_arguments = PlanCompiler(given.typed, given.device, "argument")
-    plan, plain = ordered(as_arguments), as_arguments.lower(3, DEFAULT).compile()
+    plan, plain = ordered(as_arguments), as_arguments.lower(3, PLAIN).compile()
     assert plan.executable.candidate == "in-order"
     np.testing.assert_allclose(run(plan)[0], run(plain)[0], rtol=1e-6)
 
@@ -123,7 +123,7 @@ def test_a_mistake_in_the_grouping_leaves_the_order_to_xla(monkeypatch: pytest.M
 
 def test_a_group_that_cannot_be_traced_leaves_the_order_to_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orders.Group, "bind", fails)
-    assert ordered(network(2)).executable.candidate == "default"
+    assert ordered(network(2)).executable.candidate == "xla"
 
 
 def test_a_plan_that_xla_refuses_compiles_in_xlas_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,5 +134,5 @@ def test_a_plan_that_xla_refuses_compiles_in_xlas_order(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(compilers, "compiled_for", refuses_calls)
     plan = ordered(network(2))
-    assert plan.executable.candidate == "default"
+    assert plan.executable.candidate == "xla"
     assert np.isfinite(run(plan)[0]).all()

@@ -1,239 +1,10 @@
-// This file is compiled once for each instruction set, which MEMOJAX_ISA names. It must not use inline
-// functions of the standard library: the linker keeps one copy of each, perhaps the one for the widest set.
+// The arithmetic loops of one instruction set; see vectors.h.
 #include "compute.h"
-
-#include <string.h>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "products.h"
+#include "vectors.h"
 
 namespace memojax::MEMOJAX_ISA {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-constexpr int kPanel = 64;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-constexpr int kPanel = 16;
-#else
-constexpr int kLanes = 4;
-constexpr int kPanel = 16;
-#endif
-
-typedef float V __attribute__((vector_size(kLanes * 4)));
-typedef int I __attribute__((vector_size(kLanes * 4)));
-typedef unsigned U __attribute__((vector_size(kLanes * 4)));  // Arithmetic on bits may wrap around.
-
-// Rows of a block for `vectors` vectors of a panel: the registers hold all accumulators.
-constexpr int rows_of(int vectors) {
-#if defined(__AVX512F__)
-  return vectors == 4 ? 6 : vectors == 3 ? 8 : 12;
-#elif defined(__AVX2__)
-  return vectors > 0 ? 6 : 0;
-#elif defined(__aarch64__)
-  return vectors > 0 ? 6 : 0;
-#else
-  return vectors > 0 ? 3 : 0;
-#endif
-}
-
-inline V load(const float* from) {
-  V v;
-  memcpy(&v, from, sizeof v);
-  return v;
-}
-inline void store(float* to, V v) { memcpy(to, &v, sizeof v); }
-inline V all(float value) { return value - V{}; }
-inline V pick(I mask, V yes, V no) { return mask ? yes : no; }
-inline I bits(V v) { return reinterpret_cast<I>(v); }
-inline U wraps(V v) { return reinterpret_cast<U>(v); }
-inline V floats(I v) { return reinterpret_cast<V>(v); }
-inline V floats(U v) { return reinterpret_cast<V>(v); }
-
-inline void store_some(float* to, V v, int count) {
-#if defined(__AVX512F__)
-  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m512>(v));
-#else
-  float all_of_them[kLanes];
-  store(all_of_them, v);
-  for (int i = 0; i < count; i++) to[i] = all_of_them[i];
-#endif
-}
-
-inline V load_some(const float* from, int64_t count) {
-  if (count >= kLanes) return load(from);
-  if (count <= 0) return V{};
-#if defined(__AVX512F__)
-  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from));
-#else
-  alignas(64) float all_of_them[kLanes] = {};
-  for (int64_t i = 0; i < count; i++) all_of_them[i] = from[i];
-  return load(all_of_them);
-#endif
-}
-
-// Products ----------------------------------------------------------------------------------------
-
-// Every loop over a block's accumulators must be unrolled, or they would be in memory instead of registers.
-#if defined(__clang__)
-#define MEMOJAX_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define MEMOJAX_UNROLL _Pragma("GCC unroll 16")
-#endif
-
-// One block: Rows rows times Vectors vectors of columns. A few accumulators would wait for each other's sums,
-// so small blocks have several for each result.
-template <int Rows, int Vectors>
-inline void block(const float* const* starts, float* const* ends, const Product& p, const float* w,
-                  const float* bias, int64_t left) {
-  constexpr int kSplit = Rows * Vectors >= 8 ? 1 : Rows * Vectors >= 4 ? 2 : Rows * Vectors >= 2 ? 4 : 8;
-  // The pointers to rows do not fit the registers, so each is loaded once for several steps.
-  constexpr int kStep = kSplit > 1 ? kSplit : Vectors == 1 ? 4 : 2;
-  V sum[kSplit][Rows][Vectors];
-  MEMOJAX_UNROLL
-  for (int s = 0; s < kSplit; s++)
-    MEMOJAX_UNROLL
-    for (int i = 0; i < Rows; i++)
-      MEMOJAX_UNROLL
-      for (int j = 0; j < Vectors; j++) sum[s][i][j] = s == 0 && bias ? load(bias + j * kLanes) : V{};
-  for (int64_t r = 0; r < p.runs; r++) {
-    const float* x[Rows];
-    MEMOJAX_UNROLL
-    for (int i = 0; i < Rows; i++) x[i] = starts[i] + p.run_offsets[r];
-    int64_t k = 0;
-    for (; k + kStep <= p.length; k += kStep) {
-      MEMOJAX_UNROLL
-      for (int s = 0; s < kStep; s++) {
-        V b[Vectors];
-        MEMOJAX_UNROLL
-        for (int j = 0; j < Vectors; j++) b[j] = load(w + j * kLanes);
-        MEMOJAX_UNROLL
-        for (int i = 0; i < Rows; i++) {
-          V a = all(x[i][k + s]);
-          MEMOJAX_UNROLL
-          for (int j = 0; j < Vectors; j++) sum[s % kSplit][i][j] += a * b[j];
-        }
-        w += Vectors * kLanes;
-      }
-    }
-    if constexpr (kStep > 1) {
-      for (; k < p.length; k++) {
-        MEMOJAX_UNROLL
-        for (int i = 0; i < Rows; i++) {
-          V a = all(x[i][k]);
-          MEMOJAX_UNROLL
-          for (int j = 0; j < Vectors; j++) sum[0][i][j] += a * load(w + j * kLanes);
-        }
-        w += Vectors * kLanes;
-      }
-    }
-  }
-  MEMOJAX_UNROLL
-  for (int i = 0; i < Rows; i++) {
-    MEMOJAX_UNROLL
-    for (int j = 0; j < Vectors; j++) {
-      V v = sum[0][i][j];
-      MEMOJAX_UNROLL
-      for (int s = 1; s < kSplit; s++) v += sum[s][i][j];
-      if (p.grows) v += load_some(ends[i] + j * kLanes, left - j * kLanes);
-      if (p.relu) v = pick(v < V{}, V{}, v);  // Keeps NaN.
-      float* to = ends[i] + j * kLanes;
-      int64_t room = left - j * kLanes;
-      if (room >= kLanes)
-        store(to, v);
-      else if (room > 0)
-        store_some(to, v, static_cast<int>(room));
-    }
-  }
-}
-
-template <int Vectors, int Rows>
-inline void short_block(int count, const float* const* starts, float* const* ends, const Product& p,
-                        const float* w, const float* bias, int64_t left) {
-  if constexpr (Rows > 0) {
-    if (count == Rows)
-      block<Rows, Vectors>(starts, ends, p, w, bias, left);
-    else
-      short_block<Vectors, Rows - 1>(count, starts, ends, p, w, bias, left);
-  }
-}
-
-template <int Vectors>
-void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias, int64_t column) {
-  constexpr int kRows = rows_of(Vectors);
-  const int64_t per_image = p.height * p.width, left = p.columns - column;
-  int64_t image = row0 / per_image, h = row0 % per_image / p.width, c = row0 % per_image % p.width;
-  const float* starts[kRows];
-  float* ends[kRows];
-  // Blocks have nearly equal heights, because a last block of one row would cost as much as several rows.
-  int64_t blocks = (row1 - row0 + kRows - 1) / kRows;
-  for (int64_t row = row0; blocks > 0; blocks--) {
-    const int count = static_cast<int>((row1 - row + blocks - 1) / blocks);
-    for (int i = 0; i < count; i++) {
-      starts[i] = p.x + image * p.x_image + h * p.x_height + c * p.x_width;
-      ends[i] = p.y + image * p.y_image + h * p.y_height + c * p.y_width + column;
-      if (++c == p.width) {
-        c = 0;
-        if (++h == p.height) {
-          h = 0;
-          image++;
-        }
-      }
-    }
-    short_block<Vectors, kRows>(count, starts, ends, p, w, bias, left);
-    row += count;
-  }
-}
-
-void panel_of(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias,
-              int64_t column) {
-#if defined(__AVX512F__)
-  const int64_t left = p.columns - column;
-  if (left > 48) panel<4>(p, row0, row1, w, bias, column);
-  else if (left > 32) panel<3>(p, row0, row1, w, bias, column);
-  else if (left > 16) panel<2>(p, row0, row1, w, bias, column);
-  else panel<1>(p, row0, row1, w, bias, column);
-#else
-  panel<16 / kLanes>(p, row0, row1, w, bias, column);
-#endif
-}
-
-// Floats of a piece of a panel. The piece stays in the L1 cache while the loop goes over all rows.
-constexpr int64_t kCached = 8192;
-
-void product(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1) {
-  const int64_t depth = p.runs * p.length;
-  for (int64_t n = panel0; n < panel1; n++) {
-    const int64_t column = n * kPanel;
-    const float* w = p.weights + column * depth;
-    const float* bias = p.bias ? p.bias + column : nullptr;
-    const int64_t left = p.columns - column, wide = left < kPanel ? (left + 15) / 16 * 16 : kPanel;
-    const int64_t most = kCached / wide;
-    if (row1 - row0 < 4 * rows_of(kPanel / kLanes) || depth <= most + most / 2) {
-      panel_of(p, row0, row1, w, bias, column);
-      continue;
-    }
-    // The sum is computed in several parts. Each is added to the result of the parts before it.
-    const bool one = p.runs == 1;
-    const int64_t total = one ? p.length : p.runs, unit = one ? 1 : p.length;
-    const int64_t pieces = (depth + most - 1) / most < total ? (depth + most - 1) / most : total;
-    for (int64_t i = 0; i < pieces; i++) {
-      const int64_t begin = total * i / pieces, end = total * (i + 1) / pieces;
-      Product part = p;
-      if (one) {
-        part.x += begin;
-        part.length = end - begin;
-      } else {
-        part.run_offsets += begin;
-        part.runs = end - begin;
-      }
-      part.grows = p.grows || i;
-      part.relu = p.relu && i == pieces - 1;
-      panel_of(part, row0, row1, w + begin * unit * wide, i ? nullptr : bias, column);
-    }
-  }
-}
 
 // Elementary functions ----------------------------------------------------------------------------
 
@@ -594,29 +365,28 @@ void reduce(const Reduce& r, int64_t outer0, int64_t outer1) {
   reduce_kind<kReduceMin>(r, outer0, outer1);
 }
 
-void pool2d(const Pool2d& p, int64_t image0, int64_t image1) {
-  for (int64_t image = image0; image < image1; image++) {
-    const float* x = p.x + image * p.in_height * p.in_width * p.channels;
-    float* y = p.y + image * p.out_height * p.out_width * p.channels;
-    for (int64_t h = 0; h < p.out_height; h++) {
-      for (int64_t w = 0; w < p.out_width; w++, y += p.channels) {
-        for (int64_t c = 0; c < p.channels; c += kLanes) {
-          const int64_t left = p.channels - c;
-          V sum = all(first(p.kind));
-          for (int64_t i = 0; i < p.window_height; i++) {
-            const int64_t row = h * p.stride_height + i * p.dilation_height - p.pad_height;
-            if (row < 0 || row >= p.in_height) continue;
-            for (int64_t j = 0; j < p.window_width; j++) {
-              const int64_t column = w * p.stride_width + j * p.dilation_width - p.pad_width;
-              if (column < 0 || column >= p.in_width) continue;
-              sum = combine(p.kind, sum, load_some(x + (row * p.in_width + column) * p.channels + c, left));
-            }
+void pool2d(const Pool2d& p, int64_t line0, int64_t line1) {
+  for (int64_t line = line0; line < line1; line++) {
+    const int64_t h = line % p.out_height;
+    const float* x = p.x + line / p.out_height * p.in_height * p.in_width * p.channels;
+    float* y = p.y + line * p.out_width * p.channels;
+    for (int64_t w = 0; w < p.out_width; w++, y += p.channels) {
+      for (int64_t c = 0; c < p.channels; c += kLanes) {
+        const int64_t left = p.channels - c;
+        V sum = all(first(p.kind));
+        for (int64_t i = 0; i < p.window_height; i++) {
+          const int64_t row = h * p.stride_height + i * p.dilation_height - p.pad_height;
+          if (row < 0 || row >= p.in_height) continue;
+          for (int64_t j = 0; j < p.window_width; j++) {
+            const int64_t column = w * p.stride_width + j * p.dilation_width - p.pad_width;
+            if (column < 0 || column >= p.in_width) continue;
+            sum = combine(p.kind, sum, load_some(x + (row * p.in_width + column) * p.channels + c, left));
           }
-          if (left >= kLanes)
-            store(y + c, sum);
-          else
-            store_some(y + c, sum, static_cast<int>(left));
         }
+        if (left >= kLanes)
+          store(y + c, sum);
+        else
+          store_some(y + c, sum, static_cast<int>(left));
       }
     }
   }

@@ -81,7 +81,7 @@ struct Compute {
   // Runs `rounds` rounds of multiply-adds in registers, the most that a core can do. Returns the number of
   // multiply-adds.
   int64_t (*multiply_adds)(int64_t rounds);
-  void (*pool2d)(const Pool2d&, int64_t image0, int64_t image1);
+  void (*pool2d)(const Pool2d&, int64_t line0, int64_t line1);  // Lines of the results, of all images.
 };
 
 #if defined(__x86_64__)

@@ -248,26 +248,32 @@ void copy(const Chunk& chunk, Reader r) {
   float* y0 = chunk.at(to);
   int64_t total = chunk.count;
   for (int64_t i = 0; i < rank; i++) total *= dims[i];
-  const int64_t inner = rank ? dims[rank - 1] : 1, outer = inner ? total / (inner * chunk.count) : 0;
+  if (!total) return;
+  const int64_t inner = rank ? dims[rank - 1] : 1, outer = total / (inner * chunk.count);
   const bool whole = !rank || (x_steps[rank - 1] == 1 && y_steps[rank - 1] == 1);
-  split(chunk, chunk.count, 1, static_cast<double>(total) * 4, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; block++) {
-      int64_t index[kMost] = {};
-      const float* x = x0 + block * x_block;
-      float* y = y0 + block * y_block;
-      for (int64_t i = 0; i < outer; i++) {
-        if (whole) {
-          std::memcpy(y, x, static_cast<size_t>(inner) * 4);
-        } else {
-          const int64_t a = x_steps[rank - 1], b = y_steps[rank - 1];
-          for (int64_t j = 0; j < inner; j++) y[j * b] = x[j * a];
-        }
-        for (int64_t d = rank - 2; d >= 0; d--) {
-          x += x_steps[d], y += y_steps[d];
-          if (++index[d] < dims[d]) break;
-          x -= dims[d] * x_steps[d], y -= dims[d] * y_steps[d], index[d] = 0;
-        }
+  // Pieces are blocks, or with few blocks their lines, which are all but the last dimension.
+  split(chunk, chunk.count * outer, 1, static_cast<double>(total) * 4, [&](int64_t begin, int64_t end) {
+    int64_t index[kMost] = {};
+    const float* x = x0 + begin / outer * x_block;
+    float* y = y0 + begin / outer * y_block;
+    for (int64_t d = rank - 2, rest = begin % outer; d >= 0; rest /= dims[d--]) {
+      index[d] = rest % dims[d];
+      x += index[d] * x_steps[d], y += index[d] * y_steps[d];
+    }
+    for (int64_t line = begin; line < end; line++) {
+      if (whole) {
+        std::memcpy(y, x, static_cast<size_t>(inner) * 4);
+      } else {
+        const int64_t a = x_steps[rank - 1], b = y_steps[rank - 1];
+        for (int64_t j = 0; j < inner; j++) y[j * b] = x[j * a];
       }
+      int64_t d = rank - 2;
+      for (; d >= 0; d--) {
+        x += x_steps[d], y += y_steps[d];
+        if (++index[d] < dims[d]) break;
+        x -= dims[d] * x_steps[d], y -= dims[d] * y_steps[d], index[d] = 0;
+      }
+      if (d < 0) x += x_block, y += y_block;
     }
   });
 }
@@ -278,7 +284,9 @@ void fill(const Chunk& chunk, Reader r) {
   const uint32_t low = static_cast<uint32_t>(r.word());
   float value;
   std::memcpy(&value, &low, 4);
-  for (int64_t i = 0; i < total; i++) y[i] = value;
+  split(chunk, total, 4096, static_cast<double>(total) * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) y[i] = value;
+  });
 }
 
 // Folds a number into a key, as JAX's `fold_in` does: the new key is the hash of the number.
@@ -329,7 +337,8 @@ void pool2d(const Chunk& chunk, Reader r) {
   for (int64_t* field : fields) *field = r.word();
   const double work = static_cast<double>(p.images * p.out_height * p.out_width * p.channels) *
                       static_cast<double>(p.window_height * p.window_width);
-  split(chunk, p.images, 1, work, [&](int64_t begin, int64_t end) { chosen->pool2d(p, begin, end); });
+  split(chunk, p.images * p.out_height, 1, work,
+        [&](int64_t begin, int64_t end) { chosen->pool2d(p, begin, end); });
 }
 
 // Steps that run together, `chunk` blocks per pass. With few blocks, a thread takes fewer, but at least
@@ -381,7 +390,7 @@ const char* run_section(const Run& run, const Section& section, const Crew& crew
   int64_t size = section.chunk;
   if (threads > 1 && size * threads > blocks && section.least * threads <= blocks)
     size = (blocks + threads - 1) / threads;
-  if (threads < 2 || size * threads > blocks + threads - 1) {
+  if (threads < 2 || blocks < threads || size * threads > blocks + threads - 1) {
     // One chunk after the other. With few rows and several threads, the threads share the work of each step.
     const int64_t chunk = threads > 1 || size > blocks ? blocks : size;
     float* mine = arena_of(header.arena_row * chunk + 16);

@@ -1,0 +1,154 @@
+"""Times of the ways to run a plan (kernels; XLA's code with YNNPACK, in order, or with Eigen), and their fit.
+
+    python benchmarks/choice.py [--cases TEXT] [--sizes 1 8 64 256 512] [--seconds S] --json FILE
+    python benchmarks/choice.py --fit benchmarks/results/choice.json
+
+All ways take turns in one process with ONNX Runtime. A row of the file has the third-fastest round of each
+way in microseconds, the operations of all convolutions of the call, and the channels of the largest one.
+`--fit` prints the constants of `memojax/plans/choice.py`, and where each choice was slower by over 10 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _measure import geometric_mean, interleaved, machine
+from _models import SHARED, Case, built, bundled
+
+import memojax
+from memojax.lowering.row_probe import random_rows
+from memojax.plans.candidates import EIGEN_CONVOLUTIONS, KERNELS, ORDERED, PLAIN
+from memojax.plans.choice import WIDE, convolution_work
+from memojax.plans.compiler import PlanCompiler
+from memojax.xla.cpu_client import cpu_device
+
+SIZES = (1, 8, 64, 256, 512)
+WAYS = (KERNELS, PLAIN, ORDERED, EIGEN_CONVOLUTIONS)
+_SLOW_US = 120e3
+_GRID = [2.0**power * 1e6 for power in range(15)]
+
+Row = dict[str, Any]
+
+
+def measured(case: Case, size: int, seconds: float) -> Row:
+    """One row of the file."""
+    from _contenders import ORT, contenders  # `--fit` needs no other runtime
+
+    inferer = memojax.load(case.content)
+    typed = inferer.typed
+    rng = np.random.default_rng(0)
+    by_name = {spec.name: random_rows(rng, size, spec) for spec in typed.api.inputs}
+    rows = [*by_name.values(), *([np.array([3, 7], np.uint32)] if typed.random else [])]
+    compiler = PlanCompiler(typed, cpu_device())
+    work, channels = convolution_work(compiler.trace(size, PLAIN))
+    calls: dict[str, Any] = {}
+    for way in WAYS if work else WAYS[:-1]:
+        executable = compiler.lower(size, way).compile().executable
+        if executable.candidate == way.name:
+            calls[way.name] = lambda run=executable.run: run(rows)
+    calls |= contenders(case, inferer, by_name, (ORT,))[0]
+    timings = interleaved(calls, None, seconds, 9)
+    us = {name: round(timing.best, 2) for name, timing in timings.items()}
+    return {"case": case.name, "size": size, "work": work, "channels": channels, "us": us}
+
+
+def regret(rows: Sequence[Row], limits: Mapping[bool, float]) -> float:
+    """Geometric mean of the chosen way's time over the faster one's; narrow and wide count equally."""
+    return geometric_mean(_regret(rows, limits, wide) for wide in limits if _with(rows, wide))
+
+
+def fitted(rows: Sequence[Row]) -> dict[bool, float]:
+    """The limits with the least regret, for narrow and for wide convolutions."""
+    return {wide: min(_GRID, key=lambda limit: _regret(rows, {wide: limit}, wide)) for wide in (False, True)}
+
+
+def _regret(rows: Sequence[Row], limits: Mapping[bool, float], wide: bool) -> float:
+    return geometric_mean(_lost(row, limits[wide]) for row in _with(rows, wide))
+
+
+def _with(rows: Sequence[Row], wide: bool) -> list[Row]:
+    both = (PLAIN.name, EIGEN_CONVOLUTIONS.name)
+    return [
+        row for row in rows if all(way in row["us"] for way in both) and (row["channels"] >= WIDE) == wide
+    ]
+
+
+def _lost(row: Row, limit: float) -> float:
+    ynn, eigen = row["us"][PLAIN.name], row["us"][EIGEN_CONVOLUTIONS.name]
+    return (eigen if row["work"] >= limit else ynn) / min(ynn, eigen)
+
+
+def report(rows: Sequence[Row]) -> str:
+    """What the data says about both choices."""
+    limits = fitted(rows)
+    lines = [
+        f"{'wide' if wide else 'narrow'}: Eigen from {limit / 1e6:g} MFLOP" for wide, limit in limits.items()
+    ]
+    lines.append(f"time of the chosen way over the faster one's: {regret(rows, limits):.3f}")
+    for wide in limits:
+        lines += [
+            f"  {_lost(row, limits[wide]):.2f} {row['case']} at {row['size']}"
+            for row in _with(rows, wide)
+            if _lost(row, limits[wide]) > 1.1
+        ]
+    lines.append("kernels over XLA:")
+    for size in sorted({row["size"] for row in rows}):
+        ratios = {
+            row["case"]: row["us"][KERNELS.name] / row["us"][PLAIN.name]
+            for row in rows
+            if row["size"] == size and KERNELS.name in row["us"]
+        }
+        if ratios:
+            slower = {case: round(ratio, 2) for case, ratio in ratios.items() if ratio > 1.1}
+            lines.append(
+                f"  batch {size}: {geometric_mean(ratios.values()):.2f} over {len(ratios)}; {slower}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", metavar="TEXT")
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, metavar="N")
+    parser.add_argument("--seconds", type=float, default=0.5, help="per network and size")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="rows of earlier runs stay in it")
+    parser.add_argument("--fit", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    if given.fit:
+        print(report(json.loads(given.fit.read_text())["rows"]))
+        return
+    files = sorted(SHARED.glob("*.onnx")) if SHARED.is_dir() else []
+    cases = [*built(), *bundled(), *(Case(path.stem, path.read_bytes()) for path in files)]
+    rows: list[Row] = []
+    if given.json and given.json.exists():
+        rows = json.loads(given.json.read_text())["rows"]
+    known = {(row["case"], row["size"]) for row in rows}
+    slowest: dict[str, float] = {}
+    for size in sorted(given.sizes):
+        for case in cases:
+            if given.cases and not any(text.lower() in case.name.lower() for text in given.cases):
+                continue
+            if (case.name, size) in known or slowest.get(case.name, 0.0) * size > _SLOW_US:
+                continue
+            row = measured(case, size, given.seconds)
+            slowest[case.name] = max(row["us"].values()) / size
+            rows.append(row)
+            print(row, flush=True)
+            if given.json:
+                given.json.write_text(_text(rows))
+
+
+def _text(rows: Sequence[Row]) -> str:
+    lines = ",\n".join(f" {json.dumps(row)}" for row in rows)
+    return f'{{"machine": {json.dumps(machine())},\n"rows": [\n{lines}\n]}}\n'
+
+
+if __name__ == "__main__":
+    main()
