@@ -16,8 +16,11 @@ import numpy as np
 
 log: logging.Logger = logging.getLogger("memojax")
 
-_PATIENCE_S = 5.0
-"""Seconds that a running replica waits for the keeper; without an answer it asks again at its next check."""
+_PATIENCE_S = 20.0
+"""Seconds that a running replica waits for the keeper; without an answer it asks again at its next check.
+
+By default, Serve replaces a replica whose check takes 30 seconds.
+"""
 
 
 def keeper_class() -> type[Any]:
