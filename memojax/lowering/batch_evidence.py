@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from ..errors import DimensionError
 from ..model.dimension import Element, bound_shape, is_expression, size_of, symbols_of
@@ -97,12 +97,27 @@ def without_batch(declared: Mapping[str, Sequence[Element]]) -> Layout:
     return _layout(declared, axes, "absent", (), "the file has no batch")
 
 
-def contradiction(declared: Mapping[str, Sequence[Element]], layout: Layout) -> str:
-    """The evidence against a batch of strength "leading"; empty if there is none."""
+def contradiction(
+    declared: Mapping[str, Sequence[Element]], layout: Layout, outputs: Mapping[str, Sequence[Any]]
+) -> str:
+    """The evidence against a batch of strength "leading"; empty if there is none.
+
+    Args:
+        declared: input -> dimensions.
+        layout: the layout with this batch.
+        outputs: output -> declared dimensions, empty if there are none.
+    """
     for name, shape in declared.items():
         if layout.axes[name] is None and (others := [s for dim in shape for s in symbols_of(dim)]):
             leading = layout.symbols[0]
             return f"{leading!r} leads an input, but input {name!r} has {others[0]!r} and not {leading!r}"
+    # Neither says much alone: a state may be `[1, batch, H]`, and all agents may share a bias `[1, D]`.
+    single = next((n for n, s in declared.items() if s and s[0] == 1 and layout.axes[n] is None), None)
+    behind = [n for n, s in outputs.items() if s and s[0] == 1 and set(layout.symbols) & set(s[1:])]
+    leads = any(s and s[0] in layout.symbols for s in outputs.values())
+    if single is not None and behind and not leads:
+        leading = layout.symbols[0]
+        return f"{leading!r} leads an input, but input {single!r} and output {behind[0]!r} have one row"
     return ""
 
 

@@ -199,7 +199,8 @@ def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, S
         if all(small[name].shape == large[name].shape for name in traced.outputs):
             return without_batch(declared)
         break
-    if layout.strength == "leading" and (why := contradiction(declared, layout)):
+    outputs = {value.name: value.shape or () for value in function.graph.outputs}
+    if layout.strength == "leading" and (why := contradiction(declared, layout, outputs)):
         raise ambiguous(declared, why)
     return layout
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 
-from ..errors import InputShapeError
+from ..errors import InputShapeError, StaticInputError
 from ..model.dimension import Element, solve
 from ..model.signature import ModelApi
 from .batch_axis import BatchedFunction
@@ -86,8 +87,15 @@ class FreeFunction:
 
         Raises:
             InputShapeError: sizes contradict each other.
+            StaticInputError: a static input is traced.
         """
         shapes = [tuple(row.shape) for row in rows]
+        for spec, row in zip(self.api.inputs, rows, strict=True):
+            if spec.static and isinstance(row, Tracer):
+                raise StaticInputError(
+                    f"input {spec.name!r} decides a shape or a branch, so its value must be known while "
+                    "tracing: pass a NumPy array that the traced function closes over"
+                )
         values = [np.asarray(row) for spec, row in zip(self.api.inputs, rows, strict=True) if spec.static]
         elements = [s if spec.shared else s[1:] for spec, s in zip(self.api.inputs, shapes, strict=True)]
         binding = binding_of(self.api, elements, values)

@@ -389,8 +389,7 @@ handle.memojax_set_threads(2, 100)
 arrays = [np.zeros(size, np.float32) for size in sizes]
 before = len(os.listdir("/proc/self/task"))
 places = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-for _ in range(100):  # A worker is worth waking for frequent callers.
-    assert not handle.memojax_run(ctypes.c_void_p(program.ctypes.data), ctypes.c_int64(program.size), places)
+assert not handle.memojax_run(ctypes.c_void_p(program.ctypes.data), ctypes.c_int64(program.size), places)
 print(len(os.listdir("/proc/self/task")) - before)
 """
 
@@ -398,8 +397,8 @@ print(len(os.listdir("/proc/self/task")) - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 @pytest.mark.parametrize("rows", [1, 2, 30])
 def test_large_calls_have_a_worker(compiled: Path, tmp_path: Path, rows: int) -> None:
-    """One row is enough work for two threads if its layer is large."""
-    depth, columns = 1024, 1024
+    """One row is enough work for two threads if its layer is large; this one pays for waking a worker."""
+    depth, columns = 2400, 2400
     program = Program(rows, 4)
     steps = (depth, 0, 0), (columns, columns, columns)
     x, y = Place(0, 0, depth), Place(3, 0, columns)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import onnx
 import pytest
@@ -118,6 +120,14 @@ def test_a_row_of_nan_that_spoils_others_does_not_count_as_mixing() -> None:
     policy = memojax.load(model)
     check_rows(model, policy, 3)
     assert policy.mixing_outputs == ()
+
+
+CONCAT = model_of(
+    [op("Mul", "x two", "x2"), op("Concat", "x x2", "y", axis=0)],
+    {"x": ["batch", 4]},
+    {"y": None},
+    two=np.array(2, np.float32),
+)
 
 
 @pytest.mark.parametrize("declared", [["twice", 4], None])
@@ -308,3 +318,79 @@ def test_a_default_that_callers_give_stays_an_input_for_verify_and_new_weights()
     policy.update_params(gained(3))
     x, gain = f32(2, 4), f32(4)
     np.testing.assert_allclose(policy.infer_arrays({"x": x, "gain": gain})["y"], 3 * x * gain, rtol=1e-5)
+
+
+def test_a_leading_symbol_beside_an_input_and_an_output_of_one_row_is_not_the_batch() -> None:
+    nodes = [op("Transpose", "q", "t", perm=[1, 0]), op("MatMul", "x t", "y")]
+    model = model_of(nodes, {"x": [1, 4], "q": ["targets", 4]}, {"y": [1, "targets"]})
+    with pytest.raises(
+        DimensionError, match=r"'targets' leads an input, but input 'x' and output 'y' have one"
+    ):
+        memojax.load(model)
+    x, q = f32(2, 1, 4), f32(2, 5, 4)
+    got = memojax.load(model, batch_axis=False).infer_arrays({"x": x, "q": q})["y"]
+    for row in range(2):
+        want = in_file(model, {"x": x[row], "q": q[row]})["y"]
+        np.testing.assert_allclose(got[row].ravel(), want.ravel(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_of_one_layer_does_not_contradict_a_leading_symbol() -> None:
+    nodes = [
+        op("Mul", "obs bias", "b"),
+        op("Squeeze", "h_in layer", "h"),
+        op("Add", "b h", "act"),
+        op("Unsqueeze", "act layer", "h_out"),
+    ]
+    inputs = {"obs": ["s12", 4], "h_in": [1, "s12", 4], "bias": [1, 4]}
+    outputs = {"act": ["s12", 4], "h_out": [1, "s12", 4]}
+    policy = memojax.load(model_of(nodes, inputs, outputs, layer=np.array([0], np.int64)))
+    obs, h, bias = f32(3, 4), f32(3, 1, 4), f32(1, 4)
+    got = policy.infer_arrays({"obs": obs, "h_in": h, "bias": bias})["act"]
+    np.testing.assert_allclose(got, obs * bias + h[:, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_verify_finds_every_planted_fault() -> None:
+    nodes = [op("MatMul", "x w", "h"), op("Mul", "h gain", "y")]
+    model = model_of(nodes, {"x": ["batch", 4], "gain": [3]}, {"y": ["batch", 3]}, w=f32(4, 3))
+    typed = memojax.TypedModel.from_model(model)
+    assert all(check.same for check in memojax.verify(typed, [1, 3]))
+    weights = typed.with_params({"w": typed.params["w"] + 1})
+    assert not any(check.same for check in memojax.verify(weights, [1, 3]))
+    entries = memojax.TypedModel.from_model(CONCAT)
+    assert not any(check.same for check in memojax.verify(misread(entries, "rows_outermost", True), [3]))
+    mean = model_of(
+        [op("ReduceMean", "x", "m", axes=[0], keepdims=1), op("Sub", "x m", "y")],
+        {"x": ["batch", 4]},
+        {"y": ["batch", 4]},
+    )
+    whole = memojax.TypedModel.from_model(mean)
+    fn: Any = whole.fn
+    apart = replace(whole, fn=replace(fn, rule=replace(fn.rule, kind="vmap")))
+    assert not any(check.same for check in memojax.verify(apart, [3]))
+    square = memojax.TypedModel.from_model(
+        model_of([op("Softmax", "x", "y", axis=0)], {"x": [4, "batch"]}, {"y": [4, "batch"]})
+    )
+    assert not any(check.same for check in memojax.verify(misread(square, "axis", 0), [4]))
+
+
+def misread(typed: Any, field: str, value: Any) -> Any:
+    """`typed` with another understanding of its output's rows."""
+    rule = typed.fn.rule
+    outputs = {name: replace(how, **{field: value}) for name, how in rule.outputs.items()}
+    return replace(typed, fn=replace(typed.fn, rule=replace(rule, outputs=outputs)))
+
+
+def test_the_pure_function_says_that_a_traced_flag_decides_a_branch() -> None:
+    def branch(name: str, factor: float) -> onnx.GraphProto:
+        tensor = onnx.numpy_helper.from_array(np.array(factor, np.float32), f"{name}_k")
+        out = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["batch", 4])
+        return helper.make_graph([op("Mul", f"x {name}_k", f"{name}_y")], name, [], [out], [tensor])
+
+    nodes = [op("If", "train", "y", then_branch=branch("t", 2), else_branch=branch("e", 1))]
+    model = model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]})
+    model.graph.input.append(helper.make_tensor_value_info("train", TensorProto.BOOL, []))
+    fn, params = memojax.to_jax(memojax.load(model))
+    x = f32(3, 4)
+    np.testing.assert_allclose(fn(params, {"x": x, "train": np.array(True)})["y"], 2 * x, rtol=1e-6)
+    with pytest.raises(memojax.errors.StaticInputError, match="'train' decides"):
+        jax.jit(fn)(params, {"x": x, "train": np.array(True)})
