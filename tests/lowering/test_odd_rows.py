@@ -184,7 +184,9 @@ def test_a_named_batch_that_no_output_has_runs_once_for_each_agent(nodes: Any, d
     assert policy.input_shapes() == [("x", [4])]
     for n in (1, 3):
         check_rows(model, policy, n)
-    assert all(check.same for check in memojax.verify(model, [1, 3]))
+    single, three = memojax.verify(model, [1, 3])
+    assert (single.same, three.same, three.alone) == (True, False, True)
+    assert "the file mixes the rows of a batch, and here each row runs by itself" in three.note
 
 
 @pytest.mark.parametrize("count", ["N", "num_agents"])
