@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-import pickle
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
 import jax
-import numpy as np
 
 from ..errors import CompileError, InputError
 from ..kernels.library import kernels_key
@@ -27,7 +25,7 @@ from .batch_memory import check_fits
 from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
 from .compiler import Lowered, PlanCompiler, Weights
-from .disk_cache import WEIGHTS, DiskCache, environment_key
+from .disk_cache import DiskCache, environment_key
 from .elsewhere import Elsewhere
 from .helper import CompileIn, helper, wanted
 from .hoist import Residual
@@ -35,6 +33,7 @@ from .plan import Plan, PlanInfo
 from .row_assembly import RowAssembly, RowJoin
 from .row_check import plan_mixing
 from .serialized import accelerator_key, as_bytes, from_bytes
+from .stored_weights import store, stored_weights
 from .tuning_log import Choices
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -380,7 +379,9 @@ class Engine:
         payload = disk.get(key)
         if payload is not None:
             try:
-                compiled = from_bytes(payload, [compiler.device], self._stored_weights)
+                compiled = from_bytes(
+                    payload, [compiler.device], functools.partial(stored_weights, disk, self._short_name)
+                )
                 plan = compiler.adopt(
                     size, compiled, (time.perf_counter() - started) * 1e3, candidate, residual
                 )
@@ -430,7 +431,7 @@ class Engine:
             return None
         plan.compile_ms += (time.perf_counter() - started) * 1e3
         if key is not None and self._disk is not None:
-            self._store(key, made.payload, made.weights)
+            store(self._disk, self._short_name, key, made.payload, made.weights)
             plan.executable = replace(plan.executable, stored=key)
         return plan
 
@@ -440,38 +441,13 @@ class Engine:
         stored = plan.executable.stored
         try:
             if stored is None:
-                self._store(key, *as_bytes(plan.executable.made))
+                store(self._disk, self._short_name, key, *as_bytes(plan.executable.made))
             elif stored != key and (payload := self._disk.get(stored)) is not None:
                 # A loaded executable serializes incompletely and may not load again, so the bytes it came
                 # from are copied.
                 self._disk.put(key, payload)
         except Exception as cause:
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
-
-    def _store(self, key: dict[str, Any], payload: bytes, weights: Mapping[str, np.ndarray]) -> None:
-        """Store a plan, and its large weights if they are not there yet."""
-        assert self._disk is not None
-        # The weights first, so that a reader who finds the plan finds them, too.
-        for digest, array in weights.items():
-            place = self._weights_key(digest)
-            if not self._disk.touch(place):
-                self._disk.put(place, pickle.dumps(array, protocol=5))
-        self._disk.put(key, payload)
-
-    def _stored_weights(self, digest: str, held: np.ndarray | None) -> np.ndarray:
-        """Large weights of a stored plan; a use of the plan is a use of them."""
-        assert self._disk is not None
-        place = self._weights_key(digest)
-        if held is not None:
-            self._disk.touch(place)
-            return held
-        payload = self._disk.get(place)
-        if payload is None:
-            raise LookupError("its weights were removed")
-        return pickle.loads(payload)
-
-    def _weights_key(self, digest: str) -> dict[str, Any]:
-        return {"name": self._short_name, "size": WEIGHTS, "digest": digest}
 
     @property
     def _short_name(self) -> str:
