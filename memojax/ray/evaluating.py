@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import logging
 import pickle
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,7 +129,7 @@ def evaluate(
         return replace(merged, episodes=tuple(begin))
 
     try:
-        with bar as report:
+        with bar as report, _interrupts() as interrupted:
             for result in crew.results(min(most, len(parts))):
                 done.append(result)
                 for episode in result.episodes if on_episode else ():
@@ -135,6 +137,8 @@ def evaluate(
                 if report is not None:
                     now = so_far(interrupted=True)
                     report(len(now.episodes), now.mean_return, now.standard_error, width)
+                if interrupted():
+                    break
     except KeyboardInterrupt:
         return so_far(interrupted=True)
     except EvaluationError as failure:
@@ -144,7 +148,30 @@ def evaluate(
         raise
     finally:
         crew.dismiss()
-    return so_far(interrupted=False)
+    return so_far(interrupted=sum(len(result.episodes) for result in done) < count)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether Ctrl-C came, which its KeyboardInterrupt may not.
+
+    Python drops an exception that falls into a destructor or a callback, and Ray's client has both.
+    """
+    before, came = signal.getsignal(signal.SIGINT), False
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield lambda: False
+        return
+
+    def note(number: int, frame: Any) -> Any:
+        nonlocal came
+        came = True  # no threading.Event: a second signal would wait for its lock
+        return before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Actor:

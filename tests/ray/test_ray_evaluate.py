@@ -106,6 +106,28 @@ def test_ctrl_c_gives_the_parts_that_are_done(ray: Any) -> None:
     assert len(found.episodes) == 2
 
 
+class Interrupts:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_within_a_destructor_ends_the_evaluation_too(ray: Any) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    found = memojax.ray.evaluate(
+        "pendulum_ppo",
+        "Pendulum-v1",
+        episodes=8,
+        num_envs=2,
+        actors=1,
+        max_steps=3,
+        on_episode=lambda episode: Interrupts() and None,
+    )
+    assert found.interrupted
+    assert len(found.episodes) == 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 DRIVER = """
 import os
 import sys
