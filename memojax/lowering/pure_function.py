@@ -121,8 +121,8 @@ def of_rows(typed: TypedModel, way: Way | None = None) -> tuple[PureFunction, Pa
     specs = {spec.name: spec for spec in typed.api.inputs}
 
     def compute(params: Params, given: Arrays, key: Any) -> Arrays:
-        rows = [jnp.asarray(given[name]) for name in specs]
         with operator_settings(), compiled_in_one_piece():
+            rows = [jnp.asarray(given[name]) for name in specs]
             computed = dict(zip(typed.computed, typed.fn(params, rows, key), strict=True))
             batched = (len(row) for row, spec in zip(rows, specs.values(), strict=True) if not spec.shared)
             n = next(batched, 1)

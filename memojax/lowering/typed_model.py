@@ -316,8 +316,9 @@ class TypedModel:
         found = mixing_rows(
             self.api.inputs, self.computed, n, run, by_place=not self.random and not self.only_rows
         )
+        # A mean over the rows has their number in its arithmetic, and is found as any output that mixes rows.
         by_number = isinstance(self.fn, BatchedFunction) and self.fn.rule.by_number
-        return self.computed if by_number else found
+        return found or (self.computed if by_number else ())
 
 
 @dataclass(frozen=True)

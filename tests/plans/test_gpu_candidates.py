@@ -129,8 +129,8 @@ def test_layouts_of_xla_give_the_same_numbers_and_follow_new_weights() -> None:
 
 def test_an_executable_with_layouts_loads_again() -> None:
     compiler = PlanCompiler(typed(), cpu_device(), "argument")
-    stored = as_bytes(compiler.lower(5, LAYOUTS).compile().executable.made)
-    made = from_bytes(stored, [compiler.device])
+    stored, weights = as_bytes(compiler.lower(5, LAYOUTS).compile().executable.made)
+    made = from_bytes(stored, [compiler.device], lambda digest, _: weights[digest])
     again = compiler.adopt(5, made, 1.0, LAYOUTS, compiler.trace(5))
     np.testing.assert_allclose(
         again.executable.run([X])[0],
