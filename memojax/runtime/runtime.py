@@ -303,7 +303,9 @@ class Runtime:
     def _register(self, frame: _Frame) -> None:
         """Register `frame`, which takes over the responses of interrupted frames."""
         with self._lock:
-            abandoned = list(filter(attrgetter("abandoned"), self._frames.values()))
+            # Other threads deliver frames meanwhile, without the lock: hence the copy, and the second look.
+            frames = list(self._frames.values())
+            abandoned = [other for other in frames if other.abandoned and other.number in self._frames]
             for other in abandoned:
                 frame.earlier = merged(frame.earlier, other.all_responses())
             self._frames[frame.number] = frame

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import Future
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,3 +181,25 @@ def test_wrapped_policies_run_like_alone():
         expected, got = alone.infer_batch(states), runtime.run()[brain]
         for agent in states:
             np.testing.assert_array_equal(got[agent]["act"], expected[agent]["act"])
+
+
+def test_a_frame_begins_while_another_thread_delivers_one() -> None:
+    runtime = mj.Runtime()
+    brain = runtime.add_inferer(mj.load("acrobot_ppo", preload=[1]))
+
+    class Delivered:
+        number, earlier = -1, {}
+
+        @property
+        def abandoned(self) -> bool:
+            # Another thread returns from its run, and ends, while this one looks.
+            runtime._frames.pop(self.number, None)
+            return True
+
+        def all_responses(self) -> Any:
+            raise AssertionError("its caller has these responses already")
+
+    frames: Any = runtime._frames
+    frames[-1] = Delivered()
+    runtime.push(brain, 7, {"obs": np.zeros(6, np.float32)})
+    assert list(runtime.run()[brain]) == [7]
