@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import memojax as mj
+from memojax.plans.helper import Helper
 
 Shapes = Mapping[str, tuple[int, ...]]
 STATE = (3,)
@@ -189,6 +190,13 @@ def scaling(factor: float = 2.0) -> mj.TypedModel:
     return mj.TypedModel.from_function(
         lambda w, x: {"out": w * x["obs"]}, np.float32(factor), {"obs": ((3,), np.float32)}
     )
+
+
+def own_helper(monkeypatch: pytest.MonkeyPatch) -> Helper:
+    """A separate helper process instead of the one that tests share."""
+    made = Helper()
+    monkeypatch.setattr("memojax.plans.engine.helper", made)
+    return made
 
 
 def in_threads(count: int, task: Callable[[int], Any]) -> list[Any]:

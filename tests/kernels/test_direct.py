@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ from memojax.lowering.row_probe import random_rows
 from memojax.plans.candidates import DEFAULT, KERNELS
 from memojax.plans.compiler import PlanCompiler
 from memojax.plans.disk_cache import DiskCache
-from memojax.plans.helper import helper as helper_process
 from memojax.plans.plan import Plan
 from memojax.plans.row_check import plan_mixing
 from memojax.plans.serialized import as_bytes, from_bytes
 from memojax.xla.cpu_client import cpu_device
 
+from ..helpers import in_threads, own_helper
 from .test_rewrite import file, mlp, weight
 
 
@@ -141,11 +140,7 @@ def test_threads_share_a_plan() -> None:
             if not np.allclose(ours(rows)[0], expected, rtol=1e-5, atol=2e-5):
                 wrong.append(seed)
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    in_threads(4, work)
     assert not wrong
 
 
@@ -226,13 +221,15 @@ def test_an_artifact_carries_large_weights_once() -> None:
     assert copy.cache_info().disk_hits == 2
 
 
-def test_the_helper_sends_large_weights_once() -> None:
+@pytest.mark.skipif(os.name != "posix", reason="the helper process is POSIX's")
+def test_the_helper_sends_large_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
     content = two_layers(300)
+    helper_process = own_helper(monkeypatch)  # no other test has made it refuse
     policy = memojax.load(content, compile_in="process", preload=[2, 3])
     running = helper_process._running
-    if running is None:
-        pytest.skip("this machine has no room for a helper")
+    assert running is not None, helper_process._refused
     arrays = [found for found in running._weights.values() if found]
+    helper_process.exit()
     assert len(arrays[-1]) == 1
     plans = [policy._engine.cache.peek(size).executable.made.program for size in (2, 3)]
     large = [next(w for w in plan.weights if w.nbytes > 1 << 16) for plan in plans]
@@ -297,17 +294,13 @@ def test_equal_rows_give_equal_bits_beside_other_callers() -> None:
     expected = np.array(plan(rows)[0])
     wrong: list[int] = []
 
-    def calls() -> None:
+    def calls(_: int) -> None:
         for number in range(60):
             if number % 20 == 0:
                 time.sleep(0.02)  # Workers go to sleep.
             if not np.array_equal(plan(rows)[0], expected):
                 wrong.append(number)
 
-    callers = [threading.Thread(target=calls) for _ in range(3)]
-    for one in callers:
-        one.start()
-    for one in callers:
-        one.join()
+    in_threads(3, calls)
     assert not wrong
     assert plan_mixing(compiler, plan) == ()

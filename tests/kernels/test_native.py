@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ import pytest
 from memojax.kernels.library import Library
 from memojax.kernels.packing import pack_matrix, pack_vector
 from memojax.kernels.program import ABSENT, Instruction, Operand, Place, Product, Program
+
+from ..helpers import in_threads
 
 NO_RUNS = ((1, 0), (1, 0), (1, 0))
 rng = np.random.default_rng(0)
@@ -342,16 +343,12 @@ def test_many_callers_at_once(native: Library) -> None:
     expected = x @ w + b
     wrong = []
 
-    def work() -> None:
+    def work(_: int) -> None:
         for _ in range(30):
             if not np.allclose(dense(native, x, w, b), expected, rtol=1e-4, atol=1e-4):
                 wrong.append(1)
 
-    callers = [threading.Thread(target=work) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    in_threads(4, work)
     assert not wrong
 
 

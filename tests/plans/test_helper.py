@@ -25,6 +25,8 @@ from memojax.plans.compiler import PlanCompiler
 from memojax.plans.helper import Helper, helper
 from memojax.xla.background import submit
 
+from ..helpers import own_helper
+
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = memojax.policies.bundled("acrobot_ppo")
 OBS = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
@@ -47,13 +49,6 @@ def not_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(PlanCompiler, "lower", refuse)
     monkeypatch.setattr(PlanCompiler, "prepare", refuse)
-
-
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Helper:
-    """A separate helper instead of the one that tests share."""
-    made = Helper()
-    monkeypatch.setattr("memojax.plans.engine.helper", made)
-    return made
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -175,7 +170,7 @@ def test_a_plan_that_fails_in_the_helper_is_not_compiled_here(monkeypatch: pytes
 def test_a_killed_process_costs_nothing_but_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = fresh(monkeypatch)
+    made = own_helper(monkeypatch)
     policy = memojax.load(POLICY, preload=[1], compile_in="process")
     for n in (2, 3, 4, 5):
         if made.pid is not None:
@@ -192,7 +187,7 @@ def test_a_killed_process_costs_nothing_but_time(
 
 
 def test_a_helper_that_ended_without_work_is_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = fresh(monkeypatch)
+    made = own_helper(monkeypatch)
     policy = memojax.load(POLICY, preload=[1], compile_in="process")
     assert made._running is not None
     made._running.let_go()  # The process sees that its parent is gone.
@@ -203,7 +198,7 @@ def test_a_helper_that_ended_without_work_is_not_a_crash(monkeypatch: pytest.Mon
 
 
 def test_cases_without_the_helper(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = fresh(monkeypatch)
+    made = own_helper(monkeypatch)
     memojax.load(POLICY, preload=[1])  # Nothing compiles in the background here.
     memojax.load(POLICY, compile_in="thread").preload([1], background=True).wait(60)
     with monkeypatch.context() as patch:
@@ -221,7 +216,7 @@ def test_cases_without_the_helper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_models_with_registered_operators_compile_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = fresh(monkeypatch)
+    made = own_helper(monkeypatch)
 
     @memojax.ops.register("OnlyHere", domain="my.helper")
     def only_here(x: Any) -> Any:
@@ -242,7 +237,7 @@ def test_helper_plans_are_stored_for_other_processes(tmp_path: Path, monkeypatch
 
 
 def test_an_interrupt_between_order_and_answer_does_not_mix_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = fresh(monkeypatch)
+    made = own_helper(monkeypatch)
     policy = memojax.load(POLICY, preload=[1], compile_in="process")
     with monkeypatch.context() as patch:
 
