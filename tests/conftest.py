@@ -7,7 +7,9 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,6 +34,16 @@ def pytest_collection_finish() -> None:
     # Many tests collect garbage. What exists before the first one, half a million objects, is none.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _background_of_its_own() -> Iterator[None]:
+    """The background tasks of a test file end before the next file counts compiles, plans or handles."""
+    yield
+    background = sys.modules.get("memojax.xla.background")
+    if background is not None:
+        for submit in (background.submit, background.submit_errand):
+            submit(lambda: None).result(300)
 
 
 @pytest.fixture
