@@ -7,6 +7,7 @@ parent, even during a compile, or after some minutes without an order. Ctrl-C do
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import queue
@@ -24,6 +25,8 @@ from .candidates import CANDIDATES
 from .compiler import PlanCompiler, Weights
 from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
 from .serialized import as_bytes
+
+log: logging.Logger = logging.getLogger("memojax")
 
 IDLE_SECONDS = 300
 """Seconds without an order after which the process ends; the next order starts another."""
@@ -129,6 +132,23 @@ def _failure(cause: Exception) -> Failed | str:
     return f"{type(cause).__name__}: {cause}"
 
 
+def _leave_a_core() -> None:
+    """Keep all threads of this process off one core, if there are several.
+
+    Linux gives a whole time slice of some milliseconds to a thread of any priority, and does not always move
+    the loop to an idle core meanwhile. Helpers of different processes leave different cores.
+    """
+    try:
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) > 1:
+            del cores[os.getppid() % len(cores)]
+            for task in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                    os.sched_setaffinity(int(task), cores)
+    except (AttributeError, OSError) as cause:
+        log.debug("this process cannot leave a core to its parent: %s", cause)
+
+
 def _end() -> NoReturn:
     """End at once: XLA's threads may be at work, and an orderly exit would wait for them."""
     os._exit(0)
@@ -148,6 +168,7 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     cpu_device()
     send(answers, packed(surroundings()))
+    _leave_a_core()
     workshop = _Workshop()
     while True:
         kind, *given = orders.next()
