@@ -14,6 +14,7 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import IO, Any, NoReturn
 
 import jax
@@ -21,9 +22,11 @@ import jax
 from ..errors import CompileError, LoweringError
 from ..lowering.typed_model import TypedModel
 from ..xla.cpu_client import cpu_device
-from .candidates import CANDIDATES
+from .candidates import CANDIDATES, Candidate
 from .compiler import PlanCompiler, Weights
 from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
+from .hoist import Residual
+from .plan import Plan
 from .serialized import as_bytes
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -35,10 +38,47 @@ _NICENESS = 10
 _WATCH_SECONDS = 1.0
 
 
+class _Cores:
+    """Keeps this process off one core, which stays free for the loop, if there are several.
+
+    Linux gives a whole time slice of some milliseconds to a thread of any priority, and does not always move
+    the loop to an idle core meanwhile. Helpers of different processes leave different cores.
+    """
+
+    def __init__(self) -> None:
+        self._all: list[int] = []
+        try:
+            self._all = sorted(os.sched_getaffinity(0))
+            for task in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                    os.sched_setaffinity(int(task), self._some())
+        except (AttributeError, OSError) as cause:
+            log.debug("this process cannot leave a core to its parent: %s", cause)
+
+    def _some(self) -> list[int]:
+        left = os.getppid() % len(self._all)
+        return [core for at, core in enumerate(self._all) if at != left] or self._all
+
+    @contextlib.contextmanager
+    def all(self) -> Iterator[None]:
+        """Give this thread all cores: XLA divides the work of a plan by the cores of the thread that compiles
+        it."""
+        if not self._all:
+            yield
+            return
+        os.sched_setaffinity(0, self._all)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, self._some())
+
+
 class _Workshop:
     """The models that were sent, and their compilers, which share values among all sizes."""
 
-    def __init__(self) -> None:
+    def __init__(self, cores: _Cores) -> None:
+        self._cores = cores
+        self._programs: set[tuple[int, Weights, str | None, str]] = set()
         self._models: dict[int, TypedModel] = {}
         self._compilers: dict[tuple[int, Weights, str | None, int | None], PlanCompiler] = {}
         self._sent: dict[int, set[str]] = {}
@@ -51,6 +91,7 @@ class _Workshop:
         self._sent.pop(number, None)
         for key in [key for key in self._compilers if key[0] == number]:
             del self._compilers[key]
+        self._programs = {key for key in self._programs if key[0] != number}
 
     def make(self, order: Order) -> Made:
         _take_limits(order)
@@ -66,7 +107,7 @@ class _Workshop:
         compiler, candidate = self._compilers[key], CANDIDATES[order.candidate]
         as_arguments = compiler.weights == "argument"
         residual = compiler.trace(order.size * candidate.rows) if as_arguments else None
-        plan = compiler.lower(order.size, candidate, residual).compile()
+        plan = self._compiled(compiler, order.size, candidate, residual, (*key, candidate.name))
         executable = plan.executable
         payload, weights = as_bytes(executable.made)
         sent = self._sent.setdefault(order.number, set())
@@ -75,6 +116,27 @@ class _Workshop:
         return Made(
             payload, new, executable.candidate, plan.compile_ms, residual.origin() if residual else None
         )
+
+    def _compiled(
+        self,
+        compiler: PlanCompiler,
+        size: int,
+        candidate: Candidate,
+        residual: Residual | None,
+        key: tuple[int, Weights, str | None, str],
+    ) -> Plan:
+        """The plan. XLA sees all cores, unless the kernels run all of it, as they ran the earlier sizes."""
+        if key in self._programs:
+            plan = compiler.lower(size, candidate, residual).compile()
+            if plan.executable.made.program is not None:
+                return plan
+            self._programs.discard(key)
+        lowered = compiler.lower(size, candidate, residual)
+        with self._cores.all():
+            plan = lowered.compile()
+        if plan.executable.made.program is not None:
+            self._programs.add(key)
+        return plan
 
 
 def _take_limits(order: Order) -> None:
@@ -132,23 +194,6 @@ def _failure(cause: Exception) -> Failed | str:
     return f"{type(cause).__name__}: {cause}"
 
 
-def _leave_a_core() -> None:
-    """Keep all threads of this process off one core, if there are several.
-
-    Linux gives a whole time slice of some milliseconds to a thread of any priority, and does not always move
-    the loop to an idle core meanwhile. Helpers of different processes leave different cores.
-    """
-    try:
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) > 1:
-            del cores[os.getppid() % len(cores)]
-            for task in os.listdir("/proc/self/task"):
-                with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-                    os.sched_setaffinity(int(task), cores)
-    except (AttributeError, OSError) as cause:
-        log.debug("this process cannot leave a core to its parent: %s", cause)
-
-
 def _end() -> NoReturn:
     """End at once: XLA's threads may be at work, and an orderly exit would wait for them."""
     os._exit(0)
@@ -168,8 +213,7 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     cpu_device()
     send(answers, packed(surroundings()))
-    _leave_a_core()
-    workshop = _Workshop()
+    workshop = _Workshop(_Cores())
     while True:
         kind, *given = orders.next()
         if kind == "make":

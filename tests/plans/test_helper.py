@@ -62,6 +62,17 @@ def expected(n: int) -> np.ndarray:
     return memojax.load(POLICY, compile_in="thread").infer_arrays({"obs": OBS[:n]})["logits"]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux has affinity")
+def test_the_helper_leaves_a_core_to_the_loop() -> None:
+    memojax.load(POLICY, preload=[2], compile_in="process")
+    ours, pid = os.sched_getaffinity(0), helper.pid
+    assert pid is not None
+    for task in os.listdir(f"/proc/{pid}/task"):
+        theirs = os.sched_getaffinity(int(task))
+        assert theirs <= ours
+        assert len(theirs) == max(1, len(ours) - 1)
+
+
 @pytest.mark.parametrize("weights", ["constant", "argument"])
 @pytest.mark.usefixtures("not_here")
 def test_the_helper_makes_the_plans_of_this_process(weights: Any) -> None:
