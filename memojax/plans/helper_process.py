@@ -47,30 +47,26 @@ class _Cores:
 
     def __init__(self) -> None:
         self._all: list[int] = []
-        try:
+        with contextlib.suppress(AttributeError, OSError):  # a system without affinity
             self._all = sorted(os.sched_getaffinity(0))
-            for task in os.listdir("/proc/self/task"):
-                with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-                    os.sched_setaffinity(int(task), self._some())
-        except (AttributeError, OSError) as cause:
-            log.debug("this process cannot leave a core to its parent: %s", cause)
-
-    def _some(self) -> list[int]:
-        left = os.getppid() % len(self._all)
-        return [core for at, core in enumerate(self._all) if at != left] or self._all
+        left = os.getppid() % max(1, len(self._all))
+        self._some: list[int] = [core for at, core in enumerate(self._all) if at != left]
+        self._use(self._some)
 
     @contextlib.contextmanager
     def all(self) -> Iterator[None]:
-        """Give this thread all cores: XLA divides the work of a plan by the cores of the thread that compiles
-        it."""
-        if not self._all:
-            yield
-            return
-        os.sched_setaffinity(0, self._all)
+        """Give the process all cores: XLA divides the work of a plan by the cores of its threads."""
+        self._use(self._all)
         try:
             yield
         finally:
-            os.sched_setaffinity(0, self._some())
+            self._use(self._some)
+
+    def _use(self, cores: list[int]) -> None:
+        if self._some:
+            for task in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                    os.sched_setaffinity(int(task), cores)
 
 
 class _Workshop:
