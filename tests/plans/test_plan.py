@@ -336,7 +336,7 @@ def test_floats_of_other_widths_are_cast(width: int, names: tuple[str, ...], can
     typed = TypedModel.from_function(
         lambda _, given: {"y": sum(given[name] for name in names) * 2},
         (),
-        {name: ((width,), np.float32) for name in names},
+        dict.fromkeys(names, ((width,), np.float32)),
     )
     compiler = PlanCompiler(typed, cpu_device())
     plan = compiler.lower(2, *([candidate] if candidate else [])).compile()
