@@ -19,7 +19,7 @@ from ..plans.batch_sizes import checked_size
 from ..plans.forbid import forbid_compile
 from ..rows.states import gather
 from .newest_weights import NewestWeights, keeper_class
-from .shared import compiles, imported_ray, model_of, pin_assigned, with_plans
+from .shared import compiles, imported_ray, model_of, threads_for_assigned, with_plans
 
 
 def deployment(
@@ -87,9 +87,10 @@ def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
         def __init__(self, policy: bytes, keeper: Any, identity: str):
             metrics: Any = importlib.import_module("ray.util.metrics")
 
-            pin_assigned()
-            self._policy = pickle.loads(policy)
-            self._policy.preload(sizes)
+            # Not pinned: routers and clients run on these cores, too, and requests would wait behind them.
+            with threads_for_assigned():
+                self._policy = pickle.loads(policy)
+                self._policy.preload(sizes)
             self._weights = NewestWeights(self._policy, keeper, identity)
             self._padded = 0
             buckets = [2.0**power for power in range(most.bit_length())]
