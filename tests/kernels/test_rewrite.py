@@ -23,6 +23,8 @@ from memojax.plans.candidates import DEFAULT, KERNELS
 from memojax.plans.compiler import PlanCompiler
 from memojax.xla.cpu_client import cpu_device
 
+from ..helpers import mostly_slow
+
 rng = np.random.default_rng(0)
 
 
