@@ -362,8 +362,6 @@ import os, sys, numpy as np
 from memojax.kernels.library import opened
 from memojax.kernels.packing import pack_matrix
 from memojax.kernels.program import ABSENT, Place, Product, Program
-
-from ..helpers import mostly_slow
 n = 256
 program = Program(n, 3)
 none = ((1, 0), (1, 0), (1, 0))
