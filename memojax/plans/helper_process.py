@@ -74,7 +74,7 @@ class _Workshop:
 
     def __init__(self, cores: _Cores) -> None:
         self._cores = cores
-        self._programs: set[tuple[int, Weights, str | None, str]] = set()
+        self._programs: set[tuple[Any, ...]] = set()
         self._models: dict[int, TypedModel] = {}
         self._compilers: dict[tuple[int, Weights, str | None, int | None], PlanCompiler] = {}
         self._sent: dict[int, set[str]] = {}
@@ -119,7 +119,7 @@ class _Workshop:
         size: int,
         candidate: Candidate,
         residual: Residual | None,
-        key: tuple[int, Weights, str | None, str],
+        key: tuple[Any, ...],
     ) -> Plan:
         """The plan. XLA sees all cores, unless the kernels run all of it, as they ran the earlier sizes."""
         if key in self._programs:
