@@ -153,9 +153,8 @@ def test_whole_numbers_that_are_rare_count_as_well(value: int) -> None:
     assert memojax.load(model).mixing_outputs == ("y",)
 
 
-W34, W44 = f32(3, 4), f32(4, 4)
 PROVEN: dict[str, tuple[Any, dict[str, Any]]] = {
-    "gemm": ([op("Gemm", "x w", "y")], {"w": W44}),
+    "gemm": ([op("Gemm", "x w", "y")], {"w": f32(4, 4)}),
     "softmax": ([op("Softmax", "x", "y", axis=1)], {}),
     "heads": (
         [
@@ -179,7 +178,7 @@ PROVEN: dict[str, tuple[Any, dict[str, Any]]] = {
     "gru": (
         [
             op("Unsqueeze", "x first", "x3"),
-            op("GRU", "x3 W R", "all h", hidden_size=4),
+            helper.make_node("GRU", ["x3", "W", "R"], ["all", "h"], hidden_size=4),
             op("Squeeze", "h first", "y"),
         ],
         {"W": f32(1, 12, 4), "R": f32(1, 12, 4), "first": np.array([0])},
@@ -193,14 +192,22 @@ PROVEN: dict[str, tuple[Any, dict[str, Any]]] = {
         {"w": f32(1, 1, 3), "second": np.array([1])},
     ),
     "embedding": (
-        [op("Cast", "x", "k", to=TensorProto.INT64), op("Gather", "w k", "g"), op("ReduceSum", "g last", "y", keepdims=0)],
+        [
+            op("Cast", "x", "k", to=TensorProto.INT64),
+            op("Gather", "w k", "g"),
+            op("ReduceSum", "g last", "y", keepdims=0),
+        ],
         {"w": f32(9, 2), "last": np.array([-1])},
     ),
     "best of each row": (
-        [op("TopK", "x two", "v i", axis=1), op("GatherElements", "x i", "e", axis=1), op("Concat", "v e", "y", axis=1)],
+        [
+            helper.make_node("TopK", ["x", "two"], ["v", "i"], axis=1),
+            op("GatherElements", "x i", "e", axis=1),
+            op("Concat", "v e", "y", axis=1),
+        ],
         {"two": np.array([2])},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("nodes", "constants"), PROVEN.values(), ids=PROVEN)
@@ -222,12 +229,11 @@ def test_rows_that_a_trace_proves_apart_need_no_trial(
 def test_rows_without_a_proof_that_keep_apart_are_served_by_trials() -> None:
     nodes = [
         op("NonZero", "x", "places"),
-        op("GatherND", "x pairs", "picked"),
         op("Transpose", "places", "pairs", perm=[1, 0]),
+        op("GatherND", "x pairs", "picked"),
         op("ScatterND", "x pairs picked", "y"),
     ]
-    order = [nodes[0], nodes[2], nodes[1], nodes[3]]
-    model = model_of(order, ROWS, ANSWERS)
+    model = model_of(nodes, ROWS, ANSWERS)
     policy = memojax.load(model, bucketing="pow2")
     rows_are_those_of(model, policy, 3)
 
