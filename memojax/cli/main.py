@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -110,6 +112,23 @@ def cli(debug: bool) -> None:
     """ONNX policies as memoized XLA executables: one per batch size, compiled once."""
 
 
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """Import without garbage collections, which find no garbage among modules, yet read each object again.
+
+    Later collections leave the imported objects alone, too.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     from ..xla.quiet_start import restore
@@ -118,6 +137,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if given and not {"-h", "--help", "--version"}.intersection(given):
         # Before `restore`, while Ctrl-C still ends the process at once: NumPy would report an interrupted
         # import as an error of its own.
-        importlib.import_module("memojax.api")
+        with no_collections():
+            importlib.import_module("memojax.api")
     restore()
     cli.main(args=given, prog_name="memojax")

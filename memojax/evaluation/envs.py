@@ -359,6 +359,8 @@ def _closest(name: str, known: Sequence[str]) -> list[str]:
 
 def is_env(env: Any) -> bool:
     """Whether `env` is one environment: Gymnasium's, or a parallel one with PettingZoo's attributes."""
+    if isinstance(env, str):  # Answered without Gymnasium, which is then imported while a plan compiles.
+        return False
     return isinstance(env, import_gymnasium().Env) or is_parallel(env)
 
 

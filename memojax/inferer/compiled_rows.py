@@ -75,7 +75,8 @@ class CompiledRows(EngineRows):
     def narrowed(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
         """NumPy floats cast to the model's float types; None if any input is anything else.
 
-        Environments give float64, so this way is short. The plan checks the shapes.
+        For plans that read large arrays where they lie: others cast while they copy (`plans/dispatch.py`).
+        The plan checks the shapes.
         """
         rows = {}
         for spec in self._inputs:

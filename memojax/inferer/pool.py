@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
@@ -255,9 +253,15 @@ class PolicyPool:
             if self._predictor is None:
                 from .predictor import Predictor
 
-                self._predictor = Predictor(_NamedRows(self))
-        with _naming(policies):
-            return self._predictor.predict(observation, state, episode_start, deterministic, action_masks)
+                self._predictor = Predictor(_Network(self))
+        return self._predictor._predict_by(
+            lambda inputs, dones: self.infer_arrays(inputs, policies),
+            observation,
+            state,
+            episode_start,
+            deterministic,
+            action_masks,
+        )
 
     @property
     def network(self) -> TypedModel:
@@ -385,29 +389,16 @@ class InfererOfPool(InfererOfModel):
         return self.pool.cache_info()
 
 
-_named: ContextVar[Sequence[Hashable]] = ContextVar("_named")
-
-
-@contextmanager
-def _naming(policies: Sequence[Hashable]) -> Iterator[None]:
-    """Name the weight sets of the rows of calls in this thread."""
-    before = _named.set(policies)
-    try:
-        yield
-    finally:
-        _named.reset(before)
-
-
 @final
-class _NamedRows(InfererOfPool):
-    """Runs rows whose weight sets `_naming` names."""
+class _Network(InfererOfPool):
+    """The network of a pool as a policy that `predict` can connect with observations; it runs no rows."""
 
     @property
     def typed(self) -> TypedModel:
         return self.pool.network
 
     def _names(self, ids: Sequence[int] | None, n: int) -> Sequence[Hashable]:
-        return _named.get()
+        raise InputError("rows of a pool need the name of a weight set each: pass policies")
 
 
 @final

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
 
+from .._types import Arrays
 from ..errors import InputShapeError, MemojaxError, SpaceMismatchError
 from ..model.signature import TensorSpec
 from ..rows.torch_arrays import from_torch, is_torch, to_torch
@@ -95,6 +96,30 @@ class Predictor:
             SpaceMismatchError: the observation does not fit, or no output is clearly the action.
             ActionError: the policy gave NaN, or an action outside of a discrete space.
         """
+        # `dones` also tells a policy that itself keeps state by agent whose episode is new.
+        return self._predict_by(
+            lambda inputs, dones: self.policy.infer_arrays(inputs, dones=dones),
+            observation,
+            state,
+            episode_start,
+            deterministic,
+            action_masks,
+        )
+
+    def _predict_by(
+        self,
+        run: Callable[[dict[str, Any], np.ndarray], Arrays],
+        observation: Any,
+        state: State | None,
+        episode_start: Any,
+        deterministic: bool,
+        action_masks: Any,
+    ) -> tuple[Any, State | None]:
+        """`predict` for rows that `run(inputs, dones)` answers.
+
+        Raises:
+            SpaceMismatchError, ActionError: as for `predict`.
+        """
         tensor = is_torch(observation)
         if tensor:
             observation = np.asarray(from_torch("the observation", observation))
@@ -108,8 +133,7 @@ class Predictor:
             (spec.name, fresh.reshape(n, *spec.shape).astype(spec.dtype)) for spec in connection.starts
         )
         hidden = self._hidden(connection, state, n, fresh)
-        # `dones` also tells a policy that itself keeps state by agent whose episode is new.
-        outputs = self.policy.infer_arrays({**inputs, **hidden}, dones=fresh)
+        outputs = run({**inputs, **hidden}, fresh)
         allowed = None if action_masks is None or connection.masks else np.asarray(action_masks)
         actions = connection.actor(outputs, [self._generator] * n, allowed)
         for transform in connection.action_transforms:

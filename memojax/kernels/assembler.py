@@ -22,7 +22,7 @@ from .program import (
     chunk_of,
     least_of,
 )
-from .values import Constant, Recipe, Refused, Value, contiguous, merged, outside, refined
+from .values import Arrangement, Constant, Refused, Value, contiguous, merged, outside, refined
 
 Known = Value | Constant | Pending
 
@@ -66,10 +66,10 @@ class _Work:
 
 @dataclass
 class Weight:
-    """An argument of the program that is made of weights: `source` after `recipe`."""
+    """An argument of the program that is made of weights: `source` after `arrangement`."""
 
     source: Any
-    recipe: Recipe
+    arrangement: Arrangement
     size: int
 
 
@@ -100,12 +100,12 @@ class Assembler:
         self._slots.append(_Slot(size, len(self._ops), len(self._ops)))
         return Value(tuple(shape), axis, size, dims, ARENA, slot=len(self._slots) - 1)
 
-    def weight(self, source: Any, recipe: Recipe, size: int) -> Place:
+    def weight(self, source: Any, arrangement: Arrangement, size: int) -> Place:
         """An argument made of weights."""
-        key = (source if isinstance(source, int) else id(source), recipe)
+        key = (source if isinstance(source, int) else id(source), arrangement)
         if key not in self._weights:
             self._weights[key] = len(self.weights)
-            self.weights.append(Weight(source, recipe, size))
+            self.weights.append(Weight(source, arrangement, size))
         return Place(-100 - self._weights[key])
 
     def emit(self, method: str, uses: Sequence[Value], **given: Any) -> None:

@@ -54,7 +54,7 @@ class Emitter(Assembler):
             x = self.copied(x, [*rest_x, *over_x])
             parts, order, inner = _summed(x, over_x)
             rows = merged([factor for i in rest_x for factor in x.dims[i]])
-        recipe = weight.then(
+        arrangement = weight.then(
             ("transpose", (*over_w, *rest_w)),
             ("reshape", (*(part.size for part in parts), columns)),
             ("transpose", (*order, *(i for i in range(len(parts)) if i not in order), len(parts))),
@@ -71,7 +71,7 @@ class Emitter(Assembler):
         self.product_step(
             out,
             x,
-            weight=self.weight(weight.source, recipe, 0),
+            weight=self.weight(weight.source, arrangement, 0),
             bias=self._bias(bias, 1, columns),
             images=images,
             size=size,
@@ -108,14 +108,14 @@ class Emitter(Assembler):
     def _bias(self, bias: Constant | None, groups: int, columns: int) -> Place:
         if bias is None:
             return ABSENT
-        recipe = bias.then(
+        arrangement = bias.then(
             ("broadcast", (groups * columns,)) if math.prod(bias.held) == 1 else ("reshape", (-1,)),
             ("reshape", (groups, columns)),
             ("vectors",),
         )
         if math.prod(bias.held) == 1:
-            recipe = bias.then(("reshape", (1,)), *recipe[len(bias.recipe) :])
-        return self.weight(bias.source, recipe, 0)
+            arrangement = bias.then(("reshape", (1,)), *arrangement[len(bias.arrangement) :])
+        return self.weight(bias.source, arrangement, 0)
 
     def convolution(
         self,
@@ -149,7 +149,7 @@ class Emitter(Assembler):
         # The kernel sums in the order of memory, so the packed weights are put in that order, too.
         order = (*rhs[2:], rhs[1]) if channels_inside else (rhs[1], *rhs[2:])
         groups, columns = windows.groups, windows.columns
-        recipe = weight.then(
+        arrangement = weight.then(
             ("transpose", (*order, rhs[0])),
             ("reshape", (windows.floats, groups, columns)),
             ("transpose", (1, 0, 2)),
@@ -164,7 +164,7 @@ class Emitter(Assembler):
         self.product_step(
             out,
             x,
-            weight=self.weight(weight.source, recipe, 0),
+            weight=self.weight(weight.source, arrangement, 0),
             bias=self._bias(bias, groups, columns),
             images=images,
             size=(height, width),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from .program import REGISTERS, Instruction, Operand, Place
-from .values import Constant, Factor, Recipe, Refused, Value, merged, refined, row_major
+from .values import Arrangement, Constant, Factor, Refused, Value, merged, refined, row_major
 
 _LARGEST_CONSTANT = 1 << 16
 """Limit of floats of a constant that is expanded over its broadcast dimensions."""
@@ -23,7 +23,7 @@ class Memory(Protocol):
         """A dense value, with the last dimension of `order` innermost."""
         ...
 
-    def weight(self, source: Any, recipe: Recipe, size: int) -> Place:
+    def weight(self, source: Any, arrangement: Arrangement, size: int) -> Place:
         """An argument made of weights."""
         ...
 
@@ -241,14 +241,14 @@ class Group:
             raise Refused("a constant too large to be spread")
         shape = [part.size if part.strides[number] else 1 for part in parts]
         natural = sorted(range(len(parts)), key=lambda i: parts[i].position)
-        recipe = value.then(
+        arrangement = value.then(
             ("reshape", tuple(shape[i] for i in natural)),
             ("transpose", tuple(natural.index(i) for i in range(len(parts)))),
             ("reshape", tuple(shape[start:])),
             ("broadcast", tuple(part.size for part in inner)),
             ("reshape", (columns,)),
         )
-        return Operand(memory.weight(value.source, recipe, columns), 0, 1, register)
+        return Operand(memory.weight(value.source, arrangement, columns), 0, 1, register)
 
 
 def _fits(value: Value, parts: Sequence[_Part], number: int, start: int, blocks: int) -> bool:

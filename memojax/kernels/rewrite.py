@@ -21,7 +21,7 @@ from .library import Library
 from .program import MOST_BUFFERS, bound_threads
 from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
 from .unroll import unrolled
-from .values import Constant, Recipe, Refused, Value, cook, outside
+from .values import Arrangement, Constant, Refused, Value, arranged, outside
 
 log: logging.Logger = logging.getLogger("memojax")
 
@@ -42,10 +42,10 @@ class _Pack(Step):
     """Packs weights for the kernels."""
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
-        return [cook(jnp.asarray(inputs[0]), self.params["recipe"], jnp)]
+        return [arranged(jnp.asarray(inputs[0]), self.params["arrangement"], jnp)]
 
     def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        made = np.ascontiguousarray(cook(np.asarray(inputs[0]), self.params["recipe"]))
+        made = np.ascontiguousarray(arranged(np.asarray(inputs[0]), self.params["arrangement"]))
         packed = aligned_empty(made.shape, made.dtype)
         packed[...] = made
         return [packed]
@@ -332,7 +332,7 @@ class _Rewriter:
                 raise Refused("too many arguments")
         except Refused as cause:
             raise _StepRefused(cause, index) from cause
-        weights = tuple(self._weight(weight.source, weight.recipe) for weight in emitter.weights)
+        weights = tuple(self._weight(weight.source, weight.arrangement) for weight in emitter.weights)
         return _Call(
             _CALL,
             {"program": program},
@@ -452,13 +452,13 @@ class _Rewriter:
             inner *= shape[i]
         return constant if held == tuple(wanted) and math.prod(wanted) == count else None
 
-    def _weight(self, source: Any, recipe: Recipe) -> Atom:
+    def _weight(self, source: Any, arrangement: Arrangement) -> Atom:
         """The argument of a program that is made of weights."""
         if not isinstance(source, int):
-            return literal(np.ascontiguousarray(cook(source, recipe)))
+            return literal(np.ascontiguousarray(arranged(source, arrangement)))
         node = self.node_of[source]
         aval = self.avals[source]
-        step = _Pack(_PACKED, {"recipe": recipe}, (source,), (self.next_number,), (aval,))
+        step = _Pack(_PACKED, {"arrangement": arrangement}, (source,), (self.next_number,), (aval,))
         (made,) = self.hoister.made_by(step, (node,))
         if made not in self.new_nodes:
             self.new_nodes[made] = self.next_number

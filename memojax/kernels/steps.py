@@ -86,7 +86,7 @@ class Translator:
                 registers.append(None)
             elif isinstance(operand, Constant):
                 registers.append(
-                    group.operand(Constant(shape, _held(operand, shape), operand.source, operand.recipe))
+                    group.operand(Constant(shape, _held(operand, shape), operand.source, operand.arrangement))
                 )
             else:
                 registers.append(group.operand(operand))

@@ -220,7 +220,7 @@ def outside(shape: Sequence[int], blocks: int, buffer: int) -> Value:
     return Value(tuple(shape), axis, block, dims, buffer)
 
 
-Recipe = tuple[tuple[Any, ...], ...]
+Arrangement = tuple[tuple[Any, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,13 +231,13 @@ class Constant:
         shape: the shape that the steps see.
         held: the shape without repetition: 1 in broadcast dimensions.
         source: number of a known value, or the array itself.
-        recipe: operations that turn the source into an array of the shape `held`.
+        arrangement: operations that turn the source into an array of the shape `held`.
     """
 
     shape: tuple[int, ...]
     held: tuple[int, ...]
     source: Any
-    recipe: Recipe = ()
+    arrangement: Arrangement = ()
 
     @property
     def number(self) -> float | None:
@@ -246,14 +246,14 @@ class Constant:
             return float(self.source.reshape(()))
         return None
 
-    def then(self, *steps: tuple[Any, ...]) -> Recipe:
-        """The recipe with additional steps."""
-        return (*self.recipe, *steps)
+    def then(self, *steps: tuple[Any, ...]) -> Arrangement:
+        """The arrangement with additional steps."""
+        return (*self.arrangement, *steps)
 
 
-def cook(array: Any, recipe: Recipe, xp: Any = np) -> Any:
-    """`array` after the steps of a recipe; `xp` is NumPy, or JAX's NumPy for a traced array."""
-    for name, *rest in recipe:
+def arranged(array: Any, arrangement: Arrangement, xp: Any = np) -> Any:
+    """`array` after the steps of an arrangement; `xp` is NumPy, or JAX's NumPy for a traced array."""
+    for name, *rest in arrangement:
         array = _STEPS[name](xp, array, *rest)
     return array
 

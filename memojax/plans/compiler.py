@@ -41,7 +41,7 @@ from .long_chains import cut
 from .packing import PACKED_BYTES, Packing
 from .plan import Compiled, Executable, Plan
 from .strides import with_more_channels
-from .weight_arguments import Leading, Placing
+from .weight_arguments import Leading, WeightArguments
 
 log: logging.Logger = logging.getLogger("memojax")
 
@@ -124,7 +124,9 @@ class PlanCompiler:
         self._hoister = (
             like._hoister if like is not None and shares else Hoister(leaves, limited=typed.model is not None)
         )
-        self._placing = like._placing if like is not None and shares else Placing(self._hoister, device)
+        self._arguments = (
+            like._arguments if like is not None and shares else WeightArguments(self._hoister, device)
+        )
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
         self.input_bytes: int = sum(map(_bytes, typed.api.inputs))
@@ -186,7 +188,7 @@ class PlanCompiler:
         if residual:
             count = len(residual.nodes)
             formats = _formats(compiled.executable, count) if candidate.layouts else ()
-            leading = self._placing.place(residual.nodes, formats)
+            leading = self._arguments.place(residual.nodes, formats)
         executable = self._executable(size, compiled, packing, leading, candidate, meter)
         return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
@@ -196,7 +198,7 @@ class PlanCompiler:
         This needs weights that are arguments, and equal names, shapes and dtypes. A concurrent call sees all
         the old weights or all the new ones.
         """
-        replace = self._placing.replacing(jax.tree.leaves(typed.params))
+        replace = self._arguments.replacing(jax.tree.leaves(typed.params))
 
         def update() -> None:
             replace()
@@ -242,7 +244,7 @@ class PlanCompiler:
         # Such a plan has its executable as any other: for its memory, its file and its HLO. Calls run the
         # program, which holds the weights, so the executable takes them as arguments and needs no copy.
         program = direct(whole, constants) if candidate.kernels and self.host else None
-        leading = Leading() if constants is not None else self._placing.place(residual.nodes)
+        leading = Leading() if constants is not None else self._arguments.place(residual.nodes)
         arguments: Sequence[Any] = leading.values
         if program is not None and constants is not None:
             arguments = [*map(_abstract, constants)]
@@ -290,7 +292,7 @@ class PlanCompiler:
                     made = Compiled(compiled, program)
                     kept = leading
                     if candidate.layouts:
-                        kept = self._placing.place(leading.nodes, _formats(compiled, count))
+                        kept = self._arguments.place(leading.nodes, _formats(compiled, count))
                     return self._executable(size, made, packing, kept, candidate, meter)
             except LoweringError:
                 raise

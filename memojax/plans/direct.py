@@ -13,7 +13,7 @@ import numpy as np
 
 from ..kernels.direct import Direct, Large, Slot, caller
 from ..model.signature import ModelApi
-from .dispatch import Answer, Meter, Rows, Run, checked
+from .dispatch import Answer, Meter, Rows, Run, Wanted, castable, checked
 from .weight_arguments import Leading
 
 
@@ -63,7 +63,11 @@ def direct_calls(
         give(slot)
         return results
 
-    inputs = [(spec.name, shape, np.dtype(dtype)) for spec, (shape, dtype) in zip(api.inputs, specs)]
+    # What is too large to copy is cast by itself, as `Large` says.
+    inputs = [
+        Wanted(spec.name, shape, np.dtype(dtype), castable(np.dtype(dtype)))
+        for spec, (shape, dtype) in zip(api.inputs, specs)
+    ]
     return run, checked(run, inputs, outputs, random, meter)
 
 

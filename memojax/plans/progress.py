@@ -29,9 +29,15 @@ def progress_bar(name: str, total: int, *, transient: bool = False) -> Iterator[
             yield bar.report
         finally:
             bar.show()
-    else:
+    elif console.is_terminal:
         with _terminal_bar(console, name, total, transient) as report:
             yield report
+    else:
+        yield _silent
+
+
+def _silent(done: int, note: str) -> None:
+    pass
 
 
 @contextlib.contextmanager
@@ -52,9 +58,7 @@ def _terminal_bar(console: Any, name: str, total: int, transient: bool) -> Itera
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     ]
-    with Progress(
-        *texts, *times, console=console, transient=transient, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*texts, *times, console=console, transient=transient) as bar:
         task = bar.add_task(name, total=total, note="")
         yield lambda done, note: bar.update(task, completed=done, note=note)
 

@@ -38,7 +38,7 @@ class Leading:
             return tuple(jax.device_put(value, to) for value, to in zip(values, self.formats, strict=True))
 
 
-class Placing:
+class WeightArguments:
     """The arguments of all sizes of one model, on one device."""
 
     def __init__(self, hoister: Hoister, device: jax.Device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import subprocess
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper
 
 import memojax
 from memojax import policies
-from memojax.cli.main import COMMANDS, cli
+from memojax.cli.main import COMMANDS, cli, no_collections
 from memojax.cli.sizes import parse_sizes
 from memojax.ops.coverage import coverage, totals, who_lowers
 
@@ -59,6 +60,20 @@ def test_it_runs_as_a_module() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"memojax {memojax.__version__} (jax ")
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_collections_pause_during_imports_and_then_go_on_as_before(collecting: bool) -> None:
+    frozen = gc.get_freeze_count()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with no_collections():
+            assert not gc.isenabled()
+        assert gc.isenabled() is collecting
+        assert (gc.get_freeze_count() > frozen) is collecting
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def test_help_lists_the_commands_and_how_to_complete_them() -> None:

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_and_gives_reasons_for_missing_parts(tmp_path: Path) -> None:
     numbers, page = tmp_path / "numbers.json", tmp_path / "page.md"
     command = [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), "--dry"]

@@ -15,6 +15,7 @@ import pytest
 
 import memojax as mj
 from memojax import errors
+from memojax.evaluation.envs import is_env
 from memojax.evaluation.options import GROUPS, EvaluateOptions
 
 from .. import tiny_envs
@@ -218,3 +219,4 @@ def test_without_gymnasium_the_error_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(errors.MissingPackageError, match=r"pip install 'memojax\[rl\]'"):
         mj.evaluate(Policy(first), "CartPole-v1")
+    assert not is_env("CartPole-v1")  # A name needs no import, so a plan compiles during Gymnasium's.

@@ -10,6 +10,7 @@ import pytest
 import memojax as mj
 from memojax import errors, evaluation, policies
 
+from ..helpers import mostly_slow
 from .test_evaluation_teams import Team
 
 pytest.importorskip("gymnasium")
@@ -46,7 +47,7 @@ def test_a_member_plays_as_its_own_policy_does() -> None:
 
 
 @pytest.mark.parametrize("name", ["acrobot_ppo", "recurrent_lstm"])
-@pytest.mark.parametrize("num_envs", [None, 5])
+@pytest.mark.parametrize("num_envs", mostly_slow([5], [None]))
 def test_all_sets_play_the_same_seeds_in_one_call(name: str, num_envs: int | None) -> None:
     pool = _pool(name)
     recurrent = name == "recurrent_lstm"

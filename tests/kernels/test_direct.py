@@ -26,7 +26,7 @@ from memojax.plans.row_check import plan_mixing
 from memojax.plans.serialized import as_bytes, from_bytes
 from memojax.xla.cpu_client import cpu_device
 
-from ..helpers import in_threads, own_helper
+from ..helpers import in_threads, mostly_slow, own_helper
 from .test_rewrite import file, mlp, weight
 
 
@@ -116,7 +116,7 @@ def _sampler(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
-@pytest.mark.parametrize("size", [1, 7, 300])
+@pytest.mark.parametrize("size", mostly_slow([7], [1, 300]))
 def test_draws_equal_the_plan_of_xla(kind: str, size: int) -> None:
     same(*plans(_sampler(kind), size))
 

@@ -23,6 +23,8 @@ from memojax.plans.candidates import DEFAULT, KERNELS
 from memojax.plans.compiler import PlanCompiler
 from memojax.xla.cpu_client import cpu_device
 
+from ..helpers import mostly_slow
+
 rng = np.random.default_rng(0)
 
 
@@ -386,7 +388,7 @@ def test_a_forked_child_does_not_wait_for_missing_threads() -> None:
     assert _run(_FORKED, MEMOJAX_KERNELS_THREADS="3") == "done\n"
 
 
-@pytest.mark.parametrize("times", [1, 3, 16, 17, 70])
+@pytest.mark.parametrize("times", mostly_slow([3, 17], [1, 16, 70]))
 @pytest.mark.parametrize("heads", [1, 2])
 def test_attention_is_part_of_a_program(times: int, heads: int) -> None:
     """Products of computed arrays, whose columns fill one panel of packed weights, or several, or a part."""

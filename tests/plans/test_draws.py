@@ -16,6 +16,8 @@ from memojax.plans.candidates import DEFAULT
 from memojax.plans.compiler import PlanCompiler
 from memojax.xla.cpu_client import cpu_device
 
+from ..helpers import mostly_slow
+
 KEY = np.array([3_000_000_007, 5], np.uint32)
 ROWS = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 
@@ -64,7 +66,10 @@ DRAWS: dict[str, Draw] = {
 }
 
 
-@pytest.mark.parametrize("name", DRAWS)
+QUICK = ("normal", "folded by a value", "categorical", "a key a row")
+
+
+@pytest.mark.parametrize("name", mostly_slow(QUICK, [name for name in DRAWS if name not in QUICK]))
 def test_the_numbers_equal_jaxs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found, program = drawn(sampler(DRAWS[name]))
     monkeypatch.setattr("memojax.plans.compiler.without_loops", lambda residual: residual)

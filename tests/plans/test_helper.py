@@ -25,7 +25,7 @@ from memojax.plans.compiler import PlanCompiler
 from memojax.plans.helper import Helper, helper
 from memojax.xla.background import submit
 
-from ..helpers import own_helper
+from ..helpers import mostly_slow, own_helper
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = memojax.policies.bundled("acrobot_ppo")
@@ -345,7 +345,7 @@ def _lives(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="it looks into /proc")
-@pytest.mark.parametrize("end", ["exit", "kill", "ctrl-c", "amid"])
+@pytest.mark.parametrize("end", mostly_slow(["kill"], ["exit", "ctrl-c", "amid"]))
 def test_the_helper_needs_no_main_guard_and_ends_with_its_parent(tmp_path: Path, end: str) -> None:
     last = {
         "exit": "",
@@ -365,6 +365,7 @@ def test_the_helper_needs_no_main_guard_and_ends_with_its_parent(tmp_path: Path,
     assert error.count("Traceback") == (end == "ctrl-c")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="it looks into /proc")
 def test_a_forked_child_keeps_nothing_alive(tmp_path: Path) -> None:
     script = (

@@ -44,6 +44,12 @@ def network(
     return fn, jax.make_jaxpr(fn)(*shapes)
 
 
+def assert_same_numbers(changed: Any, fn: Any, w: np.ndarray, x: np.ndarray) -> None:
+    """A jaxpr gives the numbers of `fn`; each is one compile, where step by step it would be ten."""
+    found = jax.jit(lambda *given: jax.core.eval_jaxpr(changed.jaxpr, changed.consts, *given))(w, x)[0]
+    np.testing.assert_allclose(found, jax.jit(fn)(w, x), rtol=1e-5, atol=1e-5)
+
+
 def strides_of(closed: Any) -> list[tuple[int, ...]]:
     _, steps, _ = flattened(closed)
     return [step.params["window_strides"] for step in steps if step.primitive.name == "conv_general_dilated"]
@@ -59,7 +65,7 @@ def strides_of(closed: Any) -> list[tuple[int, ...]]:
         ((9, 9), (2, 2), (2, 2)),
     ],
 )
-@pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 2), (3, 0)), ((0, 5), (7, 1))])
+@pytest.mark.parametrize("padding", mostly_slow(["SAME", ((1, 2), (3, 0))], ["VALID", ((0, 5), (7, 1))]))
 def test_the_numbers_equal_the_files(
     channels: int, size: tuple[int, int], window: tuple[int, int], strides: tuple[int, int], padding: Any
 ) -> None:
@@ -69,8 +75,7 @@ def test_the_numbers_equal_the_files(
     assert strides_of(closed) == [strides]
     assert strides_of(changed) == [(1, 1)]
     x, w = (RNG.standard_normal(shape).astype(np.float32) for shape in (image, weights))
-    found = jax.core.eval_jaxpr(changed.jaxpr, changed.consts, w, x)[0]
-    np.testing.assert_allclose(found, fn(w, x), rtol=1e-5, atol=1e-5)
+    assert_same_numbers(changed, fn, w, x)
 
 
 @pytest.mark.parametrize("out", ["NHWC", "CNHW"])
@@ -80,8 +85,7 @@ def test_the_result_keeps_its_order_of_axes(out: str) -> None:
     x, w = RNG.standard_normal((2, 3, 16, 16)), RNG.standard_normal((4, 3, 4, 4))
     x, w = x.astype(np.float32), w.astype(np.float32)
     assert strides_of(changed) == [(1, 1)]
-    found = jax.core.eval_jaxpr(changed.jaxpr, changed.consts, w, x)[0]
-    np.testing.assert_allclose(found, fn(w, x), rtol=1e-5, atol=1e-5)
+    assert_same_numbers(changed, fn, w, x)
 
 
 def test_a_window_that_the_stride_does_not_divide_grows_where_that_pays() -> None:
@@ -91,8 +95,7 @@ def test_a_window_that_the_stride_does_not_divide_grows_where_that_pays() -> Non
         assert strides_of(changed) == [expected]
         x = RNG.standard_normal((2, 3, side, side)).astype(np.float32)
         w = RNG.standard_normal((4, 3, 5, 3)).astype(np.float32)
-        found = jax.core.eval_jaxpr(changed.jaxpr, changed.consts, w, x)[0]
-        np.testing.assert_allclose(found, fn(w, x), rtol=1e-5, atol=1e-5)
+        assert_same_numbers(changed, fn, w, x)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_others_stay_as_they_are(image: Any, window: Any, strides: Any, options:
 @pytest.mark.parametrize("channels", mostly_slow([4], [1, 8]))
 @pytest.mark.parametrize("window", [(3, 3), (4, 3), (5, 5)])
 @pytest.mark.parametrize("size", [(12, 13), (15, 20)])
-@pytest.mark.parametrize("padding", ["VALID", "SAME", ((0, 3), (2, 0))])
+@pytest.mark.parametrize("padding", mostly_slow([((0, 3), (2, 0))], ["VALID", "SAME"]))
 def test_four_pixels_at_once_give_the_files_numbers(
     channels: int, window: tuple[int, int], size: tuple[int, int], padding: Any
 ) -> None:
@@ -135,8 +138,7 @@ def test_four_pixels_at_once_give_the_files_numbers(
     (step,) = (step for step in steps if step.primitive.name == "conv_general_dilated")
     assert step.avals[0].shape[-1] == 24
     x, w = (RNG.standard_normal(shape).astype(np.float32) for shape in (image, weights))
-    found = jax.core.eval_jaxpr(changed.jaxpr, changed.consts, w, x)[0]
-    np.testing.assert_allclose(found, fn(w, x), rtol=1e-5, atol=1e-5)
+    assert_same_numbers(changed, fn, w, x)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

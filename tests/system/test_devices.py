@@ -20,7 +20,7 @@ from memojax.plans.row_assembly import RowAssembly
 from memojax.rows.device_choice import DeviceChoice, is_committed
 from memojax.xla import views
 
-from ..helpers import scaling
+from ..helpers import mostly_slow, scaling
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = """
@@ -229,10 +229,12 @@ def test_inferers_work_on_a_device_that_numpy_cannot_read() -> None:
     assert out.split() == ["refused", "refused"]
 
 
-def test_no_executable_and_no_memory_for_each_number_of_rows() -> None:
-    """200 numbers of rows, padded, split and cast: the executables are those of the plans, whatever comes."""
+@pytest.mark.parametrize("most", mostly_slow([50], [200]))
+def test_no_executable_and_no_memory_for_each_number_of_rows(most: int) -> None:
+    """Any number of rows, padded, split and cast: the executables are those of the plans, whatever comes."""
     two_devices(
-        textwrap.dedent(UNREADABLE)
+        f"most = {most}\n"
+        + textwrap.dedent(UNREADABLE)
         + textwrap.dedent("""
         compiles = []
         jax.monitoring.register_event_duration_secs_listener(
@@ -253,16 +255,18 @@ def test_no_executable_and_no_memory_for_each_number_of_rows() -> None:
                     for dtype in (np.float32, np.float16):
                         check(policy, n, dtype)
         policies.pop(2)  # its plans for other sizes are compiled behind the calls
-        sweep(range(1, 201))
+        if most < 200:
+            del policies[:2]
+        sweep(range(1, most + 1))
         first, before = len(compiles), executables()
-        sweep(range(201, 401))
+        sweep(range(most + 1, 2 * most + 1))
         later = (len(compiles) - first) // each
-        # Those with room for the results of up to 512 rows: two for each plan and policy.
+        # Those with room for the results of up to 2 * most rows: two for each plan and policy.
         assert later <= 24, later
         assert executables() <= before + 24, (before, executables())
-        sweep([401])
+        sweep([2 * most + 1])
         known = len(compiles)
-        sweep(range(402, 441))
+        sweep(range(2 * most + 2, 2 * most + most // 5))
         assert len(compiles) == known, "the same plans and the same room"
         assert first // each < 200, first
         assert trips == [], len(trips)
@@ -270,11 +274,15 @@ def test_no_executable_and_no_memory_for_each_number_of_rows() -> None:
     )
 
 
-@pytest.mark.parametrize("unreadable", [False, True], ids=["cpu", "unreadable"])
-def test_hidden_state_compiles_nothing_for_a_number_of_agents(unreadable: bool) -> None:
+@pytest.mark.parametrize(
+    ("unreadable", "most"),
+    [(True, 12), *(pytest.param(unreadable, 200, marks=pytest.mark.slow) for unreadable in (True, False))],
+)
+def test_hidden_state_compiles_nothing_for_a_number_of_agents(unreadable: bool, most: int) -> None:
     """Agents come and go, some begin anew: states are those of NumPy rows, and no number of them compiles."""
     two_devices(
-        (
+        f"most = {most}\n"
+        + (
             textwrap.dedent(UNREADABLE)
             if unreadable
             else "import gc\nexecutables = lambda: (gc.collect(), len(second.client.live_executables()))[1]\n"
@@ -298,14 +306,14 @@ def test_hidden_state_compiles_nothing_for_a_number_of_agents(unreadable: bool) 
             found = there.infer_arrays({"a": jax.device_put(rows, second)}, dones=given)["sum"]
             assert found.devices() == {second}
             np.testing.assert_array_equal(found, wanted)
-        for n in (200, *(1 << power for power in range(9)), 3, 5, 7):
+        for n in (most, *(1 << power for power in range(9) if 1 << power < 2 * most), 3, 5, 7):
             for dones in (None, "host", "device"):
                 step(n, dones)
         before = executables()
-        for n in range(1, 201):
+        for n in range(1, most + 1):
             step(n, (None, "host", "device")[n % 3])
         assert executables() == before, (before, executables())
-        for agent in (0, 3, 199):
+        for agent in (0, 3, most - 1):
             assert np.array_equal(there.states(agent)["h_in"], here.states(agent)["h_in"])
         """)
     )
@@ -326,8 +334,10 @@ def test_views_through_dlpack_are_rows_that_lie_where_they_are() -> None:
     assert [views.granule(size) for size in (16, 24, 12, 4, 2, 1, 3)] == [1, 2, 4, 4, 8, 16, 16]
 
 
-@pytest.mark.parametrize("shape", [(3,), (), (2, 3)], ids=str)
-@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.bool_, np.float64], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("shape", mostly_slow([(3,)], [(), (2, 3)]), ids=str)
+@pytest.mark.parametrize(
+    "dtype", mostly_slow([np.float32, np.int8], [np.bool_, np.float64]), ids=lambda one: one.__name__
+)
 def test_rows_are_put_together_from_any_range(shape: tuple[int, ...], dtype: type) -> None:
     device, rng = jax.devices()[0], np.random.default_rng(0)
     specs = [mj.TensorSpec("a", shape, dtype), mj.TensorSpec("b", (2,), np.float32)]

@@ -16,6 +16,8 @@ import pytest
 import memojax
 from memojax.ops._common import nx
 
+from ..helpers import mostly_slow
+
 ROOT = Path(__file__).resolve().parents[2]
 posix = pytest.mark.skipif(os.name != "posix", reason="forks and signals are POSIX's")
 
@@ -100,7 +102,7 @@ def test_another_program_keeps_its_handler() -> None:
     assert done.stdout == "True\n", done.stderr
 
 
-@pytest.mark.parametrize("seconds", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("seconds", mostly_slow([0.5], [0.2, 0.9]))
 def test_an_exit_amid_compiles_is_clean(seconds: float) -> None:
     done = run(
         """
@@ -127,9 +129,10 @@ def test_an_exit_amid_compiles_is_clean(seconds: float) -> None:
     assert not done.stderr
 
 
-def test_an_exit_amid_swaps_is_clean() -> None:
-    """A race, so it runs some times."""
-    for _ in range(4):
+@pytest.mark.parametrize("times", mostly_slow([1], [4]))
+def test_an_exit_amid_swaps_is_clean(times: int) -> None:
+    """A race, so the whole suite runs it several times."""
+    for _ in range(times):
         done = run("""
             import threading, time, numpy as np, memojax
             policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), weights="argument")

@@ -22,8 +22,8 @@ from memojax.plans import batch_memory
 from memojax.xla.memory import available_bytes, readable
 
 
-def wide(width: int = 1 << 20) -> Any:
-    """A model with temporaries of 4 MiB for each row, between two small vectors."""
+def wide(width: int = 1 << 16) -> Any:
+    """A model with temporaries of 256 KiB for each row, between two small vectors."""
 
     def fn(params: Any, inputs: Any) -> Any:
         grown = jnp.sort(jnp.sin(inputs["x"] * params), axis=1)

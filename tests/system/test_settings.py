@@ -18,6 +18,8 @@ import memojax
 from memojax.lowering.typed_model import TypedModel
 from memojax.xla.settings import own_settings
 
+from ..helpers import mostly_slow
+
 MODEL = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
 g (float[batch,4] x, int64[batch,1] i)
   => (float[batch,3] y, float[batch,4] z, int64[batch] a, float[batch,1] e, float[batch,4] s)
@@ -39,12 +41,12 @@ ROWS = {"x": np.arange(12, dtype=np.float32).reshape(3, 4) - 5, "i": np.array([[
 
 Settings = Callable[[], Any]
 SETTINGS: dict[str, Settings] = {
-    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
     "debug nans": lambda: jax.debug_nans(True),
-    "debug infs": lambda: jax.debug_infs(True),
     "disable jit": lambda: jax.disable_jit(True),
     "x64": lambda: jax.enable_x64(True),
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "debug infs": lambda: jax.debug_infs(True),
     "no x64": lambda: jax.enable_x64(False),
     "precision": lambda: jax.default_matmul_precision("bfloat16"),
     "device": lambda: jax.default_device(jax.devices()[-1]),
@@ -53,6 +55,11 @@ SETTINGS: dict[str, Settings] = {
     "keys": lambda: jax.legacy_prng_key("error"),
     "threefry": lambda: jax.threefry_partitionable(False),
 }
+each_setting = pytest.mark.parametrize(
+    "setting",
+    mostly_slow(list(SETTINGS.values())[:4], list(SETTINGS.values())[4:]),
+    ids=list(SETTINGS),
+)
 
 
 def assert_same(answer: Any, expected: Any, widths: bool = True) -> None:
@@ -75,7 +82,7 @@ def expected(policy: Any) -> dict[str, np.ndarray]:
     return policy.infer_arrays(ROWS)
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@each_setting
 def test_loading_a_miss_and_a_hit(setting: Settings, policy: Any, expected: Any) -> None:
     with setting():
         for _ in range(2):
@@ -90,7 +97,7 @@ def test_loading_a_miss_and_a_hit(setting: Settings, policy: Any, expected: Any)
         assert_same(fresh.infer_arrays(ROWS), expected)
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@each_setting
 def test_arrays_on_a_device_and_large_ones(setting: Settings, policy: Any, expected: Any) -> None:
     on_device = {name: jax.device_put(rows) for name, rows in ROWS.items()}
     many = {name: np.concatenate([rows] * 1024) for name, rows in ROWS.items()}
@@ -104,7 +111,7 @@ def test_arrays_on_a_device_and_large_ones(setting: Settings, policy: Any, expec
         assert_same({name: value[-3:] for name, value in policy.infer_arrays(many).items()}, expected)
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@each_setting
 def test_run(setting: Settings, expected: Any) -> None:
     with setting():
         model = memojax.OneShot(MODEL)
@@ -112,7 +119,7 @@ def test_run(setting: Settings, expected: Any) -> None:
             assert_same(model(ROWS), expected)
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@each_setting
 def test_to_jax(setting: Settings, expected: Any) -> None:
     """Dtypes follow the caller's x64 setting; the caller's checks see results of the caller's `jit`."""
     with setting() as _:

@@ -196,6 +196,7 @@ def test_devices_and_shardings_of_another_kind_are_refused() -> None:
             mj.ShardedInferer(scaling(), **given)
 
 
+@pytest.mark.slow
 def test_options_hold_over_devices(on_devices, tmp_path: Path) -> None:
     on_devices(f"""
         folder = {str(tmp_path / "plans")!r}
@@ -328,7 +329,9 @@ def test_evaluate_and_wrappers_run_over_devices(on_devices) -> None:
     """)
 
 
-@pytest.mark.parametrize("kernels", ["0", "1"], ids=["without kernels", "with kernels"])
+@pytest.mark.parametrize(
+    "kernels", mostly_slow(["1"], ["0"]), ids={"0": "without kernels", "1": "with kernels"}.get
+)
 def test_one_device_and_several_agree_with_kernels_or_without(kernels: str) -> None:
     """A sharded plan is XLA's own code; beside it, policies on one device run on the kernels."""
     env = {
@@ -356,6 +359,7 @@ def test_one_device_and_several_agree_with_kernels_or_without(kernels: str) -> N
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_sizes_are_recommended_and_drawn_over_devices(on_devices) -> None:
     pytest.importorskip("matplotlib")
     on_devices("""
@@ -376,6 +380,7 @@ def test_sizes_are_recommended_and_drawn_over_devices(on_devices) -> None:
     """)
 
 
+@pytest.mark.slow
 def test_the_commands_spread_rows_over_devices(on_devices) -> None:
     on_devices("""
         import contextlib, io, json, tempfile
