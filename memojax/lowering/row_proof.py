@@ -14,7 +14,7 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from .row_rules import FLAT_RULES, everywhere, shape_of, with_units, without
-from .row_states import MIXED, Rows, Same, State, joined, moved, of_constant
+from .row_states import MIXED, Apart, Mixed, Rows, Same, State, joined, moved, of_constant
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,31 @@ class Walk:
 
     def _step(self, equation: Any, given: list[State]) -> Sequence[State]:
         name, many = equation.primitive.name, len(equation.outvars)
-        if MIXED in given:
+        known = [state for state in given if not isinstance(state, Mixed)]
+        if len(known) < len(given):
             return [MIXED] * many
         if (body := _BODIES.get(name)) is not None:
-            return body(self, equation, given)
-        has_rows = any(isinstance(state, Rows) for state in given)
+            return body(self, equation, known)
+        has_rows = any(isinstance(state, Rows) for state in known)
         if name in _DRAWS and not has_rows:
             return [everywhere(len(shape_of(var))) if self.draws else Same() for var in equation.outvars]
         if (rule := FLAT_RULES.get(name)) is not None:
-            found = rule(equation, given, self.n)
-            return found * many if len(found) == 1 else found
+            found = rule(equation, known, self.n)
+            return [found[0]] * many if len(found) == 1 else found
         # Whatever an operator does, it makes nothing of rows from values that have none.
         return [MIXED if has_rows else Same()] * many
 
 
-def _called(walk: Walk, equation: Any, given: list[State]) -> list[State]:
+def _called(walk: Walk, equation: Any, given: list[Apart]) -> Sequence[State]:
     body = next(
         equation.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params
     )
     return walk.outputs(body, given) if isinstance(body, ClosedJaxpr) else walk.of(body, [], given)
 
 
-def _settled(step: Callable[[list[State]], list[State]], carry: list[State]) -> list[State]:
+def _settled(step: Callable[[list[State]], list[State]], first: Sequence[State]) -> list[State]:
     """The states of a loop's carried values, which another trip does not change."""
+    carry = list(first)
     while True:
         after = [joined([a, b]) for a, b in zip(carry, step(carry), strict=True)]
         if after == carry:
@@ -80,7 +82,7 @@ def _settled(step: Callable[[list[State]], list[State]], carry: list[State]) -> 
         carry = after
 
 
-def _while(walk: Walk, equation: Any, given: list[State]) -> list[State]:
+def _while(walk: Walk, equation: Any, given: list[Apart]) -> Sequence[State]:
     p = equation.params
     test, body = p["cond_nconsts"], p["body_nconsts"]
     carry = _settled(
@@ -91,7 +93,7 @@ def _while(walk: Walk, equation: Any, given: list[State]) -> list[State]:
     return carry if isinstance(more, Same) else [MIXED] * len(carry)
 
 
-def _scan(walk: Walk, equation: Any, given: list[State]) -> list[State]:
+def _scan(walk: Walk, equation: Any, given: list[Apart]) -> Sequence[State]:
     p = equation.params
     consts, first = p["num_consts"], p["num_consts"] + p["num_carry"]
     # One row at a time: a carried value passes from row to row.
@@ -111,10 +113,10 @@ def _behind(state: State) -> State:
     """The state of a value that a loop stacks on a new first axis."""
     if isinstance(state, Rows):
         return moved(state, state.axis + 1)
-    return state if state is MIXED else Same(frozenset(axis + 1 for axis in state.uniform))
+    return state if isinstance(state, Mixed) else Same(frozenset(axis + 1 for axis in state.uniform))
 
 
-def _cond(walk: Walk, equation: Any, given: list[State]) -> list[State]:
+def _cond(walk: Walk, equation: Any, given: list[Apart]) -> Sequence[State]:
     which, *operands = given
     if isinstance(which, Rows):
         return [MIXED] * len(equation.outvars)
@@ -124,7 +126,7 @@ def _cond(walk: Walk, equation: Any, given: list[State]) -> list[State]:
 
 _DRAWS = frozenset({"random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform"})
 
-_BODIES: Mapping[str, Callable[[Walk, Any, list[State]], list[State]]] = {
+_BODIES: Mapping[str, Callable[[Walk, Any, list[Apart]], Sequence[State]]] = {
     **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "remat", "checkpoint"), _called),
     **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), _called),
     "while": _while,

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .row_states import MIXED, Rows, Same, State, joined, moved, reshaped, uniform_on
+from .row_states import MIXED, Apart, Mixed, Rows, Same, State, joined, moved, reshaped, uniform_on
 
-Rule: TypeAlias = "Callable[[Any, list[State], int], list[State]]"
+Rule: TypeAlias = "Callable[[Any, list[Apart], int], Sequence[State]]"
 """(equation, states of its operands, number of rows) -> states of its results."""
 
 
@@ -28,7 +28,7 @@ def with_units(state: State, shape: Sequence[int]) -> State:
     return Same(state.uniform | {axis for axis, size in enumerate(shape) if size == 1})
 
 
-def _elementwise(equation: Any, given: list[State], n: int) -> list[State]:
+def _elementwise(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     rank = len(shape_of(equation.outvars[0]))
     # A scalar has the same value everywhere, so it is uniform on the axes of the others.
     shown = [
@@ -38,16 +38,16 @@ def _elementwise(equation: Any, given: list[State], n: int) -> list[State]:
     return [joined(shown)]
 
 
-def everywhere(rank: int) -> State:
+def everywhere(rank: int) -> Same:
     """The state of a value whose entries are all the same."""
     return Same(frozenset(range(rank)))
 
 
-def _each(equation: Any, given: list[State], n: int) -> list[State]:
+def _each(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     return list(given)
 
 
-def _broadcast(equation: Any, given: list[State], n: int) -> list[State]:
+def _broadcast(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     state, to, shape = given[0], equation.params["broadcast_dimensions"], equation.params["shape"]
     if isinstance(state, Rows):
         return [moved(state, to[state.axis])]
@@ -55,11 +55,11 @@ def _broadcast(equation: Any, given: list[State], n: int) -> list[State]:
     return [Same(frozenset(kept | (set(range(len(shape))) - set(to))))]
 
 
-def _reshape(equation: Any, given: list[State], n: int) -> list[State]:
+def _reshape(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     return [reshaped(given[0], shape_of(equation.invars[0]), shape_of(equation.outvars[0]), n)]
 
 
-def _transpose(equation: Any, given: list[State], n: int) -> list[State]:
+def _transpose(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     order = list(equation.params["permutation"])
     state = given[0]
     if isinstance(state, Rows):
@@ -73,34 +73,36 @@ def without(state: State, axes: Sequence[int]) -> State:
     def new(axis: int) -> int:
         return axis - sum(gone < axis for gone in axes)
 
+    if isinstance(state, Mixed):
+        return state
     if isinstance(state, Rows):
         return MIXED if state.axis in axes else moved(state, new(state.axis))
     return Same(frozenset(new(axis) for axis in state.uniform if axis not in axes))
 
 
-def _reduce(equation: Any, given: list[State], n: int) -> list[State]:
+def _reduce(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     operands = [state for var, state in zip(equation.invars, given, strict=True) if shape_of(var)]
     return [without(joined(operands), equation.params["axes"])]
 
 
-def _squeeze(equation: Any, given: list[State], n: int) -> list[State]:
+def _squeeze(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     return [without(given[0], equation.params["dimensions"])]
 
 
 def _along(parameter: str) -> Rule:
     """The rule of operators that work along one axis or several, such as a sum so far."""
 
-    def rule(equation: Any, given: list[State], n: int) -> list[State]:
+    def rule(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
         axes = equation.params[parameter]
         state = joined(given)
-        if isinstance(state, Rows):
-            return [MIXED if state.axis in np.atleast_1d(axes) else state]
+        if not isinstance(state, Same):
+            return [MIXED if isinstance(state, Rows) and state.axis in np.atleast_1d(axes) else state]
         return [Same(state.uniform - {int(axis) for axis in np.atleast_1d(axes)})]
 
     return rule
 
 
-def _dot(equation: Any, given: list[State], n: int) -> list[State]:
+def _dot(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     (contract, batch), ranks = (
         equation.params["dimension_numbers"],
         [len(shape_of(var)) for var in equation.invars],
@@ -131,7 +133,7 @@ def _dot(equation: Any, given: list[State], n: int) -> list[State]:
     return [moved(state, found[0])]
 
 
-def _dot_of_constants(given: list[State], batch: Any, free: Any) -> State:
+def _dot_of_constants(given: list[Apart], batch: Any, free: Any) -> State:
     left, right = (state.uniform for state in given if isinstance(state, Same))
     kept = {at for at, (a, b) in enumerate(zip(*batch, strict=True)) if a in left and b in right}
     start = len(batch[0])
@@ -140,7 +142,7 @@ def _dot_of_constants(given: list[State], batch: Any, free: Any) -> State:
     return Same(frozenset(kept))
 
 
-def _conv(equation: Any, given: list[State], n: int) -> list[State]:
+def _conv(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     numbers = equation.params["dimension_numbers"]
     rows, kernel = given
     if not isinstance(rows, Rows):
@@ -149,7 +151,7 @@ def _conv(equation: Any, given: list[State], n: int) -> list[State]:
     return [moved(rows, numbers.out_spec[0]) if apart and isinstance(kernel, Same) else MIXED]
 
 
-def _concatenate(equation: Any, given: list[State], n: int) -> list[State]:
+def _concatenate(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     axis = equation.params["dimension"]
     state = joined(given)
     if isinstance(state, Same):
@@ -163,7 +165,7 @@ def _concatenate(equation: Any, given: list[State], n: int) -> list[State]:
     ]
 
 
-def _slice(equation: Any, given: list[State], n: int) -> list[State]:
+def _slice(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     state, p = given[0], equation.params
     if isinstance(state, Same):
         return [state]
@@ -178,7 +180,7 @@ def _slice(equation: Any, given: list[State], n: int) -> list[State]:
     return [MIXED]
 
 
-def _dynamic_slice(equation: Any, given: list[State], n: int) -> list[State]:
+def _dynamic_slice(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     state, *places = given
     if any(isinstance(place, Rows) for place in places):
         return [MIXED]
@@ -189,7 +191,7 @@ def _dynamic_slice(equation: Any, given: list[State], n: int) -> list[State]:
     return [state if full else MIXED]
 
 
-def _dynamic_update_slice(equation: Any, given: list[State], n: int) -> list[State]:
+def _dynamic_update_slice(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     state, update, *places = given
     both = joined([state, update])
     if any(isinstance(place, Rows) for place in places):
@@ -203,7 +205,7 @@ def _dynamic_update_slice(equation: Any, given: list[State], n: int) -> list[Sta
     return [both if full else MIXED]
 
 
-def _pad(equation: Any, given: list[State], n: int) -> list[State]:
+def _pad(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     state, filling = given
     padded = {
         axis
@@ -217,12 +219,12 @@ def _pad(equation: Any, given: list[State], n: int) -> list[State]:
     return [MIXED if isinstance(state, Rows) and state.axis in padded else state]
 
 
-def _iota(equation: Any, given: list[State], n: int) -> list[State]:
+def _iota(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     rank = len(equation.params["shape"])
     return [Same(frozenset(range(rank)) - {equation.params["dimension"]})]
 
 
-def _gather(equation: Any, given: list[State], n: int) -> list[State]:
+def _gather(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     operand, indices = given[:2]
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     source = shape_of(equation.invars[0])
@@ -259,7 +261,7 @@ def _gather(equation: Any, given: list[State], n: int) -> list[State]:
     return [moved(operand, numbers.offset_dims[left.index(at)])]
 
 
-def _scatter(equation: Any, given: list[State], n: int) -> list[State]:
+def _scatter(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     operand, indices, updates = given
     numbers = equation.params["dimension_numbers"]
     target, given_shape = shape_of(equation.invars[0]), shape_of(equation.invars[2])
@@ -300,14 +302,14 @@ def _scatter(equation: Any, given: list[State], n: int) -> list[State]:
     return [MIXED]
 
 
-def _tile(equation: Any, given: list[State], n: int) -> list[State]:
+def _tile(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     state, repeats = given[0], equation.params["reps"]
     if isinstance(state, Rows):
         return [Rows(state.axis, state.outer * repeats[state.axis], state.inner)]
     return [state]
 
 
-def _stack(equation: Any, given: list[State], n: int) -> list[State]:
+def _stack(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     state, axis = joined(given), equation.params["axis"]
     if isinstance(state, Rows):
         return [moved(state, state.axis + (state.axis >= axis))]
@@ -316,11 +318,11 @@ def _stack(equation: Any, given: list[State], n: int) -> list[State]:
     return [Same(frozenset(at + (at >= axis) for at in state.uniform))]
 
 
-def _unstack(equation: Any, given: list[State], n: int) -> list[State]:
+def _unstack(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     return [without(given[0], [equation.params["axis"]])] * len(equation.outvars)
 
 
-def _sort(equation: Any, given: list[State], n: int) -> list[State]:
+def _sort(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     state = joined(given)
     axis = equation.params["dimension"]
     if isinstance(state, Same):
@@ -328,7 +330,7 @@ def _sort(equation: Any, given: list[State], n: int) -> list[State]:
     return [MIXED if isinstance(state, Rows) and state.axis == axis else state] * len(given)
 
 
-def _last_axis(equation: Any, given: list[State], n: int) -> list[State]:
+def _last_axis(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     """The rule of operators that work along the last axis, such as TopK."""
     state, last = given[0], len(shape_of(equation.invars[0])) - 1
     if isinstance(state, Rows):
@@ -336,7 +338,7 @@ def _last_axis(equation: Any, given: list[State], n: int) -> list[State]:
     return [Same(state.uniform - {last})]
 
 
-def _window(equation: Any, given: list[State], n: int) -> list[State]:
+def _window(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     state, p = given[0], equation.params
     if not isinstance(state, Rows) or any(isinstance(other, Rows) for other in given[1:]):
         return [Same() if isinstance(state, Same) else MIXED]
@@ -350,7 +352,7 @@ def _window(equation: Any, given: list[State], n: int) -> list[State]:
     return [state if still else MIXED]
 
 
-def _split(equation: Any, given: list[State], n: int) -> list[State]:
+def _split(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     state, axis = given[0], equation.params["axis"]
     return [MIXED if isinstance(state, Rows) and state.axis == axis else state] * len(equation.outvars)
 

@@ -38,7 +38,8 @@ class Mixed:
 
 
 MIXED: Mixed = Mixed()
-State: TypeAlias = "Same | Rows | Mixed"
+Apart: TypeAlias = "Same | Rows"
+State: TypeAlias = "Apart | Mixed"
 
 
 def moved(state: Rows, axis: int) -> Rows:

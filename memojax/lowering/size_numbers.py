@@ -131,15 +131,11 @@ def _decides(kind: str, small: Sequence[np.ndarray | None], large: Sequence[np.n
     still = [a for (a, _), moves in zip(pairs, grown, strict=True) if not moves and a is not None]
     if kind in _COMPARED:
         return not still or any((bound >= 1).any() for bound in still)
-    if kind == "Div":
+    if kind in _ROUNDED:
         return not _divides(pairs)
-    if kind == "Mod":
-        return any((np.mod(*(p[at] for p in pairs)) != 0).any() for at in (0, 1))
     return kind in _DECIDING or kind == "Cast"
 
 
 def _divides(pairs: Sequence[tuple[Any, Any]]) -> bool:
     """Whether a whole division leaves no rest at both sizes, so it leaves none at any."""
-    if pairs[0][0].dtype.kind == "f":
-        return True
     return all((np.mod(pairs[0][at], pairs[1][at]) == 0).all() for at in (0, 1))
