@@ -64,6 +64,29 @@ def test_two_processes_get_cores_of_their_own(tmp_path: Path) -> None:
     assert said[0]["pinned"] != said[1]["pinned"]
 
 
+THREADS = """
+import os, sys, memojax
+from memojax.xla.cores import threads_for
+allowed = os.sched_getaffinity(0)
+with threads_for(int(sys.argv[1])):
+    memojax.load("acrobot_ppo", preload=[4])
+tasks = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+assert all(task == allowed for task in tasks), tasks
+print(len(tasks))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
+def test_threads_for_few_cores_are_fewer_and_not_pinned() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    few, all_ = (
+        int(subprocess.check_output([sys.executable, "-c", THREADS, cores], text=True))
+        for cores in ("1", "0")
+    )
+    assert few < all_
+
+
 @pytest.mark.parametrize("cores", [0, [], [100_000], True])
 def test_impossible_cores_are_refused(cores: object) -> None:
     with pytest.raises(DeviceError):
