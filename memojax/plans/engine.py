@@ -18,7 +18,8 @@ from ..kernels.library import kernels_key
 from ..lowering.row_probe import SOME_ROWS
 from ..lowering.typed_model import TypedModel
 from ..rows.journal import Journal
-from ..xla.background import AtWork
+from ..xla.background import AtWork, is_compile_worker
+from ..xla.frames import await_pause
 from ..xla.options import over_defaults
 from .artifact import PlanArtifact
 from .autotune import Tuner
@@ -437,6 +438,8 @@ class Engine:
         # The executable must take the values that this process would give it, in this order.
         if made is None or made.origin != (residual.origin() if residual else None):
             return None
+        if is_compile_worker():  # a caller's thread waits for its plan
+            await_pause()
         started = time.perf_counter()
         try:
             compiled = from_bytes(made.payload, [compiler.device], lambda digest, _: made.weights[digest])
