@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -291,11 +292,14 @@ def _report(
 def _single(done: Evaluation, card: Mapping[str, Any]) -> list[Any]:
     from .output import facts, number, table
 
-    low, high = done.confidence_interval()
     lengths = done.lengths
     about = [
-        ("return", f"{_mean(done)}   (95 % interval {number(low)} to {number(high)})"),
-        ("interquartile mean", f"{number(done.interquartile_mean)}   (95 % bootstrapped {_interval(done)})"),
+        ("return", f"{_mean(done)}   (95 % interval {_between(done, done.confidence_interval())})"),
+        (
+            "interquartile mean",
+            f"{_return(done, done.interquartile_mean)}   "
+            f"(95 % bootstrapped {_between(done, done.interquartile_interval())})",
+        ),
         (
             "episode length",
             f"{number(done.mean_length)}"
@@ -339,12 +343,11 @@ def _comparison(done: Sequence[Evaluation], comparisons: Sequence[Any]) -> list[
     by_name = {one.other: one for one in comparisons}
     rows = []
     for one in done:
-        low, high = one.confidence_interval()
         difference = _difference(by_name[one.model]) if one.model in by_name else "-"
         quality = (
             one.model,
             _mean(one),
-            f"{number(low)} to {number(high)}",
+            _between(one, one.confidence_interval()),
             difference,
             number(one.mean_length),
         )
@@ -405,11 +408,16 @@ def _mean(done: Evaluation) -> str:
     return plus_minus(done.mean_return, done.standard_error)
 
 
-def _interval(done: Evaluation) -> str:
-    from .output import number
+def _between(done: Evaluation, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{_return(done, low)} to {_return(done, high)}"
 
-    low, high = done.interquartile_interval()
-    return f"{number(low)} to {number(high)}"
+
+def _return(done: Evaluation, value: float) -> str:
+    """A return with as many digits as the mean has; a dash for NaN."""
+    from ..evaluation.statistics import decimals
+
+    return "-" if math.isnan(value) else f"{value:.{decimals(done.standard_error)}f}"
 
 
 def _speed(done: Evaluation) -> str:

@@ -81,7 +81,8 @@ def plot(evaluations: Drawn | Sequence[Drawn], path: str | PathLike[str] | None 
         returns.annotate(note, (index + 0.24, one.mean_return), va="center", fontsize=9)
         sizes = sorted(size for size in one.call_us if one.batch_sizes[size] >= _FEW_CALLS)
         medians, marker = [one.call_us[size] for size in sizes], _MARKERS[index % len(_MARKERS)]
-        latency.plot(sizes, medians, f"{marker}-", ms=5, color=color, label=one.model)
+        # Open markers: points of equal times stay visible.
+        latency.plot(sizes, medians, f"{marker}-", ms=7, mfc="none", color=color, label=one.model)
         slowest = max([slowest, *medians])
         drawn.update(sizes)
     returns.set_xticks(range(len(evaluations)), [one.model for one in evaluations])

@@ -88,5 +88,10 @@ def plus_minus(mean: float, error: float) -> str:
     """`-81.9 ± 1.5`, with as many digits as the error justifies."""
     if math.isnan(mean):
         return "-"
-    digits = 1 if math.isnan(error) or error == 0 else max(0, min(6, 1 - math.floor(math.log10(error))))
+    digits = decimals(error)
     return f"{mean:.{digits}f}" if math.isnan(error) else f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def decimals(error: float) -> int:
+    """Digits behind the point that a number with this standard error justifies."""
+    return 1 if not math.isfinite(error) or error == 0 else max(0, min(6, 1 - math.floor(math.log10(error))))

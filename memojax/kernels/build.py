@@ -147,7 +147,7 @@ def _as_c(command: Sequence[str]) -> list[str]:
 def _build_with(compiler: Compiler, folder: Path, flags: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        units = [(NATIVE / "pool.cc", "pool", []), (NATIVE / "program.cc", "program", [])]
+        units = [(NATIVE / f"{name}.cc", name, []) for name in ("pool", "program", "exports")]
         sets = {**_X86, "portable": []} if platform.machine() in ("x86_64", "AMD64") else {"portable": []}
         units += [
             (NATIVE / "compute.cc", isa, [f"-DMEMOJAX_ISA={isa}", *extra]) for isa, extra in sets.items()

@@ -1,4 +1,4 @@
-"""Programs for the kernels, in the form that `native/program.cc` reads.
+"""Programs for the kernels, in the form that `native/program.h` declares.
 
 A program is an array of int64 words: a header, then one step after another, each with its opcode and length.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import gc
 import importlib
 import os
 import pickle
@@ -19,7 +21,7 @@ from ..plans.batch_sizes import checked_size
 from ..plans.forbid import forbid_compile
 from ..rows.states import gather
 from .newest_weights import NewestWeights, keeper_class
-from .shared import compiles, imported_ray, model_of, pin_assigned, with_plans
+from .shared import compiles, imported_ray, model_of, threads_for_assigned, with_plans
 
 
 def deployment(
@@ -87,11 +89,12 @@ def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
         def __init__(self, policy: bytes, keeper: Any, identity: str):
             metrics: Any = importlib.import_module("ray.util.metrics")
 
-            pin_assigned()
-            self._policy = pickle.loads(policy)
-            self._policy.preload(sizes)
+            # Not pinned: routers and clients run on these cores, too, and requests would wait behind them.
+            with threads_for_assigned():
+                self._policy = pickle.loads(policy)
+                self._policy.preload(sizes)
+            gc.freeze()  # Collections leave JAX's many objects alone; each full one would delay requests.
             self._weights = NewestWeights(self._policy, keeper, identity)
-            self._padded = 0
             buckets = [2.0**power for power in range(most.bit_length())]
             self._sizes = metrics.Histogram("memojax_batch_size", "requests in a batch", boundaries=buckets)
             self._padding = metrics.Counter("memojax_padded_rows", "rows computed only to fill a plan")
@@ -121,10 +124,8 @@ def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
             rows = {key: np.concatenate([state[key] for state in states]) for key in states[0]}
             answers = self._policy.infer_arrays(rows)
             self._sizes.observe(len(states))
-            padded = self._policy.cache_info().padded_rows
-            if padded > self._padded:
-                self._padding.inc(padded - self._padded)
-                self._padded = padded
+            if padded := sizes[bisect.bisect_left(sizes, len(states))] - len(states):
+                self._padding.inc(padded)
             return [{key: value[row].copy() for key, value in answers.items()} for row in range(len(states))]
 
         async def update_params(self, source: Any) -> None:

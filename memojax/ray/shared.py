@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from .._types import Source
@@ -15,7 +16,7 @@ from ..inferer.of_model import InfererOfModel
 from ..lowering.loading import typed_model
 from ..lowering.typed_model import TypedModel
 from ..plans.artifact import PlanArtifact
-from ..xla.cores import pin_cores
+from ..xla.cores import pin_cores, threads_for
 
 
 def imported_ray(what: str) -> Any:
@@ -63,13 +64,22 @@ def with_plans(
 
 def pin_assigned() -> tuple[int, ...]:
     """Pin a worker process of Ray to as many whole cores as Ray has assigned to it."""
-    ray = imported_ray("pinning cores")
+    cores = _assigned()
+    return pin_cores(cores) if cores else ()
+
+
+def threads_for_assigned() -> AbstractContextManager[None]:
+    """Let XLA and the kernels start inside with threads for the whole cores that Ray has assigned."""
+    return threads_for(_assigned())
+
+
+def _assigned() -> int:
+    """Number of whole cores that Ray has assigned to this process; 0 for a part of a core, or for none."""
+    ray = imported_ray("counting cores")
     assigned: Any = None
     with contextlib.suppress(Exception):  # Ray assigns nothing to the driver.
         assigned = ray.get_runtime_context().get_assigned_resources().get("CPU")
-    if assigned is None or assigned < 1 or not float(assigned).is_integer():
-        return ()
-    return pin_cores(int(assigned))
+    return int(assigned) if assigned is not None and float(assigned).is_integer() else 0
 
 
 def compiles(policy: Inferer) -> int:

@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import DeviceError
@@ -61,10 +61,32 @@ def pin_cores(cores: int | Iterable[int]) -> tuple[int, ...]:
         raise DeviceError(
             f"cores is {list(chosen)}, but this process may run on the cores {sorted(allowed)} only"
         )
+    _keep_on(chosen)
+    return chosen
+
+
+@contextlib.contextmanager
+def threads_for(cores: int) -> Iterator[None]:
+    """Let XLA and the kernels count only `cores` cores if they start inside; no thread stays pinned."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    if not 0 < cores < len(allowed):
+        yield
+        return
+    ordered = sorted(allowed)
+    first = os.getpid() % len(ordered)  # Processes that start together take turns.
+    _keep_on((ordered[first:] + ordered[:first])[:cores])
+    try:
+        yield
+    finally:
+        _keep_on(allowed)
+
+
+def _keep_on(cores: Iterable[int]) -> None:
+    """Let all threads of this process run on `cores` only."""
+    cores = set(cores)
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-            os.sched_setaffinity(int(task), chosen)
-    return chosen
+            os.sched_setaffinity(int(task), cores)
 
 
 def _claim(count: int) -> tuple[int, ...]:

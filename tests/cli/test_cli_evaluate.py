@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ def test_evaluate_prints_return_plans_and_speed() -> None:
     assert row.split()[0] == "3"
     assert row.split()[2] == "20"
     assert "not used: 2" in text
+
+
+def test_intervals_have_as_many_digits_as_the_mean() -> None:
+    text = run("evaluate", "pendulum_ppo", "--episodes", "3", "--max-steps", "50").stdout
+    lines = [line.replace("95 %", "") for line in text.splitlines() if "95 %" in line]
+    numbers = re.findall(r"\d+(?:\.\d+)?", " ".join(lines))
+    assert len(numbers) == 7  # The mean, its error, the interquartile mean, and two intervals.
+    assert len({len(one.partition(".")[2]) for one in numbers}) == 1, lines
 
 
 def test_evaluate_as_json(tmp_path: Path) -> None:

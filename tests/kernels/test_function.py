@@ -104,14 +104,19 @@ def test_derivatives_of_any_order_are_those_of_the_pure_function(both) -> None:
 
     for derive in (lambda f: jax.grad(f, (0, 1)), lambda f: jax.jit(jax.value_and_grad(f))):
         close(derive(loss(ours))(params, OBS), derive(loss(pure))(params, OBS))
-    turned = jax.jvp(jax.grad(loss(ours), 1), (params, OBS), (params, OBS))
-    close(turned, jax.jvp(jax.grad(loss(pure), 1), (params, OBS), (params, OBS)))
-    rows = lambda fn: lambda row: loss(fn)(params, row[None])  # noqa: E731
-    close(jax.vmap(jax.grad(rows(ours)))(OBS), jax.vmap(jax.grad(rows(pure)))(OBS))
-    close(
-        jax.grad(lambda obs: jax.vmap(rows(ours))(obs).sum())(OBS),
-        jax.grad(lambda obs: jax.vmap(rows(pure))(obs).sum())(OBS),
-    )
+
+    def turned(fn: Any) -> Any:
+        return jax.jit(lambda *given: jax.jvp(jax.grad(loss(fn), 1), given, given))(params, OBS)
+
+    def by_row(fn: Any) -> Any:
+        def one(row: Any) -> Any:
+            return loss(fn)(params, row[None])
+
+        of_the_sum = jax.grad(lambda obs: jax.vmap(one)(obs).sum())
+        return jax.jit(lambda obs: (jax.vmap(jax.grad(one))(obs), of_the_sum(obs)))(OBS)
+
+    close(turned(ours), turned(pure))
+    close(by_row(ours), by_row(pure))
 
 
 def test_a_recurrent_policy_in_a_scan() -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,12 +44,14 @@ input()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
-def test_two_processes_get_cores_of_their_own() -> None:
+def test_two_processes_get_cores_of_their_own(tmp_path: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
+    # The claims lie in a folder of the user: another process on this machine could hold all cores.
+    own = {**os.environ, "TMPDIR": str(tmp_path)}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", CORES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", CORES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own
         )
         for _ in range(2)
     ]
@@ -59,6 +62,29 @@ def test_two_processes_get_cores_of_their_own() -> None:
             worker.communicate("\n")
     assert all(len(one["pinned"]) == 1 and one["masks"] == [one["pinned"]] for one in said)
     assert said[0]["pinned"] != said[1]["pinned"]
+
+
+THREADS = """
+import os, sys, memojax
+from memojax.xla.cores import threads_for
+allowed = os.sched_getaffinity(0)
+with threads_for(int(sys.argv[1])):
+    memojax.load("acrobot_ppo", preload=[4])
+tasks = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+assert all(task == allowed for task in tasks), tasks
+print(len(tasks))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
+def test_threads_for_few_cores_are_fewer_and_not_pinned() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    few, all_ = (
+        int(subprocess.check_output([sys.executable, "-c", THREADS, cores], text=True))
+        for cores in ("1", "0")
+    )
+    assert few < all_
 
 
 @pytest.mark.parametrize("cores", [0, [], [100_000], True])

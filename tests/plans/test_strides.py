@@ -65,7 +65,7 @@ def strides_of(closed: Any) -> list[tuple[int, ...]]:
         ((9, 9), (2, 2), (2, 2)),
     ],
 )
-@pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 2), (3, 0)), ((0, 5), (7, 1))])
+@pytest.mark.parametrize("padding", mostly_slow(["SAME", ((1, 2), (3, 0))], ["VALID", ((0, 5), (7, 1))]))
 def test_the_numbers_equal_the_files(
     channels: int, size: tuple[int, int], window: tuple[int, int], strides: tuple[int, int], padding: Any
 ) -> None:
@@ -127,7 +127,7 @@ def test_others_stay_as_they_are(image: Any, window: Any, strides: Any, options:
 @pytest.mark.parametrize("channels", mostly_slow([4], [1, 8]))
 @pytest.mark.parametrize("window", [(3, 3), (4, 3), (5, 5)])
 @pytest.mark.parametrize("size", [(12, 13), (15, 20)])
-@pytest.mark.parametrize("padding", ["VALID", "SAME", ((0, 3), (2, 0))])
+@pytest.mark.parametrize("padding", mostly_slow([((0, 3), (2, 0))], ["VALID", "SAME"]))
 def test_four_pixels_at_once_give_the_files_numbers(
     channels: int, window: tuple[int, int], size: tuple[int, int], padding: Any
 ) -> None:
