@@ -112,6 +112,7 @@ class CompiledRows(EngineRows):
             return self._run_part(rows, n, size)
         self.refuse_mixing(f"running {n} rows in parts")
         parts = self.engine.with_one_set_of_weights(lambda: self._run_parts(rows, n, taken, size))
+        self.refuse_mixing(f"running {n} rows in parts")  # one of the plans may have shown it
         return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
     def _run_parts(self, rows: Sequence[np.ndarray], n: int, taken: int, size: int) -> list[list[np.ndarray]]:

@@ -75,6 +75,7 @@ class DeviceRows:
             return results if size == n else [first_rows(result, n) for result in results]
         base.refuse_mixing(f"running {n} rows in parts")
         places, parts = base.engine.with_one_set_of_weights(lambda: self._parts(there, rows, n, taken, size))
+        base.refuse_mixing(f"running {n} rows in parts")  # one of the plans may have shown it
         joined = there.join(parts, places, n)
         return joined if joined is not None else there.join.by_host(parts, places, n)
 

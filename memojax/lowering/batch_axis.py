@@ -26,7 +26,9 @@ from ..ops.inline import inlined
 from ..xla.settings import own_settings
 from .batch_evidence import Layout, Strength
 from .graph_function import GraphFunction
-from .size_numbers import fractions_in
+from .row_proof import Walk
+from .row_states import Rows, Same, State
+from .size_numbers import SizeUses, deciding_sizes, fractions_in, numbers_in
 
 PROBE_SIZES = (5, 7)
 """Two batch sizes that are unlikely to be a dimension of the model by chance. Only shapes are evaluated."""
@@ -46,6 +48,13 @@ class OutputRows:
     axis: int | None
     per_row: int = 1
     rows_outermost: bool = True
+
+    def is_proven(self, state: State) -> bool:
+        """Whether an output in this state divides into rows so, and no row influences another."""
+        if self.axis is None or isinstance(state, Same):
+            return isinstance(state, Same) and (self.axis is None or self.axis in state.uniform)
+        outer, inner = (1, self.per_row) if self.rows_outermost else (self.per_row, 1)
+        return state == Rows(self.axis, outer, inner)
 
     def of(self, value: Any, n: int) -> Any:
         """An output of `n` rows in the file layout, a NumPy or JAX array, as rows `[n, *element_shape]`."""
@@ -72,6 +81,10 @@ class BatchRule:
         strength: how the batch is known.
         only_rows: the only batch size that the file runs; None if it runs any.
         by_number: whether the number of rows is part of a computation, as in a hand-written mean.
+        apart: whether the traces prove that no row influences another, whatever the values.
+        by_size: batch sizes to try, because a comparison of the number of rows, or the like, may decide
+            something. What holds at one size need not hold at another then. Empty for other files.
+        numbers: numbers in the file that rows may be compared with, for trial runs; empty if none are needed.
     """
 
     kind: Literal["axis", "vmap"]
@@ -81,6 +94,14 @@ class BatchRule:
     strength: Strength = "unit"
     only_rows: int | None = None
     by_number: bool = False
+    apart: bool = False
+    by_size: tuple[int, ...] = ()
+    numbers: tuple[float, ...] = ()
+
+    @property
+    def keeps_rows_apart(self) -> bool:
+        """Whether rows are known not to influence each other, at any batch size."""
+        return self.kind == "vmap" or (self.apart and not self.by_number and not self.by_size)
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.reason})"
@@ -206,8 +227,12 @@ class Traced:
         """Output -> shape and dtype in the file layout, for `n` rows; see `traced`."""
         return self.traced(n)[1]
 
-    def traced(self, n: int) -> tuple[jax.extend.core.ClosedJaxpr, dict[str, jax.ShapeDtypeStruct]]:
+    def traced(
+        self, n: int, sizes: SizeUses | None = None
+    ) -> tuple[jax.extend.core.ClosedJaxpr, dict[str, jax.ShapeDtypeStruct]]:
         """The trace for `n` rows, and output -> shape and dtype in the file layout.
+
+        `sizes` is filled with known values that nodes compare, round, or mix with data.
 
         Raises:
             LoweringError: the graph does not run at this batch size.
@@ -222,7 +247,7 @@ class Traced:
             drawn = jax.random.wrap_key_data(key, impl="threefry2x32") if self.function.random else None
             # JAX would keep the traces of its inner jits for good, and a probe is never used again.
             with inlined():
-                results = self.function(params, {**self.constants, **inputs}, drawn)
+                results = self.function(params, {**self.constants, **inputs}, drawn, sizes=sizes)
             for name in self.outputs:
                 if isinstance(results[name], (tuple, type(None))):
                     raise LoweringError(
@@ -290,16 +315,37 @@ def rows_of_output(
     return OutputRows(axis, per_row), tuple(rest)
 
 
-def native_rows(
-    traced: Traced,
-) -> tuple[dict[str, OutputRows], dict[str, tuple[Element, ...]], Mapping[str, Any], bool]:
-    """Rows, element shapes and specs of the outputs of a file that runs whole batches, and `by_number`.
+@dataclass(frozen=True)
+class NativeRows:
+    """What two traces tell of a file that runs whole batches.
+
+    Attributes:
+        outputs: output -> how it divides into rows.
+        elements: output -> element shape.
+        results: output -> a spec with its dtype.
+        by_number, apart, by_size, numbers: see `BatchRule`.
+    """
+
+    outputs: Mapping[str, OutputRows]
+    elements: Mapping[str, tuple[Element, ...]]
+    results: Mapping[str, Any]
+    by_number: bool
+    apart: bool
+    by_size: tuple[int, ...]
+    numbers: tuple[float, ...]
+
+
+def native_rows(traced: Traced) -> NativeRows:
+    """How the outputs of a file that runs whole batches divide into rows.
 
     Raises:
         LoweringError: the file does not run at both of `PROBE_SIZES`.
         OddOutputError: an output does not divide into rows.
     """
-    (small, first), (large, second) = map(traced.traced, PROBE_SIZES)
+    uses: tuple[SizeUses, SizeUses] = {}, {}
+    (small, first), (large, second) = (
+        traced.traced(n, sizes) for n, sizes in zip(PROBE_SIZES, uses, strict=True)
+    )
     declared = {value.name: value.shape for value in traced.function.graph.outputs}
     rows, elements = {}, {}
     for name in traced.outputs:
@@ -307,7 +353,26 @@ def native_rows(
             name, first[name].shape, second[name].shape, declared[name], traced.layout.symbols
         )
     few, many = fractions_in(small), fractions_in(large)
-    return rows, elements, first, len(few) == len(many) and not np.array_equal(few, many, equal_nan=True)
+    by_number = len(few) == len(many) and not np.array_equal(few, many, equal_nan=True)
+    apart = all(
+        _are_apart(traced, rows, trace, n) for n, trace in zip(PROBE_SIZES, (small, large), strict=True)
+    )
+    numbers = () if apart else numbers_in(small)
+    return NativeRows(rows, elements, first, by_number, apart, deciding_sizes(*uses), numbers)
+
+
+def _are_apart(
+    traced: Traced, rows: Mapping[str, OutputRows], trace: jax.extend.core.ClosedJaxpr, n: int
+) -> bool:
+    """Whether a trace for `n` rows proves that its outputs are the rows of `rows`, none of which mixes."""
+    weights: list[State] = [Same() for _ in jax.tree.leaves(traced.function.params)]
+    axes = traced.layout.axes
+    # JAX sorts the names of a dict.
+    given: list[State] = [
+        Same() if (axis := axes[name]) is None else Rows(axis) for name in sorted(traced.layout.shapes)
+    ]
+    found = Walk(n, traced.function.random).outputs(trace, [*weights, *given, Same()])
+    return all(how.is_proven(state) for (_, how), state in zip(sorted(rows.items()), found, strict=True))
 
 
 def assemble(

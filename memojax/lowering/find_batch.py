@@ -157,15 +157,29 @@ def _settled(function: GraphFunction, layout: Layout) -> BatchedFunction:
     if all(axis is None for axis in layout.axes.values()) or _has_unit_state(traced):
         return _one_by_one(traced, "an input is declared for one row")
     try:
-        rows, elements, results, by_number = native_rows(traced)
+        found = native_rows(traced)
     except LimitError:
         raise
     except LoweringError as cause:
         return _not_native(traced, cause)
-    if layout.strength == "named" and traced.outputs and all(how.axis is None for how in rows.values()):
+    if (
+        layout.strength == "named"
+        and traced.outputs
+        and all(how.axis is None for how in found.outputs.values())
+    ):
         return _one_by_one(traced, "no output has the batch")
-    rule = BatchRule("axis", _inputs(layout), rows, layout.reason, layout.strength, by_number=by_number)
-    return in_row_order(assemble(function, rule, elements, results, traced.layout))
+    rule = BatchRule(
+        "axis",
+        _inputs(layout),
+        found.outputs,
+        layout.reason,
+        layout.strength,
+        by_number=found.by_number,
+        apart=found.apart,
+        by_size=found.by_size,
+        numbers=found.numbers,
+    )
+    return in_row_order(assemble(function, rule, found.elements, found.results, traced.layout))
 
 
 def _traced(function: GraphFunction, layout: Layout) -> Traced:

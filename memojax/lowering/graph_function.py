@@ -24,6 +24,7 @@ from .index_ranges import makers_of
 from .interpreter import IndexChecks, Run, is_whole
 from .labels import keep_positions, string_labels
 from .masked_value import check_no_picks
+from .size_numbers import SizeUses
 
 _SURELY_SHORT = 50
 """Nodes up to which a graph without loops is never worth the second trace that tells its length."""
@@ -99,6 +100,7 @@ class GraphFunction:
         key: jax.Array | None = None,
         *,
         checks: IndexChecks | None = None,
+        sizes: SizeUses | None = None,
     ) -> Arrays:
         """Outputs by name.
 
@@ -111,11 +113,12 @@ class GraphFunction:
             key: a JAX PRNG key; required if `self.random`.
             checks: a dict to fill with indices that depend on data, for Gather and similar operators. Indices
                 known to be in range, and those in bodies of Loop, Scan and If, are left out.
+            sizes: a dict to fill with known values that nodes compare, round, or mix with data.
 
         Raises:
             LoweringError: a node cannot be lowered for these shapes; it names the node.
         """
-        outputs, overrun = self.counted(params, inputs, key, checks=checks)
+        outputs, overrun = self.counted(params, inputs, key, checks=checks, sizes=sizes)
         return (
             outputs if overrun is None else {name: _spoilt(value, overrun) for name, value in outputs.items()}
         )
@@ -127,6 +130,7 @@ class GraphFunction:
         key: jax.Array | None = None,
         *,
         checks: IndexChecks | None = None,
+        sizes: SizeUses | None = None,
     ) -> tuple[Arrays, Any]:
         """Outputs by name, and whether a loop ran for too many trips, which makes the outputs invalid.
 
@@ -156,6 +160,7 @@ class GraphFunction:
                 key,
                 makers=self._makers,
                 checks=checks,
+                sizes=sizes,
                 masked=self._masked,
             )
             run.nodes(self.graph.nodes, env)

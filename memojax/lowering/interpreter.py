@@ -29,6 +29,7 @@ from ..xla.settings import own_settings
 from . import masked
 from .index_ranges import Ranges, outside
 from .masked_value import Masking, check_no_picks
+from .size_numbers import SizeUses, note_use
 
 ON_HOST = (
     "this operator runs on the host (its output shape depends on data, or it works on strings). Here it "
@@ -120,6 +121,7 @@ class Run:
         keys_used: the number of keys derived from `key`, in a list that copies of this object share.
         makers: name -> node that computes it, for ranges of indices.
         checks: a dict to fill with indices that depend on data, or None.
+        sizes: a dict to fill with known values that may decide by the number of rows, or None.
         masked: whether entries that a mask of data picks are kept in place.
     """
 
@@ -132,6 +134,7 @@ class Run:
     keys_used: list[int] = field(default_factory=lambda: [0])
     makers: Mapping[str, Node] = field(default_factory=dict)
     checks: IndexChecks | None = None
+    sizes: SizeUses | None = None
     masked: bool = False
 
     def nodes(self, nodes: Sequence[Node], env: Env) -> None:
@@ -163,6 +166,8 @@ class Run:
             if call.definition is None:
                 return self._expanded(node, inputs, env)
             static = is_static(inputs)
+            if self.sizes is not None:
+                note_use(self.sizes, node, inputs)
             self.budget.step(1 if static else _BRANCH_COST if node.bodies else _TRACED_COST)
             if static:
                 self._check_small(node, call, inputs, env)

@@ -1,30 +1,54 @@
-"""Fractions in a trace that depend on the number of rows, such as the 1/n of a hand-written mean.
+"""Where the number of rows itself takes part in a computation.
 
-Whole numbers do not count: bounds of indices depend on the number of rows in any file.
+Fractions in a trace that depend on it, such as the 1/n of a hand-written mean, change every answer. Whole
+numbers may be bounds of indices, as in any file, or decide something: an `If` on the batch size, or `n % 2`.
+Such a file is checked again at each batch size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from ..model.graph import Node
+
+SizeUses: TypeAlias = "dict[tuple[str, str], list[list[np.ndarray | None]]]"
+"""(a node's first output, its operator) -> the known inputs of each run of the node; None for data."""
+
+_COMPARED = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Max", "Min", "Clip"})
+_ROUNDED = frozenset({"Div", "Mod"})
+_DECIDING = frozenset(
+    {"If", "ReduceMax", "ReduceMin", "ArgMax", "ArgMin", "TopK", "Floor", "Ceil", "Round", "Sign", "BitShift"}
+    | {"BitwiseAnd", "BitwiseOr", "BitwiseXor", "Not", "And", "Or", "Xor"}
+)
+_WITH_DATA = frozenset({"Add", "Sub", "Mul", "Pow", "Where", *_COMPARED, *_ROUNDED})
+_BOUNDS, _LARGEST_TRIED = 4, 64
+_NOTED = 64
+"""Entries of a value that is noted: sizes are scalars and shapes."""
+
 
 def fractions_in(closed: ClosedJaxpr) -> tuple[float, ...]:
     """The floats that a trace has as literals or as constants of one value, in their order."""
-    return tuple(_in_closed(closed))
+    return tuple(float(number) for number in _in_closed(closed) if isinstance(number, float))
 
 
-def _in_closed(closed: ClosedJaxpr) -> Iterator[float]:
+def numbers_in(closed: ClosedJaxpr) -> tuple[float, ...]:
+    """The different numbers that a trace has as literals or as constants of one value, fractions first."""
+    found = dict.fromkeys(number for number in _in_closed(closed) if np.isfinite(number) and number)
+    return tuple(sorted(found, key=lambda number: isinstance(number, int)))
+
+
+def _in_closed(closed: ClosedJaxpr) -> Iterator[float | int]:
     for value in closed.consts:
         yield from _alike(value)
     yield from _in(closed.jaxpr)
 
 
-def _in(jaxpr: Jaxpr) -> Iterator[float]:
+def _in(jaxpr: Jaxpr) -> Iterator[float | int]:
     for equation in jaxpr.eqns:
         for operand in equation.invars:
             if isinstance(operand, Literal):
@@ -37,10 +61,81 @@ def _in(jaxpr: Jaxpr) -> Iterator[float]:
                     yield from _in(body)
 
 
-def _alike(value: Any) -> Iterator[float]:
-    """The entry of a float array whose entries are all the same."""
-    if not jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.floating):
+def _alike(value: Any) -> Iterator[float | int]:
+    """The entry of an array whose entries are all the same."""
+    dtype = getattr(value, "dtype", np.dtype(type(value)))
+    if jnp.issubdtype(dtype, jnp.floating):
+        array = np.asarray(value).astype(np.float64)
+    elif jnp.issubdtype(dtype, jnp.integer):
+        array = np.asarray(value)
+    else:
         return
-    array = np.asarray(value).astype(np.float64)
     if array.size and (array == array.flat[0]).all():
-        yield float(array.flat[0])
+        yield array.flat[0].item()
+
+
+def note_use(uses: SizeUses, node: Node, inputs: Sequence[Any]) -> None:
+    """Note the known inputs of `node`, if its operator may decide something by a size."""
+    kind = node.op_type
+    if kind not in _WITH_DATA and kind not in _DECIDING and not _makes_flag(node):
+        return
+    known = [value if isinstance(value, np.ndarray) and value.size <= _NOTED else None for value in inputs]
+    if any(value is not None and value.dtype.kind in "iubf" for value in known):
+        uses.setdefault((node.outputs[0], kind), []).append(known)
+
+
+def deciding_sizes(small: SizeUses, large: SizeUses) -> tuple[int, ...]:
+    """Batch sizes to try if the uses noted at two of them show that the size may decide something.
+
+    Empty if it decides nothing.
+    """
+    if small.keys() != large.keys():
+        return _with_bounds([])
+    bounds: list[int] | None = None
+    for key, some in small.items():
+        if len(some) != len(large[key]):
+            return _with_bounds([])
+        for a, b in zip(some, large[key], strict=True):
+            if _decides(key[1], a, b):
+                bounds = [*(bounds or ()), *_whole_in(a)]
+    return () if bounds is None else _with_bounds(bounds)
+
+
+def _with_bounds(bounds: Sequence[int]) -> tuple[int, ...]:
+    """A few usual sizes, and those around the numbers that a size meets."""
+    around = {size + step for size in bounds[:_BOUNDS] for step in (-1, 0, 1)}
+    return tuple(sorted({2, 3, 4, 8} | {size for size in around if 2 <= size <= _LARGEST_TRIED}))
+
+
+def _whole_in(known: Sequence[np.ndarray | None]) -> list[int]:
+    numbers = [value.ravel() for value in known if value is not None]
+    return [int(number) for value in numbers for number in value if np.isfinite(number) and abs(number) < 1e6]
+
+
+def _makes_flag(node: Node) -> bool:
+    return node.op_type == "Cast" and node.attributes.get("to") == _BOOL
+
+
+_BOOL = 9
+"""ONNX's number of the boolean dtype."""
+
+
+def _decides(kind: str, small: Sequence[np.ndarray | None], large: Sequence[np.ndarray | None]) -> bool:
+    pairs = list(zip(small, large, strict=True))
+    grown = [a is not None and b is not None and not np.array_equal(a, b) for a, b in pairs]
+    if not any(grown):
+        return False
+    if any(a is None for a, _ in pairs):  # the size meets data
+        return True
+    # A size is at least one, so it never meets a number below one.
+    still = [a for (a, _), moves in zip(pairs, grown, strict=True) if not moves and a is not None]
+    if kind in _COMPARED:
+        return not still or any((bound >= 1).any() for bound in still)
+    if kind in _ROUNDED:
+        return not _divides(pairs)
+    return kind in _DECIDING or kind == "Cast"
+
+
+def _divides(pairs: Sequence[tuple[Any, Any]]) -> bool:
+    """Whether a whole division leaves no rest at both sizes, so it leaves none at any."""
+    return all((np.mod(pairs[0][at], pairs[1][at]) == 0).all() for at in (0, 1))

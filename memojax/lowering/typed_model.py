@@ -34,7 +34,7 @@ from .free_function import Binding, FreeFunction
 from .graph_breaks import host_nodes
 from .graph_function import GraphFunction
 from .host_rows import HostRows, host_rows, single_runs
-from .row_probe import mixing_rows
+from .row_probe import SOME_ROWS, mixing_rows, unlike_alone
 from .trial_run import trial_run
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -270,7 +270,7 @@ class TypedModel:
             computed=rows.computed,
             constant=rows.constant,
             rule=str(rows.rule),
-            independent=True if rows.rule.kind == "vmap" else None,
+            independent=True if rows.rule.keeps_rows_apart else None,
             only_rows=rows.rule.only_rows,
             binding=binding,
             fingerprint=print_ and hashlib.sha256(print_.encode()).hexdigest(),
@@ -298,27 +298,34 @@ class TypedModel:
             return ()
         if isinstance(self.fn, FreeFunction):
             return () if self.fn.trial is None else self.at(self.fn.trial).mixing_outputs()
-        n = self.only_rows or 2
-        run = trial_run(
-            self.fn,
-            self.params,
-            self.api.inputs,
-            n,
-            random=self.random,
-            limited=self.model is not None,
-        )
-        return self.mixing_by(run, n)
+        for n in (self.only_rows,) if self.only_rows else self.by_size or (SOME_ROWS,):
+            if found := self.mixing_by(self._trial(n), n):
+                return found
+        return ()
+
+    @property
+    def by_size(self) -> tuple[int, ...]:
+        """Batch sizes to check, if the size may decide something; empty if one size tells of all."""
+        return self.fn.rule.by_size if isinstance(self.fn, BatchedFunction) else ()
 
     def mixing_by(
         self, run: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]], n: int
     ) -> tuple[str, ...]:
         """As `mixing_outputs`, by runs of this model for `n` rows, which must draw alike at each call."""
-        found = mixing_rows(
-            self.api.inputs, self.computed, n, run, by_place=not self.random and not self.only_rows
-        )
         # A mean over the rows has their number in its arithmetic, and is found as any output that mixes rows.
-        by_number = isinstance(self.fn, BatchedFunction) and self.fn.rule.by_number
-        return found or (self.computed if by_number else ())
+        rule = self.fn.rule if isinstance(self.fn, BatchedFunction) else None
+        found = self.computed if rule and rule.by_number else ()
+        if rule is None or not rule.apart:
+            by_place, numbers = not self.random and not self.only_rows, rule.numbers if rule else ()
+            mixing = mixing_rows(self.api.inputs, self.computed, n, run, by_place=by_place, numbers=numbers)
+            found = mixing or found
+        if not found and self.by_size and not self.random:
+            found = unlike_alone(self.api.inputs, self.computed, n, run, self._trial(1))
+        return found
+
+    def _trial(self, n: int) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+        limited = self.model is not None
+        return trial_run(self.fn, self.params, self.api.inputs, n, random=self.random, limited=limited)
 
 
 @dataclass(frozen=True)
@@ -450,7 +457,7 @@ def _of_rows(
         constant=rows.constant,
         random=rows.function.random,
         rule=str(rule or rows.rule),
-        independent=True if rule and rule.kind == "vmap" else None,
+        independent=True if rule and rule.keeps_rows_apart else None,
         model=model,
         name=model.name,
         metadata=dict(model.metadata),

@@ -15,6 +15,7 @@ import jax
 
 from ..errors import CompileError, InputError
 from ..kernels.library import kernels_key
+from ..lowering.row_probe import SOME_ROWS
 from ..lowering.typed_model import TypedModel
 from ..rows.journal import Journal
 from ..xla.background import AtWork
@@ -190,14 +191,15 @@ class Engine:
             plan.assembly.prepare()
 
     def _check_rows(self, compiler: PlanCompiler, plan: Plan) -> None:
-        """Run the first plan of two rows or more twice, with one row changed; note outputs that mix rows.
+        """Run the first plan of two rows or more with one row changed; note outputs that mix rows.
 
-        If the batch is doubtful, and there are free dimensions, this is checked before the first row.
+        If the batch is doubtful, and there are free dimensions, this is checked before the first row. If the
+        batch size may decide something, each plan is checked.
 
         Raises:
             DimensionError: rows mix, and only the axis position suggested that the axis is a batch.
         """
-        if self.mixing is not None:
+        if self.mixing or (self.mixing is not None and not self.typed.by_size):
             return
         if plan.size > 1:
             mixing = self._mixing(compiler, plan)
@@ -227,6 +229,9 @@ class Engine:
         for _ in range(_CHECKS):
             before = self.version
             mixing = plan_mixing(compiler, plan)
+            if not mixing and self.mixing is None and (self.typed.by_size or plan.size < SOME_ROWS):
+                # Rows that only meet in larger batches, such as every second one, show there.
+                mixing = self.typed.mixing_outputs()
             if not mixing or (self.version == before and not before % 2):
                 return mixing
         return None

@@ -17,12 +17,11 @@ from onnx import TensorProto, helper
 import memojax
 from memojax.kernels.direct import Direct
 from memojax.kernels.library import opened, why_not
-from memojax.lowering.row_probe import random_rows
+from memojax.lowering.row_probe import mixing_rows, random_rows
 from memojax.plans.candidates import DEFAULT, KERNELS
 from memojax.plans.compiler import PlanCompiler
 from memojax.plans.disk_cache import DiskCache
 from memojax.plans.plan import Plan
-from memojax.plans.row_check import plan_mixing
 from memojax.plans.serialized import as_bytes, from_bytes
 from memojax.xla.cpu_client import cpu_device
 
@@ -303,4 +302,5 @@ def test_equal_rows_give_equal_bits_beside_other_callers() -> None:
 
     in_threads(3, calls)
     assert not wrong
-    assert plan_mixing(compiler, plan) == ()
+    typed, run = compiler.typed, plan.executable.run
+    assert mixing_rows(typed.api.inputs, typed.computed, 40, lambda given: [*map(np.array, run(given))]) == ()
