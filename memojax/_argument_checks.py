@@ -35,9 +35,9 @@ def named_options(function: Callable[P, R]) -> Callable[P, R]:
 def unknown_option(what: str, name: str, known: Iterable[str]) -> str:
     """The message for an option that does not exist."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{what.removesuffix('.__init__')} has no option {name!r}: {hint}It takes {', '.join(known)}"
+    near = difflib.get_close_matches(name, known, 2, 0.8) or difflib.get_close_matches(name, known, 1, 0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? It" if near else "it"
+    return f"{what.removesuffix('.__init__')} has no option {name!r}: {hint} takes {', '.join(known)}"
 
 
 def one_of(name: str, given: Any, allowed: Iterable[Any]) -> None:

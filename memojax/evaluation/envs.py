@@ -282,7 +282,7 @@ def maker_of(env: Any, render_mode: str | None = None) -> tuple[Callable[[], Any
             one by one.
     """
     gymnasium = import_gymnasium()
-    if isinstance(env, gymnasium.vector.VectorEnv):
+    if isinstance(env, gymnasium.vector.VectorEnv) or _is_vec_env(env):
         raise EvaluationError(
             "a vector environment restarts its episodes by itself, but evaluate must seed and start each: "
             "pass its id, or a function that makes one environment; num_envs= and vectorization= set the "
@@ -362,6 +362,11 @@ def is_env(env: Any) -> bool:
     if isinstance(env, str):  # Answered without Gymnasium, which is then imported while a plan compiles.
         return False
     return isinstance(env, import_gymnasium().Env) or is_parallel(env)
+
+
+def _is_vec_env(env: Any) -> bool:
+    """Whether `env` looks like one of Stable-Baselines3's vector environments, which are not Gymnasium's."""
+    return not isinstance(env, type) and all(hasattr(env, name) for name in ("num_envs", "step_async"))
 
 
 def is_parallel(env: Any) -> bool:

@@ -76,6 +76,9 @@ class Naming:
 
 GROUPS = (Stepping, Wiring, Planning, Watching, Naming)
 
+NAMED = ("episodes", "num_envs", "seed", "deterministic", "progress", "on_episode")
+"""Keywords in the signature of `evaluate` itself, which a misspelt one may mean as well."""
+
 
 def check_names(options: Mapping[str, Any]) -> None:
     """Check that every keyword belongs to a group.
@@ -86,7 +89,7 @@ def check_names(options: Mapping[str, Any]) -> None:
     known = [field.name for group in GROUPS for field in dataclasses.fields(group)]
     for name in options:
         if name not in known:
-            raise OptionError(unknown_option("evaluate", name, known))
+            raise OptionError(unknown_option("evaluate", name, [*NAMED, *known]))
 
 
 def group_of(kind: type[Group], options: Mapping[str, Any]) -> Group:

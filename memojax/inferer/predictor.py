@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 
 from .._types import Arrays
-from ..errors import InputShapeError, MemojaxError, SpaceMismatchError
+from ..errors import InputShapeError, SpaceMismatchError
 from ..model.signature import TensorSpec
 from ..rows.torch_arrays import from_torch, is_torch, to_torch
 from ..spaces.actions import ActionKind, UnknownActions, action_kind
@@ -191,15 +191,17 @@ class Predictor:
         if self.env is not None:
             rows, batched = self._reader.batch(observation)
             return rows, batched, self._connection(self._reader, deterministic)
-        failure: MemojaxError | None = None
+        ranks = {len(spec.shape) for spec in self.policy.api.inputs}
+        failures: list[tuple[bool, SpaceMismatchError]] = []
         for batched in (True, False):
             reader = _GivenReader(observation, batched)
             try:
                 return reader.rows, batched, self._connection(reader, deterministic)
             except SpaceMismatchError as mismatch:
-                failure = failure or mismatch
-        assert failure is not None
-        raise failure
+                likely = not ranks.isdisjoint(len(field.shape) for field in reader.fields)
+                failures.append((likely, mismatch))
+        # The caller means the reading that has as many axes as the model's inputs.
+        raise max(failures, key=lambda failure: failure[0])[1]
 
     def _connection(self, reader: ObservationReader | _GivenReader, deterministic: bool) -> Connection:
         signature = deterministic, *((field.name, field.shape, field.dtype) for field in reader.fields)

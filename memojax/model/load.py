@@ -134,8 +134,11 @@ def _read(source: Source) -> tuple[onnx.ModelProto, bytes | None, str, Path | No
             raise ModelLoadError(f"{name}: opened as text; open it in mode 'rb'")
         raw = onnx_bytes(raw, name)
         return _parse(raw, name), raw, name, None
+    trained = callable(source) or hasattr(source, "policy")
+    hint = "; export a trained model to ONNX first, as the page on recipes shows" if trained else ""
     raise ModelLoadError(
-        f"cannot load a model from {type(source).__name__}: give a path, bytes, a file object or a ModelProto"
+        f"cannot load a model from {type(source).__name__}: give a path, bytes, a file object or a "
+        f"ModelProto{hint}"
     )
 
 

@@ -18,7 +18,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 
 from ..errors import BatchSizeError, CompileError, LoweringError
-from ..kernels.direct import direct
+from ..kernels.direct import Direct, direct
 from ..kernels.library import opened
 from ..kernels.rewrite import rewrite
 from ..lowering.typed_model import TypedModel
@@ -75,6 +75,25 @@ class Lowered:
             return plan
 
         return Lowered(self.size, compile_and_finish)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a size is compiled.
+
+    Attributes:
+        whole: the trace, rewritten for the candidate.
+        residual: the same in pieces or in order, as it is compiled.
+        candidate: the candidate, with the options that were chosen for this trace.
+        ordered: whether groups of steps run in order; a size that fails so is tried without groups.
+        chosen: whether its options are our choice, because the candidate was the default.
+    """
+
+    whole: Residual
+    residual: Residual
+    candidate: Candidate
+    ordered: bool
+    chosen: bool
 
 
 class PlanCompiler:
@@ -228,35 +247,78 @@ class PlanCompiler:
         `residual` was traced for `candidate.rows` times the size. `meter` counts the executable's calls.
         """
         packing = self._output_packing(size)
-        plain, wanted = residual, candidate
-        residual, candidate = self._with_kernels(size, residual, candidate)
-        if self.device.platform == "cpu":  # Accelerators have kernels of their own for draws.
-            residual = without_loops(residual)
-        whole = residual
-        pieces = cut(residual) if self.device.platform == "cpu" else None
-        chooses = candidate == DEFAULT and self.device.platform == "cpu"
-        if chooses:
-            candidate = chosen(residual, over_defaults(self.device, {}))
-        ordered = self._ordered(size, residual, candidate, not chooses) if pieces is None else None
-        residual = pieces or residual
-        residual, candidate = ordered or (residual, _unordered(candidate))
-        constants = self.constants(residual) if self.weights == "constant" else None
+        way = self._way(size, residual, candidate)
+        constants = self.constants(way.residual) if self.weights == "constant" else None
         # Such a plan has its executable as any other: for its memory, its file and its HLO. Calls run the
         # program, which holds the weights, so the executable takes them as arguments and needs no copy.
-        program = direct(whole, constants) if candidate.kernels and self.host else None
-        leading = Leading() if constants is not None else self._arguments.place(residual.nodes)
+        program = direct(way.whole, constants) if way.candidate.kernels and self.host else None
+        leading = Leading() if constants is not None else self._arguments.place(way.residual.nodes)
         arguments: Sequence[Any] = leading.values
         if program is not None and constants is not None:
             arguments = [*map(_abstract, constants)]
-        count = len(arguments)
+        # The user's JAX settings must not change what is compiled.
+        with trace_lock, own_settings(self.precision):
+            try:
+                lowered = self._lowered(size, way, arguments, constants, packing)
+            except Exception as cause:
+                # Without groups of ours, the error concerns the model itself.
+                if not way.ordered:
+                    raise
+                log.debug("batch size %d cannot be traced in order: %s", size, cause)
+                return self.prepare(size, residual, meter, _plain(candidate))
 
+        def finish() -> Executable:
+            try:
+                with jax.profiler.TraceAnnotation(
+                    "memojax compile", batch_size=size, candidate=way.candidate.name
+                ):
+                    made = self._compiled(size, lowered, way.candidate, program)
+                    kept = leading
+                    if way.candidate.layouts:
+                        formats = _formats(made.executable, len(arguments))
+                        kept = self._arguments.place(leading.nodes, formats)
+                    return self._executable(size, made, packing, kept, way.candidate, meter)
+            except LoweringError:
+                raise
+            except Exception as cause:
+                simpler = self._simpler(size, way, candidate, cause)
+                return self.prepare(size, residual, meter, simpler)()
+
+        return finish
+
+    def _way(self, size: int, residual: Residual, candidate: Candidate) -> _Way:
+        """Rewrite a trace for a candidate: with kernels, without loops, and in pieces or in order."""
+        residual, candidate = self._with_kernels(size, residual, candidate)
+        on_cpu = self.device.platform == "cpu"
+        if on_cpu:  # Accelerators have kernels of their own for draws.
+            residual = without_loops(residual)
+        whole = residual
+        pieces = cut(residual) if on_cpu else None
+        chooses = candidate == DEFAULT and on_cpu
+        if chooses:
+            candidate = chosen(residual, over_defaults(self.device, {}))
+        ordered = self._ordered(size, residual, candidate, not chooses) if pieces is None else None
+        if ordered is not None:
+            return _Way(whole, *ordered, ordered=True, chosen=chooses)
+        return _Way(whole, pieces or residual, _unordered(candidate), ordered=False, chosen=chooses)
+
+    def _lowered(
+        self,
+        size: int,
+        way: _Way,
+        arguments: Sequence[Any],
+        constants: Sequence[np.ndarray] | None,
+        packing: Packing,
+    ) -> Any:
+        """JAX's lowered function of the weight arguments, then the rows."""
+        count = len(arguments)
         rows = self._rows(size)
         inputs = self._input_packing(rows)
 
         def run(*given: Any) -> Any:
             rows = given[count:] if inputs is None else inputs.parts(given[count:])
             weights = given[:count] if count or constants is None else constants
-            outputs = candidate.trace(residual, weights, rows)
+            outputs = way.candidate.trace(way.residual, weights, rows)
             return packing.pack(outputs) if self.host else tuple(outputs)
 
         # XLA shows this name in profiles and dumps.
@@ -264,51 +326,35 @@ class PlanCompiler:
         place = SingleDeviceSharding(self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
         places: Any = place
-        if candidate.layouts:
+        if way.candidate.layouts:
             arguments = [_abstract(value) for value in arguments]
             places = (*[Format(Layout.AUTO, place)] * count, *[place] * len(given))
-        # The user's JAX settings must not change what is compiled.
-        with trace_lock, own_settings(self.precision):
-            try:
-                lowered = jax.jit(run, in_shardings=places, out_shardings=place).lower(*arguments, *given)
-            except Exception as cause:
-                # Without groups of ours, the error concerns the model itself.
-                if ordered is None:
-                    raise
-                log.debug("batch size %d cannot be traced in order: %s", size, cause)
-                return self.prepare(size, plain, meter, _plain(wanted))
+        return jax.jit(run, in_shardings=places, out_shardings=place).lower(*arguments, *given)
 
-        def finish() -> Executable:
-            try:
-                with jax.profiler.TraceAnnotation(
-                    "memojax compile", batch_size=size, candidate=candidate.name
-                ):
-                    with own_settings(self.precision):
-                        compiled = compiled_for(lowered, self.device, candidate.options)
-                    if self.typed.model is not None:
-                        check_memory(compiled, size)
-                        if program is not None:
-                            check_memory(program, size)
-                    made = Compiled(compiled, program)
-                    kept = leading
-                    if candidate.layouts:
-                        kept = self._arguments.place(leading.nodes, _formats(compiled, count))
-                    return self._executable(size, made, packing, kept, candidate, meter)
-            except LoweringError:
-                raise
-            except Exception as cause:
-                # First without our choice, then without kernels: a problem with either costs only speed.
-                if ordered is not None or (chooses and candidate.options):
-                    log.debug("batch size %d does not compile as %r: %s", size, candidate.name, cause)
-                    return self.prepare(size, plain, meter, _plain(wanted))()
-                if candidate.kernels:
-                    log.warning("batch size %d: XLA takes no kernels here (%s): it uses its own", size, cause)
-                    return self.prepare(size, plain, meter, DEFAULT)()
-                raise CompileError(
-                    f"XLA could not compile batch size {size} for {self.device}: {cause}"
-                ) from cause
+    def _compiled(self, size: int, lowered: Any, candidate: Candidate, program: Direct | None) -> Compiled:
+        with own_settings(self.precision):
+            compiled = compiled_for(lowered, self.device, candidate.options)
+        if self.typed.model is not None:
+            check_memory(compiled, size)
+            if program is not None:
+                check_memory(program, size)
+        return Compiled(compiled, program)
 
-        return finish
+    def _simpler(self, size: int, way: _Way, wanted: Candidate, cause: Exception) -> Candidate:
+        """The candidate to try after XLA refused `way`: first without our choice, then without kernels.
+
+        A problem with either costs only speed.
+
+        Raises:
+            CompileError: nothing simpler is left.
+        """
+        if way.ordered or (way.chosen and way.candidate.options):
+            log.debug("batch size %d does not compile as %r: %s", size, way.candidate.name, cause)
+            return _plain(wanted)
+        if way.candidate.kernels:
+            log.warning("batch size %d: XLA takes no kernels here (%s): it uses its own", size, cause)
+            return DEFAULT
+        raise CompileError(f"XLA could not compile batch size {size} for {self.device}: {cause}") from cause
 
     def _with_kernels(
         self, size: int, residual: Residual, candidate: Candidate

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import pickle
 import re
 import sys
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +18,7 @@ import pytest
 import memojax as mj
 from memojax import errors
 from memojax.evaluation.envs import is_env
-from memojax.evaluation.options import GROUPS, EvaluateOptions
+from memojax.evaluation.options import GROUPS, NAMED, EvaluateOptions
 
 from .. import tiny_envs
 from ..evaluation_fakes import Policy, first
@@ -183,12 +185,15 @@ def test_bad_options(options: Any, message: str) -> None:
 
 
 def test_a_misspelt_keyword_is_answered_with_the_closest() -> None:
-    options: Any = {"max_step": 3}
-    with pytest.raises(TypeError, match=r"'max_step': did you mean 'max_steps'\?"):
-        mj.evaluate(Policy(first), Tiny, **options)
+    near = {"max_step": "'max_steps'", "n_episodes": "'on_episode' or 'episodes'", "n_envs": "'num_envs'"}
+    for wrong, right in near.items():
+        options: Any = {wrong: 3}
+        with pytest.raises(TypeError, match=rf"'{wrong}': did you mean {right}\? It takes episodes"):
+            mj.evaluate(Policy(first), Tiny, **options)
 
 
 def test_every_keyword_has_a_type_and_a_group() -> None:
+    assert ["inferer", "env", *NAMED, "options"] == list(inspect.signature(mj.evaluate).parameters)
     grouped = [field.name for group in GROUPS for field in dataclasses.fields(group)]
     assert sorted(grouped) == sorted(EvaluateOptions.__annotations__)
     described = str(mj.evaluate.__doc__)
@@ -213,6 +218,9 @@ def test_errors_keep_their_fields_on_the_way_to_another_process(error: Exception
 def test_vector_environments_are_refused_with_the_way_out() -> None:
     with pytest.raises(errors.EvaluationError, match="num_envs="):
         mj.evaluate(Policy(first), gym.make_vec("CartPole-v1", num_envs=2))
+    vec_env: Any = SimpleNamespace(num_envs=2, step_async=print)  # Stable-Baselines3's are not Gymnasium's.
+    with pytest.raises(errors.EvaluationError, match="num_envs="):
+        mj.evaluate(Policy(first), vec_env)
 
 
 def test_without_gymnasium_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

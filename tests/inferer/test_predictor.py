@@ -218,6 +218,8 @@ def test_an_unclear_output_raises(outputs: Any, message: str) -> None:
 def test_observations_that_do_not_fit_name_both_sides() -> None:
     with pytest.raises(errors.SpaceMismatchError, match=r"(?s)float32\[5\]\n.*obs: float32\[n, 2\]"):
         _predictable({"logits": (3,)}, {"logits": [0, 5, 1]}).predict(np.zeros((3, 5), np.float32))
+    with pytest.raises(errors.SpaceMismatchError, match=r"(?s)float32\[5\]\n.*obs: float32\[n, 2\]"):
+        _predictable({"logits": (3,)}, {"logits": [0, 5, 1]}).predict(np.zeros(5, np.float32))
 
 
 def test_parts_go_by_name() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,6 +69,17 @@ def test_a_file_that_is_not_a_model_is_named(tmp_path: Path, content: bytes, mes
     with pytest.raises(ModelLoadError, match=message) as failure:
         memojax.load(path)
     assert "policy.onnx" in str(failure.value)
+
+
+def test_a_trained_model_is_answered_with_the_way_to_export_it() -> None:
+    trainer: Any = SimpleNamespace(policy=None)
+    network: Any = len
+    for given in (trainer, network):
+        with pytest.raises(ModelLoadError, match="export a trained model to ONNX first"):
+            memojax.load(given)
+    other: Any = 3.5
+    with pytest.raises(ModelLoadError, match="give a path.*ModelProto$"):
+        memojax.load(other)
 
 
 def test_missing_file_and_wrong_type(tmp_path: Path) -> None:
