@@ -1,16 +1,18 @@
 """A `Runtime` of 30 models: threads and one thread, and the budget of `run_for`, compared with ONNX Runtime.
 
-    python benchmarks/runtime.py [--quick] [--sizes 1 4 18] [--frames 1000] [--hz 60] [--markdown]
-    [--json FILE]
+    python benchmarks/runtime.py [runs] [frames] [--quick] [--sizes 1 4 18] [--fractions 0.5 1]
+    [--frames 1000] [--hz 60] [--markdown] [--json FILE]
 
-Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table runs all waiting agents
-at one batch size. The second table plays frames. In each frame every model gets 1 to 18 agents, in new
-numbers. The budget is a quarter, a half or all of the time of a full run. *Warm* starts with all plans. *Pad*
-starts with one plan per model, and the others compile in the background (`on_miss="pad"`). *Cold* starts
-without plans. The loop over ONNX Runtime sessions takes the models in turn, and stops when the time is up. A
-frame is *late* if it exceeds its budget by more than the slowest model takes at 18 agents. `--clock cpu`
-counts the CPU time of the calling thread instead of wall time, for a machine that others keep busy. Time of
-other threads, such as a background compile, then does not count.
+Three kinds of policy, ten of each, as in cervo's threading benchmark. The first table (`runs`) runs all
+waiting agents at one batch size. The second table plays `frames`. In each frame every model gets 1 to 18
+agents, in new numbers. The budget is a quarter, a half or all of the time of a full run at the same pace:
+after a pause the core's caches hold other things, so a run takes longer than in a tight loop. *Warm* starts
+with all plans, so its late frames tell what the machine itself delays. *Pad* starts with one plan per model,
+and the others compile in the background (`on_miss="pad"`). *Cold* starts without plans. The loop over ONNX
+Runtime sessions takes the models in turn, and stops when the time is up. A frame is *late* if it exceeds its
+budget by more than the slowest model takes at 18 agents. `--clock cpu` counts the CPU time of the calling
+thread instead of wall time, for a machine that others keep busy. Time of other threads, such as a background
+compile, then does not count. With one part alone, `--json` keeps the other part of the file.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ import memojax
 from memojax.lowering.row_probe import random_rows
 
 EACH, LARGEST = 10, 18
+PARTS = "runs", "frames"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 STATES_EACH = 64
 """Agents with prepared states, per kind."""
@@ -240,19 +243,15 @@ def budgets_table(
     """Every contender at every budget, and the seconds that the slowest model takes."""
     every = list(range(1, LARGEST + 1))
     warm, loop = Ours(cases, every, clock), Loop(cases, clock)
-    for _ in range(20):
-        for size in (1, 6, 12, LARGEST):
+    seconds: dict[int, list[float]] = {size: [] for size in (1, 6, LARGEST // 2, 12, LARGEST)}
+    for _ in range(60):
+        for size, taken in seconds.items():
             warm.push([size] * len(warm.brains))
+            started = clock()
             warm.run(False)
-    slowest = warm.slowest()
-    mean = [LARGEST // 2] * len(warm.brains)
-    all_of_it = []
-    for _ in range(30):
-        warm.push(mean)
-        started = clock()
-        warm.run(False)
-        all_of_it.append(clock() - started)
-    full = statistics.median(all_of_it)
+            taken.append(clock() - started)
+            time.sleep(1 / hz)
+    slowest, full = warm.slowest(), statistics.median(seconds[LARGEST // 2])
     kept = []
     for fraction in fractions:
         budget = fraction * full
@@ -283,19 +282,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{' or '.join(PARTS)}; by default both")
     parser.add_argument("--quick", action="store_true", help="few sizes, few frames: a smoke test")
     parser.add_argument("--sizes", nargs="+", type=int, default=None)
+    parser.add_argument("--fractions", nargs="+", type=float, help="budgets, as shares of a full run")
     parser.add_argument("--frames", type=int, default=None)
     parser.add_argument("--hz", type=float, default=60.0, help="frames per second to play")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="clock of the budget")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
-    sizes = given.sizes or ([1, 8] if given.quick else [1, 2, 3, 4, 6, 8, 12, 16, 18])
-    count = given.frames or (60 if given.quick else 1000)
+    if wrong := set(given.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(wrong))}, expected {' or '.join(PARTS)}")
     console = Console(width=160, soft_wrap=given.markdown, highlight=not given.markdown)
-    cases = kinds()
-    runs = threads_table(cases, sizes, 0.3 if given.quick else 2.0)
+    cases, load, found = kinds(), ForeignLoad(), dict[str, Any]()
+    if "runs" in (given.parts or PARTS):
+        found["runs"] = runs(cases, given, console)
+    if "frames" in (given.parts or PARTS):
+        found |= played(cases, given, console)
+    busy = load.cores()
+    console.print(
+        f"{machine()}; other processes kept {busy:.2f} cores busy" if busy is not None else str(machine())
+    )
+    if given.json:
+        kept = json.loads(given.json.read_text()) if given.json.exists() else {}
+        data = {**kept, "machine": machine(), "foreign_cores": busy, **found}
+        given.json.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def runs(cases: Sequence[Case], given: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """Measure and print the first table."""
+    sizes = given.sizes or ([1, 8] if given.quick else [1, 2, 3, 4, 6, 8, 12, 16, 18])
+    found = threads_table(cases, sizes, 0.3 if given.quick else 2.0)
     rows = [
         [
             str(run["size"]),
@@ -305,7 +323,7 @@ def main() -> None:
             f"{run['us']['ort'] / 1e3:.2f}",
             f"{run['ort_ratio']:.2f}",
         ]
-        for run in runs
+        for run in found
     ]
     columns = [
         "agents per model",
@@ -316,10 +334,14 @@ def main() -> None:
         "run / loop",
     ]
     console.print(table(f"{3 * EACH} models, push and run everything", columns, rows, given.markdown))
-    load = ForeignLoad()
-    kept, slowest = budgets_table(
-        cases, (0.5,) if given.quick else (0.25, 0.5, 1.0), count, given.hz, CLOCKS[given.clock]
-    )
+    return found
+
+
+def played(cases: Sequence[Case], given: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Measure and print the second table."""
+    count = given.frames or (60 if given.quick else 1000)
+    fractions = given.fractions or ((0.5,) if given.quick else (0.25, 0.5, 1.0))
+    kept, slowest = budgets_table(cases, fractions, count, given.hz, CLOCKS[given.clock])
     rows = [
         [
             f"{k.budget:.2f}",
@@ -341,27 +363,9 @@ def main() -> None:
         "worst, ms",
         "agents answered",
     ]
-    console.print(
-        table(
-            f"run_for, {count} frames, {given.clock} clock, 1 to {LARGEST} agents per model and frame",
-            columns,
-            rows,
-            given.markdown,
-        )
-    )
-    busy = load.cores()
-    console.print(
-        f"{machine()}; other processes kept {busy:.2f} cores busy" if busy is not None else str(machine())
-    )
-    if given.json:
-        data = {
-            "machine": machine(),
-            "foreign_cores": busy,
-            "count": count,
-            "runs": runs,
-            "frames": [asdict(one) for one in kept],
-        }
-        given.json.write_text(json.dumps(data, indent=1) + "\n")
+    title = f"run_for, {count} frames, {given.clock} clock, 1 to {LARGEST} agents per model and frame"
+    console.print(table(title, columns, rows, given.markdown))
+    return {"count": count, "slowest": slowest, "frames": [asdict(one) for one in kept]}
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ parent, even during a compile, or after some minutes without an order. Ctrl-C do
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import queue
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import IO, Any, NoReturn
 
 import jax
@@ -20,10 +22,14 @@ import jax
 from ..errors import CompileError, LoweringError
 from ..lowering.typed_model import TypedModel
 from ..xla.cpu_client import cpu_device
-from .candidates import CANDIDATES
+from .candidates import CANDIDATES, Candidate
 from .compiler import PlanCompiler, Weights
 from .helper_messages import LIMITS, Failed, Made, Order, packed, received, send, surroundings
+from .hoist import Residual
+from .plan import Plan
 from .serialized import as_bytes
+
+log: logging.Logger = logging.getLogger("memojax")
 
 IDLE_SECONDS = 300
 """Seconds without an order after which the process ends; the next order starts another."""
@@ -32,10 +38,43 @@ _NICENESS = 10
 _WATCH_SECONDS = 1.0
 
 
+class _Cores:
+    """Keeps this process off one core, which stays free for the loop, if there are several.
+
+    Linux gives a whole time slice of some milliseconds to a thread of any priority, and does not always move
+    the loop to an idle core meanwhile. Helpers of different processes leave different cores.
+    """
+
+    def __init__(self) -> None:
+        self._all: list[int] = []
+        with contextlib.suppress(AttributeError, OSError):  # a system without affinity
+            self._all = sorted(os.sched_getaffinity(0))
+        left = os.getppid() % max(1, len(self._all))
+        self._some: list[int] = [core for at, core in enumerate(self._all) if at != left]
+        self._use(self._some)
+
+    @contextlib.contextmanager
+    def all(self) -> Iterator[None]:
+        """Give the process all cores: XLA divides the work of a plan by the cores of its threads."""
+        self._use(self._all)
+        try:
+            yield
+        finally:
+            self._use(self._some)
+
+    def _use(self, cores: list[int]) -> None:
+        if self._some:
+            for task in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                    os.sched_setaffinity(int(task), cores)
+
+
 class _Workshop:
     """The models that were sent, and their compilers, which share values among all sizes."""
 
-    def __init__(self) -> None:
+    def __init__(self, cores: _Cores) -> None:
+        self._cores = cores
+        self._programs: set[tuple[Any, ...]] = set()
         self._models: dict[int, TypedModel] = {}
         self._compilers: dict[tuple[int, Weights, str | None, int | None], PlanCompiler] = {}
         self._sent: dict[int, set[str]] = {}
@@ -48,6 +87,7 @@ class _Workshop:
         self._sent.pop(number, None)
         for key in [key for key in self._compilers if key[0] == number]:
             del self._compilers[key]
+        self._programs = {key for key in self._programs if key[0] != number}
 
     def make(self, order: Order) -> Made:
         _take_limits(order)
@@ -63,7 +103,7 @@ class _Workshop:
         compiler, candidate = self._compilers[key], CANDIDATES[order.candidate]
         as_arguments = compiler.weights == "argument"
         residual = compiler.trace(order.size * candidate.rows) if as_arguments else None
-        plan = compiler.lower(order.size, candidate, residual).compile()
+        plan = self._compiled(compiler, order.size, candidate, residual, (*key, candidate.name))
         executable = plan.executable
         payload, weights = as_bytes(executable.made)
         sent = self._sent.setdefault(order.number, set())
@@ -72,6 +112,27 @@ class _Workshop:
         return Made(
             payload, new, executable.candidate, plan.compile_ms, residual.origin() if residual else None
         )
+
+    def _compiled(
+        self,
+        compiler: PlanCompiler,
+        size: int,
+        candidate: Candidate,
+        residual: Residual | None,
+        key: tuple[Any, ...],
+    ) -> Plan:
+        """The plan. XLA sees all cores, unless the kernels run all of it, as they ran the earlier sizes."""
+        if key in self._programs:
+            plan = compiler.lower(size, candidate, residual).compile()
+            if plan.executable.made.program is not None:
+                return plan
+            self._programs.discard(key)
+        lowered = compiler.lower(size, candidate, residual)
+        with self._cores.all():
+            plan = lowered.compile()
+        if plan.executable.made.program is not None:
+            self._programs.add(key)
+        return plan
 
 
 def _take_limits(order: Order) -> None:
@@ -148,7 +209,7 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     cpu_device()
     send(answers, packed(surroundings()))
-    workshop = _Workshop()
+    workshop = _Workshop(_Cores())
     while True:
         kind, *given = orders.next()
         if kind == "make":

@@ -19,6 +19,7 @@ from ..inferer.base import Inferer, Shapes, check_inferer
 from ..inferer.pairs import States
 from ..rows.states import Response
 from ..xla.fork import check_not_forked
+from ..xla.frames import frame_ended
 from .brain import BrainId, BrainState, Place, Turns, Verdict
 from .pace import Pace
 from .timing import CompileTimings, Timing
@@ -283,6 +284,7 @@ class Runtime:
             self._run_cold(frame, threads)
             responses = frame.all_responses()
             failure = RuntimeErrors(frame.failures, responses) if frame.failures else None
+            frame_ended()
             frame.keeper = threading.current_thread()
         # `_delivered` is the last thing that may raise: an interrupt before it leaves the responses to the
         # next run of this thread.

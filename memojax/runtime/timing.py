@@ -53,20 +53,20 @@ class Timing:
 
 
 class Timings:
-    """`Timing` by batch size."""
+    """`Timing` by batch size.
+
+    Attributes:
+        least: usual seconds of the smallest batch seen, below which little fits; 0 before the first sample.
+    """
 
     def __init__(self) -> None:
+        self.least: float = 0.0
         self._by_size: dict[int, Timing] = {}
         self._sizes: list[int] = []
         self._ratios = Timing()
 
     def __len__(self) -> int:
         return len(self._sizes)
-
-    @property
-    def least(self) -> float:
-        """Usual seconds of the smallest batch seen, below which little fits; 0 before the first sample."""
-        return self._upper(self._sizes[0]) if self._sizes else 0.0
 
     def add(self, size: int, seconds: float) -> None:
         """Record that a batch of `size` took `seconds`."""
@@ -82,6 +82,8 @@ class Timings:
             timing.add(seconds)
         if len(self._sizes) < len(self._by_size):
             self._sizes = sorted(self._by_size)
+        if size == self._sizes[0]:
+            self.least = self._upper(size)
 
     def get(self, size: int) -> Timing | None:
         """Timing of `size` itself, without interpolation."""

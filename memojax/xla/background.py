@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import logging
 import os
 import queue
@@ -60,6 +61,7 @@ class _Worker:
         while (entry := self._tasks.get()) is not None:
             _run(*entry)
             del entry  # an idle worker must not keep the last task's objects alive
+            _collect_young()
 
     def stop(self, seconds: float) -> None:
         """Drop the tasks that wait, and let the running one finish."""
@@ -116,6 +118,12 @@ def _run(future: Future[Any], task: Callable[[], Any]) -> None:
         future.set_exception(failure)
     else:
         future.set_result(result)
+
+
+def _collect_young() -> None:
+    """Collect garbage here: after the many objects of a compile, it is due in the next call of any thread."""
+    if gc.isenabled():
+        gc.collect(int(gc.get_count()[1] > gc.get_threshold()[1] > 0))
 
 
 @contextlib.contextmanager

@@ -62,6 +62,40 @@ def expected(n: int) -> np.ndarray:
     return memojax.load(POLICY, compile_in="thread").infer_arrays({"obs": OBS[:n]})["logits"]
 
 
+def test_the_helper_divides_the_work_of_a_plan_as_this_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA divides a large step by the cores of its threads, of which the helper leaves one to the loop."""
+    monkeypatch.setenv("MEMOJAX_KERNELS", "0")
+    code = """
+        import re, memojax
+        from memojax.plans.helper import helper
+        found = []
+        for where in ("thread", "process"):
+            policy = memojax.load(memojax.policies.bundled("acrobot_ppo"), compile_in=where)
+            for size in (3, 4096):  # by the second plan the helper knows how the first one went
+                policy.preload([size])
+            for plan in policy._engine.cache.plans():
+                found.append(re.findall('partitions":.[^]]*]', plan.executable.made.executable.as_text()))
+        assert helper.plans == 2, helper.plans
+        assert found[:2] == found[2:], found
+        print(found)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux has affinity")
+def test_the_helper_leaves_a_core_to_the_loop() -> None:
+    memojax.load(POLICY, preload=[2], compile_in="process")
+    ours, pid = os.sched_getaffinity(0), helper.pid
+    assert pid is not None
+    for task in os.listdir(f"/proc/{pid}/task"):
+        theirs = os.sched_getaffinity(int(task))
+        assert theirs <= ours
+        assert len(theirs) == max(1, len(ours) - 1)
+
+
 @pytest.mark.parametrize("weights", ["constant", "argument"])
 @pytest.mark.usefixtures("not_here")
 def test_the_helper_makes_the_plans_of_this_process(weights: Any) -> None:

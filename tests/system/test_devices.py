@@ -182,7 +182,7 @@ def test_inferers_work_on_a_device_that_numpy_cannot_read() -> None:
             for n in [*range(17, 33), *range(33, 65)]:
                 check(policy, n)
             assert trips == []
-            # What is not compiled before a call, goes through the host here.
+            # Other sizes go through the host here, because a call must not compile.
             for n in [*range(81, 97), *range(161, 193)]:
                 check(policy, n)
             for n in range(17, 33):
