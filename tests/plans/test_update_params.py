@@ -260,7 +260,7 @@ def test_weights_that_change_amid_the_row_check_are_not_taken_for_mixing(
         def swapped(rows: Any) -> Any:
             # Between the first two runs, which the check compares.
             if next(calls) == 1 and (factor := next(factors, None)):
-                policy.update_params(scaled(factor))
+                policy.update_params(unproven(scaled(factor)))
             return run(rows)
 
         plan.executable = replace(plan.executable, run=swapped)
