@@ -97,7 +97,7 @@ def deciding_sizes(small: SizeUses, large: SizeUses) -> tuple[int, ...]:
             return _with_bounds([])
         for a, b in zip(some, large[key], strict=True):
             if _decides(key[1], a, b):
-                bounds = [*(bounds or ()), *_whole_in(a)]
+                bounds = [*(bounds or ()), *_whole_in(a, b)]
     return () if bounds is None else _with_bounds(bounds)
 
 
@@ -107,9 +107,11 @@ def _with_bounds(bounds: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({2, 3, 4, 8} | {size for size in around if 2 <= size <= _LARGEST_TRIED}))
 
 
-def _whole_in(known: Sequence[np.ndarray | None]) -> list[int]:
-    numbers = [value.ravel() for value in known if value is not None]
-    return [int(number) for value in numbers for number in value if np.isfinite(number) and abs(number) < 1e6]
+def _whole_in(small: Sequence[np.ndarray | None], large: Sequence[np.ndarray | None]) -> list[int]:
+    """The numbers that do not change with the size, but meet it."""
+    still = [a for a, b in zip(small, large, strict=True) if a is not None and b is not None and _equal(a, b)]
+    numbers = [number for value in still for number in value.ravel()]
+    return [int(number) for number in numbers if np.isfinite(number) and abs(number) < 1e6]
 
 
 def _makes_flag(node: Node) -> bool:
