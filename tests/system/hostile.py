@@ -280,7 +280,7 @@ KINDS: Mapping[str, Callable[[], onnx.ModelProto | bytes]] = {
     "products_of_one_weight": lambda: products(2000),
     "layers_of_one_weight": lambda: layers(3000),
     "greatest_taken_off": lambda: greatest_taken_off(300),
-    "greatest_taken_off_often": lambda: greatest_taken_off(3000),
+    "greatest_taken_off_often": lambda: greatest_taken_off(1000),
     "tree_of_targets": lambda: tree_of_targets(1 << 30),
     "adds_of_all": lambda: model(
         [
