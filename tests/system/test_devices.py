@@ -320,7 +320,7 @@ def test_hidden_state_compiles_nothing_for_a_number_of_agents(unreadable: bool, 
 
 
 def test_views_through_dlpack_are_rows_that_lie_where_they_are() -> None:
-    """What accelerators do; a CPU has addresses as well. One that is not aligned is copied there."""
+    """Accelerators view rows by address. A CPU does so, too, but copies rows that are not aligned."""
     for dtype in (np.float32, np.float16, np.int8, np.bool_, jnp.bfloat16):
         rows = np.arange(90 * 5).reshape(90, 5).astype(dtype)
         whole = jax.device_put(rows, jax.devices()[0])
