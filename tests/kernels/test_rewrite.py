@@ -424,3 +424,13 @@ def test_a_reshape_may_join_what_a_transpose_has_moved() -> None:
     ]
     weights = {"w": weight(7, 3), "shape": np.array([0, 5, 7], np.int64)}
     agree(file(nodes, weights, {"x": [5, 7]}, ["y"]), [1, 4])
+
+
+def test_a_part_without_elements_is_joined() -> None:
+    weights = {"none": np.array([0]), "axis": np.array([1]), "w": weight(4, 3)}
+    nodes = [
+        helper.make_node("Slice", ["x", "none", "none", "axis"], ["empty"]),
+        helper.make_node("Concat", ["x", "empty"], ["whole"], axis=1),
+        helper.make_node("MatMul", ["whole", "w"], ["y"]),
+    ]
+    agree(file(nodes, weights, {"x": [4]}, ["y"]), (1, 3))
