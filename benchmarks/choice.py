@@ -4,7 +4,8 @@
     python benchmarks/choice.py --fit benchmarks/results/choice.json
 
 All ways take turns in one process with ONNX Runtime. A row of the file has the third-fastest round of each
-way in microseconds, the operations of all convolutions of the call, and the channels of the largest one.
+way in microseconds. It also has the operations of all convolutions of the call, and the channels of the
+largest one.
 `--fit` prints the constants of `memojax/plans/choice.py`, and where each choice was slower by over 10 %.
 """
 

@@ -115,7 +115,7 @@ def counting_lstm(**options: Any) -> FakeInferer:
 
 
 def counts(tracker: mj.Inferer, agents: Sequence[int]) -> list[tuple[float, float]]:
-    """One step of `counting_lstm` for `agents`: the means of what is given out."""
+    """One step of `counting_lstm` for `agents`: the means of its outputs."""
     batcher = mj.Batcher(tracker)
     for agent in agents:
         batcher.push(agent, {})
@@ -141,7 +141,7 @@ def summing(**options: Any) -> FakeInferer:
 
 
 def noisy_echo() -> FakeInferer:
-    """What comes in as `epsilon` is seen."""
+    """A fake that gives its noise as the output `seen`."""
     return FakeInferer(
         lambda view: view.set_output(0, np.array(view.input_slot(1))),
         inputs={"obs": (1,), "epsilon": (2,)},

@@ -118,11 +118,11 @@ def command(
     check_bound(inferer.api)
     agents = wrapped(inferer, recurrent, with_epsilon, seed)
     others = {name: contender(name, typed, reference) for name in dict.fromkeys(against)}
-    rng = np.random.default_rng(seed)
     for agent in range(max(sizes)):
         agents.begin_agent(agent)
     results: list[dict[str, Any]] = []
     unable: dict[str, Exception] = {}
+    rng = np.random.default_rng(seed)
     with progress_bar(f"{file.name}, batch sizes", len(sizes), transient=True) as report:
         for done, size in enumerate(sizes, 1):
             rows = {spec.name: random_rows(rng, size, spec) for spec in inferer.api.inputs}
@@ -139,6 +139,17 @@ def command(
     }
     if unable:
         data["unable"] = {name: str(failure) for name, failure in unable.items()}
+    _give(data, json_file, plot)
+    if unable:
+        from .output import show_error
+
+        for failure in unable.values():
+            show_error(failure)
+        click.get_current_context().exit(1)
+
+
+def _give(data: Mapping[str, Any], json_file: str | None, plot: str | None) -> None:
+    """Write, print and draw the results."""
     if json_file:
         from .output import write_json
 
@@ -149,12 +160,6 @@ def command(
         _draw(data, plot)
         if json_file != "-":
             click.echo(f"\ndrawn: {plot}")
-    if unable:
-        from .output import show_error
-
-        for failure in unable.values():
-            show_error(failure)
-        click.get_current_context().exit(1)
 
 
 def _draw(data: Mapping[str, Any], path: str) -> None:

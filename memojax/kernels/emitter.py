@@ -233,6 +233,8 @@ class Emitter(Assembler):
         target = self.new(shape, axis)
         start = 0
         for part in parts:
+            if not part.size:
+                continue
             starts, limits = [0] * len(shape), list(shape)
             starts[dimension], limits[dimension] = start, start + part.shape[dimension]
             inside = target.sliced(starts, limits, [1] * len(shape))

@@ -1,7 +1,7 @@
 """A pure function of JAX whose layers run in the kernels on CPUs.
 
-JAX's transformations keep their meaning: derivatives are those of the pure function, `vmap` finds the parts
-for the kernels anew in the mapped function, and other devices get the pure function.
+JAX's transformations keep their meaning. Derivatives are those of the pure function, and `vmap` finds the
+parts for the kernels anew in the mapped function. Other devices get the pure function.
 """
 
 from __future__ import annotations

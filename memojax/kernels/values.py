@@ -130,6 +130,8 @@ def _dealt(factors: Sequence[Factor], sizes: Sequence[int]) -> tuple[Dim, ...] |
             if not parts:
                 return None
             last = parts.pop()
+            if not last.size:
+                return None
             if size % last.size == 0:
                 taken.insert(0, last)
                 size //= last.size
@@ -168,6 +170,8 @@ def refined(dims: Sequence[Dim]) -> list[tuple[int, ...]]:
         if not all(left):
             raise Refused("dimensions of different sizes")
         size = min(parts[-1].size for parts in left)
+        if not size:
+            raise Refused("a value without elements")
         strides = []
         for parts in left:
             last = parts.pop()

@@ -257,6 +257,7 @@ class Traced:
             return {name: jnp.asarray(results[name]) for name in self.outputs}
 
         with own_settings():
+            # Draws are part of the shapes' trace, so it takes a key, of which only the shape matters.
             key = jax.ShapeDtypeStruct((2,), np.uint32)
             return jax.make_jaxpr(run, return_shape=True)(self.function.params, specs, key)
 
@@ -342,6 +343,7 @@ def native_rows(traced: Traced) -> NativeRows:
         LoweringError: the file does not run at both of `PROBE_SIZES`.
         OddOutputError: an output does not divide into rows.
     """
+    # The two sizes have no common factor, so an axis that follows both follows the batch.
     uses: tuple[SizeUses, SizeUses] = {}, {}
     (small, first), (large, second) = (
         traced.traced(n, sizes) for n, sizes in zip(PROBE_SIZES, uses, strict=True)
@@ -352,11 +354,13 @@ def native_rows(traced: Traced) -> NativeRows:
         rows[name], elements[name] = rows_of_output(
             name, first[name].shape, second[name].shape, declared[name], traced.layout.symbols
         )
+    # A mean over the batch by hand divides by the number of rows: such a fraction differs.
     few, many = fractions_in(small), fractions_in(large)
     by_number = len(few) == len(many) and not np.array_equal(few, many, equal_nan=True)
     apart = all(
         _are_apart(traced, rows, trace, n) for n, trace in zip(PROBE_SIZES, (small, large), strict=True)
     )
+    # Proven rows need no trial runs, so no numbers to try in them.
     numbers = () if apart else numbers_in(small)
     return NativeRows(rows, elements, first, by_number, apart, deciding_sizes(*uses), numbers)
 
@@ -407,6 +411,7 @@ def assemble(
         element = shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
         inputs.append(TensorSpec(shown_in[name], element, dtype_of(values[name]), shared))
     outputs = []
+    # In the file's order, in which constant outputs stand among computed ones.
     for value in graph.outputs:
         if value.name in elements:
             spec = TensorSpec(shown_out[value.name], tuple(elements[value.name]), results[value.name].dtype)

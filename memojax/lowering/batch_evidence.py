@@ -150,9 +150,15 @@ def _settling(declared: Mapping[str, Sequence[Element]]) -> str:
                 places.setdefault(symbol, []).append(f"axis {axis} of input {name!r} {list(shape)}")
     listing = "; ".join(f"{symbol!r}: {', '.join(where)}" for symbol, where in places.items())
     first = next(iter(places), "")
+    axes = {
+        name: next((axis for axis, dim in enumerate(shape) if symbols_of(dim)), None)
+        for name, shape in declared.items()
+    }
+    each = f"batch_axis={axes} (an axis of each input, None for a shared one), " if len(places) > 1 else ""
     return (
         f"Symbols: {listing}. Say it when loading: batch_axis={first!r} (that symbol counts the agents), "
-        f"batch_axis=False (the file runs once for each agent), and dims={{{first!r}: 16}} fixes a symbol"
+        f"{each}batch_axis=False (the file runs once for each agent), and dims={{{first!r}: 16}} fixes a "
+        "symbol"
     )
 
 

@@ -26,6 +26,9 @@ from .labels import keep_positions, string_labels
 from .masked_value import check_no_picks
 from .size_numbers import SizeUses
 
+_SURELY_SHORT = 50
+"""Nodes up to which a graph without loops is never worth the second trace that tells its length."""
+
 _TABLE_ELEMENTS = 4096
 """A larger integer initializer is a weight (an embedding or look-up table); a smaller one is structure."""
 
@@ -166,6 +169,11 @@ class GraphFunction:
         for name, value in outputs.items():
             check_no_picks(value, f"output {name!r}")
         return outputs, None if used is None else used > most()
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a trace of the graph may have so many steps that XLA should get it in pieces."""
+        return self._nodes > _SURELY_SHORT or self.operators.loop(self.graph)
 
     def with_params(self, params: Mapping[str, Any]) -> GraphFunction:
         """This function with other weights, which are not checked."""

@@ -13,8 +13,9 @@ from ..model.graph import Graph
 from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
-from ..xla.limits import compiled_in_one_piece
+from ..xla.limits import for_one_executable
 from ..xla.options import compiled
+from ..xla.pieces import in_pieces
 from ..xla.settings import own_settings
 from .batch_axis import BatchedFunction
 from .interpreter import IndexChecks
@@ -88,13 +89,13 @@ class RowChecks:
                 inputs[name] = value.reshape(shapes[name][1])
             checks: IndexChecks = {}
             random = jax.random.wrap_key_data(key, impl="threefry2x32") if rows.function.random else None
-            with inlined(), compiled_in_one_piece():
+            with inlined(), for_one_executable():
                 rows.function(params, inputs, random, checks=checks)
             names[:] = checks
             return list(checks.values())
 
         place = jax.sharding.SingleDeviceSharding(cpu_device())
-        lowered = jax.jit(run, in_shardings=place, out_shardings=place).lower(
+        lowered = jax.jit(in_pieces(run), in_shardings=place, out_shardings=place).lower(
             params, row, np.zeros(2, np.uint32)
         )
         return compiled(lowered, cpu_device())

@@ -49,7 +49,6 @@ _BYTES_SHIFT, _PRODUCTS_SHIFT = 14, 12
 """One more step of the budget per 2**14 computed bytes, and per 2**12 multiplications of a matrix product."""
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
-_CHAIN_ENDS = _PRODUCTS | {"Conv", "LSTM", "GRU", "RNN", "Attention"}
 
 _SMALL = 1 << 22
 """If the sizes of an operator's inputs multiply to no more, its output is small and needs no check."""
@@ -183,8 +182,7 @@ class Run:
                 )
                 return outputs
             _check_shapes(outputs)
-            if node.op_type not in _CHAIN_ENDS and not node.bodies:
-                self.budget.follow(node.inputs, node.outputs)
+            self.budget.trace()
             # The operator gave a JAX array for known inputs. If a shape needs its value, it is computed now.
             # Random values stay traced, since each call draws anew.
             folds = static and not call.draws and not self.needed.isdisjoint(node.outputs)

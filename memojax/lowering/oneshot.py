@@ -32,9 +32,10 @@ from ..ops.trips import at_most
 from ..rows.input_checks import as_kind, check_names
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
-from ..xla.limits import TRIPS, compiled_in_one_piece
+from ..xla.limits import TRIPS, for_one_executable
 from ..xla.memory import check_memory
 from ..xla.options import compiled
+from ..xla.pieces import in_pieces
 from ..xla.settings import own_settings
 from .binding import bind_inputs, with_inputs
 from .graph_breaks import HostCall, host_nodes, split
@@ -259,7 +260,7 @@ class _Compiled:
         def traced(inputs: dict[str, Any], key_data: Any) -> list[Any]:
             key = jax.random.wrap_key_data(key_data, impl="threefry2x32") if self.function.random else None
             checks: IndexChecks = {}
-            with inlined(), at_most(self._max_trip_count), compiled_in_one_piece():
+            with inlined(), at_most(self._max_trip_count), for_one_executable():
                 outputs, overrun = self.function.counted(
                     self.function.params, {**fixed, **inputs}, key, checks=checks if self._checked else None
                 )
@@ -270,7 +271,7 @@ class _Compiled:
             return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
         place = SingleDeviceSharding(self._device)
-        lowered = jax.jit(traced, in_shardings=place, out_shardings=place).lower(
+        lowered = jax.jit(in_pieces(traced), in_shardings=place, out_shardings=place).lower(
             moving, np.zeros(2, np.uint32)
         )
         executable = _compile(lowered, self._device)

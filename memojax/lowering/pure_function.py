@@ -24,8 +24,10 @@ from ..model.dimension import fits_declared
 from ..model.graph import Value
 from ..model.signature import TensorSpec
 from ..rows.input_checks import check_kind, check_names
-from ..xla.limits import compiled_in_one_piece
+from ..xla.limits import for_one_executable
+from ..xla.pieces import in_pieces
 from ..xla.settings import operator_settings
+from .batch_axis import BatchedFunction
 from .binding import bind_inputs, check_no_text, with_inputs
 from .graph_function import GraphFunction
 from .typed_model import TypedModel
@@ -88,9 +90,12 @@ def of_graph(
 def _computed(
     function: GraphFunction, fixed: Mapping[str, Any], weights: Params, given: Arrays, key: Any
 ) -> Arrays:
-    with operator_settings(), compiled_in_one_piece():
+    def compute(weights: Params, given: Arrays, key: Any) -> Arrays:
         made = function(weights, {**given, **fixed}, key)
         return {name: _as_jax(name, value) for name, value in made.items()}
+
+    with operator_settings(), for_one_executable():
+        return (in_pieces(compute) if function.is_long else compute)(weights, given, key)
 
 
 def _as_jax(name: str, value: Any) -> jax.Array:
@@ -120,10 +125,13 @@ def of_rows(typed: TypedModel, way: Way | None = None) -> tuple[PureFunction, Pa
     typed.check_evidence()
     specs = {spec.name: spec for spec in typed.api.inputs}
 
+    long = isinstance(typed.fn, BatchedFunction) and typed.fn.function.is_long
+
     def compute(params: Params, given: Arrays, key: Any) -> Arrays:
-        with operator_settings(), compiled_in_one_piece():
+        with operator_settings(), for_one_executable():
             rows = [jnp.asarray(given[name]) for name in specs]
-            computed = dict(zip(typed.computed, typed.fn(params, rows, key), strict=True))
+            run = in_pieces(typed.fn) if long else typed.fn
+            computed = dict(zip(typed.computed, run(params, rows, key), strict=True))
             batched = (len(row) for row, spec in zip(rows, specs.values(), strict=True) if not spec.shared)
             n = next(batched, 1)
             constant = {

@@ -97,19 +97,21 @@ def deciding_sizes(small: SizeUses, large: SizeUses) -> tuple[int, ...]:
             return _with_bounds([])
         for a, b in zip(some, large[key], strict=True):
             if _decides(key[1], a, b):
-                bounds = [*(bounds or ()), *_whole_in(a)]
+                bounds = [*(bounds or ()), *_whole_in(a, b)]
     return () if bounds is None else _with_bounds(bounds)
 
 
 def _with_bounds(bounds: Sequence[int]) -> tuple[int, ...]:
     """A few usual sizes, and those around the numbers that a size meets."""
-    around = {size + step for size in bounds[:_BOUNDS] for step in (-1, 0, 1)}
+    around = {size + step for size in bounds[:_BOUNDS] for step in (-1, 0, 1, 2)}
     return tuple(sorted({2, 3, 4, 8} | {size for size in around if 2 <= size <= _LARGEST_TRIED}))
 
 
-def _whole_in(known: Sequence[np.ndarray | None]) -> list[int]:
-    numbers = [value.ravel() for value in known if value is not None]
-    return [int(number) for value in numbers for number in value if np.isfinite(number) and abs(number) < 1e6]
+def _whole_in(small: Sequence[np.ndarray | None], large: Sequence[np.ndarray | None]) -> list[int]:
+    """The numbers that do not change with the size, but meet it."""
+    still = [a for a, b in zip(small, large, strict=True) if a is not None and b is not None and _equal(a, b)]
+    numbers = [number for value in still for number in value.ravel()]
+    return [int(number) for number in numbers if np.isfinite(number) and abs(number) < 1e6]
 
 
 def _makes_flag(node: Node) -> bool:
@@ -122,11 +124,11 @@ _BOOL = 9
 
 def _decides(kind: str, small: Sequence[np.ndarray | None], large: Sequence[np.ndarray | None]) -> bool:
     pairs = list(zip(small, large, strict=True))
-    grown = [a is not None and b is not None and not np.array_equal(a, b) for a, b in pairs]
+    grown = [a is not None and b is not None and not _equal(a, b) for a, b in pairs]
     if not any(grown):
         return False
     if any(a is None for a, _ in pairs):  # the size meets data
-        return True
+        return any(a is not None and b is not None and _hold_size(a, b) for a, b in pairs)
     # A size is at least one, so it never meets a number below one.
     still = [a for (a, _), moves in zip(pairs, grown, strict=True) if not moves and a is not None]
     if kind in _COMPARED:
@@ -134,6 +136,24 @@ def _decides(kind: str, small: Sequence[np.ndarray | None], large: Sequence[np.n
     if kind in _ROUNDED:
         return not _divides(pairs)
     return kind in _DECIDING or kind == "Cast"
+
+
+def _equal(small: np.ndarray, large: np.ndarray) -> bool:
+    return bool(np.array_equal(small, large, equal_nan=small.dtype.kind == "f"))
+
+
+def _hold_size(small: np.ndarray, large: np.ndarray) -> bool:
+    """Whether a value that meets data holds the number of rows.
+
+    Of one with an entry for each row, its number counts: a mask of zeros holds none. Entries that differ, as
+    from 0 to n - 1, make an answer depend on its place, which the trace shows.
+    """
+    if small.shape == large.shape:
+        return not _equal(small, large)
+    if not small.size or not large.size:
+        return False
+    first, other = small.flat[0], large.flat[0]
+    return bool(first != other and (small == first).all() and (large == other).all())
 
 
 def _divides(pairs: Sequence[tuple[Any, Any]]) -> bool:

@@ -12,9 +12,10 @@ import numpy as np
 from ..model.signature import TensorSpec
 from ..xla.cpu_client import cpu_device
 from ..xla.fork import check_not_forked
-from ..xla.limits import ELEMENTS, compiled_in_one_piece
+from ..xla.limits import ELEMENTS, for_one_executable
 from ..xla.memory import check_memory
 from ..xla.options import compiled
+from ..xla.pieces import in_pieces
 from ..xla.settings import own_settings
 
 _KEY = np.zeros(2, np.uint32)
@@ -45,8 +46,10 @@ def trial_run(
     shapes = [jax.ShapeDtypeStruct(spec.rows(n), spec.dtype) for spec in inputs]
     for spec, given in zip(inputs, shapes, strict=True):
         ELEMENTS.check(math.prod(given.shape), f"trying out {n} rows of input {spec.name!r}")
-    with own_settings(), compiled_in_one_piece():
-        lowered = jax.jit(model, in_shardings=place, out_shardings=place).lower(params, shapes, _KEY)
+    with own_settings(), for_one_executable():
+        lowered = jax.jit(in_pieces(model), in_shardings=place, out_shardings=place).lower(
+            params, shapes, _KEY
+        )
         executable = compiled(lowered, device, _FAST_COMPILE)
         if limited:
             check_memory(executable, n)

@@ -20,6 +20,8 @@ COMMON_STATE = (
     (r"(.*)", r"\1_out"),  # GTCRN: `conv_cache`
     (r"(.*)", r"next_\1"),  # `next_state`, in exports by hand
     (r"(.*)", r"new_\1"),  # `new_state`
+    (r"(.*)", r"\1_next"),  # `h_next`
+    (r"(.*)", r"\1_new"),  # `h_new`
     (r"(.*)0", r"\1n"),  # torch.nn.LSTM's own names: `h0`, `hn`
     (r"(state)", r"\1N"),  # Silero VAD
 )

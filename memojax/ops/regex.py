@@ -2,8 +2,8 @@
 
 ONNX's patterns have RE2's syntax. With google-re2 installed (`pip install memojax[regex]`) every pattern runs
 in linear time. Python's `re` backtracks, for some patterns without end, and reads some syntax otherwise. So
-without google-re2, a pattern runs only if both read it alike, and if the number of its tries can be counted
-beforehand, and is small.
+without google-re2, a pattern runs only if both read it alike. The number of its tries must be small, and
+countable beforehand.
 """
 
 from __future__ import annotations

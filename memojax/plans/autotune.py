@@ -89,6 +89,7 @@ class Tuner:
 
     def now(self, compiler: PlanCompiler, plan: Plan, done: Done = lambda plan: None) -> None:
         """Tune `plan` in this thread; then `done(plan)`."""
+        # Outside of the worker, a preload waits for this, so there are no pauses.
         for _ in self._steps(compiler, plan, lambda plan: True, done, pause=is_worker()):
             pass
 
@@ -106,6 +107,7 @@ class Tuner:
         self, compiler: PlanCompiler, plan: Plan, alive: Callable[[Plan], bool], done: Done, pause: bool
     ) -> Iterator[None]:
         # A generator: each yield is a point where the worker may do more urgent work.
+        # Taken from the plan: the trace is large, and nothing needs it afterwards.
         residual, plan.traced = plan.traced or compiler.trace(plan.size), None
         rows = _rows(compiler, plan.size)
         default = best = plan.executable
@@ -229,6 +231,7 @@ def compare(
 
 
 def _block(run: Callable[[Any], Any], rows: Sequence[Any], count: int) -> float:
+    # Not timed: the other contender's weights and rows still fill the core's caches.
     run(rows)
     started = time.perf_counter()
     for _ in range(count):
@@ -241,6 +244,7 @@ def _compiled(
 ) -> Executable | None:
     """`plan` compiled by another candidate; None if this jaxlib cannot."""
     try:
+        # XLA's own code takes convolutions of more channels, which the trace for kernels does not have.
         as_default = candidate.kernels == compiler.default.kernels or not _has_convolutions(residual)
         if candidate.rows > 1 or not as_default:
             residual = compiler.trace(plan.size * candidate.rows, candidate)
@@ -282,6 +286,7 @@ def _equal(expected: Sequence[np.ndarray], given: Sequence[np.ndarray]) -> bool:
         if one.dtype.kind in "biu":
             if not np.array_equal(one, other):
                 return False
+        # Another order of sums changes the last digits. A larger difference is a mistake of the compiler.
         elif not np.allclose(
             one.astype(np.float64), other.astype(np.float64), rtol=1e-3, atol=1e-5, equal_nan=True
         ):

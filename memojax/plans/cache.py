@@ -220,6 +220,7 @@ class PlanCache:
         """Drop the plan for `size`, or all plans and counts."""
         with self._lock:
             self._journal.finish()
+            # Without its error, the background may try the size again.
             if size is not None:
                 self._failed.pop(size, None)
                 self._expected.discard(size)
@@ -283,6 +284,7 @@ class PlanCache:
 
     def _make(self, size: int, making: _Making, waited: bool) -> Plan | None:
         """This size's plan, from another thread or new; None if new weights came during the compile."""
+        # The thread that held the lock before may have made it.
         plan = self._plans.get(size)
         if plan is not None:
             return plan
@@ -305,6 +307,7 @@ class PlanCache:
             # `replace` ran during the compile, so this plan may hold old weights. `_miss` starts again.
             if generation != self._generation:
                 return None
+            # A preloaded size was compiled on request, so its compile is no miss.
             self._misses += size not in self._pinned
             self._compile_seconds += time.perf_counter() - started
             self._used[size] = time.monotonic_ns()
@@ -357,6 +360,7 @@ class PlanCache:
             if size not in cache._pinned and not (cache is self and size == keep)
         ]
         loose.sort(key=lambda one: one[0])
+        # The new plan takes one of the places, unless it is preloaded.
         for _, size, cache in loose[: max(0, len(loose) + (keep not in self._pinned) - self.maxsize)]:
             cache._drop(size, evicted=True)
 

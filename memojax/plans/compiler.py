@@ -25,6 +25,7 @@ from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
+from ..xla.limits import COMPILED, for_one_executable
 from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.options import over_defaults
@@ -229,7 +230,7 @@ class PlanCompiler:
         """Trace the model at `size` rows for a candidate, and split off the computation on weights alone."""
         kernels = (candidate or self.default).kernels and opened() is not None
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
-        with trace_lock, own_settings(self.precision):
+        with trace_lock, own_settings(self.precision), for_one_executable():
             closed = jax.make_jaxpr(self._function())(*arguments)
             if self.device.platform == "cpu" and not kernels:  # the kernels have their own way
                 closed = with_more_channels(closed)
@@ -293,6 +294,7 @@ class PlanCompiler:
         if on_cpu:  # Accelerators have kernels of their own for draws.
             residual = without_loops(residual)
         whole = residual
+        COMPILED.check(len(residual.steps), f"batch size {size}")
         pieces = cut(residual) if on_cpu else None
         chooses = candidate == DEFAULT and on_cpu
         if chooses:

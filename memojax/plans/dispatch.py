@@ -141,6 +141,7 @@ def on_host(call: Callable[..., Any], staging: Staging, packing: Packing, leadin
         with jax.enable_x64(True):
             return staged(rows)
 
+    # Chosen here once, so that no call asks.
     if all(staging.staged):
         return staged_x64 if staging.needs_x64 else staged
     return mixed_x64 if staging.needs_x64 else mixed
@@ -255,6 +256,7 @@ def checked(run: Run, inputs: Sequence[Wanted], outputs: Sequence[str], random: 
                 return None
             rows.append(row)
         if random:
+            # Last, because a call that does not fit must not use up a key.
             rows.append(draw())
         return dict(zip(outputs, run(rows) if tick() % SAMPLE_EVERY else timed(run, rows)))
 
@@ -283,4 +285,5 @@ def lean_call(compiled: Any) -> Callable[..., Any]:
     try:
         return compiled._executable.create_cpp_call(compiled._params) or compiled
     except (AttributeError, TypeError):
+        # These names are private to JAX. In a version without them, calls only take longer.
         return compiled

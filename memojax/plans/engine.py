@@ -40,7 +40,9 @@ from .tuning_log import Choices
 
 log: logging.Logger = logging.getLogger("memojax")
 
+# How often a call in parts runs again before it makes updates wait.
 _TRIES = 3
+# How often a check of rows runs again, because it must not make updates wait.
 _CHECKS = 20
 T = TypeVar("T")
 
@@ -119,6 +121,7 @@ class Engine:
 
     def on(self, device: jax.Device) -> Elsewhere:
         """The plans for `jax.Array`s on a device. The first call starts compiles of the preloaded sizes."""
+        # Without the lock, as most calls find their plans here.
         found = self._elsewhere.get(device)
         if found is not None:
             return found
@@ -134,6 +137,7 @@ class Engine:
                     threads=self._compiler.threads,
                 )
                 cache = PlanCache(functools.partial(self._lower_on, compiler), self.cache.maxsize, self.cache)
+                # Only expected: to compile preloaded sizes now would delay this call.
                 cache.expect(self.cache.pinned())
                 self._elsewhere[device] = Elsewhere(compiler, cache, RowJoin(device))
             return self._elsewhere[device]
@@ -143,6 +147,7 @@ class Engine:
         for _ in range(_TRIES):
             before = self.version
             result = run()
+            # Equal and even: no update began, ran or ended during `run`.
             if self.version == before and not before % 2:
                 return result
         with self.switching:
@@ -182,12 +187,14 @@ class Engine:
 
     def _lower_on(self, compiler: PlanCompiler, size: int) -> Lowered:
         check_fits(compiler, self.cache, size)
+        # Tuning needs NumPy rows, so these plans are always the default.
         lowered = self._load_or_lower(compiler, size, compiler.default)
         finish = functools.partial(self._assembled, compiler), functools.partial(self._check_rows, compiler)
         return lowered.then(finish[0]).then(finish[1])
 
     def _assembled(self, compiler: PlanCompiler, plan: Plan) -> None:
         plan.assembly = RowAssembly(self.typed.api.inputs, plan.size, compiler.device)
+        # Otherwise the first padded call would compile.
         if self._pads:
             plan.assembly.prepare()
 
@@ -211,6 +218,7 @@ class Engine:
             return
         if mixing is None:
             return
+        # It raises before `mixing` is noted, so the next plan is checked as well.
         self.typed.check_evidence(mixing)
         self.mixing = mixing
         if mixing:
@@ -271,13 +279,13 @@ class Engine:
             self._journal.commit(switch)
 
     def _leave(self, device: jax.Device, cache: PlanCache) -> None:
+        # In this order: a concurrent call finds no cache and makes a new one, instead of filling the old one.
         self._elsewhere.pop(device, None)
         cache.clear()
 
     def _becoming_argument(self, typed: TypedModel, like: PlanCompiler | None) -> Callable[[], None]:
         """Make plans with weight arguments for the sizes in use; the returned function puts them in place."""
-        started = time.perf_counter()
-        threads = self._compiler.threads
+        started, threads = time.perf_counter(), self._compiler.threads
         compiler = PlanCompiler(typed, self.device, "argument", self._precision, like=like, threads=threads)
         plans = {size: self._lower_with(compiler, size).compile() for size in self.cache.sizes()}
         log.info(
@@ -359,6 +367,7 @@ class Engine:
         if self._choices is None or not self._tuner.handles(compiler):
             return compiler.default, None
         name, gain = self._choices.get(self._key(compiler, size, None)) or ("", None)
+        # Another version may have stored a name that this one does not know.
         return (CANDIDATES[name], gain) if name in CANDIDATES else (compiler.default, None)
 
     def _chosen(self, compiler: PlanCompiler, plan: Plan) -> None:
@@ -373,6 +382,7 @@ class Engine:
         """Load a size from disk, ask the helper for it, or lower it here; a new plan is stored on disk."""
         as_arguments = compiler.weights == "argument"
         disk, helped = self._disk, wanted(self._compile_in)
+        # Nothing stores or sends this plan, so it needs no key.
         if disk is None and not helped:
             return compiler.lower(size, candidate)
         # A plan with weight arguments needs the trace, which gives their order.
@@ -455,6 +465,7 @@ class Engine:
                 # from are copied.
                 self._disk.put(key, payload)
         except Exception as cause:
+            # A full disk costs the next start its speed, but this call has its plan.
             log.debug("batch size %d cannot be stored: %s", plan.size, cause)
 
     @property

@@ -41,8 +41,8 @@ _WATCH_SECONDS = 1.0
 class _Cores:
     """Keeps this process off one core, which stays free for the loop, if there are several.
 
-    Linux gives a whole time slice of some milliseconds to a thread of any priority, and does not always move
-    the loop to an idle core meanwhile. Helpers of different processes leave different cores.
+    Linux gives a time slice of some milliseconds to a thread of any priority. Meanwhile it does not always
+    move the loop to an idle core. Helpers of different processes leave different cores.
     """
 
     def __init__(self) -> None:

@@ -8,13 +8,14 @@ own few parts, so nested calls keep each executor below eight.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 from jax.core import Tracer
 
+from ..xla.pieces import APART, ENDS_FUSION, call_metadata
 from .hoist import Residual, StandIn, Step
 
 _MANY_PARTS = {
@@ -23,13 +24,7 @@ _MANY_PARTS = {
     ),
     **dict.fromkeys(("random_bits", "random_fold_in", "random_split", "random_seed"), 3),
 }
-_HEAVY = frozenset({*_MANY_PARTS, "kernels"})
-"""Steps that end a fusion on both sides."""
-
 _ONE_PART = ("kernels", "gather", "scatter", "concatenate", "dynamic_slice", "dynamic_update_slice", "cumsum")
-
-_APART = ("conv_general_dilated",)
-"""Steps that stay outside of calls, because XLA:CPU runs them several times slower inside."""
 
 _FEW = 8
 """Number of parts that XLA:CPU runs in order, whatever their graph."""
@@ -56,7 +51,7 @@ def in_order(residual: Residual, deep: bool = True) -> Residual | None:
     convolutions, sometimes pay and take up to 2.6 times as long to compile: only `deep` allows them.
     """
     steps = residual.steps
-    if not deep and any(step.primitive.name in _APART for step in steps):
+    if not deep and any(step.primitive.name in APART for step in steps):
         return None
     if not calls_are_kept() or sum(map(_parts, steps)) < _FEW or _is_chain(steps) or _has_much_work(steps):
         return None
@@ -93,30 +88,21 @@ class Group(Step):
                 env.update(zip(step.outputs, step.bind(read), strict=True))
             return [env[number] for number in self.outputs]
 
-        metadata = _metadata()
+        metadata = call_metadata()
         if metadata is None:
             return group(*given.values())
         with metadata(inlineable="false"):
             return list(jax.jit(group)(*given.values()))
 
 
-def _metadata() -> Callable[..., Any] | None:
-    """JAX's context that marks calls for XLA; None if this JAX has no such context."""
-    try:
-        from jax.experimental.xla_metadata import set_xla_metadata
-    except ImportError:
-        return None
-    return set_xla_metadata
-
-
 def calls_are_kept() -> bool:
     """Whether this JAX can tell XLA not to inline a call."""
-    return _metadata() is not None
+    return call_metadata() is not None
 
 
 def is_heavy(step: Step) -> bool:
     """Whether nothing is fused with a step from both sides."""
-    return step.primitive.name in _HEAVY
+    return step.primitive.name in ENDS_FUSION
 
 
 def _parts(step: Step) -> int:
@@ -144,7 +130,7 @@ def _is_chain(steps: Sequence[Step]) -> bool:
 def _has_much_work(steps: Sequence[Step]) -> bool:
     """Whether there are many products, or a convolution so large that XLA gives it several threads."""
     names = [step.primitive.name for step in steps]
-    images = [math.prod(step.avals[0].shape) for step in steps if step.primitive.name in _APART]
+    images = [math.prod(step.avals[0].shape) for step in steps if step.primitive.name in APART]
     return names.count("dot_general") > _MOST_PRODUCTS or max(images, default=0) > _LARGE_IMAGE
 
 
@@ -153,7 +139,7 @@ def _packed(steps: Sequence[Step], weights: Sequence[float]) -> Iterable[list[in
     piece: list[int] = []
     weight = 0.0
     for index, (step, own) in enumerate(zip(steps, weights, strict=True)):
-        apart = step.primitive.name in _APART
+        apart = step.primitive.name in APART
         if piece and (apart or weight + own > _IN_GROUP):
             yield piece
             piece, weight = [], 0.0
@@ -168,14 +154,11 @@ def _packed(steps: Sequence[Step], weights: Sequence[float]) -> Iterable[list[in
 
 def grouped(steps: Sequence[Step], pieces: Sequence[Sequence[int]], leaving: set[int]) -> list[Step]:
     """A step for each piece: a group, or the step itself if it is alone."""
-    later: list[set[int]] = []
-    # A group gives only the values that a later piece or the plan needs, so `later` is built from the end.
-    wanted = set(leaving)
-    for piece in reversed(pieces):
-        later.insert(0, set(wanted))
-        wanted.update(atom for i in piece for atom in steps[i].inputs if isinstance(atom, int))
+    # A group gives only the values that a later piece or the plan needs.
+    last = {atom: at for at, piece in enumerate(pieces) for i in piece for atom in steps[i].inputs}
+    last.update(dict.fromkeys(leaving, len(pieces)))
     found = []
-    for piece, after in zip(pieces, later, strict=True):
+    for at, piece in enumerate(pieces):
         members = tuple(steps[i] for i in piece)
         if len(members) == 1:
             found.append(members[0])
@@ -184,7 +167,7 @@ def grouped(steps: Sequence[Step], pieces: Sequence[Sequence[int]], leaving: set
         read = {
             atom: None for s in members for atom in s.inputs if isinstance(atom, int) and atom not in made
         }
-        kept = tuple(number for number in made if number in after)
+        kept = tuple(number for number in made if last.get(number, -1) > at)
         avals = tuple(made[number] for number in kept)
         found.append(Group(_CALL, {"steps": members}, tuple(read), kept, avals))
     return found

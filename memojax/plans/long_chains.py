@@ -1,31 +1,23 @@
-"""Long chains of light steps, cut into calls that XLA:CPU does not inline.
-
-XLA takes time that grows with the square of the length, and comes to the end of the stack at some ten
-thousand steps. A call is a computation of its own, so the time of a plan in pieces grows with its length.
-"""
+"""Long residuals, cut into calls that XLA:CPU does not inline; see `memojax/xla/pieces.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..xla import pieces
 from .hoist import Residual, Step
 from .in_order import calls_are_kept, grouped, is_heavy
 
-LONG = 1000
-"""Light steps after each other from which a plan is cut; XLA needs a second for them."""
-
-_PIECE = 250
-
 
 def cut(residual: Residual) -> Residual | None:
-    """`residual` in pieces; None where no chain in it is long, or where this JAX has no such calls."""
+    """`residual` in pieces; None where it is not long, or where this JAX has no such calls."""
     steps = residual.steps
-    if len(steps) <= LONG or not calls_are_kept() or longest(steps) <= LONG:
+    if not calls_are_kept() or not pieces.is_long(len(steps), longest(steps)):
         return None
-    pieces = [list(range(at, min(at + _PIECE, len(steps)))) for at in range(0, len(steps), _PIECE)]
     wanted = {atom for atom in residual.outputs if isinstance(atom, int)}
-    return replace(residual, steps=tuple(grouped(steps, pieces, wanted)))
+    parts = pieces.cut([step.primitive.name for step in steps])
+    return replace(residual, steps=tuple(grouped(steps, parts, wanted)))
 
 
 def longest(steps: Sequence[Step]) -> int:

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ..errors import CompileError
 from ..lowering.typed_model import TypedModel
 from ..ops.inline import inlined
-from ..xla.limits import compiled_in_one_piece
+from ..xla.limits import for_one_executable
 from ..xla.options import compiled as compiled_for
 from ..xla.options import over_defaults
 from ..xla.settings import own_settings
@@ -68,7 +68,7 @@ class ShardedCompiler:
         if self._disk is not None and (plan := self._loaded(size, self._disk, started)) is not None:
             return Lowered(size, lambda: plan)
         run, shapes, params = self._function(size)
-        with trace_lock, own_settings(self._precision), compiled_in_one_piece():
+        with trace_lock, own_settings(self._precision), for_one_executable():
             lowered = jax.jit(run).lower(params, shapes)
 
         def finish() -> Plan:

@@ -29,8 +29,8 @@ def find_pairs(api: ModelApi) -> list[RecurrentInfo]:
     """Pairs of an input and its continuing output, which has the same shape and a matching name.
 
     Equal names come first. Without any, common pairs count: `h_in` and `h_out`, `state_ins` and `state_outs`,
-    `cache` and `cache_out`, `next_cache` or `new_cache`, `h0` and `hn`. TensorFlow's `input_2` and `output_2`
-    come last, and only if callers still have an input left.
+    `cache` and `cache_out`, `next_cache`, `new_cache`, `cache_next` or `cache_new`, `h0` and `hn`.
+    TensorFlow's `input_2` and `output_2` come last, and only if callers still have an input left.
 
     Raises:
         IncompatibleModelError: no pair was found.

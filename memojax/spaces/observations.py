@@ -388,7 +388,13 @@ def _unmatched(
     fields: Sequence[Field], feeds: Sequence[Feed], inputs: Sequence[TensorSpec], where: str
 ) -> str:
     size = sum(field.kind.flat_size(field) for field in fields)
-    if len(fields) == 1:
+    if len(fields) == 1 and feeds:
+        names = ", ".join(spec.name for spec in inputs)
+        hint = (
+            f"nothing is left for {names}: if they are hidden state, name the outputs with their next "
+            "values, recurrent=[(input, output), ...] (--recurrent IN:OUT,...)"
+        )
+    elif len(fields) == 1:
         hint = "was the policy trained for this environment? If so, wrap it or transform its observations"
     elif len(inputs) == 1 and inputs[0].shape == (size,):
         hint = "gymnasium.wrappers.FlattenObservation joins the parts into one array of that size"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +84,7 @@ ELEMENTS = Limit("elements in one value", 1 << 26, "MEMOJAX_MAX_ELEMENTS", 4)
 FOLDED = Limit("bytes of values that are computed while tracing", 256 << 20, "MEMOJAX_MAX_FOLDED_BYTES", 64)
 EMBEDDED = Limit("bytes of computed constants in one function", 128 << 20, "MEMOJAX_MAX_EMBEDDED_BYTES", 64)
 STEPS = Limit("steps while tracing, with loops unrolled", 1 << 17, "MEMOJAX_MAX_TRACED_STEPS")
-CHAIN = Limit("nodes in a row without a product or a loop", 4096, "MEMOJAX_MAX_CHAIN")
+COMPILED = Limit("steps in one executable", 8192, "MEMOJAX_MAX_COMPILED_STEPS")
 TRIPS = Limit("trips of loops", 1 << 18, "MEMOJAX_MAX_TRIP_COUNT")
 BREAKS = Limit("graph breaks", 100, "MEMOJAX_MAX_GRAPH_BREAKS")
 HOISTED = Limit("bytes of values made of weights alone", 256 << 20, "MEMOJAX_MAX_HOISTED_BYTES")
@@ -104,7 +104,7 @@ ALL = (
     FOLDED,
     EMBEDDED,
     STEPS,
-    CHAIN,
+    COMPILED,
     TRIPS,
     BREAKS,
     HOISTED,
@@ -117,18 +117,18 @@ rows: ContextVar[int] = ContextVar("memojax_rows", default=1)
 """The number of rows for which a function is traced: some limits grow with the batch."""
 
 
-in_one_piece: ContextVar[bool] = ContextVar("memojax_in_one_piece", default=False)
-"""Whether XLA compiles the traced code as a whole; plans are cut where a chain is long."""
+in_one_executable: ContextVar[bool] = ContextVar("memojax_in_one_executable", default=False)
+"""Whether all that is traced becomes one executable."""
 
 
 @contextlib.contextmanager
-def compiled_in_one_piece() -> Iterator[None]:
-    """Trace code that is not cut into parts, so that its chains have a limit."""
-    token = in_one_piece.set(True)
+def for_one_executable() -> Iterator[None]:
+    """Trace code for one executable, whose number of steps has a limit."""
+    token = in_one_executable.set(True)
     try:
         yield
     finally:
-        in_one_piece.reset(token)
+        in_one_executable.reset(token)
 
 
 @contextlib.contextmanager
@@ -159,15 +159,14 @@ class Budget:
     embedded: dict[int, Any] = field(default_factory=dict)
     embedded_bytes: int = 0
     steps: int = 0
-    chains: dict[str, int] = field(default_factory=dict)
-    """By name: after how many nodes in a row without a product or a loop a value comes."""
+    traced: int = 0
     parts: dict[int, tuple[Any, int]] = field(default_factory=dict)
     """Identity of an output of Concat -> (the output, the number of its parts)."""
 
     def __post_init__(self) -> None:
         self._folded, self._embedded = for_rows(FOLDED), for_rows(EMBEDDED)
         self._steps = STEPS.allowed + self.nodes * 8
-        self._chain = CHAIN.allowed if in_one_piece.get() else None
+        self._compiled = COMPILED.allowed if in_one_executable.get() else None
 
     def step(self, cost: int) -> None:
         """Count a node of this cost.
@@ -179,20 +178,15 @@ class Budget:
         if self.steps > self._steps:
             raise STEPS.exceeded(self.steps, "this graph", self._steps)
 
-    def follow(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """Note that a traced node comes after the nodes that make its inputs.
-
-        XLA's time grows with the square of the length of such a chain, and its stack with the length.
+    def trace(self) -> None:
+        """Note that a node is traced, which takes at least one step of the executable.
 
         Raises:
-            LimitError: the chain is longer than the limit allows.
+            LimitError: there are too many nodes for one executable.
         """
-        if self._chain is None:
-            return
-        length = 1 + max((self.chains.get(name, 0) for name in inputs), default=0)
-        if length > self._chain:
-            raise CHAIN.exceeded(length, "this graph", self._chain)
-        self.chains.update(dict.fromkeys(outputs, length))
+        self.traced += 1
+        if self._compiled is not None and self.traced > self._compiled:
+            raise COMPILED.exceeded(max(self.traced, self.nodes), "this graph", self._compiled)
 
     def fold(self, size: int) -> None:
         """Count `size` bytes that were computed while tracing.

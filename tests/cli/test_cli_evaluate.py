@@ -84,7 +84,7 @@ def test_evaluate_as_json(tmp_path: Path) -> None:
 
 
 def test_evaluate_compares_models_on_paired_seeds(tmp_path: Path) -> None:
-    """The same policy, and one that always goes left."""
+    """The second policy always goes left."""
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("MatMul", ["obs", "w"], ["logits"])]
     weights = [onnx.numpy_helper.from_array(np.zeros((6, 3), np.float32), "w")]

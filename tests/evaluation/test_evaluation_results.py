@@ -49,7 +49,7 @@ def test_the_interquartile_mean_is_rliables(count: int, rng: np.random.Generator
 
 
 def test_the_bootstrapped_interval_holds_the_mean_as_often_as_it_says() -> None:
-    """Of a symmetric distribution around 0, whose interquartile mean is 0."""
+    """The distribution is symmetric around 0, so its interquartile mean is 0."""
     rng = np.random.default_rng(1)
     intervals = [bootstrap_interval(rng.standard_normal(60), level=0.9, seed=i) for i in range(150)]
     held = np.mean([low <= 0 <= high for low, high in intervals])

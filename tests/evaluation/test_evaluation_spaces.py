@@ -368,6 +368,12 @@ def test_hidden_state_starts_at_zero_in_every_episode(recurrent: Any) -> None:
         assert total_return == sum(step * (step + 1) / 2 for step in range(1, n + 1))
 
 
+def test_inputs_that_nothing_feeds_are_answered_with_the_option_for_hidden_state() -> None:
+    policy = Policy(first, {"obs": (2,), "core": (3,)}, {"logits": (2,), "later": (3,)})
+    with pytest.raises(errors.SpaceMismatchError, match=r"nothing is left for core: .*recurrent=\["):
+        mj.evaluate(policy, Tiny, episodes=1)
+
+
 def test_an_observed_input_is_not_hidden_state() -> None:
     policy = Policy(
         lambda inputs: {"obs": inputs["obs"], "logits": [1, 0]}, {"obs": (2,)}, {"obs": (2,), "logits": (2,)}

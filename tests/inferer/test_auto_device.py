@@ -116,7 +116,7 @@ def test_the_choice_is_made_anew_where_a_pickle_is_loaded(
 
 
 def test_a_machine_without_plugins_starts_no_backend() -> None:
-    """Loading and a first call must not become slower for those who have no accelerator."""
+    """Without an accelerator, loading and a first call take as long as before."""
     script = """
 import memojax, numpy as np
 from memojax.inferer import auto_device

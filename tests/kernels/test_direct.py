@@ -63,7 +63,7 @@ def test_a_network_is_one_program(weights: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 700])
 def test_large_rows_and_outputs_are_not_copied(size: int) -> None:
-    """Rows that lie apart, of another type, and outputs of which two are one array."""
+    """Rows may lie apart or have another type, and two outputs may be one array."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["y"]),
         helper.make_node("Identity", ["y"], ["same"]),

@@ -72,7 +72,7 @@ def test_large_layers_on_two_threads(native: Library, rows: int) -> None:
 @pytest.mark.parametrize("rows", [23, 24, 49])
 @pytest.mark.parametrize("columns", [64, 70])
 def test_long_sums_in_parts(native: Library, rows: int, columns: int) -> None:
-    """So long that the weights of a panel do not stay in the innermost cache."""
+    """The sums are so long that a panel's weights do not stay in the innermost cache."""
     x, w, b = numbers(rows, 1701), numbers(1701, columns) / 41, numbers(columns)
     expected = np.maximum(x.astype(np.float64) @ w + b, 0)
     np.testing.assert_allclose(dense(native, x, w, b, relu=True), expected, rtol=1e-4, atol=2e-5)
@@ -90,7 +90,7 @@ def test_deep_layers_of_few_rows(native: Library, rows: int, columns: int) -> No
 @pytest.mark.parametrize("window", [(8, 4), (4, 2), (3, 1), (3, 2), (5, 1), (5, 2), (3, 3), (4, 6)])
 @pytest.mark.parametrize("channels", [1, 16, 17])
 def test_windows_along_a_line(native: Library, window: tuple[int, int], channels: int) -> None:
-    """Overlapping or not, in lines around the number that a block takes, for all of their rows."""
+    """Windows overlap or not; lines are a little shorter or longer than a block takes."""
     length, step = window
     for lines, width in ((1, 1), (3, 5), (2, 6), (3, 7), (1, 12), (2, 13), (1, 25)):
         images, depth, long = 3, 2, (width - 1) * step + length
@@ -285,7 +285,7 @@ def test_draws_equal_jaxs(native: Library, count: int, folds: tuple[int, ...]) -
 
 
 def test_the_inverse_of_the_error_function(native: Library) -> None:
-    """At the ends of what 32-bit uniform numbers reach, too."""
+    """The inputs include the smallest and the largest uniform number of 32 bits."""
     x = np.concatenate([np.linspace(-1, 1, 4001), [-0.99999994, 0.99999994, 1e-20, 0.0, np.nan, 1.5]])
     x = x.astype(np.float32).reshape(1, -1)
     given = elementwise(native, 1, x.size, [x], [Instruction("erf_inv", 1, 0)])
@@ -307,7 +307,7 @@ def test_copies_and_fills(native: Library) -> None:
 
 @pytest.mark.parametrize("blocks", [1, 2, 5])
 def test_large_copies_and_fills_on_two_threads(native: Library, blocks: int) -> None:
-    """Copies in which the last dimension is adjacent, and those in which it is not."""
+    """The last dimension of a copy is adjacent, or it is not."""
     x = numbers(blocks, 37, 53, 61)
     for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
         made = x.transpose(0, *(1 + i for i in order))

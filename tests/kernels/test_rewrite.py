@@ -141,7 +141,7 @@ def test_convolutions(shape: list[int], kernel: list[int], attributes: dict[str,
 
 
 def test_convolutions_with_long_sums() -> None:
-    """The first reads images as the file has them, the second the first one's, which have channels last."""
+    """The first convolution reads the file's images, and the second one images with channels last."""
     weights = {"k0": weight(70, 64, 3, 3), "b0": weight(70), "k1": weight(20, 70, 3, 3)}
     nodes = [
         helper.make_node("Conv", ["x", "k0", "b0"], ["c"]),
@@ -179,7 +179,7 @@ def test_a_flattened_image_meets_a_dense_layer_and_a_residual_sum() -> None:
 
 
 def test_a_large_dense_layer_behind_a_convolution() -> None:
-    """A few images per pass, then all rows of the large layer: two sections of one program."""
+    """One program has two sections: a few images per pass, then all rows of the large layer."""
     weights = {"k": weight(32, 3, 3, 3), "w": weight(32 * 64, 70), "b": weight(70), "v": weight(70, 9)}
     nodes = [
         helper.make_node("Conv", ["x", "k"], ["c"], pads=[1, 1, 1, 1]),
@@ -391,7 +391,7 @@ def test_a_forked_child_does_not_wait_for_missing_threads() -> None:
 @pytest.mark.parametrize("times", mostly_slow([3, 17], [1, 16, 70]))
 @pytest.mark.parametrize("heads", [1, 2])
 def test_attention_is_part_of_a_program(times: int, heads: int) -> None:
-    """Products of computed arrays, whose columns fill one panel of packed weights, or several, or a part."""
+    """The columns of a product fill a part of a panel of packed weights, one panel, or several."""
     width = 6 * heads
     weights: dict[str, np.ndarray] = {name: weight(8, width) for name in ("wq", "wk", "wv")}
     weights["split"] = np.array([0, times, heads, 6], np.int64)
@@ -424,3 +424,13 @@ def test_a_reshape_may_join_what_a_transpose_has_moved() -> None:
     ]
     weights = {"w": weight(7, 3), "shape": np.array([0, 5, 7], np.int64)}
     agree(file(nodes, weights, {"x": [5, 7]}, ["y"]), [1, 4])
+
+
+def test_a_part_without_elements_is_joined() -> None:
+    weights = {"none": np.array([0]), "axis": np.array([1]), "w": weight(4, 3)}
+    nodes = [
+        helper.make_node("Slice", ["x", "none", "none", "axis"], ["empty"]),
+        helper.make_node("Concat", ["x", "empty"], ["whole"], axis=1),
+        helper.make_node("MatMul", ["whole", "w"], ["y"]),
+    ]
+    agree(file(nodes, weights, {"x": [4]}, ["y"]), (1, 3))

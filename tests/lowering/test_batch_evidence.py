@@ -410,3 +410,14 @@ def test_the_command_line_binds_free_dimensions(tmp_path: Any) -> None:
     onnx.save(GRAPH, path)
     assert CliRunner().invoke(cli, ["api", str(path)]).exit_code == 1
     assert CliRunner().invoke(cli, ["api", str(path), "--batch-axis", "none"]).exit_code == 0
+
+
+def test_the_axes_that_an_error_proposes_settle_the_question() -> None:
+    nodes = [op("Squeeze", "h0 first", "h"), op("Add", "x h", "y"), op("Unsqueeze", "y first", "hn")]
+    inputs = {"x": ["b0", 4], "h0": [1, "b1", 4]}
+    model = model_of(nodes, inputs, {"y": ["b0", 4], "hn": [1, "b1", 4]}, first=np.array([0], np.int64))
+    with pytest.raises(DimensionError, match=r"batch_axis=\{'x': 0, 'h0': 1\}"):
+        memojax.load(model)
+    policy = memojax.load(model, batch_axis={"x": 0, "h0": 1})
+    x, h = f32(3, 4), f32(3, 1, 4)
+    np.testing.assert_allclose(policy.infer_arrays({"x": x, "h0": h})["y"], x + h[:, 0], rtol=1e-6)

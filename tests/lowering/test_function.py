@@ -63,7 +63,7 @@ X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_shape_arithmetic_is_exact_in_64_bits(x64: bool) -> None:
-    """Bounds that no 32-bit integer can hold, even if the caller's JAX has only 32 bits."""
+    """Bounds work that no 32-bit integer can hold, even if the caller's JAX has only 32 bits."""
     top = np.iinfo(np.int64).max
     fn = function(
         [

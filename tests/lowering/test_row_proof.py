@@ -24,6 +24,7 @@ FLAG = [op("Cast", "on", "flags", to=TensorProto.FLOAT), op("ReduceMax", "flags"
 ADDED = op("Add", "x flag", "y")
 WHOLE = {
     "zero": np.array(0, np.int64),
+    "one": np.array(1, np.int64),
     "two": np.array(2, np.int64),
     "eight": np.array(8, np.int64),
     "limit": np.array(1e5, np.float32),
@@ -66,6 +67,14 @@ BY_SIZE = {
     "parity": [*SIZE, op("Mod", "n two", "on"), *FLAG, ADDED],
     "over eight": [*SIZE, op("Greater", "n eight", "on"), *FLAG, ADDED],
     "at least eight": [*SIZE, op("Max", "n eight", "on"), *FLAG, ADDED],
+    "rows behind the eighth": [
+        *SIZE,
+        op("Range", "zero n one", "places"),
+        op("Greater", "places eight", "on"),
+        op("Cast", "on", "flags", to=TensorProto.FLOAT),
+        op("Unsqueeze", "flags last", "flag"),
+        ADDED,
+    ],
     "a branch above eight": [
         *SIZE,
         op("Greater", "n eight", "on"),
@@ -107,6 +116,18 @@ def test_a_size_that_decides_between_equal_branches_costs_nothing() -> None:
     for n in (3, 9):
         rows_are_those_of(model, policy, n)
     assert policy.mixing_outputs == ()
+
+
+def test_a_mask_of_zeros_for_each_row_holds_no_size() -> None:
+    nodes = [
+        op("Shape", "x", "s"),
+        op("ConstantOfShape", "s", "zeros"),
+        op("Greater", "x limit", "on"),
+        op("Where", "on x zeros", "y"),
+    ]
+    typed = memojax.TypedModel.from_model(model_with(nodes))
+    assert typed.independent
+    assert typed.by_size == ()
 
 
 RARE = {

@@ -14,6 +14,8 @@ from memojax.errors import InputDtypeError
 from memojax.lowering.typed_model import TypedModel
 from memojax.model.tensor import overflow
 
+from .test_batch_evidence import f32, model_of, op
+
 
 @pytest.fixture(scope="module")
 def policy() -> Any:
@@ -57,3 +59,18 @@ def test_a_whole_number_that_does_not_fit_is_an_error(policy: Any, value: int) -
 )
 def test_the_number_that_does_not_fit(given: np.ndarray, dtype: Any, outside: int | None) -> None:
     assert overflow(given, np.dtype(dtype)) == outside
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("GRU", 3), ("LSTM", 4), ("RNN", 1)])
+def test_nan_comes_out_of_a_recurrent_layer_as_nan(kind: str, gates: int) -> None:
+    """PyTorch says so as well; ONNX Runtime gives a plausible number from its GRU and LSTM."""
+    weights = {"W": f32(1, gates * 4, 3), "R": f32(1, gates * 4, 4)}
+    nodes = [op("Transpose", "x", "t", perm=[1, 0, 2]), op(kind, "t W R", "h", hidden_size=4)]
+    nodes.append(op("Transpose", "h", "y", perm=[2, 0, 1, 3]))
+    model = model_of(nodes, {"x": ["batch", 2, 3]}, {"y": ["batch", 2, 1, 4]}, **weights)
+    x = f32(2, 2, 3)
+    x[0, 1, 0] = np.nan
+    for y in (memojax.run(model, {"x": x})["y"], memojax.load(model).infer_arrays({"x": x})["y"]):
+        assert np.isnan(y[0, 1]).all()
+        assert np.isfinite(y[0, 0]).all()
+        assert np.isfinite(y[1]).all()

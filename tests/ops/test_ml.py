@@ -246,7 +246,7 @@ def test_strings_picked_by_data_are_strings_on_the_host() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_tree_ensemble(seed: int) -> None:
-    """Version 5; onnxruntime reads post_transform 1 as LOGISTIC and 2 as SOFTMAX, unlike ONNX."""
+    """This is version 5; onnxruntime reads post_transform 1 as LOGISTIC and 2 as SOFTMAX, unlike ONNX."""
     rng = np.random.default_rng(seed)
     dtype, n, missing = (F32, np.float64)[seed % 2], int(rng.choice([1, 2, 3])), seed % 4 == 1
     modes = [0] if seed % 3 == 0 else list(range(6 + seed % 2))

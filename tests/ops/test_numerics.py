@@ -72,7 +72,7 @@ def _fits(value: np.ndarray, dtype: Any) -> bool:
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("name", SAMPLE)
 def test_pure_function_follows_the_callers_x64(name: str, x64: bool) -> None:
-    """The file's numbers in the caller's widest dtypes, without a warning."""
+    """The function gives the file's numbers in the caller's widest dtypes, without a warning."""
     case = SAMPLE[name]
     model = load_model(case.model)
     inputs, expected = corpus.data_of(case, case.model)[0]

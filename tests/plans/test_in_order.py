@@ -114,7 +114,7 @@ def fails(*_: Any, **__: Any) -> Any:
 
 
 def test_a_jax_without_marks_orders_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orders, "_metadata", lambda: None)
+    monkeypatch.setattr(orders, "call_metadata", lambda: None)
     assert ordered(network(2)).executable.candidate == "default"
 
 

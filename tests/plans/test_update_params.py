@@ -153,7 +153,7 @@ def test_a_call_sees_all_old_or_all_new_weights(weights: str) -> None:
 
 
 def test_gradients_have_the_names_of_the_weights() -> None:
-    """As in a training loop: gradients of `to_jax` on the same weights, then an update."""
+    """A training loop takes gradients of `to_jax` on the same weights, then updates them."""
     inferer = memojax.load(POLICY, weights="argument")
     fn, params = memojax.to_jax(POLICY)
     compiled = [plan.size for plan in inferer.plans()]
@@ -260,7 +260,7 @@ def test_weights_that_change_amid_the_row_check_are_not_taken_for_mixing(
         def swapped(rows: Any) -> Any:
             # Between the first two runs, which the check compares.
             if next(calls) == 1 and (factor := next(factors, None)):
-                policy.update_params(scaled(factor))
+                policy.update_params(unproven(scaled(factor)))
             return run(rows)
 
         plan.executable = replace(plan.executable, run=swapped)

@@ -275,7 +275,7 @@ class Game:
 
 
 def test_a_swap_to_equal_weights_changes_no_answer(rng):
-    """Compared with a brain without swaps: equal answers to the last bit, and no compile in a frame."""
+    """The answers equal those of a brain without swaps to the last bit, and no frame compiles."""
     swapped, steady = Game(), Game()
     played = sizes_in_frames(rng, 40)
     seeds = rng.integers(1 << 30, size=len(played))
@@ -318,7 +318,7 @@ def test_new_weights_take_over_and_agents_keep_their_state(rng):
 
 
 def test_a_policy_that_does_not_fit_changes_nothing(rng):
-    """Neither the brain, nor a swap in progress."""
+    """A bad policy changes neither the brain nor a swap in progress."""
     game = Game()
     for agents in sizes_in_frames(rng, 3):
         game.check(game.frame(rng, agents), game.old)

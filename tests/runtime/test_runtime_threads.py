@@ -162,7 +162,7 @@ def test_removing_waits_for_the_batch_under_way():
 
 
 def test_wrapped_policies_run_like_alone():
-    """Noise and hidden state around one policy, against the same wrappers without a runtime."""
+    """A policy with noise and hidden state answers as the same wrappers do without a runtime."""
 
     def wrapped():
         return mj.RecurrentTracker.wrap(

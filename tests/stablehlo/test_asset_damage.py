@@ -61,7 +61,7 @@ def test_damage_is_noticed(exported, data):
         loaded = mj.load(bytes(raw))
     except AssetError:
         return
-    # In the header, a letter of a name or a comment may change; never what is computed.
+    # In the header, a letter of a name or a comment may change, but never the computation.
     assert place < len(raw) - len(body_of(exported))
     assert [spec.shape for spec in loaded.api.inputs] == [(6,)]
 

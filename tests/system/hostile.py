@@ -24,7 +24,9 @@ from tests.system.odd_models import (
     filled,
     filled_tensor,
     function,
+    greatest_taken_off,
     laughs,
+    layers,
     looped,
     loops_in_loops,
     many_loops,
@@ -38,6 +40,7 @@ from tests.system.odd_models import (
     reshaped,
     sparse,
     strings,
+    tree_of_targets,
     weights_alone,
     wide_calls,
     with_external,
@@ -275,6 +278,10 @@ KINDS: Mapping[str, Callable[[], onnx.ModelProto | bytes]] = {
     "chain_of_weights": lambda: chain(1500, weight=True),
     "chain_long": lambda: chain(9000),
     "products_of_one_weight": lambda: products(2000),
+    "layers_of_one_weight": lambda: layers(3000),
+    "greatest_taken_off": lambda: greatest_taken_off(300),
+    "greatest_taken_off_often": lambda: greatest_taken_off(1000),
+    "tree_of_targets": lambda: tree_of_targets(1 << 30),
     "adds_of_all": lambda: model(
         [
             node("Identity", ["x"], ["v0"]),

@@ -186,6 +186,41 @@ def products(count: int) -> onnx.ModelProto:
     return model([*nodes, node("Identity", [f"v{count}"], ["y"])], w=np.eye(4, dtype=np.float32))
 
 
+def greatest_taken_off(count: int) -> onnx.ModelProto:
+    """A chain in which each value is read by the search for its maximum and by the difference to it."""
+    nodes = []
+    for i in range(count):
+        value = f"v{i}" if i else "x"
+        nodes += [
+            node("ArgMax", [value], [f"i{i}"], axis=1, keepdims=1),
+            node("GatherElements", [value, f"i{i}"], [f"m{i}"], axis=1),
+            node("Sub", [value, f"m{i}"], [f"v{i + 1}"]),
+        ]
+    return model([*nodes, node("Identity", [f"v{count}"], ["y"])])
+
+
+def layers(count: int) -> onnx.ModelProto:
+    """A chain of products with one weight, each before a Relu."""
+    nodes = []
+    for i in range(count):
+        nodes += [
+            node("MatMul", [f"v{i}" if i else "x", "w"], [f"p{i}"]),
+            node("Relu", [f"p{i}"], [f"v{i + 1}"]),
+        ]
+    return model([*nodes, node("Identity", [f"v{count}"], ["y"])], w=np.eye(4, dtype=np.float32))
+
+
+def tree_of_targets(count: int) -> onnx.ModelProto:
+    """A tree of one leaf with `count` targets."""
+    tree = node(
+        "TreeEnsembleRegressor", ["x"], ["r"], domain="ai.onnx.ml", n_targets=count, nodes_treeids=[0],
+        nodes_nodeids=[0], nodes_featureids=[0], nodes_modes=["LEAF"], nodes_values=[0.0],
+        nodes_truenodeids=[0], nodes_falsenodeids=[0], target_ids=[0], target_nodeids=[0],
+        target_treeids=[0], target_weights=[1.0],
+    )  # fmt: skip
+    return model([tree, node("ReduceMax", ["r"], ["m"], keepdims=0), node("Add", ["x", "m"], ["y"])])
+
+
 def weights_alone(count: int) -> onnx.ModelProto:
     """Many large values made of one weight."""
     nodes = [node("Cos", [f"w{i}" if i else "w"], [f"w{i + 1}"]) for i in range(count)]

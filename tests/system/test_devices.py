@@ -182,7 +182,7 @@ def test_inferers_work_on_a_device_that_numpy_cannot_read() -> None:
             for n in [*range(17, 33), *range(33, 65)]:
                 check(policy, n)
             assert trips == []
-            # What is not compiled before a call, goes through the host here.
+            # Other sizes go through the host here, because a call must not compile.
             for n in [*range(81, 97), *range(161, 193)]:
                 check(policy, n)
             for n in range(17, 33):
@@ -320,7 +320,7 @@ def test_hidden_state_compiles_nothing_for_a_number_of_agents(unreadable: bool, 
 
 
 def test_views_through_dlpack_are_rows_that_lie_where_they_are() -> None:
-    """What accelerators do; a CPU has addresses as well. One that is not aligned is copied there."""
+    """Accelerators view rows by address. A CPU does so, too, but copies rows that are not aligned."""
     for dtype in (np.float32, np.float16, np.int8, np.bool_, jnp.bfloat16):
         rows = np.arange(90 * 5).reshape(90, 5).astype(dtype)
         whole = jax.device_put(rows, jax.devices()[0])

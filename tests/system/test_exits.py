@@ -131,7 +131,7 @@ def test_an_exit_amid_compiles_is_clean(seconds: float) -> None:
 
 @pytest.mark.parametrize("times", mostly_slow([1], [4]))
 def test_an_exit_amid_swaps_is_clean(times: int) -> None:
-    """A race, so the whole suite runs it several times."""
+    """The exit races with a swap, so the whole suite tries several times."""
     for _ in range(times):
         done = run("""
             import threading, time, numpy as np, memojax

@@ -72,7 +72,7 @@ CASES: dict[limits.Limit, tuple[Callable[[], onnx.ModelProto], Callable[[Path], 
     limits.ELEMENTS: (lambda: _filled(100), _load),
     limits.FOLDED: (lambda: _filled(100), _load),
     limits.STEPS: (lambda: odd_models.loops_in_loops(2, 100), _load),
-    limits.CHAIN: (lambda: odd_models.chain(5), _run),
+    limits.COMPILED: (lambda: odd_models.chain(5), _run),
     limits.EXTERNAL: (_shared_external_data, _load),
     limits.BREAKS: (_picking, _run),
     limits.HOISTED: (lambda: odd_models.weights_alone(12), _infer),
@@ -160,7 +160,7 @@ def test_max_trip_count_is_a_positive_whole_number(given: Any) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="files have no holes here")
 @pytest.mark.parametrize("tensors", [1, 64])
 def test_holes_of_external_data_are_limited(tensors: int, tmp_path: Path) -> None:
-    """512 MiB out of a file that stores nothing, for one tensor or many."""
+    """A file that stores nothing asks for 512 MiB, for one tensor or many."""
     made = odd_models.model([node("Sum", ["x", *(f"w{index}" for index in range(tensors))], ["y"])])
     for index in range(tensors):
         tensor = odd_models.external("data.bin", offset=str(index * (512 << 20) // tensors))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..._types import GraphValue
 from .. import inline as rolled
-from .._common import cast
+from .._common import cast, checked_shape
 from ..registry import op
 from ._scores import ML, labels, largest, rows, transformed, two_scores
 
@@ -139,7 +139,7 @@ def _forest(
         )
 
     yes, no = children(truenodeids), children(falsenodeids)
-    weights = np.full((len(inner), n), np.nan, dtype)
+    weights = np.full(checked_shape((len(inner), n), 2 * np.dtype(dtype).itemsize), np.nan, dtype)
     for tree, node, target, weight in leaves:
         spot = place[tree, node], target
         weights[spot] = weight if np.isnan(weights[spot]) else weights[spot] + weight
@@ -311,7 +311,8 @@ def tree_ensemble(
     no = np.array(
         [node + n if leaf else node for node, leaf in zip(nodes_falsenodeids, nodes_falseleafs, strict=True)]
     )
-    weights = np.full((n + n_leaves, n_targets), np.nan, leaf_weights.dtype)
+    shape = checked_shape((n + n_leaves, n_targets), 2 * leaf_weights.itemsize)
+    weights = np.full(shape, np.nan, leaf_weights.dtype)
     weights[itself, list(leaf_targetids)] = leaf_weights
     forest = Forest(
         roots=np.array(tree_roots, np.int32),

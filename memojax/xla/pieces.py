@@ -1,0 +1,181 @@
+"""Long functions, traced as calls that XLA:CPU does not inline, so XLA's time grows with their length.
+
+XLA repeats light steps in each fusion that reads them. Its time then grows with the square of a chain's
+length, and it comes to the end of the stack at some ten thousand steps. A call is a computation of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+from .limits import COMPILED
+
+PIECE = 16
+"""Steps in one call. XLA needs twice as long per step at 50, and calls take longer than steps below 12."""
+
+LONG_CHAIN = 150
+"""Light steps after each other from which a function is cut; those of real networks have at most 80."""
+
+LONG = 2000
+"""Steps from which a function is cut; real networks for single rows have at most half as many."""
+
+APART = ("conv_general_dilated",)
+"""Steps that stay outside of calls, because XLA:CPU runs them several times slower inside."""
+
+ENDS_FUSION = frozenset(
+    {
+        "argmax", "argmin", "cond", "conv_general_dilated", "dot_general", "kernels", "random_bits",
+        "random_fold_in", "random_seed", "random_split", "scan", "sort", "while",
+    }
+)  # fmt: skip
+"""Primitives with which nothing is fused on both sides."""
+
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+
+
+def call_metadata() -> Callable[..., Any] | None:
+    """JAX's context that marks calls for XLA; None if this JAX has no such context."""
+    try:
+        from jax.experimental.xla_metadata import set_xla_metadata
+    except ImportError:
+        return None
+    return set_xla_metadata
+
+
+def is_long(steps: int, chain: int) -> bool:
+    """Whether a function of so many steps, with such a chain of light ones, is cut."""
+    return steps > LONG or chain > LONG_CHAIN
+
+
+def cut(names: Sequence[str]) -> list[list[int]]:
+    """Positions of steps, by the names of their primitives, in pieces."""
+    found: list[list[int]] = []
+    piece: list[int] = []
+    for place, name in enumerate(names):
+        if name in APART or len(piece) == PIECE:
+            found.append(piece)
+            piece = []
+        if name in APART:
+            found.append([place])
+        else:
+            piece.append(place)
+    return [piece for piece in (*found, piece) if piece]
+
+
+def in_pieces(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of pytrees, cut where it is long; where nothing is traced, it runs as it is."""
+
+    def call(*args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tracer)]
+        metadata = call_metadata()
+        if not places or metadata is None:
+            return function(*args)
+
+        def flat(*given: Any) -> Any:
+            whole = list(leaves)
+            for place, value in zip(places, given, strict=True):
+                whole[place] = value
+            return function(*jax.tree.unflatten(structure, whole))
+
+        given = [leaves[place] for place in places]
+        closed, shape = jax.make_jaxpr(flat, return_shape=True)(*given)
+        return jax.tree.unflatten(jax.tree.structure(shape), _evaluated(closed, given, metadata))
+
+    return call
+
+
+def _evaluated(closed: Any, given: Sequence[Any], metadata: Callable[..., Any]) -> list[Any]:
+    jaxpr = closed.jaxpr
+    sizes = [_size(eqn) for eqn in jaxpr.eqns]
+    COMPILED.check(sum(sizes), "this graph")
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *given), strict=True))
+    pieces = [list(range(len(jaxpr.eqns)))]
+    long = is_long(sum(sizes), _longest_chain(jaxpr, sizes))
+    if long:
+        pieces = cut([eqn.primitive.name for eqn in jaxpr.eqns])
+    last = _last_readers(jaxpr)
+    for piece in pieces:
+        eqns = [jaxpr.eqns[place] for place in piece]
+        if not long or len(eqns) == 1:
+            _run(eqns, env)
+            continue
+        made = [var for eqn in eqns for var in eqn.outvars if last.get(var, -1) > piece[-1]]
+        own = {var for eqn in eqns for var in eqn.outvars}
+        read = list({var: None for eqn in eqns for var in _variables(eqn.invars) if var not in own})
+        with metadata(inlineable="false"):
+            values = jax.jit(_piece(eqns, read, made, env))(
+                *(env[var] for var in read if isinstance(env[var], Tracer))
+            )
+        env.update(zip(made, values, strict=True))
+    return [var.val if hasattr(var, "val") else env[var] for var in jaxpr.outvars]
+
+
+def _piece(
+    eqns: Sequence[Any], read: Sequence[Any], made: Sequence[Any], around: dict[Any, Any]
+) -> Callable[..., Any]:
+    # Constants stay constants inside the call.
+    fixed = {var: around[var] for var in read if not isinstance(around[var], Tracer)}
+    traced = [var for var in read if var not in fixed]
+
+    def piece(*given: Any) -> list[Any]:
+        env = {**fixed, **dict(zip(traced, given, strict=True))}
+        _run(eqns, env)
+        return [env[var] for var in made]
+
+    return piece
+
+
+def _run(eqns: Sequence[Any], env: dict[Any, Any]) -> None:
+    for eqn in eqns:
+        found = eqn.primitive.get_bind_params(eqn.params)
+        functions, params = found if isinstance(found, tuple) else ((), found)  # a pair before JAX 0.9
+        inputs = [var.val if hasattr(var, "val") else env[var] for var in eqn.invars]
+        outputs = eqn.primitive.bind(*functions, *inputs, **params)
+        env.update(zip(eqn.outvars, outputs if eqn.primitive.multiple_results else [outputs], strict=True))
+
+
+def _size(eqn: Any) -> int:
+    return max(1, sum(_size(inner) for jaxpr in _inside(eqn) for inner in jaxpr.eqns))
+
+
+def _inside(eqn: Any) -> Iterator[Any]:
+    for value in eqn.params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            inner = getattr(one, "jaxpr", one)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def _longest_chain(jaxpr: Any, sizes: Sequence[int]) -> int:
+    """Steps of the longest chain in which each can be fused with the next."""
+    depth: dict[Any, int] = {}
+    most = 0
+    for eqn, size in zip(jaxpr.eqns, sizes, strict=True):
+        own = size + max((depth.get(var, 0) for var in _variables(eqn.invars)), default=0)
+        if _ends_fusion(eqn):
+            own = 0
+        most = max(most, own)
+        depth.update(dict.fromkeys(eqn.outvars, own))
+    return most
+
+
+def _ends_fusion(eqn: Any) -> bool:
+    name = eqn.primitive.name
+    if name in ENDS_FUSION:
+        return True
+    return name in _CALLS and any(_ends_fusion(inner) for jaxpr in _inside(eqn) for inner in jaxpr.eqns)
+
+
+def _last_readers(jaxpr: Any) -> dict[Any, int]:
+    """Variable -> position of the last equation that reads it; of outputs, a position after all."""
+    last = {var: place for place, eqn in enumerate(jaxpr.eqns) for var in _variables(eqn.invars)}
+    return {**last, **dict.fromkeys(_variables(jaxpr.outvars), len(jaxpr.eqns))}
+
+
+def _variables(atoms: Sequence[Any]) -> list[Any]:
+    return [atom for atom in atoms if not hasattr(atom, "val")]
