@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from ..rows.scratch import aligned_empty
 from .draws import with_draws, without_draws
 from .emitter import Emitter
 from .ffi import bind
+from .islands import Island, cut
 from .library import Library
 from .program import MOST_BUFFERS, bound_threads
 from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
@@ -114,13 +115,8 @@ class _StepRefused(Exception):
         self.steps = cause.steps or (index,)
 
 
-@dataclass(frozen=True)
-class _Island:
-    """Steps that run as one program, by their indices."""
-
-    steps: tuple[int, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+class _TooManyArguments(Refused):
+    """A program would have more arguments than the kernels take."""
 
 
 class _Rewriter:
@@ -162,7 +158,7 @@ class _Rewriter:
         last = max((level for level, _ in levels.values()), default=0)
         for level in range(last + 1):
             if level in islands:
-                steps.append(self._call(islands[level]))
+                steps += self._calls(islands[level])
             steps += [
                 self.residual.steps[i] for i, (at, _) in levels.items() if at == level and i not in inside
             ]
@@ -272,7 +268,7 @@ class _Rewriter:
                 dtype = np.dtype(np.float32)
         return dtype if isinstance(dtype, np.dtype) else None
 
-    def _island(self, members: Sequence[int]) -> _Island:
+    def _island(self, members: Sequence[int]) -> Island:
         inside = set(members)
         inputs: dict[int, None] = {}
         outputs = []
@@ -290,12 +286,22 @@ class _Rewriter:
                     reader not in inside for reader in self.readers.get(number, ())
                 ):
                     outputs.append(number)
-        return _Island(tuple(members), tuple(inputs), tuple(outputs))
+        return Island(tuple(members), tuple(inputs), tuple(outputs))
 
     # One program
     # ----------------------------------------------------------------------------------------------
 
-    def _call(self, island: _Island) -> Step:
+    def _calls(self, island: Island) -> list[Step]:
+        """The steps of an island as a call, or as several in a row if one would have too many arguments."""
+        try:
+            return [self._call(island)]
+        except _TooManyArguments as cause:
+            if (at := cut(island, self.residual.steps, self._dtype)) is None:
+                raise _StepRefused(cause, island.steps[-1]) from cause
+            parts = island.steps[:at], island.steps[at:]
+            return [call for part in parts for call in self._calls(self._island(part))]
+
+    def _call(self, island: Island) -> Step:
         emitter = Emitter(self.size, self.kernels.panel, len(island.inputs))
         inside = set(island.steps)
         uses = Counter(
@@ -323,13 +329,17 @@ class _Rewriter:
                     done.update(fused[1])
                 operands = [self._known(atom, translator) for atom in step.inputs]
                 translator.add(index, step, operands, fused[0] if fused else None)
+                if len(island.inputs) + len(emitter.weights) > MOST_BUFFERS:
+                    raise _TooManyArguments(f"over {MOST_BUFFERS} arguments")
             outputs = [emitter.here(translator.known[number]) for number in island.outputs]
             emitter.flush()
             for value in outputs:
                 self._check_output(value)
             program = emitter.finish(outputs, [self.avals[number].dtype for number in island.outputs])
             if len(island.inputs) + len(emitter.weights) + len(outputs) > MOST_BUFFERS:
-                raise Refused("too many arguments")
+                raise _TooManyArguments(f"over {MOST_BUFFERS} arguments")
+        except _TooManyArguments:
+            raise
         except Refused as cause:
             raise _StepRefused(cause, index) from cause
         weights = tuple(self._weight(weight.source, weight.arrangement) for weight in emitter.weights)

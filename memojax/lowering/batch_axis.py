@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -208,6 +208,21 @@ def is_fixed_shape(shape: Sequence[Any]) -> bool:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """A graph traced for one number of rows.
+
+    Attributes:
+        jaxpr: the trace; its arguments are the weights, the inputs by name, and the key of draws.
+        outputs: output -> shape and dtype in the file layout.
+        sizes: known values that nodes compare, round, or mix with data.
+    """
+
+    jaxpr: jax.extend.core.ClosedJaxpr
+    outputs: dict[str, jax.ShapeDtypeStruct]
+    sizes: SizeUses
+
+
+@dataclass(frozen=True)
 class Traced:
     """A graph at a layout; only its shapes are evaluated, never its numbers.
 
@@ -222,21 +237,28 @@ class Traced:
     layout: Layout
     constants: Mapping[str, np.ndarray]
     outputs: tuple[str, ...]
+    _probes: dict[int, Trace] = field(default_factory=dict, repr=False, compare=False)
+    """Traces at `PROBE_SIZES`: more than one question asks for them, and a long graph takes seconds."""
 
     def at(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Output -> shape and dtype in the file layout, for `n` rows; see `traced`."""
-        return self.traced(n)[1]
+        """Output -> shape and dtype in the file layout, for `n` rows; see `trace`."""
+        return self.trace(n).outputs
 
-    def traced(
-        self, n: int, sizes: SizeUses | None = None
-    ) -> tuple[jax.extend.core.ClosedJaxpr, dict[str, jax.ShapeDtypeStruct]]:
-        """The trace for `n` rows, and output -> shape and dtype in the file layout.
-
-        `sizes` is filled with known values that nodes compare, round, or mix with data.
+    def trace(self, n: int) -> Trace:
+        """The trace for `n` rows.
 
         Raises:
             LoweringError: the graph does not run at this batch size.
         """
+        made = self._probes.get(n)
+        if made is None:
+            made = self._traced(n)
+            if n in PROBE_SIZES:
+                self._probes[n] = made
+        return made
+
+    def _traced(self, n: int) -> Trace:
+        sizes: SizeUses = {}
         values = {value.name: value for value in self.function.graph.inputs}
         specs = {
             name: jax.ShapeDtypeStruct(self.layout.with_batch(name, n), dtype_of(values[name]))
@@ -259,7 +281,7 @@ class Traced:
         with own_settings():
             # Draws are part of the shapes' trace, so it takes a key, of which only the shape matters.
             key = jax.ShapeDtypeStruct((2,), np.uint32)
-            return jax.make_jaxpr(run, return_shape=True)(self.function.params, specs, key)
+            return Trace(*jax.make_jaxpr(run, return_shape=True)(self.function.params, specs, key), sizes)
 
 
 def dtype_of(value: Value) -> np.dtype:
@@ -344,10 +366,8 @@ def native_rows(traced: Traced) -> NativeRows:
         OddOutputError: an output does not divide into rows.
     """
     # The two sizes have no common factor, so an axis that follows both follows the batch.
-    uses: tuple[SizeUses, SizeUses] = {}, {}
-    (small, first), (large, second) = (
-        traced.traced(n, sizes) for n, sizes in zip(PROBE_SIZES, uses, strict=True)
-    )
+    small, large = map(traced.trace, PROBE_SIZES)
+    first, second = small.outputs, large.outputs
     declared = {value.name: value.shape for value in traced.function.graph.outputs}
     rows, elements = {}, {}
     for name in traced.outputs:
@@ -355,14 +375,16 @@ def native_rows(traced: Traced) -> NativeRows:
             name, first[name].shape, second[name].shape, declared[name], traced.layout.symbols
         )
     # A mean over the batch by hand divides by the number of rows: such a fraction differs.
-    few, many = fractions_in(small), fractions_in(large)
+    few, many = fractions_in(small.jaxpr), fractions_in(large.jaxpr)
     by_number = len(few) == len(many) and not np.array_equal(few, many, equal_nan=True)
     apart = all(
-        _are_apart(traced, rows, trace, n) for n, trace in zip(PROBE_SIZES, (small, large), strict=True)
+        _are_apart(traced, rows, trace.jaxpr, n) for n, trace in zip(PROBE_SIZES, (small, large), strict=True)
     )
     # Proven rows need no trial runs, so no numbers to try in them.
-    numbers = () if apart else numbers_in(small)
-    return NativeRows(rows, elements, first, by_number, apart, deciding_sizes(*uses), numbers)
+    numbers = () if apart else numbers_in(small.jaxpr)
+    return NativeRows(
+        rows, elements, first, by_number, apart, deciding_sizes(small.sizes, large.sizes), numbers
+    )
 
 
 def _are_apart(

@@ -71,11 +71,13 @@ def batched(
     declared = declared_shapes(function.graph, dims or {})
     open_shapes = {name: shape for name, shape in declared.items() if name not in static}
     layout = find_layout(open_shapes, batch_axis)
+    traced = None
     # A graph with static inputs cannot be traced before a call gives their values, so nothing can confirm it.
     if (layout.strength == "leading" or by_count(layout)) and not static:
-        layout = _confirmed(function, layout, open_shapes)
+        layout, traced = _confirmed(function, layout, open_shapes)
     if not layout.free and not static:
-        return declared_size(_traced(function, layout)) or _settled(function, layout)
+        traced = traced or _traced(function, layout)
+        return declared_size(traced) or _settled(traced)
     return _open(function, layout, static)
 
 
@@ -148,9 +150,9 @@ def _static_names(function: GraphFunction) -> tuple[str, ...]:
     return tuple(name for name in values if name in (*function.static_inputs, *function.branch_inputs))
 
 
-def _settled(function: GraphFunction, layout: Layout) -> BatchedFunction:
+def _settled(traced: Traced) -> BatchedFunction:
     """The function of rows of a graph whose shapes have no symbol but the batch."""
-    traced = _traced(function, layout)
+    function, layout = traced.function, traced.layout
     if not layout.native:
         return _one_by_one(traced, layout.reason)
     # A recurrent state that is declared for one row belongs to one agent, whatever the other inputs declare.
@@ -193,14 +195,19 @@ def _inputs(layout: Layout) -> dict[str, tuple[int | None, tuple[int, ...]]]:
     return {name: (layout.axes[name], layout.with_batch(name, 1)) for name in layout.shapes}
 
 
-def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, Sequence[Element]]) -> Layout:
+def _confirmed(
+    function: GraphFunction, layout: Layout, declared: Mapping[str, Sequence[Element]]
+) -> tuple[Layout, Traced | None]:
     """The layout for a leading symbol or a count: it is the batch if an output grows with it.
+
+    The second result holds the traces of this layout, if the first one has no free symbols.
 
     If the graph runs at none of the sizes tried, the symbol stays the batch here, and later steps decide.
 
     Raises:
         DimensionError: an output grows with the symbol, but other inputs contradict it.
     """
+    traced = None
     for sizes in _trials(layout):
         traced = _traced(function, layout.bound(sizes))
         try:
@@ -211,12 +218,12 @@ def _confirmed(function: GraphFunction, layout: Layout, declared: Mapping[str, S
             continue
         # No output grows: the symbol is a free dimension of one agent, such as the length of a sequence.
         if all(small[name].shape == large[name].shape for name in traced.outputs):
-            return without_batch(declared)
+            return without_batch(declared), None
         break
     outputs = {value.name: value.shape or () for value in function.graph.outputs}
     if layout.strength == "leading" and (why := contradiction(declared, layout, outputs)):
         raise ambiguous(declared, why)
-    return layout
+    return layout, None if layout.free else traced
 
 
 def _trials(layout: Layout) -> list[dict[str, int]]:
@@ -352,14 +359,14 @@ def build_bound(function: GraphFunction, layout: Layout) -> BatchedFunction:
     Raises:
         DimensionError, LoweringError: the graph does not run at these sizes.
     """
-    return _settled(function, layout)
+    return _settled(_traced(function, layout))
 
 
 def _tried(function: GraphFunction, layout: Layout) -> tuple[dict[str, int], BatchedFunction] | None:
     """The first sizes at which the graph runs, with its function of rows; None if it runs at none of them."""
     for sizes in _trials(layout):
         try:
-            return sizes, _settled(function, layout.bound(sizes))
+            return sizes, _settled(_traced(function, layout.bound(sizes)))
         except LimitError:
             raise
         except (LoweringError, DimensionError):
@@ -385,7 +392,7 @@ def _open_outputs(
         # A graph may run only at even sizes, or only at multiples of a size.
         for more in (2, size):
             try:
-                moved = _settled(function, layout.bound({**sizes, symbol: size + more}))
+                moved = _settled(_traced(function, layout.bound({**sizes, symbol: size + more})))
             except LimitError:
                 raise
             except (LoweringError, DimensionError):

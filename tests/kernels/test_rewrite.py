@@ -434,3 +434,26 @@ def test_a_part_without_elements_is_joined() -> None:
         helper.make_node("MatMul", ["whole", "w"], ["y"]),
     ]
     agree(file(nodes, weights, {"x": [4]}, ["y"]), (1, 3))
+
+
+def test_a_network_of_more_weights_than_a_program_takes_is_several_programs() -> None:
+    layers, flag_until = 300, 240
+    weights = {
+        **{f"w{i}": np.eye(4, dtype=np.float32) + 0.01 * weight(4, 4) for i in range(layers)},
+        **{f"b{i}": 0.01 * weight(4) for i in range(layers)},
+        "zero": np.float32([0]),
+    }
+    # The flag has no form outside of a program, so the cut comes after its last reader.
+    nodes = [helper.make_node("Greater", ["x", "zero"], ["flag"])]
+    for i in range(layers):
+        nodes.append(helper.make_node("Gemm", ["x" if i == 0 else f"h{i}", f"w{i}", f"b{i}"], [f"g{i}"]))
+        if i in (0, flag_until):
+            nodes.append(helper.make_node("Where", ["flag", f"g{i}", "x"], [f"h{i + 1}"]))
+        else:
+            nodes.append(helper.make_node("Relu", [f"g{i}"], [f"h{i + 1}"]))
+    content = file(nodes, weights, {"x": [4]}, [f"h{layers}"])
+    agree(content, (1, 7))
+    inferer = memojax.load(content)
+    compiler = PlanCompiler(inferer.typed, cpu_device())
+    text = compiler.lower(7, KERNELS).compile().executable.compiled.as_text()
+    assert text.count('custom_call_target="memojax_program"') == 2
