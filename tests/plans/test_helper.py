@@ -361,7 +361,8 @@ def _run(folder: Path, script: str, **options: Any) -> subprocess.Popen[str]:
 
 
 SCRIPT = """
-    import os, sys, time, numpy as np
+    import os, signal, sys, time, numpy as np
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind a shell's "&"
     open(__file__ + ".log", "a").write("imported\\n")
     import memojax
     from memojax.plans.helper import helper

@@ -60,7 +60,8 @@ def test_one_trace_per_size(weights: Weights) -> None:
     inferer = MemoizingDynamicInferer(typed, weights=weights)
     for n in (4, 1, 4, 2, 1, 4):
         inferer.infer_arrays({"x": np.ones((n, 3), np.float32)})
-    assert sorted(traced) == [1, 2, 4]
+    # A function has no proof that its rows keep apart, so trial runs of five rows look for mixing.
+    assert sorted(traced) == [1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("weights", WAYS)

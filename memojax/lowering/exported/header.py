@@ -143,13 +143,13 @@ def _parsed(fields: Any) -> Header:
     api = ModelApi(_specs(fields["inputs"], _MOST_ELEMENTS), _specs(fields["outputs"], _MOST_ELEMENTS))
     header = Header(
         api=api,
-        computed=tuple(_text(name) for name in fields["computed"]),
+        computed=tuple(_text(name) for name in _list(fields["computed"])),
         params=_specs(fields["params"]),
         constants=_specs(fields["constants"]),
         batch_size=None if fields["batch_size"] is None else _number(fields["batch_size"], 1, 1 << 31),
         random=_flag(fields["random"]),
         independent=_flag(fields["independent"]),
-        platforms=tuple(_text(name) for name in fields["platforms"]),
+        platforms=tuple(_text(name) for name in _list(fields["platforms"])),
         rule=_text(fields["rule"]),
         name=_text(fields["name"]),
         metadata={_text(key): _text(value) for key, value in fields["metadata"].items()},
@@ -171,17 +171,23 @@ def _parsed(fields: Any) -> Header:
 
 def _specs(described: Any, most: int | None = None) -> tuple[TensorSpec, ...]:
     specs = []
-    for one in described:
+    for one in _list(described):
         dtype = _DTYPES.get(one["dtype"])
         if dtype is None:
             raise ValueError(f"unknown dtype {one['dtype']!r}")
-        shape = tuple(_number(dim, 0, 1 << 31) for dim in one["shape"])
+        shape = tuple(_number(dim, 0, 1 << 31) for dim in _list(one["shape"]))
         if len(shape) > 64 or (most is not None and math.prod(shape) > most):
             raise ValueError(f"tensor {one['name']!r} of shape {list(shape)[:8]} is too large for a policy")
         specs.append(TensorSpec(_text(one["name"]), shape, dtype, _flag(one.get("shared", False))))
     if len({spec.name for spec in specs}) != len(specs):
         raise ValueError("two tensors have one name")
     return tuple(specs)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, found {type(value).__name__}")
+    return value
 
 
 def _text(value: Any) -> str:

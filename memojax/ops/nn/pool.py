@@ -13,7 +13,7 @@ from jax import lax
 
 from .._common import cast, checked_shape, ints, nx, traced
 from ..registry import op
-from ._window import Window, explicit_pads, per_axis, taps, window
+from ._window import Window, explicit_pads, per_axis, window
 from .norm import wide
 
 
@@ -57,7 +57,7 @@ def max_pool(
     """Largest element of each window, and its index. https://onnx.ai/onnx/operators/onnx__MaxPool.html"""
     frame = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     if max(frame.dilations, default=1) > 1:  # JAX has no gradient of reduce_window with dilation
-        largest = functools.reduce(lax.max, taps(x, frame, _lowest(x.dtype)))
+        largest = _largest(x, frame)
     else:
         largest = _reduce(x, _lowest(x.dtype), lax.max, frame)
     return (
@@ -65,6 +65,21 @@ def max_pool(
         if n_outputs == 1
         else (largest, _positions(lax.stop_gradient(traced(x)), frame, storage_order))
     )
+
+
+def _largest(x: Any, frame: Window) -> jax.Array:
+    """The largest element of each window.
+
+    It is the largest along one axis of the largest along the others, so a window of 100 x 48 takes 148 steps.
+    """
+    x = lax.pad(x, _lowest(x.dtype), [(0, 0, 0), (0, 0, 0), *((*pads, 0) for pads in frame.pads)])
+    axes = zip(frame.kernel, frame.dilations, frame.strides, frame.output, strict=True)
+    for axis, (length, dilation, stride, size) in enumerate(axes, start=2):
+        starts = [tap * dilation for tap in range(length)]
+        reach = (size - 1) * stride + 1
+        parts = [lax.slice_in_dim(x, start, start + reach, stride, axis) for start in starts]
+        x = functools.reduce(lax.max, parts)
+    return x
 
 
 def _lowest(dtype: Any) -> np.ndarray:
