@@ -12,6 +12,7 @@ from jax import lax
 
 from ..plans.hoist import Atom, Residual, Step, alive, flattened, literal
 from ..plans.numpy_eval import NotExactError
+from ..xla.loops import constants_and_carries
 
 _MOST_STEPS = 1500
 """Most steps of an unrolled loop; more would make the program slow to write."""
@@ -28,15 +29,6 @@ def _is_short(step: Step) -> bool:
     if step.primitive.name != "scan":
         return False
     return 0 < step.params["length"] * len(step.params["jaxpr"].jaxpr.eqns) <= _MOST_STEPS
-
-
-def _constants_and_carries(loop: Step) -> tuple[int, int]:
-    """The numbers of a scan's constants and of its carries."""
-    if "num_consts" in loop.params:
-        return loop.params["num_consts"], loop.params["num_carry"]
-    # From JAX 0.12 on, a scan has three groups of inputs in place of two counts.
-    constants, carries, _ = loop.params["ft_in"].update(loop.inputs).unpack()
-    return len(list(constants)), len(list(carries))
 
 
 class _Unroller:
@@ -124,7 +116,7 @@ class _Unroller:
     def _write_out(self, loop: Step) -> None:
         params = loop.params
         arguments, body, outputs = flattened(params["jaxpr"])
-        consts, carries = _constants_and_carries(loop)
+        consts, carries = constants_and_carries(loop.params, loop.inputs)
         length = params["length"]
         env: dict[int, Atom] = dict(zip(arguments[:consts], loop.inputs[:consts], strict=True))
         # Steps that depend on the loop's constants alone are done once.

@@ -7,6 +7,7 @@ cannot mix.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from .graph_function import GraphFunction
 from .row_proof import Walk
 from .row_states import Rows, Same, State
 from .size_numbers import SizeUses, deciding_sizes, fractions_in, numbers_in
+
+log: logging.Logger = logging.getLogger("memojax")
 
 PROBE_SIZES = (5, 7)
 """Two batch sizes that are unlikely to be a dimension of the model by chance. Only shapes are evaluated."""
@@ -397,7 +400,11 @@ def _are_apart(
     given: list[State] = [
         Same() if (axis := axes[name]) is None else Rows(axis) for name in sorted(traced.layout.shapes)
     ]
-    found = Walk(n, traced.function.random).outputs(trace, [*weights, *given, Same()])
+    try:
+        found = Walk(n, traced.function.random).outputs(trace, [*weights, *given, Same()])
+    except (KeyError, AttributeError) as cause:  # a JAX whose equations have other parameters
+        log.info("this JAX's traces prove nothing of rows, so trial runs do: %r", cause)
+        return False
     return all(how.is_proven(state) for (_, how), state in zip(sorted(rows.items()), found, strict=True))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from ..xla.loops import constants_and_carries
 from .row_rules import FLAT_RULES, everywhere, shape_of, with_units, without
 from .row_states import MIXED, Apart, Mixed, Rows, Same, State, joined, moved, of_constant
 
@@ -95,7 +96,8 @@ def _while(walk: Walk, equation: Any, given: list[Apart]) -> Sequence[State]:
 
 def _scan(walk: Walk, equation: Any, given: list[Apart]) -> Sequence[State]:
     p = equation.params
-    consts, first = p["num_consts"], p["num_consts"] + p["num_carry"]
+    consts, carries = constants_and_carries(p, equation.invars)
+    first = consts + carries
     # One row at a time: a carried value passes from row to row.
     entries = [without(state, [0]) for state in given[first:]]
     if MIXED in entries:
@@ -104,8 +106,8 @@ def _scan(walk: Walk, equation: Any, given: list[Apart]) -> Sequence[State]:
     def trip(carry: list[State]) -> list[State]:
         return walk.outputs(p["jaxpr"], [*given[:consts], *carry, *entries])
 
-    carry = _settled(lambda carry: trip(carry)[: p["num_carry"]], given[consts:first])
-    made = trip(carry)[p["num_carry"] :]
+    carry = _settled(lambda carry: trip(carry)[:carries], given[consts:first])
+    made = trip(carry)[carries:]
     return [*carry, *(_behind(state) for state in made)]
 
 
