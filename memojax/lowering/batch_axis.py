@@ -380,9 +380,10 @@ def native_rows(traced: Traced) -> NativeRows:
     # A mean over the batch by hand divides by the number of rows: such a fraction differs.
     few, many = fractions_in(small.jaxpr), fractions_in(large.jaxpr)
     by_number = len(few) == len(many) and not np.array_equal(few, many, equal_nan=True)
-    apart = all(
-        _are_apart(traced, rows, trace.jaxpr, n) for n, trace in zip(PROBE_SIZES, (small, large), strict=True)
-    )
+    passed = [
+        _proof(traced, rows, trace.jaxpr, n) for n, trace in zip(PROBE_SIZES, (small, large), strict=True)
+    ]
+    apart = passed[0] is not None and passed[0] == passed[1]
     # Proven rows need no trial runs, so no numbers to try in them.
     numbers = () if apart else numbers_in(small.jaxpr)
     return NativeRows(
@@ -390,22 +391,27 @@ def native_rows(traced: Traced) -> NativeRows:
     )
 
 
-def _are_apart(
+def _proof(
     traced: Traced, rows: Mapping[str, OutputRows], trace: jax.extend.core.ClosedJaxpr, n: int
-) -> bool:
-    """Whether a trace for `n` rows proves that its outputs are the rows of `rows`, none of which mixes."""
+) -> list[Rows] | None:
+    """How rows pass through a trace for `n` of them, if it proves that its outputs are the rows of `rows`.
+
+    None if it does not. Other numbers of rows must pass in the same way for the proof to hold for them.
+    """
     weights: list[State] = [Same() for _ in jax.tree.leaves(traced.function.params)]
     axes = traced.layout.axes
     # JAX sorts the names of a dict.
     given: list[State] = [
         Same() if (axis := axes[name]) is None else Rows(axis) for name in sorted(traced.layout.shapes)
     ]
+    walk = Walk(n, traced.function.random)
     try:
-        found = Walk(n, traced.function.random).outputs(trace, [*weights, *given, Same()])
+        found = walk.outputs(trace, [*weights, *given, Same()])
     except (KeyError, AttributeError) as cause:  # a JAX whose equations have other parameters
         log.info("this JAX's traces prove nothing of rows, so trial runs do: %r", cause)
-        return False
-    return all(how.is_proven(state) for (_, how), state in zip(sorted(rows.items()), found, strict=True))
+        return None
+    proven = all(how.is_proven(state) for (_, how), state in zip(sorted(rows.items()), found, strict=True))
+    return walk.passed if proven else None
 
 
 def assemble(

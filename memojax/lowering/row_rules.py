@@ -330,12 +330,13 @@ def _sort(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
     return [MIXED if isinstance(state, Rows) and state.axis == axis else state] * len(given)
 
 
-def _last_axis(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
-    """The rule of operators that work along the last axis, such as TopK."""
-    state, last = given[0], len(shape_of(equation.invars[0])) - 1
+def _top_k(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
+    # JAX 0.8 has no such parameter, and its axis is the last one.
+    axis = equation.params.get("axis", len(shape_of(equation.invars[0])) - 1)
+    state = given[0]
     if isinstance(state, Rows):
-        return [MIXED if state.axis == last else state]
-    return [Same(state.uniform - {last})]
+        return [MIXED if state.axis == axis else state]
+    return [Same(state.uniform - {axis})]
 
 
 def _window(equation: Any, given: list[Apart], n: int) -> Sequence[State]:
@@ -395,7 +396,7 @@ FLAT_RULES: Mapping[str, Rule] = {
     "iota": _iota,
     "gather": _gather,
     "sort": _sort,
-    "top_k": _last_axis,
+    "top_k": _top_k,
     "split": _split,
     "stack": _stack,
     "unstack": _unstack,

@@ -270,3 +270,21 @@ def test_trials_compare_with_the_numbers_of_the_file() -> None:
     assert row_probe.mixing_rows(specs, ["y"], 5, run) == ()
     assert row_probe.mixing_rows(specs, ["y"], 5, run, numbers=[37.0]) == ("y",)
     assert {-1.0, 1e6} < set(seen)
+
+
+def test_features_that_divide_by_the_sizes_of_the_trace_prove_nothing() -> None:
+    # For 5 and for 7 rows, each row has whole entries of the turned table. For 3 rows, two rows share one.
+    size = [op("Shape", "x", "shape"), op("Slice", "shape first second", "n")]
+    shapes = [op("Concat", "width n", "turned", axis=0), op("Concat", "n width", "back", axis=0)]
+    turn = [op("Reshape", "x turned", "t"), op("Softmax", "t", "s", axis=1), op("Reshape", "s back", "y")]
+    numbers = {
+        "first": np.array([0], np.int64),
+        "second": np.array([1], np.int64),
+        "width": np.array([35], np.int64),
+    }
+    model = model_of([*size, *shapes, *turn], {"x": ["batch", 35]}, {"y": ["batch", 35]}, **numbers)
+    policy = memojax.load(model)
+    x = f32(3, 35)
+    whole = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    np.testing.assert_allclose(policy.infer_arrays({"x": x})["y"], whole, rtol=1e-5)
+    assert policy.mixing_outputs == ("y",)
