@@ -65,8 +65,8 @@ class WeightArguments:
         weights.
         """
         with self._lock:
-            nodes = list(self._placed)
-            with_layouts = [leading for leading in self._leading if leading.formats]
+            nodes, every = list(self._placed), list(self._leading)
+        with_layouts = [leading for leading in every if leading.formats]
         fresh = self._fresh(nodes, leaves)
         laid_out = {one: one.laid_out([fresh[node] for node in one.nodes]) for one in with_layouts}
 

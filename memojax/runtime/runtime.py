@@ -269,7 +269,7 @@ class Runtime:
         deadline = None if seconds is None else self._clock() + seconds
         with self._lock:
             frame_number = self._turns.begin_frame()
-            queue = [entry for state in self._brains.values() if (entry := (state.place, state))[0][0]]
+            queue = self._queue()
         states = [state for _, state in queue]
         frame = _Frame(queue, frame_number, self._clock, deadline)
         with frame.active:
@@ -292,6 +292,15 @@ class Runtime:
             raise failure if self._delivered(frame_number) is None else failure  # noqa: RUF034 (one step)
         return responses if self._delivered(frame_number) is None else {}
 
+    # Where a lock is held, a loop with a condition has its own function: tests/contracts/test_locks.py says why.
+    def _queue(self) -> list[tuple[Place, BrainState]]:
+        return [entry for state in self._brains.values() if (entry := (state.place, state))[0][0]]
+
+    def _abandoned(self) -> list[_Frame]:
+        # Other threads deliver frames meanwhile, without the lock: hence the copy, and the second look.
+        frames = list(self._frames.values())
+        return [other for other in frames if other.abandoned and other.number in self._frames]
+
     def _delivered(self, frame_number: int) -> None:
         """Forget a frame whose responses are about to be returned."""
         if frame_number in self._frames:
@@ -305,9 +314,7 @@ class Runtime:
     def _register(self, frame: _Frame) -> None:
         """Register `frame`, which takes over the responses of interrupted frames."""
         with self._lock:
-            # Other threads deliver frames meanwhile, without the lock: hence the copy, and the second look.
-            frames = list(self._frames.values())
-            abandoned = [other for other in frames if other.abandoned and other.number in self._frames]
+            abandoned = self._abandoned()
             for other in abandoned:
                 frame.earlier = merged(frame.earlier, other.all_responses())
             self._frames[frame.number] = frame
