@@ -292,7 +292,7 @@ class Runtime:
             raise failure if self._delivered(frame_number) is None else failure  # noqa: RUF034 (one step)
         return responses if self._delivered(frame_number) is None else {}
 
-    # Where a lock is held, a loop with a condition has its own function: tests/contracts/test_locks.py says why.
+    # Under a lock, a loop with a condition has its own function; tests/contracts/test_locks.py says why.
     def _queue(self) -> list[tuple[Place, BrainState]]:
         return [entry for state in self._brains.values() if (entry := (state.place, state))[0][0]]
 
