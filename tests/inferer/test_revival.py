@@ -44,7 +44,8 @@ def compiles() -> Iterator[Compiles]:
     counter = Compiles()
     jax.monitoring.register_event_duration_secs_listener(counter)
     yield counter
-    jax.monitoring.unregister_event_duration_listener(counter)
+    if hasattr(jax.monitoring, "unregister_event_duration_listener"):  # JAX 0.8 keeps the listener
+        jax.monitoring.unregister_event_duration_listener(counter)
 
 
 @pytest.mark.parametrize("kind", KINDS)

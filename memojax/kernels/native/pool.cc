@@ -141,6 +141,9 @@ void Pool::serve() {
 }
 
 void* worker(void* given) {
+#if defined(__linux__)
+  pthread_setname_np(pthread_self(), "memojax kernels");  // for top, profilers and tests
+#endif
   static_cast<Pool*>(given)->serve();
   return nullptr;
 }
