@@ -141,9 +141,6 @@ void Pool::serve() {
 }
 
 void* worker(void* given) {
-#if defined(__linux__)
-  pthread_setname_np(pthread_self(), "memojax kernels");  // for top, profilers and tests
-#endif
   static_cast<Pool*>(given)->serve();
   return nullptr;
 }
@@ -160,6 +157,9 @@ void Pool::start(int wanted) {
     const int failed = pthread_create(&thread, &attributes, worker, this);
     pthread_attr_destroy(&attributes);
     if (failed) break;  // Then there are fewer threads.
+#if defined(__linux__)
+    pthread_setname_np(thread, "memojax kernels");  // for top, profilers and tests
+#endif
     threads[workers] = thread;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
