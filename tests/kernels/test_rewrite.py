@@ -436,6 +436,7 @@ def test_a_part_without_elements_is_joined() -> None:
     agree(file(nodes, weights, {"x": [4]}, ["y"]), (1, 3))
 
 
+@pytest.mark.slow
 def test_a_network_of_more_weights_than_a_program_takes_is_several_programs() -> None:
     layers, flag_until = 300, 240
     weights = {

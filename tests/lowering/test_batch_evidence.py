@@ -114,6 +114,7 @@ def test_the_advice_of_the_refusal_works() -> None:
     np.testing.assert_array_equal(rows.infer_arrays({"x": x[0], "edges": edges[0]})["y"], np.maximum(x[0], 0))
 
 
+@pytest.mark.slow
 def test_the_refusal_is_the_same_under_any_hash_seed(tmp_path: Any) -> None:
     onnx.save(GRAPH, tmp_path / "graph.onnx")
     load = "try: memojax.load(sys.argv[1])\nexcept memojax.errors.DimensionError as e: print(e)"

@@ -85,6 +85,7 @@ print(inlined, left_behind(200))
 """
 
 
+@pytest.mark.slow
 def test_sizes_leave_less_than_a_third_of_the_traces_in_jaxs_caches() -> None:
     """It needs a new process, whose caches are not full. JAX versions differ in counts, hardly in shares."""
     output = subprocess.run([sys.executable, "-c", _OBJECTS], capture_output=True, text=True, timeout=120)

@@ -62,6 +62,7 @@ def expected(n: int) -> np.ndarray:
     return memojax.load(POLICY, compile_in="thread").infer_arrays({"obs": OBS[:n]})["logits"]
 
 
+@pytest.mark.slow
 def test_the_helper_divides_the_work_of_a_plan_as_this_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """XLA divides a large step by the cores of its threads, of which the helper leaves one to the loop."""
     monkeypatch.setenv("MEMOJAX_KERNELS", "0")

@@ -76,6 +76,7 @@ print(len(tasks))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
 def test_threads_for_few_cores_are_fewer_and_not_pinned() -> None:
     if len(os.sched_getaffinity(0)) < 2:

@@ -169,6 +169,7 @@ UNREADABLE = """
 """
 
 
+@pytest.mark.slow
 def test_inferers_work_on_a_device_that_numpy_cannot_read() -> None:
     """The second device is JAX's own, not memojax's client."""
     out = two_devices(

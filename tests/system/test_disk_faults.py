@@ -115,6 +115,7 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     assert cache.get(KEY) == b"x" * 100_000
 
 
+@pytest.mark.slow
 def test_an_unfinished_file_of_a_living_writer_stays(tmp_path: Path) -> None:
     slow = """
         real = os.replace
@@ -134,6 +135,7 @@ def test_an_unfinished_file_of_a_living_writer_stays(tmp_path: Path) -> None:
     assert DiskCache(tmp_path).get(KEY) == b"slow"
 
 
+@pytest.mark.slow
 def test_two_writers_and_a_reader_see_whole_entries(tmp_path: Path) -> None:
     write = """
         end = time.monotonic() + 2
@@ -264,6 +266,7 @@ def test_the_key_is_the_owners_alone(tmp_path: Path, caplog: pytest.LogCaptureFi
         cache_key(path)
 
 
+@pytest.mark.slow
 def test_processes_that_race_for_the_key_get_the_same_one(tmp_path: Path) -> None:
     code = """
         from pathlib import Path

@@ -27,6 +27,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=ROOT)
 
 
+@pytest.mark.slow
 @posix
 def test_every_kind_of_inferer_that_is_sent_into_a_forked_pool_raises_there() -> None:
     done = run("""

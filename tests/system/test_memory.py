@@ -50,6 +50,7 @@ def test_too_large_inputs_and_outputs_are_refused_without_a_compile() -> None:
     assert policy.infer_arrays({"obs": np.zeros((2, 6), np.float32)})["logits"].shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_gigabyte")
 def test_temporaries_are_known_from_a_smaller_size() -> None:
     policy = wide()

@@ -167,6 +167,7 @@ def test_settings_are_left_as_they_were() -> None:
         assert jax.config.jax_default_matmul_precision is None
 
 
+@pytest.mark.slow
 def test_all_of_them_set_for_the_process() -> None:
     program = (
         "import numpy as np, memojax; p = memojax.load(memojax.policies.bundled('acrobot_ppo'));"

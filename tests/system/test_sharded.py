@@ -284,6 +284,7 @@ def test_options_hold_over_devices(on_devices, tmp_path: Path) -> None:
     """)
 
 
+@pytest.mark.slow
 def test_evaluate_and_wrappers_run_over_devices(on_devices) -> None:
     on_devices("""
         spread = mj.evaluate("acrobot_ppo", "Acrobot-v1", episodes=4, num_envs=4, max_steps=40, devices="all")
