@@ -118,7 +118,7 @@ class Slot:
         outputs: for each output the buffer that it is copied from; None where each call has a new array.
         weights: the leading arguments whose places the call holds.
         prepared: the argument of the C function that `caller` gives.
-        places: of the arguments and results, for those that change from call to call.
+        places: of the arguments and results that change from call to call.
     """
 
     __slots__ = ("_held", "inputs", "outputs", "places", "prepared", "weights")

@@ -22,7 +22,7 @@ EIGEN_FROM = {False: 16e6, True: 64e6}
 
 
 def chosen(residual: Residual, options: Mapping[str, Any]) -> Candidate:
-    """The way for `residual` on a CPU; `options` are those that XLA has without a choice.
+    """The way for `residual` on a CPU; `options` are XLA's without a choice.
 
     YNNPACK begins a convolution sooner, and Eigen shares many rows better among cores. Plans without
     convolutions run in order where that is known to pay.

@@ -63,7 +63,7 @@ def keeper_class() -> type[Any]:
 
 
 class NewestWeights:
-    """A replica's side: it tells the keeper of updates, and takes those that it has missed."""
+    """A replica's side: it tells the keeper of updates, and takes the ones it has missed."""
 
     def __init__(self, policy: Any, keeper: Any, identity: str):
         """`keeper` is the handle of the deployment of `keeper_class`."""

@@ -28,10 +28,21 @@ APART = ("conv_general_dilated",)
 
 ENDS_FUSION = frozenset(
     {
-        "argmax", "argmin", "cond", "conv_general_dilated", "dot_general", "kernels", "random_bits",
-        "random_fold_in", "random_seed", "random_split", "scan", "sort", "while",
+        "argmax",
+        "argmin",
+        "cond",
+        "conv_general_dilated",
+        "dot_general",
+        "kernels",
+        "random_bits",
+        "random_fold_in",
+        "random_seed",
+        "random_split",
+        "scan",
+        "sort",
+        "while",
     }
-)  # fmt: skip
+)
 """Primitives with which nothing is fused on both sides."""
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")

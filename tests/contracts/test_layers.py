@@ -91,7 +91,7 @@ PLACE = {room: index for index, line in enumerate(LAYERS) for room in line.split
 
 def test_every_room_has_its_place() -> None:
     rooms = {_layer(module) for module in MODULES} - set(EXEMPT)
-    assert rooms == set(PLACE), "add new rooms to LAYERS, and drop those that are gone"
+    assert rooms == set(PLACE), "add new rooms to LAYERS, and drop the rooms that are gone"
     assert len(LAYERS) <= 16
 
 

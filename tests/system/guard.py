@@ -100,9 +100,14 @@ class Guard:
         if self._child is None:
             environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "tests.system.doors"], cwd=ROOT, env=environment, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                [sys.executable, "-m", "tests.system.doors"],
+                cwd=ROOT,
+                env=environment,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
             assert self._child.stdout is not None
             assert self._child.stdout.readline() == "ready\n", "the child process did not start"
         return self._child

@@ -213,11 +213,23 @@ def layers(count: int) -> onnx.ModelProto:
 def tree_of_targets(count: int) -> onnx.ModelProto:
     """A tree of one leaf with `count` targets."""
     tree = node(
-        "TreeEnsembleRegressor", ["x"], ["r"], domain="ai.onnx.ml", n_targets=count, nodes_treeids=[0],
-        nodes_nodeids=[0], nodes_featureids=[0], nodes_modes=["LEAF"], nodes_values=[0.0],
-        nodes_truenodeids=[0], nodes_falsenodeids=[0], target_ids=[0], target_nodeids=[0],
-        target_treeids=[0], target_weights=[1.0],
-    )  # fmt: skip
+        "TreeEnsembleRegressor",
+        ["x"],
+        ["r"],
+        domain="ai.onnx.ml",
+        n_targets=count,
+        nodes_treeids=[0],
+        nodes_nodeids=[0],
+        nodes_featureids=[0],
+        nodes_modes=["LEAF"],
+        nodes_values=[0.0],
+        nodes_truenodeids=[0],
+        nodes_falsenodeids=[0],
+        target_ids=[0],
+        target_nodeids=[0],
+        target_treeids=[0],
+        target_weights=[1.0],
+    )
     return model([tree, node("ReduceMax", ["r"], ["m"], keepdims=0), node("Add", ["x", "m"], ["y"])])
 
 
