@@ -46,7 +46,7 @@ _HEADER = struct.Struct("<8s32s32sQ")
 
 _MOST_DESCRIPTION = 200
 _LEFTOVER_SECONDS = 3600
-"""Age from which an unfinished file counts as a leftover, on systems that cannot lock files."""
+"""Age from which an unfinished file counts as a leftover, if no lock can tell whether its writer lives."""
 
 _TRIES = 3
 
@@ -317,7 +317,10 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the unfinished files of killed writers; a living writer holds a lock on its file."""
     for path in folder.glob("memojax-*.tmp"):
         with contextlib.suppress(OSError), open(path, "r+b", opener=open_plain) as file:
-            if fcntl is None and time.time() - os.fstat(file.fileno()).st_mtime < _LEFTOVER_SECONDS:
+            status = os.fstat(file.fileno())
+            # A writer locks its file before it writes. Until then, nothing tells the file from a leftover.
+            could_live = fcntl is None or not status.st_size
+            if could_live and time.time() - status.st_mtime < _LEFTOVER_SECONDS:
                 continue
             _lock(file.fileno())
             path.unlink()

@@ -19,6 +19,7 @@ import pytest
 import memojax
 from memojax.errors import CacheFolderError, InputError
 from memojax.plans import cache_key as keys
+from memojax.plans import disk_cache as disk
 from memojax.plans.cache_key import cache_key
 from memojax.plans.disk_cache import DiskCache, bytes_of, disk_cache
 from memojax.plans.tuning_log import NAME, Choices
@@ -133,6 +134,29 @@ def test_an_unfinished_file_of_a_living_writer_stays(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.tmp"))
     assert writer.wait(60) == 0
     assert DiskCache(tmp_path).get(KEY) == b"slow"
+
+
+@posix
+def test_a_file_that_its_writer_is_about_to_lock_is_no_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = disk._lock
+
+    def late(handle: int) -> None:
+        monkeypatch.setattr(disk, "_lock", lock)
+        disk.remove_leftovers(tmp_path)  # as another process may do at this moment, each time
+        monkeypatch.setattr(disk, "_lock", late)
+        lock(handle)
+
+    monkeypatch.setattr(disk, "_lock", late)
+    DiskCache(tmp_path).put(KEY, b"whole")
+    monkeypatch.setattr(disk, "_lock", lock)
+    assert DiskCache(tmp_path).get(KEY) == b"whole"
+    assert not list(tmp_path.glob("*.tmp"))
+    (tmp_path / "memojax-old.tmp").touch()
+    os.utime(tmp_path / "memojax-old.tmp", (0, 0))
+    disk.remove_leftovers(tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.slow
