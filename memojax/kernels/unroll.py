@@ -12,7 +12,7 @@ from jax import lax
 
 from ..plans.hoist import Atom, Residual, Step, alive, flattened, literal
 from ..plans.numpy_eval import NotExactError
-from ..xla.loops import constants_and_carries
+from ..xla.equations import constants_and_carries
 
 _MOST_STEPS = 1500
 """Most steps of an unrolled loop; more would make the program slow to write."""

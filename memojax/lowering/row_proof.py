@@ -13,7 +13,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from ..xla.loops import constants_and_carries
+from ..xla.equations import constants_and_carries
 from .row_rules import FLAT_RULES, everywhere, shape_of, with_units, without
 from .row_states import MIXED, Apart, Mixed, Rows, Same, State, joined, moved, of_constant
 

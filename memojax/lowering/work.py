@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from ..ops.inline import inlined
+from ..xla.equations import bodies
 from ..xla.settings import own_settings
 from .typed_model import TypedModel
 
@@ -78,18 +78,9 @@ def _of_equation(eqn: Any) -> float:
         kernel = eqn.invars[1].aval.shape
         outs = given["dimension_numbers"].rhs_spec[0]
         return 2.0 * made * math.prod(kernel) / kernel[outs]
-    inner = [_of_jaxpr(one) for one in _inside(given)]
+    inner = [_of_jaxpr(one) for one in bodies(given)]
     if not inner:
         return 0.0 if name in _MOVES else float(made)
     if name == "scan":
         return given["length"] * sum(inner)
     return max(inner) if name == "cond" else sum(inner)
-
-
-def _inside(given: dict[str, Any]) -> Iterator[Any]:
-    """The traces that an operation runs."""
-    for value in given.values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            one = getattr(one, "jaxpr", one)
-            if hasattr(one, "eqns"):
-                yield one

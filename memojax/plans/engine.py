@@ -14,27 +14,26 @@ from typing import Any, TypeVar, get_args
 import jax
 
 from ..errors import CompileError, InputError
-from ..kernels.library import kernels_key
 from ..lowering.row_probe import SOME_ROWS
 from ..lowering.typed_model import TypedModel
 from ..rows.journal import Journal
 from ..xla.background import AtWork, is_compile_worker
 from ..xla.frames import await_pause
-from ..xla.options import over_defaults
 from .artifact import PlanArtifact
 from .autotune import Tuner
 from .batch_memory import check_fits
 from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
 from .compiler import Lowered, PlanCompiler, Weights
-from .disk_cache import DiskCache, environment_key
+from .disk_cache import DiskCache
 from .elsewhere import Elsewhere
 from .helper import CompileIn, helper, wanted
 from .hoist import Residual
 from .plan import Plan, PlanInfo
+from .plan_key import plan_key
 from .row_assembly import RowAssembly, RowJoin
 from .row_check import plan_mixing
-from .serialized import accelerator_key, as_bytes, from_bytes
+from .serialized import as_bytes, from_bytes
 from .stored_weights import store, stored_weights
 from .tuning_log import Choices
 
@@ -479,24 +478,5 @@ class Engine:
         candidate: Candidate | None = DEFAULT,
         residual: Residual | None = None,
     ) -> dict[str, Any]:
-        """The key of a plan on disk; without a candidate, the key of the tuning choice.
-
-        If weights are arguments, `residual` gives their order, and their values do not matter.
-        """
-        return {
-            **environment_key(),
-            "model": self._fingerprint,
-            "name": self._short_name,
-            "size": size,
-            "platform": compiler.device.platform,
-            "precision": compiler.precision,
-            "candidate": candidate.name if candidate else None,
-            "kernels": kernels_key() if candidate is None or candidate.kernels else None,
-            "options": over_defaults(compiler.device, candidate.options if candidate else {}),
-            "arguments": residual.origin() if residual else None,
-            # Raised with each change of an entry's meaning, so that older entries are not found.
-            "layout": 3,
-            **accelerator_key(compiler.device),
-            **({} if compiler.host else {"arrays": "jax"}),
-            **({} if compiler.threads is None else {"threads": compiler.threads}),
-        }
+        """The key of a plan on disk, see `plan_key`."""
+        return plan_key(compiler, self._fingerprint, self._short_name, size, candidate, residual)

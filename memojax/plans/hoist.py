@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from ..xla.cpu_client import cpu_device
+from ..xla.equations import bound
 from ..xla.limits import HOISTED
 from ..xla.options import compiled
 from ..xla.settings import own_settings
@@ -63,10 +64,7 @@ class Step:
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
         """The outputs for `inputs`, evaluated, or traced where an input is a tracer."""
-        given = self.primitive.get_bind_params(self.params)
-        functions, params = given if isinstance(given, tuple) else ((), given)  # a pair before JAX 0.9
-        outputs = self.primitive.bind(*functions, *inputs, **params)
-        return list(outputs) if self.primitive.multiple_results else [outputs]
+        return bound(self.primitive, self.params, inputs)
 
     def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
         """The outputs for `inputs`, evaluated by NumPy.

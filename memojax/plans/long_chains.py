@@ -22,12 +22,7 @@ def cut(residual: Residual) -> Residual | None:
 
 def longest(steps: Sequence[Step]) -> int:
     """Steps of the longest chain that no heavy one interrupts."""
-    depth: dict[int, int] = {}
-    most = 0
-    for step in steps:
-        own = 1 + max((depth.get(atom, 0) for atom in step.inputs if isinstance(atom, int)), default=0)
-        if is_heavy(step):
-            own = 0
-        most = max(most, own)
-        depth.update(dict.fromkeys(step.outputs, own))
-    return most
+    return pieces.longest_chain(
+        ([atom for atom in step.inputs if isinstance(atom, int)], step.outputs, not is_heavy(step))
+        for step in steps
+    )

@@ -6,12 +6,13 @@ length, and it comes to the end of the stack at some ten thousand steps. A call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 from jax.core import Tracer
 
+from .equations import bodies, bound
 from .limits import COMPILED
 
 PIECE = 16
@@ -62,6 +63,20 @@ def is_long(steps: int, chain: int) -> bool:
     return steps > LONG or chain > LONG_CHAIN
 
 
+def longest_chain(steps: Iterable[tuple[Iterable[Any], Iterable[Any], int]]) -> int:
+    """Steps of the longest chain in which each can be fused with the next.
+
+    `steps` are the values that each reads and makes, and its number of light steps: 0 ends a chain.
+    """
+    depth: dict[Any, int] = {}
+    most = 0
+    for read, made, light in steps:
+        own = light and light + max((depth.get(value, 0) for value in read), default=0)
+        most = max(most, own)
+        depth.update(dict.fromkeys(made, own))
+    return most
+
+
 def cut(names: Sequence[str]) -> list[list[int]]:
     """Positions of steps, by the names of their primitives, in pieces."""
     found: list[list[int]] = []
@@ -106,7 +121,10 @@ def _evaluated(closed: Any, given: Sequence[Any], metadata: Callable[..., Any]) 
     COMPILED.check(sum(sizes), "this graph")
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *given), strict=True))
     pieces = [list(range(len(jaxpr.eqns)))]
-    long = is_long(sum(sizes), _longest_chain(jaxpr, sizes))
+    light = [0 if _ends_fusion(eqn) else size for eqn, size in zip(jaxpr.eqns, sizes, strict=True)]
+    reads = [_variables(eqn.invars) for eqn in jaxpr.eqns]
+    makes = [eqn.outvars for eqn in jaxpr.eqns]
+    long = is_long(sum(sizes), longest_chain(zip(reads, makes, light, strict=True)))
     if long:
         pieces = cut([eqn.primitive.name for eqn in jaxpr.eqns])
     last = _last_readers(jaxpr)
@@ -143,43 +161,19 @@ def _piece(
 
 def _run(eqns: Sequence[Any], env: dict[Any, Any]) -> None:
     for eqn in eqns:
-        found = eqn.primitive.get_bind_params(eqn.params)
-        functions, params = found if isinstance(found, tuple) else ((), found)  # a pair before JAX 0.9
         inputs = [var.val if hasattr(var, "val") else env[var] for var in eqn.invars]
-        outputs = eqn.primitive.bind(*functions, *inputs, **params)
-        env.update(zip(eqn.outvars, outputs if eqn.primitive.multiple_results else [outputs], strict=True))
+        env.update(zip(eqn.outvars, bound(eqn.primitive, eqn.params, inputs), strict=True))
 
 
 def _size(eqn: Any) -> int:
-    return max(1, sum(_size(inner) for jaxpr in _inside(eqn) for inner in jaxpr.eqns))
-
-
-def _inside(eqn: Any) -> Iterator[Any]:
-    for value in eqn.params.values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            inner = getattr(one, "jaxpr", one)
-            if hasattr(inner, "eqns"):
-                yield inner
-
-
-def _longest_chain(jaxpr: Any, sizes: Sequence[int]) -> int:
-    """Steps of the longest chain in which each can be fused with the next."""
-    depth: dict[Any, int] = {}
-    most = 0
-    for eqn, size in zip(jaxpr.eqns, sizes, strict=True):
-        own = size + max((depth.get(var, 0) for var in _variables(eqn.invars)), default=0)
-        if _ends_fusion(eqn):
-            own = 0
-        most = max(most, own)
-        depth.update(dict.fromkeys(eqn.outvars, own))
-    return most
+    return max(1, sum(_size(inner) for jaxpr in bodies(eqn.params) for inner in jaxpr.eqns))
 
 
 def _ends_fusion(eqn: Any) -> bool:
     name = eqn.primitive.name
     if name in ENDS_FUSION:
         return True
-    return name in _CALLS and any(_ends_fusion(inner) for jaxpr in _inside(eqn) for inner in jaxpr.eqns)
+    return name in _CALLS and any(_ends_fusion(inner) for jaxpr in bodies(eqn.params) for inner in jaxpr.eqns)
 
 
 def _last_readers(jaxpr: Any) -> dict[Any, int]:

@@ -15,6 +15,11 @@ import pytest
 import memojax
 from memojax.errors import DeviceError, MissingPackageError
 
+several_cores = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="claims of cores need an affinity of two or more",
+)
+
 
 def test_a_pickled_policy_compiles_nothing() -> None:
     policy = memojax.load("acrobot_ppo", preload=[4], cache_dir=memojax.PlanArtifact())
@@ -43,10 +48,8 @@ input()
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
+@several_cores
 def test_two_processes_get_cores_of_their_own(tmp_path: Path) -> None:
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("needs two cores")
     # The claims lie in a folder of the user: another process on this machine could hold all cores.
     own = {**os.environ, "TMPDIR": str(tmp_path)}
     workers = [
@@ -77,10 +80,8 @@ print(len(tasks))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
+@several_cores
 def test_threads_for_few_cores_are_fewer_and_not_pinned() -> None:
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("needs two cores")
     few, all_ = (
         int(subprocess.check_output([sys.executable, "-c", THREADS, cores], text=True))
         for cores in ("1", "0")
