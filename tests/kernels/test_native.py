@@ -184,7 +184,9 @@ def test_a_narrow_layer_keeps_rows_and_columns_apart(native: Library) -> None:
         others = np.arange(columns) != columns // 2
         assert np.isnan(found[:, columns // 2]).all()
         assert not np.isfinite(found[4, others]).any()
-        np.testing.assert_array_equal(found[np.arange(9) != 4][:, others], clean[np.arange(9) != 4][:, others])
+        np.testing.assert_array_equal(
+            found[np.arange(9) != 4][:, others], clean[np.arange(9) != 4][:, others]
+        )
 
 
 def elementwise(
