@@ -103,7 +103,7 @@ class Translator:
 
 @dataclass(frozen=True)
 class Fused:
-    """Steps that a product absorbs: an array to add, a bias, an activation; and the shape of the final result."""
+    """Steps that a product absorbs: an addend, a bias, an activation; and the shape of the final result."""
 
     bias: Constant | None = None
     activation: str = ""
