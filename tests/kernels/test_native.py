@@ -56,7 +56,7 @@ def dense(
 
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, 31, 33, 48, 63, 64, 65, 127, 130])
-@pytest.mark.parametrize("depth", [1, 2, 7, 8, 9, 97])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 7, 8, 9, 97])
 def test_dense_layers_at_every_edge(native: Library, columns: int, depth: int) -> None:
     w, b = numbers(depth, columns), numbers(columns)
     for rows in (0, 1, 2, 3, 5, 6, 7, 11, 12, 13, 25):
