@@ -32,6 +32,7 @@ from ..xla.options import over_defaults
 from ..xla.settings import own_settings
 from .candidates import DEFAULT, KERNELS, ORDERED, PLAIN, Candidate
 from .choice import chosen
+from .columns import with_columns
 from .direct import direct_calls
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .draws import without_loops
@@ -233,7 +234,7 @@ class PlanCompiler:
         with trace_lock, own_settings(self.precision), for_one_executable():
             closed = jax.make_jaxpr(self._function())(*arguments)
             if self.device.platform == "cpu" and not kernels:  # the kernels have their own way
-                closed = with_more_channels(closed)
+                return with_columns(self._hoister.split(with_more_channels(closed)), self._hoister)
             return self._hoister.split(closed)
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
