@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -40,7 +40,7 @@ from .hoist import Hoister, Residual
 from .in_order import in_order
 from .input_buffers import Staging
 from .long_chains import cut
-from .packing import PACKED_BYTES, Packing
+from .packing import DRAWN_BYTES, PACKED_BYTES, Packing
 from .plan import Compiled, Executable, Plan
 from .strides import with_more_channels
 from .weight_arguments import Leading, WeightArguments
@@ -441,8 +441,9 @@ class PlanCompiler:
     def _output_packing(self, size: int) -> Packing:
         """The layout of outputs; shapes that depend on the batch size are evaluated abstractly."""
         dtypes = [spec.dtype for spec in self._outputs]
+        limit = DRAWN_BYTES if self.typed.random and self.device.platform == "cpu" else PACKED_BYTES
         if all(spec.is_fixed for spec in self._outputs):
-            return Packing.of([spec.rows(size) for spec in self._outputs], dtypes)
+            return Packing.of([spec.rows(size) for spec in self._outputs], dtypes, limit)
         weights = jax.tree.unflatten(self._structure, [*map(_abstract, self._hoister.leaves)])
         key = jax.ShapeDtypeStruct((2,), np.uint32)
 
@@ -452,7 +453,7 @@ class PlanCompiler:
 
         with trace_lock, own_settings(self.precision):
             found = jax.eval_shape(shapes, weights, self._rows(size), key)
-        return Packing.of([value.shape for value in found], dtypes)
+        return Packing.of([value.shape for value in found], dtypes, limit)
 
     def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
         """The packing of small inputs for an accelerator, where each transfer costs a microsecond."""
@@ -480,7 +481,7 @@ def _unordered(candidate: Candidate) -> Candidate:
     """The candidate without nested calls."""
     if not candidate.ordered:
         return candidate
-    return KERNELS if candidate.kernels else DEFAULT
+    return replace(candidate, name=(KERNELS if candidate.kernels else DEFAULT).name, ordered=False)
 
 
 def _plain(candidate: Candidate) -> Candidate:
