@@ -89,11 +89,13 @@ class _Queue(NamedTuple):
     sealed_since: int = 0
 
     @property
-    def since(self) -> int:
-        """Frame in which the next batch began to wait; 0 if nothing waits."""
-        if len(self.sealed):
-            return self.sealed_since
-        return self.open_since if self.open_since and len(self.open) else 0
+    def next(self) -> tuple[int, int]:
+        """Frame in which the next batch began to wait, and its number of agents; zeros if nothing waits."""
+        if count := len(self.sealed):
+            return self.sealed_since, count
+        if self.open_since and (count := len(self.open)):
+            return self.open_since, count
+        return 0, 0
 
 
 class BrainState:
@@ -119,6 +121,7 @@ class BrainState:
         self.inferer: Inferer = inferer
         self.on_accelerator: bool = on_accelerator(inferer)
         self.timings: Timings = Timings()
+        self.expected: int = 0  # agents in the next batch, as of the last look at `place`
         self._turns, self._clock, self._compiles = turns, clock, compiles
         self._served = 0
         self._queue = _Queue(batcher_for(inferer), batcher_for(inferer))
@@ -132,11 +135,6 @@ class BrainState:
         self._lock = threading.Lock()
         self._running = threading.Lock()
 
-    def count(self) -> int:
-        """Approximate number of waiting agents, since another thread may change it at any time."""
-        queue = self._queue
-        return len(queue.sealed) + len(queue.open)
-
     @property
     def place(self) -> Place:
         """Place in the queue, lowest first: by the frame in which waiting began (0 if nothing waits), then by
@@ -144,7 +142,8 @@ class BrainState:
         if self._journal.owed is not None:
             with self._lock:
                 self._journal.finish()
-        return self._queue.since, self._served, self.brain
+        since, self.expected = self._queue.next
+        return since, self._served, self.brain
 
     @property
     def compile(self) -> Future[None] | None:
@@ -332,7 +331,7 @@ class BrainState:
                     self._note_cost(count, self._clock() - started, ready)
                 if self._journal.owed is not None:
                     self._journal.finish()
-                return self._queue.since
+                return self._queue.next[0]
 
     def _execute(
         self, batch: Batcher | LooseBatcher, count: int, answers: dict[BrainId, dict[int, Response]]
