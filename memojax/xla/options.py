@@ -34,7 +34,7 @@ def compiled(lowered: Any, device: jax.Device, options: Mapping[str, Any] | None
             return lowered.compile(given or None)
         except Exception as cause:
             # An empty list of operations for a library is what a jaxlib without that library does.
-            spare = [name for name in given if not (options or {}).get(name)]
+            spare = [name for name in given if (options or {}).get(name, "") == ""]
             unknown = [name for name in spare if f"'{name}'" in str(cause)]
             if "No such compile option" not in str(cause) or not unknown:
                 raise
