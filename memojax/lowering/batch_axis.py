@@ -29,6 +29,7 @@ from .batch_evidence import Layout, Strength
 from .graph_function import GraphFunction
 from .row_proof import Walk
 from .row_states import Rows, Same, State
+from .shared_steps import SharedSteps
 from .size_numbers import SizeUses, deciding_sizes, fractions_in, numbers_in
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -262,6 +263,7 @@ class Traced:
 
     def _traced(self, n: int) -> Trace:
         sizes: SizeUses = {}
+        shared = SharedSteps()
         values = {value.name: value for value in self.function.graph.inputs}
         specs = {
             name: jax.ShapeDtypeStruct(self.layout.with_batch(name, n), dtype_of(values[name]))
@@ -272,7 +274,9 @@ class Traced:
             drawn = jax.random.wrap_key_data(key, impl="threefry2x32") if self.function.random else None
             # JAX would keep the traces of its inner jits for good, and a probe is never used again.
             with inlined():
-                results = self.function(params, {**self.constants, **inputs}, drawn, sizes=sizes)
+                results = self.function(
+                    params, {**self.constants, **inputs}, drawn, sizes=sizes, shared=shared
+                )
             for name in self.outputs:
                 if isinstance(results[name], (tuple, type(None))):
                     raise LoweringError(

@@ -29,6 +29,7 @@ from ..xla.settings import own_settings
 from . import masked
 from .index_ranges import Ranges, outside
 from .masked_value import Masking, check_no_picks
+from .shared_steps import SharedSteps
 from .size_numbers import SizeUses, note_use
 
 ON_HOST = (
@@ -97,7 +98,7 @@ class Body:
         env.update(self.graph.initializers)
         env.update((value.name, given) for value, given in zip(self.graph.inputs, inputs, strict=True))
         # A loop or a branch is a trace of its own, which tracers of index checks must not leave.
-        run = replace(self._run, checks=None)
+        run = replace(self._run, checks=None, shared=None)
         if key is not None:
             run = replace(run, key=key, keys_used=[0])
         run.nodes(self.graph.nodes, env)
@@ -123,6 +124,7 @@ class Run:
         checks: a dict to fill with indices that depend on data, or None.
         sizes: a dict to fill with known values that may decide by the number of rows, or None.
         masked: whether entries that a mask of data picks are kept in place.
+        shared: lowerings that nodes share, for a trace that is only read, or None.
     """
 
     graph: Graph
@@ -136,6 +138,7 @@ class Run:
     checks: IndexChecks | None = None
     sizes: SizeUses | None = None
     masked: bool = False
+    shared: SharedSteps | None = None
 
     def nodes(self, nodes: Sequence[Node], env: Env) -> None:
         """Lower `nodes` in order, and put their outputs into `env`."""
@@ -173,6 +176,11 @@ class Run:
                 self._check_small(node, call, inputs, env)
             else:
                 self._check_static(node, call, inputs)
+            if self.shared is not None and not static:
+                lower = lambda given: tuple(map(_tidy, self._call(node, call, given, env)))  # noqa: E731
+                if (made := self.shared.outputs(node, call, inputs, lower)) is not None:
+                    self.budget.trace()
+                    return made
             around = self.trips.used
             outputs = tuple(map(_tidy, self._call(node, call, inputs, env)))
             if is_static(outputs):
@@ -367,7 +375,7 @@ class Run:
 
         Only nodes that depend on these names run again; other values come from `env`.
         """
-        reached = set(given)
+        reached, run = set(given), replace(self, shared=None)
         inner: Env = ChainMap(dict(given), env)
         # The new values go to the first map of the ChainMap, so `env` itself does not change.
         for node in self.graph.nodes:
@@ -375,7 +383,7 @@ class Run:
                 break
             if node.reads() & reached:
                 reached.update(filter(None, node.outputs))
-                self.nodes([node], inner)
+                run.nodes([node], inner)
         return inner[wanted]
 
     def next_key(self) -> jax.Array:

@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from ..xla.equations import constants_and_carries
 from .row_rules import FLAT_RULES, everywhere, shape_of, with_units, without
 from .row_states import MIXED, Apart, Mixed, Rows, Same, State, joined, moved, of_constant
+from .shared_steps import NODE
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Walk:
     n: int
     draws: bool
     passed: list[Rows] = field(default_factory=list, compare=False)
+    _walked: dict[Any, tuple[list[State], list[Rows]]] = field(default_factory=dict, compare=False)
+    """Walks over the traces that nodes share, by the identity of the trace and the states of its inputs."""
 
     def outputs(self, closed: ClosedJaxpr, inputs: Sequence[State]) -> list[State]:
         """How rows lie in each output of a trace."""
@@ -76,6 +79,18 @@ def _called(walk: Walk, equation: Any, given: list[Apart]) -> Sequence[State]:
         equation.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params
     )
     return walk.outputs(body, given) if isinstance(body, ClosedJaxpr) else walk.of(body, [], given)
+
+
+def _shared(walk: Walk, equation: Any, given: list[Apart]) -> Sequence[State]:
+    body = equation.params["jaxpr"]
+    key = (id(body), *given)
+    found = walk._walked.get(key)
+    if found is None:
+        before = len(walk.passed)
+        found = walk._walked[key] = walk.outputs(body, given), walk.passed[before:]
+    else:
+        walk.passed.extend(found[1])
+    return found[0]
 
 
 def _settled(step: Callable[[list[State]], list[State]], first: Sequence[State]) -> list[State]:
@@ -136,6 +151,7 @@ _DRAWS = frozenset({"random_bits", "threefry2x32", "rng_bit_generator", "rng_uni
 _BODIES: Mapping[str, Callable[[Walk, Any, list[Apart]], Sequence[State]]] = {
     **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "remat", "checkpoint"), _called),
     **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), _called),
+    NODE: _shared,
     "while": _while,
     "scan": _scan,
     "cond": _cond,
