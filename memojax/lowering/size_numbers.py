@@ -31,14 +31,19 @@ _NOTED = 64
 """Entries of a value that is noted: sizes are scalars and shapes."""
 
 
-def fractions_in(closed: ClosedJaxpr) -> tuple[float, ...]:
-    """The floats that a trace has as literals or as constants of one value, in their order."""
-    return tuple(float(number) for number in _in_closed(closed) if isinstance(number, float))
+def numbers_in(closed: ClosedJaxpr) -> tuple[float | int, ...]:
+    """The numbers that a trace has as literals or as constants of one value, in their order."""
+    return tuple(_in_closed(closed))
 
 
-def numbers_in(closed: ClosedJaxpr) -> tuple[float, ...]:
-    """The different numbers that a trace has as literals or as constants of one value, fractions first."""
-    found = dict.fromkeys(number for number in _in_closed(closed) if np.isfinite(number) and number)
+def fractions(numbers: Sequence[float | int]) -> tuple[float, ...]:
+    """The floats among `numbers`."""
+    return tuple(number for number in numbers if isinstance(number, float))
+
+
+def different(numbers: Sequence[float | int]) -> tuple[float, ...]:
+    """The different ones of `numbers`, fractions first."""
+    found = dict.fromkeys(number for number in numbers if np.isfinite(number) and number)
     return tuple(sorted(found, key=lambda number: isinstance(number, int)))
 
 
