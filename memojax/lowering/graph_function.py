@@ -116,7 +116,7 @@ class GraphFunction:
             checks: a dict to fill with indices that depend on data, for Gather and similar operators. Indices
                 known to be in range, and those in bodies of Loop, Scan and If, are left out.
             sizes: a dict to fill with known values that nodes compare, round, or mix with data.
-            shared: lowerings that nodes alike share, for a trace that is only read.
+            shared: an empty object for the values of a trace that is only read.
 
         Raises:
             LoweringError: a node cannot be lowered for these shapes; it names the node.
@@ -141,7 +141,8 @@ class GraphFunction:
         The second value is a boolean array, or None if no loop depends on data. For the arguments and errors
         see `__call__`.
         """
-        env: dict[str, GraphValue] = dict(self.constants)
+        env: dict[str, GraphValue] = {} if shared is None else shared
+        env.update(self.constants)
         env.update((name, jnp.asarray(value)) for name, value in params.items())
         for value in self.graph.inputs:
             given = inputs[value.name]

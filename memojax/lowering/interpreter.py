@@ -98,7 +98,7 @@ class Body:
         env.update(self.graph.initializers)
         env.update((value.name, given) for value, given in zip(self.graph.inputs, inputs, strict=True))
         # A loop or a branch is a trace of its own, which tracers of index checks must not leave.
-        run = replace(self._run, checks=None, shared=None)
+        run = replace(self._run, checks=None)
         if key is not None:
             run = replace(run, key=key, keys_used=[0])
         run.nodes(self.graph.nodes, env)
@@ -124,7 +124,7 @@ class Run:
         checks: a dict to fill with indices that depend on data, or None.
         sizes: a dict to fill with known values that may decide by the number of rows, or None.
         masked: whether entries that a mask of data picks are kept in place.
-        shared: lowerings that nodes share, for a trace that is only read, or None.
+        shared: the values of a trace that is only read, in which nodes alike share one lowering; or None.
     """
 
     graph: Graph
@@ -148,6 +148,8 @@ class Run:
                 self._into(env, node, call_of(node))
 
     def _into(self, env: Env, node: Node, call: Call) -> None:
+        if self.shared is not None and env is self.shared and self._waits(self.shared, node, call):
+            return
         inputs = [env[name] if name else None for name in node.inputs]
         outputs = self._node(node, call, inputs, env)
         if len(outputs) < len(node.outputs) and any(node.outputs[len(outputs) :]):
@@ -158,6 +160,19 @@ class Run:
         for name, value in zip(node.outputs, outputs, strict=False):
             if name:
                 env[name] = value
+
+    def _waits(self, shared: SharedSteps, node: Node, call: Call) -> bool:
+        """Whether a node waits among those that share one lowering."""
+        known = shared.takes(
+            node, call, lambda given: tuple(map(_tidy, self._call(node, call, given, shared)))
+        )
+        if known is None:
+            return False
+        if self.sizes is not None:
+            note_use(self.sizes, node, known)
+        self.budget.step(_TRACED_COST)
+        self.budget.trace()
+        return True
 
     def _node(self, node: Node, call: Call, inputs: list[GraphValue], env: Env) -> tuple[GraphValue, ...]:
         try:
@@ -176,11 +191,6 @@ class Run:
                 self._check_small(node, call, inputs, env)
             else:
                 self._check_static(node, call, inputs)
-            if self.shared is not None and not static:
-                lower = lambda given: tuple(map(_tidy, self._call(node, call, given, env)))  # noqa: E731
-                if (made := self.shared.outputs(node, call, inputs, lower)) is not None:
-                    self.budget.trace()
-                    return made
             around = self.trips.used
             outputs = tuple(map(_tidy, self._call(node, call, inputs, env)))
             if is_static(outputs):
@@ -375,7 +385,7 @@ class Run:
 
         Only nodes that depend on these names run again; other values come from `env`.
         """
-        reached, run = set(given), replace(self, shared=None)
+        reached = set(given)
         inner: Env = ChainMap(dict(given), env)
         # The new values go to the first map of the ChainMap, so `env` itself does not change.
         for node in self.graph.nodes:
@@ -383,7 +393,7 @@ class Run:
                 break
             if node.reads() & reached:
                 reached.update(filter(None, node.outputs))
-                run.nodes([node], inner)
+                self.nodes([node], inner)
         return inner[wanted]
 
     def next_key(self) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ..model.graph import Node
+from .shared_steps import NODES, Program
 
 SizeUses: TypeAlias = "dict[tuple[str, str], list[list[np.ndarray | None]]]"
 """(a node's first output, its operator) -> the known inputs of each run of the node; None for data."""
@@ -58,12 +59,23 @@ def _in(jaxpr: Jaxpr) -> Iterator[float | int]:
         for operand in equation.invars:
             if isinstance(operand, Literal):
                 yield from _alike(operand.val)
+        if equation.primitive.name == NODES:
+            yield from _in_steps(equation.params["program"])
+            continue
         for part in equation.params.values():
             for body in part if isinstance(part, (tuple, list)) else (part,):
                 if isinstance(body, ClosedJaxpr):
                     yield from _in_closed(body)
                 elif isinstance(body, Jaxpr):
                     yield from _in(body)
+
+
+def _in_steps(program: Program) -> Iterator[float | int]:
+    known: dict[int, tuple[float | int, ...]] = {}
+    for step, _ in program.steps:
+        if (found := known.get(id(step))) is None:
+            found = known[id(step)] = numbers_in(step.traced)
+        yield from found
 
 
 def _alike(value: Any) -> Iterator[float | int]:
