@@ -170,6 +170,8 @@ def _replica(most: int, sizes: list[int], wait: float) -> type[Any]:
             row = {spec.name: np.zeros(spec.rows(1), spec.dtype) for spec in self._policy.api.inputs}
             with forbid_compile():
                 self._policy.infer_arrays(row)
+            # Older Ray exports a gauge once for each time that it is set.
+            self._compiles.set(compiles(self._policy))
 
         def stats(self) -> dict[str, Any]:
             """Process id, plans compiled here, plans from disk, batch sizes so far, padded rows."""

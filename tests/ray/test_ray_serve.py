@@ -82,8 +82,13 @@ def scraped(ray: Any) -> str:
 def test_prometheus_reads_the_metrics(handle: Any, ray: Any) -> None:
     handle.remote({"obs": ROWS[0]}).result()
     names = ("ray_memojax_batch_size_count", "ray_memojax_batch_size_bucket", "ray_memojax_compiles")
-    wait_for(lambda: all(name in scraped(ray) for name in names))
-    lines = [line for line in scraped(ray).splitlines() if line.startswith("ray_memojax")]
+    lines: list[str] = []
+
+    def all_there() -> bool:
+        lines[:] = [line for line in scraped(ray).splitlines() if line.startswith("ray_memojax")]
+        return all(any(line.startswith(name) for line in lines) for name in names)
+
+    wait_for(all_there)
     assert all('deployment="policy"' in line for line in lines), lines
     assert {line.split()[-1] for line in lines if line.startswith("ray_memojax_compiles")} == {"0.0"}
 
