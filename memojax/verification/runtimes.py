@@ -6,7 +6,7 @@ import abc
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -235,7 +235,7 @@ class OnnxRuntime(Contender):
         self._watched = False
         return super().bound(inputs)
 
-    def _within_limit(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+    def _within_limit(self, feeds: Mapping[str, np.ndarray]) -> Sequence[Any]:
         """The outputs of a run that is stopped after `_LONGEST_LOOP` seconds.
 
         Raises:
