@@ -19,7 +19,7 @@ from .interrupt_case import COMPILING, PLANNING, World, case
 from .interrupt_plans import scaling
 
 SKIP = (*COMPILING, *PLANNING, "kernels/")
-MOST = 14
+MOST = 8
 """Each point compiles."""
 
 
