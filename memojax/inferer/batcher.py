@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, final
 
@@ -21,7 +20,6 @@ from .loose_batcher import LooseBatcher
 from .pairs import States, pairs_of
 
 
-@dataclass(slots=True)
 class _Batch:
     """The waiting agents as one record: a single assignment of a new record clears all of it.
 
@@ -30,17 +28,19 @@ class _Batch:
 
     Attributes:
         pad: the rows, and the agents in the order of the rows.
+        journal: finishes changes that need more than one assignment; it owes nothing when a batch begins.
         found: agent -> row where it may be; `pad.ids` decides whether it is there.
         begun: parts handed to the inferer, in order; the part that failed has not `ran`.
         gone: rows that have run and whose agents were discarded afterwards.
-        journal: finishes changes that need more than one assignment.
     """
 
-    pad: ScratchPad
-    found: dict[Hashable, int] = field(default_factory=dict)
-    begun: list[ScratchPadView] = field(default_factory=list)
-    gone: set[int] = field(default_factory=set)
-    journal: Journal = field(default_factory=Journal)
+    __slots__ = "begun", "found", "gone", "journal", "pad"
+
+    def __init__(self, pad: ScratchPad, journal: Journal):
+        self.pad, self.journal = pad, journal
+        self.found: dict[Hashable, int] = {}
+        self.begun: Sequence[ScratchPadView] = ()
+        self.gone: Set[int] = _NONE
 
     @property
     def done(self) -> int:
@@ -73,6 +73,9 @@ class _Batch:
             self.pad.truncate(last)
 
 
+_NONE: Set[int] = frozenset()
+
+
 @final
 class Batcher:
     """Collects the states of agents until `execute` runs them all.
@@ -96,7 +99,7 @@ class Batcher:
                 "shapes: use into_batched()"
             )
         self._raw = inferer.raw_api
-        self._waiting = _Batch(ScratchPad(self._raw.inputs, self._raw.outputs, capacity))
+        self._waiting = _Batch(ScratchPad(self._raw.inputs, self._raw.outputs, capacity), Journal())
         self._api = inferer.api
         names = [spec.name for spec in self._raw.inputs]
         self._slots = [(names.index(spec.name), spec) for spec in self._api.inputs]
@@ -201,7 +204,7 @@ class Batcher:
         if at is None:
             return False
         if at < batch.done:
-            batch.gone.add(at)
+            batch.gone |= {at}
         else:
             last = len(batch.pad.ids) - 1
             batch.journal.commit(partial(batch.remove, at, last, batch.pad.ids[last]))
@@ -222,12 +225,16 @@ class Batcher:
             DuplicateIdError, InputError: as for `push`.
         """
         pairs = pairs_of(states)
+        if len(pairs) == 1:
+            ((agent, state),) = pairs
+            self.push(agent, state, replace=replace)
+            return
         agents = [agent for agent, _ in pairs]
         batch = self._batch()
         where = {}
         if not batch.found.keys().isdisjoint(agents):
             where = {agent: at for agent in agents if (at := batch.row_of(agent)) is not None}
-        fixed = where if not replace else {agent for agent, at in where.items() if at < batch.done}
+        fixed = {agent for agent, at in where.items() if not replace or at < batch.done} if where else where
         if fixed or len(set(agents)) < len(agents):
             twice = next(
                 agent for index, agent in enumerate(agents) if agent in fixed or agent in agents[:index]
@@ -275,7 +282,7 @@ class Batcher:
             MissingInputError: `inferer` needs an input that a wrapper filled when this batcher was made.
         """
         responses = self.run_quickly(inferer) or self.run(inferer)
-        emptied = _Batch(self._waiting.pad.emptied())
+        emptied = _Batch(self._waiting.pad.emptied(), self._waiting.journal)
         # The assignment in `_start` and the return have nothing between them that could raise.
         return responses if self._start(emptied) is None else {}
 
@@ -298,7 +305,7 @@ class Batcher:
         outputs = inferer.rows_at_once(pad.first(n), n) if n else None
         if outputs is None:
             return None
-        return responses_of(self._outputs, pad.ids, map(owned, outputs))
+        return responses_of(self._outputs, pad.ids, [owned(rows) for rows in outputs])
 
     def run(self, inferer: Inferer) -> dict[int, Response]:
         """All answers, which stay available until `clear` forgets the agents; `execute` adds that step.
@@ -321,7 +328,7 @@ class Batcher:
     def clear(self) -> None:
         """Forget all waiting agents."""
         batch = self._waiting if self._waiting.journal.owed is None else self._batch()
-        self._waiting = _Batch(batch.pad.emptied())
+        self._waiting = _Batch(batch.pad.emptied(), batch.journal)
 
     def _replace(
         self,
@@ -368,14 +375,14 @@ class Batcher:
 
 def _run_rest(inferer: Inferer, batch: _Batch, ran: Sequence[ScratchPadView]) -> None:
     """Run all rows after `ran`. A repetition drops the answers of the run before."""
-    batch.begun = list(ran)
+    batch.begun = begun = list(ran)
     total, done = len(batch.pad.ids), batch.done
     while done < total:
         view = batch.pad.chunk(done, next_size(inferer, total - done))
         view.whole = 0 if done else total
         # Appended before it runs: `settle` then marks it as run with the same assignment that commits a
         # wrapper's state, so an interrupt cannot separate the two.
-        batch.begun.append(view)
+        begun.append(view)
         inferer.infer_raw(view)
         if not view.ran:
             view.settle()

@@ -29,7 +29,7 @@ class Emitter(Assembler):
         shape: Sequence[int],
         weight_first: bool,
         bias: Constant | None,
-        relu: bool,
+        activation: str,
         addend: Value | None = None,
     ) -> Value:
         """`x` times a matrix of weights; the result is added to `addend`, if given, in its place."""
@@ -80,7 +80,7 @@ class Emitter(Assembler):
             runs=_three(runs),
             x_steps=steps,
             y_steps=(size[0] * size[1] * columns, size[1] * columns, columns),
-            relu=relu,
+            activation=activation,
             grows=addend is not None,
         )
         if weight_first:
@@ -124,7 +124,7 @@ class Emitter(Assembler):
         params: dict[str, Any],
         shape: Sequence[int],
         bias: Constant | None,
-        relu: bool,
+        activation: str,
     ) -> Value:
         """A convolution over one or two dimensions.
 
@@ -177,7 +177,7 @@ class Emitter(Assembler):
                 windows.strides[1] * pixel,
             ),
             y_steps=(height * width * channels, width * channels, channels),
-            relu=relu,
+            activation=activation,
             groups=groups,
             group_steps=(windows.depth * channel, windows.floats * panels, panels, columns),
         )

@@ -23,6 +23,7 @@ INSTRUCTIONS = (
     *("select", "not", "and", "or", "is_finite", "move", "erf_inv"),
 )
 _CODES = {name: number for number, name in enumerate(INSTRUCTIONS)}
+ACTIVATIONS = ("", "relu", "tanh", "logistic")
 REDUCTIONS = {"sum": 0, "max": 1, "min": 2, "argmax": 3, "argmin": 4}
 REGISTERS = 24
 MOST_RUNS = 4096
@@ -61,7 +62,7 @@ ABSENT = Place(-2)
 
 @dataclass(frozen=True)
 class Product:
-    """Rows times a packed matrix, plus bias, optionally through relu; see `native/compute.h`.
+    """Rows times a packed matrix, plus bias, through an activation; see `native/compute.h`.
 
     Attributes:
         images: images per block (rows, for a dense layer); each has `size` rows.
@@ -69,6 +70,7 @@ class Product:
         groups: number of products, of `columns` columns each.
         group_steps: floats from one group to the next, in x, weights, bias and y.
         x_steps: floats from one image, line and row to the next; `y_steps` likewise.
+        activation: one of `ACTIVATIONS`, of the sum; "" for none.
         grows: whether the product is added to the content of y.
         pairs: whether each block has its own matrices, one per group, one after the other.
     """
@@ -84,7 +86,7 @@ class Product:
     runs: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     x_steps: tuple[int, int, int]
     y_steps: tuple[int, int, int]
-    relu: bool = False
+    activation: str = ""
     grows: bool = False
     groups: int = 1
     group_steps: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -185,13 +187,15 @@ class Program:
                 *p.group_steps,
                 *p.x_steps,
                 *p.y_steps,
-                int(p.relu),
+                ACTIVATIONS.index(p.activation),
                 int(p.grows),
                 int(p.pairs),
                 *runs,
             ],
         )
         self.flops += p.flops
+        if p.activation in ("tanh", "logistic"):
+            self.flops += 18 * p.rows * p.columns * p.groups
 
     def elementwise(
         self,

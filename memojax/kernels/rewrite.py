@@ -19,7 +19,7 @@ from .emitter import Emitter
 from .ffi import bind
 from .islands import Island, cut
 from .library import Library
-from .program import MOST_BUFFERS, bound_threads
+from .program import ACTIVATIONS, MOST_BUFFERS, bound_threads
 from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
 from .unroll import unrolled
 from .values import Arrangement, Constant, Refused, Value, arranged, outside
@@ -375,12 +375,12 @@ class _Rewriter:
         if columns is None:
             return None
         uses = translator.uses
-        number, addend, bias, relu = step.outputs[0], None, None, False
+        number, addend, bias, activation = step.outputs[0], None, None, ""
         is_dense = step.primitive.name == "dot_general"
         moved: list[int] = []
         taken: list[int] = []
         last = number
-        while not relu and (follower := self._only_reader(number, uses, inside)) is not None:
+        while not activation and (follower := self._only_reader(number, uses, inside)) is not None:
             after = self.residual.steps[follower]
             name, other = after.primitive.name, _other(after, number)
             if name in ("squeeze", "expand_dims") or (
@@ -397,7 +397,9 @@ class _Rewriter:
             ):
                 addend = translator.known[other]  # pyright: ignore[reportArgumentType]
             elif name == "max" and (zero := self._maybe_constant(other)) is not None and zero.number == 0:
-                relu = True
+                activation = "relu"
+            elif name in ACTIVATIONS:
+                activation = name
             else:
                 break
             number = after.outputs[0]
@@ -407,7 +409,7 @@ class _Rewriter:
         if not taken:
             return None
         shape = tuple(self.avals[last].shape)
-        return Fused(bias, relu, (last,), shape, addend if isinstance(addend, Value) else None), taken
+        return Fused(bias, activation, (last,), shape, addend if isinstance(addend, Value) else None), taken
 
     def _columns(self, product: Step) -> tuple[int, int] | None:
         """A product's columns, and their distance in its result; None if the step is not a product."""

@@ -103,10 +103,10 @@ class Translator:
 
 @dataclass(frozen=True)
 class Fused:
-    """Steps that a product absorbs: an array to add, a bias, relu; and the shape of the final result."""
+    """Steps that a product absorbs: an addend, a bias, an activation; and the shape of the final result."""
 
     bias: Constant | None = None
-    relu: bool = False
+    activation: str = ""
     outputs: tuple[int, ...] = ()
     shape: tuple[int, ...] | None = None
     addend: Value | None = None
@@ -310,13 +310,13 @@ def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | N
     if isinstance(b, Constant) and not isinstance(a, Constant):
         return [
             t.emitter.dense(
-                t.value(a), b, (over_a, over_b), shape, False, fused.bias, fused.relu, fused.addend
+                t.value(a), b, (over_a, over_b), shape, False, fused.bias, fused.activation, fused.addend
             )
         ]
     if isinstance(a, Constant) and not isinstance(b, Constant):
         return [
             t.emitter.dense(
-                t.value(b), a, (over_b, over_a), shape, True, fused.bias, fused.relu, fused.addend
+                t.value(b), a, (over_b, over_a), shape, True, fused.bias, fused.activation, fused.addend
             )
         ]
     raise Refused("a product of two constants")
@@ -328,7 +328,7 @@ def _convolution(t: Translator, step: Any, operands: Sequence[Known], fused: Fus
         raise Refused("a convolution with computed weights")
     fused = fused or Fused()
     shape = tuple(step.avals[0].shape)
-    return [t.emitter.convolution(t.value(x), weight, step.params, shape, fused.bias, fused.relu)]
+    return [t.emitter.convolution(t.value(x), weight, step.params, shape, fused.bias, fused.activation)]
 
 
 def _reduce(kind: str) -> Callable[..., list[Known]]:

@@ -164,20 +164,22 @@ def owned(array: np.ndarray) -> np.ndarray:
 
 
 def responses_of(
-    names: Sequence[str], agents: Iterable[int], outputs: Iterable[np.ndarray]
+    names: Sequence[str], agents: Sequence[int], outputs: Sequence[np.ndarray]
 ) -> dict[int, Response]:
     """Responses by agent, from an array `[n, *element_shape]` for each of `names`.
 
     The responses own the arrays afterwards.
     """
-    agents = list(agents)
+    # Lengths are compared without a strict `zip`, which takes as long as a response.
+    assert len(outputs) == len(names)
     if len(agents) == 1:
-        pairs = [(name, rows[0, ...]) for name, rows in zip(names, outputs, strict=True)]
-        return {agents[0]: Response(pairs)}
+        answer = Response()
+        for name, rows in zip(names, outputs):
+            answer[name] = rows[0, ...]
+        return {agents[0]: answer}
     answers = {agent: Response() for agent in agents}
-    for name, rows in zip(names, outputs, strict=True):
-        for answer, row in zip(
-            answers.values(), rows if rows.ndim > 1 else map(np.asarray, rows), strict=True
-        ):
+    for name, rows in zip(names, outputs):
+        assert len(rows) == len(answers)
+        for answer, row in zip(answers.values(), rows if rows.ndim > 1 else map(np.asarray, rows)):
             answer[name] = row
     return answers

@@ -89,9 +89,13 @@ class _Queue(NamedTuple):
     sealed_since: int = 0
 
     @property
-    def since(self) -> int:
-        """Frame in which the next batch began to wait; 0 if nothing waits."""
-        return self.sealed_since if len(self.sealed) else self.open_since if len(self.open) else 0
+    def next(self) -> tuple[int, int]:
+        """Frame in which the next batch began to wait, and its number of agents; zeros if nothing waits."""
+        if count := len(self.sealed):
+            return self.sealed_since, count
+        if self.open_since and (count := len(self.open)):
+            return self.open_since, count
+        return 0, 0
 
 
 class BrainState:
@@ -117,6 +121,7 @@ class BrainState:
         self.inferer: Inferer = inferer
         self.on_accelerator: bool = on_accelerator(inferer)
         self.timings: Timings = Timings()
+        self.expected: int = 0  # agents in the next batch, as of the last look at `place`
         self._turns, self._clock, self._compiles = turns, clock, compiles
         self._served = 0
         self._queue = _Queue(batcher_for(inferer), batcher_for(inferer))
@@ -131,22 +136,14 @@ class BrainState:
         self._running = threading.Lock()
 
     @property
-    def since(self) -> int:
-        """Frame in which the next batch began to wait; 0 if nothing waits."""
+    def place(self) -> Place:
+        """Place in the queue, lowest first: by the frame in which waiting began (0 if nothing waits), then by
+        the last service."""
         if self._journal.owed is not None:
             with self._lock:
                 self._journal.finish()
-        return self._queue.since
-
-    def count(self) -> int:
-        """Approximate number of waiting agents, since another thread may change it at any time."""
-        queue = self._queue
-        return len(queue.sealed) + len(queue.open)
-
-    @property
-    def place(self) -> Place:
-        """Place in the queue, lowest first: by the frame in which waiting began, then by the last service."""
-        return self.since, self._served, self.brain
+        since, self.expected = self._queue.next
+        return since, self._served, self.brain
 
     @property
     def compile(self) -> Future[None] | None:
@@ -171,11 +168,18 @@ class BrainState:
 
     def extend(self, states: States) -> None:
         """Queue the states of many agents: all of them or, on an error, none."""
-        pairs = pairs_of(states)
+        # Another iterable may run any code, which must not happen under the lock.
+        given = states if type(states) in (list, dict) else pairs_of(states)
         with self._lock:
-            self._check_alive()
-            self._journal.finish()
+            if self._removed or self._journal.owed is not None:
+                self._check_alive()
+                self._journal.finish()
             self._note_arrival()
+            queue = self._queue
+            if self._ending is None and not len(queue.sealed):
+                queue.open.extend(given, replace=True)
+                return
+            pairs = pairs_of(given)
             sealed = self._sealed_among(pairs)
             if not sealed:
                 self._queue.open.extend(pairs, replace=True)
@@ -294,10 +298,13 @@ class BrainState:
                 return Verdict.RUN
             return Verdict.LATE
 
-    def run(self, started: float, answers: dict[BrainId, dict[int, Response]]) -> bool:
-        """Run the batch that has waited longest, and add its responses to `answers`; False if none waits.
+    def run(self, started: float, answers: dict[BrainId, dict[int, Response]]) -> int:
+        """Run the batch that has waited longest, and add its responses to `answers`.
 
         The cost of the batch counts from `started`.
+
+        Returns:
+            the frame in which the next batch began to wait; 0 if nothing has run, or nothing waits any more.
 
         Raises:
             Exception: the model raised. The batch then waits at the end of the queue, and continues where it
@@ -313,18 +320,18 @@ class BrainState:
                 if self._journal.owed is not None:
                     self._journal.finish()
                 self._executing = True
-                self._seal()
-                batch = self._queue.sealed
-                count = len(batch)
+                batch, count = self._seal()
                 if not count or self._removed:
-                    return False
+                    return 0
             whole, ready = self._execute(batch, count, answers)
             with self._lock:
                 self._executing = False
                 self._served = self._turns.served()
                 if whole:
                     self._note_cost(count, self._clock() - started, ready)
-            return True
+                if self._journal.owed is not None:
+                    self._journal.finish()
+                return self._queue.next[0]
 
     def _execute(
         self, batch: Batcher | LooseBatcher, count: int, answers: dict[BrainId, dict[int, Response]]
@@ -339,9 +346,8 @@ class BrainState:
             if responses is None:
                 whole, ready = not batch.begun, self._is_ready(count)
                 responses = batch.run(self.inferer)
-            if responses:
-                earlier = answers.get(self.brain)
-                answers[self.brain] = {**earlier, **responses} if earlier else responses
+            if responses and (earlier := answers.setdefault(self.brain, responses)) is not responses:
+                answers[self.brain] = {**earlier, **responses}
             batch.clear()
             return whole, ready
         except BaseException:
@@ -446,10 +452,14 @@ class BrainState:
         if not len(queue.open):
             self._queue = _Queue(queue.open, queue.sealed, self._turns.frame, queue.sealed_since)
 
-    def _seal(self) -> None:
+    def _seal(self) -> tuple[Batcher | LooseBatcher, int]:
+        """Seal the open batch if no other is sealed; return the sealed batch, and its number of agents."""
         queue = self._queue
-        if not len(queue.sealed) and len(queue.open):
-            self._queue = _Queue(queue.sealed, queue.open, 0, queue.open_since)
+        count = len(queue.sealed)
+        if count or not (count := len(queue.open)):
+            return queue.sealed, count
+        self._queue = _Queue(queue.sealed, queue.open, 0, queue.open_since)
+        return queue.open, count
 
     def _is_ready(self, count: int) -> bool:
         return is_ready(self.inferer, count)

@@ -25,6 +25,7 @@ from .pace import Pace
 from .timing import CompileTimings, Timing
 
 Responses = dict[BrainId, dict[int, Response]]
+_EXPECTED, _NUMBER = attrgetter("expected"), attrgetter("number")
 
 
 @final
@@ -323,7 +324,8 @@ class Runtime:
 
     def _work_as_it_pays(self, frame: _Frame, states: list[BrainState], threads: int) -> None:
         """Work on one thread if that is no slower for these models and this number of agents."""
-        load = sum(map(BrainState.count, states)).bit_length(), *map(attrgetter("number"), states)
+        # The agents as of the building of the queue: to count them again would take a percent of a frame.
+        load = sum(map(_EXPECTED, states)).bit_length(), *map(_NUMBER, states)
         threaded = self._pace.threads_pay(load)
         started = time.perf_counter()
         self._work(frame, threads if threaded else 1)
@@ -449,11 +451,11 @@ class _Frame:
     def _offered(self) -> tuple[BrainState, float] | None:
         """The same, with the lock held. The loop needs a Python frame of its own; see test_locks.py."""
         while self._queue and self.active.locked():
-            started, must = self._clock(), not self.responses and not self._at_work
+            started = self._clock()
             if self._deadline is None:
                 self._at_work += 1
                 return heapq.heappop(self._queue)[1], started
-            remaining = self._deadline - started
+            remaining, must = self._deadline - started, not self.responses and not self._at_work
             if not must and (remaining <= 0 or remaining < self._least):
                 return None  # Asking the other models would only use up the rest of the budget.
             state = heapq.heappop(self._queue)[1]
@@ -466,18 +468,16 @@ class _Frame:
         return None
 
     def _run(self, state: BrainState, started: float) -> None:
+        waiting = 0
         try:
-            ran = state.run(started, self.responses)
+            waiting = state.run(started, self.responses)
         except Exception as failure:
-            with self._lock:
-                self.failures[state.brain] = failure
-        else:
-            with self._lock:
-                if ran and 0 < state.since <= self.number:
-                    heapq.heappush(self._queue, (state.place, state))
+            self.failures[state.brain] = failure
         finally:
             with self._lock:
                 self._at_work -= 1
+                if 0 < waiting <= self.number:
+                    heapq.heappush(self._queue, (state.place, state))
 
     def _remaining(self) -> float | None:
         return None if self._deadline is None else self._deadline - self._clock()

@@ -53,14 +53,10 @@ class Timing:
 
 
 class Timings:
-    """`Timing` by batch size.
-
-    Attributes:
-        least: usual seconds of the smallest batch seen, below which little fits; 0 before the first sample.
-    """
+    """`Timing` by batch size."""
 
     def __init__(self) -> None:
-        self.least: float = 0.0
+        self._least: float | None = None
         self._by_size: dict[int, Timing] = {}
         self._sizes: list[int] = []
         self._ratios = Timing()
@@ -83,7 +79,15 @@ class Timings:
         if len(self._sizes) < len(self._by_size):
             self._sizes = sorted(self._by_size)
         if size == self._sizes[0]:
-            self.least = self._upper(size)
+            self._least = None
+
+    @property
+    def least(self) -> float:
+        """Usual seconds of the smallest batch seen, below which little fits; 0 before the first sample."""
+        least = self._least
+        if least is None:
+            self._least = least = self._upper(self._sizes[0]) if self._sizes else 0.0
+        return least
 
     def get(self, size: int) -> Timing | None:
         """Timing of `size` itself, without interpolation."""

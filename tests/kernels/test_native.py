@@ -37,14 +37,17 @@ def unaligned(array: np.ndarray) -> np.ndarray:
 
 
 def dense(
-    native: Library, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, relu: bool = False
+    native: Library, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, activation: str = ""
 ) -> np.ndarray:
     (rows, depth), columns = x.shape, w.shape[1]
     program = Program(rows, 4)
     bias = ABSENT if b is None else Place(2)
     y_place, steps = Place(3, 0, columns), ((depth, 0, 0), (columns, columns, columns))
     program.product(
-        Product(Place(0, 0, depth), Place(1), bias, y_place, 1, (1, 1), columns, depth, NO_RUNS, *steps, relu)
+        Product(
+            *(Place(0, 0, depth), Place(1), bias, y_place, 1, (1, 1)),
+            *(columns, depth, NO_RUNS, *steps, activation),
+        )
     )
     y = unaligned(np.full((rows, columns), np.nan, np.float32))
     packed = pack_matrix(w, native.panel), pack_vector(np.zeros(columns, np.float32) if b is None else b)
@@ -65,7 +68,7 @@ def test_dense_layers_at_every_edge(native: Library, columns: int, depth: int) -
 def test_large_layers_on_two_threads(native: Library, rows: int) -> None:
     x, w, b = numbers(rows, 700), numbers(700, 519) / 26, numbers(519)
     np.testing.assert_allclose(
-        dense(native, x, w, b, relu=True), np.maximum(x @ w + b, 0), rtol=1e-4, atol=1e-5
+        dense(native, x, w, b, activation="relu"), np.maximum(x @ w + b, 0), rtol=1e-4, atol=1e-5
     )
 
 
@@ -75,7 +78,7 @@ def test_long_sums_in_parts(native: Library, rows: int, columns: int) -> None:
     """The sums are so long that a panel's weights do not stay in the innermost cache."""
     x, w, b = numbers(rows, 1701), numbers(1701, columns) / 41, numbers(columns)
     expected = np.maximum(x.astype(np.float64) @ w + b, 0)
-    np.testing.assert_allclose(dense(native, x, w, b, relu=True), expected, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(dense(native, x, w, b, activation="relu"), expected, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("rows", [6, 7, 8, 9])
@@ -108,7 +111,7 @@ def test_windows_along_a_line(native: Library, window: tuple[int, int], channels
                 runs=((1, 0), (1, 0), (depth, lines * long)),
                 x_steps=(x[0].size, long, step),
                 y_steps=(y[0].size, width * channels, channels),
-                relu=True,
+                activation="relu",
             )
         )
         b = numbers(channels)
@@ -142,9 +145,48 @@ def test_a_product_can_be_added_in_place(native: Library, columns: int) -> None:
 def test_relu_keeps_nan(native: Library) -> None:
     x = np.array([[np.nan], [np.inf], [-np.inf], [-1], [2]], np.float32)
     w, b = np.ones((1, 17), np.float32), np.zeros(17, np.float32)
-    np.testing.assert_array_equal(
-        dense(native, x, w, b, relu=True), np.repeat([[np.nan], [np.inf], [0], [0], [2]], 17, 1)
-    )
+    expected = np.repeat([[np.nan], [np.inf], [0], [0], [2]], 17, 1)
+    np.testing.assert_array_equal(dense(native, x, w, b, activation="relu"), expected)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "logistic"])
+@pytest.mark.parametrize("columns", [1, 3, 16, 21, 64, 130])
+def test_activations_of_products_have_the_bits_of_elementwise_code(
+    native: Library, activation: str, columns: int
+) -> None:
+    for rows in (1, 7, 13, 30):
+        x, w, b = numbers(rows, 40), numbers(40, columns), numbers(columns)
+        x[0, 0], x[rows // 2, 1], x[-1, 2] = np.nan, np.inf, 1e-42
+        sums = dense(native, x, w, b)
+        alone = elementwise(native, *sums.shape, [sums], [Instruction(activation, 1, 0)])
+        np.testing.assert_array_equal(dense(native, x, w, b, activation=activation), alone)
+
+
+@pytest.mark.parametrize("columns", range(1, 10))
+@pytest.mark.parametrize("depth", [15, 16, 17, 64, 97, 1030])
+def test_narrow_layers(native: Library, columns: int, depth: int) -> None:
+    w, b = numbers(depth, columns) / depth**0.5, numbers(columns)
+    for rows in (7, 8, 9, 11, 12, 40):
+        x = numbers(rows, depth)
+        expected = x.astype(np.float64) @ w + b
+        np.testing.assert_allclose(dense(native, x, w, b), expected, rtol=1e-5, atol=3e-6)
+        found = dense(native, x, w, b, activation="relu")
+        np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=1e-5, atol=3e-6)
+
+
+def test_a_narrow_layer_keeps_rows_and_columns_apart(native: Library) -> None:
+    for columns in range(1, 9):
+        x, w = numbers(9, 21), numbers(21, columns)
+        clean = dense(native, x, w, None)
+        x[4, 20] = np.inf
+        w[3, columns // 2] = np.nan
+        found = dense(native, x, w, None)
+        others = np.arange(columns) != columns // 2
+        assert np.isnan(found[:, columns // 2]).all()
+        assert not np.isfinite(found[4, others]).any()
+        np.testing.assert_array_equal(
+            found[np.arange(9) != 4][:, others], clean[np.arange(9) != 4][:, others]
+        )
 
 
 def elementwise(

@@ -53,6 +53,20 @@ def test_it_follows_a_change_and_one_slow_frame_changes_nothing() -> None:
     assert frames(pace, 400, 4.0, 2.0)[-20:].count(True) >= 19
 
 
+def test_what_was_measured_long_ago_decides_nothing() -> None:
+    pace = Pace()
+    frames(pace, 40, 1.0, 2.0)
+    later = frames(pace, 300, 3.0, 6.0)
+    assert later.count(True) <= 4, "the machine is slower, so threads look fast only beside old frames"
+
+
+def test_a_trial_without_hope_is_short_and_an_open_one_is_not_decided_by_one_frame() -> None:
+    pace = Pace()
+    assert frames(pace, 100, 1.0, 2.0)[6:].count(True) == 1
+    pace = Pace()
+    assert frames(pace, 100, 1.0, 0.95)[6:].count(True) == 3
+
+
 def test_loads_are_told_apart_and_forgotten() -> None:
     pace = Pace()
     frames(pace, 10, 1.0, 2.0, "a")

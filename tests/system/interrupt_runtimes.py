@@ -122,7 +122,7 @@ def queue_world(call: Callable[[Stage], Any], sealed: bool, before: Versions, af
     def check(interrupted: bool) -> None:
         waiting = set(stage.runtime.waiting(stage.brains[0]))
         assert waiting == set(after) or (interrupted and waiting == set(before)), f"waiting {waiting}"
-        assert stage.runtime._brains[stage.brains[0]].since > 0, "it is not in the queue"
+        assert stage.runtime._brains[stage.brains[0]].place[0] > 0, "it is not in the queue"
         found = stage.seen(stage.runtime.run())[0]
         for _ in range(3):
             found.update(stage.seen(stage.runtime.run())[0])

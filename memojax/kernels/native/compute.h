@@ -4,7 +4,9 @@
 
 namespace memojax {
 
-// Rows times a packed matrix, plus bias, optionally through relu. Row (image, oh, ow) of the left side starts
+enum Activation : int64_t { kNoActivation, kRelu, kTanhOf, kLogisticOf };
+
+// Rows times a packed matrix, plus bias, through an activation. Row (image, oh, ow) of the left side starts
 // at `x + image * x_image + oh * x_height + ow * x_width`. Its K = runs * length elements are in `runs` runs
 // of `length` adjacent floats, run r at `run_offsets[r]`. A dense layer has one run, and images of one row. A
 // convolution reads its windows in place. Columns of a result row are adjacent.
@@ -17,7 +19,7 @@ struct Product {
   int64_t runs, length, columns;
   int64_t height, width;  // Rows of an image.
   int64_t x_image, x_height, x_width, y_image, y_height, y_width;
-  int64_t relu;
+  int64_t activation;
   int64_t grows;  // Whether the product is added to the content of y.
 };
 

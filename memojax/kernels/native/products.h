@@ -1,6 +1,8 @@
 // Rows times packed matrices; see `Product` in compute.h.
 #pragma once
+#include "activations.h"
 #include "compute.h"
+#include "narrow.h"
 #include "vectors.h"
 
 namespace memojax::MEMOJAX_ISA {
@@ -17,16 +19,6 @@ constexpr int rows_of(int vectors) {
 #else
   return vectors > 0 ? 3 : 0;
 #endif
-}
-
-// Writes sums to `room` columns or fewer.
-inline void finish(const Product& p, V v, float* to, int64_t room) {
-  if (p.grows) v += load_some(to, room);
-  if (p.relu) v = pick(v < V{}, V{}, v);  // Keeps NaN.
-  if (room >= kLanes)
-    store(to, v);
-  else if (room > 0)
-    store_some(to, v, static_cast<int>(room));
 }
 
 // One block: Rows rows times Vectors vectors of columns, of the Wide vectors of a panel. A few accumulators
@@ -77,15 +69,23 @@ inline void block(const float* const* starts, float* const* ends, const Product&
     }
   }
   MEMOJAX_UNROLL
-  for (int i = 0; i < Rows; i++) {
+  for (int s = 1; s < kSplit; s++)
     MEMOJAX_UNROLL
-    for (int j = 0; j < Vectors; j++) {
-      V v = sum[0][i][j];
+    for (int i = 0; i < Rows; i++)
       MEMOJAX_UNROLL
-      for (int s = 1; s < kSplit; s++) v += sum[s][i][j];
-      finish(p, v, ends[i] + j * kLanes, left - j * kLanes);
-    }
+      for (int j = 0; j < Vectors; j++) sum[0][i][j] += sum[s][i][j];
+  if (left >= Vectors * kLanes && !p.grows) {
+    const V low = floor_of(p);
+    MEMOJAX_UNROLL
+    for (int i = 0; i < Rows; i++)
+      MEMOJAX_UNROLL
+      for (int j = 0; j < Vectors; j++) store(ends[i] + j * kLanes, at_least(low, sum[0][i][j]));
+    return;
   }
+  MEMOJAX_UNROLL
+  for (int i = 0; i < Rows; i++)
+    MEMOJAX_UNROLL
+    for (int j = 0; j < Vectors; j++) finish(p, sum[0][i][j], ends[i] + j * kLanes, left - j * kLanes);
 }
 
 template <int Vectors, int Wide, int Rows>
@@ -122,6 +122,7 @@ void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const f
       }
     }
     short_block<Vectors, Wide, kRows>(count, starts, ends, p, w, bias, left);
+    activate(p, ends, count, left < Vectors * kLanes ? left : Vectors * kLanes);
     row += count;
   }
 }
@@ -219,7 +220,10 @@ void lines(const Product& p, int64_t row0, int64_t row1, const float* w, const f
     if (Vectors > 1 && count % 2 && count < rest) count++;  // Two rows share a vector.
     const float* x = p.x + image * p.x_image + h * p.x_height + c * p.x_width;
     float* y = p.y + image * p.y_image + h * p.y_height + c * p.y_width + column;
-    some_windows<Vectors, kRows, Length, Step>(count, p, x, y, w, bias, p.columns - column);
+    const int64_t left = p.columns - column;
+    some_windows<Vectors, kRows, Length, Step>(count, p, x, y, w, bias, left);
+    for (int i = 0; i < count; i++, y += p.y_width)
+      activate(p, &y, 1, left < Vectors * kLanes ? left : Vectors * kLanes);
     row += count;
   }
 }
@@ -264,6 +268,7 @@ void panel_of(const Product& p, int64_t row0, int64_t row1, const float* w, cons
 constexpr int64_t kCached = 32768;
 
 void product(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1) {
+  if (narrow_product(p, row0, row1)) return;
   const int64_t depth = p.runs * p.length;
   for (int64_t n = panel0; n < panel1; n++) {
     const int64_t column = n * kPanel;
@@ -290,7 +295,7 @@ void product(const Product& p, int64_t row0, int64_t row1, int64_t panel0, int64
         part.runs = end - begin;
       }
       part.grows = p.grows || i;
-      part.relu = p.relu && i == pieces - 1;
+      part.activation = i == pieces - 1 ? p.activation : kNoActivation;
       panel_of(part, row0, row1, w + begin * unit * wide, i ? nullptr : bias, column);
     }
   }

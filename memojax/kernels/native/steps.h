@@ -60,7 +60,7 @@ void product(const Chunk& chunk, Reader r) {
   const int64_t x_group = r.word(), w_group = r.word(), b_group = r.word(), y_group = r.word();
   p.x_image = r.word(), p.x_height = r.word(), p.x_width = r.word();
   p.y_image = r.word(), p.y_height = r.word(), p.y_width = r.word();
-  p.relu = r.word(), p.grows = r.word();
+  p.activation = r.word(), p.grows = r.word();
   const bool pairs = r.word();
   if (pairs) images /= chunk.count, groups *= chunk.count;  // groups of all blocks follow each other
   int64_t counts[3], steps[3];

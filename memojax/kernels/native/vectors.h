@@ -6,7 +6,7 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -40,6 +40,29 @@ inline I bits(V v) { return reinterpret_cast<I>(v); }
 inline U wraps(V v) { return reinterpret_cast<U>(v); }
 inline V floats(I v) { return reinterpret_cast<V>(v); }
 inline V floats(U v) { return reinterpret_cast<V>(v); }
+
+// `low` where x is below it, else x, also where x is NaN. Compilers make two instructions of such a choice, so
+// the one that does the same is named.
+inline V at_least(V low, V x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_max_ps(reinterpret_cast<__m512>(low), reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<V>(_mm256_max_ps(reinterpret_cast<__m256>(low), reinterpret_cast<__m256>(x)));
+#else
+  return pick(x < low, low, x);
+#endif
+}
+
+// `high` where x is above it, else x, also where x is NaN.
+inline V at_most(V high, V x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_min_ps(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<V>(_mm256_min_ps(reinterpret_cast<__m256>(high), reinterpret_cast<__m256>(x)));
+#else
+  return pick(x > high, high, x);
+#endif
+}
 
 inline void store_some(float* to, V v, int count) {
 #if defined(__AVX512F__)

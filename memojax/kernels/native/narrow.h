@@ -1,0 +1,143 @@
+// Products with one to eight columns, such as the actions of a policy.
+#pragma once
+#include "activations.h"
+#include "compute.h"
+#include "vectors.h"
+
+namespace memojax::MEMOJAX_ISA {
+namespace {
+
+#if defined(__AVX2__)
+constexpr int kNarrow = 8;            // Most columns.
+constexpr int kNarrowFloats = 8192;  // Most floats of the sorted weights.
+
+// `Group` floats, again and again.
+template <int Group>
+inline V repeated(const float* from) {
+#if defined(__AVX512F__)
+  if constexpr (Group == 8) return reinterpret_cast<V>(_mm512_broadcast_f32x8(_mm256_loadu_ps(from)));
+  if constexpr (Group == 4) return reinterpret_cast<V>(_mm512_broadcast_f32x4(_mm_loadu_ps(from)));
+  if constexpr (Group == 2) {
+    double both;
+    memcpy(&both, from, sizeof both);
+    return reinterpret_cast<V>(_mm512_set1_pd(both));
+  }
+#else
+  if constexpr (Group == 4) return reinterpret_cast<V>(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(from)));
+  if constexpr (Group == 2) {
+    double both;
+    memcpy(&both, from, sizeof both);
+    return reinterpret_cast<V>(_mm256_set1_pd(both));
+  }
+  if constexpr (Group == 1) return all(*from);
+#endif
+  if constexpr (Group == kLanes) return load(from);
+}
+
+// The sum of each `Group` lanes, in all of them.
+template <int Group>
+inline V summed(V v) {
+#if defined(__AVX512F__)
+  __m512 x = reinterpret_cast<__m512>(v);
+  if constexpr (Group >= 2) x = _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
+  if constexpr (Group >= 4) x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
+  if constexpr (Group >= 8) x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+  if constexpr (Group >= 16) x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
+#else
+  __m256 x = reinterpret_cast<__m256>(v);
+  if constexpr (Group >= 2) x = _mm256_add_ps(x, _mm256_permute_ps(x, 0xb1));
+  if constexpr (Group >= 4) x = _mm256_add_ps(x, _mm256_permute_ps(x, 0x4e));
+  if constexpr (Group >= 8) x = _mm256_add_ps(x, _mm256_permute2f128_ps(x, x, 1));
+#endif
+  return reinterpret_cast<V>(x);
+}
+
+// The first lane of each group, next to each other.
+template <int Group>
+inline V first_of_groups(V v) {
+  if constexpr (Group == 1 || Group == kLanes) return v;
+#if defined(__AVX512F__)
+  constexpr int g = Group;
+  const __m512i lanes = _mm512_setr_epi32(0, g, 2 * g, 3 * g, 4 * g, 5 * g, 6 * g, 7 * g, 0, 0, 0, 0, 0, 0, 0, 0);
+  return reinterpret_cast<V>(_mm512_permutexvar_ps(lanes, reinterpret_cast<__m512>(v)));
+#else
+  constexpr int g = Group;
+  const __m256i lanes = _mm256_setr_epi32(0, g, 2 * g, 3 * g, 0, 0, 0, 0);
+  return reinterpret_cast<V>(_mm256_permutevar8x32_ps(reinterpret_cast<__m256>(v), lanes));
+#endif
+}
+
+// A vector holds `Group` elements of a column for each of up to kLanes / Group columns.
+template <int Group>
+void narrow(const Product& p, int64_t row0, int64_t row1) {
+  constexpr int kRows = 4;
+  const int64_t depth = p.length, whole = depth / Group * Group, rest = depth - whole;
+  const int64_t steps = (depth + Group - 1) / Group;
+  alignas(64) float packed[kNarrowFloats];
+  for (int64_t i = 0; i < steps * kLanes; i++) packed[i] = 0.0f;
+  const int64_t wide = 16;  // columns of the packed matrix
+  for (int64_t k = 0; k < depth; k++)
+    for (int64_t c = 0; c < p.columns; c++)
+      packed[k / Group * kLanes + c * Group + k % Group] = p.weights[k * wide + c];
+  const V bias = p.bias ? load_some(p.bias, p.columns) : V{};
+  const int64_t per_image = p.height * p.width;
+  int64_t image = row0 / per_image, h = row0 % per_image / p.width, c = row0 % per_image % p.width;
+  for (int64_t row = row0; row < row1; row += kRows) {
+    const int count = static_cast<int>(row1 - row < kRows ? row1 - row : kRows);
+    const float* x[kRows];
+    float* y[kRows];
+    for (int i = 0; i < kRows; i++) {
+      if (i >= count) {
+        x[i] = x[0];
+        continue;
+      }
+      x[i] = p.x + image * p.x_image + h * p.x_height + c * p.x_width;
+      y[i] = p.y + image * p.y_image + h * p.y_height + c * p.y_width;
+      if (++c == p.width) {
+        c = 0;
+        if (++h == p.height) h = 0, image++;
+      }
+    }
+    V sum[kRows] = {};
+    const float* w = packed;
+    for (int64_t k = 0; k < whole; k += Group, w += kLanes) {
+      const V b = load(w);
+      MEMOJAX_UNROLL
+      for (int i = 0; i < kRows; i++) sum[i] += repeated<Group>(x[i] + k) * b;
+    }
+    if (rest) {
+      const V b = load(w);
+      for (int i = 0; i < kRows; i++) {
+        float last[Group] = {};
+        for (int64_t k = 0; k < rest; k++) last[k] = x[i][whole + k];
+        sum[i] += repeated<Group>(last) * b;
+      }
+    }
+    for (int i = 0; i < count; i++)
+      finish(p, first_of_groups<Group>(summed<Group>(sum[i])) + bias, y[i], p.columns);
+    activate(p, y, count, p.columns);
+  }
+}
+#endif
+
+// Whether the product is narrow and has enough rows to sort its weights anew; then it is done.
+inline bool narrow_product(const Product& p, int64_t row0, int64_t row1) {
+#if defined(__AVX2__)
+  constexpr int64_t kFewRows = 8;
+  const int64_t columns = p.columns, wide = columns == 1 ? 1 : columns == 2 ? 2 : columns <= 4 ? 4 : 8;
+  if (columns > kNarrow || wide > kLanes || p.runs != 1 || row1 - row0 < kFewRows || p.length < kLanes ||
+      (p.length + kLanes) * wide > kNarrowFloats)
+    return false;
+  if (wide == 1) narrow<kLanes>(p, row0, row1);
+  else if (wide == 2) narrow<kLanes / 2>(p, row0, row1);
+  else if (wide == 4) narrow<kLanes / 4>(p, row0, row1);
+  else narrow<kLanes / 8>(p, row0, row1);
+  return true;
+#else
+  (void)p, (void)row0, (void)row1;
+  return false;
+#endif
+}
+
+}  // namespace
+}  // namespace memojax::MEMOJAX_ISA
