@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import jax
@@ -35,6 +36,9 @@ IDLE_SECONDS = 300
 """Seconds without an order after which the process ends; the next order starts another."""
 
 _NICENESS = 10
+_LAST_CORE = 36
+"""Where `/proc/*/stat` has the core on which a thread ran last, counted behind the thread's name."""
+_DIVIDED = '"outer_dimension_partitions":["'
 _WATCH_SECONDS = 1.0
 
 
@@ -42,21 +46,41 @@ class _Cores:
     """Keeps this process off one core, which stays free for the loop, if there are several.
 
     Linux gives a time slice of some milliseconds to a thread of any priority. Meanwhile it does not always
-    move the loop to an idle core. Helpers of different processes leave different cores.
+    move the loop to an idle core, so this process moves: it leaves the core of the parent's main thread.
     """
 
     def __init__(self) -> None:
         self._all: list[int] = []
         with contextlib.suppress(AttributeError, OSError):  # a system without affinity
             self._all = sorted(os.sched_getaffinity(0))
-        left = os.getppid() % max(1, len(self._all))
-        self._some: list[int] = [core for at, core in enumerate(self._all) if at != left]
+        self._some: list[int] = []
+        if len(self._all) > 1:
+            # Helpers of different processes begin with different cores.
+            self._leave(self._all[os.getppid() % len(self._all)])
+            self.follow()
+
+    def follow(self) -> None:
+        """Leave the core on which the parent's main thread ran last."""
+        parent = os.getppid()
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            line = Path(f"/proc/{parent}/task/{parent}/stat").read_text()
+            core = int(line.rpartition(")")[2].split()[_LAST_CORE])
+            if core in self._some:
+                self._leave(core)
+
+    def _leave(self, left: int) -> None:
+        self._some = [core for core in self._all if core != left]
         self._use(self._some)
 
     @contextlib.contextmanager
     def all(self) -> Iterator[None]:
-        """Give the process all cores: XLA divides the work of a plan by the cores of its threads."""
-        self._use(self._all)
+        """Let this thread run on all cores: XLA divides the work of a plan by the cores of its caller.
+
+        XLA's own threads, which do most of a compile, stay off the loop's core.
+        """
+        if self._some:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self._all)
         try:
             yield
         finally:
@@ -75,6 +99,7 @@ class _Workshop:
     def __init__(self, cores: _Cores) -> None:
         self._cores = cores
         self._programs: set[tuple[Any, ...]] = set()
+        self._undivided: dict[tuple[Any, ...], int] = {}
         self._models: dict[int, TypedModel] = {}
         self._compilers: dict[tuple[int, Weights, str | None, int | None], PlanCompiler] = {}
         self._sent: dict[int, set[str]] = {}
@@ -88,6 +113,7 @@ class _Workshop:
         for key in [key for key in self._compilers if key[0] == number]:
             del self._compilers[key]
         self._programs = {key for key in self._programs if key[0] != number}
+        self._undivided = {key: size for key, size in self._undivided.items() if key[0] != number}
 
     def make(self, order: Order) -> Made:
         _take_limits(order)
@@ -121,10 +147,16 @@ class _Workshop:
         residual: Residual | None,
         key: tuple[Any, ...],
     ) -> Plan:
-        """The plan. XLA sees all cores, unless the kernels run all of it, as they ran the earlier sizes."""
-        if key in self._programs:
+        """The plan. XLA sees all cores, unless it makes no use of them.
+
+        It makes no use of them where the kernels run all of a size, as they ran the earlier ones, and where
+        it did not divide the work of a larger batch.
+        """
+        self._cores.follow()
+        undivided = size <= self._undivided.get(key, 0)
+        if undivided or key in self._programs:
             plan = compiler.lower(size, candidate, residual).compile()
-            if plan.executable.made.program is not None:
+            if undivided or plan.executable.made.program is not None:
                 return plan
             self._programs.discard(key)
         lowered = compiler.lower(size, candidate, residual)
@@ -132,7 +164,17 @@ class _Workshop:
             plan = lowered.compile()
         if plan.executable.made.program is not None:
             self._programs.add(key)
+        elif not divides(plan.executable.made.executable):
+            self._undivided[key] = size
         return plan
+
+
+def divides(executable: Any) -> bool:
+    """Whether a step of XLA's executable is divided among cores, or may be."""
+    try:
+        return _DIVIDED in executable.as_text()
+    except Exception:
+        return True
 
 
 def _take_limits(order: Order) -> None:
