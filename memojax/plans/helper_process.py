@@ -38,7 +38,6 @@ IDLE_SECONDS = 300
 _NICENESS = 10
 _LAST_CORE = 36
 """Where `/proc/*/stat` has the core on which a thread ran last, counted behind the thread's name."""
-_DIVIDED = '"outer_dimension_partitions":["'
 _WATCH_SECONDS = 1.0
 
 
@@ -74,13 +73,8 @@ class _Cores:
 
     @contextlib.contextmanager
     def all(self) -> Iterator[None]:
-        """Let this thread run on all cores: XLA divides the work of a plan by the cores of its caller.
-
-        XLA's own threads, which do most of a compile, stay off the loop's core.
-        """
-        if self._some:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, self._all)
+        """Give the process all cores: XLA divides the work of a plan by the cores of its threads."""
+        self._use(self._all)
         try:
             yield
         finally:
@@ -129,7 +123,9 @@ class _Workshop:
         compiler, candidate = self._compilers[key], CANDIDATES[order.candidate]
         as_arguments = compiler.weights == "argument"
         residual = compiler.trace(order.size * candidate.rows) if as_arguments else None
-        plan = self._compiled(compiler, order.size, candidate, residual, (*key, candidate.name))
+        plan = self._compiled(
+            compiler, order.size, candidate, residual, (*key, candidate.name), order.undivided
+        )
         executable = plan.executable
         payload, weights = as_bytes(executable.made)
         sent = self._sent.setdefault(order.number, set())
@@ -146,14 +142,15 @@ class _Workshop:
         candidate: Candidate,
         residual: Residual | None,
         key: tuple[Any, ...],
+        known: int,
     ) -> Plan:
         """The plan. XLA sees all cores, unless it makes no use of them.
 
         It makes no use of them where the kernels run all of a size, as they ran the earlier ones, and where
-        it did not divide the work of a larger batch.
+        it did not divide the work of a larger batch, here or in the parent (`known`).
         """
         self._cores.follow()
-        undivided = size <= self._undivided.get(key, 0)
+        undivided = size <= max(known, self._undivided.get(key, 0))
         if undivided or key in self._programs:
             plan = compiler.lower(size, candidate, residual).compile()
             if undivided or plan.executable.made.program is not None:
@@ -164,17 +161,9 @@ class _Workshop:
             plan = lowered.compile()
         if plan.executable.made.program is not None:
             self._programs.add(key)
-        elif not divides(plan.executable.made.executable):
+        elif not plan.executable.made.divided:
             self._undivided[key] = size
         return plan
-
-
-def divides(executable: Any) -> bool:
-    """Whether a step of XLA's executable is divided among cores, or may be."""
-    try:
-        return _DIVIDED in executable.as_text()
-    except Exception:
-        return True
 
 
 def _take_limits(order: Order) -> None:
