@@ -73,6 +73,26 @@ def test_http_speaks_json(handle: Any) -> None:
     assert "obs" in json.loads(caught.value.read())["error"]
 
 
+def scraped(ray: Any) -> str:
+    """What Prometheus would read from this machine."""
+    port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
+    return urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+
+
+def test_prometheus_reads_the_metrics(handle: Any, ray: Any) -> None:
+    handle.remote({"obs": ROWS[0]}).result()
+    names = ("ray_memojax_batch_size_count", "ray_memojax_batch_size_bucket", "ray_memojax_compiles")
+    lines: list[str] = []
+
+    def all_there() -> bool:
+        lines[:] = [line for line in scraped(ray).splitlines() if line.startswith("ray_memojax")]
+        return all(any(line.startswith(name) for line in lines) for name in names)
+
+    wait_for(all_there)
+    assert all('deployment="policy"' in line for line in lines), lines
+    assert {line.split()[-1] for line in lines if line.startswith("ray_memojax_compiles")} == {"0.0"}
+
+
 def test_weights_change_without_a_dropped_request(handle: Any) -> None:
     policy = memojax.load("acrobot_ppo")
     old = policy(ROWS[:1])[0]
@@ -155,6 +175,22 @@ def test_replicas_tell_a_new_keeper_of_the_newest_weights(handle: Any, ray: Any)
     wait_for(told)
     kill(handle)
     np.testing.assert_allclose(handle.remote({"obs": ROWS[0]}).result()["logits"], wanted, rtol=1e-5)
+
+
+ONE_LOOP = "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"
+
+
+def variables_of(**options: Any) -> dict[str, str]:
+    app = memojax.ray.deployment("acrobot_ppo", max_batch_size=2, **options)
+    return app._bound_deployment.ray_actor_options.get("runtime_env", {}).get("env_vars", {})
+
+
+def test_a_quick_policy_runs_in_the_loop_of_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert variables_of() == {ONE_LOOP: "0"}
+    mine = {"num_cpus": 0.5, "runtime_env": {"env_vars": {ONE_LOOP: "1", "MINE": "2"}}}
+    assert variables_of(ray_actor_options=mine) == {ONE_LOOP: "1", "MINE": "2"}
+    monkeypatch.setattr("memojax.ray.serving._seconds", lambda policy, size: 0.1)
+    assert variables_of() == {}
 
 
 def test_impossible_times_are_refused() -> None:

@@ -13,7 +13,9 @@ import pytest
 import memojax
 from memojax.lowering.typed_model import TypedModel
 from memojax.model import load_model
-from memojax.verification import file_layout
+from memojax.verification import file_layout, runtimes
+
+from ..system.odd_models import endless
 
 
 def model(graph: str, **weights: np.ndarray) -> onnx.ModelProto:
@@ -138,3 +140,9 @@ def test_the_axis_that_a_row_lacks(
     declared: tuple, element: tuple, hint: int | None, axis: int | None
 ) -> None:
     assert file_layout._axis(declared, element, hint) == axis
+
+
+def test_a_loop_that_never_ends_in_the_other_runtime_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "_LONGEST_LOOP", 0.2)
+    with pytest.raises(runtimes.ContenderError, match=r"end of a Loop within 0\.2 seconds"):
+        memojax.verify(endless(None), sizes=[1, 2])
