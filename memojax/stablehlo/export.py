@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import jaxlib.version
 import numpy as np
 from jax import export
 
+from .. import __version__
 from .._types import Source
 from ..errors import AssetError, DimensionError, InputError
 from ..inferer.asset import AssetData
@@ -119,7 +119,7 @@ def _about(typed: TypedModel, exported: export.Exported) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "written_by": {
-            "memojax": version("memojax"),
+            "memojax": __version__,
             "jax": jax.__version__,
             "jaxlib": jaxlib.version.__version__,
         },

@@ -19,6 +19,7 @@ from ..lowering.binding import with_inputs
 from ..lowering.host_rows import HostRows
 from ..lowering.typed_model import TypedModel
 from .file_layout import FileLayout, Rows
+from .tolerance import Tolerance, tolerances
 
 
 class ContenderError(MemojaxError):
@@ -53,6 +54,7 @@ class Contender(abc.ABC):
         self._files = dict(
             zip((spec.name for spec in typed.api.inputs), self._rows.file_names[0], strict=True)
         )
+        self._allowed = tolerances(typed.model.graph)
         self.row_by_row: bool = self._rows.rule.kind == "vmap"
         self.layout: FileLayout = FileLayout(
             with_inputs(
@@ -62,6 +64,10 @@ class Contender(abc.ABC):
             self._rows.constants,
             {name: axis for name, (axis, _) in self._rows.rule.inputs.items()},
         )
+
+    def tolerances(self) -> dict[str, Tolerance]:
+        """How closely two runtimes can agree on each output, by its shown name."""
+        return {name: self._allowed.get(in_file, Tolerance()) for name, (_, in_file) in self._shown.items()}
 
     @abc.abstractmethod
     def prepare(self, n: int) -> None:

@@ -138,3 +138,49 @@ def test_the_axis_that_a_row_lacks(
     declared: tuple, element: tuple, hint: int | None, axis: int | None
 ) -> None:
     assert file_layout._axis(declared, element, hint) == axis
+
+
+def narrow_network(kind: int) -> onnx.ModelProto:
+    """Three layers in narrow floats give "y"; "z" takes another way, in float32."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.standard_normal((64, 64)).astype(np.float32) / 6 for i in range(3)}
+    casts = "\n".join(f"n{i} = Cast <to = {kind}> (w{i})" for i in range(3))
+    return model(
+        f"""g (float[batch,64] x) => (float[batch,64] y, float[batch,64] z) {{
+            {casts}
+            c = Cast <to = {kind}> (x)
+            m0 = MatMul (c, n0)\n t0 = Tanh (m0)
+            m1 = MatMul (t0, n1)\n t1 = Tanh (m1)
+            m2 = MatMul (t1, n2)\n y = Cast <to = 1> (m2)
+            z = Tanh (x)
+        }}""",
+        **weights,
+    )
+
+
+def test_narrow_floats_are_judged_by_their_own_steps() -> None:
+    found = memojax.verify(TypedModel.from_model(narrow_network(onnx.TensorProto.FLOAT16)), [32])
+    narrow, wide = found
+    assert (narrow.same, wide.same, wide.note) == (True, True, "")
+    assert narrow.rtol == pytest.approx(8 / 1024)
+    assert "float16 inside" in narrow.note
+    assert (wide.rtol, wide.atol) == (1e-3, 1e-5)
+
+
+def test_a_wrong_answer_in_narrow_floats_is_not_the_same() -> None:
+    file = narrow_network(onnx.TensorProto.FLOAT16)
+    wrong = replace(TypedModel.from_model(file), fn=_Mixing(TypedModel.from_model(file).fn))
+    assert [check.same for check in memojax.verify(wrong, [3], reference=file)] == [False, False]
+
+
+def test_narrow_floats_inside_a_subgraph_count() -> None:
+    from memojax.verification.tolerance import tolerances
+
+    branch = "(float[batch,4] o) {{ n = Cast <to = {}> (x)\n o = Cast <to = 1> (n) }}"
+    file = model(
+        f"""g (float[batch,4] x, bool[] c) => (float[batch,4] y) {{
+            y = If (c) <then_branch = a () => {branch.format(16)}, else_branch = b () => {branch.format(1)}>
+        }}"""
+    )
+    allowed = tolerances(load_model(file).graph)["y"]
+    assert (allowed.floats, allowed.rtol) == ("bfloat16", 8 / 128)
