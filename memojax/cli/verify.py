@@ -56,9 +56,9 @@ def command(
     """Compare every output with another runtime on random inputs, at several batch sizes.
 
     Prints the largest error, and how often the largest element (the action of a discrete policy) is the same.
-    Exits with 1 if an output differs by more than rtol 1e-3 and atol 1e-5, or by more than float16 or bfloat16
-    in the file explain (a note says so). It compares with the other runtime
-    on the batch and on each row alone, so a file that mixes rows also exits with 1. An exported policy
+    Exits with 1 if an output differs by more than rtol 1e-3 and atol 1e-5, or, where float16 or bfloat16 in
+    the file reach an output, by more than the note beside it says. It compares with the other runtime on the
+    batch and on each row alone, so a file that mixes rows also exits with 1. An exported policy
     (StableHLO) has no graph for another runtime: name its file with --onnx.
 
     \b
