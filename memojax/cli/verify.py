@@ -68,17 +68,21 @@ def command(
     """
     from ..lowering.exported import only_size
     from ..verification import ATOL, RTOL, verify
+    from ..verification.said import contradictions
 
     file = find_model(model)
-    typed, reference = loaded_pair(file, onnx, loading_of(**loading))
+    options = loading_of(**loading)
+    typed, reference = loaded_pair(file, onnx, options)
     only = only_size(typed)
     wanted = sizes or ([only] if only else _SIZES)
     checks = verify(typed, wanted, against=against, reference=reference, seed=seed)
     worst = [check for check in checks if check.same is False]
+    said = contradictions(find_model(onnx).path if onnx else file.path, options) if options else []
     if json_file:
         from .output import write_json
 
         data = {"model": file.name, "against": against, "rtol": RTOL, "atol": ATOL, "same": not worst}
+        data["contradictions"] = said
         write_json(json_file, {**data, "checks": [dataclasses.asdict(check) for check in checks]})
     if json_file != "-":
         from rich.markup import escape
@@ -115,6 +119,7 @@ def command(
             table(columns, rows, left=3),
             f"{verdict} within rtol {RTOL:g}, atol {ATOL:g}"
             + (", or as noted" if any(check.rtol > RTOL for check in checks) else ""),
+            *(f"[yellow]{escape(line)}[/]" for line in said),
         )
     if worst:
         click.get_current_context().exit(1)

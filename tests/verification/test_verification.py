@@ -14,6 +14,7 @@ import memojax
 from memojax.lowering.typed_model import TypedModel
 from memojax.model import load_model
 from memojax.verification import file_layout
+from memojax.verification.said import contradictions
 
 
 def model(graph: str, **weights: np.ndarray) -> onnx.ModelProto:
@@ -184,3 +185,26 @@ def test_narrow_floats_inside_a_subgraph_count() -> None:
     )
     allowed = tolerances(load_model(file).graph)["y"]
     assert (allowed.floats, allowed.rtol) == ("bfloat16", 8 / 128)
+
+
+def test_options_that_contradict_the_file_are_told() -> None:
+    batched = model("g (float[batch,4] x, float[batch,4] s) => (float[batch,4] y) { y = Mul (x, s) }")
+    ones = {"s": np.ones((1, 4), np.float32)}
+    (line,) = contradictions(batched, {"batch_axis": False})
+    assert "batch_axis=False contradicts the file" in line
+    assert "axis 0 of 'x', axis 0 of 's'" in line
+    (line,) = contradictions(batched, {"constants": ones})
+    assert "each agent gives its own 's' (float32[4])" in line
+    assert contradictions(batched, {"batch_axis": 0}) == []
+    assert contradictions(batched, {}) == []
+
+
+def test_options_that_the_file_needs_contradict_nothing() -> None:
+    open_batch = model("g (float[a,b,4] x) => (float[a,b,4] y) { y = Tanh (x) }")
+    assert contradictions(open_batch, {"batch_axis": 0, "dims": {"b": 2}}) == []
+    default = model(
+        "g (float[batch,4] x, float[4] s) => (float[batch,4] y) { y = Mul (x, s) }", s=np.ones(4, "f")
+    )
+    assert contradictions(default, {"constants": {"s": np.ones(4, np.float32)}}) == []
+    (line,) = contradictions(default, {"constants": {"s": np.zeros(4, np.float32)}})
+    assert "the file's own default" in line
