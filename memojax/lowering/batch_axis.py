@@ -29,7 +29,8 @@ from .batch_evidence import Layout, Strength
 from .graph_function import GraphFunction
 from .row_proof import Walk
 from .row_states import Rows, Same, State
-from .size_numbers import SizeUses, deciding_sizes, fractions_in, numbers_in
+from .shared_steps import SharedSteps
+from .size_numbers import SizeUses, deciding_sizes, different, fractions, numbers_in
 
 log: logging.Logger = logging.getLogger("memojax")
 
@@ -215,14 +216,18 @@ class Trace:
     """A graph traced for one number of rows.
 
     Attributes:
-        jaxpr: the trace; its arguments are the weights, the inputs by name, and the key of draws.
         outputs: output -> shape and dtype in the file layout.
         sizes: known values that nodes compare, round, or mix with data.
+        numbers: the numbers of the trace, in order; only for `PROBE_SIZES`, as are the next two.
+        states: how rows lie in each output, by the order of names; None if the trace tells nothing of it.
+        passed: how rows lay in the results of each step.
     """
 
-    jaxpr: jax.extend.core.ClosedJaxpr
     outputs: dict[str, jax.ShapeDtypeStruct]
     sizes: SizeUses
+    numbers: tuple[float | int, ...] = ()
+    states: list[State] | None = None
+    passed: list[Rows] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -262,6 +267,7 @@ class Traced:
 
     def _traced(self, n: int) -> Trace:
         sizes: SizeUses = {}
+        shared = SharedSteps()
         values = {value.name: value for value in self.function.graph.inputs}
         specs = {
             name: jax.ShapeDtypeStruct(self.layout.with_batch(name, n), dtype_of(values[name]))
@@ -272,7 +278,9 @@ class Traced:
             drawn = jax.random.wrap_key_data(key, impl="threefry2x32") if self.function.random else None
             # JAX would keep the traces of its inner jits for good, and a probe is never used again.
             with inlined():
-                results = self.function(params, {**self.constants, **inputs}, drawn, sizes=sizes)
+                results = self.function(
+                    params, {**self.constants, **inputs}, drawn, sizes=sizes, shared=shared
+                )
             for name in self.outputs:
                 if isinstance(results[name], (tuple, type(None))):
                     raise LoweringError(
@@ -284,7 +292,12 @@ class Traced:
         with own_settings():
             # Draws are part of the shapes' trace, so it takes a key, of which only the shape matters.
             key = jax.ShapeDtypeStruct((2,), np.uint32)
-            return Trace(*jax.make_jaxpr(run, return_shape=True)(self.function.params, specs, key), sizes)
+            closed, outputs = jax.make_jaxpr(run, return_shape=True)(self.function.params, specs, key)
+        if n not in PROBE_SIZES:
+            return Trace(outputs, sizes)
+        # A trace of a long graph is a million objects, so only what it tells is kept.
+        states, passed = _passing(self, closed, n)
+        return Trace(outputs, sizes, numbers_in(closed), states, passed)
 
 
 def dtype_of(value: Value) -> np.dtype:
@@ -378,25 +391,30 @@ def native_rows(traced: Traced) -> NativeRows:
             name, first[name].shape, second[name].shape, declared[name], traced.layout.symbols
         )
     # A mean over the batch by hand divides by the number of rows: such a fraction differs.
-    few, many = fractions_in(small.jaxpr), fractions_in(large.jaxpr)
+    few, many = fractions(small.numbers), fractions(large.numbers)
     by_number = len(few) == len(many) and not np.array_equal(few, many, equal_nan=True)
-    passed = [
-        _proof(traced, rows, trace.jaxpr, n) for n, trace in zip(PROBE_SIZES, (small, large), strict=True)
-    ]
-    apart = passed[0] is not None and passed[0] == passed[1]
+    # Other numbers of rows must pass in the same way for the proof to hold for them.
+    apart = _proves(small, rows) and _proves(large, rows) and small.passed == large.passed
     # Proven rows need no trial runs, so no numbers to try in them.
-    numbers = () if apart else numbers_in(small.jaxpr)
+    numbers = () if apart else different(small.numbers)
     return NativeRows(
         rows, elements, first, by_number, apart, deciding_sizes(small.sizes, large.sizes), numbers
     )
 
 
-def _proof(
-    traced: Traced, rows: Mapping[str, OutputRows], trace: jax.extend.core.ClosedJaxpr, n: int
-) -> list[Rows] | None:
-    """How rows pass through a trace for `n` of them, if it proves that its outputs are the rows of `rows`.
+def _proves(trace: Trace, rows: Mapping[str, OutputRows]) -> bool:
+    """Whether a trace proves that its outputs are the rows of `rows`."""
+    return trace.states is not None and all(
+        how.is_proven(state) for (_, how), state in zip(sorted(rows.items()), trace.states, strict=True)
+    )
 
-    None if it does not. Other numbers of rows must pass in the same way for the proof to hold for them.
+
+def _passing(
+    traced: Traced, closed: jax.extend.core.ClosedJaxpr, n: int
+) -> tuple[list[State] | None, list[Rows]]:
+    """How `n` rows lie in the outputs of a trace, and how they pass through it; see `Trace`.
+
+    The arguments of the trace are the weights, the inputs by name, and the key of draws.
     """
     weights: list[State] = [Same() for _ in jax.tree.leaves(traced.function.params)]
     axes = traced.layout.axes
@@ -406,12 +424,10 @@ def _proof(
     ]
     walk = Walk(n, traced.function.random)
     try:
-        found = walk.outputs(trace, [*weights, *given, Same()])
+        return walk.outputs(closed, [*weights, *given, Same()]), walk.passed
     except (KeyError, AttributeError) as cause:  # a JAX whose equations have other parameters
         log.info("this JAX's traces prove nothing of rows, so trial runs do: %r", cause)
-        return None
-    proven = all(how.is_proven(state) for (_, how), state in zip(sorted(rows.items()), found, strict=True))
-    return walk.passed if proven else None
+        return None, []
 
 
 def assemble(

@@ -6,7 +6,7 @@ without such operators is one part, and pays nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,8 @@ class HostCall:
         }
 
 
-def host_nodes(graph: Graph, operators: Operators, *, masked: bool = False) -> list[Node]:
-    """Nodes that need a break: they run on the host, and depend on an input.
-
-    With `masked`, NonZero and Compress are left out, since `masked.py` keeps their entries in place.
-    """
+def host_nodes(graph: Graph, operators: Operators) -> list[Node]:
+    """Nodes that need a break: they run on the host, and depend on an input."""
     moving = {value.name for value in graph.inputs}
     made: set[str] = set()
     found = []
@@ -84,10 +81,13 @@ def host_nodes(graph: Graph, operators: Operators, *, masked: bool = False) -> l
             made.update(node.outputs)
         if call.definition is None or not call.definition.shape_only or not made.isdisjoint(node.inputs):
             moving.update(node.outputs)
-    if masked:
-        found = [node for node in found if node.op_type not in PICKING or node.domain]
     BREAKS.check(len(found), "this model")
     return found
+
+
+def unmasked(breaks: Sequence[Node]) -> list[Node]:
+    """Those of `breaks` that no mask avoids: `masked.py` keeps entries of NonZero and Compress in place."""
+    return [node for node in breaks if node.op_type not in PICKING or node.domain]
 
 
 def split(graph: Graph, operators: Operators) -> list[Part | HostCall]:

@@ -24,6 +24,7 @@ from .index_ranges import makers_of
 from .interpreter import IndexChecks, Run, is_whole
 from .labels import keep_positions, string_labels
 from .masked_value import check_no_picks
+from .shared_steps import SharedSteps
 from .size_numbers import SizeUses
 
 _SURELY_SHORT = 50
@@ -101,6 +102,7 @@ class GraphFunction:
         *,
         checks: IndexChecks | None = None,
         sizes: SizeUses | None = None,
+        shared: SharedSteps | None = None,
     ) -> Arrays:
         """Outputs by name.
 
@@ -114,11 +116,12 @@ class GraphFunction:
             checks: a dict to fill with indices that depend on data, for Gather and similar operators. Indices
                 known to be in range, and those in bodies of Loop, Scan and If, are left out.
             sizes: a dict to fill with known values that nodes compare, round, or mix with data.
+            shared: an empty object for the values of a trace that is only read.
 
         Raises:
             LoweringError: a node cannot be lowered for these shapes; it names the node.
         """
-        outputs, overrun = self.counted(params, inputs, key, checks=checks, sizes=sizes)
+        outputs, overrun = self.counted(params, inputs, key, checks=checks, sizes=sizes, shared=shared)
         return (
             outputs if overrun is None else {name: _spoilt(value, overrun) for name, value in outputs.items()}
         )
@@ -131,13 +134,15 @@ class GraphFunction:
         *,
         checks: IndexChecks | None = None,
         sizes: SizeUses | None = None,
+        shared: SharedSteps | None = None,
     ) -> tuple[Arrays, Any]:
         """Outputs by name, and whether a loop ran for too many trips, which makes the outputs invalid.
 
         The second value is a boolean array, or None if no loop depends on data. For the arguments and errors
         see `__call__`.
         """
-        env: dict[str, GraphValue] = dict(self.constants)
+        env: dict[str, GraphValue] = {} if shared is None else shared
+        env.update(self.constants)
         env.update((name, jnp.asarray(value)) for name, value in params.items())
         for value in self.graph.inputs:
             given = inputs[value.name]
@@ -162,6 +167,7 @@ class GraphFunction:
                 checks=checks,
                 sizes=sizes,
                 masked=self._masked,
+                shared=shared,
             )
             run.nodes(self.graph.nodes, env)
         used = run.trips.used

@@ -29,6 +29,7 @@ from ..xla.settings import own_settings
 from . import masked
 from .index_ranges import Ranges, outside
 from .masked_value import Masking, check_no_picks
+from .shared_steps import SharedSteps
 from .size_numbers import SizeUses, note_use
 
 ON_HOST = (
@@ -123,6 +124,7 @@ class Run:
         checks: a dict to fill with indices that depend on data, or None.
         sizes: a dict to fill with known values that may decide by the number of rows, or None.
         masked: whether entries that a mask of data picks are kept in place.
+        shared: the values of a trace that is only read, in which nodes alike share one lowering; or None.
     """
 
     graph: Graph
@@ -136,6 +138,7 @@ class Run:
     checks: IndexChecks | None = None
     sizes: SizeUses | None = None
     masked: bool = False
+    shared: SharedSteps | None = None
 
     def nodes(self, nodes: Sequence[Node], env: Env) -> None:
         """Lower `nodes` in order, and put their outputs into `env`."""
@@ -145,6 +148,8 @@ class Run:
                 self._into(env, node, call_of(node))
 
     def _into(self, env: Env, node: Node, call: Call) -> None:
+        if self.shared is not None and env is self.shared and self._waits(self.shared, node, call):
+            return
         inputs = [env[name] if name else None for name in node.inputs]
         outputs = self._node(node, call, inputs, env)
         if len(outputs) < len(node.outputs) and any(node.outputs[len(outputs) :]):
@@ -155,6 +160,19 @@ class Run:
         for name, value in zip(node.outputs, outputs, strict=False):
             if name:
                 env[name] = value
+
+    def _waits(self, shared: SharedSteps, node: Node, call: Call) -> bool:
+        """Whether a node waits among those that share one lowering."""
+        known = shared.takes(
+            node, call, lambda given: tuple(map(_tidy, self._call(node, call, given, shared)))
+        )
+        if known is None:
+            return False
+        if self.sizes is not None:
+            note_use(self.sizes, node, known)
+        self.budget.step(_TRACED_COST)
+        self.budget.trace()
+        return True
 
     def _node(self, node: Node, call: Call, inputs: list[GraphValue], env: Env) -> tuple[GraphValue, ...]:
         try:

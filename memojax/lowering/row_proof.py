@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from ..xla.equations import constants_and_carries
 from .row_rules import FLAT_RULES, everywhere, shape_of, with_units, without
 from .row_states import MIXED, Apart, Mixed, Rows, Same, State, joined, moved, of_constant
+from .shared_steps import NODES, Step
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Walk:
     n: int
     draws: bool
     passed: list[Rows] = field(default_factory=list, compare=False)
+    walked: dict[Any, tuple[list[State], list[Rows]]] = field(default_factory=dict, compare=False)
+    """Walks over the steps that nodes share, by the identity of the step and the states of its inputs."""
 
     def outputs(self, closed: ClosedJaxpr, inputs: Sequence[State]) -> list[State]:
         """How rows lie in each output of a trace."""
@@ -50,12 +53,15 @@ class Walk:
         for equation in jaxpr.eqns:
             given = [state_of(var) for var in equation.invars]
             results = self._step(equation, given)
-            self.passed.extend(state for state in results if isinstance(state, Rows))
+            if equation.primitive.name != NODES:  # whose steps are walked, and noted, one by one
+                self.passed.extend(state for state in results if isinstance(state, Rows))
             states.update(zip(equation.outvars, results, strict=True))
         return [state_of(var) for var in jaxpr.outvars]
 
     def _step(self, equation: Any, given: list[State]) -> Sequence[State]:
         name, many = equation.primitive.name, len(equation.outvars)
+        if name == NODES:
+            return _shared(self, equation, given)
         known = [state for state in given if not isinstance(state, Mixed)]
         if len(known) < len(given):
             return [MIXED] * many
@@ -76,6 +82,23 @@ def _called(walk: Walk, equation: Any, given: list[Apart]) -> Sequence[State]:
         equation.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params
     )
     return walk.outputs(body, given) if isinstance(body, ClosedJaxpr) else walk.of(body, [], given)
+
+
+def _shared(walk: Walk, equation: Any, given: list[State]) -> Sequence[State]:
+    """How rows lie in the results of nodes alike, whose traces are walked once for the same states."""
+
+    def step(step: Step, states: list[State]) -> Sequence[State]:
+        key = (id(step), *states)
+        found = walk.walked.get(key)
+        if found is not None:
+            walk.passed.extend(found[1])
+        else:
+            before = len(walk.passed)
+            made = walk.outputs(step.traced, states)
+            found = walk.walked[key] = made, walk.passed[before:]
+        return found[0]
+
+    return equation.params["program"].run(given, step)
 
 
 def _settled(step: Callable[[list[State]], list[State]], first: Sequence[State]) -> list[State]:

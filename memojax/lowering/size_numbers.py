@@ -15,6 +15,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ..model.graph import Node
+from .shared_steps import NODES, Program
 
 SizeUses: TypeAlias = "dict[tuple[str, str], list[list[np.ndarray | None]]]"
 """(a node's first output, its operator) -> the known inputs of each run of the node; None for data."""
@@ -31,14 +32,19 @@ _NOTED = 64
 """Entries of a value that is noted: sizes are scalars and shapes."""
 
 
-def fractions_in(closed: ClosedJaxpr) -> tuple[float, ...]:
-    """The floats that a trace has as literals or as constants of one value, in their order."""
-    return tuple(float(number) for number in _in_closed(closed) if isinstance(number, float))
+def numbers_in(closed: ClosedJaxpr) -> tuple[float | int, ...]:
+    """The numbers that a trace has as literals or as constants of one value, in their order."""
+    return tuple(_in_closed(closed))
 
 
-def numbers_in(closed: ClosedJaxpr) -> tuple[float, ...]:
-    """The different numbers that a trace has as literals or as constants of one value, fractions first."""
-    found = dict.fromkeys(number for number in _in_closed(closed) if np.isfinite(number) and number)
+def fractions(numbers: Sequence[float | int]) -> tuple[float, ...]:
+    """The floats among `numbers`."""
+    return tuple(number for number in numbers if isinstance(number, float))
+
+
+def different(numbers: Sequence[float | int]) -> tuple[float, ...]:
+    """The different ones of `numbers`, fractions first."""
+    found = dict.fromkeys(number for number in numbers if np.isfinite(number) and number)
     return tuple(sorted(found, key=lambda number: isinstance(number, int)))
 
 
@@ -53,12 +59,23 @@ def _in(jaxpr: Jaxpr) -> Iterator[float | int]:
         for operand in equation.invars:
             if isinstance(operand, Literal):
                 yield from _alike(operand.val)
+        if equation.primitive.name == NODES:
+            yield from _in_steps(equation.params["program"])
+            continue
         for part in equation.params.values():
             for body in part if isinstance(part, (tuple, list)) else (part,):
                 if isinstance(body, ClosedJaxpr):
                     yield from _in_closed(body)
                 elif isinstance(body, Jaxpr):
                     yield from _in(body)
+
+
+def _in_steps(program: Program) -> Iterator[float | int]:
+    known: dict[int, tuple[float | int, ...]] = {}
+    for step, _ in program.steps:
+        if (found := known.get(id(step))) is None:
+            found = known[id(step)] = numbers_in(step.traced)
+        yield from found
 
 
 def _alike(value: Any) -> Iterator[float | int]:

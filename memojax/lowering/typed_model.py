@@ -31,7 +31,7 @@ from .batch_evidence import BatchAxis, settled_by
 from .binding import bind_inputs, check_no_text, with_inputs
 from .find_batch import batched
 from .free_function import Binding, FreeFunction
-from .graph_breaks import host_nodes
+from .graph_breaks import host_nodes, unmasked
 from .graph_function import GraphFunction
 from .host_rows import HostRows, host_rows, single_runs
 from .row_probe import SOME_ROWS, mixing_rows, unlike_alone
@@ -135,7 +135,7 @@ class TypedModel:
         failure: LoweringError | None = None
         # Breaks at NonZero and Compress may be unnecessary, if the nodes after them can work in place (see
         # masked.py). If they cannot, tracing fails, and the file runs with its breaks.
-        if not host_nodes(graph, operators, masked=True):
+        if not unmasked(breaks):
             try:
                 rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=batch_axis)
                 typed = _of_rows(

@@ -59,6 +59,11 @@ class OpDef:
         """Whether a node of this operator draws random numbers; if not, its `key` is None."""
         return "key" in self.injected and (self.random_if is None or self.random_if(node))
 
+    @property
+    def asks_nodes(self) -> bool:
+        """Whether the answers of `draws` and the next methods depend on more than a node's attributes."""
+        return bool(self.static or self.host or self.static_if or self.random_if)
+
     def covers(self, opset: int) -> bool:
         """Whether `opset` is in the range."""
         return self.since <= opset and (self.until is None or opset < self.until)

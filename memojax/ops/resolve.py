@@ -39,6 +39,7 @@ class Operators:
 
     def __init__(self) -> None:
         self._calls: dict[int, tuple[Node, Call]] = {}
+        self._plain: dict[tuple[str, str, int], Call] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy as an empty object.
@@ -60,6 +61,16 @@ class Operators:
 
     def look_up(self, node: Node) -> Call:
         """The operator of a node that is not remembered, such as one made anew for each trace."""
+        if node.attributes:
+            return self._look_up(node)
+        kind = node.domain, node.op_type, node.opset
+        if (call := self._plain.get(kind)) is None:
+            call = self._look_up(node)
+            if call.definition is not None and not call.definition.asks_nodes:
+                self._plain[kind] = call
+        return call
+
+    def _look_up(self, node: Node) -> Call:
         definition = lookup(node.domain, node.op_type, node.opset)
         draws = any(self.draw(body) for body in node.bodies)
         loops = any(self.loop(body) for body in node.bodies)
