@@ -12,7 +12,6 @@ import jaxlib.version
 import numpy as np
 from jax import export
 
-from .. import __version__
 from .._types import Source
 from ..errors import AssetError, DimensionError, InputError
 from ..inferer.asset import AssetData
@@ -116,6 +115,8 @@ def _digest(sections: Sequence[bytes]) -> str:
 
 def _about(typed: TypedModel, exported: export.Exported) -> dict[str, Any]:
     """The part of an asset's header that says what the program is, and what wrote it."""
+    from .. import __version__
+
     return {
         "format": FORMAT,
         "written_by": {
