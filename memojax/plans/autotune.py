@@ -27,12 +27,13 @@ from .candidates import (
     KERNELS_ORDERED,
     LAYERS,
     LAYOUTS,
+    LOOPS,
+    NARROW,
     NO_TRITON,
     ORDERED,
     PLAIN,
     THREE_PASSES,
     TWO_ROWS,
-    WIDE,
     Candidate,
     fits,
 )
@@ -172,11 +173,11 @@ def candidates(residual: Residual, size: int, compiler: PlanCompiler) -> list[Ca
     if products > 1:
         found.append(LAYERS)
     if products and size > 1:  # XLA itself compiles a row times a matrix, with or without Eigen.
-        found.append(EIGEN)
+        found += [EIGEN, LOOPS]
     if convolutions:
         found += [CONVOLUTIONS, EIGEN_CONVOLUTIONS] if has_sound_convolutions() else [EIGEN_CONVOLUTIONS]
     if has_avx512():
-        found.append(WIDE)
+        found.append(NARROW)
     if in_order(without_loops(residual)) is not None:
         found.append(ORDERED)
         if compiler.default.kernels:

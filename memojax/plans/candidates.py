@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from jax import lax
 
-from ..xla.options import YNN, ynn
+from ..xla.options import VECTOR_WIDTH, YNN, ynn
 from .hoist import Residual, Rewrite, Step
 
 
@@ -102,7 +102,10 @@ LAYERS = Candidate("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, pac
 CONVOLUTIONS = Candidate("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
 EIGEN = Candidate("eigen", ynn())
 EIGEN_CONVOLUTIONS = Candidate("eigen-conv", ynn("INDIVIDUAL_DOT"))
-WIDE = Candidate("v512", {"xla_cpu_prefer_vector_width": "512"})
+LOOPS = Candidate("loops", {**ynn(), "xla_cpu_multi_thread_eigen": False})
+"""XLA compiles small products itself, and Eigen computes the others."""
+
+NARROW = Candidate("v256", {VECTOR_WIDTH: "256"})
 FLIPPED = Candidate("flipped", rewrite=_flipped)
 TWO_ROWS = Candidate("two-rows", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, packs=True, rows=2)
 NO_TRITON = Candidate("no-triton", {"xla_gpu_enable_triton_gemm": False})
@@ -122,7 +125,8 @@ CANDIDATES = {
         CONVOLUTIONS,
         EIGEN,
         EIGEN_CONVOLUTIONS,
-        WIDE,
+        LOOPS,
+        NARROW,
         FLIPPED,
         TWO_ROWS,
         NO_TRITON,

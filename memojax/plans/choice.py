@@ -7,11 +7,11 @@ such model: where they run a part, they were faster.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..xla.options import YNN
-from .candidates import EIGEN_CONVOLUTIONS, ORDERED, Candidate
+from .candidates import EIGEN, EIGEN_CONVOLUTIONS, ORDERED, Candidate
 from .hoist import Residual, Step
 
 WIDE = 32
@@ -20,32 +20,56 @@ WIDE = 32
 EIGEN_FROM = {False: 16e6, True: 64e6}
 """Operations of a call's convolutions from which Eigen takes less time, if the largest is narrow, or wide."""
 
+PRODUCTS_FROM = 16e6
+"""Operations of a call's largest product from which Eigen takes less time, if none is wider."""
+
+MOST_COLUMNS = 512
+"""Columns up to which that holds; YNNPACK shares a wider product better among threads."""
+
 
 def chosen(residual: Residual, options: Mapping[str, Any]) -> Candidate:
     """The way for `residual` on a CPU; `options` are XLA's without a choice.
 
-    YNNPACK begins a convolution sooner, and Eigen shares many rows better among cores. Plans without
-    convolutions run in order where that is known to pay.
+    YNNPACK begins a convolution or a product sooner, and Eigen shares many rows better among cores. Plans
+    without convolutions run in order where that is known to pay.
     """
-    if "CONVOLUTION" not in options.get(YNN, ""):
-        return ORDERED
     work, channels = convolution_work(residual)
-    return EIGEN_CONVOLUTIONS if work >= EIGEN_FROM[channels >= WIDE] else ORDERED
+    if work:
+        sound = "CONVOLUTION" in options.get(YNN, "")
+        return EIGEN_CONVOLUTIONS if sound and work >= EIGEN_FROM[channels >= WIDE] else ORDERED
+    work, columns = product_work(residual)
+    return EIGEN if work >= PRODUCTS_FROM and columns <= MOST_COLUMNS else ORDERED
+
+
+def product_work(residual: Residual) -> tuple[float, int]:
+    """Floating point operations of the largest product of a call, and the columns of the widest one."""
+    sizes = list(_products(residual))
+    return max((work for work, _ in sizes), default=0.0), max((columns for _, columns in sizes), default=0)
+
+
+def _products(residual: Residual) -> Iterator[tuple[float, int]]:
+    for step, (left, right) in _shaped(residual, "dot_general"):
+        (over, _), (batch, _) = step.params["dimension_numbers"]
+        inner = math.prod(left[axis] for axis in over)
+        shared = math.prod(left[axis] for axis in batch)
+        yield 2.0 * math.prod(step.avals[0].shape) * inner, math.prod(right) // max(inner * shared, 1)
 
 
 def convolution_work(residual: Residual) -> tuple[float, int]:
     """Floating point operations of all convolutions of one call, and the channels that the largest makes."""
-    shapes = {number: aval.shape for number, aval in residual.avals.items()}
-    works = [(0.0, 0)]
-    for step in residual.steps:
-        shapes.update((n, aval.shape) for n, aval in zip(step.outputs, step.avals, strict=True))
-        if step.primitive.name == "conv_general_dilated":
-            works.append(_work(step, shapes))
-    return sum(work for work, _ in works), max(works)[1]
+    works = [_work(step, window) for step, (_, window) in _shaped(residual, "conv_general_dilated")]
+    return sum((work for work, _ in works), 0.0), max(works, default=(0.0, 0))[1]
 
 
-def _work(step: Step, shapes: Mapping[int, tuple[int, ...]]) -> tuple[float, int]:
-    weights = step.inputs[1]
-    window = shapes[weights] if isinstance(weights, int) else weights.value.shape
+def _work(step: Step, window: tuple[int, ...]) -> tuple[float, int]:
     channels = window[step.params["dimension_numbers"].rhs_spec[0]]
     return 2.0 * math.prod(step.avals[0].shape) * math.prod(window) / max(channels, 1), channels
+
+
+def _shaped(residual: Residual, primitive: str) -> Iterator[tuple[Step, list[tuple[int, ...]]]]:
+    """The steps of one primitive, with the shapes of their inputs."""
+    shapes = {number: aval.shape for number, aval in residual.avals.items()}
+    for step in residual.steps:
+        shapes.update((n, aval.shape) for n, aval in zip(step.outputs, step.avals, strict=True))
+        if step.primitive.name == primitive:
+            yield step, [shapes[atom] if isinstance(atom, int) else atom.value.shape for atom in step.inputs]

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -32,6 +32,7 @@ from ..xla.options import over_defaults
 from ..xla.settings import own_settings
 from .candidates import DEFAULT, KERNELS, ORDERED, PLAIN, Candidate
 from .choice import chosen
+from .columns import with_columns
 from .direct import direct_calls
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .draws import without_loops
@@ -39,7 +40,7 @@ from .hoist import Hoister, Residual
 from .in_order import in_order
 from .input_buffers import Staging
 from .long_chains import cut
-from .packing import PACKED_BYTES, Packing
+from .packing import DRAWN_BYTES, PACKED_BYTES, Packing
 from .plan import Compiled, Executable, Plan
 from .strides import with_more_channels
 from .weight_arguments import Leading, WeightArguments
@@ -233,7 +234,7 @@ class PlanCompiler:
         with trace_lock, own_settings(self.precision), for_one_executable():
             closed = jax.make_jaxpr(self._function())(*arguments)
             if self.device.platform == "cpu" and not kernels:  # the kernels have their own way
-                closed = with_more_channels(closed)
+                return with_columns(self._hoister.split(with_more_channels(closed)), self._hoister)
             return self._hoister.split(closed)
 
     def constants(self, residual: Residual) -> list[np.ndarray]:
@@ -440,8 +441,9 @@ class PlanCompiler:
     def _output_packing(self, size: int) -> Packing:
         """The layout of outputs; shapes that depend on the batch size are evaluated abstractly."""
         dtypes = [spec.dtype for spec in self._outputs]
+        limit = DRAWN_BYTES if self.typed.random and self.device.platform == "cpu" else PACKED_BYTES
         if all(spec.is_fixed for spec in self._outputs):
-            return Packing.of([spec.rows(size) for spec in self._outputs], dtypes)
+            return Packing.of([spec.rows(size) for spec in self._outputs], dtypes, limit)
         weights = jax.tree.unflatten(self._structure, [*map(_abstract, self._hoister.leaves)])
         key = jax.ShapeDtypeStruct((2,), np.uint32)
 
@@ -451,7 +453,7 @@ class PlanCompiler:
 
         with trace_lock, own_settings(self.precision):
             found = jax.eval_shape(shapes, weights, self._rows(size), key)
-        return Packing.of([value.shape for value in found], dtypes)
+        return Packing.of([value.shape for value in found], dtypes, limit)
 
     def _input_packing(self, rows: Sequence[Any]) -> Packing | None:
         """The packing of small inputs for an accelerator, where each transfer costs a microsecond."""
@@ -479,7 +481,7 @@ def _unordered(candidate: Candidate) -> Candidate:
     """The candidate without nested calls."""
     if not candidate.ordered:
         return candidate
-    return KERNELS if candidate.kernels else DEFAULT
+    return replace(candidate, name=(KERNELS if candidate.kernels else DEFAULT).name, ordered=False)
 
 
 def _plain(candidate: Candidate) -> Candidate:

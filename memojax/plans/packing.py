@@ -14,6 +14,12 @@ import numpy as np
 PACKED_BYTES = 256 * 1024
 """Upper limit of bytes to pack; beyond it, the copy takes longer than separate arrays."""
 
+DRAWN_BYTES = 1024
+"""The same for outputs of a model that draws random numbers.
+
+XLA computes packed numbers one by one, 11 ns for a normal draw; one more array costs 3 us.
+"""
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -28,16 +34,18 @@ class Packing:
     groups: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]) -> Packing:
-        """Pack the small outputs of each dtype."""
+    def of(
+        cls, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any], limit: int = PACKED_BYTES
+    ) -> Packing:
+        """Pack the small outputs of each dtype, if all of them together have at most `limit` bytes."""
         groups: dict[Any, list[int]] = {}
         for index, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
-            groups.setdefault(
-                (np.dtype(dtype), index if _bytes(shape, dtype) > PACKED_BYTES else -1), []
-            ).append(index)
+            groups.setdefault((np.dtype(dtype), index if _bytes(shape, dtype) > limit else -1), []).append(
+                index
+            )
         packed = []
         for (dtype, _), members in groups.items():
-            fits = len(members) > 1 and sum(_bytes(shapes[i], dtype) for i in members) <= PACKED_BYTES
+            fits = len(members) > 1 and sum(_bytes(shapes[i], dtype) for i in members) <= limit
             packed += [tuple(members)] if fits else [(i,) for i in members]
         return cls(tuple(map(tuple, shapes)), tuple(packed))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -20,6 +21,9 @@ from ..lowering.host_rows import HostRows
 from ..lowering.typed_model import TypedModel
 from .file_layout import FileLayout, Rows
 from .tolerance import Tolerance, tolerances
+
+_LONGEST_LOOP = 4
+"""Seconds after which a run of a file with a Loop is stopped."""
 
 
 class ContenderError(MemojaxError):
@@ -219,15 +223,47 @@ class OnnxRuntime(Contender):
         # An input with a default in the file is no input by ONNX Runtime's list, but takes a value as well.
         given = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
         self._takes = {value.name for value in given}
+        # Nothing in ONNX Runtime ends a loop that never stops, so such runs are watched.
+        self._watched = any(node.op_type == "Loop" for node in typed.model.graph.all_nodes())
+        self._endless = False
+        self._options = onnxruntime.RunOptions
 
     def prepare(self, n: int) -> None:
         """Do nothing: a session takes any batch size."""
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        values = self._session.run(
-            self._names, {name: value for name, value in feeds.items() if name in self._takes}
-        )
+        taken = {name: value for name, value in feeds.items() if name in self._takes}
+        values = self._within_limit(taken) if self._watched else self._session.run(self._names, taken)
         return dict(zip(self._names, map(np.asarray, values), strict=True))
+
+    def bound(self, inputs: Rows) -> Callable[[], Any]:
+        """As of `Contender`; such calls are timed, so nothing watches their loops."""
+        self._watched = False
+        return super().bound(inputs)
+
+    def _within_limit(self, feeds: Mapping[str, np.ndarray]) -> Sequence[Any]:
+        """The outputs of a run that is stopped after `_LONGEST_LOOP` seconds.
+
+        Raises:
+            ContenderError: the run was stopped, or an earlier one was.
+        """
+        options = self._options()
+        if not self._endless:
+            timer = threading.Timer(_LONGEST_LOOP, setattr, (options, "terminate", True))
+            timer.daemon = True
+            timer.start()
+            try:
+                return self._session.run(self._names, feeds, options)
+            except Exception:
+                if not options.terminate:
+                    raise
+                self._endless = True
+            finally:
+                timer.cancel()
+        raise ContenderError(
+            f"onnxruntime does not come to the end of a Loop within {_LONGEST_LOOP} seconds, so there is "
+            "nothing to compare with: compare a file whose loops end"
+        )
 
 
 @final

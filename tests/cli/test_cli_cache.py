@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
         cache.put(key(name, size), bytes(payload))
     for age, entry in enumerate(sorted(cache.entries(), key=lambda entry: entry.bytes)):
         os.utime(entry.path, (1_700_000_000 + age, 1_700_000_000 + age))
-    choices.put(key("walk.onnx", 8), "v512", 1.5)
+    choices.put(key("walk.onnx", 8), "v256", 1.5)
     for name, content in FOREIGN.items():
         (tmp_path / name).write_bytes(content)
     return tmp_path

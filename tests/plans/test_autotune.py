@@ -30,8 +30,9 @@ from memojax.plans.candidates import (
     FLIPPED,
     FUSED,
     LAYERS,
+    LOOPS,
+    NARROW,
     TWO_ROWS,
-    WIDE,
     Candidate,
 )
 from memojax.plans.compiler import PlanCompiler
@@ -177,10 +178,10 @@ class Breaking(Wrong):
 
 
 def test_a_candidate_that_cannot_run_is_dropped(tried: Callable[..., None]) -> None:
-    tried(Breaking(), WIDE)
+    tried(Breaking(), NARROW)
     inferer = MemoizingDynamicInferer(typed(), [2], autotune="preload")
     check(inferer, 2)
-    assert inferer.plans()[0].candidate == "v512"
+    assert inferer.plans()[0].candidate == "v256"
 
 
 def test_no_gain_changes_nothing(tried: Callable[..., None]) -> None:
@@ -274,12 +275,12 @@ def test_tuning_stays_within_its_budget(tried: Callable[..., None]) -> None:
 
 
 def test_choices_are_remembered_on_disk(tried: Callable[..., None], tmp_path: Path) -> None:
-    tried(WIDE)
+    tried(NARROW)
     first = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     tried(Wrong())
     again = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     (plan,) = again.plans()
-    assert (plan.candidate, plan.gain) == ("v512", 2.0)
+    assert (plan.candidate, plan.gain) == ("v256", 2.0)
     assert again.cache_info().disk_hits == 1
     obs = {"obs": np.ones((2, 6), np.float32)}
     np.testing.assert_array_equal(first.infer_arrays(obs)["logits"], again.infer_arrays(obs)["logits"])
@@ -305,15 +306,15 @@ def test_odd_choice_files_are_ignored(tmp_path: Path, content: str) -> None:
     name = next(iter(json.loads(choices.path.read_text())))
     choices.path.write_text(content.replace("x", name))
     assert choices.get(key) is None
-    choices.put(key, "v512", 1.2)
-    assert choices.get(key) == ("v512", 1.2)
+    choices.put(key, "v256", 1.2)
+    assert choices.get(key) == ("v256", 1.2)
 
 
 def test_an_unknown_candidate_name_means_the_default(tried: Callable[..., None], tmp_path: Path) -> None:
-    tried(WIDE)
+    tried(NARROW)
     memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     text = (tmp_path / NAME).read_text()
-    (tmp_path / NAME).write_text(text.replace('"v512"', '"of-the-future"'))
+    (tmp_path / NAME).write_text(text.replace('"v256"', '"of-the-future"'))
     tried()
     inferer = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     assert inferer.plans()[0].candidate == "default"
@@ -322,11 +323,11 @@ def test_an_unknown_candidate_name_means_the_default(tried: Callable[..., None],
 def test_a_remembered_candidate_that_does_not_compile_gives_the_default(
     tried: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried(WIDE)
+    tried(NARROW)
     memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     for entry in tmp_path.glob("*.plan"):
         entry.unlink()
-    monkeypatch.setitem(CANDIDATES, "v512", Candidate("v512", {"xla_cpu_no_such_option": "1"}))
+    monkeypatch.setitem(CANDIDATES, "v256", Candidate("v256", {"xla_cpu_no_such_option": "1"}))
     inferer = memojax.load(POLICY, preload=[2], autotune="preload", cache_dir=tmp_path)
     assert inferer.plans()[0].candidate == "default"
 
@@ -350,11 +351,11 @@ def test_candidates_follow_the_models_operations(monkeypatch: pytest.MonkeyPatch
         return [candidate.name for candidate in autotune.candidates(compiler.trace(size), size, compiler)]
 
     assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == []
-    assert names(lambda w, x: x["x"] @ w, WEIGHTS[0], (16,), 4) == ["ynn", "eigen"]
-    assert names(network, WEIGHTS, (16,), 4) == ["ynn", "ynn-layers", "eigen"]
+    assert names(lambda w, x: x["x"] @ w, WEIGHTS[0], (16,), 4) == ["ynn", "eigen", "loops"]
+    assert names(network, WEIGHTS, (16,), 4) == ["ynn", "ynn-layers", "eigen", "loops"]
     big = RNG.standard_normal((1024, 1024)).astype(np.float32)
     assert names(lambda w, x: x["x"] @ w, big, (1024,), 1) == ["ynn", "flipped", "two-rows"]
-    assert names(lambda w, x: x["x"] @ w, big, (1024,), 2) == ["ynn", "eigen"]
+    assert names(lambda w, x: x["x"] @ w, big, (1024,), 2) == ["ynn", "eigen", "loops"]
     assert names(lambda w, x: x["x"] @ w - (x["x"] @ w).mean(0), big, (1024,), 1) == [
         "ynn",
         "ynn-layers",
@@ -372,7 +373,7 @@ def test_candidates_follow_the_models_operations(monkeypatch: pytest.MonkeyPatch
         "eigen-conv",
     ]
     monkeypatch.setattr(autotune, "has_avx512", lambda: True)
-    assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == [WIDE.name]
+    assert names(lambda w, x: x["x"] * w, np.float32(2), (3,), 1) == [NARROW.name]
 
 
 def test_weights_of_one_number_are_not_fused() -> None:
@@ -383,8 +384,9 @@ def test_weights_of_one_number_are_not_fused() -> None:
             TypedModel.from_function(fn, weights, {"x": (shape, np.float32)}), cpu_device()
         )
         return {candidate.name for candidate in autotune.candidates(compiler.trace(4), 4, compiler)} - {
-            WIDE.name,
+            NARROW.name,
             EIGEN.name,
+            LOOPS.name,
         }
 
     zeros, ones = np.zeros((16, 16), np.float32), np.ones((16, 1), np.float32)

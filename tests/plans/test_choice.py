@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,16 +17,26 @@ from jax import lax
 
 from memojax import TypedModel
 from memojax.plans import compiler as compilers
-from memojax.plans.candidates import DEFAULT, EIGEN_CONVOLUTIONS, ORDERED, PLAIN
-from memojax.plans.choice import EIGEN_FROM, WIDE, chosen, convolution_work
+from memojax.plans.candidates import DEFAULT, EIGEN, EIGEN_CONVOLUTIONS, ORDERED, PLAIN
+from memojax.plans.choice import (
+    EIGEN_FROM,
+    MOST_COLUMNS,
+    PRODUCTS_FROM,
+    WIDE,
+    chosen,
+    convolution_work,
+    product_work,
+)
 from memojax.plans.compiler import PlanCompiler
+from memojax.xla import options as xla_options
 from memojax.xla.cpu_client import cpu_device
-from memojax.xla.options import has_sound_convolutions, ynn
+from memojax.xla.options import VECTOR_WIDTH, YNN, has_sound_convolutions, ynn
 
 RNG = np.random.default_rng(0)
 BOTH = ynn("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION")
 PRODUCTS = ynn("INDIVIDUAL_DOT")
-DATA = Path(__file__).parents[2] / "benchmarks" / "results" / "choice.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+DATA, PRODUCTS_DATA = RESULTS / "choice.json", RESULTS / "choice_products.json"
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +107,46 @@ def test_the_numbers_are_those_that_the_benchmark_fits(monkeypatch: pytest.Monke
     assert lost < min(benchmark.regret(rows, dict.fromkeys((False, True), way)) for way in (0.0, 1e18))
 
 
+def test_the_numbers_for_products_are_those_that_the_benchmark_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RESULTS.parent))
+    benchmark = importlib.import_module("choice")
+    rows = json.loads(PRODUCTS_DATA.read_text())["rows"]
+    assert len(rows) > 90
+    assert benchmark.products_fitted(rows) == (PRODUCTS_FROM, MOST_COLUMNS)
+    lost = benchmark.products_regret(rows, PRODUCTS_FROM, MOST_COLUMNS)
+    assert lost <= 1.03
+    assert lost < min(benchmark.products_regret(rows, 1e18, 0), benchmark.products_regret(rows, 0.0, 1 << 30))
+
+
+def layers(*sizes: int) -> PlanCompiler:
+    """A chain of products."""
+    weights = [(RNG.standard_normal(shape) / 16).astype(np.float32) for shape in itertools.pairwise(sizes)]
+
+    def fn(params: Sequence[Any], x: Mapping[str, Any]) -> dict[str, Any]:
+        y = x["x"]
+        for w in params:
+            y = jnp.tanh(y @ w)
+        return {"y": y}
+
+    return PlanCompiler(TypedModel.from_function(fn, weights, {"x": ((sizes[0],), np.float32)}), cpu_device())
+
+
+def test_the_work_of_products_is_that_of_the_largest_and_the_width_that_of_the_widest() -> None:
+    assert product_work(layers(300, 100, 200).trace(7)) == (2 * 7 * 300 * 100, 200)
+    assert product_work(images().trace(7)) == (0.0, 0)
+
+
+def test_eigen_multiplies_many_rows_by_narrow_matrices() -> None:
+    compiler = layers(256, 256, 8)
+    assert chosen(compiler.trace(100), PRODUCTS) == ORDERED
+    assert chosen(compiler.trace(300), PRODUCTS) == EIGEN
+    assert chosen(layers(256, 600, 8).trace(1024), PRODUCTS) == ORDERED
+    x = RNG.standard_normal((300, 256)).astype(np.float32)
+    many, plain = (compiler.lower(300, way).compile().executable for way in (DEFAULT, PLAIN))
+    assert many.candidate == EIGEN.name
+    np.testing.assert_allclose(many.run([x])[0], plain.run([x])[0], rtol=1e-5, atol=1e-5)
+
+
 def test_kernels_are_the_faster_way_in_the_data() -> None:
     rows = [row["us"] for row in json.loads(DATA.read_text())["rows"] if "kernels" in row["us"]]
     ratios = [us["kernels"] / us["xla"] for us in rows]
@@ -128,6 +179,26 @@ def test_branches_run_in_order_and_a_chain_as_it_is(count: int, name: str) -> No
     x = RNG.standard_normal((3, 12)).astype(np.float32)
     for one, other in zip(plan.executable.run([x]), plain.executable.run([x]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("missing", [{YNN}, {VECTOR_WIDTH}, {YNN, VECTOR_WIDTH}])
+def test_a_default_that_xla_does_not_know_is_left_out(
+    missing: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    class Lowered:
+        def compile(self, options: Mapping[str, Any] | None) -> str:
+            given.append(dict(options or {}))
+            for name in sorted(missing & set(options or {})):
+                raise RuntimeError(f"INVALID_ARGUMENT: No such compile option: '{name}'")
+            return "executable"
+
+    monkeypatch.setattr(xla_options, "_defaults", lambda: {**PRODUCTS, VECTOR_WIDTH: "512"})
+    assert xla_options.compiled(Lowered(), cpu_device(), {"other": "1"}) == "executable"
+    assert set(given[-1]) == {YNN, VECTOR_WIDTH, "other"} - missing
+    with pytest.raises(RuntimeError, match="No such compile option"):
+        xla_options.compiled(Lowered(), cpu_device(), dict.fromkeys(missing, "mine"))
 
 
 def test_an_option_that_xla_has_dropped_costs_only_speed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
-from memojax.plans.candidates import DEFAULT
+from memojax.plans.candidates import DEFAULT, PLAIN
 from memojax.plans.compiler import PlanCompiler, Weights, plain_name
 from memojax.plans.dispatch import on_host
 from memojax.plans.input_buffers import Staging
@@ -162,6 +162,27 @@ def test_large_outputs_are_left_alone() -> None:
     big = (1, PACKED_BYTES)
     packing = Packing.of([(1, 2), big, (1, 3), (1, 4)], [np.float32, np.float32, np.float32, np.int32])
     assert sorted(packing.groups) == [(0, 2), (1,), (3,)]
+
+
+def test_drawn_outputs_are_packed_only_if_they_are_few() -> None:
+    def typed(random: bool) -> TypedModel:
+        def fn(_: Any, x: Any, key: Any = None) -> dict[str, Any]:
+            noise = jax.random.normal(key, x["x"].shape) if random else 0.5
+            return {"y": x["x"] + noise, "z": x["x"] * 2}
+
+        return TypedModel.from_function(fn, (), {"x": ((16,), np.float32)}, random=random)
+
+    def results(random: bool, size: int) -> int:
+        compiler = PlanCompiler(typed(random), cpu_device())
+        executable = compiler.lower(size, PLAIN).compile().executable
+        x = RNG.standard_normal((size, 16)).astype(np.float32)
+        y, z = executable.run([x, np.array([3, 7], np.uint32)] if random else [x])
+        np.testing.assert_array_equal(z, 2 * x)
+        assert (y != x).all()
+        return executable.compiled.out_tree.num_leaves
+
+    assert [results(True, size) for size in (2, 8, 9)] == [1, 1, 2]
+    assert results(False, 9) == 1
 
 
 def test_an_output_that_is_the_input_survives_the_next_call() -> None:

@@ -186,3 +186,21 @@ def _check(error: LimitError, limit: limits.Limit) -> None:
 def test_every_limit_has_a_case() -> None:
     # A pattern over its limit names the package that matches it in time instead.
     assert {*CASES, limits.EMBEDDED, limits.TRIPS, limits.PATTERN} == {*limits.ALL}
+
+
+def test_security_md_names_every_limit_with_its_default() -> None:
+    """The table of SECURITY.md and the code have the same limits, defaults and growth with the batch."""
+    page = Path(__file__).parents[2] / "SECURITY.md"
+    rows = re.findall(
+        r"^\| `(MEMOJAX_MAX_\w+)` \| ([\d,]+)( MiB)? \| (.+) \|$", page.read_text(), re.MULTILINE
+    )
+    growth = {"quarter": 4, "64th": 64, "": 0}
+    named = {}
+    for variable, number, unit, counts in rows:
+        share = re.search(r"a (\w+) more for each row", counts)
+        default = int(number.replace(",", "")) << (20 if unit else 0)
+        named[variable] = default, growth[share[1] if share else ""]
+    made = [value for value in vars(limits).values() if isinstance(value, limits.Limit)]
+    assert named == {limit.variable: (limit.default, limit.rows) for limit in made}
+    assert set(made) == set(limits.ALL)
+    assert len({limit.variable for limit in made}) == len(made)

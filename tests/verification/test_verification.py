@@ -13,8 +13,10 @@ import pytest
 import memojax
 from memojax.lowering.typed_model import TypedModel
 from memojax.model import load_model
-from memojax.verification import file_layout
+from memojax.verification import file_layout, runtimes
 from memojax.verification.said import contradictions
+
+from ..system.odd_models import endless
 
 
 def model(graph: str, **weights: np.ndarray) -> onnx.ModelProto:
@@ -208,3 +210,9 @@ def test_options_that_the_file_needs_contradict_nothing() -> None:
     assert contradictions(default, {"constants": {"s": np.ones(4, np.float32)}}) == []
     (line,) = contradictions(default, {"constants": {"s": np.zeros(4, np.float32)}})
     assert "the file's own default" in line
+
+
+def test_a_loop_that_never_ends_in_the_other_runtime_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "_LONGEST_LOOP", 0.2)
+    with pytest.raises(runtimes.ContenderError, match=r"end of a Loop within 0\.2 seconds"):
+        memojax.verify(endless(None), sizes=[1, 2])
