@@ -65,6 +65,8 @@ class Policy(Fake):
         self.alive.add(agent)
 
     def end_agent(self, agent: int) -> None:
+        if agent not in self.alive:
+            raise mj.errors.UnknownAgentError(f"agent {agent} is unknown")
         self.alive.remove(agent)
 
 

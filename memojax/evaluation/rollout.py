@@ -88,6 +88,8 @@ class Rollout:
         self._on_episode = on_episode
         self._warmups = warmups
         self._alive: list[_Playing] = []
+        # Agents that the policies know: noted before they begin, so an interrupt leaves no agent behind.
+        self._known: dict[int, Player] = {}
         self._finished: list[Episode] = []
         self._mean = self._squares = 0.0
         self._steps = 0
@@ -120,10 +122,9 @@ class Rollout:
             )
             raise
         finally:
-            for playing in self._alive:
-                for seat in playing.seats.values():
-                    with contextlib.suppress(MemojaxError):
-                        seat.player.inferer.end_agent(seat.agent)
+            for agent, player in self._known.items():
+                with contextlib.suppress(MemojaxError):
+                    player.inferer.end_agent(agent)
         return self._result(interrupted)
 
     def _begin(self, slots: Iterable[int]) -> None:
@@ -150,8 +151,7 @@ class Rollout:
         """Give the present agents their observations; agents that are gone leave their seats."""
         seen = self._pool.seen(outcome)
         for name in [name for name in playing.seats if name not in seen]:
-            seat = playing.seats.pop(name)
-            seat.player.inferer.end_agent(seat.agent)
+            self._leave(playing.seats.pop(name))
         for name, (observation, mask) in seen.items():
             if (seat := playing.seats.get(name)) is None:
                 seat = playing.seats[name] = self._new_seat(playing, name)
@@ -159,10 +159,16 @@ class Rollout:
 
     def _new_seat(self, playing: _Playing, name: str) -> Seat:
         player, agent = self._players[name], next(_agents)
+        self._known[agent] = player
         player.begin(agent, name, playing.index)
         own = [list(self._players).index(name)] if name else []
         generator = np.random.Generator(np.random.SFC64([playing.seed, _STREAM, *own]))
         return Seat(name, agent, generator, player, playing.index, playing.seed)
+
+    def _leave(self, seat: Seat) -> None:
+        """Let the policy forget the agent of a seat."""
+        seat.player.inferer.end_agent(seat.agent)
+        del self._known[seat.agent]
 
     def _step(self) -> int:
         """One call of each policy, one step of each living environment; returns the most rows of a call."""
@@ -214,7 +220,7 @@ class Rollout:
 
     def _finish(self, playing: _Playing, truncated: bool) -> None:
         for seat in playing.seats.values():
-            seat.player.inferer.end_agent(seat.agent)
+            self._leave(seat)
         episode = Episode(
             playing.index, playing.seed, playing.total, playing.length, truncated, playing.by_agent
         )

@@ -125,10 +125,18 @@ class PlanCache:
 
     def compile_later(self, size: int) -> None:
         """Compile `size` on the background worker, unless that has begun or has failed."""
-        with self._lock:
-            if size in self._plans or size in self._behind or size in self._failed:
-                return
-            self._behind.add(size)
+        try:
+            with self._lock:
+                if size in self._plans or size in self._behind or size in self._failed:
+                    return
+                self._behind.add(size)
+            submit(self._task_behind(size))
+        except BaseException:
+            # Otherwise an interrupt here would keep the background from this size for good.
+            self._behind.discard(size)
+            raise
+
+    def _task_behind(self, size: int) -> Callable[[], None]:
         # A waiting task must not keep the plans of a dropped inferer alive.
         held = weakref.ref(self)
 
@@ -137,19 +145,20 @@ class PlanCache:
             if cache is not None:
                 cache._compile_behind(size)
 
-        submit(compile_now)
+        return compile_now
 
     def _compile_behind(self, size: int) -> None:
         try:
             self.get(size)
-        except MemojaxError as cause:
+        except Exception as cause:  # a function that was loaded as a model may raise anything
             # Noted, or each later call of this size would start the same compile again.
+            why = str(cause) if isinstance(cause, MemojaxError) else f"{type(cause).__name__}: {cause}"
             with self._lock:
-                self._failed[size] = str(cause)
+                self._failed[size] = why
             log.warning(
                 "batch size %d could not be compiled in the background, which does not try it again: %s",
                 size,
-                cause,
+                why,
             )
         finally:
             with self._lock:

@@ -17,6 +17,7 @@ import pytest
 
 import memojax
 from memojax.errors import CompileError, CompileForbiddenError
+from memojax.xla.background import submit
 
 from ..helpers import scaling
 
@@ -75,24 +76,31 @@ def test_rows_of_another_width_are_cast_without_a_compile() -> None:
     assert len(CPU.client.live_executables()) == before
 
 
+@pytest.mark.parametrize(
+    ("failure", "shown"),
+    [
+        (CompileError("told to fail"), "told to fail"),
+        (ValueError("the user's own"), "ValueError: the user's own"),
+    ],
+)
 def test_a_failing_background_compile_is_tried_and_logged_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    failure: Exception, shown: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = memojax.load(scaling(), preload=[4], on_miss="pad")
     lowered: list[int] = []
 
     def broken(size: int) -> Any:
         lowered.append(size)
-        raise CompileError("told to fail")
+        raise failure
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "memojax"):
         patch.setattr(policy._cache, "_lower", broken)
         for _ in range(20):
             np.testing.assert_array_equal(policy.infer_arrays({"obs": OBS[:7]})["out"], 2 * OBS[:7])
-            time.sleep(0.005)
+            submit(lambda: None).result(60)  # behind the task of this call
     assert lowered == [7]
     assert caplog.text.count("batch size 7 could not be compiled") == 1
-    assert policy.cache_info().failed == {7: "told to fail"}
+    assert policy.cache_info().failed == {7: shown}
     policy.preload([7])
     assert policy.cache_info().failed == {}
     assert policy.is_ready(7)

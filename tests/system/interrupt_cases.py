@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from . import interrupt_batches, interrupt_plans, interrupt_runtimes, interrupt_trackers
+from . import (
+    interrupt_batches,
+    interrupt_layers,
+    interrupt_misses,
+    interrupt_plans,
+    interrupt_runtimes,
+    interrupt_trackers,
+)
 from .interrupt_case import CASES
 
-__all__ = ["CASES", "interrupt_batches", "interrupt_plans", "interrupt_runtimes", "interrupt_trackers"]
+__all__ = [
+    "CASES",
+    "interrupt_batches",
+    "interrupt_layers",
+    "interrupt_misses",
+    "interrupt_plans",
+    "interrupt_runtimes",
+    "interrupt_trackers",
+]

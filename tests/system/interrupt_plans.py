@@ -100,7 +100,7 @@ case(lambda cache: cache.replace({1: _plan(1), 3: _plan(3)}), [[1, 3]], name="re
 @case("constant", False, skip=(*COMPILING, *PLANNING), most=20, name="update weights that are constants")
 def update_weights(kind: str, device: bool) -> World:
     sizes = (1, 2) if kind == "argument" else (1,)
-    inferer = _updated() if kind == "argument" else mj.load(_scaling(), preload=sizes, weights="constant")
+    inferer = _updated() if kind == "argument" else mj.load(scaling(), preload=sizes, weights="constant")
     rows = {size: np.ones((size, 3), np.float32) for size in sizes}
 
     def factors() -> set[float]:
@@ -124,11 +124,11 @@ def update_weights(kind: str, device: bool) -> World:
 
 @functools.cache
 def _updated() -> mj.MemoizingDynamicInferer:
-    return mj.load(_scaling(), preload=[1, 2], weights="argument")
+    return mj.load(scaling(), preload=[1, 2], weights="argument")
 
 
 @functools.cache
-def _scaling() -> mj.TypedModel:
+def scaling() -> mj.TypedModel:
     return mj.TypedModel.from_function(
         lambda w, x: {"out": w * x["obs"]}, np.float32(2), {"obs": ((3,), np.float32)}
     )
@@ -175,7 +175,7 @@ def swap_a_weight_set_of_a_pool(how: str) -> World:
 
 @functools.cache
 def _pool() -> mj.PolicyPool:
-    pool = mj.PolicyPool(_scaling(), capacity=4)
+    pool = mj.PolicyPool(scaling(), capacity=4)
     pool.add("main")
     pool.add("other")
     return pool

@@ -2,21 +2,14 @@
 
     python -m tests.system.interrupts [--instructions] [--only NAME] [--list]
 
-CPython runs signal handlers where a frame begins, where a loop jumps back, and where a call of C code has
-ended; an allocation fails where an instruction makes or calls something. Between two instructions that do
-neither, nothing can be raised. So no return of a Python function comes apart from the assignment before it,
-and no release of a lock from its `with` block (https://bugs.python.org/issue29988). A trace function is
-called there nevertheless. At the level of instructions the injector leaves such places out (`can_raise`), at
-the level of lines the way out of a `with` block only: a line is harder than CPython.
-
-From 3.12 on, CPython gives no events for the instructions of some functions, so only 3.11 runs all of them.
+At the level of instructions, the injector leaves out the places where CPython raises nothing (`can_raise` in
+`interrupt_steps.py`). At the level of lines, it leaves out only the way out of a `with` block: a line is
+harder than CPython.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import dis
 import functools
 import sys
 import time
@@ -26,6 +19,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 import memojax
+
+from .interrupt_steps import MONITORED, Monitor, Steps, came_back, leaving, opnames
 
 PACKAGE = str(Path(memojax.__file__).parent)
 FAULTS = (KeyboardInterrupt, MemoryError)
@@ -46,11 +41,13 @@ class Tracer:
         self.where = ""
         self.fault = fault
         self._at, self._instructions = at, instructions
-        self._steps: dict[FrameType, _Steps] = {}
+        self._steps: dict[FrameType, Steps] = {}
         self._skip = tuple(f"{PACKAGE}/{name}" for name in skip)
 
     def run(self, call: Callable[[], Any]) -> Any:
         """The result of `call`, unless it reaches the point."""
+        if self._instructions and MONITORED:
+            return Monitor(self._wanted, self._reach).run(call)
         before = sys.gettrace()
         sys.settrace(self._enter)
         try:
@@ -59,127 +56,56 @@ class Tracer:
             sys.settrace(before)
             self._steps.clear()
 
+    def _wanted(self, code: CodeType) -> bool:
+        return code.co_filename.startswith(PACKAGE) and not code.co_filename.startswith(self._skip or "\0")
+
+    def _reach(self, frame: FrameType, steps: Steps, at: int) -> None:
+        if steps.reach(self.fault, frame.f_code, at):
+            self.point(frame)
+
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
-        name = frame.f_code.co_filename
-        if not name.startswith(PACKAGE) or name.startswith(self._skip or "\0"):
+        if not self._wanted(frame.f_code):
             return None
         if self._instructions:
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
-            self._steps[frame] = steps = _Steps(self)
-            return steps.step
+            self._steps[frame] = Steps()
+            return self._step
         return self._line
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line" and frame.f_lasti not in leaving(frame.f_code):
+        if event == "line" and frame.f_lasti not in _left_out(frame.f_code):
             self.point(frame)
         return self._line
 
+    def _step(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "opcode":
+            self._reach(frame, self._steps[frame], frame.f_lasti)
+        elif event == "exception":
+            self._steps[frame].before = -1  # on to the handler, without a look at signals
+        elif event == "return":
+            del self._steps[frame]
+            came_back(frame, self._steps)
+        return self._step
+
     def point(self, frame: FrameType) -> None:
         """Count a point; raise at the one that is wanted."""
+        if self.where:
+            return  # one fault for each call
         if self.count == self._at:
             self.where = f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_lineno}"
             raise self.fault(f"injected at {self.where}")
         self.count += 1
 
-    def returned(self, frame: FrameType) -> None:
-        """Note that a frame comes back to one that called it by its name."""
-        del self._steps[frame]
-        caller = frame.f_back
-        if caller is not None and caller in self._steps and frame.f_code.co_name in caller.f_code.co_names:
-            self._steps[caller].inlined = True
-
-
-class _Steps:
-    """The instructions of one frame."""
-
-    def __init__(self, tracer: Tracer):
-        self._tracer = tracer
-        self._before = -1
-        self.inlined = False
-
-    def step(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "opcode":
-            if can_raise(self._tracer.fault, frame.f_code, self._before, frame.f_lasti, self.inlined):
-                self._tracer.point(frame)
-            self._before, self.inlined = frame.f_lasti, False
-        elif event == "exception":
-            self._before = -1  # on to the handler, without a look at signals
-        elif event == "return":
-            self._tracer.returned(frame)
-        return self.step
-
-
-_PLAIN = frozenset(
-    {
-        *("NOP", "CACHE", "PRECALL", "KW_NAMES", "PUSH_NULL", "POP_TOP", "COPY", "SWAP", "END_FOR", "IS_OP"),
-        *("LOAD_CONST", "LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_AND_CLEAR", "LOAD_FAST_LOAD_FAST"),
-        *("STORE_FAST", "STORE_FAST_LOAD_FAST", "STORE_FAST_STORE_FAST", "DELETE_FAST", "LOAD_DEREF"),
-        *("LOAD_CLOSURE", "STORE_DEREF", "COPY_FREE_VARS", "MAKE_CELL", "RETURN_VALUE", "RETURN_CONST"),
-        *("JUMP_FORWARD", "POP_JUMP_IF_NONE", "POP_JUMP_IF_NOT_NONE", "POP_JUMP_FORWARD_IF_NONE"),
-        *("POP_JUMP_FORWARD_IF_NOT_NONE", "PUSH_EXC_INFO", "POP_EXCEPT", "RERAISE", "RESUME"),
-    }
-)
-"""Instructions that make nothing, call nothing and raise nothing by themselves."""
-
-_CHECKING = frozenset({"RESUME", "JUMP_BACKWARD", "CALL", "CALL_KW", "CALL_FUNCTION_EX"})
-"""Instructions after which CPython runs signal handlers."""
-
 
 @functools.cache
-def can_raise(fault: type[BaseException], code: CodeType, before: int, at: int, inlined: bool) -> bool:
-    """Whether `fault` can come up between the instruction at `before` and the end of that at `at`.
-
-    `inlined`: that at `before` called a Python function by its name. CPython runs it in the same loop, which
-    looks for signals where the function begins, and not where it ends.
-    """
-    opname = _opnames(code)[at]
-    if opname not in _PLAIN:
-        return at not in leaving(code)
-    if before < 0 or inlined or not issubclass(fault, KeyboardInterrupt):
-        return False
-    # A signal handler's fault belongs to the instruction before, which must have the same handler as `at`.
-    return _opnames(code)[before] in _CHECKING and _handler(code, before) == _handler(code, at)
-
-
-@functools.cache
-def _handler(code: CodeType, at: int) -> int | None:
-    """Where a fault of the instruction at `at` is handled in its frame."""
-    entries = dis.Bytecode(code).exception_entries  # pyright: ignore[reportAttributeAccessIssue]
-    return next((entry.target for entry in entries if entry.start <= at < entry.end), None)
-
-
-@functools.cache
-def _opnames(code: CodeType) -> dict[int, str]:
-    return {one.offset: one.opname for one in dis.get_instructions(code)}
-
-
-@functools.cache
-def _with_lines(path: str) -> frozenset[int]:
-    tree = ast.parse(Path(path).read_text())
-    return frozenset(node.lineno for node in ast.walk(tree) if isinstance(node, ast.With))
-
-
-@functools.cache
-def leaving(code: CodeType) -> frozenset[int]:
+def _left_out(code: CodeType) -> frozenset[int]:
     """Offsets where CPython treats a fault of a trace function unlike one of a signal handler.
 
-    These are the exit of a `with` block, and from Python 3.12 on a jump back.
+    A fault of a trace function passes by the handlers at a jump back from Python 3.12 on, even in a
+    comprehension. tests/contracts/test_locks.py sees to the jumps where a signal handler's does.
     """
-    lines = _with_lines(code.co_filename)
-    entered: set[int] = set()
-    found = set()
-    for instruction in dis.get_instructions(code):
-        # A fault of a trace function passes by the handlers there, even in a comprehension, where a signal
-        # handler's does not. tests/contracts/test_locks.py sees to the jumps where a signal handler's does.
-        if sys.version_info >= (3, 12) and instruction.opname == "JUMP_BACKWARD":
-            found.add(instruction.offset)
-        line = instruction.positions and instruction.positions.lineno
-        if line in lines:
-            if line in entered:
-                found.add(instruction.offset)
-            elif instruction.opname in ("BEFORE_WITH", "LOAD_SPECIAL"):
-                entered.add(line)
-    return frozenset(found)
+    jumps = [at for at, name in opnames(code).items() if MONITORED and name == "JUMP_BACKWARD"]
+    return leaving(code).union(jumps)
 
 
 def points(call: Callable[[], Any], **options: Any) -> int:
@@ -203,10 +129,6 @@ def bad_points(
     for fault in faults:
         at = 0
         while True:
-            if sys.version_info >= (3, 12):
-                # A fault in a trace function ends events for instructions. One call later they are back, but
-                # not for all functions: only CPython 3.11 runs every instruction.
-                points(scenario()[0], **options)
             call, check = scenario()
             tracer = Tracer(at, fault, **options)
             try:

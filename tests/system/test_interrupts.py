@@ -13,7 +13,11 @@ from .interrupt_cases import CASES
 from .interrupts import FAULTS, Tracer, bad_points
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    # A point of a case with few of them compiles.
+    [pytest.param(name, marks=[pytest.mark.slow] if case.most < 20 else []) for name, case in CASES.items()],
+)
 def test_a_fault_at_any_line_leaves_no_state_between(name: str) -> None:
     case = CASES[name]
     call, _ = case.scenario()
