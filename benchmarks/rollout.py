@@ -29,6 +29,9 @@ from rich.table import Table
 
 import memojax
 
+_PAUSE = 0.2
+"""Seconds before each measurement: ONNX Runtime's threads look for work some time after its last call."""
+
 POLICY = Path(memojax.__file__).parent / "policies" / "pendulum_ppo.onnx"
 
 
@@ -123,6 +126,7 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(options.rounds):
             for name, run in contenders.items():
+                time.sleep(_PAUSE)
                 begun = time.perf_counter()
                 run(start)
                 times[name].append(time.perf_counter() - begun)

@@ -56,7 +56,7 @@ def dense(
 
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, 31, 33, 48, 63, 64, 65, 127, 130])
-@pytest.mark.parametrize("depth", [1, 2, 7, 8, 9, 97])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 7, 8, 9, 97])
 def test_dense_layers_at_every_edge(native: Library, columns: int, depth: int) -> None:
     w, b = numbers(depth, columns), numbers(columns)
     for rows in (0, 1, 2, 3, 5, 6, 7, 11, 12, 13, 25):
@@ -264,6 +264,38 @@ def test_elementwise_code_at_every_edge(native: Library, rows: int, columns: int
     np.testing.assert_allclose(
         elementwise(native, rows, columns, [a, b], code), expected, rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("columns", [1, 3, 16, 300])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 2000])
+def test_numbers_beside_arrays_in_elementwise_code(native: Library, rows: int, columns: int) -> None:
+    """Long arrays are shared among threads; the single number must not move with their pieces."""
+    x, number = numbers(rows, columns), numbers(1)
+    program = Program(rows, 3)
+    operands = [Operand(Place(0, 0, columns), columns, 1, 0), Operand(Place(1), 0, 0, 1)]
+    code = [Instruction("tanh", 2, 0), Instruction("mul", 3, 2, 1), Instruction("tanh", 4, 3)] * 8
+    program.elementwise(1, columns, operands, [Operand(Place(2, 0, columns), columns, 1, 3)], code)
+    y = unaligned(np.zeros((rows, columns), np.float32))
+    native.run(program.array(), [unaligned(x), unaligned(number), y])
+    np.testing.assert_allclose(y, np.tanh(x) * number, rtol=2e-6, atol=1e-37)
+
+
+def test_elementwise_code_may_write_its_inputs_registers_and_several_results(native: Library) -> None:
+    for columns in (5, 64, 700):
+        a, b = numbers(4, columns), numbers(4, columns)
+        before = a.copy()
+        program = Program(4, 5)
+        place = [Place(i, 0, columns) for i in range(5)]
+        code = [Instruction("add", 0, 0, 1), Instruction("mul", 2, 0, 1), Instruction("mul", 2, 2, 1)]
+        inputs = [Operand(place[i], columns, 1, i) for i in (0, 1)]
+        outputs = [Operand(place[i], columns, 1, register) for i, register in ((2, 2), (3, 1), (4, 2))]
+        program.elementwise(1, columns, inputs, outputs, code)
+        made = [np.zeros_like(a) for _ in range(3)]
+        native.run(program.array(), [a, b, *made])
+        np.testing.assert_array_equal(a, before)
+        np.testing.assert_allclose(made[0], (a + b) * b * b, rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(made[1], b)
+        np.testing.assert_array_equal(made[2], made[0])
 
 
 @pytest.mark.parametrize("name", ["max", "min"])

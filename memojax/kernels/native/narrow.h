@@ -52,18 +52,37 @@ inline V summed(V v) {
   return reinterpret_cast<V>(x);
 }
 
-// The first lane of each group, next to each other.
+// The sums of four vectors over each of their groups: lane `c * Group + i` is that of group c of vector i.
 template <int Group>
-inline V first_of_groups(V v) {
-  if constexpr (Group == 1 || Group == kLanes) return v;
+inline V four_summed(const V* sums) {
+  static_assert(Group >= 4);
 #if defined(__AVX512F__)
-  constexpr int g = Group;
-  const __m512i lanes = _mm512_setr_epi32(0, g, 2 * g, 3 * g, 4 * g, 5 * g, 6 * g, 7 * g, 0, 0, 0, 0, 0, 0, 0, 0);
-  return reinterpret_cast<V>(_mm512_permutexvar_ps(lanes, reinterpret_cast<__m512>(v)));
+  const auto add = [](__m512 a, __m512 b) {
+    return _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+  };
+  const auto of = [&](int i) { return reinterpret_cast<__m512>(sums[i]); };
+  const __m512d a = add(of(0), of(1)), b = add(of(2), of(3));
+  __m512 x = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  if constexpr (Group >= 8) x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+  if constexpr (Group >= 16) x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
 #else
-  constexpr int g = Group;
-  const __m256i lanes = _mm256_setr_epi32(0, g, 2 * g, 3 * g, 0, 0, 0, 0);
-  return reinterpret_cast<V>(_mm256_permutevar8x32_ps(reinterpret_cast<__m256>(v), lanes));
+  const auto add = [](__m256 a, __m256 b) {
+    return _mm256_castps_pd(_mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)));
+  };
+  const auto of = [&](int i) { return reinterpret_cast<__m256>(sums[i]); };
+  const __m256d a = add(of(0), of(1)), b = add(of(2), of(3));
+  __m256 x = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+  if constexpr (Group >= 8) x = _mm256_add_ps(x, _mm256_permute2f128_ps(x, x, 1));
+#endif
+  return reinterpret_cast<V>(x);
+}
+
+inline V moved_lanes(V v, I from) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_permutexvar_ps(reinterpret_cast<__m512i>(from), reinterpret_cast<__m512>(v)));
+#else
+  return reinterpret_cast<V>(
+      _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(v), reinterpret_cast<__m256i>(from)));
 #endif
 }
 
@@ -79,8 +98,22 @@ void narrow(const Product& p, int64_t row0, int64_t row1) {
   for (int64_t k = 0; k < depth; k++)
     for (int64_t c = 0; c < p.columns; c++)
       packed[k / Group * kLanes + c * Group + k % Group] = p.weights[k * wide + c];
-  const V bias = p.bias ? load_some(p.bias, p.columns) : V{};
+  // Lanes of the results of one row, and of four rows that lie next to each other.
+  alignas(64) int lanes[2][kLanes] = {};
+  alignas(64) float biases[2][kLanes] = {};
+  const int columns = static_cast<int>(p.columns);
+  for (int row = 0, lane = 0; row < kRows; row++) {
+    for (int c = 0; c < columns && lane < kLanes; c++, lane++) {
+      lanes[1][lane] = (c * Group + row) % kLanes;
+      if (row == 0) lanes[0][lane] = c * Group;
+      if (p.bias) biases[row == 0][lane] = biases[0][lane] = p.bias[c];
+    }
+  }
+  I one, four;
+  memcpy(&one, lanes[0], sizeof one), memcpy(&four, lanes[1], sizeof four);
+  const V bias = load(biases[1]), four_biases = load(biases[0]);
   const int64_t per_image = p.height * p.width;
+  const bool dense = per_image == 1, adjacent = Group >= 4 && dense && p.y_image == p.columns;
   int64_t image = row0 / per_image, h = row0 % per_image / p.width, c = row0 % per_image % p.width;
   for (int64_t row = row0; row < row1; row += kRows) {
     const int count = static_cast<int>(row1 - row < kRows ? row1 - row : kRows);
@@ -89,6 +122,10 @@ void narrow(const Product& p, int64_t row0, int64_t row1) {
     for (int i = 0; i < kRows; i++) {
       if (i >= count) {
         x[i] = x[0];
+        continue;
+      }
+      if (dense) {
+        x[i] = p.x + (row + i) * p.x_image, y[i] = p.y + (row + i) * p.y_image;
         continue;
       }
       x[i] = p.x + image * p.x_image + h * p.x_height + c * p.x_width;
@@ -113,8 +150,14 @@ void narrow(const Product& p, int64_t row0, int64_t row1) {
         sum[i] += repeated<Group>(last) * b;
       }
     }
-    for (int i = 0; i < count; i++)
-      finish(p, first_of_groups<Group>(summed<Group>(sum[i])) + bias, y[i], p.columns);
+    if constexpr (Group >= 4) {
+      if (adjacent && count == kRows) {
+        finish(p, moved_lanes(four_summed<Group>(sum), four) + four_biases, y[0], kRows * p.columns);
+        activate(p, y, 1, kRows * p.columns);
+        continue;
+      }
+    }
+    for (int i = 0; i < count; i++) finish(p, moved_lanes(summed<Group>(sum[i]), one) + bias, y[i], p.columns);
     activate(p, y, count, p.columns);
   }
 }

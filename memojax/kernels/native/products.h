@@ -108,9 +108,14 @@ void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const f
   float* ends[kRows];
   // Blocks have nearly equal heights, because a last block of one row would cost as much as several rows.
   int64_t blocks = (row1 - row0 + kRows - 1) / kRows;
+  const bool dense = per_image == 1;
   for (int64_t row = row0; blocks > 0; blocks--) {
     const int count = static_cast<int>((row1 - row + blocks - 1) / blocks);
     for (int i = 0; i < count; i++) {
+      if (dense) {
+        starts[i] = p.x + (row + i) * p.x_image, ends[i] = p.y + (row + i) * p.y_image + column;
+        continue;
+      }
       starts[i] = p.x + image * p.x_image + h * p.x_height + c * p.x_width;
       ends[i] = p.y + image * p.y_image + h * p.y_height + c * p.y_width + column;
       if (++c == p.width) {
@@ -246,8 +251,53 @@ bool windows_of(const Product& p, int64_t row0, int64_t row1, const float* w, co
 }
 #endif
 
+// A panel of a layer with few inputs: registers hold its weights for all rows.
+template <int Depth>
+void shallow(const Product& p, int64_t row0, int64_t row1, const float* weights, const float* bias,
+             int64_t column) {
+  constexpr int kVectors = kPanel / kLanes;
+  V w[Depth][kVectors], b[kVectors];
+  MEMOJAX_UNROLL
+  for (int j = 0; j < kVectors; j++) {
+    b[j] = bias ? load(bias + j * kLanes) : V{};
+    MEMOJAX_UNROLL
+    for (int k = 0; k < Depth; k++) w[k][j] = load(weights + k * kPanel + j * kLanes);
+  }
+  const V low = floor_of(p);
+  const float* x = p.x + row0 * p.x_image;
+  float* y = p.y + row0 * p.y_image + column;
+  for (int64_t row = row0; row < row1; row++, x += p.x_image, y += p.y_image) {
+    V sum[kVectors];
+    MEMOJAX_UNROLL
+    for (int j = 0; j < kVectors; j++) sum[j] = all(x[0]) * w[0][j] + b[j];
+    MEMOJAX_UNROLL
+    for (int k = 1; k < Depth; k++)
+      MEMOJAX_UNROLL
+      for (int j = 0; j < kVectors; j++) sum[j] += all(x[k]) * w[k][j];
+    MEMOJAX_UNROLL
+    for (int j = 0; j < kVectors; j++) store(y + j * kLanes, at_least(low, sum[j]));
+    activate(p, &y, 1, kPanel);
+  }
+}
+
+// Whether a panel of a layer has so few inputs; then it is done.
+bool shallow_panel(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias,
+                   int64_t column) {
+  const bool fits = p.runs == 1 && p.height * p.width == 1 && !p.grows && p.columns - column >= kPanel;
+  if (kLanes == 4 || !fits || row1 - row0 < 4) return false;
+  switch (p.length) {
+    case 1: return shallow<1>(p, row0, row1, w, bias, column), true;
+    case 2: return shallow<2>(p, row0, row1, w, bias, column), true;
+    case 3: return shallow<3>(p, row0, row1, w, bias, column), true;
+    case 4: return shallow<4>(p, row0, row1, w, bias, column), true;
+    case 5: return shallow<5>(p, row0, row1, w, bias, column), true;
+    default: return false;
+  }
+}
+
 void panel_of(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias,
               int64_t column) {
+  if (shallow_panel(p, row0, row1, w, bias, column)) return;
 #if defined(__AVX512F__)
   const int64_t left = p.columns - column, rows = row1 - row0;
   if (left > 48 && (rows == 7 || rows == 8) && p.runs * p.length >= 256) {

@@ -125,7 +125,8 @@ void elementwise(const Chunk& chunk, Reader r) {
       Operand& operand = operands[side][i];
       operand.data = chunk.at(r.place());
       operand.row_stride = r.word(), operand.step = r.word(), operand.number = r.word();
-      flat = flat && operand.row_stride == e.columns && operand.step == 1;
+      const bool one_number = side == 0 && operand.row_stride == 0 && operand.step == 0;
+      flat = flat && (one_number || (operand.row_stride == e.columns && operand.step == 1));
     }
   }
   e.inputs = operands[0], e.outputs = operands[1], e.code = r.at;
@@ -135,7 +136,7 @@ void elementwise(const Chunk& chunk, Reader r) {
     const int64_t total = e.rows * e.columns;
     split(chunk, total, kPiece, work, [&](int64_t begin, int64_t end) {
       Operand moved[2][kMost];
-      for (int64_t i = 0; i < e.n_inputs; i++) (moved[0][i] = operands[0][i]).data += begin;
+      for (int64_t i = 0; i < e.n_inputs; i++) (moved[0][i] = operands[0][i]).data += begin * operands[0][i].step;
       for (int64_t i = 0; i < e.n_outputs; i++) (moved[1][i] = operands[1][i]).data += begin;
       Elementwise piece = e;
       piece.rows = 1, piece.columns = end - begin, piece.inputs = moved[0], piece.outputs = moved[1];
