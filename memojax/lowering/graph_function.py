@@ -170,6 +170,8 @@ class GraphFunction:
                 shared=shared,
             )
             run.nodes(self.graph.nodes, env)
+        if shared is not None:
+            shared.make()
         used = run.trips.used
         outputs = {value.name: env[value.name] for value in self.graph.outputs}
         for name, value in outputs.items():

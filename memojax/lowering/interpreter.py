@@ -148,8 +148,10 @@ class Run:
                 self._into(env, node, call_of(node))
 
     def _into(self, env: Env, node: Node, call: Call) -> None:
-        if self.shared is not None and env is self.shared and self._waits(self.shared, node, call):
-            return
+        if self.shared is not None and env is self.shared:
+            if self._waits(self.shared, node, call):
+                return
+            self.shared.make()
         inputs = [env[name] if name else None for name in node.inputs]
         outputs = self._node(node, call, inputs, env)
         if len(outputs) < len(node.outputs) and any(node.outputs[len(outputs) :]):

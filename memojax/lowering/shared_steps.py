@@ -2,7 +2,7 @@
 
 The traces that show how a graph treats its rows are never compiled. Thousands of nodes of a long graph have
 the same operator, attributes, shapes and dtypes. So their operator is traced once. Such nodes wait until
-another node reads one of their outputs: then a single equation stands for all of them, and holds their
+another node is lowered by itself: then a single equation stands for all of them, and holds their
 `Program`. JAX takes far longer for equations one by one.
 """
 
@@ -81,7 +81,7 @@ class Program:
 
 
 class SharedSteps(dict[str, GraphValue]):
-    """The values of one trace by name; nodes alike wait until somebody reads one of their outputs."""
+    """The values of one trace by name, without those of nodes that wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,25 +99,19 @@ class SharedSteps(dict[str, GraphValue]):
         """Name of a value that is not there yet -> its number."""
         self._made_kinds: list[int] = []
 
-    def __missing__(self, name: str) -> GraphValue:
-        if name not in self._waiting:
-            raise KeyError(name)
+    def make(self) -> None:
+        """Make the values of all waiting nodes.
+
+        Whoever lowers a node by itself calls this first. Its operator may begin a trace of its own, such as
+        the body of a loop, and a value that is made in there is of no use outside.
+        """
+        if not self._waiting:
+            return
         program, inputs, waiting = self._program, self._inputs, self._waiting
         self._begin()
-        outputs = _nodes.bind(*inputs, program=program)
-        for one, number in waiting.items():
-            self[one] = inputs[~number] if number < 0 else outputs[number]
-        return self[name]
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or name in self._waiting
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """As of a dict; a value that is not there yet is made."""
-        try:
-            return self[name]
-        except KeyError:
-            return default
+        outputs = _nodes.bind(*inputs, program=program) if program.steps else ()
+        for name, number in waiting.items():
+            self[name] = inputs[~number] if number < 0 else outputs[number]
 
     def takes(self, node: Node, call: Call, lower: Lower) -> list[GraphValue] | None:
         """Let `node` wait, with the trace of a node like it; None if it must be lowered by itself.
@@ -206,6 +200,7 @@ class SharedSteps(dict[str, GraphValue]):
 
     def _traced(self, node: Node, places: tuple[int, ...], lower: Lower) -> Step | None:
         """The trace of a node; None if some output is no data, or if running it does more than to compute."""
+        self.make()
         inputs: list[Any] = [self[name] if name else None for name in node.inputs]
         avals = [inputs[place].aval for place in places]
         specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in avals]

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, TypeVar, get_args
 
 import jax
@@ -433,7 +434,7 @@ class Engine:
         key: dict[str, Any] | None = None,
     ) -> Plan | None:
         """A plan from the helper process, stored on disk under `key`; None if this process must make it."""
-        made = helper.make(compiler, size, candidate)
+        made = helper.make(compiler, size, candidate, self._undivided(size, candidate))
         # The executable must take the values that this process would give it, in this order.
         if made is None or made.origin != (residual.origin() if residual else None):
             return None
@@ -451,6 +452,14 @@ class Engine:
             store(self._disk, self._short_name, key, made.payload, made.weights)
             plan.executable = replace(plan.executable, stored=key)
         return plan
+
+    def _undivided(self, size: int, candidate: Candidate) -> int:
+        """A size of at least `size` whose plan XLA did not divide among cores; 0 if none is known."""
+        alike = [plan for plan in self.cache.plans() if plan.executable.candidate == candidate.name]
+        # Where the kernels run all of a size, XLA had nothing to divide.
+        larger = [plan for plan in alike if plan.size >= size and plan.executable.made.program is None]
+        plan = min(larger, key=attrgetter("size"), default=None)
+        return 0 if plan is None or plan.executable.made.divided else plan.size
 
     def _write(self, plan: Plan, key: dict[str, Any]) -> None:
         if self._disk is None:

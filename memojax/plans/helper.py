@@ -70,8 +70,12 @@ class Helper:
         running = self._running
         return None if running is None or running.process.poll() is not None else running.process.pid
 
-    def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | None:
+    def make(
+        self, compiler: PlanCompiler, size: int, candidate: Candidate, undivided: int = 0
+    ) -> Made | None:
         """A plan of `compiler`'s model from the helper; None if this process must make it.
+
+        `undivided` is as in `Order`.
 
         Raises:
             CancelledError: the interpreter exits.
@@ -80,7 +84,7 @@ class Helper:
         why = self._refused or self._why_not(compiler)
         if not why:
             with self._lock:
-                answer = self._ask(compiler, size, candidate)
+                answer = self._ask(compiler, size, candidate, undivided)
             if isinstance(answer, Made):
                 self.plans += 1
                 return answer
@@ -131,7 +135,9 @@ class Helper:
         log.info("plans are compiled in this process from now on: %s", why)
         return why
 
-    def _ask(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | Failed | str:
+    def _ask(
+        self, compiler: PlanCompiler, size: int, candidate: Candidate, undivided: int
+    ) -> Made | Failed | str:
         """The answer of the process: a plan, or the reason that there is none."""
         try:
             for _ in range(2):
@@ -139,7 +145,7 @@ class Helper:
                     running = self._running or self._start()
                     if running is None:
                         return self._refused
-                    return running.make(compiler, size, candidate)
+                    return running.make(compiler, size, candidate, undivided)
                 except (EOFError, OSError, ValueError) as cause:  # ValueError: `exit` has closed a pipe.
                     if self._exiting:
                         raise CancelledError("the interpreter exits") from cause
@@ -190,7 +196,9 @@ class _Running:
         self._weights: dict[int, dict[str, np.ndarray]] = {}
         self._gone: list[int] = []
 
-    def make(self, compiler: PlanCompiler, size: int, candidate: Candidate) -> Made | Failed | str:
+    def make(
+        self, compiler: PlanCompiler, size: int, candidate: Candidate, undivided: int
+    ) -> Made | Failed | str:
         """A plan, the error of its compile, or the reason that the process cannot make it.
 
         Raises:
@@ -206,7 +214,14 @@ class _Running:
             return f"the model cannot be pickled: {cause}"
         limits = {name: os.environ[name] for name in limit_variables() if name in os.environ}
         order = Order(
-            number, size, compiler.weights, compiler.precision, compiler.threads, candidate.name, limits
+            number,
+            size,
+            compiler.weights,
+            compiler.precision,
+            compiler.threads,
+            candidate.name,
+            undivided,
+            limits,
         )
         send(self.orders, packed(("make", order)))
         answer = received(self.answers)

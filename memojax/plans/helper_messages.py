@@ -26,7 +26,13 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class Order:
-    """One plan to compile; `number` names a model that was sent before."""
+    """One plan to compile.
+
+    Attributes:
+        number: names a model that was sent before.
+        undivided: a size whose plan XLA did not divide among cores, so it divides no smaller one; 0 if none
+            is known.
+    """
 
     number: int
     size: int
@@ -34,6 +40,7 @@ class Order:
     precision: str | None
     threads: int | None
     candidate: str
+    undivided: int
     environment: Mapping[str, str]
 
 

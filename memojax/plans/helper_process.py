@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import jax
@@ -35,6 +36,8 @@ IDLE_SECONDS = 300
 """Seconds without an order after which the process ends; the next order starts another."""
 
 _NICENESS = 10
+_LAST_CORE = 36
+"""Where `/proc/*/stat` has the core on which a thread ran last, counted behind the thread's name."""
 _WATCH_SECONDS = 1.0
 
 
@@ -42,15 +45,30 @@ class _Cores:
     """Keeps this process off one core, which stays free for the loop, if there are several.
 
     Linux gives a time slice of some milliseconds to a thread of any priority. Meanwhile it does not always
-    move the loop to an idle core. Helpers of different processes leave different cores.
+    move the loop to an idle core, so this process moves: it leaves the core of the parent's main thread.
     """
 
     def __init__(self) -> None:
         self._all: list[int] = []
         with contextlib.suppress(AttributeError, OSError):  # a system without affinity
             self._all = sorted(os.sched_getaffinity(0))
-        left = os.getppid() % max(1, len(self._all))
-        self._some: list[int] = [core for at, core in enumerate(self._all) if at != left]
+        self._some: list[int] = []
+        if len(self._all) > 1:
+            # Helpers of different processes begin with different cores.
+            self._leave(self._all[os.getppid() % len(self._all)])
+            self.follow()
+
+    def follow(self) -> None:
+        """Leave the core on which the parent's main thread ran last."""
+        parent = os.getppid()
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            line = Path(f"/proc/{parent}/task/{parent}/stat").read_text()
+            core = int(line.rpartition(")")[2].split()[_LAST_CORE])
+            if core in self._some:
+                self._leave(core)
+
+    def _leave(self, left: int) -> None:
+        self._some = [core for core in self._all if core != left]
         self._use(self._some)
 
     @contextlib.contextmanager
@@ -75,6 +93,7 @@ class _Workshop:
     def __init__(self, cores: _Cores) -> None:
         self._cores = cores
         self._programs: set[tuple[Any, ...]] = set()
+        self._undivided: dict[tuple[Any, ...], int] = {}
         self._models: dict[int, TypedModel] = {}
         self._compilers: dict[tuple[int, Weights, str | None, int | None], PlanCompiler] = {}
         self._sent: dict[int, set[str]] = {}
@@ -88,6 +107,7 @@ class _Workshop:
         for key in [key for key in self._compilers if key[0] == number]:
             del self._compilers[key]
         self._programs = {key for key in self._programs if key[0] != number}
+        self._undivided = {key: size for key, size in self._undivided.items() if key[0] != number}
 
     def make(self, order: Order) -> Made:
         _take_limits(order)
@@ -103,7 +123,9 @@ class _Workshop:
         compiler, candidate = self._compilers[key], CANDIDATES[order.candidate]
         as_arguments = compiler.weights == "argument"
         residual = compiler.trace(order.size * candidate.rows) if as_arguments else None
-        plan = self._compiled(compiler, order.size, candidate, residual, (*key, candidate.name))
+        plan = self._compiled(
+            compiler, order.size, candidate, residual, (*key, candidate.name), order.undivided
+        )
         executable = plan.executable
         payload, weights = as_bytes(executable.made)
         sent = self._sent.setdefault(order.number, set())
@@ -120,11 +142,18 @@ class _Workshop:
         candidate: Candidate,
         residual: Residual | None,
         key: tuple[Any, ...],
+        known: int,
     ) -> Plan:
-        """The plan. XLA sees all cores, unless the kernels run all of it, as they ran the earlier sizes."""
-        if key in self._programs:
+        """The plan. XLA sees all cores, unless it makes no use of them.
+
+        It makes no use of them where the kernels run all of a size, as they ran the earlier ones, and where
+        it did not divide the work of a larger batch, here or in the parent (`known`).
+        """
+        self._cores.follow()
+        undivided = size <= max(known, self._undivided.get(key, 0))
+        if undivided or key in self._programs:
             plan = compiler.lower(size, candidate, residual).compile()
-            if plan.executable.made.program is not None:
+            if undivided or plan.executable.made.program is not None:
                 return plan
             self._programs.discard(key)
         lowered = compiler.lower(size, candidate, residual)
@@ -132,6 +161,8 @@ class _Workshop:
             plan = lowered.compile()
         if plan.executable.made.program is not None:
             self._programs.add(key)
+        elif not plan.executable.made.divided:
+            self._undivided[key] = size
         return plan
 
 

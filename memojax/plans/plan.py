@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from ..kernels.direct import Direct
 from .dispatch import SAMPLE_EVERY, Answer, Meter, Rows, Run
 from .hoist import Residual
 from .row_assembly import RowAssembly
+
+_DIVIDED = '"outer_dimension_partitions":["'
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class Compiled:
 
     executable: Any
     program: Direct | None = None
+
+    @cached_property
+    def divided(self) -> bool:
+        """Whether XLA divides a step of the executable among cores, or may do so."""
+        try:
+            return _DIVIDED in self.executable.as_text()
+        except Exception:
+            return True
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,12 @@ _SLOW = (3, 5, 7)
 _MANY_PLACES = 1024
 """From this many places of the window on (in all images of a batch), it pays even if the window grows."""
 
+_MOST_COPIED = 1 << 17
+"""Numbers of all images of a batch up to which patches are copied channel by channel, in runs of pixels.
+
+Whole policies with strides of 4 then take 0.87 to 0.95 of the time; with more images, up to 1.15.
+"""
+
 _MOST_PAIRS = 160
 _LARGEST_WINDOW = 5
 _LEAST_SIDE = 8
@@ -141,9 +147,10 @@ def _convolved(step: Step, image: Any, weights: Any) -> Any:
     image = lax.reshape(image, (count, channels, high.blocks, high.stride, wide.blocks, wide.stride))
     weights = lax.reshape(weights, (made, channels, high.window, high.stride, wide.window, wide.stride))
     deep = high.stride * wide.stride * channels
+    inner = (1, 3, 5) if image.size <= _MOST_COPIED else (3, 5, 1)
     return lax.conv_general_dilated(
-        lax.reshape(lax.transpose(image, (0, 2, 4, 3, 5, 1)), (count, high.blocks, wide.blocks, deep)),
-        lax.reshape(lax.transpose(weights, (2, 4, 3, 5, 1, 0)), (high.window, wide.window, deep, made)),
+        lax.reshape(lax.transpose(image, (0, 2, 4, *inner)), (count, high.blocks, wide.blocks, deep)),
+        lax.reshape(lax.transpose(weights, (2, 4, *inner, 0)), (high.window, wide.window, deep, made)),
         (1, 1),
         "VALID",
         dimension_numbers=lax.ConvDimensionNumbers(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -116,10 +115,12 @@ def _digest(sections: Sequence[bytes]) -> str:
 
 def _about(typed: TypedModel, exported: export.Exported) -> dict[str, Any]:
     """The part of an asset's header that says what the program is, and what wrote it."""
+    from .. import __version__
+
     return {
         "format": FORMAT,
         "written_by": {
-            "memojax": version("memojax"),
+            "memojax": __version__,
             "jax": jax.__version__,
             "jaxlib": jaxlib.version.__version__,
         },

@@ -18,8 +18,7 @@ from ..lowering.typed_model import TypedModel, at_trial
 from ..plans.batch_sizes import checked_size
 from .file_layout import Rows, same_up_to_ones
 from .runtimes import CONTENDERS, Contender, ContenderError
-
-RTOL, ATOL = 1e-3, 1e-5
+from .tolerance import ATOL, RTOL, Tolerance, is_number
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,14 @@ class Check:
         max_rel: largest difference relative to the other runtime's value, if that is above `ATOL`.
         argmax_agreement: share of rows with the same largest element; None for an output that is not a vector
             of numbers.
-        same: whether the output is within `RTOL` and `ATOL`, has the same shape and dtype, and `alone` is not
+        same: whether the output is within `rtol` and `atol`, has the same shape and dtype, and `alone` is not
             False; None if it is not compared.
         note: why it is not compared, or how it differs apart from the numbers.
         alone: whether the other runtime gives the same for every row alone, in the file layout; None if that
             is not known. False means that memojax took another axis for the batch, or that the file mixes the
             rows of a batch.
+        rtol: relative tolerance; it is larger for an output that float16 or bfloat16 reaches in the file.
+        atol: absolute tolerance.
     """
 
     size: int
@@ -49,6 +50,8 @@ class Check:
     same: bool | None
     note: str = ""
     alone: bool | None = None
+    rtol: float = RTOL
+    atol: float = ATOL
 
 
 def verify(
@@ -90,6 +93,7 @@ def verify(
     inferer: Inferer = MemoizingDynamicInferer.from_typed(typed, device="cpu")
     other = contender(against, typed, reference)
     rng = np.random.default_rng(seed)
+    allowed = other.tolerances()
     drawn: set[str] = set()
     checks: list[Check] = []
     for size in wanted:
@@ -101,7 +105,13 @@ def verify(
             drawn = {
                 name for name, value in mine.items() if any((rerun[name] != value).any() for rerun in again)
             }
-        checks += [_check(size, name, np.asarray(mine[name]), theirs, name in drawn) for name in mine]
+        for name, value in mine.items():
+            value = np.asarray(value)
+            checks.append(
+                Check(size, name, _NAN, _NAN, None, None, "drawn at random")
+                if name in drawn
+                else _check(size, name, value, theirs, allowed[name])
+            )
     return checks
 
 
@@ -174,14 +184,13 @@ def _answers(other: Contender, rows: Rows) -> _Answers:
     return _Answers(batch, alone, whole, other.contradictions(rows, alone[0]) if alone else {}, failure)
 
 
-def _check(size: int, name: str, mine: np.ndarray, theirs: _Answers, drawn: bool) -> Check:
-    if drawn:
-        return Check(size, name, _NAN, _NAN, None, None, "drawn at random")
+def _check(size: int, name: str, mine: np.ndarray, theirs: _Answers, allowed: Tolerance) -> Check:
     alone = whole = None
     if theirs.alone is not None:
-        alone = all(_close_in_file(row, answer[name]) for row, answer in zip(mine, theirs.alone, strict=True))
+        rows = zip(mine, theirs.alone, strict=True)
+        alone = all(_close_in_file(row, answer[name], allowed) for row, answer in rows)
     if theirs.whole is not None:
-        whole = _close_in_file(mine, theirs.whole[name], rows_apart=True)
+        whole = _close_in_file(mine, theirs.whole[name], allowed, rows_apart=True)
     if theirs.batch is not None:
         other = np.asarray(theirs.batch[name])
     else:
@@ -191,8 +200,10 @@ def _check(size: int, name: str, mine: np.ndarray, theirs: _Answers, drawn: bool
                 for row, answer in zip(mine, theirs.alone or (), strict=True)
             ]
         )
-    check = _compared(size, name, mine, other)
+    check = _compared(size, name, mine, other, allowed)
     notes = [check.note, theirs.failure]
+    if allowed.floats:
+        notes.append(f"{allowed.floats} inside: rtol {allowed.rtol:.1g}, atol {allowed.atol:.1g}")
     if alone is False and check.same:
         notes.append("a row alone gives other numbers: rows mix, or the batch is on another axis")
     if alone is not False and whole is False:
@@ -200,16 +211,17 @@ def _check(size: int, name: str, mine: np.ndarray, theirs: _Answers, drawn: bool
     if name in theirs.wrong:
         notes.append(theirs.wrong[name])
     same = bool(check.same) and alone is not False and whole is not False and name not in theirs.wrong
-    return replace(check, same=same, note="; ".join(filter(None, notes)), alone=alone)
+    note = "; ".join(filter(None, notes))
+    return replace(check, same=same, note=note, alone=alone, rtol=allowed.rtol, atol=allowed.atol)
 
 
-def _compared(size: int, name: str, mine: np.ndarray, theirs: np.ndarray) -> Check:
+def _compared(size: int, name: str, mine: np.ndarray, theirs: np.ndarray, allowed: Tolerance) -> Check:
     if mine.shape != theirs.shape:
         note = f"shape {list(mine.shape)}, theirs {list(theirs.shape)}"
         return Check(size, name, _NAN, _NAN, None, False, note)
     note = "" if mine.dtype == theirs.dtype else f"{mine.dtype}, theirs {theirs.dtype}"
-    if mine.dtype.kind not in "fiub":
-        return Check(size, name, _NAN, _NAN, None, bool((mine == theirs).all()) and not note, note)
+    if not is_number(mine.dtype):
+        return Check(size, name, _NAN, _NAN, None, allowed.close(mine, theirs) and not note, note)
     a, b = mine.astype(np.float64), theirs.astype(np.float64)
     with np.errstate(invalid="ignore"):
         gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
@@ -217,11 +229,13 @@ def _compared(size: int, name: str, mine: np.ndarray, theirs: np.ndarray) -> Che
     relative = float((gap[large] / np.abs(b[large])).max()) if large.any() else 0.0
     vector = a.ndim > 1 and a.shape[-1] > 1 and mine.dtype.kind == "f" and a.size > 0
     agreement = float((a.argmax(-1) == b.argmax(-1)).mean()) if vector else None
-    same = bool(np.allclose(a, b, rtol=RTOL, atol=ATOL, equal_nan=True)) and not note
+    same = allowed.close(mine, theirs) and not note
     return Check(size, name, float(gap.max()) if gap.size else 0.0, relative, agreement, same, note)
 
 
-def _close_in_file(mine: np.ndarray, theirs: np.ndarray, rows_apart: bool = False) -> bool:
+def _close_in_file(
+    mine: np.ndarray, theirs: np.ndarray, allowed: Tolerance, rows_apart: bool = False
+) -> bool:
     """Whether memojax's numbers are those of the file.
 
     The file layout may have more axes of 1, and with `rows_apart` the rows may be on another axis.
@@ -230,12 +244,5 @@ def _close_in_file(mine: np.ndarray, theirs: np.ndarray, rows_apart: bool = Fals
         found = [
             np.moveaxis(theirs, axis, 0) for axis in range(theirs.ndim) if theirs.shape[axis] == len(mine)
         ]
-        return any(one.shape == mine.shape and _close(mine, one) for one in found)
-    return same_up_to_ones(mine.shape, theirs.shape) and _close(mine.ravel(), theirs.ravel())
-
-
-def _close(mine: np.ndarray, theirs: np.ndarray) -> bool:
-    if mine.dtype.kind not in "fiub" or theirs.dtype.kind not in "fiub":
-        return bool((mine == theirs).all())
-    a, b = mine.astype(np.float64), theirs.astype(np.float64)
-    return bool(np.allclose(a, b, rtol=RTOL, atol=ATOL, equal_nan=True))
+        return any(one.shape == mine.shape and allowed.close(mine, one) for one in found)
+    return same_up_to_ones(mine.shape, theirs.shape) and allowed.close(mine.ravel(), theirs.ravel())

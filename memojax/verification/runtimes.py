@@ -20,6 +20,7 @@ from ..lowering.binding import with_inputs
 from ..lowering.host_rows import HostRows
 from ..lowering.typed_model import TypedModel
 from .file_layout import FileLayout, Rows
+from .tolerance import Tolerance, tolerances
 
 _LONGEST_LOOP = 4
 """Seconds after which a run of a file with a Loop is stopped."""
@@ -57,6 +58,7 @@ class Contender(abc.ABC):
         self._files = dict(
             zip((spec.name for spec in typed.api.inputs), self._rows.file_names[0], strict=True)
         )
+        self._allowed = tolerances(typed.model.graph)
         self.row_by_row: bool = self._rows.rule.kind == "vmap"
         self.layout: FileLayout = FileLayout(
             with_inputs(
@@ -66,6 +68,10 @@ class Contender(abc.ABC):
             self._rows.constants,
             {name: axis for name, (axis, _) in self._rows.rule.inputs.items()},
         )
+
+    def tolerances(self) -> dict[str, Tolerance]:
+        """How closely two runtimes can agree on each output, by its shown name."""
+        return {name: self._allowed.get(in_file, Tolerance()) for name, (_, in_file) in self._shown.items()}
 
     @abc.abstractmethod
     def prepare(self, n: int) -> None:

@@ -343,6 +343,14 @@ def test_verify_tells_a_batch_whose_rows_mix(mixing: Path) -> None:
 
 
 @needs_onnxruntime
+def test_verify_tells_options_that_contradict_the_file() -> None:
+    text = " ".join(run("verify", "acrobot_ppo", "--sizes", "2", "--batch-axis", "none").stdout.split())
+    assert "batch_axis=False contradicts the file" in text
+    data = json_of("verify", "acrobot_ppo", "-b", "2", "--batch-axis", "none")
+    assert len(data["contradictions"]) == 1
+    assert json_of("verify", "acrobot_ppo", "-b", "2")["contradictions"] == []
+
+
 def test_verify_tells_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     from memojax.verification.runtimes import OnnxRuntime
 

@@ -155,14 +155,38 @@ def test_a_node_that_fails_among_many_alike_is_named() -> None:
         memojax.load(in_domain(nodes), batch_axis="batch")
 
 
-def test_a_body_reads_values_of_nodes_that_wait() -> None:
+def in_if(condition: str) -> list[onnx.NodeProto]:
     out = helper.make_tensor_value_info("inner", onnx.TensorProto.FLOAT, ["batch", 4])
     body = helper.make_graph([op("Add", "v15 v20", "inner")], "body", [], [out])
     other = helper.make_graph([op("Sub", "v15 v20", "inner")], "other", [], [out])
+    return [op("If", condition, "made", then_branch=body, else_branch=other)]
+
+
+def in_loop() -> list[onnx.NodeProto]:
+    go, more = (helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, []) for name in ("go", "more"))
+    trip = helper.make_tensor_value_info("trip", onnx.TensorProto.INT64, [])
+    old, new = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4]) for name in ("old", "new")
+    )
+    nodes = [op("Identity", "go", "more"), op("Sum", "old v15 v20", "new")]
+    step = helper.make_graph(nodes, "step", [trip, go, old], [more, new])
+    return [helper.make_node("Loop", ["trips", "", "v10"], ["made"], body=step)]
+
+
+CHOSEN = [op("ReduceMax", "flags", "chosen", keepdims=0), op("Cast", "chosen", "choice", to=9)]
+
+
+@pytest.mark.parametrize(
+    "holders", [in_if("flag"), [*CHOSEN, *in_if("choice")], in_loop()], ids=["known if", "if", "loop"]
+)
+def test_a_body_and_later_nodes_read_values_of_nodes_that_wait(holders: list[onnx.NodeProto]) -> None:
     nodes = chain(40, ("Neg", "", {}), ("Relu", "", {}), ("Tanh", "", {}))
-    nodes[-1] = op("If", "flag", "y", then_branch=body, else_branch=other)
+    nodes[-1] = op("Sum", "made v15 v20 v39", "y")
+    nodes[-1:-1] = holders
+    read = {name for one in holders for name in one.input}
+    values = {"flag": np.array(False), "trips": np.array(3), "flags": f32(3)}
+    model = in_domain(nodes, **{name: value for name, value in values.items() if name in read})
     x = f32(3, 4)
-    model = in_domain(nodes, flag=np.array(False))
     np.testing.assert_allclose(
         memojax.load(model).infer_arrays({"x": x})["y"], in_file(model, {"x": x})["y"], atol=1e-6
     )

@@ -81,6 +81,18 @@ def test_the_numbers_equal_the_files(
     assert_same_numbers(changed, fn, w, x)
 
 
+@pytest.mark.parametrize(("count", "inner"), [(1, (1, 3, 5)), (40, (3, 5, 1))])
+def test_many_images_are_copied_pixel_by_pixel(count: int, inner: tuple[int, ...]) -> None:
+    image, weights = (count, 3, 36, 36), (4, 3, 8, 4)
+    fn, closed = network(image, weights, (4, 2), ((1, 2), (3, 0)))
+    changed = with_more_channels(closed)
+    _, steps, _ = flattened(changed)
+    orders = [step.params["permutation"] for step in steps if step.primitive.name == "transpose"]
+    assert orders == [(0, 2, 4, *inner), (2, 4, *inner, 0)]
+    x, w = (RNG.standard_normal(shape).astype(np.float32) for shape in (image, weights))
+    assert_same_numbers(changed, fn, w, x)
+
+
 @pytest.mark.parametrize("out", ["NHWC", "CNHW"])
 def test_the_result_keeps_its_order_of_axes(out: str) -> None:
     fn, closed = network((2, 3, 16, 16), (4, 3, 4, 4), (2, 2), "SAME", out)

@@ -14,6 +14,7 @@ import memojax
 from memojax.lowering.typed_model import TypedModel
 from memojax.model import load_model
 from memojax.verification import file_layout, runtimes
+from memojax.verification.said import contradictions
 
 from ..system.odd_models import endless
 
@@ -140,6 +141,75 @@ def test_the_axis_that_a_row_lacks(
     declared: tuple, element: tuple, hint: int | None, axis: int | None
 ) -> None:
     assert file_layout._axis(declared, element, hint) == axis
+
+
+def narrow_network(kind: int) -> onnx.ModelProto:
+    """Three layers in narrow floats give "y"; "z" takes another way, in float32."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.standard_normal((64, 64)).astype(np.float32) / 6 for i in range(3)}
+    casts = "\n".join(f"n{i} = Cast <to = {kind}> (w{i})" for i in range(3))
+    return model(
+        f"""g (float[batch,64] x) => (float[batch,64] y, float[batch,64] z) {{
+            {casts}
+            c = Cast <to = {kind}> (x)
+            m0 = MatMul (c, n0)\n t0 = Tanh (m0)
+            m1 = MatMul (t0, n1)\n t1 = Tanh (m1)
+            m2 = MatMul (t1, n2)\n y = Cast <to = 1> (m2)
+            z = Tanh (x)
+        }}""",
+        **weights,
+    )
+
+
+def test_narrow_floats_are_judged_by_their_own_steps() -> None:
+    found = memojax.verify(TypedModel.from_model(narrow_network(onnx.TensorProto.FLOAT16)), [32])
+    narrow, wide = found
+    assert (narrow.same, wide.same, wide.note) == (True, True, "")
+    assert narrow.rtol == pytest.approx(8 / 1024)
+    assert "float16 inside" in narrow.note
+    assert (wide.rtol, wide.atol) == (1e-3, 1e-5)
+
+
+def test_a_wrong_answer_in_narrow_floats_is_not_the_same() -> None:
+    file = narrow_network(onnx.TensorProto.FLOAT16)
+    wrong = replace(TypedModel.from_model(file), fn=_Mixing(TypedModel.from_model(file).fn))
+    assert [check.same for check in memojax.verify(wrong, [3], reference=file)] == [False, False]
+
+
+def test_narrow_floats_inside_a_subgraph_count() -> None:
+    from memojax.verification.tolerance import tolerances
+
+    branch = "(float[batch,4] o) {{ n = Cast <to = {}> (x)\n o = Cast <to = 1> (n) }}"
+    file = model(
+        f"""g (float[batch,4] x, bool[] c) => (float[batch,4] y) {{
+            y = If (c) <then_branch = a () => {branch.format(16)}, else_branch = b () => {branch.format(1)}>
+        }}"""
+    )
+    allowed = tolerances(load_model(file).graph)["y"]
+    assert (allowed.floats, allowed.rtol) == ("bfloat16", 8 / 128)
+
+
+def test_options_that_contradict_the_file_are_told() -> None:
+    batched = model("g (float[batch,4] x, float[batch,4] s) => (float[batch,4] y) { y = Mul (x, s) }")
+    ones = {"s": np.ones((1, 4), np.float32)}
+    (line,) = contradictions(batched, {"batch_axis": False})
+    assert "batch_axis=False contradicts the file" in line
+    assert "axis 0 of 'x', axis 0 of 's'" in line
+    (line,) = contradictions(batched, {"constants": ones})
+    assert "each agent gives its own 's' (float32[4])" in line
+    assert contradictions(batched, {"batch_axis": 0}) == []
+    assert contradictions(batched, {}) == []
+
+
+def test_options_that_the_file_needs_contradict_nothing() -> None:
+    open_batch = model("g (float[a,b,4] x) => (float[a,b,4] y) { y = Tanh (x) }")
+    assert contradictions(open_batch, {"batch_axis": 0, "dims": {"b": 2}}) == []
+    default = model(
+        "g (float[batch,4] x, float[4] s) => (float[batch,4] y) { y = Mul (x, s) }", s=np.ones(4, "f")
+    )
+    assert contradictions(default, {"constants": {"s": np.ones(4, np.float32)}}) == []
+    (line,) = contradictions(default, {"constants": {"s": np.zeros(4, np.float32)}})
+    assert "the file's own default" in line
 
 
 def test_a_loop_that_never_ends_in_the_other_runtime_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
