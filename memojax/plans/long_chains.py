@@ -21,8 +21,8 @@ def cut(residual: Residual) -> Residual | None:
 
 
 def steps_of(residual: Residual) -> int:
-    """The light steps that a residual counts for, with those of its bodies."""
-    return sum(pieces.size(step.primitive.name, step.params) for step in residual.steps)
+    """The light steps that a residual takes as long to compile as, with those of its bodies."""
+    return sum(pieces.cost(step.primitive.name, step.params) for step in residual.steps)
 
 
 def longest(steps: Sequence[Step]) -> int:

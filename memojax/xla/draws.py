@@ -59,9 +59,7 @@ def at_once(closed: Any) -> Any:
 
 def draws(jaxpr: Any) -> int:
     """The number of draws in a jaxpr and in the calls and bodies of it."""
-    return sum(
-        (eqn.primitive.name == _BITS) + sum(map(draws, bodies(eqn.params))) for eqn in jaxpr.eqns
-    )
+    return sum((eqn.primitive.name == _BITS) + sum(map(draws, bodies(eqn.params))) for eqn in jaxpr.eqns)
 
 
 def _inlined(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:

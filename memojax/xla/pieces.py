@@ -47,11 +47,11 @@ ENDS_FUSION = frozenset(
 )
 """Primitives with which nothing is fused on both sides."""
 
-HASHES = ("random_bits", "random_fold_in", "random_split", "random_seed", "threefry2x32")
-"""Steps that hash a key or its counters."""
-
-HASH = 100
-"""Light steps that take XLA:CPU as long as one hash."""
+_SLOW = {
+    **dict.fromkeys(("random_bits", "random_fold_in", "random_split", "random_seed", "threefry2x32"), 100),
+    "erf_inv": 32,
+}
+"""Steps that take XLA:CPU as long to compile as so many light ones: hashes, and normal draws."""
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 
@@ -125,8 +125,8 @@ def in_pieces(function: Callable[..., Any]) -> Callable[..., Any]:
 def _evaluated(closed: Any, given: Sequence[Any], metadata: Callable[..., Any]) -> list[Any]:
     closed = at_once(closed)
     jaxpr = closed.jaxpr
-    sizes = [size(eqn.primitive.name, eqn.params) for eqn in jaxpr.eqns]
-    COMPILED.check(sum(sizes), "this graph")
+    COMPILED.check(sum(cost(eqn.primitive.name, eqn.params) for eqn in jaxpr.eqns), "this graph")
+    sizes = [_size(eqn) for eqn in jaxpr.eqns]
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *given), strict=True))
     pieces = [list(range(len(jaxpr.eqns)))]
     light = [0 if _ends_fusion(eqn) else size for eqn, size in zip(jaxpr.eqns, sizes, strict=True)]
@@ -173,10 +173,14 @@ def _run(eqns: Sequence[Any], env: dict[Any, Any]) -> None:
         env.update(zip(eqn.outvars, bound(eqn.primitive, eqn.params, inputs), strict=True))
 
 
-def size(name: str, params: Mapping[str, Any]) -> int:
-    """The light steps that a step counts for, with those of its calls and bodies."""
-    inner = (size(eqn.primitive.name, eqn.params) for jaxpr in bodies(params) for eqn in jaxpr.eqns)
-    return max(HASH if name in HASHES else 1, sum(inner))
+def _size(eqn: Any) -> int:
+    return max(1, sum(_size(inner) for jaxpr in bodies(eqn.params) for inner in jaxpr.eqns))
+
+
+def cost(name: str, params: Mapping[str, Any]) -> int:
+    """The light steps that a step takes as long to compile as, with those of its calls and bodies."""
+    inner = (cost(eqn.primitive.name, eqn.params) for jaxpr in bodies(params) for eqn in jaxpr.eqns)
+    return max(_SLOW.get(name, 1), sum(inner))
 
 
 def _ends_fusion(eqn: Any) -> bool:
