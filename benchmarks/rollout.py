@@ -29,8 +29,8 @@ from rich.table import Table
 
 import memojax
 
-_PAUSE = 0.2
-"""Seconds before each measurement: ONNX Runtime's threads look for work some time after its last call."""
+_WARM = 0.15
+"""Seconds of the same work before each measurement: threads of ONNX Runtime look for work that long."""
 
 POLICY = Path(memojax.__file__).parent / "policies" / "pendulum_ppo.onnx"
 
@@ -104,6 +104,13 @@ def in_python(steps: int) -> Callable[[np.ndarray], float]:
     return rollout
 
 
+def warm(run: Callable[[np.ndarray], float], start: np.ndarray) -> None:
+    """Run a contender until the threads of the one before sleep, and its own have settled on their cores."""
+    until = time.perf_counter() + _WARM
+    while time.perf_counter() < until:
+        run(start)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -126,7 +133,7 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(options.rounds):
             for name, run in contenders.items():
-                time.sleep(_PAUSE)
+                warm(run, start)
                 begun = time.perf_counter()
                 run(start)
                 times[name].append(time.perf_counter() - begun)

@@ -227,7 +227,7 @@ void lines(const Product& p, int64_t row0, int64_t row1, const float* w, const f
     float* y = p.y + image * p.y_image + h * p.y_height + c * p.y_width + column;
     const int64_t left = p.columns - column;
     some_windows<Vectors, kRows, Length, Step>(count, p, x, y, w, bias, left);
-    for (int i = 0; i < count; i++, y += p.y_width)
+    for (int i = 0; p.activation > kRelu && i < count; i++, y += p.y_width)
       activate(p, &y, 1, left < Vectors * kLanes ? left : Vectors * kLanes);
     row += count;
   }
