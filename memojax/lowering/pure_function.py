@@ -37,6 +37,8 @@ PureFunction = Callable[..., Arrays]
 Computation = Callable[[Params, Arrays, Any], Arrays]
 """A pure function of weights, arrays by name and a key, after all checks."""
 
+_BY_ROWS = "to_jax of a loaded policy (memojax.load) gives a function of rows [n, *element_shape]"
+
 Way = Callable[[Computation], Computation]
 """Another way to run a computation, with the same answers."""
 
@@ -69,7 +71,18 @@ def of_graph(
             name: _declared(value, given[name], name in function.static_inputs)
             for name, value in values.items()
         }
+        _check_symbols(values, given)
         weights = {name: params[name] for name in function.params}
+        try:
+            return run(function, replaced, weights, given, key)
+        except LoweringError as cause:
+            if type(cause) is not LoweringError or not (advice := _about_more_rows(values, given)):
+                raise
+            raise LoweringError(f"{cause}; {advice}") from cause
+
+    def run(
+        function: GraphFunction, replaced: tuple[str, ...], weights: Params, given: Arrays, key: Any
+    ) -> Arrays:
         if way is None:
             return _computed(function, {}, weights, given, key)
         # What decides a shape, and the absence of an optional input, must stay outside of JAX's traces.
@@ -173,6 +186,52 @@ def _check_weights(own: Params, given: Params) -> None:
             )
 
 
+def _shapes(
+    values: Mapping[str, Value], given: Mapping[str, Any]
+) -> list[tuple[Value, tuple[int, ...], bool]]:
+    """Each input of known rank, its given shape, and whether that has more rows than the file's one."""
+    found = []
+    for name, value in values.items():
+        if value.kind == "tensor" and value.shape is not None and given[name] is not None:
+            shape = np.shape(given[name])
+            found.append((value, shape, any(dim == 1 != size for dim, size in zip(value.shape, shape))))
+    return found
+
+
+def _check_symbols(values: Mapping[str, Value], given: Mapping[str, Any]) -> None:
+    """Check that inputs with more rows than the file's one agree with the other inputs about symbols.
+
+    A state of `[1, "batch", H]` with its rows first would otherwise fit, and be broadcast over the agents.
+
+    Raises:
+        InputShapeError: two inputs give a symbol two sizes.
+    """
+    shapes = _shapes(values, given)
+    sizes = {}
+    for value, shape, more in shapes:
+        if not more:
+            sizes |= {dim: (size, value.name) for dim, size in zip(value.shape or (), shape)}
+    for value, shape, more in shapes:
+        for dim, size in zip(value.shape or (), shape):
+            known, by = sizes.get(dim, (size, ""))
+            if more and isinstance(dim, str) and known != size:
+                raise InputShapeError(
+                    f"input {value.name!r} has shape {list(shape)}, the model takes "
+                    f"{list(value.shape or ())}, and {dim!r} is {known} by input {by!r}: {_BY_ROWS}"
+                )
+
+
+def _about_more_rows(values: Mapping[str, Value], given: Mapping[str, Any]) -> str:
+    """Advice where an input has more rows than the one of the file; empty if none has."""
+    for value, shape, more in _shapes(values, given):
+        if more:
+            return (
+                f"input {value.name!r} has shape {list(shape)}, but the file was exported for "
+                f"{list(value.shape or ())}: {_BY_ROWS}"
+            )
+    return ""
+
+
 def _declared(value: Value, given: Any, static: bool) -> Any:
     """`given`, checked against the rank, sizes and kind of number that the file declares.
 
@@ -190,7 +249,7 @@ def _declared(value: Value, given: Any, static: bool) -> Any:
     ):
         raise InputShapeError(
             f"input {value.name!r} has shape {list(shape)}, the model takes {list(value.shape)}: jax.vmap "
-            "maps the function over further axes"
+            f"maps the function over further axes, and {_BY_ROWS}"
         )
     dtype = getattr(given, "dtype", None)
     if value.dtype is not None and value.dtype != object and dtype is not None:

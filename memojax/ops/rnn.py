@@ -249,6 +249,8 @@ def _run(
     if hidden_size not in (None, hidden):
         raise ValueError(f"hidden_size is {hidden_size}, but R has a hidden size of {hidden}")
     x = jnp.swapaxes(x, 0, 1) if layout else traced(x)
+    for name, state in zip(("initial_h", "initial_c"), initial, strict=False):
+        _check_state(name, state, (directions, x.shape[1], hidden), layout)
     if lens is not None and is_static(lens) and (lens == x.shape[0]).all():
         lens = None
     sequences, finals = [], []
@@ -267,6 +269,21 @@ def _run(
     return jnp.stack(sequences, axis=2 if layout else 1), *(
         jnp.stack(state, axis=layout) for state in zip(*finals, strict=True)
     )
+
+
+def _check_state(name: str, state: Any, wanted: tuple[int, int, int], layout: int) -> None:
+    """Check a state before it is broadcast: another shape would give one agent's state to all of them.
+
+    A state of one row is the zeros that an exporter wrote for its example of one row.
+    """
+    if state is None:
+        return
+    shape, (directions, batch, hidden) = np.shape(state), wanted
+    expected = [(directions, rows, hidden) for rows in (batch, 1)]
+    if layout:
+        expected = [(rows, directions, hidden) for _, rows, _ in expected]
+    if shape not in expected:
+        raise ValueError(f"{name} has shape {list(shape)}, expected {list(expected[0])}")
 
 
 def _over_time(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
@@ -134,6 +134,23 @@ CANDIDATES = {
         LAYOUTS,
     )
 }
+
+
+def without_kernels(candidate: Candidate) -> Candidate:
+    """What runs if the kernels can run no part of a plan."""
+    return ORDERED if candidate.ordered else DEFAULT
+
+
+def unordered(candidate: Candidate) -> Candidate:
+    """The candidate without nested calls."""
+    if not candidate.ordered:
+        return candidate
+    return replace(candidate, name=(KERNELS if candidate.kernels else DEFAULT).name, ordered=False)
+
+
+def plain(candidate: Candidate) -> Candidate:
+    """What runs if a candidate's nested calls do not compile."""
+    return KERNELS if candidate.kernels else PLAIN
 
 
 def fits(candidate: Candidate, residual: Residual, constants: Sequence[Any]) -> bool:

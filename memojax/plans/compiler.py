@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -31,7 +31,7 @@ from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.options import over_defaults
 from ..xla.settings import own_settings
-from .candidates import DEFAULT, KERNELS, ORDERED, PLAIN, Candidate
+from .candidates import DEFAULT, KERNELS, Candidate, plain, unordered, without_kernels
 from .choice import chosen
 from .columns import with_columns
 from .direct import direct_calls
@@ -268,7 +268,7 @@ class PlanCompiler:
                 if not way.ordered:
                     raise
                 log.debug("batch size %d cannot be traced in order: %s", size, cause)
-                return self.prepare(size, residual, meter, _plain(candidate))
+                return self.prepare(size, residual, meter, plain(candidate))
 
         def finish() -> Executable:
             try:
@@ -304,7 +304,7 @@ class PlanCompiler:
         ordered = self._ordered(size, residual, candidate, not chooses) if pieces is None else None
         if ordered is not None:
             return _Way(whole, *ordered, ordered=True, chosen=chooses)
-        return _Way(whole, pieces or residual, _unordered(candidate), ordered=False, chosen=chooses)
+        return _Way(whole, pieces or residual, unordered(candidate), ordered=False, chosen=chooses)
 
     def _lowered(
         self,
@@ -354,7 +354,7 @@ class PlanCompiler:
         """
         if way.ordered or (way.chosen and way.candidate.options):
             log.debug("batch size %d does not compile as %r: %s", size, way.candidate.name, cause)
-            return _plain(wanted)
+            return plain(wanted)
         if way.candidate.kernels:
             log.warning("batch size %d: XLA takes no kernels here (%s): it uses its own", size, cause)
             return DEFAULT
@@ -366,14 +366,14 @@ class PlanCompiler:
         """The residual with calls of kernels in it, if `candidate` wants kernels and they can run a part."""
         kernels = opened() if candidate.kernels and self.device.platform == "cpu" else None
         if kernels is None:
-            return residual, candidate if not candidate.kernels else _without_kernels(candidate)
+            return residual, candidate if not candidate.kernels else without_kernels(candidate)
         kernels.use_threads()
         try:
             rewritten = rewrite(residual, size, self._hoister, kernels, self.threads)
         except Exception as cause:  # A mistake in the rewriting must not keep a model from running.
             log.warning("batch size %d: no kernels for this model (%r): XLA uses its own", size, cause)
-            return residual, _without_kernels(candidate)
-        return (rewritten, candidate) if rewritten else (residual, _without_kernels(candidate))
+            return residual, without_kernels(candidate)
+        return (rewritten, candidate) if rewritten else (residual, without_kernels(candidate))
 
     def _ordered(
         self, size: int, residual: Residual, candidate: Candidate, deep: bool
@@ -472,22 +472,6 @@ def plain_name(name: str) -> str:
         ).strip("_")[:60]
         or "model"
     )
-
-
-def _without_kernels(candidate: Candidate) -> Candidate:
-    return ORDERED if candidate.ordered else DEFAULT
-
-
-def _unordered(candidate: Candidate) -> Candidate:
-    """The candidate without nested calls."""
-    if not candidate.ordered:
-        return candidate
-    return replace(candidate, name=(KERNELS if candidate.kernels else DEFAULT).name, ordered=False)
-
-
-def _plain(candidate: Candidate) -> Candidate:
-    """What runs if a candidate's nested calls do not compile."""
-    return KERNELS if candidate.kernels else PLAIN
 
 
 def _formats(compiled: Any, count: int) -> tuple[Any, ...]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import UnknownAgentError, UnknownBrainError
 from ..inferer.base import Inferer
@@ -23,16 +22,13 @@ from ..rows.states import Response
 from .brain_id import BrainId as BrainId
 from .layers import check_swap, innermost_layer, is_ready, on_accelerator
 from .timing import CompileTimings, Timings
+from .turns import Place, Queue, Turns
 
 _RECENT = 32
 """Number of recent batch sizes that count as in use: a new policy is compiled for them before its swap."""
 
 _ROUNDS = 8
 """Maximum rounds of compiling new sizes before a swap goes ahead anyway."""
-
-
-Place = tuple[int, int, BrainId]
-"""A brain's place in the queue."""
 
 
 class Verdict(Enum):
@@ -47,23 +43,6 @@ class Verdict(Enum):
     """Its batch size has no plan yet; one compiles in the background."""
 
 
-class Turns:
-    """The order of the queue: numbers of frames, and of services within them."""
-
-    def __init__(self) -> None:
-        self.frame: int = 1
-        self._served = itertools.count(1)
-
-    def begin_frame(self) -> int:
-        """Begin a frame; states queued from now on belong to the next one."""
-        self.frame += 1
-        return self.frame - 1
-
-    def served(self) -> int:
-        """A number higher than all before it."""
-        return next(self._served)
-
-
 @dataclass(frozen=True)
 class _Compile:
     """A background compile of `inferer` for `count` rows."""
@@ -71,31 +50,6 @@ class _Compile:
     inferer: Inferer
     count: int
     future: Future[None]
-
-
-class _Queue(NamedTuple):
-    """The two batches of a brain as one record, so a single assignment seals a batch.
-
-    Attributes:
-        open: the batch that takes new states.
-        sealed: the batch that runs, has failed, or waits for a compile; an empty one counts as absent.
-        open_since: frame in which the open batch began to wait.
-        sealed_since: frame in which the sealed batch began to wait.
-    """
-
-    open: Batcher | LooseBatcher
-    sealed: Batcher | LooseBatcher
-    open_since: int = 0
-    sealed_since: int = 0
-
-    @property
-    def next(self) -> tuple[int, int]:
-        """Frame in which the next batch began to wait, and its number of agents; zeros if nothing waits."""
-        if count := len(self.sealed):
-            return self.sealed_since, count
-        if self.open_since and (count := len(self.open)):
-            return self.open_since, count
-        return 0, 0
 
 
 class BrainState:
@@ -124,7 +78,7 @@ class BrainState:
         self.expected: int = 0  # agents in the next batch, as of the last look at `place`
         self._turns, self._clock, self._compiles = turns, clock, compiles
         self._served = 0
-        self._queue = _Queue(batcher_for(inferer), batcher_for(inferer))
+        self._queue = Queue(batcher_for(inferer), batcher_for(inferer))
         self._journal = Journal()
         self._executing = self._removed = False
         self._ending: tuple[int] | None = None
@@ -450,7 +404,7 @@ class BrainState:
         """Note the frame in which the open batch begins to wait, before its first state arrives."""
         queue = self._queue
         if not len(queue.open):
-            self._queue = _Queue(queue.open, queue.sealed, self._turns.frame, queue.sealed_since)
+            self._queue = Queue(queue.open, queue.sealed, self._turns.frame, queue.sealed_since)
 
     def _seal(self) -> tuple[Batcher | LooseBatcher, int]:
         """Seal the open batch if no other is sealed; return the sealed batch, and its number of agents."""
@@ -458,7 +412,7 @@ class BrainState:
         count = len(queue.sealed)
         if count or not (count := len(queue.open)):
             return queue.sealed, count
-        self._queue = _Queue(queue.sealed, queue.open, 0, queue.open_since)
+        self._queue = Queue(queue.sealed, queue.open, 0, queue.open_since)
         return queue.open, count
 
     def _is_ready(self, count: int) -> bool:
@@ -492,7 +446,7 @@ class BrainState:
 
 
 def _extend_both(
-    queue: _Queue, open: list[tuple[int, Mapping[str, Any]]], sealed: list[tuple[int, Mapping[str, Any]]]
+    queue: Queue, open: list[tuple[int, Mapping[str, Any]]], sealed: list[tuple[int, Mapping[str, Any]]]
 ) -> None:
     queue.sealed.extend(sealed, replace=True)
     queue.open.extend(open, replace=True)

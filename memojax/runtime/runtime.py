@@ -20,9 +20,10 @@ from ..inferer.pairs import States
 from ..rows.states import Response
 from ..xla.fork import check_not_forked
 from ..xla.frames import frame_ended
-from .brain import BrainId, BrainState, Place, Turns, Verdict
+from .brain import BrainId, BrainState, Verdict
 from .pace import Pace
 from .timing import CompileTimings, Timing
+from .turns import Place, Turns
 
 Responses = dict[BrainId, dict[int, Response]]
 _EXPECTED, _NUMBER = attrgetter("expected"), attrgetter("number")

@@ -164,6 +164,54 @@ def test_a_state_declared_for_one_row_holds_for_more() -> None:
         fn(params, {"x": jnp.ones((5, 3)), "h": jnp.ones((1, 5, 4))})
 
 
+def test_a_state_with_its_rows_in_the_wrong_place_raises() -> None:
+    """Broadcasting would give all agents the state of one; ONNX Runtime refuses these shapes as well."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["h", "first"], ["flat"]),
+            helper.make_node("Add", ["x", "flat"], ["y"]),
+        ],
+        "state",
+        [value("x", TensorProto.FLOAT, ["batch", 3]), value("h", TensorProto.FLOAT, [1, "batch", 3])],
+        [value("y", TensorProto.FLOAT, ["batch", 3])],
+        [onnx.numpy_helper.from_array(np.array(0), "first")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    fn, params = memojax.to_jax(model)
+    x, h = np.ones((5, 3), np.float32), np.arange(15, dtype=np.float32).reshape(1, 5, 3)
+    np.testing.assert_array_equal(fn(params, {"x": x, "h": h})["y"], x + h[0])
+    for run in (fn, jax.jit(fn)):
+        with pytest.raises(
+            errors.InputShapeError, match=r"'h' has shape \[5, 1, 3\].*'batch' is 5 by input 'x'.*rows"
+        ):
+            run(params, {"x": x, "h": h.reshape(5, 1, 3)})
+    by_rows, params = memojax.to_jax(memojax.load(model))
+    rows = by_rows(params, {"x": x, "h": h.reshape(5, 1, 3)})["y"]
+    np.testing.assert_array_equal(rows, x + h[0])
+
+
+def test_a_file_for_one_row_that_does_not_run_for_more_says_how_to_go_on() -> None:
+    """PyTorch's exporter, without `dynamic_shapes`, writes the example's batch into every `Reshape`."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "flatten",
+        [value("x", TensorProto.FLOAT, [1, 2, 3])],
+        [value("y", TensorProto.FLOAT, [1, 6])],
+        [onnx.numpy_helper.from_array(np.array([1, 6]), "shape")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    fn, params = memojax.to_jax(model)
+    x = np.arange(30, dtype=np.float32).reshape(5, 2, 3)
+    assert fn(params, {"x": x[:1]})["y"].shape == (1, 6)
+    advice = r"cannot reshape.*'x' has shape \[5, 2, 3\].*exported for \[1, 2, 3\]: to_jax of a loaded policy"
+    with pytest.raises(errors.LoweringError, match=advice):
+        fn(params, {"x": x})
+    fn, params = memojax.to_jax(memojax.load(model))
+    np.testing.assert_array_equal(fn(params, {"x": x})["y"], x.reshape(5, 6))
+
+
 @pytest.mark.parametrize("x64", [False, True])
 def test_an_inferer_gives_the_function_of_its_rows(x64: bool) -> None:
     """The file may be fixed to one row, and the inferer's bound inputs stay bound."""

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 
 import memojax
-from memojax.errors import InputDtypeError
+from memojax.errors import InputDtypeError, LoweringError
 from memojax.lowering.typed_model import TypedModel
 from memojax.model.tensor import overflow
 
@@ -74,3 +75,20 @@ def test_nan_comes_out_of_a_recurrent_layer_as_nan(kind: str, gates: int) -> Non
         assert np.isnan(y[0, 1]).all()
         assert np.isfinite(y[0, 0]).all()
         assert np.isfinite(y[1]).all()
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+@pytest.mark.parametrize(("kind", "gates"), [("GRU", 3), ("LSTM", 4), ("RNN", 1)])
+def test_states_in_another_layout_raise_as_in_onnx_runtime(kind: str, gates: int, layout: int) -> None:
+    """Rows first, as inferers take states, would give the state of the first agent to all of them."""
+    weights = {"W": f32(1, gates * 4, 3), "R": f32(1, gates * 4, 4)}
+    right = [5, 1, 4] if layout else [1, 5, 4]
+    inputs = ["x", "W", "R", "", "", "h"]
+    node = onnx.helper.make_node(kind, inputs, ["", "new"], hidden_size=4, layout=layout)
+    x = f32(5, 1, 3) if layout else f32(1, 5, 3)
+    model = model_of([node], {"x": list(x.shape), "h": ["a", "b", "c"]}, {"new": ["a", "b", "c"]}, **weights)
+    h = f32(*right)
+    assert memojax.run(model, {"x": x, "h": h})["new"].shape == h.shape
+    for wrong in ([right[1], right[0], 4], [*right[:2], 1], [right[1], right[0] + 1, 4]):
+        with pytest.raises(LoweringError, match=rf"initial_h has shape \[.*expected \[{right[0]}, "):
+            memojax.run(model, {"x": x, "h": f32(*wrong)})
