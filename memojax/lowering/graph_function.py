@@ -19,6 +19,7 @@ from ..model.graph import Graph, Value, prune
 from ..ops.resolve import Operators
 from ..ops.static import has_function_body, needed_statically
 from ..ops.trips import most
+from ..xla.draws import MANY
 from ..xla.limits import Budget, counting_rows
 from .index_ranges import makers_of
 from .interpreter import IndexChecks, Run, is_whole
@@ -181,7 +182,11 @@ class GraphFunction:
     @property
     def is_long(self) -> bool:
         """Whether a trace of the graph may have so many steps that XLA should get it in pieces."""
-        return self._nodes > _SURELY_SHORT or self.operators.loop(self.graph)
+        return (
+            self._nodes > _SURELY_SHORT
+            or self.operators.loop(self.graph)
+            or (self.random and sum(self.operators.of(node).draws for node in self.graph.nodes) > MANY)
+        )
 
     def with_params(self, params: Mapping[str, Any]) -> GraphFunction:
         """This function with other weights, which are not checked."""

@@ -406,6 +406,7 @@ class Run:
         """
         if self.key is None:
             raise LoweringError("a random operator needs a JAX PRNG key")
+        self.budget.draw()
         self.keys_used[0] += 1
         return jax.random.fold_in(self.key, self.keys_used[0])
 

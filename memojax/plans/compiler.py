@@ -25,6 +25,7 @@ from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..ops.inline import inlined
 from ..xla.cpu_client import cpu_device
+from ..xla.draws import at_once
 from ..xla.limits import COMPILED, for_one_executable
 from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
@@ -39,7 +40,7 @@ from .draws import without_loops
 from .hoist import Hoister, Residual
 from .in_order import in_order
 from .input_buffers import Staging
-from .long_chains import cut
+from .long_chains import cut, steps_of
 from .packing import DRAWN_BYTES, PACKED_BYTES, Packing
 from .plan import Compiled, Executable, Plan
 from .strides import with_more_channels
@@ -232,7 +233,7 @@ class PlanCompiler:
         kernels = (candidate or self.default).kernels and opened() is not None
         arguments = [*map(_abstract, self._hoister.leaves), *self._rows(size)]
         with trace_lock, own_settings(self.precision), for_one_executable():
-            closed = jax.make_jaxpr(self._function())(*arguments)
+            closed = at_once(jax.make_jaxpr(self._function())(*arguments))
             if self.device.platform == "cpu" and not kernels:  # the kernels have their own way
                 return with_columns(self._hoister.split(with_more_channels(closed)), self._hoister)
             return self._hoister.split(closed)
@@ -295,7 +296,7 @@ class PlanCompiler:
         if on_cpu:  # Accelerators have kernels of their own for draws.
             residual = without_loops(residual)
         whole = residual
-        COMPILED.check(len(residual.steps), f"batch size {size}")
+        COMPILED.check(steps_of(residual), f"batch size {size}")
         pieces = cut(residual) if on_cpu else None
         chooses = candidate == DEFAULT and on_cpu
         if chooses:

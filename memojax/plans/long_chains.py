@@ -20,6 +20,11 @@ def cut(residual: Residual) -> Residual | None:
     return replace(residual, steps=tuple(grouped(steps, parts, wanted)))
 
 
+def steps_of(residual: Residual) -> int:
+    """The light steps that a residual takes as long to compile as, with those of its bodies."""
+    return sum(pieces.cost(step.primitive.name, step.params) for step in residual.steps)
+
+
 def longest(steps: Sequence[Step]) -> int:
     """Steps of the longest chain that no heavy one interrupts."""
     return pieces.longest_chain(

@@ -113,6 +113,9 @@ ALL = (
     PATTERN,
 )
 
+_DRAW = 10
+"""Steps of the smallest draw."""
+
 rows: ContextVar[int] = ContextVar("memojax_rows", default=1)
 """The number of rows for which a function is traced: some limits grow with the batch."""
 
@@ -160,6 +163,7 @@ class Budget:
     embedded_bytes: int = 0
     steps: int = 0
     traced: int = 0
+    drawn: int = 0
     parts: dict[int, tuple[Any, int]] = field(default_factory=dict)
     """Identity of an output of Concat -> (the output, the number of its parts)."""
 
@@ -187,6 +191,15 @@ class Budget:
         self.traced += 1
         if self._compiled is not None and self.traced > self._compiled:
             raise COMPILED.exceeded(max(self.traced, self.nodes), "this graph", self._compiled)
+
+    def draw(self) -> None:
+        """Note that a node draws numbers; tracing a draw takes long, too.
+
+        Raises:
+            LimitError: there are more draws than any executable may hold.
+        """
+        self.drawn += 1
+        COMPILED.check(self.drawn * _DRAW, "this graph")
 
     def fold(self, size: int) -> None:
         """Count `size` bytes that were computed while tracing.

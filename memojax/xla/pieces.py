@@ -6,12 +6,13 @@ length, and it comes to the end of the stack at some ten thousand steps. A call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.core import Tracer
 
+from .draws import at_once
 from .equations import bodies, bound
 from .limits import COMPILED
 
@@ -45,6 +46,12 @@ ENDS_FUSION = frozenset(
     }
 )
 """Primitives with which nothing is fused on both sides."""
+
+_SLOW = {
+    **dict.fromkeys(("random_bits", "random_fold_in", "random_split", "random_seed", "threefry2x32"), 100),
+    "erf_inv": 32,
+}
+"""Steps that take XLA:CPU as long to compile as so many light ones: hashes, and normal draws."""
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 
@@ -116,9 +123,10 @@ def in_pieces(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _evaluated(closed: Any, given: Sequence[Any], metadata: Callable[..., Any]) -> list[Any]:
+    closed = at_once(closed)
     jaxpr = closed.jaxpr
+    COMPILED.check(sum(cost(eqn.primitive.name, eqn.params) for eqn in jaxpr.eqns), "this graph")
     sizes = [_size(eqn) for eqn in jaxpr.eqns]
-    COMPILED.check(sum(sizes), "this graph")
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *given), strict=True))
     pieces = [list(range(len(jaxpr.eqns)))]
     light = [0 if _ends_fusion(eqn) else size for eqn, size in zip(jaxpr.eqns, sizes, strict=True)]
@@ -167,6 +175,12 @@ def _run(eqns: Sequence[Any], env: dict[Any, Any]) -> None:
 
 def _size(eqn: Any) -> int:
     return max(1, sum(_size(inner) for jaxpr in bodies(eqn.params) for inner in jaxpr.eqns))
+
+
+def cost(name: str, params: Mapping[str, Any]) -> int:
+    """The light steps that a step takes as long to compile as, with those of its calls and bodies."""
+    inner = (cost(eqn.primitive.name, eqn.params) for jaxpr in bodies(params) for eqn in jaxpr.eqns)
+    return max(_SLOW.get(name, 1), sum(inner))
 
 
 def _ends_fusion(eqn: Any) -> bool:
