@@ -438,7 +438,7 @@ def at_trial(typed: TypedModel) -> TypedModel:
         names = [*typed.api.free, *(spec.name for spec in typed.api.inputs if spec.static)]
         raise DimensionError(
             f"{typed.name or 'this model'} has free dimensions or static inputs, and no values are known for "
-            f"{', '.join(map(repr, names))}: load it with dims= or constants="
+            f"{', '.join(map(repr, names))}: load it with dims= or constants= (--dim, --constant)"
         )
     return typed.at(trial)
 
