@@ -54,7 +54,7 @@ _SLOW = {
 """Steps that take XLA:CPU as long to compile as so many light ones: hashes, and normal draws."""
 
 _IN_BODY = 2
-"""Steps that a step in the body of a loop or branch counts as: bodies are not cut, and XLA's stack is short."""
+"""Steps that one step in the body of a loop or branch counts as; XLA's stack is short."""
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 

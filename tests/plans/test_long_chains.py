@@ -112,7 +112,7 @@ def test_a_chain_whose_values_are_read_again_is_cut() -> None:
 
 @pytest.mark.parametrize("kind", ["Loop", "If"])
 def test_a_long_body_is_refused(kind: str) -> None:
-    """Bodies are not cut: XLA came to the end of its stack in a loop of 8,000 steps, which ends the process."""
+    """XLA came to the end of its stack in a loop of 8,000 steps, which ends the process."""
     node = odd_models.node
     steps = [
         node(("Tanh", "Neg", "Abs")[step % 3], [f"v{step}" if step else "x"], [f"v{step + 1}"])
