@@ -51,7 +51,11 @@ class _Hash(Step):
     """Threefry's hash of counters, without a loop."""
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
-        return list(_hashed(*inputs))
+        made = _hashed(*inputs)
+        if np.ndim(inputs[0]):
+            # A fusion of several hashes of arrays of keys repeats the first for each number of the last.
+            made = lax.optimization_barrier(made)
+        return list(made)
 
 
 class _Expansion:
