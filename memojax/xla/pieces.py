@@ -53,6 +53,9 @@ _SLOW = {
 }
 """Steps that take XLA:CPU as long to compile as so many light ones: hashes, and normal draws."""
 
+_IN_BODY = 2
+"""Steps that one step in the body of a loop or branch counts as; XLA's stack is short."""
+
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 
 
@@ -179,8 +182,8 @@ def _size(eqn: Any) -> int:
 
 def cost(name: str, params: Mapping[str, Any]) -> int:
     """The light steps that a step takes as long to compile as, with those of its calls and bodies."""
-    inner = (cost(eqn.primitive.name, eqn.params) for jaxpr in bodies(params) for eqn in jaxpr.eqns)
-    return max(_SLOW.get(name, 1), sum(inner))
+    inner = sum(cost(eqn.primitive.name, eqn.params) for jaxpr in bodies(params) for eqn in jaxpr.eqns)
+    return max(_SLOW.get(name, 1), inner if name in _CALLS else inner * _IN_BODY)
 
 
 def _ends_fusion(eqn: Any) -> bool:

@@ -108,3 +108,33 @@ def test_a_chain_whose_values_are_read_again_is_cut() -> None:
 
     typed = memojax.TypedModel.from_function(fn, np.eye(4, dtype=np.float32), {"x": ((4,), np.float32)})
     assert cut(memojax.load(typed)._engine._compiler.trace(2)) is not None
+
+
+@pytest.mark.parametrize("kind", ["Loop", "If"])
+def test_a_long_body_is_refused(kind: str) -> None:
+    """XLA came to the end of its stack in a loop of 8,000 steps, which ends the process."""
+    node = odd_models.node
+    steps = [
+        node(("Tanh", "Neg", "Abs")[step % 3], [f"v{step}" if step else "x"], [f"v{step + 1}"])
+        for step in range(5000)
+    ]
+    steps.append(node("Add", ["v5000", "x"], ["end"]))
+    if kind == "If":
+        then = odd_models.body(steps, [], ["end"])
+        other = odd_models.body([node("Abs", ["x"], ["other"])], [], ["other"])
+        nodes = [node("ReduceMax", ["x"], ["most"], keepdims=0), node("Greater", ["most", "zero"], ["go"])]
+        nodes.append(node("If", ["go"], ["y"], then_branch=then, else_branch=other))
+    else:
+        steps[0] = node("Tanh", ["s"], ["v1"])
+        steps.append(node("Identity", ["c"], ["d"]))
+        inputs = [("i", odd_models.INT64, []), ("c", odd_models.BOOL, []), ("s", odd_models.FLOAT, None)]
+        nodes = [node("Loop", ["trips", "go", "x"], ["y"], body=odd_models.body(steps, inputs, ["d", "end"]))]
+    weights = {"zero": np.float32(0)} if kind == "If" else {"trips": np.int64(300), "go": np.array(True)}
+    file = odd_models.model(nodes, **weights).SerializeToString()
+    with pytest.raises(LimitError, match=limits.COMPILED.variable):
+        memojax.run(file, {"x": X})
+    with pytest.raises(LimitError, match=limits.COMPILED.variable):
+        memojax.load(file).infer_arrays({"x": X})
+    fn, params = memojax.to_jax(file)
+    with pytest.raises(LimitError, match=limits.COMPILED.variable):
+        jax.jit(fn)(params, {"x": X})
