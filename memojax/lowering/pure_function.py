@@ -21,7 +21,7 @@ from ..errors import (
 )
 from ..model import Model
 from ..model.dimension import fits_declared
-from ..model.graph import Value
+from ..model.graph import Graph, Value
 from ..model.signature import TensorSpec
 from ..rows.input_checks import check_kind, check_names
 from ..xla.limits import for_one_executable
@@ -74,7 +74,9 @@ def of_graph(
         _check_symbols(values, given)
         weights = {name: params[name] for name in function.params}
         try:
-            return run(function, replaced, weights, given, key)
+            made = run(function, replaced, weights, given, key)
+            _check_rows_kept(function.graph, _shapes(values, given), made)
+            return made
         except LoweringError as cause:
             if type(cause) is not LoweringError or not (advice := _about_more_rows(values, given)):
                 raise
@@ -219,6 +221,29 @@ def _check_symbols(values: Mapping[str, Value], given: Mapping[str, Any]) -> Non
                     f"input {value.name!r} has shape {list(shape)}, the model takes "
                     f"{list(value.shape or ())}, and {dim!r} is {known} by input {by!r}: {_BY_ROWS}"
                 )
+
+
+def _check_rows_kept(
+    graph: Graph, shapes: list[tuple[Value, tuple[int, ...], bool]], made: Mapping[str, Any]
+) -> None:
+    """Check that an output of a file for one row, run for more, has more rows as well.
+
+    A `Resize` to the sizes of the example, for one, makes one row of all. One output with more is enough: the
+    last state of a longer sequence has the shape of one step.
+
+    Raises:
+        LoweringError: all outputs that depend on the rows have the shape that the file declares for one row.
+    """
+    rows = {value.name for value, _, more in shapes if more}
+    same = [out.name for out in graph.outputs if rows and out.shape == made[out.name].shape]
+    if not same:
+        return
+    for node in graph.nodes:
+        if not rows.isdisjoint(node.reads()):
+            rows.update(node.outputs)
+    lost = [name for name in same if name in rows]
+    if lost and all(out.name in lost for out in graph.outputs if out.name in rows):
+        raise LoweringError(f"output {lost[0]!r} has the shape {list(made[lost[0]].shape)} of one row")
 
 
 def _about_more_rows(values: Mapping[str, Value], given: Mapping[str, Any]) -> str:

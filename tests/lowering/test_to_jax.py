@@ -212,6 +212,59 @@ def test_a_file_for_one_row_that_does_not_run_for_more_says_how_to_go_on() -> No
     np.testing.assert_array_equal(fn(params, {"x": x})["y"], x.reshape(5, 6))
 
 
+def test_a_file_for_one_row_that_makes_one_row_of_more_raises() -> None:
+    """PyTorch's exporter writes the example's batch into the sizes of `Resize`; constant outputs may stay."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Resize", ["x", "", "", "sizes"], ["small"], mode="linear"),
+            helper.make_node("Neg", ["small"], ["y"]),
+            helper.make_node("Neg", ["one"], ["version"]),
+        ],
+        "resize",
+        [value("x", TensorProto.FLOAT, [1, 1, 4, 4])],
+        [value("y", TensorProto.FLOAT, [1, 1, 2, 2]), value("version", TensorProto.FLOAT, [1])],
+        [
+            onnx.numpy_helper.from_array(np.array([1, 1, 2, 2]), "sizes"),
+            onnx.numpy_helper.from_array(np.ones(1, np.float32), "one"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    fn, params = memojax.to_jax(model)
+    x = np.random.default_rng(2).standard_normal((5, 1, 4, 4)).astype(np.float32)
+    assert fn(params, {"x": x[:1]})["y"].shape == (1, 1, 2, 2)
+    for run in (fn, jax.jit(fn)):
+        with pytest.raises(
+            errors.LoweringError, match=r"'y' has the shape .* one row; input 'x' .*loaded policy"
+        ):
+            run(params, {"x": x})
+    by_rows, weights = memojax.to_jax(memojax.load(model))
+    rows = by_rows(weights, {"x": x})["y"]
+    for row, given in zip(rows, x, strict=True):
+        np.testing.assert_allclose(row, fn(params, {"x": given[None]})["y"][0], rtol=1e-5)
+
+
+def test_a_file_for_one_step_runs_for_more_though_its_last_state_keeps_its_shape() -> None:
+    value = helper.make_tensor_value_info
+    weights = np.random.default_rng(4).standard_normal((1, 4, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("RNN", ["x", "w", "r"], ["y", "h"], hidden_size=4)],
+        "steps",
+        [value("x", TensorProto.FLOAT, [1, 1, 3])],
+        [value("y", TensorProto.FLOAT, [1, 1, 1, 4]), value("h", TensorProto.FLOAT, [1, 1, 4])],
+        [
+            onnx.numpy_helper.from_array(weights, "w"),
+            onnx.numpy_helper.from_array(np.ones((1, 4, 4), np.float32), "r"),
+        ],
+    )
+    fn, params = memojax.to_jax(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
+    out = fn(params, {"x": np.ones((5, 1, 3), np.float32)})
+    assert out["y"].shape == (5, 1, 1, 4)
+    np.testing.assert_array_equal(out["h"], out["y"][-1])
+
+
 @pytest.mark.parametrize("x64", [False, True])
 def test_an_inferer_gives_the_function_of_its_rows(x64: bool) -> None:
     """The file may be fixed to one row, and the inferer's bound inputs stay bound."""
