@@ -267,7 +267,6 @@ class Traced:
 
     def _traced(self, n: int) -> Trace:
         sizes: SizeUses = {}
-        shared = SharedSteps()
         values = {value.name: value for value in self.function.graph.inputs}
         specs = {
             name: jax.ShapeDtypeStruct(self.layout.with_batch(name, n), dtype_of(values[name]))
@@ -279,7 +278,7 @@ class Traced:
             # JAX would keep the traces of its inner jits for good, and a probe is never used again.
             with inlined():
                 results = self.function(
-                    params, {**self.constants, **inputs}, drawn, sizes=sizes, shared=shared
+                    params, {**self.constants, **inputs}, drawn, sizes=sizes, shared=SharedSteps()
                 )
             for name in self.outputs:
                 if isinstance(results[name], (tuple, type(None))):
