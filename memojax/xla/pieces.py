@@ -50,8 +50,9 @@ ENDS_FUSION = frozenset(
 _SLOW = {
     **dict.fromkeys(("random_bits", "random_fold_in", "random_split", "random_seed", "threefry2x32"), 100),
     "erf_inv": 32,
+    "dot_general": 8,
 }
-"""Steps that take XLA:CPU as long to compile as so many light ones: hashes, and normal draws."""
+"""Steps that take XLA:CPU as long to compile as so many light ones: hashes, normal draws, and products."""
 
 _IN_BODY = 2
 """Steps that one step in the body of a loop or branch counts as; XLA's stack is short."""
@@ -128,7 +129,8 @@ def in_pieces(function: Callable[..., Any]) -> Callable[..., Any]:
 def _evaluated(closed: Any, given: Sequence[Any], metadata: Callable[..., Any]) -> list[Any]:
     closed = at_once(closed)
     jaxpr = closed.jaxpr
-    COMPILED.check(sum(cost(eqn.primitive.name, eqn.params) for eqn in jaxpr.eqns), "this graph")
+    steps = (cost(eqn.primitive.name, eqn.params) for eqn in jaxpr.eqns)
+    COMPILED.check(sum(steps), "this graph")
     sizes = [_size(eqn) for eqn in jaxpr.eqns]
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *given), strict=True))
     pieces = [list(range(len(jaxpr.eqns)))]
