@@ -27,6 +27,9 @@ from .scope import check_graph
 LATEST_REVIEWED_OPSET = 28
 """The newest ai.onnx opset whose changes were reviewed; a model of a newer one is refused."""
 
+_IR_WITH_IMPORTS = 3
+"""The IR version from which a model must import its operators' versions; an older one has version 1."""
+
 _DEFAULTS_SINCE = 4
 """Before this IR version every initializer is also an input, and no runtime lets a caller replace it."""
 
@@ -177,8 +180,17 @@ def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
                 f"the model imports opset {version} of the domain {domain or 'ai.onnx'!r}, which does not "
                 "exist"
             )
+    if "" not in opsets and proto.ir_version >= _IR_WITH_IMPORTS and _uses_ai_onnx(proto.graph):
+        raise ModelLoadError(
+            "the model imports no version of ai.onnx, and its operators mean different things in different "
+            "versions: add the version of the export to opset_import (onnx.helper.make_opsetid('', N))"
+        )
     opsets.setdefault("", 1)
     return opsets
+
+
+def _uses_ai_onnx(graph: onnx.GraphProto) -> bool:
+    return any(domain_of(string(node.domain)) == "" for node in graph.node)
 
 
 def _serialize(proto: onnx.ModelProto) -> bytes:

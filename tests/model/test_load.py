@@ -116,6 +116,22 @@ def test_undefined_and_doubly_defined_names_are_refused() -> None:
         load_model(model_of([relu(), relu()]))
 
 
+def test_operators_without_a_version_are_refused() -> None:
+    """Softmax of version 1 normalizes all entries of a row, and ONNX Runtime takes the newest version."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Softmax", ["x"], ["y"])],
+        "g",
+        [value("x", onnx.TensorProto.FLOAT, ["n", 2, 3])],
+        [value("y", onnx.TensorProto.FLOAT, ["n", 2, 3])],
+    )
+    made = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("else", 15)])
+    with pytest.raises(ModelLoadError, match="imports no version of ai.onnx.*opset_import"):
+        memojax.load(made)
+    made.opset_import.append(onnx.helper.make_opsetid("", 15))
+    assert memojax.load(made).infer_arrays({"x": np.zeros((1, 2, 3), np.float32)})["y"][0, 0, 0] > 0.3
+
+
 def test_newer_opset_and_ir_are_refused_by_number() -> None:
     with pytest.raises(ModelLoadError, match="opset 999"):
         load_model(model_of([relu()], opset=999))
