@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import memojax as mj
+from memojax.kernels import build
 from memojax.plans.helper import Helper
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -213,3 +214,8 @@ def rows(*values: Iterable[float] | float) -> np.ndarray:
 def mostly_slow(quick: Iterable[Any], slow: Iterable[Any]) -> list[Any]:
     """Parameters of a test: `quick` ones, and others with the mark `slow`."""
     return [*quick, *(pytest.param(value, marks=pytest.mark.slow) for value in slow)]
+
+
+def has_compiler() -> bool:
+    """Whether the native code should build here."""
+    return build.supported() and (build.system_compiler() or build.ziglang()) is not None

@@ -33,6 +33,15 @@ def traced(length: int, product_every: int = 0) -> Residual:
     return memojax.load(typed)._engine._compiler.trace(2)
 
 
+def refused_whole(file: bytes) -> None:
+    """Check that `run` and `to_jax`, for which XLA compiles the whole graph, refuse it for its steps."""
+    with pytest.raises(LimitError, match=limits.COMPILED.variable):
+        memojax.run(file, {"x": X})
+    fn, params = memojax.to_jax(file)
+    with pytest.raises(LimitError, match=limits.COMPILED.variable):
+        jax.jit(fn)(params, {"x": X})
+
+
 def test_only_long_chains_are_cut() -> None:
     assert cut(traced(LONG_CHAIN // 2)) is None
     assert cut(traced(LONG_CHAIN + 200, product_every=50)) is None
@@ -57,13 +66,9 @@ def test_a_model_in_pieces_gives_the_numbers_of_numpy() -> None:
 def test_an_executable_has_a_limit_on_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     file = odd_models.chain(60).SerializeToString()
     monkeypatch.setenv(limits.COMPILED.variable, "50")
-    with pytest.raises(LimitError, match=limits.COMPILED.variable):
-        memojax.run(file, {"x": X})
+    refused_whole(file)
     with pytest.raises(LimitError, match=limits.COMPILED.variable):
         memojax.load(file).infer_arrays({"x": X})
-    fn, params = memojax.to_jax(file)
-    with pytest.raises(LimitError, match=limits.COMPILED.variable):
-        jax.jit(fn)(params, {"x": X})
     monkeypatch.setenv(limits.COMPILED.variable, "100")
     memojax.run(file, {"x": X})
 
@@ -73,11 +78,7 @@ def test_many_products_are_refused_where_no_kernels_run_them() -> None:
     names = ["x", *(f"v{step}" for step in range(1999)), "y"]
     nodes = [odd_models.node("MatMul", [read, "w"], [made]) for read, made in itertools.pairwise(names)]
     file = odd_models.model(nodes, w=np.eye(4, dtype=np.float32)).SerializeToString()
-    with pytest.raises(LimitError, match=limits.COMPILED.variable):
-        memojax.run(file, {"x": X})
-    fn, params = memojax.to_jax(file)
-    with pytest.raises(LimitError, match=limits.COMPILED.variable):
-        jax.jit(fn)(params, {"x": X})
+    refused_whole(file)
 
 
 def test_code_compiled_as_a_whole_comes_in_pieces() -> None:
@@ -145,10 +146,6 @@ def test_a_long_body_is_refused(kind: str) -> None:
         nodes = [node("Loop", ["trips", "go", "x"], ["y"], body=odd_models.body(steps, inputs, ["d", "end"]))]
     weights = {"zero": np.float32(0)} if kind == "If" else {"trips": np.int64(300), "go": np.array(True)}
     file = odd_models.model(nodes, **weights).SerializeToString()
-    with pytest.raises(LimitError, match=limits.COMPILED.variable):
-        memojax.run(file, {"x": X})
+    refused_whole(file)
     with pytest.raises(LimitError, match=limits.COMPILED.variable):
         memojax.load(file).infer_arrays({"x": X})
-    fn, params = memojax.to_jax(file)
-    with pytest.raises(LimitError, match=limits.COMPILED.variable):
-        jax.jit(fn)(params, {"x": X})
