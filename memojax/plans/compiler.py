@@ -21,6 +21,7 @@ from ..errors import BatchSizeError, CompileError, LoweringError
 from ..kernels.direct import Direct, direct
 from ..kernels.library import opened
 from ..kernels.rewrite import rewrite
+from ..kernels.threads import usable_cores
 from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..ops.inline import inlined
@@ -30,19 +31,22 @@ from ..xla.limits import COMPILED, for_one_executable
 from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.options import over_defaults
+from ..xla.pair import Pair, pair
 from ..xla.settings import own_settings
-from .candidates import DEFAULT, KERNELS, Candidate, plain, unordered, without_kernels
-from .choice import chosen
+from .candidates import DEFAULT, HALVES, KERNELS, Candidate, plain, unordered, without_kernels
+from .choice import chosen, pays_in_halves
 from .columns import with_columns
 from .direct import direct_calls
-from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
+from .dispatch import Meter, Wanted, by_name, castable, checked, lean_call, never, on_device, on_host
 from .draws import without_loops
-from .hoist import Hoister, Residual
+from .halves import can_halve, half_of, halved, on_two_cores, split_by_row
+from .hoist import Hoister, Node, Residual
 from .in_order import in_order
 from .input_buffers import Staging
 from .long_chains import cut, steps_of
 from .packing import DRAWN_BYTES, PACKED_BYTES, Packing
 from .plan import Compiled, Executable, Plan
+from .serialized import again_on
 from .strides import with_more_channels
 from .weight_arguments import Leading, WeightArguments
 
@@ -90,6 +94,8 @@ class _Way:
         candidate: the candidate, with the options that were chosen for this trace.
         ordered: whether groups of steps run in order; a size that fails so is tried without groups.
         chosen: whether its options are our choice, because the candidate was the default.
+        rows: number of rows that the executable runs: all, or half of them.
+        pair: the devices that run the halves; None for all rows.
     """
 
     whole: Residual
@@ -97,6 +103,8 @@ class _Way:
     candidate: Candidate
     ordered: bool
     chosen: bool
+    rows: int
+    pair: Pair | None = None
 
 
 class PlanCompiler:
@@ -112,6 +120,7 @@ class PlanCompiler:
         host: bool = True,
         like: PlanCompiler | None = None,
         threads: int | None = None,
+        cores: int | None = None,
     ):
         """Prepare to compile `typed` for `device`.
 
@@ -126,12 +135,14 @@ class PlanCompiler:
             host: whether the plans take and give NumPy arrays (else `jax.Array`s).
             like: a compiler of the same weights on the same device, with which to share computed values.
             threads: see `InferOptions`.
+            cores: number of cores that will run the plans; by default those of this thread.
         """
         self.typed = typed
         self.device = device
         self.precision: str | None = precision if device.platform != "cpu" else None
         self.host = host
         self.threads = threads
+        self.cores: int = cores or min(usable_cores(), threads or 2)
         self.keep_traces = False
         self._name = plain_name(typed.name or "function")
         self._packs_inputs = device.platform != "cpu"
@@ -204,6 +215,8 @@ class PlanCompiler:
         """A plan from an executable compiled elsewhere; `residual` names its weight arguments, if any."""
         meter = Meter()
         packing = self._output_packing(size)
+        if compiled.beside is not None:
+            return self._adopted_halves(size, compiled, ms, residual is not None, meter)
         if residual:
             residual, candidate = self._with_kernels(size, residual, candidate)
         leading = Leading()
@@ -249,8 +262,8 @@ class PlanCompiler:
 
         `residual` was traced for `candidate.rows` times the size. `meter` counts the executable's calls.
         """
-        packing = self._output_packing(size)
         way = self._way(size, residual, candidate)
+        packing = self._output_packing(way.rows)
         constants = self.constants(way.residual) if self.weights == "constant" else None
         # Such a plan has its executable as any other: for its memory, its file and its HLO. Calls run the
         # program, which holds the weights, so the executable takes them as arguments and needs no copy.
@@ -259,15 +272,17 @@ class PlanCompiler:
         arguments: Sequence[Any] = leading.values
         if program is not None and constants is not None:
             arguments = [*map(_abstract, constants)]
+        if way.pair is not None:
+            arguments = [*map(_abstract, arguments)]
         # The user's JAX settings must not change what is compiled.
         with trace_lock, own_settings(self.precision):
             try:
                 lowered = self._lowered(size, way, arguments, constants, packing)
             except Exception as cause:
-                # Without groups of ours, the error concerns the model itself.
-                if not way.ordered:
+                # Without groups or halves of ours, the error concerns the model itself.
+                if not way.ordered and way.pair is None:
                     raise
-                log.debug("batch size %d cannot be traced in order: %s", size, cause)
+                log.debug("batch size %d cannot be traced as %r: %s", size, way.candidate.name, cause)
                 return self.prepare(size, residual, meter, plain(candidate))
 
         def finish() -> Executable:
@@ -275,8 +290,10 @@ class PlanCompiler:
                 with jax.profiler.TraceAnnotation(
                     "memojax compile", batch_size=size, candidate=way.candidate.name
                 ):
-                    made = self._compiled(size, lowered, way.candidate, program)
+                    made = self._compiled(size, lowered, way, program)
                     kept = leading
+                    if way.pair is not None:
+                        return self._on_pair(size, made, way.pair, packing, leading.nodes, meter)
                     if way.candidate.layouts:
                         formats = _formats(made.executable, len(arguments))
                         kept = self._arguments.place(leading.nodes, formats)
@@ -293,6 +310,13 @@ class PlanCompiler:
         """Rewrite a trace for a candidate: with kernels, without loops, and in pieces or in order."""
         residual, candidate = self._with_kernels(size, residual, candidate)
         on_cpu = self.device.platform == "cpu"
+        whole = residual
+        if candidate.halves or (candidate == DEFAULT and pays_in_halves(residual, size, self.cores)):
+            if (both := self._pair()) and (half := self._halved(size, residual)):
+                half = without_loops(half)
+                COMPILED.check(steps_of(half), f"batch size {size}")
+                return _Way(whole, half, HALVES, False, candidate == DEFAULT, half_of(size), both)
+            candidate = DEFAULT
         if on_cpu:  # Accelerators have kernels of their own for draws.
             residual = without_loops(residual)
         whole = residual
@@ -303,8 +327,8 @@ class PlanCompiler:
             candidate = chosen(residual, over_defaults(self.device, {}))
         ordered = self._ordered(size, residual, candidate, not chooses) if pieces is None else None
         if ordered is not None:
-            return _Way(whole, *ordered, ordered=True, chosen=chooses)
-        return _Way(whole, pieces or residual, unordered(candidate), ordered=False, chosen=chooses)
+            return _Way(whole, *ordered, ordered=True, chosen=chooses, rows=size)
+        return _Way(whole, pieces or residual, unordered(candidate), ordered=False, chosen=chooses, rows=size)
 
     def _lowered(
         self,
@@ -316,7 +340,9 @@ class PlanCompiler:
     ) -> Any:
         """JAX's lowered function of the weight arguments, then the rows."""
         count = len(arguments)
-        rows = self._rows(size)
+        rows = self._rows(way.rows)
+        if len(rows) < len(way.residual.inputs):
+            rows.append(_FIRST_ROW)
         inputs = self._input_packing(rows)
 
         def run(*given: Any) -> Any:
@@ -327,7 +353,7 @@ class PlanCompiler:
 
         # XLA shows this name in profiles and dumps.
         run.__name__ = f"{self._name}_batch_{size}"
-        place = SingleDeviceSharding(self.device)
+        place = SingleDeviceSharding(self.device if way.pair is None else way.pair.here)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
         places: Any = place
         if way.candidate.layouts:
@@ -335,14 +361,15 @@ class PlanCompiler:
             places = (*[Format(Layout.AUTO, place)] * count, *[place] * len(given))
         return jax.jit(run, in_shardings=places, out_shardings=place).lower(*arguments, *given)
 
-    def _compiled(self, size: int, lowered: Any, candidate: Candidate, program: Direct | None) -> Compiled:
+    def _compiled(self, size: int, lowered: Any, way: _Way, program: Direct | None) -> Compiled:
         with own_settings(self.precision):
-            compiled = compiled_for(lowered, self.device, candidate.options)
+            compiled = compiled_for(lowered, self.device, way.candidate.options)
+            beside = None if way.pair is None else again_on(compiled, way.pair.beside)
         if self.typed.model is not None:
             check_memory(compiled, size)
             if program is not None:
                 check_memory(program, size)
-        return Compiled(compiled, program)
+        return Compiled(compiled, program, beside)
 
     def _simpler(self, size: int, way: _Way, wanted: Candidate, cause: Exception) -> Candidate:
         """The candidate to try after XLA refused `way`: first without our choice, then without kernels.
@@ -352,13 +379,24 @@ class PlanCompiler:
         Raises:
             CompileError: nothing simpler is left.
         """
-        if way.ordered or (way.chosen and way.candidate.options):
+        if way.ordered or way.pair is not None or (way.chosen and way.candidate.options):
             log.debug("batch size %d does not compile as %r: %s", size, way.candidate.name, cause)
             return plain(wanted)
         if way.candidate.kernels:
             log.warning("batch size %d: XLA takes no kernels here (%s): it uses its own", size, cause)
             return DEFAULT
         raise CompileError(f"XLA could not compile batch size {size} for {self.device}: {cause}") from cause
+
+    def _pair(self) -> Pair | None:
+        """The devices for halves of the rows, if this compiler's plans may run apart."""
+        return pair() if self.host and self.device == cpu_device() and can_halve(self.typed) else None
+
+    def _halved(self, size: int, whole: Residual) -> Residual | None:
+        """The trace for half of the rows; None if halves would not give the numbers of the whole."""
+        half = half_of(size)
+        if not split_by_row(self._output_packing(half), self._output_packing(size), size):
+            return None
+        return halved(whole, self.trace(half, HALVES), size)
 
     def _with_kernels(
         self, size: int, residual: Residual, candidate: Candidate
@@ -417,6 +455,42 @@ class PlanCompiler:
             run([np.zeros(row.shape, row.dtype) for row in rows])
         return Executable(made, run, answer, candidate.name)
 
+    def _on_pair(
+        self,
+        size: int,
+        made: Compiled,
+        both: Pair,
+        packing: Packing,
+        nodes: Sequence[Node],
+        meter: Meter,
+    ) -> Executable:
+        """The executable of two halves."""
+        leading = self._arguments.place(nodes, devices=(both.here, both.beside))
+        calls = lean_call(made.executable), lean_call(made.beside)
+        rows = self._rows(half_of(size))
+        count = len(made.executable.in_avals[0])
+        random = self.typed.random
+        has_first = count > len(nodes) + len(rows)
+        run, staged = on_two_cores(calls, both, rows, size, packing, leading, random, has_first)
+        inputs = [
+            Wanted(spec.name, row.shape, spec.dtype, castable(spec.dtype) if staged else "")
+            for spec, row in zip(self.typed.api.inputs, self._rows(size), strict=False)
+        ]
+        answer = checked(run, inputs, self.typed.computed, random, meter)
+        run([np.zeros(row.shape, row.dtype) for row in self._rows(size)])
+        return Executable(made, run, answer, HALVES.name)
+
+    def _adopted_halves(
+        self, size: int, made: Compiled, ms: float, with_arguments: bool, meter: Meter
+    ) -> Plan:
+        both = self._pair()
+        if both is None:
+            raise LookupError("this plan runs on two cores")
+        half = half_of(size)
+        nodes = self.trace(half, HALVES).nodes if with_arguments else ()
+        executable = self._on_pair(size, made, both, self._output_packing(half), nodes, meter)
+        return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
+
     def _function(self) -> Callable[..., Any]:
         """A new function for each size, because JAX frees an executable only with its jit object."""
         n_weights, n_inputs, typed, structure = (
@@ -462,6 +536,9 @@ class PlanCompiler:
         if not (self.host and self._packs_inputs and small and len(rows) > 1):
             return None
         return Packing.of([row.shape for row in rows], [row.dtype for row in rows])
+
+
+_FIRST_ROW = jax.ShapeDtypeStruct((), np.int32)
 
 
 def plain_name(name: str) -> str:

@@ -56,10 +56,12 @@ class Compiled:
         executable: JAX's compiled function.
         program: the same as one program of the kernels, which NumPy calls run without XLA's client; None
             where a part of the size is XLA's own code.
+        beside: the executable again, on a second client, if both run half of the rows each; otherwise None.
     """
 
     executable: Any
     program: Direct | None = None
+    beside: Any = None
 
     @cached_property
     def divided(self) -> bool:
@@ -99,9 +101,10 @@ class Executable:
         """Bytes of code, temporaries and outputs; None if XLA does not report them."""
         try:
             memory = self.compiled.memory_analysis()
-            return int(
+            one = (
                 memory.generated_code_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
             )
+            return int(one if self.made.beside is None else 2 * one)
         except Exception:
             return None
 
