@@ -26,9 +26,10 @@ PRODUCTS_FROM = 16e6
 MOST_COLUMNS = 512
 """Columns up to which that holds; YNNPACK shares a wider product better among threads."""
 
-
 HALVES_FROM = 16e6
 """Operations of a call's products and convolutions from which two halves take less time, each on a core."""
+
+_CORES = 2
 
 
 def pays_in_halves(residual: Residual, size: int, cores: int) -> bool:
@@ -42,9 +43,6 @@ def pays_in_halves(residual: Residual, size: int, cores: int) -> bool:
 def all_work(residual: Residual) -> float:
     """Floating point operations of all products and convolutions of a call."""
     return sum((work for work, _ in _products(residual)), convolution_work(residual)[0])
-
-
-_CORES = 2
 
 
 def chosen(residual: Residual, options: Mapping[str, Any]) -> Candidate:

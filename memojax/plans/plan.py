@@ -101,10 +101,12 @@ class Executable:
         """Bytes of code, temporaries and outputs; None if XLA does not report them."""
         try:
             memory = self.compiled.memory_analysis()
-            one = (
-                memory.generated_code_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+            parts = (
+                memory.generated_code_size_in_bytes,
+                memory.temp_size_in_bytes,
+                memory.output_size_in_bytes,
             )
-            return int(one if self.made.beside is None else 2 * one)
+            return int(sum(parts)) * (1 if self.made.beside is None else 2)
         except Exception:
             return None
 

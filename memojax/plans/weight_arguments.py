@@ -75,7 +75,7 @@ class WeightArguments:
     def place(
         self, nodes: Sequence[Node], formats: Sequence[Any] = (), devices: Sequence[jax.Device] = ()
     ) -> Leading:
-        """The arguments for `nodes`, in `formats` or on `devices` if given; sizes share equal nodes' arrays."""
+        """The arguments for `nodes`, in `formats` or on `devices` if given; sizes share the arrays."""
         with self._lock:
             missing = list(filterfalse(self._placed.__contains__, nodes))
             self._placed.update(zip(missing, self._on_device(self._hoister.values(missing)), strict=True))
