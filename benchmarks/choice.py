@@ -41,6 +41,7 @@ from memojax.xla.cpu_client import cpu_device
 SIZES = (1, 8, 64, 256, 512)
 WAYS = (KERNELS, PLAIN, ORDERED, EIGEN_CONVOLUTIONS)
 PRODUCT_SIZES = (16, 32, 64, 128, 256, 512)
+HALF_SIZES = (2, 8, *PRODUCT_SIZES)
 LAYERS = ((32, 128, 128, 8), (17, 256, 256, 6), (64, 384, 384, 8), (64, 512, 512, 8), (376, 400, 300, 17))
 _SLOW_US = 120e3
 _LEAST_WORK = 2e6
@@ -242,13 +243,15 @@ def main() -> None:
     if given.products:
         cases = [case for case in [*cases, *(mlp(sizes) for sizes in LAYERS)] if _multiplies_only(case)]
     if given.halves:
+        cases += [mlp(sizes) for sizes in LAYERS]
         cases = [case for case in cases if can_halve(memojax.load(case.content).typed)]
     rows: list[Row] = []
     if given.json and given.json.exists():
         rows = json.loads(given.json.read_text())["rows"]
     known = {(row["case"], row["size"]) for row in rows}
     slowest: dict[str, float] = {}
-    for size in sorted(given.sizes or (PRODUCT_SIZES if given.products else SIZES)):
+    usual = PRODUCT_SIZES if given.products else HALF_SIZES if given.halves else SIZES
+    for size in sorted(given.sizes or usual):
         for case in cases:
             if given.cases and not any(text.lower() in case.name.lower() for text in given.cases):
                 continue

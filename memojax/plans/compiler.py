@@ -31,22 +31,20 @@ from ..xla.limits import COMPILED, for_one_executable
 from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.options import over_defaults
-from ..xla.pair import Pair, pair
 from ..xla.settings import own_settings
 from .candidates import DEFAULT, HALVES, KERNELS, Candidate, plain, unordered, without_kernels
 from .choice import chosen, pays_in_halves
 from .columns import with_columns
 from .direct import direct_calls
-from .dispatch import Meter, Wanted, by_name, castable, checked, lean_call, never, on_device, on_host
+from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .draws import without_loops
-from .halves import can_halve, half_of, halved, on_two_cores, split_by_row
-from .hoist import Hoister, Node, Residual
+from .halves import FIRST_ROW, Halves, can_halve, half_of
+from .hoist import Hoister, Residual
 from .in_order import in_order
 from .input_buffers import Staging
 from .long_chains import cut, steps_of
 from .packing import DRAWN_BYTES, PACKED_BYTES, Packing
-from .plan import Compiled, Executable, Plan
-from .serialized import again_on
+from .plan import LINKED_NOW, Compiled, Executable, Plan
 from .strides import with_more_channels
 from .weight_arguments import Leading, WeightArguments
 
@@ -60,10 +58,6 @@ trace_lock: threading.RLock = threading.RLock()
 _LARGE = 8 << 20
 """Bytes of weights from which "auto" passes them as arguments on CPU, because constants double compile
 times."""
-
-
-_LINKED_NOW = 1 << 20
-"""Input bytes up to which a new plan is called once, which saves its first user 1.5 ms for linking."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ class _Way:
         ordered: whether groups of steps run in order; a size that fails so is tried without groups.
         chosen: whether its options are our choice, because the candidate was the default.
         rows: number of rows that the executable runs: all, or half of them.
-        pair: the devices that run the halves; None for all rows.
+        in_halves: whether it runs twice, on two devices at the same time.
     """
 
     whole: Residual
@@ -104,7 +98,7 @@ class _Way:
     ordered: bool
     chosen: bool
     rows: int
-    pair: Pair | None = None
+    in_halves: bool = False
 
 
 class PlanCompiler:
@@ -142,7 +136,7 @@ class PlanCompiler:
         self.precision: str | None = precision if device.platform != "cpu" else None
         self.host = host
         self.threads = threads
-        self.cores: int = cores or min(usable_cores(), threads or 2)
+        self.cores: int = cores or min(usable_cores(), threads or usable_cores())
         self.keep_traces = False
         self._name = plain_name(typed.name or "function")
         self._packs_inputs = device.platform != "cpu"
@@ -159,6 +153,11 @@ class PlanCompiler:
         )
         self._arguments = (
             like._arguments if like is not None and shares else WeightArguments(self._hoister, device)
+        )
+        self._halves = (
+            Halves(typed, self._arguments, self._rows, self._output_packing)
+            if host and device.platform == "cpu" and can_halve(typed) and device == cpu_device()
+            else None
         )
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
@@ -216,7 +215,11 @@ class PlanCompiler:
         meter = Meter()
         packing = self._output_packing(size)
         if compiled.beside is not None:
-            return self._adopted_halves(size, compiled, ms, residual is not None, meter)
+            if self._halves is None:
+                raise LookupError("this plan runs in two halves")
+            nodes = self.trace(half_of(size), HALVES).nodes if residual else ()
+            halves = self._halves.executable(size, compiled, nodes, meter)
+            return Plan(size, halves, meter, self.device.platform, ms, self.typed.random)
         if residual:
             residual, candidate = self._with_kernels(size, residual, candidate)
         leading = Leading()
@@ -272,7 +275,7 @@ class PlanCompiler:
         arguments: Sequence[Any] = leading.values
         if program is not None and constants is not None:
             arguments = [*map(_abstract, constants)]
-        if way.pair is not None:
+        if way.in_halves:
             arguments = [*map(_abstract, arguments)]
         # The user's JAX settings must not change what is compiled.
         with trace_lock, own_settings(self.precision):
@@ -280,7 +283,7 @@ class PlanCompiler:
                 lowered = self._lowered(size, way, arguments, constants, packing)
             except Exception as cause:
                 # Without groups or halves of ours, the error concerns the model itself.
-                if not way.ordered and way.pair is None:
+                if not way.ordered and not way.in_halves:
                     raise
                 log.debug("batch size %d cannot be traced as %r: %s", size, way.candidate.name, cause)
                 return self.prepare(size, residual, meter, plain(candidate))
@@ -292,8 +295,8 @@ class PlanCompiler:
                 ):
                     made = self._compiled(size, lowered, way, program)
                     kept = leading
-                    if way.pair is not None:
-                        return self._on_pair(size, made, way.pair, packing, leading.nodes, meter)
+                    if way.in_halves and self._halves:
+                        return self._halves.executable(size, made, leading.nodes, meter)
                     if way.candidate.layouts:
                         formats = _formats(made.executable, len(arguments))
                         kept = self._arguments.place(leading.nodes, formats)
@@ -312,10 +315,11 @@ class PlanCompiler:
         on_cpu = self.device.platform == "cpu"
         whole = residual
         if candidate.halves or (candidate == DEFAULT and pays_in_halves(residual, size, self.cores)):
-            if (both := self._pair()) and (half := self._halved(size, residual)):
-                half = without_loops(half)
+            half = self._halves.of(size, residual, self.trace) if self._halves else None
+            if half is not None:
                 COMPILED.check(steps_of(half), f"batch size {size}")
-                return _Way(whole, half, HALVES, False, candidate == DEFAULT, half_of(size), both)
+                chooses = candidate == DEFAULT
+                return _Way(whole, half, HALVES, False, chooses, half_of(size), in_halves=True)
             candidate = DEFAULT
         if on_cpu:  # Accelerators have kernels of their own for draws.
             residual = without_loops(residual)
@@ -342,7 +346,7 @@ class PlanCompiler:
         count = len(arguments)
         rows = self._rows(way.rows)
         if len(rows) < len(way.residual.inputs):
-            rows.append(_FIRST_ROW)
+            rows.append(FIRST_ROW)
         inputs = self._input_packing(rows)
 
         def run(*given: Any) -> Any:
@@ -353,7 +357,7 @@ class PlanCompiler:
 
         # XLA shows this name in profiles and dumps.
         run.__name__ = f"{self._name}_batch_{size}"
-        place = SingleDeviceSharding(self.device if way.pair is None else way.pair.here)
+        place = SingleDeviceSharding(self._halves.here if way.in_halves and self._halves else self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
         places: Any = place
         if way.candidate.layouts:
@@ -364,7 +368,7 @@ class PlanCompiler:
     def _compiled(self, size: int, lowered: Any, way: _Way, program: Direct | None) -> Compiled:
         with own_settings(self.precision):
             compiled = compiled_for(lowered, self.device, way.candidate.options)
-            beside = None if way.pair is None else again_on(compiled, way.pair.beside)
+            beside = self._halves.beside(compiled) if way.in_halves and self._halves else None
         if self.typed.model is not None:
             check_memory(compiled, size)
             if program is not None:
@@ -379,24 +383,13 @@ class PlanCompiler:
         Raises:
             CompileError: nothing simpler is left.
         """
-        if way.ordered or way.pair is not None or (way.chosen and way.candidate.options):
+        if way.ordered or way.in_halves or (way.chosen and way.candidate.options):
             log.debug("batch size %d does not compile as %r: %s", size, way.candidate.name, cause)
             return plain(wanted)
         if way.candidate.kernels:
             log.warning("batch size %d: XLA takes no kernels here (%s): it uses its own", size, cause)
             return DEFAULT
         raise CompileError(f"XLA could not compile batch size {size} for {self.device}: {cause}") from cause
-
-    def _pair(self) -> Pair | None:
-        """The devices for halves of the rows, if this compiler's plans may run apart."""
-        return pair() if self.host and self.device == cpu_device() and can_halve(self.typed) else None
-
-    def _halved(self, size: int, whole: Residual) -> Residual | None:
-        """The trace for half of the rows; None if halves would not give the numbers of the whole."""
-        half = half_of(size)
-        if not split_by_row(self._output_packing(half), self._output_packing(size), size):
-            return None
-        return halved(whole, self.trace(half, HALVES), size)
 
     def _with_kernels(
         self, size: int, residual: Residual, candidate: Candidate
@@ -451,45 +444,9 @@ class PlanCompiler:
         run = on_host(call, staging, packing, leading)
         typed = self.typed
         answer = by_name(run, call, staging, packing, leading, typed.api, typed.computed, typed.random, meter)
-        if size * self.input_bytes <= _LINKED_NOW:
+        if size * self.input_bytes <= LINKED_NOW:
             run([np.zeros(row.shape, row.dtype) for row in rows])
         return Executable(made, run, answer, candidate.name)
-
-    def _on_pair(
-        self,
-        size: int,
-        made: Compiled,
-        both: Pair,
-        packing: Packing,
-        nodes: Sequence[Node],
-        meter: Meter,
-    ) -> Executable:
-        """The executable of two halves."""
-        leading = self._arguments.place(nodes, devices=(both.here, both.beside))
-        calls = lean_call(made.executable), lean_call(made.beside)
-        rows = self._rows(half_of(size))
-        count = len(made.executable.in_avals[0])
-        random = self.typed.random
-        has_first = count > len(nodes) + len(rows)
-        run, staged = on_two_cores(calls, both, rows, size, packing, leading, random, has_first)
-        inputs = [
-            Wanted(spec.name, row.shape, spec.dtype, castable(spec.dtype) if staged else "")
-            for spec, row in zip(self.typed.api.inputs, self._rows(size), strict=False)
-        ]
-        answer = checked(run, inputs, self.typed.computed, random, meter)
-        run([np.zeros(row.shape, row.dtype) for row in self._rows(size)])
-        return Executable(made, run, answer, HALVES.name)
-
-    def _adopted_halves(
-        self, size: int, made: Compiled, ms: float, with_arguments: bool, meter: Meter
-    ) -> Plan:
-        both = self._pair()
-        if both is None:
-            raise LookupError("this plan runs on two cores")
-        half = half_of(size)
-        nodes = self.trace(half, HALVES).nodes if with_arguments else ()
-        executable = self._on_pair(size, made, both, self._output_packing(half), nodes, meter)
-        return Plan(size, executable, meter, self.device.platform, ms, self.typed.random)
 
     def _function(self) -> Callable[..., Any]:
         """A new function for each size, because JAX frees an executable only with its jit object."""
@@ -536,9 +493,6 @@ class PlanCompiler:
         if not (self.host and self._packs_inputs and small and len(rows) > 1):
             return None
         return Packing.of([row.shape for row in rows], [row.dtype for row in rows])
-
-
-_FIRST_ROW = jax.ShapeDtypeStruct((), np.int32)
 
 
 def plain_name(name: str) -> str:

@@ -6,7 +6,8 @@ waiting thread per call. An odd batch has its middle row in both halves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +20,17 @@ from ..lowering.typed_model import TypedModel
 from ..rows.scratch import is_readable
 from ..xla.draws import draws
 from ..xla.equations import bodies
-from ..xla.pair import Pair
+from ..xla.pair import Pair, pair
 from ..xla.settings import with_own_settings
-from .dispatch import Rows, Run
-from .hoist import Residual, Step, literal
+from .candidates import HALVES
+from .dispatch import Meter, Rows, Run, Wanted, castable, checked, lean_call
+from .draws import without_loops
+from .hoist import Node, Residual, Step, literal
 from .input_buffers import Staging
 from .packing import Packing
-from .weight_arguments import Leading
+from .plan import LINKED_NOW, Compiled, Executable
+from .serialized import again_on
+from .weight_arguments import Leading, WeightArguments
 
 
 def half_of(size: int) -> int:
@@ -43,7 +48,77 @@ def can_halve(typed: TypedModel) -> bool:
     )
 
 
-def halved(whole: Residual, half: Residual, size: int) -> Residual | None:
+FIRST_ROW = jax.ShapeDtypeStruct((), np.int32)
+"""The last input of an executable that draws: the first row of its half."""
+
+
+class Halves:
+    """Makes the plans of one model that run in halves."""
+
+    def __init__(
+        self,
+        typed: TypedModel,
+        arguments: WeightArguments,
+        rows: Callable[[int], list[jax.ShapeDtypeStruct]],
+        packing: Callable[[int], Packing],
+    ):
+        """Prepare, without a client so far.
+
+        Args:
+            typed: the model, which `can_halve` allows.
+            arguments: its weights.
+            rows: gives the inputs of a number of rows, the key of a random model included.
+            packing: gives the layout of the outputs of a number of rows.
+        """
+        self._typed = typed
+        self._arguments = arguments
+        self._rows = rows
+        self._packing = packing
+
+    @property
+    def here(self) -> jax.Device:
+        """The device for which a half is compiled."""
+        return self._pair.here
+
+    def beside(self, executable: Any) -> Any:
+        """The same executable on the other device."""
+        return again_on(executable, self._pair.beside)
+
+    @property
+    def _pair(self) -> Pair:
+        found = pair()
+        if found is None:
+            raise LookupError("this process has no pair of clients")
+        return found
+
+    def of(self, size: int, whole: Residual, trace: Callable[[int], Residual]) -> Residual | None:
+        """The trace for half of the rows; None if this process has no pair, or if numbers would differ."""
+        half = half_of(size)
+        if pair() is None or not _split_by_row(self._packing(half), self._packing(size), size):
+            return None
+        found = _halved(whole, trace(half), size)
+        return without_loops(found) if found else None
+
+    def executable(self, size: int, made: Compiled, nodes: Sequence[Node], meter: Meter) -> Executable:
+        """The executable of `size` rows, whose weight arguments are `nodes`."""
+        both, typed = self._pair, self._typed
+        leading = self._arguments.place(nodes, devices=(both.here, both.beside))
+        rows, whole = self._rows(half_of(size)), self._rows(size)
+        has_first = len(jax.tree.leaves(made.executable.in_avals)) > len(nodes) + len(rows)
+        run, staged = _on_two_cores(
+            made, both, rows, size, self._packing(half_of(size)), leading, typed.random, has_first
+        )
+        inputs = [
+            Wanted(spec.name, row.shape, row.dtype, castable(row.dtype) if staged else "")
+            for spec, row in zip(typed.api.inputs, whole, strict=False)  # without the key
+        ]
+        answer = checked(run, inputs, typed.computed, typed.random, meter)
+        if sum(math.prod(row.shape) * row.dtype.itemsize for row in whole) <= LINKED_NOW:
+            run([np.zeros(row.shape, row.dtype) for row in whole])
+        return Executable(made, run, answer, HALVES.name)
+
+
+def _halved(whole: Residual, half: Residual, size: int) -> Residual | None:
     """`half`, the trace for half of the rows, with draws as `whole` makes them; None if they do not match.
 
     If the model draws, the result has one more input, int32[]: the first row of the half. Then each half
@@ -78,7 +153,7 @@ def halved(whole: Residual, half: Residual, size: int) -> Residual | None:
         half,
         steps=tuple(steps),
         inputs=(*half.inputs, first),
-        avals={**half.avals, first: ShapedArray((), np.dtype(np.int32))},
+        avals={**half.avals, first: ShapedArray(FIRST_ROW.shape, FIRST_ROW.dtype)},
     )
 
 
@@ -109,7 +184,7 @@ def _draws_by_row(step: Step, model: Step, size: int) -> bool:
     )
 
 
-def split_by_row(half: Packing, whole: Packing, size: int) -> bool:
+def _split_by_row(half: Packing, whole: Packing, size: int) -> bool:
     """Whether each output of the whole is the outputs of the halves, one after the other."""
     return all(
         mine[:1] == (half_of(size),) and other[:1] == (size,) and mine[1:] == other[1:]
@@ -117,8 +192,8 @@ def split_by_row(half: Packing, whole: Packing, size: int) -> bool:
     )
 
 
-def on_two_cores(
-    calls: tuple[Any, Any],
+def _on_two_cores(
+    made: Compiled,
     pair: Pair,
     specs: Sequence[jax.ShapeDtypeStruct],
     size: int,
@@ -130,7 +205,7 @@ def on_two_cores(
     """The closure for NumPy rows in and out, and whether it copies all of them into buffers.
 
     Args:
-        calls: the executable on each device of `pair`.
+        made: the executable on each device of `pair`.
         pair: the devices.
         specs: inputs of the executable for half of the rows, the key of a random model included.
         size: number of all rows.
@@ -139,6 +214,7 @@ def on_two_cores(
         random: whether the last of `specs` is a key.
         has_first: whether the executable takes the first row of its half.
     """
+    calls = lean_call(made.executable), lean_call(made.beside)
     half = half_of(size)
     cut, both = size - half, 2 * half - size
     shapes, dtypes = [spec.shape for spec in specs], [spec.dtype for spec in specs]

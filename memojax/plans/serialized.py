@@ -30,8 +30,8 @@ def as_bytes(made: Compiled) -> tuple[bytes, dict[str, np.ndarray]]:
 
     file = io.BytesIO()
     pickler = _Pickler(file)
-    halves = made.beside is not None
-    pickler.dump((serialize_executable.serialize(made.executable), made.program, halves))
+    halves = () if made.beside is None else (True,)
+    pickler.dump((serialize_executable.serialize(made.executable), made.program, *halves))
     return file.getvalue(), pickler.arrays
 
 
@@ -43,7 +43,7 @@ def from_bytes(payload: bytes, devices: Sequence[jax.Device], find: Find | None 
     Raises:
         LookupError: `find` has no such weights, or this process has no pair.
     """
-    serialized, program, halves = _Unpickler(payload, find).load()
+    serialized, program, *halves = _Unpickler(payload, find).load()
     if not halves:
         return Compiled(_loaded(serialized, devices), program)
     both = pair()
