@@ -3,13 +3,13 @@
     python benchmarks/threads.py [--sizes 1 8 40] [--networks small large] [--seconds 4] [--rest MS]
     [--json FILE]
 
-30 models: three kinds of policy, ten of each. Frames of the two ways take turns in pairs, and each pair begins
-with the other way, so the machine's load and the caches are the same for both. Only the run is timed, not the
-pushes. *Median* and *mean* are ratios of `run_threaded` over `run`; the mean contains the trials by which
-`run_threaded` finds the faster way. *Quartiles* are those of the medians' ratio in twenty parts of the frames.
-*Itself* is the same median for frames of `run` against frames of `run`, which tells what this machine calls
-equal. *Threaded* is the share of the frames that ran on several threads. `--rest` pauses before each frame, as
-a game does: threads then sleep, and caches hold other things.
+30 models: three kinds of policy, ten of each. Frames of the two ways take turns in pairs, and each pair
+begins with the other way, so the machine's load and the caches are the same for both. Only the run is timed,
+not the pushes. *Median* and *mean* are ratios of `run_threaded` over `run`; the mean contains the trials by
+which `run_threaded` finds the faster way. *Quartiles* are those of the medians' ratio in twenty parts of the
+frames. *Itself* is the same median for frames of `run` against frames of `run`, which tells what this machine
+calls equal. *Threaded* is the share of the frames that ran on several threads. `--rest` pauses before each
+frame, as a game does: threads then sleep, and caches hold other things.
 """
 
 from __future__ import annotations

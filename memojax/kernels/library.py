@@ -59,7 +59,7 @@ class Library:
 
     @contextlib.contextmanager
     def shared_among(self, callers: int) -> Iterator[None]:
-        """Within the block, calls of this thread use its share of the threads: `callers` threads make calls."""
+        """Within the block, calls of this thread use its share of the threads; `callers` threads call."""
         try:
             self._handle.memojax_share_threads(callers)
             yield

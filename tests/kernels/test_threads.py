@@ -1,4 +1,4 @@
-"""Threads of the kernels: `threads=` bounds those of a policy's calls, and callers at the same time share them."""
+"""Threads of the kernels: `threads=` bounds those of one policy, and callers at the same time share them."""
 
 from __future__ import annotations
 
