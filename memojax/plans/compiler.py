@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -46,6 +45,7 @@ from .long_chains import cut, steps_of
 from .packing import DRAWN_BYTES, PACKED_BYTES, Packing
 from .plan import LINKED_NOW, Compiled, Executable, Plan
 from .strides import with_more_channels
+from .way import Lowered, Way
 from .weight_arguments import Leading, WeightArguments
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -58,47 +58,6 @@ trace_lock: threading.RLock = threading.RLock()
 _LARGE = 8 << 20
 """Bytes of weights from which "auto" passes them as arguments on CPU, because constants double compile
 times."""
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A traced and lowered size; `compile` finishes it."""
-
-    size: int
-    compile: Callable[[], Plan]
-
-    def then(self, finish: Callable[[Plan], None]) -> Lowered:
-        """A lowered size whose `compile` also calls `finish(plan)`."""
-
-        def compile_and_finish() -> Plan:
-            plan = self.compile()
-            finish(plan)
-            return plan
-
-        return Lowered(self.size, compile_and_finish)
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How a size is compiled.
-
-    Attributes:
-        whole: the trace, rewritten for the candidate.
-        residual: the same in pieces or in order, as it is compiled.
-        candidate: the candidate, with the options that were chosen for this trace.
-        ordered: whether groups of steps run in order; a size that fails so is tried without groups.
-        chosen: whether its options are our choice, because the candidate was the default.
-        rows: number of rows that the executable runs: all, or half of them.
-        in_halves: whether it runs twice, on two devices at the same time.
-    """
-
-    whole: Residual
-    residual: Residual
-    candidate: Candidate
-    ordered: bool
-    chosen: bool
-    rows: int
-    in_halves: bool = False
 
 
 class PlanCompiler:
@@ -309,7 +268,7 @@ class PlanCompiler:
 
         return finish
 
-    def _way(self, size: int, residual: Residual, candidate: Candidate) -> _Way:
+    def _way(self, size: int, residual: Residual, candidate: Candidate) -> Way:
         """Rewrite a trace for a candidate: with kernels, without loops, and in pieces or in order."""
         residual, candidate = self._with_kernels(size, residual, candidate)
         on_cpu = self.device.platform == "cpu"
@@ -319,7 +278,7 @@ class PlanCompiler:
             if half is not None:
                 COMPILED.check(steps_of(half), f"batch size {size}")
                 chooses = candidate == DEFAULT
-                return _Way(whole, half, HALVES, False, chooses, half_of(size), in_halves=True)
+                return Way(whole, half, HALVES, False, chooses, half_of(size), in_halves=True)
             candidate = DEFAULT
         if on_cpu:  # Accelerators have kernels of their own for draws.
             residual = without_loops(residual)
@@ -331,13 +290,13 @@ class PlanCompiler:
             candidate = chosen(residual, over_defaults(self.device, {}))
         ordered = self._ordered(size, residual, candidate, not chooses) if pieces is None else None
         if ordered is not None:
-            return _Way(whole, *ordered, ordered=True, chosen=chooses, rows=size)
-        return _Way(whole, pieces or residual, unordered(candidate), ordered=False, chosen=chooses, rows=size)
+            return Way(whole, *ordered, ordered=True, chosen=chooses, rows=size)
+        return Way(whole, pieces or residual, unordered(candidate), ordered=False, chosen=chooses, rows=size)
 
     def _lowered(
         self,
         size: int,
-        way: _Way,
+        way: Way,
         arguments: Sequence[Any],
         constants: Sequence[np.ndarray] | None,
         packing: Packing,
@@ -365,7 +324,7 @@ class PlanCompiler:
             places = (*[Format(Layout.AUTO, place)] * count, *[place] * len(given))
         return jax.jit(run, in_shardings=places, out_shardings=place).lower(*arguments, *given)
 
-    def _compiled(self, size: int, lowered: Any, way: _Way, program: Direct | None) -> Compiled:
+    def _compiled(self, size: int, lowered: Any, way: Way, program: Direct | None) -> Compiled:
         with own_settings(self.precision):
             compiled = compiled_for(lowered, self.device, way.candidate.options)
             beside = self._halves.beside(compiled) if way.in_halves and self._halves else None
@@ -375,7 +334,7 @@ class PlanCompiler:
                 check_memory(program, size)
         return Compiled(compiled, program, beside)
 
-    def _simpler(self, size: int, way: _Way, wanted: Candidate, cause: Exception) -> Candidate:
+    def _simpler(self, size: int, way: Way, wanted: Candidate, cause: Exception) -> Candidate:
         """The candidate to try after XLA refused `way`: first without our choice, then without kernels.
 
         A problem with either costs only speed.
