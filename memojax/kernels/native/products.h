@@ -111,7 +111,9 @@ void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const f
   int64_t blocks = (row1 - row0 + kRows - 1) / kRows;
   const bool dense = per_image == 1;
   for (int64_t row = row0; blocks > 0; blocks--) {
-    const int count = static_cast<int>((row1 - row + blocks - 1) / blocks);
+    int count = static_cast<int>((row1 - row + blocks - 1) / blocks);
+    // Twice four rows of two vectors would have eight sums, which just fill the multipliers: a delay costs time.
+    if (kLanes == 8 && Vectors == 2 && blocks == 2 && row1 - row == 8) count = 5;
     for (int i = 0; i < count; i++) {
       if (dense) {
         starts[i] = p.x + (row + i) * p.x_image, ends[i] = p.y + (row + i) * p.y_image + column;
