@@ -20,7 +20,7 @@ from .ffi import bind
 from .islands import Island, cut
 from .library import Library
 from .program import ACTIVATIONS, MOST_BUFFERS, bound_threads
-from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
+from .steps import ELEMENTWISE, PICKS, STEPS, Fused, Known, Translator, spread
 from .unroll import unrolled
 from .values import Arrangement, Constant, Refused, Value, arranged, outside
 
@@ -28,6 +28,7 @@ log: logging.Logger = logging.getLogger("memojax")
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 _MOVES = ("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim")
+_CONSTANT_MOVES = (*_MOVES, "slice", "split")
 _WHOLE = (np.dtype(np.int32), np.dtype(np.int64))
 """Dtypes that are floats in a program: what `argmax` gives, which is then only moved."""
 
@@ -188,7 +189,9 @@ class _Rewriter:
         """Moves of weights and literals alone, which become part of their readers."""
         found: set[int] = set()
         for index, step in enumerate(self.residual.steps):
-            if step.primitive.name in _MOVES and all(self._is_constant(atom, found) for atom in step.inputs):
+            if step.primitive.name in _CONSTANT_MOVES and all(
+                self._is_constant(atom, found) for atom in step.inputs
+            ):
                 found.add(index)
         return found
 
@@ -222,7 +225,12 @@ class _Rewriter:
             given = (np.float32, np.bool_)
         if name in _WHOLE_MOVES:
             given = (*given, *_WHOLE)
-        inputs, outputs = [self._dtype(atom) for atom in step.inputs], [aval.dtype for aval in step.avals]
+        read = step.inputs
+        if name in PICKS:  # of floats, by whole numbers that are part of the function
+            if not self._is_literal(read[1]):
+                return False
+            read = (read[0], *read[2:])
+        inputs, outputs = [self._dtype(atom) for atom in read], [aval.dtype for aval in step.avals]
         if name == "convert_element_type" and outputs[0] in _WHOLE and inputs[0] not in _WHOLE:
             return False
         made = _WHOLE if name in _WHOLE_MAKERS else given
@@ -233,6 +241,7 @@ class _Rewriter:
         for atom in step.inputs:
             if (
                 self._dtype(atom) in (np.bool_, *_WHOLE)
+                and not self._is_part(step, atom)
                 and levels.get(self.maker.get(atom, -1) if isinstance(atom, int) else -1) != levels[index]
             ):
                 return False
@@ -243,6 +252,17 @@ class _Rewriter:
             ):
                 return False
         return True
+
+    def _is_part(self, step: Step, atom: Atom) -> bool:
+        """Whether truth values, or indices, are part of the function."""
+        return (self._dtype(atom) == np.bool_ or step.primitive.name in PICKS) and self._is_literal(atom)
+
+    def _is_literal(self, atom: Atom) -> bool:
+        """Whether a value is a literal, or moves of one."""
+        if not isinstance(atom, int):
+            return True
+        made = self.maker.get(atom, -1)
+        return made in self.constants and all(map(self._is_literal, self.residual.steps[made].inputs))
 
     def _levels(self, supported: set[int]) -> dict[int, tuple[int, bool]]:
         """For each step, the least number of programs before it, and whether it is inside that program."""
@@ -358,7 +378,7 @@ class _Rewriter:
 
     def _known(self, atom: Atom, translator: Translator) -> Known:
         if not isinstance(atom, int):
-            return _constant(np.asarray(atom.value, np.float32))
+            return Constant.of(np.asarray(atom.value, np.float32))
         if atom in translator.known:
             return translator.known[atom]
         if atom in self.node_of:
@@ -476,12 +496,6 @@ class _Rewriter:
             self.new_nodes[made] = self.next_number
             self.next_number += 1
         return self.new_nodes[made]
-
-
-def _constant(array: np.ndarray) -> Constant:
-    if array.size > 1 and (array == array.flat[0]).all():
-        return Constant(array.shape, (1,) * array.ndim, array.reshape(-1)[:1])
-    return Constant(array.shape, array.shape, array)
 
 
 def _other(step: Step, number: int) -> Atom | None:

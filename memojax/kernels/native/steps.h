@@ -257,6 +257,20 @@ void pool2d(const Chunk& chunk, Reader r) {
         [&](int64_t begin, int64_t end) { chosen->pool2d(p, begin, end); });
 }
 
+void depthwise(const Chunk& chunk, Reader r) {
+  Depthwise p{};
+  const Place x = r.place(), weights = r.place(), bias = r.place(), y = r.place();
+  p.x = chunk.at(x), p.weights = chunk.at(weights), p.bias = chunk.at(bias), p.y = chunk.at(y);
+  p.images = r.word() * chunk.count;
+  int64_t* const fields[] = {&p.height,      &p.width,        &p.channels, &p.window_height, &p.window_width,
+                             &p.window_line, &p.window_pixel, &p.x_image,  &p.x_height,      &p.x_width,
+                             &p.activation};
+  for (int64_t* field : fields) *field = r.word();
+  const int64_t lines = p.images * p.height, taps = p.window_height * p.window_width;
+  const double work = 2.0 * static_cast<double>(lines * p.width * p.channels * taps);
+  split(chunk, lines, 1, work, [&](int64_t begin, int64_t end) { chosen->depthwise(p, begin, end); });
+}
+
 // Steps that run together, `chunk` blocks per pass. With few blocks, a thread takes fewer, but at least
 // `least`.
 struct Section {
@@ -277,6 +291,7 @@ void run_chunk(const Chunk& chunk, const Section& section) {
       case kPool2d: pool2d(chunk, r); break;
       case kDraw: draw(chunk, r); break;
       case kWhole: whole(chunk, r); break;
+      case kDepthwise: depthwise(chunk, r); break;
       default: break;
     }
     at += at[1];
