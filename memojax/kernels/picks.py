@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from .assembler import Assembler
 from .program import MOST_COPY_DIMENSIONS, merged_copy
-from .values import Dim, Factor, Refused, Value, merged, refined
+from .values import Constant, Dim, Factor, Refused, Value, merged, refined
 
 _MOST_COPIES = 64
 """Copies of one gather or scatter, above which XLA's own loop is as good."""
@@ -28,7 +29,11 @@ class Copied(NamedTuple):
 
 
 def gathered(
-    memory: Assembler, x: Value, indices: np.ndarray, params: dict[str, Any], shape: Sequence[int]
+    memory: Assembler,
+    x: Value,
+    indices: np.ndarray | Constant,
+    params: dict[str, Any],
+    shape: Sequence[int],
 ) -> Value:
     """The elements of `x` at `indices`, which hold one vector of indices for each.
 
@@ -44,9 +49,16 @@ def gathered(
         or any(sizes[i] != x.shape[i] for i in range(len(x.shape)) if i not in indexed)
     ):
         raise Refused("a gather of another kind")
+    offsets = sorted(map(int, numbers.offset_dims))
+    if isinstance(indices, Constant):
+        axis = None if x.axis is None else offsets[kept.index(x.axis)] if x.axis in kept else -1
+        _one_by_one(x, indexed, axis)
+        x = memory.copied(x)
+        out = memory.new(shape, axis)
+        _pick(memory, x, indices, out, x, indexed, params["mode"])
+        return out
     _check(x, indexed, indices)
     x = _even(memory, x, indexed)
-    offsets = sorted(map(int, numbers.offset_dims))
     loose = [i for i in range(len(shape)) if i not in offsets]
     source = sum(indices[..., at] * _step(x.dims[i]) for at, i in enumerate(indexed))
     # A dimension that is indexed and kept has one element, wherever that lies.
@@ -72,7 +84,7 @@ def gathered(
 
 
 def scattered(
-    memory: Assembler, x: Value, indices: np.ndarray, updates: Value, params: dict[str, Any]
+    memory: Assembler, x: Value, indices: np.ndarray | Constant, updates: Value, params: dict[str, Any]
 ) -> Value:
     """`x` with `updates` in the place of the elements at `indices`.
 
@@ -90,9 +102,16 @@ def scattered(
         or [updates.shape[i] for i in windows] != [x.shape[i] for i in kept]
     ):
         raise Refused("a scatter of another kind")
-    _check(x, indexed, indices)
-    if x.axis != (None if updates.axis is None or updates.axis not in windows else kept[windows.index(updates.axis)]):
+    if x.axis != (
+        None if updates.axis is None or updates.axis not in windows else kept[windows.index(updates.axis)]
+    ):
         raise Refused("a scatter into other blocks")
+    if isinstance(indices, Constant):
+        _one_by_one(x, indexed, x.axis)
+        out, updates = memory.copied(x), memory.copied(updates)
+        _pick(memory, updates, indices, out, out, indexed, params["mode"], scatters=True)
+        return out
+    _check(x, indexed, indices)
     loose = [i for i in range(len(updates.shape)) if i not in windows]
     updates = _even(memory, updates, loose)
     out = memory.copied(x)
@@ -101,12 +120,47 @@ def scattered(
         raise Refused("a scatter that writes twice to one place")
     source = _positions([updates.shape[i] for i in loose], [_step(updates.dims[i]) for i in loose])
     rest = [
-        part
-        for w, i in zip(windows, kept, strict=True)
-        for part in refined([updates.dims[w], out.dims[i]])
+        part for w, i in zip(windows, kept, strict=True) for part in refined([updates.dims[w], out.dims[i]])
     ]
     _move(memory, updates, out, rest, copies(source, target))
     return out
+
+
+def _one_by_one(x: Value, indexed: Sequence[int], axis: int | None) -> None:
+    """Check that each index is for one element of a block."""
+    rest = math.prod(size for i, size in enumerate(x.per_block()) if i not in indexed)
+    if rest != 1 or x.axis in indexed or axis == -1:
+        raise Refused("indices among weights, of more than single elements")
+
+
+def _pick(
+    memory: Assembler,
+    x: Value,
+    indices: Constant,
+    out: Value,
+    within: Value,
+    indexed: Sequence[int],
+    mode: Any,
+    scatters: bool = False,
+) -> None:
+    """Add moves at indices among weights: a change of the weights changes them, too."""
+    # XLA drops an update out of bounds, and moves the index of a gather into them.
+    mode = "fill" if mode is None else str(getattr(mode, "name", mode)).lower()
+    if not scatters and "fill" in mode:
+        raise Refused("a gather that fills")
+    clips = "clip" in mode or not scatters
+    sizes, steps = tuple(within.shape[i] for i in indexed), tuple(_step(within.dims[i]) for i in indexed)
+    places = memory.weight(indices.source, indices.then(("places", sizes, steps, clips)), 0)
+    memory.emit(
+        "pick",
+        [x, out],
+        x=x.place,
+        places=places,
+        y=out.place,
+        count=math.prod(indices.shape[:-1]),
+        blocks=(x.block, out.block),
+        scatters=scatters,
+    )
 
 
 def _check(x: Value, indexed: Sequence[int], indices: np.ndarray) -> None:

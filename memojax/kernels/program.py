@@ -15,7 +15,9 @@ import numpy as np
 _MAGIC = 0x6D656D6F6A617805
 _HEADER_WORDS = 9
 _THREADS_WORD = 8
-_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION, _DRAW, _WHOLE, _DEPTHWISE = range(1, 11)
+_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION, _DRAW, _WHOLE, _DEPTHWISE, _PICK = range(
+    1, 12
+)
 
 INSTRUCTIONS = (
     *("add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "log", "log1p", "expm1", "tanh"),
@@ -254,7 +256,14 @@ class Program:
         self.flops += 2 * images * channels * sizes[2] * sizes[3] * sizes[4] * sizes[5]
 
     def depthwise(
-        self, x: Place, weights: Place, bias: Place, y: Place, images: int, sizes: Sequence[int], activation: str
+        self,
+        x: Place,
+        weights: Place,
+        bias: Place,
+        y: Place,
+        images: int,
+        sizes: Sequence[int],
+        activation: str,
     ) -> None:
         """Add a convolution with a window for each channel.
 
@@ -263,6 +272,16 @@ class Program:
         """
         self._add(_DEPTHWISE, [*x, *weights, *bias, *y, images, *sizes, ACTIVATIONS.index(activation)])
         self.flops += 2 * images * sizes[0] * sizes[1] * sizes[2] * sizes[3] * sizes[4]
+
+    def pick(
+        self, x: Place, places: Place, y: Place, count: int, blocks: tuple[int, int], scatters: bool
+    ) -> None:
+        """Add moves of `count` single elements: from listed places of x, or to listed places of y.
+
+        `places` are int32; one below zero is left out. `blocks` are the steps from block to block.
+        """
+        self._add(_PICK, [*x, *places, *y, count, *blocks, int(scatters)])
+        self.flops += 8 * count
 
     def _add(self, opcode: int, words: Sequence[int]) -> None:
         self.words += [opcode, len(words) + 2, *map(int, words)]

@@ -226,8 +226,8 @@ class _Rewriter:
         if name in _WHOLE_MOVES:
             given = (*given, *_WHOLE)
         read = step.inputs
-        if name in PICKS:  # of floats, by whole numbers that are part of the function
-            if not self._is_literal(read[1]):
+        if name in PICKS:  # of floats, by whole numbers that are part of the function, or weights
+            if not self._is_constant(read[1], self.constants):
                 return False
             read = (read[0], *read[2:])
         inputs, outputs = [self._dtype(atom) for atom in read], [aval.dtype for aval in step.avals]
@@ -254,8 +254,10 @@ class _Rewriter:
         return True
 
     def _is_part(self, step: Step, atom: Atom) -> bool:
-        """Whether truth values, or indices, are part of the function."""
-        return (self._dtype(atom) == np.bool_ or step.primitive.name in PICKS) and self._is_literal(atom)
+        """Whether truth values are part of the function, or indices."""
+        if self._dtype(atom) == np.bool_:
+            return self._is_literal(atom)
+        return step.primitive.name in PICKS and self._is_constant(atom, self.constants)
 
     def _is_literal(self, atom: Atom) -> bool:
         """Whether a value is a literal, or moves of one."""

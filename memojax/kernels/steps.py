@@ -305,10 +305,12 @@ def _pad(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
     return [t.emitter.pad(t.value(x), step.params["padding_config"], number)]
 
 
-def _indices(operand: Known) -> np.ndarray:
-    """Indices that are part of the function."""
-    if not isinstance(operand, Constant) or isinstance(operand.source, int):
+def _indices(operand: Known) -> np.ndarray | Constant:
+    """Indices that are part of the function, or weights."""
+    if not isinstance(operand, Constant):
         raise Refused("computed indices")
+    if isinstance(operand.source, int):
+        return operand.whole()
     array = np.broadcast_to(arranged(operand.source, operand.arrangement), operand.shape)
     if array.size and np.abs(array).max() >= 1 << 24:
         raise Refused("indices too large for a float")

@@ -293,11 +293,21 @@ def _pack_vectors(xp: Any, array: Any) -> Any:
     return xp.concatenate([pack_vector(one, xp) for one in array])
 
 
+def _places(xp: Any, array: Any, sizes: Sequence[int], strides: Sequence[int], clips: bool) -> Any:
+    """Vectors of indices as places in memory; -1 for an index out of bounds, unless it is clipped."""
+    limits = np.asarray(sizes, np.int64) - 1
+    array = array.astype(np.int64 if xp is np else np.int32)
+    inside = ((array >= 0) & (array <= limits)).all(-1)
+    found = (xp.clip(array, 0, limits) * np.asarray(strides, np.int64)).sum(-1)
+    return (found if clips else xp.where(inside, found, -1)).astype(np.int32).reshape(-1)
+
+
 _STEPS: dict[str, Any] = {
     "reshape": lambda xp, array, shape: array.reshape(shape),
     "transpose": lambda xp, array, order: array.transpose(order),
     "broadcast": lambda xp, array, shape: xp.broadcast_to(array, shape),
     "slice": lambda _, array, parts: array[tuple(slice(*part) for part in parts)],
+    "places": _places,
     "matrices": _pack_groups,
     "vectors": _pack_vectors,
 }

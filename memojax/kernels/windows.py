@@ -37,15 +37,12 @@ class Windows:
             Refused: the kernel has no such convolution, or XLA's is faster.
         """
         spatial = len(weights) - 2
-        if (
-            spatial not in (1, 2)
-            or params["batch_group_count"] != 1
-        ):
+        if spatial not in (1, 2) or params["batch_group_count"] != 1:
             raise Refused("a convolution of another kind")
         out, depth, *window = params["dimension_numbers"][1]
         groups = params["feature_group_count"]
         columns = weights[out] // groups
-        if 1 < columns < 8 and groups > 1 or (columns == 1 and weights[depth] > 1 and groups > 1):
+        if groups > 1 and columns < 8 and (columns, weights[depth]) != (1, 1):
             raise Refused("a convolution of few channels for each group")
 
         def two(sizes: Sequence[int]) -> tuple[int, int]:

@@ -271,6 +271,24 @@ void depthwise(const Chunk& chunk, Reader r) {
   split(chunk, lines, 1, work, [&](int64_t begin, int64_t end) { chosen->depthwise(p, begin, end); });
 }
 
+// Moves single elements to or from the places that an argument lists; a place below zero is left out.
+void pick(const Chunk& chunk, Reader r) {
+  const Place from = r.place(), list = r.place(), to = r.place();
+  const int64_t count = r.word(), x_block = r.word(), y_block = r.word(), scatters = r.word();
+  const int32_t* const places = reinterpret_cast<const int32_t*>(chunk.at(list));
+  for (int64_t block = 0; block < chunk.count; block++) {
+    const float* const x = chunk.at(from) + block * x_block;
+    float* const y = chunk.at(to) + block * y_block;
+    if (scatters) {
+      for (int64_t i = 0; i < count; i++)
+        if (places[i] >= 0) y[places[i]] = x[i];
+    } else {
+      for (int64_t i = 0; i < count; i++)
+        if (places[i] >= 0) y[i] = x[places[i]];
+    }
+  }
+}
+
 // Steps that run together, `chunk` blocks per pass. With few blocks, a thread takes fewer, but at least
 // `least`.
 struct Section {
@@ -292,6 +310,7 @@ void run_chunk(const Chunk& chunk, const Section& section) {
       case kDraw: draw(chunk, r); break;
       case kWhole: whole(chunk, r); break;
       case kDepthwise: depthwise(chunk, r); break;
+      case kPick: pick(chunk, r); break;
       default: break;
     }
     at += at[1];
