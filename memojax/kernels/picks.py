@@ -126,6 +126,23 @@ def scattered(
     return out
 
 
+def turned(memory: Assembler, x: Value, dimensions: Sequence[int]) -> Value:
+    """`x` with the elements of `dimensions` in the opposite order.
+
+    Raises:
+        Refused: the blocks lie in one of them.
+    """
+    if x.axis in dimensions:
+        raise Refused("blocks in the opposite order")
+    x = _even(memory, x, dimensions)
+    out = memory.new(x.shape, x.axis)
+    rest = [p for i, dim in enumerate(x.dims) if i not in dimensions for p in refined([dim, out.dims[i]])]
+    back = [(x.shape[i], -_step(x.dims[i]), _step(out.dims[i])) for i in dimensions]
+    last = sum(-step * (size - 1) for size, step, _ in back)
+    _move(memory, x, out, rest, [Copied(last, 0, tuple(back))])
+    return out
+
+
 def _one_by_one(x: Value, indexed: Sequence[int], axis: int | None) -> None:
     """Check that each index is for one element of a block."""
     rest = math.prod(size for i, size in enumerate(x.per_block()) if i not in indexed)

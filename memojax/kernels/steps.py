@@ -12,7 +12,7 @@ import numpy as np
 from .emitter import Emitter
 from .group import Group, Pending
 from .pairs import product_of_pairs
-from .picks import gathered, scattered
+from .picks import gathered, scattered, turned
 from .program import INSTRUCTIONS
 from .values import Constant, Refused, Value, arranged
 
@@ -305,6 +305,10 @@ def _pad(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
     return [t.emitter.pad(t.value(x), step.params["padding_config"], number)]
 
 
+def _rev(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
+    return [turned(t.emitter, t.value(operands[0]), tuple(map(int, step.params["dimensions"])))]
+
+
 def _indices(operand: Known) -> np.ndarray | Constant:
     """Indices that are part of the function, or weights."""
     if not isinstance(operand, Constant):
@@ -400,6 +404,7 @@ STEPS: dict[str, Callable[..., list[Known]]] = {
     "concatenate": _concatenate,
     "stack": _stack,
     "pad": _pad,
+    "rev": _rev,
     "gather": _gather,
     "scatter": _scatter,
     "reduce_sum": _reduce("sum"),
