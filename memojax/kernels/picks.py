@@ -60,7 +60,7 @@ def gathered(
     _check(x, indexed, indices)
     x = _even(memory, x, indexed)
     loose = [i for i in range(len(shape)) if i not in offsets]
-    source = sum(indices[..., at] * _step(x.dims[i]) for at, i in enumerate(indexed))
+    source = indices @ np.array([_step(x.dims[i]) for i in indexed], np.int64)
     # A dimension that is indexed and kept has one element, wherever that lies.
     one: Dim = (Factor(1, 0),)
     dims = {o: one if i in indexed else x.dims[i] for o, i in zip(offsets, kept, strict=True)}
@@ -115,7 +115,7 @@ def scattered(
     loose = [i for i in range(len(updates.shape)) if i not in windows]
     updates = _even(memory, updates, loose)
     out = memory.copied(x)
-    target = sum(indices[..., at] * _step(out.dims[i]) for at, i in enumerate(indexed)).reshape(-1)
+    target = (indices @ np.array([_step(out.dims[i]) for i in indexed], np.int64)).reshape(-1)
     if len(np.unique(target)) != target.size:
         raise Refused("a scatter that writes twice to one place")
     source = _positions([updates.shape[i] for i in loose], [_step(updates.dims[i]) for i in loose])

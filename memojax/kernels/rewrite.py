@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from ..plans.hoist import Atom, Hoister, Node, Residual, StandIn, Step, literal
-from ..rows.scratch import aligned_empty
 from .draws import with_draws, without_draws
 from .emitter import Emitter
 from .ffi import bind
@@ -23,6 +21,7 @@ from .program import ACTIVATIONS, MOST_BUFFERS, bound_threads
 from .steps import ELEMENTWISE, PICKS, STEPS, Fused, Known, Translator, spread
 from .unroll import unrolled
 from .values import Arrangement, Constant, Refused, Value, arranged, outside
+from .weights import packed
 
 log: logging.Logger = logging.getLogger("memojax")
 
@@ -37,20 +36,7 @@ _WHOLE_MAKERS = ("argmax", "argmin")
 _MOST_TRIES = 60
 
 
-_PACKED, _CALL = StandIn("packed"), StandIn("kernels")
-
-
-class _Pack(Step):
-    """Packs weights for the kernels."""
-
-    def bind(self, inputs: Sequence[Any]) -> list[Any]:
-        return [arranged(jnp.asarray(inputs[0]), self.params["arrangement"], jnp)]
-
-    def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        made = np.ascontiguousarray(arranged(np.asarray(inputs[0]), self.params["arrangement"]))
-        packed = aligned_empty(made.shape, made.dtype)
-        packed[...] = made
-        return [packed]
+_CALL = StandIn("kernels")
 
 
 class _Call(Step):
@@ -492,7 +478,7 @@ class _Rewriter:
             return literal(np.ascontiguousarray(arranged(source, arrangement)))
         node = self.node_of[source]
         aval = self.avals[source]
-        step = _Pack(_PACKED, {"arrangement": arrangement}, (source,), (self.next_number,), (aval,))
+        step = packed(source, arrangement, self.next_number, aval)
         (made,) = self.hoister.made_by(step, (node,))
         if made not in self.new_nodes:
             self.new_nodes[made] = self.next_number
