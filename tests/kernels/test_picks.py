@@ -125,8 +125,13 @@ def test_many_places_are_weights_and_follow_their_updates() -> None:
         helper.make_node("ScatterND", ["h", "places", "u"], ["y"]),
     ]
     weights = {
-        **{"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "thirty": np.array([30])},
-        **{"fifty": np.array([50]), "shape": np.array([30, 50]), "places": places},
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "two": np.array([2]),
+        "thirty": np.array([30]),
+        "fifty": np.array([50]),
+        "shape": np.array([30, 50]),
+        "places": places,
     }
     content = fixed(nodes, weights, (40, 60))
     one_program(content, (1, 3))
