@@ -114,7 +114,7 @@ def test_a_scatter_to_known_places() -> None:
 
 
 def test_many_places_are_weights_and_follow_their_updates() -> None:
-    """Large arrays of the file may be updated, also those of whole numbers: a program does not contain them."""
+    """Large arrays of the file may be updated, also whole numbers: a program does not contain them."""
     order = rng.permutation(40 * 60)[:1500]
     places = np.stack([np.zeros(1500, np.int64), order // 60, order % 60], 1).reshape(30, 50, 3)
     places[3, 7, 2] -= 60  # counted from the end
