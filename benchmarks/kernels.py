@@ -4,8 +4,8 @@
 
 The peak is that of multiply-adds of vectors that stay in registers. Each row of the table is one layer with
 bias and relu on one thread, as a plan of such a file runs it, from Python; the last column is without the
-time of an empty call. The best of many rounds counts, since other work on the machine only makes rounds slower.
-Rounds of the layer and of the peak take turns, since the clock of the core changes.
+time of an empty call. The best of many rounds counts, since other work on the machine only makes rounds
+slower. Rounds of the layer and of the peak take turns, since the clock of the core changes.
 """
 
 from __future__ import annotations
