@@ -30,6 +30,7 @@ from ..xla.settings import operator_settings
 from .batch_axis import BatchedFunction
 from .binding import bind_inputs, check_no_text, with_inputs
 from .graph_function import GraphFunction
+from .more_rows import check_rows_apart, more_than_declared
 from .typed_model import TypedModel
 
 PureFunction = Callable[..., Arrays]
@@ -56,6 +57,7 @@ def of_graph(
     check_no_text(graph)
     functions: dict[tuple[str, ...], GraphFunction] = {(): GraphFunction(graph)}
     computations: dict[Any, Computation] = {}
+    known_places: set[Any] = set()
     own = functions[()].params
 
     def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
@@ -75,7 +77,10 @@ def of_graph(
         weights = {name: params[name] for name in function.params}
         try:
             made = run(function, replaced, weights, given, key)
-            _check_rows_kept(function.graph, _shapes(values, given), made)
+            shapes = _shapes(values, given)
+            if any(more for _, _, more in shapes):
+                _check_rows_kept(function.graph, shapes, made)
+                _check_rows_apart(function, values, given, known_places)
             return made
         except LoweringError as cause:
             if type(cause) is not LoweringError or not (advice := _about_more_rows(values, given)):
@@ -196,7 +201,7 @@ def _shapes(
     for name, value in values.items():
         if value.kind == "tensor" and value.shape is not None and given[name] is not None:
             shape = np.shape(given[name])
-            found.append((value, shape, any(dim == 1 != size for dim, size in zip(value.shape, shape))))
+            found.append((value, shape, bool(more_than_declared(value, shape))))
     return found
 
 
@@ -244,6 +249,16 @@ def _check_rows_kept(
     lost = [name for name in same if name in rows]
     if lost and all(out.name in lost for out in graph.outputs if out.name in rows):
         raise LoweringError(f"output {lost[0]!r} has the shape {list(made[lost[0]].shape)} of one row")
+
+
+def _check_rows_apart(
+    function: GraphFunction, values: Mapping[str, Value], given: Mapping[str, Any], known: set[Any]
+) -> None:
+    """As `check_rows_apart`; a sequence or an optional with a value as an input leaves it out."""
+    fixed = {name: value for name, value in given.items() if value is None or name in function.static_inputs}
+    arrays = {name: (values[name], np.shape(value)) for name, value in given.items() if name not in fixed}
+    if all(value.kind == "tensor" for value, _ in arrays.values()):
+        check_rows_apart(function, arrays, fixed, known)
 
 
 def _about_more_rows(values: Mapping[str, Value], given: Mapping[str, Any]) -> str:
