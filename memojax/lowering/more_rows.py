@@ -8,6 +8,7 @@ prove that it does not, as for inferers; trial runs decide where traces prove no
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Any, TypeAlias
 
@@ -25,6 +26,8 @@ from .typed_model import TypedModel
 
 Given: TypeAlias = "Mapping[str, tuple[Value, Shape]]"
 """Input -> its declaration, and the shape that a caller gives."""
+
+BY_ROWS = "to_jax of a loaded policy (memojax.load) gives a function of rows [n, *element_shape]"
 
 _WITH_STEPS = frozenset({"GRU", "LSTM", "RNN", "Scan", "Loop"})
 _MOST_LAYOUTS = 16
@@ -53,12 +56,14 @@ def check_rows_apart(
         LoweringError: rows influence each other, by any choice of their axes, or the file does not run for
             other numbers of rows.
     """
-    more = {name: axes for name, (value, shape) in given.items() if (axes := more_than_declared(value, shape))}
+    more = {
+        name: axes for name, (value, shape) in given.items() if (axes := more_than_declared(value, shape))
+    }
     if not more or _is_sequence(function, given, list(more)):
         return
     bound = {name: value for name, value in fixed.items() if value is not None}
     function = GraphFunction(bind_inputs(function.graph, bound)) if bound else function
-    absent = {name: None for name in fixed if name not in bound}
+    absent: dict[str, Any] = {name: None for name in fixed if name not in bound}
     values = tuple((name, np.asarray(value).tobytes()) for name, value in bound.items())
     why: LoweringError | None = None
     for layout in _layouts(given, more):
@@ -102,7 +107,7 @@ def _layouts(given: Given, more: Mapping[str, list[int]]) -> Iterator[Layout]:
         raise InputShapeError(
             f"inputs {first!r} and {second!r} have different numbers of rows: their shapes are "
             f"{list(given[first][1])} and {list(given[second][1])}, the model takes "
-            f"{list(given[first][0].shape or ())} and {list(given[second][0].shape or ())}"
+            f"{list(given[first][0].shape or ())} and {list(given[second][0].shape or ())}: {BY_ROWS}"
         )
     tried = 0
     for n in sorted(common):
@@ -137,7 +142,7 @@ def _layout(given: Given, axes: Mapping[str, int | None], n: int) -> Layout:
     return Layout(axes, shapes, "said", (), f"{n} rows where the file declares one")
 
 
-def _mixing(function: GraphFunction, layout: Layout, absent: Mapping[str, None]) -> tuple[str, ...]:
+def _mixing(function: GraphFunction, layout: Layout, absent: Mapping[str, Any]) -> tuple[str, ...]:
     """Outputs in which rows influence each other, if they lie on the axes of `layout`.
 
     Raises:
@@ -161,8 +166,8 @@ def _mixing(function: GraphFunction, layout: Layout, absent: Mapping[str, None])
     )
     if rule.keeps_rows_apart:
         return ()
-    rows = in_row_order(assemble(function, rule, found.elements, found.results, layout))
-    return _by_trial(rows)
+    rows = assemble(function, rule, found.elements, found.results, layout)
+    return _by_trial(in_row_order(replace(rows, constants=traced.constants)))
 
 
 def _by_trial(rows: BatchedFunction) -> tuple[str, ...]:

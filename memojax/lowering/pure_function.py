@@ -30,15 +30,13 @@ from ..xla.settings import operator_settings
 from .batch_axis import BatchedFunction
 from .binding import bind_inputs, check_no_text, with_inputs
 from .graph_function import GraphFunction
-from .more_rows import check_rows_apart, more_than_declared
+from .more_rows import BY_ROWS, check_rows_apart, more_than_declared
 from .typed_model import TypedModel
 
 PureFunction = Callable[..., Arrays]
 
 Computation = Callable[[Params, Arrays, Any], Arrays]
 """A pure function of weights, arrays by name and a key, after all checks."""
-
-_BY_ROWS = "to_jax of a loaded policy (memojax.load) gives a function of rows [n, *element_shape]"
 
 Way = Callable[[Computation], Computation]
 """Another way to run a computation, with the same answers."""
@@ -224,7 +222,7 @@ def _check_symbols(values: Mapping[str, Value], given: Mapping[str, Any]) -> Non
             if more and isinstance(dim, str) and known != size:
                 raise InputShapeError(
                     f"input {value.name!r} has shape {list(shape)}, the model takes "
-                    f"{list(value.shape or ())}, and {dim!r} is {known} by input {by!r}: {_BY_ROWS}"
+                    f"{list(value.shape or ())}, and {dim!r} is {known} by input {by!r}: {BY_ROWS}"
                 )
 
 
@@ -267,7 +265,7 @@ def _about_more_rows(values: Mapping[str, Value], given: Mapping[str, Any]) -> s
         if more:
             return (
                 f"input {value.name!r} has shape {list(shape)}, but the file was exported for "
-                f"{list(value.shape or ())}: {_BY_ROWS}"
+                f"{list(value.shape or ())}: {BY_ROWS}"
             )
     return ""
 
@@ -289,7 +287,7 @@ def _declared(value: Value, given: Any, static: bool) -> Any:
     ):
         raise InputShapeError(
             f"input {value.name!r} has shape {list(shape)}, the model takes {list(value.shape)}: jax.vmap "
-            f"maps the function over further axes, and {_BY_ROWS}"
+            f"maps the function over further axes, and {BY_ROWS}"
         )
     dtype = getattr(given, "dtype", None)
     if value.dtype is not None and value.dtype != object and dtype is not None:
