@@ -101,8 +101,11 @@ def machine() -> dict[str, Any]:
     """The machine and the versions behind the numbers."""
     import jax
     import numpy
-    import onnxruntime
 
+    try:
+        import onnxruntime
+    except ImportError:  # on a machine that only measures an accelerator
+        onnxruntime = None
     cpu = platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -110,7 +113,9 @@ def machine() -> dict[str, Any]:
         cpu += " (AVX-512)" if any("avx512f" in line for line in lines) else ""
     except OSError:
         pass
-    versions = {"jax": jax.__version__, "onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}
+    versions = {"jax": jax.__version__, "numpy": numpy.__version__}
+    if onnxruntime is not None:
+        versions["onnxruntime"] = onnxruntime.__version__
     return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
 
 

@@ -3,10 +3,13 @@
     python benchmarks/accelerator.py [--dry] [--seconds 480] [--json FILE] [--markdown FILE]
 
 A run takes at most `--seconds`. It compares memojax with NumPy arrays, with `jax.Array`s, and with other
-options: other precisions of products, constant weights, and no Triton. If they are installed, it adds PyTorch
-(eager, `torch.compile`, CUDA graphs) and ONNX Runtime's CUDA provider. The report lists each missing
-measurement with its reason. `--dry` runs the script on the CPU with few calls, as a test of the script
-itself.
+options: other precisions of products, constant weights, and autotuning's candidates for GPUs. If they are
+installed, it adds PyTorch (eager, `torch.compile`, CUDA graphs) and ONNX Runtime's CUDA provider. The report
+lists each missing measurement with its reason; a part that fails costs no other part. The files are written
+again after each row, so a run that is killed leaves what it has measured. `--dry` runs the script on the CPU
+with few calls, as a test of the script itself.
+
+On a machine that is lent for minutes, `benchmarks/on_device.sh` does all of it.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +36,7 @@ from onnx import numpy_helper
 
 import memojax
 from memojax.lowering.row_probe import random_rows
-from memojax.plans.candidates import NO_TRITON, Candidate
+from memojax.plans.candidates import LAYOUTS, NO_TRITON, THREE_PASSES, Candidate
 from memojax.plans.compiler import PlanCompiler
 
 Rows = dict[str, np.ndarray]
@@ -61,6 +66,55 @@ class Report:
     transfers: list[dict[str, Any]] = field(default_factory=list)
     preloads: list[dict[str, Any]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
+    json: Path | None = None
+    markdown: Path | None = None
+
+    def save(self) -> None:
+        """Write the files."""
+        if self.json:
+            facts = {name: value for name, value in asdict(self).items() if name not in ("json", "markdown")}
+            self.json.write_text(json.dumps(facts, indent=1) + "\n")
+        if self.markdown:
+            self.markdown.write_text(markdown(self))
+
+    def part(self, name: str, measure: Callable[[], None]) -> None:
+        """Measure a part, and save the report; a part that fails is absent."""
+        try:
+            measure()
+        except Exception as cause:
+            self.absent[name] = f"it failed: {_why(cause)}"
+        self.save()
+
+
+def _why(cause: Exception) -> str:
+    return " ".join(f"{type(cause).__name__}: {cause}".split())[:160]
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions of everything that takes part, the driver, and the commit; None for what is not here."""
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    def said(*command: str) -> str | None:
+        try:
+            return subprocess.run(
+                command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    packages = "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "onnxruntime-gpu", "torch", "triton"
+    return {
+        **machine(),
+        **{name: version(name) for name in packages},
+        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "commit": said("git", "rev-parse", "--short", "HEAD"),
+        "kernels": memojax.kernels.available(),
+    }
 
 
 class Clock:
@@ -89,8 +143,9 @@ def tests(report: Report, clock: Clock) -> None:
             text=True,
             timeout=clock.seconds * _TESTS_SHARE,
         )
-    except subprocess.TimeoutExpired:
-        report.absent["tests"] = "they took more than their share of the time"
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout.decode(errors="replace") if late.stdout else ""
+        report.absent["tests"] = f"they took more than their share of the time; so far: {said[-200:]!r}"
         return
     lines = done.stdout.strip().splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
@@ -122,6 +177,8 @@ def contenders(
         "memojax, precision high": lambda: _numpy(typed, rows, device, precision="high"),
         "memojax, weights constant": lambda: _numpy(typed, rows, device, weights="constant"),
         "memojax, no Triton": lambda: _candidate(typed, rows, device, NO_TRITON),
+        "memojax, tf32 x 3": lambda: _candidate(typed, rows, device, THREE_PASSES),
+        "memojax, XLA's layouts": lambda: _candidate(typed, rows, device, LAYOUTS),
         "torch": lambda: _torch(case, rows, device, None),
         "torch.compile": lambda: _torch(case, rows, device, "default"),
         "torch.compile, CUDA graphs": lambda: _torch(case, rows, device, "reduce-overhead"),
@@ -137,8 +194,7 @@ def contenders(
             call = make()
             call()
         except Exception as cause:
-            why = " ".join(str(cause).split())[:160] or type(cause).__name__
-            absent.setdefault(f"{name}: {case.name}, {size} rows", why)
+            absent.setdefault(f"{name}: {case.name}, {size} rows", _why(cause))
         else:
             calls[name] = call
     return calls
@@ -158,7 +214,7 @@ def _arrays(typed: memojax.TypedModel, rows: Rows, device: jax.Device) -> Call:
 
 def _candidate(typed: memojax.TypedModel, rows: Rows, device: jax.Device, candidate: Candidate) -> Call:
     size = len(next(iter(rows.values())))
-    plan = PlanCompiler(typed, device).lower(size, candidate).compile()
+    plan = PlanCompiler(typed, device, "argument").lower(size, candidate).compile()
     given = list(rows.values())
     return lambda: plan(given)
 
@@ -225,15 +281,22 @@ def calls(report: Report, clock: Clock, device: jax.Device, dry: bool) -> None:
             if clock.left() < _LAST_SECONDS:
                 report.absent[f"calls: {case.name}, {size} rows"] = "no time left"
                 continue
-            made = contenders(case, size, device, clock, report.absent)
-            if BASE not in made:
-                continue
             seconds = 0.02 if dry else max(0.5, min(3.0, share / 3))
-            found = as_dict(interleaved(made, BASE, seconds, 4 if dry else 12))
-            for name, timing in found.items():
-                rate = size / timing["median"] * 1e6
-                row = {"case": case.name, "size": size, "contender": name, "rows_per_s": round(rate)}
-                report.calls.append({**row, **timing})
+            row = partial(_row, report, clock, device, case, size, seconds, 4 if dry else 12)
+            report.part(f"calls: {case.name}, {size} rows", row)
+
+
+def _row(
+    report: Report, clock: Clock, device: jax.Device, case: Case, size: int, seconds: float, rounds: int
+) -> None:
+    """Measure a network at one size."""
+    made = contenders(case, size, device, clock, report.absent)
+    if BASE not in made:
+        return
+    for name, timing in as_dict(interleaved(made, BASE, seconds, rounds)).items():
+        rate = size / timing["median"] * 1e6
+        row = {"case": case.name, "size": size, "contender": name, "rows_per_s": round(rate)}
+        report.calls.append({**row, **timing})
 
 
 def transfers(report: Report, device: jax.Device, dry: bool) -> None:
@@ -294,8 +357,17 @@ def markdown(report: Report) -> str:
     parts.append(_table(["network", "sizes", "seconds"], loaded))
     if report.absent:
         parts.append("## Not measured")
-        parts.append("\n".join(f"- {name}: {why}" for name, why in report.absent.items()))
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for name, why in report.absent.items():
+            what, _, where = name.partition(": ")
+            reasons.setdefault((what, why), []).append(where)
+        parts.append("\n".join(_absent(what, where, why) for (what, why), where in reasons.items()))
     return "\n\n".join(parts) + "\n"
+
+
+def _absent(what: str, where: Sequence[str], why: str) -> str:
+    places = f" ({where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''})" if where[0] else ""
+    return f"- {what}{places}: {why}"
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -326,24 +398,19 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     given = parser.parse_args()
     clock = Clock(given.seconds)
-    report = Report("", {})
+    report = Report("a device", surroundings(), json=given.json, markdown=given.markdown)
     if given.dry:
         report.absent["tests"] = "a dry run has no GPU"
     else:
-        tests(report, clock)
+        report.part("tests", lambda: tests(report, clock))
     device = accelerator(given.dry)
-    report.device, report.machine = f"{device.device_kind} ({device.platform})", machine()
+    report.device = f"{device.device_kind} ({device.platform})"
     # Short parts run first, and the long one takes the rest of the time.
-    transfers(report, device, given.dry)
-    preloads(report, clock, device, given.dry)
-    calls(report, clock, device, given.dry)
-    text = markdown(report)
-    print(text)
-    if given.json:
-        given.json.write_text(json.dumps(vars(report), indent=1) + "\n")
-    if given.markdown:
-        given.markdown.write_text(text)
-    if report.tests.get("failed"):
+    report.part("transfers", lambda: transfers(report, device, given.dry))
+    report.part("preload", lambda: preloads(report, clock, device, given.dry))
+    report.part("calls", lambda: calls(report, clock, device, given.dry))
+    print(markdown(report))
+    if report.tests.get("exit"):
         sys.exit(1)
 
 

@@ -158,7 +158,8 @@ class Group:
             row = _row_stride(value, parts, number, start, memory.blocks)
             if row is None:
                 raise Refused("elementwise code over arrays that lie apart")
-            step = 1 if any(part.strides[number] for part in parts[start:]) else 0
+            # Rows of one number, one after the other, are a single long row for the loops.
+            step = 1 if any(part.strides[number] for part in parts[start:]) or row == columns == 1 else 0
             operands.append(Operand(value.place, row, step, register))
             uses.append(value)
         outputs = []

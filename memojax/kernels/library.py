@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,15 @@ class Library:
         """Let jobs use as many threads as this thread's cores allow, or as $MEMOJAX_KERNELS_THREADS says."""
         wanted = _whole("MEMOJAX_KERNELS_THREADS", 0) or usable_cores()
         self._handle.memojax_set_threads(wanted, _whole("MEMOJAX_KERNELS_SPIN_US", _SPIN_US))
+
+    @contextlib.contextmanager
+    def shared_among(self, callers: int) -> Iterator[None]:
+        """Within the block, calls of this thread use its share of the threads; `callers` threads call."""
+        try:
+            self._handle.memojax_share_threads(callers)
+            yield
+        finally:
+            self._handle.memojax_share_threads(1)
 
 
 def opened() -> Library | None:

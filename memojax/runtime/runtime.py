@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import heapq
 import os
@@ -17,6 +18,7 @@ from ..display import Card, html_of, text_of
 from ..errors import InputError, OrphanedDataError, RuntimeErrors, UnknownBrainError
 from ..inferer.base import Inferer, Shapes, check_inferer
 from ..inferer.pairs import States
+from ..kernels.library import opened
 from ..rows.states import Response
 from ..xla.fork import check_not_forked
 from ..xla.frames import frame_ended
@@ -340,8 +342,10 @@ class Runtime:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="memojax-runtime")
         pool = self._pool
-        helpers = [pool.submit(contextvars.copy_context().run, frame.help) for _ in range(threads - 1)]
-        frame.work()
+        helpers = [
+            pool.submit(contextvars.copy_context().run, frame.help, threads) for _ in range(threads - 1)
+        ]
+        frame.work_beside(threads)
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
@@ -412,12 +416,18 @@ class _Frame:
         while (chosen := self._next()) is not None:
             self._run(*chosen)
 
-    def help(self) -> None:
-        """`work` in a helping thread, while the caller waits."""
+    def work_beside(self, threads: int) -> None:
+        """`work` as one of several threads, which share the cores."""
+        kernels = opened()
+        with kernels.shared_among(threads) if kernels is not None else contextlib.nullcontext():
+            self.work()
+
+    def help(self, threads: int) -> None:
+        """`work_beside` in a helping thread, while the caller waits."""
         thread = threading.get_ident()
         self.helping.add(thread)
         try:
-            self.work()
+            self.work_beside(threads)
         finally:
             self.helping.discard(thread)
 

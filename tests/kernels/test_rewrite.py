@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 import memojax
 from memojax.kernels.direct import Direct
 from memojax.kernels.library import opened, why_not
+from memojax.kernels.program import Program
 from memojax.lowering.row_probe import random_rows
 from memojax.plans.candidates import DEFAULT, KERNELS
 from memojax.plans.compiler import PlanCompiler
@@ -202,6 +203,29 @@ def test_biases_and_relu_behind_a_reshape() -> None:
         helper.make_node("Add", ["r", "b2"], ["y"]),  # not one number for each column
     ]
     agree(file(nodes, weights, {"x": [4, 1, 10]}, ["y"]), (1, 2, 6))
+
+
+def test_rows_of_one_number_are_one_long_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code over one column reads adjacent numbers, as the loops over long rows want them."""
+    operands: list[Any] = []
+    emit = Program.elementwise
+
+    def noted(program: Program, rows: int, columns: int, inputs: Any, outputs: Any, code: Any) -> None:
+        operands.extend((one.row_stride, one.step) for one in (*inputs, *outputs))
+        emit(program, rows, columns, inputs, outputs, code)
+
+    monkeypatch.setattr(Program, "elementwise", noted)
+    weights = {"w": weight(10, 1), "b": weight(1), "scale": weight(1)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["g"]),
+        helper.make_node("Mul", ["scale", "noise"], ["n"]),
+        helper.make_node("Add", ["g", "n"], ["a"]),
+        helper.make_node("Exp", ["a"], ["y"]),
+    ]
+    agree(file(nodes, weights, {"x": [10], "noise": [1]}, ["y"]), (1, 2, 6, 300))
+    steps = [step for row, step in operands if row]
+    assert steps
+    assert all(steps)
 
 
 def test_a_product_absorbs_the_steps_after_it() -> None:

@@ -1,4 +1,4 @@
-"""`threads=` bounds the threads of one policy's calls, whatever other policies of the process use."""
+"""Threads of the kernels: `threads=` bounds those of one policy, and callers at the same time share them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from memojax.kernels.library import opened, why_not
 
 from .test_rewrite import file, weight
 
-COUNT = """
+WORKERS = """
 import os, sys
 import numpy as np
 import memojax
@@ -25,7 +25,9 @@ import memojax
 def workers():
     names = (open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task"))
     return sum(name == "memojax kernels\\n" for name in names)
+"""
 
+COUNT = """
 for most in map(eval, sys.argv[2:]):
     policy = memojax.load(sys.argv[1], preload=[512], threads=most, compile_in="thread")
     for _ in range(5):
@@ -33,23 +35,60 @@ for most in map(eval, sys.argv[2:]):
     print(workers())
 """
 
+SHARED = """
+from concurrent.futures import ThreadPoolExecutor
+from memojax.kernels.library import opened
+
+policy = memojax.load(sys.argv[1], preload=[512], compile_in="thread")
+rows = np.ones((512, 256), np.float32)
+for callers in (9, 4, 2):
+    with opened().shared_among(callers):
+        policy(rows)
+    print(workers())
+with opened().shared_among(4), ThreadPoolExecutor(1) as other:
+    other.submit(policy, rows).result()  # other threads have no part in it
+    print(workers())
+"""
+
+FRAMES = """
+runtime = memojax.Runtime(threads=4)
+models = [memojax.load(sys.argv[1], preload=[512], compile_in="thread") for _ in range(4)]
+brains = [runtime.add_inferer(model) for model in models]
+for run in (lambda: runtime.run_for_threaded(60), runtime.run_threaded, runtime.run):
+    for brain in brains:
+        runtime.extend(brain, [(agent, {"x": np.ones(256, np.float32)}) for agent in range(512)])
+    assert sum(map(len, run().values())) == 4 * 512
+    print(workers())
+"""
+
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
-def test_a_call_wakes_no_more_workers_than_its_policy_allows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "given", "expected"),
+    [
+        # Workers stay once they exist, so each bound adds one more.
+        (COUNT, ["1", "2", "3", "None"], ["0", "1", "2", "3"]),
+        (SHARED, [], ["0", "0", "1", "3"]),
+        (FRAMES, [], ["0", "0", "3"]),
+    ],
+    ids=["policy", "shared", "frames"],
+)
+def test_a_call_wakes_no_more_workers_than_it_may(
+    tmp_path: Path, code: str, given: list[str], expected: list[str]
+) -> None:
     if opened() is None:
         pytest.skip(f"no kernels: {why_not()}")
     path = tmp_path / "mlp.onnx"
     gemm = helper.make_node("Gemm", ["x", "w", "b"], ["y"])
     path.write_bytes(file([gemm], {"w": weight(256, 1024), "b": weight(1024)}, {"x": [256]}, ["y"]))
     run = subprocess.run(
-        [sys.executable, "-c", COUNT, str(path), "1", "2", "3", "None"],
+        [sys.executable, "-c", WORKERS + code, str(path), *given],
         env={**os.environ, "MEMOJAX_KERNELS_THREADS": "4"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    # Workers stay once they exist, so each bound adds one more.
-    assert run.stdout.split() == ["0", "1", "2", "3"]
+    assert run.stdout.split() == expected
 
 
 def test_plans_with_another_bound_are_not_taken_from_the_disk() -> None:

@@ -90,6 +90,8 @@ MEMOJAX_EXPORT void memojax_set_threads(int threads, int spin_microseconds) {
   set_threads(threads, spin_microseconds);
 }
 
+MEMOJAX_EXPORT void memojax_share_threads(int callers) { share_threads(callers); }
+
 #if defined(__x86_64__)
 // The vectors that the processor has and the system saves, by CPUID: 2 AVX-512, 1 AVX2 with FMA, 0 neither.
 static int vector_level() {

@@ -86,18 +86,49 @@ inline V moved_lanes(V v, I from) {
 #endif
 }
 
-// A vector holds `Group` elements of a column for each of up to kLanes / Group columns.
+// Sorts the weights: a vector holds `Group` elements of a column for each of up to kLanes / Group columns.
+template <int Group>
+inline void sort_weights(const Product& p, float* to) {
+  constexpr int64_t kWide = 16;  // columns of the packed matrix
+  const int64_t whole = p.length / Group * Group, steps = (p.length + Group - 1) / Group;
+  if (p.columns * Group < kLanes || whole < p.length)
+    for (int64_t i = 0; i < steps * kLanes; i++) to[i] = 0.0f;
+  for (int64_t c = 0; c < p.columns; c++) {
+    const float* from = p.weights + c;
+    float* at = to + c * Group;
+    for (int64_t k = 0; k < whole; k += Group, at += kLanes)
+      MEMOJAX_UNROLL
+      for (int i = 0; i < Group; i++, from += kWide) at[i] = *from;
+    for (int64_t k = whole; k < p.length; k++, from += kWide) at[k - whole] = *from;
+  }
+}
+
+// Products of four rows with the sorted weights.
+template <int Group>
+inline void four_rows(V* sum, const float* const* x, const float* w, int64_t whole, int64_t rest) {
+  MEMOJAX_UNROLL
+  for (int i = 0; i < 4; i++) sum[i] = V{};
+  for (int64_t k = 0; k < whole; k += Group, w += kLanes) {
+    const V b = load(w);
+    MEMOJAX_UNROLL
+    for (int i = 0; i < 4; i++) sum[i] += repeated<Group>(x[i] + k) * b;
+  }
+  if (!rest) return;
+  const V b = load(w);
+  MEMOJAX_UNROLL
+  for (int i = 0; i < 4; i++) {
+    float last[Group] = {};
+    for (int64_t k = 0; k < rest; k++) last[k] = x[i][whole + k];
+    sum[i] += repeated<Group>(last) * b;
+  }
+}
+
 template <int Group>
 void narrow(const Product& p, int64_t row0, int64_t row1) {
   constexpr int kRows = 4;
-  const int64_t depth = p.length, whole = depth / Group * Group, rest = depth - whole;
-  const int64_t steps = (depth + Group - 1) / Group;
+  const int64_t whole = p.length / Group * Group, rest = p.length - whole;
   alignas(64) float packed[kNarrowFloats];
-  for (int64_t i = 0; i < steps * kLanes; i++) packed[i] = 0.0f;
-  const int64_t wide = 16;  // columns of the packed matrix
-  for (int64_t k = 0; k < depth; k++)
-    for (int64_t c = 0; c < p.columns; c++)
-      packed[k / Group * kLanes + c * Group + k % Group] = p.weights[k * wide + c];
+  sort_weights<Group>(p, packed);
   // Lanes of the results of one row, and of four rows that lie next to each other.
   alignas(64) int lanes[2][kLanes] = {};
   alignas(64) float biases[2][kLanes] = {};
@@ -113,9 +144,22 @@ void narrow(const Product& p, int64_t row0, int64_t row1) {
   memcpy(&one, lanes[0], sizeof one), memcpy(&four, lanes[1], sizeof four);
   const V bias = load(biases[1]), four_biases = load(biases[0]);
   const int64_t per_image = p.height * p.width;
-  const bool dense = per_image == 1, adjacent = Group >= 4 && dense && p.y_image == p.columns;
-  int64_t image = row0 / per_image, h = row0 % per_image / p.width, c = row0 % per_image % p.width;
-  for (int64_t row = row0; row < row1; row += kRows) {
+  const bool dense = per_image == 1;
+  int64_t row = row0, image = row0 / per_image, h = row0 % per_image / p.width, c = row0 % per_image % p.width;
+  if constexpr (Group >= 4) {
+    if (dense && p.y_image == p.columns) {  // Results of four rows lie next to each other.
+      const float* x = p.x + row * p.x_image;
+      float* y = p.y + row * p.y_image;
+      for (; row1 - row >= kRows; row += kRows, x += kRows * p.x_image, y += kRows * p.columns) {
+        const float* const each[kRows] = {x, x + p.x_image, x + 2 * p.x_image, x + 3 * p.x_image};
+        V sum[kRows];
+        four_rows<Group>(sum, each, packed, whole, rest);
+        finish(p, moved_lanes(four_summed<Group>(sum), four) + four_biases, y, kRows * p.columns);
+        activate(p, &y, 1, kRows * p.columns);
+      }
+    }
+  }
+  for (; row < row1; row += kRows) {
     const int count = static_cast<int>(row1 - row < kRows ? row1 - row : kRows);
     const float* x[kRows];
     float* y[kRows];
@@ -135,28 +179,8 @@ void narrow(const Product& p, int64_t row0, int64_t row1) {
         if (++h == p.height) h = 0, image++;
       }
     }
-    V sum[kRows] = {};
-    const float* w = packed;
-    for (int64_t k = 0; k < whole; k += Group, w += kLanes) {
-      const V b = load(w);
-      MEMOJAX_UNROLL
-      for (int i = 0; i < kRows; i++) sum[i] += repeated<Group>(x[i] + k) * b;
-    }
-    if (rest) {
-      const V b = load(w);
-      for (int i = 0; i < kRows; i++) {
-        float last[Group] = {};
-        for (int64_t k = 0; k < rest; k++) last[k] = x[i][whole + k];
-        sum[i] += repeated<Group>(last) * b;
-      }
-    }
-    if constexpr (Group >= 4) {
-      if (adjacent && count == kRows) {
-        finish(p, moved_lanes(four_summed<Group>(sum), four) + four_biases, y[0], kRows * p.columns);
-        activate(p, y, 1, kRows * p.columns);
-        continue;
-      }
-    }
+    V sum[kRows];
+    four_rows<Group>(sum, x, packed, whole, rest);
     for (int i = 0; i < count; i++) finish(p, moved_lanes(summed<Group>(sum[i]), one) + bias, y[i], p.columns);
     activate(p, y, count, p.columns);
   }

@@ -102,6 +102,7 @@ struct Pool {
 
 std::atomic<Pool*> pool{nullptr};
 std::atomic<int> thread_count{1}, spin_us{0};
+thread_local int sharing = 1;
 
 // The child of a fork has no workers, so it gets a new pool; the parent's pool stays allocated.
 void forget_pool() { pool.store(nullptr); }
@@ -237,7 +238,12 @@ void set_threads(int threads, int spin_microseconds) {
   spin_us.store(spin_microseconds < 0 ? 0 : spin_microseconds);
 }
 
-int threads() { return thread_count.load(std::memory_order_relaxed); }
+void share_threads(int callers) { sharing = callers < 1 ? 1 : callers; }
+
+int threads() {
+  const int all = thread_count.load(std::memory_order_relaxed);
+  return sharing < all ? all / sharing : 1;
+}
 
 bool awake() {
   Pool* now = pool.load(std::memory_order_relaxed);

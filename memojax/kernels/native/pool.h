@@ -14,6 +14,12 @@ void run_tiles(Tile tile, void* job, int64_t tiles, int threads, bool wake);
 // Sets the number of threads of a job, including the caller's, and the time that workers look for the next
 // job before they sleep.
 void set_threads(int threads, int spin_microseconds);
+
+// Sets the number of threads that run jobs at the same time as this one, this one included. Each uses its
+// share of the threads, since all together would wait for each other's cores.
+void share_threads(int callers);
+
+// The number of threads for a job of this thread.
 int threads();
 
 // During its lifetime, this thread flushes denormals to zero, as XLA does.
