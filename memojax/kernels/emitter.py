@@ -287,11 +287,16 @@ class Emitter(Assembler):
         self.emit("fill", [target], y=target.place, count=target.size, value=value)
         return target
 
-    def draw(self, key: Value, folds: Sequence[int], shape: Sequence[int]) -> Value:
-        """Random numbers in [1, 2), counted along the array, from the two words of a key."""
+    def draw(self, key: Value, folds: Sequence[int], rows: int, shape: Sequence[int]) -> Value:
+        """Random numbers in [1, 2), counted along the array, from the two words of a key.
+
+        If `rows` is not 0, so many rows have own keys, and count their own numbers.
+        """
         axis = outside(shape, self.blocks, 0).axis
-        if axis is not None and math.prod(shape[:axis]) != 1:
+        if (axis is not None and math.prod(shape[:axis]) != 1) or rows not in (0, self.blocks):
             raise Refused("draws whose blocks lie apart")
+        if rows and (shape[0] != rows or (rows > 1 and axis != 0)):
+            raise Refused("rows of draws apart from the blocks")
         target = self.new(shape, axis)
         self.emit("draw", [target], key=key.place, y=target.place, count=target.size, folds=list(folds))
         return target

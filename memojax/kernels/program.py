@@ -238,7 +238,10 @@ class Program:
         self.flops += count
 
     def draw(self, key: Place, y: Place, count: int, folds: Sequence[int]) -> None:
-        """Add random numbers in [1, 2), `count` for each block."""
+        """Add random numbers in [1, 2), `count` for each block.
+
+        A fold of -1 is the block's number. Each block then counts from 0, else all blocks count together.
+        """
         self._add(_DRAW, [*key, *y, count, len(folds), *folds])
         self.flops += 60 * count
 

@@ -379,7 +379,8 @@ def _reduce(kind: str) -> Callable[..., list[Known]]:
 
 
 def _draw(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
-    return [t.emitter.draw(t.value(operands[0]), step.params["folds"], tuple(step.avals[0].shape))]
+    given, shape = step.params, tuple(step.avals[0].shape)
+    return [t.emitter.draw(t.value(operands[0]), given["folds"], given["rows"], shape)]
 
 
 def _window(kind: str) -> Callable[..., list[Known]]:

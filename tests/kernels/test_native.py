@@ -435,6 +435,24 @@ def test_draws_equal_jaxs(native: Library, count: int, folds: tuple[int, ...]) -
     np.testing.assert_array_equal(y, (bits >> 9 | 0x3F800000).view(np.float32))
 
 
+@pytest.mark.parametrize("count", [1, 17, 700])
+@pytest.mark.parametrize("folds", [(-1,), (-1, 3), (7, -1, 2**31 + 5)])
+def test_draws_of_single_rows_equal_jaxs(native: Library, count: int, folds: tuple[int, ...]) -> None:
+    """A fold of -1 is the row's number; each row counts its own numbers."""
+    words = np.array([0x12345678, 0xFEDCBA98], np.uint32)
+    program = Program(5, 2)
+    program.draw(Place(0), Place(1, 0, count), count, folds)
+    y = unaligned(np.zeros((5, count), np.float32))
+    native.run(program.array(), [words, y])
+    with jax.threefry_partitionable(True):
+        for row in range(5):
+            key = jax.random.wrap_key_data(words, impl="threefry2x32")
+            for fold in folds:
+                key = jax.random.fold_in(key, np.uint32(row if fold < 0 else fold))
+            bits = np.asarray(jax.random.bits(key, (count,)))
+            np.testing.assert_array_equal(y[row], (bits >> 9 | 0x3F800000).view(np.float32))
+
+
 def test_the_inverse_of_the_error_function(native: Library) -> None:
     """The inputs include the smallest and the largest uniform number of 32 bits."""
     x = np.concatenate([np.linspace(-1, 1, 4001), [-0.99999994, 0.99999994, 1e-20, 0.0, np.nan, 1.5]])

@@ -225,9 +225,23 @@ void draw(const Chunk& chunk, Reader r) {
   const int64_t count = r.word();
   uint32_t key[2];
   std::memcpy(key, chunk.at(given), sizeof key);
-  for (int64_t folds = r.word(); folds > 0; folds--) fold(key, static_cast<uint32_t>(r.word()));
+  const int64_t folds = r.word();
+  bool by_block = false;
+  for (int64_t i = 0; i < folds; i++) by_block |= r.at[i] < 0;
   float* y = chunk.at(to);
   const int64_t total = count * chunk.count, start = count * chunk.block;
+  if (by_block) {  // A fold below zero stands for the block's number, and each block counts from 0.
+    split(chunk, chunk.count, 1, static_cast<double>(total) * 60, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; block++) {
+        uint32_t own[2] = {key[0], key[1]};
+        for (int64_t i = 0; i < folds; i++)
+          fold(own, static_cast<uint32_t>(r.at[i] < 0 ? chunk.block + block : r.at[i]));
+        chosen->draw(own, 0, y + block * count, count);
+      }
+    });
+    return;
+  }
+  for (int64_t i = 0; i < folds; i++) fold(key, static_cast<uint32_t>(r.word()));
   split(chunk, total, 256, static_cast<double>(total) * 60, [&](int64_t begin, int64_t end) {
     chosen->draw(key, static_cast<uint64_t>(start + begin), y + begin, end - begin);
   });
