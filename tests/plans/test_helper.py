@@ -405,6 +405,19 @@ SCRIPT = """
 """
 
 
+IGNORER = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+REAPER = """
+def reap(*given):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+signal.signal(signal.SIGCHLD, reap)
+"""
+
+
 def _lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -431,6 +444,37 @@ def test_the_helper_needs_no_main_guard_and_ends_with_its_parent(tmp_path: Path,
     until(lambda: not _lives(pid))
     assert (tmp_path / "script.py.log").read_text() == "imported\n"
     assert error.count("Traceback") == (end == "ctrl-c")
+
+
+@pytest.mark.parametrize(
+    ("settings", "restored"),
+    [
+        ("signal.signal(signal.SIGPIPE, signal.SIG_DFL)", 1),
+        ("signal.signal(signal.SIGPIPE, lambda *given: print('called', flush=True))", 1),
+        *[pytest.param(code, 0, marks=pytest.mark.slow) for code in (IGNORER, REAPER)],
+    ],
+    ids=["pipe", "pipe-handler", "child-ignored", "child-reaped"],
+)
+def test_signals_of_the_program_and_a_dead_helper(tmp_path: Path, settings: str, restored: int) -> None:
+    """Programs on a command line restore SIGPIPE, and servers wait for all of their children."""
+    script = (
+        SCRIPT
+        + textwrap.indent(textwrap.dedent(settings), "    ")
+        + """
+    for n in range(3, 6):
+        pid = helper.pid
+        if pid is not None:
+            os.kill(pid, 9)
+            while helper.pid is not None:
+                time.sleep(0.01)
+        policy.preload([n], background=True).wait(60)
+    helper.stop()
+    print(len(policy.plans()), helper.crashes, signal.SIGPIPE in signal.pthread_sigmask(0, ()))
+    """
+    )
+    output, error = _run(tmp_path, script).communicate(timeout=100)
+    # An unknown exit status counts as an orderly end, until the next process ends, too.
+    assert output.split()[1:] == ["5", str(2 * restored), "False"], output + error
 
 
 @pytest.mark.slow
