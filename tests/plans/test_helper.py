@@ -477,6 +477,49 @@ def test_signals_of_the_program_and_a_dead_helper(tmp_path: Path, settings: str,
     assert output.split()[1:] == ["5", str(2 * restored), "False"], output + error
 
 
+FORKS = """
+    import multiprocessing
+    with multiprocessing.get_context("fork").Pool(3) as pool:  # as gymnasium and stable-baselines3 do
+        handle = policy.preload(range(3, 6), background=True)
+        assert sum(pool.map(abs, range(100))) == 4950
+        handle.wait(60)
+"""
+FOLDER = """
+    folder = __file__ + ".folder"
+    os.mkdir(folder)
+    os.chdir(folder)
+    os.rmdir(folder)
+    helper.stop()
+    policy.preload(range(3, 6), background=True).wait(60)
+"""
+HANDLES = """
+    answers = os.fdopen(os.dup(1), "w")
+    helper.stop()
+    for handle in range(3):
+        os.close(handle)
+    policy.preload(range(3, 6), background=True).wait(60)
+    sys.stdout = answers
+"""
+INPUT = """
+    policy.preload(range(3, 6), background=True).wait(60)
+    assert sys.stdin.read() == "all of it"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "middle", [FORKS, FOLDER, HANDLES, INPUT], ids=["forks", "folder", "handles", "input"]
+)
+def test_the_helper_serves_unusual_programs(tmp_path: Path, middle: str) -> None:
+    last = """
+    print(len(policy.plans()), helper.crashes, helper.plans, helper.pid is not None, flush=True)
+    """
+    process = _run(tmp_path, SCRIPT + middle + last, stdin=subprocess.PIPE)
+    output, error = process.communicate("all of it", timeout=100)
+    assert output.split()[1:] == ["5", "0", "4", "True"], output + error
+    assert process.returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="it looks into /proc")
 def test_a_forked_child_keeps_nothing_alive(tmp_path: Path) -> None:
