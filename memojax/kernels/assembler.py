@@ -14,6 +14,7 @@ from .group import Group, Pending
 from .program import (
     ALIGNED,
     ARENA,
+    MOST_COPY_DIMENSIONS,
     SHARED,
     Operand,
     Place,
@@ -22,7 +23,18 @@ from .program import (
     chunk_of,
     least_of,
 )
-from .values import Arrangement, Constant, Refused, Value, contiguous, merged, outside, refined
+from .values import (
+    Arrangement,
+    Constant,
+    Factor,
+    Refused,
+    Value,
+    contiguous,
+    merged,
+    outside,
+    refined,
+    row_major,
+)
 
 Known = Value | Constant | Pending
 
@@ -119,16 +131,36 @@ class Assembler:
         """`value` in memory.
 
         Raises:
-            Refused: it is a constant.
+            Refused: it is a constant that differs from block to block.
         """
         if isinstance(value, Pending):
             if value.value is None:
                 self.flush()
             assert value.value is not None
             return value.value
-        if isinstance(value, Constant):
-            raise Refused("a constant as a value")
-        return value
+        return self._stored(value) if isinstance(value, Constant) else value
+
+    def _stored(self, constant: Constant) -> Value:
+        """A constant in an argument of the program, the same for all blocks."""
+        axis = None
+        if self.blocks > 1:
+            # The same for all blocks: their dimension is repeated.
+            repeated = [
+                i
+                for i, (size, held) in enumerate(zip(constant.shape, constant.held, strict=True))
+                if held == 1 and size > 1 and size % self.blocks == 0
+            ]
+            if not repeated:
+                raise Refused(f"no blocks in a constant of {constant.shape}")
+            axis = next((i for i in repeated if constant.shape[i] == self.blocks), repeated[0])
+        place = self.weight(constant.source, constant.then(("reshape", (-1,))), math.prod(constant.held))
+        sizes = [size // self.blocks if i == axis else size for i, size in enumerate(constant.shape)]
+        strides = row_major(constant.held)
+        dims = tuple(
+            (Factor(size, stride if held != 1 else 0),)
+            for size, stride, held in zip(sizes, strides, constant.held, strict=True)
+        )
+        return Value(constant.shape, axis, 0, dims, place.buffer)
 
     def flush(self) -> None:
         """Emit the pending elementwise code."""
@@ -166,7 +198,7 @@ class Assembler:
             for size, one, other in refined([a, b]):
                 dims.append((size, one, other))
         dims.sort(key=lambda dim: -dim[2])
-        if len(dims) > 8:
+        if len(dims) > MOST_COPY_DIMENSIONS:
             raise Refused("a copy of too many dimensions")
         self.emit(
             "copy",

@@ -17,13 +17,17 @@ _SMALL = 64
 """Elements up to which a result of literals becomes a literal itself."""
 
 
+ROW = -1
+"""Stands among folds for the number of the row."""
+
 _DRAW = StandIn("draw")
 
 
 class Draw(Step):
     """Numbers in [1, 2) of JAX's threefry, from the two words of a key.
 
-    `params["folds"]` are the numbers that are folded into the key, one after the other; `params["steps"]` are
+    `params["folds"]` are the numbers that are folded into the key, one after the other; `ROW` is the
+    number of each of `params["rows"]` rows, which then count their own numbers. `params["steps"]` are
     JAX's own steps.
     """
 
@@ -105,21 +109,55 @@ def _draw(last: Step, maker: Mapping[Any, Step], uses: Mapping[Any, int]) -> Dra
         steps.insert(0, step)
     if steps[0].params["bit_width"] != 32:
         return None
-    folds: list[int] = []
-    while (step := maker.get(steps[0].inputs[0])) is not None:
-        steps.insert(0, step)
-        if step.primitive.name == "random_wrap":
-            break
-        if step.primitive.name != "random_fold_in" or isinstance(step.inputs[1], int):
-            return None
-        folds.insert(0, int(np.asarray(step.inputs[1].value)))
-    if steps[0].primitive.name != "random_wrap" or str(steps[0].params["impl"].name) != "threefry2x32":
+    behind = _folds(steps[0], maker)
+    if behind is None:
         return None
-    (key,) = steps[0].inputs
+    before, folds, rows = behind
+    (key,) = before[0].inputs
     if not isinstance(key, int):
         return None
-    given = {"folds": tuple(folds), "steps": tuple(steps)}
+    counts = [step for step in before if step.primitive.name == "random_fold_in"]
+    counting = [one for step in counts for one in _counting(step.inputs[1], maker) or ()]
+    given = {"folds": tuple(folds), "rows": rows, "steps": (*counting, *before, *steps)}
     return Draw(_DRAW, given, (key,), last.outputs, last.avals)
+
+
+def _folds(bits: Step, maker: Mapping[Any, Step]) -> tuple[list[Step], list[int], int] | None:
+    """The steps from two words to the key of `bits`, what they fold in, and the rows that have own keys."""
+    steps: list[Step] = []
+    folds: list[int] = []
+    rows, key = 0, bits.inputs[0]
+    while (step := maker.get(key)) is not None:
+        steps.insert(0, step)
+        if step.primitive.name == "random_wrap":
+            found = str(step.params["impl"].name) == "threefry2x32" and not step.avals[0].shape
+            return (steps, folds, rows) if found else None
+        if step.primitive.name != "random_fold_in":
+            return None
+        key, folded = step.inputs
+        counting = _counting(folded, maker)
+        if counting is not None:
+            if rows or step.avals[0].shape != counting[-1].avals[0].shape:
+                return None
+            (rows,) = step.avals[0].shape
+            folds.insert(0, ROW)
+        elif isinstance(folded, int) or np.ndim(folded.value):
+            return None
+        else:
+            folds.insert(0, int(np.asarray(folded.value)))
+    return None
+
+
+def _counting(atom: Atom, maker: Mapping[Any, Step]) -> list[Step] | None:
+    """The steps behind the numbers 0, 1, 2 and so on, if `atom` names them; else None."""
+    steps: list[Step] = []
+    step = maker.get(atom)
+    while step is not None and step.primitive.name == "convert_element_type":
+        steps.insert(0, step)
+        step = maker.get(step.inputs[0])
+    if step is None or step.primitive.name != "iota" or len(step.avals[0].shape) != 1:
+        return None
+    return [step, *steps]
 
 
 def _is(atom: Atom, number: int) -> bool:

@@ -34,13 +34,14 @@ class Emitter(Assembler):
     ) -> Value:
         """`x` times a matrix of weights; the result is added to `addend`, if given, in its place."""
         over_x, over_w = contract
+        weight = weight.whole()
         if x.axis in over_x:
             raise Refused("a product over blocks")
         rest_w = [i for i in range(len(weight.shape)) if i not in over_w]
         columns = math.prod(weight.shape[i] for i in rest_w)
         depth = math.prod(weight.shape[i] for i in over_w)
-        if weight.held != weight.shape or not columns or not depth:
-            raise Refused("a product with a broadcast matrix")
+        if not columns or not depth:
+            raise Refused("a product of nothing")
         rest_x = [i for i in range(len(x.shape)) if i not in over_x]
         parts, order, inner = _summed(x, over_x)
         rows = merged([factor for i in rest_x for factor in x.dims[i]])
@@ -133,11 +134,16 @@ class Emitter(Assembler):
         """
         lhs, rhs, out_spec = params["dimension_numbers"]
         windows = Windows.of(weight.shape, params)
-        if x.axis not in (None, lhs[0]) or weight.held != weight.shape:
+        weight = weight.whole()
+        if x.axis not in (None, lhs[0]):
             raise Refused("a convolution over blocks")
-        if any(low or high for low, high in params["padding"]):
-            x = self._padded(x, [(0, 0), (0, 0), *params["padding"]], lhs)
+        config = [(low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"])]
+        if any(map(any, config)):
+            order = [0, *range(2, len(shape)), 1] if windows.apart else None
+            x = self._padded(x, [(0, 0, 0), (0, 0, 0), *config], lhs, order=order)
         x = x.transposed(lhs)
+        if windows.apart:
+            return self._depthwise(x, weight, windows, params, shape, bias, activation)
         if any(len(merged(dim)) > 1 for dim in x.dims):
             x = self.copied(x)
         image, channel, *steps = (merged(dim)[0].stride if merged(dim) else 0 for dim in x.dims)
@@ -183,24 +189,97 @@ class Emitter(Assembler):
         )
         return out.transposed([out_spec.index(i) for i in range(len(out_spec))])
 
-    def _padded(
-        self, x: Value, padding: Sequence[tuple[int, int]], spec: Sequence[int], value: float = 0.0
+    def _depthwise(
+        self,
+        x: Value,
+        weight: Constant,
+        windows: Windows,
+        params: dict[str, Any],
+        shape: Sequence[int],
+        bias: Constant | None,
+        activation: str,
     ) -> Value:
-        """A copy with a border of `value`; `padding` is in the order of `spec`."""
+        """A convolution with a window for each channel; `x` is in the order image, channel, line, pixel."""
+        _, rhs, out_spec = params["dimension_numbers"]
+        inner = [0, *range(2, len(shape)), 1]
+        dims = [merged(dim) for dim in x.dims]
+        if (
+            any(len(dim) > 1 for dim in dims)
+            or (dims[1] and dims[1][0].stride != 1)
+            or (self.blocks > 1 and dims[0] and dims[0][0].size * dims[0][0].stride != x.block)
+        ):
+            x = self.copied(x, inner)
+            dims = [merged(dim) for dim in x.dims]
+        image, _, *steps = (dim[0].stride if dim else 0 for dim in dims)
+        line, pixel = steps if len(steps) == 2 else (0, steps[0])
+        images = x.per_block()[0]
+        arrangement = weight.then(
+            ("transpose", (*rhs[2:], rhs[1], rhs[0])), ("reshape", (windows.floats * windows.groups,))
+        )
+        out = self.new([shape[i] for i in out_spec], None if x.axis is None else 0, inner)
+        height, width = [1] * (4 - len(shape)) + [shape[i] for i in out_spec[2:]]
+        down, right = windows.dilation
+        sizes = [height, width, windows.groups, *windows.size, down * line, right * pixel]
+        sizes += [x.block if images == 1 else image, windows.strides[0] * line, windows.strides[1] * pixel]
+        self.has_product = True
+        self.emit(
+            "depthwise",
+            [x, out],
+            x=x.place,
+            weights=self.weight(weight.source, arrangement, 0),
+            bias=self._bias(bias, 1, windows.groups),
+            y=out.place,
+            images=images,
+            sizes=sizes,
+            activation=activation,
+        )
+        return out.transposed([out_spec.index(i) for i in range(len(out_spec))])
+
+    def _padded(
+        self,
+        x: Value,
+        config: Sequence[tuple[int, int, int]],
+        spec: Sequence[int],
+        value: float = 0.0,
+        order: Sequence[int] | None = None,
+    ) -> Value:
+        """A copy with numbers of `value` around and between the elements, or a part, as `lax.pad` has it.
+
+        `config` (before, after, between; negative numbers cut off) is in the order of `spec`. The last
+        dimension of `order`, by places in `spec`, is the innermost.
+        """
         x = x.transposed(spec)
-        shape = [size + low + high for size, (low, high) in zip(x.shape, padding, strict=True)]
-        strides = [merged(dim)[-1].stride if merged(dim) else 1 << 60 for dim in x.dims]
-        order = sorted(range(len(shape)), key=lambda i: (i != 0, -strides[i]))
+        steps = [between + 1 for _, _, between in config]
+        shape = [
+            (size - 1) * step + 1 + low + high
+            for size, step, (low, high, _) in zip(x.shape, steps, config, strict=True)
+        ]
+        # The elements that are left; the first of them has this place in the copy.
+        first = [max(0, -(low // step)) for step, (low, _, _) in zip(steps, config)]
+        last = [
+            min(size - 1, (total - 1 - low) // step)
+            for size, total, step, (low, _, _) in zip(x.shape, shape, steps, config, strict=True)
+        ]
+        if any(b < a for a, b in zip(first, last)):
+            raise Refused("a pad that leaves no element")
+        ones, after = [1] * len(shape), [b + 1 for b in last]
+        x = x.sliced(first, after, ones) or self.copied(x).sliced(first, after, ones) or x
+        if order is None:
+            strides = [merged(dim)[-1].stride if merged(dim) else 1 << 60 for dim in x.dims]
+            order = sorted(range(len(shape)), key=lambda i: (i != 0, -strides[i]))
+        back = [list(spec).index(i) for i in range(len(spec))]
+        if x.shape == tuple(shape):
+            return x.transposed(back)
         target = self.new(shape, x.axis, order)
         self.emit("fill", [target], y=target.place, count=target.size, value=value)
         inside = target.sliced(
-            [low for low, _ in padding],
-            [low + size for (low, _), size in zip(padding, x.shape)],
-            [1] * len(shape),
+            [a * step + low for a, step, (low, _, _) in zip(first, steps, config, strict=True)],
+            [b * step + low + 1 for b, step, (low, _, _) in zip(last, steps, config, strict=True)],
+            steps,
         )
         assert inside is not None
         self.copy(x, inside)
-        return target.transposed([list(spec).index(i) for i in range(len(spec))])
+        return target.transposed(back)
 
     def filled(self, shape: Sequence[int], value: float) -> Value:
         """An array of one number, with its blocks where an array of XLA's has them."""
@@ -208,22 +287,25 @@ class Emitter(Assembler):
         self.emit("fill", [target], y=target.place, count=target.size, value=value)
         return target
 
-    def draw(self, key: Value, folds: Sequence[int], shape: Sequence[int]) -> Value:
-        """Random numbers in [1, 2), counted along the array, from the two words of a key."""
+    def draw(self, key: Value, folds: Sequence[int], rows: int, shape: Sequence[int]) -> Value:
+        """Random numbers in [1, 2), counted along the array, from the two words of a key.
+
+        If `rows` is not 0, so many rows have own keys, and count their own numbers.
+        """
         axis = outside(shape, self.blocks, 0).axis
-        if axis is not None and math.prod(shape[:axis]) != 1:
+        if (axis is not None and math.prod(shape[:axis]) != 1) or rows not in (0, self.blocks):
             raise Refused("draws whose blocks lie apart")
+        if rows and (shape[0] != rows or (rows > 1 and axis != 0)):
+            raise Refused("rows of draws apart from the blocks")
         target = self.new(shape, axis)
         self.emit("draw", [target], key=key.place, y=target.place, count=target.size, folds=list(folds))
         return target
 
     def pad(self, x: Value, config: Sequence[tuple[int, int, int]], value: float) -> Value:
         """`x` with a border of numbers."""
-        if any(low < 0 or high < 0 or inner for low, high, inner in config) or (
-            x.axis is not None and any(config[x.axis])
-        ):
-            raise Refused("a pad of another kind")
-        return self._padded(x, [(low, high) for low, high, _ in config], range(len(x.shape)), value)
+        if x.axis is not None and any(config[x.axis]):
+            raise Refused("a pad of blocks")
+        return self._padded(x, config, range(len(x.shape)), value)
 
     def concatenate(self, parts: Sequence[Value], dimension: int, shape: Sequence[int]) -> Value:
         """Arrays joined along a dimension."""

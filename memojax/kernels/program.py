@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-_MAGIC = 0x6D656D6F6A617805
+_MAGIC = 0x6D656D6F6A617806
 _HEADER_WORDS = 9
 _THREADS_WORD = 8
-_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION, _DRAW, _WHOLE = range(1, 10)
+_PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION, _DRAW, _WHOLE, _DEPTHWISE, _PICK = range(
+    1, 12
+)
 
 INSTRUCTIONS = (
     *("add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "log", "log1p", "expm1", "tanh"),
@@ -28,6 +30,7 @@ REDUCTIONS = {"sum": 0, "max": 1, "min": 2, "argmax": 3, "argmin": 4}
 REGISTERS = 24
 MOST_RUNS = 4096
 MOST_BUFFERS = 512
+MOST_COPY_DIMENSIONS = 8
 
 ARENA = -1
 SHARED = -3
@@ -225,7 +228,7 @@ class Program:
 
     def copy(self, x: Place, y: Place, blocks: tuple[int, int], dims: Sequence[tuple[int, int, int]]) -> None:
         """Add a copy of `dims` (size, step in x, step in y); `blocks` are the steps from block to block."""
-        merged = _merged(dims)
+        merged = merged_copy(dims)
         self._add(_COPY, [*x, *y, *blocks, len(merged), *(word for dim in merged for word in dim)])
         self.flops += 8 * int(np.prod([size for size, _, _ in dims], dtype=np.int64))
 
@@ -235,7 +238,10 @@ class Program:
         self.flops += count
 
     def draw(self, key: Place, y: Place, count: int, folds: Sequence[int]) -> None:
-        """Add random numbers in [1, 2), `count` for each block."""
+        """Add random numbers in [1, 2), `count` for each block.
+
+        A fold of -1 is the block's number. Each block then counts from 0, else all blocks count together.
+        """
         self._add(_DRAW, [*key, *y, count, len(folds), *folds])
         self.flops += 60 * count
 
@@ -251,6 +257,34 @@ class Program:
         """
         self._add(_POOL, [*x, *y, images, channels, REDUCTIONS[kind], *sizes])
         self.flops += 2 * images * channels * sizes[2] * sizes[3] * sizes[4] * sizes[5]
+
+    def depthwise(
+        self,
+        x: Place,
+        weights: Place,
+        bias: Place,
+        y: Place,
+        images: int,
+        sizes: Sequence[int],
+        activation: str,
+    ) -> None:
+        """Add a convolution with a window for each channel.
+
+        `sizes` are height, width and channels of a result; height and width of a window, and the steps
+        between its lines and pixels; the steps of x from image to image, line to line and pixel to pixel.
+        """
+        self._add(_DEPTHWISE, [*x, *weights, *bias, *y, images, *sizes, ACTIVATIONS.index(activation)])
+        self.flops += 2 * images * sizes[0] * sizes[1] * sizes[2] * sizes[3] * sizes[4]
+
+    def pick(
+        self, x: Place, places: Place, y: Place, count: int, blocks: tuple[int, int], scatters: bool
+    ) -> None:
+        """Add moves of `count` single elements: from listed places of x, or to listed places of y.
+
+        `places` are int32; one below zero is left out. `blocks` are the steps from block to block.
+        """
+        self._add(_PICK, [*x, *places, *y, count, *blocks, int(scatters)])
+        self.flops += 8 * count
 
     def _add(self, opcode: int, words: Sequence[int]) -> None:
         self.words += [opcode, len(words) + 2, *map(int, words)]
@@ -278,8 +312,8 @@ def _float_bits(value: float) -> int:
     return struct.unpack("<I", struct.pack("<f", value))[0]
 
 
-def _merged(dims: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """The same copy in fewer dimensions."""
+def merged_copy(dims: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """The same copy in fewer dimensions: (size, step in x, step in y)."""
     merged: list[tuple[int, int, int]] = []
     for size, a, b in dims:
         if size == 1:

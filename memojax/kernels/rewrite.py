@@ -9,25 +9,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from ..plans.hoist import Atom, Hoister, Node, Residual, StandIn, Step, literal
-from ..rows.scratch import aligned_empty
 from .draws import with_draws, without_draws
 from .emitter import Emitter
 from .ffi import bind
 from .islands import Island, cut
 from .library import Library
 from .program import ACTIVATIONS, MOST_BUFFERS, bound_threads
-from .steps import ELEMENTWISE, STEPS, Fused, Known, Translator, spread
+from .steps import ELEMENTWISE, PICKS, STEPS, Fused, Known, Translator, spread
 from .unroll import unrolled
 from .values import Arrangement, Constant, Refused, Value, arranged, outside
+from .weights import packed
 
 log: logging.Logger = logging.getLogger("memojax")
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 _MOVES = ("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim")
+_CONSTANT_MOVES = (*_MOVES, "slice", "split")
 _WHOLE = (np.dtype(np.int32), np.dtype(np.int64))
 """Dtypes that are floats in a program: what `argmax` gives, which is then only moved."""
 
@@ -36,20 +36,7 @@ _WHOLE_MAKERS = ("argmax", "argmin")
 _MOST_TRIES = 60
 
 
-_PACKED, _CALL = StandIn("packed"), StandIn("kernels")
-
-
-class _Pack(Step):
-    """Packs weights for the kernels."""
-
-    def bind(self, inputs: Sequence[Any]) -> list[Any]:
-        return [arranged(jnp.asarray(inputs[0]), self.params["arrangement"], jnp)]
-
-    def on_host(self, inputs: Sequence[Any]) -> list[np.ndarray]:
-        made = np.ascontiguousarray(arranged(np.asarray(inputs[0]), self.params["arrangement"]))
-        packed = aligned_empty(made.shape, made.dtype)
-        packed[...] = made
-        return [packed]
+_CALL = StandIn("kernels")
 
 
 class _Call(Step):
@@ -188,7 +175,9 @@ class _Rewriter:
         """Moves of weights and literals alone, which become part of their readers."""
         found: set[int] = set()
         for index, step in enumerate(self.residual.steps):
-            if step.primitive.name in _MOVES and all(self._is_constant(atom, found) for atom in step.inputs):
+            if step.primitive.name in _CONSTANT_MOVES and all(
+                self._is_constant(atom, found) for atom in step.inputs
+            ):
                 found.add(index)
         return found
 
@@ -222,7 +211,12 @@ class _Rewriter:
             given = (np.float32, np.bool_)
         if name in _WHOLE_MOVES:
             given = (*given, *_WHOLE)
-        inputs, outputs = [self._dtype(atom) for atom in step.inputs], [aval.dtype for aval in step.avals]
+        read = step.inputs
+        if name in PICKS:  # of floats, by whole numbers that are part of the function, or weights
+            if not self._is_constant(read[1], self.constants):
+                return False
+            read = (read[0], *read[2:])
+        inputs, outputs = [self._dtype(atom) for atom in read], [aval.dtype for aval in step.avals]
         if name == "convert_element_type" and outputs[0] in _WHOLE and inputs[0] not in _WHOLE:
             return False
         made = _WHOLE if name in _WHOLE_MAKERS else given
@@ -233,6 +227,7 @@ class _Rewriter:
         for atom in step.inputs:
             if (
                 self._dtype(atom) in (np.bool_, *_WHOLE)
+                and not self._is_part(step, atom)
                 and levels.get(self.maker.get(atom, -1) if isinstance(atom, int) else -1) != levels[index]
             ):
                 return False
@@ -243,6 +238,19 @@ class _Rewriter:
             ):
                 return False
         return True
+
+    def _is_part(self, step: Step, atom: Atom) -> bool:
+        """Whether truth values are part of the function, or indices."""
+        if self._dtype(atom) == np.bool_:
+            return self._is_literal(atom)
+        return step.primitive.name in PICKS and self._is_constant(atom, self.constants)
+
+    def _is_literal(self, atom: Atom) -> bool:
+        """Whether a value is a literal, or moves of one."""
+        if not isinstance(atom, int):
+            return True
+        made = self.maker.get(atom, -1)
+        return made in self.constants and all(map(self._is_literal, self.residual.steps[made].inputs))
 
     def _levels(self, supported: set[int]) -> dict[int, tuple[int, bool]]:
         """For each step, the least number of programs before it, and whether it is inside that program."""
@@ -358,7 +366,7 @@ class _Rewriter:
 
     def _known(self, atom: Atom, translator: Translator) -> Known:
         if not isinstance(atom, int):
-            return _constant(np.asarray(atom.value, np.float32))
+            return Constant.of(np.asarray(atom.value, np.float32))
         if atom in translator.known:
             return translator.known[atom]
         if atom in self.node_of:
@@ -470,18 +478,12 @@ class _Rewriter:
             return literal(np.ascontiguousarray(arranged(source, arrangement)))
         node = self.node_of[source]
         aval = self.avals[source]
-        step = _Pack(_PACKED, {"arrangement": arrangement}, (source,), (self.next_number,), (aval,))
+        step = packed(source, arrangement, self.next_number, aval)
         (made,) = self.hoister.made_by(step, (node,))
         if made not in self.new_nodes:
             self.new_nodes[made] = self.next_number
             self.next_number += 1
         return self.new_nodes[made]
-
-
-def _constant(array: np.ndarray) -> Constant:
-    if array.size > 1 and (array == array.flat[0]).all():
-        return Constant(array.shape, (1,) * array.ndim, array.reshape(-1)[:1])
-    return Constant(array.shape, array.shape, array)
 
 
 def _other(step: Step, number: int) -> Atom | None:

@@ -12,8 +12,9 @@ import numpy as np
 from .emitter import Emitter
 from .group import Group, Pending
 from .pairs import product_of_pairs
+from .picks import gathered, scattered, turned
 from .program import INSTRUCTIONS
-from .values import Constant, Refused, Value
+from .values import Constant, Refused, Value, arranged
 
 Known: TypeAlias = "Value | Constant | Pending"
 
@@ -149,15 +150,20 @@ def _power(group: Group, step: Any, registers: list[int | None], _: float) -> in
 
 
 def _select(group: Group, step: Any, registers: list[int | None], immediate: float) -> int:
-    if len(registers) != 3 or registers[0] is None:
+    if len(registers) != 3:
         raise Refused("a choice of another kind")
+    if registers[0] is None:
+        chosen = registers[2] if immediate else registers[1]
+        if chosen is None:
+            raise Refused("a choice between numbers")
+        return group.add("move", chosen)
     return group.add("select", *registers, immediate=immediate)
 
 
 def _convert(group: Group, step: Any, registers: list[int | None], immediate: float) -> int:
     # Whole numbers are floats here; truth values, too.
     if step.avals[0].dtype == np.bool_:
-        raise Refused("another dtype")
+        return group.add("ne", registers[0], None, immediate=0.0)
     return group.add("move", *registers)
 
 
@@ -183,8 +189,10 @@ def _reshape(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]
         raise Refused("a reshape with dimensions")
     if isinstance(x, Constant):
         if x.held != x.shape and math.prod(x.held) != 1:
-            held = _reshaped_hold(x, shape)
-            return [Constant(shape, held, x.source, x.then(("reshape", held)))]
+            if [size for size in x.shape if size != 1] == [size for size in shape if size != 1]:
+                held = _reshaped_hold(x, shape)
+                return [Constant(shape, held, x.source, x.then(("reshape", held)))]
+            x = x.whole()
         held = shape if x.held == x.shape else (1,) * len(shape)
         return [Constant(shape, held, x.source, x.then(("reshape", held)))]
     return [_as_shape(t, x, shape)]
@@ -196,9 +204,7 @@ def _as_shape(t: Translator, known: Known, shape: tuple[int, ...]) -> Value:
 
 
 def _reshaped_hold(x: Constant, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A broadcast constant in another shape, if only dimensions of size 1 come and go."""
-    if [size for size in x.shape if size != 1] != [size for size in shape if size != 1]:
-        raise Refused("a reshape of a broadcast constant")
+    """A broadcast constant in another shape, where only dimensions of size 1 come and go."""
     held = iter([kept for kept, size in zip(x.held, x.shape, strict=True) if size != 1])
     return tuple(1 if size == 1 else next(held) for size in shape)
 
@@ -243,7 +249,15 @@ def _slice(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
 
 def _part(
     t: Translator, x: Known, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]
-) -> Value:
+) -> Value | Constant:
+    if isinstance(x, Constant):
+        shape = tuple(-(-(b - a) // stride) for a, b, stride in zip(starts, limits, strides, strict=True))
+        parts = tuple(
+            (a, b, stride) if held != 1 else (0, 1, 1)
+            for a, b, stride, held in zip(starts, limits, strides, x.held, strict=True)
+        )
+        held = tuple(1 if one == 1 else size for size, one in zip(shape, x.held, strict=True))
+        return Constant(shape, held, x.source, x.then(("slice", parts)))
     value = t.value(x)
     return value.sliced(starts, limits, strides) or _must(
         t.emitter.copied(value).sliced(starts, limits, strides)
@@ -252,7 +266,7 @@ def _part(
 
 def _split(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
     (x,) = operands
-    axis, shape = step.params["axis"], tuple(t.value(x).shape)
+    axis, shape = step.params["axis"], tuple(x.shape)
     start, found = 0, []
     for size in step.params["sizes"]:
         starts, limits = [0] * len(shape), list(shape)
@@ -291,6 +305,32 @@ def _pad(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
     return [t.emitter.pad(t.value(x), step.params["padding_config"], number)]
 
 
+def _rev(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
+    return [turned(t.emitter, t.value(operands[0]), tuple(map(int, step.params["dimensions"])))]
+
+
+def _indices(operand: Known) -> np.ndarray | Constant:
+    """Indices that are part of the function, or weights."""
+    if not isinstance(operand, Constant):
+        raise Refused("computed indices")
+    if isinstance(operand.source, int):
+        return operand.whole()
+    array = np.broadcast_to(arranged(operand.source, operand.arrangement), operand.shape)
+    if array.size and np.abs(array).max() >= 1 << 24:
+        raise Refused("indices too large for a float")
+    return array.astype(np.int64)
+
+
+def _gather(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
+    x, indices = operands
+    return [gathered(t.emitter, t.value(x), _indices(indices), step.params, tuple(step.avals[0].shape))]
+
+
+def _scatter(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
+    x, indices, updates = operands
+    return [scattered(t.emitter, t.value(x), _indices(indices), t.value(updates), step.params)]
+
+
 # Products and reductions
 # --------------------------------------------------------------------------------------------------
 
@@ -305,8 +345,8 @@ def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | N
     if batch_a or batch_b:
         raise Refused("a product for each of a batch")
     fused = fused or Fused()
-    if isinstance(a, Constant) and isinstance(b, Constant) and a.number is not None:
-        a = t.emitter.filled(a.shape, a.number)
+    if isinstance(a, Constant) and isinstance(b, Constant):
+        a = t.value(a)
     if isinstance(b, Constant) and not isinstance(a, Constant):
         return [
             t.emitter.dense(
@@ -319,7 +359,7 @@ def _dense(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | N
                 t.value(b), a, (over_b, over_a), shape, True, fused.bias, fused.activation, fused.addend
             )
         ]
-    raise Refused("a product of two constants")
+    raise Refused("a product of other operands")
 
 
 def _convolution(t: Translator, step: Any, operands: Sequence[Known], fused: Fused | None) -> list[Known]:
@@ -339,7 +379,8 @@ def _reduce(kind: str) -> Callable[..., list[Known]]:
 
 
 def _draw(t: Translator, step: Any, operands: Sequence[Known]) -> list[Known]:
-    return [t.emitter.draw(t.value(operands[0]), step.params["folds"], tuple(step.avals[0].shape))]
+    given, shape = step.params, tuple(step.avals[0].shape)
+    return [t.emitter.draw(t.value(operands[0]), given["folds"], given["rows"], shape)]
 
 
 def _window(kind: str) -> Callable[..., list[Known]]:
@@ -350,6 +391,7 @@ def _window(kind: str) -> Callable[..., list[Known]]:
 
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
+PICKS = ("gather", "scatter")
 STEPS: dict[str, Callable[..., list[Known]]] = {
     "dot_general": _dense,
     "conv_general_dilated": _convolution,
@@ -363,6 +405,9 @@ STEPS: dict[str, Callable[..., list[Known]]] = {
     "concatenate": _concatenate,
     "stack": _stack,
     "pad": _pad,
+    "rev": _rev,
+    "gather": _gather,
+    "scatter": _scatter,
     "reduce_sum": _reduce("sum"),
     "reduce_max": _reduce("max"),
     "reduce_min": _reduce("min"),

@@ -87,15 +87,13 @@ class Value:
         """
         axis = None
         if self.axis is not None:
-            if math.prod(self.shape[: self.axis]) != 1:
-                same = self.axis + 1
-                if tuple(shape[:same]) != self.shape[:same]:
-                    raise Refused("a reshape of dimensions before the blocks")
-                axis = self.axis
-            else:
-                axis = next((i for i, size in enumerate(shape) if size != 1), 0)
-                if shape[axis] % blocks:
-                    raise Refused("a reshape across blocks")
+            # As many elements as before lie before the dimension whose outermost part is the blocks.
+            before = [math.prod(shape[:i]) for i in range(len(shape))]
+            first = math.prod(self.shape[: self.axis])
+            places = [i for i, size in enumerate(shape) if before[i] == first and size != 1]
+            axis = places[0] if places else 0
+            if before[axis] != first or shape[axis] % blocks:
+                raise Refused("a reshape across blocks")
         wanted = [size // blocks if i == axis else size for i, size in enumerate(shape)]
         parts = [factor for dim in self.dims for factor in dim]
         dims = _dealt(parts, wanted) or _dealt(merged(parts), wanted)
@@ -226,6 +224,9 @@ def outside(shape: Sequence[int], blocks: int, buffer: int) -> Value:
 
 Arrangement = tuple[tuple[Any, ...], ...]
 
+_MOST_REPEATED = 1 << 20
+"""Floats of a constant that is stored with its repetitions."""
+
 
 @dataclass(frozen=True, eq=False)
 class Constant:
@@ -242,6 +243,28 @@ class Constant:
     held: tuple[int, ...]
     source: Any
     arrangement: Arrangement = ()
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Constant:
+        """A literal, held without repetition."""
+        held = array
+        for axis, size in enumerate(array.shape):
+            first = held[(slice(None),) * axis + (slice(0, 1),)]
+            if size > 1 and (held == first).all():
+                held = first
+        return cls(array.shape, held.shape, held)
+
+    def whole(self) -> Constant:
+        """The same, held with all repetitions.
+
+        Raises:
+            Refused: that would be large.
+        """
+        if self.held == self.shape:
+            return self
+        if math.prod(self.shape) > _MOST_REPEATED:
+            raise Refused("a large array of repetitions")
+        return Constant(self.shape, self.shape, self.source, self.then(("broadcast", self.shape)))
 
     @property
     def number(self) -> float | None:
@@ -270,10 +293,21 @@ def _pack_vectors(xp: Any, array: Any) -> Any:
     return xp.concatenate([pack_vector(one, xp) for one in array])
 
 
+def _places(xp: Any, array: Any, sizes: Sequence[int], strides: Sequence[int], clips: bool) -> Any:
+    """Vectors of indices as places in memory; -1 for an index out of bounds, unless it is clipped."""
+    limits = np.asarray(sizes, np.int64) - 1
+    array = array.astype(np.int64 if xp is np else np.int32)
+    inside = ((array >= 0) & (array <= limits)).all(-1)
+    found = (xp.clip(array, 0, limits) * np.asarray(strides, np.int64)).sum(-1)
+    return (found if clips else xp.where(inside, found, -1)).astype(np.int32).reshape(-1)
+
+
 _STEPS: dict[str, Any] = {
     "reshape": lambda xp, array, shape: array.reshape(shape),
     "transpose": lambda xp, array, order: array.transpose(order),
     "broadcast": lambda xp, array, shape: xp.broadcast_to(array, shape),
+    "slice": lambda _, array, parts: array[tuple(slice(*part) for part in parts)],
+    "places": _places,
     "matrices": _pack_groups,
     "vectors": _pack_vectors,
 }

@@ -37,18 +37,12 @@ class Windows:
             Refused: the kernel has no such convolution, or XLA's is faster.
         """
         spatial = len(weights) - 2
-        if (
-            spatial not in (1, 2)
-            or params["batch_group_count"] != 1
-            or any(d != 1 for d in params["lhs_dilation"])
-        ):
+        if spatial not in (1, 2) or params["batch_group_count"] != 1:
             raise Refused("a convolution of another kind")
-        if any(low < 0 or high < 0 for low, high in params["padding"]):
-            raise Refused("negative padding")
         out, depth, *window = params["dimension_numbers"][1]
         groups = params["feature_group_count"]
         columns = weights[out] // groups
-        if columns < 8 and groups > 1:
+        if groups > 1 and columns < 8 and (columns, weights[depth]) != (1, 1):
             raise Refused("a convolution of few channels for each group")
 
         def two(sizes: Sequence[int]) -> tuple[int, int]:
@@ -57,6 +51,11 @@ class Windows:
         size = two([weights[i] for i in window])
         strides, dilation = two(params["window_strides"]), two(params["rhs_dilation"])
         return cls(groups, weights[depth], columns, size, strides, dilation)
+
+    @property
+    def apart(self) -> bool:
+        """Whether each channel has a window of its own."""
+        return self.groups > 1 and self.depth == 1 and self.columns == 1
 
     @property
     def floats(self) -> int:

@@ -30,14 +30,13 @@ from ..xla.settings import operator_settings
 from .batch_axis import BatchedFunction
 from .binding import bind_inputs, check_no_text, with_inputs
 from .graph_function import GraphFunction
+from .more_rows import BY_ROWS, check_rows_apart, more_than_declared
 from .typed_model import TypedModel
 
 PureFunction = Callable[..., Arrays]
 
 Computation = Callable[[Params, Arrays, Any], Arrays]
 """A pure function of weights, arrays by name and a key, after all checks."""
-
-_BY_ROWS = "to_jax of a loaded policy (memojax.load) gives a function of rows [n, *element_shape]"
 
 Way = Callable[[Computation], Computation]
 """Another way to run a computation, with the same answers."""
@@ -56,6 +55,7 @@ def of_graph(
     check_no_text(graph)
     functions: dict[tuple[str, ...], GraphFunction] = {(): GraphFunction(graph)}
     computations: dict[Any, Computation] = {}
+    known_places: set[Any] = set()
     own = functions[()].params
 
     def fn(params: Params, inputs: Mapping[str, Any], key: jax.Array | None = None) -> Arrays:
@@ -75,7 +75,10 @@ def of_graph(
         weights = {name: params[name] for name in function.params}
         try:
             made = run(function, replaced, weights, given, key)
-            _check_rows_kept(function.graph, _shapes(values, given), made)
+            shapes = _shapes(values, given)
+            if any(more for _, _, more in shapes):
+                _check_rows_kept(function.graph, shapes, made)
+                _check_rows_apart(function, values, given, known_places)
             return made
         except LoweringError as cause:
             if type(cause) is not LoweringError or not (advice := _about_more_rows(values, given)):
@@ -196,7 +199,7 @@ def _shapes(
     for name, value in values.items():
         if value.kind == "tensor" and value.shape is not None and given[name] is not None:
             shape = np.shape(given[name])
-            found.append((value, shape, any(dim == 1 != size for dim, size in zip(value.shape, shape))))
+            found.append((value, shape, bool(more_than_declared(value, shape))))
     return found
 
 
@@ -219,7 +222,7 @@ def _check_symbols(values: Mapping[str, Value], given: Mapping[str, Any]) -> Non
             if more and isinstance(dim, str) and known != size:
                 raise InputShapeError(
                     f"input {value.name!r} has shape {list(shape)}, the model takes "
-                    f"{list(value.shape or ())}, and {dim!r} is {known} by input {by!r}: {_BY_ROWS}"
+                    f"{list(value.shape or ())}, and {dim!r} is {known} by input {by!r}: {BY_ROWS}"
                 )
 
 
@@ -246,13 +249,23 @@ def _check_rows_kept(
         raise LoweringError(f"output {lost[0]!r} has the shape {list(made[lost[0]].shape)} of one row")
 
 
+def _check_rows_apart(
+    function: GraphFunction, values: Mapping[str, Value], given: Mapping[str, Any], known: set[Any]
+) -> None:
+    """As `check_rows_apart`; a sequence or an optional with a value as an input leaves it out."""
+    fixed = {name: value for name, value in given.items() if value is None or name in function.static_inputs}
+    arrays = {name: (values[name], np.shape(value)) for name, value in given.items() if name not in fixed}
+    if all(value.kind == "tensor" for value, _ in arrays.values()):
+        check_rows_apart(function, arrays, fixed, known)
+
+
 def _about_more_rows(values: Mapping[str, Value], given: Mapping[str, Any]) -> str:
     """Advice where an input has more rows than the one of the file; empty if none has."""
     for value, shape, more in _shapes(values, given):
         if more:
             return (
                 f"input {value.name!r} has shape {list(shape)}, but the file was exported for "
-                f"{list(value.shape or ())}: {_BY_ROWS}"
+                f"{list(value.shape or ())}: {BY_ROWS}"
             )
     return ""
 
@@ -274,7 +287,7 @@ def _declared(value: Value, given: Any, static: bool) -> Any:
     ):
         raise InputShapeError(
             f"input {value.name!r} has shape {list(shape)}, the model takes {list(value.shape)}: jax.vmap "
-            f"maps the function over further axes, and {_BY_ROWS}"
+            f"maps the function over further axes, and {BY_ROWS}"
         )
     dtype = getattr(given, "dtype", None)
     if value.dtype is not None and value.dtype != object and dtype is not None:

@@ -23,7 +23,8 @@ def fold(name: str, params: dict[str, Any], inputs: Sequence[Any], avals: Sequen
         return np.split(arrays[0], np.cumsum(params["sizes"])[:-1], params["axis"])
     known = _MOVES.get(name)
     if known is None:
-        if name not in _ARITHMETIC or any(array.dtype not in _EXACT for array in arrays):
+        exact = _EXACT if name not in _EXACT_WHOLE else (*_EXACT, *_WHOLE)
+        if name not in _ARITHMETIC or any(array.dtype not in exact for array in arrays):
             raise NotExactError(name)
         with np.errstate(all="ignore"):
             result = _ARITHMETIC[name](*arrays)
@@ -36,6 +37,10 @@ def fold(name: str, params: dict[str, Any], inputs: Sequence[Any], avals: Sequen
 
 _EXACT = (np.dtype(np.float32), np.dtype(np.float64))
 """Dtypes for which NumPy and XLA agree; XLA evaluates others (narrow floats, integer division)."""
+
+_WHOLE = (np.dtype(np.int32), np.dtype(np.int64))
+_EXACT_WHOLE = frozenset(("add", "sub", "mul", "max", "min", "eq", "ne", "lt", "le", "gt", "ge"))
+"""Arithmetic in which they agree on whole numbers, too: both wrap around."""
 
 
 def _broadcast(params: dict[str, Any], aval: Any, array: np.ndarray) -> np.ndarray:

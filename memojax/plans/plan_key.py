@@ -12,7 +12,7 @@ from .disk_cache import environment_key
 from .hoist import Residual
 from .serialized import accelerator_key
 
-_LAYOUT = 4
+_LAYOUT = 5
 """Raised with each change of an entry's meaning, so that older entries are not found."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -118,6 +119,21 @@ def _sampler(kind: str) -> bytes:
 @pytest.mark.parametrize("size", mostly_slow([7], [1, 300]))
 def test_draws_equal_the_plan_of_xla(kind: str, size: int) -> None:
     same(*plans(_sampler(kind), size))
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize("size", mostly_slow([1, 7], [300]))
+def test_draws_of_single_rows_equal_the_plan_of_xla(kind: str, size: int) -> None:
+    """With the batch fixed to 1, each row has a key of its own."""
+    model = onnx.ModelProto.FromString(_sampler(kind))
+    for value in model.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    ours, theirs, rows = plans(model.SerializeToString(), size)
+    same(ours, theirs, rows)
+    if kind == "continuous" and size > 1:
+        rows[0][...] = rows[0][0]
+        alike = ours(rows)[0]
+        assert not np.array_equal(alike[0], alike[1])
 
 
 def test_another_key_draws_other_numbers() -> None:

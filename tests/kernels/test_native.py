@@ -121,6 +121,83 @@ def test_windows_along_a_line(native: Library, window: tuple[int, int], channels
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
+def convolution(
+    native: Library,
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    activation: str = "",
+    grown: float | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The kernels' result for [N, C, H, W] and [M, C, h, w], and NumPy's, both [N, H, W, M]."""
+    images, depth, lines, long = x.shape
+    channels, _, tall, length = w.shape
+    height, width = lines - tall + 1, long - length + 1
+    program = Program(images, 4)
+    y = unaligned(np.full((images, height, width, channels), np.nan if grown is None else grown, np.float32))
+    program.product(
+        Product(
+            *(Place(0, 0, x[0].size), Place(1), Place(2), Place(3, 0, y[0].size)),
+            images=1,
+            size=(height, width),
+            columns=channels,
+            length=length,
+            runs=((1, 0), (depth, lines * long), (tall, long)),
+            x_steps=(x[0].size, long, 1),
+            y_steps=(y[0].size, width * channels, channels),
+            activation=activation,
+            grows=grown is not None,
+        )
+    )
+    packed = pack_matrix(w.reshape(channels, -1).T, native.panel)
+    native.run(program.array(), [unaligned(x), unaligned(packed), unaligned(pack_vector(b)), y])
+    seen = np.lib.stride_tricks.sliding_window_view(x.astype(np.float64), (tall, length), (2, 3))
+    expected = np.einsum("nchwij,mcij->nhwm", seen, w, optimize=True) + b + (grown or 0)
+    function = {"": lambda v: v, "relu": lambda v: np.maximum(v, 0), "tanh": np.tanh}[activation]
+    return y, function(expected)
+
+
+@pytest.mark.parametrize("columns", [*range(1, 10), 11, 15, 17, 20, 24, 33, 35, 40, 49, 51, 56, 67])
+def test_convolutions_with_few_columns_behind_whole_vectors(native: Library, columns: int) -> None:
+    """Lines are a little shorter or longer than the vectors whose lanes are neighbours in a line."""
+    for height, width in (
+        (7, 3),
+        (4, 4),
+        (6, 5),
+        (3, 8),
+        (2, 9),
+        (5, 13),
+        (2, 16),
+        (3, 17),
+        (1, 38),
+        (2, 49),
+    ):
+        x = numbers(2, 3, height + 2, width + 2)
+        w, b = numbers(columns, 3, 3, 3), numbers(columns)
+        for activation, grown in (("relu", None), ("tanh", None), ("", 0.5)):
+            found, expected = convolution(native, x, w, b, activation, grown)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [3, 35, 51])
+def test_few_columns_of_large_convolutions(native: Library, columns: int) -> None:
+    """Two threads begin and end within a line; the sum of the deep one is computed in parts."""
+    for depth, height, width in ((2, 37, 41), (300, 5, 19)):
+        x, w = numbers(3, depth, height + 2, width + 2), numbers(columns, depth, 3, 3)
+        found, expected = convolution(native, x, w / (9 * depth) ** 0.5, numbers(columns), "relu")
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_few_columns_read_no_neighbours(native: Library) -> None:
+    """What is not finite stays in the windows that hold it."""
+    x, w, b = numbers(1, 4, 12, 40), numbers(3, 4, 3, 3), numbers(3)
+    x[0, 1, 5, 20] = np.nan
+    found, _ = convolution(native, x, w, b)
+    lost = np.zeros((10, 38), bool)
+    lost[3:6, 18:21] = True
+    np.testing.assert_array_equal(np.isnan(found[0]), np.repeat(lost[..., None], 3, 2))
+
+
 def test_without_a_bias(native: Library) -> None:
     x, w = numbers(5, 40), numbers(40, 20)
     np.testing.assert_allclose(dense(native, x, w, None), x @ w, rtol=1e-5, atol=1e-5)
@@ -356,6 +433,24 @@ def test_draws_equal_jaxs(native: Library, count: int, folds: tuple[int, ...]) -
             key = jax.random.fold_in(key, np.uint32(fold))
         bits = np.asarray(jax.random.bits(key, (5, count)))
     np.testing.assert_array_equal(y, (bits >> 9 | 0x3F800000).view(np.float32))
+
+
+@pytest.mark.parametrize("count", [1, 17, 700])
+@pytest.mark.parametrize("folds", [(-1,), (-1, 3), (7, -1, 2**31 + 5)])
+def test_draws_of_single_rows_equal_jaxs(native: Library, count: int, folds: tuple[int, ...]) -> None:
+    """A fold of -1 is the row's number; each row counts its own numbers."""
+    words = np.array([0x12345678, 0xFEDCBA98], np.uint32)
+    program = Program(5, 2)
+    program.draw(Place(0), Place(1, 0, count), count, folds)
+    y = unaligned(np.zeros((5, count), np.float32))
+    native.run(program.array(), [words, y])
+    with jax.threefry_partitionable(True):
+        for row in range(5):
+            key = jax.random.wrap_key_data(words, impl="threefry2x32")
+            for fold in folds:
+                key = jax.random.fold_in(key, np.uint32(row if fold < 0 else fold))
+            bits = np.asarray(jax.random.bits(key, (count,)))
+            np.testing.assert_array_equal(y[row], (bits >> 9 | 0x3F800000).view(np.float32))
 
 
 def test_the_inverse_of_the_error_function(native: Library) -> None:

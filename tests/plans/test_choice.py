@@ -195,6 +195,7 @@ def test_a_default_that_xla_does_not_know_is_left_out(
             return "executable"
 
     monkeypatch.setattr(xla_options, "_defaults", lambda: {**PRODUCTS, VECTOR_WIDTH: "512"})
+    monkeypatch.setattr(xla_options, "_has_arctan", lambda _: False)
     assert xla_options.compiled(Lowered(), cpu_device(), {"other": "1"}) == "executable"
     assert set(given[-1]) == {YNN, VECTOR_WIDTH, "other"} - missing
     with pytest.raises(RuntimeError, match="No such compile option"):

@@ -1,5 +1,6 @@
 // The arithmetic loops of one instruction set; see vectors.h.
 #include "compute.h"
+#include "depthwise.h"
 #include "functions.h"
 #include "products.h"
 #include "vectors.h"
@@ -329,7 +330,7 @@ int64_t multiply_adds(int64_t rounds) {
 extern const Compute compute;
 const Compute compute = {
     MEMOJAX_TEXT(MEMOJAX_ISA), kPanel, rows_of(kPanel / kLanes), product, elementwise, reduce, draw,
-    multiply_adds,             pool2d,
+    multiply_adds,             pool2d,  depthwise,
 };
 
 }  // namespace memojax::MEMOJAX_ISA

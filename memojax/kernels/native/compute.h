@@ -70,6 +70,21 @@ struct Pool2d {
   int64_t dilation_height, dilation_width, pad_height, pad_width;
 };
 
+// A convolution of [lines, pixels, channels] images, whose channels are adjacent, with a window for each
+// channel. The window of result (image, h, w) starts at `x + image * x_image + h * x_height + w * x_width`;
+// its lines are `window_line` floats apart, and its pixels `window_pixel`. `weights` are
+// [window_height, window_width, channels]. Results lie without gaps.
+struct Depthwise {
+  const float* x;
+  const float* weights;
+  const float* bias;  // One float per channel, or null.
+  float* y;
+  int64_t images, height, width, channels;
+  int64_t window_height, window_width, window_line, window_pixel;
+  int64_t x_image, x_height, x_width;
+  int64_t activation;
+};
+
 struct Compute {
   const char* name;
   int64_t panel;  // Columns of a panel.
@@ -84,6 +99,7 @@ struct Compute {
   // multiply-adds.
   int64_t (*multiply_adds)(int64_t rounds);
   void (*pool2d)(const Pool2d&, int64_t line0, int64_t line1);  // Lines of the results, of all images.
+  void (*depthwise)(const Depthwise&, int64_t line0, int64_t line1);
 };
 
 #if defined(__x86_64__)

@@ -3,6 +3,7 @@
 #include "activations.h"
 #include "compute.h"
 #include "narrow.h"
+#include "pixels.h"
 #include "vectors.h"
 
 namespace memojax::MEMOJAX_ISA {
@@ -13,7 +14,7 @@ constexpr int rows_of(int vectors) {
 #if defined(__AVX512F__)
   return vectors == 4 ? 6 : vectors == 3 ? 8 : 12;
 #elif defined(__AVX2__)
-  return vectors > 0 ? 6 : 0;
+  return vectors == 1 ? 12 : 6;
 #elif defined(__aarch64__)
   return vectors > 0 ? 6 : 0;
 #else
@@ -110,7 +111,9 @@ void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const f
   int64_t blocks = (row1 - row0 + kRows - 1) / kRows;
   const bool dense = per_image == 1;
   for (int64_t row = row0; blocks > 0; blocks--) {
-    const int count = static_cast<int>((row1 - row + blocks - 1) / blocks);
+    int count = static_cast<int>((row1 - row + blocks - 1) / blocks);
+    // Twice four rows of two vectors would have eight sums, which just fill the multipliers: a delay costs time.
+    if (kLanes == 8 && Vectors == 2 && blocks == 2 && row1 - row == 8) count = 5;
     for (int i = 0; i < count; i++) {
       if (dense) {
         starts[i] = p.x + (row + i) * p.x_image, ends[i] = p.y + (row + i) * p.y_image + column;
@@ -136,17 +139,17 @@ void panel(const Product& p, int64_t row0, int64_t row1, const float* w, const f
 // One vector of columns of `Rows` neighbours in a line, whose windows overlap: each float of the line is
 // loaded once for all windows that hold it. Otherwise, a load for each multiply-add would limit the speed.
 template <int Rows, int Length, int Step>
-inline void windows(const Product& p, const float* x, float* y, const float* w, const float* bias,
+inline void windows(const Product& p, const float* x, float* y, const float* w, int64_t pitch, const float* bias,
                     int64_t left) {
   constexpr int kOverlap = (Length + Step - 1) / Step;
   V sum[Rows];
   MEMOJAX_UNROLL
   for (int i = 0; i < Rows; i++) sum[i] = bias ? load(bias) : V{};
-  for (int64_t r = 0; r < p.runs; r++, w += Length * kLanes) {
+  for (int64_t r = 0; r < p.runs; r++, w += Length * pitch) {
     const float* line = x + p.run_offsets[r];
     V tap[Length];
     MEMOJAX_UNROLL
-    for (int i = 0; i < Length; i++) tap[i] = load(w + i * kLanes);
+    for (int i = 0; i < Length; i++) tap[i] = load(w + i * pitch);
     MEMOJAX_UNROLL
     for (int first = 0; first < Step; first++) {
       MEMOJAX_UNROLL
@@ -202,20 +205,21 @@ inline void wide_windows(const Product& p, const float* x, float* y, const float
 }
 
 template <int Vectors, int Rows, int Length, int Step>
-inline void some_windows(int count, const Product& p, const float* x, float* y, const float* w,
+inline void some_windows(int count, const Product& p, const float* x, float* y, const float* w, int64_t pitch,
                          const float* bias, int64_t left) {
   if constexpr (Rows > 0) {
     if (count < Rows)
-      some_windows<Vectors, Rows - 1, Length, Step>(count, p, x, y, w, bias, left);
+      some_windows<Vectors, Rows - 1, Length, Step>(count, p, x, y, w, pitch, bias, left);
     else if constexpr (Vectors == 1)
-      windows<Rows, Length, Step>(p, x, y, w, bias, left);
+      windows<Rows, Length, Step>(p, x, y, w, pitch, bias, left);
     else
       wide_windows<Rows, Step>(p, x, y, w, bias, left);
   }
 }
 
 template <int Vectors, int Length, int Step>
-void lines(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias, int64_t column) {
+void lines(const Product& p, int64_t row0, int64_t row1, const float* w, int64_t pitch, const float* bias,
+           int64_t column) {
   constexpr int kRows = Vectors == 1 ? 12 : 10;
   const int64_t per_image = p.height * p.width;
   for (int64_t row = row0; row < row1;) {
@@ -226,7 +230,7 @@ void lines(const Product& p, int64_t row0, int64_t row1, const float* w, const f
     const float* x = p.x + image * p.x_image + h * p.x_height + c * p.x_width;
     float* y = p.y + image * p.y_image + h * p.y_height + c * p.y_width + column;
     const int64_t left = p.columns - column;
-    some_windows<Vectors, kRows, Length, Step>(count, p, x, y, w, bias, left);
+    some_windows<Vectors, kRows, Length, Step>(count, p, x, y, w, pitch, bias, left);
     for (int i = 0; p.activation > kRelu && i < count; i++, y += p.y_width)
       activate(p, &y, 1, left < Vectors * kLanes ? left : Vectors * kLanes);
     row += count;
@@ -235,17 +239,17 @@ void lines(const Product& p, int64_t row0, int64_t row1, const float* w, const f
 
 // Whether the rows are windows along a line, of sizes that policies have; then the product is done.
 template <int Vectors>
-bool windows_of(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias,
+bool windows_of(const Product& p, int64_t row0, int64_t row1, const float* w, int64_t pitch, const float* bias,
                 int64_t column) {
   if (p.width < 6 || row1 - row0 < 6) return false;
   const auto is = [&](int length, int step) {
     return p.x_width == step && (Vectors > 1 || p.length == length);
   };
-  if (is(8, 4)) lines<Vectors, 8, 4>(p, row0, row1, w, bias, column);
-  else if (is(4, 2)) lines<Vectors, 4, 2>(p, row0, row1, w, bias, column);
-  else if (is(3, 1)) lines<Vectors, 3, 1>(p, row0, row1, w, bias, column);
-  else if (Vectors == 1 && is(3, 2)) lines<1, 3, 2>(p, row0, row1, w, bias, column);
-  else if (Vectors == 1 && is(5, 1)) lines<1, 5, 1>(p, row0, row1, w, bias, column);
+  if (is(8, 4)) lines<Vectors, 8, 4>(p, row0, row1, w, pitch, bias, column);
+  else if (is(4, 2)) lines<Vectors, 4, 2>(p, row0, row1, w, pitch, bias, column);
+  else if (is(3, 1)) lines<Vectors, 3, 1>(p, row0, row1, w, pitch, bias, column);
+  else if (Vectors == 1 && is(3, 2)) lines<1, 3, 2>(p, row0, row1, w, pitch, bias, column);
+  else if (Vectors == 1 && is(5, 1)) lines<1, 5, 1>(p, row0, row1, w, pitch, bias, column);
   else return false;
   return true;
 }
@@ -295,22 +299,55 @@ bool shallow_panel(const Product& p, int64_t row0, int64_t row1, const float* w,
   }
 }
 
+// One vector of columns, of the Wide vectors of a panel.
+template <int Wide>
+void one_vector(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias, int64_t column) {
+#if defined(__AVX512F__)
+  if (windows_of<1>(p, row0, row1, w, Wide * kLanes, bias, column)) return;
+#endif
+  panel<1, Wide>(p, row0, row1, w, bias, column);
+}
+
+// The last panel of a convolution whose columns fill `Whole` vectors and a small part of the next one.
+template <int Whole, int Wide>
+bool with_pixels(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias,
+                 int64_t column, int64_t others = 2) {
+  constexpr int kWhole = Whole * kLanes;
+  if (!pixels_pay(p, row1 - row0, p.columns - column - kWhole, others)) return false;
+  if constexpr (Whole == 1) one_vector<Wide>(p, row0, row1, w, bias, column);
+  if constexpr (Whole > 1) panel<Whole, Wide>(p, row0, row1, w, bias, column);
+  few_pixels(p, row0, row1, w + kWhole, Wide * kLanes, bias ? bias + kWhole : nullptr, column + kWhole);
+  return true;
+}
+
 void panel_of(const Product& p, int64_t row0, int64_t row1, const float* w, const float* bias,
               int64_t column) {
   if (shallow_panel(p, row0, row1, w, bias, column)) return;
+  const int64_t left = p.columns - column;
 #if defined(__AVX512F__)
-  const int64_t left = p.columns - column, rows = row1 - row0;
+  const int64_t rows = row1 - row0;
   if (left > 48 && (rows == 7 || rows == 8) && p.runs * p.length >= 256) {
     // Two blocks of four rows would read the panel twice. Half of its columns fit the registers of one block.
     panel<2, 4>(p, row0, row1, w, bias, column);
     panel<2, 4>(p, row0, row1, w + 2 * kLanes, bias ? bias + 2 * kLanes : nullptr, column + 2 * kLanes);
-  } else if (left > 48) panel<4>(p, row0, row1, w, bias, column);
-  else if (left > 32 && left <= 40 && windows_of<3>(p, row0, row1, w, bias, column)) return;
-  else if (left > 32) panel<3>(p, row0, row1, w, bias, column);
-  else if (left > 16) panel<2>(p, row0, row1, w, bias, column);
-  else if (!windows_of<1>(p, row0, row1, w, bias, column)) panel<1>(p, row0, row1, w, bias, column);
+  } else if (left > 48) {
+    if (!with_pixels<3, 4>(p, row0, row1, w, bias, column)) panel<4>(p, row0, row1, w, bias, column);
+  } else if (left > 32) {
+    if (with_pixels<2, 3>(p, row0, row1, w, bias, column, left <= 40 ? 1 : 2)) return;
+    if (left <= 40 && windows_of<3>(p, row0, row1, w, 3 * kLanes, bias, column)) return;
+    panel<3>(p, row0, row1, w, bias, column);
+  } else if (left > 16) {
+    if (!with_pixels<1, 2>(p, row0, row1, w, bias, column)) panel<2>(p, row0, row1, w, bias, column);
+  } else if (!with_pixels<0, 1>(p, row0, row1, w, bias, column)) {
+    one_vector<1>(p, row0, row1, w, bias, column);
+  }
 #else
-  panel<16 / kLanes>(p, row0, row1, w, bias, column);
+  constexpr int kWide = 16 / kLanes;
+  const int64_t whole = left / kLanes;
+  if (whole == 0 && with_pixels<0, kWide>(p, row0, row1, w, bias, column)) return;
+  if (whole == 1 && with_pixels<1, kWide>(p, row0, row1, w, bias, column)) return;
+  if (left <= kLanes) panel<1, kWide>(p, row0, row1, w, bias, column);
+  else panel<kWide>(p, row0, row1, w, bias, column);
 #endif
 }
 

@@ -225,9 +225,23 @@ void draw(const Chunk& chunk, Reader r) {
   const int64_t count = r.word();
   uint32_t key[2];
   std::memcpy(key, chunk.at(given), sizeof key);
-  for (int64_t folds = r.word(); folds > 0; folds--) fold(key, static_cast<uint32_t>(r.word()));
+  const int64_t folds = r.word();
+  bool by_block = false;
+  for (int64_t i = 0; i < folds; i++) by_block |= r.at[i] < 0;
   float* y = chunk.at(to);
   const int64_t total = count * chunk.count, start = count * chunk.block;
+  if (by_block) {  // A fold below zero stands for the block's number, and each block counts from 0.
+    split(chunk, chunk.count, 1, static_cast<double>(total) * 60, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; block++) {
+        uint32_t own[2] = {key[0], key[1]};
+        for (int64_t i = 0; i < folds; i++)
+          fold(own, static_cast<uint32_t>(r.at[i] < 0 ? chunk.block + block : r.at[i]));
+        chosen->draw(own, 0, y + block * count, count);
+      }
+    });
+    return;
+  }
+  for (int64_t i = 0; i < folds; i++) fold(key, static_cast<uint32_t>(r.word()));
   split(chunk, total, 256, static_cast<double>(total) * 60, [&](int64_t begin, int64_t end) {
     chosen->draw(key, static_cast<uint64_t>(start + begin), y + begin, end - begin);
   });
@@ -257,6 +271,38 @@ void pool2d(const Chunk& chunk, Reader r) {
         [&](int64_t begin, int64_t end) { chosen->pool2d(p, begin, end); });
 }
 
+void depthwise(const Chunk& chunk, Reader r) {
+  Depthwise p{};
+  const Place x = r.place(), weights = r.place(), bias = r.place(), y = r.place();
+  p.x = chunk.at(x), p.weights = chunk.at(weights), p.bias = chunk.at(bias), p.y = chunk.at(y);
+  p.images = r.word() * chunk.count;
+  int64_t* const fields[] = {&p.height,      &p.width,        &p.channels, &p.window_height, &p.window_width,
+                             &p.window_line, &p.window_pixel, &p.x_image,  &p.x_height,      &p.x_width,
+                             &p.activation};
+  for (int64_t* field : fields) *field = r.word();
+  const int64_t lines = p.images * p.height, taps = p.window_height * p.window_width;
+  const double work = 2.0 * static_cast<double>(lines * p.width * p.channels * taps);
+  split(chunk, lines, 1, work, [&](int64_t begin, int64_t end) { chosen->depthwise(p, begin, end); });
+}
+
+// Moves single elements to or from the places that an argument lists; a place below zero is left out.
+void pick(const Chunk& chunk, Reader r) {
+  const Place from = r.place(), list = r.place(), to = r.place();
+  const int64_t count = r.word(), x_block = r.word(), y_block = r.word(), scatters = r.word();
+  const int32_t* const places = reinterpret_cast<const int32_t*>(chunk.at(list));
+  for (int64_t block = 0; block < chunk.count; block++) {
+    const float* const x = chunk.at(from) + block * x_block;
+    float* const y = chunk.at(to) + block * y_block;
+    if (scatters) {
+      for (int64_t i = 0; i < count; i++)
+        if (places[i] >= 0) y[places[i]] = x[i];
+    } else {
+      for (int64_t i = 0; i < count; i++)
+        if (places[i] >= 0) y[i] = x[places[i]];
+    }
+  }
+}
+
 // Steps that run together, `chunk` blocks per pass. With few blocks, a thread takes fewer, but at least
 // `least`.
 struct Section {
@@ -277,6 +323,8 @@ void run_chunk(const Chunk& chunk, const Section& section) {
       case kPool2d: pool2d(chunk, r); break;
       case kDraw: draw(chunk, r); break;
       case kWhole: whole(chunk, r); break;
+      case kDepthwise: depthwise(chunk, r); break;
+      case kPick: pick(chunk, r); break;
       default: break;
     }
     at += at[1];
