@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnx.parser
@@ -216,14 +215,16 @@ def test_options_that_the_file_needs_contradict_nothing() -> None:
 
 
 def test_the_file_of_the_reference_tells_the_contradictions() -> None:
-    batched = model("g (float[batch,4] x) => (float[batch,4] y) { y = Tanh (x) }")
-    alone = TypedModel.from_model(batched, batch_axis=False)
+    batched = model("g (float[batch,4] x, float[batch,4] s) => (float[batch,4] y) { y = Mul (x, s) }")
+    bound = TypedModel.from_model(batched, constants={"s": np.full((2, 4), 3, np.float32)})
     function = TypedModel.from_function(
-        lambda _, x: {"y": jnp.tanh(x["x"])}, {}, {"x": ((4,), np.float32)}, name="y"
+        lambda _, rows: {"y": 3 * rows["x"]}, {}, {"x": ((4,), np.float32)}, name="y"
     )
-    (line,) = memojax.verify(function, [2], reference=alone).contradictions
-    assert "batch_axis=False contradicts the file" in line
-    assert memojax.verify(function, [2], reference=batched).contradictions == ()
+    checks = memojax.verify(function, [2], reference=bound)
+    assert [check.same for check in checks] == [True]
+    (line,) = checks.contradictions
+    assert "each agent gives its own 's'" in line
+    assert checks.contradictions == memojax.verify(bound, [2]).contradictions
 
 
 def test_a_loop_that_never_ends_in_the_other_runtime_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
