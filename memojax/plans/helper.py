@@ -219,6 +219,7 @@ class _Running:
             compiler.weights,
             compiler.precision,
             compiler.threads,
+            compiler.cores,
             candidate.name,
             undivided,
             limits,

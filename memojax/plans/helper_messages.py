@@ -30,6 +30,7 @@ class Order:
 
     Attributes:
         number: names a model that was sent before.
+        cores: number of cores that run the plan.
         undivided: a size whose plan XLA did not divide among cores, so it divides no smaller one; 0 if none
             is known.
     """
@@ -39,6 +40,7 @@ class Order:
     weights: Weights
     precision: str | None
     threads: int | None
+    cores: int
     candidate: str
     undivided: int
     environment: Mapping[str, str]
