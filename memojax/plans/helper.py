@@ -220,6 +220,7 @@ class _Running:
             compiler.weights,
             compiler.precision,
             compiler.threads,
+            compiler.cores,
             candidate.name,
             undivided,
             limits,

@@ -32,6 +32,7 @@ class Order:
 
     Attributes:
         number: names a model that was sent before.
+        cores: number of cores that run the plan.
         undivided: a size whose plan XLA did not divide among cores, so it divides no smaller one; 0 if none
             is known.
     """
@@ -41,6 +42,7 @@ class Order:
     weights: Weights
     precision: str | None
     threads: int | None
+    cores: int
     candidate: str
     undivided: int
     environment: Mapping[str, str]
