@@ -68,7 +68,6 @@ def command(
     """
     from ..lowering.exported import only_size
     from ..verification import ATOL, RTOL, verify
-    from ..verification.said import contradictions
 
     file = find_model(model)
     options = loading_of(**loading)
@@ -77,12 +76,11 @@ def command(
     wanted = sizes or ([only] if only else _SIZES)
     checks = verify(typed, wanted, against=against, reference=reference, seed=seed)
     worst = [check for check in checks if check.same is False]
-    said = contradictions(find_model(onnx).path if onnx else file.path, options) if options else []
     if json_file:
         from .output import write_json
 
         data = {"model": file.name, "against": against, "rtol": RTOL, "atol": ATOL, "same": not worst}
-        data["contradictions"] = said
+        data["contradictions"] = list(checks.contradictions)
         write_json(json_file, {**data, "checks": [dataclasses.asdict(check) for check in checks]})
     if json_file != "-":
         from rich.markup import escape
@@ -119,7 +117,7 @@ def command(
             table(columns, rows, left=3),
             f"{verdict} within rtol {RTOL:g}, atol {ATOL:g}"
             + (", or as noted" if any(check.rtol > RTOL for check in checks) else ""),
-            *(f"[yellow]{escape(line)}[/]" for line in said),
+            *(f"[yellow]{escape(line)}[/]" for line in checks.contradictions),
         )
     if worst:
         click.get_current_context().exit(1)

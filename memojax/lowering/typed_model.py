@@ -15,7 +15,6 @@ from .._types import Source
 from ..errors import (
     DimensionError,
     IncompatibleModelError,
-    InputError,
     LimitError,
     LoweringError,
     Unsupported,
@@ -23,7 +22,7 @@ from ..errors import (
     printable,
 )
 from ..model import Model, load_model
-from ..model.signature import ModelApi, TensorSpec
+from ..model.signature import ModelApi, TensorSpec, spec_of
 from ..ops.resolve import Operators
 from ..xla.settings import own_settings
 from .batch_axis import BatchedFunction
@@ -69,6 +68,7 @@ class TypedModel:
             that mix refute such a batch. Otherwise empty.
         only_rows: the only batch size that the model runs; inferers pad and split other batches to it.
         binding: sizes of symbols and values of static inputs, if `at` filled them in.
+        loading: the options under which `from_model` read the file, by name.
     """
 
     fn: RowFunction = field(repr=False)
@@ -86,6 +86,7 @@ class TypedModel:
     weak: str = ""
     only_rows: int | None = None
     binding: Binding = field(default_factory=Binding)
+    loading: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_model(
@@ -128,6 +129,8 @@ class TypedModel:
         wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if outputs is not None else None
         model = source if isinstance(source, Model) else load_model(source, outputs=wanted)
         given = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+        said = {"dims": dims, "batch_axis": batch_axis, "constants": constants, "inputs": given or None}
+        loading = {name: value for name, value in said.items() if value is not None}
         graph = with_inputs(bind_inputs(model.graph, constants or {}), given)
         operators = Operators()
         breaks = host_nodes(graph, operators)
@@ -146,7 +149,7 @@ class TypedModel:
                     # of one agent.
                     rows = batched(GraphFunction(graph, operators), dims=dims, batch_axis=False)
                     typed = _of_rows(cls, model, rows, typed.fingerprint)
-                return typed
+                return replace(typed, loading=loading)
             except LimitError:
                 raise
             except LoweringError as cause:
@@ -158,7 +161,8 @@ class TypedModel:
             raise UnsupportedOpError(
                 [Unsupported(n.domain, n.op_type, n.opset, (n.name,), why) for n in breaks]
             ) from failure
-        return _on_host(cls, model, host_rows(graph, single_runs(graph, dims or {}, batch_axis)))
+        rows = host_rows(graph, single_runs(graph, dims or {}, batch_axis))
+        return replace(_on_host(cls, model, rows), loading=loading)
 
     @classmethod
     def from_function(
@@ -195,7 +199,7 @@ class TypedModel:
             DimensionError: an output does not have the batch on axis 0.
             InputError: a value of `inputs` describes no array.
         """
-        specs = tuple(_spec_of(key, given) for key, given in inputs.items())
+        specs = tuple(spec_of(key, given) for key, given in inputs.items())
         x64 = jax.dtypes.canonicalize_dtype("int64") == np.int64 or any(
             spec.dtype in _NARROWED for spec in specs
         )
@@ -408,21 +412,6 @@ def _fingerprint(model: Model, *options: Any) -> str:
         lambda leaf: leaf if isinstance(leaf, (str, int)) else np.asarray(leaf).tolist(), options
     )
     return hashlib.sha256(f"{model.digest} {plain!r}".encode()).hexdigest()
-
-
-def _spec_of(name: str, given: Any) -> TensorSpec:
-    if isinstance(given, TensorSpec):
-        return replace(given, name=name)
-    if hasattr(given, "shape") and hasattr(given, "dtype"):
-        return TensorSpec(name, given.shape, given.dtype)
-    try:
-        shape, dtype = given
-        return TensorSpec(name, tuple(shape), np.dtype(dtype))
-    except (TypeError, ValueError) as cause:
-        raise InputError(
-            f"input {name!r} is described by {given!r}: give (element shape, dtype), a TensorSpec or a "
-            "jax.ShapeDtypeStruct"
-        ) from cause
 
 
 def at_trial(typed: TypedModel) -> TypedModel:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import printable
+from ..errors import InputError, printable
 from .dimension import bound_shape, is_fixed, symbols_of
 
 ANY_SHAPE = ("...",)
@@ -126,3 +126,23 @@ def plain_names(names: Sequence[str]) -> dict[str, str]:
     """Name in the file -> shown name, without tf2onnx's suffix `:0` unless two names would become equal."""
     short = [name[:-2] if name.endswith(":0") else name for name in names]
     return {name: (cut if short.count(cut) == 1 else name) for name, cut in zip(names, short, strict=True)}
+
+
+def spec_of(name: str, given: Any) -> TensorSpec:
+    """The spec of an input from a spec, something with a shape and a dtype, or a pair of both.
+
+    Raises:
+        InputError: `given` is none of these.
+    """
+    if isinstance(given, TensorSpec):
+        return replace(given, name=name)
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        return TensorSpec(name, given.shape, given.dtype)
+    try:
+        shape, dtype = given
+        return TensorSpec(name, tuple(shape), np.dtype(dtype))
+    except (TypeError, ValueError) as cause:
+        raise InputError(
+            f"input {name!r} is described by {given!r}: give (element shape, dtype), a TensorSpec or a "
+            "jax.ShapeDtypeStruct"
+        ) from cause

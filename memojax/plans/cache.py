@@ -18,9 +18,9 @@ from ..rows.journal import Journal
 from ..xla.background import AtWork, before_exit, submit
 from ..xla.fork import check_not_forked, was_forked
 from .batch_sizes import checked_size
-from .compiler import Lowered
 from .forbid import check_allowed
 from .plan import Plan
+from .way import Lowered
 
 log: logging.Logger = logging.getLogger("memojax")
 _caches: weakref.WeakSet[PlanCache] = weakref.WeakSet()

@@ -28,6 +28,7 @@ class Candidate:
         kernels: whether memojax's own kernels run the parts that they can.
         ordered: whether nested calls keep XLA from waking threads between the plan's parts; see `in_order`.
         layouts: whether XLA chooses how weights that are arguments lie in memory.
+        halves: whether both halves of the rows run at the same time, each on one core; see `halves`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Candidate:
     kernels: bool = False
     ordered: bool = False
     layouts: bool = False
+    halves: bool = False
 
     def trace(self, residual: Residual, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         """Outputs of `residual` inside a traced function; it was traced for `rows` times the size."""
@@ -102,6 +104,9 @@ LAYERS = Candidate("ynn-layers", ynn("DOT", "ELTWISE"), rewrite=_kept_apart, pac
 CONVOLUTIONS = Candidate("ynn-conv", ynn("DOT", "ELTWISE", "INDIVIDUAL_CONVOLUTION"), packs=True)
 EIGEN = Candidate("eigen", ynn())
 EIGEN_CONVOLUTIONS = Candidate("eigen-conv", ynn("INDIVIDUAL_DOT"))
+HALVES = Candidate("halves", ynn(), halves=True)
+"""On one thread, Eigen multiplies and convolves at least as fast as YNNPACK."""
+
 LOOPS = Candidate("loops", {**ynn(), "xla_cpu_multi_thread_eigen": False})
 """XLA compiles small products itself, and Eigen computes the others."""
 
@@ -125,6 +130,7 @@ CANDIDATES = {
         CONVOLUTIONS,
         EIGEN,
         EIGEN_CONVOLUTIONS,
+        HALVES,
         LOOPS,
         NARROW,
         FLIPPED,

@@ -26,6 +26,24 @@ PRODUCTS_FROM = 16e6
 MOST_COLUMNS = 512
 """Columns up to which that holds; YNNPACK shares a wider product better among threads."""
 
+HALVES_FROM = 16e6
+"""Operations of a call's products and convolutions from which two halves take less time, each on a core."""
+
+_CORES = 2
+
+
+def pays_in_halves(residual: Residual, size: int, cores: int) -> bool:
+    """Whether `size` rows take less time as two halves, on a machine with so many cores.
+
+    Only two cores were measured; XLA shares the work of larger steps among more.
+    """
+    return size > 1 and cores == _CORES and all_work(residual) >= HALVES_FROM
+
+
+def all_work(residual: Residual) -> float:
+    """Floating point operations of all products and convolutions of a call."""
+    return sum((work for work, _ in _products(residual)), convolution_work(residual)[0])
+
 
 def chosen(residual: Residual, options: Mapping[str, Any]) -> Candidate:
     """The way for `residual` on a CPU; `options` are XLA's without a choice.

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -21,6 +20,7 @@ from ..errors import BatchSizeError, CompileError, LoweringError
 from ..kernels.direct import Direct, direct
 from ..kernels.library import opened
 from ..kernels.rewrite import rewrite
+from ..kernels.threads import usable_cores
 from ..lowering.typed_model import TypedModel
 from ..model.signature import TensorSpec
 from ..ops.inline import inlined
@@ -31,19 +31,21 @@ from ..xla.memory import check_memory
 from ..xla.options import compiled as compiled_for
 from ..xla.options import over_defaults
 from ..xla.settings import own_settings
-from .candidates import DEFAULT, KERNELS, Candidate, plain, unordered, without_kernels
-from .choice import chosen
+from .candidates import DEFAULT, HALVES, KERNELS, Candidate, plain, unordered, without_kernels
+from .choice import chosen, pays_in_halves
 from .columns import with_columns
 from .direct import direct_calls
 from .dispatch import Meter, by_name, lean_call, never, on_device, on_host
 from .draws import without_loops
+from .halves import FIRST_ROW, Halves, can_halve, half_of
 from .hoist import Hoister, Residual
 from .in_order import in_order
 from .input_buffers import Staging
 from .long_chains import cut, steps_of
 from .packing import DRAWN_BYTES, PACKED_BYTES, Packing
-from .plan import Compiled, Executable, Plan
+from .plan import LINKED_NOW, Compiled, Executable, Plan
 from .strides import with_more_channels
+from .way import Lowered, Way
 from .weight_arguments import Leading, WeightArguments
 
 log: logging.Logger = logging.getLogger("memojax")
@@ -56,47 +58,6 @@ trace_lock: threading.RLock = threading.RLock()
 _LARGE = 8 << 20
 """Bytes of weights from which "auto" passes them as arguments on CPU, because constants double compile
 times."""
-
-
-_LINKED_NOW = 1 << 20
-"""Input bytes up to which a new plan is called once, which saves its first user 1.5 ms for linking."""
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A traced and lowered size; `compile` finishes it."""
-
-    size: int
-    compile: Callable[[], Plan]
-
-    def then(self, finish: Callable[[Plan], None]) -> Lowered:
-        """A lowered size whose `compile` also calls `finish(plan)`."""
-
-        def compile_and_finish() -> Plan:
-            plan = self.compile()
-            finish(plan)
-            return plan
-
-        return Lowered(self.size, compile_and_finish)
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How a size is compiled.
-
-    Attributes:
-        whole: the trace, rewritten for the candidate.
-        residual: the same in pieces or in order, as it is compiled.
-        candidate: the candidate, with the options that were chosen for this trace.
-        ordered: whether groups of steps run in order; a size that fails so is tried without groups.
-        chosen: whether its options are our choice, because the candidate was the default.
-    """
-
-    whole: Residual
-    residual: Residual
-    candidate: Candidate
-    ordered: bool
-    chosen: bool
 
 
 class PlanCompiler:
@@ -112,6 +73,7 @@ class PlanCompiler:
         host: bool = True,
         like: PlanCompiler | None = None,
         threads: int | None = None,
+        cores: int | None = None,
     ):
         """Prepare to compile `typed` for `device`.
 
@@ -126,12 +88,14 @@ class PlanCompiler:
             host: whether the plans take and give NumPy arrays (else `jax.Array`s).
             like: a compiler of the same weights on the same device, with which to share computed values.
             threads: see `InferOptions`.
+            cores: number of cores that will run the plans; by default those of this thread.
         """
         self.typed = typed
         self.device = device
         self.precision: str | None = precision if device.platform != "cpu" else None
         self.host = host
         self.threads = threads
+        self.cores: int = cores or min(usable_cores(), threads or usable_cores())
         self.keep_traces = False
         self._name = plain_name(typed.name or "function")
         self._packs_inputs = device.platform != "cpu"
@@ -148,6 +112,11 @@ class PlanCompiler:
         )
         self._arguments = (
             like._arguments if like is not None and shares else WeightArguments(self._hoister, device)
+        )
+        self._halves = (
+            Halves(typed, self._arguments, self._rows, self._output_packing)
+            if host and device.platform == "cpu" and can_halve(typed) and device == cpu_device()
+            else None
         )
         shapes = {spec.name: spec for spec in typed.api.outputs}
         self._outputs = [shapes[name] for name in typed.computed]
@@ -204,6 +173,12 @@ class PlanCompiler:
         """A plan from an executable compiled elsewhere; `residual` names its weight arguments, if any."""
         meter = Meter()
         packing = self._output_packing(size)
+        if compiled.beside is not None:
+            if self._halves is None:
+                raise LookupError("this plan runs in two halves")
+            nodes = self.trace(half_of(size), HALVES).nodes if residual else ()
+            halves = self._halves.executable(size, compiled, nodes, meter)
+            return Plan(size, halves, meter, self.device.platform, ms, self.typed.random)
         if residual:
             residual, candidate = self._with_kernels(size, residual, candidate)
         leading = Leading()
@@ -249,8 +224,8 @@ class PlanCompiler:
 
         `residual` was traced for `candidate.rows` times the size. `meter` counts the executable's calls.
         """
-        packing = self._output_packing(size)
         way = self._way(size, residual, candidate)
+        packing = self._output_packing(way.rows)
         constants = self.constants(way.residual) if self.weights == "constant" else None
         # Such a plan has its executable as any other: for its memory, its file and its HLO. Calls run the
         # program, which holds the weights, so the executable takes them as arguments and needs no copy.
@@ -259,15 +234,17 @@ class PlanCompiler:
         arguments: Sequence[Any] = leading.values
         if program is not None and constants is not None:
             arguments = [*map(_abstract, constants)]
+        if way.in_halves:
+            arguments = [*map(_abstract, arguments)]
         # The user's JAX settings must not change what is compiled.
         with trace_lock, own_settings(self.precision):
             try:
                 lowered = self._lowered(size, way, arguments, constants, packing)
             except Exception as cause:
-                # Without groups of ours, the error concerns the model itself.
-                if not way.ordered:
+                # Without groups or halves of ours, the error concerns the model itself.
+                if not way.ordered and not way.in_halves:
                     raise
-                log.debug("batch size %d cannot be traced in order: %s", size, cause)
+                log.debug("batch size %d cannot be traced as %r: %s", size, way.candidate.name, cause)
                 return self.prepare(size, residual, meter, plain(candidate))
 
         def finish() -> Executable:
@@ -275,8 +252,10 @@ class PlanCompiler:
                 with jax.profiler.TraceAnnotation(
                     "memojax compile", batch_size=size, candidate=way.candidate.name
                 ):
-                    made = self._compiled(size, lowered, way.candidate, program)
+                    made = self._compiled(size, lowered, way, program)
                     kept = leading
+                    if way.in_halves and self._halves:
+                        return self._halves.executable(size, made, leading.nodes, meter)
                     if way.candidate.layouts:
                         formats = _formats(made.executable, len(arguments))
                         kept = self._arguments.place(leading.nodes, formats)
@@ -289,10 +268,18 @@ class PlanCompiler:
 
         return finish
 
-    def _way(self, size: int, residual: Residual, candidate: Candidate) -> _Way:
+    def _way(self, size: int, residual: Residual, candidate: Candidate) -> Way:
         """Rewrite a trace for a candidate: with kernels, without loops, and in pieces or in order."""
         residual, candidate = self._with_kernels(size, residual, candidate)
         on_cpu = self.device.platform == "cpu"
+        whole = residual
+        if candidate.halves or (candidate == DEFAULT and pays_in_halves(residual, size, self.cores)):
+            half = self._halves.of(size, residual, self.trace) if self._halves else None
+            if half is not None:
+                COMPILED.check(steps_of(half), f"batch size {size}")
+                chooses = candidate == DEFAULT
+                return Way(whole, half, HALVES, False, chooses, half_of(size), in_halves=True)
+            candidate = DEFAULT
         if on_cpu:  # Accelerators have kernels of their own for draws.
             residual = without_loops(residual)
         whole = residual
@@ -303,20 +290,22 @@ class PlanCompiler:
             candidate = chosen(residual, over_defaults(self.device, {}))
         ordered = self._ordered(size, residual, candidate, not chooses) if pieces is None else None
         if ordered is not None:
-            return _Way(whole, *ordered, ordered=True, chosen=chooses)
-        return _Way(whole, pieces or residual, unordered(candidate), ordered=False, chosen=chooses)
+            return Way(whole, *ordered, ordered=True, chosen=chooses, rows=size)
+        return Way(whole, pieces or residual, unordered(candidate), ordered=False, chosen=chooses, rows=size)
 
     def _lowered(
         self,
         size: int,
-        way: _Way,
+        way: Way,
         arguments: Sequence[Any],
         constants: Sequence[np.ndarray] | None,
         packing: Packing,
     ) -> Any:
         """JAX's lowered function of the weight arguments, then the rows."""
         count = len(arguments)
-        rows = self._rows(size)
+        rows = self._rows(way.rows)
+        if len(rows) < len(way.residual.inputs):
+            rows.append(FIRST_ROW)
         inputs = self._input_packing(rows)
 
         def run(*given: Any) -> Any:
@@ -327,7 +316,7 @@ class PlanCompiler:
 
         # XLA shows this name in profiles and dumps.
         run.__name__ = f"{self._name}_batch_{size}"
-        place = SingleDeviceSharding(self.device)
+        place = SingleDeviceSharding(self._halves.here if way.in_halves and self._halves else self.device)
         given = rows if inputs is None else inputs.results([row.dtype for row in rows])
         places: Any = place
         if way.candidate.layouts:
@@ -335,16 +324,17 @@ class PlanCompiler:
             places = (*[Format(Layout.AUTO, place)] * count, *[place] * len(given))
         return jax.jit(run, in_shardings=places, out_shardings=place).lower(*arguments, *given)
 
-    def _compiled(self, size: int, lowered: Any, candidate: Candidate, program: Direct | None) -> Compiled:
+    def _compiled(self, size: int, lowered: Any, way: Way, program: Direct | None) -> Compiled:
         with own_settings(self.precision):
-            compiled = compiled_for(lowered, self.device, candidate.options)
+            compiled = compiled_for(lowered, self.device, way.candidate.options)
+            beside = self._halves.beside(compiled) if way.in_halves and self._halves else None
         if self.typed.model is not None:
             check_memory(compiled, size)
             if program is not None:
                 check_memory(program, size)
-        return Compiled(compiled, program)
+        return Compiled(compiled, program, beside)
 
-    def _simpler(self, size: int, way: _Way, wanted: Candidate, cause: Exception) -> Candidate:
+    def _simpler(self, size: int, way: Way, wanted: Candidate, cause: Exception) -> Candidate:
         """The candidate to try after XLA refused `way`: first without our choice, then without kernels.
 
         A problem with either costs only speed.
@@ -352,7 +342,7 @@ class PlanCompiler:
         Raises:
             CompileError: nothing simpler is left.
         """
-        if way.ordered or (way.chosen and way.candidate.options):
+        if way.ordered or way.in_halves or (way.chosen and way.candidate.options):
             log.debug("batch size %d does not compile as %r: %s", size, way.candidate.name, cause)
             return plain(wanted)
         if way.candidate.kernels:
@@ -413,7 +403,7 @@ class PlanCompiler:
         run = on_host(call, staging, packing, leading)
         typed = self.typed
         answer = by_name(run, call, staging, packing, leading, typed.api, typed.computed, typed.random, meter)
-        if size * self.input_bytes <= _LINKED_NOW:
+        if size * self.input_bytes <= LINKED_NOW:
             run([np.zeros(row.shape, row.dtype) for row in rows])
         return Executable(made, run, answer, candidate.name)
 

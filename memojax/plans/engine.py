@@ -25,7 +25,7 @@ from .autotune import Tuner
 from .batch_memory import check_fits
 from .cache import CacheInfo, PlanCache
 from .candidates import CANDIDATES, DEFAULT, Candidate
-from .compiler import Lowered, PlanCompiler, Weights
+from .compiler import PlanCompiler, Weights
 from .disk_cache import DiskCache
 from .elsewhere import Elsewhere
 from .helper import CompileIn, helper, wanted
@@ -37,6 +37,7 @@ from .row_check import plan_mixing
 from .serialized import as_bytes, from_bytes
 from .stored_weights import store, stored_weights
 from .tuning_log import Choices
+from .way import Lowered
 
 log: logging.Logger = logging.getLogger("memojax")
 

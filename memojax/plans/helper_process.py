@@ -95,7 +95,7 @@ class _Workshop:
         self._programs: set[tuple[Any, ...]] = set()
         self._undivided: dict[tuple[Any, ...], int] = {}
         self._models: dict[int, TypedModel] = {}
-        self._compilers: dict[tuple[int, Weights, str | None, int | None], PlanCompiler] = {}
+        self._compilers: dict[tuple[int, Weights, str | None, int | None, int], PlanCompiler] = {}
         self._sent: dict[int, set[str]] = {}
 
     def learn(self, number: int, typed: TypedModel) -> None:
@@ -111,7 +111,7 @@ class _Workshop:
 
     def make(self, order: Order) -> Made:
         _take_limits(order)
-        key = order.number, order.weights, order.precision, order.threads
+        key = order.number, order.weights, order.precision, order.threads, order.cores
         if key not in self._compilers:
             self._compilers[key] = PlanCompiler(
                 self._models[order.number],
@@ -119,6 +119,7 @@ class _Workshop:
                 order.weights,
                 order.precision,
                 threads=order.threads,
+                cores=order.cores,
             )
         compiler, candidate = self._compilers[key], CANDIDATES[order.candidate]
         as_arguments = compiler.weights == "argument"
@@ -161,7 +162,7 @@ class _Workshop:
             plan = lowered.compile()
         if plan.executable.made.program is not None:
             self._programs.add(key)
-        elif not plan.executable.made.divided:
+        elif not plan.executable.made.divided and plan.executable.made.beside is None:
             self._undivided[key] = size
         return plan
 

@@ -49,4 +49,5 @@ def plan_key(
         **accelerator_key(compiler.device),
         **({} if compiler.host else {"arrays": "jax"}),
         **({} if compiler.threads is None else {"threads": compiler.threads}),
+        **({} if candidate is not None and candidate.kernels else {"run on": compiler.cores}),
     }

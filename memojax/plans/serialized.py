@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ..kernels.direct import SHARED_BYTES, digest_of, shared
+from ..xla.pair import pair
 from .plan import Compiled
 
 Find = Callable[[str, "np.ndarray | None"], np.ndarray]
@@ -29,23 +30,41 @@ def as_bytes(made: Compiled) -> tuple[bytes, dict[str, np.ndarray]]:
 
     file = io.BytesIO()
     pickler = _Pickler(file)
-    pickler.dump((serialize_executable.serialize(made.executable), made.program))
+    halves = () if made.beside is None else (True,)
+    pickler.dump((serialize_executable.serialize(made.executable), made.program, *halves))
     return file.getvalue(), pickler.arrays
 
 
 def from_bytes(payload: bytes, devices: Sequence[jax.Device], find: Find | None = None) -> Compiled:
     """Load an executable on `devices`. The bytes must come from this user, or from this process's helper.
 
+    An executable for half of the rows is loaded on both devices of the pair.
+
     Raises:
-        LookupError: `find` has no such weights.
+        LookupError: `find` has no such weights, or this process has no pair.
     """
+    serialized, program, *halves = _Unpickler(payload, find).load()
+    if not halves:
+        return Compiled(_loaded(serialized, devices), program)
+    both = pair()
+    if both is None:
+        raise LookupError("this plan runs on two cores")
+    return Compiled(_loaded(serialized, [both.here]), program, _loaded(serialized, [both.beside]))
+
+
+def again_on(executable: Any, device: jax.Device) -> Any:
+    """The same executable on another device of this process."""
     from jax.experimental import serialize_executable
 
-    serialized, program = _Unpickler(payload, find).load()
-    executable = serialize_executable.deserialize_and_load(
+    return _loaded(serialize_executable.serialize(executable), [device])
+
+
+def _loaded(serialized: Any, devices: Sequence[jax.Device]) -> Any:
+    from jax.experimental import serialize_executable
+
+    return serialize_executable.deserialize_and_load(
         *serialized, backend=devices[0].client, execution_devices=list(devices)
     )
-    return Compiled(executable, program)
 
 
 @final

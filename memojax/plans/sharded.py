@@ -20,11 +20,12 @@ from ..xla.options import compiled as compiled_for
 from ..xla.options import over_defaults
 from ..xla.settings import own_settings
 from .artifact import PlanArtifact
-from .compiler import Lowered, plain_name, trace_lock
+from .compiler import plain_name, trace_lock
 from .disk_cache import DiskCache, environment_key
 from .dispatch import Meter, never
 from .plan import Compiled, Executable, Plan
 from .serialized import accelerator_key, as_bytes, from_bytes
+from .way import Lowered
 
 log: logging.Logger = logging.getLogger("memojax")
 

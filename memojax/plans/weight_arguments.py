@@ -22,16 +22,39 @@ class Leading:
     more: XLA would copy its slices, or fuse them into each reader until memory runs out.
     """
 
-    __slots__ = ("__weakref__", "formats", "nodes", "values")
+    __slots__ = ("__weakref__", "devices", "formats", "nodes", "values")
 
-    def __init__(self, nodes: Sequence[Node] = (), values: Sequence[Any] = (), formats: Sequence[Any] = ()):
-        """`formats` are the layouts that an executable wants, one for each of `values`; empty for JAX's."""
+    def __init__(
+        self,
+        nodes: Sequence[Node] = (),
+        values: Sequence[Any] = (),
+        formats: Sequence[Any] = (),
+        devices: Sequence[jax.Device] = (),
+    ):
+        """Hold arguments, laid out as an executable wants them.
+
+        Args:
+            nodes: what the arguments are.
+            values: the arguments.
+            formats: the layouts that an executable wants, one for each of `values`; empty for JAX's.
+            devices: devices of this process's CPU, each of which reads the arguments; `values` then has a
+                tuple for each device. Empty for one device, where they are.
+        """
         self.nodes: tuple[Node, ...] = tuple(nodes)
         self.formats: tuple[Any, ...] = tuple(formats)
+        self.devices: tuple[jax.Device, ...] = tuple(devices)
         self.values: tuple[Any, ...] = self.laid_out(values)
 
     def laid_out(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        """`values` in the executable's layouts."""
+        """`values` in the executable's layouts, or for each of its devices."""
+        if self.devices:
+            # The devices share the memory of the arrays, which NumPy's views keep alive.
+            views = [np.asarray(value) for value in values]
+            with own_settings():
+                return tuple(
+                    tuple(jax.device_put(view, device, may_alias=True) for view in views)
+                    for device in self.devices
+                )
         if not self.formats:
             return tuple(values)
         with own_settings():
@@ -49,12 +72,14 @@ class WeightArguments:
         self._leading: weakref.WeakSet[Leading] = weakref.WeakSet()
         self._lock = threading.Lock()
 
-    def place(self, nodes: Sequence[Node], formats: Sequence[Any] = ()) -> Leading:
-        """The arguments for `nodes`, in `formats` if given; sizes share the arrays of equal nodes."""
+    def place(
+        self, nodes: Sequence[Node], formats: Sequence[Any] = (), devices: Sequence[jax.Device] = ()
+    ) -> Leading:
+        """The arguments for `nodes`, in `formats` or on `devices` if given; sizes share the arrays."""
         with self._lock:
             missing = list(filterfalse(self._placed.__contains__, nodes))
             self._placed.update(zip(missing, self._on_device(self._hoister.values(missing)), strict=True))
-            leading = Leading(nodes, [self._placed[node] for node in nodes], formats)
+            leading = Leading(nodes, [self._placed[node] for node in nodes], formats, devices)
             self._leading.add(leading)
             return leading
 
@@ -66,7 +91,7 @@ class WeightArguments:
         """
         with self._lock:
             nodes, every = list(self._placed), list(self._leading)
-        with_layouts = [leading for leading in every if leading.formats]
+        with_layouts = [leading for leading in every if leading.formats or leading.devices]
         fresh = self._fresh(nodes, leaves)
         laid_out = {one: one.laid_out([fresh[node] for node in one.nodes]) for one in with_layouts}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import final
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from ..lowering.typed_model import TypedModel, at_trial
 from ..plans.batch_sizes import checked_size
 from .file_layout import Rows, same_up_to_ones
 from .runtimes import CONTENDERS, Contender, ContenderError
+from .said import contradictions
 from .tolerance import ATOL, RTOL, Tolerance, is_number
 
 
@@ -54,6 +56,20 @@ class Check:
     atol: float = ATOL
 
 
+@final
+class Checks(list[Check]):
+    """The checks of `verify`, one for each output and batch size.
+
+    Attributes:
+        contradictions: a line for each of `batch_axis` and `constants` that the loader alone would not choose
+            for this file. `verify` compares under them, and cannot tell whether they are right.
+    """
+
+    def __init__(self, checks: Iterable[Check] = (), contradictions: Iterable[str] = ()):
+        super().__init__(checks)
+        self.contradictions: tuple[str, ...] = tuple(contradictions)
+
+
 def verify(
     source: Source | TypedModel,
     sizes: Iterable[int] = (1, 5, 32),
@@ -61,12 +77,12 @@ def verify(
     against: str = "onnxruntime",
     reference: Source | TypedModel | None = None,
     seed: int = 0,
-) -> list[Check]:
+) -> Checks:
     """Compare every output at every batch size with another runtime; random outputs are left out.
 
     The other runtime runs the whole batch, and then each row alone in the file layout, where a wrong batch
     axis shows. If the file declares a batch but memojax runs it row by row, the file's own batch is compared
-    too.
+    too. Where the options of loading contradict the file, the result's `contradictions` tell it.
 
     >>> import memojax
     >>> all(check.same for check in memojax.verify(memojax.policies.bundled("acrobot_ppo"), [1, 3]))
@@ -112,7 +128,7 @@ def verify(
                 if name in drawn
                 else _check(size, name, value, theirs, allowed[name])
             )
-    return checks
+    return Checks(checks, contradictions(typed_model(reference) if reference is not None else typed))
 
 
 def contender(name: str, typed: TypedModel, reference: Source | TypedModel | None = None) -> Contender:

@@ -7,24 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from .._types import Source
 from ..errors import MemojaxError
 from ..lowering.batch_axis import BatchedFunction
 from ..lowering.typed_model import TypedModel
-from ..model import load_model
+from ..model import Model
 
 _TOLD = "verify compares under this option, and cannot tell which of the two is right"
 
 
-def contradictions(source: Source, loading: Mapping[str, Any]) -> list[str]:
-    """A line for each of `batch_axis` and `constants` in `loading` that the loader alone would not choose.
+def contradictions(typed: TypedModel) -> list[str]:
+    """A line for each `batch_axis` and constant of `typed` that the loader alone would not choose.
 
     A file that does not load without the option has no evidence against it.
-
-    Raises:
-        ModelLoadError: the file cannot be loaded.
     """
-    model = load_model(source)
+    model, loading = typed.model, typed.loading
+    if model is None:
+        return []
     found: list[str] = []
     if loading.get("batch_axis") is not None:
         said, alone = _loaded(model, loading), _loaded(model, loading, "batch_axis")
@@ -47,7 +45,7 @@ def contradictions(source: Source, loading: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _loaded(model: Any, loading: Mapping[str, Any], without: str = "") -> TypedModel | None:
+def _loaded(model: Model, loading: Mapping[str, Any], without: str = "") -> TypedModel | None:
     try:
         return TypedModel.from_model(model, **{key: loading[key] for key in loading if key != without})
     except MemojaxError:

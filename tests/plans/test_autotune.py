@@ -84,6 +84,7 @@ class Wrong:
     kernels: bool = False
     ordered: bool = False
     layouts: bool = False
+    halves: bool = False
 
     def trace(self, residual: Any, leading: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         first, *others = residual(leading, inputs)

@@ -20,6 +20,7 @@ from memojax.plans import compiler as compilers
 from memojax.plans.candidates import DEFAULT, EIGEN, EIGEN_CONVOLUTIONS, ORDERED, PLAIN
 from memojax.plans.choice import (
     EIGEN_FROM,
+    HALVES_FROM,
     MOST_COLUMNS,
     PRODUCTS_FROM,
     WIDE,
@@ -37,6 +38,7 @@ BOTH = ynn("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION")
 PRODUCTS = ynn("INDIVIDUAL_DOT")
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DATA, PRODUCTS_DATA = RESULTS / "choice.json", RESULTS / "choice_products.json"
+HALVES_DATA = RESULTS / "choice_halves.json"
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +107,17 @@ def test_the_numbers_are_those_that_the_benchmark_fits(monkeypatch: pytest.Monke
     lost = benchmark.regret(rows, EIGEN_FROM)
     assert lost <= 1.03
     assert lost < min(benchmark.regret(rows, dict.fromkeys((False, True), way)) for way in (0.0, 1e18))
+
+
+def test_the_numbers_for_halves_are_those_that_the_benchmark_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RESULTS.parent))
+    benchmark = importlib.import_module("choice")
+    rows = json.loads(HALVES_DATA.read_text())["rows"]
+    assert len(rows) > 150
+    assert benchmark.halves_fitted(rows) == HALVES_FROM
+    lost = benchmark.halves_regret(rows, HALVES_FROM)
+    assert lost <= 1.05
+    assert lost < min(benchmark.halves_regret(rows, limit) for limit in (0.0, 1e18))
 
 
 def test_the_numbers_for_products_are_those_that_the_benchmark_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,8 @@ import memojax
 from memojax import MemoizingDynamicInferer, TypedModel
 from memojax.errors import BatchSizeError, CompileForbiddenError, OptionError, RowsMixError
 from memojax.plans.batch_sizes import bucket_of
-from memojax.plans.compiler import Lowered
 from memojax.plans.recommend import interpolator, recommend
+from memojax.plans.way import Lowered
 from memojax.xla import background as worker
 
 W = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)

@@ -14,7 +14,6 @@ import memojax
 from memojax.lowering.typed_model import TypedModel
 from memojax.model import load_model
 from memojax.verification import file_layout, runtimes
-from memojax.verification.said import contradictions
 
 from ..system.odd_models import endless
 
@@ -189,27 +188,43 @@ def test_narrow_floats_inside_a_subgraph_count() -> None:
     assert (allowed.floats, allowed.rtol) == ("bfloat16", 8 / 128)
 
 
+def contradictions(file: onnx.ModelProto, **loading: Any) -> tuple[str, ...]:
+    return memojax.verify(TypedModel.from_model(file, **loading), [2]).contradictions
+
+
 def test_options_that_contradict_the_file_are_told() -> None:
     batched = model("g (float[batch,4] x, float[batch,4] s) => (float[batch,4] y) { y = Mul (x, s) }")
-    ones = {"s": np.ones((1, 4), np.float32)}
-    (line,) = contradictions(batched, {"batch_axis": False})
+    (line,) = contradictions(batched, batch_axis=False)
     assert "batch_axis=False contradicts the file" in line
     assert "axis 0 of 'x', axis 0 of 's'" in line
-    (line,) = contradictions(batched, {"constants": ones})
+    (line,) = contradictions(batched, constants={"s": np.ones((2, 4), np.float32)})
     assert "each agent gives its own 's' (float32[4])" in line
-    assert contradictions(batched, {"batch_axis": 0}) == []
-    assert contradictions(batched, {}) == []
+    assert contradictions(batched, batch_axis=0) == ()
+    assert contradictions(batched) == ()
 
 
 def test_options_that_the_file_needs_contradict_nothing() -> None:
     open_batch = model("g (float[a,b,4] x) => (float[a,b,4] y) { y = Tanh (x) }")
-    assert contradictions(open_batch, {"batch_axis": 0, "dims": {"b": 2}}) == []
+    assert contradictions(open_batch, batch_axis=0, dims={"b": 2}) == ()
     default = model(
         "g (float[batch,4] x, float[4] s) => (float[batch,4] y) { y = Mul (x, s) }", s=np.ones(4, "f")
     )
-    assert contradictions(default, {"constants": {"s": np.ones(4, np.float32)}}) == []
-    (line,) = contradictions(default, {"constants": {"s": np.zeros(4, np.float32)}})
+    assert contradictions(default, constants={"s": np.ones(4, np.float32)}) == ()
+    (line,) = contradictions(default, constants={"s": np.zeros(4, np.float32)})
     assert "the file's own default" in line
+
+
+def test_the_file_of_the_reference_tells_the_contradictions() -> None:
+    batched = model("g (float[batch,4] x, float[batch,4] s) => (float[batch,4] y) { y = Mul (x, s) }")
+    bound = TypedModel.from_model(batched, constants={"s": np.full((2, 4), 3, np.float32)})
+    function = TypedModel.from_function(
+        lambda _, rows: {"y": 3 * rows["x"]}, {}, {"x": ((4,), np.float32)}, name="y"
+    )
+    checks = memojax.verify(function, [2], reference=bound)
+    assert [check.same for check in checks] == [True]
+    (line,) = checks.contradictions
+    assert "each agent gives its own 's'" in line
+    assert checks.contradictions == memojax.verify(bound, [2]).contradictions
 
 
 def test_a_loop_that_never_ends_in_the_other_runtime_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
