@@ -120,8 +120,9 @@ class Network:
         elif len(shape) > 1:
             self._node("Flatten", [name], (int(np.prod(shape)),))
         else:
-            rows = self._one([rows for rows in range(1, shape[0] + 1) if shape[0] % rows == 0])
-            after = (rows, shape[0] // rows)
+            width = int(np.prod(shape))
+            rows = self._one([rows for rows in range(1, width + 1) if width % rows == 0])
+            after = (rows, width // rows)
             self._weights[to := f"c{len(self._weights)}"] = np.array([0, *after])
             self._node("Reshape", [name, to], after)
 
