@@ -33,7 +33,7 @@ HALVES_FROM = 16e6
 _CORES = 2
 
 SHORT = 32
-"""Numbers in a row below which XLA writes out its loop; wide vectors then take up to 1.8 times as long to compile."""
+"""Numbers in a row below which XLA writes out its loop, which takes longer to compile with wide vectors."""
 
 _FUNCTIONS = frozenset({"erf", "erf_inv", "exp", "expm1", "log", "log1p", "logistic", "pow", "tanh"})
 
