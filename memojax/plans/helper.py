@@ -32,7 +32,7 @@ from ..xla.memory import available_bytes, readable
 from .candidates import Candidate
 from .compiler import PlanCompiler
 from .disk_cache import environment_key
-from .helper_messages import Failed, Made, Order, packed, received, send, surroundings
+from .helper_messages import Failed, Made, Order, broken_pipes_raise, packed, received, send, surroundings
 
 CompileIn = Literal["auto", "process", "thread"]
 
@@ -151,7 +151,8 @@ class Helper:
                         raise CancelledError("the interpreter exits") from cause
                     if not self._was_idle():
                         return self._lost(cause)
-            return "two helper processes in a row ended"
+            # A program that waits for all of its children takes the exit status of a crash.
+            return self._lost(EOFError("two processes in a row ended"))
         except BaseException:
             # After an interrupt, the pending answer would be read as the answer to the next order.
             self.stop()
@@ -239,7 +240,7 @@ class _Running:
         self.process.kill()
         self.process.wait()
         for pipe in (self.orders, self.answers):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError), broken_pipes_raise():
                 pipe.close()
 
     def let_go(self) -> None:

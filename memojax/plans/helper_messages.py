@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import signal
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -102,11 +104,28 @@ def send(pipe: IO[bytes], parts: Sequence[Any]) -> None:
     Raises:
         OSError: the other side is gone.
     """
-    pipe.write(_COUNT.pack(len(parts)))
-    for part in parts:
-        pipe.write(_LENGTH.pack(memoryview(part).nbytes))
-        pipe.write(part)
-    pipe.flush()
+    with broken_pipes_raise():
+        pipe.write(_COUNT.pack(len(parts)))
+        for part in parts:
+            pipe.write(_LENGTH.pack(memoryview(part).nbytes))
+            pipe.write(part)
+        pipe.flush()
+
+
+@contextlib.contextmanager
+def broken_pipes_raise() -> Iterator[None]:
+    """Within the block, a pipe without a reader raises, as Python has it.
+
+    Command line programs often give SIGPIPE its default action back, which would end them here.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        yield
+    finally:
+        if signal.SIGPIPE not in before:
+            if signal.SIGPIPE in signal.sigpending():
+                signal.sigwait({signal.SIGPIPE})
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def received(pipe: IO[bytes]) -> Any:

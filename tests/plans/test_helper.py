@@ -406,6 +406,19 @@ SCRIPT = """
 """
 
 
+IGNORER = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+REAPER = """
+def reap(*given):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+signal.signal(signal.SIGCHLD, reap)
+"""
+
+
 def _lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -432,6 +445,80 @@ def test_the_helper_needs_no_main_guard_and_ends_with_its_parent(tmp_path: Path,
     until(lambda: not _lives(pid))
     assert (tmp_path / "script.py.log").read_text() == "imported\n"
     assert error.count("Traceback") == (end == "ctrl-c")
+
+
+@pytest.mark.parametrize(
+    ("settings", "restored"),
+    [
+        ("signal.signal(signal.SIGPIPE, signal.SIG_DFL)", 1),
+        ("signal.signal(signal.SIGPIPE, lambda *given: print('called', flush=True))", 1),
+        *[pytest.param(code, 0, marks=pytest.mark.slow) for code in (IGNORER, REAPER)],
+    ],
+    ids=["pipe", "pipe-handler", "child-ignored", "child-reaped"],
+)
+def test_signals_of_the_program_and_a_dead_helper(tmp_path: Path, settings: str, restored: int) -> None:
+    """Programs on a command line restore SIGPIPE, and servers wait for all of their children."""
+    script = (
+        SCRIPT
+        + textwrap.indent(textwrap.dedent(settings), "    ")
+        + """
+    for n in range(3, 6):
+        pid = helper.pid
+        if pid is not None:
+            os.kill(pid, 9)
+            while helper.pid is not None:
+                time.sleep(0.01)
+        policy.preload([n], background=True).wait(60)
+    helper.stop()
+    print(len(policy.plans()), helper.crashes, signal.SIGPIPE in signal.pthread_sigmask(0, ()))
+    """
+    )
+    output, error = _run(tmp_path, script).communicate(timeout=100)
+    # An unknown exit status counts as an orderly end, until the next process ends, too.
+    assert output.split()[1:] == ["5", str(2 * restored), "False"], output + error
+
+
+FORKS = """
+    import multiprocessing
+    with multiprocessing.get_context("fork").Pool(3) as pool:  # as gymnasium and stable-baselines3 do
+        handle = policy.preload(range(3, 6), background=True)
+        assert sum(pool.map(abs, range(100))) == 4950
+        handle.wait(60)
+"""
+FOLDER = """
+    folder = __file__ + ".folder"
+    os.mkdir(folder)
+    os.chdir(folder)
+    os.rmdir(folder)
+    helper.stop()
+    policy.preload(range(3, 6), background=True).wait(60)
+"""
+HANDLES = """
+    answers = os.fdopen(os.dup(1), "w")
+    helper.stop()
+    for handle in range(3):
+        os.close(handle)
+    policy.preload(range(3, 6), background=True).wait(60)
+    sys.stdout = answers
+"""
+INPUT = """
+    policy.preload(range(3, 6), background=True).wait(60)
+    assert sys.stdin.read() == "all of it"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "middle", [FORKS, FOLDER, HANDLES, INPUT], ids=["forks", "folder", "handles", "input"]
+)
+def test_the_helper_serves_unusual_programs(tmp_path: Path, middle: str) -> None:
+    last = """
+    print(len(policy.plans()), helper.crashes, helper.plans, helper.pid is not None, flush=True)
+    """
+    process = _run(tmp_path, SCRIPT + middle + last, stdin=subprocess.PIPE)
+    output, error = process.communicate("all of it", timeout=100)
+    assert output.split()[1:] == ["5", "0", "4", "True"], output + error
+    assert process.returncode == 0
 
 
 @pytest.mark.slow
