@@ -22,6 +22,7 @@ from .program import (
     Program,
     chunk_of,
     least_of,
+    lines_of,
 )
 from .values import (
     Arrangement,
@@ -230,6 +231,7 @@ class Assembler:
             else:
                 self.copy(value, target)
         self._made = made
+        self._join_pools()
         program = Program(self.blocks, first + len(outputs))
         sections = self._sections()
         places, program.arena_row, program.shared = self._arena(sections)
@@ -242,6 +244,20 @@ class Assembler:
             else:
                 getattr(program, method)(**given)
         return program.array()
+
+    def _join_pools(self) -> None:
+        """Let a reduction over windows run with the product before it, if no other step reads its result."""
+        for index, ((method, before), (following, after)) in enumerate(zip(self._ops, self._ops[1:])):
+            if (method, following) != ("product", "pool") or before["y"] != after["x"]:
+                continue
+            place: Place = before["y"]
+            alone = place.buffer == ARENA and self._slots[place.offset].last == index + 1
+            if alone and place.offset not in self._made and (lines := lines_of(before, after)):
+                after["lines"] = lines
+                # The product still reads its input when the first windows are written.
+                if before["x"].buffer == ARENA:
+                    slot = self._slots[before["x"].offset]
+                    slot.last = max(slot.last, index + 1)
 
     def _whole(self, value: Value, buffer: int, bits: int) -> None:
         """Add the change of whole numbers, which are floats in a program, to integers in a result."""

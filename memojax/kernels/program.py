@@ -6,13 +6,13 @@ A program is an array of int64 words: a header, then one step after another, eac
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-_MAGIC = 0x6D656D6F6A617806
+_MAGIC = 0x6D656D6F6A617807
 _HEADER_WORDS = 9
 _THREADS_WORD = 8
 _PRODUCT, _ELEMENTWISE, _REDUCE, _COPY, _FILL, _POOL, _SECTION, _DRAW, _WHOLE, _DEPTHWISE, _PICK = range(
@@ -43,6 +43,12 @@ _CHUNK_FLOATS = 48 * 1024
 _CHUNK_ROWS = 32
 """Rows in a product from which additional rows bring no more speed."""
 
+
+_BAND_FLOATS = 24 * 1024
+"""Floats of a convolution's results that stay in the cache until windows of them are reduced."""
+
+_LARGE_IMAGES = 64 * 1024
+"""Floats of a convolution's results from which a pass over all of them leaves the cache."""
 
 _LEAST_ROWS = 12
 """Rows that fill a block of a product's registers."""
@@ -125,6 +131,33 @@ class Instruction(NamedTuple):
     b: int | None = 0
     c: int | None = 0
     immediate: float = 0.0
+
+
+def lines_of(product: Mapping[str, Any], pool: Mapping[str, Any]) -> int:
+    """Lines of results per pass of a convolution and the reduction over windows behind it.
+
+    0 if they do not run together: the windows share lines, or the convolution's results are small.
+    """
+    (high, wide, out_high, _, window, _, stride, _, apart, _, above, _), columns = (
+        pool["sizes"],
+        product["columns"],
+    )
+    line, images = wide * columns, product["images"]
+    dense = product["y_steps"] == (high * line, line, columns) and product["size"] == (high, wide)
+    if (
+        not dense
+        or product.get("groups", 1) != 1
+        or product.get("pairs")
+        or product.get("grows")
+        or (pool["channels"], pool["images"]) != (columns, images)
+        or (window, above) != (stride, 0)
+        or (window > 1 and apart != 1)
+        or out_high * window > high
+        or out_high < 2
+        or images * high * line < _LARGE_IMAGES
+    ):
+        return 0
+    return max(1, _BAND_FLOATS // (window * line))
 
 
 def least_of(rows: int) -> int:
@@ -250,12 +283,22 @@ class Program:
         self._add(_WHOLE, [*x, *y, count, bits])
         self.flops += 4 * count
 
-    def pool(self, x: Place, y: Place, images: int, channels: int, kind: str, sizes: Sequence[int]) -> None:
+    def pool(
+        self,
+        x: Place,
+        y: Place,
+        images: int,
+        channels: int,
+        kind: str,
+        sizes: Sequence[int],
+        lines: int = 0,
+    ) -> None:
         """Add a reduction over windows.
 
-        `sizes` are pairs: input, output, window, strides, dilation, padding before.
+        `sizes` are pairs: input, output, window, strides, dilation, padding before. If `lines` is not 0, the
+        product before this step has no other reader; both run together, so many lines of results at a time.
         """
-        self._add(_POOL, [*x, *y, images, channels, REDUCTIONS[kind], *sizes])
+        self._add(_POOL, [*x, *y, images, channels, REDUCTIONS[kind], *sizes, lines])
         self.flops += 2 * images * channels * sizes[2] * sizes[3] * sizes[4] * sizes[5]
 
     def depthwise(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..xla.options import YNN
+from ..xla.options import VECTOR_WIDTH, YNN
 from .candidates import EIGEN, EIGEN_CONVOLUTIONS, ORDERED, Candidate
 from .hoist import Residual, Step
 
@@ -31,6 +32,11 @@ HALVES_FROM = 16e6
 
 _CORES = 2
 
+SHORT = 32
+"""Numbers in a row below which XLA writes out its loop, which takes longer to compile with wide vectors."""
+
+_FUNCTIONS = frozenset({"erf", "erf_inv", "exp", "expm1", "log", "log1p", "logistic", "pow", "tanh"})
+
 
 def pays_in_halves(residual: Residual, size: int, cores: int) -> bool:
     """Whether `size` rows take less time as two halves, on a machine with so many cores.
@@ -49,14 +55,23 @@ def chosen(residual: Residual, options: Mapping[str, Any]) -> Candidate:
     """The way for `residual` on a CPU; `options` are XLA's without a choice.
 
     YNNPACK begins a convolution or a product sooner, and Eigen shares many rows better among cores. Plans
-    without convolutions run in order where that is known to pay.
+    without convolutions run in order where that is known to pay, and have narrow vectors for short rows.
     """
     work, channels = convolution_work(residual)
     if work:
         sound = "CONVOLUTION" in options.get(YNN, "")
         return EIGEN_CONVOLUTIONS if sound and work >= EIGEN_FROM[channels >= WIDE] else ORDERED
     work, columns = product_work(residual)
-    return EIGEN if work >= PRODUCTS_FROM and columns <= MOST_COLUMNS else ORDERED
+    way = EIGEN if work >= PRODUCTS_FROM and columns <= MOST_COLUMNS else ORDERED
+    if VECTOR_WIDTH in options and has_short_rows(residual):
+        return replace(way, options={**way.options, VECTOR_WIDTH: "256"})
+    return way
+
+
+def has_short_rows(residual: Residual) -> bool:
+    """Whether all elementary functions of a call are of arrays with short rows."""
+    steps = [step for step in residual.steps if step.primitive.name in _FUNCTIONS]
+    return bool(steps) and all(step.avals[0].shape[-1:] < (SHORT,) for step in steps)
 
 
 def product_work(residual: Residual) -> tuple[float, int]:

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from onnx import helper
 
+import memojax
 from memojax.kernels.library import Library, opened, why_not
 from memojax.kernels.packing import pack_vector
 from memojax.kernels.program import ABSENT, Place, Program
+from memojax.plans.candidates import KERNELS
+from memojax.plans.compiler import PlanCompiler
+from memojax.xla.cpu_client import cpu_device
 
 from .test_native import numbers, unaligned
 from .test_picks import one_program
@@ -127,6 +131,58 @@ def test_many_lines_on_two_threads(native: Library, blocks: int) -> None:
     native.run(program.array(), [x, w, y])
     expected = sum(x[:, i : i + 64, j : j + 64] * w[i, j] for i in range(3) for j in range(3))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+POOLS: list[tuple[str, list[int], list[int]]] = [
+    ("MaxPool", [2, 2], [2, 2]),
+    ("MaxPool", [3, 2], [3, 1]),
+    ("AveragePool", [4, 3], [4, 3]),
+    ("MaxPool", [1, 3], [1, 2]),  # a line is an image
+    ("MaxPool", [3, 3], [2, 2]),  # windows that share lines, so the convolution is whole first
+]
+
+
+@pytest.mark.parametrize(("kind", "kernel", "strides"), POOLS)
+def test_windows_are_reduced_while_the_convolution_goes_on(
+    kind: str, kernel: list[int], strides: list[int]
+) -> None:
+    """The images are larger than the cache's part for them, and end within a band."""
+    weights = {"k0": weight(6, 2, 1, 1), "k": weight(20, 6, 3, 3), "b": weight(20), "k2": weight(6, 20, 3, 3)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k0"], ["c0"]),
+        helper.make_node("Conv", ["c0", "k", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node(kind, ["r"], ["p"], kernel_shape=kernel, strides=strides),
+        helper.make_node("Conv", ["p", "k2"], ["d"]),
+        helper.make_node("GlobalMaxPool", ["d"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["y"]),
+    ]
+    content = file(nodes, weights, {"x": [2, 71, 50]}, ["y", "d"])
+    one_program(content, (1, 2, 5))
+    compiler = PlanCompiler(memojax.load(content).typed, cpu_device())
+    program = compiler.lower(2, KERNELS).compile().executable.made.program.program
+    assert any(lines_of_pools(program)) == (1 < kernel[0] == strides[0])
+
+
+def lines_of_pools(program: np.ndarray) -> list[int]:
+    """The last word of each reduction over windows."""
+    found, at = [], 9
+    while at < program.size:
+        if program[at] == 6:
+            found.append(int(program[at + program[at + 1] - 1]))
+        at += program[at + 1]
+    return found
+
+
+def test_a_convolution_with_another_reader_is_whole_before_its_windows_are_reduced() -> None:
+    weights = {"k": weight(20, 2, 3, 3), "k2": weight(3, 20, 1, 1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"]),
+        helper.make_node("MaxPool", ["c"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p", "k2"], ["y"]),
+        helper.make_node("Conv", ["c", "k2"], ["z"]),
+    ]
+    one_program(file(nodes, weights, {"x": [2, 72, 52]}, ["y", "z"]), (1, 3))
 
 
 @pytest.mark.parametrize("scatters", [False, True])

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,22 @@ def test_eigen_multiplies_many_rows_by_narrow_matrices() -> None:
     many, plain = (compiler.lower(300, way).compile().executable for way in (DEFAULT, PLAIN))
     assert many.candidate == EIGEN.name
     np.testing.assert_allclose(many.run([x])[0], plain.run([x])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_short_rows_have_narrow_vectors() -> None:
+    """Wide vectors gain little for functions of short rows, and take far longer to compile."""
+    options = {**PRODUCTS, VECTOR_WIDTH: "512"}
+    assert chosen(layers(40, 31, 16).trace(64), options) == replace(ORDERED, options={VECTOR_WIDTH: "256"})
+    many = chosen(layers(40000, 16).trace(300), options)
+    assert many == replace(EIGEN, options={**EIGEN.options, VECTOR_WIDTH: "256"})
+    assert chosen(layers(40, 32, 16).trace(64), options) == ORDERED
+    assert chosen(layers(40, 31, 16).trace(64), PRODUCTS) == ORDERED  # The machine has none.
+    assert chosen(images().trace(1), options) == ORDERED
+    compiler = layers(40, 31, 16)
+    x = RNG.standard_normal((64, 40)).astype(np.float32)
+    ours, plain = (compiler.lower(64, way).compile().executable for way in (DEFAULT, PLAIN))
+    assert ours.candidate == "default"
+    np.testing.assert_allclose(ours.run([x])[0], plain.run([x])[0], rtol=1e-5, atol=1e-6)
 
 
 def test_kernels_are_the_faster_way_in_the_data() -> None:

@@ -9,7 +9,7 @@ namespace memojax {
 // The arithmetic loops of the chosen instruction set; null before the choice.
 extern const Compute* chosen;
 
-constexpr int64_t kMagic = 0x6d656d6f6a617806;
+constexpr int64_t kMagic = 0x6d656d6f6a617807;
 constexpr int64_t kArena = -1, kAbsent = -2, kShared = -3;
 
 enum Op : int64_t { kProduct = 1, kElementwise, kReduceOp, kCopy, kFill, kPool2d, kSection, kDraw, kWhole, kDepthwise, kPick };

@@ -51,28 +51,47 @@ void split(const Chunk& chunk, int64_t total, int64_t grain, double work, F&& fu
       &job, pieces);
 }
 
-void product(const Chunk& chunk, Reader r) {
+// The words of a product.
+struct ProductStep {
   Product p{};
-  const Place x = r.place(), w = r.place(), bias = r.place(), y = r.place();
-  int64_t images = r.word() * chunk.count;
-  p.height = r.word(), p.width = r.word(), p.columns = r.word(), p.length = r.word();
-  int64_t groups = r.word();
-  const int64_t x_group = r.word(), w_group = r.word(), b_group = r.word(), y_group = r.word();
-  p.x_image = r.word(), p.x_height = r.word(), p.x_width = r.word();
-  p.y_image = r.word(), p.y_height = r.word(), p.y_width = r.word();
-  p.activation = r.word(), p.grows = r.word();
-  const bool pairs = r.word();
-  if (pairs) images /= chunk.count, groups *= chunk.count;  // groups of all blocks follow each other
-  int64_t counts[3], steps[3];
-  for (int i = 0; i < 3; i++) counts[i] = r.word(), steps[i] = r.word();
+  Place x, w, bias, y;
+  int64_t images, groups, x_group, w_group, b_group, y_group;
+  bool pairs;
   int64_t offsets[kMostRuns];
-  for (int64_t a = 0; a < counts[0]; a++)
-    for (int64_t b = 0; b < counts[1]; b++)
-      for (int64_t c = 0; c < counts[2]; c++) offsets[p.runs++] = a * steps[0] + b * steps[1] + c * steps[2];
-  p.run_offsets = offsets;
-  const int64_t rows = images * p.height * p.width, panels = (p.columns + chosen->panel - 1) / chosen->panel;
-  const double work = 2.0 * static_cast<double>(rows * p.columns * p.runs * p.length);
-  if (pairs) {
+
+  ProductStep(const Chunk& chunk, Reader r) : x(r.place()), w(r.place()), bias(r.place()), y(r.place()) {
+    images = r.word() * chunk.count;
+    p.height = r.word(), p.width = r.word(), p.columns = r.word(), p.length = r.word();
+    groups = r.word();
+    x_group = r.word(), w_group = r.word(), b_group = r.word(), y_group = r.word();
+    p.x_image = r.word(), p.x_height = r.word(), p.x_width = r.word();
+    p.y_image = r.word(), p.y_height = r.word(), p.y_width = r.word();
+    p.activation = r.word(), p.grows = r.word();
+    pairs = r.word();
+    if (pairs) images /= chunk.count, groups *= chunk.count;  // groups of all blocks follow each other
+    int64_t counts[3], steps[3];
+    for (int i = 0; i < 3; i++) counts[i] = r.word(), steps[i] = r.word();
+    for (int64_t a = 0; a < counts[0]; a++)
+      for (int64_t b = 0; b < counts[1]; b++)
+        for (int64_t c = 0; c < counts[2]; c++) offsets[p.runs++] = a * steps[0] + b * steps[1] + c * steps[2];
+    p.run_offsets = offsets;
+  }
+  ProductStep(const ProductStep&) = delete;
+  ProductStep& operator=(const ProductStep&) = delete;
+
+  int64_t rows() const { return images * p.height * p.width; }
+  int64_t panels() const { return (p.columns + chosen->panel - 1) / chosen->panel; }
+  double work() const { return 2.0 * static_cast<double>(rows() * p.columns * p.runs * p.length); }
+};
+
+void product(const Chunk& chunk, Reader r) {
+  ProductStep step(chunk, r);
+  Product& p = step.p;
+  const Place x = step.x, w = step.w, bias = step.bias, y = step.y;
+  const int64_t groups = step.groups, rows = step.rows(), panels = step.panels();
+  const int64_t x_group = step.x_group, w_group = step.w_group, b_group = step.b_group, y_group = step.y_group;
+  const double work = step.work();
+  if (step.pairs) {
     const float *const xs = chunk.at(x), *const ws = chunk.at(w);
     float* const ys = chunk.at(y);
     split(chunk, groups, 1, work * static_cast<double>(groups), [&](int64_t begin, int64_t end) {
@@ -257,18 +276,57 @@ void whole(const Chunk& chunk, Reader r) {
     for (int64_t i = 0; i < total; i++) static_cast<int32_t*>(y)[i] = static_cast<int32_t>(x[i]);
 }
 
-void pool2d(const Chunk& chunk, Reader r) {
+// The words of a reduction over windows. If `lines` is not 0, the product before it runs with it, so many
+// lines of results at a time.
+struct PoolStep {
   Pool2d p{};
-  p.x = chunk.at(r.place()), p.y = chunk.at(r.place());
-  p.images = r.word() * chunk.count;
-  int64_t* const fields[] = {&p.channels, &p.kind, &p.in_height, &p.in_width, &p.out_height, &p.out_width,
-                              &p.window_height, &p.window_width, &p.stride_height, &p.stride_width,
-                              &p.dilation_height, &p.dilation_width, &p.pad_height, &p.pad_width};
-  for (int64_t* field : fields) *field = r.word();
-  const double work = static_cast<double>(p.images * p.out_height * p.out_width * p.channels) *
-                      static_cast<double>(p.window_height * p.window_width);
-  split(chunk, p.images * p.out_height, 1, work,
-        [&](int64_t begin, int64_t end) { chosen->pool2d(p, begin, end); });
+  int64_t lines;
+
+  PoolStep(const Chunk& chunk, Reader r) {
+    p.x = chunk.at(r.place()), p.y = chunk.at(r.place());
+    p.images = r.word() * chunk.count;
+    int64_t* const fields[] = {&p.channels, &p.kind, &p.in_height, &p.in_width, &p.out_height, &p.out_width,
+                                &p.window_height, &p.window_width, &p.stride_height, &p.stride_width,
+                                &p.dilation_height, &p.dilation_width, &p.pad_height, &p.pad_width};
+    for (int64_t* field : fields) *field = r.word();
+    lines = r.word();
+  }
+  double work() const {
+    return static_cast<double>(p.images * p.out_height * p.out_width * p.channels) *
+           static_cast<double>(p.window_height * p.window_width);
+  }
+};
+
+void pool2d(const Chunk& chunk, Reader r) {
+  const PoolStep step(chunk, r);
+  split(chunk, step.p.images * step.p.out_height, 1, step.work(),
+        [&](int64_t begin, int64_t end) { chosen->pool2d(step.p, begin, end); });
+}
+
+// A product and the reduction over windows behind it, a few lines at a time: large results of the product never
+// leave the cache. All bands of a piece use the memory of its own first lines, so pieces do not meet.
+void banded(const Chunk& chunk, Reader first, Reader second) {
+  ProductStep before(chunk, first);
+  const PoolStep after(chunk, second);
+  Product& p = before.p;
+  const Pool2d& pool = after.p;
+  p.x = chunk.at(before.x), p.weights = chunk.at(before.w), p.bias = chunk.at(before.bias), p.y = chunk.at(before.y);
+  const int64_t panels = before.panels(), high = pool.stride_height, line = p.y_height;
+  split(chunk, pool.images * pool.out_height, after.lines, before.work() + after.work(),
+        [&](int64_t begin, int64_t end) {
+          float* const room = p.y + (begin / pool.out_height * p.height + begin % pool.out_height * high) * line;
+          for (int64_t at = begin, count; at < end; at += count) {
+            const int64_t left = pool.out_height - at % pool.out_height;
+            count = end - at < after.lines ? end - at : after.lines;
+            if (left < count) count = left;
+            const int64_t top = at / pool.out_height * p.height + at % pool.out_height * high;
+            Product part = p;
+            Pool2d reduced = pool;
+            part.y = room - top * line, reduced.x = room - top * line;
+            chosen->product(part, top * p.width, (top + count * high) * p.width, 0, panels);
+            chosen->pool2d(reduced, at, at + count);
+          }
+        });
 }
 
 void depthwise(const Chunk& chunk, Reader r) {
@@ -314,6 +372,12 @@ void run_chunk(const Chunk& chunk, const Section& section) {
   const int64_t* at = section.begin;
   for (int64_t i = 0; i < section.operations; i++) {
     const Reader r{at + 2};
+    const int64_t* const next = at + at[1];
+    if (i + 1 < section.operations && at[0] == kProduct && next[0] == kPool2d && next[next[1] - 1]) {
+      banded(chunk, r, Reader{next + 2});
+      at = next + next[1], i++;
+      continue;
+    }
     switch (at[0]) {
       case kProduct: product(chunk, r); break;
       case kElementwise: elementwise(chunk, r); break;
