@@ -10,6 +10,7 @@ import numpy as np
 
 from ..ops.inline import inlined
 from ..xla.equations import bodies
+from ..xla.flops import MULTIPLY, of_bodies, of_one
 from ..xla.settings import own_settings
 from .typed_model import TypedModel
 
@@ -68,19 +69,10 @@ def _of_jaxpr(jaxpr: Any) -> float:
 
 
 def _of_equation(eqn: Any) -> float:
-    made = sum(math.prod(getattr(out.aval, "shape", ())) for out in eqn.outvars)
     name, given = eqn.primitive.name, eqn.params
-    if name == "dot_general":
-        (contracted, _), _ = given["dimension_numbers"]
-        shape = eqn.invars[0].aval.shape
-        return 2.0 * made * math.prod(shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = eqn.invars[1].aval.shape
-        outs = given["dimension_numbers"].rhs_spec[0]
-        return 2.0 * made * math.prod(kernel) / kernel[outs]
-    inner = [_of_jaxpr(one) for one in bodies(given)]
-    if not inner:
-        return 0.0 if name in _MOVES else float(made)
-    if name == "scan":
-        return given["length"] * sum(inner)
-    return max(inner) if name == "cond" else sum(inner)
+    shapes = [getattr(out.aval, "shape", ()) for out in eqn.outvars]
+    if name in MULTIPLY:
+        return of_one(name, given, eqn.invars[0].aval.shape, eqn.invars[1].aval.shape, shapes[0])
+    if any(bodies(given)):
+        return of_bodies(name, given, _of_jaxpr)
+    return 0.0 if name in _MOVES else float(sum(map(math.prod, shapes)))

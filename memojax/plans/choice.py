@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..xla.flops import of_one, of_products
 from ..xla.options import VECTOR_WIDTH, YNN
 from .candidates import EIGEN, EIGEN_CONVOLUTIONS, ORDERED, Candidate
 from .hoist import Residual, Step
@@ -47,8 +48,10 @@ def pays_in_halves(residual: Residual, size: int, cores: int) -> bool:
 
 
 def all_work(residual: Residual) -> float:
-    """Floating point operations of all products and convolutions of a call."""
-    return sum((work for work, _ in _products(residual)), convolution_work(residual)[0])
+    """Floating point operations of all products and convolutions of a call, in each turn of its loops."""
+    return sum(
+        of_products(step.primitive.name, step.params, inputs, step.avals) for step, inputs in _fed(residual)
+    )
 
 
 def chosen(residual: Residual, options: Mapping[str, Any]) -> Candidate:
@@ -81,28 +84,32 @@ def product_work(residual: Residual) -> tuple[float, int]:
 
 
 def _products(residual: Residual) -> Iterator[tuple[float, int]]:
-    for step, (left, right) in _shaped(residual, "dot_general"):
+    for step, work, (left, right) in _multiplying(residual, "dot_general"):
         (over, _), (batch, _) = step.params["dimension_numbers"]
-        inner = math.prod(left[axis] for axis in over)
-        shared = math.prod(left[axis] for axis in batch)
-        yield 2.0 * math.prod(step.avals[0].shape) * inner, math.prod(right) // max(inner * shared, 1)
+        inner = math.prod(left[axis] for axis in (*over, *batch))
+        yield work, math.prod(right) // max(inner, 1)
 
 
 def convolution_work(residual: Residual) -> tuple[float, int]:
     """Floating point operations of all convolutions of one call, and the channels that the largest makes."""
-    works = [_work(step, window) for step, (_, window) in _shaped(residual, "conv_general_dilated")]
+    works = [
+        (work, window[step.params["dimension_numbers"].rhs_spec[0]])
+        for step, work, (_, window) in _multiplying(residual, "conv_general_dilated")
+    ]
     return sum((work for work, _ in works), 0.0), max(works, default=(0.0, 0))[1]
 
 
-def _work(step: Step, window: tuple[int, ...]) -> tuple[float, int]:
-    channels = window[step.params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * math.prod(step.avals[0].shape) * math.prod(window) / max(channels, 1), channels
+def _multiplying(residual: Residual, name: str) -> Iterator[tuple[Step, float, list[tuple[int, ...]]]]:
+    """The steps of a primitive of `MULTIPLY`, with their operations and the shapes of their inputs."""
+    for step, inputs in _fed(residual):
+        if step.primitive.name == name:
+            shapes = [one.shape for one in inputs]
+            yield step, of_one(name, step.params, shapes[0], shapes[1], step.avals[0].shape), shapes
 
 
-def _shaped(residual: Residual, primitive: str) -> Iterator[tuple[Step, list[tuple[int, ...]]]]:
-    """The steps of one primitive, with the shapes of their inputs."""
-    shapes = {number: aval.shape for number, aval in residual.avals.items()}
+def _fed(residual: Residual) -> Iterator[tuple[Step, list[Any]]]:
+    """The steps, with their inputs: avals, or values with a shape."""
+    avals = dict(residual.avals)
     for step in residual.steps:
-        shapes.update((n, aval.shape) for n, aval in zip(step.outputs, step.avals, strict=True))
-        if step.primitive.name == primitive:
-            yield step, [shapes[atom] if isinstance(atom, int) else atom.value.shape for atom in step.inputs]
+        avals.update(zip(step.outputs, step.avals, strict=True))
+        yield step, [avals[atom] if isinstance(atom, int) else atom.value for atom in step.inputs]

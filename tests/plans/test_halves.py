@@ -209,6 +209,30 @@ def test_the_work_of_a_call_decides() -> None:
     assert found == ["default", "halves"]
 
 
+def test_each_turn_of_a_loop_is_work() -> None:
+    steps, inputs, hidden = 40, 3, 8
+    weights = {
+        "w": RNG.standard_normal((1, 4 * hidden, inputs)).astype(np.float32),
+        "r": RNG.standard_normal((1, 4 * hidden, hidden)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["t", "w", "r"], ["", "h"], hidden_size=hidden),
+        helper.make_node("Squeeze", ["h"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", steps, inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", hidden])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    trace = compiler_of(model.SerializeToString()).trace(2)
+    assert "scan" in {step.primitive.name for step in trace.steps}
+    assert all_work(trace) == 2 * steps * 2 * 4 * hidden * (inputs + hidden)
+
+
 @pytest.mark.parametrize("reason", ["one core", "four cores", "one thread", "rows mix", "no pair"])
 def test_other_plans_stay_whole(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cores = {"one core": 1, "four cores": 4}.get(reason, 2)
