@@ -444,7 +444,12 @@ def test_an_untuned_plan_compiles_with_default_options(monkeypatch: pytest.Monke
         given.append(options)
         return compiled(lowered, device, options)
 
+    def wide(weights: Any, inputs: Any) -> Any:
+        return {"y": jnp.tanh(inputs["x"] @ weights)}
+
     monkeypatch.setattr(compiler, "compiled_for", noted)
-    policy = MemoizingDynamicInferer(typed(), [2])
+    # A function of shorter rows would have narrow vectors (`plans/choice.py`).
+    model = TypedModel.from_function(wide, np.ones((16, 64), np.float32), {"x": ((16,), np.float32)})
+    policy = MemoizingDynamicInferer(model, [2])
     assert policy.plans()[0].candidate == DEFAULT.name
     assert given == [{}]
