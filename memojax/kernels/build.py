@@ -147,11 +147,12 @@ def _as_c(command: Sequence[str]) -> list[str]:
 def _build_with(compiler: Compiler, folder: Path, flags: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        units = [(NATIVE / f"{name}.cc", name, []) for name in ("pool", "program", "exports")]
         sets = {**_X86, "portable": []} if platform.machine() in ("x86_64", "AMD64") else {"portable": []}
-        units += [
+        # The longest ones first, so that no core waits for another's at the end.
+        units = [
             (NATIVE / "compute.cc", isa, [f"-DMEMOJAX_ISA={isa}", *extra]) for isa, extra in sets.items()
         ]
+        units += [(NATIVE / f"{name}.cc", name, []) for name in ("program", "pool", "exports")]
         define = f'-DMEMOJAX_SOURCES="{sources_digest()}"'
 
         def compile_one(unit: tuple[Path, str, list[str]]) -> str:
