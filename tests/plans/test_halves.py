@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from memojax.plans.plan import Plan
 from memojax.xla import pair as pairs
 from memojax.xla.cpu_client import cpu_device
 from tests.helpers import in_threads
+from tests.system.interrupts import bad_points
 
 RNG = np.random.default_rng(0)
 WIDE = 64
@@ -149,6 +154,61 @@ def test_results_stay_while_later_calls_run_in_threads() -> None:
     for number, answer in enumerate(answers):
         for rows, results in zip(asked[number::4], answer, strict=True):
             assert_equal(results, whole(rows))
+
+
+def test_a_fault_at_any_line_of_a_call_spoils_no_later_call() -> None:
+    plan, _ = both(compiler_of(network()), 6)
+    rows, others = rows_of(6), rows_of(6)
+    expected = plan(rows)
+
+    def scenario() -> tuple[Callable[[], Any], Callable[[bool], None]]:
+        def check(interrupted: bool) -> None:
+            plan(others)
+            for given, right in zip(plan(rows), expected, strict=True):
+                np.testing.assert_array_equal(given, right)
+
+        return lambda: plan(rows), check
+
+    points = list(bad_points(scenario))
+    assert len(points) > 20
+    assert not [wrong for _, wrong in points if wrong]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", ["", "raise SystemExit(3)", "fork()"])
+def test_a_process_ends_while_threads_call_a_plan_in_halves(ends: str) -> None:
+    script = f"""
+        import os, threading, time
+        import numpy as np, memojax
+        from memojax.plans import choice, compiler
+
+        choice.HALVES_FROM = 0
+        compiler.opened, compiler.usable_cores = lambda: None, lambda: 2
+        policy = memojax.load("acrobot_ppo", preload=[64])
+        assert [plan.candidate for plan in policy.plans()] == ["halves"]
+        rows = {{name: np.zeros((64, *shape), np.float32) for name, shape in policy.input_shapes()}}
+
+        def play():
+            while True:
+                policy.infer_arrays(rows)
+
+        def fork():
+            child = os.fork()
+            if child:
+                raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            try:
+                policy.infer_arrays(rows)
+            except memojax.errors.ForkError:
+                os._exit(3)
+
+        for _ in range(2):
+            threading.Thread(target=play, daemon=True).start()
+        time.sleep(0.2)
+        {ends}
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == (3 if ends else 0), done.stderr
 
 
 def test_dictionaries_are_checked_as_for_other_plans() -> None:
