@@ -372,6 +372,20 @@ class NativeRows:
     by_size: tuple[int, ...]
     numbers: tuple[float, ...]
 
+    def rule(self, layout: Layout) -> BatchRule:
+        """The rule of a file that runs whole batches as `layout` says."""
+        return BatchRule(
+            "axis",
+            {name: (layout.axes[name], layout.with_batch(name, 1)) for name in layout.shapes},
+            self.outputs,
+            layout.reason,
+            layout.strength,
+            by_number=self.by_number,
+            apart=self.apart,
+            by_size=self.by_size,
+            numbers=self.numbers,
+        )
+
 
 def native_rows(traced: Traced) -> NativeRows:
     """How the outputs of a file that runs whole batches divide into rows.

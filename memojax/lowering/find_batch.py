@@ -170,17 +170,7 @@ def _settled(traced: Traced) -> BatchedFunction:
         and all(how.axis is None for how in found.outputs.values())
     ):
         return _one_by_one(traced, "no output has the batch")
-    rule = BatchRule(
-        "axis",
-        _inputs(layout),
-        found.outputs,
-        layout.reason,
-        layout.strength,
-        by_number=found.by_number,
-        apart=found.apart,
-        by_size=found.by_size,
-        numbers=found.numbers,
-    )
+    rule = found.rule(layout)
     return in_row_order(assemble(function, rule, found.elements, found.results, traced.layout))
 
 
@@ -189,10 +179,6 @@ def _traced(function: GraphFunction, layout: Layout) -> Traced:
     moving = function.depends_on({value.name for value in graph.inputs})
     names = tuple(value.name for value in graph.outputs if value.name in moving)
     return Traced(function, layout, dict(graph.bound), names)
-
-
-def _inputs(layout: Layout) -> dict[str, tuple[int | None, tuple[int, ...]]]:
-    return {name: (layout.axes[name], layout.with_batch(name, 1)) for name in layout.shapes}
 
 
 def _confirmed(

@@ -17,7 +17,7 @@ import numpy as np
 from .._types import Shape
 from ..errors import DimensionError, InputShapeError, LimitError, LoweringError
 from ..model.graph import Value
-from .batch_axis import BatchedFunction, BatchRule, Traced, assemble, native_rows
+from .batch_axis import BatchedFunction, Traced, assemble, native_rows
 from .batch_evidence import Layout
 from .binding import bind_inputs
 from .graph_function import GraphFunction
@@ -153,17 +153,7 @@ def _mixing(function: GraphFunction, layout: Layout, absent: Mapping[str, Any]) 
     names = tuple(value.name for value in function.graph.outputs if value.name in moving)
     traced = Traced(function, layout, {**function.graph.bound, **absent}, names)
     found = native_rows(traced)
-    rule = BatchRule(
-        "axis",
-        {name: (layout.axes[name], layout.with_batch(name, 1)) for name in layout.shapes},
-        found.outputs,
-        layout.reason,
-        layout.strength,
-        by_number=found.by_number,
-        apart=found.apart,
-        by_size=found.by_size,
-        numbers=found.numbers,
-    )
+    rule = found.rule(layout)
     if rule.keeps_rows_apart:
         return ()
     rows = assemble(function, rule, found.elements, found.results, layout)

@@ -25,7 +25,7 @@ PY
     # What Python and JAX do is none of our business: their leaks, and their threads.
     MEMOJAX_KERNELS_LIBRARY="$scratch/$1/_kernels.so" LD_PRELOAD="$preload" \
         ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1 \
-        setarch -R "$python" -m pytest -q -p no:cacheprovider -n 0 tests/kernels/test_native.py tests/kernels/test_direct.py tests/kernels/test_unroll.py tests/kernels/test_windows.py
+        setarch -R "$python" -m pytest -q -p no:cacheprovider -n 0 tests/kernels/test_native.py tests/kernels/test_native_elementwise.py tests/kernels/test_direct.py tests/kernels/test_unroll.py tests/kernels/test_windows.py
 }
 
 run address "-fsanitize=address,undefined -fno-sanitize-recover=all -g" "libasan.so libubsan.so libstdc++.so.6"
