@@ -28,6 +28,15 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"no kernels can be built here: {cause}")
 
 
+@pytest.fixture
+def with_kernels() -> None:
+    """Skip without the installed kernels, where they are turned off or cannot be built."""
+    if library.opened() is None:
+        # A build that failed or is stale must not look like a machine without a compiler.
+        assert os.environ.get("MEMOJAX_KERNELS") == "0" or not has_compiler(), library.why_not()
+        pytest.skip(f"no kernels: {library.why_not()}")
+
+
 @pytest.fixture(params=["avx512", "avx2", "portable"])
 def native(
     compiled: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

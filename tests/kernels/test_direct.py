@@ -17,7 +17,6 @@ from onnx import TensorProto, helper
 
 import memojax
 from memojax.kernels.direct import Direct
-from memojax.kernels.library import opened, why_not
 from memojax.lowering.row_probe import mixing_rows, random_rows
 from memojax.plans.candidates import DEFAULT, KERNELS
 from memojax.plans.compiler import PlanCompiler
@@ -29,11 +28,7 @@ from memojax.xla.cpu_client import cpu_device
 from ..helpers import in_threads, mostly_slow, own_helper
 from .test_rewrite import file, mlp, weight
 
-
-@pytest.fixture(autouse=True)
-def with_kernels() -> None:
-    if opened() is None:
-        pytest.skip(f"no kernels: {why_not()}")
+pytestmark = pytest.mark.usefixtures("with_kernels")
 
 
 def plans(content: bytes, size: int, weights: Any = "auto") -> tuple[Plan, Plan, list[np.ndarray]]:

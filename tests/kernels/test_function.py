@@ -15,16 +15,13 @@ from jax.sharding import PartitionSpec as P
 from onnx import TensorProto, helper
 
 import memojax
-from memojax.kernels.library import TARGET, opened, why_not
+from memojax.kernels.library import TARGET
 
 POLICIES = Path(memojax.__file__).parent / "policies"
 OBS = jnp.asarray(np.random.default_rng(0).standard_normal((5, 6)), jnp.float32)
 
 
-@pytest.fixture(autouse=True)
-def with_kernels() -> None:
-    if opened() is None:
-        pytest.skip(f"no kernels: {why_not()}")
+pytestmark = pytest.mark.usefixtures("with_kernels")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from onnx import helper, numpy_helper
 
 import memojax
 from memojax.kernels.direct import Direct
-from memojax.kernels.library import opened, why_not
 from memojax.kernels.picks import copies
 from memojax.kernels.values import Refused
 from memojax.plans.candidates import KERNELS
@@ -25,10 +24,7 @@ from .test_rewrite import agree, file, weight
 rng = np.random.default_rng(1)
 
 
-@pytest.fixture(autouse=True)
-def with_kernels() -> None:
-    if opened() is None:
-        pytest.skip(f"no kernels: {why_not()}")
+pytestmark = pytest.mark.usefixtures("with_kernels")
 
 
 def one_program(content: bytes, sizes: Sequence[int] = (1, 2, 7)) -> None:

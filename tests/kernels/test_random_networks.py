@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import memojax
-from memojax.kernels.library import opened, why_not
 
 from .random_networks import Network
 
@@ -19,10 +18,7 @@ SIZES = st.sampled_from([1, 2, 3, 5, 8, 17, 64, 129])
 UNUSUAL = st.sampled_from([np.nan, np.inf, -np.inf, 1e-40, 1e30, 0.0])
 
 
-@pytest.fixture(autouse=True)
-def with_kernels() -> None:
-    if opened() is None:
-        pytest.skip(f"no kernels: {why_not()}")
+pytestmark = pytest.mark.usefixtures("with_kernels")
 
 
 def close(given: np.ndarray, wanted: np.ndarray) -> bool:

@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 import memojax
 from memojax.kernels.direct import Direct
-from memojax.kernels.library import opened, why_not
 from memojax.kernels.program import Program
 from memojax.lowering.row_probe import random_rows
 from memojax.plans.candidates import DEFAULT, KERNELS
@@ -29,10 +28,7 @@ from ..helpers import mostly_slow
 rng = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def with_kernels() -> None:
-    if opened() is None:
-        pytest.skip(f"no kernels: {why_not()}")
+pytestmark = pytest.mark.usefixtures("with_kernels")
 
 
 def weight(*shape: int) -> np.ndarray:

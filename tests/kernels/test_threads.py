@@ -13,7 +13,6 @@ from onnx import helper
 
 import memojax
 from memojax.errors import OptionError
-from memojax.kernels.library import opened, why_not
 
 from .test_rewrite import file, weight
 
@@ -63,6 +62,7 @@ for run in (lambda: runtime.run_for_threaded(60), runtime.run_threaded, runtime.
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+@pytest.mark.usefixtures("with_kernels")
 @pytest.mark.parametrize(
     ("code", "given", "expected"),
     [
@@ -76,8 +76,6 @@ for run in (lambda: runtime.run_for_threaded(60), runtime.run_threaded, runtime.
 def test_a_call_wakes_no_more_workers_than_it_may(
     tmp_path: Path, code: str, given: list[str], expected: list[str]
 ) -> None:
-    if opened() is None:
-        pytest.skip(f"no kernels: {why_not()}")
     path = tmp_path / "mlp.onnx"
     gemm = helper.make_node("Gemm", ["x", "w", "b"], ["y"])
     path.write_bytes(file([gemm], {"w": weight(256, 1024), "b": weight(1024)}, {"x": [256]}, ["y"]))

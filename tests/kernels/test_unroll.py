@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from memojax.kernels.library import opened, why_not
 from memojax.kernels.unroll import unrolled
 from memojax.plans.hoist import Hoister
 
@@ -20,10 +19,7 @@ from .test_rewrite import agree, file, weight
 TIMES, WIDTH, HIDDEN = 5, 7, 9
 
 
-@pytest.fixture(autouse=True)
-def with_kernels() -> None:
-    if opened() is None:
-        pytest.skip(f"no kernels: {why_not()}")
+pytestmark = pytest.mark.usefixtures("with_kernels")
 
 
 def recurrent(kind: str, direction: str, last: bool) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 import memojax
-from memojax.kernels.library import Library, opened, why_not
+from memojax.kernels.library import Library
 from memojax.kernels.packing import pack_vector
 from memojax.kernels.program import ABSENT, Place, Program
 from memojax.plans.candidates import KERNELS
@@ -20,11 +20,7 @@ from .test_native import numbers, unaligned
 from .test_picks import one_program
 from .test_rewrite import agree, file, weight
 
-
-@pytest.fixture(autouse=True)
-def with_kernels() -> None:
-    if opened() is None:
-        pytest.skip(f"no kernels: {why_not()}")
+pytestmark = pytest.mark.usefixtures("with_kernels")
 
 
 def convolved(operator: str, shape: list[int], kernel: list[int], attributes: dict[str, Any]) -> bytes:
